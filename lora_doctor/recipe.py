@@ -1,0 +1,356 @@
+"""The recipe: what the user is about to train, in PEFT's and transformers' own names.
+
+A recipe holds only what somebody decided (an option, a file, a proposal of ours, a fix); what
+nobody set is left to the installed PEFT and transformers, so their defaults are never copied here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from lora_doctor.errors import InputError
+from lora_doctor.fix import REMOVE, Edit
+
+Origin = Literal["option", "file", "argument", "proposed", "fix"]
+
+#: PEFT's TaskType, unchanged since 0.5; the wrapper class behind each is asked of the installed
+#: PEFT, this list only catches typing errors before it is imported.
+TASK_TYPES = (
+    "CAUSAL_LM", "SEQ_2_SEQ_LM", "SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION",
+)  # fmt: skip
+DTYPES = {
+    "fp32": "float32", "float": "float32", "float32": "float32",
+    "fp16": "float16", "half": "float16", "float16": "float16",
+    "bf16": "bfloat16", "bfloat16": "bfloat16",
+    "auto": "auto",
+}  # fmt: skip
+MAX_RANK = 1 << 16
+
+
+def _boolean(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise ValueError("is true or false")
+
+
+def _rank(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_RANK:
+        raise ValueError(f"is a whole number from 1 to {MAX_RANK}")
+    return value
+
+
+def _positive_number(value: Any) -> float | int:
+    good = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not good or not math.isfinite(value) or value <= 0:
+        raise ValueError("is a number above 0")
+    return value  # type: ignore[no-any-return]
+
+
+def _probability(value: Any) -> float | int:
+    good = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not good or not 0 <= value < 1:
+        raise ValueError("is a number from 0 up to, not including, 1")
+    return value  # type: ignore[no-any-return]
+
+
+def _names_or_regex(value: Any) -> str | list[str] | None:
+    if value is None or (isinstance(value, str) and value.strip()):
+        return value
+    if isinstance(value, (list, tuple, set, frozenset)):
+        names = sorted(value) if isinstance(value, (set, frozenset)) else list(value)
+        if all(isinstance(name, str) and name.strip() for name in names):
+            return names
+    raise ValueError("is a list of module names, one regular expression, or 'all-linear'")
+
+
+def _names(value: Any) -> list[str] | None:
+    if value is None:
+        return None
+    if isinstance(value, str):
+        raise ValueError("is a list of names")
+    checked = _names_or_regex(value)
+    return checked if isinstance(checked, list) else None
+
+
+def _task_type(value: Any) -> str | None:
+    value = getattr(value, "value", value)  # PEFT's enum
+    if value is None or (isinstance(value, str) and value.lower() == "none"):
+        return None
+    if isinstance(value, str) and value.upper() in TASK_TYPES:
+        return value.upper()
+    raise ValueError(f"is one of {', '.join(TASK_TYPES)} or none")
+
+
+def _dtype(value: Any) -> str:
+    name = str(value).removeprefix("torch.").lower()
+    if name in DTYPES:
+        return DTYPES[name]
+    raise ValueError("is float32, float16, bfloat16 or auto")
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str) and value.strip():
+        return value
+    raise ValueError("is a text")
+
+
+def _text_or_none(value: Any) -> str | None:
+    return None if value is None else _text(value)
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return dict(value)
+    raise ValueError("is a mapping")
+
+
+def _anything(value: Any) -> Any:
+    return value
+
+
+#: Keys that go to PEFT's LoraConfig and whose values we can judge. Any other field of the
+#: installed LoraConfig is taken as it is.
+ADAPTER_KEYS: dict[str, Callable[[Any], Any]] = {
+    "peft_type": lambda value: _text(getattr(value, "value", value)).upper(),
+    "task_type": _task_type,
+    "target_modules": _names_or_regex,
+    "exclude_modules": _names_or_regex,
+    "target_parameters": _names,
+    "modules_to_save": _names,
+    "r": _rank,
+    "lora_alpha": _positive_number,
+    "lora_dropout": _probability,
+    "use_rslora": _boolean,
+    "use_dora": _boolean,
+    "fan_in_fan_out": _boolean,
+    "bias": _text,
+    "rank_pattern": _mapping,
+    "alpha_pattern": _mapping,
+}
+#: Keys of loading (``from_pretrained`` and ``BitsAndBytesConfig``) and of the training loop.
+LOADING_KEYS: dict[str, Callable[[Any], Any]] = {
+    "model_class": _text,
+    "dtype": _dtype,
+    "attn_implementation": _text,
+    "load_in_4bit": _boolean,
+    "load_in_8bit": _boolean,
+    "bnb_4bit_quant_type": _text,
+    "bnb_4bit_compute_dtype": _dtype,
+    "bnb_4bit_use_double_quant": _boolean,
+    "llm_int8_skip_modules": _names,
+}
+TRAINING_KEYS: dict[str, Callable[[Any], Any]] = {
+    "gradient_checkpointing": _boolean,
+    "gradient_checkpointing_kwargs": _mapping,
+}
+#: Keys that mean the same under another name.
+ALIASES = {"torch_dtype": "dtype", "rank": "r", "alpha": "lora_alpha"}
+#: Fields of adapter_config.json that describe the file, not the training.
+BOOKKEEPING_KEYS = frozenset(
+    {"base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version"}
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is to be trained. Immutable: ``edit`` and ``fill`` give a new recipe.
+
+    ``values`` maps a key to its value, ``origins`` says who set it. ``complete``: everything that
+    is not set is left to PEFT (an ``adapter_config.json``, a ``LoraConfig``); otherwise open keys
+    are proposed by looking at the model.
+    """
+
+    values: Mapping[str, Any] = field(default_factory=dict)
+    origins: Mapping[str, Origin] = field(default_factory=dict)
+    complete: bool = False
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self.values.get(key, default)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.values
+
+    def fill(self, values: Mapping[str, Any], origin: Origin = "proposed") -> Recipe:
+        """A recipe in which the keys that nobody has set take these values."""
+        new = {key: value for key, value in values.items() if key not in self.values}
+        return self._with(new, origin)
+
+    def override(self, values: Mapping[str, Any], origin: Origin) -> Recipe:
+        """A recipe in which these values win."""
+        return self._with(values, origin)
+
+    def edit(self, edits: Iterable[Edit]) -> Recipe:
+        """The recipe after the edits of a fix.
+
+        An edit of ``task_type`` or a list to ``None`` sets it to ``None`` (PEFT knows the
+        difference to "not set"); ``REMOVE`` takes the key out.
+        """
+        values, origins = dict(self.values), dict(self.origins)
+        for change in edits:
+            if change.value is REMOVE:
+                values.pop(change.key, None)
+                origins.pop(change.key, None)
+            else:
+                values[change.key] = check_value(change.key, change.value, "fix")
+                origins[change.key] = "fix"
+        return Recipe(values, origins, self.complete)
+
+    def adapter_values(self) -> dict[str, Any]:
+        """The keyword arguments of PEFT's config class."""
+        skip = {*LOADING_KEYS, *TRAINING_KEYS, *BOOKKEEPING_KEYS, "peft_type"}
+        return {key: value for key, value in self.values.items() if key not in skip}
+
+    @property
+    def peft_type(self) -> str:
+        return str(self.values.get("peft_type", "LORA"))
+
+    @property
+    def quantized(self) -> Literal["4bit", "8bit"] | None:
+        """How the recipe asks transformers to quantize the base model."""
+        if self.values.get("load_in_4bit"):
+            return "4bit"
+        return "8bit" if self.values.get("load_in_8bit") else None
+
+    def to_json(self) -> dict[str, Any]:
+        """For reports: values, who set each, and whether the rest is PEFT's business."""
+        return {
+            "values": dict(self.values),
+            "origins": dict(self.origins),
+            "complete": self.complete,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Recipe:
+        return cls(dict(data["values"]), dict(data["origins"]), bool(data["complete"]))
+
+    def _with(self, values: Mapping[str, Any], origin: Origin) -> Recipe:
+        origins = {**self.origins, **dict.fromkeys(values, origin)}
+        return Recipe({**self.values, **values}, origins, self.complete)
+
+
+def known_keys() -> frozenset[str]:
+    """Every key that a recipe may have, with the fields of the installed LoraConfig."""
+    from lora_doctor.evidence.environment import lora_config_fields
+
+    installed = lora_config_fields() or ()
+    return frozenset({*ADAPTER_KEYS, *LOADING_KEYS, *TRAINING_KEYS, *BOOKKEEPING_KEYS, *installed})
+
+
+def check_value(key: str, value: Any, where: str) -> Any:
+    """The value in its normal form.
+
+    Raises:
+        InputError: the value cannot be this key's; says where, which and what it must be.
+    """
+    checker = {**ADAPTER_KEYS, **LOADING_KEYS, **TRAINING_KEYS}.get(key, _anything)
+    try:
+        return checker(value)
+    except ValueError as error:
+        shown = repr(value) if len(repr(value)) < 60 else repr(value)[:57] + "..."
+        raise InputError(f"{where}: {key} {error}, not {shown}") from None
+
+
+def make_recipe(
+    values: Mapping[str, Any],
+    *,
+    where: str,
+    origin: Origin,
+    complete: bool = False,
+    ignore_unknown: bool = False,
+) -> Recipe:
+    """A checked recipe out of raw values.
+
+    ``ignore_unknown`` keeps keys that nobody knows out of the recipe instead of refusing them:
+    an ``adapter_config.json`` may have been written by a newer PEFT.
+
+    Raises:
+        InputError: a key is unknown (with the nearest known one) or a value impossible.
+    """
+    checked: dict[str, Any] = {}
+    known: frozenset[str] | None = None
+    for raw_key, value in values.items():
+        if not isinstance(raw_key, str):
+            raise InputError(f"{where}: key {raw_key!r} is not a text; keys are PEFT's names")
+        key = ALIASES.get(raw_key, raw_key)
+        if key not in ADAPTER_KEYS and key not in LOADING_KEYS and key not in TRAINING_KEYS:
+            known = known or known_keys()
+            other_peft_type = str(values.get("peft_type", "LORA")).upper() != "LORA"
+            if key not in known and not other_peft_type:
+                if ignore_unknown:
+                    continue
+                near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+                hint = f"; did you mean {near[0]!r}?" if near else "; see PEFT's LoraConfig"
+                raise InputError(f"{where}: unknown key {key!r}{hint}")
+        if key in checked:
+            raise InputError(f"{where}: {key!r} is given twice (as {raw_key!r} too)")
+        checked[key] = check_value(key, value, where)
+    if checked.get("load_in_4bit") and checked.get("load_in_8bit"):
+        raise InputError(f"{where}: load_in_4bit and load_in_8bit exclude each other; keep one")
+    return Recipe(checked, dict.fromkeys(checked, origin), complete)
+
+
+def parse_target_modules(text: str) -> str | list[str]:
+    """``--target-modules``: names separated by commas, a regular expression, or all-linear.
+
+    Raises:
+        InputError: the text is empty or a regular expression that does not compile.
+    """
+    if text == "all-linear":
+        return text
+    if re.search(r"[\\*+?()\[\]|^$]", text):
+        try:
+            re.compile(text)
+        except re.error as error:
+            raise InputError(
+                f"--target-modules: {text!r} is not a regular expression: {error}"
+            ) from None
+        return text
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise InputError("--target-modules: no name given; write q_proj,v_proj or all-linear")
+    return names
+
+
+def as_recipe(recipe: Any) -> Recipe:
+    """A recipe out of what the Python API takes.
+
+    ``None`` (all open), a :class:`Recipe`, a mapping, a PEFT config object, or the path of a file.
+
+    Raises:
+        InputError: none of these, or the content is not a recipe.
+    """
+    if recipe is None:
+        return Recipe()
+    if isinstance(recipe, Recipe):
+        return recipe
+    if isinstance(recipe, (str, Path)):
+        from lora_doctor.recipes import read_recipe
+
+        return read_recipe(Path(recipe))
+    if isinstance(recipe, Mapping):
+        return make_recipe(recipe, where="recipe", origin="argument")
+    if hasattr(recipe, "to_dict") and hasattr(recipe, "peft_type"):
+        values = {key: value for key, value in recipe.to_dict().items() if _is_plain(value)}
+        return make_recipe(
+            values, where="recipe", origin="argument", complete=True, ignore_unknown=True
+        )
+    raise InputError(
+        f"recipe: expected a mapping, a PEFT config or a path, got {type(recipe).__name__}"
+    )
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether JSON can carry it; PEFT configs also hold runtime objects that mean nothing here."""
+    if isinstance(value, (set, frozenset, list, tuple)):
+        return all(_is_plain(item) for item in value)
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
+    return value is None or isinstance(value, (str, int, float, bool)) or hasattr(value, "value")
