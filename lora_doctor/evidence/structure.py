@@ -1,0 +1,184 @@
+"""What the meta evidence says: the model at full size, and what the installed PEFT did to it.
+
+Only data, so that rules and reports can read it without torch. Gathered by ``meta.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+TowerKind = Literal["language", "vision", "audio", "projector", "head", "other"]
+ModuleKind = Literal["linear", "conv1d", "conv", "embedding", "norm", "parameter", "other"]
+Role = Literal["attention", "mlp", "experts", "router", "head", "embedding", "projector", "other"]
+
+
+@dataclass(frozen=True)
+class ModuleGroup:
+    """Modules that are alike: the same path but for layer numbers, class and shape.
+
+    ``pattern``: the path with every number as ``*``, such as ``model.layers.*.mlp.down_proj``.
+    ``kind`` ``parameter`` is an ``nn.Parameter`` with three dimensions or more that belongs to no
+    linear layer (fused experts); its ``pattern`` ends in the parameter's name.
+    ``shape``: of the weight, rows are outputs for ``linear``. ``adapted``: how many of ``count``
+    the installed PEFT put an adapter on. ``examples``: up to three real paths.
+    """
+
+    pattern: str
+    leaf: str
+    class_name: str
+    kind: ModuleKind
+    role: Role
+    tower: str
+    count: int
+    shape: tuple[int, ...] = ()
+    parameters: int = 0
+    adapted: int = 0
+    examples: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Tower:
+    """A part of the model with one job. ``why``: how it was recognised, in words."""
+
+    path: str
+    kind: TowerKind
+    why: str
+    parameters: int = 0
+
+
+@dataclass(frozen=True)
+class ForwardParameter:
+    name: str
+    required: bool
+    default_is_none: bool
+
+
+@dataclass(frozen=True)
+class ErrorReport:
+    """An exception seen in a child process. ``where``: file:line of the deepest frame."""
+
+    type: str
+    message: str
+    where: str = ""
+    traceback: str = ""
+
+
+@dataclass(frozen=True)
+class Injection:
+    """What the installed PEFT did with this adapter config on the meta device.
+
+    ``wrapper``: PEFT class that ``get_peft_model`` made. ``unmatched``: entries of
+    ``target_modules``, ``target_parameters`` or ``modules_to_save`` that name nothing, as
+    ``key: entry``. ``converted``: target entries that PEFT itself turned into parameters,
+    ``entry -> parameter``. ``resolved_targets``: the target modules that PEFT used in the end
+    (its own default, or what ``all-linear`` became). ``trainable_other``: parameters left
+    trainable that are neither adapter nor ``modules_to_save``.
+    """
+
+    ok: bool
+    wrapper: str | None = None
+    error: ErrorReport | None = None
+    unmatched: tuple[str, ...] = ()
+    converted: tuple[str, ...] = ()
+    resolved_targets: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    adapter_parameters: int = 0
+    trainable_parameters: int = 0
+    total_parameters: int = 0
+    trainable_other: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class HeadClass:
+    """Another class that transformers has for the same config."""
+
+    auto_class: str
+    class_name: str
+    task_type: str | None
+
+
+@dataclass(frozen=True)
+class Structure:
+    """The class that would be loaded, at full size, with the adapters in it.
+
+    ``model_class``: class name; ``loaded_by``: ``AutoModelForCausalLM``, the class itself, the
+    factory …; ``recipe``: the recipe with open keys filled (:meth:`Recipe.to_json`);
+    ``wrapper_sends``: keyword arguments that the wrapper of this ``task_type`` passes to the
+    model when called with ``input_ids``, ``attention_mask`` and ``labels`` (seen by calling it on
+    a recorder), those that are ``None`` too; ``input_embeddings``: module path that
+    ``get_input_embeddings`` returns, or ``None`` with ``input_embeddings_error``.
+    ``own_adapters``: names of PEFT adapters that the model brings itself.
+    """
+
+    model_class: str
+    python_module: str
+    loaded_by: str
+    model_type: str | None
+    recipe: Mapping[str, Any]
+    groups: tuple[ModuleGroup, ...]
+    towers: tuple[Tower, ...]
+    injection: Injection
+    forward_parameters: tuple[ForwardParameter, ...]
+    forward_takes_any: bool
+    main_input_name: str
+    wrapper_sends: tuple[str, ...]
+    wrapper_sends_none: tuple[str, ...]
+    has_prepare_inputs: bool
+    can_generate: bool
+    is_encoder_decoder: bool
+    has_head: bool
+    head_classes: tuple[HeadClass, ...]
+    native_dtype: str | None
+    total_parameters: int
+    tied_weights: tuple[str, ...] = ()
+    input_embeddings: str | None = None
+    input_embeddings_error: str | None = None
+    supports_gradient_checkpointing: bool = False
+    own_adapters: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Structure:
+        return _build(cls, data)
+
+    def tower(self, path: str) -> Tower | None:
+        """The tower with this path."""
+        return next((tower for tower in self.towers if tower.path == path), None)
+
+    def groups_of(self, *kinds: TowerKind) -> tuple[ModuleGroup, ...]:
+        """The module groups that stand in towers of these kinds."""
+        paths = {tower.path for tower in self.towers if tower.kind in kinds}
+        return tuple(group for group in self.groups if group.tower in paths)
+
+
+_NESTED: Mapping[str, type] = {
+    "groups": ModuleGroup,
+    "towers": Tower,
+    "forward_parameters": ForwardParameter,
+    "head_classes": HeadClass,
+    "injection": Injection,
+    "error": ErrorReport,
+}
+
+
+def _build(cls: type, data: Mapping[str, Any]) -> Any:
+    """A dataclass out of its JSON: lists become tuples, nested mappings their class."""
+    known = {item.name for item in fields(cls)}
+    values: dict[str, Any] = {}
+    for name, value in data.items():
+        if name not in known:
+            continue
+        nested = _NESTED.get(name)
+        if nested and isinstance(value, Mapping):
+            value = _build(nested, value)
+        elif nested and isinstance(value, (list, tuple)):
+            value = tuple(_build(nested, item) for item in value)
+        elif isinstance(value, list):
+            value = tuple(tuple(item) if isinstance(item, list) else item for item in value)
+        values[name] = value
+    return cls(**values)

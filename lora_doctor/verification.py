@@ -1,0 +1,152 @@
+"""Verification: the training contract, executed. This file holds its result.
+
+The contract itself runs in a child process, in ``contract.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+CheckStatus = Literal["passed", "failed", "skipped"]
+
+#: The named checks of the training contract, in the order in which they run.
+CHECKS: Mapping[str, str] = {
+    "builds": "the model can be built",
+    "attaches": "PEFT attaches adapters to what the recipe names, and to nothing else",
+    "forward": "the forward runs",
+    "loss-finite": "the loss is finite",
+    "gradients": "every adapter parameter gets a finite gradient",
+    "steps": "optimizer steps run",
+    "adapters-move": "A and B of every adapter move",
+    "frozen-stay": "frozen weights do not move",
+    "loss-falls": "the loss on one fixed batch falls",
+    "save-reload": "saved and reloaded adapters give the same logits",
+    "merge": "merged weights give the same logits",
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check of the training contract.
+
+    ``value`` is the measured number (or text), ``expected`` what it is held against, in words;
+    ``detail`` says more in one line, such as why it was skipped.
+    """
+
+    name: str
+    status: CheckStatus
+    value: Any = None
+    expected: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The exception that ended a verification. ``module``: path of the first bad module."""
+
+    check: str
+    type: str
+    message: str
+    module: str = ""
+    where: str = ""
+    traceback: str = ""
+
+
+@dataclass(frozen=True)
+class AdapterGroup:
+    """Adapters that are alike (:class:`ModuleGroup`'s pattern), and whether they learn.
+
+    ``count`` layers, of which ``with_gradient`` got a non-zero gradient on some batch in the
+    steps, and ``moved`` whose A and B both moved. ``batches``: kinds of batch in which it got a
+    gradient, such as ``text`` or ``image+text``.
+    """
+
+    pattern: str
+    count: int
+    with_gradient: int
+    moved: int
+    batches: tuple[str, ...] = ()
+    examples_without_gradient: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class BatchReport:
+    """A batch that was run. ``inputs``: name to shape; ``loss``: how it was got."""
+
+    kind: str
+    inputs: Mapping[str, tuple[int, ...]]
+    loss: str
+    losses: tuple[float, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The training contract, executed once.
+
+    ``outcome``: ``passed`` when no check failed, ``failed`` when one did, ``undetermined`` when
+    it could not be run for a reason that says nothing about the recipe (a batch could not be
+    made, a time limit). ``model_parameters``: of the model that was run (the tiny one at depth
+    ``tiny``). Times in seconds, memory in bytes.
+    """
+
+    outcome: Literal["passed", "failed", "undetermined"]
+    depth: str
+    device: str
+    dtype: str
+    checks: tuple[Check, ...]
+    failure: Failure | None = None
+    reason: str = ""
+    adapters: tuple[AdapterGroup, ...] = ()
+    batches: tuple[BatchReport, ...] = ()
+    model_class: str = ""
+    model_parameters: int = 0
+    steps: int = 0
+    step_seconds: float | None = None
+    peak_memory: int | None = None
+    seconds: float = 0.0
+    patches: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def check(self, name: str) -> Check | None:
+        return next((check for check in self.checks if check.name == name), None)
+
+    @property
+    def failed_checks(self) -> tuple[Check, ...]:
+        return tuple(check for check in self.checks if check.status == "failed")
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Verification:
+        values = dict(data)
+        values["checks"] = tuple(Check(**item) for item in data["checks"])
+        values["failure"] = Failure(**data["failure"]) if data.get("failure") else None
+        values["adapters"] = tuple(_adapter_group(item) for item in data.get("adapters", ()))
+        values["batches"] = tuple(_batch_report(item) for item in data.get("batches", ()))
+        values["patches"] = tuple(data.get("patches", ()))
+        values["notes"] = tuple(data.get("notes", ()))
+        return cls(**values)
+
+    @classmethod
+    def undetermined(cls, reason: str, *, depth: str, device: str = "cpu") -> Verification:
+        """A verification that could not be run; the reason says nothing about the recipe."""
+        return cls("undetermined", depth, device, "", (), reason=reason)
+
+
+def _adapter_group(data: Mapping[str, Any]) -> AdapterGroup:
+    values = dict(data)
+    for key in ("batches", "examples_without_gradient"):
+        values[key] = tuple(values.get(key, ()))
+    return AdapterGroup(**values)
+
+
+def _batch_report(data: Mapping[str, Any]) -> BatchReport:
+    values = dict(data)
+    values["inputs"] = {name: tuple(shape) for name, shape in data["inputs"].items()}
+    values["losses"] = tuple(data.get("losses", ()))
+    values["notes"] = tuple(data.get("notes", ()))
+    return BatchReport(**values)
