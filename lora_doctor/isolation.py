@@ -1,0 +1,540 @@
+"""Run functions that execute model code in a child process, under a time and a memory limit.
+
+    with Worker() as worker:
+        outcome = worker.run("lora_doctor.evidence.tiny:train", {"steps": 3}, time_limit=60)
+        if outcome.failure: ...
+
+A crash, a hang or an out-of-memory of the child is an `Outcome` with a `Failure`, never the end of
+the tool. The child pays the heavy imports once and *forks* for each task, so every task starts from
+the same clean state: patches and remote code of one task never reach the next.
+
+Wire: the child's stdin carries requests and its stdout answers, one JSON object a line. Before any
+library is imported, `worker.py` moves both to private descriptors, points stdin at the null device
+and stdout at the log; what a library prints ends in the log, and a library that asks a question
+gets end-of-file.
+
+Answers are strict JSON: a float that is not finite arrives as the string "nan", "inf" or "-inf".
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any, Literal
+
+FailureKind = Literal["exception", "crash", "timeout", "memory", "protocol"]
+
+POLL_SECONDS = 0.05  # how often resident memory and the clock are looked at
+LOG_TAIL_BYTES = 16 * 1024  # what a failure carries of the child's stdout and stderr
+LOG_FILE_BYTES = 4 * 1024 * 1024  # beyond this the log file is cut down to its tail
+GRACE_SECONDS = 2.0  # how long a child may take to die before it is killed by group
+STACK_SECONDS = 0.1  # what faulthandler gets to write a stack before the task is killed
+STACK_MARK = "--- lora-doctor: where the task was when it was stopped ---"
+CRASH_MARK = "Fatal Python error:"  # faulthandler's first line
+
+# Run by `python -c`, not `-m`: the checkout that we were imported from must win over another
+# `lora_doctor` in the working directory, and nothing of the working directory (it may be a
+# downloaded model repository with a torch.py in it) may be imported before somebody asked for it.
+_BOOT = (
+    "import sys; sys.path[:] = [sys.argv[1], *filter(None, sys.path)]; "
+    "import lora_doctor.worker as w; del sys.path[0]; w.main(sys.argv[2])"
+)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a task gave no value. `message` is one line; `traceback` and `log_tail` may be empty.
+
+    kind: "exception" raised by the function (`SystemExit` too); "crash": the process ended by a
+    signal or without an answer; "timeout"; "memory": over the limit, or an allocation refused;
+    "protocol": the function or its result does not fit (no such target, result is not JSON).
+    type: the exception's qualified name, the signal's name, or "" where there is none.
+    """
+
+    kind: FailureKind
+    type: str
+    message: str
+    traceback: str = ""
+    log_tail: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one task.
+
+    value: the JSON result (None when `failure` is set). seconds: of the task alone.
+    peak_rss: bytes, the highest resident memory of the task's process; pages of the imported
+    libraries, shared with the forking parent, count. import_seconds: of the imports made before
+    the task (paid once per worker process).
+    """
+
+    value: Any = None
+    failure: Failure | None = None
+    seconds: float = 0.0
+    peak_rss: int = 0
+    import_seconds: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        return self.failure is None
+
+
+# Set by worker.py inside a task's process; elsewhere there is nobody to tell.
+_progress_sink: Callable[[str], None] | None = None
+
+
+def report_progress(text: str) -> None:
+    """Tell the `progress` callback of `Worker.run` what is going on; does nothing outside a task,
+    so that the same function can also be called directly."""
+    if _progress_sink is not None:
+        _progress_sink(text)
+
+
+def to_json(value: Any, where: str = "result") -> Any:
+    """`value` as strict JSON data: tuples become lists, floats that are not finite strings.
+
+    Raises TypeError, with the place, for anything that JSON has no word for; keys that are not
+    strings included, because JSON would silently turn 1 into "1".
+    """
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else str(float(value))
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise TypeError(f"{where}: key {key!r:.80} is {type(key).__name__}, not str")
+        return {str(key): to_json(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_json(item, f"{where}[{index}]") for index, item in enumerate(value)]
+    raise TypeError(f"{where}: {type(value).__module__}.{type(value).__qualname__} is not JSON")
+
+
+def one_line(text: str, limit: int = 2000) -> str:
+    """`text` without line breaks, at most `limit` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= limit else line[: limit - 3] + "..."
+
+
+class _Child:
+    """One worker process: its pipes, its log, its end. Knows nothing about tasks."""
+
+    def __init__(
+        self, preload: tuple[str, ...], packages: tuple[str, ...], env: dict[str, str], fork: bool
+    ) -> None:
+        spec = importlib.util.find_spec("lora_doctor")
+        if spec is None or not spec.submodule_search_locations:
+            raise RuntimeError("lora_doctor: the package cannot be found, reinstall it")
+        root = str(Path(list(spec.submodule_search_locations)[0]).parent)
+        setup = {
+            "preload": list(preload),
+            "packages": list(packages),
+            "fork": fork,
+            "parent": os.getpid(),
+            # what the caller added at run time (a script's folder, --rules DIR)
+            "path": [os.path.abspath(entry) for entry in sys.path if entry],
+        }
+        self.fork = fork
+        self.ready = False
+        self.importing = ""
+        self.import_seconds = 0.0
+        self.import_errors: dict[str, str] = {}
+        self.log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in kill()
+        if os.name == "posix":
+            import fcntl
+
+            # Appending, so that cutting the file down does not leave a hole at its start.
+            fcntl.fcntl(self.log, fcntl.F_SETFL, fcntl.fcntl(self.log, fcntl.F_GETFL) | os.O_APPEND)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", _BOOT, root, json.dumps(setup)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            bufsize=0,
+            env=env,
+            # Its own session: Ctrl-C at the terminal reaches us only, and we decide.
+            start_new_session=os.name == "posix",
+        )
+        self.messages: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        threading.Thread(
+            target=self._read, args=(self.process.stdout, self.messages), daemon=True
+        ).start()
+
+    @staticmethod
+    def _read(
+        stream: IO[bytes], messages: queue.SimpleQueue[dict[str, Any] | None]
+    ) -> None:  # a static method: the thread must not keep the worker alive
+        parts: list[bytes] = []
+        while chunk := stream.read(1 << 16):
+            *lines, rest = chunk.split(b"\n")
+            for line in lines:
+                try:
+                    message = json.loads(b"".join([*parts, line]))
+                except ValueError:  # the half line of a killed task, or a stray print at start-up
+                    message = None
+                parts = []
+                if isinstance(message, dict):
+                    messages.put(message)
+            parts.append(rest)
+        stream.close()
+        messages.put(None)
+
+    def send(self, request: dict[str, Any]) -> bool:
+        """False when nobody reads any more."""
+        assert self.process.stdin is not None
+        data = json.dumps(request).encode() + b"\n"
+        try:
+            while data:
+                data = data[self.process.stdin.write(data) :]
+        except (OSError, ValueError):  # ValueError: closed by kill()
+            return False
+        return True
+
+    def receive(self, timeout: float) -> dict[str, Any] | None:
+        """The next message; {} when there is none in time; None when the process has ended."""
+        try:
+            return self.messages.get(timeout=max(timeout, 0.0))
+        except queue.Empty:
+            return {}
+
+    def log_size(self) -> int:
+        return os.fstat(self.log.fileno()).st_size
+
+    def log_tail(self, start: int = 0) -> str:
+        """The last of what was written to stdout and stderr since byte `start` of the log."""
+        size = self.log_size()
+        if start > size:  # it was cut down since
+            start = 0
+        start = max(start, size - LOG_TAIL_BYTES)
+        if os.name == "posix":
+            data = os.pread(self.log.fileno(), size - start, start)
+        else:
+            self.log.seek(start)
+            data = self.log.read()
+        return data.decode("utf-8", "replace")
+
+    def trim_log(self) -> None:
+        if os.name == "posix" and self.log_size() > LOG_FILE_BYTES:
+            tail = self.log_tail().encode()
+            os.ftruncate(self.log.fileno(), 0)
+            os.write(self.log.fileno(), b"[cut]\n" + tail)
+
+    def wait(self, timeout: float) -> int | None:
+        try:
+            return self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def stop(self, identity: int, *, stack: bool) -> None:
+        """End the running task; with `stack`, after its Python stack has gone to the log."""
+        if self.fork:
+            self.send({"stop": identity, "stack": stack})
+            return
+        if stack and os.name == "posix":
+            os.write(self.log.fileno(), f"\n{STACK_MARK}\n".encode())
+            self.process.send_signal(signal.SIGUSR1)
+            time.sleep(STACK_SECONDS)
+        _kill_tree(self.process.pid)
+
+    def kill(self, task: int | None = None) -> None:
+        """End the process, the task (its process id, where forked) and what they started."""
+        if self.process.stdin is not None:
+            self.process.stdin.close()  # end of requests: the worker kills its task and ends
+        if not (self.fork and self.ready and self.wait(GRACE_SECONDS) is not None):
+            _kill_tree(self.process.pid)
+            if task is not None:
+                _kill_tree(task)
+            self.process.wait()
+        self.log.close()
+
+
+def _kill_tree(pid: int) -> None:
+    """Kill a process that leads its own group, and the group; on Windows, its tree."""
+    if os.name != "posix":
+        subprocess.run(
+            ["taskkill", "/F", "/T", "/PID", str(pid)], capture_output=True, check=False
+        )
+        return
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):  # PermissionError: only zombies left (macOS)
+        return
+
+
+def _resident(pid: int) -> int:
+    """Resident memory of a process in bytes; 0 when it is gone."""
+    if sys.platform == "linux":
+        try:
+            with open(f"/proc/{pid}/statm", "rb") as file:
+                return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        except (OSError, IndexError):
+            return 0
+    try:
+        import psutil
+    except ImportError:  # then the memory limit is not watched; accelerate and peft require psutil
+        return 0
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return 0
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+class Worker:
+    """A child process that runs tasks one after the other, each isolated from the others.
+
+    preload: modules imported once, before the first task; one that cannot be imported is noted in
+        `import_errors` and is no failure of its own.
+    packages: top-level packages whose functions may be named as a target.
+    offline: model code cannot reach the hub (HF_HUB_OFFLINE).
+    cuda: without it the child sees no GPU. With it each task has a process of its own, because
+        CUDA cannot be used in a fork of a process that has looked at it, and some libraries look
+        when imported.
+    threads: of OpenMP and the BLAS libraries in the child; None leaves the environment as it is.
+    preload_limit: seconds for the imports, apart from the time limit of a task.
+    fork: None decides by platform. Only Linux forks: macOS frameworks do not survive it.
+    """
+
+    def __init__(
+        self,
+        preload: tuple[str, ...] = ("torch", "transformers", "peft"),
+        *,
+        packages: tuple[str, ...] = ("lora_doctor",),
+        offline: bool = True,
+        cuda: bool = False,
+        threads: int | None = None,
+        preload_limit: float = 300.0,
+        fork: bool | None = None,
+    ) -> None:
+        self._preload = preload
+        self._packages = packages
+        self._env = _environment(offline=offline, cuda=cuda, threads=threads)
+        self._preload_limit = preload_limit
+        self._fork = (sys.platform == "linux" and not cuda) if fork is None else fork
+        self._child: _Child | None = None
+        self._task: int | None = None  # process id of the running task
+        self._count = 0
+        self._lock = threading.Lock()
+        self.import_errors: dict[str, str] = {}
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Begin the imports in the background, so that the caller can do other work meanwhile."""
+        if self._child is None:
+            self._child = _Child(self._preload, self._packages, self._env, self._fork)
+
+    def close(self) -> None:
+        """Kill the child and all that it started. The worker can be started again."""
+        child, task = self._child, self._task
+        self._child = self._task = None
+        if child is not None:
+            child.kill(task)
+
+    def run(
+        self,
+        target: str,
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        time_limit: float,
+        memory_limit: int | None = None,
+        progress: Callable[[str], None] | None = None,
+        import_cwd: bool = False,
+    ) -> Outcome:
+        """Call `module:function(**kwargs)` in the child and wait for its JSON result.
+
+        time_limit: seconds, counted from the end of the imports.
+        memory_limit: bytes of resident memory of the task's process (children of the task are not
+            counted), looked at every 50 ms; what the imports occupy counts (about 0.5 GiB).
+        progress: called with each line that the task gives to `report_progress`.
+        import_cwd: the working directory is importable, ahead of everything else, as it is for
+            `python script.py` there; for a model source `module:factory`, and only then: any other
+            working directory may be a model repository, of which nothing may be executed.
+
+        Raises TypeError when `kwargs` are not JSON. Everything else is in the outcome; an exception
+        raised here meanwhile (KeyboardInterrupt, one of `progress`) kills the child first.
+        """
+        request = {
+            "target": target,
+            "kwargs": to_json(dict(kwargs or {}), "kwargs"),
+            "memory_limit": memory_limit,
+            "import_cwd": import_cwd,
+        }
+        with self._lock:
+            try:
+                self.start()
+                child = self._child
+                assert child is not None
+                outcome = self._await_imports(child) or self._run(
+                    child, request, time_limit, memory_limit, progress
+                )
+                if not (self._fork and child.ready and child.process.poll() is None):
+                    self.close()
+                self._task = None
+            except BaseException:
+                self.close()
+                raise
+            return outcome
+
+    def _await_imports(self, child: _Child) -> Outcome | None:
+        """None when the child is ready, else why it never will be."""
+        began = time.monotonic()
+        while not child.ready:
+            message = child.receive(began + self._preload_limit - time.monotonic())
+            doing = f"importing {child.importing}" if child.importing else "starting Python"
+            failure = None
+            if message is None:
+                failure = _end_of(doing, child.wait(GRACE_SECONDS), child.log_tail())
+            elif not message:
+                text = f"{doing} did not finish in {self._preload_limit:g} s"
+                failure = Failure("timeout", "", text, log_tail=child.log_tail())
+            elif message.get("kind") == "importing":
+                child.importing = message["name"]
+            elif message.get("kind") == "ready":
+                child.ready = True
+                child.import_seconds = message["seconds"]
+                self.import_errors = message["errors"]
+            if failure is not None:
+                return Outcome(failure=failure, import_seconds=time.monotonic() - began)
+        return None
+
+    def _run(
+        self,
+        child: _Child,
+        request: dict[str, Any],
+        time_limit: float,
+        memory_limit: int | None,
+        progress: Callable[[str], None] | None,
+    ) -> Outcome:
+        self._count += 1
+        child.send({**request, "id": self._count})  # a closed pipe shows as the end of messages
+        target = request["target"]
+        log_start, oom_kills = child.log_size(), _oom_kills()
+        began = time.monotonic()
+        peak = 0
+        answer: dict[str, Any] | None = None
+        stopped: Failure | None = None  # we ended it, and why
+        over: float | None = None  # when it answered or was stopped: then it must end soon
+        code: int | None = None
+        while True:
+            message = child.receive(POLL_SECONDS)
+            now = time.monotonic()
+            if message is None:  # the end of the process: of the task's own, or of the worker's
+                code = child.wait(GRACE_SECONDS)
+                break
+            kind = message.get("kind") if message.get("id") == self._count else None
+            if kind == "started":
+                self._task, began = message["pid"], now
+            elif kind == "progress" and progress is not None:
+                progress(message["text"])
+            elif kind == "answer" and stopped is None:
+                answer, over = message, now
+            elif kind == "exited":
+                code, peak = message["code"], max(peak, message["peak"])
+                break
+            child.trim_log()
+            resident = _resident(self._task) if self._task is not None else 0
+            peak = max(peak, resident)
+            if over is None:
+                if memory_limit is not None and resident > memory_limit:
+                    text = f"{target} used {_size(resident)} of memory, limit {_size(memory_limit)}"
+                    stopped = Failure("memory", "", text)
+                elif now - began > time_limit:
+                    text = f"{target} did not finish in {time_limit:g} s"
+                    stopped = Failure("timeout", "", text)
+                if stopped is not None:
+                    over = now
+                    child.stop(self._count, stack=stopped.kind == "timeout")
+            elif now - over > 2 * GRACE_SECONDS:  # not even the worker reacts
+                self.close()
+                break
+            elif now - over > GRACE_SECONDS:
+                child.stop(self._count, stack=False)
+        seconds = time.monotonic() - began
+        log = child.log_tail(log_start) if not child.log.closed else ""
+        failure = stopped
+        if failure is None and answer is None:
+            failure = _end_of(target, code, log, out_of_memory=_oom_kills() > oom_kills)
+        elif failure is None and answer is not None and answer["failure"] is not None:
+            failure = Failure(**answer["failure"])
+        if failure is not None:
+            failure = replace(failure, log_tail=log, traceback=failure.traceback or _stack(log))
+        return Outcome(
+            value=answer["value"] if answer is not None and failure is None else None,
+            failure=failure,
+            seconds=answer["seconds"] if answer is not None else seconds,
+            peak_rss=peak,
+            import_seconds=child.import_seconds,
+        )
+
+
+def _end_of(what: str, code: int | None, log: str, *, out_of_memory: bool = False) -> Failure:
+    """The failure of a process that ended without an answer. code: as of subprocess."""
+    if code is None or code >= 0:
+        text = f"{what}: the process ended with exit code {code} and without an answer"
+        return Failure("crash", "", text, _stack(log), log)
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    if out_of_memory and name == "SIGKILL":
+        text = f"{what}: the kernel killed the process because memory ran out"
+        return Failure("memory", name, text, _stack(log), log)
+    text = f"{what}: the process was ended by {name}"
+    if name == "SIGKILL":  # nobody here sent it
+        text += ", most likely by the system because memory ran out"
+    return Failure("crash", name, text, _stack(log), log)
+
+
+def _stack(log: str) -> str:
+    """Python's stack as faulthandler wrote it into the log at a crash or when told to stop."""
+    start = max(log.rfind(STACK_MARK), log.rfind(CRASH_MARK))
+    if start < 0:
+        return ""
+    lines = log[start:].splitlines()
+    return "\n".join(line for line in lines if not line.startswith("Extension modules:"))
+
+
+def _oom_kills() -> int:
+    """How many processes the Linux kernel has killed for memory so far; 0 where it does not say."""
+    try:
+        with open("/proc/vmstat", encoding="ascii") as file:
+            return next((int(line.split()[1]) for line in file if line.startswith("oom_kill ")), 0)
+    except OSError:
+        return 0
+
+
+def _environment(*, offline: bool, cuda: bool, threads: int | None) -> dict[str, str]:
+    """The child's environment: the user's, and what keeps model code quiet and at home."""
+    env = dict(os.environ)
+    env["TOKENIZERS_PARALLELISM"] = "false"  # tokenizers warns about forks otherwise
+    env["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    if offline:
+        env["HF_HUB_OFFLINE"] = "1"
+        env["TRANSFORMERS_OFFLINE"] = "1"
+    if not cuda:
+        env["CUDA_VISIBLE_DEVICES"] = ""
+    if threads is not None:
+        for name in ("OMP", "MKL", "OPENBLAS", "NUMEXPR"):
+            env[f"{name}_NUM_THREADS"] = str(threads)
+        env["VECLIB_MAXIMUM_THREADS"] = str(threads)
+    return env
