@@ -1,0 +1,381 @@
+"""From a model source to the class that would be loaded, its config and a module.
+
+Runs in a child process: everything here may import torch and run model code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lora_doctor.errors import EvidenceError, InputError
+from lora_doctor.evidence.structure import HeadClass
+from lora_doctor.recipe import Recipe
+
+#: Auto classes in the order in which a user would reach for them, with the PEFT task type that
+#: fits what they load. Names come and go with transformers: absent ones are passed over.
+_DECODER_CLASSES = (
+    ("AutoModelForImageTextToText", "CAUSAL_LM"),
+    ("AutoModelForVision2Seq", "CAUSAL_LM"),
+    ("AutoModelForCausalLM", "CAUSAL_LM"),
+)
+_ENCODER_DECODER_CLASSES = (
+    ("AutoModelForSeq2SeqLM", "SEQ_2_SEQ_LM"),
+    ("AutoModelForSpeechSeq2Seq", "SEQ_2_SEQ_LM"),
+    ("AutoModelForImageTextToText", "SEQ_2_SEQ_LM"),
+    ("AutoModelForVision2Seq", "SEQ_2_SEQ_LM"),
+)
+_HEAD_CLASSES = (
+    ("AutoModelForSequenceClassification", "SEQ_CLS"),
+    ("AutoModelForTokenClassification", "TOKEN_CLS"),
+    ("AutoModelForQuestionAnswering", "QUESTION_ANS"),
+    ("AutoModelForMaskedLM", None),
+    ("AutoModelForVisualQuestionAnswering", None),
+    ("AutoModelForImageClassification", None),
+    ("AutoModelForAudioClassification", None),
+    ("AutoModelForCTC", None),
+    ("AutoModelForTextToSpectrogram", None),
+    ("AutoModelForTextToWaveform", None),
+    ("AutoModelForObjectDetection", None),
+    ("AutoModelForSemanticSegmentation", None),
+    ("AutoModelForUniversalSegmentation", None),
+    ("AutoModelForDepthEstimation", None),
+    ("AutoModelForMaskedImageModeling", None),
+)
+_BASE_CLASSES = (("AutoModel", "FEATURE_EXTRACTION"),)
+
+
+class Loader:
+    """Finds the config and the class of a model source, and builds modules of it.
+
+    Args:
+        source: :meth:`ModelSource.to_json`.
+        recipe: ``task_type``, ``model_class``, ``dtype`` and ``attn_implementation`` are read.
+
+    Raises:
+        InputError: what the user named does not exist or is not what it should be.
+        EvidenceError: it exists, but this environment cannot build it.
+    """
+
+    def __init__(self, source: Mapping[str, Any], recipe: Recipe) -> None:
+        self.source = source
+        self.recipe = recipe
+        self.factory_batches: list[dict[str, Any]] | None = None
+        self._factory_module: Any = None
+        self.config: Any = None
+        self.model_class: type | None = None
+        self.candidates: list[HeadClass] = []
+        if source["kind"] == "factory":
+            self.loaded_by = source["name"]
+            self._factory_module, self.factory_batches = call_factory(source["name"])
+            self.config = getattr(self._factory_module, "config", None)
+            self.model_class = type(self._factory_module)
+        else:
+            self.config = load_config(source)
+            self._classes = _classes_for(self.config, source)
+            self.candidates = [
+                HeadClass(auto, cls.__name__, task) for auto, cls, task in self._classes
+            ]
+            self.loaded_by, self.model_class = self._choose_class()
+
+    @property
+    def model_type(self) -> str | None:
+        return getattr(self.config, "model_type", None) or None
+
+    @property
+    def native_dtype(self) -> str | None:
+        """The dtype the weights were saved in, by the config (text part for composed models)."""
+        for config in (self.config, getattr(self.config, "text_config", None)):
+            # `torch_dtype` before transformers 4.56, `dtype` after; reading the wrong one warns.
+            for key in ("dtype", "torch_dtype"):
+                attributes = getattr(config, "__dict__", {})
+                value = attributes.get(key, attributes.get("_" + key))
+                if value is not None:
+                    return str(value).removeprefix("torch.")
+        return None
+
+    def build(self, device: str = "cpu", config: Any = None, dtype: str | None = None) -> Any:
+        """An ``nn.Module`` with random weights on ``cpu``, or without storage on ``meta``.
+
+        A factory's own module is returned as it is, whatever the device.
+
+        Raises:
+            EvidenceError: the class refuses this config; the text is the class's own.
+        """
+        if self._factory_module is not None:
+            return self._factory_module
+        import torch
+
+        assert self.model_class is not None
+        options: dict[str, Any] = {}
+        attention = self.recipe.get("attn_implementation")
+        if attention:
+            options["attn_implementation"] = attention
+        config = copy.deepcopy(self.config if config is None else config)
+        with torch.device(device), _quiet():
+            model = _from_config(self.model_class, config, options)
+        if dtype and dtype != "auto":
+            model = model.to(getattr(torch, dtype))
+        return model
+
+    def _choose_class(self) -> tuple[str, type]:
+        wanted = self.recipe.get("model_class")
+        if wanted:
+            return self._class_by_name(wanted)
+        classes = self._classes
+        if not classes:
+            raise EvidenceError(
+                f"transformers has no model class for model_type {self.model_type!r}; "
+                "name one with --class"
+            )
+        task = self.recipe.get("task_type")
+        named = list(getattr(self.config, "architectures", None) or [])
+        fitting = [item for item in classes if item[2] == task] if task else classes
+        if task == "SEQ_2_SEQ_LM" and not fitting:
+            fitting = [item for item in classes if item[2] == "CAUSAL_LM"]
+        for auto, cls, _ in fitting or classes:
+            if cls.__name__ in named:
+                return auto, cls
+        if not task and named:
+            own = self._own_class(named[0])
+            if own is not None:
+                return named[0], own
+        auto, cls, _ = (fitting or classes)[0]
+        return auto, cls
+
+    def _class_by_name(self, name: str) -> tuple[str, type]:
+        for auto, cls, _ in self._classes:
+            if name in (auto, cls.__name__):
+                return auto, cls
+        own = self._own_class(name)
+        if own is not None:
+            return name, own
+        known = ", ".join(sorted({item.auto_class for item in self.candidates})) or "none"
+        raise InputError(
+            f"model_class {name!r}: not a class of transformers for model_type "
+            f"{self.model_type!r}; it has {known}"
+        )
+
+    def _own_class(self, name: str) -> type | None:
+        import transformers
+
+        cls = getattr(transformers, name, None) if name.isidentifier() else None
+        usable = inspect.isclass(cls) and hasattr(cls, "_from_config")
+        config_class = getattr(cls, "config_class", None)
+        if usable and (config_class is None or isinstance(self.config, config_class)):
+            return cls  # type: ignore[no-any-return]
+        return None
+
+
+def load_config(source: Mapping[str, Any]) -> Any:
+    """The transformers config object of a source (``arch`` default, or a folder's file)."""
+    from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    if source["kind"] == "arch":
+        name = source["name"]
+        try:
+            config_class = CONFIG_MAPPING[name]
+        except KeyError:
+            raise InputError(f"arch:{name}: this transformers has no such architecture") from None
+        try:
+            return config_class()
+        except Exception as error:  # noqa: BLE001 - any default may contradict itself
+            raise EvidenceError(
+                f"the default config of {name} cannot be made: {_one_line(error)}"
+            ) from error
+    folder = source["folder"]
+    if folder is None:
+        raise EvidenceError(f"{source['name']}: its files are not here")
+    remote = _auto_map(folder)
+    if remote and "AutoConfig" in remote and not source["trust_remote_code"]:
+        raise EvidenceError(
+            "the model's classes are code of its repository, which is not run without "
+            "--trust-remote-code"
+        )
+    try:
+        with _quiet():
+            return AutoConfig.from_pretrained(
+                folder, trust_remote_code=bool(source["trust_remote_code"]), local_files_only=True
+            )
+    except Exception as error:  # noqa: BLE001 - config classes validate in their own ways
+        raise EvidenceError(
+            f"{Path(folder) / 'config.json'} is refused by transformers: {_one_line(error)}"
+        ) from error
+
+
+def call_factory(name: str) -> tuple[Any, list[dict[str, Any]] | None]:
+    """Call the user's ``package.module:factory``.
+
+    It takes no arguments and returns an ``nn.Module``, or a pair of one and a batch (a mapping of
+    forward arguments) or a list of batches. The same may stand in its attribute ``batches``.
+
+    Raises:
+        InputError: it cannot be imported, raises, or returns something else.
+    """
+    module_name, _, attribute = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        target: Any = importlib.import_module(module_name)
+    except Exception as error:  # noqa: BLE001 - the user's module may raise anything
+        raise InputError(
+            f"MODEL {name!r}: cannot import {module_name}: {type(error).__name__}: "
+            f"{_one_line(error)}"
+        ) from error
+    for part in attribute.split("."):
+        if not hasattr(target, part):
+            raise InputError(f"MODEL {name!r}: {module_name} has no {attribute!r}")
+        target = getattr(target, part)
+    if not callable(target):
+        raise InputError(f"MODEL {name!r}: is not callable; give a function that returns a model")
+    batches = getattr(target, "batches", None)
+    try:
+        result = target()
+        batches = batches() if callable(batches) else batches
+    except Exception as error:  # noqa: BLE001 - the user's factory may raise anything
+        raise InputError(
+            f"MODEL {name!r}: the factory raised {type(error).__name__}: {_one_line(error)}"
+        ) from error
+    if isinstance(result, tuple) and len(result) == 2:
+        result, batches = result
+    if not callable(getattr(result, "named_modules", None)):
+        raise InputError(
+            f"MODEL {name!r}: the factory returned {type(result).__name__}, not an nn.Module"
+        )
+    return result, _as_batches(batches, name)
+
+
+def peft_config(recipe: Recipe) -> Any:
+    """The config object of the installed PEFT; raises what PEFT raises.
+
+    ``target_modules`` left out means PEFT's own default for the architecture.
+    """
+    import peft
+
+    mapping = importlib.import_module("peft.mapping").PEFT_TYPE_TO_CONFIG_MAPPING
+    by_name = {getattr(key, "value", key): cls for key, cls in mapping.items()}
+    cls = by_name.get(recipe.peft_type)
+    if cls is None:
+        raise InputError(
+            f"peft_type {recipe.peft_type!r}: not known to the installed PEFT {peft.__version__}"
+        )
+    return cls(**recipe.adapter_values())
+
+
+def wrap(model: Any, recipe: Recipe, adapter_name: str = "default") -> Any:
+    """``get_peft_model`` as a training script calls it; raises what PEFT raises."""
+    import peft
+
+    return peft.get_peft_model(model, peft_config(recipe), adapter_name=adapter_name)
+
+
+def _classes_for(config: Any, source: Mapping[str, Any]) -> list[tuple[str, type, str | None]]:
+    """``(auto class, class, task type)`` for a config, the likeliest use first."""
+    import transformers
+
+    if getattr(config, "is_encoder_decoder", False):
+        order = (*_ENCODER_DECODER_CLASSES, *_DECODER_CLASSES, *_HEAD_CLASSES, *_BASE_CLASSES)
+    elif _is_text_encoder(config):
+        order = (*_HEAD_CLASSES, *_DECODER_CLASSES, *_BASE_CLASSES)
+    elif hasattr(config, "text_config") and hasattr(config, "vision_config"):
+        # A dual encoder (CLIP's kind) is tuned as a whole, not as a classifier of images.
+        order = (*_DECODER_CLASSES, *_ENCODER_DECODER_CLASSES, *_BASE_CLASSES, *_HEAD_CLASSES)
+    else:
+        order = (*_DECODER_CLASSES, *_ENCODER_DECODER_CLASSES, *_HEAD_CLASSES, *_BASE_CLASSES)
+    remote = dict(getattr(config, "auto_map", None) or {}) if source["trust_remote_code"] else {}
+    found: list[tuple[str, type, str | None]] = []
+    for auto_name, task in order:
+        if auto_name in remote:
+            found.append((auto_name, _remote_class(remote[auto_name], source), task))
+            continue
+        auto = getattr(transformers, auto_name, None)
+        mapping = getattr(auto, "_model_mapping", None)
+        if mapping is None or type(config) not in mapping.keys():  # noqa: SIM118 - lazy mapping
+            continue
+        classes = mapping[type(config)]
+        cls = classes[0] if isinstance(classes, (tuple, list)) else classes
+        if not any(cls is seen for _, seen, _ in found):
+            found.append((auto_name, cls, task))
+    return found
+
+
+def _is_text_encoder(config: Any) -> bool:
+    """Whether the config describes an encoder that can also be run as a decoder (BERT's kind)."""
+    import transformers
+
+    masked = getattr(transformers, "AutoModelForMaskedLM", None)
+    mapping = getattr(masked, "_model_mapping", None)
+    in_mapping = mapping is not None and type(config) in mapping.keys()  # noqa: SIM118
+    return in_mapping and not getattr(config, "is_decoder", False)
+
+
+def _remote_class(reference: Any, source: Mapping[str, Any]) -> type:
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    reference = reference[0] if isinstance(reference, (list, tuple)) else reference
+    try:
+        with _quiet():
+            cls = get_class_from_dynamic_module(
+                str(reference), source["folder"], local_files_only=True
+            )
+    except Exception as error:  # noqa: BLE001 - importing the repository's code may raise anything
+        raise EvidenceError(
+            f"the repository's class {reference!r} cannot be imported here: "
+            f"{type(error).__name__}: {_one_line(error)}"
+        ) from error
+    return cls  # type: ignore[no-any-return]
+
+
+def _from_config(cls: Any, config: Any, options: dict[str, Any]) -> Any:
+    if hasattr(cls, "_from_config"):
+        return cls._from_config(config, **options)
+    return cls(config)
+
+
+def _auto_map(folder: str) -> Mapping[str, Any]:
+    import json
+
+    path = Path(folder) / "config.json"
+    try:
+        data = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    mapping = data.get("auto_map") if isinstance(data, dict) else None
+    return mapping if isinstance(mapping, dict) else {}
+
+
+def _as_batches(batches: Any, name: str) -> list[dict[str, Any]] | None:
+    if batches is None:
+        return None
+    many = [batches] if isinstance(batches, Mapping) else list(batches)
+    if not all(isinstance(batch, Mapping) for batch in many):
+        raise InputError(
+            f"MODEL {name!r}: a batch must be a mapping of forward arguments to tensors"
+        )
+    return [dict(batch) for batch in many]
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """Without the warnings that transformers logs while a class is being built."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else text[:297] + "..."
