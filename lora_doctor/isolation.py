@@ -376,6 +376,7 @@ class Worker:
         request = {
             "target": target,
             "kwargs": to_json(dict(kwargs or {}), "kwargs"),
+            "time_limit": time_limit,
             "memory_limit": memory_limit,
             "import_cwd": import_cwd,
         }

@@ -25,6 +25,7 @@ from lora_doctor import isolation
 ANSWER_BYTES = 64 * 1024 * 1024
 TEXT_CHARS = 100_000
 TICK = 20  # milliseconds between looks at the task where the system cannot signal its end
+LATE_SECONDS = 30
 # Between two looks at resident memory a task can grow without being seen; the address-space
 # backstop must therefore lie above the limit, and far enough for memory that is mapped, not used.
 BACKSTOP_FACTOR, BACKSTOP_BYTES = 2, 1 << 30
@@ -78,6 +79,7 @@ def main(setup_text: str) -> None:
     preload(channel, setup)
     try:
         if setup["fork"]:
+            prctl(PR_SET_CHILD_SUBREAPER, 1)  # what a task abandons becomes our child
             while True:
                 request = channel.receive(block=True)
                 if request is not None and "target" in request:  # else: stop, after the end
@@ -85,6 +87,9 @@ def main(setup_text: str) -> None:
         else:
             request = channel.receive(block=True)
             assert request is not None
+            threading.Thread(target=end_with_requests, args=(channel.requests,), daemon=True).start()
+            # Should model code keep that thread from running: a clock that needs no interpreter.
+            faulthandler.dump_traceback_later(request["time_limit"] + LATE_SECONDS, exit=True)
             channel.send("started", id=request["id"], pid=os.getpid())
             run(channel, request, setup)
     except EOFError:
@@ -126,6 +131,15 @@ def end_with_parent(requests: int, wake: int, parent: int) -> None:
             os._exit(1)
         if os.getppid() != parent:  # a fork of the parent may hold the pipe open
             os._exit(1)
+
+
+def end_with_requests(requests: int) -> None:
+    """In a task without a supervisor: end, with all we started, when the parent is gone."""
+    while os.read(requests, 1 << 16):
+        continue
+    if os.name == "posix":
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)
 
 
 def supervise(channel: Channel, request: dict[str, Any], setup: dict[str, Any]) -> None:
@@ -176,8 +190,8 @@ def supervise(channel: Channel, request: dict[str, Any], setup: dict[str, Any]) 
 
 
 def kill_strays() -> None:
-    """Kill what the task left behind in groups of its own: as their subreaper (see
-    `end_with_worker`), we have become the parent of all of it."""
+    """Kill what the task left behind in groups of its own: being its subreaper, we have become
+    the parent of all of it."""
     while True:
         try:
             with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as file:
