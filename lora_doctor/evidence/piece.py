@@ -1,0 +1,135 @@
+"""What every kind of evidence is made of: pieces with their origin, and files that stay inside.
+
+A model repository is hostile until shown otherwise: names in its files are data, so each one goes
+through `inside` before it becomes a path, and through `shown` before it becomes part of a message.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Generic, TypeVar
+
+from lora_doctor.errors import EvidenceError
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+# The largest config.json known (with 21,000 labels) has 2 MB.
+MAX_JSON_BYTES = 32 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Piece(Generic[T]):
+    """One piece of evidence: a value, or the reason why there is none.
+
+    `source` says where it came from (a path or an address), `seconds` how long it took.
+    Exactly one of `value` and `reason` is None.
+    """
+
+    value: T | None
+    source: str
+    seconds: float
+    reason: str | None = None
+
+    def require(self) -> T:
+        """The value; raises EvidenceError with the reason when there is none."""
+        if self.value is None:
+            raise EvidenceError(self.reason or f"{self.source}: nothing found")
+        return self.value
+
+
+def gather(source: str, look: Callable[[], T]) -> Piece[T]:
+    """Call `look` and keep what it gives, how long it took, or the EvidenceError that it raised."""
+    start = time.perf_counter()
+    try:
+        value = look()
+    except EvidenceError as error:
+        return Piece(None, source, time.perf_counter() - start, str(error))
+    return Piece(value, source, time.perf_counter() - start)
+
+
+def shown(value: object, limit: int = 80) -> str:
+    """`value` for a message: quoted, control and direction characters escaped, cut at `limit`.
+
+    Quoted like `repr`, so that text of a repository cannot move the cursor or add a line.
+    """
+    text = repr(value[: limit + 1]) if isinstance(value, str) else repr(value)
+    return text if len(text) <= limit + 2 else f"{text[:limit]}…"
+
+
+def trusted_roots(folder: Path) -> tuple[Path, ...]:
+    """The folders in which files named by `folder`'s configs may really lie.
+
+    The folder itself; for a snapshot in the hub's cache also the blob stores that its links lead
+    to: `<repo>/blobs`, and `<cache>/blobs` that releases from 2.4 on share between repositories.
+    """
+    folder = folder.resolve()
+    roots = [folder]
+    if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
+        repository = folder.parent.parent
+        roots += [repository / "blobs", repository.parent / "blobs"]
+    return tuple(roots)
+
+
+def inside(folder: Path, name: object) -> Path:
+    """The existing file `name` of `folder`, where `name` was read from one of its files.
+
+    Raises EvidenceError when it is no relative name, leads out of the folder (by `..` or by a
+    link), or is not a file.
+    """
+    if not isinstance(name, str) or not name or "\0" in name or "\\" in name:
+        raise EvidenceError(f"{shown(name)} is not a file name")
+    relative = PurePosixPath(name)
+    if relative.is_absolute() or ".." in relative.parts or ":" in relative.parts[0]:
+        raise EvidenceError(f"{shown(name)} leads out of the model's folder; it was not read")
+    path = folder / relative
+    try:
+        target = path.resolve(strict=True)
+    except (OSError, RuntimeError):  # RuntimeError: a loop of links, before Python 3.13
+        raise EvidenceError(f"{shown(name)} is named but not there") from None
+    if not any(target.is_relative_to(root) for root in trusted_roots(folder)):
+        raise EvidenceError(f"{shown(name)} is a link out of the model's folder; it was not read")
+    if not target.is_file():
+        raise EvidenceError(f"{shown(name)} is not a file")
+    return path
+
+
+def read_bytes(path: Path, limit: int = MAX_JSON_BYTES) -> bytes:
+    """The content of a regular file of at most `limit` bytes; EvidenceError when it is not one."""
+    try:
+        if not path.is_file():  # a pipe would block, a device would never end
+            raise EvidenceError(f"{path.name} is {'not a file' if path.exists() else 'not there'}")
+        size = path.stat().st_size
+        if size > limit:
+            raise EvidenceError(f"{path.name} has {size:,} bytes, more than the {limit:,} expected")
+        return path.read_bytes()
+    except OSError as error:
+        raise EvidenceError(f"{path.name} cannot be read: {error.strerror or error}") from None
+
+
+def parse_json(content: bytes, name: str) -> Any:
+    """`content` as JSON; EvidenceError with line and column when it is not."""
+    try:
+        return json.loads(content.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        reason = f"is not UTF-8 (byte {error.start})"
+    except json.JSONDecodeError as error:
+        reason = f"is not JSON: {error.msg} at line {error.lineno} column {error.colno}"
+    except RecursionError:
+        reason = "is nested too deeply"
+    except ValueError:  # an integer of more than 4300 digits
+        reason = "holds a number that is too long"
+    raise EvidenceError(f"{name} {reason}")
+
+
+def read_json_object(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """The JSON object in the file `path`; EvidenceError when there is none."""
+    content = parse_json(read_bytes(path, limit), path.name)
+    if not isinstance(content, dict):
+        kind = {list: "a list", str: "text", type(None): "null"}.get(type(content), "a value")
+        raise EvidenceError(f"{path.name} is JSON but holds {kind} instead of an object")
+    return content

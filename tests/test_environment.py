@@ -1,0 +1,75 @@
+"""What is installed, read from metadata and sources, equals what importing it would tell."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+
+from lora_doctor.evidence import environment
+
+
+def test_versions_are_those_of_the_packages() -> None:
+    found = environment.gather_environment()
+
+    assert found.python == ".".join(map(str, sys.version_info[:3]))
+    assert set(found.packages) == set(environment.PACKAGES)
+    torch = pytest.importorskip("torch")
+    assert found.version("torch") == torch.__version__
+    assert found.version("no-such-package") is None
+
+
+def test_missing_packages_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "PACKAGES", ("certainly-not-installed-anywhere",))
+    assert environment.gather_environment().packages == {"certainly-not-installed-anywhere": None}
+
+
+def test_lora_config_fields_are_those_of_the_dataclass() -> None:
+    """Every recipe key is checked against these, so they must be exact on every release."""
+    peft = pytest.importorskip("peft")
+    expected = tuple(field.name for field in dataclasses.fields(peft.LoraConfig) if field.init)
+    assert environment.lora_config_fields() == expected
+
+
+def test_known_architectures_are_those_of_transformers() -> None:
+    pytest.importorskip("transformers")
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    assert environment.known_architectures() == tuple(sorted(CONFIG_MAPPING_NAMES))
+
+
+def test_without_the_stack_there_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None says "cannot tell"; an empty tuple would say "nothing is allowed"."""
+    monkeypatch.setattr(environment, "package_folder", lambda package: None)
+    for ask in (environment.lora_config_fields, environment.known_architectures):
+        assert ask.__wrapped__() is None
+
+
+def test_nothing_of_the_stack_is_imported() -> None:
+    code = (
+        "import sys; from lora_doctor.evidence import environment as e;"
+        "e.gather_environment(); e.lora_config_fields(); e.known_architectures();"
+        "bad = {'torch', 'transformers', 'peft', 'huggingface_hub', 'numpy'} & set(sys.modules);"
+        "sys.exit(f'imported {bad}' if bad else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_devices_are_tried_and_can_be_sent_as_json() -> None:
+    pytest.importorskip("torch")
+    devices = environment.gather_devices()
+    assert devices.torch and devices.reason is None
+    assert devices.cpu_dtypes["float32"] is None
+    assert set(devices.cpu_dtypes) == {"float32", "bfloat16", "float16"}
+    assert "cpu" in devices.bitsandbytes
+    assert json.loads(json.dumps(dataclasses.asdict(devices)))["torch"] == devices.torch
+
+
+def test_a_broken_torch_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    devices = environment.gather_devices()
+    assert devices.torch is None
+    assert devices.reason is not None and "cannot be imported" in devices.reason
