@@ -1,0 +1,147 @@
+"""The Python API behind ``lora_doctor.check``, ``fix`` and ``verify``. The CLI calls the same."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_doctor import engine
+from lora_doctor.case import Case, Limits, Settings
+from lora_doctor.diagnosis import Diagnosis
+from lora_doctor.errors import InputError
+from lora_doctor.isolation import Worker
+from lora_doctor.model_source import ModelSource, parse_model
+from lora_doctor.recipe import as_recipe
+from lora_doctor.rule import DEPTHS, Depth, Rule
+from lora_doctor.verification import Verification
+
+if TYPE_CHECKING:
+    import os
+
+
+def check(
+    model: Any,
+    recipe: Any = None,
+    *,
+    depth: Depth = "tiny",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    select: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+    rules: Sequence[str | os.PathLike[str]] = (),
+    limits: Limits | None = None,
+    device: str = "auto",
+    steps: int = 3,
+    batches: Sequence[Mapping[str, Any]] | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Diagnosis:
+    """Diagnose a LoRA set-up; nothing of the user's is changed or written.
+
+    Args:
+        model: a hub id, a folder, ``arch:NAME``, ``package.module:factory``, or a loaded
+            ``nn.Module`` or ``PeftModel`` (run on a copy that shares its weights).
+        recipe: mapping or file with PEFT's and transformers' names, a PEFT config object, or
+            ``None`` to have one proposed by looking at the model.
+        depth: how far evidence may go: ``static``, ``meta``, ``tiny`` or ``full``.
+        select, ignore: rule codes or prefixes of codes.
+        rules: folders with rule files of your own.
+        batches: forward arguments to run a loaded module with (name to tensor).
+        progress: called with a short text on what is going on.
+
+    Raises:
+        InputError: model or recipe cannot be used; one line that says what, where, what to do.
+    """
+    found = _rules(rules)
+    selection = _selection(select, ignore, found)
+    with open_case(
+        model, recipe, depth=depth, revision=revision, trust_remote_code=trust_remote_code,
+        limits=limits, device=device, steps=steps, batches=batches, progress=progress,
+    ) as case:  # fmt: skip
+        return engine.diagnose(case, found, selection)
+
+
+def fix(
+    model: Any,
+    recipe: Any = None,
+    *,
+    unsafe_fixes: bool = False,
+    select: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+    rules: Sequence[str | os.PathLike[str]] = (),
+    **options: Any,
+) -> Diagnosis:
+    """Diagnose, fix, and run the training contract before and after.
+
+    The result holds the fixed recipe, the applied fixes and what remains; no file is written.
+    Takes the same arguments as :func:`check`. ``unsafe_fixes`` also applies fixes that may change
+    what is learnt, memory or speed.
+    """
+    found = _rules(rules)
+    selection = _selection(select, ignore, found)
+    with open_case(model, recipe, **options) as case:
+        return engine.cure(case, found, selection, unsafe=unsafe_fixes)
+
+
+def verify(model: Any, recipe: Any = None, **options: Any) -> Verification:
+    """Run the training contract: a short forward/backward with named checks.
+
+    Takes the same arguments as :func:`check`; ``depth`` is ``tiny`` (shrunken model) or ``full``.
+    """
+    if options.get("depth", "tiny") not in ("tiny", "full"):
+        raise InputError(f"depth {options['depth']!r}: a verification runs at tiny or full")
+    with open_case(model, recipe, **options) as case:
+        engine.read_input(case)
+        return engine.verification_of(case)
+
+
+@contextlib.contextmanager
+def open_case(
+    model: Any,
+    recipe: Any = None,
+    *,
+    depth: Depth = "tiny",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    limits: Limits | None = None,
+    device: str = "auto",
+    steps: int = 3,
+    batches: Sequence[Mapping[str, Any]] | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Iterator[Case]:
+    """A case with a child process behind it, closed at the end. Files of a hub id are fetched."""
+    if depth not in DEPTHS:
+        raise InputError(f"depth {depth!r}: is one of {', '.join(DEPTHS)}")
+    limits = limits or Limits()
+    tell = progress or (lambda text: None)
+    checked_recipe = as_recipe(recipe)
+    source = parse_model(model, revision=revision, trust_remote_code=trust_remote_code)
+    settings = Settings(depth, device, steps, limits, tuple(batches) if batches else None)
+    on_gpu = device in ("cuda", "mps") or (device == "auto" and depth == "full")
+    with Worker(cuda=on_gpu) as worker:
+        if source.kind == "hub":
+            source = _fetch(source, limits.hub_seconds, tell)
+        elif depth != "static" and source.kind != "module":
+            worker.start()  # imports run while the files are read
+        yield Case(source, checked_recipe, settings, worker, progress=tell)
+
+
+def _fetch(source: ModelSource, seconds: float, progress: Callable[[str], None]) -> ModelSource:
+    from lora_doctor.evidence.hub import fetch_small_files
+
+    progress(f"fetching the small files of {source.name}")
+    snapshot = fetch_small_files(source.name, revision=source.revision, time_limit=seconds)
+    return source.with_folder(snapshot.folder, snapshot.commit)
+
+
+def _rules(folders: Sequence[str | os.PathLike[str]]) -> list[type[Rule]]:
+    return engine.find_rules(Path(folder) for folder in folders)
+
+
+def _selection(
+    select: Sequence[str], ignore: Sequence[str], rules: Sequence[type[Rule]]
+) -> engine.RuleSelection:
+    selection = engine.RuleSelection(tuple(select), tuple(ignore))
+    engine.check_selection(selection, rules)
+    return selection

@@ -1,0 +1,347 @@
+"""A case: a recipe, a model source, and what is known about them. What a rule is handed.
+
+Evidence is gathered when it is first asked for, at most once. What cannot be had raises
+:class:`EvidenceError`; the engine turns that into a skipped rule with the reason.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from lora_doctor.diagnosis import Gathered
+from lora_doctor.errors import EvidenceError, InputError
+from lora_doctor.evidence.structure import Structure
+from lora_doctor.fix import Patch
+from lora_doctor.isolation import Outcome, Worker
+from lora_doctor.model_source import ModelSource
+from lora_doctor.recipe import Recipe
+from lora_doctor.rule import DEPTHS, Depth
+from lora_doctor.verification import Failure, Verification
+
+if TYPE_CHECKING:
+    from lora_doctor.evidence.environment import Environment
+    from lora_doctor.evidence.remote_code import RemoteCode
+    from lora_doctor.evidence.static import StaticEvidence
+
+T = TypeVar("T")
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a run may take: seconds for each stage, resident memory of a child in bytes."""
+
+    hub_seconds: float = 10.0
+    meta_seconds: float = 120.0
+    tiny_seconds: float = 180.0
+    full_seconds: float = 3600.0
+    memory: int = 8 * GIB
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How evidence is gathered; the same for all cases of one run."""
+
+    depth: Depth = "tiny"
+    device: str = "auto"
+    steps: int = 3
+    limits: Limits = Limits()
+    batches: tuple[Mapping[str, Any], ...] | None = None
+
+
+class Case:
+    """A recipe on a model, and the evidence about it.
+
+    ``static``, ``remote_code``, ``structure``, ``tiny`` and ``full`` raise
+    :class:`EvidenceError` where they cannot be had. ``recipe`` has its open keys filled once the
+    structure is known; ``asked`` is the recipe as the user gave it.
+    """
+
+    def __init__(
+        self,
+        source: ModelSource,
+        recipe: Recipe,
+        settings: Settings,
+        worker: Worker,
+        *,
+        patches: tuple[Patch, ...] = (),
+        progress: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.source = source
+        self.asked = recipe
+        self.settings = settings
+        self.patches = patches
+        self.gathered: list[Gathered] = []
+        #: Checks of the training contract that a finding so far accounts for (set by the engine).
+        self.explained: set[str] = set()
+        self._worker = worker
+        self._progress = progress
+        self._failures: dict[str, EvidenceError] = {}
+
+    def again(self, recipe: Recipe, patches: tuple[Patch, ...]) -> Case:
+        """The case after fixes: same model and limits, another recipe; nothing gathered yet but
+        the files, which no recipe changes."""
+        case = Case(
+            self.source, recipe, self.settings, self._worker,
+            patches=patches, progress=self._progress,
+        )  # fmt: skip
+        for name in ("static", "remote_code", "environment"):
+            if name in self.__dict__:
+                case.__dict__[name] = self.__dict__[name]
+            elif name in self._failures:
+                case._failures[name] = self._failures[name]
+        return case
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe, with open keys filled as far as the structure is known."""
+        structure = self.__dict__.get("structure")
+        return Recipe.from_json(structure.recipe) if structure else self.asked
+
+    @cached_property
+    def environment(self) -> Environment:
+        """Installed versions; nothing is imported."""
+        from lora_doctor.evidence.environment import gather_environment
+
+        return self._timed("environment", "installed package metadata", gather_environment)
+
+    @cached_property
+    def static(self) -> StaticEvidence:
+        """The small files of the model: configs, tokenizer, safetensors headers."""
+        return self._once("static", self._gather_static)
+
+    @cached_property
+    def remote_code(self) -> RemoteCode:
+        """The Python of the model's repository, read and never run."""
+
+        def read() -> RemoteCode:
+            from lora_doctor.evidence.remote_code import read_remote_code
+
+            static = self.static
+            if not static.python_files:
+                raise EvidenceError("the model's repository has no Python files")
+            return self._timed(
+                "remote_code",
+                f"{len(static.python_files)} Python files of {static.source}, read with ast",
+                lambda: read_remote_code(static.folder, static),
+            )
+
+        return self._once("remote_code", read)
+
+    @cached_property
+    def structure(self) -> Structure:
+        """The class that would be loaded, at full size on the meta device, adapters injected."""
+        return self._once("structure", self._gather_structure)
+
+    @cached_property
+    def tiny(self) -> Verification:
+        """The training contract on the same classes with shrunken dimensions."""
+        return self._once("tiny", lambda: self._verify("tiny"))
+
+    @cached_property
+    def full(self) -> Verification:
+        """The training contract on the real weights."""
+        return self._once("full", lambda: self._verify("full"))
+
+    @property
+    def verification(self) -> Verification:
+        """The training contract at the depth of this run."""
+        return self.full if self.settings.depth == "full" else self.tiny
+
+    def reaches(self, depth: Depth) -> bool:
+        """Whether this run goes as deep as ``depth``."""
+        return DEPTHS.index(self.settings.depth) >= DEPTHS.index(depth)
+
+    @property
+    def unexplained(self) -> tuple[str, ...]:
+        """Failed checks of the training contract that no finding accounts for."""
+        failed = (check.name for check in self.verification.failed_checks)
+        return tuple(name for name in failed if name not in self.explained)
+
+    # --- gathering -----------------------------------------------------------------------------
+
+    def _once(self, name: str, gather: Callable[[], T]) -> T:
+        if name in self._failures:
+            raise self._failures[name]
+        try:
+            return gather()
+        except EvidenceError as error:
+            self._failures[name] = error
+            if not any(piece.name == name for piece in self.gathered):
+                self.gathered.append(Gathered(name, str(self.source), 0.0, str(error)))
+            raise
+
+    def _timed(self, name: str, origin: str, gather: Callable[[], T]) -> T:
+        start = time.perf_counter()
+        value = gather()
+        self.gathered.append(Gathered(name, origin, round(time.perf_counter() - start, 4)))
+        return value
+
+    def _gather_static(self) -> StaticEvidence:
+        from lora_doctor.evidence.environment import known_architectures
+        from lora_doctor.evidence.static import gather_static, unknown_architecture
+
+        source = self.source
+        if source.kind == "arch":
+            known = known_architectures()
+            if known and source.name not in known:
+                raise InputError(f"MODEL arch:{source.name}: "
+                                 f"{unknown_architecture(source.name, known)}")
+            raise EvidenceError(f"{source} is a default config; it has no files")
+        if source.folder is None:
+            raise EvidenceError(f"{source} has no files: it is made by code")
+        self._progress(f"reading the files of {source}")
+        return self._timed(
+            "static",
+            f"files in {source.folder}",
+            lambda: gather_static(Path(source.folder or ""), source=str(source)),
+        )
+
+    def _gather_structure(self) -> Structure:
+        self._needs("meta")
+        if self.source.kind == "module":
+            from lora_doctor.evidence.meta import describe_module
+
+            return self._timed(
+                "structure",
+                f"the loaded {self.source.name}",
+                lambda: describe_module(self.source.module, self.asked),
+            )
+        self._progress(f"building {self.source} on the meta device")
+        outcome = self._run("lora_doctor.evidence.meta:gather", self.settings.limits.meta_seconds)
+        self._keep("structure", "the real class on the meta device, adapters by PEFT", outcome)
+        if outcome.failure:
+            raise self._evidence_error("the meta device model", outcome)
+        return Structure.from_json(outcome.value)
+
+    def _verify(self, depth: Depth) -> Verification:
+        self._needs(depth)
+        if self.source.kind == "module":
+            from lora_doctor.contract import verify_module
+
+            self._progress("running the training contract on the loaded module")
+            batches = self.settings.batches
+            return self._timed(
+                depth,
+                f"the loaded {self.source.name}, on a copy that shares its weights",
+                lambda: verify_module(
+                    self.source.module,
+                    self.recipe_in_full(),
+                    batches=[dict(batch) for batch in batches] if batches else None,
+                    steps=self.settings.steps,
+                ),
+            )
+        if depth == "full" and self.source.folder is None:
+            raise EvidenceError(f"{self.source} has no weights to load")
+        self._progress(f"running the training contract ({depth} model)")
+        recipe = self.recipe_in_full()
+        limits = self.settings.limits
+        outcome = self._run(
+            f"lora_doctor.evidence.{depth}:gather",
+            limits.tiny_seconds if depth == "tiny" else limits.full_seconds,
+            recipe=recipe,
+            steps=self.settings.steps,
+            device="cpu" if depth == "tiny" and self.settings.device == "auto"
+            else self.settings.device,
+        )
+        origin = "shrunken model, random weights" if depth == "tiny" else "the real weights"
+        self._keep(depth, origin, outcome)
+        if outcome.failure is None:
+            return Verification.from_json(outcome.value)
+        if outcome.failure.kind in ("crash", "timeout", "memory"):
+            # The run itself went down: that is an answer about the recipe, not a missing one.
+            return _went_down(outcome, depth)
+        raise self._evidence_error(f"the {depth} model", outcome)
+
+    def recipe_in_full(self) -> Recipe:
+        """The recipe with every open key filled: the structure is gathered for it."""
+        _ = self.structure
+        return self.recipe
+
+    def _needs(self, depth: Depth) -> None:
+        if not self.reaches(depth):
+            raise EvidenceError(f"needs --depth {depth}; this run stops at {self.settings.depth}")
+        if self.source.kind in ("folder", "hub", "arch"):
+            # Bad input is told from the files, before anything heavy is started.
+            try:
+                static = self.static
+            except EvidenceError:
+                return
+            if static.auto_map and not self.source.trust_remote_code and not _is_builtin(static):
+                raise EvidenceError(
+                    "the model's classes are code of its repository, which is not run without "
+                    "--trust-remote-code"
+                )
+
+    def _run(
+        self, target: str, seconds: float, recipe: Recipe | None = None, **extra: Any
+    ) -> Outcome:
+        arguments = {
+            "source": self.source.to_json(),
+            "recipe": (recipe or self.asked).to_json(),
+            "patches": [patch.to_json() for patch in self.patches],
+            **extra,
+        }
+        return self._worker.run(
+            target,
+            arguments,
+            time_limit=seconds,
+            memory_limit=self.settings.limits.memory,
+            progress=self._progress,
+            import_cwd=self.source.kind == "factory",
+        )
+
+    def _keep(self, name: str, origin: str, outcome: Outcome) -> None:
+        reason = outcome.failure.message if outcome.failure else None
+        self.gathered.append(
+            Gathered(name, origin, round(outcome.seconds, 3), reason, outcome.peak_rss or None)
+        )
+
+    def _evidence_error(self, what: str, outcome: Outcome) -> EvidenceError:
+        failure = outcome.failure
+        assert failure is not None
+        if failure.type.endswith("InputError"):
+            raise InputError(failure.message)
+        if failure.type.endswith("EvidenceError"):
+            return EvidenceError(failure.message)
+        missing = [
+            f"{name} ({error})" for name, error in self._worker.import_errors.items()
+        ]
+        if missing:
+            return EvidenceError(
+                f"{what} needs a training environment; cannot import {', '.join(missing)}; "
+                "pip install 'lora-doctor[stack]'"
+            )
+        label = f"{failure.type}: " if failure.type else ""
+        return EvidenceError(f"{what} could not be made: {failure.kind}: {label}{failure.message}")
+
+
+def _is_builtin(static: StaticEvidence) -> bool:
+    """Whether the installed transformers has the classes, remote code or not."""
+    from lora_doctor.evidence.environment import known_architectures
+
+    known = known_architectures()
+    return bool(known) and static.model_type in (known or ())
+
+
+def _went_down(outcome: Outcome, depth: str) -> Verification:
+    from lora_doctor.verification import Check
+
+    failure = outcome.failure
+    assert failure is not None
+    return Verification(
+        outcome="failed",
+        depth=depth,
+        device="cpu",
+        dtype="",
+        checks=(Check("forward", "failed", failure.kind, "the process lives", failure.message),),
+        failure=Failure("forward", failure.type or failure.kind, failure.message,
+                        traceback=failure.traceback or failure.log_tail),
+        peak_memory=outcome.peak_rss or None,
+        seconds=outcome.seconds,
+    )

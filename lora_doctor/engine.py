@@ -1,0 +1,278 @@
+"""The engine: which rules, in which order, each one isolated; then the fixes, and the proof.
+
+The engine knows rules only by their interface, and rules know neither it nor each other.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import pkgutil
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lora_doctor.case import Case
+from lora_doctor.diagnosis import AppliedFix, Diagnosis, Skipped
+from lora_doctor.errors import EvidenceError, InputError, LoraDoctorError
+from lora_doctor.finding import SEVERITIES, Finding
+from lora_doctor.fix import Fix, Patch
+from lora_doctor.rule import DEPTHS, Rule
+from lora_doctor.verification import Verification
+
+ENTRY_POINTS = "lora_doctor.rules"
+#: A fix may uncover the next finding; more rounds than this would be going in circles.
+MAX_ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class RuleSelection:
+    """Which rules are asked: ``--select`` and ``--ignore``, codes or prefixes of codes."""
+
+    select: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+
+    def __contains__(self, rule: object) -> bool:
+        code = getattr(rule, "code", "")
+        selected = not self.select or any(code.startswith(prefix) for prefix in self.select)
+        return selected and not any(code.startswith(prefix) for prefix in self.ignore)
+
+
+def find_rules(folders: Iterable[Path] = ()) -> list[type[Rule]]:
+    """All rules, sorted by code: our own, those of installed packages (entry points of the group
+    ``lora_doctor.rules``, each a module), and files of ``folders`` (``--rules DIR``).
+
+    Raises:
+        InputError: a rule file cannot be imported, or two rules have one code.
+    """
+    import lora_doctor.rules as own
+
+    modules = [
+        importlib.import_module(f"{own.__name__}.{info.name}")
+        for info in pkgutil.iter_modules(own.__path__)
+    ]
+    modules += [point.load() for point in _entry_points()]
+    modules += [_module_of(path) for folder in folders for path in _rule_files(folder)]
+    rules: dict[str, type[Rule]] = {}
+    for module in modules:
+        for rule in vars(module).values():
+            is_rule = isinstance(rule, type) and issubclass(rule, Rule) and rule is not Rule
+            if not is_rule or rule.__module__ != module.__name__:
+                continue
+            other = rules.setdefault(rule.code, rule)
+            if other is not rule:
+                raise InputError(
+                    f"rule {rule.code}: is in {other.__module__} and {module.__name__}; "
+                    "give one another code"
+                )
+    return [rules[code] for code in sorted(rules)]
+
+
+def check_selection(selection: RuleSelection, rules: Sequence[type[Rule]]) -> None:
+    """Raises InputError when ``--select`` or ``--ignore`` names no rule."""
+    for prefix in (*selection.select, *selection.ignore):
+        if not any(rule.code.startswith(prefix) for rule in rules):
+            raise InputError(f"rule {prefix!r}: no code starts so; see `lora-doctor rules`")
+
+
+def diagnose(
+    case: Case, rules: Sequence[type[Rule]], selection: RuleSelection | None = None
+) -> Diagnosis:
+    """Ask every selected rule, cheapest evidence first, and run the training contract.
+
+    A rule whose evidence cannot be had is skipped with the reason; one that crashes is skipped
+    with its exception and leaves the diagnosis undetermined.
+
+    Raises:
+        InputError: the model or the recipe cannot be read.
+    """
+    start = time.perf_counter()
+    selection = selection or RuleSelection()
+    read_input(case)
+    findings: list[Finding] = []
+    passed: list[str] = []
+    skipped: list[Skipped] = []
+    crashed: list[str] = []
+    order = sorted(rules, key=lambda rule: (rule.is_net, DEPTHS.index(rule.depth), rule.code))
+    for rule in order:
+        if rule not in selection:
+            continue
+        if not case.reaches(rule.depth):
+            reason = f"needs --depth {rule.depth}; this run stops at {case.settings.depth}"
+            skipped.append(Skipped(rule.code, rule.name, reason))
+            continue
+        try:
+            found = list(rule().check(case))
+        except EvidenceError as error:
+            skipped.append(Skipped(rule.code, rule.name, str(error)))
+            continue
+        except LoraDoctorError:
+            raise
+        except Exception as error:  # noqa: BLE001 - one broken rule must not silence the others
+            crashed.append(rule.code)
+            reason = f"the rule itself failed: {type(error).__name__}: {error}"
+            skipped.append(Skipped(rule.code, rule.name, " ".join(reason.split())))
+            continue
+        findings += found
+        for finding in found:
+            case.explained.update(finding.explains)
+        if not found:
+            passed.append(rule.code)
+    before, undetermined = _proof(case, crashed)
+    findings.sort(key=lambda finding: (SEVERITIES.index(finding.severity), finding.rule))
+    return Diagnosis(
+        model=case.source,
+        recipe=case.recipe,
+        depth=case.settings.depth,
+        environment=_environment(case),
+        findings=tuple(findings),
+        passed=tuple(passed),
+        skipped=tuple(skipped),
+        gathered=tuple(case.gathered),
+        structure=case.__dict__.get("structure"),
+        before=before,
+        undetermined=undetermined,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def cure(
+    case: Case,
+    rules: Sequence[type[Rule]],
+    selection: RuleSelection | None = None,
+    *,
+    unsafe: bool = False,
+) -> Diagnosis:
+    """Diagnose, apply the first allowed fix of each finding, and diagnose again until nothing
+    changes. Nothing is written; ``after`` is the contract executed on the fixed recipe."""
+    start = time.perf_counter()
+    first = current = diagnose(case, rules, selection)
+    applied: list[AppliedFix] = []
+    recipe, patches = first.recipe, case.patches
+    for _ in range(MAX_ROUNDS):
+        chosen = _choose(current.findings, unsafe, applied)
+        if not chosen:
+            break
+        for item in chosen:
+            recipe = recipe.edit(item.fix.edits)
+            if item.fix.patch and item.fix.patch not in patches:
+                patches = (*patches, item.fix.patch)
+        applied += chosen
+        case = case.again(recipe, patches)
+        current = diagnose(case, rules, selection)
+        recipe = current.recipe
+    if not applied:
+        return replace(first, remaining=first.findings, seconds=time.perf_counter() - start)
+    return replace(
+        first,
+        applied=tuple(applied),
+        fixed_recipe=recipe,
+        after=current.before,
+        remaining=current.findings,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def patches_of(diagnosis: Diagnosis) -> tuple[Patch, ...]:
+    """The patches among the applied fixes."""
+    return tuple(item.fix.patch for item in diagnosis.applied if item.fix.patch)
+
+
+def first_fix(finding: Finding, unsafe: bool = False) -> Fix | None:
+    """The fix that would be applied: the first safe one, or with ``unsafe`` the first that is."""
+    for fix in finding.fixes:
+        if fix.safety == "safe" or (unsafe and fix.safety == "unsafe"):
+            return fix
+    return None
+
+
+def _choose(
+    findings: Sequence[Finding], unsafe: bool, applied: Sequence[AppliedFix]
+) -> list[AppliedFix]:
+    """One fix per finding, never one that was applied before, never two on one key at a time."""
+    done = {(item.rule, item.fix.title) for item in applied}
+    touched: set[str] = set()
+    chosen = []
+    for finding in findings:
+        fix = first_fix(finding, unsafe)
+        keys = {edit.key for edit in fix.edits} if fix else set()
+        if fix is None or (finding.rule, fix.title) in done or keys & touched:
+            continue
+        touched |= keys
+        chosen.append(AppliedFix(finding.rule, fix))
+    return chosen
+
+
+def read_input(case: Case) -> None:
+    """Bad input ends here, whichever rules are selected.
+
+    Raises:
+        InputError: the model's files cannot be used.
+    """
+    try:
+        _ = case.static
+    except EvidenceError:
+        return  # a source without files; the rules that need them say so
+
+
+def verification_of(case: Case) -> Verification:
+    """The training contract at the depth of the case, run; undetermined with its reason."""
+    try:
+        return case.verification
+    except EvidenceError as error:
+        return Verification.undetermined(str(error), depth=case.settings.depth)
+
+
+def _proof(case: Case, crashed: list[str]) -> tuple[Verification | None, str | None]:
+    """The verification of this depth, and the reason why the question stays open, if it does."""
+    if crashed:
+        reason: str | None = f"rule {', '.join(crashed)} failed; please report it"
+    else:
+        reason = None
+    if not case.reaches("meta"):
+        return None, reason
+    try:
+        _ = case.structure
+        if not case.reaches("tiny"):
+            return None, reason
+        verification = case.verification
+    except EvidenceError as error:
+        return None, reason or str(error)
+    if verification.outcome == "undetermined":
+        reason = reason or verification.reason
+    return verification, reason
+
+
+def _environment(case: Case) -> dict[str, object]:
+    from dataclasses import asdict
+
+    return asdict(case.environment)
+
+
+def _entry_points() -> list[importlib.metadata.EntryPoint]:
+    return list(importlib.metadata.entry_points(group=ENTRY_POINTS))
+
+
+def _rule_files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise InputError(f"--rules {str(folder)!r}: no such folder")
+    return sorted(path for path in folder.glob("*.py") if not path.name.startswith("_"))
+
+
+def _module_of(path: Path) -> object:
+    name = f"lora_doctor_rules_of_{abs(hash(path.parent.resolve()))}.{path.stem}".replace(".", "_")
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"--rules: {path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # noqa: BLE001 - a rule file of the user's may raise anything
+        raise InputError(
+            f"--rules: {path} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
+    return module
