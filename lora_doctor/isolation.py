@@ -18,7 +18,6 @@ Answers are strict JSON: a float that is not finite arrives as the string "nan",
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import os
@@ -134,10 +133,7 @@ class _Child:
     def __init__(
         self, preload: tuple[str, ...], packages: tuple[str, ...], env: dict[str, str], fork: bool
     ) -> None:
-        spec = importlib.util.find_spec("lora_doctor")
-        if spec is None or not spec.submodule_search_locations:
-            raise RuntimeError("lora_doctor: the package cannot be found, reinstall it")
-        root = str(Path(list(spec.submodule_search_locations)[0]).parent)
+        root = str(Path(__file__).absolute().parents[1])
         setup = {
             "preload": list(preload),
             "packages": list(packages),
@@ -263,9 +259,7 @@ class _Child:
 def _kill_tree(pid: int) -> None:
     """Kill a process that leads its own group, and the group; on Windows, its tree."""
     if os.name != "posix":
-        subprocess.run(
-            ["taskkill", "/F", "/T", "/PID", str(pid)], capture_output=True, check=False
-        )
+        subprocess.run(["taskkill", "/F", "/T", "/PID", str(pid)], capture_output=True, check=False)
         return
     try:
         os.killpg(pid, signal.SIGKILL)

@@ -6,6 +6,7 @@ has none of their threads but all of their locks. Importing only is safe.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import faulthandler
 import gc
@@ -53,11 +54,13 @@ class Channel:
             while data:
                 data = data[os.write(self._answers, data) :]
 
-    def receive(self, *, block: bool) -> dict[str, Any] | None:
-        """The next request; None when there is none yet. Raises EOFError when there never will."""
+    def pending(self) -> bool:
+        """Whether `receive` has something to read, or the end to tell."""
+        return b"\n" in self._buffer or bool(select.select([self.requests], [], [], 0)[0])
+
+    def receive(self) -> dict[str, Any]:
+        """The next request. Raises EOFError when there will be none."""
         while b"\n" not in self._buffer:
-            if not block and not select.select([self.requests], [], [], 0)[0]:
-                return None
             chunk = os.read(self.requests, 1 << 16)
             if not chunk:
                 raise EOFError
@@ -77,24 +80,26 @@ def main(setup_text: str) -> None:
     if hasattr(faulthandler, "register"):
         faulthandler.register(signal.SIGUSR1, file=2)
     preload(channel, setup)
-    try:
-        if setup["fork"]:
-            prctl(PR_SET_CHILD_SUBREAPER, 1)  # what a task abandons becomes our child
-            while True:
-                request = channel.receive(block=True)
-                if request is not None and "target" in request:  # else: stop, after the end
-                    supervise(channel, request, setup)
-        else:
-            request = channel.receive(block=True)
-            assert request is not None
-            threading.Thread(target=end_with_requests, args=(channel.requests,), daemon=True).start()
-            # Should model code keep that thread from running: a clock that needs no interpreter.
-            faulthandler.dump_traceback_later(request["time_limit"] + LATE_SECONDS, exit=True)
-            channel.send("started", id=request["id"], pid=os.getpid())
-            run(channel, request, setup)
-    except EOFError:
-        pass  # the end of requests is how we are told to end
+    with contextlib.suppress(EOFError):  # the end of requests is how we are told to end
+        serve(channel, setup)
     os._exit(0)
+
+
+def serve(channel: Channel, setup: dict[str, Any]) -> None:
+    """Fork for each request; or, where we cannot, run a single one here. Raises EOFError."""
+    if setup["fork"]:
+        prctl(PR_SET_CHILD_SUBREAPER, 1)  # what a task abandons becomes our child
+    while setup["fork"]:
+        request = channel.receive()
+        if "target" in request:  # else: "stop", for a task that had already ended
+            supervise(channel, request, setup)
+    request = channel.receive()
+    watch = threading.Thread(target=end_with_requests, args=(channel.requests,), daemon=True)
+    watch.start()
+    # Should model code keep that thread from running: a clock that needs no interpreter.
+    faulthandler.dump_traceback_later(request["time_limit"] + LATE_SECONDS, exit=True)
+    channel.send("started", id=request["id"], pid=os.getpid())
+    run(channel, request, setup)
 
 
 def preload(channel: Channel, setup: dict[str, Any]) -> None:
@@ -109,7 +114,7 @@ def preload(channel: Channel, setup: dict[str, Any]) -> None:
         channel.send("importing", name=name)
         try:
             importlib.import_module(name)
-        except BaseException as error:  # a broken library may raise anything, SystemExit included
+        except BaseException as error:  # noqa: BLE001 - also SystemExit of a broken library
             errors[name] = isolation.one_line(f"{type(error).__name__}: {error}")
     seconds = time.monotonic() - began
     os.close(awake)
@@ -150,10 +155,8 @@ def supervise(channel: Channel, request: dict[str, Any], setup: dict[str, Any]) 
         os.close(channel.requests)
         run(channel, request, setup)
         os._exit(0)
-    try:
-        os.setpgid(pid, pid)  # as the task does: whoever comes first
-    except OSError:
-        pass  # it has come first, or has already ended
+    with contextlib.suppress(OSError):  # the task does the same, and may have been faster
+        os.setpgid(pid, pid)
     channel.send("started", id=request["id"], pid=pid)
     poll = select.poll()
     poll.register(channel.requests, select.POLLIN)
@@ -167,8 +170,8 @@ def supervise(channel: Channel, request: dict[str, Any], setup: dict[str, Any]) 
             poll.poll(500 if ended >= 0 else TICK)
             if os.getppid() != setup["parent"]:
                 raise EOFError
-            stop = channel.receive(block=False)
-            if stop is not None and stop.get("stop") == request["id"]:
+            stop = channel.receive() if channel.pending() else {}
+            if stop.get("stop") == request["id"]:
                 if stop["stack"]:
                     os.write(2, f"\n{isolation.STACK_MARK}\n".encode())
                     os.kill(pid, signal.SIGUSR1)
@@ -220,11 +223,11 @@ def end_with_worker() -> None:
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != worker:
         os._exit(1)
-    try:
-        with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
-            file.write("1000")
-    except OSError:
-        pass  # no such thing here: then the system chooses
+    with (
+        contextlib.suppress(OSError),  # where there is no such file the system chooses by itself
+        open("/proc/self/oom_score_adj", "w", encoding="ascii") as file,
+    ):
+        file.write("1000")
 
 
 def limit_resources(memory_limit: int | None) -> None:
@@ -259,7 +262,7 @@ def run(channel: Channel, request: dict[str, Any], setup: dict[str, Any]) -> Non
     try:
         function = resolve(request["target"], setup["packages"])
         result = function(**request["kwargs"])
-    except BaseException as error:  # SystemExit and KeyboardInterrupt of model code included
+    except BaseException as error:  # noqa: BLE001 - also SystemExit of model code: all is an answer
         seconds = time.monotonic() - began
         failure = describe(error)
     else:
@@ -315,7 +318,7 @@ def describe(error: BaseException) -> dict[str, str]:
         name = f"{cls.__module__}.{name}"
     try:
         message = str(error)
-    except Exception as broken:  # remote code may define exceptions that cannot even be shown
+    except Exception as broken:  # noqa: BLE001 - remote code's exceptions may not even be showable
         message = f"(no text: its __str__ raised {type(broken).__name__})"
     if isinstance(error, SystemExit):
         message = f"the code called sys.exit({message})"
@@ -330,7 +333,7 @@ def describe(error: BaseException) -> dict[str, str]:
         kind = "memory"
     try:
         text = "".join(traceback.format_exception(error))
-    except Exception as broken:
+    except Exception as broken:  # noqa: BLE001
         text = f"(no traceback: {type(broken).__name__})"
     return {
         "kind": kind,

@@ -182,11 +182,12 @@ def make_worker(**options: Any) -> Worker:
 
 
 def run(worker: Worker, function: Any, time_limit: float = 20, **options: Any) -> Outcome:
-    limits = {name: options.pop(name) for name in ("memory_limit", "progress", "import_cwd")
-              if name in options}
-    return worker.run(
-        f"{HERE}:{function.__name__}", options, time_limit=time_limit, **limits
-    )
+    limits = {
+        name: options.pop(name)
+        for name in ("memory_limit", "progress", "import_cwd")
+        if name in options
+    }
+    return worker.run(f"{HERE}:{function.__name__}", options, time_limit=time_limit, **limits)
 
 
 def failure(outcome: Outcome, kind: str) -> Failure:
@@ -227,7 +228,7 @@ def test_exception(worker: Worker) -> None:
     found = failure(run(worker, fail, message="two\nlines"), "exception")
     assert found.type == "ValueError"
     assert found.message == "two lines"
-    assert 'raise ValueError(message)' in found.traceback
+    assert "raise ValueError(message)" in found.traceback
 
 
 def test_exception_that_cannot_be_shown(worker: Worker) -> None:
