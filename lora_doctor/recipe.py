@@ -253,9 +253,17 @@ def check_value(key: str, value: Any, where: str) -> Any:
     checker = {**ADAPTER_KEYS, **LOADING_KEYS, **TRAINING_KEYS}.get(key, _anything)
     try:
         return checker(value)
-    except ValueError as error:
-        shown = repr(value) if len(repr(value)) < 60 else repr(value)[:57] + "..."
-        raise InputError(f"{where}: {key} {error}, not {shown}") from None
+    except (ValueError, OverflowError) as error:
+        raise InputError(f"{where}: {key} {error}, not {_shown(value)}") from None
+
+
+def _shown(value: Any) -> str:
+    """The value for an error message, short whatever it is."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of more than 4300 digits has no text
+        return "a number with thousands of digits"
+    return text if len(text) < 60 else text[:57] + "..."
 
 
 def make_recipe(

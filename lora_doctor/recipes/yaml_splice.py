@@ -118,7 +118,8 @@ def _end(text: str, key: Any, node: Any) -> int:
         if start == end:
             return _after_colon(text, key)
         if node.style in ("|", ">"):
-    XX
+            return int(start + len(text[start:end].rstrip("\r\n")))
+        return int(end)
     if node.flow_style:
         return int(end)
     # The end mark of a block collection is where the next token begins: the comments and blank
