@@ -1,0 +1,231 @@
+"""A training batch for any model: from its forward signature and config, corrected by its objections."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, field
+from typing import Any
+
+from .batch_inputs import Draft, Settings
+from .batch_objections import answer, count_features
+
+MAX_ATTEMPTS = 12
+
+
+class BatchError(Exception):
+    """No batch was found that the model accepts; `reason` is one line with the last exception."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass
+class Batch:
+    """Forward arguments and how their loss is had.
+
+    `modality` names what the batch exercises, in the order text, image, audio, video. `loss` is
+    "labels", "start_positions/end_positions" or "surrogate" (made from the outputs).
+    """
+
+    inputs: dict[str, Any]
+    modality: list[str]
+    loss: str
+    notes: list[str] = field(default_factory=list)
+
+    def to(self, device: Any) -> Batch:
+        """The same batch with its tensors on `device`."""
+        moved = {k: v.to(device) if hasattr(v, "to") else v for k, v in self.inputs.items()}
+        return Batch(moved, self.modality, self.loss, self.notes)
+
+
+def make_batch(
+    model: Any,
+    *,
+    batch_size: int = 2,
+    modality: str = "auto",
+    seq_len: int = 16,
+    seed: int = 0,
+    with_labels: bool = True,
+    run: bool = True,
+) -> Batch:
+    """Make inputs that `model.forward` accepts.
+
+    Args:
+        model: an `nn.Module`; transformers models tell most by signature and `config`.
+        batch_size: samples; with images or audio, each sample has one.
+        modality: "auto" takes all that the model can, else only "text", "image" or "audio".
+        seq_len: text tokens per sample, without the placeholders of images and audio.
+        seed: of tokens and values.
+        with_labels: add labels of the right kind where forward takes them.
+        run: try it (no gradients, random state untouched) and answer objections.
+
+    Raises:
+        BatchError: the model objects to every draft.
+    """
+    parameters = _parameters(model)
+    reason = f"{type(model).__name__}.forward takes no input that is known"
+    notes: list[str] = []
+    for modalities in _choices(parameters, modality):
+        draft = Draft(
+            model, parameters, Settings(getattr(model, "config", None)), batch_size, seq_len, seed,
+            modalities, notes=notes,
+        )
+        draft.prepare()
+        try:
+            return _settle(draft, with_labels, run)
+        except BatchError as error:
+            reason = error.reason
+            notes = [f"without {'+'.join(sorted(modalities))}: {reason}"]
+    raise BatchError(reason)
+
+
+def _parameters(model: Any) -> dict[str, inspect.Parameter]:
+    return dict(inspect.signature(model.forward).parameters)
+
+
+def _choices(parameters: dict[str, inspect.Parameter], modality: str) -> list[set[str]]:
+    """Sets of modalities to try, the fullest first."""
+    names = set(parameters)
+    can = set()
+    if names & {"input_ids", "qformer_input_ids"}:
+        can.add("text")
+    if names & {"pixel_values", "flattened_patches"}:
+        can.add("image")
+    elif "pixel_values_videos" in names:
+        can.add("video")
+    if names & {"input_features", "input_values"}:
+        can.add("audio")
+    if modality != "auto":
+        # an image model that reads text needs its text too
+        wanted = {modality} if modality == "text" else {modality, "text"} & can
+        return [wanted] if modality in can else []
+    choices = [can] if can else []
+    for less in (can - {"audio"}, can - {"image", "video"}, can & {"text"}):
+        if less and less not in choices:
+            choices.append(less)
+    return choices
+
+
+def _settle(draft: Draft, with_labels: bool, run: bool) -> Batch:
+    """Correct `draft` until the model takes it, then add labels."""
+    from .batch_labels import candidates
+
+    name = type(draft.model).__name__
+    count_features(draft)
+    if not run:
+        inputs = draft.make()
+        for kind, more in candidates(draft, inputs, None) if with_labels else ():
+            return _batch(draft, {**inputs, **more}, kind)
+        return _batch(draft, inputs, "surrogate")
+    outputs = None
+    last = ""
+    for _ in range(MAX_ATTEMPTS):
+        inputs = draft.make()
+        if not inputs:
+            raise BatchError(f"{name}.forward: no argument could be made")
+        try:
+            outputs = _forward(draft.model, inputs)
+            break
+        except Exception as error:  # the model's objection, whatever it is, is what we work with
+            last = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            if not answer(draft, inputs, error):
+                raise BatchError(f"{name}.forward: {last}") from None
+    if outputs is None:
+        raise BatchError(f"{name}.forward: after {MAX_ATTEMPTS} attempts: {last}")
+    if not with_labels:
+        return _batch(draft, inputs, "surrogate")
+    for kind, more in candidates(draft, inputs, outputs):
+        full = {k: v for k, v in {**inputs, **more}.items() if v is not None}
+        try:
+            loss = _loss_of(_forward(draft.model, full))
+        except Exception as error:  # the wrong kind of label for this head: the next kind
+            text = " ".join(str(error).split())[:160]
+            draft.notes.append(f"{kind} tried: {type(error).__name__}: {text}")
+            continue
+        if loss is not None and bool(loss.isfinite().all()):
+            return _batch(draft, full, kind)
+        draft.notes.append(f"{kind} tried: {'no loss' if loss is None else 'loss not finite'}")
+    batch = _batch(draft, inputs, "surrogate")
+    loss = surrogate_loss(outputs)
+    if not bool(loss.isfinite().all()):
+        raise BatchError(f"{name}.forward: the outputs are not finite")
+    return batch
+
+
+def _batch(draft: Draft, inputs: dict[str, Any], loss: str) -> Batch:
+    kinds = []
+    groups = {
+        "text": ("input_ids", "decoder_input_ids", "qformer_input_ids"),
+        "image": ("pixel_values", "flattened_patches"),
+        "audio": ("input_features", "input_values"),
+        "video": ("pixel_values_videos",),
+    }
+    for kind, names in groups.items():
+        if any(name in inputs for name in names):
+            kinds.append(kind)
+    return Batch(inputs, kinds, loss, list(draft.notes))
+
+
+def _forward(model: Any, inputs: dict[str, Any]) -> Any:
+    """One forward without gradients; the random state is the same afterwards."""
+    import torch
+
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    moved = {k: v.to(device) if hasattr(v, "to") else v for k, v in inputs.items()}
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        return model(**moved)
+
+
+def batch_loss(model: Any, batch: Batch) -> Any:
+    """The scalar loss of `batch` under `model` (or a wrapper around it), with gradients.
+
+    Raises:
+        BatchError: neither a loss nor a floating point output.
+    """
+    outputs = model(**batch.inputs)
+    loss = _loss_of(outputs) if batch.loss != "surrogate" else None
+    return loss if loss is not None else surrogate_loss(outputs)
+
+
+def _loss_of(outputs: Any) -> Any:
+    """The loss among the outputs as a scalar, or None."""
+    import torch
+
+    loss = outputs.get("loss") if hasattr(outputs, "get") else getattr(outputs, "loss", None)
+    if isinstance(loss, dict):
+        loss = sum(v for v in loss.values() if isinstance(v, torch.Tensor))
+    if isinstance(loss, torch.Tensor) and loss.is_floating_point():
+        return loss.mean()
+    return None
+
+
+def surrogate_loss(outputs: Any) -> Any:
+    """Mean square of the first floating point tensor that depends on the parameters.
+
+    Raises:
+        BatchError: the outputs hold no floating point tensor.
+    """
+    tensors = list(_tensors(outputs))
+    for tensor in tensors:
+        if tensor.requires_grad:
+            return tensor.float().pow(2).mean()
+    if tensors:
+        return tensors[0].float().pow(2).mean()
+    raise BatchError(f"{type(outputs).__name__} holds no floating point tensor to make a loss from")
+
+
+def _tensors(outputs: Any) -> Any:
+    import torch
+
+    if isinstance(outputs, torch.Tensor):
+        if outputs.is_floating_point() and outputs.numel():
+            yield outputs
+    elif isinstance(outputs, dict):
+        for key, value in outputs.items():
+            if key != "loss":
+                yield from _tensors(value)
+    elif isinstance(outputs, (list, tuple)):
+        for value in outputs:
+            yield from _tensors(value)

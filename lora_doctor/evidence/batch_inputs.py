@@ -1,0 +1,545 @@
+"""Forward arguments made from a config: one maker per argument name, one draft per batch.
+
+The names are the conventions of transformers processors (`pixel_values`, `image_grid_thw`,
+`input_features`, ...). What a model wants of them in number and shape is read from its config first;
+`batch.py` corrects the draft where the model objects.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from .shrink_rules import Node, flat_ints, role_of, tree
+
+
+class Settings:
+    """Entries of a config tree by name, outermost first."""
+
+    def __init__(self, config: Any) -> None:
+        self.root: Node | None = tree(config) if config is not None else None
+
+    def nodes(self) -> Iterator[Node]:
+        """All configs, nearest the root first."""
+        level = [self.root] if self.root is not None else []
+        while level:
+            yield from level
+            level = [child for node in level for child in node.children]
+
+    def number(self, *names: str, default: int = 0, within: str = "") -> int:
+        """The first positive whole number under one of `names` (the last of a list).
+
+        `within` is a regular expression for the path of the config that must hold it.
+        """
+        for name in names:
+            for node in self.nodes():
+                if within and not re.search(within, node.path):
+                    continue
+                found = list(flat_ints(node.values.get(name)))
+                if found and found[-1] > 0:
+                    return found[-1]
+        return default
+
+    def special_ids(self) -> set[int]:
+        """Ids of all special tokens in the tree."""
+        ids: set[int] = set()
+        for node in self.nodes():
+            for key, value in node.values.items():
+                if role_of(key, value) == "ids":
+                    ids.update(flat_ints(value))
+        return ids
+
+    def placeholder(self, kind: str) -> int | None:
+        """The token id that stands for one feature of `kind` ("image", "audio", "video")."""
+        words = {"image": r"image|img|media|vision", "audio": r"audio|speech|sound", "video": r"video"}
+        border = re.compile(r"start|end|begin|eos|bos|newline|pad|row|col|delim|bo[iav]|eo[iav]|break")
+        exact = (f"{kind}_token_id", f"{kind}_token_index")
+        best: int | None = None
+        for node in self.nodes():
+            for key, value in node.values.items():
+                if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+                    if key in exact:
+                        return value
+                    named = re.search(words[kind], key) and not border.search(key)
+                    if best is None and named and role_of(key, value) == "ids":
+                        best = value
+        return best
+
+
+@dataclass
+class Draft:
+    """A batch in the making. Lengths in tokens, sizes in pixels, frames in spectrogram columns."""
+
+    model: Any
+    parameters: dict[str, inspect.Parameter]
+    settings: Settings
+    batch_size: int
+    seq_len: int
+    seed: int
+    modalities: set[str]
+    include: set[str] = field(default_factory=set)
+    exclude: set[str] = field(default_factory=set)
+    features: dict[str, int] = field(default_factory=dict)
+    pixel_layout: str = "bchw"
+    audio_layout: str = "mel_frames"
+    image_size: int = 0
+    channels: int = 0
+    frames: int = 0
+    mel: int = 0
+    patch_dim: int = 0
+    vocab: int = 0
+    decoder_vocab: int = 0
+    extra: dict[str, Any] = field(default_factory=dict)
+    tried: set[str] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
+
+    # -- sizes -----------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Fill sizes from the config and from the modules of the model."""
+        s = self.settings
+        vision = r"vision|image|visual|backbone|encoder|^$"
+        self.channels = s.number("num_channels", "in_channels", "in_chans", default=3)
+        if self.channels > 16:
+            self.channels = 3
+        self.image_size = s.number(
+            "image_size", "img_size", "input_size", "resolution", "max_image_size", within=vision
+        )
+        patch = self.patch
+        if not self.image_size or self.image_size > 512:
+            self.image_size = 4 * patch if 8 <= patch <= 64 else 64
+        self.mel = s.number("num_mel_bins", "input_feat_per_channel", "n_mel_bins", "n_mels")
+        self.mel = self.mel or s.number("input_feat_size", "input_dim", "feature_size", default=80)
+        positions = s.number("max_source_positions", within=r"audio|encoder|^$")
+        self.frames = 2 * positions if 0 < positions <= 1500 else 64
+        self.vocab = self._embedding_rows()
+        self.decoder_vocab = s.number("decoder_vocab_size", default=0) or self._decoder_rows()
+        self.pixel_layout = self._first_pixel_layout()
+        self.audio_layout = self._first_audio_layout()
+
+    @property
+    def patch(self) -> int:
+        """Pixels per side of one patch."""
+        return self.settings.number(
+            "patch_size", within=r"vision|image|visual|backbone|encoder|^$", default=16
+        )
+
+    def _embedding_rows(self) -> int:
+        try:
+            table = self.model.get_input_embeddings()
+        except (AttributeError, NotImplementedError, TypeError, KeyError):
+            table = None
+        rows = getattr(table, "num_embeddings", None)
+        if isinstance(rows, int) and rows > 1:
+            return rows
+        return self.settings.number("vocab_size", "n_vocab", "text_vocab_size", default=64)
+
+    def _decoder_rows(self) -> int:
+        try:
+            decoder = self.model.get_decoder()
+            rows = getattr(decoder.get_input_embeddings(), "num_embeddings", None)
+        except (AttributeError, NotImplementedError, TypeError, KeyError):
+            rows = None
+        if isinstance(rows, int) and rows > 1:
+            return rows
+        inner = self.settings.number("vocab_size", within=r"decoder|text|generator")
+        return inner or self.settings.number("vocab_size", default=self.vocab)
+
+    def _first_pixel_layout(self) -> str:
+        names = self.parameters
+        if "image_grid_thw" in names or "grid_thw" in names:
+            return "grid"
+        if "spatial_shapes" in names or "pixel_position_ids" in names:
+            return "patches"
+        if "aspect_ratio_ids" in names:
+            return "tiles"
+        if "pixel_attention_mask" in names or "image_sizes" in names or "image_num_patches" in names:
+            return "bnchw"
+        if self.settings.number("num_frames") and "input_ids" not in names:
+            return "bnchw"
+        return "bchw"
+
+    def _first_audio_layout(self) -> str:
+        if "input_features" not in self.parameters:
+            return "frames_mel" if self.settings.number("num_mel_bins") else "wave"
+        for _, module in self.model.named_modules():
+            if type(module).__name__ == "Conv1d":
+                return "mel_frames" if module.in_channels == self.mel else "frames_mel"
+        return "frames_mel"
+
+    # -- making ----------------------------------------------------------------------------------
+
+    def generator(self) -> Any:
+        import torch
+
+        return torch.Generator().manual_seed(self.seed)
+
+    def normal_ids(self, count: int, vocab: int) -> Any:
+        """`count` random token ids below `vocab` that are not special. Shape [count]."""
+        import torch
+
+        special = self.settings.special_ids()
+        allowed = [i for i in range(min(vocab, 4096)) if i not in special]
+        allowed = [i for i in allowed if i > 2] or allowed or [0]
+        pick = torch.randint(len(allowed), (count,), generator=self.generator())
+        return torch.tensor(allowed)[pick]
+
+    def wanted(self) -> list[str]:
+        """Names of the arguments to make, in the order of the signature."""
+        names = []
+        for name, parameter in self.parameters.items():
+            if name in self.exclude or name not in MAKERS:
+                continue
+            required = parameter.default is parameter.empty and parameter.kind not in (
+                parameter.VAR_POSITIONAL,
+                parameter.VAR_KEYWORD,
+            )
+            if required or name in self.include or self._by_default(name):
+                names.append(name)
+        return names + sorted(n for n in self.include if n in MAKERS and n not in names
+                              and n not in self.exclude and self._takes_any())
+
+    def _takes_any(self) -> bool:
+        return any(p.kind is p.VAR_KEYWORD for p in self.parameters.values())
+
+    def _by_default(self, name: str) -> bool:
+        groups = {
+            "text": ("input_ids", "attention_mask", "return_loss"),
+            "image": (
+                "pixel_values", "image_grid_thw", "grid_thw", "image_sizes", "pixel_attention_mask",
+                "aspect_ratio_ids", "aspect_ratio_mask", "cross_attention_mask", "spatial_shapes",
+                "qformer_input_ids", "qformer_attention_mask", "flattened_patches", "bbox",
+                "pixel_position_ids", "image_position_ids", "mm_token_type_ids",
+            ),
+            "audio": (
+                "input_features", "input_values", "feature_attention_mask", "input_features_mask",
+            ),
+            "video": ("pixel_values_videos", "video_grid_thw"),
+        }
+        if name == "bbox":
+            return "text" in self.modalities
+        if name == "attention_mask" and "input_ids" not in self.parameters:
+            return "flattened_patches" in self.parameters
+        return any(name in names for kind, names in groups.items() if kind in self.modalities)
+
+    def make(self) -> dict[str, Any]:
+        """The forward arguments."""
+        inputs: dict[str, Any] = {}
+        for name in self.wanted():
+            value = MAKERS[name](self, inputs)
+            if value is not None:
+                inputs[name] = value
+        inputs.update({k: v for k, v in self.extra.items() if k not in self.exclude})
+        return inputs
+
+    def input_ids(self) -> Any:
+        """Token ids with the placeholders of every modality inside. Shape [batch, length]."""
+        import torch
+
+        rows = []
+        for row in range(self.batch_size):
+            text = self.normal_ids(self.batch_size * self.seq_len, self.vocab)
+            text = text[row * self.seq_len : (row + 1) * self.seq_len]
+            parts = [text[:2]]
+            for kind in ("image", "video", "audio"):
+                count = self.features.get(kind, 0) if kind in self.modalities else 0
+                marker = self.settings.placeholder(kind)
+                if count and marker is not None and marker < max(self.vocab, 1):
+                    parts += self._border(kind, "start")
+                    parts.append(torch.full((count,), marker))
+                    parts += self._border(kind, "end")
+            parts.append(text[2:])
+            rows.append(torch.cat(parts))
+        return torch.stack(rows)
+
+    def _border(self, kind: str, which: str) -> list[Any]:
+        """The start or end token that M-RoPE code looks for around an image."""
+        import torch
+
+        names = [f"vision_{which}_token_id"] if kind != "audio" else []
+        names += [f"{kind}_{which}_token_id"]
+        marker = self.settings.number(*names)
+        return [torch.tensor([marker])] if 0 < marker < self.vocab else []
+
+    def grid(self) -> tuple[int, int, int]:
+        """Frames, rows and columns of patches of one image, in the merge factor of the model."""
+        merge = self.settings.number("spatial_merge_size", "merge_size", "merge_kernel_size", default=2)
+        side = max(2, -(-4 // merge)) * merge if merge > 1 else 4
+        return 1, side, side
+
+    def flat_patch(self) -> int:
+        """Numbers in one flattened patch."""
+        if self.patch_dim:
+            return self.patch_dim
+        s = self.settings
+        temporal = s.number("temporal_patch_size", default=1) if self.pixel_layout == "grid" else 1
+        return self.channels * temporal * self.patch**2
+
+    def pixels(self) -> Any:
+        """Image values in the layout of this draft."""
+        import torch
+
+        b, c, h = self.batch_size, self.channels, self.image_size
+        if self.pixel_layout == "grid":
+            t, rows, columns = self.grid()
+            shape: tuple[int, ...] = (b * t * rows * columns, self.flat_patch())
+        elif self.pixel_layout == "patches":
+            shape = (b, 16, self.flat_patch())
+        elif self.pixel_layout == "bnchw":
+            shape = (b, self.images_per_row(), c, h, h)
+        elif self.pixel_layout == "tiles":
+            shape = (b, 1, self.settings.number("max_num_tiles", default=4), c, h, h)
+        elif self.pixel_layout == "bcthw":
+            shape = (b, c, self.settings.number("num_frames", default=2), h, h)
+        else:
+            shape = (b, c, h, h)
+        return torch.rand(shape, generator=self.generator()) * 2 - 1
+
+    def images_per_row(self) -> int:
+        """Pictures per sample in a five-dimensional layout: frames, tiles of one image, or one."""
+        if "image_sizes" in self.parameters:
+            return self.extra_tiles()
+        frames = self.settings.number("num_frames")
+        return frames if frames and "input_ids" not in self.parameters else 1
+
+    def extra_tiles(self) -> int:
+        """Tiles of one anyres image: the overview and the tiles of the smallest allowed grid."""
+        return 1 + (self.tile_rows() * self.tile_columns())
+
+    def tile_rows(self) -> int:
+        return max(1, self._pinpoint()[0] // self.image_size)
+
+    def tile_columns(self) -> int:
+        return max(1, self._pinpoint()[1] // self.image_size)
+
+    def _pinpoint(self) -> tuple[int, int]:
+        for node in self.settings.nodes():
+            points = node.values.get("image_grid_pinpoints")
+            if isinstance(points, (list, tuple)) and points:
+                smallest = min(points, key=lambda p: p[0] * p[1])
+                return int(smallest[0]), int(smallest[1])
+        return self.image_size, self.image_size
+
+
+def _ones_like_ids(draft: Draft, inputs: dict[str, Any]) -> Any:
+    import torch
+
+    if "flattened_patches" in inputs:
+        return torch.ones(inputs["flattened_patches"].shape[:2])
+    for name in ("input_ids", "inputs_embeds"):
+        if name in inputs:
+            return torch.ones(inputs[name].shape[:2], dtype=torch.long)
+    if "input_features" in inputs:
+        return torch.ones((draft.batch_size, draft.frames), dtype=torch.long)
+    if "input_values" in inputs:
+        return torch.ones(inputs["input_values"].shape[:2], dtype=torch.long)
+    return None
+
+
+def _input_ids(draft: Draft, inputs: dict[str, Any]) -> Any:
+    return draft.input_ids()
+
+
+def _zeros_like_ids(draft: Draft, inputs: dict[str, Any]) -> Any:
+    """Token types: 1 where a placeholder of an image stands, 0 elsewhere."""
+    import torch
+
+    ids = inputs.get("input_ids")
+    if ids is None:
+        return None
+    types = torch.zeros_like(ids)
+    image, audio = draft.settings.placeholder("image"), draft.settings.placeholder("audio")
+    if image is not None and "image" in draft.modalities:
+        types[ids == image] = 1
+    if audio is not None and "audio" in draft.modalities and "mm_token_type_ids" in draft.parameters:
+        types[ids == audio] = 3
+    return types
+
+
+def _decoder_ids(draft: Draft, inputs: dict[str, Any]) -> Any:
+    count = draft.batch_size * 8
+    return draft.normal_ids(count, draft.decoder_vocab).reshape(draft.batch_size, 8)
+
+
+def _pixels(draft: Draft, inputs: dict[str, Any]) -> Any:
+    return draft.pixels()
+
+
+def _grid(draft: Draft, inputs: dict[str, Any]) -> Any:
+    import torch
+
+    return torch.tensor([draft.grid()] * draft.batch_size)
+
+
+def _image_sizes(draft: Draft, inputs: dict[str, Any]) -> Any:
+    import torch
+
+    if draft.pixel_layout == "bchw":
+        return torch.tensor([[draft.image_size, draft.image_size]] * draft.batch_size)
+    size = [draft.tile_rows() * draft.image_size, draft.tile_columns() * draft.image_size]
+    return torch.tensor([size] * draft.batch_size)
+
+
+def _pixel_mask(draft: Draft, inputs: dict[str, Any]) -> Any:
+    import torch
+
+    pixels = inputs.get("pixel_values")
+    if pixels is None:
+        return None
+    if pixels.dim() == 3:
+        return torch.ones(pixels.shape[:2], dtype=torch.long)
+    shape = (*pixels.shape[:-3], *pixels.shape[-2:])
+    return torch.ones(shape, dtype=torch.long)
+
+
+def _aspect_ids(draft: Draft, inputs: dict[str, Any]) -> Any:
+    import torch
+
+    return torch.ones((draft.batch_size, 1), dtype=torch.long)
+
+
+def _aspect_mask(draft: Draft, inputs: dict[str, Any]) -> Any:
+    import torch
+
+    tiles = draft.settings.number("max_num_tiles", default=4)
+    mask = torch.zeros((draft.batch_size, 1, tiles), dtype=torch.long)
+    mask[..., 0] = 1
+    return mask
+
+
+def _cross_mask(draft: Draft, inputs: dict[str, Any]) -> Any:
+    import torch
+
+    tiles = draft.settings.number("max_num_tiles", default=4)
+    length = draft.input_ids().shape[1]
+    return torch.ones((draft.batch_size, length, 1, tiles), dtype=torch.long)
+
+
+def _spatial_shapes(draft: Draft, inputs: dict[str, Any]) -> Any:
+    import torch
+
+    return torch.tensor([[4, 4]] * draft.batch_size)
+
+
+def _patch_positions(draft: Draft, inputs: dict[str, Any]) -> Any:
+    import torch
+
+    steps = torch.arange(4)
+    points = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), dim=-1).reshape(1, 16, 2)
+    return points.repeat(draft.batch_size, 1, 1)
+
+
+def _flattened_patches(draft: Draft, inputs: dict[str, Any]) -> Any:
+    """Pix2Struct: row and column (from 1), then the numbers of the patch."""
+    import torch
+
+    size = draft.patch_dim or draft.channels * draft.patch**2
+    values = torch.rand((draft.batch_size, 16, size), generator=draft.generator())
+    positions = (_patch_positions(draft, inputs) + 1).to(values.dtype)
+    return torch.cat([positions, values], dim=-1)
+
+
+def _bbox(draft: Draft, inputs: dict[str, Any]) -> Any:
+    import torch
+
+    shape = (*draft.input_ids().shape, 4)
+    box = torch.tensor([1, 1, 9, 9]) if "bbox" in draft.parameters else torch.zeros(4)
+    return box.expand(shape).clone()
+
+
+def _audio(draft: Draft, inputs: dict[str, Any]) -> Any:
+    import torch
+
+    b = draft.batch_size
+    shapes = {
+        "mel_frames": (b, draft.mel, draft.frames),
+        "frames_mel": (b, draft.frames, draft.mel),
+        "b1_frames_mel": (b, 1, draft.frames, draft.mel),
+        "wave": (b, 6400),
+        "b1_wave": (b, 1, 6400),
+    }
+    return torch.randn(shapes[draft.audio_layout], generator=draft.generator()) * 0.1
+
+
+def _audio_mask(draft: Draft, inputs: dict[str, Any]) -> Any:
+    import torch
+
+    return torch.ones((draft.batch_size, draft.frames), dtype=torch.long)
+
+
+def _qformer_ids(draft: Draft, inputs: dict[str, Any]) -> Any:
+    vocab = draft.settings.number("vocab_size", within="qformer", default=64)
+    return draft.normal_ids(draft.batch_size * 6, vocab).reshape(draft.batch_size, 6)
+
+
+def _qformer_mask(draft: Draft, inputs: dict[str, Any]) -> Any:
+    import torch
+
+    return torch.ones((draft.batch_size, 6), dtype=torch.long)
+
+
+def _masked_positions(draft: Draft, inputs: dict[str, Any]) -> Any:
+    import torch
+
+    count = (draft.image_size // draft.patch) ** 2
+    mask = torch.zeros((draft.batch_size, count), dtype=torch.bool)
+    mask[:, : max(1, count // 2)] = True
+    return mask
+
+
+def _true(draft: Draft, inputs: dict[str, Any]) -> Any:
+    return True
+
+
+def _video(draft: Draft, inputs: dict[str, Any]) -> Any:
+    import torch
+
+    if draft.pixel_layout == "grid":
+        return draft.pixels()
+    h = draft.image_size
+    shape = (draft.batch_size, draft.settings.number("num_frames", default=2), draft.channels, h, h)
+    return torch.rand(shape, generator=draft.generator()) * 2 - 1
+
+
+def _image_flags(draft: Draft, inputs: dict[str, Any]) -> Any:
+    import torch
+
+    return torch.ones((draft.batch_size, 1), dtype=torch.long)
+
+
+Maker = Callable[[Draft, dict[str, Any]], Any]
+MAKERS: dict[str, Maker] = {
+    "pixel_values": _pixels,
+    "pixel_values_videos": _video,
+    "image_grid_thw": _grid,
+    "grid_thw": _grid,
+    "video_grid_thw": _grid,
+    "image_sizes": _image_sizes,
+    "pixel_attention_mask": _pixel_mask,
+    "pixel_mask": _pixel_mask,
+    "aspect_ratio_ids": _aspect_ids,
+    "aspect_ratio_mask": _aspect_mask,
+    "cross_attention_mask": _cross_mask,
+    "spatial_shapes": _spatial_shapes,
+    "pixel_position_ids": _patch_positions,
+    "image_position_ids": _patch_positions,
+    "flattened_patches": _flattened_patches,
+    "image_flags": _image_flags,
+    "bool_masked_pos": _masked_positions,
+    "input_features": _audio,
+    "input_values": _audio,
+    "feature_attention_mask": _audio_mask,
+    "input_features_mask": _audio_mask,
+    "input_ids": _input_ids,
+    "attention_mask": _ones_like_ids,
+    "bbox": _bbox,
+    "token_type_ids": _zeros_like_ids,
+    "mm_token_type_ids": _zeros_like_ids,
+    "decoder_input_ids": _decoder_ids,
+    "qformer_input_ids": _qformer_ids,
+    "qformer_attention_mask": _qformer_mask,
+    "return_loss": _true,
+}

@@ -1,0 +1,96 @@
+"""Labels of the right kind, read from what the model returns without them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from .batch_inputs import Draft
+
+
+def candidates(
+    draft: Draft, inputs: dict[str, Any], outputs: Any
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Kinds of labels to try, the likeliest first: (what `Batch.loss` says, arguments to add).
+
+    An argument that is None is taken out of the inputs. `outputs` is what the model returned for
+    `inputs`, or None where it was not run.
+    """
+    import torch
+
+    names = draft.parameters
+    b = draft.batch_size
+    ids = inputs.get("input_ids")
+    if "start_positions" in names and "end_positions" in names:
+        first = torch.zeros(b, dtype=torch.long)
+        yield "start_positions/end_positions", {"start_positions": first, "end_positions": first + 1}
+    if "return_loss" in inputs:
+        yield "labels", {}
+    if "labels" not in names and "labels" not in draft.include:
+        if not any(p.kind is p.VAR_KEYWORD for p in names.values()):
+            return
+    logits = _logits(outputs)
+    if "next_sentence_label" in names:
+        yield "labels", {"labels": ids, "next_sentence_label": torch.zeros(b, dtype=torch.long)}
+    if "sentence_order_label" in names:
+        yield "labels", {"labels": ids, "sentence_order_label": torch.zeros(b, dtype=torch.long)}
+    if _has_decoder(draft):
+        target = draft.normal_ids(b * 8, draft.decoder_vocab).reshape(b, 8)
+        if "decoder_input_ids" in inputs:
+            yield "labels", {"labels": target, "decoder_input_ids": None}
+        yield "labels", {"labels": target}
+    if ids is not None and _per_token(logits, ids):
+        yield "labels", {"labels": _token_labels(draft, ids, logits)}
+    if logits is not None and logits.dim() == 2:
+        classes = logits.shape[-1]
+        yield "labels", {"labels": torch.arange(b) % max(1, classes)}
+        yield "labels", {"labels": torch.rand(tuple(logits.shape), generator=draft.generator())}
+    if logits is not None and logits.dim() == 4:
+        side = (b, draft.image_size, draft.image_size)
+        yield "labels", {"labels": torch.zeros(side, dtype=torch.long)}
+        yield "labels", {"labels": torch.zeros((b, *logits.shape[-2:]), dtype=torch.long)}
+    if ids is not None:
+        yield "labels", {"labels": _token_labels(draft, ids, logits)}
+    if logits is not None and logits.dim() == 3:
+        classes = logits.shape[-1]
+        steps = max(1, min(3, logits.shape[1] // 4))
+        yield "labels", {"labels": torch.arange(1, b * steps + 1).reshape(b, steps) % classes}
+    yield "labels", {"labels": torch.zeros(b, dtype=torch.long)}
+
+
+def _has_decoder(draft: Draft) -> bool:
+    config = getattr(draft.model, "config", None)
+    return "decoder_input_ids" in draft.parameters or bool(
+        getattr(config, "is_encoder_decoder", False)
+    )
+
+
+def _logits(outputs: Any) -> Any:
+    """The first output that looks like logits: named so, else the first floating tensor."""
+    from .batch import _tensors
+
+    if outputs is None:
+        return None
+    for name in ("logits", "prediction_logits", "logits_per_text"):
+        value = outputs.get(name) if hasattr(outputs, "get") else None
+        if value is not None and hasattr(value, "dim"):
+            return value
+    return next(_tensors(outputs), None)
+
+
+def _per_token(logits: Any, ids: Any) -> bool:
+    return logits is None or (logits.dim() == 3 and logits.shape[1] == ids.shape[1])
+
+
+def _token_labels(draft: Draft, ids: Any, logits: Any) -> Any:
+    """Next-token labels: the ids, ignored (-100) where a special token stands."""
+    import torch
+
+    special = [i for i in draft.settings.special_ids() if i >= 0]
+    labels = ids.clone()
+    hidden = torch.isin(ids, torch.tensor(special, dtype=ids.dtype)) if special else None
+    if logits is not None and logits.dim() == 3 and logits.shape[-1] < int(labels.max()) + 1:
+        return labels % logits.shape[-1]  # token classes, not words
+    if hidden is not None and not bool(hidden.all()):
+        labels[hidden] = -100
+    return labels

@@ -1,0 +1,262 @@
+"""Reading what a model says about its inputs, and changing the draft accordingly."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from .batch_inputs import MAKERS, Draft
+
+_LAYOUTS = {3: ("patches",), 4: ("bchw",), 5: ("bnchw", "bcthw"), 6: ("tiles",), 2: ("grid",)}
+
+
+def count_features(draft: Draft) -> None:
+    """Set how many placeholders an image or a sound needs, by asking the tower of the model.
+
+    Towers that cannot be asked leave a guess from the config, which the forward then corrects.
+    """
+    for kind, names in (
+        ("image", ("pixel_values", "image_grid_thw", "image_sizes", "pixel_attention_mask",
+                   "spatial_shapes", "pixel_position_ids", "image_position_ids")),
+        ("audio", ("input_features", "feature_attention_mask", "input_features_mask",
+                   "input_values", "attention_mask")),
+        ("video", ("pixel_values_videos", "video_grid_thw")),
+    ):
+        if kind not in draft.modalities or draft.settings.placeholder(kind) is None:
+            continue
+        if "input_ids" not in draft.parameters or kind in draft.features:
+            continue
+        draft.features[kind] = _ask_tower(draft, kind, names) or _guess(draft, kind)
+
+
+def _ask_tower(draft: Draft, kind: str, names: tuple[str, ...]) -> int:
+    import inspect
+
+    import torch
+
+    method = next(
+        (
+            getattr(owner, f"get_{kind}_features")
+            for owner in (draft.model, getattr(draft.model, "model", None))
+            if hasattr(owner, f"get_{kind}_features")
+        ),
+        None,
+    )
+    if method is None:
+        return 0
+    takes = inspect.signature(method).parameters
+    arguments: dict[str, Any] = {}
+    for name in names:
+        if name in takes and name in draft.parameters and name in MAKERS:
+            arguments[name] = MAKERS[name](draft, arguments)
+    for name, parameter in takes.items():
+        if parameter.default is parameter.empty and name not in arguments:
+            config = getattr(draft.model, "config", None)
+            if hasattr(config, name):
+                arguments[name] = getattr(config, name)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            found = method(**{k: v for k, v in arguments.items() if v is not None})
+    except Exception as error:  # a tower that objects here objects in forward too, and is heard there
+        draft.notes.append(f"get_{kind}_features: {type(error).__name__}: {str(error)[:120]}")
+        return 0
+    return _rows(found) // draft.batch_size
+
+
+def _rows(found: Any) -> int:
+    """Feature vectors in what a tower returned."""
+    import torch
+
+    for name in ("pooler_output", "last_hidden_state"):
+        if getattr(found, name, None) is not None:
+            return _rows(getattr(found, name))
+    if isinstance(found, torch.Tensor):
+        return found.numel() // found.shape[-1] if found.dim() else 0
+    if isinstance(found, (list, tuple)):
+        if len(found) == 2 and isinstance(found[1], torch.Tensor) and not found[1].is_floating_point():
+            return _rows(found[0])
+        if len(found) == 2 and isinstance(found[0], torch.Tensor) and isinstance(found[1], (list, tuple)):
+            return _rows(found[0])  # the features, then those for deeper layers
+        return sum(_rows(item) for item in found)
+    return 0
+
+
+def _guess(draft: Draft, kind: str) -> int:
+    s = draft.settings
+    if kind == "audio":
+        return s.number("audio_seq_length", "audio_soft_tokens_per_image", default=draft.frames // 4)
+    count = s.number("mm_tokens_per_image", "image_seq_length", "image_seq_len", "num_image_tokens",
+                     "num_query_tokens", "vision_soft_tokens_per_image")
+    return count or max(1, draft.image_size // draft.patch) ** 2
+
+
+def answer(draft: Draft, inputs: dict[str, Any], error: BaseException) -> bool:
+    """Change `draft` by what `error` says; False where nothing is left to try."""
+    text = " ".join(str(error).split())
+    for reader in (_arguments, _placeholders, _image, _audio, _channels, _range, _unpack):
+        note = reader(draft, inputs, text)
+        if note:
+            draft.notes.append(f"{note} ({type(error).__name__}: {text[:120]})")
+            return True
+    return _alternative(draft, text)
+
+
+def _arguments(draft: Draft, inputs: dict[str, Any], text: str) -> str:
+    unexpected = re.search(r"unexpected keyword argument '(\w+)'", text)
+    if unexpected and unexpected[1] in inputs:
+        draft.exclude.add(unexpected[1])
+        return f"left out {unexpected[1]}"
+    missing = re.search(r"missing \d+ required .*?argument", text)
+    asks = missing or re.search(
+        r"(have to|must|need to|should|please) (be )?(specify|provide|pass|given|provided|specified)"
+        r"|is required|are required|cannot be None|must not be None|should not be None|is None"
+        r"|not provided|No \w+ provided",
+        text,
+        re.IGNORECASE,
+    )
+    if asks:
+        for name in re.findall(r"\w+", text):
+            if name in MAKERS and name not in inputs and name not in draft.exclude:
+                if name not in draft.include:
+                    draft.include.add(name)
+                    return f"added {name}"
+    return ""
+
+
+def _placeholders(draft: Draft, inputs: dict[str, Any], text: str) -> str:
+    pairs = (
+        r"tokens:?\s*(?P<tokens>\d+)[,;. ]+(and )?(length of )?\w*\s*features:?\s*(?P<features>\d+)",
+        r"n_\w*tokens=?:?\s*(?P<tokens>\d+).*?n_\w*features=?:?\s*(?P<features>\d+)",
+        r"value tensor of shape \[(?P<features>\d+), ?\d+\].*result of shape \[(?P<tokens>\d+), ?\d+\]",
+        r"tokens \(?(?P<tokens>\d+)\)?.*?features \(?(?P<features>\d+)\)?",
+        r"features \(?(?P<features>\d+)\)?.*?tokens \(?(?P<tokens>\d+)\)?",
+    )
+    for pattern in pairs:
+        match = re.search(pattern, text)
+        if not match:
+            continue
+        tokens, features = int(match["tokens"]), int(match["features"])
+        for kind, count in draft.features.items():
+            placed = count * draft.batch_size
+            if placed and tokens % placed == 0 and tokens != features:
+                wanted = features // (tokens // placed) // draft.batch_size
+                if wanted and wanted != count:
+                    draft.features[kind] = wanted
+                    return f"{wanted} {kind} placeholders per sample instead of {count}"
+    one = re.search(r"number of image tokens is (\d+) while the number of image\D* is (\d+)", text)
+    if one and draft.features.get("image", 0) != 1:
+        draft.features["image"] = 1
+        return "one image placeholder per image"
+    return ""
+
+
+def _image(draft: Draft, inputs: dict[str, Any], text: str) -> str:
+    match = re.search(r"[Ii]mage size.*?match(?:es)? model ?\((\d+) ?[*x,] ?(\d+)", text)
+    match = match or re.search(r"expected (?:image )?size \(?(\d+)[*x, ]+(\d+)", text)
+    if match and int(match[1]) != draft.image_size:
+        draft.image_size = int(match[1])
+        return f"images of {draft.image_size} pixels"
+    return ""
+
+
+def _audio(draft: Draft, inputs: dict[str, Any], text: str) -> str:
+    match = re.search(r"(?:mel input )?features to (?:be of length )?(\d+)", text)
+    if match and "audio" in draft.modalities and int(match[1]) != draft.frames:
+        draft.frames = int(match[1])
+        return f"{draft.frames} audio frames"
+    return ""
+
+
+def _channels(draft: Draft, inputs: dict[str, Any], text: str) -> str:
+    match = re.search(r"to have (\d+) channels?, but got (\d+) channels", text)
+    if not match:
+        product = re.search(r"mat1 and mat2 shapes cannot be multiplied \(\d+x(\d+) and (\d+)x\d+\)", text)
+        if product:
+            got, want = int(product[1]), int(product[2])
+            flat = draft.pixel_layout in ("grid", "patches") or "flattened_patches" in inputs
+            if "image" in draft.modalities and flat and got == draft.flat_patch():
+                draft.patch_dim = want
+                return f"patches of {want} numbers"
+            if "audio" in draft.modalities and got == draft.mel and draft.mel != want:
+                draft.mel = want
+                return f"{want} audio features per frame"
+            if "audio" in draft.modalities and got == draft.frames and draft.audio_layout == "mel_frames":
+                draft.audio_layout = "frames_mel"
+                return "audio as frames x features"
+        return ""
+    want, got = int(match[1]), int(match[2])
+    if "audio" in draft.modalities and got in (draft.mel, draft.frames):
+        other = {"mel_frames": "frames_mel", "frames_mel": "mel_frames"}.get(draft.audio_layout)
+        if other and want == draft.mel:
+            draft.audio_layout = other
+            return f"audio as {other}"
+        draft.mel = want
+        return f"{want} audio features per frame"
+    if "image" in draft.modalities and got == draft.channels:
+        draft.channels = want
+        return f"{want} image channels"
+    return ""
+
+
+def _range(draft: Draft, inputs: dict[str, Any], text: str) -> str:
+    if "index out of range" not in text and "out of bounds" not in text:
+        return ""
+    if draft.decoder_vocab > 64 and "decoder_input_ids" in inputs:
+        draft.decoder_vocab = 64
+        return "decoder tokens below 64"
+    if draft.vocab > 64 and "input_ids" in inputs and not draft.features:
+        draft.vocab = 64
+        return "tokens below 64"
+    return ""
+
+
+def _unpack(draft: Draft, inputs: dict[str, Any], text: str) -> str:
+    match = re.search(r"unpack \(expected (\d)(?:, got (\d))?\)", text)
+    match = match or re.search(r"[Ee]xpected (?:a )?(\d)-?D", text)
+    if not match:
+        return ""
+    want = int(match[1])
+    if "image" in draft.modalities and "pixel_values" in inputs:
+        for layout in _LAYOUTS.get(want, ()):
+            if layout not in draft.tried and inputs["pixel_values"].dim() != want:
+                if layout != draft.pixel_layout:
+                    draft.tried |= {layout, draft.pixel_layout}
+                    draft.pixel_layout = layout
+                    return f"pixel_values with {want} dimensions"
+    if "audio" in draft.modalities:
+        layouts = {2: "wave", 3: "frames_mel", 4: "b1_frames_mel"}
+        if want in layouts and draft.audio_layout != layouts[want]:
+            draft.audio_layout = layouts[want]
+            return f"audio with {want} dimensions"
+    return ""
+
+
+# Optional arguments that some models cannot do without, likeliest first.
+_OPTIONAL = (
+    "decoder_input_ids", "mm_token_type_ids", "token_type_ids", "pixel_mask", "image_flags",
+    "bool_masked_pos",
+)
+
+
+def _alternative(draft: Draft, text: str) -> bool:
+    """Something that was not tried yet, though the objection does not name it."""
+    for name in _OPTIONAL:
+        if name in draft.parameters and name not in draft.include and name not in draft.exclude:
+            draft.include.add(name)
+            draft.notes.append(f"added {name} ({text[:120]})")
+            return True
+    if "image" in draft.modalities and "pixel_values" in draft.parameters:
+        for layout in ("bchw", "bnchw"):
+            if layout != draft.pixel_layout and layout not in draft.tried:
+                draft.tried |= {layout, draft.pixel_layout}
+                draft.pixel_layout = layout
+                draft.notes.append(f"pixel_values as {layout} ({text[:120]})")
+                return True
+    if "audio" in draft.modalities:
+        for layout in ("mel_frames", "frames_mel", "b1_frames_mel", "wave", "b1_wave"):
+            if layout != draft.audio_layout and layout not in draft.tried:
+                draft.tried |= {layout, draft.audio_layout}
+                draft.audio_layout = layout
+                draft.notes.append(f"audio as {layout} ({text[:120]})")
+                return True
+    return False

@@ -1,0 +1,172 @@
+"""Fewer layers, every kind of layer still there.
+
+Layers differ by what a config says about them: a list with one entry per layer (`layer_types`), a
+list of layer numbers (`cross_attention_layers`), a threshold (`first_k_dense_replace`), a period
+(`decoder_sparse_step`). The first layer of each kind is kept, and the lists are cut to these layers.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from .shrink_rules import Node, is_numbers, role_of
+
+_NOT_PER_LAYER = re.compile(r"kernel|stride|conv|dilation|ratio|rates|padding|token|norm_(mean|std)")
+_MAX_KINDS = 8
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What the depth entries of one config become; `depth` is the main number of layers."""
+
+    values: dict[str, Any]
+    depth: int
+
+
+def plan_layers(node: Node, min_depth: int) -> LayerPlan:
+    """Shrunken depth, per-layer lists, layer numbers, thresholds and periods of one config.
+
+    `min_depth` (layers) is kept at least where the original has as many.
+    """
+    values: dict[str, Any] = {}
+    depths = _depths(node)
+    for key, value in node.values.items():
+        role = role_of(key, value)
+        if role == "depths" and len(value) not in depths.values():
+            # Two per stage: a shifted window comes second (Swin).
+            values[key] = type(value)(min(v, 2) for v in value)
+        elif role == "period" and isinstance(value, int) and not isinstance(value, bool):
+            values[key] = min(value, 2)
+        elif role == "offset" and isinstance(value, int):
+            values[key] = min(value, 1)
+    main = 0
+    for length in sorted(set(depths.values())):
+        kept = _kept_layers(node, length, min_depth)
+        main = len(kept)
+        for key, depth in depths.items():
+            if depth == length:
+                values[key] = len(kept)
+        values.update(_cut(node, length, kept))
+    return LayerPlan({k: v for k, v in values.items() if v != node.values[k]}, main)
+
+
+def _depths(node: Node) -> dict[str, int]:
+    stages = {
+        len(v) for k, v in node.values.items() if is_numbers(v) and role_of(k, v) in ("depths", "width")
+    }
+    found: dict[str, int] = {}
+    for key, value in node.values.items():
+        if role_of(key, value) == "depth" and value > 2:
+            # `num_layers == len(depths)` counts stages, not layers.
+            if value in stages and any(role_of(k, v) == "depths" for k, v in node.values.items()):
+                continue
+            found[key] = value
+    return found
+
+
+def _per_layer(node: Node, length: int) -> dict[str, list[Any]]:
+    return {
+        key: list(value)
+        for key, value in node.values.items()
+        if isinstance(value, (list, tuple))
+        and len(value) == length
+        and not _NOT_PER_LAYER.search(key)
+        and role_of(key, value) != "layer_index"
+    }
+
+
+def _layer_numbers(node: Node, length: int) -> dict[str, list[int]]:
+    """Lists of layer numbers of a tower with `length` layers."""
+    found = {}
+    deepest = max(_depths(node).values(), default=0)
+    for key, value in node.values.items():
+        if role_of(key, value) != "layer_index" or not is_numbers(value) or deepest != length:
+            continue
+        if all(0 <= v <= length for v in value) and not (
+            len(value) == length and set(value) <= {0, 1}
+        ):
+            found[key] = list(value)
+    return found
+
+
+def _flags(node: Node, length: int) -> dict[str, list[int]]:
+    """Lists of 0/1 per layer that are named like layer numbers (`no_rope_layers`)."""
+    return {
+        key: list(value)
+        for key, value in node.values.items()
+        if role_of(key, value) == "layer_index"
+        and is_numbers(value)
+        and len(value) == length
+        and set(value) <= {0, 1}
+    }
+
+
+def _thresholds(node: Node, length: int) -> dict[str, tuple[int, bool]]:
+    """Layer number at which the kind changes, and whether the key counts from the end."""
+    found = {}
+    for key, value in node.values.items():
+        if role_of(key, value) == "threshold" and isinstance(value, int) and 0 < value < length:
+            found[key] = (length - value, True) if "shared" in key else (value, False)
+    return found
+
+
+def _kept_layers(node: Node, length: int, min_depth: int) -> list[int]:
+    lists = {**_per_layer(node, length), **_flags(node, length)}
+    numbers = _layer_numbers(node, length)
+    thresholds = _thresholds(node, length)
+
+    def kind(layer: int, coarse: bool) -> tuple[Any, ...]:
+        entries = tuple(
+            repr(v[layer])
+            for v in lists.values()
+            if not coarse or isinstance(v[layer], (str, bool)) or set(map(repr, v)) <= {"0", "1"}
+        )
+        listed = tuple(layer in v for v in numbers.values())
+        return entries, listed, tuple(layer >= at for at, _ in thresholds.values())
+
+    kept: list[int] = []
+    for coarse in (False, True):
+        kinds: dict[tuple[Any, ...], int] = {}
+        for layer in range(length):
+            kinds.setdefault(kind(layer, coarse), layer)
+        kept = sorted(kinds.values())
+        if len(kept) <= 6:
+            break
+    kept = kept[:_MAX_KINDS]
+    wanted = max(min_depth, len(kept))
+    periods = [
+        v for k, v in node.values.items() if role_of(k, v) == "period" and isinstance(v, int) and v > 1
+    ]
+    if periods:  # two of each period after the dense layers, so that both kinds occur
+        wanted = max(wanted, 2 + sum(not end for _, end in thresholds.values()))
+    wanted = max([wanted, *(len(v) for k, v in numbers.items() if k.endswith("out_indices"))])
+    for layer in range(length):
+        if len(kept) >= min(wanted, length):
+            break
+        if layer not in kept:
+            kept = sorted([*kept, layer])
+    return kept
+
+
+def _cut(node: Node, length: int, kept: list[int]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key, entries in {**_per_layer(node, length), **_flags(node, length)}.items():
+        values[key] = type(node.values[key])(entries[layer] for layer in kept)
+    for key, numbers in _layer_numbers(node, length).items():
+        if key.endswith("out_indices"):  # their count is part of the architecture
+            new = list(range(len(kept) - len(numbers), len(kept)))
+        else:
+            new = [i for i, layer in enumerate(kept) if layer in numbers]
+        values[key] = type(node.values[key])(new)
+    for key, (at, from_end) in _thresholds(node, length).items():
+        before = sum(layer < at for layer in kept)
+        values[key] = len(kept) - before if from_end else before
+    for key, value in node.values.items():
+        if role_of(key, value) == "threshold" and isinstance(value, int) and value >= length:
+            values[key] = len(kept)
+    names = node.values.get("stage_names")
+    if isinstance(names, (list, tuple)) and len(names) == length + 1:
+        values["stage_names"] = type(names)(names[: len(kept) + 1])
+    return values
