@@ -36,6 +36,7 @@ def check(
     steps: int = 3,
     batches: Sequence[Mapping[str, Any]] | None = None,
     progress: Callable[[str], None] | None = None,
+    only_nets: bool = False,
 ) -> Diagnosis:
     """Diagnose a LoRA set-up; nothing of the user's is changed or written.
 
@@ -49,12 +50,15 @@ def check(
         rules: folders with rule files of your own.
         batches: forward arguments to run a loaded module with (name to tensor).
         progress: called with a short text on what is going on.
+        only_nets: run the training contract and report its failure, without the other rules.
 
     Raises:
         InputError: model or recipe cannot be used; one line that says what, where, what to do.
     """
     found = _rules(rules)
     selection = _selection(select, ignore, found)
+    if only_nets:
+        found = [rule for rule in found if rule.is_net]
     with open_case(
         model, recipe, depth=depth, revision=revision, trust_remote_code=trust_remote_code,
         limits=limits, device=device, steps=steps, batches=batches, progress=progress,

@@ -305,8 +305,8 @@ def make_recipe(
     return Recipe(checked, dict.fromkeys(checked, origin), complete)
 
 
-def parse_target_modules(text: str) -> str | list[str]:
-    """``--target-modules``: names separated by commas, a regular expression, or all-linear.
+def parse_target_modules(text: str, where: str = "--target-modules") -> str | list[str]:
+    """An option's names separated by commas, a regular expression, or all-linear.
 
     Raises:
         InputError: the text is empty or a regular expression that does not compile.
@@ -318,12 +318,12 @@ def parse_target_modules(text: str) -> str | list[str]:
             re.compile(text)
         except re.error as error:
             raise InputError(
-                f"--target-modules: {text!r} is not a regular expression: {error}"
+                f"{where}: {text!r} is not a regular expression: {error}"
             ) from None
         return text
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:
-        raise InputError("--target-modules: no name given; write q_proj,v_proj or all-linear")
+        raise InputError(f"{where}: no name given; write q_proj,v_proj or all-linear")
     return names
 
 

@@ -1,0 +1,403 @@
+"""The command line: parse, call, render, exit code. No logic of its own.
+
+Exit codes: 0 nothing at or above ``--fail-on``; 1 findings; 2 the question could not be answered.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from lora_doctor import __version__
+from lora_doctor.errors import LoraDoctorError
+
+if TYPE_CHECKING:
+    from lora_doctor.diagnosis import Diagnosis
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+OK, FINDINGS, UNANSWERED = 0, 1, 2
+#: With this variable set, an internal error shows its traceback.
+DEBUG_VARIABLE = "LORA_DOCTOR_DEBUG"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code; every error is one line on stderr."""
+    try:
+        result = cli.main(args=arguments, prog_name="lora-doctor", standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        return int(stop.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        return _say("interrupted", 130)
+    except click.ClickException as error:
+        return _say(" ".join(error.format_message().split()), UNANSWERED)
+    except LoraDoctorError as error:
+        return _say(str(error), UNANSWERED)
+    except BrokenPipeError:
+        # `lora-doctor ... | head`: the reader has gone, and so is the reason to write.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except Exception as error:
+        if os.environ.get(DEBUG_VARIABLE):
+            raise
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        return _say(
+            f"internal error: {text}; {DEBUG_VARIABLE}=1 shows where, please report it", UNANSWERED
+        )
+    return int(result or OK)
+
+
+def _say(text: str, code: int) -> int:
+    click.echo(f"lora-doctor: {text}", err=True)
+    return code
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, message="lora-doctor %(version)s")
+def cli() -> None:
+    """Find, fix and prove what would go wrong in a LoRA fine-tuning run.
+
+    MODEL is a hub id, a local folder, arch:NAME (an architecture of the installed transformers,
+    such as arch:llama) or package.module:factory (a function of yours that returns a model).
+
+    Exit codes: 0 nothing at or above --fail-on; 1 findings; 2 the question could not be answered.
+    """
+
+
+# --- options -------------------------------------------------------------------------------------
+
+
+def recipe_options(command: F) -> F:
+    """The recipe, in PEFT's and transformers' own names. Options win over the file."""
+    options = [
+        click.argument("model", metavar="MODEL"),
+        click.option("--recipe", "recipe_file", metavar="FILE",
+                     help="Recipe in YAML or JSON, or a PEFT adapter_config.json."),
+        click.option("--task-type", metavar="TYPE",
+                     help="PEFT's task type: CAUSAL_LM, SEQ_2_SEQ_LM, ... or none."),
+        click.option("--target-modules", metavar="NAMES",
+                     help="Names separated by commas, a regular expression, or all-linear."),
+        click.option("--target-parameters", metavar="NAMES",
+                     help="Parameters (fused experts), separated by commas."),
+        click.option("--exclude-modules", metavar="NAMES",
+                     help="Names separated by commas, or a regular expression."),
+        click.option("--modules-to-save", metavar="NAMES", help="Names separated by commas."),
+        click.option("--r", type=int, metavar="N", help="LoRA rank."),
+        click.option("--lora-alpha", type=float, metavar="X", help="LoRA alpha."),
+        click.option("--lora-dropout", type=float, metavar="P", help="LoRA dropout, 0 to 1."),
+        click.option("--use-rslora/--no-use-rslora", default=None, help="Rank-stabilised LoRA."),
+        click.option("--use-dora/--no-use-dora", default=None, help="DoRA."),
+        click.option("--load-in-4bit/--no-load-in-4bit", default=None,
+                     help="bitsandbytes 4-bit."),
+        click.option("--load-in-8bit/--no-load-in-8bit", default=None,
+                     help="bitsandbytes 8-bit."),
+        click.option("--dtype", metavar="DTYPE", help="float32, float16, bfloat16 or auto."),
+        click.option("--attn-implementation", metavar="NAME",
+                     help="eager, sdpa, flash_attention_2, ..."),
+        click.option("--gradient-checkpointing/--no-gradient-checkpointing", default=None,
+                     help="Recompute activations in the backward."),
+        click.option("--class", "model_class", metavar="NAME",
+                     help="Class to load with: an Auto class or a model class."),
+        click.option("--revision", metavar="REV", help="Revision of a hub id."),
+        click.option("--trust-remote-code", is_flag=True,
+                     help="Allow the code of the model's repository to run, in a child process."),
+        click.option("--hub-time-limit", type=click.FloatRange(min=0.1), default=10.0,
+                     show_default=True, metavar="SECONDS", help="For all requests to a hub."),
+        click.option("--time-limit", type=click.FloatRange(min=1), metavar="SECONDS",
+                     help="For each run in a child process."),
+        click.option("--memory-limit", type=click.FloatRange(min=0.1), metavar="GIB",
+                     help="Resident memory of a child process."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def report_options(command: F) -> F:
+    """Which rules, and how the result is written."""
+    options = [
+        click.option("--select", metavar="CODES", default="", help="Only these codes or prefixes."),
+        click.option("--ignore", metavar="CODES", default="", help="Not these codes or prefixes."),
+        click.option("--rules", "rule_folders", metavar="DIR", multiple=True,
+                     help="Folder with rule files of your own."),
+        click.option("--fail-on", type=click.Choice(["error", "warning", "never"]),
+                     default="warning", show_default=True,
+                     help="Lowest severity that gives exit code 1."),
+        click.option("--output-format", type=click.Choice(["full", "concise", "json", "html"]),
+                     default="full", show_default=True, help="Format of the result."),
+        click.option("--output-file", "-o", metavar="FILE",
+                     help="Write the result to FILE instead of standard output."),
+        click.option("--verbose", "-v", is_flag=True, help="Also what passed and was skipped."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def device_options(command: F) -> F:
+    """Where and how long the training contract is run."""
+    options = [
+        click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]),
+                     default="auto", show_default=True, help="Where to run."),
+        click.option("--steps", type=click.IntRange(1, 100), default=3, show_default=True,
+                     help="Optimizer steps."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+# --- commands ------------------------------------------------------------------------------------
+
+
+@cli.command()
+@recipe_options
+@click.option("--depth", type=click.Choice(["static", "meta", "tiny", "full"]), default="tiny",
+              show_default=True, help="How far to go: files only, the real class without weights, "
+              "a shrunken model really trained, the real weights.")
+@device_options
+@report_options
+def check(**options: Any) -> int:
+    """Diagnose a recipe; nothing is changed."""
+    from lora_doctor import api
+
+    def run(tell: Callable[[str], None]) -> Diagnosis:
+        return api.check(**_call_arguments(options), depth=options["depth"], progress=tell,
+                         **_rule_arguments(options))
+
+    diagnosis = _with_progress(run)
+    return _report(_with_next_command(diagnosis, options), options)
+
+
+@cli.command()
+@recipe_options
+@click.option("--diff", "only_diff", is_flag=True, help="Print only the change of the recipe.")
+@click.option("--apply", "write", is_flag=True,
+              help="Write the fixed recipe, the prescription and the HTML report.")
+@click.option("--unsafe-fixes", is_flag=True,
+              help="Also apply fixes that may change what is learnt, memory or speed.")
+@click.option("--output-dir", metavar="DIR", default=".", show_default=True,
+              help="Where --apply puts new files.")
+@device_options
+@report_options
+def fix(**options: Any) -> int:
+    """Fix a recipe and prove it: the training contract is run before and after.
+
+    Without --apply it shows what would change. With it, --recipe FILE is edited in place (the old
+    one is kept); otherwise a new recipe file is written.
+    """
+    from lora_doctor import api, writing
+
+    plan = writing.Plan.make(options["recipe_file"], options["output_dir"], options["write"])
+
+    def run(tell: Callable[[str], None]) -> Diagnosis:
+        return api.fix(**_call_arguments(options), unsafe_fixes=options["unsafe_fixes"],
+                       progress=tell, **_rule_arguments(options))
+
+    diagnosis = plan.with_diff(_with_progress(run))
+    if options["only_diff"]:
+        click.echo(diagnosis.recipe_diff, nl=False)
+        return _exit_code(diagnosis, options["fail_on"])
+    written = plan.write(diagnosis) if options["write"] else ()
+    diagnosis = _with_next_command(diagnosis, options, plan.recipe_path if written else None)
+    code = _report(diagnosis, options)
+    for path in written:
+        click.echo(f"wrote {path}", err=True)
+    return code
+
+
+@cli.command()
+@recipe_options
+@click.option("--depth", type=click.Choice(["tiny", "full"]), default="tiny", show_default=True,
+              help="A shrunken model, or the real weights (folder or hub id).")
+@device_options
+@report_options
+def verify(**options: Any) -> int:
+    """Run the training contract: a short forward/backward with named checks."""
+    from lora_doctor import api
+
+    def run(tell: Callable[[str], None]) -> Diagnosis:
+        arguments = {**_rule_arguments(options), "only_nets": True}
+        return api.check(**_call_arguments(options), depth=options["depth"], progress=tell,
+                         **arguments)
+
+    diagnosis = _with_progress(run)
+    return _report(_with_next_command(diagnosis, options), {**options, "verbose": True})
+
+
+@cli.command()
+@click.option("--rules", "rule_folders", metavar="DIR", multiple=True,
+              help="Folder with rule files of your own.")
+def rules(rule_folders: tuple[str, ...]) -> int:
+    """List the rules, one line each."""
+    from pathlib import Path
+
+    from lora_doctor.engine import find_rules
+
+    for rule in find_rules(Path(folder) for folder in rule_folders):
+        click.echo(f"{rule.code}  {rule.depth:<6}  {rule.name:<40}  {rule.summary}")
+    return OK
+
+
+@cli.command()
+@click.argument("what", metavar="CODE_OR_MESSAGE")
+def explain(what: str) -> int:
+    """Explain a rule, or find the rule for a pasted error message (- reads it from stdin)."""
+    from lora_doctor.explain import explain as explanation
+
+    text = sys.stdin.read() if what == "-" else what
+    click.echo(explanation(text, color=_colors(sys.stdout)))
+    return OK
+
+
+@cli.command()
+@click.option("--output-format", type=click.Choice(["full", "json"]), default="full",
+              show_default=True, help="Format of the result.")
+@click.option("--no-devices", is_flag=True, help="Versions only; torch is not imported.")
+def env(output_format: str, no_devices: bool) -> int:
+    """Versions, devices and dtypes, ready to paste into a bug report."""
+    from lora_doctor.describe_environment import describe
+
+    click.echo(describe(output_format, devices=not no_devices))
+    return OK
+
+
+# --- from options to calls, from results to output -----------------------------------------------
+
+
+def _call_arguments(options: dict[str, Any]) -> dict[str, Any]:
+    from dataclasses import replace
+
+    from lora_doctor.case import GIB, Limits
+
+    limits = Limits(hub_seconds=options["hub_time_limit"])
+    if options["time_limit"]:
+        seconds = options["time_limit"]
+        limits = replace(limits, meta_seconds=seconds, tiny_seconds=seconds, full_seconds=seconds)
+    if options["memory_limit"]:
+        limits = replace(limits, memory=int(options["memory_limit"] * GIB))
+    _check_output(options.get("output_file"))
+    return {
+        "model": options["model"],
+        "recipe": _recipe(options),
+        "revision": options["revision"],
+        "trust_remote_code": options["trust_remote_code"],
+        "limits": limits,
+        "device": options["device"],
+        "steps": options["steps"],
+    }
+
+
+def _recipe(options: dict[str, Any]) -> Any:
+    from pathlib import Path
+
+    from lora_doctor.recipe import Recipe, make_recipe, parse_target_modules
+
+    base = Recipe()
+    if options["recipe_file"]:
+        from lora_doctor.recipes import read_recipe
+
+        base = read_recipe(Path(options["recipe_file"]))
+    given: dict[str, Any] = {}
+    for key in ("target_modules", "exclude_modules"):
+        if options[key] is not None:
+            given[key] = parse_target_modules(options[key], f"--{key.replace('_', '-')}")
+    for key in ("target_parameters", "modules_to_save"):
+        if options[key] is not None:
+            given[key] = [name.strip() for name in options[key].split(",") if name.strip()]
+    plain = (
+        "task_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "load_in_4bit",
+        "load_in_8bit", "dtype", "attn_implementation", "gradient_checkpointing", "model_class",
+    )  # fmt: skip
+    given.update({key: options[key] for key in plain if options[key] is not None})
+    if given.get("lora_alpha") is not None and float(given["lora_alpha"]).is_integer():
+        given["lora_alpha"] = int(given["lora_alpha"])
+    checked = make_recipe(given, where="options", origin="option")
+    return base.override(checked.values, "option")
+
+
+def _rule_arguments(options: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "select": tuple(code.strip() for code in options["select"].split(",") if code.strip()),
+        "ignore": tuple(code.strip() for code in options["ignore"].split(",") if code.strip()),
+        "rules": options["rule_folders"],
+    }
+
+
+def _with_next_command(
+    diagnosis: Diagnosis, options: dict[str, Any], written_recipe: Any = None
+) -> Diagnosis:
+    from dataclasses import replace
+
+    from lora_doctor.next_command import next_command
+
+    invoked = click.get_current_context()
+    command = next_command(diagnosis, invoked.info_name or "", options, written_recipe)
+    return replace(diagnosis, next_command=command)
+
+
+def _report(diagnosis: Diagnosis, options: dict[str, Any]) -> int:
+    from lora_doctor.reports import render
+    from lora_doctor.writing import write_text
+
+    path = options["output_file"]
+    color = path is None and _colors(sys.stdout)
+    text = render(
+        diagnosis, options["output_format"], color=color, width=_width(), verbose=options["verbose"]
+    )
+    if path is None:
+        click.echo(text, nl=not text.endswith("\n"))
+    else:
+        write_text(path, text if text.endswith("\n") else text + "\n")
+    return _exit_code(diagnosis, options["fail_on"])
+
+
+def _exit_code(diagnosis: Diagnosis, fail_on: str) -> int:
+    """After a fix that was executed, what remains counts; otherwise what was found."""
+    from lora_doctor.finding import SEVERITIES
+
+    applied = click.get_current_context().params.get("write", False)
+    findings = diagnosis.findings
+    if applied and diagnosis.remaining is not None:
+        findings = diagnosis.remaining
+    if fail_on != "never":
+        line = SEVERITIES.index("error" if fail_on == "error" else "warning")
+        if any(SEVERITIES.index(finding.severity) <= line for finding in findings):
+            return FINDINGS
+    return UNANSWERED if diagnosis.undetermined else OK
+
+
+def _with_progress(run: Callable[[Callable[[str], None]], Diagnosis]) -> Diagnosis:
+    """Run with a line on stderr that says what is going on; none when it is no terminal."""
+    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        return run(lambda text: None)
+    from rich.console import Console
+    from rich.markup import escape
+
+    with Console(stderr=True).status("starting") as status:
+        return run(lambda text: status.update(escape(text)))
+
+
+def _check_output(path: str | None) -> None:
+    if path is not None:
+        from lora_doctor.writing import check_writable
+
+        check_writable(path)
+
+
+def _colors(stream: Any) -> bool:
+    if os.environ.get("NO_COLOR"):
+        return False
+    return bool(os.environ.get("FORCE_COLOR")) or (
+        stream.isatty() and os.environ.get("TERM") != "dumb"
+    )
+
+
+def _width() -> int:
+    import shutil
+
+    return min(shutil.get_terminal_size((100, 24)).columns, 120)
