@@ -120,7 +120,7 @@ def new_recipe_text(recipe: Recipe, comment: str = "") -> str:
         InputError: a value cannot be written into a file (a live object of the Python API).
     """
     notes = {"proposed": "proposed by lora-doctor", "fix": "fixed by lora-doctor"}
-    lines = [f"# {line}".rstrip() for line in comment.splitlines()]
+    lines = [f"# {_printable(line)}".rstrip() for line in comment.splitlines()]
     order = [*ADAPTER_KEYS, *LOADING_KEYS, *TRAINING_KEYS]
     rank = {key: number for number, key in enumerate(order)}
     for key in sorted(recipe.values, key=lambda name: rank.get(name, len(rank))):
@@ -135,6 +135,11 @@ def new_recipe_text(recipe: Recipe, comment: str = "") -> str:
     if not recipe.values:
         lines.append("{}")
     return "\n".join(lines) + "\n"
+
+
+def _printable(text: str) -> str:
+    """The text without control characters, which YAML refuses even in a comment."""
+    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 @dataclass(frozen=True)
@@ -256,9 +261,10 @@ def _plain(value: Any, where: str, depth: int = 0) -> Any:
             raise InputError(f"{where}: a number with more than 18 digits is no recipe value")
         return int(value)
     if isinstance(value, str):
-        if any("\ud800" <= character <= "\udfff" for character in value):
-            raise InputError(f"{where}: text with half a surrogate pair cannot be written")
-        return str(value)
+        try:  # an astral character that was escaped as two halves becomes one
+            return value.encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError:
+            raise InputError(f"{where}: has half a surrogate pair, which is no text") from None
     if isinstance(value, (set, frozenset)):
         value = sorted(value, key=str)
     if isinstance(value, (list, tuple)):
