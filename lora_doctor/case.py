@@ -79,6 +79,8 @@ class Case:
         self.gathered: list[Gathered] = []
         #: Checks of the training contract that a finding so far accounts for (set by the engine).
         self.explained: set[str] = set()
+        #: Rules whose symptoms occur in a text, as ``CODE name`` (set by the engine).
+        self.rules_with_symptom: Callable[[str], list[str]] = lambda text: []
         self._worker = worker
         self._progress = progress
         self._failures: dict[str, EvidenceError] = {}
@@ -156,6 +158,18 @@ class Case:
     def reaches(self, depth: Depth) -> bool:
         """Whether this run goes as deep as ``depth``."""
         return DEPTHS.index(self.settings.depth) >= DEPTHS.index(depth)
+
+    def has(self, name: str) -> bool:
+        """Whether this evidence can be had; gathers it."""
+        try:
+            getattr(self, name)
+        except EvidenceError:
+            return False
+        return True
+
+    def why_not(self, name: str) -> str:
+        """The reason why this evidence cannot be had; empty when it can."""
+        return "" if self.has(name) else str(self._failures.get(name, ""))
 
     @property
     def unexplained(self) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from lora_doctor.errors import EvidenceError, InputError, LoraDoctorError
 from lora_doctor.finding import SEVERITIES, Finding
 from lora_doctor.fix import Fix, Patch
 from lora_doctor.rule import DEPTHS, Rule
+from lora_doctor.symptoms import find_by_message
 from lora_doctor.verification import Verification
 
 ENTRY_POINTS = "lora_doctor.rules"
@@ -92,6 +93,9 @@ def diagnose(
     start = time.perf_counter()
     selection = selection or RuleSelection()
     read_input(case)
+    case.rules_with_symptom = lambda text: [
+        f"{match.rule.code} {match.rule.name}" for match in find_by_message(text, rules)
+    ]
     findings: list[Finding] = []
     passed: list[str] = []
     skipped: list[Skipped] = []

@@ -4,25 +4,13 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 from lora_doctor.engine import find_rules
 from lora_doctor.errors import InputError
 from lora_doctor.rule import Rule
+from lora_doctor.symptoms import find_by_message
 
 _CODE = re.compile(r"[A-Za-z]{2}\d{1,4}")
-#: A pasted log is searched from its end, where the exception stands.
-_MAX_CHARACTERS = 200_000
-
-
-@dataclass(frozen=True)
-class Match:
-    """A rule whose symptom occurs in a text."""
-
-    rule: type[Rule]
-    line: str
-    position: int
 
 
 def explain(text: str, *, color: bool = False) -> str:
@@ -55,25 +43,6 @@ def explain(text: str, *, color: bool = False) -> str:
     if others:
         body += "\nAlso possible: " + ", ".join(f"{rule.code} {rule.name}" for rule in others)
     return "\n".join(lines) + body
-
-
-def find_by_message(text: str, rules: Sequence[type[Rule]]) -> list[Match]:
-    """Rules whose symptoms occur in the text, the one nearest to its end first: in a traceback
-    the last line is the exception. A longer match wins over a shorter one in the same place."""
-    text = text[-_MAX_CHARACTERS:]
-    flat = " ".join(text.split())
-    found: list[tuple[int, int, Match]] = []
-    for rule in rules:
-        best: tuple[int, int, Match] | None = None
-        for symptom in rule.symptoms:
-            for hit in re.finditer(symptom.pattern, flat):
-                match = Match(rule, flat[hit.start() : hit.end()][:200], hit.end())
-                candidate = (hit.end(), hit.end() - hit.start(), match)
-                best = max(best, candidate, key=lambda item: item[:2]) if best else candidate
-        if best:
-            found.append(best)
-    found.sort(key=lambda item: item[:2], reverse=True)
-    return [match for _, _, match in found]
 
 
 def _render(rule: type[Rule], color: bool) -> str:

@@ -12,6 +12,7 @@ import functools
 import importlib.metadata
 import importlib.util
 import platform
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -316,3 +317,20 @@ def _quantizes(torch: Any, bnb: Any, device: str) -> str | None:
 def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
+
+
+def pretrained_model_generates() -> bool | None:
+    """Whether the installed transformers' `PreTrainedModel` is a `GenerationMixin`.
+
+    Until it was not, every class had `prepare_inputs_for_generation`. Read from the class
+    statement in the source; None when transformers is missing or written otherwise.
+    """
+    folder = package_folder("transformers")
+    if folder is None:
+        return None
+    try:
+        source = (folder / "modeling_utils.py").read_text("utf-8")
+    except OSError:
+        return None
+    statement = re.search(r"^class PreTrainedModel\(([^)]*)\)", source, re.MULTILINE)
+    return "GenerationMixin" in statement[1] if statement else None

@@ -1,0 +1,91 @@
+"""LD001: the training contract fails and no rule explains it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.case import Case
+from lora_doctor.rule import Example, Finding, Location, Measure, Proof, Rule
+from lora_doctor.verification import CHECKS
+
+
+class UnexplainedFailure(Rule):
+    """A short training run of this recipe failed, and no rule knows why.
+
+    ## What happens
+    The training contract (adapters attach, the loss is finite, gradients arrive, A and B move,
+    frozen weights stay, the loss falls, saving and merging keep the logits) was executed and one
+    of its checks failed.
+
+    ## Why
+    Not known. The finding names the check, the exception and the first module in which it was
+    seen, and the rules whose error messages look alike.
+
+    ## Versions
+    Any.
+
+    ## Fix
+    None is offered, because the cause is not known. Open an issue with the JSON report
+    (`--output-format json`): what fails here becomes a rule.
+
+    ## Links
+    `lora-doctor verify MODEL` runs the contract alone.
+    """
+
+    code = "LD001"
+    name = "unexplained-failure"
+    summary = "The training contract fails and no rule explains it."
+    depth = "tiny"
+    is_net = True
+    examples = (
+        Example(
+            "broken",
+            "tests.models:forward_raises",
+            {"target_modules": ["proj"]},
+            why="a forward that raises only once adapters are in the model",
+        ),
+        Example("healthy", "arch:llama"),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        verification = case.verification
+        unexplained = case.unexplained
+        if not unexplained:
+            return
+        check = verification.check(unexplained[0])
+        assert check is not None
+        source = f"training contract, {verification.depth} model on {verification.device}"
+        evidence = [
+            Measure(f"check {check.name}", f"{check.status}: {check.detail or check.value}", source)
+        ]
+        if check.expected:
+            evidence.append(Measure("expected", check.expected, "training contract"))
+        text = check.detail
+        failure = verification.failure
+        if failure:
+            evidence.append(Measure("exception", f"{failure.type}: {failure.message}", source))
+            text = f"{failure.type}: {failure.message}"
+            if failure.module:
+                evidence.append(Measure("first bad module", failure.module, source))
+            if failure.where:
+                evidence.append(Measure("raised in", failure.where, source))
+        if len(unexplained) > 1:
+            evidence.append(Measure("other failed checks", ", ".join(unexplained[1:]), source))
+        alike = [name for name in case.rules_with_symptom(text) if not name.startswith(self.code)]
+        if alike:
+            evidence.append(
+                Measure("rules with a like message", ", ".join(alike[:3]), "symptoms of the rules")
+            )
+        yield self.finding(
+            "error",
+            f"Training fails, and no rule explains why: {CHECKS.get(check.name, check.name)}: "
+            f"{_shorten(text) or check.value}",
+            location=Location("module", failure.module if failure and failure.module else "model"),
+            evidence=tuple(evidence),
+            proof=Proof("executed", source),
+            explains=unexplained,
+        )
+
+
+def _shorten(text: str, limit: int = 240) -> str:
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,0 +1,251 @@
+"""LD101: PEFT's wrapper needs prepare_inputs_for_generation and the class lacks it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.case import Case
+from lora_doctor.evidence.environment import pretrained_model_generates
+from lora_doctor.evidence.remote_code import nested_adapter_calls
+from lora_doctor.evidence.structure import Structure
+from lora_doctor.rule import (
+    Edit,
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measure,
+    Patch,
+    Proof,
+    Rule,
+    Symptom,
+)
+
+METHOD = "prepare_inputs_for_generation"
+GENERATING = ("CAUSAL_LM", "SEQ_2_SEQ_LM")
+#: Everything after the wrapper fails with it.
+CONSEQUENCES = (
+    "builds", "attaches", "forward", "starts-at-base", "loss-finite", "gradients", "steps",
+    "adapters-move", "loss-falls", "save-reload", "merge",
+)  # fmt: skip
+
+
+class MissingPrepareInputs(Rule):
+    """The PEFT wrapper of this `task_type` reads `prepare_inputs_for_generation` from the model,
+    and the model's class does not have it.
+
+    ## What happens
+    `get_peft_model` with `task_type` `CAUSAL_LM` or `SEQ_2_SEQ_LM` raises
+    `AttributeError: ... has no attribute 'prepare_inputs_for_generation'`. While
+    `PreTrainedModel` itself could still generate, wrapping worked and the first forward failed
+    instead, because a class without a head takes no `labels`.
+
+    ## Why
+    One of three causes. A base class without a head was loaded (`AutoModel`, `LlamaModel`). Or
+    the class has a head, but inherits only from `PreTrainedModel`, which stopped being a
+    `GenerationMixin`. Or code of the model's repository calls `get_peft_model` on its own inner
+    model inside `__init__`, so that the model cannot even be loaded.
+
+    ## Versions
+    The error at wrapping: where `PreTrainedModel` is no `GenerationMixin` (transformers from
+    4.50). The error in the forward: before. A plain `nn.Module`: any version.
+
+    ## Fix
+    Load the class with the head. For an embedding model take `task_type` `FEATURE_EXTRACTION`; for
+    a class with a head of its own, no `task_type`: the adapters are the same, PEFT only adds no
+    generation helper. For remote code that wraps inside `__init__`, a patch of PEFT's wrapper
+    constructor that is in place before the model is loaded.
+
+    A dummy method on the class is no fix: it trains, but cannot generate, and the adapter that it
+    saves does not load on the unpatched class.
+
+    ## Links
+    https://huggingface.co/docs/peft/package_reference/peft_model
+    """
+
+    code = "LD101"
+    name = "missing-prepare-inputs-for-generation"
+    summary = "PEFT's wrapper needs prepare_inputs_for_generation and the class lacks it."
+    depth = "static"
+    symptoms = (
+        Symptom(r"has no attribute ['\"]prepare_inputs_for_generation['\"]", "transformers>=4.50"),
+        Symptom(
+            r"\w+Model\.forward\(\) got an unexpected keyword argument '(labels|decoder_input_ids)'",
+            "transformers<4.50, a class without a head",
+        ),
+        Symptom(r"has no attribute ['\"]generate['\"]", "transformers>=4.50"),
+    )
+    examples = (
+        Example(
+            "broken",
+            "arch:llama",
+            {
+                "model_class": "AutoModel",
+                "task_type": "CAUSAL_LM",
+                "target_modules": ["q_proj", "v_proj"],
+            },
+            why="a base class without a head",
+        ),
+        Example(
+            "broken",
+            "tests.models:causal_lm_without_generation",
+            {"task_type": "CAUSAL_LM", "target_modules": ["q_proj", "v_proj"]},
+            requires={"transformers": ">=4.50"},
+            why="a class with a head that is no GenerationMixin",
+        ),
+        Example(
+            "broken",
+            "tests.models:plain_module",
+            {"task_type": "CAUSAL_LM", "target_modules": ["proj"]},
+            why="a plain nn.Module",
+        ),
+        Example(
+            "healthy",
+            "arch:llama",
+            {"task_type": "CAUSAL_LM", "target_modules": ["q_proj", "v_proj"]},
+        ),
+        Example(
+            "healthy",
+            "arch:llama",
+            {
+                "model_class": "AutoModel",
+                "task_type": "FEATURE_EXTRACTION",
+                "target_modules": ["q_proj", "v_proj"],
+            },
+        ),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        if case.reaches("meta") and case.has("structure"):
+            yield from self._loaded(case, case.structure)
+        elif case.source.folder and case.has("remote_code"):
+            yield from self._remote(case)
+        elif case.reaches("meta"):
+            _ = case.structure  # says why there is nothing to look at
+        else:
+            _ = case.remote_code
+
+    def _loaded(self, case: Case, structure: Structure) -> Iterator[Finding]:
+        """The class that would be loaded, under the recipe's own task_type."""
+        task_type = case.recipe.get("task_type")
+        if task_type not in GENERATING:
+            return
+        headless = not structure.has_head
+        if structure.has_prepare_inputs and not headless:
+            return
+        evidence = [
+            Measure(f"{structure.model_class}.{METHOD}",
+                    "there" if structure.has_prepare_inputs else "missing", "the loaded class"),
+            Measure("wrapper of this task_type", structure.injection.wrapper or f"for {task_type}",
+                    "installed PEFT"),
+            Measure("language model head", "none" if headless else "there", "the loaded class"),
+        ]  # fmt: skip
+        error = structure.injection.error
+        if error:
+            evidence.append(
+                Measure("get_peft_model", f"{error.type}: {error.message}", "meta device")
+            )
+        where = "as soon as it is wrapped" if not structure.has_prepare_inputs else "in the forward"
+        why = (
+            f"{structure.model_class} has no language model head"
+            if headless
+            else f"{structure.model_class} is no GenerationMixin"
+        )
+        yield self.finding(
+            "error",
+            f"{why}, and the {task_type} wrapper needs one: training fails {where}.",
+            location=Location("recipe", "model_class" if headless else "task_type"),
+            evidence=tuple(evidence),
+            proof=Proof("executed", "PEFT wrapped the class on the meta device")
+            if error
+            else Proof("measured", "read off the loaded class"),
+            fixes=self._fixes(case, structure, task_type, headless),
+            explains=CONSEQUENCES,
+        )
+
+    def _fixes(
+        self, case: Case, structure: Structure, task_type: str, headless: bool
+    ) -> tuple[Fix, ...]:
+        fixes = []
+        can_choose = case.source.kind in ("hub", "folder", "arch")
+        head = next(
+            (item for item in structure.head_classes
+             if item.task_type == task_type and item.class_name != structure.model_class),
+            None,
+        )  # fmt: skip
+        if headless and can_choose and head:
+            fixes.append(
+                Fix(
+                    f"Load the class with the head: {head.auto_class} ({head.class_name}).",
+                    "safe",
+                    (Edit("model_class", head.auto_class),),
+                )
+            )
+        if headless and structure.main_input_name == "input_ids" and structure.groups_of("language"):
+            fixes.append(
+                Fix(
+                    "Train it as the embedding model that it is: task_type FEATURE_EXTRACTION.",
+                    "safe",
+                    (Edit("task_type", "FEATURE_EXTRACTION"),),
+                )
+            )
+        fixes.append(
+            Fix(
+                "Leave task_type out: the same adapters, without PEFT's generation helper.",
+                "safe",
+                (Edit("task_type", None),),
+            )
+        )
+        if not headless:
+            fixes.append(
+                Fix(
+                    f"To generate from it too: add GenerationMixin to the bases of "
+                    f"{structure.model_class}.",
+                    "manual",
+                )
+            )
+        return tuple(fixes)
+
+    def _remote(self, case: Case) -> Iterator[Finding]:
+        """Code of the model's repository that wraps its own inner model, read and not run."""
+        if pretrained_model_generates() is not False:
+            return  # the method is inherited, or there is no transformers to say
+        reason = case.why_not("structure") if case.reaches("meta") else ""
+        seen = METHOD in reason
+        for call in nested_adapter_calls(case.remote_code):
+            if call.inner_has_prepare_inputs is not False:
+                continue
+            if call.task_type not in (*GENERATING, None):
+                continue
+            certain = call.task_type in GENERATING
+            evidence = [
+                Measure("get_peft_model is called", f"in {call.outer_class}.__init__",
+                        f"{call.file}:{call.line}"),
+                Measure("on a", call.inner_class or "class not found", f"{call.file}:{call.line}"),
+                Measure(f"{call.inner_class}.{METHOD}", "missing", "bases and methods, by ast"),
+                Measure("task_type", call.task_type or "not readable", f"{call.file}:{call.line}"),
+                Measure("PreTrainedModel is a GenerationMixin", "no", "installed transformers"),
+            ]  # fmt: skip
+            if seen:
+                evidence.append(Measure("loading", reason, "meta device, code of the repository"))
+            yield self.finding(
+                "error",
+                f"{call.outer_class} wraps its own {call.inner_class} with PEFT while it is being "
+                f"built, and {call.inner_class} lacks {METHOD}: the model "
+                f"{'cannot' if seen or certain else 'may not'} be loaded.",
+                location=Location("file", call.file, call.line),
+                evidence=tuple(evidence),
+                proof=Proof("executed", "loading it failed with this message")
+                if seen
+                else Proof("inferred", "read from the source; nothing of it was run"),
+                fixes=(
+                    Fix(
+                        "Patch PEFT's wrapper before the model is loaded, so that it does without "
+                        "the method (lora_doctor.apply as the first line of the training script).",
+                        "safe",
+                        patch=Patch("peft_without_generation"),
+                    ),
+                ),
+                explains=CONSEQUENCES,
+            )
+            return
