@@ -16,6 +16,7 @@ CHECKS: Mapping[str, str] = {
     "builds": "the model can be built",
     "attaches": "PEFT attaches adapters to what the recipe names, and to nothing else",
     "forward": "the forward runs",
+    "starts-at-base": "the adapted model starts at the base model's loss",
     "loss-finite": "the loss is finite",
     "gradients": "every adapter parameter gets a finite gradient",
     "steps": "optimizer steps run",

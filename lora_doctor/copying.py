@@ -1,0 +1,80 @@
+"""Copies of a model that leave the original alone, and a process that is left as it was found."""
+
+from __future__ import annotations
+
+import copy
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+def structural_copy(model: Any) -> Any:
+    """A model of its own whose weights lie in the same storage as the original's.
+
+    Modules, hooks, buffers and settings are copied; each parameter becomes a new parameter over
+    the same memory (tied ones stay tied), so the copy costs almost nothing. Whoever trains the
+    copy must first give :func:`own_storage` to what will be trained. Weights that are no floating
+    numbers (quantized ones) are shared as they are: nothing trains them.
+
+    Raises whatever ``copy.deepcopy`` raises on an attribute that cannot be copied.
+    """
+    import torch
+
+    memo: dict[int, Any] = {}
+    for parameter in model.parameters():
+        if type(parameter) is torch.nn.Parameter and parameter.is_floating_point():
+            twin = torch.nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
+            twin.__dict__.update(parameter.__dict__)  # marks such as `_is_hf_initialized`
+        else:
+            twin = parameter
+        memo[id(parameter)] = twin
+    # deepcopy keeps what it has copied alive under this key; ours must live as long.
+    memo[id(memo)] = list(memo.values())
+    return copy.deepcopy(model, memo)
+
+
+def own_storage(parameters: Any) -> None:
+    """Give each of these parameters memory of its own."""
+    for parameter in parameters:
+        parameter.data = parameter.data.clone()
+
+
+@contextmanager
+def undisturbed(seed: int = 0) -> Iterator[None]:
+    """Seed every generator, and put generators and torch's global switches back at the end."""
+    import torch
+
+    numpy = sys.modules.get("numpy")
+    cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
+    states = (torch.get_rng_state(), torch.cuda.get_rng_state_all() if cuda else None)
+    python_state = random.getstate()
+    numpy_state = numpy.random.get_state() if numpy else None
+    default_dtype = torch.get_default_dtype()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    gradients = torch.is_grad_enabled()
+    try:
+        seed_everything(seed)
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        if states[1] is not None:
+            torch.cuda.set_rng_state_all(states[1])
+        random.setstate(python_state)
+        if numpy:
+            numpy.random.set_state(numpy_state)
+        torch.set_default_dtype(default_dtype)
+        torch.use_deterministic_algorithms(deterministic)
+        torch.set_grad_enabled(gradients)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, numpy's and torch's generators: some models draw from each in ``forward``."""
+    import torch
+
+    random.seed(seed)
+    numpy = sys.modules.get("numpy")
+    if numpy:
+        numpy.random.seed(seed)
+    torch.manual_seed(seed)

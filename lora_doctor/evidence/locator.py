@@ -1,0 +1,252 @@
+"""Where something went wrong: the module that ran, the first bad number, the line of code.
+
+Runs in the process that runs the model; torch is imported inside functions.
+"""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+MESSAGE_CHARS = 500
+TRACEBACK_CHARS = 20_000
+# The repr of a module: `Name(` and a first child on the next line.
+_MODULE_REPR = re.compile(r"\b[A-Z]\w*\(\s*\n\s+\(\w+\): ")
+_LIBRARY_FRAMES = ("torch", "lora_doctor", "accelerate", "contextlib.py")
+
+
+@dataclass(frozen=True)
+class NonFinite:
+    """The first module whose output holds NaN or infinity.
+
+    ``path`` as in the model without PEFT's wrapper. Ranges are ``(min, max)`` over the finite
+    values of all floating tensors; ``None`` when there was none. ``input_finite`` tells a module
+    that makes bad numbers from one that only passes them on.
+    """
+
+    path: str
+    class_name: str
+    dtype: str
+    input_range: tuple[float, float] | None
+    output_range: tuple[float, float] | None
+    input_finite: bool
+
+    def __str__(self) -> str:
+        made = "makes" if self.input_finite else "passes on"
+        return (
+            f"{self.path or 'the model'} ({self.class_name}, {self.dtype}) {made} non-finite values: "
+            f"inputs {_range_text(self.input_range)}, finite outputs {_range_text(self.output_range)}"
+        )
+
+
+class Locator:
+    """Forward hooks over all modules of a model, while a ``with`` block runs.
+
+    After the block, ``running`` is the path of the deepest module that had begun and not ended
+    (where an exception came from), ``order`` the modules in the order in which they first began,
+    and ``non_finite`` the first module with a non-finite output (only with ``look=True``, which
+    reads every output and is slow).
+    """
+
+    def __init__(self, model: Any, *, look: bool = False) -> None:
+        self.model = model
+        self.look = look
+        self.non_finite: NonFinite | None = None
+        self.order: dict[str, int] = {}
+        self._stack: list[str] = []
+        self._handles: list[Any] = []
+
+    @property
+    def running(self) -> str:
+        return clean_path(self._stack[-1]) if self._stack else ""
+
+    def __enter__(self) -> Locator:
+        for path, module in self.model.named_modules():
+            begin = module.register_forward_pre_hook(self._begin(path))
+            end = module.register_forward_hook(self._end(path), with_kwargs=True)
+            self._handles += [begin, end]
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _begin(self, path: str) -> Any:
+        def hook(_module: Any, _inputs: Any) -> None:
+            self.order.setdefault(path, len(self.order))
+            self._stack.append(path)
+
+        return hook
+
+    def _end(self, path: str) -> Any:
+        def hook(module: Any, inputs: Any, named_inputs: Any, output: Any) -> None:
+            # What lies above us began and never ended: an exception that the model caught.
+            while self._stack and self._stack.pop() != path:
+                continue
+            if self.look and self.non_finite is None and not all_finite(output):
+                self.non_finite = _describe(path, module, (inputs, named_inputs), output)
+
+        return hook
+
+
+def first_bad_gradient(model: Any, order: dict[str, int]) -> tuple[str, float] | None:
+    """The parameter whose gradient became non-finite first in the backward pass.
+
+    ``order`` is :attr:`Locator.order` of the forward: the backward goes the other way. Returns the
+    name and the largest finite absolute gradient in it, or ``None`` when all are finite.
+    """
+    import torch
+
+    bad = [
+        (name, parameter.grad)
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all())
+    ]
+    if not bad:
+        return None
+    name, gradient = max(bad, key=lambda item: order.get(item[0].rpartition(".")[0], -1))
+    finite = gradient[torch.isfinite(gradient)]
+    return clean_path(name), float(finite.abs().max()) if finite.numel() else 0.0
+
+
+def tensors_in(value: Any) -> Iterator[Any]:
+    """Every tensor in nested tuples, lists, mappings and model outputs."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif hasattr(value, "values") and callable(value.values) and hasattr(value, "keys"):
+        for item in value.values():
+            yield from tensors_in(item)
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from tensors_in(item)
+
+
+def all_finite(value: Any) -> bool:
+    """Whether every floating tensor in ``value`` holds finite numbers only."""
+    import torch
+
+    return all(
+        bool(torch.isfinite(tensor).all())
+        for tensor in tensors_in(value)
+        if tensor.is_floating_point() and not tensor.is_meta
+    )
+
+
+def clean_path(path: str) -> str:
+    """A module path as the user knows it: without PEFT's wrapper in front and its inner names."""
+    parts = path.split(".")
+    while parts[:2] == ["base_model", "model"]:
+        parts = parts[2:]
+    if parts == ["base_model"]:
+        return ""
+    return ".".join(part for part in parts if part != "base_layer")
+
+
+def one_line(error: BaseException, limit: int = MESSAGE_CHARS) -> str:
+    """The message of an exception on one line, the repr of a whole module in it shortened.
+
+    PEFT and torch put the callable into a ``TypeError``: hundreds of lines for a large model.
+    """
+    try:
+        text = str(error)
+    except Exception as broken:  # noqa: BLE001 - exceptions of remote code may not be printable
+        text = f"(no text: its __str__ raised {type(broken).__name__})"
+    text = " ".join(_short_reprs(text).split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def where(error: BaseException) -> str:
+    """``file.py:line`` of the deepest frame in the user's, transformers' or PEFT's code.
+
+    Frames of torch and of ours say nothing about the recipe; without any other the deepest is
+    taken. Paths of installed packages start at the package.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames:
+        return ""
+    telling = [frame for frame in frames if not _is_library(frame.filename)]
+    frame = telling[-1] if telling else frames[-1]
+    return f"{_short_file(frame.filename)}:{frame.lineno}"
+
+
+def traceback_text(error: BaseException) -> str:
+    """The traceback; its end, where the innermost frames are, when it is very long."""
+    lines = traceback.format_exception(type(error), error, error.__traceback__)
+    return _short_reprs("".join(lines))[-TRACEBACK_CHARS:]
+
+
+@contextmanager
+def gradients_on() -> Iterator[None]:
+    """With gradients, whatever the caller's process had set."""
+    import torch
+
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+def _describe(path: str, module: Any, inputs: Any, output: Any) -> NonFinite:
+    dtypes = sorted({str(t.dtype) for t in tensors_in(output) if t.is_floating_point()})
+    return NonFinite(
+        path=clean_path(path),
+        class_name=type(module).__name__,
+        dtype=", ".join(dtypes).replace("torch.", ""),
+        input_range=_range(inputs),
+        output_range=_range(output),
+        input_finite=all_finite(inputs),
+    )
+
+
+def _range(value: Any) -> tuple[float, float] | None:
+    import torch
+
+    low, high = float("inf"), float("-inf")
+    for tensor in tensors_in(value):
+        if not tensor.is_floating_point():
+            continue
+        finite = tensor.detach()[torch.isfinite(tensor.detach())]
+        if finite.numel():
+            low, high = min(low, float(finite.min())), max(high, float(finite.max()))
+    return (low, high) if low <= high else None
+
+
+def _range_text(pair: tuple[float, float] | None) -> str:
+    return "none" if pair is None else f"{pair[0]:.3g} to {pair[1]:.3g}"
+
+
+def _short_reprs(text: str) -> str:
+    """``text`` with every multi-line module repr cut to ``Name(…)``."""
+    start = 0
+    while match := _MODULE_REPR.search(text, start):
+        opening = text.index("(", match.start())
+        depth, end = 0, opening
+        for end in range(opening, len(text)):
+            depth += {"(": 1, ")": -1}.get(text[end], 0)
+            if depth == 0:
+                break
+        text = f"{text[:opening]}(…){text[end + 1 :]}"
+        start = opening + 3
+    return text
+
+
+def _is_library(filename: str) -> bool:
+    short = _short_file(filename)
+    return short.split("/")[0] in _LIBRARY_FRAMES or filename.startswith("<")
+
+
+def _short_file(filename: str) -> str:
+    parts = Path(filename).parts
+    for folder in ("site-packages", "dist-packages", "transformers_modules"):
+        if folder in parts:
+            last = len(parts) - 1 - parts[::-1].index(folder)
+            return "/".join(parts[last + 1 :])
+    if "lora_doctor" in parts[:-1]:
+        return "/".join(parts[parts.index("lora_doctor") :])
+    return parts[-1] if parts and parts[-1] == "contextlib.py" else filename

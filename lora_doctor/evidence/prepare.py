@@ -1,0 +1,206 @@
+"""What stands between a loaded model and the training contract: batches, dtype, quantization,
+adapters, gradient checkpointing; each done as a training script does it.
+
+Runs in a child process; torch, transformers and PEFT are imported inside functions.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from lora_doctor.recipe import Recipe
+
+HALF = ("float16", "bfloat16")
+
+
+class NoBatch(Exception):  # noqa: N818 - a reason, not an error of the recipe
+    """No batch could be made that the model takes."""
+
+
+def install_patches(patches: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Install runtime patches in this process; returns their names."""
+    names = []
+    for item in patches:
+        registry = importlib.import_module("lora_doctor.patches")
+        registry.load_patch(item["name"]).install(**dict(item.get("parameters") or {}))
+        names.append(str(item["name"]))
+    return names
+
+
+def make_batches(
+    model: Any, given: list[dict[str, Any]] | None, first: Any, notes: list[str]
+) -> list[Any]:
+    """Batches that reach every tower: the user's, or one with all inputs and each kind alone.
+
+    Args:
+        model: without adapters.
+        given: the batches that a factory came with.
+        first: a batch that is already known to work, or ``None``.
+        notes: is told which kinds could not be made.
+
+    Raises:
+        NoBatch: none could be made; the text is the reason.
+    """
+    from lora_doctor.evidence.batch import Batch, BatchError, make_batch
+
+    if given:
+        return [_given_batch(inputs, Batch) for inputs in given]
+    if first is None:
+        try:
+            first = make_batch(model)
+        except BatchError as error:
+            raise NoBatch(f"no batch could be made: {error.reason}") from error
+    batches = [first]
+    kinds = {frozenset(first.modality)}
+    if kinds == {frozenset({"text"})}:
+        return batches
+    for modality in ("image", "audio", "text"):
+        if modality != "text" and modality in first.modality:
+            continue
+        try:
+            batch = make_batch(model, modality=modality)
+        except BatchError as error:
+            if modality in first.modality:
+                notes.append(f"no {modality}-only batch: {error.reason}")
+            continue
+        if frozenset(batch.modality) not in kinds:
+            kinds.add(frozenset(batch.modality))
+            batches.append(batch)
+    return batches
+
+
+def _given_batch(inputs: Mapping[str, Any], batch_class: Any) -> Any:
+    groups = {
+        "text": ("input_ids", "decoder_input_ids", "inputs_embeds"),
+        "image": ("pixel_values", "flattened_patches", "images"),
+        "audio": ("input_features", "input_values"),
+    }
+    kinds = [kind for kind, names in groups.items() if any(name in inputs for name in names)]
+    labels = [name for name in inputs if "label" in name or name == "start_positions"]
+    return batch_class(dict(inputs), kinds, labels[0] if labels else "the model's own", [])
+
+
+def cast(batch: Any, dtype: str) -> Any:
+    """The batch with floating inputs in a half dtype, as a script's ``.to(device, dtype)``."""
+    import torch
+
+    if dtype not in HALF:
+        return batch
+    wanted = getattr(torch, dtype)
+    for name, value in batch.inputs.items():
+        if isinstance(value, torch.Tensor) and value.dtype is torch.float32:
+            batch.inputs[name] = value.to(wanted)
+    return batch
+
+
+def dtype_of(model: Any) -> str:
+    """The dtype of most floating weights, by name."""
+    sizes: dict[str, int] = {}
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            name = str(parameter.dtype).removeprefix("torch.")
+            sizes[name] = sizes.get(name, 0) + parameter.numel()
+    return max(sizes, key=lambda name: sizes[name], default="float32")
+
+
+def loading_options(recipe: Recipe, dtype: str | None) -> dict[str, Any]:
+    """Arguments of ``from_pretrained`` for the recipe, in this transformers' spelling."""
+    import torch
+
+    options: dict[str, Any] = {}
+    if dtype is not None:
+        options[dtype_argument()] = dtype if dtype == "auto" else getattr(torch, dtype)
+    attention = recipe.get("attn_implementation")
+    if attention:
+        options["attn_implementation"] = attention
+    return options
+
+
+def dtype_argument() -> str:
+    """``dtype`` where transformers' configs know that name (4.56), before it ``torch_dtype``."""
+    from transformers import PretrainedConfig
+
+    return "dtype" if hasattr(PretrainedConfig(), "dtype") else "torch_dtype"
+
+
+def quantization_config(recipe: Recipe) -> Any:
+    """The ``BitsAndBytesConfig`` of the recipe."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    keys = (
+        "load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant",
+        "llm_int8_skip_modules",
+    )  # fmt: skip
+    values = {key: recipe.get(key) for key in keys if recipe.get(key) is not None}
+    compute = recipe.get("bnb_4bit_compute_dtype")
+    if compute and compute != "auto":
+        values["bnb_4bit_compute_dtype"] = getattr(torch, compute)
+    return BitsAndBytesConfig(**values)
+
+
+def for_kbit_training(model: Any, recipe: Recipe) -> Any:
+    """PEFT's preparation of a quantized model, with the recipe's checkpointing settings."""
+    import peft
+
+    options: dict[str, Any] = {
+        "use_gradient_checkpointing": bool(recipe.get("gradient_checkpointing", False))
+    }
+    if recipe.get("gradient_checkpointing_kwargs"):
+        options["gradient_checkpointing_kwargs"] = recipe.get("gradient_checkpointing_kwargs")
+    return peft.prepare_model_for_kbit_training(model, **options)
+
+
+def is_adapted(model: Any) -> bool:
+    """Whether the user has already put adapters on: a PEFT model, or transformers' own mixin."""
+    import peft
+
+    return isinstance(model, peft.PeftModel) or bool(
+        getattr(model, "_hf_peft_config_loaded", False)
+    )
+
+
+def wrapper(model: Any, recipe: Recipe) -> Callable[[Any], Any] | None:
+    """What puts the adapters on; ``None`` when the model already has them."""
+    if is_adapted(model):
+        return None
+
+    def wrap(base: Any) -> Any:
+        from lora_doctor.evidence import loading
+
+        return loading.wrap(base, recipe)
+
+    return wrap
+
+
+def set_up(model: Any, recipe: Recipe) -> None:
+    """Gradient checkpointing as a trainer turns it on: after the adapters are in."""
+    if not recipe.get("gradient_checkpointing"):
+        return
+    options = recipe.get("gradient_checkpointing_kwargs") or None
+    if options is None:
+        model.gradient_checkpointing_enable()
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+
+
+def fresh_base(model: Any) -> Callable[[], Any]:
+    """A maker of bases with the weights that ``model`` has now, for adapters to be loaded onto."""
+    kept = copy.deepcopy(model)
+    if not is_adapted(model):
+        return lambda: copy.deepcopy(kept)
+
+    def unloaded() -> Any:
+        return bare(copy.deepcopy(kept))
+
+    return unloaded
+
+
+def bare(model: Any) -> Any:
+    """The model without any adapter, wrappers within wrappers included; ``model`` is used up."""
+    while hasattr(model, "peft_config") and hasattr(model, "base_model"):
+        model = model.unload() if hasattr(model.base_model, "unload") else model.get_base_model()
+    return model

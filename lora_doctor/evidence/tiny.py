@@ -1,0 +1,175 @@
+"""Evidence at depth ``tiny``: the same classes, shrunken, really trained for a few steps on random
+weights.
+
+Runs in a forked child; torch, transformers and PEFT are imported inside functions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from lora_doctor.contract import Contract, Subject
+from lora_doctor.errors import EvidenceError
+from lora_doctor.evidence import prepare
+from lora_doctor.evidence.locator import one_line, where
+from lora_doctor.isolation import report_progress
+from lora_doctor.ledger import Ledger, is_out_of_memory
+from lora_doctor.recipe import Recipe
+from lora_doctor.verification import Verification
+
+LEARNING_RATE = 1e-2
+
+
+def gather(
+    source: Mapping[str, Any],
+    recipe: Mapping[str, Any],
+    steps: int = 3,
+    device: str = "cpu",
+    patches: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """Run the training contract on a tiny model of this source: :meth:`Verification.to_json`.
+
+    Args:
+        source: :meth:`ModelSource.to_json`. A factory's own module is run as it is.
+        recipe: :meth:`Recipe.to_json`, open keys filled.
+        steps: rounds of optimizer steps, one step per batch.
+        device: a torch device.
+        patches: ``{"name", "parameters"}`` of runtime patches, installed before loading.
+
+    Raises:
+        InputError: the source does not exist or is not what it should be.
+    """
+    from lora_doctor.evidence.loading import Loader
+
+    installed = prepare.install_patches(patches)
+    plan = Recipe.from_json(recipe)
+    report_progress("finding the model's class")
+    try:
+        loader = Loader(source, plan)
+        result = _verify(loader, plan, steps, device)
+    except EvidenceError as error:
+        result = Verification.undetermined(str(error), depth="tiny", device=device)
+    return {**result.to_json(), "patches": installed}
+
+
+def _verify(loader: Any, recipe: Recipe, steps: int, device: str) -> Verification:
+    from lora_doctor.evidence.shrink import ShrinkError, shrink
+
+    notes: list[str] = []
+    batch: Any = None
+    if loader.source["kind"] == "factory":
+        model = loader.build()
+        dtype = prepare.dtype_of(model)
+    else:
+        report_progress("building a tiny model")
+        try:
+            shrunk = shrink(loader.config, lambda config: loader.build("cpu", config=config))
+        except ShrinkError as error:
+            return _cannot_build(error, device)
+        notes += shrunk.steps
+        try:
+            model, dtype, more = _as_the_recipe_loads(shrunk.model, loader, recipe, device)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            return _does_not_load(error, device)
+        notes += more
+        batch = shrunk.batch
+    model.to(device) if not recipe.quantized else None
+    report_progress("making batches")
+    try:
+        batches = prepare.make_batches(model, loader.factory_batches, batch, notes)
+    except prepare.NoBatch as error:
+        return Verification.undetermined(str(error), depth="tiny", device=device)
+    batches = [prepare.cast(one.to(device), dtype) for one in batches]
+    subject = Subject(
+        base=model,
+        batches=batches,
+        wrap=prepare.wrapper(model, recipe),
+        fresh=prepare.fresh_base(model),
+        set_up=lambda wrapped: prepare.set_up(wrapped, recipe),
+        learning_rate=LEARNING_RATE,
+        model_class=type(model).__name__,
+        steps=notes,
+    )
+    report_progress("running the training contract")
+    contract = Contract(subject, recipe, steps=steps, depth="tiny", device=device, dtype=dtype)
+    return contract.run()
+
+
+def _as_the_recipe_loads(
+    model: Any, loader: Any, recipe: Recipe, device: str
+) -> tuple[Any, str, list[str]]:
+    """The tiny model saved and loaded again with the recipe's dtype and quantization.
+
+    ``from_pretrained`` does more than ``.to(dtype)``: it keeps some layers in float32. Returns the
+    model, its dtype by name, and notes on what could not be done here.
+    """
+    notes: list[str] = []
+    wanted = _explicit_dtype(loader, recipe)
+    quantized = recipe.quantized
+    if wanted == "float32" and not quantized:
+        return model, wanted, notes
+    options = prepare.loading_options(recipe, wanted)
+    with _saved(model) as folder:
+        if quantized:
+            try:
+                quantization = prepare.quantization_config(recipe)
+                loaded = type(model).from_pretrained(
+                    folder, quantization_config=quantization, device_map={"": device}, **options
+                )
+            except Exception as error:  # noqa: BLE001 - bitsandbytes and transformers refuse in many ways
+                if is_out_of_memory(error):
+                    raise
+                notes.append(
+                    f"run without {quantized} quantization, which is therefore not proven: "
+                    f"{type(error).__name__}: {one_line(error, 160)}"
+                )
+            else:
+                return prepare.for_kbit_training(loaded, recipe), wanted, notes
+        loaded = type(model).from_pretrained(folder, **options)
+    return loaded, wanted, notes
+
+
+@contextlib.contextmanager
+def _saved(model: Any) -> Iterator[str]:
+    with tempfile.TemporaryDirectory(prefix="lora-doctor-") as folder:
+        # Saving writes class names and dtypes into the config; the caller's stays as it is.
+        config = copy.deepcopy(model.config)
+        model.save_pretrained(folder, safe_serialization=True)
+        model.config = config
+        yield folder
+
+
+def _explicit_dtype(loader: Any, recipe: Recipe) -> str:
+    """What somebody asked for; a dtype that we proposed ourselves is not worth the rounding."""
+    wanted = recipe.get("dtype")
+    if wanted is None or recipe.origins.get("dtype") == "proposed":
+        return "float32"
+    if wanted == "auto":
+        return loader.native_dtype or "float32"
+    return str(wanted)
+
+
+def _cannot_build(error: Exception, device: str) -> Verification:
+    return Verification.undetermined(
+        f"no tiny model of this class can be made: {one_line(error)}", depth="tiny", device=device
+    )
+
+
+def _does_not_load(error: Exception, device: str) -> Verification:
+    ledger = Ledger()
+    ledger.fail("builds", error)
+    return Verification(
+        outcome="undetermined",
+        depth="tiny",
+        device=device,
+        dtype="",
+        checks=ledger.checks("not run: the model could not be loaded"),
+        failure=ledger.failure,
+        reason=f"the tiny model cannot be loaded again: {one_line(error, 200)} ({where(error)})",
+    )
