@@ -13,18 +13,23 @@ MAX_ATTEMPTS = 12
 
 
 class BatchError(Exception):
-    """No batch was found that the model accepts; `reason` is one line with the last exception."""
+    """No batch was found that the model accepts; `reason` is one line with the last exception.
 
-    def __init__(self, reason: str) -> None:
+    `objections` has one line for each choice of modalities that was tried.
+    """
+
+    def __init__(self, reason: str, objections: list[str] | None = None) -> None:
         super().__init__(reason)
         self.reason = reason
+        self.objections = objections or [reason]
 
 
 @dataclass
 class Batch:
     """Forward arguments and how their loss is had.
 
-    `modality` names what the batch exercises, in the order text, image, audio, video. `loss` is
+    `modality` names what the batch exercises, in the order text, image, audio, video; `left_out`
+    what forward could take and objected to (the first note says why). `loss` is
     "labels", "start_positions/end_positions" or "surrogate" (made from the outputs).
     """
 
@@ -32,11 +37,13 @@ class Batch:
     modality: list[str]
     loss: str
     notes: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    objections: list[str] = field(default_factory=list)
 
     def to(self, device: Any) -> Batch:
         """The same batch with its tensors on `device`."""
         moved = {k: v.to(device) if hasattr(v, "to") else v for k, v in self.inputs.items()}
-        return Batch(moved, self.modality, self.loss, self.notes)
+        return Batch(moved, self.modality, self.loss, self.notes, self.left_out, self.objections)
 
 
 def make_batch(
@@ -66,22 +73,34 @@ def make_batch(
     parameters = _parameters(model)
     reason = f"{type(model).__name__}.forward takes no input that is known"
     notes: list[str] = []
-    for modalities in _choices(parameters, modality):
+    objections: list[str] = []
+    choices = _choices(parameters, modality)
+    for modalities in choices:
         draft = Draft(
             model, parameters, Settings(getattr(model, "config", None)), batch_size, seq_len, seed,
             modalities, notes=notes,
         )
         draft.prepare()
         try:
-            return _settle(draft, with_labels, run)
+            batch = _settle(draft, with_labels, run)
         except BatchError as error:
-            reason = error.reason
-            notes = [f"without {'+'.join(sorted(modalities))}: {reason}"]
-    raise BatchError(reason)
+            objections.append(error.reason)
+            if modalities is choices[0]:  # the objection to the fullest batch tells most
+                reason = error.reason
+            notes = [f"{'+'.join(sorted(modalities))}: {reason}"]
+            continue
+        batch.left_out = sorted(choices[0] - modalities)
+        batch.objections = objections
+        return batch
+    raise BatchError(reason, objections)
 
 
 def _parameters(model: Any) -> dict[str, inspect.Parameter]:
-    return dict(inspect.signature(model.forward).parameters)
+    parameters = dict(inspect.signature(model.forward).parameters)
+    named = [p for p in parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else None
+    # a wrapper that only passes on (PeftModel) takes what it wraps takes
+    return parameters if named or inner is None else _parameters(inner)
 
 
 def _choices(parameters: dict[str, inspect.Parameter], modality: str) -> list[set[str]]:

@@ -156,7 +156,7 @@ class Draft:
             return "patches"
         if "aspect_ratio_ids" in names:
             return "tiles"
-        if "pixel_attention_mask" in names or "image_sizes" in names or "image_num_patches" in names:
+        if "pixel_attention_mask" in names or "image_num_patches" in names or self._anyres():
             return "bnchw"
         if self.settings.number("num_frames") and "input_ids" not in names:
             return "bnchw"
@@ -221,6 +221,8 @@ class Draft:
         }
         if name == "bbox":
             return "text" in self.modalities
+        if name == "image_sizes" and not self._anyres():
+            return False  # for some towers behind the same class (Pixtral in LLaVA): only on objection
         if name == "attention_mask" and "input_ids" not in self.parameters:
             return "flattened_patches" in self.parameters
         return any(name in names for kind, names in groups.items() if kind in self.modalities)
@@ -300,28 +302,28 @@ class Draft:
 
     def images_per_row(self) -> int:
         """Pictures per sample in a five-dimensional layout: frames, tiles of one image, or one."""
-        if "image_sizes" in self.parameters:
-            return self.extra_tiles()
+        if self._anyres():
+            return 1 + self.tile_rows() * self.tile_columns()  # the overview comes first
         frames = self.settings.number("num_frames")
         return frames if frames and "input_ids" not in self.parameters else 1
 
-    def extra_tiles(self) -> int:
-        """Tiles of one anyres image: the overview and the tiles of the smallest allowed grid."""
-        return 1 + (self.tile_rows() * self.tile_columns())
+    def _anyres(self) -> bool:
+        """Whether images are cut into tiles by their size (LLaVA-NeXT)."""
+        return "image_sizes" in self.parameters and self._pinpoint() is not None
 
     def tile_rows(self) -> int:
-        return max(1, self._pinpoint()[0] // self.image_size)
+        return max(1, (self._pinpoint() or (0, 0))[0] // self.image_size)
 
     def tile_columns(self) -> int:
-        return max(1, self._pinpoint()[1] // self.image_size)
+        return max(1, (self._pinpoint() or (0, 0))[1] // self.image_size)
 
-    def _pinpoint(self) -> tuple[int, int]:
+    def _pinpoint(self) -> tuple[int, int] | None:
         for node in self.settings.nodes():
             points = node.values.get("image_grid_pinpoints")
             if isinstance(points, (list, tuple)) and points:
                 smallest = min(points, key=lambda p: p[0] * p[1])
                 return int(smallest[0]), int(smallest[1])
-        return self.image_size, self.image_size
+        return None
 
 
 def _ones_like_ids(draft: Draft, inputs: dict[str, Any]) -> Any:

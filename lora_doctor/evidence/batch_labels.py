@@ -26,9 +26,8 @@ def candidates(
         yield "start_positions/end_positions", {"start_positions": first, "end_positions": first + 1}
     if "return_loss" in inputs:
         yield "labels", {}
-    if "labels" not in names and "labels" not in draft.include:
-        if not any(p.kind is p.VAR_KEYWORD for p in names.values()):
-            return
+    if "labels" not in names:
+        return
     logits = _logits(outputs)
     if "next_sentence_label" in names:
         yield "labels", {"labels": ids, "next_sentence_label": torch.zeros(b, dtype=torch.long)}

@@ -15,21 +15,38 @@ def count_features(draft: Draft) -> None:
 
     Towers that cannot be asked leave a guess from the config, which the forward then corrects.
     """
-    for kind, names in (
-        ("image", ("pixel_values", "image_grid_thw", "image_sizes", "pixel_attention_mask",
-                   "spatial_shapes", "pixel_position_ids", "image_position_ids")),
-        ("audio", ("input_features", "feature_attention_mask", "input_features_mask",
-                   "input_values", "attention_mask")),
-        ("video", ("pixel_values_videos", "video_grid_thw")),
-    ):
+    for kind, names in _TOWER_INPUTS.items():
         if kind not in draft.modalities or draft.settings.placeholder(kind) is None:
             continue
         if "input_ids" not in draft.parameters or kind in draft.features:
             continue
-        draft.features[kind] = _ask_tower(draft, kind, names) or _guess(draft, kind)
+        rows = _rows(_tower(draft, kind, names)) // draft.batch_size
+        draft.features[kind] = rows or _guess(draft, kind)
 
 
-def _ask_tower(draft: Draft, kind: str, names: tuple[str, ...]) -> int:
+def feature_width(model: Any, kind: str) -> int:
+    """Features of one image or audio token that the tower of `model` gives out; 0 if it cannot tell."""
+    import inspect
+
+    from .batch_inputs import Settings
+
+    settings = Settings(getattr(model, "config", None))
+    parameters = dict(inspect.signature(model.forward).parameters)
+    draft = Draft(model, parameters, settings, 2, 16, 0, {"text", kind})
+    draft.prepare()
+    return _width(_tower(draft, kind, _TOWER_INPUTS[kind]))
+
+
+_TOWER_INPUTS = {
+    "image": ("pixel_values", "image_grid_thw", "image_sizes", "pixel_attention_mask",
+              "spatial_shapes", "pixel_position_ids", "image_position_ids"),
+    "audio": ("input_features", "feature_attention_mask", "input_features_mask", "input_values",
+              "attention_mask"),
+    "video": ("pixel_values_videos", "video_grid_thw"),
+}
+
+
+def _tower(draft: Draft, kind: str, names: tuple[str, ...]) -> Any:
     import inspect
 
     import torch
@@ -43,7 +60,7 @@ def _ask_tower(draft: Draft, kind: str, names: tuple[str, ...]) -> int:
         None,
     )
     if method is None:
-        return 0
+        return None
     takes = inspect.signature(method).parameters
     arguments: dict[str, Any] = {}
     for name in names:
@@ -56,11 +73,22 @@ def _ask_tower(draft: Draft, kind: str, names: tuple[str, ...]) -> int:
                 arguments[name] = getattr(config, name)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            found = method(**{k: v for k, v in arguments.items() if v is not None})
+            return method(**{k: v for k, v in arguments.items() if v is not None})
     except Exception as error:  # a tower that objects here objects in forward too, and is heard there
         draft.notes.append(f"get_{kind}_features: {type(error).__name__}: {str(error)[:120]}")
-        return 0
-    return _rows(found) // draft.batch_size
+        return None
+
+
+def _width(found: Any) -> int:
+    """The last dimension of the first tensor that a tower returned."""
+    import torch
+
+    for name in ("pooler_output", "last_hidden_state"):
+        if getattr(found, name, None) is not None:
+            return _width(getattr(found, name))
+    if isinstance(found, (list, tuple)) and found:
+        return _width(found[0])
+    return int(found.shape[-1]) if isinstance(found, torch.Tensor) and found.dim() else 0
 
 
 def _rows(found: Any) -> int:
@@ -93,6 +121,8 @@ def _guess(draft: Draft, kind: str) -> int:
 def answer(draft: Draft, inputs: dict[str, Any], error: BaseException) -> bool:
     """Change `draft` by what `error` says; False where nothing is left to try."""
     text = " ".join(str(error).split())
+    if re.search(r"tokens: (\d+),? features:? \1$", text):
+        return False  # as many as asked for, but of another width: the config is wrong, not the batch
     for reader in (_arguments, _placeholders, _image, _audio, _channels, _range, _unpack):
         note = reader(draft, inputs, text)
         if note:
@@ -139,7 +169,7 @@ def _placeholders(draft: Draft, inputs: dict[str, Any], text: str) -> str:
         for kind, count in draft.features.items():
             placed = count * draft.batch_size
             if placed and tokens % placed == 0 and tokens != features:
-                wanted = features // (tokens // placed) // draft.batch_size
+                wanted = features // max(1, tokens // placed) // draft.batch_size
                 if wanted and wanted != count:
                     draft.features[kind] = wanted
                     return f"{wanted} {kind} placeholders per sample instead of {count}"
@@ -233,7 +263,7 @@ def _unpack(draft: Draft, inputs: dict[str, Any], text: str) -> str:
 
 # Optional arguments that some models cannot do without, likeliest first.
 _OPTIONAL = (
-    "decoder_input_ids", "mm_token_type_ids", "token_type_ids", "pixel_mask", "image_flags",
+    "decoder_input_ids", "image_sizes", "mm_token_type_ids", "token_type_ids", "pixel_mask", "image_flags",
     "bool_masked_pos",
 )
 

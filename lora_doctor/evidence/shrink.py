@@ -8,7 +8,6 @@ get their old values back, then whole roles do, one after the other, within a li
 from __future__ import annotations
 
 import copy
-import inspect
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -66,6 +65,7 @@ class _Sizes:
     grid: int = 4
     keep_roles: frozenset[str] = frozenset()
     keep_keys: frozenset[str] = frozenset()
+    overrides: tuple[tuple[str, Any], ...] = ()
     why: str = ""
 
 
@@ -118,36 +118,44 @@ def shrink(
         try:
             model = _build(small, build, max_parameters, seed, steps)
         except _TooBig as error:
-            last, changed = str(error), changes
-            more = _relax_too_big(sizes, error)
+            last = str(error)
+            more = _relax_too_big(sizes, error, small)
         except Exception as error:  # whatever construction says is material for the next attempt
-            last, changed = _one_line(error), changes
-            more = _relax(sizes, last, changed)
+            last = _one_line(error)
+            more = _relax(sizes, last, changes)
         else:
             if not try_forward:
                 return Shrunk(model, small, steps, attempts)
             try:
                 batch = make_batch(model, seed=seed)
             except BatchError as error:
-                last = error.reason
-                if built is None:
-                    built = Shrunk(model, small, steps, attempts)
-                more = _relax(sizes, last, changes)
+                batch, last, heard = None, error.reason, error.objections
             else:
-                return Shrunk(model, small, steps, attempts, batch)
+                if not batch.left_out:
+                    return Shrunk(model, small, steps, attempts, batch)
+                last = f"without {', '.join(batch.left_out)}: {batch.notes[0]}"
+                heard = batch.objections
+            if built is None or (batch is not None and _fuller(batch, built.batch)):
+                built = Shrunk(model, small, steps, attempts, batch)
+            more = _repair(sizes, model, small, heard) + _relax(sizes, " ".join(heard), changes)
         objections.append(last)
         for option in more:
             if option not in seen:
                 seen.add(option)
                 pending.append(option)
-        pending.sort(key=lambda option: not option.why.startswith("named"))
+        pending.sort(key=lambda option: not option.why.startswith(("named", "repaired")))
     if built is not None:
         built.attempts = attempts
-        built.steps.append(f"no forward worked: {objections[0]}")
+        if built.batch is None:
+            built.steps.append(f"no forward worked: {objections[0]}")
         return built
     raise ShrinkError(
         f"{type(config).__name__}: no tiny model in {attempts} attempts; last objection: {last}"
     )
+
+
+def _fuller(batch: Any, other: Any) -> bool:
+    return other is None or len(batch.left_out) < len(other.left_out)
 
 
 def apply_sizes(config: Any, sizes: _Sizes) -> tuple[Any, _Changes]:
@@ -160,9 +168,8 @@ def apply_sizes(config: Any, sizes: _Sizes) -> tuple[Any, _Changes]:
     if not vocab:
         ids = {}
     widths = width_map(root, sizes.base)
-    known = set(widths)
+    grids: list[tuple[int, int]] = []
     for node in list(root.walk()):
-        node_widths = dict(widths)
         before = dict(node.values)
         new: dict[str, tuple[str, Any]] = {}
         if "depth" not in sizes.keep_roles:
@@ -173,12 +180,14 @@ def apply_sizes(config: Any, sizes: _Sizes) -> tuple[Any, _Changes]:
             if role in sizes.keep_roles:
                 continue
             current = new[key][1] if key in new else value
-            result = _shrink_entry(key, current, role, node_widths, vocab, ids, known)
+            result = _shrink_entry(key, current, role, widths, vocab, ids)
             if result != current:
                 new[key] = (role, result)
         _fix_heads(node, before, new, sizes)
         _fix_experts(before, new)
-        _fix_image(node, before, new, sizes)
+        _fix_gaps(node, root, before, ids, new)
+        _fix_feature_widths(before, new)
+        grids += _fix_image(before, new, sizes)
         _fix_rope(node, before, new)
         for key, (role, value) in new.items():
             if key in sizes.keep_keys or value == before[key]:
@@ -186,7 +195,19 @@ def apply_sizes(config: Any, sizes: _Sizes) -> tuple[Any, _Changes]:
             node.set(key, value)
             changes.note(role, node.path, key, before[key], value)
         _plain_settings(node, changes)
+    _shrink_tokens(root, grids, changes)
+    for where, value in sizes.overrides:
+        node, key = find_entry(root, where)
+        old = node.values.get(key)
+        node.set(key, value)
+        changes.note("repaired", node.path, key, old, value)
     return small, changes
+
+
+def find_entry(root: Node, where: str) -> tuple[Node, str]:
+    """The config and the key for a path like `vision_config.hidden_size`."""
+    path, _, key = where.rpartition(".")
+    return next(node for node in root.walk() if node.path == path), key
 
 
 def _shrink_entry(
@@ -196,7 +217,6 @@ def _shrink_entry(
     widths: dict[int, int],
     vocab: dict[int, int],
     ids: dict[int, int],
-    known: set[int],
 ) -> Any:
     if role in ("width", "channels"):
         return map_ints(value, lambda n: widths.get(n, n))
@@ -299,6 +319,38 @@ def _fix_experts(before: dict[str, Any], new: dict[str, tuple[str, Any]]) -> Non
             new[key] = ("experts", 1 if isinstance(old, int) and value < old else min(value, 2))
 
 
+def _fix_gaps(
+    node: Node,
+    root: Node,
+    before: dict[str, Any],
+    ids: dict[int, int],
+    new: dict[str, tuple[str, Any]],
+) -> None:
+    """Entries that a default config leaves empty though forward needs them, as a user sets them."""
+    if any(role_of(k, v) == "experts" and v for k, v in before.items()):
+        for key, value in before.items():
+            if value is None and role_of(key, 0) == "topk":
+                new[key] = ("empty before", 2)
+            if value is None and role_of(key, 0) == "expert_groups" and "topk_group" in before:
+                new[key] = ("empty before", 1)
+                new["topk_group"] = ("empty before", 1)
+    children = {child.path.rsplit(".", 1)[-1] for child in node.children}
+    if children & {"vision_config", "vision"} and "text_config" in children:
+        for key in ("image_token_id", "image_token_index"):
+            if key in before and before[key] is None:
+                new[key] = ("empty before", 60)
+    if node is not root:
+        return
+    if bool(getattr(node.holder, "is_encoder_decoder", False)) or {"encoder", "decoder"} <= children:
+        inner = [n.values for n in node.walk()]
+        for key, other in (("pad_token_id", "eos_token_id"), ("decoder_start_token_id", "bos_token_id")):
+            if getattr(node.holder, key, None) is None:
+                found = [v.get(k) for k in (key, other) for v in inner if isinstance(v.get(k), int)]
+                before.setdefault(key, None)
+                # the root comes first: ids of its sub-configs are still the old ones
+                new[key] = ("empty before", ids.get(found[0], found[0]) if found else 0)
+
+
 def _first_grid(root: Node) -> int:
     """Patches per side that every merge factor of the tree divides."""
     need = 1
@@ -312,17 +364,33 @@ def _first_grid(root: Node) -> int:
     return next((g for g in (4, 6, 8, 12, 16) if g >= need and g % need == 0), 16)
 
 
+def _fix_feature_widths(before: dict[str, Any], new: dict[str, tuple[str, Any]]) -> None:
+    """A width that joins the outputs of listed layers follows the length of the list."""
+    after = {**before, **{key: value for key, (_, value) in new.items()}}
+    widths = [k for k, v in before.items() if isinstance(v, int) and role_of(k, v) == "width" and v > 0]
+    for listed, numbers in before.items():
+        if not is_numbers(numbers) or role_of(listed, numbers) != "layer_index":
+            continue
+        for extra in (0, 1):
+            count = len(numbers) + extra
+            for wide in widths:
+                narrow = [k for k in widths if before[k] * count == before[wide] and count > 1]
+                if narrow and len(after[listed]) != len(numbers):
+                    new[wide] = ("width", after[narrow[0]] * (len(after[listed]) + extra))
+
+
 def _fix_image(
-    node: Node, before: dict[str, Any], new: dict[str, tuple[str, Any]], sizes: _Sizes
-) -> None:
-    """Fewer patches: `grid` per side; counts of patches and of image tokens follow."""
+    before: dict[str, Any], new: dict[str, tuple[str, Any]], sizes: _Sizes
+) -> list[tuple[int, int]]:
+    """Fewer patches: `grid` per side. Returns (patches per side before, after) of each image size."""
     if "image" in sizes.keep_roles:
-        return
+        return []
+    grids: list[tuple[int, int]] = []
     patches = [
         n for k, v in before.items() if role_of(k, v) == "patch" for n in list(flat_ints(v))[-1:]
     ]
     if not patches:
-        return
+        return []
     patch = max(patches)
     for key, value in before.items():
         if role_of(key, value) != "image" or not list(flat_ints(value)):
@@ -331,11 +399,21 @@ def _fix_image(
         if patch <= 0 or side // patch <= sizes.grid:
             continue
         new[key] = ("image", map_ints(value, lambda n: sizes.grid * patch if n > patch else n))
-        for other, count in before.items():
-            if role_of(other, count) == "tokens" and isinstance(count, int):
-                small = _token_count(count, side // patch, sizes.grid)
-                if small:
-                    new[other] = ("image", small)
+        grids.append((side // patch, sizes.grid))
+    return grids
+
+
+def _shrink_tokens(root: Node, grids: list[tuple[int, int]], changes: _Changes) -> None:
+    """Counts of patches and of image tokens, anywhere in the tree, follow the patches per side."""
+    for node in root.walk():
+        for key, count in list(node.values.items()):
+            if role_of(key, count) != "tokens" or not isinstance(count, int):
+                continue
+            found = [_token_count(count, before, after) for before, after in grids]
+            small = next((n for n in found if n), 0)
+            if small and small != count:
+                node.set(key, small)
+                changes.note("image", node.path, key, count, small)
 
 
 def _token_count(count: int, grid: int, small: int) -> int:
@@ -515,10 +593,99 @@ def _relax(sizes: _Sizes, objection: str, changes: _Changes) -> list[_Sizes]:
     return options
 
 
-def _relax_too_big(sizes: _Sizes, error: _TooBig) -> list[_Sizes]:
+def _relax_too_big(sizes: _Sizes, error: _TooBig, config: Any) -> list[_Sizes]:
+    """Smaller widths; then the entries whose numbers stand in the shape of the largest parameter."""
     if sizes.base > 32:
         return [replace(sizes, base=32, why=f"smaller widths ({error})")]
-    return []
+    overrides = dict(sizes.overrides)
+    for node in tree(config).walk():
+        for key, value in node.values.items():
+            if isinstance(value, bool) or not isinstance(value, int) or value < 128:
+                continue
+            if any(dim > 512 and dim % value == 0 and dim // value <= 64 for dim in error.shape):
+                where = f"{node.path}.{key}" if node.path else key
+                overrides[where] = max(64, value // 8 // 32 * 32)
+    new = replace(sizes, overrides=tuple(sorted(overrides.items())), why=f"repaired: {error}")
+    return [new] if new.overrides != sizes.overrides else []
+
+
+def _repair(sizes: _Sizes, model: Any, config: Any, objections: list[str]) -> list[_Sizes]:
+    """Entries that do not fit each other, read from the objections and from the model."""
+    root = tree(config)
+    overrides: dict[str, Any] = {}
+    for text in objections:
+        overrides.update(_rope_sections(root, text))
+        overrides.update(_missing_entries(root, text))
+        if re.search(r"features.*do not match|same number of (elements|tokens)|shape mismatch", text):
+            overrides.update(_tie_towers(root, model))
+    known = dict(sizes.overrides)
+    fresh = {where: value for where, value in overrides.items() if known.get(where) != value}
+    if not fresh:
+        return []
+    entries = tuple(sorted({**known, **fresh}.items(), key=lambda item: item[0]))
+    return [replace(sizes, overrides=entries, why=f"repaired: {'; '.join(objections)[:300]}")]
+
+
+def _rope_sections(root: Node, text: str) -> dict[str, Any]:
+    """Sections that stand in the code, not in the config, written into it at the right sum."""
+    match = re.search(r"sum exactly to (\d+) .*?split_sizes=\[([\d, ]+)\]", text)
+    if not match:
+        return {}
+    total, parts = int(match[1]), [int(n) for n in match[2].split(",")]
+    found = {}
+    for node in root.walk():
+        for key in ("rope_parameters", "rope_scaling"):
+            rope = node.values.get(key)
+            heads = node.values.get("num_attention_heads")
+            if isinstance(rope, dict) and heads:
+                half = (node.values.get("head_dim") or node.values["hidden_size"] // heads) // 2
+                if half in (total, total // 2):
+                    where = f"{node.path}.{key}" if node.path else key
+                    if len(parts) > 3:  # the code doubles the list
+                        parts = parts[: len(parts) // 2]
+                    found[where] = _Frozen({**rope, "mrope_section": spread(half, parts)})
+    return found
+
+
+class _Frozen(dict[str, Any]):
+    """A dict that can be part of a set; it is never changed."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(repr(sorted(self.items(), key=lambda item: str(item[0]))))
+
+
+def _missing_entries(root: Node, text: str) -> dict[str, Any]:
+    """`'XConfig' object has no attribute 'pad_token_id'`: taken from a sub-config, or 0."""
+    found: dict[str, Any] = {}
+    for class_name, key in re.findall(r"'(\w+)' object has no attribute '(\w+)'", text):
+        for node in root.walk():
+            if type(node.holder).__name__ == class_name and key not in node.values:
+                known = [n.values[key] for n in root.walk() if n.values.get(key) is not None]
+                if known or role_of(key, 0) == "ids":
+                    found[f"{node.path}.{key}" if node.path else key] = known[0] if known else 0
+    return found
+
+
+def _tie_towers(root: Node, model: Any) -> dict[str, Any]:
+    """The width that a tower gives out, set to the width of the text embeddings."""
+    from .batch_objections import feature_width
+
+    try:
+        text = int(model.get_input_embeddings().weight.shape[-1])
+    except (AttributeError, NotImplementedError, TypeError):
+        return {}
+    for kind, words in (("image", r"vision|visual|image"), ("audio", r"audio|speech")):
+        width = feature_width(model, kind)
+        if not width or width == text:
+            continue
+        for node in root.walk():
+            if not re.search(words, node.path):
+                continue
+            keys = [k for k, v in node.values.items() if v == width and role_of(k, v) == "width"]
+            out = [k for k in keys if re.search(r"out|proj", k)] or keys
+            if out:
+                return {f"{node.path}.{key}": text for key in out}
+    return {}
 
 
 def _one_line(error: BaseException) -> str:
@@ -529,8 +696,3 @@ def _one_line(error: BaseException) -> str:
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 40 else text[:37] + "..."
-
-
-def forward_parameters(model: Any) -> dict[str, inspect.Parameter]:
-    """The parameters of `model.forward`, without self, by name."""
-    return dict(inspect.signature(model.forward).parameters)
