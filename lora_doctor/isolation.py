@@ -18,38 +18,28 @@ Answers are strict JSON: a float that is not finite arrives as the string "nan",
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import queue
 import signal
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
+
+from lora_doctor.child_process import GRACE_SECONDS, STACK_MARK, ChildProcess, resident
 
 FailureKind = Literal["exception", "crash", "timeout", "memory", "protocol"]
 
 POLL_SECONDS = 0.05  # how often resident memory and the clock are looked at
-LOG_TAIL_BYTES = 16 * 1024  # what a failure carries of the child's stdout and stderr
-LOG_FILE_BYTES = 4 * 1024 * 1024  # beyond this the log file is cut down to its tail
-GRACE_SECONDS = 2.0  # how long a child may take to die before it is killed by group
-STACK_SECONDS = 0.1  # what faulthandler gets to write a stack before the task is killed
-STACK_MARK = "--- lora-doctor: where the task was when it was stopped ---"
+# What every task would import anyway. bitsandbytes, where installed, because PEFT imports it when
+# it injects an adapter: with peft 0.7 to 0.18 that costs each task 0.7 to 1.8 s (it pulls in
+# torch._inductor), after this preload 0.05 s. Nothing else that a first forward, backward and
+# optimizer step imports costs more than 0.1 s. No task runs in this process, so no operator of
+# torch has been called and no thread started when it forks (counted: one thread on each stack).
+PRELOAD = ("torch", "transformers", "peft", "bitsandbytes")
 CRASH_MARK = "Fatal Python error:"  # faulthandler's first line
-
-# Run by `python -c`, not `-m`: the checkout that we were imported from must win over another
-# `lora_doctor` in the working directory, and nothing of the working directory (it may be a
-# downloaded model repository with a torch.py in it) may be imported before somebody asked for it.
-_BOOT = (
-    "import sys; sys.path[:] = [sys.argv[1], *filter(None, sys.path)]; "
-    "import lora_doctor.worker as w; del sys.path[0]; w.main(sys.argv[2])"
-)
 
 
 @dataclass(frozen=True)
@@ -127,164 +117,6 @@ def one_line(text: str, limit: int = 2000) -> str:
     return line if len(line) <= limit else line[: limit - 3] + "..."
 
 
-class _Child:
-    """One worker process: its pipes, its log, its end. Knows nothing about tasks."""
-
-    def __init__(
-        self, preload: tuple[str, ...], packages: tuple[str, ...], env: dict[str, str], fork: bool
-    ) -> None:
-        root = str(Path(__file__).absolute().parents[1])
-        setup = {
-            "preload": list(preload),
-            "packages": list(packages),
-            "fork": fork,
-            "parent": os.getpid(),
-            # what the caller added at run time (a script's folder, --rules DIR)
-            "path": [os.path.abspath(entry) for entry in sys.path if entry],
-        }
-        self.fork = fork
-        self.ready = False
-        self.importing = ""
-        self.import_seconds = 0.0
-        self.import_errors: dict[str, str] = {}
-        self.log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in kill()
-        if os.name == "posix":
-            import fcntl
-
-            # Appending, so that cutting the file down does not leave a hole at its start.
-            fcntl.fcntl(self.log, fcntl.F_SETFL, fcntl.fcntl(self.log, fcntl.F_GETFL) | os.O_APPEND)
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", _BOOT, root, json.dumps(setup)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.log,
-            bufsize=0,
-            env=env,
-            # Its own session: Ctrl-C at the terminal reaches us only, and we decide.
-            start_new_session=os.name == "posix",
-        )
-        self.messages: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-        threading.Thread(
-            target=self._read, args=(self.process.stdout, self.messages), daemon=True
-        ).start()
-
-    @staticmethod
-    def _read(
-        stream: IO[bytes], messages: queue.SimpleQueue[dict[str, Any] | None]
-    ) -> None:  # a static method: the thread must not keep the worker alive
-        parts: list[bytes] = []
-        while chunk := stream.read(1 << 16):
-            *lines, rest = chunk.split(b"\n")
-            for line in lines:
-                try:
-                    message = json.loads(b"".join([*parts, line]))
-                except ValueError:  # the half line of a killed task, or a stray print at start-up
-                    message = None
-                parts = []
-                if isinstance(message, dict):
-                    messages.put(message)
-            parts.append(rest)
-        stream.close()
-        messages.put(None)
-
-    def send(self, request: dict[str, Any]) -> bool:
-        """False when nobody reads any more."""
-        assert self.process.stdin is not None
-        data = json.dumps(request).encode() + b"\n"
-        try:
-            while data:
-                data = data[self.process.stdin.write(data) :]
-        except (OSError, ValueError):  # ValueError: closed by kill()
-            return False
-        return True
-
-    def receive(self, timeout: float) -> dict[str, Any] | None:
-        """The next message; {} when there is none in time; None when the process has ended."""
-        try:
-            return self.messages.get(timeout=max(timeout, 0.0))
-        except queue.Empty:
-            return {}
-
-    def log_size(self) -> int:
-        return os.fstat(self.log.fileno()).st_size
-
-    def log_tail(self, start: int = 0) -> str:
-        """The last of what was written to stdout and stderr since byte `start` of the log."""
-        size = self.log_size()
-        if start > size:  # it was cut down since
-            start = 0
-        start = max(start, size - LOG_TAIL_BYTES)
-        if os.name == "posix":
-            data = os.pread(self.log.fileno(), size - start, start)
-        else:
-            self.log.seek(start)
-            data = self.log.read()
-        return data.decode("utf-8", "replace")
-
-    def trim_log(self) -> None:
-        if os.name == "posix" and self.log_size() > LOG_FILE_BYTES:
-            tail = self.log_tail().encode()
-            os.ftruncate(self.log.fileno(), 0)
-            os.write(self.log.fileno(), b"[cut]\n" + tail)
-
-    def wait(self, timeout: float) -> int | None:
-        try:
-            return self.process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            return None
-
-    def stop(self, identity: int, *, stack: bool) -> None:
-        """End the running task; with `stack`, after its Python stack has gone to the log."""
-        if self.fork:
-            self.send({"stop": identity, "stack": stack})
-            return
-        if stack and os.name == "posix":
-            os.write(self.log.fileno(), f"\n{STACK_MARK}\n".encode())
-            self.process.send_signal(signal.SIGUSR1)
-            time.sleep(STACK_SECONDS)
-        _kill_tree(self.process.pid)
-
-    def kill(self, task: int | None = None) -> None:
-        """End the process, the task (its process id, where forked) and what they started."""
-        if self.process.stdin is not None:
-            self.process.stdin.close()  # end of requests: the worker kills its task and ends
-        if not (self.fork and self.ready and self.wait(GRACE_SECONDS) is not None):
-            _kill_tree(self.process.pid)
-            if task is not None:
-                _kill_tree(task)
-            self.process.wait()
-        self.log.close()
-
-
-def _kill_tree(pid: int) -> None:
-    """Kill a process that leads its own group, and the group; on Windows, its tree."""
-    if os.name != "posix":
-        subprocess.run(["taskkill", "/F", "/T", "/PID", str(pid)], capture_output=True, check=False)
-        return
-    try:
-        os.killpg(pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):  # PermissionError: only zombies left (macOS)
-        return
-
-
-def _resident(pid: int) -> int:
-    """Resident memory of a process in bytes; 0 when it is gone."""
-    if sys.platform == "linux":
-        try:
-            with open(f"/proc/{pid}/statm", "rb") as file:
-                return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        except (OSError, IndexError):
-            return 0
-    try:
-        import psutil
-    except ImportError:  # then the memory limit is not watched; accelerate and peft require psutil
-        return 0
-    try:
-        return int(psutil.Process(pid).memory_info().rss)
-    except psutil.Error:
-        return 0
-
-
 def _size(count: int) -> str:
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
@@ -300,13 +132,15 @@ class Worker:
         CUDA cannot be used in a fork of a process that has looked at it, and some libraries look
         when imported.
     threads: of OpenMP and the BLAS libraries in the child; None leaves the environment as it is.
+        Tiny models want 1: a training step took 0.01 s with one thread and 0.8 s with two on a
+        busy machine of two cores, where threads wait for each other actively.
     preload_limit: seconds for the imports, apart from the time limit of a task.
     fork: None decides by platform. Only Linux forks: macOS frameworks do not survive it.
     """
 
     def __init__(
         self,
-        preload: tuple[str, ...] = ("torch", "transformers", "peft"),
+        preload: tuple[str, ...] = PRELOAD,
         *,
         packages: tuple[str, ...] = ("lora_doctor",),
         offline: bool = True,
@@ -315,12 +149,11 @@ class Worker:
         preload_limit: float = 300.0,
         fork: bool | None = None,
     ) -> None:
-        self._preload = preload
-        self._packages = packages
+        self._setup = {"preload": preload, "packages": packages, "cuda": cuda}
         self._env = _environment(offline=offline, cuda=cuda, threads=threads)
         self._preload_limit = preload_limit
         self._fork = (sys.platform == "linux" and not cuda) if fork is None else fork
-        self._child: _Child | None = None
+        self._child: ChildProcess | None = None
         self._task: int | None = None  # process id of the running task
         self._count = 0
         self._lock = threading.Lock()
@@ -334,8 +167,10 @@ class Worker:
 
     def start(self) -> None:
         """Begin the imports in the background, so that the caller can do other work meanwhile."""
+        if self._child is not None and self._child.ready and not self._child.running():
+            self.close()  # killed from outside between two tasks
         if self._child is None:
-            self._child = _Child(self._preload, self._packages, self._env, self._fork)
+            self._child = ChildProcess(self._setup, self._env, fork=self._fork)
 
     def close(self) -> None:
         """Kill the child and all that it started. The worker can be started again."""
@@ -382,7 +217,7 @@ class Worker:
                 outcome = self._await_imports(child) or self._run(
                     child, request, time_limit, memory_limit, progress
                 )
-                if not (self._fork and child.ready and child.process.poll() is None):
+                if not (self._fork and child.ready and child.running()):
                     self.close()
                 self._task = None
             except BaseException:
@@ -390,7 +225,7 @@ class Worker:
                 raise
             return outcome
 
-    def _await_imports(self, child: _Child) -> Outcome | None:
+    def _await_imports(self, child: ChildProcess) -> Outcome | None:
         """None when the child is ready, else why it never will be."""
         began = time.monotonic()
         while not child.ready:
@@ -414,7 +249,7 @@ class Worker:
 
     def _run(
         self,
-        child: _Child,
+        child: ChildProcess,
         request: dict[str, Any],
         time_limit: float,
         memory_limit: int | None,
@@ -442,16 +277,16 @@ class Worker:
             elif kind == "progress" and progress is not None:
                 progress(message["text"])
             elif kind == "answer" and stopped is None:
-                answer, over = message, now
+                answer, over, peak = message, now, max(peak, message["peak"])
             elif kind == "exited":
                 code, peak = message["code"], max(peak, message["peak"])
                 break
             child.trim_log()
-            resident = _resident(self._task) if self._task is not None else 0
-            peak = max(peak, resident)
+            rss = resident(self._task) if self._task is not None else 0
+            peak = max(peak, rss)
             if over is None:
-                if memory_limit is not None and resident > memory_limit:
-                    text = f"{target} used {_size(resident)} of memory, limit {_size(memory_limit)}"
+                if memory_limit is not None and rss > memory_limit:
+                    text = f"{target} used {_size(rss)} of memory, limit {_size(memory_limit)}"
                     stopped = Failure("memory", "", text)
                 elif now - began > time_limit:
                     text = f"{target} did not finish in {time_limit:g} s"

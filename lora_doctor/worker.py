@@ -22,6 +22,7 @@ import traceback
 from typing import Any
 
 from lora_doctor import isolation
+from lora_doctor.child_process import STACK_MARK, STACK_SECONDS
 
 ANSWER_BYTES = 64 * 1024 * 1024
 TEXT_CHARS = 100_000
@@ -97,7 +98,7 @@ def serve(channel: Channel, setup: dict[str, Any]) -> None:
     watch = threading.Thread(target=end_with_requests, args=(channel.requests,), daemon=True)
     watch.start()
     # Should model code keep that thread from running: a clock that needs no interpreter.
-    faulthandler.dump_traceback_later(request["time_limit"] + LATE_SECONDS, exit=True)
+    faulthandler.dump_traceback_later(min(request["time_limit"], 1e6) + LATE_SECONDS, exit=True)
     channel.send("started", id=request["id"], pid=os.getpid())
     run(channel, request, setup)
 
@@ -173,9 +174,9 @@ def supervise(channel: Channel, request: dict[str, Any], setup: dict[str, Any]) 
             stop = channel.receive() if channel.pending() else {}
             if stop.get("stop") == request["id"]:
                 if stop["stack"]:
-                    os.write(2, f"\n{isolation.STACK_MARK}\n".encode())
+                    os.write(2, f"\n{STACK_MARK}\n".encode())
                     os.kill(pid, signal.SIGUSR1)
-                    time.sleep(isolation.STACK_SECONDS)
+                    time.sleep(STACK_SECONDS)
                 break
     finally:
         if ended >= 0:
@@ -230,7 +231,7 @@ def end_with_worker() -> None:
         file.write("1000")
 
 
-def limit_resources(memory_limit: int | None) -> None:
+def limit_resources(memory_limit: int | None, *, cuda: bool) -> None:
     """No core files; and a backstop for allocations too fast for the watcher to see."""
     if os.name != "posix":
         return
@@ -238,7 +239,7 @@ def limit_resources(memory_limit: int | None) -> None:
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     # Not with CUDA: it maps far more than it uses.
-    if memory_limit is None or sys.platform != "linux" or os.environ["CUDA_VISIBLE_DEVICES"] != "":
+    if memory_limit is None or sys.platform != "linux" or cuda:
         return
     with open("/proc/self/status", encoding="ascii") as file:
         data = next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmData:"))
@@ -254,12 +255,12 @@ def run(channel: Channel, request: dict[str, Any], setup: dict[str, Any]) -> Non
     isolation._progress_sink = lambda text: channel.send(
         "progress", id=identity, text=isolation.one_line(text)
     )
-    limit_resources(request["memory_limit"])
-    if request["import_cwd"]:
-        sys.path.insert(0, os.getcwd())
     value, failure = None, None
     began = time.monotonic()
     try:
+        limit_resources(request["memory_limit"], cuda=setup["cuda"])
+        if request["import_cwd"]:
+            sys.path.insert(0, os.getcwd())
         function = resolve(request["target"], setup["packages"])
         result = function(**request["kwargs"])
     except BaseException as error:  # noqa: BLE001 - also SystemExit of model code: all is an answer
@@ -271,7 +272,7 @@ def run(channel: Channel, request: dict[str, Any], setup: dict[str, Any]) -> Non
             value = isolation.to_json(result)
             if len(json.dumps(value)) > ANSWER_BYTES:
                 raise TypeError(f"result is larger than {ANSWER_BYTES >> 20} MiB")
-        except (TypeError, RecursionError) as error:
+        except (TypeError, ValueError, RecursionError) as error:  # ValueError: an int too long
             value, failure = None, protocol(f"{request['target']}: {error}")
     if os.getpid() != task:  # model code forked and its fork came back up to here
         os._exit(0)
@@ -280,7 +281,21 @@ def run(channel: Channel, request: dict[str, Any], setup: dict[str, Any]) -> Non
             stream.flush()
         except (OSError, ValueError, AttributeError):
             continue  # model code closed or replaced it
-    channel.send("answer", id=identity, value=value, failure=failure, seconds=seconds)
+    channel.send(
+        "answer", id=identity, value=value, failure=failure, seconds=seconds, peak=peak_resident()
+    )
+
+
+def peak_resident() -> int:
+    """The highest resident memory of this process so far in bytes; 0 where nothing tells."""
+    if sys.platform == "linux":  # not getrusage: after an exec it still has the parent's peak
+        with open("/proc/self/status", encoding="ascii") as file:
+            return next((int(line.split()[1]) * 1024 for line in file if line[:6] == "VmHWM:"), 0)
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def resolve(target: str, packages: list[str]) -> Any:

@@ -120,6 +120,7 @@ def give(what: str) -> Any:
         "floats": [math.nan, math.inf, -math.inf, 0.5],
         "bytes": b"x",
         "large": "x" * (65 << 20),
+        "long": 10**5000,
         "text": "ü\n\ud800",
     }
     return things[what]
@@ -130,6 +131,19 @@ def spawn(pid_file: str, detached: bool) -> None:
     child = subprocess.Popen(["sleep", "100"], start_new_session=detached)
     Path(pid_file).write_text(f"{os.getpid()} {child.pid}")
     hang()
+
+
+def kill_worker(pid_file: str) -> None:
+    child = subprocess.Popen(["sleep", "100"])
+    Path(pid_file).write_text(f"{os.getpid()} {child.pid}")
+    os.kill(os.getppid(), signal.SIGKILL)
+    hang()
+
+
+def leave_fork() -> None:
+    if os.fork() == 0:
+        hang()
+    os._exit(0)
 
 
 def fork_and_return() -> int:
@@ -331,6 +345,7 @@ def test_forks_share_one_worker() -> None:
         ("keys", "key 1 is int, not str"),
         ("cycle", "recursion"),
         ("bytes", "builtins.bytes is not JSON"),
+        ("long", "integer string conversion"),
         ("large", "larger than 64 MiB"),
     ],
 )
@@ -432,8 +447,25 @@ def test_worker_that_was_killed_is_replaced() -> None:
     with make_worker() as made:
         first = run(made, add, a=1, b=1).value
         os.kill(first["parent"], signal.SIGKILL)
-        failure(run(made, add, a=1, b=1), "crash")
+        assert wait_dead(first["parent"])
+        second = run(made, add, a=1, b=1)
+        assert second.ok
+        assert second.value["parent"] != first["parent"]
+
+
+def test_task_that_kills_its_worker_takes_nobody_else_along(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    with make_worker() as made:
+        failure(run(made, kill_worker, pid_file=str(pids)), "crash")
+        assert wait_dead(*map(int, pids.read_text().split()))
         assert run(made, add, a=1, b=1).ok
+
+
+def test_fork_that_stays_behind_holds_nothing_up(worker: Worker) -> None:
+    """It has the pipe open; the end of the task itself must count."""
+    began = time.monotonic()
+    failure(run(worker, leave_fork), "crash")
+    assert time.monotonic() - began < 5
 
 
 def test_error_in_the_progress_callback_kills_the_task(tmp_path: Path) -> None:
