@@ -1,0 +1,118 @@
+"""LD201: target modules match nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.case import Case
+from lora_doctor.evidence.structure import Structure
+from lora_doctor.rule import Edit, Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
+from lora_doctor.targets import cover_of, offered_layers, quoted, target_entries
+
+
+class NoTargetMatches(Rule):
+    """The recipe's target modules name no layer of this model.
+
+    ## What happens
+    `get_peft_model` raises `Target modules {...} not found in the base model`, or, where the
+    recipe names none and PEFT has no default for the architecture,
+    `Please specify target_modules in peft_config`.
+
+    ## Why
+    Layers are called differently in every family: the names of Llama are not those of GPT-2,
+    Falcon or T5. A list is copied from a recipe for another model, a regular expression was
+    written for paths that a later transformers has renamed, or a single name is given as a text,
+    which PEFT reads as a regular expression for the whole path.
+
+    ## Versions
+    All of PEFT.
+
+    ## Fix
+    The list of this model's own layers for the same roles (attention, MLP). Where the roles
+    cannot be told from the names, all linear layers of the language tower.
+
+    ## Links
+    https://huggingface.co/docs/peft/package_reference/lora
+    """
+
+    code = "LD201"
+    name = "no-target-matches"
+    summary = "The target modules match no layer of the model."
+    depth = "meta"
+    symptoms = (
+        Symptom(r"Target modules .{0,300}? not found in the base model"),
+        Symptom(r"Please specify `?target_modules`? in `?peft_config`?"),
+        Symptom(r"No `?target_modules`? passed"),
+        Symptom(r"No modules were targeted for adaptation"),
+    )
+    examples = (
+        Example("broken", "arch:gpt2", {"target_modules": ["q_proj", "v_proj"]}),
+        Example(
+            "broken",
+            "arch:llama",
+            {"target_modules": "q_proj"},
+            why="a text is a regular expression for the whole path",
+        ),
+        Example("broken", "arch:bloom", {"target_modules": ["q_proj", "v_proj"]}),
+        Example("healthy", "arch:gpt2", {"target_modules": ["c_attn"]}),
+        Example("healthy", "arch:llama", {"target_modules": ["q_proj", "v_proj"]}),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        structure = case.structure
+        recipe = case.recipe
+        injection = structure.injection
+        entries = target_entries(recipe)
+        adapted = sum(group.adapted for group in structure.groups)
+        if recipe.peft_type != "LORA" or adapted or injection.ok:
+            return
+        no_default = not entries and _asks_for_targets(structure)
+        unmatched = {entry.partition(": ")[2] for entry in injection.unmatched}
+        nothing = bool(entries) and all(entry in unmatched for entry in entries)
+        if not nothing and not no_default:
+            return
+        cover = cover_of(structure, entries)
+        evidence = [
+            Measure("target_modules", quoted(entries) if entries else "not set", "recipe"),
+            Measure("layers matched", f"0 of {sum(g.count for g in offered_layers(structure))}",
+                    "installed PEFT, meta device"),
+            Measure("the model has", quoted(sorted({g.leaf for g in offered_layers(structure)})),
+                    f"{structure.model_class}, language tower"),
+        ]  # fmt: skip
+        if injection.error:
+            evidence.append(
+                Measure("get_peft_model", f"{injection.error.type}: {injection.error.message}",
+                        "installed PEFT")
+            )  # fmt: skip
+        message = (
+            f"target_modules {quoted(entries)} match no layer of {structure.model_class}"
+            if entries
+            else f"no target_modules given, and this PEFT has no default for "
+            f"{structure.model_type or structure.model_class}"
+        )
+        yield self.finding(
+            "error",
+            f"{message}; it has {quoted(sorted({g.leaf for g in offered_layers(structure)}), 8)}.",
+            location=Location("recipe", "target_modules"),
+            evidence=tuple(evidence),
+            proof=Proof("executed", "PEFT refused the config on the real class"),
+            fixes=_fixes(cover),
+            explains=("attaches",),
+        )
+
+
+def _asks_for_targets(structure: Structure) -> bool:
+    error = structure.injection.error
+    return error is not None and "target_modules" in error.message
+
+
+def _fixes(cover: list[str]) -> tuple[Fix, ...]:
+    if not cover:
+        return (Fix("Name the layers to adapt; the evidence lists what there is.", "manual"),)
+    return (
+        Fix(
+            f"Target this model's layers for the same roles: {', '.join(cover)}.",
+            "safe",
+            (Edit("target_modules", cover),),
+        ),
+    )

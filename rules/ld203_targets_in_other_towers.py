@@ -1,0 +1,173 @@
+"""LD203: targets reach into towers that the recipe does not mean to train, or get no gradient."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from lora_doctor.case import Case
+from lora_doctor.evidence.structure import ModuleGroup, Structure, Tower
+from lora_doctor.recipe import Recipe
+from lora_doctor.rule import Edit, Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
+from lora_doctor.targets import quoted, target_entries
+
+
+class TargetsInOtherTowers(Rule):
+    """Bare names such as `q_proj` also match the vision or audio tower of a multimodal model, and
+    some of the adapters there never get a gradient.
+
+    ## What happens
+    LLaVA with `[q_proj, v_proj]` gets as many adapters in its vision tower as its layers have.
+    They are trained along, a text-only batch gives them no gradient, and those of the last vision
+    layer get none ever, because the features are taken one layer before. With several GPUs DDP
+    stops at the first parameter that got no gradient.
+
+    ## Why
+    PEFT matches the end of a path, and vision towers use the same names as language models.
+
+    ## Versions
+    All of PEFT; `exclude_modules` exists from 0.14 on.
+
+    ## Fix
+    A regular expression that names the language tower. Where adapters of single layers get no
+    gradient, leaving these out changes nothing in what is learnt.
+
+    ## Links
+    https://huggingface.co/docs/peft/package_reference/lora
+    """
+
+    code = "LD203"
+    name = "targets-reach-other-towers"
+    summary = "Targets reach into a vision or audio tower, or into layers that get no gradient."
+    depth = "meta"
+    symptoms = (
+        Symptom(r"Expected to have finished reduction in the prior iteration"),
+        Symptom(r"parameters that were not used in producing loss"),
+    )
+    examples = (
+        Example("broken", "arch:llava", {"target_modules": ["q_proj", "v_proj"]}),
+        Example(
+            "healthy",
+            "arch:llava",
+            {"target_modules": r".*language_model.*\.(q_proj|v_proj)"},
+        ),
+        Example("healthy", "arch:llama", {"target_modules": ["q_proj", "v_proj"]}),
+        Example(
+            "healthy",
+            "arch:whisper",
+            {"target_modules": ["q_proj", "v_proj"]},
+            why="an encoder-decoder for speech is meant as a whole",
+        ),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        structure = case.structure
+        if case.recipe.peft_type != "LORA" or not structure.injection.ok:
+            return
+        dead = _without_gradient(case)
+        strays = _stray_groups(structure, case.recipe)
+        if not strays and not dead:
+            return
+        evidence = [
+            Measure(f"adapters in {tower.path or 'model'} ({tower.kind})",
+                    f"{sum(group.adapted for group in groups)} layers", tower.why)
+            for tower, groups in strays
+        ]  # fmt: skip
+        if dead:
+            evidence.append(
+                Measure("adapters without gradient", quoted(dead, 6),
+                        f"{case.settings.depth} model, every batch")
+            )  # fmt: skip
+        names = ", ".join(tower.path for tower, _ in strays)
+        kinds = " and ".join(sorted({tower.kind for tower, _ in strays}))
+        if strays:
+            count = sum(group.adapted for _, groups in strays for group in groups)
+            message = (
+                f"The targets also match {count} layers of the {kinds} tower ({names})"
+                + (f", and {len(dead)} adapters get no gradient" if dead else "")
+                + "."
+            )
+        else:
+            message = f"{len(dead)} adapters get no gradient: {quoted(dead, 3)}."
+        yield self.finding(
+            "warning",
+            message,
+            location=Location("module", names or dead[0]),
+            evidence=tuple(evidence),
+            proof=Proof("executed", "gradients were counted in a real backward")
+            if dead
+            else Proof("measured", "PEFT was run on the real class and the result was counted"),
+            fixes=_fixes(structure, case.recipe, strays, dead),
+            explains=("gradients", "adapters-move") if dead else (),
+        )
+
+
+def _without_gradient(case: Case) -> list[str]:
+    """Paths of adapters that got no gradient on any batch, while others did."""
+    if not case.reaches("tiny") or not case.has("verification"):
+        return []
+    groups = case.verification.adapters
+    if not any(group.with_gradient for group in groups):
+        return []  # nothing learns at all: another cause
+    return [path for group in groups for path in group.examples_without_gradient]
+
+
+def _stray_groups(
+    structure: Structure, recipe: Recipe
+) -> list[tuple[Tower, list[ModuleGroup]]]:
+    """Adapted groups in encoders that serve a language model, unless the recipe names them.
+
+    An encoder-decoder without a projector (speech to text) and a dual encoder are one model, and
+    meant as a whole.
+    """
+    kinds = {tower.kind for tower in structure.towers}
+    serves_a_language_model = "language" in kinds and (
+        structure.can_generate or structure.has_prepare_inputs
+    )
+    if not serves_a_language_model or (structure.is_encoder_decoder and "projector" not in kinds):
+        return []
+    strays = []
+    for tower in structure.towers:
+        if tower.kind not in ("vision", "audio") or _speaks_of(recipe, tower):
+            continue
+        groups = [group for group in structure.groups if group.tower == tower.path]
+        adapted = [group for group in groups if group.adapted]
+        if adapted:
+            strays.append((tower, adapted))
+    return strays
+
+
+def _speaks_of(recipe: Recipe, tower: Tower) -> bool:
+    """Whether an entry names the tower, as ``vision_tower`` in a path or an expression."""
+    words = set(re.findall(r"\w+", tower.path))
+    return any(words & set(re.findall(r"\w+", entry)) for entry in target_entries(recipe))
+
+
+def _fixes(
+    structure: Structure,
+    recipe: Recipe,
+    strays: list[tuple[Tower, list[ModuleGroup]]],
+    dead: list[str],
+) -> tuple[Fix, ...]:
+    from lora_doctor.evidence.propose import language_regex
+
+    fixes = []
+    if strays:
+        expression = language_regex(structure)
+        if expression:
+            fixes.append(
+                Fix(
+                    "Train the language tower only: a regular expression with its path.",
+                    "unsafe",
+                    (Edit("target_modules", expression),),
+                )
+            )
+    if dead:
+        fixes.append(
+            Fix(
+                f"Leave out what gets no gradient ({quoted(dead, 3)}), or feed a batch that "
+                "reaches it.",
+                "manual",
+            )
+        )
+    return tuple(fixes)

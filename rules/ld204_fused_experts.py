@@ -1,0 +1,174 @@
+"""LD204: fused expert parameters that the targets pass by, or that refuse dropout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.case import Case
+from lora_doctor.evidence.environment import lora_config_fields
+from lora_doctor.evidence.structure import ModuleGroup, Structure
+from lora_doctor.recipe import Recipe
+from lora_doctor.rule import Edit, Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
+from lora_doctor.targets import names_in, quoted, target_entries
+
+
+class FusedExperts(Rule):
+    """The experts of this mixture are fused three-dimensional parameters, not linear layers, and
+    the recipe's targets pass them by or cannot be put on them.
+
+    ## What happens
+    `gate_proj, up_proj, down_proj` or `all-linear` adapt the attention and leave the experts, most
+    of the model, frozen, without a word. Or, where PEFT turns these names into
+    `target_parameters` by itself, `lora_dropout` other than 0 ends in
+    `lora.ParamWrapper does not work with lora_dropout != 0`.
+
+    ## Why
+    transformers 5 stores the experts of a layer in one parameter (gpt-oss does so in 4.x too), and
+    PEFT's `target_modules` finds modules only. PEFT from 0.19 on converts some families itself;
+    which, it is asked here.
+
+    ## Versions
+    transformers 5, and gpt-oss on 4.55 and later. `target_parameters` exists from PEFT 0.17 on.
+
+    ## Fix
+    `target_parameters` with the experts' parameters, and `lora_dropout` 0, which PEFT needs for
+    them. Both change what is learnt and the memory needed, so they are not applied unasked.
+
+    ## Links
+    https://huggingface.co/docs/peft/package_reference/lora
+    """
+
+    code = "LD204"
+    name = "fused-experts"
+    summary = "Fused experts are passed by silently, or refuse lora_dropout."
+    depth = "meta"
+    symptoms = (
+        Symptom(r"ParamWrapper does not work with lora_dropout", "peft>=0.17"),
+        Symptom(r"Target module GptOssExperts\(.* is not supported"),
+    )
+    examples = (
+        Example(
+            "broken",
+            "arch:gpt_oss",
+            {"target_modules": "all-linear", "lora_dropout": 0.0},
+            requires={"transformers": ">=4.55", "peft": ">=0.17"},
+            why="attention only; every expert stays frozen",
+        ),
+        Example(
+            "broken",
+            "arch:qwen3_moe",
+            {
+                "target_modules": [
+                    "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+                ],
+                "lora_dropout": 0.05,
+            },
+            requires={"transformers": ">=5", "peft": ">=0.21"},
+            why="PEFT converts the experts, and ParamWrapper takes no dropout",
+        ),
+        Example(
+            "healthy",
+            "arch:qwen3_moe",
+            {"target_modules": ["q_proj", "v_proj"], "lora_dropout": 0.05},
+            requires={"transformers": ">=4.53"},
+            why="only the attention is asked for",
+        ),
+        Example("healthy", "arch:mixtral", {"target_modules": ["q_proj", "v_proj"]}),
+    )  # fmt: skip
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        structure, recipe = case.structure, case.recipe
+        experts = [
+            group
+            for group in structure.groups
+            if group.kind == "parameter" and group.role == "experts"
+        ]
+        if recipe.peft_type != "LORA" or not experts:
+            return
+        error = structure.injection.error
+        if error is not None:
+            if "lora_dropout" in error.message and recipe.get("lora_dropout"):
+                yield self._dropout(structure, recipe, experts)
+            return
+        passed_by = [group for group in experts if not group.adapted]
+        if passed_by and _means_experts(recipe):
+            yield self._passed_by(structure, recipe, passed_by)
+
+    def _dropout(
+        self, structure: Structure, recipe: Recipe, experts: list[ModuleGroup]
+    ) -> Finding:
+        error = structure.injection.error
+        assert error is not None
+        return self.finding(
+            "error",
+            f"PEFT puts adapters on the fused experts of {structure.model_class}, which take no "
+            f"dropout, and lora_dropout is {recipe.get('lora_dropout')}.",
+            location=Location("recipe", "lora_dropout"),
+            evidence=(
+                Measure("get_peft_model", f"{error.type}: {error.message}", "installed PEFT"),
+                Measure("fused experts", _shapes(experts), structure.model_class),
+                Measure("converted by PEFT", quoted(structure.injection.converted) or "not read",
+                        "installed PEFT"),
+            ),
+            proof=Proof("executed", "PEFT refused the config on the real class"),
+            fixes=(
+                Fix("Train without LoRA dropout.", "unsafe", (Edit("lora_dropout", 0.0),)),
+            ),
+            explains=("attaches",),
+        )  # fmt: skip
+
+    def _passed_by(
+        self, structure: Structure, recipe: Recipe, experts: list[ModuleGroup]
+    ) -> Finding:
+        adapted = sorted({group.leaf for group in structure.groups if group.adapted})
+        left = sum(group.parameters for group in experts)
+        share = left / max(structure.total_parameters, 1)
+        return self.finding(
+            "warning",
+            f"The experts of {structure.model_class} are fused parameters that the targets pass by:"
+            f" {share:.0%} of the model gets no adapter; only {quoted(adapted, 6)} do.",
+            location=Location("module", experts[0].pattern),
+            evidence=(
+                Measure("fused experts without adapter", _shapes(experts), structure.model_class),
+                Measure("their share", f"{left:,} of {structure.total_parameters:,} parameters",
+                        "counted on the meta device"),
+                Measure("target_parameters in this PEFT",
+                        "supported" if _supported() else "not supported", "its LoraConfig"),
+            ),
+            proof=Proof("measured", "PEFT was run on the real class and the result was counted"),
+            fixes=_target_parameters(recipe, experts),
+        )  # fmt: skip
+
+
+def _means_experts(recipe: Recipe) -> bool:
+    """Whether the targets speak of the MLP: a recipe for the attention alone is left in peace."""
+    from lora_doctor.evidence.propose import role_of
+
+    entries = target_entries(recipe)
+    if "all-linear" in entries:
+        return True
+    return any(role_of(name) in ("mlp", "experts") for entry in entries for name in names_in(entry))
+
+
+def _supported() -> bool:
+    return "target_parameters" in (lora_config_fields() or ())
+
+
+def _target_parameters(recipe: Recipe, experts: list[ModuleGroup]) -> tuple[Fix, ...]:
+    if not _supported():
+        return (
+            Fix("This PEFT cannot adapt fused parameters: upgrade to 0.17 or later.", "manual"),
+        )
+    names = sorted({".".join(group.pattern.split(".")[-2:]) for group in experts})
+    present = [name for name in recipe.get("target_parameters") or () if name not in names]
+    edits = [Edit("target_parameters", present + names)]
+    if recipe.get("lora_dropout"):
+        edits.append(Edit("lora_dropout", 0.0))
+    return (
+        Fix(f"Adapt the experts too: target_parameters {', '.join(names)}.", "unsafe",
+            tuple(edits)),
+    )  # fmt: skip
+
+
+def _shapes(groups: list[ModuleGroup]) -> str:
+    return quoted([f"{group.count} x {group.pattern} {list(group.shape)}" for group in groups], 4)
