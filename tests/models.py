@@ -1,0 +1,105 @@
+"""Small models of a user's own, for ``tests.models:NAME`` as MODEL."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def plain_module() -> Any:
+    """A bare ``nn.Module`` with a loss and no transformers config; its batch comes along."""
+    import torch
+    from torch import nn
+
+    class Regressor(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.proj = nn.Linear(8, 8)
+            self.out = nn.Linear(8, 1)
+
+        def forward(self, x: Any, target: Any = None) -> dict[str, Any]:
+            prediction = self.out(torch.tanh(self.proj(x)))
+            if target is None:
+                return {"logits": prediction}
+            return {"loss": nn.functional.mse_loss(prediction, target), "logits": prediction}
+
+    torch.manual_seed(0)
+    return Regressor(), {"x": torch.randn(4, 8), "target": torch.randn(4, 1)}
+
+
+def forward_raises() -> Any:
+    """A module whose forward breaks once its layer is no plain ``nn.Linear`` any more."""
+    import torch
+    from torch import nn
+
+    class Picky(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.proj = nn.Linear(8, 8)
+
+        def forward(self, x: Any) -> Any:
+            if type(self.proj) is not nn.Linear:
+                raise RuntimeError("only a plain Linear will do")
+            return self.proj(x)
+
+    torch.manual_seed(0)
+    return Picky(), {"x": torch.randn(4, 8)}
+
+
+def _tiny_llama_config() -> Any:
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+
+
+def headless_llama() -> Any:
+    """A base class without a head, as an embedding model has it."""
+    import torch
+    from transformers import LlamaModel
+
+    torch.manual_seed(0)
+    return LlamaModel(_tiny_llama_config())
+
+
+def causal_lm_without_generation() -> Any:
+    """A causal language model of a user's own that inherits from ``PreTrainedModel`` alone."""
+    import torch
+    from torch import nn
+    from transformers import LlamaConfig, LlamaModel, PreTrainedModel
+    from transformers.modeling_outputs import CausalLMOutput
+
+    class OwnCausalLM(PreTrainedModel):
+        config_class = LlamaConfig
+        _supports_sdpa = True
+
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            self.model = LlamaModel(config)
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+            self.post_init()
+
+        def get_input_embeddings(self) -> Any:
+            return self.model.embed_tokens
+
+        def get_output_embeddings(self) -> Any:
+            return self.lm_head
+
+        def forward(
+            self, input_ids: Any = None, attention_mask: Any = None, inputs_embeds: Any = None,
+            labels: Any = None, output_attentions: Any = None, output_hidden_states: Any = None,
+            return_dict: Any = None,
+        ) -> Any:  # fmt: skip
+            hidden = self.model(
+                input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds
+            ).last_hidden_state
+            logits = self.lm_head(hidden)
+            loss = None
+            if labels is not None:
+                loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+            return CausalLMOutput(loss=loss, logits=logits)
+
+    torch.manual_seed(0)
+    return OwnCausalLM(_tiny_llama_config())

@@ -1,0 +1,73 @@
+"""Every rule's own examples, run: broken is found and trains after its fixes, healthy is silent.
+
+A new rule is picked up by its place; nothing here names one.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+
+import pytest
+
+import lora_doctor
+from lora_doctor.engine import find_rules, first_fix
+from lora_doctor.rule import Example, Rule
+
+RULES = find_rules()
+HEADINGS = ("## What happens", "## Why", "## Versions", "## Fix", "## Links")
+
+
+def occurs_here(example: Example) -> bool:
+    """Whether the installed stack is one on which the example occurs."""
+    from packaging.specifiers import SpecifierSet
+
+    return all(
+        importlib.metadata.version(package) in SpecifierSet(versions, prereleases=True)
+        for package, versions in example.requires.items()
+    )
+
+
+def examples(kind: str) -> list[object]:
+    return [
+        pytest.param(rule, example, id=f"{rule.code}-{example.model}-{number}")
+        for rule in RULES
+        for number, example in enumerate(rule.examples)
+        if example.kind == kind and occurs_here(example)
+    ]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.code)
+def test_a_rule_is_documented_and_carries_both_kinds_of_example(rule: type[Rule]) -> None:
+    """The docstring is the documentation that `explain` prints, so its headings are fixed."""
+    positions = [rule.documentation().find(heading) for heading in HEADINGS]
+    assert all(position >= 0 for position in positions) and positions == sorted(positions)
+    assert {example.kind for example in rule.examples} == {"broken", "healthy"}
+    assert rule.summary.endswith(".") and len(rule.summary) < 90
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rule", "example"), examples("broken"))
+def test_broken_is_found_and_trains_after_its_fix(rule: type[Rule], example: Example) -> None:
+    diagnosis = lora_doctor.fix(
+        example.model, dict(example.recipe), depth=example.depth, unsafe_fixes=True
+    )
+    found = [finding for finding in diagnosis.findings if finding.rule == rule.code]
+    assert found, f"{rule.code} is silent; found {[f.rule for f in diagnosis.findings]}, "\
+        f"skipped {[vars(s) for s in diagnosis.skipped]}"
+    assert all(finding.evidence and finding.message for finding in found)
+    if not any(first_fix(finding, unsafe=True) for finding in found):
+        return
+    assert diagnosis.applied, "it has a fix that was not applied"
+    assert diagnosis.after is not None, diagnosis.undetermined
+    failed = [vars(check) for check in diagnosis.after.failed_checks]
+    assert diagnosis.after.outcome == "passed", failed or diagnosis.after.reason
+    left = [finding for finding in diagnosis.remaining or () if finding.rule == rule.code]
+    assert not left, left
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rule", "example"), examples("healthy"))
+def test_healthy_is_silent(rule: type[Rule], example: Example) -> None:
+    diagnosis = lora_doctor.check(example.model, dict(example.recipe), depth=example.depth)
+    assert not [finding for finding in diagnosis.findings if finding.rule == rule.code]
+    assert rule.code in diagnosis.passed, [vars(item) for item in diagnosis.skipped]
