@@ -136,6 +136,10 @@ def _arguments(draft: Draft, inputs: dict[str, Any], text: str) -> str:
     if unexpected and unexpected[1] in inputs:
         draft.exclude.add(unexpected[1])
         return f"left out {unexpected[1]}"
+    if re.search(r"cache|past_key_values", text, re.I) and "use_cache" in draft.parameters:
+        if "use_cache" not in draft.extra:
+            draft.extra["use_cache"] = False
+            return "use_cache=False"
     missing = re.search(r"missing \d+ required .*?argument", text)
     asks = missing or re.search(
         r"(have to|must|need to|should|please) (be )?(specify|provide|pass|given|provided|specified)"

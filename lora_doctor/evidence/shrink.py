@@ -105,7 +105,7 @@ def shrink(
 
     start = _Sizes(grid=_first_grid(tree(copy.deepcopy(config))))
     pending = [start]
-    seen = {start}
+    seen = [start]
     built: Shrunk | None = None
     last = "nothing tried"
     objections: list[str] = []
@@ -122,7 +122,7 @@ def shrink(
             more = _relax_too_big(sizes, error, small)
         except Exception as error:  # whatever construction says is material for the next attempt
             last = _one_line(error)
-            more = _relax(sizes, last, changes)
+            more = _repair(sizes, None, small, [last]) + _relax(sizes, last, changes)
         else:
             if not try_forward:
                 return Shrunk(model, small, steps, attempts)
@@ -141,7 +141,7 @@ def shrink(
         objections.append(last)
         for option in more:
             if option not in seen:
-                seen.add(option)
+                seen.append(option)
                 pending.append(option)
         pending.sort(key=lambda option: not option.why.startswith(("named", "repaired")))
     if built is not None:
@@ -283,6 +283,10 @@ def _fix_heads(
                 if now(width_key) * factor % now(partner) == 0:
                     new[key] = ("head_dim", now(width_key) * factor // now(partner))
                 break
+        else:
+            for other, number in before.items():  # `mamba_d_ssm == mamba_n_heads * mamba_d_head`
+                if number == product and role_of(other, number) == "other":
+                    new[other] = ("head_dim", now(partner) * now(key))
 
 
 def _partner(key: str, queries: dict[str, int]) -> str | None:
@@ -327,7 +331,8 @@ def _fix_gaps(
     new: dict[str, tuple[str, Any]],
 ) -> None:
     """Entries that a default config leaves empty though forward needs them, as a user sets them."""
-    if any(role_of(k, v) == "experts" and v for k, v in before.items()):
+    routed = [v for k, v in before.items() if role_of(k, 0) == "experts"]
+    if any(routed):
         for key, value in before.items():
             if value is None and role_of(key, 0) == "topk":
                 new[key] = ("empty before", 2)
@@ -411,6 +416,9 @@ def _shrink_tokens(root: Node, grids: list[tuple[int, int]], changes: _Changes) 
                 continue
             found = [_token_count(count, before, after) for before, after in grids]
             small = next((n for n in found if n), 0)
+            if not small and grids and count > max(before for before, _ in grids) ** 2:
+                # more tokens than patches: a default that no image size can satisfy
+                small = grids[0][1] ** 2 if "position" not in key else 0
             if small and small != count:
                 node.set(key, small)
                 changes.note("image", node.path, key, count, small)
@@ -603,8 +611,7 @@ def _relax_too_big(sizes: _Sizes, error: _TooBig, config: Any) -> list[_Sizes]:
             if isinstance(value, bool) or not isinstance(value, int) or value < 128:
                 continue
             if any(dim > 512 and dim % value == 0 and dim // value <= 64 for dim in error.shape):
-                where = f"{node.path}.{key}" if node.path else key
-                overrides[where] = max(64, value // 8 // 32 * 32)
+                overrides[node.where(key)] = max(64, value // 8 // 32 * 32)
     new = replace(sizes, overrides=tuple(sorted(overrides.items())), why=f"repaired: {error}")
     return [new] if new.overrides != sizes.overrides else []
 
@@ -616,7 +623,9 @@ def _repair(sizes: _Sizes, model: Any, config: Any, objections: list[str]) -> li
     for text in objections:
         overrides.update(_rope_sections(root, text))
         overrides.update(_missing_entries(root, text))
-        if re.search(r"features.*do not match|same number of (elements|tokens)|shape mismatch", text):
+        overrides.update(_empty_entries(root, text))
+        overrides.update(_asked_flags(root, text))
+        if model is not None and re.search(r"features.*do not match|same number of (elements|tokens)|shape mismatch", text):
             overrides.update(_tie_towers(root, model))
     known = dict(sizes.overrides)
     fresh = {where: value for where, value in overrides.items() if known.get(where) != value}
@@ -640,18 +649,10 @@ def _rope_sections(root: Node, text: str) -> dict[str, Any]:
             if isinstance(rope, dict) and heads:
                 half = (node.values.get("head_dim") or node.values["hidden_size"] // heads) // 2
                 if half in (total, total // 2):
-                    where = f"{node.path}.{key}" if node.path else key
                     if len(parts) > 3:  # the code doubles the list
                         parts = parts[: len(parts) // 2]
-                    found[where] = _Frozen({**rope, "mrope_section": spread(half, parts)})
+                    found[node.where(key)] = {**rope, "mrope_section": spread(half, parts)}
     return found
-
-
-class _Frozen(dict[str, Any]):
-    """A dict that can be part of a set; it is never changed."""
-
-    def __hash__(self) -> int:  # type: ignore[override]
-        return hash(repr(sorted(self.items(), key=lambda item: str(item[0]))))
 
 
 def _missing_entries(root: Node, text: str) -> dict[str, Any]:
@@ -661,8 +662,52 @@ def _missing_entries(root: Node, text: str) -> dict[str, Any]:
         for node in root.walk():
             if type(node.holder).__name__ == class_name and key not in node.values:
                 known = [n.values[key] for n in root.walk() if n.values.get(key) is not None]
+                if key == "rope_theta":
+                    known.append(10000.0)
                 if known or role_of(key, 0) == "ids":
-                    found[f"{node.path}.{key}" if node.path else key] = known[0] if known else 0
+                    found[node.where(key)] = known[0] if known else 0
+    return found
+
+
+def _empty_entries(root: Node, text: str) -> dict[str, Any]:
+    """Entries left None that the code computes with, and rotary settings that are not there."""
+    found: dict[str, Any] = {}
+    layer_type = re.search(r"KeyError: '(\w+_attention)'", text)
+    rope_gap = re.search(r"KeyError: '(rope_type|rope_theta|full_attention)'", text)
+    default = {"rope_type": "default", "rope_theta": 10000.0}
+    for node in root.walk():
+        values = node.values
+        width, heads = values.get("hidden_size"), values.get("num_attention_heads")
+        if not (isinstance(width, int) and isinstance(heads, int) and heads):
+            continue
+        if "NoneType" in text:
+            for key, value in values.items():
+                role = role_of(key, 0)
+                if value is None and role == "head_dim":
+                    found[node.where(key)] = width // heads
+                elif value is None and role == "kv_heads":
+                    found[node.where(key)] = heads
+                elif value is None and key == "layer_types":
+                    found[node.where(key)] = ["full_attention"] * values["num_hidden_layers"]
+                elif value is None and role == "experts":
+                    found[node.where(key)] = 4
+        if not values.get("rope_parameters") and "rope_parameters" in values:
+            if layer_type:
+                kinds = sorted(set(values.get("layer_types") or [layer_type[1]]))
+                found[node.where("rope_parameters")] = {kind: dict(default) for kind in kinds}
+            elif rope_gap or "NoneType" in text:
+                found[node.where("rope_parameters")] = dict(default)
+    return found
+
+
+def _asked_flags(root: Node, text: str) -> dict[str, Any]:
+    """Switches that the objection asks for: "make sure that `is_decoder=True`"."""
+    found: dict[str, Any] = {}
+    for key, asked in re.findall(r"\b(\w+)\s?=\s?(True|False)\b", text):
+        for node in root.walk():
+            value = node.values.get(key)
+            if isinstance(value, bool) and value is not (asked == "True"):
+                found[node.where(key)] = asked == "True"
     return found
 
 

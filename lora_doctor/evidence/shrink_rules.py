@@ -33,7 +33,7 @@ _ROLES: tuple[tuple[str, str], ...] = (
     ("layer_index", r"^(mlp_only|cross_attention|moe|global_attn|no_rope|full_attn|nope)_layers?$"),
     ("layer_index", r"(_indexes|_idxs|layer_ids|_layers)$"),
     ("experts", r"^(moe_)?(num|n)_(local_|routed_|moe_)?experts$|^num_ffn_experts$|^moe_experts$"),
-    ("experts", r"num_(local_|routed_)?experts$"),
+    ("experts", r"num_(local_|routed_)?experts$|expert_num$"),
     ("topk", r"experts_per_tok(en)?$|^moe_(top_?k|k)$|^(router_)?top_?k(_experts)?$|^topk$"),
     ("topk", r"^moe_router_topk$|^num_selected_experts$|^n_activated_experts$|_experts_top_?k$"),
     ("expert_groups", r"^(n_group|num_expert_groups?|moe_num_groups)$"),
@@ -137,6 +137,10 @@ class Node:
         yield self
         for child in self.children:
             yield from child.walk()
+
+    def where(self, key: str) -> str:
+        """The dotted path of one entry."""
+        return f"{self.path}.{key}" if self.path else key
 
     def set(self, key: str, value: Any) -> None:
         """Write one entry into the config behind this node."""
