@@ -45,6 +45,7 @@ class Subject:
     checkpointing). ``fresh``: a base of equal weights to reload onto. ``copyable``: whether
     memory allows a copy of the whole model. ``shared``: the frozen weights belong to somebody
     else; nothing may be written to them. ``batches``: of ``evidence.batch.Batch``, on the device.
+    ``missing``: kinds of input that the model takes and that no batch has.
     """
 
     base: Any
@@ -55,6 +56,7 @@ class Subject:
     learning_rate: float = 1e-2
     copyable: bool = True
     shared: bool = False
+    missing: tuple[str, ...] = ()
     model_class: str = ""
     steps: list[str] = field(default_factory=list)
 
@@ -307,6 +309,10 @@ class Contract:
                 if not loss.requires_grad and (learnt or batch is not self.batches[-1]):
                     # No adapter in its way: another kind of batch may reach them.
                     continue
+                if not loss.requires_grad and self.subject.missing and not self._any_called():
+                    kinds = " or ".join(self.subject.missing)
+                    raise Stop(f"no batch with {kinds} could be made, and the others reach no "
+                               "adapter", undetermined=True)
                 self._scaler.scale(loss).backward()
             learnt += 1
             if watch:
@@ -319,6 +325,9 @@ class Contract:
             self.losses.setdefault(id(batch), []).append(float(loss.detach()))
             self.durations.append(time.perf_counter() - began)
         self.rounds_done += 1
+
+    def _any_called(self) -> bool:
+        return any(layer.calls for layer in self.layers)
 
     def _stop_at_bad_gradient(self) -> None:
         bad = first_bad_gradient(self.model, self._order)
@@ -340,7 +349,15 @@ class Contract:
         if idle:
             paths = ", ".join(layer.path for layer in idle[:NAMES_SHOWN])
             self.ledger.note(f"{len(idle)} adapted experts got no token: {paths}")
-        judged = [p for layer in self.layers if layer not in idle for p in layer.parameters]
+        unreached = [layer for layer in self.layers if not layer.calls and layer not in idle]
+        if self.subject.missing and unreached:
+            self.ledger.note(
+                f"{len(unreached)} adapters are not proven: there is no batch with "
+                f"{' or '.join(self.subject.missing)} ({unreached[0].path}, …)"
+            )
+            idle = [*idle, *unreached]
+        out = {id(layer) for layer in idle}
+        judged = [p for layer in self.layers if id(layer) not in out for p in layer.parameters]
         judged = [p for p in judged if p.name in self._note_trained]
         without = [p for p in judged if not p.got_gradient]
         none = sum(not p.seen for p in without)

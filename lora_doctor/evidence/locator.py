@@ -17,6 +17,7 @@ MESSAGE_CHARS = 500
 TRACEBACK_CHARS = 20_000
 # The repr of a module: `Name(` and a first child on the next line.
 _MODULE_REPR = re.compile(r"\b[A-Z]\w*\(\s*\n\s+\(\w+\): ")
+_OURS = "lora_doctor/"
 _LIBRARY_FRAMES = ("torch", "lora_doctor", "accelerate", "contextlib.py")
 
 
@@ -166,14 +167,17 @@ def one_line(error: BaseException, limit: int = MESSAGE_CHARS) -> str:
 def where(error: BaseException) -> str:
     """``file.py:line`` of the deepest frame in the user's, transformers' or PEFT's code.
 
-    Frames of torch and of ours say nothing about the recipe; without any other the deepest is
-    taken. Paths of installed packages start at the package.
+    Frames of torch say little about the recipe and are taken when there is no other; ours never
+    (empty then). Paths of installed packages start at the package.
     """
     frames = traceback.extract_tb(error.__traceback__)
     if not frames:
         return ""
     telling = [frame for frame in frames if not _is_library(frame.filename)]
-    frame = telling[-1] if telling else frames[-1]
+    foreign = [frame for frame in frames if not _short_file(frame.filename).startswith(_OURS)]
+    if not (telling or foreign):
+        return ""
+    frame = (telling or foreign)[-1]
     return f"{_short_file(frame.filename)}:{frame.lineno}"
 
 

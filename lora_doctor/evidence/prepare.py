@@ -72,6 +72,15 @@ def make_batches(
     return batches
 
 
+def missing_inputs(model: Any, batches: Sequence[Any]) -> tuple[str, ...]:
+    """Kinds of input that the model takes and that no batch has."""
+    from lora_doctor.evidence.batch import _choices, _parameters
+
+    choices = _choices(_parameters(model), "auto")
+    had = {kind for batch in batches for kind in batch.modality}
+    return tuple(sorted(choices[0] - had)) if choices else ()
+
+
 def _given_batch(inputs: Mapping[str, Any], batch_class: Any) -> Any:
     groups = {
         "text": ("input_ids", "decoder_input_ids", "inputs_embeds"),
@@ -151,7 +160,19 @@ def for_kbit_training(model: Any, recipe: Recipe) -> Any:
     }
     if recipe.get("gradient_checkpointing_kwargs"):
         options["gradient_checkpointing_kwargs"] = recipe.get("gradient_checkpointing_kwargs")
+    keep_quantized_layout(model)
     return peft.prepare_model_for_kbit_training(model, **options)
+
+
+def keep_quantized_layout(model: Any) -> None:
+    """Stop bitsandbytes from repacking 4-bit weights in place in eval mode.
+
+    On a CPU with bf16 instructions it does so for speed. We go back and forth between eval and
+    training, compare weights bit by bit, and may share them with somebody else's model.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def is_adapted(model: Any) -> bool:

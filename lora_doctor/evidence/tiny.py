@@ -93,6 +93,7 @@ def _verify(loader: Any, recipe: Recipe, steps: int, device: str) -> Verificatio
         fresh=prepare.fresh_base(model),
         set_up=lambda wrapped: prepare.set_up(wrapped, recipe),
         learning_rate=LEARNING_RATE,
+        missing=prepare.missing_inputs(model, batches),
         model_class=type(model).__name__,
         steps=notes,
     )

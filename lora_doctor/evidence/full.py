@@ -1,0 +1,194 @@
+"""Evidence at depth ``full``: the training contract on the real weights and the real device.
+
+Runs in a child process; torch, transformers and PEFT are imported inside functions. Only
+safetensors are loaded: pickled weights are programs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lora_doctor.contract import Contract, Subject
+from lora_doctor.copying import structural_copy
+from lora_doctor.errors import EvidenceError
+from lora_doctor.evidence import prepare
+from lora_doctor.evidence.locator import one_line
+from lora_doctor.isolation import report_progress
+from lora_doctor.ledger import Ledger, is_out_of_memory
+from lora_doctor.recipe import Recipe
+from lora_doctor.verification import Verification
+
+#: Real weights are in a minimum already; large steps would throw them out of it.
+LEARNING_RATE = 5e-4
+#: Models of up to this many bytes are copied whole to be merged; larger ones layer by layer.
+COPY_BYTES = 1 << 30
+_FILES = ("*.safetensors", "*.json", "*.model", "*.txt")
+
+
+def gather(
+    source: Mapping[str, Any],
+    recipe: Mapping[str, Any],
+    steps: int = 3,
+    device: str = "auto",
+    patches: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """Run the training contract on the real weights: :meth:`Verification.to_json`.
+
+    Args:
+        source: :meth:`ModelSource.to_json` of a folder, a hub id or a factory.
+        recipe: :meth:`Recipe.to_json`, open keys filled; dtype, quantization and
+            ``attn_implementation`` go to ``from_pretrained``.
+        steps: rounds of optimizer steps, one step per batch.
+        device: ``auto`` (CUDA, then MPS, then CPU), or a torch device.
+        patches: ``{"name", "parameters"}`` of runtime patches, installed before loading.
+
+    Raises:
+        InputError: the source does not exist or is not what it should be.
+    """
+    from lora_doctor.evidence.loading import Loader
+
+    installed = prepare.install_patches(patches)
+    plan = Recipe.from_json(recipe)
+    device = choose_device(device)
+    try:
+        report_progress("finding the model's class")
+        result = _verify(Loader(source, plan), plan, steps, device)
+    except EvidenceError as error:
+        result = Verification.undetermined(str(error), depth="full", device=device)
+    return {**result.to_json(), "patches": installed}
+
+
+def choose_device(device: str) -> str:
+    """The device that ``auto`` means here.
+
+    Raises:
+        EvidenceError: the device that was asked for is not there.
+    """
+    import torch
+
+    cuda = torch.cuda.is_available()
+    mps = hasattr(torch.backends, "mps") and torch.backends.mps.is_available()
+    if device == "auto":
+        return "cuda" if cuda else "mps" if mps else "cpu"
+    if (device.startswith("cuda") and not cuda) or (device == "mps" and not mps):
+        raise EvidenceError(f"--device {device}: this torch sees no such device; use cpu")
+    return device
+
+
+def _verify(loader: Any, recipe: Recipe, steps: int, device: str) -> Verification:
+    notes: list[str] = []
+    report_progress("loading the weights")
+    try:
+        model = _load(loader, recipe, device)
+    except EvidenceError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        return _does_not_load(error, device)
+    dtype = prepare.dtype_of(model)
+    report_progress("making batches")
+    try:
+        batches = prepare.make_batches(model, loader.factory_batches, None, notes)
+    except prepare.NoBatch as error:
+        return Verification.undetermined(str(error), depth="full", device=device)
+    batches = [prepare.cast(batch.to(device), dtype) for batch in batches]
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    subject = Subject(
+        base=model,
+        batches=batches,
+        wrap=prepare.wrapper(model, recipe),
+        fresh=_fresh_base(model),
+        set_up=lambda wrapped: prepare.set_up(wrapped, recipe),
+        learning_rate=LEARNING_RATE,
+        copyable=size <= COPY_BYTES,
+        missing=prepare.missing_inputs(model, batches),
+        model_class=type(model).__name__,
+        steps=notes,
+    )
+    report_progress(f"running the training contract on {device}")
+    return Contract(subject, recipe, steps=steps, depth="full", device=device, dtype=dtype).run()
+
+
+def _fresh_base(model: Any) -> Any:
+    """Bases over the same memory: nothing in the contract writes to frozen weights."""
+    kept = structural_copy(model)
+    if prepare.is_adapted(model):
+        return lambda: prepare.bare(structural_copy(kept))
+    return lambda: structural_copy(kept)
+
+
+def _load(loader: Any, recipe: Recipe, device: str) -> Any:
+    """The real model as a training script loads it.
+
+    Raises:
+        EvidenceError: there are no weights, or only pickled ones.
+    """
+    if loader.source["kind"] == "factory":
+        return loader.build().to(device)
+    if loader.source["kind"] == "arch":
+        raise EvidenceError(
+            f"arch:{loader.source['name']} has no weights; give a folder or a hub id, "
+            "or use --depth tiny"
+        )
+    folder = weights_folder(loader.source)
+    wanted = recipe.get("dtype") or "auto"
+    options = prepare.loading_options(recipe, wanted)
+    if recipe.quantized:
+        options["quantization_config"] = prepare.quantization_config(recipe)
+        options["device_map"] = {"": device}
+    if loader.source["trust_remote_code"]:
+        options["trust_remote_code"] = True
+    model = loader.model_class.from_pretrained(
+        str(folder), use_safetensors=True, local_files_only=True, **options
+    )
+    if recipe.quantized:
+        return prepare.for_kbit_training(model, recipe)
+    return model.to(device)
+
+
+def weights_folder(source: Mapping[str, Any]) -> Path:
+    """The folder with the weights; those of a hub id are downloaded (safetensors only).
+
+    Raises:
+        EvidenceError: it holds none.
+    """
+    if source["kind"] == "hub":
+        from huggingface_hub import snapshot_download
+
+        patterns = [*_FILES, "*.py"] if source["trust_remote_code"] else list(_FILES)
+        report_progress(f"downloading {source['name']}")
+        try:
+            folder = Path(
+                snapshot_download(
+                    source["name"], revision=source["revision"], allow_patterns=patterns
+                )
+            )
+        except Exception as error:  # noqa: BLE001 - network, access and disk, each in its own class
+            raise EvidenceError(
+                f"the weights of {source['name']} cannot be had: "
+                f"{type(error).__name__}: {one_line(error, 200)}"
+            ) from error
+    else:
+        folder = Path(source["folder"])
+    if not any(folder.glob("*.safetensors")):
+        pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
+        reason = "only pickled weights, which are never loaded" if pickled else "no weights"
+        raise EvidenceError(f"{folder} holds {reason}; convert them to safetensors")
+    return folder
+
+
+def _does_not_load(error: Exception, device: str) -> Verification:
+    """Loading is part of the recipe at this depth: what it raises is a failed check."""
+    ledger = Ledger()
+    ledger.fail("builds", error)
+    return Verification(
+        outcome="failed",
+        depth="full",
+        device=device,
+        dtype="",
+        checks=ledger.checks("not run: builds failed"),
+        failure=ledger.failure,
+    )
