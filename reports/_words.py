@@ -1,0 +1,294 @@
+"""The sentences that the formats share: verdict, proof, safety, contract, and a fix as a diff."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lora_doctor.reports._text import many, parameters, plain, seconds, shown, visible
+
+from lora_doctor.finding import SEVERITIES, Finding, Proof
+from lora_doctor.fix import REMOVE, Fix
+from lora_doctor.verification import CHECKS, Check, Verification
+
+if TYPE_CHECKING:
+    from lora_doctor.diagnosis import Diagnosis
+
+PROOF = {
+    "executed": "was executed",
+    "measured": "was measured on the real classes",
+    "inferred": "may happen: inferred from files, not run",
+}
+SAFETY = {
+    "safe": "training means the same, only now it works",
+    "unsafe": "may change what is learnt, memory or speed; applied only with --unsafe-fixes",
+    "manual": "to be done by hand",
+}
+_EMPTY: Mapping[str, Any] = {}
+#: Texts that YAML reads as texts without quotes: they start with a letter, and are no other value.
+_BARE = re.compile(r"[A-Za-z_][\w.-]{0,119}", re.ASCII)
+_RESERVED = frozenset({"true", "false", "null", "none", "yes", "no", "on", "off", "y", "n"})
+
+
+def proof_words(proof: Proof) -> str:
+    """``was executed: …``; ``may`` only where nothing was run or measured."""
+    words = PROOF.get(proof.kind, str(proof.kind))
+    return f"{words}: {visible(proof.detail)}" if proof.detail else words
+
+
+def ordered(findings: Iterable[Finding]) -> list[Finding]:
+    """The worst first; equals stay in the order of the rules."""
+    return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
+
+
+def tally(findings: Iterable[Finding]) -> str:
+    """``1 error, 2 warnings``."""
+    counts = Counter(finding.severity for finding in findings)
+    nouns = {"error": "error", "warning": "warning", "info": "note"}
+    return ", ".join(many(counts[name], nouns[name]) for name in SEVERITIES if counts[name])
+
+
+def verdict_words(diagnosis: Diagnosis) -> tuple[str, str]:
+    """The verdict as a headline and one sentence that says what it rests on."""
+    verdict = diagnosis.verdict
+    if verdict == "healthy":
+        before = diagnosis.before
+        assert before is not None  # `healthy` is only said of an executed contract
+        return "Healthy", f"The training contract was executed and held: {held(before)}."
+    if verdict == "undetermined":
+        return "Undetermined: nothing was proven", why_undetermined(diagnosis)
+    errors = any(finding.severity == "error" for finding in diagnosis.findings)
+    headline = (
+        f"{tally(diagnosis.findings)}: "
+        + ("as it stands this run fails or learns nothing" if errors else
+           "it trains, but not what was meant, or at risk")
+    )  # fmt: skip
+    return headline, after_words(diagnosis)
+
+
+def after_words(diagnosis: Diagnosis) -> str:
+    """What the fixes achieve, as far as it was tried."""
+    after = diagnosis.after
+    if after is None:
+        if not any(finding.fixes for finding in diagnosis.findings):
+            return "No rule knows a fix for it."
+        if not diagnosis.applied:
+            return "No fix was tried; each is shown with its finding."
+        return f"{many(len(diagnosis.applied), 'fix', 'fixes')} chosen; not yet proven by running."
+    fixes = many(len(diagnosis.applied), "fix", "fixes")
+    left = [item for item in diagnosis.remaining or () if item.severity != "info"]
+    rest = f" {tally(left)} {'remains' if len(left) == 1 else 'remain'}." if left else ""
+    if after.outcome == "passed":
+        return f"With {fixes} the training contract was executed and held: {held(after)}.{rest}"
+    if after.outcome == "failed":
+        return f"With {fixes} the training contract still fails ({_failed(after)}).{rest}"
+    return f"Whether {fixes} suffice could not be run: {visible(after.reason)}.{rest}"
+
+
+def why_undetermined(diagnosis: Diagnosis) -> str:
+    """Why a diagnosis without findings is nevertheless no clean bill of health."""
+    before = diagnosis.before
+    if diagnosis.undetermined:
+        return sentence(visible(diagnosis.undetermined))
+    if before is None:
+        return (
+            f"No rule found anything at depth {diagnosis.depth}, but the training contract was not "
+            "executed; --depth tiny executes it."
+        )
+    if before.outcome == "failed":
+        return (
+            f"The training contract failed ({_failed(before)}), and no selected rule explains why."
+        )
+    return sentence(visible(before.reason) or "The training contract could not be executed")
+
+
+def _failed(run: Verification) -> str:
+    names = ", ".join(visible(check.name, 60) for check in run.failed_checks[:12])
+    return names or "no check tells where"
+
+
+def sentence(text: str) -> str:
+    """``text`` with a capital at the start and a full stop at the end."""
+    text = text.strip()
+    if not text:
+        return text
+    return text[0].upper() + text[1:] + ("" if text[-1] in ".!?…" else ".")
+
+
+def held(verification: Verification) -> str:
+    """``11 of 11 checks``, with the skipped ones told apart."""
+    counts = Counter(check.status for check in verification.checks)
+    run = counts["passed"] + counts["failed"]
+    skipped = f", {counts['skipped']} skipped" if counts["skipped"] else ""
+    return f"{counts['passed']} of {many(run, 'check')}{skipped}"
+
+
+@dataclass(frozen=True)
+class ContractRow:
+    """A check of the training contract, before and after the fixes."""
+
+    name: str
+    meaning: str
+    before: Check | None
+    after: Check | None
+
+
+def contract_rows(before: Verification | None, after: Verification | None) -> list[ContractRow]:
+    """Every check that either verification reports, in the order of the contract."""
+    reported = [check.name for run in (before, after) if run for check in run.checks]
+    names = [
+        *(name for name in CHECKS if name in reported),
+        *(n for n in reported if n not in CHECKS),
+    ]
+    return [
+        ContractRow(
+            name,
+            CHECKS.get(name, ""),
+            before.check(name) if before else None,
+            after.check(name) if after else None,
+        )
+        for name in dict.fromkeys(names)
+    ]
+
+
+def check_value(check: Check | None) -> str:
+    """The number of a check, or its status where that says it all."""
+    if check is None:
+        return ""
+    says_nothing = check.value is None or isinstance(check.value, bool)
+    return check.status if says_nothing else shown(check.value, limit=80)
+
+
+def failure_words(verification: Verification | None) -> str:
+    """The exception that ended a verification, on one line; empty when there was none."""
+    failure = verification.failure if verification else None
+    if failure is None:
+        return ""
+    place = f" in {visible(failure.module, 120)}" if failure.module else ""
+    where = f" ({visible(failure.where, 120)})" if failure.where else ""
+    message = visible(" ".join(failure.message.split()), 400)
+    return f"{visible(failure.check)} failed{place}: {visible(failure.type, 80)}: {message}{where}"
+
+
+def conditions(diagnosis: Diagnosis) -> list[tuple[str, str]]:
+    """Under which conditions all this was found out, as label and value."""
+    structure, run = diagnosis.structure, diagnosis.before or diagnosis.after
+    rows = [("Model", visible(diagnosis.model, 200))]
+    if diagnosis.model.revision:
+        rows.append(("Revision", visible(diagnosis.model.revision, 80)))
+    if structure:
+        rows.append(("Class", visible(structure.model_class, 120)))
+        rows.append(("Parameters", parameters(structure.total_parameters)))
+    elif run and run.model_class:
+        rows.append(("Class", visible(run.model_class, 120)))
+    rows.append(("Depth", diagnosis.depth))
+    if run and run.device:
+        dtype = f", {visible(run.dtype, 40)}" if run.dtype else ""
+        rows.append(("Run on", f"{visible(run.device, 60)}{dtype}"))
+    rows.append(
+        ("Versions", ", ".join(f"{name} {version}" for name, version in versions(diagnosis)))
+    )
+    rows.append(("Time", seconds(diagnosis.seconds)))
+    return [(label, value) for label, value in rows if value]
+
+
+def versions(
+    diagnosis: Diagnosis, names: Iterable[str] = ("torch", "transformers", "peft")
+) -> list[tuple[str, str]]:
+    """The versions that decide how a LoRA run behaves, of those that are installed."""
+    packages = diagnosis.environment.get("packages")
+    packages = packages if isinstance(packages, Mapping) else diagnosis.environment
+    return [(name, visible(packages[name], 60)) for name in names if packages.get(name)]
+
+
+# --- a fix as a diff ---
+
+
+@dataclass(frozen=True)
+class DiffLine:
+    """``sign`` is ``-``, ``+`` or a space."""
+
+    sign: str
+    text: str
+
+
+def fix_diff(fix: Fix, recipe: Mapping[str, Any], most: int = 60) -> list[DiffLine]:
+    """What the edits of a fix change in the recipe's values, as lines of YAML-like text."""
+    lines: list[DiffLine] = []
+    for edit in fix.edits:
+        old = _lines(edit.key, recipe[edit.key]) if edit.key in recipe else []
+        new = [] if edit.value is REMOVE else _lines(edit.key, edit.value)
+        lines += _diff(old, new)
+    if len(lines) > most:
+        rest = len(lines) - most
+        lines = [*lines[:most], DiffLine(" ", f"… {many(rest, 'more line')}")]
+    return lines
+
+
+def text_diff(diff: str, most: int = 200) -> list[DiffLine]:
+    """A unified diff as lines, without the headers that name files."""
+    lines = []
+    for line in diff.splitlines():
+        if line.startswith(("---", "+++")):
+            continue
+        sign = line[:1] if line[:1] in ("+", "-") else " "
+        lines.append(DiffLine(sign, visible(line[1:] if line[:1] in "+- " else line, 300)))
+    if len(lines) > most:
+        lines = [*lines[:most], DiffLine(" ", f"… {many(len(lines) - most, 'more line')}")]
+    return lines
+
+
+def _lines(key: str, value: Any) -> list[str]:
+    """One recipe key as lines: lists one entry per line, so that a diff shows what moved."""
+    name = visible(key, 80)
+    if isinstance(value, (list, tuple, set, frozenset)) and len(value):
+        entries = sorted(value, key=str) if isinstance(value, (set, frozenset)) else value
+        return [f"{name}:", *(f"  - {literal(item)}" for item in entries)]
+    return [f"{name}: {literal(value)}"]
+
+
+def literal(value: Any) -> str:
+    """A recipe value as one writes it in YAML or JSON; texts bare where that is unambiguous."""
+    if isinstance(value, str) and _is_bare(value):
+        return value
+    return visible(json.dumps(plain(value), ensure_ascii=False), 300)
+
+
+def _is_bare(text: str) -> bool:
+    return bool(_BARE.fullmatch(text)) and text.lower() not in _RESERVED
+
+
+def _diff(old: list[str], new: list[str]) -> list[DiffLine]:
+    lines: list[DiffLine] = []
+    for tag, i1, i2, j1, j2 in difflib.SequenceMatcher(
+        None, old, new, autojunk=False
+    ).get_opcodes():
+        if tag == "equal":
+            lines += _folded(old[i1:i2])
+        else:
+            lines += [DiffLine("-", text) for text in old[i1:i2]]
+            lines += [DiffLine("+", text) for text in new[j1:j2]]
+    return lines
+
+
+def _folded(lines: list[str], most: int = 8) -> list[DiffLine]:
+    if len(lines) <= most:
+        return [DiffLine(" ", text) for text in lines]
+    middle = f"  … {len(lines) - 4} unchanged"
+    return [DiffLine(" ", text) for text in (*lines[:2], middle, *lines[-2:])]
+
+
+def recipe_rows(
+    values: Mapping[str, Any], origins: Mapping[str, Any] = _EMPTY
+) -> list[tuple[str, str, str]]:
+    """Recipe keys as key, value and who set it."""
+    return [
+        (visible(key, 80), literal(value) if not isinstance(value, (list, tuple)) else shown(value),
+         visible(origins.get(key, ""), 40))
+        for key, value in values.items()
+    ]  # fmt: skip

@@ -1,0 +1,45 @@
+"""``concise``: one line per finding for editors and grep, ``location: CODE message [fix]``.
+
+A healthy recipe prints nothing. An undetermined one prints a line without a code, because silence
+would be taken for health.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lora_doctor.reports._text import visible
+from lora_doctor.reports._words import ordered, why_undetermined
+
+if TYPE_CHECKING:
+    from lora_doctor.diagnosis import Diagnosis
+    from lora_doctor.finding import Finding
+
+NAME = "concise"
+
+
+def render(
+    diagnosis: Diagnosis,
+    *,
+    color: bool = False,
+    width: int = 80,
+    verbose: bool = False,
+    encoding: str = "utf-8",
+) -> str:
+    """Never coloured, never wrapped: a line is a record."""
+    lines = [line(finding) for finding in ordered(diagnosis.findings)]
+    if diagnosis.verdict == "undetermined":
+        reason = why_undetermined(diagnosis)
+        lines.append(f"{visible(diagnosis.model, 300)}: undetermined: {reason}")
+    text = "".join(f"{item}\n" for item in lines)
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def line(finding: Finding) -> str:
+    """One finding on one line, with its severity and its first fix at the end."""
+    notes = [finding.severity]
+    if finding.fixes:
+        fix = finding.fixes[0]
+        notes.append(f"{fix.safety} fix: {visible(fix.title, 300)}")
+    location, message = visible(str(finding.location), 300), visible(finding.message, 1000)
+    return f"{location}: {visible(finding.rule)} {message} [{', '.join(notes)}]"

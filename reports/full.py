@@ -1,0 +1,380 @@
+"""``full``: the report for people at a terminal.
+
+A healthy recipe is one line. Otherwise what failed, the evidence, the fix, and at the very end the
+command to type next. Built of ``rich`` texts, never of its markup, so that brackets in a module
+name stay brackets.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from lora_doctor.reports._text import many, memory, seconds, shorten, shown, visible
+from lora_doctor.reports._words import (
+    SAFETY,
+    ContractRow,
+    DiffLine,
+    check_value,
+    conditions,
+    contract_rows,
+    failure_words,
+    fix_diff,
+    held,
+    ordered,
+    proof_words,
+    recipe_rows,
+    tally,
+    text_diff,
+    verdict_words,
+)
+
+if TYPE_CHECKING:
+    from lora_doctor.diagnosis import Diagnosis
+    from lora_doctor.finding import Finding
+    from lora_doctor.fix import Fix
+    from lora_doctor.verification import Check, Verification
+
+NAME = "full"
+
+_STYLES = {
+    "error": "bold red", "warning": "bold yellow", "info": "bold blue",
+    "+": "green", "-": "red", " ": "dim",
+    "passed": "green", "failed": "bold red", "skipped": "dim",
+    "safe": "green", "unsafe": "yellow", "manual": "blue",
+}  # fmt: skip
+_MARKS = {"passed": "✓", "failed": "✗", "skipped": "·"}
+#: Where the encoding has not these, equal in width so that tables stay straight.
+_FALLBACKS = {"✓": "+", "✗": "x", "·": "-", "…": "~", "→": ">", "×": "x", "─": "-", "–": "-"}
+_MOST_EVIDENCE = 30
+#: Columns that the labels ``proof``, ``fix`` and ``more`` take.
+_MARGIN = 9
+
+
+def render(
+    diagnosis: Diagnosis,
+    *,
+    color: bool = False,
+    width: int = 80,
+    verbose: bool = False,
+    encoding: str = "utf-8",
+) -> str:
+    """The report as text of at most ``width`` columns; commands to copy are never broken."""
+    page = _Page(color, max(width, 40))
+    if diagnosis.verdict == "healthy" and not verbose:
+        _healthy(page, diagnosis)
+    else:
+        _report(page, diagnosis, verbose)
+    return _encodable(page.text(), encoding)
+
+
+class _Page:
+    """A rich console that writes into a string, and looks at no terminal and no environment."""
+
+    def __init__(self, color: bool, width: int) -> None:
+        from rich.console import Console
+
+        self._buffer = io.StringIO()
+        self._color = color
+        self.console = Console(
+            file=self._buffer, width=width, force_terminal=color, no_color=not color,
+            color_system="standard" if color else None, legacy_windows=False,
+            highlight=False, markup=False, emoji=False, _environ={},
+        )  # fmt: skip
+
+    def line(self, *parts: str | tuple[str, str], indent: int = 0, wrap: bool = True) -> None:
+        """A paragraph of texts and ``(text, style)`` pairs."""
+        from rich.padding import Padding
+        from rich.text import Text
+
+        text = Text.assemble(*parts, overflow="fold")
+        if wrap:
+            self.console.print(Padding(text, (0, 0, 0, indent)) if indent else text)
+        else:
+            self.console.print(Text(" " * indent) + text, soft_wrap=True)
+
+    def labelled(self, label: str, *parts: str | tuple[str, str]) -> None:
+        """A paragraph beside a label in the left margin."""
+        from rich.table import Table
+        from rich.text import Text
+
+        grid = Table.grid(padding=0, pad_edge=False)
+        grid.add_column(width=_MARGIN, no_wrap=True)
+        grid.add_column(overflow="fold", max_width=self.console.width - _MARGIN)
+        grid.add_row(Text(f"  {label}", "dim"), Text.assemble(*parts, overflow="fold"))
+        self.console.print(grid)
+
+    def gap(self) -> None:
+        self.console.print()
+
+    def table(
+        self, header: tuple[str, ...], rows: Iterable[tuple[Any, ...]], ratios: tuple[int, ...],
+        indent: int = 2,
+    ) -> None:  # fmt: skip
+        """A table without lines; a cell is a text or a ``(text, style)`` pair."""
+        from rich.padding import Padding
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+        for title, ratio in zip(header, ratios, strict=True):
+            table.add_column(
+                title, overflow="fold", max_width=max(self.console.width * ratio // 100, 8)
+            )
+        for row in rows:
+            table.add_row(*(Text(*cell) if isinstance(cell, tuple) else Text(cell) for cell in row))
+        self.console.print(Padding(table, (0, 0, 0, indent)))
+
+    def text(self) -> str:
+        text = self._buffer.getvalue()
+        if self._color:
+            return text
+        return "".join(f"{line.rstrip()}\n" for line in text.splitlines())
+
+
+def _encodable(text: str, encoding: str) -> str:
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        text = text.translate(str.maketrans(_FALLBACKS))
+        return text.encode(encoding, "backslashreplace").decode(encoding)
+    return text
+
+
+def _healthy(page: _Page, diagnosis: Diagnosis) -> None:
+    run = diagnosis.before
+    assert run is not None  # `healthy` is only said of an executed contract
+    where = ", ".join((f"depth {diagnosis.depth}", visible(run.device), seconds(diagnosis.seconds)))
+    page.line(
+        (f"{_MARKS['passed']} ", "green"), f"{visible(diagnosis.model, 120)}: ",
+        ("healthy", "bold green"), f": {held(run)} of the training contract ",
+        (f"({where})", "dim"), wrap=False,
+    )  # fmt: skip
+    _proposed(page, diagnosis)
+    for finding in ordered(diagnosis.findings):
+        page.line((f"{finding.rule} {finding.severity}", _STYLES[finding.severity]), " ",
+                  visible(finding.message, 600))  # fmt: skip
+
+
+def _proposed(page: _Page, diagnosis: Diagnosis) -> None:
+    """Which values nobody gave: the user did not choose them and must be able to see them."""
+    origins = diagnosis.recipe.origins
+    ours = {k: v for k, v in diagnosis.recipe.values.items() if origins.get(k) == "proposed"}
+    if not ours:
+        return
+    values = ", ".join(
+        f"{visible(key, 60)}={_compact(value)}" for key, value in ours.items()
+    )  # fmt: skip
+    page.line(("proposed by lora-doctor: ", "dim"), values)
+
+
+def _compact(value: Any) -> str:
+    return f"[{shown(value, 240)}]" if isinstance(value, (list, tuple)) else shown(value, 240)
+
+
+def _report(page: _Page, diagnosis: Diagnosis, verbose: bool) -> None:
+    rows = conditions(diagnosis)
+    page.line((" · ".join(value for _, value in rows), "dim"))
+    headline, explanation = verdict_words(diagnosis)
+    style = {"healthy": "bold green", "undetermined": "bold yellow"}.get(diagnosis.verdict)
+    worst = ordered(diagnosis.findings)[0].severity if diagnosis.findings else "info"
+    page.line((headline, style or _STYLES[worst]))
+    if explanation:
+        page.line(explanation)
+    _proposed(page, diagnosis)
+    for finding in ordered(diagnosis.findings):
+        page.gap()
+        _finding(page, diagnosis, finding, verbose)
+    _contract(page, diagnosis, verbose)
+    _remaining(page, diagnosis)
+    if diagnosis.recipe_diff and (verbose or len(diagnosis.applied) > 1):
+        page.gap()
+        page.line(("All edits together", "bold"))
+        _diff(page, text_diff(diagnosis.recipe_diff), indent=2)
+    for note in diagnosis.notes:
+        page.gap()
+        page.line(("note ", "blue"), visible(note, 600))
+    _rest(page, diagnosis, verbose)
+    if diagnosis.next_command:
+        page.gap()
+        page.line(("Next: ", "bold"), visible(diagnosis.next_command, None), wrap=False)
+
+
+def _finding(page: _Page, diagnosis: Diagnosis, finding: Finding, verbose: bool) -> None:
+    page.line(
+        (f"{finding.severity} {visible(finding.rule)}", _STYLES[finding.severity]),
+        (f" {visible(finding.name)}", "bold"),
+        (f"  at {visible(finding.location, 200)}", "dim"),
+    )
+    page.line(visible(finding.message, None if verbose else 1200), indent=2)
+    page.gap()
+    measures = finding.evidence if verbose else finding.evidence[:_MOST_EVIDENCE]
+    page.table(
+        ("evidence", "value", "source"),
+        [
+            (visible(m.what, 200), shown(m.value, 4000 if verbose else 300, 200 if verbose else 12),
+             (visible(m.source, 200), "dim"))
+            for m in measures
+        ],
+        (34, 44, 40),
+    )  # fmt: skip
+    if len(measures) < len(finding.evidence):
+        rest = len(finding.evidence) - len(measures)
+        page.line((f"… {rest} more; --verbose shows them", "dim"), indent=2)
+    page.gap()
+    page.labelled("proof", proof_words(finding.proof))
+    for fix in finding.fixes:
+        _fix(page, diagnosis, finding, fix)
+    page.labelled("more", f"lora-doctor explain {visible(finding.rule)}")
+
+
+def _fix(page: _Page, diagnosis: Diagnosis, finding: Finding, fix: Fix) -> None:
+    page.labelled(
+        "fix", (f"{fix.safety}: ", _STYLES[fix.safety]), visible(fix.title, 600),
+        (f" ({SAFETY[fix.safety]})", "dim"),
+    )  # fmt: skip
+    _diff(page, fix_diff(fix, diagnosis.recipe.values), indent=_MARGIN)
+    if fix.patch:
+        parameters = ", ".join(
+            f"{visible(k, 60)}={shown(v, 120)}" for k, v in fix.patch.parameters.items()
+        )
+        page.line(
+            "patch of the training process: ", (visible(fix.patch.name, 120), "bold"),
+            f" ({parameters})" if parameters else "", indent=_MARGIN,
+        )  # fmt: skip
+
+
+def _diff(page: _Page, lines: Iterable[DiffLine], indent: int) -> None:
+    for line in lines:
+        page.line((f"{line.sign} {line.text}".rstrip(), _STYLES[line.sign]), indent=indent)
+
+
+def _contract(page: _Page, diagnosis: Diagnosis, verbose: bool) -> None:
+    """The checks side by side. Without ``verbose`` only those that failed once."""
+    before, after = diagnosis.before, diagnosis.after
+    rows = contract_rows(before, after)
+    if not rows:
+        return
+    page.gap()
+    page.line(("Training contract", "bold"), (f"  {_run_words(before or after)}", "dim"))
+    telling = [row for row in rows if verbose or _failed(row.before) or _failed(row.after)]
+    both = after is not None
+    page.table(
+        ("check", "before", "after the fixes") if both else ("check", "result"),
+        [
+            (
+                row.meaning or visible(row.name, 60),
+                *map(_check, (row.before, row.after)[: 1 + both]),
+            )
+            for row in telling
+        ],
+        (54, 22, 22) if both else (60, 38),
+    )  # fmt: skip
+    others = [row for row in rows if row not in telling]
+    page.line((_others(others, both), "dim"), indent=2)
+    for label, run in (("before", before), ("after", after)):
+        words = failure_words(run)
+        if words:
+            page.line((f"{label}: ", "dim"), words, indent=2)
+        if verbose and run:
+            _run_details(page, label, run)
+
+
+def _failed(check: Check | None) -> bool:
+    return check is not None and check.status == "failed"
+
+
+def _others(rows: list[ContractRow], both: bool) -> str:
+    """The checks that were left out of the table, in one line."""
+    unheard = [
+        row for row in rows
+        if any(check and check.status == "skipped" for check in (row.before, row.after))
+    ]  # fmt: skip
+    parts = []
+    if len(rows) > len(unheard):
+        when = " before and after" if both else ""
+        parts.append(f"{many(len(rows) - len(unheard), 'other check')} held{when}")
+    if unheard:
+        parts.append(f"{many(len(unheard), 'check')} not run")
+    return f"{', '.join(parts)} (--verbose names them)" if parts else ""
+
+
+def _check(check: Check | None) -> tuple[str, str]:
+    if check is None:
+        return ("", "dim")
+    return (f"{_MARKS[check.status]} {check_value(check)}", _STYLES[check.status])
+
+
+def _run_words(run: Verification | None) -> str:
+    if run is None:
+        return ""
+    parts = [f"depth {run.depth}", visible(run.device, 60), visible(run.dtype, 40)]
+    if run.steps:
+        parts.append(many(run.steps, "step"))
+    if run.step_seconds is not None:
+        parts.append(f"{seconds(run.step_seconds)} a step")
+    if run.peak_memory is not None:
+        parts.append(f"peak {memory(run.peak_memory)}")
+    return ", ".join(part for part in parts if part)
+
+
+def _run_details(page: _Page, label: str, run: Verification) -> None:
+    for check in run.checks:
+        if check.detail or check.expected:
+            words = "; ".join(visible(item, 400) for item in (check.expected, check.detail) if item)
+            page.line((f"{label}, {visible(check.name)}: ", "dim"), words, indent=2)
+    for batch in run.batches:
+        inputs = ", ".join(f"{visible(k, 60)} {list(v)}" for k, v in batch.inputs.items())
+        losses = f"; losses {shown(batch.losses)}" if batch.losses else ""
+        page.line((f"{label}, {visible(batch.kind)} batch: ", "dim"), f"{inputs}{losses}", indent=2)
+    for group in run.adapters:
+        words = f"{group.count} adapted, {group.with_gradient} with gradient, {group.moved} moved"
+        page.line((f"{label}, {visible(group.pattern, 200)}: ", "dim"), words, indent=2)
+    if run.failure and run.failure.traceback:
+        for text in visible(run.failure.traceback, 6000, lines=True).splitlines():
+            page.line((text, "dim"), indent=4)
+
+
+def _remaining(page: _Page, diagnosis: Diagnosis) -> None:
+    """What the fixes did not remove, or brought with them."""
+    if not diagnosis.remaining or diagnosis.after is None:
+        return
+    page.gap()
+    page.line((f"Still there after the fixes: {tally(diagnosis.remaining)}", "bold yellow"))
+    for finding in ordered(diagnosis.remaining):
+        page.line(f"{visible(finding.rule)} {visible(finding.message, 300)}", indent=2)
+
+
+def _rest(page: _Page, diagnosis: Diagnosis, verbose: bool) -> None:
+    page.gap()
+    skipped = len(diagnosis.skipped)
+    tail = "" if verbose or not skipped else " (--verbose tells why)"
+    page.line(
+        (f"{many(len(diagnosis.passed), 'rule')} passed, {skipped} skipped{tail}", "dim")
+    )  # fmt: skip
+    if not verbose:
+        return
+    for item in diagnosis.skipped:
+        name = f"{visible(item.rule)} {visible(item.name)}: "
+        page.line((name, "dim"), visible(item.reason, 400), indent=2)
+    if diagnosis.passed:
+        page.line(
+            ("passed: ", "dim"), ", ".join(visible(code) for code in diagnosis.passed), indent=2
+        )
+    page.gap()
+    page.line(("Recipe", "bold"))
+    page.table(("key", "value", "set by"), recipe_rows(
+        diagnosis.recipe.values, diagnosis.recipe.origins), (30, 50, 16))  # fmt: skip
+    if diagnosis.gathered:
+        page.gap()
+        page.line(("Evidence", "bold"))
+        page.table(
+            ("piece", "time", "source"),
+            [
+                (visible(item.name, 60), seconds(item.seconds),
+                 visible(shorten(item.unavailable or item.source, 300)))
+                for item in diagnosis.gathered
+            ],
+            (22, 16, 56),
+        )  # fmt: skip
