@@ -1,0 +1,71 @@
+"""The same few scripts everywhere: `nox -l` lists them, `nox -s "tests(t437)"` runs one."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import nox
+
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.sessions = ["lint", "types", "docs", "tests(t523)"]
+
+TORCH = "torch==2.13.0"
+BITSANDBYTES = "bitsandbytes==0.50.2"
+#: The releases that the tool is tried on, oldest to newest: what each brings is a change in how
+#: PEFT calls a model or transformers builds one. The two oldest were built against numpy 1.
+STACKS = {
+    "t437": ("transformers==4.37.2", "peft==0.7.1", "accelerate==0.27.2", "numpy<2"),
+    "t444": ("transformers==4.44.2", "peft==0.12.0", "accelerate==0.34.2", "numpy<2"),
+    "t453": ("transformers==4.53.3", "peft==0.15.2", "accelerate"),
+    "t457": ("transformers==4.57.6", "peft==0.18.0", "accelerate"),
+    "t523": ("transformers==5.23.0", "peft==0.21.2", "accelerate"),
+}
+CODE = ("lora_doctor", "rules", "reports", "tests", "benchmarks", "noxfile.py")
+
+
+@nox.session
+@nox.parametrize("stack", [nox.param(name, id=name) for name in STACKS])
+def tests(session: nox.Session, stack: str) -> None:
+    """All tests on one stack; arguments after -- go to pytest."""
+    session.install(TORCH, BITSANDBYTES, *STACKS[stack])
+    session.install("-e", ".[dev]")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """ruff: rules and format."""
+    session.install("ruff>=0.6")
+    session.run("ruff", "check", *CODE)
+    session.run("ruff", "format", "--check", *CODE)
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """mypy, strict; torch, transformers and peft need not be installed."""
+    session.install("-e", ".", "mypy>=1.11")
+    session.run("mypy")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Write docs/rules.md anew from the rules; commit what changes."""
+    session.install("-e", ".")
+    session.run("python", "-m", "lora_doctor.docs")
+
+
+@nox.session
+def benchmark(session: nox.Session) -> None:
+    """Time and memory against the plain import of the stack; needs an otherwise idle machine."""
+    session.install(TORCH, BITSANDBYTES, *STACKS["t523"])
+    session.install(".")
+    session.run("python", "benchmarks/run.py", *session.posargs)
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Wheel and source distribution in dist/."""
+    session.install("build")
+    shutil.rmtree(Path("dist"), ignore_errors=True)
+    session.run("python", "-m", "build")
