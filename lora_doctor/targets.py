@@ -25,13 +25,18 @@ def is_regex(recipe: Recipe) -> bool:
 
 def offered_layers(structure: Structure) -> list[ModuleGroup]:
     """The layers a recipe usually trains: linear ones of the language tower, without head and
-    router. Without a language tower, those of the whole model."""
-    groups = structure.groups_of("language") or structure.groups
-    return [
-        group
-        for group in groups
-        if group.kind in ("linear", "conv1d") and group.role not in ("head", "router", "embedding")
-    ]
+    router; of the whole model when nothing is left so."""
+    from lora_doctor.evidence.propose import default_groups
+
+    linear = [group for group in structure.groups if group.kind in ("linear", "conv1d")]
+    return default_groups(structure) or linear
+
+
+def means_mlp(name: str) -> bool:
+    """Whether a target entry asks for a part of the MLP, by its name."""
+    from lora_doctor.evidence.roles import jobs_of_name
+
+    return bool(jobs_of_name(name) & {"gate", "up", "down"})
 
 
 def cover_of(structure: Structure, entries: Iterable[str]) -> list[str]:
@@ -40,7 +45,8 @@ def cover_of(structure: Structure, entries: Iterable[str]) -> list[str]:
     from lora_doctor.evidence.propose import role_cover
 
     names = [name for entry in entries for name in names_in(entry)]
-    return role_cover(structure, names) or sorted({group.leaf for group in offered_layers(structure)})
+    every = list(dict.fromkeys(group.leaf for group in offered_layers(structure)))
+    return role_cover(structure, names) or every
 
 
 def names_in(entry: str) -> list[str]:

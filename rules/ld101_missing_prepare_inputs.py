@@ -215,25 +215,26 @@ class MissingPrepareInputs(Rule):
         for call in nested_adapter_calls(case.remote_code):
             if call.inner_has_prepare_inputs is not False:
                 continue
-            if call.task_type not in (*GENERATING, None):
+            if call.task_type_known and call.task_type not in GENERATING:
                 continue
-            certain = call.task_type in GENERATING
+            certain = call.task_type in GENERATING and not call.conditional
             evidence = [
-                Measure("get_peft_model is called", f"in {call.outer_class}.__init__",
-                        f"{call.file}:{call.line}"),
-                Measure("on a", call.inner_class or "class not found", f"{call.file}:{call.line}"),
+                Measure("get_peft_model is called", f"in {call.class_name}.__init__ on {call.wrapped}",
+                        str(call.at)),
+                Measure("which is a", call.inner_class or "class not found",
+                        str(call.inner_at or call.at)),
                 Measure(f"{call.inner_class}.{METHOD}", "missing", "bases and methods, by ast"),
-                Measure("task_type", call.task_type or "not readable", f"{call.file}:{call.line}"),
+                Measure("task_type", call.task_type or "not readable", str(call.at)),
                 Measure("PreTrainedModel is a GenerationMixin", "no", "installed transformers"),
             ]  # fmt: skip
             if seen:
                 evidence.append(Measure("loading", reason, "meta device, code of the repository"))
             yield self.finding(
                 "error",
-                f"{call.outer_class} wraps its own {call.inner_class} with PEFT while it is being "
+                f"{call.class_name} wraps its own {call.inner_class} with PEFT while it is being "
                 f"built, and {call.inner_class} lacks {METHOD}: the model "
                 f"{'cannot' if seen or certain else 'may not'} be loaded.",
-                location=Location("file", call.file, call.line),
+                location=Location("file", call.at.file, call.at.line),
                 evidence=tuple(evidence),
                 proof=Proof("executed", "loading it failed with this message")
                 if seen

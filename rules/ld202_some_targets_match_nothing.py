@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from lora_doctor.case import Case
 from lora_doctor.evidence.structure import Structure
 from lora_doctor.rule import Edit, Example, Finding, Fix, Location, Measure, Proof, Rule
-from lora_doctor.targets import cover_of, offered_layers, quoted, target_entries
+from lora_doctor.targets import cover_of, means_mlp, offered_layers, quoted, target_entries
 
 
 class SomeTargetsMatchNothing(Rule):
@@ -188,10 +188,8 @@ class SomeTargetsMatchNothing(Rule):
 
 def _without_experts(structure: Structure, entries: list[str]) -> list[str]:
     """Entries that stand for an MLP whose experts are fused parameters belong to LD204."""
-    from lora_doctor.evidence.propose import role_of
-
     fused = any(group.kind == "parameter" and not group.adapted for group in structure.groups)
-    return [entry for entry in entries if not (fused and role_of(entry) in ("mlp", "experts"))]
+    return [entry for entry in entries if not (fused and means_mlp(entry))]
 
 
 def _share(structure: Structure) -> str:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 from lora_doctor.case import Case
+from lora_doctor.evidence.propose import name_groups
 from lora_doctor.evidence.structure import ModuleGroup, Structure, Tower
 from lora_doctor.recipe import Recipe
 from lora_doctor.rule import Edit, Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
@@ -149,19 +150,17 @@ def _fixes(
     strays: list[tuple[Tower, list[ModuleGroup]]],
     dead: list[str],
 ) -> tuple[Fix, ...]:
-    from lora_doctor.evidence.propose import language_regex
-
     fixes = []
-    if strays:
-        expression = language_regex(structure)
-        if expression:
-            fixes.append(
-                Fix(
-                    "Train the language tower only: a regular expression with its path.",
-                    "unsafe",
-                    (Edit("target_modules", expression),),
-                )
+    meant = [group for group in structure.groups_of("language", "head") if group.adapted]
+    if strays and meant:
+        expression = name_groups(structure, meant)[0]
+        fixes.append(
+            Fix(
+                "Train the language tower only: a regular expression with its path.",
+                "unsafe",
+                (Edit("target_modules", expression),),
             )
+        )
     if dead:
         fixes.append(
             Fix(

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 from lora_doctor.case import Case
 from lora_doctor.evidence.environment import lora_config_fields
+from lora_doctor.evidence.propose import suffix
 from lora_doctor.evidence.structure import ModuleGroup, Structure
 from lora_doctor.recipe import Recipe
 from lora_doctor.rule import Edit, Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
-from lora_doctor.targets import names_in, quoted, target_entries
+from lora_doctor.targets import means_mlp, names_in, quoted, target_entries
 
 
 class FusedExperts(Rule):
@@ -142,12 +143,10 @@ class FusedExperts(Rule):
 
 def _means_experts(recipe: Recipe) -> bool:
     """Whether the targets speak of the MLP: a recipe for the attention alone is left in peace."""
-    from lora_doctor.evidence.propose import role_of
-
     entries = target_entries(recipe)
     if "all-linear" in entries:
         return True
-    return any(role_of(name) in ("mlp", "experts") for entry in entries for name in names_in(entry))
+    return any(means_mlp(name) for entry in entries for name in names_in(entry))
 
 
 def _supported() -> bool:
@@ -159,7 +158,7 @@ def _target_parameters(recipe: Recipe, experts: list[ModuleGroup]) -> tuple[Fix,
         return (
             Fix("This PEFT cannot adapt fused parameters: upgrade to 0.17 or later.", "manual"),
         )
-    names = sorted({".".join(group.pattern.split(".")[-2:]) for group in experts})
+    names = sorted({suffix(group.pattern) for group in experts})
     present = [name for name in recipe.get("target_parameters") or () if name not in names]
     edits = [Edit("target_parameters", present + names)]
     if recipe.get("lora_dropout"):
