@@ -20,13 +20,17 @@ import functools
 import inspect
 import logging
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 NAME = "drop_none_arguments"
 SUMMARY = "Leaves out arguments that PEFT passes as None and the model does not take"
 
 _log = logging.getLogger("lora_doctor")
+
+#: Flags on the answer: decorators of transformers take them off ``**kwargs``, so that leaving them
+#: out of a call that would have worked is not worth a word.
+_FLAGS = frozenset({"output_attentions", "output_hidden_states", "return_dict"})
 
 
 def why_not() -> str | None:
@@ -90,13 +94,15 @@ def _added_by_peft() -> frozenset[str]:
     """The arguments that some wrapper passes on whether or not the caller gave them."""
     import peft
 
-    names: set[str] = set()
-    for name in dir(peft):
-        wrapper: Any = getattr(peft, name)
-        if name.startswith("PeftModelFor") and isinstance(wrapper, type):
-            parameters = inspect.signature(wrapper.forward).parameters.values()
-            names.update(item.name for item in parameters if item.default is None)
-    return frozenset(names)
+    wrappers: list[Any] = [
+        getattr(peft, name) for name in dir(peft) if name.startswith("PeftModelFor")
+    ]
+    return frozenset(
+        item.name
+        for wrapper in wrappers
+        for item in inspect.signature(wrapper.forward).parameters.values()
+        if item.default is None
+    )
 
 
 def _without_idle_nones(
@@ -106,22 +112,14 @@ def _without_idle_nones(
     nones = [name for name, value in kwargs.items() if value is None and name in added]
     if not nones:
         return kwargs
-    parameters = _parameters_of(model)
-    idle = [name for name in nones if name not in parameters or parameters[name].default is None]
-    unknown = tuple(name for name in idle if name not in parameters)
-    if unknown:
-        _say_once(type(model).__name__, unknown)
-    return {name: value for name, value in kwargs.items() if name not in idle}
-
-
-def _parameters_of(model: Any) -> Mapping[str, inspect.Parameter]:
-    """The named parameters of the model's ``forward``; its ``**kwargs`` is none of them.
-
-    A decorated ``forward`` tells of the one that it wraps (transformers, accelerate).
-    """
+    # A decorated forward tells of the one that it wraps (transformers, accelerate).
     parameters = inspect.signature(model.forward).parameters
-    free = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-    return {name: item for name, item in parameters.items() if item.kind not in free}
+    free = [name for name, item in parameters.items() if item.kind is item.VAR_KEYWORD]
+    idle = [name for name in nones if name not in parameters or parameters[name].default is None]
+    unknown = [name for name in idle if name not in parameters and not (free and name in _FLAGS)]
+    if unknown:
+        _say_once(type(model).__name__, tuple(unknown))
+    return {name: value for name, value in kwargs.items() if name not in idle}
 
 
 @functools.cache
