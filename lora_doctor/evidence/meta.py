@@ -1,0 +1,365 @@
+"""Meta evidence: the class that would be loaded, at full size, without weights.
+
+``gather`` builds it on the meta device in a child process; ``describe_module`` reads a module
+that the user has loaded, in the user's own process. Both describe it, propose the keys of the
+recipe that are open, and let the installed PEFT inject the adapter config into a copy.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from lora_doctor.evidence.injection import Injected, inject, read_wrapped, report
+from lora_doctor.evidence.loading import Loader
+from lora_doctor.evidence.modules import assign_roles, collect, elements, group, is_adapter_layer
+from lora_doctor.evidence.propose import propose, target_forms, wrapper_fits
+from lora_doctor.evidence.structure import (
+    ForwardParameter,
+    HeadClass,
+    Injection,
+    Structure,
+)
+from lora_doctor.evidence.towers import find_towers
+from lora_doctor.evidence.wrapper import wrapper_call
+from lora_doctor.recipe import Recipe, as_recipe
+
+_OPEN_KEYS = (
+    "task_type", "target_modules", "target_parameters", "r", "lora_alpha", "lora_dropout", "dtype",
+)  # fmt: skip
+_NOTHING = Injection(ok=False)
+
+
+def gather(
+    source: dict[str, Any], recipe: dict[str, Any], patches: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
+    """:meth:`Structure.to_json` of the model that this source and recipe would load.
+
+    Runs in a child process that has torch, transformers and peft imported.
+
+    Raises:
+        InputError: what the user named does not exist.
+        EvidenceError: this environment cannot build it; the text says why.
+    """
+    asked = Recipe.from_json(recipe)
+    loader = Loader(source, asked)
+    _apply(patches)
+    model = loader.build("meta")
+    found, where = _describe(
+        model,
+        loaded_by=loader.loaded_by,
+        heads=tuple(loader.candidates),
+        native_dtype=loader.native_dtype,
+    )
+    return _complete(found, where, model, asked).to_json()
+
+
+def describe_module(module: Any, recipe: Recipe | None = None) -> Structure:
+    """The structure of a loaded ``nn.Module`` or ``PeftModel``; the module is only read.
+
+    A ``PeftModel`` is described with the adapter that it has; the recipe's adapter keys are then
+    those of the adapter.
+
+    Raises:
+        EvidenceError: an attribute of a module cannot be copied.
+    """
+    asked = recipe if recipe is not None else Recipe()
+    wrapped = hasattr(module, "peft_config") and hasattr(module, "get_base_model")
+    base = module.get_base_model() if wrapped else module
+    found, where = _describe(
+        base,
+        loaded_by=type(module).__name__,
+        heads=_heads_of(base),
+        native_dtype=_dtype_of(base),
+    )
+    if not wrapped:
+        return _complete(found, where, base, asked)
+    active = module.active_adapter
+    name = active if isinstance(active, str) else next(iter(active))
+    own = as_recipe(module.peft_config[name])
+    asked = asked.override(own.values, "argument")
+    asked = Recipe(asked.values, asked.origins, complete=True)
+    injected = read_wrapped(module, name)
+    return _with_injection(_with_wrapper(found, asked), where, injected)
+
+
+def _describe(
+    model: Any, *, loaded_by: str, heads: tuple[HeadClass, ...], native_dtype: str | None
+) -> tuple[Structure, dict[str, int]]:
+    """Everything that can be said before an adapter config is tried, and the group of each path."""
+    parts = collect(model)
+    anatomy = find_towers(model, parts)
+    assign_roles(parts, anatomy.towers, anatomy.output_embeddings)
+    forward, takes_any = _forward_parameters(model)
+    names = {item.name for item in forward}
+    config = getattr(model, "config", None)
+    cls = type(model)
+    groups, where = group(parts, anatomy.towers)
+    found = Structure(
+        model_class=cls.__name__,
+        python_module=cls.__module__,
+        loaded_by=loaded_by,
+        model_type=getattr(config, "model_type", None) or None,
+        recipe=Recipe().to_json(),
+        groups=groups,
+        towers=anatomy.towers,
+        injection=_NOTHING,
+        forward_parameters=forward,
+        forward_takes_any=takes_any,
+        main_input_name=str(getattr(model, "main_input_name", "") or ""),
+        wrapper_sends=(),
+        wrapper_sends_none=(),
+        has_prepare_inputs=hasattr(model, "prepare_inputs_for_generation"),
+        can_generate=_yes(model, "can_generate"),
+        is_encoder_decoder=bool(getattr(config, "is_encoder_decoder", False)),
+        has_head=(
+            anatomy.output_embeddings is not None
+            or bool(names & {"labels", "start_positions"})
+            or any(tower.kind == "head" for tower in anatomy.towers)
+        ),
+        head_classes=heads,
+        native_dtype=native_dtype,
+        total_parameters=_total(parts, model),
+        tied_weights=_tied(model),
+        input_embeddings=anatomy.input_embeddings,
+        input_embeddings_error=anatomy.input_embeddings_error,
+        supports_gradient_checkpointing=_supports_checkpointing(model),
+        own_adapters=_own_adapters(model),
+    )
+    return found, where
+
+
+def _complete(found: Structure, where: Mapping[str, int], model: Any, asked: Recipe) -> Structure:
+    """Fill the open keys, inject, and put the result in."""
+    recipe = asked
+    injected: Injected | None = None
+    notes: tuple[str, ...] = ()
+    if not asked.complete:
+        recipe, injected, notes = _Proposal(found, model, asked).settle()
+    if injected is None:
+        injected = inject(model, recipe)
+    found = replace(_with_wrapper(found, recipe), notes=(*found.notes, *notes))
+    return _with_injection(found, where, injected)
+
+
+class _Proposal:
+    """Finds values for the open keys that the installed PEFT accepts for this model.
+
+    Only what is proposed gives way; what the user set is injected as it is, and may fail.
+    """
+
+    def __init__(self, found: Structure, model: Any, asked: Recipe) -> None:
+        self.found = found
+        self.model = model
+        self.asked = asked
+        self.open = [key for key in _OPEN_KEYS if key not in asked]
+        if asked.peft_type != "LORA":
+            self.open = [key for key in self.open if key in ("task_type", "dtype")]
+        self.notes: list[str] = []
+
+    def settle(self) -> tuple[Recipe, Injected, tuple[str, ...]]:
+        fields = _lora_fields()
+        keys = [key for key in self.open if key in (*fields, "dtype")]
+        values = propose(self.found, keys, "target_parameters" in fields)
+        if "task_type" in values:
+            values["task_type"] = self._task_type(values["task_type"])
+        recipe = self.asked.fill(values)
+        injected = inject(self.model, recipe)
+        if injected.result.ok and injected.result.converted and "target_parameters" in values:
+            # PEFT adapts these names as parameters, which are proposed by themselves already.
+            turned = {line.split(" -> ")[0] for line in injected.result.converted}
+            values["target_modules"] = [
+                name for name in values["target_modules"] if name not in turned
+            ]
+            recipe = self.asked.fill(values)
+            injected = inject(self.model, recipe)
+        if injected.result.ok:
+            return recipe, injected, ()
+        for change in self._retreats(values):
+            changed = self.asked.fill({**values, **change})
+            tried = inject(self.model, changed)
+            if tried.result.ok:
+                return changed, tried, tuple(self.notes)
+        return recipe, injected, ()
+
+    def _task_type(self, proposed: str | None) -> str | None:
+        """The proposed task type, when its wrapper fits this class; else none: PEFT's plain
+        wrapper passes on what it gets."""
+        if proposed is None:
+            return None
+        needs_generation = proposed in ("CAUSAL_LM", "SEQ_2_SEQ_LM")
+        if needs_generation and not self.found.has_prepare_inputs:
+            return None
+        return proposed if wrapper_fits(self.found, wrapper_call(proposed)[0]) else None
+
+    def _retreats(self, values: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Changes to what was proposed, the smallest first."""
+        changes: list[dict[str, Any]] = []
+        if values.get("lora_dropout"):
+            changes.append({"lora_dropout": 0})
+        if "target_modules" in values:
+            changes.extend({"target_modules": form} for form in target_forms(self.found)[1:])
+            changes.extend(
+                {"target_modules": form, "lora_dropout": 0}
+                for form in target_forms(self.found)
+                if values.get("lora_dropout")
+            )
+            accepted = self._accepted(values)
+            if accepted:
+                changes.append({"target_modules": accepted})
+        if "target_parameters" in values:
+            changes.extend({**change, "target_parameters": None} for change in [{}, *changes])
+        return changes
+
+    def _accepted(self, values: Mapping[str, Any]) -> list[str]:
+        """The proposed names that PEFT takes, each tried alone."""
+        names = values["target_modules"]
+        if isinstance(names, str):
+            return []
+        plain = {**values, "target_parameters": None}
+        accepted: list[str] = []
+        refused: list[str] = []
+        for name in names:
+            tried = inject(self.model, self.asked.fill({**plain, "target_modules": [name]}))
+            (accepted if tried.result.ok else refused).append(name)
+        if refused:
+            self.notes.append(f"PEFT refuses adapters on {', '.join(refused)}; left out")
+        return accepted
+
+
+def _with_wrapper(found: Structure, recipe: Recipe) -> Structure:
+    notes = found.notes
+    sends: tuple[str, ...] = ()
+    nothing: tuple[str, ...] = ()
+    try:
+        sends, nothing = wrapper_call(recipe.get("task_type"))
+    except Exception as error:  # noqa: BLE001 - a PEFT that we do not know yet
+        seen = report(error)
+        notes = (*notes, f"the wrapper could not be asked: {seen.type}: {seen.message}")
+    return replace(
+        found,
+        recipe=recipe.to_json(),
+        wrapper_sends=sends,
+        wrapper_sends_none=nothing,
+        notes=notes,
+    )
+
+
+def _with_injection(found: Structure, where: Mapping[str, int], injected: Injected) -> Structure:
+    """Count the adapted members of each group."""
+    counts = [0] * len(found.groups)
+    for path, times in injected.adapted.items():
+        # A parameter of a linear layer that is targeted by name is counted with its layer.
+        index = where.get(path, where.get(path.rpartition(".")[0]))
+        if index is not None:
+            counts[index] += times
+    groups = tuple(
+        replace(item, adapted=min(count, item.count))
+        for item, count in zip(found.groups, counts, strict=True)
+    )
+    return replace(found, groups=groups, injection=injected.result)
+
+
+def _apply(patches: Sequence[Mapping[str, Any]]) -> None:
+    """Put the patches of a prescription in place, as the training process would."""
+    if not patches:
+        return
+    from lora_doctor.fix import Patch
+    from lora_doctor.patches import install_all
+
+    install_all(Patch(str(item["name"]), dict(item.get("parameters") or {})) for item in patches)
+
+
+def _forward_parameters(model: Any) -> tuple[tuple[ForwardParameter, ...], bool]:
+    """The parameters of the class's forward, and whether it has ``**kwargs``."""
+    try:
+        parameters = inspect.signature(type(model).forward).parameters
+    except (TypeError, ValueError):
+        return (), True
+    found = []
+    takes_any = False
+    for name, parameter in list(parameters.items())[1:]:
+        if parameter.kind is parameter.VAR_KEYWORD:
+            takes_any = True
+        elif parameter.kind is not parameter.VAR_POSITIONAL:
+            missing = parameter.default is parameter.empty
+            found.append(ForwardParameter(name, missing, parameter.default is None))
+    return tuple(found), takes_any
+
+
+def _lora_fields() -> set[str]:
+    import dataclasses
+
+    import peft
+
+    return {item.name for item in dataclasses.fields(peft.LoraConfig)}
+
+
+def _total(parts: Sequence[Any], model: Any) -> int:
+    sizes: dict[int, int] = {}
+    for part in parts:
+        for value in part.own:
+            sizes[id(value)] = elements(value, part)
+    for value in model.parameters():
+        sizes.setdefault(id(value), int(value.numel()))
+    return sum(sizes.values())
+
+
+def _tied(model: Any) -> tuple[str, ...]:
+    """Groups of names that are one parameter, as ``a = b``."""
+    names: dict[int, list[str]] = {}
+    for name, value in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(value), []).append(name)
+    return tuple(" = ".join(found) for found in names.values() if len(found) > 1)
+
+
+def _own_adapters(model: Any) -> tuple[str, ...]:
+    """Names of the PEFT adapters that a model brings itself."""
+    names: dict[str, None] = {}
+    for module in model.modules():
+        if is_adapter_layer(module):
+            for attribute in module.adapter_layer_names:
+                held: Any = getattr(module, attribute, None)
+                if hasattr(held, "keys"):
+                    names.update(dict.fromkeys(held.keys()))
+    return tuple(names)
+
+
+def _yes(model: Any, name: str) -> bool:
+    """The answer of a predicate that remote code may have broken."""
+    predicate: Callable[[], Any] | None = getattr(model, name, None)
+    if not callable(predicate):
+        return False
+    try:
+        return bool(predicate())
+    except Exception:  # noqa: BLE001 - a model that cannot say so cannot be relied on to generate
+        return False
+
+
+def _supports_checkpointing(model: Any) -> bool:
+    return bool(getattr(model, "supports_gradient_checkpointing", False))
+
+
+def _heads_of(model: Any) -> tuple[HeadClass, ...]:
+    """The classes that transformers has for the config of a loaded model."""
+    from lora_doctor.evidence.loading import _classes_for
+
+    config = getattr(model, "config", None)
+    if config is None or not hasattr(config, "model_type"):
+        return ()
+    source = {"trust_remote_code": False, "folder": None}
+    return tuple(
+        HeadClass(auto, cls.__name__, task) for auto, cls, task in _classes_for(config, source)
+    )
+
+
+def _dtype_of(model: Any) -> str | None:
+    """The floating point dtype that most of the weights have."""
+    sizes: dict[str, int] = {}
+    for value in model.parameters():
+        if value.is_floating_point():
+            name = str(value.dtype).removeprefix("torch.")
+            sizes[name] = sizes.get(name, 0) + int(value.numel())
+    return max(sizes, key=lambda name: sizes[name]) if sizes else None

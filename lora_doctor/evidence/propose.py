@@ -1,0 +1,183 @@
+"""What a careful engineer would take for the keys of a recipe that nobody has set.
+
+Pure: reads a :class:`Structure`. Whether PEFT agrees is tried by ``meta.py``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+from lora_doctor.evidence.roles import Job, jobs_of_group, jobs_of_name
+from lora_doctor.evidence.structure import ModuleGroup, Structure
+
+RANK = 16
+ALPHA = 32
+DROPOUT = 0.05
+#: Arguments that carry data. A forward that does not name one of them and gets it anyway fails,
+#: or hands it on beside its own value of the same name.
+_DATA = frozenset(
+    {
+        "input_ids", "attention_mask", "inputs_embeds", "labels", "start_positions",
+        "end_positions", "decoder_input_ids", "decoder_attention_mask", "decoder_inputs_embeds",
+    }
+)  # fmt: skip
+
+
+def propose(
+    structure: Structure, open_keys: Collection[str], parameter_targets: bool
+) -> dict[str, Any]:
+    """Values for the open keys, ``target_modules`` and ``target_parameters`` included.
+
+    ``parameter_targets``: whether the installed PEFT adapts parameters (``target_parameters``).
+    ``task_type`` is what the class serves; :func:`wrapper_fits` says whether it can be kept.
+    """
+    values: dict[str, Any] = {
+        "task_type": task_type(structure),
+        "r": RANK,
+        "lora_alpha": ALPHA,
+        "lora_dropout": DROPOUT,
+        "dtype": structure.native_dtype or "auto",
+    }
+    forms = target_forms(structure)
+    if forms:
+        values["target_modules"] = forms[0]
+    fused = fused_experts(structure)
+    if fused and parameter_targets and "target_modules" in open_keys:
+        values["target_parameters"] = fused
+        values["lora_dropout"] = 0
+    return {key: value for key, value in values.items() if key in open_keys}
+
+
+def task_type(structure: Structure) -> str | None:
+    """The PEFT task type that this class serves, by transformers' own mapping of heads."""
+    for head in structure.head_classes:
+        if head.class_name == structure.model_class:
+            if head.task_type in ("CAUSAL_LM", "SEQ_2_SEQ_LM"):
+                return _generates(structure)
+            return head.task_type
+    return _generates(structure) if structure.can_generate else None
+
+
+def _generates(structure: Structure) -> str:
+    return "SEQ_2_SEQ_LM" if structure.is_encoder_decoder else "CAUSAL_LM"
+
+
+def wrapper_fits(structure: Structure, sends: Iterable[str]) -> bool:
+    """Whether a forward takes what a wrapper sends.
+
+    A name that only ``**kwargs`` would take counts as taken unless it carries data: those are
+    passed on to inner models, where they meet the value that the forward itself passes.
+    """
+    named = {item.name for item in structure.forward_parameters}
+    return all(
+        name in named or (structure.forward_takes_any and name not in _DATA) for name in sends
+    )
+
+
+def default_groups(structure: Structure) -> list[ModuleGroup]:
+    """The linear layers that the default recipe trains: those in the layers of the language
+    tower, or of the towers that there are when none is for language."""
+    towers = _trained_towers(structure)
+    inside = [
+        group
+        for group in structure.groups
+        if group.tower in towers
+        and group.kind in ("linear", "conv1d")
+        and group.role not in ("head", "router", "embedding", "projector")
+    ]
+    repeated = [group for group in inside if "*" in group.pattern.split(".")] or inside
+    leaves = {group.leaf for group in repeated}
+    return [group for group in inside if group.leaf in leaves]
+
+
+def fused_experts(structure: Structure) -> list[str]:
+    """Fused expert weights of the trained towers, as suffixes for ``target_parameters``."""
+    towers = _trained_towers(structure)
+    names = {
+        suffix(group.pattern)
+        for group in structure.groups
+        if group.kind == "parameter" and group.role == "experts" and group.tower in towers
+    }
+    return sorted(names)
+
+
+def suffix(pattern: str) -> str:
+    """The part of a pattern behind its last number, the shortest form that entries may have."""
+    return pattern.rpartition("*.")[2]
+
+
+def target_forms(structure: Structure) -> list[str | list[str]]:
+    """Ways to name the default layers for PEFT, the plainest first, each naming only them.
+
+    A list of leaf names where they are unambiguous, else a regular expression that stays in the
+    tower (a string is matched as a whole path by every PEFT).
+    """
+    wanted = default_groups(structure)
+    return name_groups(structure, wanted)
+
+
+def name_groups(structure: Structure, wanted: Sequence[ModuleGroup]) -> list[str | list[str]]:
+    """``target_modules`` values that name exactly these groups."""
+    if not wanted:
+        return []
+    leaves = list(dict.fromkeys(group.leaf for group in wanted))
+    chosen = set(wanted)
+    # Names of parameters do not collide: entries of target_modules are matched against modules.
+    others = [
+        group for group in structure.groups if group not in chosen and group.kind != "parameter"
+    ]
+    forms: list[str | list[str]] = []
+    if not any(group.leaf in leaves for group in others) and "*" not in leaves:
+        forms.append(leaves)
+    starts = list(dict.fromkeys(_start(group.pattern) for group in wanted))
+    names = "|".join(re.escape(leaf) for leaf in leaves if leaf != "*")
+    start = "|".join(re.escape(name) for name in starts)
+    start = f"(?:{start})" if len(starts) > 1 else start
+    short = rf"{start}\..*\.(?:{names})" if start else rf".*\.(?:{names})"
+    if _selects(short, wanted, others):
+        forms.append(short)
+    exact = "|".join(re.escape(group.pattern).replace(r"\*", r"\d+") for group in wanted)
+    forms.append(exact)
+    return forms
+
+
+def role_cover(structure: Structure, entries: Sequence[str]) -> list[str]:
+    """Names of this model's layers that do the jobs which the entries ask for.
+
+    Llama's seven names on a model with fused projections give ``qkv_proj``, ``o_proj``,
+    ``gate_up_proj``, ``down_proj``. Jobs are read off the names on both sides, and off the shapes
+    on the model's. Empty when no entry has a job that can be read, or nothing here does it.
+    """
+    wanted: set[Job] = set()
+    for entry in entries:
+        wanted |= jobs_of_name(entry)
+    if not wanted:
+        return []
+    cover: list[str] = []
+    for group in default_groups(structure):
+        if jobs_of_group(group, structure) & wanted and group.leaf not in cover:
+            cover.append(group.leaf)
+    return cover
+
+
+def _trained_towers(structure: Structure) -> set[str]:
+    def of(*kinds: str) -> set[str]:
+        return {tower.path for tower in structure.towers if tower.kind in kinds}
+
+    return of("language") or of("vision", "audio") or of("other")
+
+
+def _start(pattern: str) -> str:
+    """The path before the first number."""
+    names = pattern.split(".")
+    return ".".join(names[: names.index("*")]) if "*" in names else ".".join(names[:-1])
+
+
+def _selects(regex: str, wanted: Sequence[ModuleGroup], others: Sequence[ModuleGroup]) -> bool:
+    compiled = re.compile(regex)
+    inside = all(compiled.fullmatch(path) for group in wanted for path in group.examples)
+    return inside and not any(
+        compiled.fullmatch(path) for group in others for path in group.examples
+    )

@@ -1,0 +1,58 @@
+"""What the installed PEFT's wrapper of a task type passes on to the model that it wraps."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from types import SimpleNamespace
+from typing import Any
+
+
+@lru_cache(maxsize=16)
+def wrapper_call(task_type: str | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Call the wrapper on a model that only writes down what it gets.
+
+    The call has ``input_ids``, ``attention_mask`` and ``labels``, with ``start_positions`` and
+    ``end_positions`` for question answering: what a training script passes.
+
+    Returns:
+        The names that arrive, and those of them whose value is ``None``.
+    """
+    import peft
+    import torch
+
+    class Recorder(torch.nn.Module):  # type: ignore[misc, unused-ignore]
+        """Takes everything. It has what a wrapper wants to find: a head, and generation."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = torch.nn.Linear(2, 2)
+            self.classifier = torch.nn.Linear(2, 2)
+            self.qa_outputs = torch.nn.Linear(2, 2)
+            self.received: dict[str, Any] = {}
+
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            self.received = {f"argument {index}": value for index, value in enumerate(args)}
+            self.received.update(kwargs)
+            return SimpleNamespace(loss=None)
+
+        def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> Any:
+            raise NotImplementedError("the recorder does not generate")
+
+        def _prepare_encoder_decoder_kwargs_for_generation(self, *args: Any) -> Any:
+            raise NotImplementedError("the recorder does not generate")
+
+    recorder = Recorder()
+    config = peft.LoraConfig(r=1, target_modules=["inner"], task_type=task_type)
+    model = peft.get_peft_model(recorder, config)
+    # After wrapping: with a config, PEFT would take the recorder for a transformers model.
+    recorder.config = SimpleNamespace(model_type="recorder", use_return_dict=True)
+    ids = torch.ones((1, 2), dtype=torch.long)
+    batch: dict[str, Any] = {"input_ids": ids, "attention_mask": ids}
+    if task_type == "QUESTION_ANS":
+        batch.update(start_positions=ids[:, 0], end_positions=ids[:, 0])
+    elif task_type != "FEATURE_EXTRACTION":
+        batch["labels"] = ids
+    model(**batch)
+    received = recorder.received
+    nothing = tuple(name for name, value in received.items() if value is None)
+    return tuple(received), nothing
