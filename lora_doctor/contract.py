@@ -502,9 +502,15 @@ class Contract:
         off: Any = contextlib.nullcontext()
         if not adapters and self.subject.wrap is None and hasattr(model, "disable_adapter"):
             off = model.disable_adapter()
+        # PEFT makes adapters trainable when it turns them on again, frozen ones too.
+        trainable = [(p, p.requires_grad) for p in model.parameters()]
         with round_trip.evaluating(model), off:
             seed_everything(0)
-            return float(self._loss(batch))
+            loss = float(self._loss(batch))
+        for parameter, wanted in trainable:
+            if parameter.requires_grad != wanted:
+                parameter.requires_grad_(wanted)
+        return loss
 
     def _mean_loss(self, batches: list[Any]) -> float:
         return sum(self._measure(batch) for batch in batches) / len(batches)
@@ -587,6 +593,13 @@ class Contract:
             )
             for batch in self.batches
         )
+
+
+def verify_module(module: Any, recipe: Any = None, batches: Any = None, steps: int = 3) -> Verification:
+    """The contract on a module in memory, which stays as it is: see ``loaded_module``."""
+    from lora_doctor.loaded_module import verify_module as verify
+
+    return verify(module, recipe, batches, steps)
 
 
 def _kind(batch: Any) -> str:

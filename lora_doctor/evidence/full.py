@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from lora_doctor.contract import Contract, Subject
-from lora_doctor.copying import structural_copy
 from lora_doctor.errors import EvidenceError
 from lora_doctor.evidence import prepare
 from lora_doctor.evidence.locator import one_line
@@ -22,8 +21,6 @@ from lora_doctor.verification import Verification
 
 #: Real weights are in a minimum already; large steps would throw them out of it.
 LEARNING_RATE = 5e-4
-#: Models of up to this many bytes are copied whole to be merged; larger ones layer by layer.
-COPY_BYTES = 1 << 30
 _FILES = ("*.safetensors", "*.json", "*.model", "*.txt")
 
 
@@ -95,29 +92,20 @@ def _verify(loader: Any, recipe: Recipe, steps: int, device: str) -> Verificatio
     except prepare.NoBatch as error:
         return Verification.undetermined(str(error), depth="full", device=device)
     batches = [prepare.cast(batch.to(device), dtype) for batch in batches]
-    size = sum(p.numel() * p.element_size() for p in model.parameters())
     subject = Subject(
         base=model,
         batches=batches,
         wrap=prepare.wrapper(model, recipe),
-        fresh=_fresh_base(model),
+        fresh=prepare.fresh_base(model, shared=True),
         set_up=lambda wrapped: prepare.set_up(wrapped, recipe),
         learning_rate=LEARNING_RATE,
-        copyable=size <= COPY_BYTES,
+        copyable=prepare.is_copyable(model),
         missing=prepare.missing_inputs(model, batches),
         model_class=type(model).__name__,
         steps=notes,
     )
     report_progress(f"running the training contract on {device}")
     return Contract(subject, recipe, steps=steps, depth="full", device=device, dtype=dtype).run()
-
-
-def _fresh_base(model: Any) -> Any:
-    """Bases over the same memory: nothing in the contract writes to frozen weights."""
-    kept = structural_copy(model)
-    if prepare.is_adapted(model):
-        return lambda: prepare.bare(structural_copy(kept))
-    return lambda: structural_copy(kept)
 
 
 def _load(loader: Any, recipe: Recipe, device: str) -> Any:

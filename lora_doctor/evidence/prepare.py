@@ -11,9 +11,12 @@ import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from lora_doctor.copying import structural_copy
 from lora_doctor.recipe import Recipe
 
 HALF = ("float16", "bfloat16")
+#: Models of up to this many bytes are copied whole to be merged; larger ones layer by layer.
+COPY_BYTES = 1 << 30
 
 
 class NoBatch(Exception):  # noqa: N818 - a reason, not an error of the recipe
@@ -115,6 +118,11 @@ def dtype_of(model: Any) -> str:
     return max(sizes, key=lambda name: sizes[name], default="float32")
 
 
+def is_copyable(model: Any) -> bool:
+    """Whether a second copy of the weights is a small matter."""
+    return sum(p.numel() * p.element_size() for p in model.parameters()) <= COPY_BYTES
+
+
 def loading_options(recipe: Recipe, dtype: str | None) -> dict[str, Any]:
     """Arguments of ``from_pretrained`` for the recipe, in this transformers' spelling."""
     import torch
@@ -164,6 +172,23 @@ def for_kbit_training(model: Any, recipe: Recipe) -> Any:
     return peft.prepare_model_for_kbit_training(model, **options)
 
 
+def wake_zero_weights(model: Any, seed: int = 0) -> None:
+    """Give weights that start at exactly zero small random values.
+
+    Gates and projections of multimodal models are made as zeros and only become something in the
+    trained weights. At random initialisation they would cut off every gradient behind them.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if not parameter.is_floating_point() or name.endswith("bias"):
+                continue
+            if parameter.device.type == "cpu" and not bool(parameter.any()):
+                parameter.normal_(0.0, 0.02, generator=generator)
+
+
 def keep_quantized_layout(model: Any) -> None:
     """Stop bitsandbytes from repacking 4-bit weights in place in eval mode.
 
@@ -208,16 +233,17 @@ def set_up(model: Any, recipe: Recipe) -> None:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
 
 
-def fresh_base(model: Any) -> Callable[[], Any]:
-    """A maker of bases with the weights that ``model`` has now, for adapters to be loaded onto."""
-    kept = copy.deepcopy(model)
-    if not is_adapted(model):
-        return lambda: copy.deepcopy(kept)
+def fresh_base(model: Any, *, shared: bool = False) -> Callable[[], Any]:
+    """A maker of bases with the weights that ``model`` has now, for adapters to be loaded onto.
 
-    def unloaded() -> Any:
-        return bare(copy.deepcopy(kept))
-
-    return unloaded
+    ``shared``: over the same memory, for models too large to copy; nothing in the contract writes
+    to frozen weights.
+    """
+    make: Callable[[Any], Any] = structural_copy if shared else copy.deepcopy
+    kept = make(model)
+    if is_adapted(model):
+        return lambda: bare(make(kept))
+    return lambda: make(kept)
 
 
 def bare(model: Any) -> Any:

@@ -17,7 +17,7 @@ from lora_doctor.errors import EvidenceError
 from lora_doctor.evidence import prepare
 from lora_doctor.evidence.locator import one_line, where
 from lora_doctor.isolation import report_progress
-from lora_doctor.ledger import Ledger, is_out_of_memory
+from lora_doctor.ledger import is_out_of_memory
 from lora_doctor.recipe import Recipe
 from lora_doctor.verification import Verification
 
@@ -59,81 +59,97 @@ def gather(
 def _verify(loader: Any, recipe: Recipe, steps: int, device: str) -> Verification:
     from lora_doctor.evidence.shrink import ShrinkError, shrink
 
-    notes: list[str] = []
-    batch: Any = None
     if loader.source["kind"] == "factory":
         model = loader.build()
-        dtype = prepare.dtype_of(model)
-    else:
-        report_progress("building a tiny model")
+        return _run(model, loader, None, prepare.dtype_of(model), recipe, steps, device, [])
+    report_progress("building a tiny model")
+    try:
+        shrunk = shrink(loader.config, lambda config: loader.build("cpu", config=config))
+    except ShrinkError as error:
+        return Verification.undetermined(
+            f"no tiny model of this class can be made: {one_line(error)}",
+            depth="tiny",
+            device=device,
+        )
+    prepare.wake_zero_weights(shrunk.model)
+    dtype, notes = _explicit_dtype(loader, recipe), list(shrunk.steps)
+    if dtype != "float32" or recipe.quantized:
         try:
-            shrunk = shrink(loader.config, lambda config: loader.build("cpu", config=config))
-        except ShrinkError as error:
-            return _cannot_build(error, device)
-        notes += shrunk.steps
-        try:
-            model, dtype, more = _as_the_recipe_loads(shrunk.model, loader, recipe, device)
+            model = _reload(shrunk.model, recipe, dtype, device, notes)
+            result = _run(
+                model, loader, copy.deepcopy(shrunk.batch), dtype, recipe, steps, device, notes
+            )
+            reason = result.reason
         except Exception as error:
             if is_out_of_memory(error):
                 raise
-            return _does_not_load(error, device)
-        notes += more
-        batch = shrunk.batch
-    model.to(device) if not recipe.quantized else None
+            reason = f"{type(error).__name__}: {one_line(error, 200)} ({where(error)})"
+        else:
+            if result.outcome != "undetermined":
+                return result
+        # The base model does not run this way on this device: that is no fault of the recipe.
+        kind = f"{dtype}, {recipe.quantized}" if recipe.quantized else dtype
+        notes.append(f"run in float32 without quantization, {kind} is not proven: {reason}")
+    return _run(shrunk.model, loader, shrunk.batch, "float32", recipe, steps, device, notes)
+
+
+def _run(
+    model: Any,
+    loader: Any,
+    batch: Any,
+    dtype: str,
+    recipe: Recipe,
+    steps: int,
+    device: str,
+    notes: list[str],
+) -> Verification:
+    if not getattr(model, "is_quantized", False):
+        model.to(device)
     report_progress("making batches")
     try:
         batches = prepare.make_batches(model, loader.factory_batches, batch, notes)
     except prepare.NoBatch as error:
         return Verification.undetermined(str(error), depth="tiny", device=device)
-    batches = [prepare.cast(one.to(device), dtype) for one in batches]
     subject = Subject(
         base=model,
-        batches=batches,
+        batches=[prepare.cast(one.to(device), dtype) for one in batches],
         wrap=prepare.wrapper(model, recipe),
         fresh=prepare.fresh_base(model),
         set_up=lambda wrapped: prepare.set_up(wrapped, recipe),
         learning_rate=LEARNING_RATE,
+        copyable=prepare.is_copyable(model),
         missing=prepare.missing_inputs(model, batches),
         model_class=type(model).__name__,
         steps=notes,
     )
     report_progress("running the training contract")
-    contract = Contract(subject, recipe, steps=steps, depth="tiny", device=device, dtype=dtype)
-    return contract.run()
+    return Contract(subject, recipe, steps=steps, depth="tiny", device=device, dtype=dtype).run()
 
 
-def _as_the_recipe_loads(
-    model: Any, loader: Any, recipe: Recipe, device: str
-) -> tuple[Any, str, list[str]]:
+def _reload(model: Any, recipe: Recipe, dtype: str, device: str, notes: list[str]) -> Any:
     """The tiny model saved and loaded again with the recipe's dtype and quantization.
 
-    ``from_pretrained`` does more than ``.to(dtype)``: it keeps some layers in float32. Returns the
-    model, its dtype by name, and notes on what could not be done here.
+    ``from_pretrained`` does more than ``.to(dtype)``: it keeps some layers in float32. ``notes`` is
+    told when this transformers cannot quantize here.
     """
-    notes: list[str] = []
-    wanted = _explicit_dtype(loader, recipe)
-    quantized = recipe.quantized
-    if wanted == "float32" and not quantized:
-        return model, wanted, notes
-    options = prepare.loading_options(recipe, wanted)
+    options = prepare.loading_options(recipe, dtype)
     with _saved(model) as folder:
-        if quantized:
+        if recipe.quantized:
             try:
                 quantization = prepare.quantization_config(recipe)
                 loaded = type(model).from_pretrained(
                     folder, quantization_config=quantization, device_map={"": device}, **options
                 )
-            except Exception as error:  # noqa: BLE001 - bitsandbytes and transformers refuse in many ways
+            except Exception as error:
                 if is_out_of_memory(error):
                     raise
                 notes.append(
-                    f"run without {quantized} quantization, which is therefore not proven: "
+                    f"run without {recipe.quantized} quantization, which is not proven: "
                     f"{type(error).__name__}: {one_line(error, 160)}"
                 )
             else:
-                return prepare.for_kbit_training(loaded, recipe), wanted, notes
-        loaded = type(model).from_pretrained(folder, **options)
-    return loaded, wanted, notes
+                return prepare.for_kbit_training(loaded, recipe)
+        return type(model).from_pretrained(folder, **options)
 
 
 @contextlib.contextmanager
@@ -154,23 +170,3 @@ def _explicit_dtype(loader: Any, recipe: Recipe) -> str:
     if wanted == "auto":
         return loader.native_dtype or "float32"
     return str(wanted)
-
-
-def _cannot_build(error: Exception, device: str) -> Verification:
-    return Verification.undetermined(
-        f"no tiny model of this class can be made: {one_line(error)}", depth="tiny", device=device
-    )
-
-
-def _does_not_load(error: Exception, device: str) -> Verification:
-    ledger = Ledger()
-    ledger.fail("builds", error)
-    return Verification(
-        outcome="undetermined",
-        depth="tiny",
-        device=device,
-        dtype="",
-        checks=ledger.checks("not run: the model could not be loaded"),
-        failure=ledger.failure,
-        reason=f"the tiny model cannot be loaded again: {one_line(error, 200)} ({where(error)})",
-    )
