@@ -43,10 +43,13 @@ _ROOTS = {"object", "ABC", "Module", "Generic", "Protocol", "torch.nn.Module"}
 
 
 def _locate(name: str, near: Path | None) -> tuple[Path, list[str], str] | None:
-    """The file, the bases and the text of a class: looked for `near`, then wherever classes are."""
+    """The file, the bases and the text of a class.
+
+    Looked for in `near` and where that imports it from; without `near`, in all model files.
+    """
     if not name.isidentifier():
         return None
-    for file in (*([near] if near else []), *_candidates(name)):
+    for file in [near, *_imported_from(name, near)] if near else _candidates(name):
         text = _text(file)
         opened = re.search(rf"^class {name}\b(?:\(([^)]*)\))?\s*:", text, re.MULTILINE)
         if opened:
@@ -70,6 +73,19 @@ def _text(file: Path) -> str:
         return ""
 
 
+_IMPORT = re.compile(r"^from (\.+)([\w.]*) import (?:\(([^)]*)\)|(.*))", re.MULTILINE)
+
+
+def _imported_from(name: str, near: Path) -> list[Path]:
+    """The files that a relative import of `name` in `near` may mean; all files of a package."""
+    for dots, module, many, one in _IMPORT.findall(_text(near)):
+        if re.search(rf"\b{name}\b", many or one):
+            folder = near.parents[len(dots) - 1]
+            target = folder.joinpath(*module.split(".")) if module else folder
+            return [target.with_suffix(".py"), *sorted(target.glob("*.py"))]
+    return []
+
+
 def _candidates(name: str) -> tuple[Path, ...]:
     """Files of transformers that may define `name`; model files are read only until one does."""
     transformers = package_folder("transformers")
@@ -78,7 +94,12 @@ def _candidates(name: str) -> tuple[Path, ...]:
     opened = re.compile(rf"^class {name}\b".encode(), re.MULTILINE)
     common = ("modeling_utils.py", "generation/utils.py", "modeling_layers.py")
     files = [transformers / part for part in common]
-    files += sorted(transformers.glob("models/*/modeling_*.py"))
+    plain = name.lower()
+    # LlamaModel is most likely in models/llama: that folder first, then all the others.
+    files += sorted(
+        transformers.glob("models/*/modeling_*.py"),
+        key=lambda file: (not plain.startswith(file.parent.name.replace("_", "")), file),
+    )
     for file in files:
         try:
             content = file.read_bytes()

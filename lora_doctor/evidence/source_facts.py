@@ -206,7 +206,8 @@ class _Reader:
             self.required_by_raise(node, scope)
             self.read_values(node, scope)
             # `if x_available(): import x else: raise` is as forgiving as try; and so on.
-            guard = "typing" if "TYPE_CHECKING" in ast.unparse(node.test) else "if"
+            typing = (dotted(node.test) or "").endswith("TYPE_CHECKING")
+            guard = "typing" if typing else "if"
             self.body(node.body, scope.with_guard(guard))
             self.body(node.orelse, scope.with_guard("if"))
         elif isinstance(node, ast.Try):
