@@ -123,7 +123,8 @@ def open_case(
     source = parse_model(model, revision=revision, trust_remote_code=trust_remote_code)
     settings = Settings(depth, device, steps, limits, tuple(batches) if batches else None)
     on_gpu = device in ("cuda", "mps") or (device == "auto" and depth == "full")
-    with Worker(cuda=on_gpu) as worker:
+    # Matrices of a tiny model are so small that a second thread only costs.
+    with Worker(cuda=on_gpu, threads=None if depth == "full" else 1) as worker:
         if source.kind == "hub":
             source = _fetch(source, limits.hub_seconds, tell)
         elif depth != "static" and source.kind != "module":

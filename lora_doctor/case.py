@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from lora_doctor.diagnosis import Gathered
 from lora_doctor.errors import EvidenceError, InputError
 from lora_doctor.evidence.structure import Structure
-from lora_doctor.fix import Patch
+from lora_doctor.fixes import Patch
 from lora_doctor.isolation import Outcome, Worker
 from lora_doctor.model_source import ModelSource
 from lora_doctor.recipe import Recipe

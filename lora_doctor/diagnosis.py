@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from lora_doctor.evidence.structure import Structure
 from lora_doctor.finding import SEVERITIES, Finding
-from lora_doctor.fix import Fix
+from lora_doctor.fixes import Fix
 from lora_doctor.model_source import ModelSource
 from lora_doctor.recipe import Recipe
 from lora_doctor.verification import Verification

@@ -19,7 +19,7 @@ from lora_doctor.case import Case
 from lora_doctor.diagnosis import AppliedFix, Diagnosis, Skipped
 from lora_doctor.errors import EvidenceError, InputError, LoraDoctorError
 from lora_doctor.finding import SEVERITIES, Finding
-from lora_doctor.fix import Fix, Patch
+from lora_doctor.fixes import Fix, Patch
 from lora_doctor.rule import DEPTHS, Rule
 from lora_doctor.symptoms import find_by_message
 from lora_doctor.verification import Verification

@@ -1,9 +1,9 @@
 """The prescription: the applied fixes as a file, and the training process that loads it.
 
-    import lora_doctor
-    applied = lora_doctor.apply("lora-doctor.prescription.json")   # first line of the script
-    model = AutoModelForCausalLM.from_pretrained(name, **applied.loading_kwargs())
-    model = get_peft_model(model, applied.lora_config())
+import lora_doctor
+applied = lora_doctor.apply("lora-doctor.prescription.json")   # first line of the script
+model = AutoModelForCausalLM.from_pretrained(name, **applied.loading_kwargs())
+model = get_peft_model(model, applied.lora_config())
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_doctor.errors import InputError
-from lora_doctor.fix import REMOVE, Edit, Patch
+from lora_doctor.fixes import REMOVE, Edit, Patch
 from lora_doctor.recipe import LOADING_KEYS, TRAINING_KEYS, Recipe, check_value, make_recipe
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lora_doctor.errors import InputError
-from lora_doctor.fix import REMOVE, Edit
+from lora_doctor.fixes import REMOVE, Edit
 
 Origin = Literal["option", "file", "argument", "proposed", "fix"]
 

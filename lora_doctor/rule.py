@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from lora_doctor.finding import Finding, Location, Measure, Proof, Severity
-from lora_doctor.fix import REMOVE, Edit, Fix, Patch
+from lora_doctor.fixes import REMOVE, Edit, Fix, Patch
 
 if TYPE_CHECKING:
     from lora_doctor.case import Case

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lora_doctor.diagnosis import Diagnosis
 from lora_doctor.errors import InputError
-from lora_doctor.fix import Edit
+from lora_doctor.fixes import Edit
 
 RECIPE_NAME = "lora-doctor.recipe.yaml"
 PRESCRIPTION_NAME = "lora-doctor.prescription.json"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lora_doctor.reports._text import many, parameters, plain, seconds, shown, visible
 
 from lora_doctor.finding import SEVERITIES, Finding, Proof
-from lora_doctor.fix import REMOVE, Fix
+from lora_doctor.fixes import REMOVE, Fix
 from lora_doctor.verification import CHECKS, Check, Verification
 
 if TYPE_CHECKING:

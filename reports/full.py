@@ -33,7 +33,7 @@ from lora_doctor.reports._words import (
 if TYPE_CHECKING:
     from lora_doctor.diagnosis import Diagnosis
     from lora_doctor.finding import Finding
-    from lora_doctor.fix import Fix
+    from lora_doctor.fixes import Fix
     from lora_doctor.verification import Check, Verification
 
 NAME = "full"

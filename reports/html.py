@@ -1,5 +1,393 @@
+"""``html``: the report as one self-contained page that needs no script and no network.
+
+The page is built of ``report.html.j2`` and ``report.css``. Everything in it is hostile until shown
+otherwise: the template escapes every value, values go through ``visible`` first, no id, class,
+address or style is made from them, and the page's own policy forbids scripts and requests.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_doctor.reports._picture import picture, sparkline
+from lora_doctor.reports._text import many, memory, number, plain, seconds, shorten, shown, visible
+from lora_doctor.reports._words import (
+    SAFETY,
+    check_value,
+    conditions,
+    contract_rows,
+    failure_words,
+    fix_diff,
+    literal,
+    ordered,
+    proof_words,
+    recipe_rows,
+    tally,
+    text_diff,
+    verdict_words,
+)
+
+if TYPE_CHECKING:
+    from lora_doctor.diagnosis import Diagnosis
+    from lora_doctor.finding import Finding
+    from lora_doctor.verification import Check, Verification
+
 NAME = "html"
+#: A page that a mail or a pull request takes without objection.
+MAX_BYTES = 295_000
 
 
-def render(diagnosis, *, color=False, width=80, verbose=False, encoding="utf-8"):
-    return ""
+@dataclass(frozen=True)
+class _Limits:
+    """How much of everything is shown; the rest is counted, never dropped in silence."""
+
+    text: int  # characters of a value
+    rows: int  # evidence rows of a finding
+    findings: int  # findings with all their details
+    lines: int  # findings, rules and notes on one line each
+    traceback: int  # characters
+    cells: int  # of the picture, per tower
+    json: int  # bytes of the embedded diagnosis
+
+
+#: Tried in this order until the page is small enough.
+_LEVELS = (
+    _Limits(600, 40, 20, 200, 6_000, 36, 120_000),
+    _Limits(300, 15, 8, 80, 2_000, 24, 60_000),
+    _Limits(120, 6, 3, 20, 500, 12, 20_000),
+)
+
+
+def render(
+    diagnosis: Diagnosis,
+    *,
+    color: bool = False,
+    width: int = 80,
+    verbose: bool = False,
+    encoding: str = "utf-8",
+) -> str:
+    """The page, below 300 kB whatever the model is."""
+    page = ""
+    for limits in _LEVELS:
+        page = _template().render(_view(diagnosis, limits))
+        page = page.encode(encoding, "xmlcharrefreplace").decode(encoding)
+        if len(page.encode()) <= MAX_BYTES:
+            break
+    return page
+
+
+@cache
+def _template() -> Any:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    def safe_text(value: Any) -> Any:
+        """The last gate: also what the view forgot to make visible."""
+        if value is None:
+            return ""
+        if isinstance(value, Markup) or not isinstance(value, str):
+            return value
+        return visible(value, None, lines=True)
+
+    folder = Path(__file__).parent
+    environment = Environment(
+        loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined,
+        finalize=safe_text, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+    css = (folder / "report.css").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
+    environment.globals["css"] = Markup(css)  # noqa: S704 - our own file
+    # Only this very style sheet: an injected <style> or style="" would be refused as well.
+    environment.globals["style_hash"] = f"sha256-{digest}"
+    return environment.get_template("report.html.j2")
+
+
+def _view(diagnosis: Diagnosis, limits: _Limits) -> dict[str, Any]:
+    """Everything that the template shows, as plain data."""
+    headline, explanation = verdict_words(diagnosis)
+    findings = ordered(diagnosis.findings)
+    worst = findings[0].severity if findings else "info"
+    tone = {"healthy": "good", "undetermined": "open"}.get(diagnosis.verdict) or worst
+    return {
+        "model": visible(diagnosis.model, 120),
+        "tone": tone,
+        "headline": headline,
+        "explanation": explanation,
+        "counts": _counts(diagnosis),
+        "conditions": conditions(diagnosis),
+        "next_command": visible(diagnosis.next_command, 4000),
+        "findings": [_finding(item, diagnosis, limits) for item in findings[: limits.findings]],
+        "more_findings": [_line(item) for item in findings[limits.findings :]][: limits.lines],
+        "hidden_findings": max(len(findings) - limits.findings - limits.lines, 0),
+        "remaining": _remaining(diagnosis, limits),
+        "contract": _contract(diagnosis),
+        "runs": _runs(diagnosis, limits),
+        "picture": picture(diagnosis, most_cells=limits.cells, most_rows=limits.lines),
+        "costs": _costs(diagnosis, limits),
+        "passed": [visible(code, 60) for code in diagnosis.passed[: limits.lines]],
+        "passed_count": len(diagnosis.passed),
+        "skipped": [
+            (visible(item.rule, 60), visible(item.name, 80), visible(item.reason, limits.text))
+            for item in diagnosis.skipped[: limits.lines]
+        ],
+        "skipped_count": len(diagnosis.skipped),
+        "recipe": _recipe(diagnosis, limits),
+        "recipe_diff": text_diff(diagnosis.recipe_diff[: limits.traceback * 2]),
+        "environment": _environment(diagnosis, limits),
+        "notes": [visible(note, limits.text) for note in diagnosis.notes[: limits.lines]],
+        "json": _embedded(diagnosis, limits.json),
+    }
+
+
+def _counts(diagnosis: Diagnosis) -> list[tuple[str, int, str]]:
+    """Number, noun and where on the page; zeros are left out but for what passed."""
+    severities = [finding.severity for finding in diagnosis.findings]
+    rows = [
+        ("error", severities.count("error"), "findings"),
+        ("warning", severities.count("warning"), "findings"),
+        ("info", severities.count("info"), "findings"),
+        ("skipped", len(diagnosis.skipped), "rules"),
+    ]
+    return [row for row in rows if row[1]] + [("passed", len(diagnosis.passed), "rules")]
+
+
+def _finding(finding: Finding, diagnosis: Diagnosis, limits: _Limits) -> dict[str, Any]:
+    applied = {(item.rule, item.fix.title) for item in diagnosis.applied}
+    return {
+        "severity": finding.severity,
+        "rule": visible(finding.rule, 60),
+        "name": visible(finding.name, 120),
+        "location": visible(finding.location, limits.text),
+        "kind": finding.location.kind,
+        "message": visible(finding.message, limits.text * 2),
+        "evidence": [
+            (visible(m.what, limits.text), shown(m.value, limits.text), visible(m.source, 200))
+            for m in finding.evidence[: limits.rows]
+        ],
+        "hidden_evidence": max(len(finding.evidence) - limits.rows, 0),
+        "proof_kind": finding.proof.kind,
+        "proof": shorten(proof_words(finding.proof), limits.text),
+        "fixes": [
+            {
+                "title": visible(fix.title, limits.text),
+                "safety": fix.safety,
+                "words": SAFETY[fix.safety],
+                "applied": (finding.rule, fix.title) in applied,
+                "diff": fix_diff(fix, diagnosis.recipe.values),
+                "patch": visible(fix.patch.name, 120) if fix.patch else "",
+                "parameters": [
+                    (visible(key, 80), shown(value, limits.text))
+                    for key, value in (fix.patch.parameters if fix.patch else {}).items()
+                ][:20],
+            }
+            for fix in finding.fixes[:10]
+        ],
+    }
+
+
+def _line(finding: Finding) -> tuple[str, str, str]:
+    return finding.severity, visible(finding.rule, 60), visible(finding.message, 200)
+
+
+def _remaining(diagnosis: Diagnosis, limits: _Limits) -> dict[str, Any] | None:
+    if diagnosis.after is None or not diagnosis.remaining:
+        return None
+    findings = ordered(diagnosis.remaining)
+    return {
+        "tally": tally(findings),
+        "findings": [_line(finding) for finding in findings[: limits.lines]],
+    }
+
+
+def _contract(diagnosis: Diagnosis) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": visible(row.name, 80),
+            "meaning": row.meaning,
+            "expected": visible(_expected(row.after) or _expected(row.before), 160),
+            "before": _cell(row.before),
+            "after": _cell(row.after),
+        }
+        for row in contract_rows(diagnosis.before, diagnosis.after)[:40]
+    ]
+
+
+def _expected(check: Check | None) -> str:
+    return check.expected if check else ""
+
+
+def _cell(check: Check | None) -> dict[str, str] | None:
+    if check is None:
+        return None
+    return {
+        "status": check.status,
+        "value": check_value(check),
+        "detail": visible(check.detail, 300) if check.status != "passed" else "",
+    }
+
+
+def _runs(diagnosis: Diagnosis, limits: _Limits) -> list[dict[str, Any]]:
+    """The executed verifications with their losses, on one scale."""
+    pairs = [("Before", diagnosis.before), ("After the fixes", diagnosis.after)]
+    runs = [(label, run) for label, run in pairs if run is not None]
+    finite = [
+        loss
+        for _, run in runs
+        for batch in run.batches
+        for loss in batch.losses
+        if math.isfinite(loss)
+    ]
+    low, high = min(finite, default=0.0), max(finite, default=1.0)
+    return [_run(label, run, low, high, limits) for label, run in runs]
+
+
+def _run(
+    label: str, run: Verification, low: float, high: float, limits: _Limits
+) -> dict[str, Any]:
+    facts = [("Outcome", run.outcome), ("Model", visible(run.model_class, 120))]
+    if run.model_parameters:
+        facts.append(("Parameters", f"{run.model_parameters:,}"))
+    facts.append(("Steps", str(run.steps)))
+    if run.step_seconds is not None:
+        facts.append(("One step", seconds(run.step_seconds)))
+    if run.peak_memory is not None:
+        facts.append(("Peak memory", memory(run.peak_memory)))
+    if run.patches:
+        facts.append(("Patches", shown(run.patches, limits.text)))
+    return {
+        "label": label,
+        "outcome": run.outcome,
+        "facts": [(name, value) for name, value in facts if value],
+        "reason": visible(run.reason, limits.text),
+        "failure": failure_words(run),
+        "traceback": visible(run.failure.traceback, limits.traceback, lines=True)
+        if run.failure
+        else "",
+        "notes": [visible(note, limits.text) for note in run.notes[:10]],
+        "batches": [
+            {
+                "kind": visible(batch.kind, 80),
+                "inputs": shown({k: list(v) for k, v in batch.inputs.items()}, limits.text),
+                "loss": visible(batch.loss, 160),
+                "first": number(batch.losses[0]) if batch.losses else "",
+                "last": number(batch.losses[-1]) if batch.losses else "",
+                "steps": len(batch.losses),
+                "spark": sparkline(batch.losses[:60], low, high) if batch.losses else None,
+                "notes": [visible(note, limits.text) for note in batch.notes[:5]],
+            }
+            for batch in run.batches[:8]
+        ],
+    }
+
+
+def _costs(diagnosis: Diagnosis, limits: _Limits) -> list[tuple[str, str, str, str]]:
+    """What was gathered or run, its time, its memory, and where it came from."""
+    rows = [
+        (
+            visible(item.name, 80),
+            seconds(item.seconds),
+            memory(item.peak_memory) if item.peak_memory is not None else "",
+            f"not available: {visible(item.unavailable, limits.text)}"
+            if item.unavailable
+            else visible(item.source, limits.text),
+        )
+        for item in diagnosis.gathered[:40]
+    ]
+    for label, run in (("contract, before", diagnosis.before), ("contract, after", diagnosis.after)):
+        if run is not None and run.checks:
+            peak = memory(run.peak_memory) if run.peak_memory is not None else ""
+            source = f"{many(run.steps, 'step')} on {visible(run.device, 60)}"
+            rows.append((label, seconds(run.seconds), peak, source))
+    rows.append(("everything", seconds(diagnosis.seconds), "", ""))
+    return rows
+
+
+def _recipe(diagnosis: Diagnosis, limits: _Limits) -> list[tuple[str, str, str, str]]:
+    """Key, value, who set it, and the value after the fixes where that differs."""
+    fixed = diagnosis.fixed_recipe
+    before, rows = diagnosis.recipe.values, []
+    for key, value, origin in recipe_rows(before, diagnosis.recipe.origins)[:80]:
+        rows.append([key, shorten(value, limits.text), origin, ""])
+    if fixed is None:
+        return [(row[0], row[1], row[2], row[3]) for row in rows]
+    for index, key in enumerate(list(before)[:80]):
+        if key not in fixed.values:
+            rows[index][3] = "taken out"
+        elif fixed.values[key] != before[key]:
+            rows[index][3] = shorten(_recipe_value(fixed.values[key]), limits.text)
+    for key in [key for key in fixed.values if key not in before][:40]:
+        rows.append([visible(key, 80), "", "fix", shorten(_recipe_value(fixed.values[key]), 300)])
+    return [(row[0], row[1], row[2], row[3]) for row in rows]
+
+
+def _recipe_value(value: Any) -> str:
+    return shown(value) if isinstance(value, (list, tuple)) else literal(value)
+
+
+def _environment(diagnosis: Diagnosis, limits: _Limits) -> list[tuple[str, str]]:
+    rows: list[tuple[str, Any]] = []
+    for key, value in diagnosis.environment.items():
+        if isinstance(value, Mapping):
+            rows += [(str(name), item) for name, item in value.items() if item is not None]
+        else:
+            rows.append((str(key), value))
+    return [(visible(key, 80), shown(value, limits.text)) for key, value in rows[:60]]
+
+
+# --- the embedded diagnosis ---
+
+
+def _embedded(diagnosis: Diagnosis, budget: int) -> Any:
+    """The diagnosis as JSON that cannot leave its script element.
+
+    Stays valid against the schema when it must be cut to ``budget`` bytes: the module tree goes
+    first, then long texts and lists; a note says so.
+    """
+    from jinja2.utils import htmlsafe_json_dumps
+
+    data = plain(diagnosis.to_json())
+    for cut in (_whole, _without_structure, _with_short_texts, _without_details):
+        text = htmlsafe_json_dumps(cut(data), separators=(",", ":"), allow_nan=False)
+        if len(text) <= budget:
+            return text
+    return htmlsafe_json_dumps({"elided": "too large for this page; see --output-format json"})
+
+
+_ELIDED = "cut to keep the page small; --output-format json has everything"
+
+
+def _whole(data: dict[str, Any]) -> dict[str, Any]:
+    return data
+
+
+def _without_structure(data: dict[str, Any]) -> dict[str, Any]:
+    return {**data, "structure": None, "notes": [*data["notes"], _ELIDED]}
+
+
+def _with_short_texts(data: dict[str, Any]) -> dict[str, Any]:
+    result: dict[str, Any] = _cut(_without_structure(data), 300, 12)
+    return result
+
+
+def _without_details(data: dict[str, Any]) -> dict[str, Any]:
+    emptied = {"findings": [], "remaining": None, "skipped": [], "applied": [], "passed": []}
+    short: dict[str, Any] = _cut({**_without_structure(data), **emptied}, 80, 4)
+    return short
+
+
+def _cut(value: Any, text: int, items: int) -> Any:
+    if isinstance(value, str):
+        return shorten(value, text)
+    if isinstance(value, list):
+        return [_cut(item, text, items) for item in value[:items]]
+    if isinstance(value, dict):
+        kept = list(value.items())[: max(items, 40)]
+        return {shorten(key, text): _cut(item, text, items) for key, item in kept}
+    return value

@@ -101,7 +101,7 @@ class SomeTargetsMatchNothing(Rule):
             Measure("layers adapted", _share(structure), "language tower"),
         ]  # fmt: skip
         return self.finding(
-            "warning" if missing else "info",
+            "warning",
             f"{len(entries)} of {len(target_entries(case.recipe))} target_modules match nothing in "
             f"{structure.model_class} ({quoted(entries, 6)}); only {quoted(kept, 6)} are adapted"
             + (f", and {quoted(missing, 6)} are left out." if missing else "."),
@@ -123,6 +123,7 @@ class SomeTargetsMatchNothing(Rule):
                     (Edit("target_modules", matched),),
                 ),
             ),
+            explains=("attaches",),
         )
 
     def _few_layers(self, case: Case, structure: Structure) -> Iterator[Finding]:
@@ -183,6 +184,7 @@ class SomeTargetsMatchNothing(Rule):
                     (Edit(key, rest or None),),
                 ),
             ),
+            explains=("attaches",),
         )
 
 

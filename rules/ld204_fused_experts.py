@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from lora_doctor.case import Case
@@ -11,6 +12,11 @@ from lora_doctor.evidence.structure import ModuleGroup, Structure
 from lora_doctor.recipe import Recipe
 from lora_doctor.rule import Edit, Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
 from lora_doctor.targets import means_mlp, names_in, quoted, target_entries
+
+_HALF_OF_A_PAIR = re.compile(
+    r"Cannot convert PEFT target\(s\) (?P<given>.+?) without also targeting (?P<missing>.+?) "
+    r"because .*fused into (?P<fused>\w+)"
+)
 
 
 class FusedExperts(Rule):
@@ -45,6 +51,7 @@ class FusedExperts(Rule):
     depth = "meta"
     symptoms = (
         Symptom(r"ParamWrapper does not work with lora_dropout", "peft>=0.17"),
+        Symptom(r"Cannot convert PEFT target\(s\)", "peft>=0.19"),
         Symptom(r"Target module GptOssExperts\(.* is not supported"),
     )
     examples = (
@@ -90,6 +97,9 @@ class FusedExperts(Rule):
         if error is not None:
             if "lora_dropout" in error.message and recipe.get("lora_dropout"):
                 yield self._dropout(structure, recipe, experts)
+            halves = _HALF_OF_A_PAIR.search(error.message)
+            if halves:
+                yield self._half(structure, recipe, experts, halves)
             return
         passed_by = [group for group in experts if not group.adapted]
         if passed_by and _means_experts(recipe):
@@ -118,6 +128,37 @@ class FusedExperts(Rule):
             explains=("attaches",),
         )  # fmt: skip
 
+    def _half(
+        self,
+        structure: Structure,
+        recipe: Recipe,
+        experts: list[ModuleGroup],
+        halves: re.Match[str],
+    ) -> Finding:
+        """PEFT would convert the names, but they are only a part of a fused parameter."""
+        error = structure.injection.error
+        assert error is not None
+        missing = re.findall(r"\w+", halves["missing"])
+        return self.finding(
+            "error",
+            f"{halves['given']} is one part of the fused {halves['fused']} in "
+            f"{structure.model_class}; PEFT adapts it only together with {', '.join(missing)}.",
+            location=Location("recipe", "target_modules"),
+            evidence=(
+                Measure("get_peft_model", f"{error.type}: {error.message}", "installed PEFT"),
+                Measure("fused experts", _shapes(experts), structure.model_class),
+            ),
+            proof=Proof("executed", "PEFT refused the config on the real class"),
+            fixes=(
+                Fix(
+                    f"Target the other part too: {', '.join(missing)}.",
+                    "unsafe",
+                    (Edit("target_modules", [*target_entries(recipe), *missing]),),
+                ),
+            ),
+            explains=("attaches",),
+        )
+
     def _passed_by(
         self, structure: Structure, recipe: Recipe, experts: list[ModuleGroup]
     ) -> Finding:
@@ -138,6 +179,7 @@ class FusedExperts(Rule):
             ),
             proof=Proof("measured", "PEFT was run on the real class and the result was counted"),
             fixes=_target_parameters(recipe, experts),
+            explains=("attaches",),
         )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from lora_doctor.evidence.structure import (
     Tower,
 )
 from lora_doctor.finding import Finding, Location, Measure, Proof
-from lora_doctor.fix import Edit, Fix, Patch
+from lora_doctor.fixes import Edit, Fix, Patch
 from lora_doctor.model_source import ModelSource
 from lora_doctor.recipe import Recipe
 from lora_doctor.verification import (

@@ -22,7 +22,7 @@ peft = pytest.importorskip("peft")
 
 from lora_doctor import patches
 from lora_doctor.errors import InputError
-from lora_doctor.fix import Patch
+from lora_doctor.fixes import Patch
 from lora_doctor.patches import PatchError, drop_none_arguments, peft_without_generation
 
 pytestmark = pytest.mark.slow
@@ -70,7 +70,11 @@ def _blip2(text: dict[str, Any], instruct: bool) -> tuple[Any, dict[str, Any]]:
     tokens = _tokens()
     if hasattr(config, "image_token_index"):
         tokens[:, :4] = 63
-    batch = {"pixel_values": _pixels(), "input_ids": tokens, "attention_mask": torch.ones(2, 8).long()}
+    batch = {
+        "pixel_values": _pixels(),
+        "input_ids": tokens,
+        "attention_mask": torch.ones(2, 8).long(),
+    }
     if instruct:
         batch["qformer_input_ids"] = _tokens(4)
         batch["qformer_attention_mask"] = torch.ones(2, 4).long()
@@ -372,7 +376,9 @@ def test_only_what_peft_adds_and_means_nothing_is_dropped() -> None:
     mean something."""
     undo = patches.install(DROP)
     try:
-        wrapped = peft.get_peft_model(_Picky(), peft.LoraConfig(task_type=CAUSAL, target_modules=["linear"]))
+        wrapped = peft.get_peft_model(
+            _Picky(), peft.LoraConfig(task_type=CAUSAL, target_modules=["linear"])
+        )
         assert wrapped(x=1, cache=None) == {"labels": None, "cache": None}
     finally:
         undo()

@@ -22,14 +22,14 @@ transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
 
 from lora_doctor import patches
-from lora_doctor.fix import Patch
+from lora_doctor.fixes import Patch
 from lora_doctor.patches import peft_without_generation
 
 pytestmark = pytest.mark.slow
 
 BUILD = Patch("peft_without_generation")
 
-CONFIGURATION = '''
+CONFIGURATION = """
 from transformers import PretrainedConfig
 
 class TinyMMConfig(PretrainedConfig):
@@ -43,9 +43,9 @@ class TinyMMConfig(PretrainedConfig):
         self.vision_lora = vision_lora
         self.speech_lora = speech_lora
         super().__init__(**kwargs)
-'''
+"""
 
-MODELING = '''
+MODELING = """
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -119,7 +119,7 @@ class TinyMMForCausalLM(TinyMMPreTrainedModel, GenerationMixin):
         if labels is not None:
             loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
         return CausalLMOutput(loss=loss, logits=logits)
-'''
+"""
 
 WRAP_AGAIN = {
     "get_peft_model twice": 'get_peft_model(self.model, speech, adapter_name="speech")',
@@ -294,9 +294,7 @@ def test_an_adapter_of_ones_own_on_top(repository: Path, tmp_path: Path) -> None
         first, last = train(model, ".default.", inputs)
         assert last < first
         model.eval()
-        generated = model.generate(
-            input_ids=inputs["input_ids"], max_new_tokens=3, do_sample=False
-        )
+        generated = model.generate(input_ids=inputs["input_ids"], max_new_tokens=3, do_sample=False)
         with torch.no_grad():
             want = model(**inputs).logits
         model.save_pretrained(tmp_path / "adapter")

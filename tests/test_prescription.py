@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lora_doctor.errors import InputError
-from lora_doctor.fix import REMOVE, Edit, Patch
+from lora_doctor.fixes import REMOVE, Edit, Patch
 from lora_doctor.prescription import (
     Applied,
     Prescription,

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_doctor.errors import InputError
-from lora_doctor.fix import REMOVE, Edit
+from lora_doctor.fixes import REMOVE, Edit
 from lora_doctor.recipe import (
     Recipe,
     as_recipe,

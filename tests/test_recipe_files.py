@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lora_doctor.errors import InputError
-from lora_doctor.fix import REMOVE, Edit
+from lora_doctor.fixes import REMOVE, Edit
 from lora_doctor.recipe import Recipe, make_recipe
 from lora_doctor.recipes import (
     apply_edits,
@@ -137,7 +137,11 @@ def test_removing_an_anchored_value_that_is_used_elsewhere_is_refused(tmp_path: 
     ("old", "edit", "new"),
     [
         ("{r: 8, alpha: 16}", Edit("r", 4), "{r: 4, alpha: 16}"),
-        ("{r: 8, alpha: 16}  # c\n", Edit("use_dora", True), "{r: 8, alpha: 16, use_dora: true}  # c\n"),
+        (
+            "{r: 8, alpha: 16}  # c\n",
+            Edit("use_dora", True),
+            "{r: 8, alpha: 16, use_dora: true}  # c\n",
+        ),
         ("{r: 8, }\n", Edit("use_dora", True), "{r: 8, use_dora: true, }\n"),
         ("{r: 8, alpha: 16}", Edit("lora_alpha", REMOVE), "{r: 8}"),
         ("{r: 8, alpha: 16}", Edit("r", REMOVE), "{alpha: 16}"),
@@ -145,18 +149,38 @@ def test_removing_an_anchored_value_that_is_used_elsewhere_is_refused(tmp_path: 
         ("r: 8\r\n", Edit("lora_alpha", 2), "r: 8\r\nlora_alpha: 2\r\n"),
         ("r: 8\n", Edit("r", REMOVE), "{}\n"),
         ("r: 8\r\n", Edit("r", REMOVE), "{}\r\n"),
-        ("task_type:   # none yet\n", Edit("task_type", "SEQ_CLS"), "task_type: SEQ_CLS   # none yet\n"),
+        (
+            "task_type:   # none yet\n",
+            Edit("task_type", "SEQ_CLS"),
+            "task_type: SEQ_CLS   # none yet\n",
+        ),
         ("---\nr: 8\n...\n", Edit("lora_alpha", 2), "---\nr: 8\nlora_alpha: 2\n...\n"),
         ("r: 8\n\n# tail\n", Edit("lora_alpha", 2), "r: 8\nlora_alpha: 2\n\n# tail\n"),
-        ("model_class: |\n  A\n\n# x\nr: 8\n", Edit("model_class", "B"), "model_class: B\n\n# x\nr: 8\n"),
+        (
+            "model_class: |\n  A\n\n# x\nr: 8\n",
+            Edit("model_class", "B"),
+            "model_class: B\n\n# x\nr: 8\n",
+        ),
         ("target_modules:\n- a\n- b", Edit("target_modules", ["b"]), "target_modules:\n- b"),
-        ("target_modules: [a, b]  # c\n", Edit("target_modules", ["b"]), "target_modules: [b]  # c\n"),
-        ("target_modules:\n  - a\n  - b  # c\n# d\n", Edit("r", 1), "target_modules:\n  - a\n  - b  # c\nr: 1\n# d\n"),
+        (
+            "target_modules: [a, b]  # c\n",
+            Edit("target_modules", ["b"]),
+            "target_modules: [b]  # c\n",
+        ),
+        (
+            "target_modules:\n  - a\n  - b  # c\n# d\n",
+            Edit("r", 1),
+            "target_modules:\n  - a\n  - b  # c\nr: 1\n# d\n",
+        ),
         ("é: 1\n", Edit("r", 1), None),
         ("<<: {r: 8}\nalpha: 1\n", Edit("r", 9), "<<: {r: 8}\nalpha: 1\nr: 9\n"),
-        ('{\n  "r": 8, # c\n  "alpha": 1 # d\n}\n', Edit("use_dora", True), '{\n  "r": 8, # c\n  "alpha": 1, # d\n  "use_dora": true\n}\n'),
+        (
+            '{\n  "r": 8, # c\n  "alpha": 1 # d\n}\n',
+            Edit("use_dora", True),
+            '{\n  "r": 8, # c\n  "alpha": 1, # d\n  "use_dora": true\n}\n',
+        ),
     ],
-)  # fmt: skip
+)
 def test_yaml_layouts(tmp_path: Path, old: str, edit: Edit, new: str | None) -> None:
     path = write(tmp_path, old)
     if new is None:
@@ -180,12 +204,24 @@ def test_yaml_layouts(tmp_path: Path, old: str, edit: Edit, new: str | None) -> 
         ('{\n  "r": 8,\n  "alpha": 1\n}', Edit("r", REMOVE), '{\n  "alpha": 1\n}'),
         ('{\n  "r": 8,\n  "alpha": 1\n}', Edit("lora_alpha", REMOVE), '{\n  "r": 8\n}'),
         ('{"r": 8}', Edit("r", REMOVE), "{}"),
-        ('{\n\t"target_modules": ["a", "b"]\n}', Edit("target_modules", ["b"]), '{\n\t"target_modules": ["b"]\n}'),
-        ('{\n\t"target_modules": [\n\t\t"a"\n\t]\n}', Edit("target_modules", ["b", "c"]), '{\n\t"target_modules": [\n\t\t"b",\n\t\t"c"\n\t]\n}'),
-        ('{\n  "target_modules": null\n}', Edit("target_modules", ["b"]), '{\n  "target_modules": [\n    "b"\n  ]\n}'),
+        (
+            '{\n\t"target_modules": ["a", "b"]\n}',
+            Edit("target_modules", ["b"]),
+            '{\n\t"target_modules": ["b"]\n}',
+        ),
+        (
+            '{\n\t"target_modules": [\n\t\t"a"\n\t]\n}',
+            Edit("target_modules", ["b", "c"]),
+            '{\n\t"target_modules": [\n\t\t"b",\n\t\t"c"\n\t]\n}',
+        ),
+        (
+            '{\n  "target_modules": null\n}',
+            Edit("target_modules", ["b"]),
+            '{\n  "target_modules": [\n    "b"\n  ]\n}',
+        ),
         ('{"bias": "\\u00e9", "r" : 8 }', Edit("r", 1), '{"bias": "\\u00e9", "r" : 1 }'),
     ],
-)  # fmt: skip
+)
 def test_json_layouts(tmp_path: Path, old: str, edit: Edit, new: str) -> None:
     path = write(tmp_path, old, "recipe.json")
     assert write_edits(path, [edit]) == new
@@ -253,7 +289,9 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     assert path.read_text() == "r: 1\n"
 
 
-def test_a_write_that_fails_leaves_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_that_fails_leaves_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write(tmp_path, "r: 1\n")
 
     def full(*_: Any) -> None:

@@ -24,7 +24,7 @@ from lora_doctor import reports
 from lora_doctor.diagnosis import Diagnosis
 from lora_doctor.evidence import structure as structure_module
 from lora_doctor.finding import Finding, Location, Measure, Proof
-from lora_doctor.fix import REMOVE, Edit, Fix, Patch
+from lora_doctor.fixes import REMOVE, Edit, Fix, Patch
 from lora_doctor.recipe import Recipe
 from lora_doctor.verification import AdapterGroup, BatchReport, Check, Failure, Verification
 

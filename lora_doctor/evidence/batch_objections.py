@@ -136,6 +136,12 @@ def _arguments(draft: Draft, inputs: dict[str, Any], text: str) -> str:
     if unexpected and unexpected[1] in inputs:
         draft.exclude.add(unexpected[1])
         return f"left out {unexpected[1]}"
+    both = re.search(r"both.*?(\w+)`? and `?(\w+)", text)
+    if both and both[1] in inputs and both[2] in inputs:
+        main = getattr(draft.model, "main_input_name", "")
+        out = both[2] if both[1] == main or both[2] != main else both[1]
+        draft.exclude.add(out)
+        return f"left out {out}"
     if re.search(r"cache|past_key_values", text, re.I) and "use_cache" in draft.parameters:
         if "use_cache" not in draft.extra:
             draft.extra["use_cache"] = False

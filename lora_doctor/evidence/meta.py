@@ -266,7 +266,7 @@ def _apply(patches: Sequence[Mapping[str, Any]]) -> None:
     """Put the patches of a prescription in place, as the training process would."""
     if not patches:
         return
-    from lora_doctor.fix import Patch
+    from lora_doctor.fixes import Patch
     from lora_doctor.patches import install_all
 
     install_all(Patch(str(item["name"]), dict(item.get("parameters") or {})) for item in patches)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -31,6 +32,8 @@ from .shrink_rules import (
 )
 
 MAX_ATTEMPTS = 14
+TIME_LIMIT = 20.0  # seconds, for all attempts together
+_TOLERANCE = 5  # times max_parameters, where nothing smaller can be built
 
 
 class ShrinkError(Exception):
@@ -110,7 +113,9 @@ def shrink(
     last = "nothing tried"
     objections: list[str] = []
     attempts = 0
-    while pending and attempts < MAX_ATTEMPTS:
+    smallest: tuple[int, Any] | None = None
+    end = time.monotonic() + TIME_LIMIT
+    while pending and attempts < MAX_ATTEMPTS and (attempts == 0 or time.monotonic() < end):
         sizes = pending.pop(0)
         attempts += 1
         small, changes = apply_sizes(config, sizes)
@@ -119,6 +124,8 @@ def shrink(
             model = _build(small, build, max_parameters, seed, steps)
         except _TooBig as error:
             last = str(error)
+            if smallest is None or error.parameters < smallest[0]:
+                smallest = (error.parameters, small)
             more = _relax_too_big(sizes, error, small)
         except Exception as error:  # whatever construction says is material for the next attempt
             last = _one_line(error)
@@ -269,10 +276,16 @@ def _fix_heads(
                 new[key] = ("kv_heads", max(1, now(partner) // 2))
     if "head_dim" in sizes.keep_roles:
         return
-    widths = [(k, v) for k, v in before.items() if isinstance(v, int) and role_of(k, v) == "width"]
+    widths = [
+        (k, v)
+        for k, v in before.items()
+        if isinstance(v, int) and v > 0 and role_of(k, v) == "width" and not _INNER_WIDTH.search(k)
+    ]
     for key, value in before.items():
         if role_of(key, value) != "head_dim" or not isinstance(value, int) or value <= 0:
             continue
+        if key.startswith(("qk_", "v_head")):
+            continue  # latent attention: its head dimensions are tied to each other by sums
         partner = _partner(key, queries)
         if partner is None:
             continue
@@ -287,6 +300,9 @@ def _fix_heads(
             for other, number in before.items():  # `mamba_d_ssm == mamba_n_heads * mamba_d_head`
                 if number == product and role_of(other, number) == "other":
                     new[other] = ("head_dim", now(partner) * now(key))
+
+
+_INNER_WIDTH = re.compile(r"inter|ffn|_ff$|mlp|rank|inner")
 
 
 def _partner(key: str, queries: dict[str, int]) -> str | None:
@@ -497,6 +513,7 @@ def _float32() -> Any:
 
 class _TooBig(Exception):
     def __init__(self, parameters: int, largest: str, shape: tuple[int, ...]) -> None:
+        self.parameters = parameters
         super().__init__(f"{parameters} parameters, the largest is {largest} {list(shape)}")
         self.shape = shape
 
@@ -603,17 +620,26 @@ def _relax(sizes: _Sizes, objection: str, changes: _Changes) -> list[_Sizes]:
 
 def _relax_too_big(sizes: _Sizes, error: _TooBig, config: Any) -> list[_Sizes]:
     """Smaller widths; then the entries whose numbers stand in the shape of the largest parameter."""
+    options = []
     if sizes.base > 32:
-        return [replace(sizes, base=32, why=f"smaller widths ({error})")]
+        options.append(replace(sizes, base=32, why=f"smaller widths ({error})"))
     overrides = dict(sizes.overrides)
     for node in tree(config).walk():
         for key, value in node.values.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 128:
+            if isinstance(value, bool) or not isinstance(value, int):
                 continue
-            if any(dim > 512 and dim % value == 0 and dim // value <= 64 for dim in error.shape):
-                overrides[node.where(key)] = max(64, value // 8 // 32 * 32)
-    new = replace(sizes, overrides=tuple(sorted(overrides.items())), why=f"repaired: {error}")
-    return [new] if new.overrides != sizes.overrides else []
+            role = role_of(key, value)
+            if role in ("vocab", "ids", "heads", "kv_heads", "depth") or value < 16:
+                continue
+            # a width itself or, where each stage doubles it, the first of them
+            factors = [dim // value for dim in error.shape if dim > 256 and dim % value == 0]
+            if role == "channels" or value >= 128:
+                if any(f <= 64 and (value >= 128 or f & (f - 1) == 0) for f in factors):
+                    overrides[node.where(key)] = max(8, value // 8 // 8 * 8)
+    entries = tuple(sorted(overrides.items(), key=lambda item: item[0]))
+    if entries != sizes.overrides:
+        options.append(replace(sizes, base=32, overrides=entries, why=f"repaired: {error}"))
+    return options
 
 
 def _repair(sizes: _Sizes, model: Any, config: Any, objections: list[str]) -> list[_Sizes]:
@@ -680,7 +706,7 @@ def _empty_entries(root: Node, text: str) -> dict[str, Any]:
         width, heads = values.get("hidden_size"), values.get("num_attention_heads")
         if not (isinstance(width, int) and isinstance(heads, int) and heads):
             continue
-        if "NoneType" in text:
+        if re.search(r"NoneType|positional argument|not be None|must not be None", text):
             for key, value in values.items():
                 role = role_of(key, 0)
                 if value is None and role == "head_dim":
@@ -691,6 +717,8 @@ def _empty_entries(root: Node, text: str) -> dict[str, Any]:
                     found[node.where(key)] = ["full_attention"] * values["num_hidden_layers"]
                 elif value is None and role == "experts":
                     found[node.where(key)] = 4
+                elif value is None and key.startswith("clip") and "clamp" in text:
+                    found[node.where(key)] = 8.0
         if not values.get("rope_parameters") and "rope_parameters" in values:
             if layer_type:
                 kinds = sorted(set(values.get("layer_types") or [layer_type[1]]))

@@ -23,7 +23,7 @@ from types import ModuleType
 from typing import Any
 
 from lora_doctor.errors import InputError, LoraDoctorError
-from lora_doctor.fix import Patch
+from lora_doctor.fixes import Patch
 
 __all__ = ["PatchError", "install", "install_all", "load_patch", "patch_names"]
 

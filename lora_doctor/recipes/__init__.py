@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_doctor.errors import InputError
-from lora_doctor.fix import REMOVE, Edit
+from lora_doctor.fixes import REMOVE, Edit
 from lora_doctor.recipe import (
     ADAPTER_KEYS,
     ALIASES,
@@ -107,8 +107,7 @@ def recipe_diff(name: str | Path, old_text: str, new_text: str) -> str:
         f"{name} (fixed)",
     )
     marked = (
-        line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n"
-        for line in lines
+        line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines
     )
     return "".join(marked)
 
