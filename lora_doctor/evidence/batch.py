@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .batch_inputs import Draft, Settings
-from .batch_objections import answer, count_features
+from .batch_objections import answer, count_features, one_line
 
 MAX_ATTEMPTS = 12
 
@@ -147,7 +147,7 @@ def _settle(draft: Draft, with_labels: bool, run: bool) -> Batch:
             outputs = _forward(draft.model, inputs)
             break
         except Exception as error:  # the model's objection, whatever it is, is what we work with
-            last = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            last = one_line(error)
             if not answer(draft, inputs, error):
                 raise BatchError(f"{name}.forward: {last}") from None
     if outputs is None:
@@ -159,8 +159,7 @@ def _settle(draft: Draft, with_labels: bool, run: bool) -> Batch:
         try:
             loss = _loss_of(_forward(draft.model, full))
         except Exception as error:  # the wrong kind of label for this head: the next kind
-            text = " ".join(str(error).split())[:160]
-            draft.notes.append(f"{kind} tried: {type(error).__name__}: {text}")
+            draft.notes.append(f"{kind} tried: {one_line(error)}")
             continue
         if loss is not None and bool(loss.isfinite().all()):
             return _batch(draft, full, kind)

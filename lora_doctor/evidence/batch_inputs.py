@@ -512,6 +512,21 @@ def _image_flags(draft: Draft, inputs: dict[str, Any]) -> Any:
     return torch.ones((draft.batch_size, 1), dtype=torch.long)
 
 
+def _image_attention(draft: Draft, inputs: dict[str, Any]) -> Any:
+    import torch
+
+    return torch.ones((*draft.input_ids().shape, 1), dtype=torch.long)
+
+
+def _image_places(draft: Draft, inputs: dict[str, Any]) -> Any:
+    """Where the features of an image go, for models that mark places instead of tokens (Kosmos-2)."""
+    import torch
+
+    mask = torch.zeros(draft.input_ids().shape, dtype=torch.long)
+    mask[:, 2 : 2 + draft.settings.number("latent_query_num", "num_query_tokens", default=8)] = 1
+    return mask
+
+
 Maker = Callable[[Draft, dict[str, Any]], Any]
 MAKERS: dict[str, Maker] = {
     "pixel_values": _pixels,
@@ -530,6 +545,8 @@ MAKERS: dict[str, Maker] = {
     "image_position_ids": _patch_positions,
     "flattened_patches": _flattened_patches,
     "image_flags": _image_flags,
+    "image_attention_mask": _image_attention,
+    "image_embeds_position_mask": _image_places,
     "bool_masked_pos": _masked_positions,
     "input_features": _audio,
     "input_values": _audio,

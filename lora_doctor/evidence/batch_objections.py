@@ -118,6 +118,14 @@ def _guess(draft: Draft, kind: str) -> int:
     return count or max(1, draft.image_size // draft.patch) ** 2
 
 
+def one_line(error: BaseException) -> str:
+    """Type and text of an exception in one line of at most about 320 characters."""
+    text = " ".join(str(error).split())
+    if len(text) > 320:  # some print the whole module first; what they say stands at the end
+        text = f"{text[:60]} ... {text[-240:]}"
+    return f"{type(error).__name__}: {text}"
+
+
 def answer(draft: Draft, inputs: dict[str, Any], error: BaseException) -> bool:
     """Change `draft` by what `error` says; False where nothing is left to try."""
     text = " ".join(str(error).split())
@@ -156,6 +164,8 @@ def _arguments(draft: Draft, inputs: dict[str, Any], text: str) -> str:
     )
     if asks:
         for name in re.findall(r"\w+", text):
+            if name == "input_ids" and name not in draft.parameters:
+                name = "decoder_input_ids"  # said by the decoder of a model that reads sound or images
             if name in MAKERS and name not in inputs and name not in draft.exclude:
                 if name not in draft.include:
                     draft.include.add(name)
@@ -208,6 +218,10 @@ def _audio(draft: Draft, inputs: dict[str, Any], text: str) -> str:
 
 
 def _channels(draft: Draft, inputs: dict[str, Any], text: str) -> str:
+    normed = re.search(r"normalized_shape=\[(\d+)\], expected input with shape \[\*, (\d+)\]", text)
+    if normed and "audio" in draft.modalities and draft.mel != int(normed[1]):
+        draft.mel, draft.audio_layout = int(normed[1]), "frames_mel"
+        return f"{draft.mel} audio features per frame"
     match = re.search(r"to have (\d+) channels?, but got (\d+) channels", text)
     if not match:
         product = re.search(r"mat1 and mat2 shapes cannot be multiplied \(\d+x(\d+) and (\d+)x\d+\)", text)
@@ -274,7 +288,7 @@ def _unpack(draft: Draft, inputs: dict[str, Any], text: str) -> str:
 # Optional arguments that some models cannot do without, likeliest first.
 _OPTIONAL = (
     "decoder_input_ids", "image_sizes", "mm_token_type_ids", "token_type_ids", "pixel_mask", "image_flags",
-    "bool_masked_pos",
+    "bool_masked_pos", "image_attention_mask", "image_embeds_position_mask",
 )
 
 

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from .batch_objections import one_line
 from .shrink_layers import plan_layers
 from .shrink_rules import (
     Node,
@@ -128,7 +129,7 @@ def shrink(
                 smallest = (error.parameters, small)
             more = _relax_too_big(sizes, error, small)
         except Exception as error:  # whatever construction says is material for the next attempt
-            last = _one_line(error)
+            last = one_line(error)
             more = _repair(sizes, None, small, [last]) + _relax(sizes, last, changes)
         else:
             if not try_forward:
@@ -357,9 +358,10 @@ def _fix_gaps(
                 new["topk_group"] = ("empty before", 1)
     children = {child.path.rsplit(".", 1)[-1] for child in node.children}
     if children & {"vision_config", "vision"} and "text_config" in children:
-        for key in ("image_token_id", "image_token_index"):
+        names = [f"{kind}_token_{end}" for kind in ("image", "video") for end in ("id", "index")]
+        for number, key in enumerate(names):
             if key in before and before[key] is None:
-                new[key] = ("empty before", 60)
+                new[key] = ("empty before", 58 + number)
     if node is not root:
         return
     if bool(getattr(node.holder, "is_encoder_decoder", False)) or {"encoder", "decoder"} <= children:
@@ -431,7 +433,7 @@ def _shrink_tokens(root: Node, grids: list[tuple[int, int]], changes: _Changes) 
             if role_of(key, count) != "tokens" or not isinstance(count, int):
                 continue
             found = [_token_count(count, before, after) for before, after in grids]
-            small = next((n for n in found if n), 0)
+            small = min(count, 8) if "query" in key else next((n for n in found if n), 0)
             if not small and grids and count > max(before for before, _ in grids) ** 2:
                 # more tokens than patches: a default that no image size can satisfy
                 small = grids[0][1] ** 2 if "position" not in key else 0
@@ -530,7 +532,7 @@ def _build(
         except _TooBig:
             raise
         except Exception as error:  # init code that needs real numbers: say so and build it at once
-            steps.append(f"size not checked beforehand: {_one_line(error)}")
+            steps.append(f"size not checked beforehand: {one_line(error)}")
     with _seeded(seed):
         model = build(config)
         _check_size(model, max_parameters)
@@ -667,17 +669,16 @@ def _rope_sections(root: Node, text: str) -> dict[str, Any]:
     if not match:
         return {}
     total, parts = int(match[1]), [int(n) for n in match[2].split(",")]
-    found = {}
+    found: dict[str, Any] = {}
+    if len(parts) > 3 and parts[: len(parts) // 2] == parts[len(parts) // 2 :]:
+        parts, total = parts[: len(parts) // 2], total // 2  # the code doubles the list
     for node in root.walk():
+        if re.search(r"vision|visual|audio", node.path) or "num_attention_heads" not in node.values:
+            continue
         for key in ("rope_parameters", "rope_scaling"):
             rope = node.values.get(key)
-            heads = node.values.get("num_attention_heads")
-            if isinstance(rope, dict) and heads:
-                half = (node.values.get("head_dim") or node.values["hidden_size"] // heads) // 2
-                if half in (total, total // 2):
-                    if len(parts) > 3:  # the code doubles the list
-                        parts = parts[: len(parts) // 2]
-                    found[node.where(key)] = {**rope, "mrope_section": spread(half, parts)}
+            if isinstance(rope, dict) or (rope is None and key == "rope_parameters"):
+                found[node.where(key)] = {**(rope or {}), "mrope_section": spread(total, parts)}
     return found
 
 
@@ -703,22 +704,14 @@ def _empty_entries(root: Node, text: str) -> dict[str, Any]:
     default = {"rope_type": "default", "rope_theta": 10000.0}
     for node in root.walk():
         values = node.values
-        width, heads = values.get("hidden_size"), values.get("num_attention_heads")
-        if not (isinstance(width, int) and isinstance(heads, int) and heads):
+        if not all(isinstance(values.get(k), int) for k in ("hidden_size", "num_attention_heads")):
             continue
-        if re.search(r"NoneType|positional argument|not be None|must not be None", text):
+        if re.search(r"NoneType|positional argument|not be None", text):
             for key, value in values.items():
-                role = role_of(key, 0)
-                if value is None and role == "head_dim":
-                    found[node.where(key)] = width // heads
-                elif value is None and role == "kv_heads":
-                    found[node.where(key)] = heads
-                elif value is None and key == "layer_types":
-                    found[node.where(key)] = ["full_attention"] * values["num_hidden_layers"]
-                elif value is None and role == "experts":
-                    found[node.where(key)] = 4
-                elif value is None and key.startswith("clip") and "clamp" in text:
-                    found[node.where(key)] = 8.0
+                if value is None:
+                    filling = _filling(key, values, text)
+                    if filling is not None:
+                        found[node.where(key)] = filling
         if not values.get("rope_parameters") and "rope_parameters" in values:
             if layer_type:
                 kinds = sorted(set(values.get("layer_types") or [layer_type[1]]))
@@ -726,6 +719,31 @@ def _empty_entries(root: Node, text: str) -> dict[str, Any]:
             elif rope_gap or "NoneType" in text:
                 found[node.where("rope_parameters")] = dict(default)
     return found
+
+
+def _filling(key: str, values: dict[str, Any], text: str) -> Any:
+    """A small value for an entry that is None, by its role; None where no guess is sound."""
+    heads, layers = values["num_attention_heads"], values.get("num_hidden_layers", 0)
+    role = role_of(key, 0)
+    if role == "head_dim":
+        return values["hidden_size"] // heads
+    if role in ("heads", "kv_heads"):
+        return heads
+    if role == "experts":
+        return 4
+    if role == "topk":
+        return 2
+    if "shared_expert" in key:
+        return 1
+    if role == "width" and "intermediate" in key:
+        return values.get("intermediate_size")
+    if key == "layer_types":
+        return ["full_attention"] * layers
+    if key == "mlp_layer_types":
+        return ["dense", *["sparse"] * (layers - 1)]
+    if key.startswith("clip") and "clamp" in text:
+        return 8.0
+    return None
 
 
 def _asked_flags(root: Node, text: str) -> dict[str, Any]:
@@ -759,11 +777,6 @@ def _tie_towers(root: Node, model: Any) -> dict[str, Any]:
             if out:
                 return {f"{node.path}.{key}": text for key in out}
     return {}
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}"
 
 
 def _short(value: Any) -> str:

@@ -52,6 +52,7 @@ _ROLES: tuple[tuple[str, str], ...] = (
     ("merge", r"merge_size$|^scale_factor$|shuffle_\w+$|pooling_kernel_size$|downsample_ratio$"),
     ("merge", r"^downsample_(factor|rate)$|proj_downsample|^merge_kernel"),
     ("tokens", r"image_seq_len(gth)?$|tokens_per_image$|num_image_tokens$|^num_(image_)?patches$"),
+    ("tokens", r"^latent_query_num$|^num_query_tokens$"),
     ("tokens", r"num_position_embeddings$|image_token_num$|num_vision_tokens$|^max_num_patches$"),
     ("mask_span", r"^mask_(time|feature)_length$"),
     ("state", r"^(\w+_)?state_size$|^mamba_d_state$|^ssm_state|time_step_rank|mamba_dt_rank$"),
@@ -61,7 +62,7 @@ _ROLES: tuple[tuple[str, str], ...] = (
     ("width", r"(^|_)(conv|tdnn|output|input|in|out|vision|text|audio|latent)_dim$|_out_dims?$"),
     ("width", r"embeds?_hidden|hidden_size|_linear_units$|_units$|^feature_size$|_features$"),
     ("channels", r"channels?(_list)?$|num_filters$|filter_size|_feature_sizes?$"),
-    ("width", r"_(dim|size|dims|sizes)$"),
+    ("width", r"_(dim|size|dims|sizes)$|upsample_groups$"),
 )
 _COMPILED = tuple((role, re.compile(pattern)) for role, pattern in _ROLES)
 _DEPTH = re.compile(
