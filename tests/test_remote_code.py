@@ -372,6 +372,7 @@ def test_classes_of_the_installed_transformers(tmp_path: Path) -> None:
         import transformers
 
         names = [
+            "PatchTSMixerModel",  # imports its base absolutely
             "PreTrainedModel", "LlamaModel", "LlamaForCausalLM", "LlamaPreTrainedModel",
             "T5EncoderModel", "T5ForConditionalGeneration", "CLIPVisionModel", "GPT2LMHeadModel",
             "WhisperForConditionalGeneration", "MistralForCausalLM", "BertModel", "BloomModel",

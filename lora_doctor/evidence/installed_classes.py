@@ -73,14 +73,19 @@ def _text(file: Path) -> str:
         return ""
 
 
-_IMPORT = re.compile(r"^from (\.+)([\w.]*) import (?:\(([^)]*)\)|(.*))", re.MULTILINE)
+_IMPORT = re.compile(
+    r"^from (\.+|transformers\.)([\w.]*) import (?:\(([^)]*)\)|(.*))", re.MULTILINE
+)
 
 
 def _imported_from(name: str, near: Path) -> list[Path]:
-    """The files that a relative import of `name` in `near` may mean; all files of a package."""
+    """The files that an import of `name` in `near` may mean; all files of a package."""
     for dots, module, many, one in _IMPORT.findall(_text(near)):
         if re.search(rf"\b{name}\b", many or one):
-            folder = near.parents[len(dots) - 1]
+            relative = dots.startswith(".")
+            folder = near.parents[len(dots) - 1] if relative else package_folder("transformers")
+            if folder is None:
+                return []
             target = folder.joinpath(*module.split(".")) if module else folder
             return [target.with_suffix(".py"), *sorted(target.glob("*.py"))]
     return []
