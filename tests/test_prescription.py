@@ -61,7 +61,7 @@ def test_a_value_that_json_does_not_have_is_refused(tmp_path: Path) -> None:
     for value in (object(), float("nan")):
         with pytest.raises(InputError, match="cannot be written"):
             write_prescription(tmp_path / "p.json", Prescription("m", recipe={"x": value}))
-    with pytest.raises(InputError, match="does not exist|cannot be written"):
+    with pytest.raises(InputError, match=r"does not exist|cannot be written"):
         write_prescription(tmp_path / "none" / "p.json", FULL)
     assert not list(tmp_path.iterdir())
 
@@ -182,7 +182,7 @@ def test_the_config_is_pefts_own() -> None:
     assert (config.r, config.lora_alpha, config.task_type) == (4, 8, None)
     assert set(config.target_modules) == {"q_proj"} and config.lora_dropout == 0.1
     other = Prescription("m", recipe={"peft_type": "IA3", "target_modules": ["a"]})
-    with pytest.raises(InputError, match="IA3Config of PEFT .* has no nonsense"):
+    with pytest.raises(InputError, match=r"IA3Config of PEFT .* has no nonsense"):
         apply(other).lora_config(nonsense=1)
     with pytest.raises(InputError, match="no adapter type 'NONE'"):
         apply(Prescription("m", recipe={"peft_type": "NONE"})).lora_config()

@@ -17,13 +17,13 @@ from typing import Any
 
 import pytest
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-peft = pytest.importorskip("peft")
-
 from lora_doctor import patches
 from lora_doctor.fixes import Patch
 from lora_doctor.patches import peft_without_generation
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+peft = pytest.importorskip("peft")
 
 pytestmark = pytest.mark.slow
 
@@ -117,7 +117,8 @@ class TinyMMForCausalLM(TinyMMPreTrainedModel, GenerationMixin):
         logits = self.lm_head(self.model(input_ids, inputs_embeds).last_hidden_state)
         loss = None
         if labels is not None:
-            loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+            scores = logits[:, :-1].flatten(0, 1)
+            loss = nn.functional.cross_entropy(scores, labels[:, 1:].flatten())
         return CausalLMOutput(loss=loss, logits=logits)
 """
 
