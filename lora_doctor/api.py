@@ -37,6 +37,7 @@ def check(
     batches: Sequence[Mapping[str, Any]] | None = None,
     progress: Callable[[str], None] | None = None,
     only_nets: bool = False,
+    worker: Worker | None = None,
 ) -> Diagnosis:
     """Diagnose a LoRA set-up; nothing of the user's is changed or written.
 
@@ -51,6 +52,7 @@ def check(
         batches: forward arguments to run a loaded module with (name to tensor).
         progress: called with a short text on what is going on.
         only_nets: run the training contract and report its failure, without the other rules.
+        worker: a running child process to use again, which saves its imports; it stays open.
 
     Raises:
         InputError: model or recipe cannot be used; one line that says what, where, what to do.
@@ -62,6 +64,7 @@ def check(
     with open_case(
         model, recipe, depth=depth, revision=revision, trust_remote_code=trust_remote_code,
         limits=limits, device=device, steps=steps, batches=batches, progress=progress,
+        worker=worker,
     ) as case:  # fmt: skip
         return engine.diagnose(case, found, selection)
 
@@ -113,8 +116,10 @@ def open_case(
     steps: int = 3,
     batches: Sequence[Mapping[str, Any]] | None = None,
     progress: Callable[[str], None] | None = None,
+    worker: Worker | None = None,
 ) -> Iterator[Case]:
-    """A case with a child process behind it, closed at the end. Files of a hub id are fetched."""
+    """A case with a child process behind it, closed at the end unless it was handed in. Files of
+    a hub id are fetched."""
     if depth not in DEPTHS:
         raise InputError(f"depth {depth!r}: is one of {', '.join(DEPTHS)}")
     limits = limits or Limits()
@@ -124,12 +129,14 @@ def open_case(
     settings = Settings(depth, device, steps, limits, tuple(batches) if batches else None)
     on_gpu = device in ("cuda", "mps") or (device == "auto" and depth == "full")
     # Matrices of a tiny model are so small that a second thread only costs.
-    with Worker(cuda=on_gpu, threads=None if depth == "full" else 1) as worker:
+    threads = None if depth == "full" else 1
+    with contextlib.ExitStack() as stack:
+        child = worker or stack.enter_context(Worker(cuda=on_gpu, threads=threads))
         if source.kind == "hub":
             source = _fetch(source, limits.hub_seconds, tell)
         elif depth != "static" and source.kind != "module":
-            worker.start()  # imports run while the files are read
-        yield Case(source, checked_recipe, settings, worker, progress=tell)
+            child.start()  # imports run while the files are read
+        yield Case(source, checked_recipe, settings, child, progress=tell)
 
 
 def _fetch(source: ModelSource, seconds: float, progress: Callable[[str], None]) -> ModelSource:

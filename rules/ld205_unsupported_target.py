@@ -6,10 +6,11 @@ import re
 from collections.abc import Iterator
 
 from lora_doctor.case import Case
+from lora_doctor.evidence.structure import Structure
 from lora_doctor.rule import Edit, Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
-from lora_doctor.targets import cover_of, names_in, quoted, target_entries
+from lora_doctor.targets import cover_of, names_in, offered_layers, quoted, target_entries
 
-_MESSAGE = re.compile(r"Target module (?P<module>.{1,200}?) is not supported", re.DOTALL)
+_MESSAGE = re.compile(r"Target module (?P<module>.+?) is not supported", re.DOTALL)
 
 
 class UnsupportedTarget(Rule):
@@ -37,7 +38,7 @@ class UnsupportedTarget(Rule):
     name = "unsupported-target-module"
     summary = "A target is a module that PEFT cannot adapt."
     depth = "meta"
-    symptoms = (Symptom(r"Target module .{1,400}? is not supported"),)
+    symptoms = (Symptom(r"Target module .{1,2000}? is not supported"),)
     examples = (
         Example("broken", "arch:llama", {"target_modules": ["mlp"]}, why="a block, not a layer"),
         Example(
@@ -59,7 +60,8 @@ class UnsupportedTarget(Rule):
             return
         entries = target_entries(case.recipe)
         module = hit["module"].split("(")[0].strip()
-        cover = cover_of(structure, [name for entry in entries for name in names_in(entry)])
+        names = [name for entry in entries for name in names_in(entry)]
+        cover = _inside(structure, names) or cover_of(structure, names)
         yield self.finding(
             "error",
             f"target_modules {quoted(entries, 6)} match a {module}, which this PEFT cannot adapt.",
@@ -81,3 +83,13 @@ class UnsupportedTarget(Rule):
             else (Fix("Name the linear layers inside it.", "manual"),),
             explains=("attaches",),
         )  # fmt: skip
+
+
+def _inside(structure: Structure, names: list[str]) -> list[str]:
+    """The linear layers in the blocks that the names stand for, such as those in ``mlp``."""
+    groups = [
+        group
+        for group in offered_layers(structure)
+        if group.leaf in names or set(names) & set(group.pattern.split("."))
+    ]
+    return list(dict.fromkeys(group.leaf for group in groups))

@@ -11,6 +11,7 @@ import pytest
 
 import lora_doctor
 from lora_doctor.engine import find_rules, first_fix
+from lora_doctor.isolation import Worker
 from lora_doctor.rule import Example, Rule
 
 RULES = find_rules()
@@ -47,9 +48,11 @@ def test_a_rule_is_documented_and_carries_both_kinds_of_example(rule: type[Rule]
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("rule", "example"), examples("broken"))
-def test_broken_is_found_and_trains_after_its_fix(rule: type[Rule], example: Example) -> None:
+def test_broken_is_found_and_trains_after_its_fix(
+    rule: type[Rule], example: Example, worker: Worker
+) -> None:
     diagnosis = lora_doctor.fix(
-        example.model, dict(example.recipe), depth=example.depth, unsafe_fixes=True
+        example.model, dict(example.recipe), depth=example.depth, unsafe_fixes=True, worker=worker
     )
     found = [finding for finding in diagnosis.findings if finding.rule == rule.code]
     assert found, f"{rule.code} is silent; found {[f.rule for f in diagnosis.findings]}, "\
@@ -67,7 +70,9 @@ def test_broken_is_found_and_trains_after_its_fix(rule: type[Rule], example: Exa
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("rule", "example"), examples("healthy"))
-def test_healthy_is_silent(rule: type[Rule], example: Example) -> None:
-    diagnosis = lora_doctor.check(example.model, dict(example.recipe), depth=example.depth)
+def test_healthy_is_silent(rule: type[Rule], example: Example, worker: Worker) -> None:
+    diagnosis = lora_doctor.check(
+        example.model, dict(example.recipe), depth=example.depth, worker=worker
+    )
     assert not [finding for finding in diagnosis.findings if finding.rule == rule.code]
     assert rule.code in diagnosis.passed, [vars(item) for item in diagnosis.skipped]
