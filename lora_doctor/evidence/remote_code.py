@@ -24,8 +24,8 @@ from lora_doctor.evidence.source_facts import (
     Import,
     Place,
     SourceFacts,
-    read_facts,
 )
+from lora_doctor.evidence.source_reader import read_facts
 from lora_doctor.evidence.static import AutoMapTarget, StaticEvidence
 
 # The longest modelling file known has 300 kB; a repository's whole code 2 MB.
