@@ -1,0 +1,73 @@
+"""What the documentation says is what the tool prints."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+
+import pytest
+
+from lora_doctor import docs
+
+README = docs.README.read_text(encoding="utf-8")
+STALE = "stale; run `python -m lora_doctor.docs` and commit the result"
+
+
+def quoted() -> list[object]:
+    """Each command that the README quotes, with its quoted output."""
+    return [
+        pytest.param(
+            match[2],
+            match[3],
+            id=match[2][:40],
+            marks=[] if "--help" in match[2] else [pytest.mark.slow],
+        )
+        for match in docs.QUOTED.finditer(README)
+    ]
+
+
+def comparable(text: str) -> list[str]:
+    """Lines without what differs from run to run (times, peak memory) and without the layout,
+    which differs between releases of click and rich."""
+    text = re.sub(r"\b\d+(\.\d+)? (s|ms|MiB|GiB|KiB)\b", "N", text)
+    return text.split()
+
+
+def test_the_page_of_rules_is_fresh() -> None:
+    """Somebody who changes a rule's docstring changes the page with it."""
+    assert docs.PAGE.read_text(encoding="utf-8") == docs.rules_page(docs.own_rules()), STALE
+
+
+@pytest.mark.parametrize(("command", "block"), quoted())
+def test_quoted_output_is_what_the_command_prints(command: str, block: str) -> None:
+    for package in ("torch", "transformers", "peft"):
+        version = re.search(rf"\b{package} (\S+?)(,|\s)", block)
+        if version and version[1] != importlib.metadata.version(package):
+            pytest.skip(f"the README was written on {package} {version[1]}")
+    assert comparable(docs.output_of(command)) == comparable(block), f"README.md: {STALE}"
+
+
+def test_every_option_and_command_of_the_readme_exists() -> None:
+    """An option that was renamed must not survive in the prose or in an example."""
+    prose = docs.QUOTED.sub("", README)
+    helps = "".join(
+        docs.output_of(f"{command} --help") for command in ("", "check", "fix", "verify", "env")
+    )
+    lines = [line for line in prose.splitlines() if "pip " not in line]
+    options = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", "\n".join(lines)))
+    assert {option for option in options if not re.search(rf"{option}\b", helps)} == set()
+    commands = set(re.findall(r"`lora-doctor ([a-z]+)", prose))
+    assert {name for name in commands if f"\n  {name} " not in helps} == set()
+
+
+def test_links_of_the_documents_lead_somewhere() -> None:
+    for name in ("README.md", "CONTRIBUTING.md", "docs/rules.md"):
+        path = docs.ROOT / name
+        text = path.read_text(encoding="utf-8")
+        headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+        anchors = {heading.lower().replace(" ", "-") for heading in headings}
+        for target in re.findall(r"\]\(([^)\s]+)\)", text):
+            if target.startswith("#"):
+                assert target[1:] in anchors, f"{name}: {target}"
+            elif "://" not in target:
+                assert (path.parent / target).exists(), f"{name}: {target}"
