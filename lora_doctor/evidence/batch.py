@@ -1,4 +1,4 @@
-"""A training batch for any model: from its forward signature and config, corrected by its objections."""
+"""A training batch for any model: from its signature and config, corrected by its objections."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import inspect
 from dataclasses import dataclass, field
 from typing import Any
 
-from .batch_inputs import Draft, Settings
+from .batch_draft import Draft, Settings
 from .batch_objections import answer, count_features, one_line
 
 MAX_ATTEMPTS = 12
@@ -77,8 +77,14 @@ def make_batch(
     choices = _choices(parameters, modality)
     for modalities in choices:
         draft = Draft(
-            model, parameters, Settings(getattr(model, "config", None)), batch_size, seq_len, seed,
-            modalities, notes=notes,
+            model,
+            parameters,
+            Settings(getattr(model, "config", None)),
+            batch_size,
+            seq_len,
+            seed,
+            modalities,
+            notes=notes,
         )
         draft.prepare()
         try:
@@ -146,7 +152,7 @@ def _settle(draft: Draft, with_labels: bool, run: bool) -> Batch:
         try:
             outputs = _forward(draft.model, inputs)
             break
-        except Exception as error:  # the model's objection, whatever it is, is what we work with
+        except Exception as error:  # noqa: BLE001 - the objection is what we work with
             last = one_line(error)
             if not answer(draft, inputs, error):
                 raise BatchError(f"{name}.forward: {last}") from None
@@ -158,7 +164,7 @@ def _settle(draft: Draft, with_labels: bool, run: bool) -> Batch:
         full = {k: v for k, v in {**inputs, **more}.items() if v is not None}
         try:
             loss = _loss_of(_forward(draft.model, full))
-        except Exception as error:  # the wrong kind of label for this head: the next kind
+        except Exception as error:  # noqa: BLE001 - not the kind of label for this head
             draft.notes.append(f"{kind} tried: {one_line(error)}")
             continue
         if loss is not None and bool(loss.isfinite().all()):

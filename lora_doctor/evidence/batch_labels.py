@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from .batch_inputs import Draft
+from .batch_draft import Draft
 
 
 def candidates(
@@ -23,7 +23,10 @@ def candidates(
     ids = inputs.get("input_ids")
     if "start_positions" in names and "end_positions" in names:
         first = torch.zeros(b, dtype=torch.long)
-        yield "start_positions/end_positions", {"start_positions": first, "end_positions": first + 1}
+        yield (
+            "start_positions/end_positions",
+            {"start_positions": first, "end_positions": first + 1},
+        )
     if "return_loss" in inputs:
         yield "labels", {}
     if "labels" not in names:

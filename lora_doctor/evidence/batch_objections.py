@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from .batch_inputs import MAKERS, Draft
+from .batch_draft import Draft, Settings
+from .batch_makers import MAKERS
 
 _LAYOUTS = {3: ("patches",), 4: ("bchw",), 5: ("bnchw", "bcthw"), 6: ("tiles",), 2: ("grid",)}
 
@@ -25,10 +26,8 @@ def count_features(draft: Draft) -> None:
 
 
 def feature_width(model: Any, kind: str) -> int:
-    """Features of one image or audio token that the tower of `model` gives out; 0 if it cannot tell."""
+    """Features of one token that the tower of `model` gives out; 0 if it cannot tell."""
     import inspect
-
-    from .batch_inputs import Settings
 
     settings = Settings(getattr(model, "config", None))
     parameters = dict(inspect.signature(model.forward).parameters)
@@ -38,10 +37,22 @@ def feature_width(model: Any, kind: str) -> int:
 
 
 _TOWER_INPUTS = {
-    "image": ("pixel_values", "image_grid_thw", "image_sizes", "pixel_attention_mask",
-              "spatial_shapes", "pixel_position_ids", "image_position_ids"),
-    "audio": ("input_features", "feature_attention_mask", "input_features_mask", "input_values",
-              "attention_mask"),
+    "image": (
+        "pixel_values",
+        "image_grid_thw",
+        "image_sizes",
+        "pixel_attention_mask",
+        "spatial_shapes",
+        "pixel_position_ids",
+        "image_position_ids",
+    ),
+    "audio": (
+        "input_features",
+        "feature_attention_mask",
+        "input_features_mask",
+        "input_values",
+        "attention_mask",
+    ),
     "video": ("pixel_values_videos", "video_grid_thw"),
 }
 
@@ -74,7 +85,7 @@ def _tower(draft: Draft, kind: str, names: tuple[str, ...]) -> Any:
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             return method(**{k: v for k, v in arguments.items() if v is not None})
-    except Exception as error:  # a tower that objects here objects in forward too, and is heard there
+    except Exception as error:  # noqa: BLE001 - it objects in forward too, and is heard there
         draft.notes.append(f"get_{kind}_features: {type(error).__name__}: {str(error)[:120]}")
         return None
 
@@ -101,9 +112,17 @@ def _rows(found: Any) -> int:
     if isinstance(found, torch.Tensor):
         return found.numel() // found.shape[-1] if found.dim() else 0
     if isinstance(found, (list, tuple)):
-        if len(found) == 2 and isinstance(found[1], torch.Tensor) and not found[1].is_floating_point():
+        if (
+            len(found) == 2
+            and isinstance(found[1], torch.Tensor)
+            and not found[1].is_floating_point()
+        ):
             return _rows(found[0])
-        if len(found) == 2 and isinstance(found[0], torch.Tensor) and isinstance(found[1], (list, tuple)):
+        if (
+            len(found) == 2
+            and isinstance(found[0], torch.Tensor)
+            and isinstance(found[1], (list, tuple))
+        ):
             return _rows(found[0])  # the features, then those for deeper layers
         return sum(_rows(item) for item in found)
     return 0
@@ -112,9 +131,17 @@ def _rows(found: Any) -> int:
 def _guess(draft: Draft, kind: str) -> int:
     s = draft.settings
     if kind == "audio":
-        return s.number("audio_seq_length", "audio_soft_tokens_per_image", default=draft.frames // 4)
-    count = s.number("mm_tokens_per_image", "image_seq_length", "image_seq_len", "num_image_tokens",
-                     "num_query_tokens", "vision_soft_tokens_per_image")
+        return s.number(
+            "audio_seq_length", "audio_soft_tokens_per_image", default=draft.frames // 4
+        )
+    count = s.number(
+        "mm_tokens_per_image",
+        "image_seq_length",
+        "image_seq_len",
+        "num_image_tokens",
+        "num_query_tokens",
+        "vision_soft_tokens_per_image",
+    )
     return count or max(1, draft.image_size // draft.patch) ** 2
 
 
@@ -130,7 +157,9 @@ def answer(draft: Draft, inputs: dict[str, Any], error: BaseException) -> bool:
     """Change `draft` by what `error` says; False where nothing is left to try."""
     text = " ".join(str(error).split())
     if re.search(r"tokens: (\d+),? features:? \1$", text):
-        return False  # as many as asked for, but of another width: the config is wrong, not the batch
+        return (
+            False  # as many as asked for, but of another width: the config is wrong, not the batch
+        )
     for reader in (_arguments, _placeholders, _image, _audio, _channels, _range, _unpack):
         note = reader(draft, inputs, text)
         if note:
@@ -150,13 +179,14 @@ def _arguments(draft: Draft, inputs: dict[str, Any], text: str) -> str:
         out = both[2] if both[1] == main or both[2] != main else both[1]
         draft.exclude.add(out)
         return f"left out {out}"
-    if re.search(r"cache|past_key_values", text, re.I) and "use_cache" in draft.parameters:
-        if "use_cache" not in draft.extra:
-            draft.extra["use_cache"] = False
-            return "use_cache=False"
+    about_cache = re.search(r"cache|past_key_values", text, re.IGNORECASE)
+    if about_cache and "use_cache" in draft.parameters and "use_cache" not in draft.extra:
+        draft.extra["use_cache"] = False
+        return "use_cache=False"
     missing = re.search(r"missing \d+ required .*?argument", text)
     asks = missing or re.search(
-        r"(have to|must|need to|should|please) (be )?(specify|provide|pass|given|provided|specified)"
+        r"(have to|must|need to|should|please) (be )?"
+        r"(specify|provide|pass|given|provided|specified)"
         r"|is required|are required|cannot be None|must not be None|should not be None|is None"
         r"|not provided|No \w+ provided",
         text,
@@ -165,19 +195,21 @@ def _arguments(draft: Draft, inputs: dict[str, Any], text: str) -> str:
     if asks:
         for name in re.findall(r"\w+", text):
             if name == "input_ids" and name not in draft.parameters:
-                name = "decoder_input_ids"  # said by the decoder of a model that reads sound or images
-            if name in MAKERS and name not in inputs and name not in draft.exclude:
-                if name not in draft.include:
-                    draft.include.add(name)
-                    return f"added {name}"
+                name = "decoder_input_ids"  # said by the decoder behind another tower
+            known = name in inputs or name in draft.exclude or name in draft.include
+            if name in MAKERS and not known:
+                draft.include.add(name)
+                return f"added {name}"
     return ""
 
 
 def _placeholders(draft: Draft, inputs: dict[str, Any], text: str) -> str:
     pairs = (
-        r"tokens:?\s*(?P<tokens>\d+)[,;. ]+(and )?(length of )?\w*\s*features:?\s*(?P<features>\d+)",
+        r"tokens:?\s*(?P<tokens>\d+)[,;. ]+(and )?(length of )?\w*\s*"
+        r"features:?\s*(?P<features>\d+)",
         r"n_\w*tokens=?:?\s*(?P<tokens>\d+).*?n_\w*features=?:?\s*(?P<features>\d+)",
-        r"value tensor of shape \[(?P<features>\d+), ?\d+\].*result of shape \[(?P<tokens>\d+), ?\d+\]",
+        r"value tensor of shape \[(?P<features>\d+), ?\d+\].*"
+        r"result of shape \[(?P<tokens>\d+), ?\d+\]",
         r"tokens \(?(?P<tokens>\d+)\)?.*?features \(?(?P<features>\d+)\)?",
         r"features \(?(?P<features>\d+)\)?.*?tokens \(?(?P<tokens>\d+)\)?",
     )
@@ -224,7 +256,9 @@ def _channels(draft: Draft, inputs: dict[str, Any], text: str) -> str:
         return f"{draft.mel} audio features per frame"
     match = re.search(r"to have (\d+) channels?, but got (\d+) channels", text)
     if not match:
-        product = re.search(r"mat1 and mat2 shapes cannot be multiplied \(\d+x(\d+) and (\d+)x\d+\)", text)
+        product = re.search(
+            r"mat1 and mat2 shapes cannot be multiplied \(\d+x(\d+) and (\d+)x\d+\)", text
+        )
         if product:
             got, want = int(product[1]), int(product[2])
             flat = draft.pixel_layout in ("grid", "patches") or "flattened_patches" in inputs
@@ -234,7 +268,11 @@ def _channels(draft: Draft, inputs: dict[str, Any], text: str) -> str:
             if "audio" in draft.modalities and got == draft.mel and draft.mel != want:
                 draft.mel = want
                 return f"{want} audio features per frame"
-            if "audio" in draft.modalities and got == draft.frames and draft.audio_layout == "mel_frames":
+            if (
+                "audio" in draft.modalities
+                and got == draft.frames
+                and draft.audio_layout == "mel_frames"
+            ):
                 draft.audio_layout = "frames_mel"
                 return "audio as frames x features"
         return ""
@@ -272,11 +310,11 @@ def _unpack(draft: Draft, inputs: dict[str, Any], text: str) -> str:
     want = int(match[1])
     if "image" in draft.modalities and "pixel_values" in inputs:
         for layout in _LAYOUTS.get(want, ()):
-            if layout not in draft.tried and inputs["pixel_values"].dim() != want:
-                if layout != draft.pixel_layout:
-                    draft.tried |= {layout, draft.pixel_layout}
-                    draft.pixel_layout = layout
-                    return f"pixel_values with {want} dimensions"
+            new = layout not in draft.tried and layout != draft.pixel_layout
+            if new and inputs["pixel_values"].dim() != want:
+                draft.tried |= {layout, draft.pixel_layout}
+                draft.pixel_layout = layout
+                return f"pixel_values with {want} dimensions"
     if "audio" in draft.modalities:
         layouts = {2: "wave", 3: "frames_mel", 4: "b1_frames_mel"}
         if want in layouts and draft.audio_layout != layouts[want]:
@@ -287,8 +325,15 @@ def _unpack(draft: Draft, inputs: dict[str, Any], text: str) -> str:
 
 # Optional arguments that some models cannot do without, likeliest first.
 _OPTIONAL = (
-    "decoder_input_ids", "image_sizes", "mm_token_type_ids", "token_type_ids", "pixel_mask", "image_flags",
-    "bool_masked_pos", "image_attention_mask", "image_embeds_position_mask",
+    "decoder_input_ids",
+    "image_sizes",
+    "mm_token_type_ids",
+    "token_type_ids",
+    "pixel_mask",
+    "image_flags",
+    "bool_masked_pos",
+    "image_attention_mask",
+    "image_embeds_position_mask",
 )
 
 

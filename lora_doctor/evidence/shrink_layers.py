@@ -2,7 +2,7 @@
 
 Layers differ by what a config says about them: a list with one entry per layer (`layer_types`), a
 list of layer numbers (`cross_attention_layers`), a threshold (`first_k_dense_replace`), a period
-(`decoder_sparse_step`). The first layer of each kind is kept, and the lists are cut to these layers.
+(`decoder_sparse_step`). The first layer of each kind is kept, and the lists are cut to these.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from typing import Any
 
 from .shrink_rules import Node, is_numbers, role_of
 
-_NOT_PER_LAYER = re.compile(r"kernel|stride|conv|dilation|ratio|rates|padding|token|norm_(mean|std)")
+_NOT_PER_LAYER = re.compile(
+    r"kernel|stride|conv|dilation|ratio|rates|padding|token|norm_(mean|std)"
+)
 _MAX_KINDS = 8
 
 
@@ -54,7 +56,9 @@ def plan_layers(node: Node, min_depth: int) -> LayerPlan:
 
 def _depths(node: Node) -> dict[str, int]:
     stages = {
-        len(v) for k, v in node.values.items() if is_numbers(v) and role_of(k, v) in ("depths", "width")
+        len(v)
+        for k, v in node.values.items()
+        if is_numbers(v) and role_of(k, v) in ("depths", "width")
     }
     found: dict[str, int] = {}
     for key, value in node.values.items():
@@ -137,7 +141,9 @@ def _kept_layers(node: Node, length: int, min_depth: int) -> list[int]:
     kept = kept[:_MAX_KINDS]
     wanted = max(min_depth, len(kept))
     periods = [
-        v for k, v in node.values.items() if role_of(k, v) == "period" and isinstance(v, int) and v > 1
+        v
+        for k, v in node.values.items()
+        if role_of(k, v) == "period" and isinstance(v, int) and v > 1
     ]
     if periods:  # two of each period after the dense layers, so that both kinds occur
         wanted = max(wanted, 2 + sum(not end for _, end in thresholds.values()))

@@ -1,10 +1,10 @@
 """What the numbers of a transformers config mean, and which small numbers stand for them.
 
-A config is a tree: a `PretrainedConfig` with sub-configs (objects or plain dicts). Every integer in
-it has a *role* that its name tells (width, heads, vocabulary, ...), never the model type. Numbers of
-one role that are equal before are equal after, numbers that differ stay different, and products
-(`heads * head_dim == hidden_size`) hold again: that keeps towers tied to each other without a table
-of architectures.
+A config is a tree: a `PretrainedConfig` with sub-configs (objects or plain dicts). Every integer
+in it has a *role* that its name tells (width, heads, vocabulary, ...), never the model type.
+Numbers of one role that are equal before are equal after, numbers that differ stay different, and
+products (`heads * head_dim == hidden_size`) hold again: that keeps towers tied to each other
+without a table of architectures.
 """
 
 from __future__ import annotations
@@ -41,13 +41,22 @@ _ROLES: tuple[tuple[str, str], ...] = (
     ("rotary", r"^rotary_dim$|^rotary_ndims$|^rope_dim$"),
     ("kv_heads", r"(key_value|kv)_heads?$|head_kv$|multi_query_group_num$|key_heads$|kv_n_heads$"),
     ("kv_heads", r"(^|_)(n_groups|ngroups)$|num_(key_value|query)_groups$"),
-    ("head_dim", r"head_dim$|^d_kv$|d_head$|dim_head$|kv_channels$|_head_size$|^head_size$|^headdim$"),
+    (
+        "head_dim",
+        r"head_dim$|^d_kv$|d_head$|dim_head$|kv_channels$|_head_size$|^head_size$|^headdim$",
+    ),
     ("head_dim", r"dim_per_head$|head_width$|^head_feature_size$"),
     ("heads", r"(^|_)(n_|num_)?\w*heads?$"),
-    ("positions", r"max_\w*position|position_embeddings$|^n_positions$|^n_ctx$|max_seq_len|^seq_len"),
+    (
+        "positions",
+        r"max_\w*position|position_embeddings$|^n_positions$|^n_ctx$|max_seq_len|^seq_len",
+    ),
     ("positions", r"max_\w*_?(length|len)$|^max_pos_emb$|model_max_length|max_sequence_length"),
     ("window", r"^sliding_windows?(_size)?$|^attention_window$|^local_attention$|window_length$"),
-    ("image", r"^(\w+_)?image_size$|^img_size$|^pretrain_image_size$|^input_resolution$|^resolution$"),
+    (
+        "image",
+        r"^(\w+_)?image_size$|^img_size$|^pretrain_image_size$|^input_resolution$|^resolution$",
+    ),
     ("patch", r"^(\w+_)?patch_size$"),
     ("merge", r"merge_size$|^scale_factor$|shuffle_\w+$|pooling_kernel_size$|downsample_ratio$"),
     ("merge", r"^downsample_(factor|rate)$|proj_downsample|^merge_kernel"),
@@ -56,8 +65,14 @@ _ROLES: tuple[tuple[str, str], ...] = (
     ("tokens", r"num_position_embeddings$|image_token_num$|num_vision_tokens$|^max_num_patches$"),
     ("mask_span", r"^mask_(time|feature)_length$"),
     ("state", r"^(\w+_)?state_size$|^mamba_d_state$|^ssm_state|time_step_rank|mamba_dt_rank$"),
-    ("width", r"hidden_(size|dim)s?$|d_model$|n_embd$|embed_dims?$|embedding_(size|dim)s?$|emb_dim$"),
-    ("width", r"intermediate|ffn_?(dim|hidden)?|d_ff$|n_inner$|d_inner$|mlp_dim$|inner_dim$|_rank$"),
+    (
+        "width",
+        r"hidden_(size|dim)s?$|d_model$|n_embd$|embed_dims?$|embedding_(size|dim)s?$|emb_dim$",
+    ),
+    (
+        "width",
+        r"intermediate|ffn_?(dim|hidden)?|d_ff$|n_inner$|d_inner$|mlp_dim$|inner_dim$|_rank$",
+    ),
     ("width", r"proj(ection|ector|ect)?_?(\w+_)?(dim|size|dims)$|lru_width|width$|^dim$|_width$"),
     ("width", r"(^|_)(conv|tdnn|output|input|in|out|vision|text|audio|latent)_dim$|_out_dims?$"),
     ("width", r"embeds?_hidden|hidden_size|_linear_units$|_units$|^feature_size$|_features$"),
@@ -84,7 +99,9 @@ def role_of(key: str, value: Any) -> str:
     if _DEPTH.search(key) and not _NOT_DEPTH.search(key):
         if number and value > 0:
             return "depth"
-        if numbers and key.rstrip("s").endswith(("depth", "repeat", "num_block", "num_layer", "layer")):
+        if numbers and key.rstrip("s").endswith(
+            ("depth", "repeat", "num_block", "num_layer", "layer")
+        ):
             # `layers: [3, 4, 6, 3]` counts, `moe_layers: [1, 3, 5]` names layers
             named = re.search(r"(attention|moe|only|rope|source|attn|scaling)_layers$", key)
             return "layer_index" if named else "depths"
@@ -178,12 +195,14 @@ def tree(config: Any, path: str = "", seen: set[int] | None = None) -> Node:
     return node
 
 
-def width_map(root: Node, base: int, roles: tuple[str, ...] = ("width", "channels")) -> dict[int, int]:
+def width_map(
+    root: Node, base: int, roles: tuple[str, ...] = ("width", "channels")
+) -> dict[int, int]:
     """Small widths for the widths of the whole tree: original number -> shrunken number.
 
-    `base` (a multiple of 32, units: features) is the smallest. Ratios up to 8 between two widths are
-    kept (`intermediate == 4 * hidden`, the stages of a hierarchical vision model), because code
-    computes one from the other; everything is a multiple of 32, so that heads and groups divide it.
+    `base` (a multiple of 32, units: features) is the smallest. Ratios up to 8 between two widths
+    are kept (`intermediate == 4 * hidden`, the stages of a hierarchical vision model), because code
+    computes one from the other; all are multiples of 32, so that heads and groups divide them.
     """
     numbers: set[int] = set()
     for node in root.walk():
@@ -196,7 +215,12 @@ def width_map(root: Node, base: int, roles: tuple[str, ...] = ("width", "channel
         choice = 0
         for other, small in mapping.items():
             factor, rest = divmod(number, other)
-            if rest == 0 and 2 <= factor <= 8 and small * factor > top and small * factor <= 8 * base:
+            if (
+                rest == 0
+                and 2 <= factor <= 8
+                and small * factor > top
+                and small * factor <= 8 * base
+            ):
                 choice = small * factor
                 break
         if not choice:
@@ -209,7 +233,7 @@ def width_map(root: Node, base: int, roles: tuple[str, ...] = ("width", "channel
 
 
 def vocab_map(root: Node, ids: int) -> dict[int, int]:
-    """Small vocabularies, all different, each with room for `ids` special ids and 256 normal ones."""
+    """Small vocabularies, all different, with room for `ids` special ids and 256 normal ones."""
     numbers: set[int] = set()
     for node in root.walk():
         for key, value in node.values.items():
@@ -250,5 +274,5 @@ def spread(total: int, parts: list[int]) -> list[int]:
     while sum(result) > total and max(result) > 1:
         result[result.index(max(result))] -= 1
     while sum(result) < total:
-        result[result.index(min(r for r, p in zip(result, parts) if p))] += 1
+        result[result.index(min(r for r, p in zip(result, parts, strict=True) if p))] += 1
     return result

@@ -1,0 +1,254 @@
+"""Forward arguments by name, as the processors of transformers make them.
+
+Each maker gets the draft and the arguments made so far; None leaves the argument out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .batch_draft import Draft
+
+
+def _ones_like_ids(draft: Draft, inputs: dict[str, Any]) -> Any:
+    import torch
+
+    if "flattened_patches" in inputs:
+        return torch.ones(inputs["flattened_patches"].shape[:2])
+    for name in ("input_ids", "inputs_embeds"):
+        if name in inputs:
+            return torch.ones(inputs[name].shape[:2], dtype=torch.long)
+    if "input_features" in inputs:
+        return torch.ones((draft.batch_size, draft.frames), dtype=torch.long)
+    if "input_values" in inputs:
+        return torch.ones(inputs["input_values"].shape[:2], dtype=torch.long)
+    return None
+
+
+def _input_ids(draft: Draft, inputs: dict[str, Any]) -> Any:
+    return draft.input_ids()
+
+
+def _zeros_like_ids(draft: Draft, inputs: dict[str, Any]) -> Any:
+    """Token types: 1 where a placeholder of an image stands, 0 elsewhere."""
+    import torch
+
+    ids = inputs.get("input_ids")
+    if ids is None:
+        return None
+    types = torch.zeros_like(ids)
+    image, audio = draft.settings.placeholder("image"), draft.settings.placeholder("audio")
+    if image is not None and "image" in draft.modalities:
+        types[ids == image] = 1
+    if (
+        audio is not None
+        and "audio" in draft.modalities
+        and "mm_token_type_ids" in draft.parameters
+    ):
+        types[ids == audio] = 3
+    return types
+
+
+def _decoder_ids(draft: Draft, inputs: dict[str, Any]) -> Any:
+    count = draft.batch_size * 8
+    return draft.normal_ids(count, draft.decoder_vocab).reshape(draft.batch_size, 8)
+
+
+def _pixels(draft: Draft, inputs: dict[str, Any]) -> Any:
+    return draft.pixels()
+
+
+def _grid(draft: Draft, inputs: dict[str, Any]) -> Any:
+    import torch
+
+    return torch.tensor([draft.grid()] * draft.batch_size)
+
+
+def _image_sizes(draft: Draft, inputs: dict[str, Any]) -> Any:
+    import torch
+
+    if draft.pixel_layout == "bchw":
+        return torch.tensor([[draft.image_size, draft.image_size]] * draft.batch_size)
+    size = [draft.tile_rows() * draft.image_size, draft.tile_columns() * draft.image_size]
+    return torch.tensor([size] * draft.batch_size)
+
+
+def _pixel_mask(draft: Draft, inputs: dict[str, Any]) -> Any:
+    import torch
+
+    pixels = inputs.get("pixel_values")
+    if pixels is None:
+        return None
+    if pixels.dim() == 3:
+        return torch.ones(pixels.shape[:2], dtype=torch.long)
+    shape = (*pixels.shape[:-3], *pixels.shape[-2:])
+    return torch.ones(shape, dtype=torch.long)
+
+
+def _aspect_ids(draft: Draft, inputs: dict[str, Any]) -> Any:
+    import torch
+
+    return torch.ones((draft.batch_size, 1), dtype=torch.long)
+
+
+def _aspect_mask(draft: Draft, inputs: dict[str, Any]) -> Any:
+    import torch
+
+    tiles = draft.settings.number("max_num_tiles", default=4)
+    mask = torch.zeros((draft.batch_size, 1, tiles), dtype=torch.long)
+    mask[..., 0] = 1
+    return mask
+
+
+def _cross_mask(draft: Draft, inputs: dict[str, Any]) -> Any:
+    import torch
+
+    tiles = draft.settings.number("max_num_tiles", default=4)
+    length = draft.input_ids().shape[1]
+    return torch.ones((draft.batch_size, length, 1, tiles), dtype=torch.long)
+
+
+def _spatial_shapes(draft: Draft, inputs: dict[str, Any]) -> Any:
+    import torch
+
+    return torch.tensor([[4, 4]] * draft.batch_size)
+
+
+def _patch_positions(draft: Draft, inputs: dict[str, Any]) -> Any:
+    import torch
+
+    steps = torch.arange(4)
+    points = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), dim=-1).reshape(1, 16, 2)
+    return points.repeat(draft.batch_size, 1, 1)
+
+
+def _flattened_patches(draft: Draft, inputs: dict[str, Any]) -> Any:
+    """Pix2Struct: row and column (from 1), then the numbers of the patch."""
+    import torch
+
+    size = draft.patch_dim or draft.channels * draft.patch**2
+    values = torch.rand((draft.batch_size, 16, size), generator=draft.generator())
+    positions = (_patch_positions(draft, inputs) + 1).to(values.dtype)
+    return torch.cat([positions, values], dim=-1)
+
+
+def _bbox(draft: Draft, inputs: dict[str, Any]) -> Any:
+    import torch
+
+    shape = (*draft.input_ids().shape, 4)
+    box = torch.tensor([1, 1, 9, 9]) if "bbox" in draft.parameters else torch.zeros(4)
+    return box.expand(shape).clone()
+
+
+def _audio(draft: Draft, inputs: dict[str, Any]) -> Any:
+    import torch
+
+    b = draft.batch_size
+    shapes = {
+        "mel_frames": (b, draft.mel, draft.frames),
+        "frames_mel": (b, draft.frames, draft.mel),
+        "b1_frames_mel": (b, 1, draft.frames, draft.mel),
+        "wave": (b, 6400),
+        "b1_wave": (b, 1, 6400),
+    }
+    return torch.randn(shapes[draft.audio_layout], generator=draft.generator()) * 0.1
+
+
+def _audio_mask(draft: Draft, inputs: dict[str, Any]) -> Any:
+    import torch
+
+    return torch.ones((draft.batch_size, draft.frames), dtype=torch.long)
+
+
+def _qformer_ids(draft: Draft, inputs: dict[str, Any]) -> Any:
+    vocab = draft.settings.number("vocab_size", within="qformer", default=64)
+    return draft.normal_ids(draft.batch_size * 6, vocab).reshape(draft.batch_size, 6)
+
+
+def _qformer_mask(draft: Draft, inputs: dict[str, Any]) -> Any:
+    import torch
+
+    return torch.ones((draft.batch_size, 6), dtype=torch.long)
+
+
+def _masked_positions(draft: Draft, inputs: dict[str, Any]) -> Any:
+    import torch
+
+    count = (draft.image_size // draft.patch) ** 2
+    mask = torch.zeros((draft.batch_size, count), dtype=torch.bool)
+    mask[:, : max(1, count // 2)] = True
+    return mask
+
+
+def _true(draft: Draft, inputs: dict[str, Any]) -> Any:
+    return True
+
+
+def _video(draft: Draft, inputs: dict[str, Any]) -> Any:
+    import torch
+
+    if draft.pixel_layout == "grid":
+        return draft.pixels()
+    h = draft.image_size
+    shape = (draft.batch_size, draft.settings.number("num_frames", default=2), draft.channels, h, h)
+    return torch.rand(shape, generator=draft.generator()) * 2 - 1
+
+
+def _image_flags(draft: Draft, inputs: dict[str, Any]) -> Any:
+    import torch
+
+    return torch.ones((draft.batch_size, 1), dtype=torch.long)
+
+
+def _image_attention(draft: Draft, inputs: dict[str, Any]) -> Any:
+    import torch
+
+    return torch.ones((*draft.input_ids().shape, 1), dtype=torch.long)
+
+
+def _image_places(draft: Draft, inputs: dict[str, Any]) -> Any:
+    """Where the features of an image go, for models that mark places instead of tokens."""
+    import torch
+
+    mask = torch.zeros(draft.input_ids().shape, dtype=torch.long)
+    mask[:, 2 : 2 + draft.settings.number("latent_query_num", "num_query_tokens", default=8)] = 1
+    return mask
+
+
+Maker = Callable[["Draft", dict[str, Any]], Any]
+MAKERS: dict[str, Maker] = {
+    "pixel_values": _pixels,
+    "pixel_values_videos": _video,
+    "image_grid_thw": _grid,
+    "grid_thw": _grid,
+    "video_grid_thw": _grid,
+    "image_sizes": _image_sizes,
+    "pixel_attention_mask": _pixel_mask,
+    "pixel_mask": _pixel_mask,
+    "aspect_ratio_ids": _aspect_ids,
+    "aspect_ratio_mask": _aspect_mask,
+    "cross_attention_mask": _cross_mask,
+    "spatial_shapes": _spatial_shapes,
+    "pixel_position_ids": _patch_positions,
+    "image_position_ids": _patch_positions,
+    "flattened_patches": _flattened_patches,
+    "image_flags": _image_flags,
+    "image_attention_mask": _image_attention,
+    "image_embeds_position_mask": _image_places,
+    "bool_masked_pos": _masked_positions,
+    "input_features": _audio,
+    "input_values": _audio,
+    "feature_attention_mask": _audio_mask,
+    "input_features_mask": _audio_mask,
+    "input_ids": _input_ids,
+    "attention_mask": _ones_like_ids,
+    "bbox": _bbox,
+    "token_type_ids": _zeros_like_ids,
+    "mm_token_type_ids": _zeros_like_ids,
+    "decoder_input_ids": _decoder_ids,
+    "qformer_input_ids": _qformer_ids,
+    "qformer_attention_mask": _qformer_mask,
+    "return_loss": _true,
+}

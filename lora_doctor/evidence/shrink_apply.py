@@ -1,0 +1,414 @@
+"""One small config from a config and choices: each entry by its role, then what ties them."""
+
+from __future__ import annotations
+
+import copy
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from .shrink_layers import plan_layers
+from .shrink_rules import (
+    Node,
+    flat_ints,
+    id_map,
+    is_numbers,
+    map_ints,
+    role_of,
+    small_head_dim,
+    small_heads,
+    spread,
+    tree,
+    vocab_map,
+    width_map,
+)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The choices of one attempt."""
+
+    base: int = 64
+    min_depth: int = 2
+    grid: int = 4
+    keep_roles: frozenset[str] = frozenset()
+    keep_keys: frozenset[str] = frozenset()
+    overrides: tuple[tuple[str, Any], ...] = ()
+    why: str = ""
+
+
+@dataclass
+class Changes:
+    by_role: dict[str, list[str]] = field(default_factory=dict)
+
+    def note(self, role: str, path: str, key: str, old: Any, new: Any) -> None:
+        where = f"{path}.{key}" if path else key
+        self.by_role.setdefault(role, []).append(f"{where} {_short(old)} -> {_short(new)}")
+
+    def steps(self) -> list[str]:
+        return [f"{role}: {', '.join(entries)}" for role, entries in self.by_role.items()]
+
+
+def apply_sizes(config: Any, sizes: Sizes) -> tuple[Any, Changes]:
+    """A shrunken deep copy of `config`, and what was changed."""
+    small = copy.deepcopy(config)
+    root = tree(small)
+    changes = Changes()
+    ids = {} if "ids" in sizes.keep_roles else id_map(root)
+    vocab = {} if "vocab" in sizes.keep_roles else vocab_map(root, len(ids))
+    if not vocab:
+        ids = {}
+    widths = width_map(root, sizes.base)
+    grids: list[tuple[int, int]] = []
+    for node in list(root.walk()):
+        before = dict(node.values)
+        new: dict[str, tuple[str, Any]] = {}
+        if "depth" not in sizes.keep_roles:
+            plan = plan_layers(node, sizes.min_depth)
+            new.update({key: ("layers", value) for key, value in plan.values.items()})
+        for key, value in before.items():
+            role = role_of(key, value)
+            if role in sizes.keep_roles:
+                continue
+            current = new[key][1] if key in new else value
+            result = _shrink_entry(key, current, role, widths, vocab, ids)
+            if result != current:
+                new[key] = (role, result)
+        _fix_heads(node, before, new, sizes)
+        _fix_experts(before, new)
+        _fix_gaps(node, root, before, ids, new)
+        _fix_feature_widths(before, new)
+        grids += _fix_image(before, new, sizes)
+        _fix_rope(node, before, new)
+        for key, (role, value) in new.items():
+            if key in sizes.keep_keys or value == before[key]:
+                continue
+            node.set(key, value)
+            changes.note(role, node.path, key, before[key], value)
+        _plain_settings(node, changes)
+    _shrink_tokens(root, grids, changes)
+    for where, value in sizes.overrides:
+        node, key = find_entry(root, where)
+        old = node.values.get(key)
+        node.set(key, value)
+        changes.note("repaired", node.path, key, old, value)
+    return small, changes
+
+
+def find_entry(root: Node, where: str) -> tuple[Node, str]:
+    """The config and the key for a path like `vision_config.hidden_size`."""
+    path, _, key = where.rpartition(".")
+    return next(node for node in root.walk() if node.path == path), key
+
+
+def _shrink_entry(
+    key: str,
+    value: Any,
+    role: str,
+    widths: dict[int, int],
+    vocab: dict[int, int],
+    ids: dict[int, int],
+) -> Any:
+    if role in ("width", "channels"):
+        return map_ints(value, lambda n: widths.get(n, n))
+    if role == "vocab":
+        return map_ints(value, lambda n: vocab.get(n, n))
+    if role == "ids":
+        return map_ints(value, lambda n: ids.get(n, n))
+    if role in ("heads", "kv_heads"):
+        return map_ints(value, small_heads)
+    if role == "head_dim":
+        return map_ints(value, small_head_dim)
+    if role == "experts":
+        return map_ints(value, lambda n: min(n, 4))
+    if role == "topk":
+        return map_ints(value, lambda n: min(n, 2))
+    if role == "positions":
+        cap = 64 if "source" in key or "audio" in key else 256
+        return map_ints(value, lambda n: min(n, cap))
+    if role == "window":
+        return map_ints(value, lambda n: min(n, 16))
+    if role == "mask_span":
+        return map_ints(value, lambda n: min(n, 2))
+    if role == "state":
+        return map_ints(value, lambda n: min(n, 16))
+    if role == "feature_layer":
+        return map_ints(value, lambda n: max(-2, min(n, 1)))
+    if role == "drop" and isinstance(value, (int, float)) and not isinstance(value, bool) and value:
+        return 0.0
+    return value
+
+
+def _fix_heads(
+    node: Node, before: dict[str, Any], new: dict[str, tuple[str, Any]], sizes: Sizes
+) -> None:
+    """Key/value groups stay fewer than heads; head_dim follows `heads * head_dim == k * width`."""
+
+    def now(key: str) -> Any:
+        return new[key][1] if key in new and key not in sizes.keep_keys else before[key]
+
+    heads = {
+        k: v
+        for k, v in before.items()
+        if isinstance(v, int) and role_of(k, v) in ("heads", "kv_heads")
+    }
+    queries = {k: v for k, v in heads.items() if role_of(k, v) == "heads"}
+    if "kv_heads" not in sizes.keep_roles:
+        for key, value in heads.items():
+            if role_of(key, value) != "kv_heads" or value <= 1:
+                continue
+            partner = _partner(key, queries)
+            if partner is not None and value < queries[partner] and now(partner) <= now(key):
+                new[key] = ("kv_heads", max(1, now(partner) // 2))
+    if "head_dim" in sizes.keep_roles:
+        return
+    widths = [
+        (k, v)
+        for k, v in before.items()
+        if isinstance(v, int) and v > 0 and role_of(k, v) == "width" and not _INNER_WIDTH.search(k)
+    ]
+    for key, value in before.items():
+        if role_of(key, value) != "head_dim" or not isinstance(value, int) or value <= 0:
+            continue
+        if key.startswith(("qk_", "v_head")):
+            continue  # latent attention: its head dimensions are tied to each other by sums
+        partner = _partner(key, queries)
+        if partner is None:
+            continue
+        product = queries[partner] * value
+        for width_key, width in widths:
+            factor, rest = divmod(product, width)
+            if rest == 0 and factor in (1, 2) and (factor == 1 or "expand" in "".join(before)):
+                if now(width_key) * factor % now(partner) == 0:
+                    new[key] = ("head_dim", now(width_key) * factor // now(partner))
+                break
+        else:
+            for other, number in before.items():  # `mamba_d_ssm == mamba_n_heads * mamba_d_head`
+                if number == product and role_of(other, number) == "other":
+                    new[other] = ("head_dim", now(partner) * now(key))
+
+
+_INNER_WIDTH = re.compile(r"inter|ffn|_ff$|mlp|rank|inner")
+
+
+def _partner(key: str, queries: dict[str, int]) -> str | None:
+    """The number-of-heads entry that belongs to `key`: the one with the longest common prefix."""
+    if not queries:
+        return None
+    stem = re.sub(r"^(num|n)_", "", key)
+
+    def likeness(name: str) -> tuple[int, bool]:
+        other = re.sub(r"^(num|n)_", "", name)
+        common = 0
+        for a, b in zip(stem.split("_"), other.split("_"), strict=False):
+            if a != b:
+                break
+            common += 1
+        return common, name in ("num_attention_heads", "num_heads", "n_head", "n_heads")
+
+    return max(queries, key=likeness)
+
+
+def _fix_experts(before: dict[str, Any], new: dict[str, tuple[str, Any]]) -> None:
+    groups = [k for k, v in before.items() if role_of(k, v) == "expert_groups"]
+    has_experts = any(role_of(k, v) == "experts" for k, v in before.items())
+    for key, value in before.items():
+        role = role_of(key, value)
+        if not isinstance(value, int) or isinstance(value, bool):
+            continue
+        if role == "topk" and not has_experts:
+            new.pop(key, None)  # the sampling setting of the same name
+        if role == "expert_groups" and value > 1:
+            new[key] = ("experts", 2)
+        if role == "expert_topgroups" and groups:
+            old = before[groups[0]]
+            new[key] = ("experts", 1 if isinstance(old, int) and value < old else min(value, 2))
+
+
+def _fix_gaps(
+    node: Node,
+    root: Node,
+    before: dict[str, Any],
+    ids: dict[int, int],
+    new: dict[str, tuple[str, Any]],
+) -> None:
+    """Entries that a default config leaves empty though forward needs them, as a user sets them."""
+    routed = [v for k, v in before.items() if role_of(k, 0) == "experts"]
+    if any(routed):
+        for key, value in before.items():
+            if value is None and role_of(key, 0) == "topk":
+                new[key] = ("empty before", 2)
+            if value is None and role_of(key, 0) == "expert_groups" and "topk_group" in before:
+                new[key] = ("empty before", 1)
+                new["topk_group"] = ("empty before", 1)
+    children = {child.path.rsplit(".", 1)[-1] for child in node.children}
+    if children & {"vision_config", "vision"} and "text_config" in children:
+        names = [f"{kind}_token_{end}" for kind in ("image", "video") for end in ("id", "index")]
+        for number, key in enumerate(names):
+            if key in before and before[key] is None:
+                new[key] = ("empty before", 58 + number)
+    if node is not root:
+        return
+    if (
+        bool(getattr(node.holder, "is_encoder_decoder", False))
+        or {"encoder", "decoder"} <= children
+    ):
+        inner = [n.values for n in node.walk()]
+        for key, other in (
+            ("pad_token_id", "eos_token_id"),
+            ("decoder_start_token_id", "bos_token_id"),
+        ):
+            if getattr(node.holder, key, None) is None:
+                found = [v.get(k) for k in (key, other) for v in inner if isinstance(v.get(k), int)]
+                before.setdefault(key, None)
+                # the root comes first: ids of its sub-configs are still the old ones
+                new[key] = ("empty before", ids.get(found[0], found[0]) if found else 0)
+
+
+def first_grid(root: Node) -> int:
+    """Patches per side that every merge factor of the tree divides."""
+    need = 1
+    for node in root.walk():
+        stages = [len(v) for k, v in node.values.items() if role_of(k, v) == "depths"]
+        if stages and "patch_size" in node.values:
+            need = max(need, 2 ** max(stages))
+        for key, value in node.values.items():
+            if role_of(key, value) == "merge" and isinstance(value, int) and 1 < value <= 8:
+                need = max(need, 2 * value)
+    return next((g for g in (4, 6, 8, 12, 16) if g >= need and g % need == 0), 16)
+
+
+def _fix_feature_widths(before: dict[str, Any], new: dict[str, tuple[str, Any]]) -> None:
+    """A width that joins the outputs of listed layers follows the length of the list."""
+    after = {**before, **{key: value for key, (_, value) in new.items()}}
+    widths = [
+        k for k, v in before.items() if isinstance(v, int) and role_of(k, v) == "width" and v > 0
+    ]
+    for listed, numbers in before.items():
+        if not is_numbers(numbers) or role_of(listed, numbers) != "layer_index":
+            continue
+        for extra in (0, 1):
+            count = len(numbers) + extra
+            for wide in widths:
+                narrow = [k for k in widths if before[k] * count == before[wide] and count > 1]
+                if narrow and len(after[listed]) != len(numbers):
+                    new[wide] = ("width", after[narrow[0]] * (len(after[listed]) + extra))
+
+
+def _fix_image(
+    before: dict[str, Any], new: dict[str, tuple[str, Any]], sizes: Sizes
+) -> list[tuple[int, int]]:
+    """Fewer patches: `grid` per side. Returns the patches per side before and after."""
+    if "image" in sizes.keep_roles:
+        return []
+    grids: list[tuple[int, int]] = []
+    patches = [
+        n for k, v in before.items() if role_of(k, v) == "patch" for n in list(flat_ints(v))[-1:]
+    ]
+    if not patches:
+        return []
+    patch = max(patches)
+    for key, value in before.items():
+        if role_of(key, value) != "image" or not list(flat_ints(value)):
+            continue
+        side = max(flat_ints(value))
+        if patch <= 0 or side // patch <= sizes.grid:
+            continue
+        new[key] = ("image", map_ints(value, lambda n: sizes.grid * patch if n > patch else n))
+        grids.append((side // patch, sizes.grid))
+    return grids
+
+
+def _shrink_tokens(root: Node, grids: list[tuple[int, int]], changes: Changes) -> None:
+    """Counts of patches and of image tokens, anywhere in the tree, follow the patches per side."""
+    for node in root.walk():
+        for key, count in list(node.values.items()):
+            if role_of(key, count) != "tokens" or not isinstance(count, int):
+                continue
+            found = [_token_count(count, before, after) for before, after in grids]
+            small = min(count, 8) if "query" in key else next((n for n in found if n), 0)
+            if not small and grids and count > max(before for before, _ in grids) ** 2:
+                # more tokens than patches: a default that no image size can satisfy
+                small = grids[0][1] ** 2 if "position" not in key else 0
+            if small and small != count:
+                node.set(key, small)
+                changes.note("image", node.path, key, count, small)
+
+
+def _token_count(count: int, grid: int, small: int) -> int:
+    """The number of tokens for `small` patches per side, where `count` belonged to `grid`."""
+    for extra in (0, 1):
+        side = round((count - extra) ** 0.5) if count > extra else 0
+        if side and side * side == count - extra and grid % side == 0:
+            return max(1, small // (grid // side)) ** 2 + extra
+    return 0
+
+
+def _fix_rope(node: Node, before: dict[str, Any], new: dict[str, tuple[str, Any]]) -> None:
+    """Rotary parts follow the head dimension: `rotary_dim`, sections, long-context factors."""
+
+    def head_dim(values: dict[str, Any]) -> int:
+        for key in (
+            "qk_rope_head_dim",
+            "head_dim",
+            "kv_channels",
+            "attention_head_dim",
+            "head_size",
+        ):
+            if isinstance(values.get(key), int) and values[key]:
+                return int(values[key])
+        width = next((values[k] for k in ("hidden_size", "n_embd", "d_model") if values.get(k)), 0)
+        heads = next(
+            (values[k] for k in ("num_attention_heads", "n_head", "num_heads") if values.get(k)), 0
+        )
+        ok = isinstance(width, int) and isinstance(heads, int) and heads > 0
+        return width // heads if ok else 0
+
+    after = {**before, **{key: value for key, (_, value) in new.items()}}
+    old, small = head_dim(before), head_dim(after)
+    if not old or not small or old == small:
+        return
+    for key, value in before.items():
+        if role_of(key, value) == "rotary" and isinstance(value, int) and value:
+            new[key] = ("rope", max(2, value * small // old // 2 * 2))
+        elif isinstance(value, dict) and "rope" in key:
+            new[key] = ("rope", _scale_rope(value, old, small))
+        elif key.endswith("rope_section") and is_numbers(value):
+            new[key] = ("rope", type(value)(spread(sum(value) * small // old, list(value))))
+
+
+def _scale_rope(rope: dict[str, Any], old: int, small: int) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in rope.items():
+        if isinstance(value, dict):
+            result[key] = _scale_rope(value, old, small)
+        elif key.endswith("section") and is_numbers(value):
+            result[key] = type(value)(spread(sum(value) * small // old, list(value)))
+        elif key in ("long_factor", "short_factor") and isinstance(value, (list, tuple)):
+            result[key] = type(value)(value[: max(1, len(value) * small // old)])
+        elif key == "original_max_position_embeddings" and isinstance(value, int):
+            result[key] = min(value, 64)
+        else:
+            result[key] = value
+    return result
+
+
+def _plain_settings(node: Node, changes: Changes) -> None:
+    """float32, and no quantization: how the tiny model is quantized is the caller's matter."""
+    for key in ("dtype", "torch_dtype"):
+        if node.values.get(key) is not None:
+            node.set(key, "float32" if isinstance(node.values[key], str) else _float32())
+    if not isinstance(node.holder, dict) and "quantization_config" in vars(node.holder):
+        del node.holder.quantization_config
+        changes.note("quantization", node.path, "quantization_config", "set", "removed")
+
+
+def _float32() -> Any:
+    import torch
+
+    return torch.float32
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."

@@ -1,0 +1,77 @@
+"""Build a small model: not larger than allowed, from a seed, with weights that are numbers."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from .batch_objections import one_line
+
+
+class TooBig(Exception):
+    def __init__(self, parameters: int, largest: str, shape: tuple[int, ...]) -> None:
+        self.parameters = parameters
+        super().__init__(f"{parameters} parameters, the largest is {largest} {list(shape)}")
+        self.shape = shape
+
+
+def build_small(
+    config: Any, build: Callable[[Any], Any], max_parameters: int, seed: int, steps: list[str]
+) -> Any:
+    import torch
+
+    with seeded(seed):
+        try:
+            with torch.device("meta"):
+                _check_size(build(copy.deepcopy(config)), max_parameters)
+        except TooBig:
+            raise
+        except Exception as error:  # noqa: BLE001 - init code that needs real numbers
+            steps.append(f"size not checked beforehand: {one_line(error)}")
+    with seeded(seed):
+        model = build(config)
+        _check_size(model, max_parameters)
+        model.float()
+        repaired = sane_weights(model)
+    if repaired:
+        steps.append(
+            f"initialised {len(repaired)} parameters that the class leaves as they are: "
+            f"{', '.join(repaired[:3])}{' ...' if len(repaired) > 3 else ''}"
+        )
+    model.train()
+    return model
+
+
+def _check_size(model: Any, max_parameters: int) -> None:
+    total = sum(p.numel() for p in model.parameters())
+    if total > max_parameters:
+        name, parameter = max(model.named_parameters(), key=lambda item: int(item[1].numel()))
+        raise TooBig(total, name, tuple(parameter.shape))
+
+
+def sane_weights(model: Any) -> list[str]:
+    """Give parameters with garbage (not finite, or beyond 100) small normal values; their names."""
+    import torch
+
+    repaired = []
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.is_floating_point() and parameter.device.type != "meta":
+                worst = parameter.abs().max() if parameter.numel() else parameter.new_zeros(())
+                # torch.empty may also hand out memory full of denormal numbers
+                if not torch.isfinite(worst) or worst > 100 or 0 < worst < 1e-20:
+                    parameter.normal_(0.0, 0.02)
+                    repaired.append(name)
+    return repaired
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Random numbers from `seed`; the caller's generator is as before afterwards."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,213 @@
+"""What to try next when construction or forward objects to a shrunken config."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Any
+
+from .shrink_apply import Changes, Sizes
+from .shrink_build import TooBig
+from .shrink_rules import Node, role_of, spread, tree
+
+_ROLES_TO_RESTORE = (
+    "image",
+    "rotary",
+    "head_dim",
+    "channels",
+    "kv_heads",
+    "heads",
+    "positions",
+    "state",
+    "ids",
+    "depth",
+    "window",
+)
+
+
+def relax(sizes: Sizes, objection: str, changes: Changes) -> list[Sizes]:
+    """What to try next: entries that the objection names, a larger image, then role by role."""
+    options = []
+    changed = {
+        entry.split(" ")[0].rsplit(".", 1)[-1]
+        for items in changes.by_role.values()
+        for entry in items
+    }
+    named = frozenset(key for key in changed if re.search(rf"\b{re.escape(key)}\b", objection))
+    named -= {"vocab_size", "hidden_size"}
+    if named - sizes.keep_keys:
+        why = f"named in the objection, kept: {', '.join(sorted(named))} ({objection})"
+        options.append(replace(sizes, keep_keys=sizes.keep_keys | named, why=why))
+    if sizes.why:  # one role at a time, from the first attempt only: failures stay independent
+        return options
+    for grid in (8, 12, 16):
+        if grid > sizes.grid and any("image" in k for k in changed):
+            options.append(replace(sizes, grid=grid, why=f"{grid} patches per side ({objection})"))
+            break
+    options.append(replace(sizes, min_depth=4, why=f"four layers ({objection})"))
+    for role in _ROLES_TO_RESTORE:
+        if role in changes.by_role or (role == "depth" and "layers" in changes.by_role):
+            why = f"{role} left as they were ({objection})"
+            options.append(replace(sizes, keep_roles=frozenset({role}), why=why))
+    return options
+
+
+def relax_too_big(sizes: Sizes, error: TooBig, config: Any) -> list[Sizes]:
+    """Smaller widths; then the entries whose numbers stand in the largest parameter's shape."""
+    options = []
+    if sizes.base > 32:
+        options.append(replace(sizes, base=32, why=f"smaller widths ({error})"))
+    overrides = dict(sizes.overrides)
+    for node in tree(config).walk():
+        for key, value in node.values.items():
+            if isinstance(value, bool) or not isinstance(value, int):
+                continue
+            role = role_of(key, value)
+            if role in ("vocab", "ids", "heads", "kv_heads", "depth") or value < 16:
+                continue
+            # a width itself or, where each stage doubles it, the first of them
+            factors = [dim // value for dim in error.shape if dim > 256 and dim % value == 0]
+            fits = any(f <= 64 and (value >= 128 or f & (f - 1) == 0) for f in factors)
+            if fits and (role == "channels" or value >= 128):
+                overrides[node.where(key)] = max(8, value // 8 // 8 * 8)
+    entries = tuple(sorted(overrides.items(), key=lambda item: item[0]))
+    if entries != sizes.overrides:
+        options.append(replace(sizes, base=32, overrides=entries, why=f"repaired: {error}"))
+    return options
+
+
+def repair(sizes: Sizes, model: Any, config: Any, objections: list[str]) -> list[Sizes]:
+    """Entries that do not fit each other, read from the objections and from the model."""
+    root = tree(config)
+    overrides: dict[str, Any] = {}
+    for text in objections:
+        overrides.update(_rope_sections(root, text))
+        overrides.update(_missing_entries(root, text))
+        overrides.update(_empty_entries(root, text))
+        overrides.update(_asked_flags(root, text))
+        if model is not None and re.search(
+            r"features.*do not match|same number of (elements|tokens)|shape mismatch", text
+        ):
+            overrides.update(_tie_towers(root, model))
+    known = dict(sizes.overrides)
+    fresh = {where: value for where, value in overrides.items() if known.get(where) != value}
+    if not fresh:
+        return []
+    entries = tuple(sorted({**known, **fresh}.items(), key=lambda item: item[0]))
+    return [replace(sizes, overrides=entries, why=f"repaired: {'; '.join(objections)[:300]}")]
+
+
+def _rope_sections(root: Node, text: str) -> dict[str, Any]:
+    """Sections that stand in the code, not in the config, written into it at the right sum."""
+    match = re.search(r"sum exactly to (\d+) .*?split_sizes=\[([\d, ]+)\]", text)
+    if not match:
+        return {}
+    total, parts = int(match[1]), [int(n) for n in match[2].split(",")]
+    found: dict[str, Any] = {}
+    if len(parts) > 3 and parts[: len(parts) // 2] == parts[len(parts) // 2 :]:
+        parts, total = parts[: len(parts) // 2], total // 2  # the code doubles the list
+    for node in root.walk():
+        if re.search(r"vision|visual|audio", node.path) or "num_attention_heads" not in node.values:
+            continue
+        for key in ("rope_parameters", "rope_scaling"):
+            rope = node.values.get(key)
+            if isinstance(rope, dict) or (rope is None and key == "rope_parameters"):
+                found[node.where(key)] = {**(rope or {}), "mrope_section": spread(total, parts)}
+    return found
+
+
+def _missing_entries(root: Node, text: str) -> dict[str, Any]:
+    """`'XConfig' object has no attribute 'pad_token_id'`: taken from a sub-config, or 0."""
+    found: dict[str, Any] = {}
+    for class_name, key in re.findall(r"'(\w+)' object has no attribute '(\w+)'", text):
+        for node in root.walk():
+            if type(node.holder).__name__ == class_name and key not in node.values:
+                known = [n.values[key] for n in root.walk() if n.values.get(key) is not None]
+                if key == "rope_theta":
+                    known.append(10000.0)
+                if known or role_of(key, 0) == "ids":
+                    found[node.where(key)] = known[0] if known else 0
+    return found
+
+
+def _empty_entries(root: Node, text: str) -> dict[str, Any]:
+    """Entries left None that the code computes with, and rotary settings that are not there."""
+    found: dict[str, Any] = {}
+    layer_type = re.search(r"KeyError: '(\w+_attention)'", text)
+    rope_gap = re.search(r"KeyError: '(rope_type|rope_theta|full_attention)'", text)
+    default = {"rope_type": "default", "rope_theta": 10000.0}
+    for node in root.walk():
+        values = node.values
+        if not all(isinstance(values.get(k), int) for k in ("hidden_size", "num_attention_heads")):
+            continue
+        if re.search(r"NoneType|positional argument|not be None", text):
+            for key, value in values.items():
+                if value is None:
+                    filling = _filling(key, values, text)
+                    if filling is not None:
+                        found[node.where(key)] = filling
+        if not values.get("rope_parameters") and "rope_parameters" in values:
+            if layer_type:
+                kinds = sorted(set(values.get("layer_types") or [layer_type[1]]))
+                found[node.where("rope_parameters")] = {kind: dict(default) for kind in kinds}
+            elif rope_gap or "NoneType" in text:
+                found[node.where("rope_parameters")] = dict(default)
+    return found
+
+
+def _filling(key: str, values: dict[str, Any], text: str) -> Any:
+    """A small value for an entry that is None, by its role; None where no guess is sound."""
+    heads, layers = values["num_attention_heads"], values.get("num_hidden_layers", 0)
+    role = role_of(key, 0)
+    if role == "head_dim":
+        return values["hidden_size"] // heads
+    if role in ("heads", "kv_heads"):
+        return heads
+    if role == "experts":
+        return 4
+    if role == "topk":
+        return 2
+    if "shared_expert" in key:
+        return 1
+    if role == "width" and "intermediate" in key:
+        return values.get("intermediate_size")
+    if key == "layer_types":
+        return ["full_attention"] * layers
+    if key == "mlp_layer_types":
+        return ["dense", *["sparse"] * (layers - 1)]
+    if key.startswith("clip") and "clamp" in text:
+        return 8.0
+    return None
+
+
+def _asked_flags(root: Node, text: str) -> dict[str, Any]:
+    """Switches that the objection asks for: "make sure that `is_decoder=True`"."""
+    found: dict[str, Any] = {}
+    for key, asked in re.findall(r"\b(\w+)\s?=\s?(True|False)\b", text):
+        for node in root.walk():
+            value = node.values.get(key)
+            if isinstance(value, bool) and value is not (asked == "True"):
+                found[node.where(key)] = asked == "True"
+    return found
+
+
+def _tie_towers(root: Node, model: Any) -> dict[str, Any]:
+    """The width that a tower gives out, set to the width of the text embeddings."""
+    from .batch_objections import feature_width
+
+    try:
+        text = int(model.get_input_embeddings().weight.shape[-1])
+    except (AttributeError, NotImplementedError, TypeError):
+        return {}
+    for kind, words in (("image", r"vision|visual|image"), ("audio", r"audio|speech")):
+        width = feature_width(model, kind)
+        if not width or width == text:
+            continue
+        for node in root.walk():
+            if not re.search(words, node.path):
+                continue
+            keys = [k for k, v in node.values.items() if v == width and role_of(k, v) == "width"]
+            out = [k for k in keys if re.search(r"out|proj", k)] or keys
+            if out:
+                return {f"{node.path}.{key}": text for key in out}
+    return {}

@@ -1,0 +1,136 @@
+"""Batches are made from signature and config, and corrected by what the model says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from lora_doctor.evidence.batch import (  # noqa: E402
+    BatchError,
+    batch_loss,
+    make_batch,
+    surrogate_loss,
+)
+from lora_doctor.evidence.shrink import shrink  # noqa: E402
+
+
+def tiny(config: str, model: str) -> Any:
+    if not hasattr(transformers, model):
+        pytest.skip(f"this transformers has no {model}")
+    cls = getattr(transformers, model)
+    return shrink(getattr(transformers, config)(), lambda c: cls(c))
+
+
+CASES = [
+    ("LlamaConfig", "LlamaForCausalLM", ["text"], "labels"),
+    ("LlamaConfig", "LlamaModel", ["text"], "surrogate"),
+    ("BertConfig", "BertForSequenceClassification", ["text"], "labels"),
+    ("BertConfig", "BertForQuestionAnswering", ["text"], "start_positions/end_positions"),
+    ("T5Config", "T5ForConditionalGeneration", ["text"], "labels"),
+    ("WhisperConfig", "WhisperForConditionalGeneration", ["audio"], "labels"),
+    ("ViTConfig", "ViTForImageClassification", ["image"], "labels"),
+    ("CLIPConfig", "CLIPModel", ["text", "image"], "labels"),
+    ("LlavaConfig", "LlavaForConditionalGeneration", ["text", "image"], "labels"),
+    ("Qwen2VLConfig", "Qwen2VLForConditionalGeneration", ["text", "image"], "labels"),
+    ("InstructBlipConfig", "InstructBlipForConditionalGeneration", ["text", "image"], "labels"),
+    ("Pix2StructConfig", "Pix2StructForConditionalGeneration", ["image"], "labels"),
+]
+
+
+@pytest.mark.parametrize(("config", "model", "modality", "loss"), CASES)
+def test_a_batch_trains(config: str, model: str, modality: list[str], loss: str) -> None:
+    """The whole way: inputs for every tower, a finite loss of the right kind, gradients."""
+    result = tiny(config, model)
+    batch = result.batch
+    assert set(modality) <= set(batch.modality), batch.notes
+    assert batch.loss == loss
+    value = batch_loss(result.model, batch)
+    value.backward()
+    assert value.dim() == 0 and value.isfinite()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in result.model.parameters())
+
+
+def test_labels_ignore_special_tokens_and_inputs_avoid_them() -> None:
+    result = tiny("LlavaConfig", "LlavaForConditionalGeneration")
+    ids, labels = result.batch.inputs["input_ids"], result.batch.inputs["labels"]
+    image = result.config.image_token_index
+    assert (ids == image).any() and (labels[ids == image] == -100).all()
+    assert (labels != -100).any()
+
+
+def test_the_same_seed_gives_the_same_batch_and_the_model_is_not_touched() -> None:
+    result = tiny("GPT2Config", "GPT2LMHeadModel")
+    before = {k: v.clone() for k, v in result.model.state_dict().items()}
+    one, two = make_batch(result.model, seed=3), make_batch(result.model, seed=3)
+    assert torch.equal(one.inputs["input_ids"], two.inputs["input_ids"])
+    assert not torch.equal(one.inputs["input_ids"], make_batch(result.model).inputs["input_ids"])
+    assert all(torch.equal(v, before[k]) for k, v in result.model.state_dict().items())
+
+
+def test_text_only_is_had_on_request() -> None:
+    result = tiny("LlavaConfig", "LlavaForConditionalGeneration")
+    batch = make_batch(result.model, modality="text")
+    assert batch.modality == ["text"] and "pixel_values" not in batch.inputs
+
+
+def test_without_running_the_likeliest_batch_is_made() -> None:
+    result = tiny("LlamaConfig", "LlamaForCausalLM")
+    batch = make_batch(result.model, run=False, batch_size=3, seq_len=5)
+    assert batch.inputs["input_ids"].shape == (3, 5)
+    assert batch.loss == "labels"
+
+
+class Stubborn(torch.nn.Module):
+    """A model of somebody's own: no config, and it insists on an argument."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.nn.Embedding(64, 8)
+
+    def forward(self, input_ids: Any, token_type_ids: Any = None) -> Any:
+        if token_type_ids is None:
+            raise ValueError("You have to specify token_type_ids")
+        return (self.table(input_ids),)
+
+
+def test_a_missing_argument_is_added_when_the_model_asks_for_it() -> None:
+    batch = make_batch(Stubborn())
+    assert "token_type_ids" in batch.inputs and batch.loss == "surrogate"
+    assert any("added token_type_ids" in note for note in batch.notes)
+
+
+def test_an_unknown_forward_is_refused_in_one_line() -> None:
+    class Odd(torch.nn.Module):
+        def forward(self, wavelets: Any) -> Any:
+            return wavelets
+
+    with pytest.raises(BatchError) as caught:
+        make_batch(Odd())
+    assert "\n" not in caught.value.reason and "Odd.forward" in caught.value.reason
+
+
+def test_a_wrapper_is_asked_for_what_it_wraps() -> None:
+    class Wrapper(torch.nn.Module):
+        def __init__(self, inner: Any) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def get_base_model(self) -> Any:
+            return self.inner
+
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            return self.inner(*args, **kwargs)
+
+    assert make_batch(Wrapper(Stubborn())).modality == ["text"]
+
+
+def test_the_surrogate_takes_the_first_output_with_a_gradient() -> None:
+    weight = torch.ones(3, requires_grad=True)
+    loss = surrogate_loss({"a": torch.zeros(2), "b": (2 * weight,)})
+    assert loss.item() == pytest.approx(4.0)
+    with pytest.raises(BatchError):
+        surrogate_loss({"ids": torch.zeros(2, dtype=torch.long)})

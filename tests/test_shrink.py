@@ -1,0 +1,184 @@
+"""Shrinking is by the meaning of entries: the properties that must hold for any config."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+
+from lora_doctor.evidence.shrink_layers import plan_layers
+from lora_doctor.evidence.shrink_rules import (
+    id_map,
+    role_of,
+    small_head_dim,
+    small_heads,
+    spread,
+    tree,
+    vocab_map,
+    width_map,
+)
+
+transformers = pytest.importorskip("transformers")
+torch = pytest.importorskip("torch")
+
+from lora_doctor.evidence.shrink import ShrinkError, shrink  # noqa: E402
+from lora_doctor.evidence.shrink_build import sane_weights  # noqa: E402
+
+
+def build(name: str) -> Any:
+    cls = getattr(transformers, name)
+    return lambda config: cls(config)
+
+
+def node(**values: Any) -> Any:
+    return tree(values)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "role"),
+    [
+        ("num_hidden_layers", 32, "depth"),
+        ("depths", [2, 2, 6, 2], "depths"),
+        ("cross_attention_layers", [3, 8, 13], "layer_index"),
+        ("num_key_value_heads", 8, "kv_heads"),
+        ("encoder_attention_heads", 8, "heads"),
+        ("image_token_index", 32000, "ids"),
+        ("eos_token_id", [1, 106], "ids"),
+        ("n_routed_experts", 64, "experts"),
+        ("num_experts_per_tok", 8, "topk"),
+        ("type_vocab_size", 2, "keep"),
+        ("layerdrop", 0.1, "drop"),
+        ("patch_size", 14, "patch"),
+        ("max_position_embeddings", 2048, "positions"),
+        ("intermediate_size", 11008, "width"),
+    ],
+)
+def test_the_name_of_an_entry_tells_its_role(key: str, value: Any, role: str) -> None:
+    assert role_of(key, value) == role
+
+
+def test_equal_widths_stay_equal_and_different_ones_different() -> None:
+    """Towers are tied by numbers: whatever was 4096 must be one number afterwards."""
+    root = node(
+        text_config={"hidden_size": 4096, "intermediate_size": 11008},
+        vision_config={"hidden_size": 1024, "projection_dim": 4096, "intermediate_size": 4096},
+    )
+    widths = width_map(root, 64)
+    assert set(widths) == {1024, 4096, 11008}
+    assert len(set(widths.values())) == 3
+    assert widths[4096] == 4 * widths[1024]
+    assert all(small % 32 == 0 for small in widths.values())
+
+
+def test_special_ids_stay_distinct_and_inside_the_vocabulary() -> None:
+    root = node(vocab_size=151936, image_token_id=151655, eos_token_id=[151645, 2], pad_token_id=0)
+    ids = id_map(root)
+    vocab = vocab_map(root, len(ids))
+    assert len(set(ids.values())) == len(ids) == 2
+    assert max(ids.values()) < vocab[151936] <= 1024
+
+
+def test_latent_attention_keeps_its_sum() -> None:
+    assert small_head_dim(192) == small_head_dim(128) + small_head_dim(64)
+
+
+@pytest.mark.parametrize("heads", [1, 2, 3, 4, 12, 71])
+def test_heads_are_powers_of_two(heads: int) -> None:
+    assert small_heads(heads) in (1, 2, 4)
+
+
+def test_spread_keeps_the_sum() -> None:
+    assert spread(8, [16, 24, 24]) == [2, 3, 3]
+    assert sum(spread(16, [24, 20, 20])) == 16
+
+
+def test_one_layer_of_each_kind_stays() -> None:
+    kinds = ["linear", "linear", "linear", "full"] * 8
+    plan = plan_layers(node(num_hidden_layers=32, layer_types=kinds), 2)
+    assert plan.values == {"num_hidden_layers": 2, "layer_types": ["linear", "full"]}
+
+
+def test_dense_and_sparse_layers_stay() -> None:
+    plan = plan_layers(node(num_hidden_layers=61, first_k_dense_replace=3), 2)
+    assert plan.values == {"num_hidden_layers": 2, "first_k_dense_replace": 1}
+
+
+def test_layer_numbers_follow_the_layers_kept() -> None:
+    plan = plan_layers(node(num_hidden_layers=40, cross_attention_layers=[3, 8, 13]), 2)
+    assert plan.values == {"num_hidden_layers": 2, "cross_attention_layers": [1]}
+
+
+def test_shared_layers_keep_one_to_share_from() -> None:
+    kinds = ["sliding", "full"] * 4
+    plan = plan_layers(node(num_hidden_layers=8, num_kv_shared_layers=4, layer_types=kinds), 2)
+    assert plan.values["num_kv_shared_layers"] == 2
+    assert plan.values["layer_types"] == ["sliding", "full", "sliding", "full"]
+
+
+def test_the_config_handed_in_is_not_changed() -> None:
+    config = transformers.LlamaConfig()
+    before = copy.deepcopy(config.to_dict())
+    shrink(config, build("LlamaForCausalLM"))
+    assert config.to_dict() == before
+
+
+def test_grouped_attention_stays_grouped_and_modules_keep_their_names() -> None:
+    config = transformers.LlamaConfig(num_key_value_heads=8)
+    result = shrink(config, build("LlamaForCausalLM"))
+    small = result.config
+    assert 1 <= small.num_key_value_heads < small.num_attention_heads
+    with torch.device("meta"):
+        config.num_hidden_layers = small.num_hidden_layers
+        full = transformers.LlamaForCausalLM(config)
+    assert [n for n, _ in full.named_modules()] == [n for n, _ in result.model.named_modules()]
+    assert {type(m) for m in full.modules()} == {type(m) for m in result.model.modules()}
+    assert sum(p.numel() for p in result.model.parameters()) < 5_000_000
+    assert all(p.dtype == torch.float32 for p in result.model.parameters())
+    assert result.model.training and result.attempts == 1 and result.steps
+
+
+def test_a_tiny_model_has_a_finite_loss_and_gradients() -> None:
+    from lora_doctor.evidence.batch import batch_loss
+
+    result = shrink(transformers.MixtralConfig(), build("MixtralForCausalLM"))
+    loss = batch_loss(result.model, result.batch)
+    loss.backward()
+    assert loss.isfinite()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in result.model.parameters())
+
+
+def test_the_same_seed_gives_the_same_weights_and_leaves_the_generator_alone() -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(1)
+    torch.manual_seed(7)
+    one = shrink(transformers.GPT2Config(), build("GPT2LMHeadModel"))
+    assert torch.rand(1) == expected
+    two = shrink(transformers.GPT2Config(), build("GPT2LMHeadModel"))
+    for a, b in zip(one.model.parameters(), two.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_layers_do_not_vanish_while_dropout_stays() -> None:
+    config = transformers.BartConfig(encoder_layerdrop=0.5, dropout=0.1)
+    result = shrink(config, build("BartForConditionalGeneration"))
+    assert result.config.encoder_layerdrop == 0.0
+    assert result.config.dropout == 0.1
+    assert any("layerdrop" in step for step in result.steps)
+
+
+def test_garbage_weights_are_initialised() -> None:
+    layer = torch.nn.Linear(2, 2)
+    with torch.no_grad():
+        layer.weight.fill_(float("nan"))
+    assert sane_weights(layer) == ["weight"]
+    assert layer.weight.isfinite().all()
+
+
+def test_what_cannot_be_built_says_so_in_one_line() -> None:
+    def refuse(config: Any) -> Any:
+        raise RuntimeError("no\nsuch thing")
+
+    with pytest.raises(ShrinkError, match="no such thing") as caught:
+        shrink(transformers.LlamaConfig(), refuse)
+    assert "\n" not in caught.value.reason
