@@ -10,7 +10,7 @@ from lora_doctor.evidence.locator import Locator, one_line, traceback_text, wher
 from lora_doctor.verification import CHECKS, Check, CheckStatus, Failure
 
 
-class Stop(Exception):  # noqa: N818 - not an error: the rest of the contract makes no sense
+class Stop(Exception):
     """The contract cannot go on; with ``undetermined`` the reason says nothing about the recipe."""
 
     def __init__(self, reason: str, undetermined: bool = False) -> None:

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lora_doctor.contract import ZERO_START, Contract, Subject
+from lora_doctor.contract import Contract, Subject
 from lora_doctor.copying import structural_copy, undisturbed
 from lora_doctor.evidence import prepare
 from lora_doctor.evidence.full import LEARNING_RATE
@@ -40,9 +40,8 @@ def verify_module(
     given = [dict(batches)] if isinstance(batches, Mapping) else batches
     with undisturbed():
         try:
-            # Other starts than zero are computed from the weights, and written into them.
-            plain = adapted or plan.get("init_lora_weights") in ZERO_START
-            twin = structural_copy(module) if plain else copy.deepcopy(module)
+            shared = adapted or not prepare.rewrites_weights(plan)
+            twin = structural_copy(module) if shared else copy.deepcopy(module)
         except Exception as error:  # noqa: BLE001 - any attribute of the user's may refuse
             return Verification.undetermined(
                 f"{type(module).__name__} cannot be copied: {type(error).__name__}: "
@@ -50,7 +49,7 @@ def verify_module(
                 depth="full",
                 device=device,
             )
-        return _verify(twin, plan, None if given is None else list(given), steps, device)
+        return _verify(twin, plan, None if given is None else list(given), steps, device, shared)
 
 
 def _verify(
@@ -59,6 +58,7 @@ def _verify(
     given: list[Mapping[str, Any]] | None,
     steps: int,
     device: str,
+    shared: bool,
 ) -> Verification:
     notes: list[str] = []
     prepare.keep_quantized_layout(model)
@@ -72,11 +72,11 @@ def _verify(
         base=model,
         batches=[batch.to(device) for batch in batches],
         wrap=prepare.wrapper(model, recipe),
-        fresh=prepare.fresh_base(model, shared=True),
+        fresh=prepare.fresh_base(model, shared=shared),
         set_up=lambda wrapped: prepare.set_up(wrapped, recipe),
         learning_rate=LEARNING_RATE,
         copyable=prepare.is_copyable(model),
-        shared=True,
+        shared=shared,
         missing=prepare.missing_inputs(model, batches),
         model_class=type(model).__name__,
         steps=notes,

@@ -1,134 +1,112 @@
-"""Numbers that are compared: losses, logits, checksums, and adapters saved, reloaded and merged."""
+"""Adapters saved, reloaded and merged: the same logits must come out."""
 
 from __future__ import annotations
 
 import copy
+import importlib
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from lora_doctor.copying import seed_everything
-from lora_doctor.evidence.locator import clean_path, tensors_in
+from lora_doctor.evidence.locator import clean_path, one_line, tensors_in
+from lora_doctor.ledger import Ledger, Stop
+from lora_doctor.measure import Difference, compare, outputs_of
 
 #: Relative to the largest absolute logit. Measured on healthy round trips: fp32 1e-7, fp16 1e-3,
 #: bf16 1.1e-2; a lost adapter is off by 1e-1 and more.
 MERGE_TOLERANCE = {"float32": 1e-4, "float64": 1e-4, "float16": 5e-3, "bfloat16": 3e-2}
 RELOAD_TOLERANCE = {"float32": 1e-5, "float64": 1e-5, "float16": 1e-3, "bfloat16": 8e-3}
-CHUNK = 1 << 22  # elements of a tensor that are summed at a time
 
 
-@dataclass(frozen=True)
-class Difference:
-    """Largest absolute difference, and the same relative to the largest absolute value."""
-
-    absolute: float
-    relative: float
-    comparable: bool = True
-    why: str = ""
-
-
-@contextmanager
-def evaluating(model: Any) -> Iterator[None]:
-    """In eval mode without gradients; each module's own mode is put back."""
-    import torch
-
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+def check_reload(
+    ledger: Ledger, model: Any, fresh: Callable[[], Any], batch: Any, dtype: str
+) -> None:
+    """Saved and loaded onto a fresh base of equal weights, the adapters give the same logits."""
+    name = "save-reload"
+    if not isinstance(model, importlib.import_module("peft").PeftModel):
+        return ledger.skip(name, "the adapters are not in a PEFT model")
+    own = outputs_of(model, batch)
     try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
+        with ledger.guard(name):
+            reloaded, told = save_and_reload(model, fresh())
+        with ledger.guard(name, reloaded):
+            again = outputs_of(reloaded, batch)
+    except Stop:
+        return None  # entered as failed; merging does not depend on it
+    difference = compare(own, again)
+    tolerance = RELOAD_TOLERANCE.get(dtype, 1e-5)
+    same_class = type(reloaded) is type(model)
+    good = difference.comparable and difference.relative <= tolerance and same_class
+    details = [_text(difference)]
+    if not same_class:
+        details.append(f"{type(reloaded).__name__} instead of {type(model).__name__}")
+    ledger.add(name, good, _value(difference), _expected(tolerance), "; ".join(details + told))
+    return None
 
 
-def outputs_of(model: Any, batch: Any) -> list[Any]:
-    """What the model answers in eval mode: its logits, else every floating output (not the loss)."""
-    with evaluating(model):
-        seed_everything(0)
-        result = model(**batch.inputs)
-    logits = getattr(result, "logits", None)
-    if hasattr(logits, "is_floating_point"):
-        return [logits.float()]
-    if hasattr(result, "keys"):
-        result = {key: result[key] for key in result if key not in ("loss", "past_key_values")}
-    return [tensor.float() for tensor in tensors_in(result) if tensor.is_floating_point()]
+def check_merge(
+    ledger: Ledger, model: Any, layers: list[Any], batch: Any, dtype: str, *, copyable: bool
+) -> None:
+    """Merged into the base weights, the adapters give the same logits.
 
-
-def compare(first: list[Any], second: list[Any]) -> Difference:
-    """How far two answers of :func:`outputs_of` lie apart."""
-    import torch
-
-    if [tuple(t.shape) for t in first] != [tuple(t.shape) for t in second]:
-        shapes = f"{[tuple(t.shape) for t in first]} and {[tuple(t.shape) for t in second]}"
-        return Difference(0.0, 0.0, False, f"outputs have different shapes: {shapes[:200]}")
-    absolute, scale = 0.0, 0.0
-    for one, two in zip(first, second, strict=True):
-        if not one.numel():
-            continue
-        both = torch.isfinite(one) & torch.isfinite(two)
-        if not torch.equal(torch.isfinite(one), torch.isfinite(two)) or not bool(both.any()):
-            return Difference(0.0, 0.0, False, "outputs are not finite")
-        absolute = max(absolute, float((one[both] - two[both]).abs().max()))
-        scale = max(scale, float(one[both].abs().max()))
-    return Difference(absolute, absolute / scale if scale else absolute)
-
-
-def frozen_sums(model: Any) -> dict[str, tuple[int, int]]:
-    """A checksum of every parameter that must not move and of every persistent buffer.
-
-    Running statistics (batch norm) and buffers that are not saved (position tables) change by
-    design and are left out.
+    ``copyable``: whether the whole model may be copied; else each adapted layer is merged alone.
     """
-    import torch
-
-    sums = {}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            sums[name] = checksum(parameter)
-    for path, module in model.named_modules():
-        if getattr(module, "track_running_stats", False):
-            continue
-        transient = getattr(module, "_non_persistent_buffers_set", set())
-        for key, buffer in module._buffers.items():
-            if isinstance(buffer, torch.Tensor) and key not in transient:
-                sums[f"{path}.{key}"] = checksum(buffer)
-    return sums
-
-
-def checksum(tensor: Any) -> tuple[int, int]:
-    """The sum of all bits of a tensor read as whole numbers, and of their squares, modulo 2**64."""
-    import torch
-
-    flat = tensor.detach().contiguous().view(-1)
-    if flat.dtype is torch.bool:
-        flat = flat.to(torch.uint8)
-    width = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    if flat.is_complex():
-        flat = torch.view_as_real(flat).reshape(-1)
-    whole = flat.view(width[flat.element_size()])
-    total = squares = 0
-    for start in range(0, whole.numel(), CHUNK):
-        part = whole[start : start + CHUNK].to(torch.int64)
-        total += int(part.sum())
-        squares += int((part * part).sum())
-    return total % (1 << 64), squares % (1 << 64)
+    name = "merge"
+    if not hasattr(getattr(model, "base_model", None), "merge_and_unload"):
+        return ledger.skip(name, "PEFT cannot merge this kind of adapter")
+    if any(not p.is_floating_point() for p in model.parameters()):
+        return ledger.skip(name, "merging into quantized weights rounds them again")
+    tied = tied_to_others(model, layers)
+    try:
+        with ledger.guard(name):
+            if copyable:
+                difference = _merge_copy(model, batch)
+                value, detail = _value(difference), _text(difference)
+                if tied:
+                    detail += f"; {', '.join(tied)} shares its weight with another module"
+            elif tied:
+                value = None
+                detail = f"merging {tied[0]} also changes the module that shares its weight"
+            else:
+                value, path = merge_layer_by_layer(model, batch, layers)
+                detail = f"measured layer by layer, largest at {path}"
+    except Stop as stop:
+        if isinstance(stop.__cause__, NotImplementedError):
+            ledger.unfail(name, f"PEFT cannot: {one_line(stop.__cause__, 200)}")
+        return None
+    tolerance = MERGE_TOLERANCE.get(dtype, 1e-4)
+    good = value is not None and value <= tolerance
+    ledger.add(name, good, value, _expected(tolerance), detail)
+    return None
 
 
-def changed(before: dict[str, tuple[int, int]], after: dict[str, tuple[int, int]]) -> list[str]:
-    """Names whose checksum is another, as the user knows them."""
-    return [clean_path(name) for name, value in before.items() if after.get(name, value) != value]
+def _merge_copy(model: Any, batch: Any) -> Difference:
+    own = outputs_of(model, batch)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.zero_grad(set_to_none=True)
+        merged = copy.deepcopy(model).merge_and_unload()
+    return compare(own, outputs_of(merged, batch))
+
+
+def _value(difference: Difference) -> float | None:
+    return difference.relative if difference.comparable else None
+
+
+def _text(difference: Difference) -> str:
+    return difference.why or f"largest absolute difference {difference.absolute:.3g}"
+
+
+def _expected(tolerance: float) -> str:
+    return f"a relative difference of at most {tolerance:g}"
 
 
 def save_and_reload(model: Any, base: Any) -> tuple[Any, list[str]]:
-    """Save the adapters of ``model`` and load them onto ``base``; the new model and PEFT's warnings.
+    """Save the adapters of ``model`` and load them onto ``base``.
 
-    Raises what PEFT raises.
+    Returns the new model and PEFT's warnings about what is missing; raises what PEFT raises.
     """
-    import warnings
-
     import peft
 
     with (
@@ -166,7 +144,8 @@ def merge_layer_by_layer(model: Any, batch: Any, layers: list[Any]) -> tuple[flo
 
     for layer in layers:
         if hasattr(layer.module, "merge"):
-            handles.append(layer.module.register_forward_hook(hook_of(layer.path), with_kwargs=True))
+            hook = hook_of(layer.path)
+            handles.append(layer.module.register_forward_hook(hook, with_kwargs=True))
     try:
         outputs_of(model, batch)
     finally:

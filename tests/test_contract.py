@@ -45,7 +45,8 @@ def run_source(
     recipe = make_recipe(values, where="test", origin="option")
     torch.manual_seed(1)  # whatever ran before must not matter
     result = Verification.from_json(gather(source.to_json(), recipe.to_json()))
-    assert [check.name for check in result.checks] == list(CHECKS)
+    if result.outcome != "undetermined":
+        assert [check.name for check in result.checks] == list(CHECKS)
     return result
 
 
@@ -129,7 +130,7 @@ class TestHealthy:
 
 class TestTargets:
     def test_llava_reaches_into_the_vision_tower(self) -> None:
-        """Llava takes the features of the last but one vision layer: the last one learns nothing."""
+        """Llava takes the last but one vision layer's features: the last one learns nothing."""
         result = run("llava", target_modules=LIST, task_type="CAUSAL_LM")
         assert failed(result) == ["gradients"]
         check = result.check("gradients")
@@ -156,7 +157,7 @@ class TestTargets:
         skipped = [check for check in result.checks if check.status == "skipped"]
         assert all(check.detail == "not run: attaches failed" for check in skipped)
 
-    @pytest.mark.skipif(Version("0.21") > PEFT, reason="experts are linear layers, or not converted")
+    @pytest.mark.skipif(Version("0.21") > PEFT, reason="experts are not converted")
     def test_converted_experts_refuse_dropout(self) -> None:
         names = ["q_proj", "gate_proj", "up_proj", "down_proj"]
         healthy(run("qwen3_moe", target_modules=names, task_type="CAUSAL_LM"))
@@ -167,7 +168,7 @@ class TestTargets:
 
 class TestWrongClassOrTask:
     def test_headless_llama_as_causal_lm(self) -> None:
-        """Refused when wrapped since GenerationMixin left PreTrainedModel; before, in the forward."""
+        """Refused by PEFT since GenerationMixin left PreTrainedModel; before, in the forward."""
         result = run("llama", model_class="LlamaModel", target_modules=LIST, task_type="CAUSAL_LM")
         assert result.outcome == "failed" and result.failure is not None
         if Version("4.50") <= TRANSFORMERS:

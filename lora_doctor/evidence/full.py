@@ -96,7 +96,7 @@ def _verify(loader: Any, recipe: Recipe, steps: int, device: str) -> Verificatio
         base=model,
         batches=batches,
         wrap=prepare.wrapper(model, recipe),
-        fresh=prepare.fresh_base(model, shared=True),
+        fresh=prepare.fresh_base(model, shared=not prepare.rewrites_weights(recipe)),
         set_up=lambda wrapped: prepare.set_up(wrapped, recipe),
         learning_rate=LEARNING_RATE,
         copyable=prepare.is_copyable(model),
@@ -154,7 +154,7 @@ def weights_folder(source: Mapping[str, Any]) -> Path:
                     source["name"], revision=source["revision"], allow_patterns=patterns
                 )
             )
-        except Exception as error:  # noqa: BLE001 - network, access and disk, each in its own class
+        except Exception as error:
             raise EvidenceError(
                 f"the weights of {source['name']} cannot be had: "
                 f"{type(error).__name__}: {one_line(error, 200)}"

@@ -39,9 +39,10 @@ class NonFinite:
 
     def __str__(self) -> str:
         made = "makes" if self.input_finite else "passes on"
+        inputs, outputs = _range_text(self.input_range), _range_text(self.output_range)
         return (
-            f"{self.path or 'the model'} ({self.class_name}, {self.dtype}) {made} non-finite values: "
-            f"inputs {_range_text(self.input_range)}, finite outputs {_range_text(self.output_range)}"
+            f"{self.path or 'the model'} ({self.class_name}, {self.dtype}) {made} non-finite "
+            f"values: inputs {inputs}, finite outputs {outputs}"
         )
 
 

@@ -19,7 +19,7 @@ HALF = ("float16", "bfloat16")
 COPY_BYTES = 1 << 30
 
 
-class NoBatch(Exception):  # noqa: N818 - a reason, not an error of the recipe
+class NoBatch(Exception):
     """No batch could be made that the model takes."""
 
 
@@ -55,7 +55,10 @@ def make_batches(
         try:
             first = make_batch(model)
         except BatchError as error:
-            raise NoBatch(f"no batch could be made: {error.reason}") from error
+            first = _untried_batch(model)
+            if first is None:
+                raise NoBatch(f"no batch could be made: {error.reason}") from error
+            notes.append(f"the batch was not tried beforehand: {error.reason}")
     batches = [first]
     kinds = {frozenset(first.modality)}
     if kinds == {frozenset({"text"})}:
@@ -73,6 +76,21 @@ def make_batches(
             kinds.add(frozenset(batch.modality))
             batches.append(batch)
     return batches
+
+
+def _untried_batch(model: Any) -> Any:
+    """A batch that nobody has run, for a half-precision model whose outputs are no numbers.
+
+    Overflow of the base model is an answer about the recipe's dtype: the contract must see it.
+    """
+    from lora_doctor.evidence.batch import BatchError, make_batch
+
+    if dtype_of(model) not in HALF:
+        return None
+    try:
+        return make_batch(model, run=False)
+    except BatchError:
+        return None
 
 
 def missing_inputs(model: Any, batches: Sequence[Any]) -> tuple[str, ...]:
@@ -209,6 +227,11 @@ def is_adapted(model: Any) -> bool:
     )
 
 
+def rewrites_weights(recipe: Recipe) -> bool:
+    """Whether putting the adapters on changes frozen weights, in place (OLoRA, PiSSA, …)."""
+    return recipe.get("init_lora_weights") not in (None, True, False, "gaussian")
+
+
 def wrapper(model: Any, recipe: Recipe) -> Callable[[Any], Any] | None:
     """What puts the adapters on; ``None`` when the model already has them."""
     if is_adapted(model):
@@ -248,6 +271,10 @@ def fresh_base(model: Any, *, shared: bool = False) -> Callable[[], Any]:
 
 def bare(model: Any) -> Any:
     """The model without any adapter, wrappers within wrappers included; ``model`` is used up."""
-    while hasattr(model, "peft_config") and hasattr(model, "base_model"):
+    import peft
+
+    while isinstance(model, peft.PeftModel):
         model = model.unload() if hasattr(model.base_model, "unload") else model.get_base_model()
+    # Older releases leave it, and the next wrapper then thinks it is the second one.
+    vars(model).pop("peft_config", None)
     return model
