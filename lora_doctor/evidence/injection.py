@@ -307,7 +307,9 @@ def _resolved(config: Any) -> tuple[str, ...]:
         return ()
     if isinstance(targets, str):
         return (targets,)
-    return tuple(sorted({pattern_of(str(name)) for name in targets}))
+    # Full paths (`all-linear`) and PEFT's shortened ones come out alike: as leaf names.
+    shown = {re.search(r"[^.]*(\.\*)?$", pattern_of(str(name))) for name in targets}
+    return tuple(sorted({match.group() for match in shown if match}))
 
 
 class _Counts:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from lora_doctor.errors import EvidenceError, LoraDoctorError
 from lora_doctor.evidence.injection import Injected, inject, read_wrapped, report
 from lora_doctor.evidence.loading import Loader
 from lora_doctor.evidence.modules import assign_roles, collect, elements, group, is_adapter_layer
@@ -46,7 +47,15 @@ def gather(
     asked = Recipe.from_json(recipe)
     loader = Loader(source, asked)
     _apply(patches)
-    model = loader.build("meta")
+    try:
+        model = loader.build("meta")
+    except LoraDoctorError:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())
+        raise EvidenceError(
+            f"{loader.loaded_by} cannot be built from this config: {type(error).__name__}: {text}"
+        ) from error
     found, where = _describe(
         model,
         loaded_by=loader.loaded_by,

@@ -129,18 +129,28 @@ def name_groups(structure: Structure, wanted: Sequence[ModuleGroup]) -> list[str
         group for group in structure.groups if group not in chosen and group.kind != "parameter"
     ]
     forms: list[str | list[str]] = []
-    if not any(group.leaf in leaves for group in others) and "*" not in leaves:
+    words = [leaf for leaf in leaves if not leaf.isdigit()]
+    if words == leaves and not any(group.leaf in leaves for group in others):
         forms.append(leaves)
     starts = list(dict.fromkeys(_start(group.pattern) for group in wanted))
-    names = "|".join(re.escape(leaf) for leaf in leaves if leaf != "*")
+    names = "|".join(re.escape(leaf) for leaf in words)
     start = "|".join(re.escape(name) for name in starts)
     start = f"(?:{start})" if len(starts) > 1 else start
     short = rf"{start}\..*\.(?:{names})" if start else rf".*\.(?:{names})"
     if _selects(short, wanted, others):
         forms.append(short)
-    exact = "|".join(re.escape(group.pattern).replace(r"\*", r"\d+") for group in wanted)
-    forms.append(exact)
+    forms.append("|".join(_exact(group) for group in wanted))
     return forms
+
+
+def _exact(group: ModuleGroup) -> str:
+    """A regular expression for one group; layers of a sequence are named by their own numbers."""
+    pattern = group.pattern
+    if group.leaf.isdigit():
+        leaves = sorted({path.rpartition(".")[2] for path in group.examples})
+        start = re.escape(pattern.rpartition(".")[0]).replace(r"\*", r"\d+")
+        return rf"{start}\.(?:{'|'.join(leaves)})"
+    return re.escape(pattern).replace(r"\*", r"\d+")
 
 
 def role_cover(structure: Structure, entries: Sequence[str]) -> list[str]:

@@ -109,7 +109,7 @@ class _Thinning:
         if type(module).__name__ == "ModuleList":
             self._thin(path, module, children)
         features = tuple(
-            getattr(module, name, None) for name in ("in_features", "out_features", "groups")
+            repr(vars(module).get(name)) for name in ("in_features", "out_features", "groups")
         )
         return self._number(
             (

@@ -54,6 +54,8 @@ def find_towers(model: Any, parts: Sequence[Part]) -> Anatomy:
     embedding_path = None if embedding is None else _path_of(model, embedding, paths)
     if embedding is not None and embedding_path is None:
         error = "get_input_embeddings returns a module that is not part of the model"
+    if output is None:
+        output = _output_inside(model)
     search = _Search(model, parts, embedding_path, None if output is None else unwrap(output))
     return Anatomy(search.run(), embedding_path, error, output)
 
@@ -85,7 +87,11 @@ class _Search:
     def run(self) -> tuple[Tower, ...]:
         self._descend("")
         if not self.seeds and self.parts:
-            self._add("", "other", "no token embedding, no picture or sound input was found")
+            kind = self._modality("")
+            if kind:
+                self._add("", kind, "its class or its inputs say so")
+            else:
+                self._add("", "other", "no token embedding, no picture or sound input was found")
         for path in self.leftovers:
             self._judge(path)
         self._projectors_inside()
@@ -168,7 +174,8 @@ class _Search:
                     found[path] = f"it holds an embedding of the vocabulary ({part.shape[0]})"
         if not found and embeddings:
             path, part = max(embeddings.items(), key=lambda item: item[1].shape[0])
-            if part.shape[0] >= _FEWEST_TOKENS or not others:
+            silent = getattr(self.model, "config", None) is None
+            if not others or (silent and part.shape[0] >= _FEWEST_TOKENS):
                 found[path] = f"it holds the largest embedding ({part.shape[0]} rows)"
         return [_Seed(path, "language", why) for path, why in found.items()]
 
@@ -187,8 +194,8 @@ class _Search:
                 self.leftovers.append(child)
             elif any(seed.path == child and not self._is_tree(child) for seed in seeds):
                 here.extend(seeds)  # an embedding or convolution directly in this module
-            elif self.linear[child] == 0 and len(kinds) == 1:
-                here.extend(seeds)
+            elif not self.linear[child] and all(seed.kind == "language" for seed in seeds):
+                here.extend(seeds)  # embeddings without layers: those stand beside them
             else:
                 self._descend(child)
         here.extend(seed for seed in inside if seed.path == path)
@@ -201,6 +208,8 @@ class _Search:
         Language seeds in several big children (text encoder and decoder of a composed model) are
         towers of their own.
         """
+        if seeds[0].kind != "language":
+            return True
         children = [child for child in self._children(path) if self._seeds_in(child)]
         big = [child for child in children if self.linear[child]]
         return len(big) < 2 or any(seed.path == path for seed in seeds)
@@ -254,11 +263,15 @@ class _Search:
             self._add(path, "head", f"it gives {self._outputs(path)} outputs beside the towers")
             return
         if "language" in kinds and senses:
-            link = self._link(path, senses)
+            link = self._link(path, senses) or ("" if surrounding else self._follows(path))
             if link:
                 self._add(path, "projector", link)
                 return
         if surrounding:
+            return
+        named = _kind_by_words(path.rpartition(".")[2])
+        if named and len(kinds) == 1 and named not in kinds:
+            self._add(path, named, "its name says so; nothing else does")
             return
         if self._embeds_tokens(path):
             self._add(path, "language", "it holds embeddings and layers of its own")
@@ -292,6 +305,20 @@ class _Search:
                 if ins & source and (not outs & source or self._is_stack(path)):
                     return what
         # The first half of a chain (Q-Former, then projection) ends in neither width.
+        return ""
+
+    def _follows(self, path: str) -> str:
+        """How a small subtree goes on from a tower: a norm, or a projection to a shared space."""
+        parts = self.by_path[path]
+        if self.linear[path] > 4 or self._repeats(path):
+            return ""
+        widths = {
+            part.shape[-1] for part in parts if part.kind in ("linear", "norm") and part.shape
+        }
+        for tower in self.found.values():
+            shared = widths & self._widths(tower.path)
+            if shared and tower.kind in ("language", "vision", "audio"):
+                return f"it takes the output of {tower.kind} (width {_some(shared)}) onwards"
         return ""
 
     def _projectors_inside(self) -> None:
@@ -397,6 +424,16 @@ def _ask(module: Any, name: str) -> tuple[Any, str | None]:
         return None, f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
+def _output_inside(model: Any) -> Any:
+    """The output embeddings of a part of the model, where a user's own wrapper does not say."""
+    for path, module in model.named_modules():
+        if path and hasattr(module, "get_output_embeddings"):
+            output, _ = _ask(module, "get_output_embeddings")
+            if output is not None:
+                return output
+    return None
+
+
 def _path_of(model: Any, wanted: Any, known: Mapping[int, str]) -> str | None:
     wanted = unwrap(wanted)
     if id(wanted) in known:
@@ -407,7 +444,7 @@ def _path_of(model: Any, wanted: Any, known: Mapping[int, str]) -> str | None:
 def _kind_by_words(words: str) -> TowerKind | None:
     """``vision`` or ``audio`` when the words name one of them, not both."""
     vision, audio = bool(_VISION.search(words)), bool(_AUDIO.search(words))
-    if vision == audio:
+    if vision == audio or re.search(r"Text(Config|Model)", words):
         return None
     return "vision" if vision else "audio"
 
