@@ -38,11 +38,20 @@ BERT = {
 }  # fmt: skip
 T5 = {
     "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2, "model_type": "t5",
+    "architectures": ["T5ForConditionalGeneration"],
     "decoder_start_token_id": 0, **TEXT,
 }  # fmt: skip
 OPT = {
     "hidden_size": 16, "ffn_dim": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "word_embed_proj_dim": 16, "max_position_embeddings": 64, "model_type": "opt", **TEXT,
+    "word_embed_proj_dim": 16, "max_position_embeddings": 64, "model_type": "opt",
+    "architectures": ["OPTForCausalLM"], **TEXT,
+}  # fmt: skip
+
+
+LLAMA = {
+    "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 2, "max_position_embeddings": 64, "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"], **TEXT,
 }  # fmt: skip
 
 
@@ -128,6 +137,19 @@ def _pix2struct() -> tuple[Any, dict[str, Any]]:
     return model, {"flattened_patches": patches_, "labels": _tokens()}
 
 
+def _llava_text() -> tuple[Any, dict[str, Any]]:
+    vision = {**VISION, "model_type": "clip_vision_model", "projection_dim": 16}
+    config = transformers.LlavaConfig(vision_config=vision, text_config=LLAMA, image_token_index=63)
+    tokens = _tokens()
+    batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": tokens}
+    return transformers.LlavaForConditionalGeneration(config), batch
+
+
+def _t5() -> tuple[Any, dict[str, Any]]:
+    model = transformers.T5ForConditionalGeneration(transformers.T5Config(**T5))
+    return model, {"input_ids": _tokens(), "labels": _tokens()}
+
+
 def _vision_encoder_decoder() -> tuple[Any, dict[str, Any]]:
     decoder = transformers.GPT2Config(
         n_embd=16, n_layer=2, n_head=2, n_positions=32, add_cross_attention=True, is_decoder=True,
@@ -146,6 +168,9 @@ Builder = Callable[[], "tuple[Any, dict[str, Any]]"]
 MODELS: dict[str, tuple[Builder, tuple[str, ...]]] = {
     "instructblip-t5": (lambda: _blip2(T5, True), (S2S, CAUSAL, FEATURES)),
     "instructblip-opt": (lambda: _blip2(OPT, True), (CAUSAL,)),
+    "instructblip-llama": (lambda: _blip2(LLAMA, True), (CAUSAL,)),
+    "llava-text": (_llava_text, (CAUSAL, S2S)),
+    "t5": (_t5, (S2S,)),
     "blip2-t5": (lambda: _blip2(T5, False), (S2S, CAUSAL)),
     "blip2-opt": (lambda: _blip2(OPT, False), (CAUSAL,)),
     "blip-vqa": (lambda: _blip("BlipForQuestionAnswering"), (S2S, CAUSAL)),
