@@ -6,6 +6,7 @@ one block. Sizes are in the units of the SVG's own coordinates; a tower is :data
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 WIDTH = 340
 _COLUMNS = 3
 _GAP, _PAD = 8, 12
-_CELL_WIDTH = (WIDTH - 4 - 2 * _PAD - (_COLUMNS - 1) * _GAP) / _COLUMNS
+_FRAME = 330  # what is left beside the stack behind a repeated block
+_CELL_WIDTH = round((_FRAME - 2 * _PAD - (_COLUMNS - 1) * _GAP) / _COLUMNS, 1)
 _CELL_HEIGHT, _CAPTION, _HEADING = 38, 18, 24
 #: Letters of the cell's font that fit beside each other.
 _LABEL_CHARS = 14
@@ -105,7 +107,7 @@ class Picture:
     hidden_rows: int
     hidden_towers: tuple[str, ...]
     summary: str
-    changes: bool
+    changes: frozenset[str]
 
 
 class _Adapters:
@@ -172,7 +174,7 @@ def picture(
             if not any(tower is other for other, _ in kept)
         )[:50],
         _summary(groups),
-        any(cell.change for tower in drawn for cell in tower.cells),
+        frozenset(cell.change for tower in drawn for cell in tower.cells if cell.change),
     )
 
 
@@ -229,9 +231,7 @@ def _tower(
     )  # fmt: skip
 
 
-def _most_telling(
-    groups: list[ModuleGroup], adapters: _Adapters, most: int
-) -> list[ModuleGroup]:
+def _most_telling(groups: list[ModuleGroup], adapters: _Adapters, most: int) -> list[ModuleGroup]:
     """The groups with adapters, then the largest; in the order of the model."""
     rank = sorted(
         range(len(groups)),
@@ -245,7 +245,7 @@ def _most_telling(
 def _blocks(
     groups: Iterable[ModuleGroup], tower: str
 ) -> list[tuple[str, list[tuple[str, list[ModuleGroup]]]]]:
-    """Blocks (what repeats together) of sections (what has the same parent), in first-seen order."""
+    """Blocks (what repeats together) of sections (what has the same parent), as they come."""
     blocks: dict[str, dict[str, list[ModuleGroup]]] = {}
     for group in groups:
         block, section, _ = _split(group.pattern, tower)
@@ -304,17 +304,14 @@ class Sparkline:
 
     lines: tuple[str, ...]
     breaks: tuple[float, ...]
-    end: tuple[float, float] | None
 
 
 def sparkline(losses: tuple[float, ...], low: float, high: float) -> Sparkline:
     """A line through the finite losses, between ``low`` and ``high``, interrupted by the others."""
-    import math
-
     step = 152 / max(len(losses) - 1, 1)
     span = (high - low) or 1.0
     lines: list[list[str]] = [[]]
-    breaks, end = [], None
+    breaks = []
     for index, loss in enumerate(losses):
         x = round(4 + index * step, 1)
         if not math.isfinite(loss):
@@ -323,5 +320,6 @@ def sparkline(losses: tuple[float, ...], low: float, high: float) -> Sparkline:
             continue
         y = round(36 - 32 * (loss - low) / span, 1)
         lines[-1].append(f"{x},{y}")
-        end = (x, y)
-    return Sparkline(tuple(" ".join(line) for line in lines if line), tuple(breaks), end)
+    # A line of one point is drawn only when it goes somewhere, if only to itself.
+    drawn = tuple(" ".join(line if len(line) > 1 else line * 2) for line in lines if line)
+    return Sparkline(drawn, tuple(breaks))

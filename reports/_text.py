@@ -17,6 +17,7 @@ from typing import Any
 #: Cc control (ANSI escapes, carriage return), Cf format (bidi overrides, zero width), Cs lone
 #: surrogates, Zl and Zp line and paragraph separators.
 _UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _PLAIN = re.compile(r"[\x20-\x7e]*")
 #: More combining marks than this on one letter only serve to paint over the neighbourhood.
 _MOST_MARKS = 4
@@ -68,7 +69,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, Enum):
         return plain(value.value)
     if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode("utf-8") if _has_surrogate(value) else value
+        return _SURROGATE.sub("?", value)
     if isinstance(value, int):
         return int(value)
     if isinstance(value, float):
@@ -82,10 +83,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     return plain(str(value))
-
-
-def _has_surrogate(text: str) -> bool:
-    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def number(value: float) -> str:

@@ -206,6 +206,14 @@ def versions(
     return [(name, visible(packages[name], 60)) for name in names if packages.get(name)]
 
 
+def shapes(inputs: Mapping[str, Iterable[int]]) -> str:
+    """The inputs of a batch: ``input_ids 2×16, labels 2×16``."""
+    return ", ".join(
+        f"{visible(name, 60)} {'×'.join(str(size) for size in shape) or 'scalar'}"
+        for name, shape in list(inputs.items())[:20]
+    )
+
+
 # --- a fix as a diff ---
 
 
@@ -253,10 +261,17 @@ def _lines(key: str, value: Any) -> list[str]:
 
 
 def literal(value: Any) -> str:
-    """A recipe value as one writes it in YAML or JSON; texts bare where that is unambiguous."""
-    if isinstance(value, str) and _is_bare(value):
-        return value
-    return visible(json.dumps(plain(value), ensure_ascii=False), 300)
+    """A recipe value as one writes it in YAML; texts bare where that is unambiguous.
+
+    Single quotes leave the backslashes of a regular expression as the user knows them.
+    """
+    if isinstance(value, str):
+        if _is_bare(value):
+            return value
+        if "'" not in value and value.isprintable() and len(value) <= 1000:
+            return f"'{visible(value, None)}'"
+    text: str = visible(json.dumps(plain(value), ensure_ascii=False), 300)
+    return text
 
 
 def _is_bare(text: str) -> bool:

@@ -37,7 +37,7 @@ def render(
 
 def line(finding: Finding) -> str:
     """One finding on one line, with its severity and its first fix at the end."""
-    notes = [finding.severity]
+    notes: list[str] = [finding.severity]
     if finding.fixes:
         fix = finding.fixes[0]
         notes.append(f"{fix.safety} fix: {visible(fix.title, 300)}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from lora_doctor.reports._text import many, memory, seconds, shorten, shown, visible
 from lora_doctor.reports._words import (
@@ -25,6 +25,7 @@ from lora_doctor.reports._words import (
     ordered,
     proof_words,
     recipe_rows,
+    shapes,
     tally,
     text_diff,
     verdict_words,
@@ -46,7 +47,9 @@ _STYLES = {
 }  # fmt: skip
 _MARKS = {"passed": "✓", "failed": "✗", "skipped": "·"}
 #: Where the encoding has not these, equal in width so that tables stay straight.
-_FALLBACKS = {"✓": "+", "✗": "x", "·": "-", "…": "~", "→": ">", "×": "x", "─": "-", "–": "-"}
+_FALLBACKS = str.maketrans(
+    {"✓": "+", "✗": "x", "·": "-", "…": "~", "→": ">", "×": "x", "─": "-", "–": "-"}
+)
 _MOST_EVIDENCE = 30
 #: Columns that the labels ``proof``, ``fix`` and ``more`` take.
 _MARGIN = 9
@@ -137,7 +140,7 @@ def _encodable(text: str, encoding: str) -> str:
     try:
         text.encode(encoding)
     except UnicodeEncodeError:
-        text = text.translate(str.maketrans(_FALLBACKS))
+        text = text.translate(_FALLBACKS)
         return text.encode(encoding, "backslashreplace").decode(encoding)
     return text
 
@@ -271,6 +274,12 @@ def _contract(page: _Page, diagnosis: Diagnosis, verbose: bool) -> None:
         ],
         (54, 22, 22) if both else (60, 38),
     )  # fmt: skip
+    for row in telling if not verbose else ():
+        for check in filter(_failed, (row.before, row.after)):
+            words = [f"expected: {visible(check.expected, 300)}"] if check.expected else []
+            words += [visible(check.detail, 400)] if check.detail else []
+            if words:
+                page.line((f"{visible(check.name)}: ", "dim"), "; ".join(words), indent=2)
     others = [row for row in rows if row not in telling]
     page.line((_others(others, both), "dim"), indent=2)
     for label, run in (("before", before), ("after", after)):
@@ -281,7 +290,7 @@ def _contract(page: _Page, diagnosis: Diagnosis, verbose: bool) -> None:
             _run_details(page, label, run)
 
 
-def _failed(check: Check | None) -> bool:
+def _failed(check: Check | None) -> TypeGuard[Check]:
     return check is not None and check.status == "failed"
 
 
@@ -325,7 +334,7 @@ def _run_details(page: _Page, label: str, run: Verification) -> None:
             words = "; ".join(visible(item, 400) for item in (check.expected, check.detail) if item)
             page.line((f"{label}, {visible(check.name)}: ", "dim"), words, indent=2)
     for batch in run.batches:
-        inputs = ", ".join(f"{visible(k, 60)} {list(v)}" for k, v in batch.inputs.items())
+        inputs = shapes(batch.inputs)
         losses = f"; losses {shown(batch.losses)}" if batch.losses else ""
         page.line((f"{label}, {visible(batch.kind)} batch: ", "dim"), f"{inputs}{losses}", indent=2)
     for group in run.adapters:

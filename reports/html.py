@@ -29,6 +29,7 @@ from lora_doctor.reports._words import (
     ordered,
     proof_words,
     recipe_rows,
+    shapes,
     tally,
     text_diff,
     verdict_words,
@@ -74,9 +75,9 @@ def render(
     encoding: str = "utf-8",
 ) -> str:
     """The page, below 300 kB whatever the model is."""
-    page = ""
+    page, embedded = "", _Embedded(diagnosis)
     for limits in _LEVELS:
-        page = _template().render(_view(diagnosis, limits))
+        page = _template().render(_view(diagnosis, limits), json=embedded.within(limits.json))
         page = page.encode(encoding, "xmlcharrefreplace").decode(encoding)
         if len(page.encode()) <= MAX_BYTES:
             break
@@ -103,7 +104,7 @@ def _template() -> Any:
     )  # fmt: skip
     css = (folder / "report.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
-    environment.globals["css"] = Markup(css)  # noqa: S704 - our own file
+    environment.globals["css"] = Markup(css)
     # Only this very style sheet: an injected <style> or style="" would be refused as well.
     environment.globals["style_hash"] = f"sha256-{digest}"
     return environment.get_template("report.html.j2")
@@ -112,8 +113,11 @@ def _template() -> Any:
 def _view(diagnosis: Diagnosis, limits: _Limits) -> dict[str, Any]:
     """Everything that the template shows, as plain data."""
     headline, explanation = verdict_words(diagnosis)
+    if diagnosis.verdict == "healthy" and "proposed" in diagnosis.recipe.origins.values():
+        explanation += " What the recipe left open was proposed by lora-doctor."
     findings = ordered(diagnosis.findings)
     worst = findings[0].severity if findings else "info"
+    contract, not_run = _contract(diagnosis)
     tone = {"healthy": "good", "undetermined": "open"}.get(diagnosis.verdict) or worst
     return {
         "model": visible(diagnosis.model, 120),
@@ -127,7 +131,9 @@ def _view(diagnosis: Diagnosis, limits: _Limits) -> dict[str, Any]:
         "more_findings": [_line(item) for item in findings[limits.findings :]][: limits.lines],
         "hidden_findings": max(len(findings) - limits.findings - limits.lines, 0),
         "remaining": _remaining(diagnosis, limits),
-        "contract": _contract(diagnosis),
+        "contract": contract,
+        "not_run": not_run,
+        "many": many,
         "runs": _runs(diagnosis, limits),
         "picture": picture(diagnosis, most_cells=limits.cells, most_rows=limits.lines),
         "costs": _costs(diagnosis, limits),
@@ -142,7 +148,6 @@ def _view(diagnosis: Diagnosis, limits: _Limits) -> dict[str, Any]:
         "recipe_diff": text_diff(diagnosis.recipe_diff[: limits.traceback * 2]),
         "environment": _environment(diagnosis, limits),
         "notes": [visible(note, limits.text) for note in diagnosis.notes[: limits.lines]],
-        "json": _embedded(diagnosis, limits.json),
     }
 
 
@@ -160,6 +165,8 @@ def _counts(diagnosis: Diagnosis) -> list[tuple[str, int, str]]:
 
 def _finding(finding: Finding, diagnosis: Diagnosis, limits: _Limits) -> dict[str, Any]:
     applied = {(item.rule, item.fix.title) for item in diagnosis.applied}
+    proven = diagnosis.after is not None and diagnosis.after.outcome == "passed"
+    tried = "proven below" if proven else "tried below" if diagnosis.after else "chosen"
     return {
         "severity": finding.severity,
         "rule": visible(finding.rule, 60),
@@ -179,7 +186,7 @@ def _finding(finding: Finding, diagnosis: Diagnosis, limits: _Limits) -> dict[st
                 "title": visible(fix.title, limits.text),
                 "safety": fix.safety,
                 "words": SAFETY[fix.safety],
-                "applied": (finding.rule, fix.title) in applied,
+                "tried": tried if (finding.rule, fix.title) in applied else "",
                 "diff": fix_diff(fix, diagnosis.recipe.values),
                 "patch": visible(fix.patch.name, 120) if fix.patch else "",
                 "parameters": [
@@ -206,21 +213,28 @@ def _remaining(diagnosis: Diagnosis, limits: _Limits) -> dict[str, Any] | None:
     }
 
 
-def _contract(diagnosis: Diagnosis) -> list[dict[str, Any]]:
-    return [
-        {
-            "name": visible(row.name, 80),
-            "meaning": row.meaning,
-            "expected": visible(_expected(row.after) or _expected(row.before), 160),
-            "before": _cell(row.before),
-            "after": _cell(row.after),
-        }
-        for row in contract_rows(diagnosis.before, diagnosis.after)[:40]
-    ]
-
-
-def _expected(check: Check | None) -> str:
-    return check.expected if check else ""
+def _contract(
+    diagnosis: Diagnosis,
+) -> tuple[list[dict[str, Any]], list[tuple[str, list[str]]]]:
+    """The checks that ran, and the names of those that did not under the reason why."""
+    rows: list[dict[str, Any]] = []
+    not_run: dict[str, list[str]] = {}
+    for row in contract_rows(diagnosis.before, diagnosis.after)[:40]:
+        meaning = row.meaning or visible(row.name, 80)
+        checks = [check for check in (row.before, row.after) if check is not None]
+        if all(check.status == "skipped" for check in checks):
+            not_run.setdefault(visible(checks[-1].detail, 300), []).append(meaning)
+            continue
+        expected = next((check.expected for check in reversed(checks) if check.expected), "")
+        rows.append(
+            {
+                "meaning": meaning,
+                "expected": visible(expected, 160),
+                "before": _cell(row.before),
+                "after": _cell(row.after),
+            }
+        )
+    return rows, list(not_run.items())
 
 
 def _cell(check: Check | None) -> dict[str, str] | None:
@@ -235,22 +249,26 @@ def _cell(check: Check | None) -> dict[str, str] | None:
 
 def _runs(diagnosis: Diagnosis, limits: _Limits) -> list[dict[str, Any]]:
     """The executed verifications with their losses, on one scale."""
-    pairs = [("Before", diagnosis.before), ("After the fixes", diagnosis.after)]
-    runs = [(label, run) for label, run in pairs if run is not None]
+    first = "Before" if diagnosis.after else "Result"
+    pairs = [("before", first, diagnosis.before), ("after", "After the fixes", diagnosis.after)]
+    # One that never began has only its reason, which the verdict tells.
+    runs = [
+        (key, label, run)
+        for key, label, run in pairs
+        if run and (run.checks or run.failure or run.batches or diagnosis.after)
+    ]
     finite = [
         loss
-        for _, run in runs
+        for _, _, run in runs
         for batch in run.batches
         for loss in batch.losses
         if math.isfinite(loss)
     ]
     low, high = min(finite, default=0.0), max(finite, default=1.0)
-    return [_run(label, run, low, high, limits) for label, run in runs]
+    return [{"key": key, **_run(label, run, low, high, limits)} for key, label, run in runs]
 
 
-def _run(
-    label: str, run: Verification, low: float, high: float, limits: _Limits
-) -> dict[str, Any]:
+def _run(label: str, run: Verification, low: float, high: float, limits: _Limits) -> dict[str, Any]:
     facts = [("Outcome", run.outcome), ("Model", visible(run.model_class, 120))]
     if run.model_parameters:
         facts.append(("Parameters", f"{run.model_parameters:,}"))
@@ -274,7 +292,7 @@ def _run(
         "batches": [
             {
                 "kind": visible(batch.kind, 80),
-                "inputs": shown({k: list(v) for k, v in batch.inputs.items()}, limits.text),
+                "inputs": shorten(shapes(batch.inputs), limits.text),
                 "loss": visible(batch.loss, 160),
                 "first": number(batch.losses[0]) if batch.losses else "",
                 "last": number(batch.losses[-1]) if batch.losses else "",
@@ -300,11 +318,14 @@ def _costs(diagnosis: Diagnosis, limits: _Limits) -> list[tuple[str, str, str, s
         )
         for item in diagnosis.gathered[:40]
     ]
-    for label, run in (("contract, before", diagnosis.before), ("contract, after", diagnosis.after)):
+    for label, run in (
+        ("contract, before", diagnosis.before),
+        ("contract, after", diagnosis.after),
+    ):
         if run is not None and run.checks:
             peak = memory(run.peak_memory) if run.peak_memory is not None else ""
             source = f"{many(run.steps, 'step')} on {visible(run.device, 60)}"
-            rows.append((label, seconds(run.seconds), peak, source))
+            rows.append((f"contract, {label}", seconds(run.seconds), peak, source))
     rows.append(("everything", seconds(diagnosis.seconds), "", ""))
     return rows
 
@@ -328,7 +349,8 @@ def _recipe(diagnosis: Diagnosis, limits: _Limits) -> list[tuple[str, str, str, 
 
 
 def _recipe_value(value: Any) -> str:
-    return shown(value) if isinstance(value, (list, tuple)) else literal(value)
+    text: str = shown(value) if isinstance(value, (list, tuple)) else literal(value)
+    return text
 
 
 def _environment(diagnosis: Diagnosis, limits: _Limits) -> list[tuple[str, str]]:
@@ -344,20 +366,29 @@ def _environment(diagnosis: Diagnosis, limits: _Limits) -> list[tuple[str, str]]
 # --- the embedded diagnosis ---
 
 
-def _embedded(diagnosis: Diagnosis, budget: int) -> Any:
+class _Embedded:
     """The diagnosis as JSON that cannot leave its script element.
 
-    Stays valid against the schema when it must be cut to ``budget`` bytes: the module tree goes
-    first, then long texts and lists; a note says so.
+    Stays valid against the schema when it must be cut: the module tree goes first, then long texts
+    and lists; a note says so.
     """
-    from jinja2.utils import htmlsafe_json_dumps
 
-    data = plain(diagnosis.to_json())
-    for cut in (_whole, _without_structure, _with_short_texts, _without_details):
-        text = htmlsafe_json_dumps(cut(data), separators=(",", ":"), allow_nan=False)
-        if len(text) <= budget:
-            return text
-    return htmlsafe_json_dumps({"elided": "too large for this page; see --output-format json"})
+    def __init__(self, diagnosis: Diagnosis) -> None:
+        self._data = plain(diagnosis.to_json())
+        self._cuts = [_whole, _without_structure, _with_short_texts, _without_details]
+        self._text = self._written()
+
+    def within(self, budget: int) -> Any:
+        """The most complete text of at most ``budget`` bytes. Ask with falling budgets only."""
+        while len(self._text) > budget and self._cuts:
+            self._text = self._written()
+        return self._text
+
+    def _written(self) -> Any:
+        from jinja2.utils import htmlsafe_json_dumps
+
+        data = self._cuts.pop(0)(self._data)
+        return htmlsafe_json_dumps(data, separators=(",", ":"), allow_nan=False)
 
 
 _ELIDED = "cut to keep the page small; --output-format json has everything"
@@ -377,7 +408,13 @@ def _with_short_texts(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _without_details(data: dict[str, Any]) -> dict[str, Any]:
-    emptied = {"findings": [], "remaining": None, "skipped": [], "applied": [], "passed": []}
+    emptied: dict[str, Any] = {
+        "findings": [],
+        "remaining": None,
+        "skipped": [],
+        "applied": [],
+        "passed": [],
+    }
     short: dict[str, Any] = _cut({**_without_structure(data), **emptied}, 80, 4)
     return short
 
