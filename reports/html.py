@@ -288,7 +288,7 @@ def _run(label: str, run: Verification, low: float, high: float, limits: _Limits
         "traceback": visible(run.failure.traceback, limits.traceback, lines=True)
         if run.failure
         else "",
-        "notes": [visible(note, limits.text) for note in run.notes[:10]],
+        "notes": [visible(note, limits.text) for note in run.notes[:20]],
         "batches": [
             {
                 "kind": visible(batch.kind, 80),
@@ -319,8 +319,8 @@ def _costs(diagnosis: Diagnosis, limits: _Limits) -> list[tuple[str, str, str, s
         for item in diagnosis.gathered[:40]
     ]
     for label, run in (
-        ("contract, before", diagnosis.before),
-        ("contract, after", diagnosis.after),
+        ("before", diagnosis.before),
+        ("after", diagnosis.after),
     ):
         if run is not None and run.checks:
             peak = memory(run.peak_memory) if run.peak_memory is not None else ""

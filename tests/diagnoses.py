@@ -131,7 +131,7 @@ def verification(
         "batches": (
             BatchReport(
                 "text", {"input_ids": (2, 16), "attention_mask": (2, 16), "labels": (2, 16)},
-                "the model's own loss", (6.931, 6.812, 6.743, 6.601, 6.5183),
+                "labels", (6.931, 6.812, 6.743, 6.601, 6.5183),
             ),
         ),
         "model_class": "Phi3ForCausalLM",
@@ -376,10 +376,10 @@ def vision_language() -> Diagnosis:
         after=verification(
             adapters=adapters[3:],
             batches=(
-                BatchReport("text", {"input_ids": (2, 16)}, "the model's own loss",
+                BatchReport("text", {"input_ids": (2, 16)}, "labels",
                             (7.1, 7.02, 6.9, 6.8)),
                 BatchReport("image+text", {"input_ids": (2, 48), "pixel_values": (128, 1176),
-                            "image_grid_thw": (2, 3)}, "the model's own loss",
+                            "image_grid_thw": (2, 3)}, "labels",
                             (7.4, 7.2, float("nan"), 6.9)),
             ),
         ),

@@ -180,7 +180,7 @@ def test_the_page_says_everything_in_order() -> None:
             "64 of 224 named",
             "Where the adapters sit",
             "gets adapters by the fixes",
-            "lora-doctor proposed it",
+            "Set by",
             "Time and memory",
             "4 passed",
             "2 skipped: not asked, so not passed",
