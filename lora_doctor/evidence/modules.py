@@ -258,7 +258,7 @@ _ATTENTION_CLASS = re.compile(r"(Self|Cross)?Att(entio)?n|MultiheadAttention", r
 _ATTENTION_NAME = re.compile(r"(^|_)att(entio)?n($|_|\d)|attention|self_?attn", re.IGNORECASE)
 _MLP_CLASS = re.compile(r"MLP|FeedForward|FFN?\b|FFN|Ffn|DenseActDense|DenseGatedAct|Mlp")
 _MLP_NAME = re.compile(
-    r"^(mlp|ffn?|feed_forward\w*|fc\d?|fc_(in|out)|lin[12]|dense_h_to_4h|dense_4h_to_h|c_fc|"
+    r"^(mlp|ffn?(_output)?|feed_forward\w*|fc\d?|fc_(in|out)|lin[12]|dense_h_to_4h|dense_4h_to_h|c_fc|"
     r"intermediate(_dense)?|wi(_\d)?|wo|(gate|up|down|gate_up)_proj|w[123]|DenseReluDense)$"
 )
 

@@ -79,15 +79,22 @@ def _mlp_jobs(
     group: ModuleGroup, structure: Structure, named: frozenset[Job], out: int, into: int
 ) -> frozenset[Job]:
     siblings = _siblings(group, structure)
-    if out < into:
+    if named == {"down"} or (out < into and not named & _GATE_UP):
         return frozenset({"down"})
-    narrowing = {_in_features(other) for other in siblings if _narrows(other)}
+    # Small experts widen on the way back, so a name that says so counts beside the shape.
+    narrowing = {
+        _in_features(other)
+        for other in siblings
+        if _narrows(other) or jobs_of_name(other.leaf) == {"down"}
+    }
     if any(out == 2 * width for width in narrowing):
         return _GATE_UP
-    others = [other for other in siblings if other is not group and _widens(other)]
+    others = [
+        other for other in siblings if other is not group and _in_features(other) not in narrowing
+    ]
     if not others and narrowing:
         return _GATE_UP  # the only way in does whatever a recipe calls gate or up
-    return named & _GATE_UP or _GATE_UP if out > into else named
+    return named & _GATE_UP or (_GATE_UP if out > into else frozenset())
 
 
 def _siblings(group: ModuleGroup, structure: Structure) -> list[ModuleGroup]:
@@ -113,7 +120,3 @@ def _out_features(group: ModuleGroup) -> int:
 
 def _narrows(group: ModuleGroup) -> bool:
     return _out_features(group) < _in_features(group)
-
-
-def _widens(group: ModuleGroup) -> bool:
-    return _out_features(group) > _in_features(group)

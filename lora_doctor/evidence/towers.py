@@ -83,6 +83,7 @@ class _Search:
                 self.sizes[prefix] += sum(int(value.numel()) for value in part.own)
         self.found: dict[str, Tower] = {}
         self.leftovers: list[str] = []
+        self.bare: list[str] = []  # modules that hold the token embedding beside their layers
 
     def run(self) -> tuple[Tower, ...]:
         self._descend("")
@@ -92,8 +93,10 @@ class _Search:
                 self._add("", kind, "its class or its inputs say so")
             else:
                 self._add("", "other", "no token embedding, no picture or sound input was found")
+        bodies = {self._body(path) for path in self.bare}
         for path in self.leftovers:
-            self._judge(path)
+            if path not in bodies:
+                self._judge(path)
         self._projectors_inside()
         order = sorted(self.found.values(), key=lambda tower: tower.path)
         return tuple(
@@ -201,6 +204,7 @@ class _Search:
         here.extend(seed for seed in inside if seed.path == path)
         if here:
             self._add(path, here[0].kind, here[0].why)
+            self.bare.append(path)
 
     def _is_one_tower(self, path: str, seeds: Sequence[_Seed]) -> bool:
         """Whether a subtree with seeds of one kind is one tower, not two side by side.
@@ -233,6 +237,15 @@ class _Search:
             if output or (not self._seeds_in(child) and self._looks_like_head(path, child)):
                 self.leftovers.append(child)
         self._add(path, seeds[0].kind, why)
+
+    def _body(self, path: str) -> str | None:
+        """The layers of a tower whose seed stands beside them: the largest stack there."""
+        stacks = [
+            child
+            for child in self._children(path)
+            if child in self.leftovers and self.by_path.get(child) and self._is_stack(child)
+        ]
+        return max(stacks, key=lambda child: self.sizes[child], default=None)
 
     def _only_wraps(self, path: str) -> bool:
         return not path

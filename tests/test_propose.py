@@ -1,0 +1,130 @@
+"""Proposals: what is open is filled by looking at the model, and PEFT agrees with it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from lora_doctor.evidence.meta import gather
+from lora_doctor.evidence.propose import default_groups, role_cover
+from lora_doctor.evidence.roles import jobs_of_name
+from lora_doctor.evidence.structure import Structure
+from lora_doctor.recipe import Recipe
+from tests.test_towers import source
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+pytest.importorskip("peft")
+
+LLAMA_NAMES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def look(name: str, **values: Any) -> Structure:
+    recipe = Recipe(values, dict.fromkeys(values, "option"))
+    return Structure.from_json(gather(source(name), recipe.to_json()))
+
+
+@pytest.mark.parametrize(
+    ("name", "task_type"),
+    [
+        ("llama", "CAUSAL_LM"),
+        ("t5", "SEQ_2_SEQ_LM"),
+        ("bert", "SEQ_CLS"),
+        ("llava", "CAUSAL_LM"),
+        ("whisper", None),  # its forward has no input_ids, which every wrapper sends
+        ("clip", None),
+    ],
+)
+def test_proposed_recipe_is_accepted_and_stays_in_its_tower(
+    name: str, task_type: str | None
+) -> None:
+    found = look(name)
+    values = found.recipe["values"]
+    assert values["task_type"] == task_type
+    assert (values["r"], values["lora_alpha"]) == (16, 32)
+    assert set(found.recipe["origins"].values()) == {"proposed"}
+    assert found.injection.ok and found.injection.error is None
+    wanted = {group.pattern for group in default_groups(found)}
+    assert {group.pattern for group in found.groups if group.adapted} == wanted
+    assert all(group.adapted in (0, group.count) for group in found.groups)
+    assert found.injection.unmatched == ()
+
+
+def test_names_that_another_tower_has_become_a_regular_expression() -> None:
+    targets = look("llava").recipe["values"]["target_modules"]
+    assert isinstance(targets, str) and re.compile(targets)
+    assert "vision" not in targets
+    assert look("llama").recipe["values"]["target_modules"] == LLAMA_NAMES
+
+
+def test_what_peft_refuses_is_left_out() -> None:
+    """Mamba's out_proj: asked of the installed PEFT, which refuses it in recent releases."""
+    found = look("mamba")
+    assert found.injection.ok
+    if any("out_proj" in note for note in found.notes):
+        assert "out_proj" not in found.recipe["values"]["target_modules"]
+
+
+def test_fused_experts_are_proposed_where_peft_can_adapt_them() -> None:
+    found = look("mixtral")
+    fused = [group for group in found.groups if group.kind == "parameter"]
+    values = found.recipe["values"]
+    assert found.injection.ok
+    if fused and "target_parameters" in values:
+        assert values["lora_dropout"] == 0
+        assert all(group.adapted == group.count for group in fused)
+    if not fused:
+        experts = [group for group in found.groups if group.role == "experts"]
+        assert experts and all(group.adapted == group.count for group in experts)
+
+
+def test_what_the_user_set_is_not_touched() -> None:
+    found = look("phi3", target_modules=LLAMA_NAMES, lora_dropout=0.2)
+    assert found.recipe["values"]["target_modules"] == LLAMA_NAMES
+    assert found.recipe["values"]["lora_dropout"] == 0.2
+    adapted = {group.leaf for group in found.groups if group.adapted}
+    assert adapted == {"o_proj", "down_proj"}
+    missing = {"q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"}
+    assert set(found.injection.unmatched) == {f"target_modules: {name}" for name in missing}
+
+
+def test_a_complete_recipe_gets_no_proposals() -> None:
+    recipe = Recipe({"target_modules": ["q_proj"]}, {"target_modules": "file"}, complete=True)
+    found = Structure.from_json(gather(source("llama"), recipe.to_json()))
+    assert found.recipe["values"] == {"target_modules": ["q_proj"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("phi3", {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"}),
+        ("gpt2", {"c_attn", "c_proj", "c_fc"}),
+        ("bloom", {"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"}),
+        ("falcon", {"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"}),
+        ("gpt_neox", {"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"}),
+        ("t5", {"q", "k", "v", "o", "wi", "wo"}),
+        ("mt5", {"q", "k", "v", "o", "wi_0", "wi_1", "wo"}),
+        ("opt", {"q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"}),
+        ("bert", {"query", "key", "value", "dense"}),
+        ("mpt", {"Wqkv", "out_proj", "up_proj", "down_proj"}),
+        ("llama", set(LLAMA_NAMES)),
+    ],
+)
+def test_role_cover_of_llamas_names(name: str, expected: set[str]) -> None:
+    assert set(role_cover(look(name), LLAMA_NAMES)) == expected
+
+
+def test_role_cover_of_single_jobs() -> None:
+    phi3, gpt2 = look("phi3"), look("gpt2")
+    assert role_cover(phi3, ["q_proj", "v_proj"]) == ["qkv_proj"]
+    assert role_cover(gpt2, ["query_key_value"]) == ["c_attn"]
+    assert role_cover(gpt2, ["no_such_layer"]) == []
+
+
+def test_jobs_of_name() -> None:
+    assert jobs_of_name("model.layers.0.self_attn.q_proj") == {"query"}
+    assert jobs_of_name("query_key_value") == {"query", "key", "value"}
+    assert jobs_of_name("h.0.mlp.c_proj") == {"down"}
+    assert jobs_of_name("attn.c_proj") == {"output"}
