@@ -131,11 +131,15 @@ def open_case(
     # Matrices of a tiny model are so small that a second thread only costs.
     threads = None if depth == "full" else 1
     with contextlib.ExitStack() as stack:
-        child = worker or stack.enter_context(Worker(cuda=on_gpu, threads=threads))
+        # Only real weights are fetched by a child; everything else it needs is on disk by then.
+        offline = source.kind != "hub" or depth != "full"
+        child = worker or stack.enter_context(
+            Worker(cuda=on_gpu, threads=threads, offline=offline)
+        )
+        if depth != "static" and source.kind != "module":
+            child.start()  # imports run while the files are read
         if source.kind == "hub":
             source = _fetch(source, limits.hub_seconds, tell)
-        elif depth != "static" and source.kind != "module":
-            child.start()  # imports run while the files are read
         yield Case(source, checked_recipe, settings, child, progress=tell)
 
 
@@ -143,8 +147,9 @@ def _fetch(source: ModelSource, seconds: float, progress: Callable[[str], None])
     from lora_doctor.evidence.hub import fetch_small_files
 
     progress(f"fetching the small files of {source.name}")
-    snapshot = fetch_small_files(source.name, revision=source.revision, time_limit=seconds)
-    return source.with_folder(snapshot.folder, snapshot.commit)
+    return source.fetched(
+        fetch_small_files(source.name, revision=source.revision, time_limit=seconds)
+    )
 
 
 def _rules(folders: Sequence[str | os.PathLike[str]]) -> list[type[Rule]]:

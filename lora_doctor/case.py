@@ -210,10 +210,24 @@ class Case:
         if source.folder is None:
             raise EvidenceError(f"{source} has no files: it is made by code")
         self._progress(f"reading the files of {source}")
+        folder, snapshot = Path(source.folder), source.snapshot
+        if snapshot is None:
+            return self._timed(
+                "static", f"files in {folder}", lambda: gather_static(folder, source=str(source))
+            )
+        self.gathered.append(
+            Gathered("hub", snapshot.note or f"{snapshot.endpoint}, small files of "
+                     f"{snapshot.source}", round(snapshot.seconds, 4))
+        )  # fmt: skip
         return self._timed(
             "static",
-            f"files in {source.folder}",
-            lambda: gather_static(Path(source.folder or ""), source=str(source)),
+            f"small files of {snapshot.source}",
+            lambda: gather_static(
+                folder,
+                source=snapshot.source,
+                listing=snapshot.listing,
+                weights=snapshot.weights,
+            ),
         )
 
     def _gather_structure(self) -> Structure:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lora_doctor.errors import InputError
+
+if TYPE_CHECKING:
+    from lora_doctor.evidence.hub import HubSnapshot
 
 SourceKind = Literal["hub", "folder", "arch", "factory", "module"]
 
@@ -20,7 +23,8 @@ class ModelSource:
     """A model source.
 
     ``name``: the hub id, the folder, the architecture, ``package.module:factory`` or, for a
-    loaded module, its class name. ``folder`` is where the small files of a hub id were put.
+    loaded module, its class name. ``folder`` is where the small files of a hub id were put, and
+    ``snapshot`` what the hub said about them.
     """
 
     kind: SourceKind
@@ -29,12 +33,16 @@ class ModelSource:
     trust_remote_code: bool = False
     folder: str | None = None
     module: Any = field(default=None, compare=False, repr=False)
+    snapshot: HubSnapshot | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
         return f"arch:{self.name}" if self.kind == "arch" else self.name
 
-    def with_folder(self, folder: Path, revision: str | None = None) -> ModelSource:
-        return replace(self, folder=str(folder), revision=revision or self.revision)
+    def fetched(self, snapshot: HubSnapshot) -> ModelSource:
+        """The source of a hub id whose small files are here now."""
+        return replace(
+            self, folder=str(snapshot.folder), revision=snapshot.commit, snapshot=snapshot
+        )
 
     def to_json(self) -> dict[str, Any]:
         """What a child process needs to find the model; a loaded module stays here."""
