@@ -53,12 +53,17 @@ class AdapterLayer:
         return ".".join("*" if part.isdigit() else part for part in self.path.split("."))
 
     @property
+    def trainable(self) -> list[AdapterParameter]:
+        """Some adapter types keep counters and projections that are never trained."""
+        return [parameter for parameter in self.parameters if parameter.tensor.requires_grad]
+
+    @property
     def trained(self) -> bool:
-        return all(parameter.got_gradient for parameter in self.parameters)
+        return bool(self.trainable) and all(p.got_gradient for p in self.trainable)
 
     @property
     def moved(self) -> bool:
-        return all(parameter.moved > 0 for parameter in self.parameters)
+        return bool(self.trainable) and all(p.moved > 0 for p in self.trainable)
 
 
 def tuner_layer_class() -> Any:

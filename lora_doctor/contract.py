@@ -37,7 +37,8 @@ class Subject:
     checkpointing). ``fresh``: a base of equal weights to reload onto. ``copyable``: whether
     memory allows a copy of the whole model. ``shared``: the frozen weights belong to somebody
     else; nothing may be written to them. ``batches``: of ``evidence.batch.Batch``, on the device.
-    ``missing``: kinds of input that the model takes and that no batch has.
+    ``missing``: kinds of input that the model takes and that no batch has. ``unfit``: keys of the
+    recipe that may name layers which this model is too small to have.
     """
 
     base: Any
@@ -49,6 +50,7 @@ class Subject:
     copyable: bool = True
     shared: bool = False
     missing: tuple[str, ...] = ()
+    unfit: tuple[str, ...] = ()
     model_class: str = ""
     steps: list[str] = field(default_factory=list)
 
@@ -150,12 +152,21 @@ class Contract:
     def _attach(self) -> None:
         import warnings
 
-        with self.ledger.guard("attaches"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            if self.subject.wrap is not None:
-                seed_everything(0)
-                self.model = self.subject.wrap(self.subject.base)
-            self.layers = found.find_adapters(self.model)
+        try:
+            with self.ledger.guard("attaches"), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                if self.subject.wrap is not None:
+                    seed_everything(0)
+                    self.model = self.subject.wrap(self.subject.base)
+                self.layers = found.find_adapters(self.model)
+        except Stop as stop:
+            if not self.subject.unfit:
+                raise
+            raise Stop(
+                f"{', '.join(self.subject.unfit)} may name what the tiny model is too small to "
+                f"have: {one_line(stop.__cause__ or stop, 200)}",
+                undetermined=True,
+            ) from stop
         if not self.layers:
             self.ledger.add("attaches", False, 0, "adapters in the model", "no adapter was found")
             raise Stop("attaches failed")
@@ -188,8 +199,7 @@ class Contract:
     def _unmatched(self) -> list[str]:
         """Entries of ``target_modules`` that no adapter sits on (PEFT passes them by silently).
 
-        Asked of the config that PEFT keeps: it turns some names into parameters itself. Names
-        with a layer number are not judged on a model with fewer layers.
+        Asked of the config that PEFT keeps: it turns some names into parameters itself.
         """
         targets = self._peft("target_modules", None)
         wanted = self.recipe.get("target_modules")
@@ -199,9 +209,6 @@ class Contract:
         missing = []
         for name in wanted:
             if name not in targets or any(p == name or p.endswith(f".{name}") for p in paths):
-                continue
-            if self.depth == "tiny" and any(part.isdigit() for part in name.split(".")):
-                self.ledger.note(f"{name!r} names a single layer; the tiny model has fewer")
                 continue
             missing.append(name)
         return missing

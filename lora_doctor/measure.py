@@ -44,8 +44,8 @@ def outputs_of(model: Any, batch: Any) -> list[Any]:
     with evaluating(model):
         seed_everything(0)
         result = model(**batch.inputs)
-    logits = getattr(result, "logits", None)
-    if hasattr(logits, "is_floating_point"):
+    logits: Any = getattr(result, "logits", None)
+    if logits is not None and hasattr(logits, "is_floating_point"):
         return [logits.float()]
     if hasattr(result, "keys"):
         result = {key: result[key] for key in result if key not in ("loss", "past_key_values")}
@@ -86,7 +86,7 @@ def frozen_sums(model: Any) -> dict[str, tuple[int, int]]:
     for path, module in model.named_modules():
         if getattr(module, "track_running_stats", False):
             continue
-        transient = getattr(module, "_non_persistent_buffers_set", set())
+        transient: set[str] = getattr(module, "_non_persistent_buffers_set", set())
         for key, buffer in module._buffers.items():
             if isinstance(buffer, torch.Tensor) and key not in transient:
                 sums[f"{path}.{key}"] = checksum(buffer)

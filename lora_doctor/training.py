@@ -84,7 +84,11 @@ class Training:
 
         trained = [p for p in self.model.parameters() if p.requires_grad]
         with self.ledger.guard("gradients"):
-            self._optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.0)
+            self._optimizer = torch.optim.AdamW(
+                # Gradients of random weights may be far below Adam's usual epsilon, and would
+                # then move nothing; in fp16 a smaller one is zero.
+                trained, lr=rate, weight_decay=0.0, eps=1e-8 if self.dtype == "float16" else 1e-16
+            )
         # As a trainer does for fp16; a small fixed scale, so that no step is skipped to find it.
         kind = "cuda" if self.device.startswith("cuda") else "cpu"
         self._scaler = torch.amp.GradScaler(
@@ -155,6 +159,10 @@ class Training:
         out = {id(layer) for layer in idle}
         judged = [p for layer in self.layers if id(layer) not in out for p in layer.parameters]
         judged = [p for p in judged if p.name in self._trained]
+        unused = [p for p in judged if p.part == "trainable_tokens_delta" and not p.got_gradient]
+        if unused:
+            self.ledger.note("trainable tokens are not proven: they do not occur in the batch")
+            judged = [p for p in judged if p not in unused]
         without = [p for p in judged if not p.got_gradient]
         none = sum(not p.seen for p in without)
         names = ", ".join(clean_path(p.name) for p in without[:NAMES_SHOWN])

@@ -166,6 +166,30 @@ class TestTargets:
         assert "does not work with lora_dropout != 0" in result.failure.message
 
 
+class TestSingleLayers:
+    """Recipes that name layers of the full model, run on one that has two."""
+
+    @pytest.mark.parametrize(
+        "values",
+        [
+            {"target_modules": LIST, "layers_to_transform": [30, 31]},
+            {"target_modules": ["model.layers.31.self_attn.q_proj"]},
+        ],
+        ids=["layers_to_transform", "target_modules"],
+    )
+    def test_numbers_are_fitted(self, values: dict[str, Any]) -> None:
+        result = run("llama", **values)
+        healthy(result)
+        assert any("31" in note for note in result.notes)
+
+    def test_a_regex_cannot_be_fitted(self) -> None:
+        result = run("llama", target_modules=r".*layers\.(30|31)\..*q_proj")
+        assert result.outcome == "undetermined" and "target_modules" in result.reason
+
+    def test_a_regex_without_numbers_is_judged(self) -> None:
+        assert failed(run("llama", target_modules=r".*\.w1")) == ["attaches"]
+
+
 class TestWrongClassOrTask:
     def test_headless_llama_as_causal_lm(self) -> None:
         """Refused by PEFT since GenerationMixin left PreTrainedModel; before, in the forward."""

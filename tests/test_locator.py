@@ -93,7 +93,7 @@ def test_gradient_that_breaks_first_in_the_backward() -> None:
 @pytest.mark.parametrize(
     ("path", "clean"),
     [
-        ("base_model.model.model.layers.0.q_proj.lora_A.default", "model.layers.0.q_proj.lora_A.default"),
+        ("base_model.model.model.layers.0.q.lora_A.default", "model.layers.0.q.lora_A.default"),
         ("base_model.model.base_model.model.lm_head", "lm_head"),
         ("base_model.model.layers.0.experts.base_layer", "layers.0.experts"),
         ("base_model", ""),

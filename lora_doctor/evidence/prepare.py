@@ -138,7 +138,8 @@ def dtype_of(model: Any) -> str:
 
 def is_copyable(model: Any) -> bool:
     """Whether a second copy of the weights is a small matter."""
-    return sum(p.numel() * p.element_size() for p in model.parameters()) <= COPY_BYTES
+    size: int = sum(p.numel() * p.element_size() for p in model.parameters())
+    return size <= COPY_BYTES
 
 
 def loading_options(recipe: Recipe, dtype: str | None) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from lora_doctor.contract import Contract, Subject
 from lora_doctor.errors import EvidenceError
-from lora_doctor.evidence import prepare
+from lora_doctor.evidence import fewer_layers, prepare
 from lora_doctor.evidence.locator import one_line, where
 from lora_doctor.isolation import report_progress
 from lora_doctor.ledger import is_out_of_memory
@@ -73,12 +73,18 @@ def _verify(loader: Any, recipe: Recipe, steps: int, device: str) -> Verificatio
         )
     prepare.wake_zero_weights(shrunk.model)
     dtype, notes = _explicit_dtype(loader, recipe), list(shrunk.steps)
+    asked = recipe
+    recipe, unfit = fewer_layers.fit(asked, shrunk.model)
+    notes += [
+        f"{key} {asked.get(key)!r:.80} -> {recipe.get(key)!r:.80}"
+        for key in recipe.values
+        if recipe.get(key) != asked.get(key)
+    ]
     if dtype != "float32" or recipe.quantized:
         try:
             model = _reload(shrunk.model, recipe, dtype, device, notes)
-            result = _run(
-                model, loader, copy.deepcopy(shrunk.batch), dtype, recipe, steps, device, notes
-            )
+            batch = copy.deepcopy(shrunk.batch)
+            result = _run(model, loader, batch, dtype, recipe, steps, device, notes, unfit)
             reason = result.reason
         except Exception as error:
             if is_out_of_memory(error):
@@ -90,7 +96,9 @@ def _verify(loader: Any, recipe: Recipe, steps: int, device: str) -> Verificatio
         # The base model does not run this way on this device: that is no fault of the recipe.
         kind = f"{dtype}, {recipe.quantized}" if recipe.quantized else dtype
         notes.append(f"run in float32 without quantization, {kind} is not proven: {reason}")
-    return _run(shrunk.model, loader, shrunk.batch, "float32", recipe, steps, device, notes)
+    return _run(
+        shrunk.model, loader, shrunk.batch, "float32", recipe, steps, device, notes, unfit
+    )
 
 
 def _run(
@@ -102,6 +110,7 @@ def _run(
     steps: int,
     device: str,
     notes: list[str],
+    unfit: tuple[str, ...] = (),
 ) -> Verification:
     if not getattr(model, "is_quantized", False):
         model.to(device)
@@ -119,6 +128,7 @@ def _run(
         learning_rate=LEARNING_RATE,
         copyable=prepare.is_copyable(model),
         missing=prepare.missing_inputs(model, batches),
+        unfit=unfit,
         model_class=type(model).__name__,
         steps=notes,
     )
