@@ -347,7 +347,12 @@ def _report(diagnosis: Diagnosis, options: dict[str, Any]) -> int:
     path = options["output_file"]
     color = path is None and _colors(sys.stdout)
     text = render(
-        diagnosis, options["output_format"], color=color, width=_width(), verbose=options["verbose"]
+        diagnosis,
+        options["output_format"],
+        color=color,
+        width=_width(),
+        verbose=options["verbose"],
+        encoding="utf-8" if path else sys.stdout.encoding or "utf-8",
     )
     if path is None:
         click.echo(text, nl=not text.endswith("\n"))
