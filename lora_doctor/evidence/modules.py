@@ -156,6 +156,8 @@ def shape_of(module: Any, kind: ModuleKind) -> tuple[int, ...]:
     if kind == "linear" and _has_features(module):
         return (int(module.out_features), int(module.in_features))
     weight = module._parameters.get("weight")
+    if weight is None and kind == "conv":  # parametrized: the weight is made in the forward
+        return (int(module.out_channels), int(module.in_channels), *module.kernel_size)
     if weight is None:
         weight = module._parameters.get("in_proj_weight")
     return tuple(int(size) for size in weight.shape) if weight is not None else ()

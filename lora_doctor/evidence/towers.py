@@ -79,7 +79,9 @@ class _Search:
         for part in parts:
             for prefix in _prefixes(part.path):
                 self.by_path.setdefault(prefix, []).append(part)
-                self.linear[prefix] += part.kind in ("linear", "conv1d", "parameter")
+                # A parameter whose first dimension is 1 is a class token or positions, no layer.
+                fused = part.kind == "parameter" and part.shape[0] > 1
+                self.linear[prefix] += fused or part.kind in ("linear", "conv1d")
                 self.sizes[prefix] += sum(int(value.numel()) for value in part.own)
         self.found: dict[str, Tower] = {}
         self.leftovers: list[str] = []
@@ -197,13 +199,15 @@ class _Search:
                 self.leftovers.append(child)
             elif any(seed.path == child and not self._is_tree(child) for seed in seeds):
                 here.extend(seeds)  # an embedding or convolution directly in this module
-            elif not self.linear[child] and all(seed.kind == "language" for seed in seeds):
+            elif not self.linear[child] and any(seed.kind == "language" for seed in seeds):
                 here.extend(seeds)  # embeddings without layers: those stand beside them
             else:
                 self._descend(child)
         here.extend(seed for seed in inside if seed.path == path)
         if here:
-            self._add(path, here[0].kind, here[0].why)
+            # Tokens and patches in one stream (ViLT's kind): the layers behind are language's.
+            seed = next((seed for seed in here if seed.kind == "language"), here[0])
+            self._add(path, seed.kind, seed.why)
             self.bare.append(path)
 
     def _is_one_tower(self, path: str, seeds: Sequence[_Seed]) -> bool:
@@ -298,7 +302,7 @@ class _Search:
         ins: set[int] = set()
         outs: set[int] = set()
         for part in self.by_path[path]:
-            if part.kind in ("linear", "conv"):
+            if part.kind in ("linear", "conv") and len(part.shape) >= 2:
                 outs.add(part.shape[0])
                 ins.add(part.shape[1])
             elif part.kind not in ("embedding", "norm"):
@@ -369,7 +373,7 @@ class _Search:
 
     def _outputs(self, path: str) -> int:
         linear = [part for part in self.by_path[path] if part.kind == "linear"]
-        return linear[-1].shape[0]
+        return int(linear[-1].shape[0])
 
     def _embeds_tokens(self, path: str) -> bool:
         return self._is_stack(path) and any(part.kind == "embedding" for part in self.by_path[path])
