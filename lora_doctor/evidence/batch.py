@@ -90,7 +90,7 @@ def make_batch(
         try:
             batch = _settle(draft, with_labels, run)
         except BatchError as error:
-            objections.append(error.reason)
+            objections += error.objections
             if modalities is choices[0]:  # the objection to the fullest batch tells most
                 reason = error.reason
             notes = [f"{'+'.join(sorted(modalities))}: {reason}"]
@@ -155,7 +155,8 @@ def _settle(draft: Draft, with_labels: bool, run: bool) -> Batch:
         except Exception as error:  # noqa: BLE001 - the objection is what we work with
             last = one_line(error)
             if not answer(draft, inputs, error):
-                raise BatchError(f"{name}.forward: {last}") from None
+                said = f"{name}.forward: {draft.blind or last}"
+                raise BatchError(said, list(dict.fromkeys((said, last)))) from None
     if outputs is None:
         raise BatchError(f"{name}.forward: after {MAX_ATTEMPTS} attempts: {last}")
     if not with_labels:

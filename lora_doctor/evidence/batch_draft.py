@@ -95,6 +95,8 @@ class Draft:
     frames: int = 0
     mel: int = 0
     patch_dim: int = 0
+    codebooks: int = 0
+    blind: str = ""
     vocab: int = 0
     decoder_vocab: int = 0
     extra: dict[str, Any] = field(default_factory=dict)
@@ -278,7 +280,8 @@ class Draft:
                     parts += self._border(kind, "end")
             parts.append(text[2:])
             rows.append(torch.cat(parts))
-        return torch.stack(rows)
+        ids = torch.stack(rows)
+        return ids if not self.codebooks else ids[..., None].repeat(1, 1, self.codebooks)
 
     def _border(self, kind: str, which: str) -> list[Any]:
         """The start or end token that M-RoPE code looks for around an image."""

@@ -146,10 +146,10 @@ def _guess(draft: Draft, kind: str) -> int:
 
 
 def one_line(error: BaseException) -> str:
-    """Type and text of an exception in one line of at most about 320 characters."""
+    """Type and text of an exception in one line of at most about 420 characters."""
     text = " ".join(str(error).split())
-    if len(text) > 320:  # some print the whole module first; what they say stands at the end
-        text = f"{text[:60]} ... {text[-240:]}"
+    if len(text) > 420:  # some print the whole module first; what they say stands at the end
+        text = f"{text[:160]} ... {text[-240:]}"
     return f"{type(error).__name__}: {text}"
 
 
@@ -160,11 +160,13 @@ def answer(draft: Draft, inputs: dict[str, Any], error: BaseException) -> bool:
         return (
             False  # as many as asked for, but of another width: the config is wrong, not the batch
         )
-    for reader in (_arguments, _placeholders, _image, _audio, _channels, _range, _unpack):
+    for reader in (_arguments, _placeholders, _image, _audio, _channels, _codes, _range, _unpack):
         note = reader(draft, inputs, text)
         if note:
             draft.notes.append(f"{note} ({type(error).__name__}: {text[:120]})")
+            draft.blind = ""
             return True
+    draft.blind = draft.blind or one_line(error)  # what was said before the guessing began
     return _alternative(draft, text)
 
 
@@ -287,6 +289,19 @@ def _channels(draft: Draft, inputs: dict[str, Any], text: str) -> str:
     if "image" in draft.modalities and got == draft.channels:
         draft.channels = want
         return f"{want} image channels"
+    return ""
+
+
+def _codes(draft: Draft, inputs: dict[str, Any], text: str) -> str:
+    """Sound as several streams of codes: one more dimension of the token ids."""
+    streams = draft.settings.number("num_codebooks", "num_channels")
+    match = re.search(r"size of tensor a \(\d+\) must match the size of tensor b \((\d+)\)", text)
+    ids = inputs.get("input_ids")
+    if not match or ids is None or ids.dim() != 2 or not streams:
+        return ""
+    if int(match[1]) in (streams, streams + 1):
+        draft.codebooks = int(match[1])
+        return f"{draft.codebooks} streams of codes"
     return ""
 
 

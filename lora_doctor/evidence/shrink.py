@@ -60,14 +60,15 @@ def shrink(
     Args:
         config: a `PretrainedConfig`, default or real; it is not changed.
         build: makes the `nn.Module` with random weights from the shrunken config.
-        max_parameters: number of parameters that the tiny model may have.
+        max_parameters: aim for the size of the tiny model; five times as much is accepted where
+            the smallest widths do not get below it.
         try_forward: run a training batch through it and answer objections; False only builds.
         seed: of the random weights.
 
     Raises:
         ShrinkError: no attempt could be built within `max_parameters`.
     """
-    from .batch import BatchError, make_batch
+    from .batch import Batch, BatchError, make_batch
 
     start = Sizes(grid=first_grid(tree(copy.deepcopy(config))))
     pending = [start]
@@ -76,19 +77,18 @@ def shrink(
     last = "nothing tried"
     objections: list[str] = []
     attempts = 0
-    smallest: tuple[int, Any] | None = None
     end = time.monotonic() + TIME_LIMIT
     while pending and attempts < MAX_ATTEMPTS and (attempts == 0 or time.monotonic() < end):
         sizes = pending.pop(0)
         attempts += 1
         small, changes = apply_sizes(config, sizes)
         steps = changes.steps() + ([sizes.why] if sizes.why else [])
+        # At the smallest widths what is left over stands in the code (convolutions, tables).
+        limit = max_parameters * (1 if sizes.base > 32 else _TOLERANCE)
         try:
-            model = build_small(small, build, max_parameters, seed, steps)
+            model = build_small(small, build, limit, seed, steps)
         except TooBig as error:
             last = str(error)
-            if smallest is None or error.parameters < smallest[0]:
-                smallest = (error.parameters, small)
             more = relax_too_big(sizes, error, small)
         except Exception as error:  # noqa: BLE001 - material for the next attempt
             last = one_line(error)
@@ -96,10 +96,11 @@ def shrink(
         else:
             if not try_forward:
                 return Shrunk(model, small, steps, attempts)
+            batch: Batch | None = None
             try:
                 batch = make_batch(model, seed=seed)
             except BatchError as error:
-                batch, last, heard = None, error.reason, error.objections
+                last, heard = error.reason, error.objections
             else:
                 if not batch.left_out:
                     return Shrunk(model, small, steps, attempts, batch)

@@ -259,7 +259,8 @@ def _fix_gaps(
             ("decoder_start_token_id", "bos_token_id"),
         ):
             if getattr(node.holder, key, None) is None:
-                found = [v.get(k) for k in (key, other) for v in inner if isinstance(v.get(k), int)]
+                known = [v.get(k) for k in (key, other) for v in inner]
+                found = [number for number in known if isinstance(number, int)]
                 before.setdefault(key, None)
                 # the root comes first: ids of its sub-configs are still the old ones
                 new[key] = ("empty before", ids.get(found[0], found[0]) if found else 0)

@@ -54,26 +54,25 @@ def relax(sizes: Sizes, objection: str, changes: Changes) -> list[Sizes]:
 
 def relax_too_big(sizes: Sizes, error: TooBig, config: Any) -> list[Sizes]:
     """Smaller widths; then the entries whose numbers stand in the largest parameter's shape."""
-    options = []
     if sizes.base > 32:
-        options.append(replace(sizes, base=32, why=f"smaller widths ({error})"))
+        return [replace(sizes, base=32, why=f"smaller widths ({error})")]
     overrides = dict(sizes.overrides)
     for node in tree(config).walk():
         for key, value in node.values.items():
             if isinstance(value, bool) or not isinstance(value, int):
                 continue
             role = role_of(key, value)
-            if role in ("vocab", "ids", "heads", "kv_heads", "depth") or value < 16:
+            if role in ("vocab", "ids", "heads", "kv_heads", "depth") or value < 4:
                 continue
             # a width itself or, where each stage doubles it, the first of them
             factors = [dim // value for dim in error.shape if dim > 256 and dim % value == 0]
             fits = any(f <= 64 and (value >= 128 or f & (f - 1) == 0) for f in factors)
             if fits and (role == "channels" or value >= 128):
-                overrides[node.where(key)] = max(8, value // 8 // 8 * 8)
+                overrides[node.where(key)] = max(4, value // 8 // 4 * 4)
     entries = tuple(sorted(overrides.items(), key=lambda item: item[0]))
-    if entries != sizes.overrides:
-        options.append(replace(sizes, base=32, overrides=entries, why=f"repaired: {error}"))
-    return options
+    if entries == sizes.overrides:
+        return []
+    return [replace(sizes, overrides=entries, why=f"repaired: {error}")]
 
 
 def repair(sizes: Sizes, model: Any, config: Any, objections: list[str]) -> list[Sizes]:
@@ -85,9 +84,8 @@ def repair(sizes: Sizes, model: Any, config: Any, objections: list[str]) -> list
         overrides.update(_missing_entries(root, text))
         overrides.update(_empty_entries(root, text))
         overrides.update(_asked_flags(root, text))
-        if model is not None and re.search(
-            r"features.*do not match|same number of (elements|tokens)|shape mismatch", text
-        ):
+        overrides.update(_position_factors(root, text))
+        if model is not None and _WIDTHS_DIFFER.search(text):
             overrides.update(_tie_towers(root, model))
     known = dict(sizes.overrides)
     fresh = {where: value for where, value in overrides.items() if known.get(where) != value}
@@ -95,6 +93,11 @@ def repair(sizes: Sizes, model: Any, config: Any, objections: list[str]) -> list
         return []
     entries = tuple(sorted({**known, **fresh}.items(), key=lambda item: item[0]))
     return [replace(sizes, overrides=entries, why=f"repaired: {'; '.join(objections)[:300]}")]
+
+
+_WIDTHS_DIFFER = re.compile(
+    "features.*do not match|same number of (elements|tokens)|shape mismatch|elements of source"
+)
 
 
 def _rope_sections(root: Node, text: str) -> dict[str, Any]:
@@ -146,6 +149,9 @@ def _empty_entries(root: Node, text: str) -> dict[str, Any]:
                     filling = _filling(key, values, text)
                     if filling is not None:
                         found[node.where(key)] = filling
+        for key in re.findall(r"`?(\w*window\w*)`?[^.]*(?:not set|is None)", text):
+            if values.get(key) is None and values.get("layer_types"):
+                found[node.where(key)] = 16
         if not values.get("rope_parameters") and "rope_parameters" in values:
             if layer_type:
                 kinds = sorted(set(values.get("layer_types") or [layer_type[1]]))
@@ -165,6 +171,10 @@ def _filling(key: str, values: dict[str, Any], text: str) -> Any:
         return heads
     if role == "experts":
         return 4
+    if key == "vocab_size":
+        return 512
+    if key == "pad_token_id":
+        return 0
     if role == "topk":
         return 2
     if "shared_expert" in key:
@@ -189,6 +199,20 @@ def _asked_flags(root: Node, text: str) -> dict[str, Any]:
             if isinstance(value, bool) and value is not (asked == "True"):
                 found[node.where(key)] = asked == "True"
     return found
+
+
+def _position_factors(root: Node, text: str) -> dict[str, Any]:
+    """Factors of position embeddings that must multiply to the length of the batch."""
+    match = re.search(r"factors: \((\d+), (\d+)\) .*sequence_length: (\d+)", text)
+    if not match:
+        return {}
+    old, length = [int(match[1]), int(match[2])], int(match[3])
+    return {
+        node.where(key): [4, length // 4]
+        for node in root.walk()
+        for key, value in node.values.items()
+        if isinstance(value, (list, tuple)) and list(value) == old
+    }
 
 
 def _tie_towers(root: Node, model: Any) -> dict[str, Any]:

@@ -76,7 +76,7 @@ _ROLES: tuple[tuple[str, str], ...] = (
     ("width", r"proj(ection|ector|ect)?_?(\w+_)?(dim|size|dims)$|lru_width|width$|^dim$|_width$"),
     ("width", r"(^|_)(conv|tdnn|output|input|in|out|vision|text|audio|latent)_dim$|_out_dims?$"),
     ("width", r"embeds?_hidden|hidden_size|_linear_units$|_units$|^feature_size$|_features$"),
-    ("channels", r"channels?(_list)?$|num_filters$|filter_size|_feature_sizes?$"),
+    ("channels", r"channels?(_list)?$|n(um)?_filters$|filter_size|_feature_sizes?$"),
     ("width", r"_(dim|size|dims|sizes)$|upsample_groups$"),
 )
 _COMPILED = tuple((role, re.compile(pattern)) for role, pattern in _ROLES)
