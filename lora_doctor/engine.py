@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 
 from lora_doctor.case import Case
 from lora_doctor.diagnosis import AppliedFix, Diagnosis, Skipped
@@ -51,7 +52,7 @@ def find_rules(folders: Iterable[Path] = ()) -> list[type[Rule]]:
     """
     import lora_doctor.rules as own
 
-    modules = [
+    modules: list[ModuleType] = [
         importlib.import_module(f"{own.__name__}.{info.name}")
         for info in pkgutil.iter_modules(own.__path__)
     ]
@@ -266,7 +267,7 @@ def _rule_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*.py") if not path.name.startswith("_"))
 
 
-def _module_of(path: Path) -> object:
+def _module_of(path: Path) -> ModuleType:
     name = f"lora_doctor_rules_of_{abs(hash(path.parent.resolve()))}.{path.stem}".replace(".", "_")
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:

@@ -170,7 +170,7 @@ class Loader:
         usable = inspect.isclass(cls) and hasattr(cls, "_from_config")
         config_class = getattr(cls, "config_class", None)
         if usable and (config_class is None or isinstance(self.config, config_class)):
-            return cls  # type: ignore[no-any-return]
+            return cls
         return None
 
 
@@ -281,6 +281,7 @@ def _classes_for(config: Any, source: Mapping[str, Any]) -> list[tuple[str, type
     """``(auto class, class, task type)`` for a config, the likeliest use first."""
     import transformers
 
+    order: tuple[tuple[str, str | None], ...]
     if getattr(config, "is_encoder_decoder", False):
         order = (*_ENCODER_DECODER_CLASSES, *_DECODER_CLASSES, *_HEAD_CLASSES, *_BASE_CLASSES)
     elif _is_text_encoder(config):
@@ -298,7 +299,7 @@ def _classes_for(config: Any, source: Mapping[str, Any]) -> list[tuple[str, type
             continue
         auto = getattr(transformers, auto_name, None)
         mapping = getattr(auto, "_model_mapping", None)
-        if mapping is None or type(config) not in mapping.keys():  # noqa: SIM118 - lazy mapping
+        if mapping is None or type(config) not in mapping:
             continue
         classes = mapping[type(config)]
         cls = classes[0] if isinstance(classes, (tuple, list)) else classes
@@ -313,7 +314,7 @@ def _is_text_encoder(config: Any) -> bool:
 
     masked = getattr(transformers, "AutoModelForMaskedLM", None)
     mapping = getattr(masked, "_model_mapping", None)
-    in_mapping = mapping is not None and type(config) in mapping.keys()  # noqa: SIM118
+    in_mapping = mapping is not None and type(config) in mapping
     return in_mapping and not getattr(config, "is_decoder", False)
 
 

@@ -144,7 +144,8 @@ class Structure:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Structure:
-        return _build(cls, data)
+        structure: Structure = _build(cls, data)
+        return structure
 
     def tower(self, path: str) -> Tower | None:
         """The tower with this path."""
