@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import traceback
 from typing import Any
 
 from .batch_draft import Draft, Settings
@@ -146,10 +147,18 @@ def _guess(draft: Draft, kind: str) -> int:
 
 
 def one_line(error: BaseException) -> str:
-    """Type and text of an exception in one line of at most about 420 characters."""
+    """Type and text of an exception in one line of at most about 500 characters.
+
+    Where the text names nothing ("'NoneType' object is not subscriptable") the line of code that
+    raised it stands behind it.
+    """
     text = " ".join(str(error).split())
     if len(text) > 420:  # some print the whole module first; what they say stands at the end
         text = f"{text[:160]} ... {text[-240:]}"
+    if "NoneType" in text:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.line for frame in frames if "modeling" in frame.filename and frame.line]
+        text += f" at `{lines[-1][:80]}`" if lines else ""
     return f"{type(error).__name__}: {text}"
 
 

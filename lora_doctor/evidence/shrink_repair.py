@@ -143,12 +143,19 @@ def _empty_entries(root: Node, text: str) -> dict[str, Any]:
         values = node.values
         if not all(isinstance(values.get(k), int) for k in ("hidden_size", "num_attention_heads")):
             continue
+        heads = values["num_attention_heads"]
         if re.search(r"NoneType|positional argument|not be None", text):
             for key, value in values.items():
                 if value is None:
                     filling = _filling(key, values, text)
                     if filling is not None:
                         found[node.where(key)] = filling
+        if "rope_scaling[" in text and values.get("rope_scaling", 0) is None:
+            rope: dict[str, Any] = {"rope_type": "default"}
+            if "mrope_section" in text:  # a quarter for time, the rest for height and width
+                half = (values.get("head_dim") or values["hidden_size"] // heads) // 2
+                rope["mrope_section"] = spread(half, [2, 3, 3])
+            found[node.where("rope_scaling")] = rope
         for key in re.findall(r"`?(\w*window\w*)`?[^.]*(?:not set|is None)", text):
             if values.get(key) is None and values.get("layer_types"):
                 found[node.where(key)] = 16
