@@ -18,7 +18,7 @@ from typing import Any
 
 from lora_doctor.errors import LoraDoctorError
 from lora_doctor.evidence.loading import peft_config
-from lora_doctor.evidence.modules import is_adapter_layer, pattern_of, unwrap, walk
+from lora_doctor.evidence.modules import elements, is_adapter_layer, pattern_of, unwrap, walk
 from lora_doctor.evidence.skeleton import Meaning, Skeleton, skeleton
 from lora_doctor.evidence.structure import ErrorReport, Injection
 from lora_doctor.recipe import Recipe
@@ -329,7 +329,7 @@ class _Counts:
         for name, value in wrapped.named_parameters():
             inside = name.startswith(prefix)
             path = name.removeprefix(prefix) if inside else name
-            size = int(value.numel()) * (bones.times(path) if inside else 1)
+            size = elements(value) * (bones.times(path) if inside else 1)
             self.total += size
             is_ours = id(value) in ours or not inside
             self.adapter += size if is_ours else 0

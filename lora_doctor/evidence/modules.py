@@ -230,6 +230,8 @@ def elements(parameter: Any, part: Part | None = None) -> int:
         for size in part.shape:
             count *= size
         return count
+    if packed:
+        return int(parameter.numel()) * 2 * int(parameter.element_size())
     return int(parameter.numel())
 
 
