@@ -156,12 +156,25 @@ def contract_rows(before: Verification | None, after: Verification | None) -> li
     ]
 
 
+#: What the number of a check counts; the others are losses, differences, or say it themselves.
+_UNITS = {
+    "builds": "parameters",
+    "attaches": "adapters",
+    "forward": "kinds of batch",
+    "steps": "rounds",
+    "frozen-stay": "moved",
+}
+
+
 def check_value(check: Check | None) -> str:
     """The number of a check, or its status where that says it all."""
     if check is None:
         return ""
     says_nothing = check.value is None or isinstance(check.value, bool)
-    return check.status if says_nothing else shown(check.value, limit=80)
+    if says_nothing:
+        return check.status
+    unit = _UNITS.get(check.name, "") if isinstance(check.value, (int, float)) else ""
+    return f"{shown(check.value, limit=80)} {unit}".rstrip()
 
 
 def failure_words(verification: Verification | None) -> str:

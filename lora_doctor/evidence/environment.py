@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lora_doctor import __version__
+
 # Distributions that decide how a LoRA run behaves. Names are those of PyPI.
 PACKAGES = (
     "torch",
@@ -92,7 +94,7 @@ class Devices:
 def gather_environment() -> Environment:
     """Versions of lora-doctor, Python, the platform and the training stack; imports none of it."""
     return Environment(
-        lora_doctor=_version("lora-doctor") or "unknown (not installed)",
+        lora_doctor=__version__,
         python=platform.python_version(),
         # platform.platform() asks the C library by reading the Python binary: 30 ms for nothing.
         platform=f"{platform.system()} {platform.release()} {platform.machine()}",
