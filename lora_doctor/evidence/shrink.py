@@ -21,6 +21,8 @@ from .shrink_rules import tree
 
 MAX_ATTEMPTS = 14
 TIME_LIMIT = 20.0  # seconds, for all attempts together
+# A loss that the model could compute but for a gap in its config.
+_LOST_LOSS = "object has no attribute"
 _TOLERANCE = 5  # times max_parameters, where nothing smaller can be built
 
 
@@ -102,10 +104,13 @@ def shrink(
             except BatchError as error:
                 last, heard = error.reason, error.objections
             else:
-                if not batch.left_out:
+                lost = [note for note in batch.notes if _LOST_LOSS in note]
+                unable = batch.loss == "surrogate" and bool(lost)
+                repairs = repair(sizes, model, small, lost) if unable else []
+                if not batch.left_out and not repairs:
                     return Shrunk(model, small, steps, attempts, batch)
-                last = f"without {', '.join(batch.left_out)}: {batch.notes[0]}"
-                heard = batch.objections
+                heard = batch.objections + lost
+                last = heard[0]
             if built is None or (batch is not None and _fuller(batch, built.batch)):
                 built = Shrunk(model, small, steps, attempts, batch)
             more = repair(sizes, model, small, heard) + relax(sizes, " ".join(heard), changes)
@@ -126,4 +131,10 @@ def shrink(
 
 
 def _fuller(batch: Any, other: Any) -> bool:
-    return other is None or len(batch.left_out) < len(other.left_out)
+    """Whether `batch` exercises more than `other`, or has a loss where that one has none."""
+    if other is None:
+        return True
+    return (len(batch.left_out), batch.loss == "surrogate") < (
+        len(other.left_out),
+        other.loss == "surrogate",
+    )
