@@ -1,0 +1,188 @@
+"""LD501: gradient checkpointing under which adapters get no gradient, or which the model lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from lora_doctor.case import Case
+from lora_doctor.errors import EvidenceError
+from lora_doctor.evidence.control import judged, learning, with_edits
+from lora_doctor.evidence.structure import Structure
+from lora_doctor.rule import Edit, Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
+from lora_doctor.verification import Verification
+
+_LEARNING = ("gradients", "steps", "adapters-move", "loss-falls")
+_EVERYTHING = ("forward", "starts-at-base", "loss-finite", *_LEARNING, "save-reload", "merge")
+_OFF = (Edit("gradient_checkpointing", False),)
+
+
+class CheckpointingWithoutGradients(Rule):
+    """Reentrant gradient checkpointing drops the gradients of layers whose inputs need none.
+
+    ## What happens
+    The backward raises `element 0 of tensors does not require grad and does not have a grad_fn`.
+    Or, when something behind the checkpointed layers is trained too (`modules_to_save`, LoRA on
+    `lm_head`), it runs: the adapters inside get no gradient, and all that is said is a
+    `UserWarning: None of the inputs have requires_grad=True`.
+    A model that has no gradient checkpointing raises `... does not support gradient checkpointing`.
+
+    ## Why
+    Reentrant checkpointing runs a layer without recording it, and records it again in the backward
+    if one of its inputs needs a gradient. With frozen embeddings no input does, adapters inside the
+    layer or not. `enable_input_require_grads` makes the output of the input embeddings need one,
+    which helps layers that are fed by these and not an encoder of images or sound.
+
+    ## Versions
+    transformers 4.x checkpoints reentrantly unless told otherwise. From 5.0 on the default is the
+    other one; recipes that ask for `use_reentrant: true` still break Whisper, ViT and other models
+    that do not start at token embeddings.
+
+    ## Fix
+    `gradient_checkpointing_kwargs: {use_reentrant: false}`: the same numbers and the same memory,
+    recorded in a way that does not look at the inputs. A model without checkpointing must be
+    trained without, which takes more memory.
+
+    ## Links
+    https://docs.pytorch.org/docs/stable/checkpoint.html
+    """
+
+    code = "LD501"
+    name = "gradient-checkpointing-without-gradients"
+    summary = "Gradient checkpointing cuts the gradients off, or the model has none."
+    depth = "meta"
+    symptoms = (
+        Symptom(r"element 0 of tensors does not require grad and does not have a grad_fn"),
+        Symptom(r"None of the inputs have requires_grad=True"),
+        Symptom(r"does not support gradient checkpointing"),
+        Symptom(r"is not compatible with gradient checkpointing"),
+    )
+    examples = (
+        Example(
+            "broken",
+            "arch:llama",
+            {"target_modules": ["q_proj", "v_proj"], "gradient_checkpointing": True},
+            requires={"transformers": "<5"},
+            why="4.x checkpoints reentrantly when nothing is said",
+        ),
+        Example(
+            "broken",
+            "arch:whisper",
+            {
+                "target_modules": ["q_proj", "v_proj"],
+                "gradient_checkpointing": True,
+                "gradient_checkpointing_kwargs": {"use_reentrant": True},
+            },
+            why="its encoder starts at sound, not at embeddings that could be made to need one",
+        ),
+        Example(
+            "broken",
+            "arch:llama",
+            {
+                "target_modules": ["q_proj", "v_proj"],
+                "modules_to_save": ["lm_head"],
+                "gradient_checkpointing": True,
+            },
+            requires={"transformers": "<5"},
+            why="the head learns, so that the backward runs and the adapters are left out silently",
+        ),
+        Example(
+            "broken",
+            "arch:openai-gpt",
+            {"target_modules": ["c_attn"], "gradient_checkpointing": True},
+            why="a class without checkpointing",
+        ),
+        Example(
+            "healthy",
+            "arch:llama",
+            {
+                "target_modules": ["q_proj", "v_proj"],
+                "gradient_checkpointing": True,
+                "gradient_checkpointing_kwargs": {"use_reentrant": False},
+            },
+        ),
+        Example(
+            "healthy",
+            "arch:llama",
+            {"target_modules": ["q_proj", "v_proj"], "gradient_checkpointing": True},
+            requires={"transformers": ">=5"},
+            why="not reentrant unless asked for",
+        ),
+        Example("healthy", "arch:openai-gpt", {"target_modules": ["c_attn"]}),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        if not case.recipe.get("gradient_checkpointing"):
+            return
+        structure = case.structure
+        if not structure.supports_gradient_checkpointing:
+            yield self._unsupported(case, structure)
+            return
+        seen = judged(case)
+        failed = seen.check("gradients")
+        if failed is None or failed.status == "skipped":
+            raise EvidenceError("the training contract stopped before the first backward")
+        if failed.status == "passed":
+            return
+        options: dict[str, Any] = dict(case.recipe.get("gradient_checkpointing_kwargs") or {})
+        if options.get("use_reentrant") is not False:
+            edits = (Edit("gradient_checkpointing_kwargs", {**options, "use_reentrant": False}),)
+            other = with_edits(case, edits)
+            if learning(other) > learning(seen):
+                fix = Fix("Checkpoint without reentrance: use_reentrant: false.", "safe", edits)
+                yield self._cut_off(seen, other, options, "with use_reentrant: false", fix)
+                return
+        without = with_edits(case, _OFF)
+        if learning(without) > learning(seen):
+            yield self._cut_off(seen, without, options, "without checkpointing", _switch_off())
+
+    def _cut_off(
+        self, seen: Verification, other: Verification, options: dict[str, Any], how: str, fix: Fix
+    ) -> Finding:
+        layers = sum(group.count for group in other.adapters)
+        said = f"{seen.failure.type}: {seen.failure.message}" if seen.failure else ""
+        source = f"{seen.depth} model, executed"
+        asked = repr(options) if options else "not set: this transformers' own default"
+        evidence = [
+            Measure("gradient_checkpointing_kwargs", asked, "recipe"),
+            Measure("adapted layers with a gradient", f"{learning(seen)} of {layers}", source),
+            Measure(f"the same {how}", f"{learning(other)} of {layers}", source),
+        ]
+        if said:
+            evidence.append(Measure("backward", said, source))
+        return self.finding(
+            "error",
+            f"Under this gradient checkpointing {layers - learning(seen)} of {layers} adapted "
+            f"layers get no gradient; {how}, {layers - learning(other)}.",
+            location=Location("recipe", "gradient_checkpointing_kwargs" if options
+                              else "gradient_checkpointing"),
+            evidence=tuple(evidence),
+            proof=Proof("executed", "the same recipe was run both ways"),
+            fixes=(fix,),
+            explains=_LEARNING,
+        )  # fmt: skip
+
+    def _unsupported(self, case: Case, structure: Structure) -> Finding:
+        evidence = [
+            Measure(f"{structure.model_class}.supports_gradient_checkpointing", False, "its class")
+        ]
+        proof = Proof("measured", "the class says so itself")
+        if case.reaches("tiny") and case.has("verification"):
+            failure = case.verification.failure
+            if failure is not None and "gradient" in failure.message:
+                evidence.append(Measure("enabling it", f"{failure.type}: {failure.message}",
+                                        f"{case.settings.depth} model, executed"))  # fmt: skip
+                proof = Proof("executed", "enabling it raised this")
+        return self.finding(
+            "error",
+            f"{structure.model_class} has no gradient checkpointing: switching it on fails.",
+            location=Location("recipe", "gradient_checkpointing"),
+            evidence=tuple(evidence),
+            proof=proof,
+            fixes=(_switch_off(),),
+            explains=_EVERYTHING,
+        )
+
+
+def _switch_off() -> Fix:
+    return Fix("Train without gradient checkpointing: takes more memory.", "unsafe", _OFF)
