@@ -96,6 +96,7 @@ class Draft:
     mel: int = 0
     patch_dim: int = 0
     codebooks: int = 0
+    last_id: int = 0
     blind: str = ""
     vocab: int = 0
     decoder_vocab: int = 0
@@ -281,6 +282,8 @@ class Draft:
             parts.append(text[2:])
             rows.append(torch.cat(parts))
         ids = torch.stack(rows)
+        if self.last_id:
+            ids[:, -1] = self.last_id
         return ids if not self.codebooks else ids[..., None].repeat(1, 1, self.codebooks)
 
     def _border(self, kind: str, which: str) -> list[Any]:

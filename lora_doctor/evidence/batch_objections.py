@@ -184,6 +184,12 @@ def _arguments(draft: Draft, inputs: dict[str, Any], text: str) -> str:
     if unexpected and unexpected[1] in inputs:
         draft.exclude.add(unexpected[1])
         return f"left out {unexpected[1]}"
+    if re.search(r"batch sizes? > 1", text) and draft.batch_size > 1:
+        draft.batch_size = 1  # no padding token: a classifier cannot find the last word of a row
+        return "one sample"
+    if re.search(r"at least one <?eos>? token", text) and not draft.last_id:
+        draft.last_id = draft.settings.number("eos_token_id")
+        return f"token {draft.last_id} (end of sequence) last" if draft.last_id else ""
     both = re.search(r"both.*?(\w+)`? and `?(\w+)", text)
     if both and both[1] in inputs and both[2] in inputs:
         main = getattr(draft.model, "main_input_name", "")

@@ -216,7 +216,8 @@ def _fix_experts(before: dict[str, Any], new: dict[str, tuple[str, Any]]) -> Non
         role = role_of(key, value)
         if not isinstance(value, int) or isinstance(value, bool):
             continue
-        if role == "topk" and not has_experts:
+        others = [k for k in before if k != key and role_of(k, 0) == "topk"]
+        if role == "topk" and (not has_experts or (key == "top_k" and others)):
             new.pop(key, None)  # the sampling setting of the same name
         if role == "expert_groups" and value > 1:
             new[key] = ("experts", 2)
