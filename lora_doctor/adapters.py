@@ -150,8 +150,7 @@ def count_calls(layers: list[AdapterLayer]) -> list[Any]:
         return hook
 
     return [
-        layer.module.register_forward_pre_hook(counter(layer), with_kwargs=True)
-        for layer in layers
+        layer.module.register_forward_pre_hook(counter(layer), with_kwargs=True) for layer in layers
     ]
 
 

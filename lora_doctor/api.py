@@ -133,9 +133,7 @@ def open_case(
     with contextlib.ExitStack() as stack:
         # Only real weights are fetched by a child; everything else it needs is on disk by then.
         offline = source.kind != "hub" or depth != "full"
-        child = worker or stack.enter_context(
-            Worker(cuda=on_gpu, threads=threads, offline=offline)
-        )
+        child = worker or stack.enter_context(Worker(cuda=on_gpu, threads=threads, offline=offline))
         if depth != "static" and source.kind != "module":
             child.start()  # imports run while the files are read
         if source.kind == "hub":

@@ -204,8 +204,9 @@ class Case:
         if source.kind == "arch":
             known = known_architectures()
             if known and source.name not in known:
-                raise InputError(f"MODEL arch:{source.name}: "
-                                 f"{unknown_architecture(source.name, known)}")
+                raise InputError(
+                    f"MODEL arch:{source.name}: {unknown_architecture(source.name, known)}"
+                )
             raise EvidenceError(f"{source} is a default config; it has no files")
         if source.folder is None:
             raise EvidenceError(f"{source} has no files: it is made by code")
@@ -274,7 +275,8 @@ class Case:
             limits.tiny_seconds if depth == "tiny" else limits.full_seconds,
             recipe=recipe,
             steps=self.settings.steps,
-            device="cpu" if depth == "tiny" and self.settings.device == "auto"
+            device="cpu"
+            if depth == "tiny" and self.settings.device == "auto"
             else self.settings.device,
         )
         origin = "shrunken model, random weights" if depth == "tiny" else "the real weights"
@@ -290,6 +292,26 @@ class Case:
         """The recipe with every open key filled: the structure is gathered for it."""
         _ = self.structure
         return self.recipe
+
+    def settle_proposal(self) -> None:
+        """Take out of target modules that *we* proposed what a real backward never reaches.
+
+        Some layers hand their weight to a fused kernel and are never called themselves (Mamba's
+        ``dt_proj``): PEFT adapts them, the adapter learns nothing, and only running tells.
+        """
+        if not self.reaches("tiny") or "target_modules" in self.asked or not self.has("tiny"):
+            return
+        proposed = self.recipe.get("target_modules")
+        unreached = {group.pattern.rpartition(".")[2] for group in self.tiny.adapters} - {
+            group.pattern.rpartition(".")[2] for group in self.tiny.adapters if group.with_gradient
+        }
+        if not isinstance(proposed, list) or not unreached or set(proposed) <= unreached:
+            return
+        kept = [name for name in proposed if name not in unreached]
+        self.asked = self.recipe.override({"target_modules": kept}, "proposed")
+        for name in ("structure", "tiny"):
+            del self.__dict__[name]
+        _ = self.structure
 
     def _needs(self, depth: Depth) -> None:
         if not self.reaches(depth):
@@ -337,9 +359,7 @@ class Case:
             raise InputError(failure.message)
         if failure.type.endswith("EvidenceError"):
             return EvidenceError(failure.message)
-        missing = [
-            f"{name} ({error})" for name, error in self._worker.import_errors.items()
-        ]
+        missing = [f"{name} ({error})" for name, error in self._worker.import_errors.items()]
         if missing:
             return EvidenceError(
                 f"{what} needs a training environment; cannot import {', '.join(missing)}; "
@@ -368,8 +388,12 @@ def _went_down(outcome: Outcome, depth: str) -> Verification:
         device="cpu",
         dtype="",
         checks=(Check("forward", "failed", failure.kind, "the process lives", failure.message),),
-        failure=Failure("forward", failure.type or failure.kind, failure.message,
-                        traceback=failure.traceback or failure.log_tail),
+        failure=Failure(
+            "forward",
+            failure.type or failure.kind,
+            failure.message,
+            traceback=failure.traceback or failure.log_tail,
+        ),
         peak_memory=outcome.peak_rss or None,
         seconds=outcome.seconds,
     )

@@ -75,42 +75,81 @@ def recipe_options(command: F) -> F:
     """The recipe, in PEFT's and transformers' own names. Options win over the file."""
     options = [
         click.argument("model", metavar="MODEL"),
-        click.option("--recipe", "recipe_file", metavar="FILE",
-                     help="Recipe in YAML or JSON, or a PEFT adapter_config.json."),
-        click.option("--task-type", metavar="TYPE",
-                     help="PEFT's task type: CAUSAL_LM, SEQ_2_SEQ_LM, ... or none."),
-        click.option("--target-modules", metavar="NAMES",
-                     help="Names separated by commas, a regular expression, or all-linear."),
-        click.option("--target-parameters", metavar="NAMES",
-                     help="Parameters (fused experts), separated by commas."),
-        click.option("--exclude-modules", metavar="NAMES",
-                     help="Names separated by commas, or a regular expression."),
+        click.option(
+            "--recipe",
+            "recipe_file",
+            metavar="FILE",
+            help="Recipe in YAML or JSON, or a PEFT adapter_config.json.",
+        ),
+        click.option(
+            "--task-type",
+            metavar="TYPE",
+            help="PEFT's task type: CAUSAL_LM, SEQ_2_SEQ_LM, ... or none.",
+        ),
+        click.option(
+            "--target-modules",
+            metavar="NAMES",
+            help="Names separated by commas, a regular expression, or all-linear.",
+        ),
+        click.option(
+            "--target-parameters",
+            metavar="NAMES",
+            help="Parameters (fused experts), separated by commas.",
+        ),
+        click.option(
+            "--exclude-modules",
+            metavar="NAMES",
+            help="Names separated by commas, or a regular expression.",
+        ),
         click.option("--modules-to-save", metavar="NAMES", help="Names separated by commas."),
         click.option("--r", type=int, metavar="N", help="LoRA rank."),
         click.option("--lora-alpha", type=float, metavar="X", help="LoRA alpha."),
         click.option("--lora-dropout", type=float, metavar="P", help="LoRA dropout, 0 to 1."),
         click.option("--use-rslora/--no-use-rslora", default=None, help="Rank-stabilised LoRA."),
         click.option("--use-dora/--no-use-dora", default=None, help="DoRA."),
-        click.option("--load-in-4bit/--no-load-in-4bit", default=None,
-                     help="bitsandbytes 4-bit."),
-        click.option("--load-in-8bit/--no-load-in-8bit", default=None,
-                     help="bitsandbytes 8-bit."),
+        click.option("--load-in-4bit/--no-load-in-4bit", default=None, help="bitsandbytes 4-bit."),
+        click.option("--load-in-8bit/--no-load-in-8bit", default=None, help="bitsandbytes 8-bit."),
         click.option("--dtype", metavar="DTYPE", help="float32, float16, bfloat16 or auto."),
-        click.option("--attn-implementation", metavar="NAME",
-                     help="eager, sdpa, flash_attention_2, ..."),
-        click.option("--gradient-checkpointing/--no-gradient-checkpointing", default=None,
-                     help="Recompute activations in the backward."),
-        click.option("--class", "model_class", metavar="NAME",
-                     help="Class to load with: an Auto class or a model class."),
+        click.option(
+            "--attn-implementation", metavar="NAME", help="eager, sdpa, flash_attention_2, ..."
+        ),
+        click.option(
+            "--gradient-checkpointing/--no-gradient-checkpointing",
+            default=None,
+            help="Recompute activations in the backward.",
+        ),
+        click.option(
+            "--class",
+            "model_class",
+            metavar="NAME",
+            help="Class to load with: an Auto class or a model class.",
+        ),
         click.option("--revision", metavar="REV", help="Revision of a hub id."),
-        click.option("--trust-remote-code", is_flag=True,
-                     help="Allow the code of the model's repository to run, in a child process."),
-        click.option("--hub-time-limit", type=click.FloatRange(min=0.1), default=10.0,
-                     show_default=True, metavar="SECONDS", help="For all requests to a hub."),
-        click.option("--time-limit", type=click.FloatRange(min=1), metavar="SECONDS",
-                     help="For each run in a child process."),
-        click.option("--memory-limit", type=click.FloatRange(min=0.1), metavar="GIB",
-                     help="Resident memory of a child process."),
+        click.option(
+            "--trust-remote-code",
+            is_flag=True,
+            help="Allow the code of the model's repository to run, in a child process.",
+        ),
+        click.option(
+            "--hub-time-limit",
+            type=click.FloatRange(min=0.1),
+            default=10.0,
+            show_default=True,
+            metavar="SECONDS",
+            help="For all requests to a hub.",
+        ),
+        click.option(
+            "--time-limit",
+            type=click.FloatRange(min=1),
+            metavar="SECONDS",
+            help="For each run in a child process.",
+        ),
+        click.option(
+            "--memory-limit",
+            type=click.FloatRange(min=0.1),
+            metavar="GIB",
+            help="Resident memory of a child process.",
+        ),
     ]
     for option in reversed(options):
         command = option(command)
@@ -122,15 +161,33 @@ def report_options(command: F) -> F:
     options = [
         click.option("--select", metavar="CODES", default="", help="Only these codes or prefixes."),
         click.option("--ignore", metavar="CODES", default="", help="Not these codes or prefixes."),
-        click.option("--rules", "rule_folders", metavar="DIR", multiple=True,
-                     help="Folder with rule files of your own."),
-        click.option("--fail-on", type=click.Choice(["error", "warning", "never"]),
-                     default="warning", show_default=True,
-                     help="Lowest severity that gives exit code 1."),
-        click.option("--output-format", type=click.Choice(["full", "concise", "json", "html"]),
-                     default="full", show_default=True, help="Format of the result."),
-        click.option("--output-file", "-o", metavar="FILE",
-                     help="Write the result to FILE instead of standard output."),
+        click.option(
+            "--rules",
+            "rule_folders",
+            metavar="DIR",
+            multiple=True,
+            help="Folder with rule files of your own.",
+        ),
+        click.option(
+            "--fail-on",
+            type=click.Choice(["error", "warning", "never"]),
+            default="warning",
+            show_default=True,
+            help="Lowest severity that gives exit code 1.",
+        ),
+        click.option(
+            "--output-format",
+            type=click.Choice(["full", "concise", "json", "html"]),
+            default="full",
+            show_default=True,
+            help="Format of the result.",
+        ),
+        click.option(
+            "--output-file",
+            "-o",
+            metavar="FILE",
+            help="Write the result to FILE instead of standard output.",
+        ),
         click.option("--verbose", "-v", is_flag=True, help="Also what passed and was skipped."),
     ]
     for option in reversed(options):
@@ -141,10 +198,20 @@ def report_options(command: F) -> F:
 def device_options(command: F) -> F:
     """Where and how long the training contract is run."""
     options = [
-        click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]),
-                     default="auto", show_default=True, help="Where to run."),
-        click.option("--steps", type=click.IntRange(1, 100), default=3, show_default=True,
-                     help="Optimizer steps."),
+        click.option(
+            "--device",
+            type=click.Choice(["auto", "cpu", "cuda", "mps"]),
+            default="auto",
+            show_default=True,
+            help="Where to run.",
+        ),
+        click.option(
+            "--steps",
+            type=click.IntRange(1, 100),
+            default=3,
+            show_default=True,
+            help="Optimizer steps.",
+        ),
     ]
     for option in reversed(options):
         command = option(command)
@@ -156,9 +223,14 @@ def device_options(command: F) -> F:
 
 @cli.command()
 @recipe_options
-@click.option("--depth", type=click.Choice(["static", "meta", "tiny", "full"]), default="tiny",
-              show_default=True, help="How far to go: files only, the real class without weights, "
-              "a shrunken model really trained, the real weights.")
+@click.option(
+    "--depth",
+    type=click.Choice(["static", "meta", "tiny", "full"]),
+    default="tiny",
+    show_default=True,
+    help="How far to go: files only, the real class without weights, "
+    "a shrunken model really trained, the real weights.",
+)
 @device_options
 @report_options
 def check(**options: Any) -> int:
@@ -166,8 +238,12 @@ def check(**options: Any) -> int:
     from lora_doctor import api
 
     def run(tell: Callable[[str], None]) -> Diagnosis:
-        return api.check(**_call_arguments(options), depth=options["depth"], progress=tell,
-                         **_rule_arguments(options))
+        return api.check(
+            **_call_arguments(options),
+            depth=options["depth"],
+            progress=tell,
+            **_rule_arguments(options),
+        )
 
     diagnosis = _with_progress(run)
     return _report(_with_next_command(diagnosis, options), options)
@@ -176,12 +252,24 @@ def check(**options: Any) -> int:
 @cli.command()
 @recipe_options
 @click.option("--diff", "only_diff", is_flag=True, help="Print only the change of the recipe.")
-@click.option("--apply", "write", is_flag=True,
-              help="Write the fixed recipe, the prescription and the HTML report.")
-@click.option("--unsafe-fixes", is_flag=True,
-              help="Also apply fixes that may change what is learnt, memory or speed.")
-@click.option("--output-dir", metavar="DIR", default=".", show_default=True,
-              help="Where --apply puts new files.")
+@click.option(
+    "--apply",
+    "write",
+    is_flag=True,
+    help="Write the fixed recipe, the prescription and the HTML report.",
+)
+@click.option(
+    "--unsafe-fixes",
+    is_flag=True,
+    help="Also apply fixes that may change what is learnt, memory or speed.",
+)
+@click.option(
+    "--output-dir",
+    metavar="DIR",
+    default=".",
+    show_default=True,
+    help="Where --apply puts new files.",
+)
 @device_options
 @report_options
 def fix(**options: Any) -> int:
@@ -195,8 +283,12 @@ def fix(**options: Any) -> int:
     plan = writing.Plan.make(options["recipe_file"], options["output_dir"], options["write"])
 
     def run(tell: Callable[[str], None]) -> Diagnosis:
-        return api.fix(**_call_arguments(options), unsafe_fixes=options["unsafe_fixes"],
-                       progress=tell, **_rule_arguments(options))
+        return api.fix(
+            **_call_arguments(options),
+            unsafe_fixes=options["unsafe_fixes"],
+            progress=tell,
+            **_rule_arguments(options),
+        )
 
     diagnosis = plan.with_diff(_with_progress(run))
     if options["only_diff"]:
@@ -212,8 +304,13 @@ def fix(**options: Any) -> int:
 
 @cli.command()
 @recipe_options
-@click.option("--depth", type=click.Choice(["tiny", "full"]), default="tiny", show_default=True,
-              help="A shrunken model, or the real weights (folder or hub id).")
+@click.option(
+    "--depth",
+    type=click.Choice(["tiny", "full"]),
+    default="tiny",
+    show_default=True,
+    help="A shrunken model, or the real weights (folder or hub id).",
+)
 @device_options
 @report_options
 def verify(**options: Any) -> int:
@@ -222,16 +319,22 @@ def verify(**options: Any) -> int:
 
     def run(tell: Callable[[str], None]) -> Diagnosis:
         arguments = {**_rule_arguments(options), "only_nets": True}
-        return api.check(**_call_arguments(options), depth=options["depth"], progress=tell,
-                         **arguments)
+        return api.check(
+            **_call_arguments(options), depth=options["depth"], progress=tell, **arguments
+        )
 
     diagnosis = _with_progress(run)
     return _report(_with_next_command(diagnosis, options), {**options, "verbose": True})
 
 
 @cli.command()
-@click.option("--rules", "rule_folders", metavar="DIR", multiple=True,
-              help="Folder with rule files of your own.")
+@click.option(
+    "--rules",
+    "rule_folders",
+    metavar="DIR",
+    multiple=True,
+    help="Folder with rule files of your own.",
+)
 def rules(rule_folders: tuple[str, ...]) -> int:
     """List the rules, one line each."""
     from pathlib import Path
@@ -255,8 +358,13 @@ def explain(what: str) -> int:
 
 
 @cli.command()
-@click.option("--output-format", type=click.Choice(["full", "json"]), default="full",
-              show_default=True, help="Format of the result.")
+@click.option(
+    "--output-format",
+    type=click.Choice(["full", "json"]),
+    default="full",
+    show_default=True,
+    help="Format of the result.",
+)
 @click.option("--no-devices", is_flag=True, help="Versions only; torch is not imported.")
 def env(output_format: str, no_devices: bool) -> int:
     """Versions, devices and dtypes, ready to paste into a bug report."""

@@ -91,9 +91,7 @@ class Contract:
                 self._forward()
                 self._train()
                 batch, dtype = self.batches[0], self.dtype
-                round_trip.check_reload(
-                    self.ledger, self.model, self.subject.fresh, batch, dtype
-                )
+                round_trip.check_reload(self.ledger, self.model, self.subject.fresh, batch, dtype)
                 copyable = self.subject.copyable
                 round_trip.check_merge(
                     self.ledger, self.model, self.layers, batch, dtype, copyable=copyable

@@ -55,9 +55,7 @@ def _as_text(environment: Environment, devices: dict[str, Any] | None) -> str:
         lines.append(f"{device['kind']}:{device['index']} {device['name']}{memory}, {bf16}")
     if not devices["accelerators"]:
         lines.append("no GPU")
-    lines += [
-        f"cpu {name}: {reason or 'works'}" for name, reason in devices["cpu_dtypes"].items()
-    ]
+    lines += [f"cpu {name}: {reason or 'works'}" for name, reason in devices["cpu_dtypes"].items()]
     lines += [
         f"bitsandbytes on {name}: {reason or 'works'}"
         for name, reason in devices["bitsandbytes"].items()

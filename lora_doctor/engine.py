@@ -97,6 +97,7 @@ def diagnose(
     case.rules_with_symptom = lambda text: [
         f"{match.rule.code} {match.rule.name}" for match in find_by_message(text, rules)
     ]
+    case.settle_proposal()
     findings: list[Finding] = []
     passed: list[str] = []
     skipped: list[Skipped] = []

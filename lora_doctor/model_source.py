@@ -70,14 +70,14 @@ def parse_model(
     if not isinstance(model, str):
         if callable(getattr(model, "named_modules", None)):
             return ModelSource("module", type(model).__name__, module=model)
-        raise InputError(
-            f"MODEL: expected a text or an nn.Module, got {type(model).__name__}"
-        )
+        raise InputError(f"MODEL: expected a text or an nn.Module, got {type(model).__name__}")
     text = model.strip()
     if text.startswith("arch:"):
         name = text.removeprefix("arch:")
         if not re.fullmatch(r"[\w.-]+", name):
-            raise InputError(f"MODEL {text!r}: write arch:NAME with a model_type, such as arch:llama")
+            raise InputError(
+                f"MODEL {text!r}: write arch:NAME with a model_type, such as arch:llama"
+            )
         return ModelSource("arch", name)
     path = Path(text).expanduser()
     if text.startswith((".", "/", "~")) or text.endswith("/") or path.exists():

@@ -317,9 +317,7 @@ def parse_target_modules(text: str, where: str = "--target-modules") -> str | li
         try:
             re.compile(text)
         except re.error as error:
-            raise InputError(
-                f"{where}: {text!r} is not a regular expression: {error}"
-            ) from None
+            raise InputError(f"{where}: {text!r} is not a regular expression: {error}") from None
         return text
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:

@@ -87,7 +87,10 @@ class Training:
             self._optimizer = torch.optim.AdamW(
                 # Gradients of random weights may be far below Adam's usual epsilon, and would
                 # then move nothing; in fp16 a smaller one is zero.
-                trained, lr=rate, weight_decay=0.0, eps=1e-8 if self.dtype == "float16" else 1e-16
+                trained,
+                lr=rate,
+                weight_decay=0.0,
+                eps=1e-8 if self.dtype == "float16" else 1e-16,
             )
         # As a trainer does for fp16; a small fixed scale, so that no step is skipped to find it.
         kind = "cuda" if self.device.startswith("cuda") else "cpu"
@@ -138,9 +141,7 @@ class Training:
         name, largest = bad
         count = sum(not p.finite for p in self.parameters)
         text = f"the gradient of {name} is not finite first (largest finite value {largest:.3g})"
-        self.ledger.add(
-            "gradients", False, f"{count} not finite", "finite gradients", text
-        )
+        self.ledger.add("gradients", False, f"{count} not finite", "finite gradients", text)
         self.ledger.blame("gradients", "NonFiniteGradient", text, name.rpartition(".")[0])
         raise Stop("gradients failed")
 

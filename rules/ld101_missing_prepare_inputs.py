@@ -181,7 +181,11 @@ class MissingPrepareInputs(Rule):
                     (Edit("model_class", head.auto_class),),
                 )
             )
-        if headless and structure.main_input_name == "input_ids" and structure.groups_of("language"):
+        if (
+            headless
+            and structure.main_input_name == "input_ids"
+            and structure.groups_of("language")
+        ):
             fixes.append(
                 Fix(
                     "Train it as the embedding model that it is: task_type FEATURE_EXTRACTION.",

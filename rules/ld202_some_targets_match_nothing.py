@@ -164,9 +164,7 @@ class SomeTargetsMatchNothing(Rule):
             ),
         )  # fmt: skip
 
-    def _other_key(
-        self, case: Case, structure: Structure, key: str, entries: list[str]
-    ) -> Finding:
+    def _other_key(self, case: Case, structure: Structure, key: str, entries: list[str]) -> Finding:
         rest = [entry for entry in case.recipe.get(key) or () if entry not in entries]
         return self.finding(
             "warning",

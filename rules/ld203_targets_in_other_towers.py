@@ -98,7 +98,7 @@ class TargetsInOtherTowers(Rule):
             proof=Proof("executed", "gradients were counted in a real backward")
             if dead
             else Proof("measured", "PEFT was run on the real class and the result was counted"),
-            fixes=_fixes(structure, case.recipe, strays, dead),
+            fixes=_fixes(structure, case.recipe, strays, dead, _unreached(case) if dead else set()),
             explains=("gradients", "adapters-move") if dead else (),
         )
 
@@ -107,15 +107,26 @@ def _without_gradient(case: Case) -> list[str]:
     """Paths of adapters that got no gradient on any batch, while others did."""
     if not case.reaches("tiny") or not case.has("verification"):
         return []
+    if case.recipe.get("gradient_checkpointing"):
+        return []  # it may be what cuts the gradients off
     groups = case.verification.adapters
     if not any(group.with_gradient for group in groups):
         return []  # nothing learns at all: another cause
     return [path for group in groups for path in group.examples_without_gradient]
 
 
-def _stray_groups(
-    structure: Structure, recipe: Recipe
-) -> list[tuple[Tower, list[ModuleGroup]]]:
+def _unreached(case: Case) -> set[str]:
+    """Names of layers of which not one adapter got a gradient: they are never called."""
+    leaves = {group.pattern.rpartition(".")[2] for group in case.verification.adapters}
+    reached = {
+        group.pattern.rpartition(".")[2]
+        for group in case.verification.adapters
+        if group.with_gradient
+    }
+    return leaves - reached
+
+
+def _stray_groups(structure: Structure, recipe: Recipe) -> list[tuple[Tower, list[ModuleGroup]]]:
     """Adapted groups in encoders that serve a language model, unless the recipe names them.
 
     An encoder-decoder without a projector (speech to text) and a dual encoder are one model, and
@@ -149,6 +160,7 @@ def _fixes(
     recipe: Recipe,
     strays: list[tuple[Tower, list[ModuleGroup]]],
     dead: list[str],
+    unreached: set[str],
 ) -> tuple[Fix, ...]:
     fixes = []
     meant = [group for group in structure.groups_of("language", "head") if group.adapted]
@@ -161,7 +173,17 @@ def _fixes(
                 (Edit("target_modules", expression),),
             )
         )
-    if dead:
+    entries = target_entries(recipe)
+    idle = [name for name in entries if name in unreached]
+    if idle and len(idle) < len(entries) and not isinstance(recipe.get("target_modules"), str):
+        fixes.append(
+            Fix(
+                f"Leave out {quoted(idle)}: it is never called, so its adapter learns nothing.",
+                "safe",
+                (Edit("target_modules", [name for name in entries if name not in idle]),),
+            )
+        )
+    elif dead:
         fixes.append(
             Fix(
                 f"Leave out what gets no gradient ({quoted(dead, 3)}), or feed a batch that "

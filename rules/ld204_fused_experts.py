@@ -105,9 +105,7 @@ class FusedExperts(Rule):
         if passed_by and _means_experts(recipe):
             yield self._passed_by(structure, recipe, passed_by)
 
-    def _dropout(
-        self, structure: Structure, recipe: Recipe, experts: list[ModuleGroup]
-    ) -> Finding:
+    def _dropout(self, structure: Structure, recipe: Recipe, experts: list[ModuleGroup]) -> Finding:
         error = structure.injection.error
         assert error is not None
         return self.finding(

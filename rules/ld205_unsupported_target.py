@@ -12,6 +12,9 @@ from lora_doctor.targets import cover_of, names_in, offered_layers, quoted, targ
 
 _MESSAGE = re.compile(r"Target module (?P<module>.+?) is not supported", re.DOTALL)
 
+#: PEFT knows that some layers of state-space models hand their weight to a kernel.
+_BARRED = re.compile(r"Module '(?P<module>[\w.]+)' is incompatible with")
+
 
 class UnsupportedTarget(Rule):
     """A target matches a module that PEFT has no adapter for: a container, a norm, a dropout, a
@@ -38,7 +41,10 @@ class UnsupportedTarget(Rule):
     name = "unsupported-target-module"
     summary = "A target is a module that PEFT cannot adapt."
     depth = "meta"
-    symptoms = (Symptom(r"Target module .{1,2000}? is not supported"),)
+    symptoms = (
+        Symptom(r"Module '[\w.]+' is incompatible with .{0,80}models", "peft>=0.18"),
+        Symptom(r"Target module .{1,2000}? is not supported"),
+    )
     examples = (
         Example("broken", "arch:llama", {"target_modules": ["mlp"]}, why="a block, not a layer"),
         Example(
@@ -46,6 +52,13 @@ class UnsupportedTarget(Rule):
             "arch:llama",
             {"target_modules": r".*layers.*(q_proj|layernorm)"},
             why="the expression also matches the norms",
+        ),
+        Example(
+            "broken",
+            "arch:mamba",
+            {"target_modules": ["in_proj", "out_proj"]},
+            requires={"peft": ">=0.18"},
+            why="PEFT refuses a layer whose weight a kernel reads",
         ),
         Example("healthy", "arch:llama", {"target_modules": ["gate_proj", "down_proj"]}),
     )
@@ -55,10 +68,14 @@ class UnsupportedTarget(Rule):
         error = structure.injection.error
         if error is None or case.recipe.peft_type != "LORA":
             return
+        entries = target_entries(case.recipe)
+        barred = _BARRED.search(error.message)
+        if barred:
+            yield self._barred(structure, entries, barred["module"])
+            return
         hit = _MESSAGE.search(error.message)
         if not hit:
             return
-        entries = target_entries(case.recipe)
         module = hit["module"].split("(")[0].strip()
         names = [name for entry in entries for name in names_in(entry)]
         cover = _inside(structure, names) or cover_of(structure, names)
@@ -83,6 +100,31 @@ class UnsupportedTarget(Rule):
             else (Fix("Name the linear layers inside it.", "manual"),),
             explains=("attaches",),
         )  # fmt: skip
+
+    def _barred(self, structure: Structure, entries: list[str], module: str) -> Finding:
+        """A layer whose weight is read by a fused kernel, so that an adapter would be skipped."""
+        error = structure.injection.error
+        assert error is not None
+        rest = [entry for entry in entries if entry.rpartition(".")[2] != module]
+        return self.finding(
+            "error",
+            f"This PEFT refuses to adapt {module} in {structure.model_class}: its weight is used "
+            "without the layer being called.",
+            location=Location("recipe", "target_modules"),
+            evidence=(
+                Measure(
+                    "get_peft_model",
+                    f"{error.type}: {error.message[:300]}",
+                    "installed PEFT, meta device",
+                ),
+                Measure("other targets", quoted(rest) or "none", "recipe"),
+            ),
+            proof=Proof("executed", "PEFT refused the config on the real class"),
+            fixes=(Fix(f"Leave {module} out.", "safe", (Edit("target_modules", rest),)),)
+            if rest
+            else (Fix("Name layers that PEFT can adapt.", "manual"),),
+            explains=("attaches",),
+        )
 
 
 def _inside(structure: Structure, names: list[str]) -> list[str]:

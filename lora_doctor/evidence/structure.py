@@ -91,6 +91,82 @@ class Injection:
 
 
 @dataclass(frozen=True)
+class AdapterState:
+    """One adapter in a model that brings adapters itself.
+
+    ``brought``: by the model; otherwise it is the recipe's. ``layers`` it sits in, ``tensors`` and
+    ``parameters`` it has. ``trainable`` tensors and ``active`` layers: as the model comes out of
+    loading; the same ``_wrapped``: after the recipe's adapter was put on, ``None`` without one.
+    """
+
+    name: str
+    brought: bool
+    layers: int
+    tensors: int
+    parameters: int
+    trainable: int = 0
+    active: int = 0
+    trainable_wrapped: int | None = None
+    active_wrapped: int | None = None
+
+
+@dataclass(frozen=True)
+class BuiltIn:
+    """Adapters that a model brings itself, and what becomes of them.
+
+    ``wrapped``: whether the recipe puts an adapter of its own on top; when not, the built-in ones
+    are what is trained. ``loading_unfreezes``: whether ``from_pretrained`` of this transformers
+    makes every weight trainable again. ``base_trainable``: patterns of weights that are no adapter
+    and would be trained, of ``base_parameters``.
+    """
+
+    adapters: tuple[AdapterState, ...]
+    wrapped: bool
+    loading_unfreezes: bool
+    base_trainable: tuple[str, ...] = ()
+    base_trainable_parameters: int = 0
+    base_parameters: int = 0
+
+
+@dataclass(frozen=True)
+class FloatPart:
+    """A part that must stay in floating point, and how much of it would be quantized.
+
+    ``kind``: ``adapter`` (``name`` is the adapter's), ``modules_to_save`` (a path) or ``head``: what
+    transformers keeps out of quantization by itself unless it is given a list.
+    """
+
+    kind: Literal["adapter", "modules_to_save", "head"]
+    name: str
+    tensors: int
+    quantized: int
+    examples: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """Which layers the installed transformers would quantize: its own replacement, run on the
+    module tree at full size.
+
+    ``origin``: who asks for it, the recipe or the checkpoint, whose list wins over the recipe's.
+    ``skip``: the list in force, ``None`` when nobody gave one; ``default_skip``: the one that
+    transformers then makes. ``linears``: layers that can be quantized. ``proposed_skip``: a list
+    with which, by the same replacement, all parts stay as they are and everything else is
+    quantized as before; empty when none is needed or none does it.
+    """
+
+    kind: Literal["4bit", "8bit"]
+    origin: Literal["recipe", "checkpoint"]
+    skip: tuple[str, ...] | None
+    default_skip: tuple[str, ...]
+    linears: int
+    quantized: int
+    parts: tuple[FloatPart, ...] = ()
+    proposed_skip: tuple[str, ...] = ()
+    quantized_with_proposal: int = 0
+
+
+@dataclass(frozen=True)
 class HeadClass:
     """Another class that transformers has for the same config."""
 
@@ -109,7 +185,8 @@ class Structure:
     model when called with ``input_ids``, ``attention_mask`` and ``labels`` (seen by calling it on
     a recorder), those that are ``None`` too; ``input_embeddings``: module path that
     ``get_input_embeddings`` returns, or ``None`` with ``input_embeddings_error``.
-    ``own_adapters``: names of PEFT adapters that the model brings itself.
+    ``own_adapters``: names of PEFT adapters that the model brings itself; ``built_in`` says what
+    becomes of them. ``quantization``: ``None`` where neither recipe nor checkpoint asks for it.
     """
 
     model_class: str
@@ -137,6 +214,8 @@ class Structure:
     input_embeddings_error: str | None = None
     supports_gradient_checkpointing: bool = False
     own_adapters: tuple[str, ...] = ()
+    built_in: BuiltIn | None = None
+    quantization: Quantization | None = None
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -164,6 +243,10 @@ _NESTED: Mapping[str, type] = {
     "head_classes": HeadClass,
     "injection": Injection,
     "error": ErrorReport,
+    "built_in": BuiltIn,
+    "adapters": AdapterState,
+    "quantization": Quantization,
+    "parts": FloatPart,
 }
 
 

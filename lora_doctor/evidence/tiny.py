@@ -96,9 +96,7 @@ def _verify(loader: Any, recipe: Recipe, steps: int, device: str) -> Verificatio
         # The base model does not run this way on this device: that is no fault of the recipe.
         kind = f"{dtype}, {recipe.quantized}" if recipe.quantized else dtype
         notes.append(f"run in float32 without quantization, {kind} is not proven: {reason}")
-    return _run(
-        shrunk.model, loader, shrunk.batch, "float32", recipe, steps, device, notes, unfit
-    )
+    return _run(shrunk.model, loader, shrunk.batch, "float32", recipe, steps, device, notes, unfit)
 
 
 def _run(

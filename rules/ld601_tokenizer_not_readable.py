@@ -1,0 +1,138 @@
+"""LD601: the installed tokenizers library cannot read the model's tokenizer.json."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.case import Case
+from lora_doctor.errors import EvidenceError
+from lora_doctor.evidence.tokenizer_reading import Unreadable, unreadable_parts, whole_file_error
+from lora_doctor.rule import Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
+
+_FILE = "tokenizer.json"
+
+
+class TokenizerNotReadable(Rule):
+    """The model's `tokenizer.json` was written by a newer `tokenizers` than the installed one, or
+    is not the file that it should be.
+
+    ## What happens
+    `AutoTokenizer.from_pretrained` and `AutoProcessor.from_pretrained` raise
+    `data did not match any variant of untagged enum PyPreTokenizerTypeWrapper` or
+    `... untagged enum ModelWrapper`, with a line and a column and no word about what is wrong there.
+
+    ## Why
+    The format has grown. `tokenizers` 0.19 gave `Metaspace` a `split` and took its
+    `add_prefix_space` away; 0.20 writes merges as pairs (`["a", "b"]`) instead of texts (`"a b"`);
+    later releases added parts of their own. Older releases refuse what they do not know. A
+    download that was cut off, or the pointer that git leaves without LFS, fails in the same place.
+
+    ## Versions
+    `Metaspace` without `add_prefix_space` is read from tokenizers 0.19 on (transformers 4.40),
+    merges as pairs from 0.20 on (transformers 4.45).
+
+    ## Fix
+    A transformers that brings the newer tokenizers (each release of transformers accepts a narrow
+    range of it, so that upgrading tokenizers alone does not work), or a revision of the model from
+    before its tokenizer was written anew. It has nothing to do with LoRA.
+
+    ## Links
+    https://github.com/huggingface/tokenizers/releases
+    """
+
+    code = "LD601"
+    name = "tokenizer-not-readable"
+    summary = "The installed tokenizers library cannot read the model's tokenizer.json."
+    depth = "static"
+    symptoms = (
+        Symptom(r"did not match any variant of untagged enum (Py)?PreTokenizer(TypeWrapper)?"),
+        Symptom(r"did not match any variant of untagged enum Model(Wrapper|Untagged)"),
+        Symptom(r"did not match any variant of untagged enum (Py)?(Normalizer|Decoder)\w*"),
+        Symptom(r"did not match any variant of untagged enum PostProcessorWrapper"),
+    )
+    examples = (
+        Example(
+            "broken",
+            "tests/folders/metaspace_with_split",
+            requires={"tokenizers": "<0.19"},
+            depth="static",
+            why="written by tokenizers 0.19 or later",
+        ),
+        Example(
+            "broken",
+            "tests/folders/merges_as_pairs",
+            requires={"tokenizers": "<0.20"},
+            depth="static",
+            why="written by tokenizers 0.20 or later",
+        ),
+        Example(
+            "broken",
+            "tests/folders/tokenizer_of_git",
+            depth="static",
+            why="the repository was cloned without git-lfs",
+        ),
+        Example(
+            "healthy",
+            "tests/folders/metaspace_with_split",
+            requires={"tokenizers": ">=0.19"},
+            depth="static",
+        ),
+        Example(
+            "healthy",
+            "tests/folders/merges_as_pairs",
+            requires={"tokenizers": ">=0.20"},
+            depth="static",
+        ),
+        Example("healthy", "tests/folders/merges_as_texts", depth="static"),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        static = case.static
+        path = static.folder / _FILE
+        if not path.is_file():
+            raise EvidenceError(static.tokenizer.reason or f"{static.source} has no {_FILE}")
+        file = static.tokenizer.value
+        parts = unreadable_parts(file) if file is not None else ()
+        if file is not None and not parts:
+            return
+        error = whole_file_error(path)
+        if error is None:
+            return  # the library knows better
+        installed = case.environment.version("tokenizers") or "the installed release"
+        evidence = [
+            Measure(f"tokenizers {installed}", error, f"it was given {static.where(_FILE)}")
+        ]
+        for part in parts:
+            since = f"; read from {part.since} on" if part.since else ""
+            evidence.append(Measure(part.part, part.content + since, "tried by itself"))
+        if parts:
+            what = f"cannot read {' and '.join(part.part for part in parts)} of {_FILE}"
+        else:
+            evidence.append(Measure(_FILE, static.tokenizer.reason or "", "the file"))
+            what = f"cannot read {_FILE}: {static.tokenizer.reason}"
+        yield self.finding(
+            "error",
+            f"tokenizers {installed} {what}.",
+            location=Location("file", _FILE),
+            evidence=tuple(evidence),
+            proof=Proof("executed", "the installed library was given the file and refused it"),
+            fixes=(_fix(parts),),
+        )
+
+
+def _fix(parts: tuple[Unreadable, ...]) -> Fix:
+    if not parts:
+        return Fix(f"Download {_FILE} again; in a git clone: git lfs pull.", "manual")
+    known = [part.since for part in parts if part.since]
+    if len(known) < len(parts):
+        return Fix(
+            "Use a transformers that brings a newer tokenizers, or an earlier revision of the "
+            "model; which release wrote this is not known here.",
+            "manual",
+        )
+    since = max(known, key=lambda text: [int(number) for number in text.split(".")])
+    return Fix(
+        f"Use a transformers that brings tokenizers {since} or later, or an earlier --revision of "
+        "the model.",
+        "manual",
+    )
