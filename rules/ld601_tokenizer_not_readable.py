@@ -19,7 +19,7 @@ class TokenizerNotReadable(Rule):
     ## What happens
     `AutoTokenizer.from_pretrained` and `AutoProcessor.from_pretrained` raise
     `data did not match any variant of untagged enum PyPreTokenizerTypeWrapper` or
-    `... untagged enum ModelWrapper`, with a line and a column and no word about what is wrong there.
+    `... untagged enum ModelWrapper`, with a line, a column and no word about what is wrong there.
 
     ## Why
     The format has grown. `tokenizers` 0.19 gave `Metaspace` a `split` and took its
@@ -109,7 +109,7 @@ class TokenizerNotReadable(Rule):
             what = f"cannot read {' and '.join(part.part for part in parts)} of {_FILE}"
         else:
             evidence.append(Measure(_FILE, static.tokenizer.reason or "", "the file"))
-            what = f"cannot read {_FILE}: {static.tokenizer.reason}"
+            what = f"cannot read the file: {static.tokenizer.reason}"
         yield self.finding(
             "error",
             f"tokenizers {installed} {what}.",
