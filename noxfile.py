@@ -27,10 +27,10 @@ CODE = ("lora_doctor", "rules", "reports", "tests", "benchmarks", "noxfile.py")
 @nox.session
 @nox.parametrize("stack", [nox.param(name, id=name) for name in STACKS])
 def tests(session: nox.Session, stack: str) -> None:
-    """All tests on one stack; arguments after -- go to pytest."""
+    """All tests on one stack, on two cores; arguments after -- go to pytest instead."""
     session.install(TORCH, BITSANDBYTES, *STACKS[stack])
     session.install("-e", ".[dev]")
-    session.run("pytest", *session.posargs)
+    session.run("pytest", *(session.posargs or ("-n", "2", "--dist", "worksteal")))
 
 
 @nox.session
