@@ -103,3 +103,29 @@ def causal_lm_without_generation() -> Any:
 
     torch.manual_seed(0)
     return OwnCausalLM(_tiny_llama_config())
+
+
+def llama_with_own_adapters() -> Any:
+    """A model that wraps its own inner model with PEFT, and trains nothing but that."""
+    import peft
+    import torch
+    from transformers import LlamaForCausalLM
+
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(_tiny_llama_config())
+    config = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    peft.get_peft_model(model.model, config, adapter_name="speech")
+    model.lm_head.requires_grad_(False)
+    return model
+
+
+def own_adapters_and_head() -> Any:
+    """The same, with the head left as it was: trainable."""
+    model = llama_with_own_adapters()
+    model.lm_head.requires_grad_(True)
+    return model
+
+
+def own_adapters_frozen() -> Any:
+    """The same, with everything frozen, as preparing a quantized model for training does."""
+    return llama_with_own_adapters().requires_grad_(False)

@@ -83,6 +83,8 @@ def inject(model: Any, recipe: Recipe) -> Injected:
             trainable_parameters=counts.trainable,
             total_parameters=counts.total,
             trainable_other=tuple(counts.other),
+            trainable_adapter_parameters=counts.trainable_adapter,
+            trainable_other_parameters=counts.trainable_other,
         ),
         counts.adapted,
     )
@@ -106,6 +108,8 @@ def read_wrapped(wrapped: Any, adapter: str) -> Injected:
         trainable_parameters=counts.trainable,
         total_parameters=counts.total,
         trainable_other=tuple(counts.other),
+        trainable_adapter_parameters=counts.trainable_adapter,
+        trainable_other_parameters=counts.trainable_other,
     )
     return Injected(result, counts.adapted)
 
@@ -180,6 +184,12 @@ def _plain_initialisation(config: Any) -> Any:
     if isinstance(start, str) and start.lower() != "gaussian":
         config.init_lora_weights = True
     return config
+
+
+def plain_wrap(model: Any, config: Any) -> Any:
+    """Wrap a skeleton with this config, initialised without looking at weights; raises what PEFT
+    raises."""
+    return _wrap(model, _plain_initialisation(config))
 
 
 def _wrap(model: Any, config: Any) -> Any:
@@ -320,6 +330,7 @@ class _Counts:
         base = wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped
         self.adapted: dict[str, int] = {}
         self.adapter = self.trainable = self.total = 0
+        self.trainable_adapter = self.trainable_other = 0
         self.other: list[str] = []
         keep_bias = getattr(config, "bias", "none") != "none"
         ours, saved = _adapter_parameters(wrapped, adapter)
@@ -336,8 +347,10 @@ class _Counts:
             if not value.requires_grad:
                 continue
             self.trainable += size
+            self.trainable_adapter += size if is_ours else 0
             wanted = is_ours or id(value) in saved or (keep_bias and "bias" in name)
             if not wanted:
+                self.trainable_other += size
                 pattern = pattern_of(path.replace(".base_layer", ""))
                 if pattern not in self.other:
                     self.other.append(pattern)

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from lora_doctor.errors import EvidenceError, LoraDoctorError
+from lora_doctor.evidence import own_adapters, quantization
 from lora_doctor.evidence.injection import Injected, inject, read_wrapped, report
 from lora_doctor.evidence.loading import Loader
 from lora_doctor.evidence.modules import assign_roles, collect, elements, group, is_adapter_layer
@@ -62,7 +63,11 @@ def gather(
         heads=tuple(loader.candidates),
         native_dtype=loader.native_dtype,
     )
-    return _complete(found, where, model, asked).to_json()
+    found = _complete(found, where, model, asked)
+    loaded = loader.source["kind"] != "factory"
+    recipe_in_full = Recipe.from_json(found.recipe)
+    found = replace(found, built_in=own_adapters.describe(model, recipe_in_full, loaded=loaded))
+    return quantization.added(found, model, loader.config).to_json()
 
 
 def describe_module(module: Any, recipe: Recipe | None = None) -> Structure:
@@ -84,7 +89,11 @@ def describe_module(module: Any, recipe: Recipe | None = None) -> Structure:
         native_dtype=_dtype_of(base),
     )
     if not wrapped:
-        return _complete(found, where, base, asked)
+        found = _complete(found, where, base, asked)
+        recipe_in_full = Recipe.from_json(found.recipe)
+        return replace(
+            found, built_in=own_adapters.describe(base, recipe_in_full, loaded=False)
+        )
     active = module.active_adapter
     name = active if isinstance(active, str) else next(iter(active))
     own = as_recipe(module.peft_config[name])
@@ -145,7 +154,10 @@ def _complete(found: Structure, where: Mapping[str, int], model: Any, asked: Rec
     recipe = asked
     injected: Injected | None = None
     notes: tuple[str, ...] = ()
-    if not asked.complete:
+    if own_adapters.trains_its_own(model, asked):
+        recipe = asked.fill({"task_type": None, **propose(found, ["dtype"], False)})
+        injected = own_adapters.read_own(model)
+    elif not asked.complete:
         recipe, injected, notes = _Proposal(found, model, asked).settle()
     if injected is None:
         injected = inject(model, recipe)

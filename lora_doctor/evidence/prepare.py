@@ -233,10 +233,20 @@ def rewrites_weights(recipe: Recipe) -> bool:
     return recipe.get("init_lora_weights") not in (None, True, False, "gaussian")
 
 
-def wrapper(model: Any, recipe: Recipe) -> Callable[[Any], Any] | None:
-    """What puts the adapters on; ``None`` when the model already has them."""
+def wrapper(
+    model: Any, recipe: Recipe, *, loaded: bool = False
+) -> Callable[[Any], Any] | None:
+    """What puts the adapters on; ``None`` when the model already has them.
+
+    ``loaded``: the model comes out of loading, so that where its own adapters are to be trained
+    somebody still has to say so; one that the user hands over is trained as it is.
+    """
+    from lora_doctor.evidence import own_adapters
+
     if is_adapted(model):
         return None
+    if own_adapters.trains_its_own(model, recipe):
+        return own_adapters.train_own if loaded else None
 
     def wrap(base: Any) -> Any:
         from lora_doctor.evidence import loading

@@ -74,7 +74,8 @@ class Injection:
     ``key: entry``. ``converted``: target entries that PEFT itself turned into parameters,
     ``entry -> parameter``. ``resolved_targets``: the target modules that PEFT used in the end
     (its own default, or what ``all-linear`` became). ``trainable_other``: parameters left
-    trainable that are neither adapter nor ``modules_to_save``.
+    trainable that are neither adapter nor ``modules_to_save``, ``trainable_other_parameters``
+    how many numbers these are; ``trainable_adapter_parameters``: of the adapters'.
     """
 
     ok: bool
@@ -88,6 +89,8 @@ class Injection:
     trainable_parameters: int = 0
     total_parameters: int = 0
     trainable_other: tuple[str, ...] = ()
+    trainable_adapter_parameters: int = 0
+    trainable_other_parameters: int = 0
 
 
 @dataclass(frozen=True)
@@ -132,8 +135,8 @@ class BuiltIn:
 class FloatPart:
     """A part that must stay in floating point, and how much of it would be quantized.
 
-    ``kind``: ``adapter`` (``name`` is the adapter's), ``modules_to_save`` (a path) or ``head``: what
-    transformers keeps out of quantization by itself unless it is given a list.
+    ``kind``: ``adapter`` (``name`` is the adapter's), ``modules_to_save`` (a path) or ``head``:
+    what transformers keeps out of quantization by itself unless it is given a list.
     """
 
     kind: Literal["adapter", "modules_to_save", "head"]

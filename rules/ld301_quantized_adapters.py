@@ -1,0 +1,201 @@
+"""LD301: quantization freezes parts that must stay in floating point."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.case import Case
+from lora_doctor.evidence.own_adapters import asks_for_adapter
+from lora_doctor.evidence.structure import FloatPart, Quantization, Structure
+from lora_doctor.rule import (
+    Edit,
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measure,
+    Proof,
+    Rule,
+    Severity,
+    Symptom,
+)
+from lora_doctor.targets import quoted
+
+#: Nothing of what follows can hold when the part to be trained has no floating point weights.
+CONSEQUENCES = (
+    "attaches", "forward", "gradients", "steps", "adapters-move", "loss-falls", "save-reload",
+)  # fmt: skip
+
+
+class QuantizedTrainableParts(Rule):
+    """4-bit or 8-bit loading also quantizes parts that must stay in floating point: adapters that
+    the model brings itself, modules that are trained as a whole, the head.
+
+    ## What happens
+    In 4 bits their weights are uint8 (`Params4bit`), in 8 bits int8, and both are frozen: an
+    integer has no gradient. Asking for one raises `only Tensors of floating point dtype can
+    require gradients`. Without asking, training ends at `element 0 of tensors does not require
+    grad and does not have a grad_fn`, or runs without a word while none of the adapters learns,
+    because an embedding or a norm still takes a gradient.
+
+    ## Why
+    transformers replaces every linear layer whose name is not in `llm_int8_skip_modules`, and the
+    A and B of a built-in LoRA are linear layers. Taking 8 bits instead of 4 changes nothing. A
+    list that is given takes the place of the default, so it must name the head too. What a
+    name matches differs: `lora_A` matches on transformers 4 and silently not on 5, a regular
+    expression the other way round. In a checkpoint that is quantized already its own list wins.
+
+    ## Versions
+    All of transformers and bitsandbytes. transformers before 4.45 quantizes on a GPU only; what it
+    would replace is asked of its code all the same.
+
+    ## Fix
+    A skip list that the installed transformers honours, proved by asking it again: the parts stay,
+    every other layer is quantized as before. The adapters take more memory than quantized ones
+    would; they could not be trained otherwise.
+
+    ## Links
+    https://huggingface.co/docs/transformers/quantization/bitsandbytes
+    """
+
+    code = "LD301"
+    name = "quantized-trainable-parts"
+    summary = "Quantization freezes built-in adapters, modules_to_save or the head."
+    depth = "meta"
+    symptoms = (
+        Symptom(r"only Tensors of floating point (and complex )?dtype can require gradients"),
+        Symptom(r"element 0 of tensors does not require grad and does not have a grad_fn"),
+    )
+    examples = (
+        Example(
+            "broken",
+            "arch:roberta",
+            {"task_type": "SEQ_CLS", "target_modules": ["query", "value"], "load_in_4bit": True},
+            why="a head of two layers, of which the default list keeps one or none",
+        ),
+        Example(
+            "broken",
+            "arch:llama",
+            {
+                "target_modules": ["q_proj", "v_proj"],
+                "load_in_8bit": True,
+                "llm_int8_skip_modules": ["o_proj"],
+            },
+            why="a list that takes the place of the default and forgets the head",
+        ),
+        Example(
+            "healthy",
+            "arch:llama",
+            {"target_modules": ["q_proj", "v_proj"], "load_in_4bit": True},
+        ),
+        Example(
+            "healthy",
+            "arch:llama",
+            {
+                "target_modules": ["q_proj"],
+                "modules_to_save": ["lm_head"],
+                "load_in_8bit": True,
+            },
+            why="the default list keeps the head",
+        ),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        structure = case.structure
+        asked = structure.quantization
+        if asked is None:
+            return
+        hit = [part for part in asked.parts if part.quantized]
+        if not hit:
+            return
+        trained = [part for part in hit if _is_trained(case, part)]
+        severity: Severity = "error" if trained else "warning"
+        yield self.finding(
+            severity,
+            _message(asked, hit, bool(trained)),
+            location=Location("recipe", "llm_int8_skip_modules" if asked.skip is not None
+                              else f"load_in_{asked.kind}"),
+            evidence=_evidence(structure, asked, hit),
+            proof=Proof("measured", "the installed transformers replaced these layers in a tree "
+                        "of the full-size model; nothing was loaded"),
+            fixes=_fixes(asked, hit),
+            explains=CONSEQUENCES if trained else (),
+        )  # fmt: skip
+
+
+def _is_trained(case: Case, part: FloatPart) -> bool:
+    """Built-in adapters are only inference where the recipe trains one of its own on top."""
+    if part.kind == "adapter":
+        return not asks_for_adapter(case.recipe)
+    return part.kind == "modules_to_save"
+
+
+def _names(parts: list[FloatPart]) -> str:
+    words = {"adapter": "built-in adapter", "modules_to_save": "trained module", "head": "head"}
+    return ", ".join(f"{words[part.kind]} {part.name}" for part in parts)
+
+
+def _message(asked: Quantization, hit: list[FloatPart], trained: bool) -> str:
+    count, total = sum(part.quantized for part in hit), sum(part.tensors for part in hit)
+    dtype = "uint8" if asked.kind == "4bit" else "int8"
+    adapters = [part for part in hit if part.kind == "adapter"]
+    if trained and len(adapters) == len(hit):
+        end = f"{total} LoRA tensors, {total - count} trainable"
+    elif trained:
+        end = f"{count} of their {total} weights are {dtype} and cannot be trained"
+    else:
+        end = f"{count} of their {total} weights are {dtype}"
+    return f"{asked.kind} loading also quantizes {_names(hit)}: {end}."
+
+
+def _evidence(
+    structure: Structure, asked: Quantization, hit: list[FloatPart]
+) -> tuple[Measure, ...]:
+    source = "installed transformers' replacement, full-size module tree"
+    lines = [
+        Measure(_names([part]), f"{part.quantized} of {part.tensors} weights quantized: "
+                f"{quoted(part.examples, 3)}", source)
+        for part in hit
+    ]  # fmt: skip
+    skip = quoted(asked.skip, 6) if asked.skip is not None else "not given; by default " + (
+        quoted(asked.default_skip, 6) or "nothing"
+    )
+    lines.append(Measure("llm_int8_skip_modules", skip, f"the {asked.origin}"))
+    lines.append(Measure("layers quantized", f"{asked.quantized} of {asked.linears}", source))
+    if asked.proposed_skip:
+        lines.append(
+            Measure("with the list of the fix", f"{asked.quantized_with_proposal} of "
+                    f"{asked.linears}, none of these", source)
+        )  # fmt: skip
+    if structure.built_in and not structure.built_in.wrapped:
+        count = sum(state.tensors for state in structure.built_in.adapters)
+        lines.append(Measure("LoRA tensors", count, structure.model_class))
+    return tuple(lines)
+
+
+def _fixes(asked: Quantization, hit: list[FloatPart]) -> tuple[Fix, ...]:
+    if asked.origin == "checkpoint":
+        return (
+            Fix(
+                "The checkpoint is quantized already and its own skip list wins over the "
+                "recipe's: load the unquantized checkpoint with llm_int8_skip_modules "
+                f"{quoted(asked.proposed_skip, 8)}, or dequantize these layers after loading.",
+                "manual",
+            ),
+        )
+    if not asked.proposed_skip:
+        return (
+            Fix(
+                f"No skip list leaves out {_names(hit)} alone; load without quantization, in "
+                "bfloat16.",
+                "manual",
+            ),
+        )
+    names = ", ".join(asked.proposed_skip)
+    return (
+        Fix(
+            f"Leave them in floating point: llm_int8_skip_modules {names}.",
+            "safe",
+            (Edit("llm_int8_skip_modules", list(asked.proposed_skip)),),
+        ),
+    )

@@ -1,0 +1,170 @@
+"""LD302: an adapter of the recipe's on a model that brings its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.case import Case
+from lora_doctor.evidence.structure import AdapterState, BuiltIn
+from lora_doctor.rule import (
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measure,
+    Patch,
+    Proof,
+    Rule,
+    Severity,
+)
+from lora_doctor.targets import quoted
+
+
+class AdapterOnOwnAdapters(Rule):
+    """The recipe asks PEFT for an adapter on a model that makes adapters of its own while it is
+    being built.
+
+    ## What happens
+    Both sit in the same layers, and what trains depends on the release. PEFT 0.7 trains the
+    built-in adapter and not the new one. Later releases switch the built-in one off without a word,
+    so that the model starts from another function than the one that was loaded. PEFT 0.21 gives
+    every weight back the `requires_grad` that it had, which after `from_pretrained` of
+    transformers 5 is all of them: the whole model is trained. What is saved is the new adapter
+    alone.
+
+    ## Why
+    `get_peft_model` was written for a model without adapters; in layers that have some already, it
+    adds to them. Phi-4-multimodal, for one, brings `vision` and `speech`.
+
+    ## Versions
+    All of PEFT, each in its own way; what happens on yours is in the evidence.
+
+    ## Fix
+    A patch that trains the new adapter alone and leaves the built-in ones active and frozen.
+    It changes what is learnt, so it is applied on demand. Or no adapter on top: give the rank and
+    the targets in the model's own config, and train the built-in ones by their names. A model
+    whose forward switches its adapters by itself, as Phi-4-multimodal's does, leaves only that.
+
+    ## Links
+    https://huggingface.co/docs/peft/developer_guides/troubleshooting
+    """
+
+    code = "LD302"
+    name = "adapter-on-own-adapters"
+    summary = "An adapter on top of built-in ones: what trains is not what was asked for."
+    depth = "meta"
+    examples = (
+        Example(
+            "broken",
+            "tests.models:llama_with_own_adapters",
+            {"target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM", "r": 4},
+        ),
+        Example(
+            "healthy",
+            "tests.models:llama_with_own_adapters",
+            why="the built-in adapter is what is trained",
+        ),
+        Example("healthy", "arch:llama", {"target_modules": ["q_proj", "v_proj"]}),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        structure = case.structure
+        built_in = structure.built_in
+        if built_in is None or not built_in.wrapped or not structure.injection.ok:
+            return
+        brought = [state for state in built_in.adapters if state.brought]
+        outer = next((state for state in built_in.adapters if not state.brought), None)
+        silenced = [state for state in brought if (state.active_wrapped or 0) < state.active]
+        along = [state for state in brought if state.trainable_wrapped]
+        idle = outer is not None and (outer.trainable_wrapped or 0) < outer.tensors
+        if not (silenced or along or idle or built_in.base_trainable):
+            return
+        severity: Severity = "error" if idle or built_in.base_trainable else "warning"
+        yield self.finding(
+            severity,
+            f"{structure.model_class} brings adapters of its own "
+            f"({', '.join(state.name for state in brought)}), and with the recipe's on top "
+            + "; ".join(_what_happens(built_in, outer, silenced, along, idle))
+            + ".",
+            location=Location("recipe", "target_modules"),
+            evidence=_evidence(built_in),
+            proof=Proof("measured", "PEFT wrapped the real class, which has its adapters"),
+            fixes=_fixes(brought),
+            explains=(
+                "attaches", "starts-at-base", "gradients", "adapters-move", "frozen-stay",
+                "save-reload", "merge",
+            ),
+        )  # fmt: skip
+
+
+def _what_happens(
+    built_in: BuiltIn,
+    outer: AdapterState | None,
+    silenced: list[AdapterState],
+    along: list[AdapterState],
+    idle: bool,
+) -> Iterator[str]:
+    if idle and outer is not None:
+        yield f"the recipe's adapter is not trained ({_tensors(outer)})"
+    if along:
+        yield f"{_list(along)} trained along"
+    if silenced:
+        yield f"{_list(silenced)} switched off"
+    if built_in.base_trainable:
+        share = built_in.base_trainable_parameters / max(1, built_in.base_parameters)
+        yield f"{share:.0%} of the base weights are trained"
+
+
+def _list(states: list[AdapterState]) -> str:
+    return f"{', '.join(state.name for state in states)} {'is' if len(states) == 1 else 'are'}"
+
+
+def _tensors(state: AdapterState) -> str:
+    return f"{state.trainable_wrapped} of {state.tensors} tensors trainable"
+
+
+def _evidence(built_in: BuiltIn) -> tuple[Measure, ...]:
+    lines = []
+    for state in built_in.adapters:
+        was = (
+            f"before: {state.trainable} trainable, active in {state.active} layers; "
+            if state.brought
+            else ""
+        )
+        lines.append(
+            Measure(
+                f"adapter {state.name}" + ("" if state.brought else " (the recipe's)"),
+                f"{was}after: {_tensors(state)}, active in {state.active_wrapped} of "
+                f"{state.layers} layers",
+                "installed PEFT, meta device",
+            )
+        )
+    if built_in.base_trainable:
+        lines.append(
+            Measure("base weights left trainable", quoted(built_in.base_trainable, 4),
+                    "installed PEFT, meta device")
+        )  # fmt: skip
+    if built_in.loading_unfreezes:
+        lines.append(
+            Measure("from_pretrained", "makes every weight trainable again",
+                    "installed transformers, asked with a model of one weight")
+        )  # fmt: skip
+    return tuple(lines)
+
+
+def _fixes(brought: list[AdapterState]) -> tuple[Fix, ...]:
+    names = ", ".join(state.name for state in brought)
+    return (
+        Fix(
+            f"Train the recipe's adapter alone, with {names} as loaded and frozen "
+            "(lora_doctor.apply as the first line of the training script).",
+            "unsafe",
+            patch=Patch("outer_adapter_only"),
+        ),
+        Fix(
+            f"Or train the built-in ones ({names}): set their rank and targets in the model's "
+            "config, call no get_peft_model, freeze everything and set requires_grad on the "
+            "parameters that have the adapter's name in theirs.",
+            "manual",
+        ),
+    )

@@ -1,0 +1,140 @@
+"""LD502: no adapter is trainable, or something that is none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.case import Case
+from lora_doctor.evidence.structure import Structure
+from lora_doctor.rule import Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
+from lora_doctor.targets import quoted
+
+
+class NotOnlyAdapters(Rule):
+    """What would be trained is not the adapters: none of them is trainable, or other weights are.
+
+    ## What happens
+    With no trainable adapter the backward raises `element 0 of tensors does not require grad and
+    does not have a grad_fn`, or an optimizer gets an empty parameter list. With other weights
+    trainable nothing is raised: they take gradients and optimizer states like in full fine-tuning,
+    they change, and the saved adapter does not contain them, so that what is loaded later is not
+    what was trained.
+
+    ## Why
+    `requires_grad` was set by hand after wrapping, a checkpoint was loaded for inference
+    (`is_trainable=False`), `prepare_model_for_kbit_training` froze adapters that were in the model
+    already, or the model brings adapters itself and leaves its head or, where `from_pretrained`
+    makes everything trainable, all weights as they are.
+
+    ## Versions
+    All of PEFT. `from_pretrained` makes weights trainable that `__init__` had frozen from
+    transformers 5 on.
+
+    ## Fix
+    Freeze the model, then set `requires_grad` on the adapters by their name. Weights that are to be
+    trained whole belong into `modules_to_save`, so that they are saved.
+
+    ## Links
+    https://huggingface.co/docs/peft/developer_guides/troubleshooting
+    """
+
+    code = "LD502"
+    name = "not-only-adapters"
+    summary = "No adapter is trainable, or weights that are no adapter would be trained."
+    depth = "meta"
+    symptoms = (
+        Symptom(r"element 0 of tensors does not require grad and does not have a grad_fn"),
+        Symptom(r"optimizer got an empty parameter list"),
+    )
+    examples = (
+        Example(
+            "broken",
+            "tests.models:own_adapters_and_head",
+            why="a built-in adapter whose head is trained along and not saved",
+        ),
+        Example(
+            "broken",
+            "tests.models:own_adapters_frozen",
+            why="a built-in adapter that somebody froze",
+        ),
+        Example("healthy", "tests.models:llama_with_own_adapters"),
+        Example("healthy", "arch:llama", {"target_modules": ["q_proj", "v_proj"]}),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        structure = case.structure
+        injection = structure.injection
+        on_top = structure.built_in is not None and structure.built_in.wrapped
+        if not injection.ok or on_top:  # an adapter on top of built-in ones is LD302's matter
+            return
+        if case.recipe.peft_type != "LORA" or not injection.adapter_parameters:
+            return
+        other, count = _others(structure)
+        if not injection.trainable_adapter_parameters:
+            yield self.finding(
+                "error",
+                f"No adapter is trainable: 0 of {injection.adapter_parameters:,} adapter "
+                "parameters take a gradient.",
+                location=Location("module", structure.model_class),
+                evidence=_evidence(structure, other, count),
+                proof=Proof("measured", "requires_grad was read off the model"),
+                fixes=_fixes(structure),
+                explains=(
+                    "attaches", "forward", "gradients", "steps", "adapters-move", "loss-falls",
+                ),
+            )  # fmt: skip
+        elif other:
+            share = count / max(1, injection.total_parameters)
+            yield self.finding(
+                "warning",
+                f"{count:,} parameters that are no adapter would be trained too ({share:.1%} of "
+                f"the model): {quoted(other, 4)}; the saved adapter does not have them.",
+                location=Location("module", other[0]),
+                evidence=_evidence(structure, other, count),
+                proof=Proof("measured", "requires_grad was read off the model"),
+                fixes=_fixes(structure),
+                explains=("attaches",),
+            )
+
+
+def _others(structure: Structure) -> tuple[tuple[str, ...], int]:
+    """Patterns of trainable weights that are no adapter, as the model comes out of loading."""
+    if structure.built_in is not None:
+        return structure.built_in.base_trainable, structure.built_in.base_trainable_parameters
+    return structure.injection.trainable_other, structure.injection.trainable_other_parameters
+
+
+def _evidence(structure: Structure, other: tuple[str, ...], count: int) -> tuple[Measure, ...]:
+    injection = structure.injection
+    source = f"requires_grad in {structure.model_class}"
+    lines = [
+        Measure("adapter parameters", f"{injection.trainable_adapter_parameters:,} of "
+                f"{injection.adapter_parameters:,} trainable", source)
+    ]  # fmt: skip
+    if other:
+        text = f"{count:,}: {quoted(other, 6)}"
+        lines.append(Measure("other trainable parameters", text, source))
+    built_in = structure.built_in
+    if built_in is not None:
+        lines.append(
+            Measure("adapters that the model brings",
+                    quoted([state.name for state in built_in.adapters]), structure.model_class)
+        )  # fmt: skip
+        if built_in.loading_unfreezes:
+            lines.append(
+                Measure("from_pretrained", "makes every weight trainable again",
+                        "installed transformers, asked with a model of one weight")
+            )  # fmt: skip
+    return tuple(lines)
+
+
+def _fixes(structure: Structure) -> tuple[Fix, ...]:
+    built_in = structure.built_in
+    names = [state.name for state in built_in.adapters] if built_in is not None else ["lora_"]
+    return (
+        Fix(
+            "Freeze the model, then set requires_grad on the parameters with "
+            f"{quoted(names)} in their name; name what is to be trained whole in modules_to_save.",
+            "manual",
+        ),
+    )
