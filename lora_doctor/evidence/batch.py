@@ -87,6 +87,8 @@ def make_batch(
             notes=notes,
         )
         draft.prepare()
+        if "return_loss" in parameters:  # a dual encoder reads a text at its last token's place
+            draft.last_id = draft.settings.number("eos_token_id")
         try:
             batch = _settle(draft, with_labels, run)
         except BatchError as error:

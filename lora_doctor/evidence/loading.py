@@ -186,7 +186,7 @@ def load_config(source: Mapping[str, Any]) -> Any:
         except KeyError:
             raise InputError(f"arch:{name}: this transformers has no such architecture") from None
         try:
-            return config_class()
+            return _with_room_for_tokens(config_class())
         except Exception as error:  # noqa: BLE001 - any default may contradict itself
             raise EvidenceError(
                 f"the default config of {name} cannot be made: {_one_line(error)}"
@@ -209,6 +209,18 @@ def load_config(source: Mapping[str, Any]) -> Any:
         raise EvidenceError(
             f"{Path(folder) / 'config.json'} is refused by transformers: {_one_line(error)}"
         ) from error
+
+
+def _with_room_for_tokens(config: Any) -> Any:
+    """A default config whose special tokens lie outside its own vocabulary cannot be built
+    (SmolVLM's padding token): the vocabulary is made large enough, as a user would."""
+    parts = [value for value in vars(config).values() if hasattr(value, "to_dict")]
+    for part in (config, *parts):
+        size = vars(part).get("vocab_size")
+        pad = vars(part).get("pad_token_id")
+        if isinstance(size, int) and isinstance(pad, int) and pad >= size:
+            part.vocab_size = pad + 1
+    return config
 
 
 def call_factory(name: str) -> tuple[Any, list[dict[str, Any]] | None]:
