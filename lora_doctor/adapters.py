@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lora_doctor.evidence.locator import clean_path
+from lora_doctor.evidence.own_adapters import active_in
 
 
 @dataclass
@@ -92,13 +93,15 @@ def find_adapters(model: Any) -> list[AdapterLayer]:
         else:
             continue
         parameters = []
+        # A model that brings its adapters has no wrapper to say which are active; its layers do.
+        names = active or (active_in(module) if isinstance(module, tuner) else ())
         for name, tensor in module.named_parameters():
             parts = name.split(".")
             if parts[0] in (own, inner) or "base_layer" in parts:
                 continue
-            if active and not any(part in active for part in parts[:2]):
+            if names and not any(part in names for part in parts[:2]):
                 continue
-            part = parts[0] if parts[0] not in active else path.rpartition(".")[2]
+            part = parts[0] if parts[0] not in names else path.rpartition(".")[2]
             parameters.append(AdapterParameter(f"{path}.{name}", part, tensor))
         if parameters:
             layers.append(AdapterLayer(_layer_path(path, module), module, parameters))

@@ -39,15 +39,20 @@ def trains_its_own(model: Any, recipe: Recipe) -> bool:
 
 
 def train_own(model: Any) -> Any:
-    """The model with its adapters trainable and everything else frozen; changed in place.
+    """The model with its active adapters trainable and everything else frozen; changed in place.
+
+    Where none is active, all of them: a forward may switch them by what it is given.
 
     Raises:
         RuntimeError: an adapter weight is not floating point (torch's own words).
     """
+    layers = dict(model.named_modules())
+    active = {name for path, name, _ in _held(model) if name in active_in(layers[path])}
     model.requires_grad_(False)
-    for _, _, tensors in _held(model):
-        for tensor in tensors:
-            tensor.requires_grad_(True)
+    for _, name, tensors in _held(model):
+        if not active or name in active:
+            for tensor in tensors:
+                tensor.requires_grad_(True)
     return model
 
 
