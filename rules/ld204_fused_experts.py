@@ -163,8 +163,10 @@ class FusedExperts(Rule):
         adapted = sorted({group.leaf for group in structure.groups if group.adapted})
         left = sum(group.parameters for group in experts)
         share = left / max(structure.total_parameters, 1)
+        # What we proposed ourselves is the most that this PEFT can do: told, but no reason to stop.
+        proposed = recipe.origins.get("target_modules") == "proposed"
         return self.finding(
-            "warning",
+            "info" if proposed else "warning",
             f"The experts of {structure.model_class} are fused parameters that the targets pass by:"
             f" {share:.0%} of the model gets no adapter; only {quoted(adapted, 6)} do.",
             location=Location("module", experts[0].pattern),
