@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from lora_doctor.evidence.structure import ModuleGroup, Structure
+from lora_doctor.evidence.structure import ModuleGroup, Structure, Tower
 from lora_doctor.recipe import Recipe
 
 
@@ -32,6 +32,38 @@ def offered_layers(structure: Structure) -> list[ModuleGroup]:
     return default_groups(structure) or linear
 
 
+def side_towers(structure: Structure) -> list[Tower]:
+    """The vision and audio towers that serve a language model: a recipe for language does not mean
+    them. None in an encoder-decoder without a projector (speech to text) and in a dual encoder
+    (CLIP's kind): those are one model, and meant as a whole."""
+    kinds = {tower.kind for tower in structure.towers}
+    generates = (
+        structure.can_generate
+        or structure.has_prepare_inputs
+        # Another head on the same model, such as a classifier on a vision language model.
+        or any(item.task_type in ("CAUSAL_LM", "SEQ_2_SEQ_LM") for item in structure.head_classes)
+    )
+    if "language" not in kinds or not generates:
+        return []
+    if structure.is_encoder_decoder and "projector" not in kinds:
+        return []
+    return [tower for tower in structure.towers if tower.kind in ("vision", "audio")]
+
+
+def naming(structure: Structure, names: Iterable[str]) -> str | list[str]:
+    """``target_modules`` for these layers: their names, or, where a side tower has the same ones,
+    a regular expression that stays in the language tower."""
+    from lora_doctor.evidence.propose import name_groups
+
+    names = list(names)
+    sides = {tower.path for tower in side_towers(structure)}
+    if any(group.tower in sides and group.leaf in names for group in structure.groups):
+        forms = name_groups(structure, [g for g in offered_layers(structure) if g.leaf in names])
+        if forms:
+            return forms[0]
+    return names
+
+
 def means_mlp(name: str) -> bool:
     """Whether a target entry asks for a part of the MLP, by its name."""
     from lora_doctor.evidence.roles import jobs_of_name
@@ -39,14 +71,37 @@ def means_mlp(name: str) -> bool:
     return bool(jobs_of_name(name) & {"gate", "up", "down"})
 
 
-def cover_of(structure: Structure, entries: Iterable[str]) -> list[str]:
+def cover_of(structure: Structure, entries: Sequence[str]) -> list[str]:
     """This model's own names for the roles that the entries stand for (Llama's ``q_proj`` in
     Phi-3 is ``qkv_proj``); all offered layers when no role can be told."""
     from lora_doctor.evidence.propose import role_cover
 
     names = [name for entry in entries for name in names_in(entry)]
     every = list(dict.fromkeys(group.leaf for group in offered_layers(structure)))
-    return role_cover(structure, names) or every
+    slips = [intended(entry, every) for entry in entries]
+    cover = [*role_cover(structure, names), *(name for name in slips if name)]
+    return list(dict.fromkeys(cover)) or every
+
+
+def intended(entry: str, names: Iterable[str]) -> str | None:
+    """The one name that a mistyped entry can only mean: the same letters in another order or case,
+    or one of them too many or too few (``v_porj``, ``qproj``). ``None`` when it says what it means
+    or could mean several; another letter is no slip (``x_proj`` is not ``q_proj``)."""
+    from lora_doctor.evidence.roles import jobs_of_name
+
+    if jobs_of_name(entry) or not re.fullmatch(r"\w+", entry):
+        return None
+    near = [name for name in names if _slip(entry.lower(), name.lower())]
+    return near[0] if len(near) == 1 and entry != near[0] else None
+
+
+def _slip(typed: str, meant: str) -> bool:
+    if sorted(typed) == sorted(meant):
+        return True
+    short, long = sorted((typed, meant), key=len)
+    if len(long) - len(short) != 1:
+        return False
+    return any(long[:index] + long[index + 1 :] == short for index in range(len(long)))
 
 
 def names_in(entry: str) -> list[str]:

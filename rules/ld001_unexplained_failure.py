@@ -15,7 +15,8 @@ class UnexplainedFailure(Rule):
     ## What happens
     The training contract (adapters attach, the loss is finite, gradients arrive, A and B move,
     frozen weights stay, the loss falls, saving and merging keep the logits) was executed and one
-    of its checks failed.
+    of its checks failed. At depth `meta` nothing is trained yet: there it is `get_peft_model` that
+    refused the recipe on the real class.
 
     ## Why
     Not known. The finding names the check, the exception and the first module in which it was
@@ -35,7 +36,7 @@ class UnexplainedFailure(Rule):
     code = "LD001"
     name = "unexplained-failure"
     summary = "The training contract fails and no rule explains it."
-    depth = "tiny"
+    depth = "meta"
     is_net = True
     examples = (
         Example(
@@ -44,10 +45,20 @@ class UnexplainedFailure(Rule):
             {"target_modules": ["proj"]},
             why="a forward that raises only once adapters are in the model",
         ),
+        Example(
+            "broken",
+            "arch:llama",
+            {"target_modules": ["q_proj"], "bias": "weird"},
+            depth="meta",
+            why="PEFT refuses it, and no rule is about it",
+        ),
         Example("healthy", "arch:llama"),
     )
 
     def check(self, case: Case) -> Iterator[Finding]:
+        if not case.reaches("tiny"):
+            yield from self._refused(case)
+            return
         verification = case.verification
         unexplained = case.unexplained
         if not unexplained:
@@ -78,12 +89,33 @@ class UnexplainedFailure(Rule):
             )
         yield self.finding(
             "error",
-            f"Training fails, and no rule explains why: {CHECKS.get(check.name, check.name)}: "
-            f"{_shorten(text) or check.value}",
+            f"Training fails, and no rule that was asked explains why: "
+            f"{CHECKS.get(check.name, check.name)}: {_shorten(text) or check.value}",
             location=Location("module", failure.module if failure and failure.module else "model"),
             evidence=tuple(evidence),
             proof=Proof("executed", source),
             explains=unexplained,
+        )
+
+    def _refused(self, case: Case) -> Iterator[Finding]:
+        """What PEFT said on the meta device, where that is all that this run executes."""
+        error = case.structure.injection.error
+        if error is None:
+            _ = case.verification  # raises: nothing is trained at this depth
+            return
+        if "attaches" in case.explained:
+            return
+        text = f"{error.type}: {error.message}"
+        yield self.finding(
+            "error",
+            f"PEFT refuses this recipe, and no rule that was asked explains why: {_shorten(text)}",
+            location=Location("module", "model"),
+            evidence=(
+                Measure("get_peft_model", text, "installed PEFT, meta device"),
+                Measure("raised in", error.where or "not known", "its traceback"),
+            ),
+            proof=Proof("executed", "PEFT refused the config on the real class"),
+            explains=("attaches",),
         )
 
 

@@ -70,7 +70,8 @@ class MissingPrepareInputs(Rule):
     symptoms = (
         Symptom(r"has no attribute ['\"]prepare_inputs_for_generation['\"]", "transformers>=4.50"),
         Symptom(
-            r"\w+Model\.forward\(\) got an unexpected keyword argument '(labels|decoder_input_ids)'",
+            r"\w+Model\.forward\(\) got an unexpected keyword argument "
+            r"'(labels|decoder_input_ids)'",
             "transformers<4.50, a class without a head",
         ),
         Symptom(r"has no attribute ['\"]generate['\"]", "transformers>=4.50"),
@@ -223,8 +224,8 @@ class MissingPrepareInputs(Rule):
                 continue
             certain = call.task_type in GENERATING and not call.conditional
             evidence = [
-                Measure("get_peft_model is called", f"in {call.class_name}.__init__ on {call.wrapped}",
-                        str(call.at)),
+                Measure("get_peft_model is called",
+                        f"in {call.class_name}.__init__ on {call.wrapped}", str(call.at)),
                 Measure("which is a", call.inner_class or "class not found",
                         str(call.inner_at or call.at)),
                 Measure(f"{call.inner_class}.{METHOD}", "missing", "bases and methods, by ast"),

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from lora_doctor.case import Case
 from lora_doctor.evidence.structure import Structure
 from lora_doctor.rule import Edit, Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
-from lora_doctor.targets import cover_of, offered_layers, quoted, target_entries
+from lora_doctor.targets import cover_of, naming, offered_layers, quoted, target_entries
 
 
 class NoTargetMatches(Rule):
@@ -96,7 +96,7 @@ class NoTargetMatches(Rule):
             location=Location("recipe", "target_modules"),
             evidence=tuple(evidence),
             proof=Proof("executed", "PEFT refused the config on the real class"),
-            fixes=_fixes(cover),
+            fixes=_fixes(structure, cover),
             explains=("attaches",),
         )
 
@@ -106,13 +106,13 @@ def _asks_for_targets(structure: Structure) -> bool:
     return error is not None and "target_modules" in error.message
 
 
-def _fixes(cover: list[str]) -> tuple[Fix, ...]:
+def _fixes(structure: Structure, cover: list[str]) -> tuple[Fix, ...]:
     if not cover:
         return (Fix("Name the layers to adapt; the evidence lists what there is.", "manual"),)
     return (
         Fix(
             f"Target this model's layers for the same roles: {', '.join(cover)}.",
             "safe",
-            (Edit("target_modules", cover),),
+            (Edit("target_modules", naming(structure, cover)),),
         ),
     )

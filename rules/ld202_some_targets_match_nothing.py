@@ -188,7 +188,10 @@ class SomeTargetsMatchNothing(Rule):
 
 def _without_experts(structure: Structure, entries: list[str]) -> list[str]:
     """Entries that stand for an MLP whose experts are fused parameters belong to LD204."""
-    fused = any(group.kind == "parameter" and not group.adapted for group in structure.groups)
+    fused = any(
+        group.kind == "parameter" and group.role == "experts" and not group.adapted
+        for group in structure.groups
+    )
     return [entry for entry in entries if not (fused and means_mlp(entry))]
 
 

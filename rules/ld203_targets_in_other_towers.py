@@ -10,7 +10,7 @@ from lora_doctor.evidence.propose import name_groups
 from lora_doctor.evidence.structure import ModuleGroup, Structure, Tower
 from lora_doctor.recipe import Recipe
 from lora_doctor.rule import Edit, Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
-from lora_doctor.targets import quoted, target_entries
+from lora_doctor.targets import quoted, side_towers, target_entries
 
 
 class TargetsInOtherTowers(Rule):
@@ -127,20 +127,10 @@ def _unreached(case: Case) -> set[str]:
 
 
 def _stray_groups(structure: Structure, recipe: Recipe) -> list[tuple[Tower, list[ModuleGroup]]]:
-    """Adapted groups in encoders that serve a language model, unless the recipe names them.
-
-    An encoder-decoder without a projector (speech to text) and a dual encoder are one model, and
-    meant as a whole.
-    """
-    kinds = {tower.kind for tower in structure.towers}
-    serves_a_language_model = "language" in kinds and (
-        structure.can_generate or structure.has_prepare_inputs
-    )
-    if not serves_a_language_model or (structure.is_encoder_decoder and "projector" not in kinds):
-        return []
+    """Adapted groups in encoders that serve a language model, unless the recipe names them."""
     strays = []
-    for tower in structure.towers:
-        if tower.kind not in ("vision", "audio") or _speaks_of(recipe, tower):
+    for tower in side_towers(structure):
+        if _speaks_of(recipe, tower):
             continue
         groups = [group for group in structure.groups if group.tower == tower.path]
         adapted = [group for group in groups if group.adapted]

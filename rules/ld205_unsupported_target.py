@@ -3,29 +3,49 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from lora_doctor.case import Case
 from lora_doctor.evidence.structure import Structure
 from lora_doctor.rule import Edit, Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
-from lora_doctor.targets import cover_of, names_in, offered_layers, quoted, target_entries
+from lora_doctor.targets import (
+    cover_of,
+    names_in,
+    naming,
+    offered_layers,
+    quoted,
+    target_entries,
+)
 
 _MESSAGE = re.compile(r"Target module (?P<module>.+?) is not supported", re.DOTALL)
-
 #: PEFT knows that some layers of state-space models hand their weight to a kernel.
 _BARRED = re.compile(r"Module '(?P<module>[\w.]+)' is incompatible with")
+_ALL_BARRED = re.compile(r"Incompatible modules: \{(?P<names>[^}]*)\}")
+_SAVED_TOO = re.compile(r"modules_to_save cannot be applied to modules of type")
+#: PEFT's wrappers for these put a new head into modules_to_save by themselves.
+_SAVED_HEADS = {
+    "SEQ_CLS": ("classifier", "score"),
+    "TOKEN_CLS": ("classifier", "score"),
+    "QUESTION_ANS": ("qa_outputs",),
+}
 
 
 class UnsupportedTarget(Rule):
-    """A target matches a module that PEFT has no adapter for: a container, a norm, a dropout, a
-    convolution of the wrong kind, or a class of the model's own.
+    """A target matches a module that PEFT puts no adapter on: a container, a norm, a dropout, a
+    convolution of the wrong kind, a class of the model's own, a layer whose weight a kernel reads,
+    or a module that is trained as a whole already.
 
     ## What happens
-    `get_peft_model` raises `Target module ... is not supported. Currently, only ...`.
+    `get_peft_model` raises `Target module ... is not supported. Currently, only ...`, or
+    `Module 'out_proj' is incompatible with Mamba-based models`, or
+    `modules_to_save cannot be applied to modules of type ...`.
 
     ## Why
     The entry names a block instead of the linear layers in it (`mlp`, `self_attn`), or a regular
-    expression is open at its end and also matches the dropout or the norm beside the layer.
+    expression is open at its end and also matches the dropout or the norm beside the layer. Mamba
+    uses the weights of `out_proj` and `conv1d` without calling the layers. A head stands in
+    `modules_to_save`, where the wrapper of `SEQ_CLS` puts it by itself, and is a target too, as
+    with `all-linear`.
 
     ## Versions
     All of PEFT; the list of supported modules grows with each release.
@@ -44,6 +64,9 @@ class UnsupportedTarget(Rule):
     symptoms = (
         Symptom(r"Module '[\w.]+' is incompatible with .{0,80}models", "peft>=0.18"),
         Symptom(r"Target module .{1,2000}? is not supported"),
+        Symptom(r"is not supported\. Currently, only (the following modules|`?torch\.nn\.Linear)"),
+        Symptom(r"modules_to_save cannot be applied to modules of type"),
+        Symptom(r"Only same embed for query/key/value is supported"),
     )
     examples = (
         Example("broken", "arch:llama", {"target_modules": ["mlp"]}, why="a block, not a layer"),
@@ -60,6 +83,13 @@ class UnsupportedTarget(Rule):
             requires={"peft": ">=0.18"},
             why="PEFT refuses a layer whose weight a kernel reads",
         ),
+        Example(
+            "broken",
+            "arch:distilbert",
+            {"target_modules": "all-linear", "task_type": "SEQ_CLS"},
+            requires={"peft": ">=0.18"},
+            why="the classifier is a target and is trained as a whole",
+        ),
         Example("healthy", "arch:llama", {"target_modules": ["gate_proj", "down_proj"]}),
     )
 
@@ -69,62 +99,56 @@ class UnsupportedTarget(Rule):
         if error is None or case.recipe.peft_type != "LORA":
             return
         entries = target_entries(case.recipe)
-        barred = _BARRED.search(error.message)
-        if barred:
-            yield self._barred(structure, entries, barred["module"])
-            return
-        hit = _MESSAGE.search(error.message)
-        if not hit:
-            return
-        module = hit["module"].split("(")[0].strip()
         names = [name for entry in entries for name in names_in(entry)]
-        cover = _inside(structure, names) or cover_of(structure, names)
+        hit, barred = _MESSAGE.search(error.message), _BARRED.search(error.message)
+        if hit:
+            module = hit["module"].split("(")[0].strip()
+            what = f"match a {module}, which this PEFT cannot adapt"
+            cover = _inside(structure, names) or cover_of(structure, names)
+        elif barred:
+            every = _ALL_BARRED.search(error.message)
+            refused = re.findall(r"[\w.]+", every["names"]) if every else [barred["module"]]
+            what = f"match {barred['module']}, whose weight is used without the layer being called"
+            cover = _without(structure, names, refused)
+        elif _SAVED_TOO.search(error.message):
+            recipe = case.recipe
+            heads = _SAVED_HEADS.get(str(recipe.get("task_type")), ())
+            saved = [*(recipe.get("modules_to_save") or ()), *heads]
+            what = f"and modules_to_save ({quoted(saved, 6)}) meet on one module"
+            cover = _without(structure, names, saved)
+        else:
+            return
         yield self.finding(
             "error",
-            f"target_modules {quoted(entries, 6)} match a {module}, which this PEFT cannot adapt.",
+            f"target_modules {quoted(entries, 6)} {what}.",
             location=Location("recipe", "target_modules"),
             evidence=(
                 Measure("get_peft_model", f"{error.type}: {error.message[:300]}",
                         "installed PEFT, meta device"),
-                Measure("linear layers for these roles", quoted(cover), structure.model_class),
+                Measure("layers that can be adapted", quoted(cover), structure.model_class),
             ),
             proof=Proof("executed", "PEFT refused the config on the real class"),
             fixes=(
                 Fix(
-                    f"Target the linear layers themselves: {', '.join(cover)}.",
+                    f"Target layers that can be adapted: {', '.join(cover)}.",
                     "safe",
-                    (Edit("target_modules", cover),),
+                    (Edit("target_modules", naming(structure, cover)),),
                 ),
             )
             if cover
-            else (Fix("Name the linear layers inside it.", "manual"),),
+            else (Fix("Name layers that PEFT can adapt.", "manual"),),
             explains=("attaches",),
         )  # fmt: skip
 
-    def _barred(self, structure: Structure, entries: list[str], module: str) -> Finding:
-        """A layer whose weight is read by a fused kernel, so that an adapter would be skipped."""
-        error = structure.injection.error
-        assert error is not None
-        rest = [entry for entry in entries if entry.rpartition(".")[2] != module]
-        return self.finding(
-            "error",
-            f"This PEFT refuses to adapt {module} in {structure.model_class}: its weight is used "
-            "without the layer being called.",
-            location=Location("recipe", "target_modules"),
-            evidence=(
-                Measure(
-                    "get_peft_model",
-                    f"{error.type}: {error.message[:300]}",
-                    "installed PEFT, meta device",
-                ),
-                Measure("other targets", quoted(rest) or "none", "recipe"),
-            ),
-            proof=Proof("executed", "PEFT refused the config on the real class"),
-            fixes=(Fix(f"Leave {module} out.", "safe", (Edit("target_modules", rest),)),)
-            if rest
-            else (Fix("Name layers that PEFT can adapt.", "manual"),),
-            explains=("attaches",),
-        )
+
+def _without(structure: Structure, names: list[str], out: Sequence[str]) -> list[str]:
+    """The targets without what cannot be one; of the usual layers where none is listed by name
+    (``all-linear``, an expression). PEFT compares the ends of paths."""
+    leaves = {group.leaf for group in structure.groups}
+    named = [name for name in names if name in leaves]
+    if not named:
+        named = list(dict.fromkeys(group.leaf for group in offered_layers(structure)))
+    return [name for name in named if not any(name.endswith(end) for end in out)]
 
 
 def _inside(structure: Structure, names: list[str]) -> list[str]:
