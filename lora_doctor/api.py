@@ -61,6 +61,8 @@ def check(
     selection = _selection(select, ignore, found)
     if only_nets:
         found = [rule for rule in found if rule.is_net]
+        if not any(rule in selection for rule in found):
+            raise InputError("--select or --ignore leaves out LD001, which is all that verify asks")
     with open_case(
         model, recipe, depth=depth, revision=revision, trust_remote_code=trust_remote_code,
         limits=limits, device=device, steps=steps, batches=batches, progress=progress,
@@ -124,8 +126,12 @@ def open_case(
         raise InputError(f"depth {depth!r}: is one of {', '.join(DEPTHS)}")
     limits = limits or Limits()
     tell = progress or (lambda text: None)
+    if isinstance(model, str) and not model.strip():
+        raise InputError("MODEL is empty; give a hub id, a folder, arch:NAME or module:factory")
     checked_recipe = as_recipe(recipe)
     source = parse_model(model, revision=revision, trust_remote_code=trust_remote_code)
+    if depth == "full" and source.kind in ("arch", "factory"):
+        raise InputError(f"MODEL {source}: has no weights to load; --depth tiny runs without any")
     settings = Settings(depth, device, steps, limits, tuple(batches) if batches else None)
     on_gpu = device in ("cuda", "mps") or (device == "auto" and depth == "full")
     # Matrices of a tiny model are so small that a second thread only costs.

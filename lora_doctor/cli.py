@@ -5,6 +5,7 @@ Exit codes: 0 nothing at or above ``--fail-on``; 1 findings; 2 the question coul
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from lora_doctor import __version__
-from lora_doctor.errors import LoraDoctorError
+from lora_doctor.errors import InputError, LoraDoctorError
 
 if TYPE_CHECKING:
     from lora_doctor.diagnosis import Diagnosis
@@ -66,6 +67,16 @@ def cli() -> None:
 
     Exit codes: 0 nothing at or above --fail-on; 1 findings; 2 the question could not be answered.
     """
+
+
+class _Number(click.FloatRange):
+    """A float in a range; ``nan`` is in none, and ``inf`` is no limit that anybody can keep."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
 
 
 # --- options -------------------------------------------------------------------------------------
@@ -132,7 +143,7 @@ def recipe_options(command: F) -> F:
         ),
         click.option(
             "--hub-time-limit",
-            type=click.FloatRange(min=0.1),
+            type=_Number(min=0.1),
             default=10.0,
             show_default=True,
             metavar="SECONDS",
@@ -140,13 +151,13 @@ def recipe_options(command: F) -> F:
         ),
         click.option(
             "--time-limit",
-            type=click.FloatRange(min=1),
+            type=_Number(min=1),
             metavar="SECONDS",
             help="For each run in a child process.",
         ),
         click.option(
             "--memory-limit",
-            type=click.FloatRange(min=0.1),
+            type=_Number(min=0.1),
             metavar="GIB",
             help="Resident memory of a child process.",
         ),
@@ -417,6 +428,8 @@ def _recipe(options: dict[str, Any]) -> Any:
     for key in ("target_parameters", "modules_to_save"):
         if options[key] is not None:
             given[key] = [name.strip() for name in options[key].split(",") if name.strip()]
+            if not given[key]:
+                raise InputError(f"--{key.replace('_', '-')}: no name given; leave it out for none")
     plain = (
         "task_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "load_in_4bit",
         "load_in_8bit", "dtype", "attn_implementation", "gradient_checkpointing", "model_class",
@@ -430,10 +443,14 @@ def _recipe(options: dict[str, Any]) -> Any:
 
 def _rule_arguments(options: dict[str, Any]) -> dict[str, Any]:
     return {
-        "select": tuple(code.strip() for code in options["select"].split(",") if code.strip()),
-        "ignore": tuple(code.strip() for code in options["ignore"].split(",") if code.strip()),
+        "select": _codes(options["select"]),
+        "ignore": _codes(options["ignore"]),
         "rules": options["rule_folders"],
     }
+
+
+def _codes(text: str) -> tuple[str, ...]:
+    return tuple(code.strip().upper() for code in text.split(",") if code.strip())
 
 
 def _with_next_command(

@@ -74,10 +74,12 @@ def find_rules(folders: Iterable[Path] = ()) -> list[type[Rule]]:
 
 
 def check_selection(selection: RuleSelection, rules: Sequence[type[Rule]]) -> None:
-    """Raises InputError when ``--select`` or ``--ignore`` names no rule."""
+    """Raises InputError when ``--select`` or ``--ignore`` names no rule, or no rule is left."""
     for prefix in (*selection.select, *selection.ignore):
         if not any(rule.code.startswith(prefix) for rule in rules):
             raise InputError(f"rule {prefix!r}: no code starts so; see `lora-doctor rules`")
+    if not any(rule in selection for rule in rules):
+        raise InputError("--select and --ignore leave no rule; give other codes")
 
 
 def diagnose(
@@ -103,8 +105,12 @@ def diagnose(
     skipped: list[Skipped] = []
     crashed: list[str] = []
     order = sorted(rules, key=lambda rule: (rule.is_net, DEPTHS.index(rule.depth), rule.code))
+    nets = any(rule.is_net and rule in selection for rule in rules)
     for rule in order:
         if rule not in selection:
+            # What it knows is not reported, but it is not unexplained either.
+            if nets and not rule.is_net and case.reaches(rule.depth):
+                case.explained.update(_explained_by(rule, case))
             continue
         if not case.reaches(rule.depth):
             reason = f"needs --depth {rule.depth}; this run stops at {case.settings.depth}"
@@ -143,6 +149,14 @@ def diagnose(
         undetermined=undetermined,
         seconds=time.perf_counter() - start,
     )
+
+
+def _explained_by(rule: type[Rule], case: Case) -> set[str]:
+    """Checks of the training contract that a rule which nobody asked for accounts for."""
+    try:
+        return {name for finding in rule().check(case) for name in finding.explains}
+    except Exception:  # noqa: BLE001 - nobody asked for it: without evidence, or broken, it has no say
+        return set()
 
 
 def cure(

@@ -60,7 +60,13 @@ def _probability(value: Any) -> float | int:
 
 
 def _names_or_regex(value: Any) -> str | list[str] | None:
-    if value is None or (isinstance(value, str) and value.strip()):
+    if value is None:
+        return value
+    if isinstance(value, str) and value.strip():
+        try:
+            re.compile(value)
+        except (re.error, RecursionError, OverflowError) as error:
+            raise ValueError(f"is a regular expression that compiles ({error})") from None
         return value
     if isinstance(value, (list, tuple, set, frozenset)):
         names = sorted(value) if isinstance(value, (set, frozenset)) else list(value)

@@ -28,7 +28,7 @@ def model_folder(tmp_path: Path) -> Path:
     return folder
 
 
-# --- bad input: one line, exit code 2, nothing written ---------------------------------------------
+# --- bad input: one line, exit code 2, nothing written --------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,13 @@ def model_folder(tmp_path: Path) -> Path:
         (["check", "arch:llama", "--load-in-4bit", "--load-in-8bit"], "exclude each other"),
         (["check", "arch:llama", "--target-modules", "(q_proj"], "regular expression"),
         (["check", "arch:llama", "--select", "XX9"], "XX9"),
+        (["check", "arch:llama", "--select", "LD1", "--ignore", "LD1"], "no rule"),
+        (["verify", "arch:llama", "--select", "LD2"], "LD001"),
+        (["check", "arch:llama", "--time-limit", "nan"], "finite"),
+        (["check", "arch:llama", "--memory-limit", "inf"], "finite"),
+        (["check", "arch:llama", "--modules-to-save", ","], "--modules-to-save"),
+        (["check", "arch:llama", "--depth", "full"], "no weights"),
+        (["check", ""], "MODEL is empty"),
         (["check", "arch:llama", "--recipe", "nope.yaml"], "nope.yaml"),
         (["check", "arch:llama", "--output-file", "no/such/dir/x.json"], "no/such/dir"),
         (["check", "arch:llama", "--rules", "nowhere"], "nowhere"),
@@ -94,6 +101,13 @@ def test_a_broken_config_is_told_at_every_depth(
         assert says in result.one_line_error and result.out == ""
 
 
+def test_a_regular_expression_of_a_file_is_compiled(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("target_modules: '(q_proj'\n", "utf-8")
+    result = lora_doctor("check", "arch:llama", "--recipe", recipe, "--depth", "static")
+    assert result.code == 2 and "regular expression" in result.one_line_error
+
+
 def test_unknown_recipe_key_names_the_near_miss(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("target_module: [q_proj]\n", "utf-8")
@@ -117,7 +131,7 @@ def test_a_factory_that_fails_is_one_line(body: str, says: str, tmp_path: Path) 
     assert says in result.err and "Traceback" not in result.err
 
 
-# --- good input ------------------------------------------------------------------------------------
+# --- good input -----------------------------------------------------------------------------------
 
 
 def test_phi3_with_llamas_names_is_found_explained_and_ends_in_the_next_command() -> None:
@@ -150,9 +164,7 @@ def test_without_a_recipe_one_is_proposed_printed_and_checked() -> None:
 def test_fix_writes_recipe_prescription_and_report_and_the_result_is_healthy(
     tmp_path: Path,
 ) -> None:
-    result = lora_doctor(
-        "fix", "arch:phi3", "--target-modules", LLAMA_7, "--apply", cwd=tmp_path
-    )
+    result = lora_doctor("fix", "arch:phi3", "--target-modules", LLAMA_7, "--apply", cwd=tmp_path)
     assert result.code == 0, result
     written = {path.name for path in tmp_path.iterdir()}
     assert written == {
@@ -213,7 +225,7 @@ def test_fail_on_decides_the_exit_code() -> None:
     assert lora_doctor(*arguments, "--fail-on", "error").code == 0
     assert lora_doctor(*arguments, "--fail-on", "never").code == 0
     assert lora_doctor(*arguments, "--ignore", "LD2").code == 0
-    assert lora_doctor(*arguments, "--select", "LD202").code == 1
+    assert lora_doctor(*arguments, "--select", "ld202").code == 1
 
 
 def test_concise_is_one_line_per_finding() -> None:
@@ -243,7 +255,7 @@ def test_rules_lists_every_rule_on_one_line() -> None:
 
 def test_explain_finds_the_rule_of_a_pasted_traceback() -> None:
     pasted = (
-        "Traceback (most recent call last):\n  File \"train.py\", line 3\n"
+        'Traceback (most recent call last):\n  File "train.py", line 3\n'
         "AttributeError: 'LlamaModel' object has no attribute 'prepare_inputs_for_generation'\n"
     )
     assert "LD101" in lora_doctor("explain", "-", stdin=pasted).out

@@ -46,7 +46,7 @@ def repository(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return folder
 
 
-# --- Phi-4-multimodal's kind of repository ---------------------------------------------------------
+# --- Phi-4-multimodal's kind of repository --------------------------------------------------------
 
 
 @needs_the_loss
@@ -97,7 +97,7 @@ def test_where_the_method_is_inherited_nothing_is_said(repository: Path, worker:
     assert "LD101" not in codes(diagnosis)
 
 
-# --- models in memory ------------------------------------------------------------------------------
+# --- models in memory -----------------------------------------------------------------------------
 
 
 def test_a_loaded_module_is_checked_and_left_as_it_was() -> None:
@@ -140,7 +140,7 @@ def test_a_users_own_module_runs_on_a_users_own_batch() -> None:
     assert verification.outcome == "passed", verification
 
 
-# --- real weights ----------------------------------------------------------------------------------
+# --- real weights ---------------------------------------------------------------------------------
 
 
 def test_real_weights_of_a_folder_are_verified(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_pickled_weights_are_not_loaded(tmp_path: Path) -> None:
     assert result.code == 2 and "pickled" in result.out + result.err
 
 
-# --- things that go wrong in the child -------------------------------------------------------------
+# --- things that go wrong in the child ------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -195,3 +195,36 @@ def test_a_forward_that_takes_the_process_down_is_a_finding(
     )
     assert result.code == 1, result
     assert "LD001" in result.out and says in result.out
+
+
+# --- what PEFT does, and what is said about it ----------------------------------------------------
+
+OLD_PATHS = r"language_model\.layout_of_old\.layers\.\d+\.self_attn\.(q_proj|v_proj)"
+
+
+@pytest.mark.parametrize(
+    ("model", "recipe", "rules", "cured"),
+    [
+        ("llama", {"target_modules": ["q_proj", "v_porj"]}, {"LD202"}, ["q_proj", "v_proj"]),
+        ("vit", {"target_modules": ["query", "value", "nope"]}, None, None),
+        ("llava", {"target_modules": OLD_PATHS}, {"LD201"}, "language_model"),
+        ("clip", {"target_modules": ["q_proj", "v_proj"]}, set(), None),
+        ("llama", {"target_modules": ["q_proj"], "bias": "weird"}, {"LD001"}, None),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_one_cause_is_one_finding_and_its_fix_names_what_was_meant(
+    model: str, recipe: dict[str, Any], rules: set[str] | None, cured: Any, worker: Worker
+) -> None:
+    """Typing errors, paths of an older layout, blocks, and what PEFT refuses for another reason."""
+    diagnosis = lora_doctor.fix(f"arch:{model}", recipe, depth="meta", worker=worker)
+    if rules is None:  # names differ between releases; what matters is that it is not silent
+        assert codes(diagnosis) & {"LD201", "LD202"}
+        return
+    assert codes(diagnosis) == rules
+    if isinstance(cured, list):
+        assert diagnosis.fixed_recipe and diagnosis.fixed_recipe.get("target_modules") == cured
+    elif cured == "language_model":
+        assert diagnosis.fixed_recipe is not None
+        targets = diagnosis.fixed_recipe.get("target_modules")
+        assert isinstance(targets, str) and "language_model" in targets and "vision" not in targets
