@@ -291,7 +291,7 @@ def _module_of(path: Path) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # noqa: BLE001 - a rule file of the user's may raise anything
+    except Exception as error:
         raise InputError(
             f"--rules: {path} cannot be imported: {type(error).__name__}: {error}"
         ) from error

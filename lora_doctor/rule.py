@@ -30,6 +30,7 @@ __all__ = [
     "Patch",
     "Proof",
     "Rule",
+    "Severity",
     "Symptom",
 ]
 

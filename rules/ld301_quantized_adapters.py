@@ -157,8 +157,10 @@ def _evidence(
                 f"{quoted(part.examples, 3)}", source)
         for part in hit
     ]  # fmt: skip
-    skip = quoted(asked.skip, 6) if asked.skip is not None else "not given; by default " + (
-        quoted(asked.default_skip, 6) or "nothing"
+    skip = (
+        quoted(asked.skip, 6)
+        if asked.skip is not None
+        else "not given; by default " + (quoted(asked.default_skip, 6) or "nothing")
     )
     lines.append(Measure("llm_int8_skip_modules", skip, f"the {asked.origin}"))
     lines.append(Measure("layers quantized", f"{asked.quantized} of {asked.linears}", source))

@@ -118,8 +118,9 @@ class TestHealthy:
         assert result.outcome == "passed", result.failed_checks
 
     def test_prompt_tuning_is_not_merged(self) -> None:
-        result = run("llama", peft_type="PROMPT_TUNING", num_virtual_tokens=4,
-                     task_type="CAUSAL_LM")
+        result = run(
+            "llama", peft_type="PROMPT_TUNING", num_virtual_tokens=4, task_type="CAUSAL_LM"
+        )
         assert status(result)["merge"] == "skipped"
         assert not failed(result)
 
@@ -229,14 +230,22 @@ class TestCheckpointing:
 
     def test_not_reentrant(self) -> None:
         healthy(
-            run("llama", target_modules=LIST, gradient_checkpointing=True,
-                gradient_checkpointing_kwargs={"use_reentrant": False})
+            run(
+                "llama",
+                target_modules=LIST,
+                gradient_checkpointing=True,
+                gradient_checkpointing_kwargs={"use_reentrant": False},
+            )
         )
 
     @pytest.mark.skipif(Version("5") <= TRANSFORMERS, reason="inputs require grad by themselves")
     def test_reentrant_with_something_trainable_at_the_head_is_silent(self) -> None:
-        result = run("llama", target_modules=["q_proj", "lm_head"], gradient_checkpointing=True,
-                     gradient_checkpointing_kwargs={"use_reentrant": True})
+        result = run(
+            "llama",
+            target_modules=["q_proj", "lm_head"],
+            gradient_checkpointing=True,
+            gradient_checkpointing_kwargs={"use_reentrant": True},
+        )
         assert failed(result) == ["gradients"]
         check = result.check("gradients")
         assert check is not None and check.value == "2 of 6"

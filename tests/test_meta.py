@@ -18,6 +18,7 @@ from lora_doctor.evidence.modules import pattern_of
 from lora_doctor.evidence.skeleton import skeleton
 from lora_doctor.evidence.structure import Structure
 from lora_doctor.evidence.wrapper import wrapper_call
+from lora_doctor.isolation import Worker
 from lora_doctor.recipe import TASK_TYPES, Recipe
 from tests.test_propose import LLAMA_NAMES, look
 from tests.test_towers import build, source
@@ -241,16 +242,22 @@ def test_a_config_that_the_class_refuses(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_patches_are_in_force() -> None:
-    """What the verification will run with is what the meta evidence sees."""
+def test_patches_are_in_force(worker: Worker) -> None:
+    """What the verification will run with is what the meta evidence sees; in a child, so that the
+    patch ends with it."""
     recipe = recipe_of(model_class="AutoModel", task_type="CAUSAL_LM")
     patch = {"name": "peft_without_generation", "parameters": {}}
     from lora_doctor.patches import load_patch
 
     if load_patch(patch["name"]).why_not():
         pytest.skip("the installed PEFT needs no such patch")
-    found = Structure.from_json(gather(source("llama"), recipe.to_json(), [patch]))
-    assert found.injection.ok
+    outcome = worker.run(
+        "lora_doctor.evidence.meta:gather",
+        {"source": source("llama"), "recipe": recipe.to_json(), "patches": [patch]},
+        time_limit=120,
+    )
+    assert outcome.failure is None, outcome.failure
+    assert Structure.from_json(outcome.value).injection.ok
 
 
 def test_loader_classes_are_the_heads() -> None:

@@ -8,6 +8,7 @@ save and reload.
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.slow
 
 BUILD = Patch("peft_without_generation")
+
 
 @pytest.fixture(params=["one file", "split files"])
 def layout(request: pytest.FixtureRequest) -> str:

@@ -55,8 +55,10 @@ def test_broken_is_found_and_trains_after_its_fix(
         example.model, dict(example.recipe), depth=example.depth, unsafe_fixes=True, worker=worker
     )
     found = [finding for finding in diagnosis.findings if finding.rule == rule.code]
-    assert found, f"{rule.code} is silent; found {[f.rule for f in diagnosis.findings]}, "\
+    assert found, (
+        f"{rule.code} is silent; found {[f.rule for f in diagnosis.findings]}, "
         f"skipped {[vars(s) for s in diagnosis.skipped]}"
+    )
     assert all(finding.evidence and finding.message for finding in found)
     if not any(first_fix(finding, unsafe=True) for finding in found):
         return

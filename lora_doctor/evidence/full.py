@@ -95,9 +95,7 @@ def _verify(loader: Any, recipe: Recipe, steps: int, device: str) -> Verificatio
     subject = Subject(
         base=model,
         batches=batches,
-        wrap=prepare.wrapper(
-            model, recipe, loaded=loader.source["kind"] != "factory"
-        ),
+        wrap=prepare.wrapper(model, recipe, loaded=loader.source["kind"] != "factory"),
         fresh=prepare.fresh_base(model, shared=not prepare.rewrites_weights(recipe)),
         set_up=lambda wrapped: prepare.set_up(wrapped, recipe),
         learning_rate=LEARNING_RATE,

@@ -187,7 +187,7 @@ def load_config(source: Mapping[str, Any]) -> Any:
             raise InputError(f"arch:{name}: this transformers has no such architecture") from None
         try:
             return _with_room_for_tokens(config_class())
-        except Exception as error:  # noqa: BLE001 - any default may contradict itself
+        except Exception as error:
             raise EvidenceError(
                 f"the default config of {name} cannot be made: {_one_line(error)}"
             ) from error
@@ -205,7 +205,7 @@ def load_config(source: Mapping[str, Any]) -> Any:
             return AutoConfig.from_pretrained(
                 folder, trust_remote_code=bool(source["trust_remote_code"]), local_files_only=True
             )
-    except Exception as error:  # noqa: BLE001 - config classes validate in their own ways
+    except Exception as error:
         raise EvidenceError(
             f"{Path(folder) / 'config.json'} is refused by transformers: {_one_line(error)}"
         ) from error
@@ -237,7 +237,7 @@ def call_factory(name: str) -> tuple[Any, list[dict[str, Any]] | None]:
         sys.path.insert(0, os.getcwd())
     try:
         target: Any = importlib.import_module(module_name)
-    except Exception as error:  # noqa: BLE001 - the user's module may raise anything
+    except Exception as error:
         raise InputError(
             f"MODEL {name!r}: cannot import {module_name}: {type(error).__name__}: "
             f"{_one_line(error)}"
@@ -252,7 +252,7 @@ def call_factory(name: str) -> tuple[Any, list[dict[str, Any]] | None]:
     try:
         result = target()
         batches = batches() if callable(batches) else batches
-    except Exception as error:  # noqa: BLE001 - the user's factory may raise anything
+    except Exception as error:
         raise InputError(
             f"MODEL {name!r}: the factory raised {type(error).__name__}: {_one_line(error)}"
         ) from error
@@ -339,7 +339,7 @@ def _remote_class(reference: Any, source: Mapping[str, Any]) -> type:
             cls = get_class_from_dynamic_module(
                 str(reference), source["folder"], local_files_only=True
             )
-    except Exception as error:  # noqa: BLE001 - importing the repository's code may raise anything
+    except Exception as error:
         raise EvidenceError(
             f"the repository's class {reference!r} cannot be imported here: "
             f"{type(error).__name__}: {_one_line(error)}"

@@ -91,9 +91,7 @@ def describe_module(module: Any, recipe: Recipe | None = None) -> Structure:
     if not wrapped:
         found = _complete(found, where, base, asked)
         recipe_in_full = Recipe.from_json(found.recipe)
-        return replace(
-            found, built_in=own_adapters.describe(base, recipe_in_full, loaded=False)
-        )
+        return replace(found, built_in=own_adapters.describe(base, recipe_in_full, loaded=False))
     active = module.active_adapter
     name = active if isinstance(active, str) else next(iter(active))
     own = as_recipe(module.peft_config[name])

@@ -233,9 +233,7 @@ def rewrites_weights(recipe: Recipe) -> bool:
     return recipe.get("init_lora_weights") not in (None, True, False, "gaussian")
 
 
-def wrapper(
-    model: Any, recipe: Recipe, *, loaded: bool = False
-) -> Callable[[Any], Any] | None:
+def wrapper(model: Any, recipe: Recipe, *, loaded: bool = False) -> Callable[[Any], Any] | None:
     """What puts the adapters on; ``None`` when the model already has them.
 
     ``loaded``: the model comes out of loading, so that where its own adapters are to be trained

@@ -84,9 +84,7 @@ def _ask(
     wanted = quantized - kept
     for names in _candidates(matcher, skip, parts, kept & quantized):
         if matcher.quantized(names) == wanted:
-            return replace(
-                result, proposed_skip=tuple(names), quantized_with_proposal=len(wanted)
-            )
+            return replace(result, proposed_skip=tuple(names), quantized_with_proposal=len(wanted))
     return result
 
 

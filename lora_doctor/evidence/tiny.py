@@ -120,9 +120,7 @@ def _run(
     subject = Subject(
         base=model,
         batches=[prepare.cast(one.to(device), dtype) for one in batches],
-        wrap=prepare.wrapper(
-            model, recipe, loaded=loader.source["kind"] != "factory"
-        ),
+        wrap=prepare.wrapper(model, recipe, loaded=loader.source["kind"] != "factory"),
         fresh=prepare.fresh_base(model),
         set_up=lambda wrapped: prepare.set_up(wrapped, recipe),
         learning_rate=LEARNING_RATE,

@@ -79,9 +79,7 @@ def _layers(model: Any) -> Iterator[Any]:
             yield module
 
 
-def _keep_apart(
-    wrapped: Any, name: str, config: Any, before: dict[int, tuple[str, ...]]
-) -> None:
+def _keep_apart(wrapped: Any, name: str, config: Any, before: dict[int, tuple[str, ...]]) -> None:
     learns = not getattr(config, "inference_mode", False)
     ours: set[int] = set()
     for layer in _layers(wrapped):
