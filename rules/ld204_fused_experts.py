@@ -11,7 +11,7 @@ from lora_doctor.evidence.propose import suffix
 from lora_doctor.evidence.structure import ModuleGroup, Structure
 from lora_doctor.recipe import Recipe
 from lora_doctor.rule import Edit, Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
-from lora_doctor.targets import means_mlp, names_in, quoted, target_entries
+from lora_doctor.targets import means_mlp, names_in, offered_layers, quoted, target_entries
 
 _HALF_OF_A_PAIR = re.compile(
     r"Cannot convert PEFT target\(s\) (?P<given>.+?) without also targeting (?P<missing>.+?) "
@@ -32,7 +32,8 @@ class FusedExperts(Rule):
     ## Why
     transformers 5 stores the experts of a layer in one parameter (gpt-oss does so in 4.x too), and
     PEFT's `target_modules` finds modules only. PEFT from 0.19 on converts some families itself;
-    which, it is asked here.
+    which, it is asked here. The names that it converts no longer stand for the linear layers of
+    dense blocks and shared experts, which then have no adapter.
 
     ## Versions
     transformers 5, and gpt-oss on 4.55 and later. `target_parameters` exists from PEFT 0.17 on.
@@ -75,6 +76,14 @@ class FusedExperts(Rule):
             why="PEFT converts the experts, and ParamWrapper takes no dropout",
         ),
         Example(
+            "broken",
+            "arch:glm4_moe",
+            {"target_modules": ["q_proj", "gate_proj", "up_proj", "down_proj"], "lora_dropout": 0},
+            requires={"transformers": ">=5", "peft": ">=0.21"},
+            depth="meta",
+            why="PEFT converts the experts, and drops the shared expert and the dense block",
+        ),
+        Example(
             "healthy",
             "arch:qwen3_moe",
             {"target_modules": ["q_proj", "v_proj"], "lora_dropout": 0.05},
@@ -104,6 +113,9 @@ class FusedExperts(Rule):
         passed_by = [group for group in experts if not group.adapted]
         if passed_by and _means_experts(recipe):
             yield self._passed_by(structure, recipe, passed_by)
+        lost = _lost(structure)
+        if lost:
+            yield self._converted_away(structure, recipe, lost)
 
     def _dropout(self, structure: Structure, recipe: Recipe, experts: list[ModuleGroup]) -> Finding:
         error = structure.injection.error
@@ -157,6 +169,36 @@ class FusedExperts(Rule):
             explains=("attaches",),
         )
 
+    def _converted_away(
+        self, structure: Structure, recipe: Recipe, lost: list[ModuleGroup]
+    ) -> Finding:
+        """PEFT made parameters of the names; linear layers of the same names are left out."""
+        names = sorted({group.leaf for group in lost})
+        patterns = quoted([group.pattern for group in lost], 3)
+        return self.finding(
+            "info" if recipe.origins.get("target_modules") == "proposed" else "warning",
+            f"PEFT turns {quoted(names)} into parameters of the experts in {structure.model_class} "
+            f"and with that leaves out {sum(group.count for group in lost)} linear layers of the "
+            f"same names ({patterns}).",
+            location=Location("recipe", "target_modules"),
+            evidence=(
+                Measure("converted by PEFT", quoted(structure.injection.converted),
+                        "installed PEFT"),
+                Measure("linear layers of these names without adapter",
+                        quoted([f"{group.count} x {group.pattern}" for group in lost], 6),
+                        structure.model_class),
+            ),
+            proof=Proof("measured", "PEFT was run on the real class and the result was counted"),
+            fixes=(
+                Fix(
+                    "This PEFT adapts either these layers or the experts under these names; to "
+                    "train the attention alone, name only its layers.",
+                    "manual",
+                ),
+            ),
+            explains=("attaches",),
+        )  # fmt: skip
+
     def _passed_by(
         self, structure: Structure, recipe: Recipe, experts: list[ModuleGroup]
     ) -> Finding:
@@ -181,6 +223,15 @@ class FusedExperts(Rule):
             fixes=_target_parameters(recipe, experts),
             explains=("attaches",),
         )  # fmt: skip
+
+
+def _lost(structure: Structure) -> list[ModuleGroup]:
+    """Linear layers (dense blocks, shared experts) whose names PEFT has converted away."""
+    converted = [line.partition(" -> ")[0] for line in structure.injection.converted]
+    names = {name for entry in converted for name in names_in(entry)}
+    return [
+        group for group in offered_layers(structure) if group.leaf in names and not group.adapted
+    ]
 
 
 def _means_experts(recipe: Recipe) -> bool:
