@@ -38,10 +38,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _say(" ".join(error.format_message().split()), UNANSWERED)
     except LoraDoctorError as error:
         return _say(str(error), UNANSWERED)
-    except BrokenPipeError:
-        # `lora-doctor ... | head`: the reader has gone, and so is the reason to write.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OK
     except Exception as error:
         if os.environ.get(DEBUG_VARIABLE):
             raise
@@ -50,6 +46,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"internal error: {text}; {DEBUG_VARIABLE}=1 shows where, please report it", UNANSWERED
         )
     return int(result or OK)
+
+
+def _print(text: str, *, nl: bool = True) -> None:
+    """Write to standard output.
+
+    Raises:
+        InputError: it takes nothing more (a full disk).
+    """
+    try:
+        click.echo(text, nl=nl)
+    except BrokenPipeError:
+        # `lora-doctor ... | head`: the reader has gone; the exit code stays what it is.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise InputError(f"standard output: cannot be written: {error.strerror}") from error
 
 
 def _say(text: str, code: int) -> int:
@@ -303,7 +315,7 @@ def fix(**options: Any) -> int:
 
     diagnosis = plan.with_diff(_with_progress(run))
     if options["only_diff"]:
-        click.echo(diagnosis.recipe_diff, nl=False)
+        _print(diagnosis.recipe_diff, nl=False)
         return _exit_code(diagnosis, options["fail_on"])
     written = plan.write(diagnosis) if options["write"] else ()
     diagnosis = _with_next_command(diagnosis, options, plan.recipe_path if written else None)
@@ -353,7 +365,7 @@ def rules(rule_folders: tuple[str, ...]) -> int:
     from lora_doctor.engine import find_rules
 
     for rule in find_rules(Path(folder) for folder in rule_folders):
-        click.echo(f"{rule.code}  {rule.depth:<6}  {rule.name:<40}  {rule.summary}")
+        _print(f"{rule.code}  {rule.depth:<6}  {rule.name:<40}  {rule.summary}")
     return OK
 
 
@@ -364,7 +376,7 @@ def explain(what: str) -> int:
     from lora_doctor.explain import explain as explanation
 
     text = sys.stdin.read() if what == "-" else what
-    click.echo(explanation(text, color=_colors(sys.stdout)))
+    _print(explanation(text, color=_colors(sys.stdout)))
     return OK
 
 
@@ -381,7 +393,7 @@ def env(output_format: str, no_devices: bool) -> int:
     """Versions, devices and dtypes, ready to paste into a bug report."""
     from lora_doctor.describe_environment import describe
 
-    click.echo(describe(output_format, devices=not no_devices))
+    _print(describe(output_format, devices=not no_devices))
     return OK
 
 
@@ -480,7 +492,7 @@ def _report(diagnosis: Diagnosis, options: dict[str, Any]) -> int:
         encoding="utf-8" if path else sys.stdout.encoding or "utf-8",
     )
     if path is None:
-        click.echo(text, nl=not text.endswith("\n"))
+        _print(text, nl=not text.endswith("\n"))
     else:
         write_text(path, text if text.endswith("\n") else text + "\n")
     return _exit_code(diagnosis, options["fail_on"])

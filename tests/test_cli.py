@@ -269,6 +269,17 @@ def test_verify_names_its_checks_with_numbers() -> None:
         assert name in result.out
 
 
+@pytest.mark.parametrize("command", ["rules", "explain LD101"])
+def test_a_reader_that_has_gone_is_no_failure(command: str) -> None:
+    """`lora-doctor rules | head -1` in a script with pipefail."""
+    import subprocess
+    import sys
+
+    pipe = f"set -o pipefail; {sys.executable} -m lora_doctor {command} | true"
+    done = subprocess.run(["bash", "-c", pipe], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_env_is_ready_to_paste() -> None:
     result = lora_doctor("env", "--no-devices")
     assert result.code == 0 and "transformers" in result.out and "peft" in result.out
