@@ -5,8 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from lora_doctor.errors import EvidenceError
 from lora_doctor.evidence.structure import ModuleGroup, Structure, Tower
 from lora_doctor.recipe import Recipe
+
+
+def needs_lora(recipe: Recipe) -> None:
+    """Raises EvidenceError for a recipe of another method: a rule about LoRA's targets has nothing
+    to say about it, which is not the same as "passed"."""
+    if recipe.peft_type != "LORA":
+        raise EvidenceError(f"the recipe is {recipe.peft_type}, and this is about LoRA")
 
 
 def target_entries(recipe: Recipe) -> list[str]:

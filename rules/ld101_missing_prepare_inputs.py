@@ -35,8 +35,9 @@ class MissingPrepareInputs(Rule):
     and the model's class does not have it.
 
     ## What happens
-    `get_peft_model` with `task_type` `CAUSAL_LM` or `SEQ_2_SEQ_LM` raises
-    `AttributeError: ... has no attribute 'prepare_inputs_for_generation'`. While
+    With `task_type` `CAUSAL_LM` or `SEQ_2_SEQ_LM`, `get_peft_model` raises
+    `AttributeError: ... has no attribute 'prepare_inputs_for_generation'`, and so does
+    `PeftModel.from_pretrained` of a published adapter whose config says so. While
     `PreTrainedModel` itself could still generate, wrapping worked and the first forward failed
     instead, because a class without a head takes no `labels`.
 

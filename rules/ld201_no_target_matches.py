@@ -7,7 +7,14 @@ from collections.abc import Iterator
 from lora_doctor.case import Case
 from lora_doctor.evidence.structure import Structure
 from lora_doctor.rule import Edit, Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
-from lora_doctor.targets import cover_of, naming, offered_layers, quoted, target_entries
+from lora_doctor.targets import (
+    cover_of,
+    naming,
+    needs_lora,
+    offered_layers,
+    quoted,
+    target_entries,
+)
 
 
 class NoTargetMatches(Rule):
@@ -61,10 +68,11 @@ class NoTargetMatches(Rule):
     def check(self, case: Case) -> Iterator[Finding]:
         structure = case.structure
         recipe = case.recipe
+        needs_lora(recipe)
         injection = structure.injection
         entries = target_entries(recipe)
         adapted = sum(group.adapted for group in structure.groups)
-        if recipe.peft_type != "LORA" or adapted or injection.ok:
+        if adapted or injection.ok:
             return
         no_default = not entries and _asks_for_targets(structure)
         unmatched = {entry.partition(": ")[2] for entry in injection.unmatched}

@@ -7,7 +7,14 @@ from collections.abc import Iterator
 from lora_doctor.case import Case
 from lora_doctor.evidence.structure import Structure
 from lora_doctor.rule import Edit, Example, Finding, Fix, Location, Measure, Proof, Rule
-from lora_doctor.targets import cover_of, means_mlp, offered_layers, quoted, target_entries
+from lora_doctor.targets import (
+    cover_of,
+    means_mlp,
+    needs_lora,
+    offered_layers,
+    quoted,
+    target_entries,
+)
 
 
 class SomeTargetsMatchNothing(Rule):
@@ -73,7 +80,8 @@ class SomeTargetsMatchNothing(Rule):
 
     def check(self, case: Case) -> Iterator[Finding]:
         structure = case.structure
-        if case.recipe.peft_type != "LORA" or not structure.injection.ok:
+        needs_lora(case.recipe)
+        if not structure.injection.ok:
             return
         unmatched: dict[str, list[str]] = {}
         for item in structure.injection.unmatched:

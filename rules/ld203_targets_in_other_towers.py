@@ -10,7 +10,7 @@ from lora_doctor.evidence.propose import name_groups
 from lora_doctor.evidence.structure import ModuleGroup, Structure, Tower
 from lora_doctor.recipe import Recipe
 from lora_doctor.rule import Edit, Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
-from lora_doctor.targets import quoted, side_towers, target_entries
+from lora_doctor.targets import needs_lora, quoted, side_towers, target_entries
 
 
 class TargetsInOtherTowers(Rule):
@@ -63,7 +63,8 @@ class TargetsInOtherTowers(Rule):
 
     def check(self, case: Case) -> Iterator[Finding]:
         structure = case.structure
-        if case.recipe.peft_type != "LORA" or not structure.injection.ok:
+        needs_lora(case.recipe)
+        if not structure.injection.ok:
             return
         dead = _without_gradient(case)
         strays = _stray_groups(structure, case.recipe)

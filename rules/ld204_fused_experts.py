@@ -11,7 +11,14 @@ from lora_doctor.evidence.propose import suffix
 from lora_doctor.evidence.structure import ModuleGroup, Structure
 from lora_doctor.recipe import Recipe
 from lora_doctor.rule import Edit, Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
-from lora_doctor.targets import means_mlp, names_in, offered_layers, quoted, target_entries
+from lora_doctor.targets import (
+    means_mlp,
+    names_in,
+    needs_lora,
+    offered_layers,
+    quoted,
+    target_entries,
+)
 
 _HALF_OF_A_PAIR = re.compile(
     r"Cannot convert PEFT target\(s\) (?P<given>.+?) without also targeting (?P<missing>.+?) "
@@ -95,12 +102,13 @@ class FusedExperts(Rule):
 
     def check(self, case: Case) -> Iterator[Finding]:
         structure, recipe = case.structure, case.recipe
+        needs_lora(recipe)
         experts = [
             group
             for group in structure.groups
             if group.kind == "parameter" and group.role == "experts"
         ]
-        if recipe.peft_type != "LORA" or not experts:
+        if not experts:
             return
         error = structure.injection.error
         if error is not None:

@@ -12,6 +12,7 @@ from lora_doctor.targets import (
     cover_of,
     names_in,
     naming,
+    needs_lora,
     offered_layers,
     quoted,
     target_entries,
@@ -96,7 +97,8 @@ class UnsupportedTarget(Rule):
     def check(self, case: Case) -> Iterator[Finding]:
         structure = case.structure
         error = structure.injection.error
-        if error is None or case.recipe.peft_type != "LORA":
+        needs_lora(case.recipe)
+        if error is None:
             return
         entries = target_entries(case.recipe)
         names = [name for entry in entries for name in names_in(entry)]

@@ -197,6 +197,27 @@ def test_a_forward_that_takes_the_process_down_is_a_finding(
     assert "LD001" in result.out and says in result.out
 
 
+def test_another_method_is_not_called_passed(worker: Worker) -> None:
+    """IA3 has no LoRA targets: those rules have nothing to say, and say so."""
+    recipe = {"peft_type": "IA3", "target_modules": ["k_proj"], "feedforward_modules": []}
+    diagnosis = lora_doctor.check("arch:llama", recipe, depth="meta", worker=worker)
+    assert "LD201" not in diagnosis.passed
+    assert any("IA3" in item.reason for item in diagnosis.skipped), diagnosis.skipped
+
+
+def test_a_published_adapter_is_checked_before_it_is_loaded(tmp_path: Path, worker: Worker) -> None:
+    """`PeftModel.from_pretrained` fails like training: the file says CAUSAL_LM, the class has no
+    head."""
+    config = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "target_modules": ["q_proj"], "r": 8,
+        "inference_mode": True, "base_model_name_or_path": "org/base", "written_by_a_newer": 1,
+    }  # fmt: skip
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(config), "utf-8")
+    diagnosis = lora_doctor.check("tests.models:headless_llama", path, depth="meta", worker=worker)
+    assert codes(diagnosis) == {"LD101"}
+
+
 # --- what PEFT does, and what is said about it ----------------------------------------------------
 
 OLD_PATHS = r"language_model\.layout_of_old\.layers\.\d+\.self_attn\.(q_proj|v_proj)"
