@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,15 @@ def write(folder: Path, text: str | bytes, name: str = "recipe.yaml") -> Path:
     path = folder / name
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return path
+
+
+def compiles(text: str) -> bool:
+    """Whether it can be a regular expression, which is what one text as target is."""
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return True
 
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12).filter(
@@ -47,7 +57,7 @@ GOOD_VALUES: dict[str, st.SearchStrategy[Any]] = {
     "lora_alpha": st.floats(1e-9, 1e9),
     "lora_dropout": st.floats(0, 0.99),
     "use_dora": st.booleans(),
-    "target_modules": st.one_of(NAMES, st.lists(NAMES, min_size=1, max_size=5)),
+    "target_modules": st.one_of(NAMES.filter(compiles), st.lists(NAMES, min_size=1, max_size=5)),
     "task_type": st.sampled_from(["CAUSAL_LM", "SEQ_CLS", None]),
     "modules_to_save": st.one_of(st.none(), st.lists(NAMES, max_size=3)),
     "bias": NAMES,
