@@ -45,11 +45,10 @@ def side_towers(structure: Structure) -> list[Tower]:
     them. None in an encoder-decoder without a projector (speech to text) and in a dual encoder
     (CLIP's kind): those are one model, and meant as a whole."""
     kinds = {tower.kind for tower in structure.towers}
-    generates = (
-        structure.can_generate
-        or structure.has_prepare_inputs
-        # Another head on the same model, such as a classifier on a vision language model.
-        or any(item.task_type in ("CAUSAL_LM", "SEQ_2_SEQ_LM") for item in structure.head_classes)
+    # Not by has_prepare_inputs: every model had that method before transformers 4.50. Another head
+    # on the same model, such as a classifier on a vision language model, counts as well.
+    generates = structure.can_generate or any(
+        item.task_type in ("CAUSAL_LM", "SEQ_2_SEQ_LM") for item in structure.head_classes
     )
     if "language" not in kinds or not generates:
         return []
@@ -58,18 +57,29 @@ def side_towers(structure: Structure) -> list[Tower]:
     return [tower for tower in structure.towers if tower.kind in ("vision", "audio")]
 
 
-def naming(structure: Structure, names: Iterable[str]) -> str | list[str]:
-    """``target_modules`` for these layers: their names, or, where a side tower has the same ones,
-    a regular expression that stays in the language tower."""
+def naming(structure: Structure, names: Iterable[str], within: bool = True) -> str | list[str]:
+    """``target_modules`` for these layers: their names, or a regular expression where names will
+    not do: a layer of a sequence is called ``0``, like the blocks of the model, or (``within``) a
+    side tower has the same names and is not meant."""
     from lora_doctor.evidence.propose import name_groups
 
     names = list(names)
-    sides = {tower.path for tower in side_towers(structure)}
-    if any(group.tower in sides and group.leaf in names for group in structure.groups):
-        forms = name_groups(structure, [g for g in offered_layers(structure) if g.leaf in names])
-        if forms:
-            return forms[0]
-    return names
+    sides = {tower.path for tower in side_towers(structure)} if within else set()
+    strays = any(group.tower in sides and group.leaf in names for group in structure.groups)
+    if not strays and not any(name.isdigit() for name in names):
+        return names
+    offered = [group for group in offered_layers(structure) if group.leaf in names]
+    known = {group.leaf for group in offered}
+    others = [
+        group
+        for group in structure.groups
+        if group.leaf in names
+        and group.leaf not in known
+        and group.kind in ("linear", "conv1d", "embedding")
+        and group.tower not in sides
+    ]
+    forms = name_groups(structure, [*offered, *others])
+    return forms[0] if forms else names
 
 
 def means_mlp(name: str) -> bool:

@@ -10,6 +10,7 @@ from lora_doctor.rule import Edit, Example, Finding, Fix, Location, Measure, Pro
 from lora_doctor.targets import (
     cover_of,
     means_mlp,
+    naming,
     needs_lora,
     offered_layers,
     quoted,
@@ -120,7 +121,7 @@ class SomeTargetsMatchNothing(Rule):
                 Fix(
                     f"Target this model's layers for the same roles: {', '.join(wanted)}.",
                     "safe",
-                    (Edit("target_modules", wanted),),
+                    (Edit("target_modules", naming(structure, wanted, within=False)),),
                 ),
             )
             if missing
