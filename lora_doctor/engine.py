@@ -56,7 +56,7 @@ def find_rules(folders: Iterable[Path] = ()) -> list[type[Rule]]:
         importlib.import_module(f"{own.__name__}.{info.name}")
         for info in pkgutil.iter_modules(own.__path__)
     ]
-    modules += [point.load() for point in _entry_points()]
+    modules += [_load(point) for point in _entry_points()]
     modules += [_module_of(path) for folder in folders for path in _rule_files(folder)]
     rules: dict[str, type[Rule]] = {}
     for module in modules:
@@ -64,6 +64,7 @@ def find_rules(folders: Iterable[Path] = ()) -> list[type[Rule]]:
             is_rule = isinstance(rule, type) and issubclass(rule, Rule) and rule is not Rule
             if not is_rule or rule.__module__ != module.__name__:
                 continue
+            _check_rule(rule)
             other = rules.setdefault(rule.code, rule)
             if other is not rule:
                 raise InputError(
@@ -123,7 +124,7 @@ def diagnose(
             continue
         except LoraDoctorError:
             raise
-        except Exception as error:  # noqa: BLE001 - one broken rule must not silence the others
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - one broken rule is not all
             crashed.append(rule.code)
             reason = f"the rule itself failed: {type(error).__name__}: {error}"
             skipped.append(Skipped(rule.code, rule.name, " ".join(reason.split())))
@@ -276,6 +277,29 @@ def _entry_points() -> list[importlib.metadata.EntryPoint]:
     return list(importlib.metadata.entry_points(group=ENTRY_POINTS))
 
 
+def _load(point: importlib.metadata.EntryPoint) -> ModuleType:
+    try:
+        module = point.load()
+    except (Exception, SystemExit) as error:
+        raise InputError(
+            f"rules of the installed package {point.value!r} cannot be imported: "
+            f"{type(error).__name__}: {error}; repair or uninstall it"
+        ) from error
+    if not isinstance(module, ModuleType):
+        raise InputError(f"entry point {point.value!r} of {ENTRY_POINTS}: is no module")
+    return module
+
+
+def _check_rule(rule: type[Rule]) -> None:
+    """Raises InputError for a rule that lacks what every rule says about itself."""
+    where = f"rule {rule.__name__} in {rule.__module__}"
+    for key in ("code", "name", "summary", "depth"):
+        if not isinstance(getattr(rule, key, None), str):
+            raise InputError(f"{where}: has no {key}; copy rules/ld201_no_target_matches.py")
+    if rule.depth not in DEPTHS:
+        raise InputError(f"{where}: depth {rule.depth!r} is none of {', '.join(DEPTHS)}")
+
+
 def _rule_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise InputError(f"--rules {str(folder)!r}: no such folder")
@@ -291,7 +315,7 @@ def _module_of(path: Path) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a rule file of the user's may raise anything
         raise InputError(
             f"--rules: {path} cannot be imported: {type(error).__name__}: {error}"
         ) from error

@@ -101,6 +101,19 @@ def test_a_broken_config_is_told_at_every_depth(
         assert says in result.one_line_error and result.out == ""
 
 
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("import sys; sys.exit(0)", "SystemExit"),
+        ("from lora_doctor.rule import Rule\nclass Mine(Rule):\n    code = 'XX1'", "no name"),
+    ],
+)
+def test_a_rule_file_that_is_none_is_one_line(body: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(body, "utf-8")
+    result = lora_doctor("rules", "--rules", tmp_path)
+    assert result.code == 2 and says in result.one_line_error
+
+
 def test_a_regular_expression_of_a_file_is_compiled(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("target_modules: '(q_proj'\n", "utf-8")
