@@ -189,7 +189,7 @@ def active_in(layer: Any) -> tuple[str, ...]:
     """Names of the adapters that take part in this layer's forward."""
     if getattr(layer, "disable_adapters", False):
         return ()
-    active = getattr(layer, "active_adapters", None) or getattr(layer, "active_adapter", ())
+    active: Any = getattr(layer, "active_adapters", None) or getattr(layer, "active_adapter", ())
     return (active,) if isinstance(active, str) else tuple(active)
 
 
