@@ -10,6 +10,7 @@ import difflib
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -210,9 +211,10 @@ class Recipe:
         return Recipe(values, origins, self.complete)
 
     def adapter_values(self) -> dict[str, Any]:
-        """The keyword arguments of PEFT's config class."""
+        """The keyword arguments of PEFT's config class; copies, because PEFT extends lists in place
+        (its SEQ_CLS wrapper appends to ``modules_to_save``)."""
         skip = {*LOADING_KEYS, *TRAINING_KEYS, *BOOKKEEPING_KEYS, "peft_type"}
-        return {key: value for key, value in self.values.items() if key not in skip}
+        return {key: deepcopy(value) for key, value in self.values.items() if key not in skip}
 
     @property
     def peft_type(self) -> str:

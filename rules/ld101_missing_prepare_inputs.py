@@ -170,17 +170,22 @@ class MissingPrepareInputs(Rule):
     ) -> tuple[Fix, ...]:
         fixes = []
         can_choose = case.source.kind in ("hub", "folder", "arch")
-        head = next(
-            (item for item in structure.head_classes
-             if item.task_type == task_type and item.class_name != structure.model_class),
-            None,
-        )  # fmt: skip
-        if headless and can_choose and head:
+        # The head of this task_type; else the other that generates (T5 has none for CAUSAL_LM).
+        heads = [
+            item for item in structure.head_classes
+            if item.task_type in GENERATING and item.class_name != structure.model_class
+        ]  # fmt: skip
+        heads.sort(key=lambda item: item.task_type != task_type)
+        if headless and can_choose and heads:
+            head = heads[0]
+            edits = [Edit("model_class", head.auto_class)]
+            if head.task_type != task_type:
+                edits.append(Edit("task_type", head.task_type))
             fixes.append(
                 Fix(
                     f"Load the class with the head: {head.auto_class} ({head.class_name}).",
                     "safe",
-                    (Edit("model_class", head.auto_class),),
+                    tuple(edits),
                 )
             )
         if (

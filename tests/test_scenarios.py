@@ -231,6 +231,12 @@ OLD_PATHS = r"language_model\.layout_of_old\.layers\.\d+\.self_attn\.(q_proj|v_p
         ("llava", {"target_modules": OLD_PATHS}, {"LD201"}, "language_model"),
         ("clip", {"target_modules": ["q_proj", "v_proj"]}, set(), None),
         ("ctrl", {"target_modules": ["q_proj"]}, {"LD201"}, None),
+        (
+            "llama",
+            {"target_modules": ["q_proj"], "task_type": "SEQ_CLS", "modules_to_save": ["score"]},
+            set(),
+            None,
+        ),
         ("llama", {"target_modules": ["q_proj"], "bias": "weird"}, {"LD001"}, None),
     ],
     ids=lambda value: str(value)[:40],
