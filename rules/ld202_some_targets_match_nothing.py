@@ -144,11 +144,13 @@ class SomeTargetsMatchNothing(Rule):
             return  # a regular expression, or all-linear: chosen with the paths in view
         offered = [group for group in offered_layers(structure) if group.pattern.count("*") == 1]
         layers = max((group.count for group in offered), default=0)
-        with_adapter = max((group.adapted for group in offered), default=0)
+        # What mixes tokens differs from layer to layer; the MLP beside it hides that.
+        mixers = [group for group in offered if group.role not in ("mlp", "experts")]
+        with_adapter = max((group.adapted for group in mixers), default=0)
         if not with_adapter or with_adapter * 2 >= layers:
             return
         left = sorted(
-            {group.leaf for group in offered if not group.adapted and group.count > with_adapter}
+            {group.leaf for group in mixers if not group.adapted and group.count > with_adapter}
         )
         if not left:
             return
@@ -159,7 +161,7 @@ class SomeTargetsMatchNothing(Rule):
             f"the other layers have {quoted(left, 6)} instead, which are not adapted.",
             location=Location("recipe", "target_modules"),
             evidence=(
-                Measure("layers with an adapter", f"{with_adapter} of {layers}",
+                Measure("layers whose token mixing is adapted", f"{with_adapter} of {layers}",
                         "installed PEFT, meta device"),
                 Measure("not adapted", quoted(left), f"{structure.model_class}, language tower"),
             ),

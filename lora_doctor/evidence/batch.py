@@ -229,18 +229,24 @@ def _loss_of(outputs: Any) -> Any:
 
 
 def surrogate_loss(outputs: Any) -> Any:
-    """Mean square of the first floating point tensor that depends on the parameters.
+    """Mean squared distance of the first floating point tensor that depends on the parameters
+    from a fixed pattern of the same shape.
+
+    From zero it would not do: what a LayerNorm puts out has the same square whatever it learns.
 
     Raises:
         BatchError: the outputs hold no floating point tensor.
     """
+    import torch
+
     tensors = list(_tensors(outputs))
-    for tensor in tensors:
-        if tensor.requires_grad:
-            return tensor.float().pow(2).mean()
-    if tensors:
-        return tensors[0].float().pow(2).mean()
-    raise BatchError(f"{type(outputs).__name__} holds no floating point tensor to make a loss from")
+    if not tensors:
+        raise BatchError(
+            f"{type(outputs).__name__} holds no floating point tensor to make a loss from"
+        )
+    tensor = next((item for item in tensors if item.requires_grad), tensors[0])
+    places = torch.arange(tensor.numel(), device=tensor.device).view(tensor.shape)
+    return (tensor.float() - torch.sin(places.float())).pow(2).mean()
 
 
 def _tensors(outputs: Any) -> Any:

@@ -237,7 +237,7 @@ def call_factory(name: str) -> tuple[Any, list[dict[str, Any]] | None]:
         sys.path.insert(0, os.getcwd())
     try:
         target: Any = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(
             f"MODEL {name!r}: cannot import {module_name}: {type(error).__name__}: "
             f"{_one_line(error)}"
@@ -252,7 +252,7 @@ def call_factory(name: str) -> tuple[Any, list[dict[str, Any]] | None]:
     try:
         result = target()
         batches = batches() if callable(batches) else batches
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(
             f"MODEL {name!r}: the factory raised {type(error).__name__}: {_one_line(error)}"
         ) from error
