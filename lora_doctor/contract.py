@@ -36,7 +36,7 @@ class Subject:
     ``wrap``: puts the adapters on. ``set_up``: what a trainer does before the first step (gradient
     checkpointing). ``fresh``: a base of equal weights to reload onto. ``copyable``: whether
     memory allows a copy of the whole model. ``shared``: the frozen weights belong to somebody
-    else; nothing may be written to them. ``batches``: of ``evidence.batch.Batch``, on the device.
+    else; nothing may be written to them. ``batches``: of ``tiny_model.batch.Batch``, on the device.
     ``missing``: kinds of input that the model takes and that no batch has. ``unfit``: keys of the
     recipe that may name layers which this model is too small to have.
     """

@@ -119,7 +119,7 @@ def changed(before: dict[str, tuple[int, int]], after: dict[str, tuple[int, int]
 
 def loss_of(model: Any, batch: Any) -> Any:
     """The scalar loss of a batch, with gradients."""
-    from lora_doctor.evidence.batch import batch_loss
+    from lora_doctor.tiny_model.batch import batch_loss
 
     return batch_loss(model, batch)
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from lora_doctor.evidence.shrink_layers import plan_layers
-from lora_doctor.evidence.shrink_rules import (
+from lora_doctor.tiny_model.shrink_layers import plan_layers
+from lora_doctor.tiny_model.shrink_rules import (
     id_map,
     role_of,
     small_head_dim,
@@ -22,8 +22,8 @@ from lora_doctor.evidence.shrink_rules import (
 transformers = pytest.importorskip("transformers")
 torch = pytest.importorskip("torch")
 
-from lora_doctor.evidence.shrink import ShrinkError, shrink  # noqa: E402
-from lora_doctor.evidence.shrink_build import sane_weights  # noqa: E402
+from lora_doctor.tiny_model.shrink import ShrinkError, shrink  # noqa: E402
+from lora_doctor.tiny_model.shrink_build import sane_weights  # noqa: E402
 
 
 def build(name: str) -> Any:
@@ -139,7 +139,7 @@ def test_grouped_attention_stays_grouped_and_modules_keep_their_names() -> None:
 
 
 def test_a_tiny_model_has_a_finite_loss_and_gradients() -> None:
-    from lora_doctor.evidence.batch import batch_loss
+    from lora_doctor.tiny_model.batch import batch_loss
 
     result = shrink(transformers.MixtralConfig(), build("MixtralForCausalLM"))
     loss = batch_loss(result.model, result.batch)

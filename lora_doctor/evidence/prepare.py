@@ -47,7 +47,7 @@ def make_batches(
     Raises:
         NoBatch: none could be made; the text is the reason.
     """
-    from lora_doctor.evidence.batch import Batch, BatchError, make_batch
+    from lora_doctor.tiny_model.batch import Batch, BatchError, make_batch
 
     if given:
         return [_given_batch(inputs, Batch) for inputs in given]
@@ -83,7 +83,7 @@ def _untried_batch(model: Any) -> Any:
 
     Overflow of the base model is an answer about the recipe's dtype: the contract must see it.
     """
-    from lora_doctor.evidence.batch import BatchError, make_batch
+    from lora_doctor.tiny_model.batch import BatchError, make_batch
 
     if dtype_of(model) not in HALF:
         return None
@@ -95,9 +95,9 @@ def _untried_batch(model: Any) -> Any:
 
 def missing_inputs(model: Any, batches: Sequence[Any]) -> tuple[str, ...]:
     """Kinds of input that the model takes and that no batch has."""
-    from lora_doctor.evidence.batch import _choices, _parameters
+    from lora_doctor.tiny_model.batch import forward_parameters, modality_choices
 
-    choices = _choices(_parameters(model), "auto")
+    choices = modality_choices(forward_parameters(model), "auto")
     had = {kind for batch in batches for kind in batch.modality}
     return tuple(sorted(choices[0] - had)) if choices else ()
 

@@ -57,7 +57,7 @@ def gather(
 
 
 def _verify(loader: Any, recipe: Recipe, steps: int, device: str) -> Verification:
-    from lora_doctor.evidence.shrink import ShrinkError, shrink
+    from lora_doctor.tiny_model.shrink import ShrinkError, shrink
 
     if loader.source["kind"] == "factory":
         model = loader.build()

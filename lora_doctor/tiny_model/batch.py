@@ -70,11 +70,11 @@ def make_batch(
     Raises:
         BatchError: the model objects to every draft.
     """
-    parameters = _parameters(model)
+    parameters = forward_parameters(model)
     reason = f"{type(model).__name__}.forward takes no input that is known"
     notes: list[str] = []
     objections: list[str] = []
-    choices = _choices(parameters, modality)
+    choices = modality_choices(parameters, modality)
     for modalities in choices:
         draft = Draft(
             model,
@@ -103,15 +103,15 @@ def make_batch(
     raise BatchError(reason, objections)
 
 
-def _parameters(model: Any) -> dict[str, inspect.Parameter]:
+def forward_parameters(model: Any) -> dict[str, inspect.Parameter]:
     parameters = dict(inspect.signature(model.forward).parameters)
     named = [p for p in parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     inner = model.get_base_model() if hasattr(model, "get_base_model") else None
     # a wrapper that only passes on (PeftModel) takes what it wraps takes
-    return parameters if named or inner is None else _parameters(inner)
+    return parameters if named or inner is None else forward_parameters(inner)
 
 
-def _choices(parameters: dict[str, inspect.Parameter], modality: str) -> list[set[str]]:
+def modality_choices(parameters: dict[str, inspect.Parameter], modality: str) -> list[set[str]]:
     """Sets of modalities to try, the fullest first."""
     names = set(parameters)
     can = set()

@@ -1,0 +1,1 @@
+"""A small model of the same classes, and a batch to run it with: ``shrink`` and ``batch``."""
