@@ -128,7 +128,7 @@ def _since(section: str, part: Any) -> str | None:
 
 def _refusal(parts: Mapping[str, Any]) -> str | None:
     tokenizer = _library()
-    empty = {
+    empty: dict[str, Any] = {
         "version": "1.0", "truncation": None, "padding": None, "added_tokens": [],
         "normalizer": None, "pre_tokenizer": None, "post_processor": None, "decoder": None,
         "model": {"type": "BPE", **_MODELS["BPE"]},
