@@ -127,6 +127,8 @@ class _Handler(BaseHTTPRequestHandler):
         )
         if model is None or (model.private and not authorized):
             self._error(404, "RepoNotFound", "Repository not found")
+        elif path.startswith("/api/models/") and "/tree/" in path:
+            self._tree(model, rest)
         elif path.startswith("/api/models/"):
             self._info(model_id, model, rest)
         elif model.gated and not authorized:
@@ -175,6 +177,17 @@ class _Handler(BaseHTTPRequestHandler):
             "createdAt": "2024-01-01T00:00:00.000Z", "lastModified": "2024-01-01T00:00:00.000Z",
         }  # fmt: skip
         self._send(200, {"Content-Type": "application/json"}, json.dumps(info).encode())
+
+    def _tree(self, model: Model, revision: str) -> None:
+        """The files of a revision, as `snapshot_download` of huggingface_hub 1.x asks for them."""
+        if revision not in model.revisions:
+            self._error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+            return
+        entries = [
+            {"type": "file", "path": name, "size": len(data), "oid": _etag(data)}
+            for name, data in model.files.items()
+        ]
+        self._send(200, {"Content-Type": "application/json"}, json.dumps(entries).encode())
 
     def _file(self, model: Model, rest: str) -> None:
         revision = next(

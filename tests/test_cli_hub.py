@@ -103,3 +103,29 @@ def test_offline_uses_the_cache(ask) -> None:  # type: ignore[no-untyped-def]
     assert again.code == 0, again
     missing = ask("check", "someone/other", "--depth", "static", HF_HUB_OFFLINE="1")
     assert missing.code == 2 and "someone/other" in missing.one_line_error
+
+
+@pytest.mark.slow
+def test_real_weights_of_a_hub_model_are_fetched_only_when_asked_for(
+    hub: FakeHub,
+    ask,  # type: ignore[no-untyped-def]
+    tmp_path: Path,
+) -> None:
+    torch = pytest.importorskip("torch")
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
+    )  # fmt: skip
+    folder = tmp_path / "model"
+    transformers.LlamaForCausalLM(config).save_pretrained(folder, safe_serialization=True)
+    hub.add_model("someone/real", {path.name: path.read_bytes() for path in folder.iterdir()})
+    result = ask(
+        "verify", "someone/real", "--depth", "full", "--device", "cpu",
+        "--target-modules", "q_proj,v_proj", "--output-format", "json",
+    )  # fmt: skip
+    assert result.code == 0, result
+    verification = json.loads(result.out)["verification"]["before"]
+    assert verification["depth"] == "full" and verification["outcome"] == "passed"
