@@ -9,7 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
+from lora_doctor.evidence.environment import known_architectures
+
 ROOT = Path(__file__).resolve().parent.parent
+
+needs_phi3 = pytest.mark.skipif(
+    "phi3" not in (known_architectures() or ()), reason="this transformers is older than Phi-3"
+)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from tests.cli import ROOT, lora_doctor
+from tests.cli import ROOT, lora_doctor, needs_phi3
 
 LLAMA_7 = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"
 SCHEMA = json.loads((ROOT / "lora_doctor/schema/diagnosis-1.json").read_text("utf-8"))
@@ -147,6 +147,7 @@ def test_a_factory_that_fails_is_one_line(body: str, says: str, tmp_path: Path) 
 # --- good input -----------------------------------------------------------------------------------
 
 
+@needs_phi3
 def test_phi3_with_llamas_names_is_found_explained_and_ends_in_the_next_command() -> None:
     """The first thing that a new user sees."""
     result = lora_doctor("check", "arch:phi3", "--target-modules", LLAMA_7)
@@ -168,12 +169,14 @@ def test_a_healthy_recipe_is_one_line_and_exit_code_0() -> None:
     assert len(result.out.strip().splitlines()) <= 3, result.out
 
 
+@needs_phi3
 def test_without_a_recipe_one_is_proposed_printed_and_checked() -> None:
     result = lora_doctor("check", "arch:phi3")
     assert result.code == 0, result
     assert "qkv_proj" in result.out
 
 
+@needs_phi3
 def test_fix_writes_recipe_prescription_and_report_and_the_result_is_healthy(
     tmp_path: Path,
 ) -> None:
@@ -232,6 +235,7 @@ def test_json_is_clean_and_valid_whatever_a_library_prints(tmp_path: Path) -> No
     assert diagnosis["verification"]["before"] is not None
 
 
+@needs_phi3
 def test_fail_on_decides_the_exit_code() -> None:
     arguments = ["check", "arch:phi3", "--depth", "meta", "--target-modules", LLAMA_7]
     assert lora_doctor(*arguments).code == 1
@@ -241,6 +245,7 @@ def test_fail_on_decides_the_exit_code() -> None:
     assert lora_doctor(*arguments, "--select", "ld202").code == 1
 
 
+@needs_phi3
 def test_concise_is_one_line_per_finding() -> None:
     result = lora_doctor(
         "check", "arch:phi3", "--depth", "meta", "--target-modules", LLAMA_7,

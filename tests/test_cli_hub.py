@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli import Result, lora_doctor
+from tests.cli import Result, lora_doctor, needs_phi3
 from tests.fake_hub import FakeHub
 
 CONFIG = {
@@ -59,6 +59,7 @@ def ask(hub: FakeHub, tmp_path: Path):  # type: ignore[no-untyped-def]
     return run
 
 
+@needs_phi3
 def test_a_hub_model_is_checked_without_its_weights(ask, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     result = ask(
         "check", "someone/phi", "--target-modules", "q_proj,o_proj", "--output-format", "json"
@@ -96,6 +97,7 @@ def test_a_hub_that_hangs_ends_at_the_time_limit(hub: FakeHub, ask) -> None:  # 
     assert time.monotonic() - start < 30
 
 
+@needs_phi3
 def test_offline_uses_the_cache(ask) -> None:  # type: ignore[no-untyped-def]
     first = ask("check", "someone/phi", "--depth", "static")
     assert first.code == 0, first
