@@ -5,21 +5,19 @@ Exit codes: 0 nothing at or above ``--fail-on``; 1 findings; 2 the question coul
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from lora_doctor import __version__
+from lora_doctor.cli_options import device_options, recipe_options, report_options
 from lora_doctor.errors import InputError, LoraDoctorError
 
 if TYPE_CHECKING:
     from lora_doctor.diagnosis import Diagnosis
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 OK, FINDINGS, UNANSWERED = 0, 1, 2
 #: With this variable set, an internal error shows its traceback.
@@ -79,166 +77,6 @@ def cli() -> None:
 
     Exit codes: 0 nothing at or above --fail-on; 1 findings; 2 the question could not be answered.
     """
-
-
-class _Number(click.FloatRange):
-    """A float in a range; ``nan`` is in none, and ``inf`` is no limit that anybody can keep."""
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> float:
-        number = float(super().convert(value, param, ctx))
-        if not math.isfinite(number):
-            self.fail(f"{value} is not a finite number.", param, ctx)
-        return number
-
-
-# --- options -------------------------------------------------------------------------------------
-
-
-def recipe_options(command: F) -> F:
-    """The recipe, in PEFT's and transformers' own names. Options win over the file."""
-    options = [
-        click.argument("model", metavar="MODEL"),
-        click.option(
-            "--recipe",
-            "recipe_file",
-            metavar="FILE",
-            help="Recipe in YAML or JSON, or a PEFT adapter_config.json.",
-        ),
-        click.option(
-            "--task-type",
-            metavar="TYPE",
-            help="PEFT's task type: CAUSAL_LM, SEQ_2_SEQ_LM, ... or none.",
-        ),
-        click.option(
-            "--target-modules",
-            metavar="NAMES",
-            help="Names separated by commas, a regular expression, or all-linear.",
-        ),
-        click.option(
-            "--target-parameters",
-            metavar="NAMES",
-            help="Parameters (fused experts), separated by commas.",
-        ),
-        click.option(
-            "--exclude-modules",
-            metavar="NAMES",
-            help="Names separated by commas, or a regular expression.",
-        ),
-        click.option("--modules-to-save", metavar="NAMES", help="Names separated by commas."),
-        click.option("--r", type=int, metavar="N", help="LoRA rank."),
-        click.option("--lora-alpha", type=float, metavar="X", help="LoRA alpha."),
-        click.option("--lora-dropout", type=float, metavar="P", help="LoRA dropout, 0 to 1."),
-        click.option("--use-rslora/--no-use-rslora", default=None, help="Rank-stabilised LoRA."),
-        click.option("--use-dora/--no-use-dora", default=None, help="DoRA."),
-        click.option("--load-in-4bit/--no-load-in-4bit", default=None, help="bitsandbytes 4-bit."),
-        click.option("--load-in-8bit/--no-load-in-8bit", default=None, help="bitsandbytes 8-bit."),
-        click.option("--dtype", metavar="DTYPE", help="float32, float16, bfloat16 or auto."),
-        click.option(
-            "--attn-implementation", metavar="NAME", help="eager, sdpa, flash_attention_2, ..."
-        ),
-        click.option(
-            "--gradient-checkpointing/--no-gradient-checkpointing",
-            default=None,
-            help="Recompute activations in the backward.",
-        ),
-        click.option(
-            "--class",
-            "model_class",
-            metavar="NAME",
-            help="Class to load with: an Auto class or a model class.",
-        ),
-        click.option("--revision", metavar="REV", help="Revision of a hub id."),
-        click.option(
-            "--trust-remote-code",
-            is_flag=True,
-            help="Allow the code of the model's repository to run, in a child process.",
-        ),
-        click.option(
-            "--hub-time-limit",
-            type=_Number(min=0.1),
-            default=10.0,
-            show_default=True,
-            metavar="SECONDS",
-            help="For all requests to a hub.",
-        ),
-        click.option(
-            "--time-limit",
-            type=_Number(min=1),
-            metavar="SECONDS",
-            help="For each run in a child process.",
-        ),
-        click.option(
-            "--memory-limit",
-            type=_Number(min=0.1),
-            metavar="GIB",
-            help="Resident memory of a child process.",
-        ),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def report_options(command: F) -> F:
-    """Which rules, and how the result is written."""
-    options = [
-        click.option("--select", metavar="CODES", default="", help="Only these codes or prefixes."),
-        click.option("--ignore", metavar="CODES", default="", help="Not these codes or prefixes."),
-        click.option(
-            "--rules",
-            "rule_folders",
-            metavar="DIR",
-            multiple=True,
-            help="Folder with rule files of your own.",
-        ),
-        click.option(
-            "--fail-on",
-            type=click.Choice(["error", "warning", "never"]),
-            default="warning",
-            show_default=True,
-            help="Lowest severity that gives exit code 1.",
-        ),
-        click.option(
-            "--output-format",
-            type=click.Choice(["full", "concise", "json", "html"]),
-            default="full",
-            show_default=True,
-            help="Format of the result.",
-        ),
-        click.option(
-            "--output-file",
-            "-o",
-            metavar="FILE",
-            help="Write the result to FILE instead of standard output.",
-        ),
-        click.option("--verbose", "-v", is_flag=True, help="Also what passed and was skipped."),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def device_options(command: F) -> F:
-    """Where and how long the training contract is run."""
-    options = [
-        click.option(
-            "--device",
-            type=click.Choice(["auto", "cpu", "cuda", "mps"]),
-            default="auto",
-            show_default=True,
-            help="Where to run.",
-        ),
-        click.option(
-            "--steps",
-            type=click.IntRange(1, 100),
-            default=3,
-            show_default=True,
-            help="Optimizer steps.",
-        ),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
 
 
 # --- commands ------------------------------------------------------------------------------------
