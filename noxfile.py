@@ -7,7 +7,8 @@ from pathlib import Path
 
 import nox
 
-nox.options.default_venv_backend = "uv|virtualenv"
+# pip finds a CPU build of torch in a local index or folder, uv only where it is told to.
+nox.options.default_venv_backend = "virtualenv"
 nox.options.sessions = ["lint", "types", "docs", "tests(t523)"]
 
 TORCH = "torch==2.13.0"
@@ -50,7 +51,8 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Write docs/rules.md anew from the rules; commit what changes."""
+    """Write docs/rules.md and the README's output anew by running the tool; commit what changes."""
+    session.install(TORCH, BITSANDBYTES, *STACKS["t523"])
     session.install("-e", ".")
     session.run("python", "-m", "lora_doctor.docs")
 
