@@ -1,0 +1,119 @@
+"""One row of `docs/stacks.md`: a failure of one of the five reports, tried on the installed stack.
+
+:func:`prove` runs the whole story (found, fixed, trained; or silent where it does not occur) and
+writes what came out to the file that ``LORA_DOCTOR_STACKS`` names, one JSON object a line. The
+page is made of these lines and of nothing else: ``python -m tests.stacks_page FILES``.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import lora_doctor
+from lora_doctor.engine import find_rules, first_fix
+from lora_doctor.isolation import Worker
+from lora_doctor.symptoms import find_by_message
+
+FOUND_AND_FIXED = "found, fixed"
+FOUND_BY_HAND = "found, fixed by hand"
+DOES_NOT_OCCUR = "does not occur"
+Versions = Mapping[str, str]
+
+
+def holds(versions: Versions) -> bool:
+    """Whether the installed packages are these: ``{"transformers": ">=4.50"}``."""
+    from packaging.specifiers import SpecifierSet
+
+    return all(
+        importlib.metadata.version(package) in SpecifierSet(wanted, prereleases=True)
+        for package, wanted in versions.items()
+    )
+
+
+def record(report: str, failure: str, rule: str, outcome: str) -> None:
+    """Keep what came out for the page; `failure` is the row, the installed stack the column."""
+    path = os.environ.get("LORA_DOCTOR_STACKS")
+    if not path:
+        return
+    stack = {name: importlib.metadata.version(name) for name in ("transformers", "peft")}
+    line = {"report": report, "failure": failure, "rule": rule, "stack": stack, "outcome": outcome}
+    with Path(path).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def not_here(report: str, failure: str, rule: str, reason: str) -> None:
+    """The failure cannot be tried on this stack; the reason stands in the table. Skips the test."""
+    record(report, failure, rule, reason)
+    pytest.skip(reason)
+
+
+def prove(
+    report: str,
+    failure: str,
+    rule: str,
+    model: Any,
+    recipe: Any,
+    *,
+    worker: Worker,
+    occurs: bool,
+    plainly: Callable[[], Any] | None = None,
+    by_hand: tuple[Any, Any] | None = None,
+    silently: bool = False,
+    **options: Any,
+) -> lora_doctor.Diagnosis:
+    """Found, fixed and trained where it ``occurs``; elsewhere silent, and the contract holds.
+
+    Args:
+        report: the seed report, in words; the heading of the row.
+        failure: the row.
+        occurs: what is true on this stack, by measurement and never by asking the tool.
+        plainly: does the same with transformers and PEFT alone. Where the failure occurs it must
+            raise (unless ``silently``), and the rule must know the message; elsewhere it must not.
+        by_hand: model and recipe after a manual fix was followed, for a rule that has no other.
+        silently: nothing is raised where the failure occurs: it only learns nothing, or wrong.
+        options: of :func:`lora_doctor.fix`.
+    """
+    if plainly is not None:
+        message = message_of(plainly)
+        if occurs and not silently:
+            assert message, f"{failure}: does not fail in plain transformers and PEFT"
+            known = {match.rule.code for match in find_by_message(message, find_rules())}
+            assert rule in known, f"explain does not know {rule} by: {message}"
+        else:
+            assert not message, f"{failure}: fails in plain transformers and PEFT: {message}"
+    diagnosis = lora_doctor.fix(model, recipe, unsafe_fixes=True, worker=worker, **options)
+    found = [finding for finding in diagnosis.findings if finding.rule == rule]
+    if not occurs:
+        assert not found, [finding.message for finding in found]
+        assert rule in diagnosis.passed, [vars(item) for item in diagnosis.skipped]
+        record(report, failure, rule, DOES_NOT_OCCUR)
+        return diagnosis
+    assert found, ([finding.rule for finding in diagnosis.findings], diagnosis.skipped)
+    if any(first_fix(finding, unsafe=True) for finding in found):
+        left = [finding.message for finding in diagnosis.remaining or () if finding.rule == rule]
+        assert not left, left
+        outcome, proof = FOUND_AND_FIXED, diagnosis.after
+    else:
+        assert by_hand is not None, f"{rule} has only manual fixes: show that one works"
+        again = lora_doctor.check(by_hand[0], by_hand[1], worker=worker, **options)
+        assert rule not in {finding.rule for finding in again.findings}
+        outcome, proof = FOUND_BY_HAND, again.before
+    assert proof is not None and proof.outcome == "passed", proof
+    record(report, failure, rule, outcome)
+    return diagnosis
+
+
+def message_of(run: Callable[[], Any]) -> str:
+    """The exception that a run ends in, as a terminal shows its last line; empty when it ends well."""
+    try:
+        run()
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer
+        return f"{type(error).__name__}: {error}"
+    return ""
