@@ -22,6 +22,8 @@ STACKS = {
     "t457": ("transformers==4.57.6", "peft==0.18.0", "accelerate"),
     "t523": ("transformers==5.23.0", "peft==0.21.2", "accelerate"),
 }
+#: What the scenario tests recorded, a file for each stack.
+RECORDS = Path(".nox", "stacks").absolute()
 CODE = ("lora_doctor", "rules", "reports", "tests", "benchmarks", "noxfile.py")
 
 
@@ -32,6 +34,30 @@ def tests(session: nox.Session, stack: str) -> None:
     session.install(TORCH, BITSANDBYTES, *STACKS[stack])
     session.install("-e", ".[dev]")
     session.run("pytest", *(session.posargs or ("-n", "2", "--dist", "worksteal")))
+
+
+@nox.session
+@nox.parametrize("stack", [nox.param(name, id=name) for name in STACKS])
+def scenarios(session: nox.Session, stack: str) -> None:
+    """The failures of the five reports on one stack; what came out is kept for `stacks`."""
+    session.install(TORCH, BITSANDBYTES, *STACKS[stack])
+    session.install("-e", ".[dev]")
+    RECORDS.mkdir(parents=True, exist_ok=True)
+    records = RECORDS / f"{stack}.jsonl"
+    records.unlink(missing_ok=True)
+    files = sorted(str(path) for path in Path("tests").glob("test_scenario_*.py"))
+    session.run("pytest", *files, "-n", "2", "--dist", "worksteal", *session.posargs,
+                env={"LORA_DOCTOR_STACKS": str(records)})  # fmt: skip
+
+
+@nox.session
+def stacks(session: nox.Session) -> None:
+    """Write docs/stacks.md from what `scenarios` kept, all five stacks; commit what changes."""
+    session.install("packaging")
+    records = sorted(str(path) for path in RECORDS.glob("*.jsonl"))
+    if len(records) != len(STACKS):
+        session.error(f"{len(records)} of {len(STACKS)} stacks ran: nox -s scenarios first")
+    session.run("python", "-m", "tests.stacks_page", *records)
 
 
 @nox.session

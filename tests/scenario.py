@@ -2,7 +2,8 @@
 
 :func:`prove` runs the whole story (found, fixed, trained; or silent where it does not occur) and
 writes what came out to the file that ``LORA_DOCTOR_STACKS`` names, one JSON object a line. The
-page is made of these lines and of nothing else: ``python -m tests.stacks_page FILES``.
+page is made of these lines and of nothing else: ``python -m tests.stacks_page FILES``. Without that
+variable what came out is compared with the page, so that the page cannot go stale unseen.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import lora_doctor
 from lora_doctor.engine import find_rules, first_fix
 from lora_doctor.isolation import Worker
 from lora_doctor.symptoms import find_by_message
+from tests import stacks_page
 
 FOUND_AND_FIXED = "found, fixed"
 FOUND_BY_HAND = "found, fixed by hand"
@@ -39,13 +41,17 @@ def holds(versions: Versions) -> bool:
 
 def record(report: str, failure: str, rule: str, outcome: str) -> None:
     """Keep what came out for the page; `failure` is the row, the installed stack the column."""
-    path = os.environ.get("LORA_DOCTOR_STACKS")
-    if not path:
-        return
     stack = {name: importlib.metadata.version(name) for name in ("transformers", "peft")}
     line = {"report": report, "failure": failure, "rule": rule, "stack": stack, "outcome": outcome}
-    with Path(path).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    path = os.environ.get("LORA_DOCTOR_STACKS")
+    if path:
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        return
+    written = stacks_page.cell(line)
+    assert written in (None, outcome), (
+        f"docs/stacks.md says {written!r}, it is {outcome!r}: run nox -s scenarios stacks"
+    )
 
 
 def not_here(report: str, failure: str, rule: str, reason: str) -> None:
@@ -111,7 +117,7 @@ def prove(
 
 
 def message_of(run: Callable[[], Any]) -> str:
-    """The exception that a run ends in, as a terminal shows its last line; empty when it ends well."""
+    """The exception that a run ends in, as its last line shows it; empty when it ends well."""
     try:
         run()
     except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer
