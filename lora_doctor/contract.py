@@ -38,7 +38,8 @@ class Subject:
     memory allows a copy of the whole model. ``shared``: the frozen weights belong to somebody
     else; nothing may be written to them. ``batches``: of ``tiny_model.batch.Batch``, on the device.
     ``missing``: kinds of input that the model takes and that no batch has. ``unfit``: keys of the
-    recipe that may name layers which this model is too small to have.
+    recipe that may name layers which this model is too small to have. ``round_trip``: whether the
+    adapters are also saved, reloaded and merged.
     """
 
     base: Any
@@ -53,6 +54,7 @@ class Subject:
     unfit: tuple[str, ...] = ()
     model_class: str = ""
     steps: list[str] = field(default_factory=list)
+    round_trip: bool = True
 
 
 class Contract:
@@ -90,12 +92,8 @@ class Contract:
                 self._attach()
                 self._forward()
                 self._train()
-                batch, dtype = self.batches[0], self.dtype
-                round_trip.check_reload(self.ledger, self.model, self.subject.fresh, batch, dtype)
-                copyable = self.subject.copyable
-                round_trip.check_merge(
-                    self.ledger, self.model, self.layers, batch, dtype, copyable=copyable
-                )
+                if self.subject.round_trip:
+                    self._round_trip()
             except Stop as caught:
                 stop = caught
         undetermined = stop is not None and stop.undetermined
@@ -118,6 +116,14 @@ class Contract:
             peak_memory=meter.peak,
             seconds=time.perf_counter() - began,
             notes=(*self.subject.steps, *self.ledger.notes),
+        )
+
+    def _round_trip(self) -> None:
+        batch, dtype = self.batches[0], self.dtype
+        round_trip.check_reload(self.ledger, self.model, self.subject.fresh, batch, dtype)
+        copyable = self.subject.copyable
+        round_trip.check_merge(
+            self.ledger, self.model, self.layers, batch, dtype, copyable=copyable
         )
 
     # -- the base model, and the adapters on it ---------------------------------------------------

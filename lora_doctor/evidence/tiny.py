@@ -22,6 +22,8 @@ from lora_doctor.recipe import Recipe
 from lora_doctor.verification import Verification
 
 LEARNING_RATE = 1e-2
+#: In a note: what follows from the recipe was not run here.
+NOT_PROVEN = "is not proven"
 
 
 def gather(
@@ -57,34 +59,66 @@ def gather(
 
 
 def _verify(loader: Any, recipe: Recipe, steps: int, device: str) -> Verification:
-    from lora_doctor.tiny_model.shrink import ShrinkError, shrink
-
     if loader.source["kind"] == "factory":
         model = loader.build()
         return _run(model, loader, None, prepare.dtype_of(model), recipe, steps, device, [])
+    shrunk = make(loader)
+    return verify(
+        shrunk.model, shrunk.batch, loader, recipe, steps, device, notes=tuple(shrunk.steps)
+    )
+
+
+def make(loader: Any) -> Any:
+    """A tiny model of the loader's class, with a batch: a `tiny_model.shrink.Shrunk`.
+
+    Raises:
+        EvidenceError: none can be made; the text says why.
+    """
+    from lora_doctor.tiny_model.shrink import ShrinkError, shrink
+
     report_progress("building a tiny model")
     try:
         shrunk = shrink(loader.config, lambda config: loader.build("cpu", config=config))
     except ShrinkError as error:
-        return Verification.undetermined(
-            f"no tiny model of this class can be made: {one_line(error)}",
-            depth="tiny",
-            device=device,
-        )
+        raise EvidenceError(f"no tiny model of this class can be made: {one_line(error)}") from None
     prepare.wake_zero_weights(shrunk.model)
-    dtype, notes = _explicit_dtype(loader, recipe), list(shrunk.steps)
+    return shrunk
+
+
+def verify(
+    tiny: Any,
+    first: Any,
+    loader: Any,
+    recipe: Recipe,
+    steps: int,
+    device: str,
+    *,
+    notes: Sequence[str] = (),
+    round_trip: bool = True,
+) -> Verification:
+    """The training contract on a tiny model, in the recipe's dtype and quantization where this
+    machine has them, else in float32, which the notes then say.
+
+    Args:
+        tiny: the model of :func:`make`; it is used up.
+        first: its batch.
+        round_trip: also save, reload and merge.
+    """
+    dtype, told = _explicit_dtype(loader, recipe), list(notes)
     asked = recipe
-    recipe, unfit = fewer_layers.fit(asked, shrunk.model)
-    notes += [
+    recipe, unfit = fewer_layers.fit(asked, tiny)
+    told += [
         f"{key} {asked.get(key)!r:.80} -> {recipe.get(key)!r:.80}"
         for key in recipe.values
         if recipe.get(key) != asked.get(key)
     ]
     if dtype != "float32" or recipe.quantized:
         try:
-            model = _reload(shrunk.model, recipe, dtype, device, notes)
-            batch = copy.deepcopy(shrunk.batch)
-            result = _run(model, loader, batch, dtype, recipe, steps, device, notes, unfit)
+            model = _reload(tiny, recipe, dtype, device, told)
+            batch = copy.deepcopy(first)
+            result = _run(
+                model, loader, batch, dtype, recipe, steps, device, told, unfit, round_trip
+            )
             reason = result.reason
         except Exception as error:
             if is_out_of_memory(error):
@@ -95,8 +129,8 @@ def _verify(loader: Any, recipe: Recipe, steps: int, device: str) -> Verificatio
                 return result
         # The base model does not run this way on this device: that is no fault of the recipe.
         kind = f"{dtype}, {recipe.quantized}" if recipe.quantized else dtype
-        notes.append(f"run in float32 without quantization, {kind} is not proven: {reason}")
-    return _run(shrunk.model, loader, shrunk.batch, "float32", recipe, steps, device, notes, unfit)
+        told.append(f"run in float32 without quantization, {kind} {NOT_PROVEN}: {reason}")
+    return _run(tiny, loader, first, "float32", recipe, steps, device, told, unfit, round_trip)
 
 
 def _run(
@@ -109,6 +143,7 @@ def _run(
     device: str,
     notes: list[str],
     unfit: tuple[str, ...] = (),
+    round_trip: bool = True,
 ) -> Verification:
     if not getattr(model, "is_quantized", False):
         model.to(device)
@@ -129,6 +164,7 @@ def _run(
         unfit=unfit,
         model_class=type(model).__name__,
         steps=notes,
+        round_trip=round_trip,
     )
     report_progress("running the training contract")
     return Contract(subject, recipe, steps=steps, depth="tiny", device=device, dtype=dtype).run()
@@ -152,7 +188,7 @@ def _reload(model: Any, recipe: Recipe, dtype: str, device: str, notes: list[str
                 if is_out_of_memory(error):
                     raise
                 notes.append(
-                    f"run without {recipe.quantized} quantization, which is not proven: "
+                    f"run without {recipe.quantized} quantization, which {NOT_PROVEN}: "
                     f"{type(error).__name__}: {one_line(error, 160)}"
                 )
             else:
