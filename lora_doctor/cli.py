@@ -190,6 +190,70 @@ def verify(**options: Any) -> int:
 
 @cli.command()
 @click.option(
+    "--select",
+    metavar="NAME",
+    multiple=True,
+    help="Model types or auto classes, as patterns such as 'qwen*'; all without.",
+)
+@click.option(
+    "--jobs",
+    type=click.IntRange(1),
+    default=lambda: os.cpu_count() or 1,
+    show_default="number of cores",
+    help="Processes at a time.",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Where rows are made: this machine, or a Ray cluster.",
+)
+@click.option(
+    "-o",
+    "--output-dir",
+    metavar="DIR",
+    default="lora-doctor-census",
+    show_default=True,
+    help="Where the table goes; a run that was broken off goes on there.",
+)
+@click.option(
+    "--keep-models",
+    metavar="DIR",
+    help="Also keep each tiny model and its batch, for a check by other means.",
+)
+def census(
+    select: tuple[str, ...], jobs: int, engine: str, output_dir: str, keep_models: str | None
+) -> int:
+    """Try LoRA on every architecture of the installed transformers; writes a table.
+
+    census.json and a searchable census.html: does it build, do PEFT's defaults train, does our
+    recipe, checkpointing, 4 and 8 bits, half precision, saving and merging; and why not.
+    """
+    from pathlib import Path
+
+    from lora_doctor.census import run
+    from lora_doctor.census.page import render
+    from lora_doctor.writing import write_text
+
+    folder = Path(output_dir)
+    taken = run.take(
+        folder,
+        select=select,
+        jobs=jobs,
+        engine=engine,
+        keep=Path(keep_models) if keep_models else None,
+        tell=lambda text: click.echo(text, err=True),
+    )
+    write_text(folder / "census.html", render(taken))
+    for name, count in run.totals(taken).items():
+        _print(f"{count:>5}  {name}")
+    click.echo(f"wrote {folder / 'census.json'} and {folder / 'census.html'}", err=True)
+    return OK
+
+
+@cli.command()
+@click.option(
     "--rules",
     "rule_folders",
     metavar="DIR",

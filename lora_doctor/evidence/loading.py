@@ -154,6 +154,10 @@ class Loader:
         for auto, cls, _ in self._classes:
             if name in (auto, cls.__name__):
                 return auto, cls
+        # Classes that two auto classes share are among the candidates under the first one's name.
+        cls = _class_in(name, self.config)
+        if cls is not None:
+            return name, cls
         own = self._own_class(name)
         if own is not None:
             return name, own
@@ -291,8 +295,6 @@ def wrap(model: Any, recipe: Recipe, adapter_name: str = "default") -> Any:
 
 def _classes_for(config: Any, source: Mapping[str, Any]) -> list[tuple[str, type, str | None]]:
     """``(auto class, class, task type)`` for a config, the likeliest use first."""
-    import transformers
-
     order: tuple[tuple[str, str | None], ...]
     if getattr(config, "is_encoder_decoder", False):
         order = (*_ENCODER_DECODER_CLASSES, *_DECODER_CLASSES, *_HEAD_CLASSES, *_BASE_CLASSES)
@@ -309,15 +311,21 @@ def _classes_for(config: Any, source: Mapping[str, Any]) -> list[tuple[str, type
         if auto_name in remote:
             found.append((auto_name, _remote_class(remote[auto_name], source), task))
             continue
-        auto = getattr(transformers, auto_name, None)
-        mapping = getattr(auto, "_model_mapping", None)
-        if mapping is None or type(config) not in mapping:
-            continue
-        classes = mapping[type(config)]
-        cls = classes[0] if isinstance(classes, (tuple, list)) else classes
-        if not any(cls is seen for _, seen, _ in found):
+        cls = _class_in(auto_name, config)
+        if cls is not None and not any(cls is seen for _, seen, _ in found):
             found.append((auto_name, cls, task))
     return found
+
+
+def _class_in(auto_name: str, config: Any) -> type | None:
+    """The class that an auto class of the installed transformers lists for a config."""
+    import transformers
+
+    mapping = getattr(getattr(transformers, auto_name, None), "_model_mapping", None)
+    if mapping is None or type(config) not in mapping:
+        return None
+    classes: Any = mapping[type(config)]
+    return classes[0] if isinstance(classes, (tuple, list)) else classes  # type: ignore[no-any-return]
 
 
 def _is_text_encoder(config: Any) -> bool:

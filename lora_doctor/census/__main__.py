@@ -1,0 +1,28 @@
+"""`python -m lora_doctor.census FOLDER...`: the totals of several censuses as Markdown."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from lora_doctor.census.page import totals
+from lora_doctor.census.run import load
+from lora_doctor.errors import LoraDoctorError
+
+
+def main(folders: list[str]) -> int:
+    if not folders:
+        click.echo("lora_doctor.census: give the output folders of `lora-doctor census`", err=True)
+        return 2
+    try:
+        click.echo(totals([load(Path(folder)) for folder in folders]), nl=False)
+    except LoraDoctorError as error:
+        click.echo(f"lora_doctor.census: {error}", err=True)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

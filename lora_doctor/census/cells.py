@@ -1,0 +1,101 @@
+"""The cells of a row, but for the recipe's own: a tiny model, tried in several ways.
+
+Runs in a forked child; torch, transformers and PEFT are imported inside functions.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lora_doctor.errors import EvidenceError
+from lora_doctor.evidence import tiny
+from lora_doctor.evidence.locator import one_line
+from lora_doctor.isolation import report_progress
+from lora_doctor.ledger import is_out_of_memory
+from lora_doctor.recipe import Recipe
+from lora_doctor.verification import Verification
+
+STEPS = 1
+
+
+def gather(
+    source: Mapping[str, Any], ways: Mapping[str, Mapping[str, Any]], keep: str | None = None
+) -> dict[str, dict[str, str]]:
+    """Try each way on one tiny model: ``{"status": "yes", "no" or "unknown", "reason": ...}``.
+
+    Args:
+        source: :meth:`ModelSource.to_json`.
+        ways: name of the cell to the recipe (:meth:`Recipe.to_json`) that it is about; all for the
+            same class.
+        keep: a folder for the tiny model (`save_pretrained`) and its batch (`batch.safetensors`,
+            and `batch.json` for what is no tensor), so that others can try the same.
+
+    Raises:
+        EvidenceError: no tiny model can be made.
+    """
+    from lora_doctor.evidence.loading import Loader
+
+    recipes = {name: Recipe.from_json(data) for name, data in ways.items()}
+    loader = Loader(source, next(iter(recipes.values())))
+    shrunk = tiny.make(loader)
+    if keep is not None:
+        save(shrunk, Path(keep))
+    found = {}
+    for name, recipe in recipes.items():
+        report_progress(f"trying {name}")
+        model = copy.deepcopy(shrunk.model)
+        batch = copy.deepcopy(shrunk.batch)
+        try:
+            result = tiny.verify(model, batch, loader, recipe, STEPS, "cpu", round_trip=False)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            found[name] = {"status": "no", "reason": f"{type(error).__name__}: {one_line(error)}"}
+            continue
+        found[name] = cell(result)
+    return found
+
+
+def cell(result: Verification) -> dict[str, str]:
+    """What a verification says in one cell."""
+    unproven = [note for note in result.notes if tiny.NOT_PROVEN in note]
+    if result.outcome == "undetermined":
+        return {"status": "unknown", "reason": result.reason}
+    if result.outcome == "failed":
+        return {"status": "no", "reason": why(result)}
+    if unproven:
+        return {"status": "unknown", "reason": unproven[0]}
+    return {"status": "yes", "reason": ""}
+
+
+def why(result: Verification) -> str:
+    """The first failed check in one sentence, with the exception where there was one."""
+    first = result.failed_checks[0]
+    if result.failure is not None and result.failure.check == first.name:
+        return f"{first.name}: {result.failure.type}: {one_line(result.failure.message, 240)}"
+    detail = f" ({one_line(first.detail, 200)})" if first.detail else ""
+    return f"{first.name}: {first.value}{detail}"
+
+
+def save(shrunk: Any, folder: Path) -> None:
+    """The tiny model and its batch as files.
+
+    Raises:
+        EvidenceError: it has no batch.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    if shrunk.batch is None:
+        raise EvidenceError("there is no batch to keep")
+    folder.mkdir(parents=True, exist_ok=True)
+    copy.deepcopy(shrunk.model).save_pretrained(folder, safe_serialization=True)
+    tensors = {k: v for k, v in shrunk.batch.inputs.items() if isinstance(v, torch.Tensor)}
+    others = {k: v for k, v in shrunk.batch.inputs.items() if k not in tensors}
+    contiguous = {name: value.contiguous() for name, value in tensors.items()}
+    save_file(contiguous, str(folder / "batch.safetensors"))
+    (folder / "batch.json").write_text(json.dumps(others), encoding="utf-8")

@@ -1,0 +1,134 @@
+"""The census as one self-contained page and as Markdown totals.
+
+Without its script the page is a plain table; the script only searches and filters. Texts of
+exceptions are foreign: the template escapes every value.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from lora_doctor.census.pairs import AUTO_CLASSES
+from lora_doctor.census.row import COLUMNS, Row
+from lora_doctor.census.run import Census
+from lora_doctor.recipe import Recipe
+from lora_doctor.recipes import new_recipe_text
+
+TITLES = {
+    "builds": "Builds",
+    "peft_default": "PEFT default",
+    "all_linear": "all-linear",
+    "recipe": "Our recipe",
+    "gradient_checkpointing": "Checkpointing",
+    "load_in_4bit": "4-bit",
+    "load_in_8bit": "8-bit",
+    "bfloat16": "bf16",
+    "float16": "fp16",
+    "save_reload": "Save, load",
+    "merge": "Merge",
+}
+MARKS = {"yes": "✓", "no": "✗", "unknown": "–"}
+
+
+def render(census: Census) -> str:
+    """The page."""
+    return str(
+        _template().render(
+            rows=[_view(row) for row in census.rows],
+            columns=[(name, TITLES[name], meaning) for name, meaning in COLUMNS.items()],
+            versions=list(census.versions.items()),
+            groups=_groups(census.rows),
+            marks=MARKS,
+        )
+    )
+
+
+def totals(censuses: Sequence[Census]) -> str:
+    """Markdown: for each stack a table of counts, and the reason of each row without a recipe."""
+    lines = [
+        "<!-- Written by `python -m lora_doctor.census FOLDERS`. Do not edit. -->",
+        "",
+        "# Census: can I use LoRA on it?",
+        "",
+        "Every architecture that a transformers release lists for generation, tried as a tiny",
+        "model on a CPU: `lora-doctor census`. Each number counts pairs of task and model type.",
+    ]
+    for census in censuses:
+        versions = census.versions
+        lines += ["", f"## transformers {versions['transformers']}, peft {versions['peft']}", ""]
+        heads = ["task", "pairs", *TITLES.values()]
+        lines += ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+        for name, rows in _groups(census.rows):
+            counts = [str(_count(rows, column)) for column in COLUMNS]
+            lines.append("| " + " | ".join([name, str(len(rows)), *counts]) + " |")
+        without = [row for row in census.rows if row.cells["recipe"].status != "yes"]
+        if without:
+            lines += ["", "Without a recipe that trains:", "", "| | task | why |", "|---|---|---|"]
+        for row in without:
+            cell = row.cells["builds"] if row.cells["builds"].status != "yes" else None
+            reason = (cell or row.cells["recipe"]).reason.replace("|", "\\|")
+            lines.append(f"| `{row.model_type}` | {AUTO_CLASSES[row.auto_class]} | {reason} |")
+    return "\n".join(lines) + "\n"
+
+
+def _groups(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
+    """Rows by task, and all of them."""
+    groups = [
+        (words, [row for row in rows if row.auto_class == auto_class])
+        for auto_class, words in AUTO_CLASSES.items()
+    ]
+    return [(words, found) for words, found in groups if found] + [("all", list(rows))]
+
+
+def _count(rows: Sequence[Row], column: str) -> int:
+    return sum(row.cells[column].status == "yes" for row in rows)
+
+
+def _view(row: Row) -> dict[str, Any]:
+    reasons = [
+        (TITLES[name], cell.reason)
+        for name, cell in row.cells.items()
+        if cell.status != "yes" and cell.reason != "not reached"
+    ]
+    recipe = Recipe(dict(row.recipe), dict.fromkeys(row.recipe, "proposed"))
+    return {
+        "name": row.model_type,
+        "task": AUTO_CLASSES[row.auto_class],
+        "model_class": row.model_class,
+        "parameters": _billions(row.parameters),
+        "cells": [(name, cell.status, cell.reason) for name, cell in row.cells.items()],
+        "reasons": reasons,
+        "recipe": new_recipe_text(recipe) if row.recipe else "",
+        "command": f"lora-doctor check arch:{row.model_type} --class {row.auto_class}",
+    }
+
+
+def _billions(count: int) -> str:
+    if count >= 10**9:
+        return f"{count / 10**9:.1f} B"
+    return f"{count / 10**6:.0f} M" if count else ""
+
+
+@cache
+def _template() -> Any:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    folder = Path(__file__).parent
+    environment = Environment(
+        loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    for name in ("census.css", "census.js"):
+        text = (folder / name).read_text(encoding="utf-8")
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        kind = name.partition(".")[2]
+        environment.globals[kind] = Markup(text)
+        # Only this very text is run or used: nothing that a model's error says can be.
+        environment.globals[f"{kind}_hash"] = f"sha256-{digest}"
+    return environment.get_template("census.html.j2")

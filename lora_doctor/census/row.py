@@ -1,0 +1,179 @@
+"""One row of the census: a pair, diagnosed as `check` would and then tried in the other ways."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lora_doctor import engine
+from lora_doctor.case import Case, Limits, Settings
+from lora_doctor.census.cells import cell
+from lora_doctor.census.pairs import Pair
+from lora_doctor.diagnosis import Diagnosis
+from lora_doctor.errors import LoraDoctorError
+from lora_doctor.fixes import REMOVE, Edit
+from lora_doctor.isolation import Worker
+from lora_doctor.model_source import parse_model
+from lora_doctor.recipe import Recipe, as_recipe
+from lora_doctor.verification import Verification
+
+#: The columns, in their order: what is asked of each architecture.
+COLUMNS: Mapping[str, str] = {
+    "builds": "a tiny model of the class can be built and takes a batch",
+    "peft_default": "PEFT's own default target modules train",
+    "all_linear": 'target_modules="all-linear" trains',
+    "recipe": "the recipe that lora-doctor proposes trains",
+    "gradient_checkpointing": "the recipe trains with gradient checkpointing (not reentrant)",
+    "load_in_4bit": "the recipe trains on a model loaded in 4 bits",
+    "load_in_8bit": "the recipe trains on a model loaded in 8 bits",
+    "bfloat16": "the recipe trains in bfloat16 on a CPU",
+    "float16": "the recipe trains in float16 on a CPU",
+    "save_reload": "saved and reloaded adapters give the same logits",
+    "merge": "merged weights give the same logits",
+}
+#: Beside what the recipe says; a recipe without `target_modules` is PEFT's own default.
+_WAYS: Mapping[str, tuple[Edit, ...]] = {
+    "peft_default": (Edit("target_modules", REMOVE), Edit("target_parameters", REMOVE)),
+    "all_linear": (Edit("target_modules", "all-linear"), Edit("target_parameters", REMOVE)),
+    "gradient_checkpointing": (
+        Edit("gradient_checkpointing", True),
+        Edit("gradient_checkpointing_kwargs", {"use_reentrant": False}),
+    ),
+    "load_in_4bit": (Edit("load_in_4bit", True),),
+    "load_in_8bit": (Edit("load_in_8bit", True),),
+    "bfloat16": (Edit("dtype", "bfloat16"),),
+    "float16": (Edit("dtype", "float16"),),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """``status`` ``yes``, ``no`` or ``unknown``; ``reason`` in one sentence when it is not yes."""
+
+    status: str
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is known about one pair.
+
+    ``recipe``: what to copy, PEFT's and transformers' names. ``parameters``: of the default
+    config. ``findings``: codes of rules that fired on our own recipe. ``seconds`` of wall time and
+    ``peak_memory`` in bytes are what the row cost; they are no part of the table.
+    """
+
+    auto_class: str
+    model_type: str
+    model_class: str = ""
+    parameters: int = 0
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    cells: Mapping[str, Cell] = field(default_factory=dict)
+    findings: tuple[str, ...] = ()
+    seconds: float = 0.0
+    peak_memory: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Row:
+        values = dict(data)
+        values["cells"] = {name: Cell(**item) for name, item in data["cells"].items()}
+        values["findings"] = tuple(data["findings"])
+        return cls(**values)
+
+
+def judge(pair: Pair, worker: Worker, limits: Limits, keep: Path | None = None) -> Row:
+    """Everything about one pair. Never raises for what the model does: that is in the cells.
+
+    Args:
+        worker: a child process with the libraries imported.
+        keep: a folder for the tiny model and its batch.
+    """
+    import time
+
+    began = time.perf_counter()
+    source = parse_model(f"arch:{pair.model_type}")
+    asked = as_recipe({"model_class": pair.auto_class})
+    case = Case(source, asked, Settings("tiny", "cpu", limits=limits), worker)
+    try:
+        diagnosis = engine.diagnose(case, engine.find_rules())
+    except LoraDoctorError as error:
+        cells = {"builds": Cell("no", str(error))}
+        return Row(pair.auto_class, pair.model_type, cells=_complete(cells))
+    structure, before = diagnosis.structure, diagnosis.before
+    cells = {"builds": _builds(diagnosis)}
+    recipe: Recipe | None = None
+    if structure is not None and before is not None and cells["builds"].status == "yes":
+        recipe = diagnosis.recipe
+        cells["recipe"] = Cell(**cell(before))
+        cells["save_reload"] = _check(before, "save-reload")
+        cells["merge"] = _check(before, "merge")
+        cells.update(_other_ways(case, recipe, worker, keep))
+    peaks = [item.peak_memory or 0 for item in case.gathered]
+    return Row(
+        pair.auto_class,
+        pair.model_type,
+        model_class=structure.model_class if structure else "",
+        parameters=structure.total_parameters if structure else 0,
+        recipe=_to_copy(recipe) if recipe else {},
+        cells=_complete(cells),
+        findings=tuple(finding.rule for finding in diagnosis.findings),
+        seconds=round(time.perf_counter() - began, 3),
+        peak_memory=max(peaks, default=0),
+    )
+
+
+def _builds(diagnosis: Diagnosis) -> Cell:
+    """Whether there is a model and a batch that it takes without any adapter."""
+    if diagnosis.structure is None or diagnosis.before is None:
+        return Cell("no", diagnosis.undetermined or "no model could be built")
+    before = diagnosis.before
+    if before.outcome == "undetermined" and not before.batches:
+        return Cell("no", before.reason)
+    return Cell("yes")
+
+
+def _check(result: Verification, name: str) -> Cell:
+    check = result.check(name)
+    if check is None or check.status == "skipped":
+        return Cell("unknown", check.detail if check and check.detail else "not run")
+    if check.status == "passed":
+        return Cell("yes")
+    return Cell("no", f"{name}: {check.value} {check.detail}".strip())
+
+
+def _other_ways(case: Case, recipe: Recipe, worker: Worker, keep: Path | None) -> dict[str, Cell]:
+    ways = {}
+    for name, edits in _WAYS.items():
+        edited = recipe.edit(edits)
+        # Complete: what is left out is PEFT's own default, not ours.
+        ways[name] = Recipe(edited.values, edited.origins, complete=True).to_json()
+    limits = case.settings.limits
+    outcome = worker.run(
+        "lora_doctor.census.cells:gather",
+        {
+            "source": case.source.to_json(),
+            "ways": ways,
+            "keep": str(keep) if keep is not None else None,
+        },
+        time_limit=limits.tiny_seconds,
+        memory_limit=limits.memory,
+    )
+    if outcome.failure is not None:
+        reason = f"{outcome.failure.kind}: {outcome.failure.message}"
+        return {name: Cell("unknown", reason) for name in _WAYS}
+    return {name: Cell(**item) for name, item in outcome.value.items()}
+
+
+def _complete(cells: Mapping[str, Cell]) -> dict[str, Cell]:
+    """All columns, in their order; what was not reached says so."""
+    return {name: cells.get(name, Cell("unknown", "not reached")) for name in COLUMNS}
+
+
+def _to_copy(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as somebody writes it: without what only says that nothing is set."""
+    return {key: value for key, value in recipe.values.items() if value is not None}
