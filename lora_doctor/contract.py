@@ -20,6 +20,7 @@ from lora_doctor.evidence.locator import Locator, clean_path, gradients_on, one_
 from lora_doctor.ledger import Ledger, Stop, is_out_of_memory
 from lora_doctor.measure import is_finite, kind_of, loss_of, measured_loss
 from lora_doctor.memory import MemoryMeter
+from lora_doctor.observing import Observing, Setting
 from lora_doctor.recipe import Recipe
 from lora_doctor.training import NAMES_SHOWN, Training
 from lora_doctor.verification import AdapterGroup, BatchReport, Verification
@@ -35,8 +36,8 @@ class Subject:
     ``base``: the model without adapters, or with them when ``wrap`` is ``None``; it is changed.
     ``wrap``: puts the adapters on. ``set_up``: what a trainer does before the first step (gradient
     checkpointing). ``fresh``: a base of equal weights to reload onto. ``copyable``: whether
-    memory allows a copy of the whole model. ``shared``: the frozen weights belong to somebody
-    else; nothing may be written to them. ``batches``: of ``tiny_model.batch.Batch``, on the device.
+    memory allows a copy of the whole model. ``own_weights``: these are the weights that the user
+    trains from. ``shared``: the frozen ones belong to somebody else; nothing may be written to them. ``batches``: of ``tiny_model.batch.Batch``, on the device.
     ``missing``: kinds of input that the model takes and that no batch has. ``unfit``: keys of the
     recipe that may name layers which this model is too small to have. ``round_trip``: whether the
     adapters are also saved, reloaded and merged.
@@ -49,6 +50,7 @@ class Subject:
     set_up: Callable[[Any], None] = lambda model: None
     learning_rate: float = 1e-2
     copyable: bool = True
+    own_weights: bool = False
     shared: bool = False
     missing: tuple[str, ...] = ()
     unfit: tuple[str, ...] = ()
@@ -77,6 +79,15 @@ class Contract:
         self.first_losses: list[float] = []
         self.training: Training | None = None
         self._order: dict[str, int] = {}
+        wanted = recipe.get("dtype")
+        self.observing = Observing(
+            Setting(
+                own_weights=subject.own_weights,
+                dtype=dtype,
+                wanted_dtype=dtype if wanted in (None, "auto") else str(wanted),
+                learning_rate=subject.learning_rate,
+            )
+        )
 
     def run(self) -> Verification:
         began = time.perf_counter()
@@ -88,7 +99,8 @@ class Contract:
         with undisturbed(), gradients_on(), meter:
             try:
                 self.ledger.add("builds", True, parameters, "an nn.Module", f"{name}, parameters")
-                self._run_base()
+                with self.observing.forwards(self.model):
+                    self._run_base()
                 self._attach()
                 self._forward()
                 self._train()
@@ -116,6 +128,7 @@ class Contract:
             peak_memory=meter.peak,
             seconds=time.perf_counter() - began,
             notes=(*self.subject.steps, *self.ledger.notes),
+            observations=self.observing.observations(),
         )
 
     def _round_trip(self) -> None:
@@ -189,6 +202,7 @@ class Contract:
         if frozen and self._peft("peft_type", "LORA") == "LORA":
             names = ", ".join(clean_path(name) for name in frozen[:NAMES_SHOWN])
             details.append(f"{len(frozen)} adapter parameters are frozen: {names}")
+        self.observing.attached(self.model, self.layers)
         good = not details
         if good:
             trainable = _count(self.model, trainable=True)
@@ -276,6 +290,7 @@ class Contract:
             first_losses=self.first_losses,
             missing=self.subject.missing,
             order=self._order,
+            observing=self.observing,
         )
         self.training.run(self.rounds, self.subject.learning_rate)
 

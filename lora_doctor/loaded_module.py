@@ -76,6 +76,7 @@ def _verify(
         set_up=lambda wrapped: prepare.set_up(wrapped, recipe),
         learning_rate=LEARNING_RATE,
         copyable=prepare.is_copyable(model),
+        own_weights=True,
         shared=shared,
         missing=prepare.missing_inputs(model, batches),
         model_class=type(model).__name__,

@@ -9,6 +9,7 @@ from lora_doctor import adapters as found
 from lora_doctor.evidence.locator import clean_path, first_bad_gradient
 from lora_doctor.ledger import Ledger, Stop
 from lora_doctor.measure import changed, frozen_sums, is_finite, kind_of, loss_of, measured_loss
+from lora_doctor.observing import Observing
 
 #: Rounds over all batches after which a loss that has not fallen is called failed.
 MORE_ROUNDS = 24
@@ -19,7 +20,8 @@ class Training:
     """Trains the adapters of ``model`` on ``batches`` and enters what it sees into ``ledger``.
 
     ``first_losses``: of each batch in eval mode, before any step. ``missing``: kinds of input that
-    the model takes and no batch has. ``order``: modules in the order of the forward.
+    the model takes and no batch has. ``order``: modules in the order of the forward. ``observing``:
+    is shown the first optimizer step.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class Training:
         first_losses: list[float],
         missing: tuple[str, ...],
         order: dict[str, int],
+        observing: Observing,
     ) -> None:
         self.model = model
         self.layers = layers
@@ -45,6 +48,7 @@ class Training:
         self.first_losses = first_losses
         self.missing = missing
         self.order = order
+        self.observing = observing
         self.losses: dict[int, list[float]] = {}
         self.durations: list[float] = []
         self.rounds_done = 0
@@ -122,7 +126,7 @@ class Training:
             if watch:
                 found.note_gradients(self.layers, kind_of(batch))
                 self._stop_at_bad_gradient()
-            with self.ledger.guard("steps"):
+            with self.ledger.guard("steps"), self.observing.step(self.layers):
                 if self._scaler.is_enabled():
                     self._scaler.unscale_(self._optimizer)
                 self._scaler.step(self._optimizer)

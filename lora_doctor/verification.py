@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from lora_doctor.observations import Observations
+
 CheckStatus = Literal["passed", "failed", "skipped"]
 
 #: The named checks of the training contract, in the order in which they run.
@@ -90,7 +92,7 @@ class Verification:
     ``outcome``: ``passed`` when no check failed, ``failed`` when one did, ``undetermined`` when
     it could not be run for a reason that says nothing about the recipe (a batch could not be
     made, a time limit). ``model_parameters``: of the model that was run (the tiny one at depth
-    ``tiny``). Times in seconds, memory in bytes.
+    ``tiny``). ``observations``: numbers read off it while it ran. Times in seconds, memory in bytes.
     """
 
     outcome: Literal["passed", "failed", "undetermined"]
@@ -110,6 +112,7 @@ class Verification:
     seconds: float = 0.0
     patches: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    observations: Observations = Observations()
 
     def check(self, name: str) -> Check | None:
         return next((check for check in self.checks if check.name == name), None)
@@ -130,6 +133,7 @@ class Verification:
         values["batches"] = tuple(_batch_report(item) for item in data.get("batches", ()))
         values["patches"] = tuple(data.get("patches", ()))
         values["notes"] = tuple(data.get("notes", ()))
+        values["observations"] = Observations.from_json(data.get("observations") or {})
         return cls(**values)
 
     @classmethod

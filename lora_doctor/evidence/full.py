@@ -100,6 +100,7 @@ def _verify(loader: Any, recipe: Recipe, steps: int, device: str) -> Verificatio
         set_up=lambda wrapped: prepare.set_up(wrapped, recipe),
         learning_rate=LEARNING_RATE,
         copyable=prepare.is_copyable(model),
+        own_weights=True,
         missing=prepare.missing_inputs(model, batches),
         model_class=type(model).__name__,
         steps=notes,

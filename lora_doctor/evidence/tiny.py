@@ -160,6 +160,7 @@ def _run(
         set_up=lambda wrapped: prepare.set_up(wrapped, recipe),
         learning_rate=LEARNING_RATE,
         copyable=prepare.is_copyable(model),
+        own_weights=loader.source["kind"] == "factory",
         missing=prepare.missing_inputs(model, batches),
         unfit=unfit,
         model_class=type(model).__name__,

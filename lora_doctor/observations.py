@@ -1,0 +1,151 @@
+"""What was measured on the way while the training contract ran: readings, data only.
+
+The contract runs the model anyway; observers (``observing``) read off it what a rule about numbers
+needs. Nothing here is a verdict, and nothing is known of a module that was not run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class EpsilonEffect:
+    """What another epsilon would do to a norm, measured by running it with both.
+
+    ``change``: norm of the difference of the outputs relative to the norm of the output, in the
+    dtype of the recipe; ``rounding``: the same between that dtype and float32, with the norm's own
+    epsilon: a change below it cannot be told from rounding.
+    """
+
+    epsilon: float
+    change: float
+    rounding: float
+
+
+@dataclass(frozen=True)
+class NormReading:
+    """Normalising layers that are alike: same path but for numbers, class, epsilon and owner.
+
+    ``path``: the one of ``count`` that its epsilon changes most. ``attribute``: what it calls its
+    epsilon. ``dtype``: the one in which effects were measured, the recipe's if it names one.
+    ``variance``: smallest, median and largest over the rows that reached them, of what the layer
+    divides by (mean square for a layer that does not subtract the mean). ``owner``: path of the
+    library model that it is a part of (empty: the model itself); ``None`` for a module of the
+    user's own. ``expected``: the epsilon with which that library class builds this layer, ``None``
+    when it was not asked. ``zero_row_finite``: whether a row of zeros (padding) comes out finite.
+    ``zero_rows``: how many rows were all zeros.
+    """
+
+    pattern: str
+    path: str
+    class_name: str
+    count: int
+    attribute: str
+    epsilon: float
+    dtype: str
+    variance: tuple[float, float, float]
+    effects: tuple[EpsilonEffect, ...] = ()
+    owner: str | None = None
+    expected: float | None = None
+    zero_row_finite: bool = True
+    zero_rows: int = 0
+
+
+@dataclass(frozen=True)
+class ActivationReading:
+    """The largest absolute value that a module put out. ``dtype``: that of the output."""
+
+    path: str
+    class_name: str
+    dtype: str
+    max_abs: float
+    finite: bool = True
+
+
+@dataclass(frozen=True)
+class UpdateReading:
+    """What the first optimizer step did to an adapted weight: Frobenius norms of the update
+    (scaling and both factors included) and of the weight, at this learning rate."""
+
+    path: str
+    update_norm: float
+    weight_norm: float
+    learning_rate: float
+    scaling: float
+
+
+@dataclass(frozen=True)
+class ConnectionReading:
+    """A module whose output is put among token embeddings and fed to a language model.
+
+    ``output_rms`` and ``reference_rms``: root mean square of its rows and of the token embeddings,
+    both as they come out of their modules. ``reference``: path of the embedding module. ``into``:
+    path of the language model. ``fresh``: how it is known that the weights are an initialisation
+    and not trained; empty when they may be trained. ``trainable``: whether the weights learn under
+    the recipe.
+    """
+
+    path: str
+    class_name: str
+    output_rms: float
+    reference: str
+    reference_rms: float
+    into: str
+    fresh: str = ""
+    trainable: bool = False
+
+
+@dataclass(frozen=True)
+class Observations:
+    """All readings of one run.
+
+    ``weights``: ``own`` when the model that ran has the weights that the user trains from,
+    ``random`` when it is a shrunken one of ours: then what depends on values says nothing about the
+    real model. ``notes``: what could not be observed, and why.
+    """
+
+    weights: Literal["own", "random"] = "random"
+    norms: tuple[NormReading, ...] = ()
+    activations: tuple[ActivationReading, ...] = ()
+    updates: tuple[UpdateReading, ...] = ()
+    connections: tuple[ConnectionReading, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def own_weights(self) -> bool:
+        return self.weights == "own"
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Observations:
+        observations: Observations = _build(cls, data)
+        return observations
+
+
+_NESTED: Mapping[str, type] = {
+    "norms": NormReading,
+    "effects": EpsilonEffect,
+    "activations": ActivationReading,
+    "updates": UpdateReading,
+    "connections": ConnectionReading,
+}
+
+
+def _build(cls: type, data: Mapping[str, Any]) -> Any:
+    """A dataclass out of its JSON: lists become tuples, what stands in them their class."""
+    known = {item.name for item in fields(cls)}
+    values: dict[str, Any] = {}
+    for name, value in data.items():
+        if name not in known:
+            continue
+        if name in _NESTED:
+            value = tuple(_build(_NESTED[name], item) for item in value)
+        elif isinstance(value, list):
+            value = tuple(value)
+        values[name] = value
+    return cls(**values)
