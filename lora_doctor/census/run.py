@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lora_doctor import __version__
 from lora_doctor.case import GIB, Limits
 from lora_doctor.census.pairs import Pair
 from lora_doctor.census.row import COLUMNS, Cell, Row, judge
@@ -28,7 +29,7 @@ from lora_doctor.writing import write_text
 SCHEMA_VERSION = "1"
 #: A row takes a few seconds; what takes so much more hangs.
 LIMITS = Limits(meta_seconds=90, tiny_seconds=120, memory=3 * GIB)
-_PACKAGES = ("lora-doctor", "transformers", "peft", "torch", "bitsandbytes")
+_PACKAGES = ("transformers", "peft", "torch", "bitsandbytes")
 #: Makes one row; `spread` is handed one for each process.
 Judge = Callable[[Pair], Row]
 
@@ -211,7 +212,7 @@ def _select(pairs: Sequence[Pair], patterns: Sequence[str]) -> list[Pair]:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    found = {"lora-doctor": __version__}
     for name in _PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)
