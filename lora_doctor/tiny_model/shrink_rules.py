@@ -233,13 +233,17 @@ def width_map(
 
 
 def vocab_map(root: Node, ids: int) -> dict[int, int]:
-    """Small vocabularies, all different, with room for `ids` special ids and 256 normal ones."""
+    """Small vocabularies, all different, with room for `ids` special ids and 256 normal ones.
+
+    None is a multiple of 16, as widths are: PEFT looks for the embeddings of a prompt by the first
+    weight that has as many rows as the vocabulary.
+    """
     numbers: set[int] = set()
     for node in root.walk():
         for key, value in node.values.items():
             if role_of(key, value) == "vocab":
                 numbers.update(n for n in flat_ints(value))
-    start = 512 if ids <= 128 else 64 * ((ids + 384) // 64)
+    start = 520 if ids <= 128 else 64 * ((ids + 384) // 64) + 8
     big = sorted(n for n in numbers if n > start)
     return {number: start + 16 * rank for rank, number in enumerate(big)}
 
