@@ -8,6 +8,7 @@ model = get_peft_model(model, applied.lora_config())
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 from collections.abc import Callable, Mapping
@@ -17,7 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 from lora_doctor.errors import InputError
 from lora_doctor.fixes import REMOVE, Edit, Patch
-from lora_doctor.recipe import LOADING_KEYS, TRAINING_KEYS, Recipe, check_value, make_recipe
+from lora_doctor.recipe import (
+    LOADING_KEYS,
+    TRAINING_KEYS,
+    WRAPPING_KEYS,
+    Recipe,
+    check_value,
+    make_recipe,
+)
 
 if TYPE_CHECKING:
     from lora_doctor.diagnosis import Diagnosis
@@ -238,8 +246,16 @@ class Applied:
         return kwargs
 
     def training_kwargs(self) -> dict[str, Any]:
-        """Keyword arguments for ``TrainingArguments``: gradient checkpointing."""
+        """Keyword arguments for ``TrainingArguments``: checkpointing, mixed precision."""
         return {key: value for key, value in self.recipe_values.items() if key in TRAINING_KEYS}
+
+    def wrapping_kwargs(self) -> dict[str, Any]:
+        """Keyword arguments for ``get_peft_model`` beside the config; those that it has here."""
+        import peft
+
+        known = inspect.signature(peft.get_peft_model).parameters
+        values = self.recipe_values
+        return {key: values[key] for key in WRAPPING_KEYS if key in values and key in known}
 
 
 def _nothing() -> None:

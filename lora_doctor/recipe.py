@@ -53,6 +53,13 @@ def _positive_number(value: Any) -> float | int:
     return value  # type: ignore[no-any-return]
 
 
+def _number_from_zero(value: Any) -> float | int:
+    good = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not good or not math.isfinite(value) or value < 0:
+        raise ValueError("is a number from 0 up")
+    return value  # type: ignore[no-any-return]
+
+
 def _probability(value: Any) -> float | int:
     good = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not good or not 0 <= value < 1:
@@ -157,7 +164,15 @@ LOADING_KEYS: dict[str, Callable[[Any], Any]] = {
 TRAINING_KEYS: dict[str, Callable[[Any], Any]] = {
     "gradient_checkpointing": _boolean,
     "gradient_checkpointing_kwargs": _mapping,
+    # Mixed precision by the Trainer's names: autocast, for fp16 with a gradient scaler.
+    "fp16": _boolean,
+    "bf16": _boolean,
+    "learning_rate": _number_from_zero,
 }
+#: Arguments of ``get_peft_model`` itself, which no config of PEFT's holds.
+WRAPPING_KEYS: dict[str, Callable[[Any], Any]] = {"autocast_adapter_dtype": _boolean}
+#: All keys that are not for the constructor of PEFT's config.
+OUTER_KEYS = {**LOADING_KEYS, **WRAPPING_KEYS, **TRAINING_KEYS}
 #: Keys that mean the same under another name.
 ALIASES = {"torch_dtype": "dtype", "rank": "r", "alpha": "lora_alpha"}
 #: Fields of adapter_config.json that describe the file, not the training.
@@ -213,12 +228,19 @@ class Recipe:
     def adapter_values(self) -> dict[str, Any]:
         """The keyword arguments of PEFT's config class; copies, because PEFT extends lists in place
         (its SEQ_CLS wrapper appends to ``modules_to_save``)."""
-        skip = {*LOADING_KEYS, *TRAINING_KEYS, *BOOKKEEPING_KEYS, "peft_type"}
+        skip = {*OUTER_KEYS, *BOOKKEEPING_KEYS, "peft_type"}
         return {key: deepcopy(value) for key, value in self.values.items() if key not in skip}
 
     @property
     def peft_type(self) -> str:
         return str(self.values.get("peft_type", "LORA"))
+
+    @property
+    def mixed_precision(self) -> Literal["float16", "bfloat16"] | None:
+        """The dtype of autocast that the recipe asks the Trainer for."""
+        if self.values.get("fp16"):
+            return "float16"
+        return "bfloat16" if self.values.get("bf16") else None
 
     @property
     def quantized(self) -> Literal["4bit", "8bit"] | None:
@@ -249,7 +271,7 @@ def known_keys() -> frozenset[str]:
     from lora_doctor.evidence.environment import lora_config_fields
 
     installed = lora_config_fields() or ()
-    return frozenset({*ADAPTER_KEYS, *LOADING_KEYS, *TRAINING_KEYS, *BOOKKEEPING_KEYS, *installed})
+    return frozenset({*ADAPTER_KEYS, *OUTER_KEYS, *BOOKKEEPING_KEYS, *installed})
 
 
 def check_value(key: str, value: Any, where: str) -> Any:
@@ -258,7 +280,7 @@ def check_value(key: str, value: Any, where: str) -> Any:
     Raises:
         InputError: the value cannot be this key's; says where, which and what it must be.
     """
-    checker = {**ADAPTER_KEYS, **LOADING_KEYS, **TRAINING_KEYS}.get(key, _anything)
+    checker = {**ADAPTER_KEYS, **OUTER_KEYS}.get(key, _anything)
     try:
         return checker(value)
     except (ValueError, OverflowError) as error:
@@ -296,7 +318,7 @@ def make_recipe(
         if not isinstance(raw_key, str):
             raise InputError(f"{where}: key {raw_key!r} is not a text; keys are PEFT's names")
         key = ALIASES.get(raw_key, raw_key)
-        if key not in ADAPTER_KEYS and key not in LOADING_KEYS and key not in TRAINING_KEYS:
+        if key not in ADAPTER_KEYS and key not in OUTER_KEYS:
             known = known or known_keys()
             other_peft_type = str(values.get("peft_type", "LORA")).upper() != "LORA"
             if key not in known and not other_peft_type:
@@ -308,8 +330,9 @@ def make_recipe(
         if key in checked:
             raise InputError(f"{where}: {key!r} is given twice (as {raw_key!r} too)")
         checked[key] = check_value(key, value, where)
-    if checked.get("load_in_4bit") and checked.get("load_in_8bit"):
-        raise InputError(f"{where}: load_in_4bit and load_in_8bit exclude each other; keep one")
+    for one, other in (("load_in_4bit", "load_in_8bit"), ("fp16", "bf16")):
+        if checked.get(one) and checked.get(other):
+            raise InputError(f"{where}: {one} and {other} exclude each other; keep one")
     return Recipe(checked, dict.fromkeys(checked, origin), complete)
 
 

@@ -44,6 +44,9 @@ def recipe(**values: Any) -> Recipe:
         ("exclude_modules", None, None),
         ("rank_pattern", None, {}),
         ("peft_type", "lora", "LORA"),
+        ("fp16", True, True),
+        ("learning_rate", 0, 0),
+        ("autocast_adapter_dtype", False, False),
     ],
 )
 def test_normal_forms(key: str, given_: Any, normal: Any) -> None:
@@ -86,6 +89,8 @@ def test_enums_of_peft_are_understood() -> None:
         ({"rank_pattern": [1]}, "is a mapping"),
         ({"rank_pattern": {1: 2}}, "is a mapping"),
         ({"load_in_4bit": True, "load_in_8bit": True}, "exclude each other"),
+        ({"fp16": True, "bf16": True}, "exclude each other"),
+        ({"learning_rate": -1e-4}, "from 0 up"),
     ],
 )
 def test_what_cannot_be_is_one_line(values: dict[Any, Any], message: str) -> None:

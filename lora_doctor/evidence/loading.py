@@ -17,7 +17,7 @@ from typing import Any
 
 from lora_doctor.errors import EvidenceError, InputError
 from lora_doctor.evidence.structure import HeadClass
-from lora_doctor.recipe import Recipe
+from lora_doctor.recipe import WRAPPING_KEYS, Recipe
 
 #: Auto classes in the order in which a user would reach for them, with the PEFT task type that
 #: fits what they load. Names come and go with transformers: absent ones are passed over.
@@ -290,7 +290,9 @@ def wrap(model: Any, recipe: Recipe, adapter_name: str = "default") -> Any:
     """``get_peft_model`` as a training script calls it; raises what PEFT raises."""
     import peft
 
-    return peft.get_peft_model(model, peft_config(recipe), adapter_name=adapter_name)
+    known = inspect.signature(peft.get_peft_model).parameters
+    options = {key: recipe.get(key) for key in WRAPPING_KEYS if key in recipe and key in known}
+    return peft.get_peft_model(model, peft_config(recipe), adapter_name=adapter_name, **options)
 
 
 def _classes_for(config: Any, source: Mapping[str, Any]) -> list[tuple[str, type, str | None]]:

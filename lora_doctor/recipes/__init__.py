@@ -21,8 +21,7 @@ from lora_doctor.fixes import REMOVE, Edit
 from lora_doctor.recipe import (
     ADAPTER_KEYS,
     ALIASES,
-    LOADING_KEYS,
-    TRAINING_KEYS,
+    OUTER_KEYS,
     Recipe,
     check_value,
 )
@@ -120,7 +119,7 @@ def new_recipe_text(recipe: Recipe, comment: str = "") -> str:
     """
     notes = {"proposed": "proposed by lora-doctor", "fix": "fixed by lora-doctor"}
     lines = [f"# {_printable(line)}".rstrip() for line in comment.splitlines()]
-    order = [*ADAPTER_KEYS, *LOADING_KEYS, *TRAINING_KEYS]
+    order = [*ADAPTER_KEYS, *OUTER_KEYS]
     rank = {key: number for number, key in enumerate(order)}
     for key in sorted(recipe.values, key=lambda name: rank.get(name, len(rank))):
         value = _plain(recipe.values[key], f"recipe: {key}")

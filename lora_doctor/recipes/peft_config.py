@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lora_doctor.recipe import ALIASES, LOADING_KEYS, TRAINING_KEYS, Recipe, make_recipe
+from lora_doctor.recipe import ALIASES, OUTER_KEYS, Recipe, make_recipe
 
 NAME = "PEFT adapter config"
 
@@ -17,7 +17,7 @@ def recognises(values: Mapping[str, Any]) -> bool:
 
 def holds(key: str) -> bool:
     """Whether the file may have this key."""
-    return ALIASES.get(key, key) not in LOADING_KEYS and key not in TRAINING_KEYS
+    return ALIASES.get(key, key) not in OUTER_KEYS
 
 
 def read(values: Mapping[str, Any], where: str) -> Recipe:
