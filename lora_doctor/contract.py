@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
 
 from lora_doctor import adapters as found
-from lora_doctor import round_trip
+from lora_doctor import round_trip, saved_files
 from lora_doctor.copying import own_storage, seed_everything, undisturbed
 from lora_doctor.evidence.locator import Locator, clean_path, gradients_on, one_line, where
 from lora_doctor.ledger import Ledger, Stop, is_out_of_memory
@@ -22,6 +22,7 @@ from lora_doctor.measure import is_finite, kind_of, loss_of, measured_loss
 from lora_doctor.memory import MemoryMeter
 from lora_doctor.observing import Observing, Setting
 from lora_doctor.recipe import Recipe
+from lora_doctor.saving import Saving
 from lora_doctor.training import NAMES_SHOWN, Training
 from lora_doctor.verification import AdapterGroup, BatchReport, Verification
 
@@ -37,10 +38,11 @@ class Subject:
     ``wrap``: puts the adapters on. ``set_up``: what a trainer does before the first step (gradient
     checkpointing). ``fresh``: a base of equal weights to reload onto. ``copyable``: whether
     memory allows a copy of the whole model. ``own_weights``: these are the weights that the user
-    trains from. ``shared``: the frozen ones belong to somebody else; nothing may be written to them. ``batches``: of ``tiny_model.batch.Batch``, on the device.
-    ``missing``: kinds of input that the model takes and that no batch has. ``unfit``: keys of the
-    recipe that may name layers which this model is too small to have. ``round_trip``: whether the
-    adapters are also saved, reloaded and merged.
+    trains from. ``shared``: the frozen ones belong to somebody else; nothing may be written to
+    them. ``batches``: of ``tiny_model.batch.Batch``, on the device. ``missing``: kinds of input
+    that the model takes and that no batch has. ``unfit``: keys of the recipe that may name layers
+    which this model is too small to have. ``round_trip``: whether the adapters are also saved,
+    reloaded and merged.
     """
 
     base: Any
@@ -78,7 +80,9 @@ class Contract:
         self.base_losses: list[float] = []
         self.first_losses: list[float] = []
         self.training: Training | None = None
+        self.saving: Saving | None = None
         self._order: dict[str, int] = {}
+        self._trainable_before: list[Any] = []
         wanted = recipe.get("dtype")
         self.observing = Observing(
             Setting(
@@ -129,15 +133,21 @@ class Contract:
             seconds=time.perf_counter() - began,
             notes=(*self.subject.steps, *self.ledger.notes),
             observations=self.observing.observations(),
+            saving=self.saving,
         )
 
     def _round_trip(self) -> None:
-        batch, dtype = self.batches[0], self.dtype
-        round_trip.check_reload(self.ledger, self.model, self.subject.fresh, batch, dtype)
-        copyable = self.subject.copyable
-        round_trip.check_merge(
-            self.ledger, self.model, self.layers, batch, dtype, copyable=copyable
+        subject, ledger, batch, dtype = self.subject, self.ledger, self.batches[0], self.dtype
+        chosen = self.recipe.origins.get("task_type", "proposed") != "proposed"
+        asked = round_trip.Asked(subject.copyable, subject.own_weights, chosen)
+        saving = round_trip.check_reload(
+            ledger, self.model, subject.fresh, self.layers, batch, dtype, asked
         )
+        saving = round_trip.check_merge(
+            ledger, self.model, self.layers, batch, dtype, asked, saving
+        )
+        frozen, numbers = saved_files.frozen_by_wrapping(self.model, self._trainable_before)
+        self.saving = replace(saving, frozen=frozen, frozen_parameters=numbers)
 
     # -- the base model, and the adapters on it ---------------------------------------------------
 
@@ -173,6 +183,7 @@ class Contract:
             with self.ledger.guard("attaches"), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 if self.subject.wrap is not None:
+                    self._trainable_before = saved_files.chosen_trainable(self.subject.base)
                     seed_everything(0)
                     self.model = self.subject.wrap(self.subject.base)
                 self.layers = found.find_adapters(self.model)
@@ -210,7 +221,7 @@ class Contract:
         expected = "adapters on every name of the recipe, nothing else trainable"
         self.ledger.add("attaches", good, len(self.layers), expected, "; ".join(details))
         if self.subject.shared:
-            if stray:
+            if stray and not self.subject.copyable:
                 raise Stop("attaches failed: weights outside the adapters would be trained")
             own_storage(p for p in self.model.parameters() if p.requires_grad)
 

@@ -53,12 +53,15 @@ class Observer(ABC):
 
     def attached(self, model: Any, layers: list[AdapterLayer]) -> None:
         """The adapters are on."""
+        return
 
     def before_step(self, layers: list[AdapterLayer]) -> None:
         """Gradients of the first batch are there, the first optimizer step comes next."""
+        return
 
     def after_step(self, layers: list[AdapterLayer]) -> None:
         """The first optimizer step was made."""
+        return
 
     @abstractmethod
     def readings(self) -> tuple[Any, ...]:

@@ -6,10 +6,11 @@ The contract itself runs in a child process, in ``contract.py``.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from lora_doctor.observations import Observations
+from lora_doctor.saving import Saving
 
 CheckStatus = Literal["passed", "failed", "skipped"]
 
@@ -92,7 +93,9 @@ class Verification:
     ``outcome``: ``passed`` when no check failed, ``failed`` when one did, ``undetermined`` when
     it could not be run for a reason that says nothing about the recipe (a batch could not be
     made, a time limit). ``model_parameters``: of the model that was run (the tiny one at depth
-    ``tiny``). ``observations``: numbers read off it while it ran. Times in seconds, memory in bytes.
+    ``tiny``). ``observations``: numbers read off it while it ran; ``saving``: what the
+    round trip through files showed, ``None`` when it was not reached. Times in seconds, memory in
+    bytes.
     """
 
     outcome: Literal["passed", "failed", "undetermined"]
@@ -112,7 +115,7 @@ class Verification:
     seconds: float = 0.0
     patches: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    observations: Observations = Observations()
+    observations: Observations = field(default_factory=Observations)
 
     def check(self, name: str) -> Check | None:
         return next((check for check in self.checks if check.name == name), None)
@@ -133,6 +136,7 @@ class Verification:
         values["batches"] = tuple(_batch_report(item) for item in data.get("batches", ()))
         values["patches"] = tuple(data.get("patches", ()))
         values["notes"] = tuple(data.get("notes", ()))
+        values["saving"] = Saving.from_json(data["saving"]) if data.get("saving") else None
         values["observations"] = Observations.from_json(data.get("observations") or {})
         return cls(**values)
 

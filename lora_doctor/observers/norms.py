@@ -82,10 +82,7 @@ class Norms(Observer):
         import torch
 
         wide = rows.float()
-        if norm.centred:
-            variance = wide.var(-1, unbiased=False)
-        else:
-            variance = wide.pow(2).mean(-1)
+        variance = wide.var(-1, unbiased=False) if norm.centred else wide.pow(2).mean(-1)
         empty = ~wide.any(-1)
         norm.zero_rows += int(empty.sum())
         filled = variance[~empty]
