@@ -116,6 +116,7 @@ class Verification:
     patches: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     observations: Observations = field(default_factory=Observations)
+    saving: Saving | None = None
 
     def check(self, name: str) -> Check | None:
         return next((check for check in self.checks if check.name == name), None)
