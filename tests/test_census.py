@@ -1,0 +1,115 @@
+"""The census: rows made by running, kept as they come, rendered so that anyone can search them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lora_doctor.census.page import render, totals
+from lora_doctor.census.row import COLUMNS, Cell, Row
+from lora_doctor.census.run import Census, load
+from lora_doctor.evidence.environment import known_architectures
+from tests import cli
+
+slow = pytest.mark.slow
+#: On every stack: a decoder, speech, and one that PEFT has no default for.
+NAMES = ("gpt2", "whisper", "pix2struct")
+
+
+def run(folder: Path, *names: str, keep: Path | None = None) -> tuple[cli.Result, dict[str, Any]]:
+    select = [word for name in names for word in ("--select", name)]
+    extra = ["--keep-models", str(keep)] if keep else []
+    result = cli.lora_doctor("census", *select, "--jobs", "1", "-o", folder, *extra)
+    assert result.code == 0, result
+    table: dict[str, Any] = json.loads((folder / "census.json").read_text())
+    return result, table
+
+
+@pytest.fixture(scope="module")
+def taken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, cli.Result, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("census")
+    return folder, *run(folder / "out", *NAMES, keep=folder / "models")
+
+
+@slow
+def test_every_cell_says_yes_or_why_not(taken: tuple[Path, cli.Result, dict[str, Any]]) -> None:
+    _, result, table = taken
+    assert {row["model_type"] for row in table["rows"]} == set(NAMES)
+    for row in table["rows"]:
+        assert list(row["cells"]) == list(COLUMNS)
+        assert all(cell["status"] == "yes" or cell["reason"] for cell in row["cells"].values())
+        assert row["cells"]["recipe"]["status"] == "yes", row
+        assert row["recipe"]["target_modules"]
+    assert f"{len(table['rows']):>5}  pairs" in result.out
+    assert "rows, " in result.err and " left: " in result.err
+
+
+@slow
+def test_what_is_called_trained_trains_with_transformers_and_peft_alone(
+    taken: tuple[Path, cli.Result, dict[str, Any]],
+) -> None:
+    """No false "trains": a script that knows nothing of us sees the loss fall."""
+    folder, _, table = taken
+    script = cli.ROOT / "tests" / "trains_independently.py"
+    done = subprocess.run(
+        [sys.executable, str(script), str(folder / "out/census.json"), str(folder / "models")],
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    assert f"{len(table['rows'])} of {len(table['rows'])} rows" in done.stdout
+
+
+@slow
+def test_a_run_that_was_broken_off_goes_on_and_ends_the_same(
+    taken: tuple[Path, cli.Result, dict[str, Any]], tmp_path: Path
+) -> None:
+    """Half a row and the rows after it are made again, the others are not."""
+    folder, _, _ = taken
+    lines = (folder / "out/rows.jsonl").read_text().splitlines()
+    (tmp_path / "rows.jsonl").write_text("\n".join([*lines[:2], lines[2][:40]]))
+    result, _ = run(tmp_path, *NAMES)
+    assert f"of {len(lines) - 2} rows" in result.err
+    again = (tmp_path / "census.json").read_bytes()
+    assert again == (folder / "out/census.json").read_bytes()
+
+
+def test_an_unknown_name_and_a_foreign_folder_are_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"versions": {"transformers": "1"}}\n')
+    result = cli.lora_doctor("census", "--select", "no-such-model", "-o", tmp_path / "new")
+    assert result.code == 2 and "no-such-model" in result.err and "Traceback" not in result.err
+    result = cli.lora_doctor("census", "--select", "gpt2", "-o", tmp_path)
+    assert result.code == 2 and "other versions" in result.err, result
+
+
+HOSTILE = "<script>alert(1)</script> | `x`"
+
+
+def small_census() -> Census:
+    yes, no = Cell("yes"), Cell("no", HOSTILE)
+    good = Row("AutoModelForCausalLM", "good", "GoodForCausalLM", 10**9,
+               {"r": 16, "target_modules": ["q"]}, {name: yes for name in COLUMNS})  # fmt: skip
+    bad = Row("AutoModelForCausalLM", "bad", cells={name: no for name in COLUMNS})
+    return Census({"transformers": "5", "peft": "0"}, (bad, good))
+
+
+def test_foreign_text_is_data_on_every_page() -> None:
+    census = small_census()
+    assert "<script>alert" not in render(census)
+    assert "\\| `x`" in totals([census])
+    assert "| causal LM | 2 | 1 |" in totals([census])
+
+
+def test_a_census_is_read_back(tmp_path: Path) -> None:
+    census = small_census()
+    (tmp_path / "census.json").write_text(json.dumps(census.to_json()))
+    assert load(tmp_path) == census
+
+
+def test_known_names_cover_the_examples() -> None:
+    """The names above must exist on the oldest stack, else the tests above prove nothing."""
+    assert set(NAMES) <= set(known_architectures() or ())
