@@ -23,6 +23,7 @@ transformers = pytest.importorskip("transformers")
 torch = pytest.importorskip("torch")
 
 from lora_doctor.tiny_model.shrink import ShrinkError, shrink  # noqa: E402
+from lora_doctor.tiny_model.shrink_apply import Sizes, apply_sizes  # noqa: E402
 from lora_doctor.tiny_model.shrink_build import sane_weights  # noqa: E402
 
 
@@ -157,6 +158,37 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_the_generator_alone() -
     two = shrink(transformers.GPT2Config(), build("GPT2LMHeadModel"))
     for a, b in zip(one.model.parameters(), two.model.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_tiles_follow_the_image() -> None:
+    """LLaVA-NeXT: 24 patches per side become 4, and a picture of two tiles stays one of two."""
+    if not hasattr(transformers, "LlavaNextConfig"):
+        pytest.skip("this transformers has no LLaVA-NeXT")
+    config = transformers.LlavaNextConfig(image_grid_pinpoints=[[336, 672], [1008, 336]])
+    small = shrink(config, build("LlavaNextForConditionalGeneration"), try_forward=False).config
+    side = small.vision_config.image_size
+    assert side == 56
+    assert small.image_grid_pinpoints == [[side, 2 * side], [3 * side, side]]
+
+
+def test_an_entry_behind_a_property_is_an_entry() -> None:
+    """PaliGemma in 4.44 keeps its vocabulary's size in `_vocab_size`."""
+
+    class Hidden(transformers.PretrainedConfig):
+        model_type = "hidden"
+
+        @property
+        def vocab_size(self) -> int:
+            return self._vocab_size
+
+        @vocab_size.setter
+        def vocab_size(self, value: int) -> None:
+            self._vocab_size = value
+
+    config = Hidden()
+    config.vocab_size = 257152
+    small, _ = apply_sizes(config, Sizes())
+    assert small.vocab_size < 1000 and config.vocab_size == 257152
 
 
 def test_layers_do_not_vanish_while_dropout_stays() -> None:

@@ -42,7 +42,11 @@ def candidates(
             yield "labels", {"labels": target, "decoder_input_ids": None}
         yield "labels", {"labels": target}
     if ids is not None and _per_token(logits, ids):
-        yield "labels", {"labels": _token_labels(draft, ids, logits)}
+        labels = _token_labels(draft, ids, logits)
+        yield "labels", {"labels": labels}
+        if "token_type_ids" in names and "token_type_ids" not in inputs:
+            # Some take labels only beside the marks of what is to be answered (PaliGemma in 4.44).
+            yield "labels", {"labels": labels, "token_type_ids": (labels != -100).long()}
     if logits is not None and logits.dim() == 2:
         classes = logits.shape[-1]
         yield "labels", {"labels": torch.arange(b) % max(1, classes)}

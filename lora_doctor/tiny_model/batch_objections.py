@@ -242,7 +242,11 @@ def _placeholders(draft: Draft, inputs: dict[str, Any], text: str) -> str:
                 if wanted and wanted != count:
                     draft.features[kind] = wanted
                     return f"{wanted} {kind} placeholders per sample instead of {count}"
-    one = re.search(r"number of image tokens is (\d+) while the number of image\D* is (\d+)", text)
+    one = re.search(
+        r"number of image tokens is (\d+) while the number of image\D* is (\d+)"
+        r"|Number of image tokens in input_ids \((\d+)\) different from num_images",
+        text,
+    )
     if one and draft.features.get("image", 0) != 1:
         draft.features["image"] = 1
         return "one image placeholder per image"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from .shrink_layers import plan_layers
 from .shrink_rules import (
@@ -37,6 +37,15 @@ class Sizes:
     why: str = ""
 
 
+class Grid(NamedTuple):
+    """Patches per side of an image before and after, and its side in pixels before and after."""
+
+    before: int
+    after: int
+    side: int
+    small_side: int
+
+
 @dataclass
 class Changes:
     by_role: dict[str, list[str]] = field(default_factory=dict)
@@ -59,7 +68,7 @@ def apply_sizes(config: Any, sizes: Sizes) -> tuple[Any, Changes]:
     if not vocab:
         ids = {}
     widths = width_map(root, sizes.base)
-    grids: list[tuple[int, int]] = []
+    grids: list[Grid] = []
     for node in list(root.walk()):
         before = dict(node.values)
         new: dict[str, tuple[str, Any]] = {}
@@ -87,6 +96,7 @@ def apply_sizes(config: Any, sizes: Sizes) -> tuple[Any, Changes]:
             changes.note(role, node.path, key, before[key], value)
         _plain_settings(node, changes)
     _shrink_tokens(root, grids, changes)
+    _shrink_tiles(root, grids, changes)
     for where, value in sizes.overrides:
         node, key = find_entry(root, where)
         old = node.values.get(key)
@@ -297,13 +307,11 @@ def _fix_feature_widths(before: dict[str, Any], new: dict[str, tuple[str, Any]])
                     new[wide] = ("width", after[narrow[0]] * (len(after[listed]) + extra))
 
 
-def _fix_image(
-    before: dict[str, Any], new: dict[str, tuple[str, Any]], sizes: Sizes
-) -> list[tuple[int, int]]:
-    """Fewer patches: `grid` per side. Returns the patches per side before and after."""
+def _fix_image(before: dict[str, Any], new: dict[str, tuple[str, Any]], sizes: Sizes) -> list[Grid]:
+    """Fewer patches: `grid` per side. Returns what the images were and what they are."""
     if "image" in sizes.keep_roles:
         return []
-    grids: list[tuple[int, int]] = []
+    grids: list[Grid] = []
     patches = [
         n for k, v in before.items() if role_of(k, v) == "patch" for n in list(flat_ints(v))[-1:]
     ]
@@ -317,24 +325,40 @@ def _fix_image(
         if patch <= 0 or side // patch <= sizes.grid:
             continue
         new[key] = ("image", map_ints(value, lambda n: sizes.grid * patch if n > patch else n))
-        grids.append((side // patch, sizes.grid))
+        grids.append(Grid(side // patch, sizes.grid, side, sizes.grid * patch))
     return grids
 
 
-def _shrink_tokens(root: Node, grids: list[tuple[int, int]], changes: Changes) -> None:
+def _shrink_tokens(root: Node, grids: list[Grid], changes: Changes) -> None:
     """Counts of patches and of image tokens, anywhere in the tree, follow the patches per side."""
     for node in root.walk():
         for key, count in list(node.values.items()):
             if role_of(key, count) != "tokens" or not isinstance(count, int):
                 continue
-            found = [_token_count(count, before, after) for before, after in grids]
+            found = [_token_count(count, grid.before, grid.after) for grid in grids]
             small = min(count, 8) if "query" in key else next((n for n in found if n), 0)
-            if not small and grids and count > max(before for before, _ in grids) ** 2:
+            if not small and grids and count > max(grid.before for grid in grids) ** 2:
                 # more tokens than patches: a default that no image size can satisfy
-                small = grids[0][1] ** 2 if "position" not in key else 0
+                small = grids[0].after ** 2 if "position" not in key else 0
             if small and small != count:
                 node.set(key, small)
                 changes.note("image", node.path, key, count, small)
+
+
+def _shrink_tiles(root: Node, grids: list[Grid], changes: Changes) -> None:
+    """Resolutions that an image is cut into tiles of (LLaVA-NeXT's pinpoints): as many tiles."""
+    for node in root.walk():
+        for key, points in list(node.values.items()):
+            if not isinstance(points, (list, tuple)) or not points:
+                continue
+            if not all(is_numbers(point) and len(point) == 2 for point in points):
+                continue
+            for grid in grids:
+                if all(size % grid.side == 0 for point in points for size in point):
+                    small = [[n // grid.side * grid.small_side for n in point] for point in points]
+                    node.set(key, small)
+                    changes.note("image", node.path, key, points, small)
+                    break
 
 
 def _token_count(count: int, grid: int, small: int) -> int:

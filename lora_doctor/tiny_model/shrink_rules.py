@@ -182,7 +182,13 @@ def tree(config: Any, path: str = "", seen: set[int] | None = None) -> Node:
     entries = config if isinstance(config, dict) else vars(config)
     node = Node(path, config, {})
     for key, value in list(entries.items()):
-        if not isinstance(key, str) or key.startswith("_"):
+        if not isinstance(key, str):
+            continue
+        if key.startswith("_"):
+            # `_vocab_size` behind a property `vocab_size` (PaliGemma in 4.44) is an entry, too.
+            public = getattr(type(config), key[1:], None)
+            if isinstance(public, property) and public.fset and type(value) is int:
+                node.values[key[1:]] = value
             continue
         where = f"{path}.{key}" if path else key
         is_config = hasattr(value, "to_dict") and hasattr(value, "model_type")
