@@ -1,0 +1,59 @@
+"""Evidence about prompt learning: adapters that are tokens in front of the input, not layers.
+
+Whether a method fits a model is found out by running it and, where it fails, its alternatives.
+"""
+
+from __future__ import annotations
+
+from lora_doctor.case import Case
+from lora_doctor.errors import EvidenceError
+from lora_doctor.evidence.control import judged
+from lora_doctor.evidence.environment import lora_config_fields
+from lora_doctor.fixes import REMOVE, Edit
+from lora_doctor.recipe import Recipe
+from lora_doctor.verification import Verification
+
+#: The methods of PEFT whose config says ``is_prompt_learning``.
+METHODS = (
+    "PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "MULTITASK_PROMPT_TUNING", "CPT", "CARTRIDGE",
+)  # fmt: skip
+#: What needs no settings but the number of tokens, in the order in which it would be tried.
+_PLAIN = ("PROMPT_TUNING", "PREFIX_TUNING")
+
+
+def as_lora(case: Case) -> tuple[Edit, ...]:
+    """The edits that make LoRA of a recipe of prompt learning, with proposed targets.
+
+    Raises:
+        EvidenceError: the structure cannot be had.
+    """
+    recipe = case.recipe_in_full()
+    fields = {*(lora_config_fields() or ()), "peft_type", "task_type"}
+    foreign = [key for key in recipe.adapter_values() if key not in fields]
+    edits = [Edit("peft_type", "LORA"), *(Edit(key, REMOVE) for key in foreign)]
+    # What is left open is proposed only for a recipe that does not claim to be complete.
+    edited = recipe.edit(edits)
+    opened = case.again(Recipe(edited.values, edited.origins), case.patches)
+    targets = opened.recipe_in_full().get("target_modules")
+    return (*edits, Edit("target_modules", targets)) if targets else tuple(edits)
+
+
+def other_methods(case: Case) -> tuple[tuple[str, tuple[Edit, ...]], ...]:
+    """Prompt learning methods to try instead, as name and edits."""
+    recipe = case.recipe_in_full()
+    tokens = recipe.get("num_virtual_tokens")
+    if not tokens:
+        return ()
+    keep = {"peft_type", "task_type", "num_virtual_tokens"}
+    own = [Edit(key, REMOVE) for key in recipe.adapter_values() if key not in keep]
+    return tuple(
+        (name, (Edit("peft_type", name), *own)) for name in _PLAIN if name != recipe.peft_type
+    )
+
+
+def tried(case: Case, edits: tuple[Edit, ...]) -> Verification | None:
+    """The contract after these edits; ``None`` when it came to no verdict."""
+    try:
+        return judged(case.again(case.recipe_in_full().edit(edits), case.patches))
+    except EvidenceError:
+        return None

@@ -1,0 +1,209 @@
+"""LD506: prompt or prefix tuning on a model that it does not fit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from lora_doctor.case import Case
+from lora_doctor.errors import EvidenceError
+from lora_doctor.evidence.control import judged
+from lora_doctor.evidence.prompt_learning import METHODS, as_lora, other_methods, tried
+from lora_doctor.rule import Edit, Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
+from lora_doctor.targets import quoted
+from lora_doctor.verification import Verification
+
+#: What a message tells about the cause, in words. The message itself stands in the evidence.
+_CAUSES = (
+    (
+        r"Please specify `\w+` in `peft_config`",
+        "PEFT looks for the sizes of the language model in the outer config, which keeps them in a "
+        "part of its own",
+    ),
+    (
+        r"has no attribute 'vocab_size'",
+        "PEFT looks for the size of the vocabulary in the outer config, which does not have it",
+    ),
+    (
+        r"'NoneType' object is not callable|no attribute 'word_embeddings'",
+        "PEFT finds no token embeddings: no weight has as many rows as the vocabulary where it "
+        "looks",
+    ),
+    (
+        r"The size of tensor a|shape of the mask|does not match the shape|size mismatch|"
+        r"Sizes of tensors must match|shape mismatch",
+        "the model works out positions or masks for its own tokens, without the virtual ones",
+    ),
+    (
+        r"'NoneType' object has no attribute 'shape'",
+        "the model works out positions from input_ids or attention_mask, and gets neither with a "
+        "prompt in front",
+    ),
+    (
+        r"unexpected keyword argument 'inputs_embeds'|got multiple values",
+        "the model does not take embeddings in place of token ids",
+    ),
+    (
+        r"other parameters are trainable",
+        "PEFT freezes the modules of the model and not the weights that are its own, which are "
+        "trained and not saved",
+    ),
+)
+
+
+class PromptLearningDoesNotFit(Rule):
+    """Prompt, prefix or P-tuning fails on a model where LoRA works.
+
+    ## What happens
+    `get_peft_model` raises `ValueError: Please specify num_layers in peft_config` or
+    `... has no attribute 'vocab_size'`, or the first forward raises `'NoneType' object is not
+    callable`, `'NoneType' object has no attribute 'shape'` or an error about sizes that differ by
+    the number of virtual tokens. Or it runs, and weights that belong to no module (the query
+    tokens of a Q-Former) are trained along and not saved.
+
+    ## Why
+    These methods put virtual tokens in front of the input, so PEFT must know the model from
+    inside: the sizes of its language model, its token embeddings, how positions and masks are
+    made. It guesses them for text models. A model with images has these sizes in a part of its
+    config, its embeddings behind other weights, and works out positions of its own: one for each
+    of the tokens that it knows of (mRoPE, cross attention).
+
+    ## Versions
+    PEFT before 0.16 refuses nearly every model whose config has a `text_config`. Later releases
+    take most of them; prefix tuning on models with mRoPE breaks in other ways, release by release.
+
+    ## Fix
+    LoRA on the language model, or the prompt method that runs on this model. Both change what is
+    learnt, so they are applied on demand; each was tried by training the tiny model with it. Giving
+    `num_layers`, `token_dim` and `num_attention_heads` by hand only leads to the next error.
+
+    ## Links
+    https://huggingface.co/docs/peft/conceptual_guides/prompting
+    https://github.com/huggingface/peft/issues/2315
+    """
+
+    code = "LD506"
+    name = "prompt-learning-does-not-fit"
+    summary = "Prompt or prefix tuning fails on this model, on which LoRA works."
+    depth = "tiny"
+    symptoms = (
+        Symptom(r"Please specify `?(num_layers|token_dim|num_attention_heads)`? in `?peft_config"),
+        Symptom(r"Config' object has no attribute 'vocab_size'"),
+        Symptom(r"'NoneType' object has no attribute 'shape'"),
+        Symptom(r"'NoneType' object is not callable"),
+        Symptom(
+            r"The shape of the mask \[\d+\] at index 0 does not match the shape of the indexed"
+        ),
+        Symptom(r"The size of tensor a \(\d+\) must match the size of tensor b \(\d+\)"),
+    )
+    examples = (
+        Example(
+            "broken",
+            "arch:llava",
+            {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 4, "task_type": "CAUSAL_LM"},
+            requires={"peft": "<0.16"},
+            why="PEFT reads the sizes off the outer config, which has none",
+        ),
+        Example(
+            "broken",
+            "arch:qwen2_vl",
+            {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 4, "task_type": "CAUSAL_LM"},
+            requires={"transformers": ">=4.57"},
+            why="mRoPE makes positions for the tokens that it knows of",
+        ),
+        Example(
+            "broken",
+            "arch:blip-2",
+            {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 4},
+            requires={"peft": ">=0.16"},
+            why="the query tokens stay trainable and are not saved",
+        ),
+        Example(
+            "healthy",
+            "arch:llama",
+            {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 4, "task_type": "CAUSAL_LM"},
+        ),
+        Example(
+            "healthy",
+            "arch:llava",
+            {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 4, "task_type": "CAUSAL_LM"},
+            requires={"peft": ">=0.16"},
+        ),
+        Example("healthy", "arch:llama", {"target_modules": ["q_proj"]}),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        method = case.recipe_in_full().peft_type
+        if method not in METHODS:
+            return
+        seen = judged(case)
+        failed = case.unexplained
+        if not failed:
+            return
+        lora = as_lora(case)
+        control = tried(case, lora)
+        if control is None:
+            raise EvidenceError("LoRA on the same model came to no verdict, so nothing is compared")
+        also = {check.name for check in control.failed_checks}
+        caused = tuple(name for name in failed if name not in also)
+        if not caused:
+            raise EvidenceError("LoRA on the same model fails as well, so it is not the method")
+        fixes = [
+            _switch(name, edits)
+            for name, edits in other_methods(case)
+            if (other := tried(case, edits)) is not None and other.outcome == "passed"
+        ]
+        if control.outcome == "passed":
+            fixes.append(_to_lora(lora))
+        yield self._finding(case, method, seen, control, caused, tuple(fixes))
+
+    def _finding(
+        self,
+        case: Case,
+        method: str,
+        seen: Verification,
+        control: Verification,
+        caused: tuple[str, ...],
+        fixes: tuple[Fix, ...],
+    ) -> Finding:
+        source = f"{seen.depth} model, executed"
+        check = seen.check(caused[0])
+        assert check is not None
+        said = check.detail or str(check.value)
+        if seen.failure and seen.failure.check in caused:
+            said = f"{seen.failure.type}: {seen.failure.message}"
+        cause = next((words for pattern, words in _CAUSES if re.search(pattern, said)), "")
+        evidence = [Measure(f"{method}, check {check.name}", said, source)]
+        if seen.failure and seen.failure.where and seen.failure.check in caused:
+            evidence.append(Measure("raised in", seen.failure.where, source))
+        evidence.append(
+            Measure("the same model with LoRA", control.outcome if control.outcome == "passed" else
+                    f"{', '.join(item.name for item in control.failed_checks)} fail, "
+                    f"{', '.join(caused)} do not", source)
+        )  # fmt: skip
+        for fix in fixes:
+            evidence.append(Measure("tried", f"{fix.title} The contract passed.", source))
+        return self.finding(
+            "error",
+            f"{method} fails on {case.structure.model_class}, on which LoRA works"
+            + (f": {cause}." if cause else f": {said}"),
+            location=Location("recipe", "peft_type"),
+            evidence=tuple(evidence),
+            proof=Proof("executed", f"the contract was run with {method} and with LoRA"),
+            fixes=fixes
+            or (
+                Fix("Use LoRA; no prompt method that needs no more settings works here.", "manual"),
+            ),
+            explains=caused,
+        )
+
+
+def _switch(name: str, edits: tuple[Edit, ...]) -> Fix:
+    return Fix(f"Use {name} with as many virtual tokens.", "unsafe", edits)
+
+
+def _to_lora(edits: tuple[Edit, ...]) -> Fix:
+    targets = next((edit.value for edit in edits if edit.key == "target_modules"), None)
+    names = [targets] if isinstance(targets, str) else targets or []
+    where = f" on {quoted(names, 4)}" if names else ""
+    return Fix(f"Use LoRA{where}.", "unsafe", edits)
