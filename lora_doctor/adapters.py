@@ -32,6 +32,10 @@ class AdapterParameter:
     moved: float = 0.0
 
     @property
+    def dtype(self) -> str:
+        return str(self.tensor.dtype).removeprefix("torch.")
+
+    @property
     def got_gradient(self) -> bool:
         return self.finite and self.largest > 0
 

@@ -21,6 +21,7 @@ from lora_doctor.ledger import Ledger, Stop, is_out_of_memory
 from lora_doctor.measure import is_finite, kind_of, loss_of, measured_loss
 from lora_doctor.memory import MemoryMeter
 from lora_doctor.observing import Observing, Setting
+from lora_doctor.precision import Precision
 from lora_doctor.recipe import Recipe
 from lora_doctor.saving import Saving
 from lora_doctor.training import NAMES_SHOWN, Training
@@ -73,6 +74,7 @@ class Contract:
         self.depth = depth
         self.device = device
         self.dtype = dtype
+        self.precision = Precision.of(recipe, dtype, device)
         self.ledger = Ledger()
         self.model: Any = subject.base
         self.layers: list[found.AdapterLayer] = []
@@ -253,7 +255,7 @@ class Contract:
         for batch in self.batches:
             seed_everything(0)
             try:
-                with self.ledger.guard("forward", model) as locator:
+                with self.ledger.guard("forward", model) as locator, self.precision.forward():
                     loss = loss_of(self.model, batch)
             except Stop:
                 self._blame_base(batch)
@@ -296,7 +298,7 @@ class Contract:
             self.layers,
             self.batches,
             self.ledger,
-            device=self.device,
+            precision=self.precision,
             dtype=self.dtype,
             first_losses=self.first_losses,
             missing=self.subject.missing,
@@ -312,7 +314,8 @@ class Contract:
         base = self.subject.fresh()
         base.train()
         try:
-            loss_of(base, batch)
+            with self.precision.forward():
+                loss_of(base, batch)
         except Exception as error:
             if is_out_of_memory(error):
                 raise
@@ -326,7 +329,7 @@ class Contract:
         import torch
 
         seed_everything(0)
-        with Locator(self.model, look=True) as locator, torch.no_grad():
+        with Locator(self.model, look=True) as locator, torch.no_grad(), self.precision.forward():
             loss_of(self.model, batch)
         bad = locator.non_finite
         text = f"first bad module: {bad}" if bad else "every module's output is finite"
@@ -363,6 +366,7 @@ class Contract:
                 examples_without_gradient=tuple(
                     layer.path for layer in layers if not layer.trained
                 )[:NAMES_SHOWN],
+                dtypes=tuple(sorted({p.dtype for layer in layers for p in layer.trainable})),
             )
             for pattern, layers in groups.items()
         )

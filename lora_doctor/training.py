@@ -10,6 +10,7 @@ from lora_doctor.evidence.locator import clean_path, first_bad_gradient
 from lora_doctor.ledger import Ledger, Stop
 from lora_doctor.measure import changed, frozen_sums, is_finite, kind_of, loss_of, measured_loss
 from lora_doctor.observing import Observing
+from lora_doctor.precision import Precision
 
 #: Rounds over all batches after which a loss that has not fallen is called failed.
 MORE_ROUNDS = 24
@@ -31,7 +32,7 @@ class Training:
         batches: list[Any],
         ledger: Ledger,
         *,
-        device: str,
+        precision: Precision,
         dtype: str,
         first_losses: list[float],
         missing: tuple[str, ...],
@@ -43,7 +44,7 @@ class Training:
         self.parameters = list(found.every_parameter(layers))
         self.batches = batches
         self.ledger = ledger
-        self.device = device
+        self.precision = precision
         self.dtype = dtype
         self.first_losses = first_losses
         self.missing = missing
@@ -87,6 +88,7 @@ class Training:
         import torch
 
         trained = [p for p in self.model.parameters() if p.requires_grad]
+        half = any(p.dtype is torch.float16 for p in trained)
         with self.ledger.guard("gradients"):
             self._optimizer = torch.optim.AdamW(
                 # Gradients of random weights may be far below Adam's usual epsilon, and would
@@ -94,13 +96,9 @@ class Training:
                 trained,
                 lr=rate,
                 weight_decay=0.0,
-                eps=1e-8 if self.dtype == "float16" else 1e-16,
+                eps=1e-8 if half else 1e-16,
             )
-        # As a trainer does for fp16; a small fixed scale, so that no step is skipped to find it.
-        kind = "cuda" if self.device.startswith("cuda") else "cpu"
-        self._scaler = torch.amp.GradScaler(
-            kind, init_scale=64.0, growth_interval=1 << 30, enabled=self.dtype == "float16"
-        )
+        self._scaler = self.precision.scaler()
 
     def _round(self, *, watch: bool) -> None:
         """One forward, backward and optimizer step on each batch."""
@@ -111,7 +109,8 @@ class Training:
             began = time.perf_counter()
             self._optimizer.zero_grad(set_to_none=True)
             with self.ledger.guard("gradients", model):
-                loss = loss_of(self.model, batch)
+                with self.precision.forward():
+                    loss = loss_of(self.model, batch)
                 if not loss.requires_grad and (learnt or batch is not self.batches[-1]):
                     # No adapter in its way: another kind of batch may reach them.
                     continue

@@ -64,7 +64,7 @@ class AdapterGroup:
 
     ``count`` layers, of which ``with_gradient`` got a non-zero gradient on some batch in the
     steps, and ``moved`` whose A and B both moved. ``batches``: kinds of batch in which it got a
-    gradient, such as ``text`` or ``image+text``.
+    gradient, such as ``text`` or ``image+text``. ``dtypes``: of what is trained in it.
     """
 
     pattern: str
@@ -73,6 +73,7 @@ class AdapterGroup:
     moved: int
     batches: tuple[str, ...] = ()
     examples_without_gradient: tuple[str, ...] = ()
+    dtypes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ class Verification:
 
 def _adapter_group(data: Mapping[str, Any]) -> AdapterGroup:
     values = dict(data)
-    for key in ("batches", "examples_without_gradient"):
+    for key in ("batches", "examples_without_gradient", "dtypes"):
         values[key] = tuple(values.get(key, ()))
     return AdapterGroup(**values)
 

@@ -16,6 +16,7 @@ from lora_doctor.contract import Contract, Subject
 from lora_doctor.errors import EvidenceError
 from lora_doctor.evidence import fewer_layers, prepare
 from lora_doctor.evidence.locator import one_line, where
+from lora_doctor.fixes import REMOVE, Edit
 from lora_doctor.isolation import report_progress
 from lora_doctor.ledger import is_out_of_memory
 from lora_doctor.recipe import Recipe
@@ -112,9 +113,13 @@ def verify(
         for key in recipe.values
         if recipe.get(key) != asked.get(key)
     ]
-    if dtype != "float32" or recipe.quantized:
+    loads_otherwise = dtype != "float32" or recipe.quantized
+    if loads_otherwise or recipe.mixed_precision:
         try:
-            model = _reload(tiny, recipe, dtype, device, told)
+            if loads_otherwise:
+                model = _reload(tiny, recipe, dtype, device, told)
+            else:
+                model = copy.deepcopy(tiny)
             batch = copy.deepcopy(first)
             result = _run(
                 model, loader, batch, dtype, recipe, steps, device, told, unfit, round_trip
@@ -128,8 +133,10 @@ def verify(
             if result.outcome != "undetermined":
                 return result
         # The base model does not run this way on this device: that is no fault of the recipe.
-        kind = f"{dtype}, {recipe.quantized}" if recipe.quantized else dtype
+        mixed = f"{recipe.mixed_precision} autocast" if recipe.mixed_precision else None
+        kind = ", ".join(filter(None, (dtype, recipe.quantized, mixed)))
         told.append(f"run in float32 without quantization, {kind} {NOT_PROVEN}: {reason}")
+        recipe = recipe.edit((Edit("fp16", REMOVE), Edit("bf16", REMOVE)))
     return _run(tiny, loader, first, "float32", recipe, steps, device, told, unfit, round_trip)
 
 
