@@ -83,7 +83,7 @@ class NotOnlyAdapters(Rule):
                     "attaches", "forward", "gradients", "steps", "adapters-move", "loss-falls",
                 ),
             )  # fmt: skip
-        elif other:
+        elif other and not _seen_lost(case):
             share = count / max(1, injection.total_parameters)
             yield self.finding(
                 "warning",
@@ -95,6 +95,12 @@ class NotOnlyAdapters(Rule):
                 fixes=_fixes(structure),
                 explains=("attaches",),
             )
+
+
+def _seen_lost(case: Case) -> bool:
+    """Whether these are whole modules that a real save and load has lost: LD602 says so."""
+    saving = case.verification.saving if case.reaches("tiny") and case.has("verification") else None
+    return saving is not None and bool(saving.lost) and not saving.lost_elsewhere
 
 
 def _others(structure: Structure) -> tuple[tuple[str, ...], int]:

@@ -129,3 +129,48 @@ def own_adapters_and_head() -> Any:
 def own_adapters_frozen() -> Any:
     """The same, with everything frozen, as preparing a quantized model for training does."""
     return llama_with_own_adapters().requires_grad_(False)
+
+
+def _detector(language: Any) -> Any:
+    """A language model with a detection head of the user's own beside it."""
+    import torch
+    from torch import nn
+
+    class Detector(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.language = language
+            self.detection_head = nn.Sequential(nn.Linear(32, 16), nn.GELU(), nn.Linear(16, 4))
+
+        def forward(self, input_ids: Any, boxes: Any = None) -> dict[str, Any]:
+            hidden = self.language(input_ids=input_ids, output_hidden_states=True).hidden_states
+            found = self.detection_head(hidden[-1].mean(dim=1))
+            if boxes is None:
+                return {"logits": found}
+            return {"loss": nn.functional.mse_loss(found, boxes), "logits": found}
+
+    torch.manual_seed(0)
+    batch = {"input_ids": torch.randint(3, 60, (2, 8)), "boxes": torch.rand(2, 4)}
+    return Detector(), batch
+
+
+def detector_with_frozen_base() -> Any:
+    """Everything frozen but the fresh head, as somebody who trains only that leaves it."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    torch.manual_seed(0)
+    model, batch = _detector(LlamaForCausalLM(_tiny_llama_config()))
+    model.language.requires_grad_(False)
+    return model, batch
+
+
+def detector_beside_a_peft_model() -> Any:
+    """The inner model is a PeftModel, which is what gets saved; the head stands outside."""
+    import peft
+    import torch
+    from transformers import LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    return _detector(peft.get_peft_model(LlamaForCausalLM(_tiny_llama_config()), config))
