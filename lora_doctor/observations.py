@@ -16,12 +16,14 @@ class EpsilonEffect:
     """What another epsilon would do to a norm, measured by running it with both.
 
     ``change``: norm of the difference of the outputs relative to the norm of the output, in the
-    dtype of the recipe; ``rounding``: the same between that dtype and float32, with the norm's own
+    dtype of the recipe; ``growth``: size of the output relative to what it is now, and of the
+    gradient with it; ``rounding``: the same between that dtype and float32, with the norm's own
     epsilon: a change below it cannot be told from rounding.
     """
 
     epsilon: float
     change: float
+    growth: float
     rounding: float
 
 
@@ -36,7 +38,8 @@ class NormReading:
     library model that it is a part of (empty: the model itself); ``None`` for a module of the
     user's own. ``expected``: the epsilon with which that library class builds this layer, ``None``
     when it was not asked. ``zero_row_finite``: whether a row of zeros (padding) comes out finite.
-    ``zero_rows``: how many rows were all zeros.
+    ``zero_rows``: how many rows were all zeros. ``fresh``: its weights are as a norm starts, all
+    ones or all zeros: nothing was trained with this epsilon.
     """
 
     pattern: str
@@ -52,6 +55,7 @@ class NormReading:
     expected: float | None = None
     zero_row_finite: bool = True
     zero_rows: int = 0
+    fresh: bool = False
 
 
 @dataclass(frozen=True)

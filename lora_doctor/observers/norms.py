@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from lora_doctor.evidence.locator import clean_path
 from lora_doctor.observations import EpsilonEffect, NormReading
+from lora_doctor.observers.owners import Owners
 from lora_doctor.observing import Observer, Setting
 
 LARGEST_EPSILON = 1e-2
@@ -24,12 +25,15 @@ _MAX_ELEMENTS = 1 << 22
 
 @dataclass
 class _Norm:
-    """A layer that may turn out to be a norm; ``centred``: it subtracts the mean."""
+    """A layer that may turn out to be a norm. ``centred``: it subtracts the mean; ``owner`` and
+    ``expected`` as in :class:`NormReading`."""
 
     path: str
     module: Any
     attribute: str
     epsilon: float
+    owner: str | None = None
+    expected: float | None = None
     is_norm: bool | None = None
     centred: bool = False
     variances: list[float] = field(default_factory=list)
@@ -51,12 +55,14 @@ class Norms(Observer):
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         self._norms: list[_Norm] = []
-        self._model: Any = None
 
     def watch(self, model: Any) -> Iterable[Any]:
-        self._model = model
         self._norms = list(_candidates(model))
+        owners = Owners(model)
         for norm in self._norms:
+            norm.owner = owners.of(norm.path)
+            if self.setting.own_weights:  # a model of ours is what its class makes of it
+                norm.expected = owners.expected(norm.path, norm.attribute, norm.epsilon)
             yield norm.module.register_forward_hook(self.hook(self._look(norm)))
 
     def _look(self, norm: _Norm) -> Any:
@@ -92,93 +98,57 @@ class Norms(Observer):
         norm.variances += [float(value) for value in quantiles]
         if norm.dtype:
             return  # effects are measured on the first batch
-        norm.dtype = self.setting.wanted_dtype
-        others = sorted({other.epsilon for other in self._norms} - {norm.epsilon})
-        dtype = getattr(torch, norm.dtype)
-        twin = copy.deepcopy(norm.module).to(dtype)
-        twin._forward_hooks.clear()
+        twin = _twin(norm.module)
         sample = rows if rows.numel() <= _MAX_ELEMENTS else rows[:1]
-        sample = sample.to(dtype)
+        if self.setting.dtype != self.setting.wanted_dtype:  # it could not be loaded so
+            wanted = getattr(torch, self.setting.wanted_dtype)
+            twin, sample = twin.to(wanted), sample.to(wanted)
+        norm.dtype = str(sample.dtype).removeprefix("torch.")
+        others = {other.epsilon for other in self._norms if other.is_norm is not False}
+        others |= {norm.expected} if norm.expected is not None else set()
         norm.zero_row_finite = bool(torch.isfinite(twin.forward(torch.zeros_like(sample))).all())
-        if not others:
+        if not others - {norm.epsilon}:
             return
         own = twin.forward(sample).float()
-        exact = copy.deepcopy(twin).float().forward(sample.float())
+        exact = _twin(twin).float().forward(sample.float())
         rounding = _distance(own, exact)
         effects = []
-        for other in others:
+        for other in sorted(others - {norm.epsilon}):
             setattr(twin, norm.attribute, other)
-            effects.append(EpsilonEffect(other, _distance(twin.forward(sample), own), rounding))
+            output = twin.forward(sample).float()
+            growth = float(output.norm() / own.norm()) if own.any() else 1.0
+            effects.append(EpsilonEffect(other, _distance(output, own), growth, rounding))
         norm.effects = tuple(effects)
 
     def readings(self) -> tuple[NormReading, ...]:
         groups: dict[Any, list[_Norm]] = {}
         for norm in self._norms:
             if norm.is_norm and norm.variances:
-                key = (_pattern(norm.path), type(norm.module).__name__, norm.epsilon)
+                kind = type(norm.module).__name__
+                key = (_pattern(norm.path), kind, norm.epsilon, norm.expected)
                 groups.setdefault(key, []).append(norm)
-        owners = _Owners(self._model)
-        return tuple(self._reading(pattern, norms, owners)
-                     for (pattern, _, _), norms in groups.items())  # fmt: skip
-
-    def _reading(self, pattern: str, norms: list[_Norm], owners: _Owners) -> NormReading:
-        first = max(norms, key=lambda norm: norm.change)
-        numbers = [value for norm in norms for value in norm.variances]
-        owner = owners.of(first.path)
-        return NormReading(
-            pattern=pattern,
-            path=clean_path(first.path),
-            class_name=type(first.module).__name__,
-            count=len(norms),
-            attribute=first.attribute,
-            epsilon=first.epsilon,
-            dtype=first.dtype,
-            variance=(min(numbers), statistics.median(numbers), max(numbers)),
-            effects=first.effects,
-            owner=None if owner is None else clean_path(owner),
-            expected=None if owner is None else owners.expected(owner, first),
-            zero_row_finite=all(norm.zero_row_finite for norm in norms),
-            zero_rows=sum(norm.zero_rows for norm in norms),
-        )
+        return tuple(_reading(pattern, norms) for (pattern, _, _, _), norms in groups.items())
 
 
-class _Owners:
-    """Which library model a layer is a part of, and what that library says about it.
-
-    A norm of a pretrained model was trained with its epsilon; one that a user put beside it, or an
-    epsilon that was changed after loading, was not.
-    """
-
-    def __init__(self, model: Any) -> None:
-        import transformers
-
-        self.paths = {
-            path: module
-            for path, module in model.named_modules()
-            if isinstance(module, transformers.PreTrainedModel)
-            and type(module).__module__.startswith("transformers.")
-        }
-
-    def of(self, path: str) -> str | None:
-        """The path of the nearest one around ``path``."""
-        around = [p for p in self.paths if not p or path.startswith(f"{p}.")]
-        return max(around, key=len, default=None)
-
-    def expected(self, owner: str, norm: _Norm) -> float | None:
-        """The epsilon that the config names, when it names this one; ``None`` when it does not."""
-        config = getattr(self.paths[owner], "config", None)
-        return norm.epsilon if norm.epsilon in set(_config_epsilons(config)) else None
-
-
-def _config_epsilons(config: Any) -> Iterator[float]:
-    values = config.to_dict() if hasattr(config, "to_dict") else {}
-    stack = [values]
-    while stack:
-        for key, value in stack.pop().items():
-            if isinstance(value, dict):
-                stack.append(value)
-            elif isinstance(value, float) and "eps" in str(key):
-                yield value
+def _reading(pattern: str, norms: list[_Norm]) -> NormReading:
+    first = max(norms, key=lambda norm: norm.change)
+    numbers = [value for norm in norms for value in norm.variances]
+    return NormReading(
+        pattern=pattern,
+        path=clean_path(first.path),
+        class_name=type(first.module).__name__,
+        count=len(norms),
+        attribute=first.attribute,
+        epsilon=first.epsilon,
+        dtype=first.dtype,
+        variance=(min(numbers), statistics.median(numbers), max(numbers)),
+        effects=first.effects,
+        owner=None if first.owner is None else clean_path(first.owner),
+        expected=first.expected,
+        fresh=all(_is_fresh(norm.module) for norm in norms),
+        zero_row_finite=all(norm.zero_row_finite for norm in norms),
+        zero_rows=sum(norm.zero_rows for norm in norms),
+    )
 
 
 def _candidates(model: Any) -> Iterator[_Norm]:
@@ -208,8 +178,7 @@ def _behaviour(norm: _Norm, rows: Any) -> tuple[bool, bool]:
     shape = (*(min(size, 2) for size in rows.shape[:-1]), rows.shape[-1])
     sample = torch.randn(shape, generator=generator).to(rows.device)
     scales = (1 + torch.rand((*shape[:-1], 1), generator=generator)).to(rows.device)
-    twin = copy.deepcopy(norm.module).float()
-    twin._forward_hooks.clear()
+    twin = _twin(norm.module).float()
     try:
         loud = twin.forward(sample * _LOUD)
         scaled = twin.forward(sample * scales * _LOUD)
@@ -224,6 +193,22 @@ def _behaviour(norm: _Norm, rows: Any) -> tuple[bool, bool]:
         return False, False
     is_norm = _distance(scaled, loud) < _SAME and _distance(other, own) > _SAME
     return is_norm, _distance(shifted, loud) < _SAME
+
+
+def _twin(module: Any) -> Any:
+    """A copy to try things on, without anybody's hooks."""
+    twin = copy.deepcopy(module)
+    for hooks in (twin._forward_hooks, twin._forward_pre_hooks):
+        hooks.clear()
+    return twin
+
+
+def _is_fresh(module: Any) -> bool:
+    """Whether its weights are as a norm starts: all ones or all zeros, or it has none."""
+    return all(
+        bool((parameter == 0).all()) or bool((parameter == 1).all())
+        for parameter in module.parameters()
+    )
 
 
 def _distance(one: Any, two: Any) -> float:

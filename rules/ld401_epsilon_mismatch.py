@@ -1,0 +1,219 @@
+"""LD401: a norm whose epsilon decides what comes out of it, beside norms with another one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.case import Case
+from lora_doctor.evidence.structure import Structure
+from lora_doctor.observations import EpsilonEffect, NormReading, Observations
+from lora_doctor.rule import (
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measure,
+    Proof,
+    Rule,
+    Severity,
+    Symptom,
+)
+
+#: A change of the norm's output that matters: this part of it, and this many times what rounding in
+#: the same number format does.
+CHANGE, ROUNDINGS = 0.01, 4
+
+
+class EpsilonMismatch(Rule):
+    """A norm has an epsilon of the size of the variance that reaches it, and another epsilon would
+    give another output.
+
+    ## What happens
+    A norm divides by `sqrt(variance + epsilon)`. Where the variance is far above epsilon, nothing
+    depends on epsilon: at a variance of 1, 1e-4 instead of 1e-6 changes the output by 0.005 per
+    cent, which bf16 cannot even show. Where it is not, the norm no longer normalises: at a variance
+    of 1e-4 the same change is 29 per cent. What a connector hands to the language model is then
+    smaller than what it was meant to be, and so are the gradients through it.
+    A tiny epsilon has another end: 1e-8 is zero in fp16. A norm that adds it in fp16 divides a row
+    of zeros (padding) by zero.
+
+    ## Why
+    Connectors are written with `eps=1e-4` or torch's default 1e-5 beside a language model with
+    1e-6, and layers of a pretrained model get another epsilon than the one they were trained with
+    when a framework builds them again, or when somebody has changed it.
+    Which number stands in the source says nothing by itself. What is compared here is measured: the
+    variance that reached the norm, and its output with both numbers, in the recipe's dtype. That
+    needs the weights that are trained from: a loaded module, a factory, or `--depth full`. Random
+    weights of a shrunken model say nothing about it.
+    Norms of a pretrained model are held against the epsilon that their own class gives them, and a
+    connector only while its weights are an initialisation: what was trained with an epsilon keeps
+    it.
+
+    ## Versions
+    All.
+
+    ## Fix
+    By hand: give the norm the epsilon of the norms around it. Mind the direction: the smaller
+    epsilon makes output and gradients larger, it is no remedy for NaN. An epsilon that vanishes in
+    fp16 must be added in float32, or be 1e-7 at least; better train in bf16.
+
+    ## Links
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.LayerNorm.html
+    https://github.com/pytorch/pytorch/issues/41527
+    """
+
+    code = "LD401"
+    name = "epsilon-mismatch"
+    summary = "A norm's epsilon, and not the data, decides what comes out of it."
+    depth = "tiny"
+    symptoms = (
+        Symptom(r"(?i)layer_?norm (?:returns?|outputs?|gives?) nan", "fp16, rows of zeros"),
+        Symptom(r"(?i)(?:rms_norm_eps|layer_norm_eps|epsilon|\beps\b) mismatch"),
+    )
+    examples = (
+        Example(
+            "broken",
+            "tests.salmonn:quiet",
+            {"target_modules": r"llm\..*\.(q_proj|v_proj)"},
+            why="what reaches one connector has a variance of 1e-4, and so has its epsilon",
+        ),
+        Example(
+            "broken",
+            "tests.salmonn:vanishing",
+            {"target_modules": r"llm\..*\.(q_proj|v_proj)", "dtype": "float16"},
+            why="a norm of the user's that adds 1e-8 in fp16",
+        ),
+        Example(
+            "healthy",
+            "tests.salmonn:loud",
+            {"target_modules": r"llm\..*\.(q_proj|v_proj)"},
+            why="a hundred times the decoder's epsilon, and it changes nothing",
+        ),
+        Example("healthy", "arch:llama", {"target_modules": ["q_proj"], "dtype": "float16"}),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        seen = case.verification.observations
+        common = _common_epsilon(seen, case.structure)
+        alike: dict[tuple[float, float, bool], list[tuple[NormReading, EpsilonEffect]]] = {}
+        for reading in seen.norms:
+            if not reading.zero_row_finite:
+                yield self._vanishes(reading)
+            effect = _effect(reading, common) if seen.own_weights else None
+            if effect is not None:
+                key = (reading.epsilon, effect.epsilon, reading.owner is None)
+                alike.setdefault(key, []).append((reading, effect))
+        for pairs in alike.values():
+            pairs.sort(key=lambda pair: -pair[1].change)
+            yield self._mismatch(pairs)
+
+    def _mismatch(self, pairs: list[tuple[NormReading, EpsilonEffect]]) -> Finding:
+        reading, effect = pairs[0]
+        own, other = reading.epsilon, effect.epsilon
+        whose = (
+            "the decoder's norms have" if reading.owner is None else "its library builds it with"
+        )
+        others = sum(pair[0].count for pair in pairs) - 1
+        low, middle, high = reading.variance
+        measures = [
+            Measure("variance that reached it", f"{low:.2g} to {high:.2g}, median {middle:.2g}",
+                    "measured on the batch"),
+            Measure(f"output with {other:g} instead of {own:g}",
+                    f"differs by {effect.change:.2%} of its norm, {effect.growth:.3g} times as "
+                    "large", f"the layer was run with both, in {reading.dtype}"),
+            Measure(f"rounding in {reading.dtype}", f"{effect.rounding:.2%}",
+                    "the same layer, against float32"),
+        ]  # fmt: skip
+        measures += [
+            Measure(f"the same for {alike.pattern}", f"differs by {change.change:.2%}, at a "
+                    f"variance of {alike.variance[0]:.2g} to {alike.variance[2]:.2g}",
+                    f"{alike.count} layers, the one that changes most")
+            for alike, change in pairs[1:]
+        ]  # fmt: skip
+        larger = "larger" if own > other else "smaller"
+        trained = (
+            f"a checkpoint that was trained with {own:g} must keep it"
+            if reading.owner is None
+            else f"the pretrained weights were made with {other:g}"
+        )
+        return self.finding(
+            "warning",
+            f"{reading.path} ({reading.class_name}{_and(others)}) has {reading.attribute} {own:g}, "
+            f"{whose} {other:g}, and the variance that reaches it is {low:.2g} to {high:.2g}: "
+            f"its output differs by {effect.change:.1%}.",
+            location=Location("module", reading.path),
+            evidence=tuple(measures),
+            proof=Proof("measured", "variance and both outputs were measured in this run"),
+            fixes=(
+                Fix(
+                    f"Build {'it' if not others else 'them'} with {reading.attribute}={other:g}; "
+                    f"{trained}. Output and gradients of {reading.path} become {larger} "
+                    f"({effect.growth:.3g} times as large): it is no remedy for NaN.",
+                    "manual",
+                ),
+            ),
+        )
+
+    def _vanishes(self, reading: NormReading) -> Finding:
+        hit = reading.zero_rows > 0
+        severity: Severity = "error" if hit else "warning"
+        what = (
+            f"{reading.zero_rows} rows of zeros reached it in this run"
+            if hit
+            else "none reached it in this run, but padding may"
+        )
+        return self.finding(
+            severity,
+            f"{reading.path} ({reading.class_name}{_and(reading.count - 1)}) turns a row of zeros "
+            f"into NaN in {reading.dtype}: {reading.attribute} {reading.epsilon:g} is lost; "
+            f"{what}.",
+            location=Location("module", reading.path),
+            evidence=(
+                Measure("output for a row of zeros", "not finite",
+                        f"the layer was run, in {reading.dtype}"),
+                Measure(f"{reading.attribute} in {reading.dtype}", _in_half(reading),
+                        "smallest number above zero: 6e-08 in float16"),
+                Measure("smallest variance that reached it", f"{reading.variance[0]:.2g}",
+                        "measured on the batch"),
+            ),
+            proof=Proof("measured", "the layer itself was run on a row of zeros"),
+            fixes=(
+                Fix(
+                    f"Let {reading.path} compute in float32 (`x = x.float()` before the square), "
+                    f"or give it an {reading.attribute} of 1e-6 and more, or train in bfloat16.",
+                    "manual",
+                ),
+            ),
+            explains=("loss-finite", "gradients") if hit else (),
+        )  # fmt: skip
+
+
+def _common_epsilon(seen: Observations, structure: Structure) -> float | None:
+    """The epsilon of most norms of the language model."""
+    towers = [f"{tower.path}." for tower in structure.towers if tower.kind == "language"]
+    counts: dict[float, int] = {}
+    for reading in seen.norms:
+        if reading.owner is not None and any(reading.path.startswith(path) for path in towers):
+            counts[reading.epsilon] = counts.get(reading.epsilon, 0) + reading.count
+    return max(counts, key=lambda epsilon: counts[epsilon], default=None)
+
+
+def _effect(reading: NormReading, common: float | None) -> EpsilonEffect | None:
+    """What the epsilon does that this norm should have had, where that matters."""
+    glue = common if reading.fresh else None  # trained with this epsilon: it keeps it
+    wanted = glue if reading.owner is None else reading.expected
+    effect = next((one for one in reading.effects if one.epsilon == wanted), None)
+    if effect is None or effect.change < max(CHANGE, ROUNDINGS * effect.rounding):
+        return None
+    return effect
+
+
+def _and(others: int) -> str:
+    return f", and {others} more" if others else ""
+
+
+def _in_half(reading: NormReading) -> str:
+    import struct
+
+    value = struct.unpack("<e", struct.pack("<e", reading.epsilon))[0]
+    return f"{value:g}"

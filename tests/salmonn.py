@@ -1,0 +1,177 @@
+"""A composite of a user's own, built like SALMONN: two encoders of sound, a LayerNorm on each, one
+projection into the embedding space of a language model (Gemma 3 where transformers has it).
+
+For ``tests.salmonn:NAME`` as MODEL; every factory returns the module and a batch for it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+MEL_BINS, FRAMES, VOCABULARY = 8, 8, 67
+
+
+class Ears(nn.Module):
+    """The second encoder, as BEATs is in SALMONN: its output is not normalised, so that its size is
+    whatever its weights make it."""
+
+    def __init__(self, width: int, loudness: float) -> None:
+        super().__init__()
+        self.patches = nn.Conv1d(MEL_BINS, width, kernel_size=2, stride=2)
+        self.mix = nn.Linear(width, width)
+        with torch.no_grad():  # what a checkpoint would bring: outputs of this size
+            heard = self.forward(torch.randn(4, MEL_BINS, 2 * FRAMES))
+            for parameter in self.mix.parameters():
+                parameter *= loudness / heard.std()
+
+    def forward(self, spectrogram: Any) -> Any:
+        return self.mix(torch.relu(self.patches(spectrogram)).transpose(1, 2))
+
+
+class Salmonn(nn.Module):
+    """``epsilon``: of both connectors. ``loudness``: standard deviation of what the second encoder
+    puts out. ``by_path``: reach the token embeddings by hand and not by the model's method."""
+
+    def __init__(
+        self,
+        *,
+        epsilon: float = 1e-4,
+        loudness: float = 1.0,
+        projection: float | None = None,
+        by_path: bool = False,
+        decoder: Any = None,
+    ) -> None:
+        super().__init__()
+        self.speech_encoder = whisper_encoder()
+        width = self.speech_encoder.config.d_model
+        self.ears = Ears(width, loudness)
+        self.ln_speech = nn.LayerNorm(width, eps=epsilon)
+        self.ln_audio = nn.LayerNorm(width, eps=epsilon)
+        self.llm = decoder if decoder is not None else gemma()
+        hidden = self.llm.config.hidden_size
+        self.speech_llama_proj = nn.Linear(2 * width, hidden)
+        if projection is not None:
+            nn.init.normal_(self.speech_llama_proj.weight, std=projection)
+            nn.init.zeros_(self.speech_llama_proj.bias)
+        self.by_path = by_path
+        for frozen in (self.speech_encoder, self.ears, self.llm):
+            frozen.requires_grad_(False)
+
+    def embed(self, input_ids: Any) -> Any:
+        if self.by_path:
+            return self.llm.model.embed_tokens(input_ids)
+        return self.llm.get_input_embeddings()(input_ids)
+
+    def forward(
+        self, input_features: Any, input_ids: Any, attention_mask: Any = None, labels: Any = None
+    ) -> Any:
+        speech = self.ln_speech(self.speech_encoder(input_features).last_hidden_state)
+        audio = self.ln_audio(self.ears(input_features))
+        heard = self.speech_llama_proj(torch.cat([speech, audio], dim=-1))
+        text = self.embed(input_ids)
+        both = torch.cat([heard.to(text.dtype), text], dim=1)
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        attention_mask = torch.cat([attention_mask.new_ones(heard.shape[:2]), attention_mask], 1)
+        if labels is not None:
+            labels = torch.cat([labels.new_full(heard.shape[:2], -100), labels], dim=1)
+        return self.llm(inputs_embeds=both, attention_mask=attention_mask, labels=labels)
+
+
+def whisper_encoder() -> Any:
+    from transformers import WhisperConfig
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+    return WhisperEncoder(
+        WhisperConfig(
+            d_model=32, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=64,
+            num_mel_bins=MEL_BINS, max_source_positions=FRAMES,
+        )
+    )  # fmt: skip
+
+
+def gemma() -> Any:
+    """The newest Gemma that the installed transformers has; before Gemma, Llama."""
+    import transformers
+
+    for name in ("Gemma3Text", "Gemma2", "Gemma", "Llama"):
+        config_class = getattr(transformers, f"{name}Config", None)
+        if config_class is not None:
+            break
+    options = {
+        "vocab_size": VOCABULARY, "hidden_size": 48, "intermediate_size": 64, "head_dim": 16,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "max_position_embeddings": 64, "sliding_window": 32, "rms_norm_eps": 1e-6,
+        "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    }  # fmt: skip
+    if name == "Llama":
+        options = {
+            key: options[key] for key in options if key not in ("head_dim", "sliding_window")
+        }
+    model_class = getattr(transformers, f"{name.removesuffix('Text')}ForCausalLM")
+    return model_class(config_class(**options))
+
+
+def batch() -> dict[str, Any]:
+    """Two samples of sound with a text each."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, VOCABULARY, (2, 6), generator=generator)
+    return {
+        "input_features": torch.randn(2, MEL_BINS, 2 * FRAMES, generator=generator),
+        "input_ids": ids,
+        "labels": ids.clone(),
+    }
+
+
+def _made(**options: Any) -> Any:
+    torch.manual_seed(0)
+    return Salmonn(**options), batch()
+
+
+def loud() -> Any:
+    """As in the report: epsilon 1e-4 beside the decoder's 1e-6, on features of variance 1."""
+    return _made()
+
+
+def quiet() -> Any:
+    """The same where it matters: what reaches one connector has a variance of 1e-4."""
+    return _made(loudness=1e-2)
+
+
+def quiet_repaired() -> Any:
+    """The connectors with the decoder's epsilon."""
+    return _made(loudness=1e-2, epsilon=1e-6)
+
+
+class HandWrittenNorm(nn.Module):
+    """A norm that computes in whatever number format it is given."""
+
+    def __init__(self, width: int, tiny: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.tiny = tiny
+
+    def forward(self, x: Any) -> Any:
+        return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.tiny)
+
+
+def vanishing() -> Any:
+    """A connector with a norm of the user's own, whose epsilon fp16 cannot hold."""
+    torch.manual_seed(0)
+    model = Salmonn()
+    model.ln_audio = HandWrittenNorm(model.ln_audio.normalized_shape[0], 1e-8)
+    return model, batch()
+
+
+def changed_after_loading() -> Any:
+    """The decoder's own norms with the connectors' epsilon: what was pretrained with another."""
+    torch.manual_seed(0)
+    model = Salmonn()
+    for module in model.llm.modules():
+        for name in ("eps", "variance_epsilon"):
+            if hasattr(module, name):
+                setattr(module, name, 1e-4)
+    return model, batch()
