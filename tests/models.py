@@ -64,6 +64,31 @@ def headless_llama() -> Any:
     return LlamaModel(_tiny_llama_config())
 
 
+def tiny_llama() -> Any:
+    """A causal language model as the library makes it."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    torch.manual_seed(0)
+    return LlamaForCausalLM(_tiny_llama_config())
+
+
+def halved_after_wrapping() -> Any:
+    """LoRA put on a float32 model, and ``.half()`` called on both."""
+    import peft
+
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    return peft.get_peft_model(tiny_llama(), config).half()
+
+
+def halved_and_cast_back() -> Any:
+    """The same after the words of ``LD406`` were followed."""
+    model = halved_after_wrapping()
+    for p in model.parameters():
+        p.data = p.data.float() if p.requires_grad else p.data
+    return model
+
+
 def causal_lm_without_generation() -> Any:
     """A causal language model of a user's own that inherits from ``PreTrainedModel`` alone."""
     import torch
@@ -174,3 +199,34 @@ def detector_beside_a_peft_model() -> Any:
     torch.manual_seed(0)
     config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
     return _detector(peft.get_peft_model(LlamaForCausalLM(_tiny_llama_config()), config))
+
+
+def tied_llama() -> Any:
+    """A language model whose input and output embeddings are one matrix."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    config = _tiny_llama_config()
+    config.tie_word_embeddings = True
+    torch.manual_seed(0)
+    return LlamaForCausalLM(config)
+
+
+def untied_llama() -> Any:
+    """The same after somebody untied it: the output layer has a clone of the weight."""
+    import torch
+
+    model = tied_llama()
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    model.config.tie_word_embeddings = False
+    return model
+
+
+def tiny_llava_config() -> Any:
+    from transformers import CLIPVisionConfig, LlavaConfig
+
+    vision = CLIPVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        image_size=28, patch_size=14,
+    )  # fmt: skip
+    return LlavaConfig(vision_config=vision, text_config=_tiny_llama_config())
