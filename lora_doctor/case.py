@@ -301,14 +301,17 @@ class Case:
         """
         if not self.reaches("tiny") or "target_modules" in self.asked or not self.has("tiny"):
             return
-        proposed = self.recipe.get("target_modules")
-        unreached = {group.pattern.rpartition(".")[2] for group in self.tiny.adapters} - {
-            group.pattern.rpartition(".")[2] for group in self.tiny.adapters if group.with_gradient
-        }
-        if not isinstance(proposed, list) or not unreached or set(proposed) <= unreached:
+        from lora_doctor.evidence.propose import name_groups
+
+        unreached = {group.pattern for group in self.tiny.adapters if not group.with_gradient}
+        adapted = [
+            group for group in self.structure.groups if group.adapted and group.kind != "parameter"
+        ]
+        reached = [group for group in adapted if group.pattern not in unreached]
+        forms = name_groups(self.structure, reached)
+        if len(reached) == len(adapted) or not forms:
             return
-        kept = [name for name in proposed if name not in unreached]
-        self.asked = self.recipe.override({"target_modules": kept}, "proposed")
+        self.asked = self.recipe.override({"target_modules": forms[0]}, "proposed")
         for name in ("structure", "tiny"):
             del self.__dict__[name]
         _ = self.structure
