@@ -26,6 +26,8 @@ class Import:
     `level` counts the dots of a relative import. `guard` tells when it runs: "" always, when the
     file is loaded; "try" where a failure is caught; "if" under a condition; "function" when that
     is called; "typing" never. (transformers requires packages of "" and "function" alike.)
+    `class_name` and `at_init` tell of which class the function is a method, and whether it runs
+    while an object of that is built.
     """
 
     at: Place
@@ -34,6 +36,8 @@ class Import:
     alias: str
     level: int
     guard: str
+    class_name: str | None = None
+    at_init: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,8 @@ class ClassFacts:
     `assigned` maps what its methods assign to `self`, and its `self` methods' names, to the dotted
     callees of these assignments: `self.model = SomeModel(config)` gives {"model": ("SomeModel",)}.
     `tied_keys` is the form of `_tied_weights_keys`: `list`, `dict`, `other`, or None.
+    `before_super` are the attributes of `self` that `__init__` assigns before it calls the
+    `__init__` of the base class. `names` are all names that the class uses, dotted where they are.
     """
 
     name: str
@@ -62,6 +68,8 @@ class ClassFacts:
     forward: tuple[Parameter, ...] | None
     assigned: dict[str, tuple[str, ...]]
     tied_keys: tuple[str, Place] | None
+    before_super: frozenset[str]
+    names: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -100,17 +108,27 @@ class ConfigRead:
     """`config.attribute["key"]` (`strict`: fails without the key) or `config.attribute.get("key")`.
 
     `config` stands for whatever object is called so, or for `self` in a config class.
+    `class_name` is where it stands, `at_init` whether it runs while an object of that is built.
+    `conditional`: only under a condition on something else than this attribute; whether the
+    attribute is None, is a dictionary or is there counts as no condition.
     """
 
     at: Place
     attribute: str
     key: str
     strict: bool
+    class_name: str | None
+    at_init: bool
+    conditional: bool
 
 
 @dataclass(frozen=True)
 class SourceFacts:
-    """All facts about one file. `dotted_uses` are names reached through imported modules."""
+    """All facts about one file.
+
+    `dotted_uses` are names reached through imported modules. `definitions` maps the functions and
+    variables of the module to the names that they use: `CLASSES = {"sdpa": SdpaAttention}`.
+    """
 
     file: str
     classes: dict[str, ClassFacts]
@@ -119,3 +137,4 @@ class SourceFacts:
     requirements: tuple[ConfigRequirement, ...]
     config_reads: tuple[ConfigRead, ...]
     dotted_uses: tuple[tuple[str, Place], ...]
+    definitions: dict[str, frozenset[str]]

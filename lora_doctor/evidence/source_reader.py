@@ -16,20 +16,21 @@ from lora_doctor.evidence.source_facts import (
     Place,
     SourceFacts,
 )
-
-# Names of base classes that make `self` a config: `self.rope_scaling["type"]` reads a config value.
-_CONFIG_SUFFIX = "config"
-
-
-def dotted(node: ast.expr | None) -> str | None:
-    """`a.b.c` for a name or a chain of attributes, None for anything else."""
-    parts: list[str] = []
-    while isinstance(node, ast.Attribute):
-        parts.append(node.attr)
-        node = node.value
-    if not isinstance(node, ast.Name):
-        return None
-    return ".".join([node.id, *reversed(parts)])
+from lora_doctor.evidence.source_readings import (
+    alias_of,
+    asks_something_else,
+    assignments,
+    callee,
+    callees_of,
+    conditions_in,
+    dotted,
+    is_config,
+    is_none,
+    names,
+    own_expressions,
+    task_type_of,
+    unsubscripted,
+)
 
 
 def read_facts(tree: ast.Module, file: str) -> SourceFacts:
@@ -44,6 +45,7 @@ def read_facts(tree: ast.Module, file: str) -> SourceFacts:
         requirements=tuple(reader.requirements),
         config_reads=tuple(reader.config_reads),
         dotted_uses=tuple(dict.fromkeys(reader.uses)),
+        definitions=reader.definitions,
     )
 
 
@@ -55,13 +57,26 @@ class _Scope:
     function: ast.FunctionDef | ast.AsyncFunctionDef | None = None
     guard: str = ""
     conditional: bool = False
+    conditions: tuple[ast.expr, ...] = ()
 
-    def with_guard(self, guard: str) -> _Scope:
+    def with_guard(self, guard: str, test: ast.expr | None = None) -> _Scope:
         # The most forgiving guard counts: what is under `try` may fail wherever it stands.
         order = ["", "function", "if", "try", "typing"]
         strongest = max(self.guard, guard, key=order.index)
         conditional = self.conditional or guard in ("if", "try")
-        return _Scope(self.class_node, self.function, strongest, conditional)
+        conditions = self.conditions if test is None else (*self.conditions, test)
+        return _Scope(self.class_node, self.function, strongest, conditional, conditions)
+
+    @property
+    def class_name(self) -> str | None:
+        return self.class_node.name if self.class_node else None
+
+    @property
+    def at_init(self) -> bool:
+        """Whether it runs while an object of the class is built."""
+        if self.class_node is None or self.function is None:
+            return False
+        return self.function.name in _methods_at_init(self.class_node)
 
 
 class _Reader:
@@ -75,6 +90,7 @@ class _Reader:
         self.requirements: list[ConfigRequirement] = []
         self.config_reads: list[ConfigRead] = []
         self.uses: list[tuple[str, Place]] = []
+        self.definitions: dict[str, frozenset[str]] = {}
         self.wrappers = {"get_peft_model", "peft.get_peft_model"}
 
     def at(self, node: ast.stmt | ast.expr) -> Place:
@@ -85,6 +101,8 @@ class _Reader:
             self.statement(statement, scope)
 
     def statement(self, node: ast.stmt, scope: _Scope) -> None:
+        if scope.class_node is None and scope.function is None:
+            self.defined(node)
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             self.imported(node, scope)
         elif isinstance(node, ast.ClassDef):
@@ -103,8 +121,8 @@ class _Reader:
             # `if x_available(): import x else: raise` is as forgiving as try; and so on.
             typing = (dotted(node.test) or "").endswith("TYPE_CHECKING")
             guard = "typing" if typing else "if"
-            self.body(node.body, scope.with_guard(guard))
-            self.body(node.orelse, scope.with_guard("if"))
+            self.body(node.body, scope.with_guard(guard, node.test))
+            self.body(node.orelse, scope.with_guard("if", node.test))
         elif isinstance(node, ast.Try):
             self.body(node.body, scope.with_guard("try" if node.handlers else ""))
             for handler in node.handlers:
@@ -119,6 +137,14 @@ class _Reader:
                 self.body(getattr(node, name, []), scope)
             for case in getattr(node, "cases", []):
                 self.body(case.body, scope.with_guard("if"))
+
+    def defined(self, node: ast.stmt) -> None:
+        """A function or variable of the module, with the names that it uses."""
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            self.definitions[node.name] = names(node)
+        for target, value in assignments(node):
+            if isinstance(target, ast.Name) and value is not None:
+                self.definitions[target.id] = names(value)
 
     # --- imports ---
 
@@ -135,13 +161,18 @@ class _Reader:
                 alias = item.asname or item.name.split(".")[0]
                 if module == "peft":
                     self.wrappers.add(f"{alias}.get_peft_model")
-            self.imports.append(Import(self.at(node), module, name, alias, level, scope.guard))
+            self.imports.append(
+                Import(
+                    self.at(node), module, name, alias, level, scope.guard,
+                    scope.class_name, scope.at_init,
+                )
+            )  # fmt: skip
 
     # --- expressions ---
 
     def read_values(self, node: ast.stmt, scope: _Scope) -> None:
         """Facts in the expressions of one statement, those of statements inside it left out."""
-        for value in _own_expressions(node):
+        for value in own_expressions(node):
             inner: set[ast.AST] = set()
             for each in ast.walk(value):
                 if isinstance(each, ast.Attribute) and each not in inner:
@@ -153,11 +184,11 @@ class _Reader:
                     inner.add(each.value)
                 if isinstance(each, ast.Call) and dotted(each.func) in self.wrappers:
                     self.adapter_calls.append(self.adapter_call(each, scope))
-                read = self.config_read(each, scope)
+                read = self.config_read(each, scope, value)
                 if read:
                     self.config_reads.append(read)
 
-    def config_read(self, node: ast.AST, scope: _Scope) -> ConfigRead | None:
+    def config_read(self, node: ast.AST, scope: _Scope, within: ast.expr) -> ConfigRead | None:
         if isinstance(node, ast.Subscript):
             target, key, strict = node.value, node.slice, True
         elif (
@@ -171,24 +202,30 @@ class _Reader:
             return None
         if not isinstance(key, ast.Constant) or not isinstance(key.value, str):
             return None
+        alias = ""
         if isinstance(target, ast.Name) and scope.function is not None:
-            target = _alias_of(target.id, scope.function) or target
-        if not isinstance(target, ast.Attribute) or not _is_config(target.value, scope):
+            alias = target.id
+            target = alias_of(alias, scope.function) or target
+        if not isinstance(target, ast.Attribute) or not is_config(target.value, scope.class_node):
             return None
-        return ConfigRead(self.at(node), target.attr, key.value, strict)
+        conditions = (*scope.conditions, *conditions_in(within, node))
+        other = any(asks_something_else(test, target.attr, alias) for test in conditions)
+        return ConfigRead(
+            self.at(node), target.attr, key.value, strict, scope.class_name, scope.at_init, other
+        )
 
     def adapter_call(self, node: ast.Call, scope: _Scope) -> AdapterCall:
         keywords = {keyword.arg: keyword.value for keyword in node.keywords}
         model = node.args[0] if node.args else keywords.get("model")
         config = node.args[1] if len(node.args) > 1 else keywords.get("peft_config")
-        task_type, known = _task_type(config, scope.function, node.lineno)
+        task_type, known = task_type_of(config, scope.function, node.lineno)
         method = scope.function.name if scope.function else None
         name = dotted(model) or (ast.unparse(model) if model else "")
         callees: tuple[str, ...] = ()
         if isinstance(model, ast.Call):
-            callees = _callee(model)
+            callees = callee(model)
         elif isinstance(model, ast.Name) and scope.function is not None:
-            callees = _callees_of(model.id, scope.function, node.lineno)
+            callees = callees_of(model.id, scope.function, node.lineno)
         return AdapterCall(
             at=self.at(node),
             class_name=scope.class_node.name if scope.class_node else None,
@@ -224,12 +261,12 @@ class _Reader:
                 isinstance(each, ast.Call)
                 and dotted(each.func) in ("getattr", "hasattr")
                 and len(each.args) >= 2
-                and _is_config(each.args[0], scope)
+                and is_config(each.args[0], scope.class_node)
                 and isinstance(each.args[1], ast.Constant)
                 and isinstance(each.args[1].value, str)
             ):
                 found[each.args[1].value] = None
-            elif isinstance(each, ast.Attribute) and _is_config(each.value, scope):
+            elif isinstance(each, ast.Attribute) and is_config(each.value, scope.class_node):
                 found[each.attr] = None
         for attribute in found:
             name = scope.class_node.name if scope.class_node else None
@@ -246,32 +283,34 @@ def _class_facts(node: ast.ClassDef, file: str) -> ClassFacts:
     attributes: list[str] = []
     tied: tuple[str, Place] | None = None
     for statement in node.body:
-        for name, value in _assignments(statement):
+        for name, value in assignments(statement):
             if not isinstance(name, ast.Name):
                 continue
             attributes.append(name.id)
-            if name.id == "_tied_weights_keys" and not _is_none(value):
+            if name.id == "_tied_weights_keys" and not is_none(value):
                 tied = (_form(value), Place(file, statement.lineno))
     assigned: dict[str, list[str]] = {}
     for method in methods.values():
         for part in ast.walk(method):
-            for target, value in _assignments(part):
+            for target, value in assignments(part):
                 if (
                     isinstance(target, ast.Attribute)
                     and isinstance(target.value, ast.Name)
                     and target.value.id == "self"
                 ):
-                    assigned.setdefault(target.attr, []).extend(_callee(value))
-    forward = methods.get("forward")
+                    assigned.setdefault(target.attr, []).extend(callee(value))
+    forward, init = methods.get("forward"), methods.get("__init__")
     return ClassFacts(
         name=node.name,
         at=Place(file, node.lineno),
-        bases=tuple(text for base in node.bases if (text := dotted(_unsubscripted(base)))),
+        bases=tuple(text for base in node.bases if (text := dotted(unsubscripted(base)))),
         methods=tuple(methods),
         attributes=tuple(attributes),
         forward=None if forward is None else tuple(_parameters(forward.args)),
         assigned={name: tuple(dict.fromkeys(each)) for name, each in assigned.items() if each},
         tied_keys=tied,
+        before_super=frozenset() if init is None else _before_super(init),
+        names=names(node),
     )
 
 
@@ -310,111 +349,28 @@ def _methods_at_init(node: ast.ClassDef) -> set[str]:
     return reached
 
 
+def _before_super(init: ast.FunctionDef | ast.AsyncFunctionDef) -> frozenset[str]:
+    """Attributes of `self` that `__init__` assigns before it calls the base's `__init__`."""
+    calls = [
+        node.lineno
+        for node in ast.walk(init)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == "__init__"
+    ]
+    last = min(calls, default=init.end_lineno or init.lineno)
+    return frozenset(
+        target.attr
+        for node in ast.walk(init)
+        for target, _ in assignments(node)
+        if isinstance(target, ast.Attribute)
+        and isinstance(target.value, ast.Name)
+        and target.value.id == "self"
+        and target.lineno < last
+    )
+
+
 def _form(value: ast.expr | None) -> str:
     if isinstance(value, (ast.List, ast.Tuple, ast.ListComp)):
         return "list"
     return "dict" if isinstance(value, (ast.Dict, ast.DictComp)) else "other"
-
-
-# --- small readings -------------------------------------------------------------------------
-
-
-def _own_expressions(node: ast.stmt) -> Iterator[ast.expr]:
-    """The expressions of a statement, without those of the statements in it."""
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.expr):
-            yield child
-        elif isinstance(child, (ast.arguments, ast.withitem, ast.keyword)):
-            yield from (each for each in ast.iter_child_nodes(child) if isinstance(each, ast.expr))
-
-
-def _assignments(node: ast.AST) -> Iterator[tuple[ast.expr, ast.expr | None]]:
-    """Targets and values of an assignment, in every form."""
-    if isinstance(node, ast.Assign):
-        for target in node.targets:
-            yield target, node.value
-    elif isinstance(node, (ast.AnnAssign, ast.NamedExpr)):
-        yield node.target, node.value
-
-
-def _callee(value: ast.expr | None) -> tuple[str, ...]:
-    """The class that a call makes: `C` for `C(…)`, `C.from_pretrained(…)`, `C._from_config(…)`.
-
-    Both classes of `A(…) if x else B(…)`.
-    """
-    if isinstance(value, ast.IfExp):
-        return _callee(value.body) + _callee(value.orelse)
-    if not isinstance(value, ast.Call):
-        return ()
-    name = dotted(value.func)
-    if name is None:
-        return ()
-    head, _, last = name.rpartition(".")
-    return (
-        (head,) if head and last in ("from_pretrained", "from_config", "_from_config") else (name,)
-    )
-
-
-def _callees_of(name: str, function: ast.AST, line: int) -> tuple[str, ...]:
-    """The classes that the variable `name` was made of in `function`, before `line`."""
-    found: list[str] = []
-    for node in ast.walk(function):
-        for target, value in _assignments(node):
-            if isinstance(target, ast.Name) and target.id == name and target.lineno < line:
-                found.extend(_callee(value) or ([dotted(value) or ""] if value else []))
-    return tuple(dict.fromkeys(each for each in found if each))
-
-
-def _alias_of(name: str, function: ast.AST) -> ast.expr | None:
-    """The attribute that the variable `name` stands for: `scaling = config.rope_scaling`."""
-    for node in ast.walk(function):
-        for target, value in _assignments(node):
-            if isinstance(target, ast.Name) and target.id == name:
-                return value if isinstance(value, ast.Attribute) else None
-    return None
-
-
-def _is_config(node: ast.expr, scope: _Scope) -> bool:
-    """Whether the expression is called a config, or is `self` in a config class."""
-    name = dotted(node)
-    if name is None:
-        return False
-    if name == "self" and scope.class_node is not None:
-        bases = (dotted(base) or "" for base in scope.class_node.bases)
-        return any(base.lower().endswith(_CONFIG_SUFFIX) for base in bases)
-    return name.rpartition(".")[2].lower().endswith(_CONFIG_SUFFIX)
-
-
-def _task_type(
-    config: ast.expr | None, function: ast.AST | None, line: int
-) -> tuple[str | None, bool]:
-    """The task type of a PEFT config, and whether it could be read."""
-    if isinstance(config, (ast.Name, ast.Attribute)) and function is not None:
-        name = dotted(config)
-        latest: ast.expr | None = None
-        for node in ast.walk(function):
-            for target, value in _assignments(node):
-                if dotted(target) == name and target.lineno <= line:
-                    latest = value
-        config = latest
-    if not isinstance(config, ast.Call):
-        return None, False
-    for keyword in config.keywords:
-        if keyword.arg is None:
-            return None, False  # LoraConfig(**settings)
-        if keyword.arg == "task_type":
-            value = keyword.value
-            if isinstance(value, ast.Constant):
-                return (str(value.value) if value.value is not None else None), True
-            last = (dotted(value) or "").rpartition(".")[2]  # TaskType.CAUSAL_LM
-            return (last, True) if last.isupper() else (None, False)
-    return None, True
-
-
-def _unsubscripted(node: ast.expr) -> ast.expr:
-    """`Base` for `Base[T]`."""
-    return node.value if isinstance(node, ast.Subscript) else node
-
-
-def _is_none(value: ast.expr | None) -> bool:
-    return value is None or (isinstance(value, ast.Constant) and value.value is None)
