@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lora_doctor.case import Case
+from lora_doctor.evidence.own_weights import observed
 from lora_doctor.evidence.structure import Structure
 from lora_doctor.observations import EpsilonEffect, NormReading, Observations
 from lora_doctor.rule import (
@@ -89,17 +90,20 @@ class EpsilonMismatch(Rule):
             {"target_modules": r"llm\..*\.(q_proj|v_proj)"},
             why="a hundred times the decoder's epsilon, and it changes nothing",
         ),
-        Example("healthy", "arch:llama", {"target_modules": ["q_proj"], "dtype": "float16"}),
     )
 
     def check(self, case: Case) -> Iterator[Finding]:
         seen = case.verification.observations
+        lost = [one for one in seen.norms if not one.zero_row_finite]
+        for reading in lost:  # which holds for any weights
+            yield self._vanishes(reading)
+        if lost and not seen.own_weights:
+            return
+        seen = observed(case)
         common = _common_epsilon(seen, case.structure)
         alike: dict[tuple[float, float, bool], list[tuple[NormReading, EpsilonEffect]]] = {}
         for reading in seen.norms:
-            if not reading.zero_row_finite:
-                yield self._vanishes(reading)
-            effect = _effect(reading, common) if seen.own_weights else None
+            effect = _effect(reading, common)
             if effect is not None:
                 key = (reading.epsilon, effect.epsilon, reading.owner is None)
                 alike.setdefault(key, []).append((reading, effect))

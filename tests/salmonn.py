@@ -33,7 +33,9 @@ class Ears(nn.Module):
 
 class Salmonn(nn.Module):
     """``epsilon``: of both connectors. ``loudness``: standard deviation of what the second encoder
-    puts out. ``by_path``: reach the token embeddings by hand and not by the model's method."""
+    puts out. ``projection``: size of projected embeddings relative to those of tokens; torch's own
+    initialisation unless given. ``by_path``: reach the token embeddings by hand and not by the
+    model's method."""
 
     def __init__(
         self,
@@ -54,7 +56,9 @@ class Salmonn(nn.Module):
         hidden = self.llm.config.hidden_size
         self.speech_llama_proj = nn.Linear(2 * width, hidden)
         if projection is not None:
-            nn.init.normal_(self.speech_llama_proj.weight, std=projection)
+            text = self.llm.get_input_embeddings()(torch.arange(VOCABULARY))
+            deviation = float(text.detach().pow(2).mean().sqrt()) / (2 * width) ** 0.5
+            nn.init.normal_(self.speech_llama_proj.weight, std=projection * deviation)
             nn.init.zeros_(self.speech_llama_proj.bias)
         self.by_path = by_path
         for frozen in (self.speech_encoder, self.ears, self.llm):
@@ -175,3 +179,18 @@ def changed_after_loading() -> Any:
             if hasattr(module, name):
                 setattr(module, name, 1e-4)
     return model, batch()
+
+
+def projection_too_large() -> Any:
+    """A fresh projection that puts out embeddings far larger than the decoder's own."""
+    return _made(projection=200.0)
+
+
+def projection_too_small() -> Any:
+    """And one whose embeddings are lost beside what the first layer adds to them."""
+    return _made(projection=1 / 50)
+
+
+def projection_in_scale() -> Any:
+    """The same, in the decoder's own scale."""
+    return _made(projection=1.0)

@@ -1,0 +1,107 @@
+"""LD405: a fresh projection whose output has another size than the embeddings it stands among."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.case import Case
+from lora_doctor.evidence.own_weights import observed
+from lora_doctor.observations import ConnectionReading
+from lora_doctor.rule import Example, Finding, Fix, Location, Measure, Proof, Rule, Severity
+
+#: Ratio of projected to token embeddings: above these it is told, and warned of; small ones always.
+LARGE, FAR_TOO_LARGE, SMALL = 10.0, 100.0, 0.1
+_TARGETS = r"llm\..*\.(q_proj|v_proj)"
+_TRAINED = ["ln_speech", "ln_audio", "speech_llama_proj"]
+
+
+class ProjectionScale(Rule):
+    """A projection into the language model's embedding space is still at its initialisation, and
+    what it puts out has another size than the token embeddings that it stands among.
+
+    ## What happens
+    Nothing fails. A language model adds the output of each layer to what it was given. Embeddings
+    that are a hundred times too large hardly change from layer to layer, and in fp16 are nearer to
+    overflow; embeddings that are a tenth of the right size are covered by the first layer's output.
+    Training has to find the scale first: a slow start, a plateau, a connector that seems to be
+    ignored.
+
+    ## Why
+    `nn.Linear` draws its weights so that inputs of size 1 come out at size 0.58, whatever it feeds.
+    Token embeddings are of size 0.02 in Llama and of about 1 in Gemma, which multiplies its own by
+    the root of the width. Another `std` helps only if it is the right one: with 768 inputs,
+    `normal_(std=0.02)` gives 0.55, where the default gives 0.58.
+    The sizes are measured: rows that the projection put out are found again among the embeddings
+    that the language model was called with. It is said of projections only whose weights are
+    distributed as an initialisation is, in a module that is trained from as it is: trained
+    projections are often large, and may be.
+
+    ## Versions
+    All.
+
+    ## Fix
+    By hand: scale the initial weights by the measured ratio, or end the projection in a norm whose
+    weight starts at the size of the token embeddings. A ratio between 10 and 100 is common (a
+    default projection before Llama) and is told, not warned of.
+
+    ## Links
+    https://docs.pytorch.org/docs/stable/nn.init.html
+    """
+
+    code = "LD405"
+    name = "projection-scale"
+    summary = "A fresh projection feeds embeddings of another size than the language model's own."
+    depth = "tiny"
+    examples = (
+        Example(
+            "broken",
+            "tests.salmonn:projection_too_large",
+            {"target_modules": _TARGETS, "modules_to_save": _TRAINED},
+        ),
+        Example(
+            "broken",
+            "tests.salmonn:projection_too_small",
+            {"target_modules": _TARGETS, "modules_to_save": _TRAINED},
+        ),
+        Example(
+            "healthy",
+            "tests.salmonn:projection_in_scale",
+            {"target_modules": _TARGETS, "modules_to_save": _TRAINED},
+        ),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        for reading in observed(case).connections:
+            if reading.fresh and reading.reference_rms > 0:
+                ratio = reading.output_rms / reading.reference_rms
+                if ratio >= LARGE or ratio <= SMALL:
+                    yield self._off(reading, ratio)
+
+    def _off(self, reading: ConnectionReading, ratio: float) -> Finding:
+        severity: Severity = "info" if LARGE <= ratio < FAR_TOO_LARGE else "warning"
+        size = f"{ratio:.3g} times as large as" if ratio > 1 else f"1/{1 / ratio:.3g} the size of"
+        return self.finding(
+            severity,
+            f"{reading.path} ({reading.class_name}), still at its initialisation, feeds "
+            f"{reading.into} embeddings {size} those of its tokens.",
+            location=Location("module", reading.path),
+            evidence=(
+                Measure(f"size (root mean square) of what {reading.path} puts out",
+                        f"{reading.output_rms:.3g}", "measured on the batch, before training"),
+                Measure(f"size of what {reading.reference} puts out",
+                        f"{reading.reference_rms:.3g}", "measured on the same batch"),
+                Measure("ratio", f"{ratio:.3g}", f"told from {LARGE:g}, warned of from "
+                        f"{FAR_TOO_LARGE:g} and below {SMALL:g}"),
+                Measure("its weights", reading.fresh, "tested: moments, and spread over rows"),
+                Measure("it is trained", reading.trainable, "its parameters under this recipe"),
+            ),
+            proof=Proof("measured", f"its rows were found in the inputs_embeds of {reading.into}"),
+            fixes=(
+                Fix(
+                    f"After building the model, bring its first weights to the tokens' size: "
+                    f"`with torch.no_grad(): {reading.path}.weight.mul_({1 / ratio:.3g})`, and the "
+                    "bias alike. Only before training starts.",
+                    "manual",
+                ),
+            ),
+        )  # fmt: skip
