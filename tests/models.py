@@ -230,3 +230,76 @@ def tiny_llava_config() -> Any:
         image_size=28, patch_size=14,
     )  # fmt: skip
     return LlavaConfig(vision_config=vision, text_config=_tiny_llama_config())
+
+
+def _tiny_llama() -> Any:
+    import torch
+    from transformers import LlamaForCausalLM
+
+    torch.manual_seed(0)
+    return LlamaForCausalLM(_tiny_llama_config())
+
+
+def _lora(*targets: str, **options: Any) -> Any:
+    import peft
+
+    return peft.LoraConfig(r=4, target_modules=list(targets), task_type="CAUSAL_LM", **options)
+
+
+def _prompt() -> Any:
+    import peft
+
+    return peft.PromptTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM")
+
+
+def lora_then_prompt() -> Any:
+    """LoRA, and prompt tuning around it by a second call."""
+    import peft
+
+    model = peft.get_peft_model(_tiny_llama(), _lora("q_proj", "v_proj"))
+    return peft.get_peft_model(model, _prompt())
+
+
+def lora_in_lora() -> Any:
+    """LoRA around a model that is a ``PeftModel`` already."""
+    import peft
+
+    model = peft.get_peft_model(_tiny_llama(), _lora("q_proj", "v_proj"))
+    return peft.get_peft_model(model, _lora("q_proj", "v_proj"))
+
+
+def lora_twice_on_one_base() -> Any:
+    """The same base model wrapped twice under one name, for other layers the second time."""
+    import peft
+
+    base = _tiny_llama()
+    peft.get_peft_model(base, _lora("q_proj", "v_proj"))
+    return peft.get_peft_model(base, _lora("q_proj", "o_proj"))
+
+
+def lora_and_another() -> Any:
+    """Two adapters in one ``PeftModel``, the second one active: the clean way."""
+    import peft
+
+    model = peft.get_peft_model(_tiny_llama(), _lora("q_proj", "v_proj"))
+    model.add_adapter("second", _lora("o_proj"))
+    model.set_adapter("second")
+    return model
+
+
+def prompt_on_merged() -> Any:
+    """LoRA merged into the weights, and a prompt on what came out."""
+    import peft
+
+    merged = peft.get_peft_model(_tiny_llama(), _lora("q_proj", "v_proj")).merge_and_unload()
+    return peft.get_peft_model(merged, _prompt())
+
+
+def lora_and_loha_mixed() -> Any:
+    """Two methods at once in a mixed model."""
+    import peft
+
+    model = peft.get_peft_model(_tiny_llama(), _lora("q_proj", "v_proj"), mixed=True)
+    model.add_adapter("second", peft.LoHaConfig(r=4, target_modules=["o_proj"]))
+    model.set_adapter(["default", "second"])
+    return model

@@ -70,7 +70,7 @@ def inject(model: Any, recipe: Recipe) -> Injected:
             ),
             {},
         )
-    counts = _Counts(wrapped, bones, config, ADAPTER_NAME)
+    counts = _Counts(wrapped, bones, config, (ADAPTER_NAME,))
     return Injected(
         Injection(
             ok=True,
@@ -90,15 +90,18 @@ def inject(model: Any, recipe: Recipe) -> Injected:
     )
 
 
-def read_wrapped(wrapped: Any, adapter: str) -> Injected:
-    """What is in a model that the user has wrapped already; nothing is injected."""
+def read_wrapped(wrapped: Any, adapter: str, others: Sequence[str] = ()) -> Injected:
+    """What is in a model that the user has wrapped already; nothing is injected.
+
+    ``others``: adapters that are active beside this one.
+    """
     config = wrapped.peft_config[adapter]
-    names = _Names(wrapped.get_base_model())
+    names = _Names(_base_of(wrapped))
     wished = {
         key: getattr(config, key, None)
         for key in ("target_modules", "target_parameters", "modules_to_save")
     }
-    counts = _Counts(wrapped, Skeleton(wrapped, {}), config, adapter)
+    counts = _Counts(wrapped, Skeleton(wrapped, {}), config, (adapter, *others))
     result = Injection(
         ok=True,
         wrapper=type(wrapped).__name__,
@@ -112,6 +115,13 @@ def read_wrapped(wrapped: Any, adapter: str) -> Injected:
         trainable_other_parameters=counts.trainable_other,
     )
     return Injected(result, counts.adapted)
+
+
+def _base_of(wrapped: Any) -> Any:
+    """The model that a wrapper of PEFT's was put around."""
+    if hasattr(wrapped, "get_base_model"):
+        return wrapped.get_base_model()
+    return getattr(getattr(wrapped, "base_model", None), "model", wrapped)  # a mixed model's
 
 
 def report(error: BaseException) -> ErrorReport:
@@ -325,15 +335,17 @@ def _resolved(config: Any) -> tuple[str, ...]:
 class _Counts:
     """What is in a wrapped model: adapters, and everything that would be trained."""
 
-    def __init__(self, wrapped: Any, bones: Skeleton, config: Any, adapter: str) -> None:
-        self.name = adapter
-        base = wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped
+    def __init__(
+        self, wrapped: Any, bones: Skeleton, config: Any, adapters: tuple[str, ...]
+    ) -> None:
+        self.names = adapters
+        base = _base_of(wrapped)
         self.adapted: dict[str, int] = {}
         self.adapter = self.trainable = self.total = 0
         self.trainable_adapter = self.trainable_other = 0
         self.other: list[str] = []
         keep_bias = getattr(config, "bias", "none") != "none"
-        ours, saved = _adapter_parameters(wrapped, adapter)
+        ours, saved = _adapter_parameters(wrapped, adapters)
         for path, module, _ in walk(base):
             self._adapters_of(path, module, bones)
         prefix = next((f"{path}." for path, item in wrapped.named_modules() if item is base), "")
@@ -358,31 +370,32 @@ class _Counts:
     def _adapters_of(self, path: str, module: Any, bones: Skeleton) -> None:
         """Note what this module carries: nested parameter wrappers are one module."""
         while is_adapter_layer(module):
-            if _has_adapter(module, self.name):
+            if _has_adapter(module, self.names):
                 parameter = getattr(module, "parameter_name", None)
                 key = f"{path}.{parameter}" if parameter else path
                 self.adapted[key] = bones.times(path)
             module = module.base_layer
 
 
-def _has_adapter(layer: Any, name: str) -> bool:
+def _has_adapter(layer: Any, names: Sequence[str]) -> bool:
     for attribute in layer.adapter_layer_names:
         held = getattr(layer, attribute, None)
-        if held is not None and hasattr(held, "keys") and name in held:
+        if held is not None and hasattr(held, "keys") and any(name in held for name in names):
             return True
     return False
 
 
-def _adapter_parameters(model: Any, name: str) -> tuple[set[int], set[int]]:
-    """Ids of the parameters of one adapter, and of the modules that are saved with it."""
+def _adapter_parameters(model: Any, names: Sequence[str]) -> tuple[set[int], set[int]]:
+    """Ids of the parameters of these adapters, and of the modules that are saved with them."""
     ours: set[int] = set()
     saved: set[int] = set()
     for module in model.modules():
         if is_adapter_layer(module):
             for attribute in module.adapter_layer_names:
                 held: Any = getattr(module, attribute, None)
-                if hasattr(held, "keys") and name in held:
-                    ours.update(_ids(held[name]))
+                for name in names if hasattr(held, "keys") else ():
+                    if name in held:
+                        ours.update(_ids(held[name]))
         copies: Any = getattr(module, "modules_to_save", None)
         if hasattr(module, "original_module") and hasattr(copies, "keys"):
             for key in copies:

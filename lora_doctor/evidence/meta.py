@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from lora_doctor.errors import EvidenceError, LoraDoctorError
-from lora_doctor.evidence import own_adapters, quantization
+from lora_doctor.evidence import own_adapters, quantization, stacked
 from lora_doctor.evidence.injection import Injected, inject, read_wrapped, report
 from lora_doctor.evidence.loading import Loader
 from lora_doctor.evidence.modules import assign_roles, collect, elements, group, is_adapter_layer
@@ -57,6 +57,8 @@ def gather(
         raise EvidenceError(
             f"{loader.loaded_by} cannot be built from this config: {type(error).__name__}: {text}"
         ) from error
+    if stacked.wrappers_of(model):  # a factory that has put the adapters on itself
+        return replace(describe_module(model, asked), loaded_by=loader.loaded_by).to_json()
     found, where = _describe(
         model,
         loaded_by=loader.loaded_by,
@@ -80,8 +82,8 @@ def describe_module(module: Any, recipe: Recipe | None = None) -> Structure:
         EvidenceError: an attribute of a module cannot be copied.
     """
     asked = recipe if recipe is not None else Recipe()
-    wrapped = hasattr(module, "peft_config") and hasattr(module, "get_base_model")
-    base = module.get_base_model() if wrapped else module
+    wrapped = bool(stacked.wrappers_of(module))
+    base = stacked.bottom(module)
     found, where = _describe(
         base,
         loaded_by=type(module).__name__,
@@ -93,12 +95,13 @@ def describe_module(module: Any, recipe: Recipe | None = None) -> Structure:
         recipe_in_full = Recipe.from_json(found.recipe)
         return replace(found, built_in=own_adapters.describe(base, recipe_in_full, loaded=False))
     active = module.active_adapter
-    name = active if isinstance(active, str) else next(iter(active))
+    name, *others = (active,) if isinstance(active, str) else active
     own = as_recipe(module.peft_config[name])
     asked = asked.override(own.values, "argument")
     asked = Recipe(asked.values, asked.origins, complete=True)
-    injected = read_wrapped(module, name)
-    return _with_injection(_with_wrapper(found, asked), where, injected)
+    injected = read_wrapped(module, name, others)
+    found = replace(_with_wrapper(found, asked), stacked=stacked.describe(module))
+    return _with_injection(found, where, injected)
 
 
 def _describe(

@@ -47,9 +47,9 @@ def train_own(model: Any) -> Any:
         RuntimeError: an adapter weight is not floating point (torch's own words).
     """
     layers = dict(model.named_modules())
-    active = {name for path, name, _ in _held(model) if name in active_in(layers[path])}
+    active = {name for path, name, _ in held(model) if name in active_in(layers[path])}
     model.requires_grad_(False)
-    for _, name, tensors in _held(model):
+    for _, name, tensors in held(model):
         if not active or name in active:
             for tensor in tensors:
                 tensor.requires_grad_(True)
@@ -59,7 +59,7 @@ def train_own(model: Any) -> Any:
 def read_own(model: Any) -> Injected:
     """The built-in adapters as the result of an injection that somebody else made."""
     adapted = {path: 1 for path, module in model.named_modules() if is_adapter_layer(module)}
-    ours = {id(tensor): tensor for _, _, tensors in _held(model) for tensor in tensors}
+    ours = {id(tensor): tensor for _, _, tensors in held(model) for tensor in tensors}
     trained = [item for item in model.named_parameters() if item[1].requires_grad]
     other = [(name, value) for name, value in trained if id(value) not in ours]
     return Injected(
@@ -100,7 +100,7 @@ def describe(model: Any, recipe: Recipe, *, loaded: bool) -> BuiltIn | None:
             return BuiltIn(tuple(before.values()), wrapped, unfreezes)
         base = plain_wrap(bones.model, config).get_base_model()
     after = _states(base, bones.times)
-    ours = {id(tensor) for _, _, tensors in _held(base) for tensor in tensors}
+    ours = {id(tensor) for _, _, tensors in held(base) for tensor in tensors}
     copies = _saved_copies(base)
     size = trained = 0
     other: dict[str, None] = {}
@@ -154,7 +154,7 @@ def _same(path: str) -> object:
     return None
 
 
-def _held(model: Any) -> Iterator[tuple[str, str, list[Any]]]:
+def held(model: Any) -> Iterator[tuple[str, str, list[Any]]]:
     """``(path of the layer, name of the adapter, its weights there)``."""
     for path, module in model.named_modules():
         if not is_adapter_layer(module):
@@ -174,7 +174,7 @@ def _held(model: Any) -> Iterator[tuple[str, str, list[Any]]]:
 def _states(model: Any, times: Callable[[str], int]) -> dict[str, AdapterState]:
     counts: dict[str, Counter[str]] = {}
     layers = dict(model.named_modules())
-    for path, name, tensors in _held(model):
+    for path, name, tensors in held(model):
         layer, factor = layers[path], times(path)
         found = counts.setdefault(name, Counter())
         found["layers"] += factor

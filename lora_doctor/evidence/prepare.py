@@ -223,7 +223,7 @@ def is_adapted(model: Any) -> bool:
     """Whether the user has already put adapters on: a PEFT model, or transformers' own mixin."""
     import peft
 
-    return isinstance(model, peft.PeftModel) or bool(
+    return isinstance(model, (peft.PeftModel, peft.PeftMixedModel)) or bool(
         getattr(model, "_hf_peft_config_loaded", False)
     )
 
@@ -280,10 +280,26 @@ def fresh_base(model: Any, *, shared: bool = False) -> Callable[[], Any]:
 
 def bare(model: Any) -> Any:
     """The model without any adapter, wrappers within wrappers included; ``model`` is used up."""
-    import peft
+    from lora_doctor.evidence import stacked
 
-    while isinstance(model, peft.PeftModel):
-        model = model.unload() if hasattr(model.base_model, "unload") else model.get_base_model()
+    chain = stacked.wrappers_of(model)
+    root = stacked.bottom(model)
+    marked = "peft_config" in vars(root)  # somebody put adapters on the model as a whole
+    if len(chain) == 1 and hasattr(chain[0].base_model, "unload"):
+        root = model.unload()
+    elif marked:
+        _without_adapters(root)  # PEFT's own way raises for a wrapper in a wrapper
     # Older releases leave it, and the next wrapper then thinks it is the second one.
-    vars(model).pop("peft_config", None)
-    return model
+    vars(root).pop("peft_config", None)
+    return root
+
+
+def _without_adapters(model: Any) -> None:
+    """Put the layers back that adapters were put around, in place."""
+    for path, module in list(model.named_modules()):
+        inner = getattr(module, "original_module", None)
+        if hasattr(module, "base_layer") and hasattr(module, "get_base_layer"):
+            inner = module.get_base_layer()
+        if inner is not None and path:
+            parent, _, name = path.rpartition(".")
+            setattr(model.get_submodule(parent), name, inner)

@@ -132,6 +132,43 @@ class BuiltIn:
 
 
 @dataclass(frozen=True)
+class StackedAdapter:
+    """One adapter of a model that was wrapped more than once.
+
+    ``wrapper``: number of the ``PeftModel`` that it belongs to, 0 is the outermost; ``None`` when
+    none of them knows it. ``tensors`` it has; how many are ``trainable``, and how many the
+    outermost model's ``save_pretrained`` writes. ``active``: takes part in the forward.
+    """
+
+    method: str
+    name: str
+    wrapper: int | None
+    tensors: int
+    trainable: int
+    saved: int
+    active: bool
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """What several calls of ``get_peft_model`` made.
+
+    ``wrappers``: class and method, the outermost first. ``saved_names``: tensors that are saved,
+    ``renamed`` those whose name no adapter on the bare model has, ``renamed_example`` one of them.
+    ``leftovers``: layers with an adapter that its config does not name, ``leftover_tensors`` in
+    them: an earlier call put it there, and the later one took its name.
+    """
+
+    wrappers: tuple[str, ...]
+    members: tuple[StackedAdapter, ...]
+    saved_names: int = 0
+    renamed: int = 0
+    renamed_example: str = ""
+    leftovers: tuple[str, ...] = ()
+    leftover_tensors: int = 0
+
+
+@dataclass(frozen=True)
 class FloatPart:
     """A part that must stay in floating point, and how much of it would be quantized.
 
@@ -189,7 +226,8 @@ class Structure:
     a recorder), those that are ``None`` too; ``input_embeddings``: module path that
     ``get_input_embeddings`` returns, or ``None`` with ``input_embeddings_error``.
     ``own_adapters``: names of PEFT adapters that the model brings itself; ``built_in`` says what
-    becomes of them. ``quantization``: ``None`` where neither recipe nor checkpoint asks for it.
+    becomes of them. ``stacked``: ``None`` unless ``get_peft_model`` was called more than once.
+    ``quantization``: ``None`` where neither recipe nor checkpoint asks for it.
     """
 
     model_class: str
@@ -218,6 +256,7 @@ class Structure:
     supports_gradient_checkpointing: bool = False
     own_adapters: tuple[str, ...] = ()
     built_in: BuiltIn | None = None
+    stacked: Stacked | None = None
     quantization: Quantization | None = None
     notes: tuple[str, ...] = ()
 
@@ -247,6 +286,8 @@ _NESTED: Mapping[str, type] = {
     "injection": Injection,
     "error": ErrorReport,
     "built_in": BuiltIn,
+    "stacked": Stacked,
+    "members": StackedAdapter,
     "adapters": AdapterState,
     "quantization": Quantization,
     "parts": FloatPart,

@@ -106,8 +106,11 @@ def make_batch(
 def forward_parameters(model: Any) -> dict[str, inspect.Parameter]:
     parameters = dict(inspect.signature(model.forward).parameters)
     named = [p for p in parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else None
-    # a wrapper that only passes on (PeftModel) takes what it wraps takes
+    # a wrapper that only passes on (PeftModel, PeftMixedModel) takes what it wraps takes
+    if hasattr(model, "get_base_model"):
+        inner = model.get_base_model()
+    else:
+        inner = getattr(getattr(model, "base_model", None), "model", None)
     return parameters if named or inner is None else forward_parameters(inner)
 
 

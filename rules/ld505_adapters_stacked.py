@@ -1,0 +1,203 @@
+"""LD505: get_peft_model was called more than once, and adapters are lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.case import Case
+from lora_doctor.evidence.prompt_learning import METHODS
+from lora_doctor.evidence.structure import Stacked, StackedAdapter
+from lora_doctor.rule import (
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measure,
+    Proof,
+    Rule,
+    Severity,
+    Symptom,
+)
+from lora_doctor.targets import quoted
+
+#: All that can fail when adapters are frozen, renamed or in layers that the config does not name.
+CONSEQUENCES = (
+    "attaches", "forward", "starts-at-base", "gradients", "adapters-move", "loss-falls",
+    "save-reload", "merge",
+)  # fmt: skip
+
+
+class AdaptersStacked(Rule):
+    """`get_peft_model` was called on a model that had an adapter already.
+
+    ## What happens
+    LoRA and then prompt tuning: LoRA is frozen where it stands, and only the prompt is saved. The
+    other way round the prompt is passed by. LoRA twice on a `PeftModel`: the names of all saved
+    weights get longer, and loading them gives back the untrained model, with a warning about
+    missing keys at most. Twice on the same base model: the second adapter takes the place of the
+    first where both have the same name, and what the first one had in other layers is trained along
+    and lost in loading.
+
+    ## Why
+    `get_peft_model` changes the model that it is given. The second call finds the first one's
+    layers: it freezes what is not its own, replaces what has its name, and saves what it knows.
+    A trainer that is given a `peft_config` makes such a call itself.
+
+    ## Versions
+    All of PEFT. From 0.15 on it warns ("modify a model with PEFT for a second time").
+
+    ## Fix
+    By hand, because it is a line of the script that must go. Adapters of one method in one model:
+    `model.add_adapter(name, config)` and `set_adapter`. Methods that sit in layers (LoRA, LoHa,
+    LoKr, OFT) together: `get_peft_model(model, config, mixed=True)` and `add_adapter`; PEFT
+    cannot save such a model, only merge it. A prompt cannot be combined: keep one of the two, or
+    train the adapter, `merge_and_unload()`, and put the prompt on what comes out.
+
+    ## Links
+    https://huggingface.co/docs/peft/developer_guides/mixed_models
+    https://github.com/huggingface/cookbook/pull/338
+    """
+
+    code = "LD505"
+    name = "adapters-stacked"
+    summary = "get_peft_model was called twice: an adapter is frozen, replaced or not saved."
+    depth = "meta"
+    symptoms = (
+        Symptom(r"trying to modify a model with PEFT for a second time"),
+        Symptom(r"Already found a `peft_config` attribute in the model"),
+        Symptom(r"Found missing adapter keys while loading the checkpoint"),
+        Symptom(r"Cannot combine adapters with different peft types"),
+        Symptom(r"property 'peft_config' of 'PeftModel\w*' object has no deleter"),
+    )
+    examples = (
+        Example(
+            "broken",
+            "tests.models:lora_then_prompt",
+            why="the report's own plan: LoRA is frozen and not saved",
+        ),
+        Example("broken", "tests.models:lora_in_lora", why="every saved weight gets another name"),
+        Example(
+            "broken",
+            "tests.models:lora_twice_on_one_base",
+            why="the first adapter is replaced, and left over where the second one is not",
+        ),
+        Example("healthy", "tests.models:lora_and_another", why="add_adapter, one active"),
+        Example("healthy", "tests.models:prompt_on_merged", why="merged first"),
+        Example("healthy", "arch:llama", {"target_modules": ["q_proj"]}),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        stacked = case.structure.stacked
+        if stacked is None:
+            return
+        lost = [item for item in stacked.members if _is_lost(item)]
+        severity: Severity = "error" if lost or stacked.renamed or stacked.leftovers else "warning"
+        yield self.finding(
+            severity,
+            "get_peft_model was called more than once: " + "; ".join(_told(stacked)) + ".",
+            location=Location("module", " in ".join(stacked.wrappers)),
+            evidence=_evidence(case, stacked),
+            proof=Proof("measured", "requires_grad, active adapters and the names that are saved "
+                        "were read off the wrapped model"),
+            fixes=_fixes(stacked),
+            explains=CONSEQUENCES,
+        )  # fmt: skip
+
+
+def _is_lost(item: StackedAdapter) -> bool:
+    return not (item.trainable and item.active and item.saved)
+
+
+def _told(stacked: Stacked) -> Iterator[str]:
+    """What became of each adapter, in words."""
+    for item in stacked.members:
+        states = []
+        if not item.trainable:
+            states.append("frozen")
+        elif not item.active:
+            states.append("trainable but not in the forward")
+        if not item.active and not item.trainable:
+            states.append("not in the forward")
+        if not item.saved:
+            states.append("not saved")
+        if states and _is_lost(item):
+            count = f"{item.tensors} tensor{'s' if item.tensors > 1 else ''}"
+            words = " and ".join(filter(None, (", ".join(states[:-1]), states[-1])))
+            yield f"{item.method} {item.name} ({count}) is {words}"
+    if stacked.leftovers:
+        yield (
+            f"{stacked.leftover_tensors} tensors in {quoted(stacked.leftovers, 4)} are left from "
+            "an earlier call and are not loaded again, because the config does not name them"
+        )
+    if stacked.renamed:
+        yield (
+            f"{stacked.renamed} of {stacked.saved_names} saved tensors have a name that loading "
+            "does not look for"
+        )
+    if not (stacked.leftovers or stacked.renamed or any(map(_is_lost, stacked.members))):
+        yield f"{len(stacked.wrappers)} wrappers stand around one model"
+
+
+def _evidence(case: Case, stacked: Stacked) -> tuple[Measure, ...]:
+    lines = [Measure("wrappers, from outside", " in ".join(stacked.wrappers), "the model")]
+    for item in stacked.members:
+        lines.append(
+            Measure(
+                f"{item.method} {item.name}",
+                f"{item.trainable} of {item.tensors} tensors trainable, {item.saved} saved, "
+                f"{'active' if item.active else 'not active'}",
+                "requires_grad, PEFT's own state dict",
+            )
+        )
+    if stacked.renamed_example:
+        lines.append(Measure("saved as", stacked.renamed_example, "PEFT's own state dict"))
+    if stacked.leftovers:
+        lines.append(
+            Measure("not in target_modules", quoted(stacked.leftovers, 6), "PEFT's own matcher")
+        )
+    if case.reaches("tiny") and case.has("verification"):
+        check = case.verification.check("save-reload")
+        if check is not None and check.status == "failed":
+            lines.append(
+                Measure("saved and reloaded", check.detail or str(check.value),
+                        "the contract, executed")
+            )  # fmt: skip
+    return tuple(lines)
+
+
+def _fixes(stacked: Stacked) -> tuple[Fix, ...]:
+    methods = {item.method for item in stacked.members}
+    prompts = sorted(methods & set(METHODS))
+    layers = sorted(methods - set(METHODS))
+    if prompts and layers:
+        return (
+            Fix(
+                f"Keep one of the two: {' or '.join((*layers, *prompts))}, in a single call of "
+                "get_peft_model on the model as it was loaded.",
+                "manual",
+            ),
+            Fix(
+                f"Or one after the other: train {', '.join(layers)}, save it, then "
+                "model = model.merge_and_unload() and get_peft_model(model, prompt config). The "
+                "prompt is then for the merged model, which must be saved as well.",
+                "manual",
+            ),
+        )
+    fixes = [
+        Fix(
+            "Take out the second call (a trainer that is given peft_config makes one itself); if "
+            "two adapters are wanted, model.add_adapter(NAME, config) and model.set_adapter(NAME): "
+            "each is saved in a folder of its own.",
+            "manual",
+        )
+    ]
+    if len(layers) > 1:
+        fixes.append(
+            Fix(
+                f"For {' and '.join(layers)} at once: get_peft_model(model, config, mixed=True), "
+                "add_adapter, set_adapter([…]). PEFT cannot save such a model: merge_and_unload() "
+                "and save the whole.",
+                "manual",
+            )
+        )
+    return tuple(fixes)
