@@ -33,14 +33,8 @@ def why_not() -> str | None:
         from peft.tuners.tuners_utils import BaseTunerLayer
     except ImportError as error:
         return f"PEFT cannot be imported: {error}"
-    if not {"model", "peft_config", "adapter_name"} <= set(
-        inspect.signature(peft.PeftModel.__init__).parameters
-    ):
-        return f"the constructor of PEFT {peft.__version__}'s PeftModel has other parameters"
-    if not {"adapter_name", "peft_config"} <= set(
-        inspect.signature(peft.PeftModel.add_adapter).parameters
-    ):
-        return f"PEFT {peft.__version__}'s add_adapter has other parameters"
+    if not callable(getattr(peft.PeftModel, "add_adapter", None)):
+        return f"PEFT {peft.__version__}'s PeftModel has no add_adapter"
     if not hasattr(BaseTunerLayer, "adapter_layer_names"):
         return f"PEFT {peft.__version__}'s layers do not name their adapter weights"
     return None
@@ -63,21 +57,20 @@ def install() -> Callable[[], None]:
 
 
 def _followed_by_a_cast(original: Callable[..., Any]) -> Callable[..., Any]:
-    signature = inspect.signature(original)
-
     @functools.wraps(original)
     def patched(self: Any, *args: Any, **kwargs: Any) -> None:
-        given = signature.bind(self, *args, **kwargs)
-        given.apply_defaults()
         original(self, *args, **kwargs)
-        _cast(self, given.arguments["adapter_name"])
+        _cast(self)
 
     return patched
 
 
-def _cast(model: Any, adapter_name: str) -> None:
+def _cast(model: Any) -> None:
     """Adapter weights in float16 or bfloat16 become float32; base weights and the modules that
-    are trained as a whole, whose inputs nobody casts, do not."""
+    are trained as a whole, whose inputs nobody casts, do not.
+
+    Those of every adapter: PEFT casts the first one back when a second is put on the same layer.
+    """
     import torch
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -87,10 +80,9 @@ def _cast(model: Any, adapter_name: str) -> None:
             continue
         for attribute in layer.adapter_layer_names:
             held: Any = getattr(layer, attribute, None)
-            if not hasattr(held, "keys") or adapter_name not in held:
+            if not hasattr(held, "parameters"):
                 continue
-            item = held[adapter_name]
-            for weight in item.parameters() if hasattr(item, "parameters") else [item]:
+            for weight in held.parameters():
                 if weight.dtype in (torch.float16, torch.bfloat16):
                     dtypes.add(weight.dtype)
                     weight.data = weight.data.float()
