@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from lora_doctor.case import Case
+from lora_doctor.errors import EvidenceError
+from lora_doctor.evidence.prompt_learning import METHODS as PROMPT_METHODS
 from lora_doctor.evidence.structure import Structure
+from lora_doctor.recipe import Recipe
 from lora_doctor.rule import (
     Edit,
     Example,
@@ -20,17 +24,41 @@ from lora_doctor.rule import (
     Symptom,
 )
 
-#: The wrapper makes a new head trainable and saves it: without it, that part must be asked for.
-KEEPS_A_HEAD = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
+#: Task types whose classes have a head of their own, with which a base class can be replaced.
+HAS_A_HEAD_CLASS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
+#: Flags on the answer: decorators of transformers take them out of ``**kwargs``.
+FLAGS = ("output_attentions", "output_hidden_states", "return_dict")
 CONSEQUENCES = (
     "forward", "starts-at-base", "loss-finite", "gradients", "steps", "adapters-move",
     "loss-falls", "save-reload", "merge",
 )  # fmt: skip
-_ARGUMENT_ERRORS = (
-    re.compile(r"unexpected keyword argument '(?P<name>\w+)'"),
-    re.compile(r"multiple values for (?:keyword )?argument '(?P<name>\w+)'"),
-    re.compile(r"^'(?P<name>\w+)'$"),  # a KeyError in a recorder of outputs
+#: What PEFT's wrappers pass on by themselves.
+_SENT = (
+    "input_ids|inputs_embeds|labels|decoder_input_ids|decoder_attention_mask|"
+    "decoder_inputs_embeds|start_positions|end_positions|task_ids|token_type_ids|"
+    "output_attentions|output_hidden_states|return_dict"
 )
+#: How a forward fails at an argument that it did not expect, and what has happened then.
+_ARGUMENT_ERRORS = (
+    (
+        re.compile(r"unexpected keyword argument '(?P<name>\w+)'"),
+        "hands on to a part that does not take it",
+    ),
+    (
+        re.compile(r"multiple values for (?:keyword )?argument '(?P<name>\w+)'"),
+        "hands on beside its own value",
+    ),
+    (re.compile(r"^'(?P<name>\w+)'$"), "hands on to a part that looks for its own and fails"),
+)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """The forward that failed: the exception, the argument, and what the forward did with it."""
+
+    error: str
+    argument: str
+    did: str
 
 
 class WrapperArguments(Rule):
@@ -55,9 +83,14 @@ class WrapperArguments(Rule):
 
     ## Fix
     No `task_type`: the plain `PeftModel` passes on what it was given and nothing else; adapters,
-    loss and saved weights are the same. Where the wrapper is needed (it keeps a new
-    classification head), a patch that drops arguments that are `None`. Rewriting the model's
-    forward is not needed, and a hand-made chain of its parts changes what is trained.
+    loss and saved weights are the same. A classification head that the wrapper trains and saves
+    unasked is named in `modules_to_save` then. Or, with the `task_type` as it is, a patch that
+    drops arguments that are `None`. `Trainer` of older releases does not see the labels behind the
+    plain `PeftModel`: give it `label_names=["labels"]`, or it reports no evaluation loss.
+
+    Rewriting the model's forward is not needed. A chain of its parts by hand (vision model,
+    Q-Former, projection, language model) trains something else without a word: since transformers
+    4.46 the image goes where the prompt has its placeholders, not in front of it.
 
     ## Links
     https://huggingface.co/docs/peft/package_reference/peft_model
@@ -68,11 +101,9 @@ class WrapperArguments(Rule):
     summary = "PEFT's wrapper passes keyword arguments that the model's forward does not take."
     depth = "meta"
     symptoms = (
-        Symptom(r"got an unexpected keyword argument '(inputs_embeds|input_ids)'"),
-        Symptom(r"got an unexpected keyword argument "
-                r"'(labels|decoder_input_ids|decoder_inputs_embeds|start_positions|"
-                r"decoder_attention_mask|task_ids|token_type_ids|output_attentions)'"),
-        Symptom(r"got multiple values for (keyword )?argument '(inputs_embeds|input_ids)'"),
+        Symptom(rf"got an unexpected keyword argument '({_SENT})'"),
+        Symptom(rf"got multiple values for (keyword )?argument '({_SENT})'",
+                "a forward with **kwargs"),
         Symptom(r"KeyError: 'inputs_embeds'", "transformers 4.57, BLIP"),
     )  # fmt: skip
     examples = (
@@ -106,26 +137,44 @@ class WrapperArguments(Rule):
             requires={"transformers": ">=4.57"},
             why="fixed in transformers",
         ),
+        Example(
+            "broken",
+            "arch:wav2vec2",
+            {
+                "model_class": "AutoModelForAudioClassification",
+                "task_type": "SEQ_CLS",
+                "target_modules": ["q_proj", "v_proj"],
+            },
+            requires={"transformers": "<5"},
+            why="the fix must keep the new classifier trained and saved",
+        ),
         Example("healthy", "arch:t5", {"task_type": "SEQ_2_SEQ_LM", "target_modules": ["q", "v"]}),
         Example("healthy", "arch:whisper", {"target_modules": ["q_proj", "v_proj"]}),
     )
 
     def check(self, case: Case) -> Iterator[Finding]:
         structure = case.structure
-        task_type = case.recipe.get("task_type")
-        if task_type is None or not structure.injection.ok:
+        recipe = case.recipe
+        task_type = recipe.get("task_type")
+        if task_type is None:
             return
+        if recipe.peft_type in PROMPT_METHODS:
+            raise EvidenceError(
+                "prompt learning makes inputs_embeds itself; this is about adapters"
+            )
+        if not structure.injection.ok:
+            raise EvidenceError("PEFT refuses the recipe, so that no wrapper calls the model")
         accepted = {parameter.name for parameter in structure.forward_parameters}
-        refused = [
-            name
-            for name in structure.wrapper_sends
-            if name not in accepted and not structure.forward_takes_any
-        ]
+        unnamed = [name for name in structure.wrapper_sends if name not in accepted]
+        refused = [] if structure.forward_takes_any else unnamed
         seen = _seen_failing(case, structure)
         if not refused and not seen:
+            if unnamed:
+                _needs_a_run(case, structure, [name for name in unnamed if name not in FLAGS])
             return
         with_value = [name for name in refused if name not in structure.wrapper_sends_none]
-        if "labels" in with_value and not structure.has_head and task_type.endswith("_LM"):
+        without_head = bool(with_value) and not structure.has_head
+        if without_head and "labels" in with_value and task_type.endswith("_LM"):
             return  # a class without a head was loaded: that is the cause, LD101 says so
         wrapper = structure.injection.wrapper or f"wrapper for {task_type}"
         evidence = [
@@ -140,58 +189,64 @@ class WrapperArguments(Rule):
         ]  # fmt: skip
         if refused:
             evidence.append(Measure("refused", ", ".join(refused), "comparison of the two"))
+            what = f"{', '.join(refused)}, which {structure.model_class}.forward does not take"
+        else:
+            assert seen is not None
+            what = f"{seen.argument}, which {structure.model_class}.forward {seen.did}"
         if seen:
-            evidence.append(Measure("forward", seen, f"{case.settings.depth} model"))
+            evidence.append(Measure("forward", seen.error, f"{case.settings.depth} model"))
         yield self.finding(
             "error",
-            f"{wrapper} passes {', '.join(refused) or 'arguments'} that "
-            f"{structure.model_class}.forward "
-            f"{'does not take' if refused else 'passes on a second time'}: "
-            "the first step fails.",
+            f"{wrapper} passes {what}: the first step fails.",
             location=Location("recipe", "task_type"),
             evidence=tuple(evidence),
             proof=Proof("executed", "the forward failed with this message; without adapters it ran")
             if seen
             else Proof("measured", "the signature has no place for these arguments"),
-            fixes=_fixes(structure, task_type, with_value),
+            fixes=_fixes(structure, recipe, task_type, without_head),
             explains=CONSEQUENCES,
         )
 
 
-def _seen_failing(case: Case, structure: Structure) -> str:
+def _seen_failing(case: Case, structure: Structure) -> _Seen | None:
     """The exception of the adapted forward, when it names an argument that the wrapper sends.
 
     The contract has run the same batch without adapters first, so it is the wrapper's doing.
     """
     if not case.reaches("tiny") or not case.has("verification"):
-        return ""
+        return None
     failure = case.verification.failure
     if failure is None or failure.check != "forward":
-        return ""
-    for pattern in _ARGUMENT_ERRORS:
+        return None
+    for pattern, did in _ARGUMENT_ERRORS:
         hit = pattern.search(failure.message)
         if hit and hit["name"] in structure.wrapper_sends:
-            return f"{failure.type}: {failure.message}"
-    return ""
+            return _Seen(f"{failure.type}: {failure.message}", hit["name"], did)
+    return None
 
 
-def _fixes(structure: Structure, task_type: str, with_value: list[str]) -> tuple[Fix, ...]:
-    plain = Fix(
-        "Leave task_type out: the plain PeftModel passes on only what it is given.",
-        "safe",
-        (Edit("task_type", None),),
-    )
-    drop = Fix(
-        "Patch PEFT to drop arguments that are None (lora_doctor.apply in the training script).",
-        "safe",
-        patch=Patch("drop_none_arguments"),
-    )
-    if task_type not in KEEPS_A_HEAD:
-        return (plain, drop)
-    if not with_value:
-        return (drop,)
+def _needs_a_run(case: Case, structure: Structure, names: Sequence[str]) -> None:
+    """Raises EvidenceError when these arguments go into ``**kwargs`` and no forward was run: the
+    signature does not tell what becomes of them."""
+    if not names:
+        return
+    if not case.reaches("tiny"):
+        raise EvidenceError(
+            f"{structure.model_class}.forward takes {', '.join(names)} as **kwargs; whether it "
+            "can is seen by running it, at --depth tiny"
+        )
+    forward = case.verification.check("forward")
+    if forward is None or forward.status == "skipped":
+        raise EvidenceError(
+            f"the training contract stopped before the forward: {case.verification.reason}"
+        )
+
+
+def _fixes(
+    structure: Structure, recipe: Recipe, task_type: str, without_head: bool
+) -> tuple[Fix, ...]:
     head = next((item for item in structure.head_classes if item.task_type == task_type), None)
-    if head and head.class_name != structure.model_class:
+    if without_head and head and task_type in HAS_A_HEAD_CLASS:
         return (
             Fix(
                 f"Load the class for it: {head.auto_class} ({head.class_name}).",
@@ -199,4 +254,28 @@ def _fixes(structure: Structure, task_type: str, with_value: list[str]) -> tuple
                 (Edit("model_class", head.auto_class),),
             ),
         )
-    return (plain,)
+    return (
+        _no_task_type(structure, recipe),
+        Fix(
+            "Patch PEFT to drop arguments that are None (lora_doctor.apply in the training "
+            "script).",
+            "safe",
+            patch=Patch("drop_none_arguments"),
+        ),
+    )
+
+
+def _no_task_type(structure: Structure, recipe: Recipe) -> Fix:
+    """The plain wrapper, told to keep the heads that the wrapper of the task type keeps unasked:
+    a new head that is frozen and not saved would be another training."""
+    title = "Leave task_type out: the plain PeftModel passes on only what it is given"
+    parts = {part for group in structure.groups for part in group.pattern.split(".")}
+    saved = list(recipe.get("modules_to_save") or ())
+    kept = [name for name in structure.wrapper_keeps if name in parts and name not in saved]
+    if not kept:
+        return Fix(f"{title}.", "safe", (Edit("task_type", None),))
+    return Fix(
+        f"{title}; modules_to_save keeps the head trained and saved, as the wrapper does.",
+        "safe",
+        (Edit("task_type", None), Edit("modules_to_save", [*saved, *kept])),
+    )

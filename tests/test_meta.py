@@ -155,8 +155,11 @@ def test_headless_class() -> None:
 
 @pytest.mark.parametrize("task_type", [*TASK_TYPES, None])
 def test_wrapper_is_asked(task_type: str | None) -> None:
-    sends, nothing = wrapper_call(task_type)
+    sends, nothing, keeps = wrapper_call(task_type)
     assert {"input_ids", "attention_mask"} <= set(sends)
+    heads = {"SEQ_CLS": {"classifier", "score"}, "TOKEN_CLS": {"classifier", "score"},
+             "QUESTION_ANS": {"qa_outputs"}}  # fmt: skip
+    assert set(keeps) == heads.get(task_type or "", set())
     assert set(nothing) <= set(sends)
     assert ("inputs_embeds" in nothing) == (task_type is not None)
     assert ("decoder_input_ids" in sends) == (task_type == "SEQ_2_SEQ_LM")

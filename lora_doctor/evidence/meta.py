@@ -25,7 +25,7 @@ from lora_doctor.evidence.structure import (
     Structure,
 )
 from lora_doctor.evidence.towers import find_towers
-from lora_doctor.evidence.wrapper import wrapper_call
+from lora_doctor.evidence.wrapper import WrapperCall, wrapper_call
 from lora_doctor.recipe import Recipe, as_recipe
 
 _OPEN_KEYS = (
@@ -214,7 +214,7 @@ class _Proposal:
         needs_generation = proposed in ("CAUSAL_LM", "SEQ_2_SEQ_LM")
         if needs_generation and not self.found.has_prepare_inputs:
             return None
-        return proposed if wrapper_fits(self.found, wrapper_call(proposed)[0]) else None
+        return proposed if wrapper_fits(self.found, wrapper_call(proposed).sends) else None
 
     def _retreats(self, values: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Changes to what was proposed, the smallest first."""
@@ -253,18 +253,18 @@ class _Proposal:
 
 def _with_wrapper(found: Structure, recipe: Recipe) -> Structure:
     notes = found.notes
-    sends: tuple[str, ...] = ()
-    nothing: tuple[str, ...] = ()
+    call = WrapperCall()
     try:
-        sends, nothing = wrapper_call(recipe.get("task_type"))
+        call = wrapper_call(recipe.get("task_type"))
     except Exception as error:  # noqa: BLE001 - a PEFT that we do not know yet
         seen = report(error)
         notes = (*notes, f"the wrapper could not be asked: {seen.type}: {seen.message}")
     return replace(
         found,
         recipe=recipe.to_json(),
-        wrapper_sends=sends,
-        wrapper_sends_none=nothing,
+        wrapper_sends=call.sends,
+        wrapper_sends_none=call.none,
+        wrapper_keeps=call.keeps,
         notes=notes,
     )
 

@@ -223,7 +223,8 @@ class Structure:
     factory …; ``recipe``: the recipe with open keys filled (:meth:`Recipe.to_json`);
     ``wrapper_sends``: keyword arguments that the wrapper of this ``task_type`` passes to the
     model when called with ``input_ids``, ``attention_mask`` and ``labels`` (seen by calling it on
-    a recorder), those that are ``None`` too; ``input_embeddings``: module path that
+    a recorder), those that are ``None`` too; ``wrapper_keeps``: heads that it trains and saves
+    unasked, whether or not this model has them; ``input_embeddings``: module path that
     ``get_input_embeddings`` returns, or ``None`` with ``input_embeddings_error``.
     ``own_adapters``: names of PEFT adapters that the model brings itself; ``built_in`` says what
     becomes of them. ``stacked``: ``None`` unless ``get_peft_model`` was called more than once.
@@ -250,6 +251,7 @@ class Structure:
     head_classes: tuple[HeadClass, ...]
     native_dtype: str | None
     total_parameters: int
+    wrapper_keeps: tuple[str, ...] = ()
     tied_weights: tuple[str, ...] = ()
     input_embeddings: str | None = None
     input_embeddings_error: str | None = None

@@ -4,29 +4,42 @@ from __future__ import annotations
 
 from functools import lru_cache
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class WrapperCall(NamedTuple):
+    """What was seen.
+
+    ``sends``: names of the arguments that arrive; ``none``: those of them whose value is ``None``.
+    ``keeps``: names of heads that the wrapper trains and saves with the adapter unasked.
+    """
+
+    sends: tuple[str, ...] = ()
+    none: tuple[str, ...] = ()
+    keeps: tuple[str, ...] = ()
 
 
 @lru_cache(maxsize=16)
-def wrapper_call(task_type: str | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def wrapper_call(task_type: str | None) -> WrapperCall:
     """Call the wrapper on a model that only writes down what it gets.
 
     The call has ``input_ids``, ``attention_mask`` and ``labels``, with ``start_positions`` and
     ``end_positions`` for question answering: what a training script passes.
 
-    Returns:
-        The names that arrive, and those of them whose value is ``None``.
+    Raises:
+        Exception: whatever the installed PEFT raises at a model of this form.
     """
     import peft
     import torch
 
     class Recorder(torch.nn.Module):  # type: ignore[misc, unused-ignore]
-        """Takes everything. It has what a wrapper wants to find: a head, and generation."""
+        """Takes everything. It has what a wrapper wants to find: heads, and generation."""
 
         def __init__(self) -> None:
             super().__init__()
             self.inner = torch.nn.Linear(2, 2)
             self.classifier = torch.nn.Linear(2, 2)
+            self.score = torch.nn.Linear(2, 2)
             self.qa_outputs = torch.nn.Linear(2, 2)
             self.received: dict[str, Any] = {}
 
@@ -54,5 +67,12 @@ def wrapper_call(task_type: str | None) -> tuple[tuple[str, ...], tuple[str, ...
         batch["labels"] = ids
     model(**batch)
     received = recorder.received
-    nothing = tuple(name for name, value in received.items() if value is None)
-    return tuple(received), nothing
+    return WrapperCall(
+        sends=tuple(received),
+        none=tuple(name for name, value in received.items() if value is None),
+        keeps=tuple(
+            path.rpartition(".")[2]
+            for path, module in model.named_modules()
+            if hasattr(module, "modules_to_save") and hasattr(module, "original_module")
+        ),
+    )
