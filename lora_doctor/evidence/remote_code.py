@@ -80,6 +80,13 @@ class RemoteCode:
             if name in self.reachable or not reachable_only:
                 yield facts
 
+    def source(self, file: str) -> str:
+        """The text of one of ``files``; empty when it can no longer be read."""
+        try:
+            return read_bytes(inside(self.folder, file), _MAX_FILE).decode("utf-8", "replace")
+        except EvidenceError:
+            return ""
+
     def classes(self, *, reachable_only: bool = True) -> tuple[ClassFacts, ...]:
         """The classes of the repository, by file and in their order."""
         found = self._facts(reachable_only=reachable_only)
@@ -134,7 +141,7 @@ class RemoteCode:
     def auto_class(self, auto_class: str) -> ClassFacts | None:
         """The class that `auto_map` gives for `auto_class`; None when it is not in this code."""
         for target in self.auto_map:
-            file = _module_file(target.module, self.files)
+            file = module_file(target.module, self.files)
             if target.auto_class == auto_class and target.repository is None and file:
                 found = self.resolve(file, target.class_name)
                 return found if isinstance(found, ClassFacts) else None
@@ -159,17 +166,17 @@ class RemoteCode:
             if each.name is None:
                 bound = each.module if each.alias != each.module.split(".")[0] else each.alias
                 return f"{bound}.{rest}" if rest else bound
-            target = _import_file(file, each, self.files)
+            target = import_file(file, each, self.files)
             if target:
                 return self.resolve(target, ".".join(filter(None, (each.name, rest))), steps - 1)
             # `from . import modeling_x`, then `modeling_x.Class`
-            target = _import_file(file, each, self.files, as_module=True)
+            target = import_file(file, each, self.files, as_module=True)
             if target and rest:
                 return self.resolve(target, rest, steps - 1)
             full = f"{each.module}.{each.name}" if each.module else each.name
             return f"{full}.{rest}" if rest else full
         for each in facts.imports:
-            target = _import_file(file, each, self.files) if each.name == "*" else None
+            target = import_file(file, each, self.files) if each.name == "*" else None
             found = self.resolve(target, name, steps - 1) if target else name
             if isinstance(found, ClassFacts):
                 return found
@@ -250,7 +257,7 @@ def read_remote_code(folder: Path, static: StaticEvidence) -> RemoteCode:
             unread[name] = str(error)
     own = [target for target in static.auto_map if target.repository is None]
     for target in own:
-        if _module_file(target.module, files) is None and not any(
+        if module_file(target.module, files) is None and not any(
             name in unread for name in _module_files(target.module)
         ):
             unread[_module_files(target.module)[0]] = "named by auto_map but not there"
@@ -331,14 +338,14 @@ def _module_files(module: str, base: PurePosixPath | None = None) -> tuple[str, 
     return f"{path}.py", str(path / "__init__.py")
 
 
-def _module_file(
+def module_file(
     module: str, files: dict[str, SourceFacts], base: PurePosixPath | None = None
 ) -> str | None:
     """The file of the dotted `module`, counted from the folder `base`."""
     return next((name for name in _module_files(module, base) if name in files), None)
 
 
-def _import_file(
+def import_file(
     file: str, item: Import, files: dict[str, SourceFacts], *, as_module: bool = False
 ) -> str | None:
     """The file of the repository that an import means; with `as_module` the one its name means."""
@@ -347,18 +354,18 @@ def _import_file(
         module = f"{module}.{item.name}" if module else item.name or ""
     if item.level == 0:
         # `from modeling_x import …`: a file beside it, if there is one of that name.
-        return _module_file(module, files, PurePosixPath(file).parent)
+        return module_file(module, files, PurePosixPath(file).parent)
     base = PurePosixPath(file).parent
     for _ in range(item.level - 1):
         base = base.parent
     if not module:
         return str(base / "__init__.py") if str(base / "__init__.py") in files else None
-    return _module_file(module, files, base)
+    return module_file(module, files, base)
 
 
 def _reachable(modules: list[str], files: dict[str, SourceFacts]) -> frozenset[str]:
     """The files that importing `modules` imports, of this repository."""
-    todo = [file for module in modules if (file := _module_file(module, files))]
+    todo = [file for module in modules if (file := module_file(module, files))]
     reached: set[str] = set()
     while todo:
         file = todo.pop()
@@ -367,7 +374,7 @@ def _reachable(modules: list[str], files: dict[str, SourceFacts]) -> frozenset[s
         reached.add(file)
         for item in files[file].imports:
             for as_module in (False, True):
-                target = _import_file(file, item, files, as_module=as_module)
+                target = import_file(file, item, files, as_module=as_module)
                 if target:
                     todo.append(target)
     return frozenset(reached)

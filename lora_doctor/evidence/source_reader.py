@@ -189,7 +189,7 @@ class _Reader:
                     self.config_reads.append(read)
 
     def config_read(self, node: ast.AST, scope: _Scope, within: ast.expr) -> ConfigRead | None:
-        if isinstance(node, ast.Subscript):
+        if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load):
             target, key, strict = node.value, node.slice, True
         elif (
             isinstance(node, ast.Call)

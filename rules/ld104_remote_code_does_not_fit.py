@@ -1,0 +1,339 @@
+"""LD104: code of the model's repository that this environment cannot run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from lora_doctor.case import Case
+from lora_doctor.evidence.code_fit import (
+    MissingKey,
+    MissingName,
+    MissingPackage,
+    TiedKeys,
+    missing_keys,
+    missing_names,
+    missing_packages,
+    tied_lists,
+)
+from lora_doctor.evidence.environment import known_architectures
+from lora_doctor.evidence.loaded_code import loaded_code
+from lora_doctor.evidence.source_facts import Place
+from lora_doctor.evidence.static import StaticEvidence
+from lora_doctor.rule import Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
+
+#: Nothing of what follows can hold when the model cannot be built.
+CONSEQUENCES = (
+    "builds", "attaches", "forward", "starts-at-base", "loss-finite", "gradients", "steps",
+    "adapters-move", "loss-falls", "save-reload", "merge",
+)  # fmt: skip
+WHEN = {
+    "function": "only in a function",
+    "if": "only under a condition",
+    "typing": "only for type checkers",
+    "try": "under try",
+    "demanded": "only in a text",
+}
+
+
+class RemoteCodeDoesNotFit(Rule):
+    """The classes of this model are code of its repository, and that code was written for other
+    packages than are installed here.
+
+    ## What happens
+    Loading ends at `This modeling file requires the following packages that were not found in
+    your environment`, at `cannot import name ... from 'transformers...'`, at `KeyError: 'type'`
+    while the rotary embedding is being built, or at `'list' object has no attribute 'keys'`; the
+    last one may wait until the trained and merged model is saved.
+
+    ## Why
+    Remote code is pinned to nothing. transformers demands every package that a file imports, in
+    functions and under most conditions too, before it runs the file. Names move and go between
+    its releases. transformers 5 makes a dictionary of `rope_scaling: null`, so that code that
+    looks for None reads a key that is not there; and it takes `_tied_weights_keys` as a
+    dictionary where 4 took a list, which fails where weights are tied, and in every
+    `save_pretrained`.
+
+    ## Versions
+    Any. What the installed packages have is read from their sources; nothing of the repository
+    is run for it.
+
+    ## Fix
+    Install the package; take the transformers that the checkpoint was written with, which its
+    `config.json` names; or, where the installed transformers has this architecture itself, load
+    its class: leave `trust_remote_code` out.
+
+    ## Links
+    https://huggingface.co/docs/transformers/custom_models
+    """
+
+    code = "LD104"
+    name = "remote-code-does-not-fit"
+    summary = "Code of the model's repository that the installed packages cannot run."
+    depth = "static"
+    symptoms = (
+        Symptom(r"This modeling file requires the following packages that were not found"),
+        Symptom(r"No module named '(?!transformers_modules)[\w.]+'", "remote code"),
+        Symptom(r"cannot import name '\w+' from 'transformers[\w.]*'"),
+        Symptom(r"^\s*(KeyError: )?'type'$|KeyError: 'type'", "transformers>=5"),
+        Symptom(r"'(list|tuple)' object has no attribute 'keys'", "transformers>=5"),
+    )
+    examples = (
+        Example(
+            "broken",
+            "tests/folders/code_needs_package",
+            depth="static",
+            why="a package that is imported and not installed",
+        ),
+        Example(
+            "broken",
+            "tests/folders/code_of_old_transformers",
+            requires={"transformers": ">=5"},
+            depth="static",
+            why="a key that transformers 5 does not keep, and a list where it takes a dictionary",
+        ),
+        Example(
+            "healthy",
+            "tests/folders/code_of_old_transformers",
+            requires={"transformers": "<5"},
+            depth="static",
+        ),
+        Example(
+            "healthy",
+            "tests/folders/code_that_fits",
+            depth="static",
+            why="packages that are asked for before, or are the processor's matter",
+        ),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        static = case.static
+        if not static.auto_map:
+            return
+        native = static.model_type in (known_architectures() or ())
+        if native and not case.source.trust_remote_code:
+            return  # the library's own class is loaded
+        code = case.remote_code
+        loaded = loaded_code(code, static.architectures, case.recipe.get("model_class"))
+        works = case.source.trust_remote_code and case.reaches("meta") and case.has("structure")
+        view = _View(case, static, native)
+        if not works:
+            demands_all = case.source.kind == "hub"
+            yield from self._packages(view, missing_packages(code, loaded, demands_all=demands_all))
+            yield from self._names(view, missing_names(code, loaded))
+            yield from self._keys(view, missing_keys(code, loaded, static.config))
+        yield from self._tied(view, tied_lists(code, loaded, static.config), works)
+
+    def _packages(self, view: _View, missing: Sequence[MissingPackage]) -> Iterator[Finding]:
+        if not missing:
+            return
+        first = missing[0]
+        names = ", ".join(item.name for item in missing)
+        evidence = []
+        for item in missing:
+            when = f", {WHEN[item.when]}" if item.when in WHEN else ""
+            evidence.append(Measure(item.name, f"imported{when}; not installed", str(item.at)))
+        if all(item.when != "always" for item in missing):
+            evidence.append(
+                Measure(f"transformers {view.version}", "demands it all the same before it runs "
+                        "the file", "installed transformers, dynamic_module_utils.py")
+            )  # fmt: skip
+        yield self._finding(
+            view,
+            f"{first.at} imports {names}, which {'is' if len(missing) == 1 else 'are'} not "
+            "installed: the model cannot be loaded.",
+            first.at,
+            evidence,
+            [f"No module named '{item.name}'" for item in missing] + [f"pip install {first.name}"],
+            [*_package_fixes(missing), *view.other_fixes(pinned=False)],
+        )
+
+    def _names(self, view: _View, missing: Sequence[MissingName]) -> Iterator[Finding]:
+        if not missing:
+            return
+        first = missing[0]
+        certain = any(item.certain for item in missing)
+        evidence = [
+            Measure(str(item), "imported; the installed package does not have it", str(item.at))
+            for item in missing
+        ]
+        more = f" and {len(missing) - 1} more names" if len(missing) > 1 else ""
+        package = first.module.split(".")[0]
+        version = view.case.environment.version(package) or ""
+        yield self._finding(
+            view,
+            f"{first.at} imports {first}{more}, which {package} {version} does not have: the "
+            f"model {'cannot' if certain else 'may not'} be loaded.",
+            first.at,
+            evidence,
+            [f"'{item.name or item.module}'" for item in missing],
+            view.other_fixes(),
+            certain=certain,
+        )
+
+    def _keys(self, view: _View, missing: Sequence[MissingKey]) -> Iterator[Finding]:
+        if not missing:
+            return
+        item = missing[0]
+        key = f'{item.read.attribute}["{item.read.key}"]'
+        seen = view.saw([f"KeyError: '{item.read.key}'"])
+        evidence = [
+            Measure(f"config.{key}", "read, and nothing but None is looked for before"
+                    if item.rewritten else "read", str(item.read.at)),
+            Measure(f"{item.read.attribute} in config.json",
+                    "null" if item.value is None else ", ".join(map(str, item.value)),
+                    view.static.source),
+        ]  # fmt: skip
+        why = f"has no {item.read.key!r}"
+        if item.rewritten:
+            why = f"is null, of which transformers {view.version} makes a dictionary without it"
+            evidence.append(
+                Measure(f"config.{item.read.attribute}", "a property that returns "
+                        "rope_parameters, never None", "installed transformers, "
+                        "configuration_utils.py")
+            )  # fmt: skip
+        when = "be loaded" if item.read.at_init else "run"
+        fixes = view.other_fixes()
+        if not item.rewritten and item.read.key == "type":
+            fixes.insert(
+                0,
+                Fix('Write "type" beside "rope_type" into rope_scaling of config.json.', "manual"),
+            )
+        yield self._finding(
+            view,
+            f"{item.read.at} reads {key}, and {item.read.attribute} {why}: the model "
+            f"{'cannot' if seen else 'may not'} {when}.",
+            item.read.at,
+            evidence,
+            [f"KeyError: '{item.read.key}'"],
+            fixes,
+            certain=False,
+        )
+
+    def _tied(self, view: _View, tied: Sequence[TiedKeys], works: bool) -> Iterator[Finding]:
+        if not tied:
+            return
+        item = tied[0]
+        at_load = bool(item.tied) and not works
+        evidence = [
+            Measure(f"{item.class_name}._tied_weights_keys", "a list", str(item.at)),
+            Measure("PreTrainedModel._tied_weights_keys", "a dictionary of target to source",
+                    f"transformers {view.version}, modeling_utils.py"),
+            Measure("tie_word_embeddings", "not given" if item.tied is None else item.tied,
+                    "config.json"),
+        ]  # fmt: skip
+        seen = view.saw(["'list' object has no attribute 'keys'"])
+        how = (
+            f"the model {'cannot' if seen else 'may not'} be loaded"
+            if at_load
+            else "adapters train, but save_pretrained of the model itself, merged or not, may fail"
+        )
+        fix = Fix(
+            f"In a copy of the repository, write {item.class_name}._tied_weights_keys as "
+            "{target: source}, such as "
+            '{"lm_head.weight": "model.embed_tokens.weight"} with the model\'s own names.',
+            "manual",
+        )
+        yield self._finding(
+            view,
+            f"{item.at} has _tied_weights_keys as a list, and transformers {view.version} takes a "
+            f"dictionary: {how}.",
+            item.at,
+            evidence,
+            ["'list' object has no attribute 'keys'"],
+            [fix, *view.other_fixes()],
+            certain=False,
+            fatal=at_load,
+        )
+
+    def _finding(
+        self,
+        view: _View,
+        message: str,
+        at: Place,
+        evidence: list[Measure],
+        traces: list[str],
+        fixes: list[Fix],
+        *,
+        certain: bool = True,
+        fatal: bool = True,
+    ) -> Finding:
+        """`traces`: what the reason of a failed loading holds when this is what failed."""
+        seen = view.saw(traces)
+        if seen:
+            evidence.append(Measure("loading", view.reason, "code of the repository, run"))
+            proof = Proof("executed", "loading it failed with this message")
+        elif certain:
+            proof = Proof("measured", "looked up in the installed packages; the repository's code "
+                          "was read, not run")  # fmt: skip
+        else:
+            proof = Proof("inferred", "read from the source; nothing of it was run")
+        return self.finding(
+            "error" if fatal else "warning",
+            message,
+            location=Location("file", at.file, at.line),
+            evidence=tuple(evidence),
+            proof=proof,
+            fixes=tuple(fixes),
+            explains=CONSEQUENCES if fatal else (),
+        )
+
+
+class _View:
+    """What the findings of this rule have in common."""
+
+    def __init__(self, case: Case, static: StaticEvidence, native: bool) -> None:
+        self.case = case
+        self.static = static
+        self.native = native
+        self.version = case.environment.version("transformers") or "(not installed)"
+        trusted = case.source.trust_remote_code and case.reaches("meta")
+        self.reason = case.why_not("structure") if trusted else ""
+
+    def saw(self, traces: list[str]) -> bool:
+        return any(trace in self.reason for trace in traces)
+
+    def other_fixes(self, *, pinned: bool = True) -> list[Fix]:
+        fixes = []
+        if self.native:
+            fixes.append(
+                Fix(
+                    f"Leave --trust-remote-code (trust_remote_code=True) out: transformers "
+                    f"{self.version} has {self.static.model_type} itself.",
+                    "manual",
+                )
+            )
+        written = self.static.config.get("transformers_version")
+        if pinned and isinstance(written, str) and written != self.version:
+            fixes.append(
+                Fix(
+                    f"pip install transformers=={written}: config.json says that the checkpoint "
+                    "was written with it.",
+                    "manual",
+                )
+            )
+        elif pinned:
+            fixes.append(
+                Fix(
+                    "Take a revision of the repository that was made for this transformers, or "
+                    "the transformers that its model card names.",
+                    "manual",
+                )
+            )
+        return fixes
+
+
+def _package_fixes(missing: Sequence[MissingPackage]) -> Iterator[Fix]:
+    own = [item for item in missing if item.own_file]
+    others = [item.name for item in missing if not item.own_file]
+    if others:
+        yield Fix(
+            f"pip install {' '.join(others)} (or the package that provides it, where that is "
+            "called otherwise).",
+            "manual",
+        )
+    for item in own:
+        yield Fix(
+            f"{item.own_file} is a file of the repository: in a copy of it, write "
+            f"`from .{item.name} import …` at {item.at}.",
+            "manual",
+        )
