@@ -78,6 +78,21 @@ def test_a_run_that_was_broken_off_goes_on_and_ends_the_same(
     assert again == (folder / "out/census.json").read_bytes()
 
 
+@slow
+def test_a_ray_cluster_of_two_workers_gives_the_same_table(
+    taken: tuple[Path, cli.Result, dict[str, Any]], tmp_path: Path
+) -> None:
+    pytest.importorskip("ray", reason="pip install 'lora-doctor[ray]'")
+    folder, _, _ = taken
+    select = [word for name in NAMES for word in ("--select", name)]
+    result = cli.lora_doctor(
+        "census", *select, "--engine", "ray", "--jobs", "2", "-o", tmp_path / "out"
+    )
+    assert result.code == 0, result
+    again = (tmp_path / "out" / "census.json").read_bytes()
+    assert again == (folder / "out/census.json").read_bytes()
+
+
 def test_an_unknown_name_and_a_foreign_folder_are_told_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"versions": {"transformers": "1"}}\n')
     result = cli.lora_doctor("census", "--select", "no-such-model", "-o", tmp_path / "new")
