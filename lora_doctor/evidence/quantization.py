@@ -117,22 +117,33 @@ class Matcher:
             return self._library.get_keys_to_not_convert
         return importlib.import_module("transformers.quantizers.base").get_keys_to_not_convert
 
-    def _replaced(self, names: list[str], skip: Sequence[str] | None) -> set[str]:
-        import torch
+    def replace_in(self, model: Any, config: Any) -> Any:
+        """The model with bitsandbytes' layers, on the meta device and not quantized yet.
 
+        ``config``: a ``BitsAndBytesConfig``. Changes ``model``.
+        """
+        skip = config.llm_int8_skip_modules
+        names = self.default if skip is None else list(skip)
+        return self._replace(model, [*names, *self._float32], config)
+
+    def _replaced(self, names: list[str], skip: Sequence[str] | None) -> set[str]:
         options: dict[str, Any] = {f"load_in_{self._kind}": True}
         if skip is not None:
             options["llm_int8_skip_modules"] = list(skip)
-        tree = _shell(self._model)
-        with _importable(self._library), _quiet(), torch.device("meta"):
-            self._library.replace_with_bnb_linear(
-                tree, modules_to_not_convert=names, quantization_config=self._config(**options)
-            )
+        tree = self._replace(_shell(self._model), names, self._config(**options))
         return {
             path
             for path, module in tree.named_modules()
             if type(module).__module__.startswith("bitsandbytes")
         }
+
+    def _replace(self, tree: Any, names: list[str], config: Any) -> Any:
+        import torch
+
+        with _importable(self._library), _quiet(), torch.device("meta"):
+            return self._library.replace_with_bnb_linear(
+                tree, modules_to_not_convert=names, quantization_config=config
+            )
 
 
 @contextlib.contextmanager

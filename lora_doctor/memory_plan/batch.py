@@ -1,0 +1,194 @@
+"""A batch of the size that will be trained, for the model on the meta device.
+
+``length`` is the whole length, places of pictures and sounds included; each sample has one picture
+or sound of the model's own size. Where the size of a picture is free, :data:`GRID_SIDE` says it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lora_doctor.memory_plan.attention import fused_attention
+from lora_doctor.memory_plan.known_values import KnownValues, UnknownValue, running_on_meta
+from lora_doctor.tiny_model.batch import (
+    Batch,
+    BatchError,
+    _forward,
+    _loss_of,
+    batch_loss,
+    forward_parameters,
+    modality_choices,
+)
+from lora_doctor.tiny_model.batch_draft import Draft, Settings
+from lora_doctor.tiny_model.batch_labels import candidates
+from lora_doctor.tiny_model.batch_objections import answer, count_features, one_line
+
+#: Patches along one side of a picture whose size is free: 448 pixels where a patch has 14.
+GRID_SIDE = 32
+LARGEST_PICTURE = 1024
+#: Text that is left where pictures take up nearly all of the length.
+LEAST_TEXT = 16
+ATTEMPTS = 8
+
+
+@dataclass
+class PlannedBatch:
+    """``inputs``: CPU tensors. ``length``: tokens of a sample, 0 where the model reads none.
+    ``left_out``: kinds of input (``image``) that the model can take and objected to."""
+
+    inputs: dict[str, Any]
+    length: int
+    loss: str
+    left_out: tuple[str, ...] = ()
+    objection: str = ""
+
+    def loss_of(self, model: Any, inputs: Mapping[str, Any]) -> Any:
+        return batch_loss(model, Batch(dict(inputs), [], self.loss))
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {
+            name: tuple(value.shape) for name, value in self.inputs.items() if hasattr(value, "shape")
+        }
+
+
+def planned_batch(model: Any, size: int, length: int, dtype: str) -> PlannedBatch:
+    """A batch of ``size`` samples of ``length`` tokens that this model on meta accepts.
+
+    ``model``: in float32; it is cast to ``dtype``.
+
+    Raises:
+        BatchError: it objects to every draft; the reason is the last objection.
+    """
+    parameters = forward_parameters(model)
+    reason = f"{type(model).__name__}.forward takes no input that is known"
+    choices = modality_choices(parameters, "auto")
+    with fused_attention(), running_on_meta(KnownValues()):
+        for modalities in choices:
+            draft = _Draft(
+                model, parameters, Settings(getattr(model, "config", None)), size, length, 0,
+                modalities,
+            )  # fmt: skip
+            draft.prepare()
+            draft.cast_to = dtype
+            try:
+                batch = _settle(draft, min(length, places(model, draft.settings) or length))
+            except (BatchError, UnknownValue) as error:
+                reason = str(error) if modalities is choices[0] else reason
+                continue
+            left = tuple(sorted(choices[0] - modalities))
+            return replace(batch, left_out=left, objection=reason if left else "")
+    raise BatchError(reason)
+
+
+def places(model: Any, settings: Settings) -> int:
+    """Tokens for which the model has learnt positions; 0 where it computes them for any length."""
+    from torch import nn
+
+    said = settings.number(
+        "max_position_embeddings", "n_positions", "max_target_positions", "max_sequence_length"
+    )
+    rows = (one.num_embeddings for one in model.modules() if isinstance(one, nn.Embedding))
+    # A few rows more are for padding and offsets.
+    return said if said and any(0 <= count - said <= 4 for count in rows) else 0
+
+
+class _Draft(Draft):
+    """The sizes of the model itself, where a tiny one would do with less."""
+
+    cast_to = "float32"
+
+    def prepare(self) -> None:
+        super().prepare()
+        own = self.settings.number(
+            "image_size", "img_size", "input_size", within=r"vision|image|visual|backbone|^$"
+        )
+        if 0 < own <= LARGEST_PICTURE:
+            self.image_size = own
+
+    def make(self) -> dict[str, Any]:
+        import torch
+
+        wanted = getattr(torch, self.cast_to)
+        return {
+            name: value.to(wanted) if hasattr(value, "dtype") and value.is_floating_point() else value
+            for name, value in super().make().items()
+        }
+
+    def grid(self) -> tuple[int, int, int]:
+        frames, side, _ = super().grid()
+        merge = self.settings.number("spatial_merge_size", "merge_size", default=1)
+        side = max(side, GRID_SIDE // merge * merge)
+        return frames, side, side
+
+
+def _settle(draft: _Draft, length: int) -> PlannedBatch:
+    import torch
+
+    draft.model.float()
+    draft.seq_len = length
+    count_features(draft)
+    draft.model.to(getattr(torch, draft.cast_to))
+    inputs, outputs = _accepted(draft)
+    ids = inputs.get("input_ids")
+    if ids is not None and ids.shape[1] != length:
+        draft.seq_len = max(LEAST_TEXT, draft.seq_len + length - int(ids.shape[1]))
+        inputs, outputs = _accepted(draft)
+        ids = inputs.get("input_ids")
+    tokens = 0 if ids is None else int(ids.shape[1])
+    for kind, more in candidates(draft, inputs, outputs):
+        for stretched in _stretched(more, inputs, length):
+            full = {k: v for k, v in {**inputs, **stretched}.items() if v is not None}
+            try:
+                loss = _loss_of(_forward(draft.model, full))
+            except Exception as error:  # noqa: BLE001 - not the kind of label for this head
+                draft.notes.append(one_line(error))
+                continue
+            if loss is not None:
+                return PlannedBatch(full, tokens, kind)
+    return PlannedBatch(inputs, tokens, "surrogate")
+
+
+def _accepted(draft: _Draft) -> tuple[dict[str, Any], Any]:
+    """Inputs that the forward takes, and what it answers."""
+    last = ""
+    for _ in range(ATTEMPTS):
+        inputs = draft.make()
+        if not inputs:
+            raise BatchError(f"{type(draft.model).__name__}.forward: no argument could be made")
+        try:
+            return inputs, _forward(draft.model, inputs)
+        except UnknownValue:
+            raise
+        except Exception as error:  # noqa: BLE001 - the objection is what we work with
+            last = one_line(error)
+            if not answer(draft, inputs, error):
+                break
+    raise BatchError(last)
+
+
+def _stretched(
+    more: dict[str, Any], inputs: dict[str, Any], length: int
+) -> list[dict[str, Any]]:
+    """Targets of a decoder as long as the input; shorter where it has no places for so many."""
+    labels, ids = more.get("labels"), inputs.get("input_ids")
+    own = labels is not None and labels.dim() == 2 and not labels.is_floating_point()
+    if not own or (ids is not None and tuple(labels.shape) == tuple(ids.shape)):
+        return [more]
+    short = int(labels.shape[1])
+    result = []
+    for count in dict.fromkeys((max(length, short), short)):
+        longer = {**more, "labels": _repeated(labels, count)}
+        start = inputs.get("decoder_input_ids")
+        if start is not None and "decoder_input_ids" not in more and start.shape == labels.shape:
+            longer["decoder_input_ids"] = _repeated(start, count)
+        result.append(longer)
+    return result
+
+
+def _repeated(ids: Any, count: int) -> Any:
+    import torch
+
+    return torch.cat([ids] * -(-count // ids.shape[1]), 1)[:, :count]

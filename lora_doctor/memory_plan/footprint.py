@@ -1,0 +1,224 @@
+"""One recipe on the meta device: what its weights, adapters, optimizer and one step take.
+
+The real classes do it: transformers builds, bitsandbytes quantizes, PEFT prepares and wraps, the
+forward and the backward run, all on tensors without memory whose sizes are counted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from lora_doctor.evidence import prepare
+from lora_doctor.evidence.skeleton import Skeleton
+from lora_doctor.memory_plan.attention import fused_attention
+from lora_doctor.memory_plan.known_values import KnownValues, running_on_meta
+from lora_doctor.memory_plan.live import LiveBytes
+from lora_doctor.memory_plan.quantized import constants, quantize
+from lora_doctor.recipe import Recipe
+
+
+@dataclass
+class Sizes:
+    """Numbers of elements by dtype, and their bytes."""
+
+    by_dtype: dict[str, int] = field(default_factory=dict)
+    bytes: int = 0
+
+    def add(self, tensor: Any, times: int) -> None:
+        name = str(tensor.dtype).removeprefix("torch.")
+        self.by_dtype[name] = self.by_dtype.get(name, 0) + int(tensor.numel()) * times
+        self.bytes += int(tensor.numel()) * tensor.element_size() * times
+
+    def words(self, unit: str = "") -> str:
+        """Such as ``6,607,077,376 bfloat16 × 2``."""
+        return " + ".join(
+            f"{count:,} {name}{unit} × {_width(name):g}" for name, count in self.by_dtype.items()
+        )
+
+
+@dataclass
+class Step:
+    """Bytes of one forward and backward beside the weights.
+
+    ``kept``: alive when the output head is reached, what the backward needs. ``peak``: most that
+    was alive at once. ``spread``: tokens were spread evenly over experts.
+    """
+
+    kept: int
+    peak: int
+    spread: bool
+
+
+class Subject:
+    """A recipe's model on the meta device, ready for a training step.
+
+    Args:
+        bones: the base model without numbers.
+        recipe: open keys filled.
+        quantization: as the checkpoint or the recipe asks, or ``None``.
+        dtype: of the weights that are not quantized.
+    """
+
+    def __init__(
+        self,
+        bones: Skeleton,
+        recipe: Recipe,
+        quantization: Literal["4bit", "8bit"] | None,
+        dtype: str,
+    ) -> None:
+        import copy
+
+        import torch
+
+        self.bones = bones
+        self.dtype = getattr(torch, dtype)
+        self.model = copy.deepcopy(bones.model).to(self.dtype)
+        self.recipe = recipe
+        thinned = {path.rpartition(".")[0] for path in bones.repeats}
+        self._layers = {
+            path: module
+            for path, module in self.model.named_modules()
+            if path.rpartition(".")[0] in thinned
+        }
+        if quantization is not None:
+            self.model = quantize(self.model, recipe, quantization)
+            self.model = prepare.for_kbit_training(self.model, recipe)
+        wrap = prepare.wrapper(self.model, recipe, loaded=True)
+        if wrap is not None:
+            with torch.device("meta"):
+                self.model = wrap(self.model)
+        self.model.train()
+        prepare.set_up(self.model, recipe)
+
+    @property
+    def base(self) -> Any:
+        wrapped = hasattr(self.model, "get_base_model")
+        return self.model.get_base_model() if wrapped else self.model
+
+    def parameters(self) -> Iterator[tuple[Any, int]]:
+        """Each parameter and buffer once, with the number of such in the full model."""
+        seen: set[int] = set()
+        for tensors in (self.base.named_parameters(), self.base.named_buffers()):
+            for path, tensor in tensors:
+                if id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    yield tensor, self.bones.times(path)
+        for _, tensor in self.model.named_parameters():  # prompts stand outside the base
+            if id(tensor) not in seen:
+                seen.add(id(tensor))
+                yield tensor, 1
+
+    def trainable(self) -> list[tuple[Any, int]]:
+        return [(one, times) for one, times in self.parameters() if one.requires_grad]
+
+    def weights(self) -> dict[str, Sizes]:
+        """``plain``, ``quantized``, ``constants`` and ``adapters``: whatever is trained."""
+        sizes = {name: Sizes() for name in ("plain", "quantized", "constants", "adapters")}
+        packed: set[int] = set()
+        for path, module in self.base.named_modules():
+            if not type(module).__module__.startswith("bitsandbytes"):
+                continue
+            times = self.bones.times(path)
+            packed.add(id(module.weight))
+            sizes["quantized"].add(module.weight, times)
+            for one in constants(module):
+                sizes["constants"].add(one, times)
+        for tensor, times in self.parameters():
+            if id(tensor) not in packed:
+                sizes["adapters" if tensor.requires_grad else "plain"].add(tensor, times)
+        return sizes
+
+    def step(self, inputs: Mapping[str, Any], loss_of: Callable[[Any, Any], Any]) -> Step:
+        """Run a forward and a backward on these CPU inputs, moved to meta.
+
+        Raises:
+            UnknownValue: the code asks for a number that hangs on weights.
+            Exception: whatever else the model raises.
+        """
+        values = KnownValues()
+        existing = [*self.model.parameters(), *self.model.buffers()]
+        for module in self.base.modules():
+            if type(module).__module__.startswith("bitsandbytes"):
+                existing += constants(module)
+        live = LiveBytes("meta", existing)
+        head: list[int] = []
+        handles = list(self._watch_layers(live))
+        output = self._output_embeddings()
+        if output is not None:
+            handles.append(output.register_forward_pre_hook(lambda *_: head.append(live.now())))
+        # Gradients of the adapters are counted by themselves.
+        for one, _ in self.trainable():
+            handles.append(one.register_post_accumulate_grad_hook(_drop_gradient))
+        try:
+            with quiet(), fused_attention(), live.watching(), running_on_meta(values):
+                given = {name: self._moved(one, values) for name, one in inputs.items()}
+                loss = loss_of(self.model, given)
+                gc.collect()
+                live.forward_is_over()
+                end = live.now()
+                loss.backward()
+                del loss, given
+        finally:
+            for handle in handles:
+                handle.remove()
+        at = head[0] if head else end
+        return Step(live.alive_at(at), live.peak(), values.spread)
+
+    def _moved(self, value: Any, values: KnownValues) -> Any:
+        if not hasattr(value, "untyped_storage"):
+            return value
+        return values.to_meta(value.to(self.dtype) if value.is_floating_point() else value)
+
+    def _watch_layers(self, live: LiveBytes) -> Iterator[Any]:
+        for path, module in self._layers.items():
+            yield from _watch(module, live, self.bones.times(path))
+
+    def _output_embeddings(self) -> Any:
+        get = getattr(self.base, "get_output_embeddings", None)
+        try:
+            return get() if get is not None else None
+        except (AttributeError, NotImplementedError):
+            return None  # a head that the class does not tell is counted with the activations
+
+
+def _watch(module: Any, live: LiveBytes, stands_for: int) -> tuple[Any, Any]:
+    entered: list[tuple[int, int]] = []
+
+    def enter(_: Any, args: Any, kwargs: Any) -> None:
+        entered.append(live.enter((args, kwargs), stands_for))
+
+    def leave(_: Any, args: Any, output: Any) -> None:
+        live.leave((output,), entered.pop())
+
+    before = module.register_forward_pre_hook(enter, with_kwargs=True)
+    return before, module.register_forward_hook(leave)
+
+
+def _drop_gradient(parameter: Any) -> None:
+    parameter.grad = None
+
+
+def _width(dtype: str) -> float:
+    import torch
+
+    return float(torch.empty(0, dtype=getattr(torch, dtype)).element_size())
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the warnings of a training step that is none."""
+    import logging
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        previous = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(previous)

@@ -1,0 +1,161 @@
+"""How many bytes of tensors are alive while a block of code runs, and at most.
+
+Every operation is seen below autograd, so what autograd keeps for the backward, temporaries and
+gradients are all counted; a storage is counted once however many tensors look at it, and given
+back when the last of them is gone. This is what an allocator would be asked for, on a device that
+has no memory at all (``meta``) as on the CPU.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Handler = Callable[[Any, tuple[Any, ...], Mapping[str, Any]], Any]
+
+
+def intercepted(handler: Handler) -> Any:
+    """A context in which ``handler(operation, args, kwargs)`` answers every torch operation."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Mode(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+        ) -> Any:
+            return handler(func, args, kwargs or {})
+
+    return Mode()
+
+
+@dataclass
+class _Storage:
+    """``born`` and ``died``: numbers of the moments. ``stands_for``: how many like it the full
+    model would have made, where this one has fewer layers."""
+
+    size: int
+    born: int
+    stands_for: int
+    died: int | None = None
+
+
+class LiveBytes:
+    """Records the storages that are made on ``device`` inside ``with live.watching():``.
+
+    What existed before is not counted. A layer that stands for several (:meth:`enter`,
+    :meth:`leave`) counts so often for what it keeps until the end of the forward
+    (:meth:`forward_is_over`), not for what is gone by then.
+    """
+
+    def __init__(self, device: str, existing: Iterable[Any] = ()) -> None:
+        self.device = device
+        self._stands_for = 1
+        self._moment = 0
+        self._over: int | None = None
+        self._log: list[_Storage] = []
+        self._held: dict[int, tuple[Any, _Storage]] = {}
+        self._inputs: set[int] = set()
+        for tensor in existing:
+            self._add(tensor, counts=False)
+
+    def watching(self) -> Any:
+        return intercepted(self._run)
+
+    def now(self) -> int:
+        """The number of this moment, for :meth:`alive_at`."""
+        return self._moment
+
+    def forward_is_over(self) -> None:
+        self._over = self._moment
+
+    def enter(self, layer_inputs: Iterable[Any], stands_for: int) -> tuple[int, int]:
+        """A layer starts that stands for several; returns what :meth:`leave` wants.
+
+        An input that no layer before has got (hidden states, not the mask) is one such input for
+        each of them.
+        """
+        token = (self._stands_for, self._moment)
+        self._stands_for = stands_for
+        for one in self._storages(layer_inputs):
+            if id(one) not in self._inputs and self._over is None:
+                self._inputs.add(id(one))
+                one.stands_for = stands_for
+        return token
+
+    def leave(self, layer_outputs: Iterable[Any], token: tuple[int, int]) -> None:
+        """It ends; its output is one, until another layer takes it as input."""
+        self._stands_for, since = token
+        for one in self._storages(layer_outputs):
+            if one.born > since and self._over is None:
+                one.stands_for = self._stands_for
+
+    def alive_at(self, moment: int) -> int:
+        """Bytes alive at this moment."""
+        return sum(
+            self._weight(one)
+            for one in self._log
+            if one.born <= moment and (one.died is None or one.died > moment)
+        )
+
+    def peak(self) -> int:
+        """Most bytes that were alive at once."""
+        changes: dict[int, int] = {}
+        for one in self._log:
+            weight = self._weight(one)
+            changes[one.born] = changes.get(one.born, 0) + weight
+            if one.died is not None:
+                changes[one.died] = changes.get(one.died, 0) - weight
+        live = most = 0
+        for moment in sorted(changes):
+            live += changes[moment]
+            most = max(most, live)
+        return most
+
+    def _weight(self, one: _Storage) -> int:
+        over = self._over
+        kept = over is not None and one.born <= over and (one.died is None or one.died > over)
+        return one.size * one.stands_for if kept else one.size
+
+    def _run(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        result = func(*args, **kwargs)
+        if isinstance(result, (tuple, list)):
+            for value in result:
+                self._see(value)
+        else:
+            self._see(result)
+        return result
+
+    def _see(self, value: Any) -> None:
+        if hasattr(value, "untyped_storage") and value.device.type == self.device:
+            self._add(value)
+
+    def _storages(self, values: Iterable[Any]) -> Iterator[_Storage]:
+        from torch.utils._pytree import tree_flatten
+
+        for value in tree_flatten(values)[0]:
+            held = self._held.get(_key(value)) if hasattr(value, "untyped_storage") else None
+            if held is not None:
+                yield held[1]
+
+    def _add(self, tensor: Any, counts: bool = True) -> None:
+        storage = tensor.untyped_storage()
+        key = _key(tensor)
+        if key in self._held:
+            return
+        self._moment += 1
+        one = _Storage(storage.nbytes(), self._moment, self._stands_for)
+        if counts:
+            self._log.append(one)
+
+        def gone(_: Any) -> None:
+            self._moment += 1
+            one.died = self._moment
+            self._held.pop(key, None)
+
+        self._held[key] = (weakref.ref(storage, gone), one)
+
+
+def _key(tensor: Any) -> int:
+    """The address of a tensor's storage, its own as long as it lives."""
+    return int(tensor.untyped_storage()._cdata)
