@@ -35,6 +35,9 @@ def check(
     device: str = "auto",
     steps: int = 3,
     batches: Sequence[Mapping[str, Any]] | None = None,
+    optimizer: Any = None,
+    scheduler: Any = None,
+    planned_steps: int | None = None,
     progress: Callable[[str], None] | None = None,
     only_nets: bool = False,
     worker: Worker | None = None,
@@ -50,6 +53,11 @@ def check(
         select, ignore: rule codes or prefixes of codes.
         rules: folders with rule files of your own.
         batches: forward arguments to run a loaded module with (name to tensor).
+        optimizer: of a loaded module, to find what it will not update: a torch optimizer, its
+            parameter groups (``[{"params": [...], "lr": 1e-4}, ...]``), or one of these for each
+            phase of training, as a list or as ``{"phase": groups}``. Only looked at.
+        scheduler: the learning rate scheduler of that optimizer; a copy of it is run for
+            ``planned_steps``, the number of optimizer steps of the whole run.
         progress: called with a short text on what is going on.
         only_nets: run the training contract and report its failure, without the other rules.
         worker: a running child process to use again, which saves its imports; it stays open.
@@ -66,7 +74,7 @@ def check(
     with open_case(
         model, recipe, depth=depth, revision=revision, trust_remote_code=trust_remote_code,
         limits=limits, device=device, steps=steps, batches=batches, progress=progress,
-        worker=worker,
+        worker=worker, optimizer=optimizer, scheduler=scheduler, planned_steps=planned_steps,
     ) as case:  # fmt: skip
         return engine.diagnose(case, found, selection)
 
@@ -117,6 +125,9 @@ def open_case(
     device: str = "auto",
     steps: int = 3,
     batches: Sequence[Mapping[str, Any]] | None = None,
+    optimizer: Any = None,
+    scheduler: Any = None,
+    planned_steps: int | None = None,
     progress: Callable[[str], None] | None = None,
     worker: Worker | None = None,
 ) -> Iterator[Case]:
@@ -132,7 +143,12 @@ def open_case(
     source = parse_model(model, revision=revision, trust_remote_code=trust_remote_code)
     if depth == "full" and source.kind in ("arch", "factory"):
         raise InputError(f"MODEL {source}: has no weights to load; --depth tiny runs without any")
-    settings = Settings(depth, device, steps, limits, tuple(batches) if batches else None)
+    if optimizer is not None or scheduler is not None or planned_steps is not None:
+        _check_optimizer(source, optimizer, scheduler, planned_steps)
+    settings = Settings(
+        depth, device, steps, limits, tuple(batches) if batches else None,
+        optimizer=optimizer, scheduler=scheduler, planned_steps=planned_steps,
+    )  # fmt: skip
     on_gpu = device in ("cuda", "mps") or (device == "auto" and depth == "full")
     # Matrices of a tiny model are so small that a second thread only costs.
     threads = None if depth == "full" else 1
@@ -154,6 +170,18 @@ def _fetch(source: ModelSource, seconds: float, progress: Callable[[str], None])
     return source.fetched(
         fetch_small_files(source.name, revision=source.revision, time_limit=seconds)
     )
+
+
+def _check_optimizer(
+    source: ModelSource, optimizer: Any, scheduler: Any, planned_steps: int | None
+) -> None:
+    from lora_doctor.evidence.optimizer import check_arguments
+
+    if source.kind != "module":
+        raise InputError(
+            f"optimizer: holds tensors of one model in memory; give that model, not {source}"
+        )
+    check_arguments(optimizer, scheduler, planned_steps)
 
 
 def _rules(folders: Sequence[str | os.PathLike[str]]) -> list[type[Rule]]:

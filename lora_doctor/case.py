@@ -25,6 +25,7 @@ from lora_doctor.verification import Failure, Verification
 
 if TYPE_CHECKING:
     from lora_doctor.evidence.environment import Environment
+    from lora_doctor.evidence.optimizer import OptimizerState
     from lora_doctor.evidence.remote_code import RemoteCode
     from lora_doctor.evidence.static import StaticEvidence
 
@@ -52,6 +53,10 @@ class Settings:
     steps: int = 3
     limits: Limits = Limits()
     batches: tuple[Mapping[str, Any], ...] | None = None
+    #: Of a loaded module: see ``evidence.optimizer.read_optimizer``.
+    optimizer: Any = None
+    scheduler: Any = None
+    planned_steps: int | None = None
 
 
 class Case:
@@ -139,6 +144,28 @@ class Case:
     def structure(self) -> Structure:
         """The class that would be loaded, at full size on the meta device, adapters injected."""
         return self._once("structure", self._gather_structure)
+
+    @cached_property
+    def optimizer(self) -> OptimizerState:
+        """What the user's optimizer holds of a loaded module; raises without an optimizer."""
+
+        def read() -> OptimizerState:
+            from lora_doctor.evidence.optimizer import read_optimizer
+
+            given = self.settings
+            if given.optimizer is None:
+                raise EvidenceError(
+                    "no optimizer was given: lora_doctor.check(model, optimizer=optimizer)"
+                )
+            return self._timed(
+                "optimizer",
+                "the optimizer's groups, a scheduler on a copy",
+                lambda: read_optimizer(
+                    self.source.module, given.optimizer, given.scheduler, given.planned_steps
+                ),
+            )
+
+        return self._once("optimizer", read)
 
     @cached_property
     def tiny(self) -> Verification:

@@ -52,7 +52,9 @@ class Example:
 
     ``broken`` must be found and, where the rule has a fix that is not manual, must train after
     it. ``healthy`` must stay silent. ``requires`` names versions, such as
-    ``{"transformers": ">=4.50"}``; elsewhere the example does not occur.
+    ``{"transformers": ">=4.50"}``; elsewhere the example does not occur. ``loaded``: ``model``
+    names a factory that returns a module and options of :func:`lora_doctor.check`; the module is
+    handed over in memory, as in a training script.
     """
 
     kind: Literal["broken", "healthy"]
@@ -61,6 +63,7 @@ class Example:
     requires: Mapping[str, str] = field(default_factory=dict)
     depth: Depth = "tiny"
     why: str = ""
+    loaded: bool = False
 
 
 class Rule(ABC):

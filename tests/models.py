@@ -303,3 +303,73 @@ def lora_and_loha_mixed() -> Any:
     model.add_adapter("second", peft.LoHaConfig(r=4, target_modules=["o_proj"]))
     model.set_adapter(["default", "second"])
     return model
+
+
+def optimizer_before_adapters() -> tuple[Any, dict[str, Any]]:
+    """LoRA put on after the optimizer had been made."""
+    import peft
+    import torch
+
+    base = _tiny_llama()
+    optimizer = torch.optim.AdamW(base.parameters(), lr=1e-3)
+    return peft.get_peft_model(base, _lora("q_proj", "v_proj")), {"optimizer": optimizer}
+
+
+def llama_with_detector() -> Any:
+    """LoRA inside a model of the user's own, with a head of its own beside it."""
+    import peft
+    import torch
+    from torch import nn
+
+    class Detector(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            base = _tiny_llama()
+            self.base_model = peft.get_peft_model(base, _lora("q_proj", "v_proj"))
+            self.detection_head = nn.Linear(base.config.hidden_size, 4)
+
+        def forward(self, input_ids: Any, labels: Any = None) -> Any:
+            out = self.base_model(input_ids=input_ids, labels=labels, output_hidden_states=True)
+            boxes = self.detection_head(out.hidden_states[-1][:, -1]).sigmoid()
+            loss = None if out.loss is None else out.loss + boxes.square().mean()
+            return {"loss": loss, "logits": out.logits, "boxes": boxes}
+
+    torch.manual_seed(0)
+    return Detector()
+
+
+def phase_groups(model: Any, adapter_rate: float, *, always: bool = True) -> list[dict[str, Any]]:
+    """Parameter groups of :func:`llama_with_detector` by name, as a trainer of the user's makes
+    them. ``always``: also while the adapters' learning rate is 0."""
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    adapters = [p for name, p in trained if "lora_" in name]
+    head = [p for name, p in trained if "lora_" not in name]
+    groups = [{"params": head, "lr": 1e-4, "name": "head"}]
+    if adapter_rate > 0 or always:
+        groups.append({"params": adapters, "lr": adapter_rate, "name": "adapters"})
+    return groups
+
+
+def optimizer_without_adapters_in_any_phase() -> tuple[Any, dict[str, Any]]:
+    """The optimizer is made in the first phase, in which the adapters rest, and never again."""
+    import torch
+
+    model = llama_with_detector()
+    return model, {"optimizer": torch.optim.AdamW(phase_groups(model, 0.0, always=False))}
+
+
+def optimizer_in_phases() -> tuple[Any, dict[str, Any]]:
+    """The report's schedule: the head alone, then both."""
+    model = llama_with_detector()
+    phases = {"head alone": phase_groups(model, 0.0), "both": phase_groups(model, 1e-5)}
+    return model, {"optimizer": phases}
+
+
+def optimizer_with_warm_up() -> tuple[Any, dict[str, Any]]:
+    """A scheduler under which every learning rate is 0 at the first step."""
+    import torch
+
+    model = llama_with_detector()
+    optimizer = torch.optim.AdamW(phase_groups(model, 1e-5))
+    warm_up = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, step / 10))
+    return model, {"optimizer": optimizer, "scheduler": warm_up, "planned_steps": 100}

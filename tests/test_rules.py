@@ -5,7 +5,9 @@ A new rule is picked up by its place; nothing here names one.
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
+from typing import Any
 
 import pytest
 
@@ -37,6 +39,15 @@ def examples(kind: str) -> list[object]:
     ]
 
 
+def what_is_checked(example: Example) -> tuple[Any, dict[str, Any]]:
+    """The model argument of an example and further options."""
+    if not example.loaded:
+        return example.model, {}
+    module, _, name = example.model.partition(":")
+    model, options = getattr(importlib.import_module(module), name)()
+    return model, options
+
+
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.code)
 def test_a_rule_is_documented_and_carries_both_kinds_of_example(rule: type[Rule]) -> None:
     """The docstring is the documentation that `explain` prints, so its headings are fixed."""
@@ -51,9 +62,11 @@ def test_a_rule_is_documented_and_carries_both_kinds_of_example(rule: type[Rule]
 def test_broken_is_found_and_trains_after_its_fix(
     rule: type[Rule], example: Example, worker: Worker
 ) -> None:
+    model, options = what_is_checked(example)
     diagnosis = lora_doctor.fix(
-        example.model, dict(example.recipe), depth=example.depth, unsafe_fixes=True, worker=worker
-    )
+        model, dict(example.recipe) or None, depth=example.depth, unsafe_fixes=True, worker=worker,
+        **options,
+    )  # fmt: skip
     found = [finding for finding in diagnosis.findings if finding.rule == rule.code]
     assert found, (
         f"{rule.code} is silent; found {[f.rule for f in diagnosis.findings]}, "
@@ -73,8 +86,9 @@ def test_broken_is_found_and_trains_after_its_fix(
 @pytest.mark.slow
 @pytest.mark.parametrize(("rule", "example"), examples("healthy"))
 def test_healthy_is_silent(rule: type[Rule], example: Example, worker: Worker) -> None:
+    model, options = what_is_checked(example)
     diagnosis = lora_doctor.check(
-        example.model, dict(example.recipe), depth=example.depth, worker=worker
+        model, dict(example.recipe) or None, depth=example.depth, worker=worker, **options
     )
     assert not [finding for finding in diagnosis.findings if finding.rule == rule.code]
     assert rule.code in diagnosis.passed, [vars(item) for item in diagnosis.skipped]
