@@ -255,7 +255,11 @@ class Contract:
         for batch in self.batches:
             seed_everything(0)
             try:
-                with self.ledger.guard("forward", model) as locator, self.precision.forward():
+                with (
+                    self.ledger.guard("forward", model) as locator,
+                    self.precision.forward(),
+                    self.observing.training_forward(model),
+                ):
                     loss = loss_of(self.model, batch)
             except Stop:
                 self._blame_base(batch)

@@ -103,6 +103,22 @@ class ConnectionReading:
 
 
 @dataclass(frozen=True)
+class AttentionReading:
+    """What speaks against the attention implementation that a model runs with.
+
+    ``implementation``: its name. ``path``: the module whose code says so, or calls it. ``said``: a
+    warning of the model's own code in its training forward. ``dropped``: an argument that the
+    model hands to its attention function, that its own ``eager`` function takes and this
+    implementation's does not, such as ``softcap=50``.
+    """
+
+    implementation: str
+    path: str
+    said: str = ""
+    dropped: str = ""
+
+
+@dataclass(frozen=True)
 class Observations:
     """All readings of one run.
 
@@ -116,6 +132,7 @@ class Observations:
     activations: tuple[ActivationReading, ...] = ()
     updates: tuple[UpdateReading, ...] = ()
     connections: tuple[ConnectionReading, ...] = ()
+    attention: tuple[AttentionReading, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -137,6 +154,7 @@ _NESTED: Mapping[str, type] = {
     "activations": ActivationReading,
     "updates": UpdateReading,
     "connections": ConnectionReading,
+    "attention": AttentionReading,
 }
 
 

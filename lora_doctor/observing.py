@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -49,6 +49,10 @@ class Observer(ABC):
     def watch(self, model: Any) -> Iterable[Any]:
         """Set hooks for the base model's forwards (eval mode, no gradients, adapters off, each
         batch once); returns their handles, which are removed afterwards."""
+        return ()
+
+    def watch_training(self, model: Any) -> Iterable[Any]:
+        """The same for the first training forward of each batch, adapters on, with gradients."""
         return ()
 
     def attached(self, model: Any, layers: list[AdapterLayer]) -> None:
@@ -95,16 +99,23 @@ class Observing:
         self._observers = _observers(setting)
         self._stepped = False
 
-    @contextmanager
-    def forwards(self, model: Any) -> Iterator[None]:
+    def forwards(self, model: Any) -> AbstractContextManager[None]:
         """Watch the forwards of the base model in the block."""
+        return self._watching(lambda observer: observer.watch(model))
+
+    def training_forward(self, model: Any) -> AbstractContextManager[None]:
+        """Watch the training forward in the block."""
+        return self._watching(lambda observer: observer.watch_training(model))
+
+    @contextmanager
+    def _watching(self, watch: Callable[[Observer], Iterable[Any]]) -> Iterator[None]:
         handles: list[Any] = []
         for observer in self._observers:
-            handles += observer.safely(partial(_watch, observer, model)) or ()
+            observer.safely(partial(_collect, handles, watch, observer))
         try:
             yield
         finally:
-            for handle in handles:
+            for handle in reversed(handles):
                 handle.remove()
 
     def attached(self, model: Any, layers: list[AdapterLayer]) -> None:
@@ -134,12 +145,17 @@ class Observing:
         return Observations(weights=weights, notes=notes, **readings)
 
 
-def _watch(observer: Observer, model: Any) -> list[Any]:
-    return list(observer.watch(model))
+def _collect(
+    handles: list[Any], watch: Callable[[Observer], Iterable[Any]], observer: Observer
+) -> None:
+    """Each handle is kept as soon as it is there: a later one may fail to be made."""
+    for handle in watch(observer):
+        handles.append(handle)
 
 
 def _observers(setting: Setting) -> list[Observer]:
+    from lora_doctor.observers.attention import Attention
     from lora_doctor.observers.connections import Connections
     from lora_doctor.observers.norms import Norms
 
-    return [Norms(setting), Connections(setting)]
+    return [Norms(setting), Connections(setting), Attention(setting)]

@@ -12,13 +12,15 @@ from typing import Any
 
 import pytest
 
+import lora_doctor
 from lora_doctor.isolation import Worker
 from tests import models, scenario
 
 pytestmark = pytest.mark.slow
 
-LISA = "ModifiedLISA"
-LORA = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.1, "target_modules": ["q_proj", "v_proj"]}
+GEMMA, LISA = "Gemma 3 in SALMONN", "ModifiedLISA"
+TARGETS = {"target_modules": ["q_proj", "v_proj"]}
+LORA = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.1, **TARGETS}
 
 
 def before(package: str, version: str) -> bool:
@@ -84,3 +86,106 @@ def test_a_wrapped_model_that_was_halved(worker: Worker) -> None:
         plainly=one_step_with_a_scaler(models.halved_after_wrapping),
         by_hand=(models.halved_and_cast_back(), None),
     )  # fmt: skip
+
+
+# --- attention that the model's own code speaks against -----------------------------------------
+
+
+def has_architecture(name: str) -> bool:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    return name in CONFIG_MAPPING_NAMES
+
+
+def gemma(model_type: str, **options: Any) -> Any:
+    """A small one of the library's; ``options`` go to ``from_config``."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(
+        model_type, vocab_size=68, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, max_position_embeddings=64,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config, **options)
+
+
+def warned_in_training(model_type: str) -> None:
+    """Raises with the warning that transformers logs in a training forward, if it logs one."""
+    import logging
+
+    import torch
+
+    heard: list[str] = []
+
+    class Ear(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            heard.append(record.getMessage())
+
+    ear, logger = Ear(), logging.getLogger("transformers")
+    logger.addHandler(ear)
+    try:
+        ids = torch.randint(3, 60, (1, 6))
+        gemma(model_type).train()(input_ids=ids, labels=ids)
+    finally:
+        logger.removeHandler(ear)
+    advice = [text for text in heard if "eager" in text]
+    if advice:
+        raise UserWarning(advice[0])
+
+
+def test_attention_that_gemma_3_advises_against(worker: Worker) -> None:
+    row = (GEMMA, "sdpa attention, which Gemma 3's own code advises against", "LD403")
+    if not has_architecture("gemma3_text"):
+        scenario.not_here(*row, "no Gemma 3 in this transformers")
+    scenario.prove(
+        *row, "arch:gemma3_text", TARGETS, worker=worker,
+        occurs=before("transformers", "4.57"), plainly=lambda: warned_in_training("gemma3_text"),
+    )  # fmt: skip
+
+
+def test_attention_without_the_cap_of_its_scores(worker: Worker) -> None:
+    """4.57 says nothing: with scores as large as a trained model's, the outputs differ all the
+    same from those with ``eager``."""
+    row = (GEMMA, "attention that drops the cap of Gemma 2's scores", "LD403")
+    if not has_architecture("gemma2"):
+        scenario.not_here(*row, "no Gemma 2 in this transformers")
+    occurs = before("transformers", "5")
+    assert (difference_to_eager("gemma2") > 1e-3) is occurs
+    scenario.prove(
+        *row, "arch:gemma2", TARGETS, worker=worker, occurs=occurs, silently=True
+    )  # fmt: skip
+
+
+def difference_to_eager(model_type: str) -> float:
+    """Largest difference of the logits between transformers' own choice and ``eager``, with
+    scores of attention that are large, relative to the largest logit."""
+    import torch
+
+    answers = []
+    eager = gemma(model_type, attn_implementation="eager")
+    for model in (gemma(model_type).eval(), eager.eval()):
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                if "q_proj" in name or "k_proj" in name:
+                    weight.mul_(40.0)
+            answers.append(model(input_ids=torch.arange(3, 35).view(1, 32)).logits)
+    return float((answers[0] - answers[1]).abs().max() / answers[1].abs().max())
+
+
+def test_a_loaded_model_is_to_be_loaded_anew() -> None:
+    """No edit of a recipe reaches a model in memory, so the fix is words; nothing stays patched."""
+    import logging
+
+    import torch
+
+    if not (has_architecture("gemma2") and before("transformers", "5")):
+        pytest.skip("no Gemma 2 that runs with sdpa")
+    methods = (logging.Logger.warning, getattr(logging.Logger, "warning_once"))  # noqa: B009
+    diagnosis = lora_doctor.check(gemma("gemma2"), TARGETS, select=("LD403",))
+    assert methods == (logging.Logger.warning, getattr(logging.Logger, "warning_once"))  # noqa: B009
+    (finding,) = diagnosis.findings
+    assert [fix.safety for fix in finding.fixes] == ["manual"]
+    eager = gemma("gemma2", attn_implementation="eager")
+    assert not lora_doctor.check(eager, TARGETS, select=("LD403",)).findings
+    assert torch.is_grad_enabled()
