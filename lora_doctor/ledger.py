@@ -53,13 +53,16 @@ class Ledger:
         self._checks[name] = Check(name, status, value, expected, why)
 
     @contextmanager
-    def guard(self, name: str, model: Any = None) -> Iterator[Locator | None]:
+    def guard(
+        self, name: str, model: Any = None, *, look: bool = False
+    ) -> Iterator[Locator | None]:
         """An exception in the block fails the check ``name`` and stops the contract.
 
-        With ``model`` the module that was running is found. Running out of main memory is passed
+        With ``model`` the module that was running is found; with ``look`` also the first one
+        whose output was not finite. Running out of main memory is passed
         on: that is for the one who set the limit.
         """
-        locator = Locator(model) if model is not None else None
+        locator = Locator(model, look=look) if model is not None else None
         try:
             if locator is None:
                 yield None

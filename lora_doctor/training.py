@@ -6,7 +6,9 @@ import time
 from typing import Any
 
 from lora_doctor import adapters as found
-from lora_doctor.evidence.locator import clean_path, first_bad_gradient
+from lora_doctor.copying import random_state
+from lora_doctor.evidence.backward import BackwardLocator
+from lora_doctor.evidence.locator import Locator, NonFinite, clean_path, first_bad_gradient
 from lora_doctor.ledger import Ledger, Stop
 from lora_doctor.measure import changed, frozen_sums, is_finite, kind_of, loss_of, measured_loss
 from lora_doctor.observing import Observing
@@ -108,6 +110,7 @@ class Training:
         for batch in self.batches:
             began = time.perf_counter()
             self._optimizer.zero_grad(set_to_none=True)
+            before = random_state()
             with self.ledger.guard("gradients", model):
                 with self.precision.forward():
                     loss = loss_of(self.model, batch)
@@ -120,32 +123,63 @@ class Training:
                         f"no batch with {kinds} could be made, and the others reach no adapter",
                         undetermined=True,
                     )
+                value = float(loss.detach())
+                if watch and not is_finite(value):
+                    self._stop_at_bad_loss(batch, value, before)
                 self._scaler.scale(loss).backward()
             learnt += 1
             if watch:
                 found.note_gradients(self.layers, kind_of(batch))
-                self._stop_at_bad_gradient()
+                self._stop_at_bad_gradient(batch, before)
             with self.ledger.guard("steps"), self.observing.step(self.layers):
                 if self._scaler.is_enabled():
                     self._scaler.unscale_(self._optimizer)
                 self._scaler.step(self._optimizer)
                 self._scaler.update()
-            self.losses.setdefault(id(batch), []).append(float(loss.detach()))
+            self.losses.setdefault(id(batch), []).append(value)
             self.durations.append(time.perf_counter() - began)
         self.rounds_done += 1
 
     def _any_called(self) -> bool:
         return any(layer.calls for layer in self.layers)
 
-    def _stop_at_bad_gradient(self) -> None:
+    def _stop_at_bad_loss(self, batch: Any, value: float, state: Any) -> None:
+        """The loss was finite before the first step and is not now."""
+        bad = self._locate_forward(batch, state)
+        steps = sum(len(losses) for losses in self.losses.values())
+        text = f"the loss is {value} after {steps} steps: "
+        text += f"first bad module: {bad}" if bad else "every module's output is finite"
+        self.ledger.add("steps", False, value, "a finite loss", text)
+        self.ledger.blame("steps", "NonFiniteLoss", text, bad.path if bad else "")
+        raise Stop("steps failed")
+
+    def _locate_forward(self, batch: Any, state: Any) -> NonFinite | None:
+        """The first module whose output is not finite, in the same forward once more."""
+        import torch
+
+        random_state(state)
+        with Locator(self.model, look=True) as locator, torch.no_grad(), self.precision.forward():
+            loss_of(self.model, batch)
+        return locator.non_finite
+
+    def _stop_at_bad_gradient(self, batch: Any, state: Any) -> None:
         bad = first_bad_gradient(self.model, self.order)
         if bad is None:
             return
         name, largest = bad
         count = sum(not p.finite for p in self.parameters)
         text = f"the gradient of {name} is not finite first (largest finite value {largest:.3g})"
+        module = name.rpartition(".")[0]
+        self._optimizer.zero_grad(set_to_none=True)
+        random_state(state)
+        with self.ledger.guard("gradients", self.model), BackwardLocator(self.model) as locator:
+            with self.precision.forward():
+                loss = loss_of(self.model, batch)
+            self._scaler.scale(loss).backward()
+        if locator.found is not None:
+            text, module = str(locator.found), locator.found.path
         self.ledger.add("gradients", False, f"{count} not finite", "finite gradients", text)
-        self.ledger.blame("gradients", "NonFiniteGradient", text, name.rpartition(".")[0])
+        self.ledger.blame("gradients", "NonFiniteGradient", text, module)
         raise Stop("gradients failed")
 
     def _judge_gradients(self) -> None:
@@ -179,8 +213,10 @@ class Training:
 
     def _judge_moves(self) -> None:
         with_gradient = [p for p in self.parameters if p.got_gradient]
-        still = [p for p in with_gradient if p.moved == 0]
+        still = [p for p in with_gradient if not p.moved > 0]  # NaN is no move either
         names = ", ".join(clean_path(p.name) for p in still[:NAMES_SHOWN])
+        if any(not is_finite(p.moved) for p in still):
+            names += " (not finite after the steps)"
         value = f"{len(with_gradient) - len(still)} of {len(with_gradient)}"
         expected = "every adapter parameter with a gradient"
         self.ledger.add("adapters-move", bool(with_gradient) and not still, value, expected, names)
@@ -208,7 +244,7 @@ class Training:
                 for _ in range(4):
                     self._round(watch=False)
                 now = self._mean_loss(learnt)
-                if now < start - noise:
+                if now < start - noise or not is_finite(now):
                     break
         detail = f"from {start:.6g} to {now:.6g} in {self.rounds_done} rounds, learning rate "
         detail += " then ".join(f"{one:g}" for one in tried)
@@ -216,6 +252,10 @@ class Training:
         if extra:
             self.ledger.note(f"{extra} more rounds were run until the loss was judged")
         good = is_finite(now) and now < start - noise
+        if not is_finite(now):
+            bad = self._locate_forward(learnt[0], random_state())
+            detail += f"; first bad module: {bad}" if bad else ""
+            self.ledger.blame("loss-falls", "NonFiniteLoss", detail, bad.path if bad else "")
         self.ledger.add("loss-falls", good, now - start, "below 0", detail)
 
     def _mean_loss(self, batches: list[Any]) -> float:

@@ -184,7 +184,7 @@ class EpsilonMismatch(Rule):
             fixes=(
                 Fix(
                     f"Let {reading.path} compute in float32 (`x = x.float()` before the square), "
-                    f"or give it an {reading.attribute} of 1e-6 and more, or train in bfloat16.",
+                    f"or make {reading.attribute} 1e-6 or more, or train in bfloat16.",
                     "manual",
                 ),
             ),

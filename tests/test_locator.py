@@ -8,6 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from lora_doctor.evidence.backward import BackwardLocator  # noqa: E402
 from lora_doctor.evidence.locator import (  # noqa: E402
     Locator,
     all_finite,
@@ -88,6 +89,87 @@ def test_gradient_that_breaks_first_in_the_backward() -> None:
     loss.backward()
     found = first_bad_gradient(model, locator.order)
     assert found is not None and found[0].startswith("1.")
+
+
+class Steep(torch.nn.Module):
+    """Finite forward, infinite slope: the square root of zeros."""
+
+    def forward(self, x: Any) -> Any:
+        return x + (x - x).clamp(min=0).sqrt()
+
+
+class Branches(torch.nn.Module):
+    """One tensor taken by a good and a bad module: their gradients meet in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = torch.nn.Linear(2, 2)
+        self.good = torch.nn.Linear(2, 2)
+        self.steep = Steep()
+
+    def forward(self, x: Any) -> Any:
+        hidden = self.first(x)
+        return self.good(hidden) + self.steep(hidden)
+
+
+def backward_of(model: Any, *, frozen: bool = False) -> Any:
+    model.requires_grad_(not frozen)
+    inputs = torch.full((1, 2), 3.0, requires_grad=frozen)
+    with BackwardLocator(model) as locator:
+        model(inputs).sum().backward()
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    return locator.found
+
+
+def test_module_of_the_backward_that_makes_a_bad_gradient() -> None:
+    """Not the one whose parameter has it: that one was only handed it."""
+    bad = backward_of(sequence(torch.nn.Linear(2, 2), Steep(), torch.nn.Linear(2, 2)))
+    assert bad is not None and bad.made and bad.path == "1" and bad.class_name == "Steep"
+    assert bad.parameter.startswith("0.") and bad.dtype == "float32"
+    assert bad.input_range is not None and bad.gradient_range is not None
+    assert "1 (Steep, float32) is the first to hand back" in str(bad)
+
+
+def test_gradients_that_meet_in_one_tensor_are_told_apart() -> None:
+    bad = backward_of(Branches())
+    assert bad is not None and bad.made and bad.path == "steep"
+
+
+def test_an_operation_between_modules_is_told_by_the_module_before_it() -> None:
+    class Root(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = torch.nn.Linear(2, 2)
+
+        def forward(self, x: Any) -> Any:
+            hidden = self.inner(x)
+            return (hidden - hidden).clamp(min=0).sqrt()
+
+    bad = backward_of(Root())
+    assert bad is not None and not bad.made and bad.path == "inner"
+    assert "is the first that a gradient reaches which is not finite" in str(bad)
+
+
+def test_frozen_modules_are_seen_too() -> None:
+    """Under LoRA most modules have no trained parameter that could hold the bad gradient."""
+    bad = backward_of(sequence(torch.nn.Linear(2, 2), Steep()), frozen=True)
+    assert bad is not None and bad.path == "1" and not bad.parameter
+
+
+def test_finite_gradients_find_nothing() -> None:
+    assert backward_of(sequence(torch.nn.Linear(2, 2), torch.nn.ReLU())) is None
+
+
+def test_gradient_overflow_in_half_precision() -> None:
+    """The forward is finite, what goes back is beyond 65504."""
+    model = sequence(torch.nn.Linear(2, 2, bias=False), torch.nn.Linear(2, 2, bias=False)).half()
+    with torch.no_grad():
+        model[1].weight.fill_(300.0)
+    with BackwardLocator(model) as locator:
+        (model(torch.full((1, 2), 1e-3, dtype=torch.float16)).sum() * 300).backward()
+    bad = locator.found
+    assert bad is not None and bad.path == "1" and bad.dtype == "float16" and bad.made
+    assert bad.gradient_range == (300.0, 300.0)
 
 
 @pytest.mark.parametrize(

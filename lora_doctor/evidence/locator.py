@@ -39,7 +39,7 @@ class NonFinite:
 
     def __str__(self) -> str:
         made = "makes" if self.input_finite else "passes on"
-        inputs, outputs = _range_text(self.input_range), _range_text(self.output_range)
+        inputs, outputs = range_text(self.input_range), range_text(self.output_range)
         return (
             f"{self.path or 'the model'} ({self.class_name}, {self.dtype}) {made} non-finite "
             f"values: inputs {inputs}, finite outputs {outputs}"
@@ -203,18 +203,19 @@ def _describe(path: str, module: Any, inputs: Any, output: Any) -> NonFinite:
         path=clean_path(path),
         class_name=type(module).__name__,
         dtype=", ".join(dtypes).replace("torch.", ""),
-        input_range=_range(inputs),
-        output_range=_range(output),
+        input_range=range_of(inputs),
+        output_range=range_of(output),
         input_finite=all_finite(inputs),
     )
 
 
-def _range(value: Any) -> tuple[float, float] | None:
+def range_of(value: Any) -> tuple[float, float] | None:
+    """``(min, max)`` over the finite values of all floating tensors in ``value``."""
     import torch
 
     low, high = float("inf"), float("-inf")
     for tensor in tensors_in(value):
-        if not tensor.is_floating_point():
+        if not tensor.is_floating_point() or tensor.is_meta:
             continue
         finite = tensor.detach()[torch.isfinite(tensor.detach())]
         if finite.numel():
@@ -222,7 +223,8 @@ def _range(value: Any) -> tuple[float, float] | None:
     return (low, high) if low <= high else None
 
 
-def _range_text(pair: tuple[float, float] | None) -> str:
+def range_text(pair: tuple[float, float] | None) -> str:
+    """A range in words."""
     return "none" if pair is None else f"{pair[0]:.3g} to {pair[1]:.3g}"
 
 

@@ -55,6 +55,7 @@ class Norms(Observer):
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         self._norms: list[_Norm] = []
+        self._behaviours: dict[Any, tuple[bool, bool]] = {}
 
     def watch(self, model: Any) -> Iterable[Any]:
         self._norms = list(_candidates(model))
@@ -78,7 +79,10 @@ class Norms(Observer):
                 return
             with torch.no_grad():
                 if norm.is_norm is None:
-                    norm.is_norm, norm.centred = _behaviour(norm, rows)
+                    key = (type(module), repr(module), norm.epsilon)
+                    if key not in self._behaviours:
+                        self._behaviours[key] = _behaviour(norm, rows)
+                    norm.is_norm, norm.centred = self._behaviours[key]
                 if norm.is_norm:
                     self._measure(norm, rows)
 
