@@ -6,13 +6,14 @@ safetensors are loaded: pickled weights are programs.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lora_doctor.contract import Contract, Subject
 from lora_doctor.errors import EvidenceError
-from lora_doctor.evidence import prepare
+from lora_doctor.evidence import preparation, prepare
 from lora_doctor.evidence.locator import one_line
 from lora_doctor.isolation import report_progress
 from lora_doctor.ledger import Ledger, is_out_of_memory
@@ -90,7 +91,9 @@ def _verify(loader: Any, recipe: Recipe, steps: int, device: str) -> Verificatio
     try:
         batches = prepare.make_batches(model, loader.factory_batches, None, notes)
     except prepare.NoBatch as error:
-        return Verification.undetermined(str(error), depth="full", device=device)
+        unclear = Verification.undetermined(str(error), depth="full", device=device)
+        del model
+        return _judged(unclear, loader, recipe, device)
     batches = [prepare.cast(batch.to(device), dtype) for batch in batches]
     subject = Subject(
         base=model,
@@ -106,11 +109,23 @@ def _verify(loader: Any, recipe: Recipe, steps: int, device: str) -> Verificatio
         steps=notes,
     )
     report_progress(f"running the training contract on {device}")
-    return Contract(subject, recipe, steps=steps, depth="full", device=device, dtype=dtype).run()
+    contract = Contract(subject, recipe, steps=steps, depth="full", device=device, dtype=dtype)
+    result = contract.run()
+    del model, subject, contract
+    return _judged(result, loader, recipe, device)
 
 
-def _load(loader: Any, recipe: Recipe, device: str) -> Any:
-    """The real model as a training script loads it.
+def _judged(result: Verification, loader: Any, recipe: Recipe, device: str) -> Verification:
+    """:func:`preparation.judged`, for a quantized model that does not run as it is prepared."""
+    loaded_here = loader.source["kind"] != "factory"
+    if result.outcome != "undetermined" or not recipe.quantized or not loaded_here:
+        return result
+    load = functools.partial(_load, loader, recipe, device, prepared=False)
+    return preparation.judged(result, load, recipe, None, _asked_dtype(recipe) or "")
+
+
+def _load(loader: Any, recipe: Recipe, device: str, *, prepared: bool = True) -> Any:
+    """The real model as a training script loads it; ``prepared`` for training where quantized.
 
     Raises:
         EvidenceError: there are no weights, or only pickled ones.
@@ -123,7 +138,7 @@ def _load(loader: Any, recipe: Recipe, device: str) -> Any:
             "or use --depth tiny"
         )
     folder = weights_folder(loader.source)
-    wanted = recipe.get("dtype") or "auto"
+    wanted = _asked_dtype(recipe)
     options = prepare.loading_options(recipe, wanted)
     if recipe.quantized:
         options["quantization_config"] = prepare.quantization_config(recipe)
@@ -134,8 +149,16 @@ def _load(loader: Any, recipe: Recipe, device: str) -> Any:
         str(folder), use_safetensors=True, local_files_only=True, **options
     )
     if recipe.quantized:
-        return prepare.for_kbit_training(model, recipe)
+        return prepare.for_kbit_training(model, recipe) if prepared else model
     return model.to(device)
+
+
+def _asked_dtype(recipe: Recipe) -> str | None:
+    """The recipe's, else the checkpoint's own. Beside quantization ``None`` where nobody has asked:
+    the library's own choice decides what the layers are that are not quantized."""
+    if recipe.quantized and recipe.origins.get("dtype") in (None, "proposed"):
+        return None
+    return recipe.get("dtype") or "auto"
 
 
 def weights_folder(source: Mapping[str, Any]) -> Path:

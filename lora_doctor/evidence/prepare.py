@@ -143,7 +143,8 @@ def is_copyable(model: Any) -> bool:
 
 
 def loading_options(recipe: Recipe, dtype: str | None) -> dict[str, Any]:
-    """Arguments of ``from_pretrained`` for the recipe, in this transformers' spelling."""
+    """Arguments of ``from_pretrained`` for the recipe, in this transformers' spelling; without
+    ``dtype`` it is left to the library."""
     import torch
 
     options: dict[str, Any] = {}

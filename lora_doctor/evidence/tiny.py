@@ -14,7 +14,7 @@ from typing import Any
 
 from lora_doctor.contract import Contract, Subject
 from lora_doctor.errors import EvidenceError
-from lora_doctor.evidence import fewer_layers, prepare
+from lora_doctor.evidence import fewer_layers, preparation, prepare
 from lora_doctor.evidence.locator import one_line, where
 from lora_doctor.fixes import REMOVE, Edit
 from lora_doctor.isolation import report_progress
@@ -121,8 +121,9 @@ def verify(
             else:
                 model = copy.deepcopy(tiny)
             batch = copy.deepcopy(first)
+            runs_in = dtype or prepare.dtype_of(model)
             result = _run(
-                model, loader, batch, dtype, recipe, steps, device, told, unfit, round_trip
+                model, loader, batch, runs_in, recipe, steps, device, told, unfit, round_trip
             )
             reason = result.reason
         except Exception as error:
@@ -131,6 +132,9 @@ def verify(
             reason = f"{type(error).__name__}: {one_line(error, 200)} ({where(error)})"
         else:
             if result.outcome != "undetermined":
+                return result
+            result = _judged(result, tiny, recipe, first, dtype)
+            if result.outcome == "failed":
                 return result
         # The base model does not run this way on this device: that is no fault of the recipe.
         mixed = f"{recipe.mixed_precision} autocast" if recipe.mixed_precision else None
@@ -178,20 +182,39 @@ def _run(
     return Contract(subject, recipe, steps=steps, depth="tiny", device=device, dtype=dtype).run()
 
 
+def _judged(
+    result: Verification, model: Any, recipe: Recipe, batch: Any, dtype: str
+) -> Verification:
+    """:func:`preparation.judged`, where the tiny model was quantized."""
+
+    def load() -> Any:
+        with _saved(model) as folder:
+            return _quantized(type(model), folder, recipe, dtype, result.device)
+
+    if not recipe.quantized or batch is None or any(NOT_PROVEN in note for note in result.notes):
+        return result
+    return preparation.judged(result, load, recipe, batch.to(result.device), dtype)
+
+
+def _quantized(cls: Any, folder: str, recipe: Recipe, dtype: str, device: str) -> Any:
+    options = prepare.loading_options(recipe, dtype or None)
+    quantization = prepare.quantization_config(recipe)
+    return cls.from_pretrained(
+        folder, quantization_config=quantization, device_map={"": device}, **options
+    )
+
+
 def _reload(model: Any, recipe: Recipe, dtype: str, device: str, notes: list[str]) -> Any:
     """The tiny model saved and loaded again with the recipe's dtype and quantization.
 
     ``from_pretrained`` does more than ``.to(dtype)``: it keeps some layers in float32. ``notes`` is
     told when this transformers cannot quantize here.
     """
-    options = prepare.loading_options(recipe, dtype)
+    options = prepare.loading_options(recipe, dtype or "float32")
     with _saved(model) as folder:
         if recipe.quantized:
             try:
-                quantization = prepare.quantization_config(recipe)
-                loaded = type(model).from_pretrained(
-                    folder, quantization_config=quantization, device_map={"": device}, **options
-                )
+                loaded = _quantized(type(model), folder, recipe, dtype, device)
             except Exception as error:
                 if is_out_of_memory(error):
                     raise
@@ -215,10 +238,14 @@ def _saved(model: Any) -> Iterator[str]:
 
 
 def _explicit_dtype(loader: Any, recipe: Recipe) -> str:
-    """What somebody asked for; a dtype that we proposed ourselves is not worth the rounding."""
+    """What somebody asked for; a dtype that we proposed ourselves is not worth the rounding.
+
+    Except beside quantization, where it decides what the layers that are not quantized are: empty
+    is the library's own choice, which is float16 in transformers 4.
+    """
     wanted = recipe.get("dtype")
     if wanted is None or recipe.origins.get("dtype") == "proposed":
-        return "float32"
+        return "" if recipe.quantized else "float32"
     if wanted == "auto":
         return loader.native_dtype or "float32"
     return str(wanted)
