@@ -113,7 +113,6 @@ def _when(imports: tuple[Import, ...], package: str) -> str:
     return guards[0] if guards else "demanded"
 
 
-@functools.cache
 def _installed(package: str) -> bool:
     try:
         return importlib.util.find_spec(package) is not None
