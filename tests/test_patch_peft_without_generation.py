@@ -19,7 +19,6 @@ import pytest
 
 from lora_doctor import patches
 from lora_doctor.fixes import Patch
-from lora_doctor.patches import peft_without_generation
 from tests.remote_repository import WRAP_AGAIN, write_repository
 
 torch = pytest.importorskip("torch")
@@ -48,7 +47,6 @@ def repository(
     """The folder of the model, with an own cache for its code."""
     cache = tmp_path / "modules"
     monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(cache))
-    peft_without_generation._say_once.cache_clear()
     folder = tmp_path / "tinymm"
     write_repository(folder, layout, wrap_again)
     forget_remote_code()

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import logging
+import random
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -11,11 +16,15 @@ from lora_doctor import patches
 from lora_doctor.errors import InputError
 from lora_doctor.fixes import Patch
 from lora_doctor.patches import PatchError
+from lora_doctor.patches._support import Changes, Once
+from lora_doctor.prescription import Prescription, apply
 
 peft = pytest.importorskip("peft")
 
 DROP = Patch("drop_none_arguments")
 BUILD = Patch("peft_without_generation")
+OUTER = Patch("outer_adapter_only")
+ALL = (DROP, BUILD, OUTER)
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +34,7 @@ def _nothing_left_behind() -> Iterator[None]:
 
 
 def test_every_file_is_a_patch_that_fits_here() -> None:
-    assert {"drop_none_arguments", "peft_without_generation"} <= set(patches.patch_names())
+    assert {patch.name for patch in ALL} <= set(patches.patch_names())
     for name in patches.patch_names():
         module = patches.load_patch(name)
         assert name == module.NAME
@@ -87,3 +96,177 @@ def test_threads_install_once() -> None:
     for undo in undos:
         undo()
     assert BaseTuner.forward is original
+
+
+def run_at_once(*bodies: Callable[[], None]) -> None:
+    """All of them in threads of their own, switched often; what one raises is raised."""
+    raised: list[BaseException] = []
+    start = threading.Barrier(len(bodies))
+
+    def run(body: Callable[[], None]) -> None:
+        start.wait()
+        try:
+            body()
+        except BaseException as error:  # noqa: BLE001 - raised again below
+            raised.append(error)
+
+    threads = [threading.Thread(target=run, args=(body,)) for body in bodies]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    if raised:
+        raise raised[0]
+
+
+def places() -> dict[str, Any]:
+    """What the patches change."""
+    from peft.tuners.tuners_utils import BaseTuner
+
+    return {
+        "forward": BaseTuner.forward,
+        "adalora": peft.AdaLoraModel.forward,
+        "plain": peft.PeftModel.__init__,
+        "causal": peft.PeftModelForCausalLM.__init__,
+        "generate": peft.PeftModelForCausalLM.generate,
+    }
+
+
+def test_threads_apply_and_undo_in_any_order() -> None:
+    """Prescriptions with the same and with other patches, many times: at the end nothing is left
+    of any of them, and while one holds a patch nobody else's undoing takes it out."""
+    before = places()
+
+    def body(seed: int) -> None:
+        chance = random.Random(seed)
+        held: list[Any] = []
+        for _ in range(40):
+            if held and chance.random() < 0.5:
+                held.pop(chance.randrange(len(held))).undo()
+            else:
+                chosen = tuple(chance.sample(ALL, chance.randint(1, len(ALL))))
+                held.append(apply(Prescription("m", patches=chosen)))
+        while held:
+            held.pop(0).undo()
+
+    with apply(Prescription("m", patches=(DROP,))):
+        run_at_once(*(functools.partial(body, seed) for seed in range(8)))
+        assert places()["forward"] is not before["forward"]
+        assert set(patches._installed) == {DROP.name}
+    assert places() == before
+
+
+def test_a_line_is_logged_once_by_many_threads(caplog: pytest.LogCaptureFixture) -> None:
+    once = Once()
+    with caplog.at_level(logging.INFO, logger="lora_doctor"):
+        run_at_once(*(functools.partial(once.warning, "acts") for _ in range(8)))
+        assert [record.getMessage() for record in caplog.records] == ["acts"]
+        once.forget()
+        once.warning("acts")
+    assert len(caplog.records) == 2
+
+
+def test_patches_on_one_method_are_undone_in_any_order() -> None:
+    """Two of them change PEFT's constructor: putting back what was there before would take out the
+    other one, or leave the first in for ever."""
+    original = peft.PeftModel.__init__
+    first, second = patches.install(DROP), patches.install(OUTER)
+    top = peft.PeftModel.__init__
+    first()
+    assert peft.PeftModel.__init__ is top, "the second is still in force"
+    third = patches.install(DROP)
+    second()
+    assert peft.PeftModel.__init__ is not original
+    third()
+    assert peft.PeftModel.__init__ is original
+
+
+def test_a_change_by_somebody_else_on_top_survives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other libraries replace methods too: ours goes without taking theirs along."""
+    from peft.tuners.tuners_utils import BaseTuner
+
+    original = BaseTuner.forward
+    undo = patches.install(DROP)
+    ours = BaseTuner.forward
+
+    @functools.wraps(ours)
+    def theirs(*args: Any, **kwargs: Any) -> Any:
+        return ours(*args, **kwargs)
+
+    with monkeypatch.context() as other:
+        other.setattr(BaseTuner, "forward", theirs)
+        undo()
+        assert BaseTuner.forward is theirs
+    patches.install(DROP)()
+    assert BaseTuner.forward is original
+
+
+class Greeter:
+    def greet(self) -> str:
+        return "hello"
+
+
+class Heir(Greeter):
+    pass
+
+
+def louder(original: Callable[[Any], str]) -> Callable[[Any], str]:
+    return lambda self: original(self) + "!"
+
+
+def test_a_method_that_was_inherited_is_inherited_again() -> None:
+    changes = Changes()
+    changes.around(Heir, "greet", louder)
+    assert Heir().greet() == "hello!" and Greeter().greet() == "hello"
+    changes.undo()
+    changes.undo()
+    assert "greet" not in vars(Heir) and Heir().greet() == "hello"
+
+
+def test_half_a_patch_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A method is missing in the installed release: what was changed before it is put back."""
+    original = Greeter.greet
+
+    def install() -> Callable[[], None]:
+        with Changes() as changes:
+            changes.around(Greeter, "greet", louder)
+            changes.around(Greeter, "leave", louder)
+        return changes.undo
+
+    monkeypatch.setattr(patches.load_patch(DROP.name), "install", install)
+    with pytest.raises(PatchError, match=r"cannot be installed: AttributeError: .*leave"):
+        patches.install(DROP)
+    assert Greeter.greet is original
+
+
+def _other_forward(self: Any, batch: Any) -> Any: ...
+
+
+def _other_constructor(self: Any, base: Any) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("patch", "owner", "method", "other", "says"),
+    [
+        (DROP, "BaseTuner", "forward", _other_forward, "takes no free keyword arguments"),
+        (OUTER, "PeftModel", "__init__", _other_constructor, "has other parameters"),
+        (BUILD, "PeftModelForCausalLM", "__init__", _other_constructor, "takes no 'model'"),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_another_peft_is_refused_and_left_alone(
+    patch: Patch, owner: str, method: str, other: Any, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loudly, with the installed version, instead of changing what has become something else."""
+    from peft.tuners import tuners_utils
+
+    owning = getattr(tuners_utils if owner == "BaseTuner" else peft, owner)
+    monkeypatch.setattr(owning, method, other)
+    with pytest.raises(PatchError, match=rf"does not fit.*PEFT {peft.__version__}.*{says}"):
+        patches.install(patch)
+    assert getattr(owning, method) is other

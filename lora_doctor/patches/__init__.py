@@ -9,7 +9,8 @@ A patch is a module of this folder with:
   Where the installed libraries do not need it, it changes nothing.
 
 A patch changes classes in memory, never files, and acts only where the unpatched process would
-fail; the first time that it does, it says so in the log of ``lora_doctor``.
+fail; the first time that it does, it says so in the log of ``lora_doctor``. Methods are replaced by
+``Changes`` of ``_support``, so that patches on one method are undone in any order.
 """
 
 from __future__ import annotations
@@ -48,8 +49,9 @@ _lock = threading.RLock()
 
 
 def patch_names() -> tuple[str, ...]:
-    """The patches that there are: the files of this folder."""
-    return tuple(sorted(found.name for found in pkgutil.iter_modules(__path__)))
+    """The patches that there are: the files of this folder, but for what they share."""
+    names = (found.name for found in pkgutil.iter_modules(__path__))
+    return tuple(sorted(name for name in names if not name.startswith("_")))
 
 
 def load_patch(name: str) -> ModuleType:
@@ -84,8 +86,11 @@ def install(patch: Patch) -> Undo:
                 raise PatchError(f"patch {patch.name!r} does not fit this environment: {reason}")
             try:
                 undo = module.install(**dict(patch.parameters))
-            except TypeError as error:
-                raise PatchError(f"patch {patch.name!r}: wrong parameters: {error}") from error
+            except Exception as error:
+                what = "wrong parameters" if isinstance(error, TypeError) else type(error).__name__
+                raise PatchError(
+                    f"patch {patch.name!r} cannot be installed: {what}: {error}"
+                ) from error
             _installed[patch.name] = _Installed(dict(patch.parameters), undo)
         elif dict(present.parameters) != dict(patch.parameters):
             raise PatchError(

@@ -10,23 +10,25 @@ With the patch, such an argument is left out when it is ``None`` and one of thos
 itself, and either its default is ``None`` anyway or ``forward`` has no parameter of that name. The
 model is then called as it would be without PEFT. An argument with a value is never touched.
 
-All adapter types pass ``BaseTuner.forward``, or that of a subclass; prompt learning and adaption
-prompts call the model directly, so there the model gets a hook when it is wrapped.
+All adapter types pass ``BaseTuner.forward``, or that of a subclass (AdaLoRA has its own); prompt
+learning and adaption prompts call the model directly, so there the model gets a hook when it is
+wrapped.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-import logging
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
+
+from lora_doctor.patches._support import Changes, Once
 
 NAME = "drop_none_arguments"
 SUMMARY = "Leaves out arguments that PEFT passes as None and the model does not take"
 
-_log = logging.getLogger("lora_doctor")
+_once = Once()
 
 #: Flags on the answer: decorators of transformers take them off ``**kwargs``, so that leaving them
 #: out of a call that would have worked is not worth a word.
@@ -53,34 +55,47 @@ def install() -> Callable[[], None]:
     from peft import PeftModel
     from peft.tuners.tuners_utils import BaseTuner
 
+    _once.forget()
     added = _added_by_peft()
-    original_forward, original_init = BaseTuner.forward, PeftModel.__init__
     hooks: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
-
-    @functools.wraps(original_forward)
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return original_forward(self, *args, **_without_idle_nones(self.model, kwargs, added))
-
     # A partial of a plain function, so that the hooked model can still be pickled.
     before = functools.partial(_before_forward, added)
 
-    @functools.wraps(original_init)
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        original_init(self, *args, **kwargs)
-        base = self.base_model
-        if not isinstance(base, BaseTuner) and base not in hooks:
-            hooks[base] = base.register_forward_pre_hook(before, with_kwargs=True)
+    def filtered(original: Any) -> Any:
+        def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return original(self, *args, **_without_idle_nones(self.model, kwargs, added))
 
-    BaseTuner.forward = forward
-    PeftModel.__init__ = __init__
+        return forward
+
+    def hooking(original: Any) -> Any:
+        def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+            original(self, *args, **kwargs)
+            base = self.base_model
+            if not isinstance(base, BaseTuner) and base not in hooks:
+                hooks[base] = base.register_forward_pre_hook(before, with_kwargs=True)
+
+        return __init__
+
+    with Changes() as changes:
+        for tuner in _with_own_forward(BaseTuner):
+            changes.around(tuner, "forward", filtered)
+        changes.around(PeftModel, "__init__", hooking)
 
     def undo() -> None:
-        BaseTuner.forward = original_forward
-        PeftModel.__init__ = original_init
-        for handle in hooks.values():
+        changes.undo()  # first, so that no hook is set any more
+        for handle in list(hooks.values()):
             handle.remove()
 
     return undo
+
+
+def _with_own_forward(tuner: type) -> Iterator[type]:
+    """The class and those of its subclasses that do not inherit ``forward``."""
+    if "forward" in vars(tuner):
+        yield tuner
+    subclasses: list[type] = tuner.__subclasses__()
+    for derived in subclasses:
+        yield from _with_own_forward(derived)
 
 
 def _before_forward(
@@ -118,13 +133,8 @@ def _without_idle_nones(
     idle = [name for name in nones if name not in parameters or parameters[name].default is None]
     unknown = [name for name in idle if name not in parameters and not (free and name in _FLAGS)]
     if unknown:
-        _say_once(type(model).__name__, tuple(unknown))
+        _once.warning(
+            f"patch {NAME}: {type(model).__name__}.forward does not take {', '.join(unknown)}; "
+            "left out, for they are None"
+        )
     return {name: value for name, value in kwargs.items() if name not in idle}
-
-
-@functools.cache
-def _say_once(model_class: str, names: tuple[str, ...]) -> None:
-    _log.warning(
-        "patch %s: %s.forward does not take %s; left out, for they are None",
-        NAME, model_class, ", ".join(names),
-    )  # fmt: skip

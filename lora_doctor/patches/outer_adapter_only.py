@@ -12,16 +12,16 @@ the name that a training script uses, never on those that the model makes of its
 
 from __future__ import annotations
 
-import functools
 import inspect
-import logging
 from collections.abc import Callable, Iterator
 from typing import Any
+
+from lora_doctor.patches._support import Changes, Once
 
 NAME = "outer_adapter_only"
 SUMMARY = "Trains the recipe's adapter alone, on top of the adapters that a model brings itself"
 
-_log = logging.getLogger("lora_doctor")
+_once = Once()
 
 
 def why_not() -> str | None:
@@ -43,25 +43,24 @@ def install(adapter_name: str = "default") -> Callable[[], None]:
     """Patch the constructor of PEFT's wrappers for adapters called ``adapter_name``."""
     import peft
 
-    original = peft.PeftModel.__init__
-    signature = inspect.signature(original)
+    _once.forget()
+    signature = inspect.signature(peft.PeftModel.__init__)
 
-    @functools.wraps(original)
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        given = signature.bind(self, *args, **kwargs)
-        given.apply_defaults()
-        name, config = given.arguments["adapter_name"], given.arguments["peft_config"]
-        before = _active(given.arguments["model"]) if name == adapter_name else {}
-        original(self, *args, **kwargs)
-        if before:
-            _keep_apart(self, name, config, before)
+    def keeping_apart(original: Any) -> Any:
+        def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+            given = signature.bind(self, *args, **kwargs)
+            given.apply_defaults()
+            name, config = given.arguments["adapter_name"], given.arguments["peft_config"]
+            before = _active(given.arguments["model"]) if name == adapter_name else {}
+            original(self, *args, **kwargs)
+            if before:
+                _keep_apart(self, name, config, before)
 
-    peft.PeftModel.__init__ = __init__
+        return __init__
 
-    def undo() -> None:
-        peft.PeftModel.__init__ = original
-
-    return undo
+    with Changes() as changes:
+        changes.around(peft.PeftModel, "__init__", keeping_apart)
+    return changes.undo
 
 
 def _active(model: Any) -> dict[int, tuple[str, ...]]:
@@ -94,7 +93,11 @@ def _keep_apart(wrapped: Any, name: str, config: Any, before: dict[int, tuple[st
             weight.requires_grad_(learns and weight.is_floating_point())
         elif ".modules_to_save." not in path and not (biases and path.endswith("bias")):
             weight.requires_grad_(False)
-    _say_once(name, ", ".join(dict.fromkeys(other for kept in before.values() for other in kept)))
+    others = ", ".join(dict.fromkeys(other for kept in before.values() for other in kept))
+    _once.warning(
+        f"patch {NAME}: adapter {name} is trained alone; the model's own "
+        f"({others or 'none active'}) stay as they are, frozen"
+    )
 
 
 def _weights(layer: Any, name: str) -> list[Any]:
@@ -107,11 +110,3 @@ def _weights(layer: Any, name: str) -> list[Any]:
         item = held[name]
         found += list(item.parameters()) if hasattr(item, "parameters") else [item]
     return found
-
-
-@functools.cache
-def _say_once(name: str, others: str) -> None:
-    _log.warning(
-        "patch %s: adapter %s is trained alone; the model's own (%s) stay as they are, frozen",
-        NAME, name, others or "none active",
-    )  # fmt: skip

@@ -14,17 +14,18 @@ does not matter how the repository is laid out or how often its code is imported
 
 from __future__ import annotations
 
-import functools
 import inspect
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
+
+from lora_doctor.patches._support import Changes, Once
 
 NAME = "peft_without_generation"
 SUMMARY = "Lets PEFT's language-model wrappers be built on a model that cannot generate by itself"
 
-_log = logging.getLogger("lora_doctor")
+_once = Once()
 
 _WRAPPERS = ("PeftModelForCausalLM", "PeftModelForSeq2SeqLM")
 #: What the constructors of the PEFT versions read off the wrapped model.
@@ -69,31 +70,22 @@ def install() -> Callable[[], None]:
     """Patch the constructors and ``generate`` of PEFT's language-model wrappers."""
     import peft
 
-    originals: list[tuple[Any, str, Any]] = []
-    for name in _WRAPPERS:
-        wrapper = getattr(peft, name)
-        code = inspect.unwrap(wrapper.__init__).__code__
-        read = tuple(method for method in _READ if method in code.co_names)
-        if not read:
-            continue  # this PEFT does not ask the model, so nothing can be missing
-        for attribute, replacement in (
-            ("__init__", _tolerant_constructor(wrapper.__init__, read)),
-            ("generate", _explaining_generate(wrapper.generate)),
-        ):
-            originals.append((wrapper, attribute, wrapper.__dict__[attribute]))
-            setattr(wrapper, attribute, replacement)
-
-    def undo() -> None:
-        for wrapper, attribute, original in originals:
-            setattr(wrapper, attribute, original)
-
-    return undo
+    _once.forget()
+    with Changes() as changes:
+        for name in _WRAPPERS:
+            wrapper = getattr(peft, name)
+            code = inspect.unwrap(wrapper.__init__).__code__
+            read = tuple(method for method in _READ if method in code.co_names)
+            if not read:
+                continue  # this PEFT does not ask the model, so nothing can be missing
+            changes.around(wrapper, "__init__", partial(_tolerant_constructor, read))
+            changes.around(wrapper, "generate", _explaining_generate)
+    return changes.undo
 
 
-def _tolerant_constructor(original: Any, read: tuple[str, ...]) -> Any:
+def _tolerant_constructor(read: tuple[str, ...], original: Any) -> Any:
     signature = inspect.signature(original)
 
-    @functools.wraps(original)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         model = signature.bind(self, *args, **kwargs).arguments["model"]
         missing = [method for method in read if not hasattr(model, method)]
@@ -117,19 +109,13 @@ def _lent(model: Any, missing: list[str]) -> Iterator[None]:
         for method in missing:
             vars(model).pop(method, None)
     if missing:
-        _say_once(model_class, missing[0])
-
-
-@functools.cache
-def _say_once(model_class: str, method: str) -> None:
-    _log.warning(
-        "patch %s: %s has no %s; PEFT's wrapper around it was built without",
-        NAME, model_class, method,
-    )  # fmt: skip
+        _once.warning(
+            f"patch {NAME}: {model_class} has no {missing[0]}; PEFT's wrapper around it was built "
+            "without"
+        )
 
 
 def _explaining_generate(original: Any) -> Any:
-    @functools.wraps(original)
     def generate(self: Any, *args: Any, **kwargs: Any) -> Any:
         missing = vars(self).get("base_model_prepare_inputs_for_generation")
         if isinstance(missing, CannotGenerate):
