@@ -46,7 +46,8 @@ def check(
 
     Args:
         model: a hub id, a folder, ``arch:NAME``, ``package.module:factory``, or a loaded
-            ``nn.Module`` or ``PeftModel`` (run on a copy that shares its weights).
+            ``nn.Module`` or ``PeftModel`` (run on a copy that shares its weights). A training
+            script (``train.py``) is read and not run.
         recipe: mapping or file with PEFT's and transformers' names, a PEFT config object, or
             ``None`` to have one proposed by looking at the model.
         depth: how far evidence may go: ``static``, ``meta``, ``tiny`` or ``full``.
@@ -68,6 +69,7 @@ def check(
     found = _rules(rules)
     selection = _selection(select, ignore, found)
     if only_nets:
+        _refuse_script(model)
         found = [rule for rule in found if rule.is_net]
         if not any(rule in selection for rule in found):
             raise InputError("--select or --ignore leaves out LD001, which is all that verify asks")
@@ -108,6 +110,7 @@ def verify(model: Any, recipe: Any = None, **options: Any) -> Verification:
     """
     if options.get("depth", "tiny") not in ("tiny", "full"):
         raise InputError(f"depth {options['depth']!r}: a verification runs at tiny or full")
+    _refuse_script(model)
     with open_case(model, recipe, **options) as case:
         engine.read_input(case)
         return engine.verification_of(case)
@@ -145,6 +148,8 @@ def open_case(
         raise InputError(f"MODEL {source}: has no weights to load; --depth tiny runs without any")
     if optimizer is not None or scheduler is not None or planned_steps is not None:
         _check_optimizer(source, optimizer, scheduler, planned_steps)
+    if source.kind == "script":
+        depth = "static"  # it is read, never run
     settings = Settings(
         depth, device, steps, limits, tuple(batches) if batches else None,
         optimizer=optimizer, scheduler=scheduler, planned_steps=planned_steps,
@@ -161,6 +166,15 @@ def open_case(
         if source.kind == "hub":
             source = _fetch(source, limits.hub_seconds, tell)
         yield Case(source, checked_recipe, settings, child, progress=tell)
+
+
+def _refuse_script(model: Any) -> None:
+    source = parse_model(model)
+    if source.kind == "script":
+        raise InputError(
+            f"MODEL {source.name!r}: a training script is only read, never run; verify the model "
+            "that it trains (a hub id, a folder or package.module:factory)"
+        )
 
 
 def _fetch(source: ModelSource, seconds: float, progress: Callable[[str], None]) -> ModelSource:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from lora_doctor.evidence.optimizer import OptimizerState
     from lora_doctor.evidence.remote_code import RemoteCode
     from lora_doctor.evidence.static import StaticEvidence
+    from lora_doctor.evidence.training_script import TrainingScript
 
 T = TypeVar("T")
 GIB = 1 << 30
@@ -97,7 +98,7 @@ class Case:
             self.source, recipe, self.settings, self._worker,
             patches=patches, progress=self._progress,
         )  # fmt: skip
-        for name in ("static", "remote_code", "environment"):
+        for name in ("static", "remote_code", "script", "environment"):
             if name in self.__dict__:
                 case.__dict__[name] = self.__dict__[name]
             elif name in self._failures:
@@ -139,6 +140,22 @@ class Case:
             )
 
         return self._once("remote_code", read)
+
+    @cached_property
+    def script(self) -> TrainingScript:
+        """The training script that MODEL names, read and never run."""
+
+        def read() -> TrainingScript:
+            from lora_doctor.evidence.training_script import read_training_script
+
+            if self.source.kind != "script":
+                raise EvidenceError("MODEL is no training script")
+            path = Path(self.source.name)
+            return self._timed(
+                "script", f"{path}, read with ast", lambda: read_training_script(path)
+            )
+
+        return self._once("script", read)
 
     @cached_property
     def structure(self) -> Structure:
@@ -185,6 +202,14 @@ class Case:
     def reaches(self, depth: Depth) -> bool:
         """Whether this run goes as deep as ``depth``."""
         return DEPTHS.index(self.settings.depth) >= DEPTHS.index(depth)
+
+    def too_shallow(self, depth: Depth) -> str:
+        """Why there is no evidence of this depth; empty when the run reaches it."""
+        if self.reaches(depth):
+            return ""
+        if self.source.kind == "script":
+            return "MODEL is a training script, which is only read; give the model that it trains"
+        return f"needs --depth {depth}; this run stops at {self.settings.depth}"
 
     def has(self, name: str) -> bool:
         """Whether this evidence can be had; gathers it."""
@@ -235,6 +260,8 @@ class Case:
                     f"MODEL arch:{source.name}: {unknown_architecture(source.name, known)}"
                 )
             raise EvidenceError(f"{source} is a default config; it has no files")
+        if source.kind == "script":
+            raise EvidenceError("MODEL is a training script, which has no model files")
         if source.folder is None:
             raise EvidenceError(f"{source} has no files: it is made by code")
         self._progress(f"reading the files of {source}")
@@ -345,7 +372,7 @@ class Case:
 
     def _needs(self, depth: Depth) -> None:
         if not self.reaches(depth):
-            raise EvidenceError(f"needs --depth {depth}; this run stops at {self.settings.depth}")
+            raise EvidenceError(self.too_shallow(depth))
         if self.source.kind in ("folder", "hub", "arch"):
             # Bad input is told from the files, before anything heavy is started.
             try:

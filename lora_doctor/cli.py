@@ -74,6 +74,7 @@ def cli() -> None:
 
     MODEL is a hub id, a local folder, arch:NAME (an architecture of the installed transformers,
     such as arch:llama) or package.module:factory (a function of yours that returns a model).
+    A training script (train.py) is read and not run.
 
     Exit codes: 0 nothing at or above --fail-on; 1 findings; 2 the question could not be answered.
     """

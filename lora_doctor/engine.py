@@ -114,8 +114,7 @@ def diagnose(
                 case.explained.update(_explained_by(rule, case))
             continue
         if not case.reaches(rule.depth):
-            reason = f"needs --depth {rule.depth}; this run stops at {case.settings.depth}"
-            skipped.append(Skipped(rule.code, rule.name, reason))
+            skipped.append(Skipped(rule.code, rule.name, case.too_shallow(rule.depth)))
             continue
         try:
             found = list(rule().check(case))
@@ -231,8 +230,11 @@ def read_input(case: Case) -> None:
     """Bad input ends here, whichever rules are selected.
 
     Raises:
-        InputError: the model's files cannot be used.
+        InputError: the model's files, or the training script, cannot be used.
     """
+    if case.source.kind == "script":
+        _ = case.script
+        return
     try:
         _ = case.static
     except EvidenceError:

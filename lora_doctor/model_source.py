@@ -12,7 +12,7 @@ from lora_doctor.errors import InputError
 if TYPE_CHECKING:
     from lora_doctor.evidence.hub import HubSnapshot
 
-SourceKind = Literal["hub", "folder", "arch", "factory", "module"]
+SourceKind = Literal["hub", "folder", "arch", "factory", "module", "script"]
 
 _FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
@@ -22,9 +22,9 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 class ModelSource:
     """A model source.
 
-    ``name``: the hub id, the folder, the architecture, ``package.module:factory`` or, for a
-    loaded module, its class name. ``folder`` is where the small files of a hub id were put, and
-    ``snapshot`` what the hub said about them.
+    ``name``: the hub id, the folder, the architecture, ``package.module:factory``, for a loaded
+    module its class name, for a training script (which is only read) its path. ``folder`` is where
+    the small files of a hub id were put, and ``snapshot`` what the hub said about them.
     """
 
     kind: SourceKind
@@ -80,6 +80,8 @@ def parse_model(
             )
         return ModelSource("arch", name)
     path = Path(text).expanduser()
+    if text.endswith(".py") and not path.exists():
+        raise InputError(f"MODEL {text!r}: no such file; check the path of the training script")
     if text.startswith((".", "/", "~")) or text.endswith("/") or path.exists():
         return _folder(path, trust_remote_code)
     if _FACTORY.fullmatch(text):
@@ -95,8 +97,12 @@ def parse_model(
 def _folder(path: Path, trust_remote_code: bool) -> ModelSource:
     if not path.exists():
         raise InputError(f"MODEL {str(path)!r}: no such folder; check the path")
+    if path.is_file() and path.suffix == ".py":
+        return ModelSource("script", str(path))
     if not path.is_dir():
-        raise InputError(f"MODEL {str(path)!r}: is a file; give the folder with config.json")
+        raise InputError(
+            f"MODEL {str(path)!r}: is a file; give the folder with config.json, or a script (.py)"
+        )
     return ModelSource(
         "folder", str(path), trust_remote_code=trust_remote_code, folder=str(path.resolve())
     )

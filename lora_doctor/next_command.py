@@ -44,7 +44,11 @@ def next_command(
 
 def _deeper(diagnosis: Diagnosis, options: Mapping[str, Any]) -> str:
     """After a shallow run without findings: the one that proves it."""
-    if diagnosis.verdict == "healthy" or diagnosis.depth not in ("static", "meta"):
+    if (
+        diagnosis.model.kind == "script"
+        or diagnosis.verdict == "healthy"
+        or diagnosis.depth not in ("static", "meta")
+    ):
         return ""
     return shlex.join(["lora-doctor", "check", *_arguments(options)])
 

@@ -95,6 +95,8 @@ def why_undetermined(diagnosis: Diagnosis) -> str:
     before = diagnosis.before
     if diagnosis.undetermined:
         return sentence(visible(diagnosis.undetermined))
+    if diagnosis.model.kind == "script":
+        return "No rule found anything in this script, which was read and not run."
     if before is None:
         return (
             f"No rule found anything at depth {diagnosis.depth}, but the training contract was not "

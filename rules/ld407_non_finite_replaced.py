@@ -1,0 +1,119 @@
+"""LD407: a training script replaces numbers that are not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.case import Case
+from lora_doctor.evidence.training_script import Replacement, TrainingScript
+from lora_doctor.rule import Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
+
+_A = {
+    "loss": "A loss",
+    "gradient": "A gradient",
+    "activation": "An activation",
+    "weight": "A weight",
+}
+_THEN = {
+    "loss": "the step looks like any other, and what made the loss bad goes on",
+    "gradient": "the optimizer steps on a made-up gradient, and its averages remember it",
+    "activation": "the loss is finite and says nothing of the overflow before it",
+    "weight": "the model goes on with holes in it",
+}
+
+
+class NonFiniteReplaced(Rule):
+    """A training script puts a constant where a loss, gradient, activation or weight is not finite.
+
+    ## What happens
+    The logs show finite losses, training runs to its end, and the model has learnt less than it
+    seems, or nothing: every step with such a number trains on a made-up one. The first module that
+    overflowed is never looked for.
+
+    ## Why
+    `torch.nan_to_num`, `torch.where(torch.isnan(x), ...)`, `if torch.isnan(loss): loss =
+    torch.tensor(0.0)` and clamping to the largest float16 number hide the symptom. A constant has
+    no graph: its backward reaches no weight. `nan_to_num` and `where` pass a zero back, and zero
+    times the infinite slope behind it is NaN again, so that weights may be lost although the loss
+    is finite. `clamp` does not even remove a NaN. A test that skips the step (`continue`), stops,
+    or raises hides nothing and is no finding: gradient scalers skip steps in the same way.
+
+    ## Versions
+    All. Read with `ast`; the script is not run, and what it imports is not read.
+
+    ## Fix
+    Take it out and let the run stop at the first bad number. `lora-doctor check MODEL` names the
+    first module that overflows; the usual cure is bfloat16 instead of float16.
+
+    ## Links
+    https://docs.pytorch.org/docs/stable/notes/amp_examples.html
+    """
+
+    code = "LD407"
+    name = "non-finite-replaced"
+    summary = "A training script replaces numbers that are not finite."
+    depth = "static"
+    symptoms = (
+        Symptom(r"(?i)\bnan(/inf)? (values? )?(loss )?(is )?(detected|encountered|found)\b"),
+        Symptom(r"(?i)\binf(inity)? detected in \w+"),
+        Symptom(r"'loss': 0\.0, 'grad_norm': nan", "the Trainer logs a NaN loss as 0"),
+    )
+    examples = (
+        Example(
+            "broken",
+            "tests/scripts/nan_replaced.py",
+            depth="static",
+            why="a NaN loss becomes 0.001, bad embeddings are clamped",
+        ),
+        Example(
+            "broken",
+            "tests/scripts/gradients_cleaned.py",
+            depth="static",
+            why="NaN gradients become zero",
+        ),
+        Example(
+            "healthy",
+            "tests/scripts/nan_stops.py",
+            depth="static",
+            why="skips what a scaler would skip, stops at the rest, and cleans only its log",
+        ),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        script = case.script
+        for found in script.replacements:
+            yield self._finding(script, found)
+
+    def _finding(self, script: TrainingScript, found: Replacement) -> Finding:
+        source = f"{script.path.name}, line {found.line}"
+        evidence = [
+            Measure("the line", found.code, source),
+            Measure(f"{found.what} that is replaced", found.value, source),
+            Measure("by", _by(found), source),
+        ]
+        if found.function:
+            evidence.append(Measure("in the function", found.function, source))
+        if found.how == "clamp":
+            evidence.append(Measure("clamp", "leaves a NaN as it is", "torch"))
+        return self.finding(
+            "warning",
+            f"{_A[found.what]} that is not finite is replaced ({found.value} by {_by(found)}): "
+            f"{_THEN[found.what]}.",
+            location=Location("file", str(script.path), found.line),
+            evidence=tuple(evidence),
+            proof=Proof("inferred", "read in the source, which was not run"),
+            fixes=(
+                Fix(
+                    "Take it out; stop instead (if not torch.isfinite(loss): raise ...) and look "
+                    "for the module where it starts: lora-doctor check MODEL, with the model that "
+                    "this script trains. Train in bfloat16 rather than float16.",
+                    "manual",
+                ),
+            ),
+        )
+
+
+def _by(found: Replacement) -> str:
+    if found.how == "clamp":
+        return f"the bounds {found.by}" if found.by else "a bound"
+    return found.by
