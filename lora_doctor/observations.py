@@ -71,14 +71,23 @@ class ActivationReading:
 
 @dataclass(frozen=True)
 class UpdateReading:
-    """What the first optimizer step did to an adapted weight: Frobenius norms of the update
-    (scaling and both factors included) and of the weight, at this learning rate."""
+    """What the first optimizer step did to adapted weights that are alike: same path but for
+    numbers, same scaling and rank.
 
-    path: str
+    ``layers`` were measured. ``update_norm`` and ``weight_norm``: Frobenius norms of the update
+    (scaling and both factors included) and of the weights, over these layers together. ``shape``:
+    of one weight as a matrix, outputs and inputs. ``learning_rate``: with Adam, the first update
+    grows with it in proportion.
+    """
+
+    pattern: str
+    layers: int
     update_norm: float
     weight_norm: float
-    learning_rate: float
+    shape: tuple[int, int]
+    rank: int
     scaling: float
+    learning_rate: float
 
 
 @dataclass(frozen=True)

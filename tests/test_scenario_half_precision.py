@@ -189,3 +189,68 @@ def test_a_loaded_model_is_to_be_loaded_anew() -> None:
     eager = gemma("gemma2", attn_implementation="eager")
     assert not lora_doctor.check(eager, TARGETS, select=("LD403",)).findings
     assert torch.is_grad_enabled()
+
+
+# --- the size of a step -------------------------------------------------------------------------
+
+
+def test_the_scaling_that_the_report_cut_to_a_quarter(worker: Worker) -> None:
+    """`lora_alpha` 32 at rank 8 is a usual recipe; it cannot make a NaN that is in the base."""
+    scenario.prove(
+        GEMMA, "lora_alpha 32 at r 8, which the report cut to 8", "LD404",
+        "arch:llama", {**TARGETS, "r": 8, "lora_alpha": 32}, worker=worker, occurs=False,
+    )  # fmt: skip
+
+
+def test_a_scaling_that_is_far_off(worker: Worker) -> None:
+    scenario.prove(
+        GEMMA, "a LoRA scaling of 128 (lora_alpha 2048 at r 16)", "LD404",
+        "arch:llama", {**TARGETS, "r": 16, "lora_alpha": 2048}, worker=worker,
+        occurs=True, silently=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("rate", [1e-5, 1e-1])
+def test_the_learning_rate_of_the_recipe_counts(worker: Worker, rate: float) -> None:
+    """A small one makes up for a large scaling; a large one is not the scaling's fault."""
+    recipe = {**TARGETS, "r": 16, "lora_alpha": 2048 if rate < 1e-2 else 32, "learning_rate": rate}
+    diagnosis = lora_doctor.check("arch:llama", recipe, select=("LD404",), worker=worker)
+    kinds = [fix.safety for finding in diagnosis.findings for fix in finding.fixes]
+    assert kinds == ([] if rate < 1e-2 else ["manual"])
+
+
+@pytest.mark.parametrize("scale", [1.0, 8.0])
+def test_an_update_is_as_large_as_the_merged_weight_says(scale: float) -> None:
+    """The norm from thin factors, against the weights themselves: merged after, minus before."""
+    import peft
+    import torch
+
+    from lora_doctor.adapters import find_adapters, note_gradients
+    from lora_doctor.observers.updates import Updates
+    from lora_doctor.observing import Setting
+
+    targets = ["q_proj", "down_proj"]
+    config = peft.LoraConfig(r=4, lora_alpha=4 * scale, target_modules=targets)
+    model = peft.get_peft_model(models.tiny_llama(), config)
+    before = {name: p.detach().clone() for name, p in models.tiny_llama().named_parameters()}
+    layers = find_adapters(model)
+    updates = Updates(Setting(True, "float32", "float32", 1e-2))
+    ids = torch.arange(3, 15).view(2, 6)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0, eps=1e-16)
+    model(input_ids=ids, labels=ids).loss.backward()
+    note_gradients(layers, "text")
+    updates.before_step(layers)
+    optimizer.step()
+    updates.after_step(layers)
+    after = dict(model.merge_and_unload().named_parameters())
+    readings = updates.readings()
+    assert {item.scaling for item in readings} == {scale} and len(readings) == 2
+    for item in readings:
+        leaf = item.pattern.rpartition(".")[2]
+        names = [name for name in before if f"{leaf}.weight" in name]
+        changes = torch.stack([(after[name] - before[name]).norm() for name in names])
+        weights = torch.stack([before[name].norm() for name in names])
+        assert item.layers == len(names) == 2
+        assert item.update_norm == pytest.approx(float(changes.norm()), rel=1e-3)
+        assert item.weight_norm == pytest.approx(float(weights.norm()), rel=1e-5)
+        assert item.shape == tuple(before[names[0]].shape)
