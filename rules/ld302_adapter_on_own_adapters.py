@@ -147,7 +147,7 @@ def _evidence(built_in: BuiltIn) -> tuple[Measure, ...]:
     if built_in.loading_unfreezes:
         lines.append(
             Measure("from_pretrained", "makes every weight trainable again",
-                    "installed transformers, asked with a model of one weight")
+                    "installed transformers, asked with a model of two weights")
         )  # fmt: skip
     return tuple(lines)
 

@@ -6,7 +6,17 @@ from collections.abc import Iterator
 
 from lora_doctor.case import Case
 from lora_doctor.evidence.structure import Structure
-from lora_doctor.rule import Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
+from lora_doctor.rule import (
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measure,
+    Patch,
+    Proof,
+    Rule,
+    Symptom,
+)
 from lora_doctor.targets import quoted
 
 
@@ -31,8 +41,11 @@ class NotOnlyAdapters(Rule):
     transformers 5 on.
 
     ## Fix
-    Freeze the model, then set `requires_grad` on the adapters by their name. Weights that are to be
-    trained whole belong into `modules_to_save`, so that they are saved.
+    For a model that is loaded: a patch that freezes everything but its adapters as soon as it is
+    loaded, or prepared for training on quantized weights. It changes what is learnt, so it is
+    applied on demand. For a model of your own code: freeze it, then set `requires_grad` on the
+    adapters by their name. Weights that are to be trained whole belong into `modules_to_save`, so
+    that they are saved.
 
     ## Links
     https://huggingface.co/docs/peft/developer_guides/troubleshooting
@@ -70,15 +83,17 @@ class NotOnlyAdapters(Rule):
         if case.recipe.peft_type != "LORA" or not injection.adapter_parameters:
             return
         other, count = _others(structure)
-        if not injection.trainable_adapter_parameters:
+        trainable, of, unit = _adapters(structure)
+        if not trainable:
+            rest = f"; {quoted(other, 2)} would be trained instead" if other else ""
             yield self.finding(
                 "error",
-                f"No adapter is trainable: 0 of {injection.adapter_parameters:,} adapter "
-                "parameters take a gradient.",
+                f"No adapter is trainable: 0 of {of:,} adapter {unit} (0% of the model) take a "
+                f"gradient{rest}.",
                 location=Location("module", structure.model_class),
                 evidence=_evidence(structure, other, count),
                 proof=Proof("measured", "requires_grad was read off the model"),
-                fixes=_fixes(structure),
+                fixes=_fixes(case, structure),
                 explains=(
                     "attaches", "forward", "gradients", "steps", "adapters-move", "loss-falls",
                 ),
@@ -92,7 +107,7 @@ class NotOnlyAdapters(Rule):
                 location=Location("module", other[0]),
                 evidence=_evidence(structure, other, count),
                 proof=Proof("measured", "requires_grad was read off the model"),
-                fixes=_fixes(structure),
+                fixes=_fixes(case, structure),
                 explains=("attaches",),
             )
 
@@ -103,6 +118,15 @@ def _seen_lost(case: Case) -> bool:
     return saving is not None and bool(saving.lost) and not saving.lost_elsewhere
 
 
+def _adapters(structure: Structure) -> tuple[int, int, str]:
+    """How much of the adapters is trainable, of how much, as the model comes out of loading."""
+    if structure.built_in is not None:
+        states = structure.built_in.adapters
+        return sum(s.trainable for s in states), sum(s.tensors for s in states), "tensors"
+    injection = structure.injection
+    return injection.trainable_adapter_parameters, injection.adapter_parameters, "parameters"
+
+
 def _others(structure: Structure) -> tuple[tuple[str, ...], int]:
     """Patterns of trainable weights that are no adapter, as the model comes out of loading."""
     if structure.built_in is not None:
@@ -111,12 +135,12 @@ def _others(structure: Structure) -> tuple[tuple[str, ...], int]:
 
 
 def _evidence(structure: Structure, other: tuple[str, ...], count: int) -> tuple[Measure, ...]:
-    injection = structure.injection
     source = f"requires_grad in {structure.model_class}"
-    lines = [
-        Measure("adapter parameters", f"{injection.trainable_adapter_parameters:,} of "
-                f"{injection.adapter_parameters:,} trainable", source)
-    ]  # fmt: skip
+    trainable, of, unit = _adapters(structure)
+    lines = [Measure(f"adapter {unit}", f"{trainable:,} of {of:,} trainable", source)]
+    places = [group.pattern for group in structure.groups if group.adapted]
+    if not trainable and places:
+        lines.append(Measure("adapters sit in", quoted(places, 4), structure.model_class))
     if other:
         text = f"{count:,}: {quoted(other, 6)}"
         lines.append(Measure("other trainable parameters", text, source))
@@ -129,18 +153,26 @@ def _evidence(structure: Structure, other: tuple[str, ...], count: int) -> tuple
         if built_in.loading_unfreezes:
             lines.append(
                 Measure("from_pretrained", "makes every weight trainable again",
-                        "installed transformers, asked with a model of one weight")
+                        "installed transformers, asked with a model of two weights")
             )  # fmt: skip
     return tuple(lines)
 
 
-def _fixes(structure: Structure) -> tuple[Fix, ...]:
+def _fixes(case: Case, structure: Structure) -> tuple[Fix, ...]:
     built_in = structure.built_in
     names = [state.name for state in built_in.adapters] if built_in is not None else ["lora_"]
-    return (
-        Fix(
-            "Freeze the model, then set requires_grad on the parameters with "
-            f"{quoted(names)} in their name; name what is to be trained whole in modules_to_save.",
-            "manual",
-        ),
+    by_hand = Fix(
+        "Freeze the model, then set requires_grad on the parameters with "
+        f"{quoted(names)} in their name; name what is to be trained whole in modules_to_save.",
+        "manual",
     )
+    if built_in is None or case.source.kind not in ("hub", "folder"):
+        return (by_hand,)
+    active = [state.name for state in built_in.adapters if state.active]
+    patch = Fix(
+        f"Train {quoted(active or names)} alone: everything else is frozen as soon as the model is loaded "
+        "(lora_doctor.apply as the first line of the training script).",
+        "unsafe",
+        patch=Patch("own_adapters_only"),
+    )
+    return patch, by_hand

@@ -38,10 +38,11 @@ def trains_its_own(model: Any, recipe: Recipe) -> bool:
     return brings_adapters(model) and not asks_for_adapter(recipe)
 
 
-def train_own(model: Any) -> Any:
+def train_own(model: Any, *, integers: bool = True) -> Any:
     """The model with its active adapters trainable and everything else frozen; changed in place.
 
-    Where none is active, all of them: a forward may switch them by what it is given.
+    Where none is active, all of them: a forward may switch them by what it is given. Without
+    ``integers`` weights that are not floating point are passed over.
 
     Raises:
         RuntimeError: an adapter weight is not floating point (torch's own words).
@@ -52,7 +53,8 @@ def train_own(model: Any) -> Any:
     for _, name, tensors in held(model):
         if not active or name in active:
             for tensor in tensors:
-                tensor.requires_grad_(True)
+                if integers or tensor.is_floating_point():
+                    tensor.requires_grad_(True)
     return model
 
 
@@ -86,13 +88,15 @@ def describe(model: Any, recipe: Recipe, *, loaded: bool) -> BuiltIn | None:
     """
     if not brings_adapters(model):
         return None
-    unfreezes = loaded and loading_unfreezes()
+    unfreezes, freezes = what_loading_trains() if loaded else (False, False)
     wrapped = asks_for_adapter(recipe)
     config = peft_config(recipe) if wrapped else None
     bones = skeleton(model, meaning(config) if config is not None else _same)
     if unfreezes:
         for value in bones.model.parameters():
             value.requires_grad_(value.is_floating_point())
+    if freezes:
+        train_own(bones.model, integers=False)
     before = _states(bones.model, bones.times)
     base = bones.model
     if config is not None:
@@ -122,31 +126,37 @@ def describe(model: Any, recipe: Recipe, *, loaded: bool) -> BuiltIn | None:
     )
 
 
-def loading_unfreezes() -> bool:
-    """Whether ``from_pretrained`` makes weights trainable that ``__init__`` had frozen.
+def what_loading_trains() -> tuple[bool, bool]:
+    """Whether ``from_pretrained`` makes weights trainable that ``__init__`` had frozen, and whether
+    it freezes what was trainable and is no adapter of a model that brings some.
 
-    Asked of the installed transformers with a model of one weight.
+    Asked of the installed transformers, with the patches in force, by a model of two weights.
     """
     import torch
+    from peft import LoraConfig, inject_adapter_in_model
     from transformers import PretrainedConfig, PreTrainedModel
 
-    class Frozen(PreTrainedModel):  # type: ignore[misc, unused-ignore]
+    class Probe(PreTrainedModel):  # type: ignore[misc, unused-ignore]
         config_class = PretrainedConfig
 
         def __init__(self, config: Any) -> None:
             super().__init__(config)
-            self.proj = torch.nn.Linear(1, 1, bias=False)
-            self.proj.requires_grad_(False)
+            self.frozen = torch.nn.Linear(1, 1, bias=False)
+            self.free = torch.nn.Linear(1, 1, bias=False)
+            inject_adapter_in_model(LoraConfig(r=1, target_modules=["frozen"]), self, "own")
+            self.free.requires_grad_(True)
             self.post_init()
 
         def _init_weights(self, module: Any) -> None:
-            """Nothing to initialise: the weight is loaded."""
+            """Nothing to initialise: the weights are loaded."""
 
     with tempfile.TemporaryDirectory(prefix="lora-doctor-") as folder:
         with torch.device("cpu"):
-            Frozen(PretrainedConfig()).save_pretrained(folder, safe_serialization=True)
-        loaded = Frozen.from_pretrained(folder)
-    return bool(loaded.proj.weight.requires_grad)
+            Probe(PretrainedConfig()).save_pretrained(folder, safe_serialization=True)
+        loaded = Probe.from_pretrained(folder)
+    base = loaded.frozen.base_layer.weight
+    free = loaded.free.weight
+    return bool(base.requires_grad), not free.requires_grad
 
 
 def _same(path: str) -> object:
