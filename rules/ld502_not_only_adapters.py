@@ -170,8 +170,8 @@ def _fixes(case: Case, structure: Structure) -> tuple[Fix, ...]:
         return (by_hand,)
     active = [state.name for state in built_in.adapters if state.active]
     patch = Fix(
-        f"Train {quoted(active or names)} alone: everything else is frozen as soon as the model is loaded "
-        "(lora_doctor.apply as the first line of the training script).",
+        f"Train {quoted(active or names)} alone: everything else is frozen as soon as the model is "
+        "loaded (lora_doctor.apply as the first line of the training script).",
         "unsafe",
         patch=Patch("own_adapters_only"),
     )
