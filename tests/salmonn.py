@@ -35,7 +35,7 @@ class Salmonn(nn.Module):
     """``epsilon``: of both connectors. ``loudness``: standard deviation of what the second encoder
     puts out. ``projection``: size of projected embeddings relative to those of tokens; torch's own
     initialisation unless given. ``by_path``: reach the token embeddings by hand and not by the
-    model's method."""
+    model's method; ``by_weight``: look up rows of its weight."""
 
     def __init__(
         self,
@@ -44,6 +44,7 @@ class Salmonn(nn.Module):
         loudness: float = 1.0,
         projection: float | None = None,
         by_path: bool = False,
+        by_weight: bool = False,
         decoder: Any = None,
     ) -> None:
         super().__init__()
@@ -60,11 +61,13 @@ class Salmonn(nn.Module):
             deviation = float(text.detach().pow(2).mean().sqrt()) / (2 * width) ** 0.5
             nn.init.normal_(self.speech_llama_proj.weight, std=projection * deviation)
             nn.init.zeros_(self.speech_llama_proj.bias)
-        self.by_path = by_path
+        self.by_path, self.by_weight = by_path, by_weight
         for frozen in (self.speech_encoder, self.ears, self.llm):
             frozen.requires_grad_(False)
 
     def embed(self, input_ids: Any) -> Any:
+        if self.by_weight:
+            return nn.functional.embedding(input_ids, self.llm.model.embed_tokens.weight)
         if self.by_path:
             return self.llm.model.embed_tokens(input_ids)
         return self.llm.get_input_embeddings()(input_ids)
@@ -194,3 +197,34 @@ def projection_too_small() -> Any:
 def projection_in_scale() -> Any:
     """The same, in the decoder's own scale."""
     return _made(projection=1.0)
+
+
+def _adapted(**options: Any) -> Any:
+    """As SALMONN does it: the language model alone is wrapped, by the model itself."""
+    import peft
+
+    model, example = _made(**options)
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj"])
+    model.requires_grad_(False)  # the connectors have been trained before
+    model.llm = peft.get_peft_model(model.llm, config)
+    return model, example
+
+
+def adapted() -> Any:
+    """Token embeddings by the model's own method, which PEFT passes on."""
+    return _adapted()
+
+
+def adapted_by_path() -> Any:
+    """Token embeddings by a path that was right before the language model was wrapped."""
+    return _adapted(by_path=True)
+
+
+def by_path() -> Any:
+    """The same path, with the adapters put on by the recipe, around the whole: it stays right."""
+    return _made(by_path=True)
+
+
+def by_weight() -> Any:
+    """Rows of the embeddings' weight."""
+    return _made(by_weight=True)

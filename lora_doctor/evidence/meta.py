@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from lora_doctor.errors import EvidenceError, LoraDoctorError
-from lora_doctor.evidence import own_adapters, quantization, stacked
+from lora_doctor.evidence import input_gradients, own_adapters, quantization, stacked
 from lora_doctor.evidence.injection import Injected, inject, read_wrapped, report
 from lora_doctor.evidence.loading import Loader
 from lora_doctor.evidence.modules import assign_roles, collect, elements, group, is_adapter_layer
@@ -144,6 +144,9 @@ def _describe(
         tied_weights=_tied(model),
         input_embeddings=anatomy.input_embeddings,
         input_embeddings_error=anatomy.input_embeddings_error,
+        input_gradients_error=(
+            input_gradients.why_not(model) if anatomy.input_embeddings_error else None
+        ),
         supports_gradient_checkpointing=_supports_checkpointing(model),
         own_adapters=_own_adapters(model),
     )

@@ -1,0 +1,181 @@
+"""LD103: token embeddings that cannot be reached the way the model's code or the recipe does."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from lora_doctor.case import Case
+from lora_doctor.evidence.source_line import line_at
+from lora_doctor.evidence.structure import Structure
+from lora_doctor.rule import Edit, Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
+from lora_doctor.verification import CHECKS, Verification
+
+_MISSING = re.compile(r"AttributeError: '(?P<holder>\w+)' object has no attribute '(?P<name>\w+)'")
+_WHERE = re.compile(r"\((?P<where>[^()]+:\d+)\)\s*$")
+
+
+class EmbeddingsByPath(Rule):
+    """The token embeddings are reached by a path that is not there once PEFT has wrapped the
+    model, or by `get_input_embeddings`, which the model does not have.
+
+    ## What happens
+    A forward that says `self.llm.model.embed_tokens` raises `'Gemma3ForCausalLM' object has no
+    attribute 'embed_tokens'` after `self.llm = get_peft_model(self.llm, ...)`, and one that reads
+    `embed_tokens.weight` raises `'ModulesToSaveWrapper' object has no attribute 'weight'` when the
+    embeddings are in `modules_to_save`.
+    The other way round, `prepare_model_for_kbit_training` with gradient checkpointing raises
+    `NotImplementedError`, mostly without a word, on models that do not start at tokens (wav2vec 2).
+
+    ## Why
+    A PEFT model passes on the attributes of what it wraps, one level further in: `llm.model` was
+    the decoder and is the whole language model. Helpers that try one path after the other guess,
+    and are wrong again with the next wrapper. `get_input_embeddings()` is passed on by every
+    wrapper and returns the module that is in use.
+    Reentrant checkpointing drops gradients unless its inputs need some, so that preparing a
+    quantized model makes the embeddings' output need one, whatever feeds the layers.
+
+    ## Versions
+    Paths: all of PEFT; the `weight` of `ModulesToSaveWrapper` is passed on from PEFT 0.8 on.
+    `NotImplementedError`: transformers 4; from 5 on it is a warning.
+
+    ## Fix
+    `get_input_embeddings()` in the place of the path. For the missing method:
+    `gradient_checkpointing_kwargs: {use_reentrant: false}`, with which nobody asks for it; the
+    numbers and the memory are the same.
+
+    ## Links
+    https://huggingface.co/docs/transformers/main_classes/model
+    """
+
+    code = "LD103"
+    name = "embeddings-by-path"
+    summary = "The token embeddings are not where the code or the recipe looks for them."
+    depth = "meta"
+    symptoms = (
+        Symptom(r"object has no attribute '(?:\w*embed\w*|wte|wpe)'"),
+        Symptom(r"'ModulesToSaveWrapper' object has no attribute 'weight'", "PEFT before 0.8"),
+        Symptom(r"get_input_embeddings` not auto.handled", "transformers 4.5x"),
+        Symptom(r"^\s*NotImplementedError:?\s*$", "transformers 4, get_input_embeddings"),
+        Symptom(r"does not expose input embeddings", "transformers 5, a warning"),
+    )
+    examples = (
+        Example(
+            "broken",
+            "tests.salmonn:adapted_by_path",
+            why="the model wraps its own language model and does not look for it where it then is",
+        ),
+        Example(
+            "broken",
+            "arch:wav2vec2",
+            {
+                "target_modules": ["q_proj", "v_proj"],
+                "load_in_8bit": True,
+                "gradient_checkpointing": True,
+            },
+            {"transformers": "<5"},
+            why="no token embeddings, and preparing it for training asks for them",
+        ),
+        Example("healthy", "tests.salmonn:adapted", why="the method, in the same place"),
+        Example(
+            "healthy",
+            "tests.salmonn:by_path",
+            {"target_modules": r"llm\..*\.(q_proj|v_proj)"},
+            why="the recipe's wrapper stands around the whole: the path inside is what it was",
+        ),
+        Example("healthy", "arch:wav2vec2", {"target_modules": ["q_proj", "v_proj"]}),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        found = list(self._asked_for(case, case.structure))
+        yield from found
+        if case.reaches("tiny") and (not found or case.has("verification")):
+            yield from self._by_path(case.structure, case.verification)
+
+    def _asked_for(self, case: Case, structure: Structure) -> Iterator[Finding]:
+        """Preparing a quantized model asks for input embeddings, and there are none."""
+        options: dict[str, Any] = dict(case.recipe.get("gradient_checkpointing_kwargs") or {})
+        reentrant = options.get("use_reentrant") is not False
+        wanted = case.recipe.quantized and case.recipe.get("gradient_checkpointing") and reentrant
+        if not wanted or structure.input_gradients_error is None:
+            return
+        edits = (Edit("gradient_checkpointing_kwargs", {**options, "use_reentrant": False}),)
+        yield self.finding(
+            "error",
+            f"{structure.model_class} has no input embeddings to be had, and "
+            "prepare_model_for_kbit_training with gradient checkpointing asks for them: it will "
+            f"raise {structure.input_gradients_error.partition(':')[0]}.",
+            location=Location("recipe", "gradient_checkpointing"),
+            evidence=(
+                Measure("get_input_embeddings", (structure.input_embeddings_error or "").rstrip(": "),
+                        "the real class, called"),
+                Measure("enable_input_require_grads", structure.input_gradients_error,
+                        "the real class, called"),
+                Measure("quantization", case.recipe.quantized, "recipe"),
+            ),
+            proof=Proof("measured", "both methods were called on the real class"),
+            fixes=(
+                Fix("Checkpoint without reentrance, which needs no such embeddings: "
+                    "use_reentrant: false.", "safe", edits),
+            ),
+            explains=("builds", "forward", "gradients", "steps", "adapters-move", "loss-falls"),
+        )  # fmt: skip
+
+    def _by_path(self, structure: Structure, seen: Verification) -> Iterator[Finding]:
+        """The forward raised an AttributeError on its way to the embeddings."""
+        told, where = _attribute_error(seen)
+        missing = _MISSING.search(told)
+        if missing is None:
+            return
+        embeddings = [group for group in structure.groups if group.kind == "embedding"]
+        leaves = {group.leaf for group in embeddings}
+        line = line_at(where)
+        chain = _chain(line, leaves)
+        if missing["name"] not in leaves and not chain:
+            return
+        leaf = next((one for one in leaves if one in (missing["name"], *chain.split("."))), "")
+        now = ", ".join(path for group in embeddings if group.leaf == leaf
+                        for path in group.examples)  # fmt: skip
+        owner = ".".join(chain.split(".")[:2]) or "the language model"
+        adapted = f" (PEFT's {', '.join(structure.own_adapters)})" if structure.own_adapters else ""
+        evidence = [
+            Measure("forward", missing[0], f"{seen.depth} run, executed, at {where}"),
+            Measure("the embeddings are at", now, f"the module tree{adapted}"),
+        ]
+        if line:
+            evidence.append(Measure("line", line, where))
+        yield self.finding(
+            "error",
+            f"The code reaches the token embeddings by a path that is not there"
+            f"{' once PEFT has wrapped the model' if adapted or seen.outcome == 'failed' else ''}: "
+            f"{chain or missing['name']} ({where}).",
+            location=Location("module", now),
+            evidence=tuple(evidence),
+            proof=Proof("executed", f"the forward raised {missing[0]}"),
+            fixes=(
+                Fix(
+                    f"Write {owner}.get_input_embeddings() for "
+                    f"{chain.removesuffix('.weight') or 'the path'} and call what it returns; "
+                    "PEFT passes the method on, whichever wrapper stands around.",
+                    "manual",
+                ),
+            ),
+            explains=tuple(CHECKS),
+        )
+
+
+def _attribute_error(seen: Verification) -> tuple[str, str]:
+    """An AttributeError that ended the contract, with adapters or before, and its place."""
+    if seen.failure is not None and seen.failure.type == "AttributeError":
+        return f"AttributeError: {seen.failure.message}", seen.failure.where
+    place = _WHERE.search(seen.reason)
+    return seen.reason, place["where"] if place else ""
+
+
+def _chain(line: str, leaves: set[str]) -> str:
+    """The attribute access in a line that goes through an embedding module, by its name."""
+    for found in re.findall(r"[A-Za-z_]\w*(?:\.\w+)+", line):
+        if leaves & set(str(found).split(".")[1:]):
+            return str(found)
+    return ""
