@@ -72,6 +72,7 @@ def prove(
     plainly: Callable[[], Any] | None = None,
     by_hand: tuple[Any, Any] | None = None,
     silently: bool = False,
+    remark: str = "",
     **options: Any,
 ) -> lora_doctor.Diagnosis:
     """Found, fixed and trained where it ``occurs``; elsewhere silent, and the contract holds.
@@ -84,6 +85,7 @@ def prove(
             raise (unless ``silently``), and the rule must know the message; elsewhere it must not.
         by_hand: model and recipe after a manual fix was followed, for a rule that has no other.
         silently: nothing is raised where the failure occurs: it only learns nothing, or wrong.
+        remark: what the cell says beside the outcome: what this stack could not be asked.
         options: of :func:`lora_doctor.fix`.
     """
     if plainly is not None:
@@ -112,7 +114,7 @@ def prove(
         assert rule not in {finding.rule for finding in again.findings}
         outcome, proof = FOUND_BY_HAND, again.before
     assert proof is not None and proof.outcome == "passed", proof
-    record(report, failure, rule, outcome)
+    record(report, failure, rule, f"{outcome} ({remark})" if remark else outcome)
     return diagnosis
 
 
