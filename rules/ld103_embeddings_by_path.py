@@ -108,7 +108,8 @@ class EmbeddingsByPath(Rule):
             f"raise {structure.input_gradients_error.partition(':')[0]}.",
             location=Location("recipe", "gradient_checkpointing"),
             evidence=(
-                Measure("get_input_embeddings", (structure.input_embeddings_error or "").rstrip(": "),
+                Measure("get_input_embeddings",
+                        (structure.input_embeddings_error or "").rstrip(": "),
                         "the real class, called"),
                 Measure("enable_input_require_grads", structure.input_gradients_error,
                         "the real class, called"),
