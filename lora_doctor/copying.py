@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import random
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from lora_doctor.rebinding import deep_copy
 
 
 def structural_copy(model: Any) -> Any:
@@ -32,7 +33,7 @@ def structural_copy(model: Any) -> Any:
         memo[id(parameter)] = twin
     # deepcopy keeps what it has copied alive under this key; ours must live as long.
     memo[id(memo)] = list(memo.values())
-    return copy.deepcopy(model, memo)
+    return deep_copy(model, memo)
 
 
 def own_storage(parameters: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from lora_doctor.copying import structural_copy, undisturbed
 from lora_doctor.evidence import prepare
 from lora_doctor.evidence.full import LEARNING_RATE
 from lora_doctor.evidence.locator import one_line
+from lora_doctor.rebinding import deep_copy
 from lora_doctor.recipe import Recipe, as_recipe
 from lora_doctor.verification import Verification
 
@@ -41,7 +41,7 @@ def verify_module(
     with undisturbed():
         try:
             shared = adapted or not prepare.rewrites_weights(plan)
-            twin = structural_copy(module) if shared else copy.deepcopy(module)
+            twin = structural_copy(module) if shared else deep_copy(module)
         except Exception as error:  # noqa: BLE001 - any attribute of the user's may refuse
             return Verification.undetermined(
                 f"{type(module).__name__} cannot be copied: {type(error).__name__}: "

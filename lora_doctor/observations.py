@@ -128,6 +128,30 @@ class AttentionReading:
 
 
 @dataclass(frozen=True)
+class InstancePatch:
+    """A function in the ``__dict__`` of a module in place of a method of its class.
+
+    ``kind``: ``wrapper`` when it was put on PEFT's wrapper under the name of a method of the model
+    inside. ``source``: ``file:line`` of the function. ``calls_before``: in the base model's
+    forwards, adapters off or not there yet; ``calls`` and, of the model inside a wrapper, its own
+    method's ``inner_calls``: in the training forwards. ``around``: adapted layers that it is put
+    on or that it holds from before they were adapted, ``around_calls`` of these with adapters;
+    ``passed_by`` those of them whose adapter took no part while it ran.
+    """
+
+    path: str
+    name: str
+    kind: Literal["module", "wrapper"]
+    source: str
+    calls_before: int
+    calls: int
+    inner_calls: int = 0
+    around: tuple[str, ...] = ()
+    around_calls: int = 0
+    passed_by: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Observations:
     """All readings of one run.
 
@@ -142,6 +166,7 @@ class Observations:
     updates: tuple[UpdateReading, ...] = ()
     connections: tuple[ConnectionReading, ...] = ()
     attention: tuple[AttentionReading, ...] = ()
+    instance_patches: tuple[InstancePatch, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -164,6 +189,7 @@ _NESTED: Mapping[str, type] = {
     "updates": UpdateReading,
     "connections": ConnectionReading,
     "attention": AttentionReading,
+    "instance_patches": InstancePatch,
 }
 
 

@@ -6,7 +6,6 @@ functions. What is read goes into :class:`lora_doctor.saving.Saving`.
 
 from __future__ import annotations
 
-import copy
 import importlib
 import json
 import tempfile
@@ -18,6 +17,7 @@ from typing import Any
 from lora_doctor.adapters import active_adapters, auxiliary_classes
 from lora_doctor.evidence.locator import clean_path, one_line
 from lora_doctor.evidence.modules import pattern_of
+from lora_doctor.rebinding import deep_copy
 from lora_doctor.saving import AutoLoading, TiedPart, Vocabulary
 
 DEFAULT_ADAPTER = "default"
@@ -61,7 +61,7 @@ def merged_copy(model: Any, path: str) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model.zero_grad(set_to_none=True)
-        twin = copy.deepcopy(model)
+        twin = deep_copy(model)
         if not path:
             return twin.merge_and_unload()
         return _with_part(twin, path, twin.get_submodule(path).merge_and_unload())

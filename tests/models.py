@@ -373,3 +373,98 @@ def optimizer_with_warm_up() -> tuple[Any, dict[str, Any]]:
     optimizer = torch.optim.AdamW(phase_groups(model, 1e-5))
     warm_up = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, step / 10))
     return model, {"optimizer": optimizer, "scheduler": warm_up, "planned_steps": 100}
+
+
+def scoring_model() -> Any:
+    """A model of a user's own whose forward calls a method of itself."""
+    import torch
+    from torch import nn
+
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q_proj, self.v_proj = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x: Any) -> Any:
+            return torch.tanh(self.q_proj(x)) * self.v_proj(x)
+
+    class Scorer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention, self.head = Attention(), nn.Linear(8, 1)
+
+        def score(self, hidden: Any) -> Any:
+            return self.head(hidden)
+
+        def forward(self, x: Any, target: Any = None) -> dict[str, Any]:
+            prediction = self.score(x + self.attention(x))
+            if target is None:
+                return {"logits": prediction}
+            return {"loss": nn.functional.mse_loss(prediction, target), "logits": prediction}
+
+    torch.manual_seed(0)
+    return Scorer()
+
+
+def scoring_batch() -> dict[str, Any]:
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "x": torch.randn(4, 8, generator=generator),
+        "target": torch.randn(4, 1, generator=generator),
+    }
+
+
+def _bounded(self: Any, hidden: Any) -> Any:
+    """A method of a user's own in place of ``score``."""
+    return self.head(hidden).tanh()
+
+
+def patch_on_the_wrapper() -> Any:
+    import types
+
+    import peft
+
+    model = peft.get_peft_model(
+        scoring_model(), peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
+    )
+    model.score = types.MethodType(_bounded, model)
+    return model, scoring_batch()
+
+
+def patch_on_the_base() -> Any:
+    import types
+
+    import peft
+
+    base = scoring_model()
+    plain = base.attention.q_proj.forward
+    base.attention.q_proj.forward = lambda x: plain(x * 1.0)
+    model = peft.get_peft_model(base, peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
+    model.get_base_model().score = types.MethodType(_bounded, model.get_base_model())
+    return model, scoring_batch()
+
+
+def patch_that_holds_layers() -> Any:
+    """A forward that closes over the layers that it finds."""
+    import torch
+
+    model = scoring_model()
+    q_proj, v_proj = model.attention.q_proj, model.attention.v_proj
+    model.attention.forward = lambda x: torch.tanh(q_proj(x)) * v_proj(x)
+    return model, scoring_batch()
+
+
+def patch_that_looks_layers_up() -> Any:
+    """The same, layers looked up when it is called."""
+    import types
+
+    import torch
+
+    def forward(self: Any, x: Any) -> Any:
+        return torch.tanh(self.q_proj(x)) * self.v_proj(x)
+
+    model = scoring_model()
+    model.attention.forward = types.MethodType(forward, model.attention)
+    return model, scoring_batch()

@@ -6,12 +6,12 @@ Runs in a child process; torch, transformers and PEFT are imported inside functi
 
 from __future__ import annotations
 
-import copy
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lora_doctor.copying import structural_copy
+from lora_doctor.rebinding import deep_copy
 from lora_doctor.recipe import Recipe
 
 HALF = ("float16", "bfloat16")
@@ -272,7 +272,7 @@ def fresh_base(model: Any, *, shared: bool = False) -> Callable[[], Any]:
     ``shared``: over the same memory, for models too large to copy; nothing in the contract writes
     to frozen weights.
     """
-    make: Callable[[Any], Any] = structural_copy if shared else copy.deepcopy
+    make: Callable[[Any], Any] = structural_copy if shared else deep_copy
     kept = make(model)
     if is_adapted(model):
         return lambda: bare(make(kept))

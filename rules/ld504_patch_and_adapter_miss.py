@@ -1,0 +1,167 @@
+"""LD504: a function put on one module, and PEFT's wrapping, miss each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import PurePath
+
+from lora_doctor.case import Case
+from lora_doctor.errors import EvidenceError
+from lora_doctor.observations import InstancePatch
+from lora_doctor.rule import Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
+from lora_doctor.targets import quoted
+
+#: What fails when adapters are passed by: they learn nothing, and what is merged is not what ran.
+CONSEQUENCES = (
+    "forward", "starts-at-base", "gradients", "steps", "adapters-move", "loss-falls",
+    "save-reload", "merge",
+)  # fmt: skip
+
+
+class PatchAndAdapterMiss(Rule):
+    """A method replaced on one object (`model.forward = ...`) is not called any more once PEFT has
+    wrapped the model, or it runs and passes the adapter by.
+
+    ## What happens
+    Nothing is raised. A function put on the `PeftModel` under the name of a method that the model
+    inside calls on itself is never called. A `forward` that was made before `get_peft_model` and
+    holds on to a layer (`q = attention.q_proj`) goes on calling that layer, and the adapter that
+    PEFT put around it gets no gradient. A function put on the adapted layer itself takes the place
+    of the adapter's forward. A patched layer that is trained as a copy (`modules_to_save`) runs
+    the weights of the original.
+
+    ## Why
+    Python looks a method up on the object that it is called on. PEFT puts objects around objects:
+    the names inside stay, what a function holds on to is no longer what the model uses.
+
+    ## Versions
+    All. Patches of a class (`Attention.forward = ...`) are not affected, nor are those of a module
+    that look their layers up when they are called (`self.q_proj`), nor accelerate's hooks.
+
+    ## Fix
+    By hand: put the patch on the object that is called (`model.get_base_model()`), look layers up
+    at the time of the call, or patch the class, before the model is built.
+
+    ## Links
+    https://huggingface.co/docs/peft/developer_guides/low_level_api
+    """
+
+    code = "LD504"
+    name = "patch-and-adapter-miss"
+    summary = "A patched method is not reached under PEFT, or passes the adapter by."
+    depth = "tiny"
+    symptoms = (Symptom(r"element 0 of tensors does not require grad and does not have a grad_fn"),)
+    examples = (
+        Example(
+            "broken",
+            "tests.models:patch_on_the_wrapper",
+            why="put on the PeftModel; the model inside calls its own",
+        ),
+        Example(
+            "broken",
+            "tests.models:patch_that_holds_layers",
+            {"target_modules": ["q_proj", "v_proj"], "r": 4},
+            why="made before get_peft_model, and holds the layers that are adapted afterwards",
+        ),
+        Example(
+            "healthy",
+            "tests.models:patch_that_looks_layers_up",
+            {"target_modules": ["q_proj", "v_proj"], "r": 4},
+        ),
+        Example(
+            "healthy",
+            "tests.models:patch_on_the_base",
+            why="on the model inside, and on a layer that LoRA is put around: both are called",
+        ),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        verification = case.verification
+        trained = verification.check("forward")
+        if trained is None or trained.status == "skipped":
+            raise EvidenceError(verification.reason or "no forward with adapters was run")
+        found = verification.observations.instance_patches
+        passed_by = [patch for patch in found if patch.passed_by]
+        if passed_by:
+            yield self._passed_by(passed_by, verification.depth)
+        lost = [patch for patch in found if patch not in passed_by and _is_lost(patch)]
+        if lost and trained.status == "passed":
+            yield self._lost(lost, verification.depth)
+
+    def _passed_by(self, patches: list[InstancePatch], depth: str) -> Finding:
+        layers = list(dict.fromkeys(path for patch in patches for path in patch.passed_by))
+        return self.finding(
+            "error",
+            f"{_names(patches)} run{'s' if len(patches) == 1 else ''} without the adapter of "
+            f"{len(layers)} layer{'s' if len(layers) > 1 else ''} ({quoted(layers, 3)}), which "
+            "learns nothing.",
+            location=Location("module", patches[0].path),
+            evidence=tuple(_measures(patches, depth)),
+            proof=Proof("executed", f"calls were counted in the {depth} model's training forward"),
+            fixes=(
+                Fix(
+                    "Look layers up in the function at the time of the call (self.q_proj) instead "
+                    "of holding on to them, or patch the class before the model is built.",
+                    "manual",
+                ),
+                Fix("Or set the patch on the layer inside the adapter: base_layer.", "manual"),
+            ),
+            explains=CONSEQUENCES,
+        )
+
+    def _lost(self, patches: list[InstancePatch], depth: str) -> Finding:
+        return self.finding(
+            "warning",
+            f"{_names(patches)} {'is' if len(patches) == 1 else 'are'} not called any more: "
+            + (
+                "set on PEFT's wrapper, and the model inside calls its own."
+                if patches[0].kind == "wrapper"
+                else "the adapters run without."
+            ),
+            location=Location("module", patches[0].path),
+            evidence=tuple(_measures(patches, depth)),
+            proof=Proof("executed", f"calls were counted in the {depth} model's training forward"),
+            fixes=(
+                Fix(
+                    "Set it on the model inside: model.get_base_model()."
+                    f"{patches[0].name} = types.MethodType(function, model.get_base_model()); or "
+                    "before get_peft_model, or on the class."
+                    if patches[0].kind == "wrapper"
+                    else "Patch the class, or use an adapter that calls the layer that it is put "
+                    "around (LoRA does).",
+                    "manual",
+                ),
+            ),
+        )
+
+
+def _is_lost(patch: InstancePatch) -> bool:
+    """Not called, where it was called before or where others were called in its place."""
+    if patch.calls:
+        return False
+    if patch.kind == "wrapper":
+        return patch.inner_calls > 0
+    return patch.calls_before > 0
+
+
+def _names(patches: list[InstancePatch]) -> str:
+    names = [f"{_short(patch.path)}{patch.name}" for patch in patches]
+    return f"The patched {quoted(names, 2)}"
+
+
+def _short(path: str) -> str:
+    return f"{path}." if path else ""
+
+
+def _measures(patches: list[InstancePatch], depth: str) -> Iterator[Measure]:
+    source = f"{depth} model, executed"
+    for patch in patches[:4]:
+        made = PurePath(patch.source.rpartition(":")[0]).name
+        where = f"{made}:{patch.source.rpartition(':')[2]}" if made else "not Python"
+        yield Measure(f"{_short(patch.path)}{patch.name}", f"set by {where}", "the module")
+        yield Measure("calls without adapters", patch.calls_before, source)
+        yield Measure("calls with adapters", patch.calls, source)
+        if patch.kind == "wrapper":
+            yield Measure("calls of the model's own method", patch.inner_calls, source)
+        if patch.passed_by:
+            yield Measure("adapters that took no part", quoted(patch.passed_by, 4), source)
