@@ -288,18 +288,18 @@ def vocabulary(model: Any, folder: Path) -> Vocabulary | None:
     place = str(getattr(config, "_name_or_path", "") or "")
     if not place or not (Path(place) / "config.json").is_file():
         return None
-    embeddings = base.get_input_embeddings() if hasattr(base, "get_input_embeddings") else None
+    embeddings = _embeddings(base)
     rows = _rows(embeddings)
-    if rows is None:
+    # The config first: the weights are read again only where it says another number.
+    if rows is None or rows == _vocabulary_size(config, place):
         return None
-    config_path = Path(place)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            original = type(base).from_pretrained(str(config_path), local_files_only=True)
+            original = type(base).from_pretrained(place, local_files_only=True)
     except Exception:  # noqa: BLE001 - not what the class loads: then there is nothing to compare
         return None
-    first = _rows(original.get_input_embeddings())
+    first = _rows(_embeddings(original))
     if first is None or first == rows:
         return None
     name = next((path for path, part in base.named_modules() if part is embeddings), "")
@@ -313,6 +313,25 @@ def vocabulary(model: Any, folder: Path) -> Vocabulary | None:
     else:
         outcome = f"loads without a word, with {_rows(loaded.get_input_embeddings())} rows"
     return Vocabulary(rows, first, place, name, saved, outcome)
+
+
+def _embeddings(model: Any) -> Any:
+    """The token embedding; ``None`` where the model has none or several (CLIP, from 5.0 on)."""
+    try:
+        return model.get_input_embeddings()
+    except (AttributeError, NotImplementedError, TypeError, KeyError):
+        return None
+
+
+def _vocabulary_size(config: Any, place: str) -> int | None:
+    """What the config in this folder says; ``None`` when it does not, or cannot be read."""
+    try:
+        first = type(config).from_pretrained(place)
+    except Exception:  # noqa: BLE001 - a config that its class refuses says nothing
+        return None
+    inner = getattr(first, "text_config", None)
+    size = getattr(first, "vocab_size", None) or getattr(inner, "vocab_size", None)
+    return size if isinstance(size, int) else None
 
 
 def _rows(embeddings: Any) -> int | None:
