@@ -18,7 +18,7 @@ from lora_doctor import round_trip, saved_files
 from lora_doctor.copying import own_storage, seed_everything, undisturbed
 from lora_doctor.evidence.locator import NonFinite, clean_path, gradients_on, one_line, where
 from lora_doctor.ledger import Ledger, Stop, is_out_of_memory
-from lora_doctor.measure import is_finite, kind_of, loss_of, measured_loss
+from lora_doctor.measure import is_discrete, is_finite, kind_of, loss_of, measured_loss
 from lora_doctor.memory import MemoryMeter
 from lora_doctor.observing import Observing, Setting
 from lora_doctor.precision import Precision
@@ -39,11 +39,11 @@ class Subject:
     ``wrap``: puts the adapters on. ``set_up``: what a trainer does before the first step (gradient
     checkpointing). ``fresh``: a base of equal weights to reload onto. ``copyable``: whether
     memory allows a copy of the whole model. ``own_weights``: these are the weights that the user
-    trains from. ``shared``: the frozen ones belong to somebody else; nothing may be written to
-    them. ``batches``: of ``tiny_model.batch.Batch``, on the device. ``missing``: kinds of input
-    that the model takes and that no batch has. ``unfit``: keys of the recipe that may name layers
-    which this model is too small to have. ``round_trip``: whether the adapters are also saved,
-    reloaded and merged.
+    trains from; ``own_inputs``: the batches are the user's too. ``shared``: the frozen ones belong
+    to somebody else; nothing may be written to them. ``batches``: of ``tiny_model.batch.Batch``, on
+    the device. ``missing``: kinds of input that the model takes and that no batch has. ``unfit``:
+    keys of the recipe that may name layers which this model is too small to have. ``round_trip``:
+    whether the adapters are also saved, reloaded and merged.
     """
 
     base: Any
@@ -54,6 +54,7 @@ class Subject:
     learning_rate: float = 1e-2
     copyable: bool = True
     own_weights: bool = False
+    own_inputs: bool = False
     shared: bool = False
     missing: tuple[str, ...] = ()
     unfit: tuple[str, ...] = ()
@@ -89,6 +90,7 @@ class Contract:
         self.observing = Observing(
             Setting(
                 own_weights=subject.own_weights,
+                own_inputs=subject.own_inputs or all(map(is_discrete, subject.batches)),
                 dtype=dtype,
                 wanted_dtype=dtype if wanted in (None, "auto") else str(wanted),
                 learning_rate=subject.learning_rate,

@@ -77,6 +77,7 @@ def _verify(
         learning_rate=LEARNING_RATE,
         copyable=prepare.is_copyable(model),
         own_weights=True,
+        own_inputs=bool(given),
         shared=shared,
         missing=prepare.missing_inputs(model, batches),
         model_class=type(model).__name__,

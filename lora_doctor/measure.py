@@ -144,6 +144,12 @@ def is_finite(number: float) -> bool:
     return number - number == 0
 
 
+def is_discrete(batch: Any) -> bool:
+    """Whether a batch holds no floating numbers: made-up tokens are as good as real ones where it
+    is sizes that count, made-up sound is not."""
+    return not any(tensor.is_floating_point() for tensor in tensors_in(batch.inputs))
+
+
 def kind_of(batch: Any) -> str:
     """What a batch exercises, such as ``image+text``."""
     return "+".join(sorted(batch.modality)) or "other"

@@ -157,10 +157,13 @@ class Observations:
 
     ``weights``: ``own`` when the model that ran has the weights that the user trains from,
     ``random`` when it is a shrunken one of ours: then what depends on values says nothing about the
-    real model. ``notes``: what could not be observed, and why.
+    real model. ``inputs``: ``own`` when the batches are the user's or hold tokens only, ``made``
+    when sound or images in them are random numbers of ours. ``notes``: what could not be observed,
+    and why.
     """
 
     weights: Literal["own", "random"] = "random"
+    inputs: Literal["own", "made"] = "made"
     norms: tuple[NormReading, ...] = ()
     activations: tuple[ActivationReading, ...] = ()
     updates: tuple[UpdateReading, ...] = ()

@@ -25,15 +25,16 @@ if TYPE_CHECKING:
 class Setting:
     """What an observer may want to know of the run.
 
-    ``own_weights``: these are the weights that the user trains from. ``dtype``: of the model that
-    runs; ``wanted_dtype``: the one that the recipe names, else the same. ``learning_rate``: of the
-    contract's optimizer.
+    ``own_weights``: these are the weights that the user trains from; ``own_inputs``: the batches
+    are the user's too, or hold tokens only. ``dtype``: of the model that runs; ``wanted_dtype``:
+    the one that the recipe names, else the same. ``learning_rate``: of the contract's optimizer.
     """
 
     own_weights: bool
     dtype: str
     wanted_dtype: str
     learning_rate: float
+    own_inputs: bool = False
 
 
 class Observer(ABC):
@@ -142,7 +143,8 @@ class Observing:
             if observer.broken
         )
         weights: Literal["own", "random"] = "own" if self.setting.own_weights else "random"
-        return Observations(weights=weights, notes=notes, **readings)
+        inputs: Literal["own", "made"] = "own" if self.setting.own_inputs else "made"
+        return Observations(weights=weights, inputs=inputs, notes=notes, **readings)
 
 
 def _collect(

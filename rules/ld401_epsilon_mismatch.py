@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lora_doctor.case import Case
-from lora_doctor.evidence.own_weights import observed
+from lora_doctor.evidence.own_weights import observed, of_batch
 from lora_doctor.evidence.structure import Structure
 from lora_doctor.observations import EpsilonEffect, NormReading, Observations
 from lora_doctor.rule import (
@@ -109,11 +109,14 @@ class EpsilonMismatch(Rule):
                 alike.setdefault(key, []).append((reading, effect))
         for pairs in alike.values():
             pairs.sort(key=lambda pair: -pair[1].change)
-            yield self._mismatch(pairs)
+            yield self._mismatch(pairs, seen)
 
-    def _mismatch(self, pairs: list[tuple[NormReading, EpsilonEffect]]) -> Finding:
+    def _mismatch(
+        self, pairs: list[tuple[NormReading, EpsilonEffect]], seen: Observations
+    ) -> Finding:
         reading, effect = pairs[0]
         own, other = reading.epsilon, effect.epsilon
+        batch, severity = of_batch(seen)
         whose = (
             "the decoder's norms have" if reading.owner is None else "its library builds it with"
         )
@@ -121,7 +124,7 @@ class EpsilonMismatch(Rule):
         low, middle, high = reading.variance
         measures = [
             Measure("variance that reached it", f"{low:.2g} to {high:.2g}, median {middle:.2g}",
-                    "measured on the batch"),
+                    f"measured on {batch}"),
             Measure(f"output with {other:g} instead of {own:g}",
                     f"differs by {effect.change:.2%} of its norm, {effect.growth:.3g} times as "
                     "large", f"the layer was run with both, in {reading.dtype}"),
@@ -141,7 +144,7 @@ class EpsilonMismatch(Rule):
             else f"the pretrained weights were made with {other:g}"
         )
         return self.finding(
-            "warning",
+            severity,
             f"{reading.path} ({reading.class_name}{_and(others)}) has {reading.attribute} {own:g}, "
             f"{whose} {other:g}, and the variance that reaches it is {low:.2g} to {high:.2g}: "
             f"its output differs by {effect.change:.1%}.",

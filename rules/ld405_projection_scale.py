@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lora_doctor.case import Case
-from lora_doctor.evidence.own_weights import observed
-from lora_doctor.observations import ConnectionReading
-from lora_doctor.rule import Example, Finding, Fix, Location, Measure, Proof, Rule, Severity
+from lora_doctor.evidence.own_weights import observed, of_batch
+from lora_doctor.observations import ConnectionReading, Observations
+from lora_doctor.rule import Example, Finding, Fix, Location, Measure, Proof, Rule
 
 #: Ratio of projected to token embeddings: above these it is told, and warned of; small ones always.
 LARGE, FAR_TOO_LARGE, SMALL = 10.0, 100.0, 0.1
@@ -71,14 +71,17 @@ class ProjectionScale(Rule):
     )
 
     def check(self, case: Case) -> Iterator[Finding]:
-        for reading in observed(case).connections:
+        seen = observed(case)
+        for reading in seen.connections:
             if reading.fresh and reading.reference_rms > 0:
                 ratio = reading.output_rms / reading.reference_rms
                 if ratio >= LARGE or ratio <= SMALL:
-                    yield self._off(reading, ratio)
+                    yield self._off(reading, ratio, seen)
 
-    def _off(self, reading: ConnectionReading, ratio: float) -> Finding:
-        severity: Severity = "info" if LARGE <= ratio < FAR_TOO_LARGE else "warning"
+    def _off(self, reading: ConnectionReading, ratio: float, seen: Observations) -> Finding:
+        batch, severity = of_batch(seen)
+        if LARGE <= ratio < FAR_TOO_LARGE:
+            severity = "info"
         size = f"{ratio:.3g} times as large as" if ratio > 1 else f"1/{1 / ratio:.3g} the size of"
         return self.finding(
             severity,
@@ -87,7 +90,7 @@ class ProjectionScale(Rule):
             location=Location("module", reading.path),
             evidence=(
                 Measure(f"size (root mean square) of what {reading.path} puts out",
-                        f"{reading.output_rms:.3g}", "measured on the batch, before training"),
+                        f"{reading.output_rms:.3g}", f"measured on {batch}, before training"),
                 Measure(f"size of what {reading.reference} puts out",
                         f"{reading.reference_rms:.3g}", "measured on the same batch"),
                 Measure("ratio", f"{ratio:.3g}", f"told from {LARGE:g}, warned of from "

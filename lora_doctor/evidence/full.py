@@ -104,6 +104,7 @@ def _verify(loader: Any, recipe: Recipe, steps: int, device: str) -> Verificatio
         learning_rate=LEARNING_RATE,
         copyable=prepare.is_copyable(model),
         own_weights=True,
+        own_inputs=bool(loader.factory_batches),
         missing=prepare.missing_inputs(model, batches),
         model_class=type(model).__name__,
         steps=notes,

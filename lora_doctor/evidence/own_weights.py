@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lora_doctor.case import Case
 from lora_doctor.errors import EvidenceError
+from lora_doctor.finding import Severity
 from lora_doctor.observations import Observations
 
 
@@ -23,3 +24,10 @@ def observed(case: Case) -> Observations:
             "loaded module or a factory, or --depth full"
         )
     return seen
+
+
+def of_batch(seen: Observations) -> tuple[str, Severity]:
+    """What the numbers were measured on, in words, and how much weight a finding from them has."""
+    if seen.inputs == "own":
+        return "your batch", "warning"
+    return "a batch of ours, whose sound or images are random numbers", "info"

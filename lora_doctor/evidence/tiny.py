@@ -172,6 +172,7 @@ def _run(
         learning_rate=LEARNING_RATE,
         copyable=prepare.is_copyable(model),
         own_weights=loader.source["kind"] == "factory",
+        own_inputs=bool(loader.factory_batches),
         missing=prepare.missing_inputs(model, batches),
         unfit=unfit,
         model_class=type(model).__name__,
