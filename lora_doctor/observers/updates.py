@@ -129,5 +129,9 @@ def _weight(module: Any) -> Any:
         library = importlib.import_module("peft.utils.integrations")
         if not hasattr(library, "dequantize_module_weight"):
             return None
-        weight = library.dequantize_module_weight(base)
+        try:
+            dequantized = library.dequantize_module_weight(base)
+        finally:
+            base.weight = weight  # PEFT puts a copy there, with which an 8-bit layer does not run
+        weight = dequantized
     return weight.detach().float()
