@@ -43,7 +43,8 @@ class Subject:
     to somebody else; nothing may be written to them. ``batches``: of ``tiny_model.batch.Batch``, on
     the device. ``missing``: kinds of input that the model takes and that no batch has. ``unfit``:
     keys of the recipe that may name layers which this model is too small to have. ``round_trip``:
-    whether the adapters are also saved, reloaded and merged.
+    whether the adapters are also saved, reloaded and merged. ``new_heads``: modules that the
+    checkpoint has no weights for, which ``fresh`` makes anew as loading does.
     """
 
     base: Any
@@ -61,6 +62,7 @@ class Subject:
     model_class: str = ""
     steps: list[str] = field(default_factory=list)
     round_trip: bool = True
+    new_heads: tuple[str, ...] = ()
 
 
 class Contract:
@@ -86,6 +88,7 @@ class Contract:
         self.saving: Saving | None = None
         self._order: dict[str, int] = {}
         self._trainable_before: list[Any] = []
+        self._heads: list[Any] = []
         wanted = recipe.get("dtype")
         self.observing = Observing(
             Setting(
@@ -151,7 +154,9 @@ class Contract:
             ledger, self.model, self.layers, batch, dtype, asked, saving
         )
         frozen, numbers = saved_files.frozen_by_wrapping(self.model, self._trainable_before)
-        self.saving = replace(saving, frozen=frozen, frozen_parameters=numbers)
+        saving = replace(saving, frozen=frozen, frozen_parameters=numbers)
+        new, numbers = saved_files.frozen_by_wrapping(self.model, self._heads, adapted_too=True)
+        self.saving = replace(saving, new_heads=new, new_head_parameters=numbers)
 
     # -- the base model, and the adapters on it ---------------------------------------------------
 
@@ -188,7 +193,13 @@ class Contract:
             with self.ledger.guard("attaches"), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 if self.subject.wrap is not None:
-                    self._trainable_before = saved_files.chosen_trainable(self.subject.base)
+                    base = self.subject.base
+                    self._trainable_before = saved_files.chosen_trainable(base)
+                    self._heads = [
+                        parameter
+                        for path in self.subject.new_heads
+                        for parameter in base.get_submodule(path).parameters()
+                    ]
                     seed_everything(0)
                     self.model = self.subject.wrap(self.subject.base)
                 self.layers = found.find_adapters(self.model)

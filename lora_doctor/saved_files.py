@@ -114,11 +114,13 @@ def chosen_trainable(model: Any) -> list[Any]:
     return trainable if len(trainable) < len(parameters) else []
 
 
-def frozen_by_wrapping(model: Any, before: list[Any]) -> tuple[tuple[str, ...], int]:
+def frozen_by_wrapping(
+    model: Any, before: list[Any], *, adapted_too: bool = False
+) -> tuple[tuple[str, ...], int]:
     """Whole modules of the parameters ``before`` that are frozen now and not kept by PEFT.
 
     ``before``: of :func:`chosen_trainable`, asked before the adapters were put on. Modules in
-    ``modules_to_save`` are trained as a copy.
+    ``modules_to_save`` are trained as a copy; those with an adapter count only if ``adapted_too``.
     """
     copied = {
         id(parameter)
@@ -129,7 +131,7 @@ def frozen_by_wrapping(model: Any, before: list[Any]) -> tuple[tuple[str, ...], 
     adapted = {
         id(parameter)
         for module in model.modules()
-        if hasattr(module, "base_layer")
+        if hasattr(module, "base_layer") and not adapted_too
         for parameter in module.parameters()
     }
     left = {

@@ -62,6 +62,7 @@ class Saving:
     frozen ones before the adapters were put on, and neither are trained nor saved since.
     ``merged_reload``: relative difference of the logits after the merged model was saved and
     loaded; ``None`` when it was not tried, with the reason in ``merged_error`` where one is known.
+    ``new_heads``: modules that the checkpoint has no weights for and that PEFT does not save.
     """
 
     wrapped: str = ""
@@ -70,6 +71,8 @@ class Saving:
     lost_elsewhere: int = 0
     frozen: tuple[str, ...] = ()
     frozen_parameters: int = 0
+    new_heads: tuple[str, ...] = ()
+    new_head_parameters: int = 0
     tied: tuple[TiedPart, ...] = ()
     merged_reload: float | None = None
     merged_error: str = ""
@@ -79,7 +82,7 @@ class Saving:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Saving:
         values = dict(data)
-        for key in ("lost", "frozen"):
+        for key in ("lost", "frozen", "new_heads"):
             values[key] = tuple(values.get(key, ()))
         values["tied"] = tuple(TiedPart(**item) for item in values.get("tied", ()))
         for key, nested in (("auto", AutoLoading), ("vocabulary", Vocabulary)):

@@ -30,9 +30,10 @@ class SavedIsNotTrained(Rule):
 
     ## Why
     An adapter folder holds the adapters and what `modules_to_save` names, nothing else: a head
-    that was unfrozen by hand, or stands beside the `PeftModel`, is not in it. And with tied
-    embeddings (`tie_word_embeddings`) input and output are one matrix: an adapter on one of them is
-    merged into both; a copy that `modules_to_save` trains parts from its twin, and when the merged
+    that was unfrozen by hand, that stands beside the `PeftModel`, or that the checkpoint does not
+    have (a classifier on a base checkpoint) is not in it. And with tied embeddings
+    (`tie_word_embeddings`) input and output are one matrix: an adapter on one of them is merged
+    into both; a copy that `modules_to_save` trains parts from its twin, and when the merged
     model is saved under a config that still says "tied", loading ties them again and drops one.
     `AutoPeftModelFor...` loads the base with the auto class of the `task_type`, which need not be
     the class that was trained.
@@ -66,6 +67,7 @@ class SavedIsNotTrained(Rule):
             r"Unrecognized configuration class .* for this kind of AutoModel: "
             r"AutoModelFor(CausalLM|Seq2SeqLM)"
         ),
+        Symptom(r"Some weights of \w+ were not initialized from the model checkpoint"),
         Symptom(r"Expected target PEFT class: PeftModelFor\w+, but you have asked for"),
     )
     examples = (
@@ -115,6 +117,8 @@ class SavedIsNotTrained(Rule):
             yield self._lost(seen, saving)
         if saving.frozen and case.structure.built_in is None:
             yield self._frozen(case, seen, saving)
+        if saving.new_heads:
+            yield self._new_heads(case, seen, saving)
         if any(part.how == "adapter" for part in saving.tied):
             yield from self._merged_into_twins(case, seen, saving)
         elif saving.merged_reload is not None and saving.merged_reload > _tolerance(seen):
@@ -184,6 +188,33 @@ class SavedIsNotTrained(Rule):
             proof=Proof("executed", "the adapters were put on, trained and saved"),
             fixes=(edit if possible else words,),
         )
+
+    def _new_heads(self, case: Case, seen: Verification, saving: Saving) -> Finding:
+        names = quoted(saving.new_heads, 4)
+        kept = list(case.recipe.get("modules_to_save") or ())
+        added = [*kept, *(path for path in saving.new_heads if path not in kept)]
+        edits: tuple[Edit, ...] = (Edit("modules_to_save", added),)
+        targets = case.recipe.get("target_modules")
+        if isinstance(targets, list):
+            left = [x for x in targets if not any(_named(path, x) for path in saving.new_heads)]
+            edits = (Edit("target_modules", left), *edits) if left != targets and left else edits
+        return self.finding(
+            "error",
+            f"The checkpoint has no weights for {names}: they are made at random at every loading, "
+            "and the adapter folder will not have them.",
+            location=Location("recipe", "modules_to_save"),
+            evidence=(
+                Measure("not in the checkpoint", names, "names of its tensors"),
+                Measure("frozen and not saved", f"{saving.new_head_parameters:,} parameters",
+                        "requires_grad and modules_to_save after get_peft_model"),
+                *_difference(seen, "save-reload", "logits after loading, with a new head"),
+            ),
+            proof=Proof("executed", "the adapters were saved and loaded onto a base whose head is "
+                        "new, as from_pretrained makes it"),
+            fixes=(Fix(f"Train and save {names} with the adapters (modules_to_save).",
+                       "unsafe", edits),),
+            explains=("save-reload",),
+        )  # fmt: skip
 
     # -- tied weights -----------------------------------------------------------------------------
 

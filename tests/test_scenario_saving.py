@@ -159,6 +159,52 @@ def test_a_head_unfrozen_by_hand_after_wrapping(worker: Worker) -> None:
     assert all((before[name] == after[name]).all() for name in before)
 
 
+def base_folder(folder: Path) -> Path:
+    """A checkpoint of a language model, which has no classifier."""
+    models.untied_llama().save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+def another_head_after_every_loading(folder: Path) -> None:
+    """The same adapter folder on the same checkpoint answers otherwise each time it is loaded."""
+    import peft
+    import torch
+    from transformers import LlamaForSequenceClassification
+
+    def load() -> Any:
+        return quietly(lambda: LlamaForSequenceClassification.from_pretrained(folder))
+
+    batch = {"input_ids": text_batch()["input_ids"], "labels": torch.tensor([0, 1])}
+    wrapped = peft.get_peft_model(load(), peft.LoraConfig(target_modules=TARGETS))
+    trained(wrapped, batch).save_pretrained(folder / "adapter")
+    assert apart(wrapped, peft.PeftModel.from_pretrained(load(), folder / "adapter"), batch) > 0.05
+
+
+def test_a_head_that_the_checkpoint_does_not_have(tmp_path: Path, worker: Worker) -> None:
+    """A detection or classification head on a base checkpoint is random and stays so."""
+    recipe = {
+        "model_class": "AutoModelForSequenceClassification",
+        "task_type": None,
+        "target_modules": TARGETS,
+    }
+    folder = base_folder(tmp_path / "model")
+    diagnosis = prove(
+        REPORT,
+        "A fresh head on a base checkpoint is made anew at every loading",
+        "LD602",
+        str(folder),
+        recipe,
+        worker=worker,
+        occurs=True,
+        silently=True,
+        plainly=lambda: another_head_after_every_loading(folder),
+    )
+    assert [item.rule for item in diagnosis.findings] == ["LD602"]
+    for quiet in ({**recipe, "task_type": "SEQ_CLS"}, {"target_modules": TARGETS}):
+        again = lora_doctor.check(str(folder), quiet, worker=worker)
+        assert "LD602" in again.passed and again.verdict == "healthy", again.findings
+
+
 # --- tied embeddings ------------------------------------------------------------------------------
 
 

@@ -15,6 +15,7 @@ from lora_doctor.contract import Contract, Subject
 from lora_doctor.errors import EvidenceError
 from lora_doctor.evidence import preparation, prepare
 from lora_doctor.evidence.locator import one_line
+from lora_doctor.evidence.new_heads import loaded_again, new_heads
 from lora_doctor.isolation import report_progress
 from lora_doctor.ledger import Ledger, is_out_of_memory
 from lora_doctor.recipe import Recipe
@@ -95,11 +96,15 @@ def _verify(loader: Any, recipe: Recipe, steps: int, device: str) -> Verificatio
         del model
         return _judged(unclear, loader, recipe, device)
     batches = [prepare.cast(batch.to(device), dtype) for batch in batches]
+    heads = new_heads(model, loader.source)
     subject = Subject(
         base=model,
         batches=batches,
         wrap=prepare.wrapper(model, recipe, loaded=loader.source["kind"] != "factory"),
-        fresh=prepare.fresh_base(model, shared=not prepare.rewrites_weights(recipe)),
+        fresh=loaded_again(
+            prepare.fresh_base(model, shared=not prepare.rewrites_weights(recipe)), heads
+        ),
+        new_heads=heads,
         set_up=lambda wrapped: prepare.set_up(wrapped, recipe),
         learning_rate=LEARNING_RATE,
         copyable=prepare.is_copyable(model),

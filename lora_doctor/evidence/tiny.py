@@ -16,6 +16,7 @@ from lora_doctor.contract import Contract, Subject
 from lora_doctor.errors import EvidenceError
 from lora_doctor.evidence import fewer_layers, preparation, prepare
 from lora_doctor.evidence.locator import one_line, where
+from lora_doctor.evidence.new_heads import loaded_again, new_heads
 from lora_doctor.fixes import REMOVE, Edit
 from lora_doctor.isolation import report_progress
 from lora_doctor.ledger import is_out_of_memory
@@ -163,11 +164,12 @@ def _run(
         batches = prepare.make_batches(model, loader.factory_batches, batch, notes)
     except prepare.NoBatch as error:
         return Verification.undetermined(str(error), depth="tiny", device=device)
+    heads = new_heads(model, loader.source)
     subject = Subject(
         base=model,
         batches=[prepare.cast(one.to(device), dtype) for one in batches],
         wrap=prepare.wrapper(model, recipe, loaded=loader.source["kind"] != "factory"),
-        fresh=prepare.fresh_base(model),
+        fresh=loaded_again(prepare.fresh_base(model), heads),
         set_up=lambda wrapped: prepare.set_up(wrapped, recipe),
         learning_rate=LEARNING_RATE,
         copyable=prepare.is_copyable(model),
@@ -178,6 +180,7 @@ def _run(
         model_class=type(model).__name__,
         steps=notes,
         round_trip=round_trip,
+        new_heads=heads,
     )
     report_progress("running the training contract")
     return Contract(subject, recipe, steps=steps, depth="tiny", device=device, dtype=dtype).run()
