@@ -16,6 +16,7 @@ from typing import Any
 from lora_doctor import adapters as found
 from lora_doctor import round_trip, saved_files
 from lora_doctor.copying import own_storage, seed_everything, undisturbed
+from lora_doctor.evidence.half_precision import float16_keys
 from lora_doctor.evidence.locator import NonFinite, clean_path, gradients_on, one_line, where
 from lora_doctor.ledger import Ledger, Stop, is_out_of_memory
 from lora_doctor.measure import is_discrete, is_finite, kind_of, loss_of, measured_loss
@@ -97,6 +98,7 @@ class Contract:
                 dtype=dtype,
                 wanted_dtype=dtype if wanted in (None, "auto") else str(wanted),
                 learning_rate=subject.learning_rate,
+                float16=dtype == "float16" or bool(float16_keys(recipe)),
             )
         )
 

@@ -60,13 +60,19 @@ class NormReading:
 
 @dataclass(frozen=True)
 class ActivationReading:
-    """The largest absolute value that a module put out. ``dtype``: that of the output."""
+    """The largest absolute value that a module put out. ``dtype``: that of the output.
+
+    ``finite``: whether all of it was; for the first module that was not, ``max_abs`` is what it
+    puts out in float32, where that could be had. ``kept_in_float32``: the model's class says that
+    its weights stay in float32 when the others are loaded in float16.
+    """
 
     path: str
     class_name: str
     dtype: str
     max_abs: float
     finite: bool = True
+    kept_in_float32: bool = False
 
 
 @dataclass(frozen=True)

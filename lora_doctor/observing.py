@@ -28,12 +28,14 @@ class Setting:
     ``own_weights``: these are the weights that the user trains from; ``own_inputs``: the batches
     are the user's too, or hold tokens only. ``dtype``: of the model that runs; ``wanted_dtype``:
     the one that the recipe names, else the same. ``learning_rate``: of the contract's optimizer.
+    ``float16``: whether the recipe or the weights ask for float16.
     """
 
     own_weights: bool
     dtype: str
     wanted_dtype: str
     learning_rate: float
+    float16: bool = False
     own_inputs: bool = False
 
 
@@ -156,6 +158,7 @@ def _collect(
 
 
 def _observers(setting: Setting) -> list[Observer]:
+    from lora_doctor.observers.activations import Activations
     from lora_doctor.observers.attention import Attention
     from lora_doctor.observers.connections import Connections
     from lora_doctor.observers.instance_patches import InstancePatches
@@ -164,5 +167,5 @@ def _observers(setting: Setting) -> list[Observer]:
 
     return [
         Norms(setting), Connections(setting), Attention(setting), Updates(setting),
-        InstancePatches(setting),
+        InstancePatches(setting), Activations(setting),
     ]  # fmt: skip

@@ -73,6 +73,17 @@ def tiny_llama() -> Any:
     return LlamaForCausalLM(_tiny_llama_config())
 
 
+def overflowing_llama() -> Any:
+    """The same with one layer whose output is larger than float16 can hold; it runs in others."""
+    import torch
+
+    model = tiny_llama()
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight.mul_(1e3)
+        model.model.layers[1].mlp.down_proj.weight.mul_(1e5)
+    return model
+
+
 def halved_after_wrapping() -> Any:
     """LoRA put on a float32 model, and ``.half()`` called on both."""
     import peft

@@ -7,7 +7,9 @@ of `lora_alpha` for stability. "ModifiedLISA" found "LoRA not working with FP16"
 from __future__ import annotations
 
 import importlib.metadata
+import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -254,3 +256,84 @@ def test_an_update_is_as_large_as_the_merged_weight_says(scale: float) -> None:
         assert item.update_norm == pytest.approx(float(changes.norm()), rel=1e-3)
         assert item.weight_norm == pytest.approx(float(weights.norm()), rel=1e-5)
         assert item.shape == tuple(before[names[0]].shape)
+
+
+# --- numbers that float16 cannot hold -----------------------------------------------------------
+
+
+def half_loss(make: Callable[[], Any], dtype: str) -> float:
+    """The loss in this dtype, by torch alone."""
+    import torch
+
+    model = make().to(getattr(torch, dtype))
+    ids = torch.arange(3, 15).view(2, 6)
+    return float(model(input_ids=ids, labels=ids).loss)
+
+
+def saved(model: Any, folder: Path, dtype: str) -> str:
+    """A checkpoint of the model in this dtype, which its config then names."""
+    import torch
+
+    model.to(getattr(torch, dtype)).save_pretrained(folder, safe_serialization=True)
+    return str(folder)
+
+
+def test_real_weights_that_overflow(worker: Worker, tmp_path: Path) -> None:
+    """Run as the recipe says: NaN. The table names the layer, and bfloat16 trains."""
+    assert math.isnan(half_loss(models.overflowing_llama, "float16"))
+    assert math.isfinite(half_loss(models.overflowing_llama, "bfloat16"))
+    diagnosis = scenario.prove(
+        GEMMA, "float16 on weights whose activations overflow, measured", "LD402",
+        saved(models.overflowing_llama(), tmp_path / "m", "bfloat16"),
+        {**TARGETS, "dtype": "float16"},
+        worker=worker, occurs=True, silently=True, depth="full",
+    )  # fmt: skip
+    (finding,) = [item for item in diagnosis.findings if item.rule == "LD402"]
+    assert finding.location.path == "model.layers.1.mlp.down_proj"
+    assert finding.severity == "error" and finding.proof.kind == "executed"
+    assert "e+05 in float32" in finding.message
+    assert any("not finite in float16" in str(item.value) for item in finding.evidence)
+    assert "LD001" not in {item.rule for item in diagnosis.findings}
+
+
+def test_a_bfloat16_checkpoint_in_float16(worker: Worker, tmp_path: Path) -> None:
+    """Without running the weights nothing more is known than that they never had to fit."""
+    diagnosis = scenario.prove(
+        GEMMA, "float16 asked of a bfloat16 checkpoint, not run", "LD402",
+        saved(models.tiny_llama(), tmp_path / "m", "bfloat16"), {**TARGETS, "dtype": "float16"},
+        worker=worker, occurs=True, silently=True,
+    )  # fmt: skip
+    (finding,) = [item for item in diagnosis.findings if item.rule == "LD402"]
+    assert "may" in finding.message and finding.proof.kind == "inferred"
+
+
+def test_a_bfloat16_checkpoint_in_float16_that_was_run(worker: Worker, tmp_path: Path) -> None:
+    """Measured, it is no risk any more: nothing comes near 65504."""
+    folder = saved(models.tiny_llama(), tmp_path / "m", "bfloat16")
+    recipe = {**TARGETS, "dtype": "float16"}
+    diagnosis = lora_doctor.check(folder, recipe, worker=worker, depth="full", select=("LD402",))
+    assert not diagnosis.findings and diagnosis.passed == ("LD402",)
+
+
+def test_float16_autocast_over_what_t5_keeps_in_float32(worker: Worker) -> None:
+    """`from_pretrained` obeys the class, autocast does not: `wo` is a matrix product like all."""
+    scenario.prove(
+        GEMMA, "fp16=True on a model whose class keeps modules in float32 (T5)", "LD402",
+        "arch:t5", {"target_modules": ["q", "v"], "fp16": True}, worker=worker,
+        occurs=True, silently=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_a_loaded_model_is_measured(dtype: str) -> None:
+    """In float16 the numbers leave it; in float32 they are compared with where it ends. The report
+    clamped them instead, which costs accuracy."""
+    import torch
+
+    model = models.overflowing_llama().to(getattr(torch, dtype))
+    diagnosis = lora_doctor.check(model, {**TARGETS, "dtype": "float16"})
+    (finding,) = [item for item in diagnosis.findings if item.rule == "LD402"]
+    assert "down_proj" in finding.message and "e+05" in finding.message
+    kind = "executed" if dtype == "float16" else "measured"
+    assert finding.proof.kind == kind
+    assert not any("clamp" in fix.title.lower() for fix in finding.fixes)
