@@ -355,6 +355,8 @@ class Case:
         """
         if not self.reaches("tiny") or "target_modules" in self.asked or not self.has("tiny"):
             return
+        if not self.tiny.gradients_counted:
+            return
         from lora_doctor.evidence.propose import name_groups
 
         unreached = {group.pattern for group in self.tiny.adapters if not group.with_gradient}

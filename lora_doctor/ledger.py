@@ -26,6 +26,8 @@ class Ledger:
         self._checks: dict[str, Check] = {}
         self.failure: Failure | None = None
         self.notes: list[str] = []
+        #: The first module with an output that is not finite, though the loss is: somebody hides it.
+        self.hidden = ""
 
     def add(
         self, name: str, good: bool, value: Any = None, expected: str = "", detail: str = ""

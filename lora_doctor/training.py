@@ -207,6 +207,7 @@ class Training:
         detail = ""
         if without:
             detail = f"{none} got none at all, {len(without) - none} only zeros: {names}"
+            detail += f"; {self.ledger.hidden}" if self.ledger.hidden else ""
         value = f"{len(judged) - len(without)} of {len(judged)}"
         expected = "every adapter parameter"
         self.ledger.add("gradients", bool(judged) and not without, value, expected, detail)

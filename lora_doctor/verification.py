@@ -123,6 +123,14 @@ class Verification:
         return next((check for check in self.checks if check.name == name), None)
 
     @property
+    def gradients_counted(self) -> bool:
+        """Whether every adapter had its chance to get a gradient: neither an exception nor a
+        gradient that is not finite ended the steps before."""
+        check = self.check("gradients")
+        ended = self.failure is not None and self.failure.check == "gradients"
+        return check is not None and check.status != "skipped" and not ended
+
+    @property
     def failed_checks(self) -> tuple[Check, ...]:
         return tuple(check for check in self.checks if check.status == "failed")
 

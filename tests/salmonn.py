@@ -51,6 +51,8 @@ class Salmonn(nn.Module):
         self.speech_encoder = whisper_encoder()
         width = self.speech_encoder.config.d_model
         self.ears = Ears(width, loudness)
+        self.compress: nn.Module = nn.Identity()
+        self.prepare: nn.Module = nn.Identity()
         self.ln_speech = nn.LayerNorm(width, eps=epsilon)
         self.ln_audio = nn.LayerNorm(width, eps=epsilon)
         self.llm = decoder if decoder is not None else gemma()
@@ -75,8 +77,9 @@ class Salmonn(nn.Module):
     def forward(
         self, input_features: Any, input_ids: Any, attention_mask: Any = None, labels: Any = None
     ) -> Any:
+        input_features = self.prepare(input_features)
         speech = self.ln_speech(self.speech_encoder(input_features).last_hidden_state)
-        audio = self.ln_audio(self.ears(input_features))
+        audio = self.ln_audio(self.compress(self.ears(input_features)))
         heard = self.speech_llama_proj(torch.cat([speech, audio], dim=-1))
         text = self.embed(input_ids)
         both = torch.cat([heard.to(text.dtype), text], dim=1)
@@ -228,3 +231,85 @@ def by_path() -> Any:
 def by_weight() -> Any:
     """Rows of the embeddings' weight."""
     return _made(by_weight=True)
+
+
+class LogPower(nn.Module):
+    """Loudness in decibels, or nearly: of silence it is minus infinity unless there is a floor."""
+
+    def __init__(self, floor: float) -> None:
+        super().__init__()
+        self.floor = floor
+
+    def forward(self, x: Any) -> Any:
+        return torch.log(x.pow(2) + self.floor)
+
+
+class Onsets(nn.Module):
+    """Features weighted by how much they change from frame to frame. Where nothing changes, the
+    slope of the root is infinite unless there is a floor."""
+
+    def __init__(self, floor: float) -> None:
+        super().__init__()
+        self.floor = floor
+
+    def forward(self, x: Any) -> Any:
+        change = (x - x.roll(1, dims=1)).pow(2).mean(-1, keepdim=True)
+        return x * torch.sqrt(change + self.floor)
+
+
+class HidesNaN(Salmonn):
+    """What the report did: a loss that is not a number becomes a small constant."""
+
+    def forward(self, *arguments: Any, **named: Any) -> Any:
+        result = super().forward(*arguments, **named)
+        if torch.isnan(result.loss):
+            result.loss = torch.tensor(0.001, requires_grad=True)
+        return result
+
+
+def _half_silent() -> dict[str, Any]:
+    example = batch()
+    example["input_features"][1] = 0.0
+    return example
+
+
+def _with_log(floor: float, kind: type[Salmonn] = Salmonn) -> Any:
+    torch.manual_seed(0)
+    model = kind()
+    model.prepare = LogPower(floor)
+    return model, _half_silent()
+
+
+def silence() -> Any:
+    """NaN in the forward: one sample is silent."""
+    return _with_log(0.0)
+
+
+def silence_repaired() -> Any:
+    return _with_log(1e-6)
+
+
+def silence_hidden() -> Any:
+    """The same NaN, and a loss that hides it."""
+    return _with_log(0.0, HidesNaN)
+
+
+def _with_onsets(floor: float) -> Any:
+    torch.manual_seed(0)
+    model = Salmonn()
+    model.compress = Onsets(floor)
+    return model, _half_silent()
+
+
+def steep() -> Any:
+    """A finite forward and a gradient that is not."""
+    return _with_onsets(0.0)
+
+
+def steep_repaired() -> Any:
+    return _with_onsets(1e-6)
+
+
+def minute() -> Any:
+    """An epsilon that fp16 cannot hold, in a norm that adds it in float32."""
+    return _made(epsilon=1e-12)
