@@ -13,8 +13,8 @@ _FILE = "tokenizer.json"
 
 
 class TokenizerNotReadable(Rule):
-    """The model's `tokenizer.json` was written by a newer `tokenizers` than the installed one, or
-    is not the file that it should be.
+    """The model's `tokenizer.json` was written by a `tokenizers` that is newer than the installed
+    one, or older, or is not the file that it should be.
 
     ## What happens
     `AutoTokenizer.from_pretrained` and `AutoProcessor.from_pretrained` raise
@@ -24,17 +24,21 @@ class TokenizerNotReadable(Rule):
     ## Why
     The format has grown. `tokenizers` 0.19 gave `Metaspace` a `split` and took its
     `add_prefix_space` away; 0.20 writes merges as pairs (`["a", "b"]`) instead of texts (`"a b"`);
-    later releases added parts of their own. Older releases refuse what they do not know. A
-    download that was cut off, or the pointer that git leaves without LFS, fails in the same place.
+    later releases added parts of their own. Older releases refuse what they do not know. It happens
+    the other way round as well: since 0.19 a `Metaspace` with `add_prefix_space` false is refused
+    unless its `prepend_scheme` is `never`, which is what older releases took it for. A download
+    that was cut off, or the pointer that git leaves without LFS, fails in the same place.
 
     ## Versions
     `Metaspace` without `add_prefix_space` is read from tokenizers 0.19 on (transformers 4.40),
-    merges as pairs from 0.20 on (transformers 4.45).
+    merges as pairs from 0.20 on (transformers 4.45). `add_prefix_space` false with another
+    `prepend_scheme` than `never` is read until 0.15 (transformers 4.39).
 
     ## Fix
     A transformers that brings the newer tokenizers (each release of transformers accepts a narrow
     range of it, so that upgrading tokenizers alone does not work), or a revision of the model from
-    before its tokenizer was written anew. It has nothing to do with LoRA.
+    before its tokenizer was written anew. In a file from before 0.19, `prepend_scheme` `never`
+    says what was meant; every release reads it. It has nothing to do with LoRA.
 
     ## Links
     https://github.com/huggingface/tokenizers/releases
@@ -49,6 +53,7 @@ class TokenizerNotReadable(Rule):
         Symptom(r"did not match any variant of untagged enum Model(Wrapper|Untagged)"),
         Symptom(r"did not match any variant of untagged enum (Py)?(Normalizer|Decoder)\w*"),
         Symptom(r"did not match any variant of untagged enum PostProcessorWrapper"),
+        Symptom(r"add_prefix_space does not match declared prepend_scheme", "tokenizers>=0.21"),
     )
     examples = (
         Example(
@@ -64,6 +69,13 @@ class TokenizerNotReadable(Rule):
             requires={"tokenizers": "<0.20"},
             depth="static",
             why="written by tokenizers 0.20 or later",
+        ),
+        Example(
+            "broken",
+            "tests/folders/metaspace_without_prefix",
+            requires={"tokenizers": ">=0.19"},
+            depth="static",
+            why="written by tokenizers 0.15 or earlier",
         ),
         Example(
             "broken",
@@ -103,8 +115,9 @@ class TokenizerNotReadable(Rule):
             Measure(f"tokenizers {installed}", error, f"it was given {static.where(_FILE)}")
         ]
         for part in parts:
-            since = f"; read from {part.since} on" if part.since else ""
-            evidence.append(Measure(part.part, part.content + since, "tried by itself"))
+            known = f"; read from {part.since} on" if part.since else ""
+            known += f"; refused from {part.until} on" if part.until else ""
+            evidence.append(Measure(part.part, part.content + known, "tried by itself"))
         if parts:
             what = f"cannot read {' and '.join(part.part for part in parts)} of {_FILE}"
         else:
@@ -123,6 +136,13 @@ class TokenizerNotReadable(Rule):
 def _fix(parts: tuple[Unreadable, ...]) -> Fix:
     if not parts:
         return Fix(f"Download {_FILE} again; in a git clone: git lfs pull.", "manual")
+    if all(part.until for part in parts):
+        return Fix(
+            f'Set prepend_scheme to "never" in {" and ".join(part.part for part in parts)} of '
+            f"{_FILE}: older releases took add_prefix_space false for that, and every release "
+            "reads it.",
+            "manual",
+        )
     known = [part.since for part in parts if part.since]
     if len(known) < len(parts):
         return Fix(

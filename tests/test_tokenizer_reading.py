@@ -62,7 +62,8 @@ def test_parts_and_the_whole_file_agree() -> None:
     """The rule asks about parts because a vocabulary is large: they must give the same answer."""
     from lora_doctor.evidence.tokenizer_file import read_tokenizer_file
 
-    for folder in ("metaspace_with_split", "merges_as_pairs", "merges_as_texts"):
+    for folder in ("metaspace_with_split", "metaspace_without_prefix", "merges_as_pairs",
+                   "merges_as_texts"):  # fmt: skip
         path = FOLDERS / folder / "tokenizer.json"
         parts = unreadable_parts(read_tokenizer_file(path))
         assert bool(parts) == (whole_file_error(path) is not None), folder

@@ -38,13 +38,15 @@ class Unreadable:
     """A part of the file that the installed library refuses.
 
     `part` is its path (`pre_tokenizer.pretokenizers[1]`), `content` what stands there, cut short;
-    `since` the release of tokenizers that reads it, `None` where it is not known to us.
+    `since` the release of tokenizers that reads it, `until` the one from which on it is refused;
+    `None` where it is not known to us.
     """
 
     part: str
     content: str
     error: str
     since: str | None
+    until: str | None = None
 
 
 def unreadable_parts(file: TokenizerFile) -> tuple[Unreadable, ...]:
@@ -64,7 +66,8 @@ def unreadable_parts(file: TokenizerFile) -> tuple[Unreadable, ...]:
         value = file.sections.get(section)
         if value is not None and (error := _refusal({section: value})):
             path, part = _innermost(section, section, value)
-            found.append(Unreadable(path, shown(part), error, _since(section, part)))
+            known = _since(section, part), _until(part)
+            found.append(Unreadable(path, shown(part), error, *known))
     found.extend(_model(file))
     return tuple(found)
 
@@ -124,6 +127,14 @@ def _since(section: str, part: Any) -> str | None:
     if kind == "ByteLevel" and section == "normalizer":
         return "0.20.0"
     return "0.22.0" if kind == "FixedLength" else None
+
+
+def _until(part: Any) -> str | None:
+    """The release from which on this form is refused, found in the same way."""
+    if not isinstance(part, dict) or part.get("type") != "Metaspace":
+        return None
+    contradiction = part.get("add_prefix_space") is False and part.get("prepend_scheme") != "never"
+    return "0.19.0" if contradiction else None
 
 
 def _refusal(parts: Mapping[str, Any]) -> str | None:
