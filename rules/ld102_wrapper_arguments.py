@@ -192,7 +192,8 @@ class WrapperArguments(Rule):
             what = f"{', '.join(refused)}, which {structure.model_class}.forward does not take"
         else:
             assert seen is not None
-            what = f"{seen.argument}, which {structure.model_class}.forward {seen.did}"
+            none = "=None" if seen.argument in structure.wrapper_sends_none else ""
+            what = f"{seen.argument}{none}, which {structure.model_class}.forward {seen.did}"
         if seen:
             evidence.append(Measure("forward", seen.error, f"{case.settings.depth} model"))
         yield self.finding(
