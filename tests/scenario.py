@@ -70,7 +70,7 @@ def prove(
     worker: Worker,
     occurs: bool,
     plainly: Callable[[], Any] | None = None,
-    by_hand: tuple[Any, Any] | None = None,
+    by_hand: tuple[Any, ...] | None = None,
     silently: bool = False,
     remark: str = "",
     **options: Any,
@@ -83,7 +83,8 @@ def prove(
         occurs: what is true on this stack, by measurement and never by asking the tool.
         plainly: does the same with transformers and PEFT alone. Where the failure occurs it must
             raise (unless ``silently``), and the rule must know the message; elsewhere it must not.
-        by_hand: model and recipe after a manual fix was followed, for a rule that has no other.
+        by_hand: model and recipe after a manual fix was followed, for a rule that has no other;
+            as a third, options that are others then (an optimizer holds one model's tensors).
         silently: nothing is raised where the failure occurs: it only learns nothing, or wrong.
         remark: what the cell says beside the outcome: what this stack could not be asked.
         options: of :func:`lora_doctor.fix`.
@@ -110,6 +111,7 @@ def prove(
         outcome, proof = FOUND_AND_FIXED, diagnosis.after
     else:
         assert by_hand is not None, f"{rule} has only manual fixes: show that one works"
+        options.update(by_hand[2] if len(by_hand) > 2 else {})
         again = lora_doctor.check(by_hand[0], by_hand[1], worker=worker, **options)
         assert rule not in {finding.rule for finding in again.findings}
         outcome, proof = FOUND_BY_HAND, again.before
