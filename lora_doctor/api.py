@@ -38,6 +38,7 @@ def check(
     optimizer: Any = None,
     scheduler: Any = None,
     planned_steps: int | None = None,
+    memory: bool = False,
     progress: Callable[[str], None] | None = None,
     only_nets: bool = False,
     worker: Worker | None = None,
@@ -59,6 +60,7 @@ def check(
             phase of training, as a list or as ``{"phase": groups}``. Only looked at.
         scheduler: the learning rate scheduler of that optimizer; a copy of it is run for
             ``planned_steps``, the number of optimizer steps of the whole run.
+        memory: also make the memory plan; a recipe with a ``memory_budget`` has it made anyway.
         progress: called with a short text on what is going on.
         only_nets: run the training contract and report its failure, without the other rules.
         worker: a running child process to use again, which saves its imports; it stays open.
@@ -77,6 +79,7 @@ def check(
         model, recipe, depth=depth, revision=revision, trust_remote_code=trust_remote_code,
         limits=limits, device=device, steps=steps, batches=batches, progress=progress,
         worker=worker, optimizer=optimizer, scheduler=scheduler, planned_steps=planned_steps,
+        memory=memory,
     ) as case:  # fmt: skip
         return engine.diagnose(case, found, selection)
 
@@ -131,6 +134,7 @@ def open_case(
     optimizer: Any = None,
     scheduler: Any = None,
     planned_steps: int | None = None,
+    memory: bool = False,
     progress: Callable[[str], None] | None = None,
     worker: Worker | None = None,
 ) -> Iterator[Case]:
@@ -152,7 +156,7 @@ def open_case(
         depth = "static"  # it is read, never run
     settings = Settings(
         depth, device, steps, limits, tuple(batches) if batches else None,
-        optimizer=optimizer, scheduler=scheduler, planned_steps=planned_steps,
+        optimizer=optimizer, scheduler=scheduler, planned_steps=planned_steps, memory=memory,
     )  # fmt: skip
     on_gpu = device in ("cuda", "mps") or (device == "auto" and depth == "full")
     # Matrices of a tiny model are so small that a second thread only costs.

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from lora_doctor.evidence.remote_code import RemoteCode
     from lora_doctor.evidence.static import StaticEvidence
     from lora_doctor.evidence.training_script import TrainingScript
+    from lora_doctor.memory_plan.plan import Plan
 
 T = TypeVar("T")
 GIB = 1 << 30
@@ -58,6 +59,8 @@ class Settings:
     optimizer: Any = None
     scheduler: Any = None
     planned_steps: int | None = None
+    #: Whether the memory plan is wanted; its rule asks by itself where there is a budget.
+    memory: bool = False
 
 
 class Case:
@@ -194,6 +197,11 @@ class Case:
         """The training contract on the real weights."""
         return self._once("full", lambda: self._verify("full"))
 
+    @cached_property
+    def memory_plan(self) -> Plan:
+        """What the recipe and its alternatives take on a GPU, counted on the meta device."""
+        return self._once("memory_plan", self._plan_memory)
+
     @property
     def verification(self) -> Verification:
         """The training contract at the depth of this run."""
@@ -301,6 +309,23 @@ class Case:
         if outcome.failure:
             raise self._evidence_error("the meta device model", outcome)
         return Structure.from_json(outcome.value)
+
+    def _plan_memory(self) -> Plan:
+        from lora_doctor.memory_plan.plan import Plan
+
+        self._needs("meta")
+        if self.source.kind == "module":
+            raise EvidenceError(
+                "the memory plan is made from a class on the meta device; this module is loaded"
+            )
+        recipe = self.recipe_in_full()
+        self._progress("counting memory on the meta device")
+        limit = self.settings.limits.meta_seconds
+        outcome = self._run("lora_doctor.memory_plan.gather:gather", limit, recipe=recipe)
+        self._keep("memory_plan", "a training step of the real class on the meta device", outcome)
+        if outcome.failure:
+            raise self._evidence_error("the memory plan", outcome)
+        return Plan.from_json(outcome.value)
 
     def _verify(self, depth: Depth) -> Verification:
         self._needs(depth)

@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lora_doctor import __version__
-from lora_doctor.cli_options import device_options, recipe_options, report_options
+from lora_doctor.cli_options import (
+    device_options,
+    memory_options,
+    recipe_options,
+    report_options,
+)
 from lora_doctor.errors import InputError, LoraDoctorError
 
 if TYPE_CHECKING:
@@ -93,6 +98,7 @@ def cli() -> None:
     help="How far to go: files only, the real class without weights, "
     "a shrunken model really trained, the real weights.",
 )
+@memory_options
 @device_options
 @report_options
 def check(**options: Any) -> int:
@@ -132,6 +138,7 @@ def check(**options: Any) -> int:
     show_default=True,
     help="Where --apply puts new files.",
 )
+@memory_options
 @device_options
 @report_options
 def fix(**options: Any) -> int:
@@ -323,6 +330,7 @@ def _call_arguments(options: dict[str, Any]) -> dict[str, Any]:
         "limits": limits,
         "device": options["device"],
         "steps": options["steps"],
+        "memory": options.get("memory", False),
     }
 
 
@@ -348,8 +356,9 @@ def _recipe(options: dict[str, Any]) -> Any:
     plain = (
         "task_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "load_in_4bit",
         "load_in_8bit", "dtype", "attn_implementation", "gradient_checkpointing", "model_class",
+        "memory_budget", "per_device_train_batch_size", "max_length", "optim",
     )  # fmt: skip
-    given.update({key: options[key] for key in plain if options[key] is not None})
+    given.update({key: options[key] for key in plain if options.get(key) is not None})
     if given.get("lora_alpha") is not None and float(given["lora_alpha"]).is_integer():
         given["lora_alpha"] = int(given["lora_alpha"])
     checked = make_recipe(given, where="options", origin="option")

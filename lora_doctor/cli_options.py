@@ -145,6 +145,40 @@ def report_options(command: F) -> F:
     return command
 
 
+def memory_options(command: F) -> F:
+    """What the memory plan is made for."""
+    options = [
+        click.option(
+            "--memory",
+            is_flag=True,
+            help="Show what the recipe and its alternatives take on a GPU.",
+        ),
+        click.option(
+            "--memory-budget",
+            metavar="SIZE",
+            help="Memory of the GPU, such as 24GB: LD704 says when the recipe does not fit.",
+        ),
+        click.option(
+            "--per-device-train-batch-size",
+            "--batch-size",
+            type=int,
+            metavar="N",
+            help="Samples of a batch, for the memory plan.",
+        ),
+        click.option(
+            "--max-length", type=int, metavar="N", help="Tokens of a sample, for the memory plan."
+        ),
+        click.option(
+            "--optim",
+            metavar="NAME",
+            help="The Trainer's name of an optimizer, for the memory plan: adamw_8bit, sgd, ...",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 def device_options(command: F) -> F:
     """Where and how long the training contract is run."""
     options = [

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from lora_doctor.evidence.structure import Structure
 from lora_doctor.finding import SEVERITIES, Finding
 from lora_doctor.fixes import Fix
+from lora_doctor.memory_plan.plan import Plan
 from lora_doctor.model_source import ModelSource
 from lora_doctor.recipe import Recipe
 from lora_doctor.verification import Verification
@@ -75,6 +76,7 @@ class Diagnosis:
     recipe_diff: str = ""
     next_command: str = ""
     undetermined: str | None = None
+    memory_plan: Plan | None = None
     seconds: float = 0.0
     notes: tuple[str, ...] = field(default_factory=tuple)
 
@@ -120,6 +122,7 @@ class Diagnosis:
                 "after": self.after.to_json() if self.after else None,
             },
             "structure": structure.to_json() if structure else None,
+            "memory_plan": self.memory_plan.to_json() if self.memory_plan else None,
             "next_command": self.next_command,
             "notes": list(self.notes),
             "timings": {

@@ -134,6 +134,8 @@ def diagnose(
         if not found:
             passed.append(rule.code)
     before, undetermined = _proof(case, crashed)
+    if case.settings.memory:
+        case.has("memory_plan")
     findings.sort(key=lambda finding: (SEVERITIES.index(finding.severity), finding.rule))
     return Diagnosis(
         model=case.source,
@@ -147,6 +149,7 @@ def diagnose(
         structure=case.__dict__.get("structure"),
         before=before,
         undetermined=undetermined,
+        memory_plan=case.__dict__.get("memory_plan"),
         seconds=time.perf_counter() - start,
     )
 

@@ -14,7 +14,8 @@ from lora_doctor.engine import first_fix
 _CARRIED = (
     "recipe_file", "task_type", "target_modules", "target_parameters", "exclude_modules",
     "modules_to_save", "r", "lora_alpha", "lora_dropout", "dtype", "attn_implementation",
-    "model_class", "revision",
+    "model_class", "revision", "memory_budget", "per_device_train_batch_size", "max_length",
+    "optim",
 )  # fmt: skip
 _FLAGS = (
     "use_rslora", "use_dora", "load_in_4bit", "load_in_8bit", "gradient_checkpointing",

@@ -32,6 +32,8 @@ DTYPES = {
     "auto": "auto",
 }  # fmt: skip
 MAX_RANK = 1 << 16
+#: Samples of a batch, tokens of a sample: more than anybody has.
+MAX_COUNT = 1 << 24
 
 
 def _boolean(value: Any) -> bool:
@@ -58,6 +60,19 @@ def _number_from_zero(value: Any) -> float | int:
     if not good or not math.isfinite(value) or value < 0:
         raise ValueError("is a number from 0 up")
     return value  # type: ignore[no-any-return]
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_COUNT:
+        raise ValueError("is a whole number from 1 up")
+    return value
+
+
+def _memory(value: Any) -> str:
+    from lora_doctor.memory_plan.budget import parse_memory
+
+    parse_memory(value)
+    return str(value).strip()
 
 
 def _probability(value: Any) -> float | int:
@@ -168,13 +183,20 @@ TRAINING_KEYS: dict[str, Callable[[Any], Any]] = {
     "fp16": _boolean,
     "bf16": _boolean,
     "learning_rate": _number_from_zero,
+    "per_device_train_batch_size": _count,
+    "optim": _text,
 }
+#: What the memory plan is made for: TRL's ``max_length`` in tokens, and the memory of the GPU.
+PLANNING_KEYS: dict[str, Callable[[Any], Any]] = {"max_length": _count, "memory_budget": _memory}
 #: Arguments of ``get_peft_model`` itself, which no config of PEFT's holds.
 WRAPPING_KEYS: dict[str, Callable[[Any], Any]] = {"autocast_adapter_dtype": _boolean}
 #: All keys that are not for the constructor of PEFT's config.
-OUTER_KEYS = {**LOADING_KEYS, **WRAPPING_KEYS, **TRAINING_KEYS}
+OUTER_KEYS = {**LOADING_KEYS, **WRAPPING_KEYS, **TRAINING_KEYS, **PLANNING_KEYS}
 #: Keys that mean the same under another name.
-ALIASES = {"torch_dtype": "dtype", "rank": "r", "alpha": "lora_alpha"}
+ALIASES = {
+    "torch_dtype": "dtype", "rank": "r", "alpha": "lora_alpha",
+    "max_seq_length": "max_length", "batch_size": "per_device_train_batch_size",
+}  # fmt: skip
 #: Fields of adapter_config.json that describe the file, not the training.
 BOOKKEEPING_KEYS = frozenset(
     {"base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version"}

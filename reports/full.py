@@ -11,6 +11,7 @@ import io
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+from lora_doctor.reports import _memory
 from lora_doctor.reports._text import many, memory, seconds, shorten, shown, visible
 from lora_doctor.reports._words import (
     SAFETY,
@@ -67,6 +68,7 @@ def render(
     page = _Page(color, max(width, 40))
     if diagnosis.verdict == "healthy" and not verbose:
         _healthy(page, diagnosis)
+        _memory_plan(page, diagnosis, verbose)
     else:
         _report(page, diagnosis, verbose)
     return _encodable(page.text(), encoding)
@@ -191,6 +193,7 @@ def _report(page: _Page, diagnosis: Diagnosis, verbose: bool) -> None:
         _finding(page, diagnosis, finding, verbose)
     _contract(page, diagnosis, verbose)
     _remaining(page, diagnosis)
+    _memory_plan(page, diagnosis, verbose)
     if diagnosis.recipe_diff and (verbose or len(diagnosis.applied) > 1):
         page.gap()
         page.line(("All edits together", "bold"))
@@ -353,6 +356,29 @@ def _remaining(page: _Page, diagnosis: Diagnosis) -> None:
     page.line((f"Still there after the fixes: {tally(diagnosis.remaining)}", "bold yellow"))
     for finding in ordered(diagnosis.remaining):
         page.line(f"{visible(finding.rule)} {visible(finding.message, 300)}", indent=2)
+
+
+def _memory_plan(page: _Page, diagnosis: Diagnosis, verbose: bool) -> None:
+    """One line where there is a budget, for the rule says when it does not do; else the table."""
+    plan = diagnosis.memory_plan
+    if plan is None:
+        reason = _memory.why_not(diagnosis)
+        if reason:
+            page.line(("memory: ", "dim"), f"not known: {reason}")
+        return
+    whole = verbose or plan.budget is None
+    tail = "" if whole else " (--verbose shows the plan)"
+    page.gap()
+    page.line(("Memory on one GPU", "bold"), f": {_memory.headline(plan)}", (tail, "dim"))
+    if not whole:
+        return
+    page.table(
+        _memory.header(plan), _memory.variants(plan), (36, 12, 12, 14, *[8] * len(plan.cards))
+    )
+    page.gap()
+    page.table(("part", "size", "formula", "source"), _memory.parts(plan), (26, 12, 36, 24))
+    for text in _memory.remarks(plan):
+        page.line((text, "dim"), indent=2)
 
 
 def _rest(page: _Page, diagnosis: Diagnosis, verbose: bool) -> None:

@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_doctor.reports import _memory
 from lora_doctor.reports._embedded import Embedded
 from lora_doctor.reports._picture import picture, sparkline
 from lora_doctor.reports._text import many, memory, number, seconds, shorten, shown, visible
@@ -137,6 +138,7 @@ def _view(diagnosis: Diagnosis, limits: _Limits) -> dict[str, Any]:
         "many": many,
         "runs": _runs(diagnosis, limits),
         "picture": picture(diagnosis, most_cells=limits.cells, most_rows=limits.lines),
+        "memory": _memory_view(diagnosis),
         "costs": _costs(diagnosis, limits),
         "passed": [visible(code, 60) for code in diagnosis.passed[: limits.lines]],
         "passed_count": len(diagnosis.passed),
@@ -303,6 +305,19 @@ def _run(label: str, run: Verification, low: float, high: float, limits: _Limits
             }
             for batch in run.batches[:8]
         ],
+    }
+
+
+def _memory_view(diagnosis: Diagnosis) -> dict[str, Any] | None:
+    plan = diagnosis.memory_plan
+    if plan is None:
+        return None
+    return {
+        "headline": _memory.headline(plan),
+        "header": _memory.header(plan),
+        "variants": _memory.variants(plan),
+        "parts": _memory.parts(plan),
+        "remarks": _memory.remarks(plan),
     }
 
 

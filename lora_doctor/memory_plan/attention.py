@@ -30,13 +30,11 @@ def fused_attention() -> Iterator[None]:
     ) -> Any:  # fmt: skip
         if query.device.type != "meta" or query.dim() not in (3, 4):
             more = {"enable_gqa": True} if enable_gqa else {}
-            return plain(
-                query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **more
-            )
+            return plain(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **more)
         if query.dim() == 3:
-            three = (x.unsqueeze(0) for x in (query, key, value))
+            query, key, value = (one.unsqueeze(0) for one in (query, key, value))
             mask = attn_mask.unsqueeze(0) if attn_mask is not None else None
-            return _fused(*three, mask, dropout_p, is_causal, scale).squeeze(0)
+            return _fused(query, key, value, mask, dropout_p, is_causal, scale).squeeze(0)
         return _fused(query, key, value, attn_mask, dropout_p, is_causal, scale)
 
     functional.scaled_dot_product_attention = attention

@@ -48,9 +48,16 @@ class PlannedBatch:
         return batch_loss(model, Batch(dict(inputs), [], self.loss))
 
     @property
+    def size(self) -> int:
+        """Samples, by the first of all shapes."""
+        return next((shape[0] for shape in self.shapes.values() if shape), 0)
+
+    @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {
-            name: tuple(value.shape) for name, value in self.inputs.items() if hasattr(value, "shape")
+            name: tuple(value.shape)
+            for name, value in self.inputs.items()
+            if hasattr(value, "shape")
         }
 
 
@@ -113,7 +120,9 @@ class _Draft(Draft):
 
         wanted = getattr(torch, self.cast_to)
         return {
-            name: value.to(wanted) if hasattr(value, "dtype") and value.is_floating_point() else value
+            name: value.to(wanted)
+            if hasattr(value, "dtype") and value.is_floating_point()
+            else value
             for name, value in super().make().items()
         }
 
@@ -169,11 +178,10 @@ def _accepted(draft: _Draft) -> tuple[dict[str, Any], Any]:
     raise BatchError(last)
 
 
-def _stretched(
-    more: dict[str, Any], inputs: dict[str, Any], length: int
-) -> list[dict[str, Any]]:
+def _stretched(more: dict[str, Any], inputs: dict[str, Any], length: int) -> list[dict[str, Any]]:
     """Targets of a decoder as long as the input; shorter where it has no places for so many."""
-    labels, ids = more.get("labels"), inputs.get("input_ids")
+    labels: Any = more.get("labels")
+    ids: Any = inputs.get("input_ids")
     own = labels is not None and labels.dim() == 2 and not labels.is_floating_point()
     if not own or (ids is not None and tuple(labels.shape) == tuple(ids.shape)):
         return [more]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,14 @@ def runnable(model: Any, recipe: Recipe, size: int, length: int, dtype: str) -> 
     if best is None:
         raise reason
     return best
+
+
+def own_batch(model: Any, inputs: Mapping[str, Any]) -> Runnable:
+    """The batch that a model of the user's came with, on all of the model."""
+    names = ("input_ids", "decoder_input_ids")
+    ids = next((inputs[name] for name in names if hasattr(inputs.get(name), "shape")), None)
+    length = int(ids.shape[1]) if ids is not None and ids.dim() > 1 else 0
+    return Runnable(skeleton(model), PlannedBatch(dict(inputs), length, "labels"))
 
 
 def _candidates(model: Any, recipe: Recipe) -> Iterator[Skeleton]:

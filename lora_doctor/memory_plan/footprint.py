@@ -61,6 +61,7 @@ class Subject:
         recipe: open keys filled.
         quantization: as the checkpoint or the recipe asks, or ``None``.
         dtype: of the weights that are not quantized.
+        all_in: cast all of them to this half precision in the end, adapters too.
     """
 
     def __init__(
@@ -69,6 +70,8 @@ class Subject:
         recipe: Recipe,
         quantization: Literal["4bit", "8bit"] | None,
         dtype: str,
+        *,
+        all_in: str | None = None,
     ) -> None:
         import copy
 
@@ -91,6 +94,11 @@ class Subject:
         if wrap is not None:
             with torch.device("meta"):
                 self.model = wrap(self.model)
+        if all_in is not None:
+            self.dtype = getattr(torch, all_in)
+            for parameter in self.model.parameters():
+                if parameter.is_floating_point():
+                    parameter.data = parameter.data.to(self.dtype)
         self.model.train()
         prepare.set_up(self.model, recipe)
 

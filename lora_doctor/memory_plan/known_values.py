@@ -46,6 +46,12 @@ class KnownValues:
         self._twins[moved] = tensor
         return moved
 
+    def numbers(self, data: Any) -> Any:
+        """Nested lists in which known meta tensors are those of the CPU."""
+        if isinstance(data, (list, tuple)):
+            return [self.numbers(item) for item in data]
+        return self._twins[data] if _is_tensor(data) and data in self._twins else data
+
     def _joined(self, value: Any) -> Any:
         """A CPU tensor that meets meta tensors: an input that nobody has moved."""
         if _is_tensor(value) and value.device.type == "cpu" and value.dim():
@@ -96,9 +102,8 @@ class KnownValues:
         return result
 
     def _on_cpu(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        from torch.utils._pytree import tree_map
-
         import torch
+        from torch.utils._pytree import tree_map
 
         def twin(value: Any) -> Any:
             if _is_tensor(value):
@@ -184,7 +189,8 @@ class _WithValues:
                 return plain(data, *args, **kwargs)
             if torch.device(device).type != "meta":
                 return plain(data, *args, **kwargs)
-            return self.values.to_meta(plain(data, *args, **{**kwargs, "device": "cpu"}))
+            real = self.values.numbers(data)
+            return self.values.to_meta(plain(real, *args, **{**kwargs, "device": "cpu"}))
 
         return make
 

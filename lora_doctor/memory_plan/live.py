@@ -20,7 +20,7 @@ def intercepted(handler: Handler) -> Any:
     """A context in which ``handler(operation, args, kwargs)`` answers every torch operation."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    class Mode(TorchDispatchMode):
+    class Mode(TorchDispatchMode):  # type: ignore[misc]
         def __torch_dispatch__(
             self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
         ) -> Any:

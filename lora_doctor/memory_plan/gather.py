@@ -1,0 +1,318 @@
+"""The memory plan of a recipe, gathered in a child process on the meta device.
+
+Torch, transformers, PEFT and bitsandbytes are imported inside functions.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lora_doctor.errors import EvidenceError, LoraDoctorError
+from lora_doctor.evidence import prepare, quantization
+from lora_doctor.evidence.injection import report
+from lora_doctor.evidence.loading import Loader
+from lora_doctor.isolation import report_progress
+from lora_doctor.memory_plan import optimizer
+from lora_doctor.memory_plan.alternatives import Alternative, alternatives
+from lora_doctor.memory_plan.bones import Runnable, own_batch, runnable
+from lora_doctor.memory_plan.budget import parse_memory
+from lora_doctor.memory_plan.footprint import Sizes, Step, Subject, quiet
+from lora_doctor.memory_plan.plan import Part, Plan, Source, Variant
+from lora_doctor.recipe import Recipe
+from lora_doctor.tiny_model.batch import BatchError
+
+#: TRL's SFTConfig cuts at this length when nobody says another.
+LENGTH = 1024
+#: Alternatives are left out when the plan has taken this long.
+SECONDS = 60.0
+MIB = 1 << 20
+#: The driver's and the libraries' own memory on the card; no two cards and versions agree.
+CONTEXT = (300 * MIB, 550 * MIB, 1000 * MIB)
+#: How far forward and backward on meta were from a real run, see tests/test_memory_plan.py.
+TOLERANCE = 0.05
+#: What the allocator holds beside what is in use, as a share of the step's own memory.
+RESERVE = (0.0, 0.03, 0.10)
+ASSUMPTIONS = (
+    "one GPU holds everything: no sharding, no offloading, no other process on the card",
+    "attention runs in PyTorch's fused kernels where the model calls "
+    "scaled_dot_product_attention (flash for half precision without a mask, else memory-efficient)",
+    "every sample is full: no padding",
+    "between forward and backward the loop keeps the loss alone, as the Trainer does",
+)
+
+
+def gather(
+    source: Mapping[str, Any],
+    recipe: Mapping[str, Any],
+    patches: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """:meth:`Plan.to_json` for this source and recipe (open keys filled).
+
+    Raises:
+        InputError: the source does not exist or is not what it should be.
+        EvidenceError: the class cannot be built here; the text says why.
+    """
+    prepare.install_patches(patches)
+    plan = Recipe.from_json(recipe)
+    loader = Loader(source, plan)
+    report_progress("counting memory on the meta device")
+    try:
+        with quiet():
+            return _Planner(loader, plan).run().to_json()
+    except LoraDoctorError:
+        raise
+    except Exception as error:
+        seen = report(error)
+        raise EvidenceError(
+            f"the memory of {loader.loaded_by} cannot be counted: {seen.type}: {seen.message}"
+        ) from error
+
+
+@dataclass
+class _Choice:
+    """A number of the batch and who chose it."""
+
+    value: int
+    said_by: str
+
+
+class _Planner:
+    def __init__(self, loader: Loader, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.ends = time.monotonic() + SECONDS
+        self.notes: list[str] = []
+        self.assumptions = list(ASSUMPTIONS)
+        self.model = loader.build("meta")
+        own = loader.source["kind"] == "factory"
+        self.given = loader.factory_batches if own else None
+        self.dtype = prepare.dtype_of(self.model) if own else _dtype(recipe, loader.native_dtype)
+        self.foreign = _foreign_quantization(loader.config)
+        checkpoint = quantization._of_checkpoint(loader.config)
+        self.kind: Literal["4bit", "8bit"] | None = (
+            quantization._kind(checkpoint) if checkpoint else recipe.quantized
+        )
+        self.can_quantize = not (own or checkpoint or self.foreign)
+        self.can_checkpoint = bool(getattr(self.model, "supports_gradient_checkpointing", False))
+        self.size = _batch_size(recipe)
+        self.length = _length(recipe)
+        self.optimizer = _optimizer(recipe)
+
+    def run(self) -> Plan:
+        first = self._runnable()
+        batch = first.batch if isinstance(first, Runnable) else None
+        if batch is not None:
+            self._tell(batch)
+        others = alternatives(
+            self.recipe,
+            self.dtype,
+            can_checkpoint=self.can_checkpoint,
+            can_quantize=self.can_quantize,
+        )
+        recipe = self._variant(Alternative("recipe", {}), first)
+        variants = tuple(self._variant(one, first) for one in others)
+        budget = self.recipe.get("memory_budget")
+        return Plan(
+            batch_size=self.size.value,
+            length=batch.length if batch else self.length.value,
+            batch_size_from=self.size.said_by,
+            length_from=self.length.said_by,
+            optimizer=self.optimizer,
+            inputs=batch.shapes if batch else {},
+            recipe=recipe,
+            alternatives=variants,
+            budget=parse_memory(budget) if budget else None,
+            assumptions=tuple(self.assumptions),
+            notes=tuple(self.notes),
+        )
+
+    def _runnable(self) -> Runnable | str:
+        """What can be run, or the reason why nothing can."""
+        try:
+            if self.given:
+                self.size = self.length = _Choice(0, "the factory's own batch")
+                run = own_batch(self.model, self.given[0])
+                self.size = _Choice(run.batch.size, self.size.said_by)
+                return run
+            return runnable(
+                self.model.float(), self.recipe, self.size.value, self.length.value, self.dtype
+            )
+        except BatchError as error:
+            return f"no batch on the meta device: {error.reason}"
+
+    def _tell(self, batch: Any) -> None:
+        if batch.left_out:
+            self.notes.append(
+                f"the batch has no {' and no '.join(batch.left_out)}, so what these take is "
+                f"missing: {batch.objection}"
+            )
+        if 0 < batch.length < self.length.value:
+            self.notes.append(f"the model has places for {batch.length} tokens")
+            self.length = _Choice(batch.length, "the model's own limit")
+
+    # -- one variant ------------------------------------------------------------------------------
+
+    def _variant(self, one: Alternative, run: Runnable | str) -> Variant:
+        recipe = self.recipe.override(one.changes, "fix")
+        if time.monotonic() > self.ends:
+            return Variant(one.name, one.changes, (_missing("everything", "the time was up"),))
+        if self.foreign:
+            reason = f"the checkpoint is quantized by {self.foreign}"
+            return Variant(one.name, one.changes, (_missing("weights", reason),))
+        kind = recipe.quantized if self.can_quantize else self.kind
+        dtype = _dtype(recipe, self.dtype) if self.can_quantize else self.dtype
+        bones = run.bones if isinstance(run, Runnable) else _whole(self.model)
+        try:
+            subject = Subject(bones, recipe, kind, dtype)
+        except Exception as error:  # noqa: BLE001 - whatever this stack's libraries say
+            reason = _said(error)
+            return Variant(one.name, one.changes, (_missing("everything", reason),))
+        parts = [*_weights(subject.weights()), self._state(subject)]
+        if isinstance(run, str):
+            parts.append(_missing("activations", run))
+        else:
+            parts += self._step(subject, run, recipe, kind, dtype)
+        low, middle, high = CONTEXT
+        parts.append(
+            Part("CUDA context", middle, "the driver and its libraries", "assumed", low, high)
+        )
+        return Variant(one.name, one.changes, tuple(parts))
+
+    def _state(self, subject: Subject) -> Part:
+        trained = subject.trainable()
+        count = sum(int(tensor.numel()) * times for tensor, times in trained)
+        name = "optimizer state"
+        try:
+            size = optimizer.state_bytes(trained, self.optimizer)
+        except Exception as error:  # noqa: BLE001 - not installed, or not made for meta
+            return _missing(name, f"{self.optimizer}: {_said(error)}")
+        each = size / count if count else 0
+        formula = f"{self.optimizer}: {each:.4g} bytes for each of {count:,} trained weights"
+        return Part(name, size, formula, "asked")
+
+    def _step(
+        self,
+        subject: Subject,
+        run: Runnable,
+        recipe: Recipe,
+        kind: Literal["4bit", "8bit"] | None,
+        dtype: str,
+    ) -> list[Part]:
+        try:
+            step = subject.step(run.batch.inputs, run.batch.loss_of)
+            least = self._least(step, run, recipe, kind, dtype)
+        except Exception as error:  # noqa: BLE001 - whatever the model's code says
+            return [_missing("activations", _said(error))]
+        if step.spread:
+            self._assume("tokens are spread evenly over the experts")
+        rest, least_rest = step.peak - step.kept, least.peak - least.kept
+        low, reserve, high = (int(share * step.peak) for share in RESERVE)
+        autocast = " (in half precision at the least: meta knows no autocast)"
+        how = autocast if least is not step else ""
+        return [
+            _measured("activations", step.kept, least.kept,
+                      f"alive when the output head is reached{how}"),
+            _measured("logits, loss, backward", rest, least_rest,
+                      f"most that is alive at once, beyond the activations{how}"),
+            Part("allocator", reserve, f"{RESERVE[1]:.0%} of the two above, at most "
+                 f"{RESERVE[2]:.0%}", "assumed", low, high),
+        ]  # fmt: skip
+
+    def _least(
+        self,
+        step: Step,
+        run: Runnable,
+        recipe: Recipe,
+        kind: Literal["4bit", "8bit"] | None,
+        dtype: str,
+    ) -> Step:
+        """With autocast the truth lies between the weights' own dtype and all in half precision."""
+        wanted = recipe.mixed_precision
+        if wanted is None or (kind is None and dtype in prepare.HALF):
+            return step
+        self._assume("autocast is bounded, not measured: the meta device has none")
+        return Subject(run.bones, recipe, kind, dtype, all_in=wanted).step(
+            run.batch.inputs, run.batch.loss_of
+        )
+
+    def _assume(self, text: str) -> None:
+        if text not in self.assumptions:
+            self.assumptions.append(text)
+
+
+def _weights(sizes: Mapping[str, Sizes]) -> list[Part]:
+    """Weights, their constants, the trained ones and a gradient for each of these."""
+    names = {
+        "quantized": "weights, quantized",
+        "constants": "quantization constants",
+        "plain": "weights, not quantized",
+        "adapters": "trained weights",
+    }
+    parts = [
+        Part(name, sizes[key].bytes, sizes[key].words(), "counted")
+        for key, name in names.items()
+        if sizes[key].bytes or key in ("plain", "adapters")
+    ]
+    trained = sizes["adapters"]
+    formula = "one for each trained weight, in its dtype"
+    return [*parts, Part("gradients", trained.bytes, formula, "counted")]
+
+
+def _measured(name: str, size: int, least: int, formula: str) -> Part:
+    low, high = int(least * (1 - TOLERANCE)), int(size * (1 + TOLERANCE))
+    return Part(name, size, formula, "measured", low, high)
+
+
+def _missing(name: str, reason: str) -> Part:
+    missing: Source = "missing"
+    return Part(name, None, reason, missing)
+
+
+def _whole(model: Any) -> Any:
+    from lora_doctor.evidence.skeleton import skeleton
+
+    return skeleton(model)
+
+
+def _dtype(recipe: Recipe, native: str | None) -> str:
+    wanted = recipe.get("dtype")
+    if wanted in (None, "auto"):
+        return native or "float32"
+    return str(wanted)
+
+
+def _batch_size(recipe: Recipe) -> _Choice:
+    said = recipe.get("per_device_train_batch_size")
+    if said:
+        return _Choice(int(said), "the recipe")
+    from transformers import TrainingArguments
+
+    default = TrainingArguments.__dataclass_fields__["per_device_train_batch_size"].default
+    return _Choice(int(default), "the Trainer's default; the recipe says none")
+
+
+def _length(recipe: Recipe) -> _Choice:
+    said = recipe.get("max_length")
+    if said:
+        return _Choice(int(said), "the recipe")
+    return _Choice(LENGTH, "TRL's default; the recipe says none")
+
+
+def _optimizer(recipe: Recipe) -> str:
+    return str(recipe.get("optim") or optimizer.ADAMW[0])
+
+
+def _foreign_quantization(config: Any) -> str | None:
+    """Who quantized the checkpoint, when it is not bitsandbytes."""
+    held = getattr(config, "quantization_config", None)
+    if held is None or quantization._of_checkpoint(config):
+        return None
+    values = held if isinstance(held, Mapping) else held.to_dict()
+    return str(values.get("quant_method", "another method"))[:40]
+
+
+def _said(error: BaseException) -> str:
+    seen = report(error)
+    return f"{seen.type}: {seen.message}"[:200]

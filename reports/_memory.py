@@ -1,0 +1,85 @@
+"""The memory plan in words and rows, for every format that shows it to people."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lora_doctor.reports._text import shorten, visible
+
+from lora_doctor.memory_plan.plan import GIB, Part, Plan, Variant, gib
+
+if TYPE_CHECKING:
+    from lora_doctor.diagnosis import Diagnosis
+
+_SOURCES = {
+    "counted": "counted on the meta device",
+    "measured": "a training step on the meta device",
+    "asked": "the optimizer itself",
+    "assumed": "assumed",
+    "missing": "not known",
+}
+_FITS = {True: "fits", False: "no", None: "?"}
+#: Parts that make up one column of the table of alternatives.
+_WEIGHTS = ("weights, quantized", "quantization constants", "weights, not quantized")
+_STEP = ("activations", "logits, loss, backward")
+
+
+def headline(plan: Plan) -> str:
+    """What the recipe takes, in a line; with a budget, of how much."""
+    one = plan.recipe
+    tokens = f" of {plan.length} tokens" if plan.length else ""
+    size = f"at least {gib(one.low)}" if one.total is None else f"about {gib(one.total)}"
+    of = f" of {gib(plan.budget)}" if plan.budget is not None else ""
+    between = f", {gib(one.low)} to {gib(one.high)}" if one.high is not None else ""
+    return f"{size}{of}{between}, for a batch of {plan.batch_size}{tokens}"
+
+
+def parts(plan: Plan) -> list[tuple[str, str, str, str]]:
+    """The recipe's parts: name, size, formula, how it was got."""
+    return [
+        (part.name, gib(part.bytes), _words(part), _SOURCES.get(part.source, part.source))
+        for part in plan.recipe.parts
+    ]
+
+
+def header(plan: Plan) -> tuple[str, ...]:
+    """Of :func:`variants`; the last columns are cards."""
+    return ("recipe", "weights", "step", "total", *(f"{card} GB" for card in plan.cards))
+
+
+def variants(plan: Plan) -> list[tuple[str, ...]]:
+    """The recipe and its alternatives, and into which cards they fit."""
+    return [_row(plan, one) for one in (plan.recipe, *plan.alternatives)]
+
+
+def _row(plan: Plan, one: Variant) -> tuple[str, ...]:
+    total = gib(one.total) if one.total is not None else f"≥ {gib(one.low)}"
+    fits = (_FITS[one.fits(card * GIB)] for card in plan.cards)
+    return (one.name, _sum(one, _WEIGHTS), _sum(one, _STEP), total, *fits)
+
+
+def _sum(one: Variant, names: tuple[str, ...]) -> str:
+    found = [part.bytes for part in one.parts if part.name in names]
+    return gib(sum(size or 0 for size in found)) if found and None not in found else "?"
+
+
+def remarks(plan: Plan) -> list[str]:
+    """What was chosen, assumed and left out; reasons of what is missing."""
+    chosen = f"batch size from {plan.batch_size_from}, length from {plan.length_from}"
+    missing = {
+        f"{one.name}: {part.name} not known: {part.formula}"
+        for one in (plan.recipe, *plan.alternatives)
+        for part in one.missing
+    }
+    told = [chosen, *plan.notes, *sorted(missing), *(f"assumed: {one}" for one in plan.assumptions)]
+    return [visible(shorten(text, 300)) for text in told]
+
+
+def why_not(diagnosis: Diagnosis) -> str:
+    """Why there is no plan although somebody asked; empty when nobody did."""
+    tried = (item for item in diagnosis.gathered if item.name == "memory_plan")
+    return next((visible(item.unavailable) for item in tried if item.unavailable), "")
+
+
+def _words(part: Part) -> str:
+    return visible(shorten(part.formula, 200))

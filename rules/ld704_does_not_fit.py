@@ -1,0 +1,177 @@
+"""LD704: training takes more memory than the GPU has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.case import Case
+from lora_doctor.errors import EvidenceError
+from lora_doctor.memory_plan.plan import Plan, Variant, gib
+from lora_doctor.rule import (
+    Edit,
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measure,
+    Proof,
+    Rule,
+    Severity,
+    Symptom,
+)
+
+_HOW = {
+    "counted": "counted on the meta device",
+    "measured": "a training step on the meta device",
+    "asked": "the optimizer's own state",
+    "assumed": "an assumption",
+}
+
+
+class DoesNotFit(Rule):
+    """Weights, optimizer and one training step take more memory than the budget.
+
+    ## What happens
+    `CUDA out of memory`, at loading or in the first step; or, when it is close, hours later in the
+    first batch whose samples are all long.
+
+    ## Why
+    Frozen weights are the smaller part. What the backward needs grows with batch size times
+    length, and the logits with the vocabulary on top. 4 bits make weights smaller, not
+    activations: `prepare_model_for_kbit_training` even makes the latter larger, because it
+    takes norms and embeddings to float32.
+
+    ## Versions
+    All. What is kept for the backward differs between releases of transformers, PEFT and
+    bitsandbytes, so it is measured with the installed ones.
+
+    ## Fix
+    The nearest change that fits: gradient checkpointing, then 8 bits, then 4 bits, each measured.
+    They change speed, memory and (fewer bits) the numbers, so they are not applied unasked. Batch
+    size and length change what is learnt and stay the user's choice. Only asked with a
+    `memory_budget`.
+
+    ## Links
+    https://huggingface.co/docs/transformers/model_memory_anatomy
+    """
+
+    code = "LD704"
+    name = "does-not-fit"
+    summary = "Training takes more memory than the GPU has."
+    depth = "meta"
+    symptoms = (
+        Symptom(r"CUDA out of memory"),
+        Symptom(r"(?:torch\.|cuda\.)OutOfMemoryError"),
+        Symptom(r"CUBLAS_STATUS_ALLOC_FAILED"),
+    )
+    examples = (
+        Example(
+            "broken",
+            "arch:llama",
+            {
+                "target_modules": ["q_proj", "v_proj"],
+                "dtype": "bfloat16",
+                "per_device_train_batch_size": 4,
+                "max_length": 2048,
+                "memory_budget": "24GB",
+            },
+            why="7 B parameters in bfloat16 fit, what four samples need for the backward does not",
+        ),
+        Example(
+            "healthy",
+            "arch:llama",
+            {
+                "target_modules": ["q_proj", "v_proj"],
+                "dtype": "bfloat16",
+                "per_device_train_batch_size": 1,
+                "max_length": 512,
+                "memory_budget": "24GB",
+            },
+        ),
+        Example(
+            "healthy",
+            "arch:llama",
+            {"target_modules": ["q_proj", "v_proj"], "per_device_train_batch_size": 64},
+            why="nobody said what the GPU has",
+        ),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        if case.recipe.get("memory_budget") is None:
+            return
+        plan = case.memory_plan
+        recipe, budget = plan.recipe, plan.budget
+        assert budget is not None
+        fits = recipe.fits(budget)
+        if fits:
+            return
+        if fits is None and recipe.missing:
+            reasons = "; ".join(f"{part.name}: {part.formula}" for part in recipe.missing)
+            raise EvidenceError(
+                f"a part of the memory is not known ({reasons}); the rest takes {gib(recipe.low)} "
+                f"of {gib(budget)}"
+            )
+        severity: Severity = "error" if fits is False else "warning"
+        yield self.finding(
+            severity,
+            _message(plan, budget, fits),
+            location=Location("recipe", "memory_budget"),
+            evidence=_evidence(plan),
+            proof=Proof("measured", "the installed classes at full size, without weights; nothing "
+                        "was loaded and no GPU was asked"),
+            fixes=_fixes(plan, budget),
+        )  # fmt: skip
+
+
+def _message(plan: Plan, budget: int, fits: bool | None) -> str:
+    total = plan.recipe.total
+    known = f"about {gib(total)}" if total is not None else f"at least {gib(plan.recipe.low)}"
+    end = "it does not fit" if fits is False else "it may not fit"
+    tokens = f" of {plan.length} tokens" if plan.length else ""
+    return (
+        f"Training with a batch of {plan.batch_size}{tokens} takes {known}, and the GPU has "
+        f"{gib(budget)}: {end}."
+    )
+
+
+def _evidence(plan: Plan) -> tuple[Measure, ...]:
+    lines = [
+        Measure("batch size", plan.batch_size, plan.batch_size_from),
+        Measure("tokens of a sample", plan.length, plan.length_from),
+    ]
+    for part in plan.recipe.parts:
+        how = _HOW.get(part.source, "not known")
+        value = gib(part.bytes) if part.bytes is not None else "not known"
+        lines.append(Measure(part.name, value, f"{how}: {part.formula}"))
+    recipe = plan.recipe
+    between = f"{gib(recipe.low)} to {gib(recipe.high)}" if recipe.high else f"≥ {gib(recipe.low)}"
+    lines.append(Measure("together", between, "the sum with its margins"))
+    lines += [
+        Measure(f"with {one.name}", _size(one), "the same, measured for this alternative")
+        for one in plan.alternatives
+    ]
+    return tuple(lines)
+
+
+def _size(one: Variant) -> str:
+    if one.total is not None:
+        return gib(one.total)
+    reason = "; ".join(part.formula for part in one.missing)
+    return f"at least {gib(one.low)}; {reason}"[:200]
+
+
+def _fixes(plan: Plan, budget: int) -> tuple[Fix, ...]:
+    other = Fix(
+        "Smaller batches with gradient_accumulation_steps, or shorter samples, are your choice: "
+        "they change what is learnt.",
+        "manual",
+    )
+    nearest = plan.nearest(budget)
+    if nearest is None:
+        known = [one for one in (plan.recipe, *plan.alternatives) if one.total is not None]
+        least = min(known, key=lambda one: one.total or 0, default=None)
+        told = f"the least is {gib(least.total)} with {least.name}" if least else "none is known"
+        return (Fix(f"No alternative surely fits: {told}.", "manual"), other)
+    title = f"Train with {nearest.name}: about {gib(nearest.total)}."
+    edits = tuple(Edit(key, value) for key, value in nearest.changes.items())
+    return (Fix(title, "unsafe", edits), other)
