@@ -7,7 +7,11 @@ The head class asserts that its config describes two built-in adapters and calls
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 CONFIGURATION = """
 from transformers import PretrainedConfig
@@ -108,10 +112,15 @@ WRAP_AGAIN = {
 }
 
 
-def write_repository(folder: Path, layout: str, wrap_again: str) -> None:
-    """Write it into a new folder, in ``one file`` or ``split files``; no weights."""
+def write_repository(folder: Path, layout: str, wrap_again: str, *, task_type: bool = True) -> None:
+    """Write it into a new folder, in ``one file`` or ``split files``; no weights.
+
+    Without ``task_type`` the wrapper asks nothing of the inner model, and loading works everywhere.
+    """
     folder.mkdir()
     modeling = MODELING.replace("WRAP_AGAIN", wrap_again)
+    if not task_type:
+        modeling = modeling.replace('task_type="CAUSAL_LM", ', "")
     if layout == "one file":
         (folder / "tinymm.py").write_text(CONFIGURATION + modeling)
         config_file = model_file = "tinymm"
@@ -130,3 +139,41 @@ def write_repository(folder: Path, layout: str, wrap_again: str) -> None:
                      "AutoModelForCausalLM": f"{model_file}.TinyMMForCausalLM"},
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
+
+
+def keep_modules_apart(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Code of repositories is copied into ``folder``, where nobody else's is: in this process, and
+    in children that are started from here on."""
+    import transformers.dynamic_module_utils as dynamic
+
+    monkeypatch.setattr(dynamic, "HF_MODULES_CACHE", str(folder))
+    monkeypatch.setenv("HF_MODULES_CACHE", str(folder))
+    monkeypatch.syspath_prepend(str(folder))
+    for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
+        monkeypatch.delitem(sys.modules, name)
+
+
+def load(folder: Path) -> Any:
+    """Built as transformers builds it, the code of the repository run; random weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    return AutoModelForCausalLM.from_config(config, trust_remote_code=True)
+
+
+def add_weights(folder: Path) -> None:
+    """Random weights into the folder, in one file of safetensors."""
+    import torch
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    weights = {name: value.clone() for name, value in load(folder).state_dict().items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def load_weights(folder: Path, **options: Any) -> Any:
+    """``from_pretrained`` of the folder on the CPU."""
+    from transformers import AutoModelForCausalLM
+
+    options.setdefault("device_map", {"": "cpu"})
+    return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, **options)

@@ -7,9 +7,9 @@ just as 4 bits do.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,10 +20,20 @@ import pytest
 import lora_doctor
 from lora_doctor.isolation import Worker
 from tests import cli
-from tests.remote_repository import WRAP_AGAIN, write_repository
+from tests.remote_repository import (
+    WRAP_AGAIN,
+    add_weights,
+    keep_modules_apart,
+    load,
+    load_weights,
+    write_repository,
+)
+from tests.scenario import holds, prove
 
 pytestmark = pytest.mark.slow
 
+REPORT = "Phi-4-multimodal"
+NO_GPU = "transformers refuses to quantize without a GPU: asked of its matcher, trained unquantized"
 TRUST = ("--trust-remote-code", "--output-format", "json")
 NOT_PROVEN = "not proven"
 
@@ -48,9 +58,7 @@ def rules(findings: Any) -> set[str]:
 
 def quantizes_here() -> bool:
     """Whether this transformers quantizes without a GPU."""
-    from packaging.version import Version
-
-    return Version(importlib.metadata.version("transformers")) >= Version("4.45")
+    return holds({"transformers": ">=4.45"})
 
 
 @pytest.mark.parametrize("bits", ["4bit", "8bit"])
@@ -146,6 +154,254 @@ def test_a_quantized_checkpoint_keeps_its_own_list(
     finding = next(item for item in diagnosis.remaining or () if item.rule == "LD301")
     assert {fix.safety for fix in finding.fixes} == {"manual"}
     assert "vision" in finding.fixes[0].title
+
+
+# --- the rows of the report -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def loadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same repository, made so that loading it works on every stack; with weights."""
+    keep_modules_apart(monkeypatch, tmp_path / "modules")
+    folder = tmp_path / "loadablemm"
+    write_repository(folder, "split files", WRAP_AGAIN["get_peft_model twice"], task_type=False)
+    add_weights(folder)
+    return folder
+
+
+def quantized(folder: Path, bits: str, skip: list[str] | None = None) -> Any:
+    import transformers
+
+    options: dict[str, Any] = {f"load_in_{bits}": True, "llm_int8_skip_modules": skip}
+    config = transformers.BitsAndBytesConfig(**options)
+    return load_weights(folder, quantization_config=config)
+
+
+def lora_weights(model: Any) -> list[Any]:
+    return [value for name, value in model.named_parameters() if ".lora_" in name]
+
+
+def test_a_model_that_wraps_its_own_inner_model(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, worker: Worker
+) -> None:
+    keep_modules_apart(monkeypatch, tmp_path / "modules")
+    prove(
+        REPORT,
+        "the model calls get_peft_model on its inner model while it is being built",
+        "LD101",
+        str(repository),
+        {},
+        worker=worker,
+        occurs=holds({"transformers": ">=4.50"}),
+        plainly=lambda: load(repository),
+        trust_remote_code=True,
+    )
+
+
+@pytest.mark.parametrize("bits", ["4bit", "8bit"])
+def test_built_in_adapters_are_quantized(loadable: Path, bits: str, worker: Worker) -> None:
+    """The report's option A, 8 bits, freezes them just as 4 bits do."""
+    here = quantizes_here()
+
+    def plainly() -> None:
+        weights = lora_weights(quantized(loadable, bits))
+        assert len(weights) == 16 and not any(weight.requires_grad for weight in weights)
+        for weight in weights:
+            weight.requires_grad_(True)
+
+    diagnosis = prove(
+        REPORT,
+        f"built-in adapters frozen by {bits.replace('bit', '-bit')} loading",
+        "LD301",
+        str(loadable),
+        {f"load_in_{bits}": True},
+        worker=worker,
+        occurs=True,
+        plainly=plainly if here else None,
+        remark="" if here else NO_GPU,
+        trust_remote_code=True,
+    )
+    (finding,) = [item for item in diagnosis.findings if item.rule == "LD301"]
+    assert "16 LoRA tensors, 0 trainable" in finding.message
+    assert diagnosis.fixed_recipe is not None
+    skip = list(diagnosis.fixed_recipe.get("llm_int8_skip_modules"))
+    assert "lm_head" in skip
+    if here:  # the list does in plain transformers what was said of it
+        model = quantized(loadable, bits, skip)
+        assert all(weight.is_floating_point() for weight in lora_weights(model))
+        kinds = {type(m.base_layer).__module__ for m in model.modules() if hasattr(m, "lora_A")}
+        assert all(kind.startswith("bitsandbytes") for kind in kinds)
+
+
+@pytest.mark.parametrize("bits", ["4bit", "8bit"])
+def test_a_list_of_the_checkpoint_wins(
+    loadable: Path, tmp_path: Path, bits: str, worker: Worker
+) -> None:
+    """The list of the recipe is dropped without an error: only the other checkpoint helps."""
+    recipe = {f"load_in_{bits}": True, "llm_int8_skip_modules": ["lm_head", "vision", "speech"]}
+    checkpoint = tmp_path / "quantizedmm"
+    shutil.copytree(loadable, checkpoint)
+    if quantizes_here():
+        quantized(loadable, bits).save_pretrained(checkpoint)
+        for file in loadable.glob("*.py"):
+            shutil.copy(file, checkpoint)
+        written = json.loads((checkpoint / "config.json").read_text())
+        config = json.loads((loadable / "config.json").read_text())
+        config["quantization_config"] = written["quantization_config"]
+        again = quantized(checkpoint, bits, recipe["llm_int8_skip_modules"])  # type: ignore[arg-type]
+        assert not any(weight.is_floating_point() for weight in lora_weights(again))
+    else:
+        config = json.loads((loadable / "config.json").read_text())
+        config["quantization_config"] = {
+            "quant_method": "bitsandbytes", f"load_in_{bits}": True, "llm_int8_skip_modules": None,
+        }  # fmt: skip
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    prove(
+        REPORT,
+        f"a checkpoint in {bits.replace('bit', ' bits')}, whose own skip list wins",
+        "LD301",
+        str(checkpoint),
+        recipe,
+        worker=worker,
+        occurs=True,
+        by_hand=(str(loadable), recipe),
+        remark="" if quantizes_here() else NO_GPU,
+        trust_remote_code=True,
+    )
+
+
+def test_a_fresh_head_is_quantized(tmp_path: Path, worker: Worker) -> None:
+    """A head of two layers, of which the default list keeps one or none."""
+    recipe = {"task_type": "SEQ_CLS", "target_modules": ["query", "value"], "load_in_4bit": True}
+    here = quantizes_here()
+
+    def plainly() -> None:
+        import peft
+        import transformers
+
+        config = transformers.RobertaConfig(
+            vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+            num_attention_heads=4, max_position_embeddings=64,
+        )  # fmt: skip
+        transformers.RobertaForSequenceClassification(config).save_pretrained(tmp_path / "roberta")
+        model = transformers.RobertaForSequenceClassification.from_pretrained(
+            tmp_path / "roberta",
+            quantization_config=transformers.BitsAndBytesConfig(load_in_4bit=True),
+            device_map={"": "cpu"},
+        )
+        targets = ["query", "value"]
+        peft.get_peft_model(model, peft.LoraConfig(task_type="SEQ_CLS", target_modules=targets))
+
+    prove(
+        REPORT,
+        "a fresh classification head frozen by 4-bit loading",
+        "LD301",
+        "arch:roberta",
+        recipe,
+        worker=worker,
+        occurs=True,
+        plainly=plainly if here else None,
+        remark="" if here else NO_GPU,
+    )
+
+
+def test_an_adapter_on_top_of_its_own(loadable: Path, worker: Worker) -> None:
+    """What becomes of all three is told as it is on this stack; two ways out, both train."""
+    import peft
+
+    targets = ["qkv_proj"]
+    model = load_weights(loadable)
+    before = {name for name, value in model.named_parameters() if value.requires_grad}
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=targets))
+    trained = {name for name, value in wrapped.named_parameters() if value.requires_grad}
+    active = {name for module in wrapped.modules() if hasattr(module, "lora_A")
+              for name in module.active_adapters}  # fmt: skip
+    recipe = {"target_modules": targets, "r": 4}
+    diagnosis = prove(
+        REPORT,
+        "an adapter on top of the built-in ones",
+        "LD302",
+        str(loadable),
+        recipe,
+        worker=worker,
+        occurs=True,
+        silently=True,
+        trust_remote_code=True,
+    )
+    (finding,) = [item for item in diagnosis.findings if item.rule == "LD302"]
+    assert diagnosis.structure is not None and diagnosis.structure.built_in is not None
+    built_in = diagnosis.structure.built_in
+    for state in built_in.adapters:
+        count = sum(f".{state.name}." in name for name in trained)
+        assert state.trainable_wrapped == count, (state, trained)
+        assert bool(state.active_wrapped) == (state.name in active), (state, active)
+        if state.brought:
+            assert state.trainable == sum(f".{state.name}." in name for name in before)
+    base = {name for name in trained if ".lora_" not in name}
+    assert bool(built_in.base_trainable) == bool(base)
+    assert [fix.safety for fix in finding.fixes] == ["unsafe", "manual"]
+    # The other way out: no adapter on top, the built-in ones are what is trained.
+    own = lora_doctor.fix(
+        str(loadable), {}, trust_remote_code=True, unsafe_fixes=True, worker=worker
+    )
+    assert own.remaining == () and "LD302" not in {item.rule for item in own.findings}
+    proof = own.after or own.before
+    assert proof is not None and proof.outcome == "passed"
+
+
+def test_not_only_adapters_are_trained(loadable: Path, worker: Worker) -> None:
+    """The report's "LoRA-only" training, which trained 14.9 per cent."""
+    model = load_weights(loadable)
+    others = [item for item in model.named_parameters() if ".lora_" not in item[0]]
+    count = sum(value.numel() for _, value in others if value.requires_grad)
+    assert count, "nothing else is trainable here"
+    diagnosis = prove(
+        REPORT,
+        "built-in adapters: other weights are trained along",
+        "LD502",
+        str(loadable),
+        {},
+        worker=worker,
+        occurs=True,
+        silently=True,
+        trust_remote_code=True,
+    )
+    (finding,) = [item for item in diagnosis.findings if item.rule == "LD502"]
+    total = sum(value.numel() for value in model.parameters())
+    assert f"{count:,} parameters" in finding.message
+    assert f"({count / total:.1%} of the model)" in finding.message
+    assert "lm_head.weight" in finding.message
+    patches = [item.fix.patch.name for item in diagnosis.applied if item.fix.patch]
+    assert patches == ["own_adapters_only"]
+
+
+def test_no_adapter_is_trained(worker: Worker) -> None:
+    """Everything was frozen by hand, or by preparing a quantized model for training."""
+
+    def plainly() -> None:
+        import torch
+
+        from tests.models import own_adapters_frozen
+
+        ids = torch.ones(1, 4).long()
+        own_adapters_frozen()(input_ids=ids, labels=ids).loss.backward()
+
+    diagnosis = prove(
+        REPORT,
+        "built-in adapters: none of them is trainable",
+        "LD502",
+        "tests.models:own_adapters_frozen",
+        {},
+        worker=worker,
+        occurs=True,
+        plainly=plainly,
+        by_hand=("tests.models:llama_with_own_adapters", {}),
+    )
+    (finding,) = [item for item in diagnosis.findings if item.rule == "LD502"]
+    assert "0 of 8 adapter tensors (0% of the model)" in finding.message
+
+
+# --- training scripts with a prescription ---------------------------------------------------------
 
 
 SCRIPT = """

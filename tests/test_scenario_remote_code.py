@@ -7,7 +7,6 @@ import importlib
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import lora_doctor
 from lora_doctor.engine import find_rules
 from lora_doctor.isolation import Worker
 from lora_doctor.symptoms import find_by_message
+from tests.remote_repository import keep_modules_apart, load
 from tests.scenario import FOUND_BY_HAND, holds, message_of, prove, record
 
 pytestmark = pytest.mark.slow
@@ -31,13 +31,7 @@ TIED = '_tied_weights_keys = ["lm_head.weight"]'
 @pytest.fixture(autouse=True)
 def _modules(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Code of repositories is copied to where nobody else's is."""
-    import transformers.dynamic_module_utils as dynamic
-
-    monkeypatch.setattr(dynamic, "HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))  # of a worker started here
-    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
-    for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
-        monkeypatch.delitem(sys.modules, name)
+    keep_modules_apart(monkeypatch, tmp_path / "modules")
 
 
 def copy(name: str, to: Path, *edits: tuple[str, str], **config: Any) -> Path:
@@ -52,14 +46,6 @@ def copy(name: str, to: Path, *edits: tuple[str, str], **config: Any) -> Path:
         text = text.replace(old, new)
     file.write_text(text)
     return to
-
-
-def load(folder: Path) -> Any:
-    """Built as transformers builds it, the code of the repository run."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
-    return AutoModelForCausalLM.from_config(config, trust_remote_code=True)
 
 
 def found_from_source(folder: Path, line: str, worker: Worker) -> list[Any]:
