@@ -15,7 +15,7 @@ from typing import Any
 
 from lora_doctor import adapters as found
 from lora_doctor import round_trip, saved_files
-from lora_doctor.copying import own_storage, seed_everything, undisturbed
+from lora_doctor.copying import attributes_kept, own_storage, seed_everything, undisturbed
 from lora_doctor.evidence.half_precision import float16_keys
 from lora_doctor.evidence.locator import NonFinite, clean_path, gradients_on, one_line, where
 from lora_doctor.ledger import Ledger, Stop, is_out_of_memory
@@ -112,7 +112,7 @@ class Contract:
         with undisturbed(), gradients_on(), meter:
             try:
                 self.ledger.add("builds", True, parameters, "an nn.Module", f"{name}, parameters")
-                with self.observing.forwards(self.model):
+                with attributes_kept(self.model), self.observing.forwards(self.model):
                     self._run_base()
                 self._attach()
                 self._forward()

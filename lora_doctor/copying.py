@@ -70,6 +70,26 @@ def undisturbed(seed: int = 0) -> Iterator[None]:
         torch.set_grad_enabled(gradients)
 
 
+@contextmanager
+def attributes_kept(model: Any) -> Iterator[None]:
+    """Put back what forwards leave behind on modules: a Qwen-VL keeps the offsets of its positions
+    for the next call, which then runs where the first one of a training would not.
+
+    Parameters, buffers and modes are not touched.
+    """
+    before = [(module, dict(vars(module))) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, kept in before:
+            now = vars(module)
+            for name in [name for name in now if name not in kept]:
+                del now[name]
+            for name, value in kept.items():
+                if name != "training" and now.get(name) is not value:
+                    now[name] = value
+
+
 def random_state(put_back: Any = None) -> Any:
     """The state of torch's generator on the CPU, which dropout draws from; sets one that is given.
 

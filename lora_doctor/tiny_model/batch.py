@@ -198,12 +198,14 @@ def _batch(draft: Draft, inputs: dict[str, Any], loss: str) -> Batch:
 
 
 def _forward(model: Any, inputs: dict[str, Any]) -> Any:
-    """One forward without gradients; the random state is the same afterwards."""
+    """One forward without gradients; the random state and the model are the same afterwards."""
     import torch
+
+    from lora_doctor.copying import attributes_kept
 
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     moved = {k: v.to(device) if hasattr(v, "to") else v for k, v in inputs.items()}
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    with attributes_kept(model), torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         return model(**moved)
 
