@@ -88,8 +88,8 @@ class Contract:
         self.training: Training | None = None
         self.saving: Saving | None = None
         self._order: dict[str, int] = {}
-        self._trainable_before: list[Any] = []
-        self._heads: list[Any] = []
+        self._trainable_before: dict[str, Any] = {}
+        self._heads: dict[str, Any] = {}
         wanted = recipe.get("dtype")
         self.observing = Observing(
             Setting(
@@ -197,11 +197,9 @@ class Contract:
                 if self.subject.wrap is not None:
                     base = self.subject.base
                     self._trainable_before = saved_files.chosen_trainable(base)
-                    self._heads = [
-                        parameter
-                        for path in self.subject.new_heads
-                        for parameter in base.get_submodule(path).parameters()
-                    ]
+                    self._heads = {
+                        path: base.get_submodule(path) for path in self.subject.new_heads
+                    }
                     seed_everything(0)
                     self.model = self.subject.wrap(self.subject.base)
                 self.layers = found.find_adapters(self.model)

@@ -10,7 +10,7 @@ import importlib
 import json
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -104,23 +104,29 @@ def lost_modules(model: Any, reloaded: Any, layers: list[Any]) -> tuple[tuple[st
     return paths, numbers, sum(lost.values()) - numbers
 
 
-def chosen_trainable(model: Any) -> list[Any]:
-    """The trainable parameters of a model in which somebody froze the others; else none.
+def chosen_trainable(model: Any) -> dict[str, Any]:
+    """The modules that somebody left trainable when they froze most of the model, by path.
 
-    A model as it is made or loaded is trainable as a whole, which says nothing of what is meant.
+    A model as it is made or loaded is trainable as a whole, or but for a position table that its
+    class freezes: that says nothing of what is meant.
     """
-    parameters = list(model.parameters())
-    trainable = [parameter for parameter in parameters if parameter.requires_grad]
-    return trainable if len(trainable) < len(parameters) else []
+    sizes = {True: 0, False: 0}
+    for parameter in model.parameters():
+        sizes[parameter.requires_grad] += int(parameter.numel())
+    if sizes[True] >= sizes[False]:
+        return {}
+    whole = _whole_modules(model, lambda _, parameter: parameter.requires_grad)
+    return {path: model.get_submodule(path) for path in whole}
 
 
 def frozen_by_wrapping(
-    model: Any, before: list[Any], *, adapted_too: bool = False
+    model: Any, before: Mapping[str, Any], *, adapted_too: bool = False
 ) -> tuple[tuple[str, ...], int]:
-    """Whole modules of the parameters ``before`` that are frozen now and not kept by PEFT.
+    """Which of the modules ``before`` are frozen now and in no way trained or saved.
 
-    ``before``: of :func:`chosen_trainable`, asked before the adapters were put on. Modules in
-    ``modules_to_save`` are trained as a copy; those with an adapter count only if ``adapted_too``.
+    ``before``: of the model before the adapters were put on, which changed it in place. A module
+    in ``modules_to_save`` is trained as a copy; one with adapters inside is trained by them, but
+    with ``adapted_too`` it counts, for its own weights are not saved.
     """
     copied = {
         id(parameter)
@@ -128,26 +134,21 @@ def frozen_by_wrapping(
         if isinstance(module, auxiliary_classes())
         for parameter in module.parameters()
     }
-    adapted = {
-        id(parameter)
-        for module in model.modules()
-        if hasattr(module, "base_layer") and not adapted_too
-        for parameter in module.parameters()
-    }
-    left = {
-        id(p)
-        for p in before
-        if not p.requires_grad and id(p) not in copied and id(p) not in adapted
-    }
-    if not left:
-        return (), 0
-    whole = _whole_modules(model, lambda _, parameter: id(parameter) in left)
-    numbers = sum(
-        int(p.numel())
-        for name, p in model.named_parameters()
-        if id(p) in left and _inside(name, whole)
-    )
-    return tuple(dict.fromkeys(pattern_of(clean_path(path)) for path in whole)), numbers
+    under = {id(module.base_layer) for module in model.modules() if hasattr(module, "base_layer")}
+    numbers: dict[str, int] = {}
+    for path, module in before.items():
+        adapted = any(
+            hasattr(inner, "base_layer") or id(inner) in under for inner in module.modules()
+        )
+        own = [
+            parameter
+            for parameter in module.parameters()
+            if not parameter.requires_grad and id(parameter) not in copied
+        ]
+        if own and (adapted_too or not adapted):
+            pattern = pattern_of(path)
+            numbers[pattern] = numbers.get(pattern, 0) + sum(int(p.numel()) for p in own)
+    return tuple(numbers), sum(numbers.values())
 
 
 def _whole_modules(model: Any, meant: Callable[[str, Any], bool]) -> list[str]:

@@ -390,3 +390,33 @@ def test_an_untied_model_is_left_in_peace(worker: Worker) -> None:
     ):
         diagnosis = lora_doctor.check("arch:llama", recipe, worker=worker)
         assert "LD602" in diagnosis.passed, (recipe, diagnosis.findings)
+
+
+def test_what_a_class_freezes_itself_says_nothing(worker: Worker) -> None:
+    """Whisper freezes its position table; the rest is not "left trainable on purpose"."""
+    recipe = {"target_modules": TARGETS}
+    assert "LD602" in lora_doctor.check("arch:whisper", recipe, worker=worker).passed
+
+
+def test_what_the_adapters_train_is_not_called_untrained() -> None:
+    """A frozen tower and a small trainable language model: LoRA is how that one is trained."""
+    import peft
+    import torch
+
+    from lora_doctor.saved_files import chosen_trainable, frozen_by_wrapping
+
+    class Two(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tower = torch.nn.Linear(64, 64).requires_grad_(False)
+            self.language = torch.nn.ModuleDict({n: torch.nn.Linear(8, 8) for n in "ab"})
+            self.head = torch.nn.Linear(8, 2)
+
+    for targets, frozen in ((["a"], ("head",)), (["a", "head"], ())):
+        model = Two()
+        before = chosen_trainable(model)
+        assert set(before) == {"language", "head"}
+        wrapped = peft.get_peft_model(model, peft.LoraConfig(target_modules=targets))
+        assert frozen_by_wrapping(wrapped, before)[0] == frozen
+        again = frozen_by_wrapping(wrapped, {"head": before["head"]}, adapted_too=True)
+        assert again == (("head",), 18)
