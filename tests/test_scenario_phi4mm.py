@@ -8,10 +8,7 @@ just as 4 bits do.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -399,73 +396,6 @@ def test_no_adapter_is_trained(worker: Worker) -> None:
     )
     (finding,) = [item for item in diagnosis.findings if item.rule == "LD502"]
     assert "0 of 8 adapter tensors (0% of the model)" in finding.message
-
-
-# --- training scripts with a prescription ---------------------------------------------------------
-
-
-SCRIPT = """
-import sys
-import torch
-import lora_doctor
-prescription = lora_doctor.apply(sys.argv[1])
-import shutil
-from pathlib import Path
-from transformers import AutoConfig, AutoModelForCausalLM
-
-repository, saved = Path(sys.argv[2]), Path(sys.argv[3])
-config = AutoConfig.from_pretrained(repository, trust_remote_code=True)
-AutoModelForCausalLM.from_config(config, trust_remote_code=True).save_pretrained(saved)
-for file in repository.glob("*.py"):
-    shutil.copy(file, saved)
-shutil.copy(repository / "config.json", saved)
-
-options = prescription.loading_kwargs()
-options.update(trust_remote_code=True, device_map={"": "cpu"})
-model = AutoModelForCausalLM.from_pretrained(saved, **options)
-model.train()  # in eval mode bitsandbytes repacks weights, for which these are too small
-model.requires_grad_(False)
-adapters = [p for name, p in model.named_parameters() if ".speech." in name]
-assert adapters and all(p.is_floating_point() for p in adapters)
-for p in adapters:
-    p.requires_grad_(True)
-for layer in model.modules():
-    if hasattr(layer, "lora_A"):
-        layer.set_adapter("speech")
-kinds = {type(layer.base_layer).__name__ for layer in model.modules() if hasattr(layer, "lora_A")}
-assert kinds == {sys.argv[4]}, kinds
-assert type(model.lm_head).__name__ == "Linear"
-ids = torch.randint(3, 60, (2, 6), generator=torch.Generator().manual_seed(0))
-optimizer = torch.optim.AdamW(adapters, lr=1e-2)
-losses = []
-for _ in range(5):
-    loss = model(input_ids=ids, labels=ids).loss
-    loss.backward()
-    assert all(p.grad is not None for p in adapters)
-    optimizer.step()
-    optimizer.zero_grad()
-    losses.append(float(loss))
-assert losses[-1] < losses[0], losses
-print("trained")
-"""
-
-
-@pytest.mark.skipif(not quantizes_here(), reason="transformers before 4.45 wants a GPU for it")
-@pytest.mark.parametrize(("bits", "kind"), [("4bit", "Linear4bit"), ("8bit", "Linear8bitLt")])
-def test_a_training_script_with_the_prescription_trains_the_adapters(
-    repository: Path, tmp_path: Path, bits: str, kind: str
-) -> None:
-    """The user's way: apply first, then load; base layers quantized, adapters learning."""
-    run("fix", repository, f"--load-in-{bits}", "--apply", cwd=tmp_path)
-    script = tmp_path / "train.py"
-    script.write_text(SCRIPT)
-    done = subprocess.run(
-        [sys.executable, str(script), "lora-doctor.prescription.json", str(repository),
-         str(tmp_path / "saved"), kind],
-        cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
-        env={**os.environ, "PYTHONPATH": str(cli.ROOT), "HF_MODULES_CACHE": str(tmp_path / "m")},
-    )  # fmt: skip
-    assert done.returncode == 0 and "trained" in done.stdout, done.stderr[-3000:]
 
 
 @pytest.mark.parametrize(
