@@ -75,6 +75,12 @@ class TargetsInOtherTowers(Rule):
                     f"{sum(group.adapted for group in groups)} layers", tower.why)
             for tower, groups in strays
         ]  # fmt: skip
+        idle = _idle_in_text(case, strays)
+        if idle:
+            evidence.append(
+                Measure("adapters that a batch of text alone gives no gradient", str(idle),
+                        f"{case.settings.depth} model")
+            )  # fmt: skip
         if dead:
             evidence.append(
                 Measure("adapters without gradient", quoted(dead, 6),
@@ -99,7 +105,7 @@ class TargetsInOtherTowers(Rule):
             proof=Proof("executed", "gradients were counted in a real backward")
             if dead
             else Proof("measured", "PEFT was run on the real class and the result was counted"),
-            fixes=_fixes(structure, case.recipe, strays, dead, _unreached(case) if dead else set()),
+            fixes=_fixes(case, strays, dead, _unreached(case) if dead else set()),
             explains=("gradients", "adapters-move") if dead else (),
         )
 
@@ -112,10 +118,41 @@ def _without_gradient(case: Case) -> list[str]:
         return []  # it may be what cuts the gradients off
     if not case.verification.gradients_counted:
         return []  # the run stopped before every factor could have got one
-    groups = case.verification.adapters
+    groups = [group for group in case.verification.adapters if _was_fed(case, group.pattern)]
     if not any(group.with_gradient for group in groups):
         return []  # nothing learns at all: another cause
     return [path for group in groups for path in group.examples_without_gradient]
+
+
+def _was_fed(case: Case, pattern: str) -> bool:
+    """Whether some batch had what this place takes: without a picture, vision proves nothing."""
+    senses = {"vision": ("image", "video"), "audio": ("audio",)}
+    tower = next(
+        (
+            tower
+            for tower in sorted(case.structure.towers, key=lambda tower: -len(tower.path))
+            if not tower.path or pattern.startswith(f"{tower.path}.")
+        ),
+        None,
+    )
+    wanted = senses.get(tower.kind, ()) if tower else ()
+    return not wanted or any(
+        word in batch.kind for batch in case.verification.batches for word in wanted
+    )
+
+
+def _idle_in_text(case: Case, strays: list[tuple[Tower, list[ModuleGroup]]]) -> int:
+    """Adapters of the strays that a batch of text alone gave no gradient, where there was one."""
+    if not case.reaches("tiny") or not case.has("verification"):
+        return 0
+    if "text" not in {batch.kind for batch in case.verification.batches}:
+        return 0
+    paths = tuple(f"{tower.path}." for tower, _ in strays)
+    return sum(
+        group.count
+        for group in case.verification.adapters
+        if group.pattern.startswith(paths) and "text" not in group.batches
+    )
 
 
 def _unreached(case: Case) -> set[str]:
@@ -149,13 +186,10 @@ def _speaks_of(recipe: Recipe, tower: Tower) -> bool:
 
 
 def _fixes(
-    structure: Structure,
-    recipe: Recipe,
-    strays: list[tuple[Tower, list[ModuleGroup]]],
-    dead: list[str],
-    unreached: set[str],
+    case: Case, strays: list[tuple[Tower, list[ModuleGroup]]], dead: list[str], unreached: set[str]
 ) -> tuple[Fix, ...]:
     fixes = []
+    structure, recipe = case.structure, case.recipe
     meant = [group for group in structure.groups_of("language", "head") if group.adapted]
     if strays and meant:
         expression = name_groups(structure, meant)[0]
@@ -168,12 +202,23 @@ def _fixes(
         )
     entries = target_entries(recipe)
     idle = [name for name in entries if name in unreached]
+    last = _last_layers(case) if dead else {}
     if idle and len(idle) < len(entries) and not isinstance(recipe.get("target_modules"), str):
         fixes.append(
             Fix(
                 f"Leave out {quoted(idle)}: it is never called, so its adapter learns nothing.",
                 "safe",
                 (Edit("target_modules", [name for name in entries if name not in idle]),),
+            )
+        )
+    elif last and entries and "all-linear" not in entries:
+        names = [f"{stack}.{number}" for stack, numbers in last.items() for number in numbers]
+        fixes.append(
+            Fix(
+                f"Leave out {quoted(names, 4)}: the model never uses what comes out of it, so its "
+                "adapters learn nothing.",
+                "safe",
+                (Edit("target_modules", _without(names, entries, recipe)),),
             )
         )
     elif dead:
@@ -185,3 +230,31 @@ def _fixes(
             )
         )
     return tuple(fixes)
+
+
+def _last_layers(case: Case) -> dict[str, list[int]]:
+    """Stacks of which exactly the last layers got no gradient, to the numbers that these have at
+    full size. Empty when anything else got none as well, which this does not explain."""
+    found: dict[str, list[int]] = {}
+    for group in case.verification.adapters:
+        count = group.count - group.with_gradient
+        if not count or not _was_fed(case, group.pattern):
+            continue
+        stack, star, rest = group.pattern.partition(".*.")
+        tail = {f"{stack}.{number}.{rest}" for number in range(group.with_gradient, group.count)}
+        full = [item.count for item in case.structure.groups if item.pattern == group.pattern]
+        if not star or "*" in rest or set(group.examples_without_gradient) != tail or not full:
+            return {}
+        numbers = list(range(full[0] - count, full[0]))
+        if found.setdefault(stack, numbers) != numbers:
+            return {}
+    return found
+
+
+def _without(names: list[str], entries: list[str], recipe: Recipe) -> str:
+    """The entries as one regular expression that passes these layers by."""
+    barred = "|".join(re.escape(name) + r"\." for name in names)
+    if isinstance(recipe.get("target_modules"), str):
+        return f"(?!{barred})(?:{entries[0]})"
+    leaves = "|".join(re.escape(entry) for entry in entries)
+    return rf"(?!{barred})(?:.*\.)?(?:{leaves})"

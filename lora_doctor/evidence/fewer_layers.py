@@ -13,13 +13,24 @@ _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 _LAYER_IN_REGEX = re.compile(r"(?<![A-Za-z_\d{,])\d+")
 
 
-def fit(recipe: Recipe, model: Any) -> tuple[Recipe, tuple[str, ...]]:
+#: A number that stands for itself in a regular expression, as the layer of a path.
+_PLAIN_IN_REGEX = re.compile(r"(?<=\\\.)\d+(?=\\\.)")
+
+
+def fit(recipe: Recipe, model: Any, config: Any = None) -> tuple[Recipe, tuple[str, ...]]:
     """The recipe with layer numbers that this model has, and the keys where that cannot be done.
 
-    A number from the depth up is taken modulo the depth: layer 31 of 32 becomes layer 1 of 2. What
-    a regular expression names cannot be moved; when it matches nothing, that is no answer.
+    The last layer stays the last one; another number from the depth up is taken modulo the depth:
+    layer 30 of 32 becomes layer 0 of 2. In a regular expression only a number between two escaped
+    dots can be moved; when the rest matches nothing, that is no answer. ``config``: of the model at
+    full size, which tells how many layers there are.
     """
     depth = _depth(name for name, _ in model.named_modules())
+    last = _last_layers(config, getattr(model, "config", None))
+
+    def moved(number: int) -> int:
+        return last.get(number, number % depth)
+
     changes: dict[str, Any] = {}
     fixed: list[str] = []
     if not depth:
@@ -27,23 +38,38 @@ def fit(recipe: Recipe, model: Any) -> tuple[Recipe, tuple[str, ...]]:
     for key in ("layers_to_transform", "layer_indexes"):
         value = recipe.get(key)
         if isinstance(value, int):
-            changes[key] = value % depth
+            changes[key] = moved(value)
         elif isinstance(value, (list, tuple)):
-            changes[key] = sorted({int(number) % depth for number in value})
+            changes[key] = sorted({moved(int(number)) for number in value})
     for key in ("target_modules", "target_parameters", "exclude_modules", "modules_to_save"):
         value = recipe.get(key)
-        if isinstance(value, str) and _LAYER_IN_REGEX.search(value):
-            fixed.append(key)
+        if isinstance(value, str):
+            changes[key] = _PLAIN_IN_REGEX.sub(lambda match: str(moved(int(match[0]))), value)
+            if _LAYER_IN_REGEX.search(_PLAIN_IN_REGEX.sub("", value)):
+                fixed.append(key)
         elif isinstance(value, (list, tuple)):
-            changes[key] = list(dict.fromkeys(_renumber(name, depth) for name in value))
+            names = (_NUMBER.sub(lambda match: str(moved(int(match[0]))), name) for name in value)
+            changes[key] = list(dict.fromkeys(names))
     if recipe.get("trainable_token_indices"):
         fixed.append("trainable_token_indices")
     changes = {key: value for key, value in changes.items() if value != recipe.get(key)}
     return (recipe.override(changes, "argument") if changes else recipe), tuple(fixed)
 
 
-def _renumber(name: str, depth: int) -> str:
-    return _NUMBER.sub(lambda match: str(int(match[0]) % depth), name)
+def _last_layers(full: Any, tiny: Any) -> dict[int, int]:
+    """The number of the last layer of each tower, at full size and here; as far as all agree."""
+    from lora_doctor.tiny_model.shrink_rules import role_of, tree
+
+    if full is None or tiny is None:
+        return {}
+    before = {node.path: node.values for node in tree(full).walk()}
+    found: dict[int, set[int]] = {}
+    for node in tree(tiny).walk():
+        for key, value in before.get(node.path, {}).items():
+            now = node.values.get(key)
+            if role_of(key, value) == "depth" and isinstance(now, int) and now > 0:
+                found.setdefault(int(value) - 1, set()).add(now - 1)
+    return {number: next(iter(here)) for number, here in found.items() if len(here) == 1}
 
 
 def _depth(names: Iterable[str]) -> int:

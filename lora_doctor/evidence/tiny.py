@@ -108,7 +108,7 @@ def verify(
     """
     dtype, told = _explicit_dtype(loader, recipe), list(notes)
     asked = recipe
-    recipe, unfit = fewer_layers.fit(asked, tiny)
+    recipe, unfit = fewer_layers.fit(asked, tiny, loader.config)
     told += [
         f"{key} {asked.get(key)!r:.80} -> {recipe.get(key)!r:.80}"
         for key in recipe.values
