@@ -6,6 +6,8 @@ of the right shapes without numbers, and its own matrix products run on them.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from lora_doctor.evidence.prepare import quantization_config
@@ -41,6 +43,20 @@ def constants(module: Any) -> list[Any]:
     return [*found, scale] if scale is not None else found
 
 
+@contextlib.contextmanager
+def _maps_of_their_own() -> Iterator[None]:
+    """bitsandbytes keeps its code books for later, on the device of whoever came first."""
+    import bitsandbytes as bnb
+
+    kept: dict[str, Any] = getattr(bnb.functional, "name2qmap", {})
+    before = dict(kept)
+    try:
+        yield
+    finally:
+        kept.clear()
+        kept.update(before)
+
+
 def _in_4_bits(module: Any) -> None:
     import bitsandbytes as bnb
     import torch
@@ -49,13 +65,14 @@ def _in_4_bits(module: Any) -> None:
     weight = torch.empty(
         (module.out_features, module.in_features), dtype=torch.float16, device="meta"
     )
-    packed, state = bnb.functional.quantize_4bit(
-        weight,
-        blocksize=plain.blocksize,
-        compress_statistics=plain.compress_statistics,
-        quant_type=plain.quant_type,
-        quant_storage=plain.quant_storage,
-    )
+    with _maps_of_their_own():
+        packed, state = bnb.functional.quantize_4bit(
+            weight,
+            blocksize=plain.blocksize,
+            compress_statistics=plain.compress_statistics,
+            quant_type=plain.quant_type,
+            quant_storage=plain.quant_storage,
+        )
     module.weight = bnb.nn.Params4bit(
         packed,
         requires_grad=False,
