@@ -116,7 +116,7 @@ def test_a_clean_script_is_not_called_healthy(tmp_path: Path) -> None:
     assert result.code == 0, result
     data = json.loads(result.out)
     assert data["model"]["kind"] == "script" and data["verdict"] == "undetermined"
-    assert set(data["passed"]) == {"LD407", "LD507"}
+    assert {"LD407", "LD507"} <= set(data["passed"])
     assert all("script" in item["reason"] for item in data["skipped"]), data["skipped"]
     shown = cli.lora_doctor("check", "nan_stops.py", cwd=tmp_path)
     assert "read and not run" in shown.out and "Next:" not in shown.out
