@@ -8,7 +8,13 @@ from collections.abc import Iterator
 from lora_doctor.case import Case
 from lora_doctor.errors import EvidenceError
 from lora_doctor.evidence.control import judged
-from lora_doctor.evidence.prompt_learning import METHODS, as_lora, other_methods, tried
+from lora_doctor.evidence.prompt_learning import (
+    METHODS,
+    as_lora,
+    other_methods,
+    tried,
+    with_task_type,
+)
 from lora_doctor.rule import Edit, Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
 from lora_doctor.targets import quoted
 from lora_doctor.verification import Verification
@@ -42,6 +48,10 @@ _CAUSES = (
     (
         r"unexpected keyword argument 'inputs_embeds'|got multiple values",
         "the model does not take embeddings in place of token ids",
+    ),
+    (
+        r"^KeyError: None",
+        "PEFT takes no prompt without a task_type",
     ),
     (
         r"other parameters are trainable",
@@ -91,6 +101,7 @@ class PromptLearningDoesNotFit(Rule):
         Symptom(r"Config' object has no attribute 'vocab_size'"),
         Symptom(r"'NoneType' object has no attribute 'shape'"),
         Symptom(r"'NoneType' object is not callable"),
+        Symptom(r"KeyError: None"),
         Symptom(
             r"The shape of the mask \[\d+\] at index 0 does not match the shape of the indexed"
         ),
@@ -148,11 +159,12 @@ class PromptLearningDoesNotFit(Rule):
         caused = tuple(name for name in failed if name not in also)
         if not caused:
             raise EvidenceError("LoRA on the same model fails as well, so it is not the method")
-        fixes = [
-            _switch(name, edits)
-            for name, edits in other_methods(case)
-            if (other := tried(case, edits)) is not None and other.outcome == "passed"
-        ]
+        named = with_task_type(case)
+        fixes = [Fix("Name the task type.", "safe", named)] if _passes(case, named) else []
+        if not fixes:
+            fixes = [
+                _switch(name, edits) for name, edits in other_methods(case) if _passes(case, edits)
+            ]
         if control.outcome == "passed":
             fixes.append(_to_lora(lora))
         yield self._finding(case, method, seen, control, caused, tuple(fixes))
@@ -196,6 +208,11 @@ class PromptLearningDoesNotFit(Rule):
             ),
             explains=caused,
         )
+
+
+def _passes(case: Case, edits: tuple[Edit, ...]) -> bool:
+    after = tried(case, edits) if edits else None
+    return after is not None and after.outcome == "passed"
 
 
 def _switch(name: str, edits: tuple[Edit, ...]) -> Fix:

@@ -38,6 +38,16 @@ def as_lora(case: Case) -> tuple[Edit, ...]:
     return (*edits, Edit("target_modules", targets)) if targets else tuple(edits)
 
 
+def with_task_type(case: Case) -> tuple[Edit, ...]:
+    """The edit that names the task type, which prompt methods need; empty when it is named."""
+    recipe = case.recipe_in_full()
+    if recipe.get("task_type"):
+        return ()
+    opened = case.again(Recipe({}, {}), case.patches)
+    proposed = opened.recipe_in_full().get("task_type")
+    return (Edit("task_type", proposed),) if proposed else ()
+
+
 def other_methods(case: Case) -> tuple[tuple[str, tuple[Edit, ...]], ...]:
     """Prompt learning methods to try instead, as name and edits."""
     recipe = case.recipe_in_full()
