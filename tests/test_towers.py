@@ -33,6 +33,14 @@ def build(name: str) -> Any:
         pytest.skip(f"transformers cannot build its own {name}: {error}")
 
 
+@pytest.mark.parametrize("name", ["mllama", "qwen3_vl"])
+def test_a_default_that_its_own_class_refuses_is_set_right(name: str) -> None:
+    """transformers 4 leaves their rotary settings empty; what was set for them is told."""
+    loader = Loader(source(name), Recipe())
+    assert sum(parameter.numel() for parameter in loader.build("meta").parameters()) > 5e9
+    assert all("rope_scaling" in change for change in loader.repairs)
+
+
 def kinds(model: Any) -> dict[str, str]:
     return {tower.path: tower.kind for tower in find_towers(model, collect(model)).towers}
 
@@ -46,6 +54,9 @@ def kinds(model: Any) -> dict[str, str]:
         ("bert", ["head", "language"]),
         ("vit", ["head", "vision"]),
         ("llava", ["head", "language", "projector", "vision"]),
+        ("llava_next", ["head", "language", "projector", "vision"]),
+        ("idefics3", ["head", "language", "projector", "vision"]),
+        ("mllama", ["head", "language", "projector", "vision"]),
         ("paligemma", ["head", "language", "projector", "vision"]),
         ("gemma3", ["head", "language", "projector", "vision"]),
         ("smolvlm", ["head", "language", "projector", "vision"]),

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_doctor.errors import EvidenceError, InputError
+from lora_doctor.evidence.default_config import repaired_default, with_room_for_tokens
 from lora_doctor.evidence.structure import HeadClass
 from lora_doctor.recipe import WRAPPING_KEYS, Recipe
 
@@ -72,6 +73,8 @@ class Loader:
         self.config: Any = None
         self.model_class: type | None = None
         self.candidates: list[HeadClass] = []
+        #: What was set in a default config that its own class cannot be built from.
+        self.repairs: tuple[str, ...] = ()
         if source["kind"] == "factory":
             self.loaded_by = source["name"]
             self._factory_module, self.factory_batches = call_factory(source["name"])
@@ -118,9 +121,17 @@ class Loader:
         attention = self.recipe.get("attn_implementation")
         if attention:
             options["attn_implementation"] = attention
+        own = config is None and self.source["kind"] == "arch"
         config = copy.deepcopy(self.config if config is None else config)
-        with torch.device(device), _quiet():
-            model = _from_config(self.model_class, config, options)
+        try:
+            with torch.device(device), _quiet():
+                model = _from_config(self.model_class, config, options)
+        except Exception as error:
+            repaired = repaired_default(self.config, error) if own else None
+            if repaired is None:
+                raise
+            self.config, self.repairs = repaired.config, (*self.repairs, *repaired.changes)
+            return self.build(device, None, dtype)
         if dtype and dtype != "auto":
             model = model.to(getattr(torch, dtype))
         return model
@@ -190,7 +201,7 @@ def load_config(source: Mapping[str, Any]) -> Any:
         except KeyError:
             raise InputError(f"arch:{name}: this transformers has no such architecture") from None
         try:
-            return _with_room_for_tokens(config_class())
+            return with_room_for_tokens(config_class())
         except Exception as error:
             raise EvidenceError(
                 f"the default config of {name} cannot be made: {_one_line(error)}"
@@ -213,18 +224,6 @@ def load_config(source: Mapping[str, Any]) -> Any:
         raise EvidenceError(
             f"{Path(folder) / 'config.json'} is refused by transformers: {_one_line(error)}"
         ) from error
-
-
-def _with_room_for_tokens(config: Any) -> Any:
-    """A default config whose special tokens lie outside its own vocabulary cannot be built
-    (SmolVLM's padding token): the vocabulary is made large enough, as a user would."""
-    parts = [value for value in vars(config).values() if hasattr(value, "to_dict")]
-    for part in (config, *parts):
-        size = vars(part).get("vocab_size")
-        pad = vars(part).get("pad_token_id")
-        if isinstance(size, int) and isinstance(pad, int) and pad >= size:
-            part.vocab_size = pad + 1
-    return config
 
 
 def call_factory(name: str) -> tuple[Any, list[dict[str, Any]] | None]:

@@ -65,7 +65,8 @@ def gather(
         heads=tuple(loader.candidates),
         native_dtype=loader.native_dtype,
     )
-    found = _complete(found, where, model, asked)
+    told = [f"the default config cannot be built as it is; set {item}" for item in loader.repairs]
+    found = _complete(replace(found, notes=(*found.notes, *told)), where, model, asked)
     loaded = loader.source["kind"] != "factory"
     recipe_in_full = Recipe.from_json(found.recipe)
     found = replace(found, built_in=own_adapters.describe(model, recipe_in_full, loaded=loaded))

@@ -150,7 +150,8 @@ def _empty_entries(root: Node, text: str) -> dict[str, Any]:
                     filling = _filling(key, values, text)
                     if filling is not None:
                         found[node.where(key)] = filling
-        if "rope_scaling[" in text and values.get("rope_scaling", 0) is None:
+        asks = "rope_scaling[" in text or "rope_scaling.get(" in text
+        if asks and values.get("rope_scaling", 0) is None:
             rope: dict[str, Any] = {"rope_type": "default"}
             if "mrope_section" in text:  # a quarter for time, the rest for height and width
                 half = (values.get("head_dim") or values["hidden_size"] // heads) // 2
