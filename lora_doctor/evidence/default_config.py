@@ -31,9 +31,9 @@ class Repaired:
 
 
 def repaired_default(config: Any, error: Exception) -> Repaired | None:
-    """The config with the entries set that this objection of its own class asks for (Mllama's
-    rotary settings in transformers 4); ``None`` when it asks for nothing that can be read, or for
-    what is set already."""
+    """The config with the entries set that this objection of its own class names (Mllama's rotary
+    settings in transformers 4); ``None`` when it names none that can be filled, or is set already.
+    """
     from lora_doctor.tiny_model.batch_objections import one_line
     from lora_doctor.tiny_model.shrink_apply import Sizes, find_entry
     from lora_doctor.tiny_model.shrink_repair import repair
@@ -42,10 +42,11 @@ def repaired_default(config: Any, error: Exception) -> Repaired | None:
     better = copy.deepcopy(config)
     root = tree(better)
     changes = []
-    for option in repair(Sizes(), None, better, [one_line(error)])[:1]:
+    said = one_line(error)
+    for option in repair(Sizes(), None, better, [said])[:1]:
         for where, value in option.overrides:
             node, key = find_entry(root, where)
-            if node.values.get(key) != value:
+            if key in said and node.values.get(key) != value:
                 node.set(key, value)
                 changes.append(f"{where} = {value}")
     return Repaired(better, tuple(changes)) if changes else None
