@@ -75,19 +75,34 @@ def attributes_kept(model: Any) -> Iterator[None]:
     """Put back what forwards leave behind on modules: a Qwen-VL keeps the offsets of its positions
     for the next call, which then runs where the first one of a training would not.
 
-    Parameters, buffers and modes are not touched.
+    Hooks that a forward installs go with the attribute that says they are there: transformers 5
+    collects hidden states by such hooks, and would install them twice. Parameters, buffers and
+    modes are not touched.
     """
-    before = [(module, dict(vars(module))) for module in model.modules()]
+    before = [(module, dict(vars(module)), _hooks(module)) for module in model.modules()]
     try:
         yield
     finally:
-        for module, kept in before:
+        for module, kept, hooks in before:
+            for name, installed in hooks.items():
+                registered = vars(module)[name]
+                registered.clear()
+                registered.update(installed)
             now = vars(module)
             for name in [name for name in now if name not in kept]:
                 del now[name]
             for name, value in kept.items():
                 if name != "training" and now.get(name) is not value:
                     now[name] = value
+
+
+def _hooks(module: Any) -> dict[str, dict[int, Any]]:
+    """What is registered on a module, by the name of the dictionary that holds it."""
+    return {
+        name: dict(value)
+        for name, value in vars(module).items()
+        if "_hooks" in name and isinstance(value, dict)
+    }
 
 
 def random_state(put_back: Any = None) -> Any:
