@@ -266,3 +266,25 @@ def test_patches_are_in_force(worker: Worker) -> None:
 def test_loader_classes_are_the_heads() -> None:
     loader = Loader(source("bert"), Recipe())
     assert {head.task_type for head in loader.candidates} >= {"SEQ_CLS", "TOKEN_CLS"}
+
+
+def test_a_checkpoint_that_generates_is_loaded_as_its_own_class(tmp_path: Path) -> None:
+    """Whisper with the wrong task type is still Whisper: transformers' class for CAUSAL_LM is its
+    decoder alone, which nobody who has this checkpoint trains."""
+    from tests.multimodal_models import write_folder
+
+    name = write_folder("whisper", tmp_path)
+    folder = {
+        "kind": "folder", "name": str(tmp_path), "folder": str(tmp_path),
+        "trust_remote_code": False,
+    }  # fmt: skip
+
+    def loaded(**values: Any) -> str:
+        cls = Loader(folder, recipe_of(**values)).model_class
+        assert cls is not None
+        return cls.__name__
+
+    for task_type in ("CAUSAL_LM", "SEQ_2_SEQ_LM", None):
+        assert loaded(task_type=task_type) == name
+    asked = loaded(task_type="CAUSAL_LM", model_class="AutoModelForCausalLM")
+    assert asked == "WhisperForCausalLM"

@@ -50,6 +50,7 @@ _HEAD_CLASSES = (
     ("AutoModelForDepthEstimation", None),
     ("AutoModelForMaskedImageModeling", None),
 )
+_GENERATING = ("CAUSAL_LM", "SEQ_2_SEQ_LM")
 _BASE_CLASSES = (("AutoModel", "FEATURE_EXTRACTION"),)
 
 
@@ -151,6 +152,12 @@ class Loader:
         fitting = [item for item in classes if item[2] == task] if task else classes
         if task == "SEQ_2_SEQ_LM" and not fitting:
             fitting = [item for item in classes if item[2] == "CAUSAL_LM"]
+        if task in _GENERATING:
+            # A checkpoint whose class generates is loaded as that class, whichever wrapper is
+            # asked for: Whisper with CAUSAL_LM is Whisper, not its decoder alone.
+            fitting = [
+                item for item in classes if item[2] in _GENERATING and item[1].__name__ in named
+            ] or fitting
         for auto, cls, _ in fitting or classes:
             if cls.__name__ in named:
                 return auto, cls
