@@ -52,7 +52,10 @@ class Attention(Observer):
             return
         known, taken = _parameters(own), _parameters(function)
         for key, value in given.items():
-            if value is None or key in taken or key not in known or key in self._dropped:
+            # A switch that is off asks for nothing (CLIP's output_attentions in 4.57).
+            if value is None or value is False or key in taken or key not in known:
+                continue
+            if key in self._dropped:
                 continue
             shown = f"{key}={value:g}" if isinstance(value, (int, float)) else key
             self._dropped[key] = AttentionReading(
