@@ -21,8 +21,9 @@ METHODS = (
 _PLAIN = ("PROMPT_TUNING", "PREFIX_TUNING")
 
 
-def as_lora(case: Case) -> tuple[Edit, ...]:
-    """The edits that make LoRA of a recipe of prompt learning, with proposed targets.
+def as_lora(case: Case, *, same_task: bool = True) -> tuple[Edit, ...]:
+    """The edits that make LoRA of a recipe of prompt learning, with proposed targets and, unless
+    ``same_task``, the task type that is proposed for this model.
 
     Raises:
         EvidenceError: the structure cannot be had.
@@ -31,10 +32,15 @@ def as_lora(case: Case) -> tuple[Edit, ...]:
     fields = {*(lora_config_fields() or ()), "peft_type", "task_type"}
     foreign = [key for key in recipe.adapter_values() if key not in fields]
     edits = [Edit("peft_type", "LORA"), *(Edit(key, REMOVE) for key in foreign)]
+    if not same_task:
+        edits.append(Edit("task_type", REMOVE))
     # What is left open is proposed only for a recipe that does not claim to be complete.
     edited = recipe.edit(edits)
     opened = case.again(Recipe(edited.values, edited.origins), case.patches)
-    targets = opened.recipe_in_full().get("target_modules")
+    found = opened.recipe_in_full()
+    if not same_task:
+        edits[-1] = Edit("task_type", found.get("task_type"))
+    targets = found.get("target_modules")
     return (*edits, Edit("target_modules", targets)) if targets else tuple(edits)
 
 
