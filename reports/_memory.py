@@ -77,9 +77,11 @@ def remarks(plan: Plan) -> list[str]:
 
 def why_not(diagnosis: Diagnosis) -> str:
     """Why there is no plan although somebody asked; empty when nobody did."""
-    tried = (item for item in diagnosis.gathered if item.name == "memory_plan")
-    return next((visible(item.unavailable) for item in tried if item.unavailable), "")
+    for item in diagnosis.gathered:
+        if item.name == "memory_plan" and item.unavailable:
+            return str(visible(item.unavailable))
+    return ""
 
 
 def _words(part: Part) -> str:
-    return visible(shorten(part.formula, 200))
+    return str(visible(shorten(part.formula, 200)))

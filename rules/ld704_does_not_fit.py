@@ -36,10 +36,11 @@ class DoesNotFit(Rule):
     first batch whose samples are all long.
 
     ## Why
-    Frozen weights are the smaller part. What the backward needs grows with batch size times
-    length, and the logits with the vocabulary on top. 4 bits make weights smaller, not
-    activations: `prepare_model_for_kbit_training` even makes the latter larger, because it
-    takes norms and embeddings to float32.
+    Frozen weights are only a part. What the backward needs grows with batch size times length,
+    and the logits with the vocabulary on top. 4 bits make weights smaller, not activations:
+    `prepare_model_for_kbit_training` even makes the latter larger, because it takes norms and
+    embeddings to float32, and the 8-bit layers of bitsandbytes hold on to their inputs through
+    gradient checkpointing.
 
     ## Versions
     All. What is kept for the backward differs between releases of transformers, PEFT and
