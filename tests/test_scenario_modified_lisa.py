@@ -278,14 +278,17 @@ def clip_with(task_type: str) -> None:
 
 @pytest.mark.parametrize("task_type", ["CAUSAL_LM", "SEQ_2_SEQ_LM"])
 def test_clip_taken_for_a_generating_model(task_type: str, worker: Worker) -> None:
-    """From 4.50 on its class has none of the methods that PEFT's wrapper asks for."""
+    """It has no head for language: from 4.50 on PEFT misses a method of generation, before that
+    the forward gets what it does not take."""
     import transformers
 
-    occurs = not hasattr(transformers.CLIPModel, "prepare_inputs_for_generation")
+    message = message_of(lambda: clip_with(task_type))
+    assert message
+    says_so = not hasattr(transformers.CLIPModel, "prepare_inputs_for_generation")
     prove(
-        REPORT, f"CLIP with task_type {task_type}: PEFT asks for a method of generation", "LD101",
-        "arch:clip", {**NAMES, "task_type": task_type},
-        worker=worker, occurs=occurs, plainly=(lambda: clip_with(task_type)) if occurs else None,
+        REPORT, f"CLIP with task_type {task_type}", "LD101", "arch:clip",
+        {**NAMES, "task_type": task_type}, worker=worker, occurs=True,
+        plainly=(lambda: clip_with(task_type)) if says_so else None,
     )  # fmt: skip
 
 
