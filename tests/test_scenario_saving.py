@@ -239,6 +239,14 @@ def test_an_adapter_on_a_tied_layer_is_merged_into_its_twin(target: str, worker:
     assert "LD001" not in {item.rule for item in diagnosis.findings}
 
 
+def test_also_where_the_base_is_quantized(tmp_path: Path, worker: Worker) -> None:
+    """Merging is not tried on quantized weights, but it is done later, without quantization."""
+    models.tied_llama().save_pretrained(tmp_path, safe_serialization=True)
+    recipe = {"target_modules": ["q_proj", "lm_head"], "load_in_4bit": True}
+    found = lora_doctor.check(str(tmp_path), recipe, worker=worker).findings
+    assert "LD602" in {item.rule for item in found}, found
+
+
 def test_untied_by_hand_an_adapter_on_the_head_is_fine(worker: Worker) -> None:
     """The manual fix, followed."""
     recipe = {"target_modules": ["q_proj", "lm_head"], "task_type": "CAUSAL_LM"}
