@@ -26,7 +26,8 @@ class EmbeddingsByPath(Rule):
     `embed_tokens.weight` raises `'ModulesToSaveWrapper' object has no attribute 'weight'` when the
     embeddings are in `modules_to_save`.
     The other way round, `prepare_model_for_kbit_training` with gradient checkpointing raises
-    `NotImplementedError`, mostly without a word, on models that do not start at tokens (wav2vec 2).
+    `NotImplementedError`, mostly without a word, on models without one token embedding at
+    their start (CLIP, wav2vec 2).
 
     ## Why
     A PEFT model passes on the attributes of what it wraps, one level further in: `llm.model` was
@@ -68,14 +69,14 @@ class EmbeddingsByPath(Rule):
         ),
         Example(
             "broken",
-            "arch:wav2vec2",
+            "arch:clip",
             {
                 "target_modules": ["q_proj", "v_proj"],
                 "load_in_8bit": True,
                 "gradient_checkpointing": True,
             },
             {"transformers": "<5"},
-            why="no token embeddings, and preparing it for training asks for them",
+            why="two towers and no embeddings of the whole, which preparing it asks for",
         ),
         Example("healthy", "tests.salmonn:adapted", why="the method, in the same place"),
         Example(

@@ -249,18 +249,18 @@ def test_embeddings_by_their_weight(worker: Worker) -> None:
 
 
 def test_checkpointing_of_a_quantized_model_without_embeddings(worker: Worker) -> None:
-    """An encoder of sound has none, and preparing it for training asks for them."""
+    """CLIP has two towers and no embeddings of the whole, which preparing it for training asks for.
+
+    An encoder of sound, as in the report, has none either."""
 
     def plainly() -> None:
         import peft
-        from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
+        from transformers import CLIPConfig, CLIPModel
 
-        config = Wav2Vec2Config(
-            hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
-            conv_dim=(8,), conv_kernel=(3,), conv_stride=(2,), vocab_size=8,
-            num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2,
-        )  # fmt: skip
-        model = Wav2Vec2ForCTC(config)
+        tower = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+                 "intermediate_size": 32}  # fmt: skip
+        vision = {**tower, "image_size": 16, "patch_size": 8}
+        model = CLIPModel(CLIPConfig(text_config=tower, vision_config=vision))
         model.is_loaded_in_8bit = True  # as bitsandbytes leaves it; before 4.45 that takes a GPU
         peft.prepare_model_for_kbit_training(model)
 
@@ -268,7 +268,7 @@ def test_checkpointing_of_a_quantized_model_without_embeddings(worker: Worker) -
         REPORT,
         "checkpointing in 8 bit, no input embeddings",
         "LD103",
-        "arch:wav2vec2",
+        "arch:clip",
         {
             "target_modules": ["q_proj", "v_proj"],
             "load_in_8bit": True,
@@ -348,7 +348,8 @@ def test_a_loaded_composite_without_a_batch(worker: Worker) -> None:
     diagnosis = lora_doctor.check(model, RECIPE, worker=worker)
     assert diagnosis.before is not None and diagnosis.before.outcome == "passed"
     assert diagnosis.before.observations.inputs == "made"
-    assert {item.severity for item in diagnosis.findings} <= {"info"}
+    measured = [item for item in diagnosis.findings if item.rule in ("LD401", "LD405")]
+    assert measured and {item.severity for item in measured} == {"info"}
 
 
 def test_which_decoder_this_stack_has() -> None:
