@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from lora_doctor.reports._text import plain, shown, visible
 from lora_doctor.reports._words import DiffLine, fix_diff
 
-from lora_doctor import reports
+from lora_doctor import reports, saving
 from lora_doctor.diagnosis import Diagnosis
 from lora_doctor.evidence import structure as structure_module
 from lora_doctor.finding import Finding, Location, Measure, Proof
@@ -140,6 +140,8 @@ def test_every_object_of_ours_is_closed_and_described() -> None:
     [
         ("verification", Verification), ("check", Check), ("failure", Failure),
         ("adapter_group", AdapterGroup), ("batch", BatchReport),
+        ("saving", saving.Saving), ("tied_part", saving.TiedPart),
+        ("auto_loading", saving.AutoLoading), ("vocabulary", saving.Vocabulary),
         ("structure", structure_module.Structure), ("module_group", structure_module.ModuleGroup),
         ("tower", structure_module.Tower), ("injection", structure_module.Injection),
         ("error", structure_module.ErrorReport),
