@@ -171,7 +171,10 @@ def _fixes(plan: Plan, budget: int) -> tuple[Fix, ...]:
     if nearest is None:
         known = [one for one in (plan.recipe, *plan.alternatives) if one.total is not None]
         least = min(known, key=lambda one: one.total or 0, default=None)
-        told = f"the least is {gib(least.total)} with {least.name}" if least else "none is known"
+        told = "none is known"
+        if least is not None:
+            name = "the recipe as it is" if least is plan.recipe else least.name
+            told = f"the least is {gib(least.total)} with {name}"
         return (Fix(f"No alternative surely fits: {told}.", "manual"), other)
     title = f"Train with {nearest.name}: about {gib(nearest.total)}."
     edits = tuple(Edit(key, value) for key, value in nearest.changes.items())

@@ -246,6 +246,9 @@ def test_batch_size_and_length_are_never_touched() -> None:
         "gradient checkpointing", "8-bit", "8-bit, gradient checkpointing", "4-bit",
         "4-bit, gradient checkpointing",
     ]  # fmt: skip
+    four = Recipe({"load_in_4bit": True, "gradient_checkpointing": True})
+    found += alternatives(four, "bfloat16", can_checkpoint=True, can_quantize=True)
+    assert found[5].changes == {"bnb_4bit_use_double_quant": True}
     touched = {key for one in found for key in one.changes}
     assert not touched & {"per_device_train_batch_size", "max_length", "r"}
 

@@ -69,7 +69,9 @@ def _precisions(recipe: Recipe, dtype: str) -> list[tuple[str, dict[str, Any]]]:
         },
     )
     if kind == "4bit":
-        return [eight, bfloat16]
+        double = ("double quantization", {"bnb_4bit_use_double_quant": True})
+        more = [] if recipe.get("bnb_4bit_use_double_quant") else [double]
+        return [*more, eight, bfloat16]
     if kind == "8bit":
         return [four, bfloat16]
     return [eight, four] if dtype in _HALF else [bfloat16, eight, four]

@@ -80,6 +80,7 @@ class Subject:
         self.bones = bones
         self.dtype = getattr(torch, dtype)
         self.model = copy.deepcopy(bones.model).to(self.dtype)
+        _keep_float32(self.model, dtype)
         self.recipe = recipe
         thinned = {path.rpartition(".")[0] for path in bones.repeats}
         self._layers = {
@@ -191,6 +192,18 @@ class Subject:
             return get() if get is not None else None
         except (AttributeError, NotImplementedError):
             return None  # a head that the class does not tell is counted with the activations
+
+
+def _keep_float32(model: Any, dtype: str) -> None:
+    """What ``from_pretrained`` leaves in float32 when it loads in half precision."""
+    names: set[str] = set()
+    if dtype == "float16":
+        names.update(getattr(model, "_keep_in_fp32_modules", None) or ())
+    if dtype in prepare.HALF:
+        names.update(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
+    for path, module in model.named_modules():
+        if names & set(path.split(".")):
+            module.float()
 
 
 def _watch(module: Any, live: LiveBytes, stands_for: int) -> tuple[Any, Any]:

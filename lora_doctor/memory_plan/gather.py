@@ -230,9 +230,12 @@ class _Planner:
     ) -> Step:
         """With autocast the truth lies between the weights' own dtype and all in half precision."""
         wanted = recipe.mixed_precision
-        if wanted is None or (kind is None and dtype in prepare.HALF):
+        if wanted is None:
             return step
-        self._assume("autocast is bounded, not measured: the meta device has none")
+        self._assume(
+            "autocast is not measured, the meta device has none: between everything in half "
+            "precision and every layer in the dtype of its weights"
+        )
         return Subject(run.bones, recipe, kind, dtype, all_in=wanted).step(
             run.batch.inputs, run.batch.loss_of
         )
