@@ -103,6 +103,9 @@ class UpdateSizeOutOfScale(Rule):
         if not readings:
             if case.recipe.peft_type != "LORA":
                 return
+            steps = seen.check("steps")
+            if steps is not None and steps.status == "passed":
+                raise EvidenceError("no linear layer has LoRA that starts at zero")
             raise EvidenceError("the training contract stopped before the first optimizer step")
         own = seen.observations.own_weights
         rate = float(case.recipe.get("learning_rate") or TYPICAL_RATE)

@@ -50,6 +50,8 @@ class Updates(Observer):
                 if factors is None or not any(p.got_gradient for p in layer.parameters):
                     continue
                 down, up = factors
+                if bool(up.any()):
+                    continue  # not started at zero: A moves too, by what B happens to be
                 key = (layer.pattern, scaling, int(down.shape[0]))
                 alike = self._watched.setdefault(key, [])
                 if len(alike) < ALIKE:
