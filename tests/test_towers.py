@@ -81,6 +81,13 @@ def test_towers_of_known_designs(name: str, expected: list[str]) -> None:
     assert sorted(kinds(model).values()) == expected
 
 
+def test_stacks_that_take_tokens_and_patches_are_language() -> None:
+    """From 5.0 on UDOP's stacks hold a patch convolution each, and the token embedding none."""
+    found = kinds(build("udop"))
+    assert set(found.values()) == {"head", "language", "vision"}
+    assert not {path for path, kind in found.items() if kind == "vision"} - {"patch_embed"}
+
+
 def test_equal_widths_do_not_turn_layers_into_a_projector() -> None:
     """A stack beside the token embedding is the tower's body, whatever widths it shares."""
     import torch

@@ -8,29 +8,25 @@ name.
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lora_doctor.evidence.modules import Part, unwrap
 from lora_doctor.evidence.structure import Tower, TowerKind
+from lora_doctor.evidence.tower_seeds import (
+    Seed,
+    Seeds,
+    ask,
+    forward_names,
+    kind_by_words,
+    path_of,
+    prefixes,
+)
 
-_VISION = re.compile(r"vision|visual|image|pixel|patch|video|(^|_)vit", re.IGNORECASE)
-_AUDIO = re.compile(r"audio|speech|input_features|input_values|mel_|waveform", re.IGNORECASE)
 _HEAD_NAME = re.compile(r"(^|\.|_)(lm_head|score|classifier|qa_outputs|head|proj_out|cls)$")
-#: Below so many rows an embedding holds positions or segments, not tokens; only asked where the
-#: model does not say itself which embedding is the token embedding.
-_FEWEST_TOKENS = 1000
-
-
-@dataclass(frozen=True)
-class _Seed:
-    path: str
-    kind: TowerKind
-    why: str
 
 
 @dataclass(frozen=True)
@@ -49,9 +45,9 @@ class Anatomy:
 def find_towers(model: Any, parts: Sequence[Part]) -> Anatomy:
     """The towers of a model. ``parts``: from :func:`~lora_doctor.evidence.modules.collect`."""
     paths = {id(part.module): part.path for part in parts}
-    embedding, error = _ask(model, "get_input_embeddings")
-    output, _ = _ask(model, "get_output_embeddings")
-    embedding_path = None if embedding is None else _path_of(model, embedding, paths)
+    embedding, error = ask(model, "get_input_embeddings")
+    output, _ = ask(model, "get_output_embeddings")
+    embedding_path = None if embedding is None else path_of(model, embedding, paths)
     if embedding is not None and embedding_path is None:
         error = "get_input_embeddings returns a module that is not part of the model"
     if output is None:
@@ -72,12 +68,13 @@ class _Search:
         self.modules: dict[str, Any] = {
             path: unwrap(module) for path, module in model.named_modules(remove_duplicate=False)
         }
-        self.seeds = self._seeds(embedding_path)
+        self.finder = Seeds(model, parts, self.modules)
+        self.seeds = self.finder.find(embedding_path)
         self.by_path: dict[str, list[Part]] = {}
         self.linear: Counter[str] = Counter()
         self.sizes: Counter[str] = Counter()
         for part in parts:
-            for prefix in _prefixes(part.path):
+            for prefix in prefixes(part.path):
                 self.by_path.setdefault(prefix, []).append(part)
                 # A parameter whose first dimension is 1 is a class token or positions, no layer.
                 fused = part.kind == "parameter" and part.shape[0] > 1
@@ -90,7 +87,7 @@ class _Search:
     def run(self) -> tuple[Tower, ...]:
         self._descend("")
         if not self.seeds and self.parts:
-            kind = self._modality("")
+            kind = self.finder.modality("")
             if kind:
                 self._add("", kind, "its class or its inputs say so")
             else:
@@ -105,94 +102,18 @@ class _Search:
             Tower(tower.path, tower.kind, tower.why, self._own_size(tower.path)) for tower in order
         )
 
-    # -- seeds ---------------------------------------------------------------------------------
-
-    def _seeds(self, embedding_path: str | None) -> list[_Seed]:
-        seeds = []
-        root_config = type(getattr(self.model, "config", None))
-        for path, module in self.modules.items():
-            config = getattr(module, "config", None)
-            if path and config is not None and hasattr(module, "named_parameters"):
-                name = type(config).__name__
-                kind = _kind_by_words(name)
-                if kind and type(config) is not root_config and next(module.children(), None):
-                    seeds.append(_Seed(path, kind, f"its config is a {name}"))
-        for part in self.parts:
-            if part.kind == "conv":
-                seed = self._convolution(part)
-                if seed:
-                    seeds.append(seed)
-        seeds.extend(self._token_embeddings(embedding_path, seeds))
-        return seeds
-
-    def _convolution(self, part: Part) -> _Seed | None:
-        """A convolution that takes pictures or sound; not the depthwise ones inside layers."""
-        module = part.module
-        dimensions = len(part.shape) - 2
-        if getattr(module, "transposed", False) or module.groups == module.in_channels > 1:
-            return None
-        kind = self._modality(part.path)
-        if dimensions == 1:
-            if kind != "audio":
-                return None
-            why = f"a convolution over {module.in_channels} sound features"
-            return _Seed(part.path, "audio", why)
-        if kind == "audio":
-            return _Seed(part.path, "audio", "a convolution over a spectrogram")
-        patch = module.in_channels <= 4 or tuple(module.kernel_size) == tuple(module.stride)
-        if not patch:
-            return None
-        return _Seed(part.path, "vision", f"a patch embedding ({type(module).__name__})")
-
-    def _modality(self, path: str) -> TowerKind | None:
-        """What the nearest module around a path says that it takes."""
-        for prefix in reversed(list(_prefixes(path))):
-            module = self.modules[prefix]
-            for words in (
-                type(getattr(module, "config", None)).__name__,
-                type(module).__name__,
-                _main_input(module),
-                " ".join(_forward_names(module)),
-            ):
-                kind = _kind_by_words(words)
-                if kind:
-                    return kind
-        return None
-
-    def _token_embeddings(self, embedding_path: str | None, others: Sequence[_Seed]) -> list[_Seed]:
-        embeddings = {part.path: part for part in self.parts if part.kind == "embedding"}
-        if embedding_path in embeddings:
-            return [_Seed(embedding_path, "language", "it holds the token embedding")]
-        # The model does not say: parts of it may (a user's own wrapper around known models).
-        found: dict[str, str] = {}
-        for path, module in self.modules.items():
-            if path and path not in embeddings and hasattr(module, "get_input_embeddings"):
-                inner, _ = _ask(module, "get_input_embeddings")
-                inside = None if inner is None else _path_of(module, inner, {})
-                full = None if inside is None else f"{path}.{inside}"
-                if full in embeddings:
-                    found.setdefault(full, "it holds a token embedding")
-        if not found:
-            sizes = _vocabulary_sizes(getattr(self.model, "config", None))
-            for path, part in embeddings.items():
-                if part.shape[0] in sizes:
-                    found[path] = f"it holds an embedding of the vocabulary ({part.shape[0]})"
-        if not found and embeddings:
-            path, part = max(embeddings.items(), key=lambda item: item[1].shape[0])
-            silent = getattr(self.model, "config", None) is None
-            if not others or (silent and part.shape[0] >= _FEWEST_TOKENS):
-                found[path] = f"it holds the largest embedding ({part.shape[0]} rows)"
-        return [_Seed(path, "language", why) for path, why in found.items()]
-
     # -- the walk ------------------------------------------------------------------------------
 
     def _descend(self, path: str) -> None:
         inside = self._seeds_in(path)
         kinds = {seed.kind for seed in inside}
+        if kinds == {"vision"} and self._reads_tokens(path, inside):
+            self._add(path, "language", "it takes tokens and patches in one stream")
+            return
         if len(kinds) == 1 and self._is_one_tower(path, inside):
             self._tower(path, inside)
             return
-        here: list[_Seed] = []
+        here: list[Seed] = []
         for child in self._children(path):
             seeds = self._seeds_in(child)
             if not seeds:
@@ -210,7 +131,17 @@ class _Search:
             self._add(path, seed.kind, seed.why)
             self.bare.append(path)
 
-    def _is_one_tower(self, path: str, seeds: Sequence[_Seed]) -> bool:
+    def _reads_tokens(self, path: str, seeds: Sequence[Seed]) -> bool:
+        """Whether a stack with a patch convolution of its own is fed tokens, whose embedding stands
+        elsewhere (UDOP's kind)."""
+        elsewhere = any(seed.kind == "language" for seed in self.seeds)
+        kinds = {part.path: part.kind for part in self.by_path[path]}
+        convolutions = all(kinds.get(seed.path) == "conv" for seed in seeds)
+        if not path or not elsewhere or not convolutions or not self._is_stack(path):
+            return False
+        return "input_ids" in forward_names(self.modules[path])
+
+    def _is_one_tower(self, path: str, seeds: Sequence[Seed]) -> bool:
         """Whether a subtree with seeds of one kind is one tower, not two side by side.
 
         Language seeds in several big children (text encoder and decoder of a composed model) are
@@ -222,7 +153,7 @@ class _Search:
         big = [child for child in children if self.linear[child]]
         return len(big) < 2 or any(seed.path == path for seed in seeds)
 
-    def _tower(self, path: str, seeds: Sequence[_Seed]) -> None:
+    def _tower(self, path: str, seeds: Sequence[Seed]) -> None:
         """Go down as long as one child holds the seeds and most of the layers."""
         why = seeds[0].why
         while not any(seed.path == path for seed in seeds) or self._only_wraps(path):
@@ -260,7 +191,7 @@ class _Search:
             part.module is self.output for part in self.by_path.get(path, ())
         )
 
-    def _holds_all(self, path: str, seeds: Sequence[_Seed]) -> bool:
+    def _holds_all(self, path: str, seeds: Sequence[Seed]) -> bool:
         return self._is_tree(path) and all(
             seed.path == path or seed.path.startswith(path + ".") for seed in seeds
         )
@@ -286,7 +217,7 @@ class _Search:
                 return
         if surrounding:
             return
-        named = _kind_by_words(path.rpartition(".")[2])
+        named = kind_by_words(path.rpartition(".")[2])
         if named and len(kinds) == 1 and named not in kinds:
             self._add(path, named, "its name says so; nothing else does")
             return
@@ -401,7 +332,7 @@ class _Search:
         linear = Counter(part.shape[1] for part in parts if part.kind == "linear")
         return embeddings or {width for width, _ in linear.most_common(1)}
 
-    def _seeds_in(self, path: str) -> list[_Seed]:
+    def _seeds_in(self, path: str) -> list[Seed]:
         return [seed for seed in self.seeds if _contains(path, seed.path)]
 
     def _children(self, path: str) -> list[str]:
@@ -430,68 +361,14 @@ class _Search:
             self.found[path] = Tower(path, kind, why)
 
 
-def _ask(module: Any, name: str) -> tuple[Any, str | None]:
-    """What a getter of a model returns, or why it does not."""
-    getter = getattr(module, name, None)
-    if not callable(getter):
-        return None, f"{type(module).__name__} has no {name}"
-    try:
-        return getter(), None
-    except Exception as error:  # noqa: BLE001 - remote code may raise anything; it is the evidence
-        return None, f"{type(error).__name__}: {' '.join(str(error).split())}"
-
-
 def _output_inside(model: Any) -> Any:
     """The output embeddings of a part of the model, where a user's own wrapper does not say."""
     for path, module in model.named_modules():
         if path and hasattr(module, "get_output_embeddings"):
-            output, _ = _ask(module, "get_output_embeddings")
+            output, _ = ask(module, "get_output_embeddings")
             if output is not None:
                 return output
     return None
-
-
-def _path_of(model: Any, wanted: Any, known: Mapping[int, str]) -> str | None:
-    wanted = unwrap(wanted)
-    if id(wanted) in known:
-        return known[id(wanted)]
-    return next((path for path, module in model.named_modules() if unwrap(module) is wanted), None)
-
-
-def _kind_by_words(words: str) -> TowerKind | None:
-    """``vision`` or ``audio`` when the words name one of them, not both."""
-    vision, audio = bool(_VISION.search(words)), bool(_AUDIO.search(words))
-    if vision == audio or re.search(r"Text(Config|Model)", words):
-        return None
-    return "vision" if vision else "audio"
-
-
-def _main_input(module: Any) -> str:
-    name = getattr(type(module), "main_input_name", "")
-    return name if isinstance(name, str) else ""
-
-
-def _forward_names(module: Any) -> list[str]:
-    try:
-        return list(inspect.signature(type(module).forward).parameters)
-    except (TypeError, ValueError):  # a forward written in C, or none at all
-        return []
-
-
-def _vocabulary_sizes(config: Any) -> set[int]:
-    """Every ``vocab_size`` in a config and in its sub-configs."""
-    sizes = set()
-    for value in (config, *getattr(config, "__dict__", {}).values()):
-        size = getattr(value, "__dict__", {}).get("vocab_size")
-        if isinstance(size, int):
-            sizes.add(size)
-    return sizes
-
-
-def _prefixes(path: str) -> list[str]:
-    """``a.b.c`` gives the empty path, ``a``, ``a.b`` and ``a.b.c``."""
-    names = path.split(".")
-    return ["", *(".".join(names[: index + 1]) for index in range(len(names)))] if path else [""]
 
 
 def _contains(outer: str, inner: str) -> bool:
