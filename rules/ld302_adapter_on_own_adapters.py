@@ -163,8 +163,8 @@ def _fixes(brought: list[AdapterState]) -> tuple[Fix, ...]:
         ),
         Fix(
             f"Or train the built-in ones ({names}): set their rank and targets in the model's "
-            "config, call no get_peft_model, freeze everything and set requires_grad on the "
-            "parameters that have the adapter's name in theirs.",
+            "config, call no get_peft_model, and check a recipe without adapter keys: what else "
+            "would be trained is LD502's matter, whose patch trains them alone.",
             "manual",
         ),
     )
