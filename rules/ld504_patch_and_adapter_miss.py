@@ -95,17 +95,10 @@ class PatchAndAdapterMiss(Rule):
             f"{_names(patches)} run{'s' if len(patches) == 1 else ''} without the adapter of "
             f"{len(layers)} layer{'s' if len(layers) > 1 else ''} ({quoted(layers, 3)}), which "
             "learns nothing.",
-            location=Location("module", patches[0].path),
+            location=Location("module", patches[0].path or "model"),
             evidence=tuple(_measures(patches, depth)),
             proof=Proof("executed", f"calls were counted in the {depth} model's training forward"),
-            fixes=(
-                Fix(
-                    "Look layers up in the function at the time of the call (self.q_proj) instead "
-                    "of holding on to them, or patch the class before the model is built.",
-                    "manual",
-                ),
-                Fix("Or set the patch on the layer inside the adapter: base_layer.", "manual"),
-            ),
+            fixes=_ways_out(patches[0]),
             explains=CONSEQUENCES,
         )
 
@@ -118,7 +111,7 @@ class PatchAndAdapterMiss(Rule):
                 if patches[0].kind == "wrapper"
                 else "the adapters run without."
             ),
-            location=Location("module", patches[0].path),
+            location=Location("module", patches[0].path or "model"),
             evidence=tuple(_measures(patches, depth)),
             proof=Proof("executed", f"calls were counted in the {depth} model's training forward"),
             fixes=(
@@ -133,6 +126,24 @@ class PatchAndAdapterMiss(Rule):
                 ),
             ),
         )
+
+
+def _ways_out(patch: InstancePatch) -> tuple[Fix, ...]:
+    if patch.path in patch.passed_by:  # on the adapted layer itself
+        return (
+            Fix(
+                "Set the function on the layer inside the adapter, "
+                f"{patch.path}.base_layer.{patch.name}, or before get_peft_model.",
+                "manual",
+            ),
+        )
+    return (
+        Fix(
+            "Look layers up in the function at the time of the call (self.q_proj) instead of "
+            "holding on to them, or patch the class before the model is built.",
+            "manual",
+        ),
+    )
 
 
 def _is_lost(patch: InstancePatch) -> bool:
