@@ -104,7 +104,7 @@ class Float16AdaptersUnderScaler(Rule):
     def check(self, case: Case) -> Iterator[Finding]:
         seen = judged(case)
         if case.recipe.get("dtype") == "float16" and seen.dtype == "float32":
-            raise EvidenceError("the model does not run in float16 on this device")
+            raise EvidenceError("the model was run in float32, not in float16")
         precision = Precision.of(case.recipe, seen.dtype, seen.device)
         half = _float16(seen)
         if not precision.scaled or not half:
