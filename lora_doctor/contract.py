@@ -295,8 +295,8 @@ class Contract:
                 self._blame_loss(bad, value)
                 raise Stop("loss-finite failed")
             if bad:
-                self.ledger.hidden = self.ledger.hidden or f"{bad}; the loss is finite all the same"
-                self.ledger.note(self.ledger.hidden)
+                self.ledger.hidden = self.ledger.hidden or bad
+                self.ledger.note(f"{bad}; the loss is finite all the same")
         self.ledger.add("loss-finite", True, value, "a finite number")
 
     def _starts_at_base(self) -> None:

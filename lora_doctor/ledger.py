@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from lora_doctor.evidence.locator import Locator, one_line, traceback_text, where
+from lora_doctor.evidence.locator import Locator, NonFinite, one_line, traceback_text, where
 from lora_doctor.verification import CHECKS, Check, CheckStatus, Failure
 
 
@@ -26,8 +26,8 @@ class Ledger:
         self._checks: dict[str, Check] = {}
         self.failure: Failure | None = None
         self.notes: list[str] = []
-        #: The first module with an output that is not finite, though the loss is: somebody hides it.
-        self.hidden = ""
+        #: The first module with an output that is not finite, where the loss is: it is hidden.
+        self.hidden: NonFinite | None = None
 
     def add(
         self, name: str, good: bool, value: Any = None, expected: str = "", detail: str = ""

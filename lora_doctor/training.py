@@ -207,7 +207,12 @@ class Training:
         detail = ""
         if without:
             detail = f"{none} got none at all, {len(without) - none} only zeros: {names}"
-            detail += f"; {self.ledger.hidden}" if self.ledger.hidden else ""
+        hidden = self.ledger.hidden
+        if hidden is not None and judged and len(without) == len(judged):
+            # Nothing learns, and somebody made a loss of what was not a number.
+            text = f"{hidden}; the loss is finite all the same"
+            detail = f"{text}; {detail}"
+            self.ledger.blame("gradients", "NonFiniteOutput", text, hidden.path)
         value = f"{len(judged) - len(without)} of {len(judged)}"
         expected = "every adapter parameter"
         self.ledger.add("gradients", bool(judged) and not without, value, expected, detail)
