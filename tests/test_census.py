@@ -107,8 +107,8 @@ HOSTILE = "<script>alert(1)</script> | `x`"
 def small_census() -> Census:
     yes, no = Cell("yes"), Cell("no", HOSTILE)
     good = Row("AutoModelForCausalLM", "good", "GoodForCausalLM", 10**9,
-               {"r": 16, "target_modules": ["q"]}, {name: yes for name in COLUMNS})  # fmt: skip
-    bad = Row("AutoModelForCausalLM", "bad", cells={name: no for name in COLUMNS})
+               {"r": 16, "target_modules": ["q"]}, dict.fromkeys(COLUMNS, yes))  # fmt: skip
+    bad = Row("AutoModelForCausalLM", "bad", cells=dict.fromkeys(COLUMNS, no))
     return Census({"transformers": "5", "peft": "0"}, (bad, good))
 
 

@@ -13,8 +13,7 @@ from typing import Any
 
 from lora_doctor.errors import EvidenceError
 from lora_doctor.evidence import tiny
-from lora_doctor.evidence.locator import one_line
-from lora_doctor.isolation import report_progress
+from lora_doctor.isolation import one_line, report_progress
 from lora_doctor.ledger import is_out_of_memory
 from lora_doctor.recipe import Recipe
 from lora_doctor.verification import Verification
@@ -54,7 +53,10 @@ def gather(
         except Exception as error:
             if is_out_of_memory(error):
                 raise
-            found[name] = {"status": "no", "reason": f"{type(error).__name__}: {one_line(error)}"}
+            found[name] = {
+                "status": "no",
+                "reason": f"{type(error).__name__}: {one_line(str(error), 240)}",
+            }
             continue
         found[name] = cell(result)
     return found
