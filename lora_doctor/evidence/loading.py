@@ -173,9 +173,9 @@ class Loader:
             if name in (auto, cls.__name__):
                 return auto, cls
         # Classes that two auto classes share are among the candidates under the first one's name.
-        cls = _class_in(name, self.config)
-        if cls is not None:
-            return name, cls
+        shared = _class_in(name, self.config)
+        if shared is not None:
+            return name, shared
         own = self._own_class(name)
         if own is not None:
             return name, own
