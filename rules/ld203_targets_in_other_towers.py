@@ -86,6 +86,8 @@ class TargetsInOtherTowers(Rule):
                 Measure("adapters without gradient", quoted(dead, 6),
                         f"{case.settings.depth} model, every batch")
             )  # fmt: skip
+        # The tiny model has fewer layers; what is said is of the model at full size.
+        layers = _named(_last_layers(case)) if dead else []
         names = ", ".join(tower.path for tower, _ in strays)
         kinds = " and ".join(sorted({tower.kind for tower, _ in strays}))
         if strays:
@@ -95,17 +97,19 @@ class TargetsInOtherTowers(Rule):
                 + (f", and {len(dead)} adapters get no gradient" if dead else "")
                 + "."
             )
+        elif layers:
+            message = f"The adapters in {quoted(layers, 3)} get no gradient, whatever the batch."
         else:
             message = f"{len(dead)} adapters get no gradient: {quoted(dead, 3)}."
         yield self.finding(
             "warning",
             message,
-            location=Location("module", names or dead[0]),
+            location=Location("module", names or (layers or dead)[0]),
             evidence=tuple(evidence),
             proof=Proof("executed", "gradients were counted in a real backward")
             if dead
             else Proof("measured", "PEFT was run on the real class and the result was counted"),
-            fixes=_fixes(case, strays, dead, _unreached(case) if dead else set()),
+            fixes=_fixes(case, strays, dead, _unreached(case) if dead else set(), layers),
             explains=("gradients", "adapters-move") if dead else (),
         )
 
@@ -186,7 +190,11 @@ def _speaks_of(recipe: Recipe, tower: Tower) -> bool:
 
 
 def _fixes(
-    case: Case, strays: list[tuple[Tower, list[ModuleGroup]]], dead: list[str], unreached: set[str]
+    case: Case,
+    strays: list[tuple[Tower, list[ModuleGroup]]],
+    dead: list[str],
+    unreached: set[str],
+    layers: list[str],
 ) -> tuple[Fix, ...]:
     fixes = []
     structure, recipe = case.structure, case.recipe
@@ -202,7 +210,6 @@ def _fixes(
         )
     entries = target_entries(recipe)
     idle = [name for name in entries if name in unreached]
-    last = _last_layers(case) if dead else {}
     if idle and len(idle) < len(entries) and not isinstance(recipe.get("target_modules"), str):
         fixes.append(
             Fix(
@@ -211,14 +218,13 @@ def _fixes(
                 (Edit("target_modules", [name for name in entries if name not in idle]),),
             )
         )
-    elif last and entries and "all-linear" not in entries:
-        names = [f"{stack}.{number}" for stack, numbers in last.items() for number in numbers]
+    elif layers and entries and "all-linear" not in entries:
         fixes.append(
             Fix(
-                f"Leave out {quoted(names, 4)}: the model never uses what comes out of it, so its "
+                f"Leave out {quoted(layers, 4)}: the model never uses what comes out of it, so its "
                 "adapters learn nothing.",
                 "safe",
-                (Edit("target_modules", _without(names, entries, recipe)),),
+                (Edit("target_modules", _without(layers, entries, recipe)),),
             )
         )
     elif dead:
@@ -249,6 +255,10 @@ def _last_layers(case: Case) -> dict[str, list[int]]:
         if found.setdefault(stack, numbers) != numbers:
             return {}
     return found
+
+
+def _named(last: dict[str, list[int]]) -> list[str]:
+    return [f"{stack}.{number}" for stack, numbers in last.items() for number in numbers]
 
 
 def _without(names: list[str], entries: list[str], recipe: Recipe) -> str:
