@@ -62,7 +62,7 @@ class PreparationMixesDtypes(Rule):
         dtype = case.asked.get("dtype") or "the library's own"
         yield self.finding(
             "error",
-            f"{failure.message}.",
+            f"T{failure.message[1:].rstrip('.')}.",
             location=Location("recipe", "dtype"),
             evidence=(
                 Measure("before the preparation", "the forward runs", "a training batch"),

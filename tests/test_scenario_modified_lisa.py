@@ -121,6 +121,28 @@ def expect_training(folder: Path, name: str, precision: str) -> None:
         raise AssertionError(reason)
 
 
+@pytest.mark.parametrize("precision", ["4-bit", "8-bit"])
+def test_paligemma_quantized_and_prepared(precision: str, tmp_path: Path, worker: Worker) -> None:
+    """Without a dtype 4.57 loads the rest in float16, PEFT makes it float32, and its masks stay."""
+    import transformers
+
+    failure = f"PaliGemma in {precision}: prepare_model_for_kbit_training mixes dtypes"
+    missing = vlm_folders.missing_class("PaliGemma")
+    if missing:
+        not_here(REPORT, failure, "LD303", missing)
+    folder = vlm_folders.write_checkpoint(tmp_path / "model", "PaliGemma")
+
+    def plainly() -> None:
+        expect_training(folder, "PaliGemma", precision)
+
+    if NO_GPU in message_of(plainly):
+        not_here(REPORT, failure, "LD303", "not without a GPU")
+    prove(
+        REPORT, failure, "LD303", "arch:paligemma", {**RECIPE, **PRECISIONS[precision]},
+        worker=worker, occurs=transformers.__version__.startswith("4.57."), plainly=plainly,
+    )  # fmt: skip
+
+
 # --- frozen ---------------------------------------------------------------------------------------
 
 
