@@ -158,7 +158,9 @@ class Subject:
         handles = list(self._watch_layers(live))
         output = self._output_embeddings()
         if output is not None:
-            handles.append(output.register_forward_pre_hook(lambda *_: head.append(live.now())))
+            handles.append(
+                output.register_forward_pre_hook(lambda *_: head.append(live.layers_are_through()))
+            )
         # Gradients of the adapters are counted by themselves.
         for one, _ in self.trainable():
             handles.append(one.register_post_accumulate_grad_hook(_drop_gradient))
@@ -167,8 +169,7 @@ class Subject:
                 given = {name: self._moved(one, values) for name, one in inputs.items()}
                 loss = loss_of(self.model, given)
                 gc.collect()
-                live.forward_is_over()
-                end = live.now()
+                end = live.forward_is_over()
                 loss.backward()
                 del loss, given
         finally:
@@ -183,8 +184,24 @@ class Subject:
         return values.to_meta(value.to(self.dtype) if value.is_floating_point() else value)
 
     def _watch_layers(self, live: LiveBytes) -> Iterator[Any]:
+        lingering = self._lingering()
         for path, module in self._layers.items():
-            yield from _watch(module, live, self.bones.times(path))
+            times = self.bones.times(path)
+            yield from _watch(module, live, times, lingering.get(path, times))
+
+    def _lingering(self) -> dict[str, int]:
+        """How many layers each one stands for in what is there when all are through: the first of
+        a kind for the rest of it, the second, which may be the last to run, for itself."""
+        result: dict[str, int] = {}
+        for second, count in self.bones.repeats.items():
+            parent = second.rpartition(".")[0]
+            siblings = [path for path in self._layers if path.rpartition(".")[0] == parent]
+            before = siblings[: siblings.index(second)] if second in siblings else []
+            firsts = [path for path in before if path not in {*self.bones.repeats, *result}]
+            if firsts:
+                result[firsts[-1]] = self.bones.times(second)
+                result[second] = self.bones.times(second) // count
+        return result
 
     def _output_embeddings(self) -> Any:
         get = getattr(self.base, "get_output_embeddings", None)
@@ -206,11 +223,11 @@ def _keep_float32(model: Any, dtype: str) -> None:
             module.float()
 
 
-def _watch(module: Any, live: LiveBytes, stands_for: int) -> tuple[Any, Any]:
-    entered: list[tuple[int, int]] = []
+def _watch(module: Any, live: LiveBytes, stands_for: int, lingers_for: int) -> tuple[Any, Any]:
+    entered: list[tuple[tuple[int, int], int]] = []
 
     def enter(_: Any, args: Any, kwargs: Any) -> None:
-        entered.append(live.enter((args, kwargs), stands_for))
+        entered.append(live.enter((args, kwargs), stands_for, lingers_for))
 
     def leave(_: Any, args: Any, output: Any) -> None:
         live.leave((output,), entered.pop())

@@ -32,11 +32,13 @@ def intercepted(handler: Handler) -> Any:
 @dataclass
 class _Storage:
     """``born`` and ``died``: numbers of the moments. ``stands_for``: how many like it the full
-    model would have made, where this one has fewer layers."""
+    model would keep for the backward, where this one has fewer layers; ``lingers_for``: how many
+    would still be there when all layers are through."""
 
     size: int
     born: int
     stands_for: int
+    lingers_for: int
     died: int | None = None
 
 
@@ -44,15 +46,17 @@ class LiveBytes:
     """Records the storages that are made on ``device`` inside ``with live.watching():``.
 
     What existed before is not counted. A layer that stands for several (:meth:`enter`,
-    :meth:`leave`) counts so often for what it keeps until the end of the forward
-    (:meth:`forward_is_over`), not for what is gone by then.
+    :meth:`leave`) counts so often for what it keeps: what is still there when all layers are
+    through (:meth:`layers_are_through`: a cache of keys and values) or when the forward has ended
+    (:meth:`forward_is_over`: what the backward needs). What is gone by then counts once.
     """
 
     def __init__(self, device: str, existing: Iterable[Any] = ()) -> None:
         self.device = device
-        self._stands_for = 1
+        self._factors = (1, 1)
         self._moment = 0
         self._over: int | None = None
+        self._through: int | None = None
         self._log: list[_Storage] = []
         self._held: dict[int, tuple[Any, _Storage]] = {}
         self._inputs: set[int] = set()
@@ -62,41 +66,44 @@ class LiveBytes:
     def watching(self) -> Any:
         return intercepted(self._run)
 
-    def now(self) -> int:
+    def layers_are_through(self) -> int:
         """The number of this moment, for :meth:`alive_at`."""
+        if self._over is None:
+            self._through = self._moment
         return self._moment
 
-    def forward_is_over(self) -> None:
+    def forward_is_over(self) -> int:
+        """The number of this moment, for :meth:`alive_at`."""
         self._over = self._moment
+        return self._moment
 
-    def enter(self, layer_inputs: Iterable[Any], stands_for: int) -> tuple[int, int]:
+    def enter(
+        self, layer_inputs: Iterable[Any], stands_for: int, lingers_for: int
+    ) -> tuple[tuple[int, int], int]:
         """A layer starts that stands for several; returns what :meth:`leave` wants.
 
         An input that no layer before has got (hidden states, not the mask) is one such input for
-        each of them.
+        each of them. ``lingers_for`` is that of the first layer of a kind, not of the last: the
+        last leaves behind what the next would have taken away.
         """
-        token = (self._stands_for, self._moment)
-        self._stands_for = stands_for
+        token = (self._factors, self._moment)
+        self._factors = (stands_for, lingers_for)
         for one in self._storages(layer_inputs):
             if id(one) not in self._inputs and self._over is None:
                 self._inputs.add(id(one))
                 one.stands_for = stands_for
         return token
 
-    def leave(self, layer_outputs: Iterable[Any], token: tuple[int, int]) -> None:
+    def leave(self, layer_outputs: Iterable[Any], token: tuple[tuple[int, int], int]) -> None:
         """It ends; its output is one, until another layer takes it as input."""
-        self._stands_for, since = token
+        self._factors, since = token
         for one in self._storages(layer_outputs):
             if one.born > since and self._over is None:
-                one.stands_for = self._stands_for
+                one.stands_for, one.lingers_for = self._factors
 
     def alive_at(self, moment: int) -> int:
         """Bytes alive at this moment."""
-        return sum(
-            self._weight(one)
-            for one in self._log
-            if one.born <= moment and (one.died is None or one.died > moment)
-        )
+        return sum(self._weight(one) for one in self._log if _alive(one, moment))
 
     def peak(self) -> int:
         """Most bytes that were alive at once."""
@@ -113,9 +120,9 @@ class LiveBytes:
         return most
 
     def _weight(self, one: _Storage) -> int:
-        over = self._over
-        kept = over is not None and one.born <= over and (one.died is None or one.died > over)
-        return one.size * one.stands_for if kept else one.size
+        if _alive(one, self._over):
+            return one.size * one.stands_for
+        return one.size * one.lingers_for if _alive(one, self._through) else one.size
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         result = func(*args, **kwargs)
@@ -144,7 +151,7 @@ class LiveBytes:
         if key in self._held:
             return
         self._moment += 1
-        one = _Storage(storage.nbytes(), self._moment, self._stands_for)
+        one = _Storage(storage.nbytes(), self._moment, *self._factors)
         if counts:
             self._log.append(one)
 
@@ -154,6 +161,10 @@ class LiveBytes:
             self._held.pop(key, None)
 
         self._held[key] = (weakref.ref(storage, gone), one)
+
+
+def _alive(one: _Storage, moment: int | None) -> bool:
+    return moment is not None and one.born <= moment and (one.died is None or one.died > moment)
 
 
 def _key(tensor: Any) -> int:
