@@ -141,7 +141,7 @@ class EpsilonMismatch(Rule):
         trained = (
             f"a checkpoint that was trained with {own:g} must keep it"
             if reading.owner is None
-            else f"the pretrained weights were made with {other:g}"
+            else "weights published for this class expect it"
         )
         return self.finding(
             severity,
