@@ -84,7 +84,7 @@ def test_towers_of_known_designs(name: str, expected: list[str]) -> None:
 def test_stacks_that_take_tokens_and_patches_are_language() -> None:
     """From 5.0 on UDOP's stacks hold a patch convolution each, and the token embedding none."""
     found = kinds(build("udop"))
-    assert set(found.values()) == {"head", "language", "vision"}
+    assert set(found.values()) - {"head"} == {"language", "vision"}
     assert not {path for path, kind in found.items() if kind == "vision"} - {"patch_embed"}
 
 
