@@ -11,14 +11,17 @@ from lora_doctor import engine
 from lora_doctor.case import Case, Limits, Settings
 from lora_doctor.diagnosis import Diagnosis
 from lora_doctor.errors import InputError
+from lora_doctor.fixes import Patch
 from lora_doctor.isolation import Worker
 from lora_doctor.model_source import ModelSource, parse_model
-from lora_doctor.recipe import as_recipe
+from lora_doctor.recipe import Recipe, as_recipe
 from lora_doctor.rule import DEPTHS, Depth, Rule
 from lora_doctor.verification import Verification
 
 if TYPE_CHECKING:
     import os
+
+    from lora_doctor.prescription import Prescription
 
 
 def check(
@@ -39,6 +42,7 @@ def check(
     scheduler: Any = None,
     planned_steps: int | None = None,
     memory: bool = False,
+    prescription: str | os.PathLike[str] | Prescription | None = None,
     progress: Callable[[str], None] | None = None,
     only_nets: bool = False,
     worker: Worker | None = None,
@@ -61,6 +65,8 @@ def check(
         scheduler: the learning rate scheduler of that optimizer; a copy of it is run for
             ``planned_steps``, the number of optimizer steps of the whole run.
         memory: also make the memory plan; a recipe with a ``memory_budget`` has it made anyway.
+        prescription: what ``fix --apply`` wrote: its patches are in force, and its recipe is taken
+            where none is given.
         progress: called with a short text on what is going on.
         only_nets: run the training contract and report its failure, without the other rules.
         worker: a running child process to use again, which saves its imports; it stays open.
@@ -79,7 +85,7 @@ def check(
         model, recipe, depth=depth, revision=revision, trust_remote_code=trust_remote_code,
         limits=limits, device=device, steps=steps, batches=batches, progress=progress,
         worker=worker, optimizer=optimizer, scheduler=scheduler, planned_steps=planned_steps,
-        memory=memory,
+        memory=memory, prescription=prescription,
     ) as case:  # fmt: skip
         return engine.diagnose(case, found, selection)
 
@@ -100,6 +106,8 @@ def fix(
     Takes the same arguments as :func:`check`. ``unsafe_fixes`` also applies fixes that may change
     what is learnt, memory or speed.
     """
+    if options.get("prescription") is not None:
+        raise InputError("prescription: holds fixes already; fix the recipe without it")
     found = _rules(rules)
     selection = _selection(select, ignore, found)
     with open_case(model, recipe, **options) as case:
@@ -135,6 +143,7 @@ def open_case(
     scheduler: Any = None,
     planned_steps: int | None = None,
     memory: bool = False,
+    prescription: str | os.PathLike[str] | Prescription | None = None,
     progress: Callable[[str], None] | None = None,
     worker: Worker | None = None,
 ) -> Iterator[Case]:
@@ -148,6 +157,10 @@ def open_case(
         raise InputError("MODEL is empty; give a hub id, a folder, arch:NAME or module:factory")
     checked_recipe = as_recipe(recipe)
     source = parse_model(model, revision=revision, trust_remote_code=trust_remote_code)
+    patches: tuple[Patch, ...] = ()
+    if prescription is not None:
+        patches, prescribed = _prescribed(prescription, source)
+        checked_recipe = checked_recipe if recipe is not None else prescribed
     if depth == "full" and source.kind in ("arch", "factory"):
         raise InputError(f"MODEL {source}: has no weights to load; --depth tiny runs without any")
     if optimizer is not None or scheduler is not None or planned_steps is not None:
@@ -169,7 +182,21 @@ def open_case(
             child.start()  # imports run while the files are read
         if source.kind == "hub":
             source = _fetch(source, limits.hub_seconds, tell)
-        yield Case(source, checked_recipe, settings, child, progress=tell)
+        yield Case(source, checked_recipe, settings, child, patches=patches, progress=tell)
+
+
+def _prescribed(
+    given: str | os.PathLike[str] | Prescription, source: ModelSource
+) -> tuple[tuple[Patch, ...], Recipe]:
+    """The patches and the recipe of a prescription."""
+    from lora_doctor.prescription import Prescription, read_prescription
+
+    if source.kind == "module":
+        raise InputError(
+            "prescription: this model is loaded already; call lora_doctor.apply before loading it"
+        )
+    held = given if isinstance(given, Prescription) else read_prescription(Path(given))
+    return held.patches, as_recipe(held.recipe)
 
 
 def _refuse_script(model: Any) -> None:

@@ -16,6 +16,7 @@ from lora_doctor import __version__
 from lora_doctor.cli_options import (
     device_options,
     memory_options,
+    prescription_option,
     recipe_options,
     report_options,
 )
@@ -99,6 +100,7 @@ def cli() -> None:
     "a shrunken model really trained, the real weights.",
 )
 @memory_options
+@prescription_option
 @device_options
 @report_options
 def check(**options: Any) -> int:
@@ -164,7 +166,7 @@ def fix(**options: Any) -> int:
         _print(diagnosis.recipe_diff, nl=False)
         return _exit_code(diagnosis, options["fail_on"])
     written = plan.write(diagnosis) if options["write"] else ()
-    diagnosis = _with_next_command(diagnosis, options, plan.recipe_path if written else None)
+    diagnosis = _with_next_command(diagnosis, options, plan if written else None)
     code = _report(diagnosis, options)
     for path in written:
         click.echo(f"wrote {path}", err=True)
@@ -180,6 +182,7 @@ def fix(**options: Any) -> int:
     show_default=True,
     help="A shrunken model, or the real weights (folder or hub id).",
 )
+@prescription_option
 @device_options
 @report_options
 def verify(**options: Any) -> int:
@@ -331,6 +334,7 @@ def _call_arguments(options: dict[str, Any]) -> dict[str, Any]:
         "device": options["device"],
         "steps": options["steps"],
         "memory": options.get("memory", False),
+        "prescription": options.get("prescription"),
     }
 
 
@@ -344,6 +348,14 @@ def _recipe(options: dict[str, Any]) -> Any:
         from lora_doctor.recipes import read_recipe
 
         base = read_recipe(Path(options["recipe_file"]))
+    elif options.get("prescription"):
+        from lora_doctor.prescription import read_prescription
+
+        base = make_recipe(
+            read_prescription(options["prescription"]).recipe,
+            where=options["prescription"],
+            origin="file",
+        )
     given: dict[str, Any] = {}
     for key in ("target_modules", "exclude_modules"):
         if options[key] is not None:
@@ -378,14 +390,14 @@ def _codes(text: str) -> tuple[str, ...]:
 
 
 def _with_next_command(
-    diagnosis: Diagnosis, options: dict[str, Any], written_recipe: Any = None
+    diagnosis: Diagnosis, options: dict[str, Any], written: Any = None
 ) -> Diagnosis:
     from dataclasses import replace
 
     from lora_doctor.next_command import next_command
 
     invoked = click.get_current_context()
-    command = next_command(diagnosis, invoked.info_name or "", options, written_recipe)
+    command = next_command(diagnosis, invoked.info_name or "", options, written)
     return replace(diagnosis, next_command=command)
 
 

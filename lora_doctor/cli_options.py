@@ -200,3 +200,12 @@ def device_options(command: F) -> F:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def prescription_option(command: F) -> F:
+    """For a recipe whose fixes are patches of the process as well."""
+    return click.option(
+        "--prescription",
+        metavar="FILE",
+        help="What fix --apply wrote: run with its patches, and its recipe where --recipe is none.",
+    )(command)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lora_doctor.diagnosis import Diagnosis
-from lora_doctor.engine import first_fix
+from lora_doctor.engine import first_fix, patches_of
+
+if TYPE_CHECKING:
+    from lora_doctor.writing import Plan
 
 #: Options that carry the recipe and the way to the model, in the order in which they are shown.
 _CARRIED = (
     "recipe_file", "task_type", "target_modules", "target_parameters", "exclude_modules",
     "modules_to_save", "r", "lora_alpha", "lora_dropout", "dtype", "attn_implementation",
     "model_class", "revision", "memory_budget", "per_device_train_batch_size", "max_length",
-    "optim",
+    "optim", "prescription",
 )  # fmt: skip
 _FLAGS = (
     "use_rslora", "use_dora", "load_in_4bit", "load_in_8bit", "gradient_checkpointing",
@@ -24,11 +26,14 @@ _SPELLING = {"recipe_file": "--recipe", "model_class": "--class"}
 
 
 def next_command(
-    diagnosis: Diagnosis, command: str, options: Mapping[str, Any], written_recipe: Path | None
+    diagnosis: Diagnosis, command: str, options: Mapping[str, Any], written: Plan | None
 ) -> str:
-    """What to type after this result; empty when there is nothing left to do."""
-    if written_recipe is not None:
-        words = ["lora-doctor", "verify", options["model"], "--recipe", str(written_recipe)]
+    """What to type after this result; empty when there is nothing left to do. ``written``: the
+    files that ``fix --apply`` wrote."""
+    if written is not None:
+        words = ["lora-doctor", "verify", options["model"], "--recipe", str(written.recipe_path)]
+        if patches_of(diagnosis):  # the recipe alone would not train
+            words += ["--prescription", str(written.prescription_path)]
         words += ["--trust-remote-code"] if options["trust_remote_code"] else []
         return shlex.join(words)
     findings = [finding for finding in diagnosis.findings if finding.severity != "info"]

@@ -413,3 +413,18 @@ def test_the_reports_messages_are_explained(message: str, expected: set[str]) ->
     result = cli.lora_doctor("explain", message)
     assert result.code == 0, result
     assert all(code in result.out for code in expected), result.out
+
+
+def test_the_next_command_after_a_patch_is_one_that_trains(
+    repository: Path, tmp_path: Path
+) -> None:
+    """The recipe alone would not: the command carries the prescription with its patches."""
+    import shlex
+
+    fixed = run("fix", repository, "--unsafe-fixes", "--apply", cwd=tmp_path)
+    patches = [item["patch"] for item in fixed["applied"] if item["patch"]]
+    words = shlex.split(fixed["next_command"])
+    assert words[:2] == ["lora-doctor", "verify"]
+    assert ("--prescription" in words) == bool(patches) and patches
+    result = cli.lora_doctor(*words[1:], cwd=tmp_path)
+    assert result.code == 0, result

@@ -107,7 +107,7 @@ def _used(code: RemoteCode, roots: list[ClassFacts]) -> Iterator[ClassFacts]:
 
 
 def _definitions(code: RemoteCode, file: str, name: str) -> Iterator[tuple[str, str]]:
-    """Classes, functions and variables that ``name`` may mean in ``file``: their files and names."""
+    """Classes, functions and variables that ``name`` may mean in ``file``: file and name."""
     found = code.resolve(file, name)
     if isinstance(found, ClassFacts):
         yield found.at.file, found.name
