@@ -195,6 +195,8 @@ def cure(
         fixed_recipe=recipe,
         after=current.before,
         remaining=current.findings,
+        # What the fixes were for may have kept the first run from an answer.
+        undetermined=current.undetermined,
         seconds=time.perf_counter() - start,
     )
 
