@@ -234,10 +234,10 @@ def _loss_of(outputs: Any) -> Any:
 
 
 def surrogate_loss(outputs: Any) -> Any:
-    """Mean squared distance of the first floating point tensor that depends on the parameters
-    from a fixed pattern of the same shape.
+    """Mean squared distance of the floating point outputs from fixed patterns of their shapes.
 
-    From zero it would not do: what a LayerNorm puts out has the same square whatever it learns.
+    Of all of them: which one the adapters reach is not seen without gradients. From zero it would
+    not do: what a LayerNorm puts out has the same square whatever it learns.
 
     Raises:
         BatchError: the outputs hold no floating point tensor.
@@ -249,16 +249,22 @@ def surrogate_loss(outputs: Any) -> Any:
         raise BatchError(
             f"{type(outputs).__name__} holds no floating point tensor to make a loss from"
         )
-    tensor = next((item for item in tensors if item.requires_grad), tensors[0])
+    return sum(_distance(tensor) for tensor in tensors) / len(tensors)
+
+
+def _distance(tensor: Any) -> Any:
+    import torch
+
     places = torch.arange(tensor.numel(), device=tensor.device).view(tensor.shape)
     return (tensor.float() - torch.sin(places.float())).pow(2).mean()
 
 
 def _tensors(outputs: Any) -> Any:
+    """Floating point tensors in the outputs, but for masks, which hold minus infinity."""
     import torch
 
     if isinstance(outputs, torch.Tensor):
-        if outputs.is_floating_point() and outputs.numel():
+        if outputs.is_floating_point() and outputs.numel() and not bool(outputs.isneginf().any()):
             yield outputs
     elif isinstance(outputs, dict):
         for key, value in outputs.items():
