@@ -236,9 +236,9 @@ def verify(**options: Any) -> int:
 def census(
     select: tuple[str, ...], jobs: int, engine: str, output_dir: str, keep_models: str | None
 ) -> int:
-    """Try LoRA on every architecture of the installed transformers; writes a table.
+    """Try LoRA on every architecture that transformers has.
 
-    census.json and a searchable census.html: does it build, do PEFT's defaults train, does our
+    Writes census.json and a searchable census.html: does it build, do PEFT's defaults train, does our
     recipe, checkpointing, 4 and 8 bits, half precision, saving and merging; and why not.
     """
     from pathlib import Path

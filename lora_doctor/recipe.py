@@ -336,13 +336,13 @@ def make_recipe(
     """
     checked: dict[str, Any] = {}
     known: frozenset[str] | None = None
+    other_peft_type = str(values.get("peft_type", "LORA")).upper().rpartition(".")[2] != "LORA"
     for raw_key, value in values.items():
         if not isinstance(raw_key, str):
             raise InputError(f"{where}: key {raw_key!r} is not a text; keys are PEFT's names")
         key = ALIASES.get(raw_key, raw_key)
         if key not in ADAPTER_KEYS and key not in OUTER_KEYS:
             known = known or known_keys()
-            other_peft_type = str(values.get("peft_type", "LORA")).upper() != "LORA"
             if key not in known and not other_peft_type:
                 if ignore_unknown:
                     continue
@@ -351,6 +351,8 @@ def make_recipe(
                 raise InputError(f"{where}: unknown key {key!r}{hint}")
         if key in checked:
             raise InputError(f"{where}: {key!r} is given twice (as {raw_key!r} too)")
+        if key == "r" and value == 0 and other_peft_type:
+            continue  # OFT: the rank follows from the block size
         checked[key] = check_value(key, value, where)
     for one, other in (("load_in_4bit", "load_in_8bit"), ("fp16", "bf16")):
         if checked.get(one) and checked.get(other):
