@@ -238,8 +238,8 @@ def census(
 ) -> int:
     """Try LoRA on every architecture that transformers has.
 
-    Writes census.json and a searchable census.html: does it build, do PEFT's defaults train, does our
-    recipe, checkpointing, 4 and 8 bits, half precision, saving and merging; and why not.
+    Writes census.json and a searchable census.html: does it build, do PEFT's defaults train,
+    does our recipe, checkpointing, 4 and 8 bits, half precision, saving and merging; why not.
     """
     from pathlib import Path
 

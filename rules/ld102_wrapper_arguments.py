@@ -246,8 +246,8 @@ def _needs_a_run(case: Case, structure: Structure, names: Sequence[str]) -> None
         return
     if not case.reaches("tiny"):
         raise EvidenceError(
-            f"whether {structure.model_class}.forward can take {', '.join(names)} is not seen from "
-            "its signature but by running it, at --depth tiny"
+            f"whether {structure.model_class}.forward can take {', '.join(names)} is "
+            "seen by running it, at --depth tiny; its signature does not tell"
         )
     forward = case.verification.check("forward")
     if forward is None or forward.status == "skipped":

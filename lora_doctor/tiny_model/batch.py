@@ -242,7 +242,6 @@ def surrogate_loss(outputs: Any) -> Any:
     Raises:
         BatchError: the outputs hold no floating point tensor.
     """
-    import torch
 
     tensors = list(_tensors(outputs))
     if not tensors:
