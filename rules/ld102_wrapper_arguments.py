@@ -170,7 +170,7 @@ class WrapperArguments(Rule):
         if _ran(case):
             return  # a decorator may take what the signature does not show
         seen = _seen_failing(case, structure)
-        if refused and set(refused) <= FLAGS and not seen:
+        if refused and all(name in FLAGS for name in refused) and not seen:
             _needs_a_run(case, structure, refused)
             return
         if not refused and not seen:
