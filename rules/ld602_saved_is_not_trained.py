@@ -113,7 +113,8 @@ class SavedIsNotTrained(Rule):
         saving = seen.saving
         if saving is None:
             raise EvidenceError("the training contract stopped before it saved anything")
-        if saving.lost and not saving.lost_elsewhere:
+        # What is trained by mistake is lost by right: another rule has said that it is trained.
+        if saving.lost and not saving.lost_elsewhere and "save-reload" not in case.explained:
             yield self._lost(seen, saving)
         if saving.frozen and case.structure.built_in is None:
             yield self._frozen(case, seen, saving)
