@@ -10,6 +10,7 @@ import contextlib
 import copy
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from lora_doctor.contract import Contract, Subject
@@ -115,10 +116,13 @@ def verify(
         if recipe.get(key) != asked.get(key)
     ]
     loads_otherwise = dtype != "float32" or recipe.quantized
+    quantized_here = False
+    reason = kind = ""
     if loads_otherwise or recipe.mixed_precision:
         try:
             if loads_otherwise:
                 model = _reload(tiny, recipe, dtype, device, told)
+                quantized_here = bool(getattr(model, "is_quantized", False))
             else:
                 model = copy.deepcopy(tiny)
             batch = copy.deepcopy(first)
@@ -142,7 +146,13 @@ def verify(
         kind = ", ".join(filter(None, (dtype, recipe.quantized, mixed)))
         told.append(f"run in float32 without quantization, {kind} {NOT_PROVEN}: {reason}")
         recipe = recipe.edit((Edit("fp16", REMOVE), Edit("bf16", REMOVE)))
-    return _run(tiny, loader, first, "float32", recipe, steps, device, told, unfit, round_trip)
+    result = _run(tiny, loader, first, "float32", recipe, steps, device, told, unfit, round_trip)
+    if quantized_here and result.outcome == "passed":
+        # It was quantized and did not run: in float32 it is another model that trains.
+        result = replace(
+            result, outcome="undetermined", reason=f"the model does not run in {kind}: {reason}"
+        )
+    return result
 
 
 def _run(
