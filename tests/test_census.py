@@ -17,8 +17,8 @@ from lora_doctor.evidence.environment import known_architectures
 from tests import cli
 
 slow = pytest.mark.slow
-#: On every stack: a decoder, speech, and one that PEFT has no default for.
-NAMES = ("gpt2", "whisper", "pix2struct")
+#: On every stack: a decoder, speech (twice: also its decoder alone), text to text.
+NAMES = ("gpt2", "whisper", "t5")
 
 
 def run(folder: Path, *names: str, keep: Path | None = None) -> tuple[cli.Result, dict[str, Any]]:
