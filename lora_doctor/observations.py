@@ -7,8 +7,10 @@ needs. Nothing here is a verdict, and nothing is known of a module that was not 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
+
+from lora_doctor.from_json import from_json
 
 
 @dataclass(frozen=True)
@@ -187,31 +189,4 @@ class Observations:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Observations:
-        observations: Observations = _build(cls, data)
-        return observations
-
-
-_NESTED: Mapping[str, type] = {
-    "norms": NormReading,
-    "effects": EpsilonEffect,
-    "activations": ActivationReading,
-    "updates": UpdateReading,
-    "connections": ConnectionReading,
-    "attention": AttentionReading,
-    "instance_patches": InstancePatch,
-}
-
-
-def _build(cls: type, data: Mapping[str, Any]) -> Any:
-    """A dataclass out of its JSON: lists become tuples, what stands in them their class."""
-    known = {item.name for item in fields(cls)}
-    values: dict[str, Any] = {}
-    for name, value in data.items():
-        if name not in known:
-            continue
-        if name in _NESTED:
-            value = tuple(_build(_NESTED[name], item) for item in value)
-        elif isinstance(value, list):
-            value = tuple(value)
-        values[name] = value
-    return cls(**values)
+        return from_json(cls, data)

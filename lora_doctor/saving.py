@@ -5,9 +5,8 @@ Filled by ``round_trip`` while the training contract saves, loads and merges; re
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -78,13 +77,3 @@ class Saving:
     merged_error: str = ""
     auto: AutoLoading | None = None
     vocabulary: Vocabulary | None = None
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Saving:
-        values = dict(data)
-        for key in ("lost", "frozen", "new_heads"):
-            values[key] = tuple(values.get(key, ()))
-        values["tied"] = tuple(TiedPart(**item) for item in values.get("tied", ()))
-        for key, nested in (("auto", AutoLoading), ("vocabulary", Vocabulary)):
-            values[key] = nested(**values[key]) if values.get(key) else None
-        return cls(**values)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from lora_doctor.from_json import from_json
 from lora_doctor.observations import Observations
 from lora_doctor.saving import Saving
 
@@ -139,33 +140,9 @@ class Verification:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Verification:
-        values = dict(data)
-        values["checks"] = tuple(Check(**item) for item in data["checks"])
-        values["failure"] = Failure(**data["failure"]) if data.get("failure") else None
-        values["adapters"] = tuple(_adapter_group(item) for item in data.get("adapters", ()))
-        values["batches"] = tuple(_batch_report(item) for item in data.get("batches", ()))
-        values["patches"] = tuple(data.get("patches", ()))
-        values["notes"] = tuple(data.get("notes", ()))
-        values["saving"] = Saving.from_json(data["saving"]) if data.get("saving") else None
-        values["observations"] = Observations.from_json(data.get("observations") or {})
-        return cls(**values)
+        return from_json(cls, data)
 
     @classmethod
     def undetermined(cls, reason: str, *, depth: str, device: str = "cpu") -> Verification:
         """A verification that could not be run; the reason says nothing about the recipe."""
         return cls("undetermined", depth, device, "", (), reason=reason)
-
-
-def _adapter_group(data: Mapping[str, Any]) -> AdapterGroup:
-    values = dict(data)
-    for key in ("batches", "examples_without_gradient", "dtypes"):
-        values[key] = tuple(values.get(key, ()))
-    return AdapterGroup(**values)
-
-
-def _batch_report(data: Mapping[str, Any]) -> BatchReport:
-    values = dict(data)
-    values["inputs"] = {name: tuple(shape) for name, shape in data["inputs"].items()}
-    values["losses"] = tuple(data.get("losses", ()))
-    values["notes"] = tuple(data.get("notes", ()))
-    return BatchReport(**values)

@@ -14,6 +14,7 @@ from lora_doctor.census.pairs import Pair
 from lora_doctor.diagnosis import Diagnosis
 from lora_doctor.errors import LoraDoctorError
 from lora_doctor.fixes import REMOVE, Edit
+from lora_doctor.from_json import from_json
 from lora_doctor.isolation import Worker
 from lora_doctor.model_source import parse_model
 from lora_doctor.recipe import Recipe, as_recipe
@@ -80,10 +81,7 @@ class Row:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Row:
-        values = dict(data)
-        values["cells"] = {name: Cell(**item) for name, item in data["cells"].items()}
-        values["findings"] = tuple(data["findings"])
-        return cls(**values)
+        return from_json(cls, data)
 
 
 def judge(pair: Pair, worker: Worker, limits: Limits, keep: Path | None = None) -> Row:

@@ -6,8 +6,10 @@ Only data, so that rules and reports can read it without torch. Gathered by ``me
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
+
+from lora_doctor.from_json import from_json
 
 TowerKind = Literal["language", "vision", "audio", "projector", "head", "other"]
 ModuleKind = Literal["linear", "conv1d", "conv", "embedding", "norm", "parameter", "other"]
@@ -269,8 +271,7 @@ class Structure:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Structure:
-        structure: Structure = _build(cls, data)
-        return structure
+        return from_json(cls, data)
 
     def tower(self, path: str) -> Tower | None:
         """The tower with this path."""
@@ -280,37 +281,3 @@ class Structure:
         """The module groups that stand in towers of these kinds."""
         paths = {tower.path for tower in self.towers if tower.kind in kinds}
         return tuple(group for group in self.groups if group.tower in paths)
-
-
-_NESTED: Mapping[str, type] = {
-    "groups": ModuleGroup,
-    "towers": Tower,
-    "forward_parameters": ForwardParameter,
-    "head_classes": HeadClass,
-    "injection": Injection,
-    "error": ErrorReport,
-    "built_in": BuiltIn,
-    "stacked": Stacked,
-    "members": StackedAdapter,
-    "adapters": AdapterState,
-    "quantization": Quantization,
-    "parts": FloatPart,
-}
-
-
-def _build(cls: type, data: Mapping[str, Any]) -> Any:
-    """A dataclass out of its JSON: lists become tuples, nested mappings their class."""
-    known = {item.name for item in fields(cls)}
-    values: dict[str, Any] = {}
-    for name, value in data.items():
-        if name not in known:
-            continue
-        nested = _NESTED.get(name)
-        if nested and isinstance(value, Mapping):
-            value = _build(nested, value)
-        elif nested and isinstance(value, (list, tuple)):
-            value = tuple(_build(nested, item) for item in value)
-        elif isinstance(value, list):
-            value = tuple(tuple(item) if isinstance(item, list) else item for item in value)
-        values[name] = value
-    return cls(**values)

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from lora_doctor.from_json import from_json
+
 #: ``counted``: sizes of the real classes' tensors. ``measured``: a forward and a backward of the
 #: real classes on the meta device. ``asked``: of the optimizer itself. ``assumed``: by the formula.
 Source = Literal["counted", "measured", "asked", "assumed", "missing"]
@@ -119,18 +121,7 @@ class Plan:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Plan:
-        values = dict(data)
-        values["recipe"] = _variant(data["recipe"])
-        values["alternatives"] = tuple(_variant(one) for one in data["alternatives"])
-        values["inputs"] = {name: tuple(shape) for name, shape in data["inputs"].items()}
-        for name in ("cards", "assumptions", "notes"):
-            values[name] = tuple(data[name])
-        return cls(**values)
-
-
-def _variant(data: Mapping[str, Any]) -> Variant:
-    parts = tuple(Part(**part) for part in data["parts"])
-    return Variant(data["name"], dict(data["changes"]), parts)
+        return from_json(cls, data)
 
 
 def gib(size: int | None) -> str:
