@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_doctor.adapters import active_adapters, auxiliary_classes
+from lora_doctor.embeddings import input_embeddings
 from lora_doctor.evidence.locator import clean_path, one_line
 from lora_doctor.evidence.modules import pattern_of
 from lora_doctor.rebinding import deep_copy
@@ -291,7 +292,7 @@ def vocabulary(model: Any, folder: Path) -> Vocabulary | None:
     place = str(getattr(config, "_name_or_path", "") or "")
     if not place or not (Path(place) / "config.json").is_file():
         return None
-    embeddings = _embeddings(base)
+    embeddings = input_embeddings(base)
     rows = _rows(embeddings)
     # The config first: the weights are read again only where it says another number.
     if rows is None or rows == _vocabulary_size(config, place):
@@ -302,7 +303,7 @@ def vocabulary(model: Any, folder: Path) -> Vocabulary | None:
             original = type(base).from_pretrained(place, local_files_only=True)
     except Exception:  # noqa: BLE001 - not what the class loads: then there is nothing to compare
         return None
-    first = _rows(_embeddings(original))
+    first = _rows(input_embeddings(original))
     if first is None or first == rows:
         return None
     name = next((path for path, part in base.named_modules() if part is embeddings), "")
@@ -316,14 +317,6 @@ def vocabulary(model: Any, folder: Path) -> Vocabulary | None:
     else:
         outcome = f"loads without a word, with {_rows(loaded.get_input_embeddings())} rows"
     return Vocabulary(rows, first, place, name, saved, outcome)
-
-
-def _embeddings(model: Any) -> Any:
-    """The token embedding; ``None`` where the model has none or several (CLIP, from 5.0 on)."""
-    try:
-        return model.get_input_embeddings()
-    except (AttributeError, NotImplementedError, TypeError, KeyError):
-        return None
 
 
 def _vocabulary_size(config: Any, place: str) -> int | None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from lora_doctor.embeddings import output_embeddings
 from lora_doctor.evidence import prepare
 from lora_doctor.evidence.skeleton import Skeleton
 from lora_doctor.memory_plan.attention import fused_attention
@@ -156,7 +157,7 @@ class Subject:
         live = LiveBytes("meta", existing)
         head: list[int] = []
         handles = list(self._watch_layers(live))
-        output = self._output_embeddings()
+        output = output_embeddings(self.base)
         if output is not None:
             handles.append(
                 output.register_forward_pre_hook(lambda *_: head.append(live.layers_are_through()))
@@ -202,13 +203,6 @@ class Subject:
                 result[firsts[-1]] = self.bones.times(second)
                 result[second] = self.bones.times(second) // count
         return result
-
-    def _output_embeddings(self) -> Any:
-        get = getattr(self.base, "get_output_embeddings", None)
-        try:
-            return get() if get is not None else None
-        except (AttributeError, NotImplementedError):
-            return None  # a head that the class does not tell is counted with the activations
 
 
 def _keep_float32(model: Any, dtype: str) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from lora_doctor.embeddings import input_embeddings
 from lora_doctor.evidence.locator import clean_path
 from lora_doctor.observations import ConnectionReading
 from lora_doctor.observing import Observer, Setting
@@ -186,13 +187,7 @@ def _decoders(model: Any) -> Iterator[_Decoder]:
 
 
 def _embeddings_of(module: Any) -> Any:
-    method = getattr(module, "get_input_embeddings", None)
-    if method is None:
-        return None
-    try:
-        found = method()
-    except (AttributeError, NotImplementedError):  # what transformers says where there are none
-        return None
+    found = input_embeddings(module)
     weight = getattr(found, "weight", None)
     return found if weight is not None and weight.dim() == 2 else None
 

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from lora_doctor.embeddings import input_embeddings
+
 from .batch_makers import MAKERS
 from .shrink_rules import Node, flat_ints, role_of, tree
 
@@ -136,11 +138,7 @@ class Draft:
         )
 
     def _embedding_rows(self) -> int:
-        try:
-            table = self.model.get_input_embeddings()
-        except (AttributeError, NotImplementedError, TypeError, KeyError):
-            table = None
-        rows = getattr(table, "num_embeddings", None)
+        rows = getattr(input_embeddings(self.model), "num_embeddings", None)
         if isinstance(rows, int) and rows > 1:
             return rows
         return self.settings.number("vocab_size", "n_vocab", "text_vocab_size", default=64)

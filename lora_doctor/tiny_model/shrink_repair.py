@@ -6,6 +6,8 @@ import re
 from dataclasses import replace
 from typing import Any
 
+from lora_doctor.embeddings import input_embeddings
+
 from .shrink_apply import Changes, Sizes
 from .shrink_build import TooBig
 from .shrink_rules import Node, role_of, spread, tree
@@ -227,10 +229,10 @@ def _tie_towers(root: Node, model: Any) -> dict[str, Any]:
     """The width that a tower gives out, set to the width of the text embeddings."""
     from .batch_objections import feature_width
 
-    try:
-        text = int(model.get_input_embeddings().weight.shape[-1])
-    except (AttributeError, NotImplementedError, TypeError):
+    weight = getattr(input_embeddings(model), "weight", None)
+    if weight is None:
         return {}
+    text = int(weight.shape[-1])
     for kind, words in (("image", r"vision|visual|image"), ("audio", r"audio|speech")):
         width = feature_width(model, kind)
         if not width or width == text:
