@@ -101,9 +101,7 @@ def recipe_options(command: F) -> F:
             help="Resident memory of a child process.",
         ),
     ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return _with(options, command)
 
 
 def report_options(command: F) -> F:
@@ -140,9 +138,7 @@ def report_options(command: F) -> F:
         ),
         click.option("--verbose", "-v", is_flag=True, help="Also what passed and was skipped."),
     ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return _with(options, command)
 
 
 def memory_options(command: F) -> F:
@@ -174,9 +170,7 @@ def memory_options(command: F) -> F:
             help="The Trainer's name of an optimizer, for the memory plan: adamw_8bit, sgd, ...",
         ),
     ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return _with(options, command)
 
 
 def device_options(command: F) -> F:
@@ -197,9 +191,7 @@ def device_options(command: F) -> F:
             help="Optimizer steps.",
         ),
     ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return _with(options, command)
 
 
 def prescription_option(command: F) -> F:
@@ -209,3 +201,10 @@ def prescription_option(command: F) -> F:
         metavar="FILE",
         help="What fix --apply wrote: run with its patches, and its recipe where --recipe is none.",
     )(command)
+
+
+def _with(options: list[Callable[[F], F]], command: F) -> F:
+    """The command with these options, which ``--help`` shows in this order."""
+    for option in reversed(options):
+        command = option(command)
+    return command
