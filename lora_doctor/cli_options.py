@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -203,7 +203,7 @@ def prescription_option(command: F) -> F:
     )(command)
 
 
-def _with(options: list[Callable[[F], F]], command: F) -> F:
+def _with(options: Sequence[Callable[[Any], Any]], command: F) -> F:
     """The command with these options, which ``--help`` shows in this order."""
     for option in reversed(options):
         command = option(command)
