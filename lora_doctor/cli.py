@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lora_doctor import __version__
+from lora_doctor.cli_arguments import call_arguments, rule_arguments
 from lora_doctor.cli_options import (
     device_options,
     memory_options,
@@ -109,10 +110,10 @@ def check(**options: Any) -> int:
 
     def run(tell: Callable[[str], None]) -> Diagnosis:
         return api.check(
-            **_call_arguments(options),
+            **call_arguments(options),
             depth=options["depth"],
             progress=tell,
-            **_rule_arguments(options),
+            **rule_arguments(options),
         )
 
     diagnosis = _with_progress(run)
@@ -155,10 +156,10 @@ def fix(**options: Any) -> int:
 
     def run(tell: Callable[[str], None]) -> Diagnosis:
         return api.fix(
-            **_call_arguments(options),
+            **call_arguments(options),
             unsafe_fixes=options["unsafe_fixes"],
             progress=tell,
-            **_rule_arguments(options),
+            **rule_arguments(options),
         )
 
     diagnosis = plan.with_diff(_with_progress(run))
@@ -190,9 +191,9 @@ def verify(**options: Any) -> int:
     from lora_doctor import api
 
     def run(tell: Callable[[str], None]) -> Diagnosis:
-        arguments = {**_rule_arguments(options), "only_nets": True}
+        arguments = {**rule_arguments(options), "only_nets": True}
         return api.check(
-            **_call_arguments(options), depth=options["depth"], progress=tell, **arguments
+            **call_arguments(options), depth=options["depth"], progress=tell, **arguments
         )
 
     diagnosis = _with_progress(run)
@@ -310,83 +311,7 @@ def env(output_format: str, no_devices: bool) -> int:
     return OK
 
 
-# --- from options to calls, from results to output -----------------------------------------------
-
-
-def _call_arguments(options: dict[str, Any]) -> dict[str, Any]:
-    from dataclasses import replace
-
-    from lora_doctor.case import GIB, Limits
-
-    limits = Limits(hub_seconds=options["hub_time_limit"])
-    if options["time_limit"]:
-        seconds = options["time_limit"]
-        limits = replace(limits, meta_seconds=seconds, tiny_seconds=seconds, full_seconds=seconds)
-    if options["memory_limit"]:
-        limits = replace(limits, memory=int(options["memory_limit"] * GIB))
-    _check_output(options.get("output_file"))
-    return {
-        "model": options["model"],
-        "recipe": _recipe(options),
-        "revision": options["revision"],
-        "trust_remote_code": options["trust_remote_code"],
-        "limits": limits,
-        "device": options["device"],
-        "steps": options["steps"],
-        "memory": options.get("memory", False),
-        "prescription": options.get("prescription"),
-    }
-
-
-def _recipe(options: dict[str, Any]) -> Any:
-    from pathlib import Path
-
-    from lora_doctor.recipe import Recipe, make_recipe, parse_target_modules
-
-    base = Recipe()
-    if options["recipe_file"]:
-        from lora_doctor.recipes import read_recipe
-
-        base = read_recipe(Path(options["recipe_file"]))
-    elif options.get("prescription"):
-        from lora_doctor.prescription import read_prescription
-
-        base = make_recipe(
-            read_prescription(options["prescription"]).recipe,
-            where=options["prescription"],
-            origin="file",
-        )
-    given: dict[str, Any] = {}
-    for key in ("target_modules", "exclude_modules"):
-        if options[key] is not None:
-            given[key] = parse_target_modules(options[key], f"--{key.replace('_', '-')}")
-    for key in ("target_parameters", "modules_to_save"):
-        if options[key] is not None:
-            given[key] = [name.strip() for name in options[key].split(",") if name.strip()]
-            if not given[key]:
-                raise InputError(f"--{key.replace('_', '-')}: no name given; leave it out for none")
-    plain = (
-        "task_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "load_in_4bit",
-        "load_in_8bit", "dtype", "attn_implementation", "gradient_checkpointing", "model_class",
-        "memory_budget", "per_device_train_batch_size", "max_length", "optim",
-    )  # fmt: skip
-    given.update({key: options[key] for key in plain if options.get(key) is not None})
-    if given.get("lora_alpha") is not None and float(given["lora_alpha"]).is_integer():
-        given["lora_alpha"] = int(given["lora_alpha"])
-    checked = make_recipe(given, where="options", origin="option")
-    return base.override(checked.values, "option")
-
-
-def _rule_arguments(options: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "select": _codes(options["select"]),
-        "ignore": _codes(options["ignore"]),
-        "rules": options["rule_folders"],
-    }
-
-
-def _codes(text: str) -> tuple[str, ...]:
-    return tuple(code.strip().upper() for code in text.split(",") if code.strip())
+# --- from results to output ----------------------------------------------------------------------
 
 
 def _with_next_command(
@@ -446,13 +371,6 @@ def _with_progress(run: Callable[[Callable[[str], None]], Diagnosis]) -> Diagnos
 
     with Console(stderr=True).status("starting") as status:
         return run(lambda text: status.update(escape(text)))
-
-
-def _check_output(path: str | None) -> None:
-    if path is not None:
-        from lora_doctor.writing import check_writable
-
-        check_writable(path)
 
 
 def _colors(stream: Any) -> bool:
