@@ -10,6 +10,7 @@ import copy
 import importlib
 import inspect
 import os
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -52,6 +53,8 @@ _HEAD_CLASSES = (
 )
 _GENERATING = ("CAUSAL_LM", "SEQ_2_SEQ_LM")
 _BASE_CLASSES = (("AutoModel", "FEATURE_EXTRACTION"),)
+#: How torch says that a tensor without storage was asked for a number.
+_NEEDS_NUMBERS = re.compile(r"copy out of meta tensor|cannot be called on meta tensors")
 
 
 class Loader:
@@ -128,6 +131,8 @@ class Loader:
             with torch.device(device), _quiet():
                 model = _from_config(self.model_class, config, options)
         except Exception as error:
+            if device == "meta" and _NEEDS_NUMBERS.search(str(error)):
+                return self._without_parameters(config, options)
             repaired = repaired_default(self.config, error) if own else None
             if repaired is None:
                 raise
@@ -136,6 +141,17 @@ class Loader:
         if dtype and dtype != "auto":
             model = model.to(getattr(torch, dtype))
         return model
+
+    def _without_parameters(self, config: Any, options: dict[str, Any]) -> Any:
+        """On ``meta``, for a class whose ``__init__`` reads numbers out of its buffers (Apertus'
+        activations): as ``from_pretrained`` does, parameters lose their storage as they are made,
+        and buffers when all is built."""
+        from accelerate import init_empty_weights
+
+        assert self.model_class is not None
+        with init_empty_weights(), _quiet():
+            model = _from_config(self.model_class, config, options)
+        return model.to("meta")
 
     def _choose_class(self) -> tuple[str, type]:
         wanted = self.recipe.get("model_class")

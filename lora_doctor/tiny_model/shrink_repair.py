@@ -201,8 +201,15 @@ def _filling(key: str, values: dict[str, Any], text: str) -> Any:
 
 
 def _asked_flags(root: Node, text: str) -> dict[str, Any]:
-    """Switches that the objection asks for: "make sure that `is_decoder=True`"."""
+    """Switches that the objection asks for ("make sure that `is_decoder=True`"), and those that
+    turn on what it says is not there ("Fast Mamba kernels are not available")."""
     found: dict[str, Any] = {}
+    if re.search(r"not available|not installed", text):
+        for node in root.walk():
+            for key, value in node.values.items():
+                words = key.removeprefix("use_").split("_") if key.startswith("use_") else []
+                if value is True and words and all(re.search(rf"(?i)\b{w}", text) for w in words):
+                    found[node.where(key)] = False
     for key, asked in re.findall(r"\b(\w+)\s?=\s?(True|False)\b", text):
         for node in root.walk():
             value = node.values.get(key)
