@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from lora_doctor.isolation import Worker
+from tests import chromium
 
 # Before anything imports torch: on tiny matrices several threads only wait for each other, and on
 # a busy machine they wait actively (measured: 1.3 s of processor time become 3 to 6).
@@ -19,4 +20,17 @@ def worker() -> Iterator[Worker]:
     """One child process for all tests that use the Python API: its imports are paid once."""
     with Worker(threads=1) as running:
         running.start()
+        yield running
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[chromium.Chromium]:
+    """One browser for all tests of pages; on CI it must be there."""
+    executable = chromium.find()
+    if executable is None:
+        reason = f"no browser found ({', '.join(chromium.NAMES)})"
+        if os.environ.get("CI", "").lower() in ("1", "true"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with chromium.running(executable) as running:
         yield running

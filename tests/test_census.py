@@ -10,9 +10,7 @@ from typing import Any
 
 import pytest
 
-from lora_doctor.census.page import render, totals
-from lora_doctor.census.row import COLUMNS, Cell, Row
-from lora_doctor.census.run import Census, load
+from lora_doctor.census.row import COLUMNS
 from lora_doctor.evidence.environment import known_architectures
 from tests import cli
 
@@ -99,30 +97,6 @@ def test_an_unknown_name_and_a_foreign_folder_are_told_in_one_line(tmp_path: Pat
     assert result.code == 2 and "no-such-model" in result.err and "Traceback" not in result.err
     result = cli.lora_doctor("census", "--select", "gpt2", "-o", tmp_path)
     assert result.code == 2 and "other versions" in result.err, result
-
-
-HOSTILE = "<script>alert(1)</script> | `x`"
-
-
-def small_census() -> Census:
-    yes, no = Cell("yes"), Cell("no", HOSTILE)
-    good = Row("AutoModelForCausalLM", "good", "GoodForCausalLM", 10**9,
-               {"r": 16, "target_modules": ["q"]}, dict.fromkeys(COLUMNS, yes))  # fmt: skip
-    bad = Row("AutoModelForCausalLM", "bad", cells=dict.fromkeys(COLUMNS, no))
-    return Census({"transformers": "5", "peft": "0"}, (bad, good))
-
-
-def test_foreign_text_is_data_on_every_page() -> None:
-    census = small_census()
-    assert "<script>alert" not in render(census)
-    assert "\\| `x`" in totals([census])
-    assert "| causal LM | 2 | 1 |" in totals([census])
-
-
-def test_a_census_is_read_back(tmp_path: Path) -> None:
-    census = small_census()
-    (tmp_path / "census.json").write_text(json.dumps(census.to_json()))
-    assert load(tmp_path) == census
 
 
 def test_known_names_cover_the_examples() -> None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
-import os
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
 from importlib import resources
@@ -243,18 +241,6 @@ def test_a_loss_that_is_no_number_interrupts_the_line() -> None:
 # --- in a browser ---
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[chromium.Chromium]:
-    executable = chromium.find()
-    if executable is None:
-        reason = f"no browser found ({', '.join(chromium.NAMES)})"
-        if os.environ.get("CI", "").lower() in ("1", "true"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    with chromium.running(executable) as running:
-        yield running
-
-
 def write(folder: Path, diagnosis: Any) -> Path:
     path = folder / "report.html"
     path.write_text(reports.render(diagnosis, "html"), encoding="utf-8")
@@ -353,26 +339,6 @@ def test_people_who_listen_get_headings_landmarks_and_named_pictures(
     assert all(later - earlier <= 1 for earlier, later in itertools.pairwise(levels))
 
 
-#: Contrast of every text against the nearest painted ground, as WCAG defines it.
-CONTRAST = """
-(() => {
-  const parse = c => (c.match(/[\\d.]+/g) || []).map(Number);
-  const f = v => (v /= 255) <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
-  const lum = ([r, g, b]) => { return .2126 * f(r) + .7152 * f(g) + .0722 * f(b); };
-  const ground = e => { for (; e; e = e.parentElement) {
-    const c = parse(getComputedStyle(e).backgroundColor);
-    if (c.length && c[3] !== 0) return c; } return [255, 255, 255]; };
-  const bad = [];
-  for (const e of document.querySelectorAll('body *:not(script):not(svg *)')) {
-    if (![...e.childNodes].some(n => n.nodeType === 3 && n.data.trim())) continue;
-    const [a, b] = [lum(parse(getComputedStyle(e).color)), lum(ground(e))].sort((x, y) => y - x);
-    if ((a + .05) / (b + .05) < 4.5) bad.push(e.className + ' ' + e.textContent.slice(0, 30));
-  }
-  return bad;
-})()
-"""
-
-
 @pytest.mark.browser
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("name", ["phi3", "vision_language", "undetermined", "healthy"])
@@ -380,7 +346,7 @@ def test_contrast_is_enough_for_everybody(
     browser: chromium.Chromium, tmp_path: Path, name: str, dark: bool
 ) -> None:
     page = browser.open(write(tmp_path, diagnoses.ALL[name]()), dark=dark)
-    assert page.evaluate(CONTRAST) == []
+    assert page.evaluate(chromium.CONTRAST) == []
 
 
 @pytest.mark.browser

@@ -1,6 +1,6 @@
 "use strict";
 (() => {
-  const rows = [...document.querySelectorAll(".rows tbody tr")];
+  const rows = [...document.querySelectorAll(".rows tbody")];
   const search = document.getElementById("search");
   const filter = document.getElementById("filter");
   const count = document.getElementById("count");
@@ -19,7 +19,23 @@
     }
     count.textContent = `${shown} of ${rows.length}`;
   };
-  search.addEventListener("input", show);
-  filter.addEventListener("change", show);
-  show();
+  // What is looked for stands in the address, so that a link can be sent to somebody.
+  const remember = () => {
+    const asked = new URLSearchParams();
+    if (search.value) asked.set("search", search.value);
+    if (filter.value) asked.set("filter", filter.value);
+    history.replaceState(null, "", `#${asked}`);
+  };
+  const recall = () => {
+    const asked = new URLSearchParams(location.hash.slice(1));
+    search.value = asked.get("search") ?? "";
+    filter.value = asked.get("filter") ?? "";
+    if (filter.selectedIndex < 0) filter.value = "";
+    show();
+  };
+  for (const [element, event] of [[search, "input"], [filter, "change"]]) {
+    element.addEventListener(event, () => { show(); remember(); });
+  }
+  window.addEventListener("hashchange", recall);
+  recall();
 })();

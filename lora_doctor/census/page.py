@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_doctor.census.pairs import AUTO_CLASSES
-from lora_doctor.census.row import COLUMNS, Row
+from lora_doctor.census.row import COLUMNS, NOT_REACHED, Cell, Row
 from lora_doctor.census.run import Census
 from lora_doctor.recipe import Recipe
 from lora_doctor.recipes import new_recipe_text
@@ -23,7 +23,7 @@ TITLES = {
     "builds": "Builds",
     "peft_default": "PEFT default",
     "all_linear": "all-linear",
-    "recipe": "Our recipe",
+    "recipe": "Proposed recipe",
     "gradient_checkpointing": "Checkpointing",
     "load_in_4bit": "4-bit",
     "load_in_8bit": "8-bit",
@@ -32,7 +32,7 @@ TITLES = {
     "save_reload": "Save, load",
     "merge": "Merge",
 }
-MARKS = {"yes": "✓", "no": "✗", "unknown": "–"}
+MARKS = {"yes": "✓", "no": "✗", "unknown": "–", "unreached": "·"}
 
 
 def render(census: Census) -> str:
@@ -51,29 +51,49 @@ def render(census: Census) -> str:
 def totals(censuses: Sequence[Census]) -> str:
     """Markdown: for each stack a table of counts, and the reason of each row without a recipe."""
     lines = [
-        "<!-- Written by `python -m lora_doctor.census FOLDERS`. Do not edit. -->",
+        "<!-- Written by `nox -s census`. Do not edit. -->",
         "",
         "# Census: can I use LoRA on it?",
         "",
-        "Every architecture that a transformers release lists for generation, tried as a tiny",
-        "model on a CPU: `lora-doctor census`. Each number counts pairs of task and model type.",
+        "Every architecture that a transformers release lists for generation, tried by",
+        "`lora-doctor census` as a tiny model with random weights on a CPU. Each number counts",
+        "pairs of auto class and model type. The census itself writes a searchable page with the",
+        "recipe of each.",
+        "",
+        *(f"- {TITLES[name]}: {meaning}." for name, meaning in COLUMNS.items()),
     ]
     for census in censuses:
-        versions = census.versions
-        lines += ["", f"## transformers {versions['transformers']}, peft {versions['peft']}", ""]
-        heads = ["task", "pairs", *TITLES.values()]
-        lines += ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-        for name, rows in _groups(census.rows):
-            counts = [str(_count(rows, column)) for column in COLUMNS]
-            lines.append("| " + " | ".join([name, str(len(rows)), *counts]) + " |")
-        without = [row for row in census.rows if row.cells["recipe"].status != "yes"]
-        if without:
-            lines += ["", "Without a recipe that trains:", "", "| | task | why |", "|---|---|---|"]
-        for row in without:
-            cell = row.cells["builds"] if row.cells["builds"].status != "yes" else None
-            reason = (cell or row.cells["recipe"]).reason.replace("|", "\\|")
-            lines.append(f"| `{row.model_type}` | {AUTO_CLASSES[row.auto_class]} | {reason} |")
+        lines += _stack(census)
     return "\n".join(lines) + "\n"
+
+
+def _stack(census: Census) -> list[str]:
+    versions = census.versions
+    lines = ["", f"## transformers {versions['transformers']}, peft {versions['peft']}", ""]
+    heads = ["task", "pairs", *TITLES.values()]
+    lines += ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for name, rows in _groups(census.rows):
+        counts = [str(_count(rows, column)) for column in COLUMNS]
+        lines.append("| " + " | ".join([name, str(len(rows)), *counts]) + " |")
+    built = [row for row in census.rows if row.cells["builds"].status == "yes"]
+    trained = _count(built, "recipe")
+    if built:
+        lines += ["", f"Of {len(built)} pairs that build, {trained} train with the recipe that"]
+        lines += [f"`lora-doctor check arch:NAME` proposes: {100 * trained / len(built):.1f} %."]
+    not_built = [row for row in census.rows if row.cells["builds"].status != "yes"]
+    not_trained = [row for row in built if row.cells["recipe"].status != "yes"]
+    lines += _reasons("Without a recipe that trains:", not_trained, "recipe")
+    return lines + _reasons("Not built:", not_built, "builds")
+
+
+def _reasons(head: str, rows: Sequence[Row], column: str) -> list[str]:
+    if not rows:
+        return []
+    lines = ["", head, "", "| model type | task | why |", "|---|---|---|"]
+    for row in rows:
+        reason = row.cells[column].reason.replace("|", "\\|").replace("<", "&lt;")
+        lines.append(f"| `{row.model_type}` | {AUTO_CLASSES[row.auto_class]} | {reason} |")
+    return lines
 
 
 def _groups(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
@@ -93,19 +113,26 @@ def _view(row: Row) -> dict[str, Any]:
     reasons = [
         (TITLES[name], cell.reason)
         for name, cell in row.cells.items()
-        if cell.status != "yes" and cell.reason != "not reached"
+        if cell.status != "yes" and cell.reason != NOT_REACHED
     ]
-    recipe = Recipe(dict(row.recipe), dict.fromkeys(row.recipe, "proposed"))
+    task = AUTO_CLASSES[row.auto_class]
+    recipe = new_recipe_text(Recipe(dict(row.recipe), {})) if row.recipe else ""
+    searched = [row.model_type, task, row.model_class, recipe, *(reason for _, reason in reasons)]
     return {
         "name": row.model_type,
-        "task": AUTO_CLASSES[row.auto_class],
+        "task": task,
         "model_class": row.model_class,
         "parameters": _billions(row.parameters),
-        "cells": [(name, cell.status, cell.reason) for name, cell in row.cells.items()],
+        "cells": [(name, _look(cell), cell.reason) for name, cell in row.cells.items()],
         "reasons": reasons,
-        "recipe": new_recipe_text(recipe) if row.recipe else "",
+        "recipe": recipe,
         "command": f"lora-doctor check arch:{row.model_type} --class {row.auto_class}",
+        "text": " ".join(searched).lower(),
     }
+
+
+def _look(cell: Cell) -> str:
+    return "unreached" if cell.reason == NOT_REACHED else cell.status
 
 
 def _billions(count: int) -> str:

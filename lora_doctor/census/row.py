@@ -34,6 +34,8 @@ COLUMNS: Mapping[str, str] = {
     "save_reload": "saved and reloaded adapters give the same logits",
     "merge": "merged weights give the same logits",
 }
+#: The reason of a cell that nothing was tried for, because the model does not build.
+NOT_REACHED = "not reached"
 #: Beside what the recipe says; a recipe without `target_modules` is PEFT's own default.
 _WAYS: Mapping[str, tuple[Edit, ...]] = {
     "peft_default": (Edit("target_modules", REMOVE), Edit("target_parameters", REMOVE)),
@@ -169,7 +171,7 @@ def _other_ways(case: Case, recipe: Recipe, worker: Worker, keep: Path | None) -
 
 def _complete(cells: Mapping[str, Cell]) -> dict[str, Cell]:
     """All columns, in their order; what was not reached says so."""
-    return {name: cells.get(name, Cell("unknown", "not reached")) for name in COLUMNS}
+    return {name: cells.get(name, Cell("unknown", NOT_REACHED)) for name in COLUMNS}
 
 
 def _to_copy(recipe: Recipe) -> dict[str, Any]:

@@ -1,0 +1,124 @@
+"""The page and the totals of a census, as text and in a real browser."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lora_doctor.census.page import render, totals
+from lora_doctor.census.row import COLUMNS, NOT_REACHED, Cell, Row
+from lora_doctor.census.run import Census, load
+from tests import chromium
+
+HOSTILE = "<script>alert(1)</script> | `x`"
+YES, NO, UNREACHED = Cell("yes"), Cell("no", HOSTILE), Cell("unknown", NOT_REACHED)
+
+
+def small_census() -> Census:
+    """Trains in every way; builds and trains with no recipe; needs a package that is not there."""
+    good = Row("AutoModelForCausalLM", "good", "GoodForCausalLM", 10**9,
+               {"r": 16, "target_modules": ["q"]}, dict.fromkeys(COLUMNS, YES))  # fmt: skip
+    bad = Row("AutoModelForSeq2SeqLM", "bad", cells={**dict.fromkeys(COLUMNS, NO), "builds": YES})
+    absent = Row("AutoModelForCausalLM", "absent", cells={
+        **dict.fromkeys(COLUMNS, UNREACHED), "builds": Cell("no", "needs a package: timm"),
+    })  # fmt: skip
+    return Census({"transformers": "5", "peft": "0"}, (good, bad, absent))
+
+
+def test_foreign_text_is_data_on_every_page() -> None:
+    census = small_census()
+    assert "<script>alert" not in render(census)
+    assert "\\| `x`" in totals([census]) and "<script>" not in totals([census])
+
+
+def test_the_totals_tell_what_builds_and_what_of_it_trains() -> None:
+    text = totals([small_census()])
+    assert "| all | 3 | 2 | 1 |" in text
+    assert "Of 2 pairs that build, 1 train with the recipe" in text and "50.0 %" in text
+    without, not_built = text.split("Not built:")
+    assert "`bad`" in without and "`absent` | causal LM | needs a package: timm" in not_built
+    assert NOT_REACHED not in text
+
+
+def test_a_census_is_read_back(tmp_path: Path) -> None:
+    census = small_census()
+    (tmp_path / "census.json").write_text(json.dumps(census.to_json()))
+    assert load(tmp_path) == census
+
+
+# --- in a browser ---
+
+SHOWN = "[...document.querySelectorAll('.rows tbody:not([hidden]) th')].map(h => h.innerText)"
+
+
+def write(folder: Path) -> Path:
+    path = folder / "census.html"
+    path.write_text(render(small_census()), encoding="utf-8")
+    return path
+
+
+def ask(page: chromium.Page, element: str, value: str, event: str) -> list[str]:
+    """Fill in one element as a reader would; the names of the rows that are left."""
+    page.evaluate(
+        f"(() => {{ const e = document.getElementById('{element}'); e.value = '{value}';"
+        f" e.dispatchEvent(new Event('{event}')); }})()"
+    )
+    return [name.split()[0] for name in page.evaluate(SHOWN)]
+
+
+@pytest.mark.browser
+def test_rows_are_searched_and_filtered(browser: chromium.Chromium, tmp_path: Path) -> None:
+    path = write(tmp_path)
+    page = browser.open(path)
+    assert ask(page, "search", "", "input") == ["good", "bad", "absent"]
+    assert ask(page, "search", "CAUSAL", "input") == ["good", "absent"]
+    assert ask(page, "search", "causal timm", "input") == ["absent"]
+    assert page.evaluate("document.getElementById('count').innerText") == "1 of 3"
+    assert ask(page, "search", "nothing of the kind", "input") == []
+    assert ask(page, "search", "", "input") == ["good", "bad", "absent"]
+    assert ask(page, "filter", "builds:yes", "change") == ["good", "bad"]
+    assert ask(page, "filter", "recipe:no", "change") == ["bad", "absent"]
+    assert page.requests == [path.as_uri()] and page.messages == []
+
+
+@pytest.mark.browser
+def test_a_link_finds_what_was_looked_for(browser: chromium.Chromium, tmp_path: Path) -> None:
+    """The address holds the search, so that it can be sent to somebody."""
+    page = browser.open(write(tmp_path))
+    ask(page, "search", "causal", "input")
+    ask(page, "filter", "recipe:yes", "change")
+    asked = page.evaluate("location.hash")
+    again = browser.open(write(tmp_path))
+    assert len(again.evaluate(SHOWN)) == 3
+    again.evaluate(f"location.hash = {json.dumps(asked)}")
+    assert ask(again, "count", "", "none") == ["good"]
+
+
+@pytest.mark.browser
+def test_without_scripts_the_whole_table_is_there(
+    browser: chromium.Chromium, tmp_path: Path
+) -> None:
+    page = browser.open(write(tmp_path), scripts=False)
+    assert len(page.evaluate(SHOWN)) == 3
+    assert not page.evaluate("document.querySelector('.search').checkVisibility()")
+    assert page.evaluate("document.querySelectorAll('details').length") == 3
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [360, 1200])
+def test_nothing_is_wider_than_the_screen(
+    browser: chromium.Chromium, tmp_path: Path, width: int
+) -> None:
+    page = browser.open(write(tmp_path), width=width)
+    page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("dark", [False, True])
+def test_contrast_is_enough_for_everybody(
+    browser: chromium.Chromium, tmp_path: Path, dark: bool
+) -> None:
+    assert browser.open(write(tmp_path), dark=dark).evaluate(chromium.CONTRAST) == []
