@@ -143,7 +143,8 @@ def kind_of(module: Any) -> ModuleKind:
     name = type(module).__name__
     weight = module._parameters.get("weight")
     if _has_features(module):
-        return "linear"
+        # Many of them in one weight (Aria's experts) is no layer to PEFT, but a parameter.
+        return "other" if weight is not None and weight.dim() > 2 else "linear"
     if "norm" in name.lower() and (weight is None or weight.dim() == 1):
         return "norm"
     if weight is not None and weight.dim() == 1 and set(module._parameters) <= {"weight", "bias"}:
