@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_doctor.errors import EvidenceError, InputError
+from lora_doctor.evidence.config_part import part_for
 from lora_doctor.evidence.default_config import repaired_default, with_room_for_tokens
 from lora_doctor.evidence.structure import HeadClass
 from lora_doctor.recipe import WRAPPING_KEYS, Recipe
@@ -74,6 +75,7 @@ class Loader:
         self.recipe = recipe
         self.factory_batches: list[dict[str, Any]] | None = None
         self._factory_module: Any = None
+        self._whole: Any = None
         self.config: Any = None
         self.model_class: type | None = None
         self.candidates: list[HeadClass] = []
@@ -91,6 +93,7 @@ class Loader:
                 HeadClass(auto, cls.__name__, task) for auto, cls, task in self._classes
             ]
             self.loaded_by, self.model_class = self._choose_class()
+            self._whole, self.config = self.config, part_for(self.model_class, self.config)
 
     @property
     def model_type(self) -> str | None:
@@ -99,7 +102,8 @@ class Loader:
     @property
     def native_dtype(self) -> str | None:
         """The dtype the weights were saved in, by the config (text part for composed models)."""
-        for config in (self.config, getattr(self.config, "text_config", None)):
+        parts = (self._whole, self.config, getattr(self.config, "text_config", None))
+        for config in parts:
             # `torch_dtype` before transformers 4.56, `dtype` after; reading the wrong one warns.
             for key in ("dtype", "torch_dtype"):
                 attributes = getattr(config, "__dict__", {})
