@@ -19,6 +19,7 @@ from typing import Any
 from lora_doctor.errors import LoraDoctorError
 from lora_doctor.evidence.loading import peft_config
 from lora_doctor.evidence.modules import elements, is_adapter_layer, pattern_of, unwrap, walk
+from lora_doctor.evidence.reloading import not_reloaded
 from lora_doctor.evidence.skeleton import Meaning, Skeleton, skeleton
 from lora_doctor.evidence.structure import ErrorReport, Injection
 from lora_doctor.recipe import Recipe
@@ -71,6 +72,7 @@ def inject(model: Any, recipe: Recipe) -> Injected:
             {},
         )
     counts = _Counts(wrapped, bones, config, (ADAPTER_NAME,))
+    again = not_reloaded(wrapped, ADAPTER_NAME)
     return Injected(
         Injection(
             ok=True,
@@ -85,6 +87,8 @@ def inject(model: Any, recipe: Recipe) -> Injected:
             trainable_other=tuple(counts.other),
             trainable_adapter_parameters=counts.trainable_adapter,
             trainable_other_parameters=counts.trainable_other,
+            not_reloaded=again.patterns,
+            not_reloaded_example=again.example,
         ),
         counts.adapted,
     )

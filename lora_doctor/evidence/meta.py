@@ -17,7 +17,8 @@ from lora_doctor.evidence import input_gradients, own_adapters, quantization, st
 from lora_doctor.evidence.injection import Injected, inject, read_wrapped, report
 from lora_doctor.evidence.loading import Loader
 from lora_doctor.evidence.modules import assign_roles, collect, elements, group, is_adapter_layer
-from lora_doctor.evidence.propose import propose, target_forms, wrapper_fits
+from lora_doctor.evidence.proposal import Proposal
+from lora_doctor.evidence.propose import propose
 from lora_doctor.evidence.structure import (
     ForwardParameter,
     HeadClass,
@@ -28,9 +29,6 @@ from lora_doctor.evidence.towers import find_towers
 from lora_doctor.evidence.wrapper import WrapperCall, wrapper_call
 from lora_doctor.recipe import Recipe, as_recipe
 
-_OPEN_KEYS = (
-    "task_type", "target_modules", "target_parameters", "r", "lora_alpha", "lora_dropout", "dtype",
-)  # fmt: skip
 _NOTHING = Injection(ok=False)
 
 
@@ -163,96 +161,11 @@ def _complete(found: Structure, where: Mapping[str, int], model: Any, asked: Rec
         recipe = asked.fill({"task_type": None, **propose(found, ["dtype"], False)})
         injected = own_adapters.read_own(model)
     elif not asked.complete:
-        recipe, injected, notes = _Proposal(found, model, asked).settle()
+        recipe, injected, notes = Proposal(found, model, asked).settle()
     if injected is None:
         injected = inject(model, recipe)
     found = replace(_with_wrapper(found, recipe), notes=(*found.notes, *notes))
     return _with_injection(found, where, injected)
-
-
-class _Proposal:
-    """Finds values for the open keys that the installed PEFT accepts for this model.
-
-    Only what is proposed gives way; what the user set is injected as it is, and may fail.
-    """
-
-    def __init__(self, found: Structure, model: Any, asked: Recipe) -> None:
-        self.found = found
-        self.model = model
-        self.asked = asked
-        self.open = [key for key in _OPEN_KEYS if key not in asked]
-        if asked.peft_type != "LORA":
-            self.open = [key for key in self.open if key in ("task_type", "dtype")]
-        self.notes: list[str] = []
-
-    def settle(self) -> tuple[Recipe, Injected, tuple[str, ...]]:
-        fields = _lora_fields()
-        keys = [key for key in self.open if key in (*fields, "dtype")]
-        values = propose(self.found, keys, "target_parameters" in fields)
-        if "task_type" in values:
-            values["task_type"] = self._task_type(values["task_type"])
-        recipe = self.asked.fill(values)
-        injected = inject(self.model, recipe)
-        if injected.result.ok and injected.result.converted and "target_parameters" in values:
-            # PEFT adapts these names as parameters, which are proposed by themselves already.
-            turned = {line.split(" -> ")[0] for line in injected.result.converted}
-            values["target_modules"] = [
-                name for name in values["target_modules"] if name not in turned
-            ]
-            recipe = self.asked.fill(values)
-            injected = inject(self.model, recipe)
-        if injected.result.ok:
-            return recipe, injected, ()
-        for change in self._retreats(values):
-            changed = self.asked.fill({**values, **change})
-            tried = inject(self.model, changed)
-            if tried.result.ok:
-                return changed, tried, tuple(self.notes)
-        return recipe, injected, ()
-
-    def _task_type(self, proposed: str | None) -> str | None:
-        """The proposed task type, when its wrapper fits this class; else none: PEFT's plain
-        wrapper passes on what it gets."""
-        if proposed is None:
-            return None
-        needs_generation = proposed in ("CAUSAL_LM", "SEQ_2_SEQ_LM")
-        if needs_generation and not self.found.has_prepare_inputs:
-            return None
-        return proposed if wrapper_fits(self.found, wrapper_call(proposed).sends) else None
-
-    def _retreats(self, values: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Changes to what was proposed, the smallest first."""
-        changes: list[dict[str, Any]] = []
-        if values.get("lora_dropout"):
-            changes.append({"lora_dropout": 0})
-        if "target_modules" in values:
-            changes.extend({"target_modules": form} for form in target_forms(self.found)[1:])
-            changes.extend(
-                {"target_modules": form, "lora_dropout": 0}
-                for form in target_forms(self.found)
-                if values.get("lora_dropout")
-            )
-            accepted = self._accepted(values)
-            if accepted:
-                changes.append({"target_modules": accepted})
-        if "target_parameters" in values:
-            changes.extend({**change, "target_parameters": None} for change in [{}, *changes])
-        return changes
-
-    def _accepted(self, values: Mapping[str, Any]) -> list[str]:
-        """The proposed names that PEFT takes, each tried alone."""
-        names = values["target_modules"]
-        if isinstance(names, str):
-            return []
-        plain = {**values, "target_parameters": None}
-        accepted: list[str] = []
-        refused: list[str] = []
-        for name in names:
-            tried = inject(self.model, self.asked.fill({**plain, "target_modules": [name]}))
-            (accepted if tried.result.ok else refused).append(name)
-        if refused:
-            self.notes.append(f"PEFT refuses adapters on {', '.join(refused)}; left out")
-        return accepted
 
 
 def _with_wrapper(found: Structure, recipe: Recipe) -> Structure:
@@ -313,14 +226,6 @@ def _forward_parameters(model: Any) -> tuple[tuple[ForwardParameter, ...], bool]
             missing = parameter.default is parameter.empty
             found.append(ForwardParameter(name, missing, parameter.default is None))
     return tuple(found), takes_any
-
-
-def _lora_fields() -> set[str]:
-    import dataclasses
-
-    import peft
-
-    return {item.name for item in dataclasses.fields(peft.LoraConfig)}
 
 
 def _total(parts: Sequence[Any], model: Any) -> int:

@@ -139,7 +139,7 @@ def name_groups(structure: Structure, wanted: Sequence[ModuleGroup]) -> list[str
     short = rf"{start}\..*\.(?:{names})" if start else rf".*\.(?:{names})"
     if _selects(short, wanted, others):
         forms.append(short)
-    forms.append("|".join(_exact(group) for group in wanted))
+    forms.append("|".join(dict.fromkeys(_exact(group) for group in wanted)))
     return forms
 
 

@@ -78,6 +78,8 @@ class Injection:
     (its own default, or what ``all-linear`` became). ``trainable_other``: parameters left
     trainable that are neither adapter nor ``modules_to_save``, ``trainable_other_parameters``
     how many numbers these are; ``trainable_adapter_parameters``: of the adapters'.
+    ``not_reloaded``: patterns of adapted layers whose adapters the installed PEFT would not find
+    again in its own file, ``not_reloaded_example`` the name in it ``->`` the one it looks for.
     """
 
     ok: bool
@@ -93,6 +95,8 @@ class Injection:
     trainable_other: tuple[str, ...] = ()
     trainable_adapter_parameters: int = 0
     trainable_other_parameters: int = 0
+    not_reloaded: tuple[str, ...] = ()
+    not_reloaded_example: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,153 @@
+"""The proposal tried: values for the open keys of a recipe that the installed PEFT takes.
+
+``propose`` says what a careful engineer would take, PEFT is asked whether it can. Runs in a child
+process with torch, transformers and PEFT.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lora_doctor.evidence.injection import Injected, inject
+from lora_doctor.evidence.modules import pattern_of
+from lora_doctor.evidence.propose import (
+    DROPOUT,
+    name_groups,
+    propose,
+    suffix,
+    target_forms,
+    wrapper_fits,
+)
+from lora_doctor.evidence.structure import Structure
+from lora_doctor.evidence.wrapper import wrapper_call
+from lora_doctor.recipe import Recipe
+
+_OPEN_KEYS = (
+    "task_type", "target_modules", "target_parameters", "r", "lora_alpha", "lora_dropout", "dtype",
+)  # fmt: skip
+
+
+class Proposal:
+    """Finds values for the open keys that the installed PEFT accepts for this model.
+
+    Only what is proposed gives way; what the user set is injected as it is, and may fail.
+    """
+
+    def __init__(self, found: Structure, model: Any, asked: Recipe) -> None:
+        self.found = found
+        self.model = model
+        self.asked = asked
+        self.open = [key for key in _OPEN_KEYS if key not in asked]
+        if asked.peft_type != "LORA":
+            self.open = [key for key in self.open if key in ("task_type", "dtype")]
+        self.notes: list[str] = []
+
+    def settle(self) -> tuple[Recipe, Injected, tuple[str, ...]]:
+        fields = _lora_fields()
+        keys = [key for key in self.open if key in (*fields, "dtype")]
+        values = propose(self.found, keys, "target_parameters" in fields)
+        if "task_type" in values:
+            values["task_type"] = self._task_type(values["task_type"])
+        recipe = self.asked.fill(values)
+        injected = inject(self.model, recipe)
+        if injected.result.ok and injected.result.converted and "target_parameters" in values:
+            # PEFT adapts these names as parameters, which are proposed by themselves already.
+            turned = {line.split(" -> ")[0] for line in injected.result.converted}
+            values["target_modules"] = [
+                name for name in values["target_modules"] if name not in turned
+            ]
+            recipe = self.asked.fill(values)
+            injected = inject(self.model, recipe)
+        if injected.result.ok:
+            if injected.result.not_reloaded and "target_modules" in values:
+                recipe, injected = self._that_reload(values, recipe, injected)
+            return recipe, injected, tuple(self.notes)
+        for change in self._retreats(values):
+            changed = self.asked.fill({**values, **change})
+            tried = inject(self.model, changed)
+            if tried.result.ok:
+                return changed, tried, tuple(self.notes)
+        return recipe, injected, ()
+
+    def _that_reload(
+        self, values: Mapping[str, Any], recipe: Recipe, injected: Injected
+    ) -> tuple[Recipe, Injected]:
+        """The proposal without what PEFT does not find again in its own file; as it is where
+        nothing else would be left."""
+        lost = set(injected.result.not_reloaded)
+        adapted = {pattern_of(path) for path in injected.adapted}
+        kept = [
+            group
+            for group in self.found.groups
+            if group.pattern in adapted - lost and group.kind != "parameter"
+        ]
+        forms = name_groups(self.found, kept)
+        if not forms:
+            return recipe, injected
+        change: dict[str, Any] = {"target_modules": forms[0]}
+        if values.get("target_parameters"):
+            gone = {suffix(pattern) for pattern in lost}
+            stay = [name for name in values["target_parameters"] if name not in gone]
+            change["target_parameters"] = stay or None
+            if not stay and "lora_dropout" in values:
+                change["lora_dropout"] = DROPOUT
+        changed = self.asked.fill({**values, **change})
+        tried = inject(self.model, changed)
+        if not tried.result.ok or tried.result.not_reloaded:
+            return recipe, injected
+        names = ", ".join(sorted(lost))
+        self.notes.append(f"PEFT loses adapters on {names} when it loads them; left out")
+        return changed, tried
+
+    def _task_type(self, proposed: str | None) -> str | None:
+        """The proposed task type, when its wrapper fits this class; else none: PEFT's plain
+        wrapper passes on what it gets."""
+        if proposed is None:
+            return None
+        needs_generation = proposed in ("CAUSAL_LM", "SEQ_2_SEQ_LM")
+        if needs_generation and not self.found.has_prepare_inputs:
+            return None
+        return proposed if wrapper_fits(self.found, wrapper_call(proposed).sends) else None
+
+    def _retreats(self, values: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Changes to what was proposed, the smallest first."""
+        changes: list[dict[str, Any]] = []
+        if values.get("lora_dropout"):
+            changes.append({"lora_dropout": 0})
+        if "target_modules" in values:
+            changes.extend({"target_modules": form} for form in target_forms(self.found)[1:])
+            changes.extend(
+                {"target_modules": form, "lora_dropout": 0}
+                for form in target_forms(self.found)
+                if values.get("lora_dropout")
+            )
+            accepted = self._accepted(values)
+            if accepted:
+                changes.append({"target_modules": accepted})
+        if "target_parameters" in values:
+            changes.extend({**change, "target_parameters": None} for change in [{}, *changes])
+        return changes
+
+    def _accepted(self, values: Mapping[str, Any]) -> list[str]:
+        """The proposed names that PEFT takes, each tried alone."""
+        names = values["target_modules"]
+        if isinstance(names, str):
+            return []
+        plain = {**values, "target_parameters": None}
+        accepted: list[str] = []
+        refused: list[str] = []
+        for name in names:
+            tried = inject(self.model, self.asked.fill({**plain, "target_modules": [name]}))
+            (accepted if tried.result.ok else refused).append(name)
+        if refused:
+            self.notes.append(f"PEFT refuses adapters on {', '.join(refused)}; left out")
+        return accepted
+
+
+def _lora_fields() -> set[str]:
+    import dataclasses
+
+    import peft
+
+    return {item.name for item in dataclasses.fields(peft.LoraConfig)}
