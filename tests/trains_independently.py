@@ -1,11 +1,13 @@
 """The rows that a census calls trained, tried again with nothing but transformers and PEFT.
 
     lora-doctor census -o OUT --keep-models MODELS
-    python tests/trains_independently.py OUT/census.json MODELS
+    python tests/trains_independently.py OUT/census.json MODELS [NAME...]
 
 Each kept tiny model is loaded with `from_pretrained`, wrapped with the printed recipe, and takes
-three optimizer steps on the kept batch: the loss must fall and every adapter must move. Nothing
-of lora-doctor is imported.
+three optimizer steps on the kept batch: the loss must fall, nothing but adapters may be trainable,
+and every adapter must move, by its gradient alone (no weight decay). One expert of a list that no
+token was sent to has no gradient to move by; that is seen by a hook, counted and printed, and
+counts only where another expert of the same list did move. Nothing of lora-doctor is imported.
 """
 
 from __future__ import annotations
@@ -27,44 +29,64 @@ STEPS = 3
 RATES = (1e-2, 1e-3, 1e-4)
 
 
-def main(table: Path, models: Path) -> int:
+def main(table: Path, models: Path, names: list[str]) -> int:
     rows = json.loads(table.read_text())["rows"]
     trained = [row for row in rows if row["cells"]["recipe"]["status"] == "yes"]
-    wrong = 0
+    trained = [row for row in trained if not names or row["model_type"] in names]
+    wrong = adapters = 0
+    without_token: dict[str, int] = {}
     for row in trained:
         name = f"{row['auto_class']}-{row['model_type']}"
         try:
-            reason = objection(row, models / name)
+            tried = gentlest(row, models / name)
         except Exception as error:  # noqa: BLE001 - it is this row's answer
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-        if reason:
+            tried = Tried(" ".join(f"{type(error).__name__}: {error}".split()))
+        adapters += tried.adapters
+        if tried.without_token:
+            without_token[name] = tried.without_token
+        if tried.reason:
             wrong += 1
-            print(f"{name}: {reason}", flush=True)
+            print(f"{name}: {tried.reason}", flush=True)
+    for name, count in without_token.items():
+        print(f"{name}: {count} adapter weights of experts that got no token, not judged")
+    print(f"{adapters} adapter weights, {sum(without_token.values())} of them without a token")
     print(f"{len(trained) - wrong} of {len(trained)} rows called trained do train")
     return 1 if wrong or not trained else 0
 
 
-def objection(row: dict[str, Any], folder: Path) -> str:
-    """Why this row does not train; empty when it does."""
+@dataclasses.dataclass
+class Tried:
+    """``reason``: why this row does not train; empty when it does. Counts are of weights."""
+
+    reason: str = ""
+    adapters: int = 0
+    without_token: int = 0
+
+
+def gentlest(row: dict[str, Any], folder: Path) -> Tried:
     batch = {**json.loads((folder / "batch.json").read_text())}
     batch.update(load_file(str(folder / "batch.safetensors")))
-    reason = ""
+    tried = Tried("no rate")
     for rate in RATES:
-        reason = one_try(row, folder, batch, rate)
-        if not reason:
+        tried = one_try(row, folder, batch, rate)
+        if not tried.reason:
             break
-    return reason
+    return tried
 
 
-def one_try(row: dict[str, Any], folder: Path, batch: dict[str, Any], rate: float) -> str:
+def one_try(row: dict[str, Any], folder: Path, batch: dict[str, Any], rate: float) -> Tried:
     torch.manual_seed(0)
     model = getattr(transformers, row["model_class"]).from_pretrained(folder)
     known = {field.name for field in dataclasses.fields(peft.LoraConfig)}
     config = peft.LoraConfig(**{k: v for k, v in row["recipe"].items() if k in known})
     model = peft.get_peft_model(model, config)
     adapters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    strays = [name for name in adapters if "lora_" not in name]
+    if strays or not adapters:
+        return Tried(f"{len(strays)} of {len(adapters)} trainable weights are no adapters {strays}")
     before = {name: p.detach().clone() for name, p in adapters.items()}
-    optimizer = torch.optim.AdamW(adapters.values(), lr=rate)
+    optimizer = torch.optim.AdamW(adapters.values(), lr=rate, weight_decay=0.0)
+    fed, hooks = watched(model)
     first = measured(model, batch)
     for _ in range(STEPS):
         model.train()
@@ -72,15 +94,52 @@ def one_try(row: dict[str, Any], folder: Path, batch: dict[str, Any], rate: floa
         optimizer.step()
         optimizer.zero_grad()
     last = measured(model, batch)
-    moved: dict[str, bool] = {}
-    for name, parameter in adapters.items():
-        # One expert of many may get no token of so small a batch; then its neighbours did.
-        kind = re.sub(r"\.experts\.\d+\.", ".experts.*.", name)
-        moved[kind] = moved.get(kind, False) or not torch.equal(parameter, before[name])
+    for hook in hooks:
+        hook.remove()
+    moved = {name: not torch.equal(p, before[name]) for name, p in adapters.items()}
+    kinds_moved = {kind_of(name) for name, has_moved in moved.items() if has_moved}
     still = [name for name, has_moved in moved.items() if not has_moved]
-    if still:
-        return f"{len(still)} of {len(moved)} adapters did not move: {still[0]}"
-    return "" if last < first else f"the loss went from {first:.6g} to {last:.6g}"
+    starved = {
+        name
+        for name in still
+        if kind_of(name) != name and kind_of(name) in kinds_moved and owner_of(name) not in fed
+    }
+    found = Tried(adapters=len(adapters), without_token=len(starved))
+    dead = [name for name in still if name not in starved]
+    if dead:
+        found.reason = f"{len(dead)} of {len(adapters)} adapters did not move: {dead[0]}"
+    elif not first - last > 1e-6 * max(abs(first), 1e-3):
+        found.reason = f"the loss went from {first:.7g} to {last:.7g}"
+    return found
+
+
+def kind_of(name: str) -> str:
+    """The name with the number of an expert left out; the same where it is of no expert."""
+    return re.sub(r"\bexperts\.(expert_)?\d+\.", "experts.*.", name)
+
+
+def owner_of(name: str) -> str:
+    """The adapted layer that an adapter weight belongs to."""
+    return re.split(r"\.lora_", name)[0]
+
+
+def watched(model: Any) -> tuple[set[str], list[Any]]:
+    """Paths of adapted layers, filled as they are run on at least one number."""
+    fed: set[str] = set()
+
+    def hook_of(path: str) -> Any:
+        def hook(module: Any, inputs: Any, output: Any) -> None:
+            if any(isinstance(value, torch.Tensor) and value.numel() for value in inputs):
+                fed.add(path)
+
+        return hook
+
+    layers = {owner_of(name) for name, p in model.named_parameters() if p.requires_grad}
+    return fed, [
+        module.register_forward_hook(hook_of(path))
+        for path, module in model.named_modules()
+        if path in layers
+    ]
 
 
 def loss_of(model: Any, batch: dict[str, Any]) -> Any:
@@ -98,6 +157,6 @@ def measured(model: Any, batch: dict[str, Any]) -> float:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
+    if len(sys.argv) < 3:
         sys.exit("trains_independently.py: give census.json and the folder of kept models")
-    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))
+    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]))

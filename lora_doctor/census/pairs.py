@@ -9,9 +9,12 @@ from typing import Any
 AUTO_CLASSES = {
     "AutoModelForCausalLM": "causal LM",
     "AutoModelForImageTextToText": "image-text-to-text",
+    "AutoModelForVision2Seq": "image-text-to-text",
     "AutoModelForSeq2SeqLM": "text seq2seq",
     "AutoModelForSpeechSeq2Seq": "speech seq2seq",
 }
+#: Auto classes under the name that took their place: listed where that one is not there yet.
+_REPLACED = {"AutoModelForVision2Seq": "AutoModelForImageTextToText"}
 
 
 @dataclass(frozen=True, order=True)
@@ -33,6 +36,8 @@ def gather() -> list[list[str]]:
 
     found = []
     for auto_class in AUTO_CLASSES:
+        if hasattr(transformers, _REPLACED.get(auto_class, "")):
+            continue
         mapping = getattr(getattr(transformers, auto_class, None), "_model_mapping", None)
         found += [[auto_class, name] for name in _model_types(mapping)]
     return found

@@ -292,7 +292,8 @@ def _role(part: Part, tower_kind: str | None, experts: Mapping[str, int]) -> Rol
     count = experts.get(owner, experts.get(".".join(components[:-2])))
     if count is not None and part.shape and part.shape[0] == count:
         return "router"
-    if re.search(r"Router|TopKGate", part.class_name) or part.leaf == "router":
+    holder = part.ancestors[0] if part.ancestors else ""
+    if re.search(r"Router|TopKGate", f"{part.class_name} {holder}") or part.leaf == "router":
         return "router"
     # Nearest ancestor decides: BERT's `attention.output.dense` is attention, `output.dense` is not.
     names = list(reversed(components))
