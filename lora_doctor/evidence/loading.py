@@ -18,7 +18,7 @@ from typing import Any
 
 from lora_doctor.errors import EvidenceError, InputError
 from lora_doctor.evidence.config_part import part_for
-from lora_doctor.evidence.default_config import repaired_default, with_room_for_tokens
+from lora_doctor.evidence.default_config import with_room_for_tokens
 from lora_doctor.evidence.structure import HeadClass
 from lora_doctor.recipe import WRAPPING_KEYS, Recipe
 
@@ -54,6 +54,8 @@ _HEAD_CLASSES = (
 )
 _GENERATING = ("CAUSAL_LM", "SEQ_2_SEQ_LM")
 _BASE_CLASSES = (("AutoModel", "FEATURE_EXTRACTION"),)
+#: Entries of a default config that are set before it is given up.
+_REPAIRS = 12
 #: How torch says that a tensor without storage was asked for a number.
 _NEEDS_NUMBERS = re.compile(r"copy out of meta tensor|cannot be called on meta tensors")
 
@@ -131,16 +133,18 @@ class Loader:
             options["attn_implementation"] = attention
         own = config is None and self.source["kind"] == "arch"
         config = copy.deepcopy(self.config if config is None else config)
+        from lora_doctor.tiny_model.config_mending import mend
+
         try:
             with torch.device(device), _quiet():
                 model = _from_config(self.model_class, config, options)
         except Exception as error:
             if device == "meta" and _NEEDS_NUMBERS.search(str(error)):
                 return self._without_parameters(config, options)
-            repaired = repaired_default(self.config, error) if own else None
-            if repaired is None:
+            mended = mend(self.config, error) if own and len(self.repairs) < _REPAIRS else None
+            if mended is None:
                 raise
-            self.config, self.repairs = repaired.config, (*self.repairs, *repaired.changes)
+            self.config, self.repairs = mended.config, (*self.repairs, *mended.changes)
             return self.build(device, None, dtype)
         if dtype and dtype != "auto":
             model = model.to(getattr(torch, dtype))

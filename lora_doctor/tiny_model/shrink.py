@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .batch_objections import one_line
+from .config_mending import mend
 from .shrink_apply import Sizes, apply_sizes, first_grid
 from .shrink_build import TooBig, build_small
 from .shrink_repair import relax, relax_too_big, repair
@@ -78,13 +79,15 @@ def shrink(
     built: Shrunk | None = None
     last = "nothing tried"
     objections: list[str] = []
+    gaps: list[str] = []
     attempts = 0
     end = time.monotonic() + TIME_LIMIT
     while pending and attempts < MAX_ATTEMPTS and (attempts == 0 or time.monotonic() < end):
         sizes = pending.pop(0)
         attempts += 1
         small, changes = apply_sizes(config, sizes)
-        steps = changes.steps() + ([sizes.why] if sizes.why else [])
+        steps = [f"empty before: {', '.join(gaps)}"] if gaps else []
+        steps += changes.steps() + ([sizes.why] if sizes.why else [])
         # At the smallest widths what is left over stands in the code (convolutions, tables).
         limit = max_parameters * (1 if sizes.base > 32 else _TOLERANCE)
         try:
@@ -94,6 +97,11 @@ def shrink(
             more = relax_too_big(sizes, error, small)
         except Exception as error:  # noqa: BLE001 - material for the next attempt
             last = one_line(error)
+            mended = mend(config, error) if len(gaps) < MAX_ATTEMPTS else None
+            if mended is not None:  # the config itself is at fault, whatever its numbers
+                config, gaps = mended.config, [*gaps, *mended.changes]
+                pending, seen, attempts = [sizes], [sizes], attempts - 1
+                continue
             more = repair(sizes, None, small, [last]) + relax(sizes, last, changes)
         else:
             if not try_forward:

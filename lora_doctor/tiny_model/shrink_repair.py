@@ -46,6 +46,9 @@ def relax(sizes: Sizes, objection: str, changes: Changes) -> list[Sizes]:
         if grid > sizes.grid and any("image" in k for k in changed):
             options.append(replace(sizes, grid=grid, why=f"{grid} patches per side ({objection})"))
             break
+    if re.search(r"shape|divisible|multiple of", objection):
+        # widths that the code rounds up or divides: numbers with more twos in them
+        options.append(replace(sizes, base=128, why=f"larger widths ({objection})"))
     options.append(replace(sizes, min_depth=4, why=f"four layers ({objection})"))
     for role in _ROLES_TO_RESTORE:
         if role in changes.by_role or (role == "depth" and "layers" in changes.by_role):
@@ -149,9 +152,9 @@ def _empty_entries(root: Node, text: str) -> dict[str, Any]:
         if re.search(r"NoneType|positional argument|not be None", text):
             for key, value in values.items():
                 if value is None:
-                    filling = _filling(key, values, text)
-                    if filling is not None:
-                        found[node.where(key)] = filling
+                    small = filling(key, values, text)
+                    if small is not None:
+                        found[node.where(key)] = small
         asks = "rope_scaling[" in text or "rope_scaling.get(" in text
         if asks and values.get("rope_scaling", 0) is None:
             rope: dict[str, Any] = {"rope_type": "default"}
@@ -171,12 +174,12 @@ def _empty_entries(root: Node, text: str) -> dict[str, Any]:
     return found
 
 
-def _filling(key: str, values: dict[str, Any], text: str) -> Any:
+def filling(key: str, values: dict[str, Any], text: str) -> Any:
     """A small value for an entry that is None, by its role; None where no guess is sound."""
     heads, layers = values["num_attention_heads"], values.get("num_hidden_layers", 0)
     role = role_of(key, 0)
     if role == "head_dim":
-        return values["hidden_size"] // heads
+        return values.get("head_dim") or values["hidden_size"] // heads
     if role in ("heads", "kv_heads"):
         return heads
     if role == "experts":
@@ -225,7 +228,7 @@ def _position_factors(root: Node, text: str) -> dict[str, Any]:
         return {}
     old, length = [int(match[1]), int(match[2])], int(match[3])
     return {
-        node.where(key): [4, length // 4]
+        node.where(key): type(value)([4, length // 4])
         for node in root.walk()
         for key, value in node.values.items()
         if isinstance(value, (list, tuple)) and list(value) == old

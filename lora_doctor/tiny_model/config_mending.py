@@ -1,0 +1,202 @@
+"""A config that its own class cannot be built from, completed as a user would complete it.
+
+What is empty is read from the code that raised (`config_gaps`); what to write there from the name's
+role, from the docstring of the config class, or from the type that it declares. The result is made
+by the config's own class again, so that entries which follow from others do follow, and so that its
+validation has its say.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import inspect
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from .batch_objections import one_line
+from .config_gaps import Gap, gaps
+from .shrink_apply import Sizes, find_entry
+from .shrink_repair import filling, repair
+from .shrink_rules import Node, flat_ints, role_of, tree
+
+_ROUNDS = 4  # of objections by the config's own validation
+# Ids below those that shrinking moves, so that they are the same in the small config.
+_FREE_IDS = range(40, 58)
+
+
+@dataclass(frozen=True)
+class Mended:
+    """A config, and what was set in it, as ``entry = value``."""
+
+    config: Any
+    changes: tuple[str, ...]
+
+
+def mend(config: Any, error: BaseException) -> Mended | None:
+    """The config with the entries set that an exception of its model code calls for.
+
+    ``config`` is not changed. ``None`` when the exception calls for none that can be filled, or
+    what it calls for is there already.
+    """
+    overrides = _wanted(config, error)
+    for _ in range(_ROUNDS):
+        if not overrides:
+            return None
+        better = copy.deepcopy(config)
+        root = tree(better)
+        for where, value in overrides.items():
+            node, key = find_entry(root, where)
+            node.set(key, value)
+        try:
+            better = _made_again(config, better)
+        except Exception as refused:  # noqa: BLE001 - what its validation says is read below
+            said = one_line(refused)
+            more = {**_missed(root, said), **_asked_values(root, said)}
+            if all(overrides.get(where) == value for where, value in more.items()):
+                return None
+            overrides |= more
+            continue
+        return Mended(better, tuple(f"{where} = {value}" for where, value in overrides.items()))
+    return None
+
+
+def _wanted(config: Any, error: BaseException) -> dict[str, Any]:
+    """Entries to set, by their paths."""
+    root = tree(copy.deepcopy(config))
+    said = one_line(error)
+    empty = gaps(error)
+    named = {gap.key for gap in empty}
+    found: dict[str, Any] = {}
+    for option in repair(Sizes(), None, copy.deepcopy(config), [said])[:1]:
+        for where, value in option.overrides:
+            key = where.rpartition(".")[2]
+            if key in said or key in named:
+                found[where] = value
+    for where, value in _filled(root, empty, said).items():
+        found.setdefault(where, value)
+    found |= _divisible_heads(root, said)
+    found |= _asked_values(root, said)
+    now = {node.where(key): value for node in root.walk() for key, value in node.values.items()}
+    return {where: value for where, value in found.items() if now.get(where) != value}
+
+
+def _filled(root: Node, empty: list[Gap], said: str) -> dict[str, Any]:
+    """Values for the entries that hold nothing, by their paths."""
+    found: dict[str, Any] = {}
+    for gap in empty:
+        for node in root.walk():
+            if gap.config_class not in ("", type(node.holder).__name__):
+                continue
+            if gap.key in node.values and node.values[gap.key] is None:
+                value = _value_for(node, gap, said)
+                if value is not None:
+                    found[node.where(gap.key)] = value
+    return found
+
+
+def _made_again(before: Any, better: Any) -> Any:
+    """`better` through the constructor of its class, where `before` goes through it, too.
+
+    Raises:
+        Exception: what the class says against it.
+    """
+    cls = type(before)
+    try:
+        cls.from_dict(before.to_dict())
+    except Exception:  # noqa: BLE001 - it does not take its own entries: nothing is learnt this way
+        return better
+    return cls.from_dict(better.to_dict())
+
+
+def _value_for(node: Node, gap: Gap, said: str) -> Any:
+    """What to write into an empty entry; None where no guess is sound."""
+    values = node.values
+    if all(isinstance(values.get(k), int) for k in ("hidden_size", "num_attention_heads")):
+        found = filling(gap.key, values, said)
+        if found is not None:
+            return found
+    if "rope" in gap.key:
+        return {"rope_type": "default", "rope_theta": 10000.0}
+    example, kind = _documented(node.holder, gap.key)
+    if example is not None:
+        return example
+    if role_of(gap.key, 0) == "width" and isinstance(values.get("hidden_size"), int):
+        return values["hidden_size"]
+    if "dict" in kind:
+        ids = [n for v in values.values() for n in flat_ints(v)]
+        free = [number for number in _FREE_IDS if number not in ids]
+        return dict(zip(gap.looked_up, free, strict=False)) or None
+    if "list" in kind or "tuple" in kind:
+        return []
+    # Equal numbers: whatever must divide another does.
+    return 4 if kind == "int" else 1.0 if kind == "float" else None
+
+
+def _documented(holder: Any, key: str) -> tuple[Any, str]:
+    """An example of an entry's value from its class's docstring ("e.g. `"1/4"`"), and its type."""
+    text = inspect.getdoc(type(holder)) or ""
+    kind = ""
+    for cls in type(holder).__mro__:
+        declared = vars(cls).get("__annotations__", {}).get(key)
+        if declared is not None:
+            kind = getattr(declared, "__name__", None) or str(declared)
+            kind = str(declared) if "|" in str(declared) or "[" in str(declared) else kind
+            break
+    entry = re.search(rf"^\s*{re.escape(key)} \(`?(\w+).*?(?=^\s*\w+ \(`|\Z)", text, re.M | re.S)
+    if entry is None:
+        return None, _plain_kind(kind)
+    kind = kind or entry[1]
+    for found in re.findall(r"(?:e\.g\.|such as|for example),?:? `([^`]+)`", entry[0], re.I):
+        try:
+            return ast.literal_eval(found), _plain_kind(kind)
+        except (ValueError, SyntaxError):
+            continue
+    return None, _plain_kind(kind)
+
+
+def _plain_kind(declared: str) -> str:
+    """`int`, `float`, `dict`, `list` or what else a declared type like `int | None` begins with."""
+    return re.split(r"[\[| ]", declared.lower().removeprefix("typing.").strip())[0]
+
+
+def _divisible_heads(root: Node, text: str) -> dict[str, Any]:
+    """Another number of heads, where a class objects that it does not divide the width."""
+    if not re.search(r"divisible|multiple of", text):
+        return {}
+    numbers = {int(n) for n in re.findall(r"\b\d+\b", text)}
+    found: dict[str, Any] = {}
+    for node in root.walk():
+        widths = [
+            v
+            for k, v in node.values.items()
+            if role_of(k, v) == "width" and isinstance(v, int) and v in numbers
+        ]
+        for key, heads in node.values.items():
+            known = isinstance(heads, int) and role_of(key, heads) == "heads"
+            if known and heads in numbers and widths:
+                whole = [n for n in range(2, 2 * heads) if all(w % (2 * n) == 0 for w in widths)]
+                if widths[0] % heads and whole:
+                    found[node.where(key)] = min(
+                        whole, key=lambda n: (abs(n - heads), n & (n - 1) != 0)
+                    )
+    return found
+
+
+def _missed(root: Node, text: str) -> dict[str, Any]:
+    """Entries that a validation misses: "is missing required fields: ['indexer_head_dim']"."""
+    missing = re.search(r"missing.*?(?:fields|entries|values|arguments)\b(.*)", text)
+    names = re.findall(r"\w+", missing[1]) if missing else []
+    return _filled(root, [Gap("", name) for name in names], text)
+
+
+def _asked_values(root: Node, text: str) -> dict[str, Any]:
+    """Numbers that a validation asks for by name: "requires indexer_kv_heads=1"."""
+    asked = re.findall(r"(?:requires?|must be|expects?) `?(\w+)`? ?={1,2} ?(\d+)\b", text)
+    return {
+        node.where(key): int(number)
+        for key, number in asked
+        for node in root.walk()
+        if key in node.values
+    }
