@@ -24,6 +24,9 @@ STACKS = {
 }
 #: What the scenario tests recorded, a file for each stack.
 RECORDS = Path(".nox", "stacks").absolute()
+#: The stacks of docs/census.md, and where their rows are kept.
+CENSUS_STACKS = ("t457", "t523")
+CENSUS = Path(".nox", "census").absolute()
 CODE = ("lora_doctor", "rules", "reports", "tests", "benchmarks", "noxfile.py")
 
 
@@ -58,6 +61,24 @@ def stacks(session: nox.Session) -> None:
     if len(records) != len(STACKS):
         session.error(f"{len(records)} of {len(STACKS)} stacks ran: nox -s scenarios first")
     session.run("python", "-m", "tests.stacks_page", *records)
+
+
+@nox.session
+@nox.parametrize("stack", [nox.param(name, id=name) for name in CENSUS_STACKS])
+def census(session: nox.Session, stack: str) -> None:
+    """Every architecture on one stack; goes on where it was broken off (some ten minutes)."""
+    session.install(TORCH, BITSANDBYTES, *STACKS[stack])
+    session.install(".")
+    session.run("lora-doctor", "census", "-o", str(CENSUS / stack), *session.posargs)
+
+
+@nox.session
+def census_page(session: nox.Session) -> None:
+    """Write docs/census.md from what `census` found; commit what changes."""
+    session.install(".")
+    folders = [str(CENSUS / stack) for stack in CENSUS_STACKS]
+    page = session.run("python", "-m", "lora_doctor.census", *folders, silent=True)
+    Path("docs", "census.md").write_text(str(page), encoding="utf-8")
 
 
 @nox.session

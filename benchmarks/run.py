@@ -7,6 +7,9 @@ so each case is run right after such an import, in turn, and the ratio of the tw
 over the rounds). `cpu` is the same ratio in processor seconds of the whole process tree: on a
 machine that is busy with something else it says more than the time on the clock. Memory is
 measured in a run of its own, because looking costs time.
+
+One case is compared with what people do today instead: build the 1B model with random weights, put
+the adapters in, take one training step. The census has rows per minute; it is taken once.
 """
 
 from __future__ import annotations
@@ -35,6 +38,8 @@ IMPORT = [sys.executable, "-c", "import torch, transformers, peft"]
 DOCTOR = [sys.executable, "-m", "lora_doctor"]
 GIB = 1 << 30
 SAMPLE_SECONDS = 0.02
+#: What the census is timed on; `--census '*'` takes all.
+CENSUS_SAMPLE = "AutoModelForSeq2SeqLM"
 
 # The published sizes of Llama 3.2 1B and Llama 3.1 405B.
 LLAMA_1B = {
@@ -46,19 +51,31 @@ LLAMA_405B = {
     "hidden_size": 16384, "intermediate_size": 53248, "num_hidden_layers": 126,
     "num_attention_heads": 128, "num_key_value_heads": 8, "vocab_size": 128256,
 }  # fmt: skip
+#: What somebody does today to see whether a recipe trains.
+USERS_WAY = f"""
+import torch, transformers, peft
+model = transformers.AutoModelForCausalLM.from_config(transformers.LlamaConfig(**{LLAMA_1B!r}))
+model = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", r=16,
+                                                   target_modules="all-linear"))
+optimizer = torch.optim.AdamW(p for p in model.parameters() if p.requires_grad)
+ids = torch.randint(0, model.config.vocab_size, (2, 16))
+model(input_ids=ids, labels=ids).loss.backward()
+optimizer.step()
+"""
 #: Names of GPT-2: on Llama they match nothing.
 BAD_RECIPE = "target_modules: [c_attn, c_proj]\nr: 16\nlora_alpha: 32\ntask_type: CAUSAL_LM\n"
 
 
 @dataclass(frozen=True)
 class Case:
-    """One command line; ``target`` is the ratio to stay under."""
+    """One command line; ``target`` is the ratio to stay under, ``base`` what it is a ratio to."""
 
     name: str
     arguments: tuple[str, ...]
     target: float
     memory_target: int | None = None
     exit_codes: tuple[int, ...] = (0, 1)
+    base: tuple[str, ...] = tuple(IMPORT)
 
 
 @dataclass
@@ -75,6 +92,7 @@ class Result:
     cpu_ratio: float
     tree: int
     largest: int
+    base_tree: int
     memory_target: int | None = None
     rounds: list[dict[str, float]] = field(default_factory=list)
 
@@ -136,6 +154,8 @@ def cases(folder: Path) -> list[Case]:
         Case("check --depth meta, 1B", ("check", small, "--depth", "meta"), 1.3),
         Case("check --depth meta, 405B", ("check", large, "--depth", "meta"), 1.3, 3 * GIB),
         Case("check (tiny), arch:llama", ("check", "arch:llama"), 2.0),
+        Case("the same, to a 1B model's first step", ("check", "arch:llama"), 0.5,
+             base=(sys.executable, "-c", USERS_WAY)),
     ]  # fmt: skip
 
 
@@ -159,7 +179,9 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
 
 
-def peak_memory(command: Sequence[str], folder: Path) -> tuple[int, int]:
+def peak_memory(
+    command: Sequence[str], folder: Path, every: float = SAMPLE_SECONDS
+) -> tuple[int, int]:
     """Bytes: the largest sum over the process tree, and the largest single process."""
     process = subprocess.Popen(
         command, cwd=folder, env=environment(), stdin=subprocess.DEVNULL,
@@ -187,7 +209,7 @@ def peak_memory(command: Sequence[str], folder: Path) -> tuple[int, int]:
                 except (psutil.NoSuchProcess, psutil.AccessDenied):
                     continue  # it has ended between the listing and the look
             largest_sum = max(largest_sum, sum(sizes))
-            over.wait(SAMPLE_SECONDS)
+            over.wait(every)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -197,15 +219,15 @@ def peak_memory(command: Sequence[str], folder: Path) -> tuple[int, int]:
     return largest_sum, largest
 
 
-def measure(case: Case, folder: Path, rounds: int) -> Result:
+def measure(case: Case, folder: Path, rounds: int, import_tree: int) -> Result:
     command = [*DOCTOR, *case.arguments]
     run(command, folder, case.exit_codes)  # files into the cache of the system, once
     taken = []
     for _ in range(rounds):
-        base, base_cpu = run(IMPORT, folder, (0,))
+        base, base_cpu = run(case.base, folder, (0,))
         seconds, cpu = run(command, folder, case.exit_codes)
         taken.append({
-            "seconds": seconds, "import_seconds": base, "ratio": seconds / base,
+            "seconds": seconds, "base_seconds": base, "ratio": seconds / base,
             "cpu_ratio": cpu / base_cpu,
         })  # fmt: skip
     ratios = [round_["ratio"] for round_ in taken]
@@ -219,8 +241,39 @@ def measure(case: Case, folder: Path, rounds: int) -> Result:
         cpu_ratio=statistics.median(round_["cpu_ratio"] for round_ in taken),
         tree=tree,
         largest=largest,
+        base_tree=import_tree if case.base == tuple(IMPORT) else peak_memory(case.base, folder)[0],
         memory_target=case.memory_target,
         rounds=taken,
+    )
+
+
+@dataclass
+class CensusResult:
+    """What `lora-doctor census` cost: ``processor_seconds`` a row are of the whole process tree,
+    imports of the libraries included; ``median_seconds`` is a row's time on the clock."""
+
+    select: str
+    rows: int
+    seconds: float
+    processor_seconds: float
+    median_seconds: float
+    tree: int
+
+
+def measure_census(select: str, folder: Path) -> CensusResult:
+    command = [*DOCTOR, "census", "--select", select, "-o", "census"]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    start = time.perf_counter()
+    tree, _ = peak_memory(command, folder, every=0.5)
+    seconds = time.perf_counter() - start
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    lines = (folder / "census" / "rows.jsonl").read_text(encoding="utf-8").splitlines()[1:]
+    each = [json.loads(line)["seconds"] for line in lines]
+    if not each:
+        sys.exit(f"{' '.join(command)}: made no row")
+    return CensusResult(
+        select, len(each), seconds, processor / len(each), statistics.median(each), tree
     )
 
 
@@ -243,12 +296,18 @@ def conditions(folder: Path, rounds: int) -> dict[str, Any]:
 
 def table(about: Mapping[str, Any], results: Sequence[Result]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-    base = statistics.median(r["import_seconds"] for item in results for r in item.rounds)
+    imports = [item for item in results if item.base_tree == about["import_memory"]["tree"]]
     lines = [
         f"Python {about['python']}, {versions}; {about['cores']} cores, "
         f"load {about['load_before']:.1f} before; {about['rounds']} rounds",
-        f"1 = python -c 'import torch, transformers, peft': {base:.2f} s, "
-        f"{about['import_memory']['tree'] / GIB:.2f} GiB",
+    ]
+    if imports:
+        base = statistics.median(r["base_seconds"] for item in imports for r in item.rounds)
+        lines.append(
+            f"1 = python -c 'import torch, transformers, peft': {base:.2f} s, "
+            f"{about['import_memory']['tree'] / GIB:.2f} GiB"
+        )
+    lines += [
         "",
         f"{'':38} {'ratio':>6} {'target':>7} {'min to max':>12} {'cpu':>6} {'seconds':>8} "
         f"{'memory':>9} {'target':>8}",
@@ -261,13 +320,32 @@ def table(about: Mapping[str, Any], results: Sequence[Result]) -> str:
             f"{item.spread[1]:6.2f} {item.cpu_ratio:6.2f} {item.seconds:8.2f} "
             f"{item.tree / GIB:5.2f} GiB {'< ' + memory_target if memory_target else '':>8}"
         )  # fmt: skip
+    others = [item for item in results if item not in imports]
+    for item in others:
+        base_seconds = statistics.median(round_["base_seconds"] for round_ in item.rounds)
+        lines.append(
+            f"{item.name}: 1 = {base_seconds:.1f} s, {item.base_tree / GIB:.2f} GiB; "
+            f"memory {item.tree / item.base_tree:.2f} of it"
+        )
     return "\n".join(lines)
+
+
+def census_table(found: CensusResult) -> str:
+    return (
+        f"census of {found.select}: {found.rows} rows in {found.seconds:.0f} s, "
+        f"{found.rows / found.seconds * 60:.0f} rows per minute, "
+        f"{found.processor_seconds:.1f} processor seconds a row (mean, imports included), "
+        f"a row {found.median_seconds:.1f} s (median, on the clock), "
+        f"{found.tree / GIB:.2f} GiB (< 4)"
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=5, help="runs of each case (default 5)")
     parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--census", default=CENSUS_SAMPLE, metavar="PATTERN",
+                        help="rows of the census to time (default %(default)s)")  # fmt: skip
     parser.add_argument("--json", metavar="FILE", help="also write every single run to FILE")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -277,10 +355,22 @@ def main() -> None:
         results = []
         for case in chosen:
             print(f"{case.name} ...", file=sys.stderr, flush=True)
-            results.append(measure(case, folder, options.rounds))
-    print(table(about, results))
+            import_tree = about["import_memory"]["tree"]
+            results.append(measure(case, folder, options.rounds, import_tree))
+        census = None
+        if options.only in "census":
+            print(f"census of {options.census} ...", file=sys.stderr, flush=True)
+            census = measure_census(options.census, folder)
+    if results:
+        print(table(about, results))
+    if census is not None:
+        print(census_table(census))
     if options.json:
-        data = {**about, "cases": [asdict(result) for result in results]}
+        data = {
+            **about,
+            "cases": [asdict(result) for result in results],
+            "census": asdict(census) if census is not None else None,
+        }
         Path(options.json).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 

@@ -51,7 +51,7 @@ def render(census: Census) -> str:
 def totals(censuses: Sequence[Census]) -> str:
     """Markdown: for each stack a table of counts, and the reason of each row without a recipe."""
     lines = [
-        "<!-- Written by `nox -s census`. Do not edit. -->",
+        "<!-- Written by `nox -s census census_page`. Do not edit. -->",
         "",
         "# Census: can I use LoRA on it?",
         "",
