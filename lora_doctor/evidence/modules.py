@@ -14,7 +14,8 @@ from typing import Any
 
 from lora_doctor.evidence.structure import ModuleGroup, ModuleKind, Role, Tower
 
-_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
+#: A part of a path that counts; an expert's may be numbered with a word before it (`expert_3`).
+_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])|(?<=\.expert_)\d+(?![^.])")
 
 
 def pattern_of(path: str) -> str:
@@ -250,7 +251,7 @@ def expert_counts(parts: Sequence[Part]) -> Mapping[str, int]:
             if "expert" in name and not name.startswith("shared"):
                 owner = ".".join(components[:index])
                 following = components[index + 1]
-                if following.isdigit():
+                if re.fullmatch(r"(expert_)?\d+", following):
                     members.setdefault(owner, set()).add(following)
                 elif part.kind == "parameter":
                     counts[owner] = part.shape[0]
