@@ -16,7 +16,7 @@ from typing import Any
 from .batch_objections import one_line
 from .config_mending import mend
 from .shrink_apply import Sizes, apply_sizes, first_grid
-from .shrink_build import TooBig, build_small
+from .shrink_build import TooBig, build_small, read_back
 from .shrink_repair import relax, relax_too_big, repair
 from .shrink_rules import tree
 
@@ -76,16 +76,35 @@ def shrink(
     start = Sizes(grid=first_grid(tree(copy.deepcopy(config))))
     pending = [start]
     seen = [start]
+
+    def take(options: list[Sizes]) -> bool:
+        """Put new options in line; whether any is left to try."""
+        fresh = [option for option in options if option not in seen]
+        seen.extend(fresh)
+        pending.extend(fresh)
+        pending.sort(key=lambda option: not option.why.startswith(("named", "repaired")))
+        return bool(pending)
+
     built: Shrunk | None = None
     last = "nothing tried"
     objections: list[str] = []
     gaps: list[str] = []
     attempts = 0
+    checked = True
     end = time.monotonic() + TIME_LIMIT
     while pending and attempts < MAX_ATTEMPTS and (attempts == 0 or time.monotonic() < end):
         sizes = pending.pop(0)
-        attempts += 1
         small, changes = apply_sizes(config, sizes)
+        refused = read_back(small) if checked else None
+        if refused is not None and read_back(config) is None:
+            # A cheap attempt, no model was built; when nothing helps, one that is not saved will do
+            last = one_line(refused)
+            objections.append(last)
+            more = repair(sizes, None, small, [last]) + relax(sizes, last, changes)
+            if not take(more):
+                checked, pending, seen = False, [start], [start]
+            continue
+        attempts += 1
         steps = [f"empty before: {', '.join(gaps)}"] if gaps else []
         steps += changes.steps() + ([sizes.why] if sizes.why else [])
         # At the smallest widths what is left over stands in the code (convolutions, tables).
@@ -123,11 +142,7 @@ def shrink(
                 built = Shrunk(model, small, steps, attempts, batch)
             more = repair(sizes, model, small, heard) + relax(sizes, " ".join(heard), changes)
         objections.append(last)
-        for option in more:
-            if option not in seen:
-                seen.append(option)
-                pending.append(option)
-        pending.sort(key=lambda option: not option.why.startswith(("named", "repaired")))
+        take(more)
     if built is not None:
         built.attempts = attempts
         if built.batch is None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from .shrink_layers import plan_layers
+from .shrink_per_layer import renumbered, set_overrides
 from .shrink_rules import (
     Node,
     flat_ints,
@@ -69,22 +70,16 @@ def apply_sizes(config: Any, sizes: Sizes) -> tuple[Any, Changes]:
         ids = {}
     widths = width_map(root, sizes.base)
     grids: list[Grid] = []
+    maps = (widths, vocab, ids)
     for node in list(root.walk()):
         before = dict(node.values)
         new: dict[str, tuple[str, Any]] = {}
+        kept: dict[int, list[int]] = {}
         if "depth" not in sizes.keep_roles:
             plan = plan_layers(node, sizes.min_depth)
             new.update({key: ("layers", value) for key, value in plan.values.items()})
-        for key, value in before.items():
-            role = role_of(key, value)
-            if role in sizes.keep_roles:
-                continue
-            current = new[key][1] if key in new else value
-            result = _shrink_entry(key, current, role, widths, vocab, ids)
-            if result != current:
-                new[key] = (role, result)
-        _fix_heads(node, before, new, sizes)
-        _fix_experts(before, new)
+            kept = plan.kept
+        _shrink_entries(node, before, new, sizes, maps)
         _fix_gaps(node, root, before, ids, new)
         _fix_feature_widths(before, new)
         grids += _fix_image(before, new, sizes)
@@ -94,6 +89,12 @@ def apply_sizes(config: Any, sizes: Sizes) -> tuple[Any, Changes]:
                 continue
             node.set(key, value)
             changes.note(role, node.path, key, before[key], value)
+        if node.own_entries:
+            depth = before.get("num_hidden_layers")
+            for layer, entries in node.own_entries.items():
+                node.own_entries[layer] = _own_entries(node, before, entries, sizes, maps)
+            node.own_entries = renumbered(node.own_entries, kept.get(depth or 0))
+            set_overrides(node.holder, node.own_entries)
         _plain_settings(node, changes)
     _shrink_tokens(root, grids, changes)
     _shrink_tiles(root, grids, changes)
@@ -103,6 +104,45 @@ def apply_sizes(config: Any, sizes: Sizes) -> tuple[Any, Changes]:
         node.set(key, value)
         changes.note("repaired", node.path, key, old, value)
     return small, changes
+
+
+def _shrink_entries(
+    node: Node,
+    before: dict[str, Any],
+    new: dict[str, tuple[str, Any]],
+    sizes: Sizes,
+    maps: tuple[dict[int, int], dict[int, int], dict[int, int]],
+) -> None:
+    """Each entry by its role, into `new`. `maps`: of widths, vocabularies and token ids."""
+    for key, value in before.items():
+        role = role_of(key, value)
+        if role in sizes.keep_roles:
+            continue
+        current = new[key][1] if key in new else value
+        result = _shrink_entry(key, current, role, *maps)
+        if result != current:
+            new[key] = (role, result)
+    _fix_heads(node, before, new, sizes)
+    _fix_experts(before, new)
+
+
+def _own_entries(
+    node: Node,
+    before: dict[str, Any],
+    entries: dict[str, Any],
+    sizes: Sizes,
+    maps: tuple[dict[int, int], dict[int, int], dict[int, int]],
+) -> dict[str, Any]:
+    """What a single layer has instead of the config's entries, shrunk beside the others."""
+    own = {**before, **entries}
+    new: dict[str, tuple[str, Any]] = {}
+    _shrink_entries(node, own, new, sizes, maps)
+    small = {k: v for k, (_, v) in new.items() if k not in sizes.keep_keys}
+    for key, value in entries.items():
+        other = before.get(key)
+        if role_of(key, value) == "head_dim" and other and small.get(key) == node.values.get(key):
+            small[key] = node.values[key] * max(1, value // other)  # it is larger for a reason
+    return {key: small.get(key, value) for key, value in entries.items()}
 
 
 def find_entry(root: Node, where: str) -> tuple[Node, str]:
@@ -137,6 +177,8 @@ def _shrink_entry(
         cap = 64 if "source" in key or "audio" in key else 256
         return map_ints(value, lambda n: min(n, cap))
     if role == "window":
+        return map_ints(value, lambda n: min(n, 16))
+    if role == "chunk":  # of a sequence: as long as that of the batch
         return map_ints(value, lambda n: min(n, 16))
     if role == "mask_span":
         return map_ints(value, lambda n: min(n, 2))
@@ -180,7 +222,7 @@ def _fix_heads(
     for key, value in before.items():
         if role_of(key, value) != "head_dim" or not isinstance(value, int) or value <= 0:
             continue
-        if key.startswith(("qk_", "v_head")):
+        if key.startswith(("qk_", "v_head")) or before.get("qk_head_dim") == value:
             continue  # latent attention: its head dimensions are tied to each other by sums
         partner = _partner(key, queries)
         if partner is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,21 @@ class TooBig(Exception):
         self.parameters = parameters
         super().__init__(f"{parameters} parameters, the largest is {largest} {list(shape)}")
         self.shape = shape
+
+
+def read_back(config: Any) -> Exception | None:
+    """What the config's class objects to when it is saved and loaded again, as it will be with the
+    model: many of its checks run only then. No weights are made."""
+    if not hasattr(config, "save_pretrained"):
+        return None
+    twin = copy.deepcopy(config)  # saving writes class names into it
+    try:
+        with tempfile.TemporaryDirectory(prefix="lora-doctor-") as folder:
+            twin.save_pretrained(folder)
+            type(config).from_pretrained(folder)
+    except Exception as error:  # noqa: BLE001 - an objection like one of construction
+        return error
+    return None
 
 
 def build_small(

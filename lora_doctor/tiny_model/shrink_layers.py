@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from .shrink_per_layer import run_lengths
 from .shrink_rules import Node, is_numbers, role_of
 
 _NOT_PER_LAYER = re.compile(
@@ -21,10 +22,14 @@ _MAX_KINDS = 8
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """What the depth entries of one config become; `depth` is the main number of layers."""
+    """What the depth entries of one config become; `depth` is the main number of layers.
+
+    `kept`: number of layers before, to the numbers of those that are left.
+    """
 
     values: dict[str, Any]
     depth: int
+    kept: dict[int, list[int]]
 
 
 def plan_layers(node: Node, min_depth: int) -> LayerPlan:
@@ -44,14 +49,15 @@ def plan_layers(node: Node, min_depth: int) -> LayerPlan:
         elif role == "offset" and isinstance(value, int):
             values[key] = min(value, 1)
     main = 0
+    left: dict[int, list[int]] = {}
     for length in sorted(set(depths.values())):
-        kept = _kept_layers(node, length, min_depth)
+        kept = left[length] = _kept_layers(node, length, min_depth)
         main = len(kept)
         for key, depth in depths.items():
             if depth == length:
                 values[key] = len(kept)
         values.update(_cut(node, length, kept))
-    return LayerPlan({k: v for k, v in values.items() if v != node.values[k]}, main)
+    return LayerPlan({k: v for k, v in values.items() if v != node.values[k]}, main, left)
 
 
 def _depths(node: Node) -> dict[str, int]:
@@ -77,7 +83,8 @@ def _per_layer(node: Node, length: int) -> dict[str, list[Any]]:
         if isinstance(value, (list, tuple))
         and len(value) == length
         and not _NOT_PER_LAYER.search(key)
-        and role_of(key, value) != "layer_index"
+        # names of kinds may stand under what is else numbers (GPT-Neo's `attention_layers`)
+        and (role_of(key, value) != "layer_index" or not is_numbers(value))
     }
 
 
@@ -118,6 +125,10 @@ def _thresholds(node: Node, length: int) -> dict[str, tuple[int, bool]]:
 
 def _kept_layers(node: Node, length: int, min_depth: int) -> list[int]:
     lists = {**_per_layer(node, length), **_flags(node, length)}
+    if node.own_entries and length == node.values.get("num_hidden_layers"):
+        lists["per_layer_config"] = [
+            str(sorted(node.own_entries.get(layer, {}).items())) for layer in range(length)
+        ]
     numbers = _layer_numbers(node, length)
     thresholds = _thresholds(node, length)
 
@@ -148,6 +159,9 @@ def _kept_layers(node: Node, length: int, min_depth: int) -> list[int]:
     if periods:  # two of each period after the dense layers, so that both kinds occur
         wanted = max(wanted, 2 + sum(not end for _, end in thresholds.values()))
     wanted = max([wanted, *(len(v) for k, v in numbers.items() if k.endswith("out_indices"))])
+    chosen = node.values.get("out_indices")
+    if "stage_names" in node.values and isinstance(chosen, (list, tuple)):
+        wanted = max(wanted, len(chosen))
     for layer in range(length):
         if len(kept) >= min(wanted, length):
             break
@@ -160,6 +174,10 @@ def _cut(node: Node, length: int, kept: list[int]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key, entries in {**_per_layer(node, length), **_flags(node, length)}.items():
         values[key] = type(node.values[key])(entries[layer] for layer in kept)
+    for key, value in node.values.items():
+        kinds = run_lengths(value, length)
+        if kinds is not None:
+            values[key] = [[[kinds[layer] for layer in kept], 1]]
     for key, numbers in _layer_numbers(node, length).items():
         if key.endswith("out_indices"):  # their count is part of the architecture
             new = list(range(len(kept) - len(numbers), len(kept)))
@@ -175,4 +193,7 @@ def _cut(node: Node, length: int, kept: list[int]) -> dict[str, Any]:
     names = node.values.get("stage_names")
     if isinstance(names, (list, tuple)) and len(names) == length + 1:
         values["stage_names"] = type(names)(names[: len(kept) + 1])
+        chosen = node.values.get("out_indices")
+        if isinstance(chosen, (list, tuple)):  # what a backbone gives out; the first is the stem
+            values["out_indices"] = list(range(len(kept) + 1 - len(chosen), len(kept) + 1))
     return values

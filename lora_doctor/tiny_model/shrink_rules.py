@@ -14,9 +14,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from .shrink_per_layer import overrides_of
+
 # Order matters: the first pattern that matches a key gives its role.
 _ROLES: tuple[tuple[str, str], ...] = (
     ("keep", r"type_vocab_size|chunk_size_feed_forward|num_labels|pretraining_tp|_kernel_|kernel_"),
+    # numbers in one flattened patch: they follow from the patch size, which is kept
+    ("keep", r"^(video_)?patch_dim$|multiple_of$"),
+    ("chunk", r"chunk_(size|len|length)$"),
     ("keep", r"^(torch_dtype|dtype|transformers_version|id2label|label2id|max_length|min_length)$"),
     ("drop", r"layer_?drop|drop_?path|stochastic_depth|survival_prob"),
     ("ids", r"_token_ids?$|_token_index$|_token_idx$|_index_token$|_token_indices$"),
@@ -43,7 +48,7 @@ _ROLES: tuple[tuple[str, str], ...] = (
     ("kv_heads", r"(^|_)(n_groups|ngroups)$|num_(key_value|query)_groups$"),
     (
         "head_dim",
-        r"head_dim$|^d_kv$|d_head$|dim_head$|kv_channels$|_head_size$|^head_size$|^headdim$",
+        r"head_dim$|^d_kv$|d_head$|dim_head$|kv_channels$|_head_size$|^head_size$|headdim$",
     ),
     ("head_dim", r"dim_per_head$|head_width$|^head_feature_size$"),
     ("heads", r"(^|_)(n_|num_)?\w*heads?$"),
@@ -144,12 +149,16 @@ def map_ints(value: Any, change: Any) -> Any:
 
 @dataclass
 class Node:
-    """One config of the tree: `values` are its entries that are not themselves configs."""
+    """One config of the tree: `values` are its entries that are not themselves configs.
+
+    `own_entries`: number of a layer to the entries that it has instead of these.
+    """
 
     path: str
     holder: Any
     values: dict[str, Any]
     children: list[Node] = field(default_factory=list)
+    own_entries: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     def walk(self) -> Iterator[Node]:
         yield self
@@ -180,14 +189,16 @@ def tree(config: Any, path: str = "", seen: set[int] | None = None) -> Node:
     seen = set() if seen is None else seen
     seen.add(id(config))
     entries = config if isinstance(config, dict) else vars(config)
-    node = Node(path, config, {})
+    node = Node(path, config, {}, own_entries=overrides_of(config))
     for key, value in list(entries.items()):
         if not isinstance(key, str):
             continue
         if key.startswith("_"):
-            # `_vocab_size` behind a property `vocab_size` (PaliGemma in 4.44) is an entry, too.
+            # `_vocab_size` behind a property `vocab_size` (PaliGemma in 4.44) is an entry, too, and
+            # so are a backbone's `_out_indices`.
             public = getattr(type(config), key[1:], None)
-            if isinstance(public, property) and public.fset and type(value) is int:
+            is_entry = type(value) is int or is_numbers(value)
+            if isinstance(public, property) and public.fset and is_entry:
                 node.values[key[1:]] = value
             continue
         where = f"{path}.{key}" if path else key
@@ -212,11 +223,12 @@ def width_map(
     """
     numbers: set[int] = set()
     for node in root.walk():
-        for key, value in node.values.items():
-            if role_of(key, value) in roles:
-                numbers.update(n for n in flat_ints(value) if n > base // 2)
+        for entries in (node.values, *node.own_entries.values()):
+            for key, value in entries.items():
+                if role_of(key, value) in roles:
+                    numbers.update(n for n in flat_ints(value) if n > base // 2)
     mapping: dict[int, int] = {}
-    top = 0
+    top, grain = 0, max(32, base // 2)
     for number in sorted(numbers):
         choice = 0
         for other, small in mapping.items():
@@ -230,7 +242,7 @@ def width_map(
                 choice = small * factor
                 break
         if not choice:
-            choice = max(base, (top // 32 + 1) * 32)
+            choice = max(base, (top // grain + 1) * grain)
         if choice >= number:  # nothing to win; keep it, and everything above it larger
             choice = number
         mapping[number] = choice
