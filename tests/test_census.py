@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from lora_doctor.census.row import COLUMNS
@@ -74,6 +76,35 @@ def test_a_run_that_was_broken_off_goes_on_and_ends_the_same(
     assert f"of {len(lines) - 2} rows" in result.err
     again = (tmp_path / "census.json").read_bytes()
     assert again == (folder / "out/census.json").read_bytes()
+
+
+@slow
+def test_a_process_that_dies_costs_its_row_and_no_other(tmp_path: Path) -> None:
+    """The kernel ends processes when memory is short: here the first that tries a model."""
+    select = [word for name in NAMES for word in ("--select", name)]
+    census = subprocess.Popen(
+        [sys.executable, "-m", "lora_doctor", "census", *select, "--jobs", "1", "-o", tmp_path],
+        cwd=cli.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    killed = kill_a_task(psutil.Process(census.pid), begun=tmp_path / "rows.jsonl")
+    _, told = census.communicate(timeout=300)
+    assert census.returncode == 0 and killed, told
+    rows = json.loads((tmp_path / "census.json").read_text())["rows"]
+    lost = [row for row in rows if row["cells"]["recipe"]["status"] != "yes"]
+    assert len(rows) > 2 and len(lost) == 1, [row["cells"] for row in lost]
+    assert "crash" in json.dumps(lost[0]["cells"])
+
+
+def kill_a_task(census: psutil.Process, begun: Path) -> bool:
+    """Kill the first process that tries a model; False when none is seen."""
+    end = time.monotonic() + 120
+    while time.monotonic() < end and census.is_running():
+        servers = census.children() if begun.exists() else []
+        for task in [task for server in servers for task in server.children()]:
+            task.kill()
+            return True
+        time.sleep(0.02)
+    return False
 
 
 @slow
