@@ -53,10 +53,7 @@ class Proposal:
         injected = inject(self.model, recipe)
         if injected.result.ok and injected.result.converted and "target_parameters" in values:
             # PEFT adapts these names as parameters, which are proposed by themselves already.
-            turned = {line.split(" -> ")[0] for line in injected.result.converted}
-            values["target_modules"] = [
-                name for name in values["target_modules"] if name not in turned
-            ]
+            values["target_modules"] = self._not_converted(values["target_modules"], injected)
             recipe = self.asked.fill(values)
             injected = inject(self.model, recipe)
         if injected.result.ok:
@@ -69,6 +66,19 @@ class Proposal:
             if tried.result.ok:
                 return changed, tried, tuple(self.notes)
         return recipe, injected, ()
+
+    def _not_converted(self, targets: str | list[str], injected: Injected) -> str | list[str]:
+        """The targets without those that PEFT has turned into parameters."""
+        if not isinstance(targets, str):
+            turned = {line.split(" -> ")[0] for line in injected.result.converted}
+            return [name for name in targets if name not in turned]
+        adapted = {pattern_of(path) for path in injected.adapted}
+        kept = [
+            group
+            for group in self.found.groups
+            if group.pattern in adapted and group.kind != "parameter"
+        ]
+        return next(iter(name_groups(self.found, kept)), targets)
 
     def _that_reload(
         self, values: Mapping[str, Any], recipe: Recipe, injected: Injected
