@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import re
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -123,7 +124,7 @@ def _shrink_entries(
         if result != current:
             new[key] = (role, result)
     _fix_heads(node, before, new, sizes)
-    _fix_experts(before, new)
+    _fix_experts(node, before, new)
 
 
 def _own_entries(
@@ -261,21 +262,25 @@ def _partner(key: str, queries: dict[str, int]) -> str | None:
     return max(queries, key=likeness)
 
 
-def _fix_experts(before: dict[str, Any], new: dict[str, tuple[str, Any]]) -> None:
+def _fix_experts(node: Node, before: dict[str, Any], new: dict[str, tuple[str, Any]]) -> None:
     groups = [k for k, v in before.items() if role_of(k, v) == "expert_groups"]
     has_experts = any(role_of(k, v) == "experts" for k, v in before.items())
     for key, value in before.items():
         role = role_of(key, value)
         if not isinstance(value, int) or isinstance(value, bool):
             continue
-        others = [k for k in before if k != key and role_of(k, 0) == "topk"]
-        if role == "topk" and (not has_experts or (key == "top_k" and others)):
-            new.pop(key, None)  # the sampling setting of the same name
+        if role == "topk" and (not has_experts or (key == "top_k" and not _takes(node, key))):
+            new.pop(key, None)  # the sampling setting of the same name, which every config had
         if role == "expert_groups" and value > 1:
             new[key] = ("experts", 2)
         if role == "expert_topgroups" and groups:
             old = before[groups[0]]
             new[key] = ("experts", 1 if isinstance(old, int) and value < old else min(value, 2))
+
+
+def _takes(node: Node, key: str) -> bool:
+    """Whether the config's own class names this entry among its arguments."""
+    return isinstance(node.holder, dict) or key in inspect.signature(type(node.holder)).parameters
 
 
 def _fix_gaps(
