@@ -54,6 +54,12 @@ def gaps(error: BaseException) -> list[Gap]:
     return []
 
 
+def running_functions(error: BaseException) -> list[ast.FunctionDef]:
+    """The functions of model code that were running, the raising one first."""
+    found = [_source(frame) for frame, _ in _frames(error)[:_TOO_DEEP]]
+    return [function for function in found if function is not None]
+
+
 @dataclass(frozen=True)
 class _Read:
     """One place in a function that reads an entry; lines are of the statement, in the file."""

@@ -19,6 +19,7 @@ from .shrink_apply import Sizes, apply_sizes, first_grid
 from .shrink_build import TooBig, build_small, read_back
 from .shrink_repair import relax, relax_too_big, repair
 from .shrink_rules import tree
+from .shrink_sections import sections_of_code
 
 MAX_ATTEMPTS = 14
 TIME_LIMIT = 20.0  # seconds, for all attempts together
@@ -122,6 +123,7 @@ def shrink(
                 pending, seen, attempts = [sizes], [sizes], attempts - 1
                 continue
             more = repair(sizes, None, small, [last]) + relax(sizes, last, changes)
+            more = sections_of_code(sizes, small, error) + more
         else:
             if not try_forward:
                 return Shrunk(model, small, steps, attempts)

@@ -11,6 +11,7 @@ from lora_doctor.embeddings import input_embeddings
 from .shrink_apply import Changes, Sizes
 from .shrink_build import TooBig
 from .shrink_rules import Node, role_of, spread, tree
+from .shrink_sections import asked_sections
 
 _ROLES_TO_RESTORE = (
     "image",
@@ -46,7 +47,7 @@ def relax(sizes: Sizes, objection: str, changes: Changes) -> list[Sizes]:
         if grid > sizes.grid and any("image" in k for k in changed):
             options.append(replace(sizes, grid=grid, why=f"{grid} patches per side ({objection})"))
             break
-    if re.search(r"shape|divisible|multiple of", objection):
+    if re.search(r"shape|[Ss]ize|divisible|multiple of", objection):
         # widths that the code rounds up or divides: numbers with more twos in them
         options.append(replace(sizes, base=128, why=f"larger widths ({objection})"))
     options.append(replace(sizes, min_depth=4, why=f"four layers ({objection})"))
@@ -86,6 +87,7 @@ def repair(sizes: Sizes, model: Any, config: Any, objections: list[str]) -> list
     overrides: dict[str, Any] = {}
     for text in objections:
         overrides.update(_rope_sections(root, text))
+        overrides.update(asked_sections(root, text))
         overrides.update(_missing_entries(root, text))
         overrides.update(_empty_entries(root, text))
         overrides.update(_asked_flags(root, text))
@@ -247,11 +249,11 @@ def _tie_towers(root: Node, model: Any) -> dict[str, Any]:
         width = feature_width(model, kind)
         if not width or width == text:
             continue
-        for node in root.walk():
-            if not re.search(words, node.path):
-                continue
+        # The tower's own config says how wide it is, else the one around it (Ovis2's table).
+        nodes = [node for node in root.walk() if re.search(words, node.path)]
+        for node in [*nodes, root]:
             keys = [k for k, v in node.values.items() if v == width and role_of(k, v) == "width"]
             out = [k for k in keys if re.search(r"out|proj", k)] or keys
             if out:
-                return {f"{node.path}.{key}": text for key in out}
+                return {node.where(key): text for key in out}
     return {}

@@ -290,9 +290,15 @@ def small_head_dim(head_dim: int) -> int:
 
 
 def spread(total: int, parts: list[int]) -> list[int]:
-    """Split `total` in the proportions of `parts`, each at least 1 where its part is not 0."""
+    """Split `total` in the proportions of `parts`, each at least 1 where its part is not 0.
+
+    Equal parts stay equal where that is possible: height and width are rotated side by side.
+    """
     whole = sum(parts) or 1
     result = [max(1, total * p // whole) if p else 0 for p in parts]
+    for part in sorted(set(parts), key=parts.count, reverse=True):
+        if part and sum(result) + parts.count(part) <= total:
+            result = [r + (p == part) for r, p in zip(result, parts, strict=True)]
     while sum(result) > total and max(result) > 1:
         result[result.index(max(result))] -= 1
     while sum(result) < total:
