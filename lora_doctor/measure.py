@@ -125,19 +125,43 @@ def loss_of(model: Any, batch: Any) -> Any:
 
 
 def measured_loss(model: Any, batch: Any, *, adapters: bool = True) -> float:
-    """The loss in eval mode with a fixed seed; without ``adapters`` that of the base model."""
+    """The loss in eval mode with a fixed seed; without ``adapters`` that of the base model.
+
+    Of a model in half precision it is taken from the same outputs in float32: what many classes
+    return has three digits in bfloat16, and a loss that falls by less would be called flat.
+    """
     off: Any = contextlib.nullcontext()
     if not adapters and hasattr(model, "disable_adapter"):
         off = model.disable_adapter()
     # PEFT makes adapters trainable when it turns them on again, frozen ones too.
     trainable = [(p, p.requires_grad) for p in model.parameters()]
-    with evaluating(model), off:
+    with evaluating(model), off, _losses_in_float32(model):
         seed_everything(0)
         loss = float(loss_of(model, batch))
     for parameter, wanted in trainable:
         if parameter.requires_grad != wanted:
             parameter.requires_grad_(wanted)
     return loss
+
+
+def _losses_in_float32(model: Any) -> Any:
+    """A context in which torch's loss functions compute in float32 what a half model hands them."""
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    half = (torch.float16, torch.bfloat16)
+
+    class Unrounded(TorchFunctionMode):  # type: ignore[misc]
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), named: Any = None
+        ) -> Any:
+            name = getattr(func, "__name__", "")
+            if name.endswith(("loss", "cross_entropy")):
+                args = [a.float() if getattr(a, "dtype", None) in half else a for a in args]
+            return func(*args, **(named or {}))
+
+    is_half = any(parameter.dtype in half for parameter in model.parameters())
+    return Unrounded() if is_half else contextlib.nullcontext()
 
 
 def is_finite(number: float) -> bool:
