@@ -8,6 +8,7 @@ get their old values back, then whole roles do, one after the other, within a li
 from __future__ import annotations
 
 import copy
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,8 +24,8 @@ from .shrink_sections import sections_of_code
 
 MAX_ATTEMPTS = 14
 TIME_LIMIT = 20.0  # seconds, for all attempts together
-# A loss that the model could compute but for a gap in its config.
-_LOST_LOSS = "object has no attribute"
+# A loss that the model could compute but for a gap or a contradiction in its config.
+_LOST_LOSS = re.compile(r"object has no attribute|shape '\[-1, \d+\]' is invalid")
 _TOLERANCE = 5  # times max_parameters, where nothing smaller can be built
 
 
@@ -133,7 +134,7 @@ def shrink(
             except BatchError as error:
                 last, heard = error.reason, error.objections
             else:
-                lost = [note for note in batch.notes if _LOST_LOSS in note]
+                lost = [note for note in batch.notes if _LOST_LOSS.search(note)]
                 unable = batch.loss == "surrogate" and bool(lost)
                 repairs = repair(sizes, model, small, lost) if unable else []
                 if not batch.left_out and not repairs:

@@ -92,6 +92,7 @@ def repair(sizes: Sizes, model: Any, config: Any, objections: list[str]) -> list
         overrides.update(_empty_entries(root, text))
         overrides.update(_asked_flags(root, text))
         overrides.update(_position_factors(root, text))
+        overrides.update(_tie_vocabularies(root, text))
         if model is not None and _WIDTHS_DIFFER.search(text):
             overrides.update(_tie_towers(root, model))
     known = dict(sizes.overrides)
@@ -234,6 +235,23 @@ def _position_factors(root: Node, text: str) -> dict[str, Any]:
         for node in root.walk()
         for key, value in node.values.items()
         if isinstance(value, (list, tuple)) and list(value) == old
+    }
+
+
+def _tie_vocabularies(root: Node, text: str) -> dict[str, Any]:
+    """A head with another vocabulary than the loss counts in ("shape '[-1, 552]' is invalid for
+    input of size 34304", which is 64 times 536): the one that the loss counts in."""
+    match = re.search(r"shape '\[-1, (\d+)\]' is invalid for input of size (\d+)", text)
+    if not match:
+        return {}
+    wanted, size = int(match[1]), int(match[2])
+    sizes = {n.where("vocab_size"): n.values.get("vocab_size") for n in root.walk()}
+    if wanted not in sizes.values():
+        return {}
+    return {
+        where: wanted
+        for where, vocab in sizes.items()
+        if isinstance(vocab, int) and vocab not in (0, wanted) and size % vocab == 0
     }
 
 
