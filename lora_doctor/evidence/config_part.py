@@ -18,12 +18,12 @@ def part_for(model_class: type, config: Any) -> Any:
     Raises:
         EvidenceError: the class takes a part that transformers does not look for.
     """
-    wanted = getattr(model_class, "config_class", None)
+    wanted: Any = getattr(model_class, "config_class", None)
     if not isinstance(wanted, type) or isinstance(config, wanted):
         return config
     parts = {key: value for key, value in vars(config).items() if isinstance(value, wanted)}
     if "text_config" in parts:
-        part = copy.deepcopy(parts["text_config"])
+        part: Any = copy.deepcopy(parts["text_config"])
         quantization = getattr(config, "quantization_config", None)
         if quantization is not None:
             part.quantization_config = quantization
@@ -31,8 +31,8 @@ def part_for(model_class: type, config: Any) -> Any:
     if parts:
         key, name = next(iter(parts)), type(config).__name__
         raise EvidenceError(
-            f"{model_class.__name__} takes a {wanted.__name__}, and transformers hands it the whole "
-            f"{name} instead of its part `{key}`: no {name} can be loaded this way; train the "
-            f"class of the whole, or its `.{key}`"
+            f"{model_class.__name__} takes a {wanted.__name__}, and transformers hands it the "
+            f"whole {name} instead of its part `{key}`: no {name} can be loaded this way; train "
+            f"the class of the whole, or its `.{key}`"
         )
     return config

@@ -19,6 +19,7 @@ from typing import Any
 from lora_doctor.errors import EvidenceError, InputError
 from lora_doctor.evidence.config_part import part_for
 from lora_doctor.evidence.default_config import with_room_for_tokens
+from lora_doctor.evidence.first_config import first_config
 from lora_doctor.evidence.structure import HeadClass
 from lora_doctor.recipe import WRAPPING_KEYS, Recipe
 
@@ -89,7 +90,7 @@ class Loader:
             self.config = getattr(self._factory_module, "config", None)
             self.model_class = type(self._factory_module)
         else:
-            self.config = load_config(source)
+            self.config, self.repairs = load_config(source)
             self._classes = _classes_for(self.config, source)
             self.candidates = [
                 HeadClass(auto, cls.__name__, task) for auto, cls, task in self._classes
@@ -220,8 +221,9 @@ class Loader:
         return None
 
 
-def load_config(source: Mapping[str, Any]) -> Any:
-    """The transformers config object of a source (``arch`` default, or a folder's file)."""
+def load_config(source: Mapping[str, Any]) -> tuple[Any, tuple[str, ...]]:
+    """The transformers config object of a source (``arch`` default, or a folder's file), and what
+    had to be set in a default one."""
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -232,7 +234,8 @@ def load_config(source: Mapping[str, Any]) -> Any:
         except KeyError:
             raise InputError(f"arch:{name}: this transformers has no such architecture") from None
         try:
-            return with_room_for_tokens(config_class())
+            config, changes = first_config(config_class)
+            return with_room_for_tokens(config), changes
         except Exception as error:
             raise EvidenceError(
                 f"the default config of {name} cannot be made: {_one_line(error)}"
@@ -248,13 +251,14 @@ def load_config(source: Mapping[str, Any]) -> Any:
         )
     try:
         with _quiet():
-            return AutoConfig.from_pretrained(
+            config = AutoConfig.from_pretrained(
                 folder, trust_remote_code=bool(source["trust_remote_code"]), local_files_only=True
             )
     except Exception as error:
         raise EvidenceError(
             f"{Path(folder) / 'config.json'} is refused by transformers: {_one_line(error)}"
         ) from error
+    return config, ()
 
 
 def call_factory(name: str) -> tuple[Any, list[dict[str, Any]] | None]:

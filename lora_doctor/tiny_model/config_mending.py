@@ -113,6 +113,9 @@ def _made_again(before: Any, better: Any) -> Any:
 def _value_for(node: Node, gap: Gap, said: str) -> Any:
     """What to write into an empty entry; None where no guess is sound."""
     values = node.values
+    part = (getattr(type(node.holder), "sub_configs", None) or {}).get(gap.key)
+    if part is not None and getattr(part, "model_type", ""):  # `AutoConfig` could be anything
+        return part()
     if all(isinstance(values.get(k), int) for k in ("hidden_size", "num_attention_heads")):
         found = filling(gap.key, values, said)
         if found is not None:
