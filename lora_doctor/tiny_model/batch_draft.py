@@ -234,6 +234,7 @@ class Draft:
                 "pixel_position_ids",
                 "image_position_ids",
                 "mm_token_type_ids",
+                "moe_mm_token_type_ids",
             ),
             "audio": (
                 "input_features",
@@ -274,9 +275,9 @@ class Draft:
                 count = self.features.get(kind, 0) if kind in self.modalities else 0
                 marker = self.settings.placeholder(kind)
                 if count and marker is not None and marker < max(self.vocab, 1):
-                    parts += self._border(kind, "start")
+                    parts += self.border(kind, "start")
                     parts.append(torch.full((count,), marker))
-                    parts += self._border(kind, "end")
+                    parts += self.border(kind, "end")
             parts.append(text[2:])
             rows.append(torch.cat(parts))
         ids = torch.stack(rows)
@@ -284,7 +285,7 @@ class Draft:
             ids[:, -1] = self.last_id
         return ids if not self.codebooks else ids[..., None].repeat(1, 1, self.codebooks)
 
-    def _border(self, kind: str, which: str) -> list[Any]:
+    def border(self, kind: str, which: str) -> list[Any]:
         """The start or end token that M-RoPE code looks for around an image."""
         import torch
 

@@ -45,9 +45,19 @@ def _zeros_like_ids(draft: Draft, inputs: dict[str, Any]) -> Any:
     if (
         audio is not None
         and "audio" in draft.modalities
-        and "mm_token_type_ids" in draft.parameters
+        and {"mm_token_type_ids", "moe_mm_token_type_ids"} & set(draft.parameters)
     ):
         types[ids == audio] = 3
+    return types
+
+
+def _with_borders(draft: Draft, inputs: dict[str, Any]) -> Any:
+    """Token types that count the start and the end of an image as parts of it (Ernie's experts)."""
+    types, ids = _zeros_like_ids(draft, inputs), inputs.get("input_ids")
+    if types is not None and ids is not None and "image" in draft.modalities:
+        for which in ("start", "end"):
+            for marker in draft.border("image", which):
+                types[ids == marker[0]] = 1
     return types
 
 
@@ -247,6 +257,7 @@ MAKERS: dict[str, Maker] = {
     "bbox": _bbox,
     "token_type_ids": _zeros_like_ids,
     "mm_token_type_ids": _zeros_like_ids,
+    "moe_mm_token_type_ids": _with_borders,
     "decoder_input_ids": _decoder_ids,
     "qformer_input_ids": _qformer_ids,
     "qformer_attention_mask": _qformer_mask,
