@@ -6,12 +6,16 @@ Told by PEFT's own base classes, so that every adapter type of the installed PEF
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from lora_doctor.evidence.locator import clean_path
 from lora_doctor.evidence.own_adapters import active_in
+
+#: The number of a layer or of an expert in a path; some experts are called ``expert_0``.
+_NUMBERED = re.compile(r"(?:experts?_)?\d+")
 
 
 @dataclass
@@ -185,22 +189,27 @@ def every_parameter(layers: list[AdapterLayer]) -> Iterator[AdapterParameter]:
 
 
 def without_tokens(layers: list[AdapterLayer]) -> list[AdapterLayer]:
-    """Layers that the router sent no token to: never called, while a twin was.
+    """Layers that the router sent no token to, while a twin got some: never called, or called once
+    only, which moves B from zero and gives A nothing.
 
     A twin differs only in the last of two or more numbers of the path (layer, expert); a layer
     that is one of a plain stack and is never called has no such excuse.
     """
     called = {_twin_key(layer.path) for layer in layers if layer.calls}
+    busiest = max((layer.calls for layer in layers), default=0)
     return [
         layer
         for layer in layers
-        if not layer.calls and layer.path.count(".") and _twin_key(layer.path) in called
+        if layer.calls < min(2, busiest)
+        and _twin_key(layer.path) != layer.path
+        and _twin_key(layer.path) in called
+        and not (layer.calls and layer.trained)
     ]
 
 
 def _twin_key(path: str) -> str:
     parts = path.split(".")
-    numbers = [index for index, part in enumerate(parts) if part.isdigit()]
+    numbers = [index for index, part in enumerate(parts) if _NUMBERED.fullmatch(part)]
     if len(numbers) < 2:
         return path
     parts[numbers[-1]] = "*"

@@ -160,6 +160,26 @@ class InstancePatch:
 
 
 @dataclass(frozen=True)
+class IdleReading:
+    """Adapted layers that are alike (same path but for numbers), whose adapters got no gradient
+    for one reason.
+
+    ``why``: ``not-run``: no forward calls them. ``weight-read``: nobody calls them, their weight is
+    read instead. ``no-grad``: they ran with gradients switched off. ``unused``: they ran, and
+    nothing that they put out is on a way to the loss that has a gradient. ``zero``: the gradient
+    arrives, and is zero. ``where``: the line that reads the weight, or that runs them without
+    gradients. ``inside``: of what is not run, the outermost module in which nothing is.
+    """
+
+    pattern: str
+    paths: tuple[str, ...]
+    class_name: str
+    why: Literal["not-run", "weight-read", "no-grad", "unused", "zero"]
+    where: str = ""
+    inside: str = ""
+
+
+@dataclass(frozen=True)
 class Observations:
     """All readings of one run.
 
@@ -178,6 +198,7 @@ class Observations:
     connections: tuple[ConnectionReading, ...] = ()
     attention: tuple[AttentionReading, ...] = ()
     instance_patches: tuple[InstancePatch, ...] = ()
+    idle: tuple[IdleReading, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property

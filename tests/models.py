@@ -479,3 +479,34 @@ def patch_that_looks_layers_up() -> Any:
     model = scoring_model()
     model.attention.forward = types.MethodType(forward, model.attention)
     return model, scoring_batch()
+
+
+def layers_that_learn_nothing() -> Any:
+    """One layer learns; each of the others is kept from it in another way."""
+    import torch
+    from torch import nn
+
+    class Kept(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.learns = nn.Linear(8, 8)
+            self.never_run = nn.Linear(8, 8)
+            self.read_only = nn.Linear(8, 8)
+            self.silent = nn.Linear(8, 8)
+            self.dropped = nn.Linear(8, 8)
+            self.alone = nn.Linear(8, 1)
+
+        def forward(self, x: Any, target: Any = None) -> dict[str, Any]:
+            hidden = self.learns(x)
+            self.dropped(hidden)
+            with torch.no_grad():
+                shift = self.silent(hidden).argmax(-1, keepdim=True)
+            # Of one choice, the share is 1 whatever the score.
+            share = torch.softmax(self.alone(hidden), -1)
+            hidden = share * torch.tanh(hidden + shift) @ self.read_only.weight
+            if target is None:
+                return {"logits": hidden}
+            return {"loss": nn.functional.mse_loss(hidden, target), "logits": hidden}
+
+    torch.manual_seed(0)
+    return Kept(), {"x": torch.randn(4, 8), "target": torch.randn(4, 8)}

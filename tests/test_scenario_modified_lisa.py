@@ -239,7 +239,7 @@ def test_the_last_vision_layer_is_never_reached(worker: Worker) -> None:
         assert (got, layers) == (4, 6)
 
     diagnosis = prove(
-        REPORT, "LLaVA 1.5: the last vision layer never gets a gradient", "LD203",
+        REPORT, "LLaVA 1.5: the last vision layer never gets a gradient", "LD206",
         arch("LLaVA 1.5"), {**RECIPE, "target_modules": targets},
         worker=worker, occurs=True, plainly=plainly, silently=True,
     )  # fmt: skip

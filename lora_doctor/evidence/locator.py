@@ -6,6 +6,7 @@ Runs in the process that runs the model; torch is imported inside functions.
 from __future__ import annotations
 
 import re
+import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -180,6 +181,17 @@ def where(error: BaseException) -> str:
         return ""
     frame = (telling or foreign)[-1]
     return f"{_short_file(frame.filename)}:{frame.lineno}"
+
+
+def calling_line() -> str:
+    """``file.py:line`` of the code that is running, looked for as :func:`where` does; empty when
+    only libraries are."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if not _is_library(frame.f_code.co_filename):
+            return f"{_short_file(frame.f_code.co_filename)}:{frame.f_lineno}"
+        frame = frame.f_back  # type: ignore[assignment]
+    return ""
 
 
 def traceback_text(error: BaseException) -> str:

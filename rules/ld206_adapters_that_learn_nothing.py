@@ -1,0 +1,283 @@
+"""LD206: adapters that get no gradient, and why."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from lora_doctor.case import Case
+from lora_doctor.errors import EvidenceError
+from lora_doctor.evidence.propose import name_groups
+from lora_doctor.observations import IdleReading
+from lora_doctor.rule import (
+    Edit,
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measure,
+    Proof,
+    Rule,
+    Symptom,
+)
+from lora_doctor.targets import needs_lora, quoted, target_entries
+
+#: Why a layer's adapter learns nothing, in the words of a sentence about it.
+_WHY = {
+    "not-run": "no forward runs these layers",
+    "weight-read": "the weight is read without the layer being called, past the adapter",
+    "no-grad": "the model runs these layers with gradients switched off",
+    "unused": "nothing that they put out reaches the loss by a way that has a gradient",
+    "zero": "their gradient is exactly zero, what they put out does not change the loss",
+}
+_SENSES = {"vision": ("image", "video"), "audio": ("audio",)}
+#: Reasons that no other batch takes away.
+_WHATEVER_THE_BATCH = ("weight-read", "no-grad", "unused")
+
+
+class AdaptersThatLearnNothing(Rule):
+    """Some adapters get no gradient on any batch, while the others learn.
+
+    ## What happens
+    Training runs and the loss falls. The adapters stay as they were made: memory and a larger file
+    for nothing. With several GPUs DDP stops at the first parameter that got no gradient.
+
+    ## Why
+    The finding says which of these was seen:
+
+    - The layer is there and nothing runs it: cross-attention of a decoder that is used alone, a
+      pooler, the pooling head of a vision tower, global attention without a global mask.
+    - Its weight is used without the layer being called, by a router or a fused kernel. The adapter
+      sits in the call.
+    - It runs under `torch.no_grad()`, as the indexers of sparse attention do.
+    - Its output is dropped, or only chooses an index: the last layer of a vision tower whose
+      features are taken one layer before.
+    - The gradient arrives and is zero: the weight of the only expert, normalised, is always 1.
+    - Nothing in a vision or audio tower reaches the loss: the batch has no picture, or the text has
+      no placeholder for it.
+
+    Names such as `all-linear` and `q_proj` match these layers like any other.
+
+    ## Versions
+    All of PEFT.
+
+    ## Fix
+    Leave these layers out. That changes nothing in what is learnt, so it is safe, unless another
+    batch than those tried might reach the layer (one with images, with a global mask); then it is
+    offered as unsafe.
+
+    ## Links
+    https://huggingface.co/docs/peft/package_reference/lora
+    """
+
+    code = "LD206"
+    name = "adapters-that-learn-nothing"
+    summary = "Some adapters get no gradient: their layers are not run, or lead nowhere."
+    depth = "tiny"
+    symptoms = (
+        Symptom(r"Expected to have finished reduction in the prior iteration"),
+        Symptom(r"parameters that were not used in producing loss"),
+        Symptom(r"Parameters which did not receive grad"),
+    )
+    examples = (
+        Example(
+            "broken",
+            "arch:llava",
+            {"target_modules": r".*vision_tower.*\.(q_proj|v_proj)"},
+            why="the features are taken one layer before the last",
+        ),
+        Example(
+            "broken",
+            "arch:jamba",
+            {"target_modules": ["q_proj", "v_proj", "x_proj", "dt_proj"]},
+            why="the weight of dt_proj is multiplied by hand",
+            requires={"transformers": ">=4.44"},
+        ),
+        Example(
+            "broken",
+            "arch:bart",
+            {"target_modules": ["q_proj", "v_proj"], "model_class": "AutoModelForCausalLM"},
+            why="cross-attention of a decoder that is used alone",
+        ),
+        Example("healthy", "arch:llama", {"target_modules": ["q_proj", "v_proj"]}),
+        Example(
+            "healthy",
+            "arch:bart",
+            {"target_modules": ["q_proj", "v_proj"], "model_class": "AutoModelForSeq2SeqLM"},
+        ),
+        Example(
+            "healthy",
+            "arch:mixtral",
+            {"target_modules": "all-linear"},
+            why="an expert that the router gave no token is no dead layer",
+        ),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        needs_lora(case.recipe)
+        if "gradients" in case.explained:
+            return
+        seen = case.verification
+        if not seen.gradients_counted:
+            raise EvidenceError("the training contract stopped before all gradients were counted")
+        if not any(group.with_gradient for group in seen.adapters):
+            return  # nothing learns at all: another cause
+        missed = {path for patch in seen.observations.instance_patches for path in patch.passed_by}
+        # Somebody's own function there is another matter, and LD504 tells of it.
+        readings = [one for one in seen.observations.idle if missed.isdisjoint(one.paths)]
+        if case.recipe.get("gradient_checkpointing") and _of(readings, "no-grad"):
+            return  # reentrant checkpointing runs layers so
+        unfed = _whole_towers(case, readings)
+        rest = [reading for reading in readings if reading not in unfed]
+        for why in _WHY:
+            same = _of(rest, why)
+            if same:
+                yield self._finding(case, why, same)
+        if unfed and (not rest or any(_was_fed(case, one.pattern) for one in unfed)):
+            yield self._finding(case, "unfed", unfed)
+
+    def _finding(self, case: Case, why: str, readings: Sequence[IdleReading]) -> Finding:
+        seen = case.verification
+        batches = " and ".join(dict.fromkeys(batch.kind for batch in seen.batches))
+        source = f"{seen.depth} model, {batches} batch"
+        names = _names(case, readings)
+        inside = sorted({one.inside for one in readings if one.inside})
+        places = sorted({one.where for one in readings if one.where})
+        said = _WHY.get(why, f"nothing in there reaches the loss on a batch of {batches}")
+        evidence = [
+            Measure("adapters without gradient", sum(len(one.paths) for one in readings), source),
+            Measure("they sit on", quoted(names, 6), said),
+        ]
+        if inside:
+            evidence.append(Measure("nothing was run in", quoted(inside, 6), source))
+        if places:
+            what = "weight read in" if why == "weight-read" else "run without gradients in"
+            evidence.append(Measure(what, quoted(places, 4), source))
+        if why in ("not-run", "unfed"):
+            given = dict.fromkeys(name for batch in seen.batches for name in batch.inputs)
+            evidence.append(Measure("inputs of the batch", quoted(given), source))
+        at = f" ({places[0]})" if places else ""
+        if why == "unfed":
+            shown = sorted({tower for one in readings if (tower := _tower_of(case, one.pattern))})
+        else:
+            shown = inside or names
+        return self.finding(
+            "warning",
+            f"The adapters in {quoted(shown, 3)} learn nothing: {said}{at}.",
+            location=Location("module", readings[0].paths[0]),
+            evidence=tuple(evidence),
+            proof=Proof("executed", "gradients were counted in a real backward"),
+            fixes=(_fix(case, why, readings, shown),),
+            explains=("gradients", "adapters-move"),
+        )
+
+
+def _of(readings: Sequence[IdleReading], why: str) -> list[IdleReading]:
+    return [reading for reading in readings if reading.why == why]
+
+
+def _tower_of(case: Case, pattern: str) -> str:
+    """Path of the innermost vision or audio tower, or projector, that this stands in."""
+    inside = [
+        tower.path
+        for tower in case.structure.towers
+        if tower.kind in ("vision", "audio", "projector")
+        and tower.path
+        and pattern.startswith(f"{tower.path}.")
+    ]
+    return max(inside, key=len, default="")
+
+
+def _whole_towers(case: Case, readings: Sequence[IdleReading]) -> list[IdleReading]:
+    """Readings in encoders of images or sound in which not one adapter learns: that is a matter of
+    what the batches hold, not of their layers."""
+    idle = [one for one in readings if one.why in ("not-run", "unused", "zero")]
+    learning = {
+        _tower_of(case, group.pattern)
+        for group in case.verification.adapters
+        if group.with_gradient
+    }
+    return [one for one in idle if _tower_of(case, one.pattern) not in {"", *learning}]
+
+
+def _was_fed(case: Case, pattern: str) -> bool:
+    """Whether some batch had what this place takes: without a picture, vision proves nothing."""
+    tower = case.structure.tower(_tower_of(case, pattern))
+    wanted = _SENSES.get(tower.kind, ()) if tower else ()
+    kinds = [batch.kind for batch in case.verification.batches]
+    return not wanted or any(word in kind for kind in kinds for word in wanted)
+
+
+def _fix(case: Case, why: str, readings: Sequence[IdleReading], names: Sequence[str]) -> Fix:
+    what = f"Leave out {quoted(names, 4)}"
+    value = _targets_without(case, readings)
+    if value is None:
+        return Fix(f"{what}, in words that fit your targets.", "manual")
+    edits = (Edit("target_modules", value),)
+    if why in _WHATEVER_THE_BATCH:
+        return Fix(f"{what}: the adapters there learn nothing.", "safe", edits)
+    return Fix(f"{what}, unless your own batches reach what those tried did not.", "unsafe", edits)
+
+
+def _targets_without(case: Case, readings: Sequence[IdleReading]) -> str | list[str] | None:
+    """``target_modules`` without these layers; ``None`` where that cannot be said at full size."""
+    structure, recipe = case.structure, case.recipe
+    entries = target_entries(recipe)
+    wholly = _wholly_idle(case, readings)
+    partly = [one for one in readings if one.pattern not in wholly]
+    barred = [path for one in partly for path in _last_layers(case, one)]
+    adapted = [g for g in structure.groups if g.adapted and g.kind != "parameter"]
+    out = [group for group in adapted if group.pattern in wholly]
+    kept = [group for group in adapted if group.pattern not in wholly]
+    said = all(_last_layers(case, one) for one in partly)
+    if not kept or not said or recipe.get("layers_to_transform"):
+        return None
+    value: str | list[str] = name_groups(structure, kept)[0]
+    own = recipe.get("target_modules")
+    if own and own != "all-linear":
+        idle = {group.leaf for group in out} - {group.leaf for group in kept}
+        if not out:
+            value = own
+        elif isinstance(own, list) and idle.issuperset(group.leaf for group in out):
+            value = [entry for entry in entries if entry.rpartition(".")[2] not in idle]
+    if not barred:
+        return value
+    ahead = "|".join(re.escape(path) + "$" for path in dict.fromkeys(barred))
+    ends = "|".join(re.escape(entry) for entry in value) if isinstance(value, list) else ""
+    return (
+        f"(?!{ahead})(?:{value})" if isinstance(value, str) else rf"(?!{ahead})(?:.*\.)?(?:{ends})"
+    )
+
+
+def _wholly_idle(case: Case, readings: Sequence[IdleReading]) -> set[str]:
+    """Patterns of which no layer learns."""
+    idle = Counter(reading.pattern for reading in readings for _ in reading.paths)
+    return {group.pattern for group in case.verification.adapters
+            if idle.get(group.pattern) == group.count}  # fmt: skip
+
+
+def _last_layers(case: Case, reading: IdleReading) -> list[str]:
+    """Paths at full size of what is idle, where exactly the last layers of a stack are and the
+    others of this pattern learn; else nothing: the model that was run has fewer layers."""
+    stack, star, rest = reading.pattern.partition(".*.")
+    count = next((g.count for g in case.verification.adapters if g.pattern == reading.pattern), 0)
+    full = next((g.count for g in case.structure.groups if g.pattern == reading.pattern), 0)
+    idle = len(reading.paths)
+    tail = {f"{stack}.{number}.{rest}" for number in range(count - idle, count)}
+    if not star or "*" in rest or idle >= count or set(reading.paths) != tail:
+        return []
+    return [f"{stack}.{number}.{rest}" for number in range(full - idle, full)]
+
+
+def _names(case: Case, readings: Sequence[IdleReading]) -> list[str]:
+    """What to call these layers; a layer of a stack in which nothing learns by its own path."""
+    learning = {g.pattern for g in case.verification.adapters if g.with_gradient == g.count}
+    names = []
+    for reading in readings:
+        stack = reading.pattern.partition(".*.")[0]
+        last = _last_layers(case, reading)
+        if last and not any(pattern.startswith(f"{stack}.*.") for pattern in learning):
+            last = [".".join(path.split(".")[: stack.count(".") + 2]) for path in last]
+        names += last or [reading.pattern]
+    return list(dict.fromkeys(names))
