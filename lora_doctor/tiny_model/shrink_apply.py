@@ -83,6 +83,7 @@ def apply_sizes(config: Any, sizes: Sizes) -> tuple[Any, Changes]:
         _shrink_entries(node, before, new, sizes, maps)
         _fix_gaps(node, root, before, ids, new)
         _fix_feature_widths(before, new)
+        _fix_cutoffs(before, new)
         grids += _fix_image(before, new, sizes)
         _fix_rope(node, before, new)
         for key, (role, value) in new.items():
@@ -352,6 +353,17 @@ def _fix_feature_widths(before: dict[str, Any], new: dict[str, tuple[str, Any]])
                 narrow = [k for k in widths if before[k] * count == before[wide] and count > 1]
                 if narrow and len(after[listed]) != len(numbers):
                     new[wide] = ("width", after[narrow[0]] * (len(after[listed]) + extra))
+
+
+def _fix_cutoffs(before: dict[str, Any], new: dict[str, tuple[str, Any]]) -> None:
+    """Where an adaptive softmax cuts the vocabulary (Transformer-XL): the same shares of it."""
+    old = before.get("vocab_size")
+    if "vocab_size" not in new or not isinstance(old, int):
+        return
+    small = new["vocab_size"][1]
+    for key, cuts in before.items():
+        if key.endswith("cutoffs") and is_numbers(cuts) and max(cuts) <= old:
+            new[key] = ("vocab", type(cuts)(max(1, cut * small // old) for cut in cuts))
 
 
 def _fix_image(before: dict[str, Any], new: dict[str, tuple[str, Any]], sizes: Sizes) -> list[Grid]:
