@@ -7,7 +7,7 @@ Evidence is gathered when it is first asked for, at most once. What cannot be ha
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -373,29 +373,26 @@ class Case:
         return self.recipe
 
     def settle_proposal(self) -> None:
-        """Take out of target modules that *we* proposed what a real backward never reaches.
+        """Better what *we* proposed by what a real run says of it; the result is not run yet."""
+        from lora_doctor.settling import may_settle, settled
 
-        Some layers hand their weight to a fused kernel and are never called themselves (Mamba's
-        ``dt_proj``): PEFT adapts them, the adapter learns nothing, and only running tells.
-        """
-        if not self.reaches("tiny") or "target_modules" in self.asked or not self.has("tiny"):
+        if not self.reaches("tiny") or not may_settle(self.asked) or not self.has("tiny"):
             return
-        if not self.tiny.gradients_counted:
+        changes = settled(self.asked, self.recipe, self.structure, self.tiny, self._layer_numbers)
+        if not changes:
             return
-        from lora_doctor.evidence.propose import name_groups
-
-        unreached = {group.pattern for group in self.tiny.adapters if not group.with_gradient}
-        adapted = [
-            group for group in self.structure.groups if group.adapted and group.kind != "parameter"
-        ]
-        reached = [group for group in adapted if group.pattern not in unreached]
-        forms = name_groups(self.structure, reached)
-        if len(reached) == len(adapted) or not forms:
-            return
-        self.asked = self.recipe.override({"target_modules": forms[0]}, "proposed")
+        self.asked = self.recipe.override(changes, "proposed")
         for name in ("structure", "tiny"):
             del self.__dict__[name]
         _ = self.structure
+
+    def _layer_numbers(self, patterns: Sequence[str]) -> Mapping[str, Sequence[int]]:
+        """The numbers that layers of these patterns have in their stack at full size."""
+        limit = self.settings.limits.meta_seconds
+        outcome = self._run(
+            "lora_doctor.evidence.meta:gather_layer_numbers", limit, patterns=list(patterns)
+        )
+        return outcome.value if outcome.failure is None else {}
 
     def _needs(self, depth: Depth) -> None:
         if not self.reaches(depth):

@@ -15,7 +15,13 @@ from typing import Any
 
 from lora_doctor import adapters as found
 from lora_doctor import round_trip, saved_files
-from lora_doctor.copying import attributes_kept, own_storage, seed_everything, undisturbed
+from lora_doctor.copying import (
+    attributes_kept,
+    own_storage,
+    seed_everything,
+    statistics_kept,
+    undisturbed,
+)
 from lora_doctor.evidence.half_precision import float16_keys
 from lora_doctor.evidence.locator import NonFinite, clean_path, gradients_on, one_line, where
 from lora_doctor.ledger import Ledger, Stop, is_out_of_memory
@@ -272,6 +278,7 @@ class Contract:
             try:
                 with (
                     self.ledger.guard("forward", model, look=True) as locator,
+                    statistics_kept(model),
                     self.precision.forward(),
                     self.observing.training_forward(model),
                 ):

@@ -96,6 +96,24 @@ def attributes_kept(model: Any) -> Iterator[None]:
                     now[name] = value
 
 
+@contextmanager
+def statistics_kept(model: Any) -> Iterator[None]:
+    """Put back the running statistics of batch norms, which a forward in training mode moves: a
+    forward that only looks is no training."""
+    before = [
+        (buffer, buffer.clone())
+        for module in model.modules()
+        if getattr(module, "track_running_stats", False)
+        for buffer in module._buffers.values()
+        if buffer is not None
+    ]
+    try:
+        yield
+    finally:
+        for buffer, value in before:
+            buffer.copy_(value)
+
+
 def _hooks(module: Any) -> dict[str, dict[int, Any]]:
     """What is registered on a module, by the name of the dictionary that holds it."""
     return {

@@ -93,7 +93,10 @@ def _read_files(
     asked: Asked,
 ) -> Saving:
     lost, numbers, elsewhere = saved_files.lost_modules(model, reloaded, layers)
-    saving = replace(saving, lost=lost, lost_parameters=numbers, lost_elsewhere=elsewhere)
+    moved = saved_files.lost_statistics(model, reloaded)
+    saving = replace(
+        saving, lost=lost, lost_parameters=numbers, lost_elsewhere=elsewhere, statistics=moved
+    )
     if saving.wrapped or not asked.copyable:
         return saving
     auto = saved_files.auto_loading(model, fresh, folder) if asked.auto else None

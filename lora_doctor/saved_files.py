@@ -105,6 +105,26 @@ def lost_modules(model: Any, reloaded: Any, layers: list[Any]) -> tuple[tuple[st
     return paths, numbers, sum(lost.values()) - numbers
 
 
+def lost_statistics(model: Any, reloaded: Any) -> tuple[str, ...]:
+    """Patterns of modules whose running statistics the training moved and the reloaded model has
+    otherwise: they are buffers, no parameters, and no adapter holds them."""
+    import torch
+
+    again = dict(reloaded.named_buffers())
+    paths = [
+        path
+        for path, module in model.named_modules()
+        if getattr(module, "track_running_stats", False)
+        and any(
+            again.get(f"{path}.{key}") is not None
+            and not torch.equal(value, again[f"{path}.{key}"].to(value.device))
+            for key, value in module._buffers.items()
+            if value is not None and value.is_floating_point()
+        )
+    ]
+    return tuple(dict.fromkeys(pattern_of(clean_path(path)) for path in paths))
+
+
 def chosen_trainable(model: Any) -> dict[str, Any]:
     """The modules that somebody left trainable when they froze most of the model, by path.
 

@@ -62,6 +62,7 @@ class Saving:
     ``merged_reload``: relative difference of the logits after the merged model was saved and
     loaded; ``None`` when it was not tried, with the reason in ``merged_error`` where one is known.
     ``new_heads``: modules that the checkpoint has no weights for and that PEFT does not save.
+    ``statistics``: modules whose running statistics (batch norm) the loaded model has otherwise.
     """
 
     wrapped: str = ""
@@ -72,6 +73,7 @@ class Saving:
     frozen_parameters: int = 0
     new_heads: tuple[str, ...] = ()
     new_head_parameters: int = 0
+    statistics: tuple[str, ...] = ()
     tied: tuple[TiedPart, ...] = ()
     merged_reload: float | None = None
     merged_error: str = ""

@@ -100,6 +100,14 @@ def test_one_layer_of_each_kind_stays() -> None:
     assert plan.values == {"num_hidden_layers": 2, "layer_types": ["linear", "full"]}
 
 
+def test_kinds_that_are_repeated_over_all_layers_stay() -> None:
+    """RecurrentGemma: two of three blocks are recurrent, and the third has the attention."""
+    plan = plan_layers(
+        node(num_hidden_layers=26, block_types=["recurrent", "recurrent", "attention"]), 2
+    )
+    assert plan.values == {"num_hidden_layers": 2, "block_types": ["recurrent", "attention"]}
+
+
 def test_dense_and_sparse_layers_stay() -> None:
     plan = plan_layers(node(num_hidden_layers=61, first_k_dense_replace=3), 2)
     assert plan.values == {"num_hidden_layers": 2, "first_k_dense_replace": 1}

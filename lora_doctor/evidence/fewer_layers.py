@@ -20,16 +20,18 @@ _PLAIN_IN_REGEX = re.compile(r"(?<=\\\.)\d+(?=\\\.)")
 def fit(recipe: Recipe, model: Any, config: Any = None) -> tuple[Recipe, tuple[str, ...]]:
     """The recipe with layer numbers that this model has, and the keys where that cannot be done.
 
-    The last layer stays the last one; another number from the depth up is taken modulo the depth:
+    A layer that the config lists by number (``cross_attention_layers``) stays one of those, the
+    last layer stays the last one; another number from the depth up is taken modulo the depth:
     layer 30 of 32 becomes layer 0 of 2. In a regular expression only a number between two escaped
     dots can be moved; when the rest matches nothing, that is no answer. ``config``: of the model at
     full size, which tells how many layers there are.
     """
     depth = _depth(name for name, _ in model.named_modules())
-    last = _last_layers(config, getattr(model, "config", None))
+    here = getattr(model, "config", None)
+    known = {**_last_layers(config, here), **_listed_layers(config, here)}
 
     def moved(number: int) -> int:
-        return last.get(number, number % depth)
+        return known.get(number, number % depth)
 
     changes: dict[str, Any] = {}
     fixed: list[str] = []
@@ -69,6 +71,27 @@ def _last_layers(full: Any, tiny: Any) -> dict[int, int]:
             now = node.values.get(key)
             if role_of(key, value) == "depth" and isinstance(now, int) and now > 0:
                 found.setdefault(int(value) - 1, set()).add(now - 1)
+    return {number: next(iter(here)) for number, here in found.items() if len(here) == 1}
+
+
+def _listed_layers(full: Any, tiny: Any) -> dict[int, int]:
+    """Numbers of layers that an entry of the config lists, to one that it lists here; as far as
+    all such entries agree."""
+    from lora_doctor.tiny_model.shrink_rules import is_numbers, role_of, tree
+
+    if full is None or tiny is None:
+        return {}
+    before = {node.path: node.values for node in tree(full).walk()}
+    found: dict[int, set[int]] = {}
+    for node in tree(tiny).walk():
+        for key, listed in before.get(node.path, {}).items():
+            now = node.values.get(key)
+            if role_of(key, listed) != "layer_index" or not is_numbers(listed):
+                continue
+            if not is_numbers(now) or not now or set(listed) <= {0, 1}:
+                continue
+            for index, number in enumerate(listed):
+                found.setdefault(int(number), set()).add(int(now[index % len(now)]))
     return {number: next(iter(here)) for number, here in found.items() if len(here) == 1}
 
 

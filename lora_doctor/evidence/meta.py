@@ -16,7 +16,15 @@ from lora_doctor.errors import EvidenceError, LoraDoctorError
 from lora_doctor.evidence import input_gradients, own_adapters, quantization, stacked
 from lora_doctor.evidence.injection import Injected, inject, read_wrapped, report
 from lora_doctor.evidence.loading import Loader
-from lora_doctor.evidence.modules import assign_roles, collect, elements, group, is_adapter_layer
+from lora_doctor.evidence.modules import (
+    assign_roles,
+    collect,
+    elements,
+    group,
+    is_adapter_layer,
+    pattern_of,
+    walk,
+)
 from lora_doctor.evidence.proposal import Proposal
 from lora_doctor.evidence.propose import propose
 from lora_doctor.evidence.structure import (
@@ -69,6 +77,26 @@ def gather(
     recipe_in_full = Recipe.from_json(found.recipe)
     found = replace(found, built_in=own_adapters.describe(model, recipe_in_full, loaded=loaded))
     return quantization.added(found, model, loader.config).to_json()
+
+
+def gather_layer_numbers(
+    source: dict[str, Any],
+    recipe: dict[str, Any],
+    patterns: Sequence[str],
+    patches: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, list[int]]:
+    """The first number in the path of every module of these patterns: which layers have it.
+
+    Raises:
+        EvidenceError: the model cannot be built, which :func:`gather` says better.
+    """
+    _apply(patches)
+    numbers: dict[str, list[int]] = {pattern: [] for pattern in patterns}
+    for path, _, _ in walk(Loader(source, Recipe.from_json(recipe)).build("meta")):
+        found = numbers.get(pattern_of(path))
+        if found is not None:
+            found.append(next(int(part) for part in path.split(".") if part.isdigit()))
+    return {pattern: sorted(set(found)) for pattern, found in numbers.items()}
 
 
 def describe_module(module: Any, recipe: Recipe | None = None) -> Structure:

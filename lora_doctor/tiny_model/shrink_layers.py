@@ -17,6 +17,8 @@ from .shrink_rules import Node, is_numbers, role_of
 _NOT_PER_LAYER = re.compile(
     r"kernel|stride|conv|dilation|ratio|rates|padding|token|norm_(mean|std)"
 )
+#: A few names of kinds that are repeated over all layers (RecurrentGemma's `block_types`).
+_CYCLE = re.compile(r"(layer|block|mixer)s?_(kinds?|types?|pattern)$")
 _MAX_KINDS = 8
 
 
@@ -78,6 +80,10 @@ def _depths(node: Node) -> dict[str, int]:
 
 def _per_layer(node: Node, length: int) -> dict[str, list[Any]]:
     return {
+        key: [value[layer % len(value)] for layer in range(length)]
+        for key, value in node.values.items()
+        if _is_cycle(key, value, length)
+    } | {
         key: list(value)
         for key, value in node.values.items()
         if isinstance(value, (list, tuple))
@@ -86,6 +92,15 @@ def _per_layer(node: Node, length: int) -> dict[str, list[Any]]:
         # names of kinds may stand under what is else numbers (GPT-Neo's `attention_layers`)
         and (role_of(key, value) != "layer_index" or not is_numbers(value))
     }
+
+
+def _is_cycle(key: str, value: Any, length: int) -> bool:
+    return (
+        isinstance(value, (list, tuple))
+        and 1 < len(value) < length
+        and all(isinstance(item, str) for item in value)
+        and _CYCLE.search(key) is not None
+    )
 
 
 def _layer_numbers(node: Node, length: int) -> dict[str, list[int]]:

@@ -1,0 +1,136 @@
+"""What a real run on the tiny model says against a recipe that we proposed ourselves.
+
+Pure: reads the structure at full size and the verification of the tiny model. Whoever names a key
+himself keeps his value.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lora_doctor.evidence.propose import name_groups, suffix
+from lora_doctor.evidence.structure import ModuleGroup, Structure
+from lora_doctor.recipe import Recipe
+from lora_doctor.verification import AdapterGroup, Verification
+
+#: Pattern of a group of layers, to the numbers that these have in their stack at full size.
+Numbers = Callable[[Sequence[str]], Mapping[str, Sequence[int]]]
+
+
+@dataclass(frozen=True)
+class _Dead:
+    """Layers of a stack (``model.layers``) in which nothing gets a gradient, and the modules by
+    which they can be told from the others."""
+
+    stack: str
+    marks: tuple[str, ...]
+
+
+def settled(
+    asked: Recipe, recipe: Recipe, structure: Structure, seen: Verification, numbers: Numbers
+) -> dict[str, Any]:
+    """Better values for keys that we proposed; empty when there is nothing to better.
+
+    ``asked``: the recipe before the proposal, ``recipe``: with it. ``seen``: the run of ``recipe``.
+    ``numbers``: asked only where single layers of a stack are to be left out.
+    """
+    changes: dict[str, Any] = {}
+    if seen.gradients_counted:
+        targets = _reached(structure, seen, numbers)
+        if targets is not None and targets != recipe.get("target_modules"):
+            changes["target_modules"] = targets
+    if _ours(asked, "modules_to_save") and seen.saving is not None and seen.saving.statistics:
+        named = list(dict.fromkeys(suffix(path) for path in seen.saving.statistics))
+        if _name_only(named, seen.saving.statistics, structure):
+            changes["modules_to_save"] = named
+    return changes
+
+
+def may_settle(asked: Recipe) -> bool:
+    """Whether the recipe is ours: somebody who names targets is told what is wrong with them."""
+    return not asked.complete and _ours(asked, "target_modules")
+
+
+def _ours(asked: Recipe, key: str) -> bool:
+    return key not in asked or asked.origins.get(key) == "proposed"
+
+
+def _reached(structure: Structure, seen: Verification, numbers: Numbers) -> str | list[str] | None:
+    """Targets without what no backward reaches; ``None`` when all are reached.
+
+    Some layers hand their weight to a fused kernel and are never called themselves (Mamba's
+    ``dt_proj``), some layers of a stack run only with another input (cross-attention layers of a
+    decoder that is used alone): PEFT adapts them, the adapters learn nothing, and only running
+    tells.
+    """
+    unreached = {group.pattern for group in seen.adapters if not group.with_gradient}
+    adapted = [group for group in structure.groups if group.adapted and group.kind != "parameter"]
+    reached = [group for group in adapted if group.pattern not in unreached]
+    dead = _dead_layers(seen.adapters)
+    if not reached or (len(reached) == len(adapted) and dead is None):
+        return None
+    if dead is not None:
+        return _without(dead, reached, numbers)
+    forms = name_groups(structure, reached)
+    return forms[0] if forms else None
+
+
+def _dead_layers(groups: Sequence[AdapterGroup]) -> _Dead | None:
+    """Layers in which no adapter got a gradient although layers beside them did; ``None`` unless
+    this explains every adapter that got none in a group of which others did."""
+    partly = [group for group in groups if 0 < group.with_gradient < group.count]
+    never = [group for group in groups if not group.with_gradient]
+    paths = {path for group in partly for path in group.examples_without_gradient}
+    heads = {_layer(path) for path in paths}
+    if not paths or len(paths) != sum(group.count - group.with_gradient for group in partly):
+        return None
+    stacks = {head.rpartition(".")[0] for head in heads}
+    if len(stacks) != 1 or "" in stacks:
+        return None
+    marks = tuple(
+        group.pattern
+        for group in never
+        if len(group.examples_without_gradient) == group.count
+        and {_layer(path) for path in group.examples_without_gradient} == heads
+    )
+    # A group that is reached in more layers than live ones has a member in a dead one.
+    live = max(group.with_gradient for group in partly)
+    stack = next(iter(stacks))
+    alive = any(
+        group.with_gradient == group.count > live
+        for group in groups
+        if group.pattern.startswith(f"{stack}.")
+    )
+    return _Dead(stack, marks) if marks and not alive else None
+
+
+def _layer(path: str) -> str:
+    """The path up to its first number; empty without one."""
+    found = re.match(r"(.*?\.\d+)(?:\.|$)", path)
+    return found[1] if found else ""
+
+
+def _without(dead: _Dead, groups: Sequence[ModuleGroup], numbers: Numbers) -> str | None:
+    """One regular expression for these groups that passes the dead layers by."""
+    at = numbers(dead.marks)
+    layers = sorted({number for mark in dead.marks for number in at.get(mark, ())})
+    if not layers:
+        return None
+    stack = re.escape(dead.stack)
+    barred = "|".join(rf"{stack}\.{number}\." for number in layers)
+    exact = dict.fromkeys(re.escape(item.pattern).replace(r"\*", r"\d+") for item in groups)
+    return f"(?!{barred})(?:{'|'.join(exact)})"
+
+
+def _name_only(names: Sequence[str], patterns: Sequence[str], structure: Structure) -> bool:
+    """Whether these entries of ``modules_to_save``, which PEFT compares with the end of a path,
+    name nothing else."""
+    return all(
+        group.pattern in patterns
+        for group in structure.groups
+        for name in names
+        if group.pattern.endswith(name)
+    )

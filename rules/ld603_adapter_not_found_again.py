@@ -1,0 +1,132 @@
+"""LD603: an adapter that this PEFT does not find again in its own file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.case import Case
+from lora_doctor.evidence.propose import name_groups, suffix
+from lora_doctor.evidence.structure import ModuleGroup
+from lora_doctor.rule import (
+    Edit,
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measure,
+    Patch,
+    Proof,
+    Rule,
+    Symptom,
+)
+from lora_doctor.targets import needs_lora, quoted
+
+
+class AdapterNotFoundAgain(Rule):
+    """PEFT saves the adapters of some layers under their names and looks for them under others.
+
+    ## What happens
+    Training runs and saves. Loading the adapter warns of missing adapter keys and goes on: those
+    adapters are at zero again, and the model answers as if they had never been trained.
+
+    ## Why
+    transformers 5 renames the weights of old checkpoints while it loads them (`layers.` ->
+    `language_model.layers.`, `shared_expert.` -> `shared_experts.`). PEFT 0.21 runs saved adapters
+    through the same renames, so that adapters from the time of the old names still load. But an
+    adapter that was saved today has the new names already, and where a rename matches those too,
+    its result names no layer. Which layers this hits is found by saving and setting the adapter on
+    the meta device.
+
+    ## Versions
+    PEFT 0.19 and later with transformers 5, for models whose renames match their own new names.
+
+    ## Fix
+    The patch `saved_names_stay`, in training and wherever the adapter is loaded: a name that the
+    model has is left as it is. Or leave these layers out of the adapters, which needs no patch but
+    trains less.
+
+    ## Links
+    https://github.com/huggingface/peft/blob/main/src/peft/utils/transformers_weight_conversion.py
+    """
+
+    code = "LD603"
+    name = "adapter-not-found-again"
+    summary = "PEFT does not find the adapters of some layers again in the file that it saved."
+    depth = "meta"
+    symptoms = (
+        Symptom(
+            r"Found missing adapter keys while loading the checkpoint", "transformers 5, PEFT 0.19+"
+        ),
+    )
+    examples = (
+        Example(
+            "broken",
+            "arch:laguna",
+            {"target_modules": ["q_proj", "gate_proj", "up_proj", "down_proj"]},
+            requires={"transformers": ">=5.20", "peft": ">=0.21"},
+            why="the rename `shared_expert.` takes `shared_experts` for the old name: `.` is any "
+            "letter",
+        ),
+        Example(
+            "broken",
+            "arch:unlimited_ocr",
+            {"target_modules": r".*language_model.*\.(q_proj|v_proj)"},
+            requires={"transformers": ">=5.20", "peft": ">=0.21"},
+            why="`layers.` becomes `language_model.layers.` once more",
+        ),
+        Example(
+            "healthy",
+            "arch:laguna",
+            {"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]},
+            requires={"transformers": ">=5.20", "peft": ">=0.21"},
+        ),
+        Example("healthy", "arch:llama", {"target_modules": ["q_proj", "v_proj"]}),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        structure = case.structure
+        needs_lora(case.recipe)
+        lost = structure.injection.not_reloaded
+        if not lost:
+            return
+        adapted = [group for group in structure.groups if group.adapted]
+        layers = sum(group.adapted for group in adapted if group.pattern in lost)
+        saved, _, looked_for = structure.injection.not_reloaded_example.partition(" -> ")
+        kept = [group for group in adapted if group.pattern not in lost]
+        yield self.finding(
+            "error",
+            f"Saved adapters of {layers} layers ({quoted(lost, 3)}) are not found again when they "
+            "are loaded: PEFT looks for them under other names.",
+            location=Location("module", lost[0]),
+            evidence=(
+                Measure("layers whose adapter is lost", quoted(lost, 8), "installed PEFT"),
+                Measure("name in the file", saved, "get_peft_model_state_dict"),
+                Measure("name that PEFT makes of it", looked_for, "set_peft_model_state_dict"),
+            ),
+            proof=Proof("measured", "the adapter was saved and set again on the real class"),
+            fixes=(
+                Fix(
+                    "Leave the names of saved adapters as they are where the model has them, in "
+                    "training and wherever the adapter is loaded.",
+                    "safe",
+                    patch=Patch("saved_names_stay"),
+                ),
+                *_left_out(case, kept, lost),
+            ),
+            explains=("save-reload",),
+        )
+
+
+def _left_out(case: Case, kept: list[ModuleGroup], lost: tuple[str, ...]) -> tuple[Fix, ...]:
+    """The adapters without what is lost."""
+    layers = [group for group in kept if group.kind != "parameter"]
+    forms = name_groups(case.structure, layers)
+    if not forms:
+        return ()
+    edits = [Edit("target_modules", forms[0])]
+    parameters = case.recipe.get("target_parameters")
+    if parameters:
+        gone = {suffix(pattern) for pattern in lost}
+        stay = [name for name in parameters if name not in gone]
+        edits.append(Edit("target_parameters", stay or None))
+    return (Fix(f"Leave out what is not found again ({quoted(lost, 3)}).", "unsafe", tuple(edits)),)

@@ -1,0 +1,68 @@
+"""What a real run says against our own proposal is left out of it, or put right."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+
+from lora_doctor.case import Case, Settings
+from lora_doctor.isolation import Worker
+from lora_doctor.model_source import parse_model
+from lora_doctor.recipe import as_recipe
+
+pytestmark = pytest.mark.slow
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("peft")
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[Worker]:
+    with Worker(threads=1) as found:
+        yield found
+
+
+def settled(worker: Worker, name: str, auto_class: str, **asked: Any) -> Case:
+    recipe = as_recipe({"model_class": auto_class, **asked})
+    case = Case(parse_model(f"arch:{name}"), recipe, Settings("tiny", "cpu"), worker)
+    case.settle_proposal()
+    return case
+
+
+def listed(name: str, auto_class: str) -> bool:
+    mapping: Mapping[str, Any] = getattr(transformers, auto_class)._model_mapping._model_mapping
+    return name in mapping
+
+
+def test_layers_that_run_only_with_pictures_are_left_out_of_a_text_decoder(worker: Worker) -> None:
+    """Mllama's text model passes its cross-attention layers by, with all that is in them."""
+    if not listed("mllama", "AutoModelForCausalLM"):
+        pytest.skip("this transformers has no Mllama")
+    case = settled(worker, "mllama", "AutoModelForCausalLM")
+    targets = case.recipe.get("target_modules")
+    adapted = re.compile(targets)
+    crossed = transformers.MllamaConfig().text_config.cross_attention_layers
+    assert not any(adapted.fullmatch(f"model.layers.{n}.mlp.down_proj") for n in crossed)
+    others = [n for n in range(40) if n not in crossed]
+    assert all(adapted.fullmatch(f"model.layers.{n}.mlp.down_proj") for n in others)
+    assert case.tiny.outcome == "passed"
+
+
+def test_batch_norms_whose_statistics_move_are_saved_with_the_adapters(worker: Worker) -> None:
+    """Else the loaded model is not the one that was trained."""
+    auto_class = "AutoModelForSpeechSeq2Seq"
+    if not listed("seamless_m4t", auto_class):
+        pytest.skip("this transformers has no SeamlessM4T")
+    case = settled(worker, "seamless_m4t", auto_class)
+    assert case.recipe.get("modules_to_save") == ["conv_module.batch_norm"]
+    assert case.tiny.outcome == "passed"
+    assert case.tiny.saving is not None and case.tiny.saving.statistics == ()
+
+    named = settled(worker, "seamless_m4t", auto_class, target_modules=["q_proj"])
+    assert "modules_to_save" not in named.recipe, "who names targets is told, not corrected"
+    assert named.tiny.saving is not None
+    assert named.tiny.saving.statistics == (
+        "speech_encoder.encoder.layers.*.conv_module.batch_norm",
+    )
