@@ -106,6 +106,77 @@ def test_a_missing_argument_is_added_when_the_model_asks_for_it() -> None:
     assert any("added token_type_ids" in note for note in batch.notes)
 
 
+class Robot(Stubborn):
+    """It wants what only robots have, and says so in its own ways."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = transformers.PretrainedConfig(max_state_dim=6, vocab_size=64)
+
+    def forward(
+        self,
+        state: Any,
+        input_ids: Any,
+        pose: Any = None,
+        wheel_mask: Any = None,
+        moves: Any = None,
+    ) -> Any:
+        """
+        Args:
+            pose (`torch.LongTensor` of shape `(batch_size, 3)`): Where it stands.
+        """
+        turned = pose.float().sum(-1)
+        logits = self.table(input_ids).mean(1) * state.sum(-1, keepdim=True) + turned[:, None]
+        loss = None
+        if moves is not None:
+            loss = (logits - moves).pow(2).mean()
+        return {"loss": loss, "logits": logits}
+
+
+def test_unknown_arguments_come_from_documentation_config_and_code() -> None:
+    """A required one, one that the code goes on to use, and what the loss is made from."""
+    batch = make_batch(Robot())
+    assert batch.inputs["state"].shape == (2, 6), "as wide as the config says"
+    assert batch.inputs["pose"].shape == (2, 3), "the shape in the docstring"
+    assert not batch.inputs["pose"].is_floating_point()
+    assert "wheel_mask" not in batch.inputs, "nobody asked for it"
+    assert batch.loss == "moves" and batch.inputs["moves"].shape == (2, 8)
+
+
+class Listener(torch.nn.Module):
+    """Sound is added to the tokens, one feature to each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.nn.Embedding(64, 8)
+        self.sound = torch.nn.Conv1d(80, 8, 4, stride=4)
+
+    def forward(self, input_ids: Any, input_features: Any) -> Any:
+        return (self.table(input_ids) + self.sound(input_features).transpose(1, 2),)
+
+
+def test_as_many_tokens_as_features_of_a_sound() -> None:
+    batch = make_batch(Listener())
+    assert batch.inputs["input_ids"].shape[1] == batch.inputs["input_features"].shape[-1] // 4
+
+
+class Cameras(torch.nn.Module):
+    """Several pictures a sample, and a mask that says which are there: not of their pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.look = torch.nn.Conv2d(3, 8, 16, stride=16)
+
+    def forward(self, pixel_values: Any, pixel_attention_mask: Any) -> Any:
+        rows, pictures = pixel_attention_mask.shape
+        seen = self.look(pixel_values.flatten(0, 1)).view(rows, pictures, -1)
+        return (seen * pixel_attention_mask[..., None],)
+
+
+def test_a_mask_of_pictures_has_no_pixels() -> None:
+    assert make_batch(Cameras()).inputs["pixel_attention_mask"].dim() == 2
+
+
 def test_an_unknown_forward_is_refused_in_one_line() -> None:
     class Odd(torch.nn.Module):
         def forward(self, wavelets: Any) -> Any:

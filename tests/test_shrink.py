@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Any
 
 import pytest
@@ -53,6 +54,9 @@ def node(**values: Any) -> Any:
         ("patch_size", 14, "patch"),
         ("max_position_embeddings", 2048, "positions"),
         ("intermediate_size", 11008, "width"),
+        ("mamba_headdim", 640, "head_dim"),
+        ("mamba_chunk_size", 256, "chunk"),
+        ("ffn_round_up_to_multiple_of", 64, "keep"),
     ],
 )
 def test_the_name_of_an_entry_tells_its_role(key: str, value: Any, role: str) -> None:
@@ -166,6 +170,24 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_the_generator_alone() -
     two = shrink(transformers.GPT2Config(), build("GPT2LMHeadModel"))
     for a, b in zip(one.model.parameters(), two.model.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("config", "model"),
+    [
+        ("xLSTMConfig", "xLSTMForCausalLM"),  # widths are rounded up to a multiple of 64
+        ("Zamba2Config", "Zamba2ForCausalLM"),  # `mamba_headdim` follows from other entries
+        ("Mistral4Config", "Mistral4ForCausalLM"),  # `head_dim` is that of latent attention
+    ],
+)
+def test_numbers_that_follow_from_others_still_do(config: str, model: str) -> None:
+    if not hasattr(transformers, config):
+        pytest.skip(f"this transformers has no {config}")
+    code = inspect.getsource(inspect.getmodule(getattr(transformers, model)))
+    if "vecM_k_combine(batch_size" in code:
+        pytest.skip("this xLSTM calls a tensor as a function (transformers 4.57)")
+    result = shrink(getattr(transformers, config)(), build(model))
+    assert result.batch is not None, result.steps
 
 
 def test_tiles_follow_the_image() -> None:

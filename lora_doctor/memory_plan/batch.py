@@ -22,8 +22,9 @@ from lora_doctor.tiny_model.batch import (
     modality_choices,
 )
 from lora_doctor.tiny_model.batch_draft import Draft, Settings
+from lora_doctor.tiny_model.batch_features import count_features
 from lora_doctor.tiny_model.batch_labels import candidates
-from lora_doctor.tiny_model.batch_objections import answer, count_features, one_line
+from lora_doctor.tiny_model.batch_objections import answer, one_line
 
 #: Patches along one side of a picture whose size is free: 448 pixels where a patch has 14.
 GRID_SIDE = 32

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .batch_draft import Draft, Settings
-from .batch_objections import answer, count_features, one_line
+from .batch_features import count_features
+from .batch_objections import answer, one_line
 
 MAX_ATTEMPTS = 12
 
@@ -15,13 +16,20 @@ MAX_ATTEMPTS = 12
 class BatchError(Exception):
     """No batch was found that the model accepts; `reason` is one line with the last exception.
 
-    `objections` has one line for each choice of modalities that was tried.
+    `objections` has one line for each choice of modalities that was tried; `raised` is what forward
+    raised for the fullest of them.
     """
 
-    def __init__(self, reason: str, objections: list[str] | None = None) -> None:
+    def __init__(
+        self,
+        reason: str,
+        objections: list[str] | None = None,
+        raised: BaseException | None = None,
+    ) -> None:
         super().__init__(reason)
         self.reason = reason
         self.objections = objections or [reason]
+        self.raised = raised
 
 
 @dataclass
@@ -74,6 +82,7 @@ def make_batch(
     reason = f"{type(model).__name__}.forward takes no input that is known"
     notes: list[str] = []
     objections: list[str] = []
+    raised: BaseException | None = None
     choices = modality_choices(parameters, modality)
     for modalities in choices:
         draft = Draft(
@@ -94,13 +103,13 @@ def make_batch(
         except BatchError as error:
             objections += error.objections
             if modalities is choices[0]:  # the objection to the fullest batch tells most
-                reason = error.reason
+                reason, raised = error.reason, error.raised
             notes = [f"{'+'.join(sorted(modalities))}: {reason}"]
             continue
         batch.left_out = sorted(choices[0] - modalities)
         batch.objections = objections
         return batch
-    raise BatchError(reason, objections)
+    raise BatchError(reason, objections, raised)
 
 
 def forward_parameters(model: Any) -> dict[str, inspect.Parameter]:
@@ -161,7 +170,7 @@ def _settle(draft: Draft, with_labels: bool, run: bool) -> Batch:
             last = one_line(error)
             if not answer(draft, inputs, error):
                 said = f"{name}.forward: {draft.blind or last}"
-                raise BatchError(said, list(dict.fromkeys((said, last)))) from None
+                raise BatchError(said, list(dict.fromkeys((said, last))), error) from None
     if outputs is None:
         raise BatchError(f"{name}.forward: after {MAX_ATTEMPTS} attempts: {last}")
     if not with_labels:

@@ -14,6 +14,7 @@ from typing import Any
 from lora_doctor.embeddings import input_embeddings
 
 from .batch_makers import MAKERS
+from .batch_unknown import can_guess, guess
 from .shrink_rules import Node, flat_ints, role_of, tree
 
 
@@ -98,10 +99,12 @@ class Draft:
     mel: int = 0
     patch_dim: int = 0
     codebooks: int = 0
+    choices: int = 0
     last_id: int = 0
     blind: str = ""
     vocab: int = 0
     decoder_vocab: int = 0
+    mask_dims: dict[str, int] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
     tried: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
@@ -156,7 +159,7 @@ class Draft:
 
     def _first_pixel_layout(self) -> str:
         names = self.parameters
-        if "image_grid_thw" in names or "grid_thw" in names:
+        if any(re.search(r"grid_(thw|hw)s?$", name) for name in names):
             return "grid"
         if "spatial_shapes" in names or "pixel_position_ids" in names:
             return "patches"
@@ -171,8 +174,10 @@ class Draft:
     def _first_audio_layout(self) -> str:
         if "input_features" not in self.parameters:
             return "frames_mel" if self.settings.number("num_mel_bins") else "wave"
+        from torch.nn import Conv1d
+
         for _, module in self.model.named_modules():
-            if type(module).__name__ == "Conv1d":
+            if isinstance(module, Conv1d):
                 return "mel_frames" if module.in_channels == self.mel else "frames_mel"
         return "frames_mel"
 
@@ -197,19 +202,27 @@ class Draft:
         """Names of the arguments to make, in the order of the signature."""
         names = []
         for name, parameter in self.parameters.items():
-            if name in self.exclude or name not in MAKERS:
+            if name in self.exclude or not (name in MAKERS or can_guess(self, name)):
                 continue
             required = parameter.default is parameter.empty and parameter.kind not in (
                 parameter.VAR_POSITIONAL,
                 parameter.VAR_KEYWORD,
             )
-            if required or name in self.include or self._by_default(name):
+            if required or name in self.include or (name in MAKERS and self._by_default(name)):
                 names.append(name)
         return names + sorted(
             n
             for n in self.include
             if n in MAKERS and n not in names and n not in self.exclude and self._takes_any()
         )
+
+    def can_do_without_cache(self) -> bool:
+        """Whether `use_cache=False` is something new to say to this forward."""
+        config = getattr(self.model, "config", None)
+        takes = "use_cache" in self.parameters or (
+            self._takes_any() and getattr(config, "use_cache", None) is True
+        )
+        return takes and "use_cache" not in self.extra
 
     def _takes_any(self) -> bool:
         return any(p.kind is p.VAR_KEYWORD for p in self.parameters.values())
@@ -221,6 +234,10 @@ class Draft:
                 "pixel_values",
                 "image_grid_thw",
                 "grid_thw",
+                "image_grid_hw",
+                "image_grid_hws",
+                "grid_hw",
+                "grid_hws",
                 "image_sizes",
                 "pixel_attention_mask",
                 "aspect_ratio_ids",
@@ -253,10 +270,22 @@ class Draft:
         return any(name in names for kind, names in groups.items() if kind in self.modalities)
 
     def make(self) -> dict[str, Any]:
-        """The forward arguments."""
+        """The forward arguments; [batch, choices, …] where a sample is several to choose from."""
+        if self.choices:
+            from dataclasses import replace
+
+            flat = replace(self, batch_size=self.batch_size * self.choices, choices=0).make()
+            return {
+                name: value.reshape(self.batch_size, self.choices, *value.shape[1:])
+                if hasattr(value, "reshape")
+                else value
+                for name, value in flat.items()
+            }
         inputs: dict[str, Any] = {}
         for name in self.wanted():
-            value = MAKERS[name](self, inputs)
+            value = MAKERS[name](self, inputs) if name in MAKERS else guess(self, name, inputs)
+            if value is not None and name in self.mask_dims:  # of images, not of their pixels
+                value = value.new_ones(value.shape[: self.mask_dims[name]])
             if value is not None:
                 inputs[name] = value
         inputs.update({k: v for k, v in self.extra.items() if k not in self.exclude})
@@ -307,7 +336,8 @@ class Draft:
         if self.patch_dim:
             return self.patch_dim
         s = self.settings
-        temporal = s.number("temporal_patch_size", default=1) if self.pixel_layout == "grid" else 1
+        frames = any(name.endswith("_thw") for name in self.parameters)
+        temporal = s.number("temporal_patch_size", default=1) if frames else 1
         return self.channels * temporal * self.patch**2
 
     def pixels(self) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .batch_draft import Draft
+from .batch_unknown import loss_argument
 
 
 def candidates(
@@ -29,9 +30,13 @@ def candidates(
         )
     if "return_loss" in inputs:
         yield "labels", {}
-    if "labels" not in names:
-        return
     logits = _logits(outputs)
+    if "labels" not in names:
+        other = loss_argument(draft.model) if logits is not None else ""
+        if other:  # numbers of the shape that is predicted (the actions of a robot)
+            values = torch.rand(tuple(logits.shape), generator=draft.generator()) * 2 - 1
+            yield other, {other: values}
+        return
     if "next_sentence_label" in names:
         yield "labels", {"labels": ids, "next_sentence_label": torch.zeros(b, dtype=torch.long)}
     if "sentence_order_label" in names:

@@ -76,6 +76,13 @@ def _grid(draft: Draft, inputs: dict[str, Any]) -> Any:
     return torch.tensor([draft.grid()] * draft.batch_size)
 
 
+def _grid_of_two(draft: Draft, inputs: dict[str, Any]) -> Any:
+    """Rows and columns of patches; no frames."""
+    import torch
+
+    return torch.tensor([draft.grid()[1:]] * draft.batch_size)
+
+
 def _image_sizes(draft: Draft, inputs: dict[str, Any]) -> Any:
     import torch
 
@@ -234,6 +241,10 @@ MAKERS: dict[str, Maker] = {
     "image_grid_thw": _grid,
     "grid_thw": _grid,
     "video_grid_thw": _grid,
+    "image_grid_hw": _grid_of_two,
+    "image_grid_hws": _grid_of_two,
+    "grid_hw": _grid_of_two,
+    "grid_hws": _grid_of_two,
     "image_sizes": _image_sizes,
     "pixel_attention_mask": _pixel_mask,
     "pixel_mask": _pixel_mask,

@@ -6,144 +6,11 @@ import re
 import traceback
 from typing import Any
 
-from .batch_draft import Draft, Settings
+from .batch_draft import Draft
 from .batch_makers import MAKERS
+from .batch_unknown import can_guess
 
 _LAYOUTS = {3: ("patches",), 4: ("bchw",), 5: ("bnchw", "bcthw"), 6: ("tiles",), 2: ("grid",)}
-
-
-def count_features(draft: Draft) -> None:
-    """Set how many placeholders an image or a sound needs, by asking the tower of the model.
-
-    Towers that cannot be asked leave a guess from the config, which the forward then corrects.
-    """
-    for kind, names in _TOWER_INPUTS.items():
-        if kind not in draft.modalities or draft.settings.placeholder(kind) is None:
-            continue
-        if "input_ids" not in draft.parameters or kind in draft.features:
-            continue
-        rows = _rows(_tower(draft, kind, names)) // draft.batch_size
-        draft.features[kind] = rows or _guess(draft, kind)
-
-
-def feature_width(model: Any, kind: str) -> int:
-    """Features of one token that the tower of `model` gives out; 0 if it cannot tell."""
-    import inspect
-
-    settings = Settings(getattr(model, "config", None))
-    parameters = dict(inspect.signature(model.forward).parameters)
-    draft = Draft(model, parameters, settings, 2, 16, 0, {"text", kind})
-    draft.prepare()
-    return _width(_tower(draft, kind, _TOWER_INPUTS[kind]))
-
-
-_TOWER_INPUTS = {
-    "image": (
-        "pixel_values",
-        "image_grid_thw",
-        "image_sizes",
-        "pixel_attention_mask",
-        "spatial_shapes",
-        "pixel_position_ids",
-        "image_position_ids",
-    ),
-    "audio": (
-        "input_features",
-        "feature_attention_mask",
-        "input_features_mask",
-        "input_values",
-        "attention_mask",
-    ),
-    "video": ("pixel_values_videos", "video_grid_thw"),
-}
-
-
-def _tower(draft: Draft, kind: str, names: tuple[str, ...]) -> Any:
-    import inspect
-
-    import torch
-
-    method = next(
-        (
-            getattr(owner, f"get_{kind}_features")
-            for owner in (draft.model, getattr(draft.model, "model", None))
-            if hasattr(owner, f"get_{kind}_features")
-        ),
-        None,
-    )
-    if method is None:
-        return None
-    takes = inspect.signature(method).parameters
-    arguments: dict[str, Any] = {}
-    for name in names:
-        if name in takes and name in draft.parameters and name in MAKERS:
-            arguments[name] = MAKERS[name](draft, arguments)
-    for name, parameter in takes.items():
-        if parameter.default is parameter.empty and name not in arguments:
-            config = getattr(draft.model, "config", None)
-            if hasattr(config, name):
-                arguments[name] = getattr(config, name)
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            return method(**{k: v for k, v in arguments.items() if v is not None})
-    except Exception as error:  # noqa: BLE001 - it objects in forward too, and is heard there
-        draft.notes.append(f"get_{kind}_features: {type(error).__name__}: {str(error)[:120]}")
-        return None
-
-
-def _width(found: Any) -> int:
-    """The last dimension of the first tensor that a tower returned."""
-    import torch
-
-    for name in ("pooler_output", "last_hidden_state"):
-        if getattr(found, name, None) is not None:
-            return _width(getattr(found, name))
-    if isinstance(found, (list, tuple)) and found:
-        return _width(found[0])
-    return int(found.shape[-1]) if isinstance(found, torch.Tensor) and found.dim() else 0
-
-
-def _rows(found: Any) -> int:
-    """Feature vectors in what a tower returned."""
-    import torch
-
-    for name in ("pooler_output", "last_hidden_state"):
-        if getattr(found, name, None) is not None:
-            return _rows(getattr(found, name))
-    if isinstance(found, torch.Tensor):
-        return found.numel() // found.shape[-1] if found.dim() else 0
-    if isinstance(found, (list, tuple)):
-        if (
-            len(found) == 2
-            and isinstance(found[1], torch.Tensor)
-            and not found[1].is_floating_point()
-        ):
-            return _rows(found[0])
-        if (
-            len(found) == 2
-            and isinstance(found[0], torch.Tensor)
-            and isinstance(found[1], (list, tuple))
-        ):
-            return _rows(found[0])  # the features, then those for deeper layers
-        return sum(_rows(item) for item in found)
-    return 0
-
-
-def _guess(draft: Draft, kind: str) -> int:
-    s = draft.settings
-    if kind == "audio":
-        return s.number(
-            "audio_seq_length", "audio_soft_tokens_per_image", default=draft.frames // 4
-        )
-    count = s.number(
-        "mm_tokens_per_image",
-        "image_seq_length",
-        "image_seq_len",
-        "num_image_tokens",
-        "num_query_tokens",
-        "vision_soft_tokens_per_image",
-    )
-    return count or max(1, draft.image_size // draft.patch) ** 2
 
 
 def one_line(error: BaseException) -> str:
@@ -169,8 +36,14 @@ def answer(draft: Draft, inputs: dict[str, Any], error: BaseException) -> bool:
         return (
             False  # as many as asked for, but of another width: the config is wrong, not the batch
         )
-    for reader in (_arguments, _placeholders, _image, _audio, _channels, _codes, _range, _unpack):
-        note = reader(draft, inputs, text)
+    readers = (
+        *(_arguments, _placeholders, _image, _audio, _channels, _codes),
+        *(_lengths, _range, _unpack),
+    )
+    for reader in readers:
+        by_line = _BY_LINE.get(reader)  # the line that raised tells more than the text
+        note = by_line(draft, inputs, error) if by_line else ""
+        note = note or reader(draft, inputs, text)
         if note:
             draft.notes.append(f"{note} ({type(error).__name__}: {text[:120]})")
             draft.blind = ""
@@ -197,7 +70,7 @@ def _arguments(draft: Draft, inputs: dict[str, Any], text: str) -> str:
         draft.exclude.add(out)
         return f"left out {out}"
     about_cache = re.search(r"cache|past_key_values", text, re.IGNORECASE)
-    if about_cache and "use_cache" in draft.parameters and "use_cache" not in draft.extra:
+    if about_cache and draft.can_do_without_cache():
         draft.extra["use_cache"] = False
         return "use_cache=False"
     missing = re.search(r"missing \d+ required .*?argument", text)
@@ -214,9 +87,61 @@ def _arguments(draft: Draft, inputs: dict[str, Any], text: str) -> str:
             if name == "input_ids" and name not in draft.parameters:
                 name = "decoder_input_ids"  # said by the decoder behind another tower
             known = name in inputs or name in draft.exclude or name in draft.include
-            if name in MAKERS and not known:
+            if (name in MAKERS or can_guess(draft, name)) and not known:
                 draft.include.add(name)
                 return f"added {name}"
+    return ""
+
+
+def _read_as_none(draft: Draft, inputs: dict[str, Any], error: BaseException) -> str:
+    """An optional argument that the code goes on to use: it stands in the line that raised."""
+    if "NoneType" not in str(error):
+        return ""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        for name in re.findall(r"\w+", frame.line or ""):
+            known = name in inputs or name in draft.exclude or name in draft.include
+            if name in draft.parameters and not known and can_guess(draft, name):
+                draft.include.add(name)
+                return f"added {name}"
+    return ""
+
+
+def _mask_dims(draft: Draft, inputs: dict[str, Any], error: BaseException) -> str:
+    """`rows, images = pixel_attention_mask.shape`: a mask with fewer dimensions than ours."""
+    if "unpack" not in str(error):
+        return ""
+    line = traceback.extract_tb(error.__traceback__)[-1].line or ""
+    match = re.match(r"([\w\s,*]+?)\s=\s(\w*mask)\.(?:shape|size\(\))", line)
+    if match is None or match[2] not in inputs or "*" in match[1]:
+        return ""
+    wanted = len([name for name in match[1].split(",") if name.strip()])
+    if not 0 < wanted < inputs[match[2]].dim():
+        return ""
+    draft.mask_dims[match[2]] = wanted
+    return f"{match[2]} with {wanted} dimensions"
+
+
+def _choices(draft: Draft, inputs: dict[str, Any], error: BaseException) -> str:
+    """`logits.view(-1, num_choices)`: each sample is several texts to choose from."""
+    line = traceback.extract_tb(error.__traceback__)[-1].line or ""
+    if draft.choices or not re.search(r"\bnum_choices\b", line):
+        return ""
+    draft.choices = 2
+    return "two texts per sample to choose from"
+
+
+def _lengths(draft: Draft, inputs: dict[str, Any], text: str) -> str:
+    """Features that are added to the tokens instead of taking the place of some: as many tokens."""
+    ids = inputs.get("input_ids")
+    match = re.search(
+        r"tensor a \((\d+)\) must match the size of tensor b \((\d+)\).* dimension 1$", text
+    )
+    if match is None or ids is None or any(draft.features.values()):
+        return ""
+    tokens, features = int(match[1]), int(match[2])
+    if tokens == ids.shape[1] == draft.seq_len and "audio" in draft.modalities and features > 1:
+        draft.seq_len = features
+        return f"{features} tokens, one for each feature of the sound"
     return ""
 
 
@@ -356,6 +281,8 @@ def _unpack(draft: Draft, inputs: dict[str, Any], text: str) -> str:
             return f"audio with {want} dimensions"
     return ""
 
+
+_BY_LINE = {_unpack: _mask_dims, _range: _read_as_none, _arguments: _choices}
 
 # Optional arguments that some models cannot do without, likeliest first.
 _OPTIONAL = (

@@ -257,7 +257,7 @@ def _tie_vocabularies(root: Node, text: str) -> dict[str, Any]:
 
 def _tie_towers(root: Node, model: Any) -> dict[str, Any]:
     """The width that a tower gives out, set to the width of the text embeddings."""
-    from .batch_objections import feature_width
+    from .batch_features import feature_width
 
     weight = getattr(input_embeddings(model), "weight", None)
     if weight is None:
