@@ -180,6 +180,20 @@ class IdleReading:
 
 
 @dataclass(frozen=True)
+class MisfitReading:
+    """An adapted layer that is no plain matrix: what it puts out is not what LoRA adds to.
+
+    ``put_out``: what its own forward gave, in words; ``expected``: the shape of a product of its
+    input with its weight, which is what the adapter gives.
+    """
+
+    path: str
+    class_name: str
+    put_out: str
+    expected: str
+
+
+@dataclass(frozen=True)
 class Observations:
     """All readings of one run.
 
@@ -199,6 +213,7 @@ class Observations:
     attention: tuple[AttentionReading, ...] = ()
     instance_patches: tuple[InstancePatch, ...] = ()
     idle: tuple[IdleReading, ...] = ()
+    misfits: tuple[MisfitReading, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property

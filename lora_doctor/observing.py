@@ -163,10 +163,12 @@ def _observers(setting: Setting) -> list[Observer]:
     from lora_doctor.observers.connections import Connections
     from lora_doctor.observers.idle import Idle
     from lora_doctor.observers.instance_patches import InstancePatches
+    from lora_doctor.observers.misfits import Misfits
     from lora_doctor.observers.norms import Norms
     from lora_doctor.observers.updates import Updates
 
     return [
         Norms(setting), Connections(setting), Attention(setting), Updates(setting),
         InstancePatches(setting), Activations(setting), Idle(setting),
+        Misfits(setting),
     ]  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from lora_doctor.errors import EvidenceError
 from lora_doctor.evidence.structure import ModuleGroup, Structure, Tower
@@ -80,6 +80,27 @@ def naming(structure: Structure, names: Iterable[str], within: bool = True) -> s
     ]
     forms = name_groups(structure, [*offered, *others])
     return forms[0] if forms else names
+
+
+def targets_without(
+    structure: Structure, recipe: Recipe, patterns: Collection[str]
+) -> str | list[str] | None:
+    """The recipe's ``target_modules`` without the layers of these groups: the entries that are
+    left where that will do, else the other layers by their paths. ``None`` when none are left."""
+    from lora_doctor.evidence.propose import name_groups
+
+    adapted = [group for group in structure.groups if group.adapted and group.kind != "parameter"]
+    out = [group for group in adapted if group.pattern in patterns]
+    kept = [group for group in adapted if group.pattern not in patterns]
+    if not kept:
+        return None
+    own = recipe.get("target_modules")
+    idle = {group.leaf for group in out} - {group.leaf for group in kept}
+    if own and own != "all-linear" and not out:
+        return own  # type: ignore[no-any-return]
+    if isinstance(own, list) and idle.issuperset(group.leaf for group in out):
+        return [entry for entry in own if entry.rpartition(".")[2] not in idle]
+    return name_groups(structure, kept)[0]
 
 
 def means_mlp(name: str) -> bool:

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 
 from lora_doctor.case import Case
 from lora_doctor.errors import EvidenceError
-from lora_doctor.evidence.propose import name_groups
 from lora_doctor.observations import IdleReading
 from lora_doctor.rule import (
     Edit,
@@ -21,7 +20,7 @@ from lora_doctor.rule import (
     Rule,
     Symptom,
 )
-from lora_doctor.targets import needs_lora, quoted, target_entries
+from lora_doctor.targets import needs_lora, quoted, targets_without
 
 #: Why a layer's adapter learns nothing, in the words of a sentence about it.
 _WHY = {
@@ -222,25 +221,14 @@ def _fix(case: Case, why: str, readings: Sequence[IdleReading], names: Sequence[
 
 def _targets_without(case: Case, readings: Sequence[IdleReading]) -> str | list[str] | None:
     """``target_modules`` without these layers; ``None`` where that cannot be said at full size."""
-    structure, recipe = case.structure, case.recipe
-    entries = target_entries(recipe)
+    recipe = case.recipe
     wholly = _wholly_idle(case, readings)
     partly = [one for one in readings if one.pattern not in wholly]
     barred = [path for one in partly for path in _last_layers(case, one)]
-    adapted = [g for g in structure.groups if g.adapted and g.kind != "parameter"]
-    out = [group for group in adapted if group.pattern in wholly]
-    kept = [group for group in adapted if group.pattern not in wholly]
+    value = targets_without(case.structure, recipe, wholly)
     said = all(_last_layers(case, one) for one in partly)
-    if not kept or not said or recipe.get("layers_to_transform"):
+    if value is None or not said or recipe.get("layers_to_transform"):
         return None
-    value: str | list[str] = name_groups(structure, kept)[0]
-    own = recipe.get("target_modules")
-    if own and own != "all-linear":
-        idle = {group.leaf for group in out} - {group.leaf for group in kept}
-        if not out:
-            value = own
-        elif isinstance(own, list) and idle.issuperset(group.leaf for group in out):
-            value = [entry for entry in entries if entry.rpartition(".")[2] not in idle]
     if not barred:
         return value
     ahead = "|".join(re.escape(path) + "$" for path in dict.fromkeys(barred))

@@ -25,7 +25,8 @@ class CheckpointingWithoutGradients(Rule):
     Or, when something behind the checkpointed layers is trained too (`modules_to_save`, LoRA on
     `lm_head`), it runs: the adapters inside get no gradient, and all that is said is a
     `UserWarning: None of the inputs have requires_grad=True`.
-    A model that has no gradient checkpointing raises `... does not support gradient checkpointing`.
+    A model that has no gradient checkpointing raises `... does not support gradient checkpointing`
+    (`activation checkpointing` in transformers 5).
 
     ## Why
     Reentrant checkpointing runs a layer without recording it, and records it again in the backward
@@ -54,7 +55,7 @@ class CheckpointingWithoutGradients(Rule):
     symptoms = (
         Symptom(r"element 0 of tensors does not require grad and does not have a grad_fn"),
         Symptom(r"None of the inputs have requires_grad=True"),
-        Symptom(r"does not support gradient checkpointing"),
+        Symptom(r"does not support (gradient|activation) checkpointing"),
         Symptom(r"is not compatible with gradient checkpointing"),
     )
     examples = (
@@ -169,7 +170,7 @@ class CheckpointingWithoutGradients(Rule):
         proof = Proof("measured", "the class says so itself")
         if case.reaches("tiny") and case.has("verification"):
             failure = case.verification.failure
-            if failure is not None and "gradient" in failure.message:
+            if failure is not None and "checkpointing" in failure.message:
                 evidence.append(Measure("enabling it", f"{failure.type}: {failure.message}",
                                         f"{case.settings.depth} model, executed"))  # fmt: skip
                 proof = Proof("executed", "enabling it raised this")

@@ -510,3 +510,29 @@ def layers_that_learn_nothing() -> Any:
 
     torch.manual_seed(0)
     return Kept(), {"x": torch.randn(4, 8), "target": torch.randn(4, 8)}
+
+
+def linear_in_groups() -> Any:
+    """A layer that inherits from ``nn.Linear`` and applies its rows in two groups."""
+    import torch
+    from torch import nn
+
+    class Grouped(nn.Linear):
+        def forward(self, x: Any) -> Any:
+            groups = self.weight.view(2, -1, self.weight.shape[-1])
+            return torch.einsum("bi,gji->bgj", x, groups)
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(8, 8)
+            self.grouped = Grouped(8, 12)
+
+        def forward(self, x: Any, target: Any = None) -> dict[str, Any]:
+            logits = self.grouped(torch.tanh(self.first(x))).flatten(1)
+            if target is None:
+                return {"logits": logits}
+            return {"loss": nn.functional.mse_loss(logits, target), "logits": logits}
+
+    torch.manual_seed(0)
+    return Model(), {"x": torch.randn(4, 8), "target": torch.randn(4, 12)}

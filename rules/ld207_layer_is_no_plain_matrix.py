@@ -1,0 +1,92 @@
+"""LD207: a target is a linear layer by its base class only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.case import Case
+from lora_doctor.rule import Edit, Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
+from lora_doctor.targets import needs_lora, quoted, targets_without
+
+
+class LayerIsNoPlainMatrix(Rule):
+    """A target is a subclass of `nn.Linear` whose forward does something else, and PEFT adapts it
+    as if it were a plain matrix.
+
+    ## What happens
+    `all-linear` on Llama 4 or Phi-3.5-MoE also adapts the router. The forward raises
+    `'tuple' object has no attribute 'dtype'`, or, where the layer applies its matrix in groups,
+    `The size of tensor a (…) must match the size of tensor b (…)`.
+
+    ## Why
+    PEFT recognises a linear layer by its base class and adds the adapter's product to what the
+    layer returns. A router that inherits from `nn.Linear` returns scores and choices together.
+
+    ## Versions
+    All of PEFT; architectures with such layers came with transformers 4.51 and later.
+
+    ## Fix
+    Leave the layer out. No recipe that trains has an adapter there.
+
+    ## Links
+    https://huggingface.co/docs/peft/package_reference/lora
+    """
+
+    code = "LD207"
+    name = "layer-is-no-plain-matrix"
+    summary = "A target inherits from nn.Linear and returns something else than a product."
+    depth = "tiny"
+    symptoms = (Symptom(r"'tuple' object has no attribute 'dtype'"),)
+    examples = (
+        Example(
+            "broken",
+            "arch:llama4_text",
+            {"target_modules": "all-linear"},
+            requires={"transformers": ">=5"},
+            why="the router returns scores and logits",
+        ),
+        Example(
+            "broken",
+            "tests.models:linear_in_groups",
+            {"target_modules": ["first", "grouped"]},
+            why="the matrix is applied group by group, and more comes out than its rows say",
+        ),
+        Example("healthy", "tests.models:linear_in_groups", {"target_modules": ["first"]}),
+        Example("healthy", "arch:llama", {"target_modules": "all-linear"}),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        needs_lora(case.recipe)
+        seen = case.verification
+        misfits = seen.observations.misfits
+        if not misfits:
+            return
+        classes = sorted({one.class_name for one in misfits})
+        patterns = {g.pattern for g in case.structure.groups
+                    if g.adapted and g.class_name in classes}  # fmt: skip
+        source = f"{seen.depth} model, executed"
+        evidence = [
+            Measure(f"{one.path} ({one.class_name}) returns", f"{one.put_out}; the adapter adds "
+                    f"{one.expected}", source)
+            for one in misfits[:3]
+        ]  # fmt: skip
+        failed = seen.failure is not None and seen.failure.check == "forward"
+        if seen.failure is not None and failed:
+            said = f"{seen.failure.type}: {seen.failure.message}"
+            evidence.append(Measure("forward", said, source))
+        value = targets_without(case.structure, case.recipe, patterns)
+        what = f"Leave out {quoted(sorted(patterns), 3)}"
+        yield self.finding(
+            "error" if failed else "warning",
+            f"{misfits[0].path} is a {classes[0]}: it returns {misfits[0].put_out} where LoRA adds "
+            f"{misfits[0].expected}.",
+            location=Location("module", misfits[0].path),
+            evidence=tuple(evidence),
+            proof=Proof("executed", "what the layer returned was compared in a forward"),
+            fixes=(
+                Fix(f"{what}.", "manual")
+                if value is None
+                else Fix(f"{what}.", "safe", (Edit("target_modules", value),)),
+            ),
+            explains=("forward",) if failed else (),
+        )
