@@ -7,19 +7,21 @@ process with torch, transformers and PEFT.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from lora_doctor.evidence.injection import Injected, inject
 from lora_doctor.evidence.modules import pattern_of
 from lora_doctor.evidence.propose import (
     DROPOUT,
+    RANK,
     name_groups,
     propose,
     suffix,
     target_forms,
     wrapper_fits,
 )
-from lora_doctor.evidence.structure import Structure
+from lora_doctor.evidence.structure import ModuleGroup, Structure
 from lora_doctor.evidence.wrapper import wrapper_call
 from lora_doctor.recipe import Recipe
 
@@ -35,7 +37,7 @@ class Proposal:
     """
 
     def __init__(self, found: Structure, model: Any, asked: Recipe) -> None:
-        self.found = found
+        self.found = _without_odd_convolutions(found, model)
         self.model = model
         self.asked = asked
         self.open = [key for key in _OPEN_KEYS if key not in asked]
@@ -115,10 +117,10 @@ class Proposal:
         wrapper passes on what it gets."""
         if proposed is None:
             return None
-        needs_generation = proposed in ("CAUSAL_LM", "SEQ_2_SEQ_LM")
-        if needs_generation and not self.found.has_prepare_inputs:
+        call = wrapper_call(proposed)
+        if not all(hasattr(self.model, name) for name in call.needs):
             return None
-        return proposed if wrapper_fits(self.found, wrapper_call(proposed).sends) else None
+        return proposed if wrapper_fits(self.found, call.sends) else None
 
     def _retreats(self, values: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Changes to what was proposed, the smallest first."""
@@ -153,6 +155,22 @@ class Proposal:
         if refused:
             self.notes.append(f"PEFT refuses adapters on {', '.join(refused)}; left out")
         return accepted
+
+
+def _without_odd_convolutions(found: Structure, model: Any) -> Structure:
+    """The structure with convolutions marked as no target that PEFT's adapters do not follow: in
+    more groups than divide the rank, which it refuses, and with a dilation, which it leaves out."""
+
+    def fits(group: ModuleGroup) -> bool:
+        layer = model.get_submodule(group.examples[0])
+        spread = max(layer.dilation) > 1 and max(layer.kernel_size) > 1
+        return RANK % layer.groups == 0 and not spread
+
+    groups = tuple(
+        replace(group, kind="other") if group.kind == "conv" and not fits(group) else group
+        for group in found.groups
+    )
+    return replace(found, groups=groups)
 
 
 def _lora_fields() -> set[str]:

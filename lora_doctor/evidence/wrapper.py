@@ -12,11 +12,13 @@ class WrapperCall(NamedTuple):
 
     ``sends``: names of the arguments that arrive; ``none``: those of them whose value is ``None``.
     ``keeps``: names of heads that the wrapper trains and saves with the adapter unasked.
+    ``needs``: methods of generation that it takes from the model when it is put on.
     """
 
     sends: tuple[str, ...] = ()
     none: tuple[str, ...] = ()
     keeps: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
 
 
 @lru_cache(maxsize=16)
@@ -48,12 +50,15 @@ def wrapper_call(task_type: str | None) -> WrapperCall:
             self.received.update(kwargs)
             return SimpleNamespace(loss=None)
 
-        def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> Any:
-            raise NotImplementedError("the recorder does not generate")
+        @property
+        def prepare_inputs_for_generation(self) -> Any:
+            return needs.setdefault("prepare_inputs_for_generation", self.forward)
 
-        def _prepare_encoder_decoder_kwargs_for_generation(self, *args: Any) -> Any:
-            raise NotImplementedError("the recorder does not generate")
+        @property
+        def _prepare_encoder_decoder_kwargs_for_generation(self) -> Any:
+            return needs.setdefault("_prepare_encoder_decoder_kwargs_for_generation", self.forward)
 
+    needs: dict[str, Any] = {}
     recorder = Recorder()
     config = peft.LoraConfig(r=1, target_modules=["inner"], task_type=task_type)
     model = peft.get_peft_model(recorder, config)
@@ -75,4 +80,5 @@ def wrapper_call(task_type: str | None) -> WrapperCall:
             for path, module in model.named_modules()
             if hasattr(module, "modules_to_save") and hasattr(module, "original_module")
         ),
+        needs=tuple(needs),
     )
