@@ -22,6 +22,8 @@ from lora_doctor.rule import (
 )
 
 METHOD = "prepare_inputs_for_generation"
+#: Taken from a GenerationMixin too, by the SEQ_2_SEQ_LM wrapper of PEFT to 0.18 at least.
+SEQ2SEQ_METHOD = "_prepare_encoder_decoder_kwargs_for_generation"
 GENERATING = ("CAUSAL_LM", "SEQ_2_SEQ_LM")
 #: Everything after the wrapper fails with it.
 CONSEQUENCES = (
@@ -37,7 +39,9 @@ class MissingPrepareInputs(Rule):
     ## What happens
     With `task_type` `CAUSAL_LM` or `SEQ_2_SEQ_LM`, `get_peft_model` raises
     `AttributeError: ... has no attribute 'prepare_inputs_for_generation'`, and so does
-    `PeftModel.from_pretrained` of a published adapter whose config says so. While
+    `PeftModel.from_pretrained` of a published adapter whose config says so. A class with a
+    `prepare_inputs_for_generation` of its own may still lack what only `GenerationMixin` has:
+    `SEQ_2_SEQ_LM` then fails at `_prepare_encoder_decoder_kwargs_for_generation`. While
     `PreTrainedModel` itself could still generate, wrapping worked and the first forward failed
     instead, because a class without a head takes no `labels`.
 
@@ -70,6 +74,7 @@ class MissingPrepareInputs(Rule):
     depth = "static"
     symptoms = (
         Symptom(r"has no attribute ['\"]prepare_inputs_for_generation['\"]", "transformers>=4.50"),
+        Symptom(rf"has no attribute ['\"]{SEQ2SEQ_METHOD}['\"]", "transformers>=4.50"),
         Symptom(
             r"\w+Model\.forward\(\) got an unexpected keyword argument "
             r"'(labels|decoder_input_ids)'",
@@ -94,6 +99,17 @@ class MissingPrepareInputs(Rule):
             {"task_type": "CAUSAL_LM", "target_modules": ["q_proj", "v_proj"]},
             requires={"transformers": ">=4.50"},
             why="a class with a head that is no GenerationMixin",
+        ),
+        Example(
+            "broken",
+            "arch:xlm-prophetnet",
+            {
+                "model_class": "AutoModelForSeq2SeqLM",
+                "task_type": "SEQ_2_SEQ_LM",
+                "target_modules": ["query_proj", "value_proj"],
+            },
+            requires={"transformers": ">=4.50,<5", "peft": "<0.21"},
+            why="its own prepare_inputs_for_generation, but no GenerationMixin",
         ),
         Example(
             "broken",
@@ -133,21 +149,24 @@ class MissingPrepareInputs(Rule):
         if task_type not in GENERATING:
             return
         headless = not structure.has_head
-        if structure.has_prepare_inputs and not headless:
+        error = structure.injection.error
+        method, there = METHOD, structure.has_prepare_inputs
+        if there and error and SEQ2SEQ_METHOD in error.message:
+            method, there = SEQ2SEQ_METHOD, False
+        if there and not headless:
             return
         evidence = [
-            Measure(f"{structure.model_class}.{METHOD}",
-                    "there" if structure.has_prepare_inputs else "missing", "the loaded class"),
+            Measure(f"{structure.model_class}.{method}",
+                    "there" if there else "missing", "the loaded class"),
             Measure("wrapper of this task_type", structure.injection.wrapper or f"for {task_type}",
                     "installed PEFT"),
             Measure("language model head", "none" if headless else "there", "the loaded class"),
         ]  # fmt: skip
-        error = structure.injection.error
         if error:
             evidence.append(
                 Measure("get_peft_model", f"{error.type}: {error.message}", "meta device")
             )
-        where = "as soon as it is wrapped" if not structure.has_prepare_inputs else "in the forward"
+        where = "in the forward" if there else "as soon as it is wrapped"
         why = (
             f"{structure.model_class} has no language model head"
             if headless
