@@ -98,10 +98,16 @@ def _pixel_mask(draft: Draft, inputs: dict[str, Any]) -> Any:
     pixels = inputs.get("pixel_values")
     if pixels is None:
         return None
+    # As an index, whole numbers would mean places and take gigabytes where a mask is meant.
+    masks = [
+        p for name, p in draft.parameters.items() if name.startswith("pixel_") and "mask" in name
+    ]
+    selects = any("Bool" in str(parameter.annotation) for parameter in masks)
+    dtype = torch.bool if selects else torch.long
     if pixels.dim() == 3:
-        return torch.ones(pixels.shape[:2], dtype=torch.long)
+        return torch.ones(pixels.shape[:2], dtype=dtype)
     shape = (*pixels.shape[:-3], *pixels.shape[-2:])
-    return torch.ones(shape, dtype=torch.long)
+    return torch.ones(shape, dtype=dtype)
 
 
 def _aspect_ids(draft: Draft, inputs: dict[str, Any]) -> Any:

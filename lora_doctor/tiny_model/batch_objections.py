@@ -130,6 +130,19 @@ def _choices(draft: Draft, inputs: dict[str, Any], error: BaseException) -> str:
     return "two texts per sample to choose from"
 
 
+def _index_mask(draft: Draft, inputs: dict[str, Any], error: BaseException) -> str:
+    """`values[mask]` with a mask that has more dimensions than the code selects by."""
+    match = re.search(r"shape of the mask \[([\d, ]+)\] at index (\d+) does not match", str(error))
+    if match is None:
+        return ""
+    shape = tuple(int(number) for number in match[1].split(","))
+    for name, value in inputs.items():
+        if name.endswith("mask") and tuple(value.shape) == shape and int(match[2]) > 0:
+            draft.mask_dims[name] = int(match[2])
+            return f"{name} with {match[2]} dimensions"
+    return ""
+
+
 def _lengths(draft: Draft, inputs: dict[str, Any], text: str) -> str:
     """Features that are added to the tokens instead of taking the place of some: as many tokens."""
     ids = inputs.get("input_ids")
@@ -282,7 +295,7 @@ def _unpack(draft: Draft, inputs: dict[str, Any], text: str) -> str:
     return ""
 
 
-_BY_LINE = {_unpack: _mask_dims, _range: _read_as_none, _arguments: _choices}
+_BY_LINE = {_image: _index_mask, _unpack: _mask_dims, _range: _read_as_none, _arguments: _choices}
 
 # Optional arguments that some models cannot do without, likeliest first.
 _OPTIONAL = (
