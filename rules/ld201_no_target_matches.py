@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lora_doctor.case import Case
+from lora_doctor.evidence.propose import name_groups
 from lora_doctor.evidence.structure import Structure
 from lora_doctor.rule import Edit, Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
 from lora_doctor.targets import (
@@ -60,6 +61,12 @@ class NoTargetMatches(Rule):
             {"target_modules": "q_proj"},
             why="a text is a regular expression for the whole path",
         ),
+        Example(
+            "broken",
+            "arch:camembert",
+            {"target_modules": None, "model_class": "AutoModelForCausalLM"},
+            why="no targets, and PEFT has none for it: only layers that are trained are named",
+        ),
         Example("broken", "arch:bloom", {"target_modules": ["q_proj", "v_proj"]}),
         Example("healthy", "arch:gpt2", {"target_modules": ["c_attn"]}),
         Example("healthy", "arch:llama", {"target_modules": ["q_proj", "v_proj"]}),
@@ -104,7 +111,7 @@ class NoTargetMatches(Rule):
             location=Location("recipe", "target_modules"),
             evidence=tuple(evidence),
             proof=Proof("executed", "PEFT refused the config on the real class"),
-            fixes=_fixes(structure, cover),
+            fixes=_fixes(structure, entries, cover),
             explains=("attaches",),
         )
 
@@ -114,9 +121,18 @@ def _asks_for_targets(structure: Structure) -> bool:
     return error is not None and "target_modules" in error.message
 
 
-def _fixes(structure: Structure, cover: list[str]) -> tuple[Fix, ...]:
+def _fixes(structure: Structure, entries: list[str], cover: list[str]) -> tuple[Fix, ...]:
     if not cover:
         return (Fix("Name the layers to adapt; the evidence lists what there is.", "manual"),)
+    if not entries:
+        # Nothing to go by: what the default recipe would train, and only that.
+        return (
+            Fix(
+                f"Name the layers to train: {quoted(cover)}.",
+                "safe",
+                (Edit("target_modules", name_groups(structure, offered_layers(structure))[0]),),
+            ),
+        )
     return (
         Fix(
             f"Target this model's layers for the same roles: {', '.join(cover)}.",
