@@ -77,19 +77,30 @@ def wrapper_fits(structure: Structure, sends: Iterable[str]) -> bool:
 
 
 def default_groups(structure: Structure) -> list[ModuleGroup]:
-    """The linear layers that the default recipe trains: those in the layers of the language
-    tower, or of the towers that there are when none is for language."""
+    """The layers that the default recipe trains: the linear ones in the layers of the language
+    tower, or of the towers that there are when none is for language. Convolutions where no layer
+    is linear."""
+    inside: list[ModuleGroup] = []
+    repeated: list[ModuleGroup] = []
+    for kinds in (("linear", "conv1d"), ("conv",)):
+        found = _layers(structure, kinds)
+        repeated = [group for group in found if "*" in group.pattern.split(".")]
+        inside = found if repeated else inside or found
+        if repeated:
+            break
+    leaves = {group.leaf for group in repeated or inside}
+    return [group for group in inside if group.leaf in leaves]
+
+
+def _layers(structure: Structure, kinds: Collection[str]) -> list[ModuleGroup]:
     towers = _trained_towers(structure)
-    inside = [
+    return [
         group
         for group in structure.groups
         if group.tower in towers
-        and group.kind in ("linear", "conv1d")
+        and group.kind in kinds
         and group.role not in ("head", "router", "embedding", "projector")
     ]
-    repeated = [group for group in inside if "*" in group.pattern.split(".")] or inside
-    leaves = {group.leaf for group in repeated}
-    return [group for group in inside if group.leaf in leaves]
 
 
 def fused_experts(structure: Structure) -> list[str]:

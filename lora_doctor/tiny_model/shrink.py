@@ -115,7 +115,8 @@ def shrink(
             model = build_small(small, build, limit, seed, steps)
         except TooBig as error:
             last = str(error)
-            more = relax_too_big(sizes, error, small)
+            take(relax_too_big(sizes, error, small))
+            continue
         except Exception as error:  # noqa: BLE001 - material for the next attempt
             last = one_line(error)
             mended = mend(config, error) if len(gaps) < MAX_ATTEMPTS else None

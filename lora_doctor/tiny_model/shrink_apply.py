@@ -395,7 +395,7 @@ def _shrink_tokens(root: Node, grids: list[Grid], changes: Changes) -> None:
             if role_of(key, count) != "tokens" or not isinstance(count, int):
                 continue
             found = [_token_count(count, grid.before, grid.after) for grid in grids]
-            small = min(count, 8) if "query" in key else next((n for n in found if n), 0)
+            small = min(count, 8) if "quer" in key else next((n for n in found if n), 0)
             if not small and grids and count > max(grid.before for grid in grids) ** 2:
                 # more tokens than patches: a default that no image size can satisfy
                 small = grids[0].after ** 2 if "position" not in key else 0

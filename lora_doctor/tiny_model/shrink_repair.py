@@ -28,6 +28,9 @@ _ROLES_TO_RESTORE = (
 )
 
 
+_SMALLER = "smaller widths"
+
+
 def relax(sizes: Sizes, objection: str, changes: Changes) -> list[Sizes]:
     """What to try next: entries that the objection names, a larger image, then role by role."""
     options = []
@@ -41,13 +44,15 @@ def relax(sizes: Sizes, objection: str, changes: Changes) -> list[Sizes]:
     if named - sizes.keep_keys:
         why = f"named in the objection, kept: {', '.join(sorted(named))} ({objection})"
         options.append(replace(sizes, keep_keys=sizes.keep_keys | named, why=why))
-    if sizes.why:  # one role at a time, from the first attempt only: failures stay independent
+    # One role at a time, from the first attempt only: failures stay independent. Where that one
+    # was too big, the one with smaller widths is the first.
+    if sizes.why and not sizes.why.startswith(_SMALLER):
         return options
     for grid in (8, 12, 16):
         if grid > sizes.grid and any("image" in k for k in changed):
             options.append(replace(sizes, grid=grid, why=f"{grid} patches per side ({objection})"))
             break
-    if re.search(r"shape|[Ss]ize|divisible|multiple of", objection):
+    if sizes.base > 32 and re.search(r"shape|[Ss]ize|divisible|multiple of", objection):
         # widths that the code rounds up or divides: numbers with more twos in them
         options.append(replace(sizes, base=128, why=f"larger widths ({objection})"))
     options.append(replace(sizes, min_depth=4, why=f"four layers ({objection})"))
@@ -61,7 +66,7 @@ def relax(sizes: Sizes, objection: str, changes: Changes) -> list[Sizes]:
 def relax_too_big(sizes: Sizes, error: TooBig, config: Any) -> list[Sizes]:
     """Smaller widths; then the entries whose numbers stand in the largest parameter's shape."""
     if sizes.base > 32:
-        return [replace(sizes, base=32, why=f"smaller widths ({error})")]
+        return [replace(sizes, base=32, why=f"{_SMALLER} ({error})")]
     overrides = dict(sizes.overrides)
     for node in tree(config).walk():
         for key, value in node.values.items():

@@ -66,7 +66,7 @@ _ROLES: tuple[tuple[str, str], ...] = (
     ("merge", r"merge_size$|^scale_factor$|shuffle_\w+$|pooling_kernel_size$|downsample_ratio$"),
     ("merge", r"^downsample_(factor|rate)$|proj_downsample|^merge_kernel"),
     ("tokens", r"image_seq_len(gth)?$|tokens_per_image$|num_image_tokens$|^num_(image_)?patches$"),
-    ("tokens", r"^latent_query_num$|^num_query_tokens$"),
+    ("tokens", r"^latent_query_num$|^num_query_tokens$|^num_(object_)?queries$"),
     ("tokens", r"num_position_embeddings$|image_token_num$|num_vision_tokens$|^max_num_patches$"),
     ("mask_span", r"^mask_(time|feature)_length$"),
     ("state", r"^(\w+_)?state_size$|^mamba_d_state$|^ssm_state|time_step_rank|mamba_dt_rank$"),

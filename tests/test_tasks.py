@@ -1,0 +1,47 @@
+"""`check arch:NAME --class X` for tasks other than generation: a recipe that trains, unasked."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+import lora_doctor  # noqa: E402
+from lora_doctor.isolation import Worker  # noqa: E402
+
+
+def checked(worker: Worker, name: str, task: str, depth: str = "tiny") -> Any:
+    auto_class = f"AutoModelFor{task}"
+    mapping = getattr(getattr(transformers, auto_class, None), "_model_mapping", None)
+    if name not in getattr(mapping, "_model_mapping", {}):
+        pytest.skip(f"this transformers has no {auto_class} of {name}")
+    recipe = {"model_class": auto_class}
+    return lora_doctor.check(f"arch:{name}", recipe, depth=depth, worker=worker)
+
+
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [
+        ("bert", "MultipleChoice"),  # each sample is several texts
+        ("swin", "ImageClassification"),  # windows that a small picture does not fill
+    ],
+)
+def test_a_recipe_that_trains(worker: Worker, name: str, task: str) -> None:
+    """Whoever trains a classifier asks the same question as whoever trains a chat model."""
+    diagnosis = checked(worker, name, task)
+    assert diagnosis.before is not None, diagnosis.undetermined
+    assert diagnosis.before.outcome == "passed", diagnosis.before
+
+
+def test_convolutions_are_adapted_where_no_layer_is_linear(worker: Worker) -> None:
+    """MobileNet has nothing linear but its head; PEFT refuses its depthwise convolutions."""
+    structure = checked(worker, "mobilenet_v2", "ImageClassification", "meta").structure
+    assert structure is not None and structure.injection.ok, structure and structure.injection
+    adapted = [group for group in structure.groups if group.adapted]
+    assert len(adapted) > 10
+    assert all(group.kind == "conv" and group.shape[1] > 1 for group in adapted)
+    assert not any(re.search("conv_3x3", group.pattern) for group in adapted)
