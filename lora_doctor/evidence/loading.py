@@ -204,6 +204,13 @@ class Loader:
         own = self._own_class(name)
         if own is not None:
             return name, own
+        listed = _listed_class(name, self.config)
+        if listed is not None:
+            raise InputError(
+                f"{name} lists {self.model_type} as {listed.__name__} and then refuses its config, "
+                f"{type(self.config).__name__}, which this transformers has under two names; "
+                f"--class {listed.__name__} loads it"
+            )
         known = ", ".join(sorted({item.auto_class for item in self.candidates})) or "none"
         raise InputError(
             f"model_class {name!r}: not a class of transformers for model_type "
@@ -350,6 +357,11 @@ def _classes_for(config: Any, source: Mapping[str, Any]) -> list[tuple[str, type
         cls = _class_in(auto_name, config)
         if cls is not None and not any(cls is seen for _, seen, _ in found):
             found.append((auto_name, cls, task))
+    if not found:  # a class that no auto class can load is loaded by its own name
+        for auto_name, task in order:
+            cls = _listed_class(auto_name, config)
+            if cls is not None and not any(cls is seen for _, seen, _ in found):
+                found.append((cls.__name__, cls, task))
     return found
 
 
@@ -362,6 +374,20 @@ def _class_in(auto_name: str, config: Any) -> type | None:
         return None
     classes: Any = mapping[type(config)]
     return classes[0] if isinstance(classes, (tuple, list)) else classes  # type: ignore[no-any-return]
+
+
+def _listed_class(auto_name: str, config: Any) -> type | None:
+    """The class under a config's `model_type` in the list of an auto class, whether or not the auto
+    class takes the config: it asks by the name of the config's class, which may be there twice."""
+    import transformers
+
+    mapping = getattr(getattr(transformers, auto_name, None), "_model_mapping", None)
+    listed = (getattr(mapping, "_model_mapping", None) or {}).get(config.model_type)
+    name = listed[0] if isinstance(listed, (tuple, list)) else listed
+    cls = getattr(transformers, name, None) if isinstance(name, str) else None
+    return (
+        cls if inspect.isclass(cls) and getattr(cls, "config_class", None) is type(config) else None
+    )
 
 
 def _is_text_encoder(config: Any) -> bool:
