@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -378,13 +378,16 @@ class Case:
 
         if not self.reaches("tiny") or not may_settle(self.asked) or not self.has("tiny"):
             return
-        changes = settled(self.asked, self.recipe, self.structure, self.tiny, self._layer_numbers)
+        changes, reasons = settled(
+            self.asked, self.recipe, self.structure, self.tiny, self._layer_numbers
+        )
         if not changes:
             return
         self.asked = self.recipe.override(changes, "proposed")
         for name in ("structure", "tiny"):
             del self.__dict__[name]
-        _ = self.structure
+        again = self.structure
+        self.__dict__["structure"] = replace(again, notes=(*again.notes, *reasons))
 
     def _layer_numbers(self, patterns: Sequence[str]) -> Mapping[str, Sequence[int]]:
         """The numbers that layers of these patterns have in their stack at full size."""

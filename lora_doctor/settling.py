@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lora_doctor.evidence.modules import pattern_of
 from lora_doctor.evidence.propose import name_groups, suffix
 from lora_doctor.evidence.structure import ModuleGroup, Structure
 from lora_doctor.recipe import Recipe
@@ -31,22 +32,44 @@ class _Dead:
 
 def settled(
     asked: Recipe, recipe: Recipe, structure: Structure, seen: Verification, numbers: Numbers
-) -> dict[str, Any]:
-    """Better values for keys that we proposed; empty when there is nothing to better.
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Better values for keys that we proposed, and why, in words; empty when there is nothing to
+    better.
 
     ``asked``: the recipe before the proposal, ``recipe``: with it. ``seen``: the run of ``recipe``.
     ``numbers``: asked only where single layers of a stack are to be left out.
     """
     changes: dict[str, Any] = {}
+    reasons: list[str] = []
     if seen.gradients_counted:
         targets = _reached(structure, seen, numbers)
         if targets is not None and targets != recipe.get("target_modules"):
             changes["target_modules"] = targets
+            reasons += _why_left_out(seen)
     if _ours(asked, "modules_to_save") and seen.saving is not None and seen.saving.statistics:
         named = list(dict.fromkeys(suffix(path) for path in seen.saving.statistics))
         if _name_only(named, seen.saving.statistics, structure):
             changes["modules_to_save"] = named
-    return changes
+            reasons.append(
+                f"the running statistics of {', '.join(seen.saving.statistics)} move in training; "
+                "saved with the adapters"
+            )
+    return changes, tuple(reasons)
+
+
+def _why_left_out(seen: Verification) -> list[str]:
+    merged = sorted(_merged_into_others(seen))
+    idle = [group.pattern for group in seen.adapters if group.with_gradient < group.count]
+    idle = [pattern for pattern in idle if pattern not in merged]
+    reasons = []
+    if idle:
+        reasons.append(f"adapters got no gradient: {', '.join(idle)}; left out where that is so")
+    if merged:
+        reasons.append(
+            f"merged into one layer, adapters change others that share its weight: "
+            f"{', '.join(merged)}; left out"
+        )
+    return reasons
 
 
 def may_settle(asked: Recipe) -> bool:
@@ -59,7 +82,8 @@ def _ours(asked: Recipe, key: str) -> bool:
 
 
 def _reached(structure: Structure, seen: Verification, numbers: Numbers) -> str | list[str] | None:
-    """Targets without what no backward reaches; ``None`` when all are reached.
+    """Targets without what no backward reaches and without what cannot be merged; ``None`` when
+    there is nothing of either kind.
 
     Some layers hand their weight to a fused kernel and are never called themselves (Mamba's
     ``dt_proj``), some layers of a stack run only with another input (cross-attention layers of a
@@ -67,6 +91,7 @@ def _reached(structure: Structure, seen: Verification, numbers: Numbers) -> str 
     tells.
     """
     unreached = {group.pattern for group in seen.adapters if not group.with_gradient}
+    unreached |= _merged_into_others(seen)
     adapted = [group for group in structure.groups if group.adapted and group.kind != "parameter"]
     reached = [group for group in adapted if group.pattern not in unreached]
     dead = _dead_layers(seen.adapters)
@@ -76,6 +101,15 @@ def _reached(structure: Structure, seen: Verification, numbers: Numbers) -> str 
         return _without(dead, reached, numbers)
     forms = name_groups(structure, reached)
     return forms[0] if forms else None
+
+
+def _merged_into_others(seen: Verification) -> set[str]:
+    """Patterns of adapted layers whose weight is another layer's as well, where merging failed:
+    what is merged into one is merged into all (Zamba's shared blocks)."""
+    merge = seen.check("merge")
+    if seen.saving is None or merge is None or merge.status != "failed":
+        return set()
+    return {pattern_of(part.path) for part in seen.saving.tied if part.how == "adapter"}
 
 
 def _dead_layers(groups: Sequence[AdapterGroup]) -> _Dead | None:

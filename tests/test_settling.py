@@ -66,3 +66,17 @@ def test_batch_norms_whose_statistics_move_are_saved_with_the_adapters(worker: W
     assert named.tiny.saving.statistics == (
         "speech_encoder.encoder.layers.*.conv_module.batch_norm",
     )
+
+
+def test_layers_that_share_a_weight_are_left_out_because_they_cannot_be_merged(
+    worker: Worker,
+) -> None:
+    """Zamba runs one attention block at many depths; merging is into all of them at once."""
+    if not listed("zamba", "AutoModelForCausalLM"):
+        pytest.skip("this transformers has no Zamba")
+    case = settled(worker, "zamba", "AutoModelForCausalLM")
+    adapted = {group.pattern for group in case.structure.groups if group.adapted}
+    assert adapted and not any("shared_transf" in pattern for pattern in adapted)
+    merge = case.tiny.check("merge")
+    assert case.tiny.outcome == "passed" and merge is not None and merge.status == "passed"
+    assert any("share" in note for note in case.structure.notes)

@@ -8,6 +8,7 @@ list of layer numbers (`cross_attention_layers`), a threshold (`first_k_dense_re
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -177,11 +178,12 @@ def _kept_layers(node: Node, length: int, min_depth: int) -> list[int]:
     chosen = node.values.get("out_indices")
     if "stage_names" in node.values and isinstance(chosen, (list, tuple)):
         wanted = max(wanted, len(chosen))
-    for layer in range(length):
-        if len(kept) >= min(wanted, length):
-            break
-        if layer not in kept:
-            kept = sorted([*kept, layer])
+    while len(kept) < min(wanted, length):
+        # The kind that there are fewest of comes next: a second layer of it may be needed, to share
+        # weights with the first (Zamba).
+        times = Counter(kind(layer, coarse) for layer in kept)
+        rest = [layer for layer in range(length) if layer not in kept]
+        kept = sorted([*kept, min(rest, key=lambda layer: (times[kind(layer, coarse)], layer))])
     return kept
 
 
