@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 transformers = pytest.importorskip("transformers")
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 
 from lora_doctor.errors import EvidenceError  # noqa: E402
 from lora_doctor.evidence.config_part import part_for  # noqa: E402
 from lora_doctor.evidence.first_config import documented, first_config  # noqa: E402
+from lora_doctor.tiny_model.config_mending import mend  # noqa: E402
 
 
 class Picky(transformers.PretrainedConfig):  # type: ignore[misc]
@@ -56,6 +57,83 @@ class CompositeConfig(transformers.PretrainedConfig):  # type: ignore[misc]
     @classmethod
     def from_parts(cls, encoder: Any) -> CompositeConfig:
         return cls(encoder=encoder)
+
+
+class Part(transformers.PretrainedConfig):  # type: ignore[misc]
+    """
+    limit (`float`, *optional*):
+        What the values are cut to.
+    """
+
+    model_type = "part"
+
+    def __init__(self, limit: float | None = None, **kwargs: Any) -> None:
+        self.limit = limit
+        super().__init__(**kwargs)
+
+
+class Whole(transformers.PretrainedConfig):  # type: ignore[misc]
+    model_type = "whole"
+    sub_configs = {"part": Part}  # noqa: RUF012 - as transformers has it
+
+    def __init__(self, part: Any = None, **kwargs: Any) -> None:
+        self.part = Part(**part) if isinstance(part, dict) else part
+        super().__init__(**kwargs)
+
+
+class Cuts:
+    """A module that keeps an entry of a part of its config, and needs it when it runs."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+        part = config.part
+        self.limit = part.limit
+
+    def forward(self, values: Any) -> Any:
+        return values.clamp(max=self.limit)
+
+
+def objection(call: Any, *arguments: Any) -> Exception:
+    with pytest.raises(Exception) as caught:
+        call(*arguments)
+    return caught.value
+
+
+def test_a_part_that_is_empty_gets_its_class_s_default() -> None:
+    mended = mend(Whole(), objection(Cuts, Whole()))
+    assert mended is not None
+    assert type(mended.config.part) is Part
+
+
+def test_an_entry_that_a_running_module_computes_with_is_filled() -> None:
+    """DBRX clamps to `clip_qkv`, which it took from a part of its config, and which is None."""
+    whole = Whole(part={})
+    error = objection(Cuts(whole).forward, torch.ones(2))
+    assert "None" in str(error)
+    mended = mend(whole, error, running=True)
+    assert mended is not None
+    assert mended.changes == ("part.limit = 1.0",)
+    assert whole.part.limit is None
+
+
+def test_what_the_inputs_lack_is_no_gap_of_the_config() -> None:
+    """A forward that gets None for a tensor fails as well."""
+    whole = Whole(part={"limit": 2.0})
+    assert mend(whole, objection(Cuts(whole).forward, None), running=True) is None
+
+
+def test_the_words_that_a_validation_allows_are_taken_in_turn() -> None:
+    """Granite 4 of 4.57 reads `layers_block_type`, another name of `layer_types`, which is None."""
+    config_class = getattr(transformers, "GraniteMoeHybridConfig", None)
+    if config_class is None or config_class().layer_types is not None:
+        pytest.skip("this transformers fills the default in")
+    config = config_class()
+    with torch.device("meta"):
+        error = objection(transformers.GraniteMoeHybridForCausalLM, config)
+    mended = mend(config, error)
+    assert mended is not None
+    assert mended.config.layer_types[:3] == ["mamba", "attention", "mamba"]
+    assert len(mended.config.layer_types) == config.num_hidden_layers
 
 
 def test_what_the_objections_ask_for_is_set() -> None:

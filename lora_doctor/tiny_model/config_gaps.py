@@ -31,11 +31,11 @@ class Gap:
     looked_up: tuple[str, ...] = ()
 
 
-def gaps(error: BaseException) -> list[Gap]:
+def gaps(error: BaseException, nearby: bool = True) -> list[Gap]:
     """The empty entries that the innermost function of model code reads, which reads any.
 
     First those in the statement that raised; where there are none, those that the function has read
-    before without asking whether they are empty.
+    before without asking whether they are empty (only with ``nearby``).
     """
     looked_up: list[str] = []
     for frame, line in _frames(error)[:_TOO_DEEP]:
@@ -46,7 +46,7 @@ def gaps(error: BaseException) -> list[Gap]:
         empty = [read for read in reads if _is_empty(read.value)]
         here = [read for read in empty if read.first <= line <= read.last]
         before = [read for read in empty if read.last < line and not read.guarded]
-        found = here or [read for read in before if read.value is None]
+        found = here or [read for read in before if read.value is None and nearby]
         if found:
             names = tuple(dict.fromkeys(looked_up))
             return list(dict.fromkeys(Gap(read.config_class, read.key, names) for read in found))
@@ -100,7 +100,9 @@ def _source(frame: FrameType) -> ast.FunctionDef | None:
 
 def _reads(function: ast.FunctionDef, frame: FrameType) -> Iterator[_Read]:
     guarded = _guarded(function)
-    origins = _origins(frame.f_locals.get("self"))
+    module = frame.f_locals.get("self")
+    config = getattr(module, "config", None) or frame.f_locals.get("config")
+    origins = _origins(module, config)
     for statement in ast.walk(function):
         if not isinstance(statement, ast.stmt) or statement is function:
             continue
@@ -113,6 +115,8 @@ def _reads(function: ast.FunctionDef, frame: FrameType) -> Iterator[_Read]:
             last = part.end_lineno or part.lineno
             asked = ast.unparse(node) in guarded
             value = getattr(holder, key, None)
+            # `num_local_experts` is another name of `n_routed_experts`, which holds the value.
+            key = (getattr(type(holder), "attribute_map", None) or {}).get(key, key)
             yield _Read(type(holder).__name__, key, value, part.lineno, last, asked)
 
 
@@ -127,7 +131,9 @@ def _own_expressions(statement: ast.stmt) -> Iterator[ast.expr]:
                     yield child
 
 
-def _entry(node: ast.expr, frame: FrameType, origins: dict[str, str]) -> tuple[Any, str]:
+def _entry(
+    node: ast.expr, frame: FrameType, origins: dict[str, tuple[Any, str]]
+) -> tuple[Any, str]:
     """The config and the key of `config.key`, `self.config.key`, `getattr(config, "key", ...)`, or
     of a module's attribute that its init took from there and that holds nothing."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "getattr":
@@ -140,27 +146,30 @@ def _entry(node: ast.expr, frame: FrameType, origins: dict[str, str]) -> tuple[A
         if _is_config(holder):
             return holder, node.attr
         if ast.unparse(node.value) == "self" and _value(node, frame) is None:
-            config = getattr(holder, "config", None) or frame.f_locals.get("config")
-            if node.attr in origins and _is_config(config):
-                return config, origins[node.attr]
+            return origins.get(node.attr, (None, ""))
     return None, ""
 
 
-def _origins(module: Any) -> dict[str, str]:
-    """Attribute of a running module to the entry that its init took it from, for plain copies."""
+def _origins(module: Any, config: Any) -> dict[str, tuple[Any, str]]:
+    """Attribute of a running module to the config and the entry that its init took it from, for
+    plain copies; a part of the config may have got a name of its own on the way."""
     try:
         body = ast.parse(textwrap.dedent(inspect.getsource(type(module).__init__)))
     except (OSError, TypeError, SyntaxError):
         return {}
-    found = {}
+    found: dict[str, tuple[Any, str]] = {}
+    held = {"config": config, "self.config": config} if _is_config(config) else {}
     for item in ast.walk(body):
         if not isinstance(item, ast.Assign) or not isinstance(item.value, ast.Attribute):
             continue
-        names = [ast.unparse(target) for target in item.targets]
-        if ast.unparse(item.value.value) in ("config", "self.config"):
-            for name in names:
-                if name.startswith("self."):
-                    found[name.removeprefix("self.")] = item.value.attr
+        holder, key = held.get(ast.unparse(item.value.value)), item.value.attr
+        if holder is None:
+            continue
+        for name in [ast.unparse(target) for target in item.targets]:
+            if _is_config(getattr(holder, key, None)):
+                held[name] = getattr(holder, key)
+            elif name.startswith("self."):
+                found[name.removeprefix("self.")] = holder, key
     return found
 
 

@@ -34,13 +34,14 @@ class Mended:
     changes: tuple[str, ...]
 
 
-def mend(config: Any, error: BaseException) -> Mended | None:
+def mend(config: Any, error: BaseException, running: bool = False) -> Mended | None:
     """The config with the entries set that an exception of its model code calls for.
 
     ``config`` is not changed. ``None`` when the exception calls for none that can be filled, or
-    what it calls for is there already.
+    what it calls for is there already. ``running``: forward raised it, on inputs that may be at
+    fault as well; only entries that the failing statement itself computes with count then.
     """
-    overrides = _wanted(config, error)
+    overrides = _while_running(config, error) if running else _wanted(config, error)
     for _ in range(_ROUNDS):
         if not overrides:
             return None
@@ -53,7 +54,9 @@ def mend(config: Any, error: BaseException) -> Mended | None:
             better = _made_again(config, better)
         except Exception as refused:  # noqa: BLE001 - what its validation says is read below
             said = one_line(refused)
-            more = {**_missed(root, said), **_asked_values(root, said)}
+            more = {
+                **_missed(root, said), **_asked_values(root, said), **_allowed_values(root, said)
+            }  # fmt: skip
             if all(overrides.get(where) == value for where, value in more.items()):
                 return None
             overrides |= more
@@ -80,6 +83,14 @@ def _wanted(config: Any, error: BaseException) -> dict[str, Any]:
     found |= _asked_values(root, said)
     now = {node.where(key): value for node in root.walk() for key, value in node.values.items()}
     return {where: value for where, value in found.items() if now.get(where) != value}
+
+
+def _while_running(config: Any, error: BaseException) -> dict[str, Any]:
+    """Entries to set so that the failing statement of a forward has what it computes with."""
+    said = one_line(error)
+    if "None" not in said:
+        return {}
+    return _filled(tree(copy.deepcopy(config)), gaps(error, nearby=False), said)
 
 
 def _filled(root: Node, empty: list[Gap], said: str) -> dict[str, Any]:
@@ -113,8 +124,9 @@ def _made_again(before: Any, better: Any) -> Any:
 def _value_for(node: Node, gap: Gap, said: str) -> Any:
     """What to write into an empty entry; None where no guess is sound."""
     values = node.values
-    part = (getattr(type(node.holder), "sub_configs", None) or {}).get(gap.key)
-    if part is not None and getattr(part, "model_type", ""):  # `AutoConfig` could be anything
+    parts: Any = getattr(type(node.holder), "sub_configs", None)
+    part: Any = (parts or {}).get(gap.key)
+    if hasattr(part, "model_type") and part.model_type:  # `AutoConfig` could be anything
         return part()
     if all(isinstance(values.get(k), int) for k in ("hidden_size", "num_attention_heads")):
         found = filling(gap.key, values, said)
@@ -192,6 +204,23 @@ def _missed(root: Node, text: str) -> dict[str, Any]:
     missing = re.search(r"missing.*?(?:fields|entries|values|arguments)\b(.*)", text)
     names = re.findall(r"\w+", missing[1]) if missing else []
     return _filled(root, [Gap("", name) for name in names], text)
+
+
+def _allowed_values(root: Node, text: str) -> dict[str, Any]:
+    """Words that a validation allows: "layer_types must be a list strings in [`mamba`
+    `attention`]"; a list gets all of them in turn."""
+    said = re.search(r"`?(\w+)`?(?: \w+)? must be [^.]*?(?:in|of) *[\[({](.*?)[\])}]", text)
+    if said is None:
+        return {}
+    words = re.findall(r"[`'\"](\w+)[`'\"]", said[2])
+    found: dict[str, Any] = {}
+    for node in root.walk():
+        value = node.values.get(said[1]) if words else None
+        if isinstance(value, list):
+            found[node.where(said[1])] = [words[i % len(words)] for i in range(len(value))]
+        elif isinstance(value, str):
+            found[node.where(said[1])] = words[0]
+    return found
 
 
 def _asked_values(root: Node, text: str) -> dict[str, Any]:

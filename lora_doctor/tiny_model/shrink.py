@@ -93,6 +93,18 @@ def shrink(
     gaps: list[str] = []
     attempts = 0
     checked = True
+
+    def complete(error: BaseException | None, sizes: Sizes, running: bool = False) -> bool:
+        """Whether the config itself is at fault, whatever its numbers, and could be completed."""
+        nonlocal config, pending, seen, attempts
+        mended = mend(config, error, running) if error and len(gaps) < MAX_ATTEMPTS else None
+        if mended is None:
+            return False
+        config = mended.config
+        gaps.extend(mended.changes)
+        pending, seen, attempts = [sizes], [sizes], attempts - 1
+        return True
+
     end = time.monotonic() + TIME_LIMIT
     while pending and attempts < MAX_ATTEMPTS and (attempts == 0 or time.monotonic() < end):
         sizes = pending.pop(0)
@@ -119,10 +131,7 @@ def shrink(
             continue
         except Exception as error:  # noqa: BLE001 - material for the next attempt
             last = one_line(error)
-            mended = mend(config, error) if len(gaps) < MAX_ATTEMPTS else None
-            if mended is not None:  # the config itself is at fault, whatever its numbers
-                config, gaps = mended.config, [*gaps, *mended.changes]
-                pending, seen, attempts = [sizes], [sizes], attempts - 1
+            if complete(error, sizes):
                 continue
             more = repair(sizes, None, small, [last]) + relax(sizes, last, changes)
             more = sections_of_code(sizes, small, error) + more
@@ -134,6 +143,8 @@ def shrink(
                 batch = make_batch(model, seed=seed)
             except BatchError as error:
                 last, heard = error.reason, error.objections
+                if complete(error.raised, sizes, running=True):
+                    continue
             else:
                 lost = [note for note in batch.notes if _LOST_LOSS.search(note)]
                 unable = batch.loss == "surrogate" and bool(lost)
