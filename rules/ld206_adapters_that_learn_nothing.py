@@ -214,9 +214,16 @@ def _fix(case: Case, why: str, readings: Sequence[IdleReading], names: Sequence[
     if value is None:
         return Fix(f"{what}, in words that fit your targets.", "manual")
     edits = (Edit("target_modules", value),)
-    if why in _WHATEVER_THE_BATCH:
+    if why in _WHATEVER_THE_BATCH and not (why == "unused" and _labels_left(case)):
         return Fix(f"{what}: the adapters there learn nothing.", "safe", edits)
     return Fix(f"{what}, unless your own batches reach what those tried did not.", "unsafe", edits)
+
+
+def _labels_left(case: Case) -> list[str]:
+    """Labels that the model takes and no batch had: with these, more may reach the loss."""
+    given = {name for batch in case.verification.batches for name in batch.inputs}
+    names = [item.name for item in case.structure.forward_parameters]
+    return [name for name in names if "label" in name and name not in given]
 
 
 def _targets_without(case: Case, readings: Sequence[IdleReading]) -> str | list[str] | None:
@@ -250,11 +257,15 @@ def _last_layers(case: Case, reading: IdleReading) -> list[str]:
     others of this pattern learn; else nothing: the model that was run has fewer layers."""
     stack, star, rest = reading.pattern.partition(".*.")
     count = next((g.count for g in case.verification.adapters if g.pattern == reading.pattern), 0)
-    full = next((g.count for g in case.structure.groups if g.pattern == reading.pattern), 0)
+    alike = {g.pattern: g.count for g in case.structure.groups
+             if g.pattern.startswith(f"{stack}.*.") and g.pattern.count("*") == 1}  # fmt: skip
+    full = alike.get(reading.pattern, 0)
     idle = len(reading.paths)
     tail = {f"{stack}.{number}.{rest}" for number in range(count - idle, count)}
     if not star or "*" in rest or idle >= count or set(reading.paths) != tail:
         return []
+    if full < max(alike.values(), default=0):
+        return []  # not in every layer of the stack: their numbers are not known
     return [f"{stack}.{number}.{rest}" for number in range(full - idle, full)]
 
 
