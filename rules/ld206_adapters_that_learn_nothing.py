@@ -91,7 +91,7 @@ class AdaptersThatLearnNothing(Rule):
             "arch:jamba",
             {"target_modules": ["q_proj", "v_proj", "x_proj", "dt_proj"]},
             why="the weight of dt_proj is multiplied by hand",
-            requires={"transformers": ">=4.44"},
+            requires={"transformers": ">=5"},
         ),
         Example(
             "broken",
