@@ -16,6 +16,7 @@ from lora_doctor.errors import EvidenceError, LoraDoctorError
 from lora_doctor.evidence import input_gradients, own_adapters, quantization, stacked
 from lora_doctor.evidence.injection import Injected, inject, read_wrapped, report
 from lora_doctor.evidence.loading import Loader
+from lora_doctor.evidence.missing_package import missing_package
 from lora_doctor.evidence.modules import (
     assign_roles,
     collect,
@@ -59,6 +60,9 @@ def gather(
     except LoraDoctorError:
         raise
     except Exception as error:
+        missing = missing_package(error)
+        if missing:
+            raise EvidenceError(f"{loader.loaded_by} {missing}") from error
         text = " ".join(str(error).split())
         raise EvidenceError(
             f"{loader.loaded_by} cannot be built from this config: {type(error).__name__}: {text}"

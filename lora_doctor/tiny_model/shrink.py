@@ -14,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from lora_doctor.evidence.missing_package import missing_package
+
 from .batch_objections import one_line
 from .config_mending import mend
 from .shrink_apply import Sizes, apply_sizes, first_grid
@@ -130,6 +132,9 @@ def shrink(
             take(relax_too_big(sizes, error, small))
             continue
         except Exception as error:  # noqa: BLE001 - material for the next attempt
+            missing = missing_package(error)
+            if missing:  # no number of the config changes that
+                raise ShrinkError(f"it {missing}") from error
             last = one_line(error)
             if complete(error, sizes):
                 continue
