@@ -49,7 +49,8 @@ def settled(
     if _ours(asked, "modules_to_save") and seen.saving is not None and seen.saving.statistics:
         named = list(dict.fromkeys(suffix(path) for path in seen.saving.statistics))
         if _name_only(named, seen.saving.statistics, structure):
-            changes["modules_to_save"] = named
+            before = recipe.get("modules_to_save") or ()
+            changes["modules_to_save"] = [*before, *(name for name in named if name not in before)]
             reasons.append(
                 f"the running statistics of {', '.join(seen.saving.statistics)} move in training; "
                 "saved with the adapters"

@@ -45,3 +45,28 @@ def test_convolutions_are_adapted_where_no_layer_is_linear(worker: Worker) -> No
     assert len(adapted) > 10
     assert all(group.kind == "conv" and group.shape[1] > 1 for group in adapted)
     assert not any(re.search("conv_3x3", group.pattern) for group in adapted)
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "head"),
+    [
+        ("wav2vec2", "AudioClassification", "classifier"),
+        ("segformer", "SemanticSegmentation", "decode_head"),
+        ("bart", "SequenceClassification", "classification_head"),  # not a name that PEFT knows
+    ],
+)
+def test_the_new_head_of_a_task_is_trained_and_saved(
+    worker: Worker, name: str, task: str, head: str
+) -> None:
+    """Frozen, it stays random, and it is another random head after every loading."""
+    structure = checked(worker, name, task, "meta").structure
+    assert structure is not None and structure.injection.ok
+    assert structure.recipe["values"]["modules_to_save"] == [head]
+
+
+def test_heads_that_peft_trains_by_itself_are_not_named_again(worker: Worker) -> None:
+    """Its SEQ_CLS wrapper knows Llama's `score`."""
+    structure = checked(worker, "llama", "SequenceClassification", "meta").structure
+    assert structure is not None
+    assert structure.recipe["values"]["task_type"] == "SEQ_CLS"
+    assert structure.recipe["values"].get("modules_to_save") is None

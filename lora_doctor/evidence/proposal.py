@@ -19,14 +19,17 @@ from lora_doctor.evidence.propose import (
     propose,
     suffix,
     target_forms,
+    task_type,
     wrapper_fits,
 )
 from lora_doctor.evidence.structure import ModuleGroup, Structure
+from lora_doctor.evidence.task_heads import task_heads
 from lora_doctor.evidence.wrapper import wrapper_call
 from lora_doctor.recipe import Recipe
 
 _OPEN_KEYS = (
-    "task_type", "target_modules", "target_parameters", "r", "lora_alpha", "lora_dropout", "dtype",
+    "task_type", "target_modules", "target_parameters", "modules_to_save", "r",
+    "lora_alpha", "lora_dropout", "dtype",
 )  # fmt: skip
 
 
@@ -44,8 +47,19 @@ class Proposal:
         if asked.peft_type != "LORA":
             self.open = [key for key in self.open if key in ("task_type", "dtype")]
         self.notes: list[str] = []
+        self.heads: tuple[str, ...] = ()
+        ours = {"target_modules", "modules_to_save"}
+        if ours <= set(self.open) and task_type(found) not in ("CAUSAL_LM", "SEQ_2_SEQ_LM"):
+            self.heads = task_heads(model)
+            self.found = _as_heads(self.found, self.heads)
 
     def settle(self) -> tuple[Recipe, Injected, tuple[str, ...]]:
+        """The recipe with its open keys filled, what PEFT made of it, and what was left out."""
+        recipe, injected, notes = self._targets()
+        recipe, injected = self._with_heads(recipe, injected)
+        return recipe, injected, notes
+
+    def _targets(self) -> tuple[Recipe, Injected, tuple[str, ...]]:
         fields = _lora_fields()
         keys = [key for key in self.open if key in (*fields, "dtype")]
         values = propose(self.found, keys, "target_parameters" in fields)
@@ -122,6 +136,16 @@ class Proposal:
             return None
         return proposed if wrapper_fits(self.found, call.sends) else None
 
+    def _with_heads(self, recipe: Recipe, injected: Injected) -> tuple[Recipe, Injected]:
+        """Beside the adapters, heads that the wrapper of the task does not train by itself."""
+        own = wrapper_call(recipe.get("task_type")).keeps
+        heads = [path for path in self.heads if path not in own]
+        if not heads or not injected.result.ok:
+            return recipe, injected
+        changed = recipe.fill({"modules_to_save": heads})
+        tried = inject(self.model, changed)
+        return (changed, tried) if tried.result.ok else (recipe, injected)
+
     def _retreats(self, values: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Changes to what was proposed, the smallest first."""
         changes: list[dict[str, Any]] = []
@@ -155,6 +179,16 @@ class Proposal:
         if refused:
             self.notes.append(f"PEFT refuses adapters on {', '.join(refused)}; left out")
         return accepted
+
+
+def _as_heads(found: Structure, heads: tuple[str, ...]) -> Structure:
+    """What stands in a head is trained with it, and is no target."""
+    starts = tuple(f"{path}." for path in heads)
+    groups = tuple(
+        replace(group, role="head") if f"{group.pattern}.".startswith(starts) else group
+        for group in found.groups
+    )
+    return replace(found, groups=groups)
 
 
 def _without_odd_convolutions(found: Structure, model: Any) -> Structure:

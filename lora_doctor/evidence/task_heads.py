@@ -1,0 +1,58 @@
+"""Heads that are made anew for each task: what changes with the number of labels.
+
+A base checkpoint has no weights for them, and each task has other labels: without being trained
+they stay random, and without being saved they are other random numbers after every loading. PEFT's
+wrappers of SEQ_CLS, TOKEN_CLS and QUESTION_ANS know three names; asked here is the class itself.
+Runs in a child process; torch is imported inside functions.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+
+def task_heads(model: Any) -> tuple[str, ...]:
+    """Paths of the modules that another number of labels changes the shape of, as they go into
+    ``modules_to_save``: the outermost module beside the base model, else the layer itself.
+
+    ``model``: built from a config, on any device. Empty where its class cannot be built again on
+    the meta device, or no shape follows the labels.
+    """
+    twin = _with_another_label(model)
+    if twin is None:
+        return ()
+    shapes = {name: tuple(value.shape) for name, value in twin.named_parameters()}
+    base = getattr(model, "base_model_prefix", "") or ""
+    found: dict[str, None] = {}
+    for name, value in model.named_parameters():
+        if shapes.get(name, ()) != tuple(value.shape):
+            found.setdefault(_to_save(name, base))
+    return tuple(path for path in found if path)
+
+
+def _to_save(parameter: str, base: str) -> str:
+    """The module that holds a parameter; empty where that is the model or its base."""
+    first, *inner = parameter.split(".")[:-1] or [""]
+    if first != base:
+        return first
+    while inner and inner[-1].isdigit():  # entries are compared with the end of a path
+        inner.pop()
+    return ".".join((first, *inner)) if inner else ""
+
+
+def _with_another_label(model: Any) -> Any:
+    import torch
+
+    config = getattr(model, "config", None)
+    labels = getattr(config, "num_labels", None)
+    build = getattr(type(model), "_from_config", None)
+    if not isinstance(labels, int) or build is None:
+        return None
+    other: Any = copy.deepcopy(config)
+    try:
+        other.num_labels = labels + 1
+        with torch.device("meta"):
+            return build(other)
+    except Exception:  # noqa: BLE001 - a class that cannot be asked is trained without its head
+        return None
