@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from lora_doctor.from_json import from_json
 from lora_doctor.observations import Observations
+from lora_doctor.quantized_use import QuantizedUse
 from lora_doctor.saving import Saving
 
 CheckStatus = Literal["passed", "failed", "skipped"]
@@ -96,8 +97,8 @@ class Verification:
     it could not be run for a reason that says nothing about the recipe (a batch could not be
     made, a time limit). ``model_parameters``: of the model that was run (the tiny one at depth
     ``tiny``). ``observations``: numbers read off it while it ran; ``saving``: what the
-    round trip through files showed, ``None`` when it was not reached. Times in seconds, memory in
-    bytes.
+    round trip through files showed, ``None`` when it was not reached. ``quantized_uses``: what
+    keeps a quantized model from running. Times in seconds, memory in bytes.
     """
 
     outcome: Literal["passed", "failed", "undetermined"]
@@ -119,6 +120,7 @@ class Verification:
     notes: tuple[str, ...] = ()
     observations: Observations = field(default_factory=Observations)
     saving: Saving | None = None
+    quantized_uses: tuple[QuantizedUse, ...] = ()
 
     def check(self, name: str) -> Check | None:
         return next((check for check in self.checks if check.name == name), None)

@@ -15,7 +15,7 @@ from typing import Any
 
 from lora_doctor.contract import Contract, Subject
 from lora_doctor.errors import EvidenceError
-from lora_doctor.evidence import fewer_layers, preparation, prepare
+from lora_doctor.evidence import fewer_layers, preparation, prepare, quantized_layers
 from lora_doctor.evidence.locator import one_line, where
 from lora_doctor.evidence.new_heads import loaded_again, new_heads
 from lora_doctor.fixes import REMOVE, Edit
@@ -136,6 +136,8 @@ def verify(
                 raise
             reason = f"{type(error).__name__}: {one_line(error, 200)} ({where(error)})"
         else:
+            if quantized_here and quantized_layers.ended_early(result):
+                result = _explained(result, tiny, recipe, first, dtype)
             if result.outcome != "undetermined":
                 return result
             result = _judged(result, tiny, recipe, first, dtype)
@@ -208,6 +210,25 @@ def _judged(
     if not recipe.quantized or batch is None or any(NOT_PROVEN in note for note in result.notes):
         return result
     return preparation.judged(result, load, recipe, batch.to(result.device), dtype)
+
+
+def _explained(
+    result: Verification, model: Any, recipe: Recipe, batch: Any, dtype: str
+) -> Verification:
+    """:func:`quantized_layers.explained`: the layers that must stay in floating point."""
+    if batch is None:
+        return result
+    with _saved(model) as folder:
+
+        def load(skip: list[str] | None) -> Any:
+            edits = () if skip is None else (Edit("llm_int8_skip_modules", skip),)
+            told = recipe.edit(edits)
+            loaded = _quantized(type(model), folder, told, dtype, result.device)
+            return prepare.for_kbit_training(loaded, told)
+
+        inputs = copy.deepcopy(batch).to(result.device)
+        inputs = prepare.cast(inputs, dtype or result.dtype)
+        return quantized_layers.explained(result, model, load, recipe, inputs)
 
 
 def _quantized(cls: Any, folder: str, recipe: Recipe, dtype: str, device: str) -> Any:

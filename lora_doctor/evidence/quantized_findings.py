@@ -1,0 +1,54 @@
+"""What the rules about quantized layers have in common: evidence lines and the fix.
+
+Pure: reads a :class:`Case`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.case import Case
+from lora_doctor.errors import EvidenceError
+from lora_doctor.fixes import Edit, Fix
+from lora_doctor.quantized_use import QuantizedUse, Use
+from lora_doctor.rule import Measure
+from lora_doctor.targets import quoted
+
+
+def seen(case: Case, use: Use) -> Iterator[QuantizedUse]:
+    """The readings of one kind of use."""
+    yield from (one for one in case.verification.quantized_uses if one.use == use)
+
+
+def lines(one: QuantizedUse) -> tuple[Measure, ...]:
+    """What was run, and what came of it."""
+    return (
+        Measure("quantized, it raises", one.error, one.where),
+        Measure(
+            "with the list of the fix",
+            f"all forwards run, {one.quantized} of {one.linears} layers quantized",
+            "the same model, loaded again and executed",
+        ),
+    )
+
+
+def leave_out(case: Case, one: QuantizedUse) -> Fix:
+    """Load these modules in floating point; a list takes the place of the library's default, so it
+    names that as well, as it is for the model at full size."""
+    names = _default(case, one)
+    skip = [*names, *(name for name in one.names if name not in names)]
+    return Fix(
+        f"Leave {quoted(one.names, 6)} in floating point: llm_int8_skip_modules {', '.join(skip)}.",
+        "safe",
+        (Edit("llm_int8_skip_modules", skip),),
+    )
+
+
+def _default(case: Case, one: QuantizedUse) -> list[str]:
+    try:
+        asked = case.structure.quantization
+    except EvidenceError:
+        asked = None
+    if asked is None:  # nobody could be asked: the list that was executed
+        return [name for name in one.skip if name not in one.names]
+    return list(dict.fromkeys([*asked.default_skip, *(asked.skip or ())]))

@@ -1,0 +1,341 @@
+"""Why a quantized model does not run, and which layers in floating point make it run.
+
+The model is run under watch: who reads the weight of a quantized layer without calling it, what is
+done to its output, what it is given. The layers that were touched last before the exception are
+left in floating point, the model is loaded and run again, and only what then runs is told.
+
+Runs in a child process; torch is imported inside functions.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lora_doctor.evidence.locator import clean_path, one_line, where
+from lora_doctor.evidence.modules import pattern_of
+from lora_doctor.ledger import Ledger, is_out_of_memory
+from lora_doctor.quantized_use import QuantizedUse, Use
+from lora_doctor.recipe import Recipe
+from lora_doctor.verification import Verification
+
+#: Rounds of leaving layers out; each finds one kind of layer.
+_ROUNDS = 5
+_GET = "__getattr__"
+#: Code that may read a quantized weight: it knows what it is.
+_LIBRARIES = ("torch", "peft", "bitsandbytes", "accelerate", "lora_doctor")
+
+
+@dataclass(frozen=True)
+class Touched:
+    """A quantized layer, how it was used, where, and what that raised."""
+
+    path: str
+    use: Use
+    where: str
+    error: str
+
+
+def ended_early(result: Verification) -> bool:
+    """Whether an exception of the model ended a verification, with adapters or without."""
+    raised = result.failure is not None and bool(result.failure.where)
+    return raised or result.outcome == "undetermined"
+
+
+def explained(
+    result: Verification,
+    model: Any,
+    load: Callable[[list[str] | None], Any],
+    recipe: Recipe,
+    batch: Any,
+) -> Verification:
+    """A verification of a quantized model, failed with what keeps that model from running.
+
+    As it is where nothing was raised, or where no list of modules to skip makes it run.
+
+    Args:
+        model: the same in floating point.
+        load: gives it quantized and prepared, but for the modules of an ``llm_int8_skip_modules``.
+        batch: on the device, in the dtype that the quantized model takes.
+    """
+    from lora_doctor.evidence.quantization import Matcher
+
+    if recipe.quantized is None or not ended_early(result):
+        return result
+    given = recipe.get("llm_int8_skip_modules")
+    told = uses(load, lambda one: _forwards(one, recipe, batch), Matcher(model, recipe.quantized),
+                None if given is None else [str(name) for name in given])  # fmt: skip
+    if not told:
+        return result
+    message = f"{sentence(told[0])}: {told[0].error}"
+    if result.failure is not None:
+        failure = replace(result.failure, message=message, where=told[0].where)
+        told_so = tuple(
+            replace(check, detail=message) if check.name == failure.check else check
+            for check in result.checks
+        )
+        return replace(
+            result, outcome="failed", reason="", failure=failure, checks=told_so,
+            quantized_uses=told,
+        )  # fmt: skip
+    ledger = Ledger()
+    ledger.add("builds", True, result.model_parameters, "an nn.Module", result.model_class)
+    ledger.fail("forward", RuntimeError(message))
+    checks = ledger.checks("not run: forward failed")
+    return replace(
+        result, outcome="failed", checks=checks, failure=ledger.failure, reason="",
+        quantized_uses=told,
+    )  # fmt: skip
+
+
+def sentence(one: QuantizedUse) -> str:
+    """How the layers are used, in one sentence."""
+    names = ", ".join(one.patterns)
+    if one.use == "input":
+        return f"{names} gets an input of more than three dimensions, which no 8-bit layer takes"
+    if one.use == "output":
+        return f"the model's code changes in place what {names} gives out, which is quantized"
+    return f"the model's code reads the weight of {names}, which is quantized"
+
+
+def _forwards(model: Any, recipe: Recipe, batch: Any) -> Iterator[None]:
+    """The forwards of the training contract: without adapters and with them, in both modes."""
+    import torch
+
+    from lora_doctor.copying import seed_everything
+    from lora_doctor.evidence import prepare
+    from lora_doctor.measure import loss_of
+
+    def one(of: Any, training: bool) -> None:
+        seed_everything(0)
+        of.train(training)
+        with torch.set_grad_enabled(training):
+            loss_of(of, copy.deepcopy(batch))
+
+    for training in (False, True, False):
+        one(model, training)
+        yield
+    wrap = prepare.wrapper(model, recipe, loaded=True)
+    wrapped = model if wrap is None else wrap(model)
+    for training in (True, False):
+        one(wrapped, training)
+        yield
+
+
+def uses(
+    load: Callable[[list[str] | None], Any],
+    run: Callable[[Any], Iterator[None]],
+    matcher: Any,
+    given: list[str] | None,
+) -> tuple[QuantizedUse, ...]:
+    """The uses that keep a quantized model from running; empty when they do not explain it.
+
+    Args:
+        load: the model, quantized but for the modules of an ``llm_int8_skip_modules``.
+        run: the forwards that must work, one at each step of the iterator.
+        matcher: a :class:`quantization.Matcher` of the same model in floating point.
+        given: the recipe's ``llm_int8_skip_modules``.
+    """
+    found: dict[str, Touched] = {}
+    skip, names = given, list[str]()
+    for _ in range(_ROUNDS):
+        touched = _first_objection(load(skip), run)
+        if touched is None:
+            break
+        pattern = pattern_of(touched.path)
+        if not touched.path or pattern in found:
+            return ()
+        found[pattern] = touched
+        listed = _skip_list(matcher, given, set(found))
+        if listed is None:
+            return ()
+        skip, names = listed
+    else:
+        return ()
+    if not found or skip is None:
+        return ()
+    left = len(matcher.quantized(skip))
+    told = []
+    for use in dict.fromkeys(one.use for one in found.values()):
+        same = {pattern: one for pattern, one in found.items() if one.use == use}
+        first = next(iter(same.values()))
+        told.append(
+            QuantizedUse(
+                use,
+                tuple(same),
+                first.where,
+                first.error,
+                names=tuple(names),
+                skip=tuple(skip),
+                quantized=left,
+                linears=len(matcher.linears),
+            )
+        )
+    return tuple(told)
+
+
+def _first_objection(model: Any, run: Callable[[Any], Iterator[None]]) -> Touched | None:
+    """What the model raises, and the layer behind it: ``path`` is empty when none is."""
+    steps = run(model)
+    while True:
+        watch = _watch(model)
+        try:
+            with watch:
+                next(steps)
+        except StopIteration:
+            return None
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            text = f"{type(error).__name__}: {one_line(error, 200)}"
+            path, use, line = watch.behind()
+            return Touched(path, use, line or where(error), text)
+
+
+def _watch(model: Any) -> Any:
+    from torch.overrides import TorchFunctionMode
+
+    class Watch(TorchFunctionMode):  # type: ignore[misc]
+        """Which quantized layer runs, whose weight was read beside it, whose output is changed."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = {
+                clean_path(path): module
+                for path, module in model.named_modules()
+                if type(module).__module__.startswith("bitsandbytes")
+            }
+            self.paths = {id(layer): path for path, layer in self.layers.items()}
+            self._own_getattr: dict[type, Any] = {}
+            self.running: list[str] = []
+            self.wide: set[str] = set()
+            #: Storage to the layer that gave it out, and the tensor, so that it is not used again.
+            self.outputs: dict[int, tuple[str, Any]] = {}
+            self.read: tuple[str, str] = ("", "")
+            self.changed = ""
+            self._handles: list[Any] = []
+
+        def __enter__(self) -> Any:
+            for path, layer in self.layers.items():
+                self._handles.append(layer.register_forward_pre_hook(self._begin(path)))
+                self._handles.append(layer.register_forward_hook(self._end(path)))
+            for kind in {type(layer) for layer in self.layers.values()}:
+                self._own_getattr[kind] = vars(kind).get(_GET)
+                setattr(kind, _GET, self._getting(getattr(kind, _GET)))
+            return super().__enter__()
+
+        def __exit__(self, *exception: Any) -> None:
+            super().__exit__(*exception)
+            for handle in self._handles:
+                handle.remove()
+            for kind, own in self._own_getattr.items():
+                if own is None:
+                    delattr(kind, _GET)
+                else:
+                    setattr(kind, _GET, own)
+
+        def _getting(self, get: Any) -> Any:
+            """A module's parameters are no attributes: whoever asks for one comes by here."""
+
+            def getting(layer: Any, name: str) -> Any:
+                if name == "weight" and not self.running and id(layer) in self.paths:
+                    line = _reader()
+                    if line:
+                        self.read = (self.paths[id(layer)], line)
+                return get(layer, name)
+
+            return getting
+
+        def _begin(self, path: str) -> Any:
+            def hook(_layer: Any, inputs: Any) -> None:
+                self.running.append(path)
+                if inputs and getattr(inputs[0], "ndim", 0) > 3:
+                    self.wide.add(path)
+
+            return hook
+
+        def _end(self, path: str) -> Any:
+            def hook(_layer: Any, _inputs: Any, output: Any) -> None:
+                self.running.pop()
+                self.outputs[_storage(output)] = (path, output)
+
+            return hook
+
+        def behind(self) -> tuple[str, Use, str]:
+            """The layer behind an exception that was just raised, how it is used, and where."""
+            if self.changed:
+                return self.changed, "output", ""
+            if self.running and self.running[-1] in self.wide:
+                return self.running[-1], "input", ""
+            return self.read[0], "weight", self.read[1]
+
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), named: Any = None
+        ) -> Any:
+            try:
+                return func(*args, **(named or {}))
+            except Exception as error:
+                if args and "inplace" in str(error):
+                    self.changed = self.outputs.get(_storage(args[0]), ("", None))[0]
+                raise
+
+    return Watch()
+
+
+def _storage(tensor: Any) -> int:
+    import torch
+
+    if not isinstance(tensor, torch.Tensor):
+        return 0
+    with torch._C.DisableTorchFunction():
+        return int(tensor.untyped_storage().data_ptr())
+
+
+def _reader() -> str:
+    """``file:line`` of the code that reads a weight, unless it is a library that may."""
+    frame = sys._getframe(2)
+    while frame is not None:
+        parts = frame.f_code.co_filename.replace("\\", "/").split("/")
+        package = next((name for name in _LIBRARIES if name in parts), "")
+        if package == "torch" or (package == "peft" and frame.f_code.co_name == "weight"):
+            frame = frame.f_back  # type: ignore[assignment]
+            continue
+        return "" if package else f"{'/'.join(parts[-4:])}:{frame.f_lineno}"
+    return ""
+
+
+def _skip_list(
+    matcher: Any, given: list[str] | None, patterns: set[str]
+) -> tuple[list[str], list[str]] | None:
+    """``llm_int8_skip_modules`` that leaves out the layers of these patterns, and as few others as
+    names without numbers can, and which names were added; ``None`` when there is none.
+
+    A list takes the place of the default.
+    """
+    start = list(dict.fromkeys([*sorted(matcher.default), *(given or ())]))
+    names: list[str] = []
+    for pattern in sorted(patterns):
+        best: tuple[int, str] | None = None
+        for name in _names(pattern):
+            quantized = matcher.quantized([*start, *names, name])
+            if any(pattern_of(path) == pattern for path in quantized):
+                continue
+            if best is None or len(quantized) > best[0]:
+                best = (len(quantized), name)
+        if best is None:
+            return None
+        names.append(best[1])
+    return [*start, *names], names
+
+
+def _names(pattern: str) -> Iterator[str]:
+    """Ways to name the layers of a pattern, the shortest first: ends of the path, then a module
+    that they are in."""
+    parts = pattern.split(".")
+    last = max((i for i, part in enumerate(parts) if "*" in part), default=-1)
+    for start in range(len(parts) - 1, last, -1):
+        yield ".".join(parts[start:])
+    yield from reversed(parts[last + 1 : -1])

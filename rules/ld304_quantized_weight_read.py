@@ -1,0 +1,78 @@
+"""LD304: the model's own code reads the weight of a layer that quantization has replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.case import Case
+from lora_doctor.evidence.quantized_findings import leave_out, lines, seen
+from lora_doctor.rule import Example, Finding, Location, Proof, Rule, Symptom
+from lora_doctor.targets import quoted
+
+
+class QuantizedWeightRead(Rule):
+    """The model reads the weight of a linear layer instead of calling the layer, and quantization
+    has put packed integers there.
+
+    ## What happens
+    Activations are cast to the dtype of the weight, which is now uint8 or int8, and dropout raises
+    `result type Float can't be cast to the desired output type Byte`; without dropout nothing is
+    raised and the model computes with whole numbers. Or the weight is multiplied with directly:
+    `mat1 and mat2 shapes cannot be multiplied (32x288 and 1x1152)`, `expected scalar type Float but
+    found Char`. Or it is scaled or clamped in place, and what is in it is no longer a weight.
+
+    ## Why
+    A 4-bit weight is a column of bytes, an 8-bit one is int8 with its scale elsewhere. Only the
+    layer's own forward knows how to read them. Code that asks the weight for its dtype (T5's `wo`
+    and its copies), puts it into `F.linear` (routers), multiplies with it (state-space layers) or
+    rescales it (RWKV, Gemma 3n) does not. Classes that know of it keep such a layer out by
+    `_keep_in_fp32_modules`; these do not.
+
+    ## Versions
+    All of transformers and bitsandbytes. Which layers are read differs between releases, so the
+    model is run quantized and whoever reads is watched.
+
+    ## Fix
+    Leave these layers in floating point, by a skip list that the installed transformers honours.
+    The model was loaded with it and run, without adapters and with them. All other layers stay
+    quantized.
+
+    ## Links
+    https://github.com/huggingface/transformers/issues/20287
+    https://huggingface.co/docs/transformers/quantization/bitsandbytes
+    """
+
+    code = "LD304"
+    name = "quantized-weight-read"
+    summary = "The model's own code reads the weight of a quantized layer."
+    depth = "tiny"
+    symptoms = (
+        Symptom(
+            r"result type Float can't be cast to the desired output type "
+            r"(Byte|Char|unsigned char|signed char)"
+        ),
+        Symptom(r"mat1 and mat2 shapes cannot be multiplied \(\d+x\d+ and 1x\d+\)"),
+        Symptom(r"expected scalar type \w+ but found (Byte|Char)"),
+    )
+    examples = (
+        Example("broken", "arch:longt5", {"load_in_4bit": True}, {"transformers": ">=4.53"},
+                why="casts to the dtype of `wo`"),
+        Example("broken", "arch:mamba", {"load_in_4bit": True}, {"transformers": ">=5"},
+                why="multiplies with the weight of `dt_proj`"),
+        Example("healthy", "arch:t5", {"load_in_4bit": True}, {"transformers": ">=4.53"},
+                why="the same code, and a class that keeps `wo` in float32"),
+        Example("healthy", "arch:longt5", {}, why="not quantized"),
+    )  # fmt: skip
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        for one in seen(case, "weight"):
+            yield self.finding(
+                "error",
+                f"The model's own code reads the weight of {quoted(one.patterns, 4)}, which is "
+                "quantized.",
+                location=Location("recipe", f"load_in_{case.recipe.quantized}"),
+                evidence=lines(one),
+                proof=Proof("executed", "the model was run quantized, and again without these"),
+                fixes=(leave_out(case, one),),
+                explains=("forward", "starts-at-base", "gradients", "steps"),
+            )

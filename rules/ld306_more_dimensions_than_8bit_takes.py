@@ -1,0 +1,74 @@
+"""LD306: an 8-bit layer is handed more than three dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.case import Case
+from lora_doctor.evidence.quantized_findings import leave_out, lines, seen
+from lora_doctor.rule import Edit, Example, Finding, Fix, Location, Proof, Rule, Symptom
+from lora_doctor.targets import quoted
+
+
+class MoreDimensionsThan8bitTakes(Rule):
+    """The model hands a linear layer four dimensions; in 8 bits it takes two or three.
+
+    ## What happens
+    On a CPU evaluating raises `The size of tensor a (16) must match the size of tensor b (64)` in
+    `bitsandbytes/backends/default/ops.py`, and training runs. On a GPU bitsandbytes' code refuses
+    both: `Only two or three dimensional matrices are supported for argument A`.
+
+    ## Why
+    `torch.nn.Linear` takes any number of leading dimensions, `Linear8bitLt` flattens three to two
+    and no more. Latent attention (DeepSeek's, and what is made after it) expands its compressed
+    keys as `(batch, 1, length, rank)` since transformers 5; ProphetNet attends to its n-grams in
+    a dimension of their own. The size of the model has nothing to do with it. 4-bit layers take
+    such input.
+
+    ## Versions
+    bitsandbytes up to 0.50; DeepSeek's attention in transformers 5, ProphetNet in all.
+
+    ## Fix
+    Leave these layers in floating point; the model was loaded so and run. Or load in 4 bits, which
+    takes less memory and rounds more.
+
+    ## Links
+    https://huggingface.co/docs/bitsandbytes/reference/nn/linear8bit
+    """
+
+    code = "LD306"
+    name = "more-dimensions-than-8bit-takes"
+    summary = "An 8-bit layer is handed more than three dimensions."
+    depth = "tiny"
+    symptoms = (
+        Symptom(r"Only two or three dimensional matrices are supported for argument A"),
+        Symptom(r"int8_linear_matmul.*dimension"),
+    )
+    examples = (
+        Example("broken", "arch:deepseek_v3", {"load_in_8bit": True}, {"transformers": ">=5.23"}),
+        Example("broken", "arch:prophetnet",
+                {"load_in_8bit": True, "model_class": "AutoModelForSeq2SeqLM"},
+                {"transformers": ">=4.53"}),
+        Example("healthy", "arch:deepseek_v3", {"load_in_4bit": True}, {"transformers": ">=5"}),
+        Example("healthy", "arch:llama", {"load_in_8bit": True}, {"transformers": ">=4.53"}),
+    )  # fmt: skip
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        for one in seen(case, "input"):
+            yield self.finding(
+                "error",
+                f"{quoted(one.patterns, 4)}: gets an input of more than three dimensions, which "
+                "no 8-bit layer takes.",
+                location=Location("recipe", "load_in_8bit"),
+                evidence=lines(one),
+                proof=Proof("executed", "the model was run in 8 bits, and again without these"),
+                fixes=(
+                    leave_out(case, one),
+                    Fix(
+                        "Or load in 4 bits: less memory, more rounding.",
+                        "unsafe",
+                        (Edit("load_in_8bit", False), Edit("load_in_4bit", True)),
+                    ),
+                ),
+                explains=("forward", "starts-at-base", "gradients", "steps"),
+            )

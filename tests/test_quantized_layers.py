@@ -1,0 +1,80 @@
+"""Why a quantized model does not run is found by running it: who touched a quantized layer last."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+bitsandbytes = pytest.importorskip("bitsandbytes")
+
+from lora_doctor.evidence.quantized_layers import uses  # noqa: E402
+
+
+class Block(torch.nn.Module):  # type: ignore[misc, name-defined]
+    """Two linear layers; `ask` is what its own code does with the second."""
+
+    def __init__(self, ask: str) -> None:
+        super().__init__()
+        self.ask = ask
+        self.up = torch.nn.Linear(8, 8)
+        self.down = torch.nn.Linear(8, 8)
+
+    def forward(self, x: Any) -> Any:
+        x = self.up(x)
+        if self.ask == "reads":
+            return torch.nn.functional.linear(x, self.down.weight)
+        if self.ask == "unrelated":
+            raise ValueError("nothing to do with it")
+        return self.down(x)
+
+
+class FakeMatcher:
+    """Says what the installed replacement would: names are matched as ends of paths."""
+
+    default = ["head"]
+    linears = frozenset({"up", "down", "head"})
+
+    def quantized(self, skip: list[str] | None) -> set[str]:
+        names = self.default if skip is None else skip
+        return {path for path in self.linears if not path.endswith(tuple(names))}
+
+
+def explain(ask: str, given: list[str] | None = None) -> tuple[Any, ...]:
+    matcher = FakeMatcher()
+
+    def load(skip: list[str] | None) -> Any:
+        block = Block(ask)
+        for path in matcher.quantized(skip) & {"up", "down"}:
+            layer = bitsandbytes.nn.Linear8bitLt(8, 8, has_fp16_weights=False)
+            layer.load_state_dict(block.get_submodule(path).state_dict())
+            setattr(block, path, layer.to("cpu"))
+        return block
+
+    def run(model: Any) -> Iterator[None]:
+        model.train()
+        model(torch.randn(2, 3, 8))
+        yield
+
+    return uses(load, run, matcher, given)
+
+
+def test_the_layer_whose_weight_is_read_is_left_out_and_the_model_then_runs() -> None:
+    """Only that layer: the other one stays quantized."""
+    (one,) = explain("reads")
+    assert one.use == "weight" and one.patterns == ("down",)
+    assert one.names == ("down",) and one.skip == ("head", "down") and one.quantized == 1
+    assert "test_quantized_layers.py" in one.where
+
+
+def test_what_the_user_skips_already_stays_in_the_list() -> None:
+    (one,) = explain("reads", ["up"])
+    assert one.skip == ("head", "up", "down") and one.quantized == 0
+
+
+@pytest.mark.parametrize("ask", ["unrelated", "calls"])
+def test_nothing_is_told_of_a_model_that_runs_or_fails_for_another_reason(ask: str) -> None:
+    """Leaving layers out until it happens to run would be a guess."""
+    assert explain(ask) == ()
