@@ -34,7 +34,7 @@ class Block(torch.nn.Module):  # type: ignore[misc, name-defined]
 class FakeMatcher:
     """Says what the installed replacement would: names are matched as ends of paths."""
 
-    default = ["head"]
+    default = ("head",)
     linears = frozenset({"up", "down", "head"})
 
     def quantized(self, skip: list[str] | None) -> set[str]:
