@@ -150,10 +150,16 @@ def stray_parameters(model: Any, layers: list[AdapterLayer], bias: str) -> list[
 
 
 def count_calls(layers: list[AdapterLayer]) -> list[Any]:
-    """Hooks that count in which forwards a layer gets rows; returns their handles."""
+    """Hooks that count in which forwards a layer gets rows; returns their handles.
+
+    A forward that a backward runs again (gradient checkpointing) is no other one.
+    """
+    import torch
 
     def counter(layer: AdapterLayer) -> Any:
         def hook(_module: Any, inputs: Any, named: Any) -> None:
+            if torch._C._current_graph_task_id() != -1:  # inside a backward
+                return
             tensors = [x for x in (*inputs, *named.values()) if hasattr(x, "numel")]
             if not tensors or tensors[0].numel() > 0:
                 layer.calls += 1
