@@ -84,6 +84,13 @@ def test_special_ids_stay_distinct_and_inside_the_vocabulary() -> None:
     assert max(ids.values()) < vocab[151936] <= 1024
 
 
+def test_codebooks_stay_powers_of_two() -> None:
+    """A code is so many bits (Mimi refuses others), and a vocabulary of codes is as large."""
+    root = node(vocab_size=8000, audio_vocab_size=2048, codec_config={"codebook_size": 2048})
+    small = vocab_map(root, 4)
+    assert small == {2048: 512, 8000: 536}
+
+
 def test_latent_attention_keeps_its_sum() -> None:
     assert small_head_dim(192) == small_head_dim(128) + small_head_dim(64)
 
@@ -188,6 +195,12 @@ def test_numbers_that_follow_from_others_still_do(config: str, model: str) -> No
         pytest.skip("this xLSTM calls a tensor as a function (transformers 4.57)")
     result = shrink(getattr(transformers, config)(), build(model))
     assert result.batch is not None, result.steps
+
+
+def test_a_default_is_one_of_those_listed() -> None:
+    """X-MOD: each language has its adapter, and which one is to be used nobody said."""
+    result = shrink(transformers.XmodConfig(), build("XmodForCausalLM"))
+    assert result.config.default_language == "en_XX" and result.batch is not None
 
 
 def test_tiles_follow_the_image() -> None:

@@ -161,6 +161,7 @@ def _settle(draft: Draft, with_labels: bool, run: bool) -> Batch:
     last = ""
     for _ in range(MAX_ATTEMPTS):
         inputs = draft.make()
+        layouts = draft.audio_layout, draft.pixel_layout
         if not inputs:
             raise BatchError(f"{name}.forward: no argument could be made")
         try:
@@ -171,8 +172,14 @@ def _settle(draft: Draft, with_labels: bool, run: bool) -> Batch:
             if not answer(draft, inputs, error):
                 said = f"{name}.forward: {draft.blind or last}"
                 raise BatchError(said, list(dict.fromkeys((said, last))), error) from None
+            if (draft.audio_layout, draft.pixel_layout) != layouts:
+                count_features(draft, again=True)
     if outputs is None:
         raise BatchError(f"{name}.forward: after {MAX_ATTEMPTS} attempts: {last}")
+    if _state_of_its_own(outputs) and draft.can_do_without_cache() and _trained_without_cache():
+        draft.extra["use_cache"] = False
+        draft.notes.append("use_cache=False (as the Trainer has it)")
+        inputs = draft.make()
     if not with_labels:
         return _batch(draft, inputs, "surrogate")
     for kind, more in candidates(draft, inputs, outputs):
@@ -217,6 +224,28 @@ def _forward(model: Any, inputs: dict[str, Any]) -> Any:
     with attributes_kept(model), torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         return model(**moved)
+
+
+def _state_of_its_own(outputs: Any) -> bool:
+    """Whether a model gave out a cache of a class of its own: some are written in place, which
+    leaves no way back for gradients (xLSTM)."""
+    names = ("cache_params", "past_key_values", "state", "states")
+    kept = [getattr(outputs, name, None) for name in names]
+    return any(
+        not isinstance(value, (tuple, list))
+        and type(value).__module__.startswith("transformers.models")
+        for value in kept
+    )
+
+
+def _trained_without_cache() -> bool:
+    """Whether the Trainer of the installed transformers sets `use_cache` to False by itself."""
+    from dataclasses import fields
+
+    from transformers import TrainingArguments
+
+    known = {field.name: field.default for field in fields(TrainingArguments)}
+    return known.get("use_cache") is False
 
 
 def batch_loss(model: Any, batch: Batch) -> Any:

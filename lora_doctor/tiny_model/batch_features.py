@@ -8,18 +8,20 @@ from .batch_draft import Draft, Settings
 from .batch_makers import MAKERS
 
 
-def count_features(draft: Draft) -> None:
+def count_features(draft: Draft, again: bool = False) -> None:
     """Set how many placeholders an image or a sound needs, by asking the tower of the model.
 
     Towers that cannot be asked leave a guess from the config, which the forward then corrects.
+    `again`: in another layout; what is known stays where the tower does not answer.
     """
     for kind, names in _TOWER_INPUTS.items():
         if kind not in draft.modalities or draft.settings.placeholder(kind) is None:
             continue
-        if "input_ids" not in draft.parameters or kind in draft.features:
+        if "input_ids" not in draft.parameters or (kind in draft.features and not again):
             continue
         rows = _rows(_tower(draft, kind, names)) // draft.batch_size
-        draft.features[kind] = rows or _guess(draft, kind)
+        if rows or not again:
+            draft.features[kind] = rows or _guess(draft, kind)
 
 
 def feature_width(model: Any, kind: str) -> int:

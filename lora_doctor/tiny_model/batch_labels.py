@@ -46,6 +46,9 @@ def candidates(
         if "decoder_input_ids" in inputs:
             yield "labels", {"labels": target, "decoder_input_ids": None}
         yield "labels", {"labels": target}
+    if ids is not None and ids.dim() == 3 and _per_token(logits, ids):
+        # Several streams, of which text is the first and the one that is predicted (Kyutai)
+        yield "labels", {"labels": _token_labels(draft, ids[..., 0], logits)}
     if ids is not None and _per_token(logits, ids):
         labels = _token_labels(draft, ids, logits)
         yield "labels", {"labels": labels}

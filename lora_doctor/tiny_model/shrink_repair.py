@@ -97,6 +97,7 @@ def repair(sizes: Sizes, model: Any, config: Any, objections: list[str]) -> list
         overrides.update(_empty_entries(root, text))
         overrides.update(_asked_flags(root, text))
         overrides.update(_position_factors(root, text))
+        overrides.update(_unchosen(root, text))
         overrides.update(_tie_vocabularies(root, text))
         if model is not None and _WIDTHS_DIFFER.search(text):
             overrides.update(_tie_towers(root, model))
@@ -258,6 +259,18 @@ def _tie_vocabularies(root: Node, text: str) -> dict[str, Any]:
         for where, vocab in sizes.items()
         if isinstance(vocab, int) and vocab not in (0, wanted) and size % vocab == 0
     }
+
+
+def _unchosen(root: Node, text: str) -> dict[str, Any]:
+    """A default that the objection names and nobody chose, of several that the config lists:
+    `default_language` is the first of `languages`."""
+    found: dict[str, Any] = {}
+    for node in root.walk():
+        for key, value in node.values.items():
+            listed = node.values.get(f"{key.removeprefix('default_')}s")
+            if value is None and key in text and isinstance(listed, (list, tuple)) and listed:
+                found[node.where(key)] = listed[0]
+    return found
 
 
 def _tie_towers(root: Node, model: Any) -> dict[str, Any]:

@@ -263,7 +263,25 @@ def vocab_map(root: Node, ids: int) -> dict[int, int]:
                 numbers.update(n for n in flat_ints(value))
     start = 520 if ids <= 128 else 64 * ((ids + 384) // 64) + 8
     big = sorted(n for n in numbers if n > start)
-    return {number: start + 16 * rank for rank, number in enumerate(big)}
+    small = {number: start + 16 * rank for rank, number in enumerate(big)}
+    for number in _codebooks(root) & set(big):  # a code is so many bits
+        power = 512
+        while power < number and (power in numbers or power in small.values()):
+            power *= 2
+        small[number] = power
+    return small
+
+
+def _codebooks(root: Node) -> set[int]:
+    """Sizes of codebooks that are powers of two."""
+    found = [
+        n
+        for node in root.walk()
+        for key, value in node.values.items()
+        if key.endswith("codebook_size")
+        for n in flat_ints(value)
+    ]
+    return {n for n in found if n > 0 and n & (n - 1) == 0}
 
 
 def id_map(root: Node) -> dict[int, int]:
