@@ -536,3 +536,18 @@ def linear_in_groups() -> Any:
 
     torch.manual_seed(0)
     return Model(), {"x": torch.randn(4, 8), "target": torch.randn(4, 12)}
+
+
+def generates_only() -> Any:
+    """A language model whose forward has no labels, as a drafter for assisted decoding has it."""
+    import torch
+    from transformers import LlamaForCausalLM
+    from transformers.modeling_outputs import CausalLMOutput
+
+    class Drafter(LlamaForCausalLM):
+        def forward(self, input_ids: Any = None, attention_mask: Any = None) -> Any:
+            hidden = self.model(input_ids=input_ids, attention_mask=attention_mask)[0]
+            return CausalLMOutput(logits=self.lm_head(hidden))
+
+    torch.manual_seed(0)
+    return Drafter(_tiny_llama_config())

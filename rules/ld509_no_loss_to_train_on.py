@@ -1,0 +1,82 @@
+"""LD509: a model that generates, and whose forward takes no labels and returns no loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.case import Case
+from lora_doctor.errors import EvidenceError
+from lora_doctor.rule import Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
+from lora_doctor.targets import quoted
+
+#: What a batch says of its loss when the model gave none and one was made from its outputs.
+_MADE = "surrogate"
+
+
+class NoLossToTrainOn(Rule):
+    """The class generates text and its forward has no `labels`: nothing in it says what is right.
+
+    ## What happens
+    `Trainer` raises `The model did not return a loss from the inputs, only the following keys:
+    logits`, or the wrapper's forward `got an unexpected keyword argument 'labels'`. Where the
+    forward takes any keyword, labels are dropped without a word.
+
+    ## Why
+    The class is made for generating only: a drafter for assisted decoding, a diffusion model whose
+    noise is drawn outside of it, a base class without a head. LoRA attaches and can learn; what
+    to learn is not in the class.
+
+    ## Versions
+    All; such classes are listed for AutoModelForCausalLM and AutoModelForImageTextToText from
+    transformers 5 on.
+
+    ## Fix
+    A loss of your own: `Trainer(compute_loss_func=...)`, or a loop that calls `backward` on it.
+    That adapters learn under a loss made from the outputs is what the training contract shows.
+
+    ## Links
+    https://huggingface.co/docs/transformers/main_classes/trainer
+    """
+
+    code = "LD509"
+    name = "no-loss-to-train-on"
+    summary = "The model's forward takes no labels and returns no loss."
+    depth = "tiny"
+    symptoms = (Symptom(r"[Mm]odel did not return a loss from the inputs"),)
+    examples = (
+        Example(
+            "broken",
+            "tests.models:generates_only",
+            {"target_modules": ["q_proj", "v_proj"], "task_type": None},
+            why="it generates, and has no labels",
+        ),
+        Example("healthy", "arch:llama", {"target_modules": ["q_proj", "v_proj"]}),
+        Example("healthy", "arch:t5", {"target_modules": ["q", "v"]}),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        structure, seen = case.structure, case.verification
+        if not structure.can_generate:
+            return  # an encoder's loss is its user's own affair
+        if not seen.batches:
+            raise EvidenceError(seen.reason or "no batch was run")
+        names = [item.name for item in structure.forward_parameters]
+        labels = [name for name in names if "label" in name or "loss" in name]
+        if labels or any(batch.loss != _MADE for batch in seen.batches):
+            return
+        dropped = "; **kwargs takes them and nothing reads them"
+        yield self.finding(
+            "warning",
+            f"{structure.model_class}.forward takes no labels and returns no loss: a trainer that "
+            "is given none of your own stops at the first step.",
+            location=Location("module", "model"),
+            evidence=(
+                Measure("arguments of forward", quoted(names, 12)
+                        + (dropped if structure.forward_takes_any else ""), "its signature"),
+                Measure("loss among the outputs", "none", f"{seen.depth} model, executed"),
+            ),
+            proof=Proof("executed", "the model was run, and returned no loss"),
+            fixes=(
+                Fix("Give the trainer a loss: Trainer(compute_loss_func=...).", "manual"),
+            ),
+        )  # fmt: skip
