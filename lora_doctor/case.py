@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 GIB = 1 << 30
+#: Times that a proposal is bettered by what a run says of it.
+_SETTLINGS = 3
 
 
 @dataclass(frozen=True)
@@ -373,21 +375,27 @@ class Case:
         return self.recipe
 
     def settle_proposal(self) -> None:
-        """Better what *we* proposed by what a real run says of it; the result is not run yet."""
+        """Better what *we* proposed by what a real run says of it; the last result is not run yet.
+
+        A forward that fails hides what its backward would show: hence more than one round.
+        """
         from lora_doctor.settling import may_settle, settled
 
-        if not self.reaches("tiny") or not may_settle(self.asked) or not self.has("tiny"):
-            return
-        changes, reasons = settled(
-            self.asked, self.recipe, self.structure, self.tiny, self._layer_numbers
-        )
-        if not changes:
-            return
-        self.asked = self.recipe.override(changes, "proposed")
-        for name in ("structure", "tiny"):
-            del self.__dict__[name]
-        again = self.structure
-        self.__dict__["structure"] = replace(again, notes=(*again.notes, *reasons))
+        reasons: tuple[str, ...] = ()
+        for _ in range(_SETTLINGS):
+            if not self.reaches("tiny") or not may_settle(self.asked) or not self.has("tiny"):
+                return
+            changes, more = settled(
+                self.asked, self.recipe, self.structure, self.tiny, self._layer_numbers
+            )
+            if not changes:
+                return
+            reasons += more
+            self.asked = self.recipe.override(changes, "proposed")
+            for name in ("structure", "tiny"):
+                del self.__dict__[name]
+            again = self.structure
+            self.__dict__["structure"] = replace(again, notes=(*again.notes, *reasons))
 
     def _layer_numbers(self, patterns: Sequence[str]) -> Mapping[str, Sequence[int]]:
         """The numbers that layers of these patterns have in their stack at full size."""

@@ -46,6 +46,8 @@ def settled(
         if targets is not None and targets != recipe.get("target_modules"):
             changes["target_modules"] = targets
             reasons += _why_left_out(seen)
+    else:
+        changes, reasons = _without_misfits(structure, seen)
     if _ours(asked, "modules_to_save") and seen.saving is not None and seen.saving.statistics:
         named = list(dict.fromkeys(suffix(path) for path in seen.saving.statistics))
         if _name_only(named, seen.saving.statistics, structure):
@@ -56,6 +58,21 @@ def settled(
                 "saved with the adapters"
             )
     return changes, tuple(reasons)
+
+
+def _without_misfits(structure: Structure, seen: Verification) -> tuple[dict[str, Any], list[str]]:
+    """Targets without classes that inherit from a linear layer and put out something else, where
+    that made the forward fail (DeepSeek-V4's layer in groups)."""
+    misfits = seen.observations.misfits
+    if seen.failure is None or seen.failure.check != "forward" or not misfits:
+        return {}, []
+    classes = sorted({one.class_name for one in misfits})
+    adapted = [group for group in structure.groups if group.adapted and group.kind != "parameter"]
+    forms = name_groups(structure, [group for group in adapted if group.class_name not in classes])
+    if not forms:
+        return {}, []
+    said = f"{', '.join(classes)} put out something else than a product; left out"
+    return {"target_modules": forms[0]}, [said]
 
 
 def _why_left_out(seen: Verification) -> list[str]:

@@ -80,3 +80,26 @@ def test_layers_that_share_a_weight_are_left_out_because_they_cannot_be_merged(
     merge = case.tiny.check("merge")
     assert case.tiny.outcome == "passed" and merge is not None and merge.status == "passed"
     assert any("share" in note for note in case.structure.notes)
+
+
+def test_a_layer_that_is_no_plain_matrix_is_left_out(worker: Worker) -> None:
+    """The forward fails because of it, so that no backward tells anything yet."""
+    source = parse_model("tests.models:linear_in_groups")
+    case = Case(source, as_recipe({}), Settings("tiny", "cpu"), worker)
+    assert case.tiny.outcome == "failed"
+    case.settle_proposal()
+    assert case.recipe.get("target_modules") == ["first"]
+    assert case.tiny.outcome == "passed"
+    assert any("left out" in note for note in case.structure.notes)
+
+
+def test_a_second_run_betters_what_the_first_could_not_show(worker: Worker) -> None:
+    """DeepSeek-V4: a layer in groups stops the forward, and its indexer gets no gradient."""
+    if not listed("deepseek_v4", "AutoModelForCausalLM"):
+        pytest.skip("this transformers has no DeepSeek-V4")
+    case = settled(worker, "deepseek_v4", "AutoModelForCausalLM")
+    adapted = re.compile(case.recipe.get("target_modules"))
+    assert adapted.fullmatch("model.layers.3.self_attn.compressor.kv_proj")
+    assert not adapted.fullmatch("model.layers.3.self_attn.o_a_proj")
+    assert not adapted.fullmatch("model.layers.3.self_attn.compressor.indexer.weights_proj")
+    assert case.tiny.outcome == "passed"

@@ -54,6 +54,8 @@ def node(**values: Any) -> Any:
         ("patch_size", 14, "patch"),
         ("max_position_embeddings", 2048, "positions"),
         ("intermediate_size", 11008, "width"),
+        ("encoder_hash_byte_group_vocab", 500002, "vocab"),
+        ("indexer_compress_ratio", 4, "compression"),
         ("mamba_headdim", 640, "head_dim"),
         ("mamba_chunk_size", 256, "chunk"),
         ("ffn_round_up_to_multiple_of", 64, "keep"),
@@ -89,6 +91,13 @@ def test_codebooks_stay_powers_of_two() -> None:
     root = node(vocab_size=8000, audio_vocab_size=2048, codec_config={"codebook_size": 2048})
     small = vocab_map(root, 4)
     assert small == {2048: 512, 8000: 536}
+
+
+def test_a_dict_of_numbers_is_named_for_what_they_are() -> None:
+    """DeepSeek-V4 makes one entry of 128 tokens; of a text of 16 there would be none."""
+    config = {"compress_rates": {"sparse": 4, "heavy": 128}, "limits": {"sparse": 128}}
+    small, _ = apply_sizes(config, Sizes())
+    assert small == {"compress_rates": {"sparse": 4, "heavy": 4}, "limits": {"sparse": 128}}
 
 
 def test_latent_attention_keeps_its_sum() -> None:

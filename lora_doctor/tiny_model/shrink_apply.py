@@ -118,6 +118,8 @@ def _shrink_entries(
     """Each entry by its role, into `new`. `maps`: of widths, vocabularies and token ids."""
     for key, value in before.items():
         role = role_of(key, value)
+        if role == "other" and node.is_table:
+            role = role_of(node.path.rpartition(".")[2], value)
         if role in sizes.keep_roles:
             continue
         current = new[key][1] if key in new else value
@@ -178,6 +180,8 @@ def _shrink_entry(
     if role == "positions":
         cap = 64 if "source" in key or "audio" in key else 256
         return map_ints(value, lambda n: min(n, cap))
+    if role == "compression":  # of tokens to one: a short text must still give some
+        return map_ints(value, lambda n: min(n, 4))
     if role == "window":
         return map_ints(value, lambda n: min(n, 16))
     if role == "chunk":  # of a sequence: as long as that of the batch

@@ -23,11 +23,12 @@ _ROLES: tuple[tuple[str, str], ...] = (
     ("keep", r"^(video_)?patch_dim$|multiple_of$"),
     ("chunk", r"chunk_(size|len|length)$"),
     ("keep", r"^(torch_dtype|dtype|transformers_version|id2label|label2id|max_length|min_length)$"),
+    ("compression", r"compress\w*_(rate|ratio)s?$"),
     ("drop", r"layer_?drop|drop_?path|stochastic_depth|survival_prob"),
     ("ids", r"_token_ids?$|_token_index$|_token_idx$|_index_token$|_token_indices$"),
     ("ids", r"^(pad|bos|eos|sep|mask|unk|cls|image|audio|video)_(index|idx|id)$|suppress_tokens$"),
     ("ids", r"^(image|video|audio|vision|img)_\w*_id$|^(boi|eoi|boa|eoa|bov|eov)_\w*(id|index)$"),
-    ("vocab", r"vocab_size|vocab_offset|^n_vocab$|codebook_size$|^num_embeddings$|^n_words$"),
+    ("vocab", r"vocab_size|vocab_offset|_vocab$|codebook_size$|^num_embeddings$|^n_words$"),
     ("threshold", r"^(first_k_dense_replace|num_dense_layers|n_dense_layers|max_window_layers)$"),
     ("threshold", r"^num_kv_shared_layers$|^first_n_dense|^moe_layer_start_index$|_start_layer$"),
     ("period", r"(_period|_freq|_frequency|_interval|_sparse_step|_layer_step|_pattern)$"),
@@ -164,6 +165,12 @@ class Node:
         yield self
         for child in self.children:
             yield from child.walk()
+
+    @property
+    def is_table(self) -> bool:
+        """Whether it is a dict from kinds to numbers, named for what the numbers are."""
+        numbers = [type(value) is int for value in self.values.values()]
+        return isinstance(self.holder, dict) and bool(numbers) and all(numbers)
 
     def where(self, key: str) -> str:
         """The dotted path of one entry."""
