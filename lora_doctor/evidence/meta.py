@@ -63,6 +63,14 @@ def gather(
         missing = missing_package(error)
         if missing:
             raise EvidenceError(f"{loader.loaded_by} {missing}") from error
+        listed = loader.model_class
+        wanted = getattr(listed, "config_class", None)
+        if listed is not None and wanted and not isinstance(loader.config, wanted):
+            raise EvidenceError(
+                f"{loader.loaded_by} lists {loader.model_type} as {listed.__name__}, "
+                f"which is built from a {wanted.__name__} and not from the "
+                f"{type(loader.config).__name__} that this model type has"
+            ) from error
         text = " ".join(str(error).split())
         raise EvidenceError(
             f"{loader.loaded_by} cannot be built from this config: {type(error).__name__}: {text}"
@@ -76,6 +84,7 @@ def gather(
         native_dtype=loader.native_dtype,
     )
     told = [f"the default config cannot be built as it is; set {item}" for item in loader.repairs]
+    told += [loader.choice()] if loader.choice() else []
     found = _complete(replace(found, notes=(*found.notes, *told)), where, model, asked)
     loaded = loader.source["kind"] != "factory"
     recipe_in_full = Recipe.from_json(found.recipe)

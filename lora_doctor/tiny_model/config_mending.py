@@ -118,7 +118,14 @@ def _made_again(before: Any, better: Any) -> Any:
         cls.from_dict(before.to_dict())
     except Exception:  # noqa: BLE001 - it does not take its own entries: nothing is learnt this way
         return better
-    return cls.from_dict(better.to_dict())
+    # What the constructor derives is not handed to it, or it would stay as empty as it was.
+    takes = inspect.signature(cls.__init__).parameters
+    entries = {
+        key: value
+        for key, value in better.to_dict().items()
+        if value is not None or key in takes or key not in vars(better)
+    }
+    return cls.from_dict(entries)
 
 
 def _value_for(node: Node, gap: Gap, said: str) -> Any:

@@ -131,7 +131,7 @@ def shrink(
             last = str(error)
             take(relax_too_big(sizes, error, small))
             continue
-        except Exception as error:  # noqa: BLE001 - material for the next attempt
+        except Exception as error:
             missing = missing_package(error)
             if missing:  # no number of the config changes that
                 raise ShrinkError(f"it {missing}") from error
