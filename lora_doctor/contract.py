@@ -36,6 +36,10 @@ from lora_doctor.verification import AdapterGroup, BatchReport, Verification
 
 #: PEFT's ways to start LoRA at zero, so that the adapted model starts as the base model.
 ZERO_START = (None, True, "gaussian")
+#: In a note: what becomes of a batch that raises without any adapter, beside others that do not.
+LEFT_OUT = "the base model does not take this batch, it was left out"
+#: How the reason begins when nothing can be said about the recipe.
+DOES_NOT_RUN = "the base model does not run"
 
 
 @dataclass
@@ -190,9 +194,9 @@ class Contract:
             self.base_losses.append(loss)
         if not self.batches:
             told = f"{reasons[0]} ({last})" if reasons else "there is no batch"
-            raise Stop(f"the base model does not run without adapters: {told}", undetermined=True)
+            raise Stop(f"{DOES_NOT_RUN} without adapters: {told}", undetermined=True)
         for reason in reasons:
-            self.ledger.note(f"the base model does not take this batch, it was left out: {reason}")
+            self.ledger.note(f"{LEFT_OUT}: {reason}")
 
     def _attach(self) -> None:
         import warnings
@@ -350,7 +354,7 @@ class Contract:
             if is_out_of_memory(error):
                 raise
             raise Stop(
-                "the base model does not run in training mode: "
+                f"{DOES_NOT_RUN} in training mode: "
                 f"{type(error).__name__}: {one_line(error, 200)} ({where(error)})",
                 undetermined=True,
             ) from error

@@ -78,3 +78,17 @@ def test_what_the_user_skips_already_stays_in_the_list() -> None:
 def test_nothing_is_told_of_a_model_that_runs_or_fails_for_another_reason(ask: str) -> None:
     """Leaving layers out until it happens to run would be a guess."""
     assert explain(ask) == ()
+
+
+def test_a_model_that_does_not_run_in_half_precision_does_not_train_in_it() -> None:
+    """The columns of the census are about this machine; it is no open question there."""
+    from lora_doctor.census.cells import cell
+    from lora_doctor.verification import Verification
+
+    why = "the base model does not run without adapters: text: RuntimeError: expected Float"
+    notes = (f"run in float32 without quantization, bfloat16 is not proven: {why}",)
+    ran = Verification("passed", "tiny", "cpu", "float32", (), notes=notes)
+    assert cell(ran) == {"status": "no", "reason": why}
+    not_saved = ("run in float32 without quantization, bfloat16 is not proven: OSError: full",)
+    ran = Verification("passed", "tiny", "cpu", "float32", (), notes=not_saved)
+    assert cell(ran)["status"] == "unknown"

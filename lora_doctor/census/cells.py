@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lora_doctor.contract import DOES_NOT_RUN
 from lora_doctor.errors import EvidenceError
 from lora_doctor.evidence import tiny
 from lora_doctor.isolation import one_line, report_progress
@@ -70,6 +71,11 @@ def cell(result: Verification) -> dict[str, str]:
     if result.outcome == "failed":
         return {"status": "no", "reason": why(result)}
     if unproven:
+        # The columns about half precision are about this machine: what raises here does not train
+        # here. Whatever else kept us from trying says nothing.
+        _, raised, reason = unproven[0].partition(DOES_NOT_RUN)
+        if raised:
+            return {"status": "no", "reason": f"{DOES_NOT_RUN}{reason}"}
         return {"status": "unknown", "reason": unproven[0]}
     return {"status": "yes", "reason": ""}
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from lora_doctor.contract import LEFT_OUT
 from lora_doctor.evidence.locator import clean_path, one_line, where
 from lora_doctor.evidence.modules import pattern_of
 from lora_doctor.ledger import Ledger, is_out_of_memory
@@ -40,9 +41,10 @@ class Touched:
 
 
 def ended_early(result: Verification) -> bool:
-    """Whether an exception of the model ended a verification, with adapters or without."""
+    """Whether an exception of the model ended a verification, or left out one of its batches."""
     raised = result.failure is not None and bool(result.failure.where)
-    return raised or result.outcome == "undetermined"
+    left_out = any(note.startswith(LEFT_OUT) for note in result.notes)
+    return raised or left_out or result.outcome == "undetermined"
 
 
 def explained(
