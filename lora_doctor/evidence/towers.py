@@ -202,6 +202,10 @@ class _Search:
         if not self.by_path.get(path):
             return
         if self._has_output(path):
+            if self._embeds_tokens(path):
+                for child in self._children(path):  # a whole model: a pair's decoder, with its head
+                    self._judge(child)
+                return
             self._add(path, "head", "it holds the output embeddings")
             return
         kinds = {tower.kind for tower in self.found.values()}
