@@ -150,8 +150,15 @@ def diagnose(
         before=before,
         undetermined=undetermined,
         memory_plan=case.__dict__.get("memory_plan"),
+        notes=_notes(case),
         seconds=time.perf_counter() - start,
     )
+
+
+def _notes(case: Case) -> tuple[str, ...]:
+    """What was decided unasked on the way to the recipe, in words."""
+    structure = case.__dict__.get("structure")
+    return structure.notes if structure is not None else ()
 
 
 def _explained_by(rule: type[Rule], case: Case) -> set[str]:

@@ -70,3 +70,29 @@ def test_heads_that_peft_trains_by_itself_are_not_named_again(worker: Worker) ->
     assert structure is not None
     assert structure.recipe["values"]["task_type"] == "SEQ_CLS"
     assert structure.recipe["values"].get("modules_to_save") is None
+
+
+def test_a_class_that_does_not_list_the_model_is_told_from_one_that_is_not_there(
+    worker: Worker,
+) -> None:
+    """The first is a question of which task, the second a slip of the pen."""
+    with pytest.raises(lora_doctor.InputError) as other_task:
+        lora_doctor.check("arch:llama", {"model_class": "AutoModelForImageClassification"},
+                          depth="meta", worker=worker)  # fmt: skip
+    assert "no model_type 'llama' there, but in AutoModel," in str(other_task.value)
+    with pytest.raises(lora_doctor.InputError) as slip:
+        lora_doctor.check("arch:llama", {"model_class": "AutoModelForCausalLm"},
+                          depth="meta", worker=worker)  # fmt: skip
+    assert "not a class of transformers" in str(slip.value)
+    assert "AutoModelForCausalLM" in str(slip.value)
+
+
+def test_the_choice_among_several_tasks_is_told(worker: Worker) -> None:
+    """BERT is in ten mappings; somebody who wants another one must know that there is a choice."""
+    unasked = lora_doctor.check("arch:bert", depth="meta", worker=worker)
+    told = " ".join(unasked.notes)
+    assert "taken as AutoModelForSequenceClassification" in told
+    assert "--class" in told and "AutoModelForMultipleChoice" in told
+    asked = lora_doctor.check("arch:bert", {"model_class": "AutoModelForMaskedLM"},
+                              depth="meta", worker=worker)  # fmt: skip
+    assert not any("taken as" in note for note in asked.notes)

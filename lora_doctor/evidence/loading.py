@@ -211,11 +211,24 @@ class Loader:
                 f"{type(self.config).__name__}, which this transformers has under two names; "
                 f"--class {listed.__name__} loads it"
             )
-        known = ", ".join(sorted({item.auto_class for item in self.candidates})) or "none"
+        known = ", ".join(auto_classes(self.config)) or "none"
+        if _is_listed(name):
+            raise InputError(
+                f"model_class {name!r}: transformers lists no model_type {self.model_type!r} "
+                f"there, but in {known}"
+            )
         raise InputError(
             f"model_class {name!r}: not a class of transformers for model_type "
             f"{self.model_type!r}; it has {known}"
         )
+
+    def choice(self) -> str:
+        """Which auto class was taken where nobody asked for one and there are others; else empty.
+        A checkpoint's own config names its class, which is no choice of ours."""
+        others = [name for name in auto_classes(self.config) if name != self.loaded_by]
+        if self.recipe.get("model_class") or self.source["kind"] != "arch" or not others:
+            return ""
+        return f"taken as {self.loaded_by}; --class chooses another: {', '.join(others)}"
 
     def _own_class(self, name: str) -> type | None:
         import transformers
@@ -363,6 +376,22 @@ def _classes_for(config: Any, source: Mapping[str, Any]) -> list[tuple[str, type
             if cls is not None and not any(cls is seen for _, seen, _ in found):
                 found.append((cls.__name__, cls, task))
     return found
+
+
+def auto_classes(config: Any) -> list[str]:
+    """All auto classes of the installed transformers that list a config's class."""
+    import transformers
+
+    names = [name for name in dir(transformers) if name.startswith("AutoModel")]
+    return [name for name in names if _class_in(name, config) is not None]
+
+
+def _is_listed(name: str) -> bool:
+    """Whether an auto class of this name lists any config."""
+    import transformers
+
+    auto = getattr(transformers, name, None) if name.isidentifier() else None
+    return getattr(auto, "_model_mapping", None) is not None
 
 
 def _class_in(auto_name: str, config: Any) -> type | None:
