@@ -25,6 +25,8 @@ class EmbeddingsByPath(Rule):
     attribute 'embed_tokens'` after `self.llm = get_peft_model(self.llm, ...)`, and one that reads
     `embed_tokens.weight` raises `'ModulesToSaveWrapper' object has no attribute 'weight'` when the
     embeddings are in `modules_to_save`.
+    PEFT from 0.19 on looks for weights tied to the embeddings, and `get_peft_model` raises
+    `NotImplementedError: get_input_embeddings not auto-handled for ...`.
     The other way round, `prepare_model_for_kbit_training` with gradient checkpointing raises
     `NotImplementedError`, mostly without a word, on models without one token embedding at
     their start (CLIP, wav2vec 2).
@@ -44,7 +46,7 @@ class EmbeddingsByPath(Rule):
     ## Fix
     `get_input_embeddings()` in the place of the path. For the missing method:
     `gradient_checkpointing_kwargs: {use_reentrant: false}`, with which nobody asks for it; the
-    numbers and the memory are the same.
+    numbers and the memory are the same. Where PEFT asks, the method has to be given to the class.
 
     ## Links
     https://huggingface.co/docs/transformers/main_classes/model
@@ -89,10 +91,38 @@ class EmbeddingsByPath(Rule):
     )
 
     def check(self, case: Case) -> Iterator[Finding]:
-        found = list(self._asked_for(case, case.structure))
+        found = [*self._asked_by_peft(case.structure), *self._asked_for(case, case.structure)]
         yield from found
         if case.reaches("tiny") and (not found or case.has("verification")):
             yield from self._by_path(case.structure, case.verification)
+
+    def _asked_by_peft(self, structure: Structure) -> Iterator[Finding]:
+        """PEFT asks for the embeddings of a model with tied weights, and it has none to give."""
+        error, asked = structure.injection.error, structure.input_embeddings_error
+        if error is None or not asked or not error.message or error.message not in asked:
+            return
+        embeddings = [g for g in structure.groups if g.kind == "embedding" and g.examples]
+        largest = max(embeddings, key=lambda group: group.shape, default=None)
+        path = largest.examples[0] if largest else "the embeddings"
+        yield self.finding(
+            "error",
+            f"PEFT looks for weights that are tied to the input embeddings, and "
+            f"{structure.model_class}.get_input_embeddings raises {asked.partition(':')[0]}.",
+            location=Location("module", "model"),
+            evidence=(
+                Measure("get_peft_model", f"{error.type}: {error.message}", "installed PEFT"),
+                Measure("embeddings", ", ".join(g.examples[0] for g in embeddings), "module tree"),
+            ),
+            proof=Proof("executed", "PEFT was run on the real class"),
+            fixes=(
+                Fix(
+                    "Say where they are, before get_peft_model: "
+                    f"{structure.model_class}.get_input_embeddings = lambda self: self.{path}",
+                    "manual",
+                ),
+            ),
+            explains=("attaches",),
+        )
 
     def _asked_for(self, case: Case, structure: Structure) -> Iterator[Finding]:
         """Preparing a quantized model asks for input embeddings, and there are none."""

@@ -49,7 +49,9 @@ class NoTargetMatches(Rule):
     depth = "meta"
     symptoms = (
         Symptom(r"Target modules .{0,300}? not found in the base model"),
-        Symptom(r"Please specify `?target_modules`? in `?peft_config`?"),
+        Symptom(
+            r"Please specify `?target_modules`?( or `?target_parameters`?)? ?in `?peft_config`?"
+        ),
         Symptom(r"No `?target_modules`? passed"),
         Symptom(r"No modules were targeted for adaptation"),
     )
