@@ -25,7 +25,7 @@ class EmbeddingsByPath(Rule):
     attribute 'embed_tokens'` after `self.llm = get_peft_model(self.llm, ...)`, and one that reads
     `embed_tokens.weight` raises `'ModulesToSaveWrapper' object has no attribute 'weight'` when the
     embeddings are in `modules_to_save`.
-    PEFT from 0.19 on looks for weights tied to the embeddings, and `get_peft_model` raises
+    With transformers 5, PEFT looks for weights tied to the embeddings, and `get_peft_model` raises
     `NotImplementedError: get_input_embeddings not auto-handled for ...`.
     The other way round, `prepare_model_for_kbit_training` with gradient checkpointing raises
     `NotImplementedError`, mostly without a word, on models without one token embedding at
