@@ -6,6 +6,7 @@ from typing import Any
 
 from .batch_draft import Draft, Settings
 from .batch_makers import MAKERS
+from .batch_unknown import can_guess, guess
 
 
 def count_features(draft: Draft, again: bool = False) -> None:
@@ -65,17 +66,18 @@ def _tower(draft: Draft, kind: str, names: tuple[str, ...]) -> Any:
 
     import torch
 
-    method = next(
-        (
-            getattr(owner, f"get_{kind}_features")
-            for owner in (draft.model, getattr(draft.model, "model", None))
-            if hasattr(owner, f"get_{kind}_features")
-        ),
-        None,
-    )
-    if method is None:
+    methods = [
+        getattr(owner, f"get_{kind}_features")
+        for owner in (draft.model, getattr(draft.model, "model", None))
+        if hasattr(owner, f"get_{kind}_features")
+    ]
+    if not methods:
         return None
-    takes = inspect.signature(method).parameters
+    # the outer one may only hand on what it gets: `(*args, **kwargs)`
+    signatures = [inspect.signature(method).parameters for method in methods]
+    telling = [i for i, takes in enumerate(signatures) if not takes.keys().isdisjoint(names)]
+    chosen = telling[0] if telling else 0
+    method, takes = methods[chosen], signatures[chosen]
     arguments: dict[str, Any] = {}
     for name in names:
         if name in takes and name in draft.parameters and name in MAKERS:
@@ -85,6 +87,8 @@ def _tower(draft: Draft, kind: str, names: tuple[str, ...]) -> Any:
             config = getattr(draft.model, "config", None)
             if hasattr(config, name):
                 arguments[name] = getattr(config, name)
+            elif can_guess(draft, name):
+                arguments[name] = guess(draft, name, arguments)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             return method(**{k: v for k, v in arguments.items() if v is not None})

@@ -326,7 +326,10 @@ def _alternative(draft: Draft, text: str) -> bool:
                 draft.notes.append(f"pixel_values as {layout} ({text[:120]})")
                 return True
     if "audio" in draft.modalities:
-        for layout in ("mel_frames", "frames_mel", "b1_frames_mel", "wave", "b1_wave"):
+        layouts = ["mel_frames", "frames_mel", "b1_frames_mel", "wave", "b1_wave"]
+        if "input_features" not in draft.parameters:
+            layouts = layouts[3:] + layouts[:3]
+        for layout in layouts:
             if layout != draft.audio_layout and layout not in draft.tried:
                 draft.tried |= {layout, draft.audio_layout}
                 draft.audio_layout = layout

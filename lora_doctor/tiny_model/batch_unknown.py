@@ -100,6 +100,9 @@ def _size(draft: Draft, term: str, inputs: dict[str, Any]) -> int:
         return math.prod(_size(draft, part, inputs) for part in factors)
     if re.search(r"batch|num_(images|clips|videos|audios|samples)", term):
         return draft.batch_size
+    sound = inputs.get("input_values")
+    if sound is not None and re.search(r"audio|sample|wave?|raw_speech", term):
+        return int(sound.shape[-1])
     if re.search(r"seq|length|num_tokens", term):
         return _length(draft, inputs)
     if term in ("height", "width"):
