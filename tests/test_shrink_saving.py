@@ -28,7 +28,7 @@ def config_of(name: str) -> Any:
 def test_a_small_config_survives_saving(name: str) -> None:
     """Checks of lists against depths run only then; the model was fine until it was loaded."""
     small, _ = apply_sizes(config_of(name), Sizes())
-    assert read_back(small) is None
+    assert read_back(small) == (small, None)
 
 
 def test_kinds_written_as_runs_are_cut_with_the_layers() -> None:
@@ -78,3 +78,10 @@ def test_a_config_that_never_survives_saving_is_shrunk_all_the_same() -> None:
             raise ValueError("never")
 
     assert shrink(Unsavable(), lambda c: transformers.LlamaForCausalLM(c)).batch is not None
+
+
+def test_a_sampling_setting_of_the_library_is_no_number_of_experts() -> None:
+    """transformers 4 gives every config `top_k=50`, and refuses to save another value of it."""
+    config = config_of("SwitchTransformersConfig")
+    small, _ = apply_sizes(config, Sizes())
+    assert getattr(small, "top_k", None) == getattr(config, "top_k", None)

@@ -234,9 +234,25 @@ def _explained(
 def _quantized(cls: Any, folder: str, recipe: Recipe, dtype: str, device: str) -> Any:
     options = prepare.loading_options(recipe, dtype or None)
     quantization = prepare.quantization_config(recipe)
-    return cls.from_pretrained(
+    model = cls.from_pretrained(
         folder, quantization_config=quantization, device_map={"": device}, **options
     )
+    bare = [
+        path
+        for path, layer in model.named_modules()
+        if is_quantized_layer(layer) and not is_quantized_layer(getattr(layer, "weight", None))
+    ]
+    if bare:
+        raise EvidenceError(
+            f"transformers does not find what it has just saved: {len(bare)} quantized layers got "
+            f"no weights, the first is {bare[0]}"
+        )
+    return model
+
+
+def is_quantized_layer(value: Any) -> bool:
+    """Whether a layer or a weight is one of bitsandbytes' own."""
+    return type(value).__module__.partition(".")[0] == "bitsandbytes"
 
 
 def _reload(model: Any, recipe: Recipe, dtype: str, device: str, notes: list[str]) -> Any:

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from .shrink_layers import plan_layers
+from .shrink_layers import in_proportion, plan_layers
 from .shrink_per_layer import renumbered, set_overrides
 from .shrink_rules import (
     Node,
@@ -32,6 +32,7 @@ class Sizes:
 
     base: int = 64
     min_depth: int = 2
+    in_proportion: bool = False
     grid: int = 4
     keep_roles: frozenset[str] = frozenset()
     keep_keys: frozenset[str] = frozenset()
@@ -80,6 +81,8 @@ def apply_sizes(config: Any, sizes: Sizes) -> tuple[Any, Changes]:
             plan = plan_layers(node, sizes.min_depth)
             new.update({key: ("layers", value) for key, value in plan.values.items()})
             kept = plan.kept
+            if sizes.in_proportion:
+                new.update({k: ("layers", v) for k, v in in_proportion(node, plan).items()})
         _shrink_entries(node, before, new, sizes, maps)
         _fix_gaps(node, root, before, ids, new)
         _fix_feature_widths(before, new)
@@ -286,6 +289,14 @@ def _fix_experts(node: Node, before: dict[str, Any], new: dict[str, tuple[str, A
 def _takes(node: Node, key: str) -> bool:
     """Whether the config's own class names this entry among its arguments."""
     return isinstance(node.holder, dict) or key in inspect.signature(type(node.holder)).parameters
+
+
+def is_common_default(key: str, value: Any) -> bool:
+    """Whether every config of this transformers has this value under this name: then it is the
+    library's (sampling, in transformers 4), and the architecture says nothing with it."""
+    from transformers import PretrainedConfig
+
+    return bool(getattr(PretrainedConfig(), key, None) == value)
 
 
 def _fix_gaps(
