@@ -5,7 +5,6 @@ Runs in a child process: everything here may import torch and run model code.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import importlib
 import inspect
@@ -17,44 +16,21 @@ from pathlib import Path
 from typing import Any
 
 from lora_doctor.errors import EvidenceError, InputError
+from lora_doctor.evidence.auto_classes import (
+    auto_classes,
+    class_in,
+    classes_for,
+    is_listed,
+    listed_class,
+    quiet,
+)
 from lora_doctor.evidence.config_part import part_for
 from lora_doctor.evidence.default_config import with_room_for_tokens
 from lora_doctor.evidence.first_config import first_config
 from lora_doctor.evidence.structure import HeadClass
 from lora_doctor.recipe import WRAPPING_KEYS, Recipe
 
-#: Auto classes in the order in which a user would reach for them, with the PEFT task type that
-#: fits what they load. Names come and go with transformers: absent ones are passed over.
-_DECODER_CLASSES = (
-    ("AutoModelForImageTextToText", "CAUSAL_LM"),
-    ("AutoModelForVision2Seq", "CAUSAL_LM"),
-    ("AutoModelForCausalLM", "CAUSAL_LM"),
-)
-_ENCODER_DECODER_CLASSES = (
-    ("AutoModelForSeq2SeqLM", "SEQ_2_SEQ_LM"),
-    ("AutoModelForSpeechSeq2Seq", "SEQ_2_SEQ_LM"),
-    ("AutoModelForImageTextToText", "SEQ_2_SEQ_LM"),
-    ("AutoModelForVision2Seq", "SEQ_2_SEQ_LM"),
-)
-_HEAD_CLASSES = (
-    ("AutoModelForSequenceClassification", "SEQ_CLS"),
-    ("AutoModelForTokenClassification", "TOKEN_CLS"),
-    ("AutoModelForQuestionAnswering", "QUESTION_ANS"),
-    ("AutoModelForMaskedLM", None),
-    ("AutoModelForVisualQuestionAnswering", None),
-    ("AutoModelForImageClassification", None),
-    ("AutoModelForAudioClassification", None),
-    ("AutoModelForCTC", None),
-    ("AutoModelForTextToSpectrogram", None),
-    ("AutoModelForTextToWaveform", None),
-    ("AutoModelForObjectDetection", None),
-    ("AutoModelForSemanticSegmentation", None),
-    ("AutoModelForUniversalSegmentation", None),
-    ("AutoModelForDepthEstimation", None),
-    ("AutoModelForMaskedImageModeling", None),
-)
 _GENERATING = ("CAUSAL_LM", "SEQ_2_SEQ_LM")
-_BASE_CLASSES = (("AutoModel", "FEATURE_EXTRACTION"),)
 #: Entries of a default config that are set before it is given up.
 _REPAIRS = 12
 #: How torch says that a tensor without storage was asked for a number.
@@ -91,7 +67,7 @@ class Loader:
             self.model_class = type(self._factory_module)
         else:
             self.config, self.repairs = load_config(source)
-            self._classes = _classes_for(self.config, source)
+            self._classes = classes_for(self.config, source)
             self.candidates = [
                 HeadClass(auto, cls.__name__, task) for auto, cls, task in self._classes
             ]
@@ -137,7 +113,7 @@ class Loader:
         from lora_doctor.tiny_model.config_mending import mend
 
         try:
-            with torch.device(device), _quiet():
+            with torch.device(device), quiet():
                 model = _from_config(self.model_class, config, options)
         except Exception as error:
             if device == "meta" and _NEEDS_NUMBERS.search(str(error)):
@@ -158,7 +134,7 @@ class Loader:
         from accelerate import init_empty_weights
 
         assert self.model_class is not None
-        with init_empty_weights(), _quiet():
+        with init_empty_weights(), quiet():
             model = _from_config(self.model_class, config, options)
         return model.to("meta")
 
@@ -198,13 +174,13 @@ class Loader:
             if name in (auto, cls.__name__):
                 return auto, cls
         # Classes that two auto classes share are among the candidates under the first one's name.
-        shared = _class_in(name, self.config)
+        shared = class_in(name, self.config)
         if shared is not None:
             return name, shared
         own = self._own_class(name)
         if own is not None:
             return name, own
-        listed = _listed_class(name, self.config)
+        listed = listed_class(name, self.config)
         if listed is not None:
             raise InputError(
                 f"{name} lists {self.model_type} as {listed.__name__} and then refuses its config, "
@@ -212,7 +188,7 @@ class Loader:
                 f"--class {listed.__name__} loads it"
             )
         known = ", ".join(auto_classes(self.config)) or "none"
-        if _is_listed(name):
+        if is_listed(name):
             raise InputError(
                 f"model_class {name!r}: transformers lists no model_type {self.model_type!r} "
                 f"there, but in {known}"
@@ -270,7 +246,7 @@ def load_config(source: Mapping[str, Any]) -> tuple[Any, tuple[str, ...]]:
             "--trust-remote-code"
         )
     try:
-        with _quiet():
+        with quiet():
             config = AutoConfig.from_pretrained(
                 folder, trust_remote_code=bool(source["trust_remote_code"]), local_files_only=True
             )
@@ -349,103 +325,6 @@ def wrap(model: Any, recipe: Recipe, adapter_name: str = "default") -> Any:
     return peft.get_peft_model(model, peft_config(recipe), adapter_name=adapter_name, **options)
 
 
-def _classes_for(config: Any, source: Mapping[str, Any]) -> list[tuple[str, type, str | None]]:
-    """``(auto class, class, task type)`` for a config, the likeliest use first."""
-    order: tuple[tuple[str, str | None], ...]
-    if getattr(config, "is_encoder_decoder", False):
-        order = (*_ENCODER_DECODER_CLASSES, *_DECODER_CLASSES, *_HEAD_CLASSES, *_BASE_CLASSES)
-    elif _is_text_encoder(config):
-        order = (*_HEAD_CLASSES, *_DECODER_CLASSES, *_BASE_CLASSES)
-    elif hasattr(config, "text_config") and hasattr(config, "vision_config"):
-        # A dual encoder (CLIP's kind) is tuned as a whole, not as a classifier of images.
-        order = (*_DECODER_CLASSES, *_ENCODER_DECODER_CLASSES, *_BASE_CLASSES, *_HEAD_CLASSES)
-    else:
-        order = (*_DECODER_CLASSES, *_ENCODER_DECODER_CLASSES, *_HEAD_CLASSES, *_BASE_CLASSES)
-    remote = dict(getattr(config, "auto_map", None) or {}) if source["trust_remote_code"] else {}
-    found: list[tuple[str, type, str | None]] = []
-    for auto_name, task in order:
-        if auto_name in remote:
-            found.append((auto_name, _remote_class(remote[auto_name], source), task))
-            continue
-        cls = _class_in(auto_name, config)
-        if cls is not None and not any(cls is seen for _, seen, _ in found):
-            found.append((auto_name, cls, task))
-    if not found:  # a class that no auto class can load is loaded by its own name
-        for auto_name, task in order:
-            cls = _listed_class(auto_name, config)
-            if cls is not None and not any(cls is seen for _, seen, _ in found):
-                found.append((cls.__name__, cls, task))
-    return found
-
-
-def auto_classes(config: Any) -> list[str]:
-    """All auto classes of the installed transformers that list a config's class."""
-    import transformers
-
-    names = [name for name in dir(transformers) if name.startswith("AutoModel")]
-    return [name for name in names if _class_in(name, config) is not None]
-
-
-def _is_listed(name: str) -> bool:
-    """Whether an auto class of this name lists any config."""
-    import transformers
-
-    auto = getattr(transformers, name, None) if name.isidentifier() else None
-    return getattr(auto, "_model_mapping", None) is not None
-
-
-def _class_in(auto_name: str, config: Any) -> type | None:
-    """The class that an auto class of the installed transformers lists for a config."""
-    import transformers
-
-    mapping = getattr(getattr(transformers, auto_name, None), "_model_mapping", None)
-    if mapping is None or type(config) not in mapping:
-        return None
-    classes: Any = mapping[type(config)]
-    return classes[0] if isinstance(classes, (tuple, list)) else classes  # type: ignore[no-any-return]
-
-
-def _listed_class(auto_name: str, config: Any) -> type | None:
-    """The class under a config's `model_type` in the list of an auto class, whether or not the auto
-    class takes the config: it asks by the name of the config's class, which may be there twice."""
-    import transformers
-
-    mapping = getattr(getattr(transformers, auto_name, None), "_model_mapping", None)
-    listed = (getattr(mapping, "_model_mapping", None) or {}).get(config.model_type)
-    name = listed[0] if isinstance(listed, (tuple, list)) else listed
-    cls = getattr(transformers, name, None) if isinstance(name, str) else None
-    return (
-        cls if inspect.isclass(cls) and getattr(cls, "config_class", None) is type(config) else None
-    )
-
-
-def _is_text_encoder(config: Any) -> bool:
-    """Whether the config describes an encoder that can also be run as a decoder (BERT's kind)."""
-    import transformers
-
-    masked = getattr(transformers, "AutoModelForMaskedLM", None)
-    mapping = getattr(masked, "_model_mapping", None)
-    in_mapping = mapping is not None and type(config) in mapping
-    return in_mapping and not getattr(config, "is_decoder", False)
-
-
-def _remote_class(reference: Any, source: Mapping[str, Any]) -> type:
-    from transformers.dynamic_module_utils import get_class_from_dynamic_module
-
-    reference = reference[0] if isinstance(reference, (list, tuple)) else reference
-    try:
-        with _quiet():
-            cls = get_class_from_dynamic_module(
-                str(reference), source["folder"], local_files_only=True
-            )
-    except Exception as error:
-        raise EvidenceError(
-            f"the repository's class {reference!r} cannot be imported here: "
-            f"{type(error).__name__}: {_one_line(error)}"
-        ) from error
-    return cls  # type: ignore[no-any-return]
-
-
 def _from_config(cls: Any, config: Any, options: dict[str, Any]) -> Any:
     if hasattr(cls, "_from_config"):
         return cls._from_config(config, **options)
@@ -473,19 +352,6 @@ def _as_batches(batches: Any, name: str) -> list[dict[str, Any]] | None:
             f"MODEL {name!r}: a batch must be a mapping of forward arguments to tensors"
         )
     return [dict(batch) for batch in many]
-
-
-@contextlib.contextmanager
-def _quiet() -> Any:
-    """Without the warnings that transformers logs while a class is being built."""
-    from transformers.utils import logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
 
 
 def _one_line(error: BaseException) -> str:

@@ -316,14 +316,14 @@ def _supports_checkpointing(model: Any) -> bool:
 
 def _heads_of(model: Any) -> tuple[HeadClass, ...]:
     """The classes that transformers has for the config of a loaded model."""
-    from lora_doctor.evidence.loading import _classes_for
+    from lora_doctor.evidence.auto_classes import classes_for
 
     config = getattr(model, "config", None)
     if config is None or not hasattr(config, "model_type"):
         return ()
     source = {"trust_remote_code": False, "folder": None}
     return tuple(
-        HeadClass(auto, cls.__name__, task) for auto, cls, task in _classes_for(config, source)
+        HeadClass(auto, cls.__name__, task) for auto, cls, task in classes_for(config, source)
     )
 
 

@@ -15,8 +15,9 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from lora_doctor.errors import LoraDoctorError
+from lora_doctor.evidence.auto_classes import quiet
 from lora_doctor.evidence.injection import meaning, plain_wrap, report
-from lora_doctor.evidence.loading import _quiet, peft_config
+from lora_doctor.evidence.loading import peft_config
 from lora_doctor.evidence.modules import is_adapter_layer
 from lora_doctor.evidence.skeleton import skeleton
 from lora_doctor.evidence.structure import FloatPart, Quantization, Structure
@@ -140,7 +141,7 @@ class Matcher:
     def _replace(self, tree: Any, names: list[str], config: Any) -> Any:
         import torch
 
-        with _importable(self._library), _quiet(), torch.device("meta"):
+        with _importable(self._library), quiet(), torch.device("meta"):
             return self._library.replace_with_bnb_linear(
                 tree, modules_to_not_convert=names, quantization_config=config
             )
