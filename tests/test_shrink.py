@@ -100,6 +100,15 @@ def test_a_dict_of_numbers_is_named_for_what_they_are() -> None:
     assert small == {"compress_rates": {"sparse": 4, "heavy": 4}, "limits": {"sparse": 128}}
 
 
+def test_layers_that_are_run_in_cycles_are_counted_as_often() -> None:
+    """HRM counts each of its 16 layers once for each of 8 cycles; an encoder's are its own."""
+    config = {"num_layers_per_stack": 16, "num_hidden_layers": 128, "encoder_layers": 24}
+    apart, _ = apply_sizes(config, Sizes())
+    assert apart["num_hidden_layers"] == apart["encoder_layers"] == 2
+    small, _ = apply_sizes(config, Sizes(in_proportion=True))
+    assert small == {"num_layers_per_stack": 2, "num_hidden_layers": 16, "encoder_layers": 2}
+
+
 def test_latent_attention_keeps_its_sum() -> None:
     assert small_head_dim(192) == small_head_dim(128) + small_head_dim(64)
 

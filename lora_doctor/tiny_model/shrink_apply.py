@@ -51,7 +51,10 @@ class Grid(NamedTuple):
 
 @dataclass
 class Changes:
+    """`multiples`: whether some numbers of layers are multiples of another in the same config."""
+
     by_role: dict[str, list[str]] = field(default_factory=dict)
+    multiples: bool = False
 
     def note(self, role: str, path: str, key: str, old: Any, new: Any) -> None:
         where = f"{path}.{key}" if path else key
@@ -81,8 +84,10 @@ def apply_sizes(config: Any, sizes: Sizes) -> tuple[Any, Changes]:
             plan = plan_layers(node, sizes.min_depth)
             new.update({key: ("layers", value) for key, value in plan.values.items()})
             kept = plan.kept
+            together = in_proportion(node, plan)
+            changes.multiples = changes.multiples or bool(together)
             if sizes.in_proportion:
-                new.update({k: ("layers", v) for k, v in in_proportion(node, plan).items()})
+                new.update({key: ("layers", value) for key, value in together.items()})
         _shrink_entries(node, before, new, sizes, maps)
         _fix_gaps(node, root, before, ids, new)
         _fix_feature_widths(before, new)

@@ -63,6 +63,20 @@ def plan_layers(node: Node, min_depth: int) -> LayerPlan:
     return LayerPlan({k: v for k, v in values.items() if v != node.values[k]}, main, left)
 
 
+def in_proportion(node: Node, plan: LayerPlan) -> dict[str, int]:
+    """Depths that are multiples of the smallest one, as the same multiples of what that became:
+    layers that are run in cycles are counted once for each (HRM's `num_hidden_layers`)."""
+    depths = _depths(node)
+    for key, value in node.values.items():
+        if re.search(r"layers_per_", key) and type(value) is int and value > 1:
+            depths.setdefault(key, value)
+    low = min(depths.values(), default=0)
+    if all(n == low or n % low for n in depths.values()):
+        return {}
+    small = next((plan.values[k] for k, n in depths.items() if n == low and k in plan.values), 2)
+    return {key: n // low * small for key, n in depths.items() if n % low == 0}
+
+
 def _depths(node: Node) -> dict[str, int]:
     stages = {
         len(v)

@@ -27,7 +27,6 @@ _ROLES_TO_RESTORE = (
     "window",
 )
 
-
 _SMALLER = "smaller widths"
 
 
@@ -48,6 +47,9 @@ def relax(sizes: Sizes, objection: str, changes: Changes) -> list[Sizes]:
     # was too big, the one with smaller widths is the first.
     if sizes.why and not sizes.why.startswith(_SMALLER):
         return options
+    if changes.multiples:
+        why = f"numbers of layers in proportion ({objection})"
+        options.append(replace(sizes, in_proportion=True, why=why))
     for grid in (8, 12, 16):
         if grid > sizes.grid and any("image" in k for k in changed):
             options.append(replace(sizes, grid=grid, why=f"{grid} patches per side ({objection})"))
