@@ -112,6 +112,18 @@ def test_an_error_that_no_entry_explains_changes_nothing() -> None:
     assert mend(GapConfig(), raised_by(Broken, GapConfig())) is None
 
 
+class NumbersThatDoNotFit(torch.nn.Module):  # type: ignore[misc]
+    def __init__(self, config: GapConfig) -> None:
+        super().__init__()
+        self.budget = config.budget
+        raise TypeError("10 cannot be split into 3")
+
+
+def test_an_error_about_numbers_fills_no_empty_entry() -> None:
+    """An optional entry (a padding token) that was read on the way is not at fault."""
+    assert mend(GapConfig(), raised_by(NumbersThatDoNotFit, GapConfig())) is None
+
+
 def test_equal_sections_stay_equal() -> None:
     """Height and width are rotated side by side: `[22, 22, 20]` cannot become `[14, 13, 13]`."""
     assert spread(40, [22, 22, 20]) == [14, 14, 12]

@@ -35,8 +35,10 @@ def gaps(error: BaseException, nearby: bool = True) -> list[Gap]:
     """The empty entries that the innermost function of model code reads, which reads any.
 
     First those in the statement that raised; where there are none, those that the function has read
-    before without asking whether they are empty (only with ``nearby``).
+    before without asking whether they are empty (only with ``nearby``, and only when the exception
+    speaks of None: numbers that do not fit are not the doing of an entry that is not there).
     """
+    nearby = nearby and "None" in str(error)
     looked_up: list[str] = []
     for frame, line in _frames(error)[:_TOO_DEEP]:
         function = _source(frame)
