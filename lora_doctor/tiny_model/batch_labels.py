@@ -41,6 +41,13 @@ def candidates(
         yield "labels", {"labels": ids, "next_sentence_label": torch.zeros(b, dtype=torch.long)}
     if "sentence_order_label" in names:
         yield "labels", {"labels": ids, "sentence_order_label": torch.zeros(b, dtype=torch.long)}
+    if "decoder_input_ids" in names and _streams(logits, b) > 1:
+        # A decoder of several streams of codes: on one step alone its attention learns nothing
+        streams = _streams(logits, b)
+        codes = draft.normal_ids(b * 8 * streams, min(draft.decoder_vocab, logits.shape[-1]))
+        inputs_of = codes.reshape(b, 8, streams)
+        labels_of = inputs_of.transpose(1, 2).reshape(b * streams, 8)
+        yield "labels", {"labels": labels_of, "decoder_input_ids": inputs_of}
     if _has_decoder(draft):
         target = draft.normal_ids(b * 8, draft.decoder_vocab).reshape(b, 8)
         if "decoder_input_ids" in inputs:
@@ -90,6 +97,13 @@ def _logits(outputs: Any) -> Any:
         if value is not None and hasattr(value, "dim"):
             return value
     return next(_tensors(outputs), None)
+
+
+def _streams(logits: Any, batch_size: int) -> int:
+    """Rows of logits for a row of the batch: streams of codes are folded into the batch (Dia)."""
+    if logits is None or logits.dim() != 3 or logits.shape[0] % batch_size:
+        return 1
+    return int(logits.shape[0]) // batch_size
 
 
 def _per_token(logits: Any, ids: Any) -> bool:
