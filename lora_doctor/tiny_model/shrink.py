@@ -111,8 +111,8 @@ def shrink(
     while pending and attempts < MAX_ATTEMPTS and (attempts == 0 or time.monotonic() < end):
         sizes = pending.pop(0)
         small, changes = apply_sizes(config, sizes)
-        refused = read_back(small) if checked else None
-        if refused is not None and read_back(config) is None:
+        small, refused = read_back(small) if checked else (small, None)
+        if refused is not None and read_back(config)[1] is None:
             # A cheap attempt, no model was built; when nothing helps, one that is not saved will do
             last = one_line(refused)
             objections.append(last)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,19 +19,35 @@ class TooBig(Exception):
         self.shape = shape
 
 
-def read_back(config: Any) -> Exception | None:
-    """What the config's class objects to when it is saved and loaded again, as it will be with the
-    model: many of its checks run only then. No weights are made."""
+def read_back(config: Any) -> tuple[Any, Exception | None]:
+    """The config as it is loaded with a saved model, and what its class objects to then: many of
+    its checks run only when loading. No weights are made.
+
+    Where the class computes an entry from others (Phi-4-multimodal's `nemo_final_size`), that entry
+    is another one after loading, and weights of the shape before would not fit.
+    """
     if not hasattr(config, "save_pretrained"):
-        return None
+        return config, None
     twin = copy.deepcopy(config)  # saving writes class names into it
     try:
         with tempfile.TemporaryDirectory(prefix="lora-doctor-") as folder:
             twin.save_pretrained(folder)
-            type(config).from_pretrained(folder)
+            loaded = type(config).from_pretrained(folder)
     except Exception as error:  # noqa: BLE001 - an objection like one of construction
-        return error
-    return None
+        return config, error
+    if _entries(loaded) == _entries(config):
+        return config, None
+    loaded._name_or_path = getattr(config, "_name_or_path", "")
+    return loaded, None
+
+
+def _entries(config: Any) -> dict[str, Any]:
+    """What is saved of a config, as the file has it."""
+    text: str = config.to_json_string(use_diff=False)
+    found: dict[str, Any] = json.loads(text)
+    for key in ("_name_or_path", "transformers_version"):
+        found.pop(key, None)
+    return found
 
 
 def build_small(
