@@ -53,6 +53,13 @@ class LayerIsNoPlainMatrix(Rule):
         ),
         Example("healthy", "tests.models:linear_in_groups", {"target_modules": ["first"]}),
         Example("healthy", "arch:llama", {"target_modules": "all-linear"}),
+        Example(
+            "healthy",
+            "arch:llama",
+            {"target_modules": ["q_proj"], "load_in_4bit": True},
+            requires={"bitsandbytes": ">=0.43"},
+            why="a weight in 4 bits is packed; its rows are not those that come out",
+        ),
     )
 
     def check(self, case: Case) -> Iterator[Finding]:

@@ -40,7 +40,9 @@ class Misfits(Observer):
 
             if not inputs or not isinstance(inputs[0], torch.Tensor):
                 return
-            wanted = [*inputs[0].shape[:-1], module.weight.shape[0]]
+            # PEFT's own number: the rows of a weight in 4 bits are packed.
+            rows = getattr(layer.module, "out_features", module.weight.shape[0])
+            wanted = [*inputs[0].shape[:-1], rows]
             tensor = isinstance(output, torch.Tensor)
             if not tensor or list(output.shape) != wanted:
                 put_out = f"a tensor {list(output.shape)}" if tensor else _in_words(output)
