@@ -198,3 +198,10 @@ def test_pattern_of_replaces_whole_numbers_only() -> None:
     assert pattern_of("model.layers.12.mlp.w1") == "model.layers.*.mlp.w1"
     assert pattern_of("0.h.3") == "*.h.*"
     assert pattern_of("block2.1x1.conv") == "block2.1x1.conv"
+
+
+def test_a_patcher_of_bytes_is_no_vision_tower() -> None:
+    """BLT cuts bytes into patches; taken for pictures, it left two of its three stacks untrained."""
+    model = build("blt")
+    found = find_towers(model, collect(model)).towers
+    assert "vision" not in {tower.kind for tower in found}, found

@@ -15,7 +15,7 @@ from typing import Any
 from lora_doctor.evidence.modules import Part, unwrap
 from lora_doctor.evidence.structure import TowerKind
 
-_VISION = re.compile(r"vision|visual|image|pixel|patch|video|(^|_)vit", re.IGNORECASE)
+_VISION = re.compile(r"vision|visual|image|pixel|patch(?!er)|video|(^|_)vit", re.IGNORECASE)
 _AUDIO = re.compile(r"audio|speech|input_features|input_values|mel_|waveform", re.IGNORECASE)
 #: Below so many rows an embedding holds positions or segments, not tokens; only asked where the
 #: model does not say itself which embedding is the token embedding.
