@@ -7,7 +7,9 @@ Each kept tiny model is loaded with `from_pretrained`, wrapped with the printed 
 three optimizer steps on the kept batch: the loss must fall, nothing but adapters may be trainable,
 and every adapter must move, by its gradient alone (no weight decay). One expert of a list that no
 token was sent to has no gradient to move by; that is seen by a hook, counted and printed, and
-counts only where another expert of the same list did move. Nothing of lora-doctor is imported.
+counts only where another expert of the same list did move. A recipe that names layers by number
+names those of the full model; the kept `recipe.json` has the numbers of the tiny one, and such rows
+are printed. Nothing of lora-doctor is imported.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ def main(table: Path, models: Path, names: list[str]) -> int:
     trained = [row for row in trained if not names or row["model_type"] in names]
     wrong = adapters = 0
     without_token: dict[str, int] = {}
+    renumbered: list[str] = []
     for row in trained:
         name = f"{row['auto_class']}-{row['model_type']}"
         try:
@@ -42,11 +45,15 @@ def main(table: Path, models: Path, names: list[str]) -> int:
         except Exception as error:  # noqa: BLE001 - it is this row's answer
             tried = Tried(" ".join(f"{type(error).__name__}: {error}".split()))
         adapters += tried.adapters
+        if recipe_of(row, models / name) != row["recipe"]:
+            renumbered.append(name)
         if tried.without_token:
             without_token[name] = tried.without_token
         if tried.reason:
             wrong += 1
             print(f"{name}: {tried.reason}", flush=True)
+    for name in renumbered:
+        print(f"{name}: the recipe names layers by number, tried with those of the tiny model")
     for name, count in without_token.items():
         print(f"{name}: {count} adapter weights of experts that got no token, not judged")
     print(f"{adapters} adapter weights, {sum(without_token.values())} of them without a token")
@@ -74,11 +81,17 @@ def gentlest(row: dict[str, Any], folder: Path) -> Tried:
     return tried
 
 
+def recipe_of(row: dict[str, Any], folder: Path) -> dict[str, Any]:
+    file = folder / "recipe.json"
+    recipe: dict[str, Any] = json.loads(file.read_text()) if file.exists() else row["recipe"]
+    return recipe
+
+
 def one_try(row: dict[str, Any], folder: Path, batch: dict[str, Any], rate: float) -> Tried:
     torch.manual_seed(0)
     model = getattr(transformers, row["model_class"]).from_pretrained(folder)
     known = {field.name for field in dataclasses.fields(peft.LoraConfig)}
-    config = peft.LoraConfig(**{k: v for k, v in row["recipe"].items() if k in known})
+    config = peft.LoraConfig(**{k: v for k, v in recipe_of(row, folder).items() if k in known})
     model = peft.get_peft_model(model, config)
     adapters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     strays = [name for name in adapters if "lora_" not in name]

@@ -13,7 +13,7 @@ from typing import Any
 
 from lora_doctor.contract import DOES_NOT_RUN
 from lora_doctor.errors import EvidenceError
-from lora_doctor.evidence import tiny
+from lora_doctor.evidence import fewer_layers, tiny
 from lora_doctor.isolation import one_line, report_progress
 from lora_doctor.ledger import is_out_of_memory
 from lora_doctor.recipe import Recipe
@@ -24,7 +24,10 @@ STEPS_AS_CHECK = 3
 
 
 def gather(
-    source: Mapping[str, Any], ways: Mapping[str, Mapping[str, Any]], keep: str | None = None
+    source: Mapping[str, Any],
+    ways: Mapping[str, Mapping[str, Any]],
+    own: Mapping[str, Any],
+    keep: str | None = None,
 ) -> dict[str, dict[str, str]]:
     """Try each way on one tiny model: ``{"status": "yes", "no" or "unknown", "reason": ...}``.
 
@@ -32,8 +35,10 @@ def gather(
         source: :meth:`ModelSource.to_json`.
         ways: name of the cell to the recipe (:meth:`Recipe.to_json`) that it is about; all for the
             same class.
-        keep: a folder for the tiny model (`save_pretrained`) and its batch (`batch.safetensors`,
-            and `batch.json` for what is no tensor), so that others can try the same.
+        own: the row's recipe, which the ways are variants of.
+        keep: a folder for the tiny model (`save_pretrained`), its batch (`batch.safetensors`, and
+            `batch.json` for what is no tensor) and `recipe.json`, the row's recipe with the layer
+            numbers of the tiny model, so that others can try the same.
 
     Raises:
         EvidenceError: no tiny model can be made.
@@ -44,7 +49,8 @@ def gather(
     loader = Loader(source, next(iter(recipes.values())))
     shrunk = tiny.make(loader)
     if keep is not None:
-        save(shrunk, Path(keep))
+        fitted, _ = fewer_layers.fit(Recipe.from_json(own), shrunk.model, loader.config)
+        save(shrunk, fitted, Path(keep))
     found = {}
     for name, recipe in recipes.items():
         report_progress(f"trying {name}")
@@ -96,8 +102,8 @@ def why(result: Verification) -> str:
     return f"{first.name}: {first.value}{detail}"
 
 
-def save(shrunk: Any, folder: Path) -> None:
-    """The tiny model and its batch as files.
+def save(shrunk: Any, recipe: Recipe, folder: Path) -> None:
+    """The tiny model, its batch and a recipe as files.
 
     Raises:
         EvidenceError: it has no batch.
@@ -114,3 +120,5 @@ def save(shrunk: Any, folder: Path) -> None:
     contiguous = {name: value.contiguous() for name, value in tensors.items()}
     save_file(contiguous, str(folder / "batch.safetensors"))
     (folder / "batch.json").write_text(json.dumps(others), encoding="utf-8")
+    values = {key: value for key, value in recipe.values.items() if value is not None}
+    (folder / "recipe.json").write_text(json.dumps(values), encoding="utf-8")

@@ -158,6 +158,7 @@ def _other_ways(case: Case, recipe: Recipe, worker: Worker, keep: Path | None) -
         {
             "source": case.source.to_json(),
             "ways": ways,
+            "own": recipe.to_json(),
             "keep": str(keep) if keep is not None else None,
         },
         time_limit=limits.tiny_seconds,
