@@ -188,3 +188,11 @@ def test_a_config_of_another_class_is_told_apart_from_a_broken_one() -> None:
         pytest.skip("this transformers lists it with its own class")
     with pytest.raises(EvidenceError, match=r"is built from a LlavaConfig and not from"):
         gather(found.source, as_recipe({"model_class": found.loaded_by}).to_json())
+
+
+def test_stages_of_a_tower_that_are_joined_get_one_width() -> None:
+    """DeepSeek-OCR-2's default has two stages of different width, and joins what they put out."""
+    found = loader("deepseek_ocr2")
+    tiny = shrink(found.config, lambda config: found.build("cpu", config=config))
+    assert tiny.batch is not None
+    assert "image" in tiny.batch.modality

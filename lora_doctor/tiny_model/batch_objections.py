@@ -276,6 +276,8 @@ def _range(draft: Draft, inputs: dict[str, Any], text: str) -> str:
 
 def _unpack(draft: Draft, inputs: dict[str, Any], text: str) -> str:
     match = re.search(r"unpack \(expected (\d)(?:, got (\d))?\)", text)
+    # "Expected 3D (unbatched) or 4D (batched) input to conv2d": images come in batches.
+    match = match or re.search(r"\(unbatched\) or (\d)D \(batched\) input to conv2d", text)
     match = match or re.search(r"[Ee]xpected (?:a )?(\d)-?D", text)
     if not match:
         return ""

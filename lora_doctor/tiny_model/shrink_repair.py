@@ -10,7 +10,7 @@ from lora_doctor.embeddings import input_embeddings
 
 from .shrink_apply import Changes, Sizes
 from .shrink_build import TooBig
-from .shrink_rules import Node, role_of, spread, tree
+from .shrink_rules import Node, flat_ints, role_of, spread, tree
 from .shrink_sections import asked_sections
 
 _ROLES_TO_RESTORE = (
@@ -101,6 +101,7 @@ def repair(sizes: Sizes, model: Any, config: Any, objections: list[str]) -> list
         overrides.update(_position_factors(root, text))
         overrides.update(_unchosen(root, text))
         overrides.update(_tie_vocabularies(root, text))
+        overrides.update(_tie_stages(root, text))
         if model is not None and _WIDTHS_DIFFER.search(text):
             overrides.update(_tie_towers(root, model))
     known = dict(sizes.overrides)
@@ -114,6 +115,24 @@ def repair(sizes: Sizes, model: Any, config: Any, objections: list[str]) -> list
 _WIDTHS_DIFFER = re.compile(
     "features.*do not match|same number of (elements|tokens)|shape mismatch|elements of source"
 )
+
+
+def _tie_stages(root: Node, text: str) -> dict[str, Any]:
+    """The width of one stage of a tower, set to what the stage before it puts out, where the two
+    are joined: "Expected size 128 but got size 224 for tensor number 1 in the list"."""
+    match = re.search(r"Expected size (\d+) but got size (\d+) for tensor number", text)
+    if match is None:
+        return {}
+    given, width = int(match[1]), int(match[2])
+    towers = [n for n in root.walk() if re.search(r"vision|visual|image|audio|speech", n.path)]
+    puts_out = any(
+        given in flat_ints(value) and role_of(key, value) in ("width", "channels")
+        for node in towers
+        for key, value in node.values.items()
+    )
+    named = ("hidden_size", "embed_dim", "d_model")
+    found = [n.where(k) for n in towers for k in named if n.values.get(k) == width]
+    return {found[0]: given} if puts_out and len(found) == 1 else {}
 
 
 def _rope_sections(root: Node, text: str) -> dict[str, Any]:
