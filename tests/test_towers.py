@@ -201,7 +201,7 @@ def test_pattern_of_replaces_whole_numbers_only() -> None:
 
 
 def test_a_patcher_of_bytes_is_no_vision_tower() -> None:
-    """BLT cuts bytes into patches; taken for pictures, it left two of its three stacks untrained."""
+    """BLT cuts bytes into patches; taken for pictures, it left two of three stacks untrained."""
     model = build("blt")
     found = find_towers(model, collect(model)).towers
     assert "vision" not in {tower.kind for tower in found}, found
