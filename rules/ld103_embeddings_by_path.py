@@ -9,7 +9,18 @@ from typing import Any
 from lora_doctor.case import Case
 from lora_doctor.evidence.source_line import line_at
 from lora_doctor.evidence.structure import Structure
-from lora_doctor.rule import Edit, Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
+from lora_doctor.rule import (
+    Edit,
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measure,
+    Patch,
+    Proof,
+    Rule,
+    Symptom,
+)
 from lora_doctor.verification import CHECKS, Verification
 
 _MISSING = re.compile(r"AttributeError: '(?P<holder>\w+)' object has no attribute '(?P<name>\w+)'")
@@ -46,7 +57,9 @@ class EmbeddingsByPath(Rule):
     ## Fix
     `get_input_embeddings()` in the place of the path. For the missing method:
     `gradient_checkpointing_kwargs: {use_reentrant: false}`, with which nobody asks for it; the
-    numbers and the memory are the same. Where PEFT asks, the method has to be given to the class.
+    numbers and the memory are the same. Where PEFT asks while it puts
+    adapters on: a patch, by which nothing is tied to embeddings that cannot be had, or the method,
+    given to the class.
 
     ## Links
     https://huggingface.co/docs/transformers/main_classes/model
@@ -116,12 +129,19 @@ class EmbeddingsByPath(Rule):
             proof=Proof("executed", "PEFT was run on the real class"),
             fixes=(
                 Fix(
-                    "Say where they are, before get_peft_model: "
+                    "Patch PEFT's question before the adapters are put on, so that nothing is tied "
+                    "to embeddings that cannot be had (lora_doctor.apply as the first line of the "
+                    "training script).",
+                    "safe",
+                    patch=Patch("no_embeddings_to_tie"),
+                ),
+                Fix(
+                    "Or say where they are, before get_peft_model: "
                     f"{structure.model_class}.get_input_embeddings = lambda self: self.{path}",
                     "manual",
                 ),
             ),
-            explains=("attaches",),
+            explains=("builds", "attaches"),
         )
 
     def _asked_for(self, case: Case, structure: Structure) -> Iterator[Finding]:

@@ -1,0 +1,58 @@
+"""PEFT on models that have no token embeddings.
+
+From PEFT 0.18 on, putting adapters on asks which layers share the weight of the token embeddings,
+and asks it of every model whose class lists tied weights. What RT-DETR ties are its detection
+heads; it has no tokens, and ``get_input_embeddings`` of transformers 5 then raises
+``NotImplementedError``: no adapter can be put on at all.
+
+With the patch nothing is tied to embeddings that are not there. Where a model has embeddings, PEFT
+does what it did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from lora_doctor.patches._support import Changes, Once
+
+NAME = "no_embeddings_to_tie"
+SUMMARY = "Lets PEFT adapt models that tie other weights than those of token embeddings"
+
+_once = Once()
+_ASKS = "_get_module_names_tied_with_embedding"
+
+
+def why_not() -> str | None:
+    """Why it does not fit the installed PEFT, or ``None``."""
+    try:
+        from peft.tuners.tuners_utils import BaseTuner
+    except ImportError as error:
+        return f"PEFT cannot be imported: {error}"
+    if not hasattr(BaseTuner, _ASKS):
+        return f"this PEFT's tuners have no {_ASKS!r}"
+    return None
+
+
+def install() -> Callable[[], None]:
+    """Patch the question that PEFT's tuners ask of the model they are put on."""
+    from peft.tuners.tuners_utils import BaseTuner
+
+    _once.forget()
+    with Changes() as changes:
+        changes.around(BaseTuner, _ASKS, _answered)
+    return changes.undo
+
+
+def _answered(original: Any) -> Any:
+    def names_tied_with_embedding(self: Any) -> list[str]:
+        try:
+            return list(original(self))
+        except NotImplementedError:
+            model_class = type(getattr(self, "model", self)).__name__
+            _once.warning(
+                f"patch {NAME}: {model_class} has no input embeddings; nothing is tied to them"
+            )
+            return []
+
+    return names_tied_with_embedding
