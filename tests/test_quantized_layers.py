@@ -28,7 +28,15 @@ class Block(torch.nn.Module):  # type: ignore[misc, name-defined]
             return torch.nn.functional.linear(x, self.down.weight)
         if self.ask == "unrelated":
             raise ValueError("nothing to do with it")
+        if self.ask == "unpacks":  # what the class of the layer gave out before it was replaced
+            x, _, _ = self.down(x)
+            return x
         return self.down(x)
+
+
+class Router(torch.nn.Linear):  # type: ignore[misc, name-defined]
+    def forward(self, x: Any) -> Any:
+        return super().forward(x), x, x
 
 
 class FakeMatcher:
@@ -47,6 +55,8 @@ def explain(ask: str, given: list[str] | None = None) -> tuple[Any, ...]:
 
     def load(skip: list[str] | None) -> Any:
         block = Block(ask)
+        if ask == "unpacks":
+            block.down = Router(8, 8)
         for path in matcher.quantized(skip) & {"up", "down"}:
             layer = bitsandbytes.nn.Linear8bitLt(8, 8, has_fp16_weights=False)
             layer.load_state_dict(block.get_submodule(path).state_dict())
@@ -58,7 +68,7 @@ def explain(ask: str, given: list[str] | None = None) -> tuple[Any, ...]:
         model(torch.randn(2, 3, 8))
         yield
 
-    return uses(load, run, matcher, given)
+    return uses(load, run, matcher, given, frozenset({"down"} if ask == "unpacks" else ()))
 
 
 def test_the_layer_whose_weight_is_read_is_left_out_and_the_model_then_runs() -> None:
@@ -72,6 +82,12 @@ def test_the_layer_whose_weight_is_read_is_left_out_and_the_model_then_runs() ->
 def test_what_the_user_skips_already_stays_in_the_list() -> None:
     (one,) = explain("reads", ["up"])
     assert one.skip == ("head", "up", "down") and one.quantized == 0
+
+
+def test_a_layer_that_lost_its_own_forward_is_told_from_one_whose_weight_is_read() -> None:
+    """Llama 4's router gives out two things (here three), and the layer in its place one."""
+    (one,) = explain("unpacks")
+    assert one.use == "class" and one.names == ("down",)
 
 
 @pytest.mark.parametrize("ask", ["unrelated", "calls"])

@@ -69,7 +69,8 @@ def explained(
         return result
     given = recipe.get("llm_int8_skip_modules")
     told = uses(load, lambda one: _forwards(one, recipe, batch), Matcher(model, recipe.quantized),
-                None if given is None else [str(name) for name in given])  # fmt: skip
+                None if given is None else [str(name) for name in given],
+                _of_their_own(model))  # fmt: skip
     if not told:
         return result
     message = f"{sentence(told[0])}: {told[0].error}"
@@ -96,11 +97,26 @@ def explained(
 def sentence(one: QuantizedUse) -> str:
     """How the layers are used, in one sentence."""
     names = ", ".join(one.patterns)
+    if one.use == "class":
+        return f"{names} has a forward of its own, which the quantized layer in its place has not"
     if one.use == "input":
         return f"{names} gets an input of more than three dimensions, which no 8-bit layer takes"
     if one.use == "output":
         return f"the model's code changes in place what {names} gives out, which is quantized"
     return f"the model's code reads the weight of {names}, which is quantized"
+
+
+def _of_their_own(model: Any) -> frozenset[str]:
+    """Paths of linear layers that compute more than a linear layer does: replaced all the
+    same, it is lost (Llama 4's router in transformers 4)."""
+    import torch
+
+    plain = torch.nn.Linear
+    return frozenset(
+        path
+        for path, module in model.named_modules()
+        if isinstance(module, plain) and type(module).forward is not plain.forward
+    )
 
 
 def _forwards(model: Any, recipe: Recipe, batch: Any) -> Iterator[None]:
@@ -132,6 +148,7 @@ def uses(
     run: Callable[[Any], Iterator[None]],
     matcher: Any,
     given: list[str] | None,
+    special: frozenset[str] = frozenset(),
 ) -> tuple[QuantizedUse, ...]:
     """The uses that keep a quantized model from running; empty when they do not explain it.
 
@@ -140,11 +157,12 @@ def uses(
         run: the forwards that must work, one at each step of the iterator.
         matcher: a :class:`quantization.Matcher` of the same model in floating point.
         given: the recipe's ``llm_int8_skip_modules``.
+        special: paths of layers that have a forward of their own in floating point.
     """
     found: dict[str, Touched] = {}
     skip, names = given, list[str]()
     for _ in range(_ROUNDS):
-        touched = _first_objection(load(skip), run)
+        touched = _first_objection(load(skip), run, special)
         if touched is None:
             break
         pattern = pattern_of(touched.path)
@@ -179,11 +197,13 @@ def uses(
     return tuple(told)
 
 
-def _first_objection(model: Any, run: Callable[[Any], Iterator[None]]) -> Touched | None:
+def _first_objection(
+    model: Any, run: Callable[[Any], Iterator[None]], special: frozenset[str]
+) -> Touched | None:
     """What the model raises, and the layer behind it: ``path`` is empty when none is."""
     steps = run(model)
     while True:
-        watch = _watch(model)
+        watch = _watch(model, special)
         try:
             with watch:
                 next(steps)
@@ -197,7 +217,7 @@ def _first_objection(model: Any, run: Callable[[Any], Iterator[None]]) -> Touche
             return Touched(path, use, line or where(error), text)
 
 
-def _watch(model: Any) -> Any:
+def _watch(model: Any, special: frozenset[str]) -> Any:
     from torch.overrides import TorchFunctionMode
 
     class Watch(TorchFunctionMode):  # type: ignore[misc]
@@ -218,6 +238,7 @@ def _watch(model: Any) -> Any:
             self.outputs: dict[int, tuple[str, Any]] = {}
             self.read: tuple[str, str] = ("", "")
             self.changed = ""
+            self.replaced = ""
             self._handles: list[Any] = []
 
         def __enter__(self) -> Any:
@@ -262,6 +283,7 @@ def _watch(model: Any) -> Any:
         def _end(self, path: str) -> Any:
             def hook(_layer: Any, _inputs: Any, output: Any) -> None:
                 self.running.pop()
+                self.replaced = path if path in special else self.replaced
                 self.outputs[_storage(output)] = (path, output)
 
             return hook
@@ -272,6 +294,8 @@ def _watch(model: Any) -> Any:
                 return self.changed, "output", ""
             if self.running and self.running[-1] in self.wide:
                 return self.running[-1], "input", ""
+            if self.replaced and not self.read[0]:
+                return self.replaced, "class", ""
             return self.read[0], "weight", self.read[1]
 
         def __torch_function__(
