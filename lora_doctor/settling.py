@@ -19,6 +19,7 @@ from lora_doctor.verification import AdapterGroup, Verification
 
 #: Pattern of a group of layers, to the numbers that these have in their stack at full size.
 Numbers = Callable[[Sequence[str]], Mapping[str, Sequence[int]]]
+_NO_GRADIENT = re.compile("does not require grad")
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ def settled(
             reasons += _why_left_out(seen)
     else:
         changes, reasons = _without_misfits(structure, seen)
+        if not changes and not recipe.get("gradient_checkpointing"):
+            changes, reasons = _with_input_embeddings(recipe, structure, seen)
     if _ours(asked, "modules_to_save") and seen.saving is not None and seen.saving.statistics:
         named = list(dict.fromkeys(suffix(path) for path in seen.saving.statistics))
         if _name_only(named, seen.saving.statistics, structure):
@@ -73,6 +76,29 @@ def _without_misfits(structure: Structure, seen: Verification) -> tuple[dict[str
         return {}, []
     said = f"{', '.join(classes)} put out something else than a product; left out"
     return {"target_modules": forms[0]}, [said]
+
+
+def _with_input_embeddings(
+    recipe: Recipe, structure: Structure, seen: Verification
+) -> tuple[dict[str, Any], list[str]]:
+    """Targets with the input embeddings, where no gradient comes back at all: layers that are one
+    operation to autograd, as reversible ones are (Reformer), only take part where their input needs
+    a gradient, and what comes from frozen embeddings needs none."""
+    failure = seen.failure
+    if failure is None or failure.check != "gradients" or not _NO_GRADIENT.search(failure.message):
+        return {}, []
+    path, before = structure.input_embeddings, recipe.get("target_modules")
+    first = [group for group in structure.groups if group.pattern == path and not group.adapted]
+    if path is None or not before or before == "all-linear" or not first:
+        return {}, []
+    if first[0].kind != "embedding":
+        return {}, []
+    targets = f"{before}|{re.escape(path)}" if isinstance(before, str) else [*before, path]
+    said = (
+        "its layers hand gradients on only where their input needs one: an adapter on "
+        f"{path} gives them such an input"
+    )
+    return {"target_modules": targets}, [said]
 
 
 def _why_left_out(seen: Verification) -> list[str]:
