@@ -201,8 +201,10 @@ class Loader:
     def choice(self) -> str:
         """Which auto class was taken where nobody asked for one and there are others; else empty.
         A checkpoint's own config names its class, which is no choice of ours."""
+        if self.recipe.get("model_class") or self.source["kind"] != "arch":
+            return ""
         others = [name for name in auto_classes(self.config) if name != self.loaded_by]
-        if self.recipe.get("model_class") or self.source["kind"] != "arch" or not others:
+        if not others:
             return ""
         return f"taken as {self.loaded_by}; --class chooses another: {', '.join(others)}"
 
