@@ -15,6 +15,7 @@ from lora_doctor.evidence.modules import pattern_of
 from lora_doctor.evidence.propose import name_groups, suffix
 from lora_doctor.evidence.structure import ModuleGroup, Structure
 from lora_doctor.recipe import Recipe
+from lora_doctor.targets import quoted
 from lora_doctor.verification import AdapterGroup, Verification
 
 #: Pattern of a group of layers, to the numbers that these have in their stack at full size.
@@ -103,15 +104,20 @@ def _with_input_embeddings(
 
 def _why_left_out(seen: Verification) -> list[str]:
     merged = sorted(_merged_into_others(seen))
-    idle = [group.pattern for group in seen.adapters if group.with_gradient < group.count]
-    idle = [pattern for pattern in idle if pattern not in merged]
+    dead = _dead_layers(seen.adapters) is not None
+    idle = [
+        group.pattern
+        for group in seen.adapters
+        if (group.with_gradient < group.count if dead else not group.with_gradient)
+        and group.pattern not in merged
+    ]
     reasons = []
     if idle:
-        reasons.append(f"adapters got no gradient: {', '.join(idle)}; left out where that is so")
+        reasons.append(f"adapters got no gradient: {quoted(idle, 4)}; left out where that is so")
     if merged:
         reasons.append(
-            f"merged into one layer, adapters change others that share its weight: "
-            f"{', '.join(merged)}; left out"
+            "merged into one layer, adapters change others that share its weight: "
+            f"{quoted(merged, 4)}; left out"
         )
     return reasons
 
