@@ -27,6 +27,8 @@ def checked(worker: Worker, name: str, task: str, depth: str = "tiny") -> Any:
     ("name", "task"),
     [
         ("bert", "MultipleChoice"),  # each sample is several texts
+        ("audio-spectrogram-transformer", "AudioClassification"),  # sound of one length
+        ("wav2vec2-bert", "CTC"),  # the default config leaves the vocabulary empty
         ("swin", "ImageClassification"),  # windows that a small picture does not fill
     ],
 )
@@ -96,3 +98,28 @@ def test_the_choice_among_several_tasks_is_told(worker: Worker) -> None:
     asked = lora_doctor.check("arch:bert", {"model_class": "AutoModelForMaskedLM"},
                               depth="meta", worker=worker)  # fmt: skip
     assert not any("taken as" in note for note in asked.notes)
+
+
+def test_statistics_of_a_model_just_made_fit_its_activations() -> None:
+    """With mean 0 and variance 1, whatever the weights, MobileViT's loss was flat in eval mode."""
+    from lora_doctor.tiny_model.batch import Batch
+    from lora_doctor.tiny_model.statistics import fit_statistics
+
+    net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.Dropout(0.5))
+
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, x: Any) -> Any:
+            return self.net(x)
+
+    model = Net().eval()
+    weights = {name: value.clone() for name, value in model.named_parameters()}
+    values = torch.randn(64, 4) * 100 + 50
+    fit_statistics(model, Batch({"x": values}, ["other"], "surrogate"))
+    norm = net[1]
+    assert torch.allclose(norm.running_mean, net[0](values).mean(0), rtol=1e-3)
+    assert norm.momentum == 0.1 and not any(module.training for module in model.modules())
+    assert all(torch.equal(value, weights[name]) for name, value in model.named_parameters())

@@ -14,7 +14,6 @@ from lora_doctor.evidence.injection import Injected, inject
 from lora_doctor.evidence.modules import pattern_of
 from lora_doctor.evidence.propose import (
     DROPOUT,
-    RANK,
     name_groups,
     propose,
     suffix,
@@ -193,12 +192,13 @@ def _as_heads(found: Structure, heads: tuple[str, ...]) -> Structure:
 
 def _without_odd_convolutions(found: Structure, model: Any) -> Structure:
     """The structure with convolutions marked as no target that PEFT's adapters do not follow: in
-    more groups than divide the rank, which it refuses, and with a dilation, which it leaves out."""
+    groups, which it cannot merge and mostly refuses, with a dilation, which it leaves out, and
+    transposed ones, which it does not know."""
 
     def fits(group: ModuleGroup) -> bool:
         layer = model.get_submodule(group.examples[0])
         spread = max(layer.dilation) > 1 and max(layer.kernel_size) > 1
-        return RANK % layer.groups == 0 and not spread
+        return layer.groups == 1 and not spread and not layer.transposed
 
     groups = tuple(
         replace(group, kind="other") if group.kind == "conv" and not fits(group) else group

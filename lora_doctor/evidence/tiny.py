@@ -78,6 +78,7 @@ def make(loader: Any) -> Any:
         EvidenceError: none can be made; the text says why.
     """
     from lora_doctor.tiny_model.shrink import ShrinkError, shrink
+    from lora_doctor.tiny_model.statistics import fit_statistics
 
     report_progress("building a tiny model")
     try:
@@ -85,6 +86,7 @@ def make(loader: Any) -> Any:
     except ShrinkError as error:
         raise EvidenceError(f"no tiny model of this class can be made: {one_line(error)}") from None
     prepare.wake_zero_weights(shrunk.model)
+    fit_statistics(shrunk.model, shrunk.batch)
     return shrunk
 
 

@@ -132,6 +132,9 @@ class Draft:
         self.decoder_vocab = s.number("decoder_vocab_size", default=0) or self._decoder_rows()
         self.pixel_layout = self._first_pixel_layout()
         self.audio_layout = self._first_audio_layout()
+        fixed = s.number("max_length")  # frames of a spectrogram cut in patches (AST's kind)
+        if self.audio_layout == "frames_mel" and not positions and fixed > 64:
+            self.frames = fixed
 
     @property
     def patch(self) -> int:

@@ -79,6 +79,8 @@ def _wanted(config: Any, error: BaseException) -> dict[str, Any]:
                 found[where] = value
     for where, value in _filled(root, empty, said).items():
         found.setdefault(where, value)
+    undefined = re.findall(r"\bdefine `(\w+)`", said)
+    found |= _filled(root, [Gap("", name) for name in undefined], said)
     found |= _divisible_heads(root, said)
     found |= _asked_values(root, said)
     now = {node.where(key): value for node in root.walk() for key, value in node.values.items()}
