@@ -53,7 +53,8 @@ def settled(
         if not changes and not recipe.get("gradient_checkpointing"):
             changes, reasons = _with_input_embeddings(recipe, structure, seen)
     if _ours(asked, "modules_to_save") and seen.saving is not None and seen.saving.statistics:
-        named = list(dict.fromkeys(suffix(path) for path in seen.saving.statistics))
+        named = [name for path in seen.saving.statistics for name in _endings(path, structure)]
+        named = list(dict.fromkeys(named))
         if _name_only(named, seen.saving.statistics, structure):
             before = recipe.get("modules_to_save") or ()
             changes["modules_to_save"] = [*before, *(name for name in named if name not in before)]
@@ -209,6 +210,18 @@ def _without(dead: _Dead, groups: Sequence[ModuleGroup], numbers: Numbers) -> st
     return f"(?!{barred})(?:{'|'.join(exact)})"
 
 
+def _endings(pattern: str, structure: Structure) -> list[str]:
+    """The ends of paths that name a group; a module that is itself one of a numbered sequence goes
+    by its own number."""
+    name = suffix(pattern)
+    if not name.endswith("*"):
+        return [name]
+    length = name.count(".") + 1
+    paths = [path for group in structure.groups if group.pattern == pattern
+             for path in group.examples]  # fmt: skip
+    return [".".join(path.split(".")[-length:]) for path in paths]
+
+
 def _name_only(names: Sequence[str], patterns: Sequence[str], structure: Structure) -> bool:
     """Whether these entries of ``modules_to_save``, which PEFT compares with the end of a path,
     name nothing else."""
@@ -216,5 +229,5 @@ def _name_only(names: Sequence[str], patterns: Sequence[str], structure: Structu
         group.pattern in patterns
         for group in structure.groups
         for name in names
-        if group.pattern.endswith(name)
+        if group.pattern.endswith(name) or any(path.endswith(name) for path in group.examples)
     )
