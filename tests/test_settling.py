@@ -59,15 +59,6 @@ def test_reversible_layers_get_an_input_with_a_gradient(worker: Worker) -> None:
     assert case.tiny.outcome == "passed"
 
 
-def test_reversible_layers_get_an_input_with_a_gradient(worker: Worker) -> None:
-    """Reformer's are one operation to autograd: behind frozen embeddings nothing would learn."""
-    if not listed("reformer", "AutoModelForCausalLM"):
-        pytest.skip("this transformers has no Reformer")
-    case = settled(worker, "reformer", "AutoModelForCausalLM")
-    assert re.search("word_embeddings", str(case.recipe.get("target_modules")))
-    assert case.tiny.outcome == "passed"
-
-
 def test_batch_norms_whose_statistics_move_are_saved_with_the_adapters(worker: Worker) -> None:
     """Else the loaded model is not the one that was trained."""
     auto_class = "AutoModelForSpeechSeq2Seq"
