@@ -19,9 +19,10 @@ from lora_doctor.evidence.structure import Structure
 from lora_doctor.fixes import Patch
 from lora_doctor.isolation import Outcome, Worker
 from lora_doctor.model_source import ModelSource
+from lora_doctor.outcomes import evidence_error, went_down
 from lora_doctor.recipe import Recipe
 from lora_doctor.rule import DEPTHS, Depth
-from lora_doctor.verification import Failure, Verification
+from lora_doctor.verification import Verification
 
 if TYPE_CHECKING:
     from lora_doctor.evidence.environment import Environment
@@ -309,7 +310,7 @@ class Case:
         outcome = self._run("lora_doctor.evidence.meta:gather", self.settings.limits.meta_seconds)
         self._keep("structure", "the real class on the meta device, adapters by PEFT", outcome)
         if outcome.failure:
-            raise self._evidence_error("the meta device model", outcome)
+            raise evidence_error("the meta device model", outcome, self._worker)
         return Structure.from_json(outcome.value)
 
     def _plan_memory(self) -> Plan:
@@ -326,7 +327,7 @@ class Case:
         outcome = self._run("lora_doctor.memory_plan.gather:gather", limit, recipe=recipe)
         self._keep("memory_plan", "a training step of the real class on the meta device", outcome)
         if outcome.failure:
-            raise self._evidence_error("the memory plan", outcome)
+            raise evidence_error("the memory plan", outcome, self._worker)
         return Plan.from_json(outcome.value)
 
     def _verify(self, depth: Depth) -> Verification:
@@ -366,8 +367,8 @@ class Case:
             return Verification.from_json(outcome.value)
         if outcome.failure.kind in ("crash", "timeout", "memory"):
             # The run itself went down: that is an answer about the recipe, not a missing one.
-            return _went_down(outcome, depth)
-        raise self._evidence_error(f"the {depth} model", outcome)
+            return went_down(outcome, depth)
+        raise evidence_error(f"the {depth} model", outcome, self._worker)
 
     def recipe_in_full(self) -> Recipe:
         """The recipe with every open key filled: the structure is gathered for it."""
@@ -444,22 +445,6 @@ class Case:
             Gathered(name, origin, round(outcome.seconds, 3), reason, outcome.peak_rss or None)
         )
 
-    def _evidence_error(self, what: str, outcome: Outcome) -> EvidenceError:
-        failure = outcome.failure
-        assert failure is not None
-        if failure.type.endswith("InputError"):
-            raise InputError(failure.message)
-        if failure.type.endswith("EvidenceError"):
-            return EvidenceError(failure.message)
-        missing = [f"{name} ({error})" for name, error in self._worker.import_errors.items()]
-        if missing:
-            return EvidenceError(
-                f"{what} needs a training environment; cannot import {', '.join(missing)}; "
-                "pip install 'lora-doctor[stack]'"
-            )
-        label = f"{failure.type}: " if failure.type else ""
-        return EvidenceError(f"{what} could not be made: {failure.kind}: {label}{failure.message}")
-
 
 def _is_builtin(static: StaticEvidence) -> bool:
     """Whether the installed transformers has the classes, remote code or not."""
@@ -467,25 +452,3 @@ def _is_builtin(static: StaticEvidence) -> bool:
 
     known = known_architectures()
     return bool(known) and static.model_type in (known or ())
-
-
-def _went_down(outcome: Outcome, depth: str) -> Verification:
-    from lora_doctor.verification import Check
-
-    failure = outcome.failure
-    assert failure is not None
-    return Verification(
-        outcome="failed",
-        depth=depth,
-        device="cpu",
-        dtype="",
-        checks=(Check("forward", "failed", failure.kind, "the process lives", failure.message),),
-        failure=Failure(
-            "forward",
-            failure.type or failure.kind,
-            failure.message,
-            traceback=failure.traceback or failure.log_tail,
-        ),
-        peak_memory=outcome.peak_rss or None,
-        seconds=outcome.seconds,
-    )

@@ -18,9 +18,10 @@ from lora_doctor.evidence.modules import collect, pattern_of  # noqa: E402
 from lora_doctor.evidence.prepare import wake_zero_weights  # noqa: E402
 from lora_doctor.model_source import parse_model  # noqa: E402
 from lora_doctor.recipe import Recipe  # noqa: E402
-from lora_doctor.tiny_model.shrink_apply import Sizes, apply_sizes  # noqa: E402
+from lora_doctor.tiny_model.shrink_apply import apply_sizes  # noqa: E402
 from lora_doctor.tiny_model.shrink_build import read_back  # noqa: E402
 from lora_doctor.tiny_model.shrink_repair import repair  # noqa: E402
+from lora_doctor.tiny_model.sizes import Sizes  # noqa: E402
 
 
 class OldConfig(transformers.PretrainedConfig):  # type: ignore[misc]

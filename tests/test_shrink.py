@@ -24,8 +24,9 @@ transformers = pytest.importorskip("transformers")
 torch = pytest.importorskip("torch")
 
 from lora_doctor.tiny_model.shrink import ShrinkError, shrink  # noqa: E402
-from lora_doctor.tiny_model.shrink_apply import Sizes, apply_sizes  # noqa: E402
+from lora_doctor.tiny_model.shrink_apply import apply_sizes  # noqa: E402
 from lora_doctor.tiny_model.shrink_build import sane_weights  # noqa: E402
+from lora_doctor.tiny_model.sizes import Sizes  # noqa: E402
 
 
 def build(name: str) -> Any:

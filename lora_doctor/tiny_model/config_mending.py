@@ -17,9 +17,10 @@ from typing import Any
 
 from .batch_objections import one_line
 from .config_gaps import Gap, gaps
-from .shrink_apply import Sizes, find_entry
+from .shrink_apply import find_entry
 from .shrink_repair import filling, repair
 from .shrink_rules import Node, flat_ints, role_of, tree
+from .sizes import Sizes
 
 _ROUNDS = 4  # of objections by the config's own validation
 # Ids below those that shrinking moves, so that they are the same in the small config.

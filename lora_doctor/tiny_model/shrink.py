@@ -18,11 +18,13 @@ from lora_doctor.evidence.missing_package import missing_package
 
 from .batch_objections import one_line
 from .config_mending import mend
-from .shrink_apply import Sizes, apply_sizes, first_grid
+from .shrink_apply import apply_sizes
 from .shrink_build import TooBig, build_small, read_back
+from .shrink_image import first_grid
 from .shrink_repair import relax, relax_too_big, repair
 from .shrink_rules import tree
 from .shrink_sections import sections_of_code
+from .sizes import Sizes
 
 MAX_ATTEMPTS = 14
 TIME_LIMIT = 20.0  # seconds, for all attempts together

@@ -5,14 +5,13 @@ from __future__ import annotations
 import copy
 import inspect
 import re
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
+from .shrink_image import Grid, fix_image, shrink_tiles, shrink_tokens
 from .shrink_layers import in_proportion, plan_layers
 from .shrink_per_layer import renumbered, set_overrides
 from .shrink_rules import (
     Node,
-    flat_ints,
     id_map,
     is_numbers,
     map_ints,
@@ -24,44 +23,7 @@ from .shrink_rules import (
     vocab_map,
     width_map,
 )
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """The choices of one attempt."""
-
-    base: int = 64
-    min_depth: int = 2
-    in_proportion: bool = False
-    grid: int = 4
-    keep_roles: frozenset[str] = frozenset()
-    keep_keys: frozenset[str] = frozenset()
-    overrides: tuple[tuple[str, Any], ...] = ()
-    why: str = ""
-
-
-class Grid(NamedTuple):
-    """Patches per side of an image before and after, and its side in pixels before and after."""
-
-    before: int
-    after: int
-    side: int
-    small_side: int
-
-
-@dataclass
-class Changes:
-    """`multiples`: whether some numbers of layers are multiples of another in the same config."""
-
-    by_role: dict[str, list[str]] = field(default_factory=dict)
-    multiples: bool = False
-
-    def note(self, role: str, path: str, key: str, old: Any, new: Any) -> None:
-        where = f"{path}.{key}" if path else key
-        self.by_role.setdefault(role, []).append(f"{where} {_short(old)} -> {_short(new)}")
-
-    def steps(self) -> list[str]:
-        return [f"{role}: {', '.join(entries)}" for role, entries in self.by_role.items()]
+from .sizes import Changes, Sizes
 
 
 def apply_sizes(config: Any, sizes: Sizes) -> tuple[Any, Changes]:
@@ -92,7 +54,7 @@ def apply_sizes(config: Any, sizes: Sizes) -> tuple[Any, Changes]:
         _fix_gaps(node, root, before, ids, new)
         _fix_feature_widths(before, new)
         _fix_cutoffs(before, new)
-        grids += _fix_image(before, new, sizes)
+        grids += fix_image(before, new, sizes)
         _fix_rope(node, before, new)
         for key, (role, value) in new.items():
             if key in sizes.keep_keys or value == before[key]:
@@ -106,8 +68,8 @@ def apply_sizes(config: Any, sizes: Sizes) -> tuple[Any, Changes]:
             node.own_entries = renumbered(node.own_entries, kept.get(depth or 0))
             set_overrides(node.holder, node.own_entries)
         _plain_settings(node, changes)
-    _shrink_tokens(root, grids, changes)
-    _shrink_tiles(root, grids, changes)
+    shrink_tokens(root, grids, changes)
+    shrink_tiles(root, grids, changes)
     for where, value in sizes.overrides:
         node, key = find_entry(root, where)
         old = node.values.get(key)
@@ -345,19 +307,6 @@ def _fix_gaps(
                 new[key] = ("empty before", ids.get(found[0], found[0]) if found else 0)
 
 
-def first_grid(root: Node) -> int:
-    """Patches per side that every merge factor of the tree divides."""
-    need = 1
-    for node in root.walk():
-        stages = [len(v) for k, v in node.values.items() if role_of(k, v) == "depths"]
-        if stages and "patch_size" in node.values:
-            need = max(need, 2 ** max(stages))
-        for key, value in node.values.items():
-            if role_of(key, value) == "merge" and isinstance(value, int) and 1 < value <= 8:
-                need = max(need, 2 * value)
-    return next((g for g in (4, 6, 8, 12, 16) if g >= need and g % need == 0), 16)
-
-
 def _fix_feature_widths(before: dict[str, Any], new: dict[str, tuple[str, Any]]) -> None:
     """A width that joins the outputs of listed layers follows the length of the list."""
     after = {**before, **{key: value for key, (_, value) in new.items()}}
@@ -384,69 +333,6 @@ def _fix_cutoffs(before: dict[str, Any], new: dict[str, tuple[str, Any]]) -> Non
     for key, cuts in before.items():
         if key.endswith("cutoffs") and is_numbers(cuts) and max(cuts) <= old:
             new[key] = ("vocab", type(cuts)(max(1, cut * small // old) for cut in cuts))
-
-
-def _fix_image(before: dict[str, Any], new: dict[str, tuple[str, Any]], sizes: Sizes) -> list[Grid]:
-    """Fewer patches: `grid` per side. Returns what the images were and what they are."""
-    if "image" in sizes.keep_roles:
-        return []
-    grids: list[Grid] = []
-    patches = [
-        n for k, v in before.items() if role_of(k, v) == "patch" for n in list(flat_ints(v))[-1:]
-    ]
-    if not patches:
-        return []
-    patch = max(patches)
-    for key, value in before.items():
-        if role_of(key, value) != "image" or not list(flat_ints(value)):
-            continue
-        side = max(flat_ints(value))
-        if patch <= 0 or side // patch <= sizes.grid:
-            continue
-        new[key] = ("image", map_ints(value, lambda n: sizes.grid * patch if n > patch else n))
-        grids.append(Grid(side // patch, sizes.grid, side, sizes.grid * patch))
-    return grids
-
-
-def _shrink_tokens(root: Node, grids: list[Grid], changes: Changes) -> None:
-    """Counts of patches and of image tokens, anywhere in the tree, follow the patches per side."""
-    for node in root.walk():
-        for key, count in list(node.values.items()):
-            if role_of(key, count) != "tokens" or not isinstance(count, int):
-                continue
-            found = [_token_count(count, grid.before, grid.after) for grid in grids]
-            small = min(count, 8) if "quer" in key else next((n for n in found if n), 0)
-            if not small and grids and count > max(grid.before for grid in grids) ** 2:
-                # more tokens than patches: a default that no image size can satisfy
-                small = grids[0].after ** 2 if "position" not in key else 0
-            if small and small != count:
-                node.set(key, small)
-                changes.note("image", node.path, key, count, small)
-
-
-def _shrink_tiles(root: Node, grids: list[Grid], changes: Changes) -> None:
-    """Resolutions that an image is cut into tiles of (LLaVA-NeXT's pinpoints): as many tiles."""
-    for node in root.walk():
-        for key, points in list(node.values.items()):
-            if not isinstance(points, (list, tuple)) or not points:
-                continue
-            if not all(is_numbers(point) and len(point) == 2 for point in points):
-                continue
-            for grid in grids:
-                if all(size % grid.side == 0 for point in points for size in point):
-                    small = [[n // grid.side * grid.small_side for n in point] for point in points]
-                    node.set(key, small)
-                    changes.note("image", node.path, key, points, small)
-                    break
-
-
-def _token_count(count: int, grid: int, small: int) -> int:
-    """The number of tokens for `small` patches per side, where `count` belonged to `grid`."""
-    for extra in (0, 1):
-        side = round((count - extra) ** 0.5) if count > extra else 0
-        if side and side * side == count - extra and grid % side == 0:
-            return max(1, small // (grid // side)) ** 2 + extra
-    return 0
 
 
 def _fix_rope(node: Node, before: dict[str, Any], new: dict[str, tuple[str, Any]]) -> None:
@@ -512,8 +398,3 @@ def _float32() -> Any:
     import torch
 
     return torch.float32
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."

@@ -8,10 +8,10 @@ from typing import Any
 
 from lora_doctor.embeddings import input_embeddings
 
-from .shrink_apply import Changes, Sizes
 from .shrink_build import TooBig
 from .shrink_rules import Node, flat_ints, role_of, spread, tree
 from .shrink_sections import asked_sections
+from .sizes import Changes, Sizes
 
 _ROLES_TO_RESTORE = (
     "image",

@@ -12,8 +12,8 @@ from dataclasses import replace
 from typing import Any
 
 from .config_gaps import running_functions
-from .shrink_apply import Sizes
 from .shrink_rules import Node, is_numbers, spread, tree
+from .sizes import Sizes
 
 
 def sections_of_code(sizes: Sizes, config: Any, error: BaseException) -> list[Sizes]:
