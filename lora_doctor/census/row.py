@@ -15,7 +15,7 @@ from lora_doctor.diagnosis import Diagnosis
 from lora_doctor.errors import LoraDoctorError
 from lora_doctor.fixes import REMOVE, Edit
 from lora_doctor.from_json import from_json
-from lora_doctor.isolation import Worker
+from lora_doctor.isolation import Worker, one_line
 from lora_doctor.model_source import parse_model
 from lora_doctor.recipe import Recipe, as_recipe
 from lora_doctor.verification import Verification
@@ -36,6 +36,8 @@ COLUMNS: Mapping[str, str] = {
 }
 #: The reason of a cell that nothing was tried for, because the model does not build.
 NOT_REACHED = "not reached"
+#: The rule that says no more than what the cell says without it.
+UNEXPLAINED = "LD001"
 #: Beside what the recipe says; a recipe without `target_modules` is PEFT's own default.
 _WAYS: Mapping[str, tuple[Edit, ...]] = {
     "peft_default": (Edit("target_modules", REMOVE), Edit("target_parameters", REMOVE)),
@@ -112,6 +114,8 @@ def judge(pair: Pair, worker: Worker, limits: Limits, keep: Path | None = None) 
         cells["recipe"] = Cell(**cell(before))
         cells["save_reload"] = _check(before, "save-reload")
         cells["merge"] = _check(before, "merge")
+        for name, check in _failed(before).items():
+            cells[name] = _explained(cells[name], check, diagnosis)
         cells.update(_other_ways(case, recipe, worker, keep))
     peaks = [item.peak_memory or 0 for item in case.gathered]
     return Row(
@@ -135,6 +139,22 @@ def _builds(diagnosis: Diagnosis) -> Cell:
     if before.outcome == "undetermined" and not before.batches:
         return Cell("no", before.reason)
     return Cell("yes")
+
+
+def _failed(result: Verification) -> dict[str, str]:
+    """Columns of the recipe's own run that say no, and the check each is about."""
+    failed = [check.name for check in result.failed_checks]
+    columns = {"recipe": failed[0]} if failed else {}
+    named = {"save_reload": "save-reload", "merge": "merge"}
+    return columns | {column: check for column, check in named.items() if check in failed}
+
+
+def _explained(found: Cell, check: str, diagnosis: Diagnosis) -> Cell:
+    """The words of the rule that accounts for a failed check, where one does."""
+    for finding in diagnosis.findings:
+        if check in finding.explains and finding.rule != UNEXPLAINED:
+            return Cell(found.status, f"{one_line(finding.message)} ({finding.rule})")
+    return found
 
 
 def _check(result: Verification, name: str) -> Cell:
