@@ -222,3 +222,46 @@ def test_the_surrogate_takes_the_first_output_with_a_gradient() -> None:
     assert weight.grad is not None and weight.grad.abs().min() > 0
     with pytest.raises(BatchError):
         surrogate_loss({"ids": torch.zeros(2, dtype=torch.long)})
+
+
+def test_pictures_that_belong_together_come_as_many_as_asked_for() -> None:
+    """Points are matched between two pictures; the model says so, its config does not."""
+
+    class Matcher(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, 4, 3)
+
+        def forward(self, pixel_values: Any) -> Any:
+            if pixel_values.dim() != 5 or pixel_values.size(1) != 2:
+                said = "Input must be a 5D tensor of shape (batch_size, 2, num_channels, height, "
+                raise ValueError(f"{said}width)")
+            return self.conv(pixel_values.flatten(0, 1))
+
+    assert make_batch(Matcher()).inputs["pixel_values"].shape[1:3] == (2, 3)
+
+
+@pytest.mark.parametrize("length", [24, 32])
+def test_a_series_is_as_long_as_the_model_says(length: int) -> None:
+    """Forward names neither text nor image nor sound: what it cannot do without is made."""
+
+    class Series(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = torch.nn.Linear(length, 1)
+
+        def forward(self, past_values: torch.Tensor) -> Any:
+            """Args:
+            past_values (`torch.FloatTensor` of shape `(batch_size, sequence_length)`): seen so far.
+            """
+            if length == 32:  # cut into patches
+                return self.head(past_values.view(2, -1, length))
+            if past_values.shape[1] != length:
+                raise ValueError(
+                    f"Input sequence length ({past_values.shape[1]}) doesn't match model "
+                    f"configuration ({length})."
+                )
+            return self.head(past_values)
+
+    made = make_batch(Series()).inputs["past_values"]
+    assert made.shape[0] == 2 and made.shape[1] % length == 0

@@ -139,11 +139,21 @@ def modality_choices(parameters: dict[str, inspect.Parameter], modality: str) ->
         # an image model that reads text needs its text too
         wanted = {modality} if modality == "text" else {modality, "text"} & can
         return [wanted] if modality in can else []
-    choices = [can] if can else []
+    # Without any of these (a time series), what forward cannot do without is made up.
+    choices = [can] if can or _required(parameters) else []
     for less in (can - {"audio"}, can - {"image", "video"}, can & {"text"}):
         if less and less not in choices:
             choices.append(less)
     return choices
+
+
+def _required(parameters: dict[str, inspect.Parameter]) -> list[str]:
+    """Names of the arguments without a default value that are annotated as tensors."""
+    return [
+        name
+        for name, parameter in parameters.items()
+        if parameter.default is parameter.empty and "Tensor" in str(parameter.annotation)
+    ]
 
 
 def _settle(draft: Draft, with_labels: bool, run: bool) -> Batch:

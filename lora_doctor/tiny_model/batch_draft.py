@@ -100,6 +100,7 @@ class Draft:
     patch_dim: int = 0
     codebooks: int = 0
     choices: int = 0
+    images: int = 0
     last_id: int = 0
     blind: str = ""
     vocab: int = 0
@@ -364,9 +365,12 @@ class Draft:
         return torch.rand(shape, generator=self.generator()) * 2 - 1
 
     def images_per_row(self) -> int:
-        """Pictures per sample in a five-dimensional layout: frames, tiles of one image, or one."""
+        """Pictures per sample in a five-dimensional layout: frames, tiles of one image, as many as
+        an objection asks for, or one."""
         if self._anyres():
             return 1 + self.tile_rows() * self.tile_columns()  # the overview comes first
+        if self.images:
+            return self.images
         frames = self.settings.number("num_frames")
         return frames if frames and "input_ids" not in self.parameters else 1
 

@@ -144,7 +144,16 @@ def _index_mask(draft: Draft, inputs: dict[str, Any], error: BaseException) -> s
 
 
 def _lengths(draft: Draft, inputs: dict[str, Any], text: str) -> str:
-    """Features that are added to the tokens instead of taking the place of some: as many tokens."""
+    """Features that are added to the tokens instead of taking the place of some: as many tokens.
+    A series whose length the model says."""
+    fixed = re.search(r"sequence length \((\d+)\) does(?:n't| not) match .*?\((\d+)\)", text)
+    if fixed and int(fixed[1]) == draft.seq_len and not draft.modalities:
+        draft.seq_len = int(fixed[2])
+        return f"{draft.seq_len} values in a series"
+    pieces = re.search(r"shape '\[\d+, -1, (\d+)\]' is invalid for input", text)
+    if pieces and not draft.modalities and draft.seq_len % int(pieces[1]):
+        draft.seq_len = 2 * int(pieces[1])
+        return f"{draft.seq_len} values in a series"
     ids = inputs.get("input_ids")
     match = re.search(
         r"tensor a \((\d+)\) must match the size of tensor b \((\d+)\).* dimension 1$", text
@@ -278,10 +287,13 @@ def _unpack(draft: Draft, inputs: dict[str, Any], text: str) -> str:
     match = re.search(r"unpack \(expected (\d)(?:, got (\d))?\)", text)
     # "Expected 3D (unbatched) or 4D (batched) input to conv2d": images come in batches.
     match = match or re.search(r"\(unbatched\) or (\d)D \(batched\) input to conv2d", text)
-    match = match or re.search(r"[Ee]xpected (?:a )?(\d)-?D", text)
+    match = match or re.search(r"(?:[Ee]xpected|must be) (?:an? )?(\d)-?D", text)
     if not match:
         return ""
     want = int(match[1])
+    several = re.search(r"of shape \(\w+, (\d+), \w*channels", text)
+    if several:  # pictures that belong together (two, of which points are matched)
+        draft.images = int(several[1])
     if "image" in draft.modalities and "pixel_values" in inputs:
         for layout in _LAYOUTS.get(want, ()):
             new = layout not in draft.tried and layout != draft.pixel_layout
