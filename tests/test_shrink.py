@@ -276,3 +276,13 @@ def test_what_cannot_be_built_says_so_in_one_line() -> None:
     with pytest.raises(ShrinkError, match="no such thing") as caught:
         shrink(transformers.LlamaConfig(), refuse)
     assert "\n" not in caught.value.reason
+
+
+@pytest.mark.parametrize(("last", "dead"), [(11, 0), (9, 2)])
+def test_what_layers_give_out_is_as_far_from_the_end_as_before(last: int, dead: int) -> None:
+    """As many of them, none below 1: some models count from 0 and others from 1."""
+    given_out = (2, 5, 8, last)
+    plan = plan_layers(node(num_hidden_layers=12, backbone_out_indices=given_out), 2)
+    small = plan.values["backbone_out_indices"]
+    assert len(set(small)) == 4 and min(small) == 1
+    assert plan.depth - 1 - max(small) == dead

@@ -31,6 +31,8 @@ def checked(worker: Worker, name: str, task: str, depth: str = "tiny") -> Any:
         ("wav2vec2-bert", "CTC"),  # the default config leaves the vocabulary empty
         ("glpn", "DepthEstimation"),  # batch norms that go by a number
         ("swin", "ImageClassification"),  # windows that a small picture does not fill
+        ("dpt", "DepthEstimation"),  # as many layers give out features as the neck has widths
+        ("timesfm", "TimeSeriesPrediction"),  # neither text nor image nor sound
     ],
 )
 def test_a_recipe_that_trains(worker: Worker, name: str, task: str) -> None:

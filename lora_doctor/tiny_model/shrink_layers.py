@@ -188,7 +188,11 @@ def _kept_layers(node: Node, length: int, min_depth: int) -> list[int]:
     ]
     if periods:  # two of each period after the dense layers, so that both kinds occur
         wanted = max(wanted, 2 + sum(not end for _, end in thresholds.values()))
-    wanted = max([wanted, *(len(v) for k, v in numbers.items() if k.endswith("out_indices"))])
+    # One more where the first is not given out (some count it from 0, some from 1), and those
+    # behind the last one.
+    given_out = [v for k, v in numbers.items() if k.endswith("out_indices")]
+    spare = [(min(v) > 0) + max(0, length - 1 - max(v)) for v in given_out]
+    wanted = max([wanted, *(len(v) + n for v, n in zip(given_out, spare, strict=True))])
     chosen = node.values.get("out_indices")
     if "stage_names" in node.values and isinstance(chosen, (list, tuple)):
         wanted = max(wanted, len(chosen))
@@ -211,7 +215,8 @@ def _cut(node: Node, length: int, kept: list[int]) -> dict[str, Any]:
             values[key] = [[[kinds[layer] for layer in kept], 1]]
     for key, numbers in _layer_numbers(node, length).items():
         if key.endswith("out_indices"):  # their count is part of the architecture
-            new = list(range(len(kept) - len(numbers), len(kept)))
+            last = len(kept) - (length - max(numbers))  # as far from the end as before
+            new = list(range(last + 1 - len(numbers), last + 1))
         else:
             new = [i for i, layer in enumerate(kept) if layer in numbers]
         values[key] = type(node.values[key])(new)

@@ -37,7 +37,7 @@ _ROLES: tuple[tuple[str, str], ...] = (
     ("feature_layer", r"feature_layers?$|select_layer$"),
     ("layer_index", r"(layers?|block|attn|deepstack|sparse)\w*_(ind(ex|ices|exes)|idxs?|ids)$"),
     ("layer_index", r"^(mlp_only|cross_attention|moe|global_attn|no_rope|full_attn|nope)_layers?$"),
-    ("layer_index", r"(_indexes|_idxs|layer_ids|_layers)$"),
+    ("layer_index", r"(_indexes|_idxs|layer_ids|_layers)$|(^|_)out_indices$"),
     ("experts", r"^(moe_)?(num|n)_(local_|routed_|moe_)?experts$|^num_ffn_experts$|^moe_experts$"),
     ("experts", r"num_(local_|routed_)?experts$|expert_num$"),
     ("topk", r"experts_per_tok(en)?$|^moe_(top_?k|k)$|^(router_)?top_?k(_experts)?$|^topk$"),
