@@ -4,8 +4,9 @@
     python tests/trains_independently.py OUT/census.json MODELS [NAME...]
 
 Each kept tiny model is loaded with `from_pretrained`, wrapped with the printed recipe, and takes
-three optimizer steps on the kept batch: the loss must fall, nothing but adapters may be trainable,
-and every adapter must move, by its gradient alone (no weight decay). One expert of a list that no
+three optimizer steps on the kept batch: the loss must fall, nothing but adapters and what
+`modules_to_save` names may be trainable, and all of it must move, by its gradient alone (no weight
+decay). One expert of a list that no
 token was sent to has no gradient to move by; that is seen by a hook, counted and printed, and
 counts only where another expert of the same list did move. A recipe that names layers by number
 names those of the full model; the kept `recipe.json` has the numbers of the tiny one, and such rows
@@ -94,7 +95,9 @@ def one_try(row: dict[str, Any], folder: Path, batch: dict[str, Any], rate: floa
     config = peft.LoraConfig(**{k: v for k, v in recipe_of(row, folder).items() if k in known})
     model = peft.get_peft_model(model, config)
     adapters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    strays = [name for name in adapters if "lora_" not in name]
+    # What `modules_to_save` names is trained beside the adapters, and has to move as they do.
+    saved = ".modules_to_save." if config.modules_to_save else "lora_"
+    strays = [name for name in adapters if "lora_" not in name and saved not in name]
     if strays or not adapters:
         return Tried(f"{len(strays)} of {len(adapters)} trainable weights are no adapters {strays}")
     before = {name: p.detach().clone() for name, p in adapters.items()}
