@@ -52,6 +52,19 @@ def test_convolutions_are_adapted_where_no_layer_is_linear(worker: Worker) -> No
     assert not any(re.search("conv_3x3", group.pattern) for group in adapted)
 
 
+def test_convolutions_in_groups_are_passed_by_among_others_of_the_same_name(
+    worker: Worker,
+) -> None:
+    """Of the three in each block of a RegNet, told apart by a number only, the second is in
+    groups, which PEFT refuses where the rank is no multiple of them."""
+    structure = checked(worker, "regnet", "ImageClassification", "meta").structure
+    assert structure is not None and structure.injection.ok, structure and structure.injection
+    convolutions = [group for group in structure.groups if group.leaf == "convolution"]
+    blocks = [group for group in convolutions if group.pattern.endswith("layer.*.convolution")]
+    ends = {path.split(".")[-2]: group.adapted > 0 for group in blocks for path in group.examples}
+    assert len(ends) == 3 and [end for end, adapted in ends.items() if not adapted] == ["1"]
+
+
 @pytest.mark.parametrize(
     ("name", "task", "head"),
     [

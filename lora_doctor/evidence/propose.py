@@ -150,18 +150,37 @@ def name_groups(structure: Structure, wanted: Sequence[ModuleGroup]) -> list[str
     short = rf"{start}\..*\.(?:{names})" if start else rf".*\.(?:{names})"
     if _selects(short, wanted, others):
         forms.append(short)
-    forms.append("|".join(dict.fromkeys(_exact(group) for group in wanted)))
+    forms.append("|".join(dict.fromkeys(_exact(group, wanted, others) for group in wanted)))
     return forms
 
 
-def _exact(group: ModuleGroup) -> str:
-    """A regular expression for one group; layers of a sequence are named by their own numbers."""
+def _exact(group: ModuleGroup, wanted: Sequence[ModuleGroup], others: Sequence[ModuleGroup]) -> str:
+    """A regular expression for one group; layers of a sequence are named by their own numbers, and
+    so are those in a sequence of blocks that other layers go by the same names in (RegNet's
+    convolutions, the second of three in groups)."""
     pattern = group.pattern
     if group.leaf.isdigit():
         leaves = sorted({path.rpartition(".")[2] for path in group.examples})
         start = re.escape(pattern.rpartition(".")[0]).replace(r"\*", r"\d+")
         return rf"{start}\.(?:{'|'.join(leaves)})"
-    return re.escape(pattern).replace(r"\*", r"\d+")
+    ours, theirs = (
+        [path.split(".") for one in groups if one.pattern == pattern for path in one.examples]
+        for groups in (wanted, others)
+    )
+    names = [re.escape(name).replace(r"\*", r"\d+") for name in pattern.split(".")]
+    places = [place for place, name in enumerate(pattern.split(".")) if name == "*"]
+    for place in reversed(places if theirs else []):
+        numbers = {path[place] for path in ours}
+        # Examples go on to a second block only when they have named all of the first.
+        whole = any(
+            len({tuple(path.split(".")[:place]) for path in one.examples}) > 1
+            for one in wanted
+            if one.pattern == pattern
+        )
+        if whole and numbers.isdisjoint(path[place] for path in theirs):
+            names[place] = f"(?:{'|'.join(sorted(numbers, key=int))})"
+            break
+    return r"\.".join(names)
 
 
 def role_cover(structure: Structure, entries: Sequence[str]) -> list[str]:
