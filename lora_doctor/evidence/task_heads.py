@@ -28,7 +28,35 @@ def task_heads(model: Any) -> tuple[str, ...]:
     for name, value in model.named_parameters():
         if shapes.get(name, ()) != tuple(value.shape):
             found.setdefault(_to_save(name, base))
-    return tuple(path for path in found if path)
+    return _apart(model, [path for path in found if path])
+
+
+def _apart(model: Any, paths: list[str]) -> tuple[str, ...]:
+    """The same modules under names of which none fits a module inside another one (`head.head`):
+    PEFT compares an entry with the end of a path, and the copy of a copy stays frozen."""
+    while True:
+        inside = {
+            path: [
+                f"{path}.{name}" for name, _ in model.get_submodule(path).named_modules() if name
+            ]
+            for path in paths
+        }
+        outer = next(
+            (path for path in paths if any(name.endswith(tuple(paths)) for name in inside[path])),
+            None,
+        )
+        if outer is None:
+            return tuple(paths)
+        parts = [
+            f"{outer}.{name}"
+            for name, child in model.get_submodule(outer).named_children()
+            if any(True for _ in child.parameters())
+        ]
+        own = any(True for _ in model.get_submodule(outer).parameters(recurse=False))
+        if own or not parts:  # its own weights have no other name
+            return tuple(paths)
+        at = paths.index(outer)
+        paths = [*paths[:at], *parts, *paths[at + 1 :]]
 
 
 def _to_save(parameter: str, base: str) -> str:
