@@ -42,6 +42,12 @@ def test_a_recipe_that_trains(worker: Worker, name: str, task: str) -> None:
     assert diagnosis.before.outcome == "passed", diagnosis.before
 
 
+def test_a_list_that_a_class_asks_for_with_an_example_is_filled_in(worker: Worker) -> None:
+    """BEiT's segmentation needs `out_indices`, which no default config has."""
+    diagnosis = checked(worker, "beit", "SemanticSegmentation")
+    assert diagnosis.before is not None and diagnosis.before.batches, diagnosis.undetermined
+
+
 def test_convolutions_are_adapted_where_no_layer_is_linear(worker: Worker) -> None:
     """MobileNet has nothing linear but its head; PEFT refuses its depthwise convolutions."""
     structure = checked(worker, "mobilenet_v2", "ImageClassification", "meta").structure

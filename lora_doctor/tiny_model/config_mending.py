@@ -84,6 +84,7 @@ def _wanted(config: Any, error: BaseException) -> dict[str, Any]:
     found |= _filled(root, [Gap("", name) for name in undefined], said)
     found |= _divisible_heads(root, said)
     found |= _asked_values(root, said)
+    found |= _asked_lists(root, str(error))
     now = {node.where(key): value for node in root.walk() for key, value in node.values.items()}
     return {where: value for where, value in found.items() if now.get(where) != value}
 
@@ -242,3 +243,12 @@ def _asked_values(root: Node, text: str) -> dict[str, Any]:
         for node in root.walk()
         if key in node.values
     }
+
+
+def _asked_lists(root: Node, text: str) -> dict[str, Any]:
+    """Lists that a class asks for with an example: "requires config.out_indices to be a list of 4
+    integers, [...]. One can use [3, 5, 7, 11]"."""
+    asked = re.search(r"\b(\w+)`? to be a list .*?\buse `?(\w+=)?(\[[\d, ]+\])", text, re.S)
+    if asked is None or not hasattr(root.holder, asked[1]):
+        return {}
+    return {root.where(asked[1]): ast.literal_eval(asked[3])}
