@@ -134,6 +134,20 @@ def test_weights_that_begin_as_good_as_zero_are_woken() -> None:
     assert torch.equal(model[1].weight, kept)
 
 
+def test_a_norm_that_begins_with_a_tiny_scale_is_woken() -> None:
+    """GPTSAN's begin at 0.002, twice a layer: attention in the first got gradients of 1e-15."""
+    tiny, usual, offset = torch.nn.LayerNorm(8), torch.nn.LayerNorm(8), torch.nn.LayerNorm(8)
+    with torch.no_grad():
+        tiny.weight.fill_(0.002)
+        usual.weight.uniform_(0.5, 1.5)
+        offset.weight.zero_()  # some norms add one to it: that is for the rule of zeros
+    kept = usual.weight.clone()
+    wake_zero_weights(torch.nn.Sequential(tiny, usual, offset))
+    assert torch.equal(tiny.weight, torch.ones(8))
+    assert torch.equal(usual.weight, kept)
+    assert float(offset.weight.detach().abs().max()) < 0.1
+
+
 def test_a_forward_that_a_backward_runs_again_is_counted_once() -> None:
     module = torch.nn.Linear(4, 4)
     layer = AdapterLayer("layer", module, [])

@@ -83,7 +83,7 @@ def _stack(census: Census) -> list[str]:
     not_built = [row for row in census.rows if row.cells["builds"].status != "yes"]
     not_trained = [row for row in built if row.cells["recipe"].status != "yes"]
     lines += _reasons("Without a recipe that trains:", not_trained, "recipe")
-    return lines + _reasons("Not built:", not_built, "builds")
+    return lines + _reasons("Not built, or no batch runs:", not_built, "builds")
 
 
 def _reasons(head: str, rows: Sequence[Row], column: str) -> list[str]:

@@ -19,6 +19,8 @@ HALF = ("float16", "bfloat16")
 COPY_BYTES = 1 << 30
 #: Root mean square of a weight. What classes usually begin with is 0.005 to 0.1.
 _AS_GOOD_AS_ZERO = 1e-3
+#: A norm that begins with a smaller scale hides what comes before it.
+_SMALL_SCALE = 0.1
 
 
 class NoBatch(Exception):
@@ -200,7 +202,8 @@ def wake_zero_weights(model: Any, seed: int = 0) -> None:
     Gates and projections of multimodal models are made as zeros, and some classes begin with
     weights of 1e-10 (BLIP's images) or 3e-5 (GPTSAN); they only become something in the trained
     weights. At random initialisation they would cut off every gradient behind them, or leave one
-    that no optimizer and no half precision can hold.
+    that no optimizer and no half precision can hold. So do norms that begin as a small constant
+    (GPTSAN's 0.002): the scale of a trained norm is about one.
     """
     import torch
 
@@ -213,6 +216,12 @@ def wake_zero_weights(model: Any, seed: int = 0) -> None:
                 continue
             if float(parameter.float().square().mean().sqrt()) < _AS_GOOD_AS_ZERO:
                 parameter.normal_(0.0, 0.02, generator=generator)
+        for module in model.modules():
+            scale = module._parameters.get("weight")
+            if scale is not None and "norm" in type(module).__name__.lower() and scale.dim() == 1:
+                lowest, highest = scale.aminmax()
+                if 0 < lowest == highest < _SMALL_SCALE:
+                    scale.fill_(1.0)
 
 
 def keep_quantized_layout(model: Any) -> None:
