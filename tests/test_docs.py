@@ -51,7 +51,8 @@ def test_every_option_and_command_of_the_readme_exists() -> None:
     """An option that was renamed must not survive in the prose or in an example."""
     prose = docs.QUOTED.sub("", README)
     helps = "".join(
-        docs.output_of(f"{command} --help") for command in ("", "check", "fix", "verify", "env")
+        docs.output_of(f"{command} --help")
+        for command in ("", "check", "fix", "verify", "census", "env")
     )
     lines = [line for line in prose.splitlines() if "pip " not in line]
     options = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", "\n".join(lines)))
