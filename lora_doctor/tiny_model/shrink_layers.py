@@ -125,6 +125,8 @@ def _layer_numbers(node: Node, length: int) -> dict[str, list[int]]:
     for key, value in node.values.items():
         if role_of(key, value) != "layer_index" or not is_numbers(value) or deepest != length:
             continue
+        if key == "out_indices" and "stage_names" in node.values:
+            continue  # of a backbone: they go with the names of its stages
         if all(0 <= v <= length for v in value) and not (
             len(value) == length and set(value) <= {0, 1}
         ):
