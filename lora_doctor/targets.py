@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 from lora_doctor.errors import EvidenceError
 from lora_doctor.evidence.structure import ModuleGroup, Structure, Tower
+from lora_doctor.fixes import Edit
 from lora_doctor.recipe import Recipe
 
 
@@ -101,6 +102,34 @@ def targets_without(
     if isinstance(own, list) and idle.issuperset(group.leaf for group in out):
         return [entry for entry in own if entry.rpartition(".")[2] not in idle]
     return name_groups(structure, kept)[0]
+
+
+def edits_without(
+    structure: Structure, recipe: Recipe, patterns: Collection[str]
+) -> tuple[Edit, ...]:
+    """How to leave these groups out and nothing else; empty where no entry can say it.
+
+    ``exclude_modules`` beside ``all-linear``, where this PEFT has it. PEFT 0.21 takes
+    ``all-linear`` and some names for parameters, too (the weights of experts), which a list of the
+    modules that are left would drop.
+    """
+    from lora_doctor.evidence.environment import lora_config_fields
+    from lora_doctor.evidence.propose import suffix
+
+    own, excluded = recipe.get("target_modules"), recipe.get("exclude_modules") or []
+    converted = any(group.adapted and group.kind == "parameter" for group in structure.groups)
+    others = [group for group in structure.groups if group.pattern not in patterns]
+    names = sorted(suffix(pattern) for pattern in patterns)
+    alone = not any(f".{group.pattern}".endswith(f".{name}") for group in others for name in names)
+    knows = "exclude_modules" in (lora_config_fields() or ())
+    whole = own == "all-linear" or (converted and isinstance(own, str))
+    if whole and not recipe.get("target_parameters"):
+        if knows and alone and isinstance(excluded, list):
+            return (Edit("exclude_modules", [*excluded, *names]),)
+        if converted:
+            return ()
+    value = targets_without(structure, recipe, patterns)
+    return (Edit("target_modules", value),) if value is not None else ()
 
 
 def means_mlp(name: str) -> bool:

@@ -20,7 +20,7 @@ from lora_doctor.rule import (
     Rule,
     Symptom,
 )
-from lora_doctor.targets import needs_lora, quoted, targets_without
+from lora_doctor.targets import edits_without, needs_lora, quoted, targets_without
 
 #: Why a layer's adapter learns nothing, in the words of a sentence about it.
 _WHY = {
@@ -210,10 +210,9 @@ def _was_fed(case: Case, pattern: str) -> bool:
 
 def _fix(case: Case, why: str, readings: Sequence[IdleReading], names: Sequence[str]) -> Fix:
     what = f"Leave out {quoted(names, 4)}"
-    value = _targets_without(case, readings)
-    if value is None:
+    edits = _edits_without(case, readings)
+    if not edits:
         return Fix(f"{what}, in words that fit your targets.", "manual")
-    edits = (Edit("target_modules", value),)
     if why in _WHATEVER_THE_BATCH and not (why == "unused" and _labels_left(case)):
         return Fix(f"{what}: the adapters there learn nothing.", "safe", edits)
     return Fix(f"{what}, unless your own batches reach what those tried did not.", "unsafe", edits)
@@ -226,23 +225,26 @@ def _labels_left(case: Case) -> list[str]:
     return [name for name in names if "label" in name and name not in given]
 
 
-def _targets_without(case: Case, readings: Sequence[IdleReading]) -> str | list[str] | None:
-    """``target_modules`` without these layers; ``None`` where that cannot be said at full size."""
+def _edits_without(case: Case, readings: Sequence[IdleReading]) -> tuple[Edit, ...]:
+    """The recipe without these layers; empty where that cannot be said at full size."""
     recipe = case.recipe
     wholly = _wholly_idle(case, readings)
     partly = [one for one in readings if one.pattern not in wholly]
     barred = [path for one in partly for path in _last_layers(case, one)]
-    value = targets_without(case.structure, recipe, wholly)
     said = all(_last_layers(case, one) for one in partly)
-    if value is None or not said or recipe.get("layers_to_transform"):
-        return None
+    if not said or recipe.get("layers_to_transform"):
+        return ()
     if not barred:
-        return value
+        return edits_without(case.structure, recipe, wholly)
+    value = targets_without(case.structure, recipe, wholly)
+    if value is None:
+        return ()
     ahead = "|".join(re.escape(path) + "$" for path in dict.fromkeys(barred))
     ends = "|".join(re.escape(entry) for entry in value) if isinstance(value, list) else ""
-    return (
+    regex = (
         f"(?!{ahead})(?:{value})" if isinstance(value, str) else rf"(?!{ahead})(?:.*\.)?(?:{ends})"
     )
+    return (Edit("target_modules", regex),)
 
 
 def _wholly_idle(case: Case, readings: Sequence[IdleReading]) -> set[str]:

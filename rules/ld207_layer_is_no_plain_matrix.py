@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lora_doctor.case import Case
-from lora_doctor.rule import Edit, Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
-from lora_doctor.targets import needs_lora, quoted, targets_without
+from lora_doctor.rule import Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
+from lora_doctor.targets import edits_without, needs_lora, quoted
 
 
 class LayerIsNoPlainMatrix(Rule):
@@ -81,7 +81,7 @@ class LayerIsNoPlainMatrix(Rule):
         if seen.failure is not None and failed:
             said = f"{seen.failure.type}: {seen.failure.message}"
             evidence.append(Measure("forward", said, source))
-        value = targets_without(case.structure, case.recipe, patterns)
+        edits = edits_without(case.structure, case.recipe, patterns)
         what = f"Leave out {quoted(sorted(patterns), 3)}"
         yield self.finding(
             "error" if failed else "warning",
@@ -90,10 +90,6 @@ class LayerIsNoPlainMatrix(Rule):
             location=Location("module", misfits[0].path),
             evidence=tuple(evidence),
             proof=Proof("executed", "what the layer returned was compared in a forward"),
-            fixes=(
-                Fix(f"{what}.", "manual")
-                if value is None
-                else Fix(f"{what}.", "safe", (Edit("target_modules", value),)),
-            ),
+            fixes=(Fix(f"{what}.", "safe", edits) if edits else Fix(f"{what}.", "manual"),),
             explains=("forward",) if failed else (),
         )

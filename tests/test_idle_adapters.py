@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch")
 
 import lora_doctor  # noqa: E402
 from lora_doctor.adapters import AdapterLayer, without_tokens  # noqa: E402
+from lora_doctor.evidence.environment import known_architectures  # noqa: E402
 from lora_doctor.evidence.structure import ModuleGroup  # noqa: E402
 from lora_doctor.isolation import Worker  # noqa: E402
 from tests import models  # noqa: E402
@@ -95,3 +96,16 @@ def test_an_expert_without_a_token_is_excused_and_a_dead_layer_is_not(
     module = torch.nn.Linear(2, 2)
     idle, busy = AdapterLayer(path, module, []), AdapterLayer(twin, module, [], calls=3)
     assert (idle in without_tokens([idle, busy])) is excused
+
+
+def test_leaving_out_what_learns_nothing_keeps_what_learns(worker: Worker) -> None:
+    """`all-linear` adapts experts as parameters in PEFT 0.21; a list of layers would drop them."""
+    if "deepseek_v32" not in (known_architectures() or ()):
+        pytest.skip("this transformers has no DeepSeek-V3.2")
+    recipe = {"target_modules": "all-linear"}
+    fixed = lora_doctor.fix("arch:deepseek_v32", recipe, worker=worker)
+    assert "LD206" in [finding.rule for finding in fixed.findings]
+    assert fixed.before is not None and fixed.after is not None
+    learning = {group.pattern for group in fixed.before.adapters if group.with_gradient}
+    assert fixed.after.outcome == "passed"
+    assert {group.pattern for group in fixed.after.adapters} == learning
