@@ -155,7 +155,7 @@ def test_headless_class() -> None:
 
 @pytest.mark.parametrize("task_type", [*TASK_TYPES, None])
 def test_wrapper_is_asked(task_type: str | None) -> None:
-    sends, nothing, keeps = wrapper_call(task_type)
+    sends, nothing, keeps, taken = wrapper_call(task_type)
     assert {"input_ids", "attention_mask"} <= set(sends)
     heads = {"SEQ_CLS": {"classifier", "score"}, "TOKEN_CLS": {"classifier", "score"},
              "QUESTION_ANS": {"qa_outputs"}}  # fmt: skip
