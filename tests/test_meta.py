@@ -155,7 +155,7 @@ def test_headless_class() -> None:
 
 @pytest.mark.parametrize("task_type", [*TASK_TYPES, None])
 def test_wrapper_is_asked(task_type: str | None) -> None:
-    sends, nothing, keeps, taken = wrapper_call(task_type)
+    sends, nothing, keeps, needs = wrapper_call(task_type)
     assert {"input_ids", "attention_mask"} <= set(sends)
     heads = {"SEQ_CLS": {"classifier", "score"}, "TOKEN_CLS": {"classifier", "score"},
              "QUESTION_ANS": {"qa_outputs"}}  # fmt: skip
@@ -163,6 +163,8 @@ def test_wrapper_is_asked(task_type: str | None) -> None:
     assert set(nothing) <= set(sends)
     assert ("inputs_embeds" in nothing) == (task_type is not None)
     assert ("decoder_input_ids" in sends) == (task_type == "SEQ_2_SEQ_LM")
+    generates = task_type in ("CAUSAL_LM", "SEQ_2_SEQ_LM")
+    assert ("prepare_inputs_for_generation" in needs) == generates
 
 
 def test_a_loaded_module_is_only_read() -> None:
