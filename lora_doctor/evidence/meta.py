@@ -64,14 +64,13 @@ def gather(
         if missing:
             raise EvidenceError(f"{loader.loaded_by} {missing}") from error
         listed = loader.model_class
-        wanted = getattr(listed, "config_class", None)
+        wanted = getattr(getattr(listed, "config_class", None), "__name__", "")
         # By name: code of a repository in several files has its config class once for each import.
-        other = wanted and wanted.__name__ != type(loader.config).__name__
-        if listed is not None and other and not isinstance(loader.config, wanted):
+        bases = [base.__name__ for base in type(loader.config).__mro__]
+        if listed is not None and wanted and wanted not in bases:
             raise EvidenceError(
                 f"{loader.loaded_by} lists {loader.model_type} as {listed.__name__}, "
-                f"which is built from a {wanted.__name__} and not from the "
-                f"{type(loader.config).__name__} that this model type has"
+                f"which is built from a {wanted} and not from the {bases[0]} that this model type has"
             ) from error
         text = " ".join(str(error).split())
         raise EvidenceError(
