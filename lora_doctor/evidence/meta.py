@@ -70,7 +70,8 @@ def gather(
         if listed is not None and wanted and wanted not in bases:
             raise EvidenceError(
                 f"{loader.loaded_by} lists {loader.model_type} as {listed.__name__}, "
-                f"which is built from a {wanted} and not from the {bases[0]} that this model type has"
+                f"which is built from a {wanted} and not from the {bases[0]} that this model type "
+                "has"
             ) from error
         text = " ".join(str(error).split())
         raise EvidenceError(
