@@ -109,6 +109,7 @@ class AdaptersThatLearnNothing(Rule):
             "healthy",
             "arch:mixtral",
             {"target_modules": "all-linear"},
+            requires={"peft": ">=0.8"},
             why="an expert that the router gave no token is no dead layer",
         ),
     )

@@ -3,7 +3,7 @@
 A base checkpoint has no weights for them, and each task has other labels: without being trained
 they stay random, and without being saved they are other random numbers after every loading. PEFT's
 wrappers of SEQ_CLS, TOKEN_CLS and QUESTION_ANS know three names; asked here is the class itself.
-Runs in a child process; torch is imported inside functions.
+Runs in a child process; accelerate is imported inside functions.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def _to_save(parameter: str, base: str) -> str:
 
 
 def _with_another_label(model: Any) -> Any:
-    import torch
+    from accelerate import init_empty_weights
 
     config = getattr(model, "config", None)
     labels = getattr(config, "num_labels", None)
@@ -80,7 +80,7 @@ def _with_another_label(model: Any) -> Any:
     other: Any = copy.deepcopy(config)
     try:
         other.num_labels = labels + 1
-        with torch.device("meta"):
+        with init_empty_weights():  # numbers that an init computes stay real (SegFormer in 4.37)
             return build(other)
     except Exception:  # noqa: BLE001 - a class that cannot be asked is trained without its head
         return None

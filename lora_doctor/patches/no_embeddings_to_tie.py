@@ -26,21 +26,21 @@ _ASKS = "_get_module_names_tied_with_embedding"
 def why_not() -> str | None:
     """Why it does not fit the installed PEFT, or ``None``."""
     try:
-        from peft.tuners.tuners_utils import BaseTuner
+        from peft.tuners.tuners_utils import BaseTuner  # noqa: F401
     except ImportError as error:
         return f"PEFT cannot be imported: {error}"
-    if not hasattr(BaseTuner, _ASKS):
-        return f"this PEFT's tuners have no {_ASKS!r}"
     return None
 
 
 def install() -> Callable[[], None]:
-    """Patch the question that PEFT's tuners ask of the model they are put on."""
+    """Patch the question that PEFT's tuners ask of the model they are put on; nothing where the
+    installed PEFT does not ask it."""
     from peft.tuners.tuners_utils import BaseTuner
 
     _once.forget()
     with Changes() as changes:
-        changes.around(BaseTuner, _ASKS, _answered)
+        if hasattr(BaseTuner, _ASKS):
+            changes.around(BaseTuner, _ASKS, _answered)
     return changes.undo
 
 
