@@ -18,14 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from lora_doctor.errors import InputError
 from lora_doctor.fixes import REMOVE, Edit, Patch
-from lora_doctor.recipe import (
-    LOADING_KEYS,
-    TRAINING_KEYS,
-    WRAPPING_KEYS,
-    Recipe,
-    check_value,
-    make_recipe,
-)
+from lora_doctor.recipe import Recipe, make_recipe
+from lora_doctor.recipe_keys import LOADING_KEYS, TRAINING_KEYS, WRAPPING_KEYS, check_value
 
 if TYPE_CHECKING:
     from lora_doctor.diagnosis import Diagnosis

@@ -19,7 +19,8 @@ from lora_doctor.evidence.skeleton import skeleton
 from lora_doctor.evidence.structure import Structure
 from lora_doctor.evidence.wrapper import wrapper_call
 from lora_doctor.isolation import Worker
-from lora_doctor.recipe import TASK_TYPES, Recipe
+from lora_doctor.recipe import Recipe
+from lora_doctor.recipe_keys import TASK_TYPES
 from tests.test_propose import LLAMA_NAMES, look
 from tests.test_towers import build, source
 

@@ -13,14 +13,8 @@ from hypothesis import strategies as st
 
 from lora_doctor.errors import InputError
 from lora_doctor.fixes import REMOVE, Edit
-from lora_doctor.recipe import (
-    Recipe,
-    as_recipe,
-    check_value,
-    known_keys,
-    make_recipe,
-    parse_target_modules,
-)
+from lora_doctor.recipe import Recipe, as_recipe, make_recipe, parse_target_modules
+from lora_doctor.recipe_keys import check_value, known_keys
 
 
 def recipe(**values: Any) -> Recipe:

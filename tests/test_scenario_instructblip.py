@@ -24,7 +24,7 @@ from lora_doctor.engine import find_rules
 from lora_doctor.fixes import Edit, Patch
 from lora_doctor.isolation import Worker
 from lora_doctor.prescription import Prescription, apply, make_prescription, write_prescription
-from lora_doctor.recipe import TASK_TYPES
+from lora_doctor.recipe_keys import TASK_TYPES
 from lora_doctor.symptoms import find_by_message
 from tests import cli
 from tests.multimodal_models import TEXT_MODELS, build, has_placeholders, write_folder

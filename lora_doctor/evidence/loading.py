@@ -28,7 +28,8 @@ from lora_doctor.evidence.config_part import part_for
 from lora_doctor.evidence.default_config import with_room_for_tokens
 from lora_doctor.evidence.first_config import first_config
 from lora_doctor.evidence.structure import HeadClass
-from lora_doctor.recipe import WRAPPING_KEYS, Recipe
+from lora_doctor.recipe import Recipe
+from lora_doctor.recipe_keys import WRAPPING_KEYS
 
 _GENERATING = ("CAUSAL_LM", "SEQ_2_SEQ_LM")
 #: Entries of a default config that are set before it is given up.

@@ -18,13 +18,8 @@ from typing import Any
 
 from lora_doctor.errors import InputError
 from lora_doctor.fixes import REMOVE, Edit
-from lora_doctor.recipe import (
-    ADAPTER_KEYS,
-    ALIASES,
-    OUTER_KEYS,
-    Recipe,
-    check_value,
-)
+from lora_doctor.recipe import Recipe
+from lora_doctor.recipe_keys import ADAPTER_KEYS, ALIASES, OUTER_KEYS, check_value
 from lora_doctor.recipes import json_format, own, peft_config, yaml_format
 from lora_doctor.recipes.files import FileText, read_text, replace_file
 

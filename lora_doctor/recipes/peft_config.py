@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lora_doctor.recipe import ALIASES, OUTER_KEYS, Recipe, make_recipe
+from lora_doctor.recipe import Recipe, make_recipe
+from lora_doctor.recipe_keys import ALIASES, OUTER_KEYS
 
 NAME = "PEFT adapter config"
 
