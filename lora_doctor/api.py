@@ -209,7 +209,7 @@ def _refuse_script(model: Any) -> None:
 
 
 def _fetch(source: ModelSource, seconds: float, progress: Callable[[str], None]) -> ModelSource:
-    from lora_doctor.evidence.hub import fetch_small_files
+    from lora_doctor.reading.hub import fetch_small_files
 
     progress(f"fetching the small files of {source.name}")
     return source.fetched(

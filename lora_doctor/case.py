@@ -25,12 +25,12 @@ from lora_doctor.rule import DEPTHS, Depth
 from lora_doctor.verification import Verification
 
 if TYPE_CHECKING:
-    from lora_doctor.evidence.environment import Environment
     from lora_doctor.evidence.optimizer import OptimizerState
-    from lora_doctor.evidence.remote_code import RemoteCode
-    from lora_doctor.evidence.static import StaticEvidence
-    from lora_doctor.evidence.training_script import TrainingScript
     from lora_doctor.memory_plan.plan import Plan
+    from lora_doctor.reading.environment import Environment
+    from lora_doctor.reading.remote_code import RemoteCode
+    from lora_doctor.reading.static import StaticEvidence
+    from lora_doctor.reading.training_script import TrainingScript
 
 T = TypeVar("T")
 GIB = 1 << 30
@@ -120,7 +120,7 @@ class Case:
     @cached_property
     def environment(self) -> Environment:
         """Installed versions; nothing is imported."""
-        from lora_doctor.evidence.environment import gather_environment
+        from lora_doctor.reading.environment import gather_environment
 
         return self._timed("environment", "installed package metadata", gather_environment)
 
@@ -134,7 +134,7 @@ class Case:
         """The Python of the model's repository, read and never run."""
 
         def read() -> RemoteCode:
-            from lora_doctor.evidence.remote_code import read_remote_code
+            from lora_doctor.reading.remote_code import read_remote_code
 
             static = self.static
             if not static.python_files:
@@ -152,7 +152,7 @@ class Case:
         """The training script that MODEL names, read and never run."""
 
         def read() -> TrainingScript:
-            from lora_doctor.evidence.training_script import read_training_script
+            from lora_doctor.reading.training_script import read_training_script
 
             if self.source.kind != "script":
                 raise EvidenceError("MODEL is no training script")
@@ -260,8 +260,8 @@ class Case:
         return value
 
     def _gather_static(self) -> StaticEvidence:
-        from lora_doctor.evidence.environment import known_architectures
-        from lora_doctor.evidence.static import gather_static, unknown_architecture
+        from lora_doctor.reading.environment import known_architectures
+        from lora_doctor.reading.static import gather_static, unknown_architecture
 
         source = self.source
         if source.kind == "arch":
@@ -448,7 +448,7 @@ class Case:
 
 def _is_builtin(static: StaticEvidence) -> bool:
     """Whether the installed transformers has the classes, remote code or not."""
-    from lora_doctor.evidence.environment import known_architectures
+    from lora_doctor.reading.environment import known_architectures
 
     known = known_architectures()
     return bool(known) and static.model_type in (known or ())

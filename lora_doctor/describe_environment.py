@@ -6,8 +6,8 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from lora_doctor.evidence.environment import Environment, gather_devices, gather_environment
 from lora_doctor.isolation import Worker
+from lora_doctor.reading.environment import Environment, gather_devices, gather_environment
 
 #: Looking at devices imports torch and may start CUDA; slower is broken.
 _TIME_LIMIT = 120.0

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from lora_doctor.errors import InputError
 
 if TYPE_CHECKING:
-    from lora_doctor.evidence.hub import HubSnapshot
+    from lora_doctor.reading.hub import HubSnapshot
 
 SourceKind = Literal["hub", "folder", "arch", "factory", "module", "script"]
 

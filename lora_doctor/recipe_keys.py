@@ -194,7 +194,7 @@ BOOKKEEPING_KEYS = frozenset(
 
 def known_keys() -> frozenset[str]:
     """Every key that a recipe may have, with the fields of the installed LoraConfig."""
-    from lora_doctor.evidence.environment import lora_config_fields
+    from lora_doctor.reading.environment import lora_config_fields
 
     installed = lora_config_fields() or ()
     return frozenset({*ADAPTER_KEYS, *OUTER_KEYS, *BOOKKEEPING_KEYS, *installed})

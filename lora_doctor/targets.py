@@ -113,8 +113,8 @@ def edits_without(
     ``all-linear`` and some names for parameters, too (the weights of experts), which a list of the
     modules that are left would drop.
     """
-    from lora_doctor.evidence.environment import lora_config_fields
     from lora_doctor.evidence.propose import suffix
+    from lora_doctor.reading.environment import lora_config_fields
 
     own, excluded = recipe.get("target_modules"), recipe.get("exclude_modules") or []
     converted = any(group.adapted and group.kind == "parameter" for group in structure.groups)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lora_doctor.case import Case
-from lora_doctor.evidence.environment import pretrained_model_generates
-from lora_doctor.evidence.remote_code import nested_adapter_calls
 from lora_doctor.evidence.structure import Structure
+from lora_doctor.reading.environment import pretrained_model_generates
+from lora_doctor.reading.remote_code import nested_adapter_calls
 from lora_doctor.rule import (
     Edit,
     Example,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from lora_doctor.case import Case
-from lora_doctor.evidence.code_fit import (
+from lora_doctor.reading.code_fit import (
     MissingKey,
     MissingName,
     MissingPackage,
@@ -15,10 +15,10 @@ from lora_doctor.evidence.code_fit import (
     missing_packages,
     tied_lists,
 )
-from lora_doctor.evidence.environment import known_architectures
-from lora_doctor.evidence.loaded_code import loaded_code
-from lora_doctor.evidence.source_facts import Place
-from lora_doctor.evidence.static import StaticEvidence
+from lora_doctor.reading.environment import known_architectures
+from lora_doctor.reading.loaded_code import loaded_code
+from lora_doctor.reading.source_facts import Place
+from lora_doctor.reading.static import StaticEvidence
 from lora_doctor.rule import Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
 
 #: Nothing of what follows can hold when the model cannot be built.

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator
 
 from lora_doctor.case import Case
-from lora_doctor.evidence.environment import lora_config_fields
 from lora_doctor.evidence.propose import suffix
 from lora_doctor.evidence.structure import ModuleGroup, Structure
+from lora_doctor.reading.environment import lora_config_fields
 from lora_doctor.recipe import Recipe
 from lora_doctor.rule import Edit, Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
 from lora_doctor.targets import (

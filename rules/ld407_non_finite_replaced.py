@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lora_doctor.case import Case
-from lora_doctor.evidence.training_script import Replacement, TrainingScript
+from lora_doctor.reading.training_script import Replacement, TrainingScript
 from lora_doctor.rule import Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
 
 _A = {

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from lora_doctor.case import Case
 from lora_doctor.errors import EvidenceError
-from lora_doctor.evidence.tokenizer_reading import Unreadable, unreadable_parts, whole_file_error
+from lora_doctor.reading.tokenizer_reading import Unreadable, unreadable_parts, whole_file_error
 from lora_doctor.rule import Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
 
 _FILE = "tokenizer.json"

@@ -8,7 +8,7 @@ from typing import Any
 from lora_doctor.case import Case
 from lora_doctor.errors import EvidenceError
 from lora_doctor.evidence.control import judged, with_edits
-from lora_doctor.evidence.environment import lora_config_fields
+from lora_doctor.reading.environment import lora_config_fields
 from lora_doctor.round_trip import MERGE_TOLERANCE
 from lora_doctor.rule import Edit, Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
 from lora_doctor.saving import AutoLoading, Saving, TiedPart, Vocabulary

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from lora_doctor.evidence import code_fit
-from lora_doctor.evidence.demanded_packages import demanded_packages
-from lora_doctor.evidence.installed_names import importable
-from lora_doctor.evidence.loaded_code import LoadedCode, loaded_code
-from lora_doctor.evidence.remote_code import RemoteCode, read_remote_code
-from lora_doctor.evidence.static import gather_static
+from lora_doctor.reading import code_fit
+from lora_doctor.reading.demanded_packages import demanded_packages
+from lora_doctor.reading.installed_names import importable
+from lora_doctor.reading.loaded_code import LoadedCode, loaded_code
+from lora_doctor.reading.remote_code import RemoteCode, read_remote_code
+from lora_doctor.reading.static import gather_static
 
 CONFIG = """
 from transformers import PretrainedConfig

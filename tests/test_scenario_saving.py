@@ -256,7 +256,7 @@ def test_untied_by_hand_an_adapter_on_the_head_is_fine(worker: Worker) -> None:
 
 def test_peft_s_own_tying_of_an_adapter_is_not_offered(worker: Worker) -> None:
     """`ensure_weight_tying` sounds like the fix; with an adapter the merged model is worse."""
-    from lora_doctor.evidence.environment import lora_config_fields
+    from lora_doctor.reading.environment import lora_config_fields
 
     if "ensure_weight_tying" not in (lora_config_fields() or ()):
         pytest.skip("this PEFT has no ensure_weight_tying")

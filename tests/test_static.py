@@ -16,10 +16,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from lora_doctor.errors import EvidenceError, InputError
-from lora_doctor.evidence import static
-from lora_doctor.evidence.static import gather_static
-from lora_doctor.evidence.tokenizer_file import read_tokenizer_file
-from lora_doctor.evidence.weights import parse_header, read_header, read_weights
+from lora_doctor.reading import static
+from lora_doctor.reading.static import gather_static
+from lora_doctor.reading.tokenizer_file import read_tokenizer_file
+from lora_doctor.reading.weights import parse_header, read_header, read_weights
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",
@@ -145,7 +145,7 @@ def test_no_import_and_no_time(tmp_path: Path) -> None:
     folder = model(tmp_path, model__safetensors=safetensors({"a": ("F32", [2])}))
     code = (
         "import sys, time; from pathlib import Path;"
-        "from lora_doctor.evidence.static import gather_static as g;"
+        "from lora_doctor.reading.static import gather_static as g;"
         "start = time.process_time(); s = g(Path(sys.argv[1]), source='m');"
         "s.weights, s.listing, s.tokenizer; spent = time.process_time() - start;"
         "bad = {'torch', 'transformers', 'huggingface_hub', 'numpy'} & set(sys.modules);"

@@ -1,1 +1,4 @@
-"""What is known about a case: one file per kind of evidence, cheapest first."""
+"""What is found out by building and running a model: one file per kind of evidence.
+
+`lora_doctor.reading` has what files and the installed packages say without that.
+"""

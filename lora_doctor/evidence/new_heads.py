@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from lora_doctor.errors import EvidenceError
-from lora_doctor.evidence.piece import read_json_object
-from lora_doctor.evidence.weights import read_weights
+from lora_doctor.reading.piece import read_json_object
+from lora_doctor.reading.weights import read_weights
 
 _INDEX = "model.safetensors.index.json"
 

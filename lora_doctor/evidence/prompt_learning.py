@@ -8,8 +8,8 @@ from __future__ import annotations
 from lora_doctor.case import Case
 from lora_doctor.errors import EvidenceError
 from lora_doctor.evidence.control import judged
-from lora_doctor.evidence.environment import lora_config_fields
 from lora_doctor.fixes import REMOVE, Edit
+from lora_doctor.reading.environment import lora_config_fields
 from lora_doctor.recipe import Recipe
 from lora_doctor.verification import Verification
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_doctor.errors import EvidenceError
-from lora_doctor.evidence.piece import parse_json, read_bytes
+from lora_doctor.reading.piece import parse_json, read_bytes
 
 MAX_TOKENIZER_BYTES = 256 * 1024 * 1024
 # Below this, parsing everything takes less than 10 ms and proves that the file is whole.

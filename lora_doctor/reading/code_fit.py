@@ -12,12 +12,12 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from lora_doctor.evidence.demanded_packages import demanded_packages
-from lora_doctor.evidence.environment import package_folder
-from lora_doctor.evidence.installed_names import importable
-from lora_doctor.evidence.loaded_code import LoadedCode
-from lora_doctor.evidence.remote_code import RemoteCode
-from lora_doctor.evidence.source_facts import ConfigRead, Import, Place
+from lora_doctor.reading.demanded_packages import demanded_packages
+from lora_doctor.reading.environment import package_folder
+from lora_doctor.reading.installed_names import importable
+from lora_doctor.reading.loaded_code import LoadedCode
+from lora_doctor.reading.remote_code import RemoteCode
+from lora_doctor.reading.source_facts import ConfigRead, Import, Place
 
 #: Packages whose modules are plain Python, so that their sources say what they offer.
 _READABLE = ("transformers", "peft")

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from lora_doctor.evidence.remote_code import RemoteCode, import_file, module_file
-from lora_doctor.evidence.source_facts import ClassFacts
-from lora_doctor.evidence.static import AutoMapTarget
+from lora_doctor.reading.remote_code import RemoteCode, import_file, module_file
+from lora_doctor.reading.source_facts import ClassFacts
+from lora_doctor.reading.static import AutoMapTarget
 
 _CONFIG = "AutoConfig"
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from lora_doctor.errors import EvidenceError
-from lora_doctor.evidence.installed_classes import installed_class_has
-from lora_doctor.evidence.piece import inside, read_bytes
-from lora_doctor.evidence.source_facts import (
+from lora_doctor.reading.installed_classes import installed_class_has
+from lora_doctor.reading.piece import inside, read_bytes
+from lora_doctor.reading.source_facts import (
     AdapterCall,
     ClassFacts,
     ConfigRead,
@@ -25,8 +25,8 @@ from lora_doctor.evidence.source_facts import (
     Place,
     SourceFacts,
 )
-from lora_doctor.evidence.source_reader import read_facts
-from lora_doctor.evidence.static import AutoMapTarget, StaticEvidence
+from lora_doctor.reading.source_reader import read_facts
+from lora_doctor.reading.static import AutoMapTarget, StaticEvidence
 
 # The longest modelling file known has 300 kB; a repository's whole code 2 MB.
 _MAX_FILE = 2 << 20

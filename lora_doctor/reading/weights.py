@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from lora_doctor.errors import EvidenceError
-from lora_doctor.evidence.piece import inside, parse_json, read_json_object, shown
+from lora_doctor.reading.piece import inside, parse_json, read_json_object, shown
 
 # The format's own limit for a header.
 MAX_HEADER_BYTES = 100_000_000

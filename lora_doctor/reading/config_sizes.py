@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from lora_doctor.errors import InputError
-from lora_doctor.evidence.piece import shown
+from lora_doctor.reading.piece import shown
 
 # Built one by one. The deepest model known has 200 layers.
 _DEPTH = re.compile(

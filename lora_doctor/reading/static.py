@@ -17,11 +17,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from lora_doctor.errors import EvidenceError, InputError
-from lora_doctor.evidence.config_sizes import check_sizes
-from lora_doctor.evidence.environment import known_architectures
-from lora_doctor.evidence.piece import Piece, gather, read_json_object, shown
-from lora_doctor.evidence.tokenizer_file import TokenizerFile, read_tokenizer_file
-from lora_doctor.evidence.weights import Weights, read_weights
+from lora_doctor.reading.config_sizes import check_sizes
+from lora_doctor.reading.environment import known_architectures
+from lora_doctor.reading.piece import Piece, gather, read_json_object, shown
+from lora_doctor.reading.tokenizer_file import TokenizerFile, read_tokenizer_file
+from lora_doctor.reading.weights import Weights, read_weights
 
 # A model repository has dozens of files; a folder with more is something else around a config.
 _MAX_FILES = 5_000

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from lora_doctor.errors import EvidenceError
-from lora_doctor.evidence.piece import shown
-from lora_doctor.evidence.tokenizer_file import TokenizerFile
+from lora_doctor.reading.piece import shown
+from lora_doctor.reading.tokenizer_file import TokenizerFile
 
 #: Sections in the order in which the library reads them; each may hold a sequence of parts.
 _SECTIONS = ("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder")

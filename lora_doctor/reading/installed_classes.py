@@ -10,7 +10,7 @@ import functools
 import re
 from pathlib import Path
 
-from lora_doctor.evidence.environment import package_folder
+from lora_doctor.reading.environment import package_folder
 
 _DEPTH = 12
 

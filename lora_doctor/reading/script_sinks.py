@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from lora_doctor.evidence.script_values import LOST, Kind
+from lora_doctor.reading.script_values import LOST, Kind
 
 
 class Sinks:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from lora_doctor.evidence.script_sinks import (
+from lora_doctor.reading.script_sinks import (
     Sinks,
     is_append,
     is_backward,
@@ -16,7 +16,7 @@ from lora_doctor.evidence.script_sinks import (
     is_lost,
     own_nodes,
 )
-from lora_doctor.evidence.script_values import Called, Kind, Scope, called, same
+from lora_doctor.reading.script_values import Called, Kind, Scope, called, same
 
 How = Literal["nan_to_num", "constant", "clamp"]
 #: Functions of such a name look at the model and do not train it.

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 
 from lora_doctor.errors import InputError
-from lora_doctor.evidence.piece import shown
+from lora_doctor.reading.piece import shown
 
 # (pattern of names, most bytes), the most telling first.
 _WANTED = (

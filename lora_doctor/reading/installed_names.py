@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from lora_doctor.evidence.environment import package_folder
+from lora_doctor.reading.environment import package_folder
 
 Presence = Literal["there", "gone", "unknown"]
 _DEPTH = 8

@@ -9,7 +9,7 @@ import ast
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-from lora_doctor.evidence.script_values import Names
+from lora_doctor.reading.script_values import Names
 
 _UNDO = frozenset({"unload", "merge_and_unload", "get_base_model", "delete_adapter"})
 

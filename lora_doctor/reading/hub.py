@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lora_doctor.errors import EvidenceError, InputError
-from lora_doctor.evidence.deadline import Deadline
-from lora_doctor.evidence.hub_files import check_model_id, check_revision, choose, what_instead
-from lora_doctor.evidence.hub_library import THREAD, quiet, root_cause, stream
-from lora_doctor.evidence.piece import Piece, gather, inside, read_json_object, shown
-from lora_doctor.evidence.weights import (
+from lora_doctor.reading.deadline import Deadline
+from lora_doctor.reading.hub_files import check_model_id, check_revision, choose, what_instead
+from lora_doctor.reading.hub_library import THREAD, quiet, root_cause, stream
+from lora_doctor.reading.piece import Piece, gather, inside, read_json_object, shown
+from lora_doctor.reading.weights import (
     MAX_HEADER_BYTES,
     Tensor,
     Weights,

@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lora_doctor.evidence.source_facts import (
+from lora_doctor.reading.source_facts import (
     AdapterCall,
     ClassFacts,
     ConfigRead,
@@ -16,7 +16,7 @@ from lora_doctor.evidence.source_facts import (
     Place,
     SourceFacts,
 )
-from lora_doctor.evidence.source_readings import (
+from lora_doctor.reading.source_readings import (
     alias_of,
     asks_something_else,
     assignments,

@@ -13,8 +13,8 @@ import functools
 import re
 from typing import Literal
 
-from lora_doctor.evidence.environment import package_folder
-from lora_doctor.evidence.installed_names import importable
+from lora_doctor.reading.environment import package_folder
+from lora_doctor.reading.installed_names import importable
 
 Form = Literal["tree", "text"]
 

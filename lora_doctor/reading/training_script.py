@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_doctor.errors import EvidenceError, InputError
-from lora_doctor.evidence.piece import read_bytes
-from lora_doctor.evidence.script_flow import FUNCTIONS, Flow, Replacement, without_gradients
-from lora_doctor.evidence.script_order import ScriptOrder, read_order
-from lora_doctor.evidence.script_values import Names, Scope
+from lora_doctor.reading.piece import read_bytes
+from lora_doctor.reading.script_flow import FUNCTIONS, Flow, Replacement, without_gradients
+from lora_doctor.reading.script_order import ScriptOrder, read_order
+from lora_doctor.reading.script_values import Names, Scope
 
 __all__ = ["Replacement", "TrainingScript", "read_training_script"]
 
