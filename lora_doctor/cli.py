@@ -208,6 +208,14 @@ def verify(**options: Any) -> int:
     help="Model types or auto classes, as patterns such as 'qwen*'; all without.",
 )
 @click.option(
+    "--class",
+    "classes",
+    metavar="AUTO_CLASS",
+    multiple=True,
+    help="Auto classes whose models are rows, as patterns such as 'AutoModelFor*'; without, "
+    "those for generation.",
+)
+@click.option(
     "--jobs",
     type=click.IntRange(1),
     default=lambda: os.cpu_count() or 1,
@@ -235,7 +243,12 @@ def verify(**options: Any) -> int:
     help="Also keep each tiny model and its batch, for a check by other means.",
 )
 def census(
-    select: tuple[str, ...], jobs: int, engine: str, output_dir: str, keep_models: str | None
+    select: tuple[str, ...],
+    classes: tuple[str, ...],
+    jobs: int,
+    engine: str,
+    output_dir: str,
+    keep_models: str | None,
 ) -> int:
     """Try LoRA on every architecture that transformers has.
 
@@ -252,6 +265,7 @@ def census(
     taken = run.take(
         folder,
         select=select,
+        classes=classes,
         jobs=jobs,
         engine=engine,
         keep=Path(keep_models) if keep_models else None,

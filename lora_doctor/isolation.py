@@ -136,6 +136,8 @@ class Worker:
         busy machine of two cores, where threads wait for each other actively.
     preload_limit: seconds for the imports, apart from the time limit of a task.
     fork: None decides by platform. Only Linux forks: macOS frameworks do not survive it.
+
+    `processor_seconds` is what all its tasks together have used so far, where it forks; else 0.
     """
 
     def __init__(
@@ -158,6 +160,7 @@ class Worker:
         self._count = 0
         self._lock = threading.Lock()
         self.import_errors: dict[str, str] = {}
+        self.processor_seconds = 0.0
 
     def __enter__(self) -> Worker:
         return self
@@ -280,6 +283,7 @@ class Worker:
                 answer, over, peak = message, now, max(peak, message["peak"])
             elif kind == "exited":
                 code, peak = message["code"], max(peak, message["peak"])
+                self.processor_seconds += message["processor"]
                 break
             child.trim_log()
             rss = resident(self._task) if self._task is not None else 0

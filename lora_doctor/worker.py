@@ -190,6 +190,7 @@ def supervise(channel: Channel, request: dict[str, Any], setup: dict[str, Any]) 
         id=request["id"],
         code=os.waitstatus_to_exitcode(status),
         peak=usage.ru_maxrss * 1024,  # Linux counts in KiB
+        processor=usage.ru_utime + usage.ru_stime,
     )
 
 

@@ -122,6 +122,33 @@ def test_a_ray_cluster_of_two_workers_gives_the_same_table(
     assert again == (folder / "out/census.json").read_bytes()
 
 
+@slow
+def test_other_tasks_are_rows_where_their_auto_classes_are_asked_for(tmp_path: Path) -> None:
+    """Classifiers are not generation: they have no row without ``--class``."""
+    result = cli.lora_doctor(
+        "census", "--class", "AutoModelFor*Classification", "--select", "distilbert",
+        "--select", "vit", "--jobs", "1", "-o", tmp_path,
+    )  # fmt: skip
+    assert result.code == 0, result
+    rows = json.loads((tmp_path / "census.json").read_text())["rows"]
+    assert {(row["auto_class"], row["model_type"]) for row in rows} == {
+        ("AutoModelForImageClassification", "vit"),
+        ("AutoModelForSequenceClassification", "distilbert"),
+        ("AutoModelForTokenClassification", "distilbert"),
+    }
+    assert all(row["cells"]["recipe"]["status"] == "yes" for row in rows), rows
+    assert "image classification" in (tmp_path / "census.html").read_text()
+    # What a row cost is kept beside the table: its own work, without the imports
+    costs = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()[1:]]
+    assert all(row["processor_seconds"] > 0 and row["peak_memory"] > 2**20 for row in costs)
+
+
+def test_a_class_that_is_not_there_is_told_in_one_line(tmp_path: Path) -> None:
+    result = cli.lora_doctor("census", "--class", "AutoModelForNothing", "-o", tmp_path)
+    assert result.code == 2 and "AutoModelForNothing" in result.err, result
+    assert "Traceback" not in result.err
+
+
 def test_an_unknown_name_and_a_foreign_folder_are_told_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"versions": {"transformers": "1"}}\n')
     result = cli.lora_doctor("census", "--select", "no-such-model", "-o", tmp_path / "new")

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("peft")
 
 from lora_doctor.adapters import AdapterLayer, count_calls  # noqa: E402
-from lora_doctor.census.pairs import AUTO_CLASSES, gather  # noqa: E402
+from lora_doctor.census.pairs import gather, task  # noqa: E402
 from lora_doctor.evidence.loading import Loader  # noqa: E402
 from lora_doctor.evidence.meta import describe_module  # noqa: E402
 from lora_doctor.evidence.modules import collect, pattern_of  # noqa: E402
@@ -56,7 +56,7 @@ def test_models_of_images_and_text_are_one_column_under_either_auto_class() -> N
     newer = hasattr(transformers, "AutoModelForImageTextToText")
     assert ("AutoModelForImageTextToText" in listed) is newer
     assert ("AutoModelForVision2Seq" in listed) is not newer
-    words = {AUTO_CLASSES[name] for name in listed if "Image" in name or "Vision" in name}
+    words = {task(name) for name in listed if "Image" in name or "Vision" in name}
     assert words == {"image-text-to-text"}
 
 

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lora_doctor.census.pairs import AUTO_CLASSES
+from lora_doctor.census.pairs import GENERATION, task
 from lora_doctor.census.row import COLUMNS, NOT_REACHED, Cell, Row
 from lora_doctor.census.run import Census
 from lora_doctor.recipe import Recipe
@@ -92,15 +92,16 @@ def _reasons(head: str, rows: Sequence[Row], column: str) -> list[str]:
     lines = ["", head, "", "| model type | task | why |", "|---|---|---|"]
     for row in rows:
         reason = row.cells[column].reason.replace("|", "\\|").replace("<", "&lt;")
-        lines.append(f"| `{row.model_type}` | {AUTO_CLASSES[row.auto_class]} | {reason} |")
+        lines.append(f"| `{row.model_type}` | {task(row.auto_class)} | {reason} |")
     return lines
 
 
 def _groups(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
     """Rows by task, and all of them."""
+    others = sorted({row.auto_class for row in rows} - set(GENERATION))
     groups = [
-        (words, [row for row in rows if row.auto_class == auto_class])
-        for auto_class, words in AUTO_CLASSES.items()
+        (task(auto_class), [row for row in rows if row.auto_class == auto_class])
+        for auto_class in (*GENERATION, *others)
     ]
     return [(words, found) for words, found in groups if found] + [("all", list(rows))]
 
@@ -115,12 +116,12 @@ def _view(row: Row) -> dict[str, Any]:
         for name, cell in row.cells.items()
         if cell.status != "yes" and cell.reason != NOT_REACHED
     ]
-    task = AUTO_CLASSES[row.auto_class]
+    words = task(row.auto_class)
     recipe = new_recipe_text(Recipe(dict(row.recipe), {})) if row.recipe else ""
-    searched = [row.model_type, task, row.model_class, recipe, *(reason for _, reason in reasons)]
+    searched = [row.model_type, words, row.model_class, recipe, *(reason for _, reason in reasons)]
     return {
         "name": row.model_type,
-        "task": task,
+        "task": words,
         "model_class": row.model_class,
         "parameters": _billions(row.parameters),
         "cells": [(name, _look(cell), cell.reason) for name, cell in row.cells.items()],

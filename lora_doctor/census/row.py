@@ -66,8 +66,9 @@ class Row:
     """What is known about one pair.
 
     ``recipe``: what to copy, PEFT's and transformers' names. ``parameters``: of the default
-    config. ``findings``: codes of rules that fired on our own recipe. ``seconds`` of wall time and
-    ``peak_memory`` in bytes are what the row cost; they are no part of the table.
+    config. ``findings``: codes of rules that fired on our own recipe. ``seconds`` on the clock,
+    ``processor_seconds`` and ``peak_memory`` in bytes, of the largest process, are what the row
+    cost; they are no part of the table.
     """
 
     auto_class: str
@@ -78,6 +79,7 @@ class Row:
     cells: Mapping[str, Cell] = field(default_factory=dict)
     findings: tuple[str, ...] = ()
     seconds: float = 0.0
+    processor_seconds: float = 0.0
     peak_memory: int = 0
 
     def to_json(self) -> dict[str, Any]:
@@ -97,7 +99,7 @@ def judge(pair: Pair, worker: Worker, limits: Limits, keep: Path | None = None) 
     """
     import time
 
-    began = time.perf_counter()
+    began, used = time.perf_counter(), worker.processor_seconds
     source = parse_model(f"arch:{pair.model_type}")
     asked = as_recipe({"model_class": pair.auto_class})
     case = Case(source, asked, Settings("tiny", "cpu", limits=limits), worker)
@@ -109,6 +111,7 @@ def judge(pair: Pair, worker: Worker, limits: Limits, keep: Path | None = None) 
     structure, before = diagnosis.structure, diagnosis.before
     cells = {"builds": _builds(diagnosis)}
     recipe: Recipe | None = None
+    peaks: list[int] = []
     if structure is not None and before is not None and cells["builds"].status == "yes":
         recipe = diagnosis.recipe
         cells["recipe"] = Cell(**cell(before))
@@ -116,8 +119,10 @@ def judge(pair: Pair, worker: Worker, limits: Limits, keep: Path | None = None) 
         cells["merge"] = _check(before, "merge")
         for name, check in _failed(before).items():
             cells[name] = _explained(cells[name], check, diagnosis)
-        cells.update(_other_ways(case, recipe, worker, keep))
-    peaks = [item.peak_memory or 0 for item in case.gathered]
+        ways, peak = _other_ways(case, recipe, worker, keep)
+        cells.update(ways)
+        peaks.append(peak)
+    peaks += [item.peak_memory or 0 for item in case.gathered]
     return Row(
         pair.auto_class,
         pair.model_type,
@@ -127,6 +132,7 @@ def judge(pair: Pair, worker: Worker, limits: Limits, keep: Path | None = None) 
         cells=_complete(cells),
         findings=tuple(finding.rule for finding in diagnosis.findings),
         seconds=round(time.perf_counter() - began, 3),
+        processor_seconds=round(worker.processor_seconds - used, 3),
         peak_memory=max(peaks, default=0),
     )
 
@@ -166,7 +172,10 @@ def _check(result: Verification, name: str) -> Cell:
     return Cell("no", f"{name}: {check.value} {check.detail}".strip())
 
 
-def _other_ways(case: Case, recipe: Recipe, worker: Worker, keep: Path | None) -> dict[str, Cell]:
+def _other_ways(
+    case: Case, recipe: Recipe, worker: Worker, keep: Path | None
+) -> tuple[dict[str, Cell], int]:
+    """The cells beside the recipe's own, and the peak memory of the process that made them."""
     ways = {}
     for name, edits in _WAYS.items():
         edited = recipe.edit(edits)
@@ -186,8 +195,8 @@ def _other_ways(case: Case, recipe: Recipe, worker: Worker, keep: Path | None) -
     )
     if outcome.failure is not None:
         reason = f"{outcome.failure.kind}: {outcome.failure.message}"
-        return {name: Cell("unknown", reason) for name in _WAYS}
-    return {name: Cell(**item) for name, item in outcome.value.items()}
+        return {name: Cell("unknown", reason) for name in _WAYS}, outcome.peak_rss
+    return {name: Cell(**item) for name, item in outcome.value.items()}, outcome.peak_rss
 
 
 def _complete(cells: Mapping[str, Cell]) -> dict[str, Cell]:

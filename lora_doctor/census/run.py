@@ -20,7 +20,7 @@ from typing import Any
 
 from lora_doctor import __version__
 from lora_doctor.case import GIB, Limits
-from lora_doctor.census.pairs import Pair
+from lora_doctor.census.pairs import Pair, task
 from lora_doctor.census.row import COLUMNS, Cell, Row, judge
 from lora_doctor.errors import EvidenceError, InputError
 from lora_doctor.isolation import Worker
@@ -45,7 +45,7 @@ class Census:
         rows = []
         for row in self.rows:
             values = row.to_json()
-            for cost in ("seconds", "peak_memory"):  # differ from run to run
+            for cost in ("seconds", "processor_seconds", "peak_memory"):  # differ from run to run
                 del values[cost]
             rows.append(values)
         return {
@@ -60,6 +60,7 @@ def take(
     folder: Path,
     *,
     select: Sequence[str] = (),
+    classes: Sequence[str] = (),
     jobs: int = 2,
     engine: str = "local",
     keep: Path | None = None,
@@ -70,6 +71,8 @@ def take(
     Args:
         folder: is made when it is not there.
         select: patterns (``qwen*``) of model types or auto classes; all without.
+        classes: patterns (``AutoModelFor*Classification``) of the auto classes whose models are
+            rows; those for generation without.
         jobs: processes at a time.
         engine: ``local``, or ``ray`` for the machines of a Ray cluster.
         keep: a folder for tiny models and batches, one folder in it for each row.
@@ -81,7 +84,7 @@ def take(
     """
     folder.mkdir(parents=True, exist_ok=True)
     versions = _versions()
-    chosen = _select(_all_pairs(tell), select)
+    chosen = _select(_all_pairs(classes, tell), select)
     file = folder / "rows.jsonl"
     done = _read(file, versions)
     open_pairs = [pair for pair in chosen if pair not in done]
@@ -92,7 +95,8 @@ def take(
             out.write(json.dumps(row.to_json()) + "\n")
         done[Pair(row.auto_class, row.model_type)] = row
         left = (time.monotonic() - began) / count * (len(open_pairs) - count)
-        tell(f"{count} of {len(open_pairs)} rows, {_minutes(left)} left: {row.model_type}")
+        name = f"{row.model_type} ({task(row.auto_class)})"
+        tell(f"{count} of {len(open_pairs)} rows, {_minutes(left)} left: {name}")
     census = Census(versions, tuple(done[pair] for pair in sorted(chosen)))
     text = json.dumps(census.to_json(), indent=1, ensure_ascii=False) + "\n"
     write_text(folder / "census.json", text)
@@ -177,10 +181,12 @@ def _engine(name: str) -> Callable[[Sequence[Pair], int, Path | None], Iterable[
     return spread_with_ray
 
 
-def _all_pairs(tell: Callable[[str], None]) -> list[Pair]:
+def _all_pairs(classes: Sequence[str], tell: Callable[[str], None]) -> list[Pair]:
     tell("reading the architectures of the installed transformers")
     with Worker(threads=1) as worker:
-        outcome = worker.run("lora_doctor.census.pairs:gather", {}, time_limit=120)
+        outcome = worker.run(
+            "lora_doctor.census.pairs:gather", {"classes": list(classes)}, time_limit=120
+        )
         missing = dict(worker.import_errors)
     if outcome.failure is not None or not {"torch", "transformers", "peft"}.isdisjoint(missing):
         reason = "; ".join(f"{name}: {text}" for name, text in missing.items())
@@ -188,6 +194,10 @@ def _all_pairs(tell: Callable[[str], None]) -> list[Pair]:
             "a census needs a training environment: "
             f"{reason or (outcome.failure and outcome.failure.message)}; "
             "pip install 'lora-doctor[stack]'"
+        )
+    if not outcome.value:
+        raise InputError(
+            f"--class {' '.join(classes)}: no auto class of the installed transformers"
         )
     return [Pair(*item) for item in outcome.value]
 
@@ -205,7 +215,8 @@ def _select(pairs: Sequence[Pair], patterns: Sequence[str]) -> list[Pair]:
         }
         if not found:
             raise InputError(
-                f"--select {pattern!r}: no model type or auto class of the installed transformers"
+                f"--select {pattern!r}: no model type or auto class among the rows; "
+                "--class chooses auto classes beside those for generation"
             )
         chosen |= found
     return sorted(chosen)
