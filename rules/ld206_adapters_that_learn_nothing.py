@@ -231,8 +231,8 @@ def _edits_without(case: Case, readings: Sequence[IdleReading]) -> tuple[Edit, .
     recipe = case.recipe
     wholly = _wholly_idle(case, readings)
     partly = [one for one in readings if one.pattern not in wholly]
-    barred = [path for one in partly for path in _last_layers(case, one)]
-    said = all(_last_layers(case, one) for one in partly)
+    barred = [path for one in partly for path in _layers_at_an_end(case, one)]
+    said = all(_layers_at_an_end(case, one) for one in partly)
     if not said or recipe.get("layers_to_transform"):
         return ()
     if not barred:
@@ -255,21 +255,29 @@ def _wholly_idle(case: Case, readings: Sequence[IdleReading]) -> set[str]:
             if idle.get(group.pattern) == group.count}  # fmt: skip
 
 
-def _last_layers(case: Case, reading: IdleReading) -> list[str]:
-    """Paths at full size of what is idle, where exactly the last layers of a stack are and the
-    others of this pattern learn; else nothing: the model that was run has fewer layers."""
+def _layers_at_an_end(case: Case, reading: IdleReading) -> list[str]:
+    """Paths at full size of what is idle, where exactly the first or the last layers of a stack are
+    and the others of this pattern learn; else nothing: the model that was run has fewer layers."""
     stack, star, rest = reading.pattern.partition(".*.")
-    count = next((g.count for g in case.verification.adapters if g.pattern == reading.pattern), 0)
+    count = _count_of(case, reading.pattern)
     alike = {g.pattern: g.count for g in case.structure.groups
              if g.pattern.startswith(f"{stack}.*.") and g.pattern.count("*") == 1}  # fmt: skip
     full = alike.get(reading.pattern, 0)
     idle = len(reading.paths)
-    tail = {f"{stack}.{number}.{rest}" for number in range(count - idle, count)}
-    if not star or "*" in rest or idle >= count or set(reading.paths) != tail:
-        return []
-    if full < max(alike.values(), default=0):
-        return []  # not in every layer of the stack: their numbers are not known
-    return [f"{stack}.{number}.{rest}" for number in range(full - idle, full)]
+    if not star or "*" in rest or idle >= count or full < max(alike.values(), default=0):
+        return []  # or not in every layer of the stack: their numbers are not known
+    for numbers, at_full_size in (
+        (range(idle), range(idle)),
+        (range(count - idle, count), range(full - idle, full)),
+    ):
+        if set(reading.paths) == {f"{stack}.{number}.{rest}" for number in numbers}:
+            return [f"{stack}.{number}.{rest}" for number in at_full_size]
+    return []
+
+
+def _count_of(case: Case, pattern: str) -> int:
+    """Adapters of this pattern in the model that was run."""
+    return next((g.count for g in case.verification.adapters if g.pattern == pattern), 0)
 
 
 def _names(case: Case, readings: Sequence[IdleReading]) -> list[str]:
@@ -278,8 +286,9 @@ def _names(case: Case, readings: Sequence[IdleReading]) -> list[str]:
     names = []
     for reading in readings:
         stack = reading.pattern.partition(".*.")[0]
-        last = _last_layers(case, reading)
-        if last and not any(pattern.startswith(f"{stack}.*.") for pattern in learning):
-            last = [".".join(path.split(".")[: stack.count(".") + 2]) for path in last]
-        names += last or [reading.pattern]
+        ends = _layers_at_an_end(case, reading)
+        if ends and not any(pattern.startswith(f"{stack}.*.") for pattern in learning):
+            ends = [".".join(path.split(".")[: stack.count(".") + 2]) for path in ends]
+        some = len(reading.paths) < _count_of(case, reading.pattern)
+        names += ends or (reading.paths if some else [reading.pattern])
     return list(dict.fromkeys(names))

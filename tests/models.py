@@ -512,6 +512,37 @@ def layers_that_learn_nothing() -> Any:
     return Kept(), {"x": torch.randn(4, 8), "target": torch.randn(4, 8)}
 
 
+def queries_that_begin_as_zeros() -> Any:
+    """Three layers in a stack, the first of which is given zeros (the decoder of DETR)."""
+    import torch
+    from torch import nn
+
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.among_queries = nn.Linear(8, 8, bias=False)
+            self.to_image = nn.Linear(8, 8)
+
+        def forward(self, queries: Any, image: Any) -> Any:
+            return queries + self.among_queries(queries) + torch.tanh(self.to_image(image))
+
+    class Decoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(Layer() for _ in range(3))
+
+        def forward(self, x: Any, target: Any = None) -> dict[str, Any]:
+            queries = torch.zeros_like(x)
+            for layer in self.layers:
+                queries = layer(queries, x)
+            if target is None:
+                return {"logits": queries}
+            return {"loss": nn.functional.mse_loss(queries, target), "logits": queries}
+
+    torch.manual_seed(0)
+    return Decoder(), {"x": torch.randn(4, 8), "target": torch.randn(4, 8)}
+
+
 def linear_in_groups() -> Any:
     """A layer that inherits from ``nn.Linear`` and applies its rows in two groups."""
     import torch

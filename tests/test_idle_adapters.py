@@ -68,6 +68,19 @@ def vision(groups: tuple[ModuleGroup, ...]) -> list[ModuleGroup]:
     return [g for g in groups if "vision_tower" in g.pattern and g.leaf in ("q_proj", "v_proj")]
 
 
+def test_a_first_layer_that_learns_nothing_is_named_alone(worker: Worker) -> None:
+    """Its siblings learn: a finding about all of them would take the adapters off those, too."""
+    model = f"{models.__name__}:queries_that_begin_as_zeros"
+    recipe = {"target_modules": ["among_queries", "to_image"]}
+    diagnosis = lora_doctor.check(model, recipe, worker=worker)
+    (finding,) = [one for one in diagnosis.findings if one.rule == "LD206"]
+    assert "layers.0.among_queries learn nothing" in finding.message
+    fixed = lora_doctor.fix(model, recipe, unsafe_fixes=True, worker=worker)
+    assert fixed.after is not None and fixed.after.outcome == "passed"
+    learning = {group.pattern: group.count for group in fixed.after.adapters}
+    assert learning == {"layers.*.among_queries": 2, "layers.*.to_image": 3}
+
+
 @pytest.mark.slow
 def test_layers_of_a_stack_are_not_taken_for_its_last_ones(worker: Worker) -> None:
     """All cross-attention is idle when a decoder is used alone; its other layers all learn."""
