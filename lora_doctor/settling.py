@@ -25,11 +25,14 @@ _NO_GRADIENT = re.compile("does not require grad")
 
 @dataclass(frozen=True)
 class _Dead:
-    """Layers of a stack (``model.layers``) in which nothing gets a gradient, and the modules by
-    which they can be told from the others."""
+    """Layers of a stack (``model.layers``) in which nothing gets a gradient, and how they can be
+    told at full size: by modules that only they have (``marks``), by their own ``numbers`` where
+    the stack is no smaller in the tiny model, or as the ``last`` so many."""
 
     stack: str
     marks: tuple[str, ...]
+    numbers: tuple[int, ...] = ()
+    last: int = 0
 
 
 def settled(
@@ -47,15 +50,14 @@ def settled(
         targets = _reached(structure, seen, numbers)
         if targets is not None and targets != recipe.get("target_modules"):
             changes["target_modules"] = targets
-            reasons += _why_left_out(seen)
+            reasons += _why_left_out(seen, structure)
     else:
         changes, reasons = _without_misfits(structure, seen)
         if not changes and not recipe.get("gradient_checkpointing"):
             changes, reasons = _with_input_embeddings(recipe, structure, seen)
     if _ours(asked, "modules_to_save") and seen.saving is not None and seen.saving.statistics:
-        named = [name for path in seen.saving.statistics for name in _endings(path, structure)]
-        named = list(dict.fromkeys(named))
-        if _name_only(named, seen.saving.statistics, structure):
+        named = _names_to_save(seen.saving.statistics, structure)
+        if named:
             before = recipe.get("modules_to_save") or ()
             changes["modules_to_save"] = [*before, *(name for name in named if name not in before)]
             reasons.append(
@@ -103,9 +105,9 @@ def _with_input_embeddings(
     return {"target_modules": targets}, [said]
 
 
-def _why_left_out(seen: Verification) -> list[str]:
+def _why_left_out(seen: Verification, structure: Structure) -> list[str]:
     merged = sorted(_merged_into_others(seen))
-    dead = _dead_layers(seen.adapters) is not None
+    dead = _dead_layers(seen.adapters, structure) is not None
     idle = [
         group.pattern
         for group in seen.adapters
@@ -143,9 +145,11 @@ def _reached(structure: Structure, seen: Verification, numbers: Numbers) -> str 
     """
     unreached = {group.pattern for group in seen.adapters if not group.with_gradient}
     unreached |= _merged_into_others(seen)
+    dead = _dead_layers(seen.adapters, structure)
+    if dead is None:
+        unreached |= _apart_and_idle(seen)
     adapted = [group for group in structure.groups if group.adapted and group.kind != "parameter"]
     reached = [group for group in adapted if group.pattern not in unreached]
-    dead = _dead_layers(seen.adapters)
     if not reached or (len(reached) == len(adapted) and dead is None):
         return None
     if dead is not None:
@@ -163,9 +167,31 @@ def _merged_into_others(seen: Verification) -> set[str]:
     return {pattern_of(part.path) for part in seen.saving.tied if part.how == "adapter"}
 
 
-def _dead_layers(groups: Sequence[AdapterGroup]) -> _Dead | None:
+def _apart_and_idle(seen: Verification) -> set[str]:
+    """Patterns of layers of which only some learn, in a stack of which no group learns as a whole
+    (the heads behind each layer of LightGlue, of which the last one is used): which of them learn
+    at full size is not known, and what the model consists of learns without them."""
+    idle = {one.pattern for one in seen.observations.idle}
+    stacks = {
+        _layer(group.examples_without_gradient[0]).rpartition(".")[0]
+        for group in seen.adapters
+        if group.pattern in idle and group.with_gradient and group.examples_without_gradient
+    } - {""}
+    inside = {
+        stack: [g for g in seen.adapters if g.pattern.startswith(f"{stack}.")] for stack in stacks
+    }
+    return {
+        group.pattern
+        for groups in inside.values()
+        for group in groups
+        if group.pattern in idle and not any(g.with_gradient == g.count for g in groups)
+    }
+
+
+def _dead_layers(groups: Sequence[AdapterGroup], structure: Structure) -> _Dead | None:
     """Layers in which no adapter got a gradient although layers beside them did; ``None`` unless
-    this explains every adapter that got none in a group of which others did."""
+    this explains every adapter that got none in a group of which others did, and the layers can be
+    told at full size."""
     partly = [group for group in groups if 0 < group.with_gradient < group.count]
     never = [group for group in groups if not group.with_gradient]
     paths = {path for group in partly for path in group.examples_without_gradient}
@@ -189,7 +215,28 @@ def _dead_layers(groups: Sequence[AdapterGroup]) -> _Dead | None:
         for group in groups
         if group.pattern.startswith(f"{stack}.")
     )
-    return _Dead(stack, marks) if marks and not alive else None
+    if alive:
+        return None
+    if marks:
+        return _Dead(stack, marks)
+    numbers = tuple(sorted(int(head.rpartition(".")[2]) for head in heads))
+    full = {group.pattern: group.count for group in structure.groups}
+    if all(full.get(group.pattern) == group.count for group in partly):
+        return _Dead(stack, (), numbers)
+    return _Dead(stack, (), last=len(heads)) if _are_last(stack, numbers, partly) else None
+
+
+def _are_last(stack: str, numbers: tuple[int, ...], partly: Sequence[AdapterGroup]) -> bool:
+    """Whether these are the last layers of a stack whose layers are all alike: the loss is made of
+    what earlier ones give out (BEiT's ``out_indices``), and the tiny model has as many behind."""
+    counts = {group.count for group in partly}
+    return (
+        len(counts) == 1
+        and numbers == tuple(range(max(counts) - len(numbers), max(counts)))
+        and all(group.pattern.startswith(f"{stack}.*.") for group in partly)
+        and all(group.pattern.count("*") == 1 for group in partly)
+        and all(group.count - group.with_gradient == len(numbers) for group in partly)
+    )
 
 
 def _layer(path: str) -> str:
@@ -200,8 +247,11 @@ def _layer(path: str) -> str:
 
 def _without(dead: _Dead, groups: Sequence[ModuleGroup], numbers: Numbers) -> str | None:
     """One regular expression for these groups that passes the dead layers by."""
-    at = numbers(dead.marks)
-    layers = sorted({number for mark in dead.marks for number in at.get(mark, ())})
+    layers = list(dead.numbers)
+    if not layers:
+        inside = [group.pattern for group in groups if group.pattern.startswith(f"{dead.stack}.*.")]
+        told = numbers(dead.marks or inside)
+        layers = sorted({number for found in told.values() for number in found})[-dead.last :]
     if not layers:
         return None
     stack = re.escape(dead.stack)
@@ -210,24 +260,48 @@ def _without(dead: _Dead, groups: Sequence[ModuleGroup], numbers: Numbers) -> st
     return f"(?!{barred})(?:{'|'.join(exact)})"
 
 
-def _endings(pattern: str, structure: Structure) -> list[str]:
-    """The ends of paths that name a group; a module that is itself one of a numbered sequence goes
-    by its own number."""
-    name = suffix(pattern)
-    if not name.endswith("*"):
-        return [name]
-    length = name.count(".") + 1
-    paths = [path for group in structure.groups if group.pattern == pattern
-             for path in group.examples]  # fmt: skip
-    return [".".join(path.split(".")[-length:]) for path in paths]
+def _names_to_save(patterns: Sequence[str], structure: Structure) -> list[str]:
+    """Entries of ``modules_to_save`` for all modules of these patterns and nothing else; empty
+    where there are none. PEFT compares an entry with the end of a path, in the middle of a word
+    too: `norm` is `final_layer_norm`, and a path's own numbers may have to stand in it."""
+    names: list[str] = []
+    for pattern in patterns:
+        short = suffix(pattern)
+        if not short.endswith("*") and _name_only(short, patterns, structure):
+            names.append(short)
+            continue
+        groups = [group for group in structure.groups if group.pattern == pattern]
+        paths = [path for group in groups for path in group.examples]
+        if not paths or len(paths) < sum(group.count for group in groups):
+            return []  # not all of their paths are known
+        for path in paths:
+            parts = path.split(".")
+            ends = (".".join(parts[-length:]) for length in range(1, len(parts) + 1))
+            name = next((end for end in ends if _name_only(end, patterns, structure)), None)
+            if name is None:
+                return []
+            names.append(name)
+    return list(dict.fromkeys(names))
 
 
-def _name_only(names: Sequence[str], patterns: Sequence[str], structure: Structure) -> bool:
-    """Whether these entries of ``modules_to_save``, which PEFT compares with the end of a path,
-    name nothing else."""
+def _name_only(name: str, patterns: Sequence[str], structure: Structure) -> bool:
+    """Whether only modules of these patterns have a path that ends like this."""
     return all(
         group.pattern in patterns
         for group in structure.groups
-        for name in names
-        if group.pattern.endswith(name) or any(path.endswith(name) for path in group.examples)
+        if group.kind != "parameter" and _may_end(group.pattern, name)
     )
+
+
+def _may_end(pattern: str, name: str) -> bool:
+    """Whether a path of this pattern, a number for each star, may end in ``name``."""
+    *rest, first = reversed(name.split("."))
+    ours = list(reversed(pattern.split(".")))
+    if len(ours) <= len(rest):
+        return False
+    same = all(
+        one == other or (one == "*" and other.isdigit())
+        for one, other in zip(ours, rest, strict=False)
+    )
+    word = ours[len(rest)]
+    return same and (first.isdigit() if word == "*" else word.endswith(first))

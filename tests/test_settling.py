@@ -112,3 +112,30 @@ def test_a_second_run_betters_what_the_first_could_not_show(worker: Worker) -> N
     assert not adapted.fullmatch("model.layers.3.self_attn.o_a_proj")
     assert not adapted.fullmatch("model.layers.3.self_attn.compressor.indexer.weights_proj")
     assert case.tiny.outcome == "passed"
+
+
+def test_a_mask_that_is_not_asked_for_learns_nothing(worker: Worker) -> None:
+    """SAM makes four masks and gives out three of them: an adapter in the first one's layers would
+    stand still, and there are as many of these layers in the full model."""
+    if not listed("sam", "AutoModelForMaskGeneration"):
+        pytest.skip("this transformers has no SAM")
+    case = settled(worker, "sam", "AutoModelForMaskGeneration")
+    adapted = re.compile(case.recipe.get("target_modules"))
+    assert not adapted.fullmatch("mask_decoder.output_hypernetworks_mlps.0.proj_in")
+    assert adapted.fullmatch("mask_decoder.output_hypernetworks_mlps.3.proj_in")
+    assert case.tiny.outcome == "passed"
+
+
+def test_layers_behind_those_that_are_read_are_left_out(worker: Worker) -> None:
+    """A BEiT that segments reads layer 11's input and no later one; at full size it is the last."""
+    case = settled(worker, "beit", "AutoModelForSemanticSegmentation")
+    adapted = re.compile(case.recipe.get("target_modules"))
+    names = [
+        path
+        for group in case.structure.groups
+        if group.adapted
+        for path in group.examples
+        if adapted.fullmatch(path)
+    ]
+    assert case.tiny.outcome == "passed"
+    assert names and not any(".layer.11." in path or ".layers.11." in path for path in names)

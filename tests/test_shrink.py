@@ -286,3 +286,29 @@ def test_what_layers_give_out_is_as_far_from_the_end_as_before(last: int, dead: 
     small = plan.values["backbone_out_indices"]
     assert len(set(small)) == 4 and min(small) == 1
     assert plan.depth - 1 - max(small) == dead
+
+
+@pytest.mark.parametrize("name", ["sam", "sam2", "sam3_tracker", "depth_pro"])
+def test_sizes_of_the_image_that_stand_in_several_places_agree(name: str) -> None:
+    """SAM's prompt encoder counts patches itself, Hiera has strides for patches, and SAM 3 writes
+    down how large its maps are; Depth Pro's patches are the images of another tower."""
+    from transformers import AutoModel
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    if name not in CONFIG_MAPPING:
+        pytest.skip("this transformers has no such model")
+    tiny = shrink(CONFIG_MAPPING[name](), AutoModel.from_config)
+    assert tiny.batch is not None and tiny.batch.modality == ["image"]
+    assert tiny.batch.inputs["pixel_values"].shape[-1] <= 256
+
+
+def test_lists_with_a_number_for_each_stage() -> None:
+    """SAM 2's Hiera: the name of one of them says what the numbers are."""
+    assert role_of("blocks_per_stage", [1, 2, 7, 2]) == "depths"
+    assert role_of("embed_dim_per_stage", [96, 192, 384, 768]) == "width"
+    assert role_of("num_attention_heads_per_stage", [1, 2, 4, 8]) == "heads"
+    stages = node(blocks_per_stage=[1, 2, 7, 2], global_attention_blocks=[5, 7, 9])
+    assert plan_layers(stages, 2).values == {
+        "blocks_per_stage": [1, 2, 2, 2],
+        "global_attention_blocks": [4],
+    }, "a block with global attention and one without in the third stage"

@@ -43,6 +43,7 @@ def mend(config: Any, error: BaseException, running: bool = False) -> Mended | N
     fault as well; only entries that the failing statement itself computes with count then.
     """
     overrides = _while_running(config, error) if running else _wanted(config, error)
+    overrides |= _as_saved(config, error)
     for _ in range(_ROUNDS):
         if not overrides:
             return None
@@ -87,6 +88,19 @@ def _wanted(config: Any, error: BaseException) -> dict[str, Any]:
     found |= _asked_lists(root, str(error))
     now = {node.where(key): value for node in root.walk() for key, value in node.values.items()}
     return {where: value for where, value in found.items() if now.get(where) != value}
+
+
+def _as_saved(config: Any, error: BaseException) -> dict[str, Any]:
+    """Lists where a class has tuples for defaults and its model code adds lists to them: a config
+    that was saved and loaded has lists."""
+    if not re.search(r"can only concatenate (list|tuple) \(not .(tuple|list).\)", str(error)):
+        return {}
+    return {
+        node.where(key): list(value)
+        for node in tree(copy.deepcopy(config)).walk()
+        for key, value in node.values.items()
+        if isinstance(value, tuple)
+    }
 
 
 def _while_running(config: Any, error: BaseException) -> dict[str, Any]:
@@ -155,14 +169,33 @@ def _value_for(node: Node, gap: Gap, said: str) -> Any:
         free = [number for number in _FREE_IDS if number not in ids]
         return dict(zip(gap.looked_up, free, strict=False)) or None
     if "list" in kind or "tuple" in kind:
-        return []
+        return _list_for(node, gap.key)
     # Equal numbers: whatever must divide another does.
     return 4 if kind == "int" else 1.0 if kind == "float" else None
 
 
+def _list_for(node: Node, key: str) -> list[Any]:
+    """A list as the docstring has it: one entry for each label (thresholds, an order), widths of
+    layers that follow each other (two of them: some unpack a pair); else an empty one."""
+    said = _entry_text(node.holder, key)
+    labels = getattr(node.holder, "num_labels", None)
+    each = re.search(r"(for|of|per) (each |every |a )?(label|class)\b", said)
+    if each and isinstance(labels, int):
+        return [0.5] * labels if "float" in said.partition(")")[0] else list(range(labels))
+    if role_of(key, 0) in ("channels", "width"):
+        return [64, 64]
+    return []
+
+
+def _entry_text(holder: Any, key: str) -> str:
+    """What the docstring of a config's class says about one entry; empty where nothing."""
+    text = inspect.getdoc(type(holder)) or ""
+    entry = re.search(rf"^\s*{re.escape(key)} \(`?.*?(?=^\s*\w+ \(`|\Z)", text, re.M | re.S)
+    return entry[0] if entry else ""
+
+
 def _documented(holder: Any, key: str) -> tuple[Any, str]:
     """An example of an entry's value from its class's docstring ("e.g. `"1/4"`"), and its type."""
-    text = inspect.getdoc(type(holder)) or ""
     kind = ""
     for cls in type(holder).__mro__:
         declared = vars(cls).get("__annotations__", {}).get(key)
@@ -170,11 +203,12 @@ def _documented(holder: Any, key: str) -> tuple[Any, str]:
             kind = getattr(declared, "__name__", None) or str(declared)
             kind = str(declared) if "|" in str(declared) or "[" in str(declared) else kind
             break
-    entry = re.search(rf"^\s*{re.escape(key)} \(`?(\w+).*?(?=^\s*\w+ \(`|\Z)", text, re.M | re.S)
-    if entry is None:
+    entry = _entry_text(holder, key)
+    named = re.match(r"\s*\w+ \(`?(\w+)", entry)
+    if named is None:
         return None, _plain_kind(kind)
-    kind = kind or entry[1]
-    for found in re.findall(r"(?:e\.g\.|such as|for example),?:? `([^`]+)`", entry[0], re.I):
+    kind = kind or named[1]
+    for found in re.findall(r"(?:e\.g\.|such as|for example),?:? `([^`]+)`", entry, re.I):
         try:
             return ast.literal_eval(found), _plain_kind(kind)
         except (ValueError, SyntaxError):

@@ -139,6 +139,10 @@ def _shrink_entry(
         return map_ints(value, lambda n: vocab.get(n, n))
     if role == "ids":
         return map_ints(value, lambda n: ids.get(n, n))
+    if role == "kv_heads" and is_numbers(value):  # one for each layer: fewer stay fewer
+        most = max(value)
+        fewer = max(1, small_heads(most) // 2)
+        return map_ints(value, lambda n: small_heads(most) if n == most else min(n, fewer))
     if role in ("heads", "kv_heads"):
         return map_ints(value, small_heads)
     if role == "head_dim":

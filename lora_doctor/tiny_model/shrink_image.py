@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, NamedTuple
 
-from .shrink_rules import Node, flat_ints, is_numbers, map_ints, role_of
+from .shrink_rules import Node, are_pairs, flat_ints, map_ints, role_of
 from .sizes import Changes, Sizes
 
 
@@ -53,7 +54,9 @@ def fix_image(before: dict[str, Any], new: dict[str, tuple[str, Any]], sizes: Si
 
 
 def shrink_tokens(root: Node, grids: list[Grid], changes: Changes) -> None:
-    """Counts of patches and of image tokens, anywhere in the tree, follow the patches per side."""
+    """Counts of patches and of image tokens, anywhere in the tree, follow the patches per side, and
+    so do images that no patch size stands beside."""
+    _share_sides(root, grids, changes)
     for node in root.walk():
         for key, count in list(node.values.items()):
             if role_of(key, count) != "tokens" or not isinstance(count, int):
@@ -72,9 +75,12 @@ def shrink_tiles(root: Node, grids: list[Grid], changes: Changes) -> None:
     """Resolutions that an image is cut into tiles of (LLaVA-NeXT's pinpoints): as many tiles."""
     for node in root.walk():
         for key, points in list(node.values.items()):
-            if not isinstance(points, (list, tuple)) or not points:
+            if not are_pairs(points):
                 continue
-            if not all(is_numbers(point) and len(point) == 2 for point in points):
+            if role_of(key, points) == "maps":
+                maps = _small_maps(points, grids)
+                node.set(key, maps)
+                changes.note("image", node.path, key, points, maps)
                 continue
             for grid in grids:
                 if all(size % grid.side == 0 for point in points for size in point):
@@ -82,6 +88,38 @@ def shrink_tiles(root: Node, grids: list[Grid], changes: Changes) -> None:
                     node.set(key, small)
                     changes.note("image", node.path, key, points, small)
                     break
+
+
+def _share_sides(root: Node, grids: list[Grid], changes: Changes) -> None:
+    """Images of a tower whose config has no patches (Hiera's strides) are as large as the others
+    that they were as large as before; so is a number of patches per side that is written down."""
+    sides = {grid.side: grid.small_side for grid in grids}
+    counts = {grid.before: grid.after for grid in grids}
+    for node in root.walk():
+        for key, value in list(node.values.items()):
+            # a patch as large as an image of another tower is one that is cut out for that tower
+            known = sides if role_of(key, value) in ("image", "patch") else {}
+            if _PER_SIDE.search(key) and isinstance(value, int):
+                known = counts
+            small = map_ints(value, lambda n, known=known: known.get(n, n)) if known else value
+            if small != value:
+                node.set(key, small)
+                changes.note("image", node.path, key, value, small)
+
+
+#: How many patches an image has per side (SAM's prompt encoder takes them from the two sizes).
+_PER_SIDE = re.compile(r"^image_embedding_size$|^(patch_)?grid_size$")
+
+
+def _small_maps(maps: Any, grids: list[Grid]) -> Any:
+    """Heights and widths of what a tower puts out at several scales, for the small image."""
+    numbers = set(flat_ints(maps))
+    for grid in sorted(grids, key=lambda grid: -grid.before):
+        before, after = grid.before, grid.after
+        if all(n % before == 0 or before % n == 0 for n in numbers):
+            small = {n: max(1, n * after // before) for n in numbers}
+            return map_ints(maps, small.__getitem__)
+    return maps
 
 
 def _token_count(count: int, grid: int, small: int) -> int:

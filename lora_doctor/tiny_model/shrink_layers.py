@@ -47,6 +47,7 @@ def plan_layers(node: Node, min_depth: int) -> LayerPlan:
         if role == "depths" and len(value) not in depths.values():
             # Two per stage: a shifted window comes second (Swin).
             values[key] = type(value)(min(v, 2) for v in value)
+            values.update(_numbered_through(node, list(value)))
         elif role == "period" and isinstance(value, int) and not isinstance(value, bool):
             values[key] = min(value, 2)
         elif role == "offset" and isinstance(value, int):
@@ -61,6 +62,30 @@ def plan_layers(node: Node, min_depth: int) -> LayerPlan:
                 values[key] = len(kept)
         values.update(_cut(node, length, kept))
     return LayerPlan({k: v for k, v in values.items() if v != node.values[k]}, main, left)
+
+
+def _numbered_through(node: Node, stages: list[int]) -> dict[str, Any]:
+    """Lists of numbers that are counted through all stages (Hiera's `global_attention_blocks`),
+    where each stage keeps two: of a stage with listed ones and others, one of each kind."""
+    found: dict[str, Any] = {}
+    for key, listed in node.values.items():
+        if not _NUMBERED.search(key) or not is_numbers(listed) or max(listed) >= sum(stages):
+            continue
+        new, start, small = [], 0, 0
+        for count in stages:
+            inside = [n - start for n in listed if start <= n < start + count]
+            kept = min(count, 2)
+            if len(inside) == count:
+                new += range(small, small + kept)
+            elif inside:
+                new.append(small if inside == [0] else small + kept - 1)
+            start, small = start + count, small + kept
+        found[key] = type(listed)(new)
+    return found
+
+
+#: Blocks that a list names by their numbers.
+_NUMBERED = re.compile(r"^global_att\w*_(blocks|layers|indexes)$")
 
 
 def in_proportion(node: Node, plan: LayerPlan) -> dict[str, int]:

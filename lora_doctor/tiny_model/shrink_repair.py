@@ -61,7 +61,8 @@ def relax(sizes: Sizes, objection: str, changes: Changes) -> list[Sizes]:
     for role in _ROLES_TO_RESTORE:
         if role in changes.by_role or (role == "depth" and "layers" in changes.by_role):
             why = f"{role} left as they were ({objection})"
-            options.append(replace(sizes, keep_roles=frozenset({role}), why=why))
+            kept = {role, "kv_heads"} if role == "heads" else {role}  # groups of as many heads
+            options.append(replace(sizes, keep_roles=frozenset(kept), why=why))
     return options
 
 
@@ -102,6 +103,8 @@ def repair(sizes: Sizes, model: Any, config: Any, objections: list[str]) -> list
         overrides.update(_unchosen(root, text))
         overrides.update(_tie_vocabularies(root, text))
         overrides.update(_tie_stages(root, text))
+        overrides.update(_tie_inputs(root, text))
+        overrides.update(_tie_backbone(root, text))
         if model is not None and _WIDTHS_DIFFER.search(text):
             overrides.update(_tie_towers(root, model))
     known = dict(sizes.overrides)
@@ -133,6 +136,40 @@ def _tie_stages(root: Node, text: str) -> dict[str, Any]:
     named = ("hidden_size", "embed_dim", "d_model")
     found = [n.where(k) for n in towers for k in named if n.values.get(k) == width]
     return {found[0]: given} if puts_out and len(found) == 1 else {}
+
+
+def _tie_inputs(root: Node, text: str) -> dict[str, Any]:
+    """The numbers that a layer takes, written down at the large size of an image: "mat1 and mat2
+    shapes cannot be multiplied (2x64 and 3136x32)"."""
+    match = re.search(r"cannot be multiplied \(\d+x(\d+) and (\d+)x\d+\)", text)
+    if match is None:
+        return {}
+    given, taken = int(match[1]), int(match[2])
+    found = [
+        node.where(key)
+        for node in root.walk()
+        for key, value in node.values.items()
+        if value == taken and re.search(r"(^|_)in(put)?_(size|dim|features)$", key)
+    ]
+    return {found[0]: given} if len(found) == 1 else {}
+
+
+def _tie_backbone(root: Node, text: str) -> dict[str, Any]:
+    """The width that a head counts on, set to its backbone's own where the default configs of the
+    two differ by what the objection says (ViTMatte's): "to have 480 channels, but got 512"."""
+    match = re.search(r"to have (\d+) channels, but got (\d+) channels", text)
+    if match is None:
+        return {}
+    missing = int(match[2]) - int(match[1])
+    return {
+        node.where("hidden_size"): child.values["hidden_size"]
+        for node in root.walk()
+        for child in node.children
+        if "backbone" in child.path
+        and type(node.values.get("hidden_size")) is int
+        and type(child.values.get("hidden_size")) is int
+        and child.values["hidden_size"] - node.values["hidden_size"] == missing
+    }
 
 
 def _rope_sections(root: Node, text: str) -> dict[str, Any]:

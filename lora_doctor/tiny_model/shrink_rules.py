@@ -79,10 +79,10 @@ _ROLES: tuple[tuple[str, str], ...] = (
         "width",
         r"intermediate|ffn_?(dim|hidden)?|d_ff$|n_inner$|d_inner$|mlp_dim$|inner_dim$|_rank$",
     ),
-    ("width", r"proj(ection|ector|ect)?_?(\w+_)?(dim|size|dims)$|lru_width|width$|^dim$|_width$"),
+    ("width", r"proj(ection|ector|ect)?_?(\w+_)?(dim|size|dims)$|lru_width|width$|^dims?$|_width$"),
     ("width", r"(^|_)(conv|tdnn|output|input|in|out|vision|text|audio|latent)_dim$|_out_dims?$"),
     ("width", r"embeds?_hidden|hidden_size|_linear_units$|_units$|^feature_size$|_features$"),
-    ("channels", r"channels?(_list)?$|n(um)?_filters$|filter_size|_feature_sizes?$"),
+    ("channels", r"channels?(_list)?$|(^|_)chs$|n(um)?_filters$|filter_size|_feature_sizes?$"),
     ("width", r"_(dim|size|dims|sizes)$|upsample_groups$"),
 )
 _COMPILED = tuple((role, re.compile(pattern)) for role, pattern in _ROLES)
@@ -95,6 +95,10 @@ _NOT_DEPTH = re.compile(
 )
 
 
+#: A list with one number for each stage of a tower (SAM 2's Hiera), or for each layer.
+_PER_STAGE = re.compile(r"_per_(stage|level|layer)$")
+
+
 def role_of(key: str, value: Any) -> str:
     """The role of one entry; `value` decides where a name serves for two things.
 
@@ -102,6 +106,11 @@ def role_of(key: str, value: Any) -> str:
     """
     number = isinstance(value, int) and not isinstance(value, bool)
     numbers = is_numbers(value)
+    stages = _PER_STAGE.search(key) if numbers else None
+    if stages:  # `blocks_per_stage: [1, 2, 7, 2]`: the name of one of them says what they are
+        key = key[: stages.start()]
+    if stages and _DEPTH.search(key) and not _NOT_DEPTH.search(key):
+        return "depths"
     if _DEPTH.search(key) and not _NOT_DEPTH.search(key):
         if number and value > 0:
             return "depth"
@@ -111,10 +120,9 @@ def role_of(key: str, value: Any) -> str:
             # `layers: [3, 4, 6, 3]` counts, `moe_layers: [1, 3, 5]` names layers
             named = re.search(r"(attention|moe|only|rope|source|attn|scaling)_layers$", key)
             return "layer_index" if named else "depths"
-    for role, pattern in _COMPILED:
-        if pattern.search(key):
-            return role
-    return "other"
+    role = next((role for role, pattern in _COMPILED if pattern.search(key)), "other")
+    # `backbone_feature_sizes: [[256, 256], [128, 128]]` are heights and widths
+    return "maps" if role == "channels" and are_pairs(value) else role
 
 
 def is_numbers(value: Any) -> bool:
@@ -123,6 +131,15 @@ def is_numbers(value: Any) -> bool:
         isinstance(value, (list, tuple))
         and len(value) > 0
         and all(isinstance(v, int) and not isinstance(v, bool) for v in value)
+    )
+
+
+def are_pairs(value: Any) -> bool:
+    """True for a non-empty list of two plain integers each: heights and widths."""
+    return (
+        isinstance(value, (list, tuple))
+        and len(value) > 0
+        and all(is_numbers(item) and len(item) == 2 for item in value)
     )
 
 
@@ -214,9 +231,29 @@ def tree(config: Any, path: str = "", seen: set[int] | None = None) -> Node:
         if is_config or (is_dict and all(isinstance(k, str) for k in value)):
             if id(value) not in seen:
                 node.children.append(tree(value, where, seen))
+        elif is_blocks(value):
+            node.children += _block_nodes(value, where, seen)
         else:
             node.values[key] = value
     return node
+
+
+def is_blocks(value: Any) -> bool:
+    """Whether it describes blocks one by one: a list of dicts, or one of such lists a stage."""
+    if not isinstance(value, (list, tuple)) or not value:
+        return False
+    if all(isinstance(item, dict) for item in value):
+        return all(isinstance(key, str) for item in value for key in item)
+    return all(is_blocks(item) for item in value)
+
+
+def _block_nodes(blocks: Any, where: str, seen: set[int]) -> list[Node]:
+    found: list[Node] = []
+    for number, item in enumerate(blocks):
+        path = f"{where}.{number}"
+        inner = isinstance(item, dict)
+        found += [tree(item, path, seen)] if inner else _block_nodes(item, path, seen)
+    return found
 
 
 def width_map(
