@@ -101,7 +101,7 @@ def missing_inputs(model: Any, batches: Sequence[Any]) -> tuple[str, ...]:
     """Kinds of input that the model takes and that no batch has."""
     from lora_doctor.tiny_model.batch import forward_parameters, modality_choices
 
-    choices = modality_choices(forward_parameters(model), "auto")
+    choices = modality_choices(forward_parameters(model), "auto", model)
     had = {kind for batch in batches for kind in batch.modality}
     return tuple(sorted(choices[0] - had)) if choices else ()
 

@@ -21,10 +21,11 @@ from lora_doctor.tiny_model.batch import (
     forward_parameters,
     modality_choices,
 )
-from lora_doctor.tiny_model.batch_draft import Draft, Settings
+from lora_doctor.tiny_model.batch_draft import Draft
 from lora_doctor.tiny_model.batch_features import count_features
 from lora_doctor.tiny_model.batch_labels import candidates
 from lora_doctor.tiny_model.batch_objections import answer, one_line
+from lora_doctor.tiny_model.batch_settings import Settings
 
 #: Patches along one side of a picture whose size is free: 448 pixels where a patch has 14.
 GRID_SIDE = 32
@@ -72,7 +73,7 @@ def planned_batch(model: Any, size: int, length: int, dtype: str) -> PlannedBatc
     """
     parameters = forward_parameters(model)
     reason = f"{type(model).__name__}.forward takes no input that is known"
-    choices = modality_choices(parameters, "auto")
+    choices = modality_choices(parameters, "auto", model)
     with fused_attention(), running_on_meta(KnownValues()):
         for modalities in choices:
             draft = _Draft(
@@ -152,13 +153,13 @@ def _settle(draft: _Draft, length: int) -> PlannedBatch:
         for stretched in _stretched(more, inputs, length):
             full = {k: v for k, v in {**inputs, **stretched}.items() if v is not None}
             try:
-                loss = _loss_of(_forward(draft.model, full))
+                loss = _loss_of(_forward(draft.model, draft.own(full)))
             except Exception as error:  # noqa: BLE001 - not the kind of label for this head
                 draft.notes.append(one_line(error))
                 continue
             if loss is not None:
-                return PlannedBatch(full, tokens, kind)
-    return PlannedBatch(inputs, tokens, "surrogate")
+                return PlannedBatch(draft.own(full), tokens, kind)
+    return PlannedBatch(draft.own(inputs), tokens, "surrogate")
 
 
 def _accepted(draft: _Draft) -> tuple[dict[str, Any], Any]:
@@ -169,7 +170,7 @@ def _accepted(draft: _Draft) -> tuple[dict[str, Any], Any]:
         if not inputs:
             raise BatchError(f"{type(draft.model).__name__}.forward: no argument could be made")
         try:
-            return inputs, _forward(draft.model, inputs)
+            return inputs, _forward(draft.model, draft.own(inputs))
         except UnknownValue:
             raise
         except Exception as error:  # noqa: BLE001 - the objection is what we work with

@@ -6,9 +6,11 @@ import inspect
 from dataclasses import dataclass, field
 from typing import Any
 
-from .batch_draft import Draft, Settings
+from .batch_draft import Draft
 from .batch_features import count_features
+from .batch_names import common_names, has_tower, renamed
 from .batch_objections import answer, one_line
+from .batch_settings import Settings
 
 MAX_ATTEMPTS = 12
 
@@ -83,7 +85,7 @@ def make_batch(
     notes: list[str] = []
     objections: list[str] = []
     raised: BaseException | None = None
-    choices = modality_choices(parameters, modality)
+    choices = modality_choices(parameters, modality, model)
     for modalities in choices:
         draft = Draft(
             model,
@@ -123,15 +125,20 @@ def forward_parameters(model: Any) -> dict[str, inspect.Parameter]:
     return parameters if named or inner is None else forward_parameters(inner)
 
 
-def modality_choices(parameters: dict[str, inspect.Parameter], modality: str) -> list[set[str]]:
-    """Sets of modalities to try, the fullest first."""
-    names = set(parameters)
+def modality_choices(
+    parameters: dict[str, inspect.Parameter], modality: str, model: Any = None
+) -> list[set[str]]:
+    """Sets of modalities to try, the fullest first.
+
+    Videos stand beside images only where `model` has a tower of their own for them.
+    """
+    names = set(renamed(parameters, common_names(parameters)))
     can = set()
     if names & {"input_ids", "qformer_input_ids"}:
         can.add("text")
     if names & {"pixel_values", "flattened_patches"}:
         can.add("image")
-    elif "pixel_values_videos" in names:
+    if "pixel_values_videos" in names and ("image" not in can or has_tower(model, "video")):
         can.add("video")
     if names & {"input_features", "input_values"}:
         can.add("audio")
@@ -141,7 +148,7 @@ def modality_choices(parameters: dict[str, inspect.Parameter], modality: str) ->
         return [wanted] if modality in can else []
     # Without any of these (a time series), what forward cannot do without is made up.
     choices = [can] if can or _required(parameters) else []
-    for less in (can - {"audio"}, can - {"image", "video"}, can & {"text"}):
+    for less in (can - {"video"}, can - {"audio"}, can - {"image", "video"}, can & {"text"}):
         if less and less not in choices:
             choices.append(less)
     return choices
@@ -175,7 +182,7 @@ def _settle(draft: Draft, with_labels: bool, run: bool) -> Batch:
         if not inputs:
             raise BatchError(f"{name}.forward: no argument could be made")
         try:
-            outputs = _forward(draft.model, inputs)
+            outputs = _forward(draft.model, draft.own(inputs))
             break
         except Exception as error:  # noqa: BLE001 - the objection is what we work with
             last = one_line(error)
@@ -195,7 +202,7 @@ def _settle(draft: Draft, with_labels: bool, run: bool) -> Batch:
     for kind, more in candidates(draft, inputs, outputs):
         full = {k: v for k, v in {**inputs, **more}.items() if v is not None}
         try:
-            loss = _loss_of(_forward(draft.model, full))
+            loss = _loss_of(_forward(draft.model, draft.own(full)))
         except Exception as error:  # noqa: BLE001 - not the kind of label for this head
             draft.notes.append(f"{kind} tried: {one_line(error)}")
             continue
@@ -220,7 +227,7 @@ def _batch(draft: Draft, inputs: dict[str, Any], loss: str) -> Batch:
     for kind, names in groups.items():
         if any(name in inputs for name in names):
             kinds.append(kind)
-    return Batch(inputs, kinds, loss, list(draft.notes))
+    return Batch(draft.own(inputs), kinds, loss, list(draft.notes))
 
 
 def _forward(model: Any, inputs: dict[str, Any]) -> Any:

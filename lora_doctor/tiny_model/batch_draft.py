@@ -7,79 +7,24 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from lora_doctor.embeddings import input_embeddings
 
 from .batch_makers import MAKERS
+from .batch_names import common_names, renamed
+from .batch_settings import Settings
 from .batch_unknown import can_guess, guess
-from .shrink_rules import Node, flat_ints, role_of, tree
-
-
-class Settings:
-    """Entries of a config tree by name, outermost first."""
-
-    def __init__(self, config: Any) -> None:
-        self.root: Node | None = tree(config) if config is not None else None
-
-    def nodes(self) -> Iterator[Node]:
-        """All configs, nearest the root first."""
-        level = [self.root] if self.root is not None else []
-        while level:
-            yield from level
-            level = [child for node in level for child in node.children]
-
-    def number(self, *names: str, default: int = 0, within: str = "") -> int:
-        """The first positive whole number under one of `names` (the last of a list).
-
-        `within` is a regular expression for the path of the config that must hold it.
-        """
-        for name in names:
-            for node in self.nodes():
-                if within and not re.search(within, node.path):
-                    continue
-                found = list(flat_ints(node.values.get(name)))
-                if found and found[-1] > 0:
-                    return found[-1]
-        return default
-
-    def special_ids(self) -> set[int]:
-        """Ids of all special tokens in the tree."""
-        ids: set[int] = set()
-        for node in self.nodes():
-            for key, value in node.values.items():
-                if role_of(key, value) == "ids":
-                    ids.update(flat_ints(value))
-        return ids
-
-    def placeholder(self, kind: str) -> int | None:
-        """The token id that stands for one feature of `kind` ("image", "audio", "video")."""
-        words = {
-            "image": r"image|img|media|vision",
-            "audio": r"audio|speech|sound",
-            "video": r"video",
-        }
-        border = re.compile(
-            r"start|end|begin|eos|bos|newline|pad|row|col|delim|bo[iav]|eo[iav]|break"
-        )
-        exact = (f"{kind}_token_id", f"{kind}_token_index")
-        best: int | None = None
-        for node in self.nodes():
-            for key, value in node.values.items():
-                if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-                    if key in exact:
-                        return value
-                    named = re.search(words[kind], key) and not border.search(key)
-                    if best is None and named and role_of(key, value) == "ids":
-                        best = value
-        return best
 
 
 @dataclass
 class Draft:
-    """A batch in the making. Lengths in tokens, sizes in pixels, frames in spectrogram columns."""
+    """A batch in the making. Lengths in tokens, sizes in pixels, frames in spectrogram columns.
+
+    Arguments go by the names that most models have for them (`batch_names`); `own` gives them this
+    forward's.
+    """
 
     model: Any
     parameters: dict[str, inspect.Parameter]
@@ -101,6 +46,7 @@ class Draft:
     codebooks: int = 0
     choices: int = 0
     images: int = 0
+    places: int = 0
     last_id: int = 0
     blind: str = ""
     vocab: int = 0
@@ -109,6 +55,12 @@ class Draft:
     extra: dict[str, Any] = field(default_factory=dict)
     tried: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
+    own_names: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        names = common_names(self.parameters)
+        self.parameters = renamed(self.parameters, names)
+        self.own_names = self.own_names or {common: own for own, common in names.items()}
 
     # -- sizes -----------------------------------------------------------------------------------
 
@@ -254,6 +206,7 @@ class Draft:
                 "bbox",
                 "pixel_position_ids",
                 "image_position_ids",
+                "image_embeds_position_mask",
                 "mm_token_type_ids",
                 "moe_mm_token_type_ids",
             ),
@@ -295,6 +248,18 @@ class Draft:
         inputs.update({k: v for k, v in self.extra.items() if k not in self.exclude})
         return inputs
 
+    def own(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """`inputs` under the names that this forward has for them."""
+        return renamed(inputs, self.own_names)
+
+    def marker(self, kind: str) -> int | None:
+        """The token that stands for one feature of `kind`. Where forward takes no videos of their
+        own and the config marks nothing else, an image is a frame of one."""
+        found = self.settings.placeholder(kind)
+        if found is None and kind == "image" and "pixel_values_videos" not in self.parameters:
+            found = self.settings.placeholder("video")
+        return found
+
     def input_ids(self) -> Any:
         """Token ids with the placeholders of every modality inside. Shape [batch, length]."""
         import torch
@@ -306,7 +271,7 @@ class Draft:
             parts = [text[:2]]
             for kind in ("image", "video", "audio"):
                 count = self.features.get(kind, 0) if kind in self.modalities else 0
-                marker = self.settings.placeholder(kind)
+                marker = self.marker(kind)
                 if count and marker is not None and marker < max(self.vocab, 1):
                     parts += self.border(kind, "start")
                     parts.append(torch.full((count,), marker))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from .batch_draft import Draft, Settings
+from .batch_draft import Draft
 from .batch_makers import MAKERS
+from .batch_names import common_names, renamed
+from .batch_settings import Settings
 from .batch_unknown import can_guess, guess
 
 
@@ -16,7 +18,7 @@ def count_features(draft: Draft, again: bool = False) -> None:
     `again`: in another layout; what is known stays where the tower does not answer.
     """
     for kind, names in _TOWER_INPUTS.items():
-        if kind not in draft.modalities or draft.settings.placeholder(kind) is None:
+        if kind not in draft.modalities or draft.marker(kind) is None:
             continue
         if "input_ids" not in draft.parameters or (kind in draft.features and not again):
             continue
@@ -66,15 +68,19 @@ def _tower(draft: Draft, kind: str, names: tuple[str, ...]) -> Any:
 
     import torch
 
+    told = "video" if kind == "image" and draft.settings.placeholder(kind) is None else kind
     methods = [
-        getattr(owner, f"get_{kind}_features")
+        getattr(owner, f"get_{told}_features")
         for owner in (draft.model, getattr(draft.model, "model", None))
-        if hasattr(owner, f"get_{kind}_features")
+        if hasattr(owner, f"get_{told}_features")
     ]
     if not methods:
         return None
     # the outer one may only hand on what it gets: `(*args, **kwargs)`
-    signatures = [inspect.signature(method).parameters for method in methods]
+    signatures = [
+        renamed(found, common_names(found))
+        for found in (inspect.signature(method).parameters for method in methods)
+    ]
     telling = [i for i, takes in enumerate(signatures) if not takes.keys().isdisjoint(names)]
     chosen = telling[0] if telling else 0
     method, takes = methods[chosen], signatures[chosen]
@@ -87,8 +93,11 @@ def _tower(draft: Draft, kind: str, names: tuple[str, ...]) -> Any:
             config = getattr(draft.model, "config", None)
             if hasattr(config, name):
                 arguments[name] = getattr(config, name)
+            elif name in MAKERS:
+                arguments[name] = MAKERS[name](draft, arguments)
             elif can_guess(draft, name):
                 arguments[name] = guess(draft, name, arguments)
+    arguments = draft.own(arguments)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             return method(**{k: v for k, v in arguments.items() if v is not None})
@@ -149,4 +158,5 @@ def _guess(draft: Draft, kind: str) -> int:
         "num_query_tokens",
         "vision_soft_tokens_per_image",
     )
-    return count or max(1, draft.image_size // draft.patch) ** 2
+    pictures = draft.images_per_row() if draft.pixel_layout == "bnchw" else 1
+    return (count or max(1, draft.image_size // draft.patch) ** 2) * pictures

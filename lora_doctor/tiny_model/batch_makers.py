@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from .batch_documented import documented, documented_terms
+
 if TYPE_CHECKING:
     from .batch_draft import Draft
 
@@ -39,7 +41,7 @@ def _zeros_like_ids(draft: Draft, inputs: dict[str, Any]) -> Any:
     if ids is None:
         return None
     types = torch.zeros_like(ids)
-    image, audio = draft.settings.placeholder("image"), draft.settings.placeholder("audio")
+    image, audio = draft.marker("image"), draft.marker("audio")
     if image is not None and "image" in draft.modalities:
         types[ids == image] = 1
     if (
@@ -62,8 +64,11 @@ def _with_borders(draft: Draft, inputs: dict[str, Any]) -> Any:
 
 
 def _decoder_ids(draft: Draft, inputs: dict[str, Any]) -> Any:
-    count = draft.batch_size * 8
-    return draft.normal_ids(count, draft.decoder_vocab).reshape(draft.batch_size, 8)
+    rows = draft.batch_size
+    terms = documented_terms(draft, "decoder_input_ids")
+    if terms and "*" in terms[0]:  # of several streams of codes (MusicGen)
+        rows = documented(draft, "decoder_input_ids", inputs)[1][0]
+    return draft.normal_ids(rows * 8, draft.decoder_vocab).reshape(rows, 8)
 
 
 def _pixels(draft: Draft, inputs: dict[str, Any]) -> Any:
@@ -236,7 +241,8 @@ def _image_places(draft: Draft, inputs: dict[str, Any]) -> Any:
     import torch
 
     mask = torch.zeros(draft.input_ids().shape, dtype=torch.long)
-    mask[:, 2 : 2 + draft.settings.number("latent_query_num", "num_query_tokens", default=8)] = 1
+    count = draft.settings.number("latent_query_num", "num_query_tokens", default=8)
+    mask[:, 2 : 2 + (draft.places or count)] = 1
     return mask
 
 

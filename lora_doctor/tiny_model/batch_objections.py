@@ -32,6 +32,8 @@ def one_line(error: BaseException) -> str:
 def answer(draft: Draft, inputs: dict[str, Any], error: BaseException) -> bool:
     """Change `draft` by what `error` says; False where nothing is left to try."""
     text = " ".join(str(error).split())
+    for common, own in draft.own_names.items():
+        text = text.replace(own, common)
     if re.search(r"tokens: (\d+),? features:? \1$", text):
         return (
             False  # as many as asked for, but of another width: the config is wrong, not the batch
@@ -189,6 +191,12 @@ def _placeholders(draft: Draft, inputs: dict[str, Any], text: str) -> str:
                 if wanted and wanted != count:
                     draft.features[kind] = wanted
                     return f"{wanted} {kind} placeholders per sample instead of {count}"
+    marked = re.search(r"value tensor of shape \[(\d+), ?\d+\].*result of shape \[(\d+), ", text)
+    wanted = int(marked[1]) // draft.batch_size if marked else 0
+    if "image_embeds_position_mask" in inputs and wanted not in (0, draft.places):
+        draft.places = wanted
+        draft.seq_len = max(draft.seq_len, wanted + 8)
+        return f"{wanted} places for features of an image per sample"
     one = re.search(
         r"number of image tokens is (\d+) while the number of image\D* is (\d+)"
         r"|Number of image tokens in input_ids \((\d+)\) different from num_images",
@@ -205,6 +213,9 @@ def _image(draft: Draft, inputs: dict[str, Any], text: str) -> str:
     match = match or re.search(r"expected (?:image )?size \(?(\d+)[*x, ]+(\d+)", text)
     if match and int(match[1]) != draft.image_size:
         draft.image_size = int(match[1])
+        return f"images of {draft.image_size} pixels"
+    if re.search(r"[Ii]mage size .*\btoo small", text) and draft.image_size <= 512:
+        draft.image_size *= 2
         return f"images of {draft.image_size} pixels"
     return ""
 
@@ -327,7 +338,9 @@ _OPTIONAL = (
 
 def _alternative(draft: Draft, text: str) -> bool:
     """Something that was not tried yet, though the objection does not name it."""
-    for name in _OPTIONAL:
+    # What a decoder reads goes by other names where it is no text (SpeechT5's decoder_input_values)
+    decoder = [name for name in draft.parameters if name.startswith("decoder_input_")]
+    for name in dict.fromkeys((*_OPTIONAL, *decoder)):
         if name in draft.parameters and name not in draft.include and name not in draft.exclude:
             draft.include.add(name)
             draft.notes.append(f"added {name} ({text[:120]})")

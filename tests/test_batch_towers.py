@@ -1,0 +1,59 @@
+"""A batch with pictures or sound is one that the towers for them really run on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from lora_doctor.tiny_model.batch import batch_loss, make_batch  # noqa: E402
+from lora_doctor.tiny_model.shrink import shrink  # noqa: E402
+
+#: Config, class, and the parts that learn only when the batch reaches them.
+TOWERS = [
+    ("Kosmos2_5Config", "Kosmos2_5ForConditionalGeneration", ["vision_model", "image_to_text"]),
+    (
+        "InstructBlipVideoConfig",
+        "InstructBlipVideoForConditionalGeneration",
+        ["vision_model", "qformer", "language_projection"],
+    ),
+    ("VideoLlavaConfig", "VideoLlavaForConditionalGeneration", ["image_tower", "video_tower"]),
+]
+
+
+@pytest.mark.parametrize(("config", "model", "parts"), TOWERS)
+def test_every_tower_gets_a_gradient(config: str, model: str, parts: list[str]) -> None:
+    """Without it an adapter there would be called one that learns nothing, for want of inputs."""
+    if not hasattr(transformers, model):
+        pytest.skip(f"this transformers has no {model}")
+    cls = getattr(transformers, model)
+    result = shrink(getattr(transformers, config)(), lambda c: cls(c))
+    assert not result.batch.left_out, result.batch.notes
+    batch_loss(result.model, result.batch).backward()
+    learning = [
+        name
+        for name, parameter in result.model.named_parameters()
+        if parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)
+    ]
+    assert all(any(part in name for name in learning) for part in parts), result.batch.notes
+
+
+class Recorder(torch.nn.Module):
+    """A model of somebody's own that has its own names for what it takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.look = torch.nn.Conv2d(3, 8, 16, 16)
+
+    def forward(self, image_pixel_values: Any = None) -> Any:
+        if image_pixel_values is None:
+            raise ValueError("You have to specify image_pixel_values")
+        return self.look(image_pixel_values)
+
+
+def test_an_input_goes_by_the_name_that_forward_has_for_it() -> None:
+    batch = make_batch(Recorder())
+    assert list(batch.inputs) == ["image_pixel_values"] and batch.modality == ["image"]
