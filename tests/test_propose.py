@@ -148,3 +148,78 @@ def test_proposal_leaves_out_what_peft_does_not_find_again_in_its_own_file() -> 
     assert not adapted & set(lost)
     assert {"model.layers.*.self_attn.q_proj", "model.layers.*.mlp.gate_proj"} <= adapted
     assert any("shared_experts" in note for note in ours.notes)
+
+
+def needs(config: str) -> None:
+    if not hasattr(pytest.importorskip("transformers"), config):
+        pytest.skip(f"this transformers has no {config}")
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [("jetmoe", "JetMoeConfig"), ("granitemoehybrid", "GraniteMoeHybridConfig")],
+)
+def test_experts_that_only_their_class_calls_so_are_proposed_and_routers_are_not(
+    name: str, config: str
+) -> None:
+    """JetMoE's recipe adapted the routers and left 77 % of the model, its experts, as they are."""
+    needs(config)
+    found = look(name)
+    assert found.injection.ok, found.injection.error
+    routers = [group for group in found.groups if re.search(r"router|gate$", group.pattern)]
+    assert routers and not any(group.adapted for group in routers)
+    experts = [group for group in found.groups if group.role == "experts"]
+    assert experts
+    if "target_parameters" in found.recipe["values"]:
+        assert all(group.adapted == group.count for group in experts)
+    dense = [group for group in found.groups if "shared_mlp" in group.pattern]
+    assert all(group.adapted for group in dense if group.kind == "linear")
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "gate"),
+    [
+        ("qwen2_moe", "Qwen2MoeConfig", "shared_expert_gate"),
+        ("doge", "DogeConfig", "dt_proj"),
+        ("gemma3n_text", "Gemma3nTextConfig", "modality_router"),
+        ("gemma3n_text", "Gemma3nTextConfig", "correction_coefs"),
+    ],
+)
+def test_a_layer_with_fewer_outputs_than_the_rank_is_no_target(
+    name: str, config: str, gate: str
+) -> None:
+    """An adapter of rank 16 on a gate with one output is larger than the gate."""
+    needs(config)
+    found = look(name)
+    assert found.injection.ok
+    gates = [group for group in found.groups if group.leaf == gate]
+    assert gates and not any(group.adapted for group in gates)
+    assert any(group.adapted for group in found.groups if group.leaf == "q_proj")
+
+
+def test_layers_that_lose_their_names_to_experts_are_told() -> None:
+    """PEFT 0.21 takes `gate_proj` for GLM's fused experts; the shared expert gets no adapter."""
+    needs("Glm4MoeConfig")
+    found = look("glm4_moe")
+    shared = [group for group in found.groups if ".shared_experts." in group.pattern]
+    assert shared and found.injection.ok
+    if not any(group.adapted for group in shared):
+        assert any(shared[0].pattern in note for note in found.notes)
+
+
+def test_weights_that_are_no_layers_are_told() -> None:
+    """DBRX keeps its experts in flat matrices, 86 % of the model, and nothing said so."""
+    needs("DbrxConfig")
+    found = look("dbrx")
+    assert any("ffn.experts.mlp" in note and "86%" in note for note in found.notes)
+
+
+def test_both_stacks_of_an_encoder_and_decoder_are_proposed() -> None:
+    """T5Gemma 2's decoder was taken for the projector of its vision tower."""
+    needs("T5Gemma2Config")
+    recipe = Recipe({"model_class": "AutoModelForSeq2SeqLM"}, {"model_class": "option"})
+    found = Structure.from_json(gather(source("t5gemma2"), recipe.to_json()))
+    adapted = {group.pattern for group in found.groups if group.adapted}
+    assert "model.decoder.layers.*.self_attn.q_proj" in adapted
+    assert "model.encoder.text_model.layers.*.self_attn.q_proj" in adapted
+    assert not any("vision" in pattern or "projector" in pattern for pattern in adapted)

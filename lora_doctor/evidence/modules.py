@@ -240,8 +240,8 @@ def elements(parameter: Any, part: Part | None = None) -> int:
 def expert_counts(parts: Sequence[Part]) -> Mapping[str, int]:
     """Path of the module that holds a mixture of experts, to the number of experts.
 
-    Found by what they are: fused weights whose first dimension counts the experts, or a list of
-    modules that is called experts.
+    Found by what they are: fused weights whose first dimension counts the experts, in a module or
+    of a class that is called so, or a list of modules that is called experts.
     """
     counts: dict[str, int] = {}
     members: dict[str, set[str]] = {}
@@ -256,10 +256,21 @@ def expert_counts(parts: Sequence[Part]) -> Mapping[str, int]:
                 elif part.kind == "parameter":
                     counts[owner] = part.shape[0]
                 break
+        else:
+            if _is_expert_class(part):
+                counts[".".join(components[:-2])] = part.shape[0]
     counts.update({owner: len(found) for owner, found in members.items()})
     return counts
 
 
+def _is_expert_class(part: Part) -> bool:
+    """Whether it is a fused weight of a module that only its class calls experts
+    (``JetMoeParallelExperts``)."""
+    return part.kind == "parameter" and "Expert" in part.class_name
+
+
+_ROUTER_NAME = re.compile(r"(^|_)router$")
+_ROUTER_CLASS = re.compile(r"Router|TopKGat")
 _ATTENTION_CLASS = re.compile(r"(Self|Cross)?Att(entio)?n|MultiheadAttention", re.IGNORECASE)
 _ATTENTION_NAME = re.compile(r"(^|_)att(entio)?n($|_|\d)|attention|self_?attn", re.IGNORECASE)
 _MLP_CLASS = re.compile(r"MLP|FeedForward|FFN?\b|FFN|Ffn|DenseActDense|DenseGatedAct|Mlp")
@@ -279,22 +290,31 @@ def _role(part: Part, tower_kind: str | None, experts: Mapping[str, int]) -> Rol
         return "projector"
     if part.kind in ("norm", "conv"):
         return "other"
+    holder = part.ancestors[0] if part.ancestors else ""
+    if part.kind != "parameter" and (
+        any(_ROUTER_NAME.search(name) for name in components[-2:])
+        or _ROUTER_CLASS.search(f"{part.class_name} {holder}")
+    ):
+        return "router"
+    # Shared experts that are fused are out of reach of target_modules as the others are.
+    fused = part.kind == "parameter"
     expert = next(
         (
             index
-            for index, name in enumerate(components)
-            if "expert" in name and not name.startswith("shared") and index < len(components) - 1
+            for index, name in enumerate(components[:-1])
+            if "expert" in name and (fused or not name.startswith("shared"))
         ),
         None,
     )
-    if expert is not None and _holds(experts, ".".join(components[:expert])):
+    if expert is not None and ".".join(components[:expert]) in experts:
+        return "experts"
+    if _is_expert_class(part):
         return "experts"
     owner = ".".join(components[:-1])
     count = experts.get(owner, experts.get(".".join(components[:-2])))
-    if count is not None and part.shape and part.shape[0] == count:
-        return "router"
-    holder = part.ancestors[0] if part.ancestors else ""
-    if re.search(r"Router|TopKGate", f"{part.class_name} {holder}") or part.leaf == "router":
+    # A shared expert may be as wide as there are others (Qwen3-Next: 512).
+    shared = any(name.startswith("shared") for name in components[:-1])
+    if count is not None and part.shape and part.shape[0] == count and not shared:
         return "router"
     # Nearest ancestor decides: BERT's `attention.output.dense` is attention, `output.dense` is not.
     names = list(reversed(components))
@@ -320,10 +340,6 @@ def _plain_block_role(part: Part) -> Role:
 
 def _inside_layer(components: Sequence[str]) -> bool:
     return any(name.isdigit() for name in components)
-
-
-def _holds(experts: Mapping[str, int], owner: str) -> bool:
-    return owner in experts
 
 
 def _is_transposed_linear(module: Any) -> bool:

@@ -14,6 +14,8 @@ from lora_doctor.evidence.injection import Injected, inject
 from lora_doctor.evidence.modules import pattern_of
 from lora_doctor.evidence.propose import (
     DROPOUT,
+    bare_weights,
+    default_groups,
     name_groups,
     propose,
     suffix,
@@ -25,7 +27,10 @@ from lora_doctor.evidence.structure import ModuleGroup, Structure
 from lora_doctor.evidence.task_heads import task_heads
 from lora_doctor.evidence.wrapper import wrapper_call
 from lora_doctor.recipe import Recipe
+from lora_doctor.targets import quoted
 
+#: The share of a model from which on we say that it gets no adapter.
+_MUCH = 0.05
 _OPEN_KEYS = (
     "task_type", "target_modules", "target_parameters", "modules_to_save", "r",
     "lora_alpha", "lora_dropout", "dtype",
@@ -56,7 +61,7 @@ class Proposal:
         """The recipe with its open keys filled, what PEFT made of it, and what was left out."""
         recipe, injected, notes = self._targets()
         recipe, injected = self._with_heads(recipe, injected)
-        return recipe, injected, notes
+        return recipe, injected, (*notes, *self._no_layers(injected))
 
     def _targets(self) -> tuple[Recipe, Injected, tuple[str, ...]]:
         fields = _lora_fields()
@@ -82,12 +87,31 @@ class Proposal:
                 return changed, tried, tuple(self.notes)
         return recipe, injected, ()
 
+    def _no_layers(self, injected: Injected) -> list[str]:
+        """Told where much of a tower is weights that no adapter fits: DBRX's flat experts, which
+        another module reads, XLNet's attention. Experts that PEFT could adapt are LD204's."""
+        if "target_modules" not in self.open or not injected.result.ok:
+            return []
+        adapted = {pattern_of(path) for path in injected.adapted}
+        bare = [group for group in bare_weights(self.found) if group.pattern not in adapted]
+        share = sum(group.parameters for group in bare) / max(self.found.total_parameters, 1)
+        if share < _MUCH:
+            return []
+        names = quoted((group.pattern for group in bare), 4)
+        return [f"no adapters on weights that are no linear layers: {names}, {share:.0%} of it"]
+
     def _not_converted(self, targets: str | list[str], injected: Injected) -> str | list[str]:
         """The targets without those that PEFT has turned into parameters."""
+        adapted = {pattern_of(path) for path in injected.adapted}
+        passed = [group for group in default_groups(self.found) if group.pattern not in adapted]
+        if passed:
+            self.notes.append(
+                "PEFT takes these names for the fused experts of this model, and puts no adapters "
+                f"on layers that go by them elsewhere: {quoted(group.pattern for group in passed)}"
+            )
         if not isinstance(targets, str):
             turned = {line.split(" -> ")[0] for line in injected.result.converted}
             return [name for name in targets if name not in turned]
-        adapted = {pattern_of(path) for path in injected.adapted}
         kept = [
             group
             for group in self.found.groups

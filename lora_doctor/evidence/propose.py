@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
+from math import prod
 from typing import Any
 
 from lora_doctor.evidence.roles import Job, jobs_of_group, jobs_of_name
@@ -77,19 +79,36 @@ def wrapper_fits(structure: Structure, sends: Iterable[str]) -> bool:
 
 
 def default_groups(structure: Structure) -> list[ModuleGroup]:
-    """The layers that the default recipe trains: the linear ones in the layers of the language
+    """The layers that the default recipe trains: the linear ones in the blocks of the language
     tower, or of the towers that there are when none is for language. Convolutions where no layer
     is linear."""
     inside: list[ModuleGroup] = []
     repeated: list[ModuleGroup] = []
     for kinds in (("linear", "conv1d"), ("conv",)):
         found = _layers(structure, kinds)
-        repeated = [group for group in found if "*" in group.pattern.split(".")]
+        # A list of bare layers (projections of Gemma 3n's streams) is no stack of blocks.
+        blocks = [group for group in found if "*" in group.pattern.split(".")[:-1]]
+        repeated = blocks or [group for group in found if "*" in group.pattern.split(".")]
         inside = found if repeated else inside or found
         if repeated:
             break
     leaves = {group.leaf for group in repeated or inside}
-    return [group for group in inside if group.leaf in leaves]
+    return _with_room([group for group in inside if group.leaf in leaves])
+
+
+def _with_room(groups: list[ModuleGroup]) -> list[ModuleGroup]:
+    """The layers in which an update of our rank is one of low rank: without gates of one or a few
+    outputs in a wide model, where the adapter would be larger than the layer."""
+    rooms = [_largest_rank(group) for group in groups]
+    if max(rooms, default=0) < 8 * RANK:  # a narrow model has narrow layers throughout
+        return groups
+    return [group for group, room in zip(groups, rooms, strict=True) if room >= RANK]
+
+
+def _largest_rank(group: ModuleGroup) -> int:
+    """The rank that no update of this layer's weight can exceed."""
+    first, *rest = group.shape or (0,)
+    return min(first, prod(rest))
 
 
 def _layers(structure: Structure, kinds: Collection[str]) -> list[ModuleGroup]:
@@ -114,6 +133,19 @@ def fused_experts(structure: Structure) -> list[str]:
     return sorted(names)
 
 
+def bare_weights(structure: Structure) -> list[ModuleGroup]:
+    """Weights of attention and MLP in the trained towers that belong to no layer which PEFT knows,
+    fused experts left out."""
+    towers = _trained_towers(structure)
+    return [
+        group
+        for group in structure.groups
+        if group.kind in ("parameter", "other")
+        and group.role in ("attention", "mlp")
+        and group.tower in towers
+    ]
+
+
 def suffix(pattern: str) -> str:
     """The part of a pattern behind its last number, the shortest form that entries may have."""
     return pattern.rpartition("*.")[2]
@@ -135,10 +167,7 @@ def name_groups(structure: Structure, wanted: Sequence[ModuleGroup]) -> list[str
         return []
     leaves = list(dict.fromkeys(group.leaf for group in wanted))
     chosen = set(wanted)
-    # Names of parameters do not collide: entries of target_modules are matched against modules.
-    others = [
-        group for group in structure.groups if group not in chosen and group.kind != "parameter"
-    ]
+    others = [_as_module(group) for group in structure.groups if group not in chosen]
     forms: list[str | list[str]] = []
     words = [leaf for leaf in leaves if not leaf.isdigit()]
     if words == leaves and not any(group.leaf in leaves for group in others):
@@ -152,6 +181,20 @@ def name_groups(structure: Structure, wanted: Sequence[ModuleGroup]) -> list[str
         forms.append(short)
     forms.append("|".join(dict.fromkeys(_exact(group, wanted, others) for group in wanted)))
     return forms
+
+
+def _as_module(group: ModuleGroup) -> ModuleGroup:
+    """What entries of ``target_modules`` are compared with: of a parameter, the module that has it
+    (Granite's ``block_sparse_moe.input_linear``)."""
+    if group.kind != "parameter":
+        return group
+    pattern = group.pattern.rpartition(".")[0]
+    return replace(
+        group,
+        pattern=pattern,
+        leaf=pattern.rpartition(".")[2],
+        examples=tuple(path.rpartition(".")[0] for path in group.examples),
+    )
 
 
 def _exact(group: ModuleGroup, wanted: Sequence[ModuleGroup], others: Sequence[ModuleGroup]) -> str:

@@ -47,9 +47,11 @@ class Seeds:
             config = getattr(module, "config", None)
             if path and config is not None and hasattr(module, "named_parameters"):
                 name = type(config).__name__
-                kind = kind_by_words(name)
+                kind, why = kind_by_words(name), f"its config is a {name}"
+                if kind is None:
+                    kind, why = _kind_of_input(module)
                 if kind and type(config) is not root_config and next(module.children(), None):
-                    seeds.append(Seed(path, kind, f"its config is a {name}"))
+                    seeds.append(Seed(path, kind, why))
         for part in self.parts:
             if part.kind == "conv":
                 seed = self._convolution(part)
@@ -142,6 +144,14 @@ def kind_by_words(words: str) -> TowerKind | None:
     if vision == audio or re.search(r"Text(Config|Model)", words):
         return None
     return "vision" if vision else "audio"
+
+
+def _kind_of_input(module: Any) -> tuple[TowerKind | None, str]:
+    """What a model takes, where its config's name does not tell (RADIO's), and why one sees it."""
+    name, taken = _main_input(module), forward_names(module)
+    if name not in taken or "input_ids" in taken:
+        return None, ""
+    return kind_by_words(name), f"its main input is {name}"
 
 
 def _main_input(module: Any) -> str:

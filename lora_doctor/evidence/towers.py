@@ -252,7 +252,10 @@ class _Search:
             for sense in senses:
                 source = self._widths(sense.path)
                 what = f"it connects {sense.kind} (width {_some(source)}) to language"
-                if outs & goal and (ins & source or not _contains(tower.path, path)):
+                # Tokens of its own and nothing from a sense: another stack for language (the
+                # decoder of T5Gemma 2).
+                beside = not _contains(tower.path, path) and not self._embeds_tokens(path)
+                if outs & goal and (ins & source or beside):
                     return f"{what} (width {_some(outs & goal)})"
                 if ins & source and (not outs & source or self._is_stack(path)):
                     return what
