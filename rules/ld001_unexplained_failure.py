@@ -15,8 +15,8 @@ class UnexplainedFailure(Rule):
     ## What happens
     The training contract (adapters attach, the loss is finite, gradients arrive, A and B move,
     frozen weights stay, the loss falls, saving and merging keep the logits) was executed and one
-    of its checks failed. At depth `meta` nothing is trained yet: there it is `get_peft_model` that
-    refused the recipe on the real class.
+    of its checks failed. At depth `meta` nothing is trained yet: there, and where the tiny model is
+    adapted without a complaint, it is `get_peft_model` that refused the recipe on the real class.
 
     ## Why
     Not known. The finding names the check, the exception and the first module in which it was
@@ -62,6 +62,8 @@ class UnexplainedFailure(Rule):
         verification = case.verification
         unexplained = case.unexplained
         if not unexplained:
+            if verification.depth == "tiny":  # what the shrunk model takes, the real class may not
+                yield from self._refused(case)
             return
         check = verification.check(unexplained[0])
         assert check is not None
@@ -98,7 +100,7 @@ class UnexplainedFailure(Rule):
         )
 
     def _refused(self, case: Case) -> Iterator[Finding]:
-        """What PEFT said on the meta device, where that is all that this run executes."""
+        """What PEFT said on the meta device, about the class at full size."""
         error = case.structure.injection.error
         if error is None:
             _ = case.verification  # raises: nothing is trained at this depth

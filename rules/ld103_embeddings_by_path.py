@@ -37,7 +37,9 @@ class EmbeddingsByPath(Rule):
     `embed_tokens.weight` raises `'ModulesToSaveWrapper' object has no attribute 'weight'` when the
     embeddings are in `modules_to_save`.
     With transformers 5, PEFT looks for weights tied to the embeddings, and `get_peft_model` raises
-    `NotImplementedError: get_input_embeddings not auto-handled for ...`.
+    `NotImplementedError: get_input_embeddings not auto-handled for ...`. On a class that lists its
+    tied weights by patterns (Zamba 2 in transformers 4) the same question ends in
+    `'re.Pattern' object has no attribute 'rpartition'`.
     The other way round, `prepare_model_for_kbit_training` with gradient checkpointing raises
     `NotImplementedError`, mostly without a word, on models without one token embedding at
     their start (CLIP, wav2vec 2).
@@ -73,6 +75,7 @@ class EmbeddingsByPath(Rule):
         Symptom(r"object has no attribute '(?:\w*embed\w*|wte|wpe)'"),
         Symptom(r"'ModulesToSaveWrapper' object has no attribute 'weight'", "PEFT before 0.8"),
         Symptom(r"get_input_embeddings` not auto.handled", "transformers 4.5x"),
+        Symptom(r"'re\.Pattern' object has no attribute 'rpartition'", "peft>=0.18"),
         Symptom(r"^\s*NotImplementedError:?\s*$", "transformers 4, get_input_embeddings"),
         Symptom(r"does not expose input embeddings", "transformers 5, a warning"),
     )
@@ -93,6 +96,13 @@ class EmbeddingsByPath(Rule):
             {"transformers": "<5"},
             why="two towers and no embeddings of the whole, which preparing it asks for",
         ),
+        Example(
+            "broken",
+            "arch:zamba2",
+            {"target_modules": ["in_proj"]},
+            {"transformers": ">=4.49,<5", "peft": ">=0.18"},
+            why="which weights are tied is said by patterns, at full size only",
+        ),
         Example("healthy", "tests.salmonn:adapted", why="the method, in the same place"),
         Example(
             "healthy",
@@ -104,7 +114,11 @@ class EmbeddingsByPath(Rule):
     )
 
     def check(self, case: Case) -> Iterator[Finding]:
-        found = [*self._asked_by_peft(case.structure), *self._asked_for(case, case.structure)]
+        found = [
+            *self._asked_by_peft(case.structure),
+            *self._tied_by_pattern(case.structure),
+            *self._asked_for(case, case.structure),
+        ]
         yield from found
         if case.reaches("tiny") and (not found or case.has("verification")):
             yield from self._by_path(case.structure, case.verification)
@@ -142,6 +156,34 @@ class EmbeddingsByPath(Rule):
                 ),
             ),
             explains=("builds", "attaches"),
+        )
+
+    def _tied_by_pattern(self, structure: Structure) -> Iterator[Finding]:
+        """PEFT reads the names of tied weights, and the class lists patterns among them."""
+        error = structure.injection.error
+        if error is None or "re.Pattern" not in error.message:
+            return
+        if "_tied_with_embedding" not in error.traceback:
+            return
+        yield self.finding(
+            "error",
+            f"PEFT asks which layers are tied to the embeddings, and {structure.model_class} lists "
+            f"its tied weights with regular expressions, which PEFT takes for names: {error.type}.",
+            location=Location("module", "model"),
+            evidence=(
+                Measure("get_peft_model", f"{error.type}: {error.message}", "installed PEFT"),
+                Measure("raised in", error.where, "its traceback"),
+            ),
+            proof=Proof("executed", "PEFT was run on the real class"),
+            fixes=(
+                Fix(
+                    "Patch PEFT's question before the adapters are put on, so that it hears the "
+                    "names alone (lora_doctor.apply as the first line of the training script).",
+                    "safe",
+                    patch=Patch("no_embeddings_to_tie"),
+                ),
+            ),
+            explains=("attaches",),
         )
 
     def _asked_for(self, case: Case, structure: Structure) -> Iterator[Finding]:

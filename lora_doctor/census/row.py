@@ -117,6 +117,12 @@ def judge(pair: Pair, worker: Worker, limits: Limits, keep: Path | None = None) 
         cells["recipe"] = Cell(**cell(before))
         cells["save_reload"] = _check(before, "save-reload")
         cells["merge"] = _check(before, "merge")
+        refused = structure.injection.error
+        if refused is not None and cells["recipe"].status == "yes":
+            # The tiny model has fewer layers, and what PEFT refuses may be in those.
+            said = one_line(refused.message)
+            cell_of_class = Cell("no", f"attaches: at full size {refused.type}: {said}")
+            cells["recipe"] = _explained(cell_of_class, "attaches", diagnosis)
         for name, check in _failed(before).items():
             cells[name] = _explained(cells[name], check, diagnosis)
         ways, peak = _other_ways(case, recipe, worker, keep)

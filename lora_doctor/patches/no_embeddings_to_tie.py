@@ -5,8 +5,9 @@ and asks it of every model whose class lists tied weights. What RT-DETR ties are
 heads; it has no tokens, and ``get_input_embeddings`` of transformers 5 then raises
 ``NotImplementedError``: no adapter can be put on at all.
 
-With the patch nothing is tied to embeddings that are not there. Where a model has embeddings, PEFT
-does what it did.
+With the patch nothing is tied to embeddings that are not there. Patterns among the names of tied
+weights (Zamba 2 in transformers 4), which PEFT takes for names and fails on, are passed by: what is
+tied to the embeddings has a name. Everywhere else PEFT does what it did.
 """
 
 from __future__ import annotations
@@ -54,5 +55,12 @@ def _answered(original: Any) -> Any:
                 f"patch {NAME}: {model_class} has no input embeddings; nothing is tied to them"
             )
             return []
+        except AttributeError:
+            keys = getattr(getattr(self, "model", self), "_tied_weights_keys", None) or ()
+            names = [key for key in keys if isinstance(key, str)]
+            if len(names) == len(keys):
+                raise
+            _once.warning(f"patch {NAME}: patterns among the names of tied weights are passed by")
+            return sorted({name.rpartition(".")[0] for name in names})
 
     return names_tied_with_embedding
