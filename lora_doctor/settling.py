@@ -285,12 +285,15 @@ def _names_to_save(patterns: Sequence[str], structure: Structure) -> list[str]:
 
 
 def _name_only(name: str, patterns: Sequence[str], structure: Structure) -> bool:
-    """Whether only modules of these patterns have a path that ends like this."""
-    return all(
-        group.pattern in patterns
-        for group in structure.groups
-        if group.kind != "parameter" and _may_end(group.pattern, name)
-    )
+    """Whether only modules of these patterns have a path that ends like this; what stands around
+    a layer has one, too."""
+    layers = {group.pattern for group in structure.groups if group.kind != "parameter"}
+    around = {
+        pattern.rsplit(".", count)[0]
+        for pattern in layers
+        for count in range(1, pattern.count(".") + 1)
+    }
+    return not any(_may_end(path, name) for path in (layers | around) - set(patterns))
 
 
 def _may_end(pattern: str, name: str) -> bool:

@@ -187,8 +187,9 @@ def _settle(draft: Draft, with_labels: bool, run: bool) -> Batch:
         except Exception as error:  # noqa: BLE001 - the objection is what we work with
             last = one_line(error)
             if not answer(draft, inputs, error):
-                said = f"{name}.forward: {draft.blind or last}"
-                raise BatchError(said, list(dict.fromkeys((said, last))), error) from None
+                first = draft.blind or error
+                said = f"{name}.forward: {one_line(first)}"
+                raise BatchError(said, list(dict.fromkeys((said, last))), first) from None
             if (draft.audio_layout, draft.pixel_layout) != layouts:
                 count_features(draft, again=True)
     if outputs is None:

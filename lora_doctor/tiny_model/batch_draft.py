@@ -48,7 +48,7 @@ class Draft:
     images: int = 0
     places: int = 0
     last_id: int = 0
-    blind: str = ""
+    blind: BaseException | None = None
     vocab: int = 0
     decoder_vocab: int = 0
     mask_dims: dict[str, int] = field(default_factory=dict)

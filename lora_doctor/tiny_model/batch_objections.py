@@ -48,9 +48,9 @@ def answer(draft: Draft, inputs: dict[str, Any], error: BaseException) -> bool:
         note = note or reader(draft, inputs, text)
         if note:
             draft.notes.append(f"{note} ({type(error).__name__}: {text[:120]})")
-            draft.blind = ""
+            draft.blind = None
             return True
-    draft.blind = draft.blind or one_line(error)  # what was said before the guessing began
+    draft.blind = draft.blind or error  # what was said before the guessing began
     return _alternative(draft, text)
 
 
@@ -214,7 +214,8 @@ def _image(draft: Draft, inputs: dict[str, Any], text: str) -> str:
     if match and int(match[1]) != draft.image_size:
         draft.image_size = int(match[1])
         return f"images of {draft.image_size} pixels"
-    if re.search(r"[Ii]mage size .*\btoo small", text) and draft.image_size <= 512:
+    small = r"([Ii]mage|[Oo]utput) size .*\btoo small|Kernel size can't be greater than actual input"
+    if "image" in draft.modalities and re.search(small, text) and draft.image_size <= 512:
         draft.image_size *= 2
         return f"images of {draft.image_size} pixels"
     return ""

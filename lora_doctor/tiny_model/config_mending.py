@@ -43,7 +43,7 @@ def mend(config: Any, error: BaseException, running: bool = False) -> Mended | N
     fault as well; only entries that the failing statement itself computes with count then.
     """
     overrides = _while_running(config, error) if running else _wanted(config, error)
-    overrides |= _as_saved(config, error)
+    overrides |= _as_saved(config, error) | _empty_factors(config, error)
     for _ in range(_ROUNDS):
         if not overrides:
             return None
@@ -103,6 +103,19 @@ def _as_saved(config: Any, error: BaseException) -> dict[str, Any]:
     }
 
 
+def _empty_factors(config: Any, error: BaseException) -> dict[str, Any]:
+    """One factor of 1 where a default lists none and nothing is left to join (LW-DETR's
+    `projector_scale_factors`, one for each scale of the image)."""
+    if "expected a non-empty list of Tensors" not in str(error):
+        return {}
+    return {
+        node.where(key): [1.0]
+        for node in tree(copy.deepcopy(config)).walk()
+        for key, value in node.values.items()
+        if isinstance(value, (list, tuple)) and not value and re.search(r"_factors$", key)
+    }
+
+
 def _while_running(config: Any, error: BaseException) -> dict[str, Any]:
     """Entries to set so that the failing statement of a forward has what it computes with."""
     said = one_line(error)
@@ -141,9 +154,14 @@ def _made_again(before: Any, better: Any) -> Any:
     entries = {
         key: value
         for key, value in better.to_dict().items()
-        if value is not None or key in takes or key not in vars(better)
+        if not _holds_nothing(value) or key in takes or key not in vars(better)
     }
     return cls.from_dict(entries)
+
+
+def _holds_nothing(value: Any) -> bool:
+    """None, an empty list, or their number: what is derived from an entry that was empty."""
+    return value is None or (not isinstance(value, (bool, str, dict)) and not value)
 
 
 def _value_for(node: Node, gap: Gap, said: str) -> Any:
