@@ -12,6 +12,7 @@ from typing import Any
 
 from lora_doctor.embeddings import input_embeddings
 
+from .batch_documented import documented_terms
 from .batch_makers import MAKERS
 from .batch_names import common_names, renamed
 from .batch_settings import Settings
@@ -88,6 +89,8 @@ class Draft:
         fixed = s.number("max_length")  # frames of a spectrogram cut in patches (AST's kind)
         if self.audio_layout == "frames_mel" and not positions and fixed > 64:
             self.frames = fixed
+        if documented_terms(self, "input_ids")[1:-1] == ("num_choices",):
+            self.choices = 2
 
     @property
     def patch(self) -> int:

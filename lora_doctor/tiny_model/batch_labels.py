@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from .batch_documented import documented, documented_terms
 from .batch_draft import Draft
 from .batch_unknown import loss_argument
 
@@ -48,6 +49,11 @@ def candidates(
         inputs_of = codes.reshape(b, 8, streams)
         labels_of = inputs_of.transpose(1, 2).reshape(b * streams, 8)
         yield "labels", {"labels": labels_of, "decoder_input_ids": inputs_of}
+    shaped = len(documented_terms(draft, "labels")) > 2
+    if shaped and _has_decoder(draft):
+        # No row of words: streams of codes (MusicGen), a spectrogram (SpeechT5)
+        values = _as_documented(draft, inputs, logits)
+        yield "labels", {"labels": values, **dict.fromkeys(_decoder_inputs(inputs))}
     if _has_decoder(draft):
         target = draft.normal_ids(b * 8, draft.decoder_vocab).reshape(b, 8)
         if "decoder_input_ids" in inputs:
@@ -77,6 +83,27 @@ def candidates(
         steps = max(1, min(3, logits.shape[1] // 4))
         yield "labels", {"labels": torch.arange(1, b * steps + 1).reshape(b, steps) % classes}
     yield "labels", {"labels": torch.zeros(b, dtype=torch.long)}
+    if shaped:
+        yield "labels", {"labels": _as_documented(draft, inputs, logits)}
+
+
+def _decoder_inputs(inputs: dict[str, Any]) -> list[str]:
+    """Names of what a decoder is given, which many make from the labels themselves."""
+    return [name for name in inputs if name.startswith("decoder_input_")]
+
+
+def _as_documented(draft: Draft, inputs: dict[str, Any], logits: Any) -> Any:
+    """Labels of the type and shape that the docstring of forward has."""
+    import torch
+
+    kind, shape = documented(draft, "labels", inputs)
+    if "Long" not in kind and "Int" not in kind:
+        return torch.randn(shape, generator=draft.generator())
+    count = 1
+    for size in shape:
+        count *= size
+    classes = draft.decoder_vocab if logits is None else logits.shape[-1]
+    return draft.normal_ids(count, classes).reshape(shape)
 
 
 def _has_decoder(draft: Draft) -> bool:

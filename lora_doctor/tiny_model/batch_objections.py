@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import linecache
 import re
 import traceback
 from typing import Any
@@ -50,6 +51,10 @@ def answer(draft: Draft, inputs: dict[str, Any], error: BaseException) -> bool:
             draft.notes.append(f"{note} ({type(error).__name__}: {text[:120]})")
             draft.blind = None
             return True
+    made = _made_inside(draft, inputs, error)
+    if made:
+        draft.notes.append(f"{made} ({type(error).__name__}: {text[:120]})")
+        return True
     draft.blind = draft.blind or error  # what was said before the guessing began
     return _alternative(draft, text)
 
@@ -105,6 +110,25 @@ def _read_as_none(draft: Draft, inputs: dict[str, Any], error: BaseException) ->
             if name in draft.parameters and not known and can_guess(draft, name):
                 draft.include.add(name)
                 return f"added {name}"
+    return ""
+
+
+def _made_inside(draft: Draft, inputs: dict[str, Any], error: BaseException) -> str:
+    """An optional argument that forward makes from the others where it is not given, and that it
+    could not make (`global_attention_mask = ...`, Longformer's, from three separators)."""
+    for frame in traceback.extract_tb(error.__traceback__):
+        if frame.name != "forward" or frame.lineno is None:
+            continue
+        # A statement may go over some lines, the last of which raised.
+        for number in range(frame.lineno, max(0, frame.lineno - 8), -1):
+            made = re.match(r"\s*(\w+) = ", linecache.getline(frame.filename, number))
+            name = made[1] if made else ""
+            known = name in inputs or name in draft.exclude or name in draft.include
+            if name in draft.parameters and not known and can_guess(draft, name):
+                draft.include.add(name)
+                return f"added {name}"
+            if made:
+                break
     return ""
 
 

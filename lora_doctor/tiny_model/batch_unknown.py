@@ -4,9 +4,10 @@ and the config."""
 from __future__ import annotations
 
 import inspect
-import math
 import re
 from typing import TYPE_CHECKING, Any
+
+from .batch_documented import documented, text_length
 
 if TYPE_CHECKING:
     from .batch_draft import Draft
@@ -37,14 +38,18 @@ def guess(draft: Draft, name: str, inputs: dict[str, Any]) -> Any:
 
     parameter = draft.parameters[name]
     said = "" if parameter.annotation is parameter.empty else str(parameter.annotation)
-    documented, shape = _documented(draft, name, inputs)
-    kind = f"{said} {documented}"
+    described, shape = documented(draft, name, inputs)
+    kind = f"{said} {described}"
     if "Tensor" not in kind and said not in ("", "Any", "typing.Any"):
         return _plain(draft, name, said)
     if not shape:
-        shape = _named_shape(draft, name, inputs)
+        shape = _named_shape(draft, name, inputs, bool(_WHOLE.search(kind)))
     if name.endswith("mask"):
-        return torch.ones(shape, dtype=torch.bool if _TRUTH.search(kind) else torch.long)
+        mask = torch.ones(shape, dtype=torch.bool if _TRUTH.search(kind) else torch.long)
+        if "global" in name and mask.dim() > 1:
+            # Longformer's: with global attention everywhere nothing goes through the local one.
+            mask[..., mask.shape[-1] // 4 :] = 0
+        return mask
     if re.search(r"(lengths?|lens)$", name):
         longest = draft.frames if "audio" in draft.modalities else draft.seq_len
         return torch.full(shape, longest)
@@ -55,7 +60,8 @@ def guess(draft: Draft, name: str, inputs: dict[str, Any]) -> Any:
     if _TRUTH.search(kind):
         return torch.zeros(shape, dtype=torch.bool)
     if _WHOLE.search(kind) or re.search(r"(_ids?|_index|_indices|_idx)$", name):
-        return torch.zeros(shape, dtype=torch.long)
+        # Of what is counted there is something.
+        return torch.full(shape, int(name.startswith(("num_", "n_"))), dtype=torch.long)
     return torch.randn(shape, generator=draft.generator()) * 0.5
 
 
@@ -77,52 +83,10 @@ def _plain(draft: Draft, name: str, said: str) -> Any:
     return None
 
 
-def _documented(draft: Draft, name: str, inputs: dict[str, Any]) -> tuple[str, tuple[int, ...]]:
-    """Type and shape of an argument as the docstring of forward has them; empty without."""
-    text = inspect.getdoc(draft.model.forward) or ""
-    match = re.search(
-        rf"^\s*{re.escape(name)} \(`?([^`\n]*)`?(?: of shape `?\(([^)\n]*)\))?", text, re.MULTILINE
-    )
-    if match is None:
-        return "", ()
-    if not match[2]:
-        return match[1], ()
-    terms = [term.strip() for term in match[2].split(",") if term.strip()]
-    return match[1], tuple(_size(draft, term, inputs) for term in terms)
-
-
-def _size(draft: Draft, term: str, inputs: dict[str, Any]) -> int:
-    """What a name in a documented shape stands for: `batch_size`, `hidden_size`, `3`."""
-    if term.isdigit():
-        return int(term)
-    factors = [part.strip() for part in re.split(r"[*/+]", term)]
-    if len(factors) > 1 and "*" in term and all(re.fullmatch(r"\w+", part) for part in factors):
-        return math.prod(_size(draft, part, inputs) for part in factors)
-    if re.search(r"batch|num_(images|clips|videos|audios|samples)", term):
-        return draft.batch_size
-    sound = inputs.get("input_values")
-    if sound is not None and re.search(r"audio|sample|wave?|raw_speech", term):
-        return int(sound.shape[-1])
-    if re.search(r"seq|length|num_tokens", term):
-        return _length(draft, inputs)
-    if term in ("height", "width"):
-        return draft.image_size
-    if term == "num_channels":
-        return draft.channels
-    if re.search(r"frames", term):
-        return draft.frames
-    words = re.sub(r"^(config|self)\.", "", term)
-    return draft.settings.number(words, f"max_{words}", f"num_{words}", default=4)
-
-
-def _length(draft: Draft, inputs: dict[str, Any]) -> int:
-    ids = inputs.get("input_ids")
-    return int(ids.shape[1]) if ids is not None else draft.seq_len
-
-
-def _named_shape(draft: Draft, name: str, inputs: dict[str, Any]) -> tuple[int, ...]:
-    """A shape by the name alone: masks and ids beside the tokens, lengths one a sample, values as
-    wide as the config's entry that is called like them (`state`: `max_state_dim`)."""
+def _named_shape(draft: Draft, name: str, inputs: dict[str, Any], whole: bool) -> tuple[int, ...]:
+    """A shape by the name alone: masks, ids and other `whole` numbers beside the tokens, lengths
+    one a sample, values as wide as the config's entry that is called like them (`state`:
+    `max_state_dim`)."""
     b = draft.batch_size
     if re.search(r"(lengths?|lens|lang\w*_ids?|language_ids?|speaker\w*|timesteps?)$", name):
         return (b,)
@@ -132,17 +96,19 @@ def _named_shape(draft: Draft, name: str, inputs: dict[str, Any]) -> tuple[int, 
         other = inputs.get(re.sub(r"_?(attention)?_?mask$", "", name))
         if other is not None and hasattr(other, "shape"):
             return tuple(other.shape[:2])
-        return (b, _length(draft, inputs))
+        return (b, text_length(draft, inputs))
     if re.search(r"(_ids?|_index|_indices|_idx)$", name):
-        return (b, _length(draft, inputs))
+        return (b, text_length(draft, inputs))
     stem = name.rstrip("s")
     for node in draft.settings.nodes():
         for key, value in node.values.items():
             named = re.search(rf"(^|_){re.escape(stem)}s?_(dim|size|features|channels)$", key)
             if named and isinstance(value, int) and value > 0:
                 return (b, value)
+    if whole:
+        return (b, text_length(draft, inputs))
     hidden = draft.settings.number("hidden_size", "d_model", "n_embd", default=8)
-    return (b, _length(draft, inputs), hidden) if name.endswith("states") else (b, hidden)
+    return (b, text_length(draft, inputs), hidden) if name.endswith("states") else (b, hidden)
 
 
 def loss_argument(model: Any) -> str:

@@ -1,0 +1,96 @@
+"""What the documentation of forward says about inputs and labels is believed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+transformers = pytest.importorskip("transformers")
+torch = pytest.importorskip("torch")
+
+from lora_doctor.tiny_model.batch import batch_loss, make_batch  # noqa: E402
+from lora_doctor.tiny_model.shrink import shrink  # noqa: E402
+
+
+def _small(config: str, model: str, **entries: Any) -> Any:
+    if not hasattr(transformers, model):
+        pytest.skip(f"no {model} in this transformers")
+    cls = getattr(transformers, model)
+    return shrink(getattr(transformers, config)(**entries), cls._from_config).model
+
+
+@pytest.mark.parametrize(
+    ("config", "model", "dimensions", "floating"),
+    [
+        ("SpeechT5Config", "SpeechT5ForTextToSpeech", 3, True),
+        ("DistilBertConfig", "DistilBertForMaskedLM", 2, False),
+        ("BertConfig", "BertForMaskedLM", 2, False),
+    ],
+)
+def test_labels_have_the_documented_shape(
+    config: str, model: str, dimensions: int, floating: bool
+) -> None:
+    made = make_batch(_small(config, model))
+    assert made.loss == "labels"
+    assert made.inputs["labels"].dim() == dimensions
+    assert made.inputs["labels"].is_floating_point() == floating
+
+
+def test_streams_of_codes_have_labels_for_each_stream() -> None:
+    name = "MusicgenForConditionalGeneration"
+    if not hasattr(transformers, name):
+        pytest.skip(f"no {name} in this transformers")
+    parts = {
+        "text_encoder": transformers.T5Config().to_dict(),
+        "audio_encoder": transformers.EncodecConfig().to_dict(),
+        "decoder": transformers.MusicgenDecoderConfig().to_dict(),
+    }
+    model = _small("MusicgenConfig", name, **parts)
+    made = make_batch(model)
+    streams = model.config.decoder.num_codebooks
+    assert made.loss == "labels"
+    assert made.inputs["labels"].shape[-1] == streams
+    assert torch.isfinite(batch_loss(model, made))
+
+
+def test_several_texts_to_choose_from_and_a_mask_that_forward_cannot_make_itself() -> None:
+    model = _small("LongformerConfig", "LongformerForMultipleChoice")
+    made = make_batch(model)
+    attends_everywhere = made.inputs["global_attention_mask"]
+    assert made.inputs["input_ids"].dim() == attends_everywhere.dim() == 3
+    assert 0 < int(attends_everywhere.sum()) < attends_everywhere.numel()
+    assert made.loss == "labels"
+
+
+class _Questions(torch.nn.Module):
+    """Scores at some places of one text, as a decision head has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = torch.nn.Embedding(64, 8)
+        self.score = torch.nn.Linear(8, 4)
+
+    def get_input_embeddings(self) -> torch.nn.Module:
+        return self.embed
+
+    def forward(
+        self, input_ids: torch.LongTensor, marks: torch.LongTensor, num_options: torch.LongTensor
+    ) -> Any:
+        """
+        marks (`torch.LongTensor` of shape `(num_marks,)`):
+            Places in the text.
+        num_options (`torch.LongTensor` of shape `(num_questions,)`):
+            How many options each question has.
+        """
+        marks, counts = marks[0], num_options[0]
+        scores = self.score(self.embed(input_ids)[0][marks])
+        return scores[torch.arange(4) < counts[:, None]]
+
+
+def test_a_batch_is_told_by_the_code_and_what_is_counted_is_there() -> None:
+    model = _Questions()
+    made = make_batch(model)
+    assert made.inputs["marks"].dim() == 2
+    assert int(made.inputs["num_options"].min()) > 0
+    assert batch_loss(model, made).requires_grad
