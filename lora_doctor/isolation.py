@@ -36,9 +36,10 @@ POLL_SECONDS = 0.05  # how often resident memory and the clock are looked at
 # What every task would import anyway. bitsandbytes, where installed, because PEFT imports it when
 # it injects an adapter: with peft 0.7 to 0.18 that costs each task 0.7 to 1.8 s (it pulls in
 # torch._inductor), after this preload 0.05 s. Nothing else that a first forward, backward and
-# optimizer step imports costs more than 0.1 s. No task runs in this process, so no operator of
-# torch has been called and no thread started when it forks (counted: one thread on each stack).
-PRELOAD = ("torch", "transformers", "peft", "bitsandbytes")
+# optimizer step imports costs more than 0.1 s, but our own modules and a table of transformers'.
+# No task runs in this process, so no operator of torch has been called and no thread started when
+# it forks (counted: one thread on each stack).
+PRELOAD = ("torch", "transformers", "peft", "bitsandbytes", "lora_doctor.preloaded")
 CRASH_MARK = "Fatal Python error:"  # faulthandler's first line
 
 
