@@ -23,11 +23,11 @@ def task_heads(model: Any) -> tuple[str, ...]:
     if twin is None:
         return ()
     shapes = {name: tuple(value.shape) for name, value in twin.named_parameters()}
-    base = getattr(model, "base_model_prefix", "") or ""
+    bases = _bases(model)
     found: dict[str, None] = {}
     for name, value in model.named_parameters():
         if shapes.get(name, ()) != tuple(value.shape):
-            found.setdefault(_to_save(name, base))
+            found.setdefault(_to_save(name, bases))
     return _apart(model, [path for path in found if path])
 
 
@@ -59,10 +59,21 @@ def _apart(model: Any, paths: list[str]) -> tuple[str, ...]:
         paths = [*paths[:at], *parts, *paths[at + 1 :]]
 
 
-def _to_save(parameter: str, base: str) -> str:
+def _bases(model: Any) -> set[str]:
+    """Names of the base model: the one that the class gives, and the module that most of the
+    weights are in (RT-DETR's is `model`, whatever its class calls it)."""
+    sizes = {
+        name: sum(one.numel() for one in child.parameters())
+        for name, child in model.named_children()
+    }
+    most = [name for name, size in sizes.items() if 2 * size > sum(sizes.values())]
+    return {getattr(model, "base_model_prefix", "") or "", *most}
+
+
+def _to_save(parameter: str, bases: set[str]) -> str:
     """The module that holds a parameter; empty where that is the model or its base."""
     first, *inner = parameter.split(".")[:-1] or [""]
-    if first != base:
+    if first not in bases:
         return first
     while inner and inner[-1].isdigit():  # entries are compared with the end of a path
         inner.pop()

@@ -19,14 +19,14 @@ class BatchError(Exception):
     """No batch was found that the model accepts; `reason` is one line with the last exception.
 
     `objections` has one line for each choice of modalities that was tried; `raised` is what forward
-    raised for the fullest of them.
+    raised for the fullest of them: at last, and where the guessing began.
     """
 
     def __init__(
         self,
         reason: str,
         objections: list[str] | None = None,
-        raised: BaseException | None = None,
+        raised: tuple[BaseException, ...] = (),
     ) -> None:
         super().__init__(reason)
         self.reason = reason
@@ -40,7 +40,8 @@ class Batch:
 
     `modality` names what the batch exercises, in the order text, image, audio, video; `left_out`
     what forward could take and objected to (the first note says why). `loss` is
-    "labels", "start_positions/end_positions" or "surrogate" (made from the outputs).
+    "labels", "start_positions/end_positions", "its own" (forward returns one without labels) or
+    "surrogate" (made from the outputs).
     """
 
     inputs: dict[str, Any]
@@ -84,7 +85,7 @@ def make_batch(
     reason = f"{type(model).__name__}.forward takes no input that is known"
     notes: list[str] = []
     objections: list[str] = []
-    raised: BaseException | None = None
+    raised: tuple[BaseException, ...] = ()
     choices = modality_choices(parameters, modality, model)
     for modalities in choices:
         draft = Draft(
@@ -178,7 +179,7 @@ def _settle(draft: Draft, with_labels: bool, run: bool) -> Batch:
     last = ""
     for _ in range(MAX_ATTEMPTS):
         inputs = draft.make()
-        layouts = draft.audio_layout, draft.pixel_layout
+        shapes = draft.shapes()
         if not inputs:
             raise BatchError(f"{name}.forward: no argument could be made")
         try:
@@ -189,8 +190,9 @@ def _settle(draft: Draft, with_labels: bool, run: bool) -> Batch:
             if not answer(draft, inputs, error):
                 first = draft.blind or error
                 said = f"{name}.forward: {one_line(first)}"
-                raise BatchError(said, list(dict.fromkeys((said, last))), first) from None
-            if (draft.audio_layout, draft.pixel_layout) != layouts:
+                heard = (error, first) if first is not error else (error,)
+                raise BatchError(said, list(dict.fromkeys((said, last))), heard) from None
+            if draft.shapes() != shapes:
                 count_features(draft, again=True)
     if outputs is None:
         raise BatchError(f"{name}.forward: after {MAX_ATTEMPTS} attempts: {last}")
@@ -210,6 +212,9 @@ def _settle(draft: Draft, with_labels: bool, run: bool) -> Batch:
         if loss is not None and bool(loss.isfinite().all()):
             return _batch(draft, full, kind)
         draft.notes.append(f"{kind} tried: {'no loss' if loss is None else 'loss not finite'}")
+    own = _loss_of(outputs)  # masked autoencoders need nothing but their inputs
+    if own is not None and bool(own.isfinite().all()):
+        return _batch(draft, inputs, "its own")
     batch = _batch(draft, inputs, "surrogate")
     loss = surrogate_loss(outputs)
     if not bool(loss.isfinite().all()):

@@ -150,7 +150,7 @@ def shrink(
                 batch = make_batch(model, seed=seed)
             except BatchError as error:
                 last, heard = error.reason, error.objections
-                if complete(error.raised, sizes, running=True):
+                if any(complete(raised, sizes, running=True) for raised in error.raised):
                     continue
             else:
                 lost = [note for note in batch.notes if _LOST_LOSS.search(note)]

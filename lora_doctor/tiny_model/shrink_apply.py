@@ -153,6 +153,7 @@ def _shrink_entry(
         return map_ints(value, lambda n: min(n, 2))
     if role == "positions":
         cap = 64 if "source" in key or "audio" in key else 256
+        cap = 1024 if "_2d_" in key else cap  # places on a page, which is 1000 wide and high
         return map_ints(value, lambda n: min(n, cap))
     if role == "compression":  # of tokens to one: a short text must still give some
         return map_ints(value, lambda n: min(n, 4))
