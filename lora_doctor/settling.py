@@ -7,7 +7,7 @@ himself keeps his value.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from lora_doctor.evidence.modules import pattern_of
 from lora_doctor.evidence.propose import name_groups, suffix
 from lora_doctor.evidence.structure import ModuleGroup, Structure
 from lora_doctor.recipe import Recipe
+from lora_doctor.stack_ends import at_an_end, passing_by
 from lora_doctor.targets import quoted
 from lora_doctor.verification import AdapterGroup, Verification
 
@@ -150,12 +151,26 @@ def _reached(structure: Structure, seen: Verification, numbers: Numbers) -> str 
         unreached |= _apart_and_idle(seen)
     adapted = [group for group in structure.groups if group.adapted and group.kind != "parameter"]
     reached = [group for group in adapted if group.pattern not in unreached]
-    if not reached or (len(reached) == len(adapted) and dead is None):
+    ends = _unused_ends(structure, seen, unreached) if dead is None else []
+    if not reached or (len(reached) == len(adapted) and dead is None and not ends):
         return None
     if dead is not None:
         return _without(dead, reached, numbers)
     forms = name_groups(structure, reached)
-    return forms[0] if forms else None
+    return passing_by(forms[0], ends) if forms and ends else next(iter(forms), None)
+
+
+def _unused_ends(structure: Structure, seen: Verification, wholly: Collection[str]) -> list[str]:
+    """Paths at full size of layers at the end of a stack that run, and lead nowhere, where others
+    of their kind learn: behind the last keys and values of a prefix that is only looked back at
+    (PI0)."""
+    counts = {group.pattern: group.count for group in seen.adapters}
+    return [
+        path
+        for one in seen.observations.idle
+        if one.why == "unused" and one.pattern not in wholly
+        for path in at_an_end(structure, one.pattern, one.paths, counts.get(one.pattern, 0))
+    ]
 
 
 def _merged_into_others(seen: Verification) -> set[str]:

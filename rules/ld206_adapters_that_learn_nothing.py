@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
@@ -20,6 +19,7 @@ from lora_doctor.rule import (
     Rule,
     Symptom,
 )
+from lora_doctor.stack_ends import at_an_end, passing_by
 from lora_doctor.targets import edits_without, needs_lora, quoted, targets_without
 
 #: Why a layer's adapter learns nothing, in the words of a sentence about it.
@@ -240,12 +240,7 @@ def _edits_without(case: Case, readings: Sequence[IdleReading]) -> tuple[Edit, .
     value = targets_without(case.structure, recipe, wholly)
     if value is None:
         return ()
-    ahead = "|".join(re.escape(path) + "$" for path in dict.fromkeys(barred))
-    ends = "|".join(re.escape(entry) for entry in value) if isinstance(value, list) else ""
-    regex = (
-        f"(?!{ahead})(?:{value})" if isinstance(value, str) else rf"(?!{ahead})(?:.*\.)?(?:{ends})"
-    )
-    return (Edit("target_modules", regex),)
+    return (Edit("target_modules", passing_by(value, barred)),)
 
 
 def _wholly_idle(case: Case, readings: Sequence[IdleReading]) -> set[str]:
@@ -258,21 +253,8 @@ def _wholly_idle(case: Case, readings: Sequence[IdleReading]) -> set[str]:
 def _layers_at_an_end(case: Case, reading: IdleReading) -> list[str]:
     """Paths at full size of what is idle, where exactly the first or the last layers of a stack are
     and the others of this pattern learn; else nothing: the model that was run has fewer layers."""
-    stack, star, rest = reading.pattern.partition(".*.")
     count = _count_of(case, reading.pattern)
-    alike = {g.pattern: g.count for g in case.structure.groups
-             if g.pattern.startswith(f"{stack}.*.") and g.pattern.count("*") == 1}  # fmt: skip
-    full = alike.get(reading.pattern, 0)
-    idle = len(reading.paths)
-    if not star or "*" in rest or idle >= count or full < max(alike.values(), default=0):
-        return []  # or not in every layer of the stack: their numbers are not known
-    for numbers, at_full_size in (
-        (range(idle), range(idle)),
-        (range(count - idle, count), range(full - idle, full)),
-    ):
-        if set(reading.paths) == {f"{stack}.{number}.{rest}" for number in numbers}:
-            return [f"{stack}.{number}.{rest}" for number in at_full_size]
-    return []
+    return at_an_end(case.structure, reading.pattern, reading.paths, count)
 
 
 def _count_of(case: Case, pattern: str) -> int:
@@ -283,7 +265,7 @@ def _count_of(case: Case, pattern: str) -> int:
 def _names(case: Case, readings: Sequence[IdleReading]) -> list[str]:
     """What to call these layers; a layer of a stack in which nothing learns by its own path."""
     learning = {g.pattern for g in case.verification.adapters if g.with_gradient == g.count}
-    names = []
+    names: list[str] = []
     for reading in readings:
         stack = reading.pattern.partition(".*.")[0]
         ends = _layers_at_an_end(case, reading)

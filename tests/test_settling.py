@@ -139,3 +139,18 @@ def test_layers_behind_those_that_are_read_are_left_out(worker: Worker) -> None:
     ]
     assert case.tiny.outcome == "passed"
     assert names and not any(".layer.11." in path or ".layers.11." in path for path in names)
+
+
+def test_layers_behind_the_last_keys_and_values_of_a_prefix_are_left_out(worker: Worker) -> None:
+    """PI0 looks back at its prefix by keys and values alone: what the last layer makes of them is
+    never read. The tiny model has two layers there, the full one eighteen."""
+    if not listed("pi0", "AutoModelForImageTextToText"):
+        pytest.skip("this transformers has no PI0")
+    case = settled(worker, "pi0", "AutoModelForImageTextToText")
+    adapted = re.compile(case.recipe.get("target_modules"))
+    stack = "model.vlm.language_model.layers"
+    assert not adapted.fullmatch(f"{stack}.17.self_attn.q_proj")
+    assert not adapted.fullmatch(f"{stack}.17.mlp.down_proj")
+    assert adapted.fullmatch(f"{stack}.17.self_attn.k_proj")
+    assert adapted.fullmatch(f"{stack}.1.self_attn.q_proj")
+    assert case.tiny.outcome == "passed"
