@@ -54,8 +54,9 @@ class Subject:
     to somebody else; nothing may be written to them. ``batches``: of ``tiny_model.batch.Batch``, on
     the device. ``missing``: kinds of input that the model takes and that no batch has. ``unfit``:
     keys of the recipe that may name layers which this model is too small to have. ``round_trip``:
-    whether the adapters are also saved, reloaded and merged. ``new_heads``: modules that the
-    checkpoint has no weights for, which ``fresh`` makes anew as loading does.
+    whether the adapters are also saved, reloaded and merged. ``observed``: whether anybody asks
+    what observers see. ``new_heads``: modules that the checkpoint has no weights for, which
+    ``fresh`` makes anew as loading does.
     """
 
     base: Any
@@ -73,6 +74,7 @@ class Subject:
     model_class: str = ""
     steps: list[str] = field(default_factory=list)
     round_trip: bool = True
+    observed: bool = True
     new_heads: tuple[str, ...] = ()
 
 
@@ -109,7 +111,8 @@ class Contract:
                 wanted_dtype=dtype if wanted in (None, "auto") else str(wanted),
                 learning_rate=subject.learning_rate,
                 float16=dtype == "float16" or bool(float16_keys(recipe)),
-            )
+            ),
+            asked=subject.observed,
         )
 
     def run(self) -> Verification:

@@ -95,11 +95,11 @@ class Observer(ABC):
 
 
 class Observing:
-    """All observers of one run."""
+    """All observers of one run; none where nobody asks what they see."""
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: Setting, *, asked: bool = True) -> None:
         self.setting = setting
-        self._observers = _observers(setting)
+        self._observers = _observers(setting) if asked else []
         self._stepped = False
 
     def forwards(self, model: Any) -> AbstractContextManager[None]:

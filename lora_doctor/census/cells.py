@@ -73,7 +73,7 @@ def gather(
 
 def _try(shrunk: Any, loader: Any, recipe: Recipe, steps: int) -> Verification:
     model, batch = copy.deepcopy(shrunk.model), copy.deepcopy(shrunk.batch)
-    return tiny.verify(model, batch, loader, recipe, steps, "cpu", round_trip=False)
+    return tiny.verify(model, batch, loader, recipe, steps, "cpu", thorough=False)
 
 
 def cell(result: Verification) -> dict[str, str]:

@@ -99,7 +99,7 @@ def verify(
     device: str,
     *,
     notes: Sequence[str] = (),
-    round_trip: bool = True,
+    thorough: bool = True,
 ) -> Verification:
     """The training contract on a tiny model, in the recipe's dtype and quantization where this
     machine has them, else in float32, which the notes then say.
@@ -107,7 +107,7 @@ def verify(
     Args:
         tiny: the model of :func:`make`; it is used up.
         first: its batch.
-        round_trip: also save, reload and merge.
+        thorough: also save, reload and merge, and let observers look.
     """
     dtype, told = _explicit_dtype(loader, recipe), list(notes)
     asked = recipe
@@ -130,7 +130,7 @@ def verify(
             batch = copy.deepcopy(first)
             runs_in = dtype or prepare.dtype_of(model)
             result = _run(
-                model, loader, batch, runs_in, recipe, steps, device, told, unfit, round_trip
+                model, loader, batch, runs_in, recipe, steps, device, told, unfit, thorough
             )
             reason = result.reason
         except Exception as error:
@@ -150,7 +150,7 @@ def verify(
         kind = ", ".join(filter(None, (dtype, recipe.quantized, mixed)))
         told.append(f"run in float32 without quantization, {kind} {NOT_PROVEN}: {reason}")
         recipe = recipe.edit((Edit("fp16", REMOVE), Edit("bf16", REMOVE)))
-    result = _run(tiny, loader, first, "float32", recipe, steps, device, told, unfit, round_trip)
+    result = _run(tiny, loader, first, "float32", recipe, steps, device, told, unfit, thorough)
     if quantized_here and result.outcome == "passed":
         # It was quantized and did not run: in float32 it is another model that trains.
         result = replace(
@@ -169,7 +169,7 @@ def _run(
     device: str,
     notes: list[str],
     unfit: tuple[str, ...] = (),
-    round_trip: bool = True,
+    thorough: bool = True,
 ) -> Verification:
     if not getattr(model, "is_quantized", False):
         model.to(device)
@@ -193,7 +193,8 @@ def _run(
         unfit=unfit,
         model_class=type(model).__name__,
         steps=notes,
-        round_trip=round_trip,
+        round_trip=thorough,
+        observed=thorough,
         new_heads=heads,
     )
     report_progress("running the training contract")
