@@ -21,6 +21,7 @@ from lora_doctor.verification import AdapterGroup, Verification
 
 #: Pattern of a group of layers, to the numbers that these have in their stack at full size.
 Numbers = Callable[[Sequence[str]], Mapping[str, Sequence[int]]]
+_NOT_PASSED_ON = re.compile(r"'(?P<holder>\w+)' object has no attribute '(?P<name>\w+)'")
 _NO_GRADIENT = re.compile("does not require grad")
 
 
@@ -54,6 +55,8 @@ def settled(
             reasons += _why_left_out(seen, structure)
     else:
         changes, reasons = _without_misfits(structure, seen)
+        if not changes:
+            changes, reasons = _without_what_is_read(recipe, structure, seen)
         if not changes and not recipe.get("gradient_checkpointing"):
             changes, reasons = _with_input_embeddings(recipe, structure, seen)
     if _ours(asked, "modules_to_save") and seen.saving is not None and seen.saving.statistics:
@@ -81,6 +84,32 @@ def _without_misfits(structure: Structure, seen: Verification) -> tuple[dict[str
         return {}, []
     said = f"{', '.join(classes)} put out something else than a product; left out"
     return {"target_modules": forms[0]}, [said]
+
+
+def _without_what_is_read(
+    recipe: Recipe, structure: Structure, seen: Verification
+) -> tuple[dict[str, Any], list[str]]:
+    """Targets without a class of layers of which the model's code reads what PEFT's layer of the
+    same name does not have (``stride``, by which MobileNet pads before each convolution); where no
+    other layer is left, the linear ones of the head, which were to be trained as a whole."""
+    failure = seen.failure
+    told = _NOT_PASSED_ON.match(failure.message) if failure is not None else None
+    if failure is None or told is None or failure.type != "AttributeError":
+        return {}, []
+    adapted = [group for group in structure.groups if group.adapted and group.kind != "parameter"]
+    read = [group for group in adapted if group.class_name == told["holder"]]
+    kept = [group for group in adapted if group not in read]
+    whole = recipe.get("modules_to_save") or ()
+    head = [g for g in structure.groups if g.kind == "linear" and g.pattern in whole]
+    forms = name_groups(structure, kept or head) if read else []
+    if not forms:
+        return {}, []
+    said = f"the forward reads {told['name']} of {told['holder']}, which PEFT's layer does not have"
+    changes: dict[str, Any] = {"target_modules": forms[0]}
+    if not kept:
+        changes["modules_to_save"] = None
+        return changes, [f"{said}: nothing but the head can carry adapters"]
+    return changes, [f"{said}; left out"]
 
 
 def _with_input_embeddings(
@@ -285,7 +314,7 @@ def _names_to_save(patterns: Sequence[str], structure: Structure) -> list[str]:
         if not short.endswith("*") and _name_only(short, patterns, structure):
             names.append(short)
             continue
-        groups = [group for group in structure.groups if group.pattern == pattern]
+        groups = [g for g in structure.groups if g.pattern == pattern and g.kind == "norm"]
         paths = [path for group in groups for path in group.examples]
         if not paths or len(paths) < sum(group.count for group in groups):
             return []  # not all of their paths are known

@@ -13,6 +13,7 @@ from .batch_objections import answer, one_line
 from .batch_settings import Settings
 
 MAX_ATTEMPTS = 12
+_FILLED = -1e4  # the lowest number of an output is no result from here on, but fills a mask
 
 
 class BatchError(Exception):
@@ -316,7 +317,12 @@ def _distance(tensor: Any) -> Any:
     import torch
 
     places = torch.arange(tensor.numel(), device=tensor.device).view(tensor.shape)
-    return (tensor.float() - torch.sin(places.float())).pow(2).mean()
+    apart = tensor.float() - torch.sin(places.float())
+    lowest = tensor.detach().min()
+    if bool(lowest.isfinite()) and float(lowest) <= _FILLED:  # where something is masked
+        shown = tensor.detach() != lowest
+        apart = apart[shown] if bool(shown.any()) else apart
+    return apart.pow(2).mean()
 
 
 def _tensors(outputs: Any) -> Any:
