@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from lora_doctor.targets import quoted
+
 Use = Literal["weight", "output", "input", "class"]
 
 
@@ -29,3 +31,15 @@ class QuantizedUse:
     skip: tuple[str, ...]
     quantized: int
     linears: int
+
+    @property
+    def sentence(self) -> str:
+        """How the layers are used, without a full stop."""
+        names = quoted(self.patterns, 4)
+        if self.use == "class":
+            return f"{names} has a forward of its own, which the quantized layer in its place lacks"
+        if self.use == "input":
+            return f"{names} gets an input of four dimensions or more; no 8-bit layer takes it"
+        if self.use == "output":
+            return f"the model's code changes in place what {names} gives out, which is quantized"
+        return f"the model's code reads the weight of {names}, which is quantized"

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lora_doctor.case import Case
-from lora_doctor.evidence.quantized_findings import leave_out, lines, seen
-from lora_doctor.rule import Example, Finding, Location, Proof, Rule, Symptom
-from lora_doctor.targets import quoted
+from lora_doctor.evidence.quantized_findings import found
+from lora_doctor.rule import Example, Finding, Rule, Symptom
 
 
 class QuantizedWeightRead(Rule):
@@ -65,14 +64,4 @@ class QuantizedWeightRead(Rule):
     )  # fmt: skip
 
     def check(self, case: Case) -> Iterator[Finding]:
-        for one in seen(case, "weight"):
-            yield self.finding(
-                "error",
-                f"The model's own code reads the weight of {quoted(one.patterns, 4)}, which is "
-                "quantized.",
-                location=Location("recipe", f"load_in_{case.recipe.quantized}"),
-                evidence=lines(one),
-                proof=Proof("executed", "the model was run quantized, and again without these"),
-                fixes=(leave_out(case, one),),
-                explains=("forward", "starts-at-base", "gradients", "steps"),
-            )
+        yield from found(self, case, "weight")

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lora_doctor.case import Case
-from lora_doctor.evidence.quantized_findings import leave_out, lines, seen
-from lora_doctor.rule import Edit, Example, Finding, Fix, Location, Proof, Rule, Symptom
-from lora_doctor.targets import quoted
+from lora_doctor.evidence.quantized_findings import found
+from lora_doctor.rule import Edit, Example, Finding, Fix, Rule, Symptom
 
 
 class MoreDimensionsThan8bitTakes(Rule):
@@ -54,21 +53,9 @@ class MoreDimensionsThan8bitTakes(Rule):
     )  # fmt: skip
 
     def check(self, case: Case) -> Iterator[Finding]:
-        for one in seen(case, "input"):
-            yield self.finding(
-                "error",
-                f"{quoted(one.patterns, 4)}: gets an input of more than three dimensions, which "
-                "no 8-bit layer takes.",
-                location=Location("recipe", "load_in_8bit"),
-                evidence=lines(one),
-                proof=Proof("executed", "the model was run in 8 bits, and again without these"),
-                fixes=(
-                    leave_out(case, one),
-                    Fix(
-                        "Or load in 4 bits: less memory, more rounding.",
-                        "unsafe",
-                        (Edit("load_in_8bit", False), Edit("load_in_4bit", True)),
-                    ),
-                ),
-                explains=("forward", "starts-at-base", "gradients", "steps"),
-            )
+        in_4bit = Fix(
+            "Or load in 4 bits: less memory, more rounding.",
+            "unsafe",
+            (Edit("load_in_8bit", False), Edit("load_in_4bit", True)),
+        )
+        yield from found(self, case, "input", in_4bit)

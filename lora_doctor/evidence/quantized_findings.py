@@ -1,4 +1,4 @@
-"""What the rules about quantized layers have in common: evidence lines and the fix.
+"""What the rules about quantized layers have in common: the finding and its fix.
 
 Pure: reads a :class:`Case`.
 """
@@ -11,28 +11,38 @@ from lora_doctor.case import Case
 from lora_doctor.errors import EvidenceError
 from lora_doctor.fixes import Edit, Fix
 from lora_doctor.quantized_use import QuantizedUse, Use
-from lora_doctor.rule import Measure
+from lora_doctor.rule import Finding, Location, Measure, Proof, Rule
 from lora_doctor.targets import quoted
 
 
-def seen(case: Case, use: Use) -> Iterator[QuantizedUse]:
-    """The readings of one kind of use."""
-    yield from (one for one in case.verification.quantized_uses if one.use == use)
+def found(rule: Rule, case: Case, use: Use, *others: Fix) -> Iterator[Finding]:
+    """A finding for each reading of one kind of use.
+
+    Args:
+        others: fixes beside leaving these layers in floating point.
+    """
+    for one in case.verification.quantized_uses:
+        if one.use != use:
+            continue
+        yield rule.finding(
+            "error",
+            f"In {case.recipe.quantized} the model does not run: {one.sentence}.",
+            location=Location("recipe", f"load_in_{case.recipe.quantized}"),
+            evidence=(
+                Measure("quantized, it raises", one.error, one.where),
+                Measure(
+                    "with the list of the fix",
+                    f"all forwards run, {one.quantized} of {one.linears} layers quantized",
+                    "the same model, loaded again and executed",
+                ),
+            ),
+            proof=Proof("executed", "the model was run quantized, and again without these"),
+            fixes=(_leave_out(case, one), *others),
+            explains=("forward", "starts-at-base", "gradients", "steps"),
+        )
 
 
-def lines(one: QuantizedUse) -> tuple[Measure, ...]:
-    """What was run, and what came of it."""
-    return (
-        Measure("quantized, it raises", one.error, one.where),
-        Measure(
-            "with the list of the fix",
-            f"all forwards run, {one.quantized} of {one.linears} layers quantized",
-            "the same model, loaded again and executed",
-        ),
-    )
-
-
-def leave_out(case: Case, one: QuantizedUse) -> Fix:
+def _leave_out(case: Case, one: QuantizedUse) -> Fix:
     """Load these modules in floating point; a list takes the place of the library's default, so it
     names that as well, as it is for the model at full size."""
     names = _default(case, one)

@@ -73,7 +73,7 @@ def explained(
                 _of_their_own(model))  # fmt: skip
     if not told:
         return result
-    message = f"{sentence(told[0])}: {told[0].error}"
+    message = f"{told[0].sentence}: {told[0].error}"
     if result.failure is not None:
         failure = replace(result.failure, message=message, where=told[0].where)
         told_so = tuple(
@@ -92,18 +92,6 @@ def explained(
         result, outcome="failed", checks=checks, failure=ledger.failure, reason="",
         quantized_uses=told,
     )  # fmt: skip
-
-
-def sentence(one: QuantizedUse) -> str:
-    """How the layers are used, in one sentence."""
-    names = ", ".join(one.patterns)
-    if one.use == "class":
-        return f"{names} has a forward of its own, which the quantized layer in its place has not"
-    if one.use == "input":
-        return f"{names} gets an input of more than three dimensions, which no 8-bit layer takes"
-    if one.use == "output":
-        return f"the model's code changes in place what {names} gives out, which is quantized"
-    return f"the model's code reads the weight of {names}, which is quantized"
 
 
 def _of_their_own(model: Any) -> frozenset[str]:
