@@ -21,6 +21,8 @@ COPY_BYTES = 1 << 30
 _AS_GOOD_AS_ZERO = 1e-3
 #: A norm that begins with a smaller scale hides what comes before it.
 _SMALL_SCALE = 0.1
+#: Of what goes into a convolution, what comes out at least: a chain of less fades to nothing.
+_LEAST_GAIN = 0.25
 
 
 class NoBatch(Exception):
@@ -203,7 +205,9 @@ def wake_zero_weights(model: Any, seed: int = 0) -> None:
     weights of 1e-10 (BLIP's images) or 3e-5 (GPTSAN); they only become something in the trained
     weights. At random initialisation they would cut off every gradient behind them, or leave one
     that no optimizer and no half precision can hold. So do norms that begin as a small constant
-    (GPTSAN's 0.002): the scale of a trained norm is about one.
+    (GPTSAN's 0.002): the scale of a trained norm is about one. So do convolutions that begin as
+    small as any linear layer and have few inputs (a depthwise one nine): where no norm follows
+    (FastViT as it is run), a dozen of them leave 1e-20 of an image.
     """
     import torch
 
@@ -222,6 +226,11 @@ def wake_zero_weights(model: Any, seed: int = 0) -> None:
                 lowest, highest = scale.aminmax()
                 if 0 < lowest == highest < _SMALL_SCALE:
                     scale.fill_(1.0)
+            convolves = isinstance(module, (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d))
+            if convolves and module.weight.device.type == "cpu":
+                inputs = module.weight[0].numel()
+                if float(module.weight.float().std()) < _LEAST_GAIN * inputs**-0.5:
+                    module.weight.normal_(0.0, inputs**-0.5, generator=generator)
 
 
 def keep_quantized_layout(model: Any) -> None:

@@ -50,8 +50,16 @@ def gaps(error: BaseException, nearby: bool = True) -> list[Gap]:
         before = [read for read in empty if read.last < line and not read.guarded]
         found = here or [read for read in before if read.value is None and nearby]
         if found:
-            names = tuple(dict.fromkeys(looked_up))
-            return list(dict.fromkeys(Gap(read.config_class, read.key, names) for read in found))
+            return list(
+                dict.fromkeys(
+                    Gap(
+                        read.config_class,
+                        read.key,
+                        tuple(dict.fromkeys([*looked_up, *_lookups(function, f".{read.key}")])),
+                    )
+                    for read in found
+                )
+            )
         looked_up += _lookups(function)
     return []
 
@@ -210,15 +218,19 @@ def _guarded(function: ast.FunctionDef) -> set[str]:
     return found
 
 
-def _lookups(function: ast.FunctionDef) -> list[str]:
-    """Text constants that something is asked for: `names.get("<image>")`, `names["<image>"]`."""
+def _lookups(function: ast.FunctionDef, holder: str = "") -> list[str]:
+    """Text constants that something is asked for: `names.get("<image>")`, `names["<image>"]`; with
+    ``holder`` only what an expression is asked for that ends like it."""
     found = []
     for node in ast.walk(function):
         key: Any = None
+        asked: ast.expr | None = None
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             key = node.args[0] if node.func.attr == "get" and node.args else None
+            asked = node.func.value
         elif isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load):
-            key = node.slice
-        if isinstance(key, ast.Constant) and isinstance(key.value, str):
-            found.append(key.value)
+            key, asked = node.slice, node.value
+        name = key.value if isinstance(key, ast.Constant) else None
+        if isinstance(name, str) and asked is not None and ast.unparse(asked).endswith(holder):
+            found.append(name)
     return found

@@ -21,6 +21,7 @@ from .shrink_apply import find_entry
 from .shrink_repair import filling, repair
 from .shrink_rules import Node, flat_ints, role_of, tree
 from .sizes import Sizes
+from .timm_towers import tower_with
 
 _ROUNDS = 4  # of objections by the config's own validation
 # Ids below those that shrinking moves, so that they are the same in the small config.
@@ -132,7 +133,9 @@ def _filled(root: Node, empty: list[Gap], said: str) -> dict[str, Any]:
             if gap.config_class not in ("", type(node.holder).__name__):
                 continue
             if gap.key in node.values and node.values[gap.key] is None:
-                value = _value_for(node, gap, said)
+                tower = tower_with(node, gap.key, gap.looked_up)
+                found |= {node.where(key): entry for key, entry in tower.items()}
+                value = None if tower else _value_for(node, gap, said)
                 if value is not None:
                     found[node.where(gap.key)] = value
     return found

@@ -25,12 +25,13 @@ from .shrink_repair import relax, relax_too_big, repair
 from .shrink_rules import tree
 from .shrink_sections import sections_of_code
 from .sizes import Sizes
+from .timm_towers import settle_towers, with_sizes
 
 MAX_ATTEMPTS = 14
 TIME_LIMIT = 20.0  # seconds, for all attempts together
 # A loss that the model could compute but for a gap or a contradiction in its config.
 _LOST_LOSS = re.compile(r"object has no attribute|shape '\[-1, \d+\]' is invalid")
-_TOLERANCE = 5  # times max_parameters, where nothing smaller can be built
+_TOLERANCE = 6  # times max_parameters, where nothing smaller can be built
 
 
 class ShrinkError(Exception):
@@ -97,6 +98,7 @@ def shrink(
     gaps: list[str] = []
     attempts = 0
     checked = True
+    spoken = False
 
     def complete(error: BaseException | None, sizes: Sizes, running: bool = False) -> bool:
         """Whether the config itself is at fault, whatever its numbers, and could be completed."""
@@ -113,6 +115,8 @@ def shrink(
     while pending and attempts < MAX_ATTEMPTS and (attempts == 0 or time.monotonic() < end):
         sizes = pending.pop(0)
         small, changes = apply_sizes(config, sizes)
+        if spoken:
+            settle_towers(config, small, "depth" in sizes.keep_roles, changes)
         small, refused = read_back(small) if checked else (small, None)
         if refused is not None and read_back(config)[1] is None:
             # A cheap attempt, no model was built; when nothing helps, one that is not saved will do
@@ -131,6 +135,11 @@ def shrink(
             model = build_small(small, build, limit, seed, steps)
         except TooBig as error:
             last = str(error)
+            sized = config if spoken else with_sizes(config)
+            spoken = spoken or sized is not config
+            if sized is not config:  # what was too big may be a tower that only has a name
+                config, pending, seen = sized, [start], [start]
+                continue
             take(relax_too_big(sizes, error, small))
             continue
         except Exception as error:

@@ -9,6 +9,7 @@ without a table of architectures.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -267,10 +268,13 @@ def width_map(
     """
     numbers: set[int] = set()
     for node in root.walk():
+    next_to: set[tuple[int, int]] = set()  # stages: convolutions take the one's as groups
         for entries in (node.values, *node.own_entries.values()):
             for key, value in entries.items():
                 if role_of(key, value) in roles:
-                    numbers.update(n for n in flat_ints(value) if n > base // 2)
+                    found = [n for n in flat_ints(value) if n > base // 2]
+                    numbers.update(found)
+                    next_to.update(itertools.pairwise(found))
     mapping: dict[int, int] = {}
     top, grain = 0, max(32, base // 2)
     for number in sorted(numbers):
@@ -281,7 +285,7 @@ def width_map(
                 rest == 0
                 and 2 <= factor <= 8
                 and small * factor > top
-                and small * factor <= 8 * base
+                and small * factor <= (16 if (other, number) in next_to else 8) * base
             ):
                 choice = small * factor
                 break
