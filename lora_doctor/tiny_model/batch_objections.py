@@ -51,11 +51,11 @@ def answer(draft: Draft, inputs: dict[str, Any], error: BaseException) -> bool:
             draft.notes.append(f"{note} ({type(error).__name__}: {text[:120]})")
             draft.blind = None
             return True
+    draft.blind = draft.blind or error  # what was said before the guessing began
     made = _made_inside(draft, inputs, error)
     if made:
         draft.notes.append(f"{made} ({type(error).__name__}: {text[:120]})")
         return True
-    draft.blind = draft.blind or error  # what was said before the guessing began
     return _alternative(draft, text)
 
 
