@@ -77,12 +77,19 @@ def frozen_sums(model: Any) -> dict[str, tuple[int, int]]:
     Running statistics (batch norm) and buffers that are not saved (position tables) change by
     design and are left out.
     """
+    sums = {
+        name: checksum(parameter)
+        for name, parameter in model.named_parameters()
+        if not parameter.requires_grad
+    }
+    return sums | buffer_sums(model)
+
+
+def buffer_sums(model: Any) -> dict[str, tuple[int, int]]:
+    """Of :func:`frozen_sums`, those of the buffers."""
     import torch
 
     sums = {}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            sums[name] = checksum(parameter)
     for path, module in model.named_modules():
         if getattr(module, "track_running_stats", False):
             continue

@@ -10,7 +10,15 @@ from lora_doctor.copying import random_state
 from lora_doctor.evidence.backward import BackwardLocator
 from lora_doctor.evidence.locator import Locator, NonFinite, clean_path, first_bad_gradient
 from lora_doctor.ledger import Ledger, Stop
-from lora_doctor.measure import changed, frozen_sums, is_finite, kind_of, loss_of, measured_loss
+from lora_doctor.measure import (
+    buffer_sums,
+    changed,
+    frozen_sums,
+    is_finite,
+    kind_of,
+    loss_of,
+    measured_loss,
+)
 from lora_doctor.observing import Observing
 from lora_doctor.precision import Precision
 
@@ -58,6 +66,8 @@ class Training:
         self._optimizer: Any = None
         self._scaler: Any = None
         self._trained: set[str] = set()
+        #: Buffers that a forward in training mode moves by itself, without any step.
+        self._written: set[str] = set()
 
     def run(self, rounds: int, rate: float) -> None:
         self._trained = {p.name for p in self.parameters if p.tensor.requires_grad}
@@ -82,6 +92,10 @@ class Training:
             parameter.moved = float(change.max()) if change.numel() else 0.0
         self._judge_moves()
         moved = changed(frozen, frozen_sums(self.model))
+        kept = [name for name in moved if name in self._written]
+        if kept:
+            self.ledger.note(f"{len(kept)} buffers are statistics: forward moves them ({kept[0]})")
+            moved = [name for name in moved if name not in self._written]
         names = ", ".join(moved[:NAMES_SHOWN])
         self.ledger.add("frozen-stay", not moved, len(moved), f"0 of {len(frozen)} moved", names)
         self._judge_loss(before, rate)
@@ -107,13 +121,17 @@ class Training:
         model = self.model
         model.train()
         learnt = 0
+        first = watch and not self.rounds_done
         for batch in self.batches:
+            before_forward = buffer_sums(model) if first else {}
             began = time.perf_counter()
             self._optimizer.zero_grad(set_to_none=True)
             before = random_state()
             with self.ledger.guard("gradients", model):
                 with self.precision.forward():
                     loss = loss_of(self.model, batch)
+                if first:  # ranges of activations that a layer keeps (I-BERT), as batch norms do
+                    self._written |= set(changed(before_forward, buffer_sums(model)))
                 if not loss.requires_grad and (learnt or batch is not self.batches[-1]):
                     # No adapter in its way: another kind of batch may reach them.
                     continue

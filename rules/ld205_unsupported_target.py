@@ -104,7 +104,7 @@ class UnsupportedTarget(Rule):
         names = [name for entry in entries for name in names_in(entry)]
         hit, barred = _MESSAGE.search(error.message), _BARRED.search(error.message)
         if hit:
-            module = hit["module"].split("(")[0].strip()
+            module = hit["module"].lstrip("( ").split("(")[0].strip()
             what = f"match a {module}, which this PEFT cannot adapt"
             cover = _inside(structure, names) or cover_of(structure, names)
         elif barred:

@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 import lora_doctor  # noqa: E402
+from lora_doctor.contract import verify_module  # noqa: E402
 from lora_doctor.isolation import Worker  # noqa: E402
 
 
@@ -149,3 +150,51 @@ def test_statistics_of_a_model_just_made_fit_its_activations() -> None:
     assert torch.allclose(norm.running_mean, net[0](values).mean(0), rtol=1e-3)
     assert norm.momentum == 0.1 and not any(module.training for module in model.modules())
     assert all(torch.equal(value, weights[name]) for name, value in model.named_parameters())
+
+
+def test_layers_of_a_class_of_their_own_are_adapted_by_their_weights(worker: Worker) -> None:
+    """I-BERT multiplies by the weights of its QuantLinear, which PEFT does not know as a layer; and
+    it keeps ranges of its activations, which any forward in training mode moves."""
+    peft = pytest.importorskip("peft")
+    if Version(peft.__version__) < Version("0.17"):
+        pytest.skip("this PEFT adapts no parameters")
+    diagnosis = checked(worker, "ibert", "MultipleChoice")
+    recipe = diagnosis.recipe
+    assert any(name.endswith("query.weight") for name in recipe.get("target_parameters"))
+    assert diagnosis.before is not None and diagnosis.before.outcome == "passed", diagnosis.before
+    assert any("statistics" in note for note in diagnosis.before.notes)
+
+
+class _Keeps(torch.nn.Module):
+    """A model with a buffer: the mean of what it saw, or one that is written in its backward."""
+
+    def __init__(self, in_backward: bool) -> None:
+        super().__init__()
+        self.first = torch.nn.Linear(4, 4)
+        self.last = torch.nn.Linear(4, 4)
+        self.in_backward = in_backward
+        self.register_buffer("seen", torch.zeros(4))
+
+    def forward(self, x: Any, labels: Any = None) -> Any:
+        hidden = self.first(x)
+        if self.training and self.in_backward:
+            hidden.register_hook(self._count)
+        elif self.training:
+            self.seen = 0.9 * self.seen + 0.1 * hidden.detach().mean(0)
+        logits = self.last(hidden)
+        loss = ((logits - labels) ** 2).mean()
+        return {"loss": loss, "logits": logits}
+
+    def _count(self, gradient: Any) -> None:
+        self.seen.add_(1)
+
+
+@pytest.mark.parametrize(("in_backward", "status"), [(False, "passed"), (True, "failed")])
+def test_what_a_forward_keeps_is_no_frozen_weight(in_backward: bool, status: str) -> None:
+    torch.manual_seed(0)
+    batch = {"x": torch.randn(6, 4), "labels": torch.randn(6, 4)}
+    recipe = {"target_modules": ["first"], "r": 2}
+    model = _Keeps(in_backward)
+    result = verify_module(model, recipe, [batch])
+    check = result.check("frozen-stay")
+    assert check is not None and check.status == status, check

@@ -186,7 +186,32 @@ class Proposal:
                 changes.append({"target_modules": accepted})
         if "target_parameters" in values:
             changes.extend({**change, "target_parameters": None} for change in [{}, *changes])
+        elif "target_modules" in values:
+            changes.extend(self._as_parameters())
         return changes
+
+    def _as_parameters(self) -> list[dict[str, Any]]:
+        """The same layers by their weights: PEFT adapts a parameter of any module, also of a class
+        that it does not know as a layer (I-BERT's ``QuantLinear``, which is no ``torch.nn.Linear``
+        and multiplies by its weight)."""
+        if "target_parameters" not in self.open or "target_parameters" not in _lora_fields():
+            return []
+        wanted = default_groups(self.found)
+        names = sorted({f"{suffix(group.pattern)}.weight" for group in wanted})
+        ends = tuple(f".{name}" for name in names)
+        chosen = {group.pattern for group in wanted}
+        others = [
+            name
+            for name, _ in self.model.named_parameters()
+            if name.endswith(ends) and pattern_of(name.removesuffix(".weight")) not in chosen
+        ]
+        if not wanted or others:
+            return []
+        layers = [self.model.get_submodule(group.examples[0]) for group in wanted]
+        own = {type(layer).__name__ for layer in layers if type(layer).__module__[:6] != "torch."}
+        classes = ", ".join(sorted(own))
+        self.notes.append(f"PEFT knows no layers of class {classes}: their weights are adapted")
+        return [{"target_modules": [], "target_parameters": names, "lora_dropout": 0}]
 
     def _accepted(self, values: Mapping[str, Any]) -> list[str]:
         """The proposed names that PEFT takes, each tried alone."""
@@ -199,7 +224,7 @@ class Proposal:
         for name in names:
             tried = inject(self.model, self.asked.fill({**plain, "target_modules": [name]}))
             (accepted if tried.result.ok else refused).append(name)
-        if refused:
+        if accepted and refused:
             self.notes.append(f"PEFT refuses adapters on {', '.join(refused)}; left out")
         return accepted
 
