@@ -26,6 +26,7 @@ from lora_doctor.verification import Verification
 
 if TYPE_CHECKING:
     from lora_doctor.evidence.optimizer import OptimizerState
+    from lora_doctor.handing_on import HandedOn
     from lora_doctor.memory_plan.plan import Plan
     from lora_doctor.reading.environment import Environment
     from lora_doctor.reading.remote_code import RemoteCode
@@ -104,6 +105,7 @@ class Case:
             self.source, recipe, self.settings, self._worker,
             patches=patches, progress=self._progress,
         )  # fmt: skip
+        case.__dict__["_handed_on"] = self._handed_on
         for name in ("static", "remote_code", "script", "environment"):
             if name in self.__dict__:
                 case.__dict__[name] = self.__dict__[name]
@@ -352,10 +354,12 @@ class Case:
         self._progress(f"running the training contract ({depth} model)")
         recipe = self.recipe_in_full()
         limits = self.settings.limits
+        extra = {"made": self.tiny_model_file(recipe)} if depth == "tiny" else {}
         outcome = self._run(
             f"lora_doctor.evidence.{depth}:gather",
             limits.tiny_seconds if depth == "tiny" else limits.full_seconds,
             recipe=recipe,
+            **extra,
             steps=self.settings.steps,
             device="cpu"
             if depth == "tiny" and self.settings.device == "auto"
@@ -369,6 +373,16 @@ class Case:
             # The run itself went down: that is an answer about the recipe, not a missing one.
             return went_down(outcome, depth)
         raise evidence_error(f"the {depth} model", outcome, self._worker)
+
+    @cached_property
+    def _handed_on(self) -> HandedOn:
+        from lora_doctor.handing_on import HandedOn
+
+        return HandedOn()
+
+    def tiny_model_file(self, recipe: Recipe) -> str:
+        """Where tasks of this case leave the tiny model for each other."""
+        return self._handed_on.file(self.source, recipe, self.patches)
 
     def recipe_in_full(self) -> Recipe:
         """The recipe with every open key filled: the structure is gathered for it."""

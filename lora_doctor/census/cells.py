@@ -28,6 +28,7 @@ def gather(
     ways: Mapping[str, Mapping[str, Any]],
     own: Mapping[str, Any],
     keep: str | None = None,
+    made: str | None = None,
 ) -> dict[str, dict[str, str]]:
     """Try each way on one tiny model: ``{"status": "yes", "no" or "unknown", "reason": ...}``.
 
@@ -39,6 +40,7 @@ def gather(
         keep: a folder for the tiny model (`save_pretrained`), its batch (`batch.safetensors`, and
             `batch.json` for what is no tensor) and `recipe.json`, the row's recipe with the layer
             numbers of the tiny model, so that others can try the same.
+        made: a file in which another task has left the tiny model.
 
     Raises:
         EvidenceError: no tiny model can be made.
@@ -47,7 +49,7 @@ def gather(
 
     recipes = {name: Recipe.from_json(data) for name, data in ways.items()}
     loader = Loader(source, next(iter(recipes.values())))
-    shrunk = tiny.make(loader)
+    shrunk = tiny.make(loader, made)
     if keep is not None:
         fitted, _ = fewer_layers.fit(Recipe.from_json(own), shrunk.model, loader.config)
         save(shrunk, fitted, Path(keep))

@@ -195,6 +195,7 @@ def _other_ways(
             "ways": ways,
             "own": recipe.to_json(),
             "keep": str(keep) if keep is not None else None,
+            "made": case.tiny_model_file(recipe),
         },
         time_limit=limits.tiny_seconds,
         memory_limit=limits.memory,

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from lora_doctor import handing_on
 from lora_doctor.contract import Contract, Subject
 from lora_doctor.errors import EvidenceError
 from lora_doctor.evidence import fewer_layers, preparation, prepare, quantized_layers
@@ -35,6 +36,7 @@ def gather(
     steps: int = 3,
     device: str = "cpu",
     patches: Sequence[Mapping[str, Any]] = (),
+    made: str | None = None,
 ) -> dict[str, Any]:
     """Run the training contract on a tiny model of this source: :meth:`Verification.to_json`.
 
@@ -44,6 +46,7 @@ def gather(
         steps: rounds of optimizer steps, one step per batch.
         device: a torch device.
         patches: ``{"name", "parameters"}`` of runtime patches, installed before loading.
+        made: a file in which another task may have left the tiny model, and which it goes to.
 
     Raises:
         InputError: the source does not exist or is not what it should be.
@@ -55,24 +58,27 @@ def gather(
     report_progress("finding the model's class")
     try:
         loader = Loader(source, plan)
-        result = _verify(loader, plan, steps, device)
+        result = _verify(loader, plan, steps, device, made)
     except EvidenceError as error:
         result = Verification.undetermined(str(error), depth="tiny", device=device)
     return {**result.to_json(), "patches": installed}
 
 
-def _verify(loader: Any, recipe: Recipe, steps: int, device: str) -> Verification:
+def _verify(loader: Any, recipe: Recipe, steps: int, device: str, made: str | None) -> Verification:
     if loader.source["kind"] == "factory":
         model = loader.build()
         return _run(model, loader, None, prepare.dtype_of(model), recipe, steps, device, [])
-    shrunk = make(loader)
+    shrunk = make(loader, made)
     return verify(
         shrunk.model, shrunk.batch, loader, recipe, steps, device, notes=tuple(shrunk.steps)
     )
 
 
-def make(loader: Any) -> Any:
+def make(loader: Any, made: str | None = None) -> Any:
     """A tiny model of the loader's class, with a batch: a `tiny_model.shrink.Shrunk`.
+
+    Args:
+        made: a file in which another task may have left it, and which it goes to.
 
     Raises:
         EvidenceError: none can be made; the text says why.
@@ -81,12 +87,17 @@ def make(loader: Any) -> Any:
     from lora_doctor.tiny_model.statistics import fit_statistics
 
     report_progress("building a tiny model")
+    found = handing_on.read(made) if made is not None else None
+    if found is not None:
+        return found
     try:
         shrunk = shrink(loader.config, lambda config: loader.build("cpu", config=config))
     except ShrinkError as error:
         raise EvidenceError(f"no tiny model of this class can be made: {one_line(error)}") from None
     prepare.wake_zero_weights(shrunk.model)
     fit_statistics(shrunk.model, shrunk.batch)
+    if made is not None:
+        handing_on.write(made, shrunk)
     return shrunk
 
 

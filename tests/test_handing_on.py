@@ -1,0 +1,87 @@
+"""What one task leaves for the next: the same tiny model, or none."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+
+import pytest
+
+from lora_doctor import handing_on
+from lora_doctor.evidence import tiny
+from lora_doctor.fixes import Patch
+from lora_doctor.handing_on import HandedOn
+from lora_doctor.model_source import parse_model
+from lora_doctor.recipe import as_recipe
+
+
+def _loader(name: str = "gpt2"):
+    pytest.importorskip("transformers")
+    from lora_doctor.evidence.loading import Loader
+
+    return Loader(parse_model(f"arch:{name}").to_json(), as_recipe({}))
+
+
+def test_a_second_task_gets_the_model_that_the_first_one_made(tmp_path, monkeypatch):
+    """Weights, tied ones included, and batch come back: else the census would try the ways of a
+    recipe on another model than the one whose recipe it prints."""
+    import torch
+
+    file = str(tmp_path / "made.pt")
+    first = tiny.make(_loader(), file)
+    loader = _loader()
+    monkeypatch.setattr(loader, "build", lambda *_, **__: pytest.fail("it was built again"))
+    second = tiny.make(loader, file)
+    assert second.steps == first.steps
+    names = [name for name, _ in first.model.named_parameters()]
+    assert [name for name, _ in second.model.named_parameters()] == names
+    embedding, head = second.model.get_input_embeddings(), second.model.get_output_embeddings()
+    assert embedding.weight is head.weight
+    with torch.no_grad():
+        one = first.model.eval()(**first.batch.inputs).loss
+        other = second.model.eval()(**second.batch.inputs).loss
+    assert torch.equal(one, other)
+
+
+def test_a_model_that_cannot_be_written_is_made_anew(tmp_path):
+    """A hook that is a closure cannot be pickled; nothing half written may stay behind."""
+    file = str(tmp_path / "made.pt")
+    shrunk = tiny.make(_loader())
+    shrunk.model.register_forward_hook(lambda *_: None)
+    handing_on.write(file, shrunk)
+    assert list(tmp_path.iterdir()) == []
+    assert handing_on.read(file) is None
+
+
+def test_a_file_that_cannot_be_read_is_none(tmp_path):
+    """A disk that was full when it was written is no reason to end in a traceback."""
+    file = tmp_path / "made.pt"
+    file.write_bytes(b"PK\x03\x04 half of it")
+    assert handing_on.read(str(file)) is None
+    assert tiny.make(_loader(), str(file)).batch is not None
+
+
+def test_each_way_to_load_has_a_file_of_its_own():
+    """A recipe for another class, or with a patch, must not be tried on the first one's model."""
+    held, source = HandedOn(), parse_model("arch:gpt2")
+    plain = held.file(source, as_recipe({"r": 8}), ())
+    assert held.file(source, as_recipe({"r": 16, "load_in_4bit": True}), ()) == plain
+    others = {
+        held.file(source, as_recipe({"model_class": "GPT2ForTokenClassification"}), ()),
+        held.file(source, as_recipe({"task_type": "TOKEN_CLS"}), ()),
+        held.file(source, as_recipe({"attn_implementation": "eager"}), ()),
+        held.file(source, as_recipe({}), (Patch("adapters-in-float32"),)),
+        held.file(parse_model("arch:llama"), as_recipe({}), ()),
+    }
+    assert len(others) == 5
+    assert plain not in others
+
+
+def test_the_folder_goes_with_the_case():
+    """A census of hundreds of rows may not fill the disk."""
+    held = HandedOn()
+    folder = Path(held.file(parse_model("arch:gpt2"), as_recipe({}), ())).parent
+    assert folder.is_dir()
+    del held
+    gc.collect()
+    assert not folder.exists()
