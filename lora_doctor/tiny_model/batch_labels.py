@@ -138,7 +138,12 @@ def _per_token(logits: Any, ids: Any) -> bool:
 
 
 def _token_labels(draft: Draft, ids: Any, logits: Any) -> Any:
-    """Next-token labels: the ids, ignored (-100) where a special token stands."""
+    """Token labels: the ids of each row backwards, ignored (-100) where a special token stands.
+
+    Backwards, because a class that does not shift them (a decoder alone, a masked language model)
+    would be asked for its own input, which tied embeddings already give: such a loss has nowhere to
+    fall to (Blenderbot's in bfloat16).
+    """
     import torch
 
     special = [i for i in draft.settings.special_ids() if i >= 0]
@@ -146,6 +151,9 @@ def _token_labels(draft: Draft, ids: Any, logits: Any) -> Any:
     hidden = torch.isin(ids, torch.tensor(special, dtype=ids.dtype)) if special else None
     if logits is not None and logits.dim() == 3 and logits.shape[-1] < int(labels.max()) + 1:
         return labels % logits.shape[-1]  # token classes, not words
-    if hidden is not None and not bool(hidden.all()):
-        labels[hidden] = -100
+    if hidden is None or bool(hidden.all()):
+        return labels.flip(-1)
+    for row, unused in zip(labels, hidden, strict=True):
+        row[~unused] = row[~unused].flip(0)
+    labels[hidden] = -100
     return labels
