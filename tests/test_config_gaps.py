@@ -196,3 +196,19 @@ def test_stages_of_a_tower_that_are_joined_get_one_width() -> None:
     tiny = shrink(found.config, lambda config: found.build("cpu", config=config))
     assert tiny.batch is not None
     assert "image" in tiny.batch.modality
+
+
+@pytest.mark.parametrize(
+    ("name", "auto_class"),
+    [
+        ("sapiens2", "AutoModelForPoseEstimation"),  # lists of channels, empty
+        ("lw_detr", "AutoModelForObjectDetection"),  # no factor for any scale
+        ("vitmatte", "AutoModelForImageMatting"),  # tuples that are added to lists; two widths
+        ("pp_doclayout_v2", "AutoModelForObjectDetection"),  # a threshold for each label
+    ],
+)
+def test_an_empty_default_of_a_vision_model_is_filled(name: str, auto_class: str) -> None:
+    """As the checkpoints have them, in kind: the class gives no number that works."""
+    found = loader(name, auto_class)
+    tiny = shrink(found.config, lambda config: found.build("cpu", config=config))
+    assert tiny.batch is not None and tiny.batch.modality == ["image"]

@@ -154,3 +154,23 @@ def test_layers_behind_the_last_keys_and_values_of_a_prefix_are_left_out(worker:
     assert adapted.fullmatch(f"{stack}.17.self_attn.k_proj")
     assert adapted.fullmatch(f"{stack}.1.self_attn.q_proj")
     assert case.tiny.outcome == "passed"
+
+
+def test_batch_norms_are_saved_under_names_that_fit_nothing_else(worker: Worker) -> None:
+    """PEFT compares the end of a path, in the middle of a word: RT-DETR's `norm` would be every
+    `final_layer_norm` as well."""
+    if not listed("rt_detr", "AutoModelForObjectDetection"):
+        pytest.skip("this transformers has no RT-DETR")
+    case = settled(worker, "rt_detr", "AutoModelForObjectDetection")
+    names = case.recipe.get("modules_to_save")
+    assert "conv1.norm" in names and "norm" not in names
+    assert case.tiny.outcome == "passed"
+    assert case.tiny.saving is not None and case.tiny.saving.statistics == ()
+
+
+def test_where_convolutions_cannot_be_wrapped_the_head_is_adapted(worker: Worker) -> None:
+    """MobileNet pads by the `stride` of each convolution, which PEFT's layer does not have."""
+    case = settled(worker, "mobilenet_v2", "AutoModelForImageClassification")
+    assert case.recipe.get("target_modules") == ["classifier"]
+    assert case.tiny.outcome == "passed"
+    assert any("reads stride of Conv2d" in note for note in case.structure.notes)
