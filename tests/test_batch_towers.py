@@ -21,6 +21,16 @@ TOWERS = [
         ["vision_model", "qformer", "language_projection"],
     ),
     ("VideoLlavaConfig", "VideoLlavaForConditionalGeneration", ["image_tower", "video_tower"]),
+    # patches: rows of numbers, small pictures, one strip
+    ("FuyuConfig", "FuyuForCausalLM", ["vision_embed_tokens"]),
+    ("PaddleOCRVLConfig", "PaddleOCRVLForConditionalGeneration", ["visual", "projector"]),
+    ("MiniCPMV4_6Config", "MiniCPMV4_6ForConditionalGeneration", ["vision_tower", "merger"]),
+    # configs whose parts do not fit each other as they come
+    ("AriaConfig", "AriaForConditionalGeneration", ["vision_tower", "multi_modal_projector"]),
+    ("Llama4Config", "Llama4ForConditionalGeneration", ["vision_model", "multi_modal_projector"]),
+    ("JanusConfig", "JanusForConditionalGeneration", ["vision_model", "aligner"]),
+    ("GraniteSpeechConfig", "GraniteSpeechForConditionalGeneration", ["encoder", "projector"]),
+    ("VoxtralConfig", "VoxtralForConditionalGeneration", ["audio_tower", "multi_modal"]),
 ]
 
 

@@ -67,6 +67,7 @@ def make_batch(
     seed: int = 0,
     with_labels: bool = True,
     run: bool = True,
+    left_out: int | None = None,
 ) -> Batch:
     """Make inputs that `model.forward` accepts.
 
@@ -77,6 +78,7 @@ def make_batch(
         seq_len: text tokens per sample, without the placeholders of images and audio.
         seed: of tokens and values.
         with_labels: add labels of the right kind where forward takes them.
+        left_out: only batches that leave out fewer kinds of input than this; None tries all.
         run: try it (no gradients, random state untouched) and answer objections.
 
     Raises:
@@ -89,6 +91,8 @@ def make_batch(
     raised: tuple[BaseException, ...] = ()
     choices = modality_choices(parameters, modality, model)
     for modalities in choices:
+        if left_out is not None and len(choices[0] - modalities) >= left_out:
+            continue
         draft = Draft(
             model,
             parameters,

@@ -48,6 +48,8 @@ class Draft:
     choices: int = 0
     images: int = 0
     places: int = 0
+    samples: int = 6400
+    masked: int = 0
     last_id: int = 0
     blind: BaseException | None = None
     vocab: int = 0
@@ -120,6 +122,8 @@ class Draft:
         names = self.parameters
         if any(re.search(r"grid_(thw|hw)s?$", name) for name in names):
             return "grid"
+        if "target_sizes" in names:
+            return "strip"
         if "spatial_shapes" in names or "pixel_position_ids" in names:
             return "patches"
         if "aspect_ratio_ids" in names:
@@ -203,6 +207,8 @@ class Draft:
                 "aspect_ratio_mask",
                 "cross_attention_mask",
                 "spatial_shapes",
+                "target_sizes",
+                "image_merge_sizes",
                 "qformer_input_ids",
                 "qformer_attention_mask",
                 "flattened_patches",
@@ -320,6 +326,12 @@ class Draft:
         if self.pixel_layout == "grid":
             t, rows, columns = self.grid()
             shape: tuple[int, ...] = (b * t * rows * columns, self.flat_patch())
+        elif self.pixel_layout == "grid_patches":
+            t, rows, columns = self.grid()
+            shape = (b * t * rows * columns, c, self.patch, self.patch)
+        elif self.pixel_layout == "strip":  # patches of all images, one beside the other
+            t, rows, columns = self.grid()
+            shape = (1, c, self.patch, b * t * rows * columns * self.patch)
         elif self.pixel_layout == "patches":
             shape = (b, 16, self.flat_patch())
         elif self.pixel_layout == "bnchw":
@@ -331,6 +343,13 @@ class Draft:
         else:
             shape = (b, c, h, h)
         return torch.rand(shape, generator=self.generator()) * 2 - 1
+
+    def shapes(self) -> tuple[Any, ...]:
+        """What decides how pictures and sound are laid out, and so how many tokens they take."""
+        return (
+            self.pixel_layout, self.image_size, self.patch_dim, self.images,
+            self.audio_layout, self.frames, self.mel, self.samples, frozenset(self.exclude),
+        )  # fmt: skip
 
     def images_per_row(self) -> int:
         """Pictures per sample in a five-dimensional layout: frames, tiles of one image, as many as

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from .batch_draft import Draft
 from .batch_makers import MAKERS
 from .batch_names import common_names, renamed
+from .batch_senses import pictures, sound
 from .batch_settings import Settings
 from .batch_unknown import can_guess, guess
 
@@ -38,12 +40,15 @@ def feature_width(model: Any, kind: str) -> int:
     return _width(_tower(draft, kind, _TOWER_INPUTS[kind]))
 
 
+_ANSWERS = 4  # to objections of a tower that is asked
 _TOWER_INPUTS = {
     "image": (
         "pixel_values",
         "image_grid_thw",
         "image_grid_hw",
         "image_grid_hws",
+        "target_sizes",
+        "image_merge_sizes",
         "grid_hw",
         "grid_hws",
         "image_sizes",
@@ -84,6 +89,23 @@ def _tower(draft: Draft, kind: str, names: tuple[str, ...]) -> Any:
     telling = [i for i, takes in enumerate(signatures) if not takes.keys().isdisjoint(names)]
     chosen = telling[0] if telling else 0
     method, takes = methods[chosen], signatures[chosen]
+    for _ in range(_ANSWERS):
+        arguments = _arguments(draft, names, takes)
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                return method(**{k: v for k, v in draft.own(arguments).items() if v is not None})
+        except Exception as error:  # noqa: BLE001 - what is not understood is heard in forward too
+            text = " ".join(str(error).split())
+            said = f"{type(error).__name__}: {text[:120]}"
+        answered = pictures(draft, arguments, text) or sound(draft, arguments, text)
+        draft.notes.append(f"get_{kind}_features: {answered or said}")
+        if not answered:
+            break
+    return None
+
+
+def _arguments(draft: Draft, names: tuple[str, ...], takes: Mapping[str, Any]) -> dict[str, Any]:
+    """What a tower takes of the arguments of forward, and what it cannot do without."""
     arguments: dict[str, Any] = {}
     for name in names:
         if name in takes and name in draft.parameters and name in MAKERS:
@@ -97,13 +119,7 @@ def _tower(draft: Draft, kind: str, names: tuple[str, ...]) -> Any:
                 arguments[name] = MAKERS[name](draft, arguments)
             elif can_guess(draft, name):
                 arguments[name] = guess(draft, name, arguments)
-    arguments = draft.own(arguments)
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            return method(**{k: v for k, v in arguments.items() if v is not None})
-    except Exception as error:  # noqa: BLE001 - it objects in forward too, and is heard there
-        draft.notes.append(f"get_{kind}_features: {type(error).__name__}: {str(error)[:120]}")
-        return None
+    return arguments
 
 
 def _width(found: Any) -> int:

@@ -88,6 +88,14 @@ def _grid_of_two(draft: Draft, inputs: dict[str, Any]) -> Any:
     return torch.tensor([draft.grid()[1:]] * draft.batch_size)
 
 
+def _merge_sizes(draft: Draft, inputs: dict[str, Any]) -> Any:
+    """How many patches per side become one token, for each image."""
+    import torch
+
+    merge = draft.settings.number("spatial_merge_size", "merge_size", default=1)
+    return torch.full((draft.batch_size,), merge)
+
+
 def _image_sizes(draft: Draft, inputs: dict[str, Any]) -> Any:
     import torch
 
@@ -178,8 +186,8 @@ def _audio(draft: Draft, inputs: dict[str, Any]) -> Any:
         "mel_frames": (b, draft.mel, draft.frames),
         "frames_mel": (b, draft.frames, draft.mel),
         "b1_frames_mel": (b, 1, draft.frames, draft.mel),
-        "wave": (b, 6400),
-        "b1_wave": (b, 1, 6400),
+        "wave": (b, draft.samples),
+        "b1_wave": (b, 1, draft.samples),
     }
     return torch.randn(shapes[draft.audio_layout], generator=draft.generator()) * 0.1
 
@@ -204,7 +212,7 @@ def _qformer_mask(draft: Draft, inputs: dict[str, Any]) -> Any:
 def _masked_positions(draft: Draft, inputs: dict[str, Any]) -> Any:
     import torch
 
-    count = (draft.image_size // draft.patch) ** 2
+    count = draft.masked or (draft.image_size // draft.patch) ** 2
     mask = torch.zeros((draft.batch_size, count), dtype=torch.bool)
     mask[:, : max(1, count // 2)] = True
     return mask
@@ -257,6 +265,8 @@ MAKERS: dict[str, Maker] = {
     "image_grid_hws": _grid_of_two,
     "grid_hw": _grid_of_two,
     "grid_hws": _grid_of_two,
+    "target_sizes": _grid_of_two,
+    "image_merge_sizes": _merge_sizes,
     "image_sizes": _image_sizes,
     "pixel_attention_mask": _pixel_mask,
     "pixel_mask": _pixel_mask,

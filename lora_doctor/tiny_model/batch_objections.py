@@ -9,6 +9,7 @@ from typing import Any
 
 from .batch_draft import Draft
 from .batch_makers import MAKERS
+from .batch_senses import pictures, sound, unmasked
 from .batch_unknown import can_guess
 
 _LAYOUTS = {3: ("patches",), 4: ("bchw",), 5: ("bnchw", "bcthw"), 6: ("tiles",), 2: ("grid",)}
@@ -36,11 +37,13 @@ def answer(draft: Draft, inputs: dict[str, Any], error: BaseException) -> bool:
     for common, own in draft.own_names.items():
         text = text.replace(own, common)
     if re.search(r"tokens: (\d+),? features:? \1$", text):
-        return (
-            False  # as many as asked for, but of another width: the config is wrong, not the batch
-        )
+        # As many as asked for, but of another width: the config is wrong, not the batch
+        note = unmasked(draft, inputs)
+        draft.notes += [note] if note else []
+        draft.blind = draft.blind or error
+        return bool(note)
     readers = (
-        *(_arguments, _placeholders, _image, _audio, _channels, _codes),
+        *(pictures, sound, _arguments, _placeholders, _image, _audio, _channels, _codes),
         *(_lengths, _range, _unpack),
     )
     for reader in readers:
@@ -84,7 +87,7 @@ def _arguments(draft: Draft, inputs: dict[str, Any], text: str) -> str:
     asks = missing or re.search(
         r"(have to|must|need to|should|please) (be )?"
         r"(specify|provide|pass|given|provided|specified)"
-        r"|is required|are required|cannot be None|must not be None|should not be None|is None"
+        r"|is required|are required|(cannot|must not|should not) be `?None|is None"
         r"|not provided|No \w+ provided",
         text,
         re.IGNORECASE,
@@ -162,6 +165,11 @@ def _index_mask(draft: Draft, inputs: dict[str, Any], error: BaseException) -> s
     if match is None:
         return ""
     shape = tuple(int(number) for number in match[1].split(","))
+    indexed = re.search(r"indexed tensor \[\d+, (\d+)", str(error))
+    places = inputs.get("bool_masked_pos")
+    if indexed and places is not None and tuple(places.shape) == shape and not draft.masked:
+        draft.masked = int(indexed[1])  # patches of all frames of a video
+        return f"masks over {draft.masked} patches"
     for name, value in inputs.items():
         if name.endswith("mask") and tuple(value.shape) == shape and int(match[2]) > 0:
             draft.mask_dims[name] = int(match[2])
@@ -238,7 +246,9 @@ def _image(draft: Draft, inputs: dict[str, Any], text: str) -> str:
     if match and int(match[1]) != draft.image_size:
         draft.image_size = int(match[1])
         return f"images of {draft.image_size} pixels"
-    small = r"([Ii]mage|[Oo]utput) size .*\btoo small|Kernel size can't be greater than actual input"
+    small = (
+        r"([Ii]mage|[Oo]utput) size .*\btoo small|Kernel size can't be greater than actual input"
+    )
     if "image" in draft.modalities and re.search(small, text) and draft.image_size <= 512:
         draft.image_size *= 2
         return f"images of {draft.image_size} pixels"

@@ -156,7 +156,9 @@ def shrink(
                 return Shrunk(model, small, steps, attempts)
             batch: Batch | None = None
             try:
-                batch = make_batch(model, seed=seed)
+                # What was found before need not be found again; only what would be fuller.
+                had = len(built.batch.left_out) if built is not None and built.batch else 0
+                batch = make_batch(model, seed=seed, left_out=had or None)
             except BatchError as error:
                 last, heard = error.reason, error.objections
                 if any(complete(raised, sizes, running=True) for raised in error.raised):

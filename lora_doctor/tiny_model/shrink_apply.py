@@ -288,8 +288,10 @@ def _fix_gaps(
                 new[key] = ("empty before", 1)
                 new["topk_group"] = ("empty before", 1)
     children = {child.path.rsplit(".", 1)[-1] for child in node.children}
-    if children & {"vision_config", "vision"} and "text_config" in children:
-        names = [f"{kind}_token_{end}" for kind in ("image", "video") for end in ("id", "index")]
+    senses = {"vision_config", "vision", "audio_config", "audio", "speech_config"}
+    if children & senses and "text_config" in children:
+        kinds = ("image", "video", "audio")
+        names = [f"{kind}_token_{end}" for kind in kinds for end in ("id", "index")]
         for number, key in enumerate(names):
             if key in before and before[key] is None:
                 new[key] = ("empty before", 58 + number)

@@ -11,6 +11,7 @@ from lora_doctor.embeddings import input_embeddings
 from .shrink_build import TooBig
 from .shrink_rules import Node, flat_ints, role_of, spread, tree
 from .shrink_sections import asked_sections
+from .shrink_widths import agreed_widths, asked_rows
 from .sizes import Changes, Sizes
 
 _ROLES_TO_RESTORE = (
@@ -93,7 +94,9 @@ def repair(sizes: Sizes, model: Any, config: Any, objections: list[str]) -> list
     """Entries that do not fit each other, read from the objections and from the model."""
     root = tree(config)
     overrides: dict[str, Any] = {}
-    for text in objections:
+    # The first was said before other layouts were guessed, whose sizes mean nothing.
+    overrides.update(agreed_widths(root, objections[0] if objections else ""))
+    for text in objections[:1] if overrides else objections:
         overrides.update(_rope_sections(root, text))
         overrides.update(asked_sections(root, text))
         overrides.update(_missing_entries(root, text))
@@ -105,6 +108,7 @@ def repair(sizes: Sizes, model: Any, config: Any, objections: list[str]) -> list
         overrides.update(_tie_stages(root, text))
         overrides.update(_tie_inputs(root, text))
         overrides.update(_tie_backbone(root, text))
+        overrides.update(asked_rows(root, text))
         if model is not None and _WIDTHS_DIFFER.search(text):
             overrides.update(_tie_towers(root, model))
     known = dict(sizes.overrides)
@@ -117,6 +121,7 @@ def repair(sizes: Sizes, model: Any, config: Any, objections: list[str]) -> list
 
 _WIDTHS_DIFFER = re.compile(
     "features.*do not match|same number of (elements|tokens)|shape mismatch|elements of source"
+    r"|shape '\[-1, \d+\]' is invalid for input"
 )
 
 

@@ -22,6 +22,7 @@ _ROLES: tuple[tuple[str, str], ...] = (
     ("keep", r"type_vocab_size|chunk_size_feed_forward|num_labels|pretraining_tp|_kernel_|kernel_"),
     # numbers in one flattened patch: they follow from the patch size, which is kept
     ("keep", r"^(video_)?patch_dim$|multiple_of$"),
+    ("keep", r"(^|_)(pos|pos_emb|position|positions|grid)_(height|width)$"),
     ("chunk", r"chunk_(size|len|length)$"),
     ("keep", r"^(torch_dtype|dtype|transformers_version|id2label|label2id|max_length|min_length)$"),
     ("compression", r"compress\w*_(rate|ratio)s?$"),
@@ -267,8 +268,8 @@ def width_map(
     computes one from the other; all are multiples of 32, so that heads and groups divide them.
     """
     numbers: set[int] = set()
-    for node in root.walk():
     next_to: set[tuple[int, int]] = set()  # stages: convolutions take the one's as groups
+    for node in root.walk():
         for entries in (node.values, *node.own_entries.values()):
             for key, value in entries.items():
                 if role_of(key, value) in roles:
