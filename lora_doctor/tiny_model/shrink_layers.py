@@ -71,7 +71,8 @@ def _numbered_through(node: Node, stages: list[int]) -> dict[str, Any]:
     for key, listed in node.values.items():
         if not _NUMBERED.search(key) or not is_numbers(listed) or max(listed) >= sum(stages):
             continue
-        new, start, small = [], 0, 0
+        new: list[int] = []
+        start = small = 0
         for count in stages:
             inside = [n - start for n in listed if start <= n < start + count]
             kept = min(count, 2)
