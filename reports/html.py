@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 from lora_doctor.reports import _memory
 from lora_doctor.reports._embedded import Embedded
-from lora_doctor.reports._picture import picture, sparkline
 from lora_doctor.reports._text import many, memory, number, seconds, shorten, shown, visible
 from lora_doctor.reports._words import (
     SAFETY,
@@ -114,6 +113,8 @@ def _template() -> Any:
 
 def _view(diagnosis: Diagnosis, limits: _Limits) -> dict[str, Any]:
     """Everything that the template shows, as plain data."""
+    from lora_doctor.reports import _picture
+
     headline, explanation = verdict_words(diagnosis)
     if diagnosis.verdict == "healthy" and "proposed" in diagnosis.recipe.origins.values():
         explanation += " What the recipe left open was proposed by lora-doctor."
@@ -137,7 +138,7 @@ def _view(diagnosis: Diagnosis, limits: _Limits) -> dict[str, Any]:
         "not_run": not_run,
         "many": many,
         "runs": _runs(diagnosis, limits),
-        "picture": picture(diagnosis, most_cells=limits.cells, most_rows=limits.lines),
+        "picture": _picture.picture(diagnosis, most_cells=limits.cells, most_rows=limits.lines),
         "memory": _memory_view(diagnosis),
         "costs": _costs(diagnosis, limits),
         "passed": [visible(code, 60) for code in diagnosis.passed[: limits.lines]],
@@ -272,6 +273,8 @@ def _runs(diagnosis: Diagnosis, limits: _Limits) -> list[dict[str, Any]]:
 
 
 def _run(label: str, run: Verification, low: float, high: float, limits: _Limits) -> dict[str, Any]:
+    from lora_doctor.reports import _picture
+
     facts = [("Outcome", run.outcome), ("Model", visible(run.model_class, 120))]
     if run.model_parameters:
         facts.append(("Parameters", f"{run.model_parameters:,}"))
@@ -300,7 +303,7 @@ def _run(label: str, run: Verification, low: float, high: float, limits: _Limits
                 "first": number(batch.losses[0]) if batch.losses else "",
                 "last": number(batch.losses[-1]) if batch.losses else "",
                 "steps": len(batch.losses),
-                "spark": sparkline(batch.losses[:60], low, high) if batch.losses else None,
+                "spark": _picture.sparkline(batch.losses[:60], low, high) if batch.losses else None,
                 "notes": [visible(note, limits.text) for note in batch.notes[:5]],
             }
             for batch in run.batches[:8]

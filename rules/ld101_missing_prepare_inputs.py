@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from lora_doctor.case import Case
 from lora_doctor.evidence.structure import Structure
 from lora_doctor.reading.environment import pretrained_model_generates
-from lora_doctor.reading.remote_code import nested_adapter_calls
 from lora_doctor.rule import (
     Edit,
     Example,
@@ -238,6 +237,8 @@ class MissingPrepareInputs(Rule):
 
     def _remote(self, case: Case) -> Iterator[Finding]:
         """Code of the model's repository that wraps its own inner model, read and not run."""
+        from lora_doctor.reading.remote_code import nested_adapter_calls
+
         if pretrained_model_generates() is not False:
             return  # the method is inherited, or there is no transformers to say
         reason = case.why_not("structure") if case.reaches("meta") else ""

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from lora_doctor.case import Case
-from lora_doctor.reading.code_fit import (
-    MissingKey,
-    MissingName,
-    MissingPackage,
-    TiedKeys,
-    missing_keys,
-    missing_names,
-    missing_packages,
-    tied_lists,
-)
 from lora_doctor.reading.environment import known_architectures
-from lora_doctor.reading.loaded_code import loaded_code
-from lora_doctor.reading.source_facts import Place
-from lora_doctor.reading.static import StaticEvidence
 from lora_doctor.rule import Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
+
+if TYPE_CHECKING:
+    from lora_doctor.reading.code_fit import MissingKey, MissingName, MissingPackage, TiedKeys
+    from lora_doctor.reading.source_facts import Place
+    from lora_doctor.reading.static import StaticEvidence
 
 #: Nothing of what follows can hold when the model cannot be built.
 CONSEQUENCES = (
@@ -112,16 +105,20 @@ class RemoteCodeDoesNotFit(Rule):
         native = static.model_type in (known_architectures() or ())
         if native and not case.source.trust_remote_code:
             return  # the library's own class is loaded
+        from lora_doctor.reading import code_fit
+        from lora_doctor.reading.loaded_code import loaded_code
+
         code = case.remote_code
         loaded = loaded_code(code, static.architectures, case.recipe.get("model_class"))
         works = case.source.trust_remote_code and case.reaches("meta") and case.has("structure")
         view = _View(case, static, native)
         if not works:
             demands_all = case.source.kind == "hub"
-            yield from self._packages(view, missing_packages(code, loaded, demands_all=demands_all))
-            yield from self._names(view, missing_names(code, loaded))
-            yield from self._keys(view, missing_keys(code, loaded, static.config))
-        yield from self._tied(view, tied_lists(code, loaded, static.config), works)
+            missing = code_fit.missing_packages(code, loaded, demands_all=demands_all)
+            yield from self._packages(view, missing)
+            yield from self._names(view, code_fit.missing_names(code, loaded))
+            yield from self._keys(view, code_fit.missing_keys(code, loaded, static.config))
+        yield from self._tied(view, code_fit.tied_lists(code, loaded, static.config), works)
 
     def _packages(self, view: _View, missing: Sequence[MissingPackage]) -> Iterator[Finding]:
         if not missing:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lora_doctor.case import Case
-from lora_doctor.evidence.own_adapters import asks_for_adapter
 from lora_doctor.evidence.structure import FloatPart, Quantization, Structure
 from lora_doctor.rule import (
     Edit,
@@ -126,6 +125,8 @@ class QuantizedTrainableParts(Rule):
 def _is_trained(case: Case, part: FloatPart) -> bool:
     """Built-in adapters are only inference where the recipe trains one of its own on top."""
     if part.kind == "adapter":
+        from lora_doctor.evidence.own_adapters import asks_for_adapter
+
         return not asks_for_adapter(case.recipe)
     return part.kind == "modules_to_save"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lora_doctor.case import Case
-from lora_doctor.evidence.preparation import BROKEN
 from lora_doctor.rule import Edit, Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
 
 
@@ -56,6 +55,8 @@ class PreparationMixesDtypes(Rule):
     )  # fmt: skip
 
     def check(self, case: Case) -> Iterator[Finding]:
+        from lora_doctor.evidence.preparation import BROKEN
+
         failure = case.verification.failure
         if failure is None or not failure.message.startswith(BROKEN):
             return

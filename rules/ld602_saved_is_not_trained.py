@@ -9,7 +9,6 @@ from lora_doctor.case import Case
 from lora_doctor.errors import EvidenceError
 from lora_doctor.evidence.control import judged, with_edits
 from lora_doctor.reading.environment import lora_config_fields
-from lora_doctor.round_trip import MERGE_TOLERANCE
 from lora_doctor.rule import Edit, Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
 from lora_doctor.saving import AutoLoading, Saving, TiedPart, Vocabulary
 from lora_doctor.targets import quoted
@@ -405,6 +404,8 @@ def _round_trips(case: Case, edits: tuple[Edit, ...]) -> bool:
 
 
 def _tolerance(seen: Verification) -> float:
+    from lora_doctor.round_trip import MERGE_TOLERANCE
+
     return MERGE_TOLERANCE.get(seen.dtype, 1e-4)
 
 

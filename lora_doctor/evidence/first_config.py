@@ -7,7 +7,6 @@ a decoder's), then what its validation asks for by name ("hidden_size_per_layer_
 from __future__ import annotations
 
 import ast
-import doctest
 import importlib
 import inspect
 import re
@@ -66,6 +65,8 @@ def documented(config_class: type) -> Any:
 
 
 def _statements(text: str) -> Iterator[ast.stmt]:
+    import doctest  # brings a debugger and a test runner with it, and is rarely needed
+
     try:
         examples = doctest.DocTestParser().get_examples(text)
     except ValueError:  # the prompts are not those of an example
