@@ -53,22 +53,41 @@ def settled(
         if targets is not None and targets != recipe.get("target_modules"):
             changes["target_modules"] = targets
             reasons += _why_left_out(seen, structure)
+        elif not recipe.get("gradient_checkpointing"):
+            changes, reasons = _with_input_embeddings(recipe, structure, seen)
     else:
         changes, reasons = _without_misfits(structure, seen)
         if not changes:
             changes, reasons = _without_what_is_read(recipe, structure, seen)
         if not changes and not recipe.get("gradient_checkpointing"):
             changes, reasons = _with_input_embeddings(recipe, structure, seen)
+    if _ours(asked, "modules_to_save") and recipe.get("modules_to_save"):
+        kept = _heads_in_use(recipe.get("modules_to_save"), seen)
+        if kept != recipe.get("modules_to_save"):
+            changes["modules_to_save"] = kept or None
+            reasons.append("heads that no forward of these batches runs are left out")
     if _ours(asked, "modules_to_save") and seen.saving is not None and seen.saving.statistics:
         named = _names_to_save(seen.saving.statistics, structure)
         if named:
-            before = recipe.get("modules_to_save") or ()
+            before = changes.get("modules_to_save", recipe.get("modules_to_save")) or ()
             changes["modules_to_save"] = [*before, *(name for name in named if name not in before)]
             reasons.append(
                 f"the running statistics of {', '.join(seen.saving.statistics)} move in training; "
                 "saved with the adapters"
             )
     return changes, tuple(reasons)
+
+
+def _heads_in_use(names: Sequence[str], seen: Verification) -> list[str]:
+    """Without those that nothing runs: what only embeds labels that are disturbed on purpose
+    (PP-DocLayoutV3's ``denoising_class_embed``)."""
+    idle = {one.pattern for one in seen.observations.idle if one.why == "not-run"}
+    learning = {group.pattern for group in seen.adapters if group.with_gradient}
+    return [
+        name
+        for name in names
+        if not any(path == name or path.endswith(f".{name}") for path in idle - learning)
+    ]
 
 
 def _without_misfits(structure: Structure, seen: Verification) -> tuple[dict[str, Any], list[str]]:
@@ -119,7 +138,17 @@ def _with_input_embeddings(
     operation to autograd, as reversible ones are (Reformer), only take part where their input needs
     a gradient, and what comes from frozen embeddings needs none."""
     failure = seen.failure
-    if failure is None or failure.check != "gradients" or not _NO_GRADIENT.search(failure.message):
+    none = (
+        failure is not None
+        and failure.check == "gradients"
+        and _NO_GRADIENT.search(failure.message) is not None
+    )
+    # Beside a head that is trained the loss does have a gradient, and still no adapter gets one.
+    ours = {group.pattern for group in structure.groups if group.adapted and group.role != "head"}
+    idle = seen.gradients_counted and not any(
+        group.with_gradient for group in seen.adapters if group.pattern in ours
+    )
+    if not none and not idle:
         return {}, []
     path, before = structure.input_embeddings, recipe.get("target_modules")
     first = [group for group in structure.groups if group.pattern == path and not group.adapted]
@@ -192,13 +221,16 @@ def _reached(structure: Structure, seen: Verification, numbers: Numbers) -> str 
 def _unused_ends(structure: Structure, seen: Verification, wholly: Collection[str]) -> list[str]:
     """Paths at full size of layers at the end of a stack that run, and lead nowhere, where others
     of their kind learn: behind the last keys and values of a prefix that is only looked back at
-    (PI0)."""
+    (PI0), or beside the one word that a classifier reads (Longformer's local attention, whose
+    gradient is zero in the last layer). In the first layer a gradient may be zero for the start
+    only: what it reads begins as zeros."""
     counts = {group.pattern: group.count for group in seen.adapters}
     return [
         path
         for one in seen.observations.idle
-        if one.why == "unused" and one.pattern not in wholly
+        if one.why in ("unused", "zero") and one.pattern not in wholly
         for path in at_an_end(structure, one.pattern, one.paths, counts.get(one.pattern, 0))
+        if one.why == "unused" or _layer(path).rpartition(".")[2] != "0"
     ]
 
 
