@@ -94,3 +94,30 @@ def test_a_batch_is_told_by_the_code_and_what_is_counted_is_there() -> None:
     assert made.inputs["marks"].dim() == 2
     assert int(made.inputs["num_options"].min()) > 0
     assert batch_loss(model, made).requires_grad
+
+
+@pytest.mark.parametrize(
+    ("config", "model", "places"),
+    [
+        ("ViTMAEConfig", "ViTMAEForPreTraining", 0),
+        ("VideoMAEConfig", "VideoMAEForPreTraining", 128),
+    ],
+)
+def test_a_loss_that_needs_no_labels_is_the_one_to_train_on(
+    config: str, model: str, places: int
+) -> None:
+    """Masked autoencoders; those of videos hide patches of all frames."""
+    small = _small(config, model)
+    made = make_batch(small)
+    assert made.loss == "its own"
+    assert torch.allclose(
+        batch_loss(small.eval(), made).detach(), small(**made.inputs).loss, atol=1
+    )
+    if places:
+        assert made.inputs["bool_masked_pos"].shape[-1] == places
+
+
+def test_features_of_an_image_are_given_where_they_cannot_be_none() -> None:
+    made = make_batch(_small("LxmertConfig", "LxmertForPreTraining"))
+    assert {"visual_feats", "visual_pos"} <= made.inputs.keys()
+    assert made.loss == "labels"
