@@ -195,7 +195,8 @@ def _audio(draft: Draft, inputs: dict[str, Any]) -> Any:
 def _audio_mask(draft: Draft, inputs: dict[str, Any]) -> Any:
     import torch
 
-    return torch.ones((draft.batch_size, draft.frames), dtype=torch.long)
+    dtype = torch.bool if "boolean masks" in draft.tried else torch.long
+    return torch.ones((draft.batch_size, draft.frames), dtype=dtype)
 
 
 def _qformer_ids(draft: Draft, inputs: dict[str, Any]) -> Any:

@@ -59,6 +59,9 @@ def sound(draft: Draft, inputs: dict[str, Any], text: str) -> str:
     """Lengths that a tower can cut into equal parts, and how many numbers a frame has."""
     if "audio" not in draft.modalities:
         return ""
+    if "boolean mask" in text and "boolean masks" not in draft.tried:
+        draft.tried.add("boolean masks")
+        return "masks of sound as booleans"
     said = _MULTIPLE.search(text)
     if said:
         part, got = int(said["of"] or said["of_2"]), int(said["got"] or said["got_2"])
