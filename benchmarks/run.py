@@ -176,7 +176,10 @@ def run(command: Sequence[str], folder: Path, exit_codes: tuple[int, ...]) -> tu
 def environment() -> dict[str, str]:
     # The commands are run where nothing of the checkout lies, with its code.
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    return {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
+    values = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
+    # Installed packages come compiled, as ours does from a wheel: not to be compiled at each start.
+    values.pop("PYTHONDONTWRITEBYTECODE", None)
+    return values
 
 
 def peak_memory(

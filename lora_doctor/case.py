@@ -136,11 +136,11 @@ class Case:
         """The Python of the model's repository, read and never run."""
 
         def read() -> RemoteCode:
-            from lora_doctor.reading.remote_code import read_remote_code
-
             static = self.static
             if not static.python_files:
                 raise EvidenceError("the model's repository has no Python files")
+            from lora_doctor.reading.remote_code import read_remote_code
+
             return self._timed(
                 "remote_code",
                 f"{len(static.python_files)} Python files of {static.source}, read with ast",
@@ -154,10 +154,10 @@ class Case:
         """The training script that MODEL names, read and never run."""
 
         def read() -> TrainingScript:
-            from lora_doctor.reading.training_script import read_training_script
-
             if self.source.kind != "script":
                 raise EvidenceError("MODEL is no training script")
+            from lora_doctor.reading.training_script import read_training_script
+
             path = Path(self.source.name)
             return self._timed(
                 "script", f"{path}, read with ast", lambda: read_training_script(path)

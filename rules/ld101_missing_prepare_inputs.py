@@ -237,13 +237,14 @@ class MissingPrepareInputs(Rule):
 
     def _remote(self, case: Case) -> Iterator[Finding]:
         """Code of the model's repository that wraps its own inner model, read and not run."""
-        from lora_doctor.reading.remote_code import nested_adapter_calls
-
         if pretrained_model_generates() is not False:
             return  # the method is inherited, or there is no transformers to say
         reason = case.why_not("structure") if case.reaches("meta") else ""
         seen = METHOD in reason
-        for call in nested_adapter_calls(case.remote_code):
+        code = case.remote_code
+        from lora_doctor.reading.remote_code import nested_adapter_calls
+
+        for call in nested_adapter_calls(code):
             if call.inner_has_prepare_inputs is not False:
                 continue
             if call.task_type_known and call.task_type not in GENERATING:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from lora_doctor.case import Case
 from lora_doctor.evidence.modules import pattern_of
-from lora_doctor.evidence.optimizer import OptimizerState, TrainableTensor
 from lora_doctor.rule import Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
 from lora_doctor.targets import quoted
+
+if TYPE_CHECKING:
+    from lora_doctor.evidence.optimizer import OptimizerState, TrainableTensor
 
 
 class NotInTheOptimizer(Rule):

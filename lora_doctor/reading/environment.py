@@ -104,11 +104,14 @@ def gather_environment() -> Environment:
 
 def _version(distribution: str) -> str | None:
     try:
-        # Broken metadata (a half removed package) gives None here, whatever the type says.
-        version: str | None = importlib.metadata.version(distribution)
+        found = importlib.metadata.distribution(distribution)
     except importlib.metadata.PackageNotFoundError:
         return None
-    return version or "unknown (broken metadata)"
+    # `found.version` would parse a mail of a hundred kilobytes, the description, for one line.
+    text = found.read_text("METADATA") or found.read_text("PKG-INFO") or ""
+    headers = text.replace("\r\n", "\n").partition("\n\n")[0]
+    version = re.search(r"^Version:[ \t]*(\S+)", headers, re.MULTILINE)
+    return version[1] if version else "unknown (broken metadata)"
 
 
 def package_folder(package: str) -> Path | None:
@@ -215,10 +218,17 @@ def _value_put_into(statement: ast.stmt, name: str) -> ast.expr | None:
     return value if named else None
 
 
+#: Nothing is inside these; most of a table's nodes are such.
+_LEAVES = (ast.Constant, ast.Name, ast.expr_context)
+
+
 def _string_keys(value: ast.expr) -> set[str]:
     """First members of `("key", "Class")` pairs and keys of `{"key": "Class"}` inside `value`."""
     keys: set[str] = set()
-    for node in ast.walk(value):
+    waiting: list[ast.AST] = [value]
+    while waiting:
+        node = waiting.pop()
+        waiting += [part for part in ast.iter_child_nodes(node) if not isinstance(part, _LEAVES)]
         if isinstance(node, ast.Tuple) and len(node.elts) == 2:
             pairs: list[tuple[ast.expr | None, ast.expr]] = [(node.elts[0], node.elts[1])]
         elif isinstance(node, ast.Dict):
