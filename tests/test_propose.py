@@ -223,3 +223,13 @@ def test_both_stacks_of_an_encoder_and_decoder_are_proposed() -> None:
     assert "model.decoder.layers.*.self_attn.q_proj" in adapted
     assert "model.encoder.text_model.layers.*.self_attn.q_proj" in adapted
     assert not any("vision" in pattern or "projector" in pattern for pattern in adapted)
+
+
+def test_a_second_stack_of_the_same_weights_is_not_proposed_too() -> None:
+    """DiffusionGemma's decoder has its encoder's weights: both cannot be merged."""
+    needs("DiffusionGemmaConfig")
+    recipe = Recipe({"model_class": "AutoModelForImageTextToText"}, {"model_class": "option"})
+    found = Structure.from_json(gather(source("diffusion_gemma"), recipe.to_json()))
+    wanted = {group.pattern for group in default_groups(found)}
+    assert "model.encoder.language_model.layers.*.self_attn.q_proj" in wanted
+    assert not any(pattern.startswith("model.decoder.") for pattern in wanted)

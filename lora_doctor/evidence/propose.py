@@ -92,8 +92,8 @@ def default_groups(structure: Structure) -> list[ModuleGroup]:
         inside = found if repeated else inside or found
         if repeated:
             break
-    leaves = {group.leaf for group in repeated or inside}
-    return _with_room([group for group in inside if group.leaf in leaves])
+    leaves = {(group.tower, group.leaf) for group in repeated or inside}
+    return _with_room([group for group in inside if (group.tower, group.leaf) in leaves])
 
 
 def _with_room(groups: list[ModuleGroup]) -> list[ModuleGroup]:
@@ -119,7 +119,20 @@ def _layers(structure: Structure, kinds: Collection[str]) -> list[ModuleGroup]:
         if group.tower in towers
         and group.kind in kinds
         and group.role not in ("head", "router", "embedding", "projector")
+        and not _is_copy(group, structure)
     ]
+
+
+def _is_copy(group: ModuleGroup, structure: Structure) -> bool:
+    """Whether all of its weights are those of a like group in another tower, where they are trained
+    (the decoder of DiffusionGemma has its encoder's)."""
+    return not group.parameters and any(
+        other.parameters
+        and other.tower != group.tower
+        and (other.leaf, other.class_name, other.count, other.shape)
+        == (group.leaf, group.class_name, group.count, group.shape)
+        for other in structure.groups
+    )
 
 
 def fused_experts(structure: Structure) -> list[str]:
@@ -128,7 +141,10 @@ def fused_experts(structure: Structure) -> list[str]:
     names = {
         suffix(group.pattern)
         for group in structure.groups
-        if group.kind == "parameter" and group.role == "experts" and group.tower in towers
+        if group.kind == "parameter"
+        and group.role == "experts"
+        and group.tower in towers
+        and not _is_copy(group, structure)
     }
     return sorted(names)
 
