@@ -212,3 +212,11 @@ def test_an_empty_default_of_a_vision_model_is_filled(name: str, auto_class: str
     found = loader(name, auto_class)
     tiny = shrink(found.config, lambda config: found.build("cpu", config=config))
     assert tiny.batch is not None and tiny.batch.modality == ["image"]
+
+
+def test_ids_that_only_the_code_knows_are_inside_the_small_vocabulary() -> None:
+    """ShieldGemma 2 reads the logits of "yes" and "no" at numbers that its config does not have."""
+    found = loader("shieldgemma2", "AutoModelForImageClassification")
+    tiny = shrink(found.config, lambda config: found.build("cpu", config=config))
+    assert tiny.batch is not None and "image" in tiny.batch.modality
+    assert tiny.config.yes_token_index != tiny.config.no_token_index

@@ -10,7 +10,7 @@ from lora_doctor.embeddings import input_embeddings
 
 from .shrink_build import TooBig
 from .shrink_rules import Node, flat_ints, role_of, spread, tree
-from .shrink_sections import asked_sections
+from .shrink_sections import asked_sections, ids_of_code
 from .shrink_widths import agreed_widths, asked_rows
 from .sizes import Changes, Sizes
 
@@ -109,6 +109,8 @@ def repair(sizes: Sizes, model: Any, config: Any, objections: list[str]) -> list
         overrides.update(_tie_inputs(root, text))
         overrides.update(_tie_backbone(root, text))
         overrides.update(asked_rows(root, text))
+        if model is not None:
+            overrides.update(ids_of_code(root, model, text))
         if model is not None and _WIDTHS_DIFFER.search(text):
             overrides.update(_tie_towers(root, model))
     known = dict(sizes.overrides)

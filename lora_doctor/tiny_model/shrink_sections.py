@@ -1,12 +1,13 @@
-"""Rotary sections that stand in the code: a config says nothing, and the code takes `[22, 22, 20]`.
+"""Numbers that stand in the code: a config says nothing, and the code takes `[22, 22, 20]`.
 
-Those numbers add up to half of the head dimension of the published model. In the small config the
-same proportions are written down at the small sum.
+Rotary sections add up to half of the head dimension of the published model. In the small config the
+same proportions are written down at the small sum; so are token ids inside the small vocabulary.
 """
 
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 from dataclasses import replace
 from typing import Any
@@ -50,6 +51,21 @@ def asked_sections(root: Node, text: str) -> dict[str, Any]:
             parts = spread(half, [1] * int(asked[1]))
             found[node.where("rope_parameters")] = {**rope, "mrope_section": parts}
     return found
+
+
+def ids_of_code(root: Node, model: Any, text: str) -> dict[str, Any]:
+    """Small ids for those that a class takes where its config has none ("index 10784 is out of
+    bounds", from `getattr(config, "yes_token_index", 10_784)` in ShieldGemma 2)."""
+    match = re.search(r"index (\d+) is out of bounds for dimension \d+ with size (\d+)", text)
+    try:
+        source = inspect.getsource(type(model).__init__) if match else ""
+    except (OSError, TypeError):
+        return {}
+    taken = re.findall(r"getattr\(config, [\"'](\w+)[\"'], (\d[\d_]*)\)", source)
+    if match is None or int(match[1]) not in [int(number) for _, number in taken]:
+        return {}
+    outside = [name for name, number in taken if int(number) >= int(match[2])]
+    return {root.where(name): 40 + place for place, name in enumerate(outside)}
 
 
 def half_of_head(node: Node) -> int:
