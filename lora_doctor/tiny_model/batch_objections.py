@@ -9,7 +9,7 @@ from typing import Any
 
 from .batch_draft import Draft
 from .batch_makers import MAKERS
-from .batch_senses import pictures, sound, unmasked
+from .batch_senses import pictures, sound, too_few_frames, unmasked
 from .batch_unknown import can_guess
 
 _LAYOUTS = {3: ("patches",), 4: ("bchw",), 5: ("bnchw", "bcthw"), 6: ("tiles",), 2: ("grid",)}
@@ -246,10 +246,13 @@ def _image(draft: Draft, inputs: dict[str, Any], text: str) -> str:
     if match and int(match[1]) != draft.image_size:
         draft.image_size = int(match[1])
         return f"images of {draft.image_size} pixels"
+    frames = too_few_frames(draft, text)
+    if frames:
+        return frames
     small = (
         r"([Ii]mage|[Oo]utput) size .*\btoo small|Kernel size can't be greater than actual input"
     )
-    if "image" in draft.modalities and re.search(small, text) and draft.image_size <= 512:
+    if "image" in draft.modalities and re.search(small, text) and draft.image_size <= 256:
         draft.image_size *= 2
         return f"images of {draft.image_size} pixels"
     return ""

@@ -42,6 +42,23 @@ def pictures(draft: Draft, inputs: dict[str, Any], text: str) -> str:
     return ""
 
 
+def too_few_frames(draft: Draft, text: str) -> str:
+    """A convolution over time that asks for more frames than there are; larger ones do not help."""
+    said = re.search(
+        r"padded input size per channel: \((\d+) x (\d+) x (\d+)\)\. "
+        r"Kernel size: \((\d+) x (\d+) x (\d+)\)",
+        text,
+    )
+    if said is None or "image" not in draft.modalities:
+        return ""
+    depth, *size, kernel_depth, rows, columns = map(int, said.groups())
+    lacking = kernel_depth - depth
+    if lacking > 0 and size[0] >= rows and size[1] >= columns and draft.pixel_layout == "bnchw":
+        draft.images = draft.images_per_row() + max(lacking, kernel_depth - 1)
+        return f"{draft.images} frames"
+    return ""
+
+
 def unmasked(draft: Draft, inputs: dict[str, Any]) -> str:
     """Sound without the mask of its frames, where a mask is optional and as many features as the
     tower gives were too many: some mean one of the features that are left of the frames."""
