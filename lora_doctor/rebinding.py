@@ -21,9 +21,18 @@ _DEPTH_OF_NAMES = 2
 def deep_copy(model: Any, memo: dict[int, Any] | None = None) -> Any:
     """``copy.deepcopy``, and the functions on its modules point into the copy.
 
+    What a forward left on a module with its history (the weight that `weight_norm` computes before
+    each forward) is copied as the numbers that it is: ``copy.deepcopy`` refuses it.
+
     Raises whatever ``copy.deepcopy`` raises.
     """
+    import torch
+
     memo = {} if memo is None else memo
+    for module in model.modules() if isinstance(model, torch.nn.Module) else ():
+        for value in vars(module).values():
+            if isinstance(value, torch.Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
     twin = copy.deepcopy(model, memo)
     for _, attributes, name, value in patches(twin):
         rebound = _rebound(value, memo, _DEPTH)

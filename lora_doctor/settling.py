@@ -117,6 +117,9 @@ def _without_what_is_read(
         return {}, []
     adapted = [group for group in structure.groups if group.adapted and group.kind != "parameter"]
     read = [group for group in adapted if group.class_name == told["holder"]]
+    # The line that raised names the layers, where it does: others of the class are only called.
+    names = re.findall(rf"\b(\w+)\.{told['name']}\b", failure.traceback)
+    read = [group for group in read if group.leaf in names] or read
     kept = [group for group in adapted if group not in read]
     whole = recipe.get("modules_to_save") or ()
     head = [g for g in structure.groups if g.kind == "linear" and g.pattern in whole]
