@@ -19,7 +19,7 @@ from .batch_objections import one_line
 from .config_gaps import Gap, gaps
 from .shrink_apply import find_entry
 from .shrink_repair import filling, repair
-from .shrink_rules import Node, flat_ints, role_of, tree
+from .shrink_rules import Node, flat_ints, role_of, spread, tree
 from .sizes import Sizes
 from .timm_towers import tower_with
 
@@ -179,7 +179,13 @@ def _value_for(node: Node, gap: Gap, said: str) -> Any:
         if found is not None:
             return found
     if "rope" in gap.key:
-        return {"rope_type": "default", "rope_theta": 10000.0}
+        rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0}
+        if "mrope_section" in said:  # a quarter for time, the rest for height and width
+            width, heads = values.get("hidden_size") or 0, values.get("num_attention_heads") or 1
+            rope["mrope_section"] = spread(
+                (values.get("head_dim") or width // heads) // 2, [2, 3, 3]
+            )
+        return rope
     example, kind = _documented(node.holder, gap.key)
     if example is not None:
         return example
