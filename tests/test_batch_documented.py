@@ -121,3 +121,14 @@ def test_features_of_an_image_are_given_where_they_cannot_be_none() -> None:
     made = make_batch(_small("LxmertConfig", "LxmertForPreTraining"))
     assert {"visual_feats", "visual_pos"} <= made.inputs.keys()
     assert made.loss == "labels"
+
+
+@pytest.mark.parametrize(
+    ("config", "model"),
+    [
+        ("PerceiverConfig", "PerceiverForMaskedLM"),  # as many places as it has, whatever it reads
+        ("Qwen3_5Config", "Qwen3_5ForSequenceClassification"),  # the base class takes the labels
+    ],
+)
+def test_labels_that_the_text_and_the_signature_do_not_tell(config: str, model: str) -> None:
+    assert make_batch(_small(config, model)).loss == "labels"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,7 +33,7 @@ def candidates(
     if "return_loss" in inputs:
         yield "labels", {}
     logits = _logits(outputs)
-    if "labels" not in names:
+    if "labels" not in names and not _handed_to_base(draft):
         other = loss_argument(draft.model) if logits is not None else ""
         if other:  # numbers of the shape that is predicted (the actions of a robot)
             values = torch.rand(tuple(logits.shape), generator=draft.generator()) * 2 - 1
@@ -82,9 +83,21 @@ def candidates(
         classes = logits.shape[-1]
         steps = max(1, min(3, logits.shape[1] // 4))
         yield "labels", {"labels": torch.arange(1, b * steps + 1).reshape(b, steps) % classes}
+        if ids is not None and not _per_token(logits, ids):  # a fixed number of places (Perceiver)
+            count = int(logits.shape[1])
+            yield "labels", {"labels": draft.normal_ids(b * count, classes).reshape(b, count)}
     yield "labels", {"labels": torch.zeros(b, dtype=torch.long)}
     if shaped:
         yield "labels", {"labels": _as_documented(draft, inputs, logits)}
+
+
+def _handed_to_base(draft: Draft) -> bool:
+    """Whether forward hands what it does not name to a base class whose forward takes labels
+    (Qwen3.5's classifier)."""
+    if not any(item.kind is item.VAR_KEYWORD for item in draft.parameters.values()):
+        return False
+    above = [vars(cls).get("forward") for cls in type(draft.model).__mro__[1:]]
+    return any("labels" in inspect.signature(found).parameters for found in above if found)
 
 
 def _decoder_inputs(inputs: dict[str, Any]) -> list[str]:
