@@ -23,7 +23,7 @@ from lora_doctor.finding import SEVERITIES, Finding
 from lora_doctor.fixes import Fix, Patch
 from lora_doctor.rule import DEPTHS, Rule
 from lora_doctor.symptoms import find_by_message
-from lora_doctor.verification import Verification
+from lora_doctor.verification import NOT_FED, Verification
 
 ENTRY_POINTS = "lora_doctor.rules"
 #: A fix may uncover the next finding; more rounds than this would be going in circles.
@@ -150,15 +150,18 @@ def diagnose(
         before=before,
         undetermined=undetermined,
         memory_plan=case.__dict__.get("memory_plan"),
-        notes=_notes(case),
+        notes=_notes(case, before),
         seconds=time.perf_counter() - start,
     )
 
 
-def _notes(case: Case) -> tuple[str, ...]:
-    """What was decided unasked on the way to the recipe, in words."""
+def _notes(case: Case, before: Verification | None) -> tuple[str, ...]:
+    """What was decided unasked on the way to the recipe, and which inputs nothing was run on, in
+    words."""
     structure = case.__dict__.get("structure")
-    return structure.notes if structure is not None else ()
+    decided = structure.notes if structure is not None else ()
+    told = before.notes if before is not None else ()
+    return (*decided, *(note for note in told if note.startswith(NOT_FED)))
 
 
 def _explained_by(rule: type[Rule], case: Case) -> set[str]:

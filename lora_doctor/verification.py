@@ -32,6 +32,9 @@ CHECKS: Mapping[str, str] = {
     "merge": "merged weights give the same logits",
 }
 
+#: How a note begins that says which inputs the model takes and nothing was run on.
+NOT_FED = "no batch with "
+
 
 @dataclass(frozen=True)
 class Check:

@@ -32,6 +32,8 @@ from lora_doctor.reports._words import (
     verdict_words,
 )
 
+from lora_doctor.verification import NOT_FED
+
 if TYPE_CHECKING:
     from lora_doctor.diagnosis import Diagnosis
     from lora_doctor.finding import Finding
@@ -160,6 +162,9 @@ def _healthy(page: _Page, diagnosis: Diagnosis) -> None:
     for finding in ordered(diagnosis.findings):
         page.line((f"{finding.rule} {finding.severity}", _STYLES[finding.severity]), " ",
                   visible(finding.message, 600))  # fmt: skip
+    for note in diagnosis.notes:
+        if note.startswith(NOT_FED):  # what was not run is not healthy either
+            page.line(("note ", "blue"), visible(note, 600))
 
 
 def _proposed(page: _Page, diagnosis: Diagnosis) -> None:

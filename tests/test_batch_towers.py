@@ -9,8 +9,10 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from lora_doctor.evidence.prepare import make_batches  # noqa: E402
 from lora_doctor.tiny_model.batch import batch_loss, make_batch  # noqa: E402
 from lora_doctor.tiny_model.shrink import shrink  # noqa: E402
+from lora_doctor.verification import NOT_FED  # noqa: E402
 
 #: Config, class, and the parts that learn only when the batch reaches them.
 TOWERS = [
@@ -67,3 +69,25 @@ class Recorder(torch.nn.Module):
 def test_an_input_goes_by_the_name_that_forward_has_for_it() -> None:
     batch = make_batch(Recorder())
     assert list(batch.inputs) == ["image_pixel_values"] and batch.modality == ["image"]
+
+
+class Blind(torch.nn.Module):
+    """It says that it takes pictures and refuses every one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.nn.Embedding(64, 8)
+
+    def forward(self, input_ids: Any = None, pixel_values: Any = None) -> Any:
+        if pixel_values is not None:
+            raise RuntimeError("the eyes are shut")
+        return (self.table(input_ids),)
+
+
+def test_a_tower_that_nothing_was_run_on_is_said() -> None:
+    """Otherwise a set-up whose vision tower never ran would be called healthy without a word."""
+    notes: list[str] = []
+    model = Blind()
+    make_batches(model, None, make_batch(model), notes)
+    assert len(notes) == 1 and notes[0].startswith(f"{NOT_FED}image")
+    assert "the eyes are shut" in notes[0]

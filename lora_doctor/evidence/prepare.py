@@ -13,6 +13,7 @@ from typing import Any
 from lora_doctor.copying import structural_copy
 from lora_doctor.rebinding import deep_copy
 from lora_doctor.recipe import Recipe
+from lora_doctor.verification import NOT_FED
 
 HALF = ("float16", "bfloat16")
 #: Models of up to this many bytes are copied whole to be merged; larger ones layer by layer.
@@ -65,6 +66,10 @@ def make_batches(
             if first is None:
                 raise NoBatch(f"no batch could be made: {error.reason}") from error
             notes.append(f"the batch was not tried beforehand: {error.reason}")
+    if first.left_out:
+        kinds_left = " or ".join(first.left_out)
+        said = next((note for note in first.notes if "forward:" in note), "it is not known how")
+        notes.append(f"{NOT_FED}{kinds_left} was found, what takes it was not run: {said[:300]}")
     batches = [first]
     kinds = {frozenset(first.modality)}
     if kinds == {frozenset({"text"})}:
