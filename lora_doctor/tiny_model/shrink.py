@@ -16,6 +16,7 @@ from typing import Any
 
 from lora_doctor.evidence.missing_package import missing_package
 
+from .absent_parts import all_absent
 from .batch_objections import one_line
 from .config_mending import mend
 from .shrink_apply import apply_sizes
@@ -167,7 +168,8 @@ def shrink(
                 lost = [note for note in batch.notes if _LOST_LOSS.search(note)]
                 unable = batch.loss == "surrogate" and bool(lost)
                 repairs = repair(sizes, model, small, lost) if unable else []
-                if not batch.left_out and not repairs:
+                whole = not batch.left_out or all_absent(model, small, batch.objections)
+                if whole and not repairs:
                     return Shrunk(model, small, steps, attempts, batch)
                 heard = batch.objections + lost
                 last = heard[0]

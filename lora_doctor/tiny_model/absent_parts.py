@@ -1,0 +1,28 @@
+"""Towers that the config leaves out: no size of what is there brings them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+_CALLED = re.compile(r"'NoneType' object is not callable at `[^`]*\bself\.([a-z]\w*)\(")
+_NAMED = re.compile(r"\bwithout an? (\w+_config)\b")
+
+
+def all_absent(model: Any, config: Any, objections: Sequence[str]) -> bool:
+    """Whether all that forwards object to is a tower whose part of the config is ``None``: Gemma 4
+    has a ``vision_tower`` only beside a ``vision_config``, and says so itself of sound."""
+    return bool(objections) and all(_absent(model, config, text) for text in objections)
+
+
+def _absent(model: Any, config: Any, objection: str) -> bool:
+    named = _NAMED.search(objection)
+    if named is not None:
+        return getattr(config, named[1], config) is None
+    called = _CALLED.search(objection)
+    if called is None:
+        return False
+    found = [getattr(one, called[1]) for one in model.modules() if hasattr(one, called[1])]
+    kind = called[1].partition("_")[0]
+    return found == [None] * len(found) and getattr(config, f"{kind}_config", config) is None
