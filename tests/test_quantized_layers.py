@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ import pytest
 torch = pytest.importorskip("torch")
 bitsandbytes = pytest.importorskip("bitsandbytes")
 
+import lora_doctor  # noqa: E402
 from lora_doctor.evidence.quantized_layers import uses  # noqa: E402
+from lora_doctor.isolation import Worker  # noqa: E402
 
 
 class Block(torch.nn.Module):  # type: ignore[misc, name-defined]
@@ -108,3 +111,24 @@ def test_a_model_that_does_not_run_in_half_precision_does_not_train_in_it() -> N
     not_saved = ("run in float32 without quantization, bfloat16 is not proven: OSError: full",)
     ran = Verification("passed", "tiny", "cpu", "float32", (), notes=not_saved)
     assert cell(ran)["status"] == "unknown"
+
+
+@pytest.mark.slow
+def test_real_weights_that_do_not_run_quantized_are_explained_too(tmp_path: Path) -> None:
+    """At depth full nobody loads seven billion weights five times: the tiny model tells."""
+    transformers = pytest.importorskip("transformers", minversion="4.53")
+    torch.manual_seed(0)
+    config = transformers.LongT5Config(
+        d_model=64, d_ff=128, d_kv=16, num_heads=4, num_layers=2, num_decoder_layers=2,
+        vocab_size=300, decoder_start_token_id=0,
+    )  # fmt: skip
+    transformers.LongT5ForConditionalGeneration(config).save_pretrained(tmp_path)
+    recipe = {"load_in_4bit": True, "target_modules": ["q", "v"]}
+    with Worker(threads=1) as worker:
+        broken = lora_doctor.check(tmp_path, recipe, depth="full", device="cpu", worker=worker)
+        (finding,) = broken.findings
+        assert finding.rule == "LD304" and "wo" in finding.message, finding
+        skip = next(edit for edit in finding.fixes[0].edits)
+        fixed = {**recipe, skip.key: skip.value}
+        healthy = lora_doctor.check(tmp_path, fixed, depth="full", device="cpu", worker=worker)
+    assert healthy.verdict == "healthy", healthy.before

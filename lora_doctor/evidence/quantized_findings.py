@@ -13,6 +13,7 @@ from lora_doctor.fixes import Edit, Fix
 from lora_doctor.quantized_use import QuantizedUse, Use
 from lora_doctor.rule import Finding, Location, Measure, Proof, Rule
 from lora_doctor.targets import quoted
+from lora_doctor.verification import Verification
 
 
 def found(rule: Rule, case: Case, use: Use, *others: Fix) -> Iterator[Finding]:
@@ -21,7 +22,8 @@ def found(rule: Rule, case: Case, use: Use, *others: Fix) -> Iterator[Finding]:
     Args:
         others: fixes beside leaving these layers in floating point.
     """
-    for one in case.verification.quantized_uses:
+    run = _telling_run(case)
+    for one in run.quantized_uses:
         if one.use != use:
             continue
         yield rule.finding(
@@ -33,13 +35,22 @@ def found(rule: Rule, case: Case, use: Use, *others: Fix) -> Iterator[Finding]:
                 Measure(
                     "with the list of the fix",
                     f"all forwards run, {one.quantized} of {one.linears} layers quantized",
-                    "the same model, loaded again and executed",
+                    f"the same {run.depth} model, loaded again and executed",
                 ),
             ),
             proof=Proof("executed", "the model was run quantized, and again without these"),
             fixes=(_leave_out(case, one), *others),
             explains=("forward", "starts-at-base", "gradients", "steps"),
         )
+
+
+def _telling_run(case: Case) -> Verification:
+    """The run that shows how quantized layers are used. For real weights that do not run it is the
+    tiny model's, with the same class and names: each list that is tried means loading them all
+    again."""
+    seen = case.verification
+    stopped = seen.failure is not None or seen.outcome == "undetermined"
+    return case.tiny if seen.depth == "full" and case.recipe.quantized and stopped else seen
 
 
 def _leave_out(case: Case, one: QuantizedUse) -> Fix:
