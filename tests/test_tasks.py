@@ -37,6 +37,9 @@ def checked(worker: Worker, name: str, task: str, depth: str = "tiny") -> Any:
         ("timesfm", "TimeSeriesPrediction"),  # neither text nor image nor sound
         ("reformer", "QuestionAnswering"),  # no gradient comes back through frozen embeddings
         ("longformer", "SequenceClassification"),  # the last local attention is read by nobody
+        ("mbart", "SequenceClassification"),  # reads at the last end of sequence; 4.37 only indexes
+        ("sew", "CTC"),  # a weight that a hook computes before each forward
+        ("wavlm", "CTC"),  # its attention reads weights and biases, and calls no projection
     ],
 )
 def test_a_recipe_that_trains(worker: Worker, name: str, task: str) -> None:

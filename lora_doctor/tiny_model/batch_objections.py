@@ -70,7 +70,7 @@ def _arguments(draft: Draft, inputs: dict[str, Any], text: str) -> str:
     if re.search(r"batch sizes? > 1", text) and draft.batch_size > 1:
         draft.batch_size = 1  # no padding token: a classifier cannot find the last word of a row
         return "one sample"
-    if re.search(r"at least one <?eos>? token", text) and not draft.last_id:
+    if re.search(r"at least one <?eos>? token|index -1 .* size 0$", text) and not draft.last_id:
         draft.last_id = draft.settings.number("eos_token_id")
         return f"token {draft.last_id} (end of sequence) last" if draft.last_id else ""
     both = re.search(r"both.*?(\w+)`? and `?(\w+)", text)
