@@ -9,7 +9,7 @@ import pytest
 transformers = pytest.importorskip("transformers")
 torch = pytest.importorskip("torch")
 
-from lora_doctor.tiny_model.batch import batch_loss, make_batch  # noqa: E402
+from lora_doctor.tiny_model.batch import BatchError, batch_loss, make_batch  # noqa: E402
 from lora_doctor.tiny_model.shrink import shrink  # noqa: E402
 
 
@@ -132,3 +132,21 @@ def test_features_of_an_image_are_given_where_they_cannot_be_none() -> None:
 )
 def test_labels_that_the_text_and_the_signature_do_not_tell(config: str, model: str) -> None:
     assert make_batch(_small(config, model)).loss == "labels"
+
+
+def test_a_forecast_is_compared_with_values_of_its_own_shape() -> None:
+    made = make_batch(_small("TimesFmConfig", "TimesFmModelForPrediction"))
+    assert made.loss == "future_values"
+
+
+def test_a_model_of_parts_that_only_generates_says_so() -> None:
+    """Bark, Qwen2.5-Omni: what is trained is one of its parts."""
+
+    class Speaks(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.text = torch.nn.Linear(4, 4)
+            self.sound = torch.nn.Linear(4, 4)
+
+    with pytest.raises(BatchError, match=r"no forward, it only generates; .*text, sound"):
+        make_batch(Speaks())

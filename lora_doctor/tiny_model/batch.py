@@ -85,7 +85,9 @@ def make_batch(
         BatchError: the model objects to every draft.
     """
     parameters = forward_parameters(model)
-    reason = f"{type(model).__name__}.forward takes no input that is known"
+    reason = _without_forward(model) or (
+        f"{type(model).__name__}.forward takes no input that is known"
+    )
     notes: list[str] = []
     objections: list[str] = []
     raised: tuple[BaseException, ...] = ()
@@ -118,6 +120,21 @@ def make_batch(
         batch.objections = objections
         return batch
     raise BatchError(reason, objections, raised)
+
+
+def _without_forward(model: Any) -> str:
+    """Why a model that has no forward cannot be trained as it is; empty where it has one."""
+    from torch.nn import Module
+
+    if type(model).forward is not Module.forward:
+        return ""
+    parts = [
+        name for name, part in model.named_children() if type(part).forward is not Module.forward
+    ]
+    return (
+        f"{type(model).__name__} has no forward, it only generates; its parts "
+        f"({', '.join(parts[:6])}) are trained one by one"
+    )
 
 
 def forward_parameters(model: Any) -> dict[str, inspect.Parameter]:

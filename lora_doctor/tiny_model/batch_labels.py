@@ -35,9 +35,11 @@ def candidates(
     logits = _logits(outputs)
     if "labels" not in names and not _handed_to_base(draft):
         other = loss_argument(draft.model) if logits is not None else ""
-        if other:  # numbers of the shape that is predicted (the actions of a robot)
-            values = torch.rand(tuple(logits.shape), generator=draft.generator()) * 2 - 1
-            yield other, {other: values}
+        if other:  # numbers of the shape that is predicted (the actions of a robot, a forecast)
+            put_out = [logits, *_floating(outputs)]
+            for shape in list(dict.fromkeys(tuple(tensor.shape) for tensor in put_out))[:4]:
+                values = torch.rand(shape, generator=draft.generator()) * 2 - 1
+                yield other, {other: values}
         return
     if "next_sentence_label" in names:
         yield "labels", {"labels": ids, "next_sentence_label": torch.zeros(b, dtype=torch.long)}
@@ -128,15 +130,19 @@ def _has_decoder(draft: Draft) -> bool:
 
 def _logits(outputs: Any) -> Any:
     """The first output that looks like logits: named so, else the first floating tensor."""
-    from .batch import _tensors
-
     if outputs is None:
         return None
     for name in ("logits", "prediction_logits", "logits_per_text"):
         value = outputs.get(name) if hasattr(outputs, "get") else None
         if value is not None and hasattr(value, "dim"):
             return value
-    return next(_tensors(outputs), None)
+    return next(iter(_floating(outputs)), None)
+
+
+def _floating(outputs: Any) -> list[Any]:
+    from .batch import _tensors
+
+    return list(_tensors(outputs))
 
 
 def _streams(logits: Any, batch_size: int) -> int:
