@@ -126,9 +126,13 @@ def test_a_mask_that_is_not_asked_for_learns_nothing(worker: Worker) -> None:
     assert case.tiny.outcome == "passed"
 
 
-def test_layers_behind_those_that_are_read_are_left_out(worker: Worker) -> None:
-    """A BEiT that segments reads layer 11's input and no later one; at full size it is the last."""
-    case = settled(worker, "beit", "AutoModelForSemanticSegmentation")
+@pytest.mark.parametrize(("name", "first"), [("beit", 11), ("data2vec-vision", 10)])
+def test_layers_behind_those_that_are_read_are_left_out(
+    worker: Worker, name: str, first: int
+) -> None:
+    """A BEiT that segments reads the input of layer 11 of 0 to 11 and nothing later, Data2Vec the
+    one of layer 10: the tiny models have as many layers behind."""
+    case = settled(worker, name, "AutoModelForSemanticSegmentation")
     adapted = re.compile(case.recipe.get("target_modules"))
     names = [
         path
@@ -138,7 +142,9 @@ def test_layers_behind_those_that_are_read_are_left_out(worker: Worker) -> None:
         if adapted.fullmatch(path)
     ]
     assert case.tiny.outcome == "passed"
-    assert names and not any(".layer.11." in path or ".layers.11." in path for path in names)
+    dead = [number for number in range(12) if number >= first]
+    assert names and not any(re.search(rf"layers?\.{n}\.", path) for n in dead for path in names)
+    assert not adapted.fullmatch(names[0].replace(".0.", f".{first}.", 1))
 
 
 def test_layers_behind_the_last_keys_and_values_of_a_prefix_are_left_out(worker: Worker) -> None:

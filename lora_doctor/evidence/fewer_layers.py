@@ -21,10 +21,10 @@ def fit(recipe: Recipe, model: Any, config: Any = None) -> tuple[Recipe, tuple[s
     """The recipe with layer numbers that this model has, and the keys where that cannot be done.
 
     A layer that the config lists by number (``cross_attention_layers``) stays one of those, the
-    last layer stays the last one; another number from the depth up is taken modulo the depth:
-    layer 30 of 32 becomes layer 0 of 2. In a regular expression only a number between two escaped
-    dots can be moved; when the rest matches nothing, that is no answer. ``config``: of the model at
-    full size, which tells how many layers there are.
+    last layer stays the last one, and one shortly before it stays there; another number from the
+    depth up is taken modulo the depth: layer 30 of 32 becomes layer 0 of 2. In a regular expression
+    only a number between two escaped dots can be moved; when the rest matches nothing, that is no
+    answer. ``config``: of the model at full size, which tells how many layers there are.
     """
     depth = _depth(name for name, _ in model.named_modules())
     here = getattr(model, "config", None)
@@ -59,7 +59,8 @@ def fit(recipe: Recipe, model: Any, config: Any = None) -> tuple[Recipe, tuple[s
 
 
 def _last_layers(full: Any, tiny: Any) -> dict[int, int]:
-    """The number of the last layer of each tower, at full size and here; as far as all agree."""
+    """The number of the last layer of each tower, at full size and here, and of those before it
+    in the second half of the stack here; as far as all agree."""
     from lora_doctor.tiny_model.shrink_rules import role_of, tree
 
     if full is None or tiny is None:
@@ -70,7 +71,8 @@ def _last_layers(full: Any, tiny: Any) -> dict[int, int]:
         for key, value in before.get(node.path, {}).items():
             now = node.values.get(key)
             if role_of(key, value) == "depth" and isinstance(now, int) and now > 0:
-                found.setdefault(int(value) - 1, set()).add(now - 1)
+                for back in range(1, max(1, now // 2) + 1):
+                    found.setdefault(int(value) - back, set()).add(now - back)
     return {number: next(iter(here)) for number, here in found.items() if len(here) == 1}
 
 
