@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from lora_doctor.evidence.prepare import make_batches  # noqa: E402
+from lora_doctor.evidence.prepare import make_batches, wake_zero_weights  # noqa: E402
 from lora_doctor.tiny_model.batch import batch_loss, make_batch  # noqa: E402
 from lora_doctor.tiny_model.shrink import shrink  # noqa: E402
 from lora_doctor.verification import NOT_FED  # noqa: E402
@@ -23,6 +23,7 @@ TOWERS = [
         ["vision_model", "qformer", "language_projection"],
     ),
     ("VideoLlavaConfig", "VideoLlavaForConditionalGeneration", ["image_tower", "video_tower"]),
+    ("EvollaConfig", "EvollaForProteinText2Text", ["protein_encoder"]),
     # patches: rows of numbers, small pictures, one strip
     ("FuyuConfig", "FuyuForCausalLM", ["vision_embed_tokens"]),
     ("PaddleOCRVLConfig", "PaddleOCRVLForConditionalGeneration", ["visual", "projector"]),
@@ -44,6 +45,7 @@ def test_every_tower_gets_a_gradient(config: str, model: str, parts: list[str]) 
     cls = getattr(transformers, model)
     result = shrink(getattr(transformers, config)(), lambda c: cls(c))
     assert not result.batch.left_out, result.batch.notes
+    wake_zero_weights(result.model)  # gates that begin closed
     batch_loss(result.model, result.batch).backward()
     learning = [
         name

@@ -16,6 +16,7 @@ from .batch_documented import documented_terms
 from .batch_makers import MAKERS
 from .batch_names import common_names, renamed
 from .batch_settings import Settings
+from .batch_streams import stream, vocabulary
 from .batch_unknown import can_guess, guess
 
 
@@ -171,7 +172,8 @@ class Draft:
                 parameter.VAR_POSITIONAL,
                 parameter.VAR_KEYWORD,
             )
-            if required or name in self.include or (name in MAKERS and self._by_default(name)):
+            usual = vocabulary(self, name) or (name in MAKERS and self._by_default(name))
+            if required or name in self.include or usual:
                 names.append(name)
         return names + sorted(
             n
@@ -249,7 +251,10 @@ class Draft:
             }
         inputs: dict[str, Any] = {}
         for name in self.wanted():
-            value = MAKERS[name](self, inputs) if name in MAKERS else guess(self, name, inputs)
+            value = stream(self, name)
+            if value is None:
+                made = MAKERS.get(name)
+                value = made(self, inputs) if made else guess(self, name, inputs)
             if value is not None and name in self.mask_dims:  # of images, not of their pixels
                 value = value.new_ones(value.shape[: self.mask_dims[name]])
             if value is not None:
