@@ -19,6 +19,7 @@ from types import ModuleType
 from lora_doctor.case import Case
 from lora_doctor.diagnosis import AppliedFix, Diagnosis, Skipped
 from lora_doctor.errors import EvidenceError, InputError, LoraDoctorError
+from lora_doctor.evidence.tiny import NOT_PROVEN
 from lora_doctor.finding import SEVERITIES, Finding
 from lora_doctor.fixes import Fix, Patch
 from lora_doctor.rule import DEPTHS, Rule
@@ -156,12 +157,15 @@ def diagnose(
 
 
 def _notes(case: Case, before: Verification | None) -> tuple[str, ...]:
-    """What was decided unasked on the way to the recipe, and which inputs nothing was run on, in
+    """What was decided unasked on the way to the recipe, and what nothing was run on or in, in
     words."""
     structure = case.__dict__.get("structure")
     decided = structure.notes if structure is not None else ()
     told = before.notes if before is not None else ()
-    return (*decided, *(note for note in told if note.startswith(NOT_FED)))
+    return (
+        *decided,
+        *(note for note in told if note.startswith(NOT_FED) or NOT_PROVEN in note),
+    )
 
 
 def _explained_by(rule: type[Rule], case: Case) -> set[str]:

@@ -34,6 +34,8 @@ CHECKS: Mapping[str, str] = {
 
 #: How a note begins that says which inputs the model takes and nothing was run on.
 NOT_FED = "no batch with "
+#: How a note begins about layers that a proposed recipe leaves out.
+NOT_ADAPTED = "no adapters on "
 
 
 @dataclass(frozen=True)

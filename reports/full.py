@@ -32,7 +32,8 @@ from lora_doctor.reports._words import (
     verdict_words,
 )
 
-from lora_doctor.verification import NOT_FED
+from lora_doctor.evidence.tiny import NOT_PROVEN
+from lora_doctor.verification import NOT_ADAPTED, NOT_FED
 
 if TYPE_CHECKING:
     from lora_doctor.diagnosis import Diagnosis
@@ -163,7 +164,8 @@ def _healthy(page: _Page, diagnosis: Diagnosis) -> None:
         page.line((f"{finding.rule} {finding.severity}", _STYLES[finding.severity]), " ",
                   visible(finding.message, 600))  # fmt: skip
     for note in diagnosis.notes:
-        if note.startswith(NOT_FED):  # what was not run is not healthy either
+        # What was not run is not healthy either, and what learns nothing must not stay unsaid.
+        if note.startswith((NOT_FED, NOT_ADAPTED)) or NOT_PROVEN in note:
             page.line(("note ", "blue"), visible(note, 600))
 
 

@@ -12,6 +12,7 @@ from lora_doctor.evidence.propose import default_groups, role_cover
 from lora_doctor.evidence.roles import jobs_of_name
 from lora_doctor.evidence.structure import Structure
 from lora_doctor.recipe import Recipe
+from tests import cli
 from tests.test_towers import source
 
 pytest.importorskip("torch")
@@ -233,3 +234,19 @@ def test_a_second_stack_of_the_same_weights_is_not_proposed_too() -> None:
     wanted = {group.pattern for group in default_groups(found)}
     assert "model.encoder.language_model.layers.*.self_attn.q_proj" in wanted
     assert not any(pattern.startswith("model.decoder.") for pattern in wanted)
+
+
+def test_a_healthy_recipe_says_what_it_passes_by() -> None:
+    """Attention alone of DBRX trains: 12 of 12 checks, and the experts stay as they are."""
+    needs("DbrxConfig")
+    result = cli.lora_doctor("check", "arch:dbrx", "--class", "AutoModelForCausalLM")
+    assert result.code == 0, result
+    assert "no adapters on transformer.blocks.*.ffn.experts.mlp" in " ".join(result.out.split())
+
+
+def test_a_dtype_that_the_model_does_not_run_in_is_told_beside_a_healthy_recipe() -> None:
+    needs("XLNetConfig")
+    result = cli.lora_doctor("check", "arch:xlnet", "--dtype", "bfloat16", "--target-modules",
+                             "layer_1", "--class", "AutoModelForCausalLM")  # fmt: skip
+    assert result.code == 0, result
+    assert "bfloat16 is not proven" in " ".join(result.out.split())

@@ -28,6 +28,7 @@ from lora_doctor.evidence.task_heads import task_heads
 from lora_doctor.evidence.wrapper import wrapper_call
 from lora_doctor.recipe import Recipe
 from lora_doctor.targets import quoted
+from lora_doctor.verification import NOT_ADAPTED
 
 #: The share of a model from which on we say that it gets no adapter.
 _MUCH = 0.05
@@ -98,16 +99,16 @@ class Proposal:
         if share < _MUCH:
             return []
         names = quoted((group.pattern for group in bare), 4)
-        return [f"no adapters on weights that are no linear layers: {names}, {share:.0%} of it"]
+        return [f"{NOT_ADAPTED}{names}: weights of no linear layer, {share:.0%} of the model"]
 
     def _not_converted(self, targets: str | list[str], injected: Injected) -> str | list[str]:
         """The targets without those that PEFT has turned into parameters."""
         adapted = {pattern_of(path) for path in injected.adapted}
         passed = [group for group in default_groups(self.found) if group.pattern not in adapted]
         if passed:
+            names = quoted((group.pattern for group in passed), 4)
             self.notes.append(
-                "PEFT takes these names for the fused experts of this model, and puts no adapters "
-                f"on layers that go by them elsewhere: {quoted(group.pattern for group in passed)}"
+                f"{NOT_ADAPTED}{names}: PEFT takes their names for the fused experts of this model"
             )
         if not isinstance(targets, str):
             turned = {line.split(" -> ")[0] for line in injected.result.converted}
