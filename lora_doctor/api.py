@@ -182,7 +182,9 @@ def open_case(
             child.start()  # imports run while the files are read
         if source.kind == "hub":
             source = _fetch(source, limits.hub_seconds, tell)
-        yield Case(source, checked_recipe, settings, child, patches=patches, progress=tell)
+        case = Case(source, checked_recipe, settings, child, patches=patches, progress=tell)
+        stack.callback(case.close)
+        yield case
 
 
 def _prescribed(

@@ -374,6 +374,11 @@ class Case:
             return went_down(outcome, depth)
         raise evidence_error(f"the {depth} model", outcome, self._worker)
 
+    def close(self) -> None:
+        """Remove what the tasks of this case, and of those made from it, left for each other."""
+        if "_handed_on" in self.__dict__:
+            self._handed_on.close()
+
     @cached_property
     def _handed_on(self) -> HandedOn:
         from lora_doctor.handing_on import HandedOn

@@ -29,10 +29,16 @@ _KEYS = ("model_class", "task_type", "attn_implementation")
 
 
 class HandedOn:
-    """A private folder, made when first asked for; it goes when nobody holds this object."""
+    """A private folder, made when first asked for; :meth:`close` removes it, at the latest the end
+    of the process."""
 
     def __init__(self) -> None:
         self._folder: Path | None = None
+
+    def close(self) -> None:
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
 
     def file(self, source: ModelSource, recipe: Recipe, patches: Sequence[Patch]) -> str:
         """Where the tiny model of this source, as this recipe loads it, is or will be."""

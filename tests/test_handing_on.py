@@ -78,10 +78,39 @@ def test_each_way_to_load_has_a_file_of_its_own():
 
 
 def test_the_folder_goes_with_the_case():
-    """A census of hundreds of rows may not fill the disk."""
+    """A census of hundreds of rows may not fill the disk; nor may a failure that is kept, and with
+    it the frames that raised it, hold on to the folder."""
+    from lora_doctor.case import Case, Settings
+    from lora_doctor.isolation import Worker
+
+    source, recipe = parse_model("arch:gpt2"), as_recipe({})
+    with Worker() as worker:
+        case = Case(source, recipe, Settings("static"), worker)
+        assert not case.has("structure")
+        files = [case.tiny_model_file(recipe), case.again(recipe, ()).tiny_model_file(recipe)]
+        assert len({Path(file).parent for file in files}) == 1
+        assert Path(files[0]).parent.is_dir()
+        case.close()
+    assert not Path(files[0]).parent.exists()
+
+
+def test_the_folder_goes_with_the_process():
+    """Whoever forgets to close a case leaves nothing behind either."""
     held = HandedOn()
     folder = Path(held.file(parse_model("arch:gpt2"), as_recipe({}), ())).parent
     assert folder.is_dir()
     del held
     gc.collect()
     assert not folder.exists()
+
+
+def test_a_check_leaves_no_folder_behind(tmp_path, monkeypatch):
+    """As a user runs it: what the tasks left for each other is gone with the answer."""
+    import tempfile
+
+    import lora_doctor
+
+    pytest.importorskip("peft")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert lora_doctor.check("arch:gpt2").before.outcome == "passed"
+    assert list(tmp_path.iterdir()) == []

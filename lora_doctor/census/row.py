@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from contextlib import closing
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,16 @@ def judge(pair: Pair, worker: Worker, limits: Limits, keep: Path | None = None) 
     began, used = time.perf_counter(), worker.processor_seconds
     source = parse_model(f"arch:{pair.model_type}")
     asked = as_recipe({"model_class": pair.auto_class})
-    case = Case(source, asked, Settings("tiny", "cpu", limits=limits), worker)
+    with closing(Case(source, asked, Settings("tiny", "cpu", limits=limits), worker)) as case:
+        row = _judged(pair, case, worker, keep)
+    return replace(
+        row,
+        seconds=round(time.perf_counter() - began, 3),
+        processor_seconds=round(worker.processor_seconds - used, 3),
+    )
+
+
+def _judged(pair: Pair, case: Case, worker: Worker, keep: Path | None) -> Row:
     try:
         diagnosis = engine.diagnose(case, engine.find_rules())
     except LoraDoctorError as error:
@@ -137,8 +147,6 @@ def judge(pair: Pair, worker: Worker, limits: Limits, keep: Path | None = None) 
         recipe=_to_copy(recipe) if recipe else {},
         cells=_complete(cells),
         findings=tuple(finding.rule for finding in diagnosis.findings),
-        seconds=round(time.perf_counter() - began, 3),
-        processor_seconds=round(worker.processor_seconds - used, 3),
         peak_memory=max(peaks, default=0),
     )
 
