@@ -38,12 +38,12 @@ def answer(draft: Draft, inputs: dict[str, Any], error: BaseException) -> bool:
         text = text.replace(own, common)
     if re.search(r"tokens: (\d+),? features:? \1$", text):
         # As many as asked for, but of another width: the config is wrong, not the batch
-        note = unmasked(draft, inputs)
+        note = unmasked(draft, inputs, text)
         draft.notes += [note] if note else []
         draft.blind = draft.blind or error
         return bool(note)
     readers = (
-        *(pictures, sound, _arguments, _placeholders, _image, _audio, _channels, _codes),
+        *(pictures, sound, unmasked, _arguments, _placeholders, _image, _audio, _channels, _codes),
         *(_lengths, _range, _unpack),
     )
     for reader in readers:

@@ -15,6 +15,7 @@ _MULTIPLE = re.compile(
     r"(?:length|frames)\b\D*(?P<got>\d+)\D* (?:is )?not (?:a )?multiple of (?P<of>\d+)"
     r"|multiple of .*?(?P<of_2>\d+)\)?, but got (?P<got_2>\d+)"
 )
+_UNEQUAL = re.compile(r"[Nn]umber of audio tokens does not match number of audio features")
 _WIDTHS = re.compile(
     r"size of tensor a \((?P<got>\d+)\) must match the size of tensor b \((?P<want>\d+)\) "
     r"at non-singleton dimension 2"
@@ -59,10 +60,12 @@ def too_few_frames(draft: Draft, text: str) -> str:
     return ""
 
 
-def unmasked(draft: Draft, inputs: dict[str, Any]) -> str:
+def unmasked(draft: Draft, inputs: dict[str, Any], text: str) -> str:
     """Sound without the mask of its frames, where a mask is optional and as many features as the
     tower gives were too many: some mean one of the features that are left of the frames."""
-    recounted = any("audio placeholders per sample" in note for note in draft.notes)
+    equal = re.search(r"tokens: (\d+),? features:? \1$", text)
+    recounted = equal and any("audio placeholders per sample" in note for note in draft.notes)
+    recounted = recounted or _UNEQUAL.search(text)
     if "audio" not in draft.modalities or not recounted:
         return ""
     for name in ("input_features_mask", "feature_attention_mask"):
