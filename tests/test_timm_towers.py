@@ -88,3 +88,13 @@ def test_an_image_reaches_the_end_of_a_chain_of_convolutions() -> None:
     assert float(chain(image).abs().mean()) < 1e-10
     prepare.wake_zero_weights(chain)
     assert float(chain(image).abs().mean()) > 1e-3
+
+
+def test_a_head_takes_the_channels_of_the_backbone_that_the_config_has() -> None:
+    """UperNet counts on a Swin's channels and has a ResNet by default: no image could be run."""
+    transformers = pytest.importorskip("transformers")
+    if "upernet" not in transformers.CONFIG_MAPPING:
+        pytest.skip("this transformers has no upernet")
+    shrunk, _ = _made("upernet", "AutoModelForSemanticSegmentation")
+    assert shrunk.batch is not None
+    assert shrunk.model(**shrunk.batch.inputs).logits.shape[0] == 2

@@ -106,6 +106,7 @@ def repair(sizes: Sizes, model: Any, config: Any, objections: list[str]) -> list
         overrides.update(_unchosen(root, text))
         overrides.update(_tie_vocabularies(root, text))
         overrides.update(_tie_stages(root, text))
+        overrides.update(_tie_channels(root, text))
         overrides.update(_tie_inputs(root, text))
         overrides.update(_tie_backbone(root, text))
         overrides.update(asked_rows(root, text))
@@ -143,6 +144,23 @@ def _tie_stages(root: Node, text: str) -> dict[str, Any]:
     named = ("hidden_size", "embed_dim", "d_model")
     found = [n.where(k) for n in towers for k in named if n.values.get(k) == width]
     return {found[0]: given} if puts_out and len(found) == 1 else {}
+
+
+def _tie_channels(root: Node, text: str) -> dict[str, Any]:
+    """The channels that a head takes, named so and not those of the backbone that the config has
+    by default (UperNet's `auxiliary_in_channels` are a Swin's, its backbone is a ResNet):
+    "weight of size [32, 192, 3, 3], expected input to have 192 channels, but got 512 channels"."""
+    said = r"weight of size \[\d+, (\d+),.* to have \1 channels, but got (\d+) channels"
+    match = re.search(said, text)
+    if match is None:
+        return {}
+    found = [
+        node.where(key)
+        for node in root.walk()
+        for key, value in node.values.items()
+        if key.endswith("_in_channels") and value == int(match[1])
+    ]
+    return {where: int(match[2]) for where in found}
 
 
 def _tie_inputs(root: Node, text: str) -> dict[str, Any]:
