@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
@@ -43,6 +44,8 @@ def test_every_tower_gets_a_gradient(config: str, model: str, parts: list[str]) 
     if not hasattr(transformers, model):
         pytest.skip(f"this transformers has no {model}")
     cls = getattr(transformers, model)
+    if "image_patches_indices" in inspect.signature(cls.forward).parameters:
+        pytest.skip("this Fuyu takes lists of patches and tables of their places")
     result = shrink(getattr(transformers, config)(), lambda c: cls(c))
     assert not result.batch.left_out, result.batch.notes
     wake_zero_weights(result.model)  # gates that begin closed
