@@ -57,6 +57,9 @@ def candidates(
         # No row of words: streams of codes (MusicGen), a spectrogram (SpeechT5)
         values = _as_documented(draft, inputs, logits)
         yield "labels", {"labels": values, **dict.fromkeys(_decoder_inputs(inputs))}
+        given = inputs.get("decoder_input_ids")
+        if given is not None:  # where nothing says which token a decoder starts with
+            yield "labels", {"labels": values[:, : given.shape[-1]]}
     if _has_decoder(draft):
         target = draft.normal_ids(b * 8, draft.decoder_vocab).reshape(b, 8)
         if "decoder_input_ids" in inputs:
@@ -68,6 +71,10 @@ def candidates(
     if ids is not None and _per_token(logits, ids):
         labels = _token_labels(draft, ids, logits)
         yield "labels", {"labels": labels}
+        streams = draft.settings.number("num_codebooks")
+        if ids.dim() == 2 and streams > 1:  # text and sound in one sequence (CSM)
+            codes = draft.normal_ids(ids.numel() * streams, 64)  # few enough for each decoder
+            yield "labels", {"labels": codes.reshape(*ids.shape, streams)}
         if "token_type_ids" in names and "token_type_ids" not in inputs:
             # Some take labels only beside the marks of what is to be answered (PaliGemma in 4.44).
             yield "labels", {"labels": labels, "token_type_ids": (labels != -100).long()}
