@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
@@ -49,6 +50,9 @@ def test_streams_of_codes_have_labels_for_each_stream() -> None:
     model = _small("MusicgenConfig", name, **parts)
     made = make_batch(model)
     streams = model.config.decoder.num_codebooks
+    code = inspect.getsource(inspect.getmodule(type(model)) or transformers)
+    if "Training is not implemented" in code:
+        pytest.skip("this MusicGen takes no labels yet (transformers 4.37)")
     assert made.loss == "labels"
     assert made.inputs["labels"].shape[-1] == streams
     assert torch.isfinite(batch_loss(model, made))
