@@ -363,6 +363,8 @@ def _environment(*, offline: bool, cuda: bool, threads: int | None) -> dict[str,
     env = dict(os.environ)
     env["TOKENIZERS_PARALLELISM"] = "false"  # tokenizers warns about forks otherwise
     env["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    # What libraries say of sets is then said in the same order in every run.
+    env.setdefault("PYTHONHASHSEED", "0")
     if offline:
         env["HF_HUB_OFFLINE"] = "1"
         env["TRANSFORMERS_OFFLINE"] = "1"
