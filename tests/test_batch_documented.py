@@ -154,3 +154,9 @@ def test_a_model_of_parts_that_only_generates_says_so() -> None:
 
     with pytest.raises(BatchError, match=r"no forward, it only generates; .*text, sound"):
         make_batch(Speaks())
+
+
+def test_a_width_that_is_cut_in_six_stays_a_multiple_of_three() -> None:
+    """LiLT's six parts of a box must add up to the width, as 64 never would."""
+    made = make_batch(_small("LiltConfig", "LiltForTokenClassification"))
+    assert made.loss == "labels"

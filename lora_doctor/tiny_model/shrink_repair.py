@@ -58,6 +58,10 @@ def relax(sizes: Sizes, objection: str, changes: Changes) -> list[Sizes]:
     if sizes.base > 32 and re.search(r"shape|[Ss]ize|divisible|multiple of", objection):
         # widths that the code rounds up or divides: numbers with more twos in them
         options.append(replace(sizes, base=128, why=f"larger widths ({objection})"))
+    parts = re.search(r"cannot be multiplied \(\d+x(\d+) and (\d+)x\d+\)", objection)
+    if sizes.base > 32 and parts and int(parts[1]) % 3 == 0 < int(parts[2]) % 3:
+        # six parts of one width (LiLT's boxes): numbers with a three in them
+        options.insert(0, replace(sizes, base=96, why=f"repaired: widths of thirds ({objection})"))
     options.append(replace(sizes, min_depth=4, why=f"four layers ({objection})"))
     for role in _ROLES_TO_RESTORE:
         if role in changes.by_role or (role == "depth" and "layers" in changes.by_role):
