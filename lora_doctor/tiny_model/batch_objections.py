@@ -230,7 +230,7 @@ def _placeholders(draft: Draft, inputs: dict[str, Any], text: str) -> str:
         draft.seq_len = max(draft.seq_len, wanted + 8)
         return f"{wanted} places for features of an image per sample"
     one = re.search(
-        r"number of image tokens is (\d+) while the number of image\D* is (\d+)"
+        r"number of images? tokens is (\d+) while the number of image\D* is (\d+)"
         r"|Number of image tokens in input_ids \((\d+)\) different from num_images",
         text,
     )
