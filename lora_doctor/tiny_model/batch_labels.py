@@ -98,6 +98,8 @@ def candidates(
     yield "labels", {"labels": torch.zeros(b, dtype=torch.long)}
     if shaped:
         yield "labels", {"labels": _as_documented(draft, inputs, logits)}
+    if logits is not None and logits.dim() == 3:  # a number for each class of each frame
+        yield "labels", {"labels": torch.rand(tuple(logits.shape), generator=draft.generator())}
 
 
 def _handed_to_base(draft: Draft) -> bool:
