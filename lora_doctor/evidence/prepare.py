@@ -210,9 +210,7 @@ def wake_zero_weights(model: Any, seed: int = 0) -> None:
     weights of 1e-10 (BLIP's images) or 3e-5 (GPTSAN); they only become something in the trained
     weights. At random initialisation they would cut off every gradient behind them, or leave one
     that no optimizer and no half precision can hold. So do norms that begin as a small constant
-    (GPTSAN's 0.002): the scale of a trained norm is about one. So do convolutions that begin as
-    small as any linear layer and have few inputs (a depthwise one nine): where no norm follows
-    (FastViT as it is run), a dozen of them leave 1e-20 of an image.
+    (GPTSAN's 0.002): the scale of a trained norm is about one.
     """
     import torch
 
@@ -231,11 +229,24 @@ def wake_zero_weights(model: Any, seed: int = 0) -> None:
                 lowest, highest = scale.aminmax()
                 if 0 < lowest == highest < _SMALL_SCALE:
                     scale.fill_(1.0)
-            convolves = isinstance(module, (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d))
-            if convolves and module.weight.device.type == "cpu":
-                inputs = module.weight[0].numel()
-                if float(module.weight.float().std()) < _LEAST_GAIN * inputs**-0.5:
-                    module.weight.normal_(0.0, inputs**-0.5, generator=generator)
+            _wake_convolutions(module, generator)
+
+
+def _wake_convolutions(parent: Any, generator: Any) -> None:
+    """Convolutions without a batch norm beside them that begin as small as any linear layer and
+    have few inputs (a depthwise one nine): a dozen in a row leave 1e-20 of an image (FastViT as it
+    is run)."""
+    import torch
+
+    kinds = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
+    children = list(parent.children())
+    if any(hasattr(child, "running_mean") for child in children):
+        return
+    for layer in children:
+        if isinstance(layer, kinds) and layer.weight.device.type == "cpu":
+            inputs = layer.weight[0].numel()
+            if float(layer.weight.float().std()) < _LEAST_GAIN * inputs**-0.5:
+                layer.weight.normal_(0.0, inputs**-0.5, generator=generator)
 
 
 def keep_quantized_layout(model: Any) -> None:
