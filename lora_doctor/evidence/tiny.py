@@ -87,7 +87,7 @@ def make(loader: Any, made: str | None = None) -> Any:
     from lora_doctor.tiny_model.statistics import fit_statistics
 
     report_progress("building a tiny model")
-    found = handing_on.read(made) if made is not None else None
+    found = _handed_on(loader, made) if made is not None else None
     if found is not None:
         return found
     try:
@@ -99,6 +99,24 @@ def make(loader: Any, made: str | None = None) -> Any:
     if made is not None:
         handing_on.write(made, shrunk)
     return shrunk
+
+
+def _handed_on(loader: Any, made: str) -> Any:
+    """What another task left there; ``None`` where there is nothing that can be used.
+
+    The class is constructed once more, without its numbers: constructors fill tables of the library
+    that forwards look into (transformers 5 keeps there which outputs a class records).
+    """
+    found = handing_on.read(made)
+    if found is None:
+        return None
+    try:
+        loader.build("meta", config=copy.deepcopy(found.config))
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        return None  # it is made anew, and says there what is wrong
+    return found
 
 
 def verify(
