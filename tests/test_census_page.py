@@ -42,6 +42,15 @@ def test_the_totals_tell_what_builds_and_what_of_it_trains() -> None:
     assert NOT_REACHED not in text
 
 
+def test_other_tasks_are_counted_by_themselves_and_with_the_rest() -> None:
+    census = small_census()
+    other = Row("AutoModelForAudioXVector", "sound", cells=dict.fromkeys(COLUMNS, YES))
+    text = totals([Census(census.versions, (*census.rows, other))])
+    assert "| audio X vector | 1 | 1 |" in text and "| all | 4 | 3 |" in text
+    assert "Of 2 pairs for generation that build, 1 train" in text and "50.0 %" in text
+    assert "Of 3 pairs that build, 2 train" in text and "66.7 %" in text
+
+
 def test_a_census_is_read_back(tmp_path: Path) -> None:
     census = small_census()
     (tmp_path / "census.json").write_text(json.dumps(census.to_json()))

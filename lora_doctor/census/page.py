@@ -55,10 +55,10 @@ def totals(censuses: Sequence[Census]) -> str:
         "",
         "# Census: can I use LoRA on it?",
         "",
-        "Every architecture that a transformers release lists for generation, tried by",
-        "`lora-doctor census` as a tiny model with random weights on a CPU. Each number counts",
-        "pairs of auto class and model type. The census itself writes a searchable page with the",
-        "recipe of each.",
+        "Every architecture that a transformers release lists, tried by `lora-doctor census` as a",
+        "tiny model with random weights on a CPU: those for generation and, on the newest release,",
+        "those for every other task (`--class`). Each number counts pairs of auto class and model",
+        "type. The census itself writes a searchable page with the recipe of each.",
         "",
         *(f"- {TITLES[name]}: {meaning}." for name, meaning in COLUMNS.items()),
     ]
@@ -75,15 +75,28 @@ def _stack(census: Census) -> list[str]:
     for name, rows in _groups(census.rows):
         counts = [str(_count(rows, column)) for column in COLUMNS]
         lines.append("| " + " | ".join([name, str(len(rows)), *counts]) + " |")
+    generating = [row for row in census.rows if row.auto_class in GENERATION]
+    if len(generating) < len(census.rows):
+        lines += _share("for generation ", generating)
+    lines += _share("", census.rows)
     built = [row for row in census.rows if row.cells["builds"].status == "yes"]
-    trained = _count(built, "recipe")
-    if built:
-        lines += ["", f"Of {len(built)} pairs that build, {trained} train with the recipe that"]
-        lines += [f"`lora-doctor check arch:NAME` proposes: {100 * trained / len(built):.1f} %."]
     not_built = [row for row in census.rows if row.cells["builds"].status != "yes"]
     not_trained = [row for row in built if row.cells["recipe"].status != "yes"]
     lines += _reasons("Without a recipe that trains:", not_trained, "recipe")
     return lines + _reasons("Not built, or no batch runs:", not_built, "builds")
+
+
+def _share(which: str, rows: Sequence[Row]) -> list[str]:
+    """How many of those that build train, in words."""
+    built = [row for row in rows if row.cells["builds"].status == "yes"]
+    if not built:
+        return []
+    trained = _count(built, "recipe")
+    return [
+        "",
+        f"Of {len(built)} pairs {which}that build, {trained} train with the recipe that",
+        f"`lora-doctor check arch:NAME` proposes: {100 * trained / len(built):.1f} %.",
+    ]
 
 
 def _reasons(head: str, rows: Sequence[Row], column: str) -> list[str]:
