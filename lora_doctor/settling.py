@@ -148,9 +148,8 @@ def _with_input_embeddings(
     )
     # Beside a head that is trained the loss does have a gradient, and still no adapter gets one.
     ours = {group.pattern for group in structure.groups if group.adapted and group.role != "head"}
-    idle = seen.gradients_counted and not any(
-        group.with_gradient for group in seen.adapters if group.pattern in ours
-    )
+    learning = [group.pattern for group in seen.adapters if group.with_gradient]
+    idle = seen.gradients_counted and bool(ours) and ours.isdisjoint(learning)
     if not none and not idle:
         return {}, []
     path, before = structure.input_embeddings, recipe.get("target_modules")
