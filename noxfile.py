@@ -24,9 +24,8 @@ STACKS = {
 }
 #: What the scenario tests recorded, a file for each stack.
 RECORDS = Path(".nox", "stacks").absolute()
-#: The stacks of docs/census.md, with options (the newest one for every task, not for generation
-#: alone), and where their rows are kept.
-CENSUS_STACKS: dict[str, tuple[str, ...]] = {"t457": (), "t523": ("--class", "AutoModelFor*")}
+#: The stacks of docs/census.md, and where their rows are kept.
+CENSUS_STACKS = ("t457", "t523")
 CENSUS = Path(".nox", "census").absolute()
 CODE = ("lora_doctor", "rules", "reports", "tests", "benchmarks", "noxfile.py")
 
@@ -67,11 +66,10 @@ def stacks(session: nox.Session) -> None:
 @nox.session
 @nox.parametrize("stack", [nox.param(name, id=name) for name in CENSUS_STACKS])
 def census(session: nox.Session, stack: str) -> None:
-    """Every architecture on one stack; goes on where it was broken off (5 and 25 minutes)."""
+    """Every architecture on one stack; goes on where it was broken off (some ten minutes)."""
     session.install(TORCH, BITSANDBYTES, *STACKS[stack])
     session.install(".")
-    options = (*CENSUS_STACKS[stack], *session.posargs)
-    session.run("lora-doctor", "census", "-o", str(CENSUS / stack), *options)
+    session.run("lora-doctor", "census", "-o", str(CENSUS / stack), *session.posargs)
 
 
 @nox.session
