@@ -24,14 +24,22 @@ def _loader(name: str = "gpt2"):
 
 def test_a_second_task_gets_the_model_that_the_first_one_made(tmp_path, monkeypatch):
     """Weights, tied ones included, and batch come back: else the census would try the ways of a
-    recipe on another model than the one whose recipe it prints."""
+    recipe on another model than the one whose recipe it prints. The class is constructed without
+    numbers only, for the tables that constructors fill."""
     import torch
 
     file = str(tmp_path / "made.pt")
     first = tiny.make(_loader(), file)
     loader = _loader()
-    monkeypatch.setattr(loader, "build", lambda *_, **__: pytest.fail("it was built again"))
+    devices, build = [], loader.build
+
+    def counted(device="cpu", **options):
+        devices.append(device)
+        return build(device, **options)
+
+    monkeypatch.setattr(loader, "build", counted)
     second = tiny.make(loader, file)
+    assert devices == ["meta"]
     assert second.steps == first.steps
     names = [name for name, _ in first.model.named_parameters()]
     assert [name for name, _ in second.model.named_parameters()] == names
