@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
+from packaging.version import Version
 
 from lora_doctor.case import Case, Settings
 from lora_doctor.isolation import Worker
@@ -32,7 +33,8 @@ def settled(worker: Worker, name: str, auto_class: str, **asked: Any) -> Case:
 
 
 def listed(name: str, auto_class: str) -> bool:
-    mapping: Mapping[str, Any] = getattr(transformers, auto_class)._model_mapping._model_mapping
+    auto = getattr(transformers, auto_class, None)
+    mapping: Mapping[str, Any] = auto._model_mapping._model_mapping if auto is not None else {}
     return name in mapping
 
 
@@ -132,6 +134,8 @@ def test_layers_behind_those_that_are_read_are_left_out(
 ) -> None:
     """A BEiT that segments reads the input of layer 11 of 0 to 11 and nothing later, Data2Vec the
     one of layer 10: the tiny models have as many layers behind."""
+    if name == "beit" and Version(transformers.__version__) < Version("4.50"):
+        pytest.skip("no default config of this transformers has the `out_indices` it asks for")
     case = settled(worker, name, "AutoModelForSemanticSegmentation")
     adapted = re.compile(case.recipe.get("target_modules"))
     names = [
