@@ -10,6 +10,7 @@ from typing import Any
 from .shrink_image import Grid, fix_image, shrink_tiles, shrink_tokens
 from .shrink_layers import in_proportion, plan_layers
 from .shrink_per_layer import renumbered, set_overrides
+from .shrink_rope import fix_rope
 from .shrink_rules import (
     Node,
     id_map,
@@ -18,7 +19,6 @@ from .shrink_rules import (
     role_of,
     small_head_dim,
     small_heads,
-    spread,
     tree,
     vocab_map,
     width_map,
@@ -55,7 +55,7 @@ def apply_sizes(config: Any, sizes: Sizes) -> tuple[Any, Changes]:
         _fix_feature_widths(before, new)
         _fix_cutoffs(before, new)
         grids += fix_image(before, new, sizes)
-        _fix_rope(node, before, new)
+        fix_rope(before, new)
         for key, (role, value) in new.items():
             if key in sizes.keep_keys or value == before[key]:
                 continue
@@ -263,14 +263,6 @@ def _takes(node: Node, key: str) -> bool:
     return isinstance(node.holder, dict) or key in inspect.signature(type(node.holder)).parameters
 
 
-def is_common_default(key: str, value: Any) -> bool:
-    """Whether every config of this transformers has this value under this name: then it is the
-    library's (sampling, in transformers 4), and the architecture says nothing with it."""
-    from transformers import PretrainedConfig
-
-    return bool(getattr(PretrainedConfig(), key, None) == value)
-
-
 def _fix_gaps(
     node: Node,
     root: Node,
@@ -340,55 +332,6 @@ def _fix_cutoffs(before: dict[str, Any], new: dict[str, tuple[str, Any]]) -> Non
     for key, cuts in before.items():
         if key.endswith("cutoffs") and is_numbers(cuts) and max(cuts) <= old:
             new[key] = ("vocab", type(cuts)(max(1, cut * small // old) for cut in cuts))
-
-
-def _fix_rope(node: Node, before: dict[str, Any], new: dict[str, tuple[str, Any]]) -> None:
-    """Rotary parts follow the head dimension: `rotary_dim`, sections, long-context factors."""
-
-    def head_dim(values: dict[str, Any]) -> int:
-        for key in (
-            "qk_rope_head_dim",
-            "head_dim",
-            "kv_channels",
-            "attention_head_dim",
-            "head_size",
-        ):
-            if isinstance(values.get(key), int) and values[key]:
-                return int(values[key])
-        width = next((values[k] for k in ("hidden_size", "n_embd", "d_model") if values.get(k)), 0)
-        heads = next(
-            (values[k] for k in ("num_attention_heads", "n_head", "num_heads") if values.get(k)), 0
-        )
-        ok = isinstance(width, int) and isinstance(heads, int) and heads > 0
-        return width // heads if ok else 0
-
-    after = {**before, **{key: value for key, (_, value) in new.items()}}
-    old, small = head_dim(before), head_dim(after)
-    if not old or not small or old == small:
-        return
-    for key, value in before.items():
-        if role_of(key, value) == "rotary" and isinstance(value, int) and value:
-            new[key] = ("rope", max(2, value * small // old // 2 * 2))
-        elif isinstance(value, dict) and "rope" in key:
-            new[key] = ("rope", _scale_rope(value, old, small))
-        elif key.endswith("rope_section") and is_numbers(value):
-            new[key] = ("rope", type(value)(spread(sum(value) * small // old, list(value))))
-
-
-def _scale_rope(rope: dict[str, Any], old: int, small: int) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in rope.items():
-        if isinstance(value, dict):
-            result[key] = _scale_rope(value, old, small)
-        elif key.endswith("section") and is_numbers(value):
-            result[key] = type(value)(spread(sum(value) * small // old, list(value)))
-        elif key in ("long_factor", "short_factor") and isinstance(value, (list, tuple)):
-            result[key] = type(value)(value[: max(1, len(value) * small // old)])
-        elif key == "original_max_position_embeddings" and isinstance(value, int):
-            result[key] = min(value, 64)
-        else:
-            result[key] = value
-    return result
 
 
 def _plain_settings(node: Node, changes: Changes) -> None:
