@@ -144,8 +144,10 @@ def test_other_tasks_are_rows_where_their_auto_classes_are_asked_for(tmp_path: P
 
 
 def test_a_class_that_is_not_there_is_told_in_one_line(tmp_path: Path) -> None:
-    result = cli.lora_doctor("census", "--class", "AutoModelForNothing", "-o", tmp_path)
+    folder = tmp_path / "new"
+    result = cli.lora_doctor("census", "--class", "AutoModelForNothing", "-o", folder)
     assert result.code == 2 and "AutoModelForNothing" in result.err, result
+    assert not folder.exists(), "nothing is left behind of a question that had no answer"
     assert "Traceback" not in result.err
 
 

@@ -82,9 +82,9 @@ def take(
         InputError: nothing is selected, or the folder holds rows of another environment.
         EvidenceError: the libraries cannot be imported, or there is no Ray.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     versions = _versions()
     chosen = _select(_all_pairs(classes, tell), select)
+    folder.mkdir(parents=True, exist_ok=True)
     file = folder / "rows.jsonl"
     done = _read(file, versions)
     open_pairs = [pair for pair in chosen if pair not in done]
