@@ -27,7 +27,7 @@ RECORDS = Path(".nox", "stacks").absolute()
 #: The stacks of docs/census.md, and where their rows are kept.
 CENSUS_STACKS = ("t457", "t523")
 CENSUS = Path(".nox", "census").absolute()
-CODE = ("lora_doctor", "rules", "reports", "tests", "benchmarks", "noxfile.py")
+CODE = ("lora_doctor", "rules", "reports", "tools", "tests", "benchmarks", "noxfile.py")
 
 
 @nox.session
@@ -60,7 +60,7 @@ def stacks(session: nox.Session) -> None:
     records = sorted(str(path) for path in RECORDS.glob("*.jsonl"))
     if len(records) != len(STACKS):
         session.error(f"{len(records)} of {len(STACKS)} stacks ran: nox -s scenarios first")
-    session.run("python", "-m", "tests.stacks_page", *records)
+    session.run("python", "-m", "tools.stacks_page", *records)
 
 
 @nox.session
@@ -83,10 +83,11 @@ def census_page(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """ruff: rules and format."""
-    session.install("ruff>=0.6")
+    """ruff: rules and format; import-linter: the arrows between the rooms."""
+    session.install("ruff>=0.6", "import-linter>=2.7")
     session.run("ruff", "check", *CODE)
     session.run("ruff", "format", "--check", *CODE)
+    session.run("lint-imports", "--no-logo")
 
 
 @nox.session
@@ -101,7 +102,7 @@ def docs(session: nox.Session) -> None:
     """Write docs/rules.md and the README's output anew by running the tool; commit what changes."""
     session.install(TORCH, BITSANDBYTES, *STACKS["t523"])
     session.install("-e", ".")
-    session.run("python", "-m", "lora_doctor.docs")
+    session.run("python", "-m", "tools.rules_page")
 
 
 @nox.session

@@ -12,18 +12,18 @@ Nothing heavy is imported before a function is called.
 
 from __future__ import annotations
 
-from pathlib import Path as _Path
 from typing import TYPE_CHECKING, Any
+
+from lora_doctor._version import __version__
 
 if TYPE_CHECKING:
     from lora_doctor.api import check, fix, verify
-    from lora_doctor.diagnosis import Diagnosis
     from lora_doctor.errors import EvidenceError, InputError, LoraDoctorError
-    from lora_doctor.prescription import apply
-    from lora_doctor.recipe import Recipe
-    from lora_doctor.verification import Verification
+    from lora_doctor.prescription.apply import apply
+    from lora_doctor.recipe.recipe import Recipe
+    from lora_doctor.results.diagnosis import Diagnosis
+    from lora_doctor.results.verification import Verification
 
-__version__ = "0.1.0"
 __all__ = [
     "Diagnosis",
     "EvidenceError",
@@ -31,6 +31,7 @@ __all__ = [
     "LoraDoctorError",
     "Recipe",
     "Verification",
+    "__version__",
     "apply",
     "check",
     "fix",
@@ -41,20 +42,14 @@ _HOMES = {
     "check": "api",
     "fix": "api",
     "verify": "api",
-    "apply": "prescription",
-    "Diagnosis": "diagnosis",
-    "Recipe": "recipe",
-    "Verification": "verification",
+    "apply": "prescription.apply",
+    "Diagnosis": "results.diagnosis",
+    "Recipe": "recipe.recipe",
+    "Verification": "results.verification",
     "EvidenceError": "errors",
     "InputError": "errors",
     "LoraDoctorError": "errors",
 }
-
-# In a checkout, rules/ and reports/ stand beside the package instead of in it. An installed wheel
-# has them inside, and this does nothing.
-_checkout = _Path(__file__).resolve().parent.parent
-if (_checkout / "pyproject.toml").is_file() and (_checkout / "rules" / "__init__.py").is_file():
-    __path__.append(str(_checkout))
 
 
 def __getattr__(name: str) -> Any:

@@ -1,5 +1,5 @@
 """``python -m lora_doctor`` is ``lora-doctor``."""
 
-from lora_doctor.cli import main
+from lora_doctor.cli.main import main
 
 raise SystemExit(main())

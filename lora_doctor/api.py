@@ -7,21 +7,24 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_doctor import engine
-from lora_doctor.case import Case, Limits, Settings
-from lora_doctor.diagnosis import Diagnosis
+from lora_doctor.engine import registry
+from lora_doctor.engine.case import Case, Limits, Settings
+from lora_doctor.engine.diagnose import cure, diagnose, read_input, verification_of
+from lora_doctor.engine.rule import Rule
 from lora_doctor.errors import InputError
-from lora_doctor.fixes import Patch
-from lora_doctor.isolation import Worker
-from lora_doctor.model_source import ModelSource, parse_model
-from lora_doctor.recipe import Recipe, as_recipe
-from lora_doctor.rule import DEPTHS, Depth, Rule
-from lora_doctor.verification import Verification
+from lora_doctor.recipe.edit import Patch
+from lora_doctor.recipe.files.read_write import as_recipe
+from lora_doctor.recipe.recipe import Recipe
+from lora_doctor.results.depth import DEPTHS, Depth
+from lora_doctor.results.diagnosis import Diagnosis
+from lora_doctor.results.verification import Verification
+from lora_doctor.sandbox.worker import Worker
+from lora_doctor.static.model_source import ModelSource, parse_model
 
 if TYPE_CHECKING:
     import os
 
-    from lora_doctor.prescription import Prescription
+    from lora_doctor.recipe.files.prescription import Prescription
 
 
 def check(
@@ -87,7 +90,7 @@ def check(
         worker=worker, optimizer=optimizer, scheduler=scheduler, planned_steps=planned_steps,
         memory=memory, prescription=prescription,
     ) as case:  # fmt: skip
-        return engine.diagnose(case, found, selection)
+        return diagnose(case, found, selection)
 
 
 def fix(
@@ -111,7 +114,7 @@ def fix(
     found = _rules(rules)
     selection = _selection(select, ignore, found)
     with open_case(model, recipe, **options) as case:
-        return engine.cure(case, found, selection, unsafe=unsafe_fixes)
+        return cure(case, found, selection, unsafe=unsafe_fixes)
 
 
 def verify(model: Any, recipe: Any = None, **options: Any) -> Verification:
@@ -123,8 +126,8 @@ def verify(model: Any, recipe: Any = None, **options: Any) -> Verification:
         raise InputError(f"depth {options['depth']!r}: a verification runs at tiny or full")
     _refuse_script(model)
     with open_case(model, recipe, **options) as case:
-        engine.read_input(case)
-        return engine.verification_of(case)
+        read_input(case)
+        return verification_of(case)
 
 
 @contextlib.contextmanager
@@ -191,7 +194,7 @@ def _prescribed(
     given: str | os.PathLike[str] | Prescription, source: ModelSource
 ) -> tuple[tuple[Patch, ...], Recipe]:
     """The patches and the recipe of a prescription."""
-    from lora_doctor.prescription import Prescription, read_prescription
+    from lora_doctor.recipe.files.prescription import Prescription, read_prescription
 
     if source.kind == "module":
         raise InputError(
@@ -211,7 +214,7 @@ def _refuse_script(model: Any) -> None:
 
 
 def _fetch(source: ModelSource, seconds: float, progress: Callable[[str], None]) -> ModelSource:
-    from lora_doctor.reading.hub import fetch_small_files
+    from lora_doctor.static.hub.hub import fetch_small_files
 
     progress(f"fetching the small files of {source.name}")
     return source.fetched(
@@ -232,12 +235,12 @@ def _check_optimizer(
 
 
 def _rules(folders: Sequence[str | os.PathLike[str]]) -> list[type[Rule]]:
-    return engine.find_rules(Path(folder) for folder in folders)
+    return registry.find_rules(Path(folder) for folder in folders)
 
 
 def _selection(
     select: Sequence[str], ignore: Sequence[str], rules: Sequence[type[Rule]]
-) -> engine.RuleSelection:
-    selection = engine.RuleSelection(tuple(select), tuple(ignore))
-    engine.check_selection(selection, rules)
+) -> registry.RuleSelection:
+    selection = registry.RuleSelection(tuple(select), tuple(ignore))
+    registry.check_selection(selection, rules)
     return selection

@@ -13,7 +13,7 @@ import pkgutil
 from typing import TYPE_CHECKING, Protocol, cast
 
 if TYPE_CHECKING:
-    from lora_doctor.diagnosis import Diagnosis
+    from lora_doctor.results.diagnosis import Diagnosis
 
 __all__ = ["FORMATS", "Format", "render"]
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lora_doctor.reports._text import shorten, visible
-
-from lora_doctor.memory_plan.plan import GIB, Part, Plan, Variant, gib
+from lora_doctor.results.memory_plan import GIB, Part, Plan, Variant, gib
 
 if TYPE_CHECKING:
-    from lora_doctor.diagnosis import Diagnosis
+    from lora_doctor.results.diagnosis import Diagnosis
 
 _SOURCES = {
     "counted": "counted on the meta device",

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 from lora_doctor.reports._text import many, parameters, shorten, visible
 
 if TYPE_CHECKING:
-    from lora_doctor.diagnosis import Diagnosis
-    from lora_doctor.evidence.structure import ModuleGroup, Structure, Tower
-    from lora_doctor.verification import AdapterGroup, Verification
+    from lora_doctor.results.diagnosis import Diagnosis
+    from lora_doctor.results.structure import ModuleGroup, Structure, Tower
+    from lora_doctor.results.verification import AdapterGroup, Verification
 
 WIDTH = 340
 _COLUMNS = 3
@@ -180,7 +180,7 @@ def picture(
 
 def _by_tower(structure: Structure) -> list[tuple[Tower, list[ModuleGroup]]]:
     """Towers with the groups that can carry an adapter, in the model's order."""
-    from lora_doctor.evidence.structure import Tower
+    from lora_doctor.results.structure import Tower
 
     members: dict[str, list[ModuleGroup]] = {}
     for group in structure.groups:

@@ -10,14 +10,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lora_doctor.recipe.edit import REMOVE
 from lora_doctor.reports._text import many, parameters, plain, seconds, shown, visible
-
-from lora_doctor.finding import SEVERITIES, Finding, Proof
-from lora_doctor.fixes import REMOVE, Fix
-from lora_doctor.verification import CHECKS, Check, Verification
+from lora_doctor.results.finding import SEVERITIES, Finding, Proof
+from lora_doctor.results.fix import Fix
+from lora_doctor.results.verification import CHECKS, Check, Verification
 
 if TYPE_CHECKING:
-    from lora_doctor.diagnosis import Diagnosis
+    from lora_doctor.results.diagnosis import Diagnosis
 
 PROOF = {
     "executed": "was executed",

@@ -12,8 +12,8 @@ from lora_doctor.reports._text import visible
 from lora_doctor.reports._words import ordered, why_undetermined
 
 if TYPE_CHECKING:
-    from lora_doctor.diagnosis import Diagnosis
-    from lora_doctor.finding import Finding
+    from lora_doctor.results.diagnosis import Diagnosis
+    from lora_doctor.results.finding import Finding
 
 NAME = "concise"
 

@@ -31,15 +31,13 @@ from lora_doctor.reports._words import (
     text_diff,
     verdict_words,
 )
-
-from lora_doctor.evidence.tiny import NOT_PROVEN
-from lora_doctor.verification import NOT_ADAPTED, NOT_FED
+from lora_doctor.results.verification import NOT_ADAPTED, NOT_FED, NOT_PROVEN
 
 if TYPE_CHECKING:
-    from lora_doctor.diagnosis import Diagnosis
-    from lora_doctor.finding import Finding
-    from lora_doctor.fixes import Fix
-    from lora_doctor.verification import Check, Verification
+    from lora_doctor.results.diagnosis import Diagnosis
+    from lora_doctor.results.finding import Finding
+    from lora_doctor.results.fix import Fix
+    from lora_doctor.results.verification import Check, Verification
 
 NAME = "full"
 
@@ -293,9 +291,9 @@ def _contract(page: _Page, diagnosis: Diagnosis, verbose: bool) -> None:
     others = [row for row in rows if row not in telling]
     page.line((_others(others, both), "dim"), indent=2)
     for label, run in (("before", before), ("after", after)):
-        words = failure_words(run)
-        if words:
-            page.line((f"{label}: ", "dim"), words, indent=2)
+        failure = failure_words(run)
+        if failure:
+            page.line((f"{label}: ", "dim"), failure, indent=2)
         if verbose and run:
             _run_details(page, label, run)
 

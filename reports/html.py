@@ -37,9 +37,9 @@ from lora_doctor.reports._words import (
 )
 
 if TYPE_CHECKING:
-    from lora_doctor.diagnosis import Diagnosis
-    from lora_doctor.finding import Finding
-    from lora_doctor.verification import Check, Verification
+    from lora_doctor.results.diagnosis import Diagnosis
+    from lora_doctor.results.finding import Finding
+    from lora_doctor.results.verification import Check, Verification
 
 NAME = "html"
 #: A page that a mail or a pull request takes without objection.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lora_doctor.reports._text import plain
 
 if TYPE_CHECKING:
-    from lora_doctor.diagnosis import Diagnosis
+    from lora_doctor.results.diagnosis import Diagnosis
 
 NAME = "json"
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.case import Case
-from lora_doctor.rule import Example, Finding, Location, Measure, Proof, Rule
-from lora_doctor.verification import CHECKS
+from lora_doctor.engine.case import Case
+from lora_doctor.engine.rule import Example, Finding, Location, Measure, Proof, Rule
+from lora_doctor.results.verification import CHECKS
 
 
 class UnexplainedFailure(Rule):

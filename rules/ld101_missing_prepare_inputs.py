@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.case import Case
-from lora_doctor.evidence.structure import Structure
-from lora_doctor.reading.environment import pretrained_model_generates
-from lora_doctor.rule import (
+from lora_doctor.engine.case import Case
+from lora_doctor.engine.rule import (
     Edit,
     Example,
     Finding,
@@ -19,6 +17,8 @@ from lora_doctor.rule import (
     Rule,
     Symptom,
 )
+from lora_doctor.results.structure import Structure
+from lora_doctor.static.installed.environment import pretrained_model_generates
 
 METHOD = "prepare_inputs_for_generation"
 #: Taken from a GenerationMixin too, by the SEQ_2_SEQ_LM wrapper of PEFT to 0.18 at least.
@@ -242,7 +242,7 @@ class MissingPrepareInputs(Rule):
         reason = case.why_not("structure") if case.reaches("meta") else ""
         seen = METHOD in reason
         code = case.remote_code
-        from lora_doctor.reading.remote_code import nested_adapter_calls
+        from lora_doctor.static.remote_code.remote_code import nested_adapter_calls
 
         for call in nested_adapter_calls(code):
             if call.inner_has_prepare_inputs is not False:

@@ -6,12 +6,8 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from lora_doctor.case import Case
-from lora_doctor.errors import EvidenceError
-from lora_doctor.evidence.prompt_learning import METHODS as PROMPT_METHODS
-from lora_doctor.evidence.structure import Structure
-from lora_doctor.recipe import Recipe
-from lora_doctor.rule import (
+from lora_doctor.engine.case import Case
+from lora_doctor.engine.rule import (
     Edit,
     Example,
     Finding,
@@ -23,6 +19,10 @@ from lora_doctor.rule import (
     Rule,
     Symptom,
 )
+from lora_doctor.errors import EvidenceError
+from lora_doctor.recipe.recipe import Recipe
+from lora_doctor.results.structure import Structure
+from lora_doctor.rules._prompt_learning import METHODS as PROMPT_METHODS
 
 #: Task types whose classes have a head of their own, with which a base class can be replaced.
 HAS_A_HEAD_CLASS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")

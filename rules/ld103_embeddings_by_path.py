@@ -6,10 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from lora_doctor.case import Case
-from lora_doctor.evidence.source_line import line_at
-from lora_doctor.evidence.structure import Structure
-from lora_doctor.rule import (
+from lora_doctor.engine.case import Case
+from lora_doctor.engine.rule import (
     Edit,
     Example,
     Finding,
@@ -21,7 +19,9 @@ from lora_doctor.rule import (
     Rule,
     Symptom,
 )
-from lora_doctor.verification import CHECKS, Verification
+from lora_doctor.results.structure import Structure
+from lora_doctor.results.verification import CHECKS, Verification
+from lora_doctor.rules._source_line import line_at
 
 _MISSING = re.compile(r"AttributeError: '(?P<holder>\w+)' object has no attribute '(?P<name>\w+)'")
 _WHERE = re.compile(r"\((?P<where>[^()]+:\d+)\)\s*$")

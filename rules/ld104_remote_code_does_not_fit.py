@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from lora_doctor.case import Case
-from lora_doctor.reading.environment import known_architectures
-from lora_doctor.rule import Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
+from lora_doctor.engine.case import Case
+from lora_doctor.engine.rule import Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
+from lora_doctor.static.installed.environment import known_architectures
 
 if TYPE_CHECKING:
-    from lora_doctor.reading.code_fit import MissingKey, MissingName, MissingPackage, TiedKeys
-    from lora_doctor.reading.source_facts import Place
-    from lora_doctor.reading.static import StaticEvidence
+    from lora_doctor.static.model_files import StaticEvidence
+    from lora_doctor.static.remote_code.code_fit import (
+        MissingKey,
+        MissingName,
+        MissingPackage,
+        TiedKeys,
+    )
+    from lora_doctor.static.remote_code.source_facts import Place
 
 #: Nothing of what follows can hold when the model cannot be built.
 CONSEQUENCES = (
@@ -105,8 +110,8 @@ class RemoteCodeDoesNotFit(Rule):
         native = static.model_type in (known_architectures() or ())
         if native and not case.source.trust_remote_code:
             return  # the library's own class is loaded
-        from lora_doctor.reading import code_fit
-        from lora_doctor.reading.loaded_code import loaded_code
+        from lora_doctor.static.remote_code import code_fit
+        from lora_doctor.static.remote_code.loaded_code import loaded_code
 
         code = case.remote_code
         loaded = loaded_code(code, static.architectures, case.recipe.get("model_class"))

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.case import Case
-from lora_doctor.evidence.propose import name_groups
-from lora_doctor.evidence.structure import Structure
-from lora_doctor.rule import Edit, Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
-from lora_doctor.targets import (
+from lora_doctor.engine.case import Case
+from lora_doctor.engine.rule import (
+    Edit,
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measure,
+    Proof,
+    Rule,
+    Symptom,
+)
+from lora_doctor.proposal.defaults import name_groups
+from lora_doctor.proposal.targets import (
     cover_of,
     naming,
     needs_lora,
     offered_layers,
-    quoted,
     target_entries,
 )
+from lora_doctor.results.structure import Structure
+from lora_doctor.text import quoted
 
 
 class NoTargetMatches(Rule):

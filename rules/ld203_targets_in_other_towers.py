@@ -5,12 +5,22 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from lora_doctor.case import Case
-from lora_doctor.evidence.propose import name_groups
-from lora_doctor.evidence.structure import ModuleGroup, Structure, Tower
-from lora_doctor.recipe import Recipe
-from lora_doctor.rule import Edit, Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
-from lora_doctor.targets import needs_lora, side_towers, target_entries
+from lora_doctor.engine.case import Case
+from lora_doctor.engine.rule import (
+    Edit,
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measure,
+    Proof,
+    Rule,
+    Symptom,
+)
+from lora_doctor.proposal.defaults import name_groups
+from lora_doctor.proposal.targets import needs_lora, side_towers, target_entries
+from lora_doctor.recipe.recipe import Recipe
+from lora_doctor.results.structure import ModuleGroup, Structure, Tower
 
 
 class TargetsInOtherTowers(Rule):

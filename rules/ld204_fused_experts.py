@@ -5,20 +5,30 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from lora_doctor.case import Case
-from lora_doctor.evidence.propose import suffix
-from lora_doctor.evidence.structure import ModuleGroup, Structure
-from lora_doctor.reading.environment import lora_config_fields
-from lora_doctor.recipe import Recipe
-from lora_doctor.rule import Edit, Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
-from lora_doctor.targets import (
+from lora_doctor.engine.case import Case
+from lora_doctor.engine.rule import (
+    Edit,
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measure,
+    Proof,
+    Rule,
+    Symptom,
+)
+from lora_doctor.proposal.defaults import suffix
+from lora_doctor.proposal.targets import (
     means_mlp,
     names_in,
     needs_lora,
     offered_layers,
-    quoted,
     target_entries,
 )
+from lora_doctor.recipe.recipe import Recipe
+from lora_doctor.results.structure import ModuleGroup, Structure
+from lora_doctor.static.installed.environment import lora_config_fields
+from lora_doctor.text import quoted
 
 _HALF_OF_A_PAIR = re.compile(
     r"Cannot convert PEFT target\(s\) (?P<given>.+?) without also targeting (?P<missing>.+?) "

@@ -5,18 +5,28 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from lora_doctor.case import Case
-from lora_doctor.evidence.structure import Structure
-from lora_doctor.rule import Edit, Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
-from lora_doctor.targets import (
+from lora_doctor.engine.case import Case
+from lora_doctor.engine.rule import (
+    Edit,
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measure,
+    Proof,
+    Rule,
+    Symptom,
+)
+from lora_doctor.proposal.targets import (
     cover_of,
     names_in,
     naming,
     needs_lora,
     offered_layers,
-    quoted,
     target_entries,
 )
+from lora_doctor.results.structure import Structure
+from lora_doctor.text import quoted
 
 _MESSAGE = re.compile(r"Target module (?P<module>.+?) is not supported", re.DOTALL)
 #: PEFT knows that some layers of state-space models hand their weight to a kernel.

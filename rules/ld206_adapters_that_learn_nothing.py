@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from lora_doctor.case import Case
-from lora_doctor.errors import EvidenceError
-from lora_doctor.observations import IdleReading
-from lora_doctor.rule import (
+from lora_doctor.engine.case import Case
+from lora_doctor.engine.rule import (
     Edit,
     Example,
     Finding,
@@ -19,8 +17,11 @@ from lora_doctor.rule import (
     Rule,
     Symptom,
 )
-from lora_doctor.stack_ends import at_an_end, passing_by
-from lora_doctor.targets import edits_without, needs_lora, quoted, targets_without
+from lora_doctor.errors import EvidenceError
+from lora_doctor.proposal.stack_ends import at_an_end, passing_by
+from lora_doctor.proposal.targets import edits_without, needs_lora, targets_without
+from lora_doctor.results.observations import IdleReading
+from lora_doctor.text import quoted
 
 #: Why a layer's adapter learns nothing, in the words of a sentence about it.
 _WHY = {

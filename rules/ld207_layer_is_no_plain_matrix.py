@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.case import Case
-from lora_doctor.rule import Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
-from lora_doctor.targets import edits_without, needs_lora, quoted
+from lora_doctor.engine.case import Case
+from lora_doctor.engine.rule import Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
+from lora_doctor.proposal.targets import edits_without, needs_lora
+from lora_doctor.text import quoted
 
 
 class LayerIsNoPlainMatrix(Rule):

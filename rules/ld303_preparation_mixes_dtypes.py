@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.case import Case
-from lora_doctor.rule import Edit, Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
+from lora_doctor.engine.case import Case
+from lora_doctor.engine.rule import (
+    Edit,
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measure,
+    Proof,
+    Rule,
+    Symptom,
+)
 
 
 class PreparationMixesDtypes(Rule):
@@ -55,7 +65,7 @@ class PreparationMixesDtypes(Rule):
     )  # fmt: skip
 
     def check(self, case: Case) -> Iterator[Finding]:
-        from lora_doctor.evidence.preparation import BROKEN
+        from lora_doctor.evidence.kbit_preparation import BROKEN
 
         failure = case.verification.failure
         if failure is None or not failure.message.startswith(BROKEN):

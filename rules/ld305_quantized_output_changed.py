@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.case import Case
-from lora_doctor.evidence.quantized_findings import found
-from lora_doctor.rule import Example, Finding, Fix, Rule, Symptom
+from lora_doctor.engine.case import Case
+from lora_doctor.engine.rule import Example, Finding, Fix, Rule, Symptom
+from lora_doctor.rules._quantized import found
 
 
 class QuantizedOutputChanged(Rule):

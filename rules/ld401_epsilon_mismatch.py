@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.case import Case
-from lora_doctor.evidence.own_weights import observed, of_batch
-from lora_doctor.evidence.structure import Structure
-from lora_doctor.observations import EpsilonEffect, NormReading, Observations
-from lora_doctor.rule import (
+from lora_doctor.engine.case import Case
+from lora_doctor.engine.rule import (
     Example,
     Finding,
     Fix,
@@ -19,6 +16,9 @@ from lora_doctor.rule import (
     Severity,
     Symptom,
 )
+from lora_doctor.results.observations import EpsilonEffect, NormReading, Observations
+from lora_doctor.results.structure import Structure
+from lora_doctor.rules._user_weights import observed, of_batch
 
 #: A change of the norm's output that matters: this part of it, and this many times what rounding in
 #: the same number format does.

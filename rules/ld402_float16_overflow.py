@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.case import Case
-from lora_doctor.errors import EvidenceError
-from lora_doctor.evidence.half_precision import LARGEST, float16_keys
-from lora_doctor.observations import ActivationReading
-from lora_doctor.rule import (
+from lora_doctor.contract.half_precision import LARGEST, float16_keys
+from lora_doctor.engine.case import Case
+from lora_doctor.engine.rule import (
     REMOVE,
     Edit,
     Example,
@@ -21,8 +19,10 @@ from lora_doctor.rule import (
     Severity,
     Symptom,
 )
-from lora_doctor.targets import quoted
-from lora_doctor.verification import Verification
+from lora_doctor.errors import EvidenceError
+from lora_doctor.results.observations import ActivationReading
+from lora_doctor.results.verification import Verification
+from lora_doctor.text import quoted
 
 #: From which share of the largest float16 number on the headroom is called small: other inputs,
 #: scores of attention and the backward reach further than what is measured.

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.case import Case
-from lora_doctor.errors import EvidenceError
-from lora_doctor.evidence.control import judged
-from lora_doctor.observations import AttentionReading
-from lora_doctor.rule import (
+from lora_doctor.engine.case import Case
+from lora_doctor.engine.rule import (
     REMOVE,
     Edit,
     Example,
@@ -20,7 +17,10 @@ from lora_doctor.rule import (
     Rule,
     Symptom,
 )
-from lora_doctor.targets import quoted
+from lora_doctor.errors import EvidenceError
+from lora_doctor.results.observations import AttentionReading
+from lora_doctor.rules._ablation import judged
+from lora_doctor.text import quoted
 
 _KEY = "attn_implementation"
 _TARGETS = {"target_modules": ["q_proj", "v_proj"]}

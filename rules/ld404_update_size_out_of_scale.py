@@ -6,13 +6,13 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lora_doctor.case import Case
+from lora_doctor.engine.case import Case
+from lora_doctor.engine.rule import Edit, Example, Finding, Fix, Location, Measure, Proof, Rule
 from lora_doctor.errors import EvidenceError
-from lora_doctor.evidence.control import judged
-from lora_doctor.evidence.structure import Structure
-from lora_doctor.observations import UpdateReading
-from lora_doctor.recipe import Recipe
-from lora_doctor.rule import Edit, Example, Finding, Fix, Location, Measure, Proof, Rule
+from lora_doctor.recipe.recipe import Recipe
+from lora_doctor.results.observations import UpdateReading
+from lora_doctor.results.structure import Structure
+from lora_doctor.rules._ablation import judged
 
 #: Of the weight, by one step; see the docstring for where the two come from.
 TOO_LARGE = 2e-2

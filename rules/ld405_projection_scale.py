@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.case import Case
-from lora_doctor.evidence.own_weights import observed, of_batch
-from lora_doctor.observations import ConnectionReading, Observations
-from lora_doctor.rule import Example, Finding, Fix, Location, Measure, Proof, Rule
+from lora_doctor.engine.case import Case
+from lora_doctor.engine.rule import Example, Finding, Fix, Location, Measure, Proof, Rule
+from lora_doctor.results.observations import ConnectionReading, Observations
+from lora_doctor.rules._user_weights import observed, of_batch
 
 #: Ratio of projected to token embeddings: above these it is told, and warned of; small ones always.
 LARGE, FAR_TOO_LARGE, SMALL = 10.0, 100.0, 0.1

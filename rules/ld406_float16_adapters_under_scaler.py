@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from lora_doctor.case import Case
-from lora_doctor.errors import EvidenceError
-from lora_doctor.evidence.control import judged
-from lora_doctor.precision import Precision
-from lora_doctor.rule import (
+from lora_doctor.contract.precision import Precision
+from lora_doctor.engine.case import Case
+from lora_doctor.engine.rule import (
     REMOVE,
     Edit,
     Example,
@@ -21,8 +19,10 @@ from lora_doctor.rule import (
     Rule,
     Symptom,
 )
-from lora_doctor.targets import quoted
-from lora_doctor.verification import Verification
+from lora_doctor.errors import EvidenceError
+from lora_doctor.results.verification import Verification
+from lora_doctor.rules._ablation import judged
+from lora_doctor.text import quoted
 
 _AFTER_THE_STEPS = (
     "steps", "adapters-move", "frozen-stay", "loss-falls", "save-reload", "merge",

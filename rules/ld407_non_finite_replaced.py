@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from lora_doctor.case import Case
-from lora_doctor.rule import Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
+from lora_doctor.engine.case import Case
+from lora_doctor.engine.rule import Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
 
 if TYPE_CHECKING:
-    from lora_doctor.reading.training_script import Replacement, TrainingScript
+    from lora_doctor.static.script.training_script import Replacement, TrainingScript
 
 _A = {
     "loss": "A loss",

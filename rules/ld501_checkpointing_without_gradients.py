@@ -5,12 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from lora_doctor.case import Case
+from lora_doctor.engine.case import Case
+from lora_doctor.engine.rule import (
+    Edit,
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measure,
+    Proof,
+    Rule,
+    Symptom,
+)
 from lora_doctor.errors import EvidenceError
-from lora_doctor.evidence.control import judged, learning, with_edits
-from lora_doctor.evidence.structure import Structure
-from lora_doctor.rule import Edit, Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
-from lora_doctor.verification import Verification
+from lora_doctor.results.structure import Structure
+from lora_doctor.results.verification import Verification
+from lora_doctor.rules._ablation import judged, learning, with_edits
 
 _LEARNING = ("gradients", "steps", "adapters-move", "loss-falls")
 _EVERYTHING = ("forward", "starts-at-base", "loss-finite", *_LEARNING, "save-reload", "merge")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.case import Case
-from lora_doctor.evidence.structure import Structure
-from lora_doctor.rule import (
+from lora_doctor.engine.case import Case
+from lora_doctor.engine.rule import (
     Example,
     Finding,
     Fix,
@@ -17,7 +16,8 @@ from lora_doctor.rule import (
     Rule,
     Symptom,
 )
-from lora_doctor.targets import quoted
+from lora_doctor.results.structure import Structure
+from lora_doctor.text import quoted
 
 
 class NotOnlyAdapters(Rule):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from lora_doctor.case import Case
-from lora_doctor.evidence.modules import pattern_of
-from lora_doctor.rule import Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
-from lora_doctor.targets import quoted
+from lora_doctor.engine.case import Case
+from lora_doctor.engine.rule import Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
+from lora_doctor.model.modules import pattern_of
+from lora_doctor.text import quoted
 
 if TYPE_CHECKING:
     from lora_doctor.evidence.optimizer import OptimizerState, TrainableTensor

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import PurePath
 
-from lora_doctor.case import Case
+from lora_doctor.engine.case import Case
+from lora_doctor.engine.rule import Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
 from lora_doctor.errors import EvidenceError
-from lora_doctor.observations import InstancePatch
-from lora_doctor.rule import Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
-from lora_doctor.targets import quoted
+from lora_doctor.results.observations import InstancePatch
+from lora_doctor.text import quoted
 
 #: What fails when adapters are passed by: they learn nothing, and what is merged is not what ran.
 CONSEQUENCES = (

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.case import Case
-from lora_doctor.evidence.prompt_learning import METHODS
-from lora_doctor.evidence.structure import Stacked, StackedAdapter
-from lora_doctor.rule import (
+from lora_doctor.engine.case import Case
+from lora_doctor.engine.rule import (
     Example,
     Finding,
     Fix,
@@ -18,7 +16,9 @@ from lora_doctor.rule import (
     Severity,
     Symptom,
 )
-from lora_doctor.targets import quoted
+from lora_doctor.results.structure import Stacked, StackedAdapter
+from lora_doctor.rules._prompt_learning import METHODS
+from lora_doctor.text import quoted
 
 #: All that can fail when adapters are frozen, renamed or in layers that the config does not name.
 CONSEQUENCES = (

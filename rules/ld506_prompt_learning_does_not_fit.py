@@ -5,19 +5,29 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from lora_doctor.case import Case
+from lora_doctor.engine.case import Case
+from lora_doctor.engine.rule import (
+    Edit,
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measure,
+    Proof,
+    Rule,
+    Symptom,
+)
 from lora_doctor.errors import EvidenceError
-from lora_doctor.evidence.control import judged
-from lora_doctor.evidence.prompt_learning import (
+from lora_doctor.results.verification import Verification
+from lora_doctor.rules._ablation import judged
+from lora_doctor.rules._prompt_learning import (
     METHODS,
     as_lora,
     other_methods,
     tried,
     with_task_type,
 )
-from lora_doctor.rule import Edit, Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
-from lora_doctor.targets import quoted
-from lora_doctor.verification import Verification
+from lora_doctor.text import quoted
 
 #: What a message tells about the cause, in words. The message itself stands in the evidence.
 _CAUSES = (

@@ -5,10 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from lora_doctor.case import Case
-from lora_doctor.errors import EvidenceError
-from lora_doctor.evidence.control import judged, with_edits
-from lora_doctor.rule import (
+from lora_doctor.engine.case import Case
+from lora_doctor.engine.rule import (
     Edit,
     Example,
     Finding,
@@ -20,6 +18,8 @@ from lora_doctor.rule import (
     Rule,
     Symptom,
 )
+from lora_doctor.errors import EvidenceError
+from lora_doctor.rules._ablation import judged, with_edits
 
 _LEAF = re.compile(r"leaf Variable that requires grad is being used in an in-place operation")
 _PATCH = Patch("embeddings_are_no_leaves")

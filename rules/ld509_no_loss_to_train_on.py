@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.case import Case
+from lora_doctor.engine.case import Case
+from lora_doctor.engine.rule import Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
 from lora_doctor.errors import EvidenceError
-from lora_doctor.rule import Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
-from lora_doctor.targets import quoted
+from lora_doctor.text import quoted
 
 #: What a batch says of its loss when the model gave none and one was made from its outputs.
 _MADE = "surrogate"

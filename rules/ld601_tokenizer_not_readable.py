@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.case import Case
+from lora_doctor.engine.case import Case
+from lora_doctor.engine.rule import Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
 from lora_doctor.errors import EvidenceError
-from lora_doctor.reading.tokenizer_reading import Unreadable, unreadable_parts, whole_file_error
-from lora_doctor.rule import Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
+from lora_doctor.static.tokenizer_reading import Unreadable, unreadable_parts, whole_file_error
 
 _FILE = "tokenizer.json"
 

@@ -5,14 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from lora_doctor.case import Case
+from lora_doctor.engine.case import Case
+from lora_doctor.engine.rule import (
+    Edit,
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measure,
+    Proof,
+    Rule,
+    Symptom,
+)
 from lora_doctor.errors import EvidenceError
-from lora_doctor.evidence.control import judged, with_edits
-from lora_doctor.reading.environment import lora_config_fields
-from lora_doctor.rule import Edit, Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
-from lora_doctor.saving import AutoLoading, Saving, TiedPart, Vocabulary
-from lora_doctor.targets import quoted
-from lora_doctor.verification import Verification
+from lora_doctor.results.round_trip import AutoLoading, Saving, TiedPart, Vocabulary
+from lora_doctor.results.verification import Verification
+from lora_doctor.rules._ablation import judged, with_edits
+from lora_doctor.static.installed.environment import lora_config_fields
+from lora_doctor.text import quoted
 
 _TIE = "ensure_weight_tying"
 _UNQUANTIZED = (Edit("load_in_4bit", False), Edit("load_in_8bit", False))
@@ -404,7 +414,7 @@ def _round_trips(case: Case, edits: tuple[Edit, ...]) -> bool:
 
 
 def _tolerance(seen: Verification) -> float:
-    from lora_doctor.round_trip import MERGE_TOLERANCE
+    from lora_doctor.contract.round_trip import MERGE_TOLERANCE
 
     return MERGE_TOLERANCE.get(seen.dtype, 1e-4)
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.case import Case
-from lora_doctor.evidence.propose import name_groups, suffix
-from lora_doctor.evidence.structure import ModuleGroup
-from lora_doctor.rule import (
+from lora_doctor.engine.case import Case
+from lora_doctor.engine.rule import (
     Edit,
     Example,
     Finding,
@@ -19,7 +17,10 @@ from lora_doctor.rule import (
     Rule,
     Symptom,
 )
-from lora_doctor.targets import needs_lora, quoted
+from lora_doctor.proposal.defaults import name_groups, suffix
+from lora_doctor.proposal.targets import needs_lora
+from lora_doctor.results.structure import ModuleGroup
+from lora_doctor.text import quoted
 
 
 class AdapterNotFoundAgain(Rule):

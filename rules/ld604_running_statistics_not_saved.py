@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.case import Case
+from lora_doctor.engine.case import Case
+from lora_doctor.engine.rule import Edit, Example, Finding, Fix, Location, Measure, Proof, Rule
 from lora_doctor.errors import EvidenceError
-from lora_doctor.evidence.control import judged, with_edits
-from lora_doctor.evidence.propose import suffix
-from lora_doctor.rule import Edit, Example, Finding, Fix, Location, Measure, Proof, Rule
-from lora_doctor.targets import quoted
+from lora_doctor.proposal.defaults import suffix
+from lora_doctor.rules._ablation import judged, with_edits
+from lora_doctor.text import quoted
 
 
 class RunningStatisticsNotSaved(Rule):

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.case import Case
-from lora_doctor.errors import EvidenceError
-from lora_doctor.memory_plan.plan import Plan, Variant, gib
-from lora_doctor.rule import (
+from lora_doctor.engine.case import Case
+from lora_doctor.engine.rule import (
     Edit,
     Example,
     Finding,
@@ -19,6 +17,8 @@ from lora_doctor.rule import (
     Severity,
     Symptom,
 )
+from lora_doctor.errors import EvidenceError
+from lora_doctor.results.memory_plan import Plan, Variant, gib
 
 _HOW = {
     "counted": "counted on the meta device",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_doctor.reading.environment import known_architectures
+from lora_doctor.static.installed.environment import known_architectures
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from lora_doctor.isolation import Worker
+from lora_doctor.sandbox.worker import Worker
 from tests import chromium
 
 # Before anything imports torch: on tiny matrices several threads only wait for each other, and on

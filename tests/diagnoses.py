@@ -6,8 +6,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from lora_doctor.diagnosis import AppliedFix, Diagnosis, Gathered, Skipped
-from lora_doctor.evidence.structure import (
+from lora_doctor.recipe.edit import Edit, Patch
+from lora_doctor.recipe.recipe import Recipe
+from lora_doctor.results.diagnosis import AppliedFix, Diagnosis, Gathered, Skipped
+from lora_doctor.results.finding import Finding, Location, Measure, Proof
+from lora_doctor.results.fix import Fix
+from lora_doctor.results.structure import (
     ForwardParameter,
     HeadClass,
     Injection,
@@ -15,11 +19,7 @@ from lora_doctor.evidence.structure import (
     Structure,
     Tower,
 )
-from lora_doctor.finding import Finding, Location, Measure, Proof
-from lora_doctor.fixes import Edit, Fix, Patch
-from lora_doctor.model_source import ModelSource
-from lora_doctor.recipe import Recipe
-from lora_doctor.verification import (
+from lora_doctor.results.verification import (
     CHECKS,
     AdapterGroup,
     BatchReport,
@@ -27,6 +27,7 @@ from lora_doctor.verification import (
     Failure,
     Verification,
 )
+from lora_doctor.static.model_source import ModelSource
 
 ENVIRONMENT: Mapping[str, Any] = {
     "lora_doctor": "0.1.0",

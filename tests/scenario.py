@@ -2,7 +2,7 @@
 
 :func:`prove` runs the whole story (found, fixed, trained; or silent where it does not occur) and
 writes what came out to the file that ``LORA_DOCTOR_STACKS`` names, one JSON object a line. The
-page is made of these lines and of nothing else: ``python -m tests.stacks_page FILES``. Without that
+page is made of these lines and of nothing else: ``python -m tools.stacks_page FILES``. Without that
 variable what came out is compared with the page, so that the page cannot go stale unseen.
 """
 
@@ -18,10 +18,11 @@ from typing import Any
 import pytest
 
 import lora_doctor
-from lora_doctor.engine import find_rules, first_fix
-from lora_doctor.isolation import Worker
-from lora_doctor.symptoms import find_by_message
-from tests import stacks_page
+from lora_doctor.engine.registry import find_rules
+from lora_doctor.engine.symptoms import find_by_message
+from lora_doctor.results.finding import first_fix
+from lora_doctor.sandbox.worker import Worker
+from tools import stacks_page
 
 FOUND_AND_FIXED = "found, fixed"
 FOUND_BY_HAND = "found, fixed by hand"

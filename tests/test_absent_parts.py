@@ -12,7 +12,7 @@ def test_a_tower_that_the_config_leaves_out_costs_no_attempts():
     config_class = getattr(transformers, "Gemma4Config", None)
     if config_class is None:
         pytest.skip("this transformers has no Gemma 4")
-    from lora_doctor.tiny_model.shrink import shrink
+    from lora_doctor.tiny_model.shrink.shrink import shrink
 
     shrunk = shrink(config_class(), transformers.Gemma4ForConditionalGeneration)
     assert shrunk.attempts == 1
@@ -23,7 +23,7 @@ def test_a_tower_that_the_config_leaves_out_costs_no_attempts():
 def test_a_part_that_is_there_is_no_absent_tower():
     """What a forward says of a tower that exists is a matter of sizes, and has to be tried."""
     transformers = pytest.importorskip("transformers")
-    from lora_doctor.tiny_model.absent_parts import all_absent
+    from lora_doctor.tiny_model.shrink.absent_parts import all_absent
 
     config = transformers.LlavaConfig()
     model = type("Model", (), {"modules": lambda self: [self], "vision_tower": None})()

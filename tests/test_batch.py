@@ -9,13 +9,10 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from lora_doctor.tiny_model.batch import (  # noqa: E402
-    BatchError,
-    batch_loss,
-    make_batch,
-    surrogate_loss,
-)
-from lora_doctor.tiny_model.shrink import shrink  # noqa: E402
+from lora_doctor.tiny_model.batch.loss import batch_loss, surrogate_loss  # noqa: E402
+from lora_doctor.tiny_model.batch.make_batch import make_batch  # noqa: E402
+from lora_doctor.tiny_model.batch.result import BatchError  # noqa: E402
+from lora_doctor.tiny_model.shrink.shrink import shrink  # noqa: E402
 
 
 def tiny(config: str, model: str) -> Any:

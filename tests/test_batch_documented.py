@@ -10,8 +10,10 @@ import pytest
 transformers = pytest.importorskip("transformers")
 torch = pytest.importorskip("torch")
 
-from lora_doctor.tiny_model.batch import BatchError, batch_loss, make_batch  # noqa: E402
-from lora_doctor.tiny_model.shrink import shrink  # noqa: E402
+from lora_doctor.tiny_model.batch.loss import batch_loss  # noqa: E402
+from lora_doctor.tiny_model.batch.make_batch import make_batch  # noqa: E402
+from lora_doctor.tiny_model.batch.result import BatchError  # noqa: E402
+from lora_doctor.tiny_model.shrink.shrink import shrink  # noqa: E402
 
 
 def _small(config: str, model: str, **entries: Any) -> Any:

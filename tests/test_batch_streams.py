@@ -7,7 +7,7 @@ import pytest
 transformers = pytest.importorskip("transformers")
 torch = pytest.importorskip("torch")
 
-from lora_doctor.tiny_model.shrink import shrink  # noqa: E402
+from lora_doctor.tiny_model.shrink.shrink import shrink  # noqa: E402
 
 
 def test_streams_of_codes_are_several_steps_long_and_have_labels() -> None:

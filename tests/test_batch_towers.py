@@ -10,10 +10,11 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from lora_doctor.evidence.prepare import make_batches, wake_zero_weights  # noqa: E402
-from lora_doctor.tiny_model.batch import batch_loss, make_batch  # noqa: E402
-from lora_doctor.tiny_model.shrink import shrink  # noqa: E402
-from lora_doctor.verification import NOT_FED  # noqa: E402
+from lora_doctor.model.training_setup import make_batches, wake_zero_weights  # noqa: E402
+from lora_doctor.results.verification import NOT_FED  # noqa: E402
+from lora_doctor.tiny_model.batch.loss import batch_loss  # noqa: E402
+from lora_doctor.tiny_model.batch.make_batch import make_batch  # noqa: E402
+from lora_doctor.tiny_model.shrink.shrink import shrink  # noqa: E402
 
 #: Config, class, and the parts that learn only when the batch reaches them.
 TOWERS = [

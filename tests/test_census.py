@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from lora_doctor.census.row import COLUMNS
-from lora_doctor.reading.environment import known_architectures
+from lora_doctor.static.installed.environment import known_architectures
 from tests import cli
 
 slow = pytest.mark.slow

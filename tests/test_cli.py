@@ -105,7 +105,10 @@ def test_a_broken_config_is_told_at_every_depth(
     ("body", "says"),
     [
         ("import sys; sys.exit(0)", "SystemExit"),
-        ("from lora_doctor.rule import Rule\nclass Mine(Rule):\n    code = 'XX1'", "no name"),
+        (
+            "from lora_doctor.engine.rule import Rule\nclass Mine(Rule):\n    code = 'XX1'",
+            "no name",
+        ),
     ],
 )
 def test_a_rule_file_that_is_none_is_one_line(body: str, says: str, tmp_path: Path) -> None:

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from lora_doctor.reading import code_fit
-from lora_doctor.reading.demanded_packages import demanded_packages
-from lora_doctor.reading.installed_names import importable
-from lora_doctor.reading.loaded_code import LoadedCode, loaded_code
-from lora_doctor.reading.remote_code import RemoteCode, read_remote_code
-from lora_doctor.reading.static import gather_static
+from lora_doctor.static.installed.installed_names import importable
+from lora_doctor.static.model_files import gather_static
+from lora_doctor.static.remote_code import code_fit
+from lora_doctor.static.remote_code.demanded_packages import demanded_packages
+from lora_doctor.static.remote_code.loaded_code import LoadedCode, loaded_code
+from lora_doctor.static.remote_code.remote_code import RemoteCode, read_remote_code
 
 CONFIG = """
 from transformers import PretrainedConfig

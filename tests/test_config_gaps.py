@@ -14,13 +14,13 @@ transformers = pytest.importorskip("transformers")
 torch = pytest.importorskip("torch")
 
 from lora_doctor.errors import EvidenceError, InputError  # noqa: E402
-from lora_doctor.evidence.loading import Loader  # noqa: E402
-from lora_doctor.evidence.missing_package import missing_package  # noqa: E402
-from lora_doctor.recipe import as_recipe  # noqa: E402
-from lora_doctor.tiny_model.config_gaps import gaps  # noqa: E402
-from lora_doctor.tiny_model.config_mending import mend  # noqa: E402
-from lora_doctor.tiny_model.shrink import shrink  # noqa: E402
-from lora_doctor.tiny_model.shrink_rules import spread  # noqa: E402
+from lora_doctor.model.loading import Loader  # noqa: E402
+from lora_doctor.recipe.files.read_write import as_recipe  # noqa: E402
+from lora_doctor.static.installed.missing_package import missing_package  # noqa: E402
+from lora_doctor.tiny_model.config_roles import spread  # noqa: E402
+from lora_doctor.tiny_model.shrink.config_gaps import gaps  # noqa: E402
+from lora_doctor.tiny_model.shrink.config_mending import mend  # noqa: E402
+from lora_doctor.tiny_model.shrink.shrink import shrink  # noqa: E402
 
 
 class GapConfig(transformers.PretrainedConfig):
@@ -146,7 +146,7 @@ def test_a_missing_package_is_one_plain_sentence(error: Exception, said: str) ->
 
 
 def loader(name: str, auto_class: str = "AutoModelForImageTextToText") -> Loader:
-    from lora_doctor.model_source import parse_model
+    from lora_doctor.static.model_source import parse_model
 
     mapping = getattr(getattr(transformers, auto_class, None), "_model_mapping", None)
     if name not in (getattr(mapping, "_model_mapping", None) or {}):

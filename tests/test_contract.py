@@ -14,11 +14,11 @@ transformers = pytest.importorskip("transformers")
 
 import torch  # noqa: E402
 
-from lora_doctor.contract import verify_module  # noqa: E402
 from lora_doctor.evidence import full, tiny  # noqa: E402
-from lora_doctor.model_source import ModelSource  # noqa: E402
-from lora_doctor.recipe import make_recipe  # noqa: E402
-from lora_doctor.verification import CHECKS, Verification  # noqa: E402
+from lora_doctor.evidence.loaded_module import verify_module  # noqa: E402
+from lora_doctor.recipe.recipe import make_recipe  # noqa: E402
+from lora_doctor.results.verification import CHECKS, Verification  # noqa: E402
+from lora_doctor.static.model_source import ModelSource  # noqa: E402
 
 pytestmark = pytest.mark.slow
 TRANSFORMERS = Version(transformers.__version__)
@@ -439,9 +439,10 @@ class TestFull:
 
     def test_merge_layer_by_layer(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """What is too large to copy is merged one layer at a time."""
-        from lora_doctor.evidence import prepare
 
-        monkeypatch.setattr(prepare, "COPY_BYTES", 0)
+        from lora_doctor.model import training_setup
+
+        monkeypatch.setattr(training_setup, "COPY_BYTES", 0)
         result = verify_module(small_llama(), {"target_modules": LIST})
         healthy(result)
         check = result.check("merge")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-from lora_doctor.copying import attributes_kept
-from lora_doctor.rebinding import deep_copy
+from lora_doctor.nn.copying import attributes_kept
+from lora_doctor.nn.rebinding import deep_copy
 
 
 def test_hooks_of_a_forward_go_with_the_mark_that_they_are_there() -> None:

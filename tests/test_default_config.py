@@ -11,9 +11,9 @@ transformers = pytest.importorskip("transformers")
 torch = pytest.importorskip("torch")
 
 from lora_doctor.errors import EvidenceError  # noqa: E402
-from lora_doctor.evidence.config_part import part_for  # noqa: E402
-from lora_doctor.evidence.first_config import documented, first_config  # noqa: E402
-from lora_doctor.tiny_model.config_mending import mend  # noqa: E402
+from lora_doctor.model.config_part import part_for  # noqa: E402
+from lora_doctor.model.first_config import documented, first_config  # noqa: E402
+from lora_doctor.tiny_model.shrink.config_mending import mend  # noqa: E402
 
 
 class Picky(transformers.PretrainedConfig):  # type: ignore[misc]

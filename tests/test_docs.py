@@ -7,10 +7,10 @@ import re
 
 import pytest
 
-from lora_doctor import docs
+from tools import rules_page
 
-README = docs.README.read_text(encoding="utf-8")
-STALE = "stale; run `python -m lora_doctor.docs` and commit the result"
+README = rules_page.README.read_text(encoding="utf-8")
+STALE = "stale; run `python -m tools.rules_page` and commit the result"
 
 
 def quoted() -> list[object]:
@@ -22,7 +22,7 @@ def quoted() -> list[object]:
             id=match[2][:40],
             marks=[] if "--help" in match[2] else [pytest.mark.slow],
         )
-        for match in docs.QUOTED.finditer(README)
+        for match in rules_page.QUOTED.finditer(README)
     ]
 
 
@@ -35,7 +35,9 @@ def comparable(text: str) -> list[str]:
 
 def test_the_page_of_rules_is_fresh() -> None:
     """Somebody who changes a rule's docstring changes the page with it."""
-    assert docs.PAGE.read_text(encoding="utf-8") == docs.rules_page(docs.own_rules()), STALE
+    assert rules_page.PAGE.read_text(encoding="utf-8") == rules_page.rules_page(
+        rules_page.own_rules()
+    ), STALE
 
 
 @pytest.mark.parametrize(("command", "block"), quoted())
@@ -44,14 +46,14 @@ def test_quoted_output_is_what_the_command_prints(command: str, block: str) -> N
         version = re.search(rf"\b{package} (\d\S*?)(,|\s)", block)
         if version and version[1] != importlib.metadata.version(package):
             pytest.skip(f"the README was written on {package} {version[1]}")
-    assert comparable(docs.output_of(command)) == comparable(block), f"README.md: {STALE}"
+    assert comparable(rules_page.output_of(command)) == comparable(block), f"README.md: {STALE}"
 
 
 def test_every_option_and_command_of_the_readme_exists() -> None:
     """An option that was renamed must not survive in the prose or in an example."""
-    prose = docs.QUOTED.sub("", README)
+    prose = rules_page.QUOTED.sub("", README)
     helps = "".join(
-        docs.output_of(f"{command} --help")
+        rules_page.output_of(f"{command} --help")
         for command in ("", "check", "fix", "verify", "census", "env")
     )
     lines = [line for line in prose.splitlines() if "pip " not in line]
@@ -63,7 +65,7 @@ def test_every_option_and_command_of_the_readme_exists() -> None:
 
 def test_links_of_the_documents_lead_somewhere() -> None:
     for name in ("README.md", "CONTRIBUTING.md", "docs/rules.md"):
-        path = docs.ROOT / name
+        path = rules_page.ROOT / name
         text = path.read_text(encoding="utf-8")
         headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
         anchors = {heading.lower().replace(" ", "-") for heading in headings}

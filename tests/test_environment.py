@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from lora_doctor.reading import environment
+from lora_doctor.static.installed import environment
 
 
 def test_versions_are_those_of_the_packages() -> None:
@@ -50,7 +50,7 @@ def test_without_the_stack_there_is_no_answer(monkeypatch: pytest.MonkeyPatch) -
 
 def test_nothing_of_the_stack_is_imported() -> None:
     code = (
-        "import sys; from lora_doctor.reading import environment as e;"
+        "import sys; from lora_doctor.static.installed import environment as e;"
         "e.gather_environment(); e.lora_config_fields(); e.known_architectures();"
         "bad = {'torch', 'transformers', 'peft', 'huggingface_hub', 'numpy'} & set(sys.modules);"
         "sys.exit(f'imported {bad}' if bad else 0)"

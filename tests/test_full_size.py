@@ -6,13 +6,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from lora_doctor import engine
-from lora_doctor.case import Case, Limits, Settings
 from lora_doctor.census import row
 from lora_doctor.census.pairs import Pair
-from lora_doctor.isolation import Worker
-from lora_doctor.model_source import parse_model
-from lora_doctor.recipe import as_recipe
+from lora_doctor.engine import registry
+from lora_doctor.engine.case import Case, Limits, Settings
+from lora_doctor.engine.diagnose import cure, diagnose
+from lora_doctor.recipe.files.read_write import as_recipe
+from lora_doctor.results.diagnosis import patches_of
+from lora_doctor.sandbox.worker import Worker
+from lora_doctor.static.model_source import parse_model
 
 pytestmark = pytest.mark.slow
 transformers = pytest.importorskip("transformers")
@@ -49,8 +51,8 @@ def test_the_census_does_not_call_it_trained(worker: Worker) -> None:
 
 
 def test_without_a_rule_that_explains_it_the_refusal_is_reported(worker: Worker) -> None:
-    rules = [rule for rule in engine.find_rules() if rule.code != "LD103"]
-    diagnosis = engine.diagnose(case_of(worker), rules)
+    rules = [rule for rule in registry.find_rules() if rule.code != "LD103"]
+    diagnosis = diagnose(case_of(worker), rules)
     assert diagnosis.before is not None and diagnosis.before.outcome == "passed"
     assert diagnosis.verdict == "findings"
     assert [finding.rule for finding in diagnosis.findings] == ["LD001"]
@@ -58,7 +60,7 @@ def test_without_a_rule_that_explains_it_the_refusal_is_reported(worker: Worker)
 
 
 def test_the_patch_lets_it_train(worker: Worker) -> None:
-    diagnosis = engine.cure(case_of(worker), engine.find_rules())
-    assert [patch.name for patch in engine.patches_of(diagnosis)] == ["no_embeddings_to_tie"]
+    diagnosis = cure(case_of(worker), registry.find_rules())
+    assert [patch.name for patch in patches_of(diagnosis)] == ["no_embeddings_to_tie"]
     assert diagnosis.after is not None and diagnosis.after.outcome == "passed"
     assert diagnosis.remaining == ()

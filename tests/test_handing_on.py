@@ -7,17 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from lora_doctor import handing_on
-from lora_doctor.evidence import tiny
-from lora_doctor.fixes import Patch
-from lora_doctor.handing_on import HandedOn
-from lora_doctor.model_source import parse_model
-from lora_doctor.recipe import as_recipe
+from lora_doctor.evidence import tiny, tiny_model_cache
+from lora_doctor.evidence.tiny_model_cache import HandedOn
+from lora_doctor.recipe.edit import Patch
+from lora_doctor.recipe.files.read_write import as_recipe
+from lora_doctor.static.model_source import parse_model
 
 
 def _loader(name: str = "gpt2"):
     pytest.importorskip("transformers")
-    from lora_doctor.evidence.loading import Loader
+    from lora_doctor.model.loading import Loader
 
     return Loader(parse_model(f"arch:{name}").to_json(), as_recipe({}))
 
@@ -56,16 +55,16 @@ def test_a_model_that_cannot_be_written_is_made_anew(tmp_path):
     file = str(tmp_path / "made.pt")
     shrunk = tiny.make(_loader())
     shrunk.model.register_forward_hook(lambda *_: None)
-    handing_on.write(file, shrunk)
+    tiny_model_cache.write(file, shrunk)
     assert list(tmp_path.iterdir()) == []
-    assert handing_on.read(file) is None
+    assert tiny_model_cache.read(file) is None
 
 
 def test_a_file_that_cannot_be_read_is_none(tmp_path):
     """A disk that was full when it was written is no reason to end in a traceback."""
     file = tmp_path / "made.pt"
     file.write_bytes(b"PK\x03\x04 half of it")
-    assert handing_on.read(str(file)) is None
+    assert tiny_model_cache.read(str(file)) is None
     assert tiny.make(_loader(), str(file)).batch is not None
 
 
@@ -88,8 +87,8 @@ def test_each_way_to_load_has_a_file_of_its_own():
 def test_the_folder_goes_with_the_case():
     """A census of hundreds of rows may not fill the disk; nor may a failure that is kept, and with
     it the frames that raised it, hold on to the folder."""
-    from lora_doctor.case import Case, Settings
-    from lora_doctor.isolation import Worker
+    from lora_doctor.engine.case import Case, Settings
+    from lora_doctor.sandbox.worker import Worker
 
     source, recipe = parse_model("arch:gpt2"), as_recipe({})
     with Worker() as worker:

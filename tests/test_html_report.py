@@ -16,10 +16,10 @@ import jsonschema
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from lora_doctor.reports._picture import picture, sparkline
 
 from lora_doctor import reports
-from lora_doctor.verification import AdapterGroup
+from lora_doctor.reports._picture import picture, sparkline
+from lora_doctor.results.verification import AdapterGroup
 from tests import chromium, diagnoses
 
 HOSTILE = [

@@ -20,10 +20,10 @@ from typing import Any
 import pytest
 
 from lora_doctor.errors import InputError
-from lora_doctor.reading.hub import fetch_small_files
-from lora_doctor.reading.hub_files import choose
-from lora_doctor.reading.remote_code import nested_adapter_calls, read_remote_code
-from lora_doctor.reading.static import gather_static
+from lora_doctor.static.hub.hub import fetch_small_files
+from lora_doctor.static.hub.hub_files import choose
+from lora_doctor.static.model_files import gather_static
+from lora_doctor.static.remote_code.remote_code import nested_adapter_calls, read_remote_code
 from tests.fake_hub import FakeHub
 
 pytest.importorskip("huggingface_hub")
@@ -33,8 +33,8 @@ CHILD = """
 import json, sys, time
 from pathlib import Path
 from lora_doctor.errors import InputError
-from lora_doctor.reading.hub import fetch_small_files
-from lora_doctor.reading.static import gather_static
+from lora_doctor.static.hub.hub import fetch_small_files
+from lora_doctor.static.model_files import gather_static
 model, options = sys.argv[1], json.loads(sys.argv[2])
 from huggingface_hub import HfApi
 start = time.monotonic()

@@ -9,10 +9,10 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import lora_doctor  # noqa: E402
-from lora_doctor.adapters import AdapterLayer, without_tokens  # noqa: E402
-from lora_doctor.evidence.structure import ModuleGroup  # noqa: E402
-from lora_doctor.isolation import Worker  # noqa: E402
-from lora_doctor.reading.environment import known_architectures  # noqa: E402
+from lora_doctor.contract.adapters import AdapterLayer, without_tokens  # noqa: E402
+from lora_doctor.results.structure import ModuleGroup  # noqa: E402
+from lora_doctor.sandbox.worker import Worker  # noqa: E402
+from lora_doctor.static.installed.environment import known_architectures  # noqa: E402
 from tests import models  # noqa: E402
 
 NAMES = ["learns", "never_run", "read_only", "silent", "dropped", "alone"]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import lora_doctor
-from lora_doctor import rebinding
+from lora_doctor.nn import rebinding
 from tests.models import (
     patch_on_the_base,
     patch_on_the_wrapper,

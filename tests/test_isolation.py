@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from lora_doctor.isolation import Failure, Outcome, Worker, report_progress
+from lora_doctor.sandbox.worker import Failure, Outcome, Worker, report_progress
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="uses POSIX signals and process groups")
 
@@ -480,7 +480,7 @@ def test_error_in_the_progress_callback_kills_the_task(tmp_path: Path) -> None:
 
 CALLER = """
 import sys
-from lora_doctor.isolation import Worker
+from lora_doctor.sandbox.worker import Worker
 sys.path.insert(0, {folder!r})
 with Worker(preload=(), packages=("test_isolation",), fork={fork}) as worker:
     try:

@@ -8,15 +8,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from lora_doctor.evidence.backward import BackwardLocator  # noqa: E402
-from lora_doctor.evidence.locator import (  # noqa: E402
-    Locator,
-    all_finite,
-    clean_path,
-    first_bad_gradient,
-    one_line,
-    where,
-)
+from lora_doctor.contract.backward import BackwardLocator  # noqa: E402
+from lora_doctor.contract.locator import Locator, all_finite, first_bad_gradient  # noqa: E402
+from lora_doctor.text import clean_path, one_line, where  # noqa: E402
 
 
 class Overflow(torch.nn.Module):

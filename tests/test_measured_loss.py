@@ -8,8 +8,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from lora_doctor.measure import measured_loss  # noqa: E402
-from lora_doctor.tiny_model.batch import Batch  # noqa: E402
+from lora_doctor.contract.measure import measured_loss  # noqa: E402
+from lora_doctor.tiny_model.batch.result import Batch  # noqa: E402
 
 
 class Head(torch.nn.Module):  # type: ignore[misc, name-defined]

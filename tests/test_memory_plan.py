@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lora_doctor.reports import render
 
 import lora_doctor
 from lora_doctor.errors import InputError
-from lora_doctor.isolation import Worker
 from lora_doctor.memory_plan.alternatives import alternatives
-from lora_doctor.memory_plan.budget import parse_memory
-from lora_doctor.memory_plan.plan import GIB, Part, Plan, Variant
-from lora_doctor.recipe import Recipe, make_recipe
+from lora_doctor.recipe.memory_size import parse_memory
+from lora_doctor.recipe.recipe import Recipe, make_recipe
+from lora_doctor.reports import render
+from lora_doctor.results.memory_plan import GIB, Part, Plan, Variant
+from lora_doctor.sandbox.worker import Worker
 
 ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 #: 68 M parameters.
@@ -143,10 +143,10 @@ def test_quantized_sizes_are_those_of_real_quantization(double: bool) -> None:
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_thinned_layers_count_as_all_of_them(tmp_path: Path, checkpointing: bool) -> None:
     """Two of sixteen layers are run; what is counted is that of all sixteen, byte for byte."""
-    from lora_doctor.evidence.loading import Loader
-    from lora_doctor.evidence.skeleton import skeleton
-    from lora_doctor.memory_plan.bones import runnable
     from lora_doctor.memory_plan.footprint import Subject
+    from lora_doctor.memory_plan.thinned_model import runnable
+    from lora_doctor.model.loading import Loader
+    from lora_doctor.model.meta_copy import skeleton
 
     folder = llama_folder(tmp_path, num_hidden_layers=16)
     values = {
@@ -193,7 +193,11 @@ def test_questions_about_inputs_are_answered_on_meta() -> None:
     """What hangs on the inputs is known; what hangs on weights is said to be unknown."""
     import torch
 
-    from lora_doctor.memory_plan.known_values import KnownValues, UnknownValue, running_on_meta
+    from lora_doctor.memory_plan.data_dependent_ops import (
+        KnownValues,
+        UnknownValue,
+        running_on_meta,
+    )
 
     values = KnownValues()
     weight = torch.empty(10, 4, device="meta")

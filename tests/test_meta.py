@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 
 from lora_doctor.errors import EvidenceError, InputError
-from lora_doctor.evidence import injection
-from lora_doctor.evidence.loading import Loader
 from lora_doctor.evidence.meta import describe_module, gather
-from lora_doctor.evidence.modules import pattern_of
-from lora_doctor.evidence.skeleton import skeleton
-from lora_doctor.evidence.structure import Structure
-from lora_doctor.evidence.wrapper import wrapper_call
-from lora_doctor.isolation import Worker
-from lora_doctor.recipe import Recipe
-from lora_doctor.recipe_keys import TASK_TYPES
+from lora_doctor.model import injection
+from lora_doctor.model.loading import Loader
+from lora_doctor.model.meta_copy import skeleton
+from lora_doctor.model.modules import pattern_of
+from lora_doctor.model.wrapper import wrapper_call
+from lora_doctor.recipe.keys import TASK_TYPES
+from lora_doctor.recipe.recipe import Recipe
+from lora_doctor.results.structure import Structure
+from lora_doctor.sandbox.worker import Worker
 from tests.test_propose import LLAMA_NAMES, look
 from tests.test_towers import build, source
 
@@ -253,7 +253,7 @@ def test_patches_are_in_force(worker: Worker) -> None:
     patch ends with it."""
     recipe = recipe_of(model_class="AutoModel", task_type="CAUSAL_LM")
     patch = {"name": "peft_without_generation", "parameters": {}}
-    from lora_doctor.patches import load_patch
+    from lora_doctor.prescription.patches import load_patch
 
     if load_patch(patch["name"]).why_not():
         pytest.skip("the installed PEFT needs no such patch")

@@ -9,12 +9,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from lora_doctor.contract import verify_module  # noqa: E402
-from lora_doctor.observations import NormReading, Observations  # noqa: E402
-from lora_doctor.observers.connections import freshness  # noqa: E402
-from lora_doctor.observers.norms import Norms  # noqa: E402
-from lora_doctor.observing import Observer, Observing, Setting  # noqa: E402
-from lora_doctor.verification import Verification  # noqa: E402
+from lora_doctor.contract.observers.base import Observer, Setting  # noqa: E402
+from lora_doctor.contract.observers.connections import freshness  # noqa: E402
+from lora_doctor.contract.observers.norms import Norms  # noqa: E402
+from lora_doctor.contract.observing import Observing  # noqa: E402
+from lora_doctor.evidence.loaded_module import verify_module  # noqa: E402
+from lora_doctor.results.observations import NormReading, Observations  # noqa: E402
+from lora_doctor.results.verification import Verification  # noqa: E402
 
 SETTING = Setting(own_weights=True, dtype="float32", wanted_dtype="float32", learning_rate=1e-3)
 

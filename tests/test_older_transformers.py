@@ -10,18 +10,18 @@ transformers = pytest.importorskip("transformers")
 torch = pytest.importorskip("torch")
 pytest.importorskip("peft")
 
-from lora_doctor.adapters import AdapterLayer, count_calls  # noqa: E402
 from lora_doctor.census.pairs import gather, task  # noqa: E402
-from lora_doctor.evidence.loading import Loader  # noqa: E402
+from lora_doctor.contract.adapters import AdapterLayer, count_calls  # noqa: E402
 from lora_doctor.evidence.meta import describe_module  # noqa: E402
-from lora_doctor.evidence.modules import collect, pattern_of  # noqa: E402
-from lora_doctor.evidence.prepare import wake_zero_weights  # noqa: E402
-from lora_doctor.model_source import parse_model  # noqa: E402
-from lora_doctor.recipe import Recipe  # noqa: E402
-from lora_doctor.tiny_model.shrink_apply import apply_sizes  # noqa: E402
-from lora_doctor.tiny_model.shrink_build import read_back  # noqa: E402
-from lora_doctor.tiny_model.shrink_repair import repair  # noqa: E402
-from lora_doctor.tiny_model.sizes import Sizes  # noqa: E402
+from lora_doctor.model.loading import Loader  # noqa: E402
+from lora_doctor.model.modules import collect, pattern_of  # noqa: E402
+from lora_doctor.model.training_setup import wake_zero_weights  # noqa: E402
+from lora_doctor.recipe.recipe import Recipe  # noqa: E402
+from lora_doctor.static.model_source import parse_model  # noqa: E402
+from lora_doctor.tiny_model.shrink.apply import apply_sizes  # noqa: E402
+from lora_doctor.tiny_model.shrink.build import read_back  # noqa: E402
+from lora_doctor.tiny_model.shrink.repair import repair  # noqa: E402
+from lora_doctor.tiny_model.shrink.sizes import Sizes  # noqa: E402
 
 
 class OldConfig(transformers.PretrainedConfig):  # type: ignore[misc]

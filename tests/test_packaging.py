@@ -136,7 +136,7 @@ def test_what_is_light_imports_nothing_heavy(arguments: list[str] | None, model:
     code = "import sys, json; import lora_doctor; before = set(sys.modules)\n"
     if arguments is not None:
         words = [str(model) if word == "MODEL" else word for word in arguments]
-        code += f"from lora_doctor.cli import main; assert main({words!r}) in (0, 1)\n"
+        code += f"from lora_doctor.cli.main import main; assert main({words!r}) in (0, 1)\n"
     code += f"print(json.dumps(sorted(set({HEAVY!r}) & set(sys.modules))), file=sys.stderr)\n"
     done = subprocess.run(
         [sys.executable, "-c", code],

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from lora_doctor import patches
-from lora_doctor.fixes import Patch
-from lora_doctor.patches import adapters_in_float32
+from lora_doctor.prescription import patches
+from lora_doctor.prescription.patches import adapters_in_float32
+from lora_doctor.recipe.edit import Patch
 from tests.models import tiny_llama
 
 pytestmark = pytest.mark.slow

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from lora_doctor import patches
-from lora_doctor.fixes import Patch
+from lora_doctor.prescription import patches
+from lora_doctor.recipe.edit import Patch
 from tests.multimodal_models import TEXT, build, tokens
 from tests.test_patches import run_at_once
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from lora_doctor import patches
-from lora_doctor.fixes import Patch
+from lora_doctor.prescription import patches
+from lora_doctor.recipe.edit import Patch
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from lora_doctor import patches
-from lora_doctor.fixes import Patch
+from lora_doctor.prescription import patches
+from lora_doctor.recipe.edit import Patch
 from tests.models import headless_llama, llama_with_own_adapters
 
 pytestmark = pytest.mark.slow

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from lora_doctor import patches
-from lora_doctor.fixes import Patch
+from lora_doctor.prescription import patches
+from lora_doctor.recipe.edit import Patch
 
 pytestmark = pytest.mark.slow
 peft = pytest.importorskip("peft")

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from lora_doctor import patches
-from lora_doctor.fixes import Patch
+from lora_doctor.prescription import patches
+from lora_doctor.recipe.edit import Patch
 from tests.remote_repository import WRAP_AGAIN, write_repository
 
 torch = pytest.importorskip("torch")

@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
-from lora_doctor import patches
 from lora_doctor.errors import InputError
-from lora_doctor.fixes import Patch
-from lora_doctor.patches import PatchError
-from lora_doctor.patches._support import Changes, Once
-from lora_doctor.prescription import Prescription, apply
+from lora_doctor.prescription import patches
+from lora_doctor.prescription.apply import apply
+from lora_doctor.prescription.patches import PatchError
+from lora_doctor.prescription.patches._support import Changes, Once
+from lora_doctor.recipe.edit import Patch
+from lora_doctor.recipe.files.prescription import Prescription
 
 peft = pytest.importorskip("peft")
 

@@ -14,11 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lora_doctor.errors import InputError
-from lora_doctor.fixes import REMOVE, Edit, Patch
-from lora_doctor.prescription import (
-    Applied,
+from lora_doctor.prescription.apply import Applied, apply
+from lora_doctor.recipe.edit import REMOVE, Edit, Patch
+from lora_doctor.recipe.files.prescription import (
     Prescription,
-    apply,
     parse_prescription,
     read_prescription,
     write_prescription,
@@ -149,7 +148,7 @@ def test_a_patch_that_does_not_exist_is_refused(tmp_path: Path) -> None:
 def test_without_patches_nothing_heavy_is_imported(tmp_path: Path) -> None:
     write_prescription(tmp_path / "p.json", WITHOUT_PATCHES)
     code = (
-        "import sys, lora_doctor.prescription as p\n"
+        "import sys, lora_doctor.prescription.apply as p\n"
         f"applied = p.apply({str(tmp_path / 'p.json')!r})\n"
         "assert applied.recipe_values['r'] == 4 and applied.training_kwargs()\n"
         "heavy = {'torch', 'transformers', 'peft', 'rich', 'jinja2', 'ruamel.yaml'}\n"
@@ -225,7 +224,7 @@ def test_a_patch_that_no_longer_fits_says_what_it_was_made_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     peft = pytest.importorskip("peft")
-    from lora_doctor.patches import PatchError
+    from lora_doctor.prescription.patches import PatchError
 
     monkeypatch.delattr(peft, "PeftModelForCausalLM")
     prescription = Prescription(

@@ -51,7 +51,7 @@ def quantizes_here() -> bool:
 @pytest.mark.parametrize("kind", ["4bit", "8bit"])
 def test_asking_leaves_the_model_as_it_was(kind: Any) -> None:
     """The replacement is run on a shell of the tree; the module may be somebody else's."""
-    from lora_doctor.evidence.quantization import Matcher
+    from lora_doctor.model.quantization import Matcher
 
     model = tiny()
     before = [(name, id(module)) for name, module in model.named_modules()]
@@ -65,7 +65,7 @@ def test_asking_leaves_the_model_as_it_was(kind: Any) -> None:
 @pytest.mark.parametrize("kind", ["4bit", "8bit"])
 def test_the_answer_is_what_loading_does(tmp_path: Path, kind: Any) -> None:
     """For names that match on one release and not on the next: nothing here knows which."""
-    from lora_doctor.evidence.quantization import Matcher
+    from lora_doctor.model.quantization import Matcher
 
     model = tiny()
     model.save_pretrained(tmp_path, safe_serialization=True)

@@ -13,7 +13,7 @@ bitsandbytes = pytest.importorskip("bitsandbytes")
 
 import lora_doctor  # noqa: E402
 from lora_doctor.evidence.quantized_layers import uses  # noqa: E402
-from lora_doctor.isolation import Worker  # noqa: E402
+from lora_doctor.sandbox.worker import Worker  # noqa: E402
 
 
 class Block(torch.nn.Module):  # type: ignore[misc, name-defined]
@@ -102,7 +102,7 @@ def test_nothing_is_told_of_a_model_that_runs_or_fails_for_another_reason(ask: s
 def test_a_model_that_does_not_run_in_half_precision_does_not_train_in_it() -> None:
     """The columns of the census are about this machine; it is no open question there."""
     from lora_doctor.census.cells import cell
-    from lora_doctor.verification import Verification
+    from lora_doctor.results.verification import Verification
 
     why = "the base model does not run without adapters: text: RuntimeError: expected Float"
     notes = (f"run in float32 without quantization, bfloat16 is not proven: {why}",)

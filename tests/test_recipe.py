@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_doctor.errors import InputError
-from lora_doctor.fixes import REMOVE, Edit
-from lora_doctor.recipe import Recipe, as_recipe, make_recipe, parse_target_modules
-from lora_doctor.recipe_keys import check_value, known_keys
+from lora_doctor.recipe.edit import REMOVE, Edit
+from lora_doctor.recipe.files.read_write import as_recipe
+from lora_doctor.recipe.keys import check_value, known_keys
+from lora_doctor.recipe.recipe import Recipe, make_recipe, parse_target_modules
 
 
 def recipe(**values: Any) -> Recipe:

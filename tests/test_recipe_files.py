@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from lora_doctor.errors import InputError
-from lora_doctor.fixes import REMOVE, Edit
-from lora_doctor.recipe import Recipe, make_recipe
-from lora_doctor.recipes import (
+from lora_doctor.recipe.edit import REMOVE, Edit
+from lora_doctor.recipe.files.read_write import (
     apply_edits,
     holds_key,
     new_recipe_text,
@@ -21,6 +20,7 @@ from lora_doctor.recipes import (
     recipe_diff,
     write_edits,
 )
+from lora_doctor.recipe.recipe import Recipe, make_recipe
 
 YAML = """\
 # How we train

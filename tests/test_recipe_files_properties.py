@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lora_doctor.errors import InputError
-from lora_doctor.fixes import REMOVE, Edit
-from lora_doctor.recipe import Recipe, make_recipe
-from lora_doctor.recipes import new_recipe_text, read_recipe, write_edits
+from lora_doctor.recipe.edit import REMOVE, Edit
+from lora_doctor.recipe.files.read_write import new_recipe_text, read_recipe, write_edits
+from lora_doctor.recipe.recipe import Recipe, make_recipe
 
 
 def write(folder: Path, text: str | bytes, name: str = "recipe.yaml") -> Path:

@@ -13,15 +13,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lora_doctor.reading.installed_classes import installed_class_has
-from lora_doctor.reading.remote_code import (
+from lora_doctor.static.installed.installed_classes import installed_class_has
+from lora_doctor.static.model_files import gather_static
+from lora_doctor.static.remote_code.remote_code import (
     NestedAdapterCall,
     RemoteCode,
     nested_adapter_calls,
     read_remote_code,
 )
-from lora_doctor.reading.source_facts import ClassFacts
-from lora_doctor.reading.static import gather_static
+from lora_doctor.static.remote_code.source_facts import ClassFacts
 
 # A line that gives itself away when it runs, in every file of every repository here.
 BOMB = "open(__file__ + '.ran', 'w').close()\n"
@@ -471,8 +471,9 @@ def test_reading_imports_nothing_heavy(tmp_path: Path) -> None:
     repository(tmp_path, {"m.py": MODEL.format(config="x")}, AutoModel="m.MMForCausalLM")
     program = (
         "import sys; from pathlib import Path;"
-        "from lora_doctor.reading.static import gather_static as g;"
-        "from lora_doctor.reading.remote_code import read_remote_code as r, nested_adapter_calls;"
+        "from lora_doctor.static.model_files import gather_static as g;"
+        "from lora_doctor.static.remote_code.remote_code import read_remote_code as r;"
+        "from lora_doctor.static.remote_code.remote_code import nested_adapter_calls;"
         "p = Path(sys.argv[1]); c = r(p, g(p, source='m')); assert nested_adapter_calls(c);"
         "bad = {'torch', 'transformers', 'peft', 'm'} & set(sys.modules);"
         "sys.exit(str(bad) if bad else 0)"

@@ -16,16 +16,24 @@ import jsonschema
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from lora_doctor import reports
+from lora_doctor.recipe.edit import REMOVE, Edit, Patch
+from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.reports._text import plain, shown, visible
 from lora_doctor.reports._words import DiffLine, fix_diff
-
-from lora_doctor import reports, saving
-from lora_doctor.diagnosis import Diagnosis
-from lora_doctor.evidence import structure as structure_module
-from lora_doctor.finding import Finding, Location, Measure, Proof
-from lora_doctor.fixes import REMOVE, Edit, Fix, Patch
-from lora_doctor.recipe import Recipe
-from lora_doctor.verification import AdapterGroup, BatchReport, Check, Failure, Verification
+from lora_doctor.results import round_trip
+from lora_doctor.results import structure as structure_module
+from lora_doctor.results.diagnosis import Diagnosis
+from lora_doctor.results.finding import Finding, Location, Measure, Proof
+from lora_doctor.results.fix import Fix
+from lora_doctor.results.verification import (
+    AdapterGroup,
+    BatchReport,
+    Check,
+    Failure,
+    Verification,
+)
 from tests import diagnoses
 
 SCHEMA = json.loads(
@@ -140,8 +148,8 @@ def test_every_object_of_ours_is_closed_and_described() -> None:
     [
         ("verification", Verification), ("check", Check), ("failure", Failure),
         ("adapter_group", AdapterGroup), ("batch", BatchReport),
-        ("saving", saving.Saving), ("tied_part", saving.TiedPart),
-        ("auto_loading", saving.AutoLoading), ("vocabulary", saving.Vocabulary),
+        ("saving", round_trip.Saving), ("tied_part", round_trip.TiedPart),
+        ("auto_loading", round_trip.AutoLoading), ("vocabulary", round_trip.Vocabulary),
         ("structure", structure_module.Structure), ("module_group", structure_module.ModuleGroup),
         ("tower", structure_module.Tower), ("injection", structure_module.Injection),
         ("error", structure_module.ErrorReport),

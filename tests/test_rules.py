@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 import lora_doctor
-from lora_doctor.engine import find_rules, first_fix
-from lora_doctor.isolation import Worker
-from lora_doctor.rule import Example, Rule
+from lora_doctor.engine.registry import find_rules
+from lora_doctor.engine.rule import Example, Rule
+from lora_doctor.results.finding import first_fix
+from lora_doctor.sandbox.worker import Worker
 
 RULES = find_rules()
 HEADINGS = ("## What happens", "## Why", "## Versions", "## Fix", "## Links")

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import lora_doctor
-from lora_doctor.isolation import Worker
+from lora_doctor.sandbox.worker import Worker
 from tests import models, scenario
 
 pytestmark = pytest.mark.slow
@@ -227,9 +227,9 @@ def test_an_update_is_as_large_as_the_merged_weight_says(scale: float) -> None:
     import peft
     import torch
 
-    from lora_doctor.adapters import find_adapters, note_gradients
-    from lora_doctor.observers.updates import Updates
-    from lora_doctor.observing import Setting
+    from lora_doctor.contract.adapters import find_adapters, note_gradients
+    from lora_doctor.contract.observers.base import Setting
+    from lora_doctor.contract.observers.updates import Updates
 
     targets = ["q_proj", "down_proj"]
     config = peft.LoraConfig(r=4, lora_alpha=4 * scale, target_modules=targets)

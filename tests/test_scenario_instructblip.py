@@ -20,12 +20,13 @@ from typing import Any
 import pytest
 
 import lora_doctor
-from lora_doctor.engine import find_rules
-from lora_doctor.fixes import Edit, Patch
-from lora_doctor.isolation import Worker
-from lora_doctor.prescription import Prescription, apply, make_prescription, write_prescription
-from lora_doctor.recipe_keys import TASK_TYPES
-from lora_doctor.symptoms import find_by_message
+from lora_doctor.engine.registry import find_rules
+from lora_doctor.engine.symptoms import find_by_message
+from lora_doctor.prescription.apply import apply, make_prescription
+from lora_doctor.recipe.edit import Edit, Patch
+from lora_doctor.recipe.files.prescription import Prescription, write_prescription
+from lora_doctor.recipe.keys import TASK_TYPES
+from lora_doctor.sandbox.worker import Worker
 from tests import cli
 from tests.multimodal_models import TEXT_MODELS, build, has_placeholders, write_folder
 from tests.scenario import Versions, holds, message_of, prove

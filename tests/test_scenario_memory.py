@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import lora_doctor
-from lora_doctor.isolation import Worker
+from lora_doctor.sandbox.worker import Worker
 from tests.scenario import holds, not_here, prove
 
 pytestmark = pytest.mark.slow

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import lora_doctor
-from lora_doctor.isolation import Worker
+from lora_doctor.sandbox.worker import Worker
 from tests import vlm_folders
 from tests.scenario import message_of, not_here, prove, record
 from tests.vlm_folders import PRECISIONS, PUBLISHED, RECIPE

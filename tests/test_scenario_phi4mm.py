@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import lora_doctor
-from lora_doctor.isolation import Worker
+from lora_doctor.sandbox.worker import Worker
 from tests import cli
 from tests.remote_repository import (
     WRAP_AGAIN,

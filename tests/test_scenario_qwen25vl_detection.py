@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import lora_doctor
-from lora_doctor.isolation import Worker
+from lora_doctor.sandbox.worker import Worker
 from tests import models
 from tests.scenario import holds, not_here, prove
 

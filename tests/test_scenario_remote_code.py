@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 import lora_doctor
-from lora_doctor.engine import find_rules
-from lora_doctor.isolation import Worker
-from lora_doctor.symptoms import find_by_message
+from lora_doctor.engine.registry import find_rules
+from lora_doctor.engine.symptoms import find_by_message
+from lora_doctor.sandbox.worker import Worker
 from tests.remote_repository import keep_modules_apart, load
 from tests.scenario import FOUND_BY_HAND, holds, message_of, prove, record
 

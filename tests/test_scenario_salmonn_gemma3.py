@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import lora_doctor
-from lora_doctor.isolation import Worker
+from lora_doctor.sandbox.worker import Worker
 from tests.scenario import holds, prove
 
 torch = pytest.importorskip("torch")

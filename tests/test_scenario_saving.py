@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import lora_doctor
-from lora_doctor.isolation import Worker
+from lora_doctor.sandbox.worker import Worker
 from tests import models
 from tests.scenario import holds, prove
 
@@ -256,7 +256,7 @@ def test_untied_by_hand_an_adapter_on_the_head_is_fine(worker: Worker) -> None:
 
 def test_peft_s_own_tying_of_an_adapter_is_not_offered(worker: Worker) -> None:
     """`ensure_weight_tying` sounds like the fix; with an adapter the merged model is worse."""
-    from lora_doctor.reading.environment import lora_config_fields
+    from lora_doctor.static.installed.environment import lora_config_fields
 
     if "ensure_weight_tying" not in (lora_config_fields() or ()):
         pytest.skip("this PEFT has no ensure_weight_tying")
@@ -411,7 +411,7 @@ def test_what_the_adapters_train_is_not_called_untrained() -> None:
     import peft
     import torch
 
-    from lora_doctor.saved_files import chosen_trainable, frozen_by_wrapping
+    from lora_doctor.contract.saved_files import chosen_trainable, frozen_by_wrapping
 
     class Two(torch.nn.Module):
         def __init__(self) -> None:

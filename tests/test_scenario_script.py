@@ -15,7 +15,7 @@ import pytest
 
 import lora_doctor
 from lora_doctor.errors import InputError
-from lora_doctor.isolation import Worker
+from lora_doctor.sandbox.worker import Worker
 from tests import cli
 from tests.scenario import FOUND_BY_HAND, record
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 import lora_doctor
-from lora_doctor.isolation import Worker
-from lora_doctor.reading.environment import pretrained_model_generates
+from lora_doctor.sandbox.worker import Worker
+from lora_doctor.static.installed.environment import pretrained_model_generates
 from tests import cli
 from tests.models import plain_module
 from tests.remote_repository import WRAP_AGAIN, write_repository

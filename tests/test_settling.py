@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from packaging.version import Version
 
-from lora_doctor.case import Case, Settings
-from lora_doctor.isolation import Worker
-from lora_doctor.model_source import parse_model
-from lora_doctor.recipe import as_recipe
+from lora_doctor.engine.case import Case, Settings
+from lora_doctor.recipe.files.read_write import as_recipe
+from lora_doctor.sandbox.worker import Worker
+from lora_doctor.static.model_source import parse_model
 
 pytestmark = pytest.mark.slow
 transformers = pytest.importorskip("transformers")

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from lora_doctor.tiny_model.shrink_layers import plan_layers
-from lora_doctor.tiny_model.shrink_rules import (
+from lora_doctor.tiny_model.config_roles import (
     id_map,
     role_of,
     small_head_dim,
@@ -19,14 +18,15 @@ from lora_doctor.tiny_model.shrink_rules import (
     vocab_map,
     width_map,
 )
+from lora_doctor.tiny_model.shrink.layers import plan_layers
 
 transformers = pytest.importorskip("transformers")
 torch = pytest.importorskip("torch")
 
-from lora_doctor.tiny_model.shrink import ShrinkError, shrink  # noqa: E402
-from lora_doctor.tiny_model.shrink_apply import apply_sizes  # noqa: E402
-from lora_doctor.tiny_model.shrink_build import sane_weights  # noqa: E402
-from lora_doctor.tiny_model.sizes import Sizes  # noqa: E402
+from lora_doctor.tiny_model.shrink.apply import apply_sizes  # noqa: E402
+from lora_doctor.tiny_model.shrink.build import sane_weights  # noqa: E402
+from lora_doctor.tiny_model.shrink.shrink import ShrinkError, shrink  # noqa: E402
+from lora_doctor.tiny_model.shrink.sizes import Sizes  # noqa: E402
 
 
 def build(name: str) -> Any:
@@ -178,7 +178,7 @@ def test_grouped_attention_stays_grouped_and_modules_keep_their_names() -> None:
 
 
 def test_a_tiny_model_has_a_finite_loss_and_gradients() -> None:
-    from lora_doctor.tiny_model.batch import batch_loss
+    from lora_doctor.tiny_model.batch.loss import batch_loss
 
     result = shrink(transformers.MixtralConfig(), build("MixtralForCausalLM"))
     loss = batch_loss(result.model, result.batch)

@@ -9,11 +9,11 @@ import pytest
 transformers = pytest.importorskip("transformers")
 torch = pytest.importorskip("torch")
 
-from lora_doctor.tiny_model.shrink import shrink  # noqa: E402
-from lora_doctor.tiny_model.shrink_apply import apply_sizes  # noqa: E402
-from lora_doctor.tiny_model.shrink_build import read_back  # noqa: E402
-from lora_doctor.tiny_model.shrink_per_layer import overrides_of  # noqa: E402
-from lora_doctor.tiny_model.sizes import Sizes  # noqa: E402
+from lora_doctor.tiny_model.per_layer import overrides_of  # noqa: E402
+from lora_doctor.tiny_model.shrink.apply import apply_sizes  # noqa: E402
+from lora_doctor.tiny_model.shrink.build import read_back  # noqa: E402
+from lora_doctor.tiny_model.shrink.shrink import shrink  # noqa: E402
+from lora_doctor.tiny_model.shrink.sizes import Sizes  # noqa: E402
 
 
 def config_of(name: str) -> Any:

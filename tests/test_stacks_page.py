@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import stacks_page
+from tools import stacks_page
 
 OLD = {"transformers": "4.37.2", "peft": "0.7.1"}
 NEW = {"transformers": "5.23.0", "peft": "0.21.2"}

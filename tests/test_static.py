@@ -16,10 +16,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from lora_doctor.errors import EvidenceError, InputError
-from lora_doctor.reading import static
-from lora_doctor.reading.static import gather_static
-from lora_doctor.reading.tokenizer_file import read_tokenizer_file
-from lora_doctor.reading.weights import parse_header, read_header, read_weights
+from lora_doctor.static import model_files
+from lora_doctor.static.model_files import gather_static
+from lora_doctor.static.tokenizer_file import read_tokenizer_file
+from lora_doctor.static.weights import parse_header, read_header, read_weights
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",
@@ -36,7 +36,9 @@ LLAMA: dict[str, Any] = {
 @pytest.fixture(autouse=True)
 def _known(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests of this file say the same with and without transformers installed."""
-    monkeypatch.setattr(static, "known_architectures", lambda: ("llama", "mistral", "qwen2_vl"))
+    monkeypatch.setattr(
+        model_files, "known_architectures", lambda: ("llama", "mistral", "qwen2_vl")
+    )
 
 
 def model(folder: Path, config: object = None, **files: object) -> Path:
@@ -145,7 +147,7 @@ def test_no_import_and_no_time(tmp_path: Path) -> None:
     folder = model(tmp_path, model__safetensors=safetensors({"a": ("F32", [2])}))
     code = (
         "import sys, time; from pathlib import Path;"
-        "from lora_doctor.reading.static import gather_static as g;"
+        "from lora_doctor.static.model_files import gather_static as g;"
         "start = time.process_time(); s = g(Path(sys.argv[1]), source='m');"
         "s.weights, s.listing, s.tokenizer; spent = time.process_time() - start;"
         "bad = {'torch', 'transformers', 'huggingface_hub', 'numpy'} & set(sys.modules);"

@@ -12,8 +12,8 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 import lora_doctor  # noqa: E402
-from lora_doctor.contract import verify_module  # noqa: E402
-from lora_doctor.isolation import Worker  # noqa: E402
+from lora_doctor.evidence.loaded_module import verify_module  # noqa: E402
+from lora_doctor.sandbox.worker import Worker  # noqa: E402
 
 
 def checked(worker: Worker, name: str, task: str, depth: str = "tiny") -> Any:
@@ -134,7 +134,7 @@ def test_the_choice_among_several_tasks_is_told(worker: Worker) -> None:
 
 def test_statistics_of_a_model_just_made_fit_its_activations() -> None:
     """With mean 0 and variance 1, whatever the weights, MobileViT's loss was flat in eval mode."""
-    from lora_doctor.tiny_model.batch import Batch
+    from lora_doctor.tiny_model.batch.result import Batch
     from lora_doctor.tiny_model.statistics import fit_statistics
 
     net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.Dropout(0.5))

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 import lora_doctor
-from lora_doctor.reading.tokenizer_file import TokenizerFile
-from lora_doctor.reading.tokenizer_reading import unreadable_parts, whole_file_error
+from lora_doctor.static.tokenizer_file import TokenizerFile
+from lora_doctor.static.tokenizer_reading import unreadable_parts, whole_file_error
 
 FOLDERS = Path(__file__).parent / "folders"
 pytest.importorskip("tokenizers")
@@ -60,7 +60,7 @@ def test_a_model_that_the_library_does_not_have() -> None:
 
 def test_parts_and_the_whole_file_agree() -> None:
     """The rule asks about parts because a vocabulary is large: they must give the same answer."""
-    from lora_doctor.reading.tokenizer_file import read_tokenizer_file
+    from lora_doctor.static.tokenizer_file import read_tokenizer_file
 
     for folder in ("metaspace_with_split", "metaspace_without_prefix", "merges_as_pairs",
                    "merges_as_texts"):  # fmt: skip

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from lora_doctor.evidence.loading import Loader
-from lora_doctor.evidence.modules import assign_roles, collect, group, pattern_of
-from lora_doctor.evidence.towers import find_towers
-from lora_doctor.recipe import Recipe
+from lora_doctor.model.loading import Loader
+from lora_doctor.model.modules import assign_roles, collect, group, pattern_of
+from lora_doctor.model.towers import find_towers
+from lora_doctor.recipe.recipe import Recipe
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lora_doctor.errors import InputError
-from lora_doctor.reading.training_script import TrainingScript, read_training_script
+from lora_doctor.static.script.training_script import TrainingScript, read_training_script
 
 HEAD = """\
 import math, sys

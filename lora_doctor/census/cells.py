@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_doctor.contract import DOES_NOT_RUN
+from lora_doctor.contract.contract import DOES_NOT_RUN
+from lora_doctor.contract.recorder import is_out_of_memory
 from lora_doctor.errors import EvidenceError
 from lora_doctor.evidence import fewer_layers, tiny
-from lora_doctor.isolation import one_line, report_progress
-from lora_doctor.ledger import is_out_of_memory
-from lora_doctor.recipe import Recipe
-from lora_doctor.verification import Verification
+from lora_doctor.recipe.recipe import Recipe
+from lora_doctor.results.verification import NOT_PROVEN, Verification
+from lora_doctor.sandbox.worker import one_line, report_progress
 
 STEPS = 1
 STEPS_AS_CHECK = 3
@@ -45,7 +45,7 @@ def gather(
     Raises:
         EvidenceError: no tiny model can be made.
     """
-    from lora_doctor.evidence.loading import Loader
+    from lora_doctor.model.loading import Loader
 
     recipes = {name: Recipe.from_json(data) for name, data in ways.items()}
     loader = Loader(source, next(iter(recipes.values())))
@@ -80,7 +80,7 @@ def _try(shrunk: Any, loader: Any, recipe: Recipe, steps: int) -> Verification:
 
 def cell(result: Verification) -> dict[str, str]:
     """What a verification says in one cell."""
-    unproven = [note for note in result.notes if tiny.NOT_PROVEN in note]
+    unproven = [note for note in result.notes if NOT_PROVEN in note]
     if result.outcome == "undetermined":
         return {"status": "unknown", "reason": result.reason}
     if result.outcome == "failed":

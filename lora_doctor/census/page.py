@@ -16,8 +16,8 @@ from typing import Any
 from lora_doctor.census.pairs import GENERATION, task
 from lora_doctor.census.row import COLUMNS, NOT_REACHED, Cell, Row
 from lora_doctor.census.run import Census
-from lora_doctor.recipe import Recipe
-from lora_doctor.recipes import new_recipe_text
+from lora_doctor.recipe.files.read_write import new_recipe_text
+from lora_doctor.recipe.recipe import Recipe
 
 TITLES = {
     "builds": "Builds",

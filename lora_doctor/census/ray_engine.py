@@ -19,12 +19,12 @@ class Judge:
     """One process: makes rows, one after the other."""
 
     def __init__(self) -> None:
-        from lora_doctor.isolation import Worker
+        from lora_doctor.sandbox.worker import Worker
 
         self.worker = Worker(threads=1)
 
     def row(self, pair: tuple[str, str], keep: str | None) -> dict[str, Any]:
-        from lora_doctor.census.run import safely
+        from lora_doctor.census.row import safely
 
         made = safely(Pair(*pair), self.worker, Path(keep) if keep else None)
         return made.to_json()

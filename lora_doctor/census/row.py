@@ -8,18 +8,20 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lora_doctor import engine
-from lora_doctor.case import Case, Limits, Settings
 from lora_doctor.census.cells import cell
 from lora_doctor.census.pairs import Pair
-from lora_doctor.diagnosis import Diagnosis
+from lora_doctor.engine import registry
+from lora_doctor.engine.case import GIB, Case, Limits, Settings
+from lora_doctor.engine.diagnose import diagnose
 from lora_doctor.errors import LoraDoctorError
-from lora_doctor.fixes import REMOVE, Edit
-from lora_doctor.from_json import from_json
-from lora_doctor.isolation import Worker, one_line
-from lora_doctor.model_source import parse_model
-from lora_doctor.recipe import Recipe, as_recipe
-from lora_doctor.verification import Verification
+from lora_doctor.recipe.edit import REMOVE, Edit
+from lora_doctor.recipe.files.read_write import as_recipe
+from lora_doctor.recipe.recipe import Recipe
+from lora_doctor.results.diagnosis import Diagnosis
+from lora_doctor.results.from_json import from_json
+from lora_doctor.results.verification import Verification
+from lora_doctor.sandbox.worker import Worker, one_line
+from lora_doctor.static.model_source import parse_model
 
 #: The columns, in their order: what is asked of each architecture.
 COLUMNS: Mapping[str, str] = {
@@ -114,7 +116,7 @@ def judge(pair: Pair, worker: Worker, limits: Limits, keep: Path | None = None) 
 
 def _judged(pair: Pair, case: Case, worker: Worker, keep: Path | None) -> Row:
     try:
-        diagnosis = engine.diagnose(case, engine.find_rules())
+        diagnosis = diagnose(case, registry.find_rules())
     except LoraDoctorError as error:
         cells = {"builds": Cell("no", str(error))}
         return Row(pair.auto_class, pair.model_type, cells=_complete(cells))
@@ -222,3 +224,17 @@ def _complete(cells: Mapping[str, Cell]) -> dict[str, Cell]:
 def _to_copy(recipe: Recipe) -> dict[str, Any]:
     """The recipe as somebody writes it: without what only says that nothing is set."""
     return {key: value for key, value in recipe.values.items() if value is not None}
+
+
+#: A row takes a few seconds; what takes so much more hangs.
+LIMITS = Limits(meta_seconds=90, tiny_seconds=120, memory=3 * GIB)
+
+
+def safely(pair: Pair, worker: Worker, keep: Path | None) -> Row:
+    """A row whatever happens: a failure of the tool itself stands in it and stops nothing."""
+    try:
+        return judge(pair, worker, LIMITS, keep / pair.name if keep is not None else None)
+    except Exception as error:  # noqa: BLE001 - one row is not the census
+        reason = f"lora-doctor itself failed: {type(error).__name__}: {error}"
+        cells = {name: Cell("unknown", " ".join(reason.split())) for name in COLUMNS}
+        return Row(pair.auto_class, pair.model_type, cells=cells)

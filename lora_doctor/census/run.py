@@ -18,17 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_doctor import __version__
-from lora_doctor.case import GIB, Limits
+from lora_doctor._version import __version__
 from lora_doctor.census.pairs import Pair, task
-from lora_doctor.census.row import COLUMNS, Cell, Row, judge
+from lora_doctor.census.row import COLUMNS, Row, safely
 from lora_doctor.errors import EvidenceError, InputError
-from lora_doctor.isolation import Worker
-from lora_doctor.writing import write_text
+from lora_doctor.files import write_text
+from lora_doctor.sandbox.worker import Worker
 
 SCHEMA_VERSION = "1"
-#: A row takes a few seconds; what takes so much more hangs.
-LIMITS = Limits(meta_seconds=90, tiny_seconds=120, memory=3 * GIB)
 _PACKAGES = ("transformers", "peft", "torch", "bitsandbytes")
 #: Makes one row; `spread` is handed one for each process.
 Judge = Callable[[Pair], Row]
@@ -155,16 +152,6 @@ def spread_locally(pairs: Sequence[Pair], jobs: int, keep: Path | None) -> Itera
         stop.set()
         for thread in threads:
             thread.join()
-
-
-def safely(pair: Pair, worker: Worker, keep: Path | None) -> Row:
-    """A row whatever happens: a failure of the tool itself stands in it and stops nothing."""
-    try:
-        return judge(pair, worker, LIMITS, keep / pair.name if keep is not None else None)
-    except Exception as error:  # noqa: BLE001 - one row is not the census
-        reason = f"lora-doctor itself failed: {type(error).__name__}: {error}"
-        cells = {name: Cell("unknown", " ".join(reason.split())) for name in COLUMNS}
-        return Row(pair.auto_class, pair.model_type, cells=cells)
 
 
 def _engine(name: str) -> Callable[[Sequence[Pair], int, Path | None], Iterable[Row]]:

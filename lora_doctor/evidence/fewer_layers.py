@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from lora_doctor.recipe import Recipe
+from lora_doctor.recipe.recipe import Recipe
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 #: A number in a regular expression that is not part of a name such as ``w1`` or ``fc2``.
@@ -61,7 +61,7 @@ def fit(recipe: Recipe, model: Any, config: Any = None) -> tuple[Recipe, tuple[s
 def _last_layers(full: Any, tiny: Any) -> dict[int, int]:
     """The number of the last layer of each tower, at full size and here, and of those before it
     in the second half of the stack here; as far as all agree."""
-    from lora_doctor.tiny_model.shrink_rules import role_of, tree
+    from lora_doctor.tiny_model.config_roles import role_of, tree
 
     if full is None or tiny is None:
         return {}
@@ -79,7 +79,7 @@ def _last_layers(full: Any, tiny: Any) -> dict[int, int]:
 def _listed_layers(full: Any, tiny: Any) -> dict[int, int]:
     """Numbers of layers that an entry of the config lists, to one that it lists here; as far as
     all such entries agree."""
-    from lora_doctor.tiny_model.shrink_rules import is_numbers, role_of, tree
+    from lora_doctor.tiny_model.config_roles import is_numbers, role_of, tree
 
     if full is None or tiny is None:
         return {}

@@ -11,18 +11,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lora_doctor.contract import Contract, Subject
+from lora_doctor.contract.contract import LEARNING_RATE, Contract, Subject
+from lora_doctor.contract.recorder import Ledger, is_out_of_memory
 from lora_doctor.errors import EvidenceError
-from lora_doctor.evidence import preparation, prepare
-from lora_doctor.evidence.locator import one_line
-from lora_doctor.evidence.new_heads import loaded_again, new_heads
-from lora_doctor.isolation import report_progress
-from lora_doctor.ledger import Ledger, is_out_of_memory
-from lora_doctor.recipe import Recipe
-from lora_doctor.verification import Verification
+from lora_doctor.evidence import kbit_preparation
+from lora_doctor.model import training_setup
+from lora_doctor.model.new_heads import loaded_again, new_heads
+from lora_doctor.prescription.patches import install_patches
+from lora_doctor.recipe.recipe import Recipe
+from lora_doctor.results.verification import Verification
+from lora_doctor.sandbox.worker import report_progress
+from lora_doctor.text import one_line
 
-#: Real weights are in a minimum already; large steps would throw them out of it.
-LEARNING_RATE = 5e-4
 _FILES = ("*.safetensors", "*.json", "*.model", "*.txt")
 
 
@@ -46,9 +46,9 @@ def gather(
     Raises:
         InputError: the source does not exist or is not what it should be.
     """
-    from lora_doctor.evidence.loading import Loader
+    from lora_doctor.model.loading import Loader
 
-    installed = prepare.install_patches(patches)
+    installed = install_patches(patches)
     plan = Recipe.from_json(recipe)
     device = choose_device(device)
     try:
@@ -87,30 +87,31 @@ def _verify(loader: Any, recipe: Recipe, steps: int, device: str) -> Verificatio
         if is_out_of_memory(error):
             raise
         return _does_not_load(error, device)
-    dtype = prepare.dtype_of(model)
+    dtype = training_setup.dtype_of(model)
     report_progress("making batches")
     try:
-        batches = prepare.make_batches(model, loader.factory_batches, None, notes)
-    except prepare.NoBatch as error:
+        batches = training_setup.make_batches(model, loader.factory_batches, None, notes)
+    except training_setup.NoBatch as error:
         unclear = Verification.undetermined(str(error), depth="full", device=device)
         del model
         return _judged(unclear, loader, recipe, device)
-    batches = [prepare.cast(batch.to(device), dtype) for batch in batches]
+    batches = [training_setup.cast(batch.to(device), dtype) for batch in batches]
     heads = new_heads(model, loader.source)
     subject = Subject(
         base=model,
         batches=batches,
-        wrap=prepare.wrapper(model, recipe, loaded=loader.source["kind"] != "factory"),
+        wrap=training_setup.wrapper(model, recipe, loaded=loader.source["kind"] != "factory"),
         fresh=loaded_again(
-            prepare.fresh_base(model, shared=not prepare.rewrites_weights(recipe)), heads
+            training_setup.fresh_base(model, shared=not training_setup.rewrites_weights(recipe)),
+            heads,
         ),
         new_heads=heads,
-        set_up=lambda wrapped: prepare.set_up(wrapped, recipe),
+        set_up=lambda wrapped: training_setup.set_up(wrapped, recipe),
         learning_rate=LEARNING_RATE,
-        copyable=prepare.is_copyable(model),
+        copyable=training_setup.is_copyable(model),
         own_weights=True,
         own_inputs=bool(loader.factory_batches),
-        missing=prepare.missing_inputs(model, batches),
+        missing=training_setup.missing_inputs(model, batches),
         model_class=type(model).__name__,
         steps=notes,
     )
@@ -122,12 +123,12 @@ def _verify(loader: Any, recipe: Recipe, steps: int, device: str) -> Verificatio
 
 
 def _judged(result: Verification, loader: Any, recipe: Recipe, device: str) -> Verification:
-    """:func:`preparation.judged`, for a quantized model that does not run as it is prepared."""
+    """:func:`kbit_preparation.judged`, for a quantized model that does not run once prepared."""
     loaded_here = loader.source["kind"] != "factory"
     if result.outcome != "undetermined" or not recipe.quantized or not loaded_here:
         return result
     load = functools.partial(_load, loader, recipe, device, prepared=False)
-    return preparation.judged(result, load, recipe, None, _asked_dtype(recipe) or "")
+    return kbit_preparation.judged(result, load, recipe, None, _asked_dtype(recipe) or "")
 
 
 def _load(loader: Any, recipe: Recipe, device: str, *, prepared: bool = True) -> Any:
@@ -145,9 +146,9 @@ def _load(loader: Any, recipe: Recipe, device: str, *, prepared: bool = True) ->
         )
     folder = weights_folder(loader.source)
     wanted = _asked_dtype(recipe)
-    options = prepare.loading_options(recipe, wanted)
+    options = training_setup.loading_options(recipe, wanted)
     if recipe.quantized:
-        options["quantization_config"] = prepare.quantization_config(recipe)
+        options["quantization_config"] = training_setup.quantization_config(recipe)
         options["device_map"] = {"": device}
     if loader.source["trust_remote_code"]:
         options["trust_remote_code"] = True
@@ -155,7 +156,7 @@ def _load(loader: Any, recipe: Recipe, device: str, *, prepared: bool = True) ->
         str(folder), use_safetensors=True, local_files_only=True, **options
     )
     if recipe.quantized:
-        return prepare.for_kbit_training(model, recipe) if prepared else model
+        return training_setup.for_kbit_training(model, recipe) if prepared else model
     return model.to(device)
 
 

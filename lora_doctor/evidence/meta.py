@@ -13,11 +13,17 @@ from dataclasses import replace
 from typing import Any
 
 from lora_doctor.errors import EvidenceError, LoraDoctorError
-from lora_doctor.evidence import input_gradients, own_adapters, quantization, stacked
-from lora_doctor.evidence.injection import Injected, inject, read_wrapped, report
-from lora_doctor.evidence.loading import Loader
-from lora_doctor.evidence.missing_package import missing_package
-from lora_doctor.evidence.modules import (
+from lora_doctor.model import (
+    built_in_adapters as own_adapters,
+)
+from lora_doctor.model import (
+    input_gradients,
+    quantization,
+    stacked,
+)
+from lora_doctor.model.injection import Injected, inject, read_wrapped, report
+from lora_doctor.model.loading import Loader
+from lora_doctor.model.modules import (
     assign_roles,
     collect,
     elements,
@@ -26,17 +32,14 @@ from lora_doctor.evidence.modules import (
     pattern_of,
     walk,
 )
-from lora_doctor.evidence.proposal import Proposal
-from lora_doctor.evidence.propose import propose
-from lora_doctor.evidence.structure import (
-    ForwardParameter,
-    HeadClass,
-    Injection,
-    Structure,
-)
-from lora_doctor.evidence.towers import find_towers
-from lora_doctor.evidence.wrapper import WrapperCall, wrapper_call
-from lora_doctor.recipe import Recipe, as_recipe
+from lora_doctor.model.towers import find_towers
+from lora_doctor.model.wrapper import WrapperCall, wrapper_call
+from lora_doctor.proposal.defaults import propose
+from lora_doctor.proposal.tried import Proposal
+from lora_doctor.recipe.files.read_write import as_recipe
+from lora_doctor.recipe.recipe import Recipe
+from lora_doctor.results.structure import ForwardParameter, HeadClass, Injection, Structure
+from lora_doctor.static.installed.missing_package import missing_package
 
 _NOTHING = Injection(ok=False)
 
@@ -248,8 +251,8 @@ def _apply(patches: Sequence[Mapping[str, Any]]) -> None:
     """Put the patches of a prescription in place, as the training process would."""
     if not patches:
         return
-    from lora_doctor.fixes import Patch
-    from lora_doctor.patches import install_all
+    from lora_doctor.prescription.patches import install_all
+    from lora_doctor.recipe.edit import Patch
 
     install_all(Patch(str(item["name"]), dict(item.get("parameters") or {})) for item in patches)
 
@@ -318,7 +321,7 @@ def _supports_checkpointing(model: Any) -> bool:
 
 def _heads_of(model: Any) -> tuple[HeadClass, ...]:
     """The classes that transformers has for the config of a loaded model."""
-    from lora_doctor.evidence.auto_classes import classes_for
+    from lora_doctor.model.auto_classes import classes_for
 
     config = getattr(model, "config", None)
     if config is None or not hasattr(config, "model_type"):

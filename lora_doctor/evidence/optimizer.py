@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lora_doctor.errors import EvidenceError, InputError
-from lora_doctor.evidence.locator import clean_path, one_line
+from lora_doctor.text import clean_path, one_line
 
 WHAT_IT_IS = (
     "is a torch optimizer, a list of parameter groups, or several of these: a list, or a mapping "
@@ -205,7 +205,7 @@ def _simulated(scheduler: Any, optimizer: Any, steps: int, notes: list[str]) -> 
 
 
 def _compare(model: Any, phases: Sequence[Phase], notes: list[str]) -> OptimizerState:
-    from lora_doctor.adapters import every_parameter, find_adapters
+    from lora_doctor.contract.adapters import every_parameter, find_adapters
 
     named = dict(model.named_parameters())
     own = {id(tensor): name for name, tensor in named.items()}

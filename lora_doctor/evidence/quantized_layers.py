@@ -15,13 +15,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lora_doctor.contract import LEFT_OUT
-from lora_doctor.evidence.locator import clean_path, one_line, where
-from lora_doctor.evidence.modules import pattern_of
-from lora_doctor.ledger import Ledger, is_out_of_memory
-from lora_doctor.quantized_use import QuantizedUse, Use
-from lora_doctor.recipe import Recipe
-from lora_doctor.verification import Verification
+from lora_doctor.contract.contract import LEFT_OUT
+from lora_doctor.contract.recorder import Ledger, is_out_of_memory
+from lora_doctor.model.modules import pattern_of
+from lora_doctor.recipe.recipe import Recipe
+from lora_doctor.results.quantized_use import QuantizedUse, Use
+from lora_doctor.results.verification import Verification
+from lora_doctor.text import clean_path, one_line, where
 
 #: Rounds of leaving layers out; each finds one kind of layer.
 _ROUNDS = 5
@@ -63,7 +63,7 @@ def explained(
         load: gives it quantized and prepared, but for the modules of an ``llm_int8_skip_modules``.
         batch: on the device, in the dtype that the quantized model takes.
     """
-    from lora_doctor.evidence.quantization import Matcher
+    from lora_doctor.model.quantization import Matcher
 
     if recipe.quantized is None or not ended_early(result):
         return result
@@ -111,9 +111,9 @@ def _forwards(model: Any, recipe: Recipe, batch: Any) -> Iterator[None]:
     """The forwards of the training contract: without adapters and with them, in both modes."""
     import torch
 
-    from lora_doctor.copying import seed_everything
-    from lora_doctor.evidence import prepare
-    from lora_doctor.measure import loss_of
+    from lora_doctor.contract.measure import loss_of
+    from lora_doctor.model import training_setup
+    from lora_doctor.nn.copying import seed_everything
 
     def one(of: Any, training: bool) -> None:
         seed_everything(0)
@@ -124,7 +124,7 @@ def _forwards(model: Any, recipe: Recipe, batch: Any) -> Iterator[None]:
     for training in (False, True, False):
         one(model, training)
         yield
-    wrap = prepare.wrapper(model, recipe, loaded=True)
+    wrap = training_setup.wrapper(model, recipe, loaded=True)
     wrapped = model if wrap is None else wrap(model)
     for training in (True, False):
         one(wrapped, training)

@@ -13,21 +13,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from lora_doctor import handing_on
-from lora_doctor.contract import Contract, Subject
+from lora_doctor.contract.contract import Contract, Subject
+from lora_doctor.contract.recorder import is_out_of_memory
 from lora_doctor.errors import EvidenceError
-from lora_doctor.evidence import fewer_layers, preparation, prepare, quantized_layers
-from lora_doctor.evidence.locator import one_line, where
-from lora_doctor.evidence.new_heads import loaded_again, new_heads
-from lora_doctor.fixes import REMOVE, Edit
-from lora_doctor.isolation import report_progress
-from lora_doctor.ledger import is_out_of_memory
-from lora_doctor.recipe import Recipe
-from lora_doctor.verification import Verification
+from lora_doctor.evidence import fewer_layers, kbit_preparation, quantized_layers, tiny_model_cache
+from lora_doctor.model import training_setup
+from lora_doctor.model.new_heads import loaded_again, new_heads
+from lora_doctor.prescription.patches import install_patches
+from lora_doctor.recipe.edit import REMOVE, Edit
+from lora_doctor.recipe.recipe import Recipe
+from lora_doctor.results.verification import NOT_PROVEN, Verification
+from lora_doctor.sandbox.worker import report_progress
+from lora_doctor.text import one_line, where
 
 LEARNING_RATE = 1e-2
-#: In a note: what follows from the recipe was not run here.
-NOT_PROVEN = "is not proven"
 
 
 def gather(
@@ -51,9 +50,9 @@ def gather(
     Raises:
         InputError: the source does not exist or is not what it should be.
     """
-    from lora_doctor.evidence.loading import Loader
+    from lora_doctor.model.loading import Loader
 
-    installed = prepare.install_patches(patches)
+    installed = install_patches(patches)
     plan = Recipe.from_json(recipe)
     report_progress("finding the model's class")
     try:
@@ -67,7 +66,7 @@ def gather(
 def _verify(loader: Any, recipe: Recipe, steps: int, device: str, made: str | None) -> Verification:
     if loader.source["kind"] == "factory":
         model = loader.build()
-        return _run(model, loader, None, prepare.dtype_of(model), recipe, steps, device, [])
+        return _run(model, loader, None, training_setup.dtype_of(model), recipe, steps, device, [])
     shrunk = make(loader, made)
     return verify(
         shrunk.model, shrunk.batch, loader, recipe, steps, device, notes=tuple(shrunk.steps)
@@ -83,7 +82,7 @@ def make(loader: Any, made: str | None = None) -> Any:
     Raises:
         EvidenceError: none can be made; the text says why.
     """
-    from lora_doctor.tiny_model.shrink import ShrinkError, shrink
+    from lora_doctor.tiny_model.shrink.shrink import ShrinkError, shrink
     from lora_doctor.tiny_model.statistics import fit_statistics
 
     report_progress("building a tiny model")
@@ -94,10 +93,10 @@ def make(loader: Any, made: str | None = None) -> Any:
         shrunk = shrink(loader.config, lambda config: loader.build("cpu", config=config))
     except ShrinkError as error:
         raise EvidenceError(f"no tiny model of this class can be made: {one_line(error)}") from None
-    prepare.wake_zero_weights(shrunk.model)
+    training_setup.wake_zero_weights(shrunk.model)
     fit_statistics(shrunk.model, shrunk.batch)
     if made is not None:
-        handing_on.write(made, shrunk)
+        tiny_model_cache.write(made, shrunk)
     return shrunk
 
 
@@ -107,7 +106,7 @@ def _handed_on(loader: Any, made: str) -> Any:
     The class is constructed once more, without its numbers: constructors fill tables of the library
     that forwards look into (transformers 5 keeps there which outputs a class records).
     """
-    found = handing_on.read(made)
+    found = tiny_model_cache.read(made)
     if found is None:
         return None
     try:
@@ -157,7 +156,7 @@ def verify(
             else:
                 model = copy.deepcopy(tiny)
             batch = copy.deepcopy(first)
-            runs_in = dtype or prepare.dtype_of(model)
+            runs_in = dtype or training_setup.dtype_of(model)
             result = _run(
                 model, loader, batch, runs_in, recipe, steps, device, told, unfit, thorough
             )
@@ -204,21 +203,21 @@ def _run(
         model.to(device)
     report_progress("making batches")
     try:
-        batches = prepare.make_batches(model, loader.factory_batches, batch, notes)
-    except prepare.NoBatch as error:
+        batches = training_setup.make_batches(model, loader.factory_batches, batch, notes)
+    except training_setup.NoBatch as error:
         return Verification.undetermined(str(error), depth="tiny", device=device)
     heads = new_heads(model, loader.source)
     subject = Subject(
         base=model,
-        batches=[prepare.cast(one.to(device), dtype) for one in batches],
-        wrap=prepare.wrapper(model, recipe, loaded=loader.source["kind"] != "factory"),
-        fresh=loaded_again(prepare.fresh_base(model), heads),
-        set_up=lambda wrapped: prepare.set_up(wrapped, recipe),
+        batches=[training_setup.cast(one.to(device), dtype) for one in batches],
+        wrap=training_setup.wrapper(model, recipe, loaded=loader.source["kind"] != "factory"),
+        fresh=loaded_again(training_setup.fresh_base(model), heads),
+        set_up=lambda wrapped: training_setup.set_up(wrapped, recipe),
         learning_rate=LEARNING_RATE,
-        copyable=prepare.is_copyable(model),
+        copyable=training_setup.is_copyable(model),
         own_weights=loader.source["kind"] == "factory",
         own_inputs=bool(loader.factory_batches),
-        missing=prepare.missing_inputs(model, batches),
+        missing=training_setup.missing_inputs(model, batches),
         unfit=unfit,
         model_class=type(model).__name__,
         steps=notes,
@@ -233,7 +232,7 @@ def _run(
 def _judged(
     result: Verification, model: Any, recipe: Recipe, batch: Any, dtype: str
 ) -> Verification:
-    """:func:`preparation.judged`, where the tiny model was quantized."""
+    """:func:`kbit_preparation.judged`, where the tiny model was quantized."""
 
     def load() -> Any:
         with _saved(model) as folder:
@@ -241,7 +240,7 @@ def _judged(
 
     if not recipe.quantized or batch is None or any(NOT_PROVEN in note for note in result.notes):
         return result
-    return preparation.judged(result, load, recipe, batch.to(result.device), dtype)
+    return kbit_preparation.judged(result, load, recipe, batch.to(result.device), dtype)
 
 
 def _explained(
@@ -256,16 +255,16 @@ def _explained(
             edits = () if skip is None else (Edit("llm_int8_skip_modules", skip),)
             told = recipe.edit(edits)
             loaded = _quantized(type(model), folder, told, dtype, result.device)
-            return prepare.for_kbit_training(loaded, told)
+            return training_setup.for_kbit_training(loaded, told)
 
         inputs = copy.deepcopy(batch).to(result.device)
-        inputs = prepare.cast(inputs, dtype or result.dtype)
+        inputs = training_setup.cast(inputs, dtype or result.dtype)
         return quantized_layers.explained(result, model, load, recipe, inputs)
 
 
 def _quantized(cls: Any, folder: str, recipe: Recipe, dtype: str, device: str) -> Any:
-    options = prepare.loading_options(recipe, dtype or None)
-    quantization = prepare.quantization_config(recipe)
+    options = training_setup.loading_options(recipe, dtype or None)
+    quantization = training_setup.quantization_config(recipe)
     model = cls.from_pretrained(
         folder, quantization_config=quantization, device_map={"": device}, **options
     )
@@ -293,7 +292,7 @@ def _reload(model: Any, recipe: Recipe, dtype: str, device: str, notes: list[str
     ``from_pretrained`` does more than ``.to(dtype)``: it keeps some layers in float32. ``notes`` is
     told when this transformers cannot quantize here.
     """
-    options = prepare.loading_options(recipe, dtype or "float32")
+    options = training_setup.loading_options(recipe, dtype or "float32")
     with _saved(model) as folder:
         if recipe.quantized:
             try:
@@ -306,7 +305,7 @@ def _reload(model: Any, recipe: Recipe, dtype: str, device: str, notes: list[str
                     f"{type(error).__name__}: {one_line(error, 160)}"
                 )
             else:
-                return prepare.for_kbit_training(loaded, recipe)
+                return training_setup.for_kbit_training(loaded, recipe)
         return type(model).from_pretrained(folder, **options)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from lora_doctor.recipe import Recipe
+from lora_doctor.recipe.recipe import Recipe
 
 _HALF = ("float16", "bfloat16")
 

@@ -11,21 +11,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lora_doctor.memory_plan.attention import fused_attention
-from lora_doctor.memory_plan.known_values import KnownValues, UnknownValue, running_on_meta
-from lora_doctor.tiny_model.batch import (
-    Batch,
-    BatchError,
-    _forward,
-    _loss_of,
-    batch_loss,
-    forward_parameters,
-    modality_choices,
-)
-from lora_doctor.tiny_model.batch_draft import Draft
-from lora_doctor.tiny_model.batch_features import count_features
-from lora_doctor.tiny_model.batch_labels import candidates
-from lora_doctor.tiny_model.batch_objections import answer, one_line
-from lora_doctor.tiny_model.batch_settings import Settings
+from lora_doctor.memory_plan.data_dependent_ops import KnownValues, UnknownValue, running_on_meta
+from lora_doctor.text import one_line
+from lora_doctor.tiny_model.batch.draft import Draft
+from lora_doctor.tiny_model.batch.features import count_features
+from lora_doctor.tiny_model.batch.forward_errors import answer
+from lora_doctor.tiny_model.batch.labels import candidates
+from lora_doctor.tiny_model.batch.loss import _loss_of, batch_loss
+from lora_doctor.tiny_model.batch.make_batch import _forward, forward_parameters, modality_choices
+from lora_doctor.tiny_model.batch.result import Batch, BatchError
+from lora_doctor.tiny_model.batch.settings import Settings
 
 #: Patches along one side of a picture whose size is free: 448 pixels where a patch has 14.
 GRID_SIDE = 32

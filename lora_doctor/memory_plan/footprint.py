@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from lora_doctor.embeddings import output_embeddings
-from lora_doctor.evidence import prepare
-from lora_doctor.evidence.skeleton import Skeleton
 from lora_doctor.memory_plan.attention import fused_attention
-from lora_doctor.memory_plan.known_values import KnownValues, running_on_meta
-from lora_doctor.memory_plan.live import LiveBytes
+from lora_doctor.memory_plan.data_dependent_ops import KnownValues, running_on_meta
+from lora_doctor.memory_plan.live_tensors import LiveBytes
 from lora_doctor.memory_plan.quantized import constants, quantize
-from lora_doctor.recipe import Recipe
+from lora_doctor.model import training_setup
+from lora_doctor.model.meta_copy import Skeleton
+from lora_doctor.nn.embeddings import output_embeddings
+from lora_doctor.recipe.recipe import Recipe
 
 
 @dataclass
@@ -91,8 +91,8 @@ class Subject:
         }
         if quantization is not None:
             self.model = quantize(self.model, recipe, quantization)
-            self.model = prepare.for_kbit_training(self.model, recipe)
-        wrap = prepare.wrapper(self.model, recipe, loaded=True)
+            self.model = training_setup.for_kbit_training(self.model, recipe)
+        wrap = training_setup.wrapper(self.model, recipe, loaded=True)
         if wrap is not None:
             with torch.device("meta"):
                 self.model = wrap(self.model)
@@ -102,7 +102,7 @@ class Subject:
                 if parameter.is_floating_point():
                     parameter.data = parameter.data.to(self.dtype)
         self.model.train()
-        prepare.set_up(self.model, recipe)
+        training_setup.set_up(self.model, recipe)
 
     @property
     def base(self) -> Any:
@@ -210,7 +210,7 @@ def _keep_float32(model: Any, dtype: str) -> None:
     names: set[str] = set()
     if dtype == "float16":
         names.update(getattr(model, "_keep_in_fp32_modules", None) or ())
-    if dtype in prepare.HALF:
+    if dtype in training_setup.HALF:
         names.update(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
     for path, module in model.named_modules():
         if names & set(path.split(".")):

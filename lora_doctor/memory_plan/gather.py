@@ -11,18 +11,19 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lora_doctor.errors import EvidenceError, LoraDoctorError
-from lora_doctor.evidence import prepare, quantization
-from lora_doctor.evidence.injection import report
-from lora_doctor.evidence.loading import Loader
-from lora_doctor.isolation import report_progress
 from lora_doctor.memory_plan import optimizer
 from lora_doctor.memory_plan.alternatives import Alternative, alternatives
-from lora_doctor.memory_plan.bones import Runnable, own_batch, runnable
-from lora_doctor.memory_plan.budget import parse_memory
 from lora_doctor.memory_plan.footprint import Sizes, Step, Subject, quiet
-from lora_doctor.memory_plan.plan import Part, Plan, Source, Variant
-from lora_doctor.recipe import Recipe
-from lora_doctor.tiny_model.batch import BatchError
+from lora_doctor.memory_plan.thinned_model import Runnable, own_batch, runnable
+from lora_doctor.model import quantization, training_setup
+from lora_doctor.model.injection import report
+from lora_doctor.model.loading import Loader
+from lora_doctor.prescription.patches import install_patches
+from lora_doctor.recipe.memory_size import parse_memory
+from lora_doctor.recipe.recipe import Recipe
+from lora_doctor.results.memory_plan import Part, Plan, Source, Variant
+from lora_doctor.sandbox.worker import report_progress
+from lora_doctor.tiny_model.batch.result import BatchError
 
 #: TRL's SFTConfig cuts at this length when nobody says another.
 LENGTH = 1024
@@ -55,7 +56,7 @@ def gather(
         InputError: the source does not exist or is not what it should be.
         EvidenceError: the class cannot be built here; the text says why.
     """
-    prepare.install_patches(patches)
+    install_patches(patches)
     plan = Recipe.from_json(recipe)
     loader = Loader(source, plan)
     report_progress("counting memory on the meta device")
@@ -88,7 +89,9 @@ class _Planner:
         self.model = loader.build("meta")
         own = loader.source["kind"] == "factory"
         self.given = loader.factory_batches if own else None
-        self.dtype = prepare.dtype_of(self.model) if own else _dtype(recipe, loader.native_dtype)
+        self.dtype = (
+            training_setup.dtype_of(self.model) if own else _dtype(recipe, loader.native_dtype)
+        )
         self.foreign = _foreign_quantization(loader.config)
         checkpoint = quantization._of_checkpoint(loader.config)
         self.kind: Literal["4bit", "8bit"] | None = (
@@ -274,7 +277,7 @@ def _missing(name: str, reason: str) -> Part:
 
 
 def _whole(model: Any) -> Any:
-    from lora_doctor.evidence.skeleton import skeleton
+    from lora_doctor.model.meta_copy import skeleton
 
     return skeleton(model)
 

@@ -10,9 +10,9 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from lora_doctor.evidence.prepare import quantization_config
-from lora_doctor.evidence.quantization import Matcher
-from lora_doctor.recipe import Recipe
+from lora_doctor.model.quantization import Matcher
+from lora_doctor.model.training_setup import quantization_config
+from lora_doctor.recipe.recipe import Recipe
 
 
 def quantize(model: Any, recipe: Recipe, kind: Literal["4bit", "8bit"]) -> Any:

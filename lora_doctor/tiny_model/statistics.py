@@ -17,11 +17,11 @@ _FORWARDS = 2
 def fit_statistics(model: Any, batch: Any) -> None:
     """Set the running statistics to those of a batch; no other weight is touched.
 
-    ``batch``: a :class:`~lora_doctor.tiny_model.batch.Batch` that the model takes, or ``None``.
+    ``batch``: a :class:`~.batch.result.Batch` that the model takes, or ``None``.
     """
     import torch
 
-    from lora_doctor.copying import attributes_kept
+    from lora_doctor.nn.copying import attributes_kept
 
     norms = [
         module for module in model.modules() if getattr(module, "running_mean", None) is not None

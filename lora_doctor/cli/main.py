@@ -1,0 +1,402 @@
+"""The command line: parse, call, render, exit code. No logic of its own.
+
+Exit codes: 0 nothing at or above ``--fail-on``; 1 findings; 2 the question could not be answered.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lora_doctor._version import __version__
+from lora_doctor.cli.arguments import call_arguments, rule_arguments
+from lora_doctor.cli.options import (
+    device_options,
+    memory_options,
+    prescription_option,
+    recipe_options,
+    report_options,
+)
+from lora_doctor.errors import InputError, LoraDoctorError
+
+if TYPE_CHECKING:
+    from lora_doctor.results.diagnosis import Diagnosis
+
+OK, FINDINGS, UNANSWERED = 0, 1, 2
+#: With this variable set, an internal error shows its traceback.
+DEBUG_VARIABLE = "LORA_DOCTOR_DEBUG"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code; every error is one line on stderr."""
+    try:
+        result = cli.main(args=arguments, prog_name="lora-doctor", standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        return int(stop.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        return _say("interrupted", 130)
+    except click.ClickException as error:
+        return _say(" ".join(error.format_message().split()), UNANSWERED)
+    except LoraDoctorError as error:
+        return _say(str(error), UNANSWERED)
+    except Exception as error:
+        if os.environ.get(DEBUG_VARIABLE):
+            raise
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        return _say(
+            f"internal error: {text}; {DEBUG_VARIABLE}=1 shows where, please report it", UNANSWERED
+        )
+    return int(result or OK)
+
+
+def _print(text: str, *, nl: bool = True) -> None:
+    """Write to standard output.
+
+    Raises:
+        InputError: it takes nothing more (a full disk).
+    """
+    try:
+        click.echo(text, nl=nl)
+    except BrokenPipeError:
+        # `lora-doctor ... | head`: the reader has gone; the exit code stays what it is.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise InputError(f"standard output: cannot be written: {error.strerror}") from error
+
+
+def _say(text: str, code: int) -> int:
+    click.echo(f"lora-doctor: {text}", err=True)
+    return code
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, message="lora-doctor %(version)s")
+def cli() -> None:
+    """Find, fix and prove what would go wrong in a LoRA fine-tuning run.
+
+    MODEL is a hub id, a local folder, arch:NAME (an architecture of the installed transformers,
+    such as arch:llama) or package.module:factory (a function of yours that returns a model).
+    A training script (train.py) is read and not run.
+
+    Exit codes: 0 nothing at or above --fail-on; 1 findings; 2 the question could not be answered.
+    """
+
+
+# --- commands ------------------------------------------------------------------------------------
+
+
+@cli.command()
+@recipe_options
+@click.option(
+    "--depth",
+    type=click.Choice(["static", "meta", "tiny", "full"]),
+    default="tiny",
+    show_default=True,
+    help="How far to go: files only, the real class without weights, "
+    "a shrunken model really trained, the real weights.",
+)
+@memory_options
+@prescription_option
+@device_options
+@report_options
+def check(**options: Any) -> int:
+    """Diagnose a recipe; nothing is changed."""
+    from lora_doctor import api
+
+    def run(tell: Callable[[str], None]) -> Diagnosis:
+        return api.check(
+            **call_arguments(options),
+            depth=options["depth"],
+            progress=tell,
+            **rule_arguments(options),
+        )
+
+    diagnosis = _with_progress(run)
+    return _report(_with_next_command(diagnosis, options), options)
+
+
+@cli.command()
+@recipe_options
+@click.option("--diff", "only_diff", is_flag=True, help="Print only the change of the recipe.")
+@click.option(
+    "--apply",
+    "write",
+    is_flag=True,
+    help="Write the fixed recipe, the prescription and the HTML report.",
+)
+@click.option(
+    "--unsafe-fixes",
+    is_flag=True,
+    help="Also apply fixes that may change what is learnt, memory or speed.",
+)
+@click.option(
+    "--output-dir",
+    metavar="DIR",
+    default=".",
+    show_default=True,
+    help="Where --apply puts new files.",
+)
+@memory_options
+@device_options
+@report_options
+def fix(**options: Any) -> int:
+    """Fix a recipe and prove it: the training contract is run before and after.
+
+    Without --apply it shows what would change. With it, --recipe FILE is edited in place (the old
+    one is kept); otherwise a new recipe file is written.
+    """
+    from lora_doctor import api
+    from lora_doctor.prescription import write_fix
+
+    plan = write_fix.Plan.make(options["recipe_file"], options["output_dir"], options["write"])
+
+    def run(tell: Callable[[str], None]) -> Diagnosis:
+        return api.fix(
+            **call_arguments(options),
+            unsafe_fixes=options["unsafe_fixes"],
+            progress=tell,
+            **rule_arguments(options),
+        )
+
+    diagnosis = plan.with_diff(_with_progress(run))
+    if options["only_diff"]:
+        _print(diagnosis.recipe_diff, nl=False)
+        return _exit_code(diagnosis, options["fail_on"])
+    written = plan.write(diagnosis) if options["write"] else ()
+    diagnosis = _with_next_command(diagnosis, options, plan if written else None)
+    code = _report(diagnosis, options)
+    for path in written:
+        click.echo(f"wrote {path}", err=True)
+    return code
+
+
+@cli.command()
+@recipe_options
+@click.option(
+    "--depth",
+    type=click.Choice(["tiny", "full"]),
+    default="tiny",
+    show_default=True,
+    help="A shrunken model, or the real weights (folder or hub id).",
+)
+@prescription_option
+@device_options
+@report_options
+def verify(**options: Any) -> int:
+    """Run the training contract: a short forward/backward with named checks."""
+    from lora_doctor import api
+
+    def run(tell: Callable[[str], None]) -> Diagnosis:
+        arguments = {**rule_arguments(options), "only_nets": True}
+        return api.check(
+            **call_arguments(options), depth=options["depth"], progress=tell, **arguments
+        )
+
+    diagnosis = _with_progress(run)
+    return _report(_with_next_command(diagnosis, options), {**options, "verbose": True})
+
+
+@cli.command()
+@click.option(
+    "--select",
+    metavar="NAME",
+    multiple=True,
+    help="Model types or auto classes, as patterns such as 'qwen*'; all without.",
+)
+@click.option(
+    "--class",
+    "classes",
+    metavar="AUTO_CLASS",
+    multiple=True,
+    help="Auto classes whose models are rows, as patterns such as 'AutoModelFor*'; without, "
+    "those for generation.",
+)
+@click.option(
+    "--jobs",
+    type=click.IntRange(1),
+    default=lambda: os.cpu_count() or 1,
+    show_default="number of cores",
+    help="Processes at a time.",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Where rows are made: this machine, or a Ray cluster.",
+)
+@click.option(
+    "-o",
+    "--output-dir",
+    metavar="DIR",
+    default="lora-doctor-census",
+    show_default=True,
+    help="Where the table goes; a run that was broken off goes on there.",
+)
+@click.option(
+    "--keep-models",
+    metavar="DIR",
+    help="Also keep each tiny model and its batch, for a check by other means.",
+)
+def census(
+    select: tuple[str, ...],
+    classes: tuple[str, ...],
+    jobs: int,
+    engine: str,
+    output_dir: str,
+    keep_models: str | None,
+) -> int:
+    """Try LoRA on every architecture that transformers has.
+
+    Writes census.json and a searchable census.html: does it build, do PEFT's defaults train,
+    does our recipe, checkpointing, 4 and 8 bits, half precision, saving and merging; why not.
+    """
+    from pathlib import Path
+
+    from lora_doctor.census import run
+    from lora_doctor.census.page import render
+    from lora_doctor.files import write_text
+
+    folder = Path(output_dir)
+    taken = run.take(
+        folder,
+        select=select,
+        classes=classes,
+        jobs=jobs,
+        engine=engine,
+        keep=Path(keep_models) if keep_models else None,
+        tell=lambda text: click.echo(text, err=True),
+    )
+    write_text(folder / "census.html", render(taken))
+    for name, count in run.totals(taken).items():
+        _print(f"{count:>5}  {name}")
+    click.echo(f"wrote {folder / 'census.json'} and {folder / 'census.html'}", err=True)
+    return OK
+
+
+@cli.command()
+@click.option(
+    "--rules",
+    "rule_folders",
+    metavar="DIR",
+    multiple=True,
+    help="Folder with rule files of your own.",
+)
+def rules(rule_folders: tuple[str, ...]) -> int:
+    """List the rules, one line each."""
+    from pathlib import Path
+
+    from lora_doctor.engine.registry import find_rules
+
+    for rule in find_rules(Path(folder) for folder in rule_folders):
+        _print(f"{rule.code}  {rule.depth:<6}  {rule.name:<40}  {rule.summary}")
+    return OK
+
+
+@cli.command()
+@click.argument("what", metavar="CODE_OR_MESSAGE")
+def explain(what: str) -> int:
+    """Explain a rule, or find the rule for a pasted error message (- reads it from stdin)."""
+    from lora_doctor.cli.explain import explain as explanation
+
+    text = sys.stdin.read() if what == "-" else what
+    _print(explanation(text, color=_colors(sys.stdout)))
+    return OK
+
+
+@cli.command()
+@click.option(
+    "--output-format",
+    type=click.Choice(["full", "json"]),
+    default="full",
+    show_default=True,
+    help="Format of the result.",
+)
+@click.option("--no-devices", is_flag=True, help="Versions only; torch is not imported.")
+def env(output_format: str, no_devices: bool) -> int:
+    """Versions, devices and dtypes, ready to paste into a bug report."""
+    from lora_doctor.cli.environment import describe
+
+    _print(describe(output_format, devices=not no_devices))
+    return OK
+
+
+# --- from results to output ----------------------------------------------------------------------
+
+
+def _with_next_command(
+    diagnosis: Diagnosis, options: dict[str, Any], written: Any = None
+) -> Diagnosis:
+    from dataclasses import replace
+
+    from lora_doctor.cli.next_command import next_command
+
+    invoked = click.get_current_context()
+    command = next_command(diagnosis, invoked.info_name or "", options, written)
+    return replace(diagnosis, next_command=command)
+
+
+def _report(diagnosis: Diagnosis, options: dict[str, Any]) -> int:
+    from lora_doctor.files import write_text
+    from lora_doctor.reports import render
+
+    path = options["output_file"]
+    color = path is None and _colors(sys.stdout)
+    text = render(
+        diagnosis,
+        options["output_format"],
+        color=color,
+        width=_width(),
+        verbose=options["verbose"],
+        encoding="utf-8" if path else sys.stdout.encoding or "utf-8",
+    )
+    if path is None:
+        _print(text, nl=not text.endswith("\n"))
+    else:
+        write_text(path, text if text.endswith("\n") else text + "\n")
+    return _exit_code(diagnosis, options["fail_on"])
+
+
+def _exit_code(diagnosis: Diagnosis, fail_on: str) -> int:
+    """After a fix that was executed, what remains counts; otherwise what was found."""
+    from lora_doctor.results.finding import SEVERITIES
+
+    applied = click.get_current_context().params.get("write", False)
+    findings = diagnosis.findings
+    if applied and diagnosis.remaining is not None:
+        findings = diagnosis.remaining
+    if fail_on != "never":
+        line = SEVERITIES.index("error" if fail_on == "error" else "warning")
+        if any(SEVERITIES.index(finding.severity) <= line for finding in findings):
+            return FINDINGS
+    return UNANSWERED if diagnosis.undetermined else OK
+
+
+def _with_progress(run: Callable[[Callable[[str], None]], Diagnosis]) -> Diagnosis:
+    """Run with a line on stderr that says what is going on; none when it is no terminal."""
+    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        return run(lambda text: None)
+    from rich.console import Console
+    from rich.markup import escape
+
+    with Console(stderr=True).status("starting") as status:
+        return run(lambda text: status.update(escape(text)))
+
+
+def _colors(stream: Any) -> bool:
+    if os.environ.get("NO_COLOR"):
+        return False
+    return bool(os.environ.get("FORCE_COLOR")) or (
+        stream.isatty() and os.environ.get("TERM") != "dumb"
+    )
+
+
+def _width() -> int:
+    import shutil
+
+    return min(shutil.get_terminal_size((100, 24)).columns, 120)

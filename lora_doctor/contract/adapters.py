@@ -1,0 +1,228 @@
+"""The adapters in a model: which layers have one, which parameters it has, which should train.
+
+Told by PEFT's own base classes, so that every adapter type of the installed PEFT is seen.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from lora_doctor.model.built_in_adapters import active_in
+from lora_doctor.text import clean_path
+
+#: The number of a layer or of an expert in a path; some experts are called ``expert_0``.
+_NUMBERED = re.compile(r"(?:experts?_)?\d+")
+
+
+@dataclass
+class AdapterParameter:
+    """One parameter of an adapter. ``part``: ``lora_A``, ``modules_to_save``, …
+
+    ``batches``: kinds of batch that gave it a gradient; ``largest``: the largest absolute gradient
+    seen; ``seen``: whether there was any gradient tensor, a zero one too.
+    """
+
+    name: str
+    part: str
+    tensor: Any
+    batches: list[str] = field(default_factory=list)
+    largest: float = 0.0
+    seen: bool = False
+    finite: bool = True
+    moved: float = 0.0
+
+    @property
+    def dtype(self) -> str:
+        return str(self.tensor.dtype).removeprefix("torch.")
+
+    @property
+    def got_gradient(self) -> bool:
+        return self.finite and self.largest > 0
+
+
+@dataclass
+class AdapterLayer:
+    """A layer with an adapter. ``path`` is that of the layer in the model without PEFT.
+
+    ``calls``: forwards in which it got at least one row; a mixture-of-experts layer gets none when
+    no token is routed to it.
+    """
+
+    path: str
+    module: Any
+    parameters: list[AdapterParameter]
+    calls: int = 0
+
+    @property
+    def pattern(self) -> str:
+        return ".".join("*" if part.isdigit() else part for part in self.path.split("."))
+
+    @property
+    def trainable(self) -> list[AdapterParameter]:
+        """Some adapter types keep counters and projections that are never trained."""
+        return [parameter for parameter in self.parameters if parameter.tensor.requires_grad]
+
+    @property
+    def trained(self) -> bool:
+        return bool(self.trainable) and all(p.got_gradient for p in self.trainable)
+
+    @property
+    def moved(self) -> bool:
+        return bool(self.trainable) and all(p.moved > 0 for p in self.trainable)
+
+
+def tuner_layer_class() -> Any:
+    return importlib.import_module("peft.tuners.tuners_utils").BaseTunerLayer
+
+
+def auxiliary_classes() -> tuple[Any, ...]:
+    """Wrappers of modules that are trained as a whole (``modules_to_save``)."""
+    other = importlib.import_module("peft.utils.other")
+    names = ("AuxiliaryTrainingWrapper", "ModulesToSaveWrapper")
+    return tuple(getattr(other, name) for name in names if hasattr(other, name))
+
+
+def find_adapters(model: Any) -> list[AdapterLayer]:
+    """Every layer with parameters of an active adapter; prompt encoders count as one layer."""
+    tuner, auxiliary = tuner_layer_class(), auxiliary_classes()
+    active = active_adapters(model)
+    layers: list[AdapterLayer] = []
+    for path, module in model.named_modules():
+        if isinstance(module, tuner):
+            own, inner = "base_layer", ""
+        elif isinstance(module, auxiliary):
+            own, inner = "original_module", "token_adapter"  # the latter is a tuner layer itself
+        elif path == "prompt_encoder" or path.endswith(".prompt_encoder"):
+            own, inner = "", ""
+        else:
+            continue
+        parameters = []
+        # A model that brings its adapters has no wrapper to say which are active; its layers do.
+        names = active or (active_in(module) if isinstance(module, tuner) else ())
+        for name, tensor in module.named_parameters():
+            parts = name.split(".")
+            if parts[0] in (own, inner) or "base_layer" in parts:
+                continue
+            if names and not any(part in names for part in parts[:2]):
+                continue
+            part = parts[0] if parts[0] not in names else path.rpartition(".")[2]
+            parameters.append(AdapterParameter(f"{path}.{name}", part, tensor))
+        if parameters:
+            layers.append(AdapterLayer(_layer_path(path, module), module, parameters))
+    return layers
+
+
+def active_adapters(model: Any) -> tuple[str, ...]:
+    """Names of the active adapters; empty when there is no way to tell."""
+    for holder in (model, getattr(model, "base_model", None)):
+        active = getattr(holder, "active_adapters", None)
+        if callable(active):  # transformers' own PEFT mixin: a method, which raises without any
+            if not getattr(holder, "_hf_peft_config_loaded", False):
+                continue
+            active = active()
+        if isinstance(active, str):
+            return (active,)
+        if isinstance(active, (list, tuple)):
+            return tuple(str(name) for name in active)
+    return ()
+
+
+def stray_parameters(model: Any, layers: list[AdapterLayer], bias: str) -> list[tuple[str, int]]:
+    """Trainable parameters that belong to no active adapter: name and number of elements.
+
+    ``bias`` is PEFT's setting: ``all`` and ``lora_only`` make biases trainable on purpose.
+    """
+    own = {id(p.tensor) for layer in layers for p in layer.parameters}
+    adapted = {layer.path for layer in layers}
+    stray = []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad or id(parameter) in own:
+            continue
+        path, _, leaf = clean_path(name).rpartition(".")
+        if "bias" in leaf and (bias == "all" or (bias.endswith("_only") and path in adapted)):
+            continue
+        stray.append((clean_path(name), int(parameter.numel())))
+    return stray
+
+
+def count_calls(layers: list[AdapterLayer]) -> list[Any]:
+    """Hooks that count in which forwards a layer gets rows; returns their handles.
+
+    A forward that a backward runs again (gradient checkpointing) is no other one.
+    """
+    import torch
+
+    def counter(layer: AdapterLayer) -> Any:
+        def hook(_module: Any, inputs: Any, named: Any) -> None:
+            if torch._C._current_graph_task_id() != -1:  # inside a backward
+                return
+            tensors = [x for x in (*inputs, *named.values()) if hasattr(x, "numel")]
+            if not tensors or tensors[0].numel() > 0:
+                layer.calls += 1
+
+        return hook
+
+    return [
+        layer.module.register_forward_pre_hook(counter(layer), with_kwargs=True) for layer in layers
+    ]
+
+
+def note_gradients(layers: list[AdapterLayer], kind: str) -> None:
+    """Read the gradients of one backward, of a batch of this kind, into the layers."""
+    import torch
+
+    for parameter in every_parameter(layers):
+        gradient = parameter.tensor.grad
+        if gradient is None:
+            continue
+        parameter.seen = True
+        largest = float(gradient.detach().abs().max()) if gradient.numel() else 0.0
+        if not torch.isfinite(torch.tensor(largest)):
+            parameter.finite = False
+        elif largest > 0:
+            parameter.largest = max(parameter.largest, largest)
+            if kind not in parameter.batches:
+                parameter.batches.append(kind)
+
+
+def every_parameter(layers: list[AdapterLayer]) -> Iterator[AdapterParameter]:
+    for layer in layers:
+        yield from layer.parameters
+
+
+def without_tokens(layers: list[AdapterLayer]) -> list[AdapterLayer]:
+    """Layers that the router sent no token to, while a twin got some: never called, or called once
+    only, which moves B from zero and gives A nothing.
+
+    A twin differs only in the last of two or more numbers of the path (layer, expert); a layer
+    that is one of a plain stack and is never called has no such excuse.
+    """
+    called = {_twin_key(layer.path) for layer in layers if layer.calls}
+    busiest = max((layer.calls for layer in layers), default=0)
+    return [
+        layer
+        for layer in layers
+        if layer.calls < min(2, busiest)
+        and _twin_key(layer.path) != layer.path
+        and _twin_key(layer.path) in called
+        and not (layer.calls and layer.trained)
+    ]
+
+
+def _twin_key(path: str) -> str:
+    parts = path.split(".")
+    numbers = [index for index, part in enumerate(parts) if _NUMBERED.fullmatch(part)]
+    if len(numbers) < 2:
+        return path
+    parts[numbers[-1]] = "*"
+    return ".".join(parts)
+
+
+def _layer_path(path: str, module: Any) -> str:
+    clean = clean_path(path)
+    parameter = getattr(module, "parameter_name", None)  # an adapter on a parameter, not a layer
+    return f"{clean}.{parameter}" if isinstance(parameter, str) else clean

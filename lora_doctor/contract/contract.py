@@ -1,0 +1,436 @@
+"""The training contract, executed: does this model learn with these adapters?
+
+Runs in the process that holds the model; torch and PEFT are imported inside functions. The result
+is a :class:`Verification`. The steps are in ``training``, saving and merging in ``round_trip``,
+which parameters are meant in ``adapters``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from statistics import median
+from typing import Any
+
+from lora_doctor.contract import adapters as found
+from lora_doctor.contract import round_trip, saved_files
+from lora_doctor.contract.half_precision import float16_keys
+from lora_doctor.contract.locator import NonFinite, gradients_on
+from lora_doctor.contract.measure import is_discrete, is_finite, kind_of, loss_of, measured_loss
+from lora_doctor.contract.observers.base import Setting
+from lora_doctor.contract.observing import Observing
+from lora_doctor.contract.precision import Precision
+from lora_doctor.contract.recorder import Ledger, Stop, is_out_of_memory
+from lora_doctor.contract.training import NAMES_SHOWN, Training
+from lora_doctor.nn.copying import (
+    attributes_kept,
+    own_storage,
+    seed_everything,
+    statistics_kept,
+    undisturbed,
+)
+from lora_doctor.nn.memory_meter import MemoryMeter
+from lora_doctor.recipe.recipe import Recipe
+from lora_doctor.results.round_trip import Saving
+from lora_doctor.results.verification import AdapterGroup, BatchReport, Verification
+from lora_doctor.text import clean_path, one_line, where
+
+#: PEFT's ways to start LoRA at zero, so that the adapted model starts as the base model.
+ZERO_START = (None, True, "gaussian")
+#: In a note: what becomes of a batch that raises without any adapter, beside others that do not.
+LEFT_OUT = "the base model does not take this batch, it was left out"
+#: How the reason begins when nothing can be said about the recipe.
+DOES_NOT_RUN = "the base model does not run"
+
+
+@dataclass
+class Subject:
+    """What the contract is run on.
+
+    ``base``: the model without adapters, or with them when ``wrap`` is ``None``; it is changed.
+    ``wrap``: puts the adapters on. ``set_up``: what a trainer does before the first step (gradient
+    checkpointing). ``fresh``: a base of equal weights to reload onto. ``copyable``: whether
+    memory allows a copy of the whole model. ``own_weights``: these are the weights that the user
+    trains from; ``own_inputs``: the batches are the user's too. ``shared``: the frozen ones belong
+    to somebody else; nothing may be written to them. ``batches``: of ``tiny_model.batch.Batch``, on
+    the device. ``missing``: kinds of input that the model takes and that no batch has. ``unfit``:
+    keys of the recipe that may name layers which this model is too small to have. ``round_trip``:
+    whether the adapters are also saved, reloaded and merged. ``observed``: whether anybody asks
+    what observers see. ``new_heads``: modules that the checkpoint has no weights for, which
+    ``fresh`` makes anew as loading does.
+    """
+
+    base: Any
+    batches: list[Any]
+    wrap: Callable[[Any], Any] | None
+    fresh: Callable[[], Any]
+    set_up: Callable[[Any], None] = lambda model: None
+    learning_rate: float = 1e-2
+    copyable: bool = True
+    own_weights: bool = False
+    own_inputs: bool = False
+    shared: bool = False
+    missing: tuple[str, ...] = ()
+    unfit: tuple[str, ...] = ()
+    model_class: str = ""
+    steps: list[str] = field(default_factory=list)
+    round_trip: bool = True
+    observed: bool = True
+    new_heads: tuple[str, ...] = ()
+
+
+class Contract:
+    """One execution; call :meth:`run` once."""
+
+    def __init__(
+        self, subject: Subject, recipe: Recipe, *, steps: int, depth: str, device: str, dtype: str
+    ) -> None:
+        self.subject = subject
+        self.recipe = recipe
+        self.rounds = max(1, steps)
+        self.depth = depth
+        self.device = device
+        self.dtype = dtype
+        self.precision = Precision.of(recipe, dtype, device)
+        self.ledger = Ledger()
+        self.model: Any = subject.base
+        self.layers: list[found.AdapterLayer] = []
+        self.batches: list[Any] = []
+        self.base_losses: list[float] = []
+        self.first_losses: list[float] = []
+        self.training: Training | None = None
+        self.saving: Saving | None = None
+        self._order: dict[str, int] = {}
+        self._trainable_before: dict[str, Any] = {}
+        self._heads: dict[str, Any] = {}
+        wanted = recipe.get("dtype")
+        self.observing = Observing(
+            Setting(
+                own_weights=subject.own_weights,
+                own_inputs=subject.own_inputs or all(map(is_discrete, subject.batches)),
+                dtype=dtype,
+                wanted_dtype=dtype if wanted in (None, "auto") else str(wanted),
+                learning_rate=subject.learning_rate,
+                float16=dtype == "float16" or bool(float16_keys(recipe)),
+            ),
+            asked=subject.observed,
+        )
+
+    def run(self) -> Verification:
+        began = time.perf_counter()
+        stop: Stop | None = None
+        meter = MemoryMeter(self.device, sample_only=self.subject.shared)
+        base = self.subject.base
+        name = self.subject.model_class or type(base).__name__
+        parameters = sum(p.numel() for p in base.parameters())
+        with undisturbed(), gradients_on(), meter:
+            try:
+                self.ledger.add("builds", True, parameters, "an nn.Module", f"{name}, parameters")
+                with attributes_kept(self.model), self.observing.forwards(self.model):
+                    self._run_base()
+                self._attach()
+                self._forward()
+                self._train()
+                if self.subject.round_trip:
+                    self._round_trip()
+            except Stop as caught:
+                stop = caught
+        undetermined = stop is not None and stop.undetermined
+        reason = "" if stop is None else f"not run: {stop.reason}"
+        failed = "failed" if self.ledger.failed else "passed"
+        return Verification(
+            outcome="undetermined" if undetermined else failed,  # type: ignore[arg-type]
+            depth=self.depth,
+            device=self.device,
+            dtype=self.dtype,
+            checks=self.ledger.checks(reason),
+            failure=self.ledger.failure,
+            reason=stop.reason if stop is not None and undetermined else "",
+            adapters=self._groups(),
+            batches=self._batch_reports(),
+            model_class=name,
+            model_parameters=parameters,
+            steps=self.training.rounds_done if self.training else 0,
+            step_seconds=_median_step(self.training.durations) if self.training else None,
+            peak_memory=meter.peak,
+            seconds=time.perf_counter() - began,
+            notes=(*self.subject.steps, *self.ledger.notes),
+            observations=self.observing.observations(),
+            saving=self.saving,
+        )
+
+    def _round_trip(self) -> None:
+        subject, ledger, batch, dtype = self.subject, self.ledger, self.batches[0], self.dtype
+        chosen = self.recipe.origins.get("task_type", "proposed") != "proposed"
+        asked = round_trip.Asked(subject.copyable, subject.own_weights, chosen)
+        saving = round_trip.check_reload(
+            ledger, self.model, subject.fresh, self.layers, batch, dtype, asked
+        )
+        saving = round_trip.check_merge(
+            ledger, self.model, self.layers, batch, dtype, asked, saving
+        )
+        frozen, numbers = saved_files.frozen_by_wrapping(self.model, self._trainable_before)
+        saving = replace(saving, frozen=frozen, frozen_parameters=numbers)
+        new, numbers = saved_files.frozen_by_wrapping(self.model, self._heads, adapted_too=True)
+        self.saving = replace(saving, new_heads=new, new_head_parameters=numbers)
+
+    # -- the base model, and the adapters on it ---------------------------------------------------
+
+    def _run_base(self) -> None:
+        """The reference: losses without adapters. A base that does not run says nothing."""
+        reasons = []
+        for batch in self.subject.batches:
+            try:
+                loss = measured_loss(self.model, batch, adapters=False)
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise
+                reasons.append(f"{kind_of(batch)}: {type(error).__name__}: {one_line(error, 200)}")
+                last = where(error)
+                continue
+            ours = self.depth == "tiny" and not self.subject.own_weights
+            if not is_finite(loss) and ours and self.dtype == "float32":
+                # Random weights and float32: the tiny model is at fault, not the recipe.
+                reasons.append(f"{kind_of(batch)}: the loss is {loss}")
+                last = "in float32, on random weights"
+                continue
+            self.batches.append(batch)
+            self.base_losses.append(loss)
+        if not self.batches:
+            told = f"{reasons[0]} ({last})" if reasons else "there is no batch"
+            raise Stop(f"{DOES_NOT_RUN} without adapters: {told}", undetermined=True)
+        for reason in reasons:
+            self.ledger.note(f"{LEFT_OUT}: {reason}")
+
+    def _attach(self) -> None:
+        import warnings
+
+        try:
+            with self.ledger.guard("attaches"), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                if self.subject.wrap is not None:
+                    base = self.subject.base
+                    self._trainable_before = saved_files.chosen_trainable(base)
+                    self._heads = {
+                        path: base.get_submodule(path) for path in self.subject.new_heads
+                    }
+                    seed_everything(0)
+                    self.model = self.subject.wrap(self.subject.base)
+                self.layers = found.find_adapters(self.model)
+        except Stop as stop:
+            if not self.subject.unfit:
+                raise
+            raise Stop(
+                f"{', '.join(self.subject.unfit)} may name what the tiny model is too small to "
+                f"have: {one_line(stop.__cause__ or stop, 200)}",
+                undetermined=True,
+            ) from stop
+        if not self.layers:
+            self.ledger.add("attaches", False, 0, "adapters in the model", "no adapter was found")
+            raise Stop("attaches failed")
+        missing = self._unmatched()
+        stray = found.stray_parameters(self.model, self.layers, self._peft("bias", "none"))
+        frozen = [p.name for p in found.every_parameter(self.layers) if not p.tensor.requires_grad]
+        details = []
+        if missing:
+            details.append(f"nothing is named {', '.join(missing[:NAMES_SHOWN])}")
+        if stray:
+            share = sum(count for _, count in stray) / max(1, _count(self.model, trainable=False))
+            names = ", ".join(name for name, _ in stray[:NAMES_SHOWN])
+            details.append(
+                f"{len(stray)} other parameters are trainable ({share:.1%} of the model): {names}"
+            )
+        if frozen and self._peft("peft_type", "LORA") == "LORA":
+            names = ", ".join(clean_path(name) for name in frozen[:NAMES_SHOWN])
+            details.append(f"{len(frozen)} adapter parameters are frozen: {names}")
+        self.observing.attached(self.model, self.layers)
+        good = not details
+        if good:
+            trainable = _count(self.model, trainable=True)
+            details.append(f"{trainable} parameters are trainable, all in adapters")
+        expected = "adapters on every name of the recipe, nothing else trainable"
+        self.ledger.add("attaches", good, len(self.layers), expected, "; ".join(details))
+        if self.subject.shared:
+            if stray and not self.subject.copyable:
+                raise Stop("attaches failed: weights outside the adapters would be trained")
+            own_storage(p for p in self.model.parameters() if p.requires_grad)
+
+    def _unmatched(self) -> list[str]:
+        """Entries of ``target_modules`` that no adapter sits on (PEFT passes them by silently).
+
+        Asked of the config that PEFT keeps: it turns some names into parameters itself.
+        """
+        targets = self._peft("target_modules", None)
+        wanted = self.recipe.get("target_modules")
+        if not isinstance(wanted, list) or not isinstance(targets, (list, set, tuple)):
+            return []
+        paths = [layer.path for layer in self.layers]
+        missing = []
+        for name in wanted:
+            if name not in targets or any(p == name or p.endswith(f".{name}") for p in paths):
+                continue
+            missing.append(name)
+        return missing
+
+    # -- forward, backward, steps -----------------------------------------------------------------
+
+    def _forward(self) -> None:
+        model = self.model
+        with self.ledger.guard("forward", model):
+            self.subject.set_up(model)
+        losses: list[float] = []
+        first_bad: list[NonFinite | None] = []
+        model.train()
+        for batch in self.batches:
+            seed_everything(0)
+            try:
+                with (
+                    self.ledger.guard("forward", model, look=True) as locator,
+                    statistics_kept(model),
+                    self.precision.forward(),
+                    self.observing.training_forward(model),
+                ):
+                    loss = loss_of(self.model, batch)
+            except Stop:
+                self._blame_base(batch)
+                raise
+            assert locator is not None
+            self._order = locator.order
+            losses.append(float(loss.detach()))
+            first_bad.append(locator.non_finite)
+            del loss
+        kinds = ", ".join(kind_of(batch) for batch in self.batches)
+        self.ledger.add("forward", True, len(losses), "no exception", f"batches: {kinds}")
+        with self.ledger.guard("starts-at-base", model):
+            self.first_losses = [measured_loss(self.model, batch) for batch in self.batches]
+        self._starts_at_base()
+        value = losses[0] if len(losses) == 1 else losses
+        for loss, bad in zip(losses, first_bad, strict=True):
+            if not is_finite(loss):
+                self._blame_loss(bad, value)
+                raise Stop("loss-finite failed")
+            if bad:
+                self.ledger.hidden = self.ledger.hidden or bad
+                self.ledger.note(f"{bad}; the loss is finite all the same")
+        self.ledger.add("loss-finite", True, value, "a finite number")
+
+    def _starts_at_base(self) -> None:
+        name = "starts-at-base"
+        start = self._peft("init_lora_weights", None)
+        if self.subject.wrap is None:
+            return self.ledger.skip(name, "the adapters came with the model")
+        if self._peft("peft_type", "LORA") != "LORA" or start not in ZERO_START:
+            return self.ledger.skip(name, "these adapters do not start at zero")
+        pairs = list(zip(self.first_losses, self.base_losses, strict=True))
+        if not all(is_finite(number) for pair in pairs for number in pair):
+            return self.ledger.skip(name, "a loss is not finite (see loss-finite)")
+        difference = max(abs(own - base) / max(abs(base), 1e-6) for own, base in pairs)
+        tolerance = round_trip.RELOAD_TOLERANCE.get(self.dtype, 1e-5)
+        text = ", ".join(f"{own:.6g} with, {base:.6g} without adapters" for own, base in pairs)
+        self.ledger.add(name, difference <= tolerance, difference, f"at most {tolerance:g}", text)
+        return None
+
+    def _train(self) -> None:
+        self.training = Training(
+            self.model,
+            self.layers,
+            self.batches,
+            self.ledger,
+            precision=self.precision,
+            dtype=self.dtype,
+            first_losses=self.first_losses,
+            missing=self.subject.missing,
+            order=self._order,
+            observing=self.observing,
+        )
+        self.training.run(self.rounds, self.subject.learning_rate)
+
+    # -- small helpers ----------------------------------------------------------------------------
+
+    def _blame_base(self, batch: Any) -> None:
+        """Stop as undetermined when the base model fails in training mode as well."""
+        base = self.subject.fresh()
+        base.train()
+        try:
+            with self.precision.forward():
+                loss_of(base, batch)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            raise Stop(
+                f"{DOES_NOT_RUN} in training mode: "
+                f"{type(error).__name__}: {one_line(error, 200)} ({where(error)})",
+                undetermined=True,
+            ) from error
+
+    def _blame_loss(self, bad: NonFinite | None, value: Any) -> None:
+        text = f"first bad module: {bad}" if bad else "every module's output is finite"
+        if not all(is_finite(loss) for loss in self.base_losses):
+            text += "; the base model's loss is not finite either"
+        self.ledger.add("loss-finite", False, value, "a finite number", text)
+        self.ledger.blame("loss-finite", "NonFiniteLoss", text, bad.path if bad else "")
+
+    def _peft(self, key: str, default: Any) -> Any:
+        """A setting of the active adapter's config as PEFT keeps it."""
+        configs = getattr(self.model, "peft_config", None)
+        if not isinstance(configs, dict) or not configs:
+            return default
+        active = found.active_adapters(self.model)
+        config = configs.get(active[0] if active else "default") or next(iter(configs.values()))
+        value = getattr(config, key, default)
+        return getattr(value, "value", value)
+
+    def _groups(self) -> tuple[AdapterGroup, ...]:
+        groups: dict[str, list[found.AdapterLayer]] = {}
+        for layer in self.layers:
+            groups.setdefault(layer.pattern, []).append(layer)
+        return tuple(
+            AdapterGroup(
+                pattern=pattern,
+                count=len(layers),
+                with_gradient=sum(layer.trained for layer in layers),
+                moved=sum(layer.moved for layer in layers),
+                batches=tuple(
+                    kind
+                    for kind in dict.fromkeys(kind_of(batch) for batch in self.batches)
+                    if any(kind in p.batches for layer in layers for p in layer.parameters)
+                ),
+                examples_without_gradient=tuple(
+                    layer.path for layer in layers if not layer.trained
+                )[:NAMES_SHOWN],
+                dtypes=tuple(sorted({p.dtype for layer in layers for p in layer.trainable})),
+            )
+            for pattern, layers in groups.items()
+        )
+
+    def _batch_reports(self) -> tuple[BatchReport, ...]:
+        losses = self.training.losses if self.training else {}
+        return tuple(
+            BatchReport(
+                kind=kind_of(batch),
+                inputs={
+                    name: tuple(value.shape)
+                    for name, value in batch.inputs.items()
+                    if hasattr(value, "shape")
+                },
+                loss=batch.loss,
+                losses=tuple(losses.get(id(batch), ())),
+                notes=tuple(batch.notes),
+            )
+            for batch in self.batches
+        )
+
+
+def _count(model: Any, *, trainable: bool) -> int:
+    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable)
+
+
+def _median_step(durations: list[float]) -> float | None:
+    """Seconds of a step; the first one also pays for what is prepared once."""
+    rest = durations[1:] or durations
+    return median(rest) if rest else None
+
+
+#: Real weights are in a minimum already; large steps would throw them out of it.
+LEARNING_RATE = 5e-4

@@ -1,0 +1,20 @@
+"""Where a recipe asks for float16, and how large its numbers are."""
+
+from __future__ import annotations
+
+from lora_doctor.recipe.recipe import Recipe
+
+#: The largest finite number in float16.
+LARGEST = 65504.0
+
+
+def float16_keys(recipe: Recipe) -> tuple[str, ...]:
+    """The keys by which somebody has chosen that the model computes in float16."""
+    keys = []
+    if recipe.get("dtype") == "float16" and recipe.origins.get("dtype") != "proposed":
+        keys.append("dtype")
+    if recipe.get("fp16"):
+        keys.append("fp16")
+    if recipe.get("load_in_4bit") and recipe.get("bnb_4bit_compute_dtype") == "float16":
+        keys.append("bnb_4bit_compute_dtype")
+    return tuple(keys)

@@ -1,0 +1,117 @@
+"""The book of a verification while it runs: checks with their numbers, the failure, the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from lora_doctor.contract.locator import Locator, NonFinite
+from lora_doctor.results.verification import CHECKS, Check, CheckStatus, Failure
+from lora_doctor.text import one_line, traceback_text, where
+
+
+class Stop(Exception):
+    """The contract cannot go on; with ``undetermined`` the reason says nothing about the recipe."""
+
+    def __init__(self, reason: str, undetermined: bool = False) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.undetermined = undetermined
+
+
+class Ledger:
+    """Checks in the order of :data:`CHECKS`, each at most once."""
+
+    def __init__(self) -> None:
+        self._checks: dict[str, Check] = {}
+        self.failure: Failure | None = None
+        self.notes: list[str] = []
+        #: The first module with an output that is not finite, where the loss is: it is hidden.
+        self.hidden: NonFinite | None = None
+
+    def add(
+        self, name: str, good: bool, value: Any = None, expected: str = "", detail: str = ""
+    ) -> bool:
+        """Enter a check that was made; returns ``good``."""
+        self._enter(name, "passed" if good else "failed", value, expected, detail)
+        return good
+
+    def skip(self, name: str, why: str) -> None:
+        self._enter(name, "skipped", None, "", why)
+
+    def unfail(self, name: str, why: str) -> None:
+        """Turn a failed check into a skipped one: the library cannot do it, nothing is wrong."""
+        self._checks.pop(name)
+        if self.failure is not None and self.failure.check == name:
+            self.failure = None
+        self.skip(name, why)
+
+    def note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def _enter(self, name: str, status: CheckStatus, value: Any, expected: str, why: str) -> None:
+        assert name in CHECKS and name not in self._checks, name
+        self._checks[name] = Check(name, status, value, expected, why)
+
+    @contextmanager
+    def guard(
+        self, name: str, model: Any = None, *, look: bool = False
+    ) -> Iterator[Locator | None]:
+        """An exception in the block fails the check ``name`` and stops the contract.
+
+        With ``model`` the module that was running is found; with ``look`` also the first one
+        whose output was not finite. Running out of main memory is passed
+        on: that is for the one who set the limit.
+        """
+        locator = Locator(model, look=look) if model is not None else None
+        try:
+            if locator is None:
+                yield None
+            else:
+                with locator:
+                    yield locator
+        except Stop:
+            raise
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            self.fail(name, error, locator.running if locator else "")
+            raise Stop(f"{name} failed") from error
+
+    def fail(self, name: str, error: BaseException, module: str = "") -> None:
+        """Enter an exception as the failure of the check ``name``; the first one is kept."""
+        kind, message = type(error).__name__, one_line(error)
+        if name not in self._checks:
+            self.add(name, False, kind, "no exception", f"{kind}: {message}")
+        if self.failure is None:
+            self.failure = Failure(
+                check=name,
+                type=kind,
+                message=message,
+                module=module,
+                where=where(error),
+                traceback=traceback_text(error),
+            )
+
+    def blame(self, name: str, kind: str, message: str, module: str) -> None:
+        """Enter a failure without an exception, such as the module that makes NaN."""
+        if self.failure is None:
+            self.failure = Failure(check=name, type=kind, message=message, module=module)
+
+    @property
+    def failed(self) -> bool:
+        return any(check.status == "failed" for check in self._checks.values())
+
+    def checks(self, reason: str = "") -> tuple[Check, ...]:
+        """All checks in order; those never made are skipped, with this reason."""
+        missing = reason or "was not reached"
+        return tuple(
+            self._checks.get(name) or Check(name, "skipped", detail=missing) for name in CHECKS
+        )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether main memory ran out (torch says it by text only)."""
+    return isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)

@@ -1,0 +1,50 @@
+"""What it means for the evidence that a child process has failed."""
+
+from __future__ import annotations
+
+from lora_doctor.errors import EvidenceError, InputError
+from lora_doctor.results.verification import Check, Failure, Verification
+from lora_doctor.sandbox.worker import Outcome, Worker
+
+
+def evidence_error(what: str, outcome: Outcome, worker: Worker) -> EvidenceError:
+    """Why ``what`` cannot be had.
+
+    Raises:
+        InputError: the child found that the user's input is at fault.
+    """
+    failure = outcome.failure
+    assert failure is not None
+    if failure.type.endswith("InputError"):
+        raise InputError(failure.message)
+    if failure.type.endswith("EvidenceError"):
+        return EvidenceError(failure.message)
+    missing = [f"{name} ({error})" for name, error in worker.import_errors.items()]
+    if missing:
+        return EvidenceError(
+            f"{what} needs a training environment; cannot import {', '.join(missing)}; "
+            "pip install 'lora-doctor[stack]'"
+        )
+    label = f"{failure.type}: " if failure.type else ""
+    return EvidenceError(f"{what} could not be made: {failure.kind}: {label}{failure.message}")
+
+
+def went_down(outcome: Outcome, depth: str) -> Verification:
+    """A run that took its process down, by a crash, the time or the memory limit, has failed."""
+    failure = outcome.failure
+    assert failure is not None
+    return Verification(
+        outcome="failed",
+        depth=depth,
+        device="cpu",
+        dtype="",
+        checks=(Check("forward", "failed", failure.kind, "the process lives", failure.message),),
+        failure=Failure(
+            "forward",
+            failure.type or failure.kind,
+            failure.message,
+            traceback=failure.traceback or failure.log_tail,
+        ),
+        peak_memory=outcome.peak_rss or None,
+        seconds=outcome.seconds,
+    )

@@ -1,0 +1,121 @@
+"""The rules that there are: those of this package, of installed packages and of folders."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import pkgutil
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from lora_doctor.engine.rule import Rule
+from lora_doctor.errors import InputError
+from lora_doctor.results.depth import DEPTHS
+
+ENTRY_POINTS = "lora_doctor.rules"
+
+
+@dataclass(frozen=True)
+class RuleSelection:
+    """Which rules are asked: ``--select`` and ``--ignore``, codes or prefixes of codes."""
+
+    select: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+
+    def __contains__(self, rule: object) -> bool:
+        code = getattr(rule, "code", "")
+        selected = not self.select or any(code.startswith(prefix) for prefix in self.select)
+        return selected and not any(code.startswith(prefix) for prefix in self.ignore)
+
+
+def find_rules(folders: Iterable[Path] = ()) -> list[type[Rule]]:
+    """All rules, sorted by code: our own, those of installed packages (entry points of the group
+    ``lora_doctor.rules``, each a module), and files of ``folders`` (``--rules DIR``).
+
+    Raises:
+        InputError: a rule file cannot be imported, or two rules have one code.
+    """
+    # By its place: the engine knows no rule, and rules know the engine's interface only.
+    own = importlib.import_module("lora_doctor.rules")
+    modules: list[ModuleType] = [
+        importlib.import_module(f"{own.__name__}.{info.name}")
+        for info in pkgutil.iter_modules(own.__path__)
+    ]
+    modules += [_load(point) for point in _entry_points()]
+    modules += [_module_of(path) for folder in folders for path in _rule_files(folder)]
+    rules: dict[str, type[Rule]] = {}
+    for module in modules:
+        for rule in vars(module).values():
+            is_rule = isinstance(rule, type) and issubclass(rule, Rule) and rule is not Rule
+            if not is_rule or rule.__module__ != module.__name__:
+                continue
+            _check_rule(rule)
+            other = rules.setdefault(rule.code, rule)
+            if other is not rule:
+                raise InputError(
+                    f"rule {rule.code}: is in {other.__module__} and {module.__name__}; "
+                    "give one another code"
+                )
+    return [rules[code] for code in sorted(rules)]
+
+
+def check_selection(selection: RuleSelection, rules: Sequence[type[Rule]]) -> None:
+    """Raises InputError when ``--select`` or ``--ignore`` names no rule, or no rule is left."""
+    for prefix in (*selection.select, *selection.ignore):
+        if not any(rule.code.startswith(prefix) for rule in rules):
+            raise InputError(f"rule {prefix!r}: no code starts so; see `lora-doctor rules`")
+    if not any(rule in selection for rule in rules):
+        raise InputError("--select and --ignore leave no rule; give other codes")
+
+
+def _entry_points() -> list[importlib.metadata.EntryPoint]:
+    return list(importlib.metadata.entry_points(group=ENTRY_POINTS))
+
+
+def _load(point: importlib.metadata.EntryPoint) -> ModuleType:
+    try:
+        module = point.load()
+    except (Exception, SystemExit) as error:
+        raise InputError(
+            f"rules of the installed package {point.value!r} cannot be imported: "
+            f"{type(error).__name__}: {error}; repair or uninstall it"
+        ) from error
+    if not isinstance(module, ModuleType):
+        raise InputError(f"entry point {point.value!r} of {ENTRY_POINTS}: is no module")
+    return module
+
+
+def _check_rule(rule: type[Rule]) -> None:
+    """Raises InputError for a rule that lacks what every rule says about itself."""
+    where = f"rule {rule.__name__} in {rule.__module__}"
+    for key in ("code", "name", "summary", "depth"):
+        if not isinstance(getattr(rule, key, None), str):
+            raise InputError(f"{where}: has no {key}; copy rules/ld201_no_target_matches.py")
+    if rule.depth not in DEPTHS:
+        raise InputError(f"{where}: depth {rule.depth!r} is none of {', '.join(DEPTHS)}")
+
+
+def _rule_files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise InputError(f"--rules {str(folder)!r}: no such folder")
+    return sorted(path for path in folder.glob("*.py") if not path.name.startswith("_"))
+
+
+def _module_of(path: Path) -> ModuleType:
+    name = f"lora_doctor_rules_of_{abs(hash(path.parent.resolve()))}.{path.stem}".replace(".", "_")
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"--rules: {path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # a rule file of the user's may raise anything
+        raise InputError(
+            f"--rules: {path} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
+    return module

@@ -1,0 +1,112 @@
+"""A rule: one known failure mode, with its documentation, symptoms and examples.
+
+To write one, copy a file of ``rules/`` and change it. Everything that a rule author needs is
+here, in ``finding`` and in ``fix``; what the rule may look at is ``case``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from lora_doctor.recipe.edit import REMOVE, Edit, Patch
+from lora_doctor.results.depth import Depth
+from lora_doctor.results.finding import Finding, Location, Measure, Proof, Severity
+from lora_doctor.results.fix import Fix
+
+if TYPE_CHECKING:
+    from lora_doctor.engine.case import Case
+
+__all__ = [
+    "REMOVE",
+    "Depth",
+    "Edit",
+    "Example",
+    "Finding",
+    "Fix",
+    "Location",
+    "Measure",
+    "Patch",
+    "Proof",
+    "Rule",
+    "Severity",
+    "Symptom",
+]
+
+
+@dataclass(frozen=True)
+class Symptom:
+    """An error message (a regular expression) that this failure shows, and where."""
+
+    pattern: str
+    versions: str = ""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A recipe on a model, run by the test suite.
+
+    ``broken`` must be found and, where the rule has a fix that is not manual, must train after
+    it. ``healthy`` must stay silent. ``requires`` names versions, such as
+    ``{"transformers": ">=4.50"}``; elsewhere the example does not occur. ``loaded``: ``model``
+    names a factory that returns a module and options of :func:`lora_doctor.check`; the module is
+    handed over in memory, as in a training script.
+    """
+
+    kind: Literal["broken", "healthy"]
+    model: str
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    requires: Mapping[str, str] = field(default_factory=dict)
+    depth: Depth = "tiny"
+    why: str = ""
+    loaded: bool = False
+
+
+class Rule(ABC):
+    """One failure mode. The docstring is its documentation, with the headings
+    ``What happens``, ``Why``, ``Versions``, ``Fix`` and ``Links``."""
+
+    code: ClassVar[str]
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    depth: ClassVar[Depth]
+    symptoms: ClassVar[tuple[Symptom, ...]] = ()
+    examples: ClassVar[tuple[Example, ...]] = ()
+    #: A net is asked last, for what no other rule has explained.
+    is_net: ClassVar[bool] = False
+
+    @abstractmethod
+    def check(self, case: Case) -> Iterator[Finding]:
+        """Read the evidence of the case and yield findings. Does not load, print or catch."""
+
+    @classmethod
+    def documentation(cls) -> str:
+        """The docstring, unindented."""
+        return inspect.getdoc(cls) or ""
+
+    def finding(
+        self,
+        severity: Severity,
+        message: str,
+        *,
+        location: Location,
+        evidence: tuple[Measure, ...],
+        proof: Proof,
+        fixes: tuple[Fix, ...] = (),
+        explains: tuple[str, ...] = (),
+    ) -> Finding:
+        """A finding of this rule."""
+        return Finding(
+            rule=self.code,
+            name=self.name,
+            severity=severity,
+            message=message,
+            location=location,
+            evidence=evidence,
+            proof=proof,
+            fixes=fixes,
+            explains=explains,
+        )

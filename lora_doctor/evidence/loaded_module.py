@@ -1,0 +1,92 @@
+"""The training contract on a module that the user has in memory, which stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lora_doctor.contract.contract import LEARNING_RATE, Contract, Subject
+from lora_doctor.model import training_setup
+from lora_doctor.nn.copying import structural_copy, undisturbed
+from lora_doctor.nn.rebinding import deep_copy
+from lora_doctor.recipe.files.read_write import as_recipe
+from lora_doctor.recipe.recipe import Recipe
+from lora_doctor.results.verification import Verification
+from lora_doctor.text import one_line
+
+
+def verify_module(
+    module: Any,
+    recipe: Any = None,
+    batches: Sequence[Mapping[str, Any]] | Mapping[str, Any] | None = None,
+    steps: int = 3,
+) -> Verification:
+    """Run the training contract on a copy of ``module`` that shares its frozen weights.
+
+    Args:
+        module: an ``nn.Module``, or a ``PeftModel`` whose adapters are then the ones that are
+            tried. Weights, flags, modes and hooks stay as they are, and so do the random
+            generators and torch's global switches.
+        recipe: what :func:`as_recipe` takes; for a ``PeftModel`` its own config unless given.
+        batches: forward arguments, one mapping or several; made from the signature unless given.
+        steps: rounds of optimizer steps, one step per batch.
+
+    Raises:
+        InputError: ``recipe`` is not a recipe.
+    """
+    device = str(next((p.device for p in module.parameters()), "cpu"))
+    adapted = training_setup.is_adapted(module)
+    plan = as_recipe(_own_config(module) if recipe is None and adapted else recipe)
+    given = [dict(batches)] if isinstance(batches, Mapping) else batches
+    with undisturbed():
+        try:
+            shared = adapted or not training_setup.rewrites_weights(plan)
+            twin = structural_copy(module) if shared else deep_copy(module)
+        except Exception as error:  # noqa: BLE001 - any attribute of the user's may refuse
+            return Verification.undetermined(
+                f"{type(module).__name__} cannot be copied: {type(error).__name__}: "
+                f"{one_line(error, 200)}; give a factory (package.module:function) instead",
+                depth="full",
+                device=device,
+            )
+        return _verify(twin, plan, None if given is None else list(given), steps, device, shared)
+
+
+def _verify(
+    model: Any,
+    recipe: Recipe,
+    given: list[Mapping[str, Any]] | None,
+    steps: int,
+    device: str,
+    shared: bool,
+) -> Verification:
+    notes: list[str] = []
+    training_setup.keep_quantized_layout(model)
+    try:
+        batches = training_setup.make_batches(
+            model, None if given is None else [dict(batch) for batch in given], None, notes
+        )
+    except training_setup.NoBatch as error:
+        return Verification.undetermined(str(error), depth="full", device=device)
+    subject = Subject(
+        base=model,
+        batches=[batch.to(device) for batch in batches],
+        wrap=training_setup.wrapper(model, recipe),
+        fresh=training_setup.fresh_base(model, shared=shared),
+        set_up=lambda wrapped: training_setup.set_up(wrapped, recipe),
+        learning_rate=LEARNING_RATE,
+        copyable=training_setup.is_copyable(model),
+        own_weights=True,
+        own_inputs=bool(given),
+        shared=shared,
+        missing=training_setup.missing_inputs(model, batches),
+        model_class=type(model).__name__,
+        steps=notes,
+    )
+    dtype = training_setup.dtype_of(model)
+    return Contract(subject, recipe, steps=steps, depth="full", device=device, dtype=dtype).run()
+
+
+def _own_config(module: Any) -> Any:
+    configs = getattr(module, "peft_config", None)
+    return next(iter(configs.values())) if isinstance(configs, Mapping) and configs else None

@@ -1,0 +1,86 @@
+"""The base model to measure on: on meta, equal layers once or twice, where it runs so."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lora_doctor.memory_plan.batch import PlannedBatch, planned_batch
+from lora_doctor.model.built_in_adapters import trains_its_own
+from lora_doctor.model.injection import meaning
+from lora_doctor.model.loading import peft_config
+from lora_doctor.model.meta_copy import Skeleton, skeleton
+from lora_doctor.recipe.recipe import Recipe
+from lora_doctor.tiny_model.batch.result import BatchError
+
+_DEPTH = re.compile(r"(?:\w+_)?(?:num|n)_(?:\w+_)?(?:layers?|blocks)|(?:en|de)coder_layers|depth")
+
+
+@dataclass
+class Runnable:
+    """A skeleton in float32 and a batch that it takes."""
+
+    bones: Skeleton
+    batch: PlannedBatch
+
+
+def runnable(model: Any, recipe: Recipe, size: int, length: int, dtype: str) -> Runnable:
+    """The smallest skeleton of this model that takes as many kinds of input as all of it does.
+
+    Raises:
+        BatchError: none takes any; the reason is the whole model's.
+    """
+    best: Runnable | None = None
+    reason = BatchError("nothing was tried")
+    for bones in _candidates(model, recipe):
+        try:
+            batch = planned_batch(bones.model, size, length, dtype)
+        except BatchError as error:
+            reason = error
+            continue
+        if best is None or len(batch.left_out) < len(best.batch.left_out):
+            best = Runnable(bones, batch)
+        if not batch.left_out:
+            break
+    if best is None:
+        raise reason
+    return best
+
+
+def own_batch(model: Any, inputs: Mapping[str, Any]) -> Runnable:
+    """The batch that a model of the user's came with, on all of the model."""
+    names = ("input_ids", "decoder_input_ids")
+    ids = next((inputs[name] for name in names if hasattr(inputs.get(name), "shape")), None)
+    length = int(ids.shape[1]) if ids is not None and ids.dim() > 1 else 0
+    return Runnable(skeleton(model), PlannedBatch(dict(inputs), length, "labels"))
+
+
+def _candidates(model: Any, recipe: Recipe) -> Iterator[Skeleton]:
+    own = trains_its_own(model, recipe)
+    mean = None if own else meaning(peft_config(recipe))
+    if mean is not None:
+        thin = skeleton(model, mean)
+        if thin.repeats:
+            yield thin
+            told = skeleton(model, mean)
+            _tell_depth(told)
+            yield told
+    yield skeleton(model)
+
+
+def _tell_depth(bones: Skeleton) -> None:
+    """Set the number of layers in the configs that say it: some code counts from the end."""
+    for path, module in bones.model.named_modules():
+        lists = [
+            (name, child) for name, child in module.named_children()
+            if any(p.rpartition(".")[0] == f"{path}.{name}".strip(".") for p in bones.repeats)
+        ]  # fmt: skip
+        config = getattr(module, "config", None)
+        for name, child in lists:
+            inside = f"{path}.{name}".strip(".")
+            full = sum(bones.repeats.get(f"{inside}.{key}", 1) for key in child._modules)
+            for key, value in vars(config).items() if config is not None else ():
+                if _DEPTH.fullmatch(key) and value == full:
+                    vars(config)[key] = len(child._modules)

@@ -1,1 +1,0 @@
-"""Observers of the training contract, one kind of reading each: see ``lora_doctor.observing``."""

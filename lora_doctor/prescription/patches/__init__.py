@@ -1,0 +1,147 @@
+"""Patches of the running process, one per file, for what no edit of the recipe can do.
+
+A patch is a module of this folder with:
+
+- ``NAME``, the name of its file, and ``SUMMARY``, one line on what it does;
+- ``why_not() -> str | None``: the reason why it does not fit the installed libraries, found by
+  looking (signatures, attributes), or ``None``;
+- ``install(**parameters) -> Callable[[], None]``: change the process and return the way back.
+  Where the installed libraries do not need it, it changes nothing.
+
+A patch changes classes in memory, never files, and acts only where the unpatched process would
+fail; the first time that it does, it says so in the log of ``lora_doctor``. Methods are replaced by
+``Changes`` of ``_support``, so that patches on one method are undone in any order.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from lora_doctor.errors import InputError, LoraDoctorError
+from lora_doctor.recipe.edit import Patch
+
+__all__ = ["PatchError", "install", "install_all", "load_patch", "patch_names"]
+
+Undo = Callable[[], None]
+
+
+class PatchError(LoraDoctorError):
+    """A patch does not fit what is installed; nothing has been changed."""
+
+
+@dataclass
+class _Installed:
+    """A patch in force: how to take it out, and for how many callers it is in."""
+
+    parameters: Mapping[str, Any]
+    undo: Undo
+    users: int = 1
+
+
+_installed: dict[str, _Installed] = {}
+_lock = threading.RLock()
+
+
+def patch_names() -> tuple[str, ...]:
+    """The patches that there are: the files of this folder, but for what they share."""
+    names = (found.name for found in pkgutil.iter_modules(__path__))
+    return tuple(sorted(name for name in names if not name.startswith("_")))
+
+
+def load_patch(name: str) -> ModuleType:
+    """The module of a patch.
+
+    Raises:
+        InputError: there is no such patch. Only names of files of this folder are imported,
+            whatever a prescription says.
+    """
+    names = patch_names()
+    if name not in names:
+        raise InputError(f"patch {name!r}: no such patch; there are {', '.join(names)}")
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def install(patch: Patch) -> Undo:
+    """Put one patch in force and return the way back.
+
+    Installing what is in force already changes nothing; the patch goes when everybody who
+    installed it has undone it. Safe to call from several threads.
+
+    Raises:
+        InputError: there is no such patch.
+        PatchError: it does not fit what is installed, or is in force with other parameters.
+    """
+    module = load_patch(patch.name)
+    with _lock:
+        present = _installed.get(patch.name)
+        if present is None:
+            reason = module.why_not()
+            if reason:
+                raise PatchError(f"patch {patch.name!r} does not fit this environment: {reason}")
+            try:
+                undo = module.install(**dict(patch.parameters))
+            except Exception as error:
+                what = "wrong parameters" if isinstance(error, TypeError) else type(error).__name__
+                raise PatchError(
+                    f"patch {patch.name!r} cannot be installed: {what}: {error}"
+                ) from error
+            _installed[patch.name] = _Installed(dict(patch.parameters), undo)
+        elif dict(present.parameters) != dict(patch.parameters):
+            raise PatchError(
+                f"patch {patch.name!r} is in force with parameters {dict(present.parameters)}; "
+                f"undo it before installing it with {dict(patch.parameters)}"
+            )
+        else:
+            present.users += 1
+    return _undo_once(patch.name)
+
+
+def install_all(patches: Iterable[Patch]) -> Undo:
+    """Put all of them in force or, if one cannot be, none. Raises as :func:`install`."""
+    undos: list[Undo] = []
+
+    def undo_all() -> None:
+        while undos:
+            undos.pop()()
+
+    try:
+        for patch in patches:
+            undos.append(install(patch))
+    except BaseException:
+        undo_all()
+        raise
+    return undo_all
+
+
+def _undo_once(name: str) -> Undo:
+    """The way back for one caller; calling it again does nothing."""
+    done = False
+
+    def undo() -> None:
+        nonlocal done
+        with _lock:
+            if done:
+                return
+            done = True
+            present = _installed[name]
+            present.users -= 1
+            if not present.users:
+                del _installed[name]
+                present.undo()
+
+    return undo
+
+
+def install_patches(patches: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Install runtime patches in this process; returns their names."""
+    names = []
+    for item in patches:
+        load_patch(item["name"]).install(**dict(item.get("parameters") or {}))
+        names.append(str(item["name"]))
+    return names

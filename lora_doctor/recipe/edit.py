@@ -1,0 +1,41 @@
+"""Changes: an edit of the recipe, or a patch of the running process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class _Remove:
+    """The value of an edit that takes a key out of the recipe."""
+
+    def __repr__(self) -> str:
+        return "REMOVE"
+
+
+REMOVE = _Remove()
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Set one key of the recipe to a value (``REMOVE`` takes the key out)."""
+
+    key: str
+    value: Any
+
+    def to_json(self) -> dict[str, Any]:
+        if self.value is REMOVE:
+            return {"key": self.key, "remove": True}
+        return {"key": self.key, "value": self.value}
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A patch of the running process: the name of a file in ``prescription/patches``."""
+
+    name: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "parameters": dict(self.parameters)}

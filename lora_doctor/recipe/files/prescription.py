@@ -1,0 +1,142 @@
+"""The prescription: the applied fixes as a file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_doctor.errors import InputError
+from lora_doctor.recipe.edit import REMOVE, Edit, Patch
+from lora_doctor.recipe.keys import check_value
+from lora_doctor.recipe.recipe import make_recipe
+
+if TYPE_CHECKING:
+    pass
+
+
+SCHEMA_VERSION = "1"
+
+
+@dataclass(frozen=True)
+class Prescription:
+    """The applied fixes.
+
+    ``model`` is the source in words. ``edits`` are the changes of the recipe, ``recipe`` all its
+    values after them, ``patches`` the changes of the process. ``versions`` maps a package to the
+    version that the fixes were tried with.
+    """
+
+    model: str
+    edits: tuple[Edit, ...] = ()
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    patches: tuple[Patch, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+    schema_version: str = SCHEMA_VERSION
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of the file; valid against ``schema/prescription-1.json``."""
+        return {
+            "schema_version": self.schema_version,
+            "model": self.model,
+            "edits": [edit.to_json() for edit in self.edits],
+            "recipe": dict(self.recipe),
+            "patches": [patch.to_json() for patch in self.patches],
+            "versions": dict(self.versions),
+        }
+
+
+def write_prescription(path: str | Path, prescription: Prescription) -> None:
+    """Write the file, whole or not at all.
+
+    Raises:
+        InputError: it cannot be written there, or holds a value that JSON does not have.
+    """
+    from lora_doctor.files import write_text
+
+    try:
+        text = json.dumps(prescription.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"prescription {str(path)!r}: cannot be written: {error}") from None
+    write_text(path, text + "\n")
+
+
+def read_prescription(path: str | Path) -> Prescription:
+    """The prescription in a file, every part checked.
+
+    Raises:
+        InputError: unreadable, not a prescription, or of a schema that this version does not know.
+    """
+    from lora_doctor.recipe.files import json_syntax
+    from lora_doctor.recipe.files.bytes import read_text
+
+    path = Path(path)
+    return parse_prescription(json_syntax.parse(read_text(path).text, path), str(path))
+
+
+def parse_prescription(data: Mapping[str, Any], where: str) -> Prescription:
+    """A checked prescription out of the content of its file. Raises InputError."""
+    version = _take(data, "schema_version", str, where)
+    if version != SCHEMA_VERSION:
+        raise InputError(
+            f"{where}: has schema_version {version!r:.40}, this lora-doctor reads "
+            f"{SCHEMA_VERSION!r}; make it anew with `lora-doctor fix --apply` or update lora-doctor"
+        )
+    _refuse_others(data, {item.name for item in fields(Prescription)}, where)
+    versions = _take(data, "versions", dict, where)
+    if not all(isinstance(value, str) for value in versions.values()):
+        raise InputError(f"{where}: versions: each value is a text")
+    edits = _take(data, "edits", list, where)
+    patches = _take(data, "patches", list, where)
+    recipe = make_recipe(
+        _take(data, "recipe", dict, where),
+        where=f"{where}: recipe", origin="file", complete=True, ignore_unknown=True,
+    )  # fmt: skip
+    return Prescription(
+        model=_take(data, "model", str, where),
+        edits=tuple(_edit(item, f"{where}: edits[{n}]") for n, item in enumerate(edits)),
+        recipe=dict(recipe.values),
+        patches=tuple(_patch(item, f"{where}: patches[{n}]") for n, item in enumerate(patches)),
+        versions=versions,
+    )
+
+
+def _take(data: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
+    names: dict[Any, str] = {str: "a text", list: "a list", dict: "a mapping"}
+    if key not in data:
+        raise InputError(f"{where}: has no {key!r}; it is not a prescription of lora-doctor")
+    if not isinstance(data[key], kind):
+        raise InputError(f"{where}: {key} is {names[kind]}, not a {type(data[key]).__name__}")
+    return data[key]
+
+
+def _refuse_others(data: Mapping[str, Any], known: set[str], where: str) -> None:
+    others = sorted(data.keys() - known)
+    if others:
+        raise InputError(f"{where}: has {others[0]!r:.60}, which no prescription has; remove it")
+
+
+def _mapping(data: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(data, Mapping):
+        raise InputError(f"{where}: is a {type(data).__name__}, not a mapping")
+    return data
+
+
+def _edit(data: Any, where: str) -> Edit:
+    data = _mapping(data, where)
+    key = _take(data, "key", str, where)
+    if data.get("remove") is True and "value" not in data:
+        _refuse_others(data, {"key", "remove"}, where)
+        return Edit(key, REMOVE)
+    if "value" not in data:
+        raise InputError(f"{where}: has neither 'value' nor 'remove': true")
+    _refuse_others(data, {"key", "value"}, where)
+    return Edit(key, check_value(key, data["value"], where))
+
+
+def _patch(data: Any, where: str) -> Patch:
+    data = _mapping(data, where)
+    _refuse_others(data, {"name", "parameters"}, where)
+    return Patch(_take(data, "name", str, where), _take(data, "parameters", dict, where))

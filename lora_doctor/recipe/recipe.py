@@ -1,0 +1,174 @@
+"""The recipe: what the user is about to train, in PEFT's and transformers' own names.
+
+A recipe holds only what somebody decided (an option, a file, a proposal of ours, a fix); what
+nobody set is left to the installed PEFT and transformers, so their defaults are never copied here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from lora_doctor.errors import InputError
+from lora_doctor.recipe.edit import REMOVE, Edit
+from lora_doctor.recipe.keys import (
+    ADAPTER_KEYS,
+    ALIASES,
+    BOOKKEEPING_KEYS,
+    OUTER_KEYS,
+    check_value,
+    known_keys,
+)
+
+Origin = Literal["option", "file", "argument", "proposed", "fix"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is to be trained. Immutable: ``edit`` and ``fill`` give a new recipe.
+
+    ``values`` maps a key to its value, ``origins`` says who set it. ``complete``: everything that
+    is not set is left to PEFT (an ``adapter_config.json``, a ``LoraConfig``); otherwise open keys
+    are proposed by looking at the model.
+    """
+
+    values: Mapping[str, Any] = field(default_factory=dict)
+    origins: Mapping[str, Origin] = field(default_factory=dict)
+    complete: bool = False
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self.values.get(key, default)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.values
+
+    def fill(self, values: Mapping[str, Any], origin: Origin = "proposed") -> Recipe:
+        """A recipe in which the keys that nobody has set take these values."""
+        new = {key: value for key, value in values.items() if key not in self.values}
+        return self._with(new, origin)
+
+    def override(self, values: Mapping[str, Any], origin: Origin) -> Recipe:
+        """A recipe in which these values win."""
+        return self._with(values, origin)
+
+    def edit(self, edits: Iterable[Edit]) -> Recipe:
+        """The recipe after the edits of a fix.
+
+        An edit of ``task_type`` or a list to ``None`` sets it to ``None`` (PEFT knows the
+        difference to "not set"); ``REMOVE`` takes the key out.
+        """
+        values, origins = dict(self.values), dict(self.origins)
+        for change in edits:
+            if change.value is REMOVE:
+                values.pop(change.key, None)
+                origins.pop(change.key, None)
+            else:
+                values[change.key] = check_value(change.key, change.value, "fix")
+                origins[change.key] = "fix"
+        return Recipe(values, origins, self.complete)
+
+    def adapter_values(self) -> dict[str, Any]:
+        """The keyword arguments of PEFT's config class; copies, because PEFT extends lists in place
+        (its SEQ_CLS wrapper appends to ``modules_to_save``)."""
+        skip = {*OUTER_KEYS, *BOOKKEEPING_KEYS, "peft_type"}
+        return {key: deepcopy(value) for key, value in self.values.items() if key not in skip}
+
+    @property
+    def peft_type(self) -> str:
+        return str(self.values.get("peft_type", "LORA"))
+
+    @property
+    def mixed_precision(self) -> Literal["float16", "bfloat16"] | None:
+        """The dtype of autocast that the recipe asks the Trainer for."""
+        if self.values.get("fp16"):
+            return "float16"
+        return "bfloat16" if self.values.get("bf16") else None
+
+    @property
+    def quantized(self) -> Literal["4bit", "8bit"] | None:
+        """How the recipe asks transformers to quantize the base model."""
+        if self.values.get("load_in_4bit"):
+            return "4bit"
+        return "8bit" if self.values.get("load_in_8bit") else None
+
+    def to_json(self) -> dict[str, Any]:
+        """For reports: values, who set each, and whether the rest is PEFT's business."""
+        return {
+            "values": dict(self.values),
+            "origins": dict(self.origins),
+            "complete": self.complete,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Recipe:
+        return cls(dict(data["values"]), dict(data["origins"]), bool(data["complete"]))
+
+    def _with(self, values: Mapping[str, Any], origin: Origin) -> Recipe:
+        origins = {**self.origins, **dict.fromkeys(values, origin)}
+        return Recipe({**self.values, **values}, origins, self.complete)
+
+
+def make_recipe(
+    values: Mapping[str, Any],
+    *,
+    where: str,
+    origin: Origin,
+    complete: bool = False,
+    ignore_unknown: bool = False,
+) -> Recipe:
+    """A checked recipe out of raw values.
+
+    ``ignore_unknown`` keeps keys that nobody knows out of the recipe instead of refusing them:
+    an ``adapter_config.json`` may have been written by a newer PEFT.
+
+    Raises:
+        InputError: a key is unknown (with the nearest known one) or a value impossible.
+    """
+    checked: dict[str, Any] = {}
+    known: frozenset[str] | None = None
+    other_peft_type = str(values.get("peft_type", "LORA")).upper().rpartition(".")[2] != "LORA"
+    for raw_key, value in values.items():
+        if not isinstance(raw_key, str):
+            raise InputError(f"{where}: key {raw_key!r} is not a text; keys are PEFT's names")
+        key = ALIASES.get(raw_key, raw_key)
+        if key not in ADAPTER_KEYS and key not in OUTER_KEYS:
+            known = known or known_keys()
+            if key not in known and not other_peft_type:
+                if ignore_unknown:
+                    continue
+                near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+                hint = f"; did you mean {near[0]!r}?" if near else "; see PEFT's LoraConfig"
+                raise InputError(f"{where}: unknown key {key!r}{hint}")
+        if key in checked:
+            raise InputError(f"{where}: {key!r} is given twice (as {raw_key!r} too)")
+        if key == "r" and value == 0 and other_peft_type:
+            continue  # OFT: the rank follows from the block size
+        checked[key] = check_value(key, value, where)
+    for one, other in (("load_in_4bit", "load_in_8bit"), ("fp16", "bf16")):
+        if checked.get(one) and checked.get(other):
+            raise InputError(f"{where}: {one} and {other} exclude each other; keep one")
+    return Recipe(checked, dict.fromkeys(checked, origin), complete)
+
+
+def parse_target_modules(text: str, where: str = "--target-modules") -> str | list[str]:
+    """An option's names separated by commas, a regular expression, or all-linear.
+
+    Raises:
+        InputError: the text is empty or a regular expression that does not compile.
+    """
+    if text == "all-linear":
+        return text
+    if re.search(r"[\\*+?()\[\]|^$]", text):
+        try:
+            re.compile(text)
+        except re.error as error:
+            raise InputError(f"{where}: {text!r} is not a regular expression: {error}") from None
+        return text
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise InputError(f"{where}: no name given; write q_proj,v_proj or all-linear")
+    return names

@@ -1,0 +1,131 @@
+"""The memory plan: what a recipe and its alternatives take on one GPU. Only data; no torch.
+
+All sizes are bytes. Each number says how it was got and by which formula; one that could not be
+had is ``None`` with the reason, and a total that lacks one is a lower bound, never a guess.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from lora_doctor.results.from_json import from_json
+
+#: ``counted``: sizes of the real classes' tensors. ``measured``: a forward and a backward of the
+#: real classes on the meta device. ``asked``: of the optimizer itself. ``assumed``: by the formula.
+Source = Literal["counted", "measured", "asked", "assumed", "missing"]
+GIB = 1 << 30
+#: Memory of common cards in GiB; makers write GB.
+CARDS = (8, 16, 24, 48, 80)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One share of the memory. ``low`` and ``high``: between which it lies where ``bytes`` is not
+    exact."""
+
+    name: str
+    bytes: int | None
+    formula: str
+    source: Source
+    low: int | None = None
+    high: int | None = None
+
+    @property
+    def least(self) -> int:
+        return self.low if self.low is not None else self.bytes or 0
+
+    @property
+    def most(self) -> int | None:
+        return self.high if self.high is not None else self.bytes
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A recipe and what it takes. ``changes``: the edits that make it out of the user's recipe."""
+
+    name: str
+    changes: Mapping[str, Any]
+    parts: tuple[Part, ...]
+
+    @property
+    def missing(self) -> tuple[Part, ...]:
+        return tuple(part for part in self.parts if part.bytes is None)
+
+    @property
+    def total(self) -> int | None:
+        """Bytes at the peak; ``None`` where a part is missing."""
+        return None if self.missing else sum(part.bytes or 0 for part in self.parts)
+
+    @property
+    def low(self) -> int:
+        """It takes no less than this; parts that are missing count as nothing."""
+        return sum(part.least for part in self.parts)
+
+    @property
+    def high(self) -> int | None:
+        """It takes no more than this; ``None`` where a part is missing."""
+        return None if self.missing else sum(part.most or 0 for part in self.parts)
+
+    def fits(self, budget: int) -> bool | None:
+        """Whether it fits into so many bytes; ``None`` where that is not sure."""
+        if self.low > budget:
+            return False
+        return True if self.high is not None and self.high <= budget else None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """``batch_size`` samples of ``length`` tokens (0: none) with ``inputs`` (name to shape), and
+    for each of the two who chose it. ``optimizer``: its name. ``budget``: what the user has."""
+
+    batch_size: int
+    length: int
+    batch_size_from: str
+    length_from: str
+    optimizer: str
+    inputs: Mapping[str, tuple[int, ...]]
+    recipe: Variant
+    alternatives: tuple[Variant, ...]
+    budget: int | None = None
+    cards: tuple[int, ...] = CARDS
+    assumptions: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def nearest(self, budget: int) -> Variant | None:
+        """The first alternative that fits for sure."""
+        return next((one for one in self.alternatives if one.fits(budget)), None)
+
+    def smallest_card(self, variant: Variant) -> int | None:
+        """GiB of the smallest of ``cards`` that is surely enough."""
+        return next((card for card in self.cards if variant.fits(card * GIB)), None)
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields, with the sums beside each variant, so that a reader needs no arithmetic."""
+        data = asdict(self)
+        data["recipe"] = self._variant(self.recipe)
+        data["alternatives"] = [self._variant(one) for one in self.alternatives]
+        return data
+
+    def _variant(self, one: Variant) -> dict[str, Any]:
+        return {
+            "name": one.name,
+            "changes": dict(one.changes),
+            "parts": [asdict(part) for part in one.parts],
+            "total": one.total,
+            "low": one.low,
+            "high": one.high,
+            "fits": {str(card): one.fits(card * GIB) for card in self.cards},
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Plan:
+        return from_json(cls, data)
+
+
+def gib(size: int | None) -> str:
+    """Such as ``13.2 GiB``, small sizes in MiB."""
+    if size is None:
+        return "?"
+    return f"{size / GIB:.1f} GiB" if size >= GIB // 2 else f"{size / (1 << 20):.0f} MiB"

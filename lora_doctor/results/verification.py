@@ -1,0 +1,159 @@
+"""Verification: the training contract, executed. This file holds its result.
+
+The contract itself runs in a child process, in ``contract.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from lora_doctor.results.from_json import from_json
+from lora_doctor.results.observations import Observations
+from lora_doctor.results.quantized_use import QuantizedUse
+from lora_doctor.results.round_trip import Saving
+
+CheckStatus = Literal["passed", "failed", "skipped"]
+
+#: The named checks of the training contract, in the order in which they run.
+CHECKS: Mapping[str, str] = {
+    "builds": "the model can be built",
+    "attaches": "PEFT attaches adapters to what the recipe names, and to nothing else",
+    "forward": "the forward runs",
+    "starts-at-base": "the adapted model starts at the base model's loss",
+    "loss-finite": "the loss is finite",
+    "gradients": "every adapter parameter gets a finite gradient",
+    "steps": "optimizer steps run",
+    "adapters-move": "A and B of every adapter move",
+    "frozen-stay": "frozen weights do not move",
+    "loss-falls": "the loss on one fixed batch falls",
+    "save-reload": "saved and reloaded adapters give the same logits",
+    "merge": "merged weights give the same logits",
+}
+
+#: How a note begins that says which inputs the model takes and nothing was run on.
+NOT_FED = "no batch with "
+#: How a note begins about layers that a proposed recipe leaves out.
+NOT_ADAPTED = "no adapters on "
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check of the training contract.
+
+    ``value`` is the measured number (or text), ``expected`` what it is held against, in words;
+    ``detail`` says more in one line, such as why it was skipped.
+    """
+
+    name: str
+    status: CheckStatus
+    value: Any = None
+    expected: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The exception that ended a verification. ``module``: path of the first bad module."""
+
+    check: str
+    type: str
+    message: str
+    module: str = ""
+    where: str = ""
+    traceback: str = ""
+
+
+@dataclass(frozen=True)
+class AdapterGroup:
+    """Adapters that are alike (:class:`ModuleGroup`'s pattern), and whether they learn.
+
+    ``count`` layers, of which ``with_gradient`` got a non-zero gradient on some batch in the
+    steps, and ``moved`` whose A and B both moved. ``batches``: kinds of batch in which it got a
+    gradient, such as ``text`` or ``image+text``. ``dtypes``: of what is trained in it.
+    """
+
+    pattern: str
+    count: int
+    with_gradient: int
+    moved: int
+    batches: tuple[str, ...] = ()
+    examples_without_gradient: tuple[str, ...] = ()
+    dtypes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class BatchReport:
+    """A batch that was run. ``inputs``: name to shape; ``loss``: how it was got."""
+
+    kind: str
+    inputs: Mapping[str, tuple[int, ...]]
+    loss: str
+    losses: tuple[float, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The training contract, executed once.
+
+    ``outcome``: ``passed`` when no check failed, ``failed`` when one did, ``undetermined`` when
+    it could not be run for a reason that says nothing about the recipe (a batch could not be
+    made, a time limit). ``model_parameters``: of the model that was run (the tiny one at depth
+    ``tiny``). ``observations``: numbers read off it while it ran; ``saving``: what the
+    round trip through files showed, ``None`` when it was not reached. ``quantized_uses``: what
+    keeps a quantized model from running. Times in seconds, memory in bytes.
+    """
+
+    outcome: Literal["passed", "failed", "undetermined"]
+    depth: str
+    device: str
+    dtype: str
+    checks: tuple[Check, ...]
+    failure: Failure | None = None
+    reason: str = ""
+    adapters: tuple[AdapterGroup, ...] = ()
+    batches: tuple[BatchReport, ...] = ()
+    model_class: str = ""
+    model_parameters: int = 0
+    steps: int = 0
+    step_seconds: float | None = None
+    peak_memory: int | None = None
+    seconds: float = 0.0
+    patches: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    observations: Observations = field(default_factory=Observations)
+    saving: Saving | None = None
+    quantized_uses: tuple[QuantizedUse, ...] = ()
+
+    def check(self, name: str) -> Check | None:
+        return next((check for check in self.checks if check.name == name), None)
+
+    @property
+    def gradients_counted(self) -> bool:
+        """Whether every adapter had its chance to get a gradient: neither an exception nor a
+        gradient that is not finite ended the steps before."""
+        check = self.check("gradients")
+        ended = self.failure is not None and self.failure.check == "gradients"
+        return check is not None and check.status != "skipped" and not ended
+
+    @property
+    def failed_checks(self) -> tuple[Check, ...]:
+        return tuple(check for check in self.checks if check.status == "failed")
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Verification:
+        return from_json(cls, data)
+
+    @classmethod
+    def undetermined(cls, reason: str, *, depth: str, device: str = "cpu") -> Verification:
+        """A verification that could not be run; the reason says nothing about the recipe."""
+        return cls("undetermined", depth, device, "", (), reason=reason)
+
+
+#: In a note: what follows from the recipe was not run here.
+NOT_PROVEN = "is not proven"

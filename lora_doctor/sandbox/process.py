@@ -1,0 +1,190 @@
+"""One child process: its pipes, its log, its end. Knows nothing of tasks and limits.
+
+The side of the caller; `child.py` is the other one, `worker.py` has the limits and the tasks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import IO, Any
+
+LOG_TAIL_BYTES = 16 * 1024  # what a failure carries of the child's stdout and stderr
+LOG_FILE_BYTES = 4 * 1024 * 1024  # beyond this the log file is cut down to its tail
+GRACE_SECONDS = 2.0  # how long a child may take to die before it is killed by group
+STACK_SECONDS = 0.1  # what faulthandler gets to write a stack before the task is killed
+STACK_MARK = "--- lora-doctor: where the task was when it was stopped ---"
+
+# Run by `python -c`, not `-m`: the checkout that we were imported from must win over another
+# `lora_doctor` in the working directory, and nothing of the working directory (it may be a
+# downloaded model repository with a torch.py in it) may be imported before somebody asked for it.
+_BOOT = (
+    "import sys; sys.path[:] = [sys.argv[1], *filter(None, sys.path)]; "
+    "import lora_doctor.sandbox.child as w; del sys.path[0]; w.main(sys.argv[2])"
+)
+
+
+class ChildProcess:
+    """A process that runs `worker.main` with this setup, started at once and never waited for."""
+
+    def __init__(self, setup: dict[str, Any], env: dict[str, str], *, fork: bool) -> None:
+        root = str(Path(__file__).absolute().parents[2])
+        setup = {
+            **setup,
+            "fork": fork,
+            "parent": os.getpid(),
+            # what the caller added at run time (a script's folder, --rules DIR)
+            "path": [os.path.abspath(entry) for entry in sys.path if entry],
+        }
+        self.fork = fork
+        self.ready = False
+        self.importing = ""
+        self.import_seconds = 0.0
+        self.log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in kill()
+        if os.name == "posix":
+            import fcntl
+
+            # Appending, so that cutting the file down does not leave a hole at its start.
+            fcntl.fcntl(self.log, fcntl.F_SETFL, fcntl.fcntl(self.log, fcntl.F_GETFL) | os.O_APPEND)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", _BOOT, root, json.dumps(setup)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            bufsize=0,
+            env=env,
+            # Its own session: Ctrl-C at the terminal reaches us only, and we decide.
+            start_new_session=os.name == "posix",
+        )
+        self.messages: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        threading.Thread(
+            target=self._read, args=(self.process.stdout, self.messages), daemon=True
+        ).start()
+
+    @staticmethod
+    def _read(
+        stream: IO[bytes], messages: queue.SimpleQueue[dict[str, Any] | None]
+    ) -> None:  # a static method: the thread must not keep the worker alive
+        parts: list[bytes] = []
+        while chunk := stream.read(1 << 16):
+            *lines, rest = chunk.split(b"\n")
+            for line in lines:
+                try:
+                    message = json.loads(b"".join([*parts, line]))
+                except ValueError:  # the half line of a killed task, or a stray print at start-up
+                    message = None
+                parts = []
+                if isinstance(message, dict):
+                    messages.put(message)
+            parts.append(rest)
+        stream.close()
+        messages.put(None)
+
+    def send(self, request: dict[str, Any]) -> bool:
+        """False when nobody reads any more."""
+        assert self.process.stdin is not None
+        data = json.dumps(request).encode() + b"\n"
+        try:
+            while data:
+                data = data[self.process.stdin.write(data) :]
+        except (OSError, ValueError):  # ValueError: closed by kill()
+            return False
+        return True
+
+    def receive(self, timeout: float) -> dict[str, Any] | None:
+        """The next message; {} when there is none in time; None when the process has ended."""
+        try:
+            return self.messages.get(timeout=max(timeout, 0.0))
+        except queue.Empty:
+            # Ended, though a process that it has forked may still hold the pipe open.
+            return {} if self.process.poll() is None else None
+
+    def log_size(self) -> int:
+        return os.fstat(self.log.fileno()).st_size
+
+    def log_tail(self, start: int = 0) -> str:
+        """The last of what was written to stdout and stderr since byte `start` of the log."""
+        size = self.log_size()
+        if start > size:  # it was cut down since
+            start = 0
+        start = max(start, size - LOG_TAIL_BYTES)
+        if os.name == "posix":
+            data = os.pread(self.log.fileno(), size - start, start)
+        else:
+            self.log.seek(start)
+            data = self.log.read()
+        return data.decode("utf-8", "replace")
+
+    def trim_log(self) -> None:
+        if os.name == "posix" and self.log_size() > LOG_FILE_BYTES:
+            tail = self.log_tail().encode()
+            os.ftruncate(self.log.fileno(), 0)
+            os.write(self.log.fileno(), b"[cut]\n" + tail)
+
+    def wait(self, timeout: float) -> int | None:
+        try:
+            return self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def running(self) -> bool:
+        return self.process.poll() is None
+
+    def stop(self, identity: int, *, stack: bool) -> None:
+        """End the running task; with `stack`, after its Python stack has gone to the log."""
+        if self.fork:
+            self.send({"stop": identity, "stack": stack})
+            return
+        if stack and os.name == "posix":
+            os.write(self.log.fileno(), f"\n{STACK_MARK}\n".encode())
+            self.process.send_signal(signal.SIGUSR1)
+            time.sleep(STACK_SECONDS)
+        _kill_tree(self.process.pid)
+
+    def kill(self, task: int | None = None) -> None:
+        """End the process, the task (its process id, where forked) and what they started."""
+        if self.process.stdin is not None:
+            self.process.stdin.close()  # end of requests: the worker kills its task and ends
+        if not (self.fork and self.ready and self.wait(GRACE_SECONDS) == 0):
+            _kill_tree(self.process.pid)
+            if task is not None:
+                _kill_tree(task)
+            self.process.wait()
+        self.log.close()
+
+
+def _kill_tree(pid: int) -> None:
+    """Kill a process that leads its own group, and the group; on Windows, its tree."""
+    if os.name != "posix":
+        subprocess.run(["taskkill", "/F", "/T", "/PID", str(pid)], capture_output=True, check=False)
+        return
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):  # PermissionError: only zombies left (macOS)
+        return
+
+
+def resident(pid: int) -> int:
+    """Resident memory of a process in bytes; 0 when it is gone."""
+    if sys.platform == "linux":
+        try:
+            with open(f"/proc/{pid}/statm", "rb") as file:
+                return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        except (OSError, IndexError):
+            return 0
+    try:
+        import psutil
+    except ImportError:  # then the memory limit is not watched; accelerate and peft require psutil
+        return 0
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return 0

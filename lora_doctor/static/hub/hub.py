@@ -1,0 +1,371 @@
+"""The small files of a hub model, within one time limit, and never its weights.
+
+`huggingface_hub` does the talking and keeps its cache. What it lacks is an end: name resolution,
+connecting, retries and downloads each have their own patience, and their sum has none (74 s were
+measured without a network). So all of it runs in daemon threads, and the caller waits for these
+until one deadline; a thread that is still stuck then is left to die with the process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import re
+import struct
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lora_doctor.errors import EvidenceError, InputError
+from lora_doctor.static.hub.deadline import Deadline
+from lora_doctor.static.hub.hub_files import check_model_id, check_revision, choose, what_instead
+from lora_doctor.static.hub.hub_library import THREAD, quiet, root_cause, stream
+from lora_doctor.static.piece import Piece, gather, inside, read_json_object, shown
+from lora_doctor.static.weights import (
+    MAX_HEADER_BYTES,
+    Tensor,
+    Weights,
+    merge,
+    parse_header,
+    read_header,
+    shard_names,
+)
+
+T = TypeVar("T")
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+# 97 % of the headers on the hub are shorter than this.
+_FIRST_RANGE = 100_000
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """One file of the repository; `reason` is None when it was fetched, else why it was not."""
+
+    name: str
+    size: int | None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class HubSnapshot:
+    """The small files of a hub model, in the hub's cache at `folder`.
+
+    `revision` is what was asked for, `commit` the sha that it meant. `from_cache` with its `note`
+    says that the hub was not asked or did not answer; `files` and `weights` are then empty and
+    None: what is in the folder is what there is.
+    """
+
+    model_id: str
+    revision: str | None
+    commit: str
+    endpoint: str
+    folder: Path
+    files: tuple[HubFile, ...]
+    weights: Piece[Weights] | None
+    gated: bool
+    from_cache: bool
+    note: str | None
+    seconds: float
+
+    @property
+    def source(self) -> str:
+        """The model with its commit, as the report names it."""
+        return f"{self.model_id}@{self.commit[:12]}"
+
+    @property
+    def listing(self) -> tuple[str, ...] | None:
+        """Names of all files of the repository, None when only the cache was looked at."""
+        return None if self.from_cache else tuple(file.name for file in self.files)
+
+
+class _Unreachable(Exception):
+    """The hub gives no answer that says anything about the model; the cache may have it."""
+
+
+def fetch_small_files(
+    model_id: str,
+    *,
+    revision: str | None = None,
+    time_limit: float = 10.0,
+    token: str | None = None,
+    cache_dir: Path | None = None,
+) -> HubSnapshot:
+    """Config, code and tokenizer files of `model_id`, and the headers of its weights.
+
+    All of it ends within `time_limit` seconds. What is optional and late or too large is recorded
+    with its reason. When the hub cannot be asked, the cache answers if it has the model.
+    `token` None means the one the user logged in with, as everywhere with the hub.
+
+    Raises InputError, in one line, when there is no such model or revision, access is refused, or
+    neither the hub nor the cache can answer.
+    """
+    start = time.monotonic()
+    check_model_id(model_id)
+    check_revision(revision)
+    request = _Request(model_id, revision, time_limit, token, cache_dir)
+    with quiet():
+        if request.offline:
+            snapshot = request.cached("HF_HUB_OFFLINE is set", "unset it, or give a local folder")
+        else:
+            try:
+                snapshot = request.fetch()
+            except _Unreachable as error:
+                advice = "check the network and HF_ENDPOINT, or give a local folder"
+                snapshot = request.cached(str(error), advice)
+    return dataclasses.replace(snapshot, seconds=time.monotonic() - start)
+
+
+# --- the request ----------------------------------------------------------------------------
+
+
+class _Request:
+    """One call of `fetch_small_files`: its settings, its deadline, its steps."""
+
+    def __init__(
+        self,
+        model_id: str,
+        revision: str | None,
+        time_limit: float,
+        token: str | None,
+        cache_dir: Path | None,
+    ) -> None:
+        import huggingface_hub
+        from huggingface_hub import constants, utils
+
+        self.hub: Any = huggingface_hub
+        # The library imports its parts at first use: that is none of the network's time.
+        self.api: Any = huggingface_hub.HfApi
+        self.utils: Any = utils
+        self.model_id = model_id
+        self.revision = revision
+        self.token = token
+        # The library reads these once, when it is imported; set later, they count here as well.
+        environment = os.environ
+        self.endpoint = (environment.get("HF_ENDPOINT") or str(constants.ENDPOINT)).rstrip("/")
+        truth = environment.get("HF_HUB_OFFLINE", "").upper()
+        self.offline = bool(constants.HF_HUB_OFFLINE) or truth in {"1", "ON", "YES", "TRUE"}
+        self.cache_dir = Path(cache_dir or constants.HF_HUB_CACHE)
+        self.deadline = Deadline(time_limit)
+
+    def fetch(self) -> HubSnapshot:
+        """Ask the hub. InputError for answers that settle it, _Unreachable for none."""
+        info = self._one(self._info)
+        commit = str(info.sha or "")
+        if not _COMMIT.fullmatch(commit):
+            raise _Unreachable(f"{self.endpoint} does not answer like a model hub")
+        sizes = {str(file.rfilename): file.size for file in info.siblings or ()}
+        if "config.json" not in sizes:
+            raise InputError(f"{self.model_id} {what_instead(sizes)}")
+        chosen, reasons = choose(sizes)
+        # Under the name that was asked for, so that the cache knows what it means when offline.
+        path = self._one(lambda: self._download("config.json", self.revision or "main"))
+        folder = path.parent
+        commit = folder.name if _COMMIT.fullmatch(folder.name) else commit
+        chosen.remove("config.json")
+        outcome = self._many({name: self._downloading(name, commit) for name in chosen})
+        reasons |= {
+            name: str(late) for name, late in outcome.items() if isinstance(late, Exception)
+        }
+        source = f"{self.endpoint}/{self.model_id}@{commit[:12]}"
+        return HubSnapshot(
+            model_id=self.model_id,
+            revision=self.revision,
+            commit=commit,
+            endpoint=self.endpoint,
+            folder=folder,
+            files=tuple(HubFile(name, sizes[name], reasons.get(name)) for name in sorted(sizes)),
+            weights=gather(source, lambda: self._weights(folder, commit, sizes)),
+            gated=bool(info.gated),
+            from_cache=False,
+            note=None,
+            seconds=0.0,
+        )
+
+    def cached(self, why: str, advice: str) -> HubSnapshot:
+        """What the cache has, with the note `why`; InputError with `advice` when it has nothing."""
+        found = self.hub.try_to_load_from_cache(
+            self.model_id, "config.json", cache_dir=self.cache_dir, revision=self.revision
+        )
+        if not isinstance(found, str):
+            at = f" at revision {self.revision}" if self.revision else ""
+            near = self._near_in_cache() if self.offline else ""
+            raise InputError(f"{self.model_id}{at} is not in the cache, and {why}{near}; {advice}")
+        folder = Path(found).parent
+        return HubSnapshot(
+            model_id=self.model_id,
+            revision=self.revision,
+            commit=folder.name,
+            endpoint=self.endpoint,
+            folder=folder,
+            files=(),
+            weights=None,
+            gated=False,
+            from_cache=True,
+            note=f"{why}; the files in the cache were used",
+            seconds=0.0,
+        )
+
+    # --- single steps, run in threads ---
+
+    def _info(self) -> Any:
+        api = self.api(endpoint=self.endpoint, token=self.token)
+        return api.model_info(
+            self.model_id, revision=self.revision, files_metadata=True, timeout=self.deadline.left
+        )
+
+    def _download(self, name: str, revision: str) -> Path:
+        return Path(
+            self.hub.hf_hub_download(
+                self.model_id,
+                name,
+                revision=revision,
+                token=self.token,
+                endpoint=self.endpoint,
+                cache_dir=self.cache_dir,
+                etag_timeout=self.deadline.left,
+            )
+        )
+
+    def _downloading(self, name: str, commit: str) -> Callable[[], Path]:
+        return lambda: self._download(name, commit)
+
+    def _weights(self, folder: Path, commit: str, sizes: Mapping[str, int | None]) -> Weights:
+        """Headers of the checkpoint's files; EvidenceError when there are none."""
+        single = "model.safetensors"
+        if single in sizes:
+            names = [single]
+        elif (folder / f"{single}.index.json").is_file():
+            index = read_json_object(folder / f"{single}.index.json")
+            names = shard_names(index, f"{single}.index.json")
+        else:
+            raise EvidenceError(f"the repository has no {single} and no index of shards")
+        unread = {n: f"{shown(n)} is named but not there" for n in names if n not in sizes}
+        steps = {n: self._heading(folder, n, commit) for n in names if n in sizes}
+        headers = {}
+        for name, outcome in self._many(steps).items():
+            if isinstance(outcome, Exception):
+                unread[name] = str(outcome)
+            else:
+                headers[name] = outcome
+        if not headers:
+            raise EvidenceError(next(iter(unread.values()), "the index names no file"))
+        return merge(headers, unread)
+
+    def _heading(
+        self, folder: Path, name: str, commit: str
+    ) -> Callable[[], tuple[dict[str, Tensor], dict[str, str]]]:
+        def read() -> tuple[dict[str, Tensor], dict[str, str]]:
+            if (folder / name).exists():  # the weights are in the cache: nothing to ask for
+                return read_header(inside(folder, name), name)
+            start = self._range(name, commit, _FIRST_RANGE)
+            if len(start) < 8:
+                raise EvidenceError(f"{name} is cut off")
+            (length,) = struct.unpack("<Q", start[:8])
+            if length > MAX_HEADER_BYTES:
+                raise EvidenceError(f"{name} announces a header of {length:,} bytes")
+            if length + 8 > len(start):
+                start = self._range(name, commit, length + 8)
+            return parse_header(start[8 : 8 + length], name)
+
+        return read
+
+    def _range(self, name: str, commit: str, size: int) -> bytes:
+        """The first `size` bytes of a file, not one more even from a server that ignores ranges."""
+        hub = self.hub
+        url = hub.hf_hub_url(self.model_id, name, revision=commit, endpoint=self.endpoint)
+        headers = dict(self.utils.build_hf_headers(token=self.token))
+        headers["Range"] = f"bytes=0-{size - 1}"
+        with stream(self.utils.get_session(), url, headers, self.deadline.left) as (
+            response,
+            chunks,
+        ):
+            self.utils.hf_raise_for_status(response)
+            content = bytearray()
+            for chunk in chunks:
+                content += chunk
+                if len(content) >= size or self.deadline.passed:
+                    break
+        return bytes(content[:size])
+
+    # --- waiting ---
+
+    def _one(self, step: Callable[[], T]) -> T:
+        """The result of `step` before the deadline; raises its failure in words."""
+        outcome = self._many({"": step})[""]
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def _many(self, steps: Mapping[str, Callable[[], T]]) -> dict[str, T | Exception]:
+        """Results by name; for each step that failed or was late, its failure in words.
+
+        A server that is down for two files is down for the others: these are not tried.
+        """
+
+        def said(step: Callable[[], T]) -> Callable[[], T]:
+            def run() -> T:
+                try:
+                    return step()
+                except Exception as error:
+                    raise self._explained(error) from error
+
+            return run
+
+        late = _Unreachable(f"{self.endpoint} did not answer within {self.deadline.seconds:g} s")
+        outcomes = self.deadline.run(
+            [said(step) for step in steps.values()],
+            late=late,
+            hopeless=lambda error: isinstance(error, _Unreachable),
+            name=THREAD,
+        )
+        return dict(zip(steps, outcomes, strict=True))
+
+    # --- failures in words ---
+
+    def _explained(self, error: Exception) -> Exception:
+        """`error` of the library as InputError, EvidenceError or _Unreachable, in one line."""
+        if isinstance(error, (_Unreachable, EvidenceError)):
+            return error
+        errors = self.utils
+        # The library hides what happened to a request behind "not in the cache".
+        if isinstance(error, errors.LocalEntryNotFoundError):
+            cause = error.__cause__ or error.__context__
+            if isinstance(cause, Exception):
+                error = cause
+        model, page = self.model_id, f"{self.endpoint}/{self.model_id}"
+        login = "log in with `hf auth login` or set HF_TOKEN"
+        # A gated repository is a kind of "not found" to the library: the order matters.
+        if isinstance(error, errors.GatedRepoError):
+            return InputError(f"{model} is gated; accept its terms at {page}, and {login}")
+        if isinstance(error, errors.RevisionNotFoundError):
+            return InputError(
+                f"{model} has no revision {shown(self.revision)}; its revisions are at {page}/tree"
+            )
+        if isinstance(error, errors.RepositoryNotFoundError):
+            return InputError(
+                f"{model} was not found at {self.endpoint}{self._near_in_cache()}; check the "
+                f"spelling, or, if it is private, {login}"
+            )
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status in (401, 403):
+            return InputError(f"{self.endpoint} refuses access to {model} ({status}); {login}")
+        if isinstance(error, errors.EntryNotFoundError):
+            return EvidenceError("it is in the listing, but not in the repository")
+        if status == 429:
+            return _Unreachable(f"{self.endpoint} has too many requests from here (429)")
+        if status is not None:
+            return _Unreachable(f"{self.endpoint} answers with error {status}")
+        return _Unreachable(f"{self.endpoint} cannot be reached ({root_cause(error)})")
+
+    def _near_in_cache(self) -> str:
+        """A hint at a model of a similar name that the cache holds."""
+        known = [
+            folder.name.removeprefix("models--").replace("--", "/")
+            for folder in self.cache_dir.glob("models--*")
+        ]
+        near = difflib.get_close_matches(self.model_id, known, n=1, cutoff=0.8)
+        return f" (did you mean {near[0]!r}?)" if near and near[0] != self.model_id else ""

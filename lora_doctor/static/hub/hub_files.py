@@ -1,0 +1,87 @@
+"""Which files of a hub repository are worth fetching, and which ids and revisions can exist."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+
+from lora_doctor.errors import InputError
+from lora_doctor.static.piece import shown
+
+# (pattern of names, most bytes), the most telling first.
+_WANTED = (
+    (re.compile(r"config\.json"), 32 << 20),
+    (re.compile(r"model\.safetensors\.index\.json"), 32 << 20),
+    (re.compile(r"(?:[\w.-]+/){0,4}[\w.-]+\.py"), 2 << 20),
+    (re.compile(r"(?:[\w.-]+/)?adapter_config\.json"), 1 << 20),
+    (re.compile(r"[\w.-]*config\.json"), 5 << 20),
+    (re.compile(r"tokenizer\.json"), 32 << 20),
+    (re.compile(r"[\w.-]+\.(?:json|jinja|model|tiktoken)|(?:vocab|merges)\.txt"), 5 << 20),
+)
+_MAX_FILES = 100
+_MAX_BYTES = 64 << 20
+
+
+def check_model_id(model_id: str) -> None:
+    """Raise InputError, before any request, when `model_id` cannot be the id of a hub model."""
+    name = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?"
+    if (
+        len(model_id) > 96
+        or not re.fullmatch(rf"{name}(?:/{name})?", model_id)
+        or "--" in model_id
+        or ".." in model_id
+        or model_id.endswith(".git")
+    ):
+        raise InputError(
+            f"{shown(model_id)} is no model id; give org/name, the path of a folder, or arch:NAME"
+        )
+
+
+def check_revision(revision: str | None) -> None:
+    """Raise InputError when `revision` cannot be a branch, tag or commit."""
+    if revision is None:
+        return
+    if (
+        not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_./+@-]{0,254}", revision)
+        or ".." in revision
+        or "" in revision.split("/")
+    ):
+        raise InputError(
+            f"{shown(revision)} is no revision; give a branch, a tag or a commit of the model"
+        )
+
+
+def choose(sizes: Mapping[str, int | None]) -> tuple[list[str], dict[str, str]]:
+    """Which of the files to fetch, the most telling first, and why the others are not fetched.
+
+    `sizes` maps names, relative with `/`, to bytes; None where the server does not say.
+    """
+    ranked: list[tuple[int, str, int]] = []
+    reasons: dict[str, str] = {}
+    for name, size in sizes.items():
+        rank = next((i for i, (names, _) in enumerate(_WANTED) if names.fullmatch(name)), None)
+        if rank is None or {".", ".."} & set(PurePosixPath(name).parts):
+            reasons[name] = "not a small file that says something about the model"
+        elif (size or 0) > _WANTED[rank][1]:
+            reasons[name] = f"larger ({size:,} bytes) than what is fetched"
+        else:
+            ranked.append((rank, name, size or 0))
+    chosen: list[str] = []
+    total = 0
+    for _, name, size in sorted(ranked):
+        if len(chosen) >= _MAX_FILES or total + size > _MAX_BYTES:
+            reasons[name] = "more files than are fetched"
+            continue
+        chosen.append(name)
+        total += size
+    return chosen, reasons
+
+
+def what_instead(names: Mapping[str, object]) -> str:
+    """What a repository without a config.json is, and what to do."""
+    if "adapter_config.json" in names:
+        return "is an adapter; give its base model as MODEL, and the adapter with --recipe"
+    if any(name.endswith(".gguf") for name in names):
+        return "holds GGUF files and no config.json; give the model that they were made from"
+    return "has no config.json; give a model that transformers can load"

@@ -1,0 +1,348 @@
+"""What is installed here and what the hardware can do.
+
+Everything but `gather_devices` reads package metadata and source files, and imports nothing of the
+training stack: it stays in the milliseconds, and a broken torch cannot break it.
+`gather_devices` imports torch; call it in a child process.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.metadata
+import importlib.util
+import platform
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_doctor._version import __version__
+
+# Distributions that decide how a LoRA run behaves. Names are those of PyPI.
+PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "bitsandbytes",
+    "tokenizers",
+    "safetensors",
+    "huggingface_hub",
+    "trl",
+    "datasets",
+    "deepspeed",
+    "flash-attn",
+    "triton",
+    "unsloth",
+    "axolotl",
+    "torchao",
+    "numpy",
+)
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Versions, as package metadata states them.
+
+    `packages` maps each name of `PACKAGES` to its version, or to None when it is not installed.
+    """
+
+    lora_doctor: str
+    python: str
+    platform: str
+    packages: dict[str, str | None]
+
+    def version(self, package: str) -> str | None:
+        """The installed version of `package`, or None when it is missing or not looked for."""
+        return self.packages.get(package)
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """One device beside the CPU.
+
+    `kind` is `cuda` or `mps`; `memory` is in bytes, None where the driver does not tell;
+    `capability` is CUDA's (major, minor).
+    """
+
+    kind: str
+    index: int
+    name: str
+    memory: int | None
+    capability: tuple[int, int] | None
+    bf16: bool
+
+
+@dataclass(frozen=True)
+class Devices:
+    """What this machine can compute on, tried rather than assumed.
+
+    `cpu_dtypes` maps `float32`, `bfloat16`, `float16` to None when a product and its gradient were
+    computed on the CPU, else to the reason why not. `bitsandbytes` maps `cpu` and `cuda` to None
+    when a matrix was quantized to 4 bits there, else to the reason. `torch` is None, and `reason`
+    says why, when torch cannot be imported.
+    """
+
+    torch: str | None
+    accelerators: tuple[Accelerator, ...]
+    cpu_dtypes: dict[str, str | None]
+    bitsandbytes: dict[str, str | None]
+    reason: str | None = None
+
+
+def gather_environment() -> Environment:
+    """Versions of lora-doctor, Python, the platform and the training stack; imports none of it."""
+    return Environment(
+        lora_doctor=__version__,
+        python=platform.python_version(),
+        # platform.platform() asks the C library by reading the Python binary: 30 ms for nothing.
+        platform=f"{platform.system()} {platform.release()} {platform.machine()}",
+        packages={name: _version(name) for name in PACKAGES},
+    )
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        found = importlib.metadata.distribution(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    # `found.version` would parse a mail of a hundred kilobytes, the description, for one line.
+    text = found.read_text("METADATA") or found.read_text("PKG-INFO") or ""
+    headers = text.replace("\r\n", "\n").partition("\n\n")[0]
+    version = re.search(r"^Version:[ \t]*(\S+)", headers, re.MULTILINE)
+    return version[1] if version else "unknown (broken metadata)"
+
+
+def package_folder(package: str) -> Path | None:
+    """Where the top-level `package` is installed, found without importing it; None when missing."""
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):  # ValueError: a stub in sys.modules without __spec__
+        return None
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+@functools.cache
+def _parse(path: Path) -> ast.Module | None:
+    """The syntax tree of an installed file, or None when this release has no such file."""
+    try:
+        return ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return None
+
+
+@functools.cache
+def lora_config_fields() -> tuple[str, ...] | None:
+    """The keys that the installed PEFT's `LoraConfig` takes, read from its source.
+
+    Bases first, then `LoraConfig`'s own, as the dataclass has them. None when PEFT is missing or
+    keeps its config where no release so far has kept it.
+    """
+    peft = package_folder("peft")
+    if peft is None:
+        return None
+    classes: dict[str, ast.ClassDef] = {}
+    for file in (peft / "config.py", peft / "tuners" / "lora" / "config.py"):
+        tree = _parse(file)
+        if tree is not None:
+            classes |= {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    if "LoraConfig" not in classes:
+        return None
+    return tuple(_dataclass_fields("LoraConfig", classes))
+
+
+def _dataclass_fields(name: str, classes: dict[str, ast.ClassDef]) -> dict[str, None]:
+    """Names of the init fields of dataclass `name`, in order; a base that is not known has none."""
+    fields: dict[str, None] = {}
+    node = classes[name]
+    for base in reversed(node.bases):
+        if isinstance(base, ast.Name) and base.id in classes and base.id != name:
+            fields |= _dataclass_fields(base.id, classes)
+    for statement in node.body:
+        if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
+            continue
+        if "ClassVar" in ast.unparse(statement.annotation) or _is_init_false(statement.value):
+            continue
+        fields[statement.target.id] = None
+    return fields
+
+
+def _is_init_false(value: ast.expr | None) -> bool:
+    return isinstance(value, ast.Call) and any(
+        keyword.arg == "init"
+        and isinstance(keyword.value, ast.Constant)
+        and keyword.value.value is False
+        for keyword in value.keywords
+    )
+
+
+@functools.cache
+def known_architectures() -> tuple[str, ...] | None:
+    """The `model_type`s that the installed transformers can configure, sorted, from its source.
+
+    transformers 4 keeps the table in `configuration_auto.py`, 5 generates it into
+    `auto_mappings.py` and adds to it in the former; both are read. None when transformers is
+    missing or has neither.
+    """
+    transformers = package_folder("transformers")
+    if transformers is None:
+        return None
+    names: set[str] = set()
+    for file in ("auto_mappings.py", "configuration_auto.py"):
+        tree = _parse(transformers / "models" / "auto" / file)
+        for statement in tree.body if tree is not None else ():
+            value = _value_put_into(statement, "CONFIG_MAPPING_NAMES")
+            if value is not None:
+                names |= _string_keys(value)
+    return tuple(sorted(names)) or None
+
+
+def _value_put_into(statement: ast.stmt, name: str) -> ast.expr | None:
+    """What `statement` assigns to the variable `name`, or updates it with."""
+    if isinstance(statement, ast.Assign):
+        targets = statement.targets
+        value: ast.expr | None = statement.value
+    elif isinstance(statement, ast.AnnAssign):
+        targets, value = [statement.target], statement.value
+    elif isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):
+        function = statement.value.func
+        if not isinstance(function, ast.Attribute) or function.attr != "update":
+            return None
+        targets, value = [function.value], statement.value
+    else:
+        return None
+    named = any(isinstance(target, ast.Name) and target.id == name for target in targets)
+    return value if named else None
+
+
+#: Nothing is inside these; most of a table's nodes are such.
+_LEAVES = (ast.Constant, ast.Name, ast.expr_context)
+
+
+def _string_keys(value: ast.expr) -> set[str]:
+    """First members of `("key", "Class")` pairs and keys of `{"key": "Class"}` inside `value`."""
+    keys: set[str] = set()
+    waiting: list[ast.AST] = [value]
+    while waiting:
+        node = waiting.pop()
+        waiting += [part for part in ast.iter_child_nodes(node) if not isinstance(part, _LEAVES)]
+        if isinstance(node, ast.Tuple) and len(node.elts) == 2:
+            pairs: list[tuple[ast.expr | None, ast.expr]] = [(node.elts[0], node.elts[1])]
+        elif isinstance(node, ast.Dict):
+            pairs = list(zip(node.keys, node.values, strict=True))
+        else:
+            continue
+        keys |= {
+            key.value
+            for key, item in pairs
+            if isinstance(key, ast.Constant)
+            and isinstance(key.value, str)
+            and isinstance(item, ast.Constant)
+        }
+    return keys
+
+
+def gather_devices() -> Devices:
+    """Try what the hardware can do. Imports torch and bitsandbytes: call it in a child process.
+
+    Never raises for what is broken: the reason is in the result.
+    """
+    try:
+        import torch
+    except Exception as error:  # noqa: BLE001 - a broken torch raises anything; it is the finding
+        return Devices(None, (), {}, {}, reason=f"torch cannot be imported: {_one_line(error)}")
+    accelerators = _accelerators(torch)
+    return Devices(
+        torch=str(torch.__version__),
+        accelerators=accelerators,
+        cpu_dtypes={
+            name: _multiplies(torch, getattr(torch, name))
+            for name in ("float32", "bfloat16", "float16")
+        },
+        bitsandbytes=_bitsandbytes(torch, cuda=any(a.kind == "cuda" for a in accelerators)),
+    )
+
+
+def _accelerators(torch: Any) -> tuple[Accelerator, ...]:
+    found = []
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(index)
+            capability = (int(properties.major), int(properties.minor))
+            # torch.cuda.is_bf16_supported() means the current device, and counts emulation.
+            # ROCm reports gfx numbers as capability; every ROCm device that torch serves has bf16.
+            bf16 = bool(torch.version.hip) or capability >= (8, 0)
+            found.append(
+                Accelerator(
+                    "cuda", index, properties.name, properties.total_memory, capability, bf16
+                )
+            )
+    mps = getattr(torch.backends, "mps", None)
+    if mps is not None and mps.is_available():
+        memory = getattr(getattr(torch, "mps", None), "recommended_max_memory", lambda: None)()
+        bf16 = _multiplies(torch, torch.bfloat16, "mps") is None
+        found.append(Accelerator("mps", 0, platform.machine(), memory, None, bf16))
+    return tuple(found)
+
+
+def _multiplies(torch: Any, dtype: Any, device: str = "cpu") -> str | None:
+    """None when a product and its gradient can be computed in `dtype` on `device`, else why not."""
+    try:
+        weight = torch.ones(4, 4, dtype=dtype, device=device, requires_grad=True)
+        product = torch.nn.functional.linear(weight.detach(), weight)
+        product.sum().backward()
+        right = bool((product.detach() == 4).all()) and bool((weight.grad == 4).all())
+    except Exception as error:  # noqa: BLE001 - whatever the backend raises is the answer
+        return _one_line(error)
+    return None if right else "computes a wrong product"
+
+
+def _bitsandbytes(torch: Any, *, cuda: bool) -> dict[str, str | None]:
+    devices = ("cpu", "cuda") if cuda else ("cpu",)
+    try:
+        import bitsandbytes.functional as bnb
+    except Exception as error:  # noqa: BLE001 - its import loads native code that fails in many ways
+        reason = (
+            "not installed"
+            if isinstance(error, ModuleNotFoundError) and error.name == "bitsandbytes"
+            else f"cannot be imported: {_one_line(error)}"
+        )
+        return dict.fromkeys(devices, reason)
+    return {device: _quantizes(torch, bnb, device) for device in devices}
+
+
+def _quantizes(torch: Any, bnb: Any, device: str) -> str | None:
+    """None when a matrix survives a round trip through 4 bits on `device`, else why not."""
+    try:
+        matrix = torch.linspace(-1, 1, 64 * 64, device=device).reshape(64, 64)
+        packed, state = bnb.quantize_4bit(matrix, quant_type="nf4")
+        distance = float((bnb.dequantize_4bit(packed, state) - matrix).abs().max())
+    except Exception as error:  # noqa: BLE001 - whatever the backend raises is the answer
+        return _one_line(error)
+    # Neighbouring nf4 levels lie at most 0.31 apart in [-1, 1], so rounding moves 0.16 at most.
+    return None if distance < 0.2 else f"4-bit round trip is off by {distance:.2f}"
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
+
+
+def pretrained_model_generates() -> bool | None:
+    """Whether the installed transformers' `PreTrainedModel` is a `GenerationMixin`.
+
+    Until it was not, every class had `prepare_inputs_for_generation`. Read from the class
+    statement in the source; None when transformers is missing or written otherwise.
+    """
+    folder = package_folder("transformers")
+    if folder is None:
+        return None
+    try:
+        source = (folder / "modeling_utils.py").read_text("utf-8")
+    except OSError:
+        return None
+    statement = re.search(r"^class PreTrainedModel\(([^)]*)\)", source, re.MULTILINE)
+    return "GenerationMixin" in statement[1] if statement else None

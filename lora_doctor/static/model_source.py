@@ -1,0 +1,108 @@
+"""Where the model comes from: a MODEL argument made into a source."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from lora_doctor.errors import InputError
+
+if TYPE_CHECKING:
+    from lora_doctor.static.hub.hub import HubSnapshot
+
+SourceKind = Literal["hub", "folder", "arch", "factory", "module", "script"]
+
+_FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model source.
+
+    ``name``: the hub id, the folder, the architecture, ``package.module:factory``, for a loaded
+    module its class name, for a training script (which is only read) its path. ``folder`` is where
+    the small files of a hub id were put, and ``snapshot`` what the hub said about them.
+    """
+
+    kind: SourceKind
+    name: str
+    revision: str | None = None
+    trust_remote_code: bool = False
+    folder: str | None = None
+    module: Any = field(default=None, compare=False, repr=False)
+    snapshot: HubSnapshot | None = field(default=None, compare=False, repr=False)
+
+    def __str__(self) -> str:
+        return f"arch:{self.name}" if self.kind == "arch" else self.name
+
+    def fetched(self, snapshot: HubSnapshot) -> ModelSource:
+        """The source of a hub id whose small files are here now."""
+        return replace(
+            self, folder=str(snapshot.folder), revision=snapshot.commit, snapshot=snapshot
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """What a child process needs to find the model; a loaded module stays here."""
+        return {
+            "kind": self.kind,
+            "name": self.name,
+            "revision": self.revision,
+            "trust_remote_code": self.trust_remote_code,
+            "folder": self.folder,
+        }
+
+
+def parse_model(
+    model: Any, *, revision: str | None = None, trust_remote_code: bool = False
+) -> ModelSource:
+    """A source out of a MODEL argument: a text, a path, a loaded ``nn.Module``, or a source.
+
+    Raises:
+        InputError: the text is none of the forms, or the folder does not exist.
+    """
+    if isinstance(model, ModelSource):
+        return model
+    if isinstance(model, Path):
+        return _folder(model, trust_remote_code)
+    if not isinstance(model, str):
+        if callable(getattr(model, "named_modules", None)):
+            return ModelSource("module", type(model).__name__, module=model)
+        raise InputError(f"MODEL: expected a text or an nn.Module, got {type(model).__name__}")
+    text = model.strip()
+    if text.startswith("arch:"):
+        name = text.removeprefix("arch:")
+        if not re.fullmatch(r"[\w.-]+", name):
+            raise InputError(
+                f"MODEL {text!r}: write arch:NAME with a model_type, such as arch:llama"
+            )
+        return ModelSource("arch", name)
+    path = Path(text).expanduser()
+    if text.endswith(".py") and not path.exists():
+        raise InputError(f"MODEL {text!r}: no such file; check the path of the training script")
+    if text.startswith((".", "/", "~")) or text.endswith("/") or path.exists():
+        return _folder(path, trust_remote_code)
+    if _FACTORY.fullmatch(text):
+        return ModelSource("factory", text, trust_remote_code=True)
+    if _HUB_ID.fullmatch(text) and ".." not in text and "--" not in text:
+        return ModelSource("hub", text, revision, trust_remote_code)
+    raise InputError(
+        f"MODEL {text!r}: not a folder, and not of the form org/name, arch:NAME or "
+        "package.module:factory"
+    )
+
+
+def _folder(path: Path, trust_remote_code: bool) -> ModelSource:
+    if not path.exists():
+        raise InputError(f"MODEL {str(path)!r}: no such folder; check the path")
+    if path.is_file() and path.suffix == ".py":
+        return ModelSource("script", str(path))
+    if not path.is_dir():
+        raise InputError(
+            f"MODEL {str(path)!r}: is a file; give the folder with config.json, or a script (.py)"
+        )
+    return ModelSource(
+        "folder", str(path), trust_remote_code=trust_remote_code, folder=str(path.resolve())
+    )

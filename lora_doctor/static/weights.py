@@ -1,0 +1,190 @@
+"""Names, shapes and dtypes of a checkpoint, from safetensors headers alone. No weight is read.
+
+A safetensors file starts with the length of its header (8 bytes, little-endian), then the header:
+JSON that maps each tensor to its dtype, shape and place. The format is small enough to be read by
+hand, which keeps torch out and lets a damaged file say what is wrong with it.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from lora_doctor.errors import EvidenceError
+from lora_doctor.static.piece import inside, parse_json, read_json_object, shown
+
+# The format's own limit for a header.
+MAX_HEADER_BYTES = 100_000_000
+
+# Bits per element, as the format names its dtypes. An unknown (newer) dtype is kept unchecked.
+DTYPE_BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+    "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
+    "C64": 64, "F64": 64, "I64": 64, "U64": 64,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor of a checkpoint: its shape in elements, its dtype as safetensors names it."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    file: str
+
+    @property
+    def elements(self) -> int:
+        """Number of elements; 1 for a scalar."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What the safetensors headers of a checkpoint say.
+
+    `tensors` maps parameter names to what is stored; `files` are those that were read;
+    `unread` maps each file that could not be read to the reason: `tensors` is then incomplete.
+    `metadata` is the headers' own (`{"format": "pt"}`).
+    """
+
+    tensors: dict[str, Tensor]
+    files: tuple[str, ...]
+    unread: dict[str, str] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def dtypes(self) -> dict[str, int]:
+        """Elements per dtype, the commonest first."""
+        count: Counter[str] = Counter()
+        for tensor in self.tensors.values():
+            count[tensor.dtype] += tensor.elements
+        return dict(count.most_common())
+
+
+def parse_header(
+    content: bytes, file: str, payload: int | None = None
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a header (the JSON after the length).
+
+    `payload` is the number of bytes that follow the header, None when not known.
+    Raises EvidenceError that names `file` for anything that the format does not allow.
+    """
+    header = parse_json(content, f"the header of {file}")
+    if not isinstance(header, dict):
+        raise EvidenceError(f"the header of {file} is not an object")
+    metadata = header.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict):
+        raise EvidenceError(f"the header of {file} has metadata that is not an object")
+    tensors = {name: _tensor(name, entry, file, payload) for name, entry in header.items()}
+    return tensors, {str(key): str(value) for key, value in metadata.items()}
+
+
+def _tensor(name: str, entry: Any, file: str, payload: int | None) -> Tensor:
+    where = f"the header of {file}: {shown(name)}"
+    if not isinstance(entry, dict):
+        raise EvidenceError(f"{where} is not an object")
+    dtype, shape, place = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+    if not isinstance(dtype, str):
+        raise EvidenceError(f"{where} has no dtype")
+    if not _naturals(shape):
+        raise EvidenceError(f"{where} has the shape {shown(shape)}")
+    if not _naturals(place) or len(place) != 2 or place[0] > place[1]:
+        raise EvidenceError(f"{where} has the place {shown(place)}")
+    tensor = Tensor(tuple(shape), dtype, file)
+    bits = DTYPE_BITS.get(dtype)
+    if bits is not None and tensor.elements * bits != (place[1] - place[0]) * 8:
+        raise EvidenceError(
+            f"{where} of shape {shown(shape)} and dtype {dtype} cannot lie in "
+            f"{place[1] - place[0]} bytes"
+        )
+    if payload is not None and place[1] > payload:
+        raise EvidenceError(
+            f"{file} is cut off: {shown(name)} ends at byte {place[1]:,} of the data, "
+            f"the file has {payload:,}; download it again"
+        )
+    return tensor
+
+
+def _naturals(value: Any) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+
+
+def read_header(path: Path, name: str | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of the safetensors file `path`, called `name` in the result.
+
+    Reads the header only. Raises EvidenceError when the file is damaged or cannot be read.
+    """
+    name = name or path.name
+    try:
+        with path.open("rb") as stream:
+            size = path.stat().st_size
+            start = stream.read(8)
+            if len(start) < 8:
+                raise EvidenceError(f"{name} is cut off: {size} bytes are no safetensors file")
+            (length,) = struct.unpack("<Q", start)
+            if length > min(MAX_HEADER_BYTES, size - 8):
+                hint = (
+                    "it is a Git LFS pointer: run `git lfs pull`"
+                    if start == b"version "
+                    else "it is damaged or no safetensors file"
+                )
+                raise EvidenceError(
+                    f"{name} announces a header of {length:,} bytes in a file of {size:,}; {hint}"
+                )
+            content = stream.read(length)
+    except OSError as error:
+        raise EvidenceError(f"{name} cannot be read: {error.strerror or error}") from None
+    return parse_header(content, name, size - 8 - length)
+
+
+def read_weights(folder: Path, stem: str = "model") -> Weights:
+    """The headers of `<stem>.safetensors`, or of the shards in `<stem>.safetensors.index.json`.
+
+    A shard that cannot be read is recorded with its reason, the others are read. Raises
+    EvidenceError when there is neither, or when the index is malformed.
+    """
+    single = f"{stem}.safetensors"
+    index = folder / f"{single}.index.json"
+    if (folder / single).exists():
+        # Our own name, not one from a file: a link to another disk is the user's, and fine.
+        return merge({single: read_header(folder / single)}, {})
+    if index.exists():
+        names = shard_names(read_json_object(index), index.name)
+    else:
+        raise EvidenceError(f"no {single} and no {index.name}")
+    headers: dict[str, tuple[dict[str, Tensor], dict[str, str]]] = {}
+    unread: dict[str, str] = {}
+    for name in names:
+        try:
+            headers[name] = read_header(inside(folder, name), name)
+        except EvidenceError as error:
+            unread[name] = str(error)
+    if not headers:
+        raise EvidenceError(next(iter(unread.values()), f"{index.name} names no file"))
+    return merge(headers, unread)
+
+
+def shard_names(index: Mapping[str, Any], name: str) -> list[str]:
+    """The files that an index names, in order, each once; EvidenceError when it is malformed."""
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(f, str) for f in weight_map.values()):
+        raise EvidenceError(f"{name} has no weight_map from parameter names to files")
+    return sorted(set(weight_map.values()))
+
+
+def merge(
+    headers: Mapping[str, tuple[dict[str, Tensor], dict[str, str]]], unread: Mapping[str, str]
+) -> Weights:
+    """One checkpoint from the headers of its files."""
+    tensors: dict[str, Tensor] = {}
+    metadata: dict[str, str] = {}
+    for file_tensors, file_metadata in headers.values():
+        tensors.update(file_tensors)
+        metadata.update(file_metadata)
+    return Weights(tensors, tuple(headers), dict(unread), metadata)

@@ -1,0 +1,135 @@
+"""Text for people: exceptions on one line, short paths, the line of code where it happened."""
+
+from __future__ import annotations
+
+import re
+import sys
+import traceback
+from collections.abc import Iterable
+from pathlib import Path
+
+MESSAGE_CHARS = 500
+
+
+TRACEBACK_CHARS = 20_000
+
+
+# The repr of a module: `Name(` and a first child on the next line.
+_MODULE_REPR = re.compile(r"\b[A-Z]\w*\(\s*\n\s+\(\w+\): ")
+
+
+_OURS = "lora_doctor/"
+
+
+_LIBRARY_FRAMES = ("torch", "lora_doctor", "accelerate", "contextlib.py")
+
+
+def clean_path(path: str) -> str:
+    """A module path as the user knows it: without PEFT's wrapper in front and its inner names."""
+    parts = path.split(".")
+    while parts[:2] == ["base_model", "model"]:
+        parts = parts[2:]
+    if parts == ["base_model"]:
+        return ""
+    return ".".join(part for part in parts if part != "base_layer")
+
+
+def one_line(error: BaseException, limit: int = MESSAGE_CHARS) -> str:
+    """The message of an exception on one line, the repr of a whole module in it shortened.
+
+    PEFT and torch put the callable into a ``TypeError``: hundreds of lines for a large model.
+    """
+    try:
+        text = str(error)
+    except Exception as broken:  # noqa: BLE001 - exceptions of remote code may not be printable
+        text = f"(no text: its __str__ raised {type(broken).__name__})"
+    text = " ".join(_short_reprs(text).split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def where(error: BaseException) -> str:
+    """``file.py:line`` of the deepest frame in the user's, transformers' or PEFT's code.
+
+    Frames of torch say little about the recipe and are taken when there is no other; ours never
+    (empty then). Paths of installed packages start at the package.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames:
+        return ""
+    telling = [frame for frame in frames if not _is_library(frame.filename)]
+    foreign = [frame for frame in frames if not _short_file(frame.filename).startswith(_OURS)]
+    if not (telling or foreign):
+        return ""
+    frame = (telling or foreign)[-1]
+    return f"{_short_file(frame.filename)}:{frame.lineno}"
+
+
+def calling_line() -> str:
+    """``file.py:line`` of the code that is running, looked for as :func:`where` does; empty when
+    only libraries are."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if not _is_library(frame.f_code.co_filename):
+            return f"{_short_file(frame.f_code.co_filename)}:{frame.f_lineno}"
+        frame = frame.f_back  # type: ignore[assignment]
+    return ""
+
+
+def traceback_text(error: BaseException) -> str:
+    """The traceback; its end, where the innermost frames are, when it is very long."""
+    lines = traceback.format_exception(type(error), error, error.__traceback__)
+    return _short_reprs("".join(lines))[-TRACEBACK_CHARS:]
+
+
+def _short_reprs(text: str) -> str:
+    """``text`` with every multi-line module repr cut to ``Name(…)``."""
+    start = 0
+    while match := _MODULE_REPR.search(text, start):
+        opening = text.index("(", match.start())
+        depth, end = 0, opening
+        for end in range(opening, len(text)):
+            depth += {"(": 1, ")": -1}.get(text[end], 0)
+            if depth == 0:
+                break
+        text = f"{text[:opening]}(…){text[end + 1 :]}"
+        start = opening + 3
+    return text
+
+
+def _is_library(filename: str) -> bool:
+    short = _short_file(filename)
+    return short.split("/")[0] in _LIBRARY_FRAMES or filename.startswith("<")
+
+
+def _short_file(filename: str) -> str:
+    parts = Path(filename).parts
+    for folder in ("site-packages", "dist-packages", "transformers_modules"):
+        if folder in parts:
+            last = len(parts) - 1 - parts[::-1].index(folder)
+            return "/".join(parts[last + 1 :])
+    if "lora_doctor" in parts[:-1]:
+        return "/".join(parts[parts.index("lora_doctor") :])
+    return parts[-1] if parts and parts[-1] == "contextlib.py" else filename
+
+
+def quoted(names: Iterable[str], limit: int = 12) -> str:
+    """Names for a sentence, the first ``limit`` of them."""
+    names = list(names)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def error_summary(error: BaseException) -> str:
+    """Type and text of an exception in one line of at most about 500 characters.
+
+    Where the text names nothing ("'NoneType' object is not subscriptable") the line of code that
+    raised it stands behind it.
+    """
+    text = " ".join(str(error).split())
+    if len(text) > 420:  # some print the whole module first; what they say stands at the end
+        text = f"{text[:160]} ... {text[-240:]}"
+    if "NoneType" in text:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.line for frame in frames if "modeling" in frame.filename and frame.line]
+        text += f" at `{lines[-1][:80]}`" if lines else ""
+    return f"{type(error).__name__}: {text}"

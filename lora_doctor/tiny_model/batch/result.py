@@ -1,0 +1,48 @@
+"""A batch that the model takes, and the error where none was found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class BatchError(Exception):
+    """No batch was found that the model accepts; `reason` is one line with the last exception.
+
+    `objections` has one line for each choice of modalities that was tried; `raised` is what forward
+    raised for the fullest of them: at last, and where the guessing began.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        objections: list[str] | None = None,
+        raised: tuple[BaseException, ...] = (),
+    ) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.objections = objections or [reason]
+        self.raised = raised
+
+
+@dataclass
+class Batch:
+    """Forward arguments and how their loss is had.
+
+    `modality` names what the batch exercises, in the order text, image, audio, video; `left_out`
+    what forward could take and objected to (the first note says why). `loss` is
+    "labels", "start_positions/end_positions", "its own" (forward returns one without labels) or
+    "surrogate" (made from the outputs).
+    """
+
+    inputs: dict[str, Any]
+    modality: list[str]
+    loss: str
+    notes: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    objections: list[str] = field(default_factory=list)
+
+    def to(self, device: Any) -> Batch:
+        """The same batch with its tensors on `device`."""
+        moved = {k: v.to(device) if hasattr(v, "to") else v for k, v in self.inputs.items()}
+        return Batch(moved, self.modality, self.loss, self.notes, self.left_out, self.objections)

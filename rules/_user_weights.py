@@ -1,0 +1,33 @@
+"""Numbers that depend on the weights: only those of the weights that the user trains from."""
+
+from __future__ import annotations
+
+from lora_doctor.engine.case import Case
+from lora_doctor.errors import EvidenceError
+from lora_doctor.results.finding import Severity
+from lora_doctor.results.observations import Observations
+
+
+def observed(case: Case) -> Observations:
+    """What was measured while the training contract ran, on the user's own weights.
+
+    Raises:
+        EvidenceError: it did not get as far as a forward, or ran on random weights of ours.
+    """
+    verification = case.verification
+    seen = verification.observations
+    if verification.outcome == "undetermined" and not seen.own_weights:
+        raise EvidenceError(verification.reason)
+    if not seen.own_weights:
+        raise EvidenceError(
+            "its numbers depend on the weights, and a shrunken model has random ones; give a "
+            "loaded module or a factory, or --depth full"
+        )
+    return seen
+
+
+def of_batch(seen: Observations) -> tuple[str, Severity]:
+    """What the numbers were measured on, in words, and how much weight a finding from them has."""
+    if seen.inputs == "own":
+        return "your batch", "warning"
+    return "a batch of ours, whose sound or images are random numbers", "info"
