@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_doctor.engine import registry
 from lora_doctor.engine.case import Case, Limits, Settings
-from lora_doctor.engine.diagnose import cure, diagnose, read_input, verification_of
+from lora_doctor.engine.diagnose import diagnose, diagnose_and_fix, read_input, verification_of
 from lora_doctor.engine.rule import Rule
 from lora_doctor.errors import InputError
 from lora_doctor.recipe.edit import Patch
@@ -47,7 +47,7 @@ def check(
     memory: bool = False,
     prescription: str | os.PathLike[str] | Prescription | None = None,
     progress: Callable[[str], None] | None = None,
-    only_nets: bool = False,
+    only_fallbacks: bool = False,
     worker: Worker | None = None,
 ) -> Diagnosis:
     """Diagnose a LoRA set-up; nothing of the user's is changed or written.
@@ -79,9 +79,9 @@ def check(
     """
     found = _rules(rules)
     selection = _selection(select, ignore, found)
-    if only_nets:
+    if only_fallbacks:
         _refuse_script(model)
-        found = [rule for rule in found if rule.is_net]
+        found = [rule for rule in found if rule.is_fallback]
         if not any(rule in selection for rule in found):
             raise InputError("--select or --ignore leaves out LD001, which is all that verify asks")
     with open_case(
@@ -114,7 +114,7 @@ def fix(
     found = _rules(rules)
     selection = _selection(select, ignore, found)
     with open_case(model, recipe, **options) as case:
-        return cure(case, found, selection, unsafe=unsafe_fixes)
+        return diagnose_and_fix(case, found, selection, unsafe=unsafe_fixes)
 
 
 def verify(model: Any, recipe: Any = None, **options: Any) -> Verification:

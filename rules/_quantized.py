@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import Finding, Location, Measure, Proof, Rule
+from lora_doctor.engine.rule import Finding, Location, Measurement, Proof, Rule
 from lora_doctor.errors import EvidenceError
 from lora_doctor.recipe.edit import Edit
 from lora_doctor.results.fix import Fix
@@ -32,8 +32,8 @@ def found(rule: Rule, case: Case, use: Use, *others: Fix) -> Iterator[Finding]:
             f"In {case.recipe.quantized} the model does not run: {one.sentence}.",
             location=Location("recipe", f"load_in_{case.recipe.quantized}"),
             evidence=(
-                Measure("quantized, it raises", one.error, one.where),
-                Measure(
+                Measurement("quantized, it raises", one.error, one.where),
+                Measurement(
                     "with the list of the fix",
                     f"all forwards run, {one.quantized} of {one.linears} layers quantized",
                     f"the same {run.depth} model, loaded again and executed",

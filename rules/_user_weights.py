@@ -16,9 +16,9 @@ def observed(case: Case) -> Observations:
     """
     verification = case.verification
     seen = verification.observations
-    if verification.outcome == "undetermined" and not seen.own_weights:
+    if verification.outcome == "undetermined" and not seen.user_weights:
         raise EvidenceError(verification.reason)
-    if not seen.own_weights:
+    if not seen.user_weights:
         raise EvidenceError(
             "its numbers depend on the weights, and a shrunken model has random ones; give a "
             "loaded module or a factory, or --depth full"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import Example, Finding, Location, Measure, Proof, Rule
+from lora_doctor.engine.rule import Example, Finding, Location, Measurement, Proof, Rule
 from lora_doctor.results.verification import CHECKS
 
 
@@ -37,7 +37,7 @@ class UnexplainedFailure(Rule):
     name = "unexplained-failure"
     summary = "The training contract fails and no rule explains it."
     depth = "meta"
-    is_net = True
+    is_fallback = True
     examples = (
         Example(
             "broken",
@@ -69,25 +69,29 @@ class UnexplainedFailure(Rule):
         assert check is not None
         source = f"training contract, {verification.depth} model on {verification.device}"
         evidence = [
-            Measure(f"check {check.name}", f"{check.status}: {check.detail or check.value}", source)
+            Measurement(
+                f"check {check.name}", f"{check.status}: {check.detail or check.value}", source
+            )
         ]
         if check.expected:
-            evidence.append(Measure("expected", check.expected, "training contract"))
+            evidence.append(Measurement("expected", check.expected, "training contract"))
         text = check.detail
         failure = verification.failure
         if failure:
-            evidence.append(Measure("exception", f"{failure.type}: {failure.message}", source))
+            evidence.append(Measurement("exception", f"{failure.type}: {failure.message}", source))
             text = f"{failure.type}: {failure.message}"
             if failure.module:
-                evidence.append(Measure("first bad module", failure.module, source))
+                evidence.append(Measurement("first bad module", failure.module, source))
             if failure.where:
-                evidence.append(Measure("raised in", failure.where, source))
+                evidence.append(Measurement("raised in", failure.where, source))
         if len(unexplained) > 1:
-            evidence.append(Measure("other failed checks", ", ".join(unexplained[1:]), source))
+            evidence.append(Measurement("other failed checks", ", ".join(unexplained[1:]), source))
         alike = [name for name in case.rules_with_symptom(text) if not name.startswith(self.code)]
         if alike:
             evidence.append(
-                Measure("rules with a like message", ", ".join(alike[:3]), "symptoms of the rules")
+                Measurement(
+                    "rules with a like message", ", ".join(alike[:3]), "symptoms of the rules"
+                )
             )
         yield self.finding(
             "error",
@@ -113,8 +117,8 @@ class UnexplainedFailure(Rule):
             f"PEFT refuses this recipe, and no rule that was asked explains why: {_shorten(text)}",
             location=Location("module", "model"),
             evidence=(
-                Measure("get_peft_model", text, "installed PEFT, meta device"),
-                Measure("raised in", error.where or "not known", "its traceback"),
+                Measurement("get_peft_model", text, "installed PEFT, meta device"),
+                Measurement("raised in", error.where or "not known", "its traceback"),
             ),
             proof=Proof("executed", "PEFT refused the config on the real class"),
             explains=("attaches",),

@@ -11,7 +11,7 @@ from lora_doctor.engine.rule import (
     Finding,
     Fix,
     Location,
-    Measure,
+    Measurement,
     Patch,
     Proof,
     Rule,
@@ -155,15 +155,21 @@ class MissingPrepareInputs(Rule):
         if there and not headless:
             return
         evidence = [
-            Measure(f"{structure.model_class}.{method}",
-                    "there" if there else "missing", "the loaded class"),
-            Measure("wrapper of this task_type", structure.injection.wrapper or f"for {task_type}",
-                    "installed PEFT"),
-            Measure("language model head", "none" if headless else "there", "the loaded class"),
-        ]  # fmt: skip
+            Measurement(
+                f"{structure.model_class}.{method}",
+                "there" if there else "missing",
+                "the loaded class",
+            ),
+            Measurement(
+                "wrapper of this task_type",
+                structure.injection.wrapper or f"for {task_type}",
+                "installed PEFT",
+            ),
+            Measurement("language model head", "none" if headless else "there", "the loaded class"),
+        ]
         if error:
             evidence.append(
-                Measure("get_peft_model", f"{error.type}: {error.message}", "meta device")
+                Measurement("get_peft_model", f"{error.type}: {error.message}", "meta device")
             )
         where = "in the forward" if there else "as soon as it is wrapped"
         why = (
@@ -251,16 +257,18 @@ class MissingPrepareInputs(Rule):
                 continue
             certain = call.task_type in GENERATING and not call.conditional
             evidence = [
-                Measure("get_peft_model is called",
+                Measurement("get_peft_model is called",
                         f"in {call.class_name}.__init__ on {call.wrapped}", str(call.at)),
-                Measure("which is a", call.inner_class or "class not found",
+                Measurement("which is a", call.inner_class or "class not found",
                         str(call.inner_at or call.at)),
-                Measure(f"{call.inner_class}.{METHOD}", "missing", "bases and methods, by ast"),
-                Measure("task_type", call.task_type or "not readable", str(call.at)),
-                Measure("PreTrainedModel is a GenerationMixin", "no", "installed transformers"),
+                Measurement(f"{call.inner_class}.{METHOD}", "missing", "bases and methods, by ast"),
+                Measurement("task_type", call.task_type or "not readable", str(call.at)),
+                Measurement("PreTrainedModel is a GenerationMixin", "no", "installed transformers"),
             ]  # fmt: skip
             if seen:
-                evidence.append(Measure("loading", reason, "meta device, code of the repository"))
+                evidence.append(
+                    Measurement("loading", reason, "meta device, code of the repository")
+                )
             yield self.finding(
                 "error",
                 f"{call.class_name} wraps its own {call.inner_class} with PEFT while it is being "

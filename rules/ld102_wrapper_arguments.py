@@ -13,7 +13,7 @@ from lora_doctor.engine.rule import (
     Finding,
     Fix,
     Location,
-    Measure,
+    Measurement,
     Patch,
     Proof,
     Rule,
@@ -183,24 +183,24 @@ class WrapperArguments(Rule):
             return  # a class without a head was loaded: that is the cause, LD101 says so
         wrapper = structure.injection.wrapper or f"wrapper for {task_type}"
         evidence = [
-            Measure(f"{wrapper} sends", ", ".join(structure.wrapper_sends),
+            Measurement(f"{wrapper} sends", ", ".join(structure.wrapper_sends),
                     "installed PEFT, called on a recorder"),
-            Measure("of these None", ", ".join(structure.wrapper_sends_none) or "none",
+            Measurement("of these None", ", ".join(structure.wrapper_sends_none) or "none",
                     "installed PEFT, called on a recorder"),
-            Measure(f"{structure.model_class}.forward takes",
+            Measurement(f"{structure.model_class}.forward takes",
                     ", ".join(sorted(accepted)) + (", **kwargs" if structure.forward_takes_any
                                                    else ""),
                     "its signature"),
         ]  # fmt: skip
         if refused:
-            evidence.append(Measure("refused", ", ".join(refused), "comparison of the two"))
+            evidence.append(Measurement("refused", ", ".join(refused), "comparison of the two"))
             what = f"{', '.join(refused)}, which {structure.model_class}.forward does not take"
         else:
             assert seen is not None
             none = "=None" if seen.argument in structure.wrapper_sends_none else ""
             what = f"{seen.argument}{none}, which {structure.model_class}.forward {seen.did}"
         if seen:
-            evidence.append(Measure("forward", seen.error, f"{case.settings.depth} model"))
+            evidence.append(Measurement("forward", seen.error, f"{case.settings.depth} model"))
         yield self.finding(
             "error",
             f"{wrapper} passes {what}: the first step fails.",

@@ -13,7 +13,7 @@ from lora_doctor.engine.rule import (
     Finding,
     Fix,
     Location,
-    Measure,
+    Measurement,
     Patch,
     Proof,
     Rule,
@@ -137,8 +137,10 @@ class EmbeddingsByPath(Rule):
             f"{structure.model_class}.get_input_embeddings raises {asked.partition(':')[0]}.",
             location=Location("module", "model"),
             evidence=(
-                Measure("get_peft_model", f"{error.type}: {error.message}", "installed PEFT"),
-                Measure("embeddings", ", ".join(g.examples[0] for g in embeddings), "module tree"),
+                Measurement("get_peft_model", f"{error.type}: {error.message}", "installed PEFT"),
+                Measurement(
+                    "embeddings", ", ".join(g.examples[0] for g in embeddings), "module tree"
+                ),
             ),
             proof=Proof("executed", "PEFT was run on the real class"),
             fixes=(
@@ -171,8 +173,8 @@ class EmbeddingsByPath(Rule):
             f"its tied weights with regular expressions, which PEFT takes for names: {error.type}.",
             location=Location("module", "model"),
             evidence=(
-                Measure("get_peft_model", f"{error.type}: {error.message}", "installed PEFT"),
-                Measure("raised in", error.where, "its traceback"),
+                Measurement("get_peft_model", f"{error.type}: {error.message}", "installed PEFT"),
+                Measurement("raised in", error.where, "its traceback"),
             ),
             proof=Proof("executed", "PEFT was run on the real class"),
             fixes=(
@@ -201,12 +203,12 @@ class EmbeddingsByPath(Rule):
             f"raise {structure.input_gradients_error.partition(':')[0]}.",
             location=Location("recipe", "gradient_checkpointing"),
             evidence=(
-                Measure("get_input_embeddings",
+                Measurement("get_input_embeddings",
                         (structure.input_embeddings_error or "").rstrip(": "),
                         "the real class, called"),
-                Measure("enable_input_require_grads", structure.input_gradients_error,
+                Measurement("enable_input_require_grads", structure.input_gradients_error,
                         "the real class, called"),
-                Measure("quantization", case.recipe.quantized, "recipe"),
+                Measurement("quantization", case.recipe.quantized, "recipe"),
             ),
             proof=Proof("measured", "both methods were called on the real class"),
             fixes=(
@@ -232,13 +234,15 @@ class EmbeddingsByPath(Rule):
         now = ", ".join(path for group in embeddings if group.leaf == leaf
                         for path in group.examples)  # fmt: skip
         owner = ".".join(chain.split(".")[:2]) or "the language model"
-        adapted = f" (PEFT's {', '.join(structure.own_adapters)})" if structure.own_adapters else ""
+        adapted = (
+            f" (PEFT's {', '.join(structure.own_adapters)})" if structure.built_in_adapters else ""
+        )
         evidence = [
-            Measure("forward", missing[0], f"{seen.depth} run, executed, at {where}"),
-            Measure("the embeddings are at", now, f"the module tree{adapted}"),
+            Measurement("forward", missing[0], f"{seen.depth} run, executed, at {where}"),
+            Measurement("the embeddings are at", now, f"the module tree{adapted}"),
         ]
         if line:
-            evidence.append(Measure("line", line, where))
+            evidence.append(Measurement("line", line, where))
         yield self.finding(
             "error",
             f"The code reaches the token embeddings by a path that is not there"

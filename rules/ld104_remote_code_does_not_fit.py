@@ -6,7 +6,16 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
+from lora_doctor.engine.rule import (
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measurement,
+    Proof,
+    Rule,
+    Symptom,
+)
 from lora_doctor.static.installed.environment import known_architectures
 
 if TYPE_CHECKING:
@@ -133,12 +142,15 @@ class RemoteCodeDoesNotFit(Rule):
         evidence = []
         for item in missing:
             when = f", {WHEN[item.when]}" if item.when in WHEN else ""
-            evidence.append(Measure(item.name, f"imported{when}; not installed", str(item.at)))
+            evidence.append(Measurement(item.name, f"imported{when}; not installed", str(item.at)))
         if all(item.when != "always" for item in missing):
             evidence.append(
-                Measure(f"transformers {view.version}", "demands it all the same before it runs "
-                        "the file", "installed transformers, dynamic_module_utils.py")
-            )  # fmt: skip
+                Measurement(
+                    f"transformers {view.version}",
+                    "demands it all the same before it runs the file",
+                    "installed transformers, dynamic_module_utils.py",
+                )
+            )
         yield self._finding(
             view,
             f"{first.at} imports {names}, which {'is' if len(missing) == 1 else 'are'} not "
@@ -155,7 +167,7 @@ class RemoteCodeDoesNotFit(Rule):
         first = missing[0]
         certain = any(item.certain for item in missing)
         evidence = [
-            Measure(str(item), "imported; the installed package does not have it", str(item.at))
+            Measurement(str(item), "imported; the installed package does not have it", str(item.at))
             for item in missing
         ]
         more = f" and {len(missing) - 1} more names" if len(missing) > 1 else ""
@@ -179,9 +191,9 @@ class RemoteCodeDoesNotFit(Rule):
         key = f'{item.read.attribute}["{item.read.key}"]'
         seen = view.saw([f"KeyError: '{item.read.key}'"])
         evidence = [
-            Measure(f"config.{key}", "read, and nothing but None is looked for before"
+            Measurement(f"config.{key}", "read, and nothing but None is looked for before"
                     if item.rewritten else "read", str(item.read.at)),
-            Measure(f"{item.read.attribute} in config.json",
+            Measurement(f"{item.read.attribute} in config.json",
                     "null" if item.value is None else ", ".join(map(str, item.value)),
                     view.static.source),
         ]  # fmt: skip
@@ -189,7 +201,7 @@ class RemoteCodeDoesNotFit(Rule):
         if item.rewritten:
             why = f"is null, of which transformers {view.version} makes a dictionary without it"
             evidence.append(
-                Measure(f"config.{item.read.attribute}", "a property that returns "
+                Measurement(f"config.{item.read.attribute}", "a property that returns "
                         "rope_parameters, never None", "installed transformers, "
                         "configuration_utils.py")
             )  # fmt: skip
@@ -217,10 +229,10 @@ class RemoteCodeDoesNotFit(Rule):
         item = tied[0]
         at_load = bool(item.tied) and not works
         evidence = [
-            Measure(f"{item.class_name}._tied_weights_keys", "a list", str(item.at)),
-            Measure("PreTrainedModel._tied_weights_keys", "a dictionary of target to source",
+            Measurement(f"{item.class_name}._tied_weights_keys", "a list", str(item.at)),
+            Measurement("PreTrainedModel._tied_weights_keys", "a dictionary of target to source",
                     f"transformers {view.version}, modeling_utils.py"),
-            Measure("tie_word_embeddings", "not given" if item.tied is None else item.tied,
+            Measurement("tie_word_embeddings", "not given" if item.tied is None else item.tied,
                     "config.json"),
         ]  # fmt: skip
         seen = view.saw(["'list' object has no attribute 'keys'"])
@@ -252,7 +264,7 @@ class RemoteCodeDoesNotFit(Rule):
         view: _View,
         message: str,
         at: Place,
-        evidence: list[Measure],
+        evidence: list[Measurement],
         traces: list[str],
         fixes: list[Fix],
         *,
@@ -262,7 +274,7 @@ class RemoteCodeDoesNotFit(Rule):
         """`traces`: what the reason of a failed loading holds when this is what failed."""
         seen = view.saw(traces)
         if seen:
-            evidence.append(Measure("loading", view.reason, "code of the repository, run"))
+            evidence.append(Measurement("loading", view.reason, "code of the repository, run"))
             proof = Proof("executed", "loading it failed with this message")
         elif certain:
             proof = Proof("measured", "looked up in the installed packages; the repository's code "

@@ -11,7 +11,7 @@ from lora_doctor.engine.rule import (
     Finding,
     Fix,
     Location,
-    Measure,
+    Measurement,
     Proof,
     Rule,
     Symptom,
@@ -20,8 +20,8 @@ from lora_doctor.proposal.defaults import name_groups
 from lora_doctor.proposal.targets import (
     cover_of,
     naming,
-    needs_lora,
     offered_layers,
+    require_lora,
     target_entries,
 )
 from lora_doctor.results.structure import Structure
@@ -87,7 +87,7 @@ class NoTargetMatches(Rule):
     def check(self, case: Case) -> Iterator[Finding]:
         structure = case.structure
         recipe = case.recipe
-        needs_lora(recipe)
+        require_lora(recipe)
         injection = structure.injection
         entries = target_entries(recipe)
         adapted = sum(group.adapted for group in structure.groups)
@@ -100,15 +100,21 @@ class NoTargetMatches(Rule):
             return
         cover = cover_of(structure, entries)
         evidence = [
-            Measure("target_modules", quoted(entries) if entries else "not set", "recipe"),
-            Measure("layers matched", f"0 of {sum(g.count for g in offered_layers(structure))}",
-                    "installed PEFT, meta device"),
-            Measure("the model has", quoted(sorted({g.leaf for g in offered_layers(structure)})),
-                    f"{structure.model_class}, language tower"),
-        ]  # fmt: skip
+            Measurement("target_modules", quoted(entries) if entries else "not set", "recipe"),
+            Measurement(
+                "layers matched",
+                f"0 of {sum(g.count for g in offered_layers(structure))}",
+                "installed PEFT, meta device",
+            ),
+            Measurement(
+                "the model has",
+                quoted(sorted({g.leaf for g in offered_layers(structure)})),
+                f"{structure.model_class}, language tower",
+            ),
+        ]
         if injection.error:
             evidence.append(
-                Measure("get_peft_model", f"{injection.error.type}: {injection.error.message}",
+                Measurement("get_peft_model", f"{injection.error.type}: {injection.error.message}",
                         "installed PEFT")
             )  # fmt: skip
         message = (

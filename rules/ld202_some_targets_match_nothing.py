@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import Edit, Example, Finding, Fix, Location, Measure, Proof, Rule
+from lora_doctor.engine.rule import Edit, Example, Finding, Fix, Location, Measurement, Proof, Rule
 from lora_doctor.proposal.targets import (
     cover_of,
     means_mlp,
     naming,
-    needs_lora,
     offered_layers,
+    require_lora,
     target_entries,
 )
 from lora_doctor.results.structure import Structure
@@ -81,7 +81,7 @@ class SomeTargetsMatchNothing(Rule):
 
     def check(self, case: Case) -> Iterator[Finding]:
         structure = case.structure
-        needs_lora(case.recipe)
+        require_lora(case.recipe)
         if not structure.injection.ok:
             return
         unmatched: dict[str, list[str]] = {}
@@ -103,12 +103,15 @@ class SomeTargetsMatchNothing(Rule):
         wanted = [name for name in matched if name not in cover] + cover
         missing = [name for name in cover if name not in kept]
         evidence = [
-            Measure("match nothing", quoted(entries), "installed PEFT, entry by entry"),
-            Measure("adapters sit on", quoted(kept), "installed PEFT, meta device"),
-            Measure("the model has instead", quoted(missing) if missing else "nothing that is left",
-                    f"{structure.model_class}, language tower"),
-            Measure("layers adapted", _share(structure), "language tower"),
-        ]  # fmt: skip
+            Measurement("match nothing", quoted(entries), "installed PEFT, entry by entry"),
+            Measurement("adapters sit on", quoted(kept), "installed PEFT, meta device"),
+            Measurement(
+                "the model has instead",
+                quoted(missing) if missing else "nothing that is left",
+                f"{structure.model_class}, language tower",
+            ),
+            Measurement("layers adapted", _share(structure), "language tower"),
+        ]
         return self.finding(
             "warning",
             f"{len(entries)} of {len(target_entries(case.recipe))} target_modules match nothing in "
@@ -161,9 +164,14 @@ class SomeTargetsMatchNothing(Rule):
             f"the other layers have {quoted(left, 6)} instead, which are not adapted.",
             location=Location("recipe", "target_modules"),
             evidence=(
-                Measure("layers whose token mixing is adapted", f"{with_adapter} of {layers}",
-                        "installed PEFT, meta device"),
-                Measure("not adapted", quoted(left), f"{structure.model_class}, language tower"),
+                Measurement(
+                    "layers whose token mixing is adapted",
+                    f"{with_adapter} of {layers}",
+                    "installed PEFT, meta device",
+                ),
+                Measurement(
+                    "not adapted", quoted(left), f"{structure.model_class}, language tower"
+                ),
             ),
             proof=Proof("measured", "PEFT was run on the real class and the result was counted"),
             fixes=(
@@ -173,7 +181,7 @@ class SomeTargetsMatchNothing(Rule):
                     (Edit("target_modules", wanted),),
                 ),
             ),
-        )  # fmt: skip
+        )
 
     def _other_key(self, case: Case, structure: Structure, key: str, entries: list[str]) -> Finding:
         rest = [entry for entry in case.recipe.get(key) or () if entry not in entries]
@@ -183,7 +191,9 @@ class SomeTargetsMatchNothing(Rule):
             "PEFT passes over them without a word.",
             location=Location("recipe", key),
             evidence=(
-                Measure(f"{key} without a match", quoted(entries), "installed PEFT, meta device"),
+                Measurement(
+                    f"{key} without a match", quoted(entries), "installed PEFT, meta device"
+                ),
             ),
             proof=Proof("measured", "PEFT was run on the real class and the result was looked at"),
             fixes=(

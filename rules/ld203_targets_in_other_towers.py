@@ -12,13 +12,13 @@ from lora_doctor.engine.rule import (
     Finding,
     Fix,
     Location,
-    Measure,
+    Measurement,
     Proof,
     Rule,
     Symptom,
 )
 from lora_doctor.proposal.defaults import name_groups
-from lora_doctor.proposal.targets import needs_lora, side_towers, target_entries
+from lora_doctor.proposal.targets import require_lora, side_towers, target_entries
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.structure import ModuleGroup, Structure, Tower
 
@@ -70,21 +70,21 @@ class TargetsInOtherTowers(Rule):
 
     def check(self, case: Case) -> Iterator[Finding]:
         structure = case.structure
-        needs_lora(case.recipe)
+        require_lora(case.recipe)
         if not structure.injection.ok:
             return
         strays = _stray_groups(structure, case.recipe)
         if not strays:
             return
         evidence = [
-            Measure(f"adapters in {tower.path or 'model'} ({tower.kind})",
+            Measurement(f"adapters in {tower.path or 'model'} ({tower.kind})",
                     f"{sum(group.adapted for group in groups)} layers", tower.why)
             for tower, groups in strays
         ]  # fmt: skip
         idle = _idle_in_text(case, strays)
         if idle:
             evidence.append(
-                Measure("adapters that a batch of text alone gives no gradient", str(idle),
+                Measurement("adapters that a batch of text alone gives no gradient", str(idle),
                         f"{case.settings.depth} model")
             )  # fmt: skip
         names = ", ".join(tower.path for tower, _ in strays)

@@ -12,7 +12,7 @@ from lora_doctor.engine.rule import (
     Finding,
     Fix,
     Location,
-    Measure,
+    Measurement,
     Proof,
     Rule,
     Symptom,
@@ -21,8 +21,8 @@ from lora_doctor.proposal.defaults import suffix
 from lora_doctor.proposal.targets import (
     means_mlp,
     names_in,
-    needs_lora,
     offered_layers,
+    require_lora,
     target_entries,
 )
 from lora_doctor.recipe.recipe import Recipe
@@ -112,7 +112,7 @@ class FusedExperts(Rule):
 
     def check(self, case: Case) -> Iterator[Finding]:
         structure, recipe = case.structure, case.recipe
-        needs_lora(recipe)
+        require_lora(recipe)
         experts = [
             group
             for group in structure.groups
@@ -144,17 +144,18 @@ class FusedExperts(Rule):
             f"dropout, and lora_dropout is {recipe.get('lora_dropout')}.",
             location=Location("recipe", "lora_dropout"),
             evidence=(
-                Measure("get_peft_model", f"{error.type}: {error.message}", "installed PEFT"),
-                Measure("fused experts", _shapes(experts), structure.model_class),
-                Measure("converted by PEFT", quoted(structure.injection.converted) or "not read",
-                        "installed PEFT"),
+                Measurement("get_peft_model", f"{error.type}: {error.message}", "installed PEFT"),
+                Measurement("fused experts", _shapes(experts), structure.model_class),
+                Measurement(
+                    "converted by PEFT",
+                    quoted(structure.injection.converted) or "not read",
+                    "installed PEFT",
+                ),
             ),
             proof=Proof("executed", "PEFT refused the config on the real class"),
-            fixes=(
-                Fix("Train without LoRA dropout.", "unsafe", (Edit("lora_dropout", 0.0),)),
-            ),
+            fixes=(Fix("Train without LoRA dropout.", "unsafe", (Edit("lora_dropout", 0.0),)),),
             explains=("attaches",),
-        )  # fmt: skip
+        )
 
     def _half(
         self,
@@ -173,8 +174,8 @@ class FusedExperts(Rule):
             f"{structure.model_class}; PEFT adapts it only together with {', '.join(missing)}.",
             location=Location("recipe", "target_modules"),
             evidence=(
-                Measure("get_peft_model", f"{error.type}: {error.message}", "installed PEFT"),
-                Measure("fused experts", _shapes(experts), structure.model_class),
+                Measurement("get_peft_model", f"{error.type}: {error.message}", "installed PEFT"),
+                Measurement("fused experts", _shapes(experts), structure.model_class),
             ),
             proof=Proof("executed", "PEFT refused the config on the real class"),
             fixes=(
@@ -200,9 +201,9 @@ class FusedExperts(Rule):
             f"same names ({patterns}).",
             location=Location("recipe", "target_modules"),
             evidence=(
-                Measure("converted by PEFT", quoted(structure.injection.converted),
+                Measurement("converted by PEFT", quoted(structure.injection.converted),
                         "installed PEFT"),
-                Measure("linear layers of these names without adapter",
+                Measurement("linear layers of these names without adapter",
                         quoted([f"{group.count} x {group.pattern}" for group in lost], 6),
                         structure.model_class),
             ),
@@ -231,16 +232,24 @@ class FusedExperts(Rule):
             f" {share:.0%} of the model gets no adapter; only {quoted(adapted, 6)} do.",
             location=Location("module", experts[0].pattern),
             evidence=(
-                Measure("fused experts without adapter", _shapes(experts), structure.model_class),
-                Measure("their share", f"{left:,} of {structure.total_parameters:,} parameters",
-                        "counted on the meta device"),
-                Measure("target_parameters in this PEFT",
-                        "supported" if _supported() else "not supported", "its LoraConfig"),
+                Measurement(
+                    "fused experts without adapter", _shapes(experts), structure.model_class
+                ),
+                Measurement(
+                    "their share",
+                    f"{left:,} of {structure.total_parameters:,} parameters",
+                    "counted on the meta device",
+                ),
+                Measurement(
+                    "target_parameters in this PEFT",
+                    "supported" if _supported() else "not supported",
+                    "its LoraConfig",
+                ),
             ),
             proof=Proof("measured", "PEFT was run on the real class and the result was counted"),
             fixes=_target_parameters(recipe, experts),
             explains=("attaches",),
-        )  # fmt: skip
+        )
 
 
 def _lost(structure: Structure) -> list[ModuleGroup]:

@@ -12,7 +12,7 @@ from lora_doctor.engine.rule import (
     Finding,
     Fix,
     Location,
-    Measure,
+    Measurement,
     Proof,
     Rule,
     Symptom,
@@ -21,8 +21,8 @@ from lora_doctor.proposal.targets import (
     cover_of,
     names_in,
     naming,
-    needs_lora,
     offered_layers,
+    require_lora,
     target_entries,
 )
 from lora_doctor.results.structure import Structure
@@ -107,7 +107,7 @@ class UnsupportedTarget(Rule):
     def check(self, case: Case) -> Iterator[Finding]:
         structure = case.structure
         error = structure.injection.error
-        needs_lora(case.recipe)
+        require_lora(case.recipe)
         if error is None:
             return
         entries = target_entries(case.recipe)
@@ -135,9 +135,9 @@ class UnsupportedTarget(Rule):
             f"target_modules {quoted(entries, 6)} {what}.",
             location=Location("recipe", "target_modules"),
             evidence=(
-                Measure("get_peft_model", f"{error.type}: {error.message[:300]}",
+                Measurement("get_peft_model", f"{error.type}: {error.message[:300]}",
                         "installed PEFT, meta device"),
-                Measure("layers that can be adapted", quoted(cover), structure.model_class),
+                Measurement("layers that can be adapted", quoted(cover), structure.model_class),
             ),
             proof=Proof("executed", "PEFT refused the config on the real class"),
             fixes=(

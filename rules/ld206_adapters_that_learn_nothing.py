@@ -12,15 +12,15 @@ from lora_doctor.engine.rule import (
     Finding,
     Fix,
     Location,
-    Measure,
+    Measurement,
     Proof,
     Rule,
     Symptom,
 )
 from lora_doctor.errors import EvidenceError
 from lora_doctor.proposal.stack_ends import at_an_end, passing_by
-from lora_doctor.proposal.targets import edits_without, needs_lora, targets_without
-from lora_doctor.results.observations import IdleReading
+from lora_doctor.proposal.targets import edits_without, require_lora, targets_without
+from lora_doctor.results.observations import UnusedAdapterReading
 from lora_doctor.text import quoted
 
 #: Why a layer's adapter learns nothing, in the words of a sentence about it.
@@ -116,7 +116,7 @@ class AdaptersThatLearnNothing(Rule):
     )
 
     def check(self, case: Case) -> Iterator[Finding]:
-        needs_lora(case.recipe)
+        require_lora(case.recipe)
         if "gradients" in case.explained:
             return
         seen = case.verification
@@ -138,7 +138,7 @@ class AdaptersThatLearnNothing(Rule):
         if unfed and (not rest or any(_was_fed(case, one.pattern) for one in unfed)):
             yield self._finding(case, "unfed", unfed)
 
-    def _finding(self, case: Case, why: str, readings: Sequence[IdleReading]) -> Finding:
+    def _finding(self, case: Case, why: str, readings: Sequence[UnusedAdapterReading]) -> Finding:
         seen = case.verification
         batches = " and ".join(dict.fromkeys(batch.kind for batch in seen.batches))
         source = f"{seen.depth} model, {batches} batch"
@@ -147,17 +147,19 @@ class AdaptersThatLearnNothing(Rule):
         places = sorted({one.where for one in readings if one.where})
         said = _WHY.get(why, f"nothing in there reaches the loss on a batch of {batches}")
         evidence = [
-            Measure("adapters without gradient", sum(len(one.paths) for one in readings), source),
-            Measure("they sit on", quoted(names, 6), said),
+            Measurement(
+                "adapters without gradient", sum(len(one.paths) for one in readings), source
+            ),
+            Measurement("they sit on", quoted(names, 6), said),
         ]
         if inside:
-            evidence.append(Measure("nothing was run in", quoted(inside, 6), source))
+            evidence.append(Measurement("nothing was run in", quoted(inside, 6), source))
         if places:
             what = "weight read in" if why == "weight-read" else "run without gradients in"
-            evidence.append(Measure(what, quoted(places, 4), source))
+            evidence.append(Measurement(what, quoted(places, 4), source))
         if why in ("not-run", "unfed"):
             given = dict.fromkeys(name for batch in seen.batches for name in batch.inputs)
-            evidence.append(Measure("inputs of the batch", quoted(given), source))
+            evidence.append(Measurement("inputs of the batch", quoted(given), source))
         at = f" ({places[0]})" if places else ""
         if why == "unfed":
             shown = sorted({tower for one in readings if (tower := _tower_of(case, one.pattern))})
@@ -174,7 +176,7 @@ class AdaptersThatLearnNothing(Rule):
         )
 
 
-def _of(readings: Sequence[IdleReading], why: str) -> list[IdleReading]:
+def _of(readings: Sequence[UnusedAdapterReading], why: str) -> list[UnusedAdapterReading]:
     return [reading for reading in readings if reading.why == why]
 
 
@@ -190,7 +192,9 @@ def _tower_of(case: Case, pattern: str) -> str:
     return max(inside, key=len, default="")
 
 
-def _whole_towers(case: Case, readings: Sequence[IdleReading]) -> list[IdleReading]:
+def _whole_towers(
+    case: Case, readings: Sequence[UnusedAdapterReading]
+) -> list[UnusedAdapterReading]:
     """Readings in encoders of images or sound in which not one adapter learns: that is a matter of
     what the batches hold, not of their layers."""
     idle = [one for one in readings if one.why in ("not-run", "unused", "zero")]
@@ -210,7 +214,9 @@ def _was_fed(case: Case, pattern: str) -> bool:
     return not wanted or any(word in kind for kind in kinds for word in wanted)
 
 
-def _fix(case: Case, why: str, readings: Sequence[IdleReading], names: Sequence[str]) -> Fix:
+def _fix(
+    case: Case, why: str, readings: Sequence[UnusedAdapterReading], names: Sequence[str]
+) -> Fix:
     what = f"Leave out {quoted(names, 4)}"
     edits = _edits_without(case, readings)
     if not edits:
@@ -227,7 +233,7 @@ def _labels_left(case: Case) -> list[str]:
     return [name for name in names if "label" in name and name not in given]
 
 
-def _edits_without(case: Case, readings: Sequence[IdleReading]) -> tuple[Edit, ...]:
+def _edits_without(case: Case, readings: Sequence[UnusedAdapterReading]) -> tuple[Edit, ...]:
     """The recipe without these layers; empty where that cannot be said at full size."""
     recipe = case.recipe
     wholly = _wholly_idle(case, readings)
@@ -244,14 +250,14 @@ def _edits_without(case: Case, readings: Sequence[IdleReading]) -> tuple[Edit, .
     return (Edit("target_modules", passing_by(value, barred)),)
 
 
-def _wholly_idle(case: Case, readings: Sequence[IdleReading]) -> set[str]:
+def _wholly_idle(case: Case, readings: Sequence[UnusedAdapterReading]) -> set[str]:
     """Patterns of which no layer learns."""
     idle = Counter(reading.pattern for reading in readings for _ in reading.paths)
     return {group.pattern for group in case.verification.adapters
             if idle.get(group.pattern) == group.count}  # fmt: skip
 
 
-def _layers_at_an_end(case: Case, reading: IdleReading) -> list[str]:
+def _layers_at_an_end(case: Case, reading: UnusedAdapterReading) -> list[str]:
     """Paths at full size of what is idle, where exactly the first or the last layers of a stack are
     and the others of this pattern learn; else nothing: the model that was run has fewer layers."""
     count = _count_of(case, reading.pattern)
@@ -263,7 +269,7 @@ def _count_of(case: Case, pattern: str) -> int:
     return next((g.count for g in case.verification.adapters if g.pattern == pattern), 0)
 
 
-def _names(case: Case, readings: Sequence[IdleReading]) -> list[str]:
+def _names(case: Case, readings: Sequence[UnusedAdapterReading]) -> list[str]:
     """What to call these layers; a layer of a stack in which nothing learns by its own path."""
     learning = {g.pattern for g in case.verification.adapters if g.with_gradient == g.count}
     names: list[str] = []

@@ -5,8 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
-from lora_doctor.proposal.targets import edits_without, needs_lora
+from lora_doctor.engine.rule import (
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measurement,
+    Proof,
+    Rule,
+    Symptom,
+)
+from lora_doctor.proposal.targets import edits_without, require_lora
 from lora_doctor.text import quoted
 
 
@@ -64,7 +73,7 @@ class LayerIsNoPlainMatrix(Rule):
     )
 
     def check(self, case: Case) -> Iterator[Finding]:
-        needs_lora(case.recipe)
+        require_lora(case.recipe)
         seen = case.verification
         misfits = seen.observations.misfits
         if not misfits:
@@ -74,14 +83,17 @@ class LayerIsNoPlainMatrix(Rule):
                     if g.adapted and g.class_name in classes}  # fmt: skip
         source = f"{seen.depth} model, executed"
         evidence = [
-            Measure(f"{one.path} ({one.class_name}) returns", f"{one.put_out}; the adapter adds "
-                    f"{one.expected}", source)
+            Measurement(
+                f"{one.path} ({one.class_name}) returns",
+                f"{one.put_out}; the adapter adds {one.expected}",
+                source,
+            )
             for one in misfits[:3]
-        ]  # fmt: skip
+        ]
         failed = seen.failure is not None and seen.failure.check == "forward"
         if seen.failure is not None and failed:
             said = f"{seen.failure.type}: {seen.failure.message}"
-            evidence.append(Measure("forward", said, source))
+            evidence.append(Measurement("forward", said, source))
         edits = edits_without(case.structure, case.recipe, patterns)
         what = f"Leave out {quoted(sorted(patterns), 3)}"
         yield self.finding(

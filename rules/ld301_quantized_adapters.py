@@ -11,7 +11,7 @@ from lora_doctor.engine.rule import (
     Finding,
     Fix,
     Location,
-    Measure,
+    Measurement,
     Proof,
     Rule,
     Severity,
@@ -151,10 +151,10 @@ def _message(asked: Quantization, hit: list[FloatPart], trained: bool) -> str:
 
 def _evidence(
     structure: Structure, asked: Quantization, hit: list[FloatPart]
-) -> tuple[Measure, ...]:
+) -> tuple[Measurement, ...]:
     source = "installed transformers' replacement, full-size module tree"
     lines = [
-        Measure(_names([part]), f"{part.quantized} of {part.tensors} weights quantized: "
+        Measurement(_names([part]), f"{part.quantized} of {part.tensors} weights quantized: "
                 f"{quoted(part.examples, 3)}", source)
         for part in hit
     ]  # fmt: skip
@@ -163,16 +163,16 @@ def _evidence(
         if asked.skip is not None
         else "not given; by default " + (quoted(asked.default_skip, 6) or "nothing")
     )
-    lines.append(Measure("llm_int8_skip_modules", skip, f"the {asked.origin}"))
-    lines.append(Measure("layers quantized", f"{asked.quantized} of {asked.linears}", source))
+    lines.append(Measurement("llm_int8_skip_modules", skip, f"the {asked.origin}"))
+    lines.append(Measurement("layers quantized", f"{asked.quantized} of {asked.linears}", source))
     if asked.proposed_skip:
         lines.append(
-            Measure("with the list of the fix", f"{asked.quantized_with_proposal} of "
+            Measurement("with the list of the fix", f"{asked.quantized_with_proposal} of "
                     f"{asked.linears}, none of these", source)
         )  # fmt: skip
     if structure.built_in and not structure.built_in.wrapped:
         count = sum(state.tensors for state in structure.built_in.adapters)
-        lines.append(Measure("LoRA tensors", count, structure.model_class))
+        lines.append(Measurement("LoRA tensors", count, structure.model_class))
     return tuple(lines)
 
 

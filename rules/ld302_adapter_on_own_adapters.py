@@ -10,7 +10,7 @@ from lora_doctor.engine.rule import (
     Finding,
     Fix,
     Location,
-    Measure,
+    Measurement,
     Patch,
     Proof,
     Rule,
@@ -123,7 +123,7 @@ def _tensors(state: AdapterState) -> str:
     return f"{state.trainable_wrapped} of {state.tensors} tensors trainable"
 
 
-def _evidence(built_in: BuiltIn) -> tuple[Measure, ...]:
+def _evidence(built_in: BuiltIn) -> tuple[Measurement, ...]:
     lines = []
     for state in built_in.adapters:
         was = (
@@ -132,7 +132,7 @@ def _evidence(built_in: BuiltIn) -> tuple[Measure, ...]:
             else ""
         )
         lines.append(
-            Measure(
+            Measurement(
                 f"adapter {state.name}" + ("" if state.brought else " (the recipe's)"),
                 f"{was}after: {_tensors(state)}, active in {state.active_wrapped} of "
                 f"{state.layers} layers",
@@ -141,12 +141,12 @@ def _evidence(built_in: BuiltIn) -> tuple[Measure, ...]:
         )
     if built_in.base_trainable:
         lines.append(
-            Measure("base weights left trainable", quoted(built_in.base_trainable, 4),
+            Measurement("base weights left trainable", quoted(built_in.base_trainable, 4),
                     "installed PEFT, meta device")
         )  # fmt: skip
     if built_in.loading_unfreezes:
         lines.append(
-            Measure("from_pretrained", "makes every weight trainable again",
+            Measurement("from_pretrained", "makes every weight trainable again",
                     "installed transformers, asked with a model of two weights")
         )  # fmt: skip
     return tuple(lines)

@@ -11,7 +11,7 @@ from lora_doctor.engine.rule import (
     Finding,
     Fix,
     Location,
-    Measure,
+    Measurement,
     Proof,
     Rule,
     Symptom,
@@ -76,9 +76,9 @@ class PreparationMixesDtypes(Rule):
             f"T{failure.message[1:].rstrip('.')}.",
             location=Location("recipe", "dtype"),
             evidence=(
-                Measure("before the preparation", "the forward runs", "a training batch"),
-                Measure("after it", failure.message.removeprefix(f"{BROKEN}: "), failure.where),
-                Measure("dtype in which it is loaded", str(dtype), "recipe"),
+                Measurement("before the preparation", "the forward runs", "a training batch"),
+                Measurement("after it", failure.message.removeprefix(f"{BROKEN}: "), failure.where),
+                Measurement("dtype in which it is loaded", str(dtype), "recipe"),
             ),
             proof=Proof("executed", "both were run on the quantized model"),
             fixes=(

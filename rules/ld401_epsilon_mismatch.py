@@ -10,7 +10,7 @@ from lora_doctor.engine.rule import (
     Finding,
     Fix,
     Location,
-    Measure,
+    Measurement,
     Proof,
     Rule,
     Severity,
@@ -97,7 +97,7 @@ class EpsilonMismatch(Rule):
         lost = [one for one in seen.norms if not one.zero_row_finite]
         for reading in lost:  # which holds for any weights
             yield self._vanishes(reading)
-        if lost and not seen.own_weights:
+        if lost and not seen.user_weights:
             return
         seen = observed(case)
         common = _common_epsilon(seen, case.structure)
@@ -123,16 +123,16 @@ class EpsilonMismatch(Rule):
         others = sum(pair[0].count for pair in pairs) - 1
         low, middle, high = reading.variance
         measures = [
-            Measure("variance that reached it", f"{low:.2g} to {high:.2g}, median {middle:.2g}",
+            Measurement("variance that reached it", f"{low:.2g} to {high:.2g}, median {middle:.2g}",
                     f"measured on {batch}"),
-            Measure(f"output with {other:g} instead of {own:g}",
+            Measurement(f"output with {other:g} instead of {own:g}",
                     f"differs by {effect.change:.2%} of its norm, {effect.growth:.3g} times as "
                     "large", f"the layer was run with both, in {reading.dtype}"),
-            Measure(f"rounding in {reading.dtype}", f"{effect.rounding:.2%}",
+            Measurement(f"rounding in {reading.dtype}", f"{effect.rounding:.2%}",
                     "the same layer, against float32"),
         ]  # fmt: skip
         measures += [
-            Measure(f"the same for {alike.pattern}", f"differs by {change.change:.2%}, at a "
+            Measurement(f"the same for {alike.pattern}", f"differs by {change.change:.2%}, at a "
                     f"variance of {alike.variance[0]:.2g} to {alike.variance[2]:.2g}",
                     f"{alike.count} layers, the one that changes most")
             for alike, change in pairs[1:]
@@ -176,11 +176,11 @@ class EpsilonMismatch(Rule):
             f"{what}.",
             location=Location("module", reading.path),
             evidence=(
-                Measure("output for a row of zeros", "not finite",
+                Measurement("output for a row of zeros", "not finite",
                         f"the layer was run, in {reading.dtype}"),
-                Measure(f"{reading.attribute} in {reading.dtype}", _in_half(reading),
+                Measurement(f"{reading.attribute} in {reading.dtype}", _in_half(reading),
                         "smallest number above zero: 6e-08 in float16"),
-                Measure("smallest variance that reached it", f"{reading.variance[0]:.2g}",
+                Measurement("smallest variance that reached it", f"{reading.variance[0]:.2g}",
                         "measured on the batch"),
             ),
             proof=Proof("measured", "the layer itself was run on a row of zeros"),

@@ -13,7 +13,7 @@ from lora_doctor.engine.rule import (
     Finding,
     Fix,
     Location,
-    Measure,
+    Measurement,
     Proof,
     Rule,
     Severity,
@@ -111,7 +111,7 @@ class Float16Overflow(Rule):
         if not keys and (seen is None or seen.dtype != "float16"):
             return
         readings = seen.observations.activations if seen is not None else ()
-        if seen is not None and seen.observations.own_weights and readings:
+        if seen is not None and seen.observations.user_weights and readings:
             yield from self._measured(case, keys, seen, readings)
             return
         lost = [item for item in readings if item.kept_in_float32 and item.dtype == "float16"]
@@ -147,7 +147,7 @@ class Float16Overflow(Rule):
         table = sorted(readings, key=lambda item: -item.max_abs)[:8]
         rows = [item for item in readings if item in table or item is told]
         evidence = [
-            Measure(f"{item.path or 'the model'} ({item.class_name}, {item.dtype})",
+            Measurement(f"{item.path or 'the model'} ({item.class_name}, {item.dtype})",
                     _share(item), source)
             for item in rows
         ]  # fmt: skip
@@ -173,9 +173,9 @@ class Float16Overflow(Rule):
     ) -> Finding:
         source = f"dtype of the output, {seen.depth} model, executed"
         paths = [item.path for item in lost]
-        evidence = [Measure(item.path, "float16", source) for item in lost[:6]]
+        evidence = [Measurement(item.path, "float16", source) for item in lost[:6]]
         evidence.append(
-            Measure("the model's class", "keeps them in float32", "_keep_in_fp32_modules")
+            Measurement("the model's class", "keeps them in float32", "_keep_in_fp32_modules")
         )
         return self.finding(
             "warning",
@@ -201,7 +201,10 @@ class Float16Overflow(Rule):
             "The weights are bfloat16 and the recipe computes in float16: what is larger than "
             "65504 may overflow.",
             location=Location("recipe", keys[0]),
-            evidence=(Measure("dtype of the weights", native, where), *_asked(case, keys, None)),
+            evidence=(
+                Measurement("dtype of the weights", native, where),
+                *_asked(case, keys, None),
+            ),
             proof=Proof("inferred", "from the dtypes; --depth full measures the activations"),
             fixes=_fixes(case, keys, []),
         )
@@ -216,10 +219,10 @@ def _share(item: ActivationReading) -> str:
     return text if item.finite else f"{text}; not finite in {item.dtype}"
 
 
-def _asked(case: Case, keys: tuple[str, ...], seen: Verification | None) -> list[Measure]:
-    measures = [Measure(key, case.recipe.get(key), "recipe") for key in keys]
+def _asked(case: Case, keys: tuple[str, ...], seen: Verification | None) -> list[Measurement]:
+    measures = [Measurement(key, case.recipe.get(key), "recipe") for key in keys]
     if not keys and seen is not None:
-        measures.append(Measure("dtype of the weights", seen.dtype, "the loaded model"))
+        measures.append(Measurement("dtype of the weights", seen.dtype, "the loaded model"))
     return measures
 
 

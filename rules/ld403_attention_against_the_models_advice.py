@@ -12,7 +12,7 @@ from lora_doctor.engine.rule import (
     Finding,
     Fix,
     Location,
-    Measure,
+    Measurement,
     Proof,
     Rule,
     Symptom,
@@ -114,14 +114,14 @@ class AttentionAgainstTheModelsAdvice(Rule):
         dropped = [item for item in readings if item.dropped]
         raised = seen.failure is not None and seen.failure.check == "forward"
         source = f"{seen.depth} model, executed"
-        evidence = [Measure(_KEY, _implementation(readings), _origin(case))]
+        evidence = [Measurement(_KEY, _implementation(readings), _origin(case))]
         for item in readings:
             what = "not taken by it" if item.dropped else "said by the model's code"
             where = item.path or "the model"
-            evidence.append(Measure(f"{what}, at {where}", item.dropped or item.said, source))
+            evidence.append(Measurement(f"{what}, at {where}", item.dropped or item.said, source))
         if raised and seen.failure is not None:
             evidence.append(
-                Measure("forward", f"{seen.failure.type}: {seen.failure.message}", source)
+                Measurement("forward", f"{seen.failure.type}: {seen.failure.message}", source)
             )
         yield self.finding(
             "error" if raised and dropped else "warning",
@@ -150,8 +150,8 @@ class AttentionAgainstTheModelsAdvice(Rule):
             f"The model does not support {asked} attention.",
             location=Location("recipe", _KEY),
             evidence=(
-                Measure("built with it", reason, "the real class on the meta device"),
-                Measure("built without", "yes", "the real class on the meta device"),
+                Measurement("built with it", reason, "the real class on the meta device"),
+                Measurement("built without", "yes", "the real class on the meta device"),
             ),
             proof=Proof("executed", "the class was built with and without it"),
             fixes=(Fix(f"Leave the choice to transformers: drop {_KEY}.", "unsafe", without),),

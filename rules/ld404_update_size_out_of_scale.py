@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import Edit, Example, Finding, Fix, Location, Measure, Proof, Rule
+from lora_doctor.engine.rule import Edit, Example, Finding, Fix, Location, Measurement, Proof, Rule
 from lora_doctor.errors import EvidenceError
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.observations import UpdateReading
@@ -107,7 +107,7 @@ class UpdateSizeOutOfScale(Rule):
             if steps is not None and steps.status == "passed":
                 raise EvidenceError("no linear layer has LoRA that starts at zero")
             raise EvidenceError("the training contract stopped before the first optimizer step")
-        own = seen.observations.own_weights
+        own = seen.observations.user_weights
         rate = float(case.recipe.get("learning_rate") or TYPICAL_RATE)
         updates = [_Update.of(item, None if own else case.structure) for item in readings]
         for scaling in sorted({update.reading.scaling for update in updates}):
@@ -136,18 +136,24 @@ class UpdateSizeOutOfScale(Rule):
         if not own:
             source += " of the shrunken model; for the real one by its shapes"
         evidence = [
-            Measure("scaling", f"{reading.scaling:g}", f"lora_alpha {lora_alpha} over "
-                    f"{'the square root of ' if root else ''}r {reading.rank}"),
-            Measure("learning rate", used, "recipe" if not said and used == rate else "typical"),
-        ]  # fmt: skip
+            Measurement(
+                "scaling",
+                f"{reading.scaling:g}",
+                f"lora_alpha {lora_alpha} over "
+                f"{'the square root of ' if root else ''}r {reading.rank}",
+            ),
+            Measurement(
+                "learning rate", used, "recipe" if not said and used == rate else "typical"
+            ),
+        ]
         for update in sorted(alike, key=lambda item: -item.relative)[:4]:
             outputs, inputs = update.shape
             evidence.append(
-                Measure(f"first update of {update.reading.pattern}, {outputs} x {inputs}",
+                Measurement(f"first update of {update.reading.pattern}, {outputs} x {inputs}",
                         f"{update.relative * used:.2g} of the weight", source)
             )  # fmt: skip
         evidence.append(
-            Measure("the same with r 16, lora_alpha 32", f"{share * usual:.2g} of the weight",
+            Measurement("the same with r 16, lora_alpha 32", f"{share * usual:.2g} of the weight",
                     "it grows with the scaling and the square root of r")
         )  # fmt: skip
         return self.finding(
@@ -215,7 +221,7 @@ def _fixes(case: Case, reading: UpdateReading, share: float, large: bool) -> tup
     wanted = USUAL_SCALING * _divisor(case.recipe, reading.rank)
     lora_alpha = max(1, round(wanted))
     after = share * lora_alpha / wanted * USUAL_SCALING / abs(reading.scaling)
-    adapted = bool(case.structure.own_adapters)
+    adapted = bool(case.structure.built_in_adapters)
     patterns = case.recipe.get("alpha_pattern") or case.recipe.get("rank_pattern")
     if large and after > TOO_LARGE:
         return (

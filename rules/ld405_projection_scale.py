@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import Example, Finding, Fix, Location, Measure, Proof, Rule
+from lora_doctor.engine.rule import Example, Finding, Fix, Location, Measurement, Proof, Rule
 from lora_doctor.results.observations import ConnectionReading, Observations
 from lora_doctor.rules._user_weights import observed, of_batch
 
@@ -89,14 +89,14 @@ class ProjectionScale(Rule):
             f"{reading.into} embeddings {size} those of its tokens.",
             location=Location("module", reading.path),
             evidence=(
-                Measure(f"size (root mean square) of what {reading.path} puts out",
+                Measurement(f"size (root mean square) of what {reading.path} puts out",
                         f"{reading.output_rms:.3g}", f"measured on {batch}, before training"),
-                Measure(f"size of what {reading.reference} puts out",
+                Measurement(f"size of what {reading.reference} puts out",
                         f"{reading.reference_rms:.3g}", "measured on the same batch"),
-                Measure("ratio", f"{ratio:.3g}", f"told from {LARGE:g}, warned of from "
+                Measurement("ratio", f"{ratio:.3g}", f"told from {LARGE:g}, warned of from "
                         f"{FAR_TOO_LARGE:g} and below {SMALL:g}"),
-                Measure("its weights", reading.fresh, "tested: moments, and spread over rows"),
-                Measure("it is trained", reading.trainable, "its parameters under this recipe"),
+                Measurement("its weights", reading.fresh, "tested: moments, and spread over rows"),
+                Measurement("it is trained", reading.trainable, "its parameters under this recipe"),
             ),
             proof=Proof("measured", f"its rows were found in the inputs_embeds of {reading.into}"),
             fixes=(

@@ -13,7 +13,7 @@ from lora_doctor.engine.rule import (
     Finding,
     Fix,
     Location,
-    Measure,
+    Measurement,
     Patch,
     Proof,
     Rule,
@@ -111,19 +111,21 @@ class Float16AdaptersUnderScaler(Rule):
             return
         failed = seen.failure is not None and seen.failure.check == "steps"
         source = f"{seen.depth} model, executed"
-        evidence = [Measure(f"dtype of {path}", "float16", source) for path in list(half)[:4]]
+        evidence = [Measurement(f"dtype of {path}", "float16", source) for path in list(half)[:4]]
         evidence.append(
-            Measure(
+            Measurement(
                 "trained layers in float16",
                 f"{sum(half.values())} of {sum(group.count for group in seen.adapters)}",
                 source,
             )
         )
         asked = "recipe" if "fp16" in case.recipe else "not set; float16 is trained with a scaler"
-        evidence.append(Measure("fp16", case.recipe.get("fp16", "scaler"), asked))
+        evidence.append(Measurement("fp16", case.recipe.get("fp16", "scaler"), asked))
         if failed and seen.failure is not None:
             evidence.append(
-                Measure("optimizer step", f"{seen.failure.type}: {seen.failure.message}", source)
+                Measurement(
+                    "optimizer step", f"{seen.failure.type}: {seen.failure.message}", source
+                )
             )
         yield self.finding(
             "error",

@@ -6,7 +6,16 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
+from lora_doctor.engine.rule import (
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measurement,
+    Proof,
+    Rule,
+    Symptom,
+)
 
 if TYPE_CHECKING:
     from lora_doctor.static.script.training_script import Replacement, TrainingScript
@@ -90,14 +99,14 @@ class NonFiniteReplaced(Rule):
     def _finding(self, script: TrainingScript, found: Replacement) -> Finding:
         source = f"{script.path.name}, line {found.line}"
         evidence = [
-            Measure("the line", found.code, source),
-            Measure(f"{found.what} that is replaced", found.value, source),
-            Measure("by", _by(found), source),
+            Measurement("the line", found.code, source),
+            Measurement(f"{found.what} that is replaced", found.value, source),
+            Measurement("by", _by(found), source),
         ]
         if found.function:
-            evidence.append(Measure("in the function", found.function, source))
+            evidence.append(Measurement("in the function", found.function, source))
         if found.how == "clamp":
-            evidence.append(Measure("clamp", "leaves a NaN as it is", "torch"))
+            evidence.append(Measurement("clamp", "leaves a NaN as it is", "torch"))
         return self.finding(
             "warning",
             f"{_A[found.what]} that is not finite is replaced ({found.value} by {_by(found)}): "

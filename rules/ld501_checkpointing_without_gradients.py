@@ -12,7 +12,7 @@ from lora_doctor.engine.rule import (
     Finding,
     Fix,
     Location,
-    Measure,
+    Measurement,
     Proof,
     Rule,
     Symptom,
@@ -155,12 +155,12 @@ class CheckpointingWithoutGradients(Rule):
         source = f"{seen.depth} model, executed"
         asked = repr(options) if options else "not set: this transformers' own default"
         evidence = [
-            Measure("gradient_checkpointing_kwargs", asked, "recipe"),
-            Measure("adapted layers with a gradient", f"{learning(seen)} of {layers}", source),
-            Measure(f"the same {how}", f"{learning(other)} of {layers}", source),
+            Measurement("gradient_checkpointing_kwargs", asked, "recipe"),
+            Measurement("adapted layers with a gradient", f"{learning(seen)} of {layers}", source),
+            Measurement(f"the same {how}", f"{learning(other)} of {layers}", source),
         ]
         if said:
-            evidence.append(Measure("backward", said, source))
+            evidence.append(Measurement("backward", said, source))
         return self.finding(
             "error",
             f"Under this gradient checkpointing {layers - learning(seen)} of {layers} adapted "
@@ -175,13 +175,15 @@ class CheckpointingWithoutGradients(Rule):
 
     def _unsupported(self, case: Case, structure: Structure) -> Finding:
         evidence = [
-            Measure(f"{structure.model_class}.supports_gradient_checkpointing", False, "its class")
+            Measurement(
+                f"{structure.model_class}.supports_gradient_checkpointing", False, "its class"
+            )
         ]
         proof = Proof("measured", "the class says so itself")
         if case.reaches("tiny") and case.has("verification"):
             failure = case.verification.failure
             if failure is not None and "checkpointing" in failure.message:
-                evidence.append(Measure("enabling it", f"{failure.type}: {failure.message}",
+                evidence.append(Measurement("enabling it", f"{failure.type}: {failure.message}",
                                         f"{case.settings.depth} model, executed"))  # fmt: skip
                 proof = Proof("executed", "enabling it raised this")
         return self.finding(

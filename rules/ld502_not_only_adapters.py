@@ -10,7 +10,7 @@ from lora_doctor.engine.rule import (
     Finding,
     Fix,
     Location,
-    Measure,
+    Measurement,
     Patch,
     Proof,
     Rule,
@@ -134,25 +134,25 @@ def _others(structure: Structure) -> tuple[tuple[str, ...], int]:
     return structure.injection.trainable_other, structure.injection.trainable_other_parameters
 
 
-def _evidence(structure: Structure, other: tuple[str, ...], count: int) -> tuple[Measure, ...]:
+def _evidence(structure: Structure, other: tuple[str, ...], count: int) -> tuple[Measurement, ...]:
     source = f"requires_grad in {structure.model_class}"
     trainable, of, unit = _adapters(structure)
-    lines = [Measure(f"adapter {unit}", f"{trainable:,} of {of:,} trainable", source)]
+    lines = [Measurement(f"adapter {unit}", f"{trainable:,} of {of:,} trainable", source)]
     places = [group.pattern for group in structure.groups if group.adapted]
     if not trainable and places:
-        lines.append(Measure("adapters sit in", quoted(places, 4), structure.model_class))
+        lines.append(Measurement("adapters sit in", quoted(places, 4), structure.model_class))
     if other:
         text = f"{count:,}: {quoted(other, 6)}"
-        lines.append(Measure("other trainable parameters", text, source))
+        lines.append(Measurement("other trainable parameters", text, source))
     built_in = structure.built_in
     if built_in is not None:
         lines.append(
-            Measure("adapters that the model brings",
+            Measurement("adapters that the model brings",
                     quoted([state.name for state in built_in.adapters]), structure.model_class)
         )  # fmt: skip
         if built_in.loading_unfreezes:
             lines.append(
-                Measure("from_pretrained", "makes every weight trainable again",
+                Measurement("from_pretrained", "makes every weight trainable again",
                         "installed transformers, asked with a model of two weights")
             )  # fmt: skip
     return tuple(lines)

@@ -6,7 +6,16 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
+from lora_doctor.engine.rule import (
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measurement,
+    Proof,
+    Rule,
+    Symptom,
+)
 from lora_doctor.model.modules import pattern_of
 from lora_doctor.text import quoted
 
@@ -95,7 +104,9 @@ class NotInTheOptimizer(Rule):
                 f"The optimizer holds {_count(twice)} more than once: a step is taken for each.",
                 location=Location("module", twice[0].name),
                 evidence=(
-                    Measure("held more than once", quoted(_patterns(twice), 4), "the optimizer"),
+                    Measurement(
+                        "held more than once", quoted(_patterns(twice), 4), "the optimizer"
+                    ),
                 ),
                 proof=Proof("measured", "the optimizer's groups were read"),
                 fixes=(Fix("Put each parameter into one group of one optimizer.", "manual"),),
@@ -109,9 +120,9 @@ class NotInTheOptimizer(Rule):
             f"({coming:,} parameters) do not exist yet, and it will not hold them.",
             location=Location("module", case.structure.model_class),
             evidence=(
-                Measure("tensors held", state.held, "the optimizer"),
-                Measure("adapter parameters in the model", 0, case.structure.model_class),
-                Measure("adapter parameters after get_peft_model", coming, "installed PEFT"),
+                Measurement("tensors held", state.held, "the optimizer"),
+                Measurement("adapter parameters in the model", 0, case.structure.model_class),
+                Measurement("adapter parameters after get_peft_model", coming, "installed PEFT"),
             ),
             proof=Proof("measured", "the optimizer's groups were held against the model"),
             fixes=_fixes(),
@@ -171,24 +182,26 @@ def _evidence(
     state: OptimizerState,
     lost: Sequence[TrainableTensor],
     others: Sequence[TrainableTensor],
-) -> tuple[Measure, ...]:
+) -> tuple[Measurement, ...]:
     lines = []
     for name, groups in state.phases:
         text = ", ".join(f"{count} tensors at {rate:g}" for count, rate in groups)
-        lines.append(Measure(name or "groups", text or "none", "the optimizer"))
+        lines.append(Measurement(name or "groups", text or "none", "the optimizer"))
     if lost:
-        lines.append(Measure("adapter tensors not updated", quoted(_patterns(lost), 4), "identity"))
+        lines.append(
+            Measurement("adapter tensors not updated", quoted(_patterns(lost), 4), "identity")
+        )
     if others:
-        lines.append(Measure("others not updated", quoted(_patterns(others), 4), "identity"))
+        lines.append(Measurement("others not updated", quoted(_patterns(others), 4), "identity"))
     if state.frozen:
         text = f"{len(state.frozen)} of {state.held}: {quoted(state.frozen, 2)}"
-        lines.append(Measure("held and frozen", text, "requires_grad"))
+        lines.append(Measurement("held and frozen", text, "requires_grad"))
     if state.foreign:
         text = f"{state.foreign} of {state.held}"
         if state.foreign_shared:
             text += f"; share memory with {quoted(state.foreign_shared, 2)} and get no gradient"
-        lines.append(Measure("held and not in the model", text, "identity"))
-    lines += [Measure("note", note, "the scheduler") for note in state.notes]
+        lines.append(Measurement("held and not in the model", text, "identity"))
+    lines += [Measurement("note", note, "the scheduler") for note in state.notes]
     return tuple(lines)
 
 

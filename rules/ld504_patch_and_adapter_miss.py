@@ -6,7 +6,16 @@ from collections.abc import Iterator
 from pathlib import PurePath
 
 from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
+from lora_doctor.engine.rule import (
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measurement,
+    Proof,
+    Rule,
+    Symptom,
+)
 from lora_doctor.errors import EvidenceError
 from lora_doctor.results.observations import InstancePatch
 from lora_doctor.text import quoted
@@ -164,15 +173,15 @@ def _short(path: str) -> str:
     return f"{path}." if path else ""
 
 
-def _measures(patches: list[InstancePatch], depth: str) -> Iterator[Measure]:
+def _measures(patches: list[InstancePatch], depth: str) -> Iterator[Measurement]:
     source = f"{depth} model, executed"
     for patch in patches[:4]:
         made = PurePath(patch.source.rpartition(":")[0]).name
         where = f"{made}:{patch.source.rpartition(':')[2]}" if made else "not Python"
-        yield Measure(f"{_short(patch.path)}{patch.name}", f"set by {where}", "the module")
-        yield Measure("calls without adapters", patch.calls_before, source)
-        yield Measure("calls with adapters", patch.calls, source)
+        yield Measurement(f"{_short(patch.path)}{patch.name}", f"set by {where}", "the module")
+        yield Measurement("calls without adapters", patch.calls_before, source)
+        yield Measurement("calls with adapters", patch.calls, source)
         if patch.kind == "wrapper":
-            yield Measure("calls of the model's own method", patch.inner_calls, source)
+            yield Measurement("calls of the model's own method", patch.inner_calls, source)
         if patch.passed_by:
-            yield Measure("adapters that took no part", quoted(patch.passed_by, 4), source)
+            yield Measurement("adapters that took no part", quoted(patch.passed_by, 4), source)

@@ -10,7 +10,7 @@ from lora_doctor.engine.rule import (
     Finding,
     Fix,
     Location,
-    Measure,
+    Measurement,
     Proof,
     Rule,
     Severity,
@@ -138,11 +138,11 @@ def _told(stacked: Stacked) -> Iterator[str]:
         yield f"{len(stacked.wrappers)} wrappers stand around one model"
 
 
-def _evidence(case: Case, stacked: Stacked) -> tuple[Measure, ...]:
-    lines = [Measure("wrappers, from outside", " in ".join(stacked.wrappers), "the model")]
+def _evidence(case: Case, stacked: Stacked) -> tuple[Measurement, ...]:
+    lines = [Measurement("wrappers, from outside", " in ".join(stacked.wrappers), "the model")]
     for item in stacked.members:
         lines.append(
-            Measure(
+            Measurement(
                 f"{item.method} {item.name}",
                 f"{item.trainable} of {item.tensors} tensors trainable, {item.saved} saved, "
                 f"{'active' if item.active else 'not active'}",
@@ -150,16 +150,16 @@ def _evidence(case: Case, stacked: Stacked) -> tuple[Measure, ...]:
             )
         )
     if stacked.renamed_example:
-        lines.append(Measure("saved as", stacked.renamed_example, "PEFT's own state dict"))
+        lines.append(Measurement("saved as", stacked.renamed_example, "PEFT's own state dict"))
     if stacked.leftovers:
         lines.append(
-            Measure("not in target_modules", quoted(stacked.leftovers, 6), "PEFT's own matcher")
+            Measurement("not in target_modules", quoted(stacked.leftovers, 6), "PEFT's own matcher")
         )
     if case.reaches("tiny") and case.has("verification"):
         check = case.verification.check("save-reload")
         if check is not None and check.status == "failed":
             lines.append(
-                Measure("saved and reloaded", check.detail or str(check.value),
+                Measurement("saved and reloaded", check.detail or str(check.value),
                         "the contract, executed")
             )  # fmt: skip
     return tuple(lines)

@@ -12,7 +12,7 @@ from lora_doctor.engine.rule import (
     Finding,
     Fix,
     Location,
-    Measure,
+    Measurement,
     Proof,
     Rule,
     Symptom,
@@ -201,16 +201,21 @@ class PromptLearningDoesNotFit(Rule):
         if seen.failure and seen.failure.check in caused:
             said = f"{seen.failure.type}: {seen.failure.message}"
         cause = next((words for pattern, words in _CAUSES if re.search(pattern, said)), "")
-        evidence = [Measure(f"{method}, check {check.name}", said, source)]
+        evidence = [Measurement(f"{method}, check {check.name}", said, source)]
         if seen.failure and seen.failure.where and seen.failure.check in caused:
-            evidence.append(Measure("raised in", seen.failure.where, source))
+            evidence.append(Measurement("raised in", seen.failure.where, source))
         evidence.append(
-            Measure("the same model with LoRA", control.outcome if control.outcome == "passed" else
-                    f"{', '.join(item.name for item in control.failed_checks)} fail, "
-                    f"{', '.join(caused)} do not", source)
-        )  # fmt: skip
+            Measurement(
+                "the same model with LoRA",
+                control.outcome
+                if control.outcome == "passed"
+                else f"{', '.join(item.name for item in control.failed_checks)} fail, "
+                f"{', '.join(caused)} do not",
+                source,
+            )
+        )
         for fix in fixes:
-            evidence.append(Measure("tried", f"{fix.title} The contract passed.", source))
+            evidence.append(Measurement("tried", f"{fix.title} The contract passed.", source))
         return self.finding(
             "error",
             f"{method} fails on {case.structure.model_class}, on which LoRA works"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import Example, Finding, Fix, Location, Measure, Proof, Rule
+from lora_doctor.engine.rule import Example, Finding, Fix, Location, Measurement, Proof, Rule
 
 
 class AdaptersInWrongOrder(Rule):
@@ -59,8 +59,10 @@ class AdaptersInWrongOrder(Rule):
                 f"line {early.wrapped_line}: it holds no adapter, and what it holds is frozen.",
                 location=Location("file", path, early.line),
                 evidence=(
-                    Measure("the line", early.code, source),
-                    Measure("adapters are put on in line", early.wrapped_line, script.path.name),
+                    Measurement("the line", early.code, source),
+                    Measurement(
+                        "adapters are put on in line", early.wrapped_line, script.path.name
+                    ),
                 ),
                 proof=proof,
                 fixes=(Fix("Make the optimizer after get_peft_model.", "manual"),),
@@ -73,8 +75,8 @@ class AdaptersInWrongOrder(Rule):
                 f"{twice.first_line}: the first ones are frozen, replaced or not saved.",
                 location=Location("file", path, twice.line),
                 evidence=(
-                    Measure("the line", twice.code, source),
-                    Measure("called before in line", twice.first_line, script.path.name),
+                    Measurement("the line", twice.code, source),
+                    Measurement("called before in line", twice.first_line, script.path.name),
                 ),
                 proof=proof,
                 fixes=(

@@ -12,7 +12,7 @@ from lora_doctor.engine.rule import (
     Finding,
     Fix,
     Location,
-    Measure,
+    Measurement,
     Patch,
     Proof,
     Rule,
@@ -94,8 +94,10 @@ class EmbeddingsChangedInPlace(Rule):
         patched = judged(case.again(case.recipe_in_full(), (*case.patches, _PATCH)))
         source = f"{case.settings.depth} model, executed"
         evidence = [
-            Measure("forward", f"{failure.type}: {failure.message}", failure.where or source),
-            Measure("the same with the patch embeddings_are_no_leaves", patched.outcome, source),
+            Measurement("forward", f"{failure.type}: {failure.message}", failure.where or source),
+            Measurement(
+                "the same with the patch embeddings_are_no_leaves", patched.outcome, source
+            ),
         ]
         fixes: list[Fix] = []
         if _passed_on(patched.failure):
@@ -107,10 +109,10 @@ class EmbeddingsChangedInPlace(Rule):
             try:
                 without = with_edits(case, _OFF)
             except EvidenceError as error:
-                evidence.append(Measure("the same without checkpointing", str(error), source))
+                evidence.append(Measurement("the same without checkpointing", str(error), source))
             else:
                 said = without.outcome
-                evidence.append(Measure("the same without checkpointing", said, source))
+                evidence.append(Measurement("the same without checkpointing", said, source))
                 if _passed_on(without.failure):
                     fixes.append(
                         Fix("Train without gradient checkpointing: takes more memory.", "unsafe",

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
+from lora_doctor.engine.rule import (
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measurement,
+    Proof,
+    Rule,
+    Symptom,
+)
 from lora_doctor.errors import EvidenceError
 from lora_doctor.text import quoted
 
@@ -71,9 +80,9 @@ class NoLossToTrainOn(Rule):
             "is given none of your own stops at the first step.",
             location=Location("module", "model"),
             evidence=(
-                Measure("arguments of forward", quoted(names, 12)
+                Measurement("arguments of forward", quoted(names, 12)
                         + (dropped if structure.forward_takes_any else ""), "its signature"),
-                Measure("loss among the outputs", "none", f"{seen.depth} model, executed"),
+                Measurement("loss among the outputs", "none", f"{seen.depth} model, executed"),
             ),
             proof=Proof("executed", "the model was run, and returned no loss"),
             fixes=(

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import Example, Finding, Fix, Location, Measure, Proof, Rule, Symptom
+from lora_doctor.engine.rule import (
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measurement,
+    Proof,
+    Rule,
+    Symptom,
+)
 from lora_doctor.errors import EvidenceError
 from lora_doctor.static.tokenizer_reading import Unreadable, unreadable_parts, whole_file_error
 
@@ -112,16 +121,16 @@ class TokenizerNotReadable(Rule):
             return  # the library knows better
         installed = case.environment.version("tokenizers") or "the installed release"
         evidence = [
-            Measure(f"tokenizers {installed}", error, f"it was given {static.where(_FILE)}")
+            Measurement(f"tokenizers {installed}", error, f"it was given {static.where(_FILE)}")
         ]
         for part in parts:
             known = f"; read from {part.since} on" if part.since else ""
             known += f"; refused from {part.until} on" if part.until else ""
-            evidence.append(Measure(part.part, part.content + known, "tried by itself"))
+            evidence.append(Measurement(part.part, part.content + known, "tried by itself"))
         if parts:
             what = f"cannot read {' and '.join(part.part for part in parts)} of {_FILE}"
         else:
-            evidence.append(Measure(_FILE, static.tokenizer.reason or "", "the file"))
+            evidence.append(Measurement(_FILE, static.tokenizer.reason or "", "the file"))
             what = f"cannot read the file: {static.tokenizer.reason}"
         yield self.finding(
             "error",

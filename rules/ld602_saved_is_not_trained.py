@@ -12,7 +12,7 @@ from lora_doctor.engine.rule import (
     Finding,
     Fix,
     Location,
-    Measure,
+    Measurement,
     Proof,
     Rule,
     Symptom,
@@ -160,10 +160,12 @@ class SavedIsNotTrained(Rule):
             f"from before the training ({saving.lost_parameters:,} parameters).",
             location=Location("module", saving.lost[0]),
             evidence=(
-                Measure(
+                Measurement(
                     "trained, not in the adapter folder", names, _source(seen, "saved, loaded")
                 ),
-                Measure("parameters lost", saving.lost_parameters, _source(seen, "saved, loaded")),
+                Measurement(
+                    "parameters lost", saving.lost_parameters, _source(seen, "saved, loaded")
+                ),
                 *_difference(seen, "save-reload", "logits after loading"),
             ),
             proof=Proof("executed", f"{place} was saved and loaded onto a fresh base"),
@@ -191,9 +193,9 @@ class SavedIsNotTrained(Rule):
             f"which PEFT freezes ({saving.frozen_parameters:,} parameters).",
             location=Location("recipe", "modules_to_save"),
             evidence=(
-                Measure("trainable before the adapters", names, source),
-                Measure("frozen since", f"{saving.frozen_parameters:,} parameters", source),
-                Measure("modules_to_save", quoted(kept) or "not set", "recipe"),
+                Measurement("trainable before the adapters", names, source),
+                Measurement("frozen since", f"{saving.frozen_parameters:,} parameters", source),
+                Measurement("modules_to_save", quoted(kept) or "not set", "recipe"),
             ),
             proof=Proof("executed", "the adapters were put on, trained and saved"),
             fixes=(edit if possible else words,),
@@ -214,8 +216,8 @@ class SavedIsNotTrained(Rule):
             "and the adapter folder will not have them.",
             location=Location("recipe", "modules_to_save"),
             evidence=(
-                Measure("not in the checkpoint", names, "names of its tensors"),
-                Measure("frozen and not saved", f"{saving.new_head_parameters:,} parameters",
+                Measurement("not in the checkpoint", names, "names of its tensors"),
+                Measurement("frozen and not saved", f"{saving.new_head_parameters:,} parameters",
                         "requires_grad and modules_to_save after get_peft_model"),
                 *_difference(seen, "save-reload", "logits after loading, with a new head"),
             ),
@@ -252,7 +254,9 @@ class SavedIsNotTrained(Rule):
             location=Location("recipe", "target_modules"),
             evidence=(
                 *(
-                    Measure(f"weight of {part.path}", f"also {part.shares_with}", "tied parameters")
+                    Measurement(
+                        f"weight of {part.path}", f"also {part.shares_with}", "tied parameters"
+                    )
                     for part in parts
                 ),
                 *_difference(seen, "merge", "logits after merging"),
@@ -274,20 +278,28 @@ class SavedIsNotTrained(Rule):
             location=Location("recipe", "modules_to_save"),
             evidence=(
                 *(
-                    Measure(f"weight of {part.path}", f"also {part.shares_with}", "tied parameters")
+                    Measurement(
+                        f"weight of {part.path}", f"also {part.shares_with}", "tied parameters"
+                    )
                     for part in parts
                 ),
                 *_difference(seen, "merge", "logits after merging, in memory"),
-                Measure("logits of the merged model after saving and loading",
-                        f"relative difference {saving.merged_reload:.3g}", source),
+                Measurement(
+                    "logits of the merged model after saving and loading",
+                    f"relative difference {saving.merged_reload:.3g}",
+                    source,
+                ),
             ),
             proof=Proof("executed", "the merged model was saved, loaded and run"),
             fixes=(
                 *_tied_copies(case, parts),
-                Fix("Before merged.save_pretrained(...) set merged.config.tie_word_embeddings = "
-                    "False. Or do not merge: the adapter folder itself loads right.", "manual"),
+                Fix(
+                    "Before merged.save_pretrained(...) set merged.config.tie_word_embeddings = "
+                    "False. Or do not merge: the adapter folder itself loads right.",
+                    "manual",
+                ),
             ),
-        )  # fmt: skip
+        )
 
     # -- what loading makes of it -----------------------------------------------------------------
 
@@ -299,10 +311,10 @@ class SavedIsNotTrained(Rule):
             "the adapter folder will not have them: the new tokens are lost.",
             location=Location("module", found.module),
             evidence=(
-                Measure("rows of the embeddings", found.rows, f"{seen.model_class}, in memory"),
-                Measure("rows in the checkpoint", found.checkpoint_rows, found.checkpoint),
-                Measure("embeddings in the adapter folder", found.saved, source),
-                Measure("loading it onto the checkpoint", found.outcome, source),
+                Measurement("rows of the embeddings", found.rows, f"{seen.model_class}, in memory"),
+                Measurement("rows in the checkpoint", found.checkpoint_rows, found.checkpoint),
+                Measurement("embeddings in the adapter folder", found.saved, source),
+                Measurement("loading it onto the checkpoint", found.outcome, source),
             ),
             proof=Proof("executed", "the adapter was saved and loaded onto the checkpoint"),
             fixes=(
@@ -321,8 +333,8 @@ class SavedIsNotTrained(Rule):
             + (f"loads {found.loaded}." if found.loaded else "fails."),
             location=Location("recipe", "task_type"),
             evidence=(
-                Measure("class that was trained", found.model_class, case.structure.loaded_by),
-                Measure(f"{found.auto_class}.from_pretrained", what,
+                Measurement("class that was trained", found.model_class, case.structure.loaded_by),
+                Measurement(f"{found.auto_class}.from_pretrained", what,
                         _source(seen, "saved, loaded")),
             ),
             proof=Proof("executed", "base and adapters were saved and loaded by that class"),
@@ -419,7 +431,7 @@ def _tolerance(seen: Verification) -> float:
     return MERGE_TOLERANCE.get(seen.dtype, 1e-4)
 
 
-def _difference(seen: Verification, name: str, what: str) -> tuple[Measure, ...]:
+def _difference(seen: Verification, name: str, what: str) -> tuple[Measurement, ...]:
     """A check of the contract as a line of evidence."""
     check = seen.check(name)
     if check is None or check.status == "skipped":
@@ -427,7 +439,7 @@ def _difference(seen: Verification, name: str, what: str) -> tuple[Measure, ...]
     value = check.detail
     if isinstance(check.value, float):
         value = f"relative difference {check.value:.3g}, {check.expected}"
-    return (Measure(what, value, _source(seen, "executed")),)
+    return (Measurement(what, value, _source(seen, "executed")),)
 
 
 def _source(seen: Verification, how: str) -> str:

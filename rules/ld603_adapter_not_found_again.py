@@ -11,14 +11,14 @@ from lora_doctor.engine.rule import (
     Finding,
     Fix,
     Location,
-    Measure,
+    Measurement,
     Patch,
     Proof,
     Rule,
     Symptom,
 )
 from lora_doctor.proposal.defaults import name_groups, suffix
-from lora_doctor.proposal.targets import needs_lora
+from lora_doctor.proposal.targets import require_lora
 from lora_doctor.results.structure import ModuleGroup
 from lora_doctor.text import quoted
 
@@ -86,7 +86,7 @@ class AdapterNotFoundAgain(Rule):
 
     def check(self, case: Case) -> Iterator[Finding]:
         structure = case.structure
-        needs_lora(case.recipe)
+        require_lora(case.recipe)
         lost = structure.injection.not_reloaded
         if not lost:
             return
@@ -100,9 +100,9 @@ class AdapterNotFoundAgain(Rule):
             "are loaded: PEFT looks for them under other names.",
             location=Location("module", lost[0]),
             evidence=(
-                Measure("layers whose adapter is lost", quoted(lost, 8), "installed PEFT"),
-                Measure("name in the file", saved, "get_peft_model_state_dict"),
-                Measure("name that PEFT makes of it", looked_for, "set_peft_model_state_dict"),
+                Measurement("layers whose adapter is lost", quoted(lost, 8), "installed PEFT"),
+                Measurement("name in the file", saved, "get_peft_model_state_dict"),
+                Measurement("name that PEFT makes of it", looked_for, "set_peft_model_state_dict"),
             ),
             proof=Proof("measured", "the adapter was saved and set again on the real class"),
             fixes=(

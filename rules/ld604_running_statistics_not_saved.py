@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import Edit, Example, Finding, Fix, Location, Measure, Proof, Rule
+from lora_doctor.engine.rule import Edit, Example, Finding, Fix, Location, Measurement, Proof, Rule
 from lora_doctor.errors import EvidenceError
 from lora_doctor.proposal.defaults import suffix
 from lora_doctor.rules._ablation import judged, with_edits
@@ -92,12 +92,12 @@ class RunningStatisticsNotSaved(Rule):
             "adapter folder: the loaded model has the old ones.",
             location=Location("module", moved[0]),
             evidence=(
-                Measure(
+                Measurement(
                     "logits after saving and loading, relative difference",
                     f"{again.value:.3g}" if again is not None and again.value else "not measured",
                     f"{case.settings.depth} model",
                 ),
-                Measure(
+                Measurement(
                     "with these modules in modules_to_save",
                     f"{after.value:.3g}" if after is not None and alone else "not better",
                     f"{case.settings.depth} model",

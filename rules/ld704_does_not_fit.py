@@ -11,7 +11,7 @@ from lora_doctor.engine.rule import (
     Finding,
     Fix,
     Location,
-    Measure,
+    Measurement,
     Proof,
     Rule,
     Severity,
@@ -135,20 +135,20 @@ def _message(plan: Plan, budget: int, fits: bool | None) -> str:
     )
 
 
-def _evidence(plan: Plan) -> tuple[Measure, ...]:
+def _evidence(plan: Plan) -> tuple[Measurement, ...]:
     lines = [
-        Measure("batch size", plan.batch_size, plan.batch_size_from),
-        Measure("tokens of a sample", plan.length, plan.length_from),
+        Measurement("batch size", plan.batch_size, plan.batch_size_from),
+        Measurement("tokens of a sample", plan.length, plan.length_from),
     ]
     for part in plan.recipe.parts:
         how = _HOW.get(part.source, "not known")
         value = gib(part.bytes) if part.bytes is not None else "not known"
-        lines.append(Measure(part.name, value, f"{how}: {part.formula}"))
+        lines.append(Measurement(part.name, value, f"{how}: {part.formula}"))
     recipe = plan.recipe
     between = f"{gib(recipe.low)} to {gib(recipe.high)}" if recipe.high else f"≥ {gib(recipe.low)}"
-    lines.append(Measure("together", between, "the sum with its margins"))
+    lines.append(Measurement("together", between, "the sum with its margins"))
     lines += [
-        Measure(f"with {one.name}", _size(one), "the same, measured for this alternative")
+        Measurement(f"with {one.name}", _size(one), "the same, measured for this alternative")
         for one in plan.alternatives
     ]
     return tuple(lines)

@@ -9,7 +9,7 @@ from typing import Any
 from lora_doctor.recipe.edit import Edit, Patch
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.diagnosis import AppliedFix, Diagnosis, Gathered, Skipped
-from lora_doctor.results.finding import Finding, Location, Measure, Proof
+from lora_doctor.results.finding import Finding, Location, Measurement, Proof
 from lora_doctor.results.fix import Fix
 from lora_doctor.results.structure import (
     ForwardParameter,
@@ -179,13 +179,13 @@ def phi3() -> Diagnosis:
         "projections are fused, so 85 % of the layers' linear weights would stay without adapter",
         Location("recipe", "target_modules"),
         (
-            Measure("entries that match nothing", asked[:3] + asked[4:6],
+            Measurement("entries that match nothing", asked[:3] + asked[4:6],
                     "PEFT 0.21.2, meta device"),
-            Measure("entries that match", {"o_proj": 32, "down_proj": 32},
+            Measurement("entries that match", {"o_proj": 32, "down_proj": 32},
                     "PEFT 0.21.2, meta device"),
-            Measure("linear layers without adapter", {"qkv_proj": 32, "gate_up_proj": 32},
+            Measurement("linear layers without adapter", {"qkv_proj": 32, "gate_up_proj": 32},
                     "module tree of Phi3ForCausalLM"),
-            Measure("share of weights with adapter", 0.148, "module tree of Phi3ForCausalLM"),
+            Measurement("share of weights with adapter", 0.148, "module tree of Phi3ForCausalLM"),
         ),
         Proof("executed", "PEFT attached 64 adapters, none in qkv_proj or gate_up_proj"),
         (fix, Fix("use all-linear", "unsafe", (Edit("target_modules", "all-linear"),))),
@@ -274,18 +274,22 @@ def wrapper_fails() -> Diagnosis:
         f"AttributeError: {message}\n",
     )  # fmt: skip
     finding = Finding(
-        "LD101", "missing-prepare-inputs", "error",
+        "LD101",
+        "missing-prepare-inputs",
+        "error",
         "PeftModelForCausalLM asks Phi4MMModel for prepare_inputs_for_generation, which it lacks: "
         "the repository calls get_peft_model on the headless model in its own __init__",
         Location("file", "modeling_phi4mm.py", 1962),
         (
-            Measure("exception", f"AttributeError: {message}", "run, transformers 5.23.0"),
-            Measure("bases of Phi4MMModel", ["Phi4MMPreTrainedModel"], "modeling_phi4mm.py:1701"),
+            Measurement("exception", f"AttributeError: {message}", "run, transformers 5.23.0"),
+            Measurement(
+                "bases of Phi4MMModel", ["Phi4MMPreTrainedModel"], "modeling_phi4mm.py:1701"
+            ),
         ),
         Proof("executed", "building the model raised"),
         (fix, by_hand),
         ("builds",),
-    )  # fmt: skip
+    )
     return Diagnosis(
         model=ModelSource("hub", "microsoft/Phi-4-multimodal-instruct",
                           "93f923e1a7727d1c4f446756212d9d3e8fcc5d81", True),
@@ -348,9 +352,9 @@ def vision_language() -> Diagnosis:
         "gate_proj, up_proj and down_proj also match 96 layers of the vision tower, which get no "
         "gradient from text batches",
         Location("module", "model.visual.blocks.*.mlp"),
-        (Measure("adapters in the vision tower", 96, "PEFT 0.21.2, meta device"),
-         Measure("of these with gradient", 0, "tiny run, text batch"),
-         Measure("learning rate needed", float("nan"), "not a number, on purpose")),
+        (Measurement("adapters in the vision tower", 96, "PEFT 0.21.2, meta device"),
+         Measurement("of these with gradient", 0, "tiny run, text batch"),
+         Measurement("learning rate needed", float("nan"), "not a number, on purpose")),
         Proof("measured", "96 of 292 adapters sit in model.visual"),
         (fix,),
     )  # fmt: skip
@@ -358,7 +362,7 @@ def vision_language() -> Diagnosis:
         finding, rule="LD404", name="lora-scaling-far-off", severity="info",
         message="lora_alpha is not set; PEFT takes 8, so the updates are scaled by 0.5",
         location=Location("recipe", "lora_alpha"),
-        evidence=(Measure("lora_alpha / r", 0.5, "PEFT 0.21.2"),),
+        evidence=(Measurement("lora_alpha / r", 0.5, "PEFT 0.21.2"),),
         proof=Proof("inferred", "LoraConfig's default"), fixes=(),
     )  # fmt: skip
     return Diagnosis(
@@ -428,7 +432,7 @@ def hostile(text: str) -> Diagnosis:
     base = phi3()
     finding = Finding(
         text, text, "error", text, Location("module", text),
-        (Measure(text, text, text), Measure("list", [text, {text: text}], text)),
+        (Measurement(text, text, text), Measurement("list", [text, {text: text}], text)),
         Proof("executed", text),
         (Fix(text, "safe", (Edit(text, text), Edit("target_modules", [text]))),
          Fix(text, "unsafe", patch=Patch(text, {text: text})), Fix(text, "manual")),
@@ -482,7 +486,9 @@ def big(layers: int = 126, kinds: int = 400) -> Diagnosis:
     finding = replace(
         base.findings[1],
         evidence=tuple(
-            Measure(f"layer {index}", [f"model.layers.{index}.x.{j}" for j in range(20)], "meta")
+            Measurement(
+                f"layer {index}", [f"model.layers.{index}.x.{j}" for j in range(20)], "meta"
+            )
             for index in range(200)
         ),
     )

@@ -10,7 +10,7 @@ from lora_doctor.census import row
 from lora_doctor.census.pairs import Pair
 from lora_doctor.engine import registry
 from lora_doctor.engine.case import Case, Limits, Settings
-from lora_doctor.engine.diagnose import cure, diagnose
+from lora_doctor.engine.diagnose import diagnose, diagnose_and_fix
 from lora_doctor.recipe.files.read_write import as_recipe
 from lora_doctor.results.diagnosis import patches_of
 from lora_doctor.sandbox.worker import Worker
@@ -60,7 +60,7 @@ def test_without_a_rule_that_explains_it_the_refusal_is_reported(worker: Worker)
 
 
 def test_the_patch_lets_it_train(worker: Worker) -> None:
-    diagnosis = cure(case_of(worker), registry.find_rules())
+    diagnosis = diagnose_and_fix(case_of(worker), registry.find_rules())
     assert [patch.name for patch in patches_of(diagnosis)] == ["no_embeddings_to_tie"]
     assert diagnosis.after is not None and diagnosis.after.outcome == "passed"
     assert diagnosis.remaining == ()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lora_doctor.evidence import tiny, tiny_model_cache
-from lora_doctor.evidence.tiny_model_cache import HandedOn
+from lora_doctor.evidence.tiny_model_cache import TinyModelCache
 from lora_doctor.recipe.edit import Patch
 from lora_doctor.recipe.files.read_write import as_recipe
 from lora_doctor.static.model_source import parse_model
@@ -70,7 +70,7 @@ def test_a_file_that_cannot_be_read_is_none(tmp_path):
 
 def test_each_way_to_load_has_a_file_of_its_own():
     """A recipe for another class, or with a patch, must not be tried on the first one's model."""
-    held, source = HandedOn(), parse_model("arch:gpt2")
+    held, source = TinyModelCache(), parse_model("arch:gpt2")
     plain = held.file(source, as_recipe({"r": 8}), ())
     assert held.file(source, as_recipe({"r": 16, "load_in_4bit": True}), ()) == plain
     others = {
@@ -103,7 +103,7 @@ def test_the_folder_goes_with_the_case():
 
 def test_the_folder_goes_with_the_process():
     """Whoever forgets to close a case leaves nothing behind either."""
-    held = HandedOn()
+    held = TinyModelCache()
     folder = Path(held.file(parse_model("arch:gpt2"), as_recipe({}), ())).parent
     assert folder.is_dir()
     del held

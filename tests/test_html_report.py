@@ -78,7 +78,7 @@ def template_tags() -> set[str]:
     return {tag for tag, _ in Elements(source).tags}
 
 
-def skeleton(page: str) -> list[str]:
+def meta_copy(page: str) -> list[str]:
     """What must not depend on data: names of tags and attributes, ids, classes and addresses."""
     parts = []
     for tag, attributes in Elements(page).tags:
@@ -94,7 +94,7 @@ def test_hostile_text_adds_no_element_attribute_or_address(text: str) -> None:
     """The page about a hostile model has the very same elements as one about a harmless model."""
     hostile = reports.render(diagnoses.hostile(text), "html")
     harmless = [reports.render(diagnoses.hostile(name), "html") for name in ("a", "a.b", "a.*.b")]
-    assert set(skeleton(hostile)) <= {part for page in harmless for part in skeleton(page)}
+    assert set(meta_copy(hostile)) <= {part for page in harmless for part in meta_copy(page)}
     assert {tag for tag, _ in Elements(hostile).tags} <= template_tags()
 
 

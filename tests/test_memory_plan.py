@@ -146,7 +146,7 @@ def test_thinned_layers_count_as_all_of_them(tmp_path: Path, checkpointing: bool
     from lora_doctor.memory_plan.footprint import Subject
     from lora_doctor.memory_plan.thinned_model import runnable
     from lora_doctor.model.loading import Loader
-    from lora_doctor.model.meta_copy import skeleton
+    from lora_doctor.model.meta_copy import meta_copy
 
     folder = llama_folder(tmp_path, num_hidden_layers=16)
     values = {
@@ -158,9 +158,9 @@ def test_thinned_layers_count_as_all_of_them(tmp_path: Path, checkpointing: bool
     source = {"kind": "folder", "name": folder, "folder": folder, "trust_remote_code": False}
     model = Loader(source, recipe).build("meta").float()
     run = runnable(model, recipe, 2, 64, "float32")
-    assert run.bones.repeats
-    thin = Subject(run.bones, recipe, None, "float32")
-    whole = Subject(skeleton(model), recipe, None, "float32")
+    assert run.thinned.repeats
+    thin = Subject(run.thinned, recipe, None, "float32")
+    whole = Subject(meta_copy(model), recipe, None, "float32")
     assert {k: v.bytes for k, v in thin.weights().items()} == {
         k: v.bytes for k, v in whole.weights().items()
     }

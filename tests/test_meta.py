@@ -14,7 +14,7 @@ from lora_doctor.errors import EvidenceError, InputError
 from lora_doctor.evidence.meta import describe_module, gather
 from lora_doctor.model import injection
 from lora_doctor.model.loading import Loader
-from lora_doctor.model.meta_copy import skeleton
+from lora_doctor.model.meta_copy import meta_copy
 from lora_doctor.model.modules import pattern_of
 from lora_doctor.model.wrapper import wrapper_call
 from lora_doctor.recipe.keys import TASK_TYPES
@@ -187,11 +187,11 @@ def test_a_loaded_module_is_only_read() -> None:
     assert state() == before
     assert found.injection.ok and found.native_dtype == "float32"
     assert found.tied_weights == ("model.embed_tokens.weight = lm_head.weight",)
-    bones = skeleton(model).model
-    assert {item.device for item in bones.parameters()} == {torch.device("meta")}
-    assert bones.lm_head.weight is bones.model.embed_tokens.weight
-    assert not bones.model.norm.weight.requires_grad
-    assert len(bones.model.layers[0]._forward_hooks) == 1
+    thinned = meta_copy(model).model
+    assert {item.device for item in thinned.parameters()} == {torch.device("meta")}
+    assert thinned.lm_head.weight is thinned.model.embed_tokens.weight
+    assert not thinned.model.norm.weight.requires_grad
+    assert len(thinned.model.layers[0]._forward_hooks) == 1
 
 
 def test_a_wrapped_model_is_described_as_it_is() -> None:
@@ -219,7 +219,7 @@ def test_adapters_that_a_model_brings_itself() -> None:
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     found = describe_module(model, recipe_of(target_modules=["q_proj", "k_proj"]))
-    assert found.own_adapters == ("vision",)
+    assert found.built_in_adapters == ("vision",)
     wrapped = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj", "k_proj"], r=16))
     really = sum(item.numel() for item in wrapped.parameters() if item.requires_grad)
     assert found.injection.trainable_parameters == really

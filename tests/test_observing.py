@@ -12,12 +12,12 @@ torch = pytest.importorskip("torch")
 from lora_doctor.contract.observers.base import Observer, Setting  # noqa: E402
 from lora_doctor.contract.observers.connections import freshness  # noqa: E402
 from lora_doctor.contract.observers.norms import Norms  # noqa: E402
-from lora_doctor.contract.observing import Observing  # noqa: E402
+from lora_doctor.contract.observing import Observers  # noqa: E402
 from lora_doctor.evidence.loaded_module import verify_module  # noqa: E402
 from lora_doctor.results.observations import NormReading, Observations  # noqa: E402
 from lora_doctor.results.verification import Verification  # noqa: E402
 
-SETTING = Setting(own_weights=True, dtype="float32", wanted_dtype="float32", learning_rate=1e-3)
+SETTING = Setting(user_weights=True, dtype="float32", wanted_dtype="float32", learning_rate=1e-3)
 
 
 class HandMade(torch.nn.Module):
@@ -132,7 +132,7 @@ def test_an_observer_that_fails_is_a_note() -> None:
         def readings(self) -> tuple[Any, ...]:
             return (1,)
 
-    observing = Observing(SETTING)
+    observing = Observers(SETTING)
     observing._observers = [Broken(SETTING)]
     model = torch.nn.Linear(2, 2)
     with observing.forwards(model):
@@ -147,7 +147,7 @@ def test_readings_survive_json() -> None:
     model.append(torch.nn.LayerNorm(8))
     result = verify_module(model, {"target_modules": ["0"]}, {"input": torch.randn(4, 8)})
     assert result.outcome == "passed", result
-    assert result.observations.own_weights and result.observations.norms[0].effects
+    assert result.observations.user_weights and result.observations.norms[0].effects
     again = Verification.from_json(json.loads(json.dumps(result.to_json())))
     assert again.observations == result.observations
     assert Observations.from_json({}) == Observations()

@@ -25,7 +25,7 @@ from lora_doctor.reports._words import DiffLine, fix_diff
 from lora_doctor.results import round_trip
 from lora_doctor.results import structure as structure_module
 from lora_doctor.results.diagnosis import Diagnosis
-from lora_doctor.results.finding import Finding, Location, Measure, Proof
+from lora_doctor.results.finding import Finding, Location, Measurement, Proof
 from lora_doctor.results.fix import Fix
 from lora_doctor.results.verification import (
     AdapterGroup,
@@ -198,7 +198,7 @@ findings = st.builds(
     texts, texts, st.sampled_from(["error", "warning", "info"]), texts,
     st.builds(Location, st.sampled_from(["module", "recipe", "file", "environment"]), texts,
               st.none() | st.integers(1, 10**6)),
-    st.lists(st.builds(Measure, texts, values, texts), min_size=1, max_size=4).map(tuple),
+    st.lists(st.builds(Measurement, texts, values, texts), min_size=1, max_size=4).map(tuple),
     st.builds(Proof, st.sampled_from(["executed", "measured", "inferred"]), texts),
     st.lists(fixes, max_size=3).map(tuple),
 )  # fmt: skip

@@ -25,10 +25,10 @@ def worker() -> Iterator[Worker]:
         yield found
 
 
-def settled(worker: Worker, name: str, auto_class: str, **asked: Any) -> Case:
+def refined(worker: Worker, name: str, auto_class: str, **asked: Any) -> Case:
     recipe = as_recipe({"model_class": auto_class, **asked})
     case = Case(parse_model(f"arch:{name}"), recipe, Settings("tiny", "cpu"), worker)
-    case.settle_proposal()
+    case.refine_proposal()
     return case
 
 
@@ -42,7 +42,7 @@ def test_layers_that_run_only_with_pictures_are_left_out_of_a_text_decoder(worke
     """Mllama's text model passes its cross-attention layers by, with all that is in them."""
     if not listed("mllama", "AutoModelForCausalLM"):
         pytest.skip("this transformers has no Mllama")
-    case = settled(worker, "mllama", "AutoModelForCausalLM")
+    case = refined(worker, "mllama", "AutoModelForCausalLM")
     targets = case.recipe.get("target_modules")
     adapted = re.compile(targets)
     crossed = transformers.MllamaConfig().text_config.cross_attention_layers
@@ -56,7 +56,7 @@ def test_reversible_layers_get_an_input_with_a_gradient(worker: Worker) -> None:
     """Reformer's are one operation to autograd: behind frozen embeddings nothing would learn."""
     if not listed("reformer", "AutoModelForCausalLM"):
         pytest.skip("this transformers has no Reformer")
-    case = settled(worker, "reformer", "AutoModelForCausalLM")
+    case = refined(worker, "reformer", "AutoModelForCausalLM")
     assert re.search("word_embeddings", str(case.recipe.get("target_modules")))
     assert case.tiny.outcome == "passed"
 
@@ -66,12 +66,12 @@ def test_batch_norms_whose_statistics_move_are_saved_with_the_adapters(worker: W
     auto_class = "AutoModelForSpeechSeq2Seq"
     if not listed("seamless_m4t", auto_class):
         pytest.skip("this transformers has no SeamlessM4T")
-    case = settled(worker, "seamless_m4t", auto_class)
+    case = refined(worker, "seamless_m4t", auto_class)
     assert case.recipe.get("modules_to_save") == ["conv_module.batch_norm"]
     assert case.tiny.outcome == "passed"
     assert case.tiny.saving is not None and case.tiny.saving.statistics == ()
 
-    named = settled(worker, "seamless_m4t", auto_class, target_modules=["q_proj"])
+    named = refined(worker, "seamless_m4t", auto_class, target_modules=["q_proj"])
     assert "modules_to_save" not in named.recipe, "who names targets is told, not corrected"
     assert named.tiny.saving is not None
     assert named.tiny.saving.statistics == (
@@ -85,7 +85,7 @@ def test_layers_that_share_a_weight_are_left_out_because_they_cannot_be_merged(
     """Zamba runs one attention block at many depths; merging is into all of them at once."""
     if not listed("zamba", "AutoModelForCausalLM") or int(transformers.__version__[0]) < 5:
         pytest.skip("before transformers 5 the block is one module, which is adapted once")
-    case = settled(worker, "zamba", "AutoModelForCausalLM")
+    case = refined(worker, "zamba", "AutoModelForCausalLM")
     adapted = {group.pattern for group in case.structure.groups if group.adapted}
     assert adapted and not any("shared_transf" in pattern for pattern in adapted)
     merge = case.tiny.check("merge")
@@ -98,7 +98,7 @@ def test_a_layer_that_is_no_plain_matrix_is_left_out(worker: Worker) -> None:
     source = parse_model("tests.models:linear_in_groups")
     case = Case(source, as_recipe({}), Settings("tiny", "cpu"), worker)
     assert case.tiny.outcome == "failed"
-    case.settle_proposal()
+    case.refine_proposal()
     assert case.recipe.get("target_modules") == ["first"]
     assert case.tiny.outcome == "passed"
     assert any("left out" in note for note in case.structure.notes)
@@ -108,7 +108,7 @@ def test_a_second_run_betters_what_the_first_could_not_show(worker: Worker) -> N
     """DeepSeek-V4: a layer in groups stops the forward, and its indexer gets no gradient."""
     if not listed("deepseek_v4", "AutoModelForCausalLM"):
         pytest.skip("this transformers has no DeepSeek-V4")
-    case = settled(worker, "deepseek_v4", "AutoModelForCausalLM")
+    case = refined(worker, "deepseek_v4", "AutoModelForCausalLM")
     adapted = re.compile(case.recipe.get("target_modules"))
     assert adapted.fullmatch("model.layers.3.self_attn.compressor.kv_proj")
     assert not adapted.fullmatch("model.layers.3.self_attn.o_a_proj")
@@ -121,7 +121,7 @@ def test_a_mask_that_is_not_asked_for_learns_nothing(worker: Worker) -> None:
     stand still, and there are as many of these layers in the full model."""
     if not listed("sam", "AutoModelForMaskGeneration"):
         pytest.skip("this transformers has no SAM")
-    case = settled(worker, "sam", "AutoModelForMaskGeneration")
+    case = refined(worker, "sam", "AutoModelForMaskGeneration")
     adapted = re.compile(case.recipe.get("target_modules"))
     assert not adapted.fullmatch("mask_decoder.output_hypernetworks_mlps.0.proj_in")
     assert adapted.fullmatch("mask_decoder.output_hypernetworks_mlps.3.proj_in")
@@ -136,7 +136,7 @@ def test_layers_behind_those_that_are_read_are_left_out(
     one of layer 10: the tiny models have as many layers behind."""
     if name == "beit" and Version(transformers.__version__) < Version("4.50"):
         pytest.skip("no default config of this transformers has the `out_indices` it asks for")
-    case = settled(worker, name, "AutoModelForSemanticSegmentation")
+    case = refined(worker, name, "AutoModelForSemanticSegmentation")
     adapted = re.compile(case.recipe.get("target_modules"))
     names = [
         path
@@ -156,7 +156,7 @@ def test_layers_behind_the_last_keys_and_values_of_a_prefix_are_left_out(worker:
     never read. The tiny model has two layers there, the full one eighteen."""
     if not listed("pi0", "AutoModelForImageTextToText"):
         pytest.skip("this transformers has no PI0")
-    case = settled(worker, "pi0", "AutoModelForImageTextToText")
+    case = refined(worker, "pi0", "AutoModelForImageTextToText")
     adapted = re.compile(case.recipe.get("target_modules"))
     stack = "model.vlm.language_model.layers"
     assert not adapted.fullmatch(f"{stack}.17.self_attn.q_proj")
@@ -171,7 +171,7 @@ def test_batch_norms_are_saved_under_names_that_fit_nothing_else(worker: Worker)
     `final_layer_norm` as well."""
     if not listed("rt_detr", "AutoModelForObjectDetection"):
         pytest.skip("this transformers has no RT-DETR")
-    case = settled(worker, "rt_detr", "AutoModelForObjectDetection")
+    case = refined(worker, "rt_detr", "AutoModelForObjectDetection")
     names = case.recipe.get("modules_to_save")
     assert "conv1.norm" in names and "norm" not in names
     assert case.tiny.outcome == "passed"
@@ -180,7 +180,7 @@ def test_batch_norms_are_saved_under_names_that_fit_nothing_else(worker: Worker)
 
 def test_where_convolutions_cannot_be_wrapped_the_head_is_adapted(worker: Worker) -> None:
     """MobileNet pads by the `stride` of each convolution, which PEFT's layer does not have."""
-    case = settled(worker, "mobilenet_v2", "AutoModelForImageClassification")
+    case = refined(worker, "mobilenet_v2", "AutoModelForImageClassification")
     assert case.recipe.get("target_modules") == ["classifier"]
     assert case.tiny.outcome == "passed"
     assert any("reads stride of Conv2d" in note for note in case.structure.notes)

@@ -19,9 +19,9 @@ from lora_doctor.contract.half_precision import float16_keys
 from lora_doctor.contract.locator import NonFinite, gradients_on
 from lora_doctor.contract.measure import is_discrete, is_finite, kind_of, loss_of, measured_loss
 from lora_doctor.contract.observers.base import Setting
-from lora_doctor.contract.observing import Observing
+from lora_doctor.contract.observing import Observers
 from lora_doctor.contract.precision import Precision
-from lora_doctor.contract.recorder import Ledger, Stop, is_out_of_memory
+from lora_doctor.contract.recorder import Recorder, Stop, is_out_of_memory
 from lora_doctor.contract.training import NAMES_SHOWN, Training
 from lora_doctor.nn.copying import (
     attributes_kept,
@@ -51,8 +51,8 @@ class Subject:
     ``base``: the model without adapters, or with them when ``wrap`` is ``None``; it is changed.
     ``wrap``: puts the adapters on. ``set_up``: what a trainer does before the first step (gradient
     checkpointing). ``fresh``: a base of equal weights to reload onto. ``copyable``: whether
-    memory allows a copy of the whole model. ``own_weights``: these are the weights that the user
-    trains from; ``own_inputs``: the batches are the user's too. ``shared``: the frozen ones belong
+    memory allows a copy of the whole model. ``user_weights``: these are the weights that the user
+    trains from; ``user_inputs``: the batches are the user's too. ``shared``: the frozen ones belong
     to somebody else; nothing may be written to them. ``batches``: of ``tiny_model.batch.Batch``, on
     the device. ``missing``: kinds of input that the model takes and that no batch has. ``unfit``:
     keys of the recipe that may name layers which this model is too small to have. ``round_trip``:
@@ -68,8 +68,8 @@ class Subject:
     set_up: Callable[[Any], None] = lambda model: None
     learning_rate: float = 1e-2
     copyable: bool = True
-    own_weights: bool = False
-    own_inputs: bool = False
+    user_weights: bool = False
+    user_inputs: bool = False
     shared: bool = False
     missing: tuple[str, ...] = ()
     unfit: tuple[str, ...] = ()
@@ -93,7 +93,7 @@ class Contract:
         self.device = device
         self.dtype = dtype
         self.precision = Precision.of(recipe, dtype, device)
-        self.ledger = Ledger()
+        self.recorder = Recorder()
         self.model: Any = subject.base
         self.layers: list[found.AdapterLayer] = []
         self.batches: list[Any] = []
@@ -105,10 +105,10 @@ class Contract:
         self._trainable_before: dict[str, Any] = {}
         self._heads: dict[str, Any] = {}
         wanted = recipe.get("dtype")
-        self.observing = Observing(
+        self.observing = Observers(
             Setting(
-                own_weights=subject.own_weights,
-                own_inputs=subject.own_inputs or all(map(is_discrete, subject.batches)),
+                user_weights=subject.user_weights,
+                user_inputs=subject.user_inputs or all(map(is_discrete, subject.batches)),
                 dtype=dtype,
                 wanted_dtype=dtype if wanted in (None, "auto") else str(wanted),
                 learning_rate=subject.learning_rate,
@@ -126,7 +126,7 @@ class Contract:
         parameters = sum(p.numel() for p in base.parameters())
         with undisturbed(), gradients_on(), meter:
             try:
-                self.ledger.add("builds", True, parameters, "an nn.Module", f"{name}, parameters")
+                self.recorder.add("builds", True, parameters, "an nn.Module", f"{name}, parameters")
                 with attributes_kept(self.model), self.observing.forwards(self.model):
                     self._run_base()
                 self._attach()
@@ -138,14 +138,14 @@ class Contract:
                 stop = caught
         undetermined = stop is not None and stop.undetermined
         reason = "" if stop is None else f"not run: {stop.reason}"
-        failed = "failed" if self.ledger.failed else "passed"
+        failed = "failed" if self.recorder.failed else "passed"
         return Verification(
             outcome="undetermined" if undetermined else failed,  # type: ignore[arg-type]
             depth=self.depth,
             device=self.device,
             dtype=self.dtype,
-            checks=self.ledger.checks(reason),
-            failure=self.ledger.failure,
+            checks=self.recorder.checks(reason),
+            failure=self.recorder.failure,
             reason=stop.reason if stop is not None and undetermined else "",
             adapters=self._groups(),
             batches=self._batch_reports(),
@@ -155,20 +155,20 @@ class Contract:
             step_seconds=_median_step(self.training.durations) if self.training else None,
             peak_memory=meter.peak,
             seconds=time.perf_counter() - began,
-            notes=(*self.subject.steps, *self.ledger.notes),
+            notes=(*self.subject.steps, *self.recorder.notes),
             observations=self.observing.observations(),
             saving=self.saving,
         )
 
     def _round_trip(self) -> None:
-        subject, ledger, batch, dtype = self.subject, self.ledger, self.batches[0], self.dtype
+        subject, recorder, batch, dtype = self.subject, self.recorder, self.batches[0], self.dtype
         chosen = self.recipe.origins.get("task_type", "proposed") != "proposed"
-        asked = round_trip.Asked(subject.copyable, subject.own_weights, chosen)
+        asked = round_trip.Asked(subject.copyable, subject.user_weights, chosen)
         saving = round_trip.check_reload(
-            ledger, self.model, subject.fresh, self.layers, batch, dtype, asked
+            recorder, self.model, subject.fresh, self.layers, batch, dtype, asked
         )
         saving = round_trip.check_merge(
-            ledger, self.model, self.layers, batch, dtype, asked, saving
+            recorder, self.model, self.layers, batch, dtype, asked, saving
         )
         frozen, numbers = saved_files.frozen_by_wrapping(self.model, self._trainable_before)
         saving = replace(saving, frozen=frozen, frozen_parameters=numbers)
@@ -189,7 +189,7 @@ class Contract:
                 reasons.append(f"{kind_of(batch)}: {type(error).__name__}: {one_line(error, 200)}")
                 last = where(error)
                 continue
-            ours = self.depth == "tiny" and not self.subject.own_weights
+            ours = self.depth == "tiny" and not self.subject.user_weights
             if not is_finite(loss) and ours and self.dtype == "float32":
                 # Random weights and float32: the tiny model is at fault, not the recipe.
                 reasons.append(f"{kind_of(batch)}: the loss is {loss}")
@@ -201,13 +201,13 @@ class Contract:
             told = f"{reasons[0]} ({last})" if reasons else "there is no batch"
             raise Stop(f"{DOES_NOT_RUN} without adapters: {told}", undetermined=True)
         for reason in reasons:
-            self.ledger.note(f"{LEFT_OUT}: {reason}")
+            self.recorder.note(f"{LEFT_OUT}: {reason}")
 
     def _attach(self) -> None:
         import warnings
 
         try:
-            with self.ledger.guard("attaches"), warnings.catch_warnings():
+            with self.recorder.guard("attaches"), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 if self.subject.wrap is not None:
                     base = self.subject.base
@@ -227,7 +227,7 @@ class Contract:
                 undetermined=True,
             ) from stop
         if not self.layers:
-            self.ledger.add("attaches", False, 0, "adapters in the model", "no adapter was found")
+            self.recorder.add("attaches", False, 0, "adapters in the model", "no adapter was found")
             raise Stop("attaches failed")
         missing = self._unmatched()
         stray = found.stray_parameters(self.model, self.layers, self._peft("bias", "none"))
@@ -250,7 +250,7 @@ class Contract:
             trainable = _count(self.model, trainable=True)
             details.append(f"{trainable} parameters are trainable, all in adapters")
         expected = "adapters on every name of the recipe, nothing else trainable"
-        self.ledger.add("attaches", good, len(self.layers), expected, "; ".join(details))
+        self.recorder.add("attaches", good, len(self.layers), expected, "; ".join(details))
         if self.subject.shared:
             if stray and not self.subject.copyable:
                 raise Stop("attaches failed: weights outside the adapters would be trained")
@@ -277,7 +277,7 @@ class Contract:
 
     def _forward(self) -> None:
         model = self.model
-        with self.ledger.guard("forward", model):
+        with self.recorder.guard("forward", model):
             self.subject.set_up(model)
         losses: list[float] = []
         first_bad: list[NonFinite | None] = []
@@ -286,7 +286,7 @@ class Contract:
             seed_everything(0)
             try:
                 with (
-                    self.ledger.guard("forward", model, look=True) as locator,
+                    self.recorder.guard("forward", model, look=True) as locator,
                     statistics_kept(model),
                     self.precision.forward(),
                     self.observing.training_forward(model),
@@ -301,8 +301,8 @@ class Contract:
             first_bad.append(locator.non_finite)
             del loss
         kinds = ", ".join(kind_of(batch) for batch in self.batches)
-        self.ledger.add("forward", True, len(losses), "no exception", f"batches: {kinds}")
-        with self.ledger.guard("starts-at-base", model):
+        self.recorder.add("forward", True, len(losses), "no exception", f"batches: {kinds}")
+        with self.recorder.guard("starts-at-base", model):
             self.first_losses = [measured_loss(self.model, batch) for batch in self.batches]
         self._starts_at_base()
         value = losses[0] if len(losses) == 1 else losses
@@ -311,24 +311,24 @@ class Contract:
                 self._blame_loss(bad, value)
                 raise Stop("loss-finite failed")
             if bad:
-                self.ledger.hidden = self.ledger.hidden or bad
-                self.ledger.note(f"{bad}; the loss is finite all the same")
-        self.ledger.add("loss-finite", True, value, "a finite number")
+                self.recorder.hidden = self.recorder.hidden or bad
+                self.recorder.note(f"{bad}; the loss is finite all the same")
+        self.recorder.add("loss-finite", True, value, "a finite number")
 
     def _starts_at_base(self) -> None:
         name = "starts-at-base"
         start = self._peft("init_lora_weights", None)
         if self.subject.wrap is None:
-            return self.ledger.skip(name, "the adapters came with the model")
+            return self.recorder.skip(name, "the adapters came with the model")
         if self._peft("peft_type", "LORA") != "LORA" or start not in ZERO_START:
-            return self.ledger.skip(name, "these adapters do not start at zero")
+            return self.recorder.skip(name, "these adapters do not start at zero")
         pairs = list(zip(self.first_losses, self.base_losses, strict=True))
         if not all(is_finite(number) for pair in pairs for number in pair):
-            return self.ledger.skip(name, "a loss is not finite (see loss-finite)")
+            return self.recorder.skip(name, "a loss is not finite (see loss-finite)")
         difference = max(abs(own - base) / max(abs(base), 1e-6) for own, base in pairs)
         tolerance = round_trip.RELOAD_TOLERANCE.get(self.dtype, 1e-5)
         text = ", ".join(f"{own:.6g} with, {base:.6g} without adapters" for own, base in pairs)
-        self.ledger.add(name, difference <= tolerance, difference, f"at most {tolerance:g}", text)
+        self.recorder.add(name, difference <= tolerance, difference, f"at most {tolerance:g}", text)
         return None
 
     def _train(self) -> None:
@@ -336,7 +336,7 @@ class Contract:
             self.model,
             self.layers,
             self.batches,
-            self.ledger,
+            self.recorder,
             precision=self.precision,
             dtype=self.dtype,
             first_losses=self.first_losses,
@@ -368,8 +368,8 @@ class Contract:
         text = f"first bad module: {bad}" if bad else "every module's output is finite"
         if not all(is_finite(loss) for loss in self.base_losses):
             text += "; the base model's loss is not finite either"
-        self.ledger.add("loss-finite", False, value, "a finite number", text)
-        self.ledger.blame("loss-finite", "NonFiniteLoss", text, bad.path if bad else "")
+        self.recorder.add("loss-finite", False, value, "a finite number", text)
+        self.recorder.blame("loss-finite", "NonFiniteLoss", text, bad.path if bad else "")
 
     def _peft(self, key: str, default: Any) -> Any:
         """A setting of the active adapter's config as PEFT keeps it."""

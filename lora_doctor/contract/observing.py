@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lora_doctor.contract.adapters import AdapterLayer
 
 
-class Observing:
+class Observers:
     """All observers of one run; none where nobody asks what they see."""
 
     def __init__(self, setting: Setting, *, asked: bool = True) -> None:
@@ -69,8 +69,8 @@ class Observing:
             for observer in self._observers
             if observer.broken
         )
-        weights: Literal["own", "random"] = "own" if self.setting.own_weights else "random"
-        inputs: Literal["own", "made"] = "own" if self.setting.own_inputs else "made"
+        weights: Literal["own", "random"] = "own" if self.setting.user_weights else "random"
+        inputs: Literal["own", "made"] = "own" if self.setting.user_inputs else "made"
         return Observations(weights=weights, inputs=inputs, notes=notes, **readings)
 
 
@@ -87,13 +87,13 @@ def _observers(setting: Setting) -> list[Observer]:
     from lora_doctor.contract.observers.attention import Attention
     from lora_doctor.contract.observers.connections import Connections
     from lora_doctor.contract.observers.instance_patches import InstancePatches
-    from lora_doctor.contract.observers.non_linear_output import Misfits
+    from lora_doctor.contract.observers.non_linear_output import NonLinearOutputs
     from lora_doctor.contract.observers.norms import Norms
-    from lora_doctor.contract.observers.unused_adapters import Idle
+    from lora_doctor.contract.observers.unused_adapters import UnusedAdapters
     from lora_doctor.contract.observers.updates import Updates
 
     return [
         Norms(setting), Connections(setting), Attention(setting), Updates(setting),
-        InstancePatches(setting), Activations(setting), Idle(setting),
-        Misfits(setting),
+        InstancePatches(setting), Activations(setting), UnusedAdapters(setting),
+        NonLinearOutputs(setting),
     ]  # fmt: skip

@@ -20,7 +20,7 @@ class Stop(Exception):
         self.undetermined = undetermined
 
 
-class Ledger:
+class Recorder:
     """Checks in the order of :data:`CHECKS`, each at most once."""
 
     def __init__(self) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from lora_doctor.contract import saved_files
 from lora_doctor.contract.locator import tensors_in
 from lora_doctor.contract.measure import Difference, compare, outputs_of
-from lora_doctor.contract.recorder import Ledger, Stop
+from lora_doctor.contract.recorder import Recorder, Stop
 from lora_doctor.results.round_trip import Saving
 from lora_doctor.text import one_line
 
@@ -30,17 +30,17 @@ RELOAD_TOLERANCE = {"float32": 1e-5, "float64": 1e-5, "float16": 1e-3, "bfloat16
 @dataclass(frozen=True)
 class Asked:
     """What a round trip may look at. ``copyable``: memory allows copies of the whole model.
-    ``own_weights``: the weights are those that the user trains from, so that the checkpoint that
+    ``user_weights``: the weights are those that the user trains from, so that the checkpoint that
     the config names is theirs. ``auto``: somebody chose the task type, and with it PEFT's auto
     class."""
 
     copyable: bool = True
-    own_weights: bool = False
+    user_weights: bool = False
     auto: bool = False
 
 
 def check_reload(
-    ledger: Ledger,
+    recorder: Recorder,
     model: Any,
     fresh: Callable[[], Any],
     layers: list[Any],
@@ -52,7 +52,7 @@ def check_reload(
     name = "save-reload"
     path = saved_files.wrapped_at(model)
     if path is None:
-        ledger.skip(name, "the adapters are not in a PEFT model")
+        recorder.skip(name, "the adapters are not in a PEFT model")
         return Saving()
     saving = Saving(wrapped=path, tied=saved_files.tied_parts(model, layers))
     own = outputs_of(model, batch)
@@ -63,11 +63,11 @@ def check_reload(
         ):
             folder = Path(text)
             warnings.simplefilter("always")
-            with ledger.guard(name):
+            with recorder.guard(name):
                 reloaded = saved_files.save_and_reload(model, fresh(), path, folder)
             told = _told(caught)
             saving = _read_files(saving, model, reloaded, layers, fresh, folder, asked)
-        with ledger.guard(name, reloaded):
+        with recorder.guard(name, reloaded):
             again = outputs_of(reloaded, batch)
     except Stop:
         return saving  # entered as failed; merging does not depend on it
@@ -80,7 +80,7 @@ def check_reload(
         details.append(f"{type(reloaded).__name__} instead of {type(model).__name__}")
     if saving.lost:
         details.append(f"not in the adapter folder: {', '.join(saving.lost[:4])}")
-    ledger.add(name, good, _value(difference), _expected(tolerance), "; ".join(details + told))
+    recorder.add(name, good, _value(difference), _expected(tolerance), "; ".join(details + told))
     return saving
 
 
@@ -101,7 +101,7 @@ def _read_files(
     if saving.wrapped or not asked.copyable:
         return saving
     auto = saved_files.auto_loading(model, fresh, folder) if asked.auto else None
-    vocabulary = saved_files.vocabulary(model, folder) if asked.own_weights else None
+    vocabulary = saved_files.vocabulary(model, folder) if asked.user_weights else None
     return replace(saving, auto=auto, vocabulary=vocabulary)
 
 
@@ -112,7 +112,7 @@ def _told(caught: list[warnings.WarningMessage]) -> list[str]:
 
 
 def check_merge(
-    ledger: Ledger,
+    recorder: Recorder,
     model: Any,
     layers: list[Any],
     batch: Any,
@@ -128,15 +128,15 @@ def check_merge(
     path = saved_files.wrapped_at(model)
     inner = model.get_submodule(path) if path else model
     if not hasattr(getattr(inner, "base_model", None), "merge_and_unload"):
-        ledger.skip(name, "PEFT cannot merge this kind of adapter")
+        recorder.skip(name, "PEFT cannot merge this kind of adapter")
         return saving
     if any(not p.is_floating_point() for p in model.parameters()):
-        ledger.skip(name, "merging into quantized weights rounds them again")
+        recorder.skip(name, "merging into quantized weights rounds them again")
         return saving
     adapted = [part for part in saving.tied if part.how == "adapter"]
     merged: Any = None
     try:
-        with ledger.guard(name):
+        with recorder.guard(name):
             if asked.copyable:
                 own = outputs_of(model, batch)
                 merged = saved_files.merged_copy(model, path or "")
@@ -153,11 +153,11 @@ def check_merge(
                 detail = f"measured layer by layer, largest at {worst}"
     except Stop as stop:
         if isinstance(stop.__cause__, NotImplementedError):
-            ledger.unfail(name, f"PEFT cannot: {one_line(stop.__cause__, 200)}")
+            recorder.unfail(name, f"PEFT cannot: {one_line(stop.__cause__, 200)}")
         return saving
     tolerance = MERGE_TOLERANCE.get(dtype, 1e-4)
     good = value is not None and value <= tolerance
-    ledger.add(name, good, value, _expected(tolerance), detail)
+    recorder.add(name, good, value, _expected(tolerance), detail)
     if good and merged is not None and saving.tied and not saving.wrapped:
         loaded, reason = saved_files.merged_through_files(merged)
         if loaded is not None:

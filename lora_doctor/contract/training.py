@@ -17,9 +17,9 @@ from lora_doctor.contract.measure import (
     loss_of,
     measured_loss,
 )
-from lora_doctor.contract.observing import Observing
+from lora_doctor.contract.observing import Observers
 from lora_doctor.contract.precision import Precision
-from lora_doctor.contract.recorder import Ledger, Stop
+from lora_doctor.contract.recorder import Recorder, Stop
 from lora_doctor.nn.copying import random_state
 from lora_doctor.text import clean_path
 
@@ -29,7 +29,7 @@ NAMES_SHOWN = 4
 
 
 class Training:
-    """Trains the adapters of ``model`` on ``batches`` and enters what it sees into ``ledger``.
+    """Trains the adapters of ``model`` on ``batches`` and enters what it sees into ``recorder``.
 
     ``first_losses``: of each batch in eval mode, before any step. ``missing``: kinds of input that
     the model takes and no batch has. ``order``: modules in the order of the forward. ``observing``:
@@ -41,20 +41,20 @@ class Training:
         model: Any,
         layers: list[found.AdapterLayer],
         batches: list[Any],
-        ledger: Ledger,
+        recorder: Recorder,
         *,
         precision: Precision,
         dtype: str,
         first_losses: list[float],
         missing: tuple[str, ...],
         order: dict[str, int],
-        observing: Observing,
+        observing: Observers,
     ) -> None:
         self.model = model
         self.layers = layers
         self.parameters = list(found.every_parameter(layers))
         self.batches = batches
-        self.ledger = ledger
+        self.recorder = recorder
         self.precision = precision
         self.dtype = dtype
         self.first_losses = first_losses
@@ -87,7 +87,7 @@ class Training:
             for handle in handles:
                 handle.remove()
         self._judge_gradients()
-        self.ledger.add("steps", True, self.rounds_done, f"at least {rounds} rounds")
+        self.recorder.add("steps", True, self.rounds_done, f"at least {rounds} rounds")
         for parameter in self.parameters:
             change = (parameter.tensor.detach() - before[parameter.name]).abs()
             parameter.moved = float(change.max()) if change.numel() else 0.0
@@ -95,10 +95,12 @@ class Training:
         moved = changed(frozen, frozen_sums(self.model))
         kept = [name for name in moved if name in self._written]
         if kept:
-            self.ledger.note(f"{len(kept)} buffers are statistics: forward moves them ({kept[0]})")
+            self.recorder.note(
+                f"{len(kept)} buffers are statistics: forward moves them ({kept[0]})"
+            )
             moved = [name for name in moved if name not in self._written]
         names = ", ".join(moved[:NAMES_SHOWN])
-        self.ledger.add("frozen-stay", not moved, len(moved), f"0 of {len(frozen)} moved", names)
+        self.recorder.add("frozen-stay", not moved, len(moved), f"0 of {len(frozen)} moved", names)
         self._judge_loss(before, rate)
 
     def _start_optimizer(self, rate: float) -> None:
@@ -106,7 +108,7 @@ class Training:
 
         trained = [p for p in self.model.parameters() if p.requires_grad]
         half = any(p.dtype is torch.float16 for p in trained)
-        with self.ledger.guard("gradients"):
+        with self.recorder.guard("gradients"):
             self._optimizer = torch.optim.AdamW(
                 # Gradients of random weights may be far below Adam's usual epsilon, and would
                 # then move nothing; in fp16 a smaller one is zero.
@@ -128,7 +130,7 @@ class Training:
             began = time.perf_counter()
             self._optimizer.zero_grad(set_to_none=True)
             before = random_state()
-            with self.ledger.guard("gradients", model):
+            with self.recorder.guard("gradients", model):
                 with self.precision.forward():
                     loss = loss_of(self.model, batch)
                 if first:  # ranges of activations that a layer keeps (I-BERT), as batch norms do
@@ -150,7 +152,7 @@ class Training:
             if watch:
                 found.note_gradients(self.layers, kind_of(batch))
                 self._stop_at_bad_gradient(batch, before)
-            with self.ledger.guard("steps"), self.observing.step(self.layers):
+            with self.recorder.guard("steps"), self.observing.step(self.layers):
                 if self._scaler.is_enabled():
                     self._scaler.unscale_(self._optimizer)
                 self._scaler.step(self._optimizer)
@@ -168,8 +170,8 @@ class Training:
         steps = sum(len(losses) for losses in self.losses.values())
         text = f"the loss is {value} after {steps} steps: "
         text += f"first bad module: {bad}" if bad else "every module's output is finite"
-        self.ledger.add("steps", False, value, "a finite loss", text)
-        self.ledger.blame("steps", "NonFiniteLoss", text, bad.path if bad else "")
+        self.recorder.add("steps", False, value, "a finite loss", text)
+        self.recorder.blame("steps", "NonFiniteLoss", text, bad.path if bad else "")
         raise Stop("steps failed")
 
     def _locate_forward(self, batch: Any, state: Any) -> NonFinite | None:
@@ -191,24 +193,24 @@ class Training:
         module = name.rpartition(".")[0]
         self._optimizer.zero_grad(set_to_none=True)
         random_state(state)
-        with self.ledger.guard("gradients", self.model), BackwardLocator(self.model) as locator:
+        with self.recorder.guard("gradients", self.model), BackwardLocator(self.model) as locator:
             with self.precision.forward():
                 loss = loss_of(self.model, batch)
             self._scaler.scale(loss).backward()
         if locator.found is not None:
             text, module = str(locator.found), locator.found.path
-        self.ledger.add("gradients", False, f"{count} not finite", "finite gradients", text)
-        self.ledger.blame("gradients", "NonFiniteGradient", text, module)
+        self.recorder.add("gradients", False, f"{count} not finite", "finite gradients", text)
+        self.recorder.blame("gradients", "NonFiniteGradient", text, module)
         raise Stop("gradients failed")
 
     def _judge_gradients(self) -> None:
         idle = found.without_tokens(self.layers)
         if idle:
             paths = ", ".join(layer.path for layer in idle[:NAMES_SHOWN])
-            self.ledger.note(f"{len(idle)} adapted experts got no token: {paths}")
+            self.recorder.note(f"{len(idle)} adapted experts got no token: {paths}")
         unreached = [layer for layer in self.layers if not layer.calls and layer not in idle]
         if self.missing and unreached:
-            self.ledger.note(
+            self.recorder.note(
                 f"{len(unreached)} adapters are not proven: there is no batch with "
                 f"{' or '.join(self.missing)} ({unreached[0].path}, …)"
             )
@@ -218,7 +220,7 @@ class Training:
         judged = [p for p in judged if p.name in self._trained]
         unused = [p for p in judged if p.part == "trainable_tokens_delta" and not p.got_gradient]
         if unused:
-            self.ledger.note("trainable tokens are not proven: they do not occur in the batch")
+            self.recorder.note("trainable tokens are not proven: they do not occur in the batch")
             judged = [p for p in judged if p not in unused]
         without = [p for p in judged if not p.got_gradient]
         none = sum(not p.seen for p in without)
@@ -226,15 +228,15 @@ class Training:
         detail = ""
         if without:
             detail = f"{none} got none at all, {len(without) - none} only zeros: {names}"
-        hidden = self.ledger.hidden
+        hidden = self.recorder.hidden
         if hidden is not None and judged and len(without) == len(judged):
             # Nothing learns, and somebody made a loss of what was not a number.
             text = f"{hidden}; the loss is finite all the same"
             detail = f"{text}; {detail}"
-            self.ledger.blame("gradients", "NonFiniteOutput", text, hidden.path)
+            self.recorder.blame("gradients", "NonFiniteOutput", text, hidden.path)
         value = f"{len(judged) - len(without)} of {len(judged)}"
         expected = "every adapter parameter"
-        self.ledger.add("gradients", bool(judged) and not without, value, expected, detail)
+        self.recorder.add("gradients", bool(judged) and not without, value, expected, detail)
 
     def _judge_moves(self) -> None:
         with_gradient = [p for p in self.parameters if p.got_gradient]
@@ -244,7 +246,9 @@ class Training:
             names += " (not finite after the steps)"
         value = f"{len(with_gradient) - len(still)} of {len(with_gradient)}"
         expected = "every adapter parameter with a gradient"
-        self.ledger.add("adapters-move", bool(with_gradient) and not still, value, expected, names)
+        self.recorder.add(
+            "adapters-move", bool(with_gradient) and not still, value, expected, names
+        )
 
     def _judge_loss(self, before: dict[str, Any], rate: float) -> None:
         """The loss in eval mode (no dropout) before and after; more, gentler steps if needed."""
@@ -275,13 +279,13 @@ class Training:
         detail += " then ".join(f"{one:g}" for one in tried)
         self.rounds_done, extra = used, self.rounds_done - used
         if extra:
-            self.ledger.note(f"{extra} more rounds were run until the loss was judged")
+            self.recorder.note(f"{extra} more rounds were run until the loss was judged")
         good = is_finite(now) and now < start - noise
         if not is_finite(now):
             bad = self._locate_forward(learnt[0], random_state())
             detail += f"; first bad module: {bad}" if bad else ""
-            self.ledger.blame("loss-falls", "NonFiniteLoss", detail, bad.path if bad else "")
-        self.ledger.add("loss-falls", good, now - start, "below 0", detail)
+            self.recorder.blame("loss-falls", "NonFiniteLoss", detail, bad.path if bad else "")
+        self.recorder.add("loss-falls", good, now - start, "below 0", detail)
 
     def _mean_loss(self, batches: list[Any]) -> float:
         return sum(measured_loss(self.model, batch) for batch in batches) / len(batches)

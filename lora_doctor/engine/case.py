@@ -26,7 +26,7 @@ from lora_doctor.static.model_source import ModelSource
 
 if TYPE_CHECKING:
     from lora_doctor.evidence.optimizer import OptimizerState
-    from lora_doctor.evidence.tiny_model_cache import HandedOn
+    from lora_doctor.evidence.tiny_model_cache import TinyModelCache
     from lora_doctor.results.memory_plan import Plan
     from lora_doctor.static.installed.environment import Environment
     from lora_doctor.static.model_files import StaticEvidence
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 GIB = 1 << 30
 #: Times that a proposal is bettered by what a run says of it.
-_SETTLINGS = 3
+_REFINEMENTS = 3
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Case:
             self.source, recipe, self.settings, self._worker,
             patches=patches, progress=self._progress,
         )  # fmt: skip
-        case.__dict__["_handed_on"] = self._handed_on
+        case.__dict__["_handed_on"] = self._tiny_model_cache
         for name in ("static", "remote_code", "script", "environment"):
             if name in self.__dict__:
                 case.__dict__[name] = self.__dict__[name]
@@ -377,35 +377,35 @@ class Case:
     def close(self) -> None:
         """Remove what the tasks of this case, and of those made from it, left for each other."""
         if "_handed_on" in self.__dict__:
-            self._handed_on.close()
+            self._tiny_model_cache.close()
 
     @cached_property
-    def _handed_on(self) -> HandedOn:
-        from lora_doctor.evidence.tiny_model_cache import HandedOn
+    def _tiny_model_cache(self) -> TinyModelCache:
+        from lora_doctor.evidence.tiny_model_cache import TinyModelCache
 
-        return HandedOn()
+        return TinyModelCache()
 
     def tiny_model_file(self, recipe: Recipe) -> str:
         """Where tasks of this case leave the tiny model for each other."""
-        return self._handed_on.file(self.source, recipe, self.patches)
+        return self._tiny_model_cache.file(self.source, recipe, self.patches)
 
     def recipe_in_full(self) -> Recipe:
         """The recipe with every open key filled: the structure is gathered for it."""
         _ = self.structure
         return self.recipe
 
-    def settle_proposal(self) -> None:
+    def refine_proposal(self) -> None:
         """Better what *we* proposed by what a real run says of it; the last result is not run yet.
 
         A forward that fails hides what its backward would show: hence more than one round.
         """
-        from lora_doctor.proposal.refine import may_settle, settled
+        from lora_doctor.proposal.refine import may_refine, refined
 
         reasons: tuple[str, ...] = ()
-        for _ in range(_SETTLINGS):
-            if not self.reaches("tiny") or not may_settle(self.asked) or not self.has("tiny"):
+        for _ in range(_REFINEMENTS):
+            if not self.reaches("tiny") or not may_refine(self.asked) or not self.has("tiny"):
                 return
-            changes, more = settled(
+            changes, more = refined(
                 self.asked, self.recipe, self.structure, self.tiny, self._layer_numbers
             )
             if not changes:

@@ -40,17 +40,17 @@ def diagnose(
     case.rules_with_symptom = lambda text: [
         f"{match.rule.code} {match.rule.name}" for match in find_by_message(text, rules)
     ]
-    case.settle_proposal()
+    case.refine_proposal()
     findings: list[Finding] = []
     passed: list[str] = []
     skipped: list[Skipped] = []
     crashed: list[str] = []
-    order = sorted(rules, key=lambda rule: (rule.is_net, DEPTHS.index(rule.depth), rule.code))
-    nets = any(rule.is_net and rule in selection for rule in rules)
+    order = sorted(rules, key=lambda rule: (rule.is_fallback, DEPTHS.index(rule.depth), rule.code))
+    nets = any(rule.is_fallback and rule in selection for rule in rules)
     for rule in order:
         if rule not in selection:
             # What it knows is not reported, but it is not unexplained either.
-            if nets and not rule.is_net and case.reaches(rule.depth):
+            if nets and not rule.is_fallback and case.reaches(rule.depth):
                 case.explained.update(_explained_by(rule, case))
             continue
         if not case.reaches(rule.depth):
@@ -115,7 +115,7 @@ def _explained_by(rule: type[Rule], case: Case) -> set[str]:
         return set()
 
 
-def cure(
+def diagnose_and_fix(
     case: Case,
     rules: Sequence[type[Rule]],
     selection: RuleSelection | None = None,

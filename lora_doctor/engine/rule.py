@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from lora_doctor.recipe.edit import REMOVE, Edit, Patch
 from lora_doctor.results.depth import Depth
-from lora_doctor.results.finding import Finding, Location, Measure, Proof, Severity
+from lora_doctor.results.finding import Finding, Location, Measurement, Proof, Severity
 from lora_doctor.results.fix import Fix
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ __all__ = [
     "Finding",
     "Fix",
     "Location",
-    "Measure",
+    "Measurement",
     "Patch",
     "Proof",
     "Rule",
@@ -76,7 +76,7 @@ class Rule(ABC):
     symptoms: ClassVar[tuple[Symptom, ...]] = ()
     examples: ClassVar[tuple[Example, ...]] = ()
     #: A net is asked last, for what no other rule has explained.
-    is_net: ClassVar[bool] = False
+    is_fallback: ClassVar[bool] = False
 
     @abstractmethod
     def check(self, case: Case) -> Iterator[Finding]:
@@ -93,7 +93,7 @@ class Rule(ABC):
         message: str,
         *,
         location: Location,
-        evidence: tuple[Measure, ...],
+        evidence: tuple[Measurement, ...],
         proof: Proof,
         fixes: tuple[Fix, ...] = (),
         explains: tuple[str, ...] = (),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_doctor.contract.contract import LEARNING_RATE, Contract, Subject
-from lora_doctor.contract.recorder import Ledger, is_out_of_memory
+from lora_doctor.contract.recorder import Recorder, is_out_of_memory
 from lora_doctor.errors import EvidenceError
 from lora_doctor.evidence import kbit_preparation
 from lora_doctor.model import training_setup
@@ -109,8 +109,8 @@ def _verify(loader: Any, recipe: Recipe, steps: int, device: str) -> Verificatio
         set_up=lambda wrapped: training_setup.set_up(wrapped, recipe),
         learning_rate=LEARNING_RATE,
         copyable=training_setup.is_copyable(model),
-        own_weights=True,
-        own_inputs=bool(loader.factory_batches),
+        user_weights=True,
+        user_inputs=bool(loader.factory_batches),
         missing=training_setup.missing_inputs(model, batches),
         model_class=type(model).__name__,
         steps=notes,
@@ -201,13 +201,13 @@ def weights_folder(source: Mapping[str, Any]) -> Path:
 
 def _does_not_load(error: Exception, device: str) -> Verification:
     """Loading is part of the recipe at this depth: what it raises is a failed check."""
-    ledger = Ledger()
-    ledger.fail("builds", error)
+    recorder = Recorder()
+    recorder.fail("builds", error)
     return Verification(
         outcome="failed",
         depth="full",
         device=device,
         dtype="",
-        checks=ledger.checks("not run: builds failed"),
-        failure=ledger.failure,
+        checks=recorder.checks("not run: builds failed"),
+        failure=recorder.failure,
     )

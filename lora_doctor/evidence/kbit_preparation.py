@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from lora_doctor.contract.recorder import Ledger
+from lora_doctor.contract.recorder import Recorder
 from lora_doctor.model import training_setup
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.verification import Verification
@@ -49,12 +49,12 @@ def judged(
     error = _objection(training_setup.for_kbit_training(load(), recipe), batch, dtype)
     if error is None:
         return result
-    ledger = Ledger()
-    ledger.add("builds", True, result.model_parameters, "an nn.Module", result.model_class)
+    recorder = Recorder()
+    recorder.add("builds", True, result.model_parameters, "an nn.Module", result.model_class)
     told = RuntimeError(f"{BROKEN}: {type(error).__name__}: {one_line(error, 300)}")
-    ledger.fail("forward", told.with_traceback(error.__traceback__))
-    checks = ledger.checks("not run: forward failed")
-    return replace(result, outcome="failed", checks=checks, failure=ledger.failure, reason="")
+    recorder.fail("forward", told.with_traceback(error.__traceback__))
+    checks = recorder.checks("not run: forward failed")
+    return replace(result, outcome="failed", checks=checks, failure=recorder.failure, reason="")
 
 
 def _objection(model: Any, batch: Any, dtype: str) -> Exception | None:

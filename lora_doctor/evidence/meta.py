@@ -14,7 +14,7 @@ from typing import Any
 
 from lora_doctor.errors import EvidenceError, LoraDoctorError
 from lora_doctor.model import (
-    built_in_adapters as own_adapters,
+    built_in_adapters as built_in_adapters,
 )
 from lora_doctor.model import (
     input_gradients,
@@ -34,7 +34,7 @@ from lora_doctor.model.modules import (
 )
 from lora_doctor.model.towers import find_towers
 from lora_doctor.model.wrapper import WrapperCall, wrapper_call
-from lora_doctor.proposal.defaults import propose
+from lora_doctor.proposal.defaults import default_recipe
 from lora_doctor.proposal.tried import Proposal
 from lora_doctor.recipe.files.read_write import as_recipe
 from lora_doctor.recipe.recipe import Recipe
@@ -93,7 +93,9 @@ def gather(
     found = _complete(replace(found, notes=(*found.notes, *told)), where, model, asked)
     loaded = loader.source["kind"] != "factory"
     recipe_in_full = Recipe.from_json(found.recipe)
-    found = replace(found, built_in=own_adapters.describe(model, recipe_in_full, loaded=loaded))
+    found = replace(
+        found, built_in=built_in_adapters.describe(model, recipe_in_full, loaded=loaded)
+    )
     return quantization.added(found, model, loader.config).to_json()
 
 
@@ -138,7 +140,9 @@ def describe_module(module: Any, recipe: Recipe | None = None) -> Structure:
     if not wrapped:
         found = _complete(found, where, base, asked)
         recipe_in_full = Recipe.from_json(found.recipe)
-        return replace(found, built_in=own_adapters.describe(base, recipe_in_full, loaded=False))
+        return replace(
+            found, built_in=built_in_adapters.describe(base, recipe_in_full, loaded=False)
+        )
     active = module.active_adapter
     name, *others = (active,) if isinstance(active, str) else active
     own = as_recipe(module.peft_config[name])
@@ -193,7 +197,7 @@ def _describe(
             input_gradients.why_not(model) if anatomy.input_embeddings_error else None
         ),
         supports_gradient_checkpointing=_supports_checkpointing(model),
-        own_adapters=_own_adapters(model),
+        built_in_adapters=_own_adapters(model),
     )
     return found, where
 
@@ -203,11 +207,11 @@ def _complete(found: Structure, where: Mapping[str, int], model: Any, asked: Rec
     recipe = asked
     injected: Injected | None = None
     notes: tuple[str, ...] = ()
-    if own_adapters.trains_its_own(model, asked):
-        recipe = asked.fill({"task_type": None, **propose(found, ["dtype"], False)})
-        injected = own_adapters.read_own(model)
+    if built_in_adapters.trains_its_own(model, asked):
+        recipe = asked.fill({"task_type": None, **default_recipe(found, ["dtype"], False)})
+        injected = built_in_adapters.read_own(model)
     elif not asked.complete:
-        recipe, injected, notes = Proposal(found, model, asked).settle()
+        recipe, injected, notes = Proposal(found, model, asked).refine()
     if injected is None:
         injected = inject(model, recipe)
     found = replace(_with_wrapper(found, recipe), notes=(*found.notes, *notes))

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lora_doctor.contract.contract import LEFT_OUT
-from lora_doctor.contract.recorder import Ledger, is_out_of_memory
+from lora_doctor.contract.recorder import Recorder, is_out_of_memory
 from lora_doctor.model.modules import pattern_of
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.quantized_use import QuantizedUse, Use
@@ -84,12 +84,12 @@ def explained(
             result, outcome="failed", reason="", failure=failure, checks=told_so,
             quantized_uses=told,
         )  # fmt: skip
-    ledger = Ledger()
-    ledger.add("builds", True, result.model_parameters, "an nn.Module", result.model_class)
-    ledger.fail("forward", RuntimeError(message))
-    checks = ledger.checks("not run: forward failed")
+    recorder = Recorder()
+    recorder.add("builds", True, result.model_parameters, "an nn.Module", result.model_class)
+    recorder.fail("forward", RuntimeError(message))
+    checks = recorder.checks("not run: forward failed")
     return replace(
-        result, outcome="failed", checks=checks, failure=ledger.failure, reason="",
+        result, outcome="failed", checks=checks, failure=recorder.failure, reason="",
         quantized_uses=told,
     )  # fmt: skip
 

@@ -86,7 +86,7 @@ def make(loader: Any, made: str | None = None) -> Any:
     from lora_doctor.tiny_model.statistics import fit_statistics
 
     report_progress("building a tiny model")
-    found = _handed_on(loader, made) if made is not None else None
+    found = _from_cache(loader, made) if made is not None else None
     if found is not None:
         return found
     try:
@@ -100,7 +100,7 @@ def make(loader: Any, made: str | None = None) -> Any:
     return shrunk
 
 
-def _handed_on(loader: Any, made: str) -> Any:
+def _from_cache(loader: Any, made: str) -> Any:
     """What another task left there; ``None`` where there is nothing that can be used.
 
     The class is constructed once more, without its numbers: constructors fill tables of the library
@@ -215,8 +215,8 @@ def _run(
         set_up=lambda wrapped: training_setup.set_up(wrapped, recipe),
         learning_rate=LEARNING_RATE,
         copyable=training_setup.is_copyable(model),
-        own_weights=loader.source["kind"] == "factory",
-        own_inputs=bool(loader.factory_batches),
+        user_weights=loader.source["kind"] == "factory",
+        user_inputs=bool(loader.factory_batches),
         missing=training_setup.missing_inputs(model, batches),
         unfit=unfit,
         model_class=type(model).__name__,

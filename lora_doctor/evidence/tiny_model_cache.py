@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _KEYS = ("model_class", "task_type", "attn_implementation")
 
 
-class HandedOn:
+class TinyModelCache:
     """A private folder, made when first asked for; :meth:`close` removes it, at the latest the end
     of the process."""
 

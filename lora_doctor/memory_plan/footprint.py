@@ -17,7 +17,7 @@ from lora_doctor.memory_plan.data_dependent_ops import KnownValues, running_on_m
 from lora_doctor.memory_plan.live_tensors import LiveBytes
 from lora_doctor.memory_plan.quantized import constants, quantize
 from lora_doctor.model import training_setup
-from lora_doctor.model.meta_copy import Skeleton
+from lora_doctor.model.meta_copy import MetaCopy
 from lora_doctor.nn.embeddings import output_embeddings
 from lora_doctor.recipe.recipe import Recipe
 
@@ -67,7 +67,7 @@ class Subject:
 
     def __init__(
         self,
-        bones: Skeleton,
+        thinned: MetaCopy,
         recipe: Recipe,
         quantization: Literal["4bit", "8bit"] | None,
         dtype: str,
@@ -78,12 +78,12 @@ class Subject:
 
         import torch
 
-        self.bones = bones
+        self.thinned = thinned
         self.dtype = getattr(torch, dtype)
-        self.model = copy.deepcopy(bones.model).to(self.dtype)
+        self.model = copy.deepcopy(thinned.model).to(self.dtype)
         _keep_float32(self.model, dtype)
         self.recipe = recipe
-        thinned = {path.rpartition(".")[0] for path in bones.repeats}
+        thinned = {path.rpartition(".")[0] for path in thinned.repeats}
         self._layers = {
             path: module
             for path, module in self.model.named_modules()
@@ -116,7 +116,7 @@ class Subject:
             for path, tensor in tensors:
                 if id(tensor) not in seen:
                     seen.add(id(tensor))
-                    yield tensor, self.bones.times(path)
+                    yield tensor, self.thinned.times(path)
         for _, tensor in self.model.named_parameters():  # prompts stand outside the base
             if id(tensor) not in seen:
                 seen.add(id(tensor))
@@ -132,7 +132,7 @@ class Subject:
         for path, module in self.base.named_modules():
             if not type(module).__module__.startswith("bitsandbytes"):
                 continue
-            times = self.bones.times(path)
+            times = self.thinned.times(path)
             packed.add(id(module.weight))
             sizes["quantized"].add(module.weight, times)
             for one in constants(module):
@@ -187,21 +187,21 @@ class Subject:
     def _watch_layers(self, live: LiveBytes) -> Iterator[Any]:
         lingering = self._lingering()
         for path, module in self._layers.items():
-            times = self.bones.times(path)
+            times = self.thinned.times(path)
             yield from _watch(module, live, times, lingering.get(path, times))
 
     def _lingering(self) -> dict[str, int]:
         """How many layers each one stands for in what is there when all are through: the first of
         a kind for the rest of it, the second, which may be the last to run, for itself."""
         result: dict[str, int] = {}
-        for second, count in self.bones.repeats.items():
+        for second, count in self.thinned.repeats.items():
             parent = second.rpartition(".")[0]
             siblings = [path for path in self._layers if path.rpartition(".")[0] == parent]
             before = siblings[: siblings.index(second)] if second in siblings else []
-            firsts = [path for path in before if path not in {*self.bones.repeats, *result}]
+            firsts = [path for path in before if path not in {*self.thinned.repeats, *result}]
             if firsts:
-                result[firsts[-1]] = self.bones.times(second)
-                result[second] = self.bones.times(second) // count
+                result[firsts[-1]] = self.thinned.times(second)
+                result[second] = self.thinned.times(second) // count
         return result
 
 

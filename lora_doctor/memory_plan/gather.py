@@ -166,9 +166,9 @@ class _Planner:
             return Variant(one.name, one.changes, (_missing("weights", reason),))
         kind = recipe.quantized if self.can_quantize else self.kind
         dtype = _dtype(recipe, self.dtype) if self.can_quantize else self.dtype
-        bones = run.bones if isinstance(run, Runnable) else _whole(self.model)
+        thinned = run.thinned if isinstance(run, Runnable) else _whole(self.model)
         try:
-            subject = Subject(bones, recipe, kind, dtype)
+            subject = Subject(thinned, recipe, kind, dtype)
         except Exception as error:  # noqa: BLE001 - whatever this stack's libraries say
             reason = _said(error)
             return Variant(one.name, one.changes, (_missing("everything", reason),))
@@ -239,7 +239,7 @@ class _Planner:
             "autocast is not measured, the meta device has none: between everything in half "
             "precision and every layer in the dtype of its weights"
         )
-        return Subject(run.bones, recipe, kind, dtype, all_in=wanted).step(
+        return Subject(run.thinned, recipe, kind, dtype, all_in=wanted).step(
             run.batch.inputs, run.batch.loss_of
         )
 
@@ -277,9 +277,9 @@ def _missing(name: str, reason: str) -> Part:
 
 
 def _whole(model: Any) -> Any:
-    from lora_doctor.model.meta_copy import skeleton
+    from lora_doctor.model.meta_copy import meta_copy
 
-    return skeleton(model)
+    return meta_copy(model)
 
 
 def _dtype(recipe: Recipe, native: str | None) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 from lora_doctor.model.injection import Injected, inject, meaning, plain_wrap
 from lora_doctor.model.loading import peft_config
-from lora_doctor.model.meta_copy import skeleton
+from lora_doctor.model.meta_copy import meta_copy
 from lora_doctor.model.modules import is_adapter_layer, pattern_of
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.structure import AdapterState, BuiltIn, Injection
@@ -91,19 +91,19 @@ def describe(model: Any, recipe: Recipe, *, loaded: bool) -> BuiltIn | None:
     unfreezes, freezes = what_loading_trains() if loaded else (False, False)
     wrapped = asks_for_adapter(recipe)
     config = peft_config(recipe) if wrapped else None
-    bones = skeleton(model, meaning(config) if config is not None else _same)
+    thinned = meta_copy(model, meaning(config) if config is not None else _same)
     if unfreezes:
-        for value in bones.model.parameters():
+        for value in thinned.model.parameters():
             value.requires_grad_(value.is_floating_point())
     if freezes:
-        train_own(bones.model, integers=False)
-    before = _states(bones.model, bones.times)
-    base = bones.model
+        train_own(thinned.model, integers=False)
+    before = _states(thinned.model, thinned.times)
+    base = thinned.model
     if config is not None:
         if not inject(model, recipe).result.ok:
             return BuiltIn(tuple(before.values()), wrapped, unfreezes)
-        base = plain_wrap(bones.model, config).get_base_model()
-    after = _states(base, bones.times)
+        base = plain_wrap(thinned.model, config).get_base_model()
+    after = _states(base, thinned.times)
     ours = {id(tensor) for _, _, tensors in held(base) for tensor in tensors}
     copies = _saved_copies(base)
     size = trained = 0
@@ -111,7 +111,7 @@ def describe(model: Any, recipe: Recipe, *, loaded: bool) -> BuiltIn | None:
     for name, value in base.named_parameters():
         if id(value) in ours or id(value) in copies:
             continue
-        count = int(value.numel()) * bones.times(name)
+        count = int(value.numel()) * thinned.times(name)
         size += count
         if value.requires_grad:
             trained += count

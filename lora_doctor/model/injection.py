@@ -18,7 +18,7 @@ from typing import Any
 
 from lora_doctor.errors import LoraDoctorError
 from lora_doctor.model.loading import peft_config
-from lora_doctor.model.meta_copy import Meaning, Skeleton, skeleton
+from lora_doctor.model.meta_copy import Meaning, MetaCopy, meta_copy
 from lora_doctor.model.modules import elements, is_adapter_layer, pattern_of, unwrap, walk
 from lora_doctor.model.reloading import not_reloaded
 from lora_doctor.recipe.recipe import Recipe
@@ -48,17 +48,17 @@ def inject(model: Any, recipe: Recipe) -> Injected:
         raise
     except Exception as error:  # noqa: BLE001 - what PEFT refuses is the evidence
         return Injected(Injection(ok=False, error=report(error)), {})
-    bones = skeleton(model, meaning(config))
+    thinned = meta_copy(model, meaning(config))
     names = _Names(model)
     seen: list[str] = []
     wrapped = None
     error_report = None
     with _recorded(seen):
         try:
-            wrapped = _wrap(bones.model, config)
+            wrapped = _wrap(thinned.model, config)
         except Exception as error:  # noqa: BLE001 - what PEFT refuses is the evidence
             error_report = report(error)
-    converted = _converted(wished, config, bones.model)
+    converted = _converted(wished, config, thinned.model)
     unmatched = _unmatched(wished, config, names, converted)
     if wrapped is None:
         return Injected(
@@ -71,7 +71,7 @@ def inject(model: Any, recipe: Recipe) -> Injected:
             ),
             {},
         )
-    counts = _Counts(wrapped, bones, config, (ADAPTER_NAME,))
+    counts = _Counts(wrapped, thinned, config, (ADAPTER_NAME,))
     again = not_reloaded(wrapped, ADAPTER_NAME)
     return Injected(
         Injection(
@@ -105,7 +105,7 @@ def read_wrapped(wrapped: Any, adapter: str, others: Sequence[str] = ()) -> Inje
         key: getattr(config, key, None)
         for key in ("target_modules", "target_parameters", "modules_to_save")
     }
-    counts = _Counts(wrapped, Skeleton(wrapped, {}), config, (adapter, *others))
+    counts = _Counts(wrapped, MetaCopy(wrapped, {}), config, (adapter, *others))
     result = Injection(
         ok=True,
         wrapper=type(wrapped).__name__,
@@ -340,7 +340,7 @@ class _Counts:
     """What is in a wrapped model: adapters, and everything that would be trained."""
 
     def __init__(
-        self, wrapped: Any, bones: Skeleton, config: Any, adapters: tuple[str, ...]
+        self, wrapped: Any, thinned: MetaCopy, config: Any, adapters: tuple[str, ...]
     ) -> None:
         self.names = adapters
         base = _base_of(wrapped)
@@ -351,12 +351,12 @@ class _Counts:
         keep_bias = getattr(config, "bias", "none") != "none"
         ours, saved = _adapter_parameters(wrapped, adapters)
         for path, module, _ in walk(base):
-            self._adapters_of(path, module, bones)
+            self._adapters_of(path, module, thinned)
         prefix = next((f"{path}." for path, item in wrapped.named_modules() if item is base), "")
         for name, value in wrapped.named_parameters():
             inside = name.startswith(prefix)
             path = name.removeprefix(prefix) if inside else name
-            size = elements(value) * (bones.times(path) if inside else 1)
+            size = elements(value) * (thinned.times(path) if inside else 1)
             self.total += size
             is_ours = id(value) in ours or not inside
             self.adapter += size if is_ours else 0
@@ -371,13 +371,13 @@ class _Counts:
                 if pattern not in self.other:
                     self.other.append(pattern)
 
-    def _adapters_of(self, path: str, module: Any, bones: Skeleton) -> None:
+    def _adapters_of(self, path: str, module: Any, thinned: MetaCopy) -> None:
         """Note what this module carries: nested parameter wrappers are one module."""
         while is_adapter_layer(module):
             if _has_adapter(module, self.names):
                 parameter = getattr(module, "parameter_name", None)
                 key = f"{path}.{parameter}" if parameter else path
-                self.adapted[key] = bones.times(path)
+                self.adapted[key] = thinned.times(path)
             module = module.base_layer
 
 

@@ -20,7 +20,7 @@ Meaning = Callable[[str], object]
 
 
 @dataclass(frozen=True)
-class Skeleton:
+class MetaCopy:
     """``model``: the copy. ``repeats``: path of a kept layer to the number it stands for."""
 
     model: Any
@@ -35,7 +35,7 @@ class Skeleton:
         return factor
 
 
-def skeleton(model: Any, meaning: Meaning | None = None) -> Skeleton:
+def meta_copy(model: Any, meaning: Meaning | None = None) -> MetaCopy:
     """Copy the structure of a model to the meta device.
 
     ``meaning`` says what the adapter config makes of a module's or parameter's path; without it
@@ -50,7 +50,7 @@ def skeleton(model: Any, meaning: Meaning | None = None) -> Skeleton:
     try:
         if meaning is not None:
             _Thinning(model, meaning, memo, repeats).run()
-        return Skeleton(copy.deepcopy(model, memo), repeats)
+        return MetaCopy(copy.deepcopy(model, memo), repeats)
     except Exception as error:
         text = " ".join(str(error).split())
         raise EvidenceError(

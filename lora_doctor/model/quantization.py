@@ -18,7 +18,7 @@ from lora_doctor.errors import LoraDoctorError
 from lora_doctor.model.auto_classes import quiet
 from lora_doctor.model.injection import meaning, plain_wrap, report
 from lora_doctor.model.loading import peft_config
-from lora_doctor.model.meta_copy import skeleton
+from lora_doctor.model.meta_copy import meta_copy
 from lora_doctor.model.modules import is_adapter_layer
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.structure import FloatPart, Quantization, Structure
@@ -228,9 +228,9 @@ def _saved_modules(model: Any, recipe: Recipe) -> list[str]:
     if trains_its_own(model, recipe):
         return []
     config = peft_config(recipe)
-    bones = skeleton(model, meaning(config))
+    thinned = meta_copy(model, meaning(config))
     try:
-        wrapped = plain_wrap(bones.model, config)
+        wrapped = plain_wrap(thinned.model, config)
     except Exception:  # noqa: BLE001 - the injection in the structure has the same exception
         return []
     return [

@@ -27,7 +27,7 @@ _DATA = frozenset(
 )  # fmt: skip
 
 
-def propose(
+def default_recipe(
     structure: Structure, open_keys: Collection[str], parameter_targets: bool
 ) -> dict[str, Any]:
     """Values for the open keys, ``target_modules`` and ``target_parameters`` included.

@@ -37,7 +37,7 @@ class _Dead:
     last: int = 0
 
 
-def settled(
+def refined(
     asked: Recipe, recipe: Recipe, structure: Structure, seen: Verification, numbers: Numbers
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Better values for keys that we proposed, and why, in words; empty when there is nothing to
@@ -186,7 +186,7 @@ def _why_left_out(seen: Verification, structure: Structure) -> list[str]:
     return reasons
 
 
-def may_settle(asked: Recipe) -> bool:
+def may_refine(asked: Recipe) -> bool:
     """Whether the recipe is ours: somebody who names targets is told what is wrong with them."""
     return not asked.complete and _ours(asked, "target_modules")
 

@@ -11,7 +11,7 @@ from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.structure import ModuleGroup, Structure, Tower
 
 
-def needs_lora(recipe: Recipe) -> None:
+def require_lora(recipe: Recipe) -> None:
     """Raises EvidenceError for a recipe of another method: a rule about LoRA's targets has nothing
     to say about it, which is not the same as "passed"."""
     if recipe.peft_type != "LORA":

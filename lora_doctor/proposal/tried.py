@@ -1,7 +1,7 @@
 """The proposal tried: values for the open keys of a recipe that the installed PEFT takes.
 
-``propose`` says what a careful engineer would take, PEFT is asked whether it can. Runs in a child
-process with torch, transformers and PEFT.
+``default_recipe`` says what a careful engineer would take, PEFT is asked whether it can. Runs in a
+child process with torch, transformers and PEFT.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from lora_doctor.proposal.defaults import (
     DROPOUT,
     bare_weights,
     default_groups,
+    default_recipe,
     name_groups,
-    propose,
     suffix,
     target_forms,
     task_type,
@@ -58,7 +58,7 @@ class Proposal:
             self.heads = task_heads(model)
             self.found = _as_heads(self.found, self.heads)
 
-    def settle(self) -> tuple[Recipe, Injected, tuple[str, ...]]:
+    def refine(self) -> tuple[Recipe, Injected, tuple[str, ...]]:
         """The recipe with its open keys filled, what PEFT made of it, and what was left out."""
         recipe, injected, notes = self._targets()
         recipe, injected = self._with_heads(recipe, injected)
@@ -67,7 +67,7 @@ class Proposal:
     def _targets(self) -> tuple[Recipe, Injected, tuple[str, ...]]:
         fields = _lora_fields()
         keys = [key for key in self.open if key in (*fields, "dtype")]
-        values = propose(self.found, keys, "target_parameters" in fields)
+        values = default_recipe(self.found, keys, "target_parameters" in fields)
         if "task_type" in values:
             values["task_type"] = self._task_type(values["task_type"])
         recipe = self.asked.fill(values)

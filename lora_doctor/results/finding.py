@@ -28,7 +28,7 @@ class Location:
 
 
 @dataclass(frozen=True)
-class Measure:
+class Measurement:
     """One line of evidence: what was measured, its value, and where it came from."""
 
     what: str
@@ -65,7 +65,7 @@ class Finding:
     severity: Severity
     message: str
     location: Location
-    evidence: tuple[Measure, ...]
+    evidence: tuple[Measurement, ...]
     proof: Proof
     fixes: tuple[Fix, ...] = ()
     explains: tuple[str, ...] = ()

@@ -160,7 +160,7 @@ class InstancePatch:
 
 
 @dataclass(frozen=True)
-class IdleReading:
+class UnusedAdapterReading:
     """Adapted layers that are alike (same path but for numbers), whose adapters got no gradient
     for one reason.
 
@@ -180,7 +180,7 @@ class IdleReading:
 
 
 @dataclass(frozen=True)
-class MisfitReading:
+class NonLinearOutputReading:
     """An adapted layer that is no plain matrix: what it puts out is not what LoRA adds to.
 
     ``put_out``: what its own forward gave, in words; ``expected``: the shape of a product of its
@@ -212,12 +212,12 @@ class Observations:
     connections: tuple[ConnectionReading, ...] = ()
     attention: tuple[AttentionReading, ...] = ()
     instance_patches: tuple[InstancePatch, ...] = ()
-    idle: tuple[IdleReading, ...] = ()
-    misfits: tuple[MisfitReading, ...] = ()
+    idle: tuple[UnusedAdapterReading, ...] = ()
+    misfits: tuple[NonLinearOutputReading, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
-    def own_weights(self) -> bool:
+    def user_weights(self) -> bool:
         return self.weights == "own"
 
     def to_json(self) -> dict[str, Any]:

@@ -233,8 +233,9 @@ class Structure:
     unasked, whether or not this model has them; ``input_embeddings``: module path that
     ``get_input_embeddings`` returns, or ``None`` with ``input_embeddings_error``;
     ``input_gradients_error``: what ``enable_input_require_grads`` then raises, if it does.
-    ``own_adapters``: names of PEFT adapters that the model brings itself; ``built_in`` says what
-    becomes of them. ``stacked``: ``None`` unless ``get_peft_model`` was called more than once.
+    ``built_in_adapters``: names of PEFT adapters that the model brings itself; ``built_in``
+    says what becomes of them. ``stacked``: ``None`` unless ``get_peft_model`` was called more
+    than once.
     ``quantization``: ``None`` where neither recipe nor checkpoint asks for it.
     """
 
@@ -264,7 +265,7 @@ class Structure:
     input_embeddings_error: str | None = None
     input_gradients_error: str | None = None
     supports_gradient_checkpointing: bool = False
-    own_adapters: tuple[str, ...] = ()
+    built_in_adapters: tuple[str, ...] = ()
     built_in: BuiltIn | None = None
     stacked: Stacked | None = None
     quantization: Quantization | None = None

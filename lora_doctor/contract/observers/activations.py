@@ -56,7 +56,7 @@ class Activations(Observer):
         for path, module in model.named_modules():
             if not clean_path(path) or ".lora_" in path:
                 continue  # the whole, and the inside of adapters
-            if self.setting.own_weights or path in kept:
+            if self.setting.user_weights or path in kept:
                 look = self.hook(self._look(path, path in kept))
                 yield module.register_forward_hook(look, with_kwargs=True)
 
@@ -87,7 +87,7 @@ class Activations(Observer):
         layers: dict[str, _Seen] = {}
         kept: dict[str, _Seen] = {}
         for seen in every:
-            if self.setting.own_weights and seen.finite:
+            if self.setting.user_weights and seen.finite:
                 largest = layers.setdefault(_layer(seen.path), seen)
                 if seen.max_abs > largest.max_abs:
                     layers[_layer(seen.path)] = seen

@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 class Setting:
     """What an observer may want to know of the run.
 
-    ``own_weights``: these are the weights that the user trains from; ``own_inputs``: the batches
+    ``user_weights``: these are the weights that the user trains from; ``user_inputs``: the batches
     are the user's too, or hold tokens only. ``dtype``: of the model that runs; ``wanted_dtype``:
     the one that the recipe names, else the same. ``learning_rate``: of the contract's optimizer.
     ``float16``: whether the recipe or the weights ask for float16.
     """
 
-    own_weights: bool
+    user_weights: bool
     dtype: str
     wanted_dtype: str
     learning_rate: float
     float16: bool = False
-    own_inputs: bool = False
+    user_inputs: bool = False
 
 
 class Observer(ABC):

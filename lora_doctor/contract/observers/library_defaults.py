@@ -14,7 +14,7 @@ from typing import Any
 _LIBRARIES = ("transformers.", "transformers_modules.")
 
 
-class Owners:
+class LibraryDefaults:
     """The library models in ``model``, by path. Built on demand on the meta device, once each."""
 
     def __init__(self, model: Any) -> None:

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lora_doctor.contract.observers.base import Observer, Setting
-from lora_doctor.results.observations import MisfitReading
+from lora_doctor.results.observations import NonLinearOutputReading
 
 if TYPE_CHECKING:
     from lora_doctor.contract.adapters import AdapterLayer
 
 
-class Misfits(Observer):
+class NonLinearOutputs(Observer):
     """Fills ``Observations.misfits``: adapted linear layers of a class of the model's own whose
     output is no product of the input with the weight. LoRA adds such a product to it."""
 
@@ -21,7 +21,7 @@ class Misfits(Observer):
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         self._layers: list[AdapterLayer] = []
-        self._found: dict[str, MisfitReading] = {}
+        self._found: dict[str, NonLinearOutputReading] = {}
 
     def attached(self, model: Any, layers: list[AdapterLayer]) -> None:
         self._layers = layers
@@ -46,13 +46,13 @@ class Misfits(Observer):
             tensor = isinstance(output, torch.Tensor)
             if not tensor or list(output.shape) != wanted:
                 put_out = f"a tensor {list(output.shape)}" if tensor else _in_words(output)
-                self._found[layer.path] = MisfitReading(
+                self._found[layer.path] = NonLinearOutputReading(
                     layer.path, type(module).__name__, put_out, f"a tensor {wanted}"
                 )
 
         return look
 
-    def readings(self) -> tuple[MisfitReading, ...]:
+    def readings(self) -> tuple[NonLinearOutputReading, ...]:
         return tuple(self._found.values())
 
 

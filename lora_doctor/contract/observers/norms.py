@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from lora_doctor.contract.observers.base import Observer, Setting
-from lora_doctor.contract.observers.library_defaults import Owners
+from lora_doctor.contract.observers.library_defaults import LibraryDefaults
 from lora_doctor.results.observations import EpsilonEffect, NormReading
 from lora_doctor.text import clean_path
 
@@ -59,10 +59,10 @@ class Norms(Observer):
 
     def watch(self, model: Any) -> Iterable[Any]:
         self._norms = list(_candidates(model))
-        owners = Owners(model)
+        owners = LibraryDefaults(model)
         for norm in self._norms:
             norm.owner = owners.of(norm.path)
-            if self.setting.own_weights:  # a model of ours is what its class makes of it
+            if self.setting.user_weights:  # a model of ours is what its class makes of it
                 norm.expected = owners.expected(norm.path, norm.attribute, norm.epsilon)
             yield norm.module.register_forward_hook(self.hook(self._look(norm)))
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from lora_doctor.contract.observers.base import Observer, Setting
-from lora_doctor.results.observations import IdleReading
+from lora_doctor.results.observations import UnusedAdapterReading
 from lora_doctor.text import calling_line, clean_path
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class _Reason:
     paths: list[str] = field(default_factory=list)
 
 
-class Idle(Observer):
+class UnusedAdapters(Observer):
     """Fills ``Observations.idle``, one reading for each reason of layers that are alike."""
 
     field: ClassVar[str] = "idle"
@@ -75,7 +75,7 @@ class Idle(Observer):
 
         return look
 
-    def readings(self) -> tuple[IdleReading, ...]:
+    def readings(self) -> tuple[UnusedAdapterReading, ...]:
         from lora_doctor.contract.adapters import without_tokens
 
         excused = {id(layer) for layer in without_tokens([seen.layer for seen in self._seen])}
@@ -90,7 +90,7 @@ class Idle(Observer):
             key = (layer.pattern, type(base).__name__, reason.why, reason.where, reason.inside)
             found.setdefault(key, reason).paths.append(layer.path)
         return tuple(
-            IdleReading(pattern, tuple(reason.paths), name, reason.why, where, inside)
+            UnusedAdapterReading(pattern, tuple(reason.paths), name, reason.why, where, inside)
             for (pattern, name, _, where, inside), reason in found.items()
         )
 
