@@ -235,7 +235,9 @@ class EmbeddingsByPath(Rule):
                         for path in group.examples)  # fmt: skip
         owner = ".".join(chain.split(".")[:2]) or "the language model"
         adapted = (
-            f" (PEFT's {', '.join(structure.own_adapters)})" if structure.built_in_adapters else ""
+            f" (PEFT's {', '.join(structure.built_in_adapters)})"
+            if structure.built_in_adapters
+            else ""
         )
         evidence = [
             Measurement("forward", missing[0], f"{seen.depth} run, executed, at {where}"),

@@ -83,11 +83,11 @@ class Subject:
         self.model = copy.deepcopy(thinned.model).to(self.dtype)
         _keep_float32(self.model, dtype)
         self.recipe = recipe
-        thinned = {path.rpartition(".")[0] for path in thinned.repeats}
+        parents = {path.rpartition(".")[0] for path in thinned.repeats}
         self._layers = {
             path: module
             for path, module in self.model.named_modules()
-            if path.rpartition(".")[0] in thinned
+            if path.rpartition(".")[0] in parents
         }
         if quantization is not None:
             self.model = quantize(self.model, recipe, quantization)
