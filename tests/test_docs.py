@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from tools import rules_page
+from tools import architecture_picture, rules_page
 
 README = rules_page.README.read_text(encoding="utf-8")
 STALE = "stale; run `python -m tools.rules_page` and commit the result"
@@ -64,7 +64,7 @@ def test_every_option_and_command_of_the_readme_exists() -> None:
 
 
 def test_links_of_the_documents_lead_somewhere() -> None:
-    for name in ("README.md", "CONTRIBUTING.md", "docs/rules.md"):
+    for name in ("README.md", "CONTRIBUTING.md", "docs/rules.md", "docs/architecture.md"):
         path = rules_page.ROOT / name
         text = path.read_text(encoding="utf-8")
         headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
@@ -74,3 +74,24 @@ def test_links_of_the_documents_lead_somewhere() -> None:
                 assert target[1:] in anchors, f"{name}: {target}"
             elif "://" not in target:
                 assert (path.parent / target).exists(), f"{name}: {target}"
+
+
+def test_the_picture_of_the_rooms_is_the_contract_of_the_linter() -> None:
+    """A newcomer's map: every room of the layers contract, in its order, arrows from the code."""
+    page = architecture_picture.PAGE.read_text(encoding="utf-8")
+    drawn = re.search(r"```mermaid\n(.*?)```", page, re.DOTALL)
+    assert drawn is not None
+    boxes = re.findall(r'^    (\w+)\["', drawn[1], re.MULTILINE)
+    assert boxes == architecture_picture.layers()
+    stale = "stale; run `python -m tools.architecture_picture` and commit the result"
+    assert drawn[1] == architecture_picture.picture(), stale
+
+
+def test_the_places_that_the_architecture_names_exist() -> None:
+    page = architecture_picture.PAGE.read_text(encoding="utf-8")
+    places = set(re.findall(r"`((?:\w+/)+(?:\w+\.py)?)`", page))
+    root = architecture_picture.ROOT
+    missing = {
+        p for p in places if not ((root / p).exists() or (root / "lora_doctor" / p).exists())
+    }
+    assert len(places) > 20 and missing == set()

@@ -1,0 +1,1 @@
+"""The training contract: named checks of a short training run, and how they are measured."""

@@ -1,0 +1,1 @@
+"""Rules found and run on a case, fixes applied, and the proof: see ``diagnose``."""

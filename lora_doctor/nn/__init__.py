@@ -1,0 +1,1 @@
+"""Modules in memory: copied without touching the original, seeded, their embeddings and memory."""

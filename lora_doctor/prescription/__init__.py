@@ -1,0 +1,1 @@
+"""Applied fixes as files, and as patches of the process that trains."""

@@ -1,0 +1,1 @@
+"""What a run found: data only, no torch; every report is rendered from it."""

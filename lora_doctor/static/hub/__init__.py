@@ -1,0 +1,1 @@
+"""The small files of a hub model, within limits, and never its weights."""

@@ -1,0 +1,1 @@
+"""The installed packages: versions, classes and names, from metadata and sources alone."""

@@ -1,0 +1,1 @@
+"""Python code of a model's repository, read with ``ast`` and never imported."""

@@ -1,0 +1,1 @@
+"""A training script, read with ``ast`` and never run."""

@@ -1,0 +1,1 @@
+"""A training batch for any model, corrected by what its forward raises."""

@@ -1,0 +1,1 @@
+"""A small config from any config, and the model built from it."""
