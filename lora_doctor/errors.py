@@ -9,6 +9,8 @@ Each message is one line that says what is wrong, where, and what to do.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 
 class LoraDoctorError(Exception):
     """Base of every error that lora-doctor raises on purpose."""
@@ -21,5 +23,41 @@ class InputError(LoraDoctorError):
     """The input cannot be used; the message says what, where and what to do. Exit code 2."""
 
 
+@dataclass(frozen=True)
+class Cause:
+    """The exception of a library, or of the model's code, behind an error of ours."""
+
+    #: The exception's class; with its module unless that is ``builtins``.
+    type: str
+    #: Its message on one line.
+    message: str
+
+    @classmethod
+    def of(cls, error: BaseException) -> Cause:
+        kind = type(error)
+        name = kind.__qualname__
+        if kind.__module__ != "builtins":
+            name = f"{kind.__module__}.{name}"
+        try:
+            text = " ".join(str(error).split())
+        except Exception as broken:  # noqa: BLE001 - exceptions of remote code may not be printable
+            text = f"(no text: its __str__ raised {type(broken).__name__})"
+        return cls(name, text)
+
+    def __str__(self) -> str:
+        return f"{self.type}: {self.message}"
+
+
 class EvidenceError(LoraDoctorError):
     """A piece of evidence cannot be had; the message is the reason that rules are skipped with."""
+
+    def __init__(self, message: str, cause: Cause | None = None) -> None:
+        super().__init__(message)
+        self._cause = cause
+
+    @property
+    def cause(self) -> Cause | None:
+        """What was raised that led to this, here or in a child process; ``None`` when nothing."""
+        if self._cause is None and self.__cause__ is not None:
+            return Cause.of(self.__cause__)
+        return self._cause

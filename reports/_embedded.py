@@ -35,7 +35,11 @@ class Embedded:
         return htmlsafe_json_dumps(data, separators=(",", ":"), allow_nan=False)
 
 
-_ELIDED = "cut to keep the page small; --output-format json has everything"
+_ELIDED = {
+    "kind": "cut",
+    "text": "cut to keep the page small; --output-format json has everything",
+    "reason": "",
+}
 
 
 def _whole(data: dict[str, Any]) -> dict[str, Any]:

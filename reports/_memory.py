@@ -70,7 +70,8 @@ def remarks(plan: Plan) -> list[str]:
         for one in (plan.recipe, *plan.alternatives)
         for part in one.missing
     }
-    told = [chosen, *plan.notes, *sorted(missing), *(f"assumed: {one}" for one in plan.assumptions)]
+    notes = [note.text for note in plan.notes]
+    told = [chosen, *notes, *sorted(missing), *(f"assumed: {one}" for one in plan.assumptions)]
     return [visible(shorten(text, 300)) for text in told]
 
 

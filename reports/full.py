@@ -31,7 +31,6 @@ from lora_doctor.reports._words import (
     text_diff,
     verdict_words,
 )
-from lora_doctor.results.verification import NOT_ADAPTED, NOT_FED, NOT_PROVEN
 
 if TYPE_CHECKING:
     from lora_doctor.results.diagnosis import Diagnosis
@@ -163,8 +162,8 @@ def _healthy(page: _Page, diagnosis: Diagnosis) -> None:
                   visible(finding.message, 600))  # fmt: skip
     for note in diagnosis.notes:
         # What was not run is not healthy either, and what learns nothing must not stay unsaid.
-        if note.startswith((NOT_FED, NOT_ADAPTED)) or NOT_PROVEN in note:
-            page.line(("note ", "blue"), visible(note, 600))
+        if note.is_gap:
+            page.line(("note ", "blue"), visible(note.text, 600))
 
 
 def _proposed(page: _Page, diagnosis: Diagnosis) -> None:
@@ -205,7 +204,7 @@ def _report(page: _Page, diagnosis: Diagnosis, verbose: bool) -> None:
         _diff(page, text_diff(diagnosis.recipe_diff), indent=2)
     for note in diagnosis.notes:
         page.gap()
-        page.line(("note ", "blue"), visible(note, 600))
+        page.line(("note ", "blue"), visible(note.text, 600))
     _rest(page, diagnosis, verbose)
     if diagnosis.next_command:
         page.gap()

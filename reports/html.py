@@ -151,7 +151,7 @@ def _view(diagnosis: Diagnosis, limits: _Limits) -> dict[str, Any]:
         "recipe": _recipe(diagnosis, limits),
         "recipe_diff": text_diff(diagnosis.recipe_diff[: limits.traceback * 2]),
         "environment": _environment(diagnosis, limits),
-        "notes": [visible(note, limits.text) for note in diagnosis.notes[: limits.lines]],
+        "notes": [visible(note.text, limits.text) for note in diagnosis.notes[: limits.lines]],
     }
 
 
@@ -294,7 +294,7 @@ def _run(label: str, run: Verification, low: float, high: float, limits: _Limits
         "traceback": visible(run.failure.traceback, limits.traceback, lines=True)
         if run.failure
         else "",
-        "notes": [visible(note, limits.text) for note in run.notes[:20]],
+        "notes": [visible(note.text, limits.text) for note in run.notes[:20]],
         "batches": [
             {
                 "kind": visible(batch.kind, 80),
@@ -304,7 +304,7 @@ def _run(label: str, run: Verification, low: float, high: float, limits: _Limits
                 "last": number(batch.losses[-1]) if batch.losses else "",
                 "steps": len(batch.losses),
                 "spark": _picture.sparkline(batch.losses[:60], low, high) if batch.losses else None,
-                "notes": [visible(note, limits.text) for note in batch.notes[:5]],
+                "notes": [visible(note.text, limits.text) for note in batch.notes[:5]],
             }
             for batch in run.batches[:8]
         ],

@@ -245,8 +245,8 @@ class MissingPrepareInputs(Rule):
         """Code of the model's repository that wraps its own inner model, read and not run."""
         if pretrained_model_generates() is not False:
             return  # the method is inherited, or there is no transformers to say
-        reason = case.why_not("structure") if case.reaches("meta") else ""
-        seen = METHOD in reason
+        cause = case.cause_of("structure") if case.reaches("meta") else None
+        seen = cause is not None and METHOD in cause.message
         code = case.remote_code
         from lora_doctor.static.remote_code.remote_code import nested_adapter_calls
 
@@ -267,7 +267,9 @@ class MissingPrepareInputs(Rule):
             ]  # fmt: skip
             if seen:
                 evidence.append(
-                    Measurement("loading", reason, "meta device, code of the repository")
+                    Measurement(
+                        "loading", case.why_not("structure"), "meta device, code of the repository"
+                    )
                 )
             yield self.finding(
                 "error",

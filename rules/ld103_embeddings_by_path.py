@@ -23,8 +23,7 @@ from lora_doctor.results.structure import Structure
 from lora_doctor.results.verification import CHECKS, Verification
 from lora_doctor.rules._source_line import line_at
 
-_MISSING = re.compile(r"AttributeError: '(?P<holder>\w+)' object has no attribute '(?P<name>\w+)'")
-_WHERE = re.compile(r"\((?P<where>[^()]+:\d+)\)\s*$")
+_MISSING = re.compile(r"'(?P<holder>\w+)' object has no attribute '(?P<name>\w+)'")
 
 
 class EmbeddingsByPath(Rule):
@@ -126,7 +125,9 @@ class EmbeddingsByPath(Rule):
     def _asked_by_peft(self, structure: Structure) -> Iterator[Finding]:
         """PEFT asks for the embeddings of a model with tied weights, and it has none to give."""
         error, asked = structure.injection.error, structure.input_embeddings_error
-        if error is None or not asked or not error.message or error.message not in asked:
+        if error is None or asked is None or not error.message:
+            return
+        if error.message not in asked.message:
             return
         embeddings = [g for g in structure.groups if g.kind == "embedding" and g.examples]
         largest = max(embeddings, key=lambda group: group.shape, default=None)
@@ -134,7 +135,7 @@ class EmbeddingsByPath(Rule):
         yield self.finding(
             "error",
             f"PEFT looks for weights that are tied to the input embeddings, and "
-            f"{structure.model_class}.get_input_embeddings raises {asked.partition(':')[0]}.",
+            f"{structure.model_class}.get_input_embeddings raises {asked.type}.",
             location=Location("module", "model"),
             evidence=(
                 Measurement("get_peft_model", f"{error.type}: {error.message}", "installed PEFT"),
@@ -200,13 +201,13 @@ class EmbeddingsByPath(Rule):
             "error",
             f"{structure.model_class} has no input embeddings to be had, and "
             "prepare_model_for_kbit_training with gradient checkpointing asks for them: it will "
-            f"raise {structure.input_gradients_error.partition(':')[0]}.",
+            f"raise {structure.input_gradients_error.type}.",
             location=Location("recipe", "gradient_checkpointing"),
             evidence=(
                 Measurement("get_input_embeddings",
-                        (structure.input_embeddings_error or "").rstrip(": "),
+                        str(structure.input_embeddings_error or ""),
                         "the real class, called"),
-                Measurement("enable_input_require_grads", structure.input_gradients_error,
+                Measurement("enable_input_require_grads", str(structure.input_gradients_error),
                         "the real class, called"),
                 Measurement("quantization", case.recipe.quantized, "recipe"),
             ),
@@ -220,10 +221,11 @@ class EmbeddingsByPath(Rule):
 
     def _by_path(self, structure: Structure, seen: Verification) -> Iterator[Finding]:
         """The forward raised an AttributeError on its way to the embeddings."""
-        told, where = _attribute_error(seen)
-        missing = _MISSING.search(told)
+        message, where = _attribute_error(seen)
+        missing = _MISSING.search(message)
         if missing is None:
             return
+        error = f"AttributeError: {missing[0]}"
         embeddings = [group for group in structure.groups if group.kind == "embedding"]
         leaves = {group.leaf for group in embeddings}
         line = line_at(where)
@@ -240,7 +242,7 @@ class EmbeddingsByPath(Rule):
             else ""
         )
         evidence = [
-            Measurement("forward", missing[0], f"{seen.depth} run, executed, at {where}"),
+            Measurement("forward", error, f"{seen.depth} run, executed, at {where}"),
             Measurement("the embeddings are at", now, f"the module tree{adapted}"),
         ]
         if line:
@@ -252,7 +254,7 @@ class EmbeddingsByPath(Rule):
             f"{chain or missing['name']} ({where}).",
             location=Location("module", now),
             evidence=tuple(evidence),
-            proof=Proof("executed", f"the forward raised {missing[0]}"),
+            proof=Proof("executed", f"the forward raised {error}"),
             fixes=(
                 Fix(
                     f"Write {owner}.get_input_embeddings() for "
@@ -266,11 +268,11 @@ class EmbeddingsByPath(Rule):
 
 
 def _attribute_error(seen: Verification) -> tuple[str, str]:
-    """An AttributeError that ended the contract, with adapters or before, and its place."""
-    if seen.failure is not None and seen.failure.type == "AttributeError":
-        return f"AttributeError: {seen.failure.message}", seen.failure.where
-    place = _WHERE.search(seen.reason)
-    return seen.reason, place["where"] if place else ""
+    """Message and place of an AttributeError that ended the contract, with adapters or before."""
+    error = seen.failure or seen.base_error
+    if error is None or error.type != "AttributeError":
+        return "", ""
+    return error.message, error.where
 
 
 def _chain(line: str, leaves: set[str]) -> str:

@@ -17,6 +17,7 @@ from lora_doctor.engine.rule import (
     Symptom,
 )
 from lora_doctor.static.installed.environment import known_architectures
+from lora_doctor.static.installed.missing_package import missing_name
 
 if TYPE_CHECKING:
     from lora_doctor.static.model_files import StaticEvidence
@@ -157,7 +158,8 @@ class RemoteCodeDoesNotFit(Rule):
             "installed: the model cannot be loaded.",
             first.at,
             evidence,
-            [f"No module named '{item.name}'" for item in missing] + [f"pip install {first.name}"],
+            view.lacks == first.name
+            or view.saw(*(f"No module named '{item.name}'" for item in missing)),
             [*_package_fixes(missing), *view.other_fixes(pinned=False)],
         )
 
@@ -179,7 +181,7 @@ class RemoteCodeDoesNotFit(Rule):
             f"model {'cannot' if certain else 'may not'} be loaded.",
             first.at,
             evidence,
-            [f"'{item.name or item.module}'" for item in missing],
+            view.saw(*(f"'{item.name or item.module}'" for item in missing)),
             view.other_fixes(),
             certain=certain,
         )
@@ -189,7 +191,7 @@ class RemoteCodeDoesNotFit(Rule):
             return
         item = missing[0]
         key = f'{item.read.attribute}["{item.read.key}"]'
-        seen = view.saw([f"KeyError: '{item.read.key}'"])
+        seen = view.saw(f"KeyError: '{item.read.key}'")
         evidence = [
             Measurement(f"config.{key}", "read, and nothing but None is looked for before"
                     if item.rewritten else "read", str(item.read.at)),
@@ -218,7 +220,7 @@ class RemoteCodeDoesNotFit(Rule):
             f"{'cannot' if seen else 'may not'} {when}.",
             item.read.at,
             evidence,
-            [f"KeyError: '{item.read.key}'"],
+            seen,
             fixes,
             certain=False,
         )
@@ -235,7 +237,7 @@ class RemoteCodeDoesNotFit(Rule):
             Measurement("tie_word_embeddings", "not given" if item.tied is None else item.tied,
                     "config.json"),
         ]  # fmt: skip
-        seen = view.saw(["'list' object has no attribute 'keys'"])
+        seen = view.saw("'list' object has no attribute 'keys'")
         how = (
             f"the model {'cannot' if seen else 'may not'} be loaded"
             if at_load
@@ -253,7 +255,7 @@ class RemoteCodeDoesNotFit(Rule):
             f"dictionary: {how}.",
             item.at,
             evidence,
-            ["'list' object has no attribute 'keys'"],
+            seen,
             [fix, *view.other_fixes()],
             certain=False,
             fatal=at_load,
@@ -265,14 +267,13 @@ class RemoteCodeDoesNotFit(Rule):
         message: str,
         at: Place,
         evidence: list[Measurement],
-        traces: list[str],
+        seen: bool,
         fixes: list[Fix],
         *,
         certain: bool = True,
         fatal: bool = True,
     ) -> Finding:
-        """`traces`: what the reason of a failed loading holds when this is what failed."""
-        seen = view.saw(traces)
+        """`seen`: whether loading it was tried and failed for this."""
         if seen:
             evidence.append(Measurement("loading", view.reason, "code of the repository, run"))
             proof = Proof("executed", "loading it failed with this message")
@@ -302,9 +303,15 @@ class _View:
         self.version = case.environment.version("transformers") or "(not installed)"
         trusted = case.source.trust_remote_code and case.reaches("meta")
         self.reason = case.why_not("structure") if trusted else ""
+        cause = case.cause_of("structure") if trusted else None
+        self._raised = str(cause) if cause is not None else ""
+        imports = cause is not None and cause.type in ("ImportError", "ModuleNotFoundError")
+        #: The package that loading failed for, by the message of what was raised.
+        self.lacks = missing_name(cause.message) if cause is not None and imports else ""
 
-    def saw(self, traces: list[str]) -> bool:
-        return any(trace in self.reason for trace in traces)
+    def saw(self, *traces: str) -> bool:
+        """Whether loading was tried and what was raised holds one of these."""
+        return any(trace in self._raised for trace in traces)
 
     def other_fixes(self, *, pinned: bool = True) -> list[Fix]:
         fixes = []

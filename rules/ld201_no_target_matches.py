@@ -94,7 +94,7 @@ class NoTargetMatches(Rule):
         if adapted or injection.ok:
             return
         no_default = not entries and _asks_for_targets(structure)
-        unmatched = {entry.partition(": ")[2] for entry in injection.unmatched}
+        unmatched = {item.entry for item in injection.unmatched}
         nothing = bool(entries) and all(entry in unmatched for entry in entries)
         if not nothing and not no_default:
             return

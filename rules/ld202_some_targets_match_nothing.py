@@ -86,8 +86,7 @@ class SomeTargetsMatchNothing(Rule):
             return
         unmatched: dict[str, list[str]] = {}
         for item in structure.injection.unmatched:
-            key, _, entry = item.partition(": ")
-            unmatched.setdefault(key, []).append(entry)
+            unmatched.setdefault(item.key, []).append(item.entry)
         targets = _without_experts(structure, unmatched.pop("target_modules", []))
         if targets:
             yield self._targets(case, structure, targets)

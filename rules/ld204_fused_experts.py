@@ -148,7 +148,7 @@ class FusedExperts(Rule):
                 Measurement("fused experts", _shapes(experts), structure.model_class),
                 Measurement(
                     "converted by PEFT",
-                    quoted(structure.injection.converted) or "not read",
+                    quoted(map(str, structure.injection.converted)) or "not read",
                     "installed PEFT",
                 ),
             ),
@@ -201,7 +201,7 @@ class FusedExperts(Rule):
             f"same names ({patterns}).",
             location=Location("recipe", "target_modules"),
             evidence=(
-                Measurement("converted by PEFT", quoted(structure.injection.converted),
+                Measurement("converted by PEFT", quoted(map(str, structure.injection.converted)),
                         "installed PEFT"),
                 Measurement("linear layers of these names without adapter",
                         quoted([f"{group.count} x {group.pattern}" for group in lost], 6),
@@ -254,8 +254,8 @@ class FusedExperts(Rule):
 
 def _lost(structure: Structure) -> list[ModuleGroup]:
     """Linear layers (dense blocks, shared experts) whose names PEFT has converted away."""
-    converted = [line.partition(" -> ")[0] for line in structure.injection.converted]
-    names = {name for entry in converted for name in names_in(entry)}
+    converted = structure.injection.converted
+    names = {name for item in converted for name in names_in(item.entry)}
     return [
         group for group in offered_layers(structure) if group.leaf in names and not group.adapted
     ]

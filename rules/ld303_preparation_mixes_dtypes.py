@@ -65,19 +65,19 @@ class PreparationMixesDtypes(Rule):
     )  # fmt: skip
 
     def check(self, case: Case) -> Iterator[Finding]:
-        from lora_doctor.evidence.kbit_preparation import BROKEN
-
-        failure = case.verification.failure
-        if failure is None or not failure.message.startswith(BROKEN):
+        broken = case.verification.error_once_prepared
+        if broken is None:
             return
+        error = f"{broken.type}: {broken.message}"
         dtype = case.asked.get("dtype") or "the library's own"
         yield self.finding(
             "error",
-            f"T{failure.message[1:].rstrip('.')}.",
+            "The quantized model runs as it is loaded, and not after "
+            f"prepare_model_for_kbit_training: {error.rstrip('.')}.",
             location=Location("recipe", "dtype"),
             evidence=(
                 Measurement("before the preparation", "the forward runs", "a training batch"),
-                Measurement("after it", failure.message.removeprefix(f"{BROKEN}: "), failure.where),
+                Measurement("after it", error, broken.where),
                 Measurement("dtype in which it is loaded", str(dtype), "recipe"),
             ),
             proof=Proof("executed", "both were run on the quantized model"),

@@ -138,7 +138,8 @@ class AttentionAgainstTheModelsAdvice(Rule):
         reason = case.why_not("structure")
         asked = case.recipe.get(_KEY)
         without = (Edit(_KEY, REMOVE),)
-        missing_package = "ImportError" in reason
+        cause = case.cause_of("structure")
+        missing_package = cause is not None and cause.type in ("ImportError", "ModuleNotFoundError")
         if (
             asked is None
             or missing_package

@@ -92,7 +92,9 @@ class AdapterNotFoundAgain(Rule):
             return
         adapted = [group for group in structure.groups if group.adapted]
         layers = sum(group.adapted for group in adapted if group.pattern in lost)
-        saved, _, looked_for = structure.injection.not_reloaded_example.partition(" -> ")
+        example = structure.injection.not_reloaded_example
+        saved = example.saved if example else ""
+        looked_for = example.looked_for if example else ""
         kept = [group for group in adapted if group.pattern not in lost]
         yield self.finding(
             "error",

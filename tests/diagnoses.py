@@ -11,6 +11,7 @@ from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.diagnosis import AppliedFix, Diagnosis, Gathered, Skipped
 from lora_doctor.results.finding import Finding, Location, Measurement, Proof
 from lora_doctor.results.fix import Fix
+from lora_doctor.results.note import Note
 from lora_doctor.results.structure import (
     ForwardParameter,
     HeadClass,
@@ -18,6 +19,7 @@ from lora_doctor.results.structure import (
     ModuleGroup,
     Structure,
     Tower,
+    Unmatched,
 )
 from lora_doctor.results.verification import (
     CHECKS,
@@ -82,7 +84,8 @@ def structure(
         "groups": groups,
         "towers": towers,
         "injection": Injection(
-            ok=True, wrapper="PeftModelForCausalLM", unmatched=("target_modules: q_proj",),
+            ok=True, wrapper="PeftModelForCausalLM",
+            unmatched=(Unmatched("target_modules", "q_proj"),),
             adapter_parameters=4_456_448, trainable_parameters=4_456_448, total_parameters=total,
         ),
         "forward_parameters": (
@@ -441,12 +444,13 @@ def hostile(text: str) -> Diagnosis:
         module_group(text, 3, (2, 2), adapted=1, tower=text),
         class_name=text, leaf=text, examples=(text,),
     )  # fmt: skip
+    note = Note("step", text, text)
     run = verification(
         adapters=(AdapterGroup(text, 3, 1, 1, (text,), (text,)),),
         failure=Failure(text, text, text, text, text, text),
-        batches=(BatchReport(text, {text: (2,)}, text, (1.0, float("inf")), (text,)),),
+        batches=(BatchReport(text, {text: (2,)}, text, (1.0, float("inf")), (note,)),),
         checks=(Check(text, "failed", text, text, text), Check("builds", "passed", text)),
-        outcome="failed", device=text, dtype=text, model_class=text, patches=(text,), notes=(text,),
+        outcome="failed", device=text, dtype=text, model_class=text, patches=(text,), notes=(note,),
         reason=text,
     )  # fmt: skip
     assert base.structure is not None
@@ -459,11 +463,11 @@ def hostile(text: str) -> Diagnosis:
         skipped=(Skipped(text, text, text),),
         gathered=(Gathered(text, text, 0.1), Gathered(text, text, 0.1, text)),
         structure=replace(
-            base.structure, model_class=text, groups=(group,), model_type=text, notes=(text,),
+            base.structure, model_class=text, groups=(group,), model_type=text, notes=(note,),
             towers=(Tower(text, "other", text, 12),),
         ),
         before=run, after=run, fixed_recipe=Recipe({text: text}), recipe_diff=text,
-        next_command=text, undetermined=text, notes=(text,),
+        next_command=text, undetermined=text, notes=(note,),
     )  # fmt: skip
 
 

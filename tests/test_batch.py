@@ -114,7 +114,7 @@ class Stubborn(torch.nn.Module):
 def test_a_missing_argument_is_added_when_the_model_asks_for_it() -> None:
     batch = make_batch(Stubborn())
     assert "token_type_ids" in batch.inputs and batch.loss == "surrogate"
-    assert any("added token_type_ids" in note for note in batch.notes)
+    assert any("added token_type_ids" in note.text for note in batch.notes)
 
 
 class Robot(Stubborn):

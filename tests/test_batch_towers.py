@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from lora_doctor.model.training_setup import make_batches, wake_zero_weights  # noqa: E402
-from lora_doctor.results.verification import NOT_FED  # noqa: E402
+from lora_doctor.results.note import Note  # noqa: E402
 from lora_doctor.tiny_model.batch.loss import batch_loss  # noqa: E402
 from lora_doctor.tiny_model.batch.make_batch import make_batch  # noqa: E402
 from lora_doctor.tiny_model.shrink.shrink import shrink  # noqa: E402
@@ -92,8 +92,8 @@ class Blind(torch.nn.Module):
 
 def test_a_tower_that_nothing_was_run_on_is_said() -> None:
     """Otherwise a set-up whose vision tower never ran would be called healthy without a word."""
-    notes: list[str] = []
+    notes: list[Note] = []
     model = Blind()
     make_batches(model, None, make_batch(model), notes)
-    assert len(notes) == 1 and notes[0].startswith(f"{NOT_FED}image")
-    assert "the eyes are shut" in notes[0]
+    assert [note.kind for note in notes] == ["not-fed"]
+    assert "image" in notes[0].text and "the eyes are shut" in notes[0].reason

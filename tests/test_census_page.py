@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from lora_doctor.census.page import render, totals
-from lora_doctor.census.row import COLUMNS, NOT_REACHED, Cell, Row
+from lora_doctor.census.row import COLUMNS, Cell, Row
 from lora_doctor.census.run import Census, load
 from tests import chromium
 
 HOSTILE = "<script>alert(1)</script> | `x`"
-YES, NO, UNREACHED = Cell("yes"), Cell("no", HOSTILE), Cell("unknown", NOT_REACHED)
+YES, NO, UNREACHED = Cell("yes"), Cell("no", HOSTILE), Cell("unknown", "not reached", False)
 
 
 def small_census() -> Census:
@@ -39,7 +39,7 @@ def test_the_totals_tell_what_builds_and_what_of_it_trains() -> None:
     assert "Of 2 pairs that build, 1 train with the recipe" in text and "50.0 %" in text
     without, not_built = text.split("Not built, or no batch runs:")
     assert "`bad`" in without and "`absent` | causal LM | needs a package: timm" in not_built
-    assert NOT_REACHED not in text
+    assert UNREACHED.reason not in text
 
 
 def test_other_tasks_are_counted_by_themselves_and_with_the_rest() -> None:

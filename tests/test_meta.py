@@ -19,7 +19,7 @@ from lora_doctor.model.modules import pattern_of
 from lora_doctor.model.wrapper import wrapper_call
 from lora_doctor.recipe.keys import TASK_TYPES
 from lora_doctor.recipe.recipe import Recipe
-from lora_doctor.results.structure import Structure
+from lora_doctor.results.structure import Converted, Structure, Unmatched
 from lora_doctor.sandbox.worker import Worker
 from tests.test_propose import LLAMA_NAMES, look
 from tests.test_towers import build, source
@@ -112,10 +112,13 @@ def test_entries_that_name_nothing() -> None:
         "target_modules": ["q_proj", "nothing"],
         "modules_to_save": ["lm_head", "nobody"],
     }
-    expected = {"target_modules: nothing", "modules_to_save: nobody"}
+    expected = {
+        Unmatched("target_modules", "nothing"),
+        Unmatched("modules_to_save", "nobody"),
+    }
     if "target_parameters" in {item.name for item in fields(peft.LoraConfig)}:
         values["target_parameters"] = ["experts.void"]
-        expected.add("target_parameters: experts.void")
+        expected.add(Unmatched("target_parameters", "experts.void"))
     found = look("llama", **values)
     assert found.injection.ok
     assert set(found.injection.unmatched) == expected
@@ -128,7 +131,8 @@ def test_conversion_is_peft_s_own() -> None:
     assert found.injection.ok and not found.injection.unmatched
     if fused:
         assert found.injection.converted == (
-            "w1 -> gate_up_proj", "w2 -> down_proj", "w3 -> gate_up_proj"
+            Converted("w1", ("gate_up_proj",)), Converted("w2", ("down_proj",)),
+            Converted("w3", ("gate_up_proj",)),
         )  # fmt: skip
         refused = look("mixtral", target_modules=["q_proj", "w1", "w2", "w3"], lora_dropout=0.1)
         assert refused.injection.error is not None
@@ -142,7 +146,7 @@ def test_no_match_is_an_error_with_its_place() -> None:
     assert not found.injection.ok and error is not None
     assert "not found in the base model" in error.message
     assert "peft" in error.where and "Traceback" in error.traceback
-    assert found.injection.unmatched == ("target_modules: query",)
+    assert found.injection.unmatched == (Unmatched("target_modules", "query"),)
 
 
 def test_headless_class() -> None:
@@ -202,7 +206,7 @@ def test_a_wrapped_model_is_described_as_it_is() -> None:
     found = describe_module(model)
     assert found.model_class == "LlamaForCausalLM"
     assert found.injection.wrapper == "PeftModelForCausalLM"
-    assert found.injection.unmatched == ("target_modules: nix",)
+    assert found.injection.unmatched == (Unmatched("target_modules", "nix"),)
     assert [group.leaf for group in found.groups if group.adapted] == ["q_proj"]
     trainable, total = model.get_nb_trainable_parameters()
     assert found.injection.trainable_parameters == trainable

@@ -138,7 +138,7 @@ def test_an_observer_that_fails_is_a_note() -> None:
     with observing.forwards(model):
         model(torch.ones(1, 2))
     seen = observing.observations()
-    assert seen.norms == () and "our mistake" in seen.notes[0]
+    assert seen.norms == () and "our mistake" in seen.notes[0].text
     assert not model._forward_hooks
 
 

@@ -11,7 +11,7 @@ from lora_doctor.evidence.meta import gather
 from lora_doctor.proposal.defaults import default_groups, role_cover
 from lora_doctor.proposal.roles import jobs_of_name
 from lora_doctor.recipe.recipe import Recipe
-from lora_doctor.results.structure import Structure
+from lora_doctor.results.structure import Structure, Unmatched
 from tests import cli
 from tests.test_towers import source
 
@@ -64,7 +64,7 @@ def test_what_peft_refuses_is_left_out() -> None:
     """Mamba's out_proj: asked of the installed PEFT, which refuses it in recent releases."""
     found = look("mamba")
     assert found.injection.ok
-    if any("out_proj" in note for note in found.notes):
+    if any("out_proj" in note.text for note in found.notes):
         assert "out_proj" not in found.recipe["values"]["target_modules"]
 
 
@@ -88,7 +88,7 @@ def test_what_the_user_set_is_not_touched() -> None:
     adapted = {group.leaf for group in found.groups if group.adapted}
     assert adapted == {"o_proj", "down_proj"}
     missing = {"q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"}
-    assert set(found.injection.unmatched) == {f"target_modules: {name}" for name in missing}
+    assert set(found.injection.unmatched) == {Unmatched("target_modules", name) for name in missing}
 
 
 def test_a_complete_recipe_gets_no_proposals() -> None:
@@ -141,14 +141,15 @@ def test_proposal_leaves_out_what_peft_does_not_find_again_in_its_own_file() -> 
     if not lost:
         pytest.skip("this PEFT finds all of its adapters again")
     assert all(".shared_experts." in pattern for pattern in lost)
-    saved, _, looked_for = asked.injection.not_reloaded_example.partition(" -> ")
-    assert "shared_experts." in saved and "shared_experts.." in looked_for
+    example = asked.injection.not_reloaded_example
+    assert example is not None
+    assert "shared_experts." in example.saved and "shared_experts.." in example.looked_for
     ours = look("laguna")
     assert ours.injection.not_reloaded == ()
     adapted = {group.pattern for group in ours.groups if group.adapted}
     assert not adapted & set(lost)
     assert {"model.layers.*.self_attn.q_proj", "model.layers.*.mlp.gate_proj"} <= adapted
-    assert any("shared_experts" in note for note in ours.notes)
+    assert any("shared_experts" in note.text for note in ours.notes)
 
 
 def needs(config: str) -> None:
@@ -205,14 +206,14 @@ def test_layers_that_lose_their_names_to_experts_are_told() -> None:
     shared = [group for group in found.groups if ".shared_experts." in group.pattern]
     assert shared and found.injection.ok
     if not any(group.adapted for group in shared):
-        assert any(shared[0].pattern in note for note in found.notes)
+        assert any(shared[0].pattern in note.text for note in found.notes)
 
 
 def test_weights_that_are_no_layers_are_told() -> None:
     """DBRX keeps its experts in flat matrices, 86 % of the model, and nothing said so."""
     needs("DbrxConfig")
     found = look("dbrx")
-    assert any("ffn.experts.mlp" in note and "86%" in note for note in found.notes)
+    assert any("ffn.experts.mlp" in note.text and "86%" in note.text for note in found.notes)
 
 
 def test_both_stacks_of_an_encoder_and_decoder_are_proposed() -> None:

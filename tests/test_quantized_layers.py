@@ -102,13 +102,15 @@ def test_nothing_is_told_of_a_model_that_runs_or_fails_for_another_reason(ask: s
 def test_a_model_that_does_not_run_in_half_precision_does_not_train_in_it() -> None:
     """The columns of the census are about this machine; it is no open question there."""
     from lora_doctor.census.cells import cell
+    from lora_doctor.results.note import Note
     from lora_doctor.results.verification import Verification
 
     why = "the base model does not run without adapters: text: RuntimeError: expected Float"
-    notes = (f"run in float32 without quantization, bfloat16 is not proven: {why}",)
+    notes = (Note("does-not-run", f"run in float32, bfloat16 is not proven: {why}", why),)
     ran = Verification("passed", "tiny", "cpu", "float32", (), notes=notes)
     assert cell(ran) == {"status": "no", "reason": why}
-    not_saved = ("run in float32 without quantization, bfloat16 is not proven: OSError: full",)
+    full = "OSError: full"
+    not_saved = (Note("not-proven", f"run in float32, bfloat16 is not proven: {full}", full),)
     ran = Verification("passed", "tiny", "cpu", "float32", (), notes=not_saved)
     assert cell(ran)["status"] == "unknown"
 

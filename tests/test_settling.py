@@ -90,7 +90,7 @@ def test_layers_that_share_a_weight_are_left_out_because_they_cannot_be_merged(
     assert adapted and not any("shared_transf" in pattern for pattern in adapted)
     merge = case.tiny.check("merge")
     assert case.tiny.outcome == "passed" and merge is not None and merge.status == "passed"
-    assert any("share" in note for note in case.structure.notes)
+    assert any("share" in note.text for note in case.structure.notes)
 
 
 def test_a_layer_that_is_no_plain_matrix_is_left_out(worker: Worker) -> None:
@@ -101,7 +101,7 @@ def test_a_layer_that_is_no_plain_matrix_is_left_out(worker: Worker) -> None:
     case.refine_proposal()
     assert case.recipe.get("target_modules") == ["first"]
     assert case.tiny.outcome == "passed"
-    assert any("left out" in note for note in case.structure.notes)
+    assert any("left out" in note.text for note in case.structure.notes)
 
 
 def test_a_second_run_betters_what_the_first_could_not_show(worker: Worker) -> None:
@@ -183,4 +183,4 @@ def test_where_convolutions_cannot_be_wrapped_the_head_is_adapted(worker: Worker
     case = refined(worker, "mobilenet_v2", "AutoModelForImageClassification")
     assert case.recipe.get("target_modules") == ["classifier"]
     assert case.tiny.outcome == "passed"
-    assert any("reads stride of Conv2d" in note for note in case.structure.notes)
+    assert any("reads stride of Conv2d" in note.text for note in case.structure.notes)

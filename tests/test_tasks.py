@@ -124,12 +124,12 @@ def test_a_class_that_does_not_list_the_model_is_told_from_one_that_is_not_there
 def test_the_choice_among_several_tasks_is_told(worker: Worker) -> None:
     """BERT is in ten mappings; somebody who wants another one must know that there is a choice."""
     unasked = lora_doctor.check("arch:bert", depth="meta", worker=worker)
-    told = " ".join(unasked.notes)
+    told = " ".join(note.text for note in unasked.notes)
     assert "taken as AutoModelForSequenceClassification" in told
     assert "--class" in told and "AutoModelForMultipleChoice" in told
     asked = lora_doctor.check("arch:bert", {"model_class": "AutoModelForMaskedLM"},
                               depth="meta", worker=worker)  # fmt: skip
-    assert not any("taken as" in note for note in asked.notes)
+    assert not any("taken as" in note.text for note in asked.notes)
 
 
 def test_statistics_of_a_model_just_made_fit_its_activations() -> None:
@@ -167,7 +167,7 @@ def test_layers_of_a_class_of_their_own_are_adapted_by_their_weights(worker: Wor
     recipe = diagnosis.recipe
     assert any(name.endswith("query.weight") for name in recipe.get("target_parameters"))
     assert diagnosis.before is not None and diagnosis.before.outcome == "passed", diagnosis.before
-    assert any("statistics" in note for note in diagnosis.before.notes)
+    assert any("statistics" in note.text for note in diagnosis.before.notes)
 
 
 class _Keeps(torch.nn.Module):

@@ -161,7 +161,7 @@ def test_a_composite_of_the_users_own() -> None:
         "llm.lm_head": "head",
     }
     assert all(tower.why for tower in anatomy.towers)
-    assert "get_input_embeddings" in (anatomy.input_embeddings_error or "")
+    assert "get_input_embeddings" in str(anatomy.input_embeddings_error)
 
 
 def test_parameters_of_towers_add_up() -> None:

@@ -11,12 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_doctor.contract.contract import DOES_NOT_RUN
 from lora_doctor.contract.recorder import is_out_of_memory
 from lora_doctor.errors import EvidenceError
 from lora_doctor.evidence import fewer_layers, tiny
 from lora_doctor.recipe.recipe import Recipe
-from lora_doctor.results.verification import NOT_PROVEN, Verification
+from lora_doctor.results.verification import Verification
 from lora_doctor.sandbox.worker import one_line, report_progress
 
 STEPS = 1
@@ -80,7 +79,7 @@ def _try(shrunk: Any, loader: Any, recipe: Recipe, steps: int) -> Verification:
 
 def cell(result: Verification) -> dict[str, str]:
     """What a verification says in one cell."""
-    unproven = [note for note in result.notes if NOT_PROVEN in note]
+    unproven = [note for note in result.notes if note.is_unproven]
     if result.outcome == "undetermined":
         return {"status": "unknown", "reason": result.reason}
     if result.outcome == "failed":
@@ -88,10 +87,10 @@ def cell(result: Verification) -> dict[str, str]:
     if unproven:
         # The columns about half precision are about this machine: what raises here does not train
         # here. Whatever else kept us from trying says nothing.
-        _, raised, reason = unproven[0].partition(DOES_NOT_RUN)
-        if raised:
-            return {"status": "no", "reason": f"{DOES_NOT_RUN}{reason}"}
-        return {"status": "unknown", "reason": unproven[0]}
+        first = unproven[0]
+        if first.kind == "does-not-run":
+            return {"status": "no", "reason": first.reason}
+        return {"status": "unknown", "reason": first.text}
     return {"status": "yes", "reason": ""}
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_doctor.census.pairs import GENERATION, task
-from lora_doctor.census.row import COLUMNS, NOT_REACHED, Cell, Row
+from lora_doctor.census.row import COLUMNS, Cell, Row
 from lora_doctor.census.run import Census
 from lora_doctor.recipe.files.read_write import new_recipe_text
 from lora_doctor.recipe.recipe import Recipe
@@ -127,7 +127,7 @@ def _view(row: Row) -> dict[str, Any]:
     reasons = [
         (TITLES[name], cell.reason)
         for name, cell in row.cells.items()
-        if cell.status != "yes" and cell.reason != NOT_REACHED
+        if cell.status != "yes" and cell.reached
     ]
     words = task(row.auto_class)
     recipe = new_recipe_text(Recipe(dict(row.recipe), {})) if row.recipe else ""
@@ -146,7 +146,7 @@ def _view(row: Row) -> dict[str, Any]:
 
 
 def _look(cell: Cell) -> str:
-    return "unreached" if cell.reason == NOT_REACHED else cell.status
+    return cell.status if cell.reached else "unreached"
 
 
 def _billions(count: int) -> str:

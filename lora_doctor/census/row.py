@@ -37,8 +37,6 @@ COLUMNS: Mapping[str, str] = {
     "save_reload": "saved and reloaded adapters give the same logits",
     "merge": "merged weights give the same logits",
 }
-#: The reason of a cell that nothing was tried for, because the model does not build.
-NOT_REACHED = "not reached"
 #: The rule that says no more than what the cell says without it.
 UNEXPLAINED = "LD001"
 #: Beside what the recipe says; a recipe without `target_modules` is PEFT's own default.
@@ -62,6 +60,8 @@ class Cell:
 
     status: str
     reason: str = ""
+    #: ``False`` where nothing was tried, because the model does not build.
+    reached: bool = True
 
 
 @dataclass(frozen=True)
@@ -126,14 +126,15 @@ def _judged(pair: Pair, case: Case, worker: Worker, keep: Path | None) -> Row:
     peaks: list[int] = []
     if structure is not None and before is not None and cells["builds"].status == "yes":
         recipe = diagnosis.recipe
-        cells["recipe"] = Cell(**cell(before))
+        said = cell(before)
+        cells["recipe"] = Cell(said["status"], said["reason"])
         cells["save_reload"] = _check(before, "save-reload")
         cells["merge"] = _check(before, "merge")
         refused = structure.injection.error
         if refused is not None and cells["recipe"].status == "yes":
             # The tiny model has fewer layers, and what PEFT refuses may be in those.
-            said = one_line(refused.message)
-            cell_of_class = Cell("no", f"attaches: at full size {refused.type}: {said}")
+            why = one_line(refused.message)
+            cell_of_class = Cell("no", f"attaches: at full size {refused.type}: {why}")
             cells["recipe"] = _explained(cell_of_class, "attaches", diagnosis)
         for name, check in _failed(before).items():
             cells[name] = _explained(cells[name], check, diagnosis)
@@ -218,7 +219,7 @@ def _other_ways(
 
 def _complete(cells: Mapping[str, Cell]) -> dict[str, Cell]:
     """All columns, in their order; what was not reached says so."""
-    return {name: cells.get(name, Cell("unknown", NOT_REACHED)) for name in COLUMNS}
+    return {name: cells.get(name, Cell("unknown", "not reached", False)) for name in COLUMNS}
 
 
 def _to_copy(recipe: Recipe) -> dict[str, Any]:

@@ -32,16 +32,14 @@ from lora_doctor.nn.copying import (
 )
 from lora_doctor.nn.memory_meter import MemoryMeter
 from lora_doctor.recipe.recipe import Recipe
+from lora_doctor.results.note import Note
 from lora_doctor.results.round_trip import Saving
+from lora_doctor.results.structure import ErrorReport
 from lora_doctor.results.verification import AdapterGroup, BatchReport, Verification
 from lora_doctor.text import clean_path, one_line, where
 
 #: PEFT's ways to start LoRA at zero, so that the adapted model starts as the base model.
 ZERO_START = (None, True, "gaussian")
-#: In a note: what becomes of a batch that raises without any adapter, beside others that do not.
-LEFT_OUT = "the base model does not take this batch, it was left out"
-#: How the reason begins when nothing can be said about the recipe.
-DOES_NOT_RUN = "the base model does not run"
 
 
 @dataclass
@@ -74,7 +72,7 @@ class Subject:
     missing: tuple[str, ...] = ()
     unfit: tuple[str, ...] = ()
     model_class: str = ""
-    steps: list[str] = field(default_factory=list)
+    steps: list[Note] = field(default_factory=list)
     round_trip: bool = True
     observed: bool = True
     new_heads: tuple[str, ...] = ()
@@ -136,17 +134,19 @@ class Contract:
                     self._round_trip()
             except Stop as caught:
                 stop = caught
-        undetermined = stop is not None and stop.undetermined
+        obstacle = stop.obstacle if stop is not None else None
         reason = "" if stop is None else f"not run: {stop.reason}"
         failed = "failed" if self.recorder.failed else "passed"
         return Verification(
-            outcome="undetermined" if undetermined else failed,  # type: ignore[arg-type]
+            outcome="undetermined" if obstacle else failed,  # type: ignore[arg-type]
             depth=self.depth,
             device=self.device,
             dtype=self.dtype,
             checks=self.recorder.checks(reason),
             failure=self.recorder.failure,
-            reason=stop.reason if stop is not None and undetermined else "",
+            reason=stop.reason if stop is not None and obstacle else "",
+            obstacle=obstacle,
+            base_error=stop.base_error if stop is not None else None,
             adapters=self._groups(),
             batches=self._batch_reports(),
             model_class=name,
@@ -180,6 +180,7 @@ class Contract:
     def _run_base(self) -> None:
         """The reference: losses without adapters. A base that does not run says nothing."""
         reasons = []
+        first: ErrorReport | None = None
         for batch in self.subject.batches:
             try:
                 loss = measured_loss(self.model, batch, adapters=False)
@@ -188,6 +189,7 @@ class Contract:
                     raise
                 reasons.append(f"{kind_of(batch)}: {type(error).__name__}: {one_line(error, 200)}")
                 last = where(error)
+                first = first or _base_error(error)
                 continue
             ours = self.depth == "tiny" and not self.subject.user_weights
             if not is_finite(loss) and ours and self.dtype == "float32":
@@ -199,9 +201,13 @@ class Contract:
             self.base_losses.append(loss)
         if not self.batches:
             told = f"{reasons[0]} ({last})" if reasons else "there is no batch"
-            raise Stop(f"{DOES_NOT_RUN} without adapters: {told}", undetermined=True)
+            raise Stop(f"the base model does not run without adapters: {told}", "base-model", first)
         for reason in reasons:
-            self.recorder.note(f"{LEFT_OUT}: {reason}")
+            self.recorder.note(
+                "batch-left-out",
+                f"the base model does not take this batch, it was left out: {reason}",
+                reason,
+            )
 
     def _attach(self) -> None:
         import warnings
@@ -224,7 +230,7 @@ class Contract:
             raise Stop(
                 f"{', '.join(self.subject.unfit)} may name what the tiny model is too small to "
                 f"have: {one_line(stop.__cause__ or stop, 200)}",
-                undetermined=True,
+                "size",
             ) from stop
         if not self.layers:
             self.recorder.add("attaches", False, 0, "adapters in the model", "no adapter was found")
@@ -312,7 +318,7 @@ class Contract:
                 raise Stop("loss-finite failed")
             if bad:
                 self.recorder.hidden = self.recorder.hidden or bad
-                self.recorder.note(f"{bad}; the loss is finite all the same")
+                self.recorder.note("step", f"{bad}; the loss is finite all the same")
         self.recorder.add("loss-finite", True, value, "a finite number")
 
     def _starts_at_base(self) -> None:
@@ -359,9 +365,10 @@ class Contract:
             if is_out_of_memory(error):
                 raise
             raise Stop(
-                f"{DOES_NOT_RUN} in training mode: "
+                "the base model does not run in training mode: "
                 f"{type(error).__name__}: {one_line(error, 200)} ({where(error)})",
-                undetermined=True,
+                "base-model",
+                _base_error(error),
             ) from error
 
     def _blame_loss(self, bad: NonFinite | None, value: Any) -> None:
@@ -420,6 +427,11 @@ class Contract:
             )
             for batch in self.batches
         )
+
+
+def _base_error(error: BaseException) -> ErrorReport:
+    """What the model raised without adapters, as data."""
+    return ErrorReport(type(error).__name__, one_line(error), where(error))
 
 
 def _count(model: Any, *, trainable: bool) -> int:

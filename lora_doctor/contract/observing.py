@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from lora_doctor.contract.observers.base import Observer, Setting
+from lora_doctor.results.note import Note
 from lora_doctor.results.observations import Observations
 
 if TYPE_CHECKING:
@@ -65,7 +66,11 @@ class Observers:
         for observer in self._observers:
             readings[observer.field] = observer.safely(observer.readings) or ()
         notes = tuple(
-            f"{observer.field} could not be observed: {observer.broken}"
+            Note(
+                "not-observed",
+                f"{observer.field} could not be observed: {observer.broken}",
+                observer.broken,
+            )
             for observer in self._observers
             if observer.broken
         )

@@ -7,17 +7,28 @@ from contextlib import contextmanager
 from typing import Any
 
 from lora_doctor.contract.locator import Locator, NonFinite
-from lora_doctor.results.verification import CHECKS, Check, CheckStatus, Failure
+from lora_doctor.results.note import Note, NoteKind
+from lora_doctor.results.structure import ErrorReport
+from lora_doctor.results.verification import CHECKS, Check, CheckStatus, Failure, Obstacle
 from lora_doctor.text import one_line, traceback_text, where
 
 
 class Stop(Exception):
-    """The contract cannot go on; with ``undetermined`` the reason says nothing about the recipe."""
+    """The contract cannot go on; with an ``obstacle`` the reason says nothing about the recipe.
 
-    def __init__(self, reason: str, undetermined: bool = False) -> None:
+    ``base_error``: what the model raised without adapters, where that is the obstacle.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        obstacle: Obstacle | None = None,
+        base_error: ErrorReport | None = None,
+    ) -> None:
         super().__init__(reason)
         self.reason = reason
-        self.undetermined = undetermined
+        self.obstacle = obstacle
+        self.base_error = base_error
 
 
 class Recorder:
@@ -26,7 +37,7 @@ class Recorder:
     def __init__(self) -> None:
         self._checks: dict[str, Check] = {}
         self.failure: Failure | None = None
-        self.notes: list[str] = []
+        self.notes: list[Note] = []
         #: The first module with an output that is not finite, where the loss is: it is hidden.
         self.hidden: NonFinite | None = None
 
@@ -47,9 +58,10 @@ class Recorder:
             self.failure = None
         self.skip(name, why)
 
-    def note(self, text: str) -> None:
-        if text not in self.notes:
-            self.notes.append(text)
+    def note(self, kind: NoteKind, text: str, reason: str = "") -> None:
+        note = Note(kind, text, reason)
+        if note not in self.notes:
+            self.notes.append(note)
 
     def _enter(self, name: str, status: CheckStatus, value: Any, expected: str, why: str) -> None:
         assert name in CHECKS and name not in self._checks, name

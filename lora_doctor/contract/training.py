@@ -96,7 +96,7 @@ class Training:
         kept = [name for name in moved if name in self._written]
         if kept:
             self.recorder.note(
-                f"{len(kept)} buffers are statistics: forward moves them ({kept[0]})"
+                "step", f"{len(kept)} buffers are statistics: forward moves them ({kept[0]})"
             )
             moved = [name for name in moved if name not in self._written]
         names = ", ".join(moved[:NAMES_SHOWN])
@@ -142,7 +142,7 @@ class Training:
                     kinds = " or ".join(self.missing)
                     raise Stop(
                         f"no batch with {kinds} could be made, and the others reach no adapter",
-                        undetermined=True,
+                        "batch",
                     )
                 value = float(loss.detach())
                 if watch and not is_finite(value):
@@ -207,12 +207,13 @@ class Training:
         idle = found.without_tokens(self.layers)
         if idle:
             paths = ", ".join(layer.path for layer in idle[:NAMES_SHOWN])
-            self.recorder.note(f"{len(idle)} adapted experts got no token: {paths}")
+            self.recorder.note("step", f"{len(idle)} adapted experts got no token: {paths}")
         unreached = [layer for layer in self.layers if not layer.calls and layer not in idle]
         if self.missing and unreached:
             self.recorder.note(
+                "step",
                 f"{len(unreached)} adapters are not proven: there is no batch with "
-                f"{' or '.join(self.missing)} ({unreached[0].path}, …)"
+                f"{' or '.join(self.missing)} ({unreached[0].path}, …)",
             )
             idle = [*idle, *unreached]
         out = {id(layer) for layer in idle}
@@ -220,7 +221,9 @@ class Training:
         judged = [p for p in judged if p.name in self._trained]
         unused = [p for p in judged if p.part == "trainable_tokens_delta" and not p.got_gradient]
         if unused:
-            self.recorder.note("trainable tokens are not proven: they do not occur in the batch")
+            self.recorder.note(
+                "step", "trainable tokens are not proven: they do not occur in the batch"
+            )
             judged = [p for p in judged if p not in unused]
         without = [p for p in judged if not p.got_gradient]
         none = sum(not p.seen for p in without)
@@ -279,7 +282,7 @@ class Training:
         detail += " then ".join(f"{one:g}" for one in tried)
         self.rounds_done, extra = used, self.rounds_done - used
         if extra:
-            self.recorder.note(f"{extra} more rounds were run until the loss was judged")
+            self.recorder.note("step", f"{extra} more rounds were run until the loss was judged")
         good = is_finite(now) and now < start - noise
         if not is_finite(now):
             bad = self._locate_forward(learnt[0], random_state())

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lora_doctor.engine.child_failures import evidence_error, went_down
-from lora_doctor.errors import EvidenceError, InputError
+from lora_doctor.errors import Cause, EvidenceError, InputError
 from lora_doctor.recipe.edit import Patch
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.depth import DEPTHS, Depth
 from lora_doctor.results.diagnosis import Gathered
+from lora_doctor.results.note import Note
 from lora_doctor.results.structure import Structure
 from lora_doctor.results.verification import Verification
 from lora_doctor.sandbox.worker import Outcome, Worker
@@ -236,6 +237,11 @@ class Case:
         """The reason why this evidence cannot be had; empty when it can."""
         return "" if self.has(name) else str(self._failures.get(name, ""))
 
+    def cause_of(self, name: str) -> Cause | None:
+        """What a library or the model's code raised, where this evidence cannot be had for it."""
+        failure = None if self.has(name) else self._failures.get(name)
+        return failure.cause if failure is not None else None
+
     @property
     def unexplained(self) -> tuple[str, ...]:
         """Failed checks of the training contract that no finding accounts for."""
@@ -415,7 +421,8 @@ class Case:
             for name in ("structure", "tiny"):
                 del self.__dict__[name]
             again = self.structure
-            self.__dict__["structure"] = replace(again, notes=(*again.notes, *reasons))
+            told = (Note("choice", reason) for reason in reasons)
+            self.__dict__["structure"] = replace(again, notes=(*again.notes, *told))
 
     def _layer_numbers(self, patterns: Sequence[str]) -> Mapping[str, Sequence[int]]:
         """The numbers that layers of these patterns have in their stack at full size."""

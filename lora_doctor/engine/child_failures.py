@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lora_doctor.errors import EvidenceError, InputError
+from lora_doctor.errors import Cause, EvidenceError, InputError
 from lora_doctor.results.verification import Check, Failure, Verification
 from lora_doctor.sandbox.worker import Outcome, Worker
 
@@ -15,10 +15,10 @@ def evidence_error(what: str, outcome: Outcome, worker: Worker) -> EvidenceError
     """
     failure = outcome.failure
     assert failure is not None
-    if failure.type.endswith("InputError"):
+    if failure.type == _name(InputError):
         raise InputError(failure.message)
-    if failure.type.endswith("EvidenceError"):
-        return EvidenceError(failure.message)
+    if failure.type == _name(EvidenceError):
+        return EvidenceError(failure.message, failure.cause)
     missing = [f"{name} ({error})" for name, error in worker.import_errors.items()]
     if missing:
         return EvidenceError(
@@ -26,7 +26,15 @@ def evidence_error(what: str, outcome: Outcome, worker: Worker) -> EvidenceError
             "pip install 'lora-doctor[stack]'"
         )
     label = f"{failure.type}: " if failure.type else ""
-    return EvidenceError(f"{what} could not be made: {failure.kind}: {label}{failure.message}")
+    return EvidenceError(
+        f"{what} could not be made: {failure.kind}: {label}{failure.message}",
+        Cause(failure.type, failure.message) if failure.kind == "exception" else None,
+    )
+
+
+def _name(error: type[BaseException]) -> str:
+    """A class of ours as the child names it."""
+    return f"{error.__module__}.{error.__qualname__}"
 
 
 def went_down(outcome: Outcome, depth: str) -> Verification:

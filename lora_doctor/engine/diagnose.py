@@ -17,7 +17,8 @@ from lora_doctor.errors import EvidenceError, LoraDoctorError
 from lora_doctor.results.depth import DEPTHS
 from lora_doctor.results.diagnosis import AppliedFix, Diagnosis, Skipped
 from lora_doctor.results.finding import SEVERITIES, Finding, first_fix
-from lora_doctor.results.verification import NOT_FED, NOT_PROVEN, Verification
+from lora_doctor.results.note import Note
+from lora_doctor.results.verification import Verification
 
 #: A fix may uncover the next finding; more rounds than this would be going in circles.
 MAX_ROUNDS = 5
@@ -95,15 +96,14 @@ def diagnose(
     )
 
 
-def _notes(case: Case, before: Verification | None) -> tuple[str, ...]:
-    """What was decided unasked on the way to the recipe, and what nothing was run on or in, in
-    words."""
+def _notes(case: Case, before: Verification | None) -> tuple[Note, ...]:
+    """What was decided unasked on the way to the recipe, and what nothing was run on or in."""
     structure = case.__dict__.get("structure")
     decided = structure.notes if structure is not None else ()
     told = before.notes if before is not None else ()
     return (
         *decided,
-        *(note for note in told if note.startswith(NOT_FED) or NOT_PROVEN in note),
+        *(note for note in told if note.is_gap),
     )
 
 

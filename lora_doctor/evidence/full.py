@@ -19,6 +19,7 @@ from lora_doctor.model import training_setup
 from lora_doctor.model.new_heads import loaded_again, new_heads
 from lora_doctor.prescription.patches import install_patches
 from lora_doctor.recipe.recipe import Recipe
+from lora_doctor.results.note import Note
 from lora_doctor.results.verification import Verification
 from lora_doctor.sandbox.worker import report_progress
 from lora_doctor.text import one_line
@@ -77,7 +78,7 @@ def choose_device(device: str) -> str:
 
 
 def _verify(loader: Any, recipe: Recipe, steps: int, device: str) -> Verification:
-    notes: list[str] = []
+    notes: list[Note] = []
     report_progress("loading the weights")
     try:
         model = _load(loader, recipe, device)
@@ -92,7 +93,9 @@ def _verify(loader: Any, recipe: Recipe, steps: int, device: str) -> Verificatio
     try:
         batches = training_setup.make_batches(model, loader.factory_batches, None, notes)
     except training_setup.NoBatch as error:
-        unclear = Verification.undetermined(str(error), depth="full", device=device)
+        unclear = Verification.undetermined(
+            str(error), depth="full", device=device, obstacle="batch", base_error=error.raised
+        )
         del model
         return _judged(unclear, loader, recipe, device)
     batches = [training_setup.cast(batch.to(device), dtype) for batch in batches]

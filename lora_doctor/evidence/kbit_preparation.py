@@ -14,11 +14,9 @@ from typing import Any
 from lora_doctor.contract.recorder import Recorder
 from lora_doctor.model import training_setup
 from lora_doctor.recipe.recipe import Recipe
+from lora_doctor.results.structure import ErrorReport
 from lora_doctor.results.verification import Verification
-from lora_doctor.text import one_line
-
-#: How the failure of a verification begins; the rule knows it by this.
-BROKEN = "the quantized model runs as it is loaded, and not after prepare_model_for_kbit_training"
+from lora_doctor.text import one_line, where
 
 
 def judged(
@@ -51,10 +49,23 @@ def judged(
         return result
     recorder = Recorder()
     recorder.add("builds", True, result.model_parameters, "an nn.Module", result.model_class)
-    told = RuntimeError(f"{BROKEN}: {type(error).__name__}: {one_line(error, 300)}")
+    broken = ErrorReport(type(error).__name__, one_line(error, 300), where(error))
+    told = RuntimeError(
+        "the quantized model runs as it is loaded, and not after prepare_model_for_kbit_training: "
+        f"{broken.type}: {broken.message}"
+    )
     recorder.fail("forward", told.with_traceback(error.__traceback__))
     checks = recorder.checks("not run: forward failed")
-    return replace(result, outcome="failed", checks=checks, failure=recorder.failure, reason="")
+    return replace(
+        result,
+        outcome="failed",
+        checks=checks,
+        failure=recorder.failure,
+        reason="",
+        obstacle=None,
+        base_error=None,
+        error_once_prepared=broken,
+    )
 
 
 def _objection(model: Any, batch: Any, dtype: str) -> Exception | None:

@@ -11,6 +11,7 @@ from lora_doctor.nn.copying import structural_copy, undisturbed
 from lora_doctor.nn.rebinding import deep_copy
 from lora_doctor.recipe.files.read_write import as_recipe
 from lora_doctor.recipe.recipe import Recipe
+from lora_doctor.results.note import Note
 from lora_doctor.results.verification import Verification
 from lora_doctor.text import one_line
 
@@ -60,14 +61,16 @@ def _verify(
     device: str,
     shared: bool,
 ) -> Verification:
-    notes: list[str] = []
+    notes: list[Note] = []
     training_setup.keep_quantized_layout(model)
     try:
         batches = training_setup.make_batches(
             model, None if given is None else [dict(batch) for batch in given], None, notes
         )
     except training_setup.NoBatch as error:
-        return Verification.undetermined(str(error), depth="full", device=device)
+        return Verification.undetermined(
+            str(error), depth="full", device=device, obstacle="batch", base_error=error.raised
+        )
     subject = Subject(
         base=model,
         batches=[batch.to(device) for batch in batches],

@@ -38,6 +38,7 @@ from lora_doctor.proposal.defaults import default_recipe
 from lora_doctor.proposal.tried import Proposal
 from lora_doctor.recipe.files.read_write import as_recipe
 from lora_doctor.recipe.recipe import Recipe
+from lora_doctor.results.note import Note
 from lora_doctor.results.structure import ForwardParameter, HeadClass, Injection, Structure
 from lora_doctor.static.installed.missing_package import missing_package
 
@@ -88,8 +89,9 @@ def gather(
         heads=tuple(loader.candidates),
         native_dtype=loader.native_dtype,
     )
-    told = [f"the default config cannot be built as it is; set {item}" for item in loader.repairs]
-    told += [loader.choice()] if loader.choice() else []
+    made = [f"the default config cannot be built as it is; set {item}" for item in loader.repairs]
+    made += [loader.choice()] if loader.choice() else []
+    told = [Note("choice", text) for text in made]
     found = _complete(replace(found, notes=(*found.notes, *told)), where, model, asked)
     loaded = loader.source["kind"] != "factory"
     recipe_in_full = Recipe.from_json(found.recipe)
@@ -206,7 +208,7 @@ def _complete(found: Structure, where: Mapping[str, int], model: Any, asked: Rec
     """Fill the open keys, inject, and put the result in."""
     recipe = asked
     injected: Injected | None = None
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
     if built_in_adapters.trains_its_own(model, asked):
         recipe = asked.fill({"task_type": None, **default_recipe(found, ["dtype"], False)})
         injected = built_in_adapters.read_own(model)
@@ -225,7 +227,8 @@ def _with_wrapper(found: Structure, recipe: Recipe) -> Structure:
         call = wrapper_call(recipe.get("task_type"))
     except Exception as error:  # noqa: BLE001 - a PEFT that we do not know yet
         seen = report(error)
-        notes = (*notes, f"the wrapper could not be asked: {seen.type}: {seen.message}")
+        text = f"the wrapper could not be asked: {seen}"
+        notes = (*notes, Note("not-observed", text, str(seen)))
     return replace(
         found,
         recipe=recipe.to_json(),

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lora_doctor.contract.contract import LEFT_OUT
 from lora_doctor.contract.recorder import Recorder, is_out_of_memory
 from lora_doctor.model.modules import pattern_of
 from lora_doctor.recipe.recipe import Recipe
@@ -43,7 +42,7 @@ class Touched:
 def ended_early(result: Verification) -> bool:
     """Whether an exception of the model ended a verification, or left out one of its batches."""
     raised = result.failure is not None and bool(result.failure.where)
-    left_out = any(note.startswith(LEFT_OUT) for note in result.notes)
+    left_out = any(note.kind == "batch-left-out" for note in result.notes)
     return raised or left_out or result.outcome == "undetermined"
 
 
@@ -81,8 +80,8 @@ def explained(
             for check in result.checks
         )
         return replace(
-            result, outcome="failed", reason="", failure=failure, checks=told_so,
-            quantized_uses=told,
+            result, outcome="failed", reason="", obstacle=None, base_error=None,
+            failure=failure, checks=told_so, quantized_uses=told,
         )  # fmt: skip
     recorder = Recorder()
     recorder.add("builds", True, result.model_parameters, "an nn.Module", result.model_class)
@@ -90,7 +89,7 @@ def explained(
     checks = recorder.checks("not run: forward failed")
     return replace(
         result, outcome="failed", checks=checks, failure=recorder.failure, reason="",
-        quantized_uses=told,
+        obstacle=None, base_error=None, quantized_uses=told,
     )  # fmt: skip
 
 

@@ -22,7 +22,9 @@ from lora_doctor.model.new_heads import loaded_again, new_heads
 from lora_doctor.prescription.patches import install_patches
 from lora_doctor.recipe.edit import REMOVE, Edit
 from lora_doctor.recipe.recipe import Recipe
-from lora_doctor.results.verification import NOT_PROVEN, Verification
+from lora_doctor.results.note import Note
+from lora_doctor.results.structure import ErrorReport
+from lora_doctor.results.verification import Obstacle, Verification
 from lora_doctor.sandbox.worker import report_progress
 from lora_doctor.text import one_line, where
 
@@ -69,7 +71,13 @@ def _verify(loader: Any, recipe: Recipe, steps: int, device: str, made: str | No
         return _run(model, loader, None, training_setup.dtype_of(model), recipe, steps, device, [])
     shrunk = make(loader, made)
     return verify(
-        shrunk.model, shrunk.batch, loader, recipe, steps, device, notes=tuple(shrunk.steps)
+        shrunk.model,
+        shrunk.batch,
+        loader,
+        recipe,
+        steps,
+        device,
+        notes=tuple(Note("step", step) for step in shrunk.steps),
     )
 
 
@@ -126,7 +134,7 @@ def verify(
     steps: int,
     device: str,
     *,
-    notes: Sequence[str] = (),
+    notes: Sequence[Note] = (),
     thorough: bool = True,
 ) -> Verification:
     """The training contract on a tiny model, in the recipe's dtype and quantization where this
@@ -141,13 +149,15 @@ def verify(
     asked = recipe
     recipe, unfit = fewer_layers.fit(asked, tiny, loader.config)
     told += [
-        f"{key} {asked.get(key)!r:.80} -> {recipe.get(key)!r:.80}"
+        Note("step", f"{key} {asked.get(key)!r:.80} -> {recipe.get(key)!r:.80}")
         for key in recipe.values
         if recipe.get(key) != asked.get(key)
     ]
     loads_otherwise = dtype != "float32" or recipe.quantized
     quantized_here = False
     reason = kind = ""
+    obstacle: Obstacle | None = None
+    raised: ErrorReport | None = None
     if loads_otherwise or recipe.mixed_precision:
         try:
             if loads_otherwise:
@@ -160,11 +170,12 @@ def verify(
             result = _run(
                 model, loader, batch, runs_in, recipe, steps, device, told, unfit, thorough
             )
-            reason = result.reason
+            reason, obstacle, raised = result.reason, result.obstacle, result.base_error
         except Exception as error:
             if is_out_of_memory(error):
                 raise
             reason = f"{type(error).__name__}: {one_line(error, 200)} ({where(error)})"
+            raised = ErrorReport(type(error).__name__, one_line(error), where(error))
         else:
             if quantized_here and quantized_layers.ended_early(result):
                 result = _explained(result, tiny, recipe, first, dtype)
@@ -176,13 +187,23 @@ def verify(
         # The base model does not run this way on this device: that is no fault of the recipe.
         mixed = f"{recipe.mixed_precision} autocast" if recipe.mixed_precision else None
         kind = ", ".join(filter(None, (dtype, recipe.quantized, mixed)))
-        told.append(f"run in float32 without quantization, {kind} {NOT_PROVEN}: {reason}")
+        told.append(
+            Note(
+                "does-not-run" if obstacle == "base-model" else "not-proven",
+                f"run in float32 without quantization, {kind} is not proven: {reason}",
+                reason,
+            )
+        )
         recipe = recipe.edit((Edit("fp16", REMOVE), Edit("bf16", REMOVE)))
     result = _run(tiny, loader, first, "float32", recipe, steps, device, told, unfit, thorough)
     if quantized_here and result.outcome == "passed":
         # It was quantized and did not run: in float32 it is another model that trains.
         result = replace(
-            result, outcome="undetermined", reason=f"the model does not run in {kind}: {reason}"
+            result,
+            outcome="undetermined",
+            reason=f"the model does not run in {kind}: {reason}",
+            obstacle="base-model",
+            base_error=raised,
         )
     return result
 
@@ -195,7 +216,7 @@ def _run(
     recipe: Recipe,
     steps: int,
     device: str,
-    notes: list[str],
+    notes: list[Note],
     unfit: tuple[str, ...] = (),
     thorough: bool = True,
 ) -> Verification:
@@ -205,7 +226,9 @@ def _run(
     try:
         batches = training_setup.make_batches(model, loader.factory_batches, batch, notes)
     except training_setup.NoBatch as error:
-        return Verification.undetermined(str(error), depth="tiny", device=device)
+        return Verification.undetermined(
+            str(error), depth="tiny", device=device, obstacle="batch", base_error=error.raised
+        )
     heads = new_heads(model, loader.source)
     subject = Subject(
         base=model,
@@ -238,7 +261,7 @@ def _judged(
         with _saved(model) as folder:
             return _quantized(type(model), folder, recipe, dtype, result.device)
 
-    if not recipe.quantized or batch is None or any(NOT_PROVEN in note for note in result.notes):
+    if not recipe.quantized or batch is None or any(note.is_unproven for note in result.notes):
         return result
     return kbit_preparation.judged(result, load, recipe, batch.to(result.device), dtype)
 
@@ -286,7 +309,7 @@ def is_quantized_layer(value: Any) -> bool:
     return type(value).__module__.partition(".")[0] == "bitsandbytes"
 
 
-def _reload(model: Any, recipe: Recipe, dtype: str, device: str, notes: list[str]) -> Any:
+def _reload(model: Any, recipe: Recipe, dtype: str, device: str, notes: list[Note]) -> Any:
     """The tiny model saved and loaded again with the recipe's dtype and quantization.
 
     ``from_pretrained`` does more than ``.to(dtype)``: it keeps some layers in float32. ``notes`` is
@@ -300,10 +323,9 @@ def _reload(model: Any, recipe: Recipe, dtype: str, device: str, notes: list[str
             except Exception as error:
                 if is_out_of_memory(error):
                     raise
-                notes.append(
-                    f"run without {recipe.quantized} quantization, which {NOT_PROVEN}: "
-                    f"{type(error).__name__}: {one_line(error, 160)}"
-                )
+                reason = f"{type(error).__name__}: {one_line(error, 160)}"
+                text = f"run without {recipe.quantized} quantization, which is not proven: {reason}"
+                notes.append(Note("not-proven", text, reason))
             else:
                 return training_setup.for_kbit_training(loaded, recipe)
         return type(model).from_pretrained(folder, **options)

@@ -12,6 +12,7 @@ from typing import Any
 
 from lora_doctor.memory_plan.attention import fused_attention
 from lora_doctor.memory_plan.data_dependent_ops import KnownValues, UnknownValue, running_on_meta
+from lora_doctor.results.note import Note
 from lora_doctor.text import one_line
 from lora_doctor.tiny_model.batch.draft import Draft
 from lora_doctor.tiny_model.batch.features import count_features
@@ -150,7 +151,8 @@ def _settle(draft: _Draft, length: int) -> PlannedBatch:
             try:
                 loss = _loss_of(_forward(draft.model, draft.own(full)))
             except Exception as error:  # noqa: BLE001 - not the kind of label for this head
-                draft.notes.append(one_line(error))
+                said = one_line(error)
+                draft.notes.append(Note("objection", said, said))
                 continue
             if loss is not None:
                 return PlannedBatch(draft.own(full), tokens, kind)

@@ -22,6 +22,7 @@ from lora_doctor.prescription.patches import install_patches
 from lora_doctor.recipe.memory_size import parse_memory
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.memory_plan import Part, Plan, Source, Variant
+from lora_doctor.results.note import Note
 from lora_doctor.sandbox.worker import report_progress
 from lora_doctor.tiny_model.batch.result import BatchError
 
@@ -84,7 +85,7 @@ class _Planner:
     def __init__(self, loader: Loader, recipe: Recipe) -> None:
         self.recipe = recipe
         self.ends = time.monotonic() + SECONDS
-        self.notes: list[str] = []
+        self.notes: list[Note] = []
         self.assumptions = list(ASSUMPTIONS)
         self.model = loader.build("meta")
         own = loader.source["kind"] == "factory"
@@ -147,12 +148,13 @@ class _Planner:
 
     def _tell(self, batch: Any) -> None:
         if batch.left_out:
-            self.notes.append(
+            text = (
                 f"the batch has no {' and no '.join(batch.left_out)}, so what these take is "
                 f"missing: {batch.objection}"
             )
+            self.notes.append(Note("not-fed", text, batch.objection))
         if 0 < batch.length < self.length.value:
-            self.notes.append(f"the model has places for {batch.length} tokens")
+            self.notes.append(Note("step", f"the model has places for {batch.length} tokens"))
             self.length = _Choice(batch.length, "the model's own limit")
 
     # -- one variant ------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from lora_doctor.model.meta_copy import Meaning, MetaCopy, meta_copy
 from lora_doctor.model.modules import elements, is_adapter_layer, pattern_of, unwrap, walk
 from lora_doctor.model.reloading import not_reloaded
 from lora_doctor.recipe.recipe import Recipe
-from lora_doctor.results.structure import ErrorReport, Injection
+from lora_doctor.results.structure import Converted, ErrorReport, Injection, Unmatched
 
 ADAPTER_NAME = "default"
 _TRACEBACK_LINES = 60
@@ -66,7 +66,7 @@ def inject(model: Any, recipe: Recipe) -> Injected:
                 ok=False,
                 error=error_report,
                 unmatched=unmatched,
-                converted=tuple(converted),
+                converted=converted,
                 warnings=tuple(seen),
             ),
             {},
@@ -78,7 +78,7 @@ def inject(model: Any, recipe: Recipe) -> Injected:
             ok=True,
             wrapper=type(wrapped).__name__,
             unmatched=unmatched,
-            converted=tuple(converted),
+            converted=converted,
             resolved_targets=_resolved(config),
             warnings=tuple(seen),
             adapter_parameters=counts.adapter,
@@ -245,11 +245,11 @@ class _Names:
 
 
 def _unmatched(
-    wished: dict[str, Any], config: Any, names: _Names, converted: Sequence[str]
-) -> tuple[str, ...]:
+    wished: dict[str, Any], config: Any, names: _Names, converted: Sequence[Converted]
+) -> tuple[Unmatched, ...]:
     """Entries that name nothing, each asked alone; PEFT says nothing about them."""
     missing = []
-    turned = {line.split(" -> ")[0] for line in converted}
+    turned = {one.entry for one in converted}
     targets = wished["target_modules"]
     entries = [targets] if isinstance(targets, str) else list(targets or ())
     for entry in entries:
@@ -257,13 +257,13 @@ def _unmatched(
             continue
         alone = entry if isinstance(targets, str) else [entry]
         if not _names_a_module(config, alone, names.modules):
-            missing.append(f"target_modules: {entry}")
+            missing.append(Unmatched("target_modules", str(entry)))
     for entry in wished["target_parameters"] or ():
         if not any(path == entry or path.endswith(f".{entry}") for path in names.parameters):
-            missing.append(f"target_parameters: {entry}")
+            missing.append(Unmatched("target_parameters", str(entry)))
     for entry in wished["modules_to_save"] or ():
         if not any(path.endswith(entry) for path in names.modules):
-            missing.append(f"modules_to_save: {entry}")
+            missing.append(Unmatched("modules_to_save", str(entry)))
     return tuple(missing)
 
 
@@ -285,24 +285,27 @@ def _names_a_module(config: Any, targets: Any, paths: Sequence[str]) -> bool:
         return False
 
 
-def _converted(wished: dict[str, Any], config: Any, model: Any) -> list[str]:
-    """What this PEFT turned from target modules into parameters, as ``entry -> parameter``."""
+def _converted(wished: dict[str, Any], config: Any, model: Any) -> tuple[Converted, ...]:
+    """What this PEFT turned from target modules into parameters."""
     before = set(wished["target_parameters"] or ())
     added = sorted(set(getattr(config, "target_parameters", None) or ()) - before)
     targets = wished["target_modules"]
     if not added or not targets:
-        return []
+        return ()
     left = config.target_modules
     if isinstance(targets, str):
-        return [f"{targets} -> {name}" for name in added]
+        return tuple(Converted(targets, (name,)) for name in added)
     gone = [entry for entry in targets if isinstance(left, (set, list)) and entry not in left]
     alone: dict[str, str] = {}
     for entry in gone:
         parameter = _converts_alone(entry, config, model)
         if parameter in added:
             alone[entry] = str(parameter)
-    rest = [name for name in added if name not in alone.values()]
-    return [f"{entry} -> {alone.get(entry) or ', '.join(rest or added)}" for entry in gone]
+    rest = tuple(name for name in added if name not in alone.values())
+    return tuple(
+        Converted(entry, (alone[entry],) if entry in alone else rest or tuple(added))
+        for entry in gone
+    )
 
 
 def _converts_alone(entry: str, config: Any, model: Any) -> str | None:

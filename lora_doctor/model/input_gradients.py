@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from lora_doctor.results.structure import ErrorReport
 from lora_doctor.text import one_line
 
 _HOOKS = ("_require_grads_hook", "_require_grads_hooks")
 
 
-def why_not(model: Any) -> str | None:
+def why_not(model: Any) -> ErrorReport | None:
     """What ``enable_input_require_grads`` of this model raises; ``None`` when it does not raise or
     there is no such method. The model stays as it is."""
     enable = getattr(model, "enable_input_require_grads", None)
@@ -20,7 +21,7 @@ def why_not(model: Any) -> str | None:
     try:
         enable()
     except Exception as error:  # noqa: BLE001 - what it raises is the answer
-        return f"{type(error).__name__}: {one_line(error)}".rstrip(": ")
+        return ErrorReport(type(error).__name__, one_line(error))
     finally:
         for name in _HOOKS:
             made = vars(model).pop(name, None)

@@ -21,6 +21,7 @@ from lora_doctor.model.loading import peft_config
 from lora_doctor.model.meta_copy import meta_copy
 from lora_doctor.model.modules import is_adapter_layer
 from lora_doctor.recipe.recipe import Recipe
+from lora_doctor.results.note import Note
 from lora_doctor.results.structure import FloatPart, Quantization, Structure
 
 _SHOWN = 3
@@ -43,8 +44,8 @@ def added(found: Structure, model: Any, config: Any) -> Structure:
         raise
     except Exception as error:  # noqa: BLE001 - no bitsandbytes here, or one that does not fit
         seen = report(error)
-        note = f"this stack could not be asked what it quantizes: {seen.type}: {seen.message}"
-        return replace(found, notes=(*found.notes, note))
+        text = f"this stack could not be asked what it quantizes: {seen}"
+        return replace(found, notes=(*found.notes, Note("not-observed", text, str(seen))))
     return replace(found, quantization=asked)
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_doctor.model.modules import pattern_of
+from lora_doctor.results.structure import RenamedTensor
 from lora_doctor.text import clean_path
 
 _MARK = ".lora_"
@@ -25,10 +26,10 @@ _MARK = ".lora_"
 @dataclass(frozen=True)
 class NotReloaded:
     """``patterns`` of layers (parameters as ``module.parameter``) whose adapters are not found
-    again; ``example``: ``name in the file -> name that PEFT makes of it``."""
+    again; ``example``: one of their tensors."""
 
     patterns: tuple[str, ...] = ()
-    example: str = ""
+    example: RenamedTensor | None = None
 
 
 def not_reloaded(wrapped: Any, adapter: str) -> NotReloaded:
@@ -56,10 +57,10 @@ def not_reloaded(wrapped: Any, adapter: str) -> NotReloaded:
     missing = [name for name in result.missing_keys if _MARK in name and f".{adapter}" in name]
     patterns = dict.fromkeys(pattern_of(_layer(wrapped, name)) for name in missing)
     told = [_in_the_file(name, adapter) for name in result.unexpected_keys if _MARK in name]
-    example = ""
+    example = None
     if missing and told:
         first = _in_the_file(missing[0], adapter)
-        example = f"{first} -> {_nearest(first, told)}"
+        example = RenamedTensor(first, _nearest(first, told))
     return NotReloaded(tuple(patterns), example)
 
 

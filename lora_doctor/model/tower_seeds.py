@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_doctor.model.modules import Part, unwrap
-from lora_doctor.results.structure import TowerKind
+from lora_doctor.results.structure import ErrorReport, TowerKind
 
 _VISION = re.compile(r"vision|visual|image|pixel|patch(?!er)|video|(^|_)vit", re.IGNORECASE)
 _AUDIO = re.compile(r"audio|speech|input_features|input_values|mel_|waveform", re.IGNORECASE)
@@ -120,15 +120,15 @@ class Seeds:
         return [Seed(path, "language", why) for path, why in found.items()]
 
 
-def ask(module: Any, name: str) -> tuple[Any, str | None]:
-    """What a getter of a model returns, or why it does not."""
+def ask(module: Any, name: str) -> tuple[Any, ErrorReport | None]:
+    """What a getter of a model returns, or what it raises; without a type where there is none."""
     getter = getattr(module, name, None)
     if not callable(getter):
-        return None, f"{type(module).__name__} has no {name}"
+        return None, ErrorReport("", f"{type(module).__name__} has no {name}")
     try:
         return getter(), None
     except Exception as error:  # noqa: BLE001 - remote code may raise anything; it is the evidence
-        return None, f"{type(error).__name__}: {' '.join(str(error).split())}"
+        return None, ErrorReport(type(error).__name__, " ".join(str(error).split()))
 
 
 def path_of(model: Any, wanted: Any, known: Mapping[int, str]) -> str | None:

@@ -24,7 +24,7 @@ from lora_doctor.model.tower_seeds import (
     path_of,
     prefixes,
 )
-from lora_doctor.results.structure import Tower, TowerKind
+from lora_doctor.results.structure import ErrorReport, Tower, TowerKind
 
 _HEAD_NAME = re.compile(r"(^|\.|_)(lm_head|score|classifier|qa_outputs|head|proj_out|cls)$")
 
@@ -38,7 +38,7 @@ class Anatomy:
 
     towers: tuple[Tower, ...]
     input_embeddings: str | None
-    input_embeddings_error: str | None
+    input_embeddings_error: ErrorReport | None
     output_embeddings: Any
 
 
@@ -49,7 +49,8 @@ def find_towers(model: Any, parts: Sequence[Part]) -> Anatomy:
     output, _ = ask(model, "get_output_embeddings")
     embedding_path = None if embedding is None else path_of(model, embedding, paths)
     if embedding is not None and embedding_path is None:
-        error = "get_input_embeddings returns a module that is not part of the model"
+        said = "get_input_embeddings returns a module that is not part of the model"
+        error = ErrorReport("", said)
     if output is None:
         output = _output_inside(model)
     search = _Search(model, parts, embedding_path, None if output is None else unwrap(output))

@@ -12,7 +12,9 @@ from typing import Any
 from lora_doctor.nn.copying import structural_copy
 from lora_doctor.nn.rebinding import deep_copy
 from lora_doctor.recipe.recipe import Recipe
-from lora_doctor.results.verification import NOT_FED
+from lora_doctor.results.note import Note
+from lora_doctor.results.structure import ErrorReport
+from lora_doctor.text import one_line
 
 HALF = ("float16", "bfloat16")
 #: Models of up to this many bytes are copied whole to be merged; larger ones layer by layer.
@@ -26,11 +28,15 @@ _LEAST_GAIN = 0.25
 
 
 class NoBatch(Exception):
-    """No batch could be made that the model takes."""
+    """No batch could be made that the model takes. ``raised``: what its forward answered."""
+
+    def __init__(self, reason: str, raised: ErrorReport | None = None) -> None:
+        super().__init__(reason)
+        self.raised = raised
 
 
 def make_batches(
-    model: Any, given: list[dict[str, Any]] | None, first: Any, notes: list[str]
+    model: Any, given: list[dict[str, Any]] | None, first: Any, notes: list[Note]
 ) -> list[Any]:
     """Batches that reach every tower: the user's, or one with all inputs and each kind alone.
 
@@ -54,12 +60,15 @@ def make_batches(
         except BatchError as error:
             first = _untried_batch(model)
             if first is None:
-                raise NoBatch(f"no batch could be made: {error.reason}") from error
-            notes.append(f"the batch was not tried beforehand: {error.reason}")
+                raise NoBatch(f"no batch could be made: {error.reason}", _raised(error)) from error
+            text = f"the batch was not tried beforehand: {error.reason}"
+            notes.append(Note("step", text, error.reason))
     if first.left_out:
         kinds_left = " or ".join(first.left_out)
-        said = next((note for note in first.notes if "forward:" in note), "it is not known how")
-        notes.append(f"{NOT_FED}{kinds_left} was found, what takes it was not run: {said[:300]}")
+        told = (note.text for note in first.notes if note.kind == "input-left-out")
+        said = next(told, "it is not known how")[:300]
+        text = f"no batch with {kinds_left} was found, what takes it was not run: {said}"
+        notes.append(Note("not-fed", text, said))
     batches = [first]
     kinds = {frozenset(first.modality)}
     if kinds == {frozenset({"text"})}:
@@ -71,12 +80,19 @@ def make_batches(
             batch = make_batch(model, modality=modality)
         except BatchError as error:
             if modality in first.modality:
-                notes.append(f"no {modality}-only batch: {error.reason}")
+                text = f"no {modality}-only batch: {error.reason}"
+                notes.append(Note("step", text, error.reason))
             continue
         if frozenset(batch.modality) not in kinds:
             kinds.add(frozenset(batch.modality))
             batches.append(batch)
     return batches
+
+
+def _raised(error: Exception) -> ErrorReport | None:
+    """What a forward raised, where that is why no batch could be made."""
+    behind = error.__cause__
+    return ErrorReport(type(behind).__name__, one_line(behind)) if behind is not None else None
 
 
 def _untried_batch(model: Any) -> Any:

@@ -26,8 +26,8 @@ from lora_doctor.proposal.defaults import (
 )
 from lora_doctor.proposal.task_heads import task_heads
 from lora_doctor.recipe.recipe import Recipe
+from lora_doctor.results.note import Note
 from lora_doctor.results.structure import ModuleGroup, Structure
-from lora_doctor.results.verification import NOT_ADAPTED
 from lora_doctor.text import quoted
 
 #: The share of a model from which on we say that it gets no adapter.
@@ -51,20 +51,20 @@ class Proposal:
         self.open = [key for key in _OPEN_KEYS if key not in asked]
         if asked.peft_type != "LORA":
             self.open = [key for key in self.open if key in ("task_type", "dtype")]
-        self.notes: list[str] = []
+        self.notes: list[Note] = []
         self.heads: tuple[str, ...] = ()
         ours = {"target_modules", "modules_to_save"}
         if ours <= set(self.open) and task_type(found) not in ("CAUSAL_LM", "SEQ_2_SEQ_LM"):
             self.heads = task_heads(model)
             self.found = _as_heads(self.found, self.heads)
 
-    def refine(self) -> tuple[Recipe, Injected, tuple[str, ...]]:
+    def refine(self) -> tuple[Recipe, Injected, tuple[Note, ...]]:
         """The recipe with its open keys filled, what PEFT made of it, and what was left out."""
         recipe, injected, notes = self._targets()
         recipe, injected = self._with_heads(recipe, injected)
         return recipe, injected, (*notes, *self._no_layers(injected))
 
-    def _targets(self) -> tuple[Recipe, Injected, tuple[str, ...]]:
+    def _targets(self) -> tuple[Recipe, Injected, tuple[Note, ...]]:
         fields = _lora_fields()
         keys = [key for key in self.open if key in (*fields, "dtype")]
         values = default_recipe(self.found, keys, "target_parameters" in fields)
@@ -88,7 +88,7 @@ class Proposal:
                 return changed, tried, tuple(self.notes)
         return recipe, injected, ()
 
-    def _no_layers(self, injected: Injected) -> list[str]:
+    def _no_layers(self, injected: Injected) -> list[Note]:
         """Told where much of a tower is weights that no adapter fits: DBRX's flat experts, which
         another module reads, XLNet's attention. Experts that PEFT could adapt are LD204's."""
         if "target_modules" not in self.open or not injected.result.ok:
@@ -99,7 +99,8 @@ class Proposal:
         if share < _MUCH:
             return []
         names = quoted((group.pattern for group in bare), 4)
-        return [f"{NOT_ADAPTED}{names}: weights of no linear layer, {share:.0%} of the model"]
+        why = f"weights of no linear layer, {share:.0%} of the model"
+        return [Note("not-adapted", f"no adapters on {names}: {why}", why)]
 
     def _not_converted(self, targets: str | list[str], injected: Injected) -> str | list[str]:
         """The targets without those that PEFT has turned into parameters."""
@@ -107,11 +108,10 @@ class Proposal:
         passed = [group for group in default_groups(self.found) if group.pattern not in adapted]
         if passed:
             names = quoted((group.pattern for group in passed), 4)
-            self.notes.append(
-                f"{NOT_ADAPTED}{names}: PEFT takes their names for the fused experts of this model"
-            )
+            why = "PEFT takes their names for the fused experts of this model"
+            self.notes.append(Note("not-adapted", f"no adapters on {names}: {why}", why))
         if not isinstance(targets, str):
-            turned = {line.split(" -> ")[0] for line in injected.result.converted}
+            turned = {one.entry for one in injected.result.converted}
             return [name for name in targets if name not in turned]
         kept = [
             group
@@ -147,7 +147,8 @@ class Proposal:
         if not tried.result.ok or tried.result.not_reloaded:
             return recipe, injected
         names = ", ".join(sorted(lost))
-        self.notes.append(f"PEFT loses adapters on {names} when it loads them; left out")
+        text = f"PEFT loses adapters on {names} when it loads them; left out"
+        self.notes.append(Note("choice", text))
         return changed, tried
 
     def _task_type(self, proposed: str | None) -> str | None:
@@ -211,7 +212,8 @@ class Proposal:
         layers = [self.model.get_submodule(group.examples[0]) for group in wanted]
         own = {type(layer).__name__ for layer in layers if type(layer).__module__[:6] != "torch."}
         classes = ", ".join(sorted(own))
-        self.notes.append(f"PEFT knows no layers of class {classes}: their weights are adapted")
+        text = f"PEFT knows no layers of class {classes}: their weights are adapted"
+        self.notes.append(Note("choice", text))
         return [{"target_modules": [], "target_parameters": names, "lora_dropout": 0}]
 
     def _accepted(self, values: Mapping[str, Any]) -> list[str]:
@@ -226,7 +228,8 @@ class Proposal:
             tried = inject(self.model, self.asked.fill({**plain, "target_modules": [name]}))
             (accepted if tried.result.ok else refused).append(name)
         if accepted and refused:
-            self.notes.append(f"PEFT refuses adapters on {', '.join(refused)}; left out")
+            text = f"PEFT refuses adapters on {', '.join(refused)}; left out"
+            self.notes.append(Note("choice", text))
         return accepted
 
 

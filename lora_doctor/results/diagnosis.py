@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from lora_doctor.recipe.edit import Patch
@@ -14,6 +14,7 @@ from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.finding import SEVERITIES, Finding
 from lora_doctor.results.fix import Fix
 from lora_doctor.results.memory_plan import Plan
+from lora_doctor.results.note import Note
 from lora_doctor.results.structure import Structure
 from lora_doctor.results.verification import Verification
 from lora_doctor.static.model_source import ModelSource
@@ -79,7 +80,7 @@ class Diagnosis:
     undetermined: str | None = None
     memory_plan: Plan | None = None
     seconds: float = 0.0
-    notes: tuple[str, ...] = field(default_factory=tuple)
+    notes: tuple[Note, ...] = ()
 
     @property
     def verdict(self) -> Verdict:
@@ -125,7 +126,7 @@ class Diagnosis:
             "structure": structure.to_json() if structure else None,
             "memory_plan": self.memory_plan.to_json() if self.memory_plan else None,
             "next_command": self.next_command,
-            "notes": list(self.notes),
+            "notes": [asdict(note) for note in self.notes],
             "timings": {
                 "total_seconds": round(self.seconds, 3),
                 "evidence": [vars(item) for item in self.gathered],

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from lora_doctor.results.from_json import from_json
+from lora_doctor.results.note import Note
 
 #: ``counted``: sizes of the real classes' tensors. ``measured``: a forward and a backward of the
 #: real classes on the meta device. ``asked``: of the optimizer itself. ``assumed``: by the formula.
@@ -91,7 +92,7 @@ class Plan:
     budget: int | None = None
     cards: tuple[int, ...] = CARDS
     assumptions: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
 
     def nearest(self, budget: int) -> Variant | None:
         """The first alternative that fits for sure."""

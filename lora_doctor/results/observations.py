@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from lora_doctor.results.from_json import from_json
+from lora_doctor.results.note import Note
 
 
 @dataclass(frozen=True)
@@ -214,7 +215,7 @@ class Observations:
     instance_patches: tuple[InstancePatch, ...] = ()
     idle: tuple[UnusedAdapterReading, ...] = ()
     misfits: tuple[NonLinearOutputReading, ...] = ()
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
 
     @property
     def user_weights(self) -> bool:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from lora_doctor.results.from_json import from_json
+from lora_doctor.results.note import Note
 
 TowerKind = Literal["language", "vision", "audio", "projector", "head", "other"]
 ModuleKind = Literal["linear", "conv1d", "conv", "embedding", "norm", "parameter", "other"]
@@ -66,27 +67,58 @@ class ErrorReport:
     where: str = ""
     traceback: str = ""
 
+    def __str__(self) -> str:
+        return f"{self.type}: {self.message}".strip(": ")
+
+
+@dataclass(frozen=True)
+class Unmatched:
+    """An entry of a recipe key that names nothing in the model."""
+
+    #: ``target_modules``, ``target_parameters`` or ``modules_to_save``.
+    key: str
+    entry: str
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A target entry that PEFT itself turned into parameters."""
+
+    entry: str
+    parameters: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.entry} -> {', '.join(self.parameters)}"
+
+
+@dataclass(frozen=True)
+class RenamedTensor:
+    """A tensor that PEFT saves under one name and looks for under another."""
+
+    #: Its name in the adapter file.
+    saved: str
+    looked_for: str
+
 
 @dataclass(frozen=True)
 class Injection:
     """What the installed PEFT did with this adapter config on the meta device.
 
     ``wrapper``: PEFT class that ``get_peft_model`` made. ``unmatched``: entries of
-    ``target_modules``, ``target_parameters`` or ``modules_to_save`` that name nothing, as
-    ``key: entry``. ``converted``: target entries that PEFT itself turned into parameters,
-    ``entry -> parameter``. ``resolved_targets``: the target modules that PEFT used in the end
-    (its own default, or what ``all-linear`` became). ``trainable_other``: parameters left
-    trainable that are neither adapter nor ``modules_to_save``, ``trainable_other_parameters``
-    how many numbers these are; ``trainable_adapter_parameters``: of the adapters'.
+    ``target_modules``, ``target_parameters`` or ``modules_to_save`` that name nothing.
+    ``converted``: target entries that PEFT itself turned into parameters. ``resolved_targets``:
+    the target modules that PEFT used in the end (its own default, or what ``all-linear`` became).
+    ``trainable_other``: parameters left trainable that are neither adapter nor
+    ``modules_to_save``, ``trainable_other_parameters`` how many numbers these are; ``trainable_adapter_parameters``: of the adapters'.
     ``not_reloaded``: patterns of adapted layers whose adapters the installed PEFT would not find
-    again in its own file, ``not_reloaded_example`` the name in it ``->`` the one it looks for.
+    again in its own file, ``not_reloaded_example`` one of their tensors.
     """
 
     ok: bool
     wrapper: str | None = None
     error: ErrorReport | None = None
-    unmatched: tuple[str, ...] = ()
-    converted: tuple[str, ...] = ()
+    unmatched: tuple[Unmatched, ...] = ()
+    converted: tuple[Converted, ...] = ()
     resolved_targets: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     adapter_parameters: int = 0
@@ -96,7 +128,7 @@ class Injection:
     trainable_adapter_parameters: int = 0
     trainable_other_parameters: int = 0
     not_reloaded: tuple[str, ...] = ()
-    not_reloaded_example: str = ""
+    not_reloaded_example: RenamedTensor | None = None
 
 
 @dataclass(frozen=True)
@@ -262,14 +294,14 @@ class Structure:
     wrapper_keeps: tuple[str, ...] = ()
     tied_weights: tuple[str, ...] = ()
     input_embeddings: str | None = None
-    input_embeddings_error: str | None = None
-    input_gradients_error: str | None = None
+    input_embeddings_error: ErrorReport | None = None
+    input_gradients_error: ErrorReport | None = None
     supports_gradient_checkpointing: bool = False
     built_in_adapters: tuple[str, ...] = ()
     built_in: BuiltIn | None = None
     stacked: Stacked | None = None
     quantization: Quantization | None = None
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

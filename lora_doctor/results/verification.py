@@ -10,9 +10,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from lora_doctor.results.from_json import from_json
+from lora_doctor.results.note import Note
 from lora_doctor.results.observations import Observations
 from lora_doctor.results.quantized_use import QuantizedUse
 from lora_doctor.results.round_trip import Saving
+from lora_doctor.results.structure import ErrorReport
 
 CheckStatus = Literal["passed", "failed", "skipped"]
 
@@ -32,10 +34,10 @@ CHECKS: Mapping[str, str] = {
     "merge": "merged weights give the same logits",
 }
 
-#: How a note begins that says which inputs the model takes and nothing was run on.
-NOT_FED = "no batch with "
-#: How a note begins about layers that a proposed recipe leaves out.
-NOT_ADAPTED = "no adapters on "
+#: What kept a verification from an answer. ``base-model``: the model without adapters raises, or
+#: its loss is not finite. ``batch``: no batch could be made. ``size``: the recipe may name what the
+#: tiny model is too small to have. ``evidence``: anything else that could not be had.
+Obstacle = Literal["base-model", "batch", "size", "evidence"]
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class BatchReport:
     inputs: Mapping[str, tuple[int, ...]]
     loss: str
     losses: tuple[float, ...] = ()
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -122,10 +124,16 @@ class Verification:
     peak_memory: int | None = None
     seconds: float = 0.0
     patches: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
     observations: Observations = field(default_factory=Observations)
     saving: Saving | None = None
     quantized_uses: tuple[QuantizedUse, ...] = ()
+    #: Why the outcome is ``undetermined``; ``None`` for the other two. ``reason`` says it in words.
+    obstacle: Obstacle | None = None
+    #: What the model raised without adapters, where that is the obstacle.
+    base_error: ErrorReport | None = None
+    #: What a quantized model raises once it is prepared for k-bit training, where it runs before.
+    error_once_prepared: ErrorReport | None = None
 
     def check(self, name: str) -> Check | None:
         return next((check for check in self.checks if check.name == name), None)
@@ -150,10 +158,23 @@ class Verification:
         return from_json(cls, data)
 
     @classmethod
-    def undetermined(cls, reason: str, *, depth: str, device: str = "cpu") -> Verification:
+    def undetermined(
+        cls,
+        reason: str,
+        *,
+        depth: str,
+        device: str = "cpu",
+        obstacle: Obstacle = "evidence",
+        base_error: ErrorReport | None = None,
+    ) -> Verification:
         """A verification that could not be run; the reason says nothing about the recipe."""
-        return cls("undetermined", depth, device, "", (), reason=reason)
-
-
-#: In a note: what follows from the recipe was not run here.
-NOT_PROVEN = "is not proven"
+        return cls(
+            "undetermined",
+            depth,
+            device,
+            "",
+            (),
+            reason=reason,
+            obstacle=obstacle,
+            base_error=base_error,
+        )

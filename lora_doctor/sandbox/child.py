@@ -21,6 +21,7 @@ import time
 import traceback
 from typing import Any
 
+from lora_doctor.errors import Cause
 from lora_doctor.sandbox import worker
 from lora_doctor.sandbox.process import STACK_MARK, STACK_SECONDS
 
@@ -324,7 +325,7 @@ def protocol(message: str) -> dict[str, str]:
     return {"kind": "protocol", "type": "", "message": worker.one_line(message)}
 
 
-def describe(error: BaseException) -> dict[str, str]:
+def describe(error: BaseException) -> dict[str, Any]:
     """The fields of `worker.Failure` for an exception."""
     if isinstance(error, TargetError):
         return protocol(str(error))
@@ -351,9 +352,14 @@ def describe(error: BaseException) -> dict[str, str]:
         text = "".join(traceback.format_exception(error))
     except Exception as broken:  # noqa: BLE001
         text = f"(no traceback: {type(broken).__name__})"
+    cause = None
+    if error.__cause__ is not None:
+        behind = Cause.of(error.__cause__)
+        cause = {"type": behind.type, "message": worker.one_line(behind.message)}
     return {
         "kind": kind,
         "type": name,
         "message": worker.one_line(message) or name,
         "traceback": text[-TEXT_CHARS:],  # the end has the innermost frames and the exception
+        "cause": cause,
     }

@@ -28,6 +28,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from lora_doctor.errors import Cause
 from lora_doctor.sandbox.process import GRACE_SECONDS, STACK_MARK, ChildProcess, resident
 
 FailureKind = Literal["exception", "crash", "timeout", "memory", "protocol"]
@@ -51,6 +52,7 @@ class Failure:
     signal or without an answer; "timeout"; "memory": over the limit, or an allocation refused;
     "protocol": the function or its result does not fit (no such target, result is not JSON).
     type: the exception's qualified name, the signal's name, or "" where there is none.
+    cause: what the exception was raised from, as EvidenceErrors are from what the model raised.
     """
 
     kind: FailureKind
@@ -58,6 +60,7 @@ class Failure:
     message: str
     traceback: str = ""
     log_tail: str = ""
+    cause: Cause | None = None
 
 
 @dataclass(frozen=True)
@@ -310,7 +313,7 @@ class Worker:
         if failure is None and answer is None:
             failure = _end_of(target, code, log, out_of_memory=_oom_kills() > oom_kills)
         elif failure is None and answer is not None and answer["failure"] is not None:
-            failure = Failure(**answer["failure"])
+            failure = _told(answer["failure"])
         if failure is not None:
             failure = replace(failure, log_tail=log, traceback=failure.traceback or _stack(log))
         return Outcome(
@@ -320,6 +323,12 @@ class Worker:
             peak_rss=peak,
             import_seconds=child.import_seconds,
         )
+
+
+def _told(answer: Mapping[str, Any]) -> Failure:
+    """The failure that the child has described."""
+    cause = answer.get("cause")
+    return Failure(**{**answer, "cause": Cause(**cause) if cause else None})
 
 
 def _end_of(what: str, code: int | None, log: str, *, out_of_memory: bool = False) -> Failure:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lora_doctor.nn.embeddings import input_embeddings
+from lora_doctor.results.note import Note
 from lora_doctor.tiny_model.batch.documented import documented_terms
 from lora_doctor.tiny_model.batch.encoder_inputs import stream, vocabulary
 from lora_doctor.tiny_model.batch.makers import MAKERS
@@ -57,7 +58,9 @@ class Draft:
     mask_dims: dict[str, int] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
     tried: set[str] = field(default_factory=set)
-    notes: list[str] = field(default_factory=list)
+    #: Modalities whose placeholders were counted again by an objection of the model.
+    recounted: set[str] = field(default_factory=set)
+    notes: list[Note] = field(default_factory=list)
     own_names: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from lora_doctor.results.note import Note
 from lora_doctor.tiny_model.batch.draft import Draft
 from lora_doctor.tiny_model.batch.makers import MAKERS
 from lora_doctor.tiny_model.batch.modality_errors import pictures, sound
@@ -98,7 +99,8 @@ def _tower(draft: Draft, kind: str, names: tuple[str, ...]) -> Any:
             text = " ".join(str(error).split())
             said = f"{type(error).__name__}: {text[:120]}"
         answered = pictures(draft, arguments, text) or sound(draft, arguments, text)
-        draft.notes.append(f"get_{kind}_features: {answered or said}")
+        told = f"get_{kind}_features: {answered or said}"
+        draft.notes.append(Note("step", told) if answered else Note("objection", told, said))
         if not answered:
             break
     return None

@@ -7,6 +7,7 @@ import re
 import traceback
 from typing import Any
 
+from lora_doctor.results.note import Note
 from lora_doctor.tiny_model.batch.draft import Draft
 from lora_doctor.tiny_model.batch.makers import MAKERS
 from lora_doctor.tiny_model.batch.modality_errors import pictures, sound, too_few_frames, unmasked
@@ -23,7 +24,7 @@ def answer(draft: Draft, inputs: dict[str, Any], error: BaseException) -> bool:
     if re.search(r"tokens: (\d+),? features:? \1$", text):
         # As many as asked for, but of another width: the config is wrong, not the batch
         note = unmasked(draft, inputs, text)
-        draft.notes += [note] if note else []
+        draft.notes += [Note("step", note)] if note else []
         draft.blind = draft.blind or error
         return bool(note)
     readers = (
@@ -35,15 +36,20 @@ def answer(draft: Draft, inputs: dict[str, Any], error: BaseException) -> bool:
         note = by_line(draft, inputs, error) if by_line else ""
         note = note or reader(draft, inputs, text)
         if note:
-            draft.notes.append(f"{note} ({type(error).__name__}: {text[:120]})")
+            _note(draft, note, f"{type(error).__name__}: {text[:120]}")
             draft.blind = None
             return True
     draft.blind = draft.blind or error  # what was said before the guessing began
     made = _made_inside(draft, inputs, error)
     if made:
-        draft.notes.append(f"{made} ({type(error).__name__}: {text[:120]})")
+        _note(draft, made, f"{type(error).__name__}: {text[:120]}")
         return True
     return _alternative(draft, text)
+
+
+def _note(draft: Draft, done: str, objection: str) -> None:
+    """Note what was changed, and what the model had objected to."""
+    draft.notes.append(Note("objection", f"{done} ({objection})", objection))
 
 
 def _arguments(draft: Draft, inputs: dict[str, Any], text: str) -> str:
@@ -206,6 +212,7 @@ def _placeholders(draft: Draft, inputs: dict[str, Any], text: str) -> str:
                 wanted = features // max(1, tokens // placed) // draft.batch_size
                 if wanted and wanted != count:
                     draft.features[kind] = wanted
+                    draft.recounted.add(kind)
                     return f"{wanted} {kind} placeholders per sample instead of {count}"
     marked = re.search(r"value tensor of shape \[(\d+), ?\d+\].*result of shape \[(\d+), ", text)
     wanted = int(marked[1]) // draft.batch_size if marked else 0
@@ -365,14 +372,14 @@ def _alternative(draft: Draft, text: str) -> bool:
     for name in dict.fromkeys((*_OPTIONAL, *decoder)):
         if name in draft.parameters and name not in draft.include and name not in draft.exclude:
             draft.include.add(name)
-            draft.notes.append(f"added {name} ({text[:120]})")
+            _note(draft, f"added {name}", text[:120])
             return True
     if "image" in draft.modalities and "pixel_values" in draft.parameters:
         for layout in ("bchw", "bnchw"):
             if layout != draft.pixel_layout and layout not in draft.tried:
                 draft.tried |= {layout, draft.pixel_layout}
                 draft.pixel_layout = layout
-                draft.notes.append(f"pixel_values as {layout} ({text[:120]})")
+                _note(draft, f"pixel_values as {layout}", text[:120])
                 return True
     if "audio" in draft.modalities:
         layouts = ["mel_frames", "frames_mel", "b1_frames_mel", "wave", "b1_wave"]
@@ -382,6 +389,6 @@ def _alternative(draft: Draft, text: str) -> bool:
             if layout != draft.audio_layout and layout not in draft.tried:
                 draft.tried |= {layout, draft.audio_layout}
                 draft.audio_layout = layout
-                draft.notes.append(f"audio as {layout} ({text[:120]})")
+                _note(draft, f"audio as {layout}", text[:120])
                 return True
     return False

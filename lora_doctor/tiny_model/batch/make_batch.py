@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from lora_doctor.results.note import Note, NoteKind
 from lora_doctor.text import error_summary
 from lora_doctor.tiny_model.batch.draft import Draft
 from lora_doctor.tiny_model.batch.features import count_features
@@ -47,9 +48,11 @@ def make_batch(
     reason = _without_forward(model) or (
         f"{type(model).__name__}.forward takes no input that is known"
     )
-    notes: list[str] = []
+    notes: list[Note] = []
     objections: list[str] = []
     raised: tuple[BaseException, ...] = ()
+    kind: NoteKind = "step"
+    cause: BaseException | None = None
     choices = modality_choices(parameters, modality, model)
     for modalities in choices:
         if left_out is not None and len(choices[0] - modalities) >= left_out:
@@ -72,13 +75,14 @@ def make_batch(
         except BatchError as error:
             objections += error.objections
             if modalities is choices[0]:  # the objection to the fullest batch tells most
-                reason, raised = error.reason, error.raised
-            notes = [f"{'+'.join(sorted(modalities))}: {reason}"]
+                reason, raised, cause = error.reason, error.raised, error.__cause__
+                kind = "input-left-out"
+            notes = [Note(kind, f"{'+'.join(sorted(modalities))}: {reason}", reason)]
             continue
         batch.left_out = sorted(choices[0] - modalities)
         batch.objections = objections
         return batch
-    raise BatchError(reason, objections, raised)
+    raise BatchError(reason, objections, raised) from cause
 
 
 def _without_forward(model: Any) -> str:
@@ -158,6 +162,7 @@ def _settle(draft: Draft, with_labels: bool, run: bool) -> Batch:
         return _batch(draft, inputs, "surrogate")
     outputs = None
     last = ""
+    raised: Exception | None = None
     for _ in range(MAX_ATTEMPTS):
         inputs = draft.make()
         shapes = draft.shapes()
@@ -167,19 +172,19 @@ def _settle(draft: Draft, with_labels: bool, run: bool) -> Batch:
             outputs = _forward(draft.model, draft.own(inputs))
             break
         except Exception as error:  # noqa: BLE001 - the objection is what we work with
-            last = error_summary(error)
+            last, raised = error_summary(error), error
             if not answer(draft, inputs, error):
                 first = draft.blind or error
                 said = f"{name}.forward: {error_summary(first)}"
                 heard = (error, first) if first is not error else (error,)
-                raise BatchError(said, list(dict.fromkeys((said, last))), heard) from None
+                raise BatchError(said, list(dict.fromkeys((said, last))), heard) from first
             if draft.shapes() != shapes:
                 count_features(draft, again=True)
     if outputs is None:
-        raise BatchError(f"{name}.forward: after {MAX_ATTEMPTS} attempts: {last}")
+        raise BatchError(f"{name}.forward: after {MAX_ATTEMPTS} attempts: {last}") from raised
     if _state_of_its_own(outputs) and draft.can_do_without_cache() and _trained_without_cache():
         draft.extra["use_cache"] = False
-        draft.notes.append("use_cache=False (as the Trainer has it)")
+        draft.notes.append(Note("step", "use_cache=False (as the Trainer has it)"))
         inputs = draft.make()
     if not with_labels:
         return _batch(draft, inputs, "surrogate")
@@ -188,11 +193,13 @@ def _settle(draft: Draft, with_labels: bool, run: bool) -> Batch:
         try:
             loss = _loss_of(_forward(draft.model, draft.own(full)))
         except Exception as error:  # noqa: BLE001 - not the kind of label for this head
-            draft.notes.append(f"{kind} tried: {error_summary(error)}")
+            told = error_summary(error)
+            draft.notes.append(Note("objection", f"{kind} tried: {told}", told))
             continue
         if loss is not None and bool(loss.isfinite().all()):
             return _batch(draft, full, kind)
-        draft.notes.append(f"{kind} tried: {'no loss' if loss is None else 'loss not finite'}")
+        told = "no loss" if loss is None else "loss not finite"
+        draft.notes.append(Note("step", f"{kind} tried: {told}", told))
     own = _loss_of(outputs)  # masked autoencoders need nothing but their inputs
     if own is not None and bool(own.isfinite().all()):
         return _batch(draft, inputs, "its own")

@@ -64,8 +64,7 @@ def unmasked(draft: Draft, inputs: dict[str, Any], text: str) -> str:
     """Sound without the mask of its frames, where a mask is optional and as many features as the
     tower gives were too many: some mean one of the features that are left of the frames."""
     equal = re.search(r"tokens: (\d+),? features:? \1$", text)
-    recounted = any("audio placeholders per sample" in note for note in draft.notes)
-    meant = bool(equal and recounted) or bool(_UNEQUAL.search(text))
+    meant = bool(equal and "audio" in draft.recounted) or bool(_UNEQUAL.search(text))
     if "audio" not in draft.modalities or not meant:
         return ""
     for name in ("input_features_mask", "feature_attention_mask"):

@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from lora_doctor.results.note import Note
+
 
 class BatchError(Exception):
     """No batch was found that the model accepts; `reason` is one line with the last exception.
 
     `objections` has one line for each choice of modalities that was tried; `raised` is what forward
-    raised for the fullest of them: at last, and where the guessing began.
+    raised for the fullest of them: at last, and where the guessing began. `__cause__` is the
+    exception that the reason ends in, where it ends in one.
     """
 
     def __init__(
@@ -30,7 +33,7 @@ class Batch:
     """Forward arguments and how their loss is had.
 
     `modality` names what the batch exercises, in the order text, image, audio, video; `left_out`
-    what forward could take and objected to (the first note says why). `loss` is
+    what forward could take and objected to (the note `input-left-out` says why). `loss` is
     "labels", "start_positions/end_positions", "its own" (forward returns one without labels) or
     "surrogate" (made from the outputs).
     """
@@ -38,7 +41,7 @@ class Batch:
     inputs: dict[str, Any]
     modality: list[str]
     loss: str
-    notes: list[str] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     objections: list[str] = field(default_factory=list)
 

@@ -27,53 +27,52 @@ _ROLES_TO_RESTORE = (
     "window",
 )
 
-_SMALLER = "smaller widths"
-
 
 def relax(sizes: Sizes, objection: str, changes: Changes) -> list[Sizes]:
     """What to try next: entries that the objection names, a larger image, then role by role."""
     options = []
     changed = {
-        entry.split(" ")[0].rsplit(".", 1)[-1]
-        for items in changes.by_role.values()
-        for entry in items
+        change.key.rpartition(".")[2] for items in changes.by_role.values() for change in items
     }
     named = frozenset(key for key in changed if re.search(rf"\b{re.escape(key)}\b", objection))
     named -= {"vocab_size", "hidden_size"}
     if named - sizes.keep_keys:
         why = f"named in the objection, kept: {', '.join(sorted(named))} ({objection})"
-        options.append(replace(sizes, keep_keys=sizes.keep_keys | named, why=why))
+        options.append(replace(sizes, keep_keys=sizes.keep_keys | named, why=why, step="named"))
     # One role at a time, from the first attempt only: failures stay independent. Where that one
     # was too big, the one with smaller widths is the first.
-    if sizes.why and not sizes.why.startswith(_SMALLER):
+    if sizes.step not in ("first", "smaller"):
         return options
     if changes.multiples:
         why = f"numbers of layers in proportion ({objection})"
-        options.append(replace(sizes, in_proportion=True, why=why))
+        options.append(replace(sizes, in_proportion=True, why=why, step="other"))
     for grid in (8, 12, 16):
         if grid > sizes.grid and any("image" in k for k in changed):
-            options.append(replace(sizes, grid=grid, why=f"{grid} patches per side ({objection})"))
+            why = f"{grid} patches per side ({objection})"
+            options.append(replace(sizes, grid=grid, why=why, step="other"))
             break
     if sizes.base > 32 and re.search(r"shape|[Ss]ize|divisible|multiple of", objection):
         # widths that the code rounds up or divides: numbers with more twos in them
-        options.append(replace(sizes, base=128, why=f"larger widths ({objection})"))
+        why = f"larger widths ({objection})"
+        options.append(replace(sizes, base=128, why=why, step="other"))
     parts = re.search(r"cannot be multiplied \(\d+x(\d+) and (\d+)x\d+\)", objection)
     if sizes.base > 32 and parts and int(parts[1]) % 3 == 0 < int(parts[2]) % 3:
         # six parts of one width (LiLT's boxes): numbers with a three in them
-        options.insert(0, replace(sizes, base=96, why=f"repaired: widths of thirds ({objection})"))
-    options.append(replace(sizes, min_depth=4, why=f"four layers ({objection})"))
+        why = f"repaired: widths of thirds ({objection})"
+        options.insert(0, replace(sizes, base=96, why=why, step="repaired"))
+    options.append(replace(sizes, min_depth=4, why=f"four layers ({objection})", step="other"))
     for role in _ROLES_TO_RESTORE:
         if role in changes.by_role or (role == "depth" and "layers" in changes.by_role):
             why = f"{role} left as they were ({objection})"
             kept = {role, "kv_heads"} if role == "heads" else {role}  # groups of as many heads
-            options.append(replace(sizes, keep_roles=frozenset(kept), why=why))
+            options.append(replace(sizes, keep_roles=frozenset(kept), why=why, step="other"))
     return options
 
 
 def relax_too_big(sizes: Sizes, error: TooBig, config: Any) -> list[Sizes]:
     """Smaller widths; then the entries whose numbers stand in the largest parameter's shape."""
     if sizes.base > 32:
-        return [replace(sizes, base=32, why=f"{_SMALLER} ({error})")]
+        return [replace(sizes, base=32, why=f"smaller widths ({error})", step="smaller")]
     overrides = dict(sizes.overrides)
     for node in tree(config).walk():
         for key, value in node.values.items():
@@ -90,7 +89,7 @@ def relax_too_big(sizes: Sizes, error: TooBig, config: Any) -> list[Sizes]:
     entries = tuple(sorted(overrides.items(), key=lambda item: item[0]))
     if entries == sizes.overrides:
         return []
-    return [replace(sizes, overrides=entries, why=f"repaired: {error}")]
+    return [replace(sizes, overrides=entries, why=f"repaired: {error}", step="repaired")]
 
 
 def repair(sizes: Sizes, model: Any, config: Any, objections: list[str]) -> list[Sizes]:
@@ -122,7 +121,8 @@ def repair(sizes: Sizes, model: Any, config: Any, objections: list[str]) -> list
     if not fresh:
         return []
     entries = tuple(sorted({**known, **fresh}.items(), key=lambda item: item[0]))
-    return [replace(sizes, overrides=entries, why=f"repaired: {'; '.join(objections)[:300]}")]
+    why = f"repaired: {'; '.join(objections)[:300]}"
+    return [replace(sizes, overrides=entries, why=why, step="repaired")]
 
 
 _WIDTHS_DIFFER = re.compile(

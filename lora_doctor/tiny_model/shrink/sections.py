@@ -35,7 +35,8 @@ def sections_of_code(sizes: Sizes, config: Any, error: BaseException) -> list[Si
     if overrides == dict(sizes.overrides):
         return []
     entries = tuple(sorted(overrides.items(), key=lambda item: item[0]))
-    return [replace(sizes, overrides=entries, why="repaired: sections of rotary embeddings")]
+    why = "repaired: sections of rotary embeddings"
+    return [replace(sizes, overrides=entries, why=why, step="repaired")]
 
 
 def asked_sections(root: Node, text: str) -> dict[str, Any]:

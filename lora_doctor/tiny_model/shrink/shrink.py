@@ -90,7 +90,7 @@ def shrink(
         fresh = [option for option in options if option not in seen]
         seen.extend(fresh)
         pending.extend(fresh)
-        pending.sort(key=lambda option: not option.why.startswith(("named", "repaired")))
+        pending.sort(key=lambda option: option.step not in ("named", "repaired"))
         return bool(pending)
 
     built: Shrunk | None = None
@@ -165,7 +165,7 @@ def shrink(
                 if any(complete(raised, sizes, running=True) for raised in error.raised):
                     continue
             else:
-                lost = [note for note in batch.notes if _LOST_LOSS.search(note)]
+                lost = [note.text for note in batch.notes if _LOST_LOSS.search(note.reason)]
                 unable = batch.loss == "surrogate" and bool(lost)
                 repairs = repair(sizes, model, small, lost) if unable else []
                 whole = not batch.left_out or all_absent(model, small, batch.objections)

@@ -1,0 +1,52 @@
+"""A note: something a run has to say that is no finding, with its meaning beside its wording."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+#: What a note is about. ``step``: something was done on the way. ``choice``: something was decided
+#: that nobody asked for. ``not-adapted``: layers that the proposed recipe leaves without adapters.
+#: ``not-fed``: an input that the model takes and that no batch has. ``not-proven``: a part of the
+#: recipe was not run. ``does-not-run``: the same, because the model without adapters does not run
+#: that way on this machine. ``batch-left-out``: a batch that the model without adapters does not
+#: take. ``objection``: what a forward raised while a batch was being made. ``input-left-out``: why
+#: a batch lacks an input. ``not-observed``: what could not be asked or seen. ``cut``: something is
+#: left out of this report.
+NoteKind = Literal[
+    "step",
+    "choice",
+    "not-adapted",
+    "not-fed",
+    "not-proven",
+    "does-not-run",
+    "batch-left-out",
+    "objection",
+    "input-left-out",
+    "not-observed",
+    "cut",
+]
+
+
+@dataclass(frozen=True)
+class Note:
+    """A sentence for people; whoever decides something by a note reads its ``kind``."""
+
+    kind: NoteKind
+    #: The sentence.
+    text: str
+    #: Why it is so, where the sentence ends in that: the reason, or the exception's own words.
+    reason: str = ""
+
+    @property
+    def is_unproven(self) -> bool:
+        """Whether a part of the recipe was not run."""
+        return self.kind in ("not-proven", "does-not-run")
+
+    @property
+    def is_gap(self) -> bool:
+        """Whether a verdict does not cover everything: it has to be read beside `healthy`."""
+        return self.is_unproven or self.kind in ("not-adapted", "not-fed")
+
+    def __str__(self) -> str:
+        return self.text
