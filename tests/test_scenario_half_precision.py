@@ -299,11 +299,11 @@ def test_real_weights_that_overflow(worker: Worker, tmp_path: Path) -> None:
 def test_a_bfloat16_checkpoint_in_float16(worker: Worker, tmp_path: Path) -> None:
     """Without running the weights nothing more is known than that they never had to fit."""
     diagnosis = scenario.prove(
-        GEMMA, "float16 asked of a bfloat16 checkpoint, not run", "LD402",
+        GEMMA, "float16 asked of a bfloat16 checkpoint, not run", "LD409",
         saved(models.tiny_llama(), tmp_path / "m", "bfloat16"), {**TARGETS, "dtype": "float16"},
         worker=worker, occurs=True, silently=True,
     )  # fmt: skip
-    (finding,) = [item for item in diagnosis.findings if item.rule == "LD402"]
+    (finding,) = [item for item in diagnosis.findings if item.rule == "LD409"]
     assert "may" in finding.message and finding.proof.kind == "inferred"
 
 
@@ -311,14 +311,15 @@ def test_a_bfloat16_checkpoint_in_float16_that_was_run(worker: Worker, tmp_path:
     """Measured, it is no risk any more: nothing comes near 65504."""
     folder = saved(models.tiny_llama(), tmp_path / "m", "bfloat16")
     recipe = {**TARGETS, "dtype": "float16"}
-    diagnosis = lora_doctor.check(folder, recipe, worker=worker, depth="full", select=("LD402",))
-    assert not diagnosis.findings and diagnosis.passed == ("LD402",)
+    codes = ("LD402", "LD408", "LD409")
+    diagnosis = lora_doctor.check(folder, recipe, worker=worker, depth="full", select=codes)
+    assert not diagnosis.findings and set(diagnosis.passed) == set(codes)
 
 
 def test_float16_autocast_over_what_t5_keeps_in_float32(worker: Worker) -> None:
     """`from_pretrained` obeys the class, autocast does not: `wo` is a matrix product like all."""
     scenario.prove(
-        GEMMA, "fp16=True on a model whose class keeps modules in float32 (T5)", "LD402",
+        GEMMA, "fp16=True on a model whose class keeps modules in float32 (T5)", "LD408",
         "arch:t5", {"target_modules": ["q", "v"], "fp16": True}, worker=worker,
         occurs=True, silently=True,
     )  # fmt: skip

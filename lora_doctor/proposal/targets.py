@@ -26,6 +26,23 @@ def target_entries(recipe: Recipe) -> list[str]:
     return [targets] if isinstance(targets, str) else list(targets)
 
 
+def unmatched_entries(structure: Structure, key: str) -> list[str]:
+    """The entries of this recipe key that name nothing in the model."""
+    return [item.entry for item in structure.injection.unmatched if item.key == key]
+
+
+def unmatched_targets(structure: Structure) -> list[str]:
+    """The entries of ``target_modules`` that name nothing. Not those that stand for an MLP whose
+    experts are fused parameters without adapter: what they ask for is there, and ``LD204`` tells
+    how to adapt it."""
+    fused = any(
+        group.kind == "parameter" and group.role == "experts" and not group.adapted
+        for group in structure.groups
+    )
+    entries = unmatched_entries(structure, "target_modules")
+    return [entry for entry in entries if not (fused and means_mlp(entry))]
+
+
 def is_regex(recipe: Recipe) -> bool:
     """Whether PEFT takes ``target_modules`` as one regular expression for the whole path."""
     targets = recipe.get("target_modules")

@@ -23,7 +23,7 @@ from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.structure import ModuleGroup, Structure, Tower
 
 
-class TargetsInOtherTowers(Rule):
+class TargetsReachOtherTowers(Rule):
     """Bare names such as `q_proj` also match the vision or audio tower of a multimodal model.
 
     ## What happens

@@ -41,7 +41,7 @@ _SAVED_HEADS = {
 }
 
 
-class UnsupportedTarget(Rule):
+class UnsupportedTargetModule(Rule):
     """A target matches a module that PEFT puts no adapter on: a container, a norm, a dropout, a
     convolution of the wrong kind, a class of the model's own, a layer whose weight a kernel reads,
     or a module that is trained as a whole already.

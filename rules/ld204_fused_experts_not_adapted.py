@@ -1,0 +1,139 @@
+"""LD204: fused expert parameters that the targets pass by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.engine.case import Case
+from lora_doctor.engine.rule import (
+    Edit,
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measurement,
+    Proof,
+    Rule,
+    Symptom,
+)
+from lora_doctor.proposal.defaults import suffix
+from lora_doctor.proposal.targets import means_mlp, names_in, require_lora, target_entries
+from lora_doctor.recipe.recipe import Recipe
+from lora_doctor.results.structure import ModuleGroup
+from lora_doctor.rules._fused_experts import fused_experts, with_shapes
+from lora_doctor.static.installed.environment import lora_config_fields
+from lora_doctor.text import quoted
+
+
+class FusedExpertsNotAdapted(Rule):
+    """The experts of this mixture are fused three-dimensional parameters, not linear layers, and
+    the recipe's targets pass them by.
+
+    ## What happens
+    `gate_proj, up_proj, down_proj` or `all-linear` adapt the attention and leave the experts, most
+    of the model, frozen, without a word.
+
+    ## Why
+    transformers 5 stores the experts of a layer in one parameter (gpt-oss does so in 4.x too), and
+    PEFT's `target_modules` finds modules only. PEFT from 0.19 on converts some families itself;
+    which, it is asked here.
+
+    ## Versions
+    transformers 5, and gpt-oss on 4.55 and later. `target_parameters` exists from PEFT 0.17 on.
+
+    ## Fix
+    `target_parameters` with the experts' parameters, and `lora_dropout` 0, which PEFT needs for
+    them. Both change what is learnt and the memory needed, so they are not applied unasked.
+
+    ## Links
+    https://huggingface.co/docs/peft/package_reference/lora
+    """
+
+    code = "LD204"
+    name = "fused-experts-not-adapted"
+    summary = "Fused experts are passed by silently and get no adapter."
+    depth = "meta"
+    symptoms = (Symptom(r"Target module GptOssExperts\(.* is not supported"),)
+    examples = (
+        Example(
+            "broken",
+            "arch:gpt_oss",
+            {"target_modules": "all-linear", "lora_dropout": 0.0},
+            requires={"transformers": ">=4.55", "peft": ">=0.17"},
+            why="attention only; every expert stays frozen",
+        ),
+        Example(
+            "healthy",
+            "arch:qwen3_moe",
+            {"target_modules": ["q_proj", "v_proj"], "lora_dropout": 0.05},
+            requires={"transformers": ">=4.53"},
+            why="only the attention is asked for",
+        ),
+        Example("healthy", "arch:mixtral", {"target_modules": ["q_proj", "v_proj"]}),
+    )  # fmt: skip
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        structure, recipe = case.structure, case.recipe
+        require_lora(recipe)
+        if not structure.injection.ok or not _means_experts(recipe):
+            return
+        experts = [group for group in fused_experts(structure) if not group.adapted]
+        if not experts:
+            return
+        adapted = sorted({group.leaf for group in structure.groups if group.adapted})
+        left = sum(group.parameters for group in experts)
+        share = left / max(structure.total_parameters, 1)
+        # What we proposed ourselves is the most that this PEFT can do: told, but no reason to stop.
+        proposed = recipe.origins.get("target_modules") == "proposed"
+        yield self.finding(
+            "info" if proposed else "warning",
+            f"The experts of {structure.model_class} are fused parameters that the targets pass by:"
+            f" {share:.0%} of the model gets no adapter; only {quoted(adapted, 6)} do.",
+            location=Location("module", experts[0].pattern),
+            evidence=(
+                Measurement(
+                    "fused experts without adapter", with_shapes(experts), structure.model_class
+                ),
+                Measurement(
+                    "their share",
+                    f"{left:,} of {structure.total_parameters:,} parameters",
+                    "counted on the meta device",
+                ),
+                Measurement(
+                    "target_parameters in this PEFT",
+                    "supported" if _supported() else "not supported",
+                    "its LoraConfig",
+                ),
+            ),
+            proof=Proof("measured", "PEFT was run on the real class and the result was counted"),
+            fixes=_target_parameters(recipe, experts),
+            explains=("attaches",),
+        )
+
+
+def _means_experts(recipe: Recipe) -> bool:
+    """Whether the targets speak of the MLP: a recipe for the attention alone is left in peace."""
+    entries = target_entries(recipe)
+    if "all-linear" in entries:
+        return True
+    return any(means_mlp(name) for entry in entries for name in names_in(entry))
+
+
+def _supported() -> bool:
+    return "target_parameters" in (lora_config_fields() or ())
+
+
+def _target_parameters(recipe: Recipe, experts: list[ModuleGroup]) -> tuple[Fix, ...]:
+    if not _supported():
+        return (
+            Fix("This PEFT cannot adapt fused parameters: upgrade to 0.17 or later.", "manual"),
+        )
+    names = sorted({suffix(group.pattern) for group in experts})
+    present = [name for name in recipe.get("target_parameters") or () if name not in names]
+    edits = [Edit("target_parameters", present + names)]
+    if recipe.get("lora_dropout"):
+        edits.append(Edit("lora_dropout", 0.0))
+    return (
+        Fix(f"Adapt the experts too: target_parameters {', '.join(names)}.", "unsafe",
+            tuple(edits)),
+    )  # fmt: skip

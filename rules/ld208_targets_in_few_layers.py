@@ -1,0 +1,132 @@
+"""LD208: the targets exist in a few layers of the model only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.engine.case import Case
+from lora_doctor.engine.rule import Edit, Example, Finding, Fix, Location, Measurement, Proof, Rule
+from lora_doctor.proposal.targets import (
+    offered_layers,
+    require_lora,
+    target_entries,
+    unmatched_targets,
+)
+from lora_doctor.recipe.recipe import Recipe
+from lora_doctor.results.structure import Structure
+from lora_doctor.text import quoted
+
+
+class TargetsInFewLayers(Rule):
+    """Every entry of `target_modules` matches, but most layers of the language tower mix tokens by
+    other modules than those that are named, and get no adapter there.
+
+    ## What happens
+    Training runs and the loss falls. With `[q_proj, v_proj]` RecurrentGemma gets adapters in 8 of
+    26 layers, Qwen3-Next in 12 of 48: in the others nothing is adapted.
+
+    ## Why
+    In hybrid models the names exist, but only in one layer of several: the others have a
+    recurrence or linear attention, whose projections are called otherwise. PEFT raises only when
+    *nothing* matches.
+
+    ## Versions
+    All of PEFT.
+
+    ## Fix
+    The names of the other layers' projections beside those of the recipe. More adapters are
+    trained than before, so it is not applied unasked. A recipe that chooses layers itself, with
+    `layers_to_transform`, a regular expression or `all-linear`, is left in peace.
+
+    ## Links
+    https://huggingface.co/docs/peft/package_reference/lora
+    """
+
+    code = "LD208"
+    name = "targets-in-few-layers"
+    summary = "The targets exist in a few layers only; the others have differently named ones."
+    depth = "meta"
+    examples = (
+        Example(
+            "broken",
+            "arch:recurrent_gemma",
+            {"target_modules": ["q_proj", "v_proj"]},
+            requires={"transformers": ">=4.40"},
+            why="attention in one layer of three, a recurrence in the others",
+        ),
+        Example(
+            "healthy",
+            "arch:recurrent_gemma",
+            {
+                "target_modules": [
+                    "q_proj", "k_proj", "v_proj", "o_proj", "linear_x", "linear_y", "linear_out",
+                ]
+            },
+            requires={"transformers": ">=4.40"},
+            why="both kinds of layer are named",
+        ),
+        Example(
+            "healthy",
+            "arch:llama",
+            {"target_modules": ["q_proj", "v_proj"], "layers_to_transform": [1]},
+            why="few layers, as the recipe says",
+        ),
+    )  # fmt: skip
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        structure, recipe = case.structure, case.recipe
+        require_lora(recipe)
+        if not structure.injection.ok or unmatched_targets(structure):
+            return  # a name that matches nothing is the cause then, and LD202 tells of it
+        if not _lists_names(recipe):
+            return
+        with_adapter, layers, left = _token_mixing(structure)
+        if not left:
+            return
+        wanted = [*target_entries(recipe), *left]
+        yield self.finding(
+            "warning",
+            f"The targets exist in {with_adapter} of {layers} layers of {structure.model_class}; "
+            f"the other layers have {quoted(left, 6)} instead, which are not adapted.",
+            location=Location("recipe", "target_modules"),
+            evidence=(
+                Measurement(
+                    "layers whose token mixing is adapted",
+                    f"{with_adapter} of {layers}",
+                    "installed PEFT, meta device",
+                ),
+                Measurement(
+                    "not adapted", quoted(left), f"{structure.model_class}, language tower"
+                ),
+            ),
+            proof=Proof("measured", "PEFT was run on the real class and the result was counted"),
+            fixes=(
+                Fix(
+                    f"Also target the other layers: {', '.join(left)}.",
+                    "unsafe",
+                    (Edit("target_modules", wanted),),
+                ),
+            ),
+        )
+
+
+def _lists_names(recipe: Recipe) -> bool:
+    """Whether the recipe lists names and no layers: whoever wrote ``layers_to_transform``, a
+    regular expression or ``all-linear`` has chosen with the paths in view."""
+    if any(recipe.get(key) is not None for key in ("layers_to_transform", "layers_pattern")):
+        return False
+    return not isinstance(recipe.get("target_modules"), str)
+
+
+def _token_mixing(structure: Structure) -> tuple[int, int, list[str]]:
+    """In how many layers what mixes tokens has an adapter, of how many; and the names that it has
+    in the others, where these are most of the tower."""
+    offered = [group for group in offered_layers(structure) if group.pattern.count("*") == 1]
+    layers = max((group.count for group in offered), default=0)
+    # What mixes tokens differs from layer to layer; the MLP beside it hides that.
+    mixers = [group for group in offered if group.role not in ("mlp", "experts")]
+    with_adapter = max((group.adapted for group in mixers), default=0)
+    if not with_adapter or with_adapter * 2 >= layers:
+        return with_adapter, layers, []
+    others = [group for group in mixers if not group.adapted and group.count > with_adapter]
+    return with_adapter, layers, sorted({group.leaf for group in others})

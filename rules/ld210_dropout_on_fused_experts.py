@@ -1,0 +1,105 @@
+"""LD210: PEFT puts adapters on fused experts, and these take no lora_dropout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.engine.case import Case
+from lora_doctor.engine.rule import (
+    Edit,
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measurement,
+    Proof,
+    Rule,
+    Symptom,
+)
+from lora_doctor.proposal.targets import require_lora
+from lora_doctor.rules._fused_experts import fused_experts, with_shapes
+from lora_doctor.text import quoted
+
+_SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+class DropoutOnFusedExperts(Rule):
+    """The experts of this mixture are fused three-dimensional parameters that the recipe adapts,
+    and PEFT's adapters on parameters refuse `lora_dropout`.
+
+    ## What happens
+    `get_peft_model` ends in `lora.ParamWrapper does not work with lora_dropout != 0`, also for a
+    recipe that names no parameter: PEFT turns `gate_proj, up_proj, down_proj` into
+    `target_parameters` by itself.
+
+    ## Why
+    transformers 5 stores the experts of a layer in one parameter (gpt-oss does so in 4.x too). An
+    adapter on a parameter is added to its value before the layer runs, so that there is no input
+    of its own to drop. PEFT from 0.19 on converts the names of some families itself; which, it is
+    asked here.
+
+    ## Versions
+    `target_parameters` exists from PEFT 0.17 on; PEFT converts names from 0.19 on, with
+    transformers 5.
+
+    ## Fix
+    `lora_dropout` 0. It changes what is learnt, so it is not applied unasked.
+
+    ## Links
+    https://huggingface.co/docs/peft/package_reference/lora
+    """
+
+    code = "LD210"
+    name = "dropout-on-fused-experts"
+    summary = "Adapters on fused experts refuse lora_dropout."
+    depth = "meta"
+    symptoms = (Symptom(r"ParamWrapper does not work with lora_dropout", "peft>=0.17"),)
+    examples = (
+        Example(
+            "broken",
+            "arch:qwen3_moe",
+            {"target_modules": _SEVEN, "lora_dropout": 0.05},
+            requires={"transformers": ">=5", "peft": ">=0.21"},
+            why="PEFT converts the experts, and ParamWrapper takes no dropout",
+        ),
+        Example(
+            "healthy",
+            "arch:qwen3_moe",
+            {"target_modules": _SEVEN, "lora_dropout": 0.0},
+            requires={"transformers": ">=5", "peft": ">=0.21"},
+        ),
+        Example(
+            "healthy",
+            "arch:qwen3_moe",
+            {"target_modules": ["q_proj", "v_proj"], "lora_dropout": 0.05},
+            requires={"transformers": ">=4.53"},
+            why="only the attention is asked for",
+        ),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        structure, recipe = case.structure, case.recipe
+        require_lora(recipe)
+        experts, error = fused_experts(structure), structure.injection.error
+        if not experts or error is None:
+            return
+        if "lora_dropout" not in error.message or not recipe.get("lora_dropout"):
+            return
+        yield self.finding(
+            "error",
+            f"PEFT puts adapters on the fused experts of {structure.model_class}, which take no "
+            f"dropout, and lora_dropout is {recipe.get('lora_dropout')}.",
+            location=Location("recipe", "lora_dropout"),
+            evidence=(
+                Measurement("get_peft_model", f"{error.type}: {error.message}", "installed PEFT"),
+                Measurement("fused experts", with_shapes(experts), structure.model_class),
+                Measurement(
+                    "converted by PEFT",
+                    quoted(map(str, structure.injection.converted)) or "not read",
+                    "installed PEFT",
+                ),
+            ),
+            proof=Proof("executed", "PEFT refused the config on the real class"),
+            fixes=(Fix("Train without LoRA dropout.", "unsafe", (Edit("lora_dropout", 0.0),)),),
+            explains=("attaches",),
+        )

@@ -1,0 +1,97 @@
+"""LD408: modules compute in float16 that the model's class keeps in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.engine.case import Case
+from lora_doctor.engine.rule import Example, Finding, Location, Measurement, Proof, Rule
+from lora_doctor.errors import EvidenceError
+from lora_doctor.rules._float16 import (
+    chosen_by,
+    computes_in_float16,
+    measured,
+    not_kept,
+    wider_dtypes,
+)
+from lora_doctor.text import quoted
+
+
+class Float32ModulesInFloat16(Rule):
+    """The model's class says of some modules that they stay in float32 when the others are loaded
+    in float16, and under this recipe they compute in float16.
+
+    ## What happens
+    The first activation above 65504 becomes infinite and the loss NaN, from the first step or
+    after some hundred, as in `LD402`.
+
+    ## Why
+    The second feed-forward layer of T5 may put out more than float16 holds, which is why its class
+    names it in `_keep_in_fp32_modules`. `from_pretrained` obeys, `.half()` and the autocast of
+    `fp16: true` do not: a matrix product is a matrix product to them.
+
+    The dtype is seen in a run of the shrunken model, whose random weights are never large, so that
+    the finding says "may". Where the user's own weights were run, what they put out was measured
+    (`LD402`), and nothing is said here.
+
+    ## Versions
+    All.
+
+    ## Fix
+    bfloat16, which changes rounding and nothing else, or float32 on hardware without it; there,
+    with too little memory, these modules in float32 and the others in float16.
+
+    ## Links
+    https://github.com/huggingface/transformers/issues/11461
+    """
+
+    code = "LD408"
+    name = "float32-modules-in-float16"
+    summary = "Modules that the model's class keeps in float32 compute in float16."
+    depth = "tiny"
+    examples = (
+        Example(
+            "broken",
+            "arch:t5",
+            {"target_modules": ["q", "v"], "fp16": True},
+            why="autocast computes in float16 what the class keeps in float32",
+        ),
+        Example(
+            "healthy",
+            "arch:t5",
+            {"target_modules": ["q", "v"], "bf16": True},
+        ),
+        Example(
+            "healthy",
+            "arch:llama",
+            {"target_modules": ["q_proj", "v_proj"], "fp16": True},
+            why="the class keeps nothing in float32",
+        ),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        if not computes_in_float16(case):
+            return
+        run = case.verification
+        if measured(run):
+            return
+        lost = not_kept(run)
+        if not lost:
+            if run.outcome == "undetermined":
+                raise EvidenceError(run.reason)
+            return
+        source = f"dtype of the output, {run.depth} model, executed"
+        paths = [item.path for item in lost]
+        evidence = [Measurement(item.path, "float16", source) for item in lost[:6]]
+        evidence.append(
+            Measurement("the model's class", "keeps them in float32", "_keep_in_fp32_modules")
+        )
+        yield self.finding(
+            "warning",
+            f"{quoted(paths, 2)} compute in float16, which the model's own class keeps in float32 "
+            "because they may overflow.",
+            location=Location("module", paths[0]),
+            evidence=(*evidence, *chosen_by(case, run)),
+            proof=Proof("inferred", "the dtype was seen; with random weights nothing overflows"),
+            fixes=wider_dtypes(case, paths),
+        )
