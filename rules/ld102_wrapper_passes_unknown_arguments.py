@@ -61,7 +61,7 @@ class _Seen:
     did: str
 
 
-class WrapperArguments(Rule):
+class WrapperPassesUnknownArguments(Rule):
     """The PEFT wrapper of this `task_type` calls the model with keyword arguments that its
     `forward` does not take, or that the model passes on a second time itself.
 
