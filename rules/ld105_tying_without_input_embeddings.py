@@ -48,7 +48,7 @@ class TyingWithoutInputEmbeddings(Rule):
     name = "tying-without-input-embeddings"
     summary = "PEFT looks for weights tied to input embeddings, and the class has none to give."
     depth = "meta"
-    symptoms = (Symptom(r"get_input_embeddings` not auto.handled", "transformers 4.5x"),)
+    symptoms = (Symptom(r"get_input_embeddings` not auto.handled", "transformers 5"),)
     examples = (
         Example(
             "broken",

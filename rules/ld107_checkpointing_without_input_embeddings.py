@@ -24,8 +24,9 @@ class CheckpointingWithoutInputEmbeddings(Rule):
     and the class has none to give.
 
     ## What happens
-    `prepare_model_for_kbit_training` raises `NotImplementedError`, mostly without a word, on models
-    without one token embedding at their start (CLIP, wav2vec 2).
+    `prepare_model_for_kbit_training` raises `NotImplementedError`, mostly without a word (later 4.x
+    says `get_input_embeddings not auto-handled for ...`), on models without one token embedding at
+    their start (CLIP, wav2vec 2).
 
     ## Why
     Reentrant checkpointing drops gradients unless its inputs need some, so that preparing a
@@ -48,6 +49,7 @@ class CheckpointingWithoutInputEmbeddings(Rule):
     summary = "Preparing a quantized model for checkpointing asks for embeddings it lacks."
     depth = "meta"
     symptoms = (
+        Symptom(r"get_input_embeddings` not auto.handled", "transformers 4.5x"),
         Symptom(r"^\s*NotImplementedError:?\s*$", "transformers 4, get_input_embeddings"),
         Symptom(r"does not expose input embeddings", "transformers 5, a warning"),
     )
