@@ -71,6 +71,13 @@ class EmbeddingsByPath(Rule):
             {"target_modules": r"llm\..*\.(q_proj|v_proj)"},
             why="the recipe's wrapper stands around the whole: the path inside is what it was",
         ),
+        Example(
+            "healthy",
+            "tests.models:embeddings_method_out_of_date",
+            {"target_modules": ["q_proj"]},
+            {"transformers": ">=5", "peft": ">=0.18"},
+            why="the same message, while PEFT asks for the embeddings: LD105 reports that",
+        ),
     )
 
     def check(self, case: Case) -> Iterator[Finding]:

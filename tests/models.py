@@ -260,6 +260,21 @@ def untied_llama() -> Any:
     return model
 
 
+def embeddings_method_out_of_date() -> Any:
+    """A tied language model whose ``get_input_embeddings`` looks where the embeddings were once."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    class Moved(LlamaForCausalLM):  # type: ignore[misc, unused-ignore]
+        def get_input_embeddings(self) -> Any:
+            return self.model.layers[0].embed_tokens
+
+    config = _tiny_llama_config()
+    config.tie_word_embeddings = True
+    torch.manual_seed(0)
+    return Moved(config)
+
+
 def tiny_llava_config() -> Any:
     from transformers import CLIPVisionConfig, LlavaConfig
 

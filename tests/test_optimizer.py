@@ -174,7 +174,6 @@ def test_before_get_peft_model_nothing_can_be_held() -> None:
     )
     messages = [item.message for item in found.findings if item.rule == "LD503"]
     assert len(messages) == 1 and "before get_peft_model" in messages[0]
-
     assert {"LD510", "LD511"} <= set(found.passed), "one cause, one finding"
 
 
