@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 from lora_doctor.engine.case import Case
 from lora_doctor.engine.rule import Edit, Example, Finding, Fix, Location, Measurement, Proof, Rule
-from lora_doctor.errors import EvidenceError
 from lora_doctor.proposal.defaults import suffix
-from lora_doctor.rules._ablation import judged, with_edits
+from lora_doctor.rules._ablation import with_edits
+from lora_doctor.rules._round_trip import round_trip
 from lora_doctor.text import quoted
 
 
@@ -68,10 +68,8 @@ class RunningStatisticsNotSaved(Rule):
     )
 
     def check(self, case: Case) -> Iterator[Finding]:
-        seen = judged(case)
-        if seen.saving is None:
-            raise EvidenceError("the training contract stopped before it saved anything")
-        moved = seen.saving.statistics
+        seen, saving = round_trip(case)
+        moved = saving.statistics
         if not moved:
             return
         again = seen.check("save-reload")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from typing import Any
 
 
@@ -212,6 +213,32 @@ def detector_beside_a_peft_model() -> Any:
     return _detector(peft.get_peft_model(LlamaForCausalLM(_tiny_llama_config()), config))
 
 
+def head_unfrozen_after_wrapping() -> tuple[Any, dict[str, Any]]:
+    """LoRA around the whole, and the head made trainable by hand afterwards."""
+    import peft
+
+    model, batch = detector_with_frozen_base()
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj", "v_proj"]))
+    wrapped.base_model.model.detection_head.requires_grad_(True)
+    return wrapped, {"batches": [batch]}
+
+
+#: Folders that models in memory were loaded from, kept until the process ends.
+_CHECKPOINTS: list[tempfile.TemporaryDirectory[str]] = []
+
+
+def llama_with_new_tokens() -> tuple[Any, dict[str, Any]]:
+    """A model loaded from a checkpoint of 64 tokens, whose vocabulary was extended to 70."""
+    from transformers import LlamaForCausalLM
+
+    _CHECKPOINTS.append(tempfile.TemporaryDirectory())
+    folder = _CHECKPOINTS[-1].name
+    untied_llama().save_pretrained(folder, safe_serialization=True)
+    model = LlamaForCausalLM.from_pretrained(folder)
+    model.resize_token_embeddings(70)
+    return model, {}
+
+
 def tied_llama() -> Any:
     """A language model whose input and output embeddings are one matrix."""
     import torch
@@ -231,6 +258,21 @@ def untied_llama() -> Any:
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
     model.config.tie_word_embeddings = False
     return model
+
+
+def embeddings_method_out_of_date() -> Any:
+    """A tied language model whose ``get_input_embeddings`` looks where the embeddings were once."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    class Moved(LlamaForCausalLM):  # type: ignore[misc, unused-ignore]
+        def get_input_embeddings(self) -> Any:
+            return self.model.layers[0].embed_tokens
+
+    config = _tiny_llama_config()
+    config.tie_word_embeddings = True
+    torch.manual_seed(0)
+    return Moved(config)
 
 
 def tiny_llava_config() -> Any:
@@ -374,6 +416,22 @@ def optimizer_in_phases() -> tuple[Any, dict[str, Any]]:
     model = llama_with_detector()
     phases = {"head alone": phase_groups(model, 0.0), "both": phase_groups(model, 1e-5)}
     return model, {"optimizer": phases}
+
+
+def optimizer_at_learning_rate_zero() -> tuple[Any, dict[str, Any]]:
+    """One optimizer for the whole run, in which the adapters' group has learning rate 0."""
+    import torch
+
+    model = llama_with_detector()
+    return model, {"optimizer": torch.optim.SGD(phase_groups(model, 0.0))}
+
+
+def optimizer_with_adapters_twice() -> tuple[Any, dict[str, Any]]:
+    """Groups that overlap: all that is trainable, and the adapters once more at their own rate."""
+    model = llama_with_detector()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    adapters = phase_groups(model, 1e-5)[1:]
+    return model, {"optimizer": [{"params": trained, "lr": 1e-4}, *adapters]}
 
 
 def optimizer_with_warm_up() -> tuple[Any, dict[str, Any]]:

@@ -45,13 +45,13 @@ def case_of(worker: Worker) -> Case:
 def test_the_census_does_not_call_it_trained(worker: Worker) -> None:
     found = row.judge(Pair(CLASS, "zamba2"), worker, Limits())
     cell = found.cells["recipe"]
-    assert cell.status == "no" and "(LD103)" in cell.reason, cell
+    assert cell.status == "no" and "(LD106)" in cell.reason, cell
     # That nothing is adapted at full size is no sign that these adapters learn nothing.
     assert "embed_tokens" not in str(found.recipe["target_modules"])
 
 
 def test_without_a_rule_that_explains_it_the_refusal_is_reported(worker: Worker) -> None:
-    rules = [rule for rule in registry.find_rules() if rule.code != "LD103"]
+    rules = [rule for rule in registry.find_rules() if rule.code != "LD106"]
     diagnosis = diagnose(case_of(worker), rules)
     assert diagnosis.before is not None and diagnosis.before.outcome == "passed"
     assert diagnosis.verdict == "findings"

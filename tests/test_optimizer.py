@@ -16,6 +16,9 @@ from tests.models import (
     phase_groups,
 )
 
+#: In no group, at learning rate 0, held twice.
+OPTIMIZER_RULES = ("LD503", "LD510", "LD511")
+
 
 def fates(model: Any, optimizer: Any, **options: Any) -> dict[str, int]:
     """How many adapter tensors have which fate."""
@@ -105,7 +108,7 @@ def test_optimizer_and_scheduler_stay_bit_for_bit(steps: int) -> None:
 
     before = image()
     lora_doctor.check(
-        model, optimizer=optimizer, scheduler=scheduler, planned_steps=30, select=("LD503",)
+        model, optimizer=optimizer, scheduler=scheduler, planned_steps=30, select=OPTIMIZER_RULES
     )
     assert image() == before
     assert held == [id(p) for group in optimizer.param_groups for p in group["params"]]
@@ -171,10 +174,36 @@ def test_before_get_peft_model_nothing_can_be_held() -> None:
     )
     messages = [item.message for item in found.findings if item.rule == "LD503"]
     assert len(messages) == 1 and "before get_peft_model" in messages[0]
+    assert {"LD510", "LD511"} <= set(found.passed), "one cause, one finding"
 
 
-def test_without_an_optimizer_the_rule_is_skipped() -> None:
+def test_two_reasons_why_no_adapter_moves_are_two_findings_and_both_errors() -> None:
+    """Each accounts for half of the adapters; together nothing of them learns."""
+    model = llama_with_detector()
+    adapters = [(name, p) for name, p in model.named_parameters() if "lora_" in name]
+    resting = [p for name, p in adapters if "lora_A" in name]
+    found = lora_doctor.check(
+        model, optimizer=[{"params": resting, "lr": 0.0}], depth="meta", select=OPTIMIZER_RULES
+    ).findings
+    assert [(item.rule, item.severity) for item in found] == [
+        ("LD503", "error"),
+        ("LD510", "error"),
+    ]
+    group, rate = (item.message for item in found)
+    assert group.startswith("4 of 8 trainable adapter tensors will never be updated: 4 in no group")
+    assert "2 other trainable tensors will not be either" in group
+    assert rate.startswith("4 of 8") and "only at learning rate 0" in rate and "other" not in rate
+    trained = [p for name, p in adapters if "lora_B" in name]
+    groups = [{"params": resting, "lr": 0.0}, {"params": trained, "lr": 1e-4}]
+    (rate_alone,) = lora_doctor.check(
+        model, optimizer=groups, depth="meta", select=("LD510",)
+    ).findings
+    assert rate_alone.severity == "warning"
+
+
+def test_without_an_optimizer_its_rules_are_skipped() -> None:
     """Not asked is not passed."""
     found = lora_doctor.check(llama_with_detector(), depth="meta")
-    assert "LD503" not in found.passed
-    assert any(item.rule == "LD503" and "optimizer=" in item.reason for item in found.skipped)
+    assert not set(OPTIMIZER_RULES) & set(found.passed)
+    reasons = {item.rule: item.reason for item in found.skipped}
+    assert all("optimizer=" in reasons[code] for code in OPTIMIZER_RULES)

@@ -58,6 +58,14 @@ def test_a_rule_is_documented_and_carries_both_kinds_of_example(rule: type[Rule]
     assert rule.summary.endswith(".") and len(rule.summary) < 90
 
 
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.code)
+def test_file_class_and_rule_name_say_the_same(rule: type[Rule]) -> None:
+    """Whoever reads `LD201 no-target-matches` in a report knows which file and class to open."""
+    words = rule.name.split("-")
+    assert rule.__module__.rpartition(".")[2] == "_".join([rule.code.lower(), *words])
+    assert rule.__name__ == "".join(word.capitalize() for word in words)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("rule", "example"), examples("broken"))
 def test_broken_is_found_and_trains_after_its_fix(

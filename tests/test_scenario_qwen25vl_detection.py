@@ -362,7 +362,7 @@ def test_query_tokens_under_prefix_tuning(worker: Worker) -> None:
     )  # fmt: skip
 
 
-# -- the optimizer and its phases (LD503) ------------------------------------------------------
+# -- the optimizer and its phases (LD503, LD510) -----------------------------------------------
 
 
 def in_optimizer(make: Callable[[], tuple[Any, dict[str, Any]]]) -> Callable[[], None]:
@@ -386,13 +386,6 @@ def in_optimizer(make: Callable[[], tuple[Any, dict[str, Any]]]) -> Callable[[],
     return run
 
 
-def all_phases_at_zero() -> tuple[Any, dict[str, Any]]:
-    import torch
-
-    model = models.llama_with_detector()
-    return model, {"optimizer": torch.optim.SGD(models.phase_groups(model, 0.0))}
-
-
 def made_last() -> tuple[Any, dict[str, Any]]:
     """What the fix says: after the adapters, of what requires a gradient."""
     import peft
@@ -404,23 +397,28 @@ def made_last() -> tuple[Any, dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("failure", "make"),
+    ("failure", "rule", "make"),
     [
-        ("the optimizer is made before get_peft_model", models.optimizer_before_adapters),
+        ("the optimizer is made before get_peft_model", "LD503", models.optimizer_before_adapters),
         (
             "groups by name leave the adapters out while they rest",
+            "LD503",
             models.optimizer_without_adapters_in_any_phase,
         ),
-        ("the adapters' learning rate is 0 in every phase", all_phases_at_zero),
+        (
+            "the adapters' learning rate is 0 in every phase",
+            "LD510",
+            models.optimizer_at_learning_rate_zero,
+        ),
     ],
 )
 def test_adapters_that_no_optimizer_moves(
-    failure: str, make: Callable[[], tuple[Any, dict[str, Any]]], worker: Worker
+    failure: str, rule: str, make: Callable[[], tuple[Any, dict[str, Any]]], worker: Worker
 ) -> None:
     model, options = make()
     fixed, right = made_last()
     prove(
-        REPORT, failure, "LD503", model, None, worker=worker, occurs=True, silently=True,
+        REPORT, failure, rule, model, None, worker=worker, occurs=True, silently=True,
         plainly=in_optimizer(make), by_hand=(fixed, None, right), **options,
     )  # fmt: skip
 
@@ -429,7 +427,7 @@ def test_the_reports_own_phases_are_right(worker: Worker) -> None:
     """Learning rate 0 in the first phase and not in the later ones is what was meant."""
     model, options = models.optimizer_in_phases()
     prove(
-        REPORT, "phases: adapters rest at first, learn later", "LD503", model, None,
+        REPORT, "phases: adapters rest at first, learn later", "LD510", model, None,
         worker=worker, occurs=False, **options,
     )  # fmt: skip
 
@@ -555,11 +553,12 @@ def test_the_whole_model_with_its_phases() -> None:
     assert {item.name for item in found.before.failed_checks} == {"attaches", "save-reload"}
     assert all(item.with_gradient == item.count for item in found.before.adapters)
     codes = {item.rule for item in found.findings}
-    assert "LD602" in codes and not codes & {"LD001", "LD503", "LD504", "LD505"}, found.findings
+    others = {"LD001", "LD503", "LD504", "LD505", "LD510", "LD511"}
+    assert "LD602" in codes and not codes & others, found.findings
 
     early = torch.optim.AdamW(groups(model, 0.0)[:1])  # made in the first phase, never again
     model.base_model.get_rope_index = types.MethodType(lambda self, *a, **k: None, model.base_model)
     found = lora_doctor.check(model, optimizer=early, batches=[batch])
     told = {item.rule: item.message for item in found.findings}
     assert "in no group" in told["LD503"] and "lora_A" in told["LD503"]
-    assert "LD001" not in told and "LD505" not in told
+    assert not {"LD001", "LD505", "LD510"} & set(told)

@@ -267,7 +267,7 @@ def test_checkpointing_of_a_quantized_model_without_embeddings(worker: Worker) -
     diagnosis = prove(
         REPORT,
         "checkpointing in 8 bit, no input embeddings",
-        "LD103",
+        "LD107",
         "arch:clip",
         {
             "target_modules": ["q_proj", "v_proj"],

@@ -120,7 +120,7 @@ def test_a_head_that_peft_freezes(worker: Worker) -> None:
     diagnosis = prove(
         REPORT,
         "A head outside modules_to_save is frozen by PEFT, neither trained nor saved",
-        "LD602",
+        "LD605",
         "tests.models:detector_with_frozen_base",
         {"target_modules": TARGETS},
         worker=worker,
@@ -191,7 +191,7 @@ def test_a_head_that_the_checkpoint_does_not_have(tmp_path: Path, worker: Worker
     diagnosis = prove(
         REPORT,
         "A fresh head on a base checkpoint is made anew at every loading",
-        "LD602",
+        "LD606",
         str(folder),
         recipe,
         worker=worker,
@@ -199,10 +199,10 @@ def test_a_head_that_the_checkpoint_does_not_have(tmp_path: Path, worker: Worker
         silently=True,
         plainly=lambda: another_head_after_every_loading(folder),
     )
-    assert [item.rule for item in diagnosis.findings] == ["LD602"]
+    assert [item.rule for item in diagnosis.findings] == ["LD606"]
     for quiet in ({**recipe, "task_type": "SEQ_CLS"}, {"target_modules": TARGETS}):
         again = lora_doctor.check(str(folder), quiet, worker=worker)
-        assert "LD602" not in {item.rule for item in again.findings}, quiet
+        assert "LD606" not in {item.rule for item in again.findings}, quiet
 
 
 # --- tied embeddings ------------------------------------------------------------------------------
@@ -226,7 +226,7 @@ def test_an_adapter_on_a_tied_layer_is_merged_into_its_twin(target: str, worker:
     diagnosis = prove(
         REPORT,
         f"LoRA on a tied {target}: the merged model answers otherwise",
-        "LD602",
+        "LD607",
         "tests.models:tied_llama",
         {"target_modules": ["q_proj", target], "task_type": "CAUSAL_LM"},
         worker=worker,
@@ -234,7 +234,7 @@ def test_an_adapter_on_a_tied_layer_is_merged_into_its_twin(target: str, worker:
         silently=True,
         plainly=lambda: merging_changes_the_model(target),
     )
-    finding = next(item for item in diagnosis.findings if item.rule == "LD602")
+    finding = next(item for item in diagnosis.findings if item.rule == "LD607")
     assert {fix.safety for fix in finding.fixes} == {"unsafe", "manual"}
     assert "LD001" not in {item.rule for item in diagnosis.findings}
 
@@ -244,14 +244,14 @@ def test_also_where_the_base_is_quantized(tmp_path: Path, worker: Worker) -> Non
     models.tied_llama().save_pretrained(tmp_path, safe_serialization=True)
     recipe = {"target_modules": ["q_proj", "lm_head"], "load_in_4bit": True}
     found = lora_doctor.check(str(tmp_path), recipe, worker=worker).findings
-    assert "LD602" in {item.rule for item in found}, found
+    assert "LD607" in {item.rule for item in found}, found
 
 
 def test_untied_by_hand_an_adapter_on_the_head_is_fine(worker: Worker) -> None:
     """The manual fix, followed."""
     recipe = {"target_modules": ["q_proj", "lm_head"], "task_type": "CAUSAL_LM"}
     diagnosis = lora_doctor.check("tests.models:untied_llama", recipe, worker=worker)
-    assert "LD602" in diagnosis.passed and diagnosis.verdict == "healthy", diagnosis.findings
+    assert "LD607" in diagnosis.passed and diagnosis.verdict == "healthy", diagnosis.findings
 
 
 def test_peft_s_own_tying_of_an_adapter_is_not_offered(worker: Worker) -> None:
@@ -262,7 +262,7 @@ def test_peft_s_own_tying_of_an_adapter_is_not_offered(worker: Worker) -> None:
         pytest.skip("this PEFT has no ensure_weight_tying")
     recipe = {"target_modules": ["q_proj", "lm_head"], "ensure_weight_tying": True}
     diagnosis = lora_doctor.check("tests.models:tied_llama", recipe, worker=worker)
-    assert [item.rule for item in diagnosis.findings] == ["LD602"]
+    assert [item.rule for item in diagnosis.findings] == ["LD607"]
 
 
 def copy_is_tied_again(folder: Path) -> None:
@@ -291,7 +291,7 @@ def test_a_trained_copy_of_a_tied_head_is_lost_with_the_merged_model(
     prove(
         REPORT,
         "A tied lm_head in modules_to_save: the merged model, saved and loaded, has lost it",
-        "LD602",
+        "LD608",
         "tests.models:tied_llama",
         {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"], "task_type": "CAUSAL_LM"},
         worker=worker,
@@ -337,7 +337,7 @@ def test_the_auto_class_of_peft_does_not_know_the_class(tmp_path: Path, worker: 
     diagnosis = prove(
         REPORT,
         "AutoPeftModelForCausalLM on a class that its mapping does not have",
-        "LD602",
+        "LD610",
         "arch:llava",
         {**language_only, "task_type": "CAUSAL_LM"},
         worker=worker,
@@ -345,10 +345,10 @@ def test_the_auto_class_of_peft_does_not_know_the_class(tmp_path: Path, worker: 
         plainly=lambda: load_by_auto_class(tmp_path),
         by_hand=("arch:llava", {**language_only, "task_type": None}),
     )
-    finding = next((item for item in diagnosis.findings if item.rule == "LD602"), None)
+    finding = next((item for item in diagnosis.findings if item.rule == "LD610"), None)
     assert (finding is not None and finding.severity == "info") is occurs
     silent = lora_doctor.check("arch:llava", language_only, worker=worker)
-    assert "LD602" in silent.passed, "nobody asked for that task type"
+    assert "LD610" in silent.passed, "nobody asked for that task type"
 
 
 def resized(folder: Path) -> Any:
@@ -380,7 +380,7 @@ def test_resized_embeddings_that_are_not_saved(tmp_path: Path, worker: Worker) -
     prove(
         REPORT,
         "Resized embeddings are not in the adapter folder",
-        "LD602",
+        "LD609",
         resized(tmp_path / "model"),
         {"target_modules": TARGETS, "task_type": "CAUSAL_LM"},
         worker=worker,
@@ -397,13 +397,13 @@ def test_an_untied_model_is_left_in_peace(worker: Worker) -> None:
         {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]},
     ):
         diagnosis = lora_doctor.check("arch:llama", recipe, worker=worker)
-        assert "LD602" in diagnosis.passed, (recipe, diagnosis.findings)
+        assert {"LD607", "LD608"} <= set(diagnosis.passed), (recipe, diagnosis.findings)
 
 
 def test_what_a_class_freezes_itself_says_nothing(worker: Worker) -> None:
     """Whisper freezes its position table; the rest is not "left trainable on purpose"."""
     recipe = {"target_modules": TARGETS}
-    assert "LD602" in lora_doctor.check("arch:whisper", recipe, worker=worker).passed
+    assert "LD605" in lora_doctor.check("arch:whisper", recipe, worker=worker).passed
 
 
 def test_what_the_adapters_train_is_not_called_untrained() -> None:

@@ -61,7 +61,7 @@ class _Seen:
     did: str
 
 
-class WrapperArguments(Rule):
+class WrapperPassesUnknownArguments(Rule):
     """The PEFT wrapper of this `task_type` calls the model with keyword arguments that its
     `forward` does not take, or that the model passes on a second time itself.
 
@@ -181,6 +181,14 @@ class WrapperArguments(Rule):
         without_head = bool(with_value) and not structure.has_head
         if without_head and "labels" in with_value and task_type.endswith("_LM"):
             return  # a class without a head was loaded: that is the cause, LD101 says so
+        yield self._finding(case, seen, refused, without_head)
+
+    def _finding(
+        self, case: Case, seen: _Seen | None, refused: Sequence[str], without_head: bool
+    ) -> Finding:
+        structure, recipe = case.structure, case.recipe
+        task_type: str = recipe.get("task_type")
+        accepted = {parameter.name for parameter in structure.forward_parameters}
         wrapper = structure.injection.wrapper or f"wrapper for {task_type}"
         evidence = [
             Measurement(f"{wrapper} sends", ", ".join(structure.wrapper_sends),
@@ -201,7 +209,7 @@ class WrapperArguments(Rule):
             what = f"{seen.argument}{none}, which {structure.model_class}.forward {seen.did}"
         if seen:
             evidence.append(Measurement("forward", seen.error, f"{case.settings.depth} model"))
-        yield self.finding(
+        return self.finding(
             "error",
             f"{wrapper} passes {what}: the first step fails.",
             location=Location("recipe", "task_type"),

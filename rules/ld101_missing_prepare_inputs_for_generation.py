@@ -31,7 +31,7 @@ CONSEQUENCES = (
 )  # fmt: skip
 
 
-class MissingPrepareInputs(Rule):
+class MissingPrepareInputsForGeneration(Rule):
     """The PEFT wrapper of this `task_type` reads `prepare_inputs_for_generation` from the model,
     and the model's class does not have it.
 

@@ -27,7 +27,7 @@ _EVERYTHING = ("forward", "starts-at-base", "loss-finite", *_LEARNING, "save-rel
 _OFF = (Edit("gradient_checkpointing", False),)
 
 
-class CheckpointingWithoutGradients(Rule):
+class GradientCheckpointingWithoutGradients(Rule):
     """Reentrant gradient checkpointing drops the gradients of layers whose inputs need none.
 
     ## What happens

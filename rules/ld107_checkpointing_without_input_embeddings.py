@@ -1,0 +1,110 @@
+"""LD107: preparing a quantized model for checkpointing asks for input embeddings it lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from lora_doctor.engine.case import Case
+from lora_doctor.engine.rule import (
+    Edit,
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measurement,
+    Proof,
+    Rule,
+    Symptom,
+)
+
+
+class CheckpointingWithoutInputEmbeddings(Rule):
+    """`prepare_model_for_kbit_training` with gradient checkpointing asks for the input embeddings,
+    and the class has none to give.
+
+    ## What happens
+    `prepare_model_for_kbit_training` raises `NotImplementedError`, mostly without a word (later 4.x
+    says `get_input_embeddings not auto-handled for ...`), on models without one token embedding at
+    their start (CLIP, wav2vec 2).
+
+    ## Why
+    Reentrant checkpointing drops gradients unless its inputs need some, so that preparing a
+    quantized model makes the embeddings' output need one (`enable_input_require_grads`), whatever
+    feeds the layers.
+
+    ## Versions
+    `NotImplementedError`: transformers 4; from 5 on it is a warning.
+
+    ## Fix
+    `gradient_checkpointing_kwargs: {use_reentrant: false}`, with which nobody asks for the
+    embeddings; the numbers and the memory are the same.
+
+    ## Links
+    https://huggingface.co/docs/peft/developer_guides/quantization
+    """
+
+    code = "LD107"
+    name = "checkpointing-without-input-embeddings"
+    summary = "Preparing a quantized model for checkpointing asks for embeddings it lacks."
+    depth = "meta"
+    symptoms = (
+        Symptom(r"get_input_embeddings` not auto.handled", "transformers 4.5x"),
+        Symptom(r"^\s*NotImplementedError:?\s*$", "transformers 4, get_input_embeddings"),
+        Symptom(r"does not expose input embeddings", "transformers 5, a warning"),
+    )
+    examples = (
+        Example(
+            "broken",
+            "arch:clip",
+            {
+                "target_modules": ["q_proj", "v_proj"],
+                "load_in_8bit": True,
+                "gradient_checkpointing": True,
+            },
+            {"transformers": "<5"},
+            why="two towers and no embeddings of the whole, which preparing it asks for",
+        ),
+        Example(
+            "healthy",
+            "arch:clip",
+            {
+                "target_modules": ["q_proj", "v_proj"],
+                "load_in_8bit": True,
+                "gradient_checkpointing": True,
+                "gradient_checkpointing_kwargs": {"use_reentrant": False},
+            },
+            why="nobody asks for the embeddings",
+        ),
+        Example("healthy", "arch:wav2vec2", {"target_modules": ["q_proj", "v_proj"]}),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        structure = case.structure
+        options: dict[str, Any] = dict(case.recipe.get("gradient_checkpointing_kwargs") or {})
+        reentrant = options.get("use_reentrant") is not False
+        wanted = case.recipe.quantized and case.recipe.get("gradient_checkpointing") and reentrant
+        if not wanted or structure.input_gradients_error is None:
+            return
+        edits = (Edit("gradient_checkpointing_kwargs", {**options, "use_reentrant": False}),)
+        yield self.finding(
+            "error",
+            f"{structure.model_class} has no input embeddings to be had, and "
+            "prepare_model_for_kbit_training with gradient checkpointing asks for them: it will "
+            f"raise {structure.input_gradients_error.type}.",
+            location=Location("recipe", "gradient_checkpointing"),
+            evidence=(
+                Measurement("get_input_embeddings",
+                        str(structure.input_embeddings_error or ""),
+                        "the real class, called"),
+                Measurement("enable_input_require_grads", str(structure.input_gradients_error),
+                        "the real class, called"),
+                Measurement("quantization", case.recipe.quantized, "recipe"),
+            ),
+            proof=Proof("measured", "both methods were called on the real class"),
+            fixes=(
+                Fix("Checkpoint without reentrance, which needs no such embeddings: "
+                    "use_reentrant: false.", "safe", edits),
+            ),
+            explains=("builds", "forward", "gradients", "steps", "adapters-move", "loss-falls"),
+        )  # fmt: skip

@@ -1,0 +1,76 @@
+"""LD510: trainable weights whose learning rate is 0 for the whole run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.engine.case import Case
+from lora_doctor.engine.rule import Example, Finding, Fix, Rule
+from lora_doctor.rules._optimizer import not_updated
+
+_FIXES = (
+    Fix(
+        "Give their parameter group a learning rate above 0 in the phase in which they are to "
+        "learn; with a scheduler, in at least one of its steps.",
+        "manual",
+    ),
+)
+
+
+class LearningRateZero(Rule):
+    """Adapter parameters that the optimizer holds only in groups whose learning rate is 0 for the
+    whole run.
+
+    ## What happens
+    Nothing is raised: gradients arrive, the loss is logged, and the weights stay as they are. The
+    saved adapter is the untrained one.
+
+    ## Why
+    A step at learning rate 0 changes nothing. A phase that starts at learning rate 0 is right when
+    a later phase has one, and so is a warm-up; a schedule whose later phase never comes, or a
+    factor of 0 that never ends, is not. A scheduler given as `scheduler=` is run on a copy for
+    `planned_steps` steps to tell.
+
+    ## Versions
+    All: this is torch.
+
+    ## Fix
+    By hand, in the training script: a learning rate above 0 for the group, in the phase in which it
+    is to learn. Needs the optimizer: `lora_doctor.check(model, optimizer=optimizer)`, with
+    `scheduler=` and `planned_steps=`, or a mapping of phase to groups for a schedule of phases.
+
+    ## Links
+    https://docs.pytorch.org/docs/stable/optim.html
+    """
+
+    code = "LD510"
+    name = "learning-rate-zero"
+    summary = "Trainable weights have learning rate 0 for the whole run."
+    depth = "meta"
+    examples = (
+        Example(
+            "broken",
+            "tests.models:optimizer_at_learning_rate_zero",
+            loaded=True,
+            why="the group of the adapters has learning rate 0, and there is no later phase",
+        ),
+        Example(
+            "healthy",
+            "tests.models:optimizer_in_phases",
+            loaded=True,
+            why="learning rate 0 in the first phase only",
+        ),
+        Example(
+            "healthy",
+            "tests.models:optimizer_with_warm_up",
+            loaded=True,
+            why="a scheduler that starts at 0",
+        ),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        state = case.optimizer
+        if state.adapters:
+            yield from not_updated(
+                self, state, "learning rate 0", "only at learning rate 0", _FIXES
+            )

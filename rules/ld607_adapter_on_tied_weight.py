@@ -1,0 +1,171 @@
+"""LD607: an adapter on a tied layer is merged into the weight of its twin too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from lora_doctor.engine.case import Case
+from lora_doctor.engine.rule import (
+    Edit,
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Proof,
+    Rule,
+    Symptom,
+)
+from lora_doctor.results.round_trip import TiedPart
+from lora_doctor.results.verification import Verification
+from lora_doctor.rules._ablation import with_edits
+from lora_doctor.rules._round_trip import (
+    TIE,
+    comes_back,
+    difference,
+    matches,
+    round_trip,
+    sharing,
+)
+from lora_doctor.static.installed.environment import lora_config_fields
+from lora_doctor.text import quoted
+
+_UNQUANTIZED = (Edit("load_in_4bit", False), Edit("load_in_8bit", False))
+
+
+class AdapterOnTiedWeight(Rule):
+    """An adapter sits on a layer whose weight is also another module's, and merging writes into
+    both.
+
+    ## What happens
+    The loss falls, and the adapter on the base model answers well. The merged model answers
+    nonsense. Nothing is raised.
+
+    ## Why
+    With tied embeddings (`tie_word_embeddings`) the input embeddings and the output layer are one
+    matrix. An adapter on one of them changes that one while it is an adapter; merged, its product
+    is added to the matrix, and with it to the other one. Some models tie whole stacks of layers.
+
+    ## Versions
+    All of PEFT (0.13 and later warn). `ensure_weight_tying` came with 0.18 and is meant for
+    `modules_to_save`; on an adapter it makes things worse.
+
+    ## Fix
+    Leave the tied layer out of the adapters, or train it whole with `modules_to_save`; the edits
+    offered have been run. `untie, then train` needs code: clone the weight of the output layer and
+    set `tie_word_embeddings=False` before PEFT. Without merging there is nothing to fix.
+
+    ## Links
+    https://github.com/huggingface/peft/issues/2018, https://github.com/huggingface/peft/issues/2777
+    """
+
+    code = "LD607"
+    name = "adapter-on-tied-weight"
+    summary = "Merging an adapter on a tied layer also changes the layer that it is tied to."
+    depth = "tiny"
+    symptoms = (
+        Symptom(
+            r"`?tie_word_embeddings=True`? and the tied_target_modules=", "PEFT 0.13 and later"
+        ),
+        Symptom(r"tied layer is part of the adapter, but `?ensure_weight_tying`? is not set"),
+    )
+    examples = (
+        Example(
+            "broken",
+            "arch:gpt2",
+            {"target_modules": ["c_attn", "lm_head"]},
+            why="the head's weight is also the embedding's",
+        ),
+        Example(
+            "healthy",
+            "arch:llama",
+            {"target_modules": ["q_proj", "lm_head"]},
+            why="not tied: the head has a matrix of its own",
+        ),
+        Example(
+            "healthy",
+            "tests.models:untied_llama",
+            {"target_modules": ["q_proj", "lm_head"], "task_type": "CAUSAL_LM"},
+            why="untied by hand before the adapters, which is what the fix says",
+        ),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        seen, saving = round_trip(case)
+        parts = [part for part in saving.tied if part.how == "adapter"]
+        if not parts:
+            return
+        merge = seen.check("merge")
+        if merge is not None and merge.status == "skipped" and case.recipe.quantized:
+            # Merging is done on the unquantized model later: tried there.
+            seen = with_edits(case, _UNQUANTIZED)
+            merge = seen.check("merge")
+        if merge is not None and merge.status == "failed":
+            yield self._merged_into_twins(case, seen, parts)
+
+    def _merged_into_twins(self, case: Case, seen: Verification, parts: list[TiedPart]) -> Finding:
+        names = quoted([part.path for part in parts], 3)
+        reload = seen.check("save-reload")
+        unloadable = bool(case.recipe.get(TIE)) and reload is not None and reload.status == "failed"
+        return self.finding(
+            "error" if unloadable else "warning",
+            f"Merging will change the model: {names} shares its weight with "
+            f"{quoted([part.shares_with for part in parts], 3)}, so that the adapter is merged "
+            "into both." + (" The adapter does not even load again." if unloadable else ""),
+            location=Location("recipe", "target_modules"),
+            evidence=(
+                *sharing(parts),
+                *difference(seen, "merge", "logits after merging"),
+                *difference(seen, "save-reload", "logits after saving and loading the adapter"),
+            ),
+            proof=Proof("executed", "the adapters were merged and the logits compared"),
+            fixes=tuple(_without_twins(case, parts)),
+            explains=("merge", "save-reload") if unloadable else ("merge",),
+        )
+
+
+def _without_twins(case: Case, parts: list[TiedPart]) -> Iterator[Fix]:
+    """Edits with which merging keeps the logits; each was run."""
+    paths = [part.path for part in parts]
+    off = _off_targets(case, paths)
+    names = quoted(paths, 3)
+    if off and comes_back(case, off):
+        yield Fix(f"No adapter on {names}: it is then not trained.", "unsafe", off)
+    if off and case.settings.depth == "tiny":
+        for whole in _whole(case, parts):
+            edits = (*off, *whole)
+            if comes_back(case, edits):
+                text = f"Train {names} whole instead (modules_to_save): takes its memory"
+                text += ", and keeps it tied." if edits[-1].key == TIE else "."
+                yield Fix(text, "unsafe", edits)
+                break
+    yield Fix(
+        "To keep the adapter there, untie before get_peft_model: give the output layer a clone of "
+        "its weight and set config.tie_word_embeddings = False. Or do not merge.",
+        "manual",
+    )
+
+
+def _whole(case: Case, parts: list[TiedPart]) -> list[tuple[Edit, ...]]:
+    """Ways to train the tied layers whole, the plain one first."""
+    kept = list(case.recipe.get("modules_to_save") or ())
+    own = Edit("modules_to_save", [*kept, *(part.path for part in parts)])
+    if TIE not in (lora_config_fields() or ()):
+        return [(own,)]
+    twins = Edit("modules_to_save", [*kept, *(part.shares_with for part in parts)])
+    tie = Edit(TIE, True)
+    return [(own,), (own, tie), (twins, tie)]
+
+
+def _off_targets(case: Case, paths: list[str]) -> tuple[Edit, ...]:
+    """The recipe without adapters on these paths; empty when the keys cannot say it."""
+    targets: Any = case.recipe.get("target_modules")
+    if isinstance(targets, list):
+        left = [entry for entry in targets if not any(matches(path, entry) for path in paths)]
+        return (Edit("target_modules", left),) if left else ()
+    if "exclude_modules" not in (lora_config_fields() or ()):
+        return ()
+    excluded: Any = case.recipe.get("exclude_modules") or []
+    if not isinstance(excluded, list):
+        return ()
+    return (Edit("exclude_modules", [*excluded, *paths]),)
