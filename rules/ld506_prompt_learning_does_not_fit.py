@@ -63,11 +63,10 @@ _CAUSES = (
         r"^KeyError: None",
         "PEFT takes no prompt without a task_type",
     ),
-    (
-        r"other parameters are trainable",
-        "PEFT freezes the modules of the model and not the weights that are its own, which are "
-        "trained and not saved",
-    ),
+)
+_STRAY = (
+    "PEFT freezes the modules of the model and not the weights that are its own, which are "
+    "trained and not saved"
 )
 
 
@@ -198,9 +197,12 @@ class PromptLearningDoesNotFit(Rule):
         check = seen.check(caused[0])
         assert check is not None
         said = check.detail or str(check.value)
+        raised = str(check.raised or "")
         if seen.failure and seen.failure.check in caused:
-            said = f"{seen.failure.type}: {seen.failure.message}"
-        cause = next((words for pattern, words in _CAUSES if re.search(pattern, said)), "")
+            said = raised = f"{seen.failure.type}: {seen.failure.message}"
+        cause = next((words for pattern, words in _CAUSES if re.search(pattern, raised)), "")
+        if not cause and "stray" in check.problems:
+            cause = _STRAY
         evidence = [Measurement(f"{method}, check {check.name}", said, source)]
         if seen.failure and seen.failure.where and seen.failure.check in caused:
             evidence.append(Measurement("raised in", seen.failure.where, source))

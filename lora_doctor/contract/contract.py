@@ -35,7 +35,7 @@ from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.note import Note
 from lora_doctor.results.round_trip import Saving
 from lora_doctor.results.structure import ErrorReport
-from lora_doctor.results.verification import AdapterGroup, BatchReport, Verification
+from lora_doctor.results.verification import AdapterGroup, BatchReport, Problem, Verification
 from lora_doctor.text import clean_path, one_line, where
 
 #: PEFT's ways to start LoRA at zero, so that the adapted model starts as the base model.
@@ -239,15 +239,19 @@ class Contract:
         stray = found.stray_parameters(self.model, self.layers, self._peft("bias", "none"))
         frozen = [p.name for p in found.every_parameter(self.layers) if not p.tensor.requires_grad]
         details = []
+        problems: list[Problem] = []
         if missing:
+            problems.append("unmatched")
             details.append(f"nothing is named {', '.join(missing[:NAMES_SHOWN])}")
         if stray:
+            problems.append("stray")
             share = sum(count for _, count in stray) / max(1, _count(self.model, trainable=False))
             names = ", ".join(name for name, _ in stray[:NAMES_SHOWN])
             details.append(
                 f"{len(stray)} other parameters are trainable ({share:.1%} of the model): {names}"
             )
         if frozen and self._peft("peft_type", "LORA") == "LORA":
+            problems.append("frozen")
             names = ", ".join(clean_path(name) for name in frozen[:NAMES_SHOWN])
             details.append(f"{len(frozen)} adapter parameters are frozen: {names}")
         self.observing.attached(self.model, self.layers)
@@ -256,7 +260,9 @@ class Contract:
             trainable = _count(self.model, trainable=True)
             details.append(f"{trainable} parameters are trainable, all in adapters")
         expected = "adapters on every name of the recipe, nothing else trainable"
-        self.recorder.add("attaches", good, len(self.layers), expected, "; ".join(details))
+        self.recorder.add(
+            "attaches", good, len(self.layers), expected, "; ".join(details), tuple(problems)
+        )
         if self.subject.shared:
             if stray and not self.subject.copyable:
                 raise Stop("attaches failed: weights outside the adapters would be trained")

@@ -9,7 +9,7 @@ from typing import Any
 from lora_doctor.contract.locator import Locator, NonFinite
 from lora_doctor.results.note import Note, NoteKind
 from lora_doctor.results.structure import ErrorReport
-from lora_doctor.results.verification import CHECKS, Check, CheckStatus, Failure, Obstacle
+from lora_doctor.results.verification import CHECKS, Check, CheckStatus, Failure, Obstacle, Problem
 from lora_doctor.text import one_line, traceback_text, where
 
 
@@ -42,14 +42,21 @@ class Recorder:
         self.hidden: NonFinite | None = None
 
     def add(
-        self, name: str, good: bool, value: Any = None, expected: str = "", detail: str = ""
+        self,
+        name: str,
+        good: bool,
+        value: Any = None,
+        expected: str = "",
+        detail: str = "",
+        problems: tuple[Problem, ...] = (),
     ) -> bool:
         """Enter a check that was made; returns ``good``."""
-        self._enter(name, "passed" if good else "failed", value, expected, detail)
+        status: CheckStatus = "passed" if good else "failed"
+        self._enter(Check(name, status, value, expected, detail, problems))
         return good
 
     def skip(self, name: str, why: str) -> None:
-        self._enter(name, "skipped", None, "", why)
+        self._enter(Check(name, "skipped", detail=why))
 
     def unfail(self, name: str, why: str) -> None:
         """Turn a failed check into a skipped one: the library cannot do it, nothing is wrong."""
@@ -63,9 +70,9 @@ class Recorder:
         if note not in self.notes:
             self.notes.append(note)
 
-    def _enter(self, name: str, status: CheckStatus, value: Any, expected: str, why: str) -> None:
-        assert name in CHECKS and name not in self._checks, name
-        self._checks[name] = Check(name, status, value, expected, why)
+    def _enter(self, check: Check) -> None:
+        assert check.name in CHECKS and check.name not in self._checks, check.name
+        self._checks[check.name] = check
 
     @contextmanager
     def guard(
@@ -96,7 +103,8 @@ class Recorder:
         """Enter an exception as the failure of the check ``name``; the first one is kept."""
         kind, message = type(error).__name__, one_line(error)
         if name not in self._checks:
-            self.add(name, False, kind, "no exception", f"{kind}: {message}")
+            raised = ErrorReport(kind, message, where(error))
+            self._enter(Check(name, "failed", kind, "no exception", f"{kind}: {message}", raised=raised))
         if self.failure is None:
             self.failure = Failure(
                 check=name,

@@ -107,11 +107,12 @@ class Injection:
     ``wrapper``: PEFT class that ``get_peft_model`` made. ``unmatched``: entries of
     ``target_modules``, ``target_parameters`` or ``modules_to_save`` that name nothing.
     ``converted``: target entries that PEFT itself turned into parameters. ``resolved_targets``:
-    the target modules that PEFT used in the end (its own default, or what ``all-linear`` became).
-    ``trainable_other``: parameters left trainable that are neither adapter nor
-    ``modules_to_save``, ``trainable_other_parameters`` how many numbers these are; ``trainable_adapter_parameters``: of the adapters'.
-    ``not_reloaded``: patterns of adapted layers whose adapters the installed PEFT would not find
-    again in its own file, ``not_reloaded_example`` one of their tensors.
+    the target modules that PEFT used in the end (its own default, or what ``all-linear``
+    became). ``trainable_other``: parameters left trainable that are neither adapter nor
+    ``modules_to_save``, ``trainable_other_parameters`` how many numbers these are;
+    ``trainable_adapter_parameters``: of the adapters'. ``not_reloaded``: patterns of adapted
+    layers whose adapters the installed PEFT would not find again in its own file,
+    ``not_reloaded_example`` one of their tensors.
     """
 
     ok: bool

@@ -34,6 +34,10 @@ CHECKS: Mapping[str, str] = {
     "merge": "merged weights give the same logits",
 }
 
+#: What a check of the adapters found. ``unmatched``: entries of the recipe that no adapter sits on.
+#: ``stray``: parameters outside the adapters that would be trained. ``frozen``: adapter parameters
+#: that would not.
+Problem = Literal["unmatched", "stray", "frozen"]
 #: What kept a verification from an answer. ``base-model``: the model without adapters raises, or
 #: its loss is not finite. ``batch``: no batch could be made. ``size``: the recipe may name what the
 #: tiny model is too small to have. ``evidence``: anything else that could not be had.
@@ -53,6 +57,10 @@ class Check:
     value: Any = None
     expected: str = ""
     detail: str = ""
+    #: What a failed check found, where rules tell it apart.
+    problems: tuple[Problem, ...] = ()
+    #: The exception that failed it.
+    raised: ErrorReport | None = None
 
 
 @dataclass(frozen=True)
