@@ -75,18 +75,20 @@ class UnexplainedFailure(Rule):
         ]
         if check.expected:
             evidence.append(Measurement("expected", check.expected, "training contract"))
-        text = check.detail
+        message = check.detail
         failure = verification.failure
         if failure:
             evidence.append(Measurement("exception", f"{failure.type}: {failure.message}", source))
-            text = f"{failure.type}: {failure.message}"
+            message = f"{failure.type}: {failure.message}"
             if failure.module:
                 evidence.append(Measurement("first bad module", failure.module, source))
             if failure.where:
                 evidence.append(Measurement("raised in", failure.where, source))
         if len(unexplained) > 1:
             evidence.append(Measurement("other failed checks", ", ".join(unexplained[1:]), source))
-        alike = [name for name in case.rules_with_symptom(text) if not name.startswith(self.code)]
+        alike = [
+            name for name in case.rules_with_symptom(message) if not name.startswith(self.code)
+        ]
         if alike:
             evidence.append(
                 Measurement(
@@ -96,7 +98,7 @@ class UnexplainedFailure(Rule):
         yield self.finding(
             "error",
             f"Training fails, and no rule that was asked explains why: "
-            f"{CHECKS.get(check.name, check.name)}: {_shorten(text) or check.value}",
+            f"{CHECKS.get(check.name, check.name)}: {_shorten(message) or check.value}",
             location=Location("module", failure.module if failure and failure.module else "model"),
             evidence=tuple(evidence),
             proof=Proof("executed", source),
@@ -111,13 +113,14 @@ class UnexplainedFailure(Rule):
             return
         if "attaches" in case.explained:
             return
-        text = f"{error.type}: {error.message}"
+        message = f"{error.type}: {error.message}"
         yield self.finding(
             "error",
-            f"PEFT refuses this recipe, and no rule that was asked explains why: {_shorten(text)}",
+            "PEFT refuses this recipe, and no rule that was asked explains why: "
+            f"{_shorten(message)}",
             location=Location("module", "model"),
             evidence=(
-                Measurement("get_peft_model", text, "installed PEFT, meta device"),
+                Measurement("get_peft_model", message, "installed PEFT, meta device"),
                 Measurement("raised in", error.where or "not known", "its traceback"),
             ),
             proof=Proof("executed", "PEFT refused the config on the real class"),
@@ -125,5 +128,5 @@ class UnexplainedFailure(Rule):
         )
 
 
-def _shorten(text: str, limit: int = 240) -> str:
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+def _shorten(message: str, limit: int = 240) -> str:
+    return message if len(message) <= limit else message[: limit - 3] + "..."

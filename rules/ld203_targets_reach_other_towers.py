@@ -81,12 +81,15 @@ class TargetsReachOtherTowers(Rule):
                     f"{sum(group.adapted for group in groups)} layers", tower.why)
             for tower, groups in strays
         ]  # fmt: skip
-        idle = _idle_in_text(case, strays)
-        if idle:
+        without_gradient = _without_gradient_on_text(case, strays)
+        if without_gradient:
             evidence.append(
-                Measurement("adapters that a batch of text alone gives no gradient", str(idle),
-                        f"{case.settings.depth} model")
-            )  # fmt: skip
+                Measurement(
+                    "adapters that a batch of text alone gives no gradient",
+                    str(without_gradient),
+                    f"{case.settings.depth} model",
+                )
+            )
         names = ", ".join(tower.path for tower, _ in strays)
         kinds = " and ".join(sorted({tower.kind for tower, _ in strays}))
         count = sum(group.adapted for _, groups in strays for group in groups)
@@ -106,7 +109,7 @@ class TargetsReachOtherTowers(Rule):
         )
 
 
-def _idle_in_text(case: Case, strays: list[tuple[Tower, list[ModuleGroup]]]) -> int:
+def _without_gradient_on_text(case: Case, strays: list[tuple[Tower, list[ModuleGroup]]]) -> int:
     """Adapters of the strays that a batch of text alone gave no gradient, where there was one."""
     if not case.reaches("tiny") or not case.has("verification"):
         return 0

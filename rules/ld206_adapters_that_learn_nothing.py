@@ -145,12 +145,12 @@ class AdaptersThatLearnNothing(Rule):
         names = _names(case, readings)
         inside = sorted({one.inside for one in readings if one.inside})
         places = sorted({one.where for one in readings if one.where})
-        said = _WHY.get(why, f"nothing in there reaches the loss on a batch of {batches}")
+        reason = _WHY.get(why, f"nothing in there reaches the loss on a batch of {batches}")
         evidence = [
             Measurement(
                 "adapters without gradient", sum(len(one.paths) for one in readings), source
             ),
-            Measurement("they sit on", quoted(names, 6), said),
+            Measurement("they sit on", quoted(names, 6), reason),
         ]
         if inside:
             evidence.append(Measurement("nothing was run in", quoted(inside, 6), source))
@@ -167,7 +167,7 @@ class AdaptersThatLearnNothing(Rule):
             shown = inside or names
         return self.finding(
             "warning",
-            f"The adapters in {quoted(shown, 3)} learn nothing: {said}{at}.",
+            f"The adapters in {quoted(shown, 3)} learn nothing: {reason}{at}.",
             location=Location("module", readings[0].paths[0]),
             evidence=tuple(evidence),
             proof=Proof("executed", "gradients were counted in a real backward"),
@@ -197,13 +197,13 @@ def _whole_towers(
 ) -> list[UnusedAdapterReading]:
     """Readings in encoders of images or sound in which not one adapter learns: that is a matter of
     what the batches hold, not of their layers."""
-    idle = [one for one in readings if one.why in ("not-run", "unused", "zero")]
+    unused = [one for one in readings if one.why in ("not-run", "unused", "zero")]
     learning = {
         _tower_of(case, group.pattern)
         for group in case.verification.adapters
         if group.with_gradient
     }
-    return [one for one in idle if _tower_of(case, one.pattern) not in {"", *learning}]
+    return [one for one in unused if _tower_of(case, one.pattern) not in {"", *learning}]
 
 
 def _was_fed(case: Case, pattern: str) -> bool:
@@ -236,11 +236,11 @@ def _labels_left(case: Case) -> list[str]:
 def _edits_without(case: Case, readings: Sequence[UnusedAdapterReading]) -> tuple[Edit, ...]:
     """The recipe without these layers; empty where that cannot be said at full size."""
     recipe = case.recipe
-    wholly = _wholly_idle(case, readings)
+    wholly = _unused_patterns(case, readings)
     partly = [one for one in readings if one.pattern not in wholly]
     barred = [path for one in partly for path in _layers_at_an_end(case, one)]
-    said = all(_layers_at_an_end(case, one) for one in partly)
-    if not said or recipe.get("layers_to_transform"):
+    at_the_ends = all(_layers_at_an_end(case, one) for one in partly)
+    if not at_the_ends or recipe.get("layers_to_transform"):
         return ()
     if not barred:
         return edits_without(case.structure, recipe, wholly)
@@ -250,11 +250,11 @@ def _edits_without(case: Case, readings: Sequence[UnusedAdapterReading]) -> tupl
     return (Edit("target_modules", passing_by(value, barred)),)
 
 
-def _wholly_idle(case: Case, readings: Sequence[UnusedAdapterReading]) -> set[str]:
+def _unused_patterns(case: Case, readings: Sequence[UnusedAdapterReading]) -> set[str]:
     """Patterns of which no layer learns."""
-    idle = Counter(reading.pattern for reading in readings for _ in reading.paths)
+    unused = Counter(reading.pattern for reading in readings for _ in reading.paths)
     return {group.pattern for group in case.verification.adapters
-            if idle.get(group.pattern) == group.count}  # fmt: skip
+            if unused.get(group.pattern) == group.count}  # fmt: skip
 
 
 def _layers_at_an_end(case: Case, reading: UnusedAdapterReading) -> list[str]:

@@ -92,8 +92,8 @@ class LayerIsNoPlainMatrix(Rule):
         ]
         failed = seen.failure is not None and seen.failure.check == "forward"
         if seen.failure is not None and failed:
-            said = f"{seen.failure.type}: {seen.failure.message}"
-            evidence.append(Measurement("forward", said, source))
+            error = f"{seen.failure.type}: {seen.failure.message}"
+            evidence.append(Measurement("forward", error, source))
         edits = edits_without(case.structure, case.recipe, patterns)
         what = f"Leave out {quoted(sorted(patterns), 3)}"
         yield self.finding(

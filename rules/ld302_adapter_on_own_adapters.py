@@ -76,15 +76,15 @@ class AdapterOnOwnAdapters(Rule):
         outer = next((state for state in built_in.adapters if not state.brought), None)
         silenced = [state for state in brought if (state.active_wrapped or 0) < state.active]
         along = [state for state in brought if state.trainable_wrapped]
-        idle = outer is not None and (outer.trainable_wrapped or 0) < outer.tensors
-        if not (silenced or along or idle or built_in.base_trainable):
+        frozen = outer is not None and (outer.trainable_wrapped or 0) < outer.tensors
+        if not (silenced or along or frozen or built_in.base_trainable):
             return
-        severity: Severity = "error" if idle or built_in.base_trainable else "warning"
+        severity: Severity = "error" if frozen or built_in.base_trainable else "warning"
         yield self.finding(
             severity,
             f"{structure.model_class} brings adapters of its own "
             f"({', '.join(state.name for state in brought)}), and with the recipe's on top "
-            + "; ".join(_what_happens(built_in, outer, silenced, along, idle))
+            + "; ".join(_what_happens(built_in, outer, silenced, along, frozen))
             + ".",
             location=Location("recipe", "target_modules"),
             evidence=_evidence(built_in),
@@ -102,9 +102,9 @@ def _what_happens(
     outer: AdapterState | None,
     silenced: list[AdapterState],
     along: list[AdapterState],
-    idle: bool,
+    frozen: bool,
 ) -> Iterator[str]:
-    if idle and outer is not None:
+    if frozen and outer is not None:
         yield f"the recipe's adapter is not trained ({_tensors(outer)})"
     if along:
         yield f"{_list(along)} trained along"

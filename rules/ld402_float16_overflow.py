@@ -152,5 +152,5 @@ def _overflows(item: ActivationReading) -> bool:
 
 
 def _share(item: ActivationReading) -> str:
-    text = f"{item.max_abs:.3g}, {item.max_abs / LARGEST:.2g} of 65504"
-    return text if item.finite else f"{text}; not finite in {item.dtype}"
+    share = f"{item.max_abs:.3g}, {item.max_abs / LARGEST:.2g} of 65504"
+    return share if item.finite else f"{share}; not finite in {item.dtype}"

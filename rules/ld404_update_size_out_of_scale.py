@@ -128,8 +128,8 @@ class UpdateSizeOutOfScale(Rule):
     ) -> Finding:
         used = rate if large else max(rate, TYPICAL_RATE)
         reading, share = middle.reading, middle.relative * used
-        how = "far too much" if large else "hardly at all"
-        said = "" if case.recipe.get("learning_rate") else ", which is typical,"
+        verdict = "far too much" if large else "hardly at all"
+        typical = "" if case.recipe.get("learning_rate") else ", which is typical,"
         lora_alpha, root = case.recipe.get("lora_alpha"), case.recipe.get("use_rslora")
         usual = USUAL_SCALING * math.sqrt(16 / reading.rank) / abs(reading.scaling)
         source = "measured in the first optimizer step"
@@ -143,7 +143,7 @@ class UpdateSizeOutOfScale(Rule):
                 f"{'the square root of ' if root else ''}r {reading.rank}",
             ),
             Measurement(
-                "learning rate", used, "recipe" if not said and used == rate else "typical"
+                "learning rate", used, "recipe" if not typical and used == rate else "typical"
             ),
         ]
         for update in sorted(alike, key=lambda item: -item.relative)[:4]:
@@ -158,8 +158,8 @@ class UpdateSizeOutOfScale(Rule):
         )  # fmt: skip
         return self.finding(
             "warning",
-            f"At a learning rate of {used:g}{said} the first step changes the adapted weights by "
-            f"{_percent(share)} of their size, {how}. The scaling is {reading.scaling:g}.",
+            f"At a learning rate of {used:g}{typical} the first step changes the adapted weights "
+            f"by {_percent(share)} of their size, {verdict}. The scaling is {reading.scaling:g}.",
             location=Location("recipe", "lora_alpha"),
             evidence=tuple(evidence),
             proof=Proof("measured", "the adapter's factors before and after a real optimizer step"),
@@ -191,8 +191,8 @@ class _Update:
         full = _full_shape(reading, structure)
         if full is None:
             return cls(reading, relative, reading.shape)
-        size = reading.weight_norm / math.sqrt(reading.layers * outputs * inputs)
-        by_inputs = abs(size * math.sqrt(3 * inputs) - 1) < 0.1
+        rms = reading.weight_norm / math.sqrt(reading.layers * outputs * inputs)
+        by_inputs = abs(rms * math.sqrt(3 * inputs) - 1) < 0.1
         factor = 1.0 if by_inputs else inputs / full[1]
         agreeing = 2 * reading.rank / math.pi
         factor *= (1 + agreeing / full[1]) / (1 + agreeing / inputs)

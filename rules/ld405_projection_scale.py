@@ -76,17 +76,21 @@ class ProjectionScale(Rule):
             if reading.fresh and reading.reference_rms > 0:
                 ratio = reading.output_rms / reading.reference_rms
                 if ratio >= LARGE or ratio <= SMALL:
-                    yield self._off(reading, ratio, seen)
+                    yield self._out_of_scale(reading, ratio, seen)
 
-    def _off(self, reading: ConnectionReading, ratio: float, seen: Observations) -> Finding:
+    def _out_of_scale(
+        self, reading: ConnectionReading, ratio: float, seen: Observations
+    ) -> Finding:
         batch, severity = of_batch(seen)
         if LARGE <= ratio < FAR_TOO_LARGE:
             severity = "info"
-        size = f"{ratio:.3g} times as large as" if ratio > 1 else f"1/{1 / ratio:.3g} the size of"
+        comparison = (
+            f"{ratio:.3g} times as large as" if ratio > 1 else f"1/{1 / ratio:.3g} the size of"
+        )
         return self.finding(
             severity,
             f"{reading.path} ({reading.class_name}), still at its initialisation, feeds "
-            f"{reading.into} embeddings {size} those of its tokens.",
+            f"{reading.into} embeddings {comparison} those of its tokens.",
             location=Location("module", reading.path),
             evidence=(
                 Measurement(f"size (root mean square) of what {reading.path} puts out",

@@ -148,13 +148,13 @@ def _evidence(plan: Plan) -> tuple[Measurement, ...]:
     between = f"{gib(recipe.low)} to {gib(recipe.high)}" if recipe.high else f"≥ {gib(recipe.low)}"
     lines.append(Measurement("together", between, "the sum with its margins"))
     lines += [
-        Measurement(f"with {one.name}", _size(one), "the same, measured for this alternative")
+        Measurement(f"with {one.name}", _memory(one), "the same, measured for this alternative")
         for one in plan.alternatives
     ]
     return tuple(lines)
 
 
-def _size(one: Variant) -> str:
+def _memory(one: Variant) -> str:
     if one.total is not None:
         return gib(one.total)
     reason = "; ".join(part.formula for part in one.missing)
@@ -171,11 +171,11 @@ def _fixes(plan: Plan, budget: int) -> tuple[Fix, ...]:
     if nearest is None:
         known = [one for one in (plan.recipe, *plan.alternatives) if one.total is not None]
         least = min(known, key=lambda one: one.total or 0, default=None)
-        told = "none is known"
+        smallest = "none is known"
         if least is not None:
             name = "the recipe as it is" if least is plan.recipe else least.name
-            told = f"the least is {gib(least.total)} with {name}"
-        return (Fix(f"No alternative surely fits: {told}.", "manual"), other)
+            smallest = f"the least is {gib(least.total)} with {name}"
+        return (Fix(f"No alternative surely fits: {smallest}.", "manual"), other)
     title = f"Train with {nearest.name}: about {gib(nearest.total)}."
     edits = tuple(Edit(key, value) for key, value in nearest.changes.items())
     return (Fix(title, "unsafe", edits), other)
