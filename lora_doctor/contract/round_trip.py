@@ -19,7 +19,7 @@ from lora_doctor.contract.locator import tensors_in
 from lora_doctor.contract.measure import Difference, compare, outputs_of
 from lora_doctor.contract.recorder import Recorder, Stop
 from lora_doctor.results.round_trip import Saving
-from lora_doctor.text import one_line
+from lora_doctor.text import one_line, single_line
 
 #: Relative to the largest absolute logit. Measured on healthy round trips: fp32 1e-7, fp16 1e-3,
 #: bf16 1.1e-2; a lost adapter is off by 1e-1 and more.
@@ -107,7 +107,7 @@ def _read_files(
 
 def _told(caught: list[warnings.WarningMessage]) -> list[str]:
     """PEFT's warnings about what is missing."""
-    texts = [" ".join(str(item.message).split())[:200] for item in caught]
+    texts = [single_line(str(item.message))[:200] for item in caught]
     return [text for text in texts if "missing" in text or "config file" in text]
 
 

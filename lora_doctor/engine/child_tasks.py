@@ -11,7 +11,8 @@ from lora_doctor.errors import EvidenceError
 from lora_doctor.recipe.edit import Patch
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.diagnosis import Gathered
-from lora_doctor.sandbox.worker import Outcome, Worker
+from lora_doctor.sandbox.outcome import Outcome
+from lora_doctor.sandbox.worker import Worker
 from lora_doctor.static.model_source import ModelSource
 
 

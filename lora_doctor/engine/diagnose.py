@@ -20,6 +20,7 @@ from lora_doctor.results.diagnosis import AppliedFix, Diagnosis, Skipped
 from lora_doctor.results.finding import SEVERITIES, Finding, first_fix
 from lora_doctor.results.note import Note
 from lora_doctor.results.verification import Verification
+from lora_doctor.text import single_line
 
 #: A fix may uncover the next finding; more rounds than this would be going in circles.
 MAX_ROUNDS = 5
@@ -107,7 +108,7 @@ class Answers:
         except (Exception, SystemExit) as error:  # noqa: BLE001 - one broken rule is not all
             self.crashed.append(rule.code)
             reason = f"the rule itself failed: {type(error).__name__}: {error}"
-            self._skip(rule, " ".join(reason.split()))
+            self._skip(rule, single_line(reason))
         else:
             self.findings += found
             self.explained.update(name for finding in found for name in finding.explains)

@@ -41,6 +41,7 @@ from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.note import Note
 from lora_doctor.results.structure import ForwardParameter, HeadClass, Injection, Structure
 from lora_doctor.static.installed.missing_package import missing_package
+from lora_doctor.text import single_line
 
 _NOTHING = Injection(ok=False)
 
@@ -77,7 +78,7 @@ def gather(
                 f"which is built from a {wanted} and not from the {bases[0]} that this model type "
                 "has"
             ) from error
-        text = " ".join(str(error).split())
+        text = single_line(str(error))
         raise EvidenceError(
             f"{loader.loaded_by} cannot be built from this config: {type(error).__name__}: {text}"
         ) from error

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from lora_doctor.text import single_line
+
 
 def missing_package(error: BaseException) -> str:
     """`needs timm, which is not installed here: pip install timm`; empty for anything else."""
@@ -14,7 +16,7 @@ def missing_package(error: BaseException) -> str:
 def missing_name(message: str) -> str:
     """What the message of an ImportError says to install, else the module that could not be
     imported; empty where it names neither."""
-    said = " ".join(message.split())
+    said = single_line(message)
     asked = re.search(r"pip install ([\w.\-\[\]]+)", said) or re.search(
         r"requires? the (\w+) library", said
     )
