@@ -18,11 +18,11 @@ from lora_doctor.contract import round_trip, saved_files
 from lora_doctor.contract.half_precision import float16_keys
 from lora_doctor.contract.locator import NonFinite, gradients_on
 from lora_doctor.contract.measure import is_discrete, is_finite, kind_of, loss_of, measured_loss
+from lora_doctor.contract.observers import Observers
 from lora_doctor.contract.observers.base import Setting
-from lora_doctor.contract.observing import Observers
 from lora_doctor.contract.precision import Precision
 from lora_doctor.contract.recorder import Recorder, Stop, is_out_of_memory
-from lora_doctor.contract.training import NAMES_SHOWN, Training
+from lora_doctor.contract.training import NAMES_SHOWN, AdaptedModel, Training
 from lora_doctor.nn.copying import (
     attributes_kept,
     own_storage,
@@ -103,7 +103,7 @@ class Contract:
         self._trainable_before: dict[str, Any] = {}
         self._heads: dict[str, Any] = {}
         wanted = recipe.get("dtype")
-        self.observing = Observers(
+        self.observers = Observers(
             Setting(
                 user_weights=subject.user_weights,
                 user_inputs=subject.user_inputs or all(map(is_discrete, subject.batches)),
@@ -125,7 +125,7 @@ class Contract:
         with undisturbed(), gradients_on(), meter:
             try:
                 self.recorder.add("builds", True, parameters, "an nn.Module", f"{name}, parameters")
-                with attributes_kept(self.model), self.observing.forwards(self.model):
+                with attributes_kept(self.model), self.observers.forwards(self.model):
                     self._run_base()
                 self._attach()
                 self._forward()
@@ -156,7 +156,7 @@ class Contract:
             peak_memory=meter.peak,
             seconds=time.perf_counter() - began,
             notes=(*self.subject.steps, *self.recorder.notes),
-            observations=self.observing.observations(),
+            observations=self.observers.observations(),
             saving=self.saving,
         )
 
@@ -210,6 +210,26 @@ class Contract:
             )
 
     def _attach(self) -> None:
+        """Put the adapters on, and see that they are where the recipe wants them."""
+        self._wrap()
+        if not self.layers:
+            self.recorder.add("attaches", False, 0, "adapters in the model", "no adapter was found")
+            raise Stop("attaches failed")
+        stray = found.stray_parameters(self.model, self.layers, self._peft("bias", "none"))
+        details = self._misplaced(stray)
+        self.observers.attached(self.model, self.layers)
+        good = not details
+        if good:
+            trainable = _count(self.model, trainable=True)
+            details.append(f"{trainable} parameters are trainable, all in adapters")
+        expected = "adapters on every name of the recipe, nothing else trainable"
+        self.recorder.add("attaches", good, len(self.layers), expected, "; ".join(details))
+        if self.subject.shared:
+            if stray and not self.subject.copyable:
+                raise Stop("attaches failed: weights outside the adapters would be trained")
+            own_storage(p for p in self.model.parameters() if p.requires_grad)
+
+    def _wrap(self) -> None:
         import warnings
 
         try:
@@ -232,11 +252,11 @@ class Contract:
                 f"have: {one_line(stop.__cause__ or stop, 200)}",
                 "size",
             ) from stop
-        if not self.layers:
-            self.recorder.add("attaches", False, 0, "adapters in the model", "no adapter was found")
-            raise Stop("attaches failed")
+
+    def _misplaced(self, stray: list[tuple[str, int]]) -> list[str]:
+        """What is trained and should not be (``stray``: name and elements of each parameter), and
+        what is not although it should."""
         missing = self._unmatched()
-        stray = found.stray_parameters(self.model, self.layers, self._peft("bias", "none"))
         frozen = [p.name for p in found.every_parameter(self.layers) if not p.tensor.requires_grad]
         details = []
         if missing:
@@ -250,17 +270,7 @@ class Contract:
         if frozen and self._peft("peft_type", "LORA") == "LORA":
             names = ", ".join(clean_path(name) for name in frozen[:NAMES_SHOWN])
             details.append(f"{len(frozen)} adapter parameters are frozen: {names}")
-        self.observing.attached(self.model, self.layers)
-        good = not details
-        if good:
-            trainable = _count(self.model, trainable=True)
-            details.append(f"{trainable} parameters are trainable, all in adapters")
-        expected = "adapters on every name of the recipe, nothing else trainable"
-        self.recorder.add("attaches", good, len(self.layers), expected, "; ".join(details))
-        if self.subject.shared:
-            if stray and not self.subject.copyable:
-                raise Stop("attaches failed: weights outside the adapters would be trained")
-            own_storage(p for p in self.model.parameters() if p.requires_grad)
+        return details
 
     def _unmatched(self) -> list[str]:
         """Entries of ``target_modules`` that no adapter sits on (PEFT passes them by silently).
@@ -295,7 +305,7 @@ class Contract:
                     self.recorder.guard("forward", model, look=True) as locator,
                     statistics_kept(model),
                     self.precision.forward(),
-                    self.observing.training_forward(model),
+                    self.observers.training_forward(model),
                 ):
                     loss = loss_of(self.model, batch)
             except Stop:
@@ -338,18 +348,17 @@ class Contract:
         return None
 
     def _train(self) -> None:
-        self.training = Training(
+        adapted = AdaptedModel(
             self.model,
             self.layers,
             self.batches,
-            self.recorder,
-            precision=self.precision,
-            dtype=self.dtype,
             first_losses=self.first_losses,
             missing=self.subject.missing,
             order=self._order,
-            observing=self.observing,
+            precision=self.precision,
+            dtype=self.dtype,
         )
+        self.training = Training(adapted, self.recorder, self.observers)
         self.training.run(self.rounds, self.subject.learning_rate)
 
     # -- small helpers ----------------------------------------------------------------------------
