@@ -75,7 +75,8 @@ def gather(
 
 def _try(shrunk: Any, loader: Any, recipe: Recipe, steps: int) -> Verification:
     model, batch = copy.deepcopy(shrunk.model), copy.deepcopy(shrunk.batch)
-    return tiny.verify(model, batch, loader, recipe, steps, "cpu", thorough=False)
+    run = tiny.TinyRun(model, batch, loader, recipe, steps, "cpu", thorough=False)
+    return tiny.verify(run)
 
 
 def cell(result: Verification) -> dict[str, str]:

@@ -40,6 +40,8 @@ from lora_doctor.text import clean_path, one_line, where
 
 #: PEFT's ways to start LoRA at zero, so that the adapted model starts as the base model.
 ZERO_START = (None, True, "gaussian")
+#: Real weights are in a minimum already; large steps would throw them out of it.
+LEARNING_RATE = 5e-4
 
 
 @dataclass
@@ -451,7 +453,3 @@ def _median_step(durations: list[float]) -> float | None:
     """Seconds of a step; the first one also pays for what is prepared once."""
     rest = durations[1:] or durations
     return median(rest) if rest else None
-
-
-#: Real weights are in a minimum already; large steps would throw them out of it.
-LEARNING_RATE = 5e-4
