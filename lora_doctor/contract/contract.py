@@ -165,17 +165,17 @@ class Contract:
     def _round_trip(self) -> None:
         subject, recorder, batch, dtype = self.subject, self.recorder, self.batches[0], self.dtype
         chosen = self.recipe.origins.get("task_type", "proposed") != "proposed"
-        asked = round_trip.Asked(subject.copyable, subject.user_weights, chosen)
+        options = round_trip.RoundTripOptions(subject.copyable, subject.user_weights, chosen)
         saving = round_trip.check_reload(
-            recorder, self.model, subject.fresh, self.layers, batch, dtype, asked
+            recorder, self.model, subject.fresh, self.layers, batch, dtype, options
         )
         saving = round_trip.check_merge(
-            recorder, self.model, self.layers, batch, dtype, asked, saving
+            recorder, self.model, self.layers, batch, dtype, options, saving
         )
-        frozen, numbers = saved_files.frozen_by_wrapping(self.model, self._trainable_before)
-        saving = replace(saving, frozen=frozen, frozen_parameters=numbers)
-        new, numbers = saved_files.frozen_by_wrapping(self.model, self._heads, adapted_too=True)
-        self.saving = replace(saving, new_heads=new, new_head_parameters=numbers)
+        frozen, elements = saved_files.frozen_by_wrapping(self.model, self._trainable_before)
+        saving = replace(saving, frozen=frozen, frozen_parameters=elements)
+        new, elements = saved_files.frozen_by_wrapping(self.model, self._heads, adapted_too=True)
+        self.saving = replace(saving, new_heads=new, new_head_parameters=elements)
 
     # -- the base model, and the adapters on it ---------------------------------------------------
 
@@ -202,8 +202,8 @@ class Contract:
             self.batches.append(batch)
             self.base_losses.append(loss)
         if not self.batches:
-            told = f"{reasons[0]} ({last})" if reasons else "there is no batch"
-            raise Stop(f"the base model does not run without adapters: {told}", "base-model", first)
+            why = f"{reasons[0]} ({last})" if reasons else "there is no batch"
+            raise Stop(f"the base model does not run without adapters: {why}", "base-model", first)
         for reason in reasons:
             self.recorder.note(
                 "batch-left-out",

@@ -90,10 +90,12 @@ def gather(
         heads=tuple(loader.candidates),
         native_dtype=loader.native_dtype,
     )
-    made = [f"the default config cannot be built as it is; set {item}" for item in loader.repairs]
-    made += [loader.choice()] if loader.choice() else []
-    told = [Note("choice", text) for text in made]
-    found = _complete(replace(found, notes=(*found.notes, *told)), where, model, asked)
+    choices = [
+        f"the default config cannot be built as it is; set {item}" for item in loader.repairs
+    ]
+    choices += [loader.choice()] if loader.choice() else []
+    notes = (*found.notes, *(Note("choice", text) for text in choices))
+    found = _complete(replace(found, notes=notes), where, model, asked)
     loaded = loader.source["kind"] != "factory"
     recipe_in_full = Recipe.from_json(found.recipe)
     found = replace(

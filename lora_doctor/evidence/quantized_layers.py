@@ -64,21 +64,25 @@ def explained(
     if recipe.quantized is None or not ended_early(result):
         return result
     given = recipe.get("llm_int8_skip_modules")
-    told = uses(load, lambda one: _forwards(one, recipe, batch), Matcher(model, recipe.quantized),
-                None if given is None else [str(name) for name in given],
-                _of_their_own(model))  # fmt: skip
-    if not told:
+    found = uses(
+        load,
+        lambda one: _forwards(one, recipe, batch),
+        Matcher(model, recipe.quantized),
+        None if given is None else [str(name) for name in given],
+        _of_their_own(model),
+    )
+    if not found:
         return result
-    message = f"{told[0].sentence}: {told[0].error}"
+    message = f"{found[0].sentence}: {found[0].error}"
     if result.failure is not None:
-        failure = replace(result.failure, message=message, where=told[0].where)
-        told_so = tuple(
+        failure = replace(result.failure, message=message, where=found[0].where)
+        checks = tuple(
             replace(check, detail=message) if check.name == failure.check else check
             for check in result.checks
         )
         return replace(
             result, outcome="failed", reason="", obstacle=None, base_error=None,
-            failure=failure, checks=told_so, quantized_uses=told,
+            failure=failure, checks=checks, quantized_uses=found,
         )  # fmt: skip
     recorder = Recorder()
     recorder.add("builds", True, result.model_parameters, "an nn.Module", result.model_class)
@@ -86,7 +90,7 @@ def explained(
     checks = recorder.checks("not run: forward failed")
     return replace(
         result, outcome="failed", checks=checks, failure=recorder.failure, reason="",
-        obstacle=None, base_error=None, quantized_uses=told,
+        obstacle=None, base_error=None, quantized_uses=found,
     )  # fmt: skip
 
 
@@ -162,11 +166,11 @@ def uses(
     if not found or skip is None:
         return ()
     left = len(matcher.quantized(skip))
-    told = []
+    explanations = []
     for use in dict.fromkeys(one.use for one in found.values()):
         same = {pattern: one for pattern, one in found.items() if one.use == use}
         first = next(iter(same.values()))
-        told.append(
+        explanations.append(
             QuantizedUse(
                 use,
                 tuple(same),
@@ -178,7 +182,7 @@ def uses(
                 linears=len(matcher.linears),
             )
         )
-    return tuple(told)
+    return tuple(explanations)
 
 
 def _first_objection(

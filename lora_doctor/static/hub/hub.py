@@ -306,7 +306,7 @@ class _Request:
         A server that is down for two files is down for the others: these are not tried.
         """
 
-        def said(step: Callable[[], T]) -> Callable[[], T]:
+        def explained(step: Callable[[], T]) -> Callable[[], T]:
             def run() -> T:
                 try:
                     return step()
@@ -317,7 +317,7 @@ class _Request:
 
         late = _Unreachable(f"{self.endpoint} did not answer within {self.deadline.seconds:g} s")
         outcomes = self.deadline.run(
-            [said(step) for step in steps.values()],
+            [explained(step) for step in steps.values()],
             late=late,
             hopeless=lambda error: isinstance(error, _Unreachable),
             name=THREAD,
