@@ -9,18 +9,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 MESSAGE_CHARS = 500
-
-
 TRACEBACK_CHARS = 20_000
-
-
 # The repr of a module: `Name(` and a first child on the next line.
 _MODULE_REPR = re.compile(r"\b[A-Z]\w*\(\s*\n\s+\(\w+\): ")
-
-
 _OURS = "lora_doctor/"
-
-
 _LIBRARY_FRAMES = ("torch", "lora_doctor", "accelerate", "contextlib.py")
 
 
@@ -34,6 +26,19 @@ def clean_path(path: str) -> str:
     return ".".join(part for part in parts if part != "base_layer")
 
 
+def single_line(text: str, limit: int | None = None, mark: str = "...") -> str:
+    """``text`` without line breaks, at most ``limit`` characters, with ``mark`` for what is cut."""
+    line = " ".join(text.split())
+    return line if limit is None or len(line) <= limit else line[: limit - len(mark)] + mark
+
+
+def size_in_words(size: int, decimals: int = 1) -> str:
+    """Bytes such as ``13.2 GiB``; small sizes in MiB."""
+    if size < 1 << 29:
+        return f"{size / (1 << 20):.0f} MiB"
+    return f"{size / (1 << 30):.{decimals}f} GiB"
+
+
 def one_line(error: BaseException, limit: int = MESSAGE_CHARS) -> str:
     """The message of an exception on one line, the repr of a whole module in it shortened.
 
@@ -43,8 +48,7 @@ def one_line(error: BaseException, limit: int = MESSAGE_CHARS) -> str:
         text = str(error)
     except Exception as broken:  # noqa: BLE001 - exceptions of remote code may not be printable
         text = f"(no text: its __str__ raised {type(broken).__name__})"
-    text = " ".join(_short_reprs(text).split())
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    return single_line(_short_reprs(text), limit, "…")
 
 
 def where(error: BaseException) -> str:
@@ -125,7 +129,7 @@ def error_summary(error: BaseException) -> str:
     Where the text names nothing ("'NoneType' object is not subscriptable") the line of code that
     raised it stands behind it.
     """
-    text = " ".join(str(error).split())
+    text = single_line(str(error))
     if len(text) > 420:  # some print the whole module first; what they say stands at the end
         text = f"{text[:160]} ... {text[-240:]}"
     if "NoneType" in text:

@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 
-from lora_doctor.sandbox.worker import Failure, Outcome, Worker, report_progress
+from lora_doctor.sandbox.outcome import Failure, Outcome
+from lora_doctor.sandbox.worker import Worker, report_progress
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="uses POSIX signals and process groups")
 

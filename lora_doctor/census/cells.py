@@ -16,7 +16,8 @@ from lora_doctor.errors import EvidenceError
 from lora_doctor.evidence import fewer_layers, tiny
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.verification import Verification
-from lora_doctor.sandbox.worker import one_line, report_progress
+from lora_doctor.sandbox.worker import report_progress
+from lora_doctor.text import single_line
 
 STEPS = 1
 STEPS_AS_CHECK = 3
@@ -65,7 +66,7 @@ def gather(
                 raise
             found[name] = {
                 "status": "no",
-                "reason": f"{type(error).__name__}: {one_line(str(error), 240)}",
+                "reason": f"{type(error).__name__}: {single_line(str(error), 240)}",
             }
             continue
         found[name] = cell(result)
@@ -74,7 +75,8 @@ def gather(
 
 def _try(shrunk: Any, loader: Any, recipe: Recipe, steps: int) -> Verification:
     model, batch = copy.deepcopy(shrunk.model), copy.deepcopy(shrunk.batch)
-    return tiny.verify(model, batch, loader, recipe, steps, "cpu", thorough=False)
+    run = tiny.TinyRun(model, batch, loader, recipe, steps, "cpu", thorough=False)
+    return tiny.verify(run)
 
 
 def cell(result: Verification) -> dict[str, str]:
@@ -98,8 +100,8 @@ def why(result: Verification) -> str:
     """The first failed check in one sentence, with the exception where there was one."""
     first = result.failed_checks[0]
     if result.failure is not None and result.failure.check == first.name:
-        return f"{first.name}: {result.failure.type}: {one_line(result.failure.message, 240)}"
-    detail = f" ({one_line(first.detail, 200)})" if first.detail else ""
+        return f"{first.name}: {result.failure.type}: {single_line(result.failure.message, 240)}"
+    detail = f" ({single_line(first.detail, 200)})" if first.detail else ""
     return f"{first.name}: {first.value}{detail}"
 
 

@@ -20,8 +20,9 @@ from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.diagnosis import Diagnosis
 from lora_doctor.results.from_json import from_json
 from lora_doctor.results.verification import Verification
-from lora_doctor.sandbox.worker import Worker, one_line
+from lora_doctor.sandbox.worker import Worker
 from lora_doctor.static.model_source import parse_model
+from lora_doctor.text import single_line
 
 #: The columns, in their order: what is asked of each architecture.
 COLUMNS: Mapping[str, str] = {
@@ -133,7 +134,7 @@ def _judged(pair: Pair, case: Case, worker: Worker, keep: Path | None) -> Row:
         refused = structure.injection.error
         if refused is not None and cells["recipe"].status == "yes":
             # The tiny model has fewer layers, and what PEFT refuses may be in those.
-            why = one_line(refused.message)
+            why = single_line(refused.message, 2000)
             cell_of_class = Cell("no", f"attaches: at full size {refused.type}: {why}")
             cells["recipe"] = _explained(cell_of_class, "attaches", diagnosis)
         for name, check in _failed(before).items():
@@ -176,7 +177,7 @@ def _explained(found: Cell, check: str, diagnosis: Diagnosis) -> Cell:
     """The words of the rule that accounts for a failed check, where one does."""
     for finding in diagnosis.findings:
         if check in finding.explains and finding.rule != UNEXPLAINED:
-            return Cell(found.status, f"{one_line(finding.message)} ({finding.rule})")
+            return Cell(found.status, f"{single_line(finding.message, 2000)} ({finding.rule})")
     return found
 
 
@@ -237,5 +238,5 @@ def safely(pair: Pair, worker: Worker, keep: Path | None) -> Row:
         return judge(pair, worker, LIMITS, keep / pair.name if keep is not None else None)
     except Exception as error:  # noqa: BLE001 - one row is not the census
         reason = f"lora-doctor itself failed: {type(error).__name__}: {error}"
-        cells = {name: Cell("unknown", " ".join(reason.split())) for name in COLUMNS}
+        cells = {name: Cell("unknown", single_line(reason)) for name in COLUMNS}
         return Row(pair.auto_class, pair.model_type, cells=cells)

@@ -215,10 +215,10 @@ def without_tokens(layers: list[AdapterLayer]) -> list[AdapterLayer]:
 
 def _twin_key(path: str) -> str:
     parts = path.split(".")
-    numbers = [index for index, part in enumerate(parts) if _NUMBERED.fullmatch(part)]
-    if len(numbers) < 2:
+    numbered = [index for index, part in enumerate(parts) if _NUMBERED.fullmatch(part)]
+    if len(numbered) < 2:
         return path
-    parts[numbers[-1]] = "*"
+    parts[numbered[-1]] = "*"
     return ".".join(parts)
 
 

@@ -18,11 +18,11 @@ from lora_doctor.contract import round_trip, saved_files
 from lora_doctor.contract.half_precision import float16_keys
 from lora_doctor.contract.locator import NonFinite, gradients_on
 from lora_doctor.contract.measure import is_discrete, is_finite, kind_of, loss_of, measured_loss
+from lora_doctor.contract.observers import Observers
 from lora_doctor.contract.observers.base import Setting
-from lora_doctor.contract.observing import Observers
 from lora_doctor.contract.precision import Precision
 from lora_doctor.contract.recorder import Recorder, Stop, is_out_of_memory
-from lora_doctor.contract.training import NAMES_SHOWN, Training
+from lora_doctor.contract.training import NAMES_SHOWN, AdaptedModel, Training
 from lora_doctor.nn.copying import (
     attributes_kept,
     own_storage,
@@ -40,6 +40,8 @@ from lora_doctor.text import clean_path, one_line, where
 
 #: PEFT's ways to start LoRA at zero, so that the adapted model starts as the base model.
 ZERO_START = (None, True, "gaussian")
+#: Real weights are in a minimum already; large steps would throw them out of it.
+LEARNING_RATE = 5e-4
 
 
 @dataclass
@@ -103,7 +105,7 @@ class Contract:
         self._trainable_before: dict[str, Any] = {}
         self._heads: dict[str, Any] = {}
         wanted = recipe.get("dtype")
-        self.observing = Observers(
+        self.observers = Observers(
             Setting(
                 user_weights=subject.user_weights,
                 user_inputs=subject.user_inputs or all(map(is_discrete, subject.batches)),
@@ -125,7 +127,7 @@ class Contract:
         with undisturbed(), gradients_on(), meter:
             try:
                 self.recorder.add("builds", True, parameters, "an nn.Module", f"{name}, parameters")
-                with attributes_kept(self.model), self.observing.forwards(self.model):
+                with attributes_kept(self.model), self.observers.forwards(self.model):
                     self._run_base()
                 self._attach()
                 self._forward()
@@ -156,24 +158,24 @@ class Contract:
             peak_memory=meter.peak,
             seconds=time.perf_counter() - began,
             notes=(*self.subject.steps, *self.recorder.notes),
-            observations=self.observing.observations(),
+            observations=self.observers.observations(),
             saving=self.saving,
         )
 
     def _round_trip(self) -> None:
         subject, recorder, batch, dtype = self.subject, self.recorder, self.batches[0], self.dtype
         chosen = self.recipe.origins.get("task_type", "proposed") != "proposed"
-        asked = round_trip.Asked(subject.copyable, subject.user_weights, chosen)
+        options = round_trip.RoundTripOptions(subject.copyable, subject.user_weights, chosen)
         saving = round_trip.check_reload(
-            recorder, self.model, subject.fresh, self.layers, batch, dtype, asked
+            recorder, self.model, subject.fresh, self.layers, batch, dtype, options
         )
         saving = round_trip.check_merge(
-            recorder, self.model, self.layers, batch, dtype, asked, saving
+            recorder, self.model, self.layers, batch, dtype, options, saving
         )
-        frozen, numbers = saved_files.frozen_by_wrapping(self.model, self._trainable_before)
-        saving = replace(saving, frozen=frozen, frozen_parameters=numbers)
-        new, numbers = saved_files.frozen_by_wrapping(self.model, self._heads, adapted_too=True)
-        self.saving = replace(saving, new_heads=new, new_head_parameters=numbers)
+        frozen, elements = saved_files.frozen_by_wrapping(self.model, self._trainable_before)
+        saving = replace(saving, frozen=frozen, frozen_parameters=elements)
+        new, elements = saved_files.frozen_by_wrapping(self.model, self._heads, adapted_too=True)
+        self.saving = replace(saving, new_heads=new, new_head_parameters=elements)
 
     # -- the base model, and the adapters on it ---------------------------------------------------
 
@@ -200,8 +202,8 @@ class Contract:
             self.batches.append(batch)
             self.base_losses.append(loss)
         if not self.batches:
-            told = f"{reasons[0]} ({last})" if reasons else "there is no batch"
-            raise Stop(f"the base model does not run without adapters: {told}", "base-model", first)
+            why = f"{reasons[0]} ({last})" if reasons else "there is no batch"
+            raise Stop(f"the base model does not run without adapters: {why}", "base-model", first)
         for reason in reasons:
             self.recorder.note(
                 "batch-left-out",
@@ -210,6 +212,28 @@ class Contract:
             )
 
     def _attach(self) -> None:
+        """Put the adapters on, and see that they are where the recipe wants them."""
+        self._wrap()
+        if not self.layers:
+            self.recorder.add("attaches", False, 0, "adapters in the model", "no adapter was found")
+            raise Stop("attaches failed")
+        stray = found.stray_parameters(self.model, self.layers, self._peft("bias", "none"))
+        problems = self._misplaced(stray)
+        self.observers.attached(self.model, self.layers)
+        detail = "; ".join(problems.values())
+        if not problems:
+            trainable = _count(self.model, trainable=True)
+            detail = f"{trainable} parameters are trainable, all in adapters"
+        expected = "adapters on every name of the recipe, nothing else trainable"
+        self.recorder.add(
+            "attaches", not problems, len(self.layers), expected, detail, tuple(problems)
+        )
+        if self.subject.shared:
+            if stray and not self.subject.copyable:
+                raise Stop("attaches failed: weights outside the adapters would be trained")
+            own_storage(p for p in self.model.parameters() if p.requires_grad)
+
+    def _wrap(self) -> None:
         import warnings
 
         try:
@@ -232,41 +256,25 @@ class Contract:
                 f"have: {one_line(stop.__cause__ or stop, 200)}",
                 "size",
             ) from stop
-        if not self.layers:
-            self.recorder.add("attaches", False, 0, "adapters in the model", "no adapter was found")
-            raise Stop("attaches failed")
+
+    def _misplaced(self, stray: list[tuple[str, int]]) -> dict[Problem, str]:
+        """What is trained and should not be (``stray``: name and elements of each parameter), and
+        what is not although it should; each problem with its detail."""
         missing = self._unmatched()
-        stray = found.stray_parameters(self.model, self.layers, self._peft("bias", "none"))
         frozen = [p.name for p in found.every_parameter(self.layers) if not p.tensor.requires_grad]
-        details = []
-        problems: list[Problem] = []
+        problems: dict[Problem, str] = {}
         if missing:
-            problems.append("unmatched")
-            details.append(f"nothing is named {', '.join(missing[:NAMES_SHOWN])}")
+            problems["unmatched"] = f"nothing is named {', '.join(missing[:NAMES_SHOWN])}"
         if stray:
-            problems.append("stray")
             share = sum(count for _, count in stray) / max(1, _count(self.model, trainable=False))
             names = ", ".join(name for name, _ in stray[:NAMES_SHOWN])
-            details.append(
+            problems["stray"] = (
                 f"{len(stray)} other parameters are trainable ({share:.1%} of the model): {names}"
             )
         if frozen and self._peft("peft_type", "LORA") == "LORA":
-            problems.append("frozen")
             names = ", ".join(clean_path(name) for name in frozen[:NAMES_SHOWN])
-            details.append(f"{len(frozen)} adapter parameters are frozen: {names}")
-        self.observing.attached(self.model, self.layers)
-        good = not details
-        if good:
-            trainable = _count(self.model, trainable=True)
-            details.append(f"{trainable} parameters are trainable, all in adapters")
-        expected = "adapters on every name of the recipe, nothing else trainable"
-        self.recorder.add(
-            "attaches", good, len(self.layers), expected, "; ".join(details), tuple(problems)
-        )
-        if self.subject.shared:
-            if stray and not self.subject.copyable:
-                raise Stop("attaches failed: weights outside the adapters would be trained")
-            own_storage(p for p in self.model.parameters() if p.requires_grad)
+            problems["frozen"] = f"{len(frozen)} adapter parameters are frozen: {names}"
+        return problems
 
     def _unmatched(self) -> list[str]:
         """Entries of ``target_modules`` that no adapter sits on (PEFT passes them by silently).
@@ -301,7 +309,7 @@ class Contract:
                     self.recorder.guard("forward", model, look=True) as locator,
                     statistics_kept(model),
                     self.precision.forward(),
-                    self.observing.training_forward(model),
+                    self.observers.training_forward(model),
                 ):
                     loss = loss_of(self.model, batch)
             except Stop:
@@ -344,18 +352,17 @@ class Contract:
         return None
 
     def _train(self) -> None:
-        self.training = Training(
+        adapted = AdaptedModel(
             self.model,
             self.layers,
             self.batches,
-            self.recorder,
-            precision=self.precision,
-            dtype=self.dtype,
             first_losses=self.first_losses,
             missing=self.subject.missing,
             order=self._order,
-            observing=self.observing,
+            precision=self.precision,
+            dtype=self.dtype,
         )
+        self.training = Training(adapted, self.recorder, self.observers)
         self.training.run(self.rounds, self.subject.learning_rate)
 
     # -- small helpers ----------------------------------------------------------------------------
@@ -448,7 +455,3 @@ def _median_step(durations: list[float]) -> float | None:
     """Seconds of a step; the first one also pays for what is prepared once."""
     rest = durations[1:] or durations
     return median(rest) if rest else None
-
-
-#: Real weights are in a minimum already; large steps would throw them out of it.
-LEARNING_RATE = 5e-4

@@ -19,7 +19,7 @@ from lora_doctor.contract.locator import tensors_in
 from lora_doctor.contract.measure import Difference, compare, outputs_of
 from lora_doctor.contract.recorder import Recorder, Stop
 from lora_doctor.results.round_trip import Saving
-from lora_doctor.text import one_line
+from lora_doctor.text import one_line, single_line
 
 #: Relative to the largest absolute logit. Measured on healthy round trips: fp32 1e-7, fp16 1e-3,
 #: bf16 1.1e-2; a lost adapter is off by 1e-1 and more.
@@ -28,7 +28,7 @@ RELOAD_TOLERANCE = {"float32": 1e-5, "float64": 1e-5, "float16": 1e-3, "bfloat16
 
 
 @dataclass(frozen=True)
-class Asked:
+class RoundTripOptions:
     """What a round trip may look at. ``copyable``: memory allows copies of the whole model.
     ``user_weights``: the weights are those that the user trains from, so that the checkpoint that
     the config names is theirs. ``auto``: somebody chose the task type, and with it PEFT's auto
@@ -46,7 +46,7 @@ def check_reload(
     layers: list[Any],
     batch: Any,
     dtype: str,
-    asked: Asked,
+    options: RoundTripOptions,
 ) -> Saving:
     """Saved and loaded onto a fresh base of equal weights, the adapters give the same logits."""
     name = "save-reload"
@@ -65,8 +65,8 @@ def check_reload(
             warnings.simplefilter("always")
             with recorder.guard(name):
                 reloaded = saved_files.save_and_reload(model, fresh(), path, folder)
-            told = _told(caught)
-            saving = _read_files(saving, model, reloaded, layers, fresh, folder, asked)
+            warned = _warned(caught)
+            saving = _read_files(saving, model, reloaded, layers, fresh, folder, options)
         with recorder.guard(name, reloaded):
             again = outputs_of(reloaded, batch)
     except Stop:
@@ -80,7 +80,7 @@ def check_reload(
         details.append(f"{type(reloaded).__name__} instead of {type(model).__name__}")
     if saving.lost:
         details.append(f"not in the adapter folder: {', '.join(saving.lost[:4])}")
-    recorder.add(name, good, _value(difference), _expected(tolerance), "; ".join(details + told))
+    recorder.add(name, good, _value(difference), _expected(tolerance), "; ".join(details + warned))
     return saving
 
 
@@ -91,23 +91,23 @@ def _read_files(
     layers: list[Any],
     fresh: Callable[[], Any],
     folder: Path,
-    asked: Asked,
+    options: RoundTripOptions,
 ) -> Saving:
-    lost, numbers, elsewhere = saved_files.lost_modules(model, reloaded, layers)
+    lost, elements, elsewhere = saved_files.lost_modules(model, reloaded, layers)
     moved = saved_files.lost_statistics(model, reloaded)
     saving = replace(
-        saving, lost=lost, lost_parameters=numbers, lost_elsewhere=elsewhere, statistics=moved
+        saving, lost=lost, lost_parameters=elements, lost_elsewhere=elsewhere, statistics=moved
     )
-    if saving.wrapped or not asked.copyable:
+    if saving.wrapped or not options.copyable:
         return saving
-    auto = saved_files.auto_loading(model, fresh, folder) if asked.auto else None
-    vocabulary = saved_files.vocabulary(model, folder) if asked.user_weights else None
+    auto = saved_files.auto_loading(model, fresh, folder) if options.auto else None
+    vocabulary = saved_files.vocabulary(model, folder) if options.user_weights else None
     return replace(saving, auto=auto, vocabulary=vocabulary)
 
 
-def _told(caught: list[warnings.WarningMessage]) -> list[str]:
+def _warned(caught: list[warnings.WarningMessage]) -> list[str]:
     """PEFT's warnings about what is missing."""
-    texts = [" ".join(str(item.message).split())[:200] for item in caught]
+    texts = [single_line(str(item.message))[:200] for item in caught]
     return [text for text in texts if "missing" in text or "config file" in text]
 
 
@@ -117,7 +117,7 @@ def check_merge(
     layers: list[Any],
     batch: Any,
     dtype: str,
-    asked: Asked,
+    options: RoundTripOptions,
     saving: Saving,
 ) -> Saving:
     """Merged into the base weights, the adapters give the same logits.
@@ -137,7 +137,7 @@ def check_merge(
     merged: Any = None
     try:
         with recorder.guard(name):
-            if asked.copyable:
+            if options.copyable:
                 own = outputs_of(model, batch)
                 merged = saved_files.merged_copy(model, path or "")
                 difference = compare(own, outputs_of(merged, batch))

@@ -80,7 +80,7 @@ def _with_part(model: Any, path: str, part: Any) -> Any:
 def lost_modules(model: Any, reloaded: Any, layers: list[Any]) -> tuple[tuple[str, ...], int, int]:
     """Trained weights outside the adapters that the reloaded model has otherwise.
 
-    Returns patterns of the whole modules that they make up, how many numbers these hold, and how
+    Returns patterns of the whole modules that they make up, how many elements these hold, and how
     many more were lost next to adapters or next to frozen weights.
     """
     import torch
@@ -101,8 +101,8 @@ def lost_modules(model: Any, reloaded: Any, layers: list[Any]) -> tuple[tuple[st
     whole = _whole_modules(model, lambda name, _: name in lost)
     inside = {name: size for name, size in lost.items() if _inside(name, whole)}
     paths = tuple(dict.fromkeys(pattern_of(clean_path(path)) for path in whole))
-    numbers = sum(inside.values())
-    return paths, numbers, sum(lost.values()) - numbers
+    elements = sum(inside.values())
+    return paths, elements, sum(lost.values()) - elements
 
 
 def lost_statistics(model: Any, reloaded: Any) -> tuple[str, ...]:
@@ -156,7 +156,7 @@ def frozen_by_wrapping(
         for parameter in module.parameters()
     }
     under = {id(module.base_layer) for module in model.modules() if hasattr(module, "base_layer")}
-    numbers: dict[str, int] = {}
+    elements: dict[str, int] = {}
     for path, module in before.items():
         adapted = any(
             hasattr(inner, "base_layer") or id(inner) in under for inner in module.modules()
@@ -168,8 +168,8 @@ def frozen_by_wrapping(
         ]
         if own and (adapted_too or not adapted):
             pattern = pattern_of(path)
-            numbers[pattern] = numbers.get(pattern, 0) + sum(int(p.numel()) for p in own)
-    return tuple(numbers), sum(numbers.values())
+            elements[pattern] = elements.get(pattern, 0) + sum(int(p.numel()) for p in own)
+    return tuple(elements), sum(elements.values())
 
 
 def _whole_modules(model: Any, meant: Callable[[str, Any], bool]) -> list[str]:

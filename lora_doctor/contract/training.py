@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 from lora_doctor.contract import adapters as found
@@ -17,7 +18,7 @@ from lora_doctor.contract.measure import (
     loss_of,
     measured_loss,
 )
-from lora_doctor.contract.observing import Observers
+from lora_doctor.contract.observers import Observers
 from lora_doctor.contract.precision import Precision
 from lora_doctor.contract.recorder import Recorder, Stop
 from lora_doctor.nn.copying import random_state
@@ -28,39 +29,38 @@ MORE_ROUNDS = 24
 NAMES_SHOWN = 4
 
 
-class Training:
-    """Trains the adapters of ``model`` on ``batches`` and enters what it sees into ``recorder``.
+@dataclass(frozen=True)
+class AdaptedModel:
+    """A model with adapters that is ready for its first step.
 
-    ``first_losses``: of each batch in eval mode, before any step. ``missing``: kinds of input that
-    the model takes and no batch has. ``order``: modules in the order of the forward. ``observing``:
-    is shown the first optimizer step.
+    ``first_losses``: of each batch in eval mode. ``missing``: kinds of input that the model takes
+    and no batch has. ``order``: modules, by path, in the order of the forward.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        layers: list[found.AdapterLayer],
-        batches: list[Any],
-        recorder: Recorder,
-        *,
-        precision: Precision,
-        dtype: str,
-        first_losses: list[float],
-        missing: tuple[str, ...],
-        order: dict[str, int],
-        observing: Observers,
-    ) -> None:
-        self.model = model
-        self.layers = layers
-        self.parameters = list(found.every_parameter(layers))
-        self.batches = batches
+    model: Any
+    layers: list[found.AdapterLayer]
+    batches: list[Any]
+    first_losses: list[float]
+    missing: tuple[str, ...]
+    order: dict[str, int]
+    precision: Precision
+    dtype: str
+
+
+class Training:
+    """Trains the adapters of a model on its batches and enters what it sees into ``recorder``;
+    ``observers`` are shown the first optimizer step."""
+
+    def __init__(self, adapted: AdaptedModel, recorder: Recorder, observers: Observers) -> None:
+        self.adapted = adapted
+        self.model = adapted.model
+        self.layers = adapted.layers
+        self.parameters = list(found.every_parameter(adapted.layers))
+        self.batches = adapted.batches
+        self.missing = adapted.missing
+        self.precision = adapted.precision
         self.recorder = recorder
-        self.precision = precision
-        self.dtype = dtype
-        self.first_losses = first_losses
-        self.missing = missing
-        self.order = order
-        self.observing = observing
+        self.observers = observers
         self.losses: dict[int, list[float]] = {}
         self.durations: list[float] = []
         self.rounds_done = 0
@@ -152,7 +152,7 @@ class Training:
             if watch:
                 found.note_gradients(self.layers, kind_of(batch))
                 self._stop_at_bad_gradient(batch, before)
-            with self.recorder.guard("steps"), self.observing.step(self.layers):
+            with self.recorder.guard("steps"), self.observers.step(self.layers):
                 if self._scaler.is_enabled():
                     self._scaler.unscale_(self._optimizer)
                 self._scaler.step(self._optimizer)
@@ -184,7 +184,7 @@ class Training:
         return locator.non_finite
 
     def _stop_at_bad_gradient(self, batch: Any, state: Any) -> None:
-        bad = first_bad_gradient(self.model, self.order)
+        bad = first_bad_gradient(self.model, self.adapted.order)
         if bad is None:
             return
         name, largest = bad
@@ -258,9 +258,11 @@ class Training:
         import torch
 
         learnt = [batch for batch in self.batches if id(batch) in self.losses]
-        first = [self.first_losses[self.batches.index(batch)] for batch in learnt]
+        first = [self.adapted.first_losses[self.batches.index(batch)] for batch in learnt]
         start = sum(first) / len(first)
-        noise = {"float32": 1e-6, "float64": 1e-6}.get(self.dtype, 1e-4) * max(abs(start), 1e-3)
+        noise = {"float32": 1e-6, "float64": 1e-6}.get(self.adapted.dtype, 1e-4) * max(
+            abs(start), 1e-3
+        )
         used, tried = self.rounds_done, [rate]
         now = self._mean_loss(learnt)
         for attempt in (rate, rate / 10):

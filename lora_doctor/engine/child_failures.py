@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from lora_doctor.errors import Cause, EvidenceError, InputError
 from lora_doctor.results.verification import Check, Failure, Verification
-from lora_doctor.sandbox.worker import Outcome, Worker
+from lora_doctor.sandbox.outcome import Outcome
+from lora_doctor.sandbox.worker import Worker
 
 
 def evidence_error(what: str, outcome: Outcome, worker: Worker) -> EvidenceError:

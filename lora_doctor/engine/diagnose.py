@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from lora_doctor.engine.case import Case
+from lora_doctor.engine.other_rules import OtherRules
 from lora_doctor.engine.registry import RuleSelection
 from lora_doctor.engine.rule import Rule
 from lora_doctor.engine.symptoms import find_by_message
@@ -19,6 +20,7 @@ from lora_doctor.results.diagnosis import AppliedFix, Diagnosis, Skipped
 from lora_doctor.results.finding import SEVERITIES, Finding, first_fix
 from lora_doctor.results.note import Note
 from lora_doctor.results.verification import Verification
+from lora_doctor.text import single_line
 
 #: A fix may uncover the next finding; more rounds than this would be going in circles.
 MAX_ROUNDS = 5
@@ -36,75 +38,99 @@ def diagnose(
         InputError: the model or the recipe cannot be read.
     """
     start = time.perf_counter()
-    selection = selection or RuleSelection()
     read_input(case)
-    case.rules_with_symptom = lambda text: [
-        f"{match.rule.code} {match.rule.name}" for match in find_by_message(text, rules)
-    ]
     case.refine_proposal()
-    findings: list[Finding] = []
-    passed: list[str] = []
-    skipped: list[Skipped] = []
-    crashed: list[str] = []
-    order = sorted(rules, key=lambda rule: (rule.is_fallback, DEPTHS.index(rule.depth), rule.code))
-    nets = any(rule.is_fallback and rule in selection for rule in rules)
-    for rule in order:
-        if rule not in selection:
-            # What it knows is not reported, but it is not unexplained either.
-            if nets and not rule.is_fallback and case.reaches(rule.depth):
-                case.explained.update(_explained_by(rule, case))
-            continue
-        if not case.reaches(rule.depth):
-            skipped.append(Skipped(rule.code, rule.name, case.too_shallow(rule.depth)))
-            continue
-        try:
-            found = list(rule().check(case))
-        except EvidenceError as error:
-            skipped.append(Skipped(rule.code, rule.name, str(error)))
-            continue
-        except LoraDoctorError:
-            raise
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - one broken rule is not all
-            crashed.append(rule.code)
-            reason = f"the rule itself failed: {type(error).__name__}: {error}"
-            skipped.append(Skipped(rule.code, rule.name, " ".join(reason.split())))
-            continue
-        findings += found
-        for finding in found:
-            case.explained.update(finding.explains)
-        if not found:
-            passed.append(rule.code)
-    before, undetermined = _proof(case, crashed)
+    answers = _ask(case, rules, selection or RuleSelection())
+    before, undetermined = _proof(case, answers.crashed)
     if case.settings.memory:
         case.has("memory_plan")
-    findings.sort(key=lambda finding: (SEVERITIES.index(finding.severity), finding.rule))
     return Diagnosis(
         model=case.source,
         recipe=case.recipe,
         depth=case.settings.depth,
         environment=_environment(case),
-        findings=tuple(findings),
-        passed=tuple(passed),
-        skipped=tuple(skipped),
+        findings=answers.sorted_findings(),
+        passed=tuple(answers.passed),
+        skipped=tuple(answers.skipped),
         gathered=tuple(case.gathered),
-        structure=case.__dict__.get("structure"),
+        structure=Case.structure.known(case),
         before=before,
         undetermined=undetermined,
-        memory_plan=case.__dict__.get("memory_plan"),
+        memory_plan=Case.memory_plan.known(case),
         notes=_notes(case, before),
         seconds=time.perf_counter() - start,
     )
 
 
+def _ask(case: Case, rules: Sequence[type[Rule]], selection: RuleSelection) -> Answers:
+    """The answers of the rules, a fallback last, cheapest evidence first."""
+    answers = Answers()
+    fallbacks = any(rule.is_fallback and rule in selection for rule in rules)
+
+    def with_symptom(message: str) -> list[str]:
+        found = find_by_message(message, rules)
+        return [f"{match.rule.code} {match.rule.name}" for match in found]
+
+    order = sorted(rules, key=lambda rule: (rule.is_fallback, DEPTHS.index(rule.depth), rule.code))
+    for rule in order:
+        others = OtherRules(frozenset(answers.explained), with_symptom)
+        if rule in selection:
+            answers.ask(rule, case.beside(others))
+        elif fallbacks and not rule.is_fallback and case.reaches(rule.depth):
+            # What it knows is not reported, but it is not unexplained either.
+            answers.explained |= _explained_by(rule, case.beside(others))
+    return answers
+
+
+@dataclass
+class Answers:
+    """What the rules that were asked so far have said."""
+
+    findings: list[Finding] = field(default_factory=list)
+    passed: list[str] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+    #: Codes of rules that raised something else than an error of ours.
+    crashed: list[str] = field(default_factory=list)
+    #: Checks of the training contract that a finding accounts for.
+    explained: set[str] = field(default_factory=set)
+
+    def ask(self, rule: type[Rule], case: Case) -> None:
+        """Enter the findings of one rule, or why there is no answer."""
+        if not case.reaches(rule.depth):
+            self._skip(rule, case.too_shallow(rule.depth))
+            return
+        try:
+            found = list(rule().check(case))
+        except EvidenceError as error:
+            self._skip(rule, str(error))
+        except LoraDoctorError:
+            raise
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - one broken rule is not all
+            self.crashed.append(rule.code)
+            reason = f"the rule itself failed: {type(error).__name__}: {error}"
+            self._skip(rule, single_line(reason))
+        else:
+            self.findings += found
+            self.explained.update(name for finding in found for name in finding.explains)
+            if not found:
+                self.passed.append(rule.code)
+
+    def sorted_findings(self) -> tuple[Finding, ...]:
+        """The findings, the most severe first."""
+        return tuple(
+            sorted(self.findings, key=lambda one: (SEVERITIES.index(one.severity), one.rule))
+        )
+
+    def _skip(self, rule: type[Rule], reason: str) -> None:
+        self.skipped.append(Skipped(rule.code, rule.name, reason))
+
+
 def _notes(case: Case, before: Verification | None) -> tuple[Note, ...]:
     """What was decided unasked on the way to the recipe, and what nothing was run on or in."""
-    structure = case.__dict__.get("structure")
+    structure = Case.structure.known(case)
     decided = structure.notes if structure is not None else ()
-    told = before.notes if before is not None else ()
-    return (
-        *decided,
-        *(note for note in told if note.is_gap),
-    )
+    seen = before.notes if before is not None else ()
+    return (*decided, *(note for note in seen if note.is_gap))
 
 
 def _explained_by(rule: type[Rule], case: Case) -> set[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from lora_doctor.recipe.recipe import Recipe
@@ -11,10 +11,10 @@ from lora_doctor.recipe.recipe import Recipe
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 #: A number in a regular expression that is not part of a name such as ``w1`` or ``fc2``.
 _LAYER_IN_REGEX = re.compile(r"(?<![A-Za-z_\d{,])\d+")
-
-
 #: A number that stands for itself in a regular expression, as the layer of a path.
 _PLAIN_IN_REGEX = re.compile(r"(?<=\\\.)\d+(?=\\\.)")
+_KEYS_OF_NUMBERS = ("layers_to_transform", "layer_indexes")
+_KEYS_OF_NAMES = ("target_modules", "target_parameters", "exclude_modules", "modules_to_save")
 
 
 def fit(recipe: Recipe, model: Any, config: Any = None) -> tuple[Recipe, tuple[str, ...]]:
@@ -27,35 +27,48 @@ def fit(recipe: Recipe, model: Any, config: Any = None) -> tuple[Recipe, tuple[s
     answer. ``config``: of the model at full size, which tells how many layers there are.
     """
     depth = _depth(name for name, _ in model.named_modules())
+    if not depth:
+        return recipe, ()
     here = getattr(model, "config", None)
     known = {**_last_layers(config, here), **_listed_layers(config, here)}
 
     def moved(number: int) -> int:
         return known.get(number, number % depth)
 
-    changes: dict[str, Any] = {}
-    fixed: list[str] = []
-    if not depth:
-        return recipe, ()
-    for key in ("layers_to_transform", "layer_indexes"):
-        value = recipe.get(key)
-        if isinstance(value, int):
-            changes[key] = moved(value)
-        elif isinstance(value, (list, tuple)):
-            changes[key] = sorted({moved(int(number)) for number in value})
-    for key in ("target_modules", "target_parameters", "exclude_modules", "modules_to_save"):
-        value = recipe.get(key)
-        if isinstance(value, str):
-            changes[key] = _PLAIN_IN_REGEX.sub(lambda match: str(moved(int(match[0]))), value)
-            if _LAYER_IN_REGEX.search(_PLAIN_IN_REGEX.sub("", value)):
-                fixed.append(key)
-        elif isinstance(value, (list, tuple)):
-            names = (_NUMBER.sub(lambda match: str(moved(int(match[0]))), name) for name in value)
-            changes[key] = list(dict.fromkeys(names))
+    changes = {key: _moved_numbers(recipe.get(key), moved) for key in _KEYS_OF_NUMBERS}
+    changes |= {key: _moved_names(recipe.get(key), moved) for key in _KEYS_OF_NAMES}
+    changes = {key: value for key, value in changes.items() if value != recipe.get(key)}
+    fixed = [key for key in _KEYS_OF_NAMES if _numbers_stay(recipe.get(key))]
     if recipe.get("trainable_token_indices"):
         fixed.append("trainable_token_indices")
-    changes = {key: value for key, value in changes.items() if value != recipe.get(key)}
     return (recipe.override(changes, "argument") if changes else recipe), tuple(fixed)
+
+
+def _moved_numbers(value: Any, moved: Callable[[int], int]) -> Any:
+    """One layer or several by their numbers."""
+    if isinstance(value, int):
+        return moved(value)
+    if isinstance(value, (list, tuple)):
+        return sorted({moved(int(number)) for number in value})
+    return value
+
+
+def _moved_names(value: Any, moved: Callable[[int], int]) -> Any:
+    """Names of modules, or a regular expression for them, with the numbers of layers in them."""
+
+    def replaced(match: re.Match[str]) -> str:
+        return str(moved(int(match[0])))
+
+    if isinstance(value, str):
+        return _PLAIN_IN_REGEX.sub(replaced, value)
+    if isinstance(value, (list, tuple)):
+        return list(dict.fromkeys(_NUMBER.sub(replaced, name) for name in value))
+    return value
+
+
+def _numbers_stay(value: Any) -> bool:
+    """Whether a regular expression may name layers by numbers that cannot be moved."""
+    return isinstance(value, str) and bool(_LAYER_IN_REGEX.search(_PLAIN_IN_REGEX.sub("", value)))
 
 
 def _last_layers(full: Any, tiny: Any) -> dict[int, int]:

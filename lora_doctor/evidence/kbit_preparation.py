@@ -50,11 +50,11 @@ def judged(
     recorder = Recorder()
     recorder.add("builds", True, result.model_parameters, "an nn.Module", result.model_class)
     broken = ErrorReport(type(error).__name__, one_line(error, 300), where(error))
-    told = RuntimeError(
+    cause = RuntimeError(
         "the quantized model runs as it is loaded, and not after prepare_model_for_kbit_training: "
         f"{broken.type}: {broken.message}"
     )
-    recorder.fail("forward", told.with_traceback(error.__traceback__))
+    recorder.fail("forward", cause.with_traceback(error.__traceback__))
     checks = recorder.checks("not run: forward failed")
     return replace(
         result,

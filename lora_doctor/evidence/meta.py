@@ -41,6 +41,7 @@ from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.note import Note
 from lora_doctor.results.structure import ForwardParameter, HeadClass, Injection, Structure
 from lora_doctor.static.installed.missing_package import missing_package
+from lora_doctor.text import single_line
 
 _NOTHING = Injection(ok=False)
 
@@ -77,7 +78,7 @@ def gather(
                 f"which is built from a {wanted} and not from the {bases[0]} that this model type "
                 "has"
             ) from error
-        text = " ".join(str(error).split())
+        text = single_line(str(error))
         raise EvidenceError(
             f"{loader.loaded_by} cannot be built from this config: {type(error).__name__}: {text}"
         ) from error
@@ -89,10 +90,12 @@ def gather(
         heads=tuple(loader.candidates),
         native_dtype=loader.native_dtype,
     )
-    made = [f"the default config cannot be built as it is; set {item}" for item in loader.repairs]
-    made += [loader.choice()] if loader.choice() else []
-    told = [Note("choice", text) for text in made]
-    found = _complete(replace(found, notes=(*found.notes, *told)), where, model, asked)
+    choices = [
+        f"the default config cannot be built as it is; set {item}" for item in loader.repairs
+    ]
+    choices += [loader.choice()] if loader.choice() else []
+    notes = (*found.notes, *(Note("choice", text) for text in choices))
+    found = _complete(replace(found, notes=notes), where, model, asked)
     loaded = loader.source["kind"] != "factory"
     recipe_in_full = Recipe.from_json(found.recipe)
     found = replace(

@@ -10,23 +10,20 @@ Runs in a child process; torch is imported inside functions.
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 from lora_doctor.contract.recorder import Recorder, is_out_of_memory
+from lora_doctor.evidence.layer_watch import LayerWatch
 from lora_doctor.model.modules import pattern_of
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.quantized_use import QuantizedUse, Use
 from lora_doctor.results.verification import Verification
-from lora_doctor.text import clean_path, one_line, where
+from lora_doctor.text import one_line, where
 
 #: Rounds of leaving layers out; each finds one kind of layer.
 _ROUNDS = 5
-_GET = "__getattr__"
-#: Code that may read a quantized weight: it knows what it is.
-_LIBRARIES = ("torch", "peft", "bitsandbytes", "accelerate", "lora_doctor")
 
 
 @dataclass(frozen=True)
@@ -67,21 +64,25 @@ def explained(
     if recipe.quantized is None or not ended_early(result):
         return result
     given = recipe.get("llm_int8_skip_modules")
-    told = uses(load, lambda one: _forwards(one, recipe, batch), Matcher(model, recipe.quantized),
-                None if given is None else [str(name) for name in given],
-                _of_their_own(model))  # fmt: skip
-    if not told:
+    found = uses(
+        load,
+        lambda one: _forwards(one, recipe, batch),
+        Matcher(model, recipe.quantized),
+        None if given is None else [str(name) for name in given],
+        _of_their_own(model),
+    )
+    if not found:
         return result
-    message = f"{told[0].sentence}: {told[0].error}"
+    message = f"{found[0].sentence}: {found[0].error}"
     if result.failure is not None:
-        failure = replace(result.failure, message=message, where=told[0].where)
-        told_so = tuple(
+        failure = replace(result.failure, message=message, where=found[0].where)
+        checks = tuple(
             replace(check, detail=message) if check.name == failure.check else check
             for check in result.checks
         )
         return replace(
             result, outcome="failed", reason="", obstacle=None, base_error=None,
-            failure=failure, checks=told_so, quantized_uses=told,
+            failure=failure, checks=checks, quantized_uses=found,
         )  # fmt: skip
     recorder = Recorder()
     recorder.add("builds", True, result.model_parameters, "an nn.Module", result.model_class)
@@ -89,7 +90,7 @@ def explained(
     checks = recorder.checks("not run: forward failed")
     return replace(
         result, outcome="failed", checks=checks, failure=recorder.failure, reason="",
-        obstacle=None, base_error=None, quantized_uses=told,
+        obstacle=None, base_error=None, quantized_uses=found,
     )  # fmt: skip
 
 
@@ -165,11 +166,11 @@ def uses(
     if not found or skip is None:
         return ()
     left = len(matcher.quantized(skip))
-    told = []
+    explanations = []
     for use in dict.fromkeys(one.use for one in found.values()):
         same = {pattern: one for pattern, one in found.items() if one.use == use}
         first = next(iter(same.values()))
-        told.append(
+        explanations.append(
             QuantizedUse(
                 use,
                 tuple(same),
@@ -181,7 +182,7 @@ def uses(
                 linears=len(matcher.linears),
             )
         )
-    return tuple(told)
+    return tuple(explanations)
 
 
 def _first_objection(
@@ -190,7 +191,7 @@ def _first_objection(
     """What the model raises, and the layer behind it: ``path`` is empty when none is."""
     steps = run(model)
     while True:
-        watch = _watch(model, special)
+        watch = LayerWatch(model, special)
         try:
             with watch:
                 next(steps)
@@ -202,122 +203,6 @@ def _first_objection(
             text = f"{type(error).__name__}: {one_line(error, 200)}"
             path, use, line = watch.behind()
             return Touched(path, use, line or where(error), text)
-
-
-def _watch(model: Any, special: frozenset[str]) -> Any:
-    from torch.overrides import TorchFunctionMode
-
-    class Watch(TorchFunctionMode):  # type: ignore[misc]
-        """Which quantized layer runs, whose weight was read beside it, whose output is changed."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.layers = {
-                clean_path(path): module
-                for path, module in model.named_modules()
-                if type(module).__module__.startswith("bitsandbytes")
-            }
-            self.paths = {id(layer): path for path, layer in self.layers.items()}
-            self._own_getattr: dict[type, Any] = {}
-            self.running: list[str] = []
-            self.wide: set[str] = set()
-            #: Storage to the layer that gave it out, and the tensor, so that it is not used again.
-            self.outputs: dict[int, tuple[str, Any]] = {}
-            self.read: tuple[str, str] = ("", "")
-            self.changed = ""
-            self.replaced = ""
-            self._handles: list[Any] = []
-
-        def __enter__(self) -> Any:
-            for path, layer in self.layers.items():
-                self._handles.append(layer.register_forward_pre_hook(self._begin(path)))
-                self._handles.append(layer.register_forward_hook(self._end(path)))
-            for kind in {type(layer) for layer in self.layers.values()}:
-                self._own_getattr[kind] = vars(kind).get(_GET)
-                setattr(kind, _GET, self._getting(getattr(kind, _GET)))
-            return super().__enter__()
-
-        def __exit__(self, *exception: Any) -> None:
-            super().__exit__(*exception)
-            for handle in self._handles:
-                handle.remove()
-            for kind, own in self._own_getattr.items():
-                if own is None:
-                    delattr(kind, _GET)
-                else:
-                    setattr(kind, _GET, own)
-
-        def _getting(self, get: Any) -> Any:
-            """A module's parameters are no attributes: whoever asks for one comes by here."""
-
-            def getting(layer: Any, name: str) -> Any:
-                if name == "weight" and not self.running and id(layer) in self.paths:
-                    line = _reader()
-                    if line:
-                        self.read = (self.paths[id(layer)], line)
-                return get(layer, name)
-
-            return getting
-
-        def _begin(self, path: str) -> Any:
-            def hook(_layer: Any, inputs: Any) -> None:
-                self.running.append(path)
-                if inputs and getattr(inputs[0], "ndim", 0) > 3:
-                    self.wide.add(path)
-
-            return hook
-
-        def _end(self, path: str) -> Any:
-            def hook(_layer: Any, _inputs: Any, output: Any) -> None:
-                self.running.pop()
-                self.replaced = path if path in special else self.replaced
-                self.outputs[_storage(output)] = (path, output)
-
-            return hook
-
-        def behind(self) -> tuple[str, Use, str]:
-            """The layer behind an exception that was just raised, how it is used, and where."""
-            if self.changed:
-                return self.changed, "output", ""
-            if self.running and self.running[-1] in self.wide:
-                return self.running[-1], "input", ""
-            if self.replaced and not self.read[0]:
-                return self.replaced, "class", ""
-            return self.read[0], "weight", self.read[1]
-
-        def __torch_function__(
-            self, func: Any, types: Any, args: Any = (), named: Any = None
-        ) -> Any:
-            try:
-                return func(*args, **(named or {}))
-            except Exception as error:
-                if args and "inplace" in str(error):
-                    self.changed = self.outputs.get(_storage(args[0]), ("", None))[0]
-                raise
-
-    return Watch()
-
-
-def _storage(tensor: Any) -> int:
-    import torch
-
-    if not isinstance(tensor, torch.Tensor):
-        return 0
-    with torch._C.DisableTorchFunction():
-        return int(tensor.untyped_storage().data_ptr())
-
-
-def _reader() -> str:
-    """``file:line`` of the code that reads a weight, unless it is a library that may."""
-    frame = sys._getframe(2)
-    while frame is not None:
-        parts = frame.f_code.co_filename.replace("\\", "/").split("/")
-        package = next((name for name in _LIBRARIES if name in parts), "")
-        if package == "torch" or (package == "peft" and frame.f_code.co_name == "weight"):
-            frame = frame.f_back  # type: ignore[assignment]
-            continue
-        return "" if package else f"{'/'.join(parts[-4:])}:{frame.f_lineno}"
-    return ""
 
 
 def _skip_list(

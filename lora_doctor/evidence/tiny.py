@@ -6,17 +6,16 @@ Runs in a forked child; torch, transformers and PEFT are imported inside functio
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lora_doctor.contract.contract import Contract, Subject
 from lora_doctor.contract.recorder import is_out_of_memory
 from lora_doctor.errors import EvidenceError
 from lora_doctor.evidence import fewer_layers, kbit_preparation, quantized_layers, tiny_model_cache
+from lora_doctor.evidence.reload import quantized, reload, saved
 from lora_doctor.model import training_setup
 from lora_doctor.model.new_heads import loaded_again, new_heads
 from lora_doctor.prescription.patches import install_patches
@@ -29,6 +28,43 @@ from lora_doctor.sandbox.worker import report_progress
 from lora_doctor.text import one_line, where
 
 LEARNING_RATE = 1e-2
+
+
+@dataclass(frozen=True)
+class TinyRun:
+    """A tiny model, and how the training contract is run on it.
+
+    ``model``: in float32, without adapters; it is used up. ``batch``: one that it takes, ``None``
+    where a factory brings its own. ``loader``: of its class at full size. ``steps``: rounds of
+    optimizer steps. ``dtype``: of the model that runs; empty leaves it to the library. ``notes``:
+    what to say beside the result, added to on the way. ``unfit``: keys of the recipe that may name
+    layers which this model is too small to have. ``thorough``: also save, reload and merge, and let
+    observers look.
+    """
+
+    model: Any
+    batch: Any
+    loader: Any
+    recipe: Recipe
+    steps: int
+    device: str
+    dtype: str = "float32"
+    notes: list[Note] = field(default_factory=list)
+    unfit: tuple[str, ...] = ()
+    thorough: bool = True
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """A run in the recipe's dtype and quantization: ``result`` is ``None`` where it raised.
+    ``quantized``: whether the model that ran was. ``reason``, ``obstacle``, ``raised``: why it says
+    nothing about the recipe, what kept it from that, and what the model raised."""
+
+    result: Verification | None
+    quantized: bool
+    reason: str
+    obstacle: Obstacle | None
+    raised: ErrorReport | None
 
 
 def gather(
@@ -68,17 +104,11 @@ def gather(
 def _verify(loader: Any, recipe: Recipe, steps: int, device: str, made: str | None) -> Verification:
     if loader.source["kind"] == "factory":
         model = loader.build()
-        return _run(model, loader, None, training_setup.dtype_of(model), recipe, steps, device, [])
+        dtype = training_setup.dtype_of(model)
+        return _contract(TinyRun(model, None, loader, recipe, steps, device, dtype))
     shrunk = make(loader, made)
-    return verify(
-        shrunk.model,
-        shrunk.batch,
-        loader,
-        recipe,
-        steps,
-        device,
-        notes=tuple(Note("step", step) for step in shrunk.steps),
-    )
+    notes = [Note("step", step) for step in shrunk.steps]
+    return verify(TinyRun(shrunk.model, shrunk.batch, loader, recipe, steps, device, notes=notes))
 
 
 def make(loader: Any, made: str | None = None) -> Any:
@@ -126,219 +156,156 @@ def _from_cache(loader: Any, made: str) -> Any:
     return found
 
 
-def verify(
-    tiny: Any,
-    first: Any,
-    loader: Any,
-    recipe: Recipe,
-    steps: int,
-    device: str,
-    *,
-    notes: Sequence[Note] = (),
-    thorough: bool = True,
-) -> Verification:
-    """The training contract on a tiny model, in the recipe's dtype and quantization where this
-    machine has them, else in float32, which the notes then say.
+def verify(run: TinyRun) -> Verification:
+    """The training contract on the tiny model of :func:`make`, in the recipe's dtype and
+    quantization where this machine has them, else in float32, which the notes then say."""
+    run = _fitted(run)
+    if not _loads_otherwise(run) and not run.recipe.mixed_precision:
+        return _contract(run)
+    attempt = _attempt(run)
+    result = attempt.result
+    if result is not None:
+        if attempt.quantized and quantized_layers.ended_early(result):
+            result = _explained(result, run)
+        if result.outcome == "undetermined":
+            result = _judged(result, run)
+        if result.outcome != "undetermined":
+            return result
+    return _in_float32(run, attempt)
 
-    Args:
-        tiny: the model of :func:`make`; it is used up.
-        first: its batch.
-        thorough: also save, reload and merge, and let observers look.
-    """
-    dtype, told = _explicit_dtype(loader, recipe), list(notes)
-    asked = recipe
-    recipe, unfit = fewer_layers.fit(asked, tiny, loader.config)
-    told += [
+
+def _fitted(run: TinyRun) -> TinyRun:
+    """The run with the dtype that somebody asked for, and with layers that this model has."""
+    asked = run.recipe
+    recipe, unfit = fewer_layers.fit(asked, run.model, run.loader.config)
+    moved = [
         Note("step", f"{key} {asked.get(key)!r:.80} -> {recipe.get(key)!r:.80}")
         for key in recipe.values
         if recipe.get(key) != asked.get(key)
     ]
-    loads_otherwise = dtype != "float32" or recipe.quantized
-    quantized_here = False
-    reason = kind = ""
-    obstacle: Obstacle | None = None
-    raised: ErrorReport | None = None
-    if loads_otherwise or recipe.mixed_precision:
-        try:
-            if loads_otherwise:
-                model = _reload(tiny, recipe, dtype, device, told)
-                quantized_here = bool(getattr(model, "is_quantized", False))
-            else:
-                model = copy.deepcopy(tiny)
-            batch = copy.deepcopy(first)
-            runs_in = dtype or training_setup.dtype_of(model)
-            result = _run(
-                model, loader, batch, runs_in, recipe, steps, device, told, unfit, thorough
-            )
-            reason, obstacle, raised = result.reason, result.obstacle, result.base_error
-        except Exception as error:
-            if is_out_of_memory(error):
-                raise
-            reason = f"{type(error).__name__}: {one_line(error, 200)} ({where(error)})"
-            raised = ErrorReport(type(error).__name__, one_line(error), where(error))
+    dtype = _explicit_dtype(run.loader, asked)
+    return replace(run, recipe=recipe, unfit=unfit, dtype=dtype, notes=[*run.notes, *moved])
+
+
+def _loads_otherwise(run: TinyRun) -> bool:
+    """Whether the recipe loads the model in another form than it was made in."""
+    return run.dtype != "float32" or run.recipe.quantized is not None
+
+
+def _attempt(run: TinyRun) -> _Attempt:
+    quantized = False
+    try:
+        if _loads_otherwise(run):
+            model = reload(run.model, run.recipe, run.dtype, run.device, run.notes)
+            quantized = bool(getattr(model, "is_quantized", False))
         else:
-            if quantized_here and quantized_layers.ended_early(result):
-                result = _explained(result, tiny, recipe, first, dtype)
-            if result.outcome != "undetermined":
-                return result
-            result = _judged(result, tiny, recipe, first, dtype)
-            if result.outcome == "failed":
-                return result
-        # The base model does not run this way on this device: that is no fault of the recipe.
-        mixed = f"{recipe.mixed_precision} autocast" if recipe.mixed_precision else None
-        kind = ", ".join(filter(None, (dtype, recipe.quantized, mixed)))
-        told.append(
-            Note(
-                "does-not-run" if obstacle == "base-model" else "not-proven",
-                f"run in float32 without quantization, {kind} is not proven: {reason}",
-                reason,
-            )
+            model = copy.deepcopy(run.model)
+        dtype = run.dtype or training_setup.dtype_of(model)
+        result = _contract(replace(run, model=model, batch=copy.deepcopy(run.batch), dtype=dtype))
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        reason = f"{type(error).__name__}: {one_line(error, 200)} ({where(error)})"
+        raised = ErrorReport(type(error).__name__, one_line(error), where(error))
+        return _Attempt(None, quantized, reason, None, raised)
+    return _Attempt(result, quantized, result.reason, result.obstacle, result.base_error)
+
+
+def _in_float32(run: TinyRun, attempt: _Attempt) -> Verification:
+    """The base model does not run as the recipe loads it, on this device: that is no fault of the
+    recipe."""
+    recipe = run.recipe
+    mixed = f"{recipe.mixed_precision} autocast" if recipe.mixed_precision else None
+    kind = ", ".join(filter(None, (run.dtype, recipe.quantized, mixed)))
+    run.notes.append(
+        Note(
+            "does-not-run" if attempt.obstacle == "base-model" else "not-proven",
+            f"run in float32 without quantization, {kind} is not proven: {attempt.reason}",
+            attempt.reason,
         )
-        recipe = recipe.edit((Edit("fp16", REMOVE), Edit("bf16", REMOVE)))
-    result = _run(tiny, loader, first, "float32", recipe, steps, device, told, unfit, thorough)
-    if quantized_here and result.outcome == "passed":
+    )
+    plain = recipe.edit((Edit("fp16", REMOVE), Edit("bf16", REMOVE)))
+    result = _contract(replace(run, recipe=plain, dtype="float32"))
+    if attempt.quantized and result.outcome == "passed":
         # It was quantized and did not run: in float32 it is another model that trains.
-        result = replace(
+        return replace(
             result,
             outcome="undetermined",
-            reason=f"the model does not run in {kind}: {reason}",
+            reason=f"the model does not run in {kind}: {attempt.reason}",
             obstacle="base-model",
-            base_error=raised,
+            base_error=attempt.raised,
         )
     return result
 
 
-def _run(
-    model: Any,
-    loader: Any,
-    batch: Any,
-    dtype: str,
-    recipe: Recipe,
-    steps: int,
-    device: str,
-    notes: list[Note],
-    unfit: tuple[str, ...] = (),
-    thorough: bool = True,
-) -> Verification:
+def _contract(run: TinyRun) -> Verification:
+    """The training contract, executed on the run's model as it is."""
+    model, recipe, factory = run.model, run.recipe, run.loader.source["kind"] == "factory"
     if not getattr(model, "is_quantized", False):
-        model.to(device)
+        model.to(run.device)
     report_progress("making batches")
     try:
-        batches = training_setup.make_batches(model, loader.factory_batches, batch, notes)
+        given = run.loader.factory_batches
+        batches = training_setup.make_batches(model, given, run.batch, run.notes)
     except training_setup.NoBatch as error:
         return Verification.undetermined(
-            str(error), depth="tiny", device=device, obstacle="batch", base_error=error.raised
+            str(error), depth="tiny", device=run.device, obstacle="batch", base_error=error.raised
         )
-    heads = new_heads(model, loader.source)
+    heads = new_heads(model, run.loader.source)
     subject = Subject(
         base=model,
-        batches=[training_setup.cast(one.to(device), dtype) for one in batches],
-        wrap=training_setup.wrapper(model, recipe, loaded=loader.source["kind"] != "factory"),
+        batches=[training_setup.cast(one.to(run.device), run.dtype) for one in batches],
+        wrap=training_setup.wrapper(model, recipe, loaded=not factory),
         fresh=loaded_again(training_setup.fresh_base(model), heads),
         set_up=lambda wrapped: training_setup.set_up(wrapped, recipe),
         learning_rate=LEARNING_RATE,
         copyable=training_setup.is_copyable(model),
-        user_weights=loader.source["kind"] == "factory",
-        user_inputs=bool(loader.factory_batches),
+        user_weights=factory,
+        user_inputs=bool(given),
         missing=training_setup.missing_inputs(model, batches),
-        unfit=unfit,
+        unfit=run.unfit,
         model_class=type(model).__name__,
-        steps=notes,
-        round_trip=thorough,
-        observed=thorough,
+        steps=run.notes,
+        round_trip=run.thorough,
+        observed=run.thorough,
         new_heads=heads,
     )
     report_progress("running the training contract")
-    return Contract(subject, recipe, steps=steps, depth="tiny", device=device, dtype=dtype).run()
+    contract = Contract(
+        subject, recipe, steps=run.steps, depth="tiny", device=run.device, dtype=run.dtype
+    )
+    return contract.run()
 
 
-def _judged(
-    result: Verification, model: Any, recipe: Recipe, batch: Any, dtype: str
-) -> Verification:
+def _judged(result: Verification, run: TinyRun) -> Verification:
     """:func:`kbit_preparation.judged`, where the tiny model was quantized."""
 
     def load() -> Any:
-        with _saved(model) as folder:
-            return _quantized(type(model), folder, recipe, dtype, result.device)
+        with saved(run.model) as folder:
+            return quantized(type(run.model), folder, run.recipe, run.dtype, result.device)
 
-    if not recipe.quantized or batch is None or any(note.is_unproven for note in result.notes):
+    unproven = any(note.is_unproven for note in result.notes)
+    if not run.recipe.quantized or run.batch is None or unproven:
         return result
-    return kbit_preparation.judged(result, load, recipe, batch.to(result.device), dtype)
+    batch = run.batch.to(result.device)
+    return kbit_preparation.judged(result, load, run.recipe, batch, run.dtype)
 
 
-def _explained(
-    result: Verification, model: Any, recipe: Recipe, batch: Any, dtype: str
-) -> Verification:
+def _explained(result: Verification, run: TinyRun) -> Verification:
     """:func:`quantized_layers.explained`: the layers that must stay in floating point."""
-    if batch is None:
+    if run.batch is None:
         return result
-    with _saved(model) as folder:
+    with saved(run.model) as folder:
 
         def load(skip: list[str] | None) -> Any:
             edits = () if skip is None else (Edit("llm_int8_skip_modules", skip),)
-            told = recipe.edit(edits)
-            loaded = _quantized(type(model), folder, told, dtype, result.device)
-            return training_setup.for_kbit_training(loaded, told)
+            recipe = run.recipe.edit(edits)
+            loaded = quantized(type(run.model), folder, recipe, run.dtype, result.device)
+            return training_setup.for_kbit_training(loaded, recipe)
 
-        inputs = copy.deepcopy(batch).to(result.device)
-        inputs = training_setup.cast(inputs, dtype or result.dtype)
-        return quantized_layers.explained(result, model, load, recipe, inputs)
-
-
-def _quantized(cls: Any, folder: str, recipe: Recipe, dtype: str, device: str) -> Any:
-    options = training_setup.loading_options(recipe, dtype or None)
-    quantization = training_setup.quantization_config(recipe)
-    model = cls.from_pretrained(
-        folder, quantization_config=quantization, device_map={"": device}, **options
-    )
-    bare = [
-        path
-        for path, layer in model.named_modules()
-        if is_quantized_layer(layer) and not is_quantized_layer(getattr(layer, "weight", None))
-    ]
-    if bare:
-        raise EvidenceError(
-            f"transformers does not find what it has just saved: {len(bare)} quantized layers got "
-            f"no weights, the first is {bare[0]}"
-        )
-    return model
-
-
-def is_quantized_layer(value: Any) -> bool:
-    """Whether a layer or a weight is one of bitsandbytes' own."""
-    return type(value).__module__.partition(".")[0] == "bitsandbytes"
-
-
-def _reload(model: Any, recipe: Recipe, dtype: str, device: str, notes: list[Note]) -> Any:
-    """The tiny model saved and loaded again with the recipe's dtype and quantization.
-
-    ``from_pretrained`` does more than ``.to(dtype)``: it keeps some layers in float32. ``notes`` is
-    told when this transformers cannot quantize here.
-    """
-    options = training_setup.loading_options(recipe, dtype or "float32")
-    with _saved(model) as folder:
-        if recipe.quantized:
-            try:
-                loaded = _quantized(type(model), folder, recipe, dtype, device)
-            except Exception as error:
-                if is_out_of_memory(error):
-                    raise
-                reason = f"{type(error).__name__}: {one_line(error, 160)}"
-                text = f"run without {recipe.quantized} quantization, which is not proven: {reason}"
-                notes.append(Note("not-proven", text, reason))
-            else:
-                return training_setup.for_kbit_training(loaded, recipe)
-        return type(model).from_pretrained(folder, **options)
-
-
-@contextlib.contextmanager
-def _saved(model: Any) -> Iterator[str]:
-    with tempfile.TemporaryDirectory(prefix="lora-doctor-") as folder:
-        # Saving writes class names and dtypes into the config; the caller's stays as it is.
-        config = copy.deepcopy(model.config)
-        model.save_pretrained(folder, safe_serialization=True)
-        model.config = config
-        yield folder
+        inputs = copy.deepcopy(run.batch).to(result.device)
+        inputs = training_setup.cast(inputs, run.dtype or result.dtype)
+        return quantized_layers.explained(result, run.model, load, run.recipe, inputs)
 
 
 def _explicit_dtype(loader: Any, recipe: Recipe) -> str:

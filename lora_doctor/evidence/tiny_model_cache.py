@@ -46,8 +46,8 @@ class TinyModelCache:
             self._folder = Path(tempfile.mkdtemp(prefix="lora-doctor-"))
             weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         values = [recipe.get(key) for key in _KEYS]
-        asked = [source.to_json(), values, [patch.to_json() for patch in patches]]
-        digest = hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()
+        key = [source.to_json(), values, [patch.to_json() for patch in patches]]
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
         return str(self._folder / f"{digest[:16]}.pt")
 
 

@@ -26,11 +26,12 @@ def fused_attention() -> Iterator[None]:
 
     def attention(
         query: Any, key: Any, value: Any, attn_mask: Any = None, dropout_p: float = 0.0,
-        is_causal: bool = False, *, scale: float | None = None, enable_gqa: bool = False,
+        is_causal: bool = False, **options: Any,
     ) -> Any:  # fmt: skip
+        """``options``: ``scale`` and, in later releases of torch, ``enable_gqa``."""
         if query.device.type != "meta" or query.dim() not in (3, 4):
-            more = {"enable_gqa": True} if enable_gqa else {}
-            return plain(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **more)
+            return plain(query, key, value, attn_mask, dropout_p, is_causal, **options)
+        scale = options.get("scale")
         if query.dim() == 3:
             query, key, value = (one.unsqueeze(0) for one in (query, key, value))
             mask = attn_mask.unsqueeze(0) if attn_mask is not None else None

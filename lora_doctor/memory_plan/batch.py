@@ -92,12 +92,12 @@ def places(model: Any, settings: Settings) -> int:
     """Tokens for which the model has learnt positions; 0 where it computes them for any length."""
     from torch import nn
 
-    said = settings.number(
+    listed = settings.number(
         "max_position_embeddings", "n_positions", "max_target_positions", "max_sequence_length"
     )
     rows = (one.num_embeddings for one in model.modules() if isinstance(one, nn.Embedding))
     # A few rows more are for padding and offsets.
-    return said if said and any(0 <= count - said <= 4 for count in rows) else 0
+    return listed if listed and any(0 <= count - listed <= 4 for count in rows) else 0
 
 
 class _Draft(Draft):

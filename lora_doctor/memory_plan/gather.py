@@ -292,9 +292,9 @@ def _dtype(recipe: Recipe, native: str | None) -> str:
 
 
 def _batch_size(recipe: Recipe) -> _Choice:
-    said = recipe.get("per_device_train_batch_size")
-    if said:
-        return _Choice(int(said), "the recipe")
+    chosen = recipe.get("per_device_train_batch_size")
+    if chosen:
+        return _Choice(int(chosen), "the recipe")
     from transformers import TrainingArguments
 
     default = TrainingArguments.__dataclass_fields__["per_device_train_batch_size"].default
@@ -302,9 +302,9 @@ def _batch_size(recipe: Recipe) -> _Choice:
 
 
 def _length(recipe: Recipe) -> _Choice:
-    said = recipe.get("max_length")
-    if said:
-        return _Choice(int(said), "the recipe")
+    chosen = recipe.get("max_length")
+    if chosen:
+        return _Choice(int(chosen), "the recipe")
     return _Choice(LENGTH, "TRL's default; the recipe says none")
 
 

@@ -64,9 +64,9 @@ def _candidates(model: Any, recipe: Recipe) -> Iterator[MetaCopy]:
         thin = meta_copy(model, mean)
         if thin.repeats:
             yield thin
-            told = meta_copy(model, mean)
-            _tell_depth(told)
-            yield told
+            thinned = meta_copy(model, mean)
+            _tell_depth(thinned)
+            yield thinned
     yield meta_copy(model)
 
 

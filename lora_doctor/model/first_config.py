@@ -108,12 +108,12 @@ def _as_asked(config_class: Any, error: Exception) -> dict[str, Any] | None:
     of its parts; ``None`` where they ask for nothing, or for the same again."""
     given: dict[str, Any] = {}
     parts = list(getattr(config_class, "sub_configs", None) or {})
-    said = str(error)
+    objection = str(error)
     for _ in range(_ROUNDS):
-        asked = re.search(r"`?\b(\w+)`? must be `?(-?\d+(?:\.\d+)?|True|False|None)\b", said)
-        if asked is None:
+        wanted = re.search(r"`?\b(\w+)`? must be `?(-?\d+(?:\.\d+)?|True|False|None)\b", objection)
+        if wanted is None:
             return None
-        entry = {asked[1]: ast.literal_eval(asked[2])}
+        entry = {wanted[1]: ast.literal_eval(wanted[2])}
         for part in ("", *parts):
             tried = (
                 {**given, part: {**given.get(part, {}), **entry}} if part else {**given, **entry}
@@ -121,8 +121,8 @@ def _as_asked(config_class: Any, error: Exception) -> dict[str, Any] | None:
             try:
                 config_class(**tried)
             except Exception as again:  # noqa: BLE001 - read below
-                if f"{asked[1]} must be" not in str(again).replace("`", ""):
-                    given, said = tried, str(again)
+                if f"{wanted[1]} must be" not in str(again).replace("`", ""):
+                    given, objection = tried, str(again)
                     break
             else:
                 return tried

@@ -23,6 +23,7 @@ from lora_doctor.model.modules import elements, is_adapter_layer, pattern_of, un
 from lora_doctor.model.reloading import not_reloaded
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.structure import Converted, ErrorReport, Injection, Unmatched
+from lora_doctor.text import single_line
 
 ADAPTER_NAME = "default"
 _TRACEBACK_LINES = 60
@@ -135,7 +136,7 @@ def report(error: BaseException) -> ErrorReport:
     lines = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     return ErrorReport(
         type(error).__name__,
-        " ".join(str(error).split()),
+        single_line(str(error)),
         where,
         "\n".join(lines.splitlines()[-_TRACEBACK_LINES:]),
     )
@@ -226,7 +227,7 @@ def _recorded(seen: list[str]) -> Iterator[None]:
     for item in caught:
         if issubclass(item.category, (DeprecationWarning, FutureWarning)):
             continue
-        text = " ".join(str(item.message).split())
+        text = single_line(str(item.message))
         if text not in seen:
             seen.append(text)
 

@@ -30,6 +30,7 @@ from lora_doctor.model.first_config import first_config
 from lora_doctor.recipe.keys import WRAPPING_KEYS
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.structure import HeadClass
+from lora_doctor.text import single_line
 
 _GENERATING = ("CAUSAL_LM", "SEQ_2_SEQ_LM")
 #: Entries of a default config that are set before it is given up.
@@ -237,7 +238,7 @@ def load_config(source: Mapping[str, Any]) -> tuple[Any, tuple[str, ...]]:
             return with_room_for_tokens(config), changes
         except Exception as error:
             raise EvidenceError(
-                f"the default config of {name} cannot be made: {_one_line(error)}"
+                f"the default config of {name} cannot be made: {single_line(str(error), 300)}"
             ) from error
     folder = source["folder"]
     if folder is None:
@@ -255,7 +256,8 @@ def load_config(source: Mapping[str, Any]) -> tuple[Any, tuple[str, ...]]:
             )
     except Exception as error:
         raise EvidenceError(
-            f"{Path(folder) / 'config.json'} is refused by transformers: {_one_line(error)}"
+            f"{Path(folder) / 'config.json'} is refused by transformers: "
+            f"{single_line(str(error), 300)}"
         ) from error
     return config, ()
 
@@ -277,7 +279,7 @@ def call_factory(name: str) -> tuple[Any, list[dict[str, Any]] | None]:
     except (Exception, SystemExit) as error:
         raise InputError(
             f"MODEL {name!r}: cannot import {module_name}: {type(error).__name__}: "
-            f"{_one_line(error)}"
+            f"{single_line(str(error), 300)}"
         ) from error
     for part in attribute.split("."):
         if not hasattr(target, part):
@@ -291,7 +293,8 @@ def call_factory(name: str) -> tuple[Any, list[dict[str, Any]] | None]:
         batches = batches() if callable(batches) else batches
     except (Exception, SystemExit) as error:
         raise InputError(
-            f"MODEL {name!r}: the factory raised {type(error).__name__}: {_one_line(error)}"
+            f"MODEL {name!r}: the factory raised {type(error).__name__}: "
+            f"{single_line(str(error), 300)}"
         ) from error
     if isinstance(result, tuple) and len(result) == 2:
         result, batches = result
@@ -355,8 +358,3 @@ def _as_batches(batches: Any, name: str) -> list[dict[str, Any]] | None:
             f"MODEL {name!r}: a batch must be a mapping of forward arguments to tensors"
         )
     return [dict(batch) for batch in many]
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 300 else text[:297] + "..."

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_doctor.errors import EvidenceError
+from lora_doctor.text import single_line
 
 #: What a name means to the adapter config; layers are alike only where this is equal too.
 Meaning = Callable[[str], object]
@@ -52,7 +53,7 @@ def meta_copy(model: Any, meaning: Meaning | None = None) -> MetaCopy:
             _Thinning(model, meaning, memo, repeats).run()
         return MetaCopy(copy.deepcopy(model, memo), repeats)
     except Exception as error:
-        text = " ".join(str(error).split())
+        text = single_line(str(error))
         raise EvidenceError(
             f"the structure of {type(model).__name__} cannot be copied: "
             f"{type(error).__name__}: {text}"

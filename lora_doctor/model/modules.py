@@ -225,7 +225,7 @@ def group(
 
 
 def elements(parameter: Any, part: Part | None = None) -> int:
-    """How many numbers a parameter stands for; packed 4-bit weights hold two in a byte."""
+    """How many elements a parameter stands for; packed 4-bit weights hold two in a byte."""
     packed = type(parameter).__name__ == "Params4bit"
     if packed and part is not None and part.shape:
         count = 1
@@ -281,7 +281,6 @@ _MLP_NAME = re.compile(
 
 
 def _role(part: Part, tower_kind: str | None, experts: Mapping[str, int]) -> Role:
-    components = part.path.split(".")
     if part.kind == "embedding":
         return "embedding"
     if tower_kind == "head":
@@ -290,12 +289,26 @@ def _role(part: Part, tower_kind: str | None, experts: Mapping[str, int]) -> Rol
         return "projector"
     if part.kind in ("norm", "conv"):
         return "other"
-    holder = part.ancestors[0] if part.ancestors else ""
-    if part.kind != "parameter" and (
-        any(_ROUTER_NAME.search(name) for name in components[-2:])
-        or _ROUTER_CLASS.search(f"{part.class_name} {holder}")
-    ):
+    if _is_called_router(part):
         return "router"
+    if _is_expert(part, experts):
+        return "experts"
+    if _has_a_row_per_expert(part, experts):
+        return "router"
+    return _block_role(part)
+
+
+def _is_called_router(part: Part) -> bool:
+    holder = part.ancestors[0] if part.ancestors else ""
+    return part.kind != "parameter" and (
+        any(_ROUTER_NAME.search(name) for name in part.path.split(".")[-2:])
+        or _ROUTER_CLASS.search(f"{part.class_name} {holder}") is not None
+    )
+
+
+def _is_expert(part: Part, experts: Mapping[str, int]) -> bool:
+    """Whether it is one expert of a mixture, or the fused weight of all of them."""
+    components = part.path.split(".")
     # Shared experts that are fused are out of reach of target_modules as the others are.
     fused = part.kind == "parameter"
     expert = next(
@@ -306,17 +319,27 @@ def _role(part: Part, tower_kind: str | None, experts: Mapping[str, int]) -> Rol
         ),
         None,
     )
-    if expert is not None and ".".join(components[:expert]) in experts:
-        return "experts"
-    if _is_expert_class(part):
-        return "experts"
+    in_mixture = expert is not None and ".".join(components[:expert]) in experts
+    return in_mixture or _is_expert_class(part)
+
+
+def _has_a_row_per_expert(part: Part, experts: Mapping[str, int]) -> bool:
+    """Whether it gives as many outputs as the mixture that it stands in has experts."""
+    components = part.path.split(".")
     owner = ".".join(components[:-1])
     count = experts.get(owner, experts.get(".".join(components[:-2])))
     # A shared expert may be as wide as there are others (Qwen3-Next: 512).
     shared = any(name.startswith("shared") for name in components[:-1])
-    if count is not None and part.shape and part.shape[0] == count and not shared:
-        return "router"
-    # Nearest ancestor decides: BERT's `attention.output.dense` is attention, `output.dense` is not.
+    return count is not None and bool(part.shape) and part.shape[0] == count and not shared
+
+
+def _block_role(part: Part) -> Role:
+    """Attention or MLP, by the names and classes around the part.
+
+    The nearest ancestor decides: BERT's `attention.output.dense` is attention, `output.dense` is
+    not.
+    """
+    components = part.path.split(".")
     names = list(reversed(components))
     for name, cls in zip(names, ("", *part.ancestors), strict=False):
         if _MLP_NAME.match(name) or _MLP_CLASS.search(cls):

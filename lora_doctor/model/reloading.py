@@ -56,11 +56,11 @@ def not_reloaded(wrapped: Any, adapter: str) -> NotReloaded:
             return NotReloaded()
     missing = [name for name in result.missing_keys if _MARK in name and f".{adapter}" in name]
     patterns = dict.fromkeys(pattern_of(_layer(wrapped, name)) for name in missing)
-    told = [_in_the_file(name, adapter) for name in result.unexpected_keys if _MARK in name]
+    unexpected = [_in_the_file(name, adapter) for name in result.unexpected_keys if _MARK in name]
     example = None
-    if missing and told:
+    if missing and unexpected:
         first = _in_the_file(missing[0], adapter)
-        example = RenamedTensor(first, _nearest(first, told))
+        example = RenamedTensor(first, _nearest(first, unexpected))
     return NotReloaded(tuple(patterns), example)
 
 

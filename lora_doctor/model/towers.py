@@ -209,19 +209,27 @@ class _Search:
                 return
             self._add(path, "head", "it holds the output embeddings")
             return
-        kinds = {tower.kind for tower in self.found.values()}
-        senses = [tower for tower in self.found.values() if tower.kind in ("vision", "audio")]
-        surrounding = [tower for tower in self.found.values() if _contains(tower.path, path)]
         if self._looks_like_head("", path):
             self._add(path, "head", f"it gives {self._outputs(path)} outputs beside the towers")
             return
-        if "language" in kinds and senses:
-            link = self._link(path, senses) or ("" if surrounding else self._follows(path))
-            if link:
-                self._add(path, "projector", link)
-                return
-        if surrounding:
-            return
+        surrounded = any(_contains(tower.path, path) for tower in self.found.values())
+        link = self._projects(path, surrounded=surrounded)
+        if link:
+            self._add(path, "projector", link)
+        elif not surrounded:
+            self._judge_alone(path)
+
+    def _projects(self, path: str, *, surrounded: bool) -> str:
+        """How a subtree goes from a sense to language; empty where it does not."""
+        kinds = {tower.kind for tower in self.found.values()}
+        senses = [tower for tower in self.found.values() if tower.kind in ("vision", "audio")]
+        if "language" not in kinds or not senses:
+            return ""
+        return self._link(path, senses) or ("" if surrounded else self._follows(path))
+
+    def _judge_alone(self, path: str) -> None:
+        """A subtree that stands in no tower and between no two of them."""
+        kinds = {tower.kind for tower in self.found.values()}
         named = kind_by_words(path.rpartition(".")[2])
         if named and len(kinds) == 1 and named not in kinds:
             self._add(path, named, "its name says so; nothing else does")

@@ -49,28 +49,48 @@ def make_batches(
     Raises:
         NoBatch: none could be made; the text is the reason.
     """
-    from lora_doctor.tiny_model.batch.make_batch import make_batch
-    from lora_doctor.tiny_model.batch.result import Batch, BatchError
+    from lora_doctor.tiny_model.batch.result import Batch
 
     if given:
         return [_given_batch(inputs, Batch) for inputs in given]
     if first is None:
-        try:
-            first = make_batch(model)
-        except BatchError as error:
-            first = _untried_batch(model)
-            if first is None:
-                raise NoBatch(f"no batch could be made: {error.reason}", _raised(error)) from error
-            text = f"the batch was not tried beforehand: {error.reason}"
-            notes.append(Note("step", text, error.reason))
+        first = _first_batch(model, notes)
     if first.left_out:
         kinds_left = " or ".join(first.left_out)
-        told = (note.text for note in first.notes if note.kind == "input-left-out")
-        said = next(told, "it is not known how")[:300]
-        text = f"no batch with {kinds_left} was found, what takes it was not run: {said}"
-        notes.append(Note("not-fed", text, said))
-    batches = [first]
+        reasons = (note.text for note in first.notes if note.kind == "input-left-out")
+        why = next(reasons, "it is not known how")[:300]
+        text = f"no batch with {kinds_left} was found, what takes it was not run: {why}"
+        notes.append(Note("not-fed", text, why))
+    return [first, *_batches_of_one_kind(model, first, notes)]
+
+
+def _first_batch(model: Any, notes: list[Note]) -> Any:
+    """A batch with every kind of input that the model takes.
+
+    Raises:
+        NoBatch: none could be made.
+    """
+    from lora_doctor.tiny_model.batch.make_batch import make_batch
+    from lora_doctor.tiny_model.batch.result import BatchError
+
+    try:
+        return make_batch(model)
+    except BatchError as error:
+        untried = _untried_batch(model)
+        if untried is None:
+            raise NoBatch(f"no batch could be made: {error.reason}", _raised(error)) from error
+        text = f"the batch was not tried beforehand: {error.reason}"
+        notes.append(Note("step", text, error.reason))
+        return untried
+
+
+def _batches_of_one_kind(model: Any, first: Any, notes: list[Note]) -> list[Any]:
+    """Beside a batch of several kinds of input, one of each kind alone where there can be one."""
+    from lora_doctor.tiny_model.batch.make_batch import make_batch
+    from lora_doctor.tiny_model.batch.result import BatchError
+
     kinds = {frozenset(first.modality)}
+    batches: list[Any] = []
     if kinds == {frozenset({"text"})}:
         return batches
     for modality in ("image", "audio", "text"):

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from lora_doctor.results.from_json import from_json
 from lora_doctor.results.note import Note
+from lora_doctor.text import size_in_words
 
 #: ``counted``: sizes of the real classes' tensors. ``measured``: a forward and a backward of the
 #: real classes on the meta device. ``asked``: of the optimizer itself. ``assumed``: by the formula.
@@ -127,6 +128,4 @@ class Plan:
 
 def gib(size: int | None) -> str:
     """Such as ``13.2 GiB``, small sizes in MiB."""
-    if size is None:
-        return "?"
-    return f"{size / GIB:.1f} GiB" if size >= GIB // 2 else f"{size / (1 << 20):.0f} MiB"
+    return "?" if size is None else size_in_words(size)

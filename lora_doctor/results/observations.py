@@ -1,7 +1,7 @@
 """What was measured on the way while the training contract ran: readings, data only.
 
-The contract runs the model anyway; observers (``observing``) read off it what a rule about numbers
-needs. Nothing here is a verdict, and nothing is known of a module that was not run.
+The contract runs the model anyway; observers (``contract/observers``) read off it what a rule about
+numbers needs. Nothing here is a verdict, and nothing is known of a module that was not run.
 """
 
 from __future__ import annotations

@@ -24,9 +24,10 @@ from typing import Any
 from lora_doctor.errors import Cause
 from lora_doctor.sandbox import worker
 from lora_doctor.sandbox.process import STACK_MARK, STACK_SECONDS
+from lora_doctor.text import single_line
 
 ANSWER_BYTES = 64 * 1024 * 1024
-TEXT_CHARS = 100_000
+LINE_CHARS, TEXT_CHARS = 2_000, 100_000
 TICK = 20  # milliseconds between looks at the task where the system cannot signal its end
 LATE_SECONDS = 30
 # Between two looks at resident memory a task can grow without being seen; the address-space
@@ -117,7 +118,7 @@ def preload(channel: Channel, setup: dict[str, Any]) -> None:
         try:
             importlib.import_module(name)
         except BaseException as error:  # noqa: BLE001 - also SystemExit of a broken library
-            errors[name] = worker.one_line(f"{type(error).__name__}: {error}")
+            errors[name] = _line(f"{type(error).__name__}: {error}")
     seconds = time.monotonic() - began
     os.close(awake)
     if os.name == "posix":
@@ -254,9 +255,7 @@ def limit_resources(memory_limit: int | None, *, cuda: bool) -> None:
 def run(channel: Channel, request: dict[str, Any], setup: dict[str, Any]) -> None:
     """Run the task in this very process and send its answer. Does not raise."""
     task, identity = os.getpid(), request["id"]
-    worker._progress_sink = lambda text: channel.send(
-        "progress", id=identity, text=worker.one_line(text)
-    )
+    worker._progress_sink = lambda text: channel.send("progress", id=identity, text=_line(text))
     value, failure = None, None
     began = time.monotonic()
     try:
@@ -317,16 +316,20 @@ def resolve(target: str, packages: list[str]) -> Any:
     return function
 
 
+def _line(text: str) -> str:
+    return single_line(text, LINE_CHARS)
+
+
 class TargetError(Exception):
     """The target of a request cannot be called."""
 
 
 def protocol(message: str) -> dict[str, str]:
-    return {"kind": "protocol", "type": "", "message": worker.one_line(message)}
+    return {"kind": "protocol", "type": "", "message": _line(message)}
 
 
 def describe(error: BaseException) -> dict[str, Any]:
-    """The fields of `worker.Failure` for an exception."""
+    """The fields of `outcome.Failure` for an exception."""
     if isinstance(error, TargetError):
         return protocol(str(error))
     cls = type(error)
@@ -355,11 +358,11 @@ def describe(error: BaseException) -> dict[str, Any]:
     cause = None
     if error.__cause__ is not None:
         behind = Cause.of(error.__cause__)
-        cause = {"type": behind.type, "message": worker.one_line(behind.message)}
+        cause = {"type": behind.type, "message": _line(behind.message)}
     return {
         "kind": kind,
         "type": name,
-        "message": worker.one_line(message) or name,
+        "message": _line(message) or name,
         "traceback": text[-TEXT_CHARS:],  # the end has the innermost frames and the exception
         "cause": cause,
     }

@@ -1,6 +1,6 @@
 """One child process: its pipes, its log, its end. Knows nothing of tasks and limits.
 
-The side of the caller; `child.py` is the other one, `worker.py` has the limits and the tasks.
+The side of the caller; `child.py` is the other one, `task.py` has the limits of a task.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _BOOT = (
 
 
 class ChildProcess:
-    """A process that runs `worker.main` with this setup, started at once and never waited for."""
+    """A process that runs `child.main` with this setup, started at once and never waited for."""
 
     def __init__(self, setup: dict[str, Any], env: dict[str, str], *, fork: bool) -> None:
         root = str(Path(__file__).absolute().parents[2])

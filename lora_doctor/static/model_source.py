@@ -58,20 +58,24 @@ class ModelSource:
 def parse_model(
     model: Any, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> ModelSource:
-    """A source out of a MODEL argument: a text, a path, a loaded ``nn.Module``, or a source.
+    """A source out of a MODEL argument: a string, a path, a loaded ``nn.Module``, or a source.
 
     Raises:
-        InputError: the text is none of the forms, or the folder does not exist.
+        InputError: the string has none of the forms, or the folder does not exist.
     """
     if isinstance(model, ModelSource):
         return model
     if isinstance(model, Path):
         return _folder(model, trust_remote_code)
-    if not isinstance(model, str):
-        if callable(getattr(model, "named_modules", None)):
-            return ModelSource("module", type(model).__name__, module=model)
-        raise InputError(f"MODEL: expected a text or an nn.Module, got {type(model).__name__}")
-    text = model.strip()
+    if isinstance(model, str):
+        return _named(model.strip(), revision, trust_remote_code)
+    if callable(getattr(model, "named_modules", None)):
+        return ModelSource("module", type(model).__name__, module=model)
+    raise InputError(f"MODEL: expected a text or an nn.Module, got {type(model).__name__}")
+
+
+def _named(text: str, revision: str | None, trust_remote_code: bool) -> ModelSource:
+    """The source that a MODEL on the command line names."""
     if text.startswith("arch:"):
         name = text.removeprefix("arch:")
         if not re.fullmatch(r"[\w.-]+", name):

@@ -111,8 +111,8 @@ class Activations(Observer):
 def _layer(path: str) -> str:
     """The path up to its first number: what stands in one layer has one."""
     parts = path.split(".")
-    numbers = [index for index, part in enumerate(parts) if part.isdigit()]
-    return ".".join(parts[: numbers[0] + 1]) if numbers else path
+    numbered = [index for index, part in enumerate(parts) if part.isdigit()]
+    return ".".join(parts[: numbered[0] + 1]) if numbered else path
 
 
 def _kept_in_float32(model: Any) -> Iterator[str]:

@@ -63,11 +63,11 @@ class Attention(Observer):
             )
 
     def readings(self) -> tuple[AttentionReading, ...]:
-        said = []
+        messages = []
         for logger, text in self._said:
             path, implementation = self._speaker(logger)
-            said.append(AttentionReading(implementation, clean_path(path), said=text))
-        return (*said, *self._dropped.values())
+            messages.append(AttentionReading(implementation, clean_path(path), said=text))
+        return (*messages, *self._dropped.values())
 
     def _path(self, module: Any) -> str:
         named = self._model.named_modules()

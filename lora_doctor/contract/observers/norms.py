@@ -136,7 +136,7 @@ class Norms(Observer):
 
 def _reading(pattern: str, norms: list[_Norm]) -> NormReading:
     first = max(norms, key=lambda norm: norm.change)
-    numbers = [value for norm in norms for value in norm.variances]
+    variances = [value for norm in norms for value in norm.variances]
     return NormReading(
         pattern=pattern,
         path=clean_path(first.path),
@@ -145,7 +145,7 @@ def _reading(pattern: str, norms: list[_Norm]) -> NormReading:
         attribute=first.attribute,
         epsilon=first.epsilon,
         dtype=first.dtype,
-        variance=(min(numbers), statistics.median(numbers), max(numbers)),
+        variance=(min(variances), statistics.median(variances), max(variances)),
         effects=first.effects,
         owner=None if first.owner is None else clean_path(first.owner),
         expected=first.expected,

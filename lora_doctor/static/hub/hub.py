@@ -306,7 +306,7 @@ class _Request:
         A server that is down for two files is down for the others: these are not tried.
         """
 
-        def said(step: Callable[[], T]) -> Callable[[], T]:
+        def explained(step: Callable[[], T]) -> Callable[[], T]:
             def run() -> T:
                 try:
                     return step()
@@ -317,7 +317,7 @@ class _Request:
 
         late = _Unreachable(f"{self.endpoint} did not answer within {self.deadline.seconds:g} s")
         outcomes = self.deadline.run(
-            [said(step) for step in steps.values()],
+            [explained(step) for step in steps.values()],
             late=late,
             hopeless=lambda error: isinstance(error, _Unreachable),
             name=THREAD,
@@ -330,12 +330,26 @@ class _Request:
         """`error` of the library as InputError, EvidenceError or _Unreachable, in one line."""
         if isinstance(error, (_Unreachable, EvidenceError)):
             return error
-        errors = self.utils
         # The library hides what happened to a request behind "not in the cache".
-        if isinstance(error, errors.LocalEntryNotFoundError):
+        if isinstance(error, self.utils.LocalEntryNotFoundError):
             cause = error.__cause__ or error.__context__
             if isinstance(cause, Exception):
                 error = cause
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        at_fault = self._input_error(error, status)
+        if at_fault is not None:
+            return at_fault
+        if isinstance(error, self.utils.EntryNotFoundError):
+            return EvidenceError("it is in the listing, but not in the repository")
+        if status == 429:
+            return _Unreachable(f"{self.endpoint} has too many requests from here (429)")
+        if status is not None:
+            return _Unreachable(f"{self.endpoint} answers with error {status}")
+        return _Unreachable(f"{self.endpoint} cannot be reached ({root_cause(error)})")
+
+    def _input_error(self, error: Exception, status: int | None) -> InputError | None:
+        """What the user can mend about a request that the hub refused; ``None`` for the rest."""
+        errors = self.utils
         model, page = self.model_id, f"{self.endpoint}/{self.model_id}"
         login = "log in with `hf auth login` or set HF_TOKEN"
         # A gated repository is a kind of "not found" to the library: the order matters.
@@ -350,16 +364,9 @@ class _Request:
                 f"{model} was not found at {self.endpoint}{self._near_in_cache()}; check the "
                 f"spelling, or, if it is private, {login}"
             )
-        status = getattr(getattr(error, "response", None), "status_code", None)
         if status in (401, 403):
             return InputError(f"{self.endpoint} refuses access to {model} ({status}); {login}")
-        if isinstance(error, errors.EntryNotFoundError):
-            return EvidenceError("it is in the listing, but not in the repository")
-        if status == 429:
-            return _Unreachable(f"{self.endpoint} has too many requests from here (429)")
-        if status is not None:
-            return _Unreachable(f"{self.endpoint} answers with error {status}")
-        return _Unreachable(f"{self.endpoint} cannot be reached ({root_cause(error)})")
+        return None
 
     def _near_in_cache(self) -> str:
         """A hint at a model of a similar name that the cache holds."""

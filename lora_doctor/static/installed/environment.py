@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_doctor._version import __version__
+from lora_doctor.text import single_line
 
 # Distributions that decide how a LoRA run behaves. Names are those of PyPI.
 PACKAGES = (
@@ -327,7 +328,7 @@ def _quantizes(torch: Any, bnb: Any, device: str) -> str | None:
 
 
 def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
+    text = single_line(str(error))
     return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from lora_doctor.text import single_line
+
 
 def missing_package(error: BaseException) -> str:
     """`needs timm, which is not installed here: pip install timm`; empty for anything else."""
@@ -14,9 +16,9 @@ def missing_package(error: BaseException) -> str:
 def missing_name(message: str) -> str:
     """What the message of an ImportError says to install, else the module that could not be
     imported; empty where it names neither."""
-    said = " ".join(message.split())
-    asked = re.search(r"pip install ([\w.\-\[\]]+)", said) or re.search(
-        r"requires? the (\w+) library", said
+    message = single_line(message)
+    named = re.search(r"pip install ([\w.\-\[\]]+)", message) or re.search(
+        r"requires? the (\w+) library", message
     )
-    module = re.search(r"No module named '(\w+)", said)
-    return asked[1].rstrip(".") if asked else module[1] if module else ""
+    module = re.search(r"No module named '(\w+)", message)
+    return named[1].rstrip(".") if named else module[1] if module else ""

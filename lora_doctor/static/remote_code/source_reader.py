@@ -116,19 +116,9 @@ class _Reader:
             self.read_values(node, inner)
             self.body(node.body, inner)
         elif isinstance(node, ast.If):
-            self.required_by_raise(node, scope)
-            self.read_values(node, scope)
-            # `if x_available(): import x else: raise` is as forgiving as try; and so on.
-            typing = (dotted(node.test) or "").endswith("TYPE_CHECKING")
-            guard = "typing" if typing else "if"
-            self.body(node.body, scope.with_guard(guard, node.test))
-            self.body(node.orelse, scope.with_guard("if", node.test))
+            self.branches(node, scope)
         elif isinstance(node, ast.Try):
-            self.body(node.body, scope.with_guard("try" if node.handlers else ""))
-            for handler in node.handlers:
-                self.body(handler.body, scope.with_guard("try"))
-            self.body(node.orelse, scope.with_guard("try"))
-            self.body(node.finalbody, scope)
+            self.attempted(node, scope)
         else:
             if isinstance(node, ast.Assert):
                 self.required(node.test, node, scope)
@@ -137,6 +127,22 @@ class _Reader:
                 self.body(getattr(node, name, []), scope)
             for case in getattr(node, "cases", []):
                 self.body(case.body, scope.with_guard("if"))
+
+    def branches(self, node: ast.If, scope: _Scope) -> None:
+        """`if x_available(): import x else: raise` is as forgiving as try; and so on."""
+        self.required_by_raise(node, scope)
+        self.read_values(node, scope)
+        typing = (dotted(node.test) or "").endswith("TYPE_CHECKING")
+        self.body(node.body, scope.with_guard("typing" if typing else "if", node.test))
+        self.body(node.orelse, scope.with_guard("if", node.test))
+
+    def attempted(self, node: ast.Try, scope: _Scope) -> None:
+        """What may raise is forgiven where something catches it."""
+        self.body(node.body, scope.with_guard("try" if node.handlers else ""))
+        for handler in node.handlers:
+            self.body(handler.body, scope.with_guard("try"))
+        self.body(node.orelse, scope.with_guard("try"))
+        self.body(node.finalbody, scope)
 
     def defined(self, node: ast.stmt) -> None:
         """A function or variable of the module, with the names that it uses."""

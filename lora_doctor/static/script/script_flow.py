@@ -93,15 +93,14 @@ class Flow:
             return
         if isinstance(node, (ast.For, ast.AsyncFor)):
             self._loop_variable(node)
-        for block in ("body", "orelse", "finalbody"):
-            inner = getattr(node, block, None)
-            if isinstance(inner, list):
-                yield from self._block(inner)
-        for handler in getattr(node, "handlers", ()):
-            yield from self._block(handler.body)
-        if hasattr(node, "body"):
-            return
-        yield from self._simple(node)
+        for inner in _blocks(node):
+            yield from self._block(inner)
+        if not hasattr(node, "body"):
+            yield from self._simple(node)
+            self._assign(node)
+
+    def _assign(self, node: ast.stmt) -> None:
+        """Remember what the names stand for that this statement sets."""
         if isinstance(node, ast.Assign):
             for target in node.targets:
                 self.scope.assign(target, node.value)
@@ -297,6 +296,16 @@ class Flow:
             function=self.name,
             guarded=guarded,
         )
+
+
+def _blocks(node: ast.stmt) -> Iterator[list[ast.stmt]]:
+    """The blocks of a loop or a ``try``, each of which may run."""
+    for name in ("body", "orelse", "finalbody"):
+        block = getattr(node, name, None)
+        if isinstance(block, list):
+            yield block
+    for handler in getattr(node, "handlers", ()):
+        yield handler.body
 
 
 def _thrown_away(node: ast.stmt, at: ast.expr) -> bool:

@@ -47,44 +47,68 @@ def read_order(tree: ast.Module, names: Names) -> ScriptOrder:
     """Read every block of a file."""
     early: list[EarlyOptimizer] = []
     twice: list[WrappedTwice] = []
-    for block in _blocks(tree):
-        _read_block(block, names, early, twice)
+    for statements in _blocks(tree):
+        block = _Block(names)
+        block.read(statements)
+        early += block.early_optimizers
+        twice += block.wrapped_twice
     return ScriptOrder(tuple(early), tuple(twice))
 
 
-def _read_block(
-    block: list[ast.stmt], names: Names, early: list[EarlyOptimizer], twice: list[WrappedTwice]
-) -> None:
-    wrapped: dict[str, int] = {}
-    optimizers: dict[str, tuple[str, ast.stmt]] = {}  # variable -> model, where
-    late: list[tuple[str, EarlyOptimizer]] = []
-    for node in block:
-        for name in _calls(node, _UNDO):
-            wrapped.pop(name, None)
-        written = _written(node)
-        written_or_extended = written | _calls(node, {"add_param_group"})
-        late = [(name, item) for name, item in late if name not in written_or_extended]
-        given = _wraps(node, names)
-        held = _optimizer_over(node)
-        if given is not None:
-            if given in wrapped:
-                twice.append(WrappedTwice(given, wrapped[given], node.lineno, ast.unparse(node)))
-            for variable, (model, where) in optimizers.items():
-                if model == given:
-                    code = ast.unparse(where).split("\n")[0]
-                    item = EarlyOptimizer(model, where.lineno, node.lineno, code)
-                    late.append((variable, item))
+class _Block:
+    """One block, read statement by statement: what is wrapped and optimized so far."""
+
+    def __init__(self, names: Names) -> None:
+        self.names = names
+        self.wrapped_twice: list[WrappedTwice] = []
+        #: Variable of a model that has adapters, to the line that put them on.
+        self._wrapped: dict[str, int] = {}
+        #: Variable of an optimizer, to the model it is over and the statement that made it.
+        self._optimizers: dict[str, tuple[str, ast.stmt]] = {}
+        #: Variable of an optimizer that was made too early, unless it is made again or extended.
+        self._early: list[tuple[str, EarlyOptimizer]] = []
+
+    @property
+    def early_optimizers(self) -> list[EarlyOptimizer]:
+        return [item for _, item in self._early]
+
+    def read(self, statements: list[ast.stmt]) -> None:
+        for node in statements:
+            for name in _calls(node, _UNDO):
+                self._wrapped.pop(name, None)
+            written = _written(node)
+            renewed = written | _calls(node, {"add_param_group"})
+            self._early = [(name, item) for name, item in self._early if name not in renewed]
+            model = _wraps(node, self.names)
+            if model is not None:
+                self._wrap(model, node)
+            self._forget(written)
+            optimized = _optimizer_over(node)
+            if model is not None:
+                self._wrapped.update(dict.fromkeys(written, node.lineno))
+            elif optimized is not None:
+                self._optimizers.update(dict.fromkeys(written, (optimized, node)))
+
+    def _wrap(self, model: str, node: ast.stmt) -> None:
+        """``get_peft_model`` is called on a model here: was it before, and who optimizes it?"""
+        if model in self._wrapped:
+            first = self._wrapped[model]
+            self.wrapped_twice.append(WrappedTwice(model, first, node.lineno, ast.unparse(node)))
+        for variable, (optimized, made) in self._optimizers.items():
+            if optimized == model:
+                code = ast.unparse(made).split("\n")[0]
+                early = EarlyOptimizer(model, made.lineno, node.lineno, code)
+                self._early.append((variable, early))
+
+    def _forget(self, written: Collection[str]) -> None:
+        """These names stand for something else from here on."""
         for name in written:
-            wrapped.pop(name, None)
-            optimizers.pop(name, None)
-            optimizers = {key: pair for key, pair in optimizers.items() if pair[0] != name}
-        if given is not None:
-            for name in written:
-                wrapped[name] = node.lineno
-        elif held is not None:
-            for name in written:
-                optimizers[name] = (held, node)
-    early += [item for _, item in late]
+            self._wrapped.pop(name, None)
+        self._optimizers = {
+            variable: (model, made)
+            for variable, (model, made) in self._optimizers.items()
+            if variable not in written and model not in written
+        }
 
 
 def _wraps(node: ast.stmt, names: Names) -> str | None:

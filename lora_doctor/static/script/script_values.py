@@ -235,13 +235,23 @@ class Scope:
             return [item for value in test.values for item in self.non_finite(value)]
         if isinstance(test, ast.BinOp) and isinstance(test.op, (ast.BitOr, ast.BitAnd)):
             return [*self.non_finite(test.left), *self.non_finite(test.right)]
-        if isinstance(test, ast.Compare) and len(test.ops) == 1:
-            left, right = test.left, test.comparators[0]
-            if isinstance(test.ops[0], ast.NotEq) and same(left, right):
-                return [(left, True)]
-            if isinstance(test.ops[0], (ast.Gt, ast.NotEq)) and isinstance(right, ast.Constant):
-                return self.non_finite(left) if right.value == 0 else []
+        if isinstance(test, ast.Compare):
+            return self._non_finite_compared(test)
+        return self._non_finite_called(test)
+
+    def _non_finite_compared(self, test: ast.Compare) -> list[tuple[ast.expr, bool]]:
+        """``x != x``, and a count of bad values held against zero."""
+        if len(test.ops) != 1:
             return []
+        left, right = test.left, test.comparators[0]
+        if isinstance(test.ops[0], ast.NotEq) and same(left, right):
+            return [(left, True)]
+        if isinstance(test.ops[0], (ast.Gt, ast.NotEq)) and isinstance(right, ast.Constant):
+            return self.non_finite(left) if right.value == 0 else []
+        return []
+
+    def _non_finite_called(self, test: ast.expr) -> list[tuple[ast.expr, bool]]:
+        """``torch.isnan(x)``, ``x.isfinite()``, and functions of such a test."""
         part = called(test, self.names)
         if part is None or part.value is None:
             if isinstance(test, ast.Call) and _last(test.func) == "bool" and test.args:

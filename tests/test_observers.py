@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -9,10 +10,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from lora_doctor.contract.observers import Observers, observer_classes  # noqa: E402
 from lora_doctor.contract.observers.base import Observer, Setting  # noqa: E402
 from lora_doctor.contract.observers.connections import freshness  # noqa: E402
 from lora_doctor.contract.observers.norms import Norms  # noqa: E402
-from lora_doctor.contract.observing import Observers  # noqa: E402
 from lora_doctor.evidence.loaded_module import verify_module  # noqa: E402
 from lora_doctor.results.observations import NormReading, Observations  # noqa: E402
 from lora_doctor.results.verification import Verification  # noqa: E402
@@ -132,14 +133,23 @@ def test_an_observer_that_fails_is_a_note() -> None:
         def readings(self) -> tuple[Any, ...]:
             return (1,)
 
-    observing = Observers(SETTING)
-    observing._observers = [Broken(SETTING)]
+    observers = Observers(SETTING)
+    observers._observers = [Broken(SETTING)]
     model = torch.nn.Linear(2, 2)
-    with observing.forwards(model):
+    with observers.forwards(model):
         model(torch.ones(1, 2))
-    seen = observing.observations()
+    seen = observers.observations()
     assert seen.norms == () and "our mistake" in seen.notes[0].text
     assert not model._forward_hooks
+
+
+def test_each_reading_has_one_observer_found_by_its_place() -> None:
+    """A file in the folder is all that it takes: there is no list to forget it in."""
+    fields = sorted(observer.field for observer in observer_classes())
+    frame = {"weights", "inputs", "notes"}
+    assert fields == sorted(
+        item.name for item in dataclasses.fields(Observations) if item.name not in frame
+    )
 
 
 def test_readings_survive_json() -> None:

@@ -1,0 +1,87 @@
+"""What became of a task: its value, or why there is none."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lora_doctor.errors import Cause
+from lora_doctor.sandbox.process import STACK_MARK
+
+FailureKind = Literal["exception", "crash", "timeout", "memory", "protocol"]
+CRASH_MARK = "Fatal Python error:"  # faulthandler's first line
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a task gave no value. `message` is one line; `traceback` and `log_tail` may be empty.
+
+    kind: "exception" raised by the function (`SystemExit` too); "crash": the process ended by a
+    signal or without an answer; "timeout"; "memory": over the limit, or an allocation refused;
+    "protocol": the function or its result does not fit (no such target, result is not JSON).
+    type: the exception's qualified name, the signal's name, or "" where there is none.
+    cause: what the exception was raised from, as EvidenceErrors are from what the model raised.
+    """
+
+    kind: FailureKind
+    type: str
+    message: str
+    traceback: str = ""
+    log_tail: str = ""
+    cause: Cause | None = None
+
+    @classmethod
+    def described(cls, fields: Mapping[str, Any]) -> Failure:
+        """The failure that the child has described."""
+        cause = fields.get("cause")
+        return cls(**{**fields, "cause": Cause(**cause) if cause else None})
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one task.
+
+    value: the JSON result (None when `failure` is set). seconds: of the task alone.
+    peak_rss: bytes, the highest resident memory of the task's process; pages of the imported
+    libraries, shared with the forking parent, count. import_seconds: of the imports made before
+    the task (paid once per worker process).
+    """
+
+    value: Any = None
+    failure: Failure | None = None
+    seconds: float = 0.0
+    peak_rss: int = 0
+    import_seconds: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        return self.failure is None
+
+
+def end_of(what: str, code: int | None, log: str, *, out_of_memory: bool = False) -> Failure:
+    """The failure of a process that ended without an answer. code: as of subprocess."""
+    if code is None or code >= 0:
+        text = f"{what}: the process ended with exit code {code} and without an answer"
+        return Failure("crash", "", text, stack_of(log), log)
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    if out_of_memory and name == "SIGKILL":
+        text = f"{what}: the kernel killed the process because memory ran out"
+        return Failure("memory", name, text, stack_of(log), log)
+    text = f"{what}: the process was ended by {name}"
+    if name == "SIGKILL":  # nobody here sent it
+        text += ", most likely by the system because memory ran out"
+    return Failure("crash", name, text, stack_of(log), log)
+
+
+def stack_of(log: str) -> str:
+    """Python's stack as faulthandler wrote it into the log at a crash or when told to stop."""
+    start = max(log.rfind(STACK_MARK), log.rfind(CRASH_MARK))
+    if start < 0:
+        return ""
+    lines = log[start:].splitlines()
+    return "\n".join(line for line in lines if not line.startswith("Extension modules:"))
