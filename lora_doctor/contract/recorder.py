@@ -104,7 +104,9 @@ class Recorder:
         kind, message = type(error).__name__, one_line(error)
         if name not in self._checks:
             raised = ErrorReport(kind, message, where(error))
-            self._enter(Check(name, "failed", kind, "no exception", f"{kind}: {message}", raised=raised))
+            self._enter(
+                Check(name, "failed", kind, "no exception", f"{kind}: {message}", raised=raised)
+            )
         if self.failure is None:
             self.failure = Failure(
                 check=name,
