@@ -7,6 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
+
+from lora_doctor.results.formats import DEFAULT, find_formats
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -19,6 +22,25 @@ class _Number(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"{value} is not a finite number.", param, ctx)
         return number
+
+
+class _ReportFormat(click.types.StringParamType):
+    """A report format. They are looked for when one is needed, so that other commands neither pay
+    for it nor fail on a broken format of another installed package."""
+
+    name = "report format"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        return f"[{'|'.join(find_formats())}]"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str:
+        name, formats = str(super().convert(value, param, ctx)), find_formats()
+        if name not in formats:
+            self.fail(f"{name!r} is not one of {', '.join(map(repr, formats))}.", param, ctx)
+        return name
+
+    def shell_complete(self, ctx: Any, param: Any, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(name) for name in find_formats() if name.startswith(incomplete)]
 
 
 def recipe_options(command: F) -> F:
@@ -125,8 +147,8 @@ def report_options(command: F) -> F:
         ),
         click.option(
             "--output-format",
-            type=click.Choice(["full", "concise", "json", "html"]),
-            default="full",
+            type=_ReportFormat(),
+            default=DEFAULT,
             show_default=True,
             help="Format of the result.",
         ),

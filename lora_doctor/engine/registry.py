@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.metadata
 import importlib.util
-import pkgutil
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+from lora_doctor.discovery import find_modules
 from lora_doctor.engine.rule import Rule
 from lora_doctor.errors import InputError
 from lora_doctor.results.depth import DEPTHS
@@ -40,12 +38,7 @@ def find_rules(folders: Iterable[Path] = ()) -> list[type[Rule]]:
         InputError: a rule file cannot be imported, or two rules have one code.
     """
     # By its place: the engine knows no rule, and rules know the engine's interface only.
-    own = importlib.import_module("lora_doctor.rules")
-    modules: list[ModuleType] = [
-        importlib.import_module(f"{own.__name__}.{info.name}")
-        for info in pkgutil.iter_modules(own.__path__)
-    ]
-    modules += [_load(point) for point in _entry_points()]
+    modules = find_modules("lora_doctor.rules", ENTRY_POINTS)
     modules += [_module_of(path) for folder in folders for path in _rule_files(folder)]
     rules: dict[str, type[Rule]] = {}
     for module in modules:
@@ -70,23 +63,6 @@ def check_selection(selection: RuleSelection, rules: Sequence[type[Rule]]) -> No
             raise InputError(f"rule {prefix!r}: no code starts so; see `lora-doctor rules`")
     if not any(rule in selection for rule in rules):
         raise InputError("--select and --ignore leave no rule; give other codes")
-
-
-def _entry_points() -> list[importlib.metadata.EntryPoint]:
-    return list(importlib.metadata.entry_points(group=ENTRY_POINTS))
-
-
-def _load(point: importlib.metadata.EntryPoint) -> ModuleType:
-    try:
-        module = point.load()
-    except (Exception, SystemExit) as error:
-        raise InputError(
-            f"rules of the installed package {point.value!r} cannot be imported: "
-            f"{type(error).__name__}: {error}; repair or uninstall it"
-        ) from error
-    if not isinstance(module, ModuleType):
-        raise InputError(f"entry point {point.value!r} of {ENTRY_POINTS}: is no module")
-    return module
 
 
 def _check_rule(rule: type[Rule]) -> None:

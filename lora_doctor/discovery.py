@@ -1,0 +1,42 @@
+"""What is found by its place: the modules of a package, and those that installed packages add.
+
+Rules, report formats and recipe formats are files that nothing lists. Asking by the package's name
+keeps the arrow one way: who looks for a format knows none of them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import pkgutil
+from types import ModuleType
+
+from lora_doctor.errors import InputError
+
+
+def find_modules(package: str, group: str) -> list[ModuleType]:
+    """The modules of a package in the order of their names, those that begin with ``_`` left out;
+    then those that the entry points of a group name.
+
+    Raises:
+        InputError: a module of another installed package cannot be imported, or is none.
+    """
+    own = importlib.import_module(package)
+    names = sorted(info.name for info in pkgutil.iter_modules(own.__path__))
+    modules = [
+        importlib.import_module(f"{package}.{name}") for name in names if not name.startswith("_")
+    ]
+    return modules + [_load(point) for point in importlib.metadata.entry_points(group=group)]
+
+
+def _load(point: importlib.metadata.EntryPoint) -> ModuleType:
+    try:
+        module = point.load()
+    except (Exception, SystemExit) as error:  # another package's code may raise anything
+        raise InputError(
+            f"installed package: {point.value!r}, which adds to {point.group}, cannot be imported: "
+            f"{type(error).__name__}: {error}; repair or uninstall it"
+        ) from error
+    if not isinstance(module, ModuleType):
+        raise InputError(f"entry point {point.value!r} of {point.group}: is no module")
+    return module

@@ -1,0 +1,90 @@
+"""The report formats that there are, each a module with ``NAME`` and ``render``.
+
+Our own lie in ``reports/``; an installed package adds one through an entry point of the group
+``lora_doctor.reports`` that names a module.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Protocol, cast
+
+from lora_doctor.discovery import find_modules
+from lora_doctor.errors import InputError
+
+if TYPE_CHECKING:
+    from lora_doctor.results.diagnosis import Diagnosis
+
+ENTRY_POINTS = "lora_doctor.reports"
+#: The format for people at a terminal.
+DEFAULT = "full"
+
+
+class Format(Protocol):
+    """What a module in ``reports/`` offers."""
+
+    #: What ``--output-format`` calls it.
+    NAME: str
+
+    def render(
+        self, diagnosis: Diagnosis, *, color: bool, width: int, verbose: bool, encoding: str
+    ) -> str:
+        """The report as text that ends in a newline, or nothing at all.
+
+        ``width`` in columns; ``color``: ANSI escapes are welcome; ``encoding``: of the place where
+        the text will go, characters that it lacks are replaced.
+        """
+
+
+def find_formats() -> dict[str, Format]:
+    """Every format by its name, the default first. Cheap: rich and jinja2 are not imported.
+
+    Raises:
+        InputError: a module lacks ``NAME`` or ``render``, two have one name, or the module of an
+            installed package cannot be imported.
+    """
+    modules = find_modules("lora_doctor.reports", ENTRY_POINTS)
+    formats: dict[str, Format] = {}
+    for module in modules:
+        if not isinstance(getattr(module, "NAME", None), str) or not hasattr(module, "render"):
+            raise InputError(
+                f"report format {module.__name__}: has no NAME or no render; "
+                "copy reports/concise.py, and begin the name of a helper with _"
+            )
+        found = cast(Format, module)
+        if formats.setdefault(found.NAME, found) is not found:
+            other = cast("object", formats[found.NAME])
+            raise InputError(
+                f"report format {found.NAME!r}: is in {getattr(other, '__name__', other)} and "
+                f"{module.__name__}; give one another name"
+            )
+    return {name: formats[name] for name in sorted(formats, key=lambda n: (n != DEFAULT, n))}
+
+
+def render(
+    diagnosis: Diagnosis,
+    format: str = DEFAULT,
+    *,
+    color: bool = False,
+    width: int = 80,
+    verbose: bool = False,
+    encoding: str = "utf-8",
+) -> str:
+    """The diagnosis in one format.
+
+    ``color`` is withdrawn when the environment sets ``NO_COLOR``. The result can be encoded in
+    ``encoding`` without error.
+
+    Raises:
+        ValueError: there is no such format.
+    """
+    formats = find_formats()
+    if format not in formats:
+        raise ValueError(f"format {format!r}: is one of {', '.join(formats)}")
+    return formats[format].render(
+        diagnosis,
+        color=color and not os.environ.get("NO_COLOR"),
+        width=width,
+        verbose=verbose,
+        encoding=encoding,
+    )
