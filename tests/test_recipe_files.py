@@ -14,7 +14,7 @@ from lora_doctor.errors import InputError
 from lora_doctor.recipe.edit import REMOVE, Edit
 from lora_doctor.recipe.files.read_write import (
     apply_edits,
-    holds_key,
+    holds_edit,
     new_recipe_text,
     read_recipe,
     recipe_diff,
@@ -237,8 +237,8 @@ def test_what_peft_wrote_is_edited_as_peft_would(tmp_path: Path) -> None:
 
 def test_an_adapter_config_has_no_place_for_loading_keys(tmp_path: Path) -> None:
     path = write(tmp_path, json.dumps(ADAPTER), "adapter_config.json")
-    assert not holds_key(path, "dtype")
-    assert holds_key(path, "r")
+    assert not holds_edit(path, Edit("dtype", "bfloat16"))
+    assert holds_edit(path, Edit("r", 16))
     with pytest.raises(InputError, match="no key 'dtype'"):
         write_edits(path, [Edit("dtype", "bfloat16")])
 
@@ -316,7 +316,7 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
         ('{"r": 1,\n}', "r.json", "r.json:2: is not JSON"),
         ("r: 1\nr: 2\n", "r.yaml", 'r.yaml:2: is not usable YAML: found duplicate key "r"'),
         ('{"r": 1,\n "r": 2}', "r.json", "r.json:2: key 'r' is given twice"),
-        ("r: 1\nrank: 2\n", "r.yaml", "'r' is given twice"),
+        ("r: 1\nrank: 2\n", "r.yaml", "'r' and 'rank' both set r; keep one"),
         ("- r\n", "r.yaml", "is not a mapping"),
         ("hello\n", "r.yaml", "is not a mapping"),
         ("[1]", "r.json", "not an object"),

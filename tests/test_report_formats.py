@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-import lora_doctor
+from tests.package_copy import copy_package, python
+from tests.package_copy import lora_doctor_from as run
 
 TALLY = '''\
 """``tally``: how many findings there are, a line for each severity."""
@@ -30,15 +27,6 @@ CHECK = ("check", "train.py", "--output-format", "tally")
 SCRIPT = "from peft import LoraConfig\nconfig = LoraConfig(r=8)\n"
 
 
-def run(path: Path, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """The command line in a process of its own, with ``path`` in front of all that is installed."""
-    return subprocess.run(
-        [sys.executable, "-m", "lora_doctor", *arguments],
-        cwd=cwd, env={**os.environ, "PYTHONPATH": str(path)},
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-
-
 @pytest.fixture
 def work(tmp_path: Path) -> Path:
     """A folder with a training script, from where the command line is called."""
@@ -48,17 +36,9 @@ def work(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def package(tmp_path: Path) -> Path:
-    """A folder with a copy of the package, as it would be installed."""
-    source = Path(lora_doctor.__file__).parent
-    ignored = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(source, tmp_path / "copy" / "lora_doctor", ignore=ignored)
-    return tmp_path / "copy"
-
-
-def test_a_file_in_reports_is_a_format(package: Path, work: Path) -> None:
+def test_a_file_in_reports_is_a_format(tmp_path: Path, work: Path) -> None:
     """Nothing else is touched: the command line takes it, its help names it, the API renders it."""
+    package = copy_package(tmp_path / "copy")
     assert "tally" not in run(package, "check", "--help", cwd=work).stdout
     package.joinpath("lora_doctor/reports/tally.py").write_text(TALLY)
     done = run(package, *CHECK, cwd=work)
@@ -69,10 +49,7 @@ def test_a_file_in_reports_is_a_format(package: Path, work: Path) -> None:
         "import lora_doctor, lora_doctor.reports as r;"
         "print(r.render(lora_doctor.check('train.py'), 'tally'), end='')"
     )
-    from_api = subprocess.run(
-        [sys.executable, "-c", code], cwd=work, env={**os.environ, "PYTHONPATH": str(package)},
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    from_api = python(package, "-c", code, cwd=work)
     assert from_api.stdout == done.stdout, from_api.stderr
 
 

@@ -94,8 +94,8 @@ class Plan:
 
     def _edits_for_file(self, diagnosis: Diagnosis) -> list[Edit]:
         """The edits that the user's file has a place for; the prescription carries all."""
-        from lora_doctor.recipe.files.read_write import holds_key
+        from lora_doctor.recipe.files.read_write import holds_edit
 
         assert self.recipe_file is not None
         edits = [edit for item in diagnosis.applied for edit in item.fix.edits]
-        return [edit for edit in edits if holds_key(self.recipe_file, edit.key)]
+        return [edit for edit in edits if holds_edit(self.recipe_file, edit)]

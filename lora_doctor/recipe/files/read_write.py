@@ -1,9 +1,7 @@
 """Readers and writers of the files in which people keep their recipe.
 
 Two layers. The *syntax* (``json_syntax``, ``yaml_syntax``) knows bytes and spans; the *format*
-(``peft_config``, ``own``) knows which keys mean what. A format is a module with ``NAME``,
-``recognises(values)``, ``holds(key)`` and ``read(values, where)``; the first of ``FORMATS`` that
-recognises the content reads it.
+(a file in ``formats/``) knows how the keys of a recipe are spelled.
 """
 
 from __future__ import annotations
@@ -12,38 +10,28 @@ import difflib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from lora_doctor.errors import InputError
 from lora_doctor.recipe.edit import REMOVE, Edit
-from lora_doctor.recipe.files import json_syntax, own, peft_config, yaml_syntax
+from lora_doctor.recipe.files import json_syntax, yaml_splice, yaml_syntax
 from lora_doctor.recipe.files.bytes import FileText, read_text, replace_file
-from lora_doctor.recipe.keys import (
-    ADAPTER_KEYS,
-    ALIASES,
-    OUTER_KEYS,
-    check_value,
-)
+from lora_doctor.recipe.files.format import RecipeFormat, format_of, read_values
+from lora_doctor.recipe.files.plain import plain
+from lora_doctor.recipe.files.spelling import Spelling
+from lora_doctor.recipe.keys import ADAPTER_KEYS, OUTER_KEYS, check_value
 from lora_doctor.recipe.recipe import Recipe, make_recipe
 
 __all__ = [
-    "FORMATS",
     "apply_edits",
-    "holds_key",
+    "as_recipe",
+    "holds_edit",
     "new_recipe_text",
     "read_recipe",
     "recipe_diff",
     "write_edits",
 ]
-
-#: Asked in this order; the last takes what is left.
-FORMATS: tuple[Any, ...] = (peft_config, own)
-
-#: No recipe nests deeper (``layer_replication`` and quantization configs have 3 levels).
-_MAX_DEPTH = 12
-_MAX_INTEGER = 1 << 63
 
 
 def read_recipe(path: str | Path) -> Recipe:
@@ -56,20 +44,28 @@ def read_recipe(path: str | Path) -> Recipe:
     return _open(Path(path)).read()
 
 
-def holds_key(path: str | Path, key: str) -> bool:
-    """Whether the format of this file has a place for the key.
+def holds_edit(path: str | Path, edit: Edit) -> bool:
+    """Whether the format of this file has a place for the key, and a spelling for the value.
 
     An ``adapter_config.json`` has none for loading and training keys (``dtype``,
     ``load_in_4bit``): those edits go into the prescription only.
     """
-    return bool(_open(Path(path)).format.holds(key))
+    document = _open(Path(path))
+    spelling = document.spelling(edit.key, document.values)
+    if spelling is None or edit.value is REMOVE:
+        return spelling is not None
+    try:
+        spelling.write(check_value(edit.key, edit.value, str(path)))
+    except ValueError:
+        return False
+    return True
 
 
 def write_edits(path: str | Path, edits: Iterable[Edit]) -> str:
     """The text of the file after the edits; nothing is written.
 
     Whatever is not touched stays as it is: comments, order, quotes, indentation, line ends, and
-    the alias under which a key is spelled (``torch_dtype``). A value that is there already leaves
+    the name under which the file has a key (``torch_dtype``). A value that is there already leaves
     the text alone, so a second run changes nothing.
 
     Raises:
@@ -122,7 +118,7 @@ def new_recipe_text(recipe: Recipe, comment: str = "") -> str:
     order = [*ADAPTER_KEYS, *OUTER_KEYS]
     rank = {key: number for number, key in enumerate(order)}
     for key in sorted(recipe.values, key=lambda name: rank.get(name, len(rank))):
-        value = _plain(recipe.values[key], f"recipe: {key}")
+        value = plain(recipe.values[key], f"recipe: {key}")
         note = notes.get(recipe.origins.get(key, ""))
         line = f"{yaml_syntax.dump(key)}: {yaml_syntax.dump(value)}"
         tail: list[str] = []
@@ -147,7 +143,7 @@ class _Document:
     path: Path
     file: FileText
     syntax: Any
-    format: Any
+    format: RecipeFormat
     values: Mapping[str, Any]
 
     @property
@@ -155,7 +151,13 @@ class _Document:
         return self.file.text
 
     def read(self) -> Recipe:
-        return self.format.read(self.values, str(self.path))  # type: ignore[no-any-return]
+        return read_values(self.format, self.values, str(self.path))
+
+    def spelling(self, key: str, values: Mapping[str, Any]) -> Spelling | None:
+        """How the key is spelled: as it stands in these values of the file, else as a new entry
+        would be; ``None`` where the file has no place for it."""
+        spellings = self.format.SPELLINGS
+        return spellings.present(key, values) or next(iter(spellings.of_key(key)), None)
 
 
 def _open(path: Path) -> _Document:
@@ -164,9 +166,8 @@ def _open(path: Path) -> _Document:
 
 def _parse(path: Path, file: FileText) -> _Document:
     syntax = _syntax_of(path, file.text)
-    values = _plain(syntax.parse(file.text, path), str(path))
-    found = next(format_ for format_ in FORMATS if format_.recognises(values))
-    return _Document(path, file, syntax, found, values)
+    values = plain(syntax.parse(file.text, path), str(path))
+    return _Document(path, file, syntax, format_of(values), values)
 
 
 def _syntax_of(path: Path, text: str) -> Any:
@@ -179,57 +180,80 @@ def _syntax_of(path: Path, text: str) -> Any:
 
 def _edited(document: _Document, edits: list[Edit]) -> FileText:
     """The file after the edits, parsed again and compared key by key with what was asked."""
-    from lora_doctor.recipe.files import yaml_splice
-
     before = document.read()  # a file that is no recipe is not edited
-    text = document.text
-    wanted: dict[str, Any] = dict(document.values)
+    text, values = document.text, dict(document.values)
     for change in edits:
-        if not document.format.holds(change.key):
-            raise InputError(
-                f"{document.path}: a {document.format.NAME} has no key {change.key!r}; "
-                "set it where the model is loaded or use the prescription"
-            )
-        spelled = next((name for name in wanted if ALIASES.get(name, name) == change.key), None)
-        if change.value is REMOVE:
-            if spelled is None:
-                continue
-            del wanted[spelled]
+        entry = _new_entry(document, values, change)
+        if entry is None:
+            continue
+        name, value = entry
+        text = _splice(document, text, name, value)
+        if value is REMOVE:
+            del values[name]
         else:
-            where = str(document.path)
-            value = _plain(check_value(change.key, change.value, where), f"{where}: {change.key}")
-            if spelled is not None:
-                present = check_value(change.key, wanted[spelled], where)
-                if _equal(present, value):
-                    continue
-            spelled = spelled or change.key
-            wanted[spelled] = value
-        try:
-            text = _splice(document, yaml_splice, text, spelled, wanted)
-        except yaml_splice.CannotSpliceError:
-            raise _cannot(document.path, change.key) from None
+            values[name] = value
     file = FileText(text, document.file.bom)
-    if text != document.text:
-        try:
-            after = _parse(document.path, file)
-            same = _equal(after.values, wanted) and after.read().complete == before.complete
-        except InputError:
-            same = False
-        if not same:
-            raise _cannot(document.path, ", ".join(change.key for change in edits))
+    if text != document.text and not _reads_as(document, file, values, before.edit(edits)):
+        raise _cannot(document.path, ", ".join(change.key for change in edits))
     return file
 
 
-def _splice(
-    document: _Document, yaml_splice: Any, text: str, key: str, wanted: Mapping[str, Any]
-) -> str:
-    if document.syntax is json_syntax:
-        if key in wanted:
-            return json_syntax.set_key(text, key, wanted[key])
-        return json_syntax.remove_key(text, key)
-    if key in wanted:
-        return str(yaml_splice.set_key(text, [key], wanted[key]))
-    return str(yaml_splice.remove_key(text, [key]))
+def _new_entry(
+    document: _Document, values: Mapping[str, Any], change: Edit
+) -> tuple[str, Any] | None:
+    """The name and the value (``REMOVE`` takes it out) of the entry that an edit changes, as the
+    file spells them; ``None`` where the file says so already."""
+    spelling = document.spelling(change.key, values)
+    if spelling is None:
+        raise InputError(
+            f"{document.path}: a {document.format.NAME} has no key {change.key!r}; "
+            "set it where the model is loaded or use the prescription"
+        )
+    name, where = spelling.name, str(document.path)
+    if change.value is REMOVE:
+        return (name, REMOVE) if name in values else None
+    value = plain(check_value(change.key, change.value, where), f"{where}: {change.key}")
+    if name in values and _equal(
+        check_value(change.key, spelling.read(values[name]), where), value
+    ):
+        return None
+    try:
+        return name, plain(spelling.write(value), f"{where}: {name}")
+    except ValueError as error:
+        raise InputError(
+            f"{where}: {name} {error}, not {value!r:.60}; use the prescription"
+        ) from None
+
+
+def _splice(document: _Document, text: str, name: str, value: Any) -> str:
+    """The text with the value of one entry replaced, a new entry added or one taken out."""
+    try:
+        if document.syntax is json_syntax:
+            if value is REMOVE:
+                return json_syntax.remove_key(text, name)
+            return json_syntax.set_key(text, name, value)
+        if value is REMOVE:
+            return yaml_splice.remove_key(text, [name])
+        return yaml_splice.set_key(text, [name], value)
+    except yaml_splice.CannotSpliceError:
+        raise _cannot(document.path, name) from None
+
+
+def _reads_as(
+    document: _Document, file: FileText, values: Mapping[str, Any], recipe: Recipe
+) -> bool:
+    """Whether the new text holds these values, and they amount to this recipe."""
+    try:
+        after = _parse(document.path, file)
+        read = after.read()
+        expected = plain(recipe.values, str(document.path))
+    except InputError:
+        return False
+    return (
+        _equal(after.values, values)
+        and read.complete == recipe.complete
+        and _equal(read.values, expected)
+    )
 
 
 def _cannot(path: Path, keys: str) -> InputError:
@@ -239,46 +263,6 @@ def _cannot(path: Path, keys: str) -> InputError:
 def _equal(left: Any, right: Any) -> bool:
     """Equal as a file is: True is not 1, and a mapping has no order."""
     return json.dumps(left, sort_keys=True) == json.dumps(right, sort_keys=True)
-
-
-def _plain(value: Any, where: str, depth: int = 0) -> Any:
-    """The value as JSON has it, so that every later stage can carry it.
-
-    Raises:
-        InputError: a date, bytes, a key that is no text, a number or nesting beyond all sense, or
-            text that no encoding can write.
-    """
-    if depth > _MAX_DEPTH:
-        raise InputError(f"{where}: is nested too deeply to be a recipe")
-    if isinstance(value, Enum):
-        value = value.value
-    if value is None or isinstance(value, (bool, float)):
-        return value
-    if isinstance(value, int):
-        if abs(value) >= _MAX_INTEGER:
-            raise InputError(f"{where}: a number with more than 18 digits is no recipe value")
-        return int(value)
-    if isinstance(value, str):
-        try:  # an astral character that was escaped as two halves becomes one
-            return value.encode("utf-16", "surrogatepass").decode("utf-16")
-        except UnicodeDecodeError:
-            raise InputError(f"{where}: has half a surrogate pair, which is no text") from None
-    if isinstance(value, (set, frozenset)):
-        value = sorted(value, key=str)
-    if isinstance(value, (list, tuple)):
-        return [_plain(item, where, depth + 1) for item in value]
-    if isinstance(value, Mapping):
-        for key in value:
-            if not isinstance(key, str):
-                raise InputError(f"{where}: key {key!r:.60} is not a text; put it in quotes")
-        plain = {}
-        for key, item in value.items():
-            inner = where if depth else f"{where}: {key!r:.60}"
-            plain[_plain(key, where)] = _plain(item, inner, depth + 1)
-        return plain
-    raise InputError(
-        f"{where}: a {type(value).__name__} is no recipe value; put it in quotes if it is a text"
-    )
 
 
 def as_recipe(recipe: Any) -> Recipe:

@@ -1,0 +1,90 @@
+"""The formats of recipe files that there are, and reading one of them into a recipe.
+
+A format is a module in ``formats/``; an installed package adds one through an entry point of the
+group ``lora_doctor.recipe_formats`` that names a module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol, cast
+
+from lora_doctor.discovery import find_modules
+from lora_doctor.errors import InputError
+from lora_doctor.recipe.files.spelling import Spellings
+from lora_doctor.recipe.recipe import Recipe, make_recipe
+
+ENTRY_POINTS = "lora_doctor.recipe_formats"
+
+
+class RecipeFormat(Protocol):
+    """What a module in ``formats/`` offers."""
+
+    #: What a message calls such a file, after "a".
+    NAME: str
+    #: Formats are asked from the highest to the lowest: one that demands more of a file goes
+    #: before one that demands less. 0 is the recipe file, which takes what is left.
+    SPECIFICITY: int
+    #: Whether what the file does not set is left to PEFT; otherwise it is proposed.
+    COMPLETE: bool
+    #: Whether an entry that spells a key which nobody knows is passed over or refused.
+    IGNORES_UNKNOWN: bool
+    #: How the file spells the keys of a recipe, for reading and for writing.
+    SPELLINGS: Spellings
+
+    def recognises(self, values: Mapping[str, Any]) -> bool:
+        """Whether a file with this content is of the format."""
+
+
+def find_formats() -> list[RecipeFormat]:
+    """Every format, the most specific first.
+
+    Raises:
+        InputError: a module lacks a part, or that of an installed package cannot be imported.
+    """
+    formats = []
+    for module in find_modules("lora_doctor.recipe.files.formats", ENTRY_POINTS):
+        missing = [name for name in _PARTS if not hasattr(module, name)]
+        if missing:
+            raise InputError(
+                f"recipe format {module.__name__}: has no {missing[0]}; "
+                "copy recipe/files/formats/peft_adapter_config.py"
+            )
+        formats.append(cast(RecipeFormat, module))
+    return sorted(formats, key=lambda one: (-one.SPECIFICITY, one.NAME))
+
+
+_PARTS = (*RecipeFormat.__annotations__, "recognises")
+
+
+def format_of(values: Mapping[str, Any]) -> RecipeFormat:
+    """The format of a file with this content."""
+    return next(one for one in find_formats() if one.recognises(values))
+
+
+def read_values(found: RecipeFormat, values: Mapping[str, Any], where: str) -> Recipe:
+    """The recipe that the content of a file amounts to.
+
+    Raises:
+        InputError: two entries set one key, or a value or (where the format refuses it) a key is
+            none that a recipe has.
+    """
+    read: dict[str, Any] = {}
+    names: dict[str, str] = {}
+    for name, value in values.items():
+        for spelling in found.SPELLINGS.of_name(name):
+            key = spelling.key
+            if key in names:
+                raise InputError(f"{where}: {names[key]!r} and {name!r} both set {key}; keep one")
+            names[key] = name
+            try:
+                read[key] = spelling.read(value)
+            except ValueError as error:
+                raise InputError(f"{where}: {name} {error}, not {value!r:.60}") from None
+    return make_recipe(
+        read,
+        where=where,
+        origin="file",
+        complete=found.COMPLETE,
+        ignore_unknown=found.IGNORES_UNKNOWN,
+    )
