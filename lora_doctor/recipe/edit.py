@@ -19,9 +19,11 @@ REMOVE = _Remove()
 
 @dataclass(frozen=True)
 class Edit:
-    """Set one key of the recipe to a value (``REMOVE`` takes the key out)."""
+    """One key of the recipe set to a value, or taken out."""
 
+    #: Key of the recipe.
     key: str
+    #: The new value; ``REMOVE`` takes the key out.
     value: Any
 
     def to_json(self) -> dict[str, Any]:
@@ -32,9 +34,11 @@ class Edit:
 
 @dataclass(frozen=True)
 class Patch:
-    """A patch of the running process: the name of a file in ``prescription/patches``."""
+    """A patch of the running process."""
 
+    #: Name of a file in ``prescription/patches``.
     name: str
+    #: What the patch is told.
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:

@@ -29,15 +29,15 @@ Origin = Literal["option", "file", "argument", "proposed", "fix"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is to be trained. Immutable: ``edit`` and ``fill`` give a new recipe.
+    """What is to be trained. Immutable: ``edit`` and ``fill`` give a new recipe."""
 
-    ``values`` maps a key to its value, ``origins`` says who set it. ``complete``: everything that
-    is not set is left to PEFT (an ``adapter_config.json``, a ``LoraConfig``); otherwise open keys
-    are proposed by looking at the model.
-    """
-
+    #: Key to value, in the names of PEFT and transformers; keys that are absent are left to the
+    #: installed ones.
     values: Mapping[str, Any] = field(default_factory=dict)
+    #: Who set each key.
     origins: Mapping[str, Origin] = field(default_factory=dict)
+    #: True when everything that is not set is left to PEFT (an ``adapter_config.json``, a
+    #: ``LoraConfig``); otherwise open keys are proposed by looking at the model.
     complete: bool = False
 
     def get(self, key: str, default: Any = None) -> Any:

@@ -25,21 +25,29 @@ Verdict = Literal["healthy", "findings", "undetermined"]
 
 @dataclass(frozen=True)
 class Skipped:
-    """A rule that could not be asked, and why. Never shown as passed."""
+    """A rule that could not be asked. Never shown as passed."""
 
+    #: Code of the rule, such as ``LD101``.
     rule: str
+    #: Name of the rule.
     name: str
+    #: Why it could not be asked.
     reason: str
 
 
 @dataclass(frozen=True)
 class Gathered:
-    """A piece of evidence: where it came from and what it cost, or why it could not be had."""
+    """A piece of evidence: what it cost, or why it could not be had."""
 
+    #: Such as ``structure`` or ``tiny``.
     name: str
+    #: Where it came from.
     source: str
+    #: What it took, in seconds.
     seconds: float
+    #: Why it could not be had; ``None`` when it was had.
     unavailable: str | None = None
+    #: Resident memory of the child process at its peak, in bytes; ``None`` when not measured.
     peak_memory: int | None = None
 
 
@@ -47,39 +55,56 @@ class Gathered:
 class AppliedFix:
     """A fix that was applied, or would be (``check`` and ``fix`` without ``--apply``)."""
 
+    #: Code of the rule that it answers.
     rule: str
+    #: What it changes.
     fix: Fix
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Everything that one run found out.
+    """Everything that one run found out."""
 
-    ``recipe`` is the recipe that was checked, with open keys filled; ``fixed_recipe`` the recipe
-    after the fixes in ``applied``. ``before`` and ``after`` are verifications; ``next_command``
-    is what the user types next. ``verdict``: ``healthy`` only when the training contract was
-    executed and held and no rule found an error or a warning.
-    """
-
+    #: The model source.
     model: ModelSource
+    #: The recipe that was checked, with open keys filled.
     recipe: Recipe
+    #: How far evidence was allowed to go.
     depth: str
+    #: Where it was found out: versions of lora-doctor, Python, the platform and ``packages``.
     environment: Mapping[str, Any]
+    #: What was found, with the recipe as it was given.
     findings: tuple[Finding, ...] = ()
+    #: Codes of the rules that found nothing.
     passed: tuple[str, ...] = ()
+    #: Rules that could not be asked.
     skipped: tuple[Skipped, ...] = ()
+    #: The pieces of evidence, in the order in which they were gathered.
     gathered: tuple[Gathered, ...] = ()
+    #: The model at full size; ``None`` when it was not built.
     structure: Structure | None = None
+    #: The training contract with the recipe as it was given; ``None`` when it was not run.
     before: Verification | None = None
+    #: The training contract with the fixed recipe; ``None`` when it was not run.
     after: Verification | None = None
+    #: What is still found after the fixes; ``None`` when no fix was tried.
     remaining: tuple[Finding, ...] | None = None
+    #: The fixes that lead to ``fixed_recipe``, in order.
     applied: tuple[AppliedFix, ...] = ()
+    #: The recipe after the fixes in ``applied``.
     fixed_recipe: Recipe | None = None
+    #: The change of the recipe file as a unified diff; empty when there is none.
     recipe_diff: str = ""
+    #: What the user types next; may be empty.
     next_command: str = ""
+    #: Why the question could not be answered, where a reason is known.
     undetermined: str | None = None
+    #: What the recipe and its alternatives take on a GPU; ``None`` when nobody asked for it or it
+    #: could not be made.
     memory_plan: Plan | None = None
+    #: What all of it took, in seconds.
     seconds: float = 0.0
+    #: Remarks on the run.
     notes: tuple[Note, ...] = ()
 
     @property

@@ -14,10 +14,14 @@ ProofKind = Literal["executed", "measured", "inferred"]
 
 @dataclass(frozen=True)
 class Location:
-    """Where it is: a module path of the model, a key of the recipe, or a line of a file."""
+    """Where a finding is."""
 
+    #: What ``path`` means: a module path of the model, a key of the recipe, a file, or something of
+    #: the environment.
     kind: Literal["module", "recipe", "file", "environment"]
+    #: Module path, recipe key, file, or what of the environment.
     path: str
+    #: Line of the file, from 1.
     line: int | None = None
 
     def __str__(self) -> str:
@@ -29,10 +33,13 @@ class Location:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One line of evidence: what was measured, its value, and where it came from."""
+    """One line of evidence."""
 
+    #: What was measured.
     what: str
+    #: What came out: a number, a string, or a list or mapping of these.
     value: Any
+    #: Where it comes from.
     source: str
 
     def to_json(self) -> dict[str, Any]:
@@ -41,10 +48,12 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Proof:
-    """How sure it is. ``executed``: the failure was seen; ``measured``: read off the real
-    classes; ``inferred``: concluded from files, so the wording says "may"."""
+    """How sure a finding is."""
 
+    #: ``executed``: the failure was seen. ``measured``: read off the real classes. ``inferred``:
+    #: concluded from files, so the wording says "may".
     kind: ProofKind
+    #: What was executed, measured or read.
     detail: str
 
     def to_json(self) -> dict[str, Any]:
@@ -53,21 +62,27 @@ class Proof:
 
 @dataclass(frozen=True)
 class Finding:
-    """One occurrence of a rule.
+    """One occurrence of a failure mode."""
 
-    ``severity``: ``error`` the run fails or learns nothing; ``warning`` it trains, but not what
-    was meant or at risk; ``info``. ``explains`` names the checks of the training contract whose
-    failure this finding accounts for; a failed check that nothing explains becomes LD001.
-    """
-
+    #: Code of the rule, such as ``LD101``.
     rule: str
+    #: Name of the rule.
     name: str
+    #: ``error``: the run fails or learns nothing. ``warning``: it trains, but not what was meant,
+    #: or at risk. ``info``: worth knowing.
     severity: Severity
+    #: What is wrong, in one line.
     message: str
+    #: Where it is.
     location: Location
+    #: What it rests on; never empty.
     evidence: tuple[Measurement, ...]
+    #: How sure it is.
     proof: Proof
+    #: What removes it; the first one that is allowed is the one that is applied.
     fixes: tuple[Fix, ...] = ()
+    #: Names of the checks of the training contract whose failure it accounts for; a failed check
+    #: that nothing explains becomes LD001.
     explains: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -12,15 +12,16 @@ Safety = Literal["safe", "unsafe", "manual"]
 
 @dataclass(frozen=True)
 class Fix:
-    """What to change so that the finding goes away.
+    """A change that removes a finding."""
 
-    ``safe``: training means the same, only now it works. ``unsafe``: may change what is learnt,
-    memory or speed. ``manual``: words only, in ``title``; never applied by the tool.
-    """
-
+    #: What to do, in words.
     title: str
+    #: ``safe``: training means the same, only now it works. ``unsafe``: may change what is learnt,
+    #: memory or speed; applied only on demand. ``manual``: words only, never applied.
     safety: Safety
+    #: Edits of the recipe; all of them together.
     edits: tuple[Edit, ...] = ()
+    #: A patch of the training process, where no edit can do it.
     patch: Patch | None = None
 
     def __post_init__(self) -> None:

@@ -14,8 +14,7 @@ from lora_doctor.results.from_json import from_json
 from lora_doctor.results.note import Note
 from lora_doctor.text import size_in_words
 
-#: ``counted``: sizes of the real classes' tensors. ``measured``: a forward and a backward of the
-#: real classes on the meta device. ``asked``: of the optimizer itself. ``assumed``: by the formula.
+#: How a size was got; described at :attr:`Part.source`.
 Source = Literal["counted", "measured", "asked", "assumed", "missing"]
 GIB = 1 << 30
 #: Memory of common cards in GiB; makers write GB.
@@ -24,14 +23,21 @@ CARDS = (8, 16, 24, 48, 80)
 
 @dataclass(frozen=True)
 class Part:
-    """One share of the memory. ``low`` and ``high``: between which it lies where ``bytes`` is not
-    exact."""
+    """One share of the memory."""
 
+    #: Such as ``activations``.
     name: str
+    #: Its size in bytes; ``None`` when it could not be had, ``formula`` says why.
     bytes: int | None
+    #: How the number is made, or why it is missing.
     formula: str
+    #: ``counted``: sizes of the real classes' tensors. ``measured``: a forward and a backward of
+    #: the real classes on the meta device. ``asked``: of the optimizer itself. ``assumed``: by the
+    #: formula. ``missing``: it could not be had.
     source: Source
+    #: Bytes that it takes at least, where ``bytes`` is not exact.
     low: int | None = None
+    #: Bytes that it takes at most, where ``bytes`` is not exact.
     high: int | None = None
 
     @property
@@ -45,10 +51,13 @@ class Part:
 
 @dataclass(frozen=True)
 class Variant:
-    """A recipe and what it takes. ``changes``: the edits that make it out of the user's recipe."""
+    """A recipe and what it takes."""
 
+    #: ``recipe``, or what is changed.
     name: str
+    #: Recipe keys with their new values: the edits that make it out of the user's recipe.
     changes: Mapping[str, Any]
+    #: The shares of the memory.
     parts: tuple[Part, ...]
 
     @property
@@ -79,20 +88,31 @@ class Variant:
 
 @dataclass(frozen=True)
 class Plan:
-    """``batch_size`` samples of ``length`` tokens (0: none) with ``inputs`` (name to shape), and
-    for each of the two who chose it. ``optimizer``: its name. ``budget``: what the user has."""
+    """The memory plan: one GPU, one training step."""
 
+    #: Samples of a batch on the device.
     batch_size: int
+    #: Tokens of a sample; 0 where the model reads none.
     length: int
+    #: Who chose ``batch_size``.
     batch_size_from: str
+    #: Who chose ``length``.
     length_from: str
+    #: The Trainer's name of the optimizer.
     optimizer: str
+    #: Name to shape of the batch that was measured.
     inputs: Mapping[str, tuple[int, ...]]
+    #: The user's recipe.
     recipe: Variant
+    #: Other recipes, the nearest first.
     alternatives: tuple[Variant, ...]
+    #: Bytes that the user's GPU has; ``None`` when they did not say.
     budget: int | None = None
+    #: Memory of common cards, in GiB.
     cards: tuple[int, ...] = CARDS
+    #: What the numbers rest on.
     assumptions: tuple[str, ...] = ()
+    #: What is not in them.
     notes: tuple[Note, ...] = ()
 
     def nearest(self, budget: int) -> Variant | None:

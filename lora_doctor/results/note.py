@@ -5,14 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-#: What a note is about. ``step``: something was done on the way. ``choice``: something was decided
-#: that nobody asked for. ``not-adapted``: layers that the proposed recipe leaves without adapters.
-#: ``not-fed``: an input that the model takes and that no batch has. ``not-proven``: a part of the
-#: recipe was not run. ``does-not-run``: the same, because the model without adapters does not run
-#: that way on this machine. ``batch-left-out``: a batch that the model without adapters does not
-#: take. ``objection``: what a forward raised while a batch was being made. ``input-left-out``: why
-#: a batch lacks an input. ``not-observed``: what could not be asked or seen. ``cut``: something is
-#: left out of this report.
+#: What a note is about; the kinds are described at :attr:`Note.kind`.
 NoteKind = Literal[
     "step",
     "choice",
@@ -32,6 +25,14 @@ NoteKind = Literal[
 class Note:
     """A sentence for people; whoever decides something by a note reads its ``kind``."""
 
+    #: ``step``: something was done on the way. ``choice``: something was decided that nobody asked
+    #: for. ``not-adapted``: layers that the proposed recipe leaves without adapters. ``not-fed``:
+    #: an input that the model takes and that no batch has. ``not-proven``: a part of the recipe was
+    #: not run. ``does-not-run``: the same, because the model without adapters does not run that way
+    #: on this machine. ``batch-left-out``: a batch that the model without adapters does not take.
+    #: ``objection``: what a forward raised while a batch was being made. ``input-left-out``: why a
+    #: batch lacks an input. ``not-observed``: what could not be asked or seen. ``cut``: something
+    #: is left out of this report.
     kind: NoteKind
     #: The sentence.
     text: str

@@ -16,205 +16,227 @@ from lora_doctor.results.note import Note
 
 @dataclass(frozen=True)
 class EpsilonEffect:
-    """What another epsilon would do to a norm, measured by running it with both.
+    """What another epsilon would do to a norm, measured by running it with both."""
 
-    ``change``: norm of the difference of the outputs relative to the norm of the output, in the
-    dtype of the recipe; ``growth``: size of the output relative to what it is now, and of the
-    gradient with it; ``rounding``: the same between that dtype and float32, with the norm's own
-    epsilon: a change below it cannot be told from rounding.
-    """
-
+    #: The other epsilon.
     epsilon: float
+    #: Norm of the difference of the outputs relative to the norm of the output, in the dtype of the
+    #: recipe.
     change: float
+    #: Size of the output with it relative to the output now; the gradient grows by the same.
     growth: float
+    #: ``change`` between that dtype and float32, with the norm's own epsilon: a change below it
+    #: cannot be told from rounding.
     rounding: float
 
 
 @dataclass(frozen=True)
 class NormReading:
-    """Normalising layers that are alike: same path but for numbers, class, epsilon and owner.
+    """Normalising layers that are alike: same path but for numbers, class, epsilon and owner."""
 
-    ``path``: the one of ``count`` that its epsilon changes most. ``attribute``: what it calls its
-    epsilon. ``dtype``: the one in which effects were measured, the recipe's if it names one.
-    ``variance``: smallest, median and largest over the rows that reached them, of what the layer
-    divides by (mean square for a layer that does not subtract the mean). ``owner``: path of the
-    library model that it is a part of (empty: the model itself); ``None`` for a module of the
-    user's own. ``expected``: the epsilon with which that library class builds this layer, ``None``
-    when it was not asked. ``zero_row_finite``: whether a row of zeros (padding) comes out finite.
-    ``zero_rows``: how many rows were all zeros. ``fresh``: its weights are as a norm starts, all
-    ones or all zeros: nothing was trained with this epsilon.
-    """
-
+    #: Module path with every number as ``*``.
     pattern: str
+    #: The one of ``count`` that its epsilon changes most.
     path: str
+    #: Class of the layer.
     class_name: str
+    #: Layers that are alike.
     count: int
+    #: What the layer calls its epsilon.
     attribute: str
+    #: Its epsilon.
     epsilon: float
+    #: The dtype in which effects were measured: the recipe's if it names one.
     dtype: str
+    #: Smallest, median and largest, over the rows that reached them, of what the layer divides by
+    #: (mean square for a layer that does not subtract the mean).
     variance: tuple[float, float, float]
+    #: What other epsilons of the model would do.
     effects: tuple[EpsilonEffect, ...] = ()
+    #: Path of the library model that it is a part of (empty: the model itself); ``None`` for a
+    #: module of the user's own.
     owner: str | None = None
+    #: The epsilon with which that library class builds this layer; ``None`` when it was not asked.
     expected: float | None = None
+    #: Whether a row of zeros (padding) comes out finite.
     zero_row_finite: bool = True
+    #: Rows of zeros that reached them.
     zero_rows: int = 0
+    #: Whether its weights are as a norm starts, all ones or all zeros: nothing was trained with
+    #: this epsilon.
     fresh: bool = False
 
 
 @dataclass(frozen=True)
 class ActivationReading:
-    """The largest absolute value that a module put out. ``dtype``: that of the output.
+    """The largest absolute value in the output of a module."""
 
-    ``finite``: whether all of it was; for the first module that was not, ``max_abs`` is what it
-    puts out in float32, where that could be had. ``kept_in_float32``: the model's class says that
-    its weights stay in float32 when the others are loaded in float16.
-    """
-
+    #: Module path.
     path: str
+    #: Class of the module.
     class_name: str
+    #: Dtype of the output.
     dtype: str
+    #: Largest absolute value; for the first module whose output was not finite, in float32, where
+    #: that could be had.
     max_abs: float
+    #: Whether all of the output was finite.
     finite: bool = True
+    #: Whether the model's class keeps its weights in float32 when the others are loaded in float16.
     kept_in_float32: bool = False
 
 
 @dataclass(frozen=True)
 class UpdateReading:
     """What the first optimizer step did to adapted weights that are alike: same path but for
-    numbers, same scaling and rank.
+    numbers, same scaling and rank."""
 
-    ``layers`` were measured. ``update_norm`` and ``weight_norm``: Frobenius norms of the update
-    (scaling and both factors included) and of the weights, over these layers together. ``shape``:
-    of one weight as a matrix, outputs and inputs. ``learning_rate``: with Adam, the first update
-    grows with it in proportion.
-    """
-
+    #: Module path with every number as ``*``.
     pattern: str
+    #: Layers that were measured.
     layers: int
+    #: Frobenius norm of the update (scaling and both factors included), over these layers together.
     update_norm: float
+    #: Frobenius norm of the weights, over these layers together.
     weight_norm: float
+    #: Outputs and inputs of one weight as a matrix.
     shape: tuple[int, int]
+    #: The adapter's rank.
     rank: int
+    #: The factor on the adapter's output: ``lora_alpha / r``, or its rsLoRA form.
     scaling: float
+    #: The learning rate of the step; with Adam, the first update grows with it in proportion.
     learning_rate: float
 
 
 @dataclass(frozen=True)
 class ConnectionReading:
-    """A module whose output is put among token embeddings and fed to a language model.
+    """A module whose output is put among token embeddings and fed to a language model."""
 
-    ``output_rms`` and ``reference_rms``: root mean square of its rows and of the token embeddings,
-    both as they come out of their modules. ``reference``: path of the embedding module. ``into``:
-    path of the language model. ``fresh``: how it is known that the weights are an initialisation
-    and not trained; empty when they may be trained. ``trainable``: whether the weights learn under
-    the recipe.
-    """
-
+    #: Module path.
     path: str
+    #: Class of the module.
     class_name: str
+    #: Root mean square of the rows of its output.
     output_rms: float
+    #: Path of the embedding module.
     reference: str
+    #: Root mean square of the token embeddings, as they come out of that module.
     reference_rms: float
+    #: Path of the language model.
     into: str
+    #: How it is known that its weights are an initialisation and not trained; empty when they may
+    #: be trained.
     fresh: str = ""
+    #: Whether its weights learn under the recipe.
     trainable: bool = False
 
 
 @dataclass(frozen=True)
 class AttentionReading:
-    """What speaks against the attention implementation that a model runs with.
+    """What speaks against the attention implementation that a model runs with."""
 
-    ``implementation``: its name. ``path``: the module whose code says so, or calls it. ``said``: a
-    warning of the model's own code in its training forward. ``dropped``: an argument that the
-    model hands to its attention function, that its own ``eager`` function takes and this
-    implementation's does not, such as ``softcap=50``.
-    """
-
+    #: Name of the implementation.
     implementation: str
+    #: The module whose code says so, or calls it.
     path: str
+    #: A warning of the model's own code in its training forward.
     said: str = ""
+    #: An argument that the model hands to its attention function, that its own ``eager`` function
+    #: takes and this implementation's does not, such as ``softcap=50``.
     dropped: str = ""
 
 
 @dataclass(frozen=True)
 class InstancePatch:
-    """A function in the ``__dict__`` of a module in place of a method of its class.
+    """A function in the ``__dict__`` of a module in place of a method of its class."""
 
-    ``kind``: ``wrapper`` when it was put on PEFT's wrapper under the name of a method of the model
-    inside. ``source``: ``file:line`` of the function. ``calls_before``: in the base model's
-    forwards, adapters off or not there yet; ``calls`` and, of the model inside a wrapper, its own
-    method's ``inner_calls``: in the training forwards. ``around``: adapted layers that it is put
-    on or that it holds from before they were adapted, ``around_calls`` of these with adapters;
-    ``passed_by`` those of them whose adapter took no part while it ran.
-    """
-
+    #: Module path.
     path: str
+    #: Name of the method.
     name: str
+    #: ``wrapper`` when it was put on PEFT's wrapper under the name of a method of the model inside,
+    #: else ``module``.
     kind: Literal["module", "wrapper"]
+    #: ``file:line`` of the function.
     source: str
+    #: Calls in the base model's forwards, adapters off or not there yet.
     calls_before: int
+    #: Calls in the training forwards.
     calls: int
+    #: Calls of the method of the model inside a wrapper, in the training forwards.
     inner_calls: int = 0
+    #: Paths of adapted layers that it is put on, or that it holds from before they were adapted.
     around: tuple[str, ...] = ()
+    #: Calls of these layers, with adapters, in the training forwards.
     around_calls: int = 0
+    #: Paths of those whose adapter took no part while it ran.
     passed_by: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class UnusedAdapterReading:
-    """Adapted layers that are alike (same path but for numbers), whose adapters got no gradient
-    for one reason.
+    """Adapted layers that are alike (same path but for numbers), whose adapters got no gradient for
+    one reason."""
 
-    ``why``: ``not-run``: no forward calls them. ``weight-read``: nobody calls them, their weight is
-    read instead. ``no-grad``: they ran with gradients switched off. ``unused``: they ran, and
-    nothing that they put out is on a way to the loss that has a gradient. ``zero``: the gradient
-    arrives, and is zero. ``where``: the line that reads the weight, or that runs them without
-    gradients. ``inside``: of what is not run, the outermost module in which nothing is.
-    """
-
+    #: Module path with every number as ``*``.
     pattern: str
+    #: Paths of the layers.
     paths: tuple[str, ...]
+    #: Class of the layers without their adapters.
     class_name: str
+    #: ``not-run``: no forward calls them. ``weight-read``: nobody calls them, their weight is read
+    #: instead. ``no-grad``: they ran with gradients switched off. ``unused``: they ran, and no
+    #: output of theirs reaches the loss with a gradient. ``zero``: the gradient arrives, and is
+    #: zero.
     why: Literal["not-run", "weight-read", "no-grad", "unused", "zero"]
+    #: ``file:line`` that reads the weight, or that runs them without gradients.
     where: str = ""
+    #: Of what is not run, the outermost module in which nothing is.
     inside: str = ""
 
 
 @dataclass(frozen=True)
 class NonLinearOutputReading:
-    """An adapted layer that is no plain matrix: what it puts out is not what LoRA adds to.
+    """An adapted layer that is no plain matrix: its output is not what LoRA adds to."""
 
-    ``put_out``: what its own forward gave, in words; ``expected``: the shape of a product of its
-    input with its weight, which is what the adapter gives.
-    """
-
+    #: Module path.
     path: str
+    #: Class of the layer.
     class_name: str
+    #: What its own forward gave, in words.
     put_out: str
+    #: Shape of a product of its input with its weight, which is what the adapter gives.
     expected: str
 
 
 @dataclass(frozen=True)
 class Observations:
-    """All readings of one run.
+    """All readings of one run."""
 
-    ``weights``: ``own`` when the model that ran has the weights that the user trains from,
-    ``random`` when it is a shrunken one of ours: then what depends on values says nothing about the
-    real model. ``inputs``: ``own`` when the batches are the user's or hold tokens only, ``made``
-    when sound or images in them are random numbers of ours. ``notes``: what could not be observed,
-    and why.
-    """
-
+    #: ``own`` when the model that ran has the weights that the user trains from, ``random`` when it
+    #: is a shrunken one: then what depends on values says nothing about the real model.
     weights: Literal["own", "random"] = "random"
+    #: ``own`` when the batches are the user's or hold tokens only, ``made`` when sound or images in
+    #: them are random numbers.
     inputs: Literal["own", "made"] = "made"
+    #: Normalising layers.
     norms: tuple[NormReading, ...] = ()
+    #: The largest activations.
     activations: tuple[ActivationReading, ...] = ()
+    #: The first updates.
     updates: tuple[UpdateReading, ...] = ()
+    #: What is fed to a language model beside its token embeddings.
     connections: tuple[ConnectionReading, ...] = ()
+    #: What speaks against the attention implementation.
     attention: tuple[AttentionReading, ...] = ()
+    #: Functions that somebody put on single modules.
     instance_patches: tuple[InstancePatch, ...] = ()
+    #: Why adapters got no gradient.
     idle: tuple[UnusedAdapterReading, ...] = ()
+    #: Adapted layers that are no plain matrices.
     misfits: tuple[NonLinearOutputReading, ...] = ()
+    #: What could not be observed, and why.
     notes: tuple[Note, ...] = ()
 
     @property

@@ -12,24 +12,26 @@ Use = Literal["weight", "output", "input", "class"]
 
 @dataclass(frozen=True)
 class QuantizedUse:
-    """Quantized layers that are used as only layers in floating point can be, seen by running them.
+    """Quantized layers used as only layers in floating point can be, seen by running them."""
 
-    ``use``: ``weight`` when the model's code reads the weight itself (its numbers or its dtype),
-    ``output`` when it changes in place what the layer gave out, ``input`` when it hands an 8-bit
-    layer more than three dimensions, ``class`` when the layer had a forward of its own, which the
-    quantized one has not. ``patterns``: paths, numbers as ``*``. ``where``: the line of
-    code. ``error``: what was raised. ``names``: modules that must not be quantized, for this use
-    and the others; ``skip``: ``llm_int8_skip_modules`` with them, with which the same model was
-    executed and runs; ``quantized`` of its ``linears`` layers are still quantized then.
-    """
-
+    #: ``weight``: the model's code reads the weight itself (its values or its dtype). ``output``:
+    #: it changes in place what the layer gave out. ``input``: it hands an 8-bit layer more than
+    #: three dimensions. ``class``: the layer had a forward of its own, which the quantized one has
+    #: not.
     use: Use
+    #: Module paths with every number as ``*``.
     patterns: tuple[str, ...]
+    #: ``file:line`` of the code.
     where: str
+    #: What was raised.
     error: str
+    #: Modules that must not be quantized, for this use and the others.
     names: tuple[str, ...]
+    #: ``llm_int8_skip_modules`` with them, with which the same model was executed and runs.
     skip: tuple[str, ...]
+    #: Layers that are still quantized with that list.
     quantized: int
+    #: Layers that can be quantized.
     linears: int
 
     @property

@@ -11,71 +11,82 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class TiedPart:
-    """A layer that the recipe trains and whose weight is also another module's.
+    """A layer that the recipe trains and whose weight is also another module's."""
 
-    ``how``: it carries an ``adapter``, or is copied by ``modules_to_save``. ``shares_with``: path
-    of the other module.
-    """
-
+    #: Path of the layer.
     path: str
+    #: Path of the other module.
     shares_with: str
+    #: ``adapter``: it carries one. ``modules_to_save``: it is copied by it.
     how: Literal["adapter", "modules_to_save"]
 
 
 @dataclass(frozen=True)
 class AutoLoading:
-    """What PEFT's own auto class makes of the saved folder, really called.
+    """What PEFT's own auto class makes of the saved folder, really called."""
 
-    ``auto_class``: such as ``AutoPeftModelForCausalLM``, the one for this ``task_type``.
-    ``loaded``: class of the base model that it loaded, empty with ``error``.
-    """
-
+    #: PEFT's class for this ``task_type``, such as ``AutoPeftModelForCausalLM``.
     auto_class: str
+    #: Class that was trained.
     model_class: str
+    #: Class of the base model that it loaded; empty with ``error``.
     loaded: str = ""
+    #: What it raised; else empty.
     error: str = ""
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Input embeddings that have another number of rows than those of the checkpoint that the
-    model came from. ``saved``: whether the adapter folder holds them. ``outcome``: what loading
-    the folder onto that checkpoint does, in words."""
+    """Input embeddings that have another number of rows than those of the checkpoint that the model
+    came from."""
 
+    #: Rows now.
     rows: int
+    #: Rows of the checkpoint.
     checkpoint_rows: int
+    #: Folder of the checkpoint.
     checkpoint: str
+    #: Path of the embeddings.
     module: str
+    #: Whether the adapter folder holds them.
     saved: bool
+    #: What loading the folder onto that checkpoint does, in words.
     outcome: str
 
 
 @dataclass(frozen=True)
 class Saving:
-    """The round trip of one run.
+    """What the round trip through files showed, of one run."""
 
-    ``wrapped``: path of the ``PeftModel`` that was saved, empty when it is the whole model.
-    ``lost``: whole modules (patterns of paths) that were trained and that the loaded model has as
-    they were before; ``lost_parameters`` numbers. ``lost_elsewhere``: numbers in trained weights
-    that were lost too, but stand next to adapters. ``frozen``: modules that were trainable beside
-    frozen ones before the adapters were put on, and neither are trained nor saved since.
-    ``merged_reload``: relative difference of the logits after the merged model was saved and
-    loaded; ``None`` when it was not tried, with the reason in ``merged_error`` where one is known.
-    ``new_heads``: modules that the checkpoint has no weights for and that PEFT does not save.
-    ``statistics``: modules whose running statistics (batch norm) the loaded model has otherwise.
-    """
-
+    #: Path of the ``PeftModel`` that was saved; empty when it is the whole model.
     wrapped: str = ""
+    #: Whole modules (patterns of paths) that were trained and that the loaded model has as they
+    #: were before.
     lost: tuple[str, ...] = ()
+    #: Parameters of ``lost``.
     lost_parameters: int = 0
+    #: Parameters of trained weights that were lost too, but stand next to adapters.
     lost_elsewhere: int = 0
+    #: Modules that were trainable beside frozen ones before the adapters were put on, and are
+    #: neither trained nor saved since.
     frozen: tuple[str, ...] = ()
+    #: Parameters of ``frozen``.
     frozen_parameters: int = 0
+    #: Modules that the checkpoint has no weights for and that PEFT does not save.
     new_heads: tuple[str, ...] = ()
+    #: Parameters of ``new_heads``.
     new_head_parameters: int = 0
+    #: Modules whose running statistics (batch norm) the loaded model has otherwise.
     statistics: tuple[str, ...] = ()
+    #: Layers under the recipe that share their weight.
     tied: tuple[TiedPart, ...] = ()
+    #: Relative difference of the logits after the merged model was saved and loaded; ``None`` when
+    #: it was not tried.
     merged_reload: float | None = None
+    #: Why ``merged_reload`` could not be had, where a reason is known.
     merged_error: str = ""
+    #: What PEFT's auto class makes of the folder; ``None`` where it loads the class that was
+    #: trained or was not called.
     auto: AutoLoading | None = None
+    #: Resized embeddings; ``None`` where they have the rows of the checkpoint.
     vocabulary: Vocabulary | None = None

@@ -34,30 +34,29 @@ CHECKS: Mapping[str, str] = {
     "merge": "merged weights give the same logits",
 }
 
-#: What a check of the adapters found. ``unmatched``: entries of the recipe that no adapter sits on.
-#: ``stray``: parameters outside the adapters that would be trained. ``frozen``: adapter parameters
-#: that would not.
+#: What a check of the adapters found; described at :attr:`Check.problems`.
 Problem = Literal["unmatched", "stray", "frozen"]
-#: What kept a verification from an answer. ``base-model``: the model without adapters raises, or
-#: its loss is not finite. ``batch``: no batch could be made. ``size``: the recipe may name what the
-#: tiny model is too small to have. ``evidence``: anything else that could not be had.
+#: What kept a verification from an answer; described at :attr:`Verification.obstacle`.
 Obstacle = Literal["base-model", "batch", "size", "evidence"]
 
 
 @dataclass(frozen=True)
 class Check:
-    """One check of the training contract.
+    """One named check of the training contract."""
 
-    ``value`` is the measured number (or text), ``expected`` what it is held against, in words;
-    ``detail`` says more in one line, such as why it was skipped.
-    """
-
+    #: Such as ``loss-finite``.
     name: str
+    #: ``skipped`` is not passed: ``detail`` says why.
     status: CheckStatus
+    #: The measured number or string.
     value: Any = None
+    #: What ``value`` is held against, in words.
     expected: str = ""
+    #: More in one line, such as why it was skipped.
     detail: str = ""
-    #: What a failed check found, where rules tell it apart.
+    #: What a failed check of the adapters found, where rules tell it apart. ``unmatched``: entries
+    #: of the recipe that no adapter sits on. ``stray``: parameters outside the adapters that would
+    #: be trained. ``frozen``: adapter parameters that would not.
     problems: tuple[Problem, ...] = ()
     #: The exception that failed it.
     raised: ErrorReport | None = None
@@ -65,78 +64,107 @@ class Check:
 
 @dataclass(frozen=True)
 class Failure:
-    """The exception that ended a verification. ``module``: path of the first bad module."""
+    """The exception that ended a verification."""
 
+    #: Name of the check that it ended.
     check: str
+    #: Class of the exception.
     type: str
+    #: Its message.
     message: str
+    #: Path of the first bad module; empty when unknown.
     module: str = ""
+    #: ``file:line`` of the deepest frame.
     where: str = ""
+    #: The traceback.
     traceback: str = ""
 
 
 @dataclass(frozen=True)
 class AdapterGroup:
-    """Adapters that are alike (:class:`ModuleGroup`'s pattern), and whether they learn.
+    """Adapters that are alike (as in :class:`ModuleGroup`), and whether they learn."""
 
-    ``count`` layers, of which ``with_gradient`` got a non-zero gradient on some batch in the
-    steps, and ``moved`` whose A and B both moved. ``batches``: kinds of batch in which it got a
-    gradient, such as ``text`` or ``image+text``. ``dtypes``: of what is trained in it.
-    """
-
+    #: Module path with every number as ``*``.
     pattern: str
+    #: Adapted layers in the model that was run.
     count: int
+    #: Of these, with a gradient other than zero on some batch.
     with_gradient: int
+    #: Of these, whose A and B both moved.
     moved: int
+    #: Kinds of batch in which the group got a gradient, such as ``text`` or ``image+text``.
     batches: tuple[str, ...] = ()
+    #: Some module paths without gradient.
     examples_without_gradient: tuple[str, ...] = ()
+    #: Dtypes of what is trained in it.
     dtypes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class BatchReport:
-    """A batch that was run. ``inputs``: name to shape; ``loss``: how it was got."""
+    """A batch that was run."""
 
+    #: Such as ``text`` or ``image+text``.
     kind: str
+    #: Name of each input to its shape.
     inputs: Mapping[str, tuple[int, ...]]
+    #: How the loss was got.
     loss: str
+    #: The loss at each step.
     losses: tuple[float, ...] = ()
+    #: What else was seen.
     notes: tuple[Note, ...] = ()
 
 
 @dataclass(frozen=True)
 class Verification:
-    """The training contract, executed once.
+    """The training contract, executed once."""
 
-    ``outcome``: ``passed`` when no check failed, ``failed`` when one did, ``undetermined`` when
-    it could not be run for a reason that says nothing about the recipe (a batch could not be
-    made, a time limit). ``model_parameters``: of the model that was run (the tiny one at depth
-    ``tiny``). ``observations``: numbers read off it while it ran; ``saving``: what the
-    round trip through files showed, ``None`` when it was not reached. ``quantized_uses``: what
-    keeps a quantized model from running. Times in seconds, memory in bytes.
-    """
-
+    #: ``passed``: no check failed. ``failed``: one did. ``undetermined``: it could not be run, for
+    #: a reason that says nothing about the recipe (a batch could not be made, a time limit).
     outcome: Literal["passed", "failed", "undetermined"]
+    #: ``tiny`` (shrunken dimensions, random weights) or ``full`` (the real weights).
     depth: str
+    #: Where it ran, such as ``cpu`` or ``cuda:0``.
     device: str
+    #: Dtype of the model that was run.
     dtype: str
+    #: The checks, in the order in which they ran.
     checks: tuple[Check, ...]
+    #: The exception that ended it, if one did.
     failure: Failure | None = None
+    #: Why it is undetermined; else empty.
     reason: str = ""
+    #: The adapters of the model that was run.
     adapters: tuple[AdapterGroup, ...] = ()
+    #: The batches.
     batches: tuple[BatchReport, ...] = ()
+    #: Class of the model that was run.
     model_class: str = ""
+    #: Parameters of the model that was run (of the tiny one at depth ``tiny``).
     model_parameters: int = 0
+    #: Optimizer steps taken.
     steps: int = 0
+    #: Seconds for one step; ``None`` when none was timed.
     step_seconds: float | None = None
+    #: Memory at its peak, in bytes; ``None`` when not measured.
     peak_memory: int | None = None
+    #: What all of it took, in seconds.
     seconds: float = 0.0
+    #: Names of the patches that were in force.
     patches: tuple[str, ...] = ()
+    #: What else was seen.
     notes: tuple[Note, ...] = ()
+    #: Values read off the run.
     observations: Observations = field(default_factory=Observations)
+    #: What the round trip through files showed; ``None`` when it was not reached.
     saving: Saving | None = None
+    #: How the model's own code uses quantized layers, where that keeps it from running.
     quantized_uses: tuple[QuantizedUse, ...] = ()
-    #: Why the outcome is ``undetermined``; ``None`` for the other two. ``reason`` says it in words.
+    #: Why the outcome is ``undetermined``; ``None`` for the other two. ``base-model``: the model
+    #: without adapters raises, or its loss is not finite. ``batch``: no batch could be made.
+    #: ``size``: the recipe may name what the tiny model is too small to have. ``evidence``:
+    #: anything else that could not be had.
     obstacle: Obstacle | None = None
     #: What the model raised without adapters, where that is the obstacle.
     base_error: ErrorReport | None = None

@@ -20,19 +20,24 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model source.
+    """Where the model comes from."""
 
-    ``name``: the hub id, the folder, the architecture, ``package.module:factory``, for a loaded
-    module its class name, for a training script (which is only read) its path. ``folder`` is where
-    the small files of a hub id were put, and ``snapshot`` what the hub said about them.
-    """
-
+    #: ``hub``: an id of the model hub. ``folder``: a local folder. ``arch``: the default config of
+    #: an architecture of the installed transformers. ``factory``: a callable of the user's.
+    #: ``module``: a loaded ``nn.Module``. ``script``: a training script, which is only read.
     kind: SourceKind
+    #: Hub id, folder, architecture, ``package.module:factory``, class name of a loaded module, or
+    #: path of the script.
     name: str
+    #: Revision on the hub.
     revision: str | None = None
+    #: Whether Python of the repository may be run.
     trust_remote_code: bool = False
+    #: Local folder with its small files.
     folder: str | None = None
+    #: The loaded module.
     module: Any = field(default=None, compare=False, repr=False)
+    #: What the hub said about the files in ``folder``.
     snapshot: HubSnapshot | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:

@@ -22,18 +22,19 @@ SCHEMA_VERSION = "1"
 
 @dataclass(frozen=True)
 class Prescription:
-    """The applied fixes.
+    """The applied fixes."""
 
-    ``model`` is the source in words. ``edits`` are the changes of the recipe, ``recipe`` all its
-    values after them, ``patches`` the changes of the process. ``versions`` maps a package to the
-    version that the fixes were tried with.
-    """
-
+    #: The model source in words.
     model: str
+    #: The changes of the recipe, in the order of their application.
     edits: tuple[Edit, ...] = ()
+    #: All values of the recipe after the edits, under PEFT's and transformers' names.
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    #: The changes of the training process.
     patches: tuple[Patch, ...] = ()
+    #: Package to version that the fixes were tried with.
     versions: Mapping[str, str] = field(default_factory=dict)
+    #: Version of the file's layout.
     schema_version: str = SCHEMA_VERSION
 
     def to_json(self) -> dict[str, Any]:

@@ -44,14 +44,15 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Environment:
-    """Versions, as package metadata states them.
+    """Versions, as package metadata states them."""
 
-    `packages` maps each name of `PACKAGES` to its version, or to None when it is not installed.
-    """
-
+    #: Version of lora-doctor.
     lora_doctor: str
+    #: Version of Python.
     python: str
+    #: System, release and machine.
     platform: str
+    #: Each name of ``PACKAGES`` to its version; ``None`` when it is not installed.
     packages: dict[str, str | None]
 
     def version(self, package: str) -> str | None:
