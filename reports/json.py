@@ -1,6 +1,6 @@
 """``json``: the whole diagnosis for machines.
 
-Valid against ``lora_doctor/schema/diagnosis-1.json``. Strict JSON in ASCII, so that no terminal and
+Valid against ``lora_doctor/schema/diagnosis-2.json``. Strict JSON in ASCII, so that no terminal and
 no pipe can damage it. What JSON cannot write is described in the schema: numbers that are not
 finite are the texts ``NaN``, ``Infinity`` and ``-Infinity``.
 """

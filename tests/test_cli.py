@@ -11,7 +11,7 @@ import pytest
 from tests.cli import ROOT, lora_doctor, needs_phi3
 
 LLAMA_7 = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"
-SCHEMA = json.loads((ROOT / "lora_doctor/schema/diagnosis-1.json").read_text("utf-8"))
+SCHEMA = json.loads((ROOT / "lora_doctor/schema/diagnosis-2.json").read_text("utf-8"))
 
 
 @pytest.fixture

@@ -135,7 +135,7 @@ def test_even_hostile_sizes_stay_below_the_limit(text: str) -> None:
 def test_the_embedded_diagnosis_is_valid(name: str) -> None:
     """Also when it had to be cut: then it says so."""
     schema = json.loads(
-        resources.files("lora_doctor").joinpath("schema/diagnosis-1.json").read_text("utf-8")
+        resources.files("lora_doctor").joinpath("schema/diagnosis-2.json").read_text("utf-8")
     )
     diagnosis = diagnoses.ALL[name]()
     data = embedded(reports.render(diagnosis, "html"))

@@ -31,6 +31,10 @@ class Edit:
             return {"key": self.key, "remove": True}
         return {"key": self.key, "value": self.value}
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Edit:
+        return cls(data["key"], REMOVE if data.get("remove") is True else data["value"])
+
 
 @dataclass(frozen=True)
 class Patch:

@@ -1,6 +1,6 @@
 """The diagnosis: the one result object that every report is rendered from.
 
-``to_json`` is the contract with the outside; its schema is ``schema/diagnosis-1.json``.
+``to_json`` is the contract with the outside; its schema is ``schema/diagnosis-2.json``.
 """
 
 from __future__ import annotations
@@ -11,15 +11,17 @@ from typing import Any, Literal
 
 from lora_doctor.recipe.edit import Patch
 from lora_doctor.recipe.recipe import Recipe
+from lora_doctor.results.depth import Depth
 from lora_doctor.results.finding import SEVERITIES, Finding
 from lora_doctor.results.fix import Fix
+from lora_doctor.results.from_json import from_json
 from lora_doctor.results.memory_plan import Plan
 from lora_doctor.results.note import Note
 from lora_doctor.results.structure import Structure
 from lora_doctor.results.verification import Verification
 from lora_doctor.static.model_source import ModelSource
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"
 Verdict = Literal["healthy", "findings", "undetermined"]
 
 
@@ -70,7 +72,7 @@ class Diagnosis:
     #: The recipe that was checked, with open keys filled.
     recipe: Recipe
     #: How far evidence was allowed to go.
-    depth: str
+    depth: Depth
     #: Where it was found out: versions of lora-doctor, Python, the platform and ``packages``.
     environment: Mapping[str, Any]
     #: What was found, with the recipe as it was given.
@@ -109,6 +111,8 @@ class Diagnosis:
 
     @property
     def verdict(self) -> Verdict:
+        """``healthy``: the training contract was executed and held, and no rule found an error or
+        a warning. ``findings``: a rule did. ``undetermined``: neither."""
         if any(finding.severity != "info" for finding in self.findings):
             return "findings"
         contract_held = self.before is not None and self.before.outcome == "passed"
@@ -120,7 +124,7 @@ class Diagnosis:
         return min(ranks, default=len(SEVERITIES))
 
     def to_json(self) -> dict[str, Any]:
-        """The machine-readable diagnosis; valid against ``schema/diagnosis-1.json``."""
+        """The machine-readable diagnosis; valid against ``schema/diagnosis-2.json``."""
         structure = self.structure
         return {
             "schema_version": SCHEMA_VERSION,
@@ -157,6 +161,27 @@ class Diagnosis:
                 "evidence": [vars(item) for item in self.gathered],
             },
         }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Diagnosis:
+        """A diagnosis out of what ``to_json`` gave; :func:`read_diagnosis` reads stored ones.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is not what ``to_json`` gives.
+        """
+        runs, timings = data["verification"], data["timings"]
+        applied = [{"rule": item["rule"], "fix": item} for item in data["applied"]]
+        return from_json(
+            cls,
+            {
+                **data,
+                "applied": applied,
+                "before": runs["before"],
+                "after": runs["after"],
+                "seconds": timings["total_seconds"],
+                "gathered": timings["evidence"],
+            },
+        )
 
 
 def patches_of(diagnosis: Diagnosis) -> tuple[Patch, ...]:

@@ -99,6 +99,7 @@ class Finding:
             "evidence": [measure.to_json() for measure in self.evidence],
             "proof": self.proof.to_json(),
             "fixes": [fix.to_json() for fix in self.fixes],
+            "explains": list(self.explains),
         }
 
 

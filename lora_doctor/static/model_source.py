@@ -5,12 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from lora_doctor.errors import InputError
-
-if TYPE_CHECKING:
-    from lora_doctor.static.hub.hub import HubSnapshot
+from lora_doctor.static.hub.hub import HubSnapshot
 
 SourceKind = Literal["hub", "folder", "arch", "factory", "module", "script"]
 
