@@ -99,9 +99,10 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Write docs/rules.md and the README's output anew by running the tool; commit what changes."""
+    """Write the schema, docs/rules.md and the README's output anew; commit what changes."""
     session.install(TORCH, BITSANDBYTES, *STACKS["t523"])
     session.install("-e", ".")
+    session.run("python", "-m", "tools.json_schema")
     session.run("python", "-m", "tools.rules_page")
 
 
