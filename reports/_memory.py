@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lora_doctor.reports._text import shorten, visible
-from lora_doctor.results.memory_plan import GIB, Part, Plan, Variant, gib
+from lora_doctor.results.memory_plan import GIB, MemoryPart, MemoryPlan, MemoryVariant, gib
 
 if TYPE_CHECKING:
     from lora_doctor.results.diagnosis import Diagnosis
@@ -23,7 +23,7 @@ _WEIGHTS = ("weights, quantized", "quantization constants", "weights, not quanti
 _STEP = ("activations", "logits, loss, backward")
 
 
-def headline(plan: Plan) -> str:
+def headline(plan: MemoryPlan) -> str:
     """What the recipe takes, in a line; with a budget, of how much."""
     one = plan.recipe
     tokens = f" of {plan.length} tokens" if plan.length else ""
@@ -33,7 +33,7 @@ def headline(plan: Plan) -> str:
     return f"{size}{of}{between}, for a batch of {plan.batch_size}{tokens}"
 
 
-def parts(plan: Plan) -> list[tuple[str, str, str, str]]:
+def parts(plan: MemoryPlan) -> list[tuple[str, str, str, str]]:
     """The recipe's parts: name, size, formula, how it was got."""
     return [
         (part.name, gib(part.bytes), _words(part), _SOURCES.get(part.source, part.source))
@@ -41,28 +41,28 @@ def parts(plan: Plan) -> list[tuple[str, str, str, str]]:
     ]
 
 
-def header(plan: Plan) -> tuple[str, ...]:
+def header(plan: MemoryPlan) -> tuple[str, ...]:
     """Of :func:`variants`; the last columns are cards."""
     return ("recipe", "weights", "step", "total", *(f"{card} GB" for card in plan.cards))
 
 
-def variants(plan: Plan) -> list[tuple[str, ...]]:
+def variants(plan: MemoryPlan) -> list[tuple[str, ...]]:
     """The recipe and its alternatives, and into which cards they fit."""
     return [_row(plan, one) for one in (plan.recipe, *plan.alternatives)]
 
 
-def _row(plan: Plan, one: Variant) -> tuple[str, ...]:
+def _row(plan: MemoryPlan, one: MemoryVariant) -> tuple[str, ...]:
     total = gib(one.total) if one.total is not None else f"≥ {gib(one.low)}"
     fits = (_FITS[one.fits(card * GIB)] for card in plan.cards)
     return (one.name, _sum(one, _WEIGHTS), _sum(one, _STEP), total, *fits)
 
 
-def _sum(one: Variant, names: tuple[str, ...]) -> str:
+def _sum(one: MemoryVariant, names: tuple[str, ...]) -> str:
     found = [part.bytes for part in one.parts if part.name in names]
     return gib(sum(size or 0 for size in found)) if found and None not in found else "?"
 
 
-def remarks(plan: Plan) -> list[str]:
+def remarks(plan: MemoryPlan) -> list[str]:
     """What was chosen, assumed and left out; reasons of what is missing."""
     chosen = f"batch size from {plan.batch_size_from}, length from {plan.length_from}"
     missing = {
@@ -83,5 +83,5 @@ def why_not(diagnosis: Diagnosis) -> str:
     return ""
 
 
-def _words(part: Part) -> str:
+def _words(part: MemoryPart) -> str:
     return str(visible(shorten(part.formula, 200)))

@@ -124,9 +124,11 @@ class AdaptersThatLearnNothing(Rule):
             raise EvidenceError("the training contract stopped before all gradients were counted")
         if not any(group.with_gradient for group in seen.adapters):
             return  # nothing learns at all: another cause
-        missed = {path for patch in seen.observations.instance_patches for path in patch.passed_by}
+        missed = {path for patch in seen.observations.instance_patches for path in patch.bypassed}
         # Somebody's own function there is another matter, and LD504 tells of it.
-        readings = [one for one in seen.observations.idle if missed.isdisjoint(one.paths)]
+        readings = [
+            one for one in seen.observations.unused_adapters if missed.isdisjoint(one.paths)
+        ]
         if case.recipe.get("gradient_checkpointing") and _of(readings, "no-grad"):
             return  # reentrant checkpointing runs layers so
         unfed = _whole_towers(case, readings)

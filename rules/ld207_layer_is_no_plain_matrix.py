@@ -75,7 +75,7 @@ class LayerIsNoPlainMatrix(Rule):
     def check(self, case: Case) -> Iterator[Finding]:
         require_lora(case.recipe)
         seen = case.verification
-        misfits = seen.observations.misfits
+        misfits = seen.observations.non_linear_outputs
         if not misfits:
             return
         classes = sorted({one.class_name for one in misfits})
@@ -85,7 +85,7 @@ class LayerIsNoPlainMatrix(Rule):
         evidence = [
             Measurement(
                 f"{one.path} ({one.class_name}) returns",
-                f"{one.put_out}; the adapter adds {one.expected}",
+                f"{one.output}; the adapter adds {one.expected}",
                 source,
             )
             for one in misfits[:3]
@@ -98,7 +98,7 @@ class LayerIsNoPlainMatrix(Rule):
         what = f"Leave out {quoted(sorted(patterns), 3)}"
         yield self.finding(
             "error" if failed else "warning",
-            f"{misfits[0].path} is a {classes[0]}: it returns {misfits[0].put_out} where LoRA adds "
+            f"{misfits[0].path} is a {classes[0]}: it returns {misfits[0].output} where LoRA adds "
             f"{misfits[0].expected}.",
             location=Location("module", misfits[0].path),
             evidence=tuple(evidence),

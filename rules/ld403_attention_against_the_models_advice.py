@@ -118,7 +118,9 @@ class AttentionAgainstTheModelsAdvice(Rule):
         for item in readings:
             what = "not taken by it" if item.dropped else "said by the model's code"
             where = item.path or "the model"
-            evidence.append(Measurement(f"{what}, at {where}", item.dropped or item.said, source))
+            evidence.append(
+                Measurement(f"{what}, at {where}", item.dropped or item.warning, source)
+            )
         if raised and seen.failure is not None:
             evidence.append(
                 Measurement("forward", f"{seen.failure.type}: {seen.failure.message}", source)

@@ -90,15 +90,15 @@ class PatchAndAdapterMiss(Rule):
         if trained is None or trained.status == "skipped":
             raise EvidenceError(verification.reason or "no forward with adapters was run")
         found = verification.observations.instance_patches
-        passed_by = [patch for patch in found if patch.passed_by]
-        if passed_by:
-            yield self._passed_by(passed_by, verification.depth)
-        lost = [patch for patch in found if patch not in passed_by and _is_lost(patch)]
+        bypassed = [patch for patch in found if patch.bypassed]
+        if bypassed:
+            yield self._bypassed(bypassed, verification.depth)
+        lost = [patch for patch in found if patch not in bypassed and _is_lost(patch)]
         if lost and trained.status == "passed":
             yield self._lost(lost, verification.depth)
 
-    def _passed_by(self, patches: list[InstancePatch], depth: str) -> Finding:
-        layers = list(dict.fromkeys(path for patch in patches for path in patch.passed_by))
+    def _bypassed(self, patches: list[InstancePatch], depth: str) -> Finding:
+        layers = list(dict.fromkeys(path for patch in patches for path in patch.bypassed))
         return self.finding(
             "error",
             f"{_names(patches)} run{'s' if len(patches) == 1 else ''} without the adapter of "
@@ -138,7 +138,7 @@ class PatchAndAdapterMiss(Rule):
 
 
 def _ways_out(patch: InstancePatch) -> tuple[Fix, ...]:
-    if patch.path in patch.passed_by:  # on the adapted layer itself
+    if patch.path in patch.bypassed:  # on the adapted layer itself
         return (
             Fix(
                 "Set the function on the layer inside the adapter, "
@@ -183,5 +183,5 @@ def _measures(patches: list[InstancePatch], depth: str) -> Iterator[Measurement]
         yield Measurement("calls with adapters", patch.calls, source)
         if patch.kind == "wrapper":
             yield Measurement("calls of the model's own method", patch.inner_calls, source)
-        if patch.passed_by:
-            yield Measurement("adapters that took no part", quoted(patch.passed_by, 4), source)
+        if patch.bypassed:
+            yield Measurement("adapters that took no part", quoted(patch.bypassed, 4), source)

@@ -18,7 +18,7 @@ from lora_doctor.engine.rule import (
     Symptom,
 )
 from lora_doctor.errors import EvidenceError
-from lora_doctor.results.memory_plan import Plan, Variant, gib
+from lora_doctor.results.memory_plan import MemoryPlan, MemoryVariant, gib
 
 _HOW = {
     "counted": "counted on the meta device",
@@ -124,7 +124,7 @@ class DoesNotFit(Rule):
         )  # fmt: skip
 
 
-def _message(plan: Plan, budget: int, fits: bool | None) -> str:
+def _message(plan: MemoryPlan, budget: int, fits: bool | None) -> str:
     total = plan.recipe.total
     known = f"about {gib(total)}" if total is not None else f"at least {gib(plan.recipe.low)}"
     end = "it does not fit" if fits is False else "it may not fit"
@@ -135,7 +135,7 @@ def _message(plan: Plan, budget: int, fits: bool | None) -> str:
     )
 
 
-def _evidence(plan: Plan) -> tuple[Measurement, ...]:
+def _evidence(plan: MemoryPlan) -> tuple[Measurement, ...]:
     lines = [
         Measurement("batch size", plan.batch_size, plan.batch_size_from),
         Measurement("tokens of a sample", plan.length, plan.length_from),
@@ -154,14 +154,14 @@ def _evidence(plan: Plan) -> tuple[Measurement, ...]:
     return tuple(lines)
 
 
-def _memory(one: Variant) -> str:
+def _memory(one: MemoryVariant) -> str:
     if one.total is not None:
         return gib(one.total)
     reason = "; ".join(part.formula for part in one.missing)
     return f"at least {gib(one.low)}; {reason}"[:200]
 
 
-def _fixes(plan: Plan, budget: int) -> tuple[Fix, ...]:
+def _fixes(plan: MemoryPlan, budget: int) -> tuple[Fix, ...]:
     other = Fix(
         "Smaller batches with gradient_accumulation_steps, or shorter samples, are your choice: "
         "they change what is learnt.",

@@ -17,7 +17,7 @@ from lora_doctor.memory_plan.alternatives import alternatives
 from lora_doctor.recipe.memory_size import parse_memory
 from lora_doctor.recipe.recipe import Recipe, make_recipe
 from lora_doctor.reports import render
-from lora_doctor.results.memory_plan import GIB, Part, Plan, Variant
+from lora_doctor.results.memory_plan import GIB, MemoryPart, MemoryPlan, MemoryVariant
 from lora_doctor.sandbox.worker import Worker
 
 ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -34,17 +34,17 @@ def llama_folder(folder: Path, **changes: Any) -> str:
     return str(folder)
 
 
-def plan_of(model: str, values: dict[str, Any]) -> Plan:
+def plan_of(model: str, values: dict[str, Any]) -> MemoryPlan:
     """The plan, made in this process."""
     from lora_doctor.memory_plan.gather import gather
 
     kind = "factory" if ":" in model else "folder"
     source = {"kind": kind, "name": model, "folder": model, "trust_remote_code": False}
     recipe = make_recipe({"task_type": "CAUSAL_LM", **values}, where="test", origin="argument")
-    return Plan.from_json(json.loads(json.dumps(gather(source, recipe.to_json()))))
+    return MemoryPlan.from_json(json.loads(json.dumps(gather(source, recipe.to_json()))))
 
 
-def size_of(variant: Variant, *names: str) -> int:
+def size_of(variant: MemoryVariant, *names: str) -> int:
     found = [part.bytes for part in variant.parts if part.name in names]
     assert len(found) == len(names) and None not in found, variant
     return sum(size or 0 for size in found)
@@ -237,8 +237,10 @@ def test_what_is_no_size_is_refused(text: object) -> None:
 
 def test_a_missing_part_makes_a_lower_bound() -> None:
     """Never a total, and never a fit."""
-    known = Part("weights, not quantized", 10 * GIB, "", "counted")
-    one = Variant("recipe", {}, (known, Part("activations", None, "a reason", "missing")))
+    known = MemoryPart("weights, not quantized", 10 * GIB, "", "counted")
+    one = MemoryVariant(
+        "recipe", {}, (known, MemoryPart("activations", None, "a reason", "missing"))
+    )
     assert one.total is None and one.high is None and one.low == 10 * GIB
     assert one.fits(80 * GIB) is None and one.fits(8 * GIB) is False
 

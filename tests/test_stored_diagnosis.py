@@ -22,6 +22,7 @@ from lora_doctor.recipe.files.prescription import Prescription
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.diagnosis import Diagnosis
 from lora_doctor.results.stored import parse_diagnosis, read_diagnosis
+from lora_doctor.results.structure import Converted, ErrorReport, RenamedTensor, Unmatched
 from tests import diagnoses
 from tools import json_schema
 
@@ -85,8 +86,8 @@ def test_the_schema_says_what_the_fields_say() -> None:
     definitions = schema("2")["$defs"]
     measured = definitions["norm_reading"]["properties"]["variance"]
     assert (measured["minItems"], measured["maxItems"]) == (3, 3)
-    assert definitions["part"]["properties"]["bytes"]["type"] == ["integer", "null"]
-    assert definitions["part"]["properties"]["bytes"]["description"].startswith(
+    assert definitions["memory_part"]["properties"]["bytes"]["type"] == ["integer", "null"]
+    assert definitions["memory_part"]["properties"]["bytes"]["description"].startswith(
         "Its size in bytes;"
     )
     assert definitions["finding"]["properties"]["severity"]["enum"] == ["error", "warning", "info"]
@@ -138,6 +139,46 @@ def test_version_1_is_rendered_in_every_format() -> None:
             assert part in text, (format, part)
         for note in data["notes"]:
             assert format == "concise" or note[:40] in " ".join(text.split()), (format, note)
+
+
+def test_what_version_1_said_in_sentences_is_read_as_what_it_means() -> None:
+    data = json.loads(VERSION_1.read_text())
+    data["notes"] = ["no batch with audio: why", "no adapters on x", "4-bit is not proven", "other"]
+    data["structure"] |= {
+        "own_adapters": ["speech"],
+        "input_embeddings_error": "NotImplementedError: not here",
+        "input_gradients_error": "it failed",
+    }
+    data["structure"]["injection"] |= {
+        "unmatched": ["target_modules: a: b", "modules_to_save: head"],
+        "converted": ["experts -> a.gate, a.down"],
+        "not_reloaded_example": "old.name -> new.name",
+    }
+    seen = data["verification"]["before"]["observations"]
+    seen["misfits"] = [
+        {"path": "a", "class_name": "B", "put_out": "a tuple", "expected": "a tensor"}
+    ]
+    seen["idle"] = [
+        {"pattern": "a.*", "paths": ["a.0"], "class_name": "B", "why": "zero", "where": "",
+         "inside": ""}
+    ]  # fmt: skip
+    jsonschema.Draft202012Validator(schema("1")).validate(data)
+    diagnosis = parse_diagnosis(data, "d.json")
+    kinds = [note.kind for note in diagnosis.notes]
+    assert kinds == ["not-fed", "not-adapted", "not-proven", "step"]
+    assert [note.text for note in diagnosis.notes] == data["notes"]
+    structure, before = diagnosis.structure, diagnosis.before
+    assert structure is not None and before is not None
+    assert structure.built_in_adapters == ("speech",)
+    assert structure.input_embeddings_error == ErrorReport("NotImplementedError", "not here")
+    assert structure.input_gradients_error == ErrorReport("", "it failed")
+    assert structure.injection.unmatched == (
+        Unmatched("target_modules", "a: b"), Unmatched("modules_to_save", "head"),
+    )  # fmt: skip
+    assert structure.injection.converted == (Converted("experts", ("a.gate", "a.down")),)
+    assert structure.injection.not_reloaded_example == RenamedTensor("old.name", "new.name")
+    assert before.observations.non_linear_outputs[0].output == "a tuple"
+    assert before.observations.unused_adapters[0].why == "zero"
 
 
 def without(data: Any, key: str) -> None:

@@ -24,7 +24,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from lora_doctor.recipe.edit import Edit
 from lora_doctor.results.diagnosis import SCHEMA_VERSION, AppliedFix, Diagnosis
 from lora_doctor.results.fix import Fix
-from lora_doctor.results.memory_plan import Variant
+from lora_doctor.results.memory_plan import MemoryVariant
 from lora_doctor.results.structure import Structure
 from lora_doctor.static.installed.environment import Environment
 from lora_doctor.static.model_source import ModelSource
@@ -46,7 +46,7 @@ NUMBER = {
 #: Fields that are not written: they live in the process.
 _UNWRITTEN: Mapping[type, tuple[str, ...]] = {ModelSource: ("module", "snapshot")}
 #: Properties that are written beside the fields.
-_SUMS: Mapping[type, tuple[str, ...]] = {Variant: ("total", "low", "high")}
+_SUMS: Mapping[type, tuple[str, ...]] = {MemoryVariant: ("total", "low", "high")}
 _SCALARS = {str: "string", int: "integer", bool: "boolean", NoneType: "null"}
 
 
@@ -137,7 +137,7 @@ class _Schema:
         properties = {**self.fields(cls)}
         for name in _SUMS.get(cls, ()):
             properties[name] = self.property(cls, name)
-        if cls is Variant:
+        if cls is MemoryVariant:
             properties["fits"] = {
                 "description": "GiB of a card to whether the variant fits; null: not sure.",
                 "type": "object",

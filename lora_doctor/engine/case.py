@@ -30,7 +30,7 @@ from lora_doctor.static.model_source import ModelSource
 
 if TYPE_CHECKING:
     from lora_doctor.evidence.optimizer import OptimizerState
-    from lora_doctor.results.memory_plan import Plan
+    from lora_doctor.results.memory_plan import MemoryPlan
     from lora_doctor.static.installed.environment import Environment
     from lora_doctor.static.model_files import StaticEvidence
     from lora_doctor.static.remote_code.remote_code import RemoteCode
@@ -209,9 +209,9 @@ class Case:
         return Structure.from_json(outcome.value)
 
     @evidence(of_recipe=True)
-    def memory_plan(self) -> Plan:
+    def memory_plan(self) -> MemoryPlan:
         """What the recipe and its alternatives take on a GPU, counted on the meta device."""
-        from lora_doctor.results.memory_plan import Plan
+        from lora_doctor.results.memory_plan import MemoryPlan
 
         self._require("meta")
         if self.source.kind == "module":
@@ -226,7 +226,7 @@ class Case:
         self.store.gathered.append(cost("memory_plan", origin, outcome))
         if outcome.failure:
             raise self._tasks.error("the memory plan", outcome)
-        return Plan.from_json(outcome.value)
+        return MemoryPlan.from_json(outcome.value)
 
     @evidence(of_recipe=True)
     def tiny(self) -> Verification:

@@ -21,7 +21,7 @@ from lora_doctor.model.loading import Loader
 from lora_doctor.prescription.patches import install_patches
 from lora_doctor.recipe.memory_size import parse_memory
 from lora_doctor.recipe.recipe import Recipe
-from lora_doctor.results.memory_plan import Part, Plan, Source, Variant
+from lora_doctor.results.memory_plan import MemoryPart, MemoryPlan, MemoryVariant, Source
 from lora_doctor.results.note import Note
 from lora_doctor.sandbox.worker import report_progress
 from lora_doctor.tiny_model.batch.result import BatchError
@@ -51,7 +51,7 @@ def gather(
     recipe: Mapping[str, Any],
     patches: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """:meth:`Plan.to_json` for this source and recipe (open keys filled).
+    """:meth:`MemoryPlan.to_json` for this source and recipe (open keys filled).
 
     Raises:
         InputError: the source does not exist or is not what it should be.
@@ -104,7 +104,7 @@ class _Planner:
         self.length = _length(recipe)
         self.optimizer = _optimizer(recipe)
 
-    def run(self) -> Plan:
+    def run(self) -> MemoryPlan:
         first = self._runnable()
         batch = first.batch if isinstance(first, Runnable) else None
         if batch is not None:
@@ -118,7 +118,7 @@ class _Planner:
         recipe = self._variant(Alternative("recipe", {}), first)
         variants = tuple(self._variant(one, first) for one in others)
         budget = self.recipe.get("memory_budget")
-        return Plan(
+        return MemoryPlan(
             batch_size=self.size.value,
             length=batch.length if batch else self.length.value,
             batch_size_from=self.size.said_by,
@@ -159,13 +159,15 @@ class _Planner:
 
     # -- one variant ------------------------------------------------------------------------------
 
-    def _variant(self, one: Alternative, run: Runnable | str) -> Variant:
+    def _variant(self, one: Alternative, run: Runnable | str) -> MemoryVariant:
         recipe = self.recipe.override(one.changes, "fix")
         if time.monotonic() > self.ends:
-            return Variant(one.name, one.changes, (_missing("everything", "the time was up"),))
+            return MemoryVariant(
+                one.name, one.changes, (_missing("everything", "the time was up"),)
+            )
         if self.foreign:
             reason = f"the checkpoint is quantized by {self.foreign}"
-            return Variant(one.name, one.changes, (_missing("weights", reason),))
+            return MemoryVariant(one.name, one.changes, (_missing("weights", reason),))
         kind = recipe.quantized if self.can_quantize else self.kind
         dtype = _dtype(recipe, self.dtype) if self.can_quantize else self.dtype
         thinned = run.thinned if isinstance(run, Runnable) else _whole(self.model)
@@ -173,7 +175,7 @@ class _Planner:
             subject = Subject(thinned, recipe, kind, dtype)
         except Exception as error:  # noqa: BLE001 - whatever this stack's libraries say
             reason = _said(error)
-            return Variant(one.name, one.changes, (_missing("everything", reason),))
+            return MemoryVariant(one.name, one.changes, (_missing("everything", reason),))
         parts = [*_weights(subject.weights()), self._state(subject)]
         if isinstance(run, str):
             parts.append(_missing("activations", run))
@@ -181,11 +183,11 @@ class _Planner:
             parts += self._step(subject, run, recipe, kind, dtype)
         low, middle, high = CONTEXT
         parts.append(
-            Part("CUDA context", middle, "the driver and its libraries", "assumed", low, high)
+            MemoryPart("CUDA context", middle, "the driver and its libraries", "assumed", low, high)
         )
-        return Variant(one.name, one.changes, tuple(parts))
+        return MemoryVariant(one.name, one.changes, tuple(parts))
 
-    def _state(self, subject: Subject) -> Part:
+    def _state(self, subject: Subject) -> MemoryPart:
         trained = subject.trainable()
         count = sum(int(tensor.numel()) * times for tensor, times in trained)
         name = "optimizer state"
@@ -195,7 +197,7 @@ class _Planner:
             return _missing(name, f"{self.optimizer}: {_said(error)}")
         each = size / count if count else 0
         formula = f"{self.optimizer}: {each:.4g} bytes for each of {count:,} trained weights"
-        return Part(name, size, formula, "asked")
+        return MemoryPart(name, size, formula, "asked")
 
     def _step(
         self,
@@ -204,7 +206,7 @@ class _Planner:
         recipe: Recipe,
         kind: Literal["4bit", "8bit"] | None,
         dtype: str,
-    ) -> list[Part]:
+    ) -> list[MemoryPart]:
         try:
             step = subject.step(run.batch.inputs, run.batch.loss_of)
             least = self._least(step, run, recipe, kind, dtype)
@@ -221,7 +223,7 @@ class _Planner:
                       f"alive when the output head is reached{how}"),
             _measured("logits, loss, backward", rest, least_rest,
                       f"most that is alive at once, beyond the activations{how}"),
-            Part("allocator", reserve, f"{RESERVE[1]:.0%} of the two above, at most "
+            MemoryPart("allocator", reserve, f"{RESERVE[1]:.0%} of the two above, at most "
                  f"{RESERVE[2]:.0%}", "assumed", low, high),
         ]  # fmt: skip
 
@@ -250,7 +252,7 @@ class _Planner:
             self.assumptions.append(text)
 
 
-def _weights(sizes: Mapping[str, Sizes]) -> list[Part]:
+def _weights(sizes: Mapping[str, Sizes]) -> list[MemoryPart]:
     """Weights, their constants, the trained ones and a gradient for each of these."""
     names = {
         "quantized": "weights, quantized",
@@ -259,23 +261,23 @@ def _weights(sizes: Mapping[str, Sizes]) -> list[Part]:
         "adapters": "trained weights",
     }
     parts = [
-        Part(name, sizes[key].bytes, sizes[key].words(), "counted")
+        MemoryPart(name, sizes[key].bytes, sizes[key].words(), "counted")
         for key, name in names.items()
         if sizes[key].bytes or key in ("plain", "adapters")
     ]
     trained = sizes["adapters"]
     formula = "one for each trained weight, in its dtype"
-    return [*parts, Part("gradients", trained.bytes, formula, "counted")]
+    return [*parts, MemoryPart("gradients", trained.bytes, formula, "counted")]
 
 
-def _measured(name: str, size: int, least: int, formula: str) -> Part:
+def _measured(name: str, size: int, least: int, formula: str) -> MemoryPart:
     low, high = int(least * (1 - TOLERANCE)), int(size * (1 + TOLERANCE))
-    return Part(name, size, formula, "measured", low, high)
+    return MemoryPart(name, size, formula, "measured", low, high)
 
 
-def _missing(name: str, reason: str) -> Part:
+def _missing(name: str, reason: str) -> MemoryPart:
     missing: Source = "missing"
-    return Part(name, None, reason, missing)
+    return MemoryPart(name, None, reason, missing)
 
 
 def _whole(model: Any) -> Any:

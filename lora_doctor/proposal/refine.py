@@ -88,7 +88,7 @@ def _by_failure(recipe: Recipe, structure: Structure, seen: Verification) -> Cha
 def _without_non_linear(structure: Structure, seen: Verification) -> Change:
     """Targets without classes that inherit from a linear layer and put out something else, where
     that made the forward fail (DeepSeek-V4's layer in groups)."""
-    readings = seen.observations.misfits
+    readings = seen.observations.non_linear_outputs
     if seen.failure is None or seen.failure.check != "forward" or not readings:
         return {}, []
     classes = sorted({one.class_name for one in readings})
@@ -243,7 +243,7 @@ def _unused_ends(structure: Structure, seen: Verification, wholly: Collection[st
     counts = {group.pattern: group.count for group in seen.adapters}
     return [
         path
-        for one in seen.observations.idle
+        for one in seen.observations.unused_adapters
         if one.why in ("unused", "zero") and one.pattern not in wholly
         for path in at_an_end(structure, one.pattern, one.paths, counts.get(one.pattern, 0))
         if one.why == "unused" or layer_of(path).rpartition(".")[2] != "0"
@@ -263,7 +263,7 @@ def _apart_and_idle(seen: Verification) -> set[str]:
     """Patterns of layers of which only some learn, in a stack of which no group learns as a whole
     (the heads behind each layer of LightGlue, of which the last one is used): which of them learn
     at full size is not known, and what the model consists of learns without them."""
-    idle = {one.pattern for one in seen.observations.idle}
+    idle = {one.pattern for one in seen.observations.unused_adapters}
     stacks = {
         layer_of(group.examples_without_gradient[0]).rpartition(".")[0]
         for group in seen.adapters

@@ -15,7 +15,7 @@ from lora_doctor.results.verification import Verification
 def heads_in_use(names: Sequence[str], seen: Verification) -> list[str]:
     """Without those that nothing runs: what only embeds labels that are disturbed on purpose
     (PP-DocLayoutV3's ``denoising_class_embed``)."""
-    idle = {one.pattern for one in seen.observations.idle if one.why == "not-run"}
+    idle = {one.pattern for one in seen.observations.unused_adapters if one.why == "not-run"}
     learning = {group.pattern for group in seen.adapters if group.with_gradient}
     return [
         name

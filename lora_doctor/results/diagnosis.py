@@ -15,7 +15,7 @@ from lora_doctor.results.depth import Depth
 from lora_doctor.results.finding import SEVERITIES, Finding
 from lora_doctor.results.fix import Fix
 from lora_doctor.results.from_json import from_json
-from lora_doctor.results.memory_plan import Plan
+from lora_doctor.results.memory_plan import MemoryPlan
 from lora_doctor.results.note import Note
 from lora_doctor.results.structure import Structure
 from lora_doctor.results.verification import Verification
@@ -103,7 +103,7 @@ class Diagnosis:
     undetermined: str | None = None
     #: What the recipe and its alternatives take on a GPU; ``None`` when nobody asked for it or it
     #: could not be made.
-    memory_plan: Plan | None = None
+    memory_plan: MemoryPlan | None = None
     #: What all of it took, in seconds.
     seconds: float = 0.0
     #: Remarks on the run.

@@ -14,7 +14,7 @@ from lora_doctor.results.from_json import from_json
 from lora_doctor.results.note import Note
 from lora_doctor.text import size_in_words
 
-#: How a size was got; described at :attr:`Part.source`.
+#: How a size was got; described at :attr:`MemoryPart.source`.
 Source = Literal["counted", "measured", "asked", "assumed", "missing"]
 GIB = 1 << 30
 #: Memory of common cards in GiB; makers write GB.
@@ -22,7 +22,7 @@ CARDS = (8, 16, 24, 48, 80)
 
 
 @dataclass(frozen=True)
-class Part:
+class MemoryPart:
     """One share of the memory."""
 
     #: Such as ``activations``.
@@ -50,7 +50,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Variant:
+class MemoryVariant:
     """A recipe and what it takes."""
 
     #: ``recipe``, or what is changed.
@@ -58,10 +58,10 @@ class Variant:
     #: Recipe keys with their new values: the edits that make it out of the user's recipe.
     changes: Mapping[str, Any]
     #: The shares of the memory.
-    parts: tuple[Part, ...]
+    parts: tuple[MemoryPart, ...]
 
     @property
-    def missing(self) -> tuple[Part, ...]:
+    def missing(self) -> tuple[MemoryPart, ...]:
         return tuple(part for part in self.parts if part.bytes is None)
 
     @property
@@ -87,7 +87,7 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Plan:
+class MemoryPlan:
     """The memory plan: one GPU, one training step."""
 
     #: Samples of a batch on the device.
@@ -103,9 +103,9 @@ class Plan:
     #: Name to shape of the batch that was measured.
     inputs: Mapping[str, tuple[int, ...]]
     #: The user's recipe.
-    recipe: Variant
+    recipe: MemoryVariant
     #: Other recipes, the nearest first.
-    alternatives: tuple[Variant, ...]
+    alternatives: tuple[MemoryVariant, ...]
     #: Bytes that the user's GPU has; ``None`` when they did not say.
     budget: int | None = None
     #: Memory of common cards, in GiB.
@@ -115,11 +115,11 @@ class Plan:
     #: What is not in them.
     notes: tuple[Note, ...] = ()
 
-    def nearest(self, budget: int) -> Variant | None:
+    def nearest(self, budget: int) -> MemoryVariant | None:
         """The first alternative that fits for sure."""
         return next((one for one in self.alternatives if one.fits(budget)), None)
 
-    def smallest_card(self, variant: Variant) -> int | None:
+    def smallest_card(self, variant: MemoryVariant) -> int | None:
         """GiB of the smallest of ``cards`` that is surely enough."""
         return next((card for card in self.cards if variant.fits(card * GIB)), None)
 
@@ -130,7 +130,7 @@ class Plan:
         data["alternatives"] = [self._variant(one) for one in self.alternatives]
         return data
 
-    def _variant(self, one: Variant) -> dict[str, Any]:
+    def _variant(self, one: MemoryVariant) -> dict[str, Any]:
         return {
             "name": one.name,
             "changes": dict(one.changes),
@@ -142,7 +142,7 @@ class Plan:
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Plan:
+    def from_json(cls, data: Mapping[str, Any]) -> MemoryPlan:
         return from_json(cls, data)
 
 

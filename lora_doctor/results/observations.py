@@ -141,7 +141,7 @@ class AttentionReading:
     #: The module whose code says so, or calls it.
     path: str
     #: A warning of the model's own code in its training forward.
-    said: str = ""
+    warning: str = ""
     #: An argument that the model hands to its attention function, that its own ``eager`` function
     #: takes and this implementation's does not, such as ``softcap=50``.
     dropped: str = ""
@@ -171,7 +171,7 @@ class InstancePatch:
     #: Calls of these layers, with adapters, in the training forwards.
     around_calls: int = 0
     #: Paths of those whose adapter took no part while it ran.
-    passed_by: tuple[str, ...] = ()
+    bypassed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ class NonLinearOutputReading:
     #: Class of the layer.
     class_name: str
     #: What its own forward gave, in words.
-    put_out: str
+    output: str
     #: Shape of a product of its input with its weight, which is what the adapter gives.
     expected: str
 
@@ -233,9 +233,9 @@ class Observations:
     #: Functions that somebody put on single modules.
     instance_patches: tuple[InstancePatch, ...] = ()
     #: Why adapters got no gradient.
-    idle: tuple[UnusedAdapterReading, ...] = ()
+    unused_adapters: tuple[UnusedAdapterReading, ...] = ()
     #: Adapted layers that are no plain matrices.
-    misfits: tuple[NonLinearOutputReading, ...] = ()
+    non_linear_outputs: tuple[NonLinearOutputReading, ...] = ()
     #: What could not be observed, and why.
     notes: tuple[Note, ...] = ()
 

@@ -66,7 +66,7 @@ class Attention(Observer):
         messages = []
         for logger, text in self._said:
             path, implementation = self._speaker(logger)
-            messages.append(AttentionReading(implementation, clean_path(path), said=text))
+            messages.append(AttentionReading(implementation, clean_path(path), warning=text))
         return (*messages, *self._dropped.values())
 
     def _path(self, module: Any) -> str:

@@ -107,7 +107,7 @@ class InstancePatches(Observer):
                     inner_calls=seen.inner_calls,
                     around=tuple(layer.path for layer in around),
                     around_calls=sum(self._layer_calls.get(id(layer), 0) for layer in around),
-                    passed_by=tuple(silent),
+                    bypassed=tuple(silent),
                 )
             )
         return tuple(found)

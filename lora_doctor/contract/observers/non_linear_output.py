@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 class NonLinearOutputs(Observer):
-    """Fills ``Observations.misfits``: adapted linear layers of a class of the model's own whose
-    output is no product of the input with the weight. LoRA adds such a product to it."""
+    """Fills ``Observations.non_linear_outputs``: adapted linear layers of a class of the model's
+    own whose output is no product of the input with the weight. LoRA adds such a product to it."""
 
-    field: ClassVar[str] = "misfits"
+    field: ClassVar[str] = "non_linear_outputs"
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
@@ -45,9 +45,9 @@ class NonLinearOutputs(Observer):
             wanted = [*inputs[0].shape[:-1], rows]
             tensor = isinstance(output, torch.Tensor)
             if not tensor or list(output.shape) != wanted:
-                put_out = f"a tensor {list(output.shape)}" if tensor else _in_words(output)
+                given = f"a tensor {list(output.shape)}" if tensor else _in_words(output)
                 self._found[layer.path] = NonLinearOutputReading(
-                    layer.path, type(module).__name__, put_out, f"a tensor {wanted}"
+                    layer.path, type(module).__name__, given, f"a tensor {wanted}"
                 )
 
         return look

@@ -41,9 +41,10 @@ class _Reason:
 
 
 class UnusedAdapters(Observer):
-    """Fills ``Observations.idle``, one reading for each reason of layers that are alike."""
+    """Fills ``Observations.unused_adapters``: one reading for each reason of layers that are
+    alike."""
 
-    field: ClassVar[str] = "idle"
+    field: ClassVar[str] = "unused_adapters"
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
