@@ -71,7 +71,7 @@ def check(
         prescription: what ``fix --apply`` wrote: its patches are in force, and its recipe is taken
             where none is given.
         progress: called with a short text on what is going on.
-        only_nets: run the training contract and report its failure, without the other rules.
+        only_fallbacks: run the training contract and report its failure, without the other rules.
         worker: a running child process to use again, which saves its imports; it stays open.
 
     Raises:

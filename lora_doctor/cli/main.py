@@ -192,7 +192,7 @@ def verify(**options: Any) -> int:
     from lora_doctor import api
 
     def run(tell: Callable[[str], None]) -> Diagnosis:
-        arguments = {**rule_arguments(options), "only_nets": True}
+        arguments = {**rule_arguments(options), "only_fallbacks": True}
         return api.check(
             **call_arguments(options), depth=options["depth"], progress=tell, **arguments
         )
