@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_doctor.errors import InputError
+from lora_doctor.recipe.command_line import parse_target_modules
 from lora_doctor.recipe.edit import REMOVE, Edit
 from lora_doctor.recipe.files.read_write import as_recipe
 from lora_doctor.recipe.keys import check_value, known_keys
-from lora_doctor.recipe.recipe import Recipe, make_recipe, parse_target_modules
+from lora_doctor.recipe.recipe import Recipe, make_recipe
 
 
 def recipe(**values: Any) -> Recipe:

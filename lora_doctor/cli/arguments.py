@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lora_doctor.errors import InputError
+from lora_doctor.recipe.keys import KEYS
 
 
 def call_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def call_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
 def _recipe(options: Mapping[str, Any]) -> Any:
     from pathlib import Path
 
-    from lora_doctor.recipe.recipe import Recipe, make_recipe, parse_target_modules
+    from lora_doctor.recipe.recipe import Recipe, make_recipe
 
     base = Recipe()
     if options["recipe_file"]:
@@ -55,23 +55,11 @@ def _recipe(options: Mapping[str, Any]) -> Any:
             where=options["prescription"],
             origin="file",
         )
-    given: dict[str, Any] = {}
-    for key in ("target_modules", "exclude_modules"):
-        if options[key] is not None:
-            given[key] = parse_target_modules(options[key], f"--{key.replace('_', '-')}")
-    for key in ("target_parameters", "modules_to_save"):
-        if options[key] is not None:
-            given[key] = [name.strip() for name in options[key].split(",") if name.strip()]
-            if not given[key]:
-                raise InputError(f"--{key.replace('_', '-')}: no name given; leave it out for none")
-    plain = (
-        "task_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "load_in_4bit",
-        "load_in_8bit", "dtype", "attn_implementation", "gradient_checkpointing", "model_class",
-        "memory_budget", "per_device_train_batch_size", "max_length", "optim",
-    )  # fmt: skip
-    given.update({key: options[key] for key in plain if options.get(key) is not None})
-    if given.get("lora_alpha") is not None and float(given["lora_alpha"]).is_integer():
-        given["lora_alpha"] = int(given["lora_alpha"])
+    given = {
+        key.name: key.option.read(options[key.name], key.spelling)
+        for key in KEYS
+        if key.option and options.get(key.name) is not None
+    }
     checked = make_recipe(given, where="options", origin="option")
     return base.override(checked.values, "option")
 
