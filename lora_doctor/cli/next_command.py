@@ -28,12 +28,13 @@ def next_command(
     findings = [finding for finding in diagnosis.findings if finding.severity != "info"]
     if not findings:
         return _deeper(diagnosis, options)
+    given = command_line(options)
     if any(first_fix(finding) for finding in findings):
-        return shlex.join(["lora-doctor", "fix", *_arguments(options), "--apply"])
+        return shlex.join(["lora-doctor", "fix", *given, "--apply"])
     if any(first_fix(finding, unsafe=True) for finding in findings):
-        return shlex.join(["lora-doctor", "fix", *_arguments(options), "--unsafe-fixes", "--apply"])
+        return shlex.join(["lora-doctor", "fix", *given, "--unsafe-fixes", "--apply"])
     if command == "verify":
-        return shlex.join(["lora-doctor", "check", *_arguments(options)])
+        return shlex.join(["lora-doctor", "check", *given])
     return shlex.join(["lora-doctor", "explain", findings[0].rule])
 
 
@@ -45,10 +46,10 @@ def _deeper(diagnosis: Diagnosis, options: Mapping[str, Any]) -> str:
         or diagnosis.depth not in ("static", "meta")
     ):
         return ""
-    return shlex.join(["lora-doctor", "check", *_arguments(options)])
+    return shlex.join(["lora-doctor", "check", *command_line(options)])
 
 
-def _arguments(options: Mapping[str, Any]) -> list[str]:
+def command_line(options: Mapping[str, Any]) -> list[str]:
     """The model, its recipe and the way to it, as the command line gave them."""
     words = [str(options["model"])]
     if options["recipe_file"] is not None:
