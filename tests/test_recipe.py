@@ -198,7 +198,7 @@ def test_any_mapping_is_a_recipe_or_an_input_error(values: dict[Any, Any]) -> No
     assert Recipe.from_json(made.to_json()) == made
 
 
-# --- one table: an option is read, checked and written again ---------------------------------------
+# --- one table: an option is read, checked and written again --------------------------------------
 
 #: A value for each kind of option, as a user types it.
 TYPED = {str: "all-linear", int: "4", float: "0.5", bool: ""}

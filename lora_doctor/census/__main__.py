@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
+from lora_doctor.import_path import drop_working_directory
 
-import click
+drop_working_directory()  # before anything else is imported
 
-from lora_doctor.census.page import totals
-from lora_doctor.census.run import load
-from lora_doctor.errors import LoraDoctorError
+import sys  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import click  # noqa: E402
+
+from lora_doctor.census.page import totals  # noqa: E402
+from lora_doctor.census.run import load  # noqa: E402
+from lora_doctor.errors import LoraDoctorError  # noqa: E402
 
 
 def main(folders: list[str]) -> int:
