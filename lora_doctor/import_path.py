@@ -4,8 +4,6 @@ Imports nothing that the interpreter has not imported itself: whatever is import
 the working directory, if that has a file of the name.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 

@@ -311,7 +311,7 @@ def test_env_is_ready_to_paste() -> None:
 #: Names that we or the libraries import, as files of a downloaded model repository.
 SHADOWS = (
     "click", "rich", "jinja2", "packaging", "huggingface_hub", "psutil", "torch", "transformers",
-    "peft", "numpy",
+    "peft", "numpy", "__future__", "dataclasses", "json",
 )  # fmt: skip
 
 

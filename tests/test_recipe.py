@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_doctor.cli.arguments import call_arguments
+from lora_doctor.cli.arguments import recipe_of
 from lora_doctor.cli.next_command import command_line
 from lora_doctor.errors import InputError
 from lora_doctor.recipe.command_line import parse_target_modules
@@ -222,16 +222,16 @@ def test_a_key_goes_through_the_command_line_and_back(key: RecipeKey) -> None:
     text = SPECIAL.get(key.name, TYPED[option.type])
     for spelling in (key.spelling, *option.aliases):
         options = parsed_options([spelling, *([text] if text else [])])
-        made = call_arguments(options)["recipe"]
+        made = recipe_of(options)
         assert list(made.values) == [key.name]
         assert made.get(key.name) == check_value(key.name, made.get(key.name), "again")
         again = parsed_options(command_line(options)[1:])
-        assert call_arguments(again)["recipe"] == made
+        assert recipe_of(again) == made
 
 
 def test_a_switch_that_is_off_is_carried_as_off() -> None:
     options = parsed_options(["--no-use-dora", "--class", "AutoModel", "--lora-alpha", "16.0"])
-    made = call_arguments(options)["recipe"]
+    made = recipe_of(options)
     assert made.values == {"use_dora": False, "model_class": "AutoModel", "lora_alpha": 16}
     assert command_line(options) == [
         "arch:gpt2", "--lora-alpha", "16", "--no-use-dora", "--class", "AutoModel",

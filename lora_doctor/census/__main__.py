@@ -1,7 +1,5 @@
 """`python -m lora_doctor.census FOLDER...`: the totals of several censuses as Markdown."""
 
-from __future__ import annotations
-
 from lora_doctor.import_path import drop_working_directory
 
 drop_working_directory()  # before anything else is imported

@@ -15,7 +15,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_doctor.errors import InputError
+from lora_doctor.errors import InputError, PatchError
 from lora_doctor.recipe.files.prescription import Prescription, read_prescription
 from lora_doctor.recipe.keys import QUANTIZATION_KEYS, TRAINING_KEYS, WRAPPING_KEYS
 from lora_doctor.recipe.recipe import Recipe
@@ -59,7 +59,7 @@ def apply(prescription: str | Path | Prescription) -> Applied:
         prescription = read_prescription(prescription)
     undo: Callable[[], None] = _nothing
     if prescription.patches:
-        from lora_doctor.prescription.patches import PatchError, install_all
+        from lora_doctor.prescription.patches import install_all
 
         try:
             undo = install_all(prescription.patches)
