@@ -334,8 +334,8 @@ def _fetch(source: ModelSource, seconds: float, progress: Callable[[str], None])
 
 
 def _check_optimizer(source: ModelSource, given: CaseOptions) -> None:
-    asked = (given["optimizer"], given["scheduler"], given["planned_steps"])
-    if all(one is None for one in asked):
+    arguments = (given["optimizer"], given["scheduler"], given["planned_steps"])
+    if all(argument is None for argument in arguments):
         return
     from lora_doctor.evidence.optimizer import check_arguments
 
@@ -343,7 +343,7 @@ def _check_optimizer(source: ModelSource, given: CaseOptions) -> None:
         raise InputError(
             f"optimizer: holds tensors of one model in memory; give that model, not {source}"
         )
-    check_arguments(*asked)
+    check_arguments(*arguments)
 
 
 def _rules(options: CheckOptions) -> list[type[Rule]]:

@@ -12,15 +12,17 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
 *What a rule reads*
     ``Case``, with ``ModelSource``, ``Recipe``, ``Environment``, ``StaticEvidence``,
     ``RemoteCode``, ``TrainingScript``, ``Structure`` (``Tower``, ``ModuleGroup``),
-    ``OptimizerState``, ``Verification`` (``Check``; ``CHECKS`` names them), ``Observations`` and
-    ``MemoryPlan``. What cannot be had raises ``EvidenceError``; let it pass.
+    ``OptimizerState``, ``Verification`` (``Check``; ``CHECKS`` names them; ``Saving``, the round
+    trip through files), ``Observations`` and ``MemoryPlan``; ``Gathered`` says where each came
+    from. What cannot be had raises ``EvidenceError``; let it pass.
 *What a rule yields*
     ``Finding`` with its ``Severity``, ``Location``, ``Measurement`` and ``Proof``.
 *What a fix is made of*
     ``Fix``, with ``Edit`` (``REMOVE`` takes a key out) or ``Patch``.
 *Target modules of a fix*
     ``require_lora`` (raises ``EvidenceError`` for another kind of adapter), ``offered_layers``,
-    ``name_groups``, ``suffix``, ``cover_of``, ``naming``, ``target_entries``, ``edits_without``.
+    ``name_groups``, ``names_in``, ``suffix``, ``cover_of``, ``naming``, ``target_entries``,
+    ``unmatched_targets``, ``edits_without``.
 *Words*
     ``quoted``: names for a message, the first few of many.
 *What is installed*
@@ -40,18 +42,22 @@ from lora_doctor.proposal.defaults import name_groups, suffix
 from lora_doctor.proposal.targets import (
     cover_of,
     edits_without,
+    names_in,
     naming,
     offered_layers,
     require_lora,
     target_entries,
+    unmatched_targets,
 )
 from lora_doctor.recipe.edit import REMOVE, Edit, Patch
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.depth import Depth
+from lora_doctor.results.diagnosis import Gathered
 from lora_doctor.results.finding import Finding, Location, Measurement, Proof, Severity
 from lora_doctor.results.fix import Fix
 from lora_doctor.results.memory_plan import Plan as MemoryPlan
 from lora_doctor.results.observations import Observations
+from lora_doctor.results.round_trip import Saving
 from lora_doctor.results.structure import ModuleGroup, Structure, Tower
 from lora_doctor.results.verification import CHECKS, Check, Verification
 from lora_doctor.static.installed.environment import (
@@ -69,7 +75,7 @@ if TYPE_CHECKING:
     from lora_doctor.static.script.training_script import TrainingScript
 
 #: Types that most rules never name: imported when somebody does, because every run imports rules.
-_WHEN_ASKED = {
+_LAZY = {
     "OptimizerState": "evidence.optimizer",
     "RemoteCode": "static.remote_code.remote_code",
     "StaticEvidence": "static.model_files",
@@ -88,6 +94,7 @@ __all__ = [
     "Example",
     "Finding",
     "Fix",
+    "Gathered",
     "Location",
     "Measurement",
     "MemoryPlan",
@@ -100,6 +107,7 @@ __all__ = [
     "Recipe",
     "RemoteCode",
     "Rule",
+    "Saving",
     "Severity",
     "StaticEvidence",
     "Structure",
@@ -112,18 +120,20 @@ __all__ = [
     "known_architectures",
     "lora_config_fields",
     "name_groups",
+    "names_in",
     "naming",
     "offered_layers",
     "quoted",
     "require_lora",
     "suffix",
     "target_entries",
+    "unmatched_targets",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _WHEN_ASKED:
+    if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
 
-    return getattr(importlib.import_module(f"lora_doctor.{_WHEN_ASKED[name]}"), name)
+    return getattr(importlib.import_module(f"lora_doctor.{_LAZY[name]}"), name)

@@ -109,8 +109,8 @@ def check(**options: Any) -> int:
     from lora_doctor import api
 
     def run(tell: Callable[[str], None]) -> Diagnosis:
-        asked = check_options(options, tell)
-        return api.check(options["model"], recipe_of(options), **asked)
+        call_options = check_options(options, tell)
+        return api.check(options["model"], recipe_of(options), **call_options)
 
     diagnosis = _with_progress(run)
     return _report(_with_next_command(diagnosis, options), options)
@@ -152,12 +152,12 @@ def fix(**options: Any) -> int:
     plan = write_fix.Plan.make(options["recipe_file"], options["output_dir"], options["write"])
 
     def run(tell: Callable[[str], None]) -> Diagnosis:
-        asked = check_options(options, tell)
+        call_options = check_options(options, tell)
         return api.fix(
             options["model"],
             recipe_of(options),
             unsafe_fixes=options["unsafe_fixes"],
-            **asked,
+            **call_options,
         )
 
     diagnosis = plan.with_diff(_with_progress(run))
@@ -189,8 +189,8 @@ def verify(**options: Any) -> int:
     from lora_doctor import api
 
     def run(tell: Callable[[str], None]) -> Diagnosis:
-        asked = check_options(options, tell)
-        return api.diagnose_contract(options["model"], recipe_of(options), **asked)
+        call_options = check_options(options, tell)
+        return api.diagnose_contract(options["model"], recipe_of(options), **call_options)
 
     diagnosis = _with_progress(run)
     return _report(_with_next_command(diagnosis, options), {**options, "verbose": True})
