@@ -7,30 +7,43 @@
     verification = lora_doctor.verify(my_module, lora_config)
     lora_doctor.apply("lora-doctor.prescription.json")   # first line of a training script
 
+``print(diagnosis)`` is the report of the command line; in a notebook the last value of a cell shows
+it as a page. Errors: see :mod:`lora_doctor.errors`. To write a rule: :mod:`lora_doctor.rule_api`.
+
 Nothing heavy is imported before a function is called.
 """
 
-from __future__ import annotations
-
+# No import here that `python -m lora_doctor` could take from the working directory: __main__ takes
+# that off the path only after this module has run.
 from typing import TYPE_CHECKING, Any
 
 from lora_doctor._version import __version__
 
 if TYPE_CHECKING:
     from lora_doctor.api import check, fix, verify
-    from lora_doctor.errors import EvidenceError, InputError, LoraDoctorError
-    from lora_doctor.prescription.apply import apply
+    from lora_doctor.engine.case import Limits
+    from lora_doctor.errors import EvidenceError, InputError, LoraDoctorError, PatchError
+    from lora_doctor.prescription.apply import Applied, apply
+    from lora_doctor.recipe.files.prescription import Prescription
     from lora_doctor.recipe.recipe import Recipe
     from lora_doctor.results.diagnosis import Diagnosis
+    from lora_doctor.results.finding import Finding
     from lora_doctor.results.verification import Verification
+    from lora_doctor.sandbox.worker import Worker
 
 __all__ = [
+    "Applied",
     "Diagnosis",
     "EvidenceError",
+    "Finding",
     "InputError",
+    "Limits",
     "LoraDoctorError",
+    "PatchError",
+    "Prescription",
     "Recipe",
     "Verification",
+    "Worker",
     "__version__",
     "apply",
     "check",
@@ -43,12 +56,18 @@ _HOMES = {
     "fix": "api",
     "verify": "api",
     "apply": "prescription.apply",
+    "Applied": "prescription.apply",
     "Diagnosis": "results.diagnosis",
+    "Finding": "results.finding",
+    "Limits": "engine.case",
+    "Prescription": "recipe.files.prescription",
     "Recipe": "recipe.recipe",
     "Verification": "results.verification",
+    "Worker": "sandbox.worker",
     "EvidenceError": "errors",
     "InputError": "errors",
     "LoraDoctorError": "errors",
+    "PatchError": "errors",
 }
 
 

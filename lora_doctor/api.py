@@ -1,11 +1,19 @@
-"""The Python API behind ``lora_doctor.check``, ``fix`` and ``verify``. The CLI calls the same."""
+"""The Python API behind ``lora_doctor.check``, ``fix`` and ``verify``. The CLI calls the same.
+
+The options stand once, in ``CaseOptions`` and ``CheckOptions`` (what a type checker and an editor
+read) with their defaults beside them; ``inspect.signature`` and ``help`` show them as keyword
+arguments of each function.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypedDict, TypeVar, get_type_hints
 
 from lora_doctor.engine import registry
 from lora_doctor.engine.case import Case, Limits, Settings
@@ -13,6 +21,7 @@ from lora_doctor.engine.diagnose import diagnose, diagnose_and_fix, read_input, 
 from lora_doctor.engine.rule import Rule
 from lora_doctor.errors import InputError
 from lora_doctor.recipe.edit import Patch
+from lora_doctor.recipe.files.prescription import Prescription, read_prescription
 from lora_doctor.recipe.files.read_write import as_recipe
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.depth import DEPTHS, Depth
@@ -22,34 +31,110 @@ from lora_doctor.sandbox.worker import Worker
 from lora_doctor.static.model_source import ModelSource, parse_model
 
 if TYPE_CHECKING:
-    import os
+    from typing_extensions import Unpack  # in typing since Python 3.11
 
-    from lora_doctor.recipe.files.prescription import Prescription
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
-def check(
-    model: Any,
-    recipe: Any = None,
-    *,
-    depth: Depth = "tiny",
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-    select: Sequence[str] = (),
-    ignore: Sequence[str] = (),
-    rules: Sequence[str | os.PathLike[str]] = (),
-    limits: Limits | None = None,
-    device: str = "auto",
-    steps: int = 3,
-    batches: Sequence[Mapping[str, Any]] | None = None,
-    optimizer: Any = None,
-    scheduler: Any = None,
-    planned_steps: int | None = None,
-    memory: bool = False,
-    prescription: str | os.PathLike[str] | Prescription | None = None,
-    progress: Callable[[str], None] | None = None,
-    only_fallbacks: bool = False,
-    worker: Worker | None = None,
-) -> Diagnosis:
+class CaseOptions(TypedDict, total=False):
+    """What is looked at and how it is run; :func:`check` documents each."""
+
+    depth: Depth
+    revision: str | None
+    trust_remote_code: bool
+    device: str
+    steps: int
+    limits: Limits | None
+    batches: Sequence[Mapping[str, Any]] | None
+    optimizer: Any
+    scheduler: Any
+    planned_steps: int | None
+    memory: bool
+    prescription: str | os.PathLike[str] | Prescription | None
+    progress: Callable[[str], None] | None
+    worker: Worker | None
+
+
+class CheckOptions(CaseOptions, total=False):
+    """``CaseOptions``, and which rules are asked."""
+
+    select: Sequence[str]
+    ignore: Sequence[str]
+    rules: Sequence[str | os.PathLike[str]]
+
+
+DEFAULTS: CheckOptions = {
+    "depth": "tiny",
+    "revision": None,
+    "trust_remote_code": False,
+    "device": "auto",
+    "steps": 3,
+    "limits": None,
+    "batches": None,
+    "optimizer": None,
+    "scheduler": None,
+    "planned_steps": None,
+    "memory": False,
+    "prescription": None,
+    "progress": None,
+    "worker": None,
+    "select": (),
+    "ignore": (),
+    "rules": (),
+}
+
+
+def _takes(options: type) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """The function with these options in its signature, and a TypeError for any other that names
+    the function that was called and what was probably meant."""
+    types = get_type_hints(options)
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        written = inspect.signature(function, eval_str=False)
+        parameters = [one for one in written.parameters.values() if one.kind is not one.VAR_KEYWORD]
+        parameters += [
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=DEFAULTS.get(name), annotation=kind
+            )
+            for name, kind in types.items()
+        ]
+        known = [one.name for one in parameters]
+
+        @functools.wraps(function)
+        def call(*arguments: P.args, **given: P.kwargs) -> R:
+            for name in given:
+                if name not in known:
+                    raise TypeError(_unknown_option(function.__name__, name, known))
+            return function(*arguments, **given)
+
+        # For `get_type_hints`, which has no Unpack before Python 3.11.
+        own = {key: kind for key, kind in function.__annotations__.items() if key != "options"}
+        call.__annotations__ = {**own, **types}
+        call.__signature__ = written.replace(parameters=parameters)  # type: ignore[attr-defined]
+        return call
+
+    return decorate
+
+
+def _unknown_option(function: str, name: str, known: Sequence[str]) -> str:
+    """One line: no such option, and what was probably meant, an option or a key of the recipe."""
+    import difflib
+
+    from lora_doctor.recipe.keys import ALIASES, known_keys
+
+    keys = known_keys() | ALIASES.keys()
+    wrong = f"lora_doctor.{function}() got an unexpected keyword argument {name!r}"
+    near = difflib.get_close_matches(name, [*known, *keys - set(known)], n=1)
+    if not near:
+        return f"{wrong}; help(lora_doctor.{function}) lists them"
+    if near[0] in known:
+        return f"{wrong}; did you mean {near[0]!r}?"
+    return f"{wrong}; {near[0]!r} is a key of the recipe: {function}(model, {{{near[0]!r}: ...}})"
+
+
+@_takes(CheckOptions)
+def check(model: Any, recipe: Any = None, **options: Unpack[CheckOptions]) -> Diagnosis:
     """Diagnose a LoRA set-up; nothing of the user's is changed or written.
 
     Args:
@@ -59,143 +144,169 @@ def check(
         recipe: mapping or file with PEFT's and transformers' names, a PEFT config object, or
             ``None`` to have one proposed by looking at the model.
         depth: how far evidence may go: ``static``, ``meta``, ``tiny`` or ``full``.
-        select, ignore: rule codes or prefixes of codes.
-        rules: folders with rule files of your own.
+        revision: branch, tag or commit of a hub id.
+        trust_remote_code: allow the code of the model's repository to run, in a child process.
+        device: where the training contract runs: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        steps: optimizer steps of the training contract.
+        limits: seconds for each stage, and bytes for a child process.
         batches: forward arguments to run a loaded module with (name to tensor).
         optimizer: of a loaded module, to find what it will not update: a torch optimizer, its
             parameter groups (``[{"params": [...], "lr": 1e-4}, ...]``), or one of these for each
             phase of training, as a list or as ``{"phase": groups}``. Only looked at.
         scheduler: the learning rate scheduler of that optimizer; a copy of it is run for
-            ``planned_steps``, the number of optimizer steps of the whole run.
+            ``planned_steps``.
+        planned_steps: the number of optimizer steps of the whole run.
         memory: also make the memory plan; a recipe with a ``memory_budget`` has it made anyway.
         prescription: what ``fix --apply`` wrote: its patches are in force, and its recipe is taken
             where none is given.
         progress: called with a short text on what is going on.
-        only_nets: run the training contract and report its failure, without the other rules.
         worker: a running child process to use again, which saves its imports; it stays open.
+        select, ignore: rule codes or prefixes of codes.
+        rules: folders with rule files of your own.
 
     Raises:
         InputError: model or recipe cannot be used; one line that says what, where, what to do.
+        TypeError: there is no such option.
     """
-    found = _rules(rules)
-    selection = _selection(select, ignore, found)
-    if only_fallbacks:
-        _refuse_script(model)
-        found = [rule for rule in found if rule.is_fallback]
-        if not any(rule in selection for rule in found):
-            raise InputError("--select or --ignore leaves out LD001, which is all that verify asks")
-    with open_case(
-        model, recipe, depth=depth, revision=revision, trust_remote_code=trust_remote_code,
-        limits=limits, device=device, steps=steps, batches=batches, progress=progress,
-        worker=worker, optimizer=optimizer, scheduler=scheduler, planned_steps=planned_steps,
-        memory=memory, prescription=prescription,
-    ) as case:  # fmt: skip
+    found = _rules(options)
+    selection = _selection(options, found)
+    with open_case(model, recipe, options) as case:
         return diagnose(case, found, selection)
 
 
+@_takes(CheckOptions)
 def fix(
     model: Any,
     recipe: Any = None,
     *,
     unsafe_fixes: bool = False,
-    select: Sequence[str] = (),
-    ignore: Sequence[str] = (),
-    rules: Sequence[str | os.PathLike[str]] = (),
-    **options: Any,
+    **options: Unpack[CheckOptions],
 ) -> Diagnosis:
     """Diagnose, fix, and run the training contract before and after.
 
     The result holds the fixed recipe, the applied fixes and what remains; no file is written.
-    Takes the same arguments as :func:`check`. ``unsafe_fixes`` also applies fixes that may change
-    what is learnt, memory or speed.
+    Takes the options of :func:`check`, but for ``prescription``, which holds fixes already.
+    ``unsafe_fixes`` also applies fixes that may change what is learnt, memory or speed.
+
+    Raises:
+        InputError: as :func:`check`, or a prescription is given.
+        TypeError: there is no such option.
     """
     if options.get("prescription") is not None:
         raise InputError("prescription: holds fixes already; fix the recipe without it")
-    found = _rules(rules)
-    selection = _selection(select, ignore, found)
-    with open_case(model, recipe, **options) as case:
+    found = _rules(options)
+    selection = _selection(options, found)
+    with open_case(model, recipe, options) as case:
         return diagnose_and_fix(case, found, selection, unsafe=unsafe_fixes)
 
 
-def verify(model: Any, recipe: Any = None, **options: Any) -> Verification:
+@_takes(CaseOptions)
+def verify(model: Any, recipe: Any = None, **options: Unpack[CaseOptions]) -> Verification:
     """Run the training contract: a short forward/backward with named checks.
 
-    Takes the same arguments as :func:`check`; ``depth`` is ``tiny`` (shrunken model) or ``full``.
+    Takes the options of :func:`check` that do not choose rules; ``depth`` is ``tiny`` (shrunken
+    model) or ``full``.
+
+    Raises:
+        InputError: as :func:`check`, another depth, or the model is a training script.
+        TypeError: there is no such option.
     """
-    if options.get("depth", "tiny") not in ("tiny", "full"):
-        raise InputError(f"depth {options['depth']!r}: a verification runs at tiny or full")
+    depth = options.get("depth", "tiny")
+    if depth not in ("tiny", "full"):
+        raise InputError(f"depth {depth!r}: a verification runs at tiny or full")
     _refuse_script(model)
-    with open_case(model, recipe, **options) as case:
+    with open_case(model, recipe, options) as case:
         read_input(case)
         return verification_of(case)
 
 
+def diagnose_contract(model: Any, recipe: Any = None, **options: Unpack[CheckOptions]) -> Diagnosis:
+    """The training contract alone, as a diagnosis: what ``lora-doctor verify`` prints.
+
+    Of the rules only the fallback is asked, which reports a failure of the contract as it is.
+
+    Raises:
+        InputError: as :func:`check`, the model is a training script, or the fallback is left out.
+    """
+    found = _rules(options)
+    selection = _selection(options, found)
+    _refuse_script(model)
+    found = [rule for rule in found if rule.is_fallback]
+    if not any(rule in selection for rule in found):
+        raise InputError("--select or --ignore leaves out LD001, which is all that verify asks")
+    with open_case(model, recipe, options) as case:
+        return diagnose(case, found, selection)
+
+
 @contextlib.contextmanager
-def open_case(
-    model: Any,
-    recipe: Any = None,
-    *,
-    depth: Depth = "tiny",
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-    limits: Limits | None = None,
-    device: str = "auto",
-    steps: int = 3,
-    batches: Sequence[Mapping[str, Any]] | None = None,
-    optimizer: Any = None,
-    scheduler: Any = None,
-    planned_steps: int | None = None,
-    memory: bool = False,
-    prescription: str | os.PathLike[str] | Prescription | None = None,
-    progress: Callable[[str], None] | None = None,
-    worker: Worker | None = None,
-) -> Iterator[Case]:
+def open_case(model: Any, recipe: Any, options: CaseOptions) -> Iterator[Case]:
     """A case with a child process behind it, closed at the end unless it was handed in. Files of
-    a hub id are fetched."""
+    a hub id are fetched.
+
+    Raises:
+        InputError: as :func:`check`.
+    """
+    given: CheckOptions = {**DEFAULTS, **options}
+    depth, limits = given["depth"], given["limits"] or Limits()
     if depth not in DEPTHS:
         raise InputError(f"depth {depth!r}: is one of {', '.join(DEPTHS)}")
-    limits = limits or Limits()
-    tell = progress or (lambda text: None)
     if isinstance(model, str) and not model.strip():
         raise InputError("MODEL is empty; give a hub id, a folder, arch:NAME or module:factory")
     checked_recipe = as_recipe(recipe)
-    source = parse_model(model, revision=revision, trust_remote_code=trust_remote_code)
+    source = parse_model(
+        model, revision=given["revision"], trust_remote_code=given["trust_remote_code"]
+    )
     patches: tuple[Patch, ...] = ()
-    if prescription is not None:
-        patches, prescribed = _prescribed(prescription, source)
+    if given["prescription"] is not None:
+        patches, prescribed = _prescribed(given["prescription"], source)
         checked_recipe = checked_recipe if recipe is not None else prescribed
     if depth == "full" and source.kind in ("arch", "factory"):
         raise InputError(f"MODEL {source}: has no weights to load; --depth tiny runs without any")
-    if optimizer is not None or scheduler is not None or planned_steps is not None:
-        _check_optimizer(source, optimizer, scheduler, planned_steps)
-    if source.kind == "script":
-        depth = "static"  # it is read, never run
-    settings = Settings(
-        depth, device, steps, limits, tuple(batches) if batches else None,
-        optimizer=optimizer, scheduler=scheduler, planned_steps=planned_steps, memory=memory,
-    )  # fmt: skip
-    on_gpu = device in ("cuda", "mps") or (device == "auto" and depth == "full")
-    # Matrices of a tiny model are so small that a second thread only costs.
-    threads = None if depth == "full" else 1
+    _check_optimizer(source, given)
+    settings = _settings(source, given, limits)
+    progress = given["progress"] or (lambda text: None)
     with contextlib.ExitStack() as stack:
-        # Only real weights are fetched by a child; everything else it needs is on disk by then.
-        offline = source.kind != "hub" or depth != "full"
-        child = worker or stack.enter_context(Worker(cuda=on_gpu, threads=threads, offline=offline))
-        if depth != "static" and source.kind != "module":
+        child = given["worker"] or stack.enter_context(_worker(source, settings))
+        if settings.depth != "static" and source.kind != "module":
             child.start()  # imports run while the files are read
         if source.kind == "hub":
-            source = _fetch(source, limits.hub_seconds, tell)
-        case = Case(source, checked_recipe, settings, child, patches=patches, progress=tell)
+            source = _fetch(source, limits.hub_seconds, progress)
+        case = Case(source, checked_recipe, settings, child, patches=patches, progress=progress)
         stack.callback(case.close)
         yield case
+
+
+def _settings(source: ModelSource, given: CaseOptions, limits: Limits) -> Settings:
+    batches = given["batches"]
+    return Settings(
+        depth="static" if source.kind == "script" else given["depth"],  # it is read, never run
+        device=given["device"],
+        steps=given["steps"],
+        limits=limits,
+        batches=tuple(batches) if batches else None,
+        optimizer=given["optimizer"],
+        scheduler=given["scheduler"],
+        planned_steps=given["planned_steps"],
+        memory=given["memory"],
+    )
+
+
+def _worker(source: ModelSource, settings: Settings) -> Worker:
+    """The child process for this model; not started yet."""
+    full = settings.depth == "full"
+    return Worker(
+        cuda=settings.device in ("cuda", "mps") or (settings.device == "auto" and full),
+        # Matrices of a tiny model are so small that a second thread only costs.
+        threads=None if full else 1,
+        # Only real weights are fetched by a child; everything else it needs is on disk by then.
+        offline=source.kind != "hub" or not full,
+    )
 
 
 def _prescribed(
     given: str | os.PathLike[str] | Prescription, source: ModelSource
 ) -> tuple[tuple[Patch, ...], Recipe]:
     """The patches and the recipe of a prescription."""
-    from lora_doctor.recipe.files.prescription import Prescription, read_prescription
-
     if source.kind == "module":
         raise InputError(
             "prescription: this model is loaded already; call lora_doctor.apply before loading it"
@@ -222,25 +333,26 @@ def _fetch(source: ModelSource, seconds: float, progress: Callable[[str], None])
     )
 
 
-def _check_optimizer(
-    source: ModelSource, optimizer: Any, scheduler: Any, planned_steps: int | None
-) -> None:
+def _check_optimizer(source: ModelSource, given: CaseOptions) -> None:
+    arguments = (given["optimizer"], given["scheduler"], given["planned_steps"])
+    if all(argument is None for argument in arguments):
+        return
     from lora_doctor.evidence.optimizer import check_arguments
 
     if source.kind != "module":
         raise InputError(
             f"optimizer: holds tensors of one model in memory; give that model, not {source}"
         )
-    check_arguments(optimizer, scheduler, planned_steps)
+    check_arguments(*arguments)
 
 
-def _rules(folders: Sequence[str | os.PathLike[str]]) -> list[type[Rule]]:
-    return registry.find_rules(Path(folder) for folder in folders)
+def _rules(options: CheckOptions) -> list[type[Rule]]:
+    return registry.find_rules(Path(folder) for folder in options.get("rules", ()))
 
 
-def _selection(
-    select: Sequence[str], ignore: Sequence[str], rules: Sequence[type[Rule]]
-) -> registry.RuleSelection:
-    selection = registry.RuleSelection(tuple(select), tuple(ignore))
+def _selection(options: CheckOptions, rules: Sequence[type[Rule]]) -> registry.RuleSelection:
+    selection = registry.RuleSelection(
+        tuple(options.get("select", ())), tuple(options.get("ignore", ()))
+    )
     registry.check_selection(selection, rules)
     return selection

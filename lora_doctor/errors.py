@@ -1,10 +1,16 @@
 """Errors that lora-doctor raises on purpose.
 
+Every one is importable from ``lora_doctor`` itself:
+
     LoraDoctorError
     ├── InputError        what the user gave cannot be used: exit code 2
-    └── EvidenceError     something could not be found out; a rule is skipped with this reason
+    ├── EvidenceError     something could not be found out; a rule is skipped with this reason
+    └── PatchError        a patch of a prescription does not fit the installed libraries
 
-Each message is one line that says what is wrong, where, and what to do.
+Each message is one line that says what is wrong, where, and what to do. An option that a function
+of the API does not have is a ``TypeError``, as everywhere in Python. Exceptions that are defined
+elsewhere in this package are signals between two of its modules and leave none of its functions;
+any other exception is a defect, and worth a report.
 """
 
 from __future__ import annotations
@@ -61,3 +67,7 @@ class EvidenceError(LoraDoctorError):
         if self._cause is None and self.__cause__ is not None:
             return Cause.of(self.__cause__)
         return self._cause
+
+
+class PatchError(LoraDoctorError):
+    """A patch does not fit what is installed; nothing has been changed."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import (
+from lora_doctor.rule_api import (
+    Case,
     Edit,
     Example,
     Finding,
@@ -14,18 +14,16 @@ from lora_doctor.engine.rule import (
     Measurement,
     Proof,
     Rule,
+    Structure,
     Symptom,
-)
-from lora_doctor.proposal.defaults import name_groups
-from lora_doctor.proposal.targets import (
     cover_of,
+    name_groups,
     naming,
     offered_layers,
+    quoted,
     require_lora,
     target_entries,
 )
-from lora_doctor.results.structure import Structure
-from lora_doctor.text import quoted
 
 
 class NoTargetMatches(Rule):

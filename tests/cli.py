@@ -44,7 +44,8 @@ def lora_doctor(
     stdin: str | None = None,
 ) -> Result:
     """``lora-doctor ARGUMENTS`` in a process of its own."""
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    # An empty entry would be the working directory.
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     done = subprocess.run(
         [sys.executable, "-m", "lora_doctor", *map(str, arguments)],
         cwd=cwd,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import jsonschema
@@ -293,9 +296,6 @@ def test_verify_names_its_checks_with_numbers() -> None:
 @pytest.mark.parametrize("command", ["rules", "explain LD101"])
 def test_a_reader_that_has_gone_is_no_failure(command: str) -> None:
     """`lora-doctor rules | head -1` in a script with pipefail."""
-    import subprocess
-    import sys
-
     pipe = f"set -o pipefail; {sys.executable} -m lora_doctor {command} | true"
     done = subprocess.run(["bash", "-c", pipe], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
@@ -304,3 +304,69 @@ def test_a_reader_that_has_gone_is_no_failure(command: str) -> None:
 def test_env_is_ready_to_paste() -> None:
     result = lora_doctor("env", "--no-devices")
     assert result.code == 0 and "transformers" in result.out and "peft" in result.out
+
+
+# --- a hostile working directory ------------------------------------------------------------------
+
+#: Names that we or the libraries import, as files of a downloaded model repository.
+SHADOWS = (
+    "click", "rich", "jinja2", "packaging", "huggingface_hub", "psutil", "torch", "transformers",
+    "peft", "numpy", "__future__", "dataclasses", "json",
+)  # fmt: skip
+
+
+@pytest.fixture
+def hostile_folder(tmp_path: Path) -> Path:
+    """A folder whose modules leave a trace when somebody imports them."""
+    for name in SHADOWS:
+        body = "from pathlib import Path\nPath(__file__).with_suffix('.ran').touch()\n"
+        (tmp_path / f"{name}.py").write_text(body, "utf-8")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("rules",),
+        ("env",),
+        ("check", "arch:gpt2", "--target-modules", "c_attn", "--output-format", "html"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_nothing_of_the_working_directory_is_imported(
+    arguments: tuple[str, ...], hostile_folder: Path
+) -> None:
+    """`python -m lora_doctor` in the folder of a model: its click.py is not ours to run."""
+    result = lora_doctor(*arguments, cwd=hostile_folder)
+    assert sorted(path.name for path in hostile_folder.glob("*.ran")) == []
+    assert result.code == 0, result
+
+
+def test_the_totals_of_a_census_import_nothing_of_the_working_directory(
+    hostile_folder: Path,
+) -> None:
+    command = [sys.executable, "-m", "lora_doctor.census", "nowhere"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, cwd=hostile_folder, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "nowhere" in done.stderr, done
+    assert not list(hostile_folder.glob("*.ran"))
+
+
+def test_a_folder_that_the_user_put_on_the_path_stays(tmp_path: Path) -> None:
+    """PYTHONSAFEPATH: what stands first is no doing of `-m`."""
+    code = (
+        "import os, sys\n"
+        "from lora_doctor.import_path import drop_working_directory\n"
+        "sys.path.insert(0, os.getcwd()); drop_working_directory()\n"
+        "print(sys.path[0] == os.getcwd())"
+    )
+    for safe in ("", "1"):
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": safe}
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+        )
+        expected = bool(safe) and sys.version_info >= (3, 11)
+        assert done.stdout.split() == [str(expected)]

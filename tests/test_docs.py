@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from tools import architecture_picture, rules_page
+from tools import architecture_picture, recipe_table, rules_page
 
 README = rules_page.README.read_text(encoding="utf-8")
 STALE = "stale; run `python -m tools.rules_page` and commit the result"
@@ -61,6 +61,14 @@ def test_every_option_and_command_of_the_readme_exists() -> None:
     assert {option for option in options if not re.search(rf"{option}\b", helps)} == set()
     commands = set(re.findall(r"`lora-doctor ([a-z]+)", prose))
     assert {name for name in commands if f"\n  {name} " not in helps} == set()
+
+
+def test_the_table_of_recipe_keys_is_fresh() -> None:
+    """Who adds a key to the recipe finds it in the README, aliases and all."""
+    assert recipe_table.PLACE.search(README)
+    assert recipe_table.fresh(README) == README, STALE
+    for spelling in ("--class", "--batch-size", "`model_class`", "`fp16`"):
+        assert spelling in recipe_table.table()
 
 
 def test_links_of_the_documents_lead_somewhere() -> None:

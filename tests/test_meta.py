@@ -17,7 +17,7 @@ from lora_doctor.model.loading import Loader
 from lora_doctor.model.meta_copy import meta_copy
 from lora_doctor.model.modules import pattern_of
 from lora_doctor.model.wrapper import wrapper_call
-from lora_doctor.recipe.keys import TASK_TYPES
+from lora_doctor.recipe.normal_forms import TASK_TYPES
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.structure import Converted, Structure, Unmatched
 from lora_doctor.sandbox.worker import Worker

@@ -11,11 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lora_doctor.cli.arguments import recipe_of
+from lora_doctor.cli.next_command import command_line
 from lora_doctor.errors import InputError
+from lora_doctor.recipe.command_line import parse_target_modules
 from lora_doctor.recipe.edit import REMOVE, Edit
 from lora_doctor.recipe.files.read_write import as_recipe
-from lora_doctor.recipe.keys import check_value, known_keys
-from lora_doctor.recipe.recipe import Recipe, make_recipe, parse_target_modules
+from lora_doctor.recipe.keys import BY_NAME, EXCLUSIVE, KEYS, RecipeKey, check_value, known_keys
+from lora_doctor.recipe.recipe import Recipe, make_recipe
 
 
 def recipe(**values: Any) -> Recipe:
@@ -193,3 +196,54 @@ def test_any_mapping_is_a_recipe_or_an_input_error(values: dict[Any, Any]) -> No
     for key, value in made.values.items():
         assert repr(check_value(key, value, "again")) == repr(value), "normal is normal"
     assert Recipe.from_json(made.to_json()) == made
+
+
+# --- one table: an option is read, checked and written again --------------------------------------
+
+#: A value for each kind of option, as a user types it.
+TYPED = {str: "all-linear", int: "4", float: "0.5", bool: ""}
+SPECIAL = {"task_type": "SEQ_CLS", "dtype": "bf16", "memory_budget": "24GB", "lora_alpha": "16.0"}
+OPTIONS = [key for key in KEYS if key.option]
+
+
+def parsed_options(words: list[str]) -> dict[str, Any]:
+    """What the command line hands on for these words, by the real parser of ``check``."""
+    from lora_doctor.cli.main import cli
+
+    command = cli.commands["check"]
+    return dict(command.make_context("check", ["arch:gpt2", *words]).params)
+
+
+@pytest.mark.parametrize("key", OPTIONS, ids=lambda key: key.name)
+def test_a_key_goes_through_the_command_line_and_back(key: RecipeKey) -> None:
+    """One entry in the table is all that a key needs: option, check and next command follow."""
+    option = key.option
+    assert option is not None
+    text = SPECIAL.get(key.name, TYPED[option.type])
+    for spelling in (key.spelling, *option.aliases):
+        options = parsed_options([spelling, *([text] if text else [])])
+        made = recipe_of(options)
+        assert list(made.values) == [key.name]
+        assert made.get(key.name) == check_value(key.name, made.get(key.name), "again")
+        again = parsed_options(command_line(options)[1:])
+        assert recipe_of(again) == made
+
+
+def test_a_switch_that_is_off_is_carried_as_off() -> None:
+    options = parsed_options(["--no-use-dora", "--class", "AutoModel", "--lora-alpha", "16.0"])
+    made = recipe_of(options)
+    assert made.values == {"use_dora": False, "model_class": "AutoModel", "lora_alpha": 16}
+    assert command_line(options) == [
+        "arch:gpt2", "--lora-alpha", "16", "--no-use-dora", "--class", "AutoModel",
+    ]  # fmt: skip
+
+
+def test_no_two_keys_share_a_name() -> None:
+    names = [name for key in KEYS for name in (key.name, *key.aliases)]
+    spellings = [
+        word
+        for key in OPTIONS
+        for word in (key.spelling, *(key.option.aliases if key.option else ()))
+    ]
+    assert len(set(names)) == len(names) and len(set(spellings)) == len(spellings)
+    assert all(other in BY_NAME for pair in EXCLUSIVE for other in pair)

@@ -25,7 +25,7 @@ from lora_doctor.engine.symptoms import find_by_message
 from lora_doctor.prescription.apply import apply, make_prescription
 from lora_doctor.recipe.edit import Edit, Patch
 from lora_doctor.recipe.files.prescription import Prescription, write_prescription
-from lora_doctor.recipe.keys import TASK_TYPES
+from lora_doctor.recipe.normal_forms import TASK_TYPES
 from lora_doctor.sandbox.worker import Worker
 from tests import cli
 from tests.multimodal_models import TEXT_MODELS, build, has_placeholders, write_folder

@@ -1,7 +1,8 @@
 """Write what the documentation quotes: `python -m tools.rules_page`.
 
 `docs/rules.md` comes from the rules' own docstrings. In `README.md`, the block after each
-`<!-- output: lora-doctor ... -->` becomes what that command prints. Tests fail when a committed
+`<!-- output: lora-doctor ... -->` becomes what that command prints, and the table of recipe keys is
+that of `lora_doctor/recipe/keys.py`. Tests fail when a committed
 page is stale, so the documentation never says anything else than the tool.
 """
 
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lora_doctor.engine.rule import Example, Rule
+from tools import recipe_table
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "rules.md"
@@ -135,7 +137,7 @@ def main() -> int:
     PAGE.write_text(rules_page(own_rules()), encoding="utf-8")
     text = README.read_text(encoding="utf-8")
     text = QUOTED.sub(lambda match: match[1] + output_of(match[2]) + match[4], text)
-    README.write_text(text, encoding="utf-8")
+    README.write_text(recipe_table.fresh(text), encoding="utf-8")
     print(f"wrote {PAGE} and {README}")
     return 0
 

@@ -1,15 +1,17 @@
 """`python -m lora_doctor.census FOLDER...`: the totals of several censuses as Markdown."""
 
-from __future__ import annotations
+from lora_doctor.import_path import drop_working_directory
 
-import sys
-from pathlib import Path
+drop_working_directory()  # before anything else is imported
 
-import click
+import sys  # noqa: E402
+from pathlib import Path  # noqa: E402
 
-from lora_doctor.census.page import totals
-from lora_doctor.census.run import load
-from lora_doctor.errors import LoraDoctorError
+import click  # noqa: E402
+
+from lora_doctor.census.page import totals  # noqa: E402
+from lora_doctor.census.run import load  # noqa: E402
+from lora_doctor.errors import LoraDoctorError  # noqa: E402
 
 
 def main(folders: list[str]) -> int:

@@ -2,14 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
-from lora_doctor.errors import InputError
+from lora_doctor.recipe.keys import KEYS
+
+if TYPE_CHECKING:
+    from lora_doctor.api import CheckOptions
+    from lora_doctor.engine.case import Limits
+    from lora_doctor.recipe.recipe import Recipe
 
 
-def call_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
-    """What every call of the API takes, out of the options. Raises InputError."""
+def check_options(options: Mapping[str, Any], progress: Callable[[str], None]) -> CheckOptions:
+    """The options of the API's functions. ``fix`` has no ``--depth``: it runs at the default.
+
+    Raises:
+        InputError: the file of ``--output-file`` could not be written later.
+    """
+    if options.get("output_file") is not None:
+        from lora_doctor.files import check_writable
+
+        check_writable(options["output_file"])
+    found: CheckOptions = {
+        "revision": options["revision"],
+        "trust_remote_code": options["trust_remote_code"],
+        "limits": _limits(options),
+        "device": options["device"],
+        "steps": options["steps"],
+        "memory": options.get("memory", False),
+        "prescription": options.get("prescription"),
+        "progress": progress,
+        "select": _codes(options["select"]),
+        "ignore": _codes(options["ignore"]),
+        "rules": options["rule_folders"],
+    }
+    if "depth" in options:
+        found["depth"] = options["depth"]
+    return found
+
+
+def recipe_of(options: Mapping[str, Any]) -> Recipe:
+    """The recipe that the command line gives: a file, and the options that win over it.
+
+    Raises:
+        InputError: the file is no recipe, or a value cannot be its key's.
+    """
+    from lora_doctor.recipe.recipe import make_recipe
+
+    given = {
+        key.name: key.option.read(options[key.name], key.spelling)
+        for key in KEYS
+        if key.option and options.get(key.name) is not None
+    }
+    checked = make_recipe(given, where="options", origin="option")
+    return _recipe_of_file(options).override(checked.values, "option")
+
+
+def _recipe_of_file(options: Mapping[str, Any]) -> Recipe:
+    """The recipe in ``--recipe``, or else in ``--prescription``; empty without either."""
+    from pathlib import Path
+
+    from lora_doctor.recipe.recipe import Recipe, make_recipe
+
+    if options["recipe_file"]:
+        from lora_doctor.recipe.files.read_write import read_recipe
+
+        return read_recipe(Path(options["recipe_file"]))
+    where = options.get("prescription")
+    if not where:
+        return Recipe()
+    from lora_doctor.recipe.files.prescription import read_prescription
+
+    return make_recipe(read_prescription(where).recipe, where=where, origin="file")
+
+
+def _limits(options: Mapping[str, Any]) -> Limits:
     from dataclasses import replace
 
     from lora_doctor.engine.case import GIB, Limits
@@ -20,69 +87,7 @@ def call_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
         limits = replace(limits, meta_seconds=seconds, tiny_seconds=seconds, full_seconds=seconds)
     if options["memory_limit"]:
         limits = replace(limits, memory=int(options["memory_limit"] * GIB))
-    if options.get("output_file") is not None:
-        from lora_doctor.files import check_writable
-
-        check_writable(options["output_file"])
-    return {
-        "model": options["model"],
-        "recipe": _recipe(options),
-        "revision": options["revision"],
-        "trust_remote_code": options["trust_remote_code"],
-        "limits": limits,
-        "device": options["device"],
-        "steps": options["steps"],
-        "memory": options.get("memory", False),
-        "prescription": options.get("prescription"),
-    }
-
-
-def _recipe(options: Mapping[str, Any]) -> Any:
-    from pathlib import Path
-
-    from lora_doctor.recipe.recipe import Recipe, make_recipe, parse_target_modules
-
-    base = Recipe()
-    if options["recipe_file"]:
-        from lora_doctor.recipe.files.read_write import read_recipe
-
-        base = read_recipe(Path(options["recipe_file"]))
-    elif options.get("prescription"):
-        from lora_doctor.recipe.files.prescription import read_prescription
-
-        base = make_recipe(
-            read_prescription(options["prescription"]).recipe,
-            where=options["prescription"],
-            origin="file",
-        )
-    given: dict[str, Any] = {}
-    for key in ("target_modules", "exclude_modules"):
-        if options[key] is not None:
-            given[key] = parse_target_modules(options[key], f"--{key.replace('_', '-')}")
-    for key in ("target_parameters", "modules_to_save"):
-        if options[key] is not None:
-            given[key] = [name.strip() for name in options[key].split(",") if name.strip()]
-            if not given[key]:
-                raise InputError(f"--{key.replace('_', '-')}: no name given; leave it out for none")
-    plain = (
-        "task_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "load_in_4bit",
-        "load_in_8bit", "dtype", "attn_implementation", "gradient_checkpointing", "model_class",
-        "memory_budget", "per_device_train_batch_size", "max_length", "optim",
-    )  # fmt: skip
-    given.update({key: options[key] for key in plain if options.get(key) is not None})
-    if given.get("lora_alpha") is not None and float(given["lora_alpha"]).is_integer():
-        given["lora_alpha"] = int(given["lora_alpha"])
-    checked = make_recipe(given, where="options", origin="option")
-    return base.override(checked.values, "option")
-
-
-def rule_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Which rules are asked, out of the options."""
-    return {
-        "select": _codes(options["select"]),
-        "ignore": _codes(options["ignore"]),
-        "rules": options["rule_folders"],
-    }
+    return limits
 
 
 def _codes(text: str) -> tuple[str, ...]:

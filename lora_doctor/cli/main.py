@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lora_doctor._version import __version__
-from lora_doctor.cli.arguments import call_arguments, rule_arguments
+from lora_doctor.cli.arguments import check_options, recipe_of
 from lora_doctor.cli.options import (
     device_options,
     memory_options,
@@ -109,12 +109,8 @@ def check(**options: Any) -> int:
     from lora_doctor import api
 
     def run(tell: Callable[[str], None]) -> Diagnosis:
-        return api.check(
-            **call_arguments(options),
-            depth=options["depth"],
-            progress=tell,
-            **rule_arguments(options),
-        )
+        call_options = check_options(options, tell)
+        return api.check(options["model"], recipe_of(options), **call_options)
 
     diagnosis = _with_progress(run)
     return _report(_with_next_command(diagnosis, options), options)
@@ -156,11 +152,12 @@ def fix(**options: Any) -> int:
     plan = write_fix.Plan.make(options["recipe_file"], options["output_dir"], options["write"])
 
     def run(tell: Callable[[str], None]) -> Diagnosis:
+        call_options = check_options(options, tell)
         return api.fix(
-            **call_arguments(options),
+            options["model"],
+            recipe_of(options),
             unsafe_fixes=options["unsafe_fixes"],
-            progress=tell,
-            **rule_arguments(options),
+            **call_options,
         )
 
     diagnosis = plan.with_diff(_with_progress(run))
@@ -192,10 +189,8 @@ def verify(**options: Any) -> int:
     from lora_doctor import api
 
     def run(tell: Callable[[str], None]) -> Diagnosis:
-        arguments = {**rule_arguments(options), "only_nets": True}
-        return api.check(
-            **call_arguments(options), depth=options["depth"], progress=tell, **arguments
-        )
+        call_options = check_options(options, tell)
+        return api.diagnose_contract(options["model"], recipe_of(options), **call_options)
 
     diagnosis = _with_progress(run)
     return _report(_with_next_command(diagnosis, options), {**options, "verbose": True})
@@ -343,7 +338,7 @@ def _with_next_command(
 
 def _report(diagnosis: Diagnosis, options: dict[str, Any]) -> int:
     from lora_doctor.files import write_text
-    from lora_doctor.reports import render
+    from lora_doctor.results.formats import render
 
     path = options["output_file"]
     color = path is None and _colors(sys.stdout)

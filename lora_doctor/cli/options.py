@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
+from lora_doctor.recipe.command_line import Option
+from lora_doctor.recipe.keys import KEYS, RecipeKey
 from lora_doctor.results.formats import DEFAULT, find_formats
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -53,49 +55,7 @@ def recipe_options(command: F) -> F:
             metavar="FILE",
             help="Recipe in YAML or JSON, or a PEFT adapter_config.json.",
         ),
-        click.option(
-            "--task-type",
-            metavar="TYPE",
-            help="PEFT's task type: CAUSAL_LM, SEQ_2_SEQ_LM, ... or none.",
-        ),
-        click.option(
-            "--target-modules",
-            metavar="NAMES",
-            help="Names separated by commas, a regular expression, or all-linear.",
-        ),
-        click.option(
-            "--target-parameters",
-            metavar="NAMES",
-            help="Parameters (fused experts), separated by commas.",
-        ),
-        click.option(
-            "--exclude-modules",
-            metavar="NAMES",
-            help="Names separated by commas, or a regular expression.",
-        ),
-        click.option("--modules-to-save", metavar="NAMES", help="Names separated by commas."),
-        click.option("--r", type=int, metavar="N", help="LoRA rank."),
-        click.option("--lora-alpha", type=float, metavar="X", help="LoRA alpha."),
-        click.option("--lora-dropout", type=float, metavar="P", help="LoRA dropout, 0 to 1."),
-        click.option("--use-rslora/--no-use-rslora", default=None, help="Rank-stabilised LoRA."),
-        click.option("--use-dora/--no-use-dora", default=None, help="DoRA."),
-        click.option("--load-in-4bit/--no-load-in-4bit", default=None, help="bitsandbytes 4-bit."),
-        click.option("--load-in-8bit/--no-load-in-8bit", default=None, help="bitsandbytes 8-bit."),
-        click.option("--dtype", metavar="DTYPE", help="float32, float16, bfloat16 or auto."),
-        click.option(
-            "--attn-implementation", metavar="NAME", help="eager, sdpa, flash_attention_2, ..."
-        ),
-        click.option(
-            "--gradient-checkpointing/--no-gradient-checkpointing",
-            default=None,
-            help="Recompute activations in the backward.",
-        ),
-        click.option(
-            "--class",
-            "model_class",
-            metavar="NAME",
-            help="Class to load with: an Auto class or a model class.",
-        ),
+        *_options_of_keys(for_memory_plan=False),
         click.option("--revision", metavar="REV", help="Revision of a hub id."),
         click.option(
             "--trust-remote-code",
@@ -171,26 +131,7 @@ def memory_options(command: F) -> F:
             is_flag=True,
             help="Show what the recipe and its alternatives take on a GPU.",
         ),
-        click.option(
-            "--memory-budget",
-            metavar="SIZE",
-            help="Memory of the GPU, such as 24GB: LD704 says when the recipe does not fit.",
-        ),
-        click.option(
-            "--per-device-train-batch-size",
-            "--batch-size",
-            type=int,
-            metavar="N",
-            help="Samples of a batch, for the memory plan.",
-        ),
-        click.option(
-            "--max-length", type=int, metavar="N", help="Tokens of a sample, for the memory plan."
-        ),
-        click.option(
-            "--optim",
-            metavar="NAME",
-            help="The Trainer's name of an optimizer, for the memory plan: adamw_8bit, sgd, ...",
-        ),
+        *_options_of_keys(for_memory_plan=True),
     ]
     return _with(options, command)
 
@@ -223,6 +164,29 @@ def prescription_option(command: F) -> F:
         metavar="FILE",
         help="What fix --apply wrote: run with its patches, and its recipe where --recipe is none.",
     )(command)
+
+
+def _options_of_keys(*, for_memory_plan: bool) -> list[Callable[[Any], Any]]:
+    """The options of the recipe's keys, as their table has them."""
+    return [
+        _option_of(key, key.option)
+        for key in KEYS
+        if key.option and key.option.for_memory_plan is for_memory_plan
+    ]
+
+
+def _option_of(key: RecipeKey, option: Option) -> Callable[[Any], Any]:
+    if option.type is bool:
+        pair = f"{key.spelling}/{option.negation(key.spelling)}"
+        return click.option(pair, key.name, default=None, help=option.help)
+    return click.option(
+        key.spelling,
+        *option.aliases,
+        key.name,
+        type=option.type,
+        metavar=option.metavar,
+        help=option.help,
+    )
 
 
 def _with(options: Sequence[Callable[[Any], Any]], command: F) -> F:

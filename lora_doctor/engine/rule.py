@@ -1,7 +1,7 @@
 """A rule: one known failure mode, with its documentation, symptoms and examples.
 
-To write one, copy a file of ``rules/`` and change it. Everything that a rule author needs is
-here, in ``finding`` and in ``fix``; what the rule may look at is ``case``.
+To write one, copy a file of ``rules/`` and change it. Everything that a rule author needs is in
+``lora_doctor.rule_api``.
 """
 
 from __future__ import annotations

@@ -15,9 +15,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_doctor.errors import InputError
+from lora_doctor.errors import InputError, PatchError
 from lora_doctor.recipe.files.prescription import Prescription, read_prescription
-from lora_doctor.recipe.keys import LOADING_KEYS, TRAINING_KEYS, WRAPPING_KEYS
+from lora_doctor.recipe.keys import QUANTIZATION_KEYS, TRAINING_KEYS, WRAPPING_KEYS
 from lora_doctor.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -28,10 +28,6 @@ _log = logging.getLogger("lora_doctor")
 
 #: Whose versions decide whether a patch fits and what a key means.
 _STACK = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
-_QUANTIZATION_KEYS = (
-    "load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "bnb_4bit_compute_dtype",
-    "bnb_4bit_use_double_quant", "llm_int8_skip_modules",
-)  # fmt: skip
 
 
 def make_prescription(diagnosis: Diagnosis) -> Prescription:
@@ -63,7 +59,7 @@ def apply(prescription: str | Path | Prescription) -> Applied:
         prescription = read_prescription(prescription)
     undo: Callable[[], None] = _nothing
     if prescription.patches:
-        from lora_doctor.prescription.patches import PatchError, install_all
+        from lora_doctor.prescription.patches import install_all
 
         try:
             undo = install_all(prescription.patches)
@@ -145,7 +141,7 @@ class Applied:
         if values.get("load_in_4bit") or values.get("load_in_8bit"):
             from transformers import BitsAndBytesConfig
 
-            quantization = {key: values[key] for key in _QUANTIZATION_KEYS if key in values}
+            quantization = {key: values[key] for key in QUANTIZATION_KEYS if key in values}
             if "bnb_4bit_compute_dtype" in quantization:
                 dtype = _torch_dtype(quantization["bnb_4bit_compute_dtype"])
                 quantization["bnb_4bit_compute_dtype"] = dtype
@@ -184,6 +180,3 @@ def _torch_dtype(name: str) -> Any:
     import torch
 
     return getattr(torch, name)
-
-
-assert set(_QUANTIZATION_KEYS) <= set(LOADING_KEYS)

@@ -71,7 +71,7 @@ class Plan:
         from lora_doctor.prescription.apply import make_prescription
         from lora_doctor.recipe.files.prescription import write_prescription
         from lora_doctor.recipe.files.read_write import apply_edits, new_recipe_text
-        from lora_doctor.reports import render
+        from lora_doctor.results.formats import render
 
         if not diagnosis.applied or diagnosis.fixed_recipe is None:
             return ()

@@ -1,191 +1,175 @@
-"""The keys of a recipe, and the normal form of what may stand under each."""
+"""The keys of a recipe: one table, and everything that is asked of it.
+
+To add a key, add one entry to ``KEYS``. From it come the check of the value, the place where the
+value goes (PEFT's config, ``from_pretrained``, the training loop), the option of the command line,
+the command that is proposed next, and the table in the README. A field of the installed
+``LoraConfig`` that has no entry is taken as it is.
+"""
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from lora_doctor.errors import InputError
+from lora_doctor.recipe import normal_forms as form
+from lora_doctor.recipe.command_line import (
+    Option,
+    parse_names,
+    parse_target_modules,
+    whole_where_possible,
+)
 
-#: PEFT's TaskType, unchanged since 0.5; the wrapper class behind each is asked of the installed
-#: PEFT, this list only catches typing errors before it is imported.
-TASK_TYPES = (
-    "CAUSAL_LM", "SEQ_2_SEQ_LM", "SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION",
-)  # fmt: skip
-DTYPES = {
-    "fp32": "float32", "float": "float32", "float32": "float32",
-    "fp16": "float16", "half": "float16", "float16": "float16",
-    "bf16": "bfloat16", "bfloat16": "bfloat16",
-    "auto": "auto",
-}  # fmt: skip
-MAX_RANK = 1 << 16
-#: Samples of a batch, tokens of a sample: more than anybody has.
-MAX_COUNT = 1 << 24
+#: What a key is an argument of: PEFT's config class, ``from_pretrained``, the
+#: ``BitsAndBytesConfig`` of it, ``get_peft_model`` itself (which no config of PEFT's holds), the
+#: Trainer's arguments, or only the memory plan.
+Part = Literal["adapter", "loading", "quantization", "wrapping", "training", "planning"]
 
 
-def _boolean(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    raise ValueError("is true or false")
+@dataclass(frozen=True)
+class RecipeKey:
+    """A key of the recipe, by PEFT's, transformers' or TRL's own name."""
+
+    name: str
+    part: Part
+    normal_form: form.NormalForm
+    option: Option | None = None
+    #: Names that mean the same in a file or a mapping.
+    aliases: tuple[str, ...] = ()
+    #: A key that cannot be set together with this one.
+    excludes: str = ""
+
+    @property
+    def spelling(self) -> str:
+        """The option's spelling, such as ``--target-modules``."""
+        return (self.option and self.option.spelling) or f"--{self.name.replace('_', '-')}"
+
+    def words(self, value: Any) -> list[str]:
+        """The words of a command line that set the key; empty where it has no option."""
+        return self.option.words(self.spelling, value) if self.option else []
 
 
-def _rank(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_RANK:
-        raise ValueError(f"is a whole number from 1 to {MAX_RANK}")
-    return value
-
-
-def _positive_number(value: Any) -> float | int:
-    good = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not good or not math.isfinite(value) or value <= 0:
-        raise ValueError("is a number above 0")
-    return value  # type: ignore[no-any-return]
-
-
-def _number_from_zero(value: Any) -> float | int:
-    good = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not good or not math.isfinite(value) or value < 0:
-        raise ValueError("is a number from 0 up")
-    return value  # type: ignore[no-any-return]
-
-
-def _count(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_COUNT:
-        raise ValueError("is a whole number from 1 up")
-    return value
-
-
-def _memory(value: Any) -> str:
-    from lora_doctor.recipe.memory_size import parse_memory
-
-    parse_memory(value)
-    return str(value).strip()
-
-
-def _probability(value: Any) -> float | int:
-    good = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not good or not 0 <= value < 1:
-        raise ValueError("is a number from 0 up to, not including, 1")
-    return value  # type: ignore[no-any-return]
-
-
-def _names_or_regex(value: Any) -> str | list[str] | None:
-    if value is None:
-        return value
-    if isinstance(value, str) and value.strip():
-        try:
-            re.compile(value)
-        except (re.error, RecursionError, OverflowError) as error:
-            raise ValueError(f"is a regular expression that compiles ({error})") from None
-        return value
-    if isinstance(value, (list, tuple, set, frozenset)):
-        names = sorted(value) if isinstance(value, (set, frozenset)) else list(value)
-        if all(isinstance(name, str) and name.strip() for name in names):
-            return names
-    raise ValueError("is a list of module names, one regular expression, or 'all-linear'")
-
-
-def _names(value: Any) -> list[str] | None:
-    if value is None:
-        return None
-    if isinstance(value, str):
-        raise ValueError("is a list of names")
-    checked = _names_or_regex(value)
-    return checked if isinstance(checked, list) else None
-
-
-def _task_type(value: Any) -> str | None:
-    value = getattr(value, "value", value)  # PEFT's enum
-    if value is None or (isinstance(value, str) and value.lower() == "none"):
-        return None
-    if isinstance(value, str) and value.upper() in TASK_TYPES:
-        return value.upper()
-    raise ValueError(f"is one of {', '.join(TASK_TYPES)} or none")
-
-
-def _dtype(value: Any) -> str:
-    name = str(value).removeprefix("torch.").lower()
-    if name in DTYPES:
-        return DTYPES[name]
-    raise ValueError("is float32, float16, bfloat16 or auto")
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, str) and value.strip():
-        return value
-    raise ValueError("is a text")
-
-
-def _text_or_none(value: Any) -> str | None:
-    return None if value is None else _text(value)
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    if value is None:
-        return {}
-    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-        return dict(value)
-    raise ValueError("is a mapping")
-
-
-def _anything(value: Any) -> Any:
-    return value
-
-
-#: Keys that go to PEFT's LoraConfig and whose values we can judge. Any other field of the
-#: installed LoraConfig is taken as it is.
-ADAPTER_KEYS: dict[str, Callable[[Any], Any]] = {
-    "peft_type": lambda value: _text(getattr(value, "value", value)).upper(),
-    "task_type": _task_type,
-    "target_modules": _names_or_regex,
-    "exclude_modules": _names_or_regex,
-    "target_parameters": _names,
-    "modules_to_save": _names,
-    "r": _rank,
-    "lora_alpha": _positive_number,
-    "lora_dropout": _probability,
-    "use_rslora": _boolean,
-    "use_dora": _boolean,
-    "fan_in_fan_out": _boolean,
-    "bias": _text,
-    "rank_pattern": _mapping,
-    "alpha_pattern": _mapping,
-}
-#: Keys of loading (``from_pretrained`` and ``BitsAndBytesConfig``) and of the training loop.
-LOADING_KEYS: dict[str, Callable[[Any], Any]] = {
-    "model_class": _text,
-    "dtype": _dtype,
-    "attn_implementation": _text,
-    "load_in_4bit": _boolean,
-    "load_in_8bit": _boolean,
-    "bnb_4bit_quant_type": _text,
-    "bnb_4bit_compute_dtype": _dtype,
-    "bnb_4bit_use_double_quant": _boolean,
-    "llm_int8_skip_modules": _names,
-}
-TRAINING_KEYS: dict[str, Callable[[Any], Any]] = {
-    "gradient_checkpointing": _boolean,
-    "gradient_checkpointing_kwargs": _mapping,
+#: In the order of a recipe file that is written anew, of ``--help`` and of the README.
+KEYS: tuple[RecipeKey, ...] = (
+    RecipeKey("peft_type", "adapter", form.peft_type),
+    RecipeKey(
+        "task_type", "adapter", form.task_type,
+        Option("PEFT's task type: CAUSAL_LM, SEQ_2_SEQ_LM, ... or none.", "TYPE"),
+    ),
+    RecipeKey(
+        "target_modules", "adapter", form.names_or_regex,
+        Option("Names separated by commas, a regular expression, or all-linear.", "NAMES",
+               read=parse_target_modules),
+    ),
+    RecipeKey(
+        "exclude_modules", "adapter", form.names_or_regex,
+        Option("Names separated by commas, or a regular expression.", "NAMES",
+               read=parse_target_modules),
+    ),
+    RecipeKey(
+        "target_parameters", "adapter", form.names,
+        Option("Parameters (fused experts), separated by commas.", "NAMES", read=parse_names),
+    ),
+    RecipeKey(
+        "modules_to_save", "adapter", form.names,
+        Option("Names separated by commas.", "NAMES", read=parse_names),
+    ),
+    RecipeKey("r", "adapter", form.rank, Option("LoRA rank.", "N", int), aliases=("rank",)),
+    RecipeKey(
+        "lora_alpha", "adapter", form.positive_number,
+        Option("LoRA alpha.", "X", float, read=whole_where_possible),
+        aliases=("alpha",),
+    ),
+    RecipeKey(
+        "lora_dropout", "adapter", form.probability,
+        Option("LoRA dropout, 0 to 1.", "P", float),
+    ),
+    RecipeKey(
+        "use_rslora", "adapter", form.boolean, Option("Rank-stabilised LoRA.", type=bool)
+    ),
+    RecipeKey("use_dora", "adapter", form.boolean, Option("DoRA.", type=bool)),
+    RecipeKey("fan_in_fan_out", "adapter", form.boolean),
+    RecipeKey("bias", "adapter", form.string),
+    RecipeKey("rank_pattern", "adapter", form.mapping),
+    RecipeKey("alpha_pattern", "adapter", form.mapping),
+    RecipeKey(
+        "model_class", "loading", form.string,
+        Option("Class to load with: an Auto class or a model class.", "NAME", spelling="--class"),
+    ),
+    RecipeKey(
+        "dtype", "loading", form.dtype,
+        Option("float32, float16, bfloat16 or auto.", "DTYPE"),
+        aliases=("torch_dtype",),
+    ),
+    RecipeKey(
+        "attn_implementation", "loading", form.string,
+        Option("eager, sdpa, flash_attention_2, ...", "NAME"),
+    ),
+    RecipeKey(
+        "load_in_4bit", "quantization", form.boolean,
+        Option("bitsandbytes 4-bit.", type=bool),
+        excludes="load_in_8bit",
+    ),
+    RecipeKey(
+        "load_in_8bit", "quantization", form.boolean, Option("bitsandbytes 8-bit.", type=bool)
+    ),
+    RecipeKey("bnb_4bit_quant_type", "quantization", form.string),
+    RecipeKey("bnb_4bit_compute_dtype", "quantization", form.dtype),
+    RecipeKey("bnb_4bit_use_double_quant", "quantization", form.boolean),
+    RecipeKey("llm_int8_skip_modules", "quantization", form.names),
+    RecipeKey("autocast_adapter_dtype", "wrapping", form.boolean),
+    RecipeKey(
+        "gradient_checkpointing", "training", form.boolean,
+        Option("Recompute activations in the backward.", type=bool),
+    ),
+    RecipeKey("gradient_checkpointing_kwargs", "training", form.mapping),
     # Mixed precision by the Trainer's names: autocast, for fp16 with a gradient scaler.
-    "fp16": _boolean,
-    "bf16": _boolean,
-    "learning_rate": _number_from_zero,
-    "per_device_train_batch_size": _count,
-    "optim": _text,
-}
-#: What the memory plan is made for: TRL's ``max_length`` in tokens, and the memory of the GPU.
-PLANNING_KEYS: dict[str, Callable[[Any], Any]] = {"max_length": _count, "memory_budget": _memory}
-#: Arguments of ``get_peft_model`` itself, which no config of PEFT's holds.
-WRAPPING_KEYS: dict[str, Callable[[Any], Any]] = {"autocast_adapter_dtype": _boolean}
+    RecipeKey("fp16", "training", form.boolean, excludes="bf16"),
+    RecipeKey("bf16", "training", form.boolean),
+    RecipeKey("learning_rate", "training", form.number_from_zero),
+    RecipeKey(
+        "per_device_train_batch_size", "training", form.count,
+        Option("Samples of a batch, for the memory plan.", "N", int, aliases=("--batch-size",),
+               for_memory_plan=True),
+        aliases=("batch_size",),
+    ),
+    RecipeKey(
+        "optim", "training", form.string,
+        Option("The Trainer's name of an optimizer, for the memory plan: adamw_8bit, sgd, ...",
+               "NAME", for_memory_plan=True),
+    ),
+    RecipeKey(
+        "max_length", "planning", form.count,
+        Option("Tokens of a sample, for the memory plan.", "N", int, for_memory_plan=True),
+        aliases=("max_seq_length",),  # TRL before 0.20
+    ),
+    RecipeKey(
+        "memory_budget", "planning", form.memory_size,
+        Option("Memory of the GPU, such as 24GB: LD704 says when the recipe does not fit.",
+               "SIZE", for_memory_plan=True),
+    ),
+)  # fmt: skip
+
+BY_NAME = {key.name: key for key in KEYS}
+
+
+def _names_of(*parts: Part) -> tuple[str, ...]:
+    return tuple(key.name for key in KEYS if key.part in parts)
+
+
+#: Names of the keys by where their values go.
+ADAPTER_KEYS = _names_of("adapter")
+QUANTIZATION_KEYS = _names_of("quantization")
+LOADING_KEYS = _names_of("loading", "quantization")
+WRAPPING_KEYS = _names_of("wrapping")
+TRAINING_KEYS = _names_of("training")
+PLANNING_KEYS = _names_of("planning")
 #: All keys that are not for the constructor of PEFT's config.
-OUTER_KEYS = {**LOADING_KEYS, **WRAPPING_KEYS, **TRAINING_KEYS, **PLANNING_KEYS}
-#: Keys that mean the same under another name.
-ALIASES = {
-    "torch_dtype": "dtype", "rank": "r", "alpha": "lora_alpha",
-    "max_seq_length": "max_length", "batch_size": "per_device_train_batch_size",
-}  # fmt: skip
+OUTER_KEYS = (*LOADING_KEYS, *WRAPPING_KEYS, *TRAINING_KEYS, *PLANNING_KEYS)
+#: Alias to the key that it means.
+ALIASES = {alias: key.name for key in KEYS for alias in key.aliases}
+#: Pairs of which a recipe sets one at most.
+EXCLUSIVE = tuple((key.name, key.excludes) for key in KEYS if key.excludes)
 #: Fields of adapter_config.json that describe the file, not the training.
 BOOKKEEPING_KEYS = frozenset(
     {"base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version"}
@@ -197,7 +181,7 @@ def known_keys() -> frozenset[str]:
     from lora_doctor.static.installed.environment import lora_config_fields
 
     installed = lora_config_fields() or ()
-    return frozenset({*ADAPTER_KEYS, *OUTER_KEYS, *BOOKKEEPING_KEYS, *installed})
+    return frozenset({*BY_NAME, *BOOKKEEPING_KEYS, *installed})
 
 
 def check_value(key: str, value: Any, where: str) -> Any:
@@ -206,9 +190,11 @@ def check_value(key: str, value: Any, where: str) -> Any:
     Raises:
         InputError: the value cannot be this key's; says where, which and what it must be.
     """
-    checker = {**ADAPTER_KEYS, **OUTER_KEYS}.get(key, _anything)
+    known = BY_NAME.get(key)
+    if known is None:
+        return value
     try:
-        return checker(value)
+        return known.normal_form(value)
     except (ValueError, OverflowError) as error:
         raise InputError(f"{where}: {key} {error}, not {_shown(value)}") from None
 

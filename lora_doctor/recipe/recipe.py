@@ -7,7 +7,6 @@ nobody set is left to the installed PEFT and transformers, so their defaults are
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -16,9 +15,10 @@ from typing import Any, Literal
 from lora_doctor.errors import InputError
 from lora_doctor.recipe.edit import REMOVE, Edit
 from lora_doctor.recipe.keys import (
-    ADAPTER_KEYS,
     ALIASES,
     BOOKKEEPING_KEYS,
+    BY_NAME,
+    EXCLUSIVE,
     OUTER_KEYS,
     check_value,
     known_keys,
@@ -135,7 +135,7 @@ def make_recipe(
         if not isinstance(raw_key, str):
             raise InputError(f"{where}: key {raw_key!r} is not a text; keys are PEFT's names")
         key = ALIASES.get(raw_key, raw_key)
-        if key not in ADAPTER_KEYS and key not in OUTER_KEYS:
+        if key not in BY_NAME:
             known = known or known_keys()
             if key not in known and not other_peft_type:
                 if ignore_unknown:
@@ -148,27 +148,7 @@ def make_recipe(
         if key == "r" and value == 0 and other_peft_type:
             continue  # OFT: the rank follows from the block size
         checked[key] = check_value(key, value, where)
-    for one, other in (("load_in_4bit", "load_in_8bit"), ("fp16", "bf16")):
+    for one, other in EXCLUSIVE:
         if checked.get(one) and checked.get(other):
             raise InputError(f"{where}: {one} and {other} exclude each other; keep one")
     return Recipe(checked, dict.fromkeys(checked, origin), complete)
-
-
-def parse_target_modules(text: str, where: str = "--target-modules") -> str | list[str]:
-    """An option's names separated by commas, a regular expression, or all-linear.
-
-    Raises:
-        InputError: the text is empty or a regular expression that does not compile.
-    """
-    if text == "all-linear":
-        return text
-    if re.search(r"[\\*+?()\[\]|^$]", text):
-        try:
-            re.compile(text)
-        except re.error as error:
-            raise InputError(f"{where}: {text!r} is not a regular expression: {error}") from None
-        return text
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if not names:
-        raise InputError(f"{where}: no name given; write q_proj,v_proj or all-linear")
-    return names

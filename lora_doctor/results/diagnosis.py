@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from lora_doctor.recipe.edit import Patch
 from lora_doctor.recipe.recipe import Recipe
+from lora_doctor.results import display
 from lora_doctor.results.depth import Depth
 from lora_doctor.results.finding import SEVERITIES, Finding
 from lora_doctor.results.fix import Fix
@@ -122,6 +123,20 @@ class Diagnosis:
         """Index into ``SEVERITIES`` of the worst finding; past the end when there is none."""
         ranks = [SEVERITIES.index(finding.severity) for finding in self.findings]
         return min(ranks, default=len(SEVERITIES))
+
+    def __repr__(self) -> str:
+        """One line; ``print`` shows the report."""
+        codes = ", ".join(dict.fromkeys(finding.rule for finding in self.findings))
+        words = ("<Diagnosis of", f"{self.model}:", self.verdict, codes and f"({codes})")
+        return f"{display.one_line(words)}, depth {self.depth}>"
+
+    def __str__(self) -> str:
+        """The report as plain text."""
+        return display.report_text(self)
+
+    def _repr_html_(self) -> str:
+        """The report for a notebook."""
+        return display.report_cell(self)
 
     def to_json(self) -> dict[str, Any]:
         """The machine-readable diagnosis; valid against ``schema/diagnosis-2.json``."""

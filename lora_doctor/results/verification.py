@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from lora_doctor.results import display
 from lora_doctor.results.from_json import from_json
 from lora_doctor.results.note import Note
 from lora_doctor.results.observations import Observations
@@ -60,6 +61,13 @@ class Check:
     problems: tuple[Problem, ...] = ()
     #: The exception that failed it.
     raised: ErrorReport | None = None
+
+    def __str__(self) -> str:
+        """Name, status and number on one line; of a failed one, what was expected as well."""
+        expected = f"(expected {self.expected})" if self.status == "failed" else ""
+        value = f"{self.value:.4g}" if isinstance(self.value, float) else self.value
+        number = "" if self.value is None or isinstance(self.value, bool) else value
+        return display.one_line((f"{self.name:<14}", self.status, number, expected, self.detail))
 
 
 @dataclass(frozen=True)
@@ -185,6 +193,13 @@ class Verification:
     @property
     def failed_checks(self) -> tuple[Check, ...]:
         return tuple(check for check in self.checks if check.status == "failed")
+
+    def __str__(self) -> str:
+        """The outcome, and one line for each check."""
+        where = (self.model_class, f"depth {self.depth}", self.device, self.dtype)
+        head = (f"training contract {self.outcome}:", ", ".join(filter(None, where)))
+        lines = [display.one_line((*head, self.reason and f"({self.reason})"))]
+        return "\n".join([*lines, *(f"  {check}" for check in self.checks)])
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

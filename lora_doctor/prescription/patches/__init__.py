@@ -23,16 +23,12 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from lora_doctor.errors import InputError, LoraDoctorError
+from lora_doctor.errors import InputError, PatchError
 from lora_doctor.recipe.edit import Patch
 
 __all__ = ["PatchError", "install", "install_all", "load_patch", "patch_names"]
 
 Undo = Callable[[], None]
-
-
-class PatchError(LoraDoctorError):
-    """A patch does not fit what is installed; nothing has been changed."""
 
 
 @dataclass
