@@ -56,11 +56,20 @@ def write_prescription(path: str | Path, prescription: Prescription) -> None:
     """
     from lora_doctor.files import write_text
 
+    write_text(path, prescription_text(prescription, f"prescription {str(path)!r}"))
+
+
+def prescription_text(prescription: Prescription, where: str = "prescription") -> str:
+    """The content of the file. Raises InputError for a value that JSON does not have."""
     try:
-        text = json.dumps(prescription.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
+        data = prescription.to_json()
+        text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
+        if text != text.encode("utf-8", "replace").decode("utf-8"):
+            # A file name that is no text (half a surrogate pair) has to be escaped.
+            text = json.dumps(data, indent=2, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise InputError(f"prescription {str(path)!r}: cannot be written: {error}") from None
-    write_text(path, text + "\n")
+        raise InputError(f"{where}: cannot be written: {error}") from None
+    return text + "\n"
 
 
 def read_prescription(path: str | Path) -> Prescription:

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from lora_doctor.errors import InputError
+from lora_doctor.files import replace_file
 from lora_doctor.recipe.edit import REMOVE, Edit
 from lora_doctor.recipe.files import json_syntax, own, peft_config, yaml_syntax
-from lora_doctor.recipe.files.bytes import FileText, read_text, replace_file
+from lora_doctor.recipe.files.bytes import FileText, decode, read_text
 from lora_doctor.recipe.keys import (
     ADAPTER_KEYS,
     ALIASES,
@@ -31,6 +32,8 @@ from lora_doctor.recipe.recipe import Recipe, make_recipe
 __all__ = [
     "FORMATS",
     "apply_edits",
+    "edited_text",
+    "format_holds",
     "holds_key",
     "new_recipe_text",
     "read_recipe",
@@ -63,6 +66,17 @@ def holds_key(path: str | Path, key: str) -> bool:
     ``load_in_4bit``): those edits go into the prescription only.
     """
     return bool(_open(Path(path)).format.holds(key))
+
+
+def format_holds(path: Path, data: bytes, key: str) -> bool:
+    """As :func:`holds_key`, of a file whose content has been read."""
+    return bool(_parse(path, decode(path, data)).format.holds(key))
+
+
+def edited_text(path: Path, data: bytes, edits: Iterable[Edit]) -> FileText:
+    """The file after the edits, out of the content that it had when it was read; nothing is read
+    or written. Raises as :func:`write_edits`."""
+    return _edited(_parse(path, decode(path, data)), list(edits))
 
 
 def write_edits(path: str | Path, edits: Iterable[Edit]) -> str:
