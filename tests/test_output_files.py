@@ -167,14 +167,15 @@ def test_several_files_are_replaced_together_or_not_at_all(
             second.write_text("old b")
             calls = 0
 
-            def replace(old: Path, new: Path, at: int = fails_at, raised=error) -> None:  # type: ignore[no-untyped-def]
+            def replace(  # type: ignore[no-untyped-def]
+                old: Path, new: Path, at: int = fails_at, raised=error, real=os.replace
+            ) -> None:
                 nonlocal calls
                 calls += 1
                 if calls == at + 1 and at < 3:
                     raise raised
                 real(old, new)
 
-            real = os.replace
             with monkeypatch.context() as patched:
                 patched.setattr(os, "replace", replace)
                 changes = [Change(first, b"1"), Change(second, b"2"), Change(third, b"3")]

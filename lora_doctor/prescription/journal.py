@@ -14,6 +14,7 @@ import json
 import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +106,28 @@ def _entry(step: Step) -> dict[str, Any]:
     }
 
 
-def _left(entry: Mapping[str, Any], known: Sequence[Path]) -> tuple[Path, bool, list[str]]:
-    """A file of the journal, whether it has been replaced, and the commands that put it back.
+@dataclass(frozen=True)
+class _Left:
+    """A file of the journal: whether it has been replaced, and the temporary files beside it."""
+
+    file: Path
+    replaced: bool
+    was_new: bool
+    old: Path | None
+    others: tuple[Path, ...]
+
+    @property
+    def undo(self) -> list[str]:
+        rest = [shlex.join(["rm", str(path)]) for path in self.others]
+        if self.replaced and self.old is not None:
+            return [*rest, shlex.join(["mv", "-f", str(self.old), str(self.file)])]
+        if self.replaced and self.was_new:
+            return [*rest, shlex.join(["rm", str(self.file)])]
+        return rest + ([shlex.join(["rm", str(self.old)])] if self.old is not None else [])
+
+
+def _left(entry: Mapping[str, Any], known: Sequence[Path]) -> _Left:
+    """What there is of a file of the journal.
 
     Raises:
         ValueError: no apply here writes such a file, or gives such a name.
@@ -117,13 +138,13 @@ def _left(entry: Mapping[str, Any], known: Sequence[Path]) -> tuple[Path, bool, 
     new = _beside(file, entry["new"], TEMPORARY)
     old = _beside(file, entry["old"], OLD) if entry["old"] is not None else None
     digest = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
-    replaced = digest == entry["sha256"] and not new.exists()
-    if replaced and old is not None and old.exists():
-        return file, True, [shlex.join(["mv", "-f", str(old), str(file)])]
-    commands = [shlex.join(["rm", str(path)]) for path in (new, old) if path and path.exists()]
-    if replaced and entry["old"] is None:
-        commands.append(shlex.join(["rm", str(file)]))
-    return file, replaced, commands
+    return _Left(
+        file,
+        replaced=digest == entry["sha256"] and not new.exists(),
+        was_new=old is None,
+        old=old if old is not None and old.exists() else None,
+        others=(new,) if new.exists() else (),
+    )
 
 
 def _beside(file: Path, name: str, ending: str) -> Path:
@@ -132,17 +153,19 @@ def _beside(file: Path, name: str, ending: str) -> Path:
     return file.with_name(name)
 
 
-def _sentence(path: Path, left: Sequence[tuple[Path, bool, list[str]]]) -> str:
-    replaced = [str(file) for file, done, _ in left if done]
-    others = [str(file) for file, done, _ in left if not done]
-    commands = [command for _, _, each in left for command in each]
-    undo = " && ".join([*commands, shlex.join(["rm", str(path)])])
+def _sentence(path: Path, left: Sequence[_Left]) -> str:
+    replaced = [str(each.file) for each in left if each.replaced]
+    others = [str(each.file) for each in left if not each.replaced]
+    if not others:
+        rest = [str(each.old) for each in left if each.old is not None]
+        tidy = shlex.join(["rm", *rest, str(path)])
+        return f"an earlier `fix --apply` was stopped when all was written; to tidy up: {tidy}"
+    state = f"{', '.join(replaced)} replaced, {', '.join(others)} not"
     if not replaced:
         state = "nothing was replaced yet"
-    elif others:
-        state = f"{', '.join(replaced)} replaced, {', '.join(others)} not yet"
-    else:
-        state = f"{', '.join(replaced)} replaced"
+    undo = " && ".join(
+        [*(command for each in left for command in each.undo), shlex.join(["rm", str(path)])]
+    )
     return f"an earlier `fix --apply` was stopped halfway: {state}; to undo it: {undo}"
 
 
