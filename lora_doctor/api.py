@@ -194,13 +194,14 @@ def _prescribed(
     given: str | os.PathLike[str] | Prescription, source: ModelSource
 ) -> tuple[tuple[Patch, ...], Recipe]:
     """The patches and the recipe of a prescription."""
-    from lora_doctor.recipe.files.prescription import Prescription, read_prescription
+    from lora_doctor.prescription.apply import checked_prescription
+    from lora_doctor.recipe.files.prescription import Prescription
 
     if source.kind == "module":
         raise InputError(
             "prescription: this model is loaded already; call lora_doctor.apply before loading it"
         )
-    held = given if isinstance(given, Prescription) else read_prescription(Path(given))
+    held = given if isinstance(given, Prescription) else checked_prescription(Path(given))
     return held.patches, as_recipe(held.recipe)
 
 

@@ -48,10 +48,10 @@ def _recipe(options: Mapping[str, Any]) -> Any:
 
         base = read_recipe(Path(options["recipe_file"]))
     elif options.get("prescription"):
-        from lora_doctor.recipe.files.prescription import read_prescription
+        from lora_doctor.prescription.apply import checked_prescription
 
         base = make_recipe(
-            read_prescription(options["prescription"]).recipe,
+            checked_prescription(options["prescription"]).recipe,
             where=options["prescription"],
             origin="file",
         )

@@ -60,7 +60,7 @@ def apply(prescription: str | Path | Prescription) -> Applied:
         PatchError: a patch does not fit the installed libraries; none is in force then.
     """
     if not isinstance(prescription, Prescription):
-        prescription = read_prescription(prescription)
+        prescription = checked_prescription(prescription)
     undo: Callable[[], None] = _nothing
     if prescription.patches:
         from lora_doctor.prescription.patches import PatchError, install_all
@@ -74,6 +74,21 @@ def apply(prescription: str | Path | Prescription) -> Applied:
         names = ", ".join(patch.name for patch in prescription.patches)
         _log.info("prescription for %s: patches in force: %s", prescription.model, names)
     return Applied(prescription, undo)
+
+
+def checked_prescription(path: str | Path) -> Prescription:
+    """The prescription in a file; its patches are there, nothing is put in force.
+
+    Raises:
+        InputError: it is no prescription, or names a patch or an argument of one that does not
+            exist.
+    """
+    from lora_doctor.prescription.patches import check_patch
+
+    prescription = read_prescription(path)
+    for number, patch in enumerate(prescription.patches):
+        check_patch(patch, f"{path}: patches[{number}]")
+    return prescription
 
 
 class Applied:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import is_dataclass
 from functools import cache
 from types import NoneType, UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 
@@ -17,8 +17,11 @@ def from_json(cls: type[T], data: Mapping[str, Any]) -> T:
     Keys that are no field are passed over; what is left out has its default.
 
     Raises:
-        TypeError: a field without a default is missing.
+        TypeError: a field without a default is missing, or a value is of another kind than its
+            field; the data come from a process in which strangers' code runs.
     """
+    if not isinstance(data, Mapping):
+        raise TypeError(f"{cls.__name__}: is a {type(data).__name__}, not a mapping")
     kinds = _kinds(cls)  # type: ignore[arg-type] # mypy takes a class for unhashable
     return cls(**{name: _value(kinds[name], item) for name, item in data.items() if name in kinds})
 
@@ -42,4 +45,26 @@ def _value(kind: Any, value: Any) -> Any:
         return tuple(_value(one, item) for one, item in zip(kinds, value, strict=True))
     if origin is Mapping and isinstance(value, Mapping):
         return {key: _value(inner[1], item) for key, item in value.items()}
+    _check(kind, origin, value)
     return value
+
+
+#: Floats that JSON cannot write come as these.
+_NOT_FINITE = ("nan", "inf", "-inf")
+
+
+def _check(kind: Any, origin: Any, value: Any) -> None:
+    """Raises TypeError when the value cannot be of this kind."""
+    if origin is Literal:
+        fits = value in get_args(kind)
+    elif kind in (int, float):
+        fits = (isinstance(value, (int, float)) and not isinstance(value, bool)) or (
+            kind is float and value in _NOT_FINITE
+        )
+    elif kind in (str, bool):
+        fits = isinstance(value, kind)
+    else:
+        # Plain values have been seen to; the rest is what JSON has no word for, or anything.
+        fits = not (is_dataclass(kind) or origin in (tuple, Mapping))
+    if not fits:
+        raise TypeError(f"{value!r:.60} is no {getattr(kind, '__name__', kind)}")
