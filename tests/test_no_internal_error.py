@@ -225,6 +225,8 @@ GOOD_ANSWER = {
         {"failure": {"kind": "x", "type": "", "message": ""}},
         {"failure": {"kind": "crash", "type": 1, "message": ""}},
         {"failure": {"kind": "crash", "type": "", "message": "", "more": ""}},
+        {"failure": {"kind": "exception", "type": "", "message": "", "cause": "x"}},
+        {"failure": {"kind": "exception", "type": "", "message": "", "cause": {"type": 1}}},
         {"kind": "started"}, {"kind": "started", "pid": -1}, {"kind": "started", "pid": 0},
         {"kind": "started", "pid": 1}, {"kind": "exited", "code": "0"},
         {"kind": "progress", "text": 3}, {"kind": "ready", "errors": {"torch": 1}},

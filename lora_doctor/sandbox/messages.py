@@ -41,10 +41,19 @@ def _is_failure(message: Mapping[str, Any]) -> bool:
     failure = message["failure"]
     if failure is None:
         return True
+    failure = dict(failure)
+    cause = failure.pop("cause", None)
     needed, known = {"kind", "type", "message"}, {"kind", "type", "message", "traceback"}
     return (
-        needed <= failure.keys() <= known and _texts(failure) and failure["kind"] in _FAILURE_KINDS
+        needed <= failure.keys() <= known
+        and _texts(failure)
+        and failure["kind"] in _FAILURE_KINDS
+        and (cause is None or _is_cause(cause))
     )
+
+
+def _is_cause(cause: Any) -> bool:
+    return isinstance(cause, dict) and cause.keys() == {"type", "message"} and _texts(cause)
 
 
 def _texts(mapping: Mapping[Any, Any]) -> bool:
