@@ -22,7 +22,7 @@ from lora_doctor.recipe.files.prescription import read_prescription
 from lora_doctor.recipe.files.read_write import read_recipe
 from lora_doctor.results.diagnosis import Diagnosis
 from tests import diagnoses
-from tests.cli import ROOT
+from tests.cli import ROOT, lora_doctor
 
 RECIPE = "# mine\ntask_type: CAUSAL_LM\ntarget_modules: [q_proj, v_proj]\nr: 16\n"
 
@@ -271,6 +271,17 @@ def test_after_a_kill_the_next_run_says_what_was_left_and_how_to_undo_it(
     plan_of(recipe, tmp_path)
 
 
+def test_other_commands_tell_of_it_too(tmp_path: Path, recipe: Path) -> None:
+    """They change nothing, and read a recipe that may be half of what it should be."""
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    new = {"file": str(recipe), "new": ".mine.yaml.0.tmp", "old": None, "sha256": "0"}
+    path_of(recipe).write_text(json.dumps({"files": [new]}))
+    result = lora_doctor("check", tmp_path, "--depth", "static", "--recipe", recipe)
+    assert result.code == 0 and "lora-doctor: note: an earlier `fix --apply`" in result.err
+    refused = lora_doctor("fix", tmp_path, "--recipe", recipe, "--apply", cwd=tmp_path)
+    assert refused.code == 2 and "stopped halfway" in refused.one_line_error
+
+
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_a_kill_after_the_last_rename_leaves_only_to_tidy_up(tmp_path: Path, recipe: Path) -> None:
     done = subprocess.run(
@@ -315,7 +326,7 @@ def test_two_applies_at_once_do_not_mix(tmp_path: Path, recipe: Path, diagnosis:
     from lora_doctor.prescription.journal import journal
 
     plan = plan_of(recipe, tmp_path)
-    with journal(path_of(recipe), []):
+    with journal(recipe, []):
         with pytest.raises(InputError, match="another `lora-doctor fix --apply` is writing here"):
             plan.write(diagnosis)
         with pytest.raises(InputError, match="is writing here; wait"):

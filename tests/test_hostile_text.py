@@ -62,6 +62,15 @@ def test_the_terminal_report_has_a_last_gate(color: bool) -> None:
         assert seen(re.sub("\x1b\\[[0-9;]*m", "", text))
 
 
+@pytest.mark.parametrize("output_format", ["full", "concise", "json", "html"])
+def test_every_format_shows_what_is_hidden(output_format: str) -> None:
+    """Also in a file, which somebody prints on a terminal later."""
+    from lora_doctor.reports import render
+
+    text = render(diagnoses.hostile(EVIL), output_format, verbose=True)
+    assert seen(text) and visible_lines(text) == text
+
+
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     """A model whose folder and config are hostile."""

@@ -144,6 +144,8 @@ def check(**options: Any) -> int:
     """Diagnose a recipe; nothing is changed."""
     from lora_doctor import api
 
+    _tell_of_unfinished(options)
+
     def run(tell: Callable[[str], None]) -> Diagnosis:
         return api.check(
             **call_arguments(options),
@@ -191,6 +193,8 @@ def fix(**options: Any) -> int:
 
     plan = write_fix.Plan.make(options["recipe_file"], options["output_dir"], options["write"])
 
+    _tell_of_unfinished(options)
+
     def run(tell: Callable[[str], None]) -> Diagnosis:
         return api.fix(
             **call_arguments(options),
@@ -226,6 +230,8 @@ def fix(**options: Any) -> int:
 def verify(**options: Any) -> int:
     """Run the training contract: a short forward/backward with named checks."""
     from lora_doctor import api
+
+    _tell_of_unfinished(options)
 
     def run(tell: Callable[[str], None]) -> Diagnosis:
         arguments = {**rule_arguments(options), "only_nets": True}
@@ -361,6 +367,19 @@ def env(output_format: str, no_devices: bool) -> int:
 
     streams.write(describe(output_format, devices=not no_devices))
     return OK
+
+
+def _tell_of_unfinished(options: dict[str, Any]) -> None:
+    """A recipe that an apply was changing when it was killed may not be what the user takes it
+    for; ``fix --apply`` refuses it."""
+    from pathlib import Path
+
+    from lora_doctor.prescription.write_fix import Plan
+
+    if options["recipe_file"] and not options.get("write"):
+        left = Plan(Path(options["recipe_file"]), Path()).unfinished()
+        if left:
+            streams.tell(f"lora-doctor: note: {left}")
 
 
 # --- from results to output ----------------------------------------------------------------------

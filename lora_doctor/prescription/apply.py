@@ -19,6 +19,7 @@ from lora_doctor.errors import InputError
 from lora_doctor.recipe.files.prescription import Prescription, read_prescription
 from lora_doctor.recipe.keys import LOADING_KEYS, TRAINING_KEYS, WRAPPING_KEYS
 from lora_doctor.recipe.recipe import Recipe
+from lora_doctor.text import visible
 
 if TYPE_CHECKING:
     from lora_doctor.results.diagnosis import Diagnosis
@@ -72,7 +73,8 @@ def apply(prescription: str | Path | Prescription) -> Applied:
             hint = f" (the prescription was made for {tried})" if tried else ""
             raise PatchError(f"{error}{hint}; run `lora-doctor check` here") from error
         names = ", ".join(patch.name for patch in prescription.patches)
-        _log.info("prescription for %s: patches in force: %s", prescription.model, names)
+        model = visible(prescription.model)
+        _log.info("prescription for %s: patches in force: %s", model, names)
     return Applied(prescription, undo)
 
 

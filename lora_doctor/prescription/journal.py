@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,16 +32,18 @@ def path_of(recipe: Path) -> Path:
 
 
 @contextlib.contextmanager
-def journal(path: Path, steps: Sequence[Step]) -> Iterator[None]:
+def journal(recipe: Path, steps: Sequence[Step], names: Collection[str] = ()) -> Iterator[None]:
     """Say in a file what is going on, for as long as it is going on.
 
     Raises:
         InputError: another run has written one, or it cannot be written.
     """
+    path = path_of(recipe)
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     except FileExistsError:
-        raise InputError(unfinished(path) or f"{path}: was written meanwhile; run again") from None
+        left = unfinished(recipe, names) or f"{path}: was written meanwhile; run again"
+        raise InputError(left) from None
     except OSError as error:
         raise InputError(f"output {str(path)!r}: cannot be written: {error.strerror}") from error
     try:
@@ -59,13 +61,14 @@ def journal(path: Path, steps: Sequence[Step]) -> Iterator[None]:
     path.unlink(missing_ok=True)
 
 
-def unfinished(path: Path, known: Sequence[Path] = ()) -> str:
-    """What an apply that was killed has left, and how to undo it, in one line; empty when there
-    is no journal.
+def unfinished(recipe: Path, names: Collection[str]) -> str:
+    """What an apply to this recipe that was killed has left, and how to undo it, in one line;
+    empty when there is no journal.
 
     Args:
-        known: the files that an apply here writes; others are not believed.
+        names: of the other files that an apply writes; what is called otherwise is not believed.
     """
+    path = path_of(recipe)
     try:
         if not path.is_file() or path.stat().st_size > _MOST_BYTES:
             return ""
@@ -73,7 +76,7 @@ def unfinished(path: Path, known: Sequence[Path] = ()) -> str:
             if not _hold(stream.fileno()):
                 return f"{path}: another `lora-doctor fix --apply` is writing here; wait for it"
             entries = json.loads(stream.read())["files"]
-        left = [_left(entry, known) for entry in entries]
+        left = [_left(entry, Path(os.path.realpath(recipe)), names) for entry in entries]
     except OSError as error:
         return f"{path}: cannot be read: {error.strerror}; remove it"
     except (ValueError, KeyError, TypeError):
@@ -126,15 +129,15 @@ class _Left:
         return rest + ([shlex.join(["rm", str(self.old)])] if self.old is not None else [])
 
 
-def _left(entry: Mapping[str, Any], known: Sequence[Path]) -> _Left:
+def _left(entry: Mapping[str, Any], recipe: Path, names: Collection[str]) -> _Left:
     """What there is of a file of the journal.
 
     Raises:
         ValueError: no apply here writes such a file, or gives such a name.
     """
     file = Path(entry["file"])
-    if known and file not in {Path(os.path.realpath(path)) for path in known}:
-        raise ValueError(f"{file} is none of the files that are written here")
+    if file != recipe and file.name not in names:
+        raise ValueError(f"{file} is no file that an apply to {recipe} writes")
     new = _beside(file, entry["new"], TEMPORARY)
     old = _beside(file, entry["old"], OLD) if entry["old"] is not None else None
     digest = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""

@@ -15,13 +15,14 @@ from pathlib import Path
 
 from lora_doctor.errors import InputError
 from lora_doctor.files import Change, check_writable, destination, replace_files
-from lora_doctor.prescription.journal import journal, path_of, unfinished
+from lora_doctor.prescription.journal import journal, unfinished
 from lora_doctor.recipe.edit import Edit
 from lora_doctor.results.diagnosis import Diagnosis
 
 RECIPE_NAME = "lora-doctor.recipe.yaml"
 PRESCRIPTION_NAME = "lora-doctor.prescription.json"
 REPORT_NAME = "lora-doctor.html"
+_NAMES = (RECIPE_NAME, PRESCRIPTION_NAME, REPORT_NAME)
 
 #: What the files of an earlier run are known by.
 _RECIPE_COMMENT = "The recipe for {model}, fixed by lora-doctor."
@@ -75,7 +76,7 @@ class Plan:
 
     def unfinished(self) -> str:
         """What an apply that was killed here has left, in one line; else empty."""
-        return unfinished(path_of(self.recipe_path), self.paths)
+        return unfinished(self.recipe_path, _NAMES)
 
     def with_diff(self, diagnosis: Diagnosis) -> Diagnosis:
         """The diagnosis with the change of the recipe as a unified diff."""
@@ -124,7 +125,7 @@ class Plan:
         self._refuse_foreign()
         backups = replace_files(
             [change for change in changes if not _holds(change)],
-            journal=lambda steps: journal(path_of(self.recipe_path), steps),
+            journal=lambda steps: journal(self.recipe_path, steps, _NAMES),
             check=self._refuse_changed,
         )
         kept = (backups.get(path) for path in self.paths)
