@@ -22,7 +22,13 @@ from lora_doctor._version import __version__
 if TYPE_CHECKING:
     from lora_doctor.api import check, fix, verify
     from lora_doctor.engine.case import Limits
-    from lora_doctor.errors import EvidenceError, InputError, LoraDoctorError, PatchError
+    from lora_doctor.errors import (
+        EvidenceError,
+        HalfDoneError,
+        InputError,
+        LoraDoctorError,
+        PatchError,
+    )
     from lora_doctor.prescription.apply import Applied, apply
     from lora_doctor.recipe.files.prescription import Prescription
     from lora_doctor.recipe.recipe import Recipe
@@ -36,6 +42,7 @@ __all__ = [
     "Diagnosis",
     "EvidenceError",
     "Finding",
+    "HalfDoneError",
     "InputError",
     "Limits",
     "LoraDoctorError",
@@ -65,6 +72,7 @@ _HOMES = {
     "Verification": "results.verification",
     "Worker": "sandbox.worker",
     "EvidenceError": "errors",
+    "HalfDoneError": "errors",
     "InputError": "errors",
     "LoraDoctorError": "errors",
     "PatchError": "errors",

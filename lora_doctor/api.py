@@ -21,7 +21,7 @@ from lora_doctor.engine.diagnose import diagnose, diagnose_and_fix, read_input, 
 from lora_doctor.engine.rule import Rule
 from lora_doctor.errors import InputError
 from lora_doctor.recipe.edit import Patch
-from lora_doctor.recipe.files.prescription import Prescription, read_prescription
+from lora_doctor.recipe.files.prescription import Prescription
 from lora_doctor.recipe.files.read_write import as_recipe
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.depth import DEPTHS, Depth
@@ -307,11 +307,13 @@ def _prescribed(
     given: str | os.PathLike[str] | Prescription, source: ModelSource
 ) -> tuple[tuple[Patch, ...], Recipe]:
     """The patches and the recipe of a prescription."""
+    from lora_doctor.prescription.apply import checked_prescription
+
     if source.kind == "module":
         raise InputError(
             "prescription: this model is loaded already; call lora_doctor.apply before loading it"
         )
-    held = given if isinstance(given, Prescription) else read_prescription(Path(given))
+    held = given if isinstance(given, Prescription) else checked_prescription(Path(given))
     return held.patches, as_recipe(held.recipe)
 
 

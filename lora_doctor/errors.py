@@ -4,6 +4,7 @@ Every one is importable from ``lora_doctor`` itself:
 
     LoraDoctorError
     ├── InputError        what the user gave cannot be used: exit code 2
+    │   └── HalfDoneError writing failed, and what had been replaced could not be put back
     ├── EvidenceError     something could not be found out; a rule is skipped with this reason
     └── PatchError        a patch of a prescription does not fit the installed libraries
 
@@ -27,6 +28,10 @@ class LoraDoctorError(Exception):
 
 class InputError(LoraDoctorError):
     """The input cannot be used; the message says what, where and what to do. Exit code 2."""
+
+
+class HalfDoneError(InputError):
+    """Writing failed, and what had been replaced could not be put back."""
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,11 @@
-"""Text for people: exceptions on one line, short paths, the line of code where it happened."""
+"""Text for people: what strangers wrote made visible, exceptions on one line, short paths."""
 
 from __future__ import annotations
 
 import re
 import sys
 import traceback
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,6 +15,62 @@ TRACEBACK_CHARS = 20_000
 _MODULE_REPR = re.compile(r"\b[A-Z]\w*\(\s*\n\s+\(\w+\): ")
 _OURS = "lora_doctor/"
 _LIBRARY_FRAMES = ("torch", "lora_doctor", "accelerate", "contextlib.py")
+
+
+# Module names, config strings, file names and error messages come from strangers. Whatever could
+# move the cursor, change the direction of writing or hide itself is shown as an escape instead.
+#: Cc control (ANSI escapes, carriage return), Cf format (bidi overrides, zero width), Cs lone
+#: surrogates, Zl and Zp line and paragraph separators.
+_UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+_PLAIN = re.compile(r"[\x20-\x7e]*")
+#: More combining marks than this on one letter only serve to paint over the neighbourhood.
+_MOST_MARKS = 4
+
+
+def visible(value: object, limit: int | None = 500, *, lines: bool = False) -> str:
+    """``value`` as text in which every character can be seen, at most ``limit`` long.
+
+    ``lines`` keeps line feeds (and tabs as spaces); otherwise they are shown as ``\\n``.
+    """
+    text = value if isinstance(value, str) else str(value)
+    if limit is not None:
+        text = shorten(text, limit)
+    if _PLAIN.fullmatch(text):
+        return text
+    shown: list[str] = []
+    marks = 0
+    for character in text:
+        if lines and character in "\n\t":
+            shown.append("\n" if character == "\n" else "    ")
+            continue
+        category = unicodedata.category(character)
+        marks = marks + 1 if category in ("Mn", "Me") else 0
+        if category in _UNSEEN or marks > _MOST_MARKS:
+            shown.append(character.encode("unicode_escape").decode("ascii"))
+        else:
+            shown.append(character)
+    return "".join(shown)
+
+
+def shorten(text: str, limit: int) -> str:
+    """``text`` with its middle cut out when it is longer than ``limit``: both ends tell most."""
+    if len(text) <= limit:
+        return text
+    head = (limit * 2) // 3
+    tail = max(limit - head - 1, 0)
+    return f"{text[:head]}…{text[len(text) - tail :]}"
+
+
+def visible_lines(text: str) -> str:
+    """``text`` with every character that cannot be seen shown as an escape, but for what a text
+    file is made of: tabs and ends of lines, with or without a carriage return."""
+    if _PLAIN.fullmatch(text):
+        return text
+    return "\n".join(
+        "\t".join(visible(part, None) for part in line.removesuffix("\r").split("\t"))
+        + ("\r" if line.endswith("\r") else "")
+        for line in text.split("\n")
+    )
 
 
 def clean_path(path: str) -> str:

@@ -1,60 +1,30 @@
-"""Text of a model repository made fit to be shown, and numbers made fit to be read.
-
-Module names, config strings and error messages come from strangers. Whatever could move the cursor,
-change the direction of writing or hide itself is shown as an escape instead.
-"""
+"""Values made fit to be read, or to be written as JSON. What comes from strangers goes through
+``visible`` first."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
-import unicodedata
 from collections.abc import Mapping
 from enum import Enum
 from typing import Any
 
-#: Cc control (ANSI escapes, carriage return), Cf format (bidi overrides, zero width), Cs lone
-#: surrogates, Zl and Zp line and paragraph separators.
-_UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+from lora_doctor.text import shorten, visible
+
+__all__ = [
+    "many",
+    "memory",
+    "number",
+    "parameters",
+    "plain",
+    "seconds",
+    "shorten",
+    "shown",
+    "visible",
+]
+
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_PLAIN = re.compile(r"[\x20-\x7e]*")
-#: More combining marks than this on one letter only serve to paint over the neighbourhood.
-_MOST_MARKS = 4
-
-
-def visible(value: object, limit: int | None = 500, *, lines: bool = False) -> str:
-    """``value`` as text in which every character can be seen, at most ``limit`` long.
-
-    ``lines`` keeps line feeds (and tabs as spaces); otherwise they are shown as ``\\n``.
-    """
-    text = value if isinstance(value, str) else str(value)
-    if limit is not None:
-        text = shorten(text, limit)
-    if _PLAIN.fullmatch(text):
-        return text
-    shown: list[str] = []
-    marks = 0
-    for character in text:
-        if lines and character in "\n\t":
-            shown.append("\n" if character == "\n" else "    ")
-            continue
-        category = unicodedata.category(character)
-        marks = marks + 1 if category in ("Mn", "Me") else 0
-        if category in _UNSEEN or marks > _MOST_MARKS:
-            shown.append(character.encode("unicode_escape").decode("ascii"))
-        else:
-            shown.append(character)
-    return "".join(shown)
-
-
-def shorten(text: str, limit: int) -> str:
-    """``text`` with its middle cut out when it is longer than ``limit``: both ends tell most."""
-    if len(text) <= limit:
-        return text
-    head = (limit * 2) // 3
-    tail = max(limit - head - 1, 0)
-    return f"{text[:head]}…{text[len(text) - tail :]}"
 
 
 def plain(value: Any) -> Any:

@@ -31,6 +31,7 @@ from lora_doctor.reports._words import (
     text_diff,
     verdict_words,
 )
+from lora_doctor.text import visible_lines
 
 if TYPE_CHECKING:
     from lora_doctor.results.diagnosis import Diagnosis
@@ -93,7 +94,7 @@ class _Page:
         from rich.padding import Padding
         from rich.text import Text
 
-        text = Text.assemble(*parts, overflow="fold")
+        text = Text.assemble(*map(_visible, parts), overflow="fold")
         if wrap:
             self.console.print(Padding(text, (0, 0, 0, indent)) if indent else text)
         else:
@@ -107,7 +108,8 @@ class _Page:
         grid = Table.grid(padding=0, pad_edge=False)
         grid.add_column(width=_MARGIN, no_wrap=True)
         grid.add_column(overflow="fold", max_width=self.console.width - _MARGIN)
-        grid.add_row(Text(f"  {label}", "dim"), Text.assemble(*parts, overflow="fold"))
+        text = Text.assemble(*map(_visible, parts), overflow="fold")
+        grid.add_row(Text(f"  {label}", "dim"), text)
         self.console.print(grid)
 
     def gap(self) -> None:
@@ -128,7 +130,10 @@ class _Page:
                 title, overflow="fold", max_width=max(self.console.width * ratio // 100, 8)
             )
         for row in rows:
-            table.add_row(*(Text(*cell) if isinstance(cell, tuple) else Text(cell) for cell in row))
+            cells = map(_visible, row)
+            table.add_row(
+                *(Text(*cell) if isinstance(cell, tuple) else Text(cell) for cell in cells)
+            )
         self.console.print(Padding(table, (0, 0, 0, indent)))
 
     def text(self) -> str:
@@ -136,6 +141,13 @@ class _Page:
         if self._color:
             return text
         return "".join(f"{line.rstrip()}\n" for line in text.splitlines())
+
+
+def _visible(part: str | tuple[str, str]) -> str | tuple[str, str]:
+    """The last gate before colours come in: also what nobody made visible before."""
+    if isinstance(part, tuple):
+        return visible_lines(part[0]), part[1]
+    return visible_lines(part)
 
 
 def _encodable(text: str, encoding: str) -> str:

@@ -125,9 +125,9 @@ def test_a_new_key_is_spelled_as_the_format_does(tmp_path: Path) -> None:
 def test_what_a_format_cannot_say_is_left_to_the_prescription(tmp_path: Path) -> None:
     path = write(tmp_path, SETUP)
     regex = Edit("target_modules", r".*\.(q|v)_proj")
-    assert not holds_edit(path, regex)
-    assert not holds_edit(path, Edit("use_dora", True))
-    assert holds_edit(path, Edit("target_modules", ["qkv_proj"]))
+    assert not holds_edit(path, path.read_bytes(), regex)
+    assert not holds_edit(path, path.read_bytes(), Edit("use_dora", True))
+    assert holds_edit(path, path.read_bytes(), Edit("target_modules", ["qkv_proj"]))
     with pytest.raises(InputError, match=r"lora_target takes names only, not .*; use the prescr"):
         write_edits(path, [regex])
     with pytest.raises(InputError, match="a framework file has no key 'use_dora'"):

@@ -6,10 +6,12 @@ they are of. `census.json` is the table: the same input gives the same bytes.
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import importlib
 import importlib.metadata
 import json
+import os
 import queue
 import threading
 import time
@@ -81,14 +83,16 @@ def take(
     """
     versions = _versions()
     chosen = _select(_all_pairs(classes, tell), select)
-    folder.mkdir(parents=True, exist_ok=True)
     file = folder / "rows.jsonl"
-    done = _read(file, versions)
+    with _written(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        _refuse_foreign(folder, file)
+        done = _read(file, versions)
     open_pairs = [pair for pair in chosen if pair not in done]
     began = time.monotonic()
     spread = _engine(engine)
     for count, row in enumerate(spread(open_pairs, jobs, keep), start=1):
-        with file.open("a", encoding="utf-8") as out:
+        with _written(file), file.open("a", encoding="utf-8") as out:
             out.write(json.dumps(row.to_json()) + "\n")
         done[Pair(row.auto_class, row.model_type)] = row
         left = (time.monotonic() - began) / count * (len(open_pairs) - count)
@@ -133,8 +137,10 @@ def spread_locally(pairs: Sequence[Pair], jobs: int, keep: Path | None) -> Itera
     rows: queue.SimpleQueue[Row] = queue.SimpleQueue()
     stop = threading.Event()
 
-    def work() -> None:
-        with Worker(threads=1) as worker:
+    workers = [Worker(threads=1) for _ in range(max(1, jobs))]
+
+    def work(worker: Worker) -> None:
+        with worker:
             while not stop.is_set():
                 try:
                     pair = waiting.get_nowait()
@@ -142,7 +148,7 @@ def spread_locally(pairs: Sequence[Pair], jobs: int, keep: Path | None) -> Itera
                     return
                 rows.put(safely(pair, worker, keep))
 
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(max(1, jobs))]
+    threads = [threading.Thread(target=work, args=(one,), daemon=True) for one in workers]
     for thread in threads:
         thread.start()
     try:
@@ -150,6 +156,8 @@ def spread_locally(pairs: Sequence[Pair], jobs: int, keep: Path | None) -> Itera
             yield rows.get()
     finally:
         stop.set()
+        for worker in workers:  # rows that nobody waits for any more are broken off
+            worker.stop()
         for thread in threads:
             thread.join()
 
@@ -228,7 +236,7 @@ def _read(file: Path, versions: dict[str, str]) -> dict[Pair, Row]:
     if not file.exists():
         file.write_text(json.dumps({"versions": versions}) + "\n", encoding="utf-8")
         return {}
-    head, *lines = file.read_text(encoding="utf-8").splitlines() or [""]
+    head, *lines = file.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
     try:
         of = json.loads(head)["versions"]
     except (ValueError, KeyError, TypeError):
@@ -243,6 +251,29 @@ def _read(file: Path, versions: dict[str, str]) -> dict[Pair, Row]:
             continue  # the line that was being written when the run was broken off
         rows[Pair(row.auto_class, row.model_type)] = row
     return rows
+
+
+@contextlib.contextmanager
+def _written(path: Path) -> Iterator[None]:
+    """What the system says of this file or folder, as an InputError."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written: {error.strerror}; make room or use another -o"
+        ) from error
+
+
+def _refuse_foreign(folder: Path, rows: Path) -> None:
+    """Raises InputError for a folder that holds tables of something else, or rows that are no
+    plain file."""
+    if os.path.lexists(rows) and not rows.is_file():
+        raise InputError(f"{rows}: is not a file; use another -o")
+    if rows.exists():
+        return
+    for name in ("census.json", "census.html"):
+        if (folder / name).is_file():
+            raise InputError(f"{folder / name}: is there already, of no census; use another -o")
 
 
 def _minutes(seconds: float) -> str:

@@ -71,9 +71,9 @@ def _recipe_of_file(options: Mapping[str, Any]) -> Recipe:
     where = options.get("prescription")
     if not where:
         return Recipe()
-    from lora_doctor.recipe.files.prescription import read_prescription
+    from lora_doctor.prescription.apply import checked_prescription
 
-    return make_recipe(read_prescription(where).recipe, where=where, origin="file")
+    return make_recipe(checked_prescription(where).recipe, where=where, origin="file")
 
 
 def _limits(options: Mapping[str, Any]) -> Limits:

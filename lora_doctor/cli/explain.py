@@ -9,6 +9,7 @@ from lora_doctor.engine.registry import find_rules
 from lora_doctor.engine.rule import Rule
 from lora_doctor.engine.symptoms import find_by_message
 from lora_doctor.errors import InputError
+from lora_doctor.text import visible, visible_lines
 
 _CODE = re.compile(r"[A-Za-z]{2}\d{1,4}")
 
@@ -37,7 +38,7 @@ def explain(text: str, *, color: bool = False) -> str:
             f"{hint or '; run `lora-doctor check` on the recipe that gave it'}"
         )
     first = matches[0]
-    lines = [f"Matched {first.rule.code} in: {first.line}", ""]
+    lines = [f"Matched {first.rule.code} in: {visible(first.line)}", ""]
     others = [match.rule for match in matches[1:]]
     body = _render(first.rule, color)
     if others:
@@ -47,11 +48,13 @@ def explain(text: str, *, color: bool = False) -> str:
 
 def _render(rule: type[Rule], color: bool) -> str:
     bold, off = ("\x1b[1m", "\x1b[0m") if color else ("", "")
-    parts = [f"{bold}{rule.code} {rule.name}{off}", rule.summary, "", rule.documentation().strip()]
+    documentation = visible_lines(rule.documentation().strip())
+    title = visible(f"{rule.code} {rule.name}")
+    parts = [f"{bold}{title}{off}", visible(rule.summary), "", documentation]
     if rule.symptoms:
         parts += ["", f"{bold}Error messages{off}"]
         for symptom in rule.symptoms:
             versions = f"   ({symptom.versions})" if symptom.versions else ""
-            parts.append(f"  {symptom.pattern}{versions}")
+            parts.append(visible(f"  {symptom.pattern}{versions}", None))
     parts += ["", f"Looked for at depth {rule.depth}: lora-doctor check MODEL --select {rule.code}"]
     return "\n".join(parts)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lora_doctor._version import __version__
+from lora_doctor.cli import streams
 from lora_doctor.cli.arguments import check_options, recipe_of
 from lora_doctor.cli.options import (
     device_options,
@@ -21,7 +22,9 @@ from lora_doctor.cli.options import (
     recipe_options,
     report_options,
 )
-from lora_doctor.errors import InputError, LoraDoctorError
+from lora_doctor.cli.signals import EndedBySignal, end_by, end_like_interrupt
+from lora_doctor.errors import LoraDoctorError
+from lora_doctor.text import one_line, traceback_text, visible
 
 if TYPE_CHECKING:
     from lora_doctor.results.diagnosis import Diagnosis
@@ -32,49 +35,82 @@ DEBUG_VARIABLE = "LORA_DOCTOR_DEBUG"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit code; every error is one line on stderr."""
+    """Run the command line and return the exit code; every error is one line on stderr.
+
+    Without ``arguments`` it is the process's own, which ends with it: standard output is not given
+    back (``streams.results_apart``), and a signal ends the process.
+    """
+    own = arguments is None
+    streams.open_missing()
     try:
-        result = cli.main(args=arguments, prog_name="lora-doctor", standalone_mode=False)
+        with end_like_interrupt():
+            result = cli.main(
+                args=arguments, prog_name="lora-doctor", standalone_mode=False, obj=not own
+            )
     except click.exceptions.Exit as stop:
         return int(stop.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        return _say("interrupted", 130)
+    except _Interrupted as stop:
+        return _interrupted(stop.by, own)
+    except click.Abort as stop:
+        return _interrupted(stop.__cause__, own)
+    except KeyboardInterrupt as stop:
+        return _interrupted(stop, own)
     except click.ClickException as error:
         return _say(" ".join(error.format_message().split()), UNANSWERED)
     except LoraDoctorError as error:
         return _say(str(error), UNANSWERED)
-    except Exception as error:
+    except BaseException as error:  # noqa: BLE001 - also SystemExit: code of others has raised it
         if os.environ.get(DEBUG_VARIABLE):
-            raise
-        text = " ".join(f"{type(error).__name__}: {error}".split())
+            for line in traceback_text(error).splitlines():
+                streams.tell(line)
         return _say(
-            f"internal error: {text}; {DEBUG_VARIABLE}=1 shows where, please report it", UNANSWERED
+            f"internal error: {type(error).__name__}: {one_line(error)}; {DEBUG_VARIABLE}=1 shows "
+            "where, please report it",
+            UNANSWERED,
         )
     return int(result or OK)
 
 
-def _print(text: str, *, nl: bool = True) -> None:
-    """Write to standard output.
+class _Interrupted(Exception):
+    """A command was interrupted: click would write to standard error by itself."""
 
-    Raises:
-        InputError: it takes nothing more (a full disk).
-    """
-    try:
-        click.echo(text, nl=nl)
-    except BrokenPipeError:
-        # `lora-doctor ... | head`: the reader has gone; the exit code stays what it is.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise InputError(f"standard output: cannot be written: {error.strerror}") from error
+    def __init__(self, by: KeyboardInterrupt) -> None:
+        super().__init__()
+        self.by = by
+
+
+def _interrupted(by: BaseException | None, own: bool) -> int:
+    if isinstance(by, EndedBySignal):
+        code = _say(f"ended by {by}", 128 + by.number)
+        return end_by(by.number) if own else code
+    return _say("interrupted", 130)
 
 
 def _say(text: str, code: int) -> int:
-    click.echo(f"lora-doctor: {text}", err=True)
+    streams.tell(f"lora-doctor: {text}")
     return code
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _Command(click.Command):
+    """A command that keeps standard output for its results."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with streams.results_apart(give_back=bool(ctx.obj)):
+            try:
+                return super().invoke(ctx)
+            except KeyboardInterrupt as stop:
+                raise _Interrupted(stop) from stop
+            except EOFError as error:  # click would take it for Ctrl-D
+                raise RuntimeError(f"EOFError: {error}") from error
+
+
+class _Group(click.Group):
+    command_class = _Command
+
+
+@click.group(
+    cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(__version__, message="lora-doctor %(version)s")
 def cli() -> None:
     """Find, fix and prove what would go wrong in a LoRA fine-tuning run.
@@ -107,6 +143,8 @@ def cli() -> None:
 def check(**options: Any) -> int:
     """Diagnose a recipe; nothing is changed."""
     from lora_doctor import api
+
+    _tell_of_unfinished(options)
 
     def run(tell: Callable[[str], None]) -> Diagnosis:
         call_options = check_options(options, tell)
@@ -151,6 +189,8 @@ def fix(**options: Any) -> int:
 
     plan = write_fix.Plan.make(options["recipe_file"], options["output_dir"], options["write"])
 
+    _tell_of_unfinished(options)
+
     def run(tell: Callable[[str], None]) -> Diagnosis:
         call_options = check_options(options, tell)
         return api.fix(
@@ -162,13 +202,13 @@ def fix(**options: Any) -> int:
 
     diagnosis = plan.with_diff(_with_progress(run))
     if options["only_diff"]:
-        _print(diagnosis.recipe_diff, nl=False)
+        streams.write(diagnosis.recipe_diff, end="")
         return _exit_code(diagnosis, options["fail_on"])
     written = plan.write(diagnosis) if options["write"] else ()
     diagnosis = _with_next_command(diagnosis, options, plan if written else None)
     code = _report(diagnosis, options)
     for path in written:
-        click.echo(f"wrote {path}", err=True)
+        streams.tell(f"wrote {path}")
     return code
 
 
@@ -187,6 +227,8 @@ def fix(**options: Any) -> int:
 def verify(**options: Any) -> int:
     """Run the training contract: a short forward/backward with named checks."""
     from lora_doctor import api
+
+    _tell_of_unfinished(options)
 
     def run(tell: Callable[[str], None]) -> Diagnosis:
         call_options = check_options(options, tell)
@@ -265,12 +307,12 @@ def census(
         jobs=jobs,
         engine=engine,
         keep=Path(keep_models) if keep_models else None,
-        tell=lambda text: click.echo(text, err=True),
+        tell=streams.tell,
     )
     write_text(folder / "census.html", render(taken))
     for name, count in run.totals(taken).items():
-        _print(f"{count:>5}  {name}")
-    click.echo(f"wrote {folder / 'census.json'} and {folder / 'census.html'}", err=True)
+        streams.write(f"{count:>5}  {name}")
+    streams.tell(f"wrote {folder / 'census.json'} and {folder / 'census.html'}")
     return OK
 
 
@@ -289,7 +331,7 @@ def rules(rule_folders: tuple[str, ...]) -> int:
     from lora_doctor.engine.registry import find_rules
 
     for rule in find_rules(Path(folder) for folder in rule_folders):
-        _print(f"{rule.code}  {rule.depth:<6}  {rule.name:<40}  {rule.summary}")
+        streams.write(f"{rule.code}  {rule.depth:<6}  {rule.name:<40}  {rule.summary}")
     return OK
 
 
@@ -299,8 +341,9 @@ def explain(what: str) -> int:
     """Explain a rule, or find the rule for a pasted error message (- reads it from stdin)."""
     from lora_doctor.cli.explain import explain as explanation
 
-    text = sys.stdin.read() if what == "-" else what
-    _print(explanation(text, color=_colors(sys.stdout)))
+    text = streams.read_input() if what == "-" else what
+    color = _colors(streams.results())
+    streams.write(explanation(text, color=color), foreign=not color)
     return OK
 
 
@@ -317,8 +360,21 @@ def env(output_format: str, no_devices: bool) -> int:
     """Versions, devices and dtypes, ready to paste into a bug report."""
     from lora_doctor.cli.environment import describe
 
-    _print(describe(output_format, devices=not no_devices))
+    streams.write(describe(output_format, devices=not no_devices))
     return OK
+
+
+def _tell_of_unfinished(options: dict[str, Any]) -> None:
+    """A recipe that an apply was changing when it was killed may not be what the user takes it
+    for; ``fix --apply`` refuses it."""
+    from pathlib import Path
+
+    from lora_doctor.prescription.write_fix import Plan
+
+    if options["recipe_file"] and not options.get("write"):
+        left = Plan(Path(options["recipe_file"]), Path()).unfinished()
+        if left:
+            streams.tell(f"lora-doctor: note: {left}")
 
 
 # --- from results to output ----------------------------------------------------------------------
@@ -341,19 +397,20 @@ def _report(diagnosis: Diagnosis, options: dict[str, Any]) -> int:
     from lora_doctor.results.formats import render
 
     path = options["output_file"]
-    color = path is None and _colors(sys.stdout)
+    color = path is None and _colors(streams.results())
     text = render(
         diagnosis,
         options["output_format"],
         color=color,
         width=_width(),
         verbose=options["verbose"],
-        encoding="utf-8" if path else sys.stdout.encoding or "utf-8",
+        encoding="utf-8" if path else streams.results().encoding or "utf-8",
     )
+    end = "" if text.endswith("\n") else "\n"
     if path is None:
-        _print(text, nl=not text.endswith("\n"))
+        streams.write(text, end=end, foreign=not color)
     else:
-        write_text(path, text if text.endswith("\n") else text + "\n")
+        write_text(path, text + end)
     return _exit_code(diagnosis, options["fail_on"])
 
 
@@ -380,7 +437,7 @@ def _with_progress(run: Callable[[Callable[[str], None]], Diagnosis]) -> Diagnos
     from rich.markup import escape
 
     with Console(stderr=True).status("starting") as status:
-        return run(lambda text: status.update(escape(text)))
+        return run(lambda text: status.update(escape(visible(text))))
 
 
 def _colors(stream: Any) -> bool:

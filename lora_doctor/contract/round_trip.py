@@ -7,7 +7,6 @@ What else the files show (weights that did not come back, tied weights, another 
 from __future__ import annotations
 
 import copy
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from lora_doctor.contract.locator import tensors_in
 from lora_doctor.contract.measure import Difference, compare, outputs_of
 from lora_doctor.contract.recorder import Recorder, Stop
 from lora_doctor.results.round_trip import Saving
+from lora_doctor.sandbox.temporary import temporary_folder
 from lora_doctor.text import one_line, single_line
 
 #: Relative to the largest absolute logit. Measured on healthy round trips: fp32 1e-7, fp16 1e-3,
@@ -58,7 +58,7 @@ def check_reload(
     own = outputs_of(model, batch)
     try:
         with (
-            tempfile.TemporaryDirectory(prefix="lora-doctor-") as text,
+            temporary_folder() as text,
             warnings.catch_warnings(record=True) as caught,
         ):
             folder = Path(text)

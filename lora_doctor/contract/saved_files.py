@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from lora_doctor.model.modules import pattern_of
 from lora_doctor.nn.embeddings import input_embeddings
 from lora_doctor.nn.rebinding import deep_copy
 from lora_doctor.results.round_trip import AutoLoading, TiedPart, Vocabulary
+from lora_doctor.sandbox.temporary import temporary_folder
 from lora_doctor.text import clean_path, one_line
 
 DEFAULT_ADAPTER = "default"
@@ -230,7 +230,7 @@ def merged_through_files(merged: Any) -> tuple[Any, str]:
     first = next(merged.parameters())
     try:
         with (
-            tempfile.TemporaryDirectory(prefix="lora-doctor-") as folder,
+            temporary_folder() as folder,
             warnings.catch_warnings(),
         ):
             warnings.simplefilter("ignore")
@@ -267,7 +267,7 @@ def auto_loading(model: Any, fresh: Callable[[], Any], folder: Path) -> AutoLoad
     if not hasattr(base, "save_pretrained"):
         return None
     try:
-        with tempfile.TemporaryDirectory(prefix="lora-doctor-") as place, warnings.catch_warnings():
+        with temporary_folder() as place, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             base.save_pretrained(place, safe_serialization=True)
             _name_base(folder, place)

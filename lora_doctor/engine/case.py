@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_doctor.engine.child_failures import went_down
+from lora_doctor.engine.child_failures import read_answer, went_down
 from lora_doctor.engine.child_tasks import ChildTasks, cost
 from lora_doctor.engine.evidence_store import EvidenceStore, evidence, kinds
 from lora_doctor.engine.other_rules import OtherRules
@@ -206,7 +206,12 @@ class Case:
         self.store.gathered.append(cost("structure", origin, outcome))
         if outcome.failure:
             raise self._tasks.error("the meta device model", outcome)
-        return Structure.from_json(outcome.value)
+        return read_answer(
+            Structure,
+            outcome,
+            "the meta device model",
+            lambda found: Recipe.from_json(found.recipe),
+        )
 
     @evidence(of_recipe=True)
     def memory_plan(self) -> MemoryPlan:
@@ -226,7 +231,7 @@ class Case:
         self.store.gathered.append(cost("memory_plan", origin, outcome))
         if outcome.failure:
             raise self._tasks.error("the memory plan", outcome)
-        return MemoryPlan.from_json(outcome.value)
+        return read_answer(MemoryPlan, outcome, "the memory plan")
 
     @evidence(of_recipe=True)
     def tiny(self) -> Verification:
@@ -397,7 +402,7 @@ class Case:
         origin = "shrunken model, random weights" if depth == "tiny" else "the real weights"
         self.store.gathered.append(cost(depth, origin, outcome))
         if outcome.failure is None:
-            return Verification.from_json(outcome.value)
+            return read_answer(Verification, outcome, f"the {depth} model")
         if outcome.failure.kind in ("crash", "timeout", "memory"):
             # The run itself went down: that is an answer about the recipe, not a missing one.
             return went_down(outcome, depth)

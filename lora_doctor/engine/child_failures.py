@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 from lora_doctor.errors import Cause, EvidenceError, InputError
+from lora_doctor.results.from_json import from_json, mismatch
 from lora_doctor.results.verification import Check, Failure, Verification
 from lora_doctor.sandbox.outcome import Outcome
 from lora_doctor.sandbox.worker import Worker
+from lora_doctor.text import one_line
+
+T = TypeVar("T")
 
 
 def evidence_error(what: str, outcome: Outcome, worker: Worker) -> EvidenceError:
@@ -36,6 +43,27 @@ def evidence_error(what: str, outcome: Outcome, worker: Worker) -> EvidenceError
 def _name(error: type[BaseException]) -> str:
     """A class of ours as the child names it."""
     return f"{error.__module__}.{error.__qualname__}"
+
+
+def read_answer(
+    kind: type[T], outcome: Outcome, what: str, check: Callable[[T], object] = lambda found: None
+) -> T:
+    """The result of a task, out of its JSON; ``check`` raises where that is not enough.
+
+    Raises:
+        EvidenceError: it is none: model code in the same process can say anything.
+    """
+    try:
+        found = from_json(kind, outcome.value)
+        wrong = mismatch(found)
+        if wrong is not None:
+            raise TypeError(f"{kind.__name__}.{wrong} is of another kind")
+        check(found)
+        return found
+    except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
+        raise EvidenceError(
+            f"{what} could not be made: the child process answered nonsense: {one_line(error)}"
+        ) from error
 
 
 def went_down(outcome: Outcome, depth: str) -> Verification:

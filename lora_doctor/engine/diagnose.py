@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from lora_doctor.engine.ask import BrokenRuleError, ask
 from lora_doctor.engine.case import Case
 from lora_doctor.engine.other_rules import OtherRules
 from lora_doctor.engine.registry import RuleSelection
@@ -20,7 +21,6 @@ from lora_doctor.results.diagnosis import AppliedFix, Diagnosis, Skipped
 from lora_doctor.results.finding import SEVERITIES, Finding, first_fix
 from lora_doctor.results.note import Note
 from lora_doctor.results.verification import Verification
-from lora_doctor.text import single_line
 
 #: A fix may uncover the next finding; more rounds than this would be going in circles.
 MAX_ROUNDS = 5
@@ -100,15 +100,12 @@ class Answers:
             self._skip(rule, case.too_shallow(rule.depth))
             return
         try:
-            found = list(rule().check(case))
+            found = ask(rule, case)
         except EvidenceError as error:
             self._skip(rule, str(error))
-        except LoraDoctorError:
-            raise
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - one broken rule is not all
+        except BrokenRuleError as error:
             self.crashed.append(rule.code)
-            reason = f"the rule itself failed: {type(error).__name__}: {error}"
-            self._skip(rule, single_line(reason))
+            self._skip(rule, str(error))
         else:
             self.findings += found
             self.explained.update(name for finding in found for name in finding.explains)
@@ -136,9 +133,9 @@ def _notes(case: Case, before: Verification | None) -> tuple[Note, ...]:
 def _explained_by(rule: type[Rule], case: Case) -> set[str]:
     """Checks of the training contract that a rule which nobody asked for accounts for."""
     try:
-        return {name for finding in rule().check(case) for name in finding.explains}
-    except Exception:  # noqa: BLE001 - nobody asked for it: without evidence, or broken, it has no say
-        return set()
+        return {name for finding in ask(rule, case) for name in finding.explains}
+    except (LoraDoctorError, BrokenRuleError):
+        return set()  # nobody asked for it: without evidence, or broken, it has no say
 
 
 def diagnose_and_fix(

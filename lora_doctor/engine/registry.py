@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -73,6 +74,13 @@ def _check_rule(rule: type[Rule]) -> None:
             raise InputError(f"{where}: has no {key}; copy rules/ld201_no_target_matches.py")
     if rule.depth not in DEPTHS:
         raise InputError(f"{where}: depth {rule.depth!r} is none of {', '.join(DEPTHS)}")
+    try:
+        for symptom in rule.symptoms:
+            re.compile(symptom.pattern)
+    except (TypeError, AttributeError, re.error) as error:
+        raise InputError(
+            f"{where}: a symptom is no regular expression: {error}; see Symptom"
+        ) from error
 
 
 def _rule_files(folder: Path) -> list[Path]:
@@ -90,7 +98,9 @@ def _module_of(path: Path) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # a rule file of the user's may raise anything
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a rule file of the user's may raise anything
         raise InputError(
             f"--rules: {path} cannot be imported: {type(error).__name__}: {error}"
         ) from error

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +16,7 @@ from lora_doctor.errors import EvidenceError
 from lora_doctor.model import training_setup
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.note import Note
+from lora_doctor.sandbox.temporary import temporary_folder
 from lora_doctor.text import one_line
 
 
@@ -75,7 +75,7 @@ def reload(model: Any, recipe: Recipe, dtype: str, device: str, notes: list[Note
 @contextlib.contextmanager
 def saved(model: Any) -> Iterator[str]:
     """A folder with the model in it, for the time of the block."""
-    with tempfile.TemporaryDirectory(prefix="lora-doctor-") as folder:
+    with temporary_folder() as folder:
         # Saving writes class names and dtypes into the config; the caller's stays as it is.
         config = copy.deepcopy(model.config)
         model.save_pretrained(folder, safe_serialization=True)

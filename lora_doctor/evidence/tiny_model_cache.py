@@ -12,12 +12,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
-import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from lora_doctor.sandbox.temporary import TemporaryFolder
 
 if TYPE_CHECKING:
     from lora_doctor.recipe.edit import Patch
@@ -33,22 +32,21 @@ class TinyModelCache:
     of the process."""
 
     def __init__(self) -> None:
-        self._folder: Path | None = None
+        self._folder: TemporaryFolder | None = None
 
     def close(self) -> None:
         if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder.remove()
             self._folder = None
 
     def file(self, source: ModelSource, recipe: Recipe, patches: Sequence[Patch]) -> str:
         """Where the tiny model of this source, as this recipe loads it, is or will be."""
         if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="lora-doctor-"))
-            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+            self._folder = TemporaryFolder()
         values = [recipe.get(key) for key in _KEYS]
         key = [source.to_json(), values, [patch.to_json() for patch in patches]]
         digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
-        return str(self._folder / f"{digest[:16]}.pt")
+        return str(self._folder.path / f"{digest[:16]}.pt")
 
 
 def write(file: str, value: Any) -> None:

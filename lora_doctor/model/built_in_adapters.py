@@ -7,7 +7,6 @@ PEFT for an adapter of its own on top.
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,6 +17,7 @@ from lora_doctor.model.meta_copy import meta_copy
 from lora_doctor.model.modules import is_adapter_layer, pattern_of
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.structure import AdapterState, BuiltIn, Injection
+from lora_doctor.sandbox.temporary import temporary_folder
 
 
 def asks_for_adapter(recipe: Recipe) -> bool:
@@ -150,7 +150,7 @@ def what_loading_trains() -> tuple[bool, bool]:
         def _init_weights(self, module: Any) -> None:
             """Nothing to initialise: the weights are loaded."""
 
-    with tempfile.TemporaryDirectory(prefix="lora-doctor-") as folder:
+    with temporary_folder() as folder:
         with torch.device("cpu"):
             Probe(PretrainedConfig()).save_pretrained(folder, safe_serialization=True)
         loaded = Probe.from_pretrained(folder)

@@ -19,6 +19,7 @@ from lora_doctor.errors import InputError, PatchError
 from lora_doctor.recipe.files.prescription import Prescription, read_prescription
 from lora_doctor.recipe.keys import QUANTIZATION_KEYS, TRAINING_KEYS, WRAPPING_KEYS
 from lora_doctor.recipe.recipe import Recipe
+from lora_doctor.text import visible
 
 if TYPE_CHECKING:
     from lora_doctor.results.diagnosis import Diagnosis
@@ -56,7 +57,7 @@ def apply(prescription: str | Path | Prescription) -> Applied:
         PatchError: a patch does not fit the installed libraries; none is in force then.
     """
     if not isinstance(prescription, Prescription):
-        prescription = read_prescription(prescription)
+        prescription = checked_prescription(prescription)
     undo: Callable[[], None] = _nothing
     if prescription.patches:
         from lora_doctor.prescription.patches import install_all
@@ -68,8 +69,24 @@ def apply(prescription: str | Path | Prescription) -> Applied:
             hint = f" (the prescription was made for {tried})" if tried else ""
             raise PatchError(f"{error}{hint}; run `lora-doctor check` here") from error
         names = ", ".join(patch.name for patch in prescription.patches)
-        _log.info("prescription for %s: patches in force: %s", prescription.model, names)
+        model = visible(prescription.model)
+        _log.info("prescription for %s: patches in force: %s", model, names)
     return Applied(prescription, undo)
+
+
+def checked_prescription(path: str | Path) -> Prescription:
+    """The prescription in a file; its patches are there, nothing is put in force.
+
+    Raises:
+        InputError: it is no prescription, or names a patch or an argument of one that does not
+            exist.
+    """
+    from lora_doctor.prescription.patches import check_patch
+
+    prescription = read_prescription(path)
+    for number, patch in enumerate(prescription.patches):
+        check_patch(patch, f"{path}: patches[{number}]")
+    return prescription
 
 
 class Applied:

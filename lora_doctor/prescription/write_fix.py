@@ -1,37 +1,61 @@
 """What ``fix --apply`` writes: the fixed recipe, the prescription and the HTML report.
 
-Files are written whole or not at all, and whether they can be written is asked before the work.
+All of them or none, and whether they can be written is asked before the work. What somebody else
+wrote under these names is not replaced, what an earlier run wrote is kept as a backup, and a recipe
+that changed while the run was going on is left alone.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lora_doctor.errors import InputError
-from lora_doctor.files import check_writable, write_text
+from lora_doctor.files import Change, check_writable, destination, replace_files
+from lora_doctor.prescription.journal import journal, unfinished
 from lora_doctor.recipe.edit import Edit
 from lora_doctor.results.diagnosis import Diagnosis
 
 RECIPE_NAME = "lora-doctor.recipe.yaml"
 PRESCRIPTION_NAME = "lora-doctor.prescription.json"
 REPORT_NAME = "lora-doctor.html"
+_NAMES = (RECIPE_NAME, PRESCRIPTION_NAME, REPORT_NAME)
+
+#: What the files of an earlier run are known by.
+_RECIPE_COMMENT = "The recipe for {model}, fixed by lora-doctor."
+_RECIPE_BEGINS = b"# The recipe for "
+_REPORT_HAS = b'<meta name="generator" content="lora-doctor">'
+_HEAD_BYTES = 4096
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which files ``fix`` would write. ``recipe_file``: the user's own, edited in place."""
+    """Which files ``fix`` would write.
+
+    ``recipe_file``: the user's own, edited in place; ``held``: its bytes when the run began.
+    """
 
     recipe_file: Path | None
     folder: Path
+    held: bytes | None = None
 
     @classmethod
     def make(cls, recipe_file: str | None, folder: str, write: bool) -> Plan:
         """Raises InputError when something could not be written later."""
-        plan = cls(Path(recipe_file) if recipe_file else None, Path(folder))
+        from lora_doctor.recipe.files.bytes import read_bytes
+
+        file = Path(recipe_file) if recipe_file else None
+        plan = cls(file, Path(folder), read_bytes(file) if file else None)
         if write:
-            for path in (plan.recipe_path, plan.prescription_path, plan.report_path):
+            left = plan.unfinished()
+            if left:
+                raise InputError(left)
+            for path in plan.paths:
                 check_writable(path)
+            plan._refuse_foreign()
         return plan
 
     @property
@@ -46,31 +70,40 @@ class Plan:
     def report_path(self) -> Path:
         return self.folder / REPORT_NAME
 
+    @property
+    def paths(self) -> tuple[Path, Path, Path]:
+        return self.recipe_path, self.prescription_path, self.report_path
+
+    def unfinished(self) -> str:
+        """What an apply that was killed here has left, in one line; else empty."""
+        return unfinished(self.recipe_path, _NAMES)
+
     def with_diff(self, diagnosis: Diagnosis) -> Diagnosis:
         """The diagnosis with the change of the recipe as a unified diff."""
-        from lora_doctor.recipe.files.read_write import new_recipe_text, recipe_diff, write_edits
+        from lora_doctor.recipe.files.read_write import edited_text, new_recipe_text, recipe_diff
 
         if diagnosis.fixed_recipe is None:
             return diagnosis
-        if self.recipe_file:
+        if self.recipe_file and self.held is not None:
+            edits = self._edits_for_file(diagnosis)
             # Bytes, not universal newlines: a diff must show the file as it is.
-            old = self.recipe_file.read_bytes().decode("utf-8-sig")
-            new = write_edits(self.recipe_file, self._edits_for_file(diagnosis))
+            old = self.held.decode("utf-8-sig")
+            new = edited_text(self.recipe_file, self.held, edits).text
         else:
             old = new_recipe_text(diagnosis.recipe)
             new = new_recipe_text(diagnosis.fixed_recipe)
         return replace(diagnosis, recipe_diff=recipe_diff(self.recipe_path, old, new))
 
     def write(self, diagnosis: Diagnosis) -> tuple[Path, ...]:
-        """Write what there is to write; returns the paths, none when no fix was applied.
+        """Write what there is to write, all or nothing; returns the paths, those of backups too,
+        none when no fix was applied.
 
         Raises:
-            InputError: the recipe trained before and does not after the fixes, or a file cannot
-                be written.
+            InputError: the recipe trained before and does not after the fixes, it changed while
+                the run was going on, or a file cannot be written.
         """
         from lora_doctor.prescription.apply import make_prescription
-        from lora_doctor.recipe.files.prescription import write_prescription
-        from lora_doctor.recipe.files.read_write import apply_edits, new_recipe_text
+        from lora_doctor.recipe.files.prescription import prescription_text
         from lora_doctor.results.formats import render
 
         if not diagnosis.applied or diagnosis.fixed_recipe is None:
@@ -81,21 +114,116 @@ class Plan:
                 "the fixes are not written: the recipe trained before them and does not after; "
                 "please report it"
             )
-        written = [self.recipe_path]
-        if self.recipe_file:
-            backup = apply_edits(self.recipe_file, self._edits_for_file(diagnosis))
-            written += [backup] if backup else []
-        else:
-            comment = f"The recipe for {diagnosis.model}, fixed by lora-doctor."
-            write_text(self.recipe_path, new_recipe_text(diagnosis.fixed_recipe, comment))
-        write_prescription(self.prescription_path, make_prescription(diagnosis))
-        write_text(self.report_path, render(diagnosis, "html", color=False, width=100))
-        return (*written, self.prescription_path, self.report_path)
+        prescription = prescription_text(make_prescription(diagnosis))
+        report = render(diagnosis, "html", color=False, width=100)
+        # The recipe comes last: until it is replaced, nothing that trains has changed.
+        changes = [
+            Change(self.prescription_path, prescription.encode("utf-8")),
+            Change(self.report_path, report.encode("utf-8", "replace")),
+            Change(self.recipe_path, self._recipe_bytes(diagnosis)),
+        ]
+        self._refuse_foreign()
+        backups = replace_files(
+            [change for change in changes if not _holds(change)],
+            journal=lambda steps: journal(self.recipe_path, steps, _NAMES),
+            check=self._refuse_changed,
+        )
+        kept = (backups.get(path) for path in self.paths)
+        return (*self.paths, *(path for path in kept if path is not None))
+
+    def _recipe_bytes(self, diagnosis: Diagnosis) -> bytes:
+        from lora_doctor.recipe.files.read_write import edited_text, new_recipe_text
+
+        assert diagnosis.fixed_recipe is not None
+        if self.recipe_file and self.held is not None:
+            edited = edited_text(self.recipe_file, self.held, self._edits_for_file(diagnosis))
+            return edited.encode(edited.text)
+        comment = _RECIPE_COMMENT.format(model=diagnosis.model)
+        return new_recipe_text(diagnosis.fixed_recipe, comment).encode("utf-8")
 
     def _edits_for_file(self, diagnosis: Diagnosis) -> list[Edit]:
         """The edits that the user's file has a place for; the prescription carries all."""
         from lora_doctor.recipe.files.read_write import holds_edit
 
-        assert self.recipe_file is not None
+        assert self.recipe_file is not None and self.held is not None
         edits = [edit for item in diagnosis.applied for edit in item.fix.edits]
-        return [edit for edit in edits if holds_edit(self.recipe_file, edit)]
+        return [edit for edit in edits if holds_edit(self.recipe_file, self.held, edit)]
+
+    def _refuse_changed(self) -> None:
+        """Raises InputError when the user's file is no longer what the run has read."""
+        if self.recipe_file is None:
+            return
+        try:
+            same = self.recipe_file.read_bytes() == self.held
+        except OSError as error:
+            raise InputError(
+                f"{self.recipe_file}: cannot be read any more ({error.strerror}); nothing was "
+                "written, put it back and run fix again"
+            ) from None
+        if not same:
+            raise InputError(
+                f"{self.recipe_file}: was changed while lora-doctor ran; nothing was written, "
+                "run fix again"
+            )
+
+    def _refuse_foreign(self) -> None:
+        """Raises InputError when a name is taken by a file that no earlier run has written."""
+        self._refuse_changed()
+        own = [(self.prescription_path, _is_prescription), (self.report_path, _is_report)]
+        if self.recipe_file is None:
+            own.append((self.recipe_path, _is_recipe))
+        for path, is_ours in own:
+            with _named(path):
+                place = destination(path)
+                if not place.plain:
+                    continue
+                if path.is_symlink() and not place.target.exists():
+                    raise InputError(
+                        f"output {str(path)!r}: is a link to nothing; remove it or choose another "
+                        "--output-dir"
+                    )
+                if place.target.exists() and not is_ours(place.target):
+                    hint = f"give it with --recipe {path}, " if is_ours is _is_recipe else ""
+                    raise InputError(
+                        f"output {str(path)!r}: is there already and not by lora-doctor; {hint}"
+                        "move it or choose another --output-dir"
+                    )
+
+
+def _holds(change: Change) -> bool:
+    """Whether the file is already what it would become."""
+    with _named(change.path):
+        place = destination(change.path)
+        return place.plain and place.target.is_file() and (place.target.read_bytes() == change.data)
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """What the system says of this file, as an InputError."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"output {str(path)!r}: {error.strerror or error}") from error
+
+
+def _is_recipe(file: Path) -> bool:
+    with file.open("rb") as stream:
+        return stream.read(len(_RECIPE_BEGINS)) == _RECIPE_BEGINS
+
+
+def _is_report(file: Path) -> bool:
+    with file.open("rb") as stream:
+        return _REPORT_HAS in stream.read(_HEAD_BYTES)
+
+
+def _is_prescription(file: Path) -> bool:
+    """By its keys, so that one of another version is an earlier one too."""
+    from lora_doctor.recipe.files.bytes import MAX_BYTES
+
+    if file.stat().st_size > MAX_BYTES:
+        return False
+    try:
+        data = json.loads(file.read_bytes())
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(data, dict) and {"schema_version", "edits", "patches"} <= data.keys()

@@ -184,6 +184,16 @@ def known_keys() -> frozenset[str]:
     return frozenset({*BY_NAME, *BOOKKEEPING_KEYS, *installed})
 
 
+def is_known_key(key: str) -> bool:
+    """Whether a recipe may have this key. Without an installed PEFT its own fields are not known:
+    then any name of an argument will do."""
+    from lora_doctor.static.installed.environment import lora_config_fields
+
+    if key in known_keys():
+        return True
+    return lora_config_fields() is None and key.isidentifier() and not key.startswith("_")
+
+
 def check_value(key: str, value: Any, where: str) -> Any:
     """The value in its normal form.
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 T = TypeVar("T")
 
 #: How JSON spells the numbers that it has no word for.
-_NOT_FINITE = frozenset({"NaN", "Infinity", "-Infinity"})
+_NOT_FINITE = frozenset({"NaN", "Infinity", "-Infinity", "nan", "inf", "-inf"})
 
 
 def from_json(cls: type[T], data: Mapping[str, Any]) -> T:
@@ -21,8 +21,11 @@ def from_json(cls: type[T], data: Mapping[str, Any]) -> T:
     Keys that are no field are passed over; what is left out has its default.
 
     Raises:
-        TypeError: a field without a default is missing.
+        TypeError: the data are no mapping, or a field without a default is missing. Whether the
+            values are of their fields' kinds is what :func:`mismatch` tells.
     """
+    if not isinstance(data, Mapping):
+        raise TypeError(f"{cls.__name__}: is a {type(data).__name__}, not a mapping")
     kinds = _kinds(cls)  # type: ignore[arg-type] # mypy takes a class for unhashable
     return cls(**{name: _value(kinds[name], item) for name, item in data.items() if name in kinds})
 

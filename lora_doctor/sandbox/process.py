@@ -11,11 +11,15 @@ import queue
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
 from typing import IO, Any
+
+from lora_doctor.errors import InputError
+from lora_doctor.sandbox import memory
+from lora_doctor.sandbox.messages import checked
+from lora_doctor.sandbox.temporary import TemporaryFolder
 
 LOG_TAIL_BYTES = 16 * 1024  # what a failure carries of the child's stdout and stderr
 LOG_FILE_BYTES = 4 * 1024 * 1024  # beyond this the log file is cut down to its tail
@@ -33,7 +37,11 @@ _BOOT = (
 
 
 class ChildProcess:
-    """A process that runs `child.main` with this setup, started at once and never waited for."""
+    """A process that runs `child.main` with this setup, started at once and never waited for.
+
+    What it puts into temporary files lies in a folder of its own, which goes with it, however it
+    ends. Raises InputError when there is no place for that, or no process can be started.
+    """
 
     def __init__(self, setup: dict[str, Any], env: dict[str, str], *, fork: bool) -> None:
         root = str(Path(__file__).absolute().parents[2])
@@ -48,7 +56,23 @@ class ChildProcess:
         self.ready = False
         self.importing = ""
         self.import_seconds = 0.0
-        self.log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in kill()
+        self.folder = TemporaryFolder()
+        try:
+            self._start(root, setup, env)
+        except OSError as error:
+            self.folder.remove()
+            raise InputError(
+                f"a child process cannot be started: {error.strerror or error}; model code runs in "
+                "one, --depth static needs none"
+            ) from error
+
+    def _start(self, root: str, setup: dict[str, Any], env: dict[str, str]) -> None:
+        self.log: IO[bytes] = open(  # noqa: SIM115 - closed in kill()
+            self.folder.path / "log", "w+b", buffering=0
+        )
+        place = self.folder.path / "files"
+        place.mkdir()
+        env = {**env, **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(place))}
         if os.name == "posix":
             import fcntl
 
@@ -78,11 +102,11 @@ class ChildProcess:
             *lines, rest = chunk.split(b"\n")
             for line in lines:
                 try:
-                    message = json.loads(b"".join([*parts, line]))
-                except ValueError:  # the half line of a killed task, or a stray print at start-up
-                    message = None
+                    message = checked(json.loads(b"".join([*parts, line])))
+                except (ValueError, RecursionError):
+                    message = None  # the half line of a killed task, or a stray print at start-up
                 parts = []
-                if isinstance(message, dict):
+                if message is not None:
                     messages.put(message)
             parts.append(rest)
         stream.close()
@@ -159,6 +183,16 @@ class ChildProcess:
                 _kill_tree(task)
             self.process.wait()
         self.log.close()
+        self.folder.remove()
+
+    def resident(self, task: int | None, limit: int | None) -> int:
+        """Resident memory in bytes of the task (its process id), and of all that it started."""
+        if task is None:
+            return 0
+        if not self.fork:
+            return memory.resident(task, limit)
+        # The worker is the parent of its task, and of what the task has abandoned.
+        return memory.resident(self.process.pid, limit, itself=False)
 
 
 def _kill_tree(pid: int) -> None:
@@ -170,21 +204,3 @@ def _kill_tree(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):  # PermissionError: only zombies left (macOS)
         return
-
-
-def resident(pid: int) -> int:
-    """Resident memory of a process in bytes; 0 when it is gone."""
-    if sys.platform == "linux":
-        try:
-            with open(f"/proc/{pid}/statm", "rb") as file:
-                return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        except (OSError, IndexError):
-            return 0
-    try:
-        import psutil
-    except ImportError:  # then the memory limit is not watched; accelerate and peft require psutil
-        return 0
-    try:
-        return int(psutil.Process(pid).memory_info().rss)
-    except psutil.Error:
-        return 0

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from lora_doctor.sandbox.outcome import Failure, Outcome, end_of, stack_of
-from lora_doctor.sandbox.process import GRACE_SECONDS, ChildProcess, resident
+from lora_doctor.sandbox.process import GRACE_SECONDS, ChildProcess
 from lora_doctor.text import size_in_words
 
 POLL_SECONDS = 0.05  # how often resident memory and the clock are looked at
@@ -77,7 +77,7 @@ class Task:
 
     def _watch(self, now: float) -> None:
         """Look at memory and clock; stop what is over a limit, or does not end when it should."""
-        rss = resident(self.pid) if self.pid is not None else 0
+        rss = self.child.resident(self.pid, self.memory_limit)
         self.peak_rss = max(self.peak_rss, rss)
         if self._over is None:
             self._stopped = self._limit_reached(rss, now - self._began)

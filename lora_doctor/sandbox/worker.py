@@ -108,6 +108,7 @@ class Worker:
         self._task: Task | None = None  # the one that runs
         self._count = 0
         self._lock = threading.Lock()
+        self._stopped = False
         self.import_errors: dict[str, str] = {}
         self.processor_seconds = 0.0
 
@@ -121,8 +122,13 @@ class Worker:
         """Begin the imports in the background, so that the caller can do other work meanwhile."""
         if self._child is not None and self._child.ready and not self._child.running():
             self.close()  # killed from outside between two tasks
-        if self._child is None:
+        if self._child is None and not self._stopped:
             self._child = ChildProcess(self._setup, self._env, fork=self._fork)
+
+    def stop(self) -> None:
+        """Close it for good, from any thread: the task that is running fails, and every other."""
+        self._stopped = True
+        self.close()
 
     def close(self) -> None:
         """Kill the child and all that it started. The worker can be started again."""
@@ -144,8 +150,8 @@ class Worker:
         """Call `module:function(**kwargs)` in the child and wait for its JSON result.
 
         time_limit: seconds, counted from the end of the imports.
-        memory_limit: bytes of resident memory of the task's process (children of the task are not
-            counted), looked at every 50 ms; what the imports occupy counts (about 0.5 GiB).
+        memory_limit: bytes of resident memory of the task's process and all that it started,
+            looked at every 50 ms; what the imports occupy counts (about 0.5 GiB).
         progress: called with each line that the task gives to `report_progress`.
         import_cwd: the working directory is importable, ahead of everything else, as it is for
             `python script.py` there; for a model source `module:factory`, and only then: any other
@@ -165,13 +171,16 @@ class Worker:
             try:
                 self.start()
                 child = self._child
-                assert child is not None
+                if child is None:
+                    return _stopped(target)
                 outcome = self._await_imports(child) or self._run(child, request, progress)
                 if not (self._fork and child.ready and child.running()):
                     self.close()
                 self._task = None
-            except BaseException:
+            except BaseException as error:
                 self.close()
+                if self._stopped and isinstance(error, (OSError, ValueError)):
+                    return _stopped(target)  # its log was closed while it was being read
                 raise
             return outcome
 
@@ -210,6 +219,10 @@ class Worker:
         if task.unresponsive:
             self.close()
         return outcome
+
+
+def _stopped(target: str) -> Outcome:
+    return Outcome(failure=Failure("crash", "", f"{target}: the run was stopped"))
 
 
 def _environment(*, offline: bool, cuda: bool, threads: int | None) -> dict[str, str]:

@@ -16,6 +16,7 @@ fail; the first time that it does, it says so in the log of ``lora_doctor``. Met
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -61,6 +62,17 @@ def load_patch(name: str) -> ModuleType:
     if name not in names:
         raise InputError(f"patch {name!r}: no such patch; there are {', '.join(names)}")
     return importlib.import_module(f"{__name__}.{name}")
+
+
+def check_patch(patch: Patch, where: str) -> None:
+    """Raises InputError when there is no such patch, or it takes no such parameters."""
+    try:
+        module = load_patch(patch.name)
+        inspect.signature(module.install).bind(**patch.parameters)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+    except TypeError as error:
+        raise InputError(f"{where}: patch {patch.name!r}: {error}") from None
 
 
 def install(patch: Patch) -> Undo:

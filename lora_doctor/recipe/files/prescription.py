@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_doctor.errors import InputError
 from lora_doctor.recipe.edit import REMOVE, Edit, Patch
-from lora_doctor.recipe.keys import check_value
+from lora_doctor.recipe.keys import check_value, is_known_key
 from lora_doctor.recipe.recipe import make_recipe
 
 if TYPE_CHECKING:
@@ -57,18 +57,29 @@ def write_prescription(path: str | Path, prescription: Prescription) -> None:
     """
     from lora_doctor.files import write_text
 
+    write_text(path, prescription_text(prescription, f"prescription {str(path)!r}"))
+
+
+def prescription_text(prescription: Prescription, where: str = "prescription") -> str:
+    """The content of the file. Raises InputError for a value that JSON does not have."""
     try:
-        text = json.dumps(prescription.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
+        data = prescription.to_json()
+        text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
+        if text != text.encode("utf-8", "replace").decode("utf-8"):
+            # A file name that is no text (half a surrogate pair) has to be escaped.
+            text = json.dumps(data, indent=2, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise InputError(f"prescription {str(path)!r}: cannot be written: {error}") from None
-    write_text(path, text + "\n")
+        raise InputError(f"{where}: cannot be written: {error}") from None
+    return text + "\n"
 
 
 def read_prescription(path: str | Path) -> Prescription:
-    """The prescription in a file, every part checked.
+    """The prescription in a file, every part checked but for which patches there are
+    (``prescription.apply.checked_prescription``).
 
     Raises:
-        InputError: unreadable, not a prescription, or of a schema that this version does not know.
+        InputError: unreadable, not a prescription, of a schema that this version does not know, or
+            it edits what is no key of a recipe.
     """
     from lora_doctor.recipe.files import json_syntax
     from lora_doctor.recipe.files.bytes import read_text
@@ -128,6 +139,8 @@ def _mapping(data: Any, where: str) -> Mapping[str, Any]:
 def _edit(data: Any, where: str) -> Edit:
     data = _mapping(data, where)
     key = _take(data, "key", str, where)
+    if not is_known_key(key):
+        raise InputError(f"{where}: {key!r:.60} is no key of a recipe; remove this edit")
     if data.get("remove") is True and "value" not in data:
         _refuse_others(data, {"key", "remove"}, where)
         return Edit(key, REMOVE)

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from lora_doctor.errors import InputError
+from lora_doctor.files import replace_file
 from lora_doctor.recipe.edit import REMOVE, Edit
 from lora_doctor.recipe.files import json_syntax, yaml_splice, yaml_syntax
-from lora_doctor.recipe.files.bytes import FileText, read_text, replace_file
+from lora_doctor.recipe.files.bytes import FileText, decode, read_text
 from lora_doctor.recipe.files.format import RecipeFormat, format_of, read_values
 from lora_doctor.recipe.files.plain import plain
 from lora_doctor.recipe.files.spelling import Spelling
@@ -26,6 +27,7 @@ from lora_doctor.recipe.recipe import Recipe, make_recipe
 __all__ = [
     "apply_edits",
     "as_recipe",
+    "edited_text",
     "holds_edit",
     "new_recipe_text",
     "read_recipe",
@@ -44,13 +46,14 @@ def read_recipe(path: str | Path) -> Recipe:
     return _open(Path(path)).read()
 
 
-def holds_edit(path: str | Path, edit: Edit) -> bool:
+def holds_edit(path: Path, data: bytes, edit: Edit) -> bool:
     """Whether the format of this file has a place for the key, and a spelling for the value.
+    ``data``: the content of the file when it was read.
 
     An ``adapter_config.json`` has none for loading and training keys (``dtype``,
     ``load_in_4bit``): those edits go into the prescription only.
     """
-    document = _open(Path(path))
+    document = _parse(path, decode(path, data))
     spelling = document.spelling(edit.key, document.values)
     if spelling is None or edit.value is REMOVE:
         return spelling is not None
@@ -59,6 +62,12 @@ def holds_edit(path: str | Path, edit: Edit) -> bool:
     except ValueError:
         return False
     return True
+
+
+def edited_text(path: Path, data: bytes, edits: Iterable[Edit]) -> FileText:
+    """The file after the edits, out of the content that it had when it was read; nothing is read
+    or written. Raises as :func:`write_edits`."""
+    return _edited(_parse(path, decode(path, data)), list(edits))
 
 
 def write_edits(path: str | Path, edits: Iterable[Edit]) -> str:

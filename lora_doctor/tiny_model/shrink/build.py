@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from lora_doctor.sandbox.temporary import temporary_folder
 from lora_doctor.text import error_summary
 
 
@@ -30,7 +30,7 @@ def read_back(config: Any) -> tuple[Any, Exception | None]:
         return config, None
     twin = copy.deepcopy(config)  # saving writes class names into it
     try:
-        with tempfile.TemporaryDirectory(prefix="lora-doctor-") as folder:
+        with temporary_folder() as folder:
             twin.save_pretrained(folder)
             loaded = type(config).from_pretrained(folder)
     except Exception as error:  # noqa: BLE001 - an objection like one of construction

@@ -1,0 +1,102 @@
+"""How much memory a process and all that it started hold."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def resident(pid: int, limit: int | None = None, *, itself: bool = True) -> int:
+    """Resident memory of a process and its descendants in bytes; 0 when it is gone.
+
+    Forks share most of their pages. The sum in which shared pages count once is exact and slow, so
+    it is made only where the plain sum is over ``limit`` and there is more than one process.
+
+    Args:
+        itself: whether the process counts, too, beside its descendants.
+    """
+    if sys.platform != "linux":
+        return _by_psutil(pid, itself)
+    tree = list(_tree(pid))
+    counted = tree if itself else tree[1:]
+    total = sum(_field(one) for one in counted)
+    if limit is None or total <= limit or len(counted) < 2:
+        return total
+    return max(sum(_proportional(one) for one in counted), max(map(_field, counted)))
+
+
+def _tree(pid: int) -> Iterator[int]:
+    """The process and its descendants, as the kernel lists them; each once."""
+    waiting, seen = [pid], {pid}
+    while waiting:
+        one = waiting.pop()
+        yield one
+        for child in _children(one):
+            if child not in seen:
+                seen.add(child)
+                waiting.append(child)
+
+
+def _children(pid: int) -> list[int]:
+    found: list[int] = []
+    try:
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/children", "rb") as file:
+                found += map(int, file.read().split())
+    except FileNotFoundError:
+        if not Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").exists():
+            return _children_by_psutil(pid)  # a kernel without the list
+    except OSError:  # it ended meanwhile
+        return found
+    return found
+
+
+def _field(pid: int) -> int:
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError):
+        return 0
+
+
+def _proportional(pid: int) -> int:
+    """Resident memory in which a page that n processes share counts 1/n."""
+    try:
+        with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith(b"Pss:"))
+    except FileNotFoundError:
+        return 0 if not Path(f"/proc/{pid}").exists() else _field(pid)  # before Linux 4.14
+    except (OSError, StopIteration):
+        return 0  # it ended meanwhile
+
+
+def _children_by_psutil(pid: int) -> list[int]:
+    try:
+        import psutil
+    except ImportError:
+        return []
+    try:
+        return [child.pid for child in psutil.Process(pid).children()]
+    except psutil.Error:
+        return []
+
+
+def _by_psutil(pid: int, itself: bool) -> int:
+    try:
+        import psutil
+    except ImportError:  # then the memory limit is not watched; accelerate and peft require psutil
+        return 0
+    try:
+        process = psutil.Process(pid)
+        tree = [process] * itself + process.children(recursive=True)
+    except psutil.Error:
+        return 0
+    total = 0
+    for one in tree:
+        try:
+            total += int(one.memory_info().rss)
+        except psutil.Error:
+            continue  # it ended meanwhile
+    return total
