@@ -14,14 +14,17 @@ from lora_doctor.memory_plan.attention import fused_attention
 from lora_doctor.memory_plan.data_dependent_ops import KnownValues, UnknownValue, running_on_meta
 from lora_doctor.results.note import Note
 from lora_doctor.text import one_line
+from lora_doctor.tiny_model.batch.arguments import make_arguments
 from lora_doctor.tiny_model.batch.draft import Draft
-from lora_doctor.tiny_model.batch.features import count_features
-from lora_doctor.tiny_model.batch.forward_errors import answer
+from lora_doctor.tiny_model.batch.errors.forward_errors import correct
+from lora_doctor.tiny_model.batch.features import count_placeholders
+from lora_doctor.tiny_model.batch.first_guess import first_draft
 from lora_doctor.tiny_model.batch.labels import candidates
-from lora_doctor.tiny_model.batch.loss import _loss_of, batch_loss
-from lora_doctor.tiny_model.batch.make_batch import _forward, forward_parameters, modality_choices
+from lora_doctor.tiny_model.batch.loss import batch_loss, output_loss
 from lora_doctor.tiny_model.batch.result import Batch, BatchError
+from lora_doctor.tiny_model.batch.run_forward import run_forward
 from lora_doctor.tiny_model.batch.settings import Settings
+from lora_doctor.tiny_model.batch.signature import forward_parameters, modality_choices
 
 #: Patches along one side of a picture whose size is free: 448 pixels where a patch has 14.
 GRID_SIDE = 32
@@ -72,14 +75,10 @@ def planned_batch(model: Any, size: int, length: int, dtype: str) -> PlannedBatc
     choices = modality_choices(parameters, "auto", model)
     with fused_attention(), running_on_meta(KnownValues()):
         for modalities in choices:
-            draft = _Draft(
-                model, parameters, Settings(getattr(model, "config", None)), size, length, 0,
-                modalities,
-            )  # fmt: skip
-            draft.prepare()
-            draft.cast_to = dtype
+            draft = first_draft(model, parameters, modalities, batch_size=size, seq_len=length)
+            _full_size(draft)
             try:
-                batch = _settle(draft, min(length, places(model, draft.settings) or length))
+                batch = _settle(draft, min(length, places(model, draft.settings) or length), dtype)
             except (BatchError, UnknownValue) as error:
                 reason = str(error) if modalities is choices[0] else reason
                 continue
@@ -100,79 +99,72 @@ def places(model: Any, settings: Settings) -> int:
     return listed if listed and any(0 <= count - listed <= 4 for count in rows) else 0
 
 
-class _Draft(Draft):
-    """The sizes of the model itself, where a tiny one would do with less."""
-
-    cast_to = "float32"
-
-    def prepare(self) -> None:
-        super().prepare()
-        own = self.settings.number(
-            "image_size", "img_size", "input_size", within=r"vision|image|visual|backbone|^$"
-        )
-        if 0 < own <= LARGEST_PICTURE:
-            self.image_size = own
-
-    def make(self) -> dict[str, Any]:
-        import torch
-
-        wanted = getattr(torch, self.cast_to)
-        return {
-            name: value.to(wanted)
-            if hasattr(value, "dtype") and value.is_floating_point()
-            else value
-            for name, value in super().make().items()
-        }
-
-    def grid(self) -> tuple[int, int, int]:
-        frames, side, _ = super().grid()
-        merge = self.settings.number("spatial_merge_size", "merge_size", default=1)
-        side = max(side, GRID_SIDE // merge * merge)
-        return frames, side, side
+def _full_size(draft: Draft) -> None:
+    """Images of the model's own size, where a tiny model would do with less."""
+    own = draft.settings.number(
+        "image_size", "img_size", "input_size", within=r"vision|image|visual|backbone|^$"
+    )
+    if 0 < own <= LARGEST_PICTURE:
+        draft.image.size = own
+    merge = draft.settings.number("spatial_merge_size", "merge_size", default=1)
+    draft.image.least_grid_side = GRID_SIDE // merge * merge
 
 
-def _settle(draft: _Draft, length: int) -> PlannedBatch:
+def _cast(inputs: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """``inputs`` with floating tensors in ``dtype``."""
+    import torch
+
+    return {
+        name: value.to(getattr(torch, dtype))
+        if hasattr(value, "dtype") and value.is_floating_point()
+        else value
+        for name, value in inputs.items()
+    }
+
+
+def _settle(draft: Draft, length: int, dtype: str) -> PlannedBatch:
+    """A batch of ``length`` tokens that the model accepts in ``dtype``."""
     import torch
 
     draft.model.float()
     draft.seq_len = length
-    count_features(draft)
-    draft.model.to(getattr(torch, draft.cast_to))
-    inputs, outputs = _accepted(draft)
+    count_placeholders(draft)
+    draft.model.to(getattr(torch, dtype))
+    inputs, outputs = _accepted(draft, dtype)
     ids = inputs.get("input_ids")
     if ids is not None and ids.shape[1] != length:
         draft.seq_len = max(LEAST_TEXT, draft.seq_len + length - int(ids.shape[1]))
-        inputs, outputs = _accepted(draft)
+        inputs, outputs = _accepted(draft, dtype)
         ids = inputs.get("input_ids")
     tokens = 0 if ids is None else int(ids.shape[1])
     for kind, more in candidates(draft, inputs, outputs):
         for stretched in _stretched(more, inputs, length):
             full = {k: v for k, v in {**inputs, **stretched}.items() if v is not None}
             try:
-                loss = _loss_of(_forward(draft.model, draft.own(full)))
+                loss = output_loss(run_forward(draft.model, draft.with_own_names(full)))
             except Exception as error:  # noqa: BLE001 - not the kind of label for this head
-                said = one_line(error)
-                draft.notes.append(Note("objection", said, said))
+                message = one_line(error)
+                draft.notes.append(Note("objection", message, message))
                 continue
             if loss is not None:
-                return PlannedBatch(draft.own(full), tokens, kind)
-    return PlannedBatch(draft.own(inputs), tokens, "surrogate")
+                return PlannedBatch(draft.with_own_names(full), tokens, kind)
+    return PlannedBatch(draft.with_own_names(inputs), tokens, "surrogate")
 
 
-def _accepted(draft: _Draft) -> tuple[dict[str, Any], Any]:
+def _accepted(draft: Draft, dtype: str) -> tuple[dict[str, Any], Any]:
     """Inputs that the forward takes, and what it answers."""
     last = ""
     for _ in range(ATTEMPTS):
-        inputs = draft.make()
+        inputs = _cast(make_arguments(draft), dtype)
         if not inputs:
             raise BatchError(f"{type(draft.model).__name__}.forward: no argument could be made")
         try:
-            return inputs, _forward(draft.model, draft.own(inputs))
+            return inputs, run_forward(draft.model, draft.with_own_names(inputs))
         except UnknownValue:
             raise
         except Exception as error:  # noqa: BLE001 - the objection is what we work with
             last = one_line(error)
-            if not answer(draft, inputs, error):
+            if not correct(draft, inputs, error):
                 break
     raise BatchError(last)
 

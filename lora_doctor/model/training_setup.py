@@ -15,6 +15,7 @@ from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.note import Note
 from lora_doctor.results.structure import ErrorReport
 from lora_doctor.text import one_line
+from lora_doctor.tiny_model.modalities import carried
 
 HALF = ("float16", "bfloat16")
 #: Models of up to this many bytes are copied whole to be merged; larger ones layer by layer.
@@ -133,7 +134,7 @@ def _untried_batch(model: Any) -> Any:
 
 def missing_inputs(model: Any, batches: Sequence[Any]) -> tuple[str, ...]:
     """Kinds of input that the model takes and that no batch has."""
-    from lora_doctor.tiny_model.batch.make_batch import forward_parameters, modality_choices
+    from lora_doctor.tiny_model.batch.signature import forward_parameters, modality_choices
 
     choices = modality_choices(forward_parameters(model), "auto", model)
     had = {kind for batch in batches for kind in batch.modality}
@@ -141,14 +142,10 @@ def missing_inputs(model: Any, batches: Sequence[Any]) -> tuple[str, ...]:
 
 
 def _given_batch(inputs: Mapping[str, Any], batch_class: Any) -> Any:
-    groups = {
-        "text": ("input_ids", "decoder_input_ids", "inputs_embeds"),
-        "image": ("pixel_values", "flattened_patches", "images"),
-        "audio": ("input_features", "input_values"),
-    }
-    kinds = [kind for kind, names in groups.items() if any(name in inputs for name in names)]
     labels = [name for name in inputs if "label" in name or name == "start_positions"]
-    return batch_class(dict(inputs), kinds, labels[0] if labels else "the model's own", [])
+    return batch_class(
+        dict(inputs), carried(inputs), labels[0] if labels else "the model's own", []
+    )
 
 
 def cast(batch: Any, dtype: str) -> Any:

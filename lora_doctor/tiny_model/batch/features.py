@@ -1,113 +1,102 @@
-"""How many tokens an image or a sound takes, and how wide: by asking the towers of the model."""
+"""How many tokens an image, a video or audio takes, and how wide they are: by running the towers of
+the model."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 from lora_doctor.results.note import Note
 from lora_doctor.tiny_model.batch.draft import Draft
-from lora_doctor.tiny_model.batch.makers import MAKERS
-from lora_doctor.tiny_model.batch.modality_errors import pictures, sound
+from lora_doctor.tiny_model.batch.errors.modality_errors import audio_shape, image_patches
+from lora_doctor.tiny_model.batch.errors.raised import Raised
+from lora_doctor.tiny_model.batch.first_guess import first_draft
+from lora_doctor.tiny_model.batch.image_geometry import images_per_sample, patch_size
 from lora_doctor.tiny_model.batch.names import common_names, renamed
-from lora_doctor.tiny_model.batch.settings import Settings
-from lora_doctor.tiny_model.batch.unknown import can_guess, guess
+from lora_doctor.tiny_model.batch.values.makers import MAKERS
+from lora_doctor.tiny_model.batch.values.token_ids import placeholder_id
+from lora_doctor.tiny_model.batch.values.unknown import can_guess, guess
+from lora_doctor.tiny_model.modalities import BY_NAME, MODALITIES, Modality
+
+_ATTEMPTS = 4  # to call a tower, each corrected by the error of the one before
 
 
-def count_features(draft: Draft, again: bool = False) -> None:
-    """Set how many placeholders an image or a sound needs, by asking the tower of the model.
+def count_placeholders(draft: Draft, again: bool = False) -> None:
+    """Set how many placeholders each modality needs, by running its tower.
 
-    Towers that cannot be asked leave a guess from the config, which the forward then corrects.
-    `again`: in another layout; what is known stays where the tower does not answer.
+    Towers that cannot be run leave a guess from the config, which the forward then corrects.
+    `again`: in another layout; what is known stays where the tower does not run.
     """
-    for kind, names in _TOWER_INPUTS.items():
-        if kind not in draft.modalities or draft.marker(kind) is None:
+    for modality in MODALITIES:
+        name = modality.name
+        if not modality.tower_arguments or name not in draft.modalities:
             continue
-        if "input_ids" not in draft.parameters or (kind in draft.features and not again):
+        if placeholder_id(draft, name) is None or "input_ids" not in draft.parameters:
             continue
-        rows = _rows(_tower(draft, kind, names)) // draft.batch_size
+        if name in draft.placeholders and not again:
+            continue
+        rows = _vectors(_tower_output(draft, modality)) // draft.batch_size
         if rows or not again:
-            draft.features[kind] = rows or _guess(draft, kind)
+            draft.placeholders[name] = rows or _by_config(draft, name)
 
 
-def feature_width(model: Any, kind: str) -> int:
-    """Features of one token that the tower of `model` gives out; 0 if it cannot tell."""
-    import inspect
-
-    settings = Settings(getattr(model, "config", None))
+def feature_width(model: Any, modality: str) -> int:
+    """Width of the features that the tower of `model` puts out; 0 where it cannot be run."""
     parameters = dict(inspect.signature(model.forward).parameters)
-    draft = Draft(model, parameters, settings, 2, 16, 0, {"text", kind})
-    draft.prepare()
-    return _width(_tower(draft, kind, _TOWER_INPUTS[kind]))
+    draft = first_draft(model, parameters, {"text", modality})
+    return _width(_tower_output(draft, BY_NAME[modality]))
 
 
-_ANSWERS = 4  # to objections of a tower that is asked
-_TOWER_INPUTS = {
-    "image": (
-        "pixel_values",
-        "image_grid_thw",
-        "image_grid_hw",
-        "image_grid_hws",
-        "target_sizes",
-        "image_merge_sizes",
-        "grid_hw",
-        "grid_hws",
-        "image_sizes",
-        "pixel_attention_mask",
-        "spatial_shapes",
-        "pixel_position_ids",
-        "image_position_ids",
-    ),
-    "audio": (
-        "input_features",
-        "feature_attention_mask",
-        "input_features_mask",
-        "input_values",
-        "attention_mask",
-    ),
-    "video": ("pixel_values_videos", "video_grid_thw"),
-}
-
-
-def _tower(draft: Draft, kind: str, names: tuple[str, ...]) -> Any:
-    import inspect
-
+def _tower_output(draft: Draft, modality: Modality) -> Any:
+    """What `get_image_features` and its like return; None where there is none or it raises."""
     import torch
 
-    told = "video" if kind == "image" and draft.settings.placeholder(kind) is None else kind
-    methods = [
-        getattr(owner, f"get_{told}_features")
-        for owner in (draft.model, getattr(draft.model, "model", None))
-        if hasattr(owner, f"get_{told}_features")
-    ]
-    if not methods:
+    found = _tower_method(draft, modality)
+    if found is None:
         return None
-    # the outer one may only hand on what it gets: `(*args, **kwargs)`
-    signatures = [
-        renamed(found, common_names(found))
-        for found in (inspect.signature(method).parameters for method in methods)
-    ]
-    telling = [i for i, takes in enumerate(signatures) if not takes.keys().isdisjoint(names)]
-    chosen = telling[0] if telling else 0
-    method, takes = methods[chosen], signatures[chosen]
-    for _ in range(_ANSWERS):
-        arguments = _arguments(draft, names, takes)
+    method, parameters = found
+    for _ in range(_ATTEMPTS):
+        arguments = _arguments(draft, modality.tower_arguments, parameters)
+        own = {k: v for k, v in draft.with_own_names(arguments).items() if v is not None}
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                return method(**{k: v for k, v in draft.own(arguments).items() if v is not None})
-        except Exception as error:  # noqa: BLE001 - what is not understood is heard in forward too
-            text = " ".join(str(error).split())
-            said = f"{type(error).__name__}: {text[:120]}"
-        answered = pictures(draft, arguments, text) or sound(draft, arguments, text)
-        told = f"get_{kind}_features: {answered or said}"
-        draft.notes.append(Note("step", told) if answered else Note("objection", told, said))
-        if not answered:
+                return method(**own)
+        except Exception as error:  # noqa: BLE001 - forward raises again what is not corrected here
+            raised = Raised.by(error)
+        change = image_patches(draft, arguments, raised) or audio_shape(draft, arguments, raised)
+        text = f"get_{modality.name}_features: {change or raised.summary}"
+        draft.notes.append(
+            Note("step", text) if change else Note("objection", text, raised.summary)
+        )
+        if not change:
             break
     return None
 
 
+def _tower_method(draft: Draft, modality: Modality) -> tuple[Any, dict[str, Any]] | None:
+    """The method that runs the tower of a modality, and its parameters by their common names."""
+    name = modality.name
+    if name == "image" and draft.settings.placeholder(name) is None:
+        name = "video"
+    methods = [
+        getattr(owner, f"get_{name}_features")
+        for owner in (draft.model, getattr(draft.model, "model", None))
+        if hasattr(owner, f"get_{name}_features")
+    ]
+    found = [(method, _parameters(method)) for method in methods]
+    # the outer one may only pass on what it gets: `(*args, **kwargs)`
+    naming = [pair for pair in found if not pair[1].keys().isdisjoint(modality.tower_arguments)]
+    return next(iter([*naming, *found]), None)
+
+
+def _parameters(method: Any) -> dict[str, Any]:
+    parameters = inspect.signature(method).parameters
+    return renamed(parameters, common_names(parameters))
+
+
 def _arguments(draft: Draft, names: tuple[str, ...], takes: Mapping[str, Any]) -> dict[str, Any]:
-    """What a tower takes of the arguments of forward, and what it cannot do without."""
+    """Which of the arguments of forward a tower takes, and what it requires beside them."""
     arguments: dict[str, Any] = {}
     for name in names:
         if name in takes and name in draft.parameters and name in MAKERS:
@@ -124,51 +113,55 @@ def _arguments(draft: Draft, names: tuple[str, ...], takes: Mapping[str, Any]) -
     return arguments
 
 
-def _width(found: Any) -> int:
+def _main_output(output: Any) -> Any:
+    """The features themselves, where a tower returns an output object."""
+    for name in ("pooler_output", "last_hidden_state"):
+        if getattr(output, name, None) is not None:
+            return _main_output(getattr(output, name))
+    return output
+
+
+def _width(output: Any) -> int:
     """The last dimension of the first tensor that a tower returned."""
     import torch
 
-    for name in ("pooler_output", "last_hidden_state"):
-        if getattr(found, name, None) is not None:
-            return _width(getattr(found, name))
-    if isinstance(found, (list, tuple)) and found:
-        return _width(found[0])
-    return int(found.shape[-1]) if isinstance(found, torch.Tensor) and found.dim() else 0
+    output = _main_output(output)
+    if isinstance(output, (list, tuple)) and output:
+        return _width(output[0])
+    return int(output.shape[-1]) if isinstance(output, torch.Tensor) and output.dim() else 0
 
 
-def _rows(found: Any) -> int:
-    """Feature vectors in what a tower returned."""
+def _vectors(output: Any) -> int:
+    """Number of feature vectors in what a tower returned."""
     import torch
 
-    for name in ("pooler_output", "last_hidden_state"):
-        if getattr(found, name, None) is not None:
-            return _rows(getattr(found, name))
-    if isinstance(found, torch.Tensor):
-        return found.numel() // found.shape[-1] if found.dim() else 0
-    if isinstance(found, (list, tuple)):
-        if (
-            len(found) == 2
-            and isinstance(found[1], torch.Tensor)
-            and not found[1].is_floating_point()
-        ):
-            return _rows(found[0])
-        if (
-            len(found) == 2
-            and isinstance(found[0], torch.Tensor)
-            and isinstance(found[1], (list, tuple))
-        ):
-            return _rows(found[0])  # the features, then those for deeper layers
-        return sum(_rows(item) for item in found)
+    output = _main_output(output)
+    if isinstance(output, torch.Tensor):
+        return output.numel() // output.shape[-1] if output.dim() else 0
+    if isinstance(output, (list, tuple)):
+        if len(output) == 2 and _is_beside_features(*output):
+            return _vectors(output[0])
+        return sum(_vectors(item) for item in output)
     return 0
 
 
-def _guess(draft: Draft, kind: str) -> int:
-    s = draft.settings
-    if kind == "audio":
-        return s.number(
-            "audio_seq_length", "audio_soft_tokens_per_image", default=draft.frames // 4
+def _is_beside_features(first: Any, second: Any) -> bool:
+    """Whether the second of two outputs counts or repeats the first: lengths, or the features for
+    deeper layers."""
+    import torch
+
+    if isinstance(second, torch.Tensor) and not second.is_floating_point():
+        return True
+    return isinstance(first, torch.Tensor) and isinstance(second, (list, tuple))
+
+
+def _by_config(draft: Draft, modality: str) -> int:
+    """Number of placeholders by the config's entries, else by the size of the input."""
+    if modality == "audio":
+        return draft.settings.number(
+            "audio_seq_length", "audio_soft_tokens_per_image", default=draft.audio.frames // 4
         )
-    count = s.number(
+    count = draft.settings.number(
         "mm_tokens_per_image",
         "image_seq_length",
         "image_seq_len",
@@ -176,5 +169,6 @@ def _guess(draft: Draft, kind: str) -> int:
         "num_query_tokens",
         "vision_soft_tokens_per_image",
     )
-    pictures = draft.images_per_row() if draft.pixel_layout == "bnchw" else 1
-    return (count or max(1, draft.image_size // draft.patch) ** 2) * pictures
+    images = images_per_sample(draft) if draft.image.layout == "bnchw" else 1
+    patches = max(1, draft.image.size // patch_size(draft.settings)) ** 2
+    return (count or patches) * images

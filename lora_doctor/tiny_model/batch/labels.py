@@ -2,132 +2,262 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Iterator
+import math
+from collections.abc import Container, Iterator
+from dataclasses import dataclass
 from typing import Any
 
-from lora_doctor.tiny_model.batch.documented import documented, documented_terms
 from lora_doctor.tiny_model.batch.draft import Draft
-from lora_doctor.tiny_model.batch.unknown import loss_argument
+from lora_doctor.tiny_model.batch.loss import floating_tensors
+from lora_doctor.tiny_model.batch.values.documented import documented, documented_terms
+from lora_doctor.tiny_model.batch.values.token_ids import random_ids
+from lora_doctor.tiny_model.batch.values.unknown import loss_argument
+
+#: What `Batch.loss` says, and the arguments to add; one that is None is taken out of the inputs.
+Candidate = tuple[str, dict[str, Any]]
+
+_DECODER_STEPS = 8
 
 
-def candidates(
-    draft: Draft, inputs: dict[str, Any], outputs: Any
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Kinds of labels to try, the likeliest first: (what `Batch.loss` says, arguments to add).
+@dataclass(frozen=True)
+class _Run:
+    """What is known of a forward without labels. `outputs`: None where it was not run."""
 
-    An argument that is None is taken out of the inputs. `outputs` is what the model returned for
-    `inputs`, or None where it was not run.
+    draft: Draft
+    inputs: dict[str, Any]
+    outputs: Any
+
+    @functools.cached_property
+    def logits(self) -> Any:
+        """None where there are none. Looked for as late as possible: where no output is called so,
+        values decide, and the model on the meta device has none."""
+        return _logits(self.outputs)
+
+    @property
+    def names(self) -> Container[str]:
+        return self.draft.parameters
+
+    @property
+    def rows(self) -> int:
+        return self.draft.batch_size
+
+    @property
+    def ids(self) -> Any:
+        return self.inputs.get("input_ids")
+
+    def dimensions(self) -> int:
+        """Dimensions of the logits; 0 where there are none."""
+        return 0 if self.logits is None else int(self.logits.dim())
+
+    def random(self, shape: tuple[int, ...]) -> Any:
+        import torch
+
+        return torch.rand(shape, generator=self.draft.generator())
+
+    def random_ids(self, *shape: int, vocab: int) -> Any:
+        return random_ids(self.draft, math.prod(shape), vocab).reshape(shape)
+
+    def has_documented_shape(self) -> bool:
+        """Whether the docstring of forward gives labels more than two dimensions."""
+        return len(documented_terms(self.draft, "labels")) > 2
+
+
+def candidates(draft: Draft, inputs: dict[str, Any], outputs: Any) -> Iterator[Candidate]:
+    """Kinds of labels to try, the likeliest first.
+
+    `outputs` is what the model returned for `inputs`, or None where it was not run.
     """
+    run = _Run(draft, inputs, outputs)
+    yield from _start_and_end(run)
+    if "return_loss" in inputs:
+        yield "labels", {}
+    if "labels" not in run.names and not _base_takes_labels(draft):
+        yield from _other_argument(run)
+        return
+    for kind in (
+        _with_sentence_label,
+        _codes_of_decoder,
+        _documented_for_decoder,
+        _targets_of_decoder,
+        _first_of_several_codes,
+        _one_per_token,
+        _one_per_sample,
+        _one_per_pixel,
+        _tokens_of_any_model,
+        _fewer_than_frames,
+        _class_of_sample,
+        _documented,
+        _scores_of_frames,
+    ):
+        for labels in kind(run):
+            yield "labels", labels
+
+
+def _start_and_end(run: _Run) -> Iterator[Candidate]:
+    """Of the answer to a question."""
     import torch
 
-    names = draft.parameters
-    b = draft.batch_size
-    ids = inputs.get("input_ids")
-    if "start_positions" in names and "end_positions" in names:
-        first = torch.zeros(b, dtype=torch.long)
+    if "start_positions" in run.names and "end_positions" in run.names:
+        first = torch.zeros(run.rows, dtype=torch.long)
         yield (
             "start_positions/end_positions",
             {"start_positions": first, "end_positions": first + 1},
         )
-    if "return_loss" in inputs:
-        yield "labels", {}
-    logits = _logits(outputs)
-    if "labels" not in names and not _handed_to_base(draft):
-        other = loss_argument(draft.model) if logits is not None else ""
-        if other:  # numbers of the shape that is predicted (the actions of a robot, a forecast)
-            put_out = [logits, *_floating(outputs)]
-            for shape in list(dict.fromkeys(tuple(tensor.shape) for tensor in put_out))[:4]:
-                values = torch.rand(shape, generator=draft.generator()) * 2 - 1
-                yield other, {other: values}
+
+
+def _other_argument(run: _Run) -> Iterator[Candidate]:
+    """Values of the shape that is predicted (the actions of a robot, a forecast)."""
+    name = loss_argument(run.draft.model) if run.logits is not None else ""
+    if name:
+        predicted = [run.logits, *floating_tensors(run.outputs)]
+        for shape in list(dict.fromkeys(tuple(tensor.shape) for tensor in predicted))[:4]:
+            yield name, {name: run.random(shape) * 2 - 1}
+
+
+def _with_sentence_label(run: _Run) -> Iterator[dict[str, Any]]:
+    """Masked language models that also judge the order of two sentences."""
+    import torch
+
+    for name in ("next_sentence_label", "sentence_order_label"):
+        if name in run.names:
+            yield {"labels": run.ids, name: torch.zeros(run.rows, dtype=torch.long)}
+
+
+def _codes_of_decoder(run: _Run) -> Iterator[dict[str, Any]]:
+    """A decoder of several codebooks: on one step alone its attention learns nothing."""
+    count = _codebooks(run.logits, run.rows)
+    if "decoder_input_ids" not in run.names or count <= 1:
         return
-    if "next_sentence_label" in names:
-        yield "labels", {"labels": ids, "next_sentence_label": torch.zeros(b, dtype=torch.long)}
-    if "sentence_order_label" in names:
-        yield "labels", {"labels": ids, "sentence_order_label": torch.zeros(b, dtype=torch.long)}
-    if "decoder_input_ids" in names and _streams(logits, b) > 1:
-        # A decoder of several streams of codes: on one step alone its attention learns nothing
-        streams = _streams(logits, b)
-        codes = draft.normal_ids(b * 8 * streams, min(draft.decoder_vocab, logits.shape[-1]))
-        inputs_of = codes.reshape(b, 8, streams)
-        labels_of = inputs_of.transpose(1, 2).reshape(b * streams, 8)
-        yield "labels", {"labels": labels_of, "decoder_input_ids": inputs_of}
-    shaped = len(documented_terms(draft, "labels")) > 2
-    if shaped and _has_decoder(draft):
-        # No row of words: streams of codes (MusicGen), a spectrogram (SpeechT5)
-        values = _as_documented(draft, inputs, logits)
-        yield "labels", {"labels": values, **dict.fromkeys(_decoder_inputs(inputs))}
-        given = inputs.get("decoder_input_ids")
-        if given is not None:  # where nothing says which token a decoder starts with
-            yield "labels", {"labels": values[:, : given.shape[-1]]}
-    if _has_decoder(draft):
-        target = draft.normal_ids(b * 8, draft.decoder_vocab).reshape(b, 8)
-        if "decoder_input_ids" in inputs:
-            yield "labels", {"labels": target, "decoder_input_ids": None}
-        yield "labels", {"labels": target}
-    if ids is not None and ids.dim() == 3 and _per_token(logits, ids):
-        # Several streams, of which text is the first and the one that is predicted (Kyutai)
-        yield "labels", {"labels": _token_labels(draft, ids[..., 0], logits)}
-    if ids is not None and _per_token(logits, ids):
-        labels = _token_labels(draft, ids, logits)
-        yield "labels", {"labels": labels}
-        streams = draft.settings.number("num_codebooks")
-        if ids.dim() == 2 and streams > 1:  # text and sound in one sequence (CSM)
-            codes = draft.normal_ids(ids.numel() * streams, 64)  # few enough for each decoder
-            yield "labels", {"labels": codes.reshape(*ids.shape, streams)}
-        if "token_type_ids" in names and "token_type_ids" not in inputs:
-            # Some take labels only beside the marks of what is to be answered (PaliGemma in 4.44).
-            yield "labels", {"labels": labels, "token_type_ids": (labels != -100).long()}
-    if logits is not None and logits.dim() == 2:
-        classes = logits.shape[-1]
-        yield "labels", {"labels": torch.arange(b) % max(1, classes)}
-        yield "labels", {"labels": torch.rand(tuple(logits.shape), generator=draft.generator())}
-    if logits is not None and logits.dim() == 4:
-        side = (b, draft.image_size, draft.image_size)
-        yield "labels", {"labels": torch.zeros(side, dtype=torch.long)}
-        yield "labels", {"labels": torch.zeros((b, *logits.shape[-2:]), dtype=torch.long)}
-    if ids is not None:
-        yield "labels", {"labels": _token_labels(draft, ids, logits)}
-    if logits is not None and logits.dim() == 3:
-        classes = logits.shape[-1]
-        steps = max(1, min(3, logits.shape[1] // 4))
-        yield "labels", {"labels": torch.arange(1, b * steps + 1).reshape(b, steps) % classes}
-        if ids is not None and not _per_token(logits, ids):  # a fixed number of places (Perceiver)
-            count = int(logits.shape[1])
-            yield "labels", {"labels": draft.normal_ids(b * count, classes).reshape(b, count)}
-    yield "labels", {"labels": torch.zeros(b, dtype=torch.long)}
-    if shaped:
-        yield "labels", {"labels": _as_documented(draft, inputs, logits)}
-    if logits is not None and logits.dim() == 3:  # a number for each class of each frame
-        yield "labels", {"labels": torch.rand(tuple(logits.shape), generator=draft.generator())}
+    vocab = min(run.draft.tokens.decoder_vocab, run.logits.shape[-1])
+    codes = run.random_ids(run.rows, _DECODER_STEPS, count, vocab=vocab)
+    labels = codes.transpose(1, 2).reshape(run.rows * count, _DECODER_STEPS)
+    yield {"labels": labels, "decoder_input_ids": codes}
 
 
-def _handed_to_base(draft: Draft) -> bool:
-    """Whether forward hands what it does not name to a base class whose forward takes labels
+def _documented_for_decoder(run: _Run) -> Iterator[dict[str, Any]]:
+    """No row of tokens: codes of several codebooks (MusicGen), a spectrogram (SpeechT5)."""
+    if not run.has_documented_shape() or not _has_decoder(run.draft):
+        return
+    values = _as_documented(run)
+    yield {"labels": values, **dict.fromkeys(_decoder_inputs(run.inputs))}
+    given = run.inputs.get("decoder_input_ids")
+    if given is not None:  # where nothing says which token a decoder starts with
+        yield {"labels": values[:, : given.shape[-1]]}
+
+
+def _targets_of_decoder(run: _Run) -> Iterator[dict[str, Any]]:
+    """Without decoder inputs first, because most classes make them from the labels."""
+    if not _has_decoder(run.draft):
+        return
+    vocab = run.draft.tokens.decoder_vocab
+    target = run.random_ids(run.rows, _DECODER_STEPS, vocab=vocab)
+    if "decoder_input_ids" in run.inputs:
+        yield {"labels": target, "decoder_input_ids": None}
+    yield {"labels": target}
+
+
+def _first_of_several_codes(run: _Run) -> Iterator[dict[str, Any]]:
+    """Several tokens per position, of which text is the first and the one predicted (Kyutai)."""
+    if run.ids is not None and run.ids.dim() == 3 and _is_per_token(run):
+        yield {"labels": _token_labels(run, run.ids[..., 0])}
+
+
+def _one_per_token(run: _Run) -> Iterator[dict[str, Any]]:
+    ids = run.ids
+    if ids is None or not _is_per_token(run):
+        return
+    labels = _token_labels(run, ids)
+    yield {"labels": labels}
+    count = run.draft.settings.number("num_codebooks")
+    if ids.dim() == 2 and count > 1:  # text and audio in one sequence (CSM)
+        # few enough codes for each decoder
+        yield {"labels": run.random_ids(*ids.shape, count, vocab=64)}
+    if "token_type_ids" in run.names and "token_type_ids" not in run.inputs:
+        # Some take labels only beside the marks of what is to be answered (PaliGemma in 4.44).
+        yield {"labels": labels, "token_type_ids": (labels != -100).long()}
+
+
+def _one_per_sample(run: _Run) -> Iterator[dict[str, Any]]:
+    """A class, or a score for each class."""
+    import torch
+
+    if run.dimensions() == 2:
+        yield {"labels": torch.arange(run.rows) % max(1, run.logits.shape[-1])}
+        yield {"labels": run.random(tuple(run.logits.shape))}
+
+
+def _one_per_pixel(run: _Run) -> Iterator[dict[str, Any]]:
+    """Of the image, or of a smaller map of it."""
+    import torch
+
+    if run.dimensions() == 4:
+        side = run.draft.image.size
+        yield {"labels": torch.zeros((run.rows, side, side), dtype=torch.long)}
+        yield {"labels": torch.zeros((run.rows, *run.logits.shape[-2:]), dtype=torch.long)}
+
+
+def _tokens_of_any_model(run: _Run) -> Iterator[dict[str, Any]]:
+    """Tokens, though the logits are not one for each."""
+    if run.ids is not None:
+        yield {"labels": _token_labels(run, run.ids)}
+
+
+def _fewer_than_frames(run: _Run) -> Iterator[dict[str, Any]]:
+    """Sequences shorter than the logits (CTC), or as long where that is not the text's length."""
+    import torch
+
+    if run.dimensions() != 3:
+        return
+    steps, classes = int(run.logits.shape[1]), run.logits.shape[-1]
+    few = max(1, min(3, steps // 4))
+    yield {"labels": torch.arange(1, run.rows * few + 1).reshape(run.rows, few) % classes}
+    if run.ids is not None and not _is_per_token(run):  # a fixed number of positions (Perceiver)
+        yield {"labels": run.random_ids(run.rows, steps, vocab=classes)}
+
+
+def _class_of_sample(run: _Run) -> Iterator[dict[str, Any]]:
+    """The first class, though the logits have no dimension for classes."""
+    import torch
+
+    yield {"labels": torch.zeros(run.rows, dtype=torch.long)}
+
+
+def _documented(run: _Run) -> Iterator[dict[str, Any]]:
+    if run.has_documented_shape():
+        yield {"labels": _as_documented(run)}
+
+
+def _scores_of_frames(run: _Run) -> Iterator[dict[str, Any]]:
+    """A score for each class of each frame."""
+    if run.dimensions() == 3:
+        yield {"labels": run.random(tuple(run.logits.shape))}
+
+
+def _base_takes_labels(draft: Draft) -> bool:
+    """Whether forward passes what it does not name to a base class whose forward takes labels
     (Qwen3.5's classifier)."""
-    if not any(item.kind is item.VAR_KEYWORD for item in draft.parameters.values()):
+    if not draft.takes_any_argument():
         return False
     above = [vars(cls).get("forward") for cls in type(draft.model).__mro__[1:]]
     return any("labels" in inspect.signature(found).parameters for found in above if found)
 
 
 def _decoder_inputs(inputs: dict[str, Any]) -> list[str]:
-    """Names of what a decoder is given, which many make from the labels themselves."""
+    """Names of the inputs of a decoder, which many classes make from the labels themselves."""
     return [name for name in inputs if name.startswith("decoder_input_")]
 
 
-def _as_documented(draft: Draft, inputs: dict[str, Any], logits: Any) -> Any:
+def _as_documented(run: _Run) -> Any:
     """Labels of the type and shape that the docstring of forward has."""
     import torch
 
-    kind, shape = documented(draft, "labels", inputs)
+    kind, shape = documented(run.draft, "labels", run.inputs)
     if "Long" not in kind and "Int" not in kind:
-        return torch.randn(shape, generator=draft.generator())
-    count = 1
-    for size in shape:
-        count *= size
-    classes = draft.decoder_vocab if logits is None else logits.shape[-1]
-    return draft.normal_ids(count, classes).reshape(shape)
+        return torch.randn(shape, generator=run.draft.generator())
+    vocab = run.draft.tokens.decoder_vocab if run.logits is None else run.logits.shape[-1]
+    return run.random_ids(*shape, vocab=vocab)
 
 
 def _has_decoder(draft: Draft) -> bool:
@@ -145,36 +275,33 @@ def _logits(outputs: Any) -> Any:
         value = outputs.get(name) if hasattr(outputs, "get") else None
         if value is not None and hasattr(value, "dim"):
             return value
-    return next(iter(_floating(outputs)), None)
+    return next(iter(floating_tensors(outputs)), None)
 
 
-def _floating(outputs: Any) -> list[Any]:
-    from lora_doctor.tiny_model.batch.loss import _tensors
-
-    return list(_tensors(outputs))
-
-
-def _streams(logits: Any, batch_size: int) -> int:
-    """Rows of logits for a row of the batch: streams of codes are folded into the batch (Dia)."""
+def _codebooks(logits: Any, batch_size: int) -> int:
+    """Rows of logits for a row of the batch: codebooks are folded into the batch (Dia)."""
     if logits is None or logits.dim() != 3 or logits.shape[0] % batch_size:
         return 1
     return int(logits.shape[0]) // batch_size
 
 
-def _per_token(logits: Any, ids: Any) -> bool:
-    return logits is None or (logits.dim() == 3 and logits.shape[1] == ids.shape[1])
+def _is_per_token(run: _Run) -> bool:
+    """Whether there is a row of logits for each token; taken so where nothing was run."""
+    logits = run.logits
+    return logits is None or (logits.dim() == 3 and logits.shape[1] == run.ids.shape[1])
 
 
-def _token_labels(draft: Draft, ids: Any, logits: Any) -> Any:
+def _token_labels(run: _Run, ids: Any) -> Any:
     """Token labels: the ids of each row backwards, ignored (-100) where a special token stands.
 
     Backwards, because a class that does not shift them (a decoder alone, a masked language model)
-    would be asked for its own input, which tied embeddings already give: such a loss has nowhere to
-    fall to (Blenderbot's in bfloat16).
+    would have its own input as target, which tied embeddings already give: such a loss has nowhere
+    to fall to (Blenderbot's in bfloat16).
     """
     import torch
 
-    special = [i for i in draft.settings.special_ids() if i >= 0]
+    logits = run.logits
+    special = [i for i in run.draft.settings.special_ids() if i >= 0]
     labels = ids.clone()
     hidden = torch.isin(ids, torch.tensor(special, dtype=ids.dtype)) if special else None
     if logits is not None and logits.dim() == 3 and logits.shape[-1] < int(labels.max()) + 1:

@@ -6,7 +6,7 @@ from typing import Any
 
 from lora_doctor.tiny_model.batch.result import Batch, BatchError
 
-_FILLED = -1e4  # the lowest number of an output is no result from here on, but fills a mask
+_FILLED = -1e4  # the lowest value of an output is no result from here on, but fills a mask
 
 
 def batch_loss(model: Any, batch: Batch) -> Any:
@@ -16,11 +16,11 @@ def batch_loss(model: Any, batch: Batch) -> Any:
         BatchError: neither a loss nor a floating point output.
     """
     outputs = model(**batch.inputs)
-    loss = _loss_of(outputs) if batch.loss != "surrogate" else None
+    loss = output_loss(outputs) if batch.loss != "surrogate" else None
     return loss if loss is not None else surrogate_loss(outputs)
 
 
-def _loss_of(outputs: Any) -> Any:
+def output_loss(outputs: Any) -> Any:
     """The loss among the outputs as a scalar, or None."""
     import torch
 
@@ -35,14 +35,14 @@ def _loss_of(outputs: Any) -> Any:
 def surrogate_loss(outputs: Any) -> Any:
     """Mean squared distance of the floating point outputs from fixed patterns of their shapes.
 
-    Of all of them: which one the adapters reach is not seen without gradients. From zero it would
-    not do: what a LayerNorm puts out has the same square whatever it learns.
+    Of all of them, because which one the adapters reach is not seen without gradients. Not the
+    distance from zero, because the output of a LayerNorm has the same square whatever it learns.
 
     Raises:
         BatchError: the outputs hold no floating point tensor.
     """
 
-    tensors = list(_tensors(outputs))
+    tensors = list(floating_tensors(outputs))
     if not tensors:
         raise BatchError(
             f"{type(outputs).__name__} holds no floating point tensor to make a loss from"
@@ -53,8 +53,8 @@ def surrogate_loss(outputs: Any) -> Any:
 def _distance(tensor: Any) -> Any:
     import torch
 
-    places = torch.arange(tensor.numel(), device=tensor.device).view(tensor.shape)
-    apart = tensor.float() - torch.sin(places.float())
+    positions = torch.arange(tensor.numel(), device=tensor.device).view(tensor.shape)
+    apart = tensor.float() - torch.sin(positions.float())
     lowest = tensor.detach().min()
     if bool(lowest.isfinite()) and float(lowest) <= _FILLED:  # where something is masked
         shown = tensor.detach() != lowest
@@ -62,7 +62,7 @@ def _distance(tensor: Any) -> Any:
     return apart.pow(2).mean()
 
 
-def _tensors(outputs: Any) -> Any:
+def floating_tensors(outputs: Any) -> Any:
     """Floating point tensors in the outputs, but for masks, which hold minus infinity."""
     import torch
 
@@ -72,7 +72,7 @@ def _tensors(outputs: Any) -> Any:
     elif isinstance(outputs, dict):
         for key, value in outputs.items():
             if key != "loss":
-                yield from _tensors(value)
+                yield from floating_tensors(value)
     elif isinstance(outputs, (list, tuple)):
         for value in outputs:
-            yield from _tensors(value)
+            yield from floating_tensors(value)

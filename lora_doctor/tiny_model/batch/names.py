@@ -1,4 +1,4 @@
-"""What forward calls its inputs, and which kinds of input a model has a tower of its own for."""
+"""What forward calls its inputs, and for which modalities a model has a tower of its own."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-_KINDS = {
-    "pixel_values": r"images?|img|vision",
-    "input_features": r"audios?|speech|sound",
-    "input_values": r"audios?|speech|sound",
+from lora_doctor.tiny_model.modalities import AUDIO, IMAGE
+
+_WORDS = {
+    "pixel_values": IMAGE.words,
+    "input_features": AUDIO.words,
+    "input_values": AUDIO.words,
 }
 
 
@@ -19,9 +21,9 @@ def common_names(names: Iterable[str]) -> dict[str, str]:
     own = list(names)
     found: dict[str, str] = {}
     for name in own:
-        for common, kind in _KINDS.items():
-            said = re.fullmatch(rf"(?:(?:{kind})_)?{common}(?:_(?:{kind}))?", name)
-            if said and name != common and common not in {*own, *found.values()}:
+        for common, words in _WORDS.items():
+            same = re.fullmatch(rf"(?:(?:{words})_)?{common}(?:_(?:{words}))?", name)
+            if same and name != common and common not in {*own, *found.values()}:
                 found[name] = common
     return found
 
@@ -31,9 +33,9 @@ def renamed(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, An
     return {names.get(key, key): value for key, value in values.items()}
 
 
-def has_tower(model: Any, kind: str) -> bool:
-    """Whether `model` has a part of its own, with weights, that is called after `kind`."""
-    named = re.compile(rf"(^|[._]){kind}s?(_|$)")
+def has_tower(model: Any, modality: str) -> bool:
+    """Whether `model` has a part of its own, with weights, that is called after a modality."""
+    named = re.compile(rf"(^|[._]){modality}s?(_|$)")
     return model is not None and any(
         named.search(path.rpartition(".")[2]) and next(module.parameters(), None) is not None
         for path, module in model.named_modules()

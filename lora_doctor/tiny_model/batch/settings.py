@@ -7,6 +7,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from lora_doctor.tiny_model.config_roles import Node, flat_ints, role_of, tree
+from lora_doctor.tiny_model.modalities import BY_NAME
+
+#: Names of tokens that stand around or between features, not for one.
+_BORDER = re.compile(
+    r"start|end|begin|eos|bos|newline|pad|row|col|delim|bo[iav]|eo[iav]|break"
+)  # fmt: skip
 
 
 class Settings:
@@ -23,7 +29,7 @@ class Settings:
             level = [child for node in level for child in node.children]
 
     def number(self, *names: str, default: int = 0, within: str = "") -> int:
-        """The first positive whole number under one of `names` (the last of a list).
+        """The first positive integer under one of `names` (the last of a list).
 
         `within` is a regular expression for the path of the config that must hold it.
         """
@@ -45,24 +51,18 @@ class Settings:
                     ids.update(flat_ints(value))
         return ids
 
-    def placeholder(self, kind: str) -> int | None:
-        """The token id that stands for one feature of `kind` ("image", "audio", "video")."""
-        words = {
-            "image": r"image|img|media|vision",
-            "audio": r"audio|speech|sound",
-            "video": r"video",
-        }
-        border = re.compile(
-            r"start|end|begin|eos|bos|newline|pad|row|col|delim|bo[iav]|eo[iav]|break"
-        )
-        exact = (f"{kind}_token_id", f"{kind}_token_index")
+    def placeholder(self, modality: str) -> int | None:
+        """The token id that stands for one feature of a modality ("image", "audio", "video")."""
+        exact = (f"{modality}_token_id", f"{modality}_token_index")
+        words = BY_NAME[modality].words
         best: int | None = None
         for node in self.nodes():
             for key, value in node.values.items():
-                if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-                    if key in exact:
-                        return value
-                    named = re.search(words[kind], key) and not border.search(key)
-                    if best is None and named and role_of(key, value) == "ids":
-                        best = value
+                if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+                    continue
+                if key in exact:
+                    return value
+                named = re.search(words, key) and not _BORDER.search(key)
+                if best is None and named and role_of(key, value) == "ids":
+                    best = value
         return best

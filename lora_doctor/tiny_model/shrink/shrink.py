@@ -161,17 +161,17 @@ def shrink(
                 had = len(built.batch.left_out) if built is not None and built.batch else 0
                 batch = make_batch(model, seed=seed, left_out=had or None)
             except BatchError as error:
-                last, heard = error.reason, error.objections
+                last, heard = error.reason, error.forward_errors
                 if any(complete(raised, sizes, running=True) for raised in error.raised):
                     continue
             else:
                 lost = [note.text for note in batch.notes if _LOST_LOSS.search(note.reason)]
                 unable = batch.loss == "surrogate" and bool(lost)
                 repairs = repair(sizes, model, small, lost) if unable else []
-                whole = not batch.left_out or all_absent(model, small, batch.objections)
+                whole = not batch.left_out or all_absent(model, small, batch.forward_errors)
                 if whole and not repairs:
                     return Shrunk(model, small, steps, attempts, batch)
-                heard = batch.objections + lost
+                heard = batch.forward_errors + lost
                 last = heard[0]
             if built is None or (batch is not None and _fuller(batch, built.batch)):
                 built = Shrunk(model, small, steps, attempts, batch)

@@ -5,20 +5,19 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from lora_doctor.tiny_model.batch.draft import Draft
+from lora_doctor.tiny_model.batch.draft import Draft
 
 
 def documented(draft: Draft, name: str, inputs: dict[str, Any]) -> tuple[str, tuple[int, ...]]:
     """Type and shape of an argument as the docstring of forward has them; empty without."""
-    said, terms = _entry(draft, name)
+    kind, terms = _entry(draft, name)
     # Samples of several texts to choose from are made flat, and folded afterwards.
     sizes = tuple(_size(draft, term, inputs) for term in terms if term != "num_choices")
     if sizes and not re.search("batch|num_images", terms[0]) and _first_of(draft, name):
         sizes = (1, *sizes)
-    return said, sizes
+    return kind, sizes
 
 
 def documented_terms(draft: Draft, name: str) -> tuple[str, ...]:
@@ -64,16 +63,16 @@ def _size(draft: Draft, term: str, inputs: dict[str, Any]) -> int:
         return math.prod(_size(draft, part, inputs) for part in factors)
     if re.search(r"batch|num_(images|clips|videos|audios|samples)", term):
         return draft.batch_size
-    sound = inputs.get("input_values")
-    if sound is not None and re.search(r"audio|sample|wave?|raw_speech", term):
-        return int(sound.shape[-1])
+    waveform = inputs.get("input_values")
+    if waveform is not None and re.search(r"audio|sample|wave?|raw_speech", term):
+        return int(waveform.shape[-1])
     if re.search(r"seq|length|num_tokens", term):
         return text_length(draft, inputs)
     if term in ("height", "width"):
-        return draft.image_size
+        return draft.image.size
     if term == "num_channels":
-        return draft.channels
+        return draft.image.channels
     if re.search(r"frames", term):
-        return draft.frames
+        return draft.audio.frames
     words = re.sub(r"^(config|self)\.", "", term)
     return draft.settings.number(words, f"max_{words}", f"num_{words}", default=4)

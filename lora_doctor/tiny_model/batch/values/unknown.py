@@ -1,23 +1,21 @@
-"""A value for an argument of forward that no maker knows: from its documentation, annotation, name
+"""A value for an argument of forward that has no maker: from its documentation, annotation, name
 and the config."""
 
 from __future__ import annotations
 
 import inspect
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from lora_doctor.tiny_model.batch.documented import documented, text_length
+from lora_doctor.tiny_model.batch.draft import Draft
+from lora_doctor.tiny_model.batch.values.documented import documented, text_length
 
-if TYPE_CHECKING:
-    from lora_doctor.tiny_model.batch.draft import Draft
-
-# What a caller hands on from an earlier step or in place of another argument: never made up.
+# What a caller passes on from an earlier step or in place of another argument: never made up.
 _NOT_MADE = re.compile(
     r"past_key_values|cache|labels?$|embeds$|(encoder|decoder|tower)_outputs$|^(output|return)_"
 )
-_WHOLE = re.compile(r"Long|Int(?!er)|long|\bint\b")
-_TRUTH = re.compile(r"Bool|\bbool\b")
+_INTEGER = re.compile(r"Long|Int(?!er)|long|\bint\b")
+_BOOL = re.compile(r"Bool|\bbool\b")
 
 
 def can_guess(draft: Draft, name: str) -> bool:
@@ -34,59 +32,69 @@ def guess(draft: Draft, name: str, inputs: dict[str, Any]) -> Any:
     Tensors have the documented shape ("of shape `(batch_size, max_state_dim)`"), else one that the
     name tells; without either a vector per sample, as long as the config says for this name.
     """
+    parameter = draft.parameters[name]
+    annotation = "" if parameter.annotation is parameter.empty else str(parameter.annotation)
+    in_docstring, shape = documented(draft, name, inputs)
+    kind = f"{annotation} {in_docstring}"
+    if "Tensor" not in kind and annotation not in ("", "Any", "typing.Any"):
+        return _no_tensor(draft, name, annotation)
+    if not shape:
+        shape = _shape_by_name(draft, name, inputs, bool(_INTEGER.search(kind)))
+    return _tensor(draft, name, kind, shape)
+
+
+def _tensor(draft: Draft, name: str, kind: str, shape: tuple[int, ...]) -> Any:
+    """`kind`: its type by annotation and docstring."""
     import torch
 
-    parameter = draft.parameters[name]
-    said = "" if parameter.annotation is parameter.empty else str(parameter.annotation)
-    described, shape = documented(draft, name, inputs)
-    kind = f"{said} {described}"
-    if "Tensor" not in kind and said not in ("", "Any", "typing.Any"):
-        return _plain(draft, name, said)
-    if not shape:
-        shape = _named_shape(draft, name, inputs, bool(_WHOLE.search(kind)))
     if name.endswith("mask"):
-        mask = torch.ones(shape, dtype=torch.bool if _TRUTH.search(kind) else torch.long)
+        mask = torch.ones(shape, dtype=torch.bool if _BOOL.search(kind) else torch.long)
         if "global" in name and mask.dim() > 1:
             # Longformer's: with global attention everywhere nothing goes through the local one.
             mask[..., mask.shape[-1] // 4 :] = 0
         return mask
     if re.search(r"(lengths?|lens)$", name):
-        longest = draft.frames if "audio" in draft.modalities else draft.seq_len
+        longest = draft.audio.frames if "audio" in draft.modalities else draft.seq_len
         return torch.full(shape, longest)
     if re.search(r"(sizes?|shapes?)$", name) and len(shape) == 2:
-        return torch.full(shape, draft.image_size)
+        return torch.full(shape, draft.image.size)
     if name == "position_ids":
         return torch.arange(shape[-1]).expand(shape).clone()
-    if _TRUTH.search(kind):
+    if _BOOL.search(kind):
         return torch.zeros(shape, dtype=torch.bool)
-    if _WHOLE.search(kind) or re.search(r"(_ids?|_index|_indices|_idx)$", name):
+    if _INTEGER.search(kind) or re.search(r"(_ids?|_index|_indices|_idx)$", name):
         # Of what is counted there is something.
         return torch.full(shape, int(name.startswith(("num_", "n_"))), dtype=torch.long)
     return torch.randn(shape, generator=draft.generator()) * 0.5
 
 
-def _plain(draft: Draft, name: str, said: str) -> Any:
-    """A number, a switch or a word; None for objects of other classes."""
-    if _TRUTH.search(said):
+def _no_tensor(draft: Draft, name: str, annotation: str) -> Any:
+    """A number, a switch or a string; None for objects of other classes."""
+    if _BOOL.search(annotation):
         return False
-    if re.search(r"\bint\b", said):
+    if re.search(r"\bint\b", annotation):
         return draft.settings.number(name, f"default_{name}", default=1)
-    if re.search(r"\bfloat\b", said):
+    if re.search(r"\bfloat\b", annotation):
         return 1.0
-    if re.search(r"\bstr\b", said):
-        for node in draft.settings.nodes():
-            for key in (name, f"default_{name}", f"{name}s"):
-                value = node.values.get(key)
-                value = value[0] if isinstance(value, (list, tuple)) and value else value
-                if isinstance(value, str):
-                    return value
+    return _string(draft, name) if re.search(r"\bstr\b", annotation) else None
+
+
+def _string(draft: Draft, name: str) -> str | None:
+    """What the config has under this name: the value, the default or the first of several."""
+    for node in draft.settings.nodes():
+        for key in (name, f"default_{name}", f"{name}s"):
+            value = node.values.get(key)
+            value = value[0] if isinstance(value, (list, tuple)) and value else value
+            if isinstance(value, str):
+                return value
     return None
 
 
-def _named_shape(draft: Draft, name: str, inputs: dict[str, Any], whole: bool) -> tuple[int, ...]:
-    """A shape by the name alone: masks, ids and other `whole` numbers beside the tokens, lengths
-    one a sample, values as wide as the config's entry that is called like them (`state`:
-    `max_state_dim`)."""
+def _shape_by_name(
+    draft: Draft, name: str, inputs: dict[str, Any], integer: bool
+) -> tuple[int, ...]:
+    """A shape by the name alone: masks, ids and other integers beside the tokens, lengths one per
+    sample, values as wide as the config's entry of the same name (`state`: `max_state_dim`)."""
     b = draft.batch_size
     if re.search(r"(lengths?|lens|lang\w*_ids?|language_ids?|speaker\w*|timesteps?)$", name):
         return (b,)
@@ -105,7 +113,7 @@ def _named_shape(draft: Draft, name: str, inputs: dict[str, Any], whole: bool) -
             named = re.search(rf"(^|_){re.escape(stem)}s?_(dim|size|features|channels)$", key)
             if named and isinstance(value, int) and value > 0:
                 return (b, value)
-    if whole:
+    if integer:
         return (b, text_length(draft, inputs))
     hidden = draft.settings.number("hidden_size", "d_model", "n_embd", default=8)
     return (b, text_length(draft, inputs), hidden) if name.endswith("states") else (b, hidden)

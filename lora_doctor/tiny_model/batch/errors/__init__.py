@@ -1,0 +1,1 @@
+"""What forwards raise, and how a draft is corrected by it."""

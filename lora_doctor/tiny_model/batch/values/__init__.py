@@ -1,0 +1,1 @@
+"""Values of forward arguments, one by one."""
