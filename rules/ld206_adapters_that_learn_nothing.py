@@ -22,6 +22,7 @@ from lora_doctor.proposal.stack_ends import at_an_end, passing_by
 from lora_doctor.proposal.targets import edits_without, require_lora, targets_without
 from lora_doctor.results.observations import UnusedAdapterReading
 from lora_doctor.text import quoted
+from lora_doctor.tiny_model.modalities import MODALITIES
 
 #: Why a layer's adapter learns nothing, in the words of a sentence about it.
 _WHY = {
@@ -31,7 +32,10 @@ _WHY = {
     "unused": "nothing that they put out reaches the loss by a way that has a gradient",
     "zero": "their gradient is exactly zero, what they put out does not change the loss",
 }
-_SENSES = {"vision": ("image", "video"), "audio": ("audio",)}
+#: Kind of a tower to the modalities that reach it.
+_MODALITIES = {
+    kind: [one.name for one in MODALITIES if one.tower == kind] for kind in ("vision", "audio")
+}
 #: Reasons that no other batch takes away.
 _WHATEVER_THE_BATCH = ("weight-read", "no-grad", "unused")
 
@@ -211,7 +215,7 @@ def _whole_towers(
 def _was_fed(case: Case, pattern: str) -> bool:
     """Whether some batch had what this place takes: without a picture, vision proves nothing."""
     tower = case.structure.tower(_tower_of(case, pattern))
-    wanted = _SENSES.get(tower.kind, ()) if tower else ()
+    wanted = _MODALITIES.get(tower.kind, ()) if tower else ()
     kinds = [batch.kind for batch in case.verification.batches]
     return not wanted or any(word in kind for kind in kinds for word in wanted)
 

@@ -40,7 +40,7 @@ def test_labels_have_the_documented_shape(
     assert made.inputs["labels"].is_floating_point() == floating
 
 
-def test_streams_of_codes_have_labels_for_each_stream() -> None:
+def test_labels_have_a_code_for_each_codebook() -> None:
     name = "MusicgenForConditionalGeneration"
     if not hasattr(transformers, name):
         pytest.skip(f"no {name} in this transformers")
@@ -51,12 +51,12 @@ def test_streams_of_codes_have_labels_for_each_stream() -> None:
     }
     model = _small("MusicgenConfig", name, **parts)
     made = make_batch(model)
-    streams = model.config.decoder.num_codebooks
+    codebooks = model.config.decoder.num_codebooks
     code = inspect.getsource(inspect.getmodule(type(model)) or transformers)
     if "Training is not implemented" in code:
         pytest.skip("this MusicGen takes no labels yet (transformers 4.37)")
     assert made.loss == "labels"
-    assert made.inputs["labels"].shape[-1] == streams
+    assert made.inputs["labels"].shape[-1] == codebooks
     assert torch.isfinite(batch_loss(model, made))
 
 

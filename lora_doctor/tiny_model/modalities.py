@@ -9,16 +9,20 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from lora_doctor.results.structure import TowerKind
+
 
 @dataclass(frozen=True)
 class Modality:
     """One kind of input. Arguments go by the names that most models have for them."""
 
     name: str
+    #: The kind of the tower that reads it.
+    tower: TowerKind
     #: A forward that names one of these takes the modality.
     taken_by: tuple[str, ...]
     #: A batch that has one of these holds it: `taken_by`, what only a decoder reads, and what a
-    #: batch of the user's own may have in their place.
+    #: batch of the user's own may have instead.
     carried_by: tuple[str, ...]
     #: Arguments that are made without being required wherever a batch is to hold the modality.
     made_by_default: tuple[str, ...]
@@ -39,12 +43,14 @@ _IMAGE_GRIDS = (
 
 TEXT = Modality(
     "text",
+    tower="language",
     taken_by=("input_ids", "qformer_input_ids"),
     carried_by=("input_ids", "qformer_input_ids", "decoder_input_ids", "inputs_embeds"),
     made_by_default=("input_ids", "attention_mask", "bbox", "return_loss"),
 )
 IMAGE = Modality(
     "image",
+    tower="vision",
     taken_by=("pixel_values", "flattened_patches"),
     carried_by=("pixel_values", "flattened_patches", "images"),
     made_by_default=(
@@ -86,6 +92,7 @@ IMAGE = Modality(
 )
 AUDIO = Modality(
     "audio",
+    tower="audio",
     taken_by=("input_features", "input_values"),
     carried_by=("input_features", "input_values"),
     made_by_default=(
@@ -105,6 +112,7 @@ AUDIO = Modality(
 )
 VIDEO = Modality(
     "video",
+    tower="vision",
     taken_by=("pixel_values_videos",),
     carried_by=("pixel_values_videos",),
     made_by_default=("pixel_values_videos", "video_grid_thw"),

@@ -16,8 +16,8 @@ def overrides_of(config: Any) -> dict[int, dict[str, Any]]:
     """Number of a layer to the entries that it has instead of the config's own."""
     if not getattr(config, "is_heterogeneous", False):
         return {}
-    told = config.to_dict().get(KEY) or {}
-    return {int(layer): dict(entries) for layer, entries in told.items()}
+    entries = config.to_dict().get(KEY) or {}
+    return {int(layer): dict(own) for layer, own in entries.items()}
 
 
 def set_overrides(config: Any, overrides: Mapping[int, Mapping[str, Any]]) -> None:

@@ -76,7 +76,9 @@ def _is_usual(draft: Draft, name: str) -> bool:
     if name not in MAKERS:
         return False
     if name == "image_sizes" and not is_tiled(draft):
-        return False  # Pixtral behind LLaVA takes them, CLIP does not: only when it is asked for
+        return (
+            False  # Pixtral behind LLaVA takes them, CLIP does not: only when an error calls for it
+        )
     if name == "attention_mask" and "input_ids" not in draft.parameters:
         return "flattened_patches" in draft.parameters
     return is_made_by_default(name, draft.modalities)

@@ -57,9 +57,9 @@ class Images(_Layout):
     layout: str = "bchw"
     size: int = 0
     channels: int = 0
-    #: Elements of one flattened patch, where a forward asked for them; 0 for what the config gives.
+    #: Elements of one flattened patch, where an error called for them; 0 for what the config gives.
     patch_dim: int = 0
-    #: Images per sample, where a forward asked for several; 0 for what the config gives.
+    #: Images per sample, where an error called for several; 0 for what the config gives.
     per_sample: int = 0
     #: Least patches per side in the layouts of a grid; 0 for the smallest that can be merged.
     least_grid_side: int = 0
@@ -115,7 +115,7 @@ class Draft:
     exclude: set[str] = field(default_factory=set)
     #: Number of dimensions of a mask, where it has fewer than what it masks.
     mask_dims: dict[str, int] = field(default_factory=dict)
-    #: Arguments with their values, in the place of what would be made.
+    #: Arguments with their values, in place of what would be made.
     extra: dict[str, Any] = field(default_factory=dict)
     #: What forward raised before the first change that its text did not call for.
     first_error: BaseException | None = None

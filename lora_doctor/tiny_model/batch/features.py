@@ -42,7 +42,7 @@ def count_placeholders(draft: Draft, again: bool = False) -> None:
 
 
 def feature_width(model: Any, modality: str) -> int:
-    """Width of the features that the tower of `model` puts out; 0 where it cannot be run."""
+    """Width of the features of a tower of `model`; 0 where it cannot be run."""
     parameters = dict(inspect.signature(model.forward).parameters)
     draft = first_draft(model, parameters, {"text", modality})
     return _width(_tower_output(draft, BY_NAME[modality]))

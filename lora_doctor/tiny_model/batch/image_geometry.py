@@ -35,7 +35,7 @@ def patch_elements(draft: Draft) -> int:
 
 def images_per_sample(draft: Draft) -> int:
     """Images per sample in a five-dimensional layout: frames, tiles of one image, as many as
-    a forward asked for, or one."""
+    an error called for, or one."""
     if is_tiled(draft):
         rows, columns = tiles(draft)
         return 1 + rows * columns  # the overview comes first

@@ -10,17 +10,17 @@ _CALLED = re.compile(r"'NoneType' object is not callable at `[^`]*\bself\.([a-z]
 _NAMED = re.compile(r"\bwithout an? (\w+_config)\b")
 
 
-def all_absent(model: Any, config: Any, objections: Sequence[str]) -> bool:
-    """Whether all that forwards object to is a tower whose part of the config is ``None``: Gemma 4
-    has a ``vision_tower`` only beside a ``vision_config``, and says so itself of sound."""
-    return bool(objections) and all(_absent(model, config, text) for text in objections)
+def all_absent(model: Any, config: Any, forward_errors: Sequence[str]) -> bool:
+    """Whether all errors are about a tower whose part of the config is ``None``: Gemma 4 has a
+    ``vision_tower`` only beside a ``vision_config``, and says the same itself of audio."""
+    return bool(forward_errors) and all(_absent(model, config, text) for text in forward_errors)
 
 
-def _absent(model: Any, config: Any, objection: str) -> bool:
-    named = _NAMED.search(objection)
+def _absent(model: Any, config: Any, error: str) -> bool:
+    named = _NAMED.search(error)
     if named is not None:
         return getattr(config, named[1], config) is None
-    called = _CALLED.search(objection)
+    called = _CALLED.search(error)
     if called is None:
         return False
     found = [getattr(one, called[1]) for one in model.modules() if hasattr(one, called[1])]

@@ -20,7 +20,7 @@ class TooBig(Exception):
 
 
 def read_back(config: Any) -> tuple[Any, Exception | None]:
-    """The config as it is loaded with a saved model, and what its class objects to then: many of
+    """The config as it is loaded with a saved model, and what its class raises then: many of
     its checks run only when loading. No weights are made.
 
     Where the class computes an entry from others (Phi-4-multimodal's `nemo_final_size`), that entry
@@ -33,7 +33,7 @@ def read_back(config: Any) -> tuple[Any, Exception | None]:
         with temporary_folder() as folder:
             twin.save_pretrained(folder)
             loaded = type(config).from_pretrained(folder)
-    except Exception as error:  # noqa: BLE001 - an objection like one of construction
+    except Exception as error:  # noqa: BLE001 - answered like an error of construction
         return config, error
     if _entries(loaded) == _entries(config):
         return config, None

@@ -23,7 +23,7 @@ class Gap:
     """An entry that code reads though it holds nothing.
 
     `config_class` is the name of the class that held it, empty where it is not known;
-    `looked_up` are the names by which the code asks the value, when it takes it for a mapping.
+    `looked_up` are the keys that the code looks up in the value, where it takes it for a mapping.
     """
 
     config_class: str
@@ -35,7 +35,7 @@ def gaps(error: BaseException, nearby: bool = True) -> list[Gap]:
     """The empty entries that the innermost function of model code reads, which reads any.
 
     First those in the statement that raised; where there are none, those that the function has read
-    before without asking whether they are empty (only with ``nearby``, and only when the exception
+    before without testing whether they are empty (only with ``nearby``, and only when the exception
     speaks of None: numbers that do not fit are not the doing of an entry that is not there).
     """
     nearby = nearby and "None" in str(error)
@@ -123,11 +123,11 @@ def _reads(function: ast.FunctionDef, frame: FrameType) -> Iterator[_Read]:
                 continue
             part = statement if whole else node
             last = part.end_lineno or part.lineno
-            asked = ast.unparse(node) in guarded
+            is_guarded = ast.unparse(node) in guarded
             value = getattr(holder, key, None)
             # `num_local_experts` is another name of `n_routed_experts`, which holds the value.
             key = (getattr(type(holder), "attribute_map", None) or {}).get(key, key)
-            yield _Read(type(holder).__name__, key, value, part.lineno, last, asked)
+            yield _Read(type(holder).__name__, key, value, part.lineno, last, is_guarded)
 
 
 def _own_expressions(statement: ast.stmt) -> Iterator[ast.expr]:
@@ -205,7 +205,7 @@ def _is_empty(value: Any) -> bool:
 
 
 def _guarded(function: ast.FunctionDef) -> set[str]:
-    """Expressions that the function itself asks whether they hold anything."""
+    """Expressions that the function itself tests for holding anything."""
     found: set[str] = set()
     for node in ast.walk(function):
         tests: list[ast.expr] = []
@@ -219,18 +219,18 @@ def _guarded(function: ast.FunctionDef) -> set[str]:
 
 
 def _lookups(function: ast.FunctionDef, holder: str = "") -> list[str]:
-    """Text constants that something is asked for: `names.get("<image>")`, `names["<image>"]`; with
-    ``holder`` only what an expression is asked for that ends like it."""
+    """Strings that are looked up in mappings: `names.get("<image>")`, `names["<image>"]`; with
+    ``holder`` only in expressions that end like it."""
     found = []
     for node in ast.walk(function):
         key: Any = None
-        asked: ast.expr | None = None
+        mapping: ast.expr | None = None
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             key = node.args[0] if node.func.attr == "get" and node.args else None
-            asked = node.func.value
+            mapping = node.func.value
         elif isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load):
-            key, asked = node.slice, node.value
+            key, mapping = node.slice, node.value
         name = key.value if isinstance(key, ast.Constant) else None
-        if isinstance(name, str) and asked is not None and ast.unparse(asked).endswith(holder):
+        if isinstance(name, str) and mapping is not None and ast.unparse(mapping).endswith(holder):
             found.append(name)
     return found

@@ -16,14 +16,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_doctor.text import error_summary
-from lora_doctor.tiny_model.config_roles import Node, flat_ints, role_of, spread, tree
+from lora_doctor.tiny_model.config_roles import Node, flat_ints, role_of, tree
 from lora_doctor.tiny_model.shrink.apply import find_entry
 from lora_doctor.tiny_model.shrink.config_gaps import Gap, gaps
-from lora_doctor.tiny_model.shrink.repair import filling, repair
+from lora_doctor.tiny_model.shrink.empty_entries import (
+    DEFAULT_ROPE,
+    filling,
+    has_attention,
+    mrope_section,
+)
+from lora_doctor.tiny_model.shrink.repair import repair
 from lora_doctor.tiny_model.shrink.sizes import Sizes
 from lora_doctor.tiny_model.shrink.timm_towers import tower_with
 
-_ROUNDS = 4  # of objections by the config's own validation
+_ROUNDS = 4  # of errors by the config's own validation
 # Ids below those that shrinking moves, so that they are the same in the small config.
 _FREE_IDS = range(40, 58)
 
@@ -55,11 +61,13 @@ def mend(config: Any, error: BaseException, running: bool = False) -> Mended | N
             node.set(key, value)
         try:
             better = _made_again(config, better)
-        except Exception as refused:  # noqa: BLE001 - what its validation says is read below
-            said = error_summary(refused)
+        except Exception as refused:  # noqa: BLE001 - the message of its validation is read below
+            message = error_summary(refused)
             more = {
-                **_missed(root, said), **_asked_values(root, said), **_allowed_values(root, said)
-            }  # fmt: skip
+                **_missing_fields(root, message),
+                **_required_values(root, message),
+                **_allowed_values(root, message),
+            }
             if all(overrides.get(where) == value for where, value in more.items()):
                 return None
             overrides |= more
@@ -71,22 +79,22 @@ def mend(config: Any, error: BaseException, running: bool = False) -> Mended | N
 def _wanted(config: Any, error: BaseException) -> dict[str, Any]:
     """Entries to set, by their paths."""
     root = tree(copy.deepcopy(config))
-    said = error_summary(error)
+    message = error_summary(error)
     empty = gaps(error)
     named = {gap.key for gap in empty}
     found: dict[str, Any] = {}
-    for option in repair(Sizes(), None, copy.deepcopy(config), [said])[:1]:
+    for option in repair(Sizes(), None, copy.deepcopy(config), [message])[:1]:
         for where, value in option.overrides:
             key = where.rpartition(".")[2]
-            if key in said or key in named:
+            if key in message or key in named:
                 found[where] = value
-    for where, value in _filled(root, empty, said).items():
+    for where, value in _filled(root, empty, message).items():
         found.setdefault(where, value)
-    undefined = re.findall(r"\bdefine `(\w+)`", said)
-    found |= _filled(root, [Gap("", name) for name in undefined], said)
-    found |= _divisible_heads(root, said)
-    found |= _asked_values(root, said)
-    found |= _asked_lists(root, str(error))
+    undefined = re.findall(r"\bdefine `(\w+)`", message)
+    found |= _filled(root, [Gap("", name) for name in undefined], message)
+    found |= _divisible_heads(root, message)
+    found |= _required_values(root, message)
+    found |= _required_lists(root, str(error))
     now = {node.where(key): value for node in root.walk() for key, value in node.values.items()}
     return {where: value for where, value in found.items() if now.get(where) != value}
 
@@ -119,13 +127,13 @@ def _empty_factors(config: Any, error: BaseException) -> dict[str, Any]:
 
 def _while_running(config: Any, error: BaseException) -> dict[str, Any]:
     """Entries to set so that the failing statement of a forward has what it computes with."""
-    said = error_summary(error)
-    if "None" not in said:
+    message = error_summary(error)
+    if "None" not in message:
         return {}
-    return _filled(tree(copy.deepcopy(config)), gaps(error, nearby=False), said)
+    return _filled(tree(copy.deepcopy(config)), gaps(error, nearby=False), message)
 
 
-def _filled(root: Node, empty: list[Gap], said: str) -> dict[str, Any]:
+def _filled(root: Node, empty: list[Gap], message: str) -> dict[str, Any]:
     """Values for the entries that hold nothing, by their paths."""
     found: dict[str, Any] = {}
     for gap in empty:
@@ -135,7 +143,7 @@ def _filled(root: Node, empty: list[Gap], said: str) -> dict[str, Any]:
             if gap.key in node.values and node.values[gap.key] is None:
                 tower = tower_with(node, gap.key, gap.looked_up)
                 found |= {node.where(key): entry for key, entry in tower.items()}
-                value = None if tower else _value_for(node, gap, said)
+                value = None if tower else _value_for(node, gap, message)
                 if value is not None:
                     found[node.where(gap.key)] = value
     return found
@@ -167,25 +175,19 @@ def _holds_nothing(value: Any) -> bool:
     return value is None or (not isinstance(value, (bool, str, dict)) and not value)
 
 
-def _value_for(node: Node, gap: Gap, said: str) -> Any:
+def _value_for(node: Node, gap: Gap, message: str) -> Any:
     """What to write into an empty entry; None where no guess is sound."""
     values = node.values
     parts: Any = getattr(type(node.holder), "sub_configs", None)
     part: Any = (parts or {}).get(gap.key)
     if hasattr(part, "model_type") and part.model_type:  # `AutoConfig` could be anything
         return part()
-    if all(isinstance(values.get(k), int) for k in ("hidden_size", "num_attention_heads")):
-        found = filling(gap.key, values, said)
+    if has_attention(values):
+        found = filling(gap.key, values, message)
         if found is not None:
             return found
     if "rope" in gap.key:
-        rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0}
-        if "mrope_section" in said:  # a quarter for time, the rest for height and width
-            width, heads = values.get("hidden_size") or 0, values.get("num_attention_heads") or 1
-            rope["mrope_section"] = spread(
-                (values.get("head_dim") or width // heads) // 2, [2, 3, 3]
-            )
-        return rope
+        return {**DEFAULT_ROPE, **mrope_section(values, message)}
     example, kind = _documented(node.holder, gap.key)
     if example is not None:
         return example
@@ -204,11 +206,11 @@ def _value_for(node: Node, gap: Gap, said: str) -> Any:
 def _list_for(node: Node, key: str) -> list[Any]:
     """A list as the docstring has it: one entry for each label (thresholds, an order), widths of
     layers that follow each other (two of them: some unpack a pair); else an empty one."""
-    said = _entry_text(node.holder, key)
+    entry = _entry_text(node.holder, key)
     labels = getattr(node.holder, "num_labels", None)
-    each = re.search(r"(for|of|per) (each |every |a )?(label|class)\b", said)
+    each = re.search(r"(for|of|per) (each |every |a )?(label|class)\b", entry)
     if each and isinstance(labels, int):
-        return [0.5] * labels if "float" in said.partition(")")[0] else list(range(labels))
+        return [0.5] * labels if "float" in entry.partition(")")[0] else list(range(labels))
     if role_of(key, 0) in ("channels", "width"):
         return [64, 64]
     return []
@@ -249,7 +251,7 @@ def _plain_kind(declared: str) -> str:
 
 
 def _divisible_heads(root: Node, text: str) -> dict[str, Any]:
-    """Another number of heads, where a class objects that it does not divide the width."""
+    """Another number of heads, where a class raises because it does not divide the width."""
     if not re.search(r"divisible|multiple of", text):
         return {}
     numbers = {int(n) for n in re.findall(r"\b\d+\b", text)}
@@ -271,7 +273,7 @@ def _divisible_heads(root: Node, text: str) -> dict[str, Any]:
     return found
 
 
-def _missed(root: Node, text: str) -> dict[str, Any]:
+def _missing_fields(root: Node, text: str) -> dict[str, Any]:
     """Entries that a validation misses: "is missing required fields: ['indexer_head_dim']"."""
     missing = re.search(r"missing.*?(?:fields|entries|values|arguments)\b(.*)", text)
     names = re.findall(r"\w+", missing[1]) if missing else []
@@ -281,35 +283,35 @@ def _missed(root: Node, text: str) -> dict[str, Any]:
 def _allowed_values(root: Node, text: str) -> dict[str, Any]:
     """Words that a validation allows: "layer_types must be a list strings in [`mamba`
     `attention`]"; a list gets all of them in turn."""
-    said = re.search(r"`?(\w+)`?(?: \w+)? must be [^.]*?(?:in|of) *[\[({](.*?)[\])}]", text)
-    if said is None:
+    allowed = re.search(r"`?(\w+)`?(?: \w+)? must be [^.]*?(?:in|of) *[\[({](.*?)[\])}]", text)
+    if allowed is None:
         return {}
-    words = re.findall(r"[`'\"](\w+)[`'\"]", said[2])
+    words = re.findall(r"[`'\"](\w+)[`'\"]", allowed[2])
     found: dict[str, Any] = {}
     for node in root.walk():
-        value = node.values.get(said[1]) if words else None
+        value = node.values.get(allowed[1]) if words else None
         if isinstance(value, list):
-            found[node.where(said[1])] = [words[i % len(words)] for i in range(len(value))]
+            found[node.where(allowed[1])] = [words[i % len(words)] for i in range(len(value))]
         elif isinstance(value, str):
-            found[node.where(said[1])] = words[0]
+            found[node.where(allowed[1])] = words[0]
     return found
 
 
-def _asked_values(root: Node, text: str) -> dict[str, Any]:
-    """Numbers that a validation asks for by name: "requires indexer_kv_heads=1"."""
-    asked = re.findall(r"(?:requires?|must be|expects?) `?(\w+)`? ?={1,2} ?(\d+)\b", text)
+def _required_values(root: Node, text: str) -> dict[str, Any]:
+    """Numbers that a validation requires by name: "requires indexer_kv_heads=1"."""
+    required = re.findall(r"(?:requires?|must be|expects?) `?(\w+)`? ?={1,2} ?(\d+)\b", text)
     return {
         node.where(key): int(number)
-        for key, number in asked
+        for key, number in required
         for node in root.walk()
         if key in node.values
     }
 
 
-def _asked_lists(root: Node, text: str) -> dict[str, Any]:
-    """Lists that a class asks for with an example: "requires config.out_indices to be a list of 4
+def _required_lists(root: Node, text: str) -> dict[str, Any]:
+    """Lists that a class requires, with an example: "requires config.out_indices to be a list of 4
     integers, [...]. One can use [3, 5, 7, 11]"."""
-    asked = re.search(r"\b(\w+)`? to be a list .*?\buse `?(\w+=)?(\[[\d, ]+\])", text, re.S)
-    if asked is None or not hasattr(root.holder, asked[1]):
+    required = re.search(r"\b(\w+)`? to be a list .*?\buse `?(\w+=)?(\[[\d, ]+\])", text, re.S)
+    if required is None or not hasattr(root.holder, required[1]):
         return {}
-    return {root.where(asked[1]): ast.literal_eval(asked[3])}
+    return {root.where(required[1]): ast.literal_eval(required[3])}

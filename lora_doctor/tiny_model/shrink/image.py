@@ -112,7 +112,7 @@ _PER_SIDE = re.compile(r"^image_embedding_size$|^(patch_)?grid_size$")
 
 
 def _small_maps(maps: Any, grids: list[Grid]) -> Any:
-    """Heights and widths of what a tower puts out at several scales, for the small image."""
+    """Heights and widths of the outputs of a tower at several scales, for the small image."""
     numbers = set(flat_ints(maps))
     for grid in sorted(grids, key=lambda grid: -grid.before):
         before, after = grid.before, grid.after

@@ -216,11 +216,11 @@ def _kept_layers(node: Node, length: int, min_depth: int) -> list[int]:
     ]
     if periods:  # two of each period after the dense layers, so that both kinds occur
         wanted = max(wanted, 2 + sum(not end for _, end in thresholds.values()))
-    # One more where the first is not given out (some count it from 0, some from 1), and those
+    # One more where the first is not an output (some count it from 0, some from 1), and those
     # behind the last one.
-    given_out = [v for k, v in numbers.items() if k.endswith("out_indices")]
-    spare = [(min(v) > 0) + max(0, length - 1 - max(v)) for v in given_out]
-    wanted = max([wanted, *(len(v) + n for v, n in zip(given_out, spare, strict=True))])
+    outputs = [v for k, v in numbers.items() if k.endswith("out_indices")]
+    spare = [(min(v) > 0) + max(0, length - 1 - max(v)) for v in outputs]
+    wanted = max([wanted, *(len(v) + n for v, n in zip(outputs, spare, strict=True))])
     chosen = node.values.get("out_indices")
     if "stage_names" in node.values and isinstance(chosen, (list, tuple)):
         wanted = max(wanted, len(chosen))
@@ -234,6 +234,17 @@ def _kept_layers(node: Node, length: int, min_depth: int) -> list[int]:
 
 
 def _cut(node: Node, length: int, kept: list[int]) -> dict[str, Any]:
+    """Entries that follow when of `length` layers those in `kept` are left."""
+    return {
+        **_cut_lists(node, length, kept),
+        **_cut_numbers(node, length, kept),
+        **_cut_thresholds(node, length, kept),
+        **_cut_stages(node, length, kept),
+    }
+
+
+def _cut_lists(node: Node, length: int, kept: list[int]) -> dict[str, Any]:
+    """Lists with one entry per layer, also those that are written as runs of equal ones."""
     values: dict[str, Any] = {}
     for key, entries in {**_per_layer(node, length), **_flags(node, length)}.items():
         values[key] = type(node.values[key])(entries[layer] for layer in kept)
@@ -241,6 +252,11 @@ def _cut(node: Node, length: int, kept: list[int]) -> dict[str, Any]:
         kinds = run_lengths(value, length)
         if kinds is not None:
             values[key] = [[[kinds[layer] for layer in kept], 1]]
+    return values
+
+
+def _cut_numbers(node: Node, length: int, kept: list[int]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
     for key, numbers in _layer_numbers(node, length).items():
         if key.endswith("out_indices"):  # their count is part of the architecture
             last = len(kept) - (length - max(numbers))  # as far from the end as before
@@ -248,16 +264,26 @@ def _cut(node: Node, length: int, kept: list[int]) -> dict[str, Any]:
         else:
             new = [i for i, layer in enumerate(kept) if layer in numbers]
         values[key] = type(node.values[key])(new)
+    return values
+
+
+def _cut_thresholds(node: Node, length: int, kept: list[int]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
     for key, (at, from_end) in _thresholds(node, length).items():
         before = sum(layer < at for layer in kept)
         values[key] = len(kept) - before if from_end else before
     for key, value in node.values.items():
         if role_of(key, value) == "threshold" and isinstance(value, int) and value >= length:
             values[key] = len(kept)
-    names = node.values.get("stage_names")
-    if isinstance(names, (list, tuple)) and len(names) == length + 1:
-        values["stage_names"] = type(names)(names[: len(kept) + 1])
-        chosen = node.values.get("out_indices")
-        if isinstance(chosen, (list, tuple)):  # what a backbone gives out; the first is the stem
-            values["out_indices"] = list(range(len(kept) + 1 - len(chosen), len(kept) + 1))
+    return values
+
+
+def _cut_stages(node: Node, length: int, kept: list[int]) -> dict[str, Any]:
+    """Names of the stages of a backbone, where each layer is one; the first is the stem."""
+    names, chosen = node.values.get("stage_names"), node.values.get("out_indices")
+    if not isinstance(names, (list, tuple)) or len(names) != length + 1:
+        return {}
+    values: dict[str, Any] = {"stage_names": type(names)(names[: len(kept) + 1])}
+    if isinstance(chosen, (list, tuple)):  # the stages that it puts out
+        values["out_indices"] = list(range(len(kept) + 1 - len(chosen), len(kept) + 1))
     return values

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-from dataclasses import replace
 from typing import Any
 
 from lora_doctor.tiny_model.config_roles import Node, is_numbers, spread, tree
@@ -34,23 +33,40 @@ def sections_of_code(sizes: Sizes, config: Any, error: BaseException) -> list[Si
                     overrides[node.where(entry)] = {**rope, name: spread(half, parts)}
     if overrides == dict(sizes.overrides):
         return []
-    entries = tuple(sorted(overrides.items(), key=lambda item: item[0]))
-    why = "repaired: sections of rotary embeddings"
-    return [replace(sizes, overrides=entries, why=why, step="repaired")]
+    return [sizes.with_overrides(overrides, "repaired: sections of rotary embeddings")]
 
 
-def asked_sections(root: Node, text: str) -> dict[str, Any]:
-    """As many sections as an objection asks for: "expects at least 3 multimodal RoPE axes"."""
-    asked = re.search(r"at least (\d+) (?:multimodal |m-?)ro?pe (?:axes|sections)", text, re.I)
+def required_sections(root: Node, text: str) -> dict[str, Any]:
+    """As many sections as an error requires: "expects at least 3 multimodal RoPE axes"."""
+    required = re.search(r"at least (\d+) (?:multimodal |m-?)ro?pe (?:axes|sections)", text, re.I)
     found: dict[str, Any] = {}
     for node in root.walk():
         half = half_of_head(node)
-        if asked is None or not half or re.search(r"vision|visual|audio", node.path):
+        if required is None or not half or re.search(r"vision|visual|audio", node.path):
             continue
         rope = node.values.get("rope_parameters")
         if isinstance(rope, dict) and not rope.get("mrope_section"):
-            parts = spread(half, [1] * int(asked[1]))
+            parts = spread(half, [1] * int(required[1]))
             found[node.where("rope_parameters")] = {**rope, "mrope_section": parts}
+    return found
+
+
+def rope_sections(root: Node, text: str) -> dict[str, Any]:
+    """Sections that stand in the code, not in the config, written into it at the right sum."""
+    match = re.search(r"sum exactly to (\d+) .*?split_sizes=\[([\d, ]+)\]", text)
+    if not match:
+        return {}
+    total, parts = int(match[1]), [int(n) for n in match[2].split(",")]
+    found: dict[str, Any] = {}
+    if len(parts) > 3 and parts[: len(parts) // 2] == parts[len(parts) // 2 :]:
+        parts, total = parts[: len(parts) // 2], total // 2  # the code doubles the list
+    for node in root.walk():
+        if re.search(r"vision|visual|audio", node.path) or "num_attention_heads" not in node.values:
+            continue
+        for key in ("rope_parameters", "rope_scaling"):
+            rope = node.values.get(key)
+            if isinstance(rope, dict) or (rope is None and key == "rope_parameters"):
+                found[node.where(key)] = {**(rope or {}), "mrope_section": spread(total, parts)}
     return found
 
 
@@ -66,7 +82,7 @@ def ids_of_code(root: Node, model: Any, text: str) -> dict[str, Any]:
     if match is None or int(match[1]) not in [int(number) for _, number in taken]:
         return {}
     outside = [name for name, number in taken if int(number) >= int(match[2])]
-    return {root.where(name): 40 + place for place, name in enumerate(outside)}
+    return {root.where(name): 40 + index for index, name in enumerate(outside)}
 
 
 def half_of_head(node: Node) -> int:

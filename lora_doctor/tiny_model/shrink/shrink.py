@@ -1,8 +1,8 @@
 """Shrink any transformers config and build its model: the same classes, tiny dimensions.
 
-The numbers are chosen from the roles of the config's entries (`shrink_rules`, `shrink_layers`). A
-trial forward follows; where construction or forward objects, the entries that the objection names
-get their old values back, then whole roles do, one after the other, within a limit.
+The numbers are chosen from the roles of the config's entries (`apply`, `layers`). A trial forward
+follows; where construction or forward raises, the entries that the error names get their old values
+back, then whole roles do, one after the other, within a limit.
 """
 
 from __future__ import annotations
@@ -10,22 +10,25 @@ from __future__ import annotations
 import copy
 import re
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from lora_doctor.static.installed.missing_package import missing_package
 from lora_doctor.text import error_summary
+from lora_doctor.tiny_model.batch.make_batch import make_batch
+from lora_doctor.tiny_model.batch.result import Batch, BatchError
 from lora_doctor.tiny_model.config_roles import tree
 from lora_doctor.tiny_model.shrink.absent_parts import all_absent
 from lora_doctor.tiny_model.shrink.apply import apply_sizes
 from lora_doctor.tiny_model.shrink.build import TooBig, build_small, read_back
 from lora_doctor.tiny_model.shrink.config_mending import mend
 from lora_doctor.tiny_model.shrink.image import first_grid
-from lora_doctor.tiny_model.shrink.repair import relax, relax_too_big, repair
+from lora_doctor.tiny_model.shrink.relax import relax, relax_too_big
+from lora_doctor.tiny_model.shrink.repair import repair
 from lora_doctor.tiny_model.shrink.sections import sections_of_code
-from lora_doctor.tiny_model.shrink.sizes import Sizes
-from lora_doctor.tiny_model.shrink.timm_towers import settle_towers, with_sizes
+from lora_doctor.tiny_model.shrink.sizes import Changes, Sizes
+from lora_doctor.tiny_model.shrink.timm_towers import fit_towers, with_sizes
 
 MAX_ATTEMPTS = 14
 TIME_LIMIT = 20.0  # seconds, for all attempts together
@@ -46,7 +49,7 @@ class ShrinkError(Exception):
 class Shrunk:
     """A tiny model: CPU, float32, random weights, in training mode.
 
-    `steps` says what was changed and which objection was answered how; `batch` is the input that
+    `steps` says what was changed and which error was answered how; `batch` is the input that
     the trial forward accepted (None where no forward was found to work: the last step says why).
     """
 
@@ -72,126 +75,235 @@ def shrink(
         build: makes the `nn.Module` with random weights from the shrunken config.
         max_parameters: aim for the size of the tiny model; five times as much is accepted where
             the smallest widths do not get below it.
-        try_forward: run a training batch through it and answer objections; False only builds.
+        try_forward: run a training batch through it and answer errors; False only builds.
         seed: of the random weights.
 
     Raises:
         ShrinkError: no attempt could be built within `max_parameters`.
     """
-    from lora_doctor.tiny_model.batch.make_batch import make_batch
-    from lora_doctor.tiny_model.batch.result import Batch, BatchError
+    goal = _Goal(build, max_parameters, try_forward, seed)
+    search = _Search(goal, config)
+    end = time.monotonic() + TIME_LIMIT
+    while search.queue and search.attempts < MAX_ATTEMPTS:
+        if search.attempts and time.monotonic() >= end:
+            break
+        found = search.attempt()
+        if found is not None:
+            return found
+    return search.best()
 
-    start = Sizes(grid=first_grid(tree(copy.deepcopy(config))))
-    pending = [start]
-    seen = [start]
 
-    def take(options: list[Sizes]) -> bool:
-        """Put new options in line; whether any is left to try."""
-        fresh = [option for option in options if option not in seen]
-        seen.extend(fresh)
-        pending.extend(fresh)
-        pending.sort(key=lambda option: option.step not in ("named", "repaired"))
-        return bool(pending)
+@dataclass(frozen=True)
+class _Goal:
+    """What `shrink` was called with, but for the config."""
 
+    build: Callable[[Any], Any]
+    max_parameters: int
+    try_forward: bool
+    seed: int
+
+    def limit(self, sizes: Sizes) -> int:
+        """Parameters that a model of these sizes may have. At the smallest widths, those that are
+        left are written in the code (convolutions, tables)."""
+        return self.max_parameters * (1 if sizes.base > 32 else _TOLERANCE)
+
+
+class _Queue:
+    """Choices of sizes to try; each is tried once, those that an error calls for first."""
+
+    def __init__(self, start: Sizes) -> None:
+        self.restart(start)
+
+    def restart(self, start: Sizes) -> None:
+        """Forget all others: the config is another one now."""
+        self._pending = [start]
+        self._seen = [start]
+
+    def add(self, options: Sequence[Sizes]) -> None:
+        fresh = [option for option in options if option not in self._seen]
+        self._seen.extend(fresh)
+        self._pending.extend(fresh)
+        self._pending.sort(key=lambda option: option.origin != "called for")
+
+    def pop(self) -> Sizes:
+        return self._pending.pop(0)
+
+    def __bool__(self) -> bool:
+        return bool(self._pending)
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """A choice of sizes, the config that it gives, and what was changed in it."""
+
+    sizes: Sizes
+    config: Any
+    changes: Changes
+
+
+@dataclass
+class _Search:
+    """The attempts so far. `config` is completed on the way where it has gaps of its own."""
+
+    goal: _Goal
+    config: Any
+    attempts: int = 0
+    #: Entries that were empty in the config, as ``entry = value``.
+    filled: list[str] = field(default_factory=list)
+    #: One line for each attempt that was not good enough.
+    errors: list[str] = field(default_factory=list)
+    last_error: str = "nothing tried"
+    #: The model whose batch exercises most, of those that could be built.
     built: Shrunk | None = None
-    last = "nothing tried"
-    objections: list[str] = []
-    gaps: list[str] = []
-    attempts = 0
-    checked = True
-    spoken = False
+    #: Whether a config counts only when it can be saved and loaded.
+    must_load: bool = True
+    #: Whether towers that only have a name in the config were given their sizes.
+    towers_have_sizes: bool = False
 
-    def complete(error: BaseException | None, sizes: Sizes, running: bool = False) -> bool:
-        """Whether the config itself is at fault, whatever its numbers, and could be completed."""
-        nonlocal config, pending, seen, attempts
-        mended = mend(config, error, running) if error and len(gaps) < MAX_ATTEMPTS else None
+    def __post_init__(self) -> None:
+        self.start = Sizes(grid=first_grid(tree(copy.deepcopy(self.config))))
+        self.queue = _Queue(self.start)
+
+    def attempt(self) -> Shrunk | None:
+        """Try the next sizes; the model where it is good enough to stop."""
+        sizes = self.queue.pop()
+        small, changes = apply_sizes(self.config, sizes)
+        if self.towers_have_sizes:
+            fit_towers(self.config, small, "depth" in sizes.keep_roles, changes)
+        small, refused = read_back(small) if self.must_load else (small, None)
+        attempt = _Attempt(sizes, small, changes)
+        if refused is not None and read_back(self.config)[1] is None:
+            self._not_loaded(attempt, refused)
+            return None
+        self.attempts += 1
+        steps = self._steps(attempt)
+        try:
+            model = build_small(
+                small, self.goal.build, self.goal.limit(sizes), self.goal.seed, steps
+            )
+        except TooBig as error:
+            self._too_big(attempt, error)
+            return None
+        except Exception as error:  # noqa: BLE001 - constructors raise anything
+            self._not_built(attempt, error)
+            return None
+        shrunk = Shrunk(model, small, steps, self.attempts)
+        return self._run(attempt, shrunk) if self.goal.try_forward else shrunk
+
+    def best(self) -> Shrunk:
+        """The best of the models that could be built.
+
+        Raises:
+            ShrinkError: there is none.
+        """
+        if self.built is None:
+            raise ShrinkError(
+                f"{type(self.config).__name__}: no tiny model in {self.attempts} attempts; "
+                f"last objection: {self.last_error}"
+            )
+        self.built.attempts = self.attempts
+        if self.built.batch is None:
+            self.built.steps.append(f"no forward worked: {self.errors[0]}")
+        return self.built
+
+    def _steps(self, attempt: _Attempt) -> list[str]:
+        steps = [f"empty before: {', '.join(self.filled)}"] if self.filled else []
+        steps += attempt.changes.steps()
+        return steps + ([attempt.sizes.why] if attempt.sizes.why else [])
+
+    def _not_loaded(self, attempt: _Attempt, error: Exception) -> None:
+        """A cheap attempt, no model was built; when nothing helps, one that is not saved will
+        do."""
+        self.last_error = error_summary(error)
+        self._go_on(self._options(attempt, [self.last_error]))
+        if not self.queue:
+            self.must_load = False
+            self.queue.restart(self.start)
+
+    def _too_big(self, attempt: _Attempt, error: TooBig) -> None:
+        self.last_error = str(error)
+        if not self.towers_have_sizes:
+            sized = with_sizes(self.config)
+            if sized is not self.config:  # what was too big may be a tower that only has a name
+                self.config, self.towers_have_sizes = sized, True
+                self.queue.restart(self.start)
+                return
+        self.queue.add(relax_too_big(attempt.sizes, error, attempt.config))
+
+    def _not_built(self, attempt: _Attempt, error: Exception) -> None:
+        missing = missing_package(error)
+        if missing:  # no number of the config changes that
+            raise ShrinkError(f"it {missing}") from error
+        self.last_error = error_summary(error)
+        if self._fill_gaps(attempt, error):
+            return
+        options = self._options(attempt, [self.last_error])
+        self._go_on(sections_of_code(attempt.sizes, attempt.config, error) + options)
+
+    def _run(self, attempt: _Attempt, shrunk: Shrunk) -> Shrunk | None:
+        """Run a batch; the model with it where it takes all that it can and has a loss."""
+        # What was found before need not be found again; only what would be fuller.
+        before = self.built.batch if self.built is not None else None
+        left_out = len(before.left_out) if before else 0
+        try:
+            batch = make_batch(shrunk.model, seed=self.goal.seed, left_out=left_out or None)
+        except BatchError as error:
+            self.last_error = error.reason
+            if any(self._fill_gaps(attempt, raised, running=True) for raised in error.raised):
+                return None
+            errors = error.forward_errors
+        else:
+            shrunk.batch = batch
+            lost = [note.text for note in batch.notes if _LOST_LOSS.search(note.reason)]
+            if _is_whole(shrunk) and not self._repairs_of_loss(attempt, shrunk, lost):
+                return shrunk
+            errors = batch.forward_errors + lost
+            self.last_error = errors[0]
+        if self.built is None or _fuller(shrunk.batch, self.built.batch):
+            self.built = shrunk
+        self._go_on(self._options(attempt, errors, shrunk.model))
+        return None
+
+    def _repairs_of_loss(self, attempt: _Attempt, shrunk: Shrunk, lost: list[str]) -> list[Sizes]:
+        """Sizes with which a model may have a loss that it lost to its config."""
+        if shrunk.batch.loss != "surrogate" or not lost:
+            return []
+        return repair(attempt.sizes, shrunk.model, shrunk.config, lost)
+
+    def _options(self, attempt: _Attempt, errors: list[str], model: Any = None) -> list[Sizes]:
+        """What to try next after these errors of building, or of running `model`."""
+        options = repair(attempt.sizes, model, attempt.config, errors)
+        return options + relax(attempt.sizes, " ".join(errors), attempt.changes)
+
+    def _go_on(self, options: list[Sizes]) -> None:
+        self.errors.append(self.last_error)
+        self.queue.add(options)
+
+    def _fill_gaps(self, attempt: _Attempt, error: BaseException, running: bool = False) -> bool:
+        """Whether the config itself is at fault, whatever its sizes, and could be completed; the
+        same sizes are tried again then."""
+        if len(self.filled) >= MAX_ATTEMPTS:
+            return False
+        mended = mend(self.config, error, running)
         if mended is None:
             return False
-        config = mended.config
-        gaps.extend(mended.changes)
-        pending, seen, attempts = [sizes], [sizes], attempts - 1
+        self.config = mended.config
+        self.filled.extend(mended.changes)
+        self.queue.restart(attempt.sizes)
+        self.attempts -= 1
         return True
 
-    end = time.monotonic() + TIME_LIMIT
-    while pending and attempts < MAX_ATTEMPTS and (attempts == 0 or time.monotonic() < end):
-        sizes = pending.pop(0)
-        small, changes = apply_sizes(config, sizes)
-        if spoken:
-            settle_towers(config, small, "depth" in sizes.keep_roles, changes)
-        small, refused = read_back(small) if checked else (small, None)
-        if refused is not None and read_back(config)[1] is None:
-            # A cheap attempt, no model was built; when nothing helps, one that is not saved will do
-            last = error_summary(refused)
-            objections.append(last)
-            more = repair(sizes, None, small, [last]) + relax(sizes, last, changes)
-            if not take(more):
-                checked, pending, seen = False, [start], [start]
-            continue
-        attempts += 1
-        steps = [f"empty before: {', '.join(gaps)}"] if gaps else []
-        steps += changes.steps() + ([sizes.why] if sizes.why else [])
-        # At the smallest widths what is left over stands in the code (convolutions, tables).
-        limit = max_parameters * (1 if sizes.base > 32 else _TOLERANCE)
-        try:
-            model = build_small(small, build, limit, seed, steps)
-        except TooBig as error:
-            last = str(error)
-            sized = config if spoken else with_sizes(config)
-            spoken = spoken or sized is not config
-            if sized is not config:  # what was too big may be a tower that only has a name
-                config, pending, seen = sized, [start], [start]
-                continue
-            take(relax_too_big(sizes, error, small))
-            continue
-        except Exception as error:
-            missing = missing_package(error)
-            if missing:  # no number of the config changes that
-                raise ShrinkError(f"it {missing}") from error
-            last = error_summary(error)
-            if complete(error, sizes):
-                continue
-            more = repair(sizes, None, small, [last]) + relax(sizes, last, changes)
-            more = sections_of_code(sizes, small, error) + more
-        else:
-            if not try_forward:
-                return Shrunk(model, small, steps, attempts)
-            batch: Batch | None = None
-            try:
-                # What was found before need not be found again; only what would be fuller.
-                had = len(built.batch.left_out) if built is not None and built.batch else 0
-                batch = make_batch(model, seed=seed, left_out=had or None)
-            except BatchError as error:
-                last, heard = error.reason, error.forward_errors
-                if any(complete(raised, sizes, running=True) for raised in error.raised):
-                    continue
-            else:
-                lost = [note.text for note in batch.notes if _LOST_LOSS.search(note.reason)]
-                unable = batch.loss == "surrogate" and bool(lost)
-                repairs = repair(sizes, model, small, lost) if unable else []
-                whole = not batch.left_out or all_absent(model, small, batch.forward_errors)
-                if whole and not repairs:
-                    return Shrunk(model, small, steps, attempts, batch)
-                heard = batch.forward_errors + lost
-                last = heard[0]
-            if built is None or (batch is not None and _fuller(batch, built.batch)):
-                built = Shrunk(model, small, steps, attempts, batch)
-            more = repair(sizes, model, small, heard) + relax(sizes, " ".join(heard), changes)
-        objections.append(last)
-        take(more)
-    if built is not None:
-        built.attempts = attempts
-        if built.batch is None:
-            built.steps.append(f"no forward worked: {objections[0]}")
-        return built
-    raise ShrinkError(
-        f"{type(config).__name__}: no tiny model in {attempts} attempts; last objection: {last}"
-    )
+
+def _is_whole(shrunk: Shrunk) -> bool:
+    """Whether the batch leaves out no input but those that the config has no tower for."""
+    batch = shrunk.batch
+    return not batch.left_out or all_absent(shrunk.model, shrunk.config, batch.forward_errors)
 
 
-def _fuller(batch: Any, other: Any) -> bool:
+def _fuller(batch: Batch | None, other: Batch | None) -> bool:
     """Whether `batch` exercises more than `other`, or has a loss where that one has none."""
-    if other is None:
-        return True
+    if batch is None or other is None:
+        return batch is not None
     return (len(batch.left_out), batch.loss == "surrogate") < (
         len(other.left_out),
         other.loss == "surrogate",

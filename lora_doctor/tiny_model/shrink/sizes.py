@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
+
+#: Where a choice comes from: the first one; smaller widths after a model that was too big; what
+#: an error calls for; or a guess, where no error says what is wrong.
+Origin = Literal["start", "smaller", "called for", "guess"]
 
 
 @dataclass(frozen=True)
 class Sizes:
     """The choices of one attempt."""
 
+    #: The smallest width, in features; a multiple of 32.
     base: int = 64
+    #: Layers that are left at least, where the config has as many.
     min_depth: int = 2
+    #: Whether numbers of layers that are multiples of another one stay so.
     in_proportion: bool = False
+    #: Patches per side of an image.
     grid: int = 4
+    #: Roles and names of entries that keep the value of the config.
     keep_roles: frozenset[str] = frozenset()
     keep_keys: frozenset[str] = frozenset()
+    #: Path of an entry and its value, whatever its role.
     overrides: tuple[tuple[str, Any], ...] = ()
+    origin: Origin = "start"
+    #: For the steps of the result; empty at the start.
     why: str = ""
-    #: What led to this attempt: entries that an objection names, a repair, smaller widths, or
-    #: something that is tried without being asked for.
-    step: Literal["first", "named", "repaired", "smaller", "other"] = "first"
+
+    def with_overrides(self, overrides: Mapping[str, Any], why: str) -> Sizes:
+        """The same with these overrides in the place of its own, as an error calls for."""
+        entries = tuple(sorted(overrides.items(), key=lambda item: item[0]))
+        return replace(self, overrides=entries, origin="called for", why=why)
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ _ROUNDS = 6  # of arguments that an entry point refuses
 @dataclass(frozen=True)
 class Tower:
     """What timm says about a name: `sizes` are arguments that are numbers (JSON of a dict, so that
-    nobody changes them), `width` is that of the features it gives out."""
+    they cannot be changed), `width` is that of its features."""
 
     sizes: str
     width: int
@@ -57,18 +57,18 @@ def with_sizes(config: Any) -> Any:
     """`config`, or a copy in which the towers that timm makes by name show their numbers."""
     if not any(named_towers(tree(config))):
         return config
-    spoken, found = copy.deepcopy(config), False
-    for node, key in named_towers(tree(spoken)):
+    sized, found = copy.deepcopy(config), False
+    for node, key in named_towers(tree(sized)):
         given = getattr(node.holder, ARGUMENTS) or {}
         tower = _ask(node.values[key], json.dumps(given, default=str))
         sizes = json.loads(tower.sizes) if tower else {}
         if sizes.keys() - given.keys():
             setattr(node.holder, ARGUMENTS, {**sizes, **given})
             found = True
-    return spoken if found else config
+    return sized if found else config
 
 
-def settle_towers(before: Any, small: Any, keep_depth: bool, changes: Changes) -> None:
+def fit_towers(before: Any, small: Any, keep_depth: bool, changes: Changes) -> None:
     """After the numbers of `before` were shrunk into `small`: of equal blocks one each, and the
     entries that say how wide the tower's features are say how wide they are now."""
     towers = list(named_towers(tree(before)))
@@ -92,35 +92,35 @@ def settle_towers(before: Any, small: Any, keep_depth: bool, changes: Changes) -
                 node.set(name, now.width)
 
 
-def tower_with(node: Node, key: str, asked: Sequence[str]) -> dict[str, Any]:
+def tower_with(node: Node, key: str, wanted: Sequence[str]) -> dict[str, Any]:
     """Entries for a config whose model reads sizes out of its empty `model_args`: those of the
     tower that it names or, where that one has no such sizes, of the first of timm that has.
 
     Args:
         node: the config; without a name of a timm architecture in it there is nothing to fill.
         key: the entry that is empty.
-        asked: the names of the sizes (`embed_dim`).
+        wanted: the names of the sizes (`embed_dim`).
     """
-    if key != ARGUMENTS or not asked:
+    if key != ARGUMENTS or not wanted:
         return {}
     for one, name_key in named_towers(node):
         if one is not node:
             continue
         timm = sys.modules["timm"]
-        for name in [node.values[name_key], *_making(timm, asked)]:
+        for name in [node.values[name_key], *_making(timm, wanted)]:
             tower = _ask(name, "{}")
             sizes = json.loads(tower.sizes) if tower else {}
-            if all(size in sizes for size in asked):
+            if all(size in sizes for size in wanted):
                 return {name_key: name, key: sizes}
     return {}
 
 
-def _making(timm: Any, asked: Sequence[str]) -> list[str]:
-    """A few of timm's names whose class takes the sizes that are asked for, one of each class."""
+def _making(timm: Any, wanted: Sequence[str]) -> list[str]:
+    """A few of timm's names whose class takes the sizes that are wanted, one of each class."""
     found: dict[type, str] = {}
     for name in timm.list_models():
         made = inspect.get_annotations(timm.model_entrypoint(name), eval_str=False).get("return")
-        if inspect.isclass(made) and set(asked) <= set(inspect.signature(made).parameters):
+        if inspect.isclass(made) and set(wanted) <= set(inspect.signature(made).parameters):
             found.setdefault(made, name)
             if len(found) == _CHOICES:
                 break
@@ -137,7 +137,7 @@ def _ask(name: str, given: str) -> Tower | None:
     try:
         with init_empty_weights():
             model = timm.create_model(name, pretrained=False, num_classes=0, **_copied(arguments))
-    except Exception:  # noqa: BLE001 - building the whole will say it again, to somebody who listens
+    except Exception:  # noqa: BLE001 - building the whole model raises it again
         return None
     width = getattr(model, "num_features", 0)
     sizes = _sizes(_constructed(name, type(model), _copied(arguments)))

@@ -18,7 +18,7 @@ from lora_doctor.tiny_model.batch.errors.raised import Raised
 from lora_doctor.tiny_model.batch.values.unknown import can_guess
 
 _MISSING = re.compile(r"missing \d+ required .*?argument")
-_ASKED_FOR = re.compile(
+_REQUIRED = re.compile(
     r"(have to|must|need to|should|please) (be )?"
     r"(specify|provide|pass|given|provided|specified)"
     r"|is required|are required|(cannot|must not|should not) be `?None|is None"
@@ -29,14 +29,14 @@ _LONGEST_STATEMENT = 8  # lines of code
 
 
 def arguments(draft: Draft, inputs: dict[str, Any], raised: Raised) -> str:
-    """Arguments that are refused, or asked for by name."""
+    """Arguments that are refused, or required by name."""
     return (
         _unexpected(draft, inputs, raised.text)
         or _one_sample(draft, raised.text)
         or _end_of_sequence(draft, raised.text)
         or _not_both(draft, inputs, raised.text)
         or _no_cache(draft, raised.text)
-        or _asked_for(draft, inputs, raised.text)
+        or _required(draft, inputs, raised.text)
     )
 
 
@@ -84,8 +84,8 @@ def _no_cache(draft: Draft, text: str) -> str:
     return "use_cache=False"
 
 
-def _asked_for(draft: Draft, inputs: dict[str, Any], text: str) -> str:
-    if not (_MISSING.search(text) or _ASKED_FOR.search(text)):
+def _required(draft: Draft, inputs: dict[str, Any], text: str) -> str:
+    if not (_MISSING.search(text) or _REQUIRED.search(text)):
         return ""
     for name in re.findall(r"\w+", text):
         if name == "input_ids" and name not in draft.parameters:

@@ -53,7 +53,7 @@ def correct(draft: Draft, inputs: dict[str, Any], error: BaseException) -> bool:
     """Change `draft` by what `error` says; False where nothing is left to try."""
     raised = Raised.by(error, draft.own_names)
     if modality.has_equal_counts(raised):
-        # As many as asked for, but of another width: the config is wrong, not the batch
+        # As many as wanted, but of another width: the config is wrong, not the batch
         change = modality.audio_mask(draft, inputs, raised)
         draft.notes += [Note("step", change)] if change else []
         draft.first_error = draft.first_error or error

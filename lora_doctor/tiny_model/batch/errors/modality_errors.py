@@ -66,7 +66,7 @@ def image_patches(draft: Draft, inputs: dict[str, Any], raised: Raised) -> str:
 
 
 def image_size(draft: Draft, inputs: dict[str, Any], raised: Raised) -> str:
-    """The size that a model asks for, more frames, or larger images where they are too small."""
+    """The size that a model requires, more frames, or larger images where they are too small."""
     text = raised.text
     match = re.search(r"[Ii]mage size.*?match(?:es)? model ?\((\d+) ?[*x,] ?(\d+)", text)
     match = match or re.search(r"expected (?:image )?size \(?(\d+)[*x, ]+(\d+)", text)
@@ -149,7 +149,7 @@ def _multiple_of(draft: Draft, inputs: dict[str, Any], part: int, got: int) -> s
 
 
 def audio_frames(draft: Draft, inputs: dict[str, Any], raised: Raised) -> str:
-    """The number of frames that a model asks for."""
+    """The number of frames that a model requires."""
     match = re.search(r"(?:mel input )?features to (?:be of length )?(\d+)", raised.text)
     if match and "audio" in draft.modalities and int(match[1]) != draft.audio.frames:
         draft.audio.frames = int(match[1])
