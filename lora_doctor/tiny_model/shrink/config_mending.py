@@ -12,26 +12,19 @@ import ast
 import copy
 import inspect
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from lora_doctor.text import error_summary
-from lora_doctor.tiny_model.config_roles import Node, flat_ints, role_of, tree
+from lora_doctor.tiny_model.config_roles import Node, role_of, tree
 from lora_doctor.tiny_model.shrink.apply import find_entry
 from lora_doctor.tiny_model.shrink.config_gaps import Gap, gaps
-from lora_doctor.tiny_model.shrink.empty_entries import (
-    DEFAULT_ROPE,
-    filling,
-    has_attention,
-    mrope_section,
-)
+from lora_doctor.tiny_model.shrink.entry_values import filled
 from lora_doctor.tiny_model.shrink.repair import repair
 from lora_doctor.tiny_model.shrink.sizes import Sizes
-from lora_doctor.tiny_model.shrink.timm_towers import tower_with
 
 _ROUNDS = 4  # of errors by the config's own validation
-# Ids below those that shrinking moves, so that they are the same in the small config.
-_FREE_IDS = range(40, 58)
 
 
 @dataclass(frozen=True)
@@ -54,20 +47,11 @@ def mend(config: Any, error: BaseException, running: bool = False) -> Mended | N
     for _ in range(_ROUNDS):
         if not overrides:
             return None
-        better = copy.deepcopy(config)
-        root = tree(better)
-        for where, value in overrides.items():
-            node, key = find_entry(root, where)
-            node.set(key, value)
+        root = _with_entries(config, overrides)
         try:
-            better = _made_again(config, better)
+            better = _made_again(config, root.holder)
         except Exception as refused:  # noqa: BLE001 - the message of its validation is read below
-            message = error_summary(refused)
-            more = {
-                **_missing_fields(root, message),
-                **_required_values(root, message),
-                **_allowed_values(root, message),
-            }
+            more = _required_by_validation(root, error_summary(refused))
             if all(overrides.get(where) == value for where, value in more.items()):
                 return None
             overrides |= more
@@ -88,10 +72,10 @@ def _wanted(config: Any, error: BaseException) -> dict[str, Any]:
             key = where.rpartition(".")[2]
             if key in message or key in named:
                 found[where] = value
-    for where, value in _filled(root, empty, message).items():
+    for where, value in filled(root, empty, message).items():
         found.setdefault(where, value)
     undefined = re.findall(r"\bdefine `(\w+)`", message)
-    found |= _filled(root, [Gap("", name) for name in undefined], message)
+    found |= filled(root, [Gap("", name) for name in undefined], message)
     found |= _divisible_heads(root, message)
     found |= _required_values(root, message)
     found |= _required_lists(root, str(error))
@@ -130,23 +114,24 @@ def _while_running(config: Any, error: BaseException) -> dict[str, Any]:
     message = error_summary(error)
     if "None" not in message:
         return {}
-    return _filled(tree(copy.deepcopy(config)), gaps(error, nearby=False), message)
+    return filled(tree(copy.deepcopy(config)), gaps(error, nearby=False), message)
 
 
-def _filled(root: Node, empty: list[Gap], message: str) -> dict[str, Any]:
-    """Values for the entries that hold nothing, by their paths."""
-    found: dict[str, Any] = {}
-    for gap in empty:
-        for node in root.walk():
-            if gap.config_class not in ("", type(node.holder).__name__):
-                continue
-            if gap.key in node.values and node.values[gap.key] is None:
-                tower = tower_with(node, gap.key, gap.looked_up)
-                found |= {node.where(key): entry for key, entry in tower.items()}
-                value = None if tower else _value_for(node, gap, message)
-                if value is not None:
-                    found[node.where(gap.key)] = value
-    return found
+def _with_entries(config: Any, entries: Mapping[str, Any]) -> Node:
+    """The tree of a copy of the config with these entries set, by their paths."""
+    root = tree(copy.deepcopy(config))
+    for where, value in entries.items():
+        node, key = find_entry(root, where)
+        node.set(key, value)
+    return root
+
+
+def _required_by_validation(root: Node, message: str) -> dict[str, Any]:
+    return {
+        **_missing_fields(root, message),
+        **_required_values(root, message),
+        **_allowed_values(root, message),
+    }
 
 
 def _made_again(before: Any, better: Any) -> Any:
@@ -173,81 +158,6 @@ def _made_again(before: Any, better: Any) -> Any:
 def _holds_nothing(value: Any) -> bool:
     """None, an empty list, or their number: what is derived from an entry that was empty."""
     return value is None or (not isinstance(value, (bool, str, dict)) and not value)
-
-
-def _value_for(node: Node, gap: Gap, message: str) -> Any:
-    """What to write into an empty entry; None where no guess is sound."""
-    values = node.values
-    parts: Any = getattr(type(node.holder), "sub_configs", None)
-    part: Any = (parts or {}).get(gap.key)
-    if hasattr(part, "model_type") and part.model_type:  # `AutoConfig` could be anything
-        return part()
-    if has_attention(values):
-        found = filling(gap.key, values, message)
-        if found is not None:
-            return found
-    if "rope" in gap.key:
-        return {**DEFAULT_ROPE, **mrope_section(values, message)}
-    example, kind = _documented(node.holder, gap.key)
-    if example is not None:
-        return example
-    if role_of(gap.key, 0) == "width" and isinstance(values.get("hidden_size"), int):
-        return values["hidden_size"]
-    if "dict" in kind:
-        ids = [n for v in values.values() for n in flat_ints(v)]
-        free = [number for number in _FREE_IDS if number not in ids]
-        return dict(zip(gap.looked_up, free, strict=False)) or None
-    if "list" in kind or "tuple" in kind:
-        return _list_for(node, gap.key)
-    # Equal numbers: whatever must divide another does.
-    return 4 if kind == "int" else 1.0 if kind == "float" else None
-
-
-def _list_for(node: Node, key: str) -> list[Any]:
-    """A list as the docstring has it: one entry for each label (thresholds, an order), widths of
-    layers that follow each other (two of them: some unpack a pair); else an empty one."""
-    entry = _entry_text(node.holder, key)
-    labels = getattr(node.holder, "num_labels", None)
-    each = re.search(r"(for|of|per) (each |every |a )?(label|class)\b", entry)
-    if each and isinstance(labels, int):
-        return [0.5] * labels if "float" in entry.partition(")")[0] else list(range(labels))
-    if role_of(key, 0) in ("channels", "width"):
-        return [64, 64]
-    return []
-
-
-def _entry_text(holder: Any, key: str) -> str:
-    """What the docstring of a config's class says about one entry; empty where nothing."""
-    text = inspect.getdoc(type(holder)) or ""
-    entry = re.search(rf"^\s*{re.escape(key)} \(`?.*?(?=^\s*\w+ \(`|\Z)", text, re.M | re.S)
-    return entry[0] if entry else ""
-
-
-def _documented(holder: Any, key: str) -> tuple[Any, str]:
-    """An example of an entry's value from its class's docstring ("e.g. `"1/4"`"), and its type."""
-    kind = ""
-    for cls in type(holder).__mro__:
-        declared = vars(cls).get("__annotations__", {}).get(key)
-        if declared is not None:
-            kind = getattr(declared, "__name__", None) or str(declared)
-            kind = str(declared) if "|" in str(declared) or "[" in str(declared) else kind
-            break
-    entry = _entry_text(holder, key)
-    named = re.match(r"\s*\w+ \(`?(\w+)", entry)
-    if named is None:
-        return None, _plain_kind(kind)
-    kind = kind or named[1]
-    for found in re.findall(r"(?:e\.g\.|such as|for example),?:? `([^`]+)`", entry, re.I):
-        try:
-            return ast.literal_eval(found), _plain_kind(kind)
-        except (ValueError, SyntaxError):
-            continue
-    return None, _plain_kind(kind)
-
-
-def _plain_kind(declared: str) -> str:
-    """`int`, `float`, `dict`, `list` or what else a declared type like `int | None` begins with."""
-    return re.split(r"[\[| ]", declared.lower().removeprefix("typing.").strip())[0]
 
 
 def _divisible_heads(root: Node, text: str) -> dict[str, Any]:
@@ -277,7 +187,7 @@ def _missing_fields(root: Node, text: str) -> dict[str, Any]:
     """Entries that a validation misses: "is missing required fields: ['indexer_head_dim']"."""
     missing = re.search(r"missing.*?(?:fields|entries|values|arguments)\b(.*)", text)
     names = re.findall(r"\w+", missing[1]) if missing else []
-    return _filled(root, [Gap("", name) for name in names], text)
+    return filled(root, [Gap("", name) for name in names], text)
 
 
 def _allowed_values(root: Node, text: str) -> dict[str, Any]:
