@@ -16,6 +16,7 @@ from lora_doctor.engine.rule import (
     Rule,
     Symptom,
 )
+from lora_doctor.results.finding import ProofKind
 from lora_doctor.static.installed.environment import known_architectures
 from lora_doctor.static.installed.missing_package import missing_name
 
@@ -158,10 +159,10 @@ class RemoteCodeDoesNotFit(Rule):
             "installed: the model cannot be loaded.",
             first.at,
             evidence,
-            view.lacks == first.name
-            or view.saw(*(f"No module named '{item.name}'" for item in missing)),
+            _basis(view.lacks == first.name
+                   or view.saw(*(f"No module named '{item.name}'" for item in missing))),
             [*_package_fixes(missing), *view.other_fixes(pinned=False)],
-        )
+        )  # fmt: skip
 
     def _names(self, view: _View, missing: Sequence[MissingName]) -> Iterator[Finding]:
         if not missing:
@@ -181,9 +182,8 @@ class RemoteCodeDoesNotFit(Rule):
             f"model {'cannot' if certain else 'may not'} be loaded.",
             first.at,
             evidence,
-            view.saw(*(f"'{item.name or item.module}'" for item in missing)),
+            _basis(view.saw(*(f"'{item.name or item.module}'" for item in missing)), certain),
             view.other_fixes(),
-            certain=certain,
         )
 
     def _keys(self, view: _View, missing: Sequence[MissingKey]) -> Iterator[Finding]:
@@ -220,9 +220,8 @@ class RemoteCodeDoesNotFit(Rule):
             f"{'cannot' if seen else 'may not'} {when}.",
             item.read.at,
             evidence,
-            seen,
+            _basis(seen, certain=False),
             fixes,
-            certain=False,
         )
 
     def _tied(self, view: _View, tied: Sequence[TiedKeys], works: bool) -> Iterator[Finding]:
@@ -255,9 +254,8 @@ class RemoteCodeDoesNotFit(Rule):
             f"dictionary: {how}.",
             item.at,
             evidence,
-            seen,
+            _basis(seen, certain=False),
             [fix, *view.other_fixes()],
-            certain=False,
             fatal=at_load,
         )
 
@@ -267,17 +265,15 @@ class RemoteCodeDoesNotFit(Rule):
         message: str,
         at: Place,
         evidence: list[Measurement],
-        seen: bool,
+        basis: ProofKind,
         fixes: list[Fix],
         *,
-        certain: bool = True,
         fatal: bool = True,
     ) -> Finding:
-        """`seen`: whether loading it was tried and failed for this."""
-        if seen:
+        if basis == "executed":
             evidence.append(Measurement("loading", view.reason, "code of the repository, run"))
             proof = Proof("executed", "loading it failed with this message")
-        elif certain:
+        elif basis == "measured":
             proof = Proof("measured", "looked up in the installed packages; the repository's code "
                           "was read, not run")  # fmt: skip
         else:
@@ -291,6 +287,14 @@ class RemoteCodeDoesNotFit(Rule):
             fixes=tuple(fixes),
             explains=CONSEQUENCES if fatal else (),
         )
+
+
+def _basis(seen: bool, certain: bool = True) -> ProofKind:
+    """What a finding rests on. ``seen``: loading it was tried and failed for this; ``certain``:
+    the source leaves no doubt."""
+    if seen:
+        return "executed"
+    return "measured" if certain else "inferred"
 
 
 class _View:

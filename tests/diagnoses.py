@@ -55,19 +55,17 @@ _HELD = {
 }
 
 
-def module_group(
-    path: str, count: int, shape: tuple[int, ...], *, adapted: int = 0, role: Any = "attention",
-    tower: str = "model", class_name: str = "Linear", kind: Any = "linear",
-) -> ModuleGroup:  # fmt: skip
-    """A module group with the usual examples."""
+def module_group(path: str, count: int, shape: tuple[int, ...], **changes: Any) -> ModuleGroup:
+    """Linear layers of an attention with the usual examples, but for the changes."""
     parameters = count
     for size in shape:
         parameters *= size
     examples = tuple(path.replace("*", str(index)) for index in range(min(count, 3)))
-    return ModuleGroup(
-        path, path.rsplit(".", 1)[-1], class_name, kind, role, tower, count, shape, parameters,
-        adapted, examples,
+    group = ModuleGroup(
+        path, path.rsplit(".", 1)[-1], "Linear", "linear", "attention", "model", count, shape,
+        parameters, 0, examples,
     )  # fmt: skip
+    return replace(group, **changes)
 
 
 def structure(

@@ -61,7 +61,7 @@ def not_here(report: str, failure: str, rule: str, reason: str) -> None:
     pytest.skip(reason)
 
 
-def prove(
+def prove(  # noqa: PLR0913 - a scenario is told in one call, by names
     report: str,
     failure: str,
     rule: str,
