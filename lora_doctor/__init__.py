@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from lora_doctor.recipe.recipe import Recipe
     from lora_doctor.results.diagnosis import Diagnosis
     from lora_doctor.results.finding import Finding
+    from lora_doctor.results.stored import read_diagnosis
     from lora_doctor.results.verification import Verification
     from lora_doctor.sandbox.worker import Worker
 
@@ -55,6 +56,7 @@ __all__ = [
     "apply",
     "check",
     "fix",
+    "read_diagnosis",
     "verify",
 ]
 
@@ -67,6 +69,7 @@ _HOMES = {
     "Diagnosis": "results.diagnosis",
     "Finding": "results.finding",
     "Limits": "engine.case",
+    "read_diagnosis": "results.stored",
     "Prescription": "recipe.files.prescription",
     "Recipe": "recipe.recipe",
     "Verification": "results.verification",
