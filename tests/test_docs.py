@@ -72,7 +72,13 @@ def test_the_table_of_recipe_keys_is_fresh() -> None:
 
 
 def test_links_of_the_documents_lead_somewhere() -> None:
-    for name in ("README.md", "CONTRIBUTING.md", "docs/rules.md", "docs/architecture.md"):
+    for name in (
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/rules.md",
+        "docs/architecture.md",
+        "docs/safety.md",
+    ):
         path = rules_page.ROOT / name
         text = path.read_text(encoding="utf-8")
         headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
