@@ -21,7 +21,7 @@ from lora_doctor._version import __version__
 
 if TYPE_CHECKING:
     from lora_doctor.api import check, fix, verify
-    from lora_doctor.engine.case import Limits
+    from lora_doctor.engine.limits import Limits
     from lora_doctor.errors import (
         EvidenceError,
         HalfDoneError,
@@ -68,7 +68,7 @@ _HOMES = {
     "Applied": "prescription.apply",
     "Diagnosis": "results.diagnosis",
     "Finding": "results.finding",
-    "Limits": "engine.case",
+    "Limits": "engine.limits",
     "read_diagnosis": "results.stored",
     "Prescription": "recipe.files.prescription",
     "Recipe": "recipe.recipe",

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypedDict, TypeVar, get_type_hints
 
 from lora_doctor.engine import registry
-from lora_doctor.engine.case import Case, Limits, Settings
+from lora_doctor.engine.case import Case, Settings
 from lora_doctor.engine.diagnose import diagnose, diagnose_and_fix, read_input, verification_of
+from lora_doctor.engine.limits import Limits
 from lora_doctor.engine.rule import Rule
 from lora_doctor.errors import InputError
 from lora_doctor.recipe.edit import Patch
@@ -27,7 +28,7 @@ from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.depth import DEPTHS, Depth
 from lora_doctor.results.diagnosis import Diagnosis
 from lora_doctor.results.verification import Verification
-from lora_doctor.sandbox.worker import Worker
+from lora_doctor.sandbox.worker import PRELOAD_SECONDS, Worker
 from lora_doctor.static.model_source import ModelSource, parse_model
 
 if TYPE_CHECKING:
@@ -57,11 +58,12 @@ class CaseOptions(TypedDict, total=False):
 
 
 class CheckOptions(CaseOptions, total=False):
-    """``CaseOptions``, and which rules are asked."""
+    """``CaseOptions``, which rules are asked, and whether those that cannot be leave it open."""
 
     select: Sequence[str]
     ignore: Sequence[str]
     rules: Sequence[str | os.PathLike[str]]
+    strict: bool
 
 
 DEFAULTS: CheckOptions = {
@@ -82,6 +84,7 @@ DEFAULTS: CheckOptions = {
     "select": (),
     "ignore": (),
     "rules": (),
+    "strict": False,
 }
 
 
@@ -148,7 +151,8 @@ def check(model: Any, recipe: Any = None, **options: Unpack[CheckOptions]) -> Di
         trust_remote_code: allow the code of the model's repository to run, in a child process.
         device: where the training contract runs: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         steps: optimizer steps of the training contract.
-        limits: seconds for each stage, and bytes for a child process.
+        limits: seconds for each stage, and bytes for a child process (``None``: by size). When one
+            strikes, the answer is undetermined.
         batches: forward arguments to run a loaded module with (name to tensor).
         optimizer: of a loaded module, to find what it will not update: a torch optimizer, its
             parameter groups (``[{"params": [...], "lr": 1e-4}, ...]``), or one of these for each
@@ -163,6 +167,9 @@ def check(model: Any, recipe: Any = None, **options: Unpack[CheckOptions]) -> Di
         worker: a running child process to use again, which saves its imports; it stays open.
         select, ignore: rule codes or prefixes of codes.
         rules: folders with rule files of your own.
+        strict: undetermined, too, where a rule of this depth is skipped for a reason that you can
+            change: a package missing, a file unreadable, a hub that does not answer, code that is
+            not trusted, a limit.
 
     Raises:
         InputError: model or recipe cannot be used; one line that says what, where, what to do.
@@ -171,7 +178,7 @@ def check(model: Any, recipe: Any = None, **options: Unpack[CheckOptions]) -> Di
     found = _rules(options)
     selection = _selection(options, found)
     with open_case(model, recipe, options) as case:
-        return diagnose(case, found, selection)
+        return diagnose(case, found, selection, strict=options.get("strict", False))
 
 
 @_takes(CheckOptions)
@@ -197,7 +204,8 @@ def fix(
     found = _rules(options)
     selection = _selection(options, found)
     with open_case(model, recipe, options) as case:
-        return diagnose_and_fix(case, found, selection, unsafe=unsafe_fixes)
+        strict = options.get("strict", False)
+        return diagnose_and_fix(case, found, selection, unsafe=unsafe_fixes, strict=strict)
 
 
 @_takes(CaseOptions)
@@ -235,7 +243,7 @@ def diagnose_contract(model: Any, recipe: Any = None, **options: Unpack[CheckOpt
     if not any(rule in selection for rule in found):
         raise InputError("--select or --ignore leaves out LD001, which is all that verify asks")
     with open_case(model, recipe, options) as case:
-        return diagnose(case, found, selection)
+        return diagnose(case, found, selection, strict=options.get("strict", False))
 
 
 @contextlib.contextmanager
@@ -267,7 +275,7 @@ def open_case(model: Any, recipe: Any, options: CaseOptions) -> Iterator[Case]:
     progress = given["progress"] or (lambda text: None)
     with contextlib.ExitStack() as stack:
         child = given["worker"] or stack.enter_context(_worker(source, settings))
-        if settings.depth != "static" and source.kind != "module":
+        if settings.depth != "static" and source.kind not in ("module", "script"):
             child.start()  # imports run while the files are read
         if source.kind == "hub":
             source = _fetch(source, limits.hub_seconds, progress)
@@ -279,7 +287,7 @@ def open_case(model: Any, recipe: Any, options: CaseOptions) -> Iterator[Case]:
 def _settings(source: ModelSource, given: CaseOptions, limits: Limits) -> Settings:
     batches = given["batches"]
     return Settings(
-        depth="static" if source.kind == "script" else given["depth"],  # it is read, never run
+        depth=given["depth"],
         device=given["device"],
         steps=given["steps"],
         limits=limits,
@@ -298,6 +306,7 @@ def _worker(source: ModelSource, settings: Settings) -> Worker:
         cuda=settings.device in ("cuda", "mps") or (settings.device == "auto" and full),
         # Matrices of a tiny model are so small that a second thread only costs.
         threads=None if full else 1,
+        preload_limit=max(PRELOAD_SECONDS, settings.limits.longest),
         # Only real weights are fetched by a child; everything else it needs is on disk by then.
         offline=source.kind != "hub" or not full,
     )

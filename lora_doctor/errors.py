@@ -17,6 +17,7 @@ any other exception is a defect, and worth a report.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 class LoraDoctorError(Exception):
@@ -59,12 +60,51 @@ class Cause:
         return f"{self.type}: {self.message}"
 
 
-class EvidenceError(LoraDoctorError):
-    """A piece of evidence cannot be had; the message is the reason that rules are skipped with."""
+@dataclass(frozen=True)
+class LimitReached:
+    """A limit of lora-doctor that ended a run: it says nothing about the recipe."""
 
-    def __init__(self, message: str, cause: Cause | None = None) -> None:
+    #: ``memory``: resident memory of the child process. ``time``: how long it may run.
+    kind: Literal["memory", "time"]
+    #: The limit: bytes for ``memory``, seconds for ``time``.
+    limit: float
+    #: What had been reached when the run was ended, in the same unit.
+    reached: float
+    #: The option of the command line that raises the limit.
+    option: str
+    #: Who set the limit, such as ``--memory-limit`` or ``the default``.
+    set_by: str
+    #: What was going on, in a few words; empty when nothing had been reported yet.
+    stage: str = ""
+    #: Python's stack when the run was ended, the innermost frame first; empty when not known.
+    stack: str = ""
+
+
+#: What a user can change so that a rule can be asked. ``package``: install one. ``file``: make a
+#: file of the model readable. ``hub``: ask again when the hub answers. ``trust``: allow the code of
+#: the model's repository to run. ``limit``: raise a limit of lora-doctor.
+Remedy = Literal["package", "file", "hub", "trust", "limit"]
+
+
+class EvidenceError(LoraDoctorError):
+    """A piece of evidence cannot be had; the message is the reason that rules are skipped with.
+
+    ``remedy``: what the user can change about it; ``None`` where the evidence has nothing to say
+    here, which ``--strict`` passes. ``limit``: the limit of lora-doctor that struck.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        cause: Cause | None = None,
+        *,
+        remedy: Remedy | None = None,
+        limit: LimitReached | None = None,
+    ) -> None:
         super().__init__(message)
         self._cause = cause
+        self.remedy: Remedy | None = "limit" if limit is not None else remedy
+        self.limit = limit
 
     @property
     def cause(self) -> Cause | None:

@@ -17,7 +17,7 @@ from lora_doctor.results.fix import Fix
 from lora_doctor.results.verification import CHECKS, Check, Verification
 
 if TYPE_CHECKING:
-    from lora_doctor.results.diagnosis import Diagnosis
+    from lora_doctor.results.diagnosis import Diagnosis, Skipped
 
 PROOF = {
     "executed": "was executed",
@@ -56,19 +56,52 @@ def tally(findings: Iterable[Finding]) -> str:
 def verdict_words(diagnosis: Diagnosis) -> tuple[str, str]:
     """The verdict as a headline and one sentence that says what it rests on."""
     verdict = diagnosis.verdict
+    before = diagnosis.before.as_answer() if diagnosis.before else None
     if verdict == "healthy":
-        before = diagnosis.before
         assert before is not None  # `healthy` is only said of an executed contract
         return "Healthy", f"The training contract was executed and held: {held(before)}."
     if verdict == "undetermined":
-        return "Undetermined: nothing was proven", why_undetermined(diagnosis)
+        in_part = before is not None and before.obstacle == "not-proven"
+        much = "a part of the recipe was not proven" if in_part else "nothing was proven"
+        return f"Undetermined: {much}", why_undetermined(diagnosis)
     errors = any(finding.severity == "error" for finding in diagnosis.findings)
     headline = (
         f"{tally(diagnosis.findings)}: "
         + ("as it stands this run fails or learns nothing" if errors else
            "it trains, but not what was meant, or at risk")
     )  # fmt: skip
-    return headline, after_words(diagnosis)
+    return headline, " ".join(filter(None, (after_words(diagnosis), _beside_findings(diagnosis))))
+
+
+def _beside_findings(diagnosis: Diagnosis) -> str:
+    """Why the question is open beside what was found; empty where it is not, or is told already."""
+    told = diagnosis.after.reason if diagnosis.after else ""
+    if diagnosis.undetermined is None or diagnosis.undetermined == told:
+        return ""
+    return f"Beside that: {sentence(visible(diagnosis.undetermined))}"
+
+
+def counted_by_strict(diagnosis: Diagnosis) -> str:
+    """Which rules were skipped for a reason that the user can change; empty when none was, or the
+    question is open anyway."""
+    codes = [visible(item.rule, 60) for item in diagnosis.skipped_with_remedy]
+    if not codes or diagnosis.undetermined is not None:
+        return ""
+    return f"{many(len(codes), 'skipped rule')} that --strict counts: {', '.join(codes[:12])}"
+
+
+def skip_reason(item: Skipped, limit: int) -> str:
+    """Why a rule was skipped, and whether ``--strict`` counts it."""
+    reason: str = visible(item.reason, limit)
+    return f"{reason} (--strict counts it)" if item.remedy is not None else reason
+
+
+def stopped_in(diagnosis: Diagnosis, most: int | None = None) -> list[str]:
+    """Python's stack of a run that reached its time limit, the innermost frame first."""
+    frames = diagnosis.limit.stack.splitlines() if diagnosis.limit else []
+    shown_frames = [visible(frame, 300) for frame in frames[:most]]
+    rest = len(frames) - len(shown_frames)
+    return [*shown_frames, f"… {many(rest, 'frame')} more"] if rest else shown_frames
 
 
 def after_words(diagnosis: Diagnosis) -> str:
@@ -92,7 +125,7 @@ def after_words(diagnosis: Diagnosis) -> str:
 
 def why_undetermined(diagnosis: Diagnosis) -> str:
     """Why a diagnosis without findings is nevertheless no clean bill of health."""
-    before = diagnosis.before
+    before = diagnosis.before.as_answer() if diagnosis.before else None
     if diagnosis.undetermined:
         return sentence(visible(diagnosis.undetermined))
     if diagnosis.model.kind == "script":
@@ -201,7 +234,10 @@ def conditions(diagnosis: Diagnosis) -> list[tuple[str, str]]:
         rows.append(("Parameters", parameters(structure.total_parameters)))
     elif run and run.model_class:
         rows.append(("Class", visible(run.model_class, 120)))
-    rows.append(("Depth", diagnosis.depth))
+    reached = diagnosis.reached
+    short = diagnosis.undetermined is not None and reached not in (None, diagnosis.depth)
+    depth = f"{diagnosis.depth} asked for, {reached} reached" if short else diagnosis.depth
+    rows.append(("Depth", depth))
     if run and run.device:
         dtype = f", {visible(run.dtype, 40)}" if run.dtype else ""
         rows.append(("Run on", f"{visible(run.device, 60)}{dtype}"))

@@ -1,7 +1,7 @@
 """``concise``: one line per finding for editors and grep, ``location: CODE message [fix]``.
 
 A healthy recipe prints nothing. An undetermined one prints a line without a code, because silence
-would be taken for health.
+would be taken for health; so does one whose question stayed open beside what was found.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def render(
 ) -> str:
     """Never coloured, never wrapped: a line is a record."""
     lines = [line(finding) for finding in ordered(diagnosis.findings)]
-    if diagnosis.verdict == "undetermined":
+    if diagnosis.verdict == "undetermined" or diagnosis.undetermined is not None:
         reason = why_undetermined(diagnosis)
         lines.append(f"{visible(diagnosis.model, 300)}: undetermined: {reason}")
     text = "".join(f"{item}\n" for item in lines)

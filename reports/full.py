@@ -20,6 +20,7 @@ from lora_doctor.reports._words import (
     check_value,
     conditions,
     contract_rows,
+    counted_by_strict,
     failure_words,
     fix_diff,
     held,
@@ -27,6 +28,8 @@ from lora_doctor.reports._words import (
     proof_words,
     recipe_rows,
     shapes,
+    skip_reason,
+    stopped_in,
     tally,
     text_diff,
     verdict_words,
@@ -53,6 +56,7 @@ _FALLBACKS = str.maketrans(
     {"✓": "+", "✗": "x", "·": "-", "…": "~", "→": ">", "×": "x", "─": "-", "–": "-"}
 )
 _MOST_EVIDENCE = 30
+_MOST_FRAMES = 8
 #: Columns that the labels ``proof``, ``fix`` and ``more`` take.
 _MARGIN = 9
 
@@ -176,6 +180,9 @@ def _healthy(page: _Page, diagnosis: Diagnosis) -> None:
         # What was not run is not healthy either, and what learns nothing must not stay unsaid.
         if note.is_gap:
             page.line(("note ", "blue"), visible(note.text, 600))
+    missed = counted_by_strict(diagnosis)
+    if missed:
+        page.line(("note ", "blue"), f"{missed} (--verbose tells why)")
 
 
 def _proposed(page: _Page, diagnosis: Diagnosis) -> None:
@@ -203,6 +210,8 @@ def _report(page: _Page, diagnosis: Diagnosis, verbose: bool) -> None:
     page.line((headline, style or _STYLES[worst]))
     if explanation:
         page.line(explanation)
+    for frame in stopped_in(diagnosis, None if verbose else _MOST_FRAMES):
+        page.line((frame, "dim"), indent=2)
     _proposed(page, diagnosis)
     for finding in ordered(diagnosis.findings):
         page.gap()
@@ -404,11 +413,14 @@ def _rest(page: _Page, diagnosis: Diagnosis, verbose: bool) -> None:
     page.line(
         (f"{many(len(diagnosis.passed), 'rule')} passed, {skipped} skipped{tail}", "dim")
     )  # fmt: skip
+    missed = counted_by_strict(diagnosis)
+    if missed:
+        page.line((missed, "dim"))
     if not verbose:
         return
     for item in diagnosis.skipped:
         name = f"{visible(item.rule)} {visible(item.name)}: "
-        page.line((name, "dim"), visible(item.reason, 400), indent=2)
+        page.line((name, "dim"), skip_reason(item, 400), indent=2)
     if diagnosis.passed:
         page.line(
             ("passed: ", "dim"), ", ".join(visible(code) for code in diagnosis.passed), indent=2

@@ -24,6 +24,7 @@ from lora_doctor.reports._words import (
     check_value,
     conditions,
     contract_rows,
+    counted_by_strict,
     failure_words,
     fix_diff,
     literal,
@@ -31,6 +32,8 @@ from lora_doctor.reports._words import (
     proof_words,
     recipe_rows,
     shapes,
+    skip_reason,
+    stopped_in,
     tally,
     text_diff,
     verdict_words,
@@ -144,10 +147,12 @@ def _view(diagnosis: Diagnosis, limits: _Limits) -> dict[str, Any]:
         "passed": [visible(code, 60) for code in diagnosis.passed[: limits.lines]],
         "passed_count": len(diagnosis.passed),
         "skipped": [
-            (visible(item.rule, 60), visible(item.name, 80), visible(item.reason, limits.text))
+            (visible(item.rule, 60), visible(item.name, 80), skip_reason(item, limits.text))
             for item in diagnosis.skipped[: limits.lines]
         ],
         "skipped_count": len(diagnosis.skipped),
+        "strict": counted_by_strict(diagnosis),
+        "stopped_in": stopped_in(diagnosis, 100),
         "recipe": _recipe(diagnosis, limits),
         "recipe_diff": text_diff(diagnosis.recipe_diff[: limits.traceback * 2]),
         "environment": _environment(diagnosis, limits),

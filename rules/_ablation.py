@@ -21,7 +21,7 @@ def judged(case: Case) -> Verification:
     """
     verification = case.verification
     if verification.outcome == "undetermined":
-        raise EvidenceError(verification.reason)
+        raise EvidenceError(verification.reason, limit=verification.limit)
     return verification
 
 

@@ -17,7 +17,7 @@ def observed(case: Case) -> Observations:
     verification = case.verification
     seen = verification.observations
     if verification.outcome == "undetermined" and not seen.user_weights:
-        raise EvidenceError(verification.reason)
+        raise EvidenceError(verification.reason, limit=verification.limit)
     if not seen.user_weights:
         raise EvidenceError(
             "its numbers depend on the weights, and a shrunken model has random ones; give a "

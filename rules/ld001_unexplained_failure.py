@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from lora_doctor.engine.case import Case
 from lora_doctor.engine.rule import Example, Finding, Location, Measurement, Proof, Rule
 from lora_doctor.results.verification import CHECKS
+from lora_doctor.rules._ablation import judged
 
 
 class UnexplainedFailure(Rule):
@@ -62,8 +63,11 @@ class UnexplainedFailure(Rule):
         verification = case.verification
         unexplained = case.unexplained
         if not unexplained:
-            if verification.depth == "tiny":  # what the shrunk model takes, the real class may not
-                yield from self._refused(case)
+            # What the shrunk model takes, the real class may not.
+            refused = list(self._refused(case)) if verification.depth == "tiny" else []
+            if not refused:
+                judged(case)
+            yield from refused
             return
         check = verification.check(unexplained[0])
         assert check is not None

@@ -17,6 +17,7 @@ from lora_doctor.engine.rule import (
     Rule,
     Symptom,
 )
+from lora_doctor.errors import EvidenceError
 from lora_doctor.results.structure import Structure
 from lora_doctor.static.installed.environment import pretrained_model_generates
 
@@ -243,14 +244,14 @@ class MissingPrepareInputsForGeneration(Rule):
 
     def _remote(self, case: Case) -> Iterator[Finding]:
         """Code of the model's repository that wraps its own inner model, read and not run."""
-        if pretrained_model_generates() is not False:
-            return  # the method is inherited, or there is no transformers to say
         cause = case.cause_of("structure") if case.reaches("meta") else None
         seen = cause is not None and METHOD in cause.message
-        code = case.remote_code
         from lora_doctor.static.remote_code.remote_code import nested_adapter_calls
 
-        for call in nested_adapter_calls(code):
+        calls = nested_adapter_calls(case.remote_code)
+        if not calls or _inherited():
+            return
+        for call in calls:
             if call.inner_has_prepare_inputs is not False:
                 continue
             if call.task_type_known and call.task_type not in GENERATING:
@@ -292,3 +293,19 @@ class MissingPrepareInputsForGeneration(Rule):
                 explains=CONSEQUENCES,
             )
             return
+
+
+def _inherited() -> bool:
+    """Whether every class of transformers has the method.
+
+    Raises:
+        EvidenceError: there is no transformers to say.
+    """
+    inherited = pretrained_model_generates()
+    if inherited is None:
+        raise EvidenceError(
+            "whether the method is inherited is read in transformers, which is not installed or "
+            "is laid out in another way",
+            remedy="package",
+        )
+    return inherited

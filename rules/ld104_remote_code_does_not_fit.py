@@ -16,6 +16,7 @@ from lora_doctor.engine.rule import (
     Rule,
     Symptom,
 )
+from lora_doctor.errors import EvidenceError
 from lora_doctor.results.finding import ProofKind
 from lora_doctor.static.installed.environment import known_architectures
 from lora_doctor.static.installed.missing_package import missing_name
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
         MissingPackage,
         TiedKeys,
     )
+    from lora_doctor.static.remote_code.remote_code import RemoteCode
     from lora_doctor.static.remote_code.source_facts import Place
 
 #: Nothing of what follows can hold when the model cannot be built.
@@ -121,6 +123,12 @@ class RemoteCodeDoesNotFit(Rule):
         native = static.model_type in (known_architectures() or ())
         if native and not case.source.trust_remote_code:
             return  # the library's own class is loaded
+        found = list(self._found(case, static, native))
+        if not found:
+            _require_read(case.remote_code)
+        yield from found
+
+    def _found(self, case: Case, static: StaticEvidence, native: bool) -> Iterator[Finding]:
         from lora_doctor.static.remote_code import code_fit
         from lora_doctor.static.remote_code.loaded_code import loaded_code
 
@@ -362,3 +370,11 @@ def _package_fixes(missing: Sequence[MissingPackage]) -> Iterator[Fix]:
             f"`from .{item.name} import …` at {item.at}.",
             "manual",
         )
+
+
+def _require_read(code: RemoteCode) -> None:
+    """Raises EvidenceError where a file that loading runs could not be read."""
+    for target in code.auto_map:
+        name = f"{target.module.replace('.', '/')}.py"
+        if target.repository is None and name in code.unread:
+            raise EvidenceError(f"{name}: {code.unread[name]}", remedy="file")

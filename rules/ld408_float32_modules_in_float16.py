@@ -78,7 +78,7 @@ class Float32ModulesInFloat16(Rule):
         lost = not_kept(run)
         if not lost:
             if run.outcome == "undetermined":
-                raise EvidenceError(run.reason)
+                raise EvidenceError(run.reason, limit=run.limit)
             return
         source = f"dtype of the output, {run.depth} model, executed"
         paths = [item.path for item in lost]

@@ -15,7 +15,6 @@ from lora_doctor.engine.rule import (
     Rule,
     Symptom,
 )
-from lora_doctor.errors import EvidenceError
 from lora_doctor.static.tokenizer_reading import Unreadable, unreadable_parts, whole_file_error
 
 _FILE = "tokenizer.json"
@@ -111,7 +110,7 @@ class TokenizerNotReadable(Rule):
         static = case.static
         path = static.folder / _FILE
         if not path.is_file():
-            raise EvidenceError(static.tokenizer.reason or f"{static.source} has no {_FILE}")
+            raise static.tokenizer.why_not(f"{static.source} has no {_FILE}")
         file = static.tokenizer.value
         parts = unreadable_parts(file) if file is not None else ()
         if file is not None and not parts:

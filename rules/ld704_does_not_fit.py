@@ -110,7 +110,8 @@ class DoesNotFit(Rule):
             reasons = "; ".join(f"{part.name}: {part.formula}" for part in recipe.missing)
             raise EvidenceError(
                 f"a part of the memory is not known ({reasons}); the rest takes {gib(recipe.low)} "
-                f"of {gib(budget)}"
+                f"of {gib(budget)}",
+                remedy=next((part.remedy for part in recipe.missing if part.remedy), None),
             )
         severity: Severity = "error" if fits is False else "warning"
         yield self.finding(

@@ -208,10 +208,11 @@ def diagnosis_schema() -> dict[str, Any]:
             "type": "object",
             "properties": schema.fields(Environment),
         },
-        "depth": said["depth"],
+        **{key: said[key] for key in ("depth", "reached")},
         "verdict": schema.property(Diagnosis, "verdict"),
         **{
-            key: said[key] for key in ("undetermined", "findings", "remaining", "passed", "skipped")
+            key: said[key]
+            for key in ("undetermined", "limit", "findings", "remaining", "passed", "skipped")
         },
         "applied": {
             "description": said["applied"]["description"],

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_doctor.contract.recorder import is_out_of_memory
 from lora_doctor.errors import EvidenceError
 from lora_doctor.evidence import fewer_layers, tiny
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.verification import Verification
+from lora_doctor.sandbox.memory import is_out_of_memory
 from lora_doctor.sandbox.worker import report_progress
 from lora_doctor.text import single_line
 
@@ -82,7 +82,7 @@ def _try(shrunk: Any, loader: Any, recipe: Recipe, steps: int) -> Verification:
 def cell(result: Verification) -> dict[str, str]:
     """What a verification says in one cell."""
     unproven = [note for note in result.notes if note.is_unproven]
-    if result.outcome == "undetermined":
+    if result.outcome == "undetermined" and result.obstacle != "not-proven":
         return {"status": "unknown", "reason": result.reason}
     if result.outcome == "failed":
         return {"status": "no", "reason": why(result)}

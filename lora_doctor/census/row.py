@@ -11,8 +11,9 @@ from typing import Any
 from lora_doctor.census.cells import cell
 from lora_doctor.census.pairs import Pair
 from lora_doctor.engine import registry
-from lora_doctor.engine.case import GIB, Case, Limits, Settings
+from lora_doctor.engine.case import Case, Settings
 from lora_doctor.engine.diagnose import diagnose
+from lora_doctor.engine.limits import GIB, Limits
 from lora_doctor.errors import LoraDoctorError
 from lora_doctor.recipe.edit import REMOVE, Edit
 from lora_doctor.recipe.files.read_write import as_recipe
@@ -157,6 +158,8 @@ def _judged(pair: Pair, case: Case, worker: Worker, keep: Path | None) -> Row:
 
 def _builds(diagnosis: Diagnosis) -> Cell:
     """Whether there is a model and a batch that it takes without any adapter."""
+    if diagnosis.limit is not None:  # of ours: it says nothing about the model
+        return Cell("unknown", diagnosis.undetermined or "")
     if diagnosis.structure is None or diagnosis.before is None:
         return Cell("no", diagnosis.undetermined or "no model could be built")
     before = diagnosis.before
@@ -199,7 +202,7 @@ def _other_ways(
         edited = recipe.edit(edits)
         # Complete: what is left out is PEFT's own default, not ours.
         ways[name] = Recipe(edited.values, edited.origins, complete=True).to_json()
-    limits = case.settings.limits
+    limits = case.settings.limits.of_tiny()
     outcome = worker.run(
         "lora_doctor.census.cells:gather",
         {
@@ -209,7 +212,7 @@ def _other_ways(
             "keep": str(keep) if keep is not None else None,
             "made": case.tiny_model_file(recipe),
         },
-        time_limit=limits.tiny_seconds,
+        time_limit=limits.seconds,
         memory_limit=limits.memory,
     )
     if outcome.failure is not None:

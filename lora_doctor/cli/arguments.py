@@ -9,7 +9,7 @@ from lora_doctor.recipe.keys import KEYS
 
 if TYPE_CHECKING:
     from lora_doctor.api import CheckOptions
-    from lora_doctor.engine.case import Limits
+    from lora_doctor.engine.limits import Limits
     from lora_doctor.recipe.recipe import Recipe
 
 
@@ -35,6 +35,7 @@ def check_options(options: Mapping[str, Any], progress: Callable[[str], None]) -
         "select": _codes(options["select"]),
         "ignore": _codes(options["ignore"]),
         "rules": options["rule_folders"],
+        "strict": options["strict"],
     }
     if "depth" in options:
         found["depth"] = options["depth"]
@@ -79,7 +80,7 @@ def _recipe_of_file(options: Mapping[str, Any]) -> Recipe:
 def _limits(options: Mapping[str, Any]) -> Limits:
     from dataclasses import replace
 
-    from lora_doctor.engine.case import GIB, Limits
+    from lora_doctor.engine.limits import GIB, Limits
 
     limits = Limits(hub_seconds=options["hub_time_limit"])
     if options["time_limit"]:

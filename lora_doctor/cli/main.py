@@ -1,6 +1,7 @@
 """The command line: parse, call, render, exit code. No logic of its own.
 
-Exit codes: 0 nothing at or above ``--fail-on``; 1 findings; 2 the question could not be answered.
+Exit codes: 0 the depth that was asked for was reached and nothing is at or above ``--fail-on``; 1
+findings; 2 the question could not be answered, or not at that depth.
 """
 
 from __future__ import annotations
@@ -119,7 +120,9 @@ def cli() -> None:
     such as arch:llama) or package.module:factory (a function of yours that returns a model).
     A training script (train.py) is read and not run.
 
-    Exit codes: 0 nothing at or above --fail-on; 1 findings; 2 the question could not be answered.
+    Exit codes: 0 the depth that was asked for was reached and nothing found at or above --fail-on;
+    1 findings; 2 the question could not be answered, or not at that depth (with --strict also where
+    a rule was skipped for a reason that you can change).
     """
 
 
@@ -203,7 +206,10 @@ def fix(**options: Any) -> int:
     diagnosis = plan.with_diff(_with_progress(run))
     if options["only_diff"]:
         streams.write(diagnosis.recipe_diff, end="")
-        return _exit_code(diagnosis, options["fail_on"])
+        code = _exit_code(diagnosis, options["fail_on"])
+        if code == UNANSWERED:  # the diff has no place for the reason
+            streams.tell(f"lora-doctor: undetermined: {diagnosis.undetermined}")
+        return code
     written = plan.write(diagnosis) if options["write"] else ()
     diagnosis = _with_next_command(diagnosis, options, plan if written else None)
     code = _report(diagnosis, options)
@@ -415,7 +421,8 @@ def _report(diagnosis: Diagnosis, options: dict[str, Any]) -> int:
 
 
 def _exit_code(diagnosis: Diagnosis, fail_on: str) -> int:
-    """After a fix that was executed, what remains counts; otherwise what was found."""
+    """After fixes that were written, what remains counts; otherwise what was found. Findings win
+    over a question that stayed open."""
     from lora_doctor.results.finding import SEVERITIES
 
     applied = click.get_current_context().params.get("write", False)

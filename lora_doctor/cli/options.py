@@ -74,13 +74,15 @@ def recipe_options(command: F) -> F:
             "--time-limit",
             type=_Number(min=1),
             metavar="SECONDS",
-            help="For each run in a child process.",
+            help="For each run in a child process.  [default: 120 at meta, 180 at tiny, by size "
+            "at full, an hour at least]",
         ),
         click.option(
             "--memory-limit",
             type=_Number(min=0.1),
             metavar="GIB",
-            help="Resident memory of a child process.",
+            help="Resident memory of a child process.  [default: 8; at full by the checkpoint and "
+            "what the machine has]",
         ),
     ]
     return _with(options, command)
@@ -104,6 +106,12 @@ def report_options(command: F) -> F:
             default="warning",
             show_default=True,
             help="Lowest severity that gives exit code 1.",
+        ),
+        click.option(
+            "--strict",
+            is_flag=True,
+            help="Exit code 2 also where a rule of this depth is skipped for a reason that you can "
+            "change: a package missing, a file unreadable, ...",
         ),
         click.option(
             "--output-format",

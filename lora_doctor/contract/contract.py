@@ -21,7 +21,7 @@ from lora_doctor.contract.measure import is_discrete, is_finite, kind_of, loss_o
 from lora_doctor.contract.observers import Observers
 from lora_doctor.contract.observers.base import Setting
 from lora_doctor.contract.precision import Precision
-from lora_doctor.contract.recorder import Recorder, Stop, is_out_of_memory
+from lora_doctor.contract.recorder import Recorder, Stop
 from lora_doctor.contract.training import NAMES_SHOWN, AdaptedModel, Training
 from lora_doctor.nn.copying import (
     attributes_kept,
@@ -36,6 +36,7 @@ from lora_doctor.results.note import Note
 from lora_doctor.results.round_trip import Saving
 from lora_doctor.results.structure import ErrorReport
 from lora_doctor.results.verification import AdapterGroup, BatchReport, Problem, Verification
+from lora_doctor.sandbox.memory import is_out_of_memory
 from lora_doctor.text import clean_path, one_line, where
 
 #: PEFT's ways to start LoRA at zero, so that the adapted model starts as the base model.

@@ -10,6 +10,7 @@ from lora_doctor.contract.locator import Locator, NonFinite
 from lora_doctor.results.note import Note, NoteKind
 from lora_doctor.results.structure import ErrorReport
 from lora_doctor.results.verification import CHECKS, Check, CheckStatus, Failure, Obstacle, Problem
+from lora_doctor.sandbox.memory import is_out_of_memory
 from lora_doctor.text import one_line, traceback_text, where
 
 
@@ -132,8 +133,3 @@ class Recorder:
         return tuple(
             self._checks.get(name) or Check(name, "skipped", detail=missing) for name in CHECKS
         )
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether main memory ran out (torch says it by text only)."""
-    return isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_doctor.engine.child_failures import read_answer, went_down
+from lora_doctor.engine.child_failures import read_answer, without_answer
 from lora_doctor.engine.child_tasks import ChildTasks, cost
 from lora_doctor.engine.evidence_store import EvidenceStore, evidence, kinds
+from lora_doctor.engine.limits import Checkpoint, Limits, TaskLimits
 from lora_doctor.engine.other_rules import OtherRules
 from lora_doctor.errors import Cause, EvidenceError
 from lora_doctor.evidence.tiny_model_cache import TinyModelCache
@@ -36,30 +37,19 @@ if TYPE_CHECKING:
     from lora_doctor.static.remote_code.remote_code import RemoteCode
     from lora_doctor.static.script.training_script import TrainingScript
 
-GIB = 1 << 30
 #: Times that a proposal is bettered by what a run says of it.
 _REFINEMENTS = 3
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What a run may take: seconds for each stage, resident memory of a child in bytes."""
-
-    hub_seconds: float = 10.0
-    meta_seconds: float = 120.0
-    tiny_seconds: float = 180.0
-    full_seconds: float = 3600.0
-    memory: int = 8 * GIB
-
-
-@dataclass(frozen=True)
 class Settings:
-    """How evidence is gathered; the same for all cases of one run."""
+    """How evidence is gathered; the same for all cases of one run. ``depth`` is what was asked for;
+    a training script is only read, whatever that is."""
 
     depth: Depth = "tiny"
     device: str = "auto"
     steps: int = 3
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
     batches: tuple[Mapping[str, Any], ...] | None = None
     #: Of a loaded module: see ``evidence.optimizer.read_optimizer``.
     optimizer: Any = None
@@ -94,7 +84,7 @@ class Case:
         self.patches = patches
         self.store = EvidenceStore(str(source))
         self.other_rules = OtherRules()
-        self._tasks = ChildTasks(worker, source, patches, settings.limits.memory, progress)
+        self._tasks = ChildTasks(worker, source, patches, progress)
         self._progress = progress
         self._tiny_models = TinyModelCache()
 
@@ -200,12 +190,12 @@ class Case:
                 lambda: describe_module(self.source.module, self.asked),
             )
         self._progress(f"building {self.source} on the meta device")
-        limit = self.settings.limits.meta_seconds
-        outcome = self._tasks.run("lora_doctor.evidence.meta:gather", self.asked, limit)
+        limits = self.settings.limits.of_meta()
+        outcome = self._tasks.run("lora_doctor.evidence.meta:gather", self.asked, limits)
         origin = "the real class on the meta device, adapters by PEFT"
         self.store.gathered.append(cost("structure", origin, outcome))
         if outcome.failure:
-            raise self._tasks.error("the meta device model", outcome)
+            raise self._tasks.error("the meta device model", outcome, limits)
         return read_answer(
             Structure,
             outcome,
@@ -225,12 +215,12 @@ class Case:
             )
         recipe = self.recipe_in_full()
         self._progress("counting memory on the meta device")
-        limit = self.settings.limits.meta_seconds
-        outcome = self._tasks.run("lora_doctor.memory_plan.gather:gather", recipe, limit)
+        limits = self.settings.limits.of_meta()
+        outcome = self._tasks.run("lora_doctor.memory_plan.gather:gather", recipe, limits)
         origin = "a training step of the real class on the meta device"
         self.store.gathered.append(cost("memory_plan", origin, outcome))
         if outcome.failure:
-            raise self._tasks.error("the memory plan", outcome)
+            raise self._tasks.error("the memory plan", outcome, limits)
         return read_answer(MemoryPlan, outcome, "the memory plan")
 
     @evidence(of_recipe=True)
@@ -241,7 +231,7 @@ class Case:
             return self._verify_module("tiny")
         recipe = self.recipe_in_full()
         device = "cpu" if self.settings.device == "auto" else self.settings.device
-        return self._verify("tiny", recipe, device=device, made=self.tiny_model_file(recipe))
+        return self._verify("tiny", recipe, device, made=self.tiny_model_file(recipe))
 
     @evidence(of_recipe=True)
     def full(self) -> Verification:
@@ -251,7 +241,7 @@ class Case:
             return self._verify_module("full")
         if self.source.folder is None:
             raise EvidenceError(f"{self.source} has no weights to load")
-        return self._verify("full", self.recipe_in_full(), device=self.settings.device)
+        return self._verify("full", self.recipe_in_full(), self.settings.device)
 
     @property
     def verification(self) -> Verification:
@@ -267,7 +257,8 @@ class Case:
 
     def reaches(self, depth: Depth) -> bool:
         """Whether this run goes as deep as ``depth``."""
-        return DEPTHS.index(self.settings.depth) >= DEPTHS.index(depth)
+        deepest = "static" if self.source.kind == "script" else self.settings.depth
+        return DEPTHS.index(deepest) >= DEPTHS.index(depth)
 
     def too_shallow(self, depth: Depth) -> str:
         """Why there is no evidence of this depth; empty when the run reaches it."""
@@ -340,7 +331,7 @@ class Case:
         outcome = self._tasks.run(
             "lora_doctor.evidence.meta:gather_layer_numbers",
             self.asked,
-            self.settings.limits.meta_seconds,
+            self.settings.limits.of_meta(),
             patterns=list(patterns),
         )
         return outcome.value if outcome.failure is None else {}
@@ -369,7 +360,8 @@ class Case:
         if self.has("static") and needs_remote_code(self.static, self.source):
             raise EvidenceError(
                 "the model's classes are code of its repository, which is not run without "
-                "--trust-remote-code"
+                "--trust-remote-code",
+                remedy="trust",
             )
 
     def _verify_module(self, depth: Depth) -> Verification:
@@ -388,15 +380,16 @@ class Case:
             ),
         )
 
-    def _verify(self, depth: Depth, recipe: Recipe, **more: Any) -> Verification:
+    def _verify(self, depth: Depth, recipe: Recipe, device: str, **more: Any) -> Verification:
         """The training contract in the child process; ``more``: arguments of this depth."""
         self._progress(f"running the training contract ({depth} model)")
-        limits = self.settings.limits
+        limits = self._limits(depth, recipe)
         outcome = self._tasks.run(
             f"lora_doctor.evidence.{depth}:gather",
             recipe,
-            limits.tiny_seconds if depth == "tiny" else limits.full_seconds,
+            limits,
             steps=self.settings.steps,
+            device=device,
             **more,
         )
         origin = "shrunken model, random weights" if depth == "tiny" else "the real weights"
@@ -404,6 +397,20 @@ class Case:
         if outcome.failure is None:
             return read_answer(Verification, outcome, f"the {depth} model")
         if outcome.failure.kind in ("crash", "timeout", "memory"):
-            # The run itself went down: that is an answer about the recipe, not a missing one.
-            return went_down(outcome, depth)
-        raise self._tasks.error(f"the {depth} model", outcome)
+            dtype = str(recipe.get("dtype") or "auto")
+            if dtype == "auto" and self.has("static") and self.static.native_dtype:
+                dtype = self.static.native_dtype[0]
+            return without_answer(depth, (device, dtype), outcome, limits)
+        raise self._tasks.error(f"the {depth} model", outcome, limits)
+
+    def _limits(self, depth: Depth, recipe: Recipe) -> TaskLimits:
+        """Of the run at this depth."""
+        from lora_doctor.engine.model_files import stored_bytes
+
+        limits = self.settings.limits
+        if depth == "tiny":
+            return limits.of_tiny()
+        weights = self.static.weights.value if self.has("static") else None
+        trained = self.structure.injection.trainable_parameters if self.has("structure") else 0
+        size = stored_bytes(self.source)
+        return limits.of_full(Checkpoint.of(weights, size, recipe, trained))

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TypeVar
 
+from lora_doctor.engine.limits import TaskLimits, limit_of, sentence
 from lora_doctor.errors import Cause, EvidenceError, InputError
+from lora_doctor.results.depth import Depth
 from lora_doctor.results.from_json import from_json, mismatch
 from lora_doctor.results.verification import Check, Failure, Verification
 from lora_doctor.sandbox.outcome import Outcome
-from lora_doctor.sandbox.worker import Worker
 from lora_doctor.text import one_line
 
 T = TypeVar("T")
 
 
-def evidence_error(what: str, outcome: Outcome, worker: Worker) -> EvidenceError:
-    """Why ``what`` cannot be had.
+def evidence_error(
+    what: str, outcome: Outcome, limits: TaskLimits, import_errors: Mapping[str, str]
+) -> EvidenceError:
+    """Why ``what`` cannot be had. ``import_errors``: modules that every task needs, and why they
+    cannot be imported.
 
     Raises:
         InputError: the child found that the user's input is at fault.
@@ -26,12 +31,16 @@ def evidence_error(what: str, outcome: Outcome, worker: Worker) -> EvidenceError
     if failure.type == _name(InputError):
         raise InputError(failure.message)
     if failure.type == _name(EvidenceError):
-        return EvidenceError(failure.message, failure.cause)
-    missing = [f"{name} ({error})" for name, error in worker.import_errors.items()]
+        return EvidenceError(failure.message, failure.cause, remedy=failure.remedy)
+    limit = limit_of(failure, limits)
+    if limit is not None:
+        return EvidenceError(sentence(what, limit, failure), limit=limit)
+    missing = [f"{name} ({error})" for name, error in import_errors.items()]
     if missing:
         return EvidenceError(
             f"{what} needs a training environment; cannot import {', '.join(missing)}; "
-            "pip install 'lora-doctor[stack]'"
+            "pip install 'lora-doctor[stack]'",
+            remedy="package",
         )
     label = f"{failure.type}: " if failure.type else ""
     return EvidenceError(
@@ -66,15 +75,32 @@ def read_answer(
         ) from error
 
 
-def went_down(outcome: Outcome, depth: str) -> Verification:
-    """A run that took its process down, by a crash, the time or the memory limit, has failed."""
+def without_answer(
+    depth: Depth, asked: tuple[str, str], outcome: Outcome, limits: TaskLimits
+) -> Verification:
+    """A run whose process ended without an answer. A crash has failed, which is an answer about the
+    recipe; a limit of ours says nothing about it.
+
+    ``asked``: device and dtype that were asked for, where the run had not told its own yet.
+    """
     failure = outcome.failure
     assert failure is not None
-    return Verification(
+    known = Verification(
+        "undetermined",
+        depth,
+        outcome.facts.get("device") or asked[0],
+        outcome.facts.get("dtype") or asked[1],
+        (),
+        peak_memory=outcome.peak_rss or None,
+        seconds=outcome.seconds,
+    )
+    limit = limit_of(failure, limits)
+    if limit is not None:
+        reason = sentence(f"the {depth} model", limit, failure)
+        return replace(known, reason=reason, obstacle="limit", limit=limit)
+    return replace(
+        known,
         outcome="failed",
-        depth=depth,
-        device="cpu",
-        dtype="",
         checks=(Check("forward", "failed", failure.kind, "the process lives", failure.message),),
         failure=Failure(
             "forward",
@@ -82,6 +108,4 @@ def went_down(outcome: Outcome, depth: str) -> Verification:
             failure.message,
             traceback=failure.traceback or failure.log_tail,
         ),
-        peak_memory=outcome.peak_rss or None,
-        seconds=outcome.seconds,
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_doctor.engine.child_failures import evidence_error
+from lora_doctor.engine.limits import TaskLimits
 from lora_doctor.errors import EvidenceError
 from lora_doctor.recipe.edit import Patch
 from lora_doctor.recipe.recipe import Recipe
@@ -20,16 +21,15 @@ from lora_doctor.static.model_source import ModelSource
 class ChildTasks:
     """Runs functions named ``module:function`` that take a source, a recipe and patches.
 
-    ``memory_limit``: bytes of resident memory. ``progress``: is told what goes on.
+    ``progress``: is told what goes on.
     """
 
     worker: Worker
     source: ModelSource
     patches: tuple[Patch, ...]
-    memory_limit: int
     progress: Callable[[str], None]
 
-    def run(self, target: str, recipe: Recipe, seconds: float, **more: Any) -> Outcome:
+    def run(self, target: str, recipe: Recipe, limits: TaskLimits, **more: Any) -> Outcome:
         """The outcome of one task; ``more``: further arguments of the function, as JSON."""
         arguments = {
             "source": self.source.to_json(),
@@ -40,15 +40,15 @@ class ChildTasks:
         return self.worker.run(
             target,
             arguments,
-            time_limit=seconds,
-            memory_limit=self.memory_limit,
+            time_limit=limits.seconds,
+            memory_limit=limits.memory,
             progress=self.progress,
             import_cwd=self.source.kind == "factory",
         )
 
-    def error(self, what: str, outcome: Outcome) -> EvidenceError:
+    def error(self, what: str, outcome: Outcome, limits: TaskLimits) -> EvidenceError:
         """Why ``what`` cannot be had: see :func:`child_failures.evidence_error`."""
-        return evidence_error(what, outcome, self.worker)
+        return evidence_error(what, outcome, limits, self.worker.import_errors)
 
 
 def cost(name: str, origin: str, outcome: Outcome) -> Gathered:

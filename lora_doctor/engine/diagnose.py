@@ -9,13 +9,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from lora_doctor.engine.answer import answer_of, strictly
 from lora_doctor.engine.ask import BrokenRuleError, ask
 from lora_doctor.engine.case import Case
 from lora_doctor.engine.other_rules import OtherRules
 from lora_doctor.engine.registry import RuleSelection
 from lora_doctor.engine.rule import Rule
 from lora_doctor.engine.symptoms import find_by_message
-from lora_doctor.errors import EvidenceError, LoraDoctorError
+from lora_doctor.errors import EvidenceError, LoraDoctorError, Remedy
 from lora_doctor.results.depth import DEPTHS
 from lora_doctor.results.diagnosis import AppliedFix, Diagnosis, Skipped
 from lora_doctor.results.finding import SEVERITIES, Finding, first_fix
@@ -27,12 +28,17 @@ MAX_ROUNDS = 5
 
 
 def diagnose(
-    case: Case, rules: Sequence[type[Rule]], selection: RuleSelection | None = None
+    case: Case,
+    rules: Sequence[type[Rule]],
+    selection: RuleSelection | None = None,
+    *,
+    strict: bool = False,
 ) -> Diagnosis:
     """Ask every selected rule, cheapest evidence first, and run the training contract.
 
     A rule whose evidence cannot be had is skipped with the reason; one that crashes is skipped
-    with its exception and leaves the diagnosis undetermined.
+    with its exception and leaves the diagnosis undetermined. ``strict``: so does one that was
+    skipped for a reason that the user can change.
 
     Raises:
         InputError: the model or the recipe cannot be read.
@@ -41,9 +47,12 @@ def diagnose(
     read_input(case)
     case.refine_proposal()
     answers = _ask(case, rules, selection or RuleSelection())
-    before, undetermined = _proof(case, answers.crashed)
-    if case.settings.memory:
-        case.has("memory_plan")
+    answer = answer_of(case)
+    reasons = (
+        answers.why_crashed(),
+        answer.open,
+        strictly(answers.skipped) if strict else None,
+    )
     return Diagnosis(
         model=case.source,
         recipe=case.recipe,
@@ -54,10 +63,12 @@ def diagnose(
         skipped=tuple(answers.skipped),
         gathered=tuple(case.gathered),
         structure=Case.structure.known(case),
-        before=before,
-        undetermined=undetermined,
+        before=answer.before,
+        undetermined=next(filter(None, reasons), None),
+        reached=answer.reached,
+        limit=answer.limit,
         memory_plan=Case.memory_plan.known(case),
-        notes=_notes(case, before),
+        notes=_notes(case, answer.before),
         seconds=time.perf_counter() - start,
     )
 
@@ -102,7 +113,7 @@ class Answers:
         try:
             found = ask(rule, case)
         except EvidenceError as error:
-            self._skip(rule, str(error))
+            self._skip(rule, str(error), error.remedy)
         except BrokenRuleError as error:
             self.crashed.append(rule.code)
             self._skip(rule, str(error))
@@ -118,8 +129,12 @@ class Answers:
             sorted(self.findings, key=lambda one: (SEVERITIES.index(one.severity), one.rule))
         )
 
-    def _skip(self, rule: type[Rule], reason: str) -> None:
-        self.skipped.append(Skipped(rule.code, rule.name, reason))
+    def why_crashed(self) -> str | None:
+        """Why rules that failed leave the question open; ``None`` when none did."""
+        return f"rule {', '.join(self.crashed)} failed; please report it" if self.crashed else None
+
+    def _skip(self, rule: type[Rule], reason: str, remedy: Remedy | None = None) -> None:
+        self.skipped.append(Skipped(rule.code, rule.name, reason, remedy))
 
 
 def _notes(case: Case, before: Verification | None) -> tuple[Note, ...]:
@@ -144,11 +159,12 @@ def diagnose_and_fix(
     selection: RuleSelection | None = None,
     *,
     unsafe: bool = False,
+    strict: bool = False,
 ) -> Diagnosis:
     """Diagnose, apply the first allowed fix of each finding, and diagnose again until nothing
     changes. Nothing is written; ``after`` is the contract executed on the fixed recipe."""
     start = time.perf_counter()
-    first = current = diagnose(case, rules, selection)
+    first = current = diagnose(case, rules, selection, strict=strict)
     applied: list[AppliedFix] = []
     recipe, patches = first.recipe, case.patches
     for _ in range(MAX_ROUNDS):
@@ -161,7 +177,7 @@ def diagnose_and_fix(
                 patches = (*patches, item.fix.patch)
         applied += chosen
         case = case.again(recipe, patches)
-        current = diagnose(case, rules, selection)
+        current = diagnose(case, rules, selection, strict=strict)
         recipe = current.recipe
     if not applied:
         return replace(first, remaining=first.findings, seconds=time.perf_counter() - start)
@@ -173,6 +189,8 @@ def diagnose_and_fix(
         remaining=current.findings,
         # What the fixes were for may have kept the first run from an answer.
         undetermined=current.undetermined,
+        reached=current.reached,
+        limit=current.limit,
         seconds=time.perf_counter() - start,
     )
 
@@ -212,29 +230,12 @@ def read_input(case: Case) -> None:
 def verification_of(case: Case) -> Verification:
     """The training contract at the depth of the case, run; undetermined with its reason."""
     try:
-        return case.verification
+        return case.verification.as_answer()
     except EvidenceError as error:
-        return Verification.undetermined(str(error), depth=case.settings.depth)
-
-
-def _proof(case: Case, crashed: list[str]) -> tuple[Verification | None, str | None]:
-    """The verification of this depth, and the reason why the question stays open, if it does."""
-    if crashed:
-        reason: str | None = f"rule {', '.join(crashed)} failed; please report it"
-    else:
-        reason = None
-    if not case.reaches("meta"):
-        return None, reason
-    try:
-        _ = case.structure
-        if not case.reaches("tiny"):
-            return None, reason
-        verification = case.verification
-    except EvidenceError as error:
-        return None, reason or str(error)
-    if verification.outcome == "undetermined":
-        reason = reason or verification.reason
-    return verification, reason
+        open_ = Verification.undetermined(
+            str(error), depth=case.settings.depth, device=case.settings.device
+        )
+        return replace(open_, limit=error.limit, obstacle="limit") if error.limit else open_
 
 
 def _environment(case: Case) -> dict[str, object]:

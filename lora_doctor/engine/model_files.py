@@ -33,8 +33,20 @@ def read_files(source: ModelSource, store: EvidenceStore) -> StaticEvidence:
             source=snapshot.source,
             listing=snapshot.listing,
             weights=snapshot.weights,
+            unanswered={file.name: file.reason or "" for file in snapshot.files if file.unanswered},
         ),
     )
+
+
+def stored_bytes(source: ModelSource) -> int:
+    """Bytes of the model's safetensors files; 0 where it has none, or their sizes are not known."""
+    if source.snapshot is not None:
+        files = source.snapshot.files
+        return sum(file.size or 0 for file in files if file.name.endswith(".safetensors"))
+    try:
+        return sum(path.stat().st_size for path in Path(source.folder or "").glob("*.safetensors"))
+    except OSError:  # it goes away meanwhile; loading tells
+        return 0
 
 
 def require_files(source: ModelSource) -> None:

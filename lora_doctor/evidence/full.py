@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_doctor.contract.contract import LEARNING_RATE, Contract, Subject
-from lora_doctor.contract.recorder import Recorder, is_out_of_memory
+from lora_doctor.contract.recorder import Recorder
 from lora_doctor.errors import EvidenceError
 from lora_doctor.evidence import kbit_preparation
 from lora_doctor.model import training_setup
@@ -21,6 +21,7 @@ from lora_doctor.prescription.patches import install_patches
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.note import Note
 from lora_doctor.results.verification import Verification
+from lora_doctor.sandbox.memory import is_out_of_memory
 from lora_doctor.sandbox.worker import report_progress
 from lora_doctor.text import one_line
 
@@ -79,7 +80,7 @@ def choose_device(device: str) -> str:
 
 def _verify(loader: Any, recipe: Recipe, steps: int, device: str) -> Verification:
     notes: list[Note] = []
-    report_progress("loading the weights")
+    report_progress("loading the weights", device=device)
     try:
         model = _load(loader, recipe, device)
     except EvidenceError:
@@ -89,7 +90,7 @@ def _verify(loader: Any, recipe: Recipe, steps: int, device: str) -> Verificatio
             raise
         return _does_not_load(error, device)
     dtype = training_setup.dtype_of(model)
-    report_progress("making batches")
+    report_progress("making batches", dtype=dtype)
     try:
         batches = training_setup.make_batches(model, loader.factory_batches, None, notes)
     except training_setup.NoBatch as error:
@@ -191,7 +192,8 @@ def weights_folder(source: Mapping[str, Any]) -> Path:
         except Exception as error:
             raise EvidenceError(
                 f"the weights of {source['name']} cannot be had: "
-                f"{type(error).__name__}: {one_line(error, 200)}"
+                f"{type(error).__name__}: {one_line(error, 200)}",
+                remedy="hub",
             ) from error
     else:
         folder = Path(source["folder"])

@@ -40,6 +40,7 @@ from lora_doctor.recipe.files.read_write import as_recipe
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.note import Note
 from lora_doctor.results.structure import ForwardParameter, HeadClass, Injection, Structure
+from lora_doctor.sandbox.memory import is_out_of_memory
 from lora_doctor.static.installed.missing_package import missing_package
 from lora_doctor.text import single_line
 
@@ -65,9 +66,11 @@ def gather(
     except LoraDoctorError:
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         missing = missing_package(error)
         if missing:
-            raise EvidenceError(f"{loader.loaded_by} {missing}") from error
+            raise EvidenceError(f"{loader.loaded_by} {missing}", remedy="package") from error
         listed = loader.model_class
         wanted = getattr(getattr(listed, "config_class", None), "__name__", "")
         # By name: code of a repository in several files has its config class once for each import.

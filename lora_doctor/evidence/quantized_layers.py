@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lora_doctor.contract.recorder import Recorder, is_out_of_memory
+from lora_doctor.contract.recorder import Recorder
 from lora_doctor.evidence.layer_watch import LayerWatch
 from lora_doctor.model.modules import pattern_of
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.quantized_use import QuantizedUse, Use
 from lora_doctor.results.verification import Verification
+from lora_doctor.sandbox.memory import is_out_of_memory
 from lora_doctor.text import one_line, where
 
 #: Rounds of leaving layers out; each finds one kind of layer.

@@ -11,11 +11,11 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
-from lora_doctor.contract.recorder import is_out_of_memory
 from lora_doctor.errors import EvidenceError
 from lora_doctor.model import training_setup
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.note import Note
+from lora_doctor.sandbox.memory import is_out_of_memory
 from lora_doctor.sandbox.temporary import temporary_folder
 from lora_doctor.text import one_line
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lora_doctor.contract.contract import Contract, Subject
-from lora_doctor.contract.recorder import is_out_of_memory
 from lora_doctor.errors import EvidenceError
 from lora_doctor.evidence import fewer_layers, kbit_preparation, quantized_layers, tiny_model_cache
 from lora_doctor.evidence.reload import quantized, reload, saved
@@ -24,6 +23,7 @@ from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.note import Note
 from lora_doctor.results.structure import ErrorReport
 from lora_doctor.results.verification import Obstacle, Verification
+from lora_doctor.sandbox.memory import is_out_of_memory
 from lora_doctor.sandbox.worker import report_progress
 from lora_doctor.text import one_line, where
 
@@ -270,7 +270,7 @@ def _contract(run: TinyRun) -> Verification:
         observed=run.thorough,
         new_heads=heads,
     )
-    report_progress("running the training contract")
+    report_progress("running the training contract", device=run.device, dtype=run.dtype)
     contract = Contract(
         subject, recipe, steps=run.steps, depth="tiny", device=run.device, dtype=run.dtype
     )

@@ -23,7 +23,9 @@ from lora_doctor.recipe.memory_size import parse_memory
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.memory_plan import MemoryPart, MemoryPlan, MemoryVariant, Source
 from lora_doctor.results.note import Note
+from lora_doctor.sandbox.memory import is_out_of_memory
 from lora_doctor.sandbox.worker import report_progress
+from lora_doctor.static.installed.missing_package import missing_remedy
 from lora_doctor.tiny_model.batch.result import BatchError
 
 #: TRL's SFTConfig cuts at this length when nobody says another.
@@ -67,6 +69,8 @@ def gather(
     except LoraDoctorError:
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         seen = report(error)
         raise EvidenceError(
             f"the memory of {loader.loaded_by} cannot be counted: {seen.type}: {seen.message}"
@@ -175,7 +179,7 @@ class _Planner:
             subject = Subject(thinned, recipe, kind, dtype)
         except Exception as error:  # noqa: BLE001 - whatever this stack's libraries say
             reason = _said(error)
-            return MemoryVariant(one.name, one.changes, (_missing("everything", reason),))
+            return MemoryVariant(one.name, one.changes, (_missing("everything", reason, error),))
         parts = [*_weights(subject.weights()), self._state(subject)]
         if isinstance(run, str):
             parts.append(_missing("activations", run))
@@ -194,7 +198,7 @@ class _Planner:
         try:
             size = optimizer.state_bytes(trained, self.optimizer)
         except Exception as error:  # noqa: BLE001 - not installed, or not made for meta
-            return _missing(name, f"{self.optimizer}: {_said(error)}")
+            return _missing(name, f"{self.optimizer}: {_said(error)}", error)
         each = size / count if count else 0
         formula = f"{self.optimizer}: {each:.4g} bytes for each of {count:,} trained weights"
         return MemoryPart(name, size, formula, "asked")
@@ -211,7 +215,7 @@ class _Planner:
             step = subject.step(run.batch.inputs, run.batch.loss_of)
             least = self._least(step, run, recipe, kind, dtype)
         except Exception as error:  # noqa: BLE001 - whatever the model's code says
-            return [_missing("activations", _said(error))]
+            return [_missing("activations", _said(error), error)]
         if step.spread:
             self._assume("tokens are spread evenly over the experts")
         rest, least_rest = step.peak - step.kept, least.peak - least.kept
@@ -275,9 +279,10 @@ def _measured(name: str, size: int, least: int, formula: str) -> MemoryPart:
     return MemoryPart(name, size, formula, "measured", low, high)
 
 
-def _missing(name: str, reason: str) -> MemoryPart:
+def _missing(name: str, reason: str, error: BaseException | None = None) -> MemoryPart:
     missing: Source = "missing"
-    return MemoryPart(name, None, reason, missing)
+    remedy = missing_remedy(error) if error is not None else None
+    return MemoryPart(name, None, reason, missing, remedy=remedy)
 
 
 def _whole(model: Any) -> Any:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lora_doctor.errors import EvidenceError
+from lora_doctor.static.installed.missing_package import missing_remedy
 from lora_doctor.text import one_line
 
 #: Auto classes in the order in which a user would reach for them, with the PEFT task type that
@@ -138,7 +139,8 @@ def _remote_class(reference: Any, source: Mapping[str, Any]) -> type:
     except Exception as error:
         raise EvidenceError(
             f"the repository's class {reference!r} cannot be imported here: "
-            f"{type(error).__name__}: {one_line(error)}"
+            f"{type(error).__name__}: {one_line(error)}",
+            remedy=missing_remedy(error),
         ) from error
     return cls  # type: ignore[no-any-return]
 

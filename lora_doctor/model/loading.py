@@ -30,6 +30,8 @@ from lora_doctor.model.first_config import first_config
 from lora_doctor.recipe.keys import WRAPPING_KEYS
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.structure import HeadClass
+from lora_doctor.sandbox.memory import is_out_of_memory
+from lora_doctor.static.installed.missing_package import missing_remedy
 from lora_doctor.text import single_line
 
 _GENERATING = ("CAUSAL_LM", "SEQ_2_SEQ_LM")
@@ -238,7 +240,8 @@ def load_config(source: Mapping[str, Any]) -> tuple[Any, tuple[str, ...]]:
             return with_room_for_tokens(config), changes
         except Exception as error:
             raise EvidenceError(
-                f"the default config of {name} cannot be made: {single_line(str(error), 300)}"
+                f"the default config of {name} cannot be made: {single_line(str(error), 300)}",
+                remedy=missing_remedy(error),
             ) from error
     folder = source["folder"]
     if folder is None:
@@ -247,7 +250,8 @@ def load_config(source: Mapping[str, Any]) -> tuple[Any, tuple[str, ...]]:
     if remote and "AutoConfig" in remote and not source["trust_remote_code"]:
         raise EvidenceError(
             "the model's classes are code of its repository, which is not run without "
-            "--trust-remote-code"
+            "--trust-remote-code",
+            remedy="trust",
         )
     try:
         with quiet():
@@ -257,7 +261,8 @@ def load_config(source: Mapping[str, Any]) -> tuple[Any, tuple[str, ...]]:
     except Exception as error:
         raise EvidenceError(
             f"{Path(folder) / 'config.json'} is refused by transformers: "
-            f"{single_line(str(error), 300)}"
+            f"{single_line(str(error), 300)}",
+            remedy=missing_remedy(error),
         ) from error
     return config, ()
 
@@ -292,6 +297,8 @@ def call_factory(name: str) -> tuple[Any, list[dict[str, Any]] | None]:
         result = target()
         batches = batches() if callable(batches) else batches
     except (Exception, SystemExit) as error:
+        if is_out_of_memory(error):
+            raise  # whether it is a limit of ours, the parent process knows
         raise InputError(
             f"MODEL {name!r}: the factory raised {type(error).__name__}: "
             f"{single_line(str(error), 300)}"

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from lora_doctor.errors import LimitReached, Remedy
 from lora_doctor.recipe.edit import Patch
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results import display
@@ -36,6 +37,11 @@ class Skipped:
     name: str
     #: Why it could not be asked.
     reason: str
+    #: What the user can change so that it can be asked: ``package``: install one. ``file``: make a
+    #: file of the model readable. ``hub``: ask again when the hub answers. ``trust``: give
+    #: ``--trust-remote-code``. ``limit``: raise a limit. ``null``: nothing; it has nothing to say
+    #: here, or not at this depth. ``--strict`` counts the others.
+    remedy: Remedy | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,7 @@ class Diagnosis:
     model: ModelSource
     #: The recipe that was checked, with open keys filled.
     recipe: Recipe
-    #: How far evidence was allowed to go.
+    #: How far the run was to go: what was asked for, by option or by default.
     depth: Depth
     #: Where it was found out: versions of lora-doctor, Python, the platform and ``packages``.
     environment: Mapping[str, Any]
@@ -100,8 +106,13 @@ class Diagnosis:
     recipe_diff: str = ""
     #: What the user types next; may be empty.
     next_command: str = ""
-    #: Why the question could not be answered, where a reason is known.
+    #: Why the question could not be answered, or not as deep as was asked for: exit code 2 where no
+    #: finding gives 1. ``None`` where ``depth`` was reached.
     undetermined: str | None = None
+    #: The deepest depth that was reached; ``None`` when there was nothing to look at.
+    reached: Depth | None = None
+    #: The limit of lora-doctor that kept the question open; ``None`` when none did.
+    limit: LimitReached | None = None
     #: What the recipe and its alternatives take on a GPU; ``None`` when nobody asked for it or it
     #: could not be made.
     memory_plan: MemoryPlan | None = None
@@ -111,12 +122,18 @@ class Diagnosis:
     notes: tuple[Note, ...] = ()
 
     @property
+    def skipped_with_remedy(self) -> tuple[Skipped, ...]:
+        """Rules of this depth that could have been asked, had the user changed something: what
+        ``--strict`` counts."""
+        return tuple(item for item in self.skipped if item.remedy is not None)
+
+    @property
     def verdict(self) -> Verdict:
-        """``healthy``: the training contract was executed and held, and no rule found an error or
-        a warning. ``findings``: a rule did. ``undetermined``: neither."""
+        """``healthy``: the training contract was executed and held for the whole recipe, and no
+        rule found an error or a warning. ``findings``: a rule did. ``undetermined``: neither."""
         if any(finding.severity != "info" for finding in self.findings):
             return "findings"
-        contract_held = self.before is not None and self.before.outcome == "passed"
+        contract_held = self.before is not None and self.before.as_answer().outcome == "passed"
         return "healthy" if contract_held and self.undetermined is None else "undetermined"
 
     def worst(self) -> int:
@@ -152,8 +169,10 @@ class Diagnosis:
             "recipe": self.recipe.to_json(),
             "environment": dict(self.environment),
             "depth": self.depth,
+            "reached": self.reached,
             "verdict": self.verdict,
             "undetermined": self.undetermined,
+            "limit": asdict(self.limit) if self.limit else None,
             "findings": [finding.to_json() for finding in self.findings],
             "remaining": (
                 None if self.remaining is None else [item.to_json() for item in self.remaining]

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from lora_doctor.errors import Remedy
 from lora_doctor.results.from_json import from_json
 from lora_doctor.results.note import Note
 from lora_doctor.text import size_in_words
@@ -39,6 +40,8 @@ class MemoryPart:
     low: int | None = None
     #: Bytes that it takes at most, where ``bytes`` is not exact.
     high: int | None = None
+    #: What the user can change so that it is known; ``None`` where it is, or for nothing.
+    remedy: Remedy | None = None
 
     @property
     def least(self) -> int:

@@ -6,9 +6,10 @@ The contract itself runs in a child process, in ``contract.py``.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from lora_doctor.errors import LimitReached
 from lora_doctor.results import display
 from lora_doctor.results.from_json import from_json
 from lora_doctor.results.note import Note
@@ -38,7 +39,7 @@ CHECKS: Mapping[str, str] = {
 #: What a check of the adapters found; described at :attr:`Check.problems`.
 Problem = Literal["unmatched", "stray", "frozen"]
 #: What kept a verification from an answer; described at :attr:`Verification.obstacle`.
-Obstacle = Literal["base-model", "batch", "size", "evidence"]
+Obstacle = Literal["base-model", "batch", "size", "evidence", "limit", "not-proven"]
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,8 @@ class Verification:
     """The training contract, executed once."""
 
     #: ``passed``: no check failed. ``failed``: one did. ``undetermined``: it could not be run, for
-    #: a reason that says nothing about the recipe (a batch could not be made, a time limit).
+    #: a reason that says nothing about the recipe (a batch could not be made, a time limit), or a
+    #: part of the recipe was not run.
     outcome: Literal["passed", "failed", "undetermined"]
     #: ``tiny`` (shrunken dimensions, random weights) or ``full`` (the real weights).
     depth: str
@@ -171,13 +173,16 @@ class Verification:
     quantized_uses: tuple[QuantizedUse, ...] = ()
     #: Why the outcome is ``undetermined``; ``None`` for the other two. ``base-model``: the model
     #: without adapters raises, or its loss is not finite. ``batch``: no batch could be made.
-    #: ``size``: the recipe may name what the tiny model is too small to have. ``evidence``:
-    #: anything else that could not be had.
+    #: ``size``: the recipe may name what the tiny model is too small to have. ``limit``: a limit of
+    #: lora-doctor ended the run. ``not-proven``: no check failed, but a part of the recipe was not
+    #: run, as a note says. ``evidence``: anything else that could not be had.
     obstacle: Obstacle | None = None
     #: What the model raised without adapters, where that is the obstacle.
     base_error: ErrorReport | None = None
     #: What a quantized model raises once it is prepared for k-bit training, where it runs before.
     error_once_prepared: ErrorReport | None = None
+    #: The limit of lora-doctor that ended the run, where that is the obstacle.
+    limit: LimitReached | None = None
 
     def check(self, name: str) -> Check | None:
         return next((check for check in self.checks if check.name == name), None)
@@ -193,6 +198,14 @@ class Verification:
     @property
     def failed_checks(self) -> tuple[Check, ...]:
         return tuple(check for check in self.checks if check.status == "failed")
+
+    def as_answer(self) -> Verification:
+        """This verification as an answer about the whole recipe: ``undetermined`` where no check
+        failed but a part of the recipe was not run."""
+        unproven = next((note for note in self.notes if note.is_unproven), None)
+        if self.outcome != "passed" or unproven is None:
+            return self
+        return replace(self, outcome="undetermined", reason=unproven.text, obstacle="not-proven")
 
     def __str__(self) -> str:
         """The outcome, and one line for each check."""

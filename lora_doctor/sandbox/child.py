@@ -19,10 +19,12 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Mapping
 from typing import Any
 
-from lora_doctor.errors import Cause
+from lora_doctor.errors import Cause, EvidenceError
 from lora_doctor.sandbox import worker
+from lora_doctor.sandbox.memory import is_out_of_memory
 from lora_doctor.sandbox.process import STACK_MARK, STACK_SECONDS
 from lora_doctor.text import single_line
 
@@ -234,32 +236,39 @@ def end_with_worker() -> None:
         file.write("1000")
 
 
-def limit_resources(memory_limit: int | None, *, cuda: bool) -> None:
-    """No core files; and a backstop for allocations too fast for the watcher to see."""
+def limit_resources(memory_limit: int | None, *, cuda: bool) -> int | None:
+    """No core files; and a backstop for allocations too fast for the watcher to see: its height in
+    bytes of data, ``None`` where there is none."""
     if os.name != "posix":
-        return
+        return None
     import resource
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     # Not with CUDA: it maps far more than it uses.
     if memory_limit is None or sys.platform != "linux" or cuda:
-        return
+        return None
     with open("/proc/self/status", encoding="ascii") as file:
         data = next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmData:"))
     ceiling = data + BACKSTOP_FACTOR * memory_limit + BACKSTOP_BYTES
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    if soft == resource.RLIM_INFINITY or ceiling < soft:
-        resource.setrlimit(resource.RLIMIT_DATA, (ceiling, hard))
+    if soft != resource.RLIM_INFINITY and ceiling >= soft:
+        return None
+    resource.setrlimit(resource.RLIMIT_DATA, (ceiling, hard))
+    return ceiling
 
 
 def run(channel: Channel, request: dict[str, Any], setup: dict[str, Any]) -> None:
     """Run the task in this very process and send its answer. Does not raise."""
     task, identity = os.getpid(), request["id"]
-    worker._progress_sink = lambda text: channel.send("progress", id=identity, text=_line(text))
-    value, failure = None, None
+
+    def tell(text: str, facts: Mapping[str, str]) -> None:
+        channel.send("progress", id=identity, text=_line(text), facts=dict(facts))
+
+    worker._progress_sink = tell
+    value, failure, ceiling = None, None, None
     began = time.monotonic()
     try:
-        limit_resources(request["memory_limit"], cuda=setup["cuda"])
+        ceiling = limit_resources(request["memory_limit"], cuda=setup["cuda"])
         if request["import_cwd"]:
             sys.path.insert(0, os.getcwd())
         function = resolve(request["target"], setup["packages"])
@@ -283,8 +292,9 @@ def run(channel: Channel, request: dict[str, Any], setup: dict[str, Any]) -> Non
         except (OSError, ValueError, AttributeError):
             continue  # model code closed or replaced it
     channel.send(
-        "answer", id=identity, value=value, failure=failure, seconds=seconds, peak=peak_resident()
-    )
+        "answer", id=identity, value=value, failure=failure, seconds=seconds, peak=peak_resident(),
+        ceiling=ceiling,
+    )  # fmt: skip
 
 
 def peak_resident() -> int:
@@ -343,13 +353,8 @@ def describe(error: BaseException) -> dict[str, Any]:
     if isinstance(error, SystemExit):
         message = f"the code called sys.exit({message})"
     kind = "exception"
-    # torch says these two by name and by text only: cls is torch.OutOfMemoryError, or RuntimeError
-    # "[enforce fail at alloc_cpu.cpp] ... DefaultCPUAllocator: can't allocate memory".
-    if (
-        isinstance(error, MemoryError)
-        or cls.__name__ == "OutOfMemoryError"
-        or "DefaultCPUAllocator" in message
-    ):
+    # A GPU without memory is told by name: torch.OutOfMemoryError.
+    if is_out_of_memory(error) or cls.__name__ == "OutOfMemoryError":
         kind = "memory"
     try:
         text = "".join(traceback.format_exception(error))
@@ -365,4 +370,5 @@ def describe(error: BaseException) -> dict[str, Any]:
         "message": _line(message) or name,
         "traceback": text[-TEXT_CHARS:],  # the end has the innermost frames and the exception
         "cause": cause,
+        "remedy": (isinstance(error, EvidenceError) and error.remedy) or "",
     }

@@ -1,11 +1,91 @@
-"""How much memory a process and all that it started hold."""
+"""How much memory a process and all that it started hold, and how much the machine has left."""
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether main memory ran out: torch and safetensors say it by text only."""
+    if isinstance(error, MemoryError):
+        return True
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 - exceptions of remote code may not be printable
+        return False
+    return "DefaultCPUAllocator" in text or "Cannot allocate memory" in text
+
+
+def available() -> int | None:
+    """Main memory that a new process could still take, in bytes; ``None`` where nothing tells.
+
+    In a container it is what the container has left, not the machine.
+    """
+    if sys.platform != "linux":
+        return _available_by_psutil()
+    left = [size for size in (_machine_has(), *_control_groups_have()) if size is not None]
+    return min(left, default=None)
+
+
+def _machine_has() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    left = (int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    return next(left, None)
+
+
+def _control_groups_have() -> Iterator[int | None]:
+    """What each control group that this process is in, and each above it, has left."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            root, names = _CGROUPS, ("memory.max", "memory.current")
+        elif "memory" in controllers.split(","):
+            root, names = _CGROUPS / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        else:
+            continue
+        # In a container the path may be that of the host, and the root is the container's group.
+        parts = Path(path.lstrip("/")).parts
+        for depth in range(len(parts), -1, -1):
+            yield _group_has(root.joinpath(*parts[:depth]), *names)
+
+
+def _group_has(folder: Path, limit: str, used: str) -> int | None:
+    try:
+        most = int((folder / limit).read_text(encoding="ascii"))
+        held = int((folder / used).read_text(encoding="ascii"))
+        statistics = (folder / "memory.stat").read_text(encoding="ascii")
+    except (OSError, ValueError):  # ValueError: "max", for no limit
+        return None
+    # Pages of files are given back when somebody needs the memory.
+    cached = sum(
+        int(line.split()[1])
+        for line in statistics.splitlines()
+        if line.startswith(("inactive_file ", "active_file "))
+    )
+    return max(most - held + cached, 0)
+
+
+def _available_by_psutil() -> int | None:
+    try:
+        import psutil
+    except ImportError:
+        return None
+    return int(psutil.virtual_memory().available)
 
 
 def resident(pid: int, limit: int | None = None, *, itself: bool = True) -> int:

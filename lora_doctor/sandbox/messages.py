@@ -34,7 +34,19 @@ def checked(message: Any) -> dict[str, Any] | None:
         return None
     if message["kind"] == "ready" and not _texts(message["errors"]):
         return None
+    if not _is_optional(message):
+        return None
     return message if message["kind"] != "started" or message["pid"] > 1 else None
+
+
+def _is_optional(message: Mapping[str, Any]) -> bool:
+    """Whether what a message may also hold is right where it is there."""
+    facts, ceiling = message.get("facts", {}), message.get("ceiling")
+    return (
+        isinstance(facts, dict)
+        and _texts(facts)
+        and (ceiling is None or (isinstance(ceiling, int) and not isinstance(ceiling, bool)))
+    )
 
 
 def _is_failure(message: Mapping[str, Any]) -> bool:
@@ -43,7 +55,7 @@ def _is_failure(message: Mapping[str, Any]) -> bool:
         return True
     failure = dict(failure)
     cause = failure.pop("cause", None)
-    needed, known = {"kind", "type", "message"}, {"kind", "type", "message", "traceback"}
+    needed, known = {"kind", "type", "message"}, {"kind", "type", "message", "traceback", "remedy"}
     return (
         needed <= failure.keys() <= known
         and _texts(failure)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
-from lora_doctor.errors import Cause
+from lora_doctor.errors import Cause, LimitReached, Remedy
 from lora_doctor.sandbox.process import STACK_MARK
 
 FailureKind = Literal["exception", "crash", "timeout", "memory", "protocol"]
+#: Options of the command line that raise the limits of a task.
+TIME_OPTION, MEMORY_OPTION = "--time-limit", "--memory-limit"
 CRASH_MARK = "Fatal Python error:"  # faulthandler's first line
 
 
@@ -23,6 +25,9 @@ class Failure:
     "protocol": the function or its result does not fit (no such target, result is not JSON).
     type: the exception's qualified name, the signal's name, or "" where there is none.
     cause: what the exception was raised from, as EvidenceErrors are from what the model raised.
+    remedy: of an EvidenceError.
+    limit: the limit of the task that ended it, where one did; None for a machine or a GPU that has
+    no more memory, and for a kernel that killed the process.
     """
 
     kind: FailureKind
@@ -31,12 +36,20 @@ class Failure:
     traceback: str = ""
     log_tail: str = ""
     cause: Cause | None = None
+    remedy: Remedy | None = None
+    limit: LimitReached | None = None
 
     @classmethod
     def described(cls, fields: Mapping[str, Any]) -> Failure:
         """The failure that the child has described."""
-        cause = fields.get("cause")
-        return cls(**{**fields, "cause": Cause(**cause) if cause else None})
+        cause, remedy = fields.get("cause"), fields.get("remedy")
+        return cls(
+            **{
+                **fields,
+                "cause": Cause(**cause) if cause else None,
+                "remedy": remedy if remedy in get_args(Remedy) else None,
+            }
+        )
 
 
 @dataclass(frozen=True)
@@ -46,7 +59,8 @@ class Outcome:
     value: the JSON result (None when `failure` is set). seconds: of the task alone.
     peak_rss: bytes, the highest resident memory of the task's process; pages of the imported
     libraries, shared with the forking parent, count. import_seconds: of the imports made before
-    the task (paid once per worker process).
+    the task (paid once per worker process). facts: what the task told of itself on the way, see
+    `worker.report_progress`.
     """
 
     value: Any = None
@@ -54,6 +68,7 @@ class Outcome:
     seconds: float = 0.0
     peak_rss: int = 0
     import_seconds: float = 0.0
+    facts: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -76,6 +91,12 @@ def end_of(what: str, code: int | None, log: str, *, out_of_memory: bool = False
     if name == "SIGKILL":  # nobody here sent it
         text += ", most likely by the system because memory ran out"
     return Failure("crash", name, text, stack_of(log), log)
+
+
+def frames_of(stack: str) -> str:
+    """The frames of a stack of faulthandler's, the innermost first, without the headings."""
+    lines = (line.strip() for line in stack.splitlines())
+    return "\n".join(line for line in lines if line.startswith("File "))
 
 
 def stack_of(log: str) -> str:

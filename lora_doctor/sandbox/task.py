@@ -7,7 +7,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from lora_doctor.sandbox.outcome import Failure, Outcome, end_of, stack_of
+from lora_doctor.errors import LimitReached
+from lora_doctor.sandbox.outcome import (
+    MEMORY_OPTION,
+    TIME_OPTION,
+    Failure,
+    Outcome,
+    end_of,
+    frames_of,
+    stack_of,
+)
 from lora_doctor.sandbox.process import GRACE_SECONDS, ChildProcess
 from lora_doctor.text import size_in_words
 
@@ -35,6 +44,8 @@ class Task:
         self.pid: int | None = None  # known once the child says that it has started
         self.peak_rss = 0
         self.processor_seconds = 0.0
+        self.facts: dict[str, str] = {}
+        self.stage = ""  # what the task last said that it does
         self.unresponsive = False  # not even the child reacts when the task is to be stopped
         self._progress = progress
         self._answer: dict[str, Any] | None = None
@@ -66,8 +77,11 @@ class Task:
         kind = message.get("kind")
         if kind == "started":
             self.pid, self._began = message["pid"], now
-        elif kind == "progress" and self._progress is not None:
-            self._progress(message["text"])
+        elif kind == "progress":
+            self.stage = message["text"]
+            self.facts |= message.get("facts", {})
+            if self._progress is not None:
+                self._progress(message["text"])
         elif kind == "answer" and self._stopped is None:
             self._answer, self._over = message, now
             self.peak_rss = max(self.peak_rss, message["peak"])
@@ -92,17 +106,28 @@ class Task:
     def _limit_reached(self, rss: int, seconds: float) -> Failure | None:
         if self.memory_limit is not None and rss > self.memory_limit:
             used, limit = size_in_words(rss, 2), size_in_words(self.memory_limit, 2)
-            return Failure("memory", "", f"{self.target} used {used} of memory, limit {limit}")
+            text = f"{self.target} used {used} of memory, limit {limit}"
+            return Failure("memory", "", text, limit=self._memory_limit(rss, self.memory_limit))
         if seconds > self.time_limit:
             text = f"{self.target} did not finish in {self.time_limit:g} s"
-            return Failure("timeout", "", text)
+            struck = LimitReached("time", self.time_limit, seconds, TIME_OPTION, "", self.stage)
+            return Failure("timeout", "", text, limit=struck)
         return None
+
+    def _memory_limit(self, reached: int, limit: int) -> LimitReached:
+        return LimitReached("memory", limit, reached, MEMORY_OPTION, "", self.stage)
 
     def _outcome(self, seconds: float) -> Outcome:
         log = self.child.log_tail(self._log_start)
         failure = self._failure(log)
         if failure is not None:
-            failure = replace(failure, log_tail=log, traceback=failure.traceback or stack_of(log))
+            stack, limit = stack_of(log), failure.limit
+            failure = replace(
+                failure,
+                log_tail=log,
+                traceback=failure.traceback or stack,
+                limit=replace(limit, stack=frames_of(stack)) if limit is not None else None,
+            )
         answer = self._answer
         return Outcome(
             value=answer["value"] if answer is not None and failure is None else None,
@@ -110,6 +135,7 @@ class Task:
             seconds=answer["seconds"] if answer is not None else seconds,
             peak_rss=self.peak_rss,
             import_seconds=self.child.import_seconds,
+            facts=self.facts,
         )
 
     def _failure(self, log: str) -> Failure | None:
@@ -118,8 +144,14 @@ class Task:
         if self._answer is None:
             killed = _oom_kills() > self._oom_kills
             return end_of(self.target, self._exit_code, log, out_of_memory=killed)
-        failure = self._answer["failure"]
-        return Failure.described(failure) if failure is not None else None
+        described = self._answer["failure"]
+        if described is None:
+            return None
+        failure = Failure.described(described)
+        if failure.kind == "memory" and self._answer.get("ceiling") and self.memory_limit:
+            # Refused by the backstop of the limit: too fast to be seen growing.
+            return replace(failure, limit=self._memory_limit(self.peak_rss, self.memory_limit))
+        return failure
 
 
 def _oom_kills() -> int:

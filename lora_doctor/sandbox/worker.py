@@ -26,7 +26,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from lora_doctor.sandbox.outcome import Failure, Outcome, end_of
+from lora_doctor.errors import LimitReached
+from lora_doctor.sandbox.outcome import TIME_OPTION, Failure, Outcome, end_of
 from lora_doctor.sandbox.process import GRACE_SECONDS, ChildProcess
 from lora_doctor.sandbox.task import Task
 
@@ -38,16 +39,22 @@ from lora_doctor.sandbox.task import Task
 # it forks (counted: one thread on each stack).
 PRELOAD = ("torch", "transformers", "peft", "bitsandbytes", "lora_doctor.sandbox.preload")
 
+PRELOAD_SECONDS = 300.0
+
 
 # Set by child.py inside a task's process; elsewhere there is nobody to tell.
-_progress_sink: Callable[[str], None] | None = None
+_progress_sink: Callable[[str, Mapping[str, str]], None] | None = None
 
 
-def report_progress(text: str) -> None:
+def report_progress(text: str, **facts: str) -> None:
     """Tell the `progress` callback of `Worker.run` what is going on; does nothing outside a task,
-    so that the same function can also be called directly."""
+    so that the same function can also be called directly.
+
+    facts: what is known of the run by now (``device="cuda"``), for `Outcome.facts`: it outlives a
+        task that gives no value.
+    """
     if _progress_sink is not None:
-        _progress_sink(text)
+        _progress_sink(text, facts)
 
 
 def to_json(value: Any, where: str = "result") -> Any:
@@ -97,7 +104,7 @@ class Worker:
         offline: bool = True,
         cuda: bool = False,
         threads: int | None = None,
-        preload_limit: float = 300.0,
+        preload_limit: float = PRELOAD_SECONDS,
         fork: bool | None = None,
     ) -> None:
         self._setup = {"preload": preload, "packages": packages, "cuda": cuda}
@@ -195,7 +202,10 @@ class Worker:
                 failure = end_of(doing, child.wait(GRACE_SECONDS), child.log_tail())
             elif not message:
                 text = f"{doing} did not finish in {self._preload_limit:g} s"
-                failure = Failure("timeout", "", text, log_tail=child.log_tail())
+                limit = LimitReached(
+                    "time", self._preload_limit, time.monotonic() - began, TIME_OPTION, "", doing
+                )
+                failure = Failure("timeout", "", text, log_tail=child.log_tail(), limit=limit)
             elif message.get("kind") == "importing":
                 child.importing = message["name"]
             elif message.get("kind") == "ready":

@@ -58,6 +58,8 @@ class StaticEvidence:
     config_seconds: float
     given_listing: tuple[str, ...] | None = field(default=None, repr=False)
     given_weights: Piece[Weights] | None = field(default=None, repr=False)
+    #: Files that a hub has and did not give, each with the reason.
+    unanswered: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     # --- config.json ------------------------------------------------------------------------
 
@@ -103,13 +105,19 @@ class StaticEvidence:
 
     # --- the other files --------------------------------------------------------------------
 
+    def _fetched(self, name: str) -> Path:
+        """The file `name` of the folder. Raises EvidenceError where the hub has not given it."""
+        if name in self.unanswered:
+            raise EvidenceError(f"{name} was not fetched: {self.unanswered[name]}", remedy="hub")
+        return self.folder / name
+
     def where(self, name: str) -> str:
         """`name` with its origin, as findings show it."""
         return f"{self.source}/{name}"
 
     def json_file(self, name: str) -> Piece[dict[str, Any]]:
         """The JSON object in the file `name` of the folder."""
-        return gather(self.where(name), lambda: read_json_object(self.folder / name))
+        return gather(self.where(name), lambda: read_json_object(self._fetched(name)))
 
     @cached_property
     def generation_config(self) -> Piece[dict[str, Any]]:
@@ -130,7 +138,7 @@ class StaticEvidence:
     def tokenizer(self) -> Piece[TokenizerFile]:
         """`tokenizer.json`, its vocabulary left out."""
         name = "tokenizer.json"
-        return gather(self.where(name), lambda: read_tokenizer_file(self.folder / name))
+        return gather(self.where(name), lambda: read_tokenizer_file(self._fetched(name)))
 
     @cached_property
     def weights(self) -> Piece[Weights]:
@@ -174,10 +182,12 @@ def gather_static(
     source: str,
     listing: Sequence[str] | None = None,
     weights: Piece[Weights] | None = None,
+    unanswered: Mapping[str, str] | None = None,
 ) -> StaticEvidence:
     """Read the model in the folder `location`, which the user knows as `source`.
 
-    `listing` and `weights` are given for a hub model, whose folder holds only its small files.
+    `listing`, `weights` and `unanswered` (files that the hub did not give, with the reason) are
+    given for a hub model, whose folder holds only its small files.
     Raises InputError, in one line, when there is no such folder, or no config.json that the
     installed transformers could make a model of.
     """
@@ -198,6 +208,7 @@ def gather_static(
         config_seconds=time.perf_counter() - start,
         given_listing=None if listing is None else tuple(listing),
         given_weights=weights,
+        unanswered=unanswered or {},
     )
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Generic, TypeVar
 
-from lora_doctor.errors import EvidenceError
+from lora_doctor.errors import EvidenceError, Remedy
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -27,19 +27,24 @@ class Piece(Generic[T]):
     """One piece of evidence: a value, or the reason why there is none.
 
     `source` says where it came from (a path or an address), `seconds` how long it took.
-    Exactly one of `value` and `reason` is None.
+    Exactly one of `value` and `reason` is None. `remedy`: what the user can change about that.
     """
 
     value: T | None
     source: str
     seconds: float
     reason: str | None = None
+    remedy: Remedy | None = None
 
     def require(self) -> T:
         """The value; raises EvidenceError with the reason when there is none."""
         if self.value is None:
-            raise EvidenceError(self.reason or f"{self.source}: nothing found")
+            raise self.why_not(f"{self.source}: nothing found")
         return self.value
+
+    def why_not(self, otherwise: str) -> EvidenceError:
+        """The reason to raise; `otherwise` where none is known."""
+        return EvidenceError(self.reason or otherwise, remedy=self.remedy)
 
 
 def gather(source: str, look: Callable[[], T]) -> Piece[T]:
@@ -48,7 +53,7 @@ def gather(source: str, look: Callable[[], T]) -> Piece[T]:
     try:
         value = look()
     except EvidenceError as error:
-        return Piece(None, source, time.perf_counter() - start, str(error))
+        return Piece(None, source, time.perf_counter() - start, str(error), error.remedy)
     return Piece(value, source, time.perf_counter() - start)
 
 
@@ -82,19 +87,23 @@ def inside(folder: Path, name: object) -> Path:
     link), or is not a file.
     """
     if not isinstance(name, str) or not name or "\0" in name or "\\" in name:
-        raise EvidenceError(f"{shown(name)} is not a file name")
+        raise EvidenceError(f"{shown(name)} is not a file name", remedy="file")
     relative = PurePosixPath(name)
     if relative.is_absolute() or ".." in relative.parts or ":" in relative.parts[0]:
-        raise EvidenceError(f"{shown(name)} leads out of the model's folder; it was not read")
+        raise EvidenceError(
+            f"{shown(name)} leads out of the model's folder; it was not read", remedy="file"
+        )
     path = folder / relative
     try:
         target = path.resolve(strict=True)
     except (OSError, RuntimeError):  # RuntimeError: a loop of links, before Python 3.13
-        raise EvidenceError(f"{shown(name)} is named but not there") from None
+        raise EvidenceError(f"{shown(name)} is named but not there", remedy="file") from None
     if not any(target.is_relative_to(root) for root in trusted_roots(folder)):
-        raise EvidenceError(f"{shown(name)} is a link out of the model's folder; it was not read")
+        raise EvidenceError(
+            f"{shown(name)} is a link out of the model's folder; it was not read", remedy="file"
+        )
     if not target.is_file():
-        raise EvidenceError(f"{shown(name)} is not a file")
+        raise EvidenceError(f"{shown(name)} is not a file", remedy="file")
     return path
 
 
@@ -102,13 +111,17 @@ def read_bytes(path: Path, limit: int = MAX_JSON_BYTES) -> bytes:
     """The content of a regular file of at most `limit` bytes; EvidenceError when it is not one."""
     try:
         if not path.is_file():  # a pipe would block, a device would never end
-            raise EvidenceError(f"{path.name} is {'not a file' if path.exists() else 'not there'}")
+            if path.exists():
+                raise EvidenceError(f"{path.name} is not a file", remedy="file")
+            raise EvidenceError(f"{path.name} is not there")
         size = path.stat().st_size
         if size > limit:
             raise EvidenceError(f"{path.name} has {size:,} bytes, more than the {limit:,} expected")
         return path.read_bytes()
     except OSError as error:
-        raise EvidenceError(f"{path.name} cannot be read: {error.strerror or error}") from None
+        raise EvidenceError(
+            f"{path.name} cannot be read: {error.strerror or error}", remedy="file"
+        ) from None
 
 
 def parse_json(content: bytes, name: str) -> Any:
@@ -123,7 +136,7 @@ def parse_json(content: bytes, name: str) -> Any:
         reason = "is nested too deeply"
     except ValueError:  # an integer of more than 4300 digits
         reason = "holds a number that is too long"
-    raise EvidenceError(f"{name} {reason}")
+    raise EvidenceError(f"{name} {reason}", remedy="file")
 
 
 def read_json_object(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
@@ -131,5 +144,7 @@ def read_json_object(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
     content = parse_json(read_bytes(path, limit), path.name)
     if not isinstance(content, dict):
         kind = {list: "a list", str: "text", type(None): "null"}.get(type(content), "a value")
-        raise EvidenceError(f"{path.name} is JSON but holds {kind} instead of an object")
+        raise EvidenceError(
+            f"{path.name} is JSON but holds {kind} instead of an object", remedy="file"
+        )
     return content

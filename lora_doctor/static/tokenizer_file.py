@@ -45,7 +45,9 @@ def read_tokenizer_file(path: Path) -> TokenizerFile:
         try:
             text = content.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise EvidenceError(f"{path.name} is not UTF-8 (byte {error.start})") from None
+            raise EvidenceError(
+                f"{path.name} is not UTF-8 (byte {error.start})", remedy="file"
+            ) from None
         quick = _read_head(text, path.name)
         if quick is not None:
             return quick
@@ -54,7 +56,7 @@ def read_tokenizer_file(path: Path) -> TokenizerFile:
 
 def _read_whole(parsed: Any, name: str) -> TokenizerFile:
     if not isinstance(parsed, dict):
-        raise EvidenceError(f"{name} is JSON but not an object")
+        raise EvidenceError(f"{name} is JSON but not an object", remedy="file")
     model = parsed.pop("model", None)
     model = model if isinstance(model, dict) else {}
     kind, merges = model.get("type"), model.get("merges")
@@ -68,7 +70,9 @@ def _read_whole(parsed: Any, name: str) -> TokenizerFile:
 def _read_head(text: str, name: str) -> TokenizerFile | None:
     """The parts before the vocabulary; None when the file is not laid out as tokenizers does it."""
     if not text.rstrip().endswith("}"):
-        raise EvidenceError(f"{name} is cut off: it does not end in }}; download it again")
+        raise EvidenceError(
+            f"{name} is cut off: it does not end in }}; download it again", remedy="file"
+        )
     try:
         sections, place = _values_until(text, 0, {"model"})
         # The library writes all sections, null when unused, and the model last.

@@ -57,7 +57,9 @@ def unreadable_parts(file: TokenizerFile) -> tuple[Unreadable, ...]:
     """
     problem = _refusal({})
     if problem:
-        raise EvidenceError(f"the installed tokenizers reads no empty tokenizer: {problem}")
+        raise EvidenceError(
+            f"the installed tokenizers reads no empty tokenizer: {problem}", remedy="package"
+        )
     found = []
     version = file.sections.get("version")
     if version is not None and (error := _refusal({"version": version})):
@@ -150,7 +152,9 @@ def _refusal(parts: Mapping[str, Any]) -> str | None:
 
 def _library() -> Any:
     if find_spec("tokenizers") is None:
-        raise EvidenceError("tokenizers is not installed; pip install 'lora-doctor[stack]'")
+        raise EvidenceError(
+            "tokenizers is not installed; pip install 'lora-doctor[stack]'", remedy="package"
+        )
     from tokenizers import Tokenizer
 
     return Tokenizer

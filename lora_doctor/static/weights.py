@@ -77,10 +77,12 @@ def parse_header(
     """
     header = parse_json(content, f"the header of {file}")
     if not isinstance(header, dict):
-        raise EvidenceError(f"the header of {file} is not an object")
+        raise EvidenceError(f"the header of {file} is not an object", remedy="file")
     metadata = header.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict):
-        raise EvidenceError(f"the header of {file} has metadata that is not an object")
+        raise EvidenceError(
+            f"the header of {file} has metadata that is not an object", remedy="file"
+        )
     tensors = {name: _tensor(name, entry, file, payload) for name, entry in header.items()}
     return tensors, {str(key): str(value) for key, value in metadata.items()}
 
@@ -88,25 +90,27 @@ def parse_header(
 def _tensor(name: str, entry: Any, file: str, payload: int | None) -> Tensor:
     where = f"the header of {file}: {shown(name)}"
     if not isinstance(entry, dict):
-        raise EvidenceError(f"{where} is not an object")
+        raise EvidenceError(f"{where} is not an object", remedy="file")
     dtype, shape, place = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str):
-        raise EvidenceError(f"{where} has no dtype")
+        raise EvidenceError(f"{where} has no dtype", remedy="file")
     if not _naturals(shape):
-        raise EvidenceError(f"{where} has the shape {shown(shape)}")
+        raise EvidenceError(f"{where} has the shape {shown(shape)}", remedy="file")
     if not _naturals(place) or len(place) != 2 or place[0] > place[1]:
-        raise EvidenceError(f"{where} has the place {shown(place)}")
+        raise EvidenceError(f"{where} has the place {shown(place)}", remedy="file")
     tensor = Tensor(tuple(shape), dtype, file)
     bits = DTYPE_BITS.get(dtype)
     if bits is not None and tensor.elements * bits != (place[1] - place[0]) * 8:
         raise EvidenceError(
             f"{where} of shape {shown(shape)} and dtype {dtype} cannot lie in "
-            f"{place[1] - place[0]} bytes"
+            f"{place[1] - place[0]} bytes",
+            remedy="file",
         )
     if payload is not None and place[1] > payload:
         raise EvidenceError(
             f"{file} is cut off: {shown(name)} ends at byte {place[1]:,} of the data, "
-            f"the file has {payload:,}; download it again"
+            f"the file has {payload:,}; download it again",
+            remedy="file",
         )
     return tensor
 
@@ -126,7 +130,9 @@ def read_header(path: Path, name: str | None = None) -> tuple[dict[str, Tensor],
             size = path.stat().st_size
             start = stream.read(8)
             if len(start) < 8:
-                raise EvidenceError(f"{name} is cut off: {size} bytes are no safetensors file")
+                raise EvidenceError(
+                    f"{name} is cut off: {size} bytes are no safetensors file", remedy="file"
+                )
             (length,) = struct.unpack("<Q", start)
             if length > min(MAX_HEADER_BYTES, size - 8):
                 hint = (
@@ -135,11 +141,14 @@ def read_header(path: Path, name: str | None = None) -> tuple[dict[str, Tensor],
                     else "it is damaged or no safetensors file"
                 )
                 raise EvidenceError(
-                    f"{name} announces a header of {length:,} bytes in a file of {size:,}; {hint}"
+                    f"{name} announces a header of {length:,} bytes in a file of {size:,}; {hint}",
+                    remedy="file",
                 )
             content = stream.read(length)
     except OSError as error:
-        raise EvidenceError(f"{name} cannot be read: {error.strerror or error}") from None
+        raise EvidenceError(
+            f"{name} cannot be read: {error.strerror or error}", remedy="file"
+        ) from None
     return parse_header(content, name, size - 8 - length)
 
 
@@ -166,7 +175,9 @@ def read_weights(folder: Path, stem: str = "model") -> Weights:
         except EvidenceError as error:
             unread[name] = str(error)
     if not headers:
-        raise EvidenceError(next(iter(unread.values()), f"{index.name} names no file"))
+        raise EvidenceError(
+            next(iter(unread.values()), f"{index.name} names no file"), remedy="file"
+        )
     return merge(headers, unread)
 
 
@@ -174,7 +185,9 @@ def shard_names(index: Mapping[str, Any], name: str) -> list[str]:
     """The files that an index names, in order, each once; EvidenceError when it is malformed."""
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(f, str) for f in weight_map.values()):
-        raise EvidenceError(f"{name} has no weight_map from parameter names to files")
+        raise EvidenceError(
+            f"{name} has no weight_map from parameter names to files", remedy="file"
+        )
     return sorted(set(weight_map.values()))
 
 

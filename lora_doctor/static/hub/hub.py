@@ -43,11 +43,13 @@ _FIRST_RANGE = 100_000
 
 @dataclass(frozen=True)
 class HubFile:
-    """One file of the repository; `reason` is None when it was fetched, else why it was not."""
+    """One file of the repository; `reason` is None when it was fetched, else why it was not;
+    `unanswered` where it is that the hub did not answer."""
 
     name: str
     size: int | None
     reason: str | None = None
+    unanswered: bool = False
 
 
 @dataclass(frozen=True)
@@ -170,6 +172,7 @@ class _Request:
         reasons |= {
             name: str(late) for name, late in outcome.items() if isinstance(late, Exception)
         }
+        late = {name for name, error in outcome.items() if isinstance(error, _Unreachable)}
         source = f"{self.endpoint}/{self.model_id}@{commit[:12]}"
         return HubSnapshot(
             model_id=self.model_id,
@@ -177,7 +180,10 @@ class _Request:
             commit=commit,
             endpoint=self.endpoint,
             folder=folder,
-            files=tuple(HubFile(name, sizes[name], reasons.get(name)) for name in sorted(sizes)),
+            files=tuple(
+                HubFile(name, sizes[name], reasons.get(name), name in late)
+                for name in sorted(sizes)
+            ),
             weights=gather(source, lambda: self._weights(folder, commit, sizes)),
             gated=bool(info.gated),
             from_cache=False,
@@ -252,7 +258,9 @@ class _Request:
             else:
                 headers[name] = outcome
         if not headers:
-            raise EvidenceError(next(iter(unread.values()), "the index names no file"))
+            raise EvidenceError(
+                next(iter(unread.values()), "the index names no file"), remedy="hub"
+            )
         return merge(headers, unread)
 
     def _heading(
@@ -263,10 +271,10 @@ class _Request:
                 return read_header(inside(folder, name), name)
             start = self._range(name, commit, _FIRST_RANGE)
             if len(start) < 8:
-                raise EvidenceError(f"{name} is cut off")
+                raise EvidenceError(f"{name} is cut off", remedy="file")
             (length,) = struct.unpack("<Q", start[:8])
             if length > MAX_HEADER_BYTES:
-                raise EvidenceError(f"{name} announces a header of {length:,} bytes")
+                raise EvidenceError(f"{name} announces a header of {length:,} bytes", remedy="file")
             if length + 8 > len(start):
                 start = self._range(name, commit, length + 8)
             return parse_header(start[8 : 8 + length], name)
@@ -340,7 +348,7 @@ class _Request:
         if at_fault is not None:
             return at_fault
         if isinstance(error, self.utils.EntryNotFoundError):
-            return EvidenceError("it is in the listing, but not in the repository")
+            return EvidenceError("it is in the listing, but not in the repository", remedy="hub")
         if status == 429:
             return _Unreachable(f"{self.endpoint} has too many requests from here (429)")
         if status is not None:

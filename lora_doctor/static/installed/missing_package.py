@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from lora_doctor.errors import Remedy
 from lora_doctor.text import single_line
 
 
@@ -11,6 +12,11 @@ def missing_package(error: BaseException) -> str:
     """`needs timm, which is not installed here: pip install timm`; empty for anything else."""
     name = missing_name(str(error)) if isinstance(error, ImportError) else ""
     return f"needs {name}, which is not installed here: pip install {name}" if name else ""
+
+
+def missing_remedy(error: BaseException) -> Remedy | None:
+    """What the user can change about an exception of a library: install a package, or nothing."""
+    return "package" if isinstance(error, ImportError) else None
 
 
 def missing_name(message: str) -> str:

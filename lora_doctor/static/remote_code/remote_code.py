@@ -280,9 +280,9 @@ def _parse(content: bytes, name: str) -> SourceFacts:
         return read_facts(tree, name)
     except SyntaxError as error:
         line = f" at line {error.lineno}" if error.lineno else ""
-        raise EvidenceError(f"not Python: {error.msg}{line}") from None
+        raise EvidenceError(f"not Python: {error.msg}{line}", remedy="file") from None
     except (ValueError, UnicodeError):
-        raise EvidenceError("not Python: it holds bytes that are no text") from None
+        raise EvidenceError("not Python: it holds bytes that are no text", remedy="file") from None
     except (RecursionError, MemoryError):
         raise EvidenceError("nested too deeply to be read") from None
 
