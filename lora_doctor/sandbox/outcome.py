@@ -5,12 +5,12 @@ from __future__ import annotations
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from lora_doctor.errors import Cause
+from lora_doctor.sandbox.messages import FailureKind
 from lora_doctor.sandbox.process import STACK_MARK
 
-FailureKind = Literal["exception", "crash", "timeout", "memory", "protocol"]
 CRASH_MARK = "Fatal Python error:"  # faulthandler's first line
 
 
