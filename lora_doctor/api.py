@@ -11,6 +11,7 @@ import contextlib
 import functools
 import inspect
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypedDict, TypeVar, get_type_hints
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+#: The devices of the command line, and one of several GPUs.
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
 
 class CaseOptions(TypedDict, total=False):
@@ -258,6 +262,7 @@ def open_case(model: Any, recipe: Any, options: CaseOptions) -> Iterator[Case]:
     depth, limits = given["depth"], given["limits"] or Limits()
     if depth not in DEPTHS:
         raise InputError(f"depth {depth!r}: is one of {', '.join(DEPTHS)}")
+    _check_run(given)
     if isinstance(model, str) and not model.strip():
         raise InputError("MODEL is empty; give a hub id, a folder, arch:NAME or module:factory")
     checked_recipe = as_recipe(recipe)
@@ -282,6 +287,15 @@ def open_case(model: Any, recipe: Any, options: CaseOptions) -> Iterator[Case]:
         case = Case(source, checked_recipe, settings, child, patches=patches, progress=progress)
         stack.callback(case.close)
         yield case
+
+
+def _check_run(given: CaseOptions) -> None:
+    """Raises InputError for a device or a number of steps that there cannot be, at every depth."""
+    device, steps = given["device"], given["steps"]
+    if not isinstance(device, str) or not _DEVICE.fullmatch(device):
+        raise InputError(f"device {device!r}: is one of auto, cpu, cuda, mps")
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise InputError(f"steps {steps!r}: is a whole number of at least 1")
 
 
 def _settings(source: ModelSource, given: CaseOptions, limits: Limits) -> Settings:
@@ -358,12 +372,17 @@ def _check_optimizer(source: ModelSource, given: CaseOptions) -> None:
 
 
 def _rules(options: CheckOptions) -> list[type[Rule]]:
-    return registry.find_rules(Path(folder) for folder in options.get("rules", ()))
+    return registry.find_rules(Path(folder) for folder in _several(options.get("rules", ())))
 
 
 def _selection(options: CheckOptions, rules: Sequence[type[Rule]]) -> registry.RuleSelection:
     selection = registry.RuleSelection(
-        tuple(options.get("select", ())), tuple(options.get("ignore", ()))
+        _several(options.get("select", ())), _several(options.get("ignore", ()))
     )
     registry.check_selection(selection, rules)
     return selection
+
+
+def _several(given: Any) -> tuple[Any, ...]:
+    """One text or path as a tuple of one: the letters of a text are what nobody means."""
+    return (given,) if isinstance(given, (str, os.PathLike)) else tuple(given)

@@ -184,7 +184,10 @@ def replace_files(
                 raise
             for step in steps:
                 if step.old is not None:
-                    step.old.unlink(missing_ok=True)
+                    # Every new file is in its place: a second name that stays behind is litter,
+                    # and no reason to say that nothing was written.
+                    with contextlib.suppress(OSError):
+                        step.old.unlink(missing_ok=True)
                 _sync_folder(step.target.parent)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise _cannot(doing, error) from error
@@ -230,9 +233,11 @@ def _prepare(step: Step, made: list[Path]) -> None:
         os.fsync(stream.fileno())
     os.chmod(step.temporary, stat.S_IMODE(status.st_mode) if status else 0o666 & ~_umask())
     if status is not None and step.old is not None:
-        # Only root may give a file away; for everybody else the owner is right already.
-        with contextlib.suppress(PermissionError):
-            os.chown(step.temporary, status.st_uid, status.st_gid)
+        # Only root may give a file away; for everybody else the owner is right already. Windows
+        # has no owners of this kind.
+        if hasattr(os, "chown"):
+            with contextlib.suppress(PermissionError):
+                os.chown(step.temporary, status.st_uid, status.st_gid)
         _second_name(step.target, step.old, made)
         if step.backup is not None and step.new_backup:
             _second_name(step.target, step.backup, made)
@@ -271,7 +276,7 @@ def _undo(steps: Sequence[Step], made: Sequence[Path]) -> None:
                     name.unlink(missing_ok=True)
         except OSError as error:
             stuck.append(
-                f"{step.target}: {_reason(error)}" + (f"; was {step.old}" * bool(step.old))
+                f"{step.target}: {reason_of(error)}" + (f"; was {step.old}" * bool(step.old))
             )
     if stuck:
         raise HalfDoneError(f"writing failed and could not be undone: {'; '.join(stuck)}")
@@ -330,14 +335,15 @@ def _sync_folder(folder: Path) -> None:
 
 def _cannot(path: str | Path, error: Exception) -> InputError:
     """What, where and what to do, for what the system says."""
-    reason = _reason(error)
+    reason = reason_of(error)
     number = getattr(error, "errno", None)
     if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         reason += "; make room or choose another place"
     return InputError(f"output {str(path)!r}: cannot be written: {reason}")
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """What the system says of a file, without its number and the path."""
     return getattr(error, "strerror", None) or str(error)
 
 

@@ -52,6 +52,11 @@ def visible(value: object, limit: int | None = 500, *, lines: bool = False) -> s
     return "".join(shown)
 
 
+def printable(text: str) -> str:
+    """``text`` with a question mark for each character that moves a cursor or cannot be seen."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
 def shorten(text: str, limit: int) -> str:
     """``text`` with its middle cut out when it is longer than ``limit``: both ends tell most."""
     if len(text) <= limit:
@@ -134,6 +139,13 @@ def calling_line() -> str:
             return f"{_short_file(frame.f_code.co_filename)}:{frame.f_lineno}"
         frame = frame.f_back  # type: ignore[assignment]
     return ""
+
+
+def place_of(written: str) -> tuple[str, int] | None:
+    """File and line of a place that :func:`where`, :func:`calling_line` or an observer has written
+    as ``file.py:line``; ``None`` when it is empty."""
+    file, _, line = written.rpartition(":")
+    return (file, int(line)) if file and line.isdigit() else None
 
 
 def traceback_text(error: BaseException) -> str:

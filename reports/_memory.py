@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lora_doctor.reports._text import shorten, visible
+from lora_doctor.results.memory_parts import STEP, WEIGHTS
 from lora_doctor.results.memory_plan import GIB, MemoryPart, MemoryPlan, MemoryVariant, gib
 
 if TYPE_CHECKING:
@@ -18,9 +19,6 @@ _SOURCES = {
     "missing": "not known",
 }
 _FITS = {True: "fits", False: "no", None: "?"}
-#: Parts that make up one column of the table of alternatives.
-_WEIGHTS = ("weights, quantized", "quantization constants", "weights, not quantized")
-_STEP = ("activations", "logits, loss, backward")
 
 
 def headline(plan: MemoryPlan) -> str:
@@ -54,7 +52,7 @@ def variants(plan: MemoryPlan) -> list[tuple[str, ...]]:
 def _row(plan: MemoryPlan, one: MemoryVariant) -> tuple[str, ...]:
     total = gib(one.total) if one.total is not None else f"≥ {gib(one.low)}"
     fits = (_FITS[one.fits(card * GIB)] for card in plan.cards)
-    return (one.name, _sum(one, _WEIGHTS), _sum(one, _STEP), total, *fits)
+    return (one.name, _sum(one, WEIGHTS), _sum(one, STEP), total, *fits)
 
 
 def _sum(one: MemoryVariant, names: tuple[str, ...]) -> str:

@@ -256,11 +256,11 @@ def _finding(page: _Page, diagnosis: Diagnosis, finding: Finding, verbose: bool)
     page.gap()
     page.labelled("proof", proof_words(finding.proof))
     for fix in finding.fixes:
-        _fix(page, diagnosis, finding, fix)
+        _fix(page, diagnosis, fix)
     page.labelled("more", f"lora-doctor explain {visible(finding.rule)}")
 
 
-def _fix(page: _Page, diagnosis: Diagnosis, finding: Finding, fix: Fix) -> None:
+def _fix(page: _Page, diagnosis: Diagnosis, fix: Fix) -> None:
     page.labelled(
         "fix", (f"{fix.safety}: ", _STYLES[fix.safety]), visible(fix.title, 600),
         (f" ({SAFETY[fix.safety]})", "dim"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePath
+
+from lora_doctor.text import place_of
 
 
 def line_at(where: str) -> str:
@@ -11,9 +13,17 @@ def line_at(where: str) -> str:
     Empty when the file is not there under that name (installed packages are told by a short one) or
     has no such line.
     """
-    name, _, number = where.rpartition(":")
-    path = Path(name)
-    if not number.isdigit() or not path.is_absolute() or not path.is_file():
+    place = place_of(where)
+    if place is None:
+        return ""
+    path, number = Path(place[0]), place[1]
+    if not path.is_absolute() or not path.is_file():
         return ""
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    return lines[int(number) - 1].strip() if 0 < int(number) <= len(lines) else ""
+    return lines[number - 1].strip() if 0 < number <= len(lines) else ""
+
+
+def without_folders(where: str) -> str:
+    """``file.py:12`` of a place in any folder; empty when there is none."""
+    place = place_of(where)
+    return f"{PurePath(place[0]).name}:{place[1]}" if place else ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import PurePath
 
 from lora_doctor.engine.case import Case
 from lora_doctor.engine.rule import (
@@ -18,6 +17,7 @@ from lora_doctor.engine.rule import (
 )
 from lora_doctor.errors import EvidenceError
 from lora_doctor.results.observations import InstancePatch
+from lora_doctor.rules._source_line import without_folders
 from lora_doctor.text import quoted
 
 #: What fails when adapters are passed by: they learn nothing, and what is merged is not what ran.
@@ -176,8 +176,7 @@ def _short(path: str) -> str:
 def _measures(patches: list[InstancePatch], depth: str) -> Iterator[Measurement]:
     source = f"{depth} model, executed"
     for patch in patches[:4]:
-        made = PurePath(patch.source.rpartition(":")[0]).name
-        where = f"{made}:{patch.source.rpartition(':')[2]}" if made else "not Python"
+        where = without_folders(patch.source) or "not Python"
         yield Measurement(f"{_short(patch.path)}{patch.name}", f"set by {where}", "the module")
         yield Measurement("calls without adapters", patch.calls_before, source)
         yield Measurement("calls with adapters", patch.calls, source)

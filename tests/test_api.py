@@ -280,3 +280,73 @@ def test_a_companys_own_rule_finds_and_fixes(tmp_path: Path) -> None:
     assert found.code == 1 and "ACME1 r is not 8 on GPT2LMHeadModel." in found.out, found
     fixed = command("fix", *arguments, "--diff")
     assert "+r: 8" in fixed.out, fixed
+
+
+# --- what is given alone, or cannot be -----------------------------------------------------------
+
+LONE_RULE = '''\
+from lora_doctor.rule_api import Location, Measurement, Proof, Rule
+
+
+class Own(Rule):
+    """One of mine."""
+
+    code, name, summary, depth = "ZZ001", "own", "One of mine.", "static"
+
+    def check(self, case):
+        yield self.finding(
+            "info", "m", location=Location("recipe", "r"),
+            evidence=(Measurement("a", 1, "b"),), proof=Proof("measured", "x"),
+        )
+'''
+
+
+@pytest.mark.parametrize("wrap", [str, Path], ids=["text", "path"])
+def test_one_code_and_one_folder_need_no_list(tmp_path: Path, wrap: Callable[[str], Any]) -> None:
+    """A text is no sequence of letters, and a path is no error."""
+    folder = tmp_path / "rules"
+    folder.mkdir()
+    folder.joinpath("own.py").write_text(LONE_RULE)
+    script = tmp_path / "train.py"
+    script.write_text("from peft import LoraConfig\nconfig = LoraConfig(r=8)\n")
+    one = lora_doctor.check(script, rules=wrap(str(folder)), select="ZZ")
+    several = lora_doctor.check(script, rules=[folder], select=["ZZ"])
+    assert [found.rule for found in one.findings] == ["ZZ001"]
+    assert one.findings == several.findings and one.passed == several.passed
+    without = lora_doctor.check(script, rules=folder, ignore="ZZ001")
+    assert "ZZ001" not in {found.rule for found in without.findings}
+    with pytest.raises(errors.InputError, match="'QQ9'"):
+        lora_doctor.check(script, select="QQ9")
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ({"steps": -5}, "steps -5: is a whole number"),
+        ({"steps": 0}, "steps 0: is a whole number"),
+        ({"steps": True}, "steps True: is a whole number"),
+        ({"steps": 2.5}, "steps 2.5: is a whole number"),
+        ({"device": "banana"}, "device 'banana': is one of auto, cpu, cuda, mps"),
+        ({"device": None}, "device None: is one of"),
+    ],
+    ids=str,
+)
+def test_a_device_and_steps_are_checked_at_every_depth(option: dict[str, Any], says: str) -> None:
+    with pytest.raises(errors.InputError, match=says):
+        lora_doctor.check("arch:llama", depth="static", **option)
+
+
+def test_a_diagnosis_prints_beside_a_broken_report_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another installed package breaks is no reason why a result cannot be shown."""
+    from lora_doctor.results import formats
+
+    made = diagnoses.phi3()
+    text, cell = str(made), made._repr_html_()
+
+    def broken(*_: object) -> None:
+        raise errors.InputError("report format theirs: cannot be imported")
+
+    monkeypatch.setattr(formats, "find_modules", broken)
+    with pytest.raises(errors.InputError):
+        formats.find_formats()
+    assert str(made) == text and made._repr_html_() == cell

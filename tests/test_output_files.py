@@ -207,3 +207,30 @@ def test_where_there_are_no_links_the_backup_is_a_copy(
     assert replace_file(file, b"r: 2\n") == tmp_path / "recipe.yaml.bak"
     assert (tmp_path / "recipe.yaml.bak").read_text() == "r: 1\n"
     assert names(tmp_path) == ["recipe.yaml", "recipe.yaml.bak"]
+
+
+def test_a_second_name_that_stays_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the old file's other name cannot be removed, everything is written all the same."""
+    path = tmp_path / "recipe.json"
+    path.write_bytes(b"old")
+    unlink = Path.unlink
+
+    def refuses(self: Path, missing_ok: bool = False) -> None:
+        if self.read_bytes() == b"old":
+            raise PermissionError(1, "Operation not permitted", str(self))
+        unlink(self, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuses)
+    backup = replace_file(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert backup is not None and backup.read_bytes() == b"old"
+
+
+def test_a_system_without_owners(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "recipe.json"
+    path.write_bytes(b"old")
+    monkeypatch.delattr(os, "chown")
+    replace_file(path, b"new")
+    assert path.read_bytes() == b"new"

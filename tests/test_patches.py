@@ -271,3 +271,29 @@ def test_another_peft_is_refused_and_left_alone(
     with pytest.raises(PatchError, match=rf"does not fit.*PEFT {peft.__version__}.*{says}"):
         patches.install(patch)
     assert getattr(owning, method) is other
+
+
+def test_a_child_process_installs_as_a_script_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names in order, one that does not fit refused, and then none of them in force."""
+    from peft.tuners.tuners_utils import BaseTuner
+
+    original = BaseTuner.forward
+    undone: list[Callable[[], None]] = []
+    install = patches.install
+
+    def kept(patch: Patch) -> Callable[[], None]:
+        undone.append(install(patch))
+        return undone[-1]
+
+    monkeypatch.setattr(patches, "install", kept)
+    given = [patch.to_json() for patch in (DROP, DROP, OUTER)]
+    assert patches.install_patches(given) == [DROP.name, DROP.name, OUTER.name]
+    assert set(patches._installed) == {DROP.name, OUTER.name}
+    for undo in undone:
+        undo()
+    assert BaseTuner.forward is original
+
+    monkeypatch.delattr(peft, "PeftModelForSeq2SeqLM")
+    with pytest.raises(PatchError, match="has no PeftModelForSeq2SeqLM"):
+        patches.install_patches([DROP.to_json(), BUILD.to_json()])
+    assert BaseTuner.forward is original and not patches._installed

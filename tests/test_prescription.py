@@ -205,6 +205,16 @@ def test_loading_kwargs_load_a_model(tmp_path: Path) -> None:
     assert quantized.load_in_4bit and quantized.bnb_4bit_compute_dtype == torch.bfloat16
 
 
+def test_a_compute_dtype_may_be_left_to_the_library() -> None:
+    transformers = pytest.importorskip("transformers")
+    recipe = {"load_in_4bit": True, "bnb_4bit_compute_dtype": "auto", "dtype": "auto"}
+    kwargs = apply(Prescription("m", recipe=recipe)).loading_kwargs()
+    asked = kwargs["quantization_config"]
+    default = transformers.BitsAndBytesConfig(load_in_4bit=True)
+    assert asked.load_in_4bit and asked.bnb_4bit_compute_dtype == default.bnb_4bit_compute_dtype
+    assert "auto" in kwargs.values(), "the dtype of the checkpoint"
+
+
 def test_patches_act_until_undone() -> None:
     pytest.importorskip("peft")
     from peft.tuners.tuners_utils import BaseTuner

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from lora_doctor.cli.signals import EndedBySignal, end_like_interrupt
 from lora_doctor.errors import InputError
 from lora_doctor.sandbox.temporary import PREFIX, TemporaryFolder, temporary_folder
 from lora_doctor.sandbox.worker import Worker
@@ -222,3 +223,24 @@ def test_a_worker_is_stopped_from_another_thread(place: Path) -> None:
         assert time.monotonic() - began < 20
     stopping.join(20)
     assert os.listdir(place) == []
+
+
+def test_a_handler_of_somebody_else_stays_his() -> None:
+    """SIGTERM is ours and ends the run; the SIGHUP of the program around it is never touched."""
+
+    def own(number: int, frame: object) -> None:
+        raise AssertionError("not sent")
+
+    before = signal.signal(signal.SIGHUP, own)
+    try:
+        with pytest.raises(EndedBySignal), end_like_interrupt():
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(5)
+            finally:
+                assert signal.getsignal(signal.SIGHUP) is own
+                assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+        assert signal.getsignal(signal.SIGHUP) is own
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)

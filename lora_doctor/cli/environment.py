@@ -12,6 +12,7 @@ from lora_doctor.static.installed.environment import (
     gather_devices,
     gather_environment,
 )
+from lora_doctor.text import size_in_words
 
 #: Looking at devices imports torch and may start CUDA; slower is broken.
 _TIME_LIMIT = 120.0
@@ -52,7 +53,7 @@ def _as_text(environment: Environment, devices: dict[str, Any] | None) -> str:
     if devices.get("reason"):
         return "\n".join([*lines, f"devices unknown: {devices['reason']}"])
     for device in devices["accelerators"]:
-        memory = f", {device['memory'] / 2**30:.0f} GiB" if device["memory"] else ""
+        memory = f", {size_in_words(device['memory'], 0)}" if device["memory"] else ""
         bf16 = "bfloat16" if device["bf16"] else "no bfloat16"
         lines.append(f"{device['kind']}:{device['index']} {device['name']}{memory}, {bf16}")
     if not devices["accelerators"]:

@@ -29,24 +29,21 @@ def end_like_interrupt() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    taken = []
-    for name in _NAMES:
-        number = getattr(signal, name, None)  # Windows has no SIGHUP
-        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
-            signal.signal(number, _raise)
-            taken.append(number)
+    numbers = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]  # no SIGHUP: nt
+    taken = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+
+    def end(number: int, frame: Any) -> None:
+        for one in taken:  # cleaning up takes seconds at most and is not broken off
+            signal.signal(one, signal.SIG_IGN)
+        raise EndedBySignal(number)
+
+    for number in taken:
+        signal.signal(number, end)
     try:
         yield
     finally:
         for number in taken:
             signal.signal(number, signal.SIG_DFL)
-
-
-def _raise(number: int, frame: Any) -> None:
-    for name in _NAMES:  # cleaning up takes seconds at most and is not broken off
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-    raise EndedBySignal(number)
 
 
 def end_by(number: int) -> int:

@@ -164,17 +164,17 @@ class Contract:
         )
 
     def _round_trip(self) -> None:
-        subject, recorder, batch, dtype = self.subject, self.recorder, self.batches[0], self.dtype
+        subject = self.subject
         chosen = self.recipe.origins.get("task_type", "proposed") != "proposed"
         options = round_trip.RoundTripOptions(subject.copyable, subject.user_weights, chosen)
-        saving = round_trip.check_reload(
-            recorder, self.model, subject.fresh, self.layers, batch, dtype, options
-        )
-        saving = round_trip.check_merge(
-            recorder, self.model, self.layers, batch, dtype, options, saving
-        )
+        run = round_trip.RoundTripRun(
+            self.recorder, self.model, subject.fresh, self.layers, self.batches[0], self.dtype,
+            options,
+        )  # fmt: skip
+        run.check_reload()
+        run.check_merge()
         frozen, elements = saved_files.frozen_by_wrapping(self.model, self._trainable_before)
-        saving = replace(saving, frozen=frozen, frozen_parameters=elements)
+        saving = replace(run.saving, frozen=frozen, frozen_parameters=elements)
         new, elements = saved_files.frozen_by_wrapping(self.model, self._heads, adapted_too=True)
         self.saving = replace(saving, new_heads=new, new_head_parameters=elements)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,133 +39,135 @@ class RoundTripOptions:
     auto: bool = False
 
 
-def check_reload(
-    recorder: Recorder,
-    model: Any,
-    fresh: Callable[[], Any],
-    layers: list[Any],
-    batch: Any,
-    dtype: str,
-    options: RoundTripOptions,
-) -> Saving:
-    """Saved and loaded onto a fresh base of equal weights, the adapters give the same logits."""
-    name = "save-reload"
-    path = saved_files.wrapped_at(model)
-    if path is None:
-        recorder.skip(name, "the adapters are not in a PEFT model")
-        return Saving()
-    saving = Saving(wrapped=path, tied=saved_files.tied_parts(model, layers))
-    own = outputs_of(model, batch)
-    try:
-        with (
-            temporary_folder() as text,
-            warnings.catch_warnings(record=True) as caught,
-        ):
-            folder = Path(text)
-            warnings.simplefilter("always")
+@dataclass
+class RoundTripRun:
+    """One round trip of a trained model: saved and reloaded, then merged.
+
+    ``fresh`` makes a base with the weights that the adapters were put on; ``layers`` are the
+    adapted ones; ``dtype`` is that of most weights, by name. ``saving``: what has been seen so far.
+    """
+
+    recorder: Recorder
+    model: Any
+    fresh: Callable[[], Any]
+    layers: list[Any]
+    batch: Any
+    dtype: str
+    options: RoundTripOptions
+    saving: Saving = field(default_factory=Saving)
+
+    def check_reload(self) -> None:
+        """Saved and loaded onto a fresh base of equal weights, the adapters give the same
+        logits."""
+        name = "save-reload"
+        path = saved_files.wrapped_at(self.model)
+        if path is None:
+            self.recorder.skip(name, "the adapters are not in a PEFT model")
+            return
+        self.saving = Saving(wrapped=path, tied=saved_files.tied_parts(self.model, self.layers))
+        own = outputs_of(self.model, self.batch)
+        try:
+            with (
+                temporary_folder() as text,
+                warnings.catch_warnings(record=True) as caught,
+            ):
+                folder = Path(text)
+                warnings.simplefilter("always")
+                with self.recorder.guard(name):
+                    reloaded = saved_files.save_and_reload(self.model, self.fresh(), path, folder)
+                warned = _warned(caught)
+                self._read_files(reloaded, folder)
+            with self.recorder.guard(name, reloaded):
+                again = outputs_of(reloaded, self.batch)
+        except Stop:
+            return  # entered as failed; merging does not depend on it
+        difference = compare(own, again)
+        tolerance = RELOAD_TOLERANCE.get(self.dtype, 1e-5)
+        same_class = type(reloaded) is type(self.model)
+        good = difference.comparable and difference.relative <= tolerance and same_class
+        details = [_text(difference)]
+        if not same_class:
+            details.append(f"{type(reloaded).__name__} instead of {type(self.model).__name__}")
+        if self.saving.lost:
+            details.append(f"not in the adapter folder: {', '.join(self.saving.lost[:4])}")
+        detail = "; ".join(details + warned)
+        self.recorder.add(name, good, _value(difference), _expected(tolerance), detail)
+
+    def _read_files(self, reloaded: Any, folder: Path) -> None:
+        """What the adapter folder holds, and what did not come back from it."""
+        lost, elements, elsewhere = saved_files.lost_modules(self.model, reloaded, self.layers)
+        moved = saved_files.lost_statistics(self.model, reloaded)
+        self.saving = replace(
+            self.saving,
+            lost=lost,
+            lost_parameters=elements,
+            lost_elsewhere=elsewhere,
+            statistics=moved,
+        )
+        options = self.options
+        if self.saving.wrapped or not options.copyable:
+            return
+        auto = saved_files.auto_loading(self.model, self.fresh, folder) if options.auto else None
+        vocabulary = saved_files.vocabulary(self.model, folder) if options.user_weights else None
+        self.saving = replace(self.saving, auto=auto, vocabulary=vocabulary)
+
+    def check_merge(self) -> None:
+        """Merged into the base weights, the adapters give the same logits.
+
+        Where the whole model may not be copied, each adapted layer is merged alone.
+        """
+        name = "merge"
+        recorder, model, batch = self.recorder, self.model, self.batch
+        path = saved_files.wrapped_at(model)
+        inner = model.get_submodule(path) if path else model
+        if not hasattr(getattr(inner, "base_model", None), "merge_and_unload"):
+            recorder.skip(name, "PEFT cannot merge this kind of adapter")
+            return
+        if any(not p.is_floating_point() for p in model.parameters()):
+            recorder.skip(name, "merging into quantized weights rounds them again")
+            return
+        adapted = [part for part in self.saving.tied if part.how == "adapter"]
+        merged: Any = None
+        try:
             with recorder.guard(name):
-                reloaded = saved_files.save_and_reload(model, fresh(), path, folder)
-            warned = _warned(caught)
-            saving = _read_files(saving, model, reloaded, layers, fresh, folder, options)
-        with recorder.guard(name, reloaded):
-            again = outputs_of(reloaded, batch)
-    except Stop:
-        return saving  # entered as failed; merging does not depend on it
-    difference = compare(own, again)
-    tolerance = RELOAD_TOLERANCE.get(dtype, 1e-5)
-    same_class = type(reloaded) is type(model)
-    good = difference.comparable and difference.relative <= tolerance and same_class
-    details = [_text(difference)]
-    if not same_class:
-        details.append(f"{type(reloaded).__name__} instead of {type(model).__name__}")
-    if saving.lost:
-        details.append(f"not in the adapter folder: {', '.join(saving.lost[:4])}")
-    recorder.add(name, good, _value(difference), _expected(tolerance), "; ".join(details + warned))
-    return saving
+                if self.options.copyable:
+                    own = outputs_of(model, batch)
+                    merged = saved_files.merged_copy(model, path or "")
+                    difference = compare(own, outputs_of(merged, batch))
+                    value, detail = _value(difference), _text(difference)
+                    if adapted:
+                        paths = ", ".join(part.path for part in adapted)
+                        detail += f"; {paths} shares its weight with another module"
+                elif adapted:
+                    value = None
+                    detail = f"merging {adapted[0].path} also changes {adapted[0].shares_with}"
+                else:
+                    value, worst = merge_layer_by_layer(model, batch, self.layers)
+                    detail = f"measured layer by layer, largest at {worst}"
+        except Stop as stop:
+            if isinstance(stop.__cause__, NotImplementedError):
+                recorder.unfail(name, f"PEFT cannot: {one_line(stop.__cause__, 200)}")
+            return
+        tolerance = MERGE_TOLERANCE.get(self.dtype, 1e-4)
+        good = value is not None and value <= tolerance
+        recorder.add(name, good, value, _expected(tolerance), detail)
+        if good and merged is not None and self.saving.tied and not self.saving.wrapped:
+            self._reload_merged(own, merged)
 
-
-def _read_files(
-    saving: Saving,
-    model: Any,
-    reloaded: Any,
-    layers: list[Any],
-    fresh: Callable[[], Any],
-    folder: Path,
-    options: RoundTripOptions,
-) -> Saving:
-    lost, elements, elsewhere = saved_files.lost_modules(model, reloaded, layers)
-    moved = saved_files.lost_statistics(model, reloaded)
-    saving = replace(
-        saving, lost=lost, lost_parameters=elements, lost_elsewhere=elsewhere, statistics=moved
-    )
-    if saving.wrapped or not options.copyable:
-        return saving
-    auto = saved_files.auto_loading(model, fresh, folder) if options.auto else None
-    vocabulary = saved_files.vocabulary(model, folder) if options.user_weights else None
-    return replace(saving, auto=auto, vocabulary=vocabulary)
+    def _reload_merged(self, own: Any, merged: Any) -> None:
+        """The merged model through its files: tied weights may come back as one."""
+        loaded, reason = saved_files.merged_through_files(merged)
+        if loaded is not None:
+            difference = compare(own, outputs_of(loaded, self.batch))
+            reason = "" if difference.comparable else difference.why
+            self.saving = replace(self.saving, merged_reload=_value(difference))
+        self.saving = replace(self.saving, merged_error=reason)
 
 
 def _warned(caught: list[warnings.WarningMessage]) -> list[str]:
     """PEFT's warnings about what is missing."""
     texts = [single_line(str(item.message))[:200] for item in caught]
     return [text for text in texts if "missing" in text or "config file" in text]
-
-
-def check_merge(
-    recorder: Recorder,
-    model: Any,
-    layers: list[Any],
-    batch: Any,
-    dtype: str,
-    options: RoundTripOptions,
-    saving: Saving,
-) -> Saving:
-    """Merged into the base weights, the adapters give the same logits.
-
-    Where the whole model may not be copied, each adapted layer is merged alone.
-    """
-    name = "merge"
-    path = saved_files.wrapped_at(model)
-    inner = model.get_submodule(path) if path else model
-    if not hasattr(getattr(inner, "base_model", None), "merge_and_unload"):
-        recorder.skip(name, "PEFT cannot merge this kind of adapter")
-        return saving
-    if any(not p.is_floating_point() for p in model.parameters()):
-        recorder.skip(name, "merging into quantized weights rounds them again")
-        return saving
-    adapted = [part for part in saving.tied if part.how == "adapter"]
-    merged: Any = None
-    try:
-        with recorder.guard(name):
-            if options.copyable:
-                own = outputs_of(model, batch)
-                merged = saved_files.merged_copy(model, path or "")
-                difference = compare(own, outputs_of(merged, batch))
-                value, detail = _value(difference), _text(difference)
-                if adapted:
-                    paths = ", ".join(part.path for part in adapted)
-                    detail += f"; {paths} shares its weight with another module"
-            elif adapted:
-                value = None
-                detail = f"merging {adapted[0].path} also changes {adapted[0].shares_with}"
-            else:
-                value, worst = merge_layer_by_layer(model, batch, layers)
-                detail = f"measured layer by layer, largest at {worst}"
-    except Stop as stop:
-        if isinstance(stop.__cause__, NotImplementedError):
-            recorder.unfail(name, f"PEFT cannot: {one_line(stop.__cause__, 200)}")
-        return saving
-    tolerance = MERGE_TOLERANCE.get(dtype, 1e-4)
-    good = value is not None and value <= tolerance
-    recorder.add(name, good, value, _expected(tolerance), detail)
-    if good and merged is not None and saving.tied and not saving.wrapped:
-        loaded, reason = saved_files.merged_through_files(merged)
-        if loaded is not None:
-            difference = compare(own, outputs_of(loaded, batch))
-            reason = "" if difference.comparable else difference.why
-            saving = replace(saving, merged_reload=_value(difference))
-        saving = replace(saving, merged_error=reason)
-    return saving
 
 
 def _value(difference: Difference) -> float | None:

@@ -320,7 +320,9 @@ def vocabulary(model: Any, folder: Path) -> Vocabulary | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            original = type(base).from_pretrained(place, local_files_only=True)
+            original = type(base).from_pretrained(
+                place, local_files_only=True, use_safetensors=True
+            )
     except Exception:  # noqa: BLE001 - not what the class loads: then there is nothing to compare
         return None
     first = _rows(input_embeddings(original))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from lora_doctor.engine.case import Case
 from lora_doctor.engine.rule import Rule
 from lora_doctor.errors import LoraDoctorError
-from lora_doctor.recipe.edit import Edit, Patch
-from lora_doctor.results.finding import SEVERITIES, Finding, Location, Measurement, Proof
-from lora_doctor.results.fix import Fix
+from lora_doctor.results.finding import Finding
+from lora_doctor.results.from_json import mismatch
 from lora_doctor.text import one_line
 
 
@@ -41,55 +39,8 @@ def ask(rule: type[Rule], case: Case) -> list[Finding]:
 
 def _check(finding: Any) -> None:
     """Raises TypeError for anything but a finding whose parts are what their types say."""
-    _needs(isinstance(finding, Finding), "yielded", finding, "a Finding")
-    _needs(finding.severity in SEVERITIES, "severity", finding.severity, ", ".join(SEVERITIES))
-    for name in ("rule", "name", "message"):
-        _needs(isinstance(getattr(finding, name), str), name, getattr(finding, name), "a text")
-    _needs(_is_location(finding.location), "location", finding.location, "a Location")
-    proof = finding.proof
-    _needs(
-        isinstance(proof, Proof) and isinstance(proof.kind, str) and isinstance(proof.detail, str),
-        "proof", proof, "a Proof",
-    )  # fmt: skip
-    _all(finding.evidence, "evidence", _is_measurement, "Measurements")
-    _all(finding.fixes, "fixes", _is_fix, "Fixes")
-    _all(finding.explains, "explains", lambda item: isinstance(item, str), "names of checks")
-
-
-def _is_location(location: Any) -> bool:
-    return (
-        isinstance(location, Location)
-        and isinstance(location.kind, str)
-        and isinstance(location.path, str)
-        and isinstance(location.line, (int, type(None)))
-    )
-
-
-def _is_measurement(item: Any) -> bool:
-    return (
-        isinstance(item, Measurement)
-        and isinstance(item.what, str)
-        and isinstance(item.source, str)
-    )
-
-
-def _is_fix(item: Any) -> bool:
-    return (
-        isinstance(item, Fix)
-        and isinstance(item.title, str)
-        and item.safety in ("safe", "unsafe", "manual")
-        and isinstance(item.edits, tuple)
-        and all(isinstance(edit, Edit) and isinstance(edit.key, str) for edit in item.edits)
-        and isinstance(item.patch, (Patch, type(None)))
-    )
-
-
-def _all(items: Any, name: str, fits: Callable[[Any], bool], wanted: str) -> None:
-    _needs(isinstance(items, tuple), name, items, f"a tuple of {wanted}")
-    for item in items:
-        _needs(fits(item), name, item, f"a tuple of {wanted}")
-
-
-def _needs(good: bool, name: str, value: object, wanted: str) -> None:
-    if not good:
-        raise TypeError(f"{name}: a {type(value).__name__}, not {wanted}")
+    if not isinstance(finding, Finding):
+        raise TypeError(f"yielded: a {type(finding).__name__}, not a Finding")
+    wrong = mismatch(finding)
+    if wrong is not None:
+        raise TypeError(f"{wrong}: is not of the type that this field of a Finding has")

@@ -14,12 +14,11 @@ from typing import Any
 
 from lora_doctor.errors import EvidenceError, LoraDoctorError
 from lora_doctor.model import (
-    built_in_adapters as built_in_adapters,
-)
-from lora_doctor.model import (
+    built_in_adapters,
     input_gradients,
     quantization,
     stacked,
+    training_setup,
 )
 from lora_doctor.model.injection import Injected, inject, read_wrapped, report
 from lora_doctor.model.loading import Loader
@@ -34,6 +33,7 @@ from lora_doctor.model.modules import (
 )
 from lora_doctor.model.towers import find_towers
 from lora_doctor.model.wrapper import WrapperCall, wrapper_call
+from lora_doctor.prescription.patches import install_patches
 from lora_doctor.proposal.defaults import default_recipe
 from lora_doctor.proposal.tried import Proposal
 from lora_doctor.recipe.files.read_write import as_recipe
@@ -60,7 +60,7 @@ def gather(
     """
     asked = Recipe.from_json(recipe)
     loader = Loader(source, asked)
-    _apply(patches)
+    install_patches(patches)
     try:
         model = loader.build("meta")
     except LoraDoctorError:
@@ -118,7 +118,7 @@ def gather_layer_numbers(
     Raises:
         EvidenceError: the model cannot be built, which :func:`gather` says better.
     """
-    _apply(patches)
+    install_patches(patches)
     numbers: dict[str, list[int]] = {pattern: [] for pattern in patterns}
     for path, _, _ in walk(Loader(source, Recipe.from_json(recipe)).build("meta")):
         found = numbers.get(pattern_of(path))
@@ -143,7 +143,7 @@ def describe_module(module: Any, recipe: Recipe | None = None) -> Structure:
         base,
         loaded_by=type(module).__name__,
         heads=_heads_of(base),
-        native_dtype=_dtype_of(base),
+        native_dtype=training_setup.floating_dtype(base),
     )
     if not wrapped:
         found = _complete(found, where, base, asked)
@@ -260,16 +260,6 @@ def _with_injection(found: Structure, where: Mapping[str, int], injected: Inject
     return replace(found, groups=groups, injection=injected.result)
 
 
-def _apply(patches: Sequence[Mapping[str, Any]]) -> None:
-    """Put the patches of a prescription in place, as the training process would."""
-    if not patches:
-        return
-    from lora_doctor.prescription.patches import install_all
-    from lora_doctor.recipe.edit import Patch
-
-    install_all(Patch(str(item["name"]), dict(item.get("parameters") or {})) for item in patches)
-
-
 def _forward_parameters(model: Any) -> tuple[tuple[ForwardParameter, ...], bool]:
     """The parameters of the class's forward, and whether it has ``**kwargs``."""
     try:
@@ -343,13 +333,3 @@ def _heads_of(model: Any) -> tuple[HeadClass, ...]:
     return tuple(
         HeadClass(auto, cls.__name__, task) for auto, cls, task in classes_for(config, source)
     )
-
-
-def _dtype_of(model: Any) -> str | None:
-    """The floating point dtype that most of the weights have."""
-    sizes: dict[str, int] = {}
-    for value in model.parameters():
-        if value.is_floating_point():
-            name = str(value.dtype).removeprefix("torch.")
-            sizes[name] = sizes.get(name, 0) + int(value.numel())
-    return max(sizes, key=lambda name: sizes[name]) if sizes else None

@@ -21,6 +21,7 @@ from lora_doctor.model.loading import Loader
 from lora_doctor.prescription.patches import install_patches
 from lora_doctor.recipe.memory_size import parse_memory
 from lora_doctor.recipe.recipe import Recipe
+from lora_doctor.results import memory_parts
 from lora_doctor.results.memory_plan import MemoryPart, MemoryPlan, MemoryVariant, Source
 from lora_doctor.results.note import Note
 from lora_doctor.sandbox.memory import is_out_of_memory
@@ -98,9 +99,9 @@ class _Planner:
             training_setup.dtype_of(self.model) if own else _dtype(recipe, loader.native_dtype)
         )
         self.foreign = _foreign_quantization(loader.config)
-        checkpoint = quantization._of_checkpoint(loader.config)
+        checkpoint = quantization.of_checkpoint(loader.config)
         self.kind: Literal["4bit", "8bit"] | None = (
-            quantization._kind(checkpoint) if checkpoint else recipe.quantized
+            quantization.kind_of(checkpoint) if checkpoint else recipe.quantized
         )
         self.can_quantize = not (own or checkpoint or self.foreign)
         self.can_checkpoint = bool(getattr(self.model, "supports_gradient_checkpointing", False))
@@ -182,7 +183,7 @@ class _Planner:
             return MemoryVariant(one.name, one.changes, (_missing("everything", reason, error),))
         parts = [*_weights(subject.weights()), self._state(subject)]
         if isinstance(run, str):
-            parts.append(_missing("activations", run))
+            parts.append(_missing(memory_parts.ACTIVATIONS, run))
         else:
             parts += self._step(subject, run, recipe, kind, dtype)
         low, middle, high = CONTEXT
@@ -215,7 +216,7 @@ class _Planner:
             step = subject.step(run.batch.inputs, run.batch.loss_of)
             least = self._least(step, run, recipe, kind, dtype)
         except Exception as error:  # noqa: BLE001 - whatever the model's code says
-            return [_missing("activations", _said(error), error)]
+            return [_missing(memory_parts.ACTIVATIONS, _said(error), error)]
         if step.spread:
             self._assume("tokens are spread evenly over the experts")
         rest, least_rest = step.peak - step.kept, least.peak - least.kept
@@ -223,9 +224,9 @@ class _Planner:
         autocast = " (in half precision at the least: meta knows no autocast)"
         how = autocast if least is not step else ""
         return [
-            _measured("activations", step.kept, least.kept,
+            _measured(memory_parts.ACTIVATIONS, step.kept, least.kept,
                       f"alive when the output head is reached{how}"),
-            _measured("logits, loss, backward", rest, least_rest,
+            _measured(memory_parts.LOSS_AND_BACKWARD, rest, least_rest,
                       f"most that is alive at once, beyond the activations{how}"),
             MemoryPart("allocator", reserve, f"{RESERVE[1]:.0%} of the two above, at most "
                  f"{RESERVE[2]:.0%}", "assumed", low, high),
@@ -259,9 +260,9 @@ class _Planner:
 def _weights(sizes: Mapping[str, Sizes]) -> list[MemoryPart]:
     """Weights, their constants, the trained ones and a gradient for each of these."""
     names = {
-        "quantized": "weights, quantized",
-        "constants": "quantization constants",
-        "plain": "weights, not quantized",
+        "quantized": memory_parts.QUANTIZED_WEIGHTS,
+        "constants": memory_parts.QUANTIZATION_CONSTANTS,
+        "plain": memory_parts.OTHER_WEIGHTS,
         "adapters": "trained weights",
     }
     parts = [
@@ -322,7 +323,7 @@ def _optimizer(recipe: Recipe) -> str:
 def _foreign_quantization(config: Any) -> str | None:
     """Who quantized the checkpoint, when it is not bitsandbytes."""
     held = getattr(config, "quantization_config", None)
-    if held is None or quantization._of_checkpoint(config):
+    if held is None or quantization.of_checkpoint(config):
         return None
     values = held if isinstance(held, Mapping) else held.to_dict()
     return str(values.get("quant_method", "another method"))[:40]

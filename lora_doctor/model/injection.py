@@ -299,7 +299,7 @@ def _converted(wished: dict[str, Any], config: Any, model: Any) -> tuple[Convert
     gone = [entry for entry in targets if isinstance(left, (set, list)) and entry not in left]
     alone: dict[str, str] = {}
     for entry in gone:
-        parameter = _converts_alone(entry, config, model)
+        parameter = _converts_alone(entry, model)
         if parameter in added:
             alone[entry] = str(parameter)
     rest = tuple(name for name in added if name not in alone.values())
@@ -309,7 +309,7 @@ def _converted(wished: dict[str, Any], config: Any, model: Any) -> tuple[Convert
     )
 
 
-def _converts_alone(entry: str, config: Any, model: Any) -> str | None:
+def _converts_alone(entry: str, model: Any) -> str | None:
     """What PEFT makes of one entry; several that are fused into one parameter it refuses alone."""
     import peft
 

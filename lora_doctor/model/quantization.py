@@ -34,8 +34,8 @@ def added(found: Structure, model: Any, config: Any) -> Structure:
     checkpoint that is quantized already. What cannot be asked is said in the notes.
     """
     recipe = Recipe.from_json(found.recipe)
-    checkpoint = _of_checkpoint(config)
-    kind = _kind(checkpoint) if checkpoint else recipe.quantized
+    checkpoint = of_checkpoint(config)
+    kind = kind_of(checkpoint) if checkpoint else recipe.quantized
     if kind is None or not hasattr(model, "get_output_embeddings"):
         return found
     try:
@@ -263,16 +263,17 @@ def _candidates(
         yield [*start, *(name for name in more if name not in start)]
 
 
-def _of_checkpoint(config: Any) -> dict[str, Any] | None:
+def of_checkpoint(config: Any) -> dict[str, Any] | None:
     """``quantization_config`` of a checkpoint that bitsandbytes has quantized."""
     held = getattr(config, "quantization_config", None)
     if held is None:
         return None
     values = dict(held) if isinstance(held, Mapping) else dict(held.to_dict())
-    return values if _kind(values) else None
+    return values if kind_of(values) else None
 
 
-def _kind(values: Mapping[str, Any]) -> Literal["4bit", "8bit"] | None:
+def kind_of(values: Mapping[str, Any]) -> Literal["4bit", "8bit"] | None:
+    """What these values of a ``quantization_config`` ask bitsandbytes for."""
     if values.get("load_in_4bit") or values.get("_load_in_4bit"):
         return "4bit"
     return "8bit" if values.get("load_in_8bit") or values.get("_load_in_8bit") else None

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_doctor.errors import InputError, PatchError
+from lora_doctor.model import training_setup
 from lora_doctor.recipe.files.prescription import Prescription, read_prescription
-from lora_doctor.recipe.keys import QUANTIZATION_KEYS, TRAINING_KEYS, WRAPPING_KEYS
+from lora_doctor.recipe.keys import TRAINING_KEYS, WRAPPING_KEYS
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.text import visible
 
@@ -151,20 +152,10 @@ class Applied:
 
     def loading_kwargs(self) -> dict[str, Any]:
         """Keyword arguments for ``from_pretrained``: dtype, quantization, attention."""
-        values = self.recipe_values
-        kwargs: dict[str, Any] = {}
-        if "dtype" in values:
-            kwargs[_dtype_argument()] = _torch_dtype(values["dtype"])
-        if values.get("load_in_4bit") or values.get("load_in_8bit"):
-            from transformers import BitsAndBytesConfig
-
-            quantization = {key: values[key] for key in QUANTIZATION_KEYS if key in values}
-            if "bnb_4bit_compute_dtype" in quantization:
-                dtype = _torch_dtype(quantization["bnb_4bit_compute_dtype"])
-                quantization["bnb_4bit_compute_dtype"] = dtype
-            kwargs["quantization_config"] = BitsAndBytesConfig(**quantization)
-        if "attn_implementation" in values:
-            kwargs["attn_implementation"] = values["attn_implementation"]
+        recipe = self.recipe
+        kwargs = training_setup.loading_options(recipe, recipe.get("dtype"))
+        if recipe.get("load_in_4bit") or recipe.get("load_in_8bit"):
+            kwargs["quantization_config"] = training_setup.quantization_config(recipe)
         return kwargs
 
     def training_kwargs(self) -> dict[str, Any]:
@@ -182,18 +173,3 @@ class Applied:
 
 def _nothing() -> None:
     """The way back from a prescription without patches."""
-
-
-def _dtype_argument() -> str:
-    """transformers 4.56 renamed ``torch_dtype``; its config object shows which name it has."""
-    import transformers
-
-    return "dtype" if hasattr(transformers.PretrainedConfig(), "dtype") else "torch_dtype"
-
-
-def _torch_dtype(name: str) -> Any:
-    if name == "auto":
-        return name
-    import torch
-
-    return getattr(torch, name)

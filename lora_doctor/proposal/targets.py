@@ -43,12 +43,6 @@ def unmatched_targets(structure: Structure) -> list[str]:
     return [entry for entry in entries if not (fused and means_mlp(entry))]
 
 
-def is_regex(recipe: Recipe) -> bool:
-    """Whether PEFT takes ``target_modules`` as one regular expression for the whole path."""
-    targets = recipe.get("target_modules")
-    return isinstance(targets, str) and targets != "all-linear"
-
-
 def offered_layers(structure: Structure) -> list[ModuleGroup]:
     """The layers a recipe usually trains: linear ones of the language tower, without head and
     router; of the whole model when nothing is left so."""

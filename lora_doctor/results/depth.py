@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-    pass
-
+from typing import Literal, get_args
 
 Depth = Literal["static", "meta", "tiny", "full"]
-
-
-DEPTHS: tuple[Depth, ...] = ("static", "meta", "tiny", "full")
+DEPTHS: tuple[Depth, ...] = get_args(Depth)

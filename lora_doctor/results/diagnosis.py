@@ -14,7 +14,7 @@ from lora_doctor.recipe.edit import Patch
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results import display
 from lora_doctor.results.depth import Depth
-from lora_doctor.results.finding import SEVERITIES, Finding
+from lora_doctor.results.finding import Finding
 from lora_doctor.results.fix import Fix
 from lora_doctor.results.from_json import from_json
 from lora_doctor.results.memory_plan import MemoryPlan
@@ -135,11 +135,6 @@ class Diagnosis:
             return "findings"
         contract_held = self.before is not None and self.before.as_answer().outcome == "passed"
         return "healthy" if contract_held and self.undetermined is None else "undetermined"
-
-    def worst(self) -> int:
-        """Index into ``SEVERITIES`` of the worst finding; past the end when there is none."""
-        ranks = [SEVERITIES.index(finding.severity) for finding in self.findings]
-        return min(ranks, default=len(SEVERITIES))
 
     def __repr__(self) -> str:
         """One line; ``print`` shows the report."""

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+from lora_doctor.text import printable
+
 
 def report_text(diagnosis: Any) -> str:
     """The report of the command line: no colour, as wide as the terminal, or 100 columns."""
@@ -36,11 +38,13 @@ def report_cell(diagnosis: Any) -> str:
 
 def one_line(parts: Iterable[object]) -> str:
     """The parts on one line, without characters that move a cursor."""
-    text = " ".join(str(part) for part in parts if str(part))
-    return "".join(character if character.isprintable() else "?" for character in text)
+    return printable(" ".join(str(part) for part in parts if str(part)))
 
 
-def _render(diagnosis: Any, format: str, **options: Any) -> str:
+def _render(diagnosis: Any, format: str, *, width: int = 80, encoding: str = "utf-8") -> str:
     # By name: a format reads the diagnosis, so what the diagnosis imports cannot import formats.
-    formats = importlib.import_module("lora_doctor.results.formats")
-    return str(formats.render(diagnosis, format, **options))
+    # Our own module and not whatever the installed packages add: a broken one of theirs is no
+    # reason why a diagnosis cannot be printed.
+    report = importlib.import_module(f"lora_doctor.reports.{format}")
+    text = report.render(diagnosis, color=False, width=width, verbose=False, encoding=encoding)
+    return str(text)

@@ -122,10 +122,6 @@ class MemoryPlan:
         """The first alternative that fits for sure."""
         return next((one for one in self.alternatives if one.fits(budget)), None)
 
-    def smallest_card(self, variant: MemoryVariant) -> int | None:
-        """GiB of the smallest of ``cards`` that is surely enough."""
-        return next((card for card in self.cards if variant.fits(card * GIB)), None)
-
     def to_json(self) -> dict[str, Any]:
         """The fields, with the sums beside each variant, so that a reader needs no arithmetic."""
         data = asdict(self)

@@ -4,10 +4,10 @@ write on any descriptor that it finds."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, get_args
 
+FailureKind = Literal["exception", "crash", "timeout", "memory", "protocol"]
 _NUMBER = (int, float)
-_FAILURE_KINDS = ("exception", "crash", "timeout", "memory", "protocol")
 #: Kinds of message, what each holds and of which types that is.
 _FIELDS: Mapping[str, Mapping[str, tuple[type, ...]]] = {
     "importing": {"name": (str,)},
@@ -59,7 +59,7 @@ def _is_failure(message: Mapping[str, Any]) -> bool:
     return (
         needed <= failure.keys() <= known
         and _texts(failure)
-        and failure["kind"] in _FAILURE_KINDS
+        and failure["kind"] in get_args(FailureKind)
         and (cause is None or _is_cause(cause))
     )
 

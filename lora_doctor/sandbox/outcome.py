@@ -5,12 +5,12 @@ from __future__ import annotations
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from lora_doctor.errors import Cause, LimitReached, Remedy
+from lora_doctor.sandbox.messages import FailureKind
 from lora_doctor.sandbox.process import STACK_MARK
 
-FailureKind = Literal["exception", "crash", "timeout", "memory", "protocol"]
 #: Options of the command line that raise the limits of a task.
 TIME_OPTION, MEMORY_OPTION = "--time-limit", "--memory-limit"
 CRASH_MARK = "Fatal Python error:"  # faulthandler's first line

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -55,7 +54,6 @@ class StaticEvidence:
     source: str
     folder: Path
     config: dict[str, Any]
-    config_seconds: float
     given_listing: tuple[str, ...] | None = field(default=None, repr=False)
     given_weights: Piece[Weights] | None = field(default=None, repr=False)
     #: Files that a hub has and did not give, each with the reason.
@@ -191,7 +189,6 @@ def gather_static(
     Raises InputError, in one line, when there is no such folder, or no config.json that the
     installed transformers could make a model of.
     """
-    start = time.perf_counter()
     _check_folder(location, source)
     where = f"{source}/config.json"
     try:
@@ -205,7 +202,6 @@ def gather_static(
         source=source,
         folder=location,
         config=config,
-        config_seconds=time.perf_counter() - start,
         given_listing=None if listing is None else tuple(listing),
         given_weights=weights,
         unanswered=unanswered or {},

@@ -27,7 +27,9 @@ from typing import Any
 from lora_doctor.errors import InputError, PatchError
 from lora_doctor.recipe.edit import Patch
 
-__all__ = ["PatchError", "install", "install_all", "load_patch", "patch_names"]
+__all__ = [
+    "PatchError", "install", "install_all", "install_patches", "load_patch", "patch_names",
+]  # fmt: skip
 
 Undo = Callable[[], None]
 
@@ -147,9 +149,17 @@ def _undo_once(name: str) -> Undo:
 
 
 def install_patches(patches: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Install runtime patches in this process; returns their names."""
-    names = []
-    for item in patches:
-        load_patch(item["name"]).install(**dict(item.get("parameters") or {}))
-        names.append(str(item["name"]))
-    return names
+    """Put the patches of a prescription in force in a child process, until it ends.
+
+    Args:
+        patches: ``{"name", "parameters"}`` of each.
+
+    Returns:
+        Their names.
+
+    Raises:
+        InputError, PatchError: as :func:`install`; none of them is in force then.
+    """
+    wanted = [Patch(str(item["name"]), dict(item.get("parameters") or {})) for item in patches]
+    install_all(wanted)
+    return [patch.name for patch in wanted]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_doctor.errors import InputError
+from lora_doctor.files import reason_of
 
 #: A hand-written recipe has a few kB; an adapter_config.json with a rank pattern for every expert
 #: of a large mixture has a few MB. Beyond this it is something else (weights, a log).
@@ -54,7 +55,7 @@ def read_bytes(path: Path) -> bytes:
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{path}: no such file; check the path") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise InputError(f"{path}: cannot be read: {_reason(error)}") from None
+        raise InputError(f"{path}: cannot be read: {reason_of(error)}") from None
 
 
 def decode(path: Path, data: bytes) -> FileText:
@@ -70,7 +71,3 @@ def decode(path: Path, data: bytes) -> FileText:
     if not text.strip():
         raise InputError(f"{path}: is empty; write at least one key, such as r: 16")
     return FileText(text, bom)
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)

@@ -12,7 +12,6 @@ class Entry:
 
     key: str
     start: int
-    key_end: int
     value_start: int
     value_end: int
 

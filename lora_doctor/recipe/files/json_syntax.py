@@ -87,7 +87,7 @@ def _scan(text: str) -> Flow:
         key, key_end = _DECODER.raw_decode(text, position)
         value_start = _space(text, _space(text, key_end) + 1)
         _, value_end = _DECODER.raw_decode(text, value_start)
-        entries.append(Entry(key, position, key_end, value_start, value_end))
+        entries.append(Entry(key, position, value_start, value_end))
         position = _space(text, value_end)
         if text[position] == ",":
             position = _space(text, position + 1)

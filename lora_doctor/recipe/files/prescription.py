@@ -6,16 +6,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lora_doctor.errors import InputError
 from lora_doctor.recipe.edit import REMOVE, Edit, Patch
 from lora_doctor.recipe.keys import check_value, is_known_key
 from lora_doctor.recipe.recipe import make_recipe
-
-if TYPE_CHECKING:
-    pass
-
 
 SCHEMA_VERSION = "1"
 

@@ -23,6 +23,7 @@ from lora_doctor.recipe.files.plain import plain
 from lora_doctor.recipe.files.spelling import Spelling
 from lora_doctor.recipe.keys import ADAPTER_KEYS, OUTER_KEYS, check_value
 from lora_doctor.recipe.recipe import Recipe, make_recipe
+from lora_doctor.text import printable
 
 __all__ = [
     "apply_edits",
@@ -123,7 +124,7 @@ def new_recipe_text(recipe: Recipe, comment: str = "") -> str:
         InputError: a value cannot be written into a file (a live object of the Python API).
     """
     notes = {"proposed": "proposed by lora-doctor", "fix": "fixed by lora-doctor"}
-    lines = [f"# {_printable(line)}".rstrip() for line in comment.splitlines()]
+    lines = [f"# {printable(line)}".rstrip() for line in comment.splitlines()]
     order = [*ADAPTER_KEYS, *OUTER_KEYS]
     rank = {key: number for number, key in enumerate(order)}
     for key in sorted(recipe.values, key=lambda name: rank.get(name, len(rank))):
@@ -138,11 +139,6 @@ def new_recipe_text(recipe: Recipe, comment: str = "") -> str:
     if not recipe.values:
         lines.append("{}")
     return "\n".join(lines) + "\n"
-
-
-def _printable(text: str) -> str:
-    """The text without control characters, which YAML refuses even in a comment."""
-    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 @dataclass(frozen=True)

@@ -243,7 +243,7 @@ def _flow_of(text: str, mapping: Any) -> Flow:
         start, end = (
             _alias_span(text, key) if _is_alias(key, node) else _span_in_flow(text, key, node)
         )
-        entries.append(Entry(key.value, key.start_mark.index, key.end_mark.index, start, end))
+        entries.append(Entry(key.value, key.start_mark.index, start, end))
     # Behind an anchor or a tag, the mark of the mapping is where those begin.
     start = text.index("{", mapping.start_mark.index)
     return Flow(start, mapping.end_mark.index - 1, tuple(entries))

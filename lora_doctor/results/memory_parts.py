@@ -1,0 +1,14 @@
+"""Names of the parts of a memory plan that reports add up or look for; as people read them."""
+
+from __future__ import annotations
+
+QUANTIZED_WEIGHTS = "weights, quantized"
+QUANTIZATION_CONSTANTS = "quantization constants"
+OTHER_WEIGHTS = "weights, not quantized"
+ACTIVATIONS = "activations"
+LOSS_AND_BACKWARD = "logits, loss, backward"
+
+#: The frozen weights, in whatever form they lie on the device.
+WEIGHTS = (QUANTIZED_WEIGHTS, QUANTIZATION_CONSTANTS, OTHER_WEIGHTS)
+#: What a training step takes beyond what stays from step to step.
+STEP = (ACTIVATIONS, LOSS_AND_BACKWARD)
