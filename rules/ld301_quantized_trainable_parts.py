@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import (
+from lora_doctor.rule_api import (
+    Case,
     Edit,
     Example,
     Finding,
     Fix,
+    FloatPart,
     Location,
     Measurement,
     Proof,
+    Quantization,
     Rule,
     Severity,
+    Structure,
     Symptom,
+    quoted,
 )
-from lora_doctor.results.structure import FloatPart, Quantization, Structure
-from lora_doctor.text import quoted
 
 #: Nothing of what follows can hold when the part to be trained has no floating point weights.
 CONSEQUENCES = (

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import (
+from lora_doctor.rule_api import (
+    Case,
     Example,
     Finding,
     Fix,
@@ -14,11 +14,12 @@ from lora_doctor.engine.rule import (
     Proof,
     Rule,
     Severity,
+    Stacked,
+    StackedAdapter,
     Symptom,
+    quoted,
 )
-from lora_doctor.results.structure import Stacked, StackedAdapter
 from lora_doctor.rules._prompt_learning import METHODS
-from lora_doctor.text import quoted
 
 #: All that can fail when adapters are frozen, renamed or in layers that the config does not name.
 CONSEQUENCES = (

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import (
+from lora_doctor.rule_api import (
+    Case,
     Edit,
+    EvidenceError,
     Example,
     Finding,
     Fix,
@@ -16,9 +17,9 @@ from lora_doctor.engine.rule import (
     Proof,
     Rule,
     Symptom,
+    Verification,
+    quoted,
 )
-from lora_doctor.errors import EvidenceError
-from lora_doctor.results.verification import Verification
 from lora_doctor.rules._ablation import judged
 from lora_doctor.rules._prompt_learning import (
     METHODS,
@@ -27,7 +28,6 @@ from lora_doctor.rules._prompt_learning import (
     tried,
     with_task_type,
 )
-from lora_doctor.text import quoted
 
 #: What a message tells about the cause, in words. The message itself stands in the evidence.
 _CAUSES = (

@@ -19,7 +19,7 @@ from lora_doctor.proposal.dead_layers import (
 )
 from lora_doctor.proposal.defaults import name_groups
 from lora_doctor.proposal.saved_modules import heads_in_use, names_to_save
-from lora_doctor.proposal.stack_ends import at_an_end, passing_by
+from lora_doctor.proposal.stack_ends import at_an_end, excluding
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.structure import Structure
 from lora_doctor.results.verification import Verification
@@ -231,7 +231,7 @@ def _reached(
     if dead is not None:
         return passing_dead_layers(dead, reached, layer_numbers)
     forms = name_groups(structure, reached)
-    return passing_by(forms[0], ends) if forms and ends else next(iter(forms), None)
+    return excluding(forms[0], ends) if forms and ends else next(iter(forms), None)
 
 
 def _unused_ends(structure: Structure, seen: Verification, wholly: Collection[str]) -> list[str]:
