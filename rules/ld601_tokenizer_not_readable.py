@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import (
+from lora_doctor.rule_api import (
+    Case,
+    EvidenceError,
     Example,
     Finding,
     Fix,
@@ -15,7 +16,6 @@ from lora_doctor.engine.rule import (
     Rule,
     Symptom,
 )
-from lora_doctor.errors import EvidenceError
 from lora_doctor.static.tokenizer_reading import Unreadable, unreadable_parts, whole_file_error
 
 _FILE = "tokenizer.json"
