@@ -32,8 +32,8 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     ``require_lora`` (raises ``EvidenceError`` for another kind of adapter), ``offered_layers``,
     ``name_groups``, ``names_in``, ``suffix``, ``cover_of``, ``naming``, ``means_mlp``,
     ``side_towers``, ``target_entries``, ``unmatched_targets``, ``unmatched_entries``,
-    ``targets_without``, ``edits_without``, ``at_an_end``, ``excluding``, ``pattern_of``,
-    ``asks_for_adapter`` (of remote code that selects an adapter by itself).
+    ``targets_without``, ``edits_without``, ``at_an_end``, ``excluding``, ``pattern_of``;
+    ``asks_for_adapter``: whether the recipe asks for one at all.
 *Numbers*
     ``Precision``, ``float16_keys`` (which keys make a run compute in float16),
     ``LARGEST_FLOAT16``, ``MERGE_TOLERANCE``.

@@ -19,6 +19,7 @@ from lora_doctor.rule_api import (
     Severity,
     Structure,
     Symptom,
+    asks_for_adapter,
     quoted,
 )
 
@@ -127,8 +128,6 @@ class QuantizedTrainableParts(Rule):
 def _is_trained(case: Case, part: FloatPart) -> bool:
     """Built-in adapters are only inference where the recipe trains one of its own on top."""
     if part.kind == "adapter":
-        from lora_doctor.model.built_in_adapters import asks_for_adapter
-
         return not asks_for_adapter(case.recipe)
     return part.kind == "modules_to_save"
 
