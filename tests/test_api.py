@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import fields, is_dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -22,6 +23,7 @@ from lora_doctor.engine.case import Case, Settings
 from tests import diagnoses
 from tests.cli import ROOT
 from tests.cli import lora_doctor as command
+from tools.json_schema import field_docs
 
 FUNCTIONS = (lora_doctor.check, lora_doctor.fix, lora_doctor.verify)
 HOSTILE = "</iframe><script>alert(1)</script>\"'><style>*{display:none}</style>\x1b[2J&quot;"
@@ -256,6 +258,16 @@ def test_the_public_module_tells_what_each_of_its_names_is_for() -> None:
     assert len(RULES) > 50
     described = rule_api.__doc__ or ""
     assert [name for name in rule_api.__all__ if f"``{name}``" not in described] == []
+
+
+@pytest.mark.parametrize("module", [lora_doctor, rule_api], ids=lambda module: module.__name__)
+def test_public_data_are_documented_at_the_field(module: Any) -> None:
+    """One place to read what a field is; the JSON schema has its descriptions from there, too."""
+    public = [getattr(module, name) for name in module.__all__]
+    classes = [one for one in public if isinstance(one, type) and is_dataclass(one)]
+    assert len(classes) > 3
+    for one in classes:
+        assert field_docs(one).keys() >= {item.name for item in fields(one)}
 
 
 OWN_RULE = '''

@@ -45,10 +45,15 @@ _REFINEMENTS = 3
 class Limits:
     """What a run may take: seconds for each stage, resident memory of a child in bytes."""
 
+    #: For one request to a hub.
     hub_seconds: float = 10.0
+    #: For a task on the meta device.
     meta_seconds: float = 120.0
+    #: For one run of the shrunken model.
     tiny_seconds: float = 180.0
+    #: For one run of the real weights.
     full_seconds: float = 3600.0
+    #: Resident memory of a child process, in bytes.
     memory: int = 8 * GIB
 
 
