@@ -267,7 +267,7 @@ def _unused_patterns(case: Case, readings: Sequence[UnusedAdapterReading]) -> se
 
 
 def _layers_at_an_end(case: Case, reading: UnusedAdapterReading) -> list[str]:
-    """Paths at full size of what is idle, where exactly the first or the last layers of a stack are
+    """Paths at full size of what is unused, where exactly the first or last layers of a stack are
     and the others of this pattern learn; else nothing: the model that was run has fewer layers."""
     count = _count_of(case, reading.pattern)
     return at_an_end(case.structure, reading.pattern, reading.paths, count)

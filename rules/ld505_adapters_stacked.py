@@ -95,7 +95,7 @@ class AdaptersStacked(Rule):
         severity: Severity = "error" if lost or stacked.renamed or stacked.leftovers else "warning"
         yield self.finding(
             severity,
-            "get_peft_model was called more than once: " + "; ".join(_told(stacked)) + ".",
+            "get_peft_model was called more than once: " + "; ".join(_described(stacked)) + ".",
             location=Location("module", " in ".join(stacked.wrappers)),
             evidence=_evidence(case, stacked),
             proof=Proof("measured", "requires_grad, active adapters and the names that are saved "
@@ -109,7 +109,7 @@ def _is_lost(item: StackedAdapter) -> bool:
     return not (item.trainable and item.active and item.saved)
 
 
-def _told(stacked: Stacked) -> Iterator[str]:
+def _described(stacked: Stacked) -> Iterator[str]:
     """What became of each adapter, in words."""
     for item in stacked.members:
         states = []

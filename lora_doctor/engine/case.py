@@ -45,7 +45,7 @@ _REFINEMENTS = 3
 class Limits:
     """What a run may take: seconds for each stage, resident memory of a child in bytes."""
 
-    #: For one request to a hub.
+    #: For all requests to a hub.
     hub_seconds: float = 10.0
     #: For a task on the meta device.
     meta_seconds: float = 120.0
