@@ -11,122 +11,222 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     test), and ``Depth``, how far evidence has to go for it.
 *What a rule reads*
     ``Case``, with ``ModelSource``, ``Recipe``, ``Environment``, ``StaticEvidence``,
-    ``RemoteCode``, ``TrainingScript``, ``Structure`` (``Tower``, ``ModuleGroup``),
-    ``OptimizerState``, ``Verification`` (``Check``; ``CHECKS`` names them; ``Saving``, the round
-    trip through files), ``Observations`` and ``MemoryPlan``; ``Gathered`` says where each came
-    from. What cannot be had raises ``EvidenceError``; let it pass.
+    ``RemoteCode``, ``TrainingScript`` (``Replacement``), ``Structure``, ``OptimizerState``
+    (``TrainableTensor``), ``Verification`` (``Check``; ``CHECKS`` names them), ``Observations``
+    and ``MemoryPlan`` (``MemoryVariant``); ``Gathered`` says where each came from. What cannot be
+    had raises ``EvidenceError``; let it pass.
+*What the structure is made of*
+    ``Tower``, ``ModuleGroup``, ``Quantization`` (``QuantizedUse``, ``Use``: what the model's own
+    code does with a quantized layer), ``FloatPart``, ``AdapterState``, ``BuiltIn``, ``Stacked``
+    and ``StackedAdapter``.
+*What was observed while the contract ran*
+    ``NormReading`` (``EpsilonEffect``), ``ActivationReading``, ``AttentionReading``,
+    ``UpdateReading``, ``ConnectionReading``, ``UnusedAdapterReading``,
+    ``NonLinearOutputReading``, ``InstancePatch``; ``Saving``, the round trip through files, with
+    ``TiedPart``, ``Vocabulary`` and ``AutoLoading``.
 *What a rule yields*
-    ``Finding`` with its ``Severity``, ``Location``, ``Measurement`` and ``Proof``.
+    ``Finding`` with its ``Severity``, ``Location``, ``Measurement`` and ``Proof`` (``ProofKind``).
 *What a fix is made of*
     ``Fix``, with ``Edit`` (``REMOVE`` takes a key out) or ``Patch``.
 *Target modules of a fix*
     ``require_lora`` (raises ``EvidenceError`` for another kind of adapter), ``offered_layers``,
-    ``name_groups``, ``names_in``, ``suffix``, ``cover_of``, ``naming``, ``target_entries``,
-    ``unmatched_targets``, ``edits_without``.
+    ``name_groups``, ``names_in``, ``suffix``, ``cover_of``, ``naming``, ``means_mlp``,
+    ``side_towers``, ``target_entries``, ``unmatched_targets``, ``unmatched_entries``,
+    ``targets_without``, ``edits_without``, ``at_an_end``, ``excluding``, ``pattern_of``;
+    ``asks_for_adapter``: whether the recipe asks for one at all.
+*Numbers*
+    ``Precision``, ``float16_keys`` (which keys make a run compute in float16),
+    ``LARGEST_FLOAT16``, ``MERGE_TOLERANCE``.
 *Words*
-    ``quoted``: names for a message, the first few of many.
+    ``quoted``: names for a message, the first few of many; ``gib``: bytes as GiB; ``MODALITIES``:
+    the kinds of input, with what they are called.
 *What is installed*
-    ``lora_config_fields``, ``known_architectures``: read from files, nothing is imported.
+    ``lora_config_fields``, ``known_architectures``, ``pretrained_model_generates``: read from
+    files, nothing is imported.
 
-These names stay; anything else in ``lora_doctor`` may move.
+These names stay; anything else in ``lora_doctor`` may move. A built-in rule may also use a reader
+in ``lora_doctor.static`` for which no other rule has a use.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lora_doctor.contract.half_precision import LARGEST_FLOAT16, float16_keys
+from lora_doctor.contract.precision import Precision
 from lora_doctor.engine.case import Case
 from lora_doctor.engine.rule import Example, Rule, Symptom
 from lora_doctor.errors import EvidenceError
+from lora_doctor.model.built_in_adapters import asks_for_adapter
+from lora_doctor.model.modules import pattern_of
 from lora_doctor.proposal.defaults import name_groups, suffix
+from lora_doctor.proposal.stack_ends import at_an_end, excluding
 from lora_doctor.proposal.targets import (
     cover_of,
     edits_without,
+    means_mlp,
     names_in,
     naming,
     offered_layers,
     require_lora,
+    side_towers,
     target_entries,
+    targets_without,
+    unmatched_entries,
     unmatched_targets,
 )
 from lora_doctor.recipe.edit import REMOVE, Edit, Patch
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.depth import Depth
 from lora_doctor.results.diagnosis import Gathered
-from lora_doctor.results.finding import Finding, Location, Measurement, Proof, Severity
+from lora_doctor.results.finding import (
+    Finding,
+    Location,
+    Measurement,
+    Proof,
+    ProofKind,
+    Severity,
+)
 from lora_doctor.results.fix import Fix
-from lora_doctor.results.memory_plan import MemoryPlan
-from lora_doctor.results.observations import Observations
-from lora_doctor.results.round_trip import Saving
-from lora_doctor.results.structure import ModuleGroup, Structure, Tower
+from lora_doctor.results.memory_plan import MemoryPlan, MemoryVariant, gib
+from lora_doctor.results.observations import (
+    ActivationReading,
+    AttentionReading,
+    ConnectionReading,
+    EpsilonEffect,
+    InstancePatch,
+    NonLinearOutputReading,
+    NormReading,
+    Observations,
+    UnusedAdapterReading,
+    UpdateReading,
+)
+from lora_doctor.results.quantized_use import QuantizedUse, Use
+from lora_doctor.results.round_trip import AutoLoading, Saving, TiedPart, Vocabulary
+from lora_doctor.results.structure import (
+    AdapterState,
+    BuiltIn,
+    FloatPart,
+    ModuleGroup,
+    Quantization,
+    Stacked,
+    StackedAdapter,
+    Structure,
+    Tower,
+)
 from lora_doctor.results.verification import CHECKS, Check, Verification
 from lora_doctor.static.installed.environment import (
     Environment,
     known_architectures,
     lora_config_fields,
+    pretrained_model_generates,
 )
 from lora_doctor.static.model_source import ModelSource
 from lora_doctor.text import quoted
+from lora_doctor.tiny_model.modalities import MODALITIES
 
 if TYPE_CHECKING:
-    from lora_doctor.evidence.optimizer import OptimizerState
+    from lora_doctor.contract.round_trip import MERGE_TOLERANCE
+    from lora_doctor.evidence.optimizer import OptimizerState, TrainableTensor
     from lora_doctor.static.model_files import StaticEvidence
     from lora_doctor.static.remote_code.remote_code import RemoteCode
-    from lora_doctor.static.script.training_script import TrainingScript
+    from lora_doctor.static.script.training_script import Replacement, TrainingScript
 
-#: Types that most rules never name: imported when somebody does, because every run imports rules.
+#: What most rules never name: imported when somebody does, because every run imports all rules.
 _LAZY = {
+    "MERGE_TOLERANCE": "contract.round_trip",
     "OptimizerState": "evidence.optimizer",
     "RemoteCode": "static.remote_code.remote_code",
+    "Replacement": "static.script.training_script",
     "StaticEvidence": "static.model_files",
+    "TrainableTensor": "evidence.optimizer",
     "TrainingScript": "static.script.training_script",
 }
 
 __all__ = [
     "CHECKS",
+    "LARGEST_FLOAT16",
+    "MERGE_TOLERANCE",
+    "MODALITIES",
     "REMOVE",
+    "ActivationReading",
+    "AdapterState",
+    "AttentionReading",
+    "AutoLoading",
+    "BuiltIn",
     "Case",
     "Check",
+    "ConnectionReading",
     "Depth",
     "Edit",
     "Environment",
+    "EpsilonEffect",
     "EvidenceError",
     "Example",
     "Finding",
     "Fix",
+    "FloatPart",
     "Gathered",
+    "InstancePatch",
     "Location",
     "Measurement",
     "MemoryPlan",
+    "MemoryVariant",
     "ModelSource",
     "ModuleGroup",
+    "NonLinearOutputReading",
+    "NormReading",
     "Observations",
     "OptimizerState",
     "Patch",
+    "Precision",
     "Proof",
+    "ProofKind",
+    "Quantization",
+    "QuantizedUse",
     "Recipe",
     "RemoteCode",
+    "Replacement",
     "Rule",
     "Saving",
     "Severity",
+    "Stacked",
+    "StackedAdapter",
     "StaticEvidence",
     "Structure",
     "Symptom",
+    "TiedPart",
     "Tower",
+    "TrainableTensor",
     "TrainingScript",
+    "UnusedAdapterReading",
+    "UpdateReading",
+    "Use",
     "Verification",
+    "Vocabulary",
+    "asks_for_adapter",
+    "at_an_end",
     "cover_of",
     "edits_without",
+    "excluding",
+    "float16_keys",
+    "gib",
     "known_architectures",
     "lora_config_fields",
+    "means_mlp",
     "name_groups",
     "names_in",
     "naming",
     "offered_layers",
+    "pattern_of",
+    "pretrained_model_generates",
     "quoted",
     "require_lora",
+    "side_towers",
     "suffix",
     "target_entries",
+    "targets_without",
+    "unmatched_entries",
     "unmatched_targets",
 ]
 

@@ -7,10 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from lora_doctor.engine.case import Case
-from lora_doctor.errors import EvidenceError
-from lora_doctor.recipe.edit import Edit
-from lora_doctor.results.verification import Verification
+from lora_doctor.rule_api import Case, Edit, EvidenceError, Verification
 
 
 def judged(case: Case) -> Verification:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from lora_doctor.contract.half_precision import float16_keys
-from lora_doctor.engine.case import Case
-from lora_doctor.recipe.edit import REMOVE, Edit
-from lora_doctor.results.finding import Measurement
-from lora_doctor.results.fix import Fix
-from lora_doctor.results.observations import ActivationReading
-from lora_doctor.results.verification import Verification
-from lora_doctor.text import quoted
+from lora_doctor.rule_api import (
+    REMOVE,
+    ActivationReading,
+    Case,
+    Edit,
+    Fix,
+    Measurement,
+    Verification,
+    float16_keys,
+    quoted,
+)
 
 
 def run_of(case: Case) -> Verification | None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from lora_doctor.results.structure import ModuleGroup, Structure
-from lora_doctor.text import quoted
+from lora_doctor.rule_api import ModuleGroup, Structure, quoted
 
 
 def fused_experts(structure: Structure) -> list[ModuleGroup]:

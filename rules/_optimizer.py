@@ -8,12 +8,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from lora_doctor.engine.rule import Finding, Fix, Location, Measurement, Proof, Rule
-from lora_doctor.model.modules import pattern_of
-from lora_doctor.text import quoted
+from lora_doctor.rule_api import (
+    Finding,
+    Fix,
+    Location,
+    Measurement,
+    Proof,
+    Rule,
+    pattern_of,
+    quoted,
+)
 
 if TYPE_CHECKING:
-    from lora_doctor.evidence.optimizer import OptimizerState, TrainableTensor
+    from lora_doctor.rule_api import OptimizerState, TrainableTensor
 
 Fate = Literal["in no group", "learning rate 0"]
 

@@ -5,13 +5,16 @@ Whether a method fits a model is found out by running it and, where it fails, it
 
 from __future__ import annotations
 
-from lora_doctor.engine.case import Case
-from lora_doctor.errors import EvidenceError
-from lora_doctor.recipe.edit import REMOVE, Edit
-from lora_doctor.recipe.recipe import Recipe
-from lora_doctor.results.verification import Verification
+from lora_doctor.rule_api import (
+    REMOVE,
+    Case,
+    Edit,
+    EvidenceError,
+    Recipe,
+    Verification,
+    lora_config_fields,
+)
 from lora_doctor.rules._ablation import judged
-from lora_doctor.static.installed.environment import lora_config_fields
 
 #: The methods of PEFT whose config says ``is_prompt_learning``.
 METHODS = (

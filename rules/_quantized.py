@@ -7,14 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import Finding, Location, Measurement, Proof, Rule
-from lora_doctor.errors import EvidenceError
-from lora_doctor.recipe.edit import Edit
-from lora_doctor.results.fix import Fix
-from lora_doctor.results.quantized_use import QuantizedUse, Use
-from lora_doctor.results.verification import Verification
-from lora_doctor.text import quoted
+from lora_doctor.rule_api import (
+    Case,
+    Edit,
+    EvidenceError,
+    Finding,
+    Fix,
+    Location,
+    Measurement,
+    Proof,
+    QuantizedUse,
+    Rule,
+    Use,
+    Verification,
+    quoted,
+)
 
 
 def found(rule: Rule, case: Case, use: Use, *others: Fix) -> Iterator[Finding]:

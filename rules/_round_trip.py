@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import Edit, Measurement
-from lora_doctor.errors import EvidenceError
-from lora_doctor.results.round_trip import Saving, TiedPart
-from lora_doctor.results.verification import Verification
+from lora_doctor.rule_api import (
+    Case,
+    Edit,
+    EvidenceError,
+    Measurement,
+    Saving,
+    TiedPart,
+    Verification,
+)
 from lora_doctor.rules._ablation import judged
 
 #: PEFT's option that trains and saves tied weights together (0.18 and later).
@@ -48,7 +52,7 @@ def difference(seen: Verification, name: str, what: str) -> tuple[Measurement, .
 
 def tolerance(seen: Verification) -> float:
     """Relative difference of the logits that merging may make in the dtype of this run."""
-    from lora_doctor.contract.round_trip import MERGE_TOLERANCE
+    from lora_doctor.rule_api import MERGE_TOLERANCE
 
     return MERGE_TOLERANCE.get(seen.dtype, 1e-4)
 

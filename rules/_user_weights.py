@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from lora_doctor.engine.case import Case
-from lora_doctor.errors import EvidenceError
-from lora_doctor.results.finding import Severity
-from lora_doctor.results.observations import Observations
+from lora_doctor.rule_api import Case, EvidenceError, Observations, Severity
 
 
 def observed(case: Case) -> Observations:

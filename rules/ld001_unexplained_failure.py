@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import Example, Finding, Location, Measurement, Proof, Rule
-from lora_doctor.results.verification import CHECKS
+from lora_doctor.rule_api import CHECKS, Case, Example, Finding, Location, Measurement, Proof, Rule
 from lora_doctor.rules._ablation import judged
 
 

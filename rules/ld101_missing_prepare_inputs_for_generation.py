@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import (
+from lora_doctor.rule_api import (
+    Case,
     Edit,
+    EvidenceError,
     Example,
     Finding,
     Fix,
@@ -15,11 +16,10 @@ from lora_doctor.engine.rule import (
     Patch,
     Proof,
     Rule,
+    Structure,
     Symptom,
+    pretrained_model_generates,
 )
-from lora_doctor.errors import EvidenceError
-from lora_doctor.results.structure import Structure
-from lora_doctor.static.installed.environment import pretrained_model_generates
 
 METHOD = "prepare_inputs_for_generation"
 #: Taken from a GenerationMixin too, by the SEQ_2_SEQ_LM wrapper of PEFT to 0.18 at least.

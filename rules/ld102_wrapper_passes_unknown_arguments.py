@@ -6,9 +6,10 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import (
+from lora_doctor.rule_api import (
+    Case,
     Edit,
+    EvidenceError,
     Example,
     Finding,
     Fix,
@@ -16,12 +17,11 @@ from lora_doctor.engine.rule import (
     Measurement,
     Patch,
     Proof,
+    Recipe,
     Rule,
+    Structure,
     Symptom,
 )
-from lora_doctor.errors import EvidenceError
-from lora_doctor.recipe.recipe import Recipe
-from lora_doctor.results.structure import Structure
 from lora_doctor.rules._prompt_learning import METHODS as PROMPT_METHODS
 
 #: Task types whose classes have a head of their own, with which a base class can be replaced.

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import (
+from lora_doctor.rule_api import (
+    CHECKS,
+    Case,
     Example,
     Finding,
     Fix,
@@ -14,10 +15,10 @@ from lora_doctor.engine.rule import (
     Measurement,
     Proof,
     Rule,
+    Structure,
     Symptom,
+    Verification,
 )
-from lora_doctor.results.structure import Structure
-from lora_doctor.results.verification import CHECKS, Verification
 from lora_doctor.rules._source_line import line_at
 
 _MISSING = re.compile(r"'(?P<holder>\w+)' object has no attribute '(?P<name>\w+)'")

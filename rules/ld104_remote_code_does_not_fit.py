@@ -5,24 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import (
+from lora_doctor.rule_api import (
+    Case,
+    EvidenceError,
     Example,
     Finding,
     Fix,
     Location,
     Measurement,
     Proof,
+    ProofKind,
     Rule,
     Symptom,
+    known_architectures,
 )
-from lora_doctor.errors import EvidenceError
-from lora_doctor.results.finding import ProofKind
-from lora_doctor.static.installed.environment import known_architectures
 from lora_doctor.static.installed.missing_package import missing_name
 
 if TYPE_CHECKING:
-    from lora_doctor.static.model_files import StaticEvidence
+    from lora_doctor.rule_api import StaticEvidence
     from lora_doctor.static.remote_code.code_fit import (
         MissingKey,
         MissingName,

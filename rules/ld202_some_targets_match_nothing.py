@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import Edit, Example, Finding, Fix, Location, Measurement, Proof, Rule
-from lora_doctor.proposal.targets import (
+from lora_doctor.rule_api import (
+    Case,
+    Edit,
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measurement,
+    Proof,
+    Rule,
+    Structure,
     cover_of,
     naming,
     offered_layers,
+    quoted,
     require_lora,
     target_entries,
     unmatched_targets,
 )
-from lora_doctor.results.structure import Structure
-from lora_doctor.text import quoted
 
 
 class SomeTargetsMatchNothing(Rule):

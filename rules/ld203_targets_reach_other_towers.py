@@ -5,22 +5,26 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import (
+from lora_doctor.rule_api import (
+    Case,
     Edit,
     Example,
     Finding,
     Fix,
     Location,
     Measurement,
+    ModuleGroup,
     Proof,
+    Recipe,
     Rule,
+    Structure,
     Symptom,
+    Tower,
+    name_groups,
+    require_lora,
+    side_towers,
+    target_entries,
 )
-from lora_doctor.proposal.defaults import name_groups
-from lora_doctor.proposal.targets import require_lora, side_towers, target_entries
-from lora_doctor.recipe.recipe import Recipe
-from lora_doctor.results.structure import ModuleGroup, Structure, Tower
 
 
 class TargetsReachOtherTowers(Rule):

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import (
+from lora_doctor.rule_api import (
+    Case,
     Edit,
     Example,
     Finding,
     Fix,
     Location,
     Measurement,
+    ModuleGroup,
     Proof,
+    Recipe,
     Rule,
     Symptom,
+    lora_config_fields,
+    means_mlp,
+    names_in,
+    quoted,
+    require_lora,
+    suffix,
+    target_entries,
 )
-from lora_doctor.proposal.defaults import suffix
-from lora_doctor.proposal.targets import means_mlp, names_in, require_lora, target_entries
-from lora_doctor.recipe.recipe import Recipe
-from lora_doctor.results.structure import ModuleGroup
 from lora_doctor.rules._fused_experts import fused_experts, with_shapes
-from lora_doctor.static.installed.environment import lora_config_fields
-from lora_doctor.text import quoted
 
 
 class FusedExpertsNotAdapted(Rule):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import (
+from lora_doctor.rule_api import (
+    Case,
     Edit,
     Example,
     Finding,
@@ -15,18 +15,16 @@ from lora_doctor.engine.rule import (
     Measurement,
     Proof,
     Rule,
+    Structure,
     Symptom,
-)
-from lora_doctor.proposal.targets import (
     cover_of,
     names_in,
     naming,
     offered_layers,
+    quoted,
     require_lora,
     target_entries,
 )
-from lora_doctor.results.structure import Structure
-from lora_doctor.text import quoted
 
 _MESSAGE = re.compile(r"Target module (?P<module>.+?) is not supported", re.DOTALL)
 #: PEFT knows that some layers of state-space models hand their weight to a kernel.

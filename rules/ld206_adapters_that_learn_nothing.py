@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import (
+from lora_doctor.rule_api import (
+    MODALITIES,
+    Case,
     Edit,
+    EvidenceError,
     Example,
     Finding,
     Fix,
@@ -16,13 +18,14 @@ from lora_doctor.engine.rule import (
     Proof,
     Rule,
     Symptom,
+    UnusedAdapterReading,
+    at_an_end,
+    edits_without,
+    excluding,
+    quoted,
+    require_lora,
+    targets_without,
 )
-from lora_doctor.errors import EvidenceError
-from lora_doctor.proposal.stack_ends import at_an_end, passing_by
-from lora_doctor.proposal.targets import edits_without, require_lora, targets_without
-from lora_doctor.results.observations import UnusedAdapterReading
-from lora_doctor.text import quoted
-from lora_doctor.tiny_model.modalities import MODALITIES
 
 #: Why a layer's adapter learns nothing, in the words of a sentence about it.
 _WHY = {
@@ -253,7 +256,7 @@ def _edits_without(case: Case, readings: Sequence[UnusedAdapterReading]) -> tupl
     value = targets_without(case.structure, recipe, wholly)
     if value is None:
         return ()
-    return (Edit("target_modules", passing_by(value, barred)),)
+    return (Edit("target_modules", excluding(value, barred)),)
 
 
 def _unused_patterns(case: Case, readings: Sequence[UnusedAdapterReading]) -> set[str]:
@@ -264,7 +267,7 @@ def _unused_patterns(case: Case, readings: Sequence[UnusedAdapterReading]) -> se
 
 
 def _layers_at_an_end(case: Case, reading: UnusedAdapterReading) -> list[str]:
-    """Paths at full size of what is idle, where exactly the first or the last layers of a stack are
+    """Paths at full size of what is unused, where exactly the first or last layers of a stack are
     and the others of this pattern learn; else nothing: the model that was run has fewer layers."""
     count = _count_of(case, reading.pattern)
     return at_an_end(case.structure, reading.pattern, reading.paths, count)

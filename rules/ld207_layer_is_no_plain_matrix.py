@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import (
+from lora_doctor.rule_api import (
+    Case,
     Example,
     Finding,
     Fix,
@@ -14,9 +14,10 @@ from lora_doctor.engine.rule import (
     Proof,
     Rule,
     Symptom,
+    edits_without,
+    quoted,
+    require_lora,
 )
-from lora_doctor.proposal.targets import edits_without, require_lora
-from lora_doctor.text import quoted
 
 
 class LayerIsNoPlainMatrix(Rule):
@@ -75,10 +76,10 @@ class LayerIsNoPlainMatrix(Rule):
     def check(self, case: Case) -> Iterator[Finding]:
         require_lora(case.recipe)
         seen = case.verification
-        misfits = seen.observations.non_linear_outputs
-        if not misfits:
+        non_linear = seen.observations.non_linear_outputs
+        if not non_linear:
             return
-        classes = sorted({one.class_name for one in misfits})
+        classes = sorted({one.class_name for one in non_linear})
         patterns = {g.pattern for g in case.structure.groups
                     if g.adapted and g.class_name in classes}  # fmt: skip
         source = f"{seen.depth} model, executed"
@@ -88,7 +89,7 @@ class LayerIsNoPlainMatrix(Rule):
                 f"{one.output}; the adapter adds {one.expected}",
                 source,
             )
-            for one in misfits[:3]
+            for one in non_linear[:3]
         ]
         failed = seen.failure is not None and seen.failure.check == "forward"
         if seen.failure is not None and failed:
@@ -98,9 +99,9 @@ class LayerIsNoPlainMatrix(Rule):
         what = f"Leave out {quoted(sorted(patterns), 3)}"
         yield self.finding(
             "error" if failed else "warning",
-            f"{misfits[0].path} is a {classes[0]}: it returns {misfits[0].output} where LoRA adds "
-            f"{misfits[0].expected}.",
-            location=Location("module", misfits[0].path),
+            f"{non_linear[0].path} is a {classes[0]}: it returns {non_linear[0].output} where LoRA "
+            f"adds {non_linear[0].expected}.",
+            location=Location("module", non_linear[0].path),
             evidence=tuple(evidence),
             proof=Proof("executed", "what the layer returned was compared in a forward"),
             fixes=(Fix(f"{what}.", "safe", edits) if edits else Fix(f"{what}.", "manual"),),

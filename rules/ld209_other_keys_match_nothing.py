@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import (
+from lora_doctor.rule_api import (
+    Case,
     Edit,
     Example,
     Finding,
@@ -13,13 +13,14 @@ from lora_doctor.engine.rule import (
     Location,
     Measurement,
     Proof,
+    Recipe,
     Rule,
+    Structure,
     Symptom,
+    quoted,
+    require_lora,
+    unmatched_entries,
 )
-from lora_doctor.proposal.targets import require_lora, unmatched_entries
-from lora_doctor.recipe.recipe import Recipe
-from lora_doctor.results.structure import Structure
-from lora_doctor.text import quoted
 
 _KEYS = ("target_parameters", "modules_to_save")
 

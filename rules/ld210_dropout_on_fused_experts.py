@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import (
+from lora_doctor.rule_api import (
+    Case,
     Edit,
     Example,
     Finding,
@@ -15,10 +15,10 @@ from lora_doctor.engine.rule import (
     Proof,
     Rule,
     Symptom,
+    quoted,
+    require_lora,
 )
-from lora_doctor.proposal.targets import require_lora
 from lora_doctor.rules._fused_experts import fused_experts, with_shapes
-from lora_doctor.text import quoted
 
 _SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 

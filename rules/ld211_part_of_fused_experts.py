@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import (
+from lora_doctor.rule_api import (
+    Case,
     Edit,
     Example,
     Finding,
@@ -16,8 +16,9 @@ from lora_doctor.engine.rule import (
     Proof,
     Rule,
     Symptom,
+    require_lora,
+    target_entries,
 )
-from lora_doctor.proposal.targets import require_lora, target_entries
 from lora_doctor.rules._fused_experts import fused_experts, with_shapes
 
 _PART = re.compile(

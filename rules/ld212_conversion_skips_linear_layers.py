@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import Example, Finding, Fix, Location, Measurement, Proof, Rule
-from lora_doctor.proposal.targets import names_in, offered_layers, require_lora
-from lora_doctor.results.structure import ModuleGroup, Structure
+from lora_doctor.rule_api import (
+    Case,
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measurement,
+    ModuleGroup,
+    Proof,
+    Rule,
+    Structure,
+    names_in,
+    offered_layers,
+    quoted,
+    require_lora,
+)
 from lora_doctor.rules._fused_experts import fused_experts
-from lora_doctor.text import quoted
 
 
 class ConversionSkipsLinearLayers(Rule):

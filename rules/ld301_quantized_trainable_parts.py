@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import (
+from lora_doctor.rule_api import (
+    Case,
     Edit,
     Example,
     Finding,
     Fix,
+    FloatPart,
     Location,
     Measurement,
     Proof,
+    Quantization,
     Rule,
     Severity,
+    Structure,
     Symptom,
+    asks_for_adapter,
+    quoted,
 )
-from lora_doctor.results.structure import FloatPart, Quantization, Structure
-from lora_doctor.text import quoted
 
 #: Nothing of what follows can hold when the part to be trained has no floating point weights.
 CONSEQUENCES = (
@@ -125,8 +128,6 @@ class QuantizedTrainableParts(Rule):
 def _is_trained(case: Case, part: FloatPart) -> bool:
     """Built-in adapters are only inference where the recipe trains one of its own on top."""
     if part.kind == "adapter":
-        from lora_doctor.model.built_in_adapters import asks_for_adapter
-
         return not asks_for_adapter(case.recipe)
     return part.kind == "modules_to_save"
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import (
+from lora_doctor.rule_api import (
+    AdapterState,
+    BuiltIn,
+    Case,
     Example,
     Finding,
     Fix,
@@ -15,9 +17,8 @@ from lora_doctor.engine.rule import (
     Proof,
     Rule,
     Severity,
+    quoted,
 )
-from lora_doctor.results.structure import AdapterState, BuiltIn
-from lora_doctor.text import quoted
 
 
 class AdapterOnOwnAdapters(Rule):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import Edit, Example, Finding, Fix, Rule, Symptom
+from lora_doctor.rule_api import Case, Edit, Example, Finding, Fix, Rule, Symptom
 from lora_doctor.rules._quantized import found
 
 

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import (
+from lora_doctor.rule_api import (
+    Case,
+    EpsilonEffect,
     Example,
     Finding,
     Fix,
     Location,
     Measurement,
+    NormReading,
+    Observations,
     Proof,
     Rule,
     Severity,
+    Structure,
     Symptom,
 )
-from lora_doctor.results.observations import EpsilonEffect, NormReading, Observations
-from lora_doctor.results.structure import Structure
 from lora_doctor.rules._user_weights import observed, of_batch
 
 #: A change of the norm's output that matters: this part of it, and this many times what rounding in

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from lora_doctor.contract.half_precision import LARGEST
-from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import (
+from lora_doctor.rule_api import (
+    LARGEST_FLOAT16,
+    ActivationReading,
+    Case,
+    EvidenceError,
     Example,
     Finding,
     Location,
@@ -16,8 +18,6 @@ from lora_doctor.engine.rule import (
     Severity,
     Symptom,
 )
-from lora_doctor.errors import EvidenceError
-from lora_doctor.results.observations import ActivationReading
 from lora_doctor.rules._float16 import chosen_by, computes_in_float16, wider_dtypes
 from lora_doctor.rules._user_weights import observed
 
@@ -100,7 +100,7 @@ class Float16Overflow(Rule):
             raise EvidenceError("the run stopped before the output of a layer was measured")
         first = next((item for item in readings if _overflows(item)), None)
         highest = max(readings, key=lambda item: item.max_abs)
-        if first is None and highest.max_abs < SMALL_HEADROOM * LARGEST:
+        if first is None and highest.max_abs < SMALL_HEADROOM * LARGEST_FLOAT16:
             return
         shown = first or highest
         executed = first is not None and not first.finite
@@ -133,7 +133,7 @@ def _message(shown: ActivationReading) -> str:
             "inputs or the backward may overflow."
         )
     if not shown.finite:
-        measured = f" ({largest} in float32)" if shown.max_abs >= LARGEST else ""
+        measured = f" ({largest} in float32)" if shown.max_abs >= LARGEST_FLOAT16 else ""
         return f"{shown.path} puts out more than 65504{measured}, which float16 cannot hold."
     return f"{shown.path} puts out {largest}; float16 ends at 65504 and will overflow."
 
@@ -148,9 +148,9 @@ def _table(
 
 
 def _overflows(item: ActivationReading) -> bool:
-    return not item.finite or item.max_abs >= LARGEST
+    return not item.finite or item.max_abs >= LARGEST_FLOAT16
 
 
 def _share(item: ActivationReading) -> str:
-    share = f"{item.max_abs:.3g}, {item.max_abs / LARGEST:.2g} of 65504"
+    share = f"{item.max_abs:.3g}, {item.max_abs / LARGEST_FLOAT16:.2g} of 65504"
     return share if item.finite else f"{share}; not finite in {item.dtype}"

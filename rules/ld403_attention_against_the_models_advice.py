@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import (
+from lora_doctor.rule_api import (
     REMOVE,
+    AttentionReading,
+    Case,
     Edit,
+    EvidenceError,
     Example,
     Finding,
     Fix,
@@ -16,11 +18,9 @@ from lora_doctor.engine.rule import (
     Proof,
     Rule,
     Symptom,
+    quoted,
 )
-from lora_doctor.errors import EvidenceError
-from lora_doctor.results.observations import AttentionReading
 from lora_doctor.rules._ablation import judged
-from lora_doctor.text import quoted
 
 _KEY = "attn_implementation"
 _TARGETS = {"target_modules": ["q_proj", "v_proj"]}

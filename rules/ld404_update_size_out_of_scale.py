@@ -6,12 +6,21 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import Edit, Example, Finding, Fix, Location, Measurement, Proof, Rule
-from lora_doctor.errors import EvidenceError
-from lora_doctor.recipe.recipe import Recipe
-from lora_doctor.results.observations import UpdateReading
-from lora_doctor.results.structure import Structure
+from lora_doctor.rule_api import (
+    Case,
+    Edit,
+    EvidenceError,
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measurement,
+    Proof,
+    Recipe,
+    Rule,
+    Structure,
+    UpdateReading,
+)
 from lora_doctor.rules._ablation import judged
 
 #: Of the weight, by one step; see the docstring for where the two come from.

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import Example, Finding, Fix, Location, Measurement, Proof, Rule
-from lora_doctor.results.observations import ConnectionReading, Observations
+from lora_doctor.rule_api import (
+    Case,
+    ConnectionReading,
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measurement,
+    Observations,
+    Proof,
+    Rule,
+)
 from lora_doctor.rules._user_weights import observed, of_batch
 
 #: Ratio of projected to token embeddings: above these it is told, and warned of; small ones always.

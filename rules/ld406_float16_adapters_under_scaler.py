@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from lora_doctor.contract.precision import Precision
-from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import (
+from lora_doctor.rule_api import (
     REMOVE,
+    Case,
     Edit,
+    EvidenceError,
     Example,
     Finding,
     Fix,
     Location,
     Measurement,
     Patch,
+    Precision,
     Proof,
     Rule,
     Symptom,
+    Verification,
+    quoted,
 )
-from lora_doctor.errors import EvidenceError
-from lora_doctor.results.verification import Verification
 from lora_doctor.rules._ablation import judged
-from lora_doctor.text import quoted
 
 _AFTER_THE_STEPS = (
     "steps", "adapters-move", "frozen-stay", "loss-falls", "save-reload", "merge",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import (
+from lora_doctor.rule_api import (
+    Case,
     Example,
     Finding,
     Fix,
@@ -18,7 +18,7 @@ from lora_doctor.engine.rule import (
 )
 
 if TYPE_CHECKING:
-    from lora_doctor.static.script.training_script import Replacement, TrainingScript
+    from lora_doctor.rule_api import Replacement, TrainingScript
 
 _A = {
     "loss": "A loss",

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import Example, Finding, Location, Measurement, Proof, Rule
-from lora_doctor.errors import EvidenceError
+from lora_doctor.rule_api import (
+    Case,
+    EvidenceError,
+    Example,
+    Finding,
+    Location,
+    Measurement,
+    Proof,
+    Rule,
+    quoted,
+)
 from lora_doctor.rules._float16 import (
     chosen_by,
     computes_in_float16,
@@ -14,7 +22,6 @@ from lora_doctor.rules._float16 import (
     not_kept,
     wider_dtypes,
 )
-from lora_doctor.text import quoted
 
 
 class Float32ModulesInFloat16(Rule):

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.contract.half_precision import float16_keys
-from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import Example, Finding, Location, Measurement, Proof, Rule
-from lora_doctor.errors import EvidenceError
+from lora_doctor.rule_api import (
+    Case,
+    EvidenceError,
+    Example,
+    Finding,
+    Location,
+    Measurement,
+    Proof,
+    Rule,
+    float16_keys,
+)
 from lora_doctor.rules._float16 import chosen_by, measured, not_kept, run_of, wider_dtypes
 
 

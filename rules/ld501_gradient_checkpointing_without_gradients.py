@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import (
+from lora_doctor.rule_api import (
+    Case,
     Edit,
+    EvidenceError,
     Example,
     Finding,
     Fix,
@@ -15,11 +16,10 @@ from lora_doctor.engine.rule import (
     Measurement,
     Proof,
     Rule,
+    Structure,
     Symptom,
+    Verification,
 )
-from lora_doctor.errors import EvidenceError
-from lora_doctor.results.structure import Structure
-from lora_doctor.results.verification import Verification
 from lora_doctor.rules._ablation import judged, learning, with_edits
 
 _LEARNING = ("gradients", "steps", "adapters-move", "loss-falls")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import (
+from lora_doctor.rule_api import (
+    Case,
     Example,
     Finding,
     Fix,
@@ -15,12 +15,12 @@ from lora_doctor.engine.rule import (
     Proof,
     Rule,
     Symptom,
+    quoted,
 )
 from lora_doctor.rules._optimizer import not_updated
-from lora_doctor.text import quoted
 
 if TYPE_CHECKING:
-    from lora_doctor.evidence.optimizer import OptimizerState
+    from lora_doctor.rule_api import OptimizerState
 
 _FIXES = (
     Fix(

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import (
+from lora_doctor.rule_api import (
+    Case,
+    EvidenceError,
     Example,
     Finding,
     Fix,
+    InstancePatch,
     Location,
     Measurement,
     Proof,
     Rule,
     Symptom,
+    quoted,
 )
-from lora_doctor.errors import EvidenceError
-from lora_doctor.results.observations import InstancePatch
 from lora_doctor.rules._source_line import without_folders
-from lora_doctor.text import quoted
 
 #: What fails when adapters are passed by: they learn nothing, and what is merged is not what ran.
 CONSEQUENCES = (

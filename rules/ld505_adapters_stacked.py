@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import (
+from lora_doctor.rule_api import (
+    Case,
     Example,
     Finding,
     Fix,
@@ -14,11 +14,12 @@ from lora_doctor.engine.rule import (
     Proof,
     Rule,
     Severity,
+    Stacked,
+    StackedAdapter,
     Symptom,
+    quoted,
 )
-from lora_doctor.results.structure import Stacked, StackedAdapter
 from lora_doctor.rules._prompt_learning import METHODS
-from lora_doctor.text import quoted
 
 #: All that can fail when adapters are frozen, renamed or in layers that the config does not name.
 CONSEQUENCES = (
@@ -94,7 +95,7 @@ class AdaptersStacked(Rule):
         severity: Severity = "error" if lost or stacked.renamed or stacked.leftovers else "warning"
         yield self.finding(
             severity,
-            "get_peft_model was called more than once: " + "; ".join(_told(stacked)) + ".",
+            "get_peft_model was called more than once: " + "; ".join(_described(stacked)) + ".",
             location=Location("module", " in ".join(stacked.wrappers)),
             evidence=_evidence(case, stacked),
             proof=Proof("measured", "requires_grad, active adapters and the names that are saved "
@@ -108,7 +109,7 @@ def _is_lost(item: StackedAdapter) -> bool:
     return not (item.trainable and item.active and item.saved)
 
 
-def _told(stacked: Stacked) -> Iterator[str]:
+def _described(stacked: Stacked) -> Iterator[str]:
     """What became of each adapter, in words."""
     for item in stacked.members:
         states = []

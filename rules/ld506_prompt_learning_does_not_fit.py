@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import (
+from lora_doctor.rule_api import (
+    Case,
     Edit,
+    EvidenceError,
     Example,
     Finding,
     Fix,
@@ -16,9 +17,9 @@ from lora_doctor.engine.rule import (
     Proof,
     Rule,
     Symptom,
+    Verification,
+    quoted,
 )
-from lora_doctor.errors import EvidenceError
-from lora_doctor.results.verification import Verification
 from lora_doctor.rules._ablation import judged
 from lora_doctor.rules._prompt_learning import (
     METHODS,
@@ -27,7 +28,6 @@ from lora_doctor.rules._prompt_learning import (
     tried,
     with_task_type,
 )
-from lora_doctor.text import quoted
 
 #: What a message tells about the cause, in words. The message itself stands in the evidence.
 _CAUSES = (
@@ -161,16 +161,16 @@ class PromptLearningDoesNotFit(Rule):
         if not failed:
             return
         lora = as_lora(case)
-        control = tried(case, lora)
-        if control is not None and control.outcome != "passed":
+        with_lora = tried(case, lora)
+        if with_lora is not None and with_lora.outcome != "passed":
             # LoRA may work with another wrapper alone: PEFT's for this task type may not fit.
             other = as_lora(case, same_task=False)
             again = tried(case, other)
             if again is not None and again.outcome == "passed":
-                lora, control = other, again
-        if control is None:
+                lora, with_lora = other, again
+        if with_lora is None:
             raise EvidenceError("LoRA on the same model came to no verdict, so nothing is compared")
-        also = {check.name for check in control.failed_checks}
+        also = {check.name for check in with_lora.failed_checks}
         caused = tuple(name for name in failed if name not in also)
         if not caused:
             raise EvidenceError("LoRA on the same model fails as well, so it is not the method")
@@ -180,16 +180,16 @@ class PromptLearningDoesNotFit(Rule):
             fixes = [
                 _switch(name, edits) for name, edits in other_methods(case) if _passes(case, edits)
             ]
-        if control.outcome == "passed":
+        if with_lora.outcome == "passed":
             fixes.append(_to_lora(lora))
-        yield self._finding(case, method, seen, control, caused, tuple(fixes))
+        yield self._finding(case, method, seen, with_lora, caused, tuple(fixes))
 
     def _finding(
         self,
         case: Case,
         method: str,
         seen: Verification,
-        control: Verification,
+        with_lora: Verification,
         caused: tuple[str, ...],
         fixes: tuple[Fix, ...],
     ) -> Finding:
@@ -209,9 +209,9 @@ class PromptLearningDoesNotFit(Rule):
         evidence.append(
             Measurement(
                 "the same model with LoRA",
-                control.outcome
-                if control.outcome == "passed"
-                else f"{', '.join(item.name for item in control.failed_checks)} fail, "
+                with_lora.outcome
+                if with_lora.outcome == "passed"
+                else f"{', '.join(item.name for item in with_lora.failed_checks)} fail, "
                 f"{', '.join(caused)} do not",
                 source,
             )

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import (
+from lora_doctor.rule_api import (
+    Case,
     Edit,
+    EvidenceError,
     Example,
     Finding,
     Fix,
@@ -18,7 +19,6 @@ from lora_doctor.engine.rule import (
     Rule,
     Symptom,
 )
-from lora_doctor.errors import EvidenceError
 from lora_doctor.rules._ablation import judged, with_edits
 
 _LEAF = re.compile(r"leaf Variable that requires grad is being used in an in-place operation")

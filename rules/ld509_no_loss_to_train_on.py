@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import (
+from lora_doctor.rule_api import (
+    Case,
+    EvidenceError,
     Example,
     Finding,
     Fix,
@@ -14,9 +15,8 @@ from lora_doctor.engine.rule import (
     Proof,
     Rule,
     Symptom,
+    quoted,
 )
-from lora_doctor.errors import EvidenceError
-from lora_doctor.text import quoted
 
 #: What a batch says of its loss when the model gave none and one was made from its outputs.
 _MADE = "surrogate"

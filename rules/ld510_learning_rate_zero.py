@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import Example, Finding, Fix, Rule
+from lora_doctor.rule_api import Case, Example, Finding, Fix, Rule
 from lora_doctor.rules._optimizer import not_updated
 
 _FIXES = (

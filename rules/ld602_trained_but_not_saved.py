@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import Example, Finding, Fix, Location, Measurement, Proof, Rule
-from lora_doctor.results.round_trip import Saving
-from lora_doctor.results.verification import Verification
+from lora_doctor.rule_api import (
+    Case,
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measurement,
+    Proof,
+    Rule,
+    Saving,
+    Verification,
+    quoted,
+)
 from lora_doctor.rules._round_trip import difference, round_trip, source
-from lora_doctor.text import quoted
 
 
 class TrainedButNotSaved(Rule):

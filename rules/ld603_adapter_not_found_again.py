@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import (
+from lora_doctor.rule_api import (
+    Case,
     Edit,
     Example,
     Finding,
     Fix,
     Location,
     Measurement,
+    ModuleGroup,
     Patch,
     Proof,
     Rule,
     Symptom,
+    name_groups,
+    quoted,
+    require_lora,
+    suffix,
 )
-from lora_doctor.proposal.defaults import name_groups, suffix
-from lora_doctor.proposal.targets import require_lora
-from lora_doctor.results.structure import ModuleGroup
-from lora_doctor.text import quoted
 
 
 class AdapterNotFoundAgain(Rule):

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import Edit, Example, Finding, Fix, Location, Measurement, Proof, Rule
-from lora_doctor.proposal.defaults import suffix
+from lora_doctor.rule_api import (
+    Case,
+    Edit,
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measurement,
+    Proof,
+    Rule,
+    quoted,
+    suffix,
+)
 from lora_doctor.rules._ablation import with_edits
 from lora_doctor.rules._round_trip import round_trip
-from lora_doctor.text import quoted
 
 
 class RunningStatisticsNotSaved(Rule):

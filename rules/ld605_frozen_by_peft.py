@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import Edit, Example, Finding, Fix, Location, Measurement, Proof, Rule
-from lora_doctor.results.round_trip import Saving
+from lora_doctor.rule_api import (
+    Case,
+    Edit,
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measurement,
+    Proof,
+    Rule,
+    Saving,
+    quoted,
+)
 from lora_doctor.rules._round_trip import round_trip, trained_whole
-from lora_doctor.text import quoted
 
 
 class FrozenByPeft(Rule):

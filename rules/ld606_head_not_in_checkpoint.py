@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import (
+from lora_doctor.rule_api import (
+    Case,
     Edit,
     Example,
     Finding,
@@ -14,12 +14,12 @@ from lora_doctor.engine.rule import (
     Measurement,
     Proof,
     Rule,
+    Saving,
     Symptom,
+    Verification,
+    quoted,
 )
-from lora_doctor.results.round_trip import Saving
-from lora_doctor.results.verification import Verification
 from lora_doctor.rules._round_trip import difference, matches, round_trip, trained_whole
-from lora_doctor.text import quoted
 
 
 class HeadNotInCheckpoint(Rule):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import (
+from lora_doctor.rule_api import (
+    Case,
     Edit,
     Example,
     Finding,
@@ -15,9 +15,11 @@ from lora_doctor.engine.rule import (
     Proof,
     Rule,
     Symptom,
+    TiedPart,
+    Verification,
+    lora_config_fields,
+    quoted,
 )
-from lora_doctor.results.round_trip import TiedPart
-from lora_doctor.results.verification import Verification
 from lora_doctor.rules._ablation import with_edits
 from lora_doctor.rules._round_trip import (
     TIE,
@@ -27,8 +29,6 @@ from lora_doctor.rules._round_trip import (
     round_trip,
     sharing,
 )
-from lora_doctor.static.installed.environment import lora_config_fields
-from lora_doctor.text import quoted
 
 _UNQUANTIZED = (Edit("load_in_4bit", False), Edit("load_in_8bit", False))
 

@@ -4,10 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import Edit, Example, Finding, Fix, Location, Measurement, Proof, Rule
-from lora_doctor.results.round_trip import Saving, TiedPart
-from lora_doctor.results.verification import Verification
+from lora_doctor.rule_api import (
+    Case,
+    Edit,
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measurement,
+    Proof,
+    Rule,
+    Saving,
+    TiedPart,
+    Verification,
+    lora_config_fields,
+    quoted,
+)
 from lora_doctor.rules._round_trip import (
     TIE,
     comes_back,
@@ -18,8 +30,6 @@ from lora_doctor.rules._round_trip import (
     source,
     tolerance,
 )
-from lora_doctor.static.installed.environment import lora_config_fields
-from lora_doctor.text import quoted
 
 
 class TrainedCopyTiedAgain(Rule):

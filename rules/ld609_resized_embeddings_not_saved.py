@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import (
+from lora_doctor.rule_api import (
+    Case,
     Edit,
     Example,
     Finding,
@@ -15,9 +15,9 @@ from lora_doctor.engine.rule import (
     Proof,
     Rule,
     Symptom,
+    Verification,
+    Vocabulary,
 )
-from lora_doctor.results.round_trip import Vocabulary
-from lora_doctor.results.verification import Verification
 from lora_doctor.rules._round_trip import round_trip, source
 
 

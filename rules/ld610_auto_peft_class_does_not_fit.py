@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import (
+from lora_doctor.rule_api import (
+    AutoLoading,
+    Case,
     Example,
     Finding,
     Fix,
@@ -14,9 +15,8 @@ from lora_doctor.engine.rule import (
     Proof,
     Rule,
     Symptom,
+    Verification,
 )
-from lora_doctor.results.round_trip import AutoLoading
-from lora_doctor.results.verification import Verification
 from lora_doctor.rules._round_trip import round_trip, source
 
 

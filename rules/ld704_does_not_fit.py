@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import (
+from lora_doctor.rule_api import (
+    Case,
     Edit,
+    EvidenceError,
     Example,
     Finding,
     Fix,
     Location,
     Measurement,
+    MemoryPlan,
+    MemoryVariant,
     Proof,
     Rule,
     Severity,
     Symptom,
+    gib,
 )
-from lora_doctor.errors import EvidenceError
-from lora_doctor.results.memory_plan import MemoryPlan, MemoryVariant, gib
 
 _HOW = {
     "counted": "counted on the meta device",

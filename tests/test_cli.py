@@ -109,7 +109,7 @@ def test_a_broken_config_is_told_at_every_depth(
     [
         ("import sys; sys.exit(0)", "SystemExit"),
         (
-            "from lora_doctor.engine.rule import Rule\nclass Mine(Rule):\n    code = 'XX1'",
+            "from lora_doctor.rule_api import Rule\nclass Mine(Rule):\n    code = 'XX1'",
             "no name",
         ),
     ],

@@ -153,7 +153,7 @@ def test_an_exception_of_a_factory(tmp_path: Path) -> None:
 
 def test_rules_of_ones_own(tmp_path: Path) -> None:
     (tmp_path / "x.py").write_text(
-        "from lora_doctor.engine.rule import Rule\n"
+        "from lora_doctor.rule_api import Rule\n"
         "class Evil(Rule):\n"
         f"    code, name, summary, depth = 'ZZ001', 'evil', {EVIL!r}, 'static'\n"
         "    def check(self, case):\n"

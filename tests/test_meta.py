@@ -21,7 +21,7 @@ from lora_doctor.recipe.normal_forms import TASK_TYPES
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.structure import Converted, Structure, Unmatched
 from lora_doctor.sandbox.worker import Worker
-from tests.test_propose import LLAMA_NAMES, look
+from tests.test_default_recipe import LLAMA_NAMES, look
 from tests.test_towers import build, source
 
 pytest.importorskip("torch")

@@ -80,7 +80,7 @@ def test_streams_that_take_nothing(model: Path, tmp_path: Path) -> None:
 
 def rule(body: str, head: str = "") -> str:
     return (
-        "from lora_doctor.engine.rule import *\n"
+        "from lora_doctor.rule_api import *\n"
         f"{head}\n"
         "class Odd(Rule):\n"
         "    '''Odd.'''\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from lora_doctor.recipe.recipe import Recipe
 
 #: The largest finite number in float16.
-LARGEST = 65504.0
+LARGEST_FLOAT16 = 65504.0
 
 
 def float16_keys(recipe: Recipe) -> tuple[str, ...]:

@@ -13,14 +13,13 @@ from lora_doctor.recipe.recipe import Recipe
 
 @dataclass(frozen=True)
 class Precision:
-    """How a training step computes.
+    """How a training step computes."""
 
-    ``device``: a torch device. ``autocast``: the dtype of the recipe's ``fp16`` or ``bf16``,
-    ``None`` for a forward in the weights' own dtype. ``scaled``: whether a gradient scaler is used.
-    """
-
+    #: A torch device.
     device: str
+    #: The dtype of the recipe's ``fp16`` or ``bf16``, ``None`` for a forward in the weights' own.
     autocast: Literal["float16", "bfloat16"] | None = None
+    #: Whether a gradient scaler is used.
     scaled: bool = False
 
     @classmethod

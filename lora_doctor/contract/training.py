@@ -204,19 +204,21 @@ class Training:
         raise Stop("gradients failed")
 
     def _judge_gradients(self) -> None:
-        idle = found.without_tokens(self.layers)
-        if idle:
-            paths = ", ".join(layer.path for layer in idle[:NAMES_SHOWN])
-            self.recorder.note("step", f"{len(idle)} adapted experts got no token: {paths}")
-        unreached = [layer for layer in self.layers if not layer.calls and layer not in idle]
-        if self.missing and unreached:
+        not_reached = found.without_tokens(self.layers)
+        if not_reached:
+            paths = ", ".join(layer.path for layer in not_reached[:NAMES_SHOWN])
+            self.recorder.note("step", f"{len(not_reached)} adapted experts got no token: {paths}")
+        not_called = [
+            layer for layer in self.layers if not layer.calls and layer not in not_reached
+        ]
+        if self.missing and not_called:
             self.recorder.note(
                 "step",
-                f"{len(unreached)} adapters are not proven: there is no batch with "
-                f"{' or '.join(self.missing)} ({unreached[0].path}, …)",
+                f"{len(not_called)} adapters are not proven: there is no batch with "
+                f"{' or '.join(self.missing)} ({not_called[0].path}, …)",
             )
-            idle = [*idle, *unreached]
-        out = {id(layer) for layer in idle}
+            not_reached = [*not_reached, *not_called]
+        out = {id(layer) for layer in not_reached}
         judged = [p for layer in self.layers if id(layer) not in out for p in layer.parameters]
         judged = [p for p in judged if p.name in self._trained]
         unused = [p for p in judged if p.part == "trainable_tokens_delta" and not p.got_gradient]

@@ -43,10 +43,15 @@ class Limits:
     8 GiB; ``full_seconds`` an hour, and more for a large checkpoint.
     """
 
+    #: For all requests to a hub.
     hub_seconds: float = 10.0
+    #: For a task on the meta device.
     meta_seconds: float = 120.0
+    #: For one run of the shrunken model.
     tiny_seconds: float = 180.0
+    #: For one run of the real weights.
     full_seconds: float | None = None
+    #: Resident memory of a child process, in bytes.
     memory: int | None = None
 
     @property

@@ -39,29 +39,33 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Symptom:
-    """An error message (a regular expression) that this failure shows, and where."""
+    """An error message that this failure shows, and where."""
 
+    #: A regular expression, searched for in what a user pastes.
     pattern: str
+    #: Which versions show it, in words, where not all of them do.
     versions: str = ""
 
 
 @dataclass(frozen=True)
 class Example:
-    """A recipe on a model, run by the test suite.
+    """A recipe on a model, run by the test suite."""
 
-    ``broken`` must be found and, where the rule has a fix that is not manual, must train after
-    it. ``healthy`` must stay silent. ``requires`` names versions, such as
-    ``{"transformers": ">=4.50"}``; elsewhere the example does not occur. ``loaded``: ``model``
-    names a factory that returns a module and options of :func:`lora_doctor.check`; the module is
-    handed over in memory, as in a training script.
-    """
-
+    #: ``broken`` must be found and, where the rule has a fix that is not manual, must train after
+    #: it. ``healthy`` must stay silent.
     kind: Literal["broken", "healthy"]
+    #: ``arch:NAME``, or ``module:factory``.
     model: str
+    #: Keys of the recipe with their values; what is left out is proposed.
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    #: Versions, such as ``{"transformers": ">=4.50"}``; elsewhere the example does not occur.
     requires: Mapping[str, str] = field(default_factory=dict)
+    #: How far the example is run.
     depth: Depth = "tiny"
+    #: What the example shows, where that is not plain.
     why: str = ""
+    #: ``model`` names a factory that returns a module and options of :func:`lora_doctor.check`; the
+    #: module is handed over in memory, as in a training script.
     loaded: bool = False
 
 
@@ -75,7 +79,7 @@ class Rule(ABC):
     depth: ClassVar[Depth]
     symptoms: ClassVar[tuple[Symptom, ...]] = ()
     examples: ClassVar[tuple[Example, ...]] = ()
-    #: A net is asked last, for what no other rule has explained.
+    #: Whether the rule is asked last, for what no other rule has explained.
     is_fallback: ClassVar[bool] = False
 
     @abstractmethod

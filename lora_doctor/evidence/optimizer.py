@@ -32,31 +32,37 @@ class Phase:
 
 @dataclass(frozen=True)
 class TrainableTensor:
-    """A tensor of the model that requires a gradient. ``times``: how often one phase holds it."""
+    """A tensor of the model that requires a gradient."""
 
+    #: Its path in the model.
     name: str
+    #: Whether it belongs to an adapter.
     adapter: bool
+    #: What the optimizer does to it.
     fate: Literal["updated", "in no group", "learning rate 0"]
+    #: How often one phase holds it: the largest number of any phase.
     times: int = 0
 
 
 @dataclass(frozen=True)
 class OptimizerState:
-    """What all phases together do to a model.
+    """What all phases together do to a model."""
 
-    ``phases``: each with its groups as ``(tensors, learning rate)``. ``frozen``: tensors of the
-    model that are held and do not require a gradient, ``foreign`` how many held ones are not in the
-    model, ``foreign_shared`` the weights whose memory such a tensor uses: no gradient arrives at
-    it. ``adapters``: whether the model has any yet. ``notes``: what could not be told.
-    """
-
+    #: Each phase with its groups as ``(number of tensors, learning rate)``.
     phases: tuple[tuple[str, tuple[tuple[int, float], ...]], ...]
+    #: The tensors of the model that require a gradient.
     tensors: tuple[TrainableTensor, ...]
+    #: Tensors of the model that are held and do not require a gradient.
     frozen: tuple[str, ...]
+    #: How many held tensors are not in the model.
     foreign: int
+    #: The weights of the model whose memory such a tensor uses: no gradient arrives at it.
     foreign_shared: tuple[str, ...]
+    #: How many tensors the phases hold, each counted once.
     held: int
+    #: Whether the model has any adapters yet.
     adapters: bool
+    #: What could not be told.
     notes: tuple[str, ...] = ()
 
     def lost(self, *, adapter: bool) -> tuple[TrainableTensor, ...]:

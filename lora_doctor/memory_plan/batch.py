@@ -28,7 +28,8 @@ from lora_doctor.tiny_model.batch.signature import forward_parameters, modality_
 
 #: Patches along one side of a picture whose size is free: 448 pixels where a patch has 14.
 GRID_SIDE = 32
-LARGEST_PICTURE = 1024
+#: The largest side, in pixels, that is taken from a config.
+LARGEST_IMAGE_SIDE = 1024
 #: Text that is left where pictures take up nearly all of the length.
 LEAST_TEXT = 16
 ATTEMPTS = 8
@@ -78,7 +79,9 @@ def planned_batch(model: Any, size: int, length: int, dtype: str) -> PlannedBatc
             draft = first_draft(model, parameters, modalities, batch_size=size, seq_len=length)
             _full_size(draft)
             try:
-                batch = _settle(draft, min(length, places(model, draft.settings) or length), dtype)
+                batch = _batch_of_length(
+                    draft, min(length, places(model, draft.settings) or length), dtype
+                )
             except (BatchError, UnknownValue) as error:
                 reason = str(error) if modalities is choices[0] else reason
                 continue
@@ -104,7 +107,7 @@ def _full_size(draft: Draft) -> None:
     own = draft.settings.number(
         "image_size", "img_size", "input_size", within=r"vision|image|visual|backbone|^$"
     )
-    if 0 < own <= LARGEST_PICTURE:
+    if 0 < own <= LARGEST_IMAGE_SIDE:
         draft.image.size = own
     merge = draft.settings.number("spatial_merge_size", "merge_size", default=1)
     draft.image.least_grid_side = GRID_SIDE // merge * merge
@@ -122,7 +125,7 @@ def _cast(inputs: dict[str, Any], dtype: str) -> dict[str, Any]:
     }
 
 
-def _settle(draft: Draft, length: int, dtype: str) -> PlannedBatch:
+def _batch_of_length(draft: Draft, length: int, dtype: str) -> PlannedBatch:
     """A batch of ``length`` tokens that the model accepts in ``dtype``."""
     import torch
 

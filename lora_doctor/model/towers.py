@@ -222,10 +222,10 @@ class _Search:
     def _projects(self, path: str, *, surrounded: bool) -> str:
         """How a subtree goes from a sense to language; empty where it does not."""
         kinds = {tower.kind for tower in self.found.values()}
-        senses = [tower for tower in self.found.values() if tower.kind in ("vision", "audio")]
-        if "language" not in kinds or not senses:
+        input_towers = [tower for tower in self.found.values() if tower.kind in ("vision", "audio")]
+        if "language" not in kinds or not input_towers:
             return ""
-        return self._link(path, senses) or ("" if surrounded else self._follows(path))
+        return self._link(path, input_towers) or ("" if surrounded else self._follows(path))
 
     def _judge_alone(self, path: str) -> None:
         """A subtree that stands in no tower and between no two of them."""
@@ -241,8 +241,8 @@ class _Search:
         else:
             self._add(path, "other", "it holds no input and connects no towers")
 
-    def _link(self, path: str, senses: Sequence[Tower]) -> str:
-        """How a subtree connects a sense with language, by the widths of its linear layers."""
+    def _link(self, path: str, input_towers: Sequence[Tower]) -> str:
+        """How a subtree connects an input tower with language: by the widths of its layers."""
         ins: set[int] = set()
         outs: set[int] = set()
         for part in self.by_path[path]:
@@ -258,10 +258,10 @@ class _Search:
             if tower.kind != "language":
                 continue
             goal = self._widths(tower.path)
-            for sense in senses:
-                source = self._widths(sense.path)
-                what = f"it connects {sense.kind} (width {_some(source)}) to language"
-                # Tokens of its own and nothing from a sense: another stack for language (the
+            for source_tower in input_towers:
+                source = self._widths(source_tower.path)
+                what = f"it connects {source_tower.kind} (width {_some(source)}) to language"
+                # Tokens of its own and nothing from an input tower: another stack for language (the
                 # decoder of T5Gemma 2).
                 beside = not _contains(tower.path, path) and not self._embeds_tokens(path)
                 if outs & goal and (ins & source or beside):

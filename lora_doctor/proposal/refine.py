@@ -19,7 +19,7 @@ from lora_doctor.proposal.dead_layers import (
 )
 from lora_doctor.proposal.defaults import name_groups
 from lora_doctor.proposal.saved_modules import heads_in_use, names_to_save
-from lora_doctor.proposal.stack_ends import at_an_end, passing_by
+from lora_doctor.proposal.stack_ends import at_an_end, excluding
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.structure import Structure
 from lora_doctor.results.verification import Verification
@@ -146,8 +146,8 @@ def _with_input_embeddings(recipe: Recipe, structure: Structure, seen: Verificat
     # Beside a head that is trained the loss does have a gradient, and still no adapter gets one.
     ours = {group.pattern for group in structure.groups if group.adapted and group.role != "head"}
     learning = [group.pattern for group in seen.adapters if group.with_gradient]
-    idle = seen.gradients_counted and bool(ours) and ours.isdisjoint(learning)
-    if not none and not idle:
+    no_adapter_learns = seen.gradients_counted and bool(ours) and ours.isdisjoint(learning)
+    if not none and not no_adapter_learns:
         return {}, []
     path, before = structure.input_embeddings, recipe.get("target_modules")
     first = [group for group in structure.groups if group.pattern == path and not group.adapted]
@@ -190,15 +190,17 @@ def _with_statistics(recipe: Recipe, structure: Structure, seen: Verification) -
 def _why_left_out(seen: Verification, structure: Structure) -> list[str]:
     merged = sorted(_merged_into_others(seen))
     dead = dead_layers(seen.adapters, structure) is not None
-    idle = [
+    without_gradient = [
         group.pattern
         for group in seen.adapters
         if (group.with_gradient < group.count if dead else not group.with_gradient)
         and group.pattern not in merged
     ]
     reasons = []
-    if idle:
-        reasons.append(f"adapters got no gradient: {quoted(idle, 4)}; left out where that is so")
+    if without_gradient:
+        reasons.append(
+            f"adapters got no gradient: {quoted(without_gradient, 4)}; left out where that is so"
+        )
     if merged:
         reasons.append(
             "merged into one layer, adapters change others that share its weight: "
@@ -222,7 +224,7 @@ def _reached(
     unreached |= _merged_into_others(seen)
     dead = dead_layers(seen.adapters, structure)
     if dead is None:
-        unreached |= _apart_and_idle(seen)
+        unreached |= _partly_used_stacks(seen)
     adapted = [group for group in structure.groups if group.adapted and group.kind != "parameter"]
     reached = [group for group in adapted if group.pattern not in unreached]
     ends = _unused_ends(structure, seen, unreached) if dead is None else []
@@ -231,7 +233,7 @@ def _reached(
     if dead is not None:
         return passing_dead_layers(dead, reached, layer_numbers)
     forms = name_groups(structure, reached)
-    return passing_by(forms[0], ends) if forms and ends else next(iter(forms), None)
+    return excluding(forms[0], ends) if forms and ends else next(iter(forms), None)
 
 
 def _unused_ends(structure: Structure, seen: Verification, wholly: Collection[str]) -> list[str]:
@@ -259,15 +261,15 @@ def _merged_into_others(seen: Verification) -> set[str]:
     return {pattern_of(part.path) for part in seen.saving.tied if part.how == "adapter"}
 
 
-def _apart_and_idle(seen: Verification) -> set[str]:
+def _partly_used_stacks(seen: Verification) -> set[str]:
     """Patterns of layers of which only some learn, in a stack of which no group learns as a whole
     (the heads behind each layer of LightGlue, of which the last one is used): which of them learn
     at full size is not known, and what the model consists of learns without them."""
-    idle = {one.pattern for one in seen.observations.unused_adapters}
+    unused = {one.pattern for one in seen.observations.unused_adapters}
     stacks = {
         layer_of(group.examples_without_gradient[0]).rpartition(".")[0]
         for group in seen.adapters
-        if group.pattern in idle and group.with_gradient and group.examples_without_gradient
+        if group.pattern in unused and group.with_gradient and group.examples_without_gradient
     } - {""}
     inside = {
         stack: [g for g in seen.adapters if g.pattern.startswith(f"{stack}.")] for stack in stacks
@@ -276,5 +278,5 @@ def _apart_and_idle(seen: Verification) -> set[str]:
         group.pattern
         for groups in inside.values()
         for group in groups
-        if group.pattern in idle and not any(g.with_gradient == g.count for g in groups)
+        if group.pattern in unused and not any(g.with_gradient == g.count for g in groups)
     }

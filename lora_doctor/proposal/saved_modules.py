@@ -15,12 +15,12 @@ from lora_doctor.results.verification import Verification
 def heads_in_use(names: Sequence[str], seen: Verification) -> list[str]:
     """Without those that nothing runs: what only embeds labels that are disturbed on purpose
     (PP-DocLayoutV3's ``denoising_class_embed``)."""
-    idle = {one.pattern for one in seen.observations.unused_adapters if one.why == "not-run"}
+    not_run = {one.pattern for one in seen.observations.unused_adapters if one.why == "not-run"}
     learning = {group.pattern for group in seen.adapters if group.with_gradient}
     return [
         name
         for name in names
-        if not any(path == name or path.endswith(f".{name}") for path in idle - learning)
+        if not any(path == name or path.endswith(f".{name}") for path in not_run - learning)
     ]
 
 

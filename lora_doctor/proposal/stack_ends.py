@@ -35,7 +35,7 @@ def at_an_end(structure: Structure, pattern: str, paths: Sequence[str], count: i
     return []
 
 
-def passing_by(targets: str | list[str], paths: Sequence[str]) -> str:
+def excluding(targets: str | list[str], paths: Sequence[str]) -> str:
     """``target_modules`` that name what ``targets`` name, but for these paths."""
     ahead = "|".join(re.escape(path) + "$" for path in dict.fromkeys(paths))
     if isinstance(targets, str):

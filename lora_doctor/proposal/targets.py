@@ -107,11 +107,11 @@ def targets_without(
     if not kept:
         return None
     own = recipe.get("target_modules")
-    idle = {group.leaf for group in out} - {group.leaf for group in kept}
+    unused = {group.leaf for group in out} - {group.leaf for group in kept}
     if own and own != "all-linear" and not out:
         return own  # type: ignore[no-any-return]
-    if isinstance(own, list) and idle.issuperset(group.leaf for group in out):
-        return [entry for entry in own if entry.rpartition(".")[2] not in idle]
+    if isinstance(own, list) and unused.issuperset(group.leaf for group in out):
+        return [entry for entry in own if entry.rpartition(".")[2] not in unused]
     return name_groups(structure, kept)[0]
 
 

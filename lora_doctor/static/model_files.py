@@ -44,17 +44,17 @@ class AutoMapTarget:
 
 @dataclass(frozen=True)
 class StaticEvidence:
-    """The small files of one model.
+    """The small files of one model."""
 
-    `source` is how the user names it (a folder, `org/name@commit`); `folder` is where the files
-    lie; `config` has passed the checks of `gather_static`. `listing` names the files of the
-    repository, those that were not fetched included.
-    """
-
+    #: How the user names it: a folder, `org/name@commit`.
     source: str
+    #: Where the files lie.
     folder: Path
+    #: The content of config.json, which has passed the checks of `gather_static`.
     config: dict[str, Any]
+    #: The files of a repository on a hub, those that were not fetched included.
     given_listing: tuple[str, ...] | None = field(default=None, repr=False)
+    #: The weights of a repository on a hub, whose files are not in `folder`.
     given_weights: Piece[Weights] | None = field(default=None, repr=False)
     #: Files that a hub has and did not give, each with the reason.
     unanswered: Mapping[str, str] = field(default_factory=dict, repr=False)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from lora_doctor.contract.half_precision import LARGEST
+from lora_doctor.contract.half_precision import LARGEST_FLOAT16
 from lora_doctor.contract.locator import tensors_in
 from lora_doctor.contract.observers.base import Observer, Setting
 from lora_doctor.model.modules import pattern_of
@@ -35,7 +35,7 @@ class _Seen:
 
     @property
     def overflows(self) -> bool:
-        return not self.finite or self.max_abs >= LARGEST
+        return not self.finite or self.max_abs >= LARGEST_FLOAT16
 
 
 class Activations(Observer):

@@ -32,7 +32,7 @@ class Attention(Observer):
     def __init__(self, setting: Any) -> None:
         super().__init__(setting)
         self._model: Any = None
-        self._said: dict[tuple[str, str], None] = {}
+        self._messages: dict[tuple[str, str], None] = {}
         self._dropped: dict[str, AttentionReading] = {}
 
     def watch_training(self, model: Any) -> Iterable[Any]:
@@ -42,7 +42,7 @@ class Attention(Observer):
 
     def _hear(self, logger: str, text: str) -> None:
         if _ABOUT.search(text) and not _DEALT_WITH.search(text):
-            self._said[logger, text] = None
+            self._messages[logger, text] = None
 
     def _look(self, name: str, function: Any, module: Any, given: dict[str, Any]) -> None:
         """One call of an attention function: what the model's own function takes by name and
@@ -64,7 +64,7 @@ class Attention(Observer):
 
     def readings(self) -> tuple[AttentionReading, ...]:
         messages = []
-        for logger, text in self._said:
+        for logger, text in self._messages:
             path, implementation = self._speaker(logger)
             messages.append(AttentionReading(implementation, clean_path(path), warning=text))
         return (*messages, *self._dropped.values())

@@ -95,7 +95,7 @@ class InstancePatches(Observer):
         found = []
         for (module, _), seen in self._seen.items():
             around = [layer for layer in self._layers if self._involves(layer, module, seen)]
-            silent = [layer.path for layer in around if self._is_passed_by(layer, seen)]
+            silent = [layer.path for layer in around if self._is_bypassed(layer, seen)]
             found.append(
                 InstancePatch(
                     path=seen.path,
@@ -130,7 +130,7 @@ class InstancePatches(Observer):
         own = {id(layer.module), id(inside), *(id(p) for p in _parameters(inside))}
         return module in own or bool(own & seen.holds)
 
-    def _is_passed_by(self, layer: AdapterLayer, seen: _Seen) -> bool:
+    def _is_bypassed(self, layer: AdapterLayer, seen: _Seen) -> bool:
         """The patch ran, and the adapter took no part: not called, or no gradient came."""
         if not seen.calls:
             return False

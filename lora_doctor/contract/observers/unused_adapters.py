@@ -32,7 +32,7 @@ class _Seen:
 
 @dataclass
 class _Reason:
-    """Why a layer is idle. Equal reasons of layers that are alike make one reading."""
+    """Why a layer's adapter is unused. Equal reasons of layers that are alike make one reading."""
 
     why: Why
     where: str = ""

@@ -87,16 +87,16 @@ class Once:
 
     def __init__(self) -> None:
         self._log = logging.getLogger("lora_doctor")
-        self._said: set[str] = set()
+        self._logged: set[str] = set()
 
     def forget(self) -> None:
         with _lock:
-            self._said.clear()
+            self._logged.clear()
 
     def warning(self, text: str) -> None:
         """Log the text unless it has been logged."""
         with _lock:
-            if text in self._said:
+            if text in self._logged:
                 return
-            self._said.add(text)
+            self._logged.add(text)
         self._log.warning("%s", text)

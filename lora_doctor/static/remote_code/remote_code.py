@@ -59,20 +59,22 @@ class NestedAdapterCall:
 
 @dataclass(frozen=True)
 class RemoteCode:
-    """All files of one repository.
+    """All files of one repository."""
 
-    `unread` maps files that could not be parsed to the reason. `reachable` are the files that
-    loading the model runs: those that `auto_map` names and what these import; others are samples
-    and scripts. `auto_map` is the config's; `foreign` names other repositories that it leads to,
-    whose code is not here.
-    """
-
+    #: Where the files lie.
     folder: Path
+    #: What each file says, by its name.
     files: dict[str, SourceFacts]
+    #: Files that could not be parsed, with the reason.
     unread: dict[str, str]
+    #: The config's ``auto_map``.
     auto_map: tuple[AutoMapTarget, ...]
+    #: The files that loading the model runs: those that `auto_map` names and what these import;
+    #: others are samples and scripts.
     reachable: frozenset[str]
+    #: Other repositories that `auto_map` leads to, whose code is not here.
     foreign: tuple[str, ...]
+    #: How long reading took.
     seconds: float
 
     def _facts(self, *, reachable_only: bool) -> Iterator[SourceFacts]:

@@ -31,19 +31,23 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 
 @dataclass(frozen=True)
 class Replacement:
-    """A place where a value that may not be finite is replaced.
+    """A place where a value that may not be finite is replaced."""
 
-    ``what`` is replaced: ``value`` as it is written; ``how``, and ``by`` what, as it is written.
-    ``guarded``: only where a test found it not finite.
-    """
-
+    #: What is replaced.
     what: Kind
+    #: The value that is replaced, as it is written.
     value: str
+    #: How it is replaced.
     how: How
+    #: What replaces it, as it is written.
     by: str
+    #: The line of the script, from 1.
     line: int
+    #: The statement as it is written.
     code: str
+    #: The function that it stands in; empty at the top of the file.
     function: str
+    #: Whether it is replaced only where a test found it not finite.
     guarded: bool = False
 
 

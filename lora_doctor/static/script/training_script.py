@@ -31,9 +31,13 @@ _HOOKS = ("register_hook",)
 class TrainingScript:
     """What was read from a script."""
 
+    #: The file.
     path: Path
+    #: How many lines it has.
     lines: int
+    #: Where values that may not be finite are replaced, in the order of their lines.
     replacements: tuple[Replacement, ...]
+    #: In which order the script calls what loads, wraps and trains.
     order: ScriptOrder
 
 

@@ -483,9 +483,9 @@ CALLER = """
 import sys
 from lora_doctor.sandbox.worker import Worker
 sys.path.insert(0, {folder!r})
-with Worker(preload=(), packages=("test_isolation",), fork={fork}) as worker:
+with Worker(preload=(), packages=("test_sandbox",), fork={fork}) as worker:
     try:
-        worker.run("test_isolation:spawn", {{"pid_file": {pids!r}, "detached": {fork}}},
+        worker.run("test_sandbox:spawn", {{"pid_file": {pids!r}, "detached": {fork}}},
                    time_limit=100)
     except KeyboardInterrupt:
         print("interrupted")
