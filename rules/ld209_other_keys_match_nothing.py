@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
 
 from lora_doctor.rule_api import (
     Case,
@@ -23,6 +24,8 @@ from lora_doctor.rule_api import (
 )
 
 _KEYS = ("target_parameters", "modules_to_save")
+#: One or two letters of a name: ``embed_token`` is ``embed_tokens``, ``v_head`` is not ``lm_head``.
+_NEAR = 0.8
 
 
 class OtherKeysMatchNothing(Rule):
@@ -42,8 +45,11 @@ class OtherKeysMatchNothing(Rule):
     All of PEFT; `target_parameters` exists from 0.17 on.
 
     ## Fix
-    The entries taken out, which changes nothing: they had no effect. Whoever meant a module of the
-    model puts its name there.
+    Where the model has a name that is nearly the same (`lm_haed`, `embed_token`), that name: it is
+    what was asked for, and unsafe all the same, because the module is then trained and saved in
+    full. To take such an entry out loses the wish without a word, so that is not safe either.
+    Where no name is near, the entries taken out, which changes nothing: they had no effect.
+    Whoever meant a module of the model puts its name there.
 
     ## Links
     https://huggingface.co/docs/peft/package_reference/lora
@@ -62,6 +68,12 @@ class OtherKeysMatchNothing(Rule):
             "arch:llama",
             {"target_modules": ["q_proj", "v_proj"], "modules_to_save": ["score"]},
             why="modules_to_save names nothing",
+        ),
+        Example(
+            "broken",
+            "arch:llama",
+            {"target_modules": ["q_proj", "v_proj"], "modules_to_save": ["lm_haed"]},
+            why="mistyped: lm_head was meant, and is offered",
         ),
         Example(
             "healthy",
@@ -83,24 +95,70 @@ class OtherKeysMatchNothing(Rule):
     def _finding(
         self, recipe: Recipe, structure: Structure, key: str, entries: list[str]
     ) -> Finding:
-        rest = [entry for entry in recipe.get(key) or () if entry not in entries]
+        own = list(recipe.get(key) or ())
+        meant = _meant(structure, key, entries, own)
+        evidence = [
+            Measurement(f"{key} without a match", quoted(entries), "installed PEFT, meta device")
+        ]
+        if meant:
+            names = quoted(f"{name} for {entry}" for entry, name in meant.items())
+            source = f"module names of {structure.model_class}"
+            evidence.append(Measurement("the model has nearly the same", names, source))
         return self.finding(
             "warning",
             f"{key} {quoted(entries, 6)} name nothing in {structure.model_class}; "
             "PEFT passes over them without a word.",
             location=Location("recipe", key),
-            evidence=(
-                Measurement(
-                    f"{key} without a match", quoted(entries), "installed PEFT, meta device"
-                ),
-            ),
+            evidence=tuple(evidence),
             proof=Proof("measured", "PEFT was run on the real class and the result was looked at"),
-            fixes=(
-                Fix(
-                    f"Take {quoted(entries, 6)} out of {key}; nothing changes.",
-                    "safe",
-                    (Edit(key, rest or None),),
-                ),
-            ),
+            fixes=_fixes(key, own, entries, meant),
             explains=("attaches",),
         )
+
+
+def _fixes(
+    key: str, own: Sequence[str], entries: Sequence[str], meant: Mapping[str, str]
+) -> tuple[Fix, ...]:
+    """The names that were meant, where there are any; the entries taken out."""
+    rest = [entry for entry in own if entry not in entries]
+    out = Edit(key, rest or None)
+    if not meant:
+        return (Fix(f"Take {quoted(entries, 6)} out of {key}; nothing changes.", "safe", (out,)),)
+    spelled = [meant.get(entry, entry) for entry in own if entry in meant or entry in rest]
+    others = [entry for entry in entries if entry not in meant]
+    pairs = quoted((f"{name} for {entry}" for entry, name in meant.items()), 6)
+    title = f"Write {pairs} in {key}"
+    if others:
+        title += f" and take {quoted(others, 6)} out"
+    return (
+        Fix(f"{title}; it is then trained and saved.", "unsafe", (Edit(key, spelled),)),
+        Fix(
+            f"Take {quoted(entries, 6)} out of {key}; what was meant by it stays frozen, as now.",
+            "unsafe",
+            (out,),
+        ),
+    )
+
+
+def _meant(
+    structure: Structure, key: str, entries: Sequence[str], own: Sequence[str]
+) -> dict[str, str]:
+    """Entry to the name in the model that it is a slip of: the nearest that PEFT could take for
+    this key, has no adapter, and is not in the recipe already."""
+    wants_parameters = key == "target_parameters"
+    groups = [
+        group
+        for group in structure.groups
+        if (group.kind == "parameter") == wants_parameters and not group.adapted
+    ]
+    leaves = {group.leaf for group in groups} - {entry.rpartition(".")[2] for entry in own}
+    meant: dict[str, str] = {}
+    for entry in entries:
+        front, dot, leaf = entry.rpartition(".")
+        near = difflib.get_close_matches(leaf, sorted(leaves), n=1, cutoff=_NEAR)
+        if near:
+            path = f"{front}{dot}{near[0]}"
+            there = any(f".{group.pattern}".endswith(f".{path}") for group in groups)
+            meant[entry] = path if there else near[0]
+            leaves.discard(near[0])
+    return meant

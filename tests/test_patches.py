@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import logging
 import random
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -47,6 +49,41 @@ def test_every_file_is_a_patch_that_fits_here() -> None:
 def test_only_files_of_the_folder_are_patches(name: str) -> None:
     with pytest.raises(InputError, match="no such patch"):
         patches.install(Patch(name))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("NAME = 'half_a_patch'\n", "'half_a_patch': has no SUMMARY, why_not, install; copy "),
+        (
+            "NAME, SUMMARY = 'another', 'x'\ndef why_not(): pass\ndef install(): pass\n",
+            "'half_a_patch': its NAME is 'another'; give it that of its file",
+        ),
+    ],
+)
+def test_a_patch_that_lacks_a_part_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str
+) -> None:
+    """By every way to it: installing, and checking a prescription."""
+    tmp_path.joinpath("half_a_patch.py").write_text(text)
+    monkeypatch.setattr(patches, "__path__", [*patches.__path__, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, f"{patches.__name__}.half_a_patch", raising=False)
+    half = Patch("half_a_patch")
+    for action in (patches.install, lambda patch: patches.check_patch(patch, "p.json")):
+        with pytest.raises(InputError, match=re.escape(message)) as caught:
+            action(half)
+        assert "\n" not in str(caught.value)
+    sys.modules.pop(f"{patches.__name__}.half_a_patch")
+
+
+def test_who_prints_what_was_applied_sees_which_patches_are_in_force() -> None:
+    applied = apply(Prescription("org/model", patches=(DROP,)))
+    assert repr(applied) == (
+        "<Applied: prescription for org/model; patches in force: drop_none_arguments>"
+    )
+    applied.undo()
+    assert "patches taken out: drop_none_arguments" in repr(applied)
+    assert repr(apply(Prescription("m"))).endswith("patches in force: none>")
 
 
 def test_twice_is_once_and_the_last_one_out_undoes() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from lora_doctor.errors import InputError
 from lora_doctor.prescription.apply import Applied, apply
 from lora_doctor.recipe.edit import REMOVE, Edit, Patch
 from lora_doctor.recipe.files.prescription import (
+    REQUIRED,
     Prescription,
     parse_prescription,
     read_prescription,
@@ -56,6 +58,22 @@ def test_what_is_written_is_read_and_fits_the_schema(tmp_path: Path) -> None:
     assert [item.name for item in tmp_path.iterdir()] == ["p.json"]
 
 
+def test_what_is_empty_may_be_left_out_of_a_file_written_by_hand() -> None:
+    """The file of docs/safety.md; what we write ourselves has every key."""
+    page = (SCHEMA.parents[2] / "docs" / "safety.md").read_text(encoding="utf-8")
+    block = re.search(r"```json\n(.*?)```", page, re.DOTALL)
+    assert block is not None
+    data = json.loads(block[1])
+    validate(data)
+    assert set(data) < set(FULL.to_json())
+    read = parse_prescription(data, "p.json")
+    assert (read.edits, read.versions) == ((), {})
+    assert read.patches == (Patch("drop_none_arguments"),)
+    assert read.recipe["target_modules"] == ["q_proj", "v_proj"]
+    assert set(read.to_json()) == set(FULL.to_json())
+    assert read.to_json()["patches"] == [{"name": "drop_none_arguments", "parameters": {}}]
+
+
 def test_a_value_that_json_does_not_have_is_refused(tmp_path: Path) -> None:
     for value in (object(), float("nan")):
         with pytest.raises(InputError, match="cannot be written"):
@@ -76,20 +94,24 @@ def without(key: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        *((without(key), f"has no '{key}'") for key in FULL.to_json()),
+        *((without(key), f"has no '{key}'") for key in REQUIRED),
+        ({}, "has no 'schema_version', 'model', 'recipe'; needed here: schema_version, model"),
+        ({"schema_version": "9"}, "schema_version '9'"),
         (changed(schema_version="9"), "schema_version '9'"),
         (changed(schema_version=1), "schema_version is a text"),
         (changed(more=1), "has 'more'"),
         (changed(model=3), "model is a text"),
         (changed(edits={}), "edits is a list"),
         (changed(edits=[3]), "edits[0]: is a int"),
+        (changed(edits=[{"value": 1}]), "edits[0]: has no 'key'"),
         (changed(edits=[{"key": "r"}]), "neither 'value' nor 'remove'"),
         (changed(edits=[{"key": "r", "value": 0}]), "edits[0]: r is a whole number"),
         (changed(edits=[{"key": "r", "value": 1, "x": 1}]), "has 'x'"),
         (changed(edits=[{"key": "r", "remove": True, "x": 1}]), "has 'x'"),
         (changed(recipe={"r": "eight"}), "recipe: r is a whole number"),
         (changed(recipe=[]), "recipe is a mapping"),
-        (changed(patches=[{"name": "x"}]), "patches[0]: has no 'parameters'"),
+        (changed(patches=[{"parameters": {}}]), "patches[0]: has no 'name'"),
+        (changed(patches=[{"name": "x", "parameters": []}]), "parameters is a mapping"),
         (changed(patches=[{"name": 1, "parameters": {}}]), "name is a text"),
         (changed(patches=[{"name": "x", "parameters": {}, "y": 1}]), "has 'y'"),
         (changed(versions={"peft": 1}), "versions: each value is a text"),

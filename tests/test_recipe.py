@@ -64,6 +64,12 @@ def test_enums_of_peft_are_understood() -> None:
     [
         ({"targetmodules": ["a"]}, "did you mean 'target_modules'"),
         ({"load_in_4bits": True}, "did you mean 'load_in_4bit'"),
+        ({"lora_rank": 8}, "unknown key 'lora_rank'; did you mean 'r'?"),
+        ({"lora_target_modules": ["a"]}, "did you mean 'target_modules'?"),
+        ({"lora": {"r": 8}}, "unknown key 'lora'; keys are flat: put what is in it one level up"),
+        ({"rank_patern": {"q": 8}}, "did you mean 'rank_pattern'?"),
+        ({"model_name_or_path": "org/name"}, "it is the MODEL argument"),
+        ({"base_model": "org/name"}, "it is the MODEL argument"),
         ({"qqqqq": 1}, "unknown key 'qqqqq'; see PEFT's LoraConfig"),
         ({1: 2}, "key 1 is not a text"),
         ({"r": 8, "rank": 8}, "'r' is given twice (as 'rank' too)"),

@@ -17,13 +17,14 @@ from lora_doctor.recipe.files.read_write import apply_edits, holds_edit, read_re
 from tests.package_copy import copy_package
 from tests.package_copy import lora_doctor_from as run
 
-#: The names and values of LLaMA-Factory, as far as these tests need them.
+#: A format that writes values as LLaMA-Factory does, under names that no framework uses: a real
+#: format of the package must not claim the files of these tests.
 FACTORY = '''\
 """A file of a framework that joins names with commas and has one entry for quantization."""
 
 from lora_doctor.recipe.files.spelling import Spelling, Spellings
 
-NAME = "framework file"
+NAME = "sample file"
 SPECIFICITY = 20
 COMPLETE = False
 IGNORES_UNKNOWN = False
@@ -44,30 +45,30 @@ def joined(value):
 
 
 SPELLINGS = Spellings(
-    Spelling("target_modules", "lora_target", names, joined),
-    Spelling("r", "lora_rank"),
+    Spelling("target_modules", "sample_names", names, joined),
+    Spelling("r", "sample_rank"),
     Spelling(
-        "load_in_4bit", "quantization_bit", lambda bits: bits == 4, lambda on: 4 if on else None
+        "load_in_4bit", "sample_bits", lambda bits: bits == 4, lambda on: 4 if on else None
     ),
     Spelling(
-        "load_in_8bit", "quantization_bit", lambda bits: bits == 8, lambda on: 8 if on else None
+        "load_in_8bit", "sample_bits", lambda bits: bits == 8, lambda on: 8 if on else None
     ),
     same_name=lambda key: key in ("lora_alpha", "lora_dropout", "bf16", "learning_rate"),
 )
 
 
 def recognises(values):
-    return "finetuning_type" in values
+    return "sample_kind" in values
 '''
 SETUP = """\
 ### model
-model_name_or_path: org/model   # not ours to judge
+sample_model: org/model   # not ours to judge
 
 ### method
-finetuning_type: lora
-lora_target: q_proj,v_proj  # which
-lora_rank: 8
-cutoff_len: 2048
+sample_kind: lora
+sample_names: q_proj,v_proj  # which
+sample_rank: 8
+sample_length: 2048
 """
 
 
@@ -87,8 +88,11 @@ def write(folder: Path, text: str, name: str = "setup.yaml") -> Path:
 
 
 def test_the_formats_are_asked_by_what_they_demand() -> None:
+    """The order, and that ours are among them: another format may stand anywhere above the last."""
     found = [(one.NAME, one.SPECIFICITY) for one in find_formats()]
-    assert found == [("PEFT adapter config", 10), ("recipe file", 0)]
+    assert found == sorted(found, key=lambda one: (-one[1], one[0]))
+    assert {("PEFT adapter config", 10), ("recipe file", 0)} <= set(found)
+    assert found[-1] == ("recipe file", 0), "it takes what is left"
 
 
 @pytest.mark.usefixtures("framework")
@@ -96,8 +100,8 @@ def test_a_format_is_read_as_it_spells(tmp_path: Path) -> None:
     recipe = read_recipe(write(tmp_path, SETUP))
     assert recipe.values == {"target_modules": ["q_proj", "v_proj"], "r": 8}
     assert not recipe.complete
-    with pytest.raises(InputError, match=r"lora_target is a text with names .*, not \['q'\]"):
-        read_recipe(write(tmp_path, "finetuning_type: lora\nlora_target: [q]\n"))
+    with pytest.raises(InputError, match=r"sample_names is a text with names .*, not \['q'\]"):
+        read_recipe(write(tmp_path, "sample_kind: lora\nsample_names: [q]\n"))
 
 
 @pytest.mark.usefixtures("framework")
@@ -110,15 +114,15 @@ def test_an_edit_is_written_as_the_format_spells(tmp_path: Path, newline: str) -
     want = text.replace("q_proj,v_proj  #", "'qkv_proj,o_proj'  #").replace("rank: 8", "rank: 16")
     assert path.read_bytes().decode() == want
     assert apply_edits(path, edits) is None, "twice is once"
-    assert write_edits(path, [Edit("r", REMOVE)]) == want.replace(f"lora_rank: 16{newline}", "")
+    assert write_edits(path, [Edit("r", REMOVE)]) == want.replace(f"sample_rank: 16{newline}", "")
 
 
 @pytest.mark.usefixtures("framework")
 def test_a_new_key_is_spelled_as_the_format_does(tmp_path: Path) -> None:
-    path = write(tmp_path, '{"finetuning_type": "lora"}', "setup.json")
+    path = write(tmp_path, '{"sample_kind": "lora"}', "setup.json")
     edits = [Edit("target_modules", "all-linear"), Edit("r", 4), Edit("lora_alpha", 8)]
     new = json.loads(write_edits(path, edits))
-    assert new == {"finetuning_type": "lora", "lora_target": "all", "lora_rank": 4, "lora_alpha": 8}
+    assert new == {"sample_kind": "lora", "sample_names": "all", "sample_rank": 4, "lora_alpha": 8}
 
 
 @pytest.mark.usefixtures("framework")
@@ -128,18 +132,18 @@ def test_what_a_format_cannot_say_is_left_to_the_prescription(tmp_path: Path) ->
     assert not holds_edit(path, path.read_bytes(), regex)
     assert not holds_edit(path, path.read_bytes(), Edit("use_dora", True))
     assert holds_edit(path, path.read_bytes(), Edit("target_modules", ["qkv_proj"]))
-    with pytest.raises(InputError, match=r"lora_target takes names only, not .*; use the prescr"):
+    with pytest.raises(InputError, match=r"sample_names takes names only, not .*; use the prescr"):
         write_edits(path, [regex])
-    with pytest.raises(InputError, match="a framework file has no key 'use_dora'"):
+    with pytest.raises(InputError, match="a sample file has no key 'use_dora'"):
         write_edits(path, [Edit("use_dora", True)])
 
 
 @pytest.mark.usefixtures("framework")
 def test_two_keys_of_one_entry_are_changed_together_or_not_at_all(tmp_path: Path) -> None:
     """A file is only written when it reads back as the recipe that was asked for."""
-    path = write(tmp_path, SETUP + "quantization_bit: 8\n")
+    path = write(tmp_path, SETUP + "sample_bits: 8\n")
     both = [Edit("load_in_8bit", False), Edit("load_in_4bit", True)]
-    assert write_edits(path, both) == SETUP + "quantization_bit: 4\n"
+    assert write_edits(path, both) == SETUP + "sample_bits: 4\n"
     with pytest.raises(InputError, match="cannot be edited in place"):
         write_edits(path, [Edit("load_in_4bit", True)])
 
@@ -148,6 +152,7 @@ def test_two_keys_of_one_entry_are_changed_together_or_not_at_all(tmp_path: Path
     ("text", "edit", "new"),
     [
         ("rank: 8\n", Edit("r", 16), "rank: 16\n"),
+        ("lora_rank: 8\n", Edit("r", 16), "lora_rank: 16\n"),
         ("lora_r: 8  # c\n", Edit("r", 16), "lora_r: 16  # c\n"),
         ("torch_dtype: bf16\n", Edit("dtype", "float16"), "torch_dtype: float16\n"),
         ("alpha: 8\n", Edit("lora_alpha", REMOVE), "{}\n"),
@@ -173,6 +178,7 @@ def test_the_name_that_stands_in_the_file_is_the_one_that_is_edited(
     ("values", "message"),
     [
         ({"r": 8, "rank": 8}, "'r' and 'rank' both set r; keep one"),
+        ({"lora_r": 8, "lora_rank": 8}, "'lora_r' and 'lora_rank' both set r; keep one"),
         ({"dtype": "bf16", "torch_dtype": "bf16"}, "'dtype' and 'torch_dtype' both set dtype"),
         (
             {"target_modules": ["q"], "lora_target_modules": ["v"]},

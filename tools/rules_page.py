@@ -25,6 +25,8 @@ PAGE = ROOT / "docs" / "rules.md"
 README = ROOT / "README.md"
 #: A command in a comment, and the fenced block after it.
 QUOTED = re.compile(r"(<!-- output: lora-doctor (.+?) -->\n```text\n)(.*?)(```\n)", re.DOTALL)
+#: Not "B": `3.82 B` are parameters.
+_VARYING = re.compile(r"\b((\d+ min )?\d+(\.\d+)? (s|ms|KiB|MiB|GiB|TiB)|load \d+(\.\d+)?)\b")
 TOPICS = {
     "LD0": "The tool, and what is unexplained",
     "LD1": "Model class and forward signature",
@@ -35,6 +37,7 @@ TOPICS = {
     "LD6": "Tokens, embeddings, saving, merging",
     "LD7": "Environment and versions",
     "LD8": "Security of what is loaded",
+    "LD9": "Data: what is supervised",
 }
 HEAD = """\
 <!-- Written by `python -m tools.rules_page` from the docstrings in rules/. Do not edit. -->
@@ -129,6 +132,18 @@ def output_of(command: str) -> str:
     return done.stdout.rstrip() + "\n"
 
 
+def fresh_block(command: str, block: str) -> str:
+    """The output of a command for the README: as it stands there where the two say the same."""
+    output = output_of(command)
+    return block if comparable(output) == comparable(block) else output
+
+
+def comparable(text: str) -> list[str]:
+    """Words without what differs from run to run (times, memory, the load of the machine) and
+    without the layout, which differs between releases of click and rich."""
+    return _VARYING.sub("N", text).split()
+
+
 def main() -> int:
     if not ROOT.joinpath("pyproject.toml").is_file():
         print("tools.rules_page: not a checkout; clone the repository first", file=sys.stderr)
@@ -136,7 +151,7 @@ def main() -> int:
     PAGE.parent.mkdir(exist_ok=True)
     PAGE.write_text(rules_page(own_rules()), encoding="utf-8")
     text = README.read_text(encoding="utf-8")
-    text = QUOTED.sub(lambda match: match[1] + output_of(match[2]) + match[4], text)
+    text = QUOTED.sub(lambda match: match[1] + fresh_block(match[2], match[3]) + match[4], text)
     README.write_text(recipe_table.fresh(text), encoding="utf-8")
     print(f"wrote {PAGE} and {README}")
     return 0

@@ -96,6 +96,13 @@ class Applied:
     def __init__(self, prescription: Prescription, undo: Callable[[], None]) -> None:
         self.prescription = prescription
         self._undo = undo
+        self._in_force = True
+
+    def __repr__(self) -> str:
+        names = ", ".join(visible(patch.name) for patch in self.prescription.patches)
+        state = "patches in force" if self._in_force else "patches taken out"
+        model = visible(self.prescription.model)
+        return f"<Applied: prescription for {model}; {state}: {names or 'none'}>"
 
     def __enter__(self) -> Applied:
         return self
@@ -106,6 +113,7 @@ class Applied:
     def undo(self) -> None:
         """Take the patches out again; twice is once."""
         self._undo()
+        self._in_force = False
 
     @property
     def recipe(self) -> Recipe:

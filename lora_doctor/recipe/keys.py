@@ -166,6 +166,8 @@ TRAINING_KEYS = _names_of("training")
 PLANNING_KEYS = _names_of("planning")
 #: All keys that are not for the constructor of PEFT's config.
 OUTER_KEYS = (*LOADING_KEYS, *WRAPPING_KEYS, *TRAINING_KEYS, *PLANNING_KEYS)
+#: Keys whose value is a mapping.
+MAPPING_KEYS = tuple(key.name for key in KEYS if key.normal_form is form.mapping)
 #: Alias to the key that it means.
 ALIASES = {alias: key.name for key in KEYS for alias in key.aliases}
 #: Pairs of which a recipe sets one at most.

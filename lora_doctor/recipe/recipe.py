@@ -7,6 +7,7 @@ nobody set is left to the installed PEFT and transformers, so their defaults are
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from lora_doctor.recipe.keys import (
     BOOKKEEPING_KEYS,
     BY_NAME,
     EXCLUSIVE,
+    MAPPING_KEYS,
     OUTER_KEYS,
     check_value,
     known_keys,
@@ -112,6 +114,23 @@ class Recipe:
         return Recipe({**self.values, **values}, origins, self.complete)
 
 
+#: What frameworks call the model itself.
+_MODEL = re.compile(r"((base|pretrained)_)?model(_name|_id|_path|_name_or_path)?")
+
+
+def _hint(key: str, value: Any, known: frozenset[str]) -> str:
+    """What somebody who wrote this unknown key has to do."""
+    if _MODEL.fullmatch(key):
+        return "the model is no part of a recipe: it is the MODEL argument"
+    short = key.removeprefix("lora_")
+    near = difflib.get_close_matches(key, known - BOOKKEEPING_KEYS, n=1, cutoff=0.6)
+    if short in known or short in ALIASES:  # lora_rank, which is nearer to lora_bias
+        near = [ALIASES.get(short, short)]
+    if isinstance(value, Mapping) and not (near and near[0] in MAPPING_KEYS):
+        return "keys are flat: put what is in it one level up"
+    return f"did you mean {near[0]!r}?" if near else "see PEFT's LoraConfig"
+
+
 def make_recipe(
     values: Mapping[str, Any],
     *,
@@ -140,9 +159,7 @@ def make_recipe(
             if key not in known and not other_peft_type:
                 if ignore_unknown:
                     continue
-                near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-                hint = f"; did you mean {near[0]!r}?" if near else "; see PEFT's LoraConfig"
-                raise InputError(f"{where}: unknown key {key!r}{hint}")
+                raise InputError(f"{where}: unknown key {key!r}; {_hint(key, value, known)}")
         if key in checked:
             raise InputError(f"{where}: {key!r} is given twice (as {raw_key!r} too)")
         if key == "r" and value == 0 and other_peft_type:

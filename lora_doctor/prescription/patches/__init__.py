@@ -43,6 +43,9 @@ class _Installed:
     users: int = 1
 
 
+#: What the module of a patch has to have.
+_PARTS = ("NAME", "SUMMARY", "why_not", "install")
+
 _installed: dict[str, _Installed] = {}
 _lock = threading.RLock()
 
@@ -57,13 +60,22 @@ def load_patch(name: str) -> ModuleType:
     """The module of a patch.
 
     Raises:
-        InputError: there is no such patch. Only names of files of this folder are imported,
-            whatever a prescription says.
+        InputError: there is no such patch, or its file lacks a part. Only names of files of this
+            folder are imported, whatever a prescription says.
     """
     names = patch_names()
     if name not in names:
         raise InputError(f"patch {name!r}: no such patch; there are {', '.join(names)}")
-    return importlib.import_module(f"{__name__}.{name}")
+    module = importlib.import_module(f"{__name__}.{name}")
+    missing = [part for part in _PARTS if not hasattr(module, part)]
+    if missing:
+        raise InputError(
+            f"patch {name!r}: has no {', '.join(missing)}; "
+            "copy prescription/patches/drop_none_arguments.py"
+        )
+    if name != module.NAME:
+        raise InputError(f"patch {name!r}: its NAME is {module.NAME!r}; give it that of its file")
+    return module
 
 
 def check_patch(patch: Patch, where: str) -> None:

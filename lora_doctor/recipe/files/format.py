@@ -27,9 +27,12 @@ class RecipeFormat(Protocol):
     SPECIFICITY: int
     #: Whether what the file does not set is left to PEFT; otherwise it is proposed.
     COMPLETE: bool
-    #: Whether an entry that spells a key which nobody knows is passed over or refused.
+    #: Whether an entry that spells a key which nobody knows is passed over (mistyped ones as
+    #: well) or refused with the nearest name. An entry that ``SPELLINGS`` says nothing of is the
+    #: framework's own business and passed over either way.
     IGNORES_UNKNOWN: bool
-    #: How the file spells the keys of a recipe, for reading and for writing.
+    #: How the file spells the keys of a recipe, for reading and for writing; what has the recipe's
+    #: own name there is let in by ``same_name``, which lets nothing in by itself.
     SPELLINGS: Spellings
 
     def recognises(self, values: Mapping[str, Any]) -> bool:

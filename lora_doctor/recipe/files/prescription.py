@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,9 @@ from lora_doctor.recipe.keys import check_value, is_known_key
 from lora_doctor.recipe.recipe import make_recipe
 
 SCHEMA_VERSION = "1"
+#: What a file has to hold; the other keys are empty where they are left out. A file that is
+#: written here has all of them.
+REQUIRED = ("schema_version", "model", "recipe")
 
 
 @dataclass(frozen=True)
@@ -86,24 +89,21 @@ def read_prescription(path: str | Path) -> Prescription:
 
 def parse_prescription(data: Mapping[str, Any], where: str) -> Prescription:
     """A checked prescription out of the content of its file. Raises InputError."""
-    version = _take(data, "schema_version", str, where)
-    if version != SCHEMA_VERSION:
-        raise InputError(
-            f"{where}: has schema_version {version!r:.40}, this lora-doctor reads "
-            f"{SCHEMA_VERSION!r}; make it anew with `lora-doctor fix --apply` or update lora-doctor"
-        )
+    if "schema_version" in data:  # first: another version may have other keys
+        _check_version(_typed(data, "schema_version", str, where), where)
+    _require(data, REQUIRED, where)
     _refuse_others(data, {item.name for item in fields(Prescription)}, where)
-    versions = _take(data, "versions", dict, where)
+    versions = _typed({"versions": {}, **data}, "versions", dict, where)
     if not all(isinstance(value, str) for value in versions.values()):
         raise InputError(f"{where}: versions: each value is a text")
-    edits = _take(data, "edits", list, where)
-    patches = _take(data, "patches", list, where)
+    edits = _typed({"edits": [], **data}, "edits", list, where)
+    patches = _typed({"patches": [], **data}, "patches", list, where)
     recipe = make_recipe(
-        _take(data, "recipe", dict, where),
+        _typed(data, "recipe", dict, where),
         where=f"{where}: recipe", origin="file", complete=True, ignore_unknown=True,
     )  # fmt: skip
     return Prescription(
-        model=_take(data, "model", str, where),
+        model=_typed(data, "model", str, where),
         edits=tuple(_edit(item, f"{where}: edits[{n}]") for n, item in enumerate(edits)),
         recipe=dict(recipe.values),
         patches=tuple(_patch(item, f"{where}: patches[{n}]") for n, item in enumerate(patches)),
@@ -111,10 +111,25 @@ def parse_prescription(data: Mapping[str, Any], where: str) -> Prescription:
     )
 
 
-def _take(data: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
+def _check_version(version: str, where: str) -> None:
+    if version != SCHEMA_VERSION:
+        raise InputError(
+            f"{where}: has schema_version {version!r:.40}, this lora-doctor reads "
+            f"{SCHEMA_VERSION!r}; make it anew with `lora-doctor fix --apply` or update lora-doctor"
+        )
+
+
+def _require(data: Mapping[str, Any], keys: Sequence[str], where: str) -> None:
+    """Raises InputError that names every key that is missing, not only the first."""
+    missing = [key for key in keys if key not in data]
+    if missing:
+        raise InputError(
+            f"{where}: has no {', '.join(map(repr, missing))}; needed here: {', '.join(keys)}"
+        )
+
+
+def _typed(data: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
     names: dict[Any, str] = {str: "a text", list: "a list", dict: "a mapping"}
-    if key not in data:
-        raise InputError(f"{where}: has no {key!r}; it is not a prescription of lora-doctor")
     if not isinstance(data[key], kind):
         raise InputError(f"{where}: {key} is {names[kind]}, not a {type(data[key]).__name__}")
     return data[key]
@@ -134,7 +149,8 @@ def _mapping(data: Any, where: str) -> Mapping[str, Any]:
 
 def _edit(data: Any, where: str) -> Edit:
     data = _mapping(data, where)
-    key = _take(data, "key", str, where)
+    _require(data, ("key",), where)
+    key = _typed(data, "key", str, where)
     if not is_known_key(key):
         raise InputError(f"{where}: {key!r:.60} is no key of a recipe; remove this edit")
     if data.get("remove") is True and "value" not in data:
@@ -149,4 +165,6 @@ def _edit(data: Any, where: str) -> Edit:
 def _patch(data: Any, where: str) -> Patch:
     data = _mapping(data, where)
     _refuse_others(data, {"name", "parameters"}, where)
-    return Patch(_take(data, "name", str, where), _take(data, "parameters", dict, where))
+    _require(data, ("name",), where)
+    parameters = _typed({"parameters": {}, **data}, "parameters", dict, where)
+    return Patch(_typed(data, "name", str, where), parameters)

@@ -12,10 +12,15 @@ from lora_doctor.recipe.keys import OUTER_KEYS
 NAME = "PEFT adapter config"
 SPECIFICITY = 10
 COMPLETE = True
-IGNORES_UNKNOWN = True  # a newer PEFT may have written them
+# A newer PEFT may have written a key that this one does not know. It swallows mistyped keys, too:
+# a format that people write by hand says False, and then every entry that spells a key which no
+# recipe has is refused with the nearest name.
+IGNORES_UNKNOWN = True
 
 SPELLINGS = Spellings(
     Spelling("lora_alpha", "alpha"),  # LoHaConfig and LoKrConfig
+    # A key whose entry has the recipe's own name needs no Spelling, but it has to be let in here:
+    # an entry that is neither is not read, and an edit of its key goes to the prescription.
     same_name=lambda key: key not in OUTER_KEYS,
 )
 

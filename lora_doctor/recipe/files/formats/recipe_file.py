@@ -13,13 +13,13 @@ SPECIFICITY = 0  # asked last
 COMPLETE = False
 IGNORES_UNKNOWN = False
 
-#: The names that TRL's and axolotl's files give to fields of LoraConfig.
+#: The names that the files of TRL, axolotl and LLaMA-Factory give to fields of LoraConfig.
 _PREFIXED = {
     f"lora_{key}": key
     for key in ("r", "target_modules", "target_parameters", "modules_to_save", "task_type")
 }
 SPELLINGS = Spellings(
-    *(Spelling(key, name) for name, key in {**ALIASES, **_PREFIXED}.items()),
+    *(Spelling(key, name) for name, key in {**ALIASES, **_PREFIXED, "lora_rank": "r"}.items()),
     same_name=lambda key: True,
 )
 
