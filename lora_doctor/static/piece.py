@@ -20,6 +20,8 @@ U = TypeVar("U")
 
 # The largest config.json known (with 21,000 labels) has 2 MB.
 MAX_JSON_BYTES = 32 * 1024 * 1024
+#: What a clone without git-lfs has in the place of a large file.
+LFS_POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,8 @@ def parse_json(content: bytes, name: str) -> Any:
         reason = f"is not UTF-8 (byte {error.start})"
     except json.JSONDecodeError as error:
         reason = f"is not JSON: {error.msg} at line {error.lineno} column {error.colno}"
+        if content.startswith(LFS_POINTER):
+            reason = "is a Git LFS pointer, not the file itself: run `git lfs pull`"
     except RecursionError:
         reason = "is nested too deeply"
     except ValueError:  # an integer of more than 4300 digits

@@ -1,0 +1,135 @@
+"""LD611: the tokenizer gives out ids for which the model has no embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.engine.case import Case
+from lora_doctor.engine.rule import (
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measurement,
+    Proof,
+    Rule,
+    Symptom,
+)
+from lora_doctor.errors import EvidenceError
+from lora_doctor.static.folder.token_ids import TokenId, tokens_beyond
+from lora_doctor.static.folder.vocabulary import token_rows, vocabulary_mismatches
+from lora_doctor.text import quoted
+
+_SHOWN = 8
+
+
+class TokenIdsBeyondEmbeddings(Rule):
+    """The tokenizer of the folder has more tokens than the model has embeddings, and gives out ids
+    that no row belongs to.
+
+    ## What happens
+    The first batch that holds such a token ends in `IndexError: index out of range in self`, on a
+    GPU in `CUDA error: device-side assert triggered`, after which every call of the process fails.
+    Where it is the padding token, that is the first batch of unequal rows.
+
+    ## Why
+    Tokens were added to the tokenizer (`[PAD]`, `<tool>`), which was saved, and the embeddings were
+    not resized, or were and this is the checkpoint from before. Or tokenizer and weights come from
+    different models. The other way round, a vocabulary that is larger than the tokenizer, is usual:
+    it is padded to a multiple.
+
+    Placeholders of images, audio and video are not counted. They are replaced before they reach the
+    embeddings, and text models are published with the tokenizer of their multimodal sibling.
+
+    ## Versions
+    All.
+
+    ## Fix
+    `model.resize_token_embeddings(len(tokenizer))` before `get_peft_model`, and the new rows
+    trained and saved: `trainable_token_indices`, or the embeddings in `modules_to_save`. For a
+    padding token, one that the model already has an embedding for needs neither.
+
+    ## Links
+    https://huggingface.co/docs/peft/developer_guides/troubleshooting#extending-the-vocabulary
+    """
+
+    code = "LD611"
+    name = "token-ids-beyond-embeddings"
+    summary = "The tokenizer gives out ids for which the model has no embedding."
+    depth = "static"
+    symptoms = (
+        Symptom(r"IndexError: index out of range in self"),
+        Symptom(r"indexSelect\w*: .*Assertion `?srcIndex < srcSelectDimSize"),
+        Symptom(r"vectorized_gather_kernel.*index out of bounds"),
+    )
+    examples = (
+        Example(
+            "broken",
+            "tests/folders/pad_token_beyond_vocabulary",
+            depth="static",
+            why="[PAD] was added to the tokenizer, and the model was not resized",
+        ),
+        Example(
+            "healthy",
+            "tests/folders/vocabulary_padded",
+            depth="static",
+            why="a vocabulary that is padded to a multiple of 64",
+        ),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        static = case.static
+        weights = static.weights.value
+        if weights is not None and vocabulary_mismatches(static.config, weights):
+            return  # such a checkpoint is not loaded: LD612
+        rows = token_rows(static.config, weights)
+        if rows is None:
+            raise EvidenceError(f"{static.source}: nothing says how many token embeddings it has")
+        beyond = tokens_beyond(static, rows.rows)
+        if not beyond:
+            return
+        reached = [token for token in beyond if token.role or not token.added]
+        named = quoted([token.token for token in reached or beyond], 4)
+        yield self.finding(
+            "error" if reached else "warning",
+            f"The tokenizer gives ids from {beyond[0].id} on, the model has {rows.rows:,} token "
+            f"embeddings: "
+            + (
+                f"{named} will end in an index error."
+                if reached
+                else f"data that holds {named} will end in an index error."
+            ),
+            location=Location("file", (reached or beyond)[0].file),
+            evidence=(
+                Measurement("token embeddings", rows.rows, rows.where),
+                Measurement("highest id", beyond[-1].id, beyond[-1].file),
+                Measurement("tokens without an embedding", _table(beyond), "token: id"),
+            ),
+            proof=Proof("inferred", "from the tokenizer's files and the rows of the embeddings"),
+            fixes=tuple(_fixes(beyond)),
+        )
+
+
+def _table(tokens: tuple[TokenId, ...]) -> dict[str, int]:
+    return {token.token: token.id for token in tokens[:_SHOWN]}
+
+
+def _fixes(tokens: tuple[TokenId, ...]) -> Iterator[Fix]:
+    if all(token.role == "pad_token" for token in tokens):
+        yield Fix(
+            "Take a token for padding that the model has an embedding for: tokenizer.pad_token = "
+            "tokenizer.unk_token, or another one that the data does not need.",
+            "manual",
+        )
+    yield Fix(
+        "Call model.resize_token_embeddings(len(tokenizer)) before get_peft_model, and train and "
+        f"save the new rows: trainable_token_indices={[token.id for token in tokens[:_SHOWN]]}"
+        f"{' and so on' if len(tokens) > _SHOWN else ''}, or the embeddings in modules_to_save.",
+        "manual",
+    )
+    if any(not token.added for token in tokens):
+        yield Fix(
+            "Or put the tokenizer of these weights into the folder: this vocabulary belongs to "
+            "another model.",
+            "manual",
+        )

@@ -1,0 +1,93 @@
+"""LD612: the embeddings of the checkpoint have another size than the config's vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.engine.case import Case
+from lora_doctor.engine.rule import (
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measurement,
+    Proof,
+    Rule,
+    Symptom,
+)
+from lora_doctor.static.folder.vocabulary import vocabulary_mismatches
+
+
+class VocabularySizeMismatch(Rule):
+    """The checkpoint has another number of token embeddings than its `config.json` says.
+
+    ## What happens
+    `from_pretrained` refuses the checkpoint: `size mismatch for model.embed_tokens.weight`, or from
+    transformers 5 on `You set ignore_mismatched_sizes to False`. With `ignore_mismatched_sizes` it
+    loads, and the embeddings are random.
+
+    ## Why
+    Embeddings were resized for new tokens, and weights and config saved at different times, or
+    `vocab_size` was edited, or one of the two files is from another model. When only the head
+    differs, the embeddings were resized with `tie_word_embeddings` in the wrong state.
+
+    Models whose class computes with `vocab_size`, and configs with several vocabularies, are not
+    judged.
+
+    ## Versions
+    All.
+
+    ## Fix
+    The config that belongs to the weights. `vocab_size` says how many rows there are; it is no
+    setting.
+
+    ## Links
+    https://huggingface.co/docs/transformers/main_classes/model#transformers.PreTrainedModel.resize_token_embeddings
+    """
+
+    code = "LD612"
+    name = "vocabulary-size-mismatch"
+    summary = "The embeddings of the checkpoint have another size than the config's vocabulary."
+    depth = "static"
+    symptoms = (
+        Symptom(r"size mismatch for \S*(embed|wte|lm_head|shared)\S*: copying a param"),
+        Symptom(r"Trying to set a tensor of shape .* in \"weight\" .* this looks? incorrect"),
+    )
+    examples = (
+        Example(
+            "broken",
+            "tests/folders/vocabulary_mismatch",
+            depth="static",
+            why="the config was saved before the embeddings were resized",
+        ),
+        Example("healthy", "tests/folders/vocabulary_padded", depth="static"),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        static = case.static
+        found = vocabulary_mismatches(static.config, static.weights.require())
+        if not found:
+            return
+        first = found[0]
+        rows = sorted({item.shape[0] for item in found})
+        fix = (
+            f"Write {first.key}: {rows[0]} into config.json of a copy of the folder, if the "
+            "weights are the right ones; else take the weights that belong to this config."
+            if len(rows) == 1
+            else "Take a config and weights that were saved together."
+        )
+        yield self.finding(
+            "error",
+            f"{first.tensor} has {first.shape[0]:,} rows and {first.key} is "
+            f"{first.vocab_size:,}: from_pretrained will refuse the checkpoint.",
+            location=Location("file", "config.json"),
+            evidence=(
+                Measurement(first.key, first.vocab_size, static.where("config.json")),
+                *(
+                    Measurement(item.tensor, list(item.shape), f"header of {item.file}")
+                    for item in found
+                ),
+            ),
+            proof=Proof("inferred", "from the header of the weights and config.json"),
+            fixes=(Fix(fix, "manual"),),
+        )

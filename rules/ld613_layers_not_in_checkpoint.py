@@ -1,0 +1,78 @@
+"""LD613: the checkpoint lacks whole layers, which are then random."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.engine.case import Case
+from lora_doctor.engine.rule import Example, Finding, Fix, Location, Measurement, Proof, Rule
+from lora_doctor.static.folder.layers import StackMismatch, stack_mismatches
+from lora_doctor.text import quoted
+
+
+class LayersNotInCheckpoint(Rule):
+    """The config announces more layers than the checkpoint has.
+
+    ## What happens
+    `from_pretrained` warns that some weights were newly initialized, and goes on. The missing
+    layers are random, and others each time the model is loaded. Adapters are trained for a model
+    that exists in this one process; an adapter folder does not hold the base.
+
+    ## Why
+    A checkpoint that was cut, merged or converted without part of its layers, or a config of a
+    larger model of the same family.
+
+    Told from the layer numbers in the names of the tensors and from the config entry about the same
+    stack. A stack that several entries could mean is not judged.
+
+    ## Versions
+    All.
+
+    ## Fix
+    The complete checkpoint, or the config that belongs to it.
+
+    ## Links
+    https://huggingface.co/docs/transformers/main_classes/model
+    """
+
+    code = "LD613"
+    name = "layers-not-in-checkpoint"
+    summary = "The checkpoint lacks whole layers; they are random at every loading."
+    depth = "static"
+    examples = (
+        Example(
+            "broken",
+            "tests/folders/layers_missing",
+            depth="static",
+            why="four layers announced, two in the checkpoint",
+        ),
+        Example("healthy", "tests/folders/vocabulary_padded", depth="static"),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        static = case.static
+        weights = static.weights.require()
+        if weights.unread:
+            return  # layers in files that are not there are no layers that were left out: LD615
+        for found in stack_mismatches(static.config, weights):
+            if found.missing:
+                yield self._missing(found, static.where("config.json"))
+
+    def _missing(self, found: StackMismatch, config: str) -> Finding:
+        names = quoted([f"{found.stack}.{number}" for number in found.missing], 4)
+        # A config for another model is corrected by a number; a gap is not.
+        cut = found.missing == tuple(range(found.found, found.announced))
+        other = f", or write {found.key}: {found.found} into a copy of config.json" if cut else ""
+        return self.finding(
+            "error",
+            f"{found.key} announces {found.announced} layers and the checkpoint has "
+            f"{found.found}: {names} will be random at every loading.",
+            location=Location("file", "config.json"),
+            evidence=(
+                Measurement(found.key, found.announced, config),
+                Measurement(f"layers in {found.stack}", found.found, "names of its tensors"),
+                Measurement("missing", list(found.missing), "layer numbers"),
+            ),
+            proof=Proof("inferred", "from the names of the tensors and config.json"),
+            fixes=(Fix(f"Take the complete checkpoint{other}.", "manual"),),
+        )

@@ -1,0 +1,75 @@
+"""LD614: the checkpoint has more layers than its config, and the last ones are not loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.engine.case import Case
+from lora_doctor.engine.rule import Example, Finding, Fix, Location, Measurement, Proof, Rule
+from lora_doctor.static.folder.layers import stack_mismatches
+
+
+class LayersLeftOut(Rule):
+    """The checkpoint has more layers than its config announces.
+
+    ## What happens
+    `from_pretrained` leaves the last layers out, with a warning about weights that were not used,
+    and the model answers badly from the start. Adapters are trained on the shortened model, and do
+    not fit when somebody corrects the config.
+
+    ## Why
+    A config of a smaller model of the same family, or one that was edited for a trial run.
+
+    Layers that predict further tokens (`num_nextn_predict_layers`) are left out on purpose and not
+    counted. A stack that several config entries could mean is not judged.
+
+    ## Versions
+    All.
+
+    ## Fix
+    The config that belongs to the weights. Where the model was shortened on purpose, ignore this
+    rule.
+
+    ## Links
+    https://huggingface.co/docs/transformers/main_classes/model
+    """
+
+    code = "LD614"
+    name = "layers-left-out"
+    summary = "The checkpoint has more layers than its config; the last ones are not loaded."
+    depth = "static"
+    examples = (
+        Example(
+            "broken",
+            "tests/folders/layers_left_out",
+            depth="static",
+            why="one layer announced, two in the checkpoint",
+        ),
+        Example("healthy", "tests/folders/vocabulary_padded", depth="static"),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        static = case.static
+        for found in stack_mismatches(static.config, static.weights.require()):
+            if not found.left_over:
+                continue
+            yield self.finding(
+                "warning",
+                f"The checkpoint has layers up to {found.stack}.{found.left_over[-1]} and "
+                f"{found.key} is {found.announced}: {len(found.left_over)} of its layers will not "
+                "be loaded.",
+                location=Location("file", "config.json"),
+                evidence=(
+                    Measurement(found.key, found.announced, static.where("config.json")),
+                    Measurement(f"layers in {found.stack}", found.found, "names of its tensors"),
+                    Measurement("left out", list(found.left_over), "layer numbers"),
+                ),
+                proof=Proof("inferred", "from the names of the tensors and config.json"),
+                fixes=(
+                    Fix(
+                        f"Write {found.key}: {found.left_over[-1] + 1} into config.json of a copy "
+                        "of the folder, or take the config of these weights.",
+                        "manual",
+                    ),
+                ),
+            )

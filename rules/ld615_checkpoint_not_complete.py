@@ -1,0 +1,128 @@
+"""LD615: the index of a sharded checkpoint and the files beside it do not agree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.engine.case import Case
+from lora_doctor.engine.rule import (
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measurement,
+    Proof,
+    Rule,
+    Symptom,
+)
+from lora_doctor.static.folder.checkpoint_files import IndexMismatch, index_mismatch
+from lora_doctor.text import quoted
+
+_SHOWN = 20
+
+
+class CheckpointNotComplete(Rule):
+    """The index of a sharded checkpoint names files or tensors that are not there.
+
+    ## What happens
+    A missing file ends in `FileNotFoundError` or `does not appear to have a file named ...`. A
+    missing tensor is random in transformers 5, with a warning; 4 trusts the index, reports nothing
+    missing and leaves it on the meta device, where the first step fails. Tensors that the files
+    have and the index does not name are random in transformers 4, and loaded by 5.
+
+    ## Why
+    A download that was interrupted, a shard that was not uploaded, or an index of an earlier save
+    beside shards of a later one.
+
+    A folder that holds an index and no weights at all is taken for what it is: the small files of a
+    model.
+
+    ## Versions
+    All.
+
+    ## Fix
+    All files of one revision: `hf download MODEL`, which resumes, or saving the model again.
+
+    ## Links
+    https://huggingface.co/docs/transformers/big_models
+    """
+
+    code = "LD615"
+    name = "checkpoint-not-complete"
+    summary = "A sharded checkpoint lacks files or tensors that its index names."
+    depth = "static"
+    symptoms = (
+        Symptom(r"does not appear to have a file named \S*-of-\d+\.(safetensors|bin)"),
+        Symptom(r"No such file or directory: .*-of-\d+\.(safetensors|bin)"),
+    )
+    examples = (
+        Example(
+            "broken",
+            "tests/folders/shard_missing",
+            depth="static",
+            why="the second of two files is not there",
+        ),
+        Example(
+            "healthy",
+            "tests/folders/base_without_head",
+            depth="static",
+            why="an index and no weights: only the small files were fetched",
+        ),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        static = case.static
+        found = index_mismatch(static)
+        if found is None:
+            return
+        if found.missing:
+            message = (
+                f"{found.index} names {len(found.missing) + found.present} files and "
+                f"{quoted(found.missing, 3)} {'is' if len(found.missing) == 1 else 'are'} not "
+                "there: the checkpoint cannot be loaded."
+            )
+        elif found.lacking:
+            message = (
+                f"{found.index} names {quoted(found.lacking, 3)}, which no file of the checkpoint "
+                "has: these weights will not be the trained ones."
+            )
+        elif _trusts_the_index(case):
+            message = (
+                f"{found.index} does not name {quoted(found.unlisted, 3)}, which its files have: "
+                "this transformers will make these weights at random."
+            )
+        else:
+            return
+        yield self.finding(
+            "error",
+            message,
+            location=Location("file", found.index),
+            evidence=tuple(_evidence(found)),
+            proof=Proof("measured", "the folder's files and headers against its index"),
+            fixes=(
+                Fix(
+                    f"Fetch all files of one revision again (hf download {case.source.name}), or "
+                    "save the model once more into an empty folder."
+                    if case.source.snapshot is not None
+                    else "Copy or download the missing files again, all of one revision, or save "
+                    "the model once more into an empty folder.",
+                    "manual",
+                ),
+            ),
+        )
+
+
+def _evidence(found: IndexMismatch) -> Iterator[Measurement]:
+    if found.missing:
+        yield Measurement("files not there", list(found.missing[:_SHOWN]), found.index)
+        yield Measurement("files there", found.present, "the folder")
+    if found.lacking:
+        yield Measurement("tensors in no file", list(found.lacking[:_SHOWN]), "headers")
+    if found.unlisted:
+        yield Measurement("tensors not in the index", list(found.unlisted[:_SHOWN]), "headers")
+
+
+def _trusts_the_index(case: Case) -> bool:
+    """Whether this transformers loads what the index names and nothing else, as 4 did."""
+    version = case.environment.version("transformers") or ""
+    return version.partition(".")[0].isdecimal() and int(version.partition(".")[0]) < 5

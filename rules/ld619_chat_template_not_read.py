@@ -1,0 +1,80 @@
+"""LD619: the chat template is a file of its own, which the installed transformers does not read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.engine.case import Case
+from lora_doctor.engine.rule import Example, Finding, Fix, Location, Measurement, Proof, Rule
+from lora_doctor.static.folder.tokenizer_settings import chat_template_not_read
+
+
+class ChatTemplateNotRead(Rule):
+    """The folder has its chat template in `chat_template.jinja`, and the installed transformers
+    looks for it in `tokenizer_config.json`.
+
+    ## What happens
+    The tokenizer loads without a template. `apply_chat_template` then raises, or in older releases
+    falls back to a template of its class that the model was not trained with, and so do the
+    trainers that format conversations.
+
+    ## Why
+    Newer releases save the template as a file beside the settings. Older ones read the settings
+    only.
+
+    ## Versions
+    Told from the source of the installed transformers: whether it knows the file.
+
+    ## Fix
+    The content of the file as `chat_template` in `tokenizer_config.json` of a copy of the folder,
+    which every release reads, or `tokenizer.chat_template = ...` after loading.
+
+    ## Links
+    https://huggingface.co/docs/transformers/chat_templating
+    """
+
+    code = "LD619"
+    name = "chat-template-not-read"
+    summary = "The chat template is a file that the installed transformers does not read."
+    depth = "static"
+    examples = (
+        Example(
+            "broken",
+            "tests/folders/tokenizer_of_transformers_5",
+            requires={"transformers": "<4.43"},
+            depth="static",
+            why="a template in a file of its own, and a release that knows no such file",
+        ),
+        Example("healthy", "tests/folders/vocabulary_padded", depth="static"),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        static = case.static
+        static.tokenizer_config.require()
+        if not chat_template_not_read(static):
+            return
+        version = case.environment.version("transformers") or "the installed release"
+        yield self.finding(
+            "warning",
+            f"transformers {version} does not read chat_template.jinja: conversations will be "
+            "formatted without the model's template.",
+            location=Location("file", "chat_template.jinja"),
+            evidence=(
+                Measurement("chat_template.jinja", "in the folder", static.source),
+                Measurement("chat_template", "not given", "tokenizer_config.json"),
+                Measurement(
+                    f"transformers {version}",
+                    "does not name the file",
+                    "tokenization_utils_base.py",
+                ),
+            ),
+            proof=Proof("measured", "the folder against the source of the installed transformers"),
+            fixes=(
+                Fix(
+                    "Write the content of chat_template.jinja as chat_template into "
+                    "tokenizer_config.json of a copy of the folder, or set "
+                    "tokenizer.chat_template after loading.",
+                    "manual",
+                ),
+            ),
+        )
