@@ -99,11 +99,13 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Write the schema, docs/rules.md and the README's output anew; commit what changes."""
-    session.install(TORCH, BITSANDBYTES, *STACKS["t523"])
+    """Write the schema, docs/rules.md, the README's output and the picture of the rooms anew; commit
+    what changes."""
+    session.install("import-linter>=2.7", TORCH, BITSANDBYTES, *STACKS["t523"])
     session.install("-e", ".")
     session.run("python", "-m", "tools.json_schema")
     session.run("python", "-m", "tools.rules_page")
+    session.run("python", "-m", "tools.architecture_picture")
 
 
 @nox.session
