@@ -127,11 +127,10 @@ def _fixes(
     spelled = [meant.get(entry, entry) for entry in own if entry in meant or entry in rest]
     others = [entry for entry in entries if entry not in meant]
     pairs = quoted((f"{name} for {entry}" for entry, name in meant.items()), 6)
-    title = f"Write {pairs} in {key}"
-    if others:
-        title += f" and take {quoted(others, 6)} out"
+    also = f"; take {quoted(others, 6)} out" if others else ""
+    title = f"Write {pairs} in {key}, which trains and saves it{also}."
     return (
-        Fix(f"{title}; it is then trained and saved.", "unsafe", (Edit(key, spelled),)),
+        Fix(title, "unsafe", (Edit(key, spelled),)),
         Fix(
             f"Take {quoted(entries, 6)} out of {key}; what was meant by it stays frozen, as now.",
             "unsafe",
