@@ -1,7 +1,7 @@
 """What is found by its place: the modules of a package, and those that installed packages add.
 
-Rules, report formats and recipe formats are files that nothing lists. Asking by the package's name
-keeps the arrow one way: who looks for a format knows none of them.
+Rules, report formats, recipe formats, observers and patches are files that nothing lists. Asking by
+the package's name keeps the arrow one way: who looks for a format knows none of them.
 """
 
 from __future__ import annotations
@@ -14,18 +14,23 @@ from types import ModuleType
 from lora_doctor.errors import InputError
 
 
-def find_modules(package: str, group: str) -> list[ModuleType]:
-    """The modules of a package in the order of their names, those that begin with ``_`` left out;
-    then those that the entry points of a group name.
+def module_names(package: str) -> list[str]:
+    """The names of a package's modules in their order, those that begin with ``_`` left out."""
+    own = importlib.import_module(package)
+    names = (info.name for info in pkgutil.iter_modules(own.__path__))
+    return sorted(name for name in names if not name.startswith("_"))
+
+
+def find_modules(package: str, group: str | None = None) -> list[ModuleType]:
+    """The modules of a package in the order of :func:`module_names`; then those that the entry
+    points of a group name, if one is given.
 
     Raises:
         InputError: a module of another installed package cannot be imported, or is none.
     """
-    own = importlib.import_module(package)
-    names = sorted(info.name for info in pkgutil.iter_modules(own.__path__))
-    modules = [
-        importlib.import_module(f"{package}.{name}") for name in names if not name.startswith("_")
-    ]
+    modules = [importlib.import_module(f"{package}.{name}") for name in module_names(package)]
+    if group is None:
+        return modules
     return modules + [_load(point) for point in importlib.metadata.entry_points(group=group)]
 
 

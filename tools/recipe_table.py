@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import textwrap
 
-from lora_doctor.recipe.keys import KEYS, RecipeKey
+from lora_doctor.recipe.keys import KEYS, PREFIXED, RecipeKey
 
 #: The place of the table in the README.
 PLACE = re.compile(r"(<!-- recipe keys -->\n)(.*?)(\n<!-- end of recipe keys -->)", re.DOTALL)
@@ -35,6 +35,7 @@ def _row(key: RecipeKey) -> str:
     assert key.option is not None
     spellings = ", ".join(f"`{name}`" for name in (key.spelling, *key.option.aliases))
     same = key.spelling == f"--{key.name.replace('_', '-')}"
-    names = [*([] if same else [key.name]), *key.aliases]
+    prefixed = [name for name, meant in PREFIXED.items() if meant == key.name]
+    names = [*([] if same else [key.name]), *key.aliases, *prefixed]
     cells = (spellings, key.option.help, ", ".join(f"`{name}`" for name in names))
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

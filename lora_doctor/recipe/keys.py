@@ -170,6 +170,15 @@ OUTER_KEYS = (*LOADING_KEYS, *WRAPPING_KEYS, *TRAINING_KEYS, *PLANNING_KEYS)
 MAPPING_KEYS = tuple(key.name for key in KEYS if key.normal_form is form.mapping)
 #: Alias to the key that it means.
 ALIASES = {alias: key.name for key in KEYS for alias in key.aliases}
+#: The names that files of TRL, axolotl and LLaMA-Factory have for fields of LoraConfig, with the key
+#: of each.
+PREFIXED = {
+    "lora_rank": "r",
+    **{
+        f"lora_{key}": key
+        for key in ("r", "target_modules", "target_parameters", "modules_to_save", "task_type")
+    },
+}
 #: Pairs of which a recipe sets one at most.
 EXCLUSIVE = tuple((key.name, key.excludes) for key in KEYS if key.excludes)
 #: Fields of adapter_config.json that describe the file, not the training.

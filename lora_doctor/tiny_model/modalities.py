@@ -3,8 +3,8 @@
 Everything that asks "does this model take images", "does this batch hold audio" or "which arguments
 go with an image" reads it here. It is no table of the paths of submodules and of sections of a
 config: what tells a vision tower by its path (``model/tower_seeds.py``) or the section that holds
-the size of an image (``batch/image_geometry.py``) has words of its own, because a ``backbone`` or an
-``encoder`` is one of vision in some places only.
+the size of an image (``batch/image_geometry.py``) has words of its own, because a ``backbone`` or
+an ``encoder`` is one of vision in some places only.
 """
 
 from __future__ import annotations

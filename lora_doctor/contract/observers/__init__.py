@@ -7,14 +7,13 @@ functions.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from lora_doctor.contract.observers.base import Observer, Setting
+from lora_doctor.discovery import find_modules
 from lora_doctor.results.note import Note
 from lora_doctor.results.observations import Observations
 
@@ -24,13 +23,9 @@ if TYPE_CHECKING:
 
 def observer_classes() -> list[type[Observer]]:
     """The observers in the files of this folder, in the order of their file names."""
-    modules = [
-        importlib.import_module(f"{__name__}.{info.name}")
-        for info in pkgutil.iter_modules(__path__)
-    ]
     return [
         value
-        for module in modules
+        for module in find_modules(__name__)
         for value in vars(module).values()
         if isinstance(value, type)
         and issubclass(value, Observer)

@@ -17,13 +17,13 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import pkgutil
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
+from lora_doctor.discovery import module_names
 from lora_doctor.errors import InputError, PatchError
 from lora_doctor.recipe.edit import Patch
 
@@ -52,8 +52,7 @@ _lock = threading.RLock()
 
 def patch_names() -> tuple[str, ...]:
     """The patches that there are: the files of this folder, but for what they share."""
-    names = (found.name for found in pkgutil.iter_modules(__path__))
-    return tuple(sorted(name for name in names if not name.startswith("_")))
+    return tuple(module_names(__name__))
 
 
 def load_patch(name: str) -> ModuleType:

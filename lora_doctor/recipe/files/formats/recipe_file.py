@@ -6,20 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from lora_doctor.recipe.files.spelling import Spelling, Spellings
-from lora_doctor.recipe.keys import ALIASES
+from lora_doctor.recipe.keys import ALIASES, PREFIXED
 
 NAME = "recipe file"
 SPECIFICITY = 0  # asked last
 COMPLETE = False
 IGNORES_UNKNOWN = False
 
-#: The names that the files of TRL, axolotl and LLaMA-Factory give to fields of LoraConfig.
-_PREFIXED = {
-    f"lora_{key}": key
-    for key in ("r", "target_modules", "target_parameters", "modules_to_save", "task_type")
-}
 SPELLINGS = Spellings(
-    *(Spelling(key, name) for name, key in {**ALIASES, **_PREFIXED, "lora_rank": "r"}.items()),
+    *(Spelling(key, name) for name, key in {**ALIASES, **PREFIXED}.items()),
     same_name=lambda key: True,
 )
 
