@@ -99,7 +99,7 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Write the schema, docs/rules.md, the README's output and the picture of the rooms; commit it."""
+    """Write the schema, docs/rules.md, the README's output and the picture of the rooms."""
     session.install("import-linter>=2.7", TORCH, BITSANDBYTES, *STACKS["t523"])
     session.install("-e", ".")
     session.run("python", "-m", "tools.json_schema")
