@@ -52,18 +52,19 @@ class CaseOptions(TypedDict, total=False):
     steps: int
     limits: Limits | None
     batches: Sequence[Mapping[str, Any]] | None
-    optimizer: Any
-    scheduler: Any
-    planned_steps: int | None
-    memory: bool
     prescription: str | os.PathLike[str] | Prescription | None
     progress: Callable[[str], None] | None
     worker: Worker | None
 
 
 class CheckOptions(CaseOptions, total=False):
-    """``CaseOptions``, which rules are asked, and whether those that cannot be leave it open."""
+    """``CaseOptions``, what only rules read, which rules are asked, and whether those that cannot be
+    leave it open."""
 
+    optimizer: Any
+    scheduler: Any
+    planned_steps: int | None
+    memory: bool
     select: Sequence[str]
     ignore: Sequence[str]
     rules: Sequence[str | os.PathLike[str]]
@@ -132,6 +133,8 @@ def _unknown_option(function: str, name: str, known: Sequence[str]) -> str:
 
     keys = known_keys() | ALIASES.keys()
     wrong = f"lora_doctor.{function}() got an unexpected keyword argument {name!r}"
+    if name in DEFAULTS:
+        return f"{wrong}: only check and fix take it; help(lora_doctor.{function}) lists its own"
     near = difflib.get_close_matches(name, [*known, *keys - set(known)], n=1)
     if not near:
         return f"{wrong}; help(lora_doctor.{function}) lists them"
@@ -216,7 +219,7 @@ def fix(
 def verify(model: Any, recipe: Any = None, **options: Unpack[CaseOptions]) -> Verification:
     """Run the training contract: a short forward/backward with named checks.
 
-    Takes the options of :func:`check` that do not choose rules; ``depth`` is ``tiny`` (shrunken
+    Takes the options of :func:`check` that are not about rules; ``depth`` is ``tiny`` (shrunken
     model) or ``full``.
 
     Raises:
@@ -298,7 +301,7 @@ def _check_run(given: CaseOptions) -> None:
         raise InputError(f"steps {steps!r}: is a whole number of at least 1")
 
 
-def _settings(source: ModelSource, given: CaseOptions, limits: Limits) -> Settings:
+def _settings(source: ModelSource, given: CheckOptions, limits: Limits) -> Settings:
     batches = given["batches"]
     return Settings(
         depth=given["depth"],
@@ -358,7 +361,7 @@ def _fetch(source: ModelSource, seconds: float, progress: Callable[[str], None])
     )
 
 
-def _check_optimizer(source: ModelSource, given: CaseOptions) -> None:
+def _check_optimizer(source: ModelSource, given: CheckOptions) -> None:
     arguments = (given["optimizer"], given["scheduler"], given["planned_steps"])
     if all(argument is None for argument in arguments):
         return

@@ -66,6 +66,7 @@ def test_each_option_has_one_default_and_is_documented() -> None:
         ("fix", "unsafe_fix", "did you mean 'unsafe_fixes'?"),
         ("verify", "batch", "did you mean 'batches'?"),
         ("verify", "select", "help(lora_doctor.verify)"),
+        ("verify", "optimizer", "help(lora_doctor.verify)"),
         ("check", "qqqqqq", "help(lora_doctor.check)"),
     ],
 )
