@@ -205,7 +205,7 @@ def _describe(
             input_gradients.why_not(model) if anatomy.input_embeddings_error else None
         ),
         supports_gradient_checkpointing=_supports_checkpointing(model),
-        built_in_adapters=_own_adapters(model),
+        built_in_adapters=_built_in_names(model),
     )
     return found, where
 
@@ -295,7 +295,7 @@ def _tied(model: Any) -> tuple[str, ...]:
     return tuple(" = ".join(found) for found in names.values() if len(found) > 1)
 
 
-def _own_adapters(model: Any) -> tuple[str, ...]:
+def _built_in_names(model: Any) -> tuple[str, ...]:
     """Names of the PEFT adapters that a model brings itself."""
     names: dict[str, None] = {}
     for module in model.modules():
