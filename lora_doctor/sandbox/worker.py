@@ -1,7 +1,7 @@
 """Run functions that execute model code in a child process, under a time and a memory limit.
 
     with Worker() as worker:
-        outcome = worker.run("lora_doctor.evidence.tiny:train", {"steps": 3}, time_limit=60)
+        outcome = worker.run("lora_doctor.evidence.tiny:gather", {...}, time_limit=60)
         if outcome.failure: ...
 
 A crash, a hang or an out-of-memory of the child is an `Outcome` with a `Failure`, never the end of
