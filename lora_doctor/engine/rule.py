@@ -12,29 +12,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from lora_doctor.recipe.edit import REMOVE, Edit, Patch
 from lora_doctor.results.depth import Depth
 from lora_doctor.results.finding import Finding, Location, Measurement, Proof, Severity
 from lora_doctor.results.fix import Fix
 
 if TYPE_CHECKING:
     from lora_doctor.engine.case import Case
-
-__all__ = [
-    "REMOVE",
-    "Depth",
-    "Edit",
-    "Example",
-    "Finding",
-    "Fix",
-    "Location",
-    "Measurement",
-    "Patch",
-    "Proof",
-    "Rule",
-    "Severity",
-    "Symptom",
-]
 
 
 @dataclass(frozen=True)
