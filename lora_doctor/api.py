@@ -58,8 +58,8 @@ class CaseOptions(TypedDict, total=False):
 
 
 class CheckOptions(CaseOptions, total=False):
-    """``CaseOptions``, what only rules read, which rules are asked, and whether those that cannot be
-    leave it open."""
+    """``CaseOptions``, what only rules read, which rules are asked, and whether one that cannot be
+    leaves it open."""
 
     optimizer: Any
     scheduler: Any

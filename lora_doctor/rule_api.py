@@ -38,7 +38,8 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     ``Precision``, ``float16_keys`` (which keys make a run compute in float16),
     ``LARGEST_FLOAT16``, ``MERGE_TOLERANCE``.
 *Words*
-    ``quoted``: names for a message, the first few of many; ``gib``: bytes as GiB; ``MODALITIES``:
+    ``quoted``: names for a message, the first few of many; ``place_of``: the file and line in a
+    text; ``gib``: bytes as GiB; ``MODALITIES``:
     the kinds of input, with what they are called.
 *What is installed*
     ``lora_config_fields``, ``known_architectures``, ``pretrained_model_generates``: read from
@@ -122,7 +123,7 @@ from lora_doctor.static.installed.environment import (
     pretrained_model_generates,
 )
 from lora_doctor.static.model_source import ModelSource
-from lora_doctor.text import quoted
+from lora_doctor.text import place_of, quoted
 from lora_doctor.tiny_model.modalities import MODALITIES
 
 if TYPE_CHECKING:
@@ -219,6 +220,7 @@ __all__ = [
     "naming",
     "offered_layers",
     "pattern_of",
+    "place_of",
     "pretrained_model_generates",
     "quoted",
     "require_lora",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path, PurePath
 
-from lora_doctor.text import place_of
+from lora_doctor.rule_api import place_of
 
 
 def line_at(where: str) -> str:

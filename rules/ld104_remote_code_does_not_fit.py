@@ -22,14 +22,13 @@ from lora_doctor.rule_api import (
 from lora_doctor.static.installed.missing_package import missing_name
 
 if TYPE_CHECKING:
-    from lora_doctor.rule_api import StaticEvidence
+    from lora_doctor.rule_api import RemoteCode, StaticEvidence
     from lora_doctor.static.remote_code.code_fit import (
         MissingKey,
         MissingName,
         MissingPackage,
         TiedKeys,
     )
-    from lora_doctor.static.remote_code.remote_code import RemoteCode
     from lora_doctor.static.remote_code.source_facts import Place
 
 #: Nothing of what follows can hold when the model cannot be built.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import (
+from lora_doctor.rule_api import (
+    Case,
+    EvidenceError,
     Example,
     Finding,
     Fix,
@@ -14,11 +15,10 @@ from lora_doctor.engine.rule import (
     Proof,
     Rule,
     Symptom,
+    quoted,
 )
-from lora_doctor.errors import EvidenceError
 from lora_doctor.static.folder.token_ids import TokenId, tokens_beyond
 from lora_doctor.static.folder.vocabulary import token_rows, vocabulary_mismatches
-from lora_doctor.text import quoted
 
 _SHOWN = 8
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import (
+from lora_doctor.rule_api import (
+    Case,
     Example,
     Finding,
     Fix,
@@ -14,9 +14,9 @@ from lora_doctor.engine.rule import (
     Proof,
     Rule,
     Symptom,
+    quoted,
 )
 from lora_doctor.static.folder.checkpoint_files import IndexMismatch, index_mismatch
-from lora_doctor.text import quoted
 
 _SHOWN = 20
 

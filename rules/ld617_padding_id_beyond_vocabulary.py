@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import (
+from lora_doctor.rule_api import (
+    Case,
     Example,
     Finding,
     Fix,

@@ -170,8 +170,8 @@ OUTER_KEYS = (*LOADING_KEYS, *WRAPPING_KEYS, *TRAINING_KEYS, *PLANNING_KEYS)
 MAPPING_KEYS = tuple(key.name for key in KEYS if key.normal_form is form.mapping)
 #: Alias to the key that it means.
 ALIASES = {alias: key.name for key in KEYS for alias in key.aliases}
-#: The names that files of TRL, axolotl and LLaMA-Factory have for fields of LoraConfig, with the key
-#: of each.
+#: The names that files of TRL, axolotl and LLaMA-Factory have for fields of LoraConfig, each with
+#: its key.
 PREFIXED = {
     "lora_rank": "r",
     **{
