@@ -20,14 +20,14 @@ _DEPTH = re.compile(r"(?:\w+_)?(?:num|n)_(?:\w+_)?(?:layers?|blocks)|(?:en|de)co
 
 @dataclass
 class Runnable:
-    """A skeleton in float32 and a batch that it takes."""
+    """A meta copy in float32 and a batch that it takes."""
 
     thinned: MetaCopy
     batch: PlannedBatch
 
 
 def runnable(model: Any, recipe: Recipe, size: int, length: int, dtype: str) -> Runnable:
-    """The smallest skeleton of this model that takes as many kinds of input as all of it does.
+    """The smallest meta copy of this model that takes as many kinds of input as all of it does.
 
     Raises:
         BatchError: none takes any; the reason is the whole model's.

@@ -1,4 +1,4 @@
-"""The real adapter config, injected by the installed PEFT into a skeleton of the model.
+"""The real adapter config, injected by the installed PEFT into a meta copy of the model.
 
 PEFT is asked, never imitated: its own matcher says what an entry names, its own
 ``get_peft_model`` says what happens, and the wrapped model is read afterwards.
@@ -38,7 +38,7 @@ class Injected:
 
 
 def inject(model: Any, recipe: Recipe) -> Injected:
-    """Wrap a skeleton of ``model`` with the recipe's adapter config and read what PEFT did.
+    """Wrap a meta copy of ``model`` with the recipe's adapter config and read what PEFT did.
 
     ``model`` itself stays as it is. An exception of PEFT's is the result, not raised.
     """
@@ -202,7 +202,7 @@ def _plain_initialisation(config: Any) -> Any:
 
 
 def plain_wrap(model: Any, config: Any) -> Any:
-    """Wrap a skeleton with this config, initialised without looking at weights; raises what PEFT
+    """Wrap a meta copy with this config, initialised without looking at weights; raises what PEFT
     raises."""
     return _wrap(model, _plain_initialisation(config))
 

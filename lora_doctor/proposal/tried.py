@@ -79,7 +79,7 @@ class Proposal:
             injected = inject(self.model, recipe)
         if injected.result.ok:
             if injected.result.not_reloaded and "target_modules" in values:
-                recipe, injected = self._that_reload(values, recipe, injected)
+                recipe, injected = self._without_lost_on_reload(values, recipe, injected)
             return recipe, injected, tuple(self.notes)
         for change in self._retreats(values):
             changed = self.asked.fill({**values, **change})
@@ -120,7 +120,7 @@ class Proposal:
         ]
         return next(iter(name_groups(self.found, kept)), targets)
 
-    def _that_reload(
+    def _without_lost_on_reload(
         self, values: Mapping[str, Any], recipe: Recipe, injected: Injected
     ) -> tuple[Recipe, Injected]:
         """The proposal without what PEFT does not find again in its own file; as it is where
