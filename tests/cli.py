@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import venv
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,12 +43,13 @@ def lora_doctor(
     env: Mapping[str, str] | None = None,
     timeout: float = 300,
     stdin: str | None = None,
+    python: str | Path = sys.executable,
 ) -> Result:
-    """``lora-doctor ARGUMENTS`` in a process of its own."""
+    """``lora-doctor ARGUMENTS`` in a process of its own; ``python`` decides what is installed."""
     # An empty entry would be the working directory.
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     done = subprocess.run(
-        [sys.executable, "-m", "lora_doctor", *map(str, arguments)],
+        [str(python), "-m", "lora_doctor", *map(str, arguments)],
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": path, "NO_COLOR": "1", **(env or {})},
         input=stdin if stdin is not None else "",
@@ -57,3 +59,17 @@ def lora_doctor(
         check=False,
     )
     return Result(done.returncode, done.stdout, done.stderr)
+
+
+def environment_without(folder: Path, *packages: str) -> Path:
+    """The Python of an environment that has all of this one but these packages."""
+    venv.EnvBuilder(symlinks=True).create(folder)
+    [site] = folder.glob("lib/python*/site-packages")
+    missing = tuple(name.lower() for name in packages)
+    # All places that this one imports from: what a .pth file adds would bring the packages back.
+    for place in (Path(entry) for entry in sys.path if entry.endswith("site-packages")):
+        for entry in place.iterdir():
+            name = entry.name.lower().split("-")[0].split(".")[0]
+            if name not in missing and entry.suffix != ".pth" and not (site / entry.name).exists():
+                (site / entry.name).symlink_to(entry)
+    return folder / "bin" / "python"

@@ -15,6 +15,7 @@ import lora_doctor  # noqa: E402
 from lora_doctor import reports  # noqa: E402
 from lora_doctor.census.cells import cell  # noqa: E402
 from lora_doctor.engine.child_failures import evidence_error  # noqa: E402
+from lora_doctor.engine.limits import Limits  # noqa: E402
 from lora_doctor.errors import Cause, EvidenceError  # noqa: E402
 from lora_doctor.results.note import Note  # noqa: E402
 from lora_doctor.results.structure import ErrorReport  # noqa: E402
@@ -104,7 +105,7 @@ def test_what_a_library_raised_comes_with_the_evidence_error_that_it_led_to() ->
     """Rules that know a library's message read that message, not the sentence around it."""
     with Worker(preload=(), packages=("tests",)) as worker:
         outcome = worker.run("tests.test_notes:refuse", time_limit=120, import_cwd=True)
-        error = evidence_error("the model", outcome, worker)
+        error = evidence_error("the model", outcome, Limits().of_tiny(), {})
     assert str(error) == "in our own words"
     assert error.cause == Cause("KeyError", "'type'")
     with pytest.raises(EvidenceError) as here:
@@ -116,7 +117,7 @@ def test_a_name_that_only_ends_like_ours_is_the_model_s() -> None:
     """`InputError` of a model's own code is no answer about the user's input."""
     with Worker(preload=(), packages=("tests",)) as worker:
         outcome = worker.run("tests.test_notes:raises_its_own", time_limit=120, import_cwd=True)
-        error = evidence_error("the model", outcome, worker)
+        error = evidence_error("the model", outcome, Limits().of_tiny(), {})
     assert error.cause == Cause("tests.test_notes.ImageInputError", "too bright")
 
 

@@ -218,7 +218,8 @@ def test_concise_is_one_line_per_finding(diagnosis: Diagnosis) -> None:
     text = reports.render(diagnosis, "concise")
     assert not UNSAFE.search(text)
     lines = text.split("\n")[:-1]
-    assert len(lines) == len(diagnosis.findings) + (diagnosis.verdict == "undetermined")
+    is_open = diagnosis.verdict == "undetermined" or diagnosis.undetermined is not None
+    assert len(lines) == len(diagnosis.findings) + is_open
 
 
 # --- concise ---

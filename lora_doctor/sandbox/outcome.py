@@ -94,9 +94,17 @@ def end_of(what: str, code: int | None, log: str, *, out_of_memory: bool = False
 
 
 def frames_of(stack: str) -> str:
-    """The frames of a stack of faulthandler's, the innermost first, without the headings."""
-    lines = (line.strip() for line in stack.splitlines())
-    return "\n".join(line for line in lines if line.startswith("File "))
+    """The frames of a stack of faulthandler's, the innermost first; of several threads, those of
+    the one that was running, else of the first that was started."""
+    threads: list[tuple[str, list[str]]] = []
+    for line in map(str.strip, stack.splitlines()):
+        if line.endswith("(most recent call first):"):
+            threads.append((line, []))
+        elif line.startswith("File ") and threads:
+            threads[-1][1].append(line)
+    running = [frames for heading, frames in threads if heading.startswith("Current thread")]
+    started = [frames for _, frames in threads[-1:]]
+    return "\n".join((running or started or [[]])[0])
 
 
 def stack_of(log: str) -> str:
