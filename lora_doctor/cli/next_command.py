@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_doctor.recipe.keys import KEYS
 from lora_doctor.results.diagnosis import Diagnosis, patches_of
 from lora_doctor.results.finding import first_fix
+from lora_doctor.static.adapter_files import weights_beside
 
 if TYPE_CHECKING:
     from lora_doctor.prescription.write_fix import Plan
@@ -29,6 +31,8 @@ def next_command(
     if not findings:
         return _deeper(diagnosis, options)
     given = command_line(options)
+    if _describes_weights(options["recipe_file"]):  # `fix` would not edit it
+        return shlex.join(["lora-doctor", "explain", findings[0].rule])
     if any(first_fix(finding) for finding in findings):
         return shlex.join(["lora-doctor", "fix", *given, "--apply"])
     if any(first_fix(finding, unsafe=True) for finding in findings):
@@ -36,6 +40,11 @@ def next_command(
     if command == "verify":
         return shlex.join(["lora-doctor", "check", *given])
     return shlex.join(["lora-doctor", "explain", findings[0].rule])
+
+
+def _describes_weights(recipe_file: str | None) -> bool:
+    """Whether the recipe is the config of an adapter that is trained already."""
+    return recipe_file is not None and weights_beside(Path(recipe_file)) is not None
 
 
 def _deeper(diagnosis: Diagnosis, options: Mapping[str, Any]) -> str:
