@@ -21,6 +21,7 @@ from lora_doctor.engine.case import Case, Settings
 from lora_doctor.engine.diagnose import diagnose, diagnose_and_fix, read_input, verification_of
 from lora_doctor.engine.limits import Limits
 from lora_doctor.engine.rule import Rule
+from lora_doctor.engine.saved_adapter import of_trained_config, onto_base, saved_adapter
 from lora_doctor.errors import InputError
 from lora_doctor.recipe.edit import Patch
 from lora_doctor.recipe.files.prescription import Prescription
@@ -30,6 +31,7 @@ from lora_doctor.results.depth import DEPTHS, Depth
 from lora_doctor.results.diagnosis import Diagnosis
 from lora_doctor.results.verification import Verification
 from lora_doctor.sandbox.worker import PRELOAD_SECONDS, Worker
+from lora_doctor.static.adapter_files import weights_beside
 from lora_doctor.static.model_source import ModelSource, parse_model
 
 if TYPE_CHECKING:
@@ -57,6 +59,7 @@ class CaseOptions(TypedDict, total=False):
     planned_steps: int | None
     memory: bool
     prescription: str | os.PathLike[str] | Prescription | None
+    adapter: str | os.PathLike[str] | None
     progress: Callable[[str], None] | None
     worker: Worker | None
 
@@ -83,6 +86,7 @@ DEFAULTS: CheckOptions = {
     "planned_steps": None,
     "memory": False,
     "prescription": None,
+    "adapter": None,
     "progress": None,
     "worker": None,
     "select": (),
@@ -167,6 +171,9 @@ def check(model: Any, recipe: Any = None, **options: Unpack[CheckOptions]) -> Di
         memory: also make the memory plan; a recipe with a ``memory_budget`` has it made anyway.
         prescription: what ``fix --apply`` wrote: its patches are in force, and its recipe is taken
             where none is given.
+        adapter: folder of a saved adapter that is to be loaded onto the model; its config is the
+            recipe, and the recipe given holds only how the model is loaded and trained. A MODEL
+            that is an adapter folder is one onto the base model that its config names.
         progress: called with a short text on what is going on.
         worker: a running child process to use again, which saves its imports; it stays open.
         select, ignore: rule codes or prefixes of codes.
@@ -182,7 +189,9 @@ def check(model: Any, recipe: Any = None, **options: Unpack[CheckOptions]) -> Di
     found = _rules(options)
     selection = _selection(options, found)
     with open_case(model, recipe, options) as case:
-        return diagnose(case, found, selection, strict=options.get("strict", False))
+        diagnosis = diagnose(case, found, selection, strict=options.get("strict", False))
+    trained = isinstance(recipe, (str, Path)) and weights_beside(Path(recipe)) is not None
+    return of_trained_config(diagnosis) if trained else diagnosis
 
 
 @_takes(CheckOptions)
@@ -266,9 +275,12 @@ def open_case(model: Any, recipe: Any, options: CaseOptions) -> Iterator[Case]:
     if isinstance(model, str) and not model.strip():
         raise InputError("MODEL is empty; give a hub id, a folder, arch:NAME or module:factory")
     checked_recipe = as_recipe(recipe)
+    model, adapter = saved_adapter(model, given["adapter"])
     source = parse_model(
         model, revision=given["revision"], trust_remote_code=given["trust_remote_code"]
     )
+    if adapter is not None:
+        source, checked_recipe = onto_base(source, checked_recipe, adapter)
     patches: tuple[Patch, ...] = ()
     if given["prescription"] is not None:
         patches, prescribed = _prescribed(given["prescription"], source)
@@ -276,7 +288,7 @@ def open_case(model: Any, recipe: Any, options: CaseOptions) -> Iterator[Case]:
     if depth == "full" and source.kind in ("arch", "factory"):
         raise InputError(f"MODEL {source}: has no weights to load; --depth tiny runs without any")
     _check_optimizer(source, given)
-    settings = _settings(source, given, limits)
+    settings = _settings(source, given, limits, adapter.folder if adapter else None)
     progress = given["progress"] or (lambda text: None)
     with contextlib.ExitStack() as stack:
         child = given["worker"] or stack.enter_context(_worker(source, settings))
@@ -298,7 +310,9 @@ def _check_run(given: CaseOptions) -> None:
         raise InputError(f"steps {steps!r}: is a whole number of at least 1")
 
 
-def _settings(source: ModelSource, given: CaseOptions, limits: Limits) -> Settings:
+def _settings(
+    source: ModelSource, given: CaseOptions, limits: Limits, adapter: Path | None
+) -> Settings:
     batches = given["batches"]
     return Settings(
         depth=given["depth"],
@@ -310,6 +324,7 @@ def _settings(source: ModelSource, given: CaseOptions, limits: Limits) -> Settin
         scheduler=given["scheduler"],
         planned_steps=given["planned_steps"],
         memory=given["memory"],
+        adapter=adapter,
     )
 
 

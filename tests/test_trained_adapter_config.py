@@ -31,7 +31,7 @@ def test_the_config_of_a_trained_adapter_is_not_edited(
     tmp_path: Path, weights: str, write: bool
 ) -> None:
     """With other target modules PEFT loads the weights with a warning, and they do nothing."""
-    with pytest.raises(InputError, match=f"beside it .{weights}. and is not edited; to train anew"):
+    with pytest.raises(InputError, match=f"beside it .{weights}. and is not edited; check MODEL"):
         Plan.make(str(adapter(tmp_path, weights)), str(tmp_path), write)
 
 

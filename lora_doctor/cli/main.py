@@ -17,6 +17,7 @@ from lora_doctor._version import __version__
 from lora_doctor.cli import streams
 from lora_doctor.cli.arguments import check_options, recipe_of
 from lora_doctor.cli.options import (
+    adapter_option,
     device_options,
     memory_options,
     prescription_option,
@@ -131,6 +132,7 @@ def cli() -> None:
 
 @cli.command()
 @recipe_options
+@adapter_option
 @click.option(
     "--depth",
     type=click.Choice(["static", "meta", "tiny", "full"]),
@@ -146,12 +148,15 @@ def cli() -> None:
 def check(**options: Any) -> int:
     """Diagnose a recipe; nothing is changed."""
     from lora_doctor import api
+    from lora_doctor.cli.arguments import describes_weights
+    from lora_doctor.engine.saved_adapter import of_trained_config
 
     _tell_of_unfinished(options)
 
     def run(tell: Callable[[str], None]) -> Diagnosis:
         call_options = check_options(options, tell)
-        return api.check(options["model"], recipe_of(options), **call_options)
+        found = api.check(options["model"], recipe_of(options), **call_options)
+        return of_trained_config(found) if describes_weights(options) else found
 
     diagnosis = _with_progress(run)
     return _report(_with_next_command(diagnosis, options), options)

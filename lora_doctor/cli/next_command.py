@@ -31,7 +31,10 @@ def next_command(
     if not findings:
         return _deeper(diagnosis, options)
     given = command_line(options)
-    if _describes_weights(options["recipe_file"]):  # `fix` would not edit it
+    trained = _trained_folder(options["recipe_file"])
+    if trained is not None:  # `fix` would not edit its config
+        return shlex.join(["lora-doctor", "check", str(options["model"]), "--adapter", trained])
+    if options.get("adapter") is not None:
         return shlex.join(["lora-doctor", "explain", findings[0].rule])
     if any(first_fix(finding) for finding in findings):
         return shlex.join(["lora-doctor", "fix", *given, "--apply"])
@@ -42,9 +45,11 @@ def next_command(
     return shlex.join(["lora-doctor", "explain", findings[0].rule])
 
 
-def _describes_weights(recipe_file: str | None) -> bool:
-    """Whether the recipe is the config of an adapter that is trained already."""
-    return recipe_file is not None and weights_beside(Path(recipe_file)) is not None
+def _trained_folder(recipe_file: str | None) -> str | None:
+    """The folder of the adapter whose config the recipe is; ``None`` where it has no weights."""
+    if recipe_file is None or weights_beside(Path(recipe_file)) is None:
+        return None
+    return str(Path(recipe_file).parent)
 
 
 def _deeper(diagnosis: Diagnosis, options: Mapping[str, Any]) -> str:
@@ -66,7 +71,7 @@ def command_line(options: Mapping[str, Any]) -> list[str]:
     for key in KEYS:
         if options.get(key.name) is not None:
             words += key.words(options[key.name])
-    for name in ("revision", "prescription"):
+    for name in ("revision", "adapter", "prescription"):
         if options.get(name) is not None:
-            words += [f"--{name}", options[name]]
+            words += [f"--{name}", str(options[name])]
     return [*words, "--trust-remote-code"] if options["trust_remote_code"] else words

@@ -203,8 +203,9 @@ def _refuse_trained(file: Path) -> None:
     weights = weights_beside(file)
     if weights is not None:
         raise InputError(
-            f"{file}: describes the trained weights beside it ({weights}) and is not edited; to "
-            "train anew with its settings, copy it to a folder without weights"
+            f"{file}: describes the trained weights beside it ({weights}) and is not edited; "
+            f"check MODEL --adapter {file.parent} tells whether they load, and a copy of the file "
+            "in a folder without weights is a recipe to train anew"
         )
 
 
