@@ -23,6 +23,7 @@ from lora_doctor.engine.limits import Limits
 from lora_doctor.engine.rule import Rule
 from lora_doctor.engine.saved_adapter import of_trained_config, onto_base, saved_adapter
 from lora_doctor.errors import InputError
+from lora_doctor.prescription.adapter_folder import write_renamed
 from lora_doctor.recipe.edit import Patch
 from lora_doctor.recipe.files.prescription import Prescription
 from lora_doctor.recipe.files.read_write import as_recipe
@@ -219,6 +220,32 @@ def fix(
     with open_case(model, recipe, options) as case:
         strict = options.get("strict", False)
         return diagnose_and_fix(case, found, selection, unsafe=unsafe_fixes, strict=strict)
+
+
+@_takes(CheckOptions)
+def fix_adapter(
+    model: Any, recipe: Any = None, *, into: Path | None = None, **options: Unpack[CheckOptions]
+) -> Diagnosis:
+    """Diagnose a saved adapter, and write it under the names that the model has into a new folder.
+
+    Takes the options of :func:`check`; ``adapter`` is needed. Without ``into``, or where no other
+    names were proven, nothing is written and the diagnosis is that of the adapter as it is;
+    otherwise it is that of the new folder.
+
+    Raises:
+        InputError: as :func:`check`, or the folder cannot be written.
+    """
+    found = _rules(options)
+    selection = _selection(options, found)
+    with open_case(model, recipe, options) as case:
+        first = diagnose(case, found, selection)
+        renaming = case.adapter_loading.renaming if case.has("adapter_loading") else None
+        adapter = case.adapter
+    if into is None or renaming is None or not renaming.proven:
+        return first
+    write_renamed(adapter, renaming, into)
+    again: CheckOptions = {**options, "adapter": into}
+    return check(model, recipe, **again)
 
 
 @_takes(CaseOptions)

@@ -79,7 +79,7 @@ class AdapterKeysLandNowhere(Rule):
         yield self.finding(
             "error",
             f"{lost} of {landing.tensors} tensors of the adapter land nowhere in "
-            f"{loading.model_class}{_because(renaming)}.",
+            f"{loading.model_class}{_because(loading)}.",
             location=weights_file(case),
             evidence=(*_measured(loading), base_class(loading)),
             proof=loaded(loading),
@@ -87,10 +87,18 @@ class AdapterKeysLandNowhere(Rule):
         )
 
 
-def _because(renaming: Renaming | None) -> str:
-    if renaming is None:
-        return ": it has no parameters of these names"
-    return f": {renaming.cause}"
+def _because(loading: AdapterLoading) -> str:
+    landing = loading.landing
+    if loading.renaming is not None:
+        return f": {loading.renaming.cause}"
+    renamed = [
+        name
+        for name, looked in zip(landing.nowhere, landing.looked_for, strict=True)
+        if looked.replace(".default", "", 1) != name
+    ]
+    if renamed:
+        return ": PEFT renames them while it loads them, to names that it does not have"
+    return ": it has no parameters of these names"
 
 
 def _measured(loading: AdapterLoading) -> Iterator[Measurement]:

@@ -127,8 +127,8 @@ def vit_config(**changes: Any) -> Any:
     return peft.LoraConfig(**{**values, **changes})
 
 
-def vit_of_before_transformers_5() -> Made:
-    base, adapter = saved(vit(), vit_config())
+def with_old_names(adapter: Path) -> None:
+    """A ViT's adapter as transformers 4 named its layers."""
 
     def old(name: str) -> str:
         name = name.replace("vit.layers.", "vit.encoder.layer.")
@@ -136,6 +136,11 @@ def vit_of_before_transformers_5() -> Made:
         return name.replace("attention.v_proj", "attention.attention.value")
 
     renamed(adapter, old, target_modules=["query", "value"])
+
+
+def vit_of_before_transformers_5() -> Made:
+    base, adapter = saved(vit(), vit_config())
+    with_old_names(adapter)
     return made((base, adapter))
 
 

@@ -204,6 +204,49 @@ def test_an_adapter_of_another_architecture_is_refused(worker: Worker) -> None:
     assert [item.rule for item in errors] == ["LD627"]
 
 
+# --- the fix ---
+
+
+@tf5
+def test_a_renamed_adapter_does_what_it_did(tmp_path: Path) -> None:
+    """Hidden states of the adapter before its names were made old ones, and after the fix."""
+    base, trained = made.saved(made.vit(), made.vit_config())
+    wanted = outputs(loaded(made.made((base, trained)))[1])
+    adapter = tmp_path / "old"
+    shutil.copytree(trained, adapter)
+    made.with_old_names(adapter)
+    before = {item.name: item.read_bytes() for item in adapter.iterdir()}
+
+    done = command("fix", base, "--adapter", adapter, "--apply", cwd=tmp_path)
+    assert done.code == 0, done.out + done.err
+    fixed = tmp_path / "old-fixed"
+    assert f"wrote {fixed}" in done.err
+    assert {item.name: item.read_bytes() for item in adapter.iterdir()} == before
+    assert {item.name for item in tmp_path.iterdir()} == {"old", "old-fixed"}
+    _, wrapped, texts = loaded((str(base), {"adapter": str(fixed)}))
+    assert not [text for text in texts if "missing adapter keys" in text]
+    assert torch.equal(outputs(wrapped), wanted)
+
+    again = command("fix", base, "--adapter", adapter, "--apply", cwd=tmp_path)
+    assert again.code == 2 and "is there already" in again.one_line_error
+
+
+def test_without_apply_nothing_is_written(tmp_path: Path) -> None:
+    base, options = made.of_a_distributed_model()
+    adapter = shutil.copytree(options["adapter"], tmp_path / "ddp")
+    done = command("fix", base, "--adapter", adapter, "--select", "LD620", cwd=tmp_path)
+    assert done.code == 1 and f"--adapter {adapter} --apply" in " ".join(done.out.split())
+    assert [item.name for item in tmp_path.iterdir()] == ["ddp"]
+
+
+def test_what_no_other_name_helps_is_not_written(tmp_path: Path) -> None:
+    base, options = made.of_another_rank()
+    adapter = shutil.copytree(options["adapter"], tmp_path / "rank")
+    done = command("fix", base, "--adapter", adapter, "--apply", cwd=tmp_path)
+    assert done.code == 1 and "LD622" in done.out
+    assert [item.name for item in tmp_path.iterdir()] == ["rank"]
+
+
 # --- what stays silent ----------------------------------------------------------------------------
 
 

@@ -35,6 +35,9 @@ def next_command(
     if trained is not None:  # `fix` would not edit its config
         return shlex.join(["lora-doctor", "check", str(options["model"]), "--adapter", trained])
     if options.get("adapter") is not None:
+        renamed = findings[0].rule == "LD620" and "--apply" in findings[0].fixes[0].title
+        if renamed and not options.get("write"):
+            return shlex.join(["lora-doctor", "fix", *given, "--apply"])
         return shlex.join(["lora-doctor", "explain", findings[0].rule])
     if any(first_fix(finding) for finding in findings):
         return shlex.join(["lora-doctor", "fix", *given, "--apply"])

@@ -50,7 +50,11 @@ def load(model: Any, folder: Path, tensors: Mapping[str, Tensor]) -> Landing:
         )
     names = _names_of_adapter(seen.wrapped)
     missing = [name for name in seen.missing if name in names and not _is_shared(name)]
-    unexpected = [name for name in seen.unexpected if not _is_prompt(name, seen.wrapped)]
+    unexpected = [
+        name
+        for name in seen.unexpected
+        if not _is_prompt(name, seen.wrapped) and not _is_from_seed(name)
+    ]
     return Landing(
         tensors=len(tensors),
         nowhere=tuple(seen.in_file.get(name, name) for name in unexpected),
@@ -158,6 +162,13 @@ def _is_prompt(name: str, wrapped: Any) -> bool:
     dict that it sets and raises by itself."""
     learns_prompt = wrapped.peft_config[ADAPTER_NAME].is_prompt_learning
     return bool(learns_prompt) and name.startswith(("prompt_embeddings", "prefix_task_"))
+
+
+def _is_from_seed(name: str) -> bool:
+    """Whether this is what all layers share, such as ``base_model.vera_A``: some releases of PEFT
+    save it and make it anew from its seed."""
+    before, _, own = name.partition(".")
+    return before == "base_model" and bool(own) and "." not in own
 
 
 def _is_shared(name: str) -> bool:
