@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from lora_doctor.engine.case import Case
 from lora_doctor.engine.rule import Example, Finding, Fix, Measurement, Rule, Symptom
-from lora_doctor.results.adapter_loading import AdapterLoading, Renaming
+from lora_doctor.results.adapter_loading import AdapterLoading
 from lora_doctor.rules._saved_adapter import LOADED, base_class, loaded, weights_file
 from lora_doctor.text import quoted
 
@@ -83,22 +83,22 @@ class AdapterKeysLandNowhere(Rule):
             location=weights_file(case),
             evidence=(*_measured(loading), base_class(loading)),
             proof=loaded(loading),
-            fixes=(_fix(case, renaming),),
+            fixes=(_fix(case, loading),),
         )
 
 
 def _because(loading: AdapterLoading) -> str:
-    landing = loading.landing
     if loading.renaming is not None:
         return f": {loading.renaming.cause}"
-    renamed = [
-        name
-        for name, looked in zip(landing.nowhere, landing.looked_for, strict=True)
-        if looked.replace(".default", "", 1) != name
-    ]
-    if renamed:
+    if _renamed_by_peft(loading):
         return ": PEFT renames them while it loads them, to names that it does not have"
     return ": it has no parameters of these names"
+
+
+def _renamed_by_peft(loading: AdapterLoading) -> bool:
+    """Whether PEFT looks for tensors under other names than those in the file."""
+    pairs = zip(loading.landing.nowhere, loading.landing.looked_for, strict=True)
+    return any(looked.replace(".default", "", 1) != name for name, looked in pairs)
 
 
 def _measured(loading: AdapterLoading) -> Iterator[Measurement]:
@@ -133,12 +133,19 @@ def _measured(loading: AdapterLoading) -> Iterator[Measurement]:
         )
 
 
-def _fix(case: Case, renaming: Renaming | None) -> Fix:
+def _fix(case: Case, loading: AdapterLoading) -> Fix:
+    renaming = loading.renaming
     if renaming is not None and renaming.proven:
         folder = case.adapter.folder
         return Fix(
             f"Write the adapter with the new names into a new folder: lora-doctor fix "
             f"{case.source} --adapter {folder} --apply. PEFT loads it completely.",
+            "manual",
+        )
+    if renaming is None and _renamed_by_peft(loading):
+        return Fix(
+            "If the names are those of this model, the patch saved_names_stay keeps them where the "
+            "adapter is loaded: lora-doctor explain LD603.",
             "manual",
         )
     return Fix(

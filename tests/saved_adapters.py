@@ -168,6 +168,17 @@ def of_a_longer_vocabulary() -> Made:
     return made(saved(llama(vocab_size=100), config, base))
 
 
+def with_a_number_that_is_none() -> Made:
+    base, adapter = saved(llama(), lora_config())
+
+    def spoilt(found: dict[str, Any]) -> dict[str, Any]:
+        next(iter(found.values()))[0, 0] = float("nan")
+        return found
+
+    rewrite(adapter, spoilt)
+    return made((base, adapter))
+
+
 def of_zero_stage_3() -> Made:
     base, adapter = saved(llama(), lora_config())
     rewrite(adapter, lambda found: {name: value.new_empty(0) for name, value in found.items()})

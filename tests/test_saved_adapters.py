@@ -14,6 +14,8 @@ import pytest
 import lora_doctor
 from lora_doctor.errors import InputError
 from lora_doctor.sandbox.worker import Worker
+from lora_doctor.static.adapter_files import read_adapter
+from lora_doctor.static.adapter_values import read_values
 from tests import saved_adapters as made
 from tests.cli import lora_doctor as command
 
@@ -202,6 +204,40 @@ def test_an_adapter_of_another_architecture_is_refused(worker: Worker) -> None:
         loaded(case)
     errors = [item for item in check(case, worker).findings if item.severity == "error"]
     assert [item.rule for item in errors] == ["LD627"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_numbers_are_judged_as_torch_judges_them(dtype: Any) -> None:
+    """The bits are looked at without torch, which is the truth here."""
+    _, options = made.lora()
+    folder = Path(options["adapter"])
+
+    def spoilt(found: dict[str, Any]) -> dict[str, Any]:
+        first, second, third, *rest = found
+        values = {name: value.to(dtype) for name, value in found.items()}
+        values[first][0, 0], values[second][0, 0] = float("inf"), float("nan")
+        values[third] = -torch.zeros_like(values[third])
+        assert rest
+        return values
+
+    made.rewrite(folder, spoilt)
+    tensors = made.tensors_of(folder)
+    seen = read_values(read_adapter(folder))
+    assert set(seen.not_finite) == {n for n, v in tensors.items() if not v.isfinite().all()}
+    assert set(seen.zero) == {n for n, v in tensors.items() if not v.any()}
+    assert seen.looked_at == len(tensors) and len(seen.not_finite) == 2 and len(seen.zero) == 1
+
+
+def test_an_untrained_adapter_is_told_at_full_depth_only(worker: Worker) -> None:
+    case = made.lora()
+    made.rewrite(
+        Path(case[1]["adapter"]),
+        lambda found: {n: v * (0 if ".lora_B." in n else 1) for n, v in found.items()},
+    )
+    assert not changes_the_model(case)
+    assert "LD625" not in codes(check(case, worker))
+    (finding,) = check(case, worker, depth="full", select=("LD625",)).findings
+    assert finding.severity == "error" and "4 of 4 factors B" in finding.message
 
 
 # --- the fix ---

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from lora_doctor.results.adapter_loading import AdapterLoading
     from lora_doctor.results.memory_plan import MemoryPlan
     from lora_doctor.static.adapter_files import AdapterFiles
+    from lora_doctor.static.adapter_values import AdapterValues
     from lora_doctor.static.installed.environment import Environment
     from lora_doctor.static.model_files import StaticEvidence
     from lora_doctor.static.remote_code.remote_code import RemoteCode
@@ -173,6 +174,16 @@ class Case:
             raise EvidenceError("no saved adapter was given (--adapter DIR)")
         origin = f"{folder}: its config, and the header of its weights"
         return self.store.timed("adapter", origin, lambda: read_adapter(folder))
+
+    @evidence(of_recipe=False)
+    def adapter_values(self) -> AdapterValues:
+        """What the numbers of the saved adapter are; the file is read."""
+        from lora_doctor.static.adapter_values import read_values
+
+        adapter = self.adapter
+        self._require("full")
+        origin = f"{adapter.folder}: every number of its weights"
+        return self.store.timed("adapter_values", origin, lambda: read_values(adapter))
 
     @evidence(of_recipe=False)
     def adapter_loading(self) -> AdapterLoading:
