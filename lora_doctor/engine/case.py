@@ -193,14 +193,14 @@ class Case:
         folder = self.adapter.folder
         self._require("meta")
         self._progress(f"loading {folder} onto {self.source} on the meta device")
-        limit = self.settings.limits.meta_seconds
+        limits = self.settings.limits.of_meta()
         outcome = self._tasks.run(
-            "lora_doctor.evidence.adapter:gather", self.asked, limit, folder=str(folder)
+            "lora_doctor.evidence.adapter:gather", self.asked, limits, folder=str(folder)
         )
         origin = "PeftModel.from_pretrained on the meta device"
         self.store.gathered.append(cost("adapter_loading", origin, outcome))
         if outcome.failure:
-            raise self._tasks.error("the adapter on the meta device", outcome)
+            raise self._tasks.error("the adapter on the meta device", outcome, limits)
         return read_answer(AdapterLoading, outcome, "the adapter on the meta device")
 
     @evidence(of_recipe=False)

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from lora_doctor.errors import EvidenceError
-from lora_doctor.prescription.patches import install_patches
 from lora_doctor.model import stacked
 from lora_doctor.model.adapter_loading import load
 from lora_doctor.model.adapter_renaming import find_renaming, sequence_of_targets
 from lora_doctor.model.loading import Loader
+from lora_doctor.prescription.patches import install_patches
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.adapter_loading import AdapterLoading, Landing, Renaming
 from lora_doctor.static.adapter_files import CONFIG, WEIGHTS, AdapterFiles, read_adapter
