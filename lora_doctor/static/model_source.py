@@ -57,8 +57,11 @@ class ModelSource:
             "revision": self.revision,
             "trust_remote_code": self.trust_remote_code,
             "folder": self.folder,
-            "preferred_class": self.preferred_class,
         }
+
+    def for_child(self) -> dict[str, Any]:
+        """The same with what only decides how the model is loaded."""
+        return {**self.to_json(), "preferred_class": self.preferred_class}
 
 
 def parse_model(
