@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import Location, Measurement, Proof
-from lora_doctor.results.adapter_loading import AdapterLoading
+from lora_doctor.rule_api import AdapterLoading, Case, Location, Measurement, Proof
 from lora_doctor.static.adapter_files import CONFIG, WEIGHTS
 
 LOADED = "PeftModel.from_pretrained"

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import Example, Finding, Fix, Measurement, Rule, Symptom
-from lora_doctor.results.adapter_loading import AdapterLoading
+from lora_doctor.rule_api import (
+    AdapterLoading,
+    Case,
+    Example,
+    Finding,
+    Fix,
+    Measurement,
+    Rule,
+    Symptom,
+    quoted,
+)
 from lora_doctor.rules._saved_adapter import LOADED, base_class, loaded, weights_file
-from lora_doctor.text import quoted
 
 
 class AdapterKeysLandNowhere(Rule):

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import Example, Finding, Fix, Measurement, Rule, Symptom
-from lora_doctor.results.adapter_loading import OtherShape
+from lora_doctor.rule_api import Case, Example, Finding, Fix, Measurement, OtherShape, Rule, Symptom
 from lora_doctor.rules._saved_adapter import LOADED, base_class, loaded, shape_text, weights_file
 
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import Example, Finding, Fix, Measurement, Proof, Rule
+from lora_doctor.rule_api import Case, Example, Finding, Fix, Measurement, Proof, Rule, quoted
 from lora_doctor.rules._saved_adapter import weights_file
-from lora_doctor.text import quoted
 
 
 class AdapterValuesWithoutEffect(Rule):

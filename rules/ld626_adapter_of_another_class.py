@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import Example, Finding, Fix, Measurement, Proof, Rule
+from lora_doctor.rule_api import Case, Example, Finding, Fix, Measurement, Proof, Rule
 from lora_doctor.rules._saved_adapter import base_class, config_file
 
 

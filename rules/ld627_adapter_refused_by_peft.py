@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.engine.case import Case
-from lora_doctor.engine.rule import Example, Finding, Fix, Measurement, Rule
+from lora_doctor.rule_api import Case, Example, Finding, Fix, Measurement, Rule
 from lora_doctor.rules._saved_adapter import LOADED, base_class, config_file, loaded
-from lora_doctor.text import single_line
 
 
 class AdapterRefusedByPeft(Rule):
@@ -57,7 +55,7 @@ class AdapterRefusedByPeft(Rule):
         wrote = f" (it was written by PEFT {version})" if isinstance(version, str) else ""
         yield self.finding(
             "error",
-            f"PEFT does not load the adapter: {error.type}: {single_line(error.message, 200)}",
+            f"PEFT does not load the adapter: {error.type}: {error.message[:200]}",
             location=config_file(case),
             evidence=(
                 Measurement("what PEFT raises", str(error)[:500], LOADED),
