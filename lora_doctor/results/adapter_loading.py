@@ -40,6 +40,7 @@ class Landing:
     without_value: tuple[str, ...] = ()
     #: Parameters of the adapter in the model.
     parameters: int = 0
+    #: Tensors that do not fit; PEFT has loaded nothing then.
     other_shapes: tuple[OtherShape, ...] = ()
 
     @property
@@ -84,6 +85,7 @@ class AdapterLoading:
 
     #: Class of the base model.
     model_class: str
+    #: Where the tensors went.
     landing: Landing
     #: Names under which more of the tensors land; ``None`` when all do, or none were found.
     renaming: Renaming | None = None

@@ -21,11 +21,13 @@ PICKLED_WEIGHTS = "adapter_model.bin"
 
 @dataclass(frozen=True)
 class AdapterFiles:
-    """An adapter folder: ``config`` is its adapter_config.json, ``weights`` what the header of
-    adapter_model.safetensors says."""
+    """An adapter folder."""
 
+    #: Where it is.
     folder: Path
+    #: Its adapter_config.json.
     config: dict[str, Any]
+    #: What the header of adapter_model.safetensors says.
     weights: Weights
 
     @property

@@ -20,11 +20,13 @@ _EXPONENTS = {
 
 @dataclass(frozen=True)
 class AdapterValues:
-    """Names of tensors: with a number that is not finite, and with zeros only. ``looked_at`` of
-    the file's tensors; others have a dtype that is not read."""
+    """What the numbers of an adapter file are."""
 
+    #: Names of tensors with a number that is not finite.
     not_finite: tuple[str, ...]
+    #: Names of tensors of zeros only.
     zero: tuple[str, ...]
+    #: Tensors that were looked at; others have a dtype that is not read.
     looked_at: int
 
 
