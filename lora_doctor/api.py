@@ -21,7 +21,9 @@ from lora_doctor.engine.case import Case, Settings
 from lora_doctor.engine.diagnose import diagnose, diagnose_and_fix, read_input, verification_of
 from lora_doctor.engine.limits import Limits
 from lora_doctor.engine.rule import Rule
+from lora_doctor.engine.saved_adapter import of_trained_config, onto_base, saved_adapter
 from lora_doctor.errors import InputError
+from lora_doctor.prescription.adapter_folder import write_renamed
 from lora_doctor.recipe.edit import Patch
 from lora_doctor.recipe.files.prescription import Prescription
 from lora_doctor.recipe.files.read_write import as_recipe
@@ -30,6 +32,7 @@ from lora_doctor.results.depth import DEPTHS, Depth
 from lora_doctor.results.diagnosis import Diagnosis
 from lora_doctor.results.verification import Verification
 from lora_doctor.sandbox.worker import PRELOAD_SECONDS, Worker
+from lora_doctor.static.adapter_files import weights_beside
 from lora_doctor.static.model_source import ModelSource, parse_model
 
 if TYPE_CHECKING:
@@ -53,6 +56,7 @@ class CaseOptions(TypedDict, total=False):
     limits: Limits | None
     batches: Sequence[Mapping[str, Any]] | None
     prescription: str | os.PathLike[str] | Prescription | None
+    adapter: str | os.PathLike[str] | None
     progress: Callable[[str], None] | None
     worker: Worker | None
 
@@ -84,6 +88,7 @@ DEFAULTS: CheckOptions = {
     "planned_steps": None,
     "memory": False,
     "prescription": None,
+    "adapter": None,
     "progress": None,
     "worker": None,
     "select": (),
@@ -170,6 +175,9 @@ def check(model: Any, recipe: Any = None, **options: Unpack[CheckOptions]) -> Di
         memory: also make the memory plan; a recipe with a ``memory_budget`` has it made anyway.
         prescription: what ``fix --apply`` wrote: its patches are in force, and its recipe is taken
             where none is given.
+        adapter: folder of a saved adapter that is to be loaded onto the model; its config is the
+            recipe, and the recipe given holds only how the model is loaded and trained. A MODEL
+            that is an adapter folder is one onto the base model that its config names.
         progress: called with a short text on what is going on.
         worker: a running child process to use again, which saves its imports; it stays open.
         select, ignore: rule codes or prefixes of codes.
@@ -185,7 +193,9 @@ def check(model: Any, recipe: Any = None, **options: Unpack[CheckOptions]) -> Di
     found = _rules(options)
     selection = _selection(options, found)
     with open_case(model, recipe, options) as case:
-        return diagnose(case, found, selection, strict=options.get("strict", False))
+        diagnosis = diagnose(case, found, selection, strict=options.get("strict", False))
+    trained = isinstance(recipe, (str, Path)) and weights_beside(Path(recipe)) is not None
+    return of_trained_config(diagnosis) if trained else diagnosis
 
 
 @_takes(CheckOptions)
@@ -213,6 +223,32 @@ def fix(
     with open_case(model, recipe, options) as case:
         strict = options.get("strict", False)
         return diagnose_and_fix(case, found, selection, unsafe=unsafe_fixes, strict=strict)
+
+
+@_takes(CheckOptions)
+def fix_adapter(
+    model: Any, recipe: Any = None, *, into: Path | None = None, **options: Unpack[CheckOptions]
+) -> Diagnosis:
+    """Diagnose a saved adapter, and write it under the names that the model has into a new folder.
+
+    Takes the options of :func:`check`; ``adapter`` is needed. Without ``into``, or where no other
+    names were proven, nothing is written and the diagnosis is that of the adapter as it is;
+    otherwise it is that of the new folder.
+
+    Raises:
+        InputError: as :func:`check`, or the folder cannot be written.
+    """
+    found = _rules(options)
+    selection = _selection(options, found)
+    with open_case(model, recipe, options) as case:
+        first = diagnose(case, found, selection)
+        renaming = case.adapter_loading.renaming if case.has("adapter_loading") else None
+        adapter = case.adapter
+    if into is None or renaming is None or not renaming.proven:
+        return first
+    write_renamed(adapter, renaming, into)
+    again: CheckOptions = {**options, "adapter": into}
+    return check(model, recipe, **again)
 
 
 @_takes(CaseOptions)
@@ -269,9 +305,12 @@ def open_case(model: Any, recipe: Any, options: CaseOptions) -> Iterator[Case]:
     if isinstance(model, str) and not model.strip():
         raise InputError("MODEL is empty; give a hub id, a folder, arch:NAME or module:factory")
     checked_recipe = as_recipe(recipe)
+    model, adapter = saved_adapter(model, given["adapter"])
     source = parse_model(
         model, revision=given["revision"], trust_remote_code=given["trust_remote_code"]
     )
+    if adapter is not None:
+        source, checked_recipe = onto_base(source, checked_recipe, adapter)
     patches: tuple[Patch, ...] = ()
     if given["prescription"] is not None:
         patches, prescribed = _prescribed(given["prescription"], source)
@@ -279,7 +318,7 @@ def open_case(model: Any, recipe: Any, options: CaseOptions) -> Iterator[Case]:
     if depth == "full" and source.kind in ("arch", "factory"):
         raise InputError(f"MODEL {source}: has no weights to load; --depth tiny runs without any")
     _check_optimizer(source, given)
-    settings = _settings(source, given, limits)
+    settings = _settings(source, given, limits, adapter.folder if adapter else None)
     progress = given["progress"] or (lambda text: None)
     with contextlib.ExitStack() as stack:
         child = given["worker"] or stack.enter_context(_worker(source, settings))
@@ -301,7 +340,9 @@ def _check_run(given: CaseOptions) -> None:
         raise InputError(f"steps {steps!r}: is a whole number of at least 1")
 
 
-def _settings(source: ModelSource, given: CheckOptions, limits: Limits) -> Settings:
+def _settings(
+    source: ModelSource, given: CheckOptions, limits: Limits, adapter: Path | None
+) -> Settings:
     batches = given["batches"]
     return Settings(
         depth=given["depth"],
@@ -313,6 +354,7 @@ def _settings(source: ModelSource, given: CheckOptions, limits: Limits) -> Setti
         scheduler=given["scheduler"],
         planned_steps=given["planned_steps"],
         memory=given["memory"],
+        adapter=adapter,
     )
 
 

@@ -24,6 +24,9 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     ``UpdateReading``, ``ConnectionReading``, ``UnusedAdapterReading``,
     ``NonLinearOutputReading``, ``InstancePatch``; ``Saving``, the round trip through files, with
     ``TiedPart``, ``Vocabulary`` and ``AutoLoading``.
+*Of a saved adapter*
+    ``AdapterFiles``, its config and the header of its weights; ``AdapterLoading``, what the
+    installed PEFT made of it (``OtherShape``: a tensor that does not fit); ``AdapterValues``.
 *What a rule yields*
     ``Finding`` with its ``Severity``, ``Location``, ``Measurement`` and ``Proof`` (``ProofKind``).
 *What a fix is made of*
@@ -78,6 +81,7 @@ from lora_doctor.proposal.targets import (
 )
 from lora_doctor.recipe.edit import REMOVE, Edit, Patch
 from lora_doctor.recipe.recipe import Recipe
+from lora_doctor.results.adapter_loading import AdapterLoading, OtherShape
 from lora_doctor.results.depth import Depth
 from lora_doctor.results.diagnosis import Gathered
 from lora_doctor.results.finding import (
@@ -129,6 +133,8 @@ from lora_doctor.tiny_model.modalities import MODALITIES
 if TYPE_CHECKING:
     from lora_doctor.contract.round_trip import MERGE_TOLERANCE
     from lora_doctor.evidence.optimizer import OptimizerState, TrainableTensor
+    from lora_doctor.static.adapter_files import AdapterFiles
+    from lora_doctor.static.adapter_values import AdapterValues
     from lora_doctor.static.model_files import StaticEvidence
     from lora_doctor.static.remote_code.remote_code import RemoteCode
     from lora_doctor.static.script.training_script import Replacement, TrainingScript
@@ -136,6 +142,8 @@ if TYPE_CHECKING:
 #: What most rules never name: imported when somebody does, because every run imports all rules.
 _LAZY = {
     "MERGE_TOLERANCE": "contract.round_trip",
+    "AdapterFiles": "static.adapter_files",
+    "AdapterValues": "static.adapter_values",
     "OptimizerState": "evidence.optimizer",
     "RemoteCode": "static.remote_code.remote_code",
     "Replacement": "static.script.training_script",
@@ -151,7 +159,10 @@ __all__ = [
     "MODALITIES",
     "REMOVE",
     "ActivationReading",
+    "AdapterFiles",
+    "AdapterLoading",
     "AdapterState",
+    "AdapterValues",
     "AttentionReading",
     "AutoLoading",
     "BuiltIn",
@@ -179,6 +190,7 @@ __all__ = [
     "NormReading",
     "Observations",
     "OptimizerState",
+    "OtherShape",
     "Patch",
     "Precision",
     "Proof",

@@ -71,11 +71,17 @@ def visible_lines(text: str) -> str:
     file is made of: tabs and ends of lines, with or without a carriage return."""
     if _PLAIN.fullmatch(text):
         return text
-    return "\n".join(
-        "\t".join(visible(part, None) for part in line.removesuffix("\r").split("\t"))
-        + ("\r" if line.endswith("\r") else "")
-        for line in text.split("\n")
-    )
+    *lines, last = text.split("\n")
+    # A carriage return ends a line only before a line feed; alone it moves the cursor back.
+    shown = [
+        _visible_line(line.removesuffix("\r")) + ("\r" if line.endswith("\r") else "")
+        for line in lines
+    ]
+    return "\n".join([*shown, _visible_line(last)])
+
+
+def _visible_line(line: str) -> str:
+    return "\t".join(visible(part, None) for part in line.split("\t"))
 
 
 def clean_path(path: str) -> str:

@@ -9,7 +9,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lora_doctor.text import visible, visible_lines
@@ -35,6 +35,8 @@ def check(result: Result) -> Result:
 
 
 @given(st.text())
+@example("\r")
+@example("a\r\r\n\r")
 def test_what_is_made_visible_can_be_seen_and_stays_so(text: str) -> None:
     shown = visible_lines(text)
     assert seen(shown.replace("\r\n", "\n"))

@@ -44,7 +44,9 @@ NUMBER = {
     "anyOf": [{"type": "number"}, {"enum": ["NaN", "Infinity", "-Infinity"]}],
 }
 #: Fields that are not written: they live in the process.
-_UNWRITTEN: Mapping[type, tuple[str, ...]] = {ModelSource: ("module", "snapshot")}
+_UNWRITTEN: Mapping[type, tuple[str, ...]] = {
+    ModelSource: ("module", "snapshot", "preferred_class")
+}
 #: Properties that are written beside the fields.
 _SUMS: Mapping[type, tuple[str, ...]] = {MemoryVariant: ("total", "low", "high")}
 _SCALARS = {str: "string", int: "integer", bool: "boolean", NoneType: "null"}

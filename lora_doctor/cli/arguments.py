@@ -31,6 +31,7 @@ def check_options(options: Mapping[str, Any], progress: Callable[[str], None]) -
         "steps": options["steps"],
         "memory": options.get("memory", False),
         "prescription": options.get("prescription"),
+        "adapter": options.get("adapter"),
         "progress": progress,
         "select": _codes(options["select"]),
         "ignore": _codes(options["ignore"]),
@@ -57,6 +58,16 @@ def recipe_of(options: Mapping[str, Any]) -> Recipe:
     }
     checked = make_recipe(given, where="options", origin="option")
     return _recipe_of_file(options).override(checked.values, "option")
+
+
+def describes_weights(options: Mapping[str, Any]) -> bool:
+    """Whether the recipe file is the config of an adapter that is trained already."""
+    from pathlib import Path
+
+    from lora_doctor.static.adapter_files import weights_beside
+
+    given = options["recipe_file"]
+    return given is not None and weights_beside(Path(given)) is not None
 
 
 def _recipe_of_file(options: Mapping[str, Any]) -> Recipe:

@@ -17,6 +17,7 @@ from lora_doctor._version import __version__
 from lora_doctor.cli import streams
 from lora_doctor.cli.arguments import check_options, recipe_of
 from lora_doctor.cli.options import (
+    adapter_option,
     device_options,
     memory_options,
     prescription_option,
@@ -131,6 +132,7 @@ def cli() -> None:
 
 @cli.command()
 @recipe_options
+@adapter_option
 @click.option(
     "--depth",
     type=click.Choice(["static", "meta", "tiny", "full"]),
@@ -146,12 +148,15 @@ def cli() -> None:
 def check(**options: Any) -> int:
     """Diagnose a recipe; nothing is changed."""
     from lora_doctor import api
+    from lora_doctor.cli.arguments import describes_weights
+    from lora_doctor.engine.saved_adapter import of_trained_config
 
     _tell_of_unfinished(options)
 
     def run(tell: Callable[[str], None]) -> Diagnosis:
         call_options = check_options(options, tell)
-        return api.check(options["model"], recipe_of(options), **call_options)
+        found = api.check(options["model"], recipe_of(options), **call_options)
+        return of_trained_config(found) if describes_weights(options) else found
 
     diagnosis = _with_progress(run)
     return _report(_with_next_command(diagnosis, options), options)
@@ -159,6 +164,7 @@ def check(**options: Any) -> int:
 
 @cli.command()
 @recipe_options
+@adapter_option
 @click.option("--diff", "only_diff", is_flag=True, help="Print only the change of the recipe.")
 @click.option(
     "--apply",
@@ -185,11 +191,14 @@ def fix(**options: Any) -> int:
     """Fix a recipe and prove it: the training contract is run before and after.
 
     Without --apply it shows what would change. With it, --recipe FILE is edited in place (the old
-    one is kept); otherwise a new recipe file is written.
+    one is kept); otherwise a new recipe file is written. An adapter (--adapter DIR) is never
+    changed: where other names make it load, it is written under them into DIR-fixed.
     """
     from lora_doctor import api
     from lora_doctor.prescription import write_fix
 
+    if options["adapter"] is not None:
+        return _fix_adapter(options)
     plan = write_fix.Plan.make(options["recipe_file"], options["output_dir"], options["write"])
 
     _tell_of_unfinished(options)
@@ -368,6 +377,27 @@ def env(output_format: str, no_devices: bool) -> int:
 
     streams.write(describe(output_format, devices=not no_devices))
     return OK
+
+
+def _fix_adapter(options: dict[str, Any]) -> int:
+    from pathlib import Path
+
+    from lora_doctor import api
+    from lora_doctor.prescription.adapter_folder import fixed_folder
+
+    into = fixed_folder(Path(options["adapter"]).expanduser()) if options["write"] else None
+
+    def run(tell: Callable[[str], None]) -> Diagnosis:
+        call_options = check_options(options, tell)
+        return api.fix_adapter(options["model"], recipe_of(options), into=into, **call_options)
+
+    diagnosis = _with_progress(run)
+    written = into is not None and into.exists()
+    given = {**options, "adapter": str(into)} if written else options
+    code = _report(_with_next_command(diagnosis, given), given)
+    if written:
+        streams.tell(f"wrote {into}")
+    return code
 
 
 def _tell_of_unfinished(options: dict[str, Any]) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_doctor.recipe.keys import KEYS
 from lora_doctor.results.diagnosis import Diagnosis, patches_of
 from lora_doctor.results.finding import first_fix
+from lora_doctor.static.adapter_files import weights_beside
 
 if TYPE_CHECKING:
     from lora_doctor.prescription.write_fix import Plan
@@ -29,6 +31,14 @@ def next_command(
     if not findings:
         return _deeper(diagnosis, options)
     given = command_line(options)
+    trained = _trained_folder(options["recipe_file"])
+    if trained is not None:  # `fix` would not edit its config
+        return shlex.join(["lora-doctor", "check", str(options["model"]), "--adapter", trained])
+    if options.get("adapter") is not None:
+        renamed = findings[0].rule == "LD620" and "--apply" in findings[0].fixes[0].title
+        if renamed and not options.get("write"):
+            return shlex.join(["lora-doctor", "fix", *given, "--apply"])
+        return shlex.join(["lora-doctor", "explain", findings[0].rule])
     if any(first_fix(finding) for finding in findings):
         return shlex.join(["lora-doctor", "fix", *given, "--apply"])
     if any(first_fix(finding, unsafe=True) for finding in findings):
@@ -36,6 +46,13 @@ def next_command(
     if command == "verify":
         return shlex.join(["lora-doctor", "check", *given])
     return shlex.join(["lora-doctor", "explain", findings[0].rule])
+
+
+def _trained_folder(recipe_file: str | None) -> str | None:
+    """The folder of the adapter whose config the recipe is; ``None`` where it has no weights."""
+    if recipe_file is None or weights_beside(Path(recipe_file)) is None:
+        return None
+    return str(Path(recipe_file).parent)
 
 
 def _deeper(diagnosis: Diagnosis, options: Mapping[str, Any]) -> str:
@@ -57,7 +74,7 @@ def command_line(options: Mapping[str, Any]) -> list[str]:
     for key in KEYS:
         if options.get(key.name) is not None:
             words += key.words(options[key.name])
-    for name in ("revision", "prescription"):
+    for name in ("revision", "adapter", "prescription"):
         if options.get(name) is not None:
-            words += [f"--{name}", options[name]]
+            words += [f"--{name}", str(options[name])]
     return [*words, "--trust-remote-code"] if options["trust_remote_code"] else words

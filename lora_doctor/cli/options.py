@@ -165,6 +165,15 @@ def device_options(command: F) -> F:
     return _with(options, command)
 
 
+def adapter_option(command: F) -> F:
+    """An adapter that exists."""
+    return click.option(
+        "--adapter",
+        metavar="DIR",
+        help="Folder of a saved adapter to load onto MODEL; its config is the recipe.",
+    )(command)
+
+
 def prescription_option(command: F) -> F:
     """For a recipe whose fixes are patches of the process as well."""
     return click.option(

@@ -39,6 +39,12 @@ def answer_of(case: Case) -> Answer:
     return found
 
 
+def without_training(case: Case) -> Answer:
+    """For a saved adapter that cannot be used as it is: the question is answered by its files, or
+    by loading it, and no training contract is run."""
+    return Answer(reached="static" if case.store.known("adapter_loading") is None else "meta")
+
+
 def _answer(case: Case) -> Answer:
     asked = case.settings.depth
     read: Depth | None = "static" if _has_files(case) else None

@@ -31,7 +31,10 @@ from lora_doctor.static.model_source import ModelSource
 
 if TYPE_CHECKING:
     from lora_doctor.evidence.optimizer import OptimizerState
+    from lora_doctor.results.adapter_loading import AdapterLoading
     from lora_doctor.results.memory_plan import MemoryPlan
+    from lora_doctor.static.adapter_files import AdapterFiles
+    from lora_doctor.static.adapter_values import AdapterValues
     from lora_doctor.static.installed.environment import Environment
     from lora_doctor.static.model_files import StaticEvidence
     from lora_doctor.static.remote_code.remote_code import RemoteCode
@@ -55,6 +58,8 @@ class Settings:
     optimizer: Any = None
     scheduler: Any = None
     planned_steps: int | None = None
+    #: Folder of a saved adapter that is to be loaded onto the model.
+    adapter: Path | None = None
     #: Whether the memory plan is wanted; its rule asks by itself where there is a budget.
     memory: bool = False
 
@@ -158,6 +163,45 @@ class Case:
         path = Path(self.source.name)
         origin = f"{path}, read with ast"
         return self.store.timed("script", origin, lambda: read_training_script(path))
+
+    @evidence(of_recipe=False)
+    def adapter(self) -> AdapterFiles:
+        """The files of the saved adapter that was given; raises without one."""
+        from lora_doctor.static.adapter_files import read_adapter
+
+        folder = self.settings.adapter
+        if folder is None:
+            raise EvidenceError("no saved adapter was given (--adapter DIR)")
+        origin = f"{folder}: its config, and the header of its weights"
+        return self.store.timed("adapter", origin, lambda: read_adapter(folder))
+
+    @evidence(of_recipe=False)
+    def adapter_values(self) -> AdapterValues:
+        """What the numbers of the saved adapter are; the file is read."""
+        from lora_doctor.static.adapter_values import read_values
+
+        adapter = self.adapter
+        self._require("full")
+        origin = f"{adapter.folder}: every number of its weights"
+        return self.store.timed("adapter_values", origin, lambda: read_values(adapter))
+
+    @evidence(of_recipe=False)
+    def adapter_loading(self) -> AdapterLoading:
+        """The saved adapter, loaded by the installed PEFT onto the class on the meta device."""
+        from lora_doctor.results.adapter_loading import AdapterLoading
+
+        folder = self.adapter.folder
+        self._require("meta")
+        self._progress(f"loading {folder} onto {self.source} on the meta device")
+        limits = self.settings.limits.of_meta()
+        outcome = self._tasks.run(
+            "lora_doctor.evidence.adapter:gather", self.asked, limits, folder=str(folder)
+        )
+        origin = "PeftModel.from_pretrained on the meta device"
+        self.store.gathered.append(cost("adapter_loading", origin, outcome))
+        if outcome.failure:
+            raise self._tasks.error("the adapter on the meta device", outcome, limits)
+        return read_answer(AdapterLoading, outcome, "the adapter on the meta device")
 
     @evidence(of_recipe=False)
     def optimizer(self) -> OptimizerState:

@@ -32,7 +32,7 @@ class ChildTasks:
     def run(self, target: str, recipe: Recipe, limits: TaskLimits, **more: Any) -> Outcome:
         """The outcome of one task; ``more``: further arguments of the function, as JSON."""
         arguments = {
-            "source": self.source.to_json(),
+            "source": self.source.for_child(),
             "recipe": recipe.to_json(),
             "patches": [patch.to_json() for patch in self.patches],
             **more,

@@ -9,12 +9,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from lora_doctor.engine.answer import answer_of, strictly
+from lora_doctor.engine.answer import answer_of, strictly, without_training
 from lora_doctor.engine.ask import BrokenRuleError, ask
 from lora_doctor.engine.case import Case
 from lora_doctor.engine.other_rules import OtherRules
 from lora_doctor.engine.registry import RuleSelection
 from lora_doctor.engine.rule import Rule
+from lora_doctor.engine.saved_adapter import of_saved_adapter
 from lora_doctor.engine.symptoms import find_by_message
 from lora_doctor.errors import EvidenceError, LoraDoctorError, Remedy
 from lora_doctor.results.depth import DEPTHS
@@ -47,7 +48,7 @@ def diagnose(
     read_input(case)
     case.refine_proposal()
     answers = _ask(case, rules, selection or RuleSelection())
-    answer = answer_of(case)
+    answer = without_training(case) if answers.unloadable else answer_of(case)
     reasons = (
         answers.why_crashed(),
         answer.open,
@@ -82,8 +83,17 @@ def _ask(case: Case, rules: Sequence[type[Rule]], selection: RuleSelection) -> A
         found = find_by_message(message, rules)
         return [f"{match.rule.code} {match.rule.name}" for match in found]
 
-    order = sorted(rules, key=lambda rule: (rule.is_fallback, DEPTHS.index(rule.depth), rule.code))
+    order = sorted(
+        rules,
+        key=lambda rule: (
+            rule.is_fallback, not rule.about_saved_adapter, DEPTHS.index(rule.depth), rule.code
+        ),
+    )  # fmt: skip
     for rule in order:
+        if answers.unloadable and not rule.about_saved_adapter:
+            if rule in selection:
+                answers.skip(rule, f"the adapter cannot be used as it is ({answers.unloadable})")
+            continue
         others = OtherRules(frozenset(answers.explained), with_symptom)
         if rule in selection:
             answers.ask(rule, case.beside(others))
@@ -104,20 +114,27 @@ class Answers:
     crashed: list[str] = field(default_factory=list)
     #: Checks of the training contract that a finding accounts for.
     explained: set[str] = field(default_factory=set)
+    #: The rule by which a saved adapter cannot be used as it is; empty without one.
+    unloadable: str = ""
 
     def ask(self, rule: type[Rule], case: Case) -> None:
         """Enter the findings of one rule, or why there is no answer."""
         if not case.reaches(rule.depth):
-            self._skip(rule, case.too_shallow(rule.depth))
+            self.skip(rule, case.too_shallow(rule.depth))
             return
         try:
             found = ask(rule, case)
         except EvidenceError as error:
-            self._skip(rule, str(error), error.remedy)
+            self.skip(rule, str(error), error.remedy)
         except BrokenRuleError as error:
             self.crashed.append(rule.code)
-            self._skip(rule, str(error))
+            self.skip(rule, str(error))
         else:
+            if case.settings.adapter is not None:
+                found = [of_saved_adapter(finding) for finding in found]
+                errors = any(finding.severity == "error" for finding in found)
+                if rule.about_saved_adapter and errors:
+                    self.unloadable = self.unloadable or rule.code
             self.findings += found
             self.explained.update(name for finding in found for name in finding.explains)
             if not found:
@@ -133,7 +150,8 @@ class Answers:
         """Why rules that failed leave the question open; ``None`` when none did."""
         return f"rule {', '.join(self.crashed)} failed; please report it" if self.crashed else None
 
-    def _skip(self, rule: type[Rule], reason: str, remedy: Remedy | None = None) -> None:
+    def skip(self, rule: type[Rule], reason: str, remedy: Remedy | None = None) -> None:
+        """Enter why a rule gives no answer."""
         self.skipped.append(Skipped(rule.code, rule.name, reason, remedy))
 
 

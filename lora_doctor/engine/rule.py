@@ -64,6 +64,9 @@ class Rule(ABC):
     examples: ClassVar[tuple[Example, ...]] = ()
     #: Whether the rule is asked last, for what no other rule has explained.
     is_fallback: ClassVar[bool] = False
+    #: About the files of a saved adapter: asked first, because an adapter that cannot be loaded
+    #: leaves nothing to ask about its training.
+    about_saved_adapter: ClassVar[bool] = False
 
     @abstractmethod
     def check(self, case: Case) -> Iterator[Finding]:

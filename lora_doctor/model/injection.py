@@ -353,7 +353,7 @@ class _Counts:
         self.trainable_adapter = self.trainable_other = 0
         self.other: list[str] = []
         keep_bias = getattr(config, "bias", "none") != "none"
-        ours, saved = _adapter_parameters(wrapped, adapters)
+        ours, saved = adapter_parameters(wrapped, adapters)
         for path, module, _ in walk(base):
             self._adapters_of(path, module, thinned)
         prefix = next((f"{path}." for path, item in wrapped.named_modules() if item is base), "")
@@ -393,7 +393,7 @@ def _has_adapter(layer: Any, names: Sequence[str]) -> bool:
     return False
 
 
-def _adapter_parameters(model: Any, names: Sequence[str]) -> tuple[set[int], set[int]]:
+def adapter_parameters(model: Any, names: Sequence[str]) -> tuple[set[int], set[int]]:
     """Ids of the parameters of these adapters, and of the modules that are saved with them."""
     ours: set[int] = set()
     saved: set[int] = set()

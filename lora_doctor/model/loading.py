@@ -152,6 +152,9 @@ class Loader:
                 f"transformers has no model class for model_type {self.model_type!r}; "
                 "name one with --class"
             )
+        preferred = self._preferred()
+        if preferred is not None:
+            return preferred
         task = self.recipe.get("task_type")
         named = list(getattr(self.config, "architectures", None) or [])
         fitting = [item for item in classes if item[2] == task] if task else classes
@@ -172,6 +175,14 @@ class Loader:
                 return named[0], own
         auto, cls, _ = (fitting or classes)[0]
         return auto, cls
+
+    def _preferred(self) -> tuple[str, type] | None:
+        """The class that a saved adapter was trained on, where this model has it."""
+        name = self.source.get("preferred_class")
+        for auto, cls, _ in self._classes:
+            if cls.__name__ == name:
+                return auto, cls
+        return None
 
     def _class_by_name(self, name: str) -> tuple[str, type]:
         for auto, cls, _ in self._classes:

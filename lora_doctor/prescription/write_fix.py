@@ -18,6 +18,7 @@ from lora_doctor.files import Change, check_writable, destination, replace_files
 from lora_doctor.prescription.journal import journal, unfinished
 from lora_doctor.recipe.edit import Edit
 from lora_doctor.results.diagnosis import Diagnosis
+from lora_doctor.static.adapter_files import weights_beside
 
 RECIPE_NAME = "lora-doctor.recipe.yaml"
 PRESCRIPTION_NAME = "lora-doctor.prescription.json"
@@ -48,6 +49,8 @@ class Plan:
         from lora_doctor.recipe.files.bytes import read_bytes
 
         file = Path(recipe_file) if recipe_file else None
+        if file is not None:
+            _refuse_trained(file)
         plan = cls(file, Path(folder), read_bytes(file) if file else None)
         if write:
             left = plan.unfinished()
@@ -188,6 +191,22 @@ class Plan:
                         f"output {str(path)!r}: is there already and not by lora-doctor; {hint}"
                         "move it or choose another --output-dir"
                     )
+
+
+def _refuse_trained(file: Path) -> None:
+    """An ``adapter_config.json`` says what the weights beside it are: with other target modules
+    they would land nowhere, with another alpha they would weigh more or less.
+
+    Raises:
+        InputError: the file is one.
+    """
+    weights = weights_beside(file)
+    if weights is not None:
+        raise InputError(
+            f"{file}: describes the trained weights beside it ({weights}) and is not edited; "
+            f"check MODEL --adapter {file.parent} tells whether they load, and a copy of the file "
+            "in a folder without weights is a recipe to train anew"
+        )
 
 
 def _holds(change: Change) -> bool:

@@ -225,7 +225,7 @@ def _check_folder(folder: Path, source: str) -> None:
     if "adapter_config.json" in names:
         raise InputError(
             f"{source} holds an adapter, no model; give the base model{_base_model(folder)} as "
-            "MODEL, and this adapter_config.json with --recipe"
+            "MODEL, and this folder with --adapter"
         )
     nested = next((n for n in names if (folder / n / "config.json").is_file()), None)
     hint = f"; did you mean {Path(source) / nested}?" if nested else ""

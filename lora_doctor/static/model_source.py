@@ -33,6 +33,8 @@ class ModelSource:
     trust_remote_code: bool = False
     #: Local folder with its small files.
     folder: str | None = None
+    #: Class that a saved adapter was trained on: taken where the model has it and nobody chose.
+    preferred_class: str = ""
     #: The loaded module.
     module: Any = field(default=None, compare=False, repr=False)
     #: What the hub said about the files in ``folder``.
@@ -56,6 +58,10 @@ class ModelSource:
             "trust_remote_code": self.trust_remote_code,
             "folder": self.folder,
         }
+
+    def for_child(self) -> dict[str, Any]:
+        """The same with what only decides how the model is loaded."""
+        return {**self.to_json(), "preferred_class": self.preferred_class}
 
 
 def parse_model(
@@ -93,12 +99,17 @@ def _named(text: str, revision: str | None, trust_remote_code: bool) -> ModelSou
         return _folder(path, trust_remote_code)
     if _FACTORY.fullmatch(text):
         return ModelSource("factory", text, trust_remote_code=True)
-    if _HUB_ID.fullmatch(text) and ".." not in text and "--" not in text:
+    if is_hub_id(text):
         return ModelSource("hub", text, revision, trust_remote_code)
     raise InputError(
         f"MODEL {text!r}: not a folder, and not of the form org/name, arch:NAME or "
         "package.module:factory"
     )
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether a text has the form of a hub id."""
+    return bool(_HUB_ID.fullmatch(text)) and ".." not in text and "--" not in text
 
 
 def _folder(path: Path, trust_remote_code: bool) -> ModelSource:

@@ -1,0 +1,187 @@
+"""Let the installed PEFT load a saved adapter onto a model on the meta device.
+
+``PeftModel.from_pretrained`` itself is called, so that each release shows what it really does; only
+the reading of the file is replaced: tensors without storage take the place of the weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lora_doctor.model.injection import ADAPTER_NAME, adapter_parameters, report
+from lora_doctor.results.adapter_loading import Landing, OtherShape
+from lora_doctor.static.weights import Tensor
+
+#: Parameters that layers share with the model, which alone has them in the file; PEFT leaves the
+#: same ones out of its warning.
+_SHARED = ("vblora_vector_bank", "prompt_encoder", ".tinylora_v.", ".unilora_theta_d.")
+_SIZE_MISMATCH = re.compile(
+    r"size mismatch for (\S+): copying a param with shape torch\.Size\(\[([\d, ]*)\]\) from "
+    r"checkpoint, the shape in current model is torch\.Size\(\[([\d, ]*)\]\)"
+)
+#: safetensors' names of dtypes to torch's; the numbers are not looked at, so others may be float32.
+_DTYPES = {"F16": "float16", "BF16": "bfloat16", "F64": "float64", "I64": "int64", "I32": "int32"}
+
+
+def load(model: Any, folder: Path, tensors: Mapping[str, Tensor]) -> Landing:
+    """Where the tensors go when PEFT loads the adapter of this folder.
+
+    Args:
+        model: the base model on the meta device; PEFT changes it.
+        folder: has the adapter_config.json, and a weights file that is not read.
+        tensors: what stands for its content.
+    """
+    seen = _Seen()
+    try:
+        _from_pretrained(model, folder, tensors, seen)
+    except Exception as error:  # noqa: BLE001 - what PEFT refuses is the evidence
+        shapes = _other_shapes(str(error))
+        return Landing(
+            tensors=len(tensors),
+            error=None if shapes else report(error),
+            other_shapes=shapes,
+        )
+    names = _names_of_adapter(seen.wrapped)
+    missing = [name for name in seen.missing if name in names and not _is_shared(name)]
+    unexpected = [
+        name
+        for name in seen.unexpected
+        if not _is_prompt(name, seen.wrapped) and not _is_from_seed(name)
+    ]
+    return Landing(
+        tensors=len(tensors),
+        nowhere=tuple(seen.in_file.get(name, name) for name in unexpected),
+        looked_for=tuple(unexpected),
+        without_value=tuple(missing),
+        parameters=len(names),
+    )
+
+
+@dataclass
+class _Seen:
+    """What went through PEFT's hands: the model with the adapter, the result of its loading, and
+    for each name that PEFT looked for the one in the file."""
+
+    wrapped: Any = None
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    in_file: dict[str, str] = field(default_factory=dict)
+
+
+def _from_pretrained(model: Any, folder: Path, tensors: Mapping[str, Tensor], seen: _Seen) -> None:
+    import peft
+    import torch
+
+    content = {name: _without_storage(item) for name, item in tensors.items()}
+    with (
+        _content_is(content),
+        _recorded(content, seen),
+        torch.device("meta"),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        seen.wrapped = peft.PeftModel.from_pretrained(
+            model, str(folder), adapter_name=ADAPTER_NAME, torch_device="cpu"
+        )
+
+
+def _without_storage(tensor: Tensor) -> Any:
+    import torch
+
+    dtype = getattr(torch, _DTYPES.get(tensor.dtype, "float32"))
+    return torch.empty(tensor.shape, dtype=dtype, device="meta")
+
+
+@contextlib.contextmanager
+def _content_is(content: Mapping[str, Any]) -> Iterator[None]:
+    """PEFT reads this instead of the safetensors file."""
+    place = importlib.import_module("peft.utils.save_and_load")
+    with _replaced(place, "safe_load_file", lambda *arguments, **options: dict(content)):
+        yield
+
+
+@contextlib.contextmanager
+def _recorded(content: Mapping[str, Any], seen: _Seen) -> Iterator[None]:
+    """Note what PEFT sets, under which names, and what is left over."""
+    place = importlib.import_module("peft.peft_model")
+    original = place.set_peft_model_state_dict
+    origin = {id(value): name for name, value in content.items()}
+
+    def watched(model: Any, *arguments: Any, **options: Any) -> Any:
+        load_state_dict = model.load_state_dict
+
+        def load(state: Mapping[str, Any], *more: Any, **others: Any) -> Any:
+            seen.in_file.update(
+                {name: origin.get(id(value), name) for name, value in state.items()}
+            )
+            result = load_state_dict(state, *more, **others)
+            # Copied: `load_adapter` empties these lists.
+            seen.missing += result.missing_keys
+            seen.unexpected += result.unexpected_keys
+            return result
+
+        model.load_state_dict = load
+        try:
+            return original(model, *arguments, **options)
+        finally:
+            del model.load_state_dict
+
+    with _replaced(place, "set_peft_model_state_dict", watched):
+        yield
+
+
+@contextlib.contextmanager
+def _replaced(place: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(place, name)
+    setattr(place, name, value)
+    try:
+        yield
+    finally:
+        setattr(place, name, before)
+
+
+def _names_of_adapter(wrapped: Any) -> set[str]:
+    """Names of the adapter's parameters, and of those of modules that are saved with it."""
+    ours, saved = adapter_parameters(wrapped, (ADAPTER_NAME,))
+    return {
+        name
+        for name, value in wrapped.named_parameters(remove_duplicate=False)
+        if id(value) in ours or id(value) in saved
+    }
+
+
+def _is_prompt(name: str, wrapped: Any) -> bool:
+    """Whether PEFT has given this tensor to the prompt encoder, which is not a part of the state
+    dict that it sets and raises by itself."""
+    learns_prompt = wrapped.peft_config[ADAPTER_NAME].is_prompt_learning
+    return bool(learns_prompt) and name.startswith(("prompt_embeddings", "prefix_task_"))
+
+
+def _is_from_seed(name: str) -> bool:
+    """Whether this is what all layers share, such as ``base_model.vera_A``: some releases of PEFT
+    save it and make it anew from its seed."""
+    before, _, own = name.partition(".")
+    return before == "base_model" and bool(own) and "." not in own
+
+
+def _is_shared(name: str) -> bool:
+    return any(part in name for part in _SHARED)
+
+
+def _other_shapes(message: str) -> tuple[OtherShape, ...]:
+    """The shapes that torch's own message about a state dict names."""
+
+    def sizes(text: str) -> tuple[int, ...]:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+
+    return tuple(
+        OtherShape(name, sizes(in_file), sizes(in_model))
+        for name, in_file, in_model in _SIZE_MISMATCH.findall(message)
+    )

@@ -1,0 +1,36 @@
+"""What the rules about adapters that exist say alike."""
+
+from __future__ import annotations
+
+from lora_doctor.rule_api import AdapterLoading, Case, Location, Measurement, Proof
+from lora_doctor.static.adapter_files import CONFIG, WEIGHTS
+
+LOADED = "PeftModel.from_pretrained"
+
+
+def weights_file(case: Case) -> Location:
+    """The file of the adapter's weights."""
+    return Location("file", str(case.adapter.folder / WEIGHTS))
+
+
+def config_file(case: Case) -> Location:
+    """The adapter's config."""
+    return Location("file", str(case.adapter.folder / CONFIG))
+
+
+def loaded(loading: AdapterLoading) -> Proof:
+    """How the finding is known."""
+    return Proof(
+        "measured",
+        f"the installed PEFT loaded the adapter onto {loading.model_class} on the meta device",
+    )
+
+
+def base_class(loading: AdapterLoading) -> Measurement:
+    """What the adapter was loaded onto."""
+    return Measurement("base model's class", loading.model_class, "installed transformers")
+
+
+def shape_text(shape: tuple[int, ...]) -> str:
+    """A shape as torch writes it."""
+    return f"[{', '.join(map(str, shape))}]"

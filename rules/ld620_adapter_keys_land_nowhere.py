@@ -1,0 +1,161 @@
+"""LD620: a saved adapter whose tensors have names that the model has no parameter for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.rule_api import (
+    AdapterLoading,
+    Case,
+    Example,
+    Finding,
+    Fix,
+    Measurement,
+    Rule,
+    Symptom,
+    quoted,
+)
+from lora_doctor.rules._saved_adapter import LOADED, base_class, loaded, weights_file
+
+
+class AdapterKeysLandNowhere(Rule):
+    """Tensors of a saved adapter have names that no parameter of the model with the adapter has.
+
+    ## What happens
+    Loading the adapter warns of missing adapter keys, or not even that, and goes on: what found no
+    place is dropped, the adapters in its place start at zero, and the model answers as the base
+    does. Or PEFT finds none of the target modules and refuses.
+
+    ## Why
+    The file is of a wrapped model (`module.` of DistributedDataParallel, `_orig_mod.` of
+    torch.compile), was saved past PEFT, or the model's layers have other names by now: transformers
+    4.52 moved the text model of vision language models, transformers 5 renamed layers of many
+    models (ViT's `query` is `q_proj`). Other names are tried on the modules of the real class, and
+    the renamed adapter is loaded by the installed PEFT.
+
+    ## Versions
+    All.
+
+    ## Fix
+    Write the adapter with the new names into a new folder: `lora-doctor fix BASE --adapter DIR
+    --apply`. The weights stay as they are byte for byte. Or load it with the release of
+    transformers that it was saved with.
+
+    ## Links
+    https://huggingface.co/docs/peft/developer_guides/troubleshooting
+    """
+
+    code = "LD620"
+    name = "adapter-keys-land-nowhere"
+    summary = "Tensors of a saved adapter have names that the model has no place for."
+    depth = "meta"
+    about_saved_adapter = True
+    symptoms = (
+        Symptom(r"Found missing adapter keys while loading the checkpoint", "PEFT 0.14+"),
+        Symptom(
+            r"Some weights of the adapter checkpoint .* were not used|"
+            r"Loading adapter weights from .* led to (unexpected|missing) keys",
+            "transformers' load_adapter",
+        ),
+    )
+    examples = (
+        Example(
+            "broken",
+            "tests.saved_adapters:of_a_distributed_model",
+            loaded=True,
+            depth="meta",
+            why="`module.` of DistributedDataParallel in every name",
+        ),
+        Example(
+            "broken",
+            "tests.saved_adapters:vit_of_before_transformers_5",
+            loaded=True,
+            depth="meta",
+            requires={"transformers": ">=5"},
+            why="`query` and `value` of a ViT are `q_proj` and `v_proj`",
+        ),
+        Example("healthy", "tests.saved_adapters:lora", loaded=True, depth="meta"),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        loading = case.adapter_loading
+        landing, renaming = loading.landing, loading.renaming
+        if landing.other_shapes or not (landing.nowhere or renaming):
+            return
+        lost = len(landing.nowhere) if landing.error is None else landing.tensors
+        yield self.finding(
+            "error",
+            f"{lost} of {landing.tensors} tensors of the adapter land nowhere in "
+            f"{loading.model_class}{_because(loading)}.",
+            location=weights_file(case),
+            evidence=(*_measured(loading), base_class(loading)),
+            proof=loaded(loading),
+            fixes=(_fix(case, loading),),
+        )
+
+
+def _because(loading: AdapterLoading) -> str:
+    if loading.renaming is not None:
+        return f": {loading.renaming.cause}"
+    if _renamed_by_peft(loading):
+        return ": PEFT renames them while it loads them, to names that it does not have"
+    return ": it has no parameters of these names"
+
+
+def _renamed_by_peft(loading: AdapterLoading) -> bool:
+    """Whether PEFT looks for tensors under other names than those in the file."""
+    pairs = zip(loading.landing.nowhere, loading.landing.looked_for, strict=True)
+    return any(looked.replace(".default", "", 1) != name for name, looked in pairs)
+
+
+def _measured(loading: AdapterLoading) -> Iterator[Measurement]:
+    landing, renaming = loading.landing, loading.renaming
+    if landing.error is not None:
+        yield Measurement("what PEFT raises", str(landing.error)[:300], LOADED)
+    if landing.nowhere:
+        yield Measurement("in the file", quoted(landing.nowhere, 3), "safetensors header")
+        yield Measurement("name that PEFT looks for", quoted(landing.looked_for, 3), LOADED)
+    if landing.without_value:
+        yield Measurement(
+            "parameters of the adapter that stay at their first values",
+            f"{len(landing.without_value)} of {landing.parameters}",
+            LOADED,
+        )
+    if renaming is None:
+        return
+    yield Measurement(
+        "under other names",
+        f"{renaming.example.saved} -> {renaming.example.looked_for}",
+        "modules of the model",
+    )
+    yield Measurement(
+        "tensors that have a place in the model",
+        f"{renaming.fitted} as they are, {renaming.fits} renamed, of {landing.tensors}",
+        "modules of the model",
+    )
+    again = renaming.landing
+    if again is not None:
+        yield Measurement(
+            "renamed and loaded again", "complete" if again.complete else "not complete", LOADED
+        )
+
+
+def _fix(case: Case, loading: AdapterLoading) -> Fix:
+    renaming = loading.renaming
+    if renaming is not None and renaming.proven:
+        folder = case.adapter.folder
+        return Fix(
+            f"Write the adapter with the new names into a new folder: lora-doctor fix "
+            f"{case.source} --adapter {folder} --apply. PEFT loads it completely.",
+            "manual",
+        )
+    if renaming is None and _renamed_by_peft(loading):
+        return Fix(
+            "If the names are those of this model, the patch saved_names_stay keeps them where the "
+            "adapter is loaded: lora-doctor explain LD603.",
+            "manual",
+        )
+    return Fix(
+        "Load it onto the class, and with the release of transformers, that it was saved with.",
+        "manual",
+    )

@@ -1,0 +1,74 @@
+"""LD621: a saved adapter that lacks values for some of its own layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.rule_api import Case, Example, Finding, Fix, Measurement, Rule, quoted
+from lora_doctor.rules._saved_adapter import LOADED, base_class, loaded, weights_file
+
+
+class AdapterParametersWithoutValues(Rule):
+    """The config of a saved adapter names layers for which its file has no tensors.
+
+    ## What happens
+    Loading warns of missing adapter keys and goes on. The adapters of these layers start anew:
+    they change nothing until they are trained, and the model is not the one that was saved.
+
+    ## Why
+    The file was cut, merged or filtered, a run that was sharded saved the part of one process, or
+    the config beside it is another one: the target modules in it reach more layers than were
+    trained, as after an edit by hand, or where the name of a target module means more layers in
+    this release of transformers.
+
+    ## Versions
+    All.
+
+    ## Fix
+    Save the adapter again with `save_pretrained` of the whole model, or set `target_modules` to the
+    layers that the file has.
+
+    ## Links
+    https://huggingface.co/docs/peft/developer_guides/checkpoint
+    """
+
+    code = "LD621"
+    name = "adapter-parameters-without-values"
+    summary = "The file of a saved adapter has no values for some layers of its own config."
+    depth = "meta"
+    about_saved_adapter = True
+    examples = (
+        Example(
+            "broken",
+            "tests.saved_adapters:with_half_of_its_layers",
+            loaded=True,
+            depth="meta",
+            why="the tensors of the second layer are not in the file",
+        ),
+        Example("healthy", "tests.saved_adapters:lora", loaded=True, depth="meta"),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        loading = case.adapter_loading
+        landing = loading.landing
+        if landing.error or landing.nowhere or not landing.without_value:
+            return
+        yield self.finding(
+            "error",
+            f"{len(landing.without_value)} of {landing.parameters} parameters of the adapter have "
+            "no value in its file and stay at their first values.",
+            location=weights_file(case),
+            evidence=(
+                Measurement("without a value", quoted(landing.without_value, 4), LOADED),
+                Measurement("tensors in the file", landing.tensors, "safetensors header"),
+                base_class(loading),
+            ),
+            proof=loaded(loading),
+            fixes=(
+                Fix(
+                    "Save the adapter again from the whole model, or set target_modules in its "
+                    "config to the layers that the file has.",
+                    "manual",
+                ),
+            ),
+        )

@@ -1,0 +1,126 @@
+"""LD622: a saved adapter whose tensors have other shapes than the model wants."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.rule_api import Case, Example, Finding, Fix, Measurement, OtherShape, Rule, Symptom
+from lora_doctor.rules._saved_adapter import LOADED, base_class, loaded, shape_text, weights_file
+
+
+class AdapterShapesDoNotFit(Rule):
+    """A saved adapter has tensors of other shapes than its config and the base model make.
+
+    ## What happens
+    `PeftModel.from_pretrained` raises `size mismatch for ...`.
+
+    ## Why
+    Three causes, told by the side that differs. The rank: `r` or `rank_pattern` in the config is
+    not what was trained, as after an edit by hand. The number of rows of the embeddings or the
+    output: the tokenizer had tokens added and the vocabulary was resized before training, and the
+    base model now is not. Else the base model has other sizes: it is another one.
+
+    ## Versions
+    All.
+
+    ## Fix
+    The rank of the file into the config; `resize_token_embeddings` to the rows of the file before
+    loading; or the base model that was trained.
+
+    ## Links
+    https://huggingface.co/docs/peft/developer_guides/troubleshooting
+    """
+
+    code = "LD622"
+    name = "adapter-shapes-do-not-fit"
+    summary = "Tensors of a saved adapter have other shapes than its config and the model make."
+    depth = "meta"
+    about_saved_adapter = True
+    symptoms = (Symptom(r"size mismatch for base_model\.model\.\S*(lora_|modules_to_save)"),)
+    examples = (
+        Example(
+            "broken",
+            "tests.saved_adapters:of_another_rank",
+            loaded=True,
+            depth="meta",
+            why="the config says r: 16, the tensors have 8",
+        ),
+        Example(
+            "broken",
+            "tests.saved_adapters:of_a_longer_vocabulary",
+            loaded=True,
+            depth="meta",
+            why="four tokens were added before training",
+        ),
+        Example("healthy", "tests.saved_adapters:lora", loaded=True, depth="meta"),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        loading = case.adapter_loading
+        empty = [item for item in loading.landing.other_shapes if 0 in item.in_file]
+        shapes = loading.landing.other_shapes
+        if not shapes or empty:  # nothing was saved: LD623
+            return
+        cause, advice = _cause(shapes)
+        yield self.finding(
+            "error",
+            f"{len(shapes)} of {loading.landing.tensors} tensors of the adapter do not fit: "
+            f"{cause}.",
+            location=weights_file(case),
+            evidence=(
+                *(
+                    Measurement(
+                        item.name,
+                        f"{shape_text(item.in_file)} in the file, {shape_text(item.in_model)} in "
+                        "the model",
+                        LOADED,
+                    )
+                    for item in shapes[:4]
+                ),
+                base_class(loading),
+            ),
+            proof=loaded(loading),
+            fixes=(Fix(advice, "manual"),),
+        )
+
+
+def _cause(shapes: tuple[OtherShape, ...]) -> tuple[str, str]:
+    """Why the shapes differ, and what to do."""
+    factors = [item for item in shapes if ".lora_A." in item.name or ".lora_B." in item.name]
+    others = [item for item in shapes if item not in factors]
+    if factors and not others and all(_only_rank(item) for item in factors):
+        ranks = sorted({_rank(item.in_file, item.name) for item in factors})
+        asked = sorted({_rank(item.in_model, item.name) for item in factors})
+        return (
+            f"they have the rank {_listed(ranks)}, the config asks for {_listed(asked)}",
+            f"Set r (or rank_pattern) in adapter_config.json to {_listed(ranks)}, and lora_alpha "
+            "to the one that was trained with.",
+        )
+    if all(item.in_file[1:] == item.in_model[1:] for item in others) and others:
+        rows, wanted = others[0].in_file[0], others[0].in_model[0]
+        return (
+            f"{others[0].name} has {rows} rows in the file and {wanted} in the model, as after "
+            "tokens or classes were added",
+            f"Give the base model {rows} rows before the adapter is loaded "
+            f"(resize_token_embeddings({rows}), or num_labels={rows} for a head).",
+        )
+    return (
+        "the base model has other sizes than the one that was trained",
+        "Load the adapter onto the base model that it was trained on.",
+    )
+
+
+def _only_rank(item: OtherShape) -> bool:
+    """Whether the side of the layer fits and the side of the rank does not."""
+    side = 1 if ".lora_A." in item.name else 0
+    return len(item.in_file) == 2 == len(item.in_model) and (
+        item.in_file[side] == item.in_model[side]
+    )
+
+
+def _rank(shape: tuple[int, ...], name: str) -> int:
+    return shape[0] if ".lora_A." in name else shape[1]
+
+
+def _listed(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers))

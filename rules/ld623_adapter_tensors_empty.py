@@ -1,0 +1,84 @@
+"""LD623: a saved adapter whose tensors hold no numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.rule_api import (
+    Case,
+    Example,
+    Finding,
+    Fix,
+    Measurement,
+    Proof,
+    Rule,
+    Symptom,
+    quoted,
+)
+from lora_doctor.rules._saved_adapter import shape_text, weights_file
+
+
+class AdapterTensorsEmpty(Rule):
+    """Tensors of a saved adapter have no elements: what was trained was not saved.
+
+    ## What happens
+    The file is a few kilobytes. Loading raises `size mismatch ... torch.Size([0])`.
+
+    ## Why
+    Under DeepSpeed ZeRO-3 each process holds a part of every parameter and an empty tensor in its
+    place. `save_pretrained` on such a model, without gathering, saves the empty tensors. The
+    trained values are in the checkpoint of DeepSpeed only. A file without any tensor comes of a
+    state dict from which all names were filtered.
+
+    ## Versions
+    All, with DeepSpeed ZeRO-3 or FSDP with sharded parameters.
+
+    ## Fix
+    `zero_to_fp32.py` of the checkpoint gathers what was trained. In training set
+    `stage3_gather_16bit_weights_on_model_save`, or pass
+    `state_dict=accelerator.get_state_dict(model)` to `save_pretrained`.
+
+    ## Links
+    https://huggingface.co/docs/peft/accelerate/deepspeed
+    """
+
+    code = "LD623"
+    name = "adapter-tensors-empty"
+    summary = "Tensors of a saved adapter are empty: a sharded run saved nothing."
+    depth = "static"
+    about_saved_adapter = True
+    symptoms = (Symptom(r"copying a param with shape torch\.Size\(\[0\]\) from checkpoint"),)
+    examples = (
+        Example(
+            "broken", "tests.saved_adapters:of_zero_stage_3", loaded=True, depth="static",
+            why="every tensor has the shape [0]",
+        ),
+        Example("healthy", "tests.saved_adapters:lora", loaded=True, depth="static"),
+    )  # fmt: skip
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        tensors = case.adapter.weights.tensors
+        empty = [name for name, tensor in tensors.items() if tensor.elements == 0]
+        if tensors and not empty:
+            return
+        shapes = sorted({shape_text(tensors[name].shape) for name in empty})
+        yield self.finding(
+            "error",
+            f"{len(empty)} of {len(tensors)} tensors of the adapter are empty: they were saved "
+            "while the parameters were sharded."
+            if tensors
+            else "The file of the adapter has no tensors.",
+            location=weights_file(case),
+            evidence=(
+                Measurement("empty tensors", quoted(empty, 3) or "no tensor", "safetensors header"),
+                Measurement("their shapes", ", ".join(shapes) or "none", "safetensors header"),
+            ),
+            proof=Proof("measured", "the header of the file was read"),
+            fixes=(
+                Fix(
+                    "Gather the weights of the DeepSpeed checkpoint with zero_to_fp32.py; in "
+                    "training set stage3_gather_16bit_weights_on_model_save.",
+                    "manual",
+                ),
+            ),
+        )

@@ -1,0 +1,117 @@
+"""LD624: an adapter config that names another base model than the one that is checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from lora_doctor.rule_api import (
+    Case,
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measurement,
+    Proof,
+    Rule,
+    Severity,
+)
+from lora_doctor.static.model_source import is_hub_id
+
+
+class AdapterOfAnotherBase(Rule):
+    """The adapter config names another base model, or another revision of it.
+
+    ## What happens
+    Where the sizes differ, loading fails. Where they agree, it does not: the adapter is added to
+    weights that it was not trained on, and the model answers worse than either.
+
+    ## Why
+    `base_model_name_or_path` in adapter_config.json says what was trained. Two names may be one
+    model (a copy in a folder, a mirror), so a name alone is no error: where the last part is the
+    same nothing is said of a folder, and of a mirror it is a note.
+
+    ## Versions
+    All.
+
+    ## Fix
+    Load the adapter onto the base model that it names; or, where both are the same weights, write
+    the name into the config, so that the next reader and the auto classes find it.
+
+    ## Links
+    https://huggingface.co/docs/peft/developer_guides/checkpoint
+    """
+
+    code = "LD624"
+    name = "adapter-of-another-base"
+    summary = "The adapter config names another base model, or revision, than the one checked."
+    depth = "static"
+    about_saved_adapter = True
+    examples = (
+        Example(
+            "broken",
+            "arch:llama",
+            {"base_model_name_or_path": "org/another-model", "target_modules": ["q_proj"]},
+            depth="static",
+        ),
+        Example("healthy", "tests.saved_adapters:lora", loaded=True, depth="static"),
+        Example("healthy", "arch:llama", {"target_modules": ["q_proj"]}, depth="static"),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        named = case.asked.get("base_model_name_or_path")
+        if not isinstance(named, str) or not named or case.source.kind in ("module", "script"):
+            return
+        source = case.source
+        if named == source.name or _same_folder(named, source.folder):
+            yield from self._revision(case, named)
+            return
+        last, own = (Path(name.rstrip("/")).name.lower() for name in (named, source.name))
+        both_hub = source.kind == "hub" and is_hub_id(named)
+        if last == own and not both_hub:
+            return  # the same model in a folder
+        different = both_hub and last != own
+        yield self._differs(case, named, "warning" if different else "info")
+
+    def _differs(self, case: Case, named: str, severity: Severity) -> Finding:
+        return self.finding(
+            severity,
+            f"The adapter config names {named!r} as its base model; this is {str(case.source)!r}.",
+            location=Location("recipe", "base_model_name_or_path"),
+            evidence=(
+                Measurement("base_model_name_or_path", named, "adapter config"),
+                Measurement("MODEL", str(case.source), "this run"),
+            ),
+            proof=Proof("inferred", "the names differ; the weights were not compared"),
+            fixes=(
+                Fix(
+                    f"Check it on {named}; or, where both are the same weights, correct "
+                    "base_model_name_or_path.",
+                    "manual",
+                ),
+            ),
+        )
+
+    def _revision(self, case: Case, named: str) -> Iterator[Finding]:
+        wanted, have = case.asked.get("revision"), case.source.revision
+        if case.source.kind != "hub" or not isinstance(wanted, str) or not wanted or not have:
+            return
+        if wanted == have or wanted in ("main", "master"):
+            return
+        yield self.finding(
+            "warning",
+            f"The adapter was trained on revision {wanted!r} of {named!r}; this is {have!r}.",
+            location=Location("recipe", "revision"),
+            evidence=(
+                Measurement("revision in the config", wanted, "adapter config"),
+                Measurement("revision of MODEL", have, "this run"),
+            ),
+            proof=Proof("inferred", "the revisions differ; the weights were not compared"),
+            fixes=(Fix(f"Load the base model with revision={wanted!r}.", "manual"),),
+        )
+
+
+def _same_folder(named: str, folder: str | None) -> bool:
+    if folder is None or "\0" in named:
+        return False
+    return Path(named).expanduser().resolve() == Path(folder).resolve()

@@ -1,0 +1,78 @@
+"""LD625: a saved adapter whose numbers do nothing, or are none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.rule_api import Case, Example, Finding, Fix, Measurement, Proof, Rule, quoted
+from lora_doctor.rules._saved_adapter import weights_file
+
+
+class AdapterValuesWithoutEffect(Rule):
+    """A saved adapter has numbers that are not finite, or factors B that are all zero.
+
+    ## What happens
+    With one number that is not finite every output is `nan`. With B at zero the adapter adds
+    nothing: the model answers as its base does.
+
+    ## Why
+    The run diverged and was saved all the same. B is zero where an adapter begins: it was saved
+    before the first step, its parameters were not in the optimizer, got no gradient, or were
+    sharded and saved from where they had not been updated.
+
+    ## Versions
+    All.
+
+    ## Fix
+    An earlier checkpoint; for zeros, the cause in the training: check the recipe that it was
+    trained with.
+
+    ## Links
+    https://huggingface.co/docs/peft/developer_guides/troubleshooting
+    """
+
+    code = "LD625"
+    name = "adapter-values-without-effect"
+    summary = "A saved adapter has numbers that are not finite, or a factor B of zeros only."
+    depth = "full"
+    about_saved_adapter = True
+    examples = (
+        Example(
+            "broken", "tests.saved_adapters:with_a_number_that_is_none", loaded=True, depth="full"
+        ),
+        Example("healthy", "tests.saved_adapters:lora", loaded=True, depth="full"),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        values = case.adapter_values
+        if values.not_finite:
+            yield self.finding(
+                "error",
+                f"{len(values.not_finite)} of {values.looked_at} tensors of the adapter have "
+                "numbers that are not finite: every output becomes nan.",
+                location=weights_file(case),
+                evidence=(
+                    Measurement("not finite", quoted(values.not_finite, 4), "the file's numbers"),
+                ),
+                proof=Proof("measured", "every number of the file was looked at"),
+                fixes=(Fix("Take a checkpoint of before the run diverged.", "manual"),),
+            )
+        factors = [name for name in case.adapter.weights.tensors if ".lora_B." in name]
+        zero = [name for name in factors if name in values.zero]
+        if not zero:
+            return
+        yield self.finding(
+            "error" if len(zero) == len(factors) else "warning",
+            f"{len(zero)} of {len(factors)} factors B of the adapter are all zero: these layers "
+            "answer as the base does.",
+            location=weights_file(case),
+            evidence=(Measurement("all zero", quoted(zero, 4), "the file's numbers"),),
+            proof=Proof("measured", "every number of the file was looked at"),
+            fixes=(
+                Fix(
+                    "Check the recipe that it was trained with: these parameters were never "
+                    "updated, or not where they were saved.",
+                    "manual",
+                ),
+            ),
+        )

@@ -1,0 +1,72 @@
+"""LD627: a saved adapter that the installed PEFT does not load."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.rule_api import Case, Example, Finding, Fix, Measurement, Rule
+from lora_doctor.rules._saved_adapter import LOADED, base_class, config_file, loaded
+
+
+class AdapterRefusedByPeft(Rule):
+    """The installed PEFT raises when it loads the adapter, and other names do not help.
+
+    ## What happens
+    `PeftModel.from_pretrained` raises.
+
+    ## Why
+    Its own words say it: the target modules are not in this model, a module that was saved with the
+    adapter is not in the file, or the config has an entry that this release does not know or no
+    longer takes.
+
+    ## Versions
+    All.
+
+    ## Fix
+    The base model that it was trained on, with the release of PEFT that the config names
+    (`peft_version`, or a newer one).
+
+    ## Links
+    https://huggingface.co/docs/peft/developer_guides/troubleshooting
+    """
+
+    code = "LD627"
+    name = "adapter-refused-by-peft"
+    summary = "The installed PEFT does not load a saved adapter onto this model."
+    depth = "meta"
+    about_saved_adapter = True
+    examples = (
+        Example(
+            "broken",
+            "tests.saved_adapters:of_another_architecture",
+            loaded=True,
+            depth="meta",
+            why="GPT-2's c_attn is in no Llama",
+        ),
+        Example("healthy", "tests.saved_adapters:lora", loaded=True, depth="meta"),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        loading = case.adapter_loading
+        error = loading.landing.error
+        if error is None or loading.renaming is not None:
+            return
+        version = case.adapter.config.get("peft_version")
+        wrote = f" (it was written by PEFT {version})" if isinstance(version, str) else ""
+        yield self.finding(
+            "error",
+            f"PEFT does not load the adapter: {error.type}: {error.message[:200]}",
+            location=config_file(case),
+            evidence=(
+                Measurement("what PEFT raises", str(error)[:500], LOADED),
+                base_class(loading),
+            ),
+            proof=loaded(loading),
+            fixes=(
+                Fix(
+                    "Load it onto the base model that it was trained on, with the PEFT that wrote "
+                    f"it{wrote} or a newer one.",
+                    "manual",
+                ),
+            ),
+        )
