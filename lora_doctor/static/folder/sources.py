@@ -57,7 +57,8 @@ def pads_in_its_embedding(model_types: tuple[str, ...]) -> bool:
 
 def changes_its_vocabulary(model_types: tuple[str, ...]) -> bool:
     """Whether the class computes with ``vocab_size``, so that its rows are another number."""
-    computed = r"vocab_size\s*[-+*]|[-+*]\s*config\.\w*vocab_size"
+    # `[0, ..., config.vocab_size - 1]` is how docstrings name the range of a label.
+    computed = r"vocab_size\s*[-+*](?!>|\s*1\s*\])|[-+*]\s*config\.\w*vocab_size"
     return bool(re.search(computed, modeling_sources(model_types)))
 
 
