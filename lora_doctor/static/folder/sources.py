@@ -73,6 +73,7 @@ def counts_its_layers(model_types: tuple[str, ...]) -> bool:
         return True
     ranges = re.findall(r"range\(([^\n]*(?:layers?|depth)\b[^\n]*)", source)
     computed = any(re.search(r"(?:layers?|depth)\)?\s*[-+*/]", found) for found in ranges)
+    computed |= bool(re.search(r"= config\.\w*layers\s*[-+]\s*\d+\s*$", source, re.MULTILINE))
     return not computed and any(
         re.match(r"(?:0,\s*)?(?:self\.|config\.)\S*(?:layers?|depth)\)", found) for found in ranges
     )
