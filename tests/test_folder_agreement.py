@@ -217,6 +217,12 @@ def test_another_vocabulary_than_the_embeddings(size: int, copy: Path) -> None:
         load(copy)
 
 
+@pytest.mark.parametrize("name", ["t5", "gpt2", "bert", "whisper"])
+def test_another_vocabulary_in_other_architectures(name: str, tmp_path: Path) -> None:
+    """`shared`, `wte`, `word_embeddings`: one name a family."""
+    assert only(configure(save(name, tmp_path), vocab_size=72)).rule == "LD612"
+
+
 def test_a_head_of_another_size(copy: Path) -> None:
     rewrite(
         copy / "model.safetensors",

@@ -11,10 +11,12 @@ from lora_doctor.static.folder.parts import Entry, entries, model_types_of, part
 from lora_doctor.static.folder.sources import counts_its_layers
 from lora_doctor.static.weights import Weights
 
-_STACK = re.compile(r"((?:[A-Za-z_]\w*\.)*(?:layers?|blocks?|h))\.(\d+)\.")
+_STACK = re.compile(r"((?:[A-Za-z_]\w*\.)*(?:layers?|blocks?|h))\.(\d{1,6})\.")
 _DEPTH = re.compile(
     r"(?:\w+_)?(?:num|n)_(?:\w+_)?(?:layers?|blocks)|(?:\w+_)?(?:encoder|decoder)_layers|depth"
 )
+#: The deepest model known has 200 layers.
+_MOST_LAYERS = 10_000
 #: From the most usual name on; the first that a section has is the number of its layers.
 _PLAIN = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth")
 #: Layers behind the last one that predict further tokens; transformers leaves them out.
@@ -109,4 +111,4 @@ def _role(path: str) -> str | None:
 
 
 def _natural(value: object) -> bool:
-    return type(value) is int and value > 0
+    return type(value) is int and 0 < value <= _MOST_LAYERS

@@ -57,7 +57,8 @@ def pads_in_its_embedding(model_types: tuple[str, ...]) -> bool:
 
 def changes_its_vocabulary(model_types: tuple[str, ...]) -> bool:
     """Whether the class computes with ``vocab_size``, so that its rows are another number."""
-    computed = r"vocab_size\s*[-+*]|[-+*]\s*config\.\w*vocab_size"
+    # `[0, ..., config.vocab_size - 1]` is how docstrings name the range of a label.
+    computed = r"vocab_size\s*[-+*](?!>|\s*1\s*\])|[-+*]\s*config\.\w*vocab_size"
     return bool(re.search(computed, modeling_sources(model_types)))
 
 
@@ -72,6 +73,7 @@ def counts_its_layers(model_types: tuple[str, ...]) -> bool:
         return True
     ranges = re.findall(r"range\(([^\n]*(?:layers?|depth)\b[^\n]*)", source)
     computed = any(re.search(r"(?:layers?|depth)\)?\s*[-+*/]", found) for found in ranges)
+    computed |= bool(re.search(r"= config\.\w*layers\s*[-+]\s*\d+\s*$", source, re.MULTILINE))
     return not computed and any(
         re.match(r"(?:0,\s*)?(?:self\.|config\.)\S*(?:layers?|depth)\)", found) for found in ranges
     )

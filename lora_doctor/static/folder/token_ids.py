@@ -83,7 +83,7 @@ def _tokens(static: StaticEvidence) -> Iterator[TokenId]:
             yield from _one(token, number, "added_tokens.json")
     decoder = (static.tokenizer_config.value or {}).get("added_tokens_decoder")
     for number, entry in decoder.items() if isinstance(decoder, dict) else ():
-        if isinstance(entry, dict) and str(number).isdecimal():
+        if isinstance(entry, dict) and re.fullmatch(r"\d{1,12}", str(number)):
             yield from _one(entry.get("content"), int(number), "tokenizer_config.json")
 
 
