@@ -14,12 +14,18 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Generic, TypeVar
 
 from lora_doctor.errors import EvidenceError
+from lora_doctor.limits import (
+    JSON_BYTES,
+    JSON_DEPTH,
+    JSON_ITEMS,
+    LimitError,
+    check_bytes,
+    check_items,
+    count_items,
+)
 
 T = TypeVar("T")
 U = TypeVar("U")
-
-# The largest config.json known (with 21,000 labels) has 2 MB.
-MAX_JSON_BYTES = 32 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -98,35 +104,94 @@ def inside(folder: Path, name: object) -> Path:
     return path
 
 
-def read_bytes(path: Path, limit: int = MAX_JSON_BYTES) -> bytes:
+def read_bytes(path: Path, limit: int = JSON_BYTES) -> bytes:
     """The content of a regular file of at most `limit` bytes; EvidenceError when it is not one."""
+    name = path.name
     try:
         if not path.is_file():  # a pipe would block, a device would never end
-            raise EvidenceError(f"{path.name} is {'not a file' if path.exists() else 'not there'}")
-        size = path.stat().st_size
-        if size > limit:
-            raise EvidenceError(f"{path.name} has {size:,} bytes, more than the {limit:,} expected")
-        return path.read_bytes()
-    except OSError as error:
-        raise EvidenceError(f"{path.name} cannot be read: {error.strerror or error}") from None
+            raise EvidenceError(f"{name} is {'not a file' if path.exists() else 'not there'}")
+        check_bytes(path.stat().st_size, limit, name)
+        with path.open("rb") as stream:
+            content = stream.read(limit + 1)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = getattr(error, "strerror", None) or error
+        raise EvidenceError(f"{name} cannot be read: {reason}") from None
+    check_bytes(len(content), limit, name)  # it grew since it was looked at
+    return content
 
 
-def parse_json(content: bytes, name: str) -> Any:
-    """`content` as JSON; EvidenceError with line and column when it is not."""
+def parse_json(
+    content: bytes, name: str, *, items: int = JSON_ITEMS, unique_keys: bool = False
+) -> Any:
+    """`content` as JSON; EvidenceError with line and column when it is not.
+
+    At most about `items` values, `JSON_DEPTH` levels deep. `unique_keys` refuses an object that has
+    a key twice: where two readers may each take another of the values.
+    """
+    check_items(count_items(content), items, name)
+    hook = _without_duplicates if unique_keys else None
     try:
-        return json.loads(content.decode("utf-8"))
+        value = json.loads(content.decode("utf-8"), object_pairs_hook=hook)
     except UnicodeDecodeError as error:
         reason = f"is not UTF-8 (byte {error.start})"
     except json.JSONDecodeError as error:
         reason = f"is not JSON: {error.msg} at line {error.lineno} column {error.colno}"
     except RecursionError:
         reason = "is nested too deeply"
+    except _DuplicateKeyError as error:
+        reason = f"has the key {shown(error.key)} twice"
     except ValueError:  # an integer of more than 4300 digits
         reason = "holds a number that is too long"
+    else:
+        check_depth(value, name)
+        return value
     raise EvidenceError(f"{name} {reason}")
 
 
-def read_json_object(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
+class _DuplicateKeyError(ValueError):
+    """Two values for one key; which of them counts is up to the reader."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise _DuplicateKeyError(key)
+            seen.add(key)
+    return mapping
+
+
+def check_depth(value: Any, name: str) -> None:
+    """Raise LimitError when lists and objects nest more than `JSON_DEPTH` levels in `value`.
+
+    Whoever copies, compares or prints such a value recurses as deeply.
+    """
+    level = [value]
+    for _ in range(JSON_DEPTH):
+        level = [
+            part
+            for each in level
+            if isinstance(each, (dict, list))
+            for part in (each.values() if isinstance(each, dict) else each)
+            if isinstance(part, (dict, list))
+        ]
+        if not level:
+            return
+    raise LimitError(f"{name} nests more than {JSON_DEPTH} levels deep, which no config does")
+
+
+def whole_number(value: object) -> int | None:
+    """`value` where it is a number of bytes or of elements, None for anything else."""
+    return value if type(value) is int and 0 <= value < 1 << 63 else None
+
+
+def read_json_object(path: Path, limit: int = JSON_BYTES) -> dict[str, Any]:
     """The JSON object in the file `path`; EvidenceError when there is none."""
     content = parse_json(read_bytes(path, limit), path.name)
     if not isinstance(content, dict):

@@ -25,7 +25,6 @@ from lora_doctor.static.hub.hub_files import check_model_id, check_revision, cho
 from lora_doctor.static.hub.hub_library import THREAD, quiet, root_cause, stream
 from lora_doctor.static.piece import Piece, gather, inside, read_json_object, shown
 from lora_doctor.static.weights import (
-    MAX_HEADER_BYTES,
     Tensor,
     Weights,
     merge,
@@ -265,7 +264,7 @@ class _Request:
             if len(start) < 8:
                 raise EvidenceError(f"{name} is cut off")
             (length,) = struct.unpack("<Q", start[:8])
-            if length > MAX_HEADER_BYTES:
+            if length > HEADER_BYTES:
                 raise EvidenceError(f"{name} announces a header of {length:,} bytes")
             if length + 8 > len(start):
                 start = self._range(name, commit, length + 8)
