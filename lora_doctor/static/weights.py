@@ -106,9 +106,7 @@ def parse_header(
     return tensors, metadata
 
 
-def _check_places(
-    places: list[tuple[int, int, str]], file: str, payload: int | None
-) -> None:
+def _check_places(places: list[tuple[int, int, str]], file: str, payload: int | None) -> None:
     """The tensors lie one behind the other and fill the file, as the format demands.
 
     With a hole or an overlap the library refuses the whole file.

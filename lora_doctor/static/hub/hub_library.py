@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # Names of the threads in which the library works for us start with this.
 THREAD = "lora-doctor-hub"
@@ -23,21 +22,6 @@ def root_cause(error: BaseException) -> str:
         if isinstance(each, OSError) and each.strerror:
             return each.strerror
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-
-
-@contextmanager
-def stream(
-    session: Any, url: str, headers: Mapping[str, str], timeout: float
-) -> Iterator[tuple[Any, Iterator[bytes]]]:
-    """A response whose body is read piece by piece: by httpx (hub 1 and later) or requests."""
-    if callable(getattr(session, "stream", None)):  # requests has a flag of that name
-        with session.stream(
-            "GET", url, headers=headers, timeout=timeout, follow_redirects=True
-        ) as response:
-            yield response, response.iter_bytes()
-    else:
-        with closing(session.get(url, headers=headers, timeout=timeout, stream=True)) as response:
-            yield response, response.iter_content(65_536)
 
 
 class _NotOurs(logging.Filter):
