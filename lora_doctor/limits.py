@@ -82,6 +82,8 @@ YAML_CHARACTERS = 1 * MIB
 YAML_ITEMS = 30_000
 #: A log is searched from its end, where the exception stands.
 LOG_CHARACTERS = 200_000
+#: Standard input is read so far; an endless one is refused.
+PASTED_BYTES = 64 * MIB
 
 # --- the hub --------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ through `inside` before it becomes a path, and through `shown` before it becomes
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -90,12 +91,14 @@ def inside(folder: Path, name: object) -> Path:
     if not isinstance(name, str) or not name or "\0" in name or "\\" in name:
         raise EvidenceError(f"{shown(name)} is not a file name")
     relative = PurePosixPath(name)
+    if not relative.parts:
+        raise EvidenceError(f"{shown(name)} is not a file name")
     if relative.is_absolute() or ".." in relative.parts or ":" in relative.parts[0]:
         raise EvidenceError(f"{shown(name)} leads out of the model's folder; it was not read")
     path = folder / relative
     try:
         target = path.resolve(strict=True)
-    except (OSError, RuntimeError):  # RuntimeError: a loop of links, before Python 3.13
+    except (OSError, RuntimeError, ValueError):  # RuntimeError: a loop of links, before Python 3.13
         raise EvidenceError(f"{shown(name)} is named but not there") from None
     if not any(target.is_relative_to(root) for root in trusted_roots(folder)):
         raise EvidenceError(f"{shown(name)} is a link out of the model's folder; it was not read")
@@ -120,20 +123,23 @@ def read_bytes(path: Path, limit: int = JSON_BYTES) -> bytes:
     return content
 
 
-def parse_json(
-    content: bytes, name: str, *, items: int = JSON_ITEMS, unique_keys: bool = False
-) -> Any:
+def parse_json(content: bytes, name: str, *, items: int = JSON_ITEMS, strict: bool = False) -> Any:
     """`content` as JSON; EvidenceError with line and column when it is not.
 
-    At most about `items` values, `JSON_DEPTH` levels deep. `unique_keys` refuses an object that has
-    a key twice: where two readers may each take another of the values.
+    At most about `items` values, `JSON_DEPTH` levels deep. `strict` refuses what Python takes and
+    other readers do not, or each in its own way: a key twice, NaN, numbers that no double holds,
+    half a surrogate pair.
     """
     check_items(count_items(content), items, name)
-    hook = _without_duplicates if unique_keys else None
     try:
-        value = json.loads(content.decode("utf-8"), object_pairs_hook=hook)
+        text = content.decode("utf-8")
+        value = _STRICT.decode(text) if strict else json.loads(text)
+        if strict and "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeDecodeError as error:
         reason = f"is not UTF-8 (byte {error.start})"
+    except UnicodeEncodeError:
+        reason = "has half a surrogate pair, which is no text"
     except json.JSONDecodeError as error:
         reason = f"is not JSON: {error.msg} at line {error.lineno} column {error.colno}"
     except RecursionError:
@@ -165,6 +171,30 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
                 raise _DuplicateKeyError(key)
             seen.add(key)
     return mapping
+
+
+def _double(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):
+        raise ValueError(digits)
+    return value
+
+
+def _integer(digits: str) -> int:
+    _double(digits)
+    return int(digits)
+
+
+def _constant(name: str) -> None:
+    raise ValueError(name)  # NaN and Infinity
+
+
+_STRICT = json.JSONDecoder(
+    object_pairs_hook=_without_duplicates,
+    parse_float=_double,
+    parse_int=_integer,
+    parse_constant=_constant,
+)
 
 
 def check_depth(value: Any, name: str) -> None:

@@ -86,7 +86,7 @@ def parse_header(
     """
     what = f"the header of {file}"
     most = CHECKPOINT_TENSORS * _ITEMS_PER_TENSOR
-    header = parse_json(content, what, items=most, unique_keys=True)
+    header = parse_json(content, what, items=most, strict=True)
     if not isinstance(header, dict):
         raise EvidenceError(f"{what} is not an object")
     metadata = header.pop("__metadata__", None)
@@ -249,7 +249,7 @@ class HeaderAllowance:
 
 
 def header_length(path: Path) -> int:
-    """The bytes of the header of a file; 0 where it is cut off or announces more than it has."""
+    """The bytes of the header of a file; 0 where `read_header` would refuse them."""
     try:
         with path.open("rb") as stream:
             start = stream.read(8)
@@ -257,7 +257,7 @@ def header_length(path: Path) -> int:
     except OSError:
         return 0  # `read_header` says why
     (length,) = struct.unpack("<Q", start) if len(start) == 8 else (0,)
-    return length if length <= size - 8 else 0
+    return length if length <= min(HEADER_BYTES, size - 8) else 0
 
 
 def merge(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,8 @@ def _composed(text: str) -> tuple[Any, Callable[[], Any]]:
     # Each value but the first stands behind one of these.
     check_items(count_items(text) + text.count("\n"), YAML_ITEMS, "it", "values", _ADVICE)
     yaml = YAML(typ="safe", pure=True)
-    with bounded(YAML_RECIPE):
+    with bounded(YAML_RECIPE), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # ruamel prints one for each anchor that is used again
         root = yaml.compose(_Counted(text))
     return root, lambda: yaml.constructor.construct_document(root)
 

@@ -2,9 +2,9 @@
 
 `huggingface_hub` gives the session and the cache. What it lacks is an end: name resolution,
 connecting, retries and downloads each have their own patience, and their sum has none (74 s were
-measured without a network); and what a server sends has no end either. So each answer is read up to
-a number of bytes (`bounded_http`), all of it in daemon threads, and the caller waits for these until
-one deadline; a thread that is still stuck then is left to die with the process.
+measured without a network); and what a server sends has no end either. So each answer is read up
+to a number of bytes (`bounded_http`), all of it in daemon threads, and the caller waits for these
+until one deadline; a thread that is still stuck then is left to die with the process.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from lora_doctor.errors import EvidenceError, InputError
-from lora_doctor.limits import FETCHED_BYTES, HEADER_BYTES, LISTING_BYTES, check_bytes
+from lora_doctor.limits import FETCHED_BYTES, HEADER_BYTES, LISTING_BYTES, LimitError
 from lora_doctor.static.hub.bounded_http import Allowance, get
 from lora_doctor.static.hub.deadline import Deadline
 from lora_doctor.static.hub.hub_cache import remember, snapshot_folder, store
@@ -296,8 +296,12 @@ class _Request:
             if len(start) < 8:
                 raise EvidenceError(f"{name} is cut off")
             (length,) = struct.unpack("<Q", start[:8])
+            if length > HEADER_BYTES:
+                raise LimitError(
+                    f"{name} announces a header of {length:,} bytes, more than the "
+                    f"{HEADER_BYTES:,} that are read"
+                )
             self.headers.take(length, name)
-            check_bytes(length, HEADER_BYTES, f"the header that {name} announces")
             if length + 8 > len(start):
                 start = self._range(name, commit, length + 8)
             return parse_header(start[8 : 8 + length], name)

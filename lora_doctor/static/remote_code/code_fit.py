@@ -134,9 +134,9 @@ def missing_names(code: RemoteCode, loaded: LoadedCode) -> tuple[MissingName, ..
     """Names that loading or running the model takes from a package that does not have them."""
     taken = [item for file in sorted(loaded.certain) for item in _taken(code, loaded, file)]
     # Module by module, so that each source is read once; the answers are kept.
-    for module, name in sorted({(item.module, item.name or "") for item in taken}):
-        if importable(module) != "gone" and name:
-            importable(module, name)
+    for module, wanted in sorted({(item.module, item.name or "") for item in taken}):
+        if importable(module) != "gone" and wanted:
+            importable(module, wanted)
     found: dict[tuple[str, str | None], MissingName] = {}
     for item in taken:
         if importable(item.module) == "gone":
