@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-
 #: The longest message; a longer one loses its middle.
 MESSAGE_CHARS = 2_000
 _MESSAGE_END = 500

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+
+from lora_doctor.limits import PYTHON_BYTES
+
+_NUMBER = re.compile(r"[0-9]{1,8}")
+_LINE = 500
 
 
 def line_at(where: str) -> str:
@@ -13,7 +19,8 @@ def line_at(where: str) -> str:
     """
     name, _, number = where.rpartition(":")
     path = Path(name)
-    if not number.isdigit() or not path.is_absolute() or not path.is_file():
+    if not _NUMBER.fullmatch(number) or not path.is_absolute() or not path.is_file():
         return ""
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    return lines[int(number) - 1].strip() if 0 < int(number) <= len(lines) else ""
+    with path.open("rb") as stream:
+        lines = stream.read(PYTHON_BYTES).decode("utf-8", "replace").splitlines()
+    return lines[int(number) - 1].strip()[:_LINE] if 0 < int(number) <= len(lines) else ""

@@ -227,9 +227,8 @@ class _Request:
     def _listing(self) -> Listing:
         at = f"/revision/{quote(self.revision, safe='')}" if self.revision else ""
         url = f"{self.endpoint}/api/models/{self.model_id}{at}?blobs=true"
-        content = self._get(url, LISTING_BYTES, "its list of files")
         try:
-            return parse_listing(content)
+            return parse_listing(self._get(url, LISTING_BYTES, "its list of files"))
         except EvidenceError as error:
             raise _Unreachable(
                 f"{self.endpoint} does not answer like a model hub: {error}"

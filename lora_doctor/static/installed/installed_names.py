@@ -16,8 +16,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from lora_doctor.limits import INSTALLED_FILE_BYTES, INSTALLED_FILES, step
-from lora_doctor.static.installed.environment import package_folder
+from lora_doctor.limits import INSTALLED_FILES, step
+from lora_doctor.static.installed.environment import installed_text, package_folder
 
 Presence = Literal["there", "gone", "unknown"]
 _DEPTH = 8
@@ -192,7 +192,7 @@ class _Exports:
             file = next(self._unread, None)
             if file is None:
                 return False
-            content = _bytes(file)
+            content = installed_text(file).encode()
             for quoted, defined, assigned in self._NAME.findall(content):
                 self._names.add(quoted or defined or assigned)
         return True
@@ -241,20 +241,12 @@ def _bound(tree: ast.Module) -> Iterator[str | ast.ImportFrom]:
 
 @functools.lru_cache(maxsize=128)
 def _text(file: Path) -> str:
-    return _bytes(file).decode("utf-8", "replace")
-
-
-def _bytes(file: Path) -> bytes:
-    try:
-        with file.open("rb") as stream:
-            return stream.read(INSTALLED_FILE_BYTES)
-    except OSError:
-        return b""  # a file that cannot be read provides nothing
+    return installed_text(file)  # a file that cannot be read provides nothing
 
 
 @functools.lru_cache(maxsize=32)
 def _parse(file: Path) -> ast.Module | None:
     try:
-        return ast.parse(_bytes(file))
+        return ast.parse(_text(file))
     except (SyntaxError, ValueError, RecursionError):
         return None

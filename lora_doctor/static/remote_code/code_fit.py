@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_doctor.limits import REPOSITORY_CODE, bounded, step
-from lora_doctor.static.installed.environment import package_folder
+from lora_doctor.static.installed.environment import installed_text, package_folder
 from lora_doctor.static.installed.installed_names import importable
 from lora_doctor.static.remote_code.demanded_packages import demanded_packages
 from lora_doctor.static.remote_code.loaded_code import LoadedCode
@@ -222,10 +222,7 @@ def _rewrites_rope(code: RemoteCode, loaded: LoadedCode) -> bool:
 @functools.cache
 def _library_text(file: str) -> str:
     folder = package_folder("transformers")
-    try:
-        return (folder / file).read_text("utf-8") if folder else ""
-    except OSError:
-        return ""
+    return installed_text(folder / file) if folder else ""
 
 
 def _rope_is_a_property() -> bool:

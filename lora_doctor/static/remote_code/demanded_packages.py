@@ -15,7 +15,7 @@ from typing import Literal
 
 from lora_doctor.errors import EvidenceError
 from lora_doctor.limits import LimitError, step
-from lora_doctor.static.installed.environment import package_folder
+from lora_doctor.static.installed.environment import installed_text, package_folder
 from lora_doctor.static.installed.installed_names import importable
 from lora_doctor.static.python_source import parse_python, walk
 
@@ -38,9 +38,8 @@ def _installed_form() -> Form | None:
     folder = package_folder("transformers")
     if folder is None:
         return None
-    try:
-        source = (folder / "dynamic_module_utils.py").read_text("utf-8")
-    except OSError:
+    source = installed_text(folder / "dynamic_module_utils.py")
+    if not source:
         return None
     body = source.partition("def get_imports(")[2].partition("\ndef ")[0]
     return "tree" if "ast.parse" in body else "text"
