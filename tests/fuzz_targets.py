@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from tests.fuzzing import Files, Target
 # --- bytes ----------------------------------------------------------------------------------
 
 ODD_TEXTS = st.sampled_from([
-    "", " ", "\0", "\x1b[2J", "\u202e", "\ud800", "é", "../x", "/etc/passwd", "a/../b", "C:\\x", "~",
+    "", " ", "\0", "\x1b[2J", "\u202e", "\ud800", "é", "../x", "/etc/passwd", "a/../b", "C:\\x",
+    "~",
     "{{7*7}}", "$(id)", "__import__('os')", "!!python/object/apply:os.system [id]", "a" * 5_000,
     "1e999", "NaN", "null", "-0", "0x10", "1_000", "2026-11-27", "<script>", "'; --",
 ])  # fmt: skip
@@ -30,7 +32,8 @@ SCALARS = st.one_of(
 JSON_VALUES: st.SearchStrategy[Any] = st.recursive(
     SCALARS,
     lambda inner: st.one_of(
-        st.lists(inner, max_size=5), st.dictionaries(ODD_TEXTS | st.text(max_size=8), inner, max_size=5)
+        st.lists(inner, max_size=5), st.dictionaries(ODD_TEXTS | st.text(max_size=8),
+        inner, max_size=5)
     ),
     max_leaves=12,
 )  # fmt: skip
@@ -92,8 +95,10 @@ def changed(draw: st.DrawFn, good: Any) -> Any:
 KEYS = [
     "model_type", "architectures", "auto_map", "quantization_config", "hidden_size", "vocab_size",
     "num_hidden_layers", "text_config", "torch_dtype", "dtype", "rope_scaling", "weight_map",
-    "__metadata__", "data_offsets", "shape", "size", "rfilename", "sha", "siblings", "target_modules",
-    "r", "lora_alpha", "rank_pattern", "peft_type", "task_type", "modules_to_save", "edits", "patches",
+    "__metadata__", "data_offsets", "shape", "size", "rfilename", "sha", "siblings",
+    "target_modules",
+    "r", "lora_alpha", "rank_pattern", "peft_type", "task_type", "modules_to_save", "edits",
+    "patches",
 ]  # fmt: skip
 
 
@@ -159,8 +164,7 @@ def safetensors(draw: st.DrawFn) -> bytes:
     """A file whose length, header and data fit, or nearly so."""
     places = sorted(4 * number for number in draw(st.lists(st.integers(0, 8), max_size=5)))
     header: dict[str, Any] = {
-        f"t{number}": _entry(start, stop)
-        for number, (start, stop) in enumerate(zip(places, places[1:], strict=False))
+        f"t{number}": _entry(start, stop) for number, (start, stop) in enumerate(pairwise(places))
     }
     if draw(st.booleans()):
         header["__metadata__"] = draw(changed({"format": "pt"}))
@@ -211,24 +215,29 @@ SHARDS = st.builds(
 LINES = st.sampled_from([
     "import torch", "import torch.nn.functional as F", "from torch import nn", "import os, sys, re",
     "from transformers import AutoModel, PreTrainedModel, NoSuchThing", "from .b import *",
-    "from .modeling_x import X as Y", "from . import b", "from peft import get_peft_model, LoraConfig",
+    "from .modeling_x import X as Y", "from . import b",
+    "from peft import get_peft_model, LoraConfig",
     "try:\n    import flash_attn\nexcept ImportError:\n    flash_attn = None",
     "if is_flash_attn_2_available():\n    import flash_attn", "raise SystemExit('run')",
     "open('run', 'w')", "class X(PreTrainedModel):\n    _tied_weights_keys = ['a']\n"
     "    def __init__(self, config):\n        super().__init__(config)\n"
     "        self.m = get_peft_model(self.inner, LoraConfig(task_type='CAUSAL_LM'))\n"
     "        self.t = config.rope_scaling['type']",
-    "class X(X, b.X, nn.Module): ...", "class Conf(PretrainedConfig):\n    def __init__(self): pass",
+    "class X(X, b.X, nn.Module): ...",
+    "class Conf(PretrainedConfig):\n    def __init__(self): pass",
     "def training_step(model, batch):\n    loss = model(batch).loss\n"
-    "    if torch.isnan(loss):\n        loss = torch.tensor(0.0)\n    loss.backward()\n    return loss",
+    "    if torch.isnan(loss):\n        loss = torch.tensor(0.0)\n    loss.backward()\n"
+    "    return loss",
     "loss = torch.nan_to_num(loss, nan=0.0)", "x[torch.isnan(x)] = 0", "loss.backward()",
     "for p in model.parameters():\n    p.grad = torch.nan_to_num(p.grad)",
     "model = get_peft_model(model, config)", "optimizer = AdamW(model.parameters(), lr=1e-4)",
     "h = torch.where(torch.isfinite(h), h, torch.zeros_like(h))", "a = b = c = d",
     "with torch.no_grad():\n    y = x.clamp(min=-65504, max=65504)", "x = f(f(f(x)))",
     "match x:\n    case 1:\n        import a", "async def f():\n    await g()\n", "x = a.b.c.d.e.f",
-    "x = lambda a, *b, **c: (yield)", "assert getattr(config, 'x', None)", "# -*- coding: latin-1 -*-",
-    "\"\"\"try: except: import x\"\"\"", "x = [i for i in range(3) if i != i]", "del x", "x: int = 3",
+    "x = lambda a, *b, **c: (yield)", "assert getattr(config, 'x', None)",
+    "# -*- coding: latin-1 -*-",
+    "\"\"\"try: except: import x\"\"\"", "x = [i for i in range(3) if i != i]", "del x",
+    "x: int = 3",
 ])  # fmt: skip
 #: What is repeated makes depth, length, or a chain that something is followed along.
 BOMBS = st.sampled_from([
@@ -237,8 +246,10 @@ BOMBS = st.sampled_from([
     ("", "try:\n", ""), ("", "import a%d\n", ""), ("", "from transformers import N%d\n", ""),
     ("", "from .b import N%d\n", ""), ("", "a%d = a%d\n", ""), ("", "class C%d(X): pass\n", ""),
     ("", "x = not x != x\n", ""), ("x = ", "not ", "x"), ("f(", "x=1,", ")"), ("#", "try : ", ""),
-    ("", "from transformers.m%d import x\n", ""), ("", "loss = loss + 1\n", ""), ("x = '", "a", "'"),
-    ("if a: pass\n", "elif a: pass\n", ""), ("", "def f%d(): import b\n", ""), ("", "@f\n", "def f(): 0"),
+    ("", "from transformers.m%d import x\n", ""), ("", "loss = loss + 1\n", ""), ("x = '", "a",
+    "'"),
+    ("if a: pass\n", "elif a: pass\n", ""), ("", "def f%d(): import b\n", ""), ("", "@f\n",
+    "def f(): 0"),
     ("class X:\n def __init__(self):\n  pass\n", "  self.x = config.rope_scaling['t']\n", ""),
     ("class X:\n def __init__(self, config):\n  pass\n", "  x = s['t']\n", ""),
     ("def f():\n loss = 1\n", " if torch.isnan(loss): loss = 0\n", " return loss"),
@@ -266,7 +277,8 @@ def python(draw: st.DrawFn) -> bytes:
 def repositories(draw: st.DrawFn) -> Files:
     """A config with `auto_map`, and some files of code that import each other."""
     names = draw(st.lists(
-        st.sampled_from(["modeling_x.py", "b.py", "configuration_x.py", "sub/__init__.py", "sub/b.py"]),
+        st.sampled_from(["modeling_x.py", "b.py", "configuration_x.py", "sub/__init__.py",
+        "sub/b.py"]),
         min_size=1, max_size=4, unique=True,
     ))  # fmt: skip
     auto_map = {"AutoConfig": "configuration_x.Conf", "AutoModelForCausalLM": "modeling_x.X"}
@@ -318,21 +330,31 @@ ADAPTER = {
     "peft_type": "LORA",
 }
 PRESCRIPTION = {
-    "schema_version": "1", "model": "arch:llama", "edits": [{"key": "r", "value": 8}, {"key": "dtype", "remove": True}],
+    "schema_version": "1", "model": "arch:llama", "edits": [{"key": "r", "value": 8},
+    {"key": "dtype", "remove": True}],
     "recipe": RECIPE, "patches": [], "versions": {"peft": "0.21.2"},
 }  # fmt: skip
 YAML_LINES = st.sampled_from([
-    "r: 16", "lora_alpha: 32", "target_modules: [q_proj, v_proj]", "target_modules:\n  - q_proj\n  - v_proj",
-    "dtype: bfloat16 # as in the paper", "rank_pattern: {q_proj: 8}", "task_type: 'CAUSAL_LM'", "---",
-    "a: &x [1, 2]", "b: *x", "<<: *x", "? complex\n: key", "r: !!python/object/apply:os.system ['id']",
-    "lora_dropout: 5e-2", "r: 0o17", "bias: |\n  none", "%YAML 1.1", "r: 2026-11-27", "...", "\t", "r: !!binary aGk=",
-    "use_dora: yes", "r: 16", "r: .nan", "!!set {a, b}", "target_modules: all-linear", "modules_to_save: [",
-    "x: !!timestamp 2001-12-14t21:59:43.10-05:00", "x: !!omap [a: 1]", "x: 1:30:00", "'r': 16", "r : 16",
+    "r: 16", "lora_alpha: 32", "target_modules: [q_proj, v_proj]",
+    "target_modules:\n  - q_proj\n  - v_proj",
+    "dtype: bfloat16 # as in the paper", "rank_pattern: {q_proj: 8}", "task_type: 'CAUSAL_LM'",
+    "---",
+    "a: &x [1, 2]", "b: *x", "<<: *x", "? complex\n: key",
+    "r: !!python/object/apply:os.system ['id']",
+    "lora_dropout: 5e-2", "r: 0o17", "bias: |\n  none", "%YAML 1.1", "r: 2026-11-27", "...",
+    "\t", "r: !!binary aGk=",
+    "use_dora: yes", "r: 16", "r: .nan", "!!set {a, b}", "target_modules: all-linear",
+    "modules_to_save: [",
+    "x: !!timestamp 2001-12-14t21:59:43.10-05:00", "x: !!omap [a: 1]", "x: 1:30:00", "'r': 16",
+    "r : 16",
 ])  # fmt: skip
 YAML_BOMBS = st.sampled_from([
-    ("target_modules:\n", "- a\n", ""), ("target_modules: [", "a,", "]"), ("r: ", "[", ""), ("", "k%d: 1\n", ""),
-    ("a: &a0 [x]\n", "b%d: &a%d [*a0,*a0,*a0]\n", ""), ("r: ", "{a: ", ""), ("r: '", "a", "'"), ("r: ", "- ", "1"),
-    ("", "# x\n", "r: 1"), ("", " ", "r: 1"), ("", "\n", "r: 1"), ("r: \"", "\\x41", "\""), ("", "? ", "r"),
+    ("target_modules:\n", "- a\n", ""), ("target_modules: [", "a,", "]"), ("r: ", "[", ""), ("",
+    "k%d: 1\n", ""),
+    ("a: &a0 [x]\n", "b%d: &a%d [*a0,*a0,*a0]\n", ""), ("r: ", "{a: ", ""), ("r: '", "a", "'"),
+    ("r: ", "- ", "1"),
+    ("", "# x\n", "r: 1"), ("", " ", "r: 1"), ("", "\n", "r: 1"), ("r: \"", "\\x41", "\""), ("",
+    "? ", "r"),
     ("", "---\nr: 1\n", ""), ("r: ", "!!str ", "1"), ("r: |\n", "  a\n", ""), ("", "- ", "r"),
 ])  # fmt: skip
 
@@ -374,11 +396,16 @@ MESSAGES = st.sampled_from([
     "Traceback (most recent call last):", '  File "train.py", line 3, in <module>',
     "TypeError: LlamaModel.forward() got an unexpected keyword argument 'inputs_embeds'",
     "ValueError: Target modules {'q_proj'} not found in the base model. Please check",
-    "torch.cuda.OutOfMemoryError: CUDA out of memory. Tried to allocate", "loss is nan", "KeyError: 'type'",
-    "{'loss': 0.0, 'grad_norm': nan, 'learning_rate': 1e-4}", "self.router(", "too many values to unpack",
-    "int8_linear_matmul", "Target module GptOssExperts(", "is not supported", "Unrecognized configuration class",
-    "target_parameters=", "Module 'a.b' is incompatible with", "object has no attribute '", "LD101", "\x1b[31m",
-    "a" * 3_000, "nan encountered", "Some weights of X were not initialized from the model checkpoint",
+    "torch.cuda.OutOfMemoryError: CUDA out of memory. Tried to allocate", "loss is nan",
+    "KeyError: 'type'",
+    "{'loss': 0.0, 'grad_norm': nan, 'learning_rate': 1e-4}", "self.router(",
+    "too many values to unpack",
+    "int8_linear_matmul", "Target module GptOssExperts(", "is not supported",
+    "Unrecognized configuration class",
+    "target_parameters=", "Module 'a.b' is incompatible with", "object has no attribute '",
+    "LD101", "\x1b[31m",
+    "a" * 3_000, "nan encountered",
+    "Some weights of X were not initialized from the model checkpoint",
 ])  # fmt: skip
 
 

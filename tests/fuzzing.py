@@ -72,7 +72,8 @@ class Totals:
 # --- what is forbidden while a reader works -------------------------------------------------
 
 _FORBIDDEN = (
-    "subprocess.", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "socket.connect",
+    "subprocess.", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork",
+    "socket.connect",
     "pickle.find_class", "os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.chmod", "os.symlink",
     "shutil.",
 )  # fmt: skip
@@ -171,8 +172,9 @@ def _peak() -> int:
 def fuzz(
     target: Target, examples: int, number: int | None = None, totals: Totals | None = None
 ) -> Totals:
-    """Examine so many inputs; the same ones each time, or with `number` those of this seed. What was
-    done is added to `totals`.
+    """Examine so many inputs; the same ones each time, or with `number` those of this seed.
+
+    What was done is added to `totals`.
 
     Raises what hypothesis does: the smallest input that violates a property.
     """
