@@ -82,6 +82,14 @@ def census_page(session: nox.Session) -> None:
 
 
 @nox.session
+def fuzz(session: nox.Session) -> None:
+    """New hostile input for every reader, as long as you like: `nox -s fuzz -- --minutes 120`."""
+    session.install(TORCH, *STACKS["t523"])
+    session.install("-e", ".[dev]")
+    session.run("python", "-m", "tests.fuzzing", *session.posargs)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """ruff: rules and format; import-linter: the arrows between the rooms."""
     session.install("ruff>=0.6", "import-linter>=2.7")

@@ -19,12 +19,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+#: The longest message; a longer one loses its middle.
+MESSAGE_CHARS = 2_000
+_MESSAGE_END = 500
+
 
 class LoraDoctorError(Exception):
     """Base of every error that lora-doctor raises on purpose."""
 
     def __str__(self) -> str:
-        return " ".join(super().__str__().split())
+        line = " ".join(super().__str__().split())
+        if len(line) <= MESSAGE_CHARS:
+            return line
+        # A name out of somebody's file may be as long as the file; what to do stands at the end.
+        return f"{line[: MESSAGE_CHARS - _MESSAGE_END]} … {line[-_MESSAGE_END + 3 :]}"
 
 
 class InputError(LoraDoctorError):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path, PurePath
 
+from lora_doctor.limits import PYTHON_BYTES
 from lora_doctor.rule_api import place_of
+
+_LINE = 500
 
 
 def line_at(where: str) -> str:
-    """The text of the line at ``file.py:12``, without its indentation.
+    """The code at ``file.py:12``, without indentation.
 
     Empty when the file is not there under that name (installed packages are told by a short one) or
     has no such line.
@@ -19,8 +22,9 @@ def line_at(where: str) -> str:
     path, number = Path(place[0]), place[1]
     if not path.is_absolute() or not path.is_file():
         return ""
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    return lines[number - 1].strip() if 0 < number <= len(lines) else ""
+    with path.open("rb") as stream:
+        lines = stream.read(PYTHON_BYTES).decode("utf-8", "replace").splitlines()
+    return lines[number - 1].strip()[:_LINE] if 0 < number <= len(lines) else ""
 
 
 def without_folders(where: str) -> str:

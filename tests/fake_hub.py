@@ -5,6 +5,9 @@
         ... HF_ENDPOINT=hub.url ...
         hub.requests            # [("GET", "/api/models/org/name?blobs=true"), ...]
 
+`hub.hostile["/config.json"] = answer` lets `answer(handler)` write whatever it wants to requests
+whose path ends so: `endless`, `packed`, `with_headers`.
+
 `hub.mode` makes it fail from then on: "hang" (accepts, never answers), "reset" (closes at once), a
 status such as 500 or 429, or "ok". `hub.only` limits that to paths that contain this text.
 Headers and error codes are those of the real hub, which `huggingface_hub` builds its errors from.
@@ -17,7 +20,8 @@ import json
 import socket
 import struct
 import threading
-from collections.abc import Mapping
+import zlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -44,6 +48,8 @@ class FakeHub:
         self.requests: list[tuple[str, str]] = []
         self.mode: str | int = "ok"
         self.only = ""
+        self.hostile: dict[str, Callable[[BaseHTTPRequestHandler], None]] = {}
+        self.tokens: list[tuple[str, str | None]] = []
         self.closing = threading.Event()
         hub = self
 
@@ -117,6 +123,11 @@ class _Handler(BaseHTTPRequestHandler):
         hub = self.hub
         hub.requests.append((self.command, self.path))
         path = unquote(urlsplit(self.path).path)
+        hub.tokens.append((path, self.headers.get("Authorization")))
+        for end, answer in hub.hostile.items():
+            if path.endswith(end):
+                answer(self)
+                return
         if hub.mode != "ok" and hub.only in path:
             self._fail(hub.mode)
             return
@@ -232,3 +243,54 @@ class _Handler(BaseHTTPRequestHandler):
 def _etag(data: bytes) -> str:
     """Git's name for the content, as the hub's ETag has it for files outside LFS."""
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+# --- answers of a hostile server ------------------------------------------------------------
+
+
+def with_headers(
+    headers: Mapping[str, str], body: bytes = b"{}", status: int = 200
+) -> Callable[[BaseHTTPRequestHandler], None]:
+    """An orderly answer with these headers beside its length."""
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            handler.send_header(name, value)
+        handler.end_headers()
+        if handler.command != "HEAD":
+            handler.wfile.write(body)
+
+    return answer
+
+
+def endless(
+    start: bytes = b"{",
+    headers: Mapping[str, str] | None = None,
+    piece: bytes = b" " * 65_536,
+) -> Callable[[BaseHTTPRequestHandler], None]:
+    """A body in pieces that never ends; it stops when the client has gone."""
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        handler.close_connection = True
+        handler.send_response(200)
+        for name, value in {"Transfer-Encoding": "chunked", **(headers or {})}.items():
+            handler.send_header(name, value)
+        handler.end_headers()
+        if handler.command == "HEAD":
+            return
+        try:
+            handler.wfile.write(b"%x\r\n%s\r\n" % (len(start), start))
+            while True:
+                handler.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+        except OSError:
+            return  # what a client does that has enough
+
+    return answer
+
+
+def packed(size: int) -> Callable[[BaseHTTPRequestHandler], None]:
+    """A gzip body of a thousandth of `size` that unpacks to `size` spaces."""
+    packer = zlib.compressobj(wbits=31)
+    body = b"".join(packer.compress(bytes(1 << 20)) for _ in range(size >> 20)) + packer.flush()
+    return with_headers({"Content-Encoding": "gzip"}, body)

@@ -9,8 +9,11 @@ from lora_doctor.engine.registry import find_rules
 from lora_doctor.engine.rule import Rule
 from lora_doctor.engine.symptoms import find_by_message
 from lora_doctor.errors import InputError
+from lora_doctor.limits import LimitError
 from lora_doctor.text import visible, visible_lines
 
+# No rule has a longer name.
+_NAME = 100
 _CODE = re.compile(r"[A-Za-z]{2}\d{1,4}")
 
 
@@ -29,9 +32,13 @@ def explain(text: str, *, color: bool = False) -> str:
             return _render(rule, color)
     if _CODE.fullmatch(text):
         raise InputError(f"explain: no rule {text.upper()}; see `lora-doctor rules`")
-    matches = find_by_message(text, rules)
+    try:
+        matches = find_by_message(text, rules)
+    except LimitError as error:
+        raise InputError(f"explain: {error}; give the last lines only") from None
     if not matches:
-        near = difflib.get_close_matches(text.lower(), [rule.name for rule in rules], n=1)
+        names = [rule.name for rule in rules]
+        near = difflib.get_close_matches(text[:_NAME].lower(), names, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise InputError(
             "explain: no rule knows this message"

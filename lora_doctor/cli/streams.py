@@ -17,6 +17,7 @@ import click
 
 from lora_doctor.errors import InputError
 from lora_doctor.files import moved_descriptors
+from lora_doctor.limits import PASTED_BYTES
 from lora_doctor.text import visible, visible_lines
 
 #: Numbers of standard streams that were closed when we began.
@@ -120,13 +121,23 @@ def tell(text: str) -> None:
 
 
 def read_input() -> str:
-    """All of standard input, bytes that are no text replaced. Raises InputError: it is closed."""
+    """The text on standard input, bytes that are no text replaced.
+
+    Raises:
+        InputError: it is closed, or more than a log that anybody means.
+    """
     if 0 in _closed:
         raise InputError("standard input is closed: there is nothing to read; give the text itself")
     try:
-        return sys.stdin.buffer.read().decode("utf-8", "replace")
+        content = sys.stdin.buffer.read(PASTED_BYTES + 1)
     except OSError as error:
         raise InputError(f"standard input: cannot be read: {error.strerror}") from error
+    if len(content) > PASTED_BYTES:
+        raise InputError(
+            f"standard input: has more than {PASTED_BYTES >> 20} MiB; give the last lines only, "
+            "as in `tail -n 200 LOG | lora-doctor explain -`"
+        )
+    return content.decode("utf-8", "replace")
 
 
 def _is_descriptor(stream: Any, number: int) -> bool:

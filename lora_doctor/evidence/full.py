@@ -181,6 +181,9 @@ def weights_folder(source: Mapping[str, Any]) -> Path:
     if source["kind"] == "hub":
         from huggingface_hub import snapshot_download
 
+        from lora_doctor.static.hub.hub_library import refuse_names_out_of_the_cache
+
+        refuse_names_out_of_the_cache()
         patterns = [*_FILES, "*.py"] if source["trust_remote_code"] else list(_FILES)
         report_progress(f"downloading {source['name']}")
         try:

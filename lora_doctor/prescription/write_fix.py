@@ -8,17 +8,18 @@ that changed while the run was going on is left alone.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lora_doctor.errors import InputError
+from lora_doctor.errors import EvidenceError, InputError
 from lora_doctor.files import Change, check_writable, destination, replace_files
+from lora_doctor.limits import RECIPE_BYTES, RECIPE_ITEMS
 from lora_doctor.prescription.journal import journal, unfinished
 from lora_doctor.recipe.edit import Edit
 from lora_doctor.results.diagnosis import Diagnosis
 from lora_doctor.static.adapter_files import weights_beside
+from lora_doctor.static.piece import parse_json, read_bytes
 
 RECIPE_NAME = "lora-doctor.recipe.yaml"
 PRESCRIPTION_NAME = "lora-doctor.prescription.json"
@@ -237,12 +238,8 @@ def _is_report(file: Path) -> bool:
 
 def _is_prescription(file: Path) -> bool:
     """By its keys, so that one of another version is an earlier one too."""
-    from lora_doctor.recipe.files.bytes import MAX_BYTES
-
-    if file.stat().st_size > MAX_BYTES:
-        return False
     try:
-        data = json.loads(file.read_bytes())
-    except (ValueError, RecursionError):
+        data = parse_json(read_bytes(file, RECIPE_BYTES), file.name, items=RECIPE_ITEMS)
+    except EvidenceError:
         return False
     return isinstance(data, dict) and {"schema_version", "edits", "patches"} <= data.keys()

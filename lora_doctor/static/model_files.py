@@ -9,22 +9,22 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from lora_doctor.errors import EvidenceError, InputError
+from lora_doctor.limits import FOLDER_DEPTH, FOLDER_ENTRIES, FOLDER_FILES
 from lora_doctor.static.config_sizes import check_sizes
 from lora_doctor.static.installed.environment import known_architectures
 from lora_doctor.static.piece import Piece, gather, read_json_object, shown
 from lora_doctor.static.tokenizer_file import TokenizerFile, read_tokenizer_file
 from lora_doctor.static.weights import Weights, read_weights
 
-# A model repository has dozens of files; a folder with more is something else around a config.
-_MAX_FILES = 5_000
-_MAX_FOLDER_DEPTH = 6
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib")
 
 
@@ -157,7 +157,7 @@ class StaticEvidence:
     def listing(self) -> tuple[str, ...]:
         """Names of the repository's files, relative, with `/`, sorted. Hidden folders are left out.
 
-        Links to folders are not followed; at most 5,000 files, six folders deep.
+        Links to folders are not followed; at most `FOLDER_FILES` files, `FOLDER_DEPTH` deep.
         """
         if self.given_listing is not None:
             return tuple(sorted(self.given_listing))
@@ -214,12 +214,13 @@ def _check_folder(folder: Path, source: str) -> None:
             if folder.exists():
                 raise InputError(f"{source} is a file; give the folder that holds config.json")
             raise InputError(f"{source}: there is no such folder; check the path")
-        names = sorted(entry.name for entry in os.scandir(folder))
+        if (folder / "config.json").exists():
+            return
+        with os.scandir(folder) as found:
+            names = sorted(entry.name for entry in islice(found, FOLDER_FILES))
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{source} cannot be read: {reason}") from None
-    if "config.json" in names:
-        return
     if not names:
         raise InputError(f"{source} is empty; give the folder that holds the model's config.json")
     if "adapter_config.json" in names:
@@ -326,18 +327,20 @@ def _dtype_of(config: Mapping[str, Any]) -> tuple[str, str] | None:
 
 def _walk(folder: Path) -> Iterator[str]:
     """Relative names of the files under `folder`, breadth first, within the limits above."""
-    todo = [(folder, PurePosixPath(), 0)]
-    left = _MAX_FILES
+    todo = deque([(folder, PurePosixPath(), 0)])
+    left, entries_left = FOLDER_FILES, FOLDER_ENTRIES
     while todo:
-        current, prefix, depth = todo.pop(0)
+        current, prefix, depth = todo.popleft()
         try:
-            entries = sorted(os.scandir(current), key=lambda entry: entry.name)
+            with os.scandir(current) as found:
+                entries = sorted(islice(found, entries_left), key=lambda entry: entry.name)
         except OSError:
             continue  # a folder that this user may not read is none of the model's files
+        entries_left -= len(entries)
         for entry in entries:
             name = prefix / entry.name
             if entry.is_dir(follow_symlinks=False):
-                if depth < _MAX_FOLDER_DEPTH and not entry.name.startswith((".", "__")):
+                if depth < FOLDER_DEPTH and not entry.name.startswith((".", "__")):
                     todo.append((Path(entry.path), name, depth + 1))
             elif entry.is_file():
                 yield str(name)

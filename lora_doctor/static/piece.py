@@ -7,6 +7,7 @@ through `inside` before it becomes a path, and through `shown` before it becomes
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,12 +15,19 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Generic, TypeVar
 
 from lora_doctor.errors import EvidenceError, Remedy
+from lora_doctor.limits import (
+    JSON_BYTES,
+    JSON_DEPTH,
+    JSON_ITEMS,
+    LimitError,
+    check_bytes,
+    check_items,
+    count_items,
+)
 
 T = TypeVar("T")
 U = TypeVar("U")
 
-# The largest config.json known (with 21,000 labels) has 2 MB.
-MAX_JSON_BYTES = 32 * 1024 * 1024
 #: What a clone without git-lfs has in the place of a large file.
 LFS_POINTER = b"version https://git-lfs"
 
@@ -91,6 +99,8 @@ def inside(folder: Path, name: object) -> Path:
     if not isinstance(name, str) or not name or "\0" in name or "\\" in name:
         raise EvidenceError(f"{shown(name)} is not a file name", remedy="file")
     relative = PurePosixPath(name)
+    if not relative.parts:
+        raise EvidenceError(f"{shown(name)} is not a file name")
     if relative.is_absolute() or ".." in relative.parts or ":" in relative.parts[0]:
         raise EvidenceError(
             f"{shown(name)} leads out of the model's folder; it was not read", remedy="file"
@@ -98,7 +108,7 @@ def inside(folder: Path, name: object) -> Path:
     path = folder / relative
     try:
         target = path.resolve(strict=True)
-    except (OSError, RuntimeError):  # RuntimeError: a loop of links, before Python 3.13
+    except (OSError, RuntimeError, ValueError):  # RuntimeError: a loop of links, before Python 3.13
         raise EvidenceError(f"{shown(name)} is named but not there", remedy="file") from None
     if not any(target.is_relative_to(root) for root in trusted_roots(folder)):
         raise EvidenceError(
@@ -109,41 +119,125 @@ def inside(folder: Path, name: object) -> Path:
     return path
 
 
-def read_bytes(path: Path, limit: int = MAX_JSON_BYTES) -> bytes:
+def read_bytes(path: Path, limit: int = JSON_BYTES) -> bytes:
     """The content of a regular file of at most `limit` bytes; EvidenceError when it is not one."""
+    name = path.name
     try:
         if not path.is_file():  # a pipe would block, a device would never end
             if path.exists():
-                raise EvidenceError(f"{path.name} is not a file", remedy="file")
-            raise EvidenceError(f"{path.name} is not there")
-        size = path.stat().st_size
-        if size > limit:
-            raise EvidenceError(f"{path.name} has {size:,} bytes, more than the {limit:,} expected")
-        return path.read_bytes()
-    except OSError as error:
-        raise EvidenceError(
-            f"{path.name} cannot be read: {error.strerror or error}", remedy="file"
-        ) from None
+                raise EvidenceError(f"{name} is not a file", remedy="file")
+            raise EvidenceError(f"{name} is not there")
+        check_bytes(path.stat().st_size, limit, name)
+        with path.open("rb") as stream:
+            content = stream.read(limit + 1)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = getattr(error, "strerror", None) or error
+        raise EvidenceError(f"{name} cannot be read: {reason}", remedy="file") from None
+    check_bytes(len(content), limit, name)  # it grew since it was looked at
+    return content
 
 
-def parse_json(content: bytes, name: str) -> Any:
-    """`content` as JSON; EvidenceError with line and column when it is not."""
+def parse_json(content: bytes, name: str, *, items: int = JSON_ITEMS, strict: bool = False) -> Any:
+    """`content` as JSON; EvidenceError with line and column when it is not.
+
+    At most about `items` values, `JSON_DEPTH` levels deep. `strict` refuses what Python takes and
+    other readers do not, or each in its own way: a key twice, NaN, numbers that no double holds,
+    half a surrogate pair.
+    """
+    check_items(count_items(content), items, name)
     try:
-        return json.loads(content.decode("utf-8"))
+        text = content.decode("utf-8")
+        value = _STRICT.decode(text) if strict else json.loads(text)
+        if strict and "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeDecodeError as error:
         reason = f"is not UTF-8 (byte {error.start})"
+    except UnicodeEncodeError:
+        reason = "has half a surrogate pair, which is no text"
     except json.JSONDecodeError as error:
         reason = f"is not JSON: {error.msg} at line {error.lineno} column {error.colno}"
         if content.startswith(LFS_POINTER):
             reason = "is a Git LFS pointer, not the file itself: run `git lfs pull`"
     except RecursionError:
         reason = "is nested too deeply"
+    except _DuplicateKeyError as error:
+        reason = f"has the key {shown(error.key)} twice"
     except ValueError:  # an integer of more than 4300 digits
         reason = "holds a number that is too long"
+    else:
+        check_depth(value, name)
+        return value
     raise EvidenceError(f"{name} {reason}", remedy="file")
 
 
-def read_json_object(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
+class _DuplicateKeyError(ValueError):
+    """Two values for one key; which of them counts is up to the reader."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise _DuplicateKeyError(key)
+            seen.add(key)
+    return mapping
+
+
+def _double(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):
+        raise ValueError(digits)
+    return value
+
+
+def _integer(digits: str) -> int:
+    _double(digits)
+    return int(digits)
+
+
+def _constant(name: str) -> None:
+    raise ValueError(name)  # NaN and Infinity
+
+
+_STRICT = json.JSONDecoder(
+    object_pairs_hook=_without_duplicates,
+    parse_float=_double,
+    parse_int=_integer,
+    parse_constant=_constant,
+)
+
+
+def check_depth(value: Any, name: str) -> None:
+    """Raise LimitError when lists and objects nest more than `JSON_DEPTH` levels in `value`.
+
+    Whoever copies, compares or prints such a value recurses as deeply.
+    """
+    level = [value]
+    for _ in range(JSON_DEPTH):
+        level = [
+            part
+            for each in level
+            if isinstance(each, (dict, list))
+            for part in (each.values() if isinstance(each, dict) else each)
+            if isinstance(part, (dict, list))
+        ]
+        if not level:
+            return
+    raise LimitError(f"{name} nests more than {JSON_DEPTH} levels deep, which no config does")
+
+
+def whole_number(value: object) -> int | None:
+    """`value` where it is a number of bytes or of elements, None for anything else."""
+    return value if type(value) is int and 0 <= value < 1 << 63 else None
+
+
+def read_json_object(path: Path, limit: int = JSON_BYTES) -> dict[str, Any]:
     """The JSON object in the file `path`; EvidenceError when there is none."""
     content = parse_json(read_bytes(path, limit), path.name)
     if not isinstance(content, dict):

@@ -13,9 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from lora_doctor.errors import EvidenceError
-from lora_doctor.static.piece import parse_json, read_bytes
+from lora_doctor.limits import (
+    TOKENIZER_BYTES,
+    TOKENIZER_HEAD_ITEMS,
+    TOKENIZER_ITEMS,
+    check_items,
+    count_items,
+)
+from lora_doctor.static.piece import check_depth, parse_json, read_bytes
 
-MAX_TOKENIZER_BYTES = 256 * 1024 * 1024
 # Below this, parsing everything takes less than 10 ms and proves that the file is whole.
 _SMALL = 256 * 1024
 _SPACE = re.compile(r"[ \t\n\r]*")
@@ -40,7 +46,7 @@ class TokenizerFile:
 
 def read_tokenizer_file(path: Path) -> TokenizerFile:
     """Parse `path`; EvidenceError when it is missing, cut off or not a tokenizer."""
-    content = read_bytes(path, MAX_TOKENIZER_BYTES)
+    content = read_bytes(path, TOKENIZER_BYTES)
     if len(content) > _SMALL:
         try:
             text = content.decode("utf-8")
@@ -51,7 +57,7 @@ def read_tokenizer_file(path: Path) -> TokenizerFile:
         quick = _read_head(text, path.name)
         if quick is not None:
             return quick
-    return _read_whole(parse_json(content, path.name), path.name)
+    return _read_whole(parse_json(content, path.name, items=TOKENIZER_ITEMS), path.name)
 
 
 def _read_whole(parsed: Any, name: str) -> TokenizerFile:
@@ -73,6 +79,9 @@ def _read_head(text: str, name: str) -> TokenizerFile | None:
         raise EvidenceError(
             f"{name} is cut off: it does not end in }}; download it again", remedy="file"
         )
+    vocabulary = text.find('"vocab"')
+    head = text if vocabulary < 0 else text[:vocabulary]
+    check_items(count_items(head), TOKENIZER_HEAD_ITEMS, f"{name}, before its vocabulary,")
     try:
         sections, place = _values_until(text, 0, {"model"})
         # The library writes all sections, null when unused, and the model last.
@@ -81,6 +90,7 @@ def _read_head(text: str, name: str) -> TokenizerFile | None:
         model, inner = _values_until(text, place, {"vocab", "merges"})
     except (ValueError, IndexError, RecursionError):
         return None  # parsed as a whole, which says where it is wrong
+    check_depth([sections, model], name)
     found = _MERGES.search(text, inner) if inner is not None else None
     kind = model.get("type")
     return TokenizerFile(

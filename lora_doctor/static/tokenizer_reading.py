@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from lora_doctor.errors import EvidenceError
-from lora_doctor.static.piece import shown
+from lora_doctor.limits import (
+    TOKENIZER_BYTES,
+    TOKENIZER_ITEMS,
+    TOKENIZER_PARTS,
+    TOKENIZER_SECTION_BYTES,
+    check_bytes,
+    check_items,
+    count_items,
+)
+from lora_doctor.static.piece import read_bytes, shown
 from lora_doctor.static.tokenizer_file import TokenizerFile
 
 #: Sections in the order in which the library reads them; each may hold a sequence of parts.
@@ -54,6 +63,7 @@ def unreadable_parts(file: TokenizerFile) -> tuple[Unreadable, ...]:
 
     Raises:
         EvidenceError: tokenizers is not installed, or refuses an empty tokenizer.
+        LimitError: a section is larger than what is handed to the library.
     """
     problem = _refusal({})
     if problem:
@@ -78,9 +88,10 @@ def whole_file_error(path: Path) -> str | None:
     """What the installed library says when it opens the whole file; `None` when it can.
 
     Raises:
-        EvidenceError: tokenizers is not installed.
+        EvidenceError: tokenizers is not installed, or the file cannot be read within the limits.
     """
     tokenizer = _library()
+    check_items(count_items(read_bytes(path, TOKENIZER_BYTES)), TOKENIZER_ITEMS, path.name)
     return _call(lambda: tokenizer.from_file(str(path)))
 
 
@@ -112,6 +123,8 @@ def _innermost(section: str, path: str, value: Any) -> tuple[str, Any]:
     """The single part of a sequence that is refused by itself; the whole where none is."""
     name = next((key for key in _SEQUENCES if isinstance(value, dict) and key in value), None)
     parts = value[name] if name else None
+    if isinstance(parts, list):
+        check_items(len(parts), TOKENIZER_PARTS, f"{path} of tokenizer.json", "parts")
     for index, part in enumerate(parts if isinstance(parts, list) else ()):
         if _refusal({section: part}):
             return _innermost(section, f"{path}.{name}[{index}]", part)
@@ -147,6 +160,8 @@ def _refusal(parts: Mapping[str, Any]) -> str | None:
         "model": {"type": "BPE", **_MODELS["BPE"]},
     }  # fmt: skip
     text = json.dumps({**empty, **parts})
+    what = " and ".join(parts) or "tokenizer"
+    check_bytes(len(text), TOKENIZER_SECTION_BYTES, f"{what} in tokenizer.json")
     return _call(lambda: tokenizer.from_str(text))
 
 

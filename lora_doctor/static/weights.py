@@ -16,10 +16,19 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from lora_doctor.errors import EvidenceError
-from lora_doctor.static.piece import inside, parse_json, read_json_object, shown
+from lora_doctor.limits import (
+    CHECKPOINT_FILES,
+    CHECKPOINT_HEADER_BYTES,
+    CHECKPOINT_TENSORS,
+    HEADER_BYTES,
+    check_bytes,
+    check_items,
+)
+from lora_doctor.static.piece import inside, parse_json, read_json_object, shown, whole_number
 
-# The format's own limit for a header.
-MAX_HEADER_BYTES = 100_000_000
+_SHARDS = "save the model in more and smaller shards (`max_shard_size`)"
+# A tensor of two dimensions has a dozen commas, colons and brackets.
+_ITEMS_PER_TENSOR = 16
 
 # Bits per element, as the format names its dtypes. An unknown (newer) dtype is kept unchecked.
 DTYPE_BITS = {
@@ -30,7 +39,7 @@ DTYPE_BITS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Tensor:
     """One tensor of a checkpoint: its shape in elements, its dtype as safetensors names it."""
 
@@ -75,19 +84,53 @@ def parse_header(
     `payload` is the number of bytes that follow the header, None when not known.
     Raises EvidenceError that names `file` for anything that the format does not allow.
     """
-    header = parse_json(content, f"the header of {file}")
+    what = f"the header of {file}"
+    most = CHECKPOINT_TENSORS * _ITEMS_PER_TENSOR
+    header = parse_json(content, what, items=most, strict=True)
     if not isinstance(header, dict):
-        raise EvidenceError(f"the header of {file} is not an object", remedy="file")
-    metadata = header.pop("__metadata__", None) or {}
+        raise EvidenceError(f"{what} is not an object", remedy="file")
+    metadata = header.pop("__metadata__", None)
+    if metadata is None:
+        metadata = {}
     if not isinstance(metadata, dict):
+        raise EvidenceError(f"{what} has metadata that is not an object", remedy="file")
+    if not all(isinstance(value, str) for value in metadata.values()):
+        raise EvidenceError(f"{what} has metadata that is not text", remedy="file")
+    check_items(len(header), CHECKPOINT_TENSORS, what, "tensors")
+    tensors: dict[str, Tensor] = {}
+    places: list[tuple[int, int, str]] = []
+    for name, entry in header.items():
+        tensors[name], place = _tensor(name, entry, file, payload)
+        places.append((*place, name))
+    _check_places(places, file, payload)
+    return tensors, metadata
+
+
+def _check_places(places: list[tuple[int, int, str]], file: str, payload: int | None) -> None:
+    """The tensors lie one behind the other and fill the file, as the format demands.
+
+    With a hole or an overlap the library refuses the whole file.
+    """
+    end = 0
+    for start, stop, name in sorted(places):
+        if start != end:
+            what = "overlaps another tensor" if start < end else "leaves a hole before it"
+            raise EvidenceError(
+                f"the header of {file}: {shown(name)} {what} (it starts at byte {start:,}, the one "
+                f"before ends at {end:,}); save the model again"
+            )
+        end = stop
+    if payload is not None and end != payload:
         raise EvidenceError(
-            f"the header of {file} has metadata that is not an object", remedy="file"
+            f"the header of {file} describes {end:,} bytes of data, the file has {payload:,}; "
+            "save the model again"
         )
-    tensors = {name: _tensor(name, entry, file, payload) for name, entry in header.items()}
-    return tensors, {str(key): str(value) for key, value in metadata.items()}
 
 
-def _tensor(name: str, entry: Any, file: str, payload: int | None) -> Tensor:
+def _tensor(
+    name: str, entry: Any, file: str, payload: int | None
+) -> tuple[Tensor, tuple[int, int]]:
+    """The tensor of one entry, and where its data start and end."""
     where = f"the header of {file}: {shown(name)}"
     if not isinstance(entry, dict):
         raise EvidenceError(f"{where} is not an object", remedy="file")
@@ -100,6 +143,8 @@ def _tensor(name: str, entry: Any, file: str, payload: int | None) -> Tensor:
         raise EvidenceError(f"{where} has the place {shown(place)}", remedy="file")
     tensor = Tensor(tuple(shape), dtype, file)
     bits = DTYPE_BITS.get(dtype)
+    if whole_number(tensor.elements) is None:
+        raise EvidenceError(f"{where} has the shape {shown(shape)}, more than any file holds")
     if bits is not None and tensor.elements * bits != (place[1] - place[0]) * 8:
         raise EvidenceError(
             f"{where} of shape {shown(shape)} and dtype {dtype} cannot lie in "
@@ -112,11 +157,16 @@ def _tensor(name: str, entry: Any, file: str, payload: int | None) -> Tensor:
             f"the file has {payload:,}; download it again",
             remedy="file",
         )
-    return tensor
+    return tensor, (place[0], place[1])
 
 
 def _naturals(value: Any) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+    # No release of torch takes more than 64 dimensions.
+    return (
+        isinstance(value, list)
+        and len(value) <= 64
+        and all(whole_number(item) is not None for item in value)
+    )
 
 
 def read_header(path: Path, name: str | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -134,7 +184,7 @@ def read_header(path: Path, name: str | None = None) -> tuple[dict[str, Tensor],
                     f"{name} is cut off: {size} bytes are no safetensors file", remedy="file"
                 )
             (length,) = struct.unpack("<Q", start)
-            if length > min(MAX_HEADER_BYTES, size - 8):
+            if length > size - 8:
                 hint = (
                     "it is a Git LFS pointer: run `git lfs pull`"
                     if start == b"version "
@@ -144,6 +194,7 @@ def read_header(path: Path, name: str | None = None) -> tuple[dict[str, Tensor],
                     f"{name} announces a header of {length:,} bytes in a file of {size:,}; {hint}",
                     remedy="file",
                 )
+            check_bytes(length, HEADER_BYTES, f"the header of {name}", _SHARDS)
             content = stream.read(length)
     except OSError as error:
         raise EvidenceError(
@@ -169,9 +220,12 @@ def read_weights(folder: Path, stem: str = "model") -> Weights:
         raise EvidenceError(f"no {single} and no {index.name}")
     headers: dict[str, tuple[dict[str, Tensor], dict[str, str]]] = {}
     unread: dict[str, str] = {}
+    allowance = HeaderAllowance()
     for name in names:
         try:
-            headers[name] = read_header(inside(folder, name), name)
+            path = inside(folder, name)
+            allowance.take(header_length(path), name)
+            headers[name] = read_header(path, name)
         except EvidenceError as error:
             unread[name] = str(error)
     if not headers:
@@ -185,10 +239,34 @@ def shard_names(index: Mapping[str, Any], name: str) -> list[str]:
     """The files that an index names, in order, each once; EvidenceError when it is malformed."""
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(f, str) for f in weight_map.values()):
-        raise EvidenceError(
-            f"{name} has no weight_map from parameter names to files", remedy="file"
-        )
-    return sorted(set(weight_map.values()))
+        raise EvidenceError(f"{name} has no weight_map from parameter names to files")
+    files = sorted(set(weight_map.values()))
+    check_items(len(files), CHECKPOINT_FILES, name, "files")
+    return files
+
+
+class HeaderAllowance:
+    """What is left of the bytes that the headers of one checkpoint may have together."""
+
+    def __init__(self) -> None:
+        self.used = 0
+
+    def take(self, length: int, name: str) -> None:
+        """Count a header before it is read; LimitError where the checkpoint has too many."""
+        self.used += length
+        check_bytes(self.used, CHECKPOINT_HEADER_BYTES, f"the headers up to {name}")
+
+
+def header_length(path: Path) -> int:
+    """The bytes of the header of a file; 0 where `read_header` would refuse them."""
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(8)
+        size = path.stat().st_size
+    except OSError:
+        return 0  # `read_header` says why
+    (length,) = struct.unpack("<Q", start) if len(start) == 8 else (0,)
+    return length if length <= min(HEADER_BYTES, size - 8) else 0
 
 
 def merge(

@@ -8,10 +8,7 @@ from pathlib import Path
 
 from lora_doctor.errors import InputError
 from lora_doctor.files import reason_of
-
-#: A hand-written recipe has a few kB; an adapter_config.json with a rank pattern for every expert
-#: of a large mixture has a few MB. Beyond this it is something else (weights, a log).
-MAX_BYTES = 16 << 20
+from lora_doctor.limits import RECIPE_BYTES
 
 _BOM = "\ufeff"
 
@@ -46,12 +43,14 @@ def read_bytes(path: Path) -> bytes:
             raise InputError(f"{path}: is a directory; give the recipe file itself")
         if not stat.S_ISREG(status.st_mode):
             raise InputError(f"{path}: is not a regular file; give a recipe file")
-        if status.st_size > MAX_BYTES:
+        with path.open("rb") as stream:
+            data = stream.read(RECIPE_BYTES + 1)
+        if len(data) > RECIPE_BYTES:
             raise InputError(
-                f"{path}: has {status.st_size >> 20} MiB; a recipe has at most "
-                f"{MAX_BYTES >> 20} MiB, check that this is the right file"
+                f"{path}: has {max(status.st_size, len(data)) >> 20} MiB; a recipe has at most "
+                f"{RECIPE_BYTES >> 20} MiB, check that this is the right file"
             )
-        return path.read_bytes()
+        return data
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{path}: no such file; check the path") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_doctor.errors import InputError
+from lora_doctor.limits import RECIPE_ITEMS, LimitError, check_items, count_items
 from lora_doctor.recipe.files.flow import Entry, Flow, insert_entry, remove_entry
 
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -37,7 +38,10 @@ def parse(text: str, path: Path) -> dict[str, Any]:
         InputError: not JSON (with the line), a key twice, or not an object.
     """
     try:
+        check_items(count_items(text), RECIPE_ITEMS, "it", advice="check that it is the right file")
         value = _DECODER.decode(text)
+    except LimitError as error:
+        raise InputError(f"{path}: {error}") from None
     except json.JSONDecodeError as error:
         raise InputError(f"{path}:{error.lineno}: is not JSON: {error.msg}") from None
     except _DuplicateKeyError as error:

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import re
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from lora_doctor.errors import InputError
+from lora_doctor.limits import (
+    YAML_CHARACTERS,
+    YAML_ITEMS,
+    YAML_RECIPE,
+    LimitError,
+    bounded,
+    check_items,
+    count_items,
+    step,
+)
 
-#: How many nodes a recipe may have once its aliases are written out: a few lines of aliases of
+#: How many values a recipe may have once its aliases are written out: a few lines of aliases of
 #: aliases ("billion laughs") stand for more than any memory holds.
-MAX_NODES = 200_000
-#: ruamel composes about a MB of YAML in ten seconds; hand-written recipes are far below.
-MAX_CHARACTERS = 1 << 20
+YAML_EXPANDED_ITEMS = 200_000
+_ADVICE = "check that it is the right file, or write it as JSON"
 
 #: Plain where YAML 1.1 (PyYAML) and 1.2 (ruamel) read the same text; all else is quoted.
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
@@ -25,20 +37,19 @@ def parse(text: str, path: Path) -> dict[Any, Any]:
     Raises:
         InputError: not YAML (with the line), a key twice, not a mapping, or an alias bomb.
     """
-    from ruamel.yaml import YAML
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
     from ruamel.yaml.nodes import MappingNode
 
-    if len(text) > MAX_CHARACTERS:
-        raise InputError(f"{path}: is too large for a YAML recipe; check that it is the right file")
     try:
-        root = compose(text)
+        root, construct = _composed(text)
         if root is None:
             raise InputError(f"{path}: is empty; write at least one key, such as r: 16")
         if not isinstance(root, MappingNode):
             raise InputError(f"{path}: is not a mapping; write one 'key: value' per line")
         _refuse_bomb(root, path)
-        return dict(YAML(typ="safe", pure=True).load(text))
+        return dict(construct())
+    except LimitError as error:
+        raise InputError(f"{path}: {error}") from None
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
@@ -54,10 +65,38 @@ def parse(text: str, path: Path) -> dict[Any, Any]:
 
 
 def compose(text: str) -> Any:
-    """The root node of the text, with the marks of every node, or ``None`` if there is none."""
+    """The root node of the text, with the marks of every node, or ``None`` if there is none.
+
+    Raises:
+        LimitError: it has more than is read, or takes too long.
+    """
+    return _composed(text)[0]
+
+
+def _composed(text: str) -> tuple[Any, Callable[[], Any]]:
+    """The root node, and what makes its value: the text is scanned once, that takes the time."""
     from ruamel.yaml import YAML
 
-    return YAML(typ="safe", pure=True).compose(text)
+    check_items(len(text), YAML_CHARACTERS, "it", "characters", _ADVICE)
+    # Each value but the first stands behind one of these.
+    check_items(count_items(text) + text.count("\n"), YAML_ITEMS, "it", "values", _ADVICE)
+    yaml = YAML(typ="safe", pure=True)
+    with bounded(YAML_RECIPE), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # ruamel prints one for each anchor that is used again
+        root = yaml.compose(_Counted(text))
+    return root, lambda: yaml.constructor.construct_document(root)
+
+
+class _Counted:
+    """The text as a stream: the scanner fetches it in pieces, and each is counted."""
+
+    def __init__(self, text: str) -> None:
+        self.stream = io.StringIO(text)
+
+    def read(self, size: int = -1) -> str:
+        piece = self.stream.read(size)
+        step(len(piece))
+        return piece
 
 
 def _refuse_bomb(root: Any, path: Path) -> None:
@@ -76,7 +115,7 @@ def _refuse_bomb(root: Any, path: Path) -> None:
                 total += count(child)
             open_nodes.discard(key)
             counts[key] = total
-        if counts[key] > MAX_NODES:
+        if counts[key] > YAML_EXPANDED_ITEMS:
             raise InputError(f"{path}: its aliases expand to too many values; write them out")
         return counts[key]
 

@@ -12,7 +12,7 @@ from typing import Any
 from lora_doctor.errors import EvidenceError
 from lora_doctor.static.model_files import StaticEvidence
 from lora_doctor.static.piece import read_bytes, read_json_object
-from lora_doctor.static.tokenizer_file import MAX_TOKENIZER_BYTES
+from lora_doctor.static.tokenizer_file import TOKENIZER_BYTES
 
 _TOKENIZER = "tokenizer.json"
 _MODEL = re.compile(r'"model"\s*:\s*\{')
@@ -130,7 +130,7 @@ def _roles(static: StaticEvidence) -> dict[str, str]:
 
 
 def _text(path: Path) -> str:
-    content = read_bytes(path, MAX_TOKENIZER_BYTES)
+    content = read_bytes(path, TOKENIZER_BYTES)
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -1,8 +1,9 @@
 """The small files of a hub model, within one time limit, and never its weights.
 
-`huggingface_hub` does the talking and keeps its cache. What it lacks is an end: name resolution,
+`huggingface_hub` gives the session and the cache. What it lacks is an end: name resolution,
 connecting, retries and downloads each have their own patience, and their sum has none (74 s were
-measured without a network). So all of it runs in daemon threads, and the caller waits for these
+measured without a network); and what a server sends has no end either. So each answer is read up
+to a number of bytes (`bounded_http`), all of it in daemon threads, and the caller waits for these
 until one deadline; a thread that is still stuck then is left to die with the process.
 """
 
@@ -11,21 +12,31 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
-import re
 import struct
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from lora_doctor.errors import EvidenceError, InputError
+from lora_doctor.limits import FETCHED_BYTES, HEADER_BYTES, LISTING_BYTES, LimitError
+from lora_doctor.static.hub.bounded_http import Allowance, get
 from lora_doctor.static.hub.deadline import Deadline
-from lora_doctor.static.hub.hub_files import check_model_id, check_revision, choose, what_instead
-from lora_doctor.static.hub.hub_library import THREAD, quiet, root_cause, stream
+from lora_doctor.static.hub.hub_cache import remember, snapshot_folder, store
+from lora_doctor.static.hub.hub_files import (
+    check_model_id,
+    check_revision,
+    choose,
+    most_bytes,
+    what_instead,
+)
+from lora_doctor.static.hub.hub_library import THREAD, quiet, root_cause
+from lora_doctor.static.hub.listing import Listing, parse_listing
 from lora_doctor.static.piece import Piece, gather, inside, read_json_object, shown
 from lora_doctor.static.weights import (
-    MAX_HEADER_BYTES,
+    HeaderAllowance,
     Tensor,
     Weights,
     merge,
@@ -36,7 +47,6 @@ from lora_doctor.static.weights import (
 
 T = TypeVar("T")
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 # 97 % of the headers on the hub are shorter than this.
 _FIRST_RANGE = 100_000
 
@@ -139,8 +149,6 @@ class _Request:
         from huggingface_hub import constants, utils
 
         self.hub: Any = huggingface_hub
-        # The library imports its parts at first use: that is none of the network's time.
-        self.api: Any = huggingface_hub.HfApi
         self.utils: Any = utils
         self.model_id = model_id
         self.revision = revision
@@ -151,24 +159,29 @@ class _Request:
         truth = environment.get("HF_HUB_OFFLINE", "").upper()
         self.offline = bool(constants.HF_HUB_OFFLINE) or truth in {"1", "ON", "YES", "TRUE"}
         self.cache_dir = Path(cache_dir or constants.HF_HUB_CACHE)
+        self.allowance = Allowance(FETCHED_BYTES)
+        self.headers = HeaderAllowance()
+        utils.get_session()  # imported at first use: that is none of the network's time
         self.deadline = Deadline(time_limit)
 
     def fetch(self) -> HubSnapshot:
         """Ask the hub. InputError for answers that settle it, _Unreachable for none."""
-        info = self._one(self._info)
-        commit = str(info.sha or "")
-        if not _COMMIT.fullmatch(commit):
-            raise _Unreachable(f"{self.endpoint} does not answer like a model hub")
-        sizes = {str(file.rfilename): file.size for file in info.siblings or ()}
+        listing = self._one(self._listing)
+        commit, sizes = listing.commit, listing.sizes
         if "config.json" not in sizes:
             raise InputError(f"{self.model_id} {what_instead(sizes)}")
         chosen, reasons = choose(sizes)
-        # Under the name that was asked for, so that the cache knows what it means when offline.
-        path = self._one(lambda: self._download("config.json", self.revision or "main"))
-        folder = path.parent
-        commit = folder.name if _COMMIT.fullmatch(folder.name) else commit
-        chosen.remove("config.json")
-        outcome = self._many({name: self._downloading(name, commit) for name in chosen})
+        folder = snapshot_folder(self.cache_dir, self.model_id, commit)
+        steps = {name: self._downloading(name, commit, sizes[name]) for name in chosen}
+        if "config.json" not in steps:
+            raise InputError(f"{self.model_id}: config.json {reasons['config.json']}")
+        try:
+            self._one(steps.pop("config.json"))
+        except EvidenceError as error:
+            raise InputError(f"{self.model_id}: {error}; give a local folder") from None
+        # So that the cache knows what was asked for when there is no network.
+        remember(self.cache_dir, self.model_id, self.revision or "main", commit)
+        outcome = self._many(steps)
         reasons |= {
             name: str(late) for name, late in outcome.items() if isinstance(late, Exception)
         }
@@ -185,7 +198,7 @@ class _Request:
                 for name in sorted(sizes)
             ),
             weights=gather(source, lambda: self._weights(folder, commit, sizes)),
-            gated=bool(info.gated),
+            gated=listing.gated,
             from_cache=False,
             note=None,
             seconds=0.0,
@@ -217,27 +230,46 @@ class _Request:
 
     # --- single steps, run in threads ---
 
-    def _info(self) -> Any:
-        api = self.api(endpoint=self.endpoint, token=self.token)
-        return api.model_info(
-            self.model_id, revision=self.revision, files_metadata=True, timeout=self.deadline.left
+    def _listing(self) -> Listing:
+        at = f"/revision/{quote(self.revision, safe='')}" if self.revision else ""
+        url = f"{self.endpoint}/api/models/{self.model_id}{at}?blobs=true"
+        try:
+            return parse_listing(self._get(url, LISTING_BYTES, "its list of files"))
+        except EvidenceError as error:
+            raise _Unreachable(
+                f"{self.endpoint} does not answer like a model hub: {error}"
+            ) from None
+
+    def _downloading(self, name: str, commit: str, size: int | None) -> Callable[[], Path]:
+        def download() -> Path:
+            path = snapshot_folder(self.cache_dir, self.model_id, commit) / name
+            if path.is_file():  # a commit never changes
+                return path
+            most = most_bytes(name) if size is None else size
+            content = self._get(self._url(name, commit), most, name, allowance=self.allowance)
+            if size is not None and len(content) != size:
+                raise EvidenceError(
+                    f"{name} has {len(content):,} bytes, {size:,} are listed", remedy="hub"
+                )
+            return store(self.cache_dir, self.model_id, commit, name, content)
+
+        return download
+
+    def _url(self, name: str, commit: str) -> str:
+        return str(
+            self.hub.hf_hub_url(self.model_id, name, revision=commit, endpoint=self.endpoint)
         )
 
-    def _download(self, name: str, revision: str) -> Path:
-        return Path(
-            self.hub.hf_hub_download(
-                self.model_id,
-                name,
-                revision=revision,
-                token=self.token,
-                endpoint=self.endpoint,
-                cache_dir=self.cache_dir,
-                etag_timeout=self.deadline.left,
-            )
+    def _get(self, url: str, most: int, what: str, **options: Any) -> bytes:
+        """The content of `url`, at most `most` bytes; raises what the refusal of the hub means."""
+        more: Mapping[str, str] = options.pop("headers", {})
+        headers = {**self.utils.build_hf_headers(token=self.token), **more}
+        answer = get(
+            self.utils.get_session(), url, headers, self.deadline, most=most, what=what, **options
         )
-
-    def _downloading(self, name: str, commit: str) -> Callable[[], Path]:
-        return lambda: self._download(name, commit)
+        if answer.status not in (200, 206):
+            raise self._refused(answer.status, answer.headers)
+        return answer.content
 
     def _weights(self, folder: Path, commit: str, sizes: Mapping[str, int | None]) -> Weights:
         """Headers of the checkpoint's files; EvidenceError when there are none."""
@@ -273,8 +305,12 @@ class _Request:
             if len(start) < 8:
                 raise EvidenceError(f"{name} is cut off", remedy="file")
             (length,) = struct.unpack("<Q", start[:8])
-            if length > MAX_HEADER_BYTES:
-                raise EvidenceError(f"{name} announces a header of {length:,} bytes", remedy="file")
+            if length > HEADER_BYTES:
+                raise LimitError(
+                    f"{name} announces a header of {length:,} bytes, more than the "
+                    f"{HEADER_BYTES:,} that are read"
+                )
+            self.headers.take(length, name)
             if length + 8 > len(start):
                 start = self._range(name, commit, length + 8)
             return parse_header(start[8 : 8 + length], name)
@@ -283,21 +319,8 @@ class _Request:
 
     def _range(self, name: str, commit: str, size: int) -> bytes:
         """The first `size` bytes of a file, not one more even from a server that ignores ranges."""
-        hub = self.hub
-        url = hub.hf_hub_url(self.model_id, name, revision=commit, endpoint=self.endpoint)
-        headers = dict(self.utils.build_hf_headers(token=self.token))
-        headers["Range"] = f"bytes=0-{size - 1}"
-        with stream(self.utils.get_session(), url, headers, self.deadline.left) as (
-            response,
-            chunks,
-        ):
-            self.utils.hf_raise_for_status(response)
-            content = bytearray()
-            for chunk in chunks:
-                content += chunk
-                if len(content) >= size or self.deadline.passed:
-                    break
-        return bytes(content[:size])
+        headers = {"Range": f"bytes=0-{size - 1}"}
+        return self._get(self._url(name, commit), size, name, cut=True, headers=headers)
 
     # --- waiting ---
 
@@ -323,10 +346,9 @@ class _Request:
 
             return run
 
-        late = _Unreachable(f"{self.endpoint} did not answer within {self.deadline.seconds:g} s")
         outcomes = self.deadline.run(
             [explained(step) for step in steps.values()],
-            late=late,
+            late=self._late(),
             hopeless=lambda error: isinstance(error, _Unreachable),
             name=THREAD,
         )
@@ -335,46 +357,41 @@ class _Request:
     # --- failures in words ---
 
     def _explained(self, error: Exception) -> Exception:
-        """`error` of the library as InputError, EvidenceError or _Unreachable, in one line."""
-        if isinstance(error, (_Unreachable, EvidenceError)):
+        """`error` as InputError, EvidenceError or _Unreachable, in one line."""
+        if isinstance(error, (_Unreachable, EvidenceError, InputError)):
             return error
-        # The library hides what happened to a request behind "not in the cache".
-        if isinstance(error, self.utils.LocalEntryNotFoundError):
-            cause = error.__cause__ or error.__context__
-            if isinstance(cause, Exception):
-                error = cause
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        at_fault = self._input_error(error, status)
-        if at_fault is not None:
-            return at_fault
-        if isinstance(error, self.utils.EntryNotFoundError):
-            return EvidenceError("it is in the listing, but not in the repository", remedy="hub")
-        if status == 429:
-            return _Unreachable(f"{self.endpoint} has too many requests from here (429)")
-        if status is not None:
-            return _Unreachable(f"{self.endpoint} answers with error {status}")
+        if self.deadline.passed:
+            return self._late()
         return _Unreachable(f"{self.endpoint} cannot be reached ({root_cause(error)})")
 
-    def _input_error(self, error: Exception, status: int | None) -> InputError | None:
-        """What the user can mend about a request that the hub refused; ``None`` for the rest."""
-        errors = self.utils
-        model, page = self.model_id, f"{self.endpoint}/{self.model_id}"
+    def _late(self) -> _Unreachable:
+        return _Unreachable(f"{self.endpoint} did not answer within {self.deadline.seconds:g} s")
+
+    def _refused(self, status: int, headers: Mapping[str, str]) -> Exception:
+        """What the status and the hub's own code in the headers of an answer mean."""
+        code, model = headers.get("x-error-code"), self.model_id
+        page = f"{self.endpoint}/{model}"
         login = "log in with `hf auth login` or set HF_TOKEN"
-        # A gated repository is a kind of "not found" to the library: the order matters.
-        if isinstance(error, errors.GatedRepoError):
+        if code == "GatedRepo":
             return InputError(f"{model} is gated; accept its terms at {page}, and {login}")
-        if isinstance(error, errors.RevisionNotFoundError):
+        if code == "RevisionNotFound":
             return InputError(
                 f"{model} has no revision {shown(self.revision)}; its revisions are at {page}/tree"
             )
-        if isinstance(error, errors.RepositoryNotFoundError):
+        wrong_token = "Invalid credentials" in headers.get("x-error-message", "")
+        # To those who may not know of it the hub answers as if there were no such repository.
+        if code == "RepoNotFound" or (status == 401 and not wrong_token):
             return InputError(
                 f"{model} was not found at {self.endpoint}{self._near_in_cache()}; check the "
                 f"spelling, or, if it is private, {login}"
             )
         if status in (401, 403):
             return InputError(f"{self.endpoint} refuses access to {model} ({status}); {login}")
-        return None
+        if code == "EntryNotFound":
+            return EvidenceError("it is in the listing, but not in the repository", remedy="hub")
+        if status == 429:
+            return _Unreachable(f"{self.endpoint} has too many requests from here (429)")
+        return _Unreachable(f"{self.endpoint} answers with error {status}")
 
     def _near_in_cache(self) -> str:
         """A hint at a model of a similar name that the cache holds."""

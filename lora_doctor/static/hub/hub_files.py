@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 
 from lora_doctor.errors import InputError
+from lora_doctor.limits import FETCHED_BYTES, FETCHED_FILES
 from lora_doctor.static.piece import shown
 
 # (pattern of names, most bytes), the most telling first.
@@ -19,8 +20,8 @@ _WANTED = (
     (re.compile(r"tokenizer\.json"), 32 << 20),
     (re.compile(r"[\w.-]+\.(?:json|jinja|model|tiktoken)|(?:vocab|merges)\.txt"), 5 << 20),
 )
-_MAX_FILES = 100
-_MAX_BYTES = 64 << 20
+# Longer names are more than file systems hold.
+_LONGEST_NAME = 200
 
 
 def check_model_id(model_id: str) -> None:
@@ -60,7 +61,7 @@ def choose(sizes: Mapping[str, int | None]) -> tuple[list[str], dict[str, str]]:
     ranked: list[tuple[int, str, int]] = []
     reasons: dict[str, str] = {}
     for name, size in sizes.items():
-        rank = next((i for i, (names, _) in enumerate(_WANTED) if names.fullmatch(name)), None)
+        rank = _rank(name)
         if rank is None or {".", ".."} & set(PurePosixPath(name).parts):
             reasons[name] = "not a small file that says something about the model"
         elif (size or 0) > _WANTED[rank][1]:
@@ -70,12 +71,24 @@ def choose(sizes: Mapping[str, int | None]) -> tuple[list[str], dict[str, str]]:
     chosen: list[str] = []
     total = 0
     for _, name, size in sorted(ranked):
-        if len(chosen) >= _MAX_FILES or total + size > _MAX_BYTES:
+        if len(chosen) >= FETCHED_FILES or total + size > FETCHED_BYTES:
             reasons[name] = "more files than are fetched"
             continue
         chosen.append(name)
         total += size
     return chosen, reasons
+
+
+def most_bytes(name: str) -> int:
+    """The most bytes that a file of this name is fetched with; 0 for one that is not fetched."""
+    rank = _rank(name)
+    return 0 if rank is None else _WANTED[rank][1]
+
+
+def _rank(name: str) -> int | None:
+    if len(name) > _LONGEST_NAME:
+        return None
+    return next((i for i, (names, _) in enumerate(_WANTED) if names.fullmatch(name)), None)
 
 
 def what_instead(names: Mapping[str, object]) -> str:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+from lora_doctor.errors import EvidenceError
+from lora_doctor.static.piece import shown
 
 # Names of the threads in which the library works for us start with this.
 THREAD = "lora-doctor-hub"
@@ -25,19 +29,47 @@ def root_cause(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
-@contextmanager
-def stream(
-    session: Any, url: str, headers: Mapping[str, str], timeout: float
-) -> Iterator[tuple[Any, Iterator[bytes]]]:
-    """A response whose body is read piece by piece: by httpx (hub 1 and later) or requests."""
-    if callable(getattr(session, "stream", None)):  # requests has a flag of that name
-        with session.stream(
-            "GET", url, headers=headers, timeout=timeout, follow_redirects=True
-        ) as response:
-            yield response, response.iter_bytes()
-    else:
-        with closing(session.get(url, headers=headers, timeout=timeout, stream=True)) as response:
-            yield response, response.iter_content(65_536)
+#: What the library makes file names of: a hash, quoted, perhaps marked as weak.
+_HASH = re.compile(r'(?:W/)?"?[A-Za-z0-9_=+-]{1,200}"?')
+_NAMES = ("ETag", "X-Linked-Etag", "X-Repo-Commit", "X-Xet-Hash")
+
+
+def refuse_names_out_of_the_cache() -> None:
+    """Let the library's downloads in this process fail where a server names a file `../`.
+
+    The library puts the `ETag` of an answer behind the folder of its cache, as it is. Its sessions
+    are made anew by a factory, which is where each answer can be looked at before it.
+    """
+    import huggingface_hub
+    from huggingface_hub.utils import _http
+
+    configure = getattr(huggingface_hub, "set_client_factory", None)
+    if configure is not None:  # hub 1 and later: httpx
+        make_client = _http.default_client_factory
+
+        def client() -> Any:
+            made = make_client()
+            hooks = made.event_hooks
+            made.event_hooks = {**hooks, "response": [*hooks.get("response", ()), _check_names]}
+            return made
+
+        configure(client)
+        return
+    make_session = _http._default_backend_factory
+
+    def session() -> Any:
+        made = make_session()
+        made.hooks["response"].append(lambda response, **_: _check_names(response))
+        return made
+
+    huggingface_hub.configure_http_backend(session)
+
+
+def _check_names(response: Any) -> None:
+    for name in _NAMES:
+        value = response.headers.get(name)
+        if value is not None and not _HASH.fullmatch(value):
+            raise EvidenceError(f"the server sends {shown(value)} as {name}, which is no file name")
 
 
 class _NotOurs(logging.Filter):

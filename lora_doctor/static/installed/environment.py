@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_doctor._version import __version__
+from lora_doctor.limits import INSTALLED_FILE_BYTES
 from lora_doctor.text import single_line
 
 # Distributions that decide how a LoRA run behaves. Names are those of PyPI.
@@ -127,12 +128,22 @@ def package_folder(package: str) -> Path | None:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
+def installed_text(path: Path) -> str:
+    """The text of a file of an installed package, cut where no such file is longer; empty when it
+    cannot be read: this release has no such file."""
+    try:
+        with path.open("rb") as stream:
+            return stream.read(INSTALLED_FILE_BYTES).decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
 @functools.cache
 def _parse(path: Path) -> ast.Module | None:
     """The syntax tree of an installed file, or None when this release has no such file."""
     try:
-        return ast.parse(path.read_bytes())
-    except (OSError, SyntaxError, ValueError):
+        return ast.parse(installed_text(path)) if path.is_file() else None
+    except (SyntaxError, ValueError, RecursionError):
         return None
 
 
@@ -342,9 +353,6 @@ def pretrained_model_generates() -> bool | None:
     folder = package_folder("transformers")
     if folder is None:
         return None
-    try:
-        source = (folder / "modeling_utils.py").read_text("utf-8")
-    except OSError:
-        return None
+    source = installed_text(folder / "modeling_utils.py")
     statement = re.search(r"^class PreTrainedModel\(([^)]*)\)", source, re.MULTILINE)
     return "GenerationMixin" in statement[1] if statement else None

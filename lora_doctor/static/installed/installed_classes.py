@@ -10,7 +10,7 @@ import functools
 import re
 from pathlib import Path
 
-from lora_doctor.static.installed.environment import package_folder
+from lora_doctor.static.installed.environment import installed_text, package_folder
 
 _DEPTH = 12
 
@@ -65,12 +65,9 @@ def _locate(name: str, near: Path | None) -> tuple[Path, list[str], str] | None:
     return None
 
 
-@functools.cache
+@functools.lru_cache(maxsize=64)
 def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return ""
+    return installed_text(file)
 
 
 _IMPORT = re.compile(
@@ -92,25 +89,39 @@ def _imported_from(name: str, near: Path) -> list[Path]:
 
 
 def _candidates(name: str) -> tuple[Path, ...]:
-    """Files of transformers that may define `name`; model files are read only until one does."""
+    """The file of transformers that defines `name`, if one does."""
     transformers = package_folder("transformers")
     if transformers is None:
         return ()
-    opened = re.compile(rf"^class {name}\b".encode(), re.MULTILINE)
     common = ("modeling_utils.py", "generation/utils.py", "modeling_layers.py")
-    files = [transformers / part for part in common]
+    likely = [transformers / part for part in common]
+    # LlamaModel is most likely in models/llama: that folder before all the others.
     plain = name.lower()
-    # LlamaModel is most likely in models/llama: that folder first, then all the others.
-    files += sorted(
-        transformers.glob("models/*/modeling_*.py"),
-        key=lambda file: (not plain.startswith(file.parent.name.replace("_", "")), file),
-    )
-    for file in files:
-        try:
-            content = file.read_bytes()
-        except OSError:
-            continue  # a file that cannot be read defines nothing for us
-        # The plain search is ten times as fast as the pattern, and nearly always says no.
-        if f"class {name}".encode() in content and opened.search(content):
+    likely += [
+        file
+        for file in _model_files(transformers)
+        if plain.startswith(file.parent.name.replace("_", ""))
+    ]
+    for file in likely:
+        if name in _CLASS.findall(_text(file)):
             return (file,)
-    return ()
+    found = _class_files(transformers).get(name)
+    return (found,) if found else ()
+
+
+_CLASS = re.compile(r"^class (\w+)", re.MULTILINE)
+
+
+@functools.cache
+def _model_files(transformers: Path) -> tuple[Path, ...]:
+    return tuple(sorted(transformers.glob("models/*/modeling_*.py")))
+
+
+@functools.cache
+def _class_files(transformers: Path) -> dict[str, Path]:
+    """The first file of each class of all model files; each is read once, for all questions."""
+    files: dict[str, Path] = {}
+    for file in _model_files(transformers):
+        for name in _CLASS.findall(installed_text(file)):
+            files.setdefault(name, file)
+    return files

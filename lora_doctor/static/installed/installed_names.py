@@ -9,15 +9,21 @@ from __future__ import annotations
 
 import ast
 import functools
+import importlib.machinery
 import re
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from lora_doctor.static.installed.environment import package_folder
+from lora_doctor.limits import INSTALLED_FILES, step
+from lora_doctor.static.installed.environment import installed_text, package_folder
 
 Presence = Literal["there", "gone", "unknown"]
 _DEPTH = 8
+# In steps: a question looks for some files by name; a search costs one for so many characters.
+_ASKING = 100
+_CHARACTERS = 100
 _AT_MARGIN = (
     r"^(?:class|def|async def) {name}\b|^{name}\s*(?::[^=\n]*)?=[^=]"
     r"|^from [\w.]+ import (?:\([^)#]*?|[^\n(#]*?)(?<!as )\b{name}\b(?! as )"
@@ -29,7 +35,11 @@ def importable(module: str, name: str | None = None) -> Presence:
     """Whether ``from module import name`` works here; without ``name``, ``import module``.
 
     ``module`` is absolute and dotted; its top package is installed, or the answer is "gone".
+
+    Raises:
+        LimitError: inside ``limits.bounded``, when too much has been asked.
     """
+    step(_ASKING)
     return _importable(module, name, _DEPTH)
 
 
@@ -70,21 +80,40 @@ def _file_of(folder: Path, parts: list[str]) -> Path | None:
             return file
     if not parts:
         return None
-    compiled = sorted(path.parent.glob(f"{path.name}.*")) if path.parent.is_dir() else []
-    return next((file for file in compiled if file.suffix in (".so", ".pyd")), None)
+    endings = importlib.machinery.EXTENSION_SUFFIXES
+    compiled = (path.with_name(f"{path.name}{ending}") for ending in endings)
+    return next((file for file in compiled if file.is_file()), None)
 
 
 def _missing_module(folder: Path, parts: list[str]) -> Presence:
     """A module without a file: gone, unless the package installs a finder that may know it."""
-    opening = _text(folder / "__init__.py")
-    if "sys.meta_path" not in opening and "sys.modules[" not in _without_lazy(opening):
+    opening = folder / "__init__.py"
+    if not _makes_modules(opening):
         return "gone"
-    # An alias is written out, or is made of words that a pattern of the package has.
-    words = set(re.findall(r"[a-z0-9]+", opening))
-    named = re.search(rf"\b{re.escape(parts[-1])}\b", opening) is not None
-    suffix = parts[-1].rpartition("_")[2]
-    patterned = re.search(rf"_{re.escape(suffix)}\b", opening) is not None and suffix in words
-    return "unknown" if named or patterned else "gone"
+    # An alias is written out, or ends as a pattern of the package does.
+    known = parts[-1] in _words(opening) or parts[-1].rpartition("_")[2] in _endings(opening)
+    return "unknown" if known else "gone"
+
+
+@functools.cache
+def _makes_modules(opening: Path) -> bool:
+    """Whether a package's `__init__.py` puts modules of its own making where imports look."""
+    text = _text(opening)
+    return "sys.meta_path" in text or "sys.modules[" in _without_lazy(text)
+
+
+@functools.lru_cache(maxsize=32)
+def _words(file: Path) -> frozenset[str]:
+    """Every word in a file, so that most questions need no search."""
+    return frozenset(re.findall(r"\w+", _text(file)))
+
+
+@functools.cache
+def _endings(opening: Path) -> frozenset[str]:
+    """What follows the last underscore of a word, where it is a word as well."""
+    words = set(re.findall(r"[a-z0-9]+", _text(opening)))
+    endings = {word.rpartition("_")[2] for word in _words(opening) if "_" in word}
+    return frozenset(endings & words)
 
 
 def _without_lazy(text: str) -> str:
@@ -93,20 +122,23 @@ def _without_lazy(text: str) -> str:
 
 def _in_file(file: Path, top: str, module: str, name: str, depth: int) -> Presence:
     text = _text(file)
+    step(len(text) // _CHARACTERS)
+    named = name in _words(file)
     # Parsing takes 0.2 s for the longest files; what stands at the margin is found without.
-    if re.search(_AT_MARGIN.format(name=re.escape(name)), text, re.MULTILINE):
+    if named and re.search(_AT_MARGIN.format(name=re.escape(name)), text, re.MULTILINE):
         return "there"
     if "LazyModule(" in text:
         return _in_lazy_package(file, top, text, name)
-    if re.search(r"\bglobals\(\)|^\s*def __getattr__|setattr\(sys\.modules", text, re.MULTILINE):
+    if _answers_by_code(file):
         return "unknown"
-    if not re.search(rf"\b{re.escape(name)}\b", text) and "import *" not in text:
+    if not named and "import *" not in text:
         return "gone"
     tree = _parse(file)
     if tree is None:
         return "unknown"
     answers: list[Presence] = []
     for bound in _bound(tree):
+        step()
         if bound == name:
             return "there"
         if isinstance(bound, ast.ImportFrom):
@@ -131,24 +163,51 @@ def _starred(node: ast.ImportFrom, module: str, file: Path, name: str, depth: in
 
 def _in_lazy_package(file: Path, top: str, text: str, name: str) -> Presence:
     """A package whose names come from a table, or from the files in it."""
-    if re.search(rf"\b{re.escape(name)}\b", text):
+    if name in _words(file):
         return "there"
     if name.startswith("_") or any(name.endswith(suffix) for suffix in _answered_for(top)):
         return "unknown"
     if "import_structure(" not in text:
         return "gone"
     # The table is made of the files below: of what they export.
-    quoted = re.compile(
-        rf"""["']{re.escape(name)}["']|^(?:class|def) {re.escape(name)}\b|^{re.escape(name)}\s*="""
-        .encode(),
-        re.MULTILINE,
-    )  # fmt: skip
-    plain = name.encode()
-    for path in _below(file.parent / "models" if file.parent.name == top else file.parent):
-        content = _bytes(path)
-        if plain in content and quoted.search(content):
-            return "there"
-    return "gone"
+    below = _exports(file.parent / "models" if file.parent.name == top else file.parent)
+    return "there" if below.have(name) else "gone"
+
+
+class _Exports:
+    """Names that the files of a package export: each file is read once, when it is needed."""
+
+    _NAME = re.compile(
+        rb"""["']([A-Za-z_]\w*)["']|^(?:class|def) (\w+)|^([A-Za-z_]\w*)\s*=""", re.MULTILINE
+    )
+
+    def __init__(self, folder: Path) -> None:
+        self._names: set[bytes] = set()
+        self._unread = islice(sorted(folder.rglob("*.py")), INSTALLED_FILES)
+
+    def have(self, name: str) -> bool:
+        """Whether one of the files quotes or defines the name."""
+        plain = name.encode()
+        while plain not in self._names:
+            file = next(self._unread, None)
+            if file is None:
+                return False
+            content = installed_text(file).encode()
+            for quoted, defined, assigned in self._NAME.findall(content):
+                self._names.add(quoted or defined or assigned)
+        return True
+
+
+@functools.cache
+def _exports(folder: Path) -> _Exports:
+    return _Exports(folder)
+
+
+@functools.lru_cache(maxsize=256)
+def _answers_by_code(file: Path) -> bool:
+    """Whether the module gives names that its source does not show."""
+    code = r"\bglobals\(\)|^[ \t]*def __getattr__|setattr\(sys\.modules"
+    return re.search(code, _text(file), re.MULTILINE) is not None
 
 
 @functools.cache
@@ -157,11 +216,6 @@ def _answered_for(package: str) -> tuple[str, ...]:
     folder = package_folder(package)
     text = _text(folder / "utils" / "import_utils.py") if folder else ""
     return tuple(dict.fromkeys(re.findall(r"name\.endswith\(['\"](\w+)['\"]\)", text)))
-
-
-@functools.cache
-def _below(folder: Path) -> tuple[Path, ...]:
-    return tuple(sorted(folder.rglob("*.py")))
 
 
 def _bound(tree: ast.Module) -> Iterator[str | ast.ImportFrom]:
@@ -185,21 +239,14 @@ def _bound(tree: ast.Module) -> Iterator[str | ast.ImportFrom]:
             todo.extend(ast.iter_child_nodes(node))
 
 
-@functools.cache
+@functools.lru_cache(maxsize=128)
 def _text(file: Path) -> str:
-    return _bytes(file).decode("utf-8", "replace")
+    return installed_text(file)  # a file that cannot be read provides nothing
 
 
-def _bytes(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError:
-        return b""  # a file that cannot be read provides nothing
-
-
-@functools.cache
+@functools.lru_cache(maxsize=32)
 def _parse(file: Path) -> ast.Module | None:
     try:
-        return ast.parse(_bytes(file))
+        return ast.parse(_text(file))
     except (SyntaxError, ValueError, RecursionError):
         return None

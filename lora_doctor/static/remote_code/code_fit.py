@@ -9,10 +9,12 @@ from __future__ import annotations
 import functools
 import importlib.util
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from lora_doctor.static.installed.environment import package_folder
+from lora_doctor.limits import REPOSITORY_CODE, bounded, step
+from lora_doctor.static.installed.environment import installed_text, package_folder
 from lora_doctor.static.installed.installed_names import importable
 from lora_doctor.static.remote_code.demanded_packages import demanded_packages
 from lora_doctor.static.remote_code.loaded_code import LoadedCode
@@ -22,6 +24,8 @@ from lora_doctor.static.remote_code.source_facts import ConfigRead, Import, Plac
 #: Packages whose modules are plain Python, so that their sources say what they offer.
 _READABLE = ("transformers", "peft")
 _ROPE = "rope_scaling"
+# In steps: every finder of this Python is asked for a package.
+_FINDING = 100
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,7 @@ class TiedKeys:
     tied: bool | None
 
 
+@bounded(REPOSITORY_CODE)
 def missing_packages(
     code: RemoteCode, loaded: LoadedCode, *, demands_all: bool
 ) -> tuple[MissingPackage, ...]:
@@ -92,14 +97,17 @@ def missing_packages(
         if file in loaded.named or demands_all:
             lines |= demanded_packages(code.source(file))
         for item in facts.imports:
+            step()
             if item.level or (item.guard and item.module.split(".")[0] not in lines):
                 continue
             if item.guard == "" and file in loaded.certain:
                 lines.setdefault(item.module.split(".")[0], item.at.line)
         for name, line in lines.items():
+            step(_FINDING)
             if not _installed(name) and name not in found:
                 own = next((own for own in (f"{name}.py", f"{name}/__init__.py")
                             if own in code.files), None)  # fmt: skip
+                step(len(facts.imports))
                 when = _when(facts.imports, name)
                 found[name] = MissingPackage(name, Place(file, line), when, own)
     return tuple(found.values())
@@ -113,6 +121,7 @@ def _when(imports: tuple[Import, ...], package: str) -> str:
     return guards[0] if guards else "demanded"
 
 
+@functools.lru_cache(maxsize=4096)
 def _installed(package: str) -> bool:
     try:
         return importlib.util.find_spec(package) is not None
@@ -120,29 +129,41 @@ def _installed(package: str) -> bool:
         return True  # half there: not for us to say
 
 
+@bounded(REPOSITORY_CODE)
 def missing_names(code: RemoteCode, loaded: LoadedCode) -> tuple[MissingName, ...]:
     """Names that loading or running the model takes from a package that does not have them."""
+    taken = [item for file in sorted(loaded.certain) for item in _taken(code, loaded, file)]
+    # Module by module, so that each source is read once; the answers are kept.
+    for module, wanted in sorted({(item.module, item.name or "") for item in taken}):
+        if importable(module) != "gone" and wanted:
+            importable(module, wanted)
     found: dict[tuple[str, str | None], MissingName] = {}
-    for file in sorted(loaded.certain):
-        for item in code.files[file].imports:
-            if item.level or item.module.split(".")[0] not in _READABLE:
-                continue
-            if not _installed(item.module.split(".")[0]):
-                continue
-            at_init = item.at_init and loaded.uses(file, item.class_name)
-            if item.guard and not (item.guard == "function" and at_init):
-                continue  # caught, asked for before, or perhaps never run
-            if importable(item.module) == "gone":
-                name = None
-            elif item.name is not None and importable(item.module, item.name) == "gone":
-                name = item.name
-            else:
-                continue
-            missing = MissingName(item.module, name, item.at, certain=not item.guard)
-            found.setdefault((item.module, name), missing)
+    for item in taken:
+        if importable(item.module) == "gone":
+            name = None
+        elif item.name is not None and importable(item.module, item.name) == "gone":
+            name = item.name
+        else:
+            continue
+        missing = MissingName(item.module, name, item.at, certain=not item.guard)
+        found.setdefault((item.module, name), missing)
     return tuple(found.values())
 
 
+def _taken(code: RemoteCode, loaded: LoadedCode, file: str) -> Iterator[Import]:
+    """The imports that surely run, from installed libraries whose sources are read."""
+    for item in code.files[file].imports:
+        step()
+        package = item.module.split(".")[0]
+        if item.level or package not in _READABLE or not _installed(package):
+            continue
+        at_init = item.at_init and loaded.uses(file, item.class_name)
+        # Others are caught, asked for before, or perhaps never run.
+        if not item.guard or (item.guard == "function" and at_init):
+            yield item
+
+
+@bounded(REPOSITORY_CODE)
 def missing_keys(
     code: RemoteCode, loaded: LoadedCode, config: dict[str, Any]
 ) -> tuple[MissingKey, ...]:
@@ -154,6 +175,7 @@ def missing_keys(
     if value is None and not rewrites:
         return ()  # the code looks for None, or fails on every release
     present = {*(value or ()), *(_rope_keys() if rewrites else ())}
+    written = _written_keys(code)
     found = []
     for file in sorted(loaded.certain | loaded.possible):
         for read in code.files[file].config_reads:
@@ -161,16 +183,25 @@ def missing_keys(
                 continue
             if not loaded.uses(file, read.class_name) or read.class_name == _config_name(loaded):
                 continue
-            if read.key not in present and not _writes(code, read.key):
+            if read.key not in present and read.key not in written:
                 found.append(MissingKey(read, value, value is None))
     found.sort(key=lambda each: (not each.read.at_init, each.read.at.file, each.read.at.line))
     return tuple(found)
 
 
-def _writes(code: RemoteCode, key: str) -> bool:
-    """Whether the code puts the key into a dictionary itself."""
-    pattern = re.compile(rf"""\[["']{re.escape(key)}["']\]\s*=[^=]|setdefault\(\s*["']{key}["']""")
-    return any(pattern.search(code.source(file)) for file in code.files)
+_WRITTEN_KEY = re.compile(
+    r"""\[["']([^"'\n]{1,200})["']\]\s*=[^=]|setdefault\(\s*["']([^"'\n]{1,200})["']"""
+)
+
+
+def _written_keys(code: RemoteCode) -> set[str]:
+    """The keys that the code puts into dictionaries itself."""
+    found = set()
+    for file in code.files:
+        for match in _WRITTEN_KEY.finditer(code.source(file)):
+            step()
+            found.add(match[1] or match[2])
+    return found
 
 
 def _config_name(loaded: LoadedCode) -> str | None:
@@ -191,10 +222,7 @@ def _rewrites_rope(code: RemoteCode, loaded: LoadedCode) -> bool:
 @functools.cache
 def _library_text(file: str) -> str:
     folder = package_folder("transformers")
-    try:
-        return (folder / file).read_text("utf-8") if folder else ""
-    except OSError:
-        return ""
+    return installed_text(folder / file) if folder else ""
 
 
 def _rope_is_a_property() -> bool:

@@ -13,8 +13,11 @@ import functools
 import re
 from typing import Literal
 
-from lora_doctor.static.installed.environment import package_folder
+from lora_doctor.errors import EvidenceError
+from lora_doctor.limits import LimitError, step
+from lora_doctor.static.installed.environment import installed_text, package_folder
 from lora_doctor.static.installed.installed_names import importable
+from lora_doctor.static.python_source import parse_python, walk
 
 Form = Literal["tree", "text"]
 
@@ -35,9 +38,8 @@ def _installed_form() -> Form | None:
     folder = package_folder("transformers")
     if folder is None:
         return None
-    try:
-        source = (folder / "dynamic_module_utils.py").read_text("utf-8")
-    except OSError:
+    source = installed_text(folder / "dynamic_module_utils.py")
+    if not source:
         return None
     body = source.partition("def get_imports(")[2].partition("\ndef ")[0]
     return "tree" if "ast.parse" in body else "text"
@@ -48,6 +50,7 @@ def _by_tree(text: str) -> dict[str, int]:
     found: dict[str, int] = {}
 
     def look(node: ast.AST) -> None:
+        step()
         if isinstance(node, ast.Try) or (isinstance(node, ast.If) and _asks_library(node.test)):
             return
         if isinstance(node, ast.Import):
@@ -59,14 +62,16 @@ def _by_tree(text: str) -> dict[str, int]:
             look(child)
 
     try:
-        look(ast.parse(text))
-    except (SyntaxError, ValueError, RecursionError):
+        look(parse_python(text, "the file"))
+    except LimitError:
+        raise
+    except (EvidenceError, RecursionError):
         return {}
     return found
 
 
 def _asks_library(test: ast.expr) -> bool:
-    for node in ast.walk(test):
+    for node in walk(test):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             name = node.func.id
             if name.startswith("is_flash_attn") and name.endswith("available"):
@@ -77,18 +82,34 @@ def _asks_library(test: ast.expr) -> bool:
 
 
 def _by_text(text: str) -> dict[str, int]:
-    """Lines that look like an import, outside of what looks like `try:` to `except …:`."""
-    # Line breaks are kept, so that the lines can be told.
-    kept = re.sub(
-        r"\s*try\s*:\s*.*?\s*except\s*.*?:",
-        lambda found: "\n" * found[0].count("\n"),
-        text,
-        flags=re.MULTILINE | re.DOTALL,
-    )
+    """Lines that look like an import, outside of what looks like `try:` to `except …:`.
+
+    As the library's regular expressions find them, each line looked at once: theirs take minutes
+    for a file of blank lines.
+    """
     found: dict[str, int] = {}
-    for pattern in (r"^\s*import\s+(\S+)\s*$", r"^\s*from\s+(\S+)\s+import"):
-        for match in re.finditer(pattern, kept, re.MULTILINE):
-            if not match[1].startswith("."):
-                line = kept.count("\n", 0, match.start(1)) + 1
-                found.setdefault(match[1].split(".")[0], line)
+    for number, line in enumerate(_without_attempts(text).split("\n"), start=1):
+        step()
+        match = _IMPORT_LINE.match(line)
+        name = (match[1] or match[2]) if match else "."
+        if not name.startswith("."):
+            found.setdefault(name.split(".")[0], number)
     return found
+
+
+_IMPORT_LINE = re.compile(r"\s*(?:import\s+(\S+)\s*$|from\s+(\S+)\s+import)")
+_TRY = re.compile(r"try\s*:")
+
+
+def _without_attempts(text: str) -> str:
+    """The text without what stands from a `try:` to the colon after the next `except`; line breaks
+    are kept, so that the lines can be told."""
+    kept, place = [], 0
+    while match := _TRY.search(text, place):
+        handler = text.find("except", match.end())
+        end = text.find(":", handler) + 1 if handler >= 0 else 0
+        if not end:
+            break
+        kept += [text[place : match.start()], "\n" * text.count("\n", match.start(), end)]
+        place = end
+    return "".join([*kept, text[place:]])

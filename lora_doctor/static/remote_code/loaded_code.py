@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
+from lora_doctor.limits import REPOSITORY_CODE, bounded, step
 from lora_doctor.static.model_files import AutoMapTarget
 from lora_doctor.static.remote_code.remote_code import RemoteCode, import_file, module_file
 from lora_doctor.static.remote_code.source_facts import ClassFacts
@@ -35,9 +37,14 @@ class LoadedCode:
 
     def uses(self, file: str, class_name: str | None) -> bool:
         """Whether the class of this name in ``file`` is one of ``classes``."""
-        return any(each.at.file == file and each.name == class_name for each in self.classes)
+        return (file, class_name) in self._places
+
+    @cached_property
+    def _places(self) -> frozenset[tuple[str, str]]:
+        return frozenset((each.at.file, each.name) for each in self.classes)
 
 
+@bounded(REPOSITORY_CODE)
 def loaded_code(
     code: RemoteCode, architectures: Iterable[str], model_class: str | None
 ) -> LoadedCode:
@@ -92,6 +99,7 @@ def _used(code: RemoteCode, roots: list[ClassFacts]) -> Iterator[ClassFacts]:
     seen: set[tuple[str, str]] = set()
     while todo:
         file, name = todo.pop()
+        step()
         for place in _definitions(code, file, name):
             if place in seen:
                 continue
@@ -116,9 +124,8 @@ def _definitions(code: RemoteCode, file: str, name: str) -> Iterator[tuple[str, 
     facts = code.files[file]
     if head in facts.definitions:
         yield file, head
-    for item in facts.imports:
-        if head not in (item.alias, item.name) and item.name != "*":
-            continue
+    for item in facts.imports_that_may_bind(head):
+        step()
         wanted = (item.name if item.name != "*" else head) or ""
         for way, inner in ((False, wanted), (True, rest)):
             target = import_file(file, item, code.files, as_module=way)

@@ -6,17 +6,28 @@ a name means, what a class inherits, within the repository and into the installe
 
 from __future__ import annotations
 
-import ast
 import time
-import warnings
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from lora_doctor.errors import EvidenceError
+from lora_doctor.limits import (
+    PYTHON_BYTES,
+    REPOSITORY_CODE,
+    REPOSITORY_CODE_BYTES,
+    REPOSITORY_CODE_FILES,
+    REPOSITORY_CODE_TOKENS,
+    REPOSITORY_IMPORTS,
+    bounded,
+    check_items,
+    step,
+)
 from lora_doctor.static.installed.installed_classes import installed_class_has
 from lora_doctor.static.model_files import AutoMapTarget, StaticEvidence
 from lora_doctor.static.piece import inside, read_bytes
+from lora_doctor.static.python_source import count_tokens, parse_python
 from lora_doctor.static.remote_code.source_facts import (
     AdapterCall,
     ClassFacts,
@@ -28,13 +39,11 @@ from lora_doctor.static.remote_code.source_facts import (
 )
 from lora_doctor.static.remote_code.source_reader import read_facts
 
-# The longest modelling file known has 300 kB; a repository's whole code 2 MB.
-_MAX_FILE = 2 << 20
-_MAX_TOTAL = 16 << 20
-_MAX_FILES = 300
 _PREPARE = "prepare_inputs_for_generation"
 _NO_PREPARE = {"object", "abc.ABC", "typing.Generic", "torch.nn.Module", "torch.nn.modules.Module"}
 _MAX_STEPS = 32
+# Following a name from file to file costs as much as looking at so many nodes of a syntax tree.
+_RESOLVING = 10
 
 
 @dataclass(frozen=True)
@@ -85,7 +94,7 @@ class RemoteCode:
     def source(self, file: str) -> str:
         """The text of one of ``files``; empty when it can no longer be read."""
         try:
-            return read_bytes(inside(self.folder, file), _MAX_FILE).decode("utf-8", "replace")
+            return read_bytes(inside(self.folder, file), PYTHON_BYTES).decode("utf-8", "replace")
         except EvidenceError:
             return ""
 
@@ -156,15 +165,15 @@ class RemoteCode:
 
         `nn.Module` becomes `torch.nn.Module`; a name that nothing in the file binds stays as it is.
         """
+        step(_RESOLVING)
         facts = self.files.get(file)
         head, _, rest = name.partition(".")
         if facts is None or steps == 0:
             return name
         if head in facts.classes and not rest:
             return facts.classes[head]
-        for each in reversed(facts.imports):
-            if each.alias != head:
-                continue
+        each = facts.imports_by_alias.get(head)
+        if each is not None:
             if each.name is None:
                 bound = each.module if each.alias != each.module.split(".")[0] else each.alias
                 return f"{bound}.{rest}" if rest else bound
@@ -177,8 +186,8 @@ class RemoteCode:
                 return self.resolve(target, rest, steps - 1)
             full = f"{each.module}.{each.name}" if each.module else each.name
             return f"{full}.{rest}" if rest else full
-        for each in facts.imports:
-            target = import_file(file, each, self.files) if each.name == "*" else None
+        for each in facts.star_imports:
+            target = import_file(file, each, self.files)
             found = self.resolve(target, name, steps - 1) if target else name
             if isinstance(found, ClassFacts):
                 return found
@@ -187,9 +196,10 @@ class RemoteCode:
     def lineage(self, found: ClassFacts) -> tuple[ClassFacts | str, ...]:
         """The class, its bases and theirs, breadth first; those outside the repository by name."""
         seen: dict[str, ClassFacts | str] = {}
-        todo: list[ClassFacts | str] = [found]
+        todo: deque[ClassFacts | str] = deque([found])
         while todo and len(seen) < 200:
-            current = todo.pop(0)
+            step()
+            current = todo.popleft()
             key = current if isinstance(current, str) else str(current.at)
             if key in seen:
                 continue
@@ -247,16 +257,13 @@ def read_remote_code(folder: Path, static: StaticEvidence) -> RemoteCode:
     start = time.perf_counter()
     files: dict[str, SourceFacts] = {}
     unread: dict[str, str] = {}
-    total = 0
-    for name in sorted(static.python_files, key=lambda each: (each.count("/"), each)):
-        try:
-            if len(files) >= _MAX_FILES or total > _MAX_TOTAL:
-                raise EvidenceError("more code than is read")
-            content = read_bytes(inside(folder, name), _MAX_FILE)
-            total += len(content)
-            files[name] = _parse(content, name)
-        except EvidenceError as error:
-            unread[name] = str(error)
+    reader = _RepositoryReader(folder)
+    with bounded(REPOSITORY_CODE):
+        for name in sorted(static.python_files, key=lambda each: (each.count("/"), each)):
+            try:
+                files[name] = reader.read(name)
+            except EvidenceError as error:
+                unread[name] = str(error)
     own = [target for target in static.auto_map if target.repository is None]
     for target in own:
         if module_file(target.module, files) is None and not any(
@@ -274,21 +281,33 @@ def read_remote_code(folder: Path, static: StaticEvidence) -> RemoteCode:
     )
 
 
-def _parse(content: bytes, name: str) -> SourceFacts:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # "\d" in somebody's code is not our user's concern
-            tree = ast.parse(content)
-        return read_facts(tree, name)
-    except SyntaxError as error:
-        line = f" at line {error.lineno}" if error.lineno else ""
-        raise EvidenceError(f"not Python: {error.msg}{line}", remedy="file") from None
-    except (ValueError, UnicodeError):
-        raise EvidenceError("not Python: it holds bytes that are no text", remedy="file") from None
-    except (RecursionError, MemoryError):
-        raise EvidenceError("nested too deeply to be read") from None
+class _RepositoryReader:
+    """Reads file after file, until the code of the repository is more than is read."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files = self.bytes = self.tokens = self.imports = 0
+
+    def read(self, name: str) -> SourceFacts:
+        """The facts of one file; EvidenceError with the reason where there are none."""
+        what = "the code of the repository up to this file"
+        content = read_bytes(inside(self.folder, name), PYTHON_BYTES)
+        self.files += 1
+        self.bytes += len(content)
+        self.tokens += count_tokens(content)
+        check_items(self.files, REPOSITORY_CODE_FILES, what, "files")
+        check_items(self.bytes, REPOSITORY_CODE_BYTES, what, "bytes")
+        check_items(self.tokens, REPOSITORY_CODE_TOKENS, what, "tokens")
+        try:
+            facts = read_facts(parse_python(content, name), name)
+        except RecursionError:
+            raise EvidenceError("nested too deeply to be read") from None
+        self.imports += len(facts.imports)
+        check_items(self.imports, REPOSITORY_IMPORTS, what, "imports")
+        return facts
 
 
+@bounded(REPOSITORY_CODE)
 def nested_adapter_calls(code: RemoteCode) -> list[NestedAdapterCall]:
     """Each `get_peft_model` that runs in an `__init__` of the model, with what it wraps."""
     found = []

@@ -5,7 +5,10 @@ A fact is where something stands and what it says, never a judgement: rules judg
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 
 @dataclass(frozen=True)
@@ -138,3 +141,26 @@ class SourceFacts:
     config_reads: tuple[ConfigRead, ...]
     dotted_uses: tuple[tuple[str, Place], ...]
     definitions: dict[str, frozenset[str]]
+
+    @cached_property
+    def imports_by_alias(self) -> dict[str, Import]:
+        """The last import that binds each name."""
+        return {item.alias: item for item in self.imports}
+
+    @cached_property
+    def star_imports(self) -> tuple[Import, ...]:
+        """`from x import *`."""
+        return tuple(item for item in self.imports if item.name == "*")
+
+    @cached_property
+    def _imports_by_word(self) -> dict[str, list[Import]]:
+        found: defaultdict[str, list[Import]] = defaultdict(list)
+        for item in self.imports:
+            for word in {item.alias, item.name} - {None, "*"}:
+                found[str(word)].append(item)
+        return dict(found)
+
+    def imports_that_may_bind(self, word: str) -> Iterator[Import]:
+        """Imports that have `word` as their name or alias, and star imports."""
+        yield from self._imports_by_word.get(word, ())
+        yield from self.star_imports

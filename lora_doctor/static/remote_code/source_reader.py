@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from lora_doctor.static.python_source import unparse, walk
 from lora_doctor.static.remote_code.source_facts import (
     AdapterCall,
     ClassFacts,
@@ -58,6 +59,8 @@ class _Scope:
     guard: str = ""
     conditional: bool = False
     conditions: tuple[ast.expr, ...] = ()
+    #: Methods of the class that run while an object of it is built.
+    init_methods: frozenset[str] = frozenset()
 
     def with_guard(self, guard: str, test: ast.expr | None = None) -> _Scope:
         # The most forgiving guard counts: what is under `try` may fail wherever it stands.
@@ -65,7 +68,13 @@ class _Scope:
         strongest = max(self.guard, guard, key=order.index)
         conditional = self.conditional or guard in ("if", "try")
         conditions = self.conditions if test is None else (*self.conditions, test)
-        return _Scope(self.class_node, self.function, strongest, conditional, conditions)
+        return replace(self, guard=strongest, conditional=conditional, conditions=conditions)
+
+    def inside(self, function: ast.FunctionDef | ast.AsyncFunctionDef) -> _Scope:
+        """The scope of a function's body; one in a method belongs to the method."""
+        outer = self.function if self.class_node and self.function else function
+        inner = _Scope(self.class_node, outer, self.guard, init_methods=self.init_methods)
+        return inner.with_guard("function")
 
     @property
     def class_name(self) -> str | None:
@@ -74,9 +83,7 @@ class _Scope:
     @property
     def at_init(self) -> bool:
         """Whether it runs while an object of the class is built."""
-        if self.class_node is None or self.function is None:
-            return False
-        return self.function.name in _methods_at_init(self.class_node)
+        return self.function is not None and self.function.name in self.init_methods
 
 
 class _Reader:
@@ -108,11 +115,10 @@ class _Reader:
         elif isinstance(node, ast.ClassDef):
             self.classes.setdefault(node.name, _class_facts(node, self.file))
             self.read_values(node, scope)
-            self.body(node.body, _Scope(node, None, scope.guard))
+            inner = _Scope(node, None, scope.guard, init_methods=_methods_at_init(node))
+            self.body(node.body, inner)
         elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            # A function in a method belongs to the method.
-            function = scope.function if scope.class_node and scope.function else node
-            inner = _Scope(scope.class_node, function, scope.guard).with_guard("function")
+            inner = scope.inside(node)
             self.read_values(node, inner)
             self.body(node.body, inner)
         elif isinstance(node, ast.If):
@@ -180,7 +186,7 @@ class _Reader:
         """Facts in the expressions of one statement, those of statements inside it left out."""
         for value in own_expressions(node):
             inner: set[ast.AST] = set()
-            for each in ast.walk(value):
+            for each in walk(value):
                 if isinstance(each, ast.Attribute) and each not in inner:
                     name = dotted(each)
                     if name:
@@ -226,7 +232,7 @@ class _Reader:
         config = node.args[1] if len(node.args) > 1 else keywords.get("peft_config")
         task_type, known = task_type_of(config, scope.function, node.lineno)
         method = scope.function.name if scope.function else None
-        name = dotted(model) or (ast.unparse(model) if model else "")
+        name = dotted(model) or (unparse(model) if model else "")
         callees: tuple[str, ...] = ()
         if isinstance(model, ast.Call):
             callees = callee(model)
@@ -240,7 +246,7 @@ class _Reader:
             callees=callees,
             task_type=task_type,
             task_type_known=known,
-            at_init=scope.class_node is not None and method in _methods_at_init(scope.class_node),
+            at_init=scope.at_init,
             conditional=scope.conditional,
         )
 
@@ -262,7 +268,7 @@ class _Reader:
 
     def required(self, test: ast.expr, node: ast.stmt, scope: _Scope) -> None:
         found: dict[str, None] = {}
-        for each in ast.walk(test):
+        for each in walk(test):
             if (
                 isinstance(each, ast.Call)
                 and dotted(each.func) in ("getattr", "hasattr")
@@ -297,7 +303,7 @@ def _class_facts(node: ast.ClassDef, file: str) -> ClassFacts:
                 tied = (_form(value), Place(file, statement.lineno))
     assigned: dict[str, list[str]] = {}
     for method in methods.values():
-        for part in ast.walk(method):
+        for part in walk(method):
             for target, value in assignments(part):
                 if (
                     isinstance(target, ast.Attribute)
@@ -335,14 +341,14 @@ def _parameters(arguments: ast.arguments) -> Iterator[Parameter]:
         yield Parameter(arguments.kwarg.arg, "**", True)
 
 
-def _methods_at_init(node: ast.ClassDef) -> set[str]:
+def _methods_at_init(node: ast.ClassDef) -> frozenset[str]:
     """`__init__` and the methods of the class that it calls, directly or through others."""
     calls: dict[str, set[str]] = {}
     for method in node.body:
         if isinstance(method, (ast.FunctionDef, ast.AsyncFunctionDef)):
             calls[method.name] = {
                 name.removeprefix("self.")
-                for each in ast.walk(method)
+                for each in walk(method)
                 if isinstance(each, ast.Call) and (name := dotted(each.func) or "")[:5] == "self."
             }
     reached: set[str] = set()
@@ -352,14 +358,14 @@ def _methods_at_init(node: ast.ClassDef) -> set[str]:
         if name in calls and name not in reached:
             reached.add(name)
             todo.extend(calls[name])
-    return reached
+    return frozenset(reached)
 
 
 def _before_super(init: ast.FunctionDef | ast.AsyncFunctionDef) -> frozenset[str]:
     """Attributes of `self` that `__init__` assigns before it calls the base's `__init__`."""
     calls = [
         node.lineno
-        for node in ast.walk(init)
+        for node in walk(init)
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)
         and node.func.attr == "__init__"
@@ -367,7 +373,7 @@ def _before_super(init: ast.FunctionDef | ast.AsyncFunctionDef) -> frozenset[str
     last = min(calls, default=init.end_lineno or init.lineno)
     return frozenset(
         target.attr
-        for node in ast.walk(init)
+        for node in walk(init)
         for target, _ in assignments(node)
         if isinstance(target, ast.Attribute)
         and isinstance(target.value, ast.Name)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
+from lora_doctor.limits import step
+from lora_doctor.static.python_source import walk
+
 # Names of base classes that make `self` a config: `self.rope_scaling["type"]` reads a config value.
 _CONFIG_SUFFIX = "config"
 
@@ -15,6 +18,7 @@ def dotted(node: ast.expr | None) -> str | None:
     while isinstance(node, ast.Attribute):
         parts.append(node.attr)
         node = node.value
+    step(len(parts))
     if not isinstance(node, ast.Name):
         return None
     return ".".join([node.id, *reversed(parts)])
@@ -22,7 +26,7 @@ def dotted(node: ast.expr | None) -> str | None:
 
 def names(node: ast.AST) -> frozenset[str]:
     """All names under a node, dotted where they are."""
-    found = (dotted(each) for each in ast.walk(node) if isinstance(each, (ast.Name, ast.Attribute)))
+    found = (dotted(each) for each in walk(node) if isinstance(each, (ast.Name, ast.Attribute)))
     return frozenset(name for name in found if name)
 
 
@@ -65,7 +69,7 @@ def callee(value: ast.expr | None) -> tuple[str, ...]:
 def callees_of(name: str, function: ast.AST, line: int) -> tuple[str, ...]:
     """The classes that the variable `name` was made of in `function`, before `line`."""
     found: list[str] = []
-    for node in ast.walk(function):
+    for node in walk(function):
         for target, value in assignments(node):
             if isinstance(target, ast.Name) and target.id == name and target.lineno < line:
                 found.extend(callee(value) or ([dotted(value) or ""] if value else []))
@@ -74,7 +78,7 @@ def callees_of(name: str, function: ast.AST, line: int) -> tuple[str, ...]:
 
 def alias_of(name: str, function: ast.AST) -> ast.expr | None:
     """The attribute that the variable `name` stands for: `scaling = config.rope_scaling`."""
-    for node in ast.walk(function):
+    for node in walk(function):
         for target, value in assignments(node):
             if isinstance(target, ast.Name) and target.id == name:
                 return value if isinstance(value, ast.Attribute) else None
@@ -83,14 +87,18 @@ def alias_of(name: str, function: ast.AST) -> ast.expr | None:
 
 def conditions_in(within: ast.expr, node: ast.AST) -> Iterator[ast.expr]:
     """The conditions in an expression under which a part of it is evaluated."""
-    for each in ast.walk(within):
+    for each in walk(within):
         if isinstance(each, ast.IfExp) and any(
-            node in ast.walk(branch) for branch in (each.body, each.orelse)
+            _holds(branch, node) for branch in (each.body, each.orelse)
         ):
             yield each.test
         elif isinstance(each, ast.BoolOp):
-            at = next((i for i, value in enumerate(each.values) if node in ast.walk(value)), 0)
+            at = next((i for i, value in enumerate(each.values) if _holds(value, node)), 0)
             yield from each.values[:at]
+
+
+def _holds(branch: ast.AST, node: ast.AST) -> bool:
+    return any(each is node for each in walk(branch))
 
 
 _NEUTRAL = {"hasattr", "getattr", "isinstance", "dict", "len", "bool"}
@@ -102,8 +110,8 @@ def asks_something_else(test: ast.expr, attribute: str, alias: str) -> bool:
         not (isinstance(item, ast.Constant) and item.value is None) for item in test.comparators
     ):
         return True
-    inner = {id(each.value) for each in ast.walk(test) if isinstance(each, ast.Attribute)}
-    for each in ast.walk(test):
+    inner = {id(each.value) for each in walk(test) if isinstance(each, ast.Attribute)}
+    for each in walk(test):
         if not isinstance(each, (ast.Name, ast.Attribute)) or id(each) in inner:
             continue
         name = (dotted(each) or "?").rpartition(".")[2]
@@ -118,6 +126,7 @@ def is_config(node: ast.expr, class_node: ast.ClassDef | None) -> bool:
     if name is None:
         return False
     if name == "self" and class_node is not None:
+        step(len(class_node.bases))
         bases = (dotted(base) or "" for base in class_node.bases)
         return any(base.lower().endswith(_CONFIG_SUFFIX) for base in bases)
     return name.rpartition(".")[2].lower().endswith(_CONFIG_SUFFIX)
@@ -130,7 +139,7 @@ def task_type_of(
     if isinstance(config, (ast.Name, ast.Attribute)) and function is not None:
         name = dotted(config)
         latest: ast.expr | None = None
-        for node in ast.walk(function):
+        for node in walk(function):
             for target, value in assignments(node):
                 if dotted(target) == name and target.lineno <= line:
                     latest = value

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from lora_doctor.static.python_source import unparse, walk
 from lora_doctor.static.script.script_sinks import (
     Sinks,
     is_append,
@@ -146,7 +147,7 @@ class Flow:
             return
         kind = self._counts(target.value)
         if kind is not None and self.sinks.takes(target.value, kind):
-            yield self._made(node, kind, target.value, "constant", ast.unparse(value), True)
+            yield self._made(node, kind, target.value, "constant", unparse(value), True)
 
     def _replacement(self, node: ast.expr) -> tuple[ast.expr, How, str, bool] | None:
         """``(value, how, by what, guarded)`` where this expression replaces bad numbers."""
@@ -158,14 +159,14 @@ class Flow:
         name = part.name.rstrip("_")
         if name == "nan_to_num" and part.value is not None:
             given = part.keywords.get("nan") or (part.rest[0] if part.rest else None)
-            by = ast.unparse(given) if given is not None else "0"
+            by = unparse(given) if given is not None else "0"
             return part.value, "nan_to_num", by, False
         if name == "where":
             return self._where(part)
         if name == "masked_fill" and part.value is not None and len(part.rest) == 2:
             tested = self.scope.non_finite(part.rest[0])
             if any(bad and self._is(subject, part.value) for subject, bad in tested):
-                return part.value, "constant", ast.unparse(part.rest[1]), True
+                return part.value, "constant", unparse(part.rest[1]), True
         if name in ("clamp", "clip") and part.value is not None:
             bounds = [
                 bound
@@ -174,7 +175,7 @@ class Flow:
             ]
             upper = part.keywords.get("max") or (part.rest[1] if len(part.rest) > 1 else None)
             if self.scope.is_large(upper) and all(self.scope.is_large(item) for item in bounds):
-                by = " and ".join(ast.unparse(item) for item in bounds)
+                by = " and ".join(unparse(item) for item in bounds)
                 return part.value, "clamp", by, False
         return None
 
@@ -192,7 +193,7 @@ class Flow:
         for subject, bad in self.scope.non_finite(test):
             kept, put = (if_false, if_true) if bad else (if_true, if_false)
             if self._is(subject, kept) and self.scope.constant(put):
-                return kept, "constant", ast.unparse(put), True
+                return kept, "constant", unparse(put), True
         return None
 
     def _conditional(self, node: ast.IfExp) -> tuple[ast.expr, How, str, bool] | None:
@@ -200,7 +201,7 @@ class Flow:
         for subject, bad in self.scope.non_finite(node.test):
             kept, put = (node.orelse, node.body) if bad else (node.body, node.orelse)
             if self._is(subject, kept) and self.scope.constant(put):
-                return kept, "constant", ast.unparse(put), True
+                return kept, "constant", unparse(put), True
         return None
 
     # -- a guard and what it does -----------------------------------------------------------------
@@ -227,15 +228,15 @@ class Flow:
         if isinstance(node, ast.Return) and node.value is not None:
             # None is how Lightning is told to skip a step.
             made = called(node.value, scope.names) is not None and scope.constant(node.value)
-            return ("constant", ast.unparse(node.value)) if made else None
+            return ("constant", unparse(node.value)) if made else None
         if isinstance(node, ast.Assign) and any(self._is(subject, t) for t in node.targets):
             if scope.constant(node.value):
-                return "constant", ast.unparse(node.value)
+                return "constant", unparse(node.value)
             part = called(node.value, scope.names)
             if part is not None and part.value is not None and self._is(subject, part.value):
                 if part.name in ("clamp", "clip"):
                     return "clamp", " and ".join(
-                        ast.unparse(item) for item in (*part.rest, *part.keywords.values())
+                        unparse(item) for item in (*part.rest, *part.keywords.values())
                     )
                 if part.name == "nan_to_num":
                     return "nan_to_num", "0"
@@ -245,7 +246,7 @@ class Flow:
             if part is None or part.value is None or not self._is(subject, part.value):
                 return None
             if part.name in ("zero_", "fill_", "clamp_", "nan_to_num_"):
-                by = ", ".join(ast.unparse(item) for item in part.rest) or "0"
+                by = ", ".join(unparse(item) for item in part.rest) or "0"
                 return ("clamp" if part.name == "clamp_" else "constant"), by
         return None
 
@@ -278,7 +279,7 @@ class Flow:
         if isinstance(node, ast.Expr):
             if is_append(node.value):
                 return self.sinks.takes(node.value.func.value, kind)  # type: ignore[attr-defined]
-            return any(is_backward(item) or is_copy_to(item) for item in ast.walk(node))
+            return any(is_backward(item) or is_copy_to(item) for item in walk(node))
         if kind == "weight":
             return isinstance(node, ast.Assign) and any(
                 isinstance(target, ast.Attribute) and target.attr == "data"
@@ -292,7 +293,7 @@ class Flow:
     ) -> Replacement:
         return Replacement(
             what=kind,
-            value=_short(ast.unparse(value)),
+            value=_short(unparse(value)),
             how=how,
             by=_short(by),
             line=node.lineno,
@@ -315,8 +316,8 @@ def _blocks(node: ast.stmt) -> Iterator[list[ast.stmt]]:
 def _thrown_away(node: ast.stmt, at: ast.expr) -> bool:
     """Whether the value is only looked at: it stands inside ``….item()`` or ``….detach()``."""
     return any(
-        isinstance(item, ast.Call) and is_lost(item) and any(sub is at for sub in ast.walk(item))
-        for item in ast.walk(node)
+        isinstance(item, ast.Call) and is_lost(item) and any(sub is at for sub in walk(item))
+        for item in walk(node)
     )
 
 
@@ -325,7 +326,7 @@ def _leaves(node: ast.stmt) -> bool:
     if isinstance(node, _LEAVES):
         return True
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
-        return ast.unparse(node.value.func) in ("sys.exit", "exit", "quit", "os._exit", "os.abort")
+        return unparse(node.value.func) in ("sys.exit", "exit", "quit", "os._exit", "os.abort")
     return False
 
 
@@ -337,7 +338,7 @@ def without_gradients(node: ast.expr, scope: Scope) -> bool:
 
 def _expressions(node: ast.stmt) -> Iterator[ast.expr]:
     """Expressions of a statement, the bodies of lambdas included."""
-    for item in ast.walk(node):
+    for item in walk(node):
         if isinstance(item, (ast.Call, ast.IfExp)):
             yield item
 

@@ -9,6 +9,8 @@ import ast
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
+from lora_doctor.limits import step
+from lora_doctor.static.python_source import unparse, walk
 from lora_doctor.static.script.script_values import Names
 
 _UNDO = frozenset({"unload", "merge_and_unload", "get_base_model", "delete_adapter"})
@@ -93,15 +95,17 @@ class _Block:
         """``get_peft_model`` is called on a model here: was it before, and who optimizes it?"""
         if model in self._wrapped:
             first = self._wrapped[model]
-            self.wrapped_twice.append(WrappedTwice(model, first, node.lineno, ast.unparse(node)))
+            self.wrapped_twice.append(WrappedTwice(model, first, node.lineno, unparse(node)))
+        step(len(self._optimizers))
         for variable, (optimized, made) in self._optimizers.items():
             if optimized == model:
-                code = ast.unparse(made).split("\n")[0]
+                code = unparse(made).split("\n")[0]
                 early = EarlyOptimizer(model, made.lineno, node.lineno, code)
                 self._early.append((variable, early))
 
     def _forget(self, written: Collection[str]) -> None:
         """These names stand for something else from here on."""
+        step(len(self._optimizers))
         for name in written:
             self._wrapped.pop(name, None)
         self._optimizers = {
@@ -121,7 +125,7 @@ def _wraps(node: ast.stmt, names: Names) -> str | None:
         if value.args
         else next((item.value for item in value.keywords if item.arg == "model"), None)
     )
-    return ast.unparse(first) if isinstance(first, (ast.Name, ast.Attribute)) else None
+    return unparse(first) if isinstance(first, (ast.Name, ast.Attribute)) else None
 
 
 def _optimizer_over(node: ast.stmt) -> str | None:
@@ -129,24 +133,24 @@ def _optimizer_over(node: ast.stmt) -> str | None:
     value = node.value if isinstance(node, (ast.Assign, ast.AnnAssign)) else None
     if not isinstance(value, ast.Call):
         return None
-    called = ast.unparse(value.func).rpartition(".")[2]
+    called = unparse(value.func).rpartition(".")[2]
     if not (called.startswith(("Adam", "SGD", "Paged", "Lion", "RMSprop")) or "Adam" in called):
         return None
-    for item in ast.walk(value):
+    for item in walk(value):
         if (
             isinstance(item, ast.Call)
             and isinstance(item.func, ast.Attribute)
             and item.func.attr in ("parameters", "named_parameters")
             and isinstance(item.func.value, (ast.Name, ast.Attribute))
         ):
-            return ast.unparse(item.func.value)
+            return unparse(item.func.value)
     return None
 
 
 def _written(node: ast.stmt) -> set[str]:
     """Names that a statement sets, in its own blocks too."""
     found = set()
-    for item in ast.walk(node):
+    for item in walk(node):
         targets: list[ast.expr] = []
         if isinstance(item, ast.Assign):
             targets = item.targets
@@ -155,15 +159,15 @@ def _written(node: ast.stmt) -> set[str]:
         for target in targets:
             for part in target.elts if isinstance(target, ast.Tuple) else [target]:
                 if isinstance(part, (ast.Name, ast.Attribute)):
-                    found.add(ast.unparse(part))
+                    found.add(unparse(part))
     return found
 
 
 def _calls(node: ast.stmt, methods: Collection[str]) -> set[str]:
     """What a statement calls one of these methods of."""
     return {
-        ast.unparse(item.func.value)
-        for item in ast.walk(node)
+        unparse(item.func.value)
+        for item in walk(node)
         if isinstance(item, ast.Call)
         and isinstance(item.func, ast.Attribute)
         and item.func.attr in methods
@@ -171,7 +175,7 @@ def _calls(node: ast.stmt, methods: Collection[str]) -> set[str]:
 
 
 def _blocks(tree: ast.AST) -> Iterator[list[ast.stmt]]:
-    for node in ast.walk(tree):
+    for node in walk(tree):
         for name in ("body", "orelse", "finalbody"):
             block = getattr(node, name, None)
             if isinstance(block, list) and block and isinstance(block[0], ast.stmt):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
+from lora_doctor.limits import step
 from lora_doctor.static.script.script_values import LOST, Kind
 
 
@@ -53,11 +54,17 @@ class Sinks:
 
 def closed(found: set[str], pairs: list[tuple[str, ast.expr]]) -> set[str]:
     """With the names from which those in ``found`` are computed."""
-    while True:
-        more = {name for key, value in pairs if key in found for name in read_in(value)} - found
-        if not more:
-            return found
-        found = found | more
+    by_key: dict[str, list[ast.expr]] = {}
+    for key, value in pairs:
+        by_key.setdefault(key, []).append(value)
+    found = set(found)
+    todo = list(found)
+    while todo:
+        for value in by_key.pop(todo.pop(), ()):
+            more = read_in(value) - found
+            found |= more
+            todo.extend(more)
+    return found
 
 
 def read_in(node: ast.AST) -> set[str]:
@@ -65,12 +72,13 @@ def read_in(node: ast.AST) -> set[str]:
     found: set[str] = set()
     stack = [node]
     while stack:
+        step()
         item = stack.pop()
         if isinstance(item, ast.Name):
             found.add(item.id)
-        elif isinstance(item, ast.Attribute) and dotted(item):
-            found.add(dotted(item))
-            if not dotted(item).startswith("self."):
+        elif isinstance(item, ast.Attribute) and (name := dotted(item)):
+            found.add(name)
+            if not name.startswith("self."):
                 stack.append(item.value)
         elif isinstance(item, ast.Call) and is_lost(item):
             continue
@@ -107,6 +115,7 @@ def dotted(node: ast.Attribute) -> str:
     while isinstance(inner, ast.Attribute):
         parts.append(inner.attr)
         inner = inner.value
+    step(len(parts))
     return ".".join([inner.id, *reversed(parts)]) if isinstance(inner, ast.Name) else ""
 
 
@@ -154,6 +163,7 @@ def own_nodes(body: list[ast.stmt]) -> Iterator[ast.AST]:
     """All nodes of a function but those of functions and classes in it."""
     stack: list[ast.AST] = list(body)
     while stack:
+        step()
         node = stack.pop()
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             continue

@@ -13,6 +13,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from lora_doctor.limits import step
+from lora_doctor.static.python_source import dump, walk
+
 Kind = Literal["loss", "gradient", "activation", "weight"]
 
 _NAMES: tuple[tuple[re.Pattern[str], Kind], ...] = (
@@ -59,7 +62,7 @@ class Names:
     @classmethod
     def of(cls, tree: ast.AST) -> Names:
         found: dict[str, str] = {}
-        for node in ast.walk(tree):
+        for node in walk(tree):
             if isinstance(node, ast.Import):
                 for item in node.names:
                     name = item.asname or item.name.split(".")[0]
@@ -72,6 +75,7 @@ class Names:
     def without(self, bound: Iterable[str]) -> Names:
         """The names where ``bound`` ones are local variables."""
         hidden = set(bound)
+        step(len(self.imported))
         return Names({key: value for key, value in self.imported.items() if key not in hidden})
 
     def full(self, expression: ast.expr) -> str | None:
@@ -79,6 +83,7 @@ class Names:
         parts: list[str] = []
         node = expression
         while isinstance(node, ast.Attribute):
+            step()
             parts.append(node.attr)
             node = node.value
         if not isinstance(node, ast.Name) or node.id not in self.imported:
@@ -106,8 +111,10 @@ class Called:
 
 def called(node: ast.AST, names: Names) -> Called | None:
     """A call of a function of torch, numpy or math, or of a method; ``None`` for other nodes."""
+    step()
     if not isinstance(node, ast.Call):
         return None
+    step(len(node.keywords))
     keywords = {item.arg: item.value for item in node.keywords if item.arg}
     numeric = names.numeric(node.func)
     if numeric is not None:
@@ -131,6 +138,7 @@ class Scope:
 
     def kind(self, node: ast.expr | None) -> Kind | None:
         """What the expression stands for."""
+        step()
         if isinstance(node, ast.Name):
             return self.kinds[node.id] if node.id in self.kinds else by_name(node.id)
         if isinstance(node, ast.Attribute):
@@ -192,6 +200,7 @@ class Scope:
 
     def constant(self, node: ast.expr | None) -> bool:
         """Whether the expression is a number that nothing was computed for."""
+        step()
         if isinstance(node, ast.Constant):
             return isinstance(node.value, (int, float)) and not isinstance(node.value, bool)
         if isinstance(node, ast.UnaryOp):
@@ -227,6 +236,7 @@ class Scope:
 
     def non_finite(self, test: ast.expr) -> list[tuple[ast.expr, bool]]:
         """The values whose finiteness a test asks for, and whether it holds for bad ones."""
+        step()
         if isinstance(test, ast.Name):
             return [(self.masks[test.id], True)] if test.id in self.masks else []
         if isinstance(test, ast.UnaryOp) and isinstance(test.op, (ast.Not, ast.Invert)):
@@ -327,9 +337,7 @@ def strongest(kinds: Iterable[Kind | None]) -> Kind | None:
 
 def same(first: ast.AST, second: ast.AST) -> bool:
     """Whether both are written alike."""
-    return ast.dump(first).replace("Store()", "Load()") == ast.dump(second).replace(
-        "Store()", "Load()"
-    )
+    return dump(first).replace("Store()", "Load()") == dump(second).replace("Store()", "Load()")
 
 
 def _last(function: ast.expr) -> str | None:

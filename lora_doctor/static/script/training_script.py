@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_doctor.errors import EvidenceError, InputError
+from lora_doctor.limits import PYTHON_BYTES, SCRIPT, bounded
 from lora_doctor.static.piece import read_bytes
+from lora_doctor.static.python_source import NotPythonError, parse_python, unparse, walk
 from lora_doctor.static.script.script_flow import FUNCTIONS, Flow, Replacement, without_gradients
 from lora_doctor.static.script.script_order import ScriptOrder, read_order
 from lora_doctor.static.script.script_values import Names, Scope
 
 __all__ = ["Replacement", "TrainingScript", "read_training_script"]
-
-MAX_BYTES = 4 << 20
 
 _MODULES = ("Module", "PreTrainedModel", "LightningModule")
 _HOOKS = ("register_hook",)
@@ -47,24 +47,21 @@ def read_training_script(path: Path) -> TrainingScript:
     Raises:
         InputError: it cannot be read, or is not Python that this Python knows.
     """
+    where = f"MODEL {str(path)!r}"
     try:
-        source = read_bytes(path, MAX_BYTES).decode("utf-8-sig")
-        tree = ast.parse(source)
-    except EvidenceError as error:
-        raise InputError(f"MODEL {str(path)!r}: {error}") from None
+        source = read_bytes(path, PYTHON_BYTES).decode("utf-8-sig")
+        with bounded(SCRIPT):
+            tree = parse_python(source, path.name)
+            found = sorted(_Reader(tree, source).read(), key=lambda item: item.line)
+            order = read_order(tree, Names.of(tree))
     except UnicodeDecodeError:
-        raise InputError(f"MODEL {str(path)!r}: is not UTF-8 text") from None
-    except SyntaxError as error:
-        raise InputError(
-            f"MODEL {str(path)!r}: is not Python: {error.msg} in line {error.lineno}"
-        ) from None
-    except (ValueError, RecursionError, MemoryError) as error:
-        raise InputError(f"MODEL {str(path)!r}: cannot be parsed: {type(error).__name__}") from None
-    try:
-        found = sorted(_Reader(tree, source).read(), key=lambda item: item.line)
-        order = read_order(tree, Names.of(tree))
+        raise InputError(f"{where}: is not UTF-8 text") from None
+    except NotPythonError as error:
+        raise InputError(f"{where}: is {error}") from None
+    except EvidenceError as error:
+        raise InputError(f"{where}: {error}") from None
     except RecursionError:
-        raise InputError(f"MODEL {str(path)!r}: is nested too deeply to be read") from None
+        raise InputError(f"{where}: is nested too deeply to be read") from None
     unique = {item.line: item for item in reversed(found)}
     lines = source.count("\n") + 1
     return TrainingScript(path, lines, tuple(unique[line] for line in sorted(unique)), order)
@@ -119,7 +116,7 @@ def _hooked_functions(tree: ast.AST) -> frozenset[str]:
     """Names of functions that are registered as gradient hooks of tensors."""
     return frozenset(
         node.args[0].id
-        for node in ast.walk(tree)
+        for node in walk(tree)
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)
         and node.func.attr in _HOOKS
@@ -149,19 +146,19 @@ def _nested(
 
 
 def _is_module_class(node: ast.ClassDef) -> bool:
-    bases = [ast.unparse(base).rpartition(".")[2] for base in node.bases]
+    bases = [unparse(base).rpartition(".")[2] for base in node.bases]
     return any(base.endswith((*_MODULES, "Model")) or "For" in base for base in bases)
 
 
 def _layers_of(node: ast.ClassDef) -> frozenset[str]:
     """Attributes that ``__init__`` sets to something that was called: ``self.proj = Linear(…)``."""
     found = set()
-    for item in ast.walk(node):
+    for item in walk(node):
         if isinstance(item, ast.Assign) and isinstance(item.value, ast.Call):
             for target in item.targets:
                 owner = getattr(target, "value", None)
                 if isinstance(target, ast.Attribute) and getattr(owner, "id", "") == "self":
-                    kind = ast.unparse(item.value.func).rpartition(".")[2]
+                    kind = unparse(item.value.func).rpartition(".")[2]
                     if kind[:1].isupper() or kind in ("from_pretrained", "from_config"):
                         found.add(target.attr)
     return frozenset(found)

@@ -1,0 +1,248 @@
+"""Hostile input for every reader of the parent process, and what has to hold for all of it.
+
+    pytest tests/test_fuzz.py                      # a few hundred inputs, always the same ones
+    nox -s fuzz -- --minutes 120                   # new ones, as long as you like, with totals
+    python -m tests.fuzzing --minutes 5 --select script
+
+`tests/fuzz_targets.py` has the list; a new reader is one entry there. Whatever the input:
+
+- it is read, or refused by an error of our own whose text is one line;
+- twice the same input gives twice the same answer;
+- within `SECONDS` of processor time and `MEMORY` bytes, measured;
+- nothing of it is run: no process, no connection, no pickle, no code from its files, no file
+  written or removed outside its folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
+from hypothesis import strategies as st
+
+from lora_doctor.errors import LoraDoctorError
+
+#: For one input, read once. The limits inside are lower; a busy machine takes its share.
+SECONDS = 30.0
+MEMORY = 800 << 20
+
+#: Files by relative name, as they are put into an empty folder.
+Files = Mapping[str, bytes]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A reader: files for it, and a call that reads them and says what came out.
+
+    `read` is handed the folder. What it returns is compared between two runs; what it raises has to
+    be an error of our own.
+    """
+
+    name: str
+    files: st.SearchStrategy[Files]
+    read: Callable[[Path], object]
+
+
+class Violation(AssertionError):
+    """A property does not hold; the message says which."""
+
+
+@dataclass
+class Totals:
+    """What a run of one target did."""
+
+    inputs: int = 0
+    refused: int = 0
+    slowest: float = 0.0
+    failures: list[str] = field(default_factory=list)
+
+
+# --- what is forbidden while a reader works -------------------------------------------------
+
+_FORBIDDEN = (
+    "subprocess.", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork",
+    "socket.connect",
+    "pickle.find_class", "os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.chmod", "os.symlink",
+    "shutil.",
+)  # fmt: skip
+_seen: list[str] | None = None
+
+
+def _audit(event: str, arguments: tuple[Any, ...]) -> None:
+    if _seen is None:
+        return
+    if event.startswith(_FORBIDDEN):
+        _seen.append(f"{event} {arguments!r:.200}")
+    elif event == "exec" and arguments:
+        file = getattr(arguments[0], "co_filename", "")
+        if file == "<unknown>" or Path(file).name in _INPUTS:
+            _seen.append(f"code of {file} was run")
+    elif event == "open" and len(arguments) == 3:
+        writes = arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        # Python writes what it compiled of a module that is imported for the first time.
+        if writes and "__pycache__" not in str(arguments[0]) and arguments[0] != os.devnull:
+            _seen.append(f"{arguments[0]!r:.200} was opened for writing")
+
+
+_INPUTS: set[str] = set()
+
+
+@contextmanager
+def _watched(files: Files) -> Iterator[list[str]]:
+    """Forbidden things that happen in this block."""
+    global _seen
+    if not getattr(sys, "_lora_doctor_audited", False):
+        sys.addaudithook(_audit)  # stays for the life of the process, silent outside this block
+        sys._lora_doctor_audited = True  # type: ignore[attr-defined]
+    _INPUTS.clear()
+    _INPUTS.update(Path(name).name for name in files if name.endswith(".py"))
+    _seen = []
+    try:
+        yield _seen
+    finally:
+        _seen = None
+
+
+# --- one input ------------------------------------------------------------------------------
+
+
+def examine(target: Target, files: Files, folder: Path, totals: Totals) -> None:
+    """Read the files twice; raises Violation where a property does not hold."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    folder.mkdir(exist_ok=True)
+    answers = []
+    totals.inputs += 1
+    for _ in range(2):
+        memory, start = _peak(), time.process_time()
+        with _watched(files) as seen:
+            answers.append(_answer(target, folder))
+        seconds = time.process_time() - start
+        totals.slowest = max(totals.slowest, seconds)
+        if seen:
+            raise Violation(f"{target.name}: {seen[0]}")
+        if seconds > SECONDS:
+            raise Violation(f"{target.name}: took {seconds:.1f} s of processor time")
+        if _peak() - memory > MEMORY:
+            raise Violation(f"{target.name}: took {(_peak() - memory) >> 20} MiB more memory")
+    if answers[0] != answers[1]:
+        raise Violation(f"{target.name}: {answers[0]!r:.300} first, then {answers[1]!r:.300}")
+    totals.refused += answers[0].startswith("refused: ")
+
+
+def _answer(target: Target, folder: Path) -> str:
+    try:
+        return f"read: {target.read(folder)!r}"
+    except LoraDoctorError as error:
+        text = str(error)
+        if not text or "\n" in text or len(text) > 2_000:
+            raise Violation(f"{target.name}: this is no line: {text!r:.300}") from error
+        return f"refused: {text}"
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{Path(where.filename).name}:{where.lineno}"
+        raise Violation(
+            f"{target.name}: {type(error).__name__} at {place}: {str(error)[:200]}"
+        ) from error
+
+
+def _peak() -> int:
+    """The most memory that this process has had, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+# --- many inputs ----------------------------------------------------------------------------
+
+
+def fuzz(
+    target: Target, examples: int, number: int | None = None, totals: Totals | None = None
+) -> Totals:
+    """Examine so many inputs; the same ones each time, or with `number` those of this seed.
+
+    What was done is added to `totals`.
+
+    Raises what hypothesis does: the smallest input that violates a property.
+    """
+    totals = totals or Totals()
+    with tempfile.TemporaryDirectory(prefix="lora-doctor-fuzz-") as place:
+        folder = Path(place, "input")
+
+        @settings(
+            max_examples=examples,
+            deadline=None,
+            derandomize=number is None,
+            database=None,
+            print_blob=False,
+            verbosity=Verbosity.normal,
+            phases=(Phase.generate, Phase.shrink),
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(target.files)
+        def run(files: Files) -> None:
+            examine(target, files, folder, totals)
+
+        if number is not None:
+            run = seed(number)(run)
+        run()
+    return totals
+
+
+def main(arguments: list[str]) -> int:
+    """Fuzz for some minutes and print the totals; 1 when a property was violated."""
+    from tests.fuzz_targets import TARGETS
+
+    parser = argparse.ArgumentParser(prog="fuzz", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--select", action="append", help="name of a target; may be repeated")
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--examples", type=int, default=200, help="inputs of one round")
+    options = parser.parse_args(arguments)
+    chosen = [each for each in TARGETS if not options.select or each.name in options.select]
+    totals = {target.name: Totals() for target in chosen}
+    end = time.monotonic() + 60 * options.minutes
+    number = options.seed
+    while time.monotonic() < end and chosen:
+        for target in chosen:
+            if time.monotonic() < end:
+                _round(target, options.examples, number, totals[target.name])
+        number += 1
+    for name, each in totals.items():
+        print(
+            f"{name}: {each.inputs:,} inputs, {each.refused:,} refused, "
+            f"slowest {each.slowest:.1f} s, {len(each.failures)} violations"
+        )
+    print(f"all: {sum(each.inputs for each in totals.values()):,} inputs; most memory of the "
+          f"process {_peak() >> 20} MiB; seeds {options.seed} to {number - 1}")  # fmt: skip
+    return 1 if any(each.failures for each in totals.values()) else 0
+
+
+def _round(target: Target, examples: int, number: int, sums: Totals) -> None:
+    try:
+        fuzz(target, examples, number, sums)
+    except BaseException as error:
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            raise
+        for each in getattr(error, "exceptions", (error,)):  # hypothesis may find several at once
+            notes = "\n".join(getattr(each, "__notes__", ()))
+            text = f"seed {number}: {type(each).__name__}: {each}\n{notes}"
+            sums.failures.append(text)
+            print(f"--- {target.name}, {text[:4_000]}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
