@@ -216,18 +216,21 @@ def main(arguments: list[str]) -> int:
     totals = {target.name: Totals() for target in chosen}
     end = time.monotonic() + 60 * options.minutes
     number = options.seed
-    while time.monotonic() < end and chosen:
-        for target in chosen:
-            if time.monotonic() < end:
-                _round(target, options.examples, number, totals[target.name])
-        number += 1
+    try:
+        while time.monotonic() < end and chosen:
+            for target in chosen:
+                if time.monotonic() < end:
+                    _round(target, options.examples, number, totals[target.name])
+            number += 1
+    except KeyboardInterrupt:
+        print("interrupted; so far:")
     for name, each in totals.items():
         print(
             f"{name}: {each.inputs:,} inputs, {each.refused:,} refused, "
             f"slowest {each.slowest:.1f} s, {len(each.failures)} violations"
         )
     print(f"all: {sum(each.inputs for each in totals.values()):,} inputs; most memory of the "
-          f"process {_peak() >> 20} MiB; seeds {options.seed} to {number - 1}")  # fmt: skip
+          f"process {_peak() >> 20} MiB; seeds {options.seed} to {number}")  # fmt: skip
     return 1 if any(each.failures for each in totals.values()) else 0
 
 

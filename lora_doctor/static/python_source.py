@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import re
 import warnings
+from collections import deque
 from collections.abc import Iterator
 
 from lora_doctor.errors import EvidenceError
@@ -52,8 +53,13 @@ def parse_python(content: str | bytes, name: str) -> ast.Module:
 
 def walk(node: ast.AST) -> Iterator[ast.AST]:
     """`ast.walk`, with a step for each node."""
-    for each in ast.walk(node):
-        step()
+    todo = deque([node])
+    step()
+    while todo:
+        each = todo.popleft()
+        children = list(ast.iter_child_nodes(each))
+        step(len(children))  # a caller that stops at the first still pays for the whole level
+        todo.extend(children)
         yield each
 
 

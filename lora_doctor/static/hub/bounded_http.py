@@ -42,26 +42,30 @@ class Allowance:
             check_bytes(self._used, self.most, "the small files of the repository together")
 
 
-def get(
-    session: Any,
-    url: str,
-    headers: Mapping[str, str],
-    deadline: Deadline,
-    *,
-    most: int,
-    what: str,
-    cut: bool = False,
-    allowance: Allowance | None = None,
-) -> Answer:
-    """What the server answers to a GET; `what` is asked for, in words.
+@dataclass(frozen=True)
+class Wanted:
+    """`what` is asked for, in words, and how much of it is read.
 
     With `cut` the first `most` bytes are the answer; otherwise more are an error.
+    """
+
+    what: str
+    most: int
+    cut: bool = False
+    allowance: Allowance | None = None
+
+
+def get(
+    session: Any, url: str, headers: Mapping[str, str], deadline: Deadline, wanted: Wanted
+) -> Answer:
+    """What the server answers to a GET.
 
     Raises:
-        LimitError: the content has more than `most` bytes, or than `allowance` has left.
+        LimitError: the content has more bytes than are wanted, or than the allowance has left.
         EvidenceError: the content is cut off, or packed though that was not asked for.
         TimeoutError: the deadline passed. The session raises errors of its own.
     """
+    what, most, cut = wanted.what, wanted.most, wanted.cut
     asked = {**headers, "Accept-Encoding": "identity"}
     with _stream(session, url, asked, deadline.left) as (response, chunks):
         status = int(response.status_code)
@@ -82,8 +86,8 @@ def get(
             if cut and len(content) >= most:
                 break
             check_bytes(len(content), most, what)
-            if allowance is not None:
-                allowance.take(len(chunk))
+            if wanted.allowance is not None:
+                wanted.allowance.take(len(chunk))
         if not cut and size is not None and len(content) < size:
             raise EvidenceError(
                 f"{what} is cut off after {len(content):,} of {size:,} bytes", remedy="hub"

@@ -22,7 +22,7 @@ from urllib.parse import quote
 
 from lora_doctor.errors import EvidenceError, InputError
 from lora_doctor.limits import FETCHED_BYTES, HEADER_BYTES, LISTING_BYTES, LimitError
-from lora_doctor.static.hub.bounded_http import Allowance, get
+from lora_doctor.static.hub.bounded_http import Allowance, Wanted, get
 from lora_doctor.static.hub.deadline import Deadline
 from lora_doctor.static.hub.hub_cache import remember, snapshot_folder, store
 from lora_doctor.static.hub.hub_files import (
@@ -234,7 +234,7 @@ class _Request:
         at = f"/revision/{quote(self.revision, safe='')}" if self.revision else ""
         url = f"{self.endpoint}/api/models/{self.model_id}{at}?blobs=true"
         try:
-            return parse_listing(self._get(url, LISTING_BYTES, "its list of files"))
+            return parse_listing(self._get(url, Wanted("its list of files", LISTING_BYTES)))
         except EvidenceError as error:
             raise _Unreachable(
                 f"{self.endpoint} does not answer like a model hub: {error}"
@@ -246,7 +246,8 @@ class _Request:
             if path.is_file():  # a commit never changes
                 return path
             most = most_bytes(name) if size is None else size
-            content = self._get(self._url(name, commit), most, name, allowance=self.allowance)
+            wanted = Wanted(name, most, allowance=self.allowance)
+            content = self._get(self._url(name, commit), wanted)
             if size is not None and len(content) != size:
                 raise EvidenceError(
                     f"{name} has {len(content):,} bytes, {size:,} are listed", remedy="hub"
@@ -260,13 +261,10 @@ class _Request:
             self.hub.hf_hub_url(self.model_id, name, revision=commit, endpoint=self.endpoint)
         )
 
-    def _get(self, url: str, most: int, what: str, **options: Any) -> bytes:
-        """The content of `url`, at most `most` bytes; raises what the refusal of the hub means."""
-        more: Mapping[str, str] = options.pop("headers", {})
-        headers = {**self.utils.build_hf_headers(token=self.token), **more}
-        answer = get(
-            self.utils.get_session(), url, headers, self.deadline, most=most, what=what, **options
-        )
+    def _get(self, url: str, wanted: Wanted, more: Mapping[str, str] | None = None) -> bytes:
+        """The content of `url`; `more` are headers. Raises what a refusal of the hub means."""
+        headers = {**self.utils.build_hf_headers(token=self.token), **(more or {})}
+        answer = get(self.utils.get_session(), url, headers, self.deadline, wanted)
         if answer.status not in (200, 206):
             raise self._refused(answer.status, answer.headers)
         return answer.content
@@ -320,7 +318,7 @@ class _Request:
     def _range(self, name: str, commit: str, size: int) -> bytes:
         """The first `size` bytes of a file, not one more even from a server that ignores ranges."""
         headers = {"Range": f"bytes=0-{size - 1}"}
-        return self._get(self._url(name, commit), size, name, cut=True, headers=headers)
+        return self._get(self._url(name, commit), Wanted(name, size, cut=True), headers)
 
     # --- waiting ---
 

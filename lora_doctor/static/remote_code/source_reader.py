@@ -18,7 +18,7 @@ from lora_doctor.static.remote_code.source_facts import (
     SourceFacts,
 )
 from lora_doctor.static.remote_code.source_readings import (
-    alias_of,
+    aliases_in,
     asks_something_else,
     assignments,
     callee,
@@ -98,6 +98,7 @@ class _Reader:
         self.config_reads: list[ConfigRead] = []
         self.uses: list[tuple[str, Place]] = []
         self.definitions: dict[str, frozenset[str]] = {}
+        self._aliases: dict[ast.AST, dict[str, ast.Attribute]] = {}
         self.wrappers = {"get_peft_model", "peft.get_peft_model"}
 
     def at(self, node: ast.stmt | ast.expr) -> Place:
@@ -200,6 +201,12 @@ class _Reader:
                 if read:
                     self.config_reads.append(read)
 
+    def aliases(self, function: ast.AST) -> dict[str, ast.Attribute]:
+        """`aliases_in` the function, which is asked for at each subscript in it."""
+        if function not in self._aliases:
+            self._aliases[function] = aliases_in(function)
+        return self._aliases[function]
+
     def config_read(self, node: ast.AST, scope: _Scope, within: ast.expr) -> ConfigRead | None:
         if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load):
             target, key, strict = node.value, node.slice, True
@@ -217,7 +224,7 @@ class _Reader:
         alias = ""
         if isinstance(target, ast.Name) and scope.function is not None:
             alias = target.id
-            target = alias_of(alias, scope.function) or target
+            target = self.aliases(scope.function).get(alias, target)
         if not isinstance(target, ast.Attribute) or not is_config(target.value, scope.class_node):
             return None
         conditions = (*scope.conditions, *conditions_in(within, node))

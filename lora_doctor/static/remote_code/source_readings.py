@@ -76,13 +76,15 @@ def callees_of(name: str, function: ast.AST, line: int) -> tuple[str, ...]:
     return tuple(dict.fromkeys(each for each in found if each))
 
 
-def alias_of(name: str, function: ast.AST) -> ast.expr | None:
-    """The attribute that the variable `name` stands for: `scaling = config.rope_scaling`."""
+def aliases_in(function: ast.AST) -> dict[str, ast.Attribute]:
+    """The attributes that variables stand for, by the first that is assigned to each:
+    `scaling = config.rope_scaling`."""
+    first: dict[str, ast.expr | None] = {}
     for node in walk(function):
         for target, value in assignments(node):
-            if isinstance(target, ast.Name) and target.id == name:
-                return value if isinstance(value, ast.Attribute) else None
-    return None
+            if isinstance(target, ast.Name):
+                first.setdefault(target.id, value)
+    return {name: value for name, value in first.items() if isinstance(value, ast.Attribute)}
 
 
 def conditions_in(within: ast.expr, node: ast.AST) -> Iterator[ast.expr]:
