@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from lora_doctor.errors import EvidenceError
+from lora_doctor.limits import TOKENIZER_BYTES
 from lora_doctor.static.model_files import StaticEvidence
 from lora_doctor.static.piece import read_bytes, read_json_object
-from lora_doctor.static.tokenizer_file import TOKENIZER_BYTES
 
 _TOKENIZER = "tokenizer.json"
 _MODEL = re.compile(r'"model"\s*:\s*\{')
