@@ -43,8 +43,8 @@ def repository(tmp_path: Path) -> Path:
 
 def run(*arguments: str | Path, cwd: Path | None = None) -> dict[str, Any]:
     result = cli.lora_doctor(*arguments, *TRUST, cwd=cwd)
-    assert result.code in (0, 1), result
     data: dict[str, Any] = json.loads(result.out)
+    assert result.code in (0, 1) or data["undetermined"], result
     return data
 
 
@@ -69,12 +69,13 @@ def test_quantized_built_in_adapters_are_found_fixed_and_trained(
     assert skip[0] == "lm_head" and set(skip) == {"lm_head", "vision", "speech"}
     assert "LD301" not in rules(fixed["remaining"])
     after = fixed["verification"]["after"]
-    assert after["outcome"] == "passed", after
+    assert all(check["status"] != "failed" for check in after["checks"]), after
     skipped_quantization = [note for note in after["notes"] if note["kind"] == "not-proven"]
     if quantizes_here():
-        assert not skipped_quantization
+        assert not skipped_quantization and after["outcome"] == "passed"
     else:
         assert "No GPU" in skipped_quantization[0]["text"]
+        assert after["outcome"] == fixed["verdict"] == "undetermined" or fixed["findings"]
     prescription = tmp_path / "lora-doctor.prescription.json"
     assert prescription.exists()
 
@@ -118,7 +119,10 @@ def test_an_adapter_on_top_is_trained_alone_after_the_patch(
     fixed = run("fix", repository, *options)
     patches = [item["patch"] for item in fixed["applied"] if item["patch"]]
     assert "outer_adapter_only" in {patch["name"] for patch in patches}
-    assert fixed["verification"]["after"]["outcome"] == "passed", fixed["verification"]["after"]
+    after = fixed["verification"]["after"]
+    held = "undetermined" if quantization and not quantizes_here() else "passed"
+    assert after["outcome"] == held, after
+    assert all(check["status"] != "failed" for check in after["checks"])
     assert fixed["remaining"] == []
 
 
