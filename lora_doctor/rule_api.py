@@ -14,7 +14,9 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     ``RemoteCode``, ``TrainingScript`` (``Replacement``), ``Structure``, ``OptimizerState``
     (``TrainableTensor``), ``Verification`` (``Check``; ``CHECKS`` names them), ``Observations``
     and ``MemoryPlan`` (``MemoryVariant``); ``Gathered`` says where each came from. What cannot be
-    had raises ``EvidenceError``; let it pass.
+    had raises ``EvidenceError``; let it pass. One of your own says with ``remedy`` what the user
+    can change about it, which ``--strict`` then counts: ``package``, ``file``, ``hub``, ``trust``
+    or ``limit``.
 *What the structure is made of*
     ``Tower``, ``ModuleGroup``, ``Quantization`` (``QuantizedUse``, ``Use``: what the model's own
     code does with a quantized layer), ``FloatPart``, ``AdapterState``, ``BuiltIn``, ``Stacked``

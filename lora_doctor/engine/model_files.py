@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lora_doctor.engine.evidence_store import EvidenceStore
 from lora_doctor.errors import EvidenceError, InputError
 from lora_doctor.results.diagnosis import Gathered
 from lora_doctor.static.installed.environment import known_architectures
-from lora_doctor.static.model_files import StaticEvidence, gather_static, unknown_architecture
+from lora_doctor.static.model_files import (
+    WEIGHTS_FILE,
+    StaticEvidence,
+    gather_static,
+    unknown_architecture,
+)
 from lora_doctor.static.model_source import ModelSource
+
+if TYPE_CHECKING:
+    from lora_doctor.static.hub.hub import HubSnapshot
 
 
 def read_files(source: ModelSource, store: EvidenceStore) -> StaticEvidence:
@@ -33,9 +42,16 @@ def read_files(source: ModelSource, store: EvidenceStore) -> StaticEvidence:
             source=snapshot.source,
             listing=snapshot.listing,
             weights=snapshot.weights,
-            unanswered={file.name: file.reason or "" for file in snapshot.files if file.unanswered},
+            unanswered=_unanswered(snapshot),
         ),
     )
+
+
+def _unanswered(snapshot: HubSnapshot) -> dict[str, str]:
+    """Files that the hub has and did not give, each with the reason."""
+    if snapshot.from_cache:
+        return {WEIGHTS_FILE: snapshot.note or "the hub was not asked"}
+    return {file.name: file.reason or "" for file in snapshot.files if file.unanswered}
 
 
 def stored_bytes(source: ModelSource) -> int:

@@ -39,7 +39,9 @@ def read_values(adapter: AdapterFiles) -> AdapterValues:
     try:
         import numpy
     except ImportError:
-        raise EvidenceError("looking at the numbers of an adapter needs numpy") from None
+        raise EvidenceError(
+            "looking at the numbers of an adapter needs numpy", remedy="package"
+        ) from None
     path = adapter.folder / WEIGHTS
     not_finite, zero, looked_at = [], [], 0
     try:
@@ -59,5 +61,7 @@ def read_values(adapter: AdapterFiles) -> AdapterValues:
                 elif not (bits << 1).any():
                     zero.append(name)
     except OSError as error:
-        raise EvidenceError(f"{Path(path).name} cannot be read: {error.strerror}") from None
+        raise EvidenceError(
+            f"{Path(path).name} cannot be read: {error.strerror}", remedy="file"
+        ) from None
     return AdapterValues(tuple(not_finite), tuple(zero), looked_at)

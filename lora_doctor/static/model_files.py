@@ -28,6 +28,10 @@ from lora_doctor.static.weights import Weights, read_weights
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib")
 
 
+#: Stands for the checkpoint, in however many files, among what a hub did not give.
+WEIGHTS_FILE = "model.safetensors"
+
+
 @dataclass(frozen=True)
 class AutoMapTarget:
     """One entry of `auto_map`: the class that an Auto class loads from code in a repository.
@@ -109,6 +113,16 @@ class StaticEvidence:
             raise EvidenceError(f"{name} was not fetched: {self.unanswered[name]}", remedy="hub")
         return self.folder / name
 
+    def _stored_weights(self) -> Weights:
+        """What lies in the folder; a hub that was not asked may have more."""
+        try:
+            return read_weights(self.folder)
+        except EvidenceError as error:
+            reason = self.unanswered.get(WEIGHTS_FILE)
+            if reason is None:
+                raise
+            raise EvidenceError(f"{error}; {reason}", remedy="hub") from None
+
     def where(self, name: str) -> str:
         """`name` with its origin, as findings show it."""
         return f"{self.source}/{name}"
@@ -143,7 +157,7 @@ class StaticEvidence:
         """Shapes and dtypes of the parameters, from safetensors headers."""
         if self.given_weights is not None:
             return self.given_weights
-        return gather(self.where("model.safetensors"), lambda: read_weights(self.folder))
+        return gather(self.where("model.safetensors"), self._stored_weights)
 
     @cached_property
     def adapter_weights(self) -> Piece[Weights]:

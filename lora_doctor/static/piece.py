@@ -100,7 +100,7 @@ def inside(folder: Path, name: object) -> Path:
         raise EvidenceError(f"{shown(name)} is not a file name", remedy="file")
     relative = PurePosixPath(name)
     if not relative.parts:
-        raise EvidenceError(f"{shown(name)} is not a file name")
+        raise EvidenceError(f"{shown(name)} is not a file name", remedy="file")
     if relative.is_absolute() or ".." in relative.parts or ":" in relative.parts[0]:
         raise EvidenceError(
             f"{shown(name)} leads out of the model's folder; it was not read", remedy="file"

@@ -117,13 +117,15 @@ def _check_places(places: list[tuple[int, int, str]], file: str, payload: int | 
             what = "overlaps another tensor" if start < end else "leaves a hole before it"
             raise EvidenceError(
                 f"the header of {file}: {shown(name)} {what} (it starts at byte {start:,}, the one "
-                f"before ends at {end:,}); save the model again"
+                f"before ends at {end:,}); save the model again",
+                remedy="file",
             )
         end = stop
     if payload is not None and end != payload:
         raise EvidenceError(
             f"the header of {file} describes {end:,} bytes of data, the file has {payload:,}; "
-            "save the model again"
+            "save the model again",
+            remedy="file",
         )
 
 
@@ -144,7 +146,9 @@ def _tensor(
     tensor = Tensor(tuple(shape), dtype, file)
     bits = DTYPE_BITS.get(dtype)
     if whole_number(tensor.elements) is None:
-        raise EvidenceError(f"{where} has the shape {shown(shape)}, more than any file holds")
+        raise EvidenceError(
+            f"{where} has the shape {shown(shape)}, more than any file holds", remedy="file"
+        )
     if bits is not None and tensor.elements * bits != (place[1] - place[0]) * 8:
         raise EvidenceError(
             f"{where} of shape {shown(shape)} and dtype {dtype} cannot lie in "
@@ -239,7 +243,9 @@ def shard_names(index: Mapping[str, Any], name: str) -> list[str]:
     """The files that an index names, in order, each once; EvidenceError when it is malformed."""
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(f, str) for f in weight_map.values()):
-        raise EvidenceError(f"{name} has no weight_map from parameter names to files")
+        raise EvidenceError(
+            f"{name} has no weight_map from parameter names to files", remedy="file"
+        )
     files = sorted(set(weight_map.values()))
     check_items(len(files), CHECKPOINT_FILES, name, "files")
     return files

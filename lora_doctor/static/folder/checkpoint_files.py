@@ -110,7 +110,9 @@ def _index(static: StaticEvidence) -> str | None:
 def _weight_map(static: StaticEvidence, index: str) -> dict[str, str]:
     weight_map: Any = read_json_object(static.folder / index).get("weight_map")
     if not isinstance(weight_map, dict):
-        raise EvidenceError(f"{index} has no weight_map from parameter names to files")
+        raise EvidenceError(
+            f"{index} has no weight_map from parameter names to files", remedy="file"
+        )
     return {name: file for name, file in weight_map.items() if isinstance(file, str)}
 
 

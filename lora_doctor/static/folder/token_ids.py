@@ -114,7 +114,9 @@ def _vocabulary(text: str) -> Any:
     try:
         return json.JSONDecoder().raw_decode(text, start.end())[0]
     except (ValueError, RecursionError) as error:
-        raise EvidenceError(f"the vocabulary of {_TOKENIZER} cannot be read: {error}") from None
+        raise EvidenceError(
+            f"the vocabulary of {_TOKENIZER} cannot be read: {error}", remedy="file"
+        ) from None
 
 
 def _roles(static: StaticEvidence) -> dict[str, str]:
@@ -134,4 +136,6 @@ def _text(path: Path) -> str:
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise EvidenceError(f"{path.name} is not UTF-8 (byte {error.start})") from None
+        raise EvidenceError(
+            f"{path.name} is not UTF-8 (byte {error.start})", remedy="file"
+        ) from None

@@ -69,7 +69,9 @@ def _check_names(response: Any) -> None:
     for name in _NAMES:
         value = response.headers.get(name)
         if value is not None and not _HASH.fullmatch(value):
-            raise EvidenceError(f"the server sends {shown(value)} as {name}, which is no file name")
+            raise EvidenceError(
+                f"the server sends {shown(value)} as {name}, which is no file name", remedy="hub"
+            )
 
 
 class _NotOurs(logging.Filter):
