@@ -45,8 +45,10 @@ __all__ = [
     "Finding",
     "HalfDoneError",
     "InputError",
+    "LimitError",
     "Limits",
     "LoraDoctorError",
+    "NotPythonError",
     "PatchError",
     "Prescription",
     "Recipe",
@@ -77,7 +79,9 @@ _HOMES = {
     "EvidenceError": "errors",
     "HalfDoneError": "errors",
     "InputError": "errors",
+    "LimitError": "errors",
     "LoraDoctorError": "errors",
+    "NotPythonError": "errors",
     "PatchError": "errors",
 }
 

@@ -6,6 +6,8 @@ Every one is importable from ``lora_doctor`` itself:
     ├── InputError        what the user gave cannot be used: exit code 2
     │   └── HalfDoneError writing failed, and what had been replaced could not be put back
     ├── EvidenceError     something could not be found out; a rule is skipped with this reason
+    │   ├── LimitError     a limit of ours stopped a reader
+    │   └── NotPythonError a file that should be Python is not
     └── PatchError        a patch of a prescription does not fit the installed libraries
 
 Each message is one line that says what is wrong, where, and what to do. An option that a function
@@ -120,6 +122,14 @@ class EvidenceError(LoraDoctorError):
         if self._cause is None and self.__cause__ is not None:
             return Cause.of(self.__cause__)
         return self._cause
+
+
+class LimitError(EvidenceError):
+    """A limit of ours stopped a reader: what it would have found is undetermined."""
+
+
+class NotPythonError(EvidenceError):
+    """The text is not Python, or no syntax tree of it can be made; the message says what it is."""
 
 
 class PatchError(LoraDoctorError):

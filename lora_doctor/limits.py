@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-from lora_doctor.errors import EvidenceError
+from lora_doctor.errors import LimitError
 
 MIB = 1 << 20
 
@@ -119,10 +119,6 @@ SCRIPT = Bound("the script", 3_000_000, 20.0)
 LOG = Bound("the text", 100_000_000, 10.0)
 #: A YAML recipe: a step is a character that the scanner has fetched.
 YAML_RECIPE = Bound("the recipe", 2 * YAML_CHARACTERS, 10.0)
-
-
-class LimitError(EvidenceError):
-    """A limit of ours stopped a reader: what it would have found is undetermined."""
 
 
 #: Steps between two looks at the clock, which cost as much as the steps do.

@@ -63,6 +63,7 @@ from lora_doctor.contract.precision import Precision
 from lora_doctor.engine.case import Case
 from lora_doctor.engine.rule import Example, Rule, Symptom
 from lora_doctor.errors import EvidenceError
+from lora_doctor.limits import PYTHON_BYTES
 from lora_doctor.model.built_in_adapters import asks_for_adapter
 from lora_doctor.model.modules import pattern_of
 from lora_doctor.proposal.defaults import name_groups, suffix
@@ -159,6 +160,7 @@ __all__ = [
     "LARGEST_FLOAT16",
     "MERGE_TOLERANCE",
     "MODALITIES",
+    "PYTHON_BYTES",
     "REMOVE",
     "ActivationReading",
     "AdapterFiles",

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path, PurePath
 
-from lora_doctor.limits import PYTHON_BYTES
-from lora_doctor.rule_api import place_of
+from lora_doctor.rule_api import PYTHON_BYTES, place_of
 
 _LINE = 500
 

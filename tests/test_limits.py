@@ -21,8 +21,8 @@ from lora_doctor import limits
 from lora_doctor.cli.explain import explain
 from lora_doctor.engine.registry import find_rules
 from lora_doctor.engine.symptoms import find_by_message
-from lora_doctor.errors import EvidenceError, InputError
-from lora_doctor.limits import Bound, LimitError, bounded, count_items, step
+from lora_doctor.errors import EvidenceError, InputError, LimitError
+from lora_doctor.limits import Bound, bounded, count_items, step
 from lora_doctor.recipe.files.read_write import read_recipe
 from lora_doctor.static.model_files import gather_static
 from lora_doctor.static.piece import inside, parse_json

@@ -8,8 +8,7 @@ import re
 from lora_doctor.engine.registry import find_rules
 from lora_doctor.engine.rule import Rule
 from lora_doctor.engine.symptoms import find_by_message
-from lora_doctor.errors import InputError
-from lora_doctor.limits import LimitError
+from lora_doctor.errors import InputError, LimitError
 from lora_doctor.text import visible, visible_lines
 
 # No rule has a longer name.

@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Generic, TypeVar
 
-from lora_doctor.errors import EvidenceError, Remedy
+from lora_doctor.errors import EvidenceError, LimitError, Remedy
 from lora_doctor.limits import (
     JSON_BYTES,
     JSON_DEPTH,
     JSON_ITEMS,
-    LimitError,
     check_bytes,
     check_items,
     count_items,

@@ -12,13 +12,8 @@ import warnings
 from collections import deque
 from collections.abc import Iterator
 
-from lora_doctor.errors import EvidenceError
+from lora_doctor.errors import NotPythonError
 from lora_doctor.limits import PYTHON_TOKENS, check_items, step
-
-
-class NotPythonError(EvidenceError):
-    """The text is not Python, or no syntax tree of it can be made; the message says what it is."""
-
 
 _TOKEN = re.compile(rb"\w+|[^\w\s]")
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_doctor.errors import InputError
-from lora_doctor.limits import RECIPE_ITEMS, LimitError, check_items, count_items
+from lora_doctor.errors import InputError, LimitError
+from lora_doctor.limits import RECIPE_ITEMS, check_items, count_items
 from lora_doctor.recipe.files.flow import Entry, Flow, insert_entry, remove_entry
 
 _SPACE = re.compile(r"[ \t\r\n]*")

@@ -9,12 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lora_doctor.errors import InputError
+from lora_doctor.errors import InputError, LimitError
 from lora_doctor.limits import (
     YAML_CHARACTERS,
     YAML_ITEMS,
     YAML_RECIPE,
-    LimitError,
     bounded,
     check_items,
     count_items,

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from lora_doctor.errors import EvidenceError, InputError
-from lora_doctor.limits import FETCHED_BYTES, HEADER_BYTES, LISTING_BYTES, LimitError
+from lora_doctor.errors import EvidenceError, InputError, LimitError
+from lora_doctor.limits import FETCHED_BYTES, HEADER_BYTES, LISTING_BYTES
 from lora_doctor.static.hub.bounded_http import Allowance, Wanted, get
 from lora_doctor.static.hub.deadline import Deadline
 from lora_doctor.static.hub.hub_cache import remember, snapshot_folder, store

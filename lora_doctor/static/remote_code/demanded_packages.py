@@ -13,8 +13,8 @@ import functools
 import re
 from typing import Literal
 
-from lora_doctor.errors import EvidenceError
-from lora_doctor.limits import LimitError, step
+from lora_doctor.errors import EvidenceError, LimitError
+from lora_doctor.limits import step
 from lora_doctor.static.installed.environment import installed_text, package_folder
 from lora_doctor.static.installed.installed_names import importable
 from lora_doctor.static.python_source import parse_python, walk

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_doctor.errors import EvidenceError, InputError
+from lora_doctor.errors import EvidenceError, InputError, NotPythonError
 from lora_doctor.limits import PYTHON_BYTES, SCRIPT, bounded
 from lora_doctor.static.piece import read_bytes
-from lora_doctor.static.python_source import NotPythonError, parse_python, unparse, walk
+from lora_doctor.static.python_source import parse_python, unparse, walk
 from lora_doctor.static.script.script_flow import FUNCTIONS, Flow, Replacement, without_gradients
 from lora_doctor.static.script.script_order import ScriptOrder, read_order
 from lora_doctor.static.script.script_values import Names, Scope
