@@ -26,7 +26,9 @@ if TYPE_CHECKING:
         EvidenceError,
         HalfDoneError,
         InputError,
+        LimitError,
         LoraDoctorError,
+        NotPythonError,
         PatchError,
     )
     from lora_doctor.prescription.apply import Applied, apply

@@ -44,7 +44,8 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     ``LARGEST_FLOAT16``, ``MERGE_TOLERANCE``.
 *Words*
     ``quoted``: names for a message, the first few of many; ``place_of``: the file and line in a
-    text; ``gib``: bytes as GiB; ``MODALITIES``:
+    text; ``PYTHON_BYTES``: how much of a Python file is read; ``gib``: bytes as GiB;
+    ``MODALITIES``:
     the kinds of input, with what they are called.
 *What is installed*
     ``lora_config_fields``, ``known_architectures``, ``pretrained_model_generates``: read from

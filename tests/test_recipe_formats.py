@@ -218,14 +218,14 @@ def test_a_file_in_formats_is_fixed_in_place(tmp_path: Path) -> None:
     work = tmp_path / "work"
     work.mkdir()
     path = write(work, SETUP)
-    fix = ("fix", "arch:phi3", "--recipe", "setup.yaml", "--apply", "--output-format", "json")
+    fix = ("fix", "arch:gpt2", "--recipe", "setup.yaml", "--apply", "--output-format", "json")
     done = run(package, *fix, cwd=work)
     assert "wrote setup.yaml" in done.stderr, done.stderr
     found = json.loads(done.stdout)
     assert found["recipe"]["values"]["target_modules"] == ["q_proj", "v_proj"]
     assert found["verification"]["after"]["outcome"] == "passed"
     text = path.read_bytes().decode()
-    assert text == SETUP.replace("q_proj,v_proj", "qkv_proj")
+    assert text == SETUP.replace("q_proj,v_proj", "c_attn")
     assert (work / "setup.yaml.bak").read_bytes().decode() == SETUP
     again = run(package, *fix, cwd=work)
     assert again.returncode == 0, again.stderr
