@@ -80,7 +80,8 @@ def test_every_kind_of_evidence_about_a_case_says_whether_a_recipe_changes_it() 
     """Else a fix would be judged by evidence of the recipe before it, or files be read twice."""
     assert set(kinds(Case, of_recipe=True)) == {"structure", "memory_plan", "tiny", "full"}
     assert set(kinds(Case, of_recipe=False)) == {
-        "environment", "static", "remote_code", "script", "optimizer",
+        "environment", "static", "remote_code", "script", "optimizer", "adapter",
+        "adapter_values", "adapter_loading",
     }  # fmt: skip
 
 

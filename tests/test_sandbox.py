@@ -260,12 +260,12 @@ def test_segfault(worker: Worker) -> None:
 
 def test_hang(worker: Worker) -> None:
     began = time.monotonic()
-    outcome = run(worker, hang, time_limit=0.5)
+    outcome = run(worker, hang, time_limit=3)
     found = failure(outcome, "timeout")
-    assert "did not finish in 0.5 s" in found.message
+    assert "did not finish in 3 s" in found.message
     assert "in hang" in found.traceback
-    assert outcome.seconds < 2
-    assert time.monotonic() - began < 5
+    assert outcome.seconds < 6
+    assert time.monotonic() - began < 20
 
 
 def test_memory_hog(worker: Worker) -> None:
