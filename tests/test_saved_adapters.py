@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import warnings
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.version import Version
 
 import lora_doctor
 from lora_doctor.errors import InputError
@@ -158,7 +160,8 @@ def test_names_of_no_layer_have_no_cause(worker: Worker) -> None:
 
 def test_part_of_the_layers(worker: Worker) -> None:
     case = made.with_half_of_its_layers()
-    assert any("missing adapter keys" in text for text in loaded(case)[2])
+    if Version(peft.__version__) >= Version("0.14"):  # older ones say nothing
+        assert any("missing adapter keys" in text for text in loaded(case)[2])
     (finding,) = check(case, worker).findings
     assert finding.rule == "LD621" and "4 of 8 parameters" in finding.message
 
@@ -286,6 +289,29 @@ def test_what_no_other_name_helps_is_not_written(tmp_path: Path) -> None:
 # --- what stays silent ----------------------------------------------------------------------------
 
 
+#: What an older PEFT does not have: fields of its LoraConfig, and classes.
+_FIELDS = {"dora": "use_dora", "tokens": "trainable_token_indices"}
+_CLASSES = {
+    "loha": "LoHaConfig", "lokr": "LoKrConfig", "oft": "OFTConfig", "vera": "VeraConfig",
+    "adalora": "AdaLoraConfig",
+}  # fmt: skip
+
+
+def _needs(name: str) -> None:
+    """Skips the test where this PEFT has no such adapter."""
+    fields = {field.name for field in dataclasses.fields(peft.LoraConfig)}
+    missing = (
+        (name in _FIELDS and _FIELDS[name] not in fields)
+        or (name in _CLASSES and not hasattr(peft, _CLASSES[name]))
+        or (
+            name == "all-linear"
+            and not hasattr(peft.utils.constants, "INCLUDE_LINEAR_LAYERS_SHORTHAND")
+        )
+    )
+    if missing:
+        pytest.skip(f"PEFT {peft.__version__} has no {name}")
+
+
 def _config(name: str) -> Any:
     targets = ["q_proj", "v_proj"]
     task = "CAUSAL_LM"
@@ -321,6 +347,7 @@ def _config(name: str) -> Any:
     ],
 )  # fmt: skip
 def test_what_this_peft_saved_is_silent(name: str, worker: Worker) -> None:
+    _needs(name)
     case = made.made(made.saved(made.llama(), _config(name)))
     assert not [item for item in check(case, worker).findings if item.rule.startswith(OURS)]
 
@@ -355,6 +382,8 @@ def _whisper() -> tuple[Any, Any]:
 
 
 def _gemma3() -> tuple[Any, Any]:
+    if not hasattr(transformers, "Gemma3Config"):
+        pytest.skip(f"transformers {transformers.__version__} has no Gemma 3")
     config = transformers.Gemma3Config(
         text_config={
             "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
