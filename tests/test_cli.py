@@ -205,8 +205,9 @@ def test_fix_edits_the_users_file_in_place_and_keeps_the_rest_of_it(tmp_path: Pa
     )
     shown = lora_doctor("fix", "arch:gpt2", "--recipe", recipe, "--diff")
     assert shown.code == 1 and "+" in shown.out and recipe.read_text("utf-8").count("q_proj") == 1
-    result = lora_doctor("fix", "arch:gpt2", "--recipe", recipe, "--apply", cwd=tmp_path)
-    assert result.code == 0, result
+    result = lora_doctor("fix", "arch:gpt2", "--recipe", recipe, "--apply", "--diff", cwd=tmp_path)
+    assert result.code == 0 and "wrote" in result.err, result
+    assert result.out == shown.out, "--diff chooses what is printed, --apply what is written"
     text = recipe.read_text("utf-8")
     assert "# my run\ntask_type: CAUSAL_LM   # as always\n" in text and "c_attn" in text
     assert "q_proj" in (tmp_path / "mine.yaml.bak").read_text("utf-8")

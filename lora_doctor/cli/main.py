@@ -213,15 +213,14 @@ def fix(**options: Any) -> int:
         )
 
     diagnosis = plan.with_diff(_with_progress(run))
+    written = plan.write(diagnosis) if options["write"] else ()
     if options["only_diff"]:
         streams.write(diagnosis.recipe_diff, end="")
         code = _exit_code(diagnosis, options["fail_on"])
         if code == UNANSWERED:  # the diff has no place for the reason
             streams.tell(f"lora-doctor: undetermined: {diagnosis.undetermined}")
-        return code
-    written = plan.write(diagnosis) if options["write"] else ()
-    diagnosis = _with_next_command(diagnosis, options, plan if written else None)
-    code = _report(diagnosis, options)
+    else:
+        code = _report(_with_next_command(diagnosis, options, plan if written else None), options)
     for path in written:
         streams.tell(f"wrote {path}")
     return code
