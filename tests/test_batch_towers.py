@@ -48,6 +48,10 @@ def test_every_tower_gets_a_gradient(config: str, model: str, parts: list[str]) 
     if "image_patches_indices" in inspect.signature(cls.forward).parameters:
         pytest.skip("this Fuyu takes lists of patches and tables of their places")
     result = shrink(getattr(transformers, config)(), lambda c: cls(c))
+    broken = error_of_plain_text(result.model)
+    if broken:  # Llama 4 in transformers 5.24: its forward raises for whatever it is given
+        assert result.batch is None and broken in result.steps[-1], result.steps
+        return
     assert not result.batch.left_out, result.batch.notes
     wake_zero_weights(result.model)  # gates that begin closed
     batch_loss(result.model, result.batch).backward()
@@ -57,6 +61,36 @@ def test_every_tower_gets_a_gradient(config: str, model: str, parts: list[str]) 
         if parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)
     ]
     assert all(any(part in name for name in learning) for part in parts), result.batch.notes
+
+
+def error_of_plain_text(model: Any) -> str:
+    """What the class raises on the outputs of its own parts, for a text and nothing else."""
+    try:
+        model(input_ids=torch.tensor([[1, 2, 3]]))
+    except AttributeError as error:
+        return str(error) if isinstance(error.obj, transformers.utils.ModelOutput) else ""
+    except Exception:  # noqa: BLE001 - it wants a picture or sound beside the text
+        return ""
+    return ""
+
+
+class AsksItsPart(torch.nn.Module):
+    """A class that was not adapted when the outputs of another were renamed."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+        self.part = transformers.LlamaForCausalLM(config)
+
+    def forward(self, input_ids: Any, labels: Any = None) -> Any:
+        return self.part(input_ids=input_ids, labels=labels).picture_outputs
+
+
+def test_what_no_size_changes_is_not_searched_for() -> None:
+    """The reason is what the code raises, after one forward, not what other sizes raise."""
+    result = shrink(transformers.LlamaConfig(), AsksItsPart)
+    assert result.batch is None and result.attempts == 1
+    assert "no attribute 'picture_outputs'" in result.steps[-1]
 
 
 class Recorder(torch.nn.Module):

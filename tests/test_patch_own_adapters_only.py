@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.version import Version
 
 from lora_doctor.prescription import patches
 from lora_doctor.recipe.edit import Patch
@@ -89,6 +90,18 @@ def test_loaded_prepared_and_trained(folder: Path) -> None:
     assert moved == adapters(model)
 
 
+def add_adapter(model: Any, adapter: Any) -> None:
+    """`model.add_adapter`, or the two steps of it where transformers wants a newer PEFT for it."""
+    wanted = getattr(transformers.integrations.peft, "MIN_PEFT_VERSION", "0")
+    if Version(peft.__version__) >= Version(wanted):
+        model.add_adapter(adapter)
+        return
+    with pytest.raises(ValueError, match=wanted):
+        model.add_adapter(adapter)
+    peft.inject_adapter_in_model(adapter, model)
+    model._hf_peft_config_loaded = True
+
+
 def test_others_are_left_alone(tmp_path: Path) -> None:
     """A model without adapters, and one that transformers has loaded an adapter into."""
     plain = transformers.LlamaForCausalLM(config())
@@ -97,7 +110,7 @@ def test_others_are_left_alone(tmp_path: Path) -> None:
         model = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "plain")
         everything = {name for name, _ in model.named_parameters()}
         assert trainable(model) == everything
-        model.add_adapter(peft.LoraConfig(r=2, target_modules=["q_proj"]))
+        add_adapter(model, peft.LoraConfig(r=2, target_modules=["q_proj"]))
         model.requires_grad_(True)
         assert getattr(model, "_hf_peft_config_loaded", False)
         model.train()

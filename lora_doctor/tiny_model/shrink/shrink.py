@@ -19,6 +19,7 @@ from lora_doctor.text import error_summary
 from lora_doctor.tiny_model.batch.make_batch import make_batch
 from lora_doctor.tiny_model.batch.result import Batch, BatchError
 from lora_doctor.tiny_model.config_roles import tree
+from lora_doctor.tiny_model.faults_of_code import is_fault_of_code
 from lora_doctor.tiny_model.shrink.absent_parts import all_absent
 from lora_doctor.tiny_model.shrink.apply import apply_sizes
 from lora_doctor.tiny_model.shrink.build import TooBig, build_small, read_back
@@ -251,6 +252,8 @@ class _Search:
             self.last_error = error.reason
             if any(self._fill_gaps(attempt, raised, running=True) for raised in error.raised):
                 return None
+            if any(is_fault_of_code(raised) for raised in error.raised):
+                return self._refused_whatever_its_size(shrunk, error)
             errors = error.forward_errors
         else:
             shrunk.batch = batch
@@ -263,6 +266,13 @@ class _Search:
             self.built = shrunk
         self._go_on(self._options(attempt, errors, shrunk.model))
         return None
+
+    def _refused_whatever_its_size(self, shrunk: Shrunk, error: BatchError) -> Shrunk:
+        """What to stop with: the best so far, or this model without a batch."""
+        self.errors.insert(0, error.reason)
+        if self.built is None or self.built.batch is None:
+            self.built = shrunk
+        return self.best()
 
     def _repairs_of_loss(self, attempt: _Attempt, shrunk: Shrunk, lost: list[str]) -> list[Sizes]:
         """Sizes with which a model may have a loss that it lost to its config."""

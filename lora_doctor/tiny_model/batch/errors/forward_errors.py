@@ -11,6 +11,7 @@ from lora_doctor.tiny_model.batch.errors import argument_errors as argument
 from lora_doctor.tiny_model.batch.errors import modality_errors as modality
 from lora_doctor.tiny_model.batch.errors import shape_errors as shape
 from lora_doctor.tiny_model.batch.errors.raised import Raised
+from lora_doctor.tiny_model.faults_of_code import is_fault_of_code
 
 #: Changes the draft as an error calls for and says how; an empty text where it does not.
 Reader = Callable[[Draft, dict[str, Any], Raised], str]
@@ -65,6 +66,8 @@ def correct(draft: Draft, inputs: dict[str, Any], error: BaseException) -> bool:
             draft.first_error = None
             return True
     draft.first_error = draft.first_error or error
+    if is_fault_of_code(error):
+        return False
     change = argument.not_made_by_forward(draft, inputs, raised)
     if change:
         _note(draft, change, raised.summary)
