@@ -55,7 +55,10 @@ class EmbeddingsByPath(Rule):
     summary = "The token embeddings are not where the model's code looks for them."
     depth = "tiny"
     symptoms = (
-        Symptom(r"object has no attribute '(?:\w*embed\w*|wte|wpe)'"),
+        Symptom(
+            r"(?<!Config' )object has no attribute "
+            r"'(?:\w*embed(?:s|ding|dings|_tokens|_in|_out|_positions)?|wte|wpe)'"
+        ),
         Symptom(r"'ModulesToSaveWrapper' object has no attribute 'weight'", "PEFT before 0.8"),
     )
     examples = (

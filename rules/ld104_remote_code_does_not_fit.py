@@ -45,6 +45,12 @@ WHEN = {
 }
 
 
+#: Where transformers puts the code of a model's repository.
+_REMOTE = "transformers_modules"
+#: A frame of a traceback.
+_FRAME = r'File "|\.py:\d+'
+
+
 class RemoteCodeDoesNotFit(Rule):
     """The classes of this model are code of its repository, and that code was written for other
     packages than are installed here.
@@ -82,10 +88,24 @@ class RemoteCodeDoesNotFit(Rule):
     depth = "static"
     symptoms = (
         Symptom(r"This modeling file requires the following packages that were not found"),
-        Symptom(r"No module named '(?!transformers_modules)[\w.]+'", "remote code"),
-        Symptom(r"cannot import name '\w+' from 'transformers[\w.]*'"),
-        Symptom(r"^\s*(KeyError: )?'type'$|KeyError: 'type'", "transformers>=5"),
-        Symptom(r"'(list|tuple)' object has no attribute 'keys'", "transformers>=5"),
+        Symptom(
+            r"No module named '(?!transformers_modules)[\w.]+'",
+            "remote code",
+            raised_in=_REMOTE,
+        ),
+        Symptom(r"cannot import name '\w+' from 'transformers[\w.]*'", raised_in=_REMOTE),
+        Symptom(r"cannot import name '\w+' from 'transformers[\w.]*'", unless=_FRAME, weight=-1),
+        Symptom(r"KeyError: 'type'", "transformers>=5", raised_in=_REMOTE),
+        Symptom(r"^\s*(KeyError: )?'type'$", "transformers>=5"),
+        Symptom(
+            r"'(list|tuple)' object has no attribute 'keys'",
+            "transformers>=5",
+            raised_in=r"transformers[\\/]modeling_utils\.py|" + _REMOTE,
+        ),
+        Symptom(
+            r"^\s*(AttributeError: )?'(list|tuple)' object has no attribute 'keys'\s*$",
+            "transformers>=5",
+        ),
     )
     examples = (
         Example(

@@ -84,8 +84,9 @@ class AdaptersThatLearnNothing(Rule):
     depth = "tiny"
     symptoms = (
         Symptom(r"Expected to have finished reduction in the prior iteration"),
-        Symptom(r"parameters that were not used in producing loss"),
+        Symptom(r"parameters that were not used in producing loss", weight=1),
         Symptom(r"Parameters which did not receive grad"),
+        Symptom(r"'?grad_norm'?:\s*'?0(?:\.0+)?(?![.\d])", weight=-1),
     )
     examples = (
         Example(

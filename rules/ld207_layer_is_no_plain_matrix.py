@@ -47,7 +47,10 @@ class LayerIsNoPlainMatrix(Rule):
     name = "layer-is-no-plain-matrix"
     summary = "A target inherits from nn.Linear and returns something else than a product."
     depth = "tiny"
-    symptoms = (Symptom(r"'tuple' object has no attribute 'dtype'"),)
+    symptoms = (
+        Symptom(r"'tuple' object has no attribute 'dtype'", raised_in=r"peft[\\/]tuners"),
+        Symptom(r"^\s*(AttributeError: )?'tuple' object has no attribute 'dtype'\s*$"),
+    )
     examples = (
         Example(
             "broken",

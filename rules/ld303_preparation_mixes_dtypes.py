@@ -51,6 +51,11 @@ class PreparationMixesDtypes(Rule):
             r"Expected attn_mask dtype to be bool (or float )?or to match query dtype",
             "transformers 4.57",
         ),
+        Symptom(
+            r"mat1 and mat2 must have the same dtype|"
+            r"expected (?:m1 and m2|mat1 and mat2) to have the same dtype",
+        ),
+        Symptom(r"expected scalar type (?:Half|BFloat16|Float) but found (?:Half|BFloat16|Float)"),
     )
     examples = (
         Example(

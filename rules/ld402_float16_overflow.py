@@ -68,7 +68,8 @@ class Float16Overflow(Rule):
     symptoms = (
         Symptom(r"'?loss'?:\s*0\.0\b.*grad_norm'?:\s*nan"),
         Symptom(r"grad_norm'?:\s*nan"),
-        Symptom(r"(?i)loss (is|=|:)\s*nan"),
+        Symptom(r"(?i)(?<!no )loss\w*['\"]?\s*(?:is|=|:|->)?\s*(?:all\s|always\s)?['\"]?nan\b"),
+        Symptom(r"(?i)(?<!no )\bnan (?:in|as|for) (?:the )?(?:training )?loss"),
         Symptom(r"(?i)exceed(s|ing)? float16'?s maximum"),
     )
     examples = (

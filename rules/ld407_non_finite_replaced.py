@@ -66,7 +66,10 @@ class NonFiniteReplaced(Rule):
     summary = "A training script replaces numbers that are not finite."
     depth = "static"
     symptoms = (
-        Symptom(r"(?i)\bnan(/inf)? (values? )?(loss )?(is )?(detected|encountered|found)\b"),
+        Symptom(
+            r"(?i)(?<!\bno )(?<!without )(?<!\b0 )"
+            r"\bnan(/inf)? (values? )?(loss )?(is |are |was |were )?(detected|encountered|found)\b"
+        ),
         Symptom(r"(?i)\binf(inity)? detected in \w+"),
         Symptom(r"'loss': 0\.0, 'grad_norm': nan", "the Trainer logs a NaN loss as 0"),
     )

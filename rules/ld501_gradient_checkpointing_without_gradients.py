@@ -63,7 +63,15 @@ class GradientCheckpointingWithoutGradients(Rule):
     summary = "Gradient checkpointing cuts the gradients off, or the model has none."
     depth = "meta"
     symptoms = (
-        Symptom(r"element 0 of tensors does not require grad and does not have a grad_fn"),
+        Symptom(
+            r"element 0 of tensors does not require grad and does not have a grad_fn", weight=1
+        ),
+        Symptom(
+            r"element 0 of tensors does not require grad and does not have a grad_fn",
+            context=r"requires_grad=True|(?i:checkpoint)ing",
+            weight=1,
+        ),
+        Symptom(r"'?grad_norm'?:\s*'?0(?:\.0+)?(?![.\d])"),
         Symptom(r"None of the inputs have requires_grad=True"),
         Symptom(r"does not support (gradient|activation) checkpointing"),
         Symptom(r"is not compatible with gradient checkpointing"),

@@ -58,6 +58,8 @@ class NotOnlyAdapters(Rule):
     symptoms = (
         Symptom(r"element 0 of tensors does not require grad and does not have a grad_fn"),
         Symptom(r"optimizer got an empty parameter list"),
+        Symptom(r"trainable params:\s*0(?![.,\d])"),
+        Symptom(r"cannot perform fine-tuning on purely quantized models"),
     )
     examples = (
         Example(

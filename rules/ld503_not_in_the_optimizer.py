@@ -68,7 +68,10 @@ class NotInTheOptimizer(Rule):
     name = "not-in-the-optimizer"
     summary = "Trainable weights are in no parameter group of the optimizer."
     depth = "meta"
-    symptoms = (Symptom(r"optimizer got an empty parameter list"),)
+    symptoms = (
+        Symptom(r"optimizer got an empty parameter list"),
+        Symptom(r"No inf checks were recorded (?:for|prior to)"),
+    )
     examples = (
         Example(
             "broken",

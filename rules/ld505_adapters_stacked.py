@@ -66,7 +66,7 @@ class AdaptersStacked(Rule):
     symptoms = (
         Symptom(r"trying to modify a model with PEFT for a second time"),
         Symptom(r"Already found a `peft_config` attribute in the model"),
-        Symptom(r"Found missing adapter keys while loading the checkpoint"),
+        Symptom(r"Found missing adapter keys while loading the checkpoint", weight=-1),
         Symptom(r"Cannot combine adapters with different peft types"),
         Symptom(r"property 'peft_config' of 'PeftModel\w*' object has no deleter"),
     )

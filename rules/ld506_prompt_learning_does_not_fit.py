@@ -70,6 +70,13 @@ _STRAY = (
 )
 
 
+#: What a text has in it that is about prompt learning.
+_PROMPTS = (
+    r"(?i)prefix.?tuning|prompt.?tuning|p.tuning|prompt_?encoder|prompt.?learning|get_prompt|"
+    r"virtual_tokens|past_key_values"
+)
+
+
 class PromptLearningDoesNotFit(Rule):
     """Prompt, prefix or P-tuning fails on a model where LoRA works.
 
@@ -108,13 +115,17 @@ class PromptLearningDoesNotFit(Rule):
     symptoms = (
         Symptom(r"Please specify `?(num_layers|token_dim|num_attention_heads)`? in `?peft_config"),
         Symptom(r"Config' object has no attribute 'vocab_size'"),
-        Symptom(r"'NoneType' object has no attribute 'shape'"),
-        Symptom(r"'NoneType' object is not callable"),
-        Symptom(r"KeyError: None"),
+        Symptom(r"'NoneType' object has no attribute 'shape'", context=_PROMPTS),
+        Symptom(r"'NoneType' object is not callable", context=_PROMPTS),
+        Symptom(r"KeyError: None", context=_PROMPTS),
         Symptom(
-            r"The shape of the mask \[\d+\] at index 0 does not match the shape of the indexed"
+            r"The shape of the mask \[\d+\] at index 0 does not match the shape of the indexed",
+            context=_PROMPTS,
         ),
-        Symptom(r"The size of tensor a \(\d+\) must match the size of tensor b \(\d+\)"),
+        Symptom(
+            r"The size of tensor a \(\d+\) must match the size of tensor b \(\d+\)",
+            context=_PROMPTS,
+        ),
     )
     examples = (
         Example(

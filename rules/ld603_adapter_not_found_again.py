@@ -57,7 +57,9 @@ class AdapterNotFoundAgain(Rule):
     depth = "meta"
     symptoms = (
         Symptom(
-            r"Found missing adapter keys while loading the checkpoint", "transformers 5, PEFT 0.19+"
+            r"Found missing adapter keys while loading the checkpoint",
+            "transformers 5, PEFT 0.19+",
+            weight=-1,
         ),
     )
     examples = (

@@ -52,7 +52,7 @@ class AutoPeftClassDoesNotFit(Rule):
     depth = "tiny"
     symptoms = (
         Symptom(
-            r"Unrecognized configuration class .* for this kind of AutoModel: "
+            r"Unrecognized configuration class .{1,400}? for (this kind of AutoModel: )?"
             r"AutoModelFor(CausalLM|Seq2SeqLM)"
         ),
         Symptom(r"Expected target PEFT class: PeftModelFor\w+, but you have asked for"),

@@ -59,8 +59,9 @@ class TokenIdsBeyondEmbeddings(Rule):
     depth = "static"
     symptoms = (
         Symptom(r"IndexError: index out of range in self"),
-        Symptom(r"indexSelect\w*: .*Assertion `?srcIndex < srcSelectDimSize"),
-        Symptom(r"vectorized_gather_kernel.*index out of bounds"),
+        Symptom(r"Assertion `?srcIndex < srcSelectDimSize"),
+        Symptom(r"vectorized.gather.kernel.{0,40}index out of bounds"),
+        Symptom(r"device-side assert triggered", context=r"in embedding\b|torch\.embedding\("),
     )
     examples = (
         Example(

@@ -50,7 +50,7 @@ class VocabularySizeMismatch(Rule):
     summary = "The embeddings of the checkpoint have another size than the config's vocabulary."
     depth = "static"
     symptoms = (
-        Symptom(r"size mismatch for \S*(embed|wte|lm_head|shared)\S*: copying a param"),
+        Symptom(r"size mismatch for (?!base_model\.model\.)\S*(embed|wte|lm_head|shared)"),
         Symptom(r"Trying to set a tensor of shape .* in \"weight\" .* this looks? incorrect"),
     )
     examples = (

@@ -36,7 +36,12 @@ class AdapterShapesDoNotFit(Rule):
     summary = "Tensors of a saved adapter have other shapes than its config and the model make."
     depth = "meta"
     about_saved_adapter = True
-    symptoms = (Symptom(r"size mismatch for base_model\.model\.\S*(lora_|modules_to_save)"),)
+    symptoms = (
+        Symptom(
+            r"size mismatch for base_model\.model\.\S*"
+            r"(lora_|modules_to_save|embed|wte|lm_head|shared|score|classifier)"
+        ),
+    )
     examples = (
         Example(
             "broken",

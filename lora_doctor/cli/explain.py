@@ -3,17 +3,44 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
+from dataclasses import dataclass
+from typing import Any
 
 from lora_doctor.engine.registry import find_rules
 from lora_doctor.engine.rule import Rule
-from lora_doctor.engine.symptoms import find_by_message
+from lora_doctor.engine.symptoms import Match, NearMatch, find_by_message, find_near
 from lora_doctor.errors import InputError, LimitError
 from lora_doctor.text import visible, visible_lines
 
 # No rule has a longer name.
 _NAME = 100
 _CODE = re.compile(r"[A-Za-z]{2}\d{1,4}")
+#: So many rules that know words of the text are named; the more there are, the less each says.
+_NEAR = 3
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What the rules know about a text."""
+
+    #: The rules that explain it, the likeliest first.
+    matches: tuple[Match, ...]
+    #: Rules that know words of it and are not behind it, each with the reason.
+    near: tuple[NearMatch, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON; ``line`` is what matched in the text."""
+        return {
+            "matches": [
+                {**_identity(match.rule), "line": visible(match.line)} for match in self.matches
+            ],
+            "near": [
+                {**_identity(near.rule), "line": visible(near.line), "lacks": near.lacks}
+                for near in self.near
+            ],
+        }
 
 
 def explain(text: str, *, color: bool = False) -> str:
@@ -22,34 +49,80 @@ def explain(text: str, *, color: bool = False) -> str:
     Raises:
         InputError: no rule has this code, or no rule knows this message.
     """
-    text = text.strip()
-    rules = find_rules()
-    if not text:
-        raise InputError("explain: nothing given; give a code such as LD101 or an error message")
-    for rule in rules:
-        if text.upper() == rule.code or text.lower() == rule.name:
-            return _render(rule, color)
-    if _CODE.fullmatch(text):
-        raise InputError(f"explain: no rule {text.upper()}; see `lora-doctor rules`")
-    try:
-        matches = find_by_message(text, rules)
-    except LimitError as error:
-        raise InputError(f"explain: {error}; give the last lines only") from None
-    if not matches:
-        names = [rule.name for rule in rules]
-        near = difflib.get_close_matches(text[:_NAME].lower(), names, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise InputError(
-            "explain: no rule knows this message"
-            f"{hint or '; run `lora-doctor check` on the recipe that gave it'}"
-        )
-    first = matches[0]
+    rule = _named(text.strip())
+    if rule is not None:
+        return _render(rule, color)
+    found = explanation(text)
+    if not found.matches:
+        raise InputError(_unknown(text.strip(), found.near))
+    first, *others = found.matches
     lines = [f"Matched {first.rule.code} in: {visible(first.line)}", ""]
-    others = [match.rule for match in matches[1:]]
     body = _render(first.rule, color)
     if others:
-        body += "\nAlso possible: " + ", ".join(f"{rule.code} {rule.name}" for rule in others)
+        names = (f"{match.rule.code} {match.rule.name}" for match in others)
+        body += "\nAlso possible: " + ", ".join(names)
     return "\n".join(lines) + body
+
+
+def explain_as_json(text: str) -> tuple[str, bool]:
+    """The rules for a code or a message as JSON, and whether there is one.
+
+    Raises:
+        InputError: nothing was given, no rule has this code, or the text is too much to search.
+    """
+    rule = _named(text.strip())
+    if rule is not None:
+        found = Explanation((Match(rule, text.strip(), 0),), ())
+    else:
+        found = explanation(text)
+    return json.dumps(found.to_dict(), indent=2), bool(found.matches)
+
+
+def explanation(text: str) -> Explanation:
+    """Which rules know a pasted text.
+
+    Raises:
+        InputError: the text is too much to search.
+    """
+    rules = find_rules()
+    try:
+        matches = find_by_message(text, rules)
+        known = {match.rule for match in matches}
+        near = [near for near in find_near(text, rules) if near.rule not in known]
+    except LimitError as error:
+        raise InputError(f"explain: {error}; give the last lines only") from None
+    return Explanation(tuple(matches), tuple(near[:_NEAR]))
+
+
+def _named(text: str) -> type[Rule] | None:
+    """The rule whose code or name the text is."""
+    if not text:
+        raise InputError("explain: nothing given; give a code such as LD101 or an error message")
+    for rule in find_rules():
+        if text.upper() == rule.code or text.lower() == rule.name:
+            return rule
+    if _CODE.fullmatch(text):
+        raise InputError(f"explain: no rule {text.upper()}; see `lora-doctor rules`")
+    return None
+
+
+def _unknown(text: str, near: tuple[NearMatch, ...]) -> str:
+    if near:
+        reasons = "; ".join(
+            f"{one.rule.code} {one.rule.name} knows {visible(one.line)!r}, but {one.lacks}"
+            for one in near
+        )
+        return f"explain: no rule knows this message. The nearest: {reasons}"
+    names = [rule.name for rule in find_rules()]
+    close = difflib.get_close_matches(text[:_NAME].lower(), names, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    return "explain: no rule knows this message" + (
+        hint or "; run `lora-doctor check` on the recipe that gave it"
+    )
+
+
+def _identity(rule: type[Rule]) -> dict[str, str]:
+    return {"code": rule.code, "name": rule.name, "summary": rule.summary}
 
 
 def _render(rule: type[Rule], color: bool) -> str:
@@ -59,8 +132,9 @@ def _render(rule: type[Rule], color: bool) -> str:
     parts = [f"{bold}{title}{off}", visible(rule.summary), "", documentation]
     if rule.symptoms:
         parts += ["", f"{bold}Error messages{off}"]
-        for symptom in rule.symptoms:
-            versions = f"   ({symptom.versions})" if symptom.versions else ""
-            parts.append(visible(f"  {symptom.pattern}{versions}", None))
+        messages = {symptom.pattern: symptom.versions for symptom in reversed(rule.symptoms)}
+        for pattern, versions in reversed(messages.items()):
+            where = f"   ({versions})" if versions else ""
+            parts.append(visible(f"  {pattern}{where}", None))
     parts += ["", f"Looked for at depth {rule.depth}: lora-doctor check MODEL --select {rule.code}"]
     return "\n".join(parts)

@@ -351,11 +351,23 @@ def rules(rule_folders: tuple[str, ...]) -> int:
 
 @cli.command()
 @click.argument("what", metavar="CODE_OR_MESSAGE")
-def explain(what: str) -> int:
+@click.option(
+    "--output-format",
+    type=click.Choice(["full", "json"]),
+    default="full",
+    show_default=True,
+    help="full: the rule's page; json: the codes in order, each with the line that matched.",
+)
+def explain(what: str, output_format: str) -> int:
     """Explain a rule, or find the rule for a pasted error message (- reads it from stdin)."""
     from lora_doctor.cli.explain import explain as explanation
+    from lora_doctor.cli.explain import explain_as_json
 
     text = streams.read_input() if what == "-" else what
+    if output_format == "json":
+        answer, known = explain_as_json(text)
+        streams.write(answer)
+        return OK if known else UNANSWERED
     color = _colors(streams.results())
     streams.write(explanation(text, color=color), foreign=not color)
     return OK

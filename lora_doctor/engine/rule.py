@@ -28,6 +28,17 @@ class Symptom:
     pattern: str
     #: Which versions show it, in words, where not all of them do.
     versions: str = ""
+    #: Another regular expression, for a message that other failures show as well: it is this one
+    #: where the rest of the text has this too.
+    context: str = ""
+    #: The same the other way round: where the text has this, it is another failure.
+    unless: str = ""
+    #: For a message that says nothing without the place that raised it: what the file of the
+    #: innermost frame before the message has in its path. A text without frames does not match.
+    raised_in: str = ""
+    #: How often, among the failures that show this message, it is this one: decides between rules
+    #: that know the same words. 0 is usual, 1 more often, -1 rarely.
+    weight: int = 0
 
 
 @dataclass(frozen=True)

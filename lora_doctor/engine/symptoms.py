@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from lora_doctor.engine.rule import Rule
+from lora_doctor.engine.rule import Rule, Symptom
 from lora_doctor.limits import CLOCK, LOG, LOG_CHARACTERS, bounded, step
 
 #: The text is searched in pieces of so many characters, each with half of the one before it: the
@@ -16,6 +16,11 @@ _PIECE = 6_000
 #: Of a longer word (a tensor, base64) only the ends are kept: ``\w+`` in a symptom is tried at each
 #: of its characters.
 _WORD = 400
+#: A frame of a traceback, as Python and as IPython write it.
+_FRAME = re.compile(r'File "([^"]{1,400})", line \d+|File (\S{1,400}\.py):\d+')
+#: Frames of the import system itself say nothing about who imported what.
+_IMPORT_SYSTEM = re.compile(r"<frozen importlib|[\\/]importlib[\\/]")
+_TRACEBACK = "Traceback (most recent call last)"
 
 
 @dataclass(frozen=True)
@@ -27,43 +32,113 @@ class Match:
     position: int
 
 
+@dataclass(frozen=True)
+class NearMatch:
+    """A rule that knows the words of a text, and what the text lacks to be this failure."""
+
+    rule: type[Rule]
+    line: str
+    lacks: str
+
+
 def find_by_message(text: str, rules: Sequence[type[Rule]]) -> list[Match]:
-    """Rules whose symptoms occur in the text, the one nearest to its end first: in a traceback
-    the last line is the exception. A longer match wins over a shorter one in the same place.
+    """Rules whose symptoms occur in the text, the likeliest first.
+
+    In a traceback the last line is the exception, so what stands nearest to the end counts most. Of
+    several rules that know the same words, one whose symptom is confirmed by the rest of the text
+    (``context``) comes first, then the more frequent one (``weight``), then the longer match.
 
     Of a long text the last ``LOG_CHARACTERS`` are searched.
 
     Raises:
         LimitError: the text is one that the regular expressions take too long for.
     """
-    flat = " ".join(_shortened(word) for word in text[-LOG_CHARACTERS:].split())
-    pieces = [(start, start + _PIECE) for start in range(0, max(len(flat), 1), _PIECE // 2)]
-    found: list[tuple[int, int, Match]] = []
     with bounded(LOG):
+        pasted = _Pasted(text)
+        found = []
         for rule in rules:
-            hits = (
-                hit
-                for symptom in rule.symptoms
-                for hit in _occurrences(re.compile(symptom.pattern), flat, pieces)
-            )
-            best = max(hits, key=_rank, default=None)
-            if best is not None:
-                line = best[0][:200]
-                found.append((*_rank(best), Match(rule, line, best.end())))
-    found.sort(key=lambda item: item[:2], reverse=True)
-    return [match for _, _, match in found]
+            hits = [(symptom, hit) for symptom in rule.symptoms for hit in pasted.hits(symptom)]
+            if hits:
+                symptom, best = max(hits, key=_rank)
+                match = Match(rule, best[0][:200], best.end())
+                found.append((_rank((symptom, best)), match))
+    found.sort(key=lambda item: item[0], reverse=True)
+    return [match for _, match in found]
 
 
-def _rank(hit: re.Match[str]) -> tuple[int, int]:
-    return hit.end(), hit.end() - hit.start()
+def find_near(text: str, rules: Sequence[type[Rule]]) -> list[NearMatch]:
+    """Rules that know words of the text and are not behind it, for want of something that would
+    have to be there; the one nearest to the end first.
+
+    Raises:
+        LimitError: as for ``find_by_message``.
+    """
+    with bounded(LOG):
+        pasted = _Pasted(text)
+        found = []
+        for rule in rules:
+            for symptom in rule.symptoms:
+                for hit in pasted.occurrences(symptom.pattern):
+                    lacks = pasted.lacks(symptom, hit)
+                    if lacks:
+                        found.append((hit.end(), NearMatch(rule, hit[0][:200], lacks)))
+    nearest: dict[type[Rule], NearMatch] = {}
+    for _, near in sorted(found, key=lambda item: item[0], reverse=True):
+        nearest.setdefault(near.rule, near)
+    return list(nearest.values())
 
 
-def _occurrences(
-    pattern: re.Pattern[str], text: str, pieces: Sequence[tuple[int, int]]
-) -> Iterator[re.Match[str]]:
-    for start, end in pieces:
-        step(CLOCK)
-        yield from pattern.finditer(text, start, end)
+class _Pasted:
+    """A pasted text on one line, and the frames of the tracebacks in it."""
+
+    def __init__(self, text: str) -> None:
+        self.text = " ".join(_shortened(word) for word in text[-LOG_CHARACTERS:].split())
+        starts = range(0, max(len(self.text), 1), _PIECE // 2)
+        self._pieces = [(start, start + _PIECE) for start in starts]
+        self._frames = [(hit.end(), hit[1] or hit[2]) for hit in _FRAME.finditer(self.text)]
+
+    def hits(self, symptom: Symptom) -> Iterator[re.Match[str]]:
+        """Where the symptom occurs, with all that it asks for."""
+        for hit in self.occurrences(symptom.pattern):
+            if not self.lacks(symptom, hit):
+                yield hit
+
+    def occurrences(self, pattern: str) -> Iterator[re.Match[str]]:
+        compiled = re.compile(pattern)
+        for start, end in self._pieces:
+            step(CLOCK)
+            yield from compiled.finditer(self.text, start, end)
+
+    def lacks(self, symptom: Symptom, hit: re.Match[str]) -> str:
+        """What the text around a hit lacks to be this failure; empty: nothing."""
+        if symptom.raised_in:
+            file = self._raised_in(hit.start())
+            if file is None:
+                return "it depends on the code that raised it: paste the whole traceback"
+            if not re.search(symptom.raised_in, file):
+                return f"that is raised in other code than {file}"
+        if symptom.context and not self._has(symptom.context):
+            return "nothing else in the text points to it"
+        if symptom.unless and self._has(symptom.unless):
+            return "the rest of the text points elsewhere"
+        return ""
+
+    def _has(self, pattern: str) -> bool:
+        return next(self.occurrences(pattern), None) is not None
+
+    def _raised_in(self, position: int) -> str | None:
+        """The file of the innermost frame of the traceback that a message ends."""
+        begins = self.text.rfind(_TRACEBACK, 0, position)
+        for end, file in reversed(self._frames):
+            if end <= position and not _IMPORT_SYSTEM.search(file):
+                return file if end > begins else None
+        return None
+
+
+def _rank(found: tuple[Symptom, re.Match[str]]) -> tuple[int, bool, int, int]:
+    symptom, hit = found
+    confirmed = bool(symptom.context or symptom.raised_in)
+    return hit.end(), confirmed, symptom.weight, hit.end() - hit.start()
 
 
 def _shortened(word: str) -> str:

@@ -1,0 +1,45 @@
+"""Pasted messages and logs lead to the rule that knows them, and to none where none does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lora_doctor.cli.explain import explanation
+from tests import cli
+
+MESSAGES = [
+    json.loads(line)
+    for line in (Path(__file__).parent / "data" / "messages.jsonl").read_text("utf-8").splitlines()
+]
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: message["name"])
+def test_the_right_rule_is_named_first_or_none(message: dict[str, Any]) -> None:
+    found = [match.rule.code for match in explanation(message["text"]).matches]
+    assert found[: len(message["codes"]) or None] == message["codes"]
+
+
+def test_a_message_without_its_traceback_names_the_nearest_rule_and_what_is_missing() -> None:
+    result = cli.lora_doctor("explain", "ModuleNotFoundError: No module named 'einops'")
+    assert result.code == 2
+    assert "LD104" in result.err
+    assert "paste the whole traceback" in result.err
+
+
+def test_json_gives_the_codes_in_order_with_the_line_that_matched() -> None:
+    text = "ValueError: optimizer got an empty parameter list"
+    result = cli.lora_doctor("explain", text, "--output-format", "json")
+    answer = json.loads(result.out)
+    assert result.code == 0
+    assert [match["code"] for match in answer["matches"]] == ["LD502", "LD503"]
+    assert answer["matches"][0]["line"] == "optimizer got an empty parameter list"
+
+
+def test_json_without_a_rule_is_still_json() -> None:
+    result = cli.lora_doctor("explain", "Killed", "--output-format", "json")
+    assert result.code == 2
+    assert json.loads(result.out) == {"matches": [], "near": []}
