@@ -48,7 +48,7 @@ WHEN = {
 #: Where transformers puts the code of a model's repository.
 _REMOTE = "transformers_modules"
 #: A frame of a traceback.
-_FRAME = r'File "|\.py:\d+'
+_FRAME = r'File "|\.py(?::\d+|\]\(\S+\) in )'
 
 
 class RemoteCodeDoesNotFit(Rule):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.rule_api import Case, Example, Finding, Fix, Measurement, Rule
+from lora_doctor.rule_api import Case, Example, Finding, Fix, Measurement, Rule, Symptom
 from lora_doctor.rules._saved_adapter import LOADED, base_class, config_file, loaded
 
 
@@ -35,6 +35,13 @@ class AdapterRefusedByPeft(Rule):
     summary = "The installed PEFT does not load a saved adapter onto this model."
     depth = "meta"
     about_saved_adapter = True
+    symptoms = (
+        Symptom(
+            r"\b(?:Lo\w+|AdaLora|IA3|VeRA|[OB]FT|HRA|Peft|Prompt\w+|Prefix\w+)Config\.__init__\(\) "
+            r"got an unexpected keyword argument",
+            "an adapter of a newer PEFT, or of one before 0.3",
+        ),
+    )
     examples = (
         Example(
             "broken",

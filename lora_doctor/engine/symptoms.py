@@ -16,8 +16,10 @@ _PIECE = 6_000
 #: Of a longer word (a tensor, base64) only the ends are kept: ``\w+`` in a symptom is tried at each
 #: of its characters.
 _WORD = 400
-#: A frame of a traceback, as Python and as IPython write it.
-_FRAME = re.compile(r'File "([^"]{1,400})", line \d+|File (\S{1,400}\.py):\d+')
+#: A frame of a traceback, as Python, IPython and rich write it; a link in between is a notebook's.
+_FRAME = re.compile(
+    r'File "([^"]{1,400})", line \d+|([^\s"\[\]()]{1,400}\.py)(?::\d+\b|\]\(\S{1,200}\) in )'
+)
 #: Frames of the import system itself say nothing about who imported what.
 _IMPORT_SYSTEM = re.compile(r"<frozen importlib|[\\/]importlib[\\/]")
 _TRACEBACK = "Traceback (most recent call last)"
