@@ -4,6 +4,9 @@ A plain file is replaced at once by a finished one. A symlink stays a symlink, i
 replaced. A device, a FIFO and a descriptor that is open already (``/dev/null``, ``/dev/stdout``)
 are written to, as a shell's ``>`` would. Several files are replaced together by
 :func:`replace_files`, or none of them is.
+
+A file that is mounted by itself (``docker run -v report.json:/out/report.json``) cannot be replaced
+by renaming; it is overwritten while its old content lies beside it.
 """
 
 from __future__ import annotations
@@ -27,6 +30,8 @@ moved_descriptors: dict[int, int] = {}
 
 _OPEN_FILE = re.compile(r"(?:/proc/(?P<process>\d+)|/dev)/fd/(?P<number>\d+)")
 _MOST_LINKS = 40  # as Linux
+#: What a rename over a mount point gives.
+_MOUNTED = (errno.EBUSY, errno.EXDEV)
 #: Bytes of a file's name that the name of its temporary file repeats: most systems take 255.
 _NAME_BYTES = 120
 #: How the names of files end that are there only while others are replaced.
@@ -178,7 +183,7 @@ def replace_files(
                         _write_through(place, change.data)
                 for step in steps:
                     doing = step.path
-                    os.replace(step.temporary, step.target)
+                    _put_in_place(step)
             except BaseException:
                 _undo(steps, made)
                 raise
@@ -261,6 +266,38 @@ def _second_name(file: Path, name: Path, made: list[Path]) -> None:
         made.append(name)
 
 
+def _put_in_place(step: Step) -> None:
+    """Let the finished file take the place of the old one."""
+    try:
+        os.replace(step.temporary, step.target)
+    except OSError as error:
+        if error.errno not in _MOUNTED or step.old is None:
+            raise
+        # Gone first: a file whose new one is no longer beside it has been touched, to `_undo` and
+        # to who reads the journal after a kill.
+        step.temporary.unlink()
+        _overwrite(step.target, step.data)
+
+
+def _put_back(old: Path, target: Path) -> None:
+    try:
+        os.replace(old, target)
+    except OSError as error:
+        if error.errno not in _MOUNTED:
+            raise
+        _overwrite(target, old.read_bytes())
+        old.unlink()
+
+
+def _overwrite(target: Path, data: bytes) -> None:
+    """Truncated last: until then there is room on the disk for what the file held before."""
+    with target.open("r+b") as stream:
+        stream.write(data)
+        stream.truncate()
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
 def _undo(steps: Sequence[Step], made: Sequence[Path]) -> None:
     """Put back what was renamed and remove what was made. Raises HalfDoneError."""
     stuck: list[str] = []
@@ -268,7 +305,7 @@ def _undo(steps: Sequence[Step], made: Sequence[Path]) -> None:
         try:
             if step.temporary in made and not os.path.lexists(step.temporary):
                 if step.old is not None:
-                    os.replace(step.old, step.target)
+                    _put_back(step.old, step.target)
                 else:
                     step.target.unlink(missing_ok=True)
             for name in (step.temporary, step.old, step.backup):

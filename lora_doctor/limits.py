@@ -95,6 +95,10 @@ LISTING_FILES = 50_000
 FETCHED_BYTES = 64 * MIB
 FETCHED_FILES = 100
 
+#: Of the weights that the library downloads at depth `full`: so many times what the hub lists, for
+#: files that are asked for again after a broken connection.
+DOWNLOAD_TIMES = 2
+
 # --- installed packages ---------------------------------------------------------------------
 
 #: The longest file of transformers has 300 kB, all its models together 45 MB.

@@ -285,7 +285,14 @@ class Case:
             return self._verify_module("full")
         if self.source.folder is None:
             raise EvidenceError(f"{self.source} has no weights to load")
-        return self._verify("full", self.recipe_in_full(), self.settings.device)
+        from lora_doctor.engine.model_files import listed_bytes
+
+        return self._verify(
+            "full",
+            self.recipe_in_full(),
+            self.settings.device,
+            listed_bytes=listed_bytes(self.source),
+        )
 
     @property
     def verification(self) -> Verification:
