@@ -176,7 +176,7 @@ def mounted_file(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_file_that_is_mounted_by_itself_is_overwritten(mounted_file: Path) -> None:
-    """No rename can replace it ("Device or resource busy"); its old content is kept all the same."""
+    """No rename can replace it ("Device or resource busy"); its old content is kept."""
     real = mounted_file.parents[1] / "elsewhere" / "real"
     write_text(mounted_file, "new")
     assert real.read_text() == "new" and names(mounted_file.parent) == ["mine.yaml"]
@@ -226,7 +226,8 @@ def killing(target, data):
     real(target, half)
     os.kill(os.getpid(), signal.SIGKILL)
 real, files._overwrite = files._overwrite, killing
-files.replace_files([files.Change(file, b"new content\\n")], journal=lambda steps: journal(file, steps))
+change = files.Change(file, b"new content\\n")
+files.replace_files([change], journal=lambda steps: journal(file, steps))
 """
 
 
@@ -234,8 +235,9 @@ files.replace_files([files.Change(file, b"new content\\n")], journal=lambda step
 def test_a_kill_while_a_mounted_file_is_written_can_be_undone(
     mounted_file: Path, when: str
 ) -> None:
-    from lora_doctor.prescription.journal import unfinished
+    from lora_doctor.prescription.journal import _is_mounted, unfinished
 
+    assert _is_mounted(mounted_file) and not _is_mounted(mounted_file.parent / "other")
     command = [sys.executable, "-c", KILLED_IN_PLACE, str(mounted_file), when]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, check=False)

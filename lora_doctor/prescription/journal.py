@@ -172,7 +172,7 @@ def _is_mounted(file: Path) -> bool:
         mounts = Path("/proc/self/mountinfo").read_bytes().splitlines()
     except OSError:
         return False
-    escaped = re.sub(rb"[\x00-\x20\\]", lambda found: b"\\%03o" % found[0], os.fsencode(file))
+    escaped = re.sub(rb"[\x00-\x20\\]", lambda found: b"\\%03o" % found[0][0], os.fsencode(file))
     return any(line.split()[4:5] == [escaped] for line in mounts)
 
 

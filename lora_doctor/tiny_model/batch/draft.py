@@ -14,6 +14,7 @@ from typing import Any
 from lora_doctor.results.note import Note
 from lora_doctor.tiny_model.batch.names import common_names, renamed
 from lora_doctor.tiny_model.batch.settings import Settings
+from lora_doctor.tiny_model.model_error import ModelError
 
 
 @dataclass
@@ -120,6 +121,8 @@ class Draft:
     #: What forward raised before the first change that its text did not call for.
     first_error: BaseException | None = None
     notes: list[Note] = field(default_factory=list)
+    #: What was raised on the way, whether a note tells of it or not.
+    objections: list[ModelError] = field(default_factory=list)
     own_names: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

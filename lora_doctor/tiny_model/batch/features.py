@@ -18,6 +18,7 @@ from lora_doctor.tiny_model.batch.values.makers import MAKERS
 from lora_doctor.tiny_model.batch.values.token_ids import placeholder_id
 from lora_doctor.tiny_model.batch.values.unknown import can_guess, guess
 from lora_doctor.tiny_model.modalities import BY_NAME, MODALITIES, Modality
+from lora_doctor.tiny_model.model_error import ModelError
 
 _ATTEMPTS = 4  # to call a tower, each corrected by the error of the one before
 
@@ -66,11 +67,11 @@ def _tower_output(draft: Draft, modality: Modality) -> Any:
             raised = Raised.by(error)
         change = image_patches(draft, arguments, raised) or audio_shape(draft, arguments, raised)
         text = f"get_{modality.name}_features: {change or raised.summary}"
-        draft.notes.append(
-            Note("step", text) if change else Note("objection", text, raised.summary)
-        )
         if not change:
+            draft.notes.append(Note("objection", text, raised.summary))
+            draft.objections.append(ModelError.of(raised.exception, text))
             break
+        draft.notes.append(Note("step", text))
     return None
 
 
