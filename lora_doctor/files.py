@@ -60,7 +60,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Step:
+class Replacement:
     """How one plain file is replaced. ``old``: a name under which the old file stays until the
     end, ``None`` when there is none; ``backup``: the one that is kept, made now or equal."""
 
@@ -146,7 +146,8 @@ def replace_file(path: Path, data: bytes) -> Path | None:
 def replace_files(
     changes: Sequence[Change],
     *,
-    journal: Callable[[Sequence[Step]], contextlib.AbstractContextManager[None]] | None = None,
+    journal: Callable[[Sequence[Replacement]], contextlib.AbstractContextManager[None]]
+    | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> dict[Path, Path | None]:
     """Replace all these files or, when something fails on the way, none of them.
@@ -203,15 +204,15 @@ def replace_files(
 # --- the steps -----------------------------------------------------------------------------------
 
 
-def _plan(change: Change, target: Path) -> Step:
+def _plan(change: Change, target: Path) -> Replacement:
     token = secrets.token_hex(4)
     short = os.fsdecode(os.fsencode(target.name)[:_NAME_BYTES])
     temporary = target.with_name(f".{short}.{token}{TEMPORARY}")
     if not target.exists():
-        return Step(change.path, target, change.data, temporary)
+        return Replacement(change.path, target, change.data, temporary)
     old = target.with_name(f".{short}.{token}{OLD}")
     backup, new = _backup_of(change.path, target.read_bytes()) if change.backup else (None, False)
-    return Step(change.path, target, change.data, temporary, old, backup, new)
+    return Replacement(change.path, target, change.data, temporary, old, backup, new)
 
 
 def _backup_of(path: Path, data: bytes) -> tuple[Path, bool]:
@@ -226,7 +227,7 @@ def _backup_of(path: Path, data: bytes) -> tuple[Path, bool]:
         number += 1
 
 
-def _prepare(step: Step, made: list[Path]) -> None:
+def _prepare(step: Replacement, made: list[Path]) -> None:
     """The finished new file, and the old one under its other names."""
     status = step.target.stat() if step.old is not None else None
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
@@ -266,7 +267,7 @@ def _second_name(file: Path, name: Path, made: list[Path]) -> None:
         made.append(name)
 
 
-def _put_in_place(step: Step) -> None:
+def _put_in_place(step: Replacement) -> None:
     """Let the finished file take the place of the old one."""
     try:
         os.replace(step.temporary, step.target)
@@ -298,7 +299,7 @@ def _overwrite(target: Path, data: bytes) -> None:
         os.fsync(stream.fileno())
 
 
-def _undo(steps: Sequence[Step], made: Sequence[Path]) -> None:
+def _undo(steps: Sequence[Replacement], made: Sequence[Path]) -> None:
     """Put back what was renamed and remove what was made. Raises HalfDoneError."""
     stuck: list[str] = []
     for step in reversed(steps):

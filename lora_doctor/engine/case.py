@@ -21,7 +21,7 @@ from lora_doctor.errors import Cause, EvidenceError
 from lora_doctor.evidence.tiny_model_cache import TinyModelCache
 from lora_doctor.recipe.edit import Patch
 from lora_doctor.recipe.recipe import Recipe
-from lora_doctor.results.depth import DEPTHS, Depth
+from lora_doctor.results.depth import DEPTHS, STEPS, Depth
 from lora_doctor.results.diagnosis import Gathered
 from lora_doctor.results.note import Note
 from lora_doctor.results.structure import Structure
@@ -51,7 +51,7 @@ class Settings:
 
     depth: Depth = "tiny"
     device: str = "auto"
-    steps: int = 3
+    steps: int = STEPS
     limits: Limits = field(default_factory=Limits)
     batches: tuple[Mapping[str, Any], ...] | None = None
     #: Of a loaded module: see ``evidence.optimizer.read_optimizer``.

@@ -21,6 +21,7 @@ from lora_doctor.model import training_setup
 from lora_doctor.model.new_heads import loaded_again, new_heads
 from lora_doctor.prescription.patches import install_patches
 from lora_doctor.recipe.recipe import Recipe
+from lora_doctor.results.depth import STEPS
 from lora_doctor.results.note import Note
 from lora_doctor.results.verification import Verification
 from lora_doctor.sandbox.memory import is_out_of_memory
@@ -34,7 +35,7 @@ _FILES = ("*.safetensors", "*.json", "*.model", "*.txt")
 def gather(
     source: Mapping[str, Any],
     recipe: Mapping[str, Any],
-    steps: int = 3,
+    steps: int = STEPS,
     device: str = "auto",
     patches: Sequence[Mapping[str, Any]] = (),
     listed_bytes: int | None = None,

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_doctor.errors import HalfDoneError, InputError
-from lora_doctor.files import OLD, TEMPORARY, Step
+from lora_doctor.files import OLD, TEMPORARY, Replacement
 
 _SUFFIX = ".lora-doctor-journal.json"
 _SAYS = "lora-doctor fix --apply is replacing these files; it removes this one when it is done"
@@ -33,7 +33,9 @@ def path_of(recipe: Path) -> Path:
 
 
 @contextlib.contextmanager
-def journal(recipe: Path, steps: Sequence[Step], names: Collection[str] = ()) -> Iterator[None]:
+def journal(
+    recipe: Path, steps: Sequence[Replacement], names: Collection[str] = ()
+) -> Iterator[None]:
     """Say in a file what is going on, for as long as it is going on.
 
     Raises:
@@ -101,7 +103,7 @@ def _hold(descriptor: int) -> bool:
     return True
 
 
-def _entry(step: Step) -> dict[str, Any]:
+def _entry(step: Replacement) -> dict[str, Any]:
     return {
         "file": str(step.target),
         "new": step.temporary.name,

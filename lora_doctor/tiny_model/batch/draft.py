@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lora_doctor.results.note import Note
+from lora_doctor.tiny_model.batch.config_entries import ConfigEntries
 from lora_doctor.tiny_model.batch.names import common_names, renamed
-from lora_doctor.tiny_model.batch.settings import Settings
 from lora_doctor.tiny_model.model_error import ModelError
 
 
@@ -99,7 +99,7 @@ class Draft:
 
     model: Any
     parameters: dict[str, inspect.Parameter]
-    settings: Settings
+    entries: ConfigEntries
     batch_size: int
     seq_len: int
     seed: int

@@ -35,8 +35,9 @@ class Batch:
 
     `modality`: names of the modalities in it, in the order text, image, audio, video. `left_out`:
     those that forward could take and raised errors for (the note `input-left-out` has the error);
-    `forward_errors`: one for each; `objections`: all that was raised on the way. `loss`: "labels", "start_positions/end_positions", "its
-    own" (forward returns one without labels) or "surrogate" (made from the outputs).
+    `forward_errors`: one for each; `objections`: all that was raised on the way. `loss`: "labels",
+    "start_positions/end_positions", "its own" (forward returns one without labels) or "surrogate"
+    (made from the outputs).
     """
 
     inputs: dict[str, Any]
