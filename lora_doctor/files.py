@@ -15,8 +15,6 @@ import contextlib
 import errno
 import os
 import re
-import secrets
-import shutil
 import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -205,7 +203,7 @@ def replace_files(
 
 
 def _plan(change: Change, target: Path) -> Replacement:
-    token = secrets.token_hex(4)
+    token = os.urandom(4).hex()
     short = os.fsdecode(os.fsencode(target.name)[:_NAME_BYTES])
     temporary = target.with_name(f".{short}.{token}{TEMPORARY}")
     if not target.exists():
@@ -262,7 +260,9 @@ def _second_name(file: Path, name: Path, made: list[Path]) -> None:
             copy.write(file.read_bytes())
             copy.flush()
             os.fsync(copy.fileno())
-        shutil.copystat(file, name)
+        from shutil import copystat
+
+        copystat(file, name)
     else:
         made.append(name)
 

@@ -143,11 +143,11 @@ class Case:
     @evidence(of_recipe=False)
     def remote_code(self) -> RemoteCode:
         """The Python of the model's repository, read and never run."""
-        from lora_doctor.static.remote_code.remote_code import read_remote_code
-
         static = self.static
         if not static.python_files:
             raise EvidenceError("the model's repository has no Python files")
+        from lora_doctor.static.remote_code.remote_code import read_remote_code
+
         origin = f"{len(static.python_files)} Python files of {static.source}, read with ast"
         return self.store.timed(
             "remote_code", origin, lambda: read_remote_code(static.folder, static)
@@ -156,10 +156,10 @@ class Case:
     @evidence(of_recipe=False)
     def script(self) -> TrainingScript:
         """The training script that MODEL names, read and never run."""
-        from lora_doctor.static.script.training_script import read_training_script
-
         if self.source.kind != "script":
             raise EvidenceError("MODEL is no training script")
+        from lora_doctor.static.script.training_script import read_training_script
+
         path = Path(self.source.name)
         origin = f"{path}, read with ast"
         return self.store.timed("script", origin, lambda: read_training_script(path))
