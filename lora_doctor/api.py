@@ -28,7 +28,7 @@ from lora_doctor.recipe.edit import Patch
 from lora_doctor.recipe.files.prescription import Prescription
 from lora_doctor.recipe.files.read_write import as_recipe
 from lora_doctor.recipe.recipe import Recipe
-from lora_doctor.results.depth import DEPTHS, Depth
+from lora_doctor.results.depth import DEPTHS, STEPS, Depth
 from lora_doctor.results.diagnosis import Diagnosis
 from lora_doctor.results.verification import Verification
 from lora_doctor.sandbox.worker import PRELOAD_SECONDS, Worker
@@ -80,7 +80,7 @@ DEFAULTS: CheckOptions = {
     "revision": None,
     "trust_remote_code": False,
     "device": "auto",
-    "steps": 3,
+    "steps": STEPS,
     "limits": None,
     "batches": None,
     "optimizer": None,

@@ -6,12 +6,16 @@ the package's name keeps the arrow one way: who looks for a format knows none of
 
 from __future__ import annotations
 
+import functools
 import importlib
-import importlib.metadata
 import pkgutil
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from lora_doctor.errors import InputError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint, EntryPoints, SelectableGroups
 
 
 def module_names(package: str) -> list[str]:
@@ -31,10 +35,19 @@ def find_modules(package: str, group: str | None = None) -> list[ModuleType]:
     modules = [importlib.import_module(f"{package}.{name}") for name in module_names(package)]
     if group is None:
         return modules
-    return modules + [_load(point) for point in importlib.metadata.entry_points(group=group)]
+    return modules + [_load(point) for point in _entry_points().select(group=group)]
 
 
-def _load(point: importlib.metadata.EntryPoint) -> ModuleType:
+@functools.cache
+def _entry_points() -> EntryPoints | SelectableGroups:  # the second until Python 3.11
+    """Of all installed packages. To find them a file of each is read, which takes as long as all
+    rules together: once is enough for a process."""
+    from importlib.metadata import entry_points
+
+    return entry_points()
+
+
+def _load(point: EntryPoint) -> ModuleType:
     try:
         module = point.load()
     except (Exception, SystemExit) as error:  # another package's code may raise anything

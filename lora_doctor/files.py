@@ -4,6 +4,9 @@ A plain file is replaced at once by a finished one. A symlink stays a symlink, i
 replaced. A device, a FIFO and a descriptor that is open already (``/dev/null``, ``/dev/stdout``)
 are written to, as a shell's ``>`` would. Several files are replaced together by
 :func:`replace_files`, or none of them is.
+
+A file that is mounted by itself (``docker run -v report.json:/out/report.json``) cannot be replaced
+by renaming; it is overwritten while its old content lies beside it.
 """
 
 from __future__ import annotations
@@ -12,8 +15,6 @@ import contextlib
 import errno
 import os
 import re
-import secrets
-import shutil
 import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ moved_descriptors: dict[int, int] = {}
 
 _OPEN_FILE = re.compile(r"(?:/proc/(?P<process>\d+)|/dev)/fd/(?P<number>\d+)")
 _MOST_LINKS = 40  # as Linux
+#: What a rename over a mount point gives.
+_MOUNTED = (errno.EBUSY, errno.EXDEV)
 #: Bytes of a file's name that the name of its temporary file repeats: most systems take 255.
 _NAME_BYTES = 120
 #: How the names of files end that are there only while others are replaced.
@@ -55,7 +58,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Step:
+class Replacement:
     """How one plain file is replaced. ``old``: a name under which the old file stays until the
     end, ``None`` when there is none; ``backup``: the one that is kept, made now or equal."""
 
@@ -141,7 +144,8 @@ def replace_file(path: Path, data: bytes) -> Path | None:
 def replace_files(
     changes: Sequence[Change],
     *,
-    journal: Callable[[Sequence[Step]], contextlib.AbstractContextManager[None]] | None = None,
+    journal: Callable[[Sequence[Replacement]], contextlib.AbstractContextManager[None]]
+    | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> dict[Path, Path | None]:
     """Replace all these files or, when something fails on the way, none of them.
@@ -178,7 +182,7 @@ def replace_files(
                         _write_through(place, change.data)
                 for step in steps:
                     doing = step.path
-                    os.replace(step.temporary, step.target)
+                    _put_in_place(step)
             except BaseException:
                 _undo(steps, made)
                 raise
@@ -198,15 +202,15 @@ def replace_files(
 # --- the steps -----------------------------------------------------------------------------------
 
 
-def _plan(change: Change, target: Path) -> Step:
-    token = secrets.token_hex(4)
+def _plan(change: Change, target: Path) -> Replacement:
+    token = os.urandom(4).hex()
     short = os.fsdecode(os.fsencode(target.name)[:_NAME_BYTES])
     temporary = target.with_name(f".{short}.{token}{TEMPORARY}")
     if not target.exists():
-        return Step(change.path, target, change.data, temporary)
+        return Replacement(change.path, target, change.data, temporary)
     old = target.with_name(f".{short}.{token}{OLD}")
     backup, new = _backup_of(change.path, target.read_bytes()) if change.backup else (None, False)
-    return Step(change.path, target, change.data, temporary, old, backup, new)
+    return Replacement(change.path, target, change.data, temporary, old, backup, new)
 
 
 def _backup_of(path: Path, data: bytes) -> tuple[Path, bool]:
@@ -221,7 +225,7 @@ def _backup_of(path: Path, data: bytes) -> tuple[Path, bool]:
         number += 1
 
 
-def _prepare(step: Step, made: list[Path]) -> None:
+def _prepare(step: Replacement, made: list[Path]) -> None:
     """The finished new file, and the old one under its other names."""
     status = step.target.stat() if step.old is not None else None
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
@@ -256,19 +260,53 @@ def _second_name(file: Path, name: Path, made: list[Path]) -> None:
             copy.write(file.read_bytes())
             copy.flush()
             os.fsync(copy.fileno())
-        shutil.copystat(file, name)
+        from shutil import copystat
+
+        copystat(file, name)
     else:
         made.append(name)
 
 
-def _undo(steps: Sequence[Step], made: Sequence[Path]) -> None:
+def _put_in_place(step: Replacement) -> None:
+    """Let the finished file take the place of the old one."""
+    try:
+        os.replace(step.temporary, step.target)
+    except OSError as error:
+        if error.errno not in _MOUNTED or step.old is None:
+            raise
+        # Gone first: a file whose new one is no longer beside it has been touched, to `_undo` and
+        # to who reads the journal after a kill.
+        step.temporary.unlink()
+        _overwrite(step.target, step.data)
+
+
+def _put_back(old: Path, target: Path) -> None:
+    try:
+        os.replace(old, target)
+    except OSError as error:
+        if error.errno not in _MOUNTED:
+            raise
+        _overwrite(target, old.read_bytes())
+        old.unlink()
+
+
+def _overwrite(target: Path, data: bytes) -> None:
+    """Truncated last: until then there is room on the disk for what the file held before."""
+    with target.open("r+b") as stream:
+        stream.write(data)
+        stream.truncate()
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _undo(steps: Sequence[Replacement], made: Sequence[Path]) -> None:
     """Put back what was renamed and remove what was made. Raises HalfDoneError."""
     stuck: list[str] = []
     for step in reversed(steps):
         try:
             if step.temporary in made and not os.path.lexists(step.temporary):
                 if step.old is not None:
-                    os.replace(step.old, step.target)
+                    _put_back(step.old, step.target)
                 else:
                     step.target.unlink(missing_ok=True)
             for name in (step.temporary, step.old, step.backup):

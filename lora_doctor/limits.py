@@ -95,6 +95,18 @@ LISTING_FILES = 50_000
 FETCHED_BYTES = 64 * MIB
 FETCHED_FILES = 100
 
+#: Of the weights that the library downloads at depth `full`: so many times what the hub lists, for
+#: files that are asked for again after a broken connection.
+DOWNLOAD_TIMES = 2
+
+# --- a run ----------------------------------------------------------------------------------
+
+#: Seconds, where none are given: for all requests to a hub, for a task on the meta device, for a
+#: run of the shrunken model.
+HUB_SECONDS = 10.0
+META_SECONDS = 120.0
+TINY_SECONDS = 180.0
+
 # --- installed packages ---------------------------------------------------------------------
 
 #: The longest file of transformers has 300 kB, all its models together 45 MB.

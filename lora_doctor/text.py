@@ -196,19 +196,3 @@ def quoted(names: Iterable[str], limit: int = 12) -> str:
     names = list(names)
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
-
-
-def error_summary(error: BaseException) -> str:
-    """Type and text of an exception in one line of at most about 500 characters.
-
-    Where the text names nothing ("'NoneType' object is not subscriptable") the line of code that
-    raised it stands behind it.
-    """
-    text = single_line(str(error))
-    if len(text) > 420:  # some print the whole module first; what they say stands at the end
-        text = f"{text[:160]} ... {text[-240:]}"
-    if "NoneType" in text:
-        frames = traceback.extract_tb(error.__traceback__)
-        lines = [frame.line for frame in frames if "modeling" in frame.filename and frame.line]
-        text += f" at `{lines[-1][:80]}`" if lines else ""
-    return f"{type(error).__name__}: {text}"

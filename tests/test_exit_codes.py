@@ -17,7 +17,7 @@ from lora_doctor.engine.limits import DEFAULT_MEMORY, GIB, Checkpoint, Limits
 from lora_doctor.errors import LimitReached
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.verification import Verification
-from lora_doctor.sandbox.outcome import Failure, Outcome
+from lora_doctor.sandbox.outcome import Outcome, TaskFailure
 from lora_doctor.static.weights import Tensor, Weights
 from tests.cli import ROOT, Result, environment_without, lora_doctor
 
@@ -209,14 +209,16 @@ def test_real_weights_that_do_not_fit_a_limit_are_undetermined(tmp_path: Path) -
 
 def test_a_limit_that_strikes_on_a_gpu_is_told_on_that_gpu() -> None:
     """Whatever machine this is: device and dtype are those that were asked for, or told."""
-    struck = Failure("memory", "", "x used 9 GiB", limit=LimitReached("memory", 8, 9, "--m", ""))
+    struck = TaskFailure(
+        "memory", "", "x used 9 GiB", limit=LimitReached("memory", 8, 9, "--m", "")
+    )
     limits = Limits().of_full(None)
     run = without_answer("full", ("cuda", "float16"), Outcome(failure=struck), limits)
     assert (run.outcome, run.device, run.dtype) == ("undetermined", "cuda", "float16")
     told = Outcome(failure=struck, facts={"device": "cuda:1", "dtype": "bfloat16"})
     run = without_answer("full", ("auto", "auto"), told, limits)
     assert (run.device, run.dtype) == ("cuda:1", "bfloat16")
-    crash = Outcome(failure=Failure("crash", "SIGSEGV", "the process was ended by SIGSEGV"))
+    crash = Outcome(failure=TaskFailure("crash", "SIGSEGV", "the process was ended by SIGSEGV"))
     run = without_answer("full", ("cuda", "float16"), crash, limits)
     assert (run.outcome, run.device, run.limit) == ("failed", "cuda", None)
     meta = evidence_error("the memory plan", Outcome(failure=struck), Limits().of_meta(), {})

@@ -153,24 +153,76 @@ def test_an_etag_names_no_file(hub: FakeHub, tmp_path: Path, etag: str) -> None:
 def test_the_librarys_own_downloads_refuse_such_an_etag(hub: FakeHub, tmp_path: Path) -> None:
     """At depth `full` the library downloads the weights: in a child, with its answers looked at."""
     hub.hostile["/config.json"] = with_headers({"ETag": '"../../../../../out"'}, CONFIG)
-    code = """
-import sys
-from huggingface_hub import snapshot_download
+    assert "as ETag, which is no file name" in download(hub, tmp_path / "home", 1_000)
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+
+
+DOWNLOAD = """
+import json, sys
 from lora_doctor.errors import EvidenceError
-from lora_doctor.static.hub.hub_library import refuse_names_out_of_the_cache
-refuse_names_out_of_the_cache()
+from lora_doctor.evidence.full import allowed_downloads, weights_folder
+from lora_doctor.static.hub.hub_library import guard_downloads
+guard_downloads(allowed_downloads("org/name", json.loads(sys.argv[1])))
+source = {"kind": "hub", "name": "org/name", "revision": None, "trust_remote_code": False}
 try:
-    snapshot_download("org/name", allow_patterns=["*.json"])
+    print(weights_folder(source))
 except EvidenceError as error:
     print(error)
 """
+
+
+def download(hub: FakeHub, home: Path, listed: int | None) -> str:
+    """What the child of depth `full` says when it downloads the weights of a listing so large."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "*"}
+    environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "NO_PROXY": "*"}
     run = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60
-    )
-    assert "as ETag, which is no file name" in run.stdout, run.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+        [sys.executable, "-c", DOWNLOAD, json.dumps(listed)],
+        env=environment, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    return run.stdout.strip()
+
+
+WEIGHTS = bytes(3 << 20)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        endless(bytes(8), {"ETag": '"abc"', "X-Repo-Commit": "0" * 40, "X-Linked-Size": "99"}),
+        with_headers({"ETag": '"abc"', "X-Repo-Commit": "0" * 40, "Content-Length": "9" * 12}),
+        with_headers({"ETag": '"abc"', "X-Repo-Commit": "0" * 40, "X-Linked-Size": "9" * 12}),
+    ],
+    ids=["without end", "a length", "a size elsewhere"],
+)
+def test_weights_are_downloaded_up_to_what_is_listed(
+    hub: FakeHub, tmp_path: Path, answer: Any
+) -> None:
+    files = {"config.json": CONFIG, "model.safetensors": WEIGHTS}
+    hub.add_model("org/name", files)
+    listed = sum(map(len, files.values()))
+    folder = Path(download(hub, tmp_path / "good", listed))
+    assert (folder / "model.safetensors").read_bytes() == WEIGHTS
+    hub.hostile["/model.safetensors"] = answer
+    said = download(hub, tmp_path / "bad", listed)
+    assert "the weights of org/name cannot be had: what the server sends has" in said
+    assert "more than the" in said and "is listed with 3 MiB" in said
+    assert size_of(tmp_path / "bad") <= 2 * listed + (17 << 20)
+
+
+def test_without_a_listing_weights_are_downloaded_as_far_as_the_disk_goes(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    from lora_doctor.evidence.full import allowed_downloads
+
+    assert Path(download(hub, tmp_path, None).rpartition(" holds no weights")[0]).is_dir()
+    free = type("Usage", (), {"free": 1 << 30})()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+    for listed in (None, 5 << 30):
+        allowed = allowed_downloads("org/name", listed)
+        assert allowed.most == 1 << 30 and "HF_HUB_CACHE" in allowed.why
 
 
 def test_sizes_that_are_not_the_listed_ones_are_refused(hub: FakeHub, tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ def test_quantized_sizes_are_those_of_real_quantization(double: bool) -> None:
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_thinned_layers_count_as_all_of_them(tmp_path: Path, checkpointing: bool) -> None:
     """Two of sixteen layers are run; what is counted is that of all sixteen, byte for byte."""
-    from lora_doctor.memory_plan.footprint import Subject
+    from lora_doctor.memory_plan.footprint import MetaModel
     from lora_doctor.memory_plan.thinned_model import runnable
     from lora_doctor.model.loading import Loader
     from lora_doctor.model.meta_copy import meta_copy
@@ -159,8 +159,8 @@ def test_thinned_layers_count_as_all_of_them(tmp_path: Path, checkpointing: bool
     model = Loader(source, recipe).build("meta").float()
     run = runnable(model, recipe, 2, 64, "float32")
     assert run.thinned.repeats
-    thin = Subject(run.thinned, recipe, None, "float32")
-    whole = Subject(meta_copy(model), recipe, None, "float32")
+    thin = MetaModel(run.thinned, recipe, None, "float32")
+    whole = MetaModel(meta_copy(model), recipe, None, "float32")
     assert {k: v.bytes for k, v in thin.weights().items()} == {
         k: v.bytes for k, v in whole.weights().items()
     }

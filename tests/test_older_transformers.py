@@ -18,6 +18,7 @@ from lora_doctor.model.modules import collect, pattern_of  # noqa: E402
 from lora_doctor.model.training_setup import wake_zero_weights  # noqa: E402
 from lora_doctor.recipe.recipe import Recipe  # noqa: E402
 from lora_doctor.static.model_source import parse_model  # noqa: E402
+from lora_doctor.tiny_model.model_error import ModelError  # noqa: E402
 from lora_doctor.tiny_model.shrink.apply import apply_sizes  # noqa: E402
 from lora_doctor.tiny_model.shrink.build import read_back  # noqa: E402
 from lora_doctor.tiny_model.shrink.repair import repair  # noqa: E402
@@ -46,9 +47,8 @@ class OldConfig(transformers.PretrainedConfig):  # type: ignore[misc]
 
 
 def overrides(config: Any, objection: str) -> dict[str, Any]:
-    return {
-        k: v for option in repair(Sizes(), None, config, [objection]) for k, v in option.overrides
-    }
+    error = ModelError(message=objection)
+    return {k: v for option in repair(Sizes(), None, config, [error]) for k, v in option.overrides}
 
 
 def test_models_of_images_and_text_are_one_column_under_either_auto_class() -> None:

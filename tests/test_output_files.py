@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -154,6 +155,103 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(small_disk: Path) -> N
     with pytest.raises(InputError, match="No space left"):
         replace_file(file, b"x" * 100_000)
     assert file.read_text() == "old" and names(small_disk) == ["report.json"]
+
+
+@pytest.fixture
+def mounted_file(tmp_path: Path) -> Iterator[Path]:
+    """A file of a folder on which another one is mounted, as `docker run -v FILE:FILE` does."""
+    (tmp_path / "elsewhere").mkdir()
+    real = tmp_path / "elsewhere" / "real"
+    real.write_text("old, and longer than what comes\n")
+    (tmp_path / "folder with blank").mkdir()
+    file = tmp_path / "folder with blank" / "mine.yaml"
+    file.touch()
+    command = ["mount", "--bind", str(real), str(file)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("may not mount a file")
+    try:
+        yield file
+    finally:
+        subprocess.run(["umount", str(file)], check=True)
+
+
+def test_a_file_that_is_mounted_by_itself_is_overwritten(mounted_file: Path) -> None:
+    """No rename can replace it ("Device or resource busy"); its old content is kept."""
+    real = mounted_file.parents[1] / "elsewhere" / "real"
+    write_text(mounted_file, "new")
+    assert real.read_text() == "new" and names(mounted_file.parent) == ["mine.yaml"]
+    backup = replace_file(mounted_file, b"newer, and longer than that")
+    assert backup is not None and backup.read_text() == "new"
+    assert real.read_text() == "newer, and longer than that"
+    assert names(mounted_file.parent) == ["mine.yaml", "mine.yaml.bak"]
+
+
+@pytest.mark.parametrize("fails", ["write", "next file"])
+def test_a_mounted_file_is_put_back(
+    mounted_file: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    real = mounted_file.parents[1] / "elsewhere" / "real"
+    other = mounted_file.with_name("other")
+    calls = 0
+
+    def fsync(handle: int, fsync=os.fsync) -> None:  # type: ignore[no-untyped-def]
+        nonlocal calls
+        if os.fstat(handle).st_ino == real.stat().st_ino and (calls := calls + 1) == 1:
+            raise OSError(5, "Input/output error")
+        fsync(handle)
+
+    def replace(old: Path, new: Path, replace=os.replace) -> None:  # type: ignore[no-untyped-def]
+        if new == other:
+            raise OSError(5, "Input/output error")
+        replace(old, new)
+
+    if fails == "write":
+        monkeypatch.setattr(os, "fsync", fsync)
+    else:
+        monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(InputError, match="Input/output error"):
+        replace_files([Change(mounted_file, b"new"), Change(other, b"x")])
+    assert real.read_text() == "old, and longer than what comes\n"
+    assert names(mounted_file.parent) == ["mine.yaml"]
+
+
+KILLED_IN_PLACE = """
+import os, signal, sys
+from pathlib import Path
+from lora_doctor import files
+from lora_doctor.prescription.journal import journal
+file, when = Path(sys.argv[1]), sys.argv[2]
+def killing(target, data):
+    half = data[:3] + target.read_bytes()[3:] if when == "half" else data
+    real(target, half)
+    os.kill(os.getpid(), signal.SIGKILL)
+real, files._overwrite = files._overwrite, killing
+change = files.Change(file, b"new content\\n")
+files.replace_files([change], journal=lambda steps: journal(file, steps))
+"""
+
+
+@pytest.mark.parametrize("when", ["half", "whole"])
+def test_a_kill_while_a_mounted_file_is_written_can_be_undone(
+    mounted_file: Path, when: str
+) -> None:
+    from lora_doctor.prescription.journal import _is_mounted, unfinished
+
+    assert _is_mounted(mounted_file) and not _is_mounted(mounted_file.parent / "other")
+    command = [sys.executable, "-c", KILLED_IN_PLACE, str(mounted_file), when]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    said = unfinished(mounted_file, ())
+    if when == "whole":
+        assert "stopped when all was written; to tidy up" in said
+        return
+    assert "half written" in said
+    undo = said.split("to undo it: ")[1]
+    subprocess.run(undo, shell=True, check=True)
+    assert mounted_file.read_text() == "old, and longer than what comes\n"
+    assert names(mounted_file.parent) == ["mine.yaml", "mine.yaml.bak"]
+    assert not unfinished(mounted_file, ())
 
 
 def test_several_files_are_replaced_together_or_not_at_all(

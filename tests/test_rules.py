@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import lora_doctor
-from lora_doctor.engine.registry import find_rules
+from lora_doctor.engine.registry import check_symptoms, find_rules
 from lora_doctor.engine.rule import Example, Rule
 from lora_doctor.results.finding import first_fix
 from lora_doctor.sandbox.worker import Worker
@@ -56,6 +56,7 @@ def test_a_rule_is_documented_and_carries_both_kinds_of_example(rule: type[Rule]
     assert all(position >= 0 for position in positions) and positions == sorted(positions)
     assert {example.kind for example in rule.examples} == {"broken", "healthy"}
     assert rule.summary.endswith(".") and len(rule.summary) < 90
+    check_symptoms(rule)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.code)

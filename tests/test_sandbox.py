@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from lora_doctor.sandbox.outcome import Failure, Outcome
+from lora_doctor.sandbox.outcome import Outcome, TaskFailure
 from lora_doctor.sandbox.worker import Worker, report_progress
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="uses POSIX signals and process groups")
@@ -205,7 +205,7 @@ def run(worker: Worker, function: Any, time_limit: float = 20, **options: Any) -
     return worker.run(f"{HERE}:{function.__name__}", options, time_limit=time_limit, **limits)
 
 
-def failure(outcome: Outcome, kind: str) -> Failure:
+def failure(outcome: Outcome, kind: str) -> TaskFailure:
     assert outcome.value is None
     assert outcome.failure is not None
     assert outcome.failure.kind == kind, outcome.failure

@@ -122,3 +122,16 @@ def test_leaving_out_what_learns_nothing_keeps_what_learns(worker: Worker) -> No
     learning = {group.pattern for group in fixed.before.adapters if group.with_gradient}
     assert fixed.after.outcome == "passed"
     assert {group.pattern for group in fixed.after.adapters} == learning
+
+
+def test_experts_with_a_word_before_their_number_are_one_group() -> None:
+    """As the structure counts them: what learns is compared with it pattern by pattern."""
+    from lora_doctor.contract.adapters import AdapterLayer
+    from lora_doctor.model.modules import pattern_of
+
+    layers = [
+        AdapterLayer(f"decoder.layers.1.ffn.experts.{name}.fc1", None, [])
+        for name in ("expert_0", "expert_11")
+    ]
+    assert {layer.pattern for layer in layers} == {"decoder.layers.*.ffn.experts.expert_*.fc1"}
+    assert pattern_of("experts_3.w.0") == "experts_*.w.*" and pattern_of("fc_1") == "fc_1"

@@ -9,8 +9,10 @@ from typing import Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
+from lora_doctor.limits import HUB_SECONDS, META_SECONDS, TINY_SECONDS
 from lora_doctor.recipe.command_line import Option
 from lora_doctor.recipe.keys import KEYS, RecipeKey
+from lora_doctor.results.depth import STEPS
 from lora_doctor.results.formats import DEFAULT, find_formats
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -65,7 +67,7 @@ def recipe_options(command: F) -> F:
         click.option(
             "--hub-time-limit",
             type=_Number(min=0.1),
-            default=10.0,
+            default=HUB_SECONDS,
             show_default=True,
             metavar="SECONDS",
             help="For all requests to a hub.",
@@ -74,8 +76,8 @@ def recipe_options(command: F) -> F:
             "--time-limit",
             type=_Number(min=1),
             metavar="SECONDS",
-            help="For each run in a child process.  [default: 120 at meta, 180 at tiny, by size "
-            "at full, an hour at least]",
+            help=f"For each run in a child process.  [default: {META_SECONDS:g} at meta, "
+            f"{TINY_SECONDS:g} at tiny, by size at full, an hour at least]",
         ),
         click.option(
             "--memory-limit",
@@ -157,7 +159,7 @@ def device_options(command: F) -> F:
         click.option(
             "--steps",
             type=click.IntRange(1, 100),
-            default=3,
+            default=STEPS,
             show_default=True,
             help="Optimizer steps.",
         ),

@@ -6,16 +6,13 @@ Told by PEFT's own base classes, so that every adapter type of the installed PEF
 from __future__ import annotations
 
 import importlib
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from lora_doctor.model.built_in_adapters import active_in
+from lora_doctor.model.modules import is_numbered, pattern_of
 from lora_doctor.text import clean_path
-
-#: The number of a layer or of an expert in a path; some experts are called ``expert_0``.
-_NUMBERED = re.compile(r"(?:experts?_)?\d+")
 
 
 @dataclass
@@ -59,7 +56,7 @@ class AdapterLayer:
 
     @property
     def pattern(self) -> str:
-        return ".".join("*" if part.isdigit() else part for part in self.path.split("."))
+        return pattern_of(self.path)
 
     @property
     def trainable(self) -> list[AdapterParameter]:
@@ -215,7 +212,7 @@ def without_tokens(layers: list[AdapterLayer]) -> list[AdapterLayer]:
 
 def _twin_key(path: str) -> str:
     parts = path.split(".")
-    numbered = [index for index, part in enumerate(parts) if _NUMBERED.fullmatch(part)]
+    numbered = [index for index, part in enumerate(parts) if is_numbered(part)]
     if len(numbered) < 2:
         return path
     parts[numbered[-1]] = "*"

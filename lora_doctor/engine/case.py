@@ -21,7 +21,7 @@ from lora_doctor.errors import Cause, EvidenceError
 from lora_doctor.evidence.tiny_model_cache import TinyModelCache
 from lora_doctor.recipe.edit import Patch
 from lora_doctor.recipe.recipe import Recipe
-from lora_doctor.results.depth import DEPTHS, Depth
+from lora_doctor.results.depth import DEPTHS, STEPS, Depth
 from lora_doctor.results.diagnosis import Gathered
 from lora_doctor.results.note import Note
 from lora_doctor.results.structure import Structure
@@ -51,7 +51,7 @@ class Settings:
 
     depth: Depth = "tiny"
     device: str = "auto"
-    steps: int = 3
+    steps: int = STEPS
     limits: Limits = field(default_factory=Limits)
     batches: tuple[Mapping[str, Any], ...] | None = None
     #: Of a loaded module: see ``evidence.optimizer.read_optimizer``.
@@ -143,11 +143,11 @@ class Case:
     @evidence(of_recipe=False)
     def remote_code(self) -> RemoteCode:
         """The Python of the model's repository, read and never run."""
-        from lora_doctor.static.remote_code.remote_code import read_remote_code
-
         static = self.static
         if not static.python_files:
             raise EvidenceError("the model's repository has no Python files")
+        from lora_doctor.static.remote_code.remote_code import read_remote_code
+
         origin = f"{len(static.python_files)} Python files of {static.source}, read with ast"
         return self.store.timed(
             "remote_code", origin, lambda: read_remote_code(static.folder, static)
@@ -156,10 +156,10 @@ class Case:
     @evidence(of_recipe=False)
     def script(self) -> TrainingScript:
         """The training script that MODEL names, read and never run."""
-        from lora_doctor.static.script.training_script import read_training_script
-
         if self.source.kind != "script":
             raise EvidenceError("MODEL is no training script")
+        from lora_doctor.static.script.training_script import read_training_script
+
         path = Path(self.source.name)
         origin = f"{path}, read with ast"
         return self.store.timed("script", origin, lambda: read_training_script(path))
@@ -285,7 +285,14 @@ class Case:
             return self._verify_module("full")
         if self.source.folder is None:
             raise EvidenceError(f"{self.source} has no weights to load")
-        return self._verify("full", self.recipe_in_full(), self.settings.device)
+        from lora_doctor.engine.model_files import listed_bytes
+
+        return self._verify(
+            "full",
+            self.recipe_in_full(),
+            self.settings.device,
+            listed_bytes=listed_bytes(self.source),
+        )
 
     @property
     def verification(self) -> Verification:

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lora_doctor.errors import LimitReached
+from lora_doctor.limits import HUB_SECONDS, META_SECONDS, TINY_SECONDS
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.sandbox import memory
-from lora_doctor.sandbox.outcome import Failure
+from lora_doctor.sandbox.outcome import TaskFailure
 from lora_doctor.static.weights import DTYPE_BITS
 from lora_doctor.text import size_in_words
 
@@ -44,11 +45,11 @@ class Limits:
     """
 
     #: For all requests to a hub.
-    hub_seconds: float = 10.0
+    hub_seconds: float = HUB_SECONDS
     #: For a task on the meta device.
-    meta_seconds: float = 120.0
+    meta_seconds: float = META_SECONDS
     #: For one run of the shrunken model.
-    tiny_seconds: float = 180.0
+    tiny_seconds: float = TINY_SECONDS
     #: For one run of the real weights.
     full_seconds: float | None = None
     #: Resident memory of a child process, in bytes.
@@ -150,7 +151,7 @@ def _width(recipe: Recipe, native: float) -> float:
     return max(_BYTES.get(str(recipe.get("dtype")), native), 1)
 
 
-def limit_of(failure: Failure, limits: TaskLimits) -> LimitReached | None:
+def limit_of(failure: TaskFailure, limits: TaskLimits) -> LimitReached | None:
     """The limit of ours that ended a task, with who set it; ``None`` where none did."""
     limit = failure.limit
     if limit is None:
@@ -158,7 +159,7 @@ def limit_of(failure: Failure, limits: TaskLimits) -> LimitReached | None:
     return replace(limit, set_by=limits.seconds_by if limit.kind == "time" else limits.memory_by)
 
 
-def sentence(what: str, limit: LimitReached, failure: Failure) -> str:
+def sentence(what: str, limit: LimitReached, failure: TaskFailure) -> str:
     """Why ``what`` is not known: the limit, what had been reached, and the option."""
     stage = f" while {limit.stage}" if limit.stage else ""
     if limit.kind == "time":

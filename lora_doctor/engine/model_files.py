@@ -65,6 +65,14 @@ def stored_bytes(source: ModelSource) -> int:
         return 0
 
 
+def listed_bytes(source: ModelSource) -> int | None:
+    """Bytes of all files of a hub id, as the hub lists them; ``None`` where it was not asked."""
+    snapshot = source.snapshot
+    if snapshot is None or snapshot.from_cache:
+        return None
+    return sum(file.size or 0 for file in snapshot.files)
+
+
 def require_files(source: ModelSource) -> None:
     """Raises:
     InputError: the installed transformers has no architecture of this name.

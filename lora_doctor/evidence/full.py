@@ -7,6 +7,7 @@ safetensors are loaded: pickled weights are programs.
 from __future__ import annotations
 
 import functools
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,18 @@ from lora_doctor.contract.contract import LEARNING_RATE, Contract, Subject
 from lora_doctor.contract.recorder import Recorder
 from lora_doctor.errors import EvidenceError
 from lora_doctor.evidence import kbit_preparation
+from lora_doctor.limits import DOWNLOAD_TIMES, LISTING_BYTES
 from lora_doctor.model import training_setup
 from lora_doctor.model.new_heads import loaded_again, new_heads
 from lora_doctor.prescription.patches import install_patches
 from lora_doctor.recipe.recipe import Recipe
+from lora_doctor.results.depth import STEPS
 from lora_doctor.results.note import Note
 from lora_doctor.results.verification import Verification
 from lora_doctor.sandbox.memory import is_out_of_memory
 from lora_doctor.sandbox.worker import report_progress
-from lora_doctor.text import one_line
+from lora_doctor.static.hub.hub_library import Downloads, guard_downloads
+from lora_doctor.text import one_line, size_in_words
 
 _FILES = ("*.safetensors", "*.json", "*.model", "*.txt")
 
@@ -31,9 +35,10 @@ _FILES = ("*.safetensors", "*.json", "*.model", "*.txt")
 def gather(
     source: Mapping[str, Any],
     recipe: Mapping[str, Any],
-    steps: int = 3,
+    steps: int = STEPS,
     device: str = "auto",
     patches: Sequence[Mapping[str, Any]] = (),
+    listed_bytes: int | None = None,
 ) -> dict[str, Any]:
     """Run the training contract on the real weights: :meth:`Verification.to_json`.
 
@@ -44,6 +49,7 @@ def gather(
         steps: rounds of optimizer steps, one step per batch.
         device: ``auto`` (CUDA, then MPS, then CPU), or a torch device.
         patches: ``{"name", "parameters"}`` of runtime patches, installed before loading.
+        listed_bytes: of all files of a hub id, as the hub lists them; ``None`` where it did not.
 
     Raises:
         InputError: the source does not exist or is not what it should be.
@@ -55,6 +61,8 @@ def gather(
     device = choose_device(device)
     try:
         report_progress("finding the model's class")
+        if source["kind"] == "hub":
+            guard_downloads(allowed_downloads(source["name"], listed_bytes))
         result = _verify(Loader(source, plan), plan, steps, device)
     except EvidenceError as error:
         result = Verification.undetermined(str(error), depth="full", device=device)
@@ -172,6 +180,19 @@ def _asked_dtype(recipe: Recipe) -> str | None:
     return recipe.get("dtype") or "auto"
 
 
+def allowed_downloads(name: str, listed: int | None) -> Downloads:
+    """How many bytes the library may download: what the hub lists, and what fits on the disk."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    cache = Path(HF_HUB_CACHE)
+    there = next((folder for folder in (cache, *cache.parents) if folder.exists()), Path.cwd())
+    free = shutil.disk_usage(there).free
+    wanted = free if listed is None else DOWNLOAD_TIMES * listed + LISTING_BYTES
+    if wanted < free:
+        return Downloads(wanted, f"{name} is listed with {size_in_words(listed or 0)}")
+    return Downloads(free, f"the disk of {there} has no more room; set HF_HUB_CACHE to another one")
+
+
 def weights_folder(source: Mapping[str, Any]) -> Path:
     """The folder with the weights; those of a hub id are downloaded (safetensors only).
 
@@ -181,9 +202,6 @@ def weights_folder(source: Mapping[str, Any]) -> Path:
     if source["kind"] == "hub":
         from huggingface_hub import snapshot_download
 
-        from lora_doctor.static.hub.hub_library import refuse_names_out_of_the_cache
-
-        refuse_names_out_of_the_cache()
         patterns = [*_FILES, "*.py"] if source["trust_remote_code"] else list(_FILES)
         report_progress(f"downloading {source['name']}")
         try:
@@ -193,9 +211,9 @@ def weights_folder(source: Mapping[str, Any]) -> Path:
                 )
             )
         except Exception as error:
+            kind = "" if isinstance(error, EvidenceError) else f"{type(error).__name__}: "
             raise EvidenceError(
-                f"the weights of {source['name']} cannot be had: "
-                f"{type(error).__name__}: {one_line(error, 200)}",
+                f"the weights of {source['name']} cannot be had: {kind}{one_line(error, 200)}",
                 remedy="hub",
             ) from error
     else:

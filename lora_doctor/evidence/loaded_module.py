@@ -11,6 +11,7 @@ from lora_doctor.nn.copying import structural_copy, undisturbed
 from lora_doctor.nn.rebinding import deep_copy
 from lora_doctor.recipe.files.read_write import as_recipe
 from lora_doctor.recipe.recipe import Recipe
+from lora_doctor.results.depth import STEPS
 from lora_doctor.results.note import Note
 from lora_doctor.results.verification import Verification
 from lora_doctor.text import one_line
@@ -20,7 +21,7 @@ def verify_module(
     module: Any,
     recipe: Any = None,
     batches: Sequence[Mapping[str, Any]] | Mapping[str, Any] | None = None,
-    steps: int = 3,
+    steps: int = STEPS,
 ) -> Verification:
     """Run the training contract on a copy of ``module`` that shares its frozen weights.
 

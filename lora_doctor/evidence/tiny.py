@@ -20,6 +20,7 @@ from lora_doctor.model.new_heads import loaded_again, new_heads
 from lora_doctor.prescription.patches import install_patches
 from lora_doctor.recipe.edit import REMOVE, Edit
 from lora_doctor.recipe.recipe import Recipe
+from lora_doctor.results.depth import STEPS
 from lora_doctor.results.note import Note
 from lora_doctor.results.structure import ErrorReport
 from lora_doctor.results.verification import Obstacle, Verification
@@ -70,7 +71,7 @@ class _Attempt:
 def gather(
     source: Mapping[str, Any],
     recipe: Mapping[str, Any],
-    steps: int = 3,
+    steps: int = STEPS,
     device: str = "cpu",
     patches: Sequence[Mapping[str, Any]] = (),
     made: str | None = None,

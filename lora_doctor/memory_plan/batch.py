@@ -15,6 +15,7 @@ from lora_doctor.memory_plan.data_dependent_ops import KnownValues, UnknownValue
 from lora_doctor.results.note import Note
 from lora_doctor.text import one_line
 from lora_doctor.tiny_model.batch.arguments import make_arguments
+from lora_doctor.tiny_model.batch.config_entries import ConfigEntries
 from lora_doctor.tiny_model.batch.draft import Draft
 from lora_doctor.tiny_model.batch.errors.forward_errors import correct
 from lora_doctor.tiny_model.batch.features import count_placeholders
@@ -23,7 +24,6 @@ from lora_doctor.tiny_model.batch.labels import candidates
 from lora_doctor.tiny_model.batch.loss import batch_loss, output_loss
 from lora_doctor.tiny_model.batch.result import Batch, BatchError
 from lora_doctor.tiny_model.batch.run_forward import run_forward
-from lora_doctor.tiny_model.batch.settings import Settings
 from lora_doctor.tiny_model.batch.signature import forward_parameters, modality_choices
 
 #: Patches along one side of a picture whose size is free: 448 pixels where a patch has 14.
@@ -80,7 +80,7 @@ def planned_batch(model: Any, size: int, length: int, dtype: str) -> PlannedBatc
             _full_size(draft)
             try:
                 batch = _batch_of_length(
-                    draft, min(length, places(model, draft.settings) or length), dtype
+                    draft, min(length, places(model, draft.entries) or length), dtype
                 )
             except (BatchError, UnknownValue) as error:
                 reason = str(error) if modalities is choices[0] else reason
@@ -90,11 +90,11 @@ def planned_batch(model: Any, size: int, length: int, dtype: str) -> PlannedBatc
     raise BatchError(reason)
 
 
-def places(model: Any, settings: Settings) -> int:
+def places(model: Any, entries: ConfigEntries) -> int:
     """Tokens for which the model has learnt positions; 0 where it computes them for any length."""
     from torch import nn
 
-    listed = settings.number(
+    listed = entries.number(
         "max_position_embeddings", "n_positions", "max_target_positions", "max_sequence_length"
     )
     rows = (one.num_embeddings for one in model.modules() if isinstance(one, nn.Embedding))
@@ -104,12 +104,12 @@ def places(model: Any, settings: Settings) -> int:
 
 def _full_size(draft: Draft) -> None:
     """Images of the model's own size, where a tiny model would do with less."""
-    own = draft.settings.number(
+    own = draft.entries.number(
         "image_size", "img_size", "input_size", within=r"vision|image|visual|backbone|^$"
     )
     if 0 < own <= LARGEST_IMAGE_SIDE:
         draft.image.size = own
-    merge = draft.settings.number("spatial_merge_size", "merge_size", default=1)
+    merge = draft.entries.number("spatial_merge_size", "merge_size", default=1)
     draft.image.least_grid_side = GRID_SIDE // merge * merge
 
 

@@ -54,7 +54,7 @@ class Step:
     spread: bool
 
 
-class Subject:
+class MetaModel:
     """A recipe's model on the meta device, ready for a training step.
 
     Args:

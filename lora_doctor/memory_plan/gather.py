@@ -13,7 +13,7 @@ from typing import Any, Literal
 from lora_doctor.errors import EvidenceError, LoraDoctorError
 from lora_doctor.memory_plan import optimizer
 from lora_doctor.memory_plan.alternatives import Alternative, alternatives
-from lora_doctor.memory_plan.footprint import Sizes, Step, Subject, quiet
+from lora_doctor.memory_plan.footprint import MetaModel, Sizes, Step, quiet
 from lora_doctor.memory_plan.thinned_model import Runnable, own_batch, runnable
 from lora_doctor.model import quantization, training_setup
 from lora_doctor.model.injection import report
@@ -177,23 +177,23 @@ class _Planner:
         dtype = _dtype(recipe, self.dtype) if self.can_quantize else self.dtype
         thinned = run.thinned if isinstance(run, Runnable) else _whole(self.model)
         try:
-            subject = Subject(thinned, recipe, kind, dtype)
+            model = MetaModel(thinned, recipe, kind, dtype)
         except Exception as error:  # noqa: BLE001 - whatever this stack's libraries say
             reason = _said(error)
             return MemoryVariant(one.name, one.changes, (_missing("everything", reason, error),))
-        parts = [*_weights(subject.weights()), self._state(subject)]
+        parts = [*_weights(model.weights()), self._state(model)]
         if isinstance(run, str):
             parts.append(_missing(memory_parts.ACTIVATIONS, run))
         else:
-            parts += self._step(subject, run, recipe, kind, dtype)
+            parts += self._step(model, run, recipe, kind, dtype)
         low, middle, high = CONTEXT
         parts.append(
             MemoryPart("CUDA context", middle, "the driver and its libraries", "assumed", low, high)
         )
         return MemoryVariant(one.name, one.changes, tuple(parts))
 
-    def _state(self, subject: Subject) -> MemoryPart:
-        trained = subject.trainable()
+    def _state(self, model: MetaModel) -> MemoryPart:
+        trained = model.trainable()
         count = sum(int(tensor.numel()) * times for tensor, times in trained)
         name = "optimizer state"
         try:
@@ -206,14 +206,14 @@ class _Planner:
 
     def _step(
         self,
-        subject: Subject,
+        model: MetaModel,
         run: Runnable,
         recipe: Recipe,
         kind: Literal["4bit", "8bit"] | None,
         dtype: str,
     ) -> list[MemoryPart]:
         try:
-            step = subject.step(run.batch.inputs, run.batch.loss_of)
+            step = model.step(run.batch.inputs, run.batch.loss_of)
             least = self._least(step, run, recipe, kind, dtype)
         except Exception as error:  # noqa: BLE001 - whatever the model's code says
             return [_missing(memory_parts.ACTIVATIONS, _said(error), error)]
@@ -248,7 +248,7 @@ class _Planner:
             "autocast is not measured, the meta device has none: between everything in half "
             "precision and every layer in the dtype of its weights"
         )
-        return Subject(run.thinned, recipe, kind, dtype, all_in=wanted).step(
+        return MetaModel(run.thinned, recipe, kind, dtype, all_in=wanted).step(
             run.batch.inputs, run.batch.loss_of
         )
 

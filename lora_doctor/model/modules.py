@@ -15,12 +15,18 @@ from typing import Any
 from lora_doctor.results.structure import ModuleGroup, ModuleKind, Role, Tower
 
 #: A part of a path that counts; an expert's may be numbered with a word before it (`expert_3`).
-_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])|(?<=\.expert_)\d+(?![^.])")
+_NUMBERED = r"((?:experts?_)?)\d+"
+_NUMBERED_PART = re.compile(rf"(?<![^.]){_NUMBERED}(?![^.])")
 
 
 def pattern_of(path: str) -> str:
     """The path with every number as ``*``: ``h.3.attn`` is ``h.*.attn``."""
-    return _NUMBER.sub("*", path)
+    return _NUMBERED_PART.sub(r"\1*", path)
+
+
+def is_numbered(part: str) -> bool:
+    """Whether a part of a path counts the layers of a stack, or experts."""
+    return re.fullmatch(_NUMBERED, part) is not None
 
 
 @dataclass
@@ -251,7 +257,7 @@ def expert_counts(parts: Sequence[Part]) -> Mapping[str, int]:
             if "expert" in name and not name.startswith("shared"):
                 owner = ".".join(components[:index])
                 following = components[index + 1]
-                if re.fullmatch(r"(expert_)?\d+", following):
+                if is_numbered(following):
                     members.setdefault(owner, set()).add(following)
                 elif part.kind == "parameter":
                     counts[owner] = part.shape[0]

@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_doctor.errors import HalfDoneError, InputError
-from lora_doctor.files import OLD, TEMPORARY, Step
+from lora_doctor.files import OLD, TEMPORARY, Replacement
 
 _SUFFIX = ".lora-doctor-journal.json"
 _SAYS = "lora-doctor fix --apply is replacing these files; it removes this one when it is done"
@@ -32,7 +33,9 @@ def path_of(recipe: Path) -> Path:
 
 
 @contextlib.contextmanager
-def journal(recipe: Path, steps: Sequence[Step], names: Collection[str] = ()) -> Iterator[None]:
+def journal(
+    recipe: Path, steps: Sequence[Replacement], names: Collection[str] = ()
+) -> Iterator[None]:
     """Say in a file what is going on, for as long as it is going on.
 
     Raises:
@@ -100,7 +103,7 @@ def _hold(descriptor: int) -> bool:
     return True
 
 
-def _entry(step: Step) -> dict[str, Any]:
+def _entry(step: Replacement) -> dict[str, Any]:
     return {
         "file": str(step.target),
         "new": step.temporary.name,
@@ -111,18 +114,25 @@ def _entry(step: Step) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Left:
-    """A file of the journal: whether it has been replaced, and the temporary files beside it."""
+    """A file of the journal: whether it has been replaced, and the temporary files beside it.
+
+    ``half``: it is neither what it was nor what it was to be, which only a file can be that was
+    written in its place (``files``: mounted by itself).
+    """
 
     file: Path
     replaced: bool
     was_new: bool
     old: Path | None
     others: tuple[Path, ...]
+    half: bool = False
 
     @property
     def undo(self) -> list[str]:
         rest = [shlex.join(["rm", str(path)]) for path in self.others]
-        if self.replaced and self.old is not None:
+        if (self.replaced or self.half) and self.old is not None:
+            if self.half or _is_mounted(self.file):
+                return [*rest, *_copied_back(self.old, self.file)]
             return [*rest, shlex.join(["mv", "-f", str(self.old), str(self.file)])]
         if self.replaced and self.was_new:
             return [*rest, shlex.join(["rm", str(self.file)])]
@@ -140,14 +150,32 @@ def _left(entry: Mapping[str, Any], recipe: Path, names: Collection[str]) -> _Le
         raise ValueError(f"{file} is no file that an apply to {recipe} writes")
     new = _beside(file, entry["new"], TEMPORARY)
     old = _beside(file, entry["old"], OLD) if entry["old"] is not None else None
-    digest = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
+    data = file.read_bytes() if file.is_file() else b""
+    replaced = hashlib.sha256(data).hexdigest() == entry["sha256"] and not new.exists()
+    there = old if old is not None and old.exists() else None
     return _Left(
         file,
-        replaced=digest == entry["sha256"] and not new.exists(),
+        replaced=replaced,
         was_new=old is None,
-        old=old if old is not None and old.exists() else None,
+        old=there,
         others=(new,) if new.exists() else (),
+        half=not (replaced or new.exists()) and there is not None and there.read_bytes() != data,
     )
+
+
+def _copied_back(old: Path, file: Path) -> list[str]:
+    """Nothing can be renamed to a file that is mounted by itself."""
+    return [shlex.join(["cp", str(old), str(file)]), shlex.join(["rm", str(old)])]
+
+
+def _is_mounted(file: Path) -> bool:
+    """Whether something is mounted on this very file (Linux: containers do that)."""
+    try:
+        mounts = Path("/proc/self/mountinfo").read_bytes().splitlines()
+    except OSError:
+        return False
+    escaped = re.sub(rb"[\x00-\x20\\]", lambda found: b"\\%03o" % found[0][0], os.fsencode(file))
+    return any(line.split()[4:5] == [escaped] for line in mounts)
 
 
 def _beside(file: Path, name: str, ending: str) -> Path:
@@ -158,14 +186,18 @@ def _beside(file: Path, name: str, ending: str) -> Path:
 
 def _sentence(path: Path, left: Sequence[_Left]) -> str:
     replaced = [str(each.file) for each in left if each.replaced]
-    others = [str(each.file) for each in left if not each.replaced]
-    if not others:
+    half = [str(each.file) for each in left if each.half]
+    others = [str(each.file) for each in left if not (each.replaced or each.half)]
+    if not (half or others):
         rest = [str(each.old) for each in left if each.old is not None]
         tidy = shlex.join(["rm", *rest, str(path)])
         return f"an earlier `fix --apply` was stopped when all was written; to tidy up: {tidy}"
-    state = f"{', '.join(replaced)} replaced, {', '.join(others)} not"
-    if not replaced:
-        state = "nothing was replaced yet"
+    parts = [
+        f"{', '.join(files)} {what}"
+        for files, what in ((replaced, "replaced"), (half, "half written"), (others, "not"))
+        if files
+    ]
+    state = ", ".join(parts) if replaced or half else "nothing was replaced yet"
     undo = " && ".join(
         [*(command for each in left for command in each.undo), shlex.join(["rm", str(path)])]
     )

@@ -339,7 +339,7 @@ def protocol(message: str) -> dict[str, str]:
 
 
 def describe(error: BaseException) -> dict[str, Any]:
-    """The fields of `outcome.Failure` for an exception."""
+    """The fields of `outcome.TaskFailure` for an exception."""
     if isinstance(error, TargetError):
         return protocol(str(error))
     cls = type(error)

@@ -17,7 +17,7 @@ CRASH_MARK = "Fatal Python error:"  # faulthandler's first line
 
 
 @dataclass(frozen=True)
-class Failure:
+class TaskFailure:
     """Why a task gave no value. `message` is one line; `traceback` and `log_tail` may be empty.
 
     kind: "exception" raised by the function (`SystemExit` too); "crash": the process ended by a
@@ -40,7 +40,7 @@ class Failure:
     limit: LimitReached | None = None
 
     @classmethod
-    def described(cls, fields: Mapping[str, Any]) -> Failure:
+    def described(cls, fields: Mapping[str, Any]) -> TaskFailure:
         """The failure that the child has described."""
         cause, remedy = fields.get("cause"), fields.get("remedy")
         return cls(
@@ -64,7 +64,7 @@ class Outcome:
     """
 
     value: Any = None
-    failure: Failure | None = None
+    failure: TaskFailure | None = None
     seconds: float = 0.0
     peak_rss: int = 0
     import_seconds: float = 0.0
@@ -75,22 +75,22 @@ class Outcome:
         return self.failure is None
 
 
-def end_of(what: str, code: int | None, log: str, *, out_of_memory: bool = False) -> Failure:
+def end_of(what: str, code: int | None, log: str, *, out_of_memory: bool = False) -> TaskFailure:
     """The failure of a process that ended without an answer. code: as of subprocess."""
     if code is None or code >= 0:
         text = f"{what}: the process ended with exit code {code} and without an answer"
-        return Failure("crash", "", text, stack_of(log), log)
+        return TaskFailure("crash", "", text, stack_of(log), log)
     try:
         name = signal.Signals(-code).name
     except ValueError:
         name = f"signal {-code}"
     if out_of_memory and name == "SIGKILL":
         text = f"{what}: the kernel killed the process because memory ran out"
-        return Failure("memory", name, text, stack_of(log), log)
+        return TaskFailure("memory", name, text, stack_of(log), log)
     text = f"{what}: the process was ended by {name}"
     if name == "SIGKILL":  # nobody here sent it
         text += ", most likely by the system because memory ran out"
-    return Failure("crash", name, text, stack_of(log), log)
+    return TaskFailure("crash", name, text, stack_of(log), log)
 
 
 def frames_of(stack: str) -> str:

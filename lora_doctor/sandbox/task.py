@@ -11,8 +11,8 @@ from lora_doctor.errors import LimitReached
 from lora_doctor.sandbox.outcome import (
     MEMORY_OPTION,
     TIME_OPTION,
-    Failure,
     Outcome,
+    TaskFailure,
     end_of,
     frames_of,
     stack_of,
@@ -49,7 +49,7 @@ class Task:
         self.unresponsive = False  # not even the child reacts when the task is to be stopped
         self._progress = progress
         self._answer: dict[str, Any] | None = None
-        self._stopped: Failure | None = None  # we ended it, and why
+        self._stopped: TaskFailure | None = None  # we ended it, and why
         self._exit_code: int | None = None
         self._over: float | None = None  # when it answered or was stopped: then it must end soon
         self._log_start, self._oom_kills = child.log_size(), _oom_kills()
@@ -103,15 +103,15 @@ class Task:
         elif now - self._over > GRACE_SECONDS:
             self.child.stop(self.identity, stack=False)
 
-    def _limit_reached(self, rss: int, seconds: float) -> Failure | None:
+    def _limit_reached(self, rss: int, seconds: float) -> TaskFailure | None:
         if self.memory_limit is not None and rss > self.memory_limit:
             used, limit = size_in_words(rss, 2), size_in_words(self.memory_limit, 2)
             text = f"{self.target} used {used} of memory, limit {limit}"
-            return Failure("memory", "", text, limit=self._memory_limit(rss, self.memory_limit))
+            return TaskFailure("memory", "", text, limit=self._memory_limit(rss, self.memory_limit))
         if seconds > self.time_limit:
             text = f"{self.target} did not finish in {self.time_limit:g} s"
             struck = LimitReached("time", self.time_limit, seconds, TIME_OPTION, "", self.stage)
-            return Failure("timeout", "", text, limit=struck)
+            return TaskFailure("timeout", "", text, limit=struck)
         return None
 
     def _memory_limit(self, reached: int, limit: int) -> LimitReached:
@@ -138,7 +138,7 @@ class Task:
             facts=self.facts,
         )
 
-    def _failure(self, log: str) -> Failure | None:
+    def _failure(self, log: str) -> TaskFailure | None:
         if self._stopped is not None:
             return self._stopped
         if self._answer is None:
@@ -147,7 +147,7 @@ class Task:
         described = self._answer["failure"]
         if described is None:
             return None
-        failure = Failure.described(described)
+        failure = TaskFailure.described(described)
         if failure.kind == "memory" and self._answer.get("ceiling") and self.memory_limit:
             # Refused by the backstop of the limit: too fast to be seen growing.
             return replace(failure, limit=self._memory_limit(self.peak_rss, self.memory_limit))

@@ -4,9 +4,9 @@
         outcome = worker.run("lora_doctor.evidence.tiny:gather", {...}, time_limit=60)
         if outcome.failure: ...
 
-A crash, a hang or an out-of-memory of the child is an `Outcome` with a `Failure`, never the end of
-the tool. The child pays the heavy imports once and *forks* for each task, so every task starts from
-the same clean state: patches and remote code of one task never reach the next.
+A crash, a hang or an out-of-memory of the child is an `Outcome` with a `TaskFailure`, never the end
+of the tool. The child pays the heavy imports once and *forks* for each task, so every task starts
+from the same clean state: patches and remote code of one task never reach the next.
 
 Wire: the child's stdin carries requests and its stdout answers, one JSON object a line. Before any
 library is imported, `child.py` moves both to private descriptors, points stdin at the null device
@@ -27,7 +27,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lora_doctor.errors import LimitReached
-from lora_doctor.sandbox.outcome import TIME_OPTION, Failure, Outcome, end_of
+from lora_doctor.sandbox.outcome import TIME_OPTION, Outcome, TaskFailure, end_of
 from lora_doctor.sandbox.process import GRACE_SECONDS, ChildProcess
 from lora_doctor.sandbox.task import Task
 
@@ -205,7 +205,7 @@ class Worker:
                 limit = LimitReached(
                     "time", self._preload_limit, time.monotonic() - began, TIME_OPTION, "", doing
                 )
-                failure = Failure("timeout", "", text, log_tail=child.log_tail(), limit=limit)
+                failure = TaskFailure("timeout", "", text, log_tail=child.log_tail(), limit=limit)
             elif message.get("kind") == "importing":
                 child.importing = message["name"]
             elif message.get("kind") == "ready":
@@ -232,7 +232,7 @@ class Worker:
 
 
 def _stopped(target: str) -> Outcome:
-    return Outcome(failure=Failure("crash", "", f"{target}: the run was stopped"))
+    return Outcome(failure=TaskFailure("crash", "", f"{target}: the run was stopped"))
 
 
 def _environment(*, offline: bool, cuda: bool, threads: int | None) -> dict[str, str]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lora_doctor.errors import InputError
-from lora_doctor.static.hub.hub import HubSnapshot
+
+if TYPE_CHECKING:
+    from lora_doctor.static.hub.hub import HubSnapshot
 
 SourceKind = Literal["hub", "folder", "arch", "factory", "module", "script"]
 

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from lora_doctor.contract.observers.base import Observer, Setting
 from lora_doctor.contract.observers.library_defaults import LibraryDefaults
+from lora_doctor.model.modules import pattern_of
 from lora_doctor.results.observations import EpsilonEffect, NormReading
 from lora_doctor.text import clean_path
 
@@ -129,7 +130,7 @@ class Norms(Observer):
         for norm in self._norms:
             if norm.is_norm and norm.variances:
                 kind = type(norm.module).__name__
-                key = (_pattern(norm.path), kind, norm.epsilon, norm.expected)
+                key = (pattern_of(clean_path(norm.path)), kind, norm.epsilon, norm.expected)
                 groups.setdefault(key, []).append(norm)
         return tuple(_reading(pattern, norms) for (pattern, _, _, _), norms in groups.items())
 
@@ -220,7 +221,3 @@ def _distance(one: Any, two: Any) -> float:
     two = two.float()
     size = float(two.norm())
     return float((one.float() - two).norm()) / size if size else 0.0
-
-
-def _pattern(path: str) -> str:
-    return ".".join("*" if part.isdigit() else part for part in clean_path(path).split("."))

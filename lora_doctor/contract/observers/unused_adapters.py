@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from lora_doctor.contract.observers.base import Observer, Setting
+from lora_doctor.model.modules import pattern_of
 from lora_doctor.results.observations import UnusedAdapterReading
 from lora_doctor.text import calling_line, clean_path
 
@@ -144,7 +145,7 @@ def _outermost(path: str, alive: set[str]) -> str:
     parts = path.split(".")
     ends = range(1, len(parts) + 1)
     dead = next((end for end in ends if ".".join(parts[:end]) not in alive), len(parts))
-    return ".".join("*" if part.isdigit() else part for part in parts[:dead])
+    return pattern_of(".".join(parts[:dead]))
 
 
 def _flat(value: Any) -> tuple[Any, ...]:

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from lora_doctor.errors import EvidenceError, InputError, LimitError
-from lora_doctor.limits import FETCHED_BYTES, HEADER_BYTES, LISTING_BYTES
+from lora_doctor.limits import FETCHED_BYTES, HEADER_BYTES, HUB_SECONDS, LISTING_BYTES
 from lora_doctor.static.hub.bounded_http import Allowance, Wanted, get
 from lora_doctor.static.hub.deadline import Deadline
 from lora_doctor.static.hub.hub_cache import remember, snapshot_folder, store
@@ -102,7 +102,7 @@ def fetch_small_files(
     model_id: str,
     *,
     revision: str | None = None,
-    time_limit: float = 10.0,
+    time_limit: float = HUB_SECONDS,
     token: str | None = None,
     cache_dir: Path | None = None,
 ) -> HubSnapshot:

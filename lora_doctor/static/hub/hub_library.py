@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from lora_doctor.errors import EvidenceError
+from lora_doctor.limits import check_bytes
 from lora_doctor.static.piece import shown
 
 # Names of the threads in which the library works for us start with this.
@@ -32,13 +34,59 @@ def root_cause(error: BaseException) -> str:
 #: What the library makes file names of: a hash, quoted, perhaps marked as weak.
 _HASH = re.compile(r'(?:W/)?"?[A-Za-z0-9_=+-]{1,200}"?')
 _NAMES = ("ETag", "X-Linked-Etag", "X-Repo-Commit", "X-Xet-Hash")
+#: How many bytes will come. What is fetched by Xet instead has as many as the last one says.
+_SIZES = ("Content-Length", "X-Linked-Size")
+_DIGITS = 20
 
 
-def refuse_names_out_of_the_cache() -> None:
-    """Let the library's downloads in this process fail where a server names a file `../`.
+class Downloads:
+    """What the library's own downloads in this process may take: `most` bytes, all together.
 
-    The library puts the `ETag` of an answer behind the folder of its cache, as it is. Its sessions
-    are made anew by a factory, which is where each answer can be looked at before it.
+    The library believes what a server says of a file's size, and reads an answer without one to its
+    end, into the user's cache.
+    """
+
+    def __init__(self, most: int, why: str) -> None:
+        self.most, self.why = most, why
+        self._used = 0
+        self._lock = threading.Lock()
+
+    def take(self, count: int) -> None:
+        """Count bytes that have come. Raises LimitError when they are more than are allowed."""
+        with self._lock:
+            self._used += count
+            self._refuse(self._used)
+
+    def counted(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        """The pieces of an answer, unpacked, each counted before the library has it."""
+        for piece in pieces:
+            self.take(len(piece))
+            yield piece
+
+    def check(self, response: Any) -> None:
+        """Raises EvidenceError where an answer names a file `../`, or announces too many bytes."""
+        for name in _NAMES:
+            value = response.headers.get(name)
+            if value is not None and not _HASH.fullmatch(value):
+                raise EvidenceError(
+                    f"the server sends {shown(value)} as {name}, which is no file name",
+                    remedy="hub",
+                )
+        for name in _SIZES:
+            value = response.headers.get(name) or ""
+            if value.isdecimal():
+                self._refuse(int(value[:_DIGITS]))
+
+    def _refuse(self, size: int) -> None:
+        check_bytes(size, self.most, "what the server sends", self.why)
+
+
+def guard_downloads(downloads: Downloads) -> None:
+    """Let the library's downloads in this process fail where `downloads` says so.
+
+    The library's sessions are made anew by a factory, which is where each answer can be looked at
+    before the library does; it puts the `ETag` of an answer behind the folder of its cache, as it
+    is.
     """
     import huggingface_hub
     from huggingface_hub.utils import _http
@@ -47,31 +95,34 @@ def refuse_names_out_of_the_cache() -> None:
     if configure is not None:  # hub 1 and later: httpx
         make_client = _http.default_client_factory
 
+        def look(response: Any) -> None:
+            downloads.check(response)
+            unpacked = response.iter_bytes
+            response.iter_bytes = lambda *sizes, **named: downloads.counted(
+                unpacked(*sizes, **named)
+            )
+
         def client() -> Any:
             made = make_client()
             hooks = made.event_hooks
-            made.event_hooks = {**hooks, "response": [*hooks.get("response", ()), _check_names]}
+            made.event_hooks = {**hooks, "response": [*hooks.get("response", ()), look]}
             return made
 
         configure(client)
         return
     make_session = _http._default_backend_factory
 
+    def look_at(response: Any, **_: Any) -> None:
+        downloads.check(response)
+        unpacked = response.raw.stream
+        response.raw.stream = lambda *sizes, **named: downloads.counted(unpacked(*sizes, **named))
+
     def session() -> Any:
         made = make_session()
-        made.hooks["response"].append(lambda response, **_: _check_names(response))
+        made.hooks["response"].append(look_at)
         return made
 
     huggingface_hub.configure_http_backend(session)
-
-
-def _check_names(response: Any) -> None:
-    for name in _NAMES:
-        value = response.headers.get(name)
-        if value is not None and not _HASH.fullmatch(value):
-            raise EvidenceError(
-                f"the server sends {shown(value)} as {name}, which is no file name", remedy="hub"
-            )
 
 
 class _NotOurs(logging.Filter):

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lora_doctor.results.note import Note
+from lora_doctor.tiny_model.batch.config_entries import ConfigEntries
 from lora_doctor.tiny_model.batch.names import common_names, renamed
-from lora_doctor.tiny_model.batch.settings import Settings
+from lora_doctor.tiny_model.model_error import ModelError
 
 
 @dataclass
@@ -98,7 +99,7 @@ class Draft:
 
     model: Any
     parameters: dict[str, inspect.Parameter]
-    settings: Settings
+    entries: ConfigEntries
     batch_size: int
     seq_len: int
     seed: int
@@ -120,6 +121,8 @@ class Draft:
     #: What forward raised before the first change that its text did not call for.
     first_error: BaseException | None = None
     notes: list[Note] = field(default_factory=list)
+    #: What was raised on the way, whether a note tells of it or not.
+    objections: list[ModelError] = field(default_factory=list)
     own_names: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

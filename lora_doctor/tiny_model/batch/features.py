@@ -18,6 +18,7 @@ from lora_doctor.tiny_model.batch.values.makers import MAKERS
 from lora_doctor.tiny_model.batch.values.token_ids import placeholder_id
 from lora_doctor.tiny_model.batch.values.unknown import can_guess, guess
 from lora_doctor.tiny_model.modalities import BY_NAME, MODALITIES, Modality
+from lora_doctor.tiny_model.model_error import ModelError
 
 _ATTEMPTS = 4  # to call a tower, each corrected by the error of the one before
 
@@ -66,18 +67,18 @@ def _tower_output(draft: Draft, modality: Modality) -> Any:
             raised = Raised.by(error)
         change = image_patches(draft, arguments, raised) or audio_shape(draft, arguments, raised)
         text = f"get_{modality.name}_features: {change or raised.summary}"
-        draft.notes.append(
-            Note("step", text) if change else Note("objection", text, raised.summary)
-        )
         if not change:
+            draft.notes.append(Note("objection", text, raised.summary))
+            draft.objections.append(ModelError.of(raised.exception, text))
             break
+        draft.notes.append(Note("step", text))
     return None
 
 
 def _tower_method(draft: Draft, modality: Modality) -> tuple[Any, dict[str, Any]] | None:
     """The method that runs the tower of a modality, and its parameters by their common names."""
     name = modality.name
-    if name == "image" and draft.settings.placeholder(name) is None:
+    if name == "image" and draft.entries.placeholder(name) is None:
         name = "video"
     methods = [
         getattr(owner, f"get_{name}_features")
@@ -158,10 +159,10 @@ def _is_beside_features(first: Any, second: Any) -> bool:
 def _by_config(draft: Draft, modality: str) -> int:
     """Number of placeholders by the config's entries, else by the size of the input."""
     if modality == "audio":
-        return draft.settings.number(
+        return draft.entries.number(
             "audio_seq_length", "audio_soft_tokens_per_image", default=draft.audio.frames // 4
         )
-    count = draft.settings.number(
+    count = draft.entries.number(
         "mm_tokens_per_image",
         "image_seq_length",
         "image_seq_len",
@@ -170,5 +171,5 @@ def _by_config(draft: Draft, modality: str) -> int:
         "vision_soft_tokens_per_image",
     )
     images = images_per_sample(draft) if draft.image.layout == "bnchw" else 1
-    patches = max(1, draft.image.size // patch_size(draft.settings)) ** 2
+    patches = max(1, draft.image.size // patch_size(draft.entries)) ** 2
     return (count or patches) * images

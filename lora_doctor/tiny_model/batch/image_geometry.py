@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
+from lora_doctor.tiny_model.batch.config_entries import ConfigEntries
 from lora_doctor.tiny_model.batch.draft import Draft
-from lora_doctor.tiny_model.batch.settings import Settings
 
 #: Paths of configs that say how large images and patches are.
 VISION_CONFIGS = r"vision|image|visual|backbone|encoder|^$"
 
 
-def patch_size(settings: Settings) -> int:
+def patch_size(entries: ConfigEntries) -> int:
     """Pixels per side of one patch."""
-    return settings.number("patch_size", within=VISION_CONFIGS, default=16)
+    return entries.number("patch_size", within=VISION_CONFIGS, default=16)
 
 
 def grid(draft: Draft) -> tuple[int, int, int]:
     """Frames, rows and columns of patches of one image, in the merge factor of the model."""
-    merge = draft.settings.number(
-        "spatial_merge_size", "merge_size", "merge_kernel_size", default=2
-    )
+    merge = draft.entries.number("spatial_merge_size", "merge_size", "merge_kernel_size", default=2)
     side = max(2, -(-4 // merge)) * merge if merge > 1 else 4
     side = max(side, draft.image.least_grid_side)
     return 1, side, side
@@ -29,8 +27,8 @@ def patch_elements(draft: Draft) -> int:
     if draft.image.patch_dim:
         return draft.image.patch_dim
     has_frames = any(name.endswith("_thw") for name in draft.parameters)
-    frames = draft.settings.number("temporal_patch_size", default=1) if has_frames else 1
-    return draft.image.channels * frames * patch_size(draft.settings) ** 2
+    frames = draft.entries.number("temporal_patch_size", default=1) if has_frames else 1
+    return draft.image.channels * frames * patch_size(draft.entries) ** 2
 
 
 def images_per_sample(draft: Draft) -> int:
@@ -41,24 +39,24 @@ def images_per_sample(draft: Draft) -> int:
         return 1 + rows * columns  # the overview comes first
     if draft.image.per_sample:
         return draft.image.per_sample
-    frames = draft.settings.number("num_frames")
+    frames = draft.entries.number("num_frames")
     return frames if frames and "input_ids" not in draft.parameters else 1
 
 
 def is_tiled(draft: Draft) -> bool:
     """Whether images are cut into tiles by their size (LLaVA-NeXT)."""
-    return "image_sizes" in draft.parameters and _smallest_resolution(draft.settings) is not None
+    return "image_sizes" in draft.parameters and _smallest_resolution(draft.entries) is not None
 
 
 def tiles(draft: Draft) -> tuple[int, int]:
     """Rows and columns of tiles of one image."""
-    height, width = _smallest_resolution(draft.settings) or (0, 0)
+    height, width = _smallest_resolution(draft.entries) or (0, 0)
     return max(1, height // draft.image.size), max(1, width // draft.image.size)
 
 
-def _smallest_resolution(settings: Settings) -> tuple[int, int] | None:
+def _smallest_resolution(entries: ConfigEntries) -> tuple[int, int] | None:
     """Height and width in pixels of the smallest image that is cut into tiles."""
-    for node in settings.nodes():
+    for node in entries.nodes():
         points = node.values.get("image_grid_pinpoints")
         if isinstance(points, (list, tuple)) and points:
             smallest = min(points, key=lambda p: p[0] * p[1])

@@ -170,7 +170,7 @@ def _one_per_token(run: _Run) -> Iterator[dict[str, Any]]:
         return
     labels = _token_labels(run, ids)
     yield {"labels": labels}
-    count = run.draft.settings.number("num_codebooks")
+    count = run.draft.entries.number("num_codebooks")
     if ids.dim() == 2 and count > 1:  # text and audio in one sequence (CSM)
         # few enough codes for each decoder
         yield {"labels": run.random_ids(*ids.shape, count, vocab=64)}
@@ -301,7 +301,7 @@ def _token_labels(run: _Run, ids: Any) -> Any:
     import torch
 
     logits = run.logits
-    special = [i for i in run.draft.settings.special_ids() if i >= 0]
+    special = [i for i in run.draft.entries.special_ids() if i >= 0]
     labels = ids.clone()
     hidden = torch.isin(ids, torch.tensor(special, dtype=ids.dtype)) if special else None
     if logits is not None and logits.dim() == 3 and logits.shape[-1] < int(labels.max()) + 1:

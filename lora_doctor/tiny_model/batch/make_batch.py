@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from lora_doctor.results.note import Note, NoteKind
-from lora_doctor.text import error_summary
 from lora_doctor.tiny_model.batch.arguments import can_disable_cache, make_arguments
 from lora_doctor.tiny_model.batch.draft import Draft
 from lora_doctor.tiny_model.batch.errors.forward_errors import correct
@@ -25,6 +24,7 @@ from lora_doctor.tiny_model.batch.signature import (
     modality_choices,
 )
 from lora_doctor.tiny_model.modalities import carried
+from lora_doctor.tiny_model.model_error import ModelError
 
 MAX_ATTEMPTS = 12
 
@@ -58,7 +58,7 @@ def make_batch(
         f"{type(model).__name__}.forward takes no input that is known"
     )
     notes: list[Note] = []
-    forward_errors: list[str] = []
+    forward_errors: list[ModelError] = []
     raised: tuple[BaseException, ...] = ()
     kind: NoteKind = "step"
     cause: BaseException | None = None
@@ -71,7 +71,7 @@ def make_batch(
         )
         draft.notes = notes
         if "return_loss" in parameters:  # a dual encoder reads a text at its last token
-            draft.tokens.last_id = draft.settings.number("eos_token_id")
+            draft.tokens.last_id = draft.entries.number("eos_token_id")
         try:
             batch = _tried(draft) if run else _untried(draft)
         except BatchError as error:
@@ -143,15 +143,17 @@ def _accepted(draft: Draft) -> tuple[dict[str, Any], Any]:
         if outputs is None:
             raise BatchError(f"{_forward_name(draft)}: it returns nothing")
         return inputs, outputs
-    summary = error_summary(last) if last is not None else ""
-    raise BatchError(f"{_forward_name(draft)}: after {MAX_ATTEMPTS} attempts: {summary}") from last
+    assert last is not None  # every attempt has ended with an error
+    said = ModelError.of(last, f"{_forward_name(draft)}: after {MAX_ATTEMPTS} attempts: {{}}")
+    raise BatchError(said.told, [said]) from last
 
 
 def _refused(draft: Draft, last: BaseException) -> BatchError:
     first = draft.first_error or last
-    reason = f"{_forward_name(draft)}: {error_summary(first)}"
-    raised = (last, first) if first is not last else (last,)
-    return BatchError(reason, list(dict.fromkeys((reason, error_summary(last)))), raised)
+    said = ModelError.of(first, f"{_forward_name(draft)}: {{}}")
+    if first is last:
+        return BatchError(said.told, [said], (last,))
+    return BatchError(said.told, [said, ModelError.of(last)], (last, first))
 
 
 def _with_labels(draft: Draft, inputs: dict[str, Any], outputs: Any) -> Batch | None:
@@ -161,8 +163,9 @@ def _with_labels(draft: Draft, inputs: dict[str, Any], outputs: Any) -> Batch | 
         try:
             loss = output_loss(run_forward(draft.model, draft.with_own_names(full)))
         except Exception as error:  # noqa: BLE001 - not the kind of label for this head
-            summary = error_summary(error)
-            draft.notes.append(Note("objection", f"{kind} tried: {summary}", summary))
+            objection = ModelError.of(error, f"{kind} tried: {{}}")
+            draft.objections.append(objection)
+            draft.notes.append(Note("objection", objection.told, str(ModelError.of(error))))
             continue
         if _is_finite(loss):
             return _batch(draft, full, kind)
@@ -177,7 +180,13 @@ def _is_finite(loss: Any) -> bool:
 
 
 def _batch(draft: Draft, inputs: dict[str, Any], loss: str) -> Batch:
-    return Batch(draft.with_own_names(inputs), carried(inputs), loss, list(draft.notes))
+    return Batch(
+        draft.with_own_names(inputs),
+        carried(inputs),
+        loss,
+        list(draft.notes),
+        objections=list(draft.objections),
+    )
 
 
 def _forward_name(draft: Draft) -> str:

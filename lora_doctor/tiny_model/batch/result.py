@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lora_doctor.results.note import Note
+from lora_doctor.tiny_model.model_error import ModelError
 
 
 class BatchError(Exception):
     """No batch was found that the model accepts; `reason` is one line with the last exception.
 
-    `forward_errors` has one line for each choice of modalities that was tried; `raised` is what
+    `forward_errors` has one for each choice of modalities that was tried; `raised` is what
     forward raised for the fullest of them: at last, and before the first guess. `__cause__` is the
     exception that the reason ends in, where it ends in one.
     """
@@ -19,12 +20,12 @@ class BatchError(Exception):
     def __init__(
         self,
         reason: str,
-        forward_errors: list[str] | None = None,
+        forward_errors: list[ModelError] | None = None,
         raised: tuple[BaseException, ...] = (),
     ) -> None:
         super().__init__(reason)
         self.reason = reason
-        self.forward_errors = forward_errors or [reason]
+        self.forward_errors = forward_errors or [ModelError(told=reason)]
         self.raised = raised
 
 
@@ -34,8 +35,9 @@ class Batch:
 
     `modality`: names of the modalities in it, in the order text, image, audio, video. `left_out`:
     those that forward could take and raised errors for (the note `input-left-out` has the error);
-    `forward_errors`: one line for each. `loss`: "labels", "start_positions/end_positions", "its
-    own" (forward returns one without labels) or "surrogate" (made from the outputs).
+    `forward_errors`: one for each; `objections`: all that was raised on the way. `loss`: "labels",
+    "start_positions/end_positions", "its own" (forward returns one without labels) or "surrogate"
+    (made from the outputs).
     """
 
     inputs: dict[str, Any]
@@ -43,11 +45,10 @@ class Batch:
     loss: str
     notes: list[Note] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
-    forward_errors: list[str] = field(default_factory=list)
+    forward_errors: list[ModelError] = field(default_factory=list)
+    objections: list[ModelError] = field(default_factory=list)
 
     def to(self, device: Any) -> Batch:
         """The same batch with its tensors on `device`."""
         moved = {k: v.to(device) if hasattr(v, "to") else v for k, v in self.inputs.items()}
-        return Batch(
-            moved, self.modality, self.loss, self.notes, self.left_out, self.forward_errors
-        )
+        return replace(self, inputs=moved)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from lora_doctor.sandbox.temporary import temporary_folder
-from lora_doctor.text import error_summary
+from lora_doctor.tiny_model.model_error import ModelError
 
 
 class TooBig(Exception):
@@ -64,7 +64,7 @@ def build_small(
         except TooBig:
             raise
         except Exception as error:  # noqa: BLE001 - init code that needs real numbers
-            steps.append(f"size not checked beforehand: {error_summary(error)}")
+            steps.append(f"size not checked beforehand: {ModelError.of(error)}")
     with seeded(seed):
         model = build(config)
         _check_size(model, max_parameters)

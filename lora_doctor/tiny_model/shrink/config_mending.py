@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lora_doctor.text import error_summary
 from lora_doctor.tiny_model.config_roles import Node, role_of, tree
+from lora_doctor.tiny_model.model_error import ModelError
 from lora_doctor.tiny_model.shrink.apply import find_entry
 from lora_doctor.tiny_model.shrink.config_gaps import Gap, gaps
 from lora_doctor.tiny_model.shrink.entry_values import filled
@@ -51,7 +51,7 @@ def mend(config: Any, error: BaseException, running: bool = False) -> Mended | N
         try:
             better = _made_again(config, root.holder)
         except Exception as refused:  # noqa: BLE001 - the message of its validation is read below
-            more = _required_by_validation(root, error_summary(refused))
+            more = _required_by_validation(root, ModelError.of(refused).words)
             if all(overrides.get(where) == value for where, value in more.items()):
                 return None
             overrides |= more
@@ -63,11 +63,12 @@ def mend(config: Any, error: BaseException, running: bool = False) -> Mended | N
 def _wanted(config: Any, error: BaseException) -> dict[str, Any]:
     """Entries to set, by their paths."""
     root = tree(copy.deepcopy(config))
-    message = error_summary(error)
+    objection = ModelError.of(error)
+    message = objection.words
     empty = gaps(error)
     named = {gap.key for gap in empty}
     found: dict[str, Any] = {}
-    for option in repair(Sizes(), None, copy.deepcopy(config), [message])[:1]:
+    for option in repair(Sizes(), None, copy.deepcopy(config), [objection])[:1]:
         for where, value in option.overrides:
             key = where.rpartition(".")[2]
             if key in message or key in named:
@@ -111,7 +112,7 @@ def _empty_factors(config: Any, error: BaseException) -> dict[str, Any]:
 
 def _while_running(config: Any, error: BaseException) -> dict[str, Any]:
     """Entries to set so that the failing statement of a forward has what it computes with."""
-    message = error_summary(error)
+    message = ModelError.of(error).words
     if "None" not in message:
         return {}
     return filled(tree(copy.deepcopy(config)), gaps(error, nearby=False), message)

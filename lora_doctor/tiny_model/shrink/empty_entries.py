@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lora_doctor.tiny_model.config_roles import Node, role_of, spread
+from lora_doctor.tiny_model.model_error import ModelError
 
 #: Rotary embeddings as most models have them.
 DEFAULT_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
@@ -28,13 +29,13 @@ def missing_entries(root: Node, text: str) -> dict[str, Any]:
     return found
 
 
-def empty_entries(root: Node, text: str) -> dict[str, Any]:
+def empty_entries(root: Node, error: ModelError) -> dict[str, Any]:
     """Entries left None that the code computes with, and rotary settings that are not there."""
     found: dict[str, Any] = {}
     for node in root.walk():
         if has_attention(node.values):
             for entries in (_none, _rope_scaling, _windows, _rope_parameters):
-                found |= {node.where(key): value for key, value in entries(node.values, text)}
+                found |= {node.where(key): value for key, value in entries(node.values, error)}
     return found
 
 
@@ -43,15 +44,16 @@ def has_attention(values: Mapping[str, Any]) -> bool:
     return all(isinstance(values.get(key), int) for key in ("hidden_size", "num_attention_heads"))
 
 
-def _none(values: dict[str, Any], text: str) -> Iterator[tuple[str, Any]]:
-    if re.search(r"NoneType|positional argument|not be None", text):
+def _none(values: dict[str, Any], error: ModelError) -> Iterator[tuple[str, Any]]:
+    if re.search(r"NoneType|positional argument|not be None", error.message):
         for key, value in values.items():
-            small = filling(key, values, text) if value is None else None
+            small = filling(key, values, error.words) if value is None else None
             if small is not None:
                 yield key, small
 
 
-def _rope_scaling(values: dict[str, Any], text: str) -> Iterator[tuple[str, Any]]:
+def _rope_scaling(values: dict[str, Any], error: ModelError) -> Iterator[tuple[str, Any]]:
+    text = error.words
     reads = "rope_scaling[" in text or "rope_scaling.get(" in text
     if reads and values.get("rope_scaling", 0) is None:
         yield "rope_scaling", {"rope_type": "default", **mrope_section(values, text)}
@@ -66,22 +68,20 @@ def mrope_section(values: dict[str, Any], text: str) -> dict[str, Any]:
     return {"mrope_section": spread((values.get("head_dim") or width // heads) // 2, [2, 3, 3])}
 
 
-def _windows(values: dict[str, Any], text: str) -> Iterator[tuple[str, Any]]:
-    for key in re.findall(r"`?(\w*window\w*)`?[^.]*(?:not set|is None)", text):
+def _windows(values: dict[str, Any], error: ModelError) -> Iterator[tuple[str, Any]]:
+    for key in re.findall(r"`?(\w*window\w*)`?[^.]*(?:not set|is None)", error.words):
         if values.get(key) is None and values.get("layer_types"):
             yield key, 16
 
 
-def _rope_parameters(values: dict[str, Any], text: str) -> Iterator[tuple[str, Any]]:
+def _rope_parameters(values: dict[str, Any], error: ModelError) -> Iterator[tuple[str, Any]]:
     if values.get("rope_parameters") or "rope_parameters" not in values:
         return
-    layer_type = re.search(r"KeyError: '(\w+_attention)'", text)
-    if layer_type:
-        kinds = sorted(set(values.get("layer_types") or [layer_type[1]]))
+    key = error.message.strip("'\"") if error.kind == "KeyError" else ""
+    if key.endswith("_attention"):
+        kinds = sorted(set(values.get("layer_types") or [key]))
         yield "rope_parameters", {kind: dict(DEFAULT_ROPE) for kind in kinds}
-    elif "NoneType" in text or re.search(
-        r"KeyError: '(rope_type|rope_theta|full_attention)'", text
-    ):
+    elif "NoneType" in error.message or key in ("rope_type", "rope_theta"):
         yield "rope_parameters", dict(DEFAULT_ROPE)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lora_doctor.tiny_model.config_roles import role_of, tree
+from lora_doctor.tiny_model.model_error import ModelError
 from lora_doctor.tiny_model.shrink.build import TooBig
 from lora_doctor.tiny_model.shrink.sizes import Changes, Sizes
 
@@ -30,13 +31,21 @@ _ROLES_TO_RESTORE = (
 _NO_WIDTHS = ("vocab", "ids", "heads", "kv_heads", "depth")
 
 
-def relax(sizes: Sizes, error: str, changes: Changes) -> list[Sizes]:
-    """Entries that the error names as they were; other sizes; then role by role as it was.
+@dataclass(frozen=True)
+class _Objection:
+    """What the errors say, and the sentences about them for people."""
+
+    words: str
+    told: str
+
+
+def relax(sizes: Sizes, errors: Sequence[ModelError], changes: Changes) -> list[Sizes]:
+    """Entries that the errors name as they were; other sizes; then role by role as it was.
 
     Args:
-        error: its text.
         changes: what `sizes` changed in the config.
     """
+    error = _Objection(" ".join(one.words for one in errors), " ".join(one.told for one in errors))
     changed = {
         change.key.rpartition(".")[2] for items in changes.by_role.values() for change in items
     }
@@ -53,40 +62,42 @@ def relax(sizes: Sizes, error: str, changes: Changes) -> list[Sizes]:
     ]
 
 
-def _named_entries(sizes: Sizes, error: str, changed: set[str]) -> Iterator[Sizes]:
-    named = frozenset(key for key in changed if re.search(rf"\b{re.escape(key)}\b", error))
+def _named_entries(sizes: Sizes, error: _Objection, changed: set[str]) -> Iterator[Sizes]:
+    named = frozenset(key for key in changed if re.search(rf"\b{re.escape(key)}\b", error.words))
     named -= {"vocab_size", "hidden_size"}
     if named - sizes.keep_keys:
-        why = f"named in the objection, kept: {', '.join(sorted(named))} ({error})"
+        why = f"named in the objection, kept: {', '.join(sorted(named))} ({error.told})"
         yield replace(sizes, keep_keys=sizes.keep_keys | named, origin="called for", why=why)
 
 
-def _widths_of_thirds(sizes: Sizes, error: str) -> Iterator[Sizes]:
+def _widths_of_thirds(sizes: Sizes, error: _Objection) -> Iterator[Sizes]:
     """Six parts of one width (LiLT's boxes): numbers with a three in them."""
-    parts = re.search(r"cannot be multiplied \(\d+x(\d+) and (\d+)x\d+\)", error)
+    parts = re.search(r"cannot be multiplied \(\d+x(\d+) and (\d+)x\d+\)", error.words)
     if sizes.base > 32 and parts and int(parts[1]) % 3 == 0 < int(parts[2]) % 3:
-        why = f"repaired: widths of thirds ({error})"
+        why = f"repaired: widths of thirds ({error.told})"
         yield replace(sizes, base=96, origin="called for", why=why)
 
 
-def _other_sizes(sizes: Sizes, error: str, changes: Changes, changed: set[str]) -> Iterator[Sizes]:
+def _other_sizes(
+    sizes: Sizes, error: _Objection, changes: Changes, changed: set[str]
+) -> Iterator[Sizes]:
     if changes.multiples:
-        why = f"numbers of layers in proportion ({error})"
+        why = f"numbers of layers in proportion ({error.told})"
         yield replace(sizes, in_proportion=True, why=why)
     larger = [grid for grid in (8, 12, 16) if grid > sizes.grid]
     if larger and any("image" in key for key in changed):
-        yield replace(sizes, grid=larger[0], why=f"{larger[0]} patches per side ({error})")
-    if sizes.base > 32 and re.search(r"shape|[Ss]ize|divisible|multiple of", error):
+        yield replace(sizes, grid=larger[0], why=f"{larger[0]} patches per side ({error.told})")
+    if sizes.base > 32 and re.search(r"shape|[Ss]ize|divisible|multiple of", error.words):
         # widths that the code rounds up or divides: numbers with more twos in them
-        yield replace(sizes, base=128, why=f"larger widths ({error})")
-    yield replace(sizes, min_depth=4, why=f"four layers ({error})")
+        yield replace(sizes, base=128, why=f"larger widths ({error.told})")
+    yield replace(sizes, min_depth=4, why=f"four layers ({error.told})")
 
 
-def _roles(sizes: Sizes, error: str, changes: Changes) -> Iterator[Sizes]:
+def _roles(sizes: Sizes, error: _Objection, changes: Changes) -> Iterator[Sizes]:
     for role in _ROLES_TO_RESTORE:
         if role in changes.by_role or (role == "depth" and "layers" in changes.by_role):
             kept = {role, "kv_heads"} if role == "heads" else {role}  # groups of as many heads
-            why = f"{role} left as they were ({error})"
+            why = f"{role} left as they were ({error.told})"
             yield replace(sizes, keep_roles=frozenset(kept), why=why)
 
 

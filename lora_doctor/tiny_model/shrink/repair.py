@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lora_doctor.tiny_model.config_roles import Node, tree
+from lora_doctor.tiny_model.model_error import ModelError
 from lora_doctor.tiny_model.shrink.empty_entries import empty_entries, missing_entries
 from lora_doctor.tiny_model.shrink.sections import ids_of_code, required_sections, rope_sections
 from lora_doctor.tiny_model.shrink.sizes import Sizes
@@ -21,26 +22,27 @@ from lora_doctor.tiny_model.shrink.ties import (
 from lora_doctor.tiny_model.shrink.widths import agreed_widths, required_rows
 
 
-def repair(sizes: Sizes, model: Any, config: Any, errors: list[str]) -> list[Sizes]:
+def repair(sizes: Sizes, model: Any, config: Any, errors: list[ModelError]) -> list[Sizes]:
     """The sizes with what errors call for written into single entries; none where that is there.
 
     Args:
         model: what was built from `config`, the small one; None where nothing could be.
-        errors: texts, that of the fullest batch first.
+        errors: what was raised, for the fullest batch first.
     """
     root = tree(config)
     # The first was raised before other layouts were guessed, whose sizes mean nothing.
-    overrides = agreed_widths(root, errors[0] if errors else "")
-    for text in errors[:1] if overrides else errors:
+    overrides = agreed_widths(root, errors[0].words if errors else "")
+    for error in errors[:1] if overrides else errors:
         for reader in _READERS:
-            overrides.update(reader(root, text))
+            overrides.update(reader(root, error))
         if model is not None:
-            overrides.update(ids_of_code(root, model, text))
-            overrides.update(tie_towers(root, model, text))
+            overrides.update(ids_of_code(root, model, error.words))
+            overrides.update(tie_towers(root, model, error.words))
     known = dict(sizes.overrides)
     if all(known.get(where) == value for where, value in overrides.items()):
         return []
-    return [sizes.with_overrides({**known, **overrides}, f"repaired: {'; '.join(errors)[:300]}")]
+    why = f"repaired: {'; '.join(map(str, errors))[:300]}"
+    return [sizes.with_overrides({**known, **overrides}, why)]
 
 
 def _required_flags(root: Node, text: str) -> dict[str, Any]:
@@ -87,19 +89,18 @@ def _unchosen(root: Node, text: str) -> dict[str, Any]:
     return found
 
 
+def _of_words(
+    reader: Callable[[Node, str], dict[str, Any]],
+) -> Callable[[Node, ModelError], dict[str, Any]]:
+    """A reader that needs no more of an error than what it says."""
+    return lambda root, error: reader(root, error.words)
+
+
 #: Each gives entries, by their paths, and the values that an error calls for. A later one wins.
-_READERS: tuple[Callable[[Node, str], dict[str, Any]], ...] = (
-    rope_sections,
-    required_sections,
-    missing_entries,
+_READERS: tuple[Callable[[Node, ModelError], dict[str, Any]], ...] = (
+    *map(_of_words, (rope_sections, required_sections, missing_entries)),
     empty_entries,
-    _required_flags,
-    _position_factors,
-    _unchosen,
-    tie_vocabularies,
-    tie_stages,
-    tie_channels,
-    tie_inputs,
-    tie_backbone,
-    required_rows,
+    *map(_of_words, (_required_flags, _position_factors, _unchosen)),
+    *map(_of_words, (tie_vocabularies, tie_stages, tie_channels, tie_inputs, tie_backbone)),
+    _of_words(required_rows),
 )

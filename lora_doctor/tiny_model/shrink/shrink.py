@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lora_doctor.static.installed.missing_package import missing_package
-from lora_doctor.text import error_summary
 from lora_doctor.tiny_model.batch.make_batch import make_batch
 from lora_doctor.tiny_model.batch.result import Batch, BatchError
 from lora_doctor.tiny_model.config_roles import tree
 from lora_doctor.tiny_model.faults_of_code import is_fault_of_code
+from lora_doctor.tiny_model.model_error import ModelError
 from lora_doctor.tiny_model.shrink.absent_parts import all_absent
 from lora_doctor.tiny_model.shrink.apply import apply_sizes
 from lora_doctor.tiny_model.shrink.build import TooBig, build_small, read_back
@@ -215,8 +215,9 @@ class _Search:
     def _not_loaded(self, attempt: _Attempt, error: Exception) -> None:
         """A cheap attempt, no model was built; when nothing helps, one that is not saved will
         do."""
-        self.last_error = error_summary(error)
-        self._go_on(self._options(attempt, [self.last_error]))
+        objection = ModelError.of(error)
+        self.last_error = objection.told
+        self._go_on(self._options(attempt, [objection]))
         if not self.queue:
             self.must_load = False
             self.queue.restart(self.start)
@@ -235,10 +236,11 @@ class _Search:
         missing = missing_package(error)
         if missing:  # no number of the config changes that
             raise ShrinkError(f"it {missing}") from error
-        self.last_error = error_summary(error)
+        objection = ModelError.of(error)
+        self.last_error = objection.told
         if self._fill_gaps(attempt, error):
             return
-        options = self._options(attempt, [self.last_error])
+        options = self._options(attempt, [objection])
         self._go_on(sections_of_code(attempt.sizes, attempt.config, error) + options)
 
     def _run(self, attempt: _Attempt, shrunk: Shrunk) -> Shrunk | None:
@@ -257,11 +259,11 @@ class _Search:
             errors = error.forward_errors
         else:
             shrunk.batch = batch
-            lost = [note.text for note in batch.notes if _LOST_LOSS.search(note.reason)]
+            lost = [error for error in batch.objections if _LOST_LOSS.search(error.words)]
             if _is_whole(shrunk) and not self._repairs_of_loss(attempt, shrunk, lost):
                 return shrunk
             errors = batch.forward_errors + lost
-            self.last_error = errors[0]
+            self.last_error = errors[0].told
         if self.built is None or _fuller(shrunk.batch, self.built.batch):
             self.built = shrunk
         self._go_on(self._options(attempt, errors, shrunk.model))
@@ -274,16 +276,20 @@ class _Search:
             self.built = shrunk
         return self.best()
 
-    def _repairs_of_loss(self, attempt: _Attempt, shrunk: Shrunk, lost: list[str]) -> list[Sizes]:
+    def _repairs_of_loss(
+        self, attempt: _Attempt, shrunk: Shrunk, lost: list[ModelError]
+    ) -> list[Sizes]:
         """Sizes with which a model may have a loss that it lost to its config."""
         if shrunk.batch.loss != "surrogate" or not lost:
             return []
         return repair(attempt.sizes, shrunk.model, shrunk.config, lost)
 
-    def _options(self, attempt: _Attempt, errors: list[str], model: Any = None) -> list[Sizes]:
+    def _options(
+        self, attempt: _Attempt, errors: list[ModelError], model: Any = None
+    ) -> list[Sizes]:
         """What to try next after these errors of building, or of running `model`."""
         options = repair(attempt.sizes, model, attempt.config, errors)
-        return options + relax(attempt.sizes, " ".join(errors), attempt.changes)
+        return options + relax(attempt.sizes, errors, attempt.changes)
 
     def _go_on(self, options: list[Sizes]) -> None:
         self.errors.append(self.last_error)

@@ -12,6 +12,7 @@ from lora_doctor.tiny_model.batch.errors import modality_errors as modality
 from lora_doctor.tiny_model.batch.errors import shape_errors as shape
 from lora_doctor.tiny_model.batch.errors.raised import Raised
 from lora_doctor.tiny_model.faults_of_code import is_fault_of_code
+from lora_doctor.tiny_model.model_error import ModelError
 
 #: Changes the draft as an error calls for and says how; an empty text where it does not.
 Reader = Callable[[Draft, dict[str, Any], Raised], str]
@@ -62,7 +63,7 @@ def correct(draft: Draft, inputs: dict[str, Any], error: BaseException) -> bool:
     for reader in _READERS:
         change = reader(draft, inputs, raised)
         if change:
-            _note(draft, change, raised.summary)
+            _note(draft, change, raised, raised.summary)
             draft.first_error = None
             return True
     draft.first_error = draft.first_error or error
@@ -70,17 +71,19 @@ def correct(draft: Draft, inputs: dict[str, Any], error: BaseException) -> bool:
         return False
     change = argument.not_made_by_forward(draft, inputs, raised)
     if change:
-        _note(draft, change, raised.summary)
+        _note(draft, change, raised, raised.summary)
         return True
     change = _guess(draft)
     if change:
-        _note(draft, change, raised.start)
+        _note(draft, change, raised, raised.start)
     return bool(change)
 
 
-def _note(draft: Draft, change: str, error: str) -> None:
+def _note(draft: Draft, change: str, raised: Raised, error: str) -> None:
     """Note what was changed, and the error that the model had raised."""
-    draft.notes.append(Note("objection", f"{change} ({error})", error))
+    told = f"{change} ({error})"
+    draft.notes.append(Note("objection", told, error))
+    draft.objections.append(ModelError.of(raised.exception, told))
 
 
 def _guess(draft: Draft) -> str:

@@ -84,7 +84,7 @@ def index_mask(draft: Draft, inputs: dict[str, Any], raised: Raised) -> str:
 
 def codebooks(draft: Draft, inputs: dict[str, Any], raised: Raised) -> str:
     """Audio as codes of several codebooks: one more dimension of the token ids."""
-    known = draft.settings.number("num_codebooks", "num_channels")
+    known = draft.entries.number("num_codebooks", "num_channels")
     match = re.search(
         r"size of tensor a \(\d+\) must match the size of tensor b \((\d+)\)", raised.text
     )

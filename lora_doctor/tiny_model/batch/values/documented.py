@@ -75,4 +75,4 @@ def _size(draft: Draft, term: str, inputs: dict[str, Any]) -> int:
     if re.search(r"frames", term):
         return draft.audio.frames
     words = re.sub(r"^(config|self)\.", "", term)
-    return draft.settings.number(words, f"max_{words}", f"num_{words}", default=4)
+    return draft.entries.number(words, f"max_{words}", f"num_{words}", default=4)

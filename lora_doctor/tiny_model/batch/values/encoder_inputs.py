@@ -20,7 +20,7 @@ def encoder_vocabulary(draft: Draft, name: str) -> int:
         return 0
     if "text" not in draft.modalities:
         return 0
-    return draft.settings.number(
+    return draft.entries.number(
         "vocab_size", within=rf"(^|\.){named[1]}(_encoder|_model)?(_config)?$"
     )
 

@@ -31,7 +31,7 @@ def _shape(draft: Draft) -> tuple[int, ...]:
     b, c, side = draft.batch_size, draft.image.channels, draft.image.size
     layout = draft.image.layout
     if layout in ("grid", "grid_patches", "strip"):
-        patch, patches = patch_size(draft.settings), _patches_in_grids(draft)
+        patch, patches = patch_size(draft.entries), _patches_in_grids(draft)
         return {
             "grid": (patches, patch_elements(draft)),
             "grid_patches": (patches, c, patch, patch),
@@ -55,11 +55,11 @@ def _patches_in_grids(draft: Draft) -> int:
 
 
 def _most_tiles(draft: Draft) -> int:
-    return draft.settings.number("max_num_tiles", default=4)
+    return draft.entries.number("max_num_tiles", default=4)
 
 
 def _frames(draft: Draft) -> int:
-    return draft.settings.number("num_frames", default=2)
+    return draft.entries.number("num_frames", default=2)
 
 
 def pixel_values_videos(draft: Draft, inputs: dict[str, Any]) -> Any:
@@ -90,7 +90,7 @@ def image_merge_sizes(draft: Draft, inputs: dict[str, Any]) -> Any:
     """How many patches per side become one token, for each image."""
     import torch
 
-    merge = draft.settings.number("spatial_merge_size", "merge_size", default=1)
+    merge = draft.entries.number("spatial_merge_size", "merge_size", default=1)
     return torch.full((draft.batch_size,), merge)
 
 
@@ -165,7 +165,7 @@ def flattened_patches(draft: Draft, inputs: dict[str, Any]) -> Any:
     """Pix2Struct: row and column (from 1), then the values of the patch."""
     import torch
 
-    size = draft.image.patch_dim or draft.image.channels * patch_size(draft.settings) ** 2
+    size = draft.image.patch_dim or draft.image.channels * patch_size(draft.entries) ** 2
     values = torch.rand((draft.batch_size, _PATCHES, size), generator=draft.generator())
     positions = (patch_positions(draft, inputs) + 1).to(values.dtype)
     return torch.cat([positions, values], dim=-1)
@@ -175,7 +175,7 @@ def bool_masked_pos(draft: Draft, inputs: dict[str, Any]) -> Any:
     """The first half of the patches of each image is masked."""
     import torch
 
-    count = draft.image.masked_patches or (draft.image.size // patch_size(draft.settings)) ** 2
+    count = draft.image.masked_patches or (draft.image.size // patch_size(draft.entries)) ** 2
     mask = torch.zeros((draft.batch_size, count), dtype=torch.bool)
     mask[:, : max(1, count // 2)] = True
     return mask
@@ -198,6 +198,6 @@ def image_embeds_position_mask(draft: Draft, inputs: dict[str, Any]) -> Any:
     import torch
 
     mask = torch.zeros(input_ids(draft).shape, dtype=torch.long)
-    count = draft.settings.number("latent_query_num", "num_query_tokens", default=8)
+    count = draft.entries.number("latent_query_num", "num_query_tokens", default=8)
     mask[:, 2 : 2 + (draft.image.positions or count)] = 1
     return mask

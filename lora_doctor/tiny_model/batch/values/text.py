@@ -83,7 +83,7 @@ def decoder_input_ids(draft: Draft, inputs: dict[str, Any]) -> Any:
 
 
 def qformer_input_ids(draft: Draft, inputs: dict[str, Any]) -> Any:
-    vocab = draft.settings.number("vocab_size", within="qformer", default=64)
+    vocab = draft.entries.number("vocab_size", within="qformer", default=64)
     shape = (draft.batch_size, _QFORMER_TOKENS)
     return random_ids(draft, shape[0] * shape[1], vocab).reshape(shape)
 

@@ -12,7 +12,7 @@ def random_ids(draft: Draft, count: int, vocab: int) -> Any:
     """`count` random token ids below `vocab` that are not special. Shape [count], int64."""
     import torch
 
-    special = draft.settings.special_ids()
+    special = draft.entries.special_ids()
     allowed = [i for i in range(min(vocab, 4096)) if i not in special]
     allowed = [i for i in allowed if i > 2] or allowed or [0]
     pick = torch.randint(len(allowed), (count,), generator=draft.generator())
@@ -56,9 +56,9 @@ def _placeholders(draft: Draft) -> list[Any]:
 def placeholder_id(draft: Draft, modality: str) -> int | None:
     """The token that stands for one feature of a modality. Where forward takes no videos of their
     own and the config marks nothing else, an image is a frame of one."""
-    found = draft.settings.placeholder(modality)
+    found = draft.entries.placeholder(modality)
     if found is None and modality == "image" and "pixel_values_videos" not in draft.parameters:
-        found = draft.settings.placeholder("video")
+        found = draft.entries.placeholder("video")
     return found
 
 
@@ -69,5 +69,5 @@ def border_ids(draft: Draft, modality: str, which: str) -> list[Any]:
 
     names = [f"vision_{which}_token_id"] if modality != "audio" else []
     names += [f"{modality}_{which}_token_id"]
-    marker = draft.settings.number(*names)
+    marker = draft.entries.number(*names)
     return [torch.tensor([marker])] if 0 < marker < draft.tokens.vocab else []

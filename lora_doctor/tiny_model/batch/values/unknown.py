@@ -73,7 +73,7 @@ def _no_tensor(draft: Draft, name: str, annotation: str) -> Any:
     if _BOOL.search(annotation):
         return False
     if re.search(r"\bint\b", annotation):
-        return draft.settings.number(name, f"default_{name}", default=1)
+        return draft.entries.number(name, f"default_{name}", default=1)
     if re.search(r"\bfloat\b", annotation):
         return 1.0
     return _string(draft, name) if re.search(r"\bstr\b", annotation) else None
@@ -81,7 +81,7 @@ def _no_tensor(draft: Draft, name: str, annotation: str) -> Any:
 
 def _string(draft: Draft, name: str) -> str | None:
     """What the config has under this name: the value, the default or the first of several."""
-    for node in draft.settings.nodes():
+    for node in draft.entries.nodes():
         for key in (name, f"default_{name}", f"{name}s"):
             value = node.values.get(key)
             value = value[0] if isinstance(value, (list, tuple)) and value else value
@@ -108,14 +108,14 @@ def _shape_by_name(
     if re.search(r"(_ids?|_index|_indices|_idx)$", name):
         return (b, text_length(draft, inputs))
     stem = name.rstrip("s")
-    for node in draft.settings.nodes():
+    for node in draft.entries.nodes():
         for key, value in node.values.items():
             named = re.search(rf"(^|_){re.escape(stem)}s?_(dim|size|features|channels)$", key)
             if named and isinstance(value, int) and value > 0:
                 return (b, value)
     if integer:
         return (b, text_length(draft, inputs))
-    hidden = draft.settings.number("hidden_size", "d_model", "n_embd", default=8)
+    hidden = draft.entries.number("hidden_size", "d_model", "n_embd", default=8)
     return (b, text_length(draft, inputs), hidden) if name.endswith("states") else (b, hidden)
 
 

@@ -15,7 +15,7 @@ _BORDER = re.compile(
 )  # fmt: skip
 
 
-class Settings:
+class ConfigEntries:
     """Entries of a config tree by name, outermost first."""
 
     def __init__(self, config: Any) -> None:
