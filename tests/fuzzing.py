@@ -16,18 +16,21 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import resource
+import select
 import shutil
+import signal
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 from hypothesis import strategies as st
@@ -67,6 +70,16 @@ class Totals:
     refused: int = 0
     slowest: float = 0.0
     failures: list[str] = field(default_factory=list)
+    #: Bytes: the most memory that a process had.
+    peak: int = 0
+
+    def add(self, other: Totals) -> None:
+        """Count what another round has done."""
+        self.inputs += other.inputs
+        self.refused += other.refused
+        self.slowest = max(self.slowest, other.slowest)
+        self.failures += other.failures
+        self.peak = max(self.peak, other.peak)
 
 
 # --- what is forbidden while a reader works -------------------------------------------------
@@ -203,7 +216,10 @@ def fuzz(
 
 
 def main(arguments: list[str]) -> int:
-    """Fuzz for some minutes and print the totals; 1 when a property was violated."""
+    """Fuzz for some minutes and print the totals, however it ends; 1 when a property was violated.
+
+    Each round is a process of its own: one that dies of its input, or never ends, is a violation.
+    """
     from tests.fuzz_targets import TARGETS
 
     parser = argparse.ArgumentParser(prog="fuzz", description=__doc__)
@@ -213,33 +229,123 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--examples", type=int, default=200, help="inputs of one round")
     options = parser.parse_args(arguments)
     chosen = [each for each in TARGETS if not options.select or each.name in options.select]
+    if not chosen:
+        parser.error(f"no such target; there are {', '.join(each.name for each in TARGETS)}")
     totals = {target.name: Totals() for target in chosen}
     end = time.monotonic() + 60 * options.minutes
     number = options.seed
+    ended = "the time is up"
+    for each in _ENDING:
+        # One that is ignored (nohup, a shell's background job) stays so.
+        if signal.getsignal(each) is not signal.SIG_IGN:
+            signal.signal(each, _end)
     try:
-        while time.monotonic() < end and chosen:
+        while time.monotonic() < end:
             for target in chosen:
                 if time.monotonic() < end:
-                    _round(target, options.examples, number, totals[target.name])
+                    round_of(target, options.examples, number, totals[target.name])
             number += 1
-    except KeyboardInterrupt:
-        print("interrupted; so far:")
+    except KeyboardInterrupt as stop:
+        ended = f"ended by {stop}" if str(stop) else "interrupted"
+    finally:
+        _tell(totals, f"seeds {options.seed} to {number}; {ended}")
+    return 1 if any(each.failures for each in totals.values()) else 0
+
+
+_ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU)
+#: Seconds that a round may take: its inputs have their own limits, far below.
+_ROUND_SECONDS = 1800.0
+
+
+def _end(number: int, _frame: Any) -> None:
+    raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+def _tell(totals: Mapping[str, Totals], rest: str) -> None:
     for name, each in totals.items():
         print(
             f"{name}: {each.inputs:,} inputs, {each.refused:,} refused, "
             f"slowest {each.slowest:.1f} s, {len(each.failures)} violations"
         )
-    print(f"all: {sum(each.inputs for each in totals.values()):,} inputs; most memory of the "
-          f"process {_peak() >> 20} MiB; seeds {options.seed} to {number}")  # fmt: skip
-    return 1 if any(each.failures for each in totals.values()) else 0
+    peak = max(each.peak for each in totals.values())
+    count = sum(each.inputs for each in totals.values())
+    violations = sum(len(each.failures) for each in totals.values())
+    print(
+        f"all: {count:,} inputs, {violations} violations; most memory of a process "
+        f"{peak >> 20} MiB; {rest}",
+        flush=True,
+    )
+
+
+def round_of(target: Target, examples: int, number: int, sums: Totals) -> None:
+    """Fuzz a target in a process of its own and add what it did to `sums`."""
+    sys.stdout.flush()
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        _in_child(target, examples, number, writing)
+    os.close(writing)
+    code: int | None = None
+    try:
+        answer = _read_all(reading, time.monotonic() + _ROUND_SECONDS)
+        if answer is not None:
+            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    finally:
+        os.close(reading)
+        if code is None:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+    if answer is None:
+        failure = f"did not end within {_ROUND_SECONDS:.0f} s"
+    elif not answer:
+        how = signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
+        failure = f"the process was ended by an input: {how}"
+    else:
+        sums.add(Totals(**json.loads(answer)))
+        return
+    text = f"seed {number}: {failure}"
+    sums.failures.append(text)
+    print(f"--- {target.name}, {text}", flush=True)
+
+
+def _read_all(descriptor: int, end: float) -> bytes | None:
+    """What comes until the other side is closed; None when that takes too long."""
+    content = b""
+    while select.select([descriptor], [], [], max(end - time.monotonic(), 0))[0]:
+        piece = os.read(descriptor, 65_536)
+        if not piece:
+            return content
+        content += piece
+    return None
+
+
+def _in_child(target: Target, examples: int, number: int, writing: int) -> NoReturn:
+    """Never returns: what is behind `round_of` belongs to the parent."""
+    code = 1
+    try:
+        for each in _ENDING:
+            signal.signal(each, signal.SIG_DFL)
+        sums = Totals()
+        _round(target, examples, number, sums)
+        sums.peak = _peak()
+        with os.fdopen(writing, "wb") as stream:
+            stream.write(json.dumps(asdict(sums)).encode())
+        code = 0
+    except KeyboardInterrupt:
+        pass  # the parent has it, too
+    except BaseException:  # noqa: BLE001 - a traceback, and the parent counts it
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
 
 
 def _round(target: Target, examples: int, number: int, sums: Totals) -> None:
     try:
         fuzz(target, examples, number, sums)
-    except BaseException as error:
-        if isinstance(error, (KeyboardInterrupt, SystemExit)):
-            raise
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001 - SystemExit of a reader is one, too
         for each in getattr(error, "exceptions", (error,)):  # hypothesis may find several at once
             notes = "\n".join(getattr(each, "__notes__", ()))
             text = f"seed {number}: {type(each).__name__}: {each}\n{notes}"
