@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from lora_doctor.api import CheckOptions, open_case
+from lora_doctor.api import CaseOptions, CheckOptions, open_case
 from lora_doctor.dry_run import command as commands
 from lora_doctor.dry_run import launch
 from lora_doctor.dry_run.captured import Captured, shapes
@@ -211,7 +211,9 @@ def _diagnose(
     registry.check_selection(selection, rules)
     recipe = captured.recipe()
     source = _source(captured)
-    with open_case(source, recipe, {**given, "progress": progress}) as case:
+    # Where the guest saw everything, no child has to import torch once more.
+    case_options: CaseOptions = {"progress": progress}
+    with open_case(source, recipe, case_options, eager=False) as case:
         _keep(case, captured, found, recipe)
         diagnosis = diagnose(case, rules, selection, strict=given.get("strict", False))
     findings = tuple(_with_place(one, found.run) for one in diagnosis.findings)
@@ -254,19 +256,23 @@ def _keep(case: Case, captured: Captured, found: _Outcome, recipe: Recipe) -> No
     reason = found.open or "the command failed before a model with adapters was trained"
     if verification is not None:
         store.keep("tiny", verification)
-    elif case.source.kind == "module" or captured.adapter is None:
+    elif _own(case) or captured.adapter is None:
         store.refuse("tiny", EvidenceError(reason))
     if optimizer is not None:
         store.keep("optimizer", optimizer)
     else:
         store.refuse("optimizer", EvidenceError("no optimizer took a step in the dry run"))
-    if case.source.kind != "module":
-        return
+    record = captured.last("structure")
     structure = captured.structure()
-    if structure is not None:
-        store.keep("structure", replace(structure, recipe=recipe.to_json()))
-    else:
+    if structure is not None and record is not None and (record["full"] or _own(case)):
+        store.keep("structure", structure)
+    elif _own(case):
         store.refuse("structure", EvidenceError(reason))
+
+
+def _own(case: Case) -> bool:
+    """Whether the command makes its model by itself: nobody else can build it."""
+    return case.source.kind == "module"
 
 
 def _with_place(finding: Finding, run: DryRun) -> Finding:

@@ -102,9 +102,7 @@ def _verify(model: Any, given: list[Mapping[str, Any]] | None, run: _Run) -> Ver
         steps=notes,
     )
     dtype = training_setup.dtype_of(model)
-    return Contract(
-        subject, recipe, steps=run.steps, depth=depth, device=device, dtype=dtype
-    ).run()
+    return Contract(subject, recipe, steps=run.steps, depth=depth, device=device, dtype=dtype).run()
 
 
 def _own_config(module: Any) -> Any:

@@ -40,7 +40,7 @@ def is_of_user(file: str) -> bool:
         return False
     path = os.path.abspath(file)
     installed = f"{os.sep}site-packages{os.sep}" in path or f"{os.sep}dist-packages{os.sep}" in path
-    return not installed and not path.startswith(_of_libraries()) and not path.startswith(_OURS)
+    return not installed and not path.startswith((*_of_libraries(), _OURS))
 
 
 def caller() -> Place | None:

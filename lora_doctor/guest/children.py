@@ -58,9 +58,7 @@ def watch_children(session: Session) -> None:
     def look(event: str, arguments: tuple[Any, ...]) -> None:
         if event == "subprocess.Popen":
             executable, words, _, environment = arguments
-        elif event == "os.exec":
-            executable, words, environment = arguments
-        elif event == "os.posix_spawn":
+        elif event in ("os.exec", "os.posix_spawn"):
             executable, words, environment = arguments
         else:
             return

@@ -21,8 +21,8 @@ _FILE = "session.json"
 
 @dataclass(frozen=True)
 class Session:
-    """``nonce``: what a guest repeats, so that an answer is one of this session. ``acts``: functions
-    as ``module:function`` that a guest calls with the session. ``options``: what they go by."""
+    """``nonce``: what a guest repeats, so that an answer is one of this session. ``acts``:
+    ``module:function`` of what a guest calls with the session. ``options``: what they go by."""
 
     folder: Path
     nonce: str

@@ -30,8 +30,8 @@ class DryRunEnd(BaseException):
 class Acting:
     """One process of a dry run.
 
-    ``steps``: optimizer steps so far. ``in_trainer``: calls of a ``Trainer.train`` that are running:
-    a trainer comes to its end by itself. ``in_contract``: whether what runs is ours.
+    ``steps``: optimizer steps so far. ``in_trainer``: calls of a ``Trainer.train`` that are
+    running: a trainer comes to its end by itself. ``in_contract``: whether what runs is ours.
     """
 
     def __init__(self, session: Session) -> None:

@@ -64,16 +64,18 @@ def _wrappers(acting: Acting, module: ModuleType) -> None:
     acting.replaced.around(module.PeftModel, "from_pretrained", from_pretrained)
     watch = _FirstForward(acting)
     for owner in vars(module).values():
-        if isinstance(owner, type) and issubclass(owner, module.PeftModel):
-            if "forward" in vars(owner):
-                acting.replaced.around(owner, "forward", watch)
+        wraps = isinstance(owner, type) and issubclass(owner, module.PeftModel)
+        if wraps and "forward" in vars(owner):
+            acting.replaced.around(owner, "forward", watch)
 
 
 def _small_adapter(acting: Acting, model: Any, name: Any, named: dict[str, Any]) -> Path:
-    """An adapter of the same config for the small model, which the real one's weights do not fit."""
+    """An adapter of the same config for the small model; the real weights do not fit it."""
     import peft
 
-    looked = {k: v for k, v in named.items() if k in ("subfolder", "revision", "token", "cache_dir")}
+    looked = {
+        k: v for k, v in named.items() if k in ("subfolder", "revision", "token", "cache_dir")
+    }
     with acting.ours():
         config = peft.PeftConfig.from_pretrained(str(name), **looked)
         key = hashlib.sha256(f"{name} {sorted(looked)}".encode()).hexdigest()[:16]

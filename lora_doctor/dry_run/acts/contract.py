@@ -1,4 +1,4 @@
-"""The training contract on a copy of the user's own model, with what its forward was called with."""
+"""The training contract on a copy of the user's own model, with what its forward was given."""
 
 from __future__ import annotations
 
@@ -64,9 +64,31 @@ def _run(acting: Acting, model: Any, batch: dict[str, Any]) -> None:
         inputs={name: list(value.shape) for name, value in batch.items() if _is_tensor(value)},
     )
     recipe = captured_recipe(adapter.values, loading, training["values"] if training else None)
-    acting.journal.tell("structure", structure=describe_module(model, recipe).to_json())
+    full = None if loading is None else _at_full_size(acting, loading, recipe)
+    small = describe_module(model, recipe).to_json() if full is None else None
+    acting.journal.tell("structure", structure=full or small, full=full is not None)
     result = verify_module(model, recipe, batch, random_weights=loading is not None)
     acting.journal.tell("contract", verification=result.to_json())
+
+
+def _at_full_size(acting: Acting, loading: Mapping[str, Any], recipe: Any) -> Any:
+    """The class at full size on the meta device, which the parent would else have to import torch
+    for; ``None`` where it cannot be built here."""
+    from lora_doctor.errors import LoraDoctorError
+    from lora_doctor.evidence import meta
+    from lora_doctor.static.model_source import ModelSource
+
+    folder = loading["folder"]
+    if folder is None:
+        return None
+    source = ModelSource(
+        "folder", folder, trust_remote_code=loading["trust_remote_code"], folder=folder
+    )
+    try:
+        return meta.gather(source.for_child(), recipe.to_json())
+    except LoraDoctorError as error:
+        acting.journal.tell("no_full_size", reason=str(error))
+        return None
 
 
 def read_optimizer(acting: Acting, optimizer: Any, scheduler: Any, planned: int | None) -> None:
@@ -85,7 +107,11 @@ def read_optimizer(acting: Acting, optimizer: Any, scheduler: Any, planned: int 
         except LoraDoctorError as error:
             acting.journal.tell("no_optimizer", reason=str(error))
             return
-    acting.journal.tell("optimizer", state=dataclasses.asdict(state), type=type(optimizer).__name__)
+    acting.journal.tell(
+        "optimizer",
+        state=dataclasses.asdict(state),
+        type=type(getattr(optimizer, "optimizer", optimizer)).__name__,
+    )
 
 
 def keep_rows(

@@ -34,7 +34,7 @@ def _told(acting: Acting) -> None:
 def _mode(acting: Acting, torch: Any) -> Any:
     moves, calls = torch.Tensor.to, torch.Tensor.cuda
 
-    class CudaIsCpu(torch.overrides.TorchFunctionMode):  # type: ignore[misc, name-defined]
+    class CudaIsCpu(torch.overrides.TorchFunctionMode):  # type: ignore[misc]
         """Every function of torch that takes a device."""
 
         def __torch_function__(

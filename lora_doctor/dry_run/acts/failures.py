@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import sys
 import traceback
 from types import ModuleType, TracebackType
@@ -20,9 +21,7 @@ def prepare(acting: Acting) -> None:
     """See what ends the process; in a notebook, what ends a cell."""
     before = sys.excepthook
 
-    def hook(
-        kind: type[BaseException], error: BaseException, trace: TracebackType | None
-    ) -> None:
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if isinstance(error, DryRunEnd):
             return  # the process ends with code 1, which the parent knows to be our doing
         tell(acting, error)
@@ -37,10 +36,8 @@ def tell(acting: Acting, error: BaseException) -> None:
     """Record an exception, once."""
     if isinstance(error, (DryRunEnd, KeyboardInterrupt)) or getattr(error, _SEEN, False):
         return
-    try:
+    with contextlib.suppress(AttributeError):  # one with slots is told twice, which does no harm
         setattr(error, _SEEN, True)
-    except AttributeError:
-        pass  # an exception with slots is told twice, which the parent can bear
     cause = Cause.of(error)
     every, own = of_traceback(error.__traceback__)
     lines = traceback.format_exception(type(error), error, error.__traceback__)

@@ -115,6 +115,7 @@ def _small(acting: Acting, original: Any, call: Loading) -> Any:
         model_class=type(model).__name__,
         module=type(model).__module__,
         name=call.name,
+        folder=_folder(call),
         revision=plain(call.named.get("revision")),
         trust_remote_code=bool(call.named.get("trust_remote_code")) or _is_remote(model),
         asked=call.asked,
@@ -128,6 +129,20 @@ def _small(acting: Acting, original: Any, call: Loading) -> Any:
     )
     small_models.remember(model, call.name)
     return result
+
+
+def _folder(call: Loading) -> str | None:
+    """Where the config lies: the folder that was given, or the hub's snapshot."""
+    if os.path.isdir(call.name):
+        return os.path.abspath(os.path.join(call.name, call.named.get("subfolder") or ""))
+    from transformers.utils import cached_file
+
+    looked = {key: value for key, value in call.named.items() if key in _FOR_CONFIG}
+    try:
+        found = cached_file(call.name, "config.json", **{**looked, "local_files_only": True})
+    except OSError:
+        return None
+    return None if found is None else os.path.dirname(found)
 
 
 def _is_remote(model: Any) -> bool:

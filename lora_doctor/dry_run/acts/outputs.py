@@ -16,16 +16,22 @@ def prepare(acting: Acting) -> None:
     def saved(owner: Any, name: str) -> None:
         acting.replaced.around(owner, name, places.writing_second)
 
-    acting.after("transformers.modeling_utils", lambda m: saved(m.PreTrainedModel, "save_pretrained"))
+    acting.after(
+        "transformers.modeling_utils", lambda m: saved(m.PreTrainedModel, "save_pretrained")
+    )
     acting.after(
         "transformers.configuration_utils",
-        lambda m: saved(getattr(m, "PreTrainedConfig", None) or m.PretrainedConfig, "save_pretrained"),
+        lambda m: saved(
+            getattr(m, "PreTrainedConfig", None) or m.PretrainedConfig, "save_pretrained"
+        ),
     )
     acting.after(
         "transformers.tokenization_utils_base",
         lambda m: saved(m.PreTrainedTokenizerBase, "save_pretrained"),
     )
-    acting.after("transformers.processing_utils", lambda m: saved(m.ProcessorMixin, "save_pretrained"))
+    acting.after(
+        "transformers.processing_utils", lambda m: saved(m.ProcessorMixin, "save_pretrained")
+    )
     acting.after(
         "transformers.generation.configuration_utils",
         lambda m: saved(m.GenerationConfig, "save_pretrained"),

@@ -89,7 +89,7 @@ def _tell_start(acting: Acting, trainer: Any, args: Any, state: Any, given: dict
         scheduler=type(given.get("lr_scheduler")).__name__,
         planned=int(state.max_steps),
         accumulation=int(args.gradient_accumulation_steps),
-        rows=len(rows) if hasattr(rows, "__len__") else None,
+        rows=len(rows) if rows is not None and hasattr(rows, "__len__") else None,
         world_size=int(getattr(args, "world_size", 1) or 1),
         distributed=plain(getattr(accelerator, "distributed_type", None)),
         mixed_precision=plain(getattr(accelerator, "mixed_precision", None)),
