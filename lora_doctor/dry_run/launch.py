@@ -9,6 +9,7 @@ refused by name.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import stat
@@ -29,6 +30,8 @@ from lora_doctor.sandbox import memory
 _POLL_SECONDS = 0.02
 #: Looks between two of the memory, which costs more.
 _MEMORY_EVERY = 10
+#: Looks between two words on what is going on, for which files are read.
+_TOLD_EVERY = 25
 #: Seconds in which a guest has to answer once its process was seen.
 _ANSWER_SECONDS = 60.0
 #: Seconds that processes get to end by themselves.
@@ -50,6 +53,8 @@ _SERVICES = {
     "DISABLE_VERSION_CHECK": "1",
     "PYTHONDONTWRITEBYTECODE": "1",
 }
+#: Matrices of a small model are so small that a second thread only costs.
+_THREADS = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ class Ended:
 
 def environment_of(session: Session, outer: Mapping[str, str]) -> dict[str, str]:
     """The environment of the command: our guest, folders of the session, no services."""
-    found = session.environment(outer)
+    found = {**_THREADS, **session.environment(outer)}
     found.update(_SERVICES)
     folders = {
         "TMPDIR": "tmp", "TEMP": "tmp", "TMP": "tmp", "WANDB_DIR": "services",
@@ -122,12 +127,15 @@ def run(
         watch = _Watch(session, process.pid)
         refused, limit = "", None
         try:
-            while process.poll() is None:
+            for count in itertools.count():
+                if process.poll() is not None:
+                    break
                 refused = watch.look()
                 limit = watch.limit(time.monotonic() - began, seconds, memory_limit)
                 if refused or limit:
                     break
-                progress(watch.stage())
+                if count % _TOLD_EVERY == 0:
+                    progress(watch.stage())
                 time.sleep(_POLL_SECONDS)
         finally:
             _end_all(process, session)

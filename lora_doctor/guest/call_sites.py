@@ -36,7 +36,7 @@ def _of_libraries() -> tuple[str, ...]:
 @functools.lru_cache(maxsize=4096)
 def is_of_user(file: str) -> bool:
     """Whether a file is neither of Python, nor of an installed package, nor ours."""
-    if not file or file.startswith("<") or file.startswith(_OURS):
+    if not file or file.startswith(("<", _OURS)):
         return False
     path = os.path.abspath(file)
     installed = f"{os.sep}site-packages{os.sep}" in path or f"{os.sep}dist-packages{os.sep}" in path
