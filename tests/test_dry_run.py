@@ -55,7 +55,7 @@ def rules(report: dict[str, Any]) -> list[str]:
     return [finding["rule"] for finding in report["findings"]]
 
 
-# --- scripts ---------------------------------------------------------------------------------------
+# --- scripts --------------------------------------------------------------------------------------
 
 
 def test_a_healthy_trainer_script_is_healthy_and_comes_to_its_end(place: Path) -> None:
@@ -107,7 +107,7 @@ def test_an_exception_of_the_script_is_told_with_the_users_own_line(place: Path)
     assert first["location"] == {"kind": "file", "path": "wrong_name.py", "line": call}
 
 
-# --- nothing runs without a guest ------------------------------------------------------------------
+# --- nothing runs without a guest -----------------------------------------------------------------
 
 
 @pytest.fixture
@@ -194,7 +194,7 @@ def test_the_users_own_sitecustomize_still_runs(tmp_path: Path) -> None:
     assert "exit code 7" in " ".join(result.out.split())
 
 
-# --- what cannot be answered -----------------------------------------------------------------------
+# --- what cannot be answered ----------------------------------------------------------------------
 
 
 def test_a_package_that_is_missing_is_no_finding(tmp_path: Path) -> None:
