@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.rule_api import Case, Finding, Location, Measurement, Proof, Rule
+from lora_doctor.rule_api import Case, Example, Finding, Location, Measurement, Proof, Rule
 
 
 class CommandFails(Rule):
@@ -34,6 +34,10 @@ class CommandFails(Rule):
     name = "command-fails"
     summary = "The training command itself raises an exception."
     depth = "static"
+    examples = (
+        Example("broken", "", script="rows = []\nprint(rows[0])\n", why="an IndexError of its own"),
+        Example("healthy", "", script="rows = [1]\nprint(rows[0])\n"),
+    )
 
     def check(self, case: Case) -> Iterator[Finding]:
         run = case.dry_run
