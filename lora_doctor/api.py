@@ -290,9 +290,11 @@ def diagnose_contract(model: Any, recipe: Any = None, **options: Unpack[CheckOpt
 
 
 @contextlib.contextmanager
-def open_case(model: Any, recipe: Any, options: CaseOptions) -> Iterator[Case]:
+def open_case(
+    model: Any, recipe: Any, options: CaseOptions, *, eager: bool = True
+) -> Iterator[Case]:
     """A case with a child process behind it, closed at the end unless it was handed in. Files of
-    a hub id are fetched.
+    a hub id are fetched. ``eager``: the child starts at once; without, with its first task.
 
     Raises:
         InputError: as :func:`check`.
@@ -322,7 +324,7 @@ def open_case(model: Any, recipe: Any, options: CaseOptions) -> Iterator[Case]:
     progress = given["progress"] or (lambda text: None)
     with contextlib.ExitStack() as stack:
         child = given["worker"] or stack.enter_context(_worker(source, settings))
-        if settings.depth != "static" and source.kind not in ("module", "script"):
+        if eager and settings.depth != "static" and source.kind not in ("module", "script"):
             child.start()  # imports run while the files are read
         if source.kind == "hub":
             source = _fetch(source, limits.hub_seconds, progress)

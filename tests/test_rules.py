@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import lora_doctor
+from lora_doctor.dry_run.judge import DryRunOptions, dry_run
 from lora_doctor.engine.registry import check_symptoms, find_rules
 from lora_doctor.engine.rule import Example, Rule
 from lora_doctor.results.finding import first_fix
@@ -36,7 +38,16 @@ def examples(kind: str) -> list[object]:
         pytest.param(rule, example, id=f"{rule.code}-{example.model}-{number}")
         for rule in RULES
         for number, example in enumerate(rule.examples)
-        if example.kind == kind and occurs_here(example)
+        if example.kind == kind and occurs_here(example) and not example.script
+    ]
+
+
+def scripts() -> list[object]:
+    return [
+        pytest.param(rule, example, id=f"{rule.code}-{example.kind}-{number}")
+        for rule in RULES
+        for number, example in enumerate(rule.examples)
+        if example.script and occurs_here(example)
     ]
 
 
@@ -104,3 +115,15 @@ def test_healthy_is_silent(rule: type[Rule], example: Example, worker: Worker) -
     )
     assert not [finding for finding in diagnosis.findings if finding.rule == rule.code]
     assert rule.code in diagnosis.passed, [vars(item) for item in diagnosis.skipped]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rule", "example"), scripts())
+def test_a_script_is_dry_run(rule: type[Rule], example: Example, tmp_path: Path) -> None:
+    """What a rule about commands finds in a broken one, and nothing in a healthy one."""
+    script = tmp_path / "script.py"
+    script.write_text(example.script)
+    diagnosis = dry_run([str(script)], DryRunOptions())
+    found = [finding for finding in diagnosis.findings if finding.rule == rule.code]
+    assert bool(found) == (example.kind == "broken")
+    assert found or rule.code in diagnosis.passed

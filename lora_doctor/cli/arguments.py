@@ -9,6 +9,7 @@ from lora_doctor.recipe.keys import KEYS
 
 if TYPE_CHECKING:
     from lora_doctor.api import CheckOptions
+    from lora_doctor.dry_run.judge import DryRunOptions
     from lora_doctor.engine.limits import Limits
     from lora_doctor.recipe.recipe import Recipe
 
@@ -41,6 +42,32 @@ def check_options(options: Mapping[str, Any], progress: Callable[[str], None]) -
     if "depth" in options:
         found["depth"] = options["depth"]
     return found
+
+
+def dry_run_options(options: Mapping[str, Any]) -> DryRunOptions:
+    """The options of a dry run.
+
+    Raises:
+        InputError: the file of ``--output-file`` could not be written later.
+    """
+    from lora_doctor.dry_run.judge import DEFAULT_SECONDS, DryRunOptions
+    from lora_doctor.engine.limits import DEFAULT_MEMORY, GIB
+
+    if options["output_file"] is not None:
+        from lora_doctor.files import check_writable
+
+        check_writable(options["output_file"])
+    return DryRunOptions(
+        rows=options["rows"],
+        seconds=options["time_limit"] or DEFAULT_SECONDS,
+        memory=int(options["memory_limit"] * GIB) if options["memory_limit"] else DEFAULT_MEMORY,
+        check={
+            "select": _codes(options["select"]),
+            "ignore": _codes(options["ignore"]),
+            "rules": options["rule_folders"],
+            "strict": options["strict"],
+        },
+    )
 
 
 def recipe_of(options: Mapping[str, Any]) -> Recipe:

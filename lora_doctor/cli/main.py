@@ -19,6 +19,7 @@ from lora_doctor.cli.arguments import check_options, recipe_of
 from lora_doctor.cli.options import (
     adapter_option,
     device_options,
+    dry_run_options,
     memory_options,
     prescription_option,
     recipe_options,
@@ -224,6 +225,22 @@ def fix(**options: Any) -> int:
     for path in written:
         streams.tell(f"wrote {path}")
     return code
+
+
+@cli.command("dry-run", context_settings={"allow_interspersed_args": False})
+@dry_run_options
+@report_options
+def dry_run(**options: Any) -> int:
+    """Run your own training command with the model shrunk, and diagnose what it did.
+
+    COMMAND is what you type to train (-- python train.py --lr 2e-4, -- accelerate launch ...), or
+    a train.py, a notebook or a launcher's YAML file. Your code runs as it is; models are made
+    small with random weights, data cut to a few rows, training to three steps; outputs go to a
+    temporary folder. No weights and no GPU are needed.
+    """
+    from lora_doctor.cli.dry_run import run
+
+    return _report(_with_progress(lambda tell: run(options, tell)), options)
 
 
 @cli.command()

@@ -133,6 +133,34 @@ def report_options(command: F) -> F:
     return _with(options, command)
 
 
+def dry_run_options(command: F) -> F:
+    """The command of a dry run, and how much of it is run."""
+    options = [
+        click.argument("command", metavar="COMMAND...", nargs=-1, type=click.UNPROCESSED),
+        click.option(
+            "--rows",
+            type=click.IntRange(2),
+            default=64,
+            show_default=True,
+            metavar="N",
+            help="Rows of each data set that are tokenized and mapped.",
+        ),
+        click.option(
+            "--time-limit",
+            type=_Number(min=1),
+            metavar="SECONDS",
+            help="For the whole command.  [default: 600]",
+        ),
+        click.option(
+            "--memory-limit",
+            type=_Number(min=0.1),
+            metavar="GIB",
+            help="Resident memory of the command and all that it starts.  [default: 8]",
+        ),
+    ]
+    return _with(options, command)
+
+
 def memory_options(command: F) -> F:
     """What the memory plan is made for."""
     options = [

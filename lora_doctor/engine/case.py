@@ -32,6 +32,7 @@ from lora_doctor.static.model_source import ModelSource
 if TYPE_CHECKING:
     from lora_doctor.evidence.optimizer import OptimizerState
     from lora_doctor.results.adapter_loading import AdapterLoading
+    from lora_doctor.results.dry_run import DryRun
     from lora_doctor.results.memory_plan import MemoryPlan
     from lora_doctor.static.adapter_files import AdapterFiles
     from lora_doctor.static.adapter_values import AdapterValues
@@ -163,6 +164,12 @@ class Case:
         path = Path(self.source.name)
         origin = f"{path}, read with ast"
         return self.store.timed("script", origin, lambda: read_training_script(path))
+
+    @evidence(of_recipe=False)
+    def dry_run(self) -> DryRun:
+        """What the user's own command did; raises where none was run. Whoever runs one keeps it,
+        with the training contract, the optimizer and the structure that it saw."""
+        raise EvidenceError("no command was run: lora-doctor dry-run -- COMMAND")
 
     @evidence(of_recipe=False)
     def adapter(self) -> AdapterFiles:

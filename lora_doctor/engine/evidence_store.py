@@ -59,6 +59,10 @@ class EvidenceStore:
         """Put a value in the place of what was gathered."""
         self._values[name] = value
 
+    def refuse(self, name: str, error: EvidenceError) -> None:
+        """Keep the reason why a piece cannot be had; nothing is tried."""
+        self._errors[name] = error
+
     def forget(self, names: Iterable[str]) -> None:
         """Gather these pieces anew when they are next asked for."""
         for name in names:

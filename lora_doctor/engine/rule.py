@@ -61,6 +61,8 @@ class Example:
     #: ``model`` names a factory that returns a module and options of :func:`lora_doctor.check`; the
     #: module is handed over in memory, as in a training script.
     loaded: bool = False
+    #: A script that is dry-run instead, for a rule about what a command does; ``model`` is empty.
+    script: str = ""
 
 
 class Rule(ABC):

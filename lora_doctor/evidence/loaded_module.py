@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from lora_doctor.contract.contract import LEARNING_RATE, Contract, Subject
@@ -16,12 +17,17 @@ from lora_doctor.results.note import Note
 from lora_doctor.results.verification import Verification
 from lora_doctor.text import one_line
 
+#: Random weights are far from any minimum.
+TINY_LEARNING_RATE = 1e-2
+
 
 def verify_module(
     module: Any,
     recipe: Any = None,
     batches: Sequence[Mapping[str, Any]] | Mapping[str, Any] | None = None,
     steps: int = STEPS,
+    *,
+    random_weights: bool = False,
 ) -> Verification:
     """Run the training contract on a copy of ``module`` that shares its frozen weights.
 
@@ -32,10 +38,13 @@ def verify_module(
         recipe: what :func:`as_recipe` takes; for a ``PeftModel`` its own config unless given.
         batches: forward arguments, one mapping or several; made from the signature unless given.
         steps: rounds of optimizer steps, one step per batch.
+        random_weights: the module is a shrunken one that stands for a trained model: depth
+            ``tiny``, and what depends on the values of its weights says nothing.
 
     Raises:
         InputError: ``recipe`` is not a recipe.
     """
+    depth = "tiny" if random_weights else "full"
     device = str(next((p.device for p in module.parameters()), "cpu"))
     adapted = training_setup.is_adapted(module)
     plan = as_recipe(_own_config(module) if recipe is None and adapted else recipe)
@@ -48,20 +57,26 @@ def verify_module(
             return Verification.undetermined(
                 f"{type(module).__name__} cannot be copied: {type(error).__name__}: "
                 f"{one_line(error, 200)}; give a factory (package.module:function) instead",
-                depth="full",
+                depth=depth,
                 device=device,
             )
-        return _verify(twin, plan, None if given is None else list(given), steps, device, shared)
+        run = _Run(plan, steps, device, depth, shared)
+        return _verify(twin, None if given is None else list(given), run)
 
 
-def _verify(
-    model: Any,
-    recipe: Recipe,
-    given: list[Mapping[str, Any]] | None,
-    steps: int,
-    device: str,
-    shared: bool,
-) -> Verification:
+@dataclass(frozen=True)
+class _Run:
+    """How the contract is run. ``shared``: the copy has the weights of somebody else."""
+
+    recipe: Recipe
+    steps: int
+    device: str
+    depth: str
+    shared: bool
+
+
+def _verify(model: Any, given: list[Mapping[str, Any]] | None, run: _Run) -> Verification:
+    recipe, device, depth = run.recipe, run.device, run.depth
     notes: list[Note] = []
     training_setup.keep_quantized_layout(model)
     try:
@@ -70,25 +85,25 @@ def _verify(
         )
     except training_setup.NoBatch as error:
         return Verification.undetermined(
-            str(error), depth="full", device=device, obstacle="batch", base_error=error.raised
+            str(error), depth=depth, device=device, obstacle="batch", base_error=error.raised
         )
     subject = Subject(
         base=model,
         batches=[batch.to(device) for batch in batches],
         wrap=training_setup.wrapper(model, recipe),
-        fresh=training_setup.fresh_base(model, shared=shared),
+        fresh=training_setup.fresh_base(model, shared=run.shared),
         set_up=lambda wrapped: training_setup.set_up(wrapped, recipe),
-        learning_rate=LEARNING_RATE,
+        learning_rate=LEARNING_RATE if depth == "full" else TINY_LEARNING_RATE,
         copyable=training_setup.is_copyable(model),
-        user_weights=True,
+        user_weights=depth == "full",
         user_inputs=bool(given),
-        shared=shared,
+        shared=run.shared,
         missing=training_setup.missing_inputs(model, batches),
         model_class=type(model).__name__,
         steps=notes,
     )
     dtype = training_setup.dtype_of(model)
-    return Contract(subject, recipe, steps=steps, depth="full", device=device, dtype=dtype).run()
+    return Contract(subject, recipe, steps=run.steps, depth=depth, device=device, dtype=dtype).run()
 
 
 def _own_config(module: Any) -> Any:

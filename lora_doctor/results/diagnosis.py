@@ -14,6 +14,7 @@ from lora_doctor.recipe.edit import Patch
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results import display
 from lora_doctor.results.depth import Depth
+from lora_doctor.results.dry_run import DryRun
 from lora_doctor.results.finding import Finding
 from lora_doctor.results.fix import Fix
 from lora_doctor.results.from_json import from_json
@@ -116,6 +117,8 @@ class Diagnosis:
     #: What the recipe and its alternatives take on a GPU; ``None`` when nobody asked for it or it
     #: could not be made.
     memory_plan: MemoryPlan | None = None
+    #: The user's own command, run; ``None`` where none was.
+    dry_run: DryRun | None = None
     #: What all of it took, in seconds.
     seconds: float = 0.0
     #: Remarks on the run.
@@ -183,6 +186,7 @@ class Diagnosis:
             },
             "structure": structure.to_json() if structure else None,
             "memory_plan": self.memory_plan.to_json() if self.memory_plan else None,
+            "dry_run": self.dry_run.to_json() if self.dry_run else None,
             "next_command": self.next_command,
             "notes": [asdict(note) for note in self.notes],
             "timings": {

@@ -45,7 +45,8 @@ def apply_sizes(config: Any, sizes: Sizes) -> tuple[Any, Changes]:
     grids: list[Grid] = []
     for node in list(root.walk()):
         grids += _shrink_node(node, root, sizes, maps, changes)
-    shrink_tokens(root, grids, changes)
+    if "tokens" not in sizes.keep_roles:
+        shrink_tokens(root, grids, changes)
     shrink_tiles(root, grids, changes)
     for where, value in sizes.overrides:
         node, key = find_entry(root, where)

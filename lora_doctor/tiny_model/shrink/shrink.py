@@ -35,6 +35,9 @@ MAX_ATTEMPTS = 14
 TIME_LIMIT = 20.0  # seconds, for all attempts together
 # A loss that the model could compute but for a gap or a contradiction in its config.
 _LOST_LOSS = re.compile(r"object has no attribute|shape '\[-1, \d+\]' is invalid")
+#: Roles whose numbers are those of a tokenizer or processor: ids and their number, positions,
+#: pixels and patches, the tokens of an image, frames of sound.
+DATA_ROLES = frozenset({"vocab", "ids", "positions", "image", "patch", "merge", "tokens", "chunk"})
 _TOLERANCE = 6  # times max_parameters, where nothing smaller can be built
 
 
@@ -68,6 +71,7 @@ def shrink(
     max_parameters: int = 5_000_000,
     try_forward: bool = True,
     seed: int = 0,
+    keep_roles: frozenset[str] = frozenset(),
 ) -> Shrunk:
     """Build a tiny model of the class that `build` constructs.
 
@@ -78,11 +82,13 @@ def shrink(
             the smallest widths do not get below it.
         try_forward: run a training batch through it and answer errors; False only builds.
         seed: of the random weights.
+        keep_roles: roles of entries (`config_roles`) that keep their values: `DATA_ROLES` where the
+            batches are somebody's own.
 
     Raises:
         ShrinkError: no attempt could be built within `max_parameters`.
     """
-    goal = _Goal(build, max_parameters, try_forward, seed)
+    goal = _Goal(build, max_parameters, try_forward, seed, keep_roles)
     search = _Search(goal, config)
     end = time.monotonic() + TIME_LIMIT
     while search.queue and search.attempts < MAX_ATTEMPTS:
@@ -102,6 +108,7 @@ class _Goal:
     max_parameters: int
     try_forward: bool
     seed: int
+    keep_roles: frozenset[str] = frozenset()
 
     def limit(self, sizes: Sizes) -> int:
         """Parameters that a model of these sizes may have. At the smallest widths, those that are
@@ -162,7 +169,8 @@ class _Search:
     towers_have_sizes: bool = False
 
     def __post_init__(self) -> None:
-        self.start = Sizes(grid=first_grid(tree(copy.deepcopy(self.config))))
+        grid = first_grid(tree(copy.deepcopy(self.config)))
+        self.start = Sizes(grid=grid, keep_roles=self.goal.keep_roles)
         self.queue = _Queue(self.start)
 
     def attempt(self) -> Shrunk | None:

@@ -1,0 +1,31 @@
+"""What a guest does in a process of a dry run. Called before any code of the user's; what a file
+here needs of torch, transformers or PEFT it is handed once the user has imported them."""
+
+from __future__ import annotations
+
+from lora_doctor.dry_run.acts import (
+    adapters,
+    arguments,
+    data,
+    devices,
+    failures,
+    hub,
+    loading,
+    loops,
+    outputs,
+    trainer,
+)
+from lora_doctor.dry_run.acts.acting import Acting
+from lora_doctor.guest.session import Session
+
+#: In the order in which they are prepared; each says itself after which import it acts.
+_ACTS = (failures, outputs, hub, devices, arguments, loading, adapters, data, loops, trainer)
+
+
+def install(session: Session) -> Acting:
+    """Prepare everything that a dry run does in this process; nothing is imported for it."""
+    acting = Acting(session)
+    for act in _ACTS:
+        act.prepare(acting)
+    acting.hooks.install()
+    return acting

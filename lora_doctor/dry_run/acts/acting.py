@@ -1,0 +1,129 @@
+"""What all acts of one process share: the session, the hooks, and how far the run has come."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import weakref
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from lora_doctor.guest.call_sites import Place, caller
+from lora_doctor.guest.import_hooks import ImportHooks
+from lora_doctor.guest.journal import Journal
+from lora_doctor.guest.replacing import GuestError, Replacements
+from lora_doctor.guest.session import STOPPED, Session
+
+#: Optimizer steps after which training comes to its end.
+STEPS = 3
+#: Times that the end is raised before the process is ended: a bare ``except:`` swallows it.
+_RAISED = 3
+
+
+class DryRunEnd(BaseException):
+    """The dry run has seen enough. No ``Exception``, so that nothing of the user's takes it for
+    a failure of theirs."""
+
+
+class Acting:
+    """One process of a dry run.
+
+    ``steps``: optimizer steps so far. ``in_trainer``: calls of a ``Trainer.train`` that are
+    running: a trainer comes to its end by itself. ``in_contract``: whether what runs is ours.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.journal = Journal(session)
+        self.hooks = ImportHooks()
+        self.replaced = Replacements()
+        self.rows = int(session.options.get("rows", 64))
+        self.steps = 0
+        self.in_trainer = 0
+        self._inside = threading.local()
+        self._told: set[tuple[str, str]] = set()
+        self._ends_raised = 0
+        self._model: Any = None
+        #: Where each PEFT config was made, by its identity.
+        self.config_places: dict[int, Place] = {}
+
+    @property
+    def in_contract(self) -> bool:
+        """Whether this thread runs the training contract, or makes a small model."""
+        return bool(getattr(self._inside, "depth", 0))
+
+    def ours(self) -> _Ours:
+        """For the length of a ``with``, nothing that happens in this thread is the user's."""
+        return _Ours(self._inside)
+
+    @property
+    def ended(self) -> bool:
+        """Whether training has had its steps."""
+        return self.steps >= STEPS
+
+    def after(self, module: str, act: Callable[[ModuleType], None]) -> None:
+        """Act on a module once it is imported; where it lacks what is needed, the process stops:
+        what would run on is no dry run any more."""
+
+        def acted(found: ModuleType) -> None:
+            try:
+                act(found)
+            except (GuestError, AttributeError, KeyError) as error:
+                self.stop(f"{module} is not as a dry run knows it: {error}")
+
+        self.hooks.after(module, acted)
+
+    def trains(self, model: Any) -> None:
+        """That this is the model that trains; the first one stays it."""
+        if self._model is None:
+            self._model = weakref.ref(model)
+
+    def trained_model(self) -> Any:
+        """The model that trains, or ``None``."""
+        return None if self._model is None else self._model()
+
+    def seen(self, kind: str) -> list[dict[str, Any]]:
+        """What this process has told of a kind."""
+        return self.journal.told(kind)
+
+    def note(self, kind: str, text: str, *, once: str = "") -> None:
+        """Something that is otherwise than in the real run. ``once``: what is said once only."""
+        key = (kind, once or text)
+        if key not in self._told:
+            self._told.add(key)
+            place = caller()
+            self.journal.tell("note", note=kind, text=text, place=_place(place))
+
+    def end(self, why: str) -> None:
+        """End the user's code from here; ``why`` is what was not run."""
+        self._ends_raised += 1
+        if self._ends_raised == 1:
+            self.journal.tell("ended", why=why)
+        if self._ends_raised > _RAISED:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
+        raise DryRunEnd(why)
+
+    def stop(self, why: str) -> None:
+        """Stop the process: the dry run cannot be had here."""
+        self.journal.tell("stopped", why=why)
+        os.write(2, f"lora-doctor: {why}; stopped\n".encode(errors="replace"))
+        os._exit(STOPPED)
+
+
+class _Ours:
+    def __init__(self, inside: Any) -> None:
+        self._inside = inside
+
+    def __enter__(self) -> None:
+        self._inside.depth = getattr(self._inside, "depth", 0) + 1
+
+    def __exit__(self, *_: object) -> None:
+        self._inside.depth -= 1
+
+
+def _place(place: Any) -> dict[str, Any] | None:
+    return None if place is None else vars(place)

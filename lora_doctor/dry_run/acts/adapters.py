@@ -1,0 +1,120 @@
+"""PEFT: where its configs are made, adapters that exist onto small models, and the first training
+forward of a model with adapters."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import threading
+import weakref
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from lora_doctor.dry_run.acts import contract
+from lora_doctor.dry_run.acts.acting import Acting
+from lora_doctor.dry_run.acts.outputs import Redirected
+from lora_doctor.errors import LoraDoctorError
+from lora_doctor.guest.call_sites import caller
+
+#: Forwards whose token ids are kept.
+_KEPT = 4
+
+
+def prepare(acting: Acting) -> None:
+    """Once PEFT is there."""
+    acting.after("peft.tuners.lora.config", lambda module: _configs(acting, module))
+    acting.after("peft.peft_model", lambda module: _wrappers(acting, module))
+
+
+def _configs(acting: Acting, module: ModuleType) -> None:
+    from lora_doctor.recipe.files.read_write import as_recipe
+
+    def made(original: Any, config: Any) -> None:
+        place = caller()
+        original(config)
+        if acting.in_contract:
+            return
+        if place is not None:
+            acting.config_places[id(config)] = place
+        with contextlib.suppress(LoraDoctorError):  # PEFT takes what no recipe can hold
+            acting.journal.tell(
+                "config",
+                adapter=dict(as_recipe(config).values),
+                place=None if place is None else vars(place),
+            )
+
+    acting.replaced.around(module.LoraConfig, "__post_init__", made)
+
+
+def _wrappers(acting: Acting, module: ModuleType) -> None:
+    places = Redirected(acting)
+
+    def from_pretrained(
+        original: Any, wrapper: Any, model: Any, model_id: Any, *more: Any, **named: Any
+    ) -> Any:
+        found = places.to_read(model_id)
+        if not acting.in_contract and found is model_id:
+            found = _small_adapter(acting, model, model_id, named)
+            for name in ("subfolder", "revision"):
+                named.pop(name, None)
+        return original(model, str(found), *more, **named)
+
+    acting.replaced.around(module.PeftModel, "from_pretrained", from_pretrained)
+    watch = _FirstForward(acting)
+    for owner in vars(module).values():
+        wraps = isinstance(owner, type) and issubclass(owner, module.PeftModel)
+        if wraps and "forward" in vars(owner):
+            acting.replaced.around(owner, "forward", watch)
+
+
+def _small_adapter(acting: Acting, model: Any, name: Any, named: dict[str, Any]) -> Path:
+    """An adapter of the same config for the small model; the real weights do not fit it."""
+    import peft
+
+    looked = {
+        k: v for k, v in named.items() if k in ("subfolder", "revision", "token", "cache_dir")
+    }
+    with acting.ours():
+        config = peft.PeftConfig.from_pretrained(str(name), **looked)
+        key = hashlib.sha256(f"{name} {sorted(looked)}".encode()).hexdigest()[:16]
+        folder = acting.session.models / f"adapter-{key}"
+        if not folder.exists():
+            twin = copy.deepcopy(model)
+            peft.get_peft_model(twin, copy.deepcopy(config)).save_pretrained(str(folder))
+    acting.journal.tell("adapter", name=str(name))
+    return folder
+
+
+class _FirstForward:
+    """Around ``forward`` of PEFT's wrappers: when one is first called to train, the training
+    contract is run on a copy of it, with what it was called with."""
+
+    def __init__(self, acting: Acting) -> None:
+        self._acting = acting
+        self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._kept = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, original: Any, model: Any, *arguments: Any, **named: Any) -> Any:
+        if not self._acting.in_contract and self._is_training(model):
+            with self._lock:
+                first = not self._seen
+                self._seen.add(model)
+            if self._kept < _KEPT:
+                self._kept += 1
+                contract.keep_rows(self._acting, model, arguments, named)
+            if first:
+                contract.run(self._acting, model, arguments, named)
+        return original(model, *arguments, **named)
+
+    @staticmethod
+    def _is_training(model: Any) -> bool:
+        import torch
+
+        return (
+            torch.is_grad_enabled()
+            and bool(model.training)
+            and any(parameter.requires_grad for parameter in model.parameters())
+        )

@@ -1,0 +1,159 @@
+"""The training contract on a copy of the user's own model, with what its forward was given."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import threading
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+from lora_doctor.dry_run.acts import small_models
+from lora_doctor.dry_run.acts.acting import Acting
+from lora_doctor.dry_run.recipe import captured_recipe
+
+#: Integers of a batch that are kept for what is supervised.
+_MOST_IDS = 200_000
+_ROWS = ("input_ids", "labels", "attention_mask", "position_ids", "completion_mask")
+
+
+def run(acting: Acting, model: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+    """Run it, in a thread of its own: autocast, gradient mode and function modes of the user's are
+    of the thread. What comes out goes to the journal."""
+    batch = _own(_forward_arguments(model, arguments, named))
+    found: list[BaseException] = []
+
+    def work() -> None:
+        with acting.ours():
+            try:
+                _run(acting, model, batch)
+            except BaseException as error:  # noqa: BLE001 - the user's run goes on
+                found.append(error)
+
+    thread = threading.Thread(target=work, name="lora-doctor: training contract")
+    thread.start()
+    thread.join()
+    if found:
+        lines = traceback.format_exception(found[0])
+        acting.journal.tell(
+            "no_contract", reason=f"{type(found[0]).__name__}: {found[0]}", trace="".join(lines)
+        )
+
+
+def _run(acting: Acting, model: Any, batch: dict[str, Any]) -> None:
+    from lora_doctor.evidence.loaded_module import verify_module
+    from lora_doctor.evidence.meta import describe_module
+    from lora_doctor.recipe.files.read_write import as_recipe
+
+    config = model.peft_config[_active(model)]
+    base = model.get_base_model()
+    loading = next(
+        (one for one in reversed(acting.seen("model")) if one["object"] == id(base)), None
+    )
+    training = next(iter(reversed(acting.seen("arguments"))), None)
+    adapter = as_recipe(config)
+    place = acting.config_places.get(id(config))
+    acting.journal.tell(
+        "adapted",
+        adapter=dict(adapter.values),
+        place=None if place is None else vars(place),
+        base=small_models.name_of(base),
+        base_class=type(base).__name__,
+        loaded=loading is not None,
+        inputs={name: list(value.shape) for name, value in batch.items() if _is_tensor(value)},
+    )
+    recipe = captured_recipe(adapter.values, loading, training["values"] if training else None)
+    full = None if loading is None else _at_full_size(acting, loading, recipe)
+    small = describe_module(model, recipe).to_json() if full is None else None
+    acting.journal.tell("structure", structure=full or small, full=full is not None)
+    result = verify_module(model, recipe, batch, random_weights=loading is not None)
+    acting.journal.tell("contract", verification=result.to_json())
+
+
+def _at_full_size(acting: Acting, loading: Mapping[str, Any], recipe: Any) -> Any:
+    """The class at full size on the meta device, which the parent would else have to import torch
+    for; ``None`` where it cannot be built here."""
+    from lora_doctor.errors import LoraDoctorError
+    from lora_doctor.evidence import meta
+    from lora_doctor.static.model_source import ModelSource
+
+    folder = loading["folder"]
+    if folder is None:
+        return None
+    source = ModelSource(
+        "folder", folder, trust_remote_code=loading["trust_remote_code"], folder=folder
+    )
+    try:
+        return meta.gather(source.for_child(), recipe.to_json())
+    except LoraDoctorError as error:
+        acting.journal.tell("no_full_size", reason=str(error))
+        return None
+
+
+def read_optimizer(acting: Acting, optimizer: Any, scheduler: Any, planned: int | None) -> None:
+    """What the optimizer holds of the model that trains."""
+    from lora_doctor.errors import LoraDoctorError
+    from lora_doctor.evidence import optimizer as reader
+
+    model = acting.trained_model()
+    if model is None:
+        return
+    with acting.ours():
+        try:
+            state = reader.read_optimizer(
+                model, optimizer, scheduler, planned if scheduler is not None else None
+            )
+        except LoraDoctorError as error:
+            acting.journal.tell("no_optimizer", reason=str(error))
+            return
+    acting.journal.tell(
+        "optimizer",
+        state=dataclasses.asdict(state),
+        type=type(getattr(optimizer, "optimizer", optimizer)).__name__,
+    )
+
+
+def keep_rows(
+    acting: Acting, model: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]
+) -> None:
+    """The token ids of a batch and what goes with them, as plain lists."""
+    acting.trains(model)
+    given = _forward_arguments(model, arguments, named)
+    rows = {
+        name: given[name].tolist()
+        for name in _ROWS
+        if _is_tensor(given.get(name))
+        and not given[name].is_floating_point()
+        and given[name].numel() <= _MOST_IDS
+    }
+    acting.journal.tell("rows", rows=rows)
+
+
+def _active(model: Any) -> str:
+    active = model.active_adapter
+    return str(active if isinstance(active, str) else next(iter(active)))
+
+
+def _forward_arguments(
+    model: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What forward was called with, by name; what is ``None`` is left out."""
+    given = dict(named)
+    if arguments:
+        names = list(inspect.signature(type(model).forward).parameters)[1:]
+        given.update(zip(names, arguments, strict=False))
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _own(given: dict[str, Any]) -> dict[str, Any]:
+    """Tensors of our own in the place of the user's."""
+    return {
+        name: value.detach().clone() if _is_tensor(value) else value
+        for name, value in given.items()
+        if _is_tensor(value) or isinstance(value, (bool, int, float, str, list, tuple))
+    }
+
+
+def _is_tensor(value: Any) -> bool:
+    return hasattr(value, "detach") and hasattr(value, "numel")

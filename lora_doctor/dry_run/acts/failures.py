@@ -1,0 +1,66 @@
+"""Exceptions of the user's run, with the frames in their own files, and how the process ended."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import sys
+import traceback
+from types import ModuleType, TracebackType
+from typing import Any
+
+from lora_doctor.dry_run.acts.acting import Acting, DryRunEnd
+from lora_doctor.errors import Cause
+from lora_doctor.guest.call_sites import of_traceback
+
+#: Characters of a traceback that are kept, of its end.
+_TRACEBACK = 20_000
+
+
+def prepare(acting: Acting) -> None:
+    """See what ends the process; in a notebook, what ends a cell."""
+    before = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if isinstance(error, DryRunEnd):
+            return  # the process ends with code 1, which the parent knows to be our doing
+        tell(acting, error)
+        before(kind, error, trace)
+
+    sys.excepthook = hook
+    atexit.register(lambda: acting.journal.tell("exit"))
+    acting.hooks.after("IPython.core.interactiveshell", lambda module: _in_cells(acting, module))
+
+
+def tell(acting: Acting, error: BaseException) -> None:
+    """Record an exception, once."""
+    if isinstance(error, (DryRunEnd, KeyboardInterrupt)) or getattr(error, _SEEN, False):
+        return
+    with contextlib.suppress(AttributeError):  # one with slots is told twice, which does no harm
+        setattr(error, _SEEN, True)
+    cause = Cause.of(error)
+    every, own = of_traceback(error.__traceback__)
+    lines = traceback.format_exception(type(error), error, error.__traceback__)
+    acting.journal.tell(
+        "error",
+        type=cause.type,
+        message=cause.message,
+        own=[vars(place) for place in own],
+        deepest=vars(every[-1]) if every else None,
+        traceback="".join(lines)[-_TRACEBACK:],
+        steps=acting.steps,
+        exit_code=error.code if isinstance(error, SystemExit) else None,
+    )
+
+
+_SEEN = "_lora_doctor_seen"
+
+
+def _in_cells(acting: Acting, module: ModuleType) -> None:
+    def shown(original: Any, shell: Any, *arguments: Any, **named: Any) -> Any:
+        error = sys.exc_info()[1]
+        if error is not None:
+            tell(acting, error)
+        return original(shell, *arguments, **named)
+
+    acting.replaced.around(module.InteractiveShell, "showtraceback", shown)

@@ -1,0 +1,135 @@
+"""Loops that somebody wrote: counted by the steps of their optimizers, ended by their loaders."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+from lora_doctor.dry_run.acts import contract
+from lora_doctor.dry_run.acts.acting import STEPS, Acting
+from lora_doctor.guest.call_sites import caller
+
+#: Epochs of a loop that go on after the end with one batch each, so that nothing of the user's
+#: divides by a number of batches that is 0.
+_EPOCHS_AFTER = 20
+#: Optimizer steps after the end that loops take without asking a loader.
+_STEPS_AFTER = 24
+#: Batches of a loader that no optimizer step follows: an evaluation.
+_BATCHES = 8
+#: Of those that gradients are computed for: they may be accumulated.
+_ACCUMULATED = 1024
+#: Steps of a scheduler after which its rates have shown what they are.
+_PLANNED = 1000
+
+
+class _Loops:
+    """``current``: the loader that gave the last batch. ``training``: those that training draws on.
+    ``epochs_after``: how often one of them was started after the end."""
+
+    def __init__(self) -> None:
+        self.current: Any = None
+        self.training: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.epochs_after = 0
+        self.schedulers: dict[int, Any] = {}
+
+
+def prepare(acting: Acting) -> None:
+    """Once torch has optimizers and loaders."""
+    loops = _Loops()
+    acting.after("torch.optim.optimizer", lambda m: _optimizers(acting, m, loops))
+    acting.after("torch.optim.lr_scheduler", lambda m: _schedulers(acting, m, loops))
+    acting.after("torch.utils.data.dataloader", lambda m: _loaders(acting, m, loops))
+
+
+def _schedulers(acting: Acting, module: ModuleType, loops: _Loops) -> None:
+    owner = getattr(module, "LRScheduler", None) or module._LRScheduler
+
+    def made(original: Any, scheduler: Any, optimizer: Any, *more: Any, **named: Any) -> None:
+        original(scheduler, optimizer, *more, **named)
+        if not acting.in_contract:
+            loops.schedulers[id(optimizer)] = scheduler
+
+    acting.replaced.around(owner, "__init__", made)
+
+
+def _optimizers(acting: Acting, module: ModuleType, loops: _Loops) -> None:
+    def stepped(optimizer: Any, arguments: Any, named: Any) -> None:
+        if acting.in_contract:
+            return
+        acting.steps += 1
+        if acting.in_trainer:
+            return
+        if loops.current is not None:
+            loops.training.add(loops.current)
+        if acting.steps == 1:
+            place = caller()
+            acting.journal.tell(
+                "train",
+                by="a loop",
+                optimizer=type(optimizer).__name__,
+                place=None if place is None else vars(place),
+            )
+        if acting.steps == STEPS:
+            scheduler = loops.schedulers.get(id(optimizer))
+            contract.read_optimizer(acting, optimizer, scheduler, _PLANNED)
+            acting.journal.tell("trained", by="a loop", steps=acting.steps)
+        if acting.steps >= STEPS and not loops.training:
+            acting.end("the loop takes its data from no DataLoader: what follows its third step")
+        if acting.steps >= STEPS + _STEPS_AFTER:
+            acting.end("the loop goes on after its loaders have ended: what follows it")
+
+    module.register_optimizer_step_post_hook(stepped)
+
+
+def _loaders(acting: Acting, module: ModuleType, loops: _Loops) -> None:
+    def iterated(original: Any, loader: Any) -> Any:
+        inner = original(loader)
+        return inner if acting.in_contract else _Few(acting, loops, loader, inner)
+
+    acting.replaced.around(module.DataLoader, "__iter__", iterated)
+
+
+class _Few:
+    """A loader's iterator that comes to its end early."""
+
+    def __init__(self, acting: Acting, loops: _Loops, loader: Any, inner: Any) -> None:
+        self._acting, self._loops = acting, loops
+        self._loader, self._inner = loader, inner
+        self._given = 0
+        self._steps = acting.steps
+        size = getattr(loader, "batch_size", None) or 1
+        self._most = max(_BATCHES, math.ceil(acting.rows / size))
+        if acting.ended and loader in loops.training and not acting.in_trainer:
+            loops.epochs_after += 1
+            if loops.epochs_after > _EPOCHS_AFTER:
+                acting.end("the loop goes on after its loaders have ended: what follows it")
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        if self._is_over():
+            raise StopIteration
+        batch = next(self._inner)
+        self._given += 1
+        self._loops.current = self._loader
+        return batch
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def _is_over(self) -> bool:
+        import torch
+
+        if not self._given:
+            return False
+        if self._acting.in_trainer and torch.is_grad_enabled():
+            return False  # a trainer counts its own steps
+        if self._acting.ended and self._loader in self._loops.training:
+            return True
+        if self._acting.steps > self._steps:
+            return False
+        return self._given >= (_ACCUMULATED if torch.is_grad_enabled() else self._most)

@@ -1,0 +1,144 @@
+"""Where the usual calls write: into the session's folder, and read back from there."""
+
+from __future__ import annotations
+
+import os
+from types import ModuleType
+from typing import Any
+
+from lora_doctor.dry_run.acts.acting import Acting
+
+
+def prepare(acting: Acting) -> None:
+    """Redirect what transformers, PEFT, accelerate, torch and safetensors save."""
+    places = Redirected(acting)
+
+    def saved(owner: Any, name: str) -> None:
+        acting.replaced.around(owner, name, places.writing_second)
+
+    acting.after(
+        "transformers.modeling_utils", lambda m: saved(m.PreTrainedModel, "save_pretrained")
+    )
+    acting.after(
+        "transformers.configuration_utils",
+        lambda m: saved(
+            getattr(m, "PreTrainedConfig", None) or m.PretrainedConfig, "save_pretrained"
+        ),
+    )
+    acting.after(
+        "transformers.tokenization_utils_base",
+        lambda m: saved(m.PreTrainedTokenizerBase, "save_pretrained"),
+    )
+    acting.after(
+        "transformers.processing_utils", lambda m: saved(m.ProcessorMixin, "save_pretrained")
+    )
+    acting.after(
+        "transformers.generation.configuration_utils",
+        lambda m: saved(m.GenerationConfig, "save_pretrained"),
+    )
+    acting.after("transformers.trainer", lambda m: saved(m.Trainer, "save_model"))
+    acting.after("peft.peft_model", lambda m: _peft(acting, places, m))
+    acting.after("accelerate.accelerator", lambda m: _accelerate(acting, places, m))
+    acting.after("torch.serialization", lambda m: _torch(acting, places, m))
+    acting.after("safetensors.torch", lambda m: _safetensors(acting, places, m))
+    acting.after("transformers.utils.hub", lambda m: _reading(acting, places, m))
+
+
+class Redirected:
+    """Paths of the user's to paths in the session."""
+
+    def __init__(self, acting: Acting) -> None:
+        self._acting = acting
+        self._root = str(acting.session.outputs)
+        self._own = (str(acting.session.folder), "/dev/")
+
+    def to_write(self, path: Any) -> Any:
+        """Where this path is written instead; what is no path stays."""
+        if not isinstance(path, (str, os.PathLike)) or self._acting.in_contract:
+            return path
+        full = os.path.abspath(os.fspath(path))
+        if not isinstance(full, str) or full.startswith(self._own):
+            return path
+        new = self._root + os.path.splitdrive(full)[1]
+        os.makedirs(os.path.dirname(new), exist_ok=True)
+        self._acting.journal.tell("redirected", path=full)
+        return new
+
+    def to_read(self, path: Any) -> Any:
+        """Where this path is read: what was written in this run, else the user's own."""
+        if not isinstance(path, (str, os.PathLike)) or self._acting.in_contract:
+            return path
+        try:
+            full = os.path.abspath(os.fspath(path))
+        except ValueError:
+            return path
+        if not isinstance(full, str) or full.startswith(self._own):
+            return path
+        new = self._root + os.path.splitdrive(full)[1]
+        return new if os.path.exists(new) else path
+
+    def writing_second(self, original: Any, owner: Any, *arguments: Any, **named: Any) -> Any:
+        """A method whose first argument beside the object is where to write."""
+        first, rest = arguments[:1], arguments[1:]
+        for name in ("save_directory", "output_dir"):
+            if name in named:
+                named[name] = self.to_write(named[name])
+        return original(owner, *map(self.to_write, first), *rest, **named)
+
+    def reading_first(self, original: Any, *arguments: Any, **named: Any) -> Any:
+        """A function whose first argument is what to read."""
+        return original(*map(self.to_read, arguments[:1]), *arguments[1:], **named)
+
+
+def _peft(acting: Acting, places: Redirected, module: ModuleType) -> None:
+    acting.replaced.around(module.PeftModel, "save_pretrained", places.writing_second)
+
+
+def _accelerate(acting: Acting, places: Redirected, module: ModuleType) -> None:
+    def loading(original: Any, owner: Any, *arguments: Any, **named: Any) -> Any:
+        if "input_dir" in named:
+            named["input_dir"] = places.to_read(named["input_dir"])
+        return original(owner, *map(places.to_read, arguments[:1]), *arguments[1:], **named)
+
+    acting.replaced.around(module.Accelerator, "save_state", places.writing_second)
+    acting.replaced.around(module.Accelerator, "load_state", loading)
+
+    def saving_model(original: Any, owner: Any, model: Any, *arguments: Any, **named: Any) -> Any:
+        if "save_directory" in named:
+            named["save_directory"] = places.to_write(named["save_directory"])
+        first = map(places.to_write, arguments[:1])
+        return original(owner, model, *first, *arguments[1:], **named)
+
+    acting.replaced.around(module.Accelerator, "save_model", saving_model)
+
+
+def _torch(acting: Acting, places: Redirected, module: ModuleType) -> None:
+    def saving(original: Any, value: Any, *arguments: Any, **named: Any) -> Any:
+        if "f" in named:
+            named["f"] = places.to_write(named["f"])
+        return original(value, *map(places.to_write, arguments[:1]), *arguments[1:], **named)
+
+    acting.replaced.around(module, "save", saving)
+    acting.replaced.around(module, "load", places.reading_first)
+
+
+def _safetensors(acting: Acting, places: Redirected, module: ModuleType) -> None:
+    def saving(original: Any, tensors: Any, *arguments: Any, **named: Any) -> Any:
+        if "filename" in named:
+            named["filename"] = places.to_write(named["filename"])
+        return original(tensors, *map(places.to_write, arguments[:1]), *arguments[1:], **named)
+
+    def loading(original: Any, *arguments: Any, **named: Any) -> Any:
+        if "filename" in named:
+            named["filename"] = places.to_read(named["filename"])
+        return places.reading_first(original, *arguments, **named)
+
+    acting.replaced.around(module, "save_file", saving)
+    acting.replaced.around(module, "load_file", loading)
+
+
+def _reading(acting: Acting, places: Redirected, module: ModuleType) -> None:
+    """Configs, tokenizers and processors come through ``cached_file``."""
+    acting.replaced.around(module, "cached_file", places.reading_first)
+    if "cached_files" in vars(module):
+        acting.replaced.around(module, "cached_files", places.reading_first)

@@ -1,0 +1,104 @@
+"""``Trainer`` and its heirs: three optimizer steps, then they come to their end by themselves."""
+
+from __future__ import annotations
+
+import weakref
+from types import ModuleType
+from typing import Any
+
+from lora_doctor.dry_run.acts import contract, failures
+from lora_doctor.dry_run.acts.acting import STEPS, Acting
+from lora_doctor.dry_run.acts.plain import plain
+from lora_doctor.guest.call_sites import caller
+
+
+def prepare(acting: Acting) -> None:
+    """Once there is a Trainer."""
+    acting.after("transformers.trainer", lambda module: _trainer(acting, module))
+
+
+def _trainer(acting: Acting, module: ModuleType) -> None:
+    watched: weakref.WeakSet[Any] = weakref.WeakSet()
+    callback = _callback(acting, module)
+
+    def train(original: Any, trainer: Any, *arguments: Any, **named: Any) -> Any:
+        if trainer not in watched:
+            watched.add(trainer)
+            trainer.add_callback(callback(trainer))
+        acting.in_trainer += 1
+        before = acting.steps
+        try:
+            result = original(trainer, *arguments, **named)
+        except BaseException as error:
+            failures.tell(acting, error)
+            raise
+        finally:
+            acting.in_trainer -= 1
+        acting.journal.tell("trained", by=type(trainer).__name__, steps=acting.steps - before)
+        return result
+
+    def evaluating(original: Any, trainer: Any, *arguments: Any, **named: Any) -> Any:
+        try:
+            return original(trainer, *arguments, **named)
+        except BaseException as error:
+            failures.tell(acting, error)
+            raise
+
+    acting.replaced.around(module.Trainer, "train", train)
+    acting.replaced.around(module.Trainer, "evaluate", evaluating)
+
+
+def _callback(acting: Acting, module: ModuleType) -> Any:
+    class ThreeSteps(module.TrainerCallback):  # type: ignore[misc, name-defined]
+        """Tells what the trainer decided, and lets it stop."""
+
+        def __init__(self, trainer: Any) -> None:
+            self._trainer = weakref.ref(trainer)
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            _tell_start(acting, self._trainer(), args, state, given)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> Any:
+            if state.global_step >= STEPS:
+                control.should_training_stop = True
+                control.should_log = True
+                trainer = self._trainer()
+                if plain(args.save_strategy) != "no":
+                    control.should_save = True
+                evaluated = plain(getattr(args, "eval_strategy", "no")) != "no"
+                if evaluated and getattr(trainer, "eval_dataset", None) is not None:
+                    control.should_evaluate = True
+            return control
+
+        def on_log(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            acting.journal.tell("log", logs=plain(given.get("logs") or {}))
+
+    return ThreeSteps
+
+
+def _tell_start(acting: Acting, trainer: Any, args: Any, state: Any, given: dict[str, Any]) -> None:
+    place = caller()
+    accelerator = getattr(trainer, "accelerator", None)
+    rows = getattr(trainer, "train_dataset", None)
+    acting.journal.tell(
+        "train",
+        by=type(trainer).__name__,
+        module=type(trainer).__module__,
+        collator=type(getattr(trainer, "data_collator", None)).__name__,
+        optimizer=type(given.get("optimizer")).__name__,
+        scheduler=type(given.get("lr_scheduler")).__name__,
+        planned=int(state.max_steps),
+        accumulation=int(args.gradient_accumulation_steps),
+        rows=len(rows) if rows is not None and hasattr(rows, "__len__") else None,
+        world_size=int(getattr(args, "world_size", 1) or 1),
+        distributed=plain(getattr(accelerator, "distributed_type", None)),
+        mixed_precision=plain(getattr(accelerator, "mixed_precision", None)),
+        device=plain(getattr(args, "device", None)),
+        place=None if place is None else vars(place),
+    )
+    if given.get("model") is not None:
+        acting.trains(given["model"])
+    if given.get("optimizer") is not None:
+        contract.read_optimizer(
+            acting, given["optimizer"], given.get("lr_scheduler"), max(1, int(state.max_steps))
+        )

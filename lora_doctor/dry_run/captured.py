@@ -1,0 +1,180 @@
+"""What the guests of a session told, put together."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_doctor.dry_run.recipe import captured_recipe
+from lora_doctor.evidence.optimizer import OptimizerState
+from lora_doctor.recipe.recipe import Recipe
+from lora_doctor.results.dry_run import ScriptError
+from lora_doctor.results.from_json import from_json
+from lora_doctor.results.note import Note, NoteKind
+from lora_doctor.results.structure import Structure
+from lora_doctor.results.verification import Verification
+
+#: Bytes of records that are read of one process.
+_MOST_BYTES = 64 << 20
+#: Launchers raise this when what they started has failed: that one has told why.
+_OF_LAUNCHERS = ("CalledProcessError", "ChildFailedError", "SystemExit")
+_NOTES: Mapping[str, NoteKind] = {"not-proven": "not-proven", "ended": "not-proven"}
+
+
+@dataclass(frozen=True)
+class Captured:
+    """The records of all processes, oldest first."""
+
+    records: tuple[Mapping[str, Any], ...]
+
+    @classmethod
+    def read(cls, folder: Path) -> Captured:
+        """The records in a folder; half a line of a process that was killed is passed over."""
+        found: list[Mapping[str, Any]] = []
+        for path in sorted(folder.glob("*.jsonl")):
+            with open(path, encoding="utf-8", errors="replace") as file:
+                for line in file.read(_MOST_BYTES).splitlines():
+                    try:
+                        record = json.loads(line)
+                    except ValueError:
+                        continue
+                    if isinstance(record, dict) and "kind" in record:
+                        found.append(record)
+        return cls(tuple(sorted(found, key=lambda record: float(record.get("time", 0)))))
+
+    def all(self, kind: str) -> list[Mapping[str, Any]]:
+        """The records of a kind."""
+        return [record for record in self.records if record["kind"] == kind]
+
+    def last(self, kind: str) -> Mapping[str, Any] | None:
+        """The newest record of a kind."""
+        return next(iter(reversed(self.all(kind))), None)
+
+    @property
+    def loading(self) -> Mapping[str, Any] | None:
+        """The loading of the model that trains; without adapters, of the last one."""
+        models = self.all("model")
+        adapted = self.last("adapted")
+        if adapted is not None and adapted.get("base"):
+            same = [one for one in models if one["name"] == adapted["base"]]
+            models = same or models
+        return models[-1] if models else None
+
+    @property
+    def adapter(self) -> Mapping[str, Any] | None:
+        """The adapter's config: of the model that trained, else the last that was made."""
+        return self.last("adapted") or self.last("config")
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps that were taken."""
+        return sum(int(record["steps"]) for record in self.all("trained"))
+
+    def recipe(self) -> Recipe:
+        """The recipe as it was captured.
+
+        Raises:
+            InputError: a value is none that its key can have.
+        """
+        adapter, arguments = self.adapter, self.last("arguments")
+        return captured_recipe(
+            adapter["adapter"] if adapter else None,
+            self.loading,
+            arguments["values"] if arguments else None,
+        )
+
+    def origins(self, recipe: Recipe) -> dict[str, str]:
+        """Key of the recipe to where it was set."""
+        found: dict[str, str] = {}
+        adapter, loading, arguments = self.adapter, self.loading, self.last("arguments")
+        for key in recipe.values:
+            if adapter is not None and key in adapter["adapter"]:
+                found[key] = _where(adapter)
+            elif arguments is not None and key in arguments["values"]:
+                on_line = key in arguments.get("command_line", ())
+                found[key] = "command line" if on_line else _where(arguments)
+            elif loading is not None:
+                found[key] = _where(loading)
+        return {key: place for key, place in found.items() if place}
+
+    def error(self) -> ScriptError | None:
+        """What ended the user's code: the first exception that is no launcher's."""
+        errors = self.all("error")
+        own = [one for one in errors if not str(one["type"]).endswith(_OF_LAUNCHERS)]
+        for record in own or errors:
+            if record.get("exit_code") in (0, None) and str(record["type"]) == "SystemExit":
+                continue
+            place = record["own"][-1] if record["own"] else None
+            deepest = record.get("deepest")
+            return ScriptError(
+                str(record["type"]),
+                str(record["message"]),
+                file=short_path(place["file"]) if place else "",
+                line=int(place["line"]) if place else 0,
+                raised_in=_place(deepest),
+                traceback=str(record["traceback"]),
+                steps=int(record["steps"]),
+            )
+        return None
+
+    def notes(self) -> list[Note]:
+        """What was otherwise than in the real run, each once."""
+        found: dict[str, Note] = {}
+        for record in self.all("note"):
+            kind = _NOTES.get(str(record["note"]), "step")
+            place = _place(record.get("place"))
+            text = f"{record['text']}{f' ({place})' if place and kind != 'step' else ''}"
+            found[text] = Note(kind, text)
+        for record in self.all("ended"):
+            text = f"not run: {record['why']}"
+            found[text] = Note("not-proven", text)
+        return list(found.values())
+
+    def verification(self) -> Verification | None:
+        """The training contract on the user's own objects."""
+        record = self.last("contract")
+        return None if record is None else Verification.from_json(record["verification"])
+
+    def structure(self) -> Structure | None:
+        """The small model with its adapters."""
+        record = self.last("structure")
+        return None if record is None else Structure.from_json(record["structure"])
+
+    def optimizer(self) -> OptimizerState | None:
+        """What the optimizer held."""
+        record = self.last("optimizer")
+        return None if record is None else from_json(OptimizerState, record["state"])
+
+    def rows(self) -> list[Mapping[str, Any]]:
+        """Token ids of the first batches: lists of lists by the names of forward's arguments."""
+        return [record["rows"] for record in self.all("rows")]
+
+    def redirected(self) -> tuple[str, ...]:
+        """Paths that were written elsewhere, each once."""
+        return tuple(dict.fromkeys(str(record["path"]) for record in self.all("redirected")))
+
+
+def _where(record: Mapping[str, Any]) -> str:
+    return _place(record.get("place"))
+
+
+def _place(place: Mapping[str, Any] | None) -> str:
+    return f"{short_path(place['file'])}:{place['line']}" if place else ""
+
+
+def shapes(inputs: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
+    """Shapes as tuples."""
+    return {name: tuple(shape) for name, shape in inputs.items()}
+
+
+def short_path(file: str) -> str:
+    """A file of the user's as they would write it here: relative where it lies below."""
+    try:
+        relative = os.path.relpath(file)
+    except ValueError:  # another drive
+        return file
+    return file if relative.startswith(os.pardir) else relative

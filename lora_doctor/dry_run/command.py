@@ -1,0 +1,175 @@
+"""The command of a dry run: chosen for a file, and refused where no guest could be in it.
+
+Whether the interpreter at the end of a command lets a guest in is asked of the command itself: it
+is run with a program that does nothing, and the guest has to answer.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lora_doctor.errors import InputError
+from lora_doctor.guest.children import deaf_option, is_python, own_options
+from lora_doctor.guest.session import Session
+
+#: Seconds that a probe may take: an interpreter on a slow disk, behind a launcher.
+_PROBE_SECONDS = 60
+#: Programs that are no Python and start others here, in their own process tree.
+_SHELLS = frozenset({"sh", "bash", "dash", "zsh", "ksh", "fish", "make"})
+#: Programs that start others where no guest is: on another machine, in another file system, or from
+#: a process that runs already. Put in front of PATH, too, so that a shell script meets them.
+ELSEWHERE = (
+    "ssh", "srun", "sbatch", "salloc", "mpirun", "mpiexec", "docker", "podman", "nerdctl",
+    "singularity", "apptainer", "kubectl", "ray", "sky", "modal", "bsub", "qsub",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Command:
+    """What is started. ``probe``: the same program with nothing to do, whose guest has to answer
+    first; ``None`` for a shell, whose Python processes are watched from outside."""
+
+    words: tuple[str, ...]
+    probe: tuple[str, ...] | None
+
+
+def command_of(words: Sequence[str]) -> Command:
+    """The command that a user gave, or the one for the file that they gave.
+
+    Raises:
+        InputError: there is no such program, none is known for the file, or a guest cannot be in
+            it.
+    """
+    if len(words) == 1 and Path(words[0]).suffix in (".py", ".ipynb", ".yaml", ".yml"):
+        words = _for_file(Path(words[0]))
+    program = shutil.which(words[0])
+    if program is None:
+        raise InputError(f"dry-run: there is no program {words[0]!r}; check the command")
+    position = next((n for n, word in enumerate(words) if is_python(word)), None)
+    if position is not None:
+        option = deaf_option(words[position + 1 :])
+        if option:
+            raise InputError(
+                f"dry-run: {words[position]} {option} reads no environment, so that the model "
+                f"would be loaded as it is; leave {option} out"
+            )
+        options = own_options(words[position + 1 :])
+        return Command(tuple(words), (*words[: position + 1], *options, "-c", "pass"))
+    if Path(program).name in _SHELLS:
+        return Command(tuple(words), None)
+    shebang = _shebang(Path(program))
+    if shebang and is_python(_interpreter(shebang)):
+        return Command(tuple(words), (*shebang, "-c", "pass"))
+    if shebang and Path(_interpreter(shebang)).name in _SHELLS:
+        return Command(tuple(words), None)
+    raise InputError(
+        f"dry-run: {words[0]} is no Python program, and what it starts may run elsewhere; give the "
+        "Python command behind it, such as: dry-run -- python train.py"
+    )
+
+
+def probe(command: Command, session: Session, environment: Mapping[str, str]) -> None:
+    """Run the command's interpreter with nothing to do, and require its guest's answer.
+
+    Raises:
+        InputError: there is none: the real command would run without one.
+    """
+    if command.probe is None:
+        return
+    shown = " ".join(command.probe[:-2])
+    try:
+        done = subprocess.run(
+            command.probe,
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_PROBE_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise InputError(f"dry-run: {shown} cannot be run: {error}") from error
+    answers = list(session.answers.iterdir())
+    if not any(session.nonce in answer.read_text(encoding="utf-8") for answer in answers):
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        tail = f" (it says: {said[-1][:300]})" if said else ""
+        raise InputError(
+            f"dry-run: {shown} drops the environment, so that no guest is in it and the real run "
+            f"would start; nothing was run{tail}"
+        )
+    for answer in answers:
+        answer.unlink()
+
+
+def _shebang(program: Path) -> tuple[str, ...]:
+    try:
+        with open(program, "rb") as file:
+            first = file.readline(1024)
+            second = file.readline(1024)
+    except OSError:
+        return ()
+    if not first.startswith(b"#!"):
+        return ()
+    words = first[2:].decode(errors="replace").split()
+    if words and Path(words[0]).name in ("sh", "dash"):
+        # pip writes this for interpreters with long paths: '''exec' /path/python "$0" "$@"
+        found = re.match(r"'''exec'\s+\"?([^\"]+?)\"?\s+\"\$0\"", second.decode(errors="replace"))
+        if found:
+            return (found[1],)
+    return tuple(words)
+
+
+def _interpreter(shebang: Sequence[str]) -> str:
+    """The program of a shebang, behind ``env`` where that stands first."""
+    words = [word for word in shebang if not word.startswith("-") and "=" not in word]
+    return words[1] if len(words) > 1 and Path(words[0]).name == "env" else words[0]
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+#: By launcher, keys that its files have and others have not.
+_YAML = (
+    (("axolotl", "train"), ("base_model",)),
+    (("llamafactory-cli", "train"), ("model_name_or_path", "finetuning_type")),
+    (("llamafactory-cli", "train"), ("model_name_or_path", "stage")),
+)
+
+
+def _for_file(path: Path) -> tuple[str, ...]:
+    """The command that runs a file of this content.
+
+    Raises:
+        InputError: there is no such file, or nothing tells what runs it.
+    """
+    if not path.is_file():
+        raise InputError(f"dry-run: there is no file {str(path)!r}")
+    if path.suffix == ".py":
+        return (sys.executable, str(path))
+    if path.suffix == ".ipynb":
+        return (_beside("jupyter"), "execute", str(path))
+    keys = _top_keys(path)
+    for words, needed in _YAML:
+        if all(key in keys for key in needed):
+            return (_beside(words[0]), *words[1:], str(path))
+    raise InputError(
+        f"dry-run: {path} has the keys of no launcher that is known; give its command, such as: "
+        f"dry-run -- trl sft --config {path}"
+    )
+
+
+def _top_keys(path: Path) -> set[str]:
+    from lora_doctor.recipe.files.bytes import read_text
+
+    text = read_text(path).text
+    return set(re.findall(r"^([A-Za-z_]\w*)\s*:", text, flags=re.MULTILINE))
+
+
+def _beside(name: str) -> str:
+    """A program of the environment that we run in, else the one on PATH."""
+    own = Path(sys.executable).parent / name
+    return str(own) if own.exists() else name

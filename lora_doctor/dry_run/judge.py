@@ -1,0 +1,287 @@
+"""From what a dry run captured to the diagnosis: the same rules as ``check``, on its evidence."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from lora_doctor.api import CaseOptions, CheckOptions, open_case
+from lora_doctor.dry_run import command as commands
+from lora_doctor.dry_run import launch
+from lora_doctor.dry_run.captured import Captured, shapes
+from lora_doctor.engine import registry
+from lora_doctor.engine.case import Case
+from lora_doctor.engine.diagnose import diagnose
+from lora_doctor.engine.limits import DEFAULT_MEMORY
+from lora_doctor.errors import EvidenceError, InputError
+from lora_doctor.guest.session import STOPPED, Session
+from lora_doctor.recipe.recipe import Recipe
+from lora_doctor.results.diagnosis import Diagnosis, Gathered
+from lora_doctor.results.dry_run import NOT_SHOWN, DryRun, ScriptError
+from lora_doctor.results.finding import Finding, Measurement
+from lora_doctor.results.note import Note
+from lora_doctor.sandbox.temporary import temporary_folder
+from lora_doctor.static.model_source import ModelSource, parse_model
+
+ACTS = ("lora_doctor.dry_run.acts:install",)
+DEFAULT_SECONDS = 600.0
+
+#: Exceptions that say what this machine lacks, not what is wrong with the command.
+_LACKING = ("ModuleNotFoundError", "ImportError", "PackageNotFoundError")
+_NO_GPU = re.compile(
+    r"not compiled with CUDA|no NVIDIA driver|No CUDA GPUs|CUDA is not available|needs? a GPU"
+    r"|requires? (a )?(GPU|CUDA)|CUDA (driver|error)|Triton|no accelerator",
+    re.IGNORECASE,
+)
+#: What a loop of the user's may raise because its loader came to an early end.
+_OF_SHORT_LOOPS = ("ZeroDivisionError", "StopIteration", "IndexError", "UnboundLocalError")
+
+
+@dataclass(frozen=True)
+class DryRunOptions:
+    """``rows``: of each data set. ``seconds``, ``memory``: limits of the whole command. The others
+    as for ``check``."""
+
+    rows: int = 64
+    seconds: float = DEFAULT_SECONDS
+    memory: int = DEFAULT_MEMORY
+    check: CheckOptions = field(default_factory=CheckOptions)
+
+
+def dry_run(
+    words: Sequence[str],
+    options: DryRunOptions,
+    progress: Callable[[str], None] = lambda text: None,
+    started: Callable[[Sequence[str]], None] = lambda words: None,
+) -> Diagnosis:
+    """Run the command with the model shrunk, and diagnose what it captured.
+
+    ``started`` is told the words of the command before it runs.
+
+    Raises:
+        InputError: the command cannot be run, or a guest cannot be in it; nothing was run then.
+    """
+    began = time.perf_counter()
+    command = commands.command_of(words)
+    with temporary_folder() as folder:
+        session = Session(Path(folder), os.urandom(16).hex(), ACTS, {"rows": options.rows})
+        session.write()
+        environment = launch.environment_of(session, os.environ)
+        progress("asking the interpreter of the command for its guest")
+        commands.probe(command, session, environment)
+        started(command.words)
+        ended = launch.run(
+            command,
+            session,
+            environment,
+            seconds=options.seconds,
+            memory_limit=options.memory,
+            progress=progress,
+        )
+        captured = Captured.read(session.records)
+        answered = any(session.answers.iterdir())
+    found = _Outcome.of(command.words, ended, captured, answered)
+    progress("asking the rules")
+    diagnosis = _diagnose(captured, found, options, progress)
+    return replace(diagnosis, seconds=time.perf_counter() - began)
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """``open``: why the question is open, or ``None``. ``output``: the end of what was written."""
+
+    run: DryRun
+    ended: launch.Ended
+    open: str | None
+
+    @classmethod
+    def of(
+        cls, words: Sequence[str], ended: launch.Ended, captured: Captured, answered: bool
+    ) -> _Outcome:
+        error = captured.error()
+        reason = _why_open(ended, captured, answered, error)
+        train = captured.last("train") or {}
+        adapted = captured.last("adapted") or {}
+        recipe = captured.recipe()
+        return cls(
+            DryRun(
+                command=tuple(words),
+                exit_code=0 if captured.all("ended") else ended.code,
+                trained_by=str(train.get("by", "")),
+                steps=captured.steps,
+                planned_steps=train.get("planned"),
+                rows=train.get("rows"),
+                origins=captured.origins(recipe),
+                ran=_really_ran(captured),
+                inputs=shapes(adapted.get("inputs", {})),
+                redirected=captured.redirected(),
+                error=None if error is not None and _is_ours(error, captured) else error,
+                seconds=ended.seconds,
+            ),
+            ended,
+            reason,
+        )
+
+
+def _really_ran(captured: Captured) -> dict[str, str]:
+    """What ran, whatever was asked for."""
+    found: dict[str, str] = {}
+    loading, train = captured.loading, captured.last("train")
+    if loading is not None:
+        found["dtype"] = str(loading["dtype"])
+        found["attention"] = str(loading["attention"])
+        found["quantized"] = str(loading["quantized"])
+    for key in ("distributed", "world_size", "mixed_precision", "collator", "optimizer"):
+        if train is not None and train.get(key) is not None:
+            found[key] = str(train[key])
+    return found
+
+
+def _is_ours(error: ScriptError, captured: Captured) -> bool:
+    """Whether an exception says nothing about the user's command, but about this machine or the
+    way in which it was cut short."""
+    if error.type.endswith(_LACKING) or _NO_GPU.search(error.message):
+        return True
+    if error.type == "SystemExit" or not captured.all("model"):
+        lacking = ("OSError", "ConnectionError", "NotFoundError", "HTTPError", "SystemExit")
+        if error.type.endswith(lacking) or _no_data(error, captured):
+            return True
+    if _no_data(error, captured):
+        return True
+    cut = any(record.get("by") == "a loop" for record in captured.all("trained"))
+    return cut and error.type in _OF_SHORT_LOOPS
+
+
+def _no_data(error: ScriptError, captured: Captured) -> bool:
+    return any(
+        error.message[:80] and error.message[:80] in " ".join(str(record["reason"]).split())
+        for record in captured.all("no_data")
+    )
+
+
+def _why_open(
+    ended: launch.Ended, captured: Captured, answered: bool, error: ScriptError | None
+) -> str | None:
+    if ended.refused:
+        return f"stopped, because nothing could be shrunk there: {ended.refused}"
+    stopped = captured.last("stopped") or captured.last("refused")
+    if stopped is not None or ended.code == STOPPED:
+        why = stopped.get("why") or stopped.get("reason") if stopped is not None else ""
+        return f"stopped: {why or _last_line(ended.output)}"
+    if ended.limit is not None:
+        unit = "s" if ended.limit.kind == "time" else "bytes"
+        return (
+            f"the command reached the {ended.limit.kind} limit of {ended.limit.limit:.6g} {unit} "
+            f"while {ended.limit.stage}; raise it with {ended.limit.option}"
+        )
+    if not answered:
+        return "no Python process of the command was seen"
+    if error is not None:
+        if not _is_ours(error, captured):
+            return None
+        place = f" at {error.file}:{error.line}" if error.file else ""
+        return f"the command did not come through here{place}: {error.type}: {error.message[:400]}"
+    if not captured.steps:
+        code = f" (exit code {ended.code}: {_last_line(ended.output)})" if ended.code else ""
+        return f"the command took no optimizer step{code}"
+    if captured.last("adapted") is None:
+        return "no model with adapters of PEFT was trained"
+    if captured.last("no_contract") is not None:
+        return f"the training contract was not run: {captured.all('no_contract')[-1]['reason']}"
+    return None
+
+
+def _last_line(output: str) -> str:
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    return lines[-1][:300] if lines else "it wrote nothing"
+
+
+def _diagnose(
+    captured: Captured, found: _Outcome, options: DryRunOptions, progress: Callable[[str], None]
+) -> Diagnosis:
+    given = options.check
+    rules = registry.find_rules(Path(folder) for folder in given.get("rules", ()))
+    selection = registry.RuleSelection(
+        tuple(given.get("select", ())), tuple(given.get("ignore", ()))
+    )
+    registry.check_selection(selection, rules)
+    recipe = captured.recipe()
+    source = _source(captured)
+    # Where the guest saw everything, no child has to import torch once more.
+    case_options: CaseOptions = {"progress": progress}
+    with open_case(source, recipe, case_options, eager=False) as case:
+        _keep(case, captured, found, recipe)
+        diagnosis = diagnose(case, rules, selection, strict=given.get("strict", False))
+    findings = tuple(_with_place(one, found.run) for one in diagnosis.findings)
+    notes = [*diagnosis.notes, *captured.notes(), Note("not-proven", NOT_SHOWN)]
+    trained = found.open is None and found.run.error is None
+    return replace(
+        diagnosis,
+        findings=findings,
+        dry_run=found.run,
+        undetermined=found.open or (diagnosis.undetermined if trained else None),
+        reached=diagnosis.reached,
+        limit=found.ended.limit or diagnosis.limit,
+        notes=tuple(dict.fromkeys(notes)),
+    )
+
+
+def _source(captured: Captured) -> ModelSource:
+    """The model that the command loads; a module without a source where it makes its own."""
+    loading, adapted = captured.loading, captured.last("adapted")
+    if loading is not None and (adapted is None or adapted["loaded"]):
+        try:
+            return parse_model(
+                loading["name"],
+                revision=loading["revision"],
+                trust_remote_code=loading["trust_remote_code"],
+            )
+        except InputError:
+            pass  # a name that is none of ours: what was captured is all there is
+    name = adapted["base_class"] if adapted is not None else "the command's model"
+    return ModelSource("module", str(name))
+
+
+def _keep(case: Case, captured: Captured, found: _Outcome, recipe: Recipe) -> None:
+    """The evidence of the dry run in its places; what it could not have is not made up."""
+    store = case.store
+    store.keep("dry_run", found.run)
+    words = " ".join(found.run.command)
+    store.gathered.append(Gathered("dry_run", words[:300], round(found.run.seconds, 3)))
+    verification, optimizer = captured.verification(), captured.optimizer()
+    reason = found.open or "the command failed before a model with adapters was trained"
+    if verification is not None:
+        store.keep("tiny", verification)
+    elif _own(case) or captured.adapter is None:
+        store.refuse("tiny", EvidenceError(reason))
+    if optimizer is not None:
+        store.keep("optimizer", optimizer)
+    else:
+        store.refuse("optimizer", EvidenceError("no optimizer took a step in the dry run"))
+    record = captured.last("structure")
+    structure = captured.structure()
+    if structure is not None and record is not None and (record["full"] or _own(case)):
+        store.keep("structure", structure)
+    elif _own(case):
+        store.refuse("structure", EvidenceError(reason))
+
+
+def _own(case: Case) -> bool:
+    """Whether the command makes its model by itself: nobody else can build it."""
+    return case.source.kind == "module"
+
+
+def _with_place(finding: Finding, run: DryRun) -> Finding:
+    """The finding with the lines that set its keys."""
+    keys = [finding.location.path] if finding.location.kind == "recipe" else []
+    keys += [edit.key for fix in finding.fixes for edit in fix.edits]
+    places = [
+        Measurement(f"{key} is set", run.origins[key], "captured in the dry run")
+        for key in dict.fromkeys(keys)
+        if key in run.origins
+    ]
+    return replace(finding, evidence=(*finding.evidence, *places))

@@ -1,0 +1,73 @@
+"""What a dry run of the user's command did and saw: data only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from lora_doctor.results.from_json import from_json
+
+#: What no dry run shows, whatever it ran: said beside every verdict, in these words.
+NOT_SHOWN = (
+    "a dry run does not show: what depends on the real weights (overflow, quality, a loss that "
+    "diverges), memory and speed at full size, rows that were not sampled, several devices"
+)
+
+
+@dataclass(frozen=True)
+class ScriptError:
+    """An exception that ended the user's code."""
+
+    #: Its class; with its module unless that is ``builtins``.
+    type: str
+    #: Its message on one line.
+    message: str
+    #: The innermost line of the user's own files on the way to it; empty where there is none.
+    file: str = ""
+    #: Line of that file, from 1; 0 where there is none.
+    line: int = 0
+    #: ``file:line`` where it was raised.
+    raised_in: str = ""
+    #: The traceback, its end.
+    traceback: str = ""
+    #: Optimizer steps that were taken before.
+    steps: int = 0
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """The run of the user's command with the model shrunk and the data cut."""
+
+    #: The words of the command.
+    command: tuple[str, ...]
+    #: Its exit code; 0 also where it was ended after its steps.
+    exit_code: int
+    #: What took the optimizer steps: the class of a trainer, or ``a loop``; empty where none were.
+    trained_by: str = ""
+    #: Optimizer steps that were taken.
+    steps: int = 0
+    #: Optimizer steps that the whole run would take; ``None`` where nobody knows.
+    planned_steps: int | None = None
+    #: Rows that the training set reports.
+    rows: int | None = None
+    #: Key of the recipe to the ``file:line`` that sets it, or ``command line``; the others are the
+    #: framework's own choice.
+    origins: Mapping[str, str] = field(default_factory=dict)
+    #: What ran beside what was asked, such as ``distributed`` or ``attention``.
+    ran: Mapping[str, str] = field(default_factory=dict)
+    #: Names and shapes of what the model's forward was called with.
+    inputs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    #: Paths that were written to a temporary folder instead.
+    redirected: tuple[str, ...] = ()
+    #: What ended the user's code, if it did.
+    error: ScriptError | None = None
+    #: What it took, in seconds.
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> DryRun:
+        return from_json(cls, data)

@@ -1,0 +1,69 @@
+"""LD002: the user's own command fails, with the model shrunk and three steps to take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.rule_api import Case, Example, Finding, Location, Measurement, Proof, Rule
+
+
+class CommandFails(Rule):
+    """The training command itself raised an exception in a dry run.
+
+    ## What happens
+    `lora-doctor dry-run -- COMMAND` ran the command as it is, with the model shrunk and the data
+    cut to a few rows. It raised before it was through: while loading, while preparing the data, in
+    its first three steps, or in what the script does afterwards (saving, merging, evaluating).
+
+    ## Why
+    The evidence has the exception, the line of your own file that led to it, and the rules whose
+    error messages look alike. The same code on the real model fails there, too, unless the message
+    speaks of numbers that shrinking has changed.
+
+    ## Versions
+    Any.
+
+    ## Fix
+    What the rules beside it say; else the line that is named.
+
+    ## Links
+    `lora-doctor explain -` takes a pasted traceback.
+    """
+
+    code = "LD002"
+    name = "command-fails"
+    summary = "The training command itself raises an exception."
+    depth = "static"
+    examples = (
+        Example("broken", "", script="rows = []\nprint(rows[0])\n", why="an IndexError of its own"),
+        Example("healthy", "", script="rows = [1]\nprint(rows[0])\n"),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        run = case.dry_run
+        error = run.error
+        if error is None:
+            return
+        source = "the user's command, dry-run"
+        message = f"{error.type}: {error.message}"
+        evidence = [Measurement("exception", message, source)]
+        if error.raised_in:
+            evidence.append(Measurement("raised in", error.raised_in, "its traceback"))
+        evidence.append(Measurement("optimizer steps before", error.steps, source))
+        alike = [one for one in case.rules_with_symptom(message) if not one.startswith("LD00")]
+        if alike:
+            evidence.append(
+                Measurement("rules with a like message", ", ".join(alike[:3]), "their symptoms")
+            )
+        when = f"after {error.steps} optimizer steps" if error.steps else "before its first step"
+        yield self.finding(
+            "error",
+            f"The command fails {when}: {message[:600]}",
+            location=(
+                Location("file", error.file, error.line)
+                if error.file
+                else Location("environment", " ".join(run.command)[:200])
+            ),
+            evidence=tuple(evidence),
+            proof=Proof("executed", source),
+        )

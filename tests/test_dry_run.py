@@ -1,0 +1,227 @@
+"""`lora-doctor dry-run`: scripts as people write them, run as they are, with the model shrunk."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lora_doctor.results.dry_run import NOT_SHOWN
+from tests import cli
+
+SCRIPTS = Path(__file__).parent / "dry_runs"
+#: Llama 2 of 7 billion parameters: a config is all that there is of it.
+LLAMA_7B = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 32000,
+    "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "num_key_value_heads": 32, "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5, "torch_dtype": "bfloat16", "bos_token_id": 1, "eos_token_id": 2,
+    "pad_token_id": 0,
+}  # fmt: skip
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder of a user's: a model without weights, and the scripts."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(LLAMA_7B))
+    for script in SCRIPTS.glob("*.py"):
+        shutil.copy(script, tmp_path)
+    return tmp_path
+
+
+def dry_run(place: Path, *words: str, code: int) -> dict[str, Any]:
+    """The JSON report of a dry run that ends with this code; nothing is left behind."""
+    temporary = place.parent / f"{place.name}-temporary"
+    temporary.mkdir()
+    before = sorted(place.rglob("*"))
+    result = cli.lora_doctor(
+        "dry-run", "--output-format", "json", "--", *words,
+        cwd=place, env={"TMPDIR": str(temporary)},
+    )  # fmt: skip
+    assert result.code == code, result.out + result.err
+    assert sorted(place.rglob("*")) == before, "something was written where the user's outputs are"
+    assert not list(temporary.iterdir()), "something was left behind"
+    found: dict[str, Any] = json.loads(result.out)
+    return found
+
+
+def rules(report: dict[str, Any]) -> list[str]:
+    return [finding["rule"] for finding in report["findings"]]
+
+
+# --- scripts --------------------------------------------------------------------------------------
+
+
+def test_a_healthy_trainer_script_is_healthy_and_comes_to_its_end(place: Path) -> None:
+    """7 billion parameters, 5000 rows, bf16 and "auto": on a laptop, without weights."""
+    report = dry_run(place, sys.executable, "trainer_peft.py", "--learning_rate", "1e-4", code=0)
+    assert report["verdict"] == "healthy"
+    run = report["dry_run"]
+    assert (run["trained_by"], run["steps"], run["planned_steps"]) == ("Trainer", 3, 1250)
+    assert run["error"] is None, "saving, merging and loading again work, too"
+    assert {Path(path).name for path in run["redirected"]} >= {"out", "merged"}
+    values, origins = report["recipe"]["values"], run["origins"]
+    assert (values["r"], values["learning_rate"], values["dtype"]) == (16, 1e-4, "bfloat16")
+    assert origins["learning_rate"] == "command line"
+    lines = (SCRIPTS / "trainer_peft.py").read_text().splitlines()
+    config = next(n for n, line in enumerate(lines, 1) if "config = LoraConfig(" in line)
+    assert origins["r"] == f"trainer_peft.py:{config}"
+    assert report["model"]["parameters"] > 6e9, "what is reported is the class at full size"
+    assert report["verification"]["before"]["batches"][0]["inputs"]["input_ids"] == [4, 16]
+    assert NOT_SHOWN in [note["text"] for note in report["notes"]]
+
+
+def test_a_name_that_matches_nothing_is_found_and_its_line_told(place: Path) -> None:
+    report = dry_run(
+        place, sys.executable, "trainer_peft.py", "--target", "query_key_value", "v_proj", code=1
+    )
+    [finding] = report["findings"]
+    assert finding["rule"] == "LD202"
+    told = {measure["what"]: measure["value"] for measure in finding["evidence"]}
+    assert str(told["target_modules is set"]).startswith("trainer_peft.py:")
+    assert report["dry_run"]["steps"] == 3, "the run itself goes through: nothing tells the user"
+
+
+def test_a_loop_whose_optimizer_never_sees_the_adapters(place: Path) -> None:
+    """No Trainer, and "cuda" in the code: optimizer steps are what all loops share."""
+    report = dry_run(place, sys.executable, "bare_loop.py", code=1)
+    assert "LD503" in rules(report)
+    run = report["dry_run"]
+    assert run["trained_by"] == "a loop" and run["error"] is None
+    assert "out" in {Path(path).name for path in run["redirected"]}
+
+
+def test_an_exception_of_the_script_is_told_with_the_users_own_line(place: Path) -> None:
+    report = dry_run(place, sys.executable, "wrong_name.py", code=1)
+    assert rules(report)[0] == "LD002"
+    assert "LD201" in rules(report), "and the rule that knows why"
+    first = report["findings"][0]
+    lines = (SCRIPTS / "wrong_name.py").read_text().splitlines()
+    call = next(n for n, line in enumerate(lines, 1) if "return get_peft_model" in line)
+    assert first["location"] == {"kind": "file", "path": "wrong_name.py", "line": call}
+
+
+# --- nothing runs without a guest -----------------------------------------------------------------
+
+
+@pytest.fixture
+def leaves_a_mark(tmp_path: Path) -> Path:
+    """A script that shows whether it was run."""
+    path = tmp_path / "mark.py"
+    path.write_text("open('mark', 'w').close()\n")
+    return path
+
+
+@pytest.mark.parametrize("option", ["-I", "-E", "-S", "-IB"])
+def test_a_python_that_reads_no_environment_is_refused(leaves_a_mark: Path, option: str) -> None:
+    result = cli.lora_doctor(
+        "dry-run", "--", sys.executable, option, "mark.py", cwd=leaves_a_mark.parent
+    )
+    assert result.code == 2
+    assert "reads no environment" in result.one_line_error
+    assert not leaves_a_mark.with_name("mark").exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="env and sh")
+@pytest.mark.parametrize(
+    "prefix", [["env", "-i"], ["env", "PYTHONPATH=/elsewhere"], ["env", "-u", "PYTHONPATH"]]
+)
+def test_a_launcher_that_drops_the_environment_is_refused_before_anything_ran(
+    leaves_a_mark: Path, prefix: list[str]
+) -> None:
+    result = cli.lora_doctor(
+        "dry-run", "--", *prefix, sys.executable, "mark.py", cwd=leaves_a_mark.parent
+    )
+    assert result.code == 2
+    assert "drops the environment" in result.one_line_error
+    assert not leaves_a_mark.with_name("mark").exists()
+
+
+def test_a_program_that_is_no_python_is_refused(tmp_path: Path) -> None:
+    result = cli.lora_doctor("dry-run", "--", shutil.which("ls") or "ls", cwd=tmp_path)
+    assert result.code == 2
+    assert "is no Python program" in result.one_line_error
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sh")
+@pytest.mark.parametrize(
+    "line", ["ssh somewhere python mark.py", "docker run image python mark.py", "srun ./train"]
+)
+def test_a_shell_script_that_goes_elsewhere_is_stopped(tmp_path: Path, line: str) -> None:
+    (tmp_path / "run.sh").write_text(f"{line}\n")
+    result = cli.lora_doctor("dry-run", "--", "sh", "run.sh", cwd=tmp_path)
+    assert result.code == 2
+    assert "where no guest is" in " ".join(result.out.split())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sh")
+def test_a_shell_script_that_clears_the_environment_is_stopped(tmp_path: Path) -> None:
+    """A Python without a guest is seen from outside, long before it could import torch."""
+    (tmp_path / "slow.py").write_text("import time\ntime.sleep(3)\nopen('mark', 'w').close()\n")
+    (tmp_path / "run.sh").write_text(f"env -u PYTHONPATH {sys.executable} slow.py\n")
+    result = cli.lora_doctor("dry-run", "--", "sh", "run.sh", cwd=tmp_path)
+    assert result.code == 2
+    assert "started without the environment" in " ".join(result.out.split())
+    assert not (tmp_path / "mark").exists()
+
+
+def test_a_child_that_would_have_no_guest_stops_its_parent(tmp_path: Path) -> None:
+    (tmp_path / "launch.py").write_text(
+        "import subprocess, sys\n"
+        "subprocess.run([sys.executable, '-c', 'open(\"mark\", \"w\").close()'], env={})\n"
+    )
+    result = cli.lora_doctor("dry-run", "launch.py", cwd=tmp_path)
+    assert result.code == 2
+    assert "has no guest" in " ".join(result.out.split())
+    assert not (tmp_path / "mark").exists()
+
+
+def test_the_users_own_sitecustomize_still_runs(tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "sitecustomize.py").write_text("import builtins\nbuiltins.from_site = 7\n")
+    (tmp_path / "script.py").write_text("print(from_site)\nraise SystemExit(from_site)\n")
+    result = cli.lora_doctor(
+        "dry-run", "script.py", cwd=tmp_path, env={"PYTHONPATH": f"{cli.ROOT}{os.pathsep}{own}"}
+    )
+    assert result.code == 2
+    assert "exit code 7" in " ".join(result.out.split())
+
+
+# --- what cannot be answered ----------------------------------------------------------------------
+
+
+def test_a_package_that_is_missing_is_no_finding(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text("\nimport a_package_that_nobody_has\n")
+    result = cli.lora_doctor("dry-run", "train.py", cwd=tmp_path)
+    assert result.code == 2
+    assert "train.py:2: ModuleNotFoundError" in " ".join(result.out.split())
+
+
+def test_a_script_that_does_not_train_is_undetermined(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text("print('nothing to do')\n")
+    result = cli.lora_doctor("dry-run", "train.py", cwd=tmp_path)
+    assert result.code == 2
+    assert "took no optimizer step" in " ".join(result.out.split())
+
+
+def test_the_time_limit_ends_everything_that_was_started(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(
+        "import subprocess, sys\n"
+        "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(8); "
+        'open("mark", "w").close()\'], start_new_session=True)\n'
+        "import time\ntime.sleep(60)\n"
+    )
+    result = cli.lora_doctor("dry-run", "--time-limit", "2", "train.py", cwd=tmp_path, timeout=60)
+    assert result.code == 2
+    assert "--time-limit" in " ".join(result.out.split())
+    import time
+
+    time.sleep(8)
+    assert not (tmp_path / "mark").exists(), "a process was left running"
