@@ -74,7 +74,7 @@ def command_line(options: Mapping[str, Any]) -> list[str]:
     for key in KEYS:
         if options.get(key.name) is not None:
             words += key.words(options[key.name])
-    for name in ("revision", "adapter", "prescription"):
+    for name in ("revision", "adapter", "prescription", "data", "eval_data"):
         if options.get(name) is not None:
-            words += [f"--{name}", str(options[name])]
+            words += [f"--{name.replace('_', '-')}", str(options[name])]
     return [*words, "--trust-remote-code"] if options["trust_remote_code"] else words

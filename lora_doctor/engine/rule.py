@@ -61,6 +61,10 @@ class Example:
     #: ``model`` names a factory that returns a module and options of :func:`lora_doctor.check`; the
     #: module is handed over in memory, as in a training script.
     loaded: bool = False
+    #: A file of training data that the recipe is checked with; empty without.
+    data: str = ""
+    #: A file of evaluation data.
+    eval_data: str = ""
 
 
 class Rule(ABC):

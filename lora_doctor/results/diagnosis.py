@@ -20,6 +20,7 @@ from lora_doctor.results.from_json import from_json
 from lora_doctor.results.memory_plan import MemoryPlan
 from lora_doctor.results.note import Note
 from lora_doctor.results.structure import Structure
+from lora_doctor.results.supervision import Supervision
 from lora_doctor.results.verification import Verification
 from lora_doctor.static.model_source import ModelSource
 
@@ -116,6 +117,8 @@ class Diagnosis:
     #: What the recipe and its alternatives take on a GPU; ``None`` when nobody asked for it or it
     #: could not be made.
     memory_plan: MemoryPlan | None = None
+    #: Which tokens of the training data the loss sees; ``None`` when there were no rows to look at.
+    supervision: Supervision | None = None
     #: What all of it took, in seconds.
     seconds: float = 0.0
     #: Remarks on the run.
@@ -183,6 +186,7 @@ class Diagnosis:
             },
             "structure": structure.to_json() if structure else None,
             "memory_plan": self.memory_plan.to_json() if self.memory_plan else None,
+            "supervision": self.supervision.to_json() if self.supervision else None,
             "next_command": self.next_command,
             "notes": [asdict(note) for note in self.notes],
             "timings": {
