@@ -45,7 +45,7 @@ def proof(found: Supervision) -> Proof:
     """The run's own batches were seen, or rows were made by the model's tokenizer."""
     if found.executed:
         return Proof("executed", f"seen in the batches of the run: {found.origin}")
-    return Proof("measured", f"rows made by the installed transformers: {found.origin}")
+    return Proof("measured", found.origin)
 
 
 def looked_at(found: Supervision) -> Measurement:

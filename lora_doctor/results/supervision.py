@@ -113,6 +113,8 @@ class ShownRow:
     pieces: tuple[TokenPiece, ...] = ()
     #: Tokens left out of the middle of ``pieces``.
     left_out: int = 0
+    #: The first of the tokens behind these that the length limit cuts off; empty without any.
+    cut: tuple[TokenPiece, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -272,7 +274,7 @@ class Supervision:
         """The fields, with the share beside them; texts of rows only where the user wants them."""
         data = {**asdict(self), "share": round(self.share, 4)}
         if self.samples != "all":
-            data["shown"] = [{**row, "pieces": []} for row in data["shown"]]
+            data["shown"] = [{**row, "pieces": [], "cut": []} for row in data["shown"]]
         return data
 
     def for_parent(self) -> dict[str, Any]:

@@ -27,6 +27,8 @@ from lora_doctor.supervision.rows import IGNORED, LossSettings, Row
 SHOWN_OF_A_KIND = 2
 SHOWN_ROWS = 10
 SHOWN_HEALTHY = 3
+#: Tokens that are shown of what the limit cuts off.
+CUT_SHOWN = 60
 _OPENING = re.compile(r"\s*(<[A-Za-z][\w|-]{0,30}>)")
 #: Fields of ``Supervision`` that are sets of rows in which something goes wrong.
 PROBLEMS = (
@@ -284,7 +286,23 @@ def _show(one: _Read, decode: Decode | None) -> ShownRow:
         return shown
     head, tail = shown_part(len(ids))
     pieces = [*_pieces(ids, supervised, head, decode), *_pieces(ids, supervised, tail, decode)]
-    return replace(shown, pieces=tuple(pieces), left_out=len(ids) - len(pieces))
+    return replace(
+        shown,
+        pieces=tuple(pieces),
+        left_out=len(ids) - len(pieces),
+        cut=tuple(_cut_off(one, len(ids), decode)),
+    )
+
+
+def _cut_off(one: _Read, kept: int, decode: Decode) -> list[TokenPiece]:
+    """The first tokens that the limit cuts off the end of a row."""
+    whole, labels = one.row.uncut_ids, one.row.uncut_labels
+    if whole is None or labels is None or len(labels) != len(whole):
+        return []
+    if len(whole) <= kept or list(whole[:kept]) != list(one.ids):
+        return []
+    supervised = [label != IGNORED for label in labels]
+    return _pieces(whole, supervised, range(kept, min(len(whole), kept + CUT_SHOWN)), decode)
 
 
 def _pieces(
