@@ -26,6 +26,7 @@ from lora_doctor.results.diagnosis import SCHEMA_VERSION, AppliedFix, Diagnosis
 from lora_doctor.results.fix import Fix
 from lora_doctor.results.memory_plan import MemoryVariant
 from lora_doctor.results.structure import Structure
+from lora_doctor.results.supervision import Supervision
 from lora_doctor.static.installed.environment import Environment
 from lora_doctor.static.model_source import ModelSource
 
@@ -48,7 +49,10 @@ _UNWRITTEN: Mapping[type, tuple[str, ...]] = {
     ModelSource: ("module", "snapshot", "preferred_class")
 }
 #: Properties that are written beside the fields.
-_SUMS: Mapping[type, tuple[str, ...]] = {MemoryVariant: ("total", "low", "high")}
+_SUMS: Mapping[type, tuple[str, ...]] = {
+    MemoryVariant: ("total", "low", "high"),
+    Supervision: ("share",),
+}
 _SCALARS = {str: "string", int: "integer", bool: "boolean", NoneType: "null"}
 
 
@@ -226,7 +230,10 @@ def diagnosis_schema() -> dict[str, Any]:
             "The training contract before and after the fixes.",
             {key: said[key] for key in ("before", "after")},
         ),
-        **{key: said[key] for key in ("structure", "memory_plan", "next_command", "notes")},
+        **{
+            key: said[key]
+            for key in ("structure", "memory_plan", "supervision", "next_command", "notes")
+        },
         "timings": _object(
             "What it cost.", {"total_seconds": said["seconds"], "evidence": said["gathered"]}
         ),
