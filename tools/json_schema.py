@@ -53,6 +53,8 @@ _SUMS: Mapping[type, tuple[str, ...]] = {
     MemoryVariant: ("total", "low", "high"),
     Supervision: ("share",),
 }
+#: Names of fields that are not written, whose modules import them for type checkers only.
+_FOR_TYPE_CHECKERS: Mapping[str, Any] = {"HubSnapshot": Any}
 _SCALARS = {str: "string", int: "integer", bool: "boolean", NoneType: "null"}
 
 
@@ -154,7 +156,7 @@ class _Schema:
     @cache  # noqa: B019 - the schema lives as long as the tool
     def fields(self, cls: type) -> dict[str, Any]:
         """Each field with its description and shape."""
-        docs, hints = field_docs(cls), get_type_hints(cls)
+        docs, hints = field_docs(cls), get_type_hints(cls, localns=_FOR_TYPE_CHECKERS)
         names = [item.name for item in fields(cls) if item.name not in _UNWRITTEN.get(cls, ())]
         return {name: {"description": docs[name], **self.of(hints[name])} for name in names}
 
