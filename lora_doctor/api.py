@@ -14,15 +14,16 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypedDict, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, ParamSpec, TypedDict, TypeVar, get_args, get_type_hints
 
 from lora_doctor.engine import registry
-from lora_doctor.engine.case import Case, Settings
+from lora_doctor.engine.case import Case, Data, Settings
 from lora_doctor.engine.diagnose import diagnose, diagnose_and_fix, read_input, verification_of
 from lora_doctor.engine.limits import Limits
 from lora_doctor.engine.rule import Rule
 from lora_doctor.engine.saved_adapter import of_trained_config, onto_base, saved_adapter
 from lora_doctor.errors import InputError
+from lora_doctor.limits import DATA_ROWS, MOST_DATA_ROWS
 from lora_doctor.prescription.adapter_folder import write_renamed
 from lora_doctor.recipe.edit import Patch
 from lora_doctor.recipe.files.prescription import Prescription
@@ -30,10 +31,12 @@ from lora_doctor.recipe.files.read_write import as_recipe
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.depth import DEPTHS, STEPS, Depth
 from lora_doctor.results.diagnosis import Diagnosis
+from lora_doctor.results.supervision import Samples
 from lora_doctor.results.verification import Verification
 from lora_doctor.sandbox.worker import PRELOAD_SECONDS, Worker
 from lora_doctor.static.adapter_files import weights_beside
 from lora_doctor.static.model_source import ModelSource, parse_model
+from lora_doctor.supervision.data_file import check_file
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # in typing since Python 3.11
@@ -69,6 +72,10 @@ class CheckOptions(CaseOptions, total=False):
     scheduler: Any
     planned_steps: int | None
     memory: bool
+    data: str | os.PathLike[str] | None
+    eval_data: str | os.PathLike[str] | None
+    rows: int
+    samples: Samples
     select: Sequence[str]
     ignore: Sequence[str]
     rules: Sequence[str | os.PathLike[str]]
@@ -87,6 +94,10 @@ DEFAULTS: CheckOptions = {
     "scheduler": None,
     "planned_steps": None,
     "memory": False,
+    "data": None,
+    "eval_data": None,
+    "rows": DATA_ROWS,
+    "samples": "people",
     "prescription": None,
     "adapter": None,
     "progress": None,
@@ -173,6 +184,12 @@ def check(model: Any, recipe: Any = None, **options: Unpack[CheckOptions]) -> Di
             ``planned_steps``.
         planned_steps: the number of optimizer steps of the whole run.
         memory: also make the memory plan; a recipe with a ``memory_budget`` has it made anyway.
+        data: a file of training data (JSON lines, JSON, CSV, Parquet, Arrow): its rows go through
+            the model's tokenizer, and rules say which of their tokens are supervised.
+        eval_data: a file of evaluation data, compared with ``data``.
+        rows: how many rows of ``data`` are looked at, spread over the file.
+        samples: who sees texts of these rows: ``people`` (terminal, page), ``all`` (JSON, too) or
+            ``none``.
         prescription: what ``fix --apply`` wrote: its patches are in force, and its recipe is taken
             where none is given.
         adapter: folder of a saved adapter that is to be loaded onto the model; its config is the
@@ -357,7 +374,31 @@ def _settings(
         planned_steps=given["planned_steps"],
         memory=given["memory"],
         adapter=adapter,
+        data=_data(given),
     )
+
+
+def _data(given: CheckOptions) -> Data | None:
+    """The data that are to be looked at.
+
+    Raises:
+        InputError: a file cannot be used, or a number or word is none of those there are.
+    """
+    rows, samples = given["rows"], given["samples"]
+    if type(rows) is not int or not 1 <= rows <= MOST_DATA_ROWS:
+        raise InputError(f"rows {rows!r}: is a whole number from 1 to {MOST_DATA_ROWS:,}")
+    if samples not in get_args(Samples):
+        raise InputError(f"samples {samples!r}: is one of {', '.join(get_args(Samples))}")
+    files = [Path(one).expanduser() if one is not None else None
+             for one in (given["data"], given["eval_data"])]  # fmt: skip
+    for file in filter(None, files):
+        check_file(file)
+    training, evaluation = files
+    if training is None:
+        if evaluation is not None:
+            raise InputError("eval_data: is compared with the training data; give data as well")
+        return None
+    return Data(training.resolve(), evaluation and evaluation.resolve(), rows, samples)
 
 
 def _worker(source: ModelSource, settings: Settings) -> Worker:

@@ -86,6 +86,21 @@ LOG_CHARACTERS = 200_000
 #: Standard input is read so far; an endless one is refused.
 PASTED_BYTES = 64 * MIB
 
+# --- rows of training data ------------------------------------------------------------------
+
+#: Rows that are looked at, by default and at most; they are spread over the whole file.
+DATA_ROWS = 256
+MOST_DATA_ROWS = 10_000
+#: A file of which single rows can be read: 50 million chats. Counting its lines takes a minute.
+DATA_BYTES = 64 << 30
+#: A file that has to be parsed as a whole (JSON that is no JSON lines).
+DATA_JSON_BYTES = 512 * MIB
+DATA_JSON_ITEMS = 20_000_000
+#: One row: a book has 1 MB.
+DATA_ROW_BYTES = 16 * MIB
+#: Rows of an evaluation set that are compared with those of the training set.
+EVALUATION_ROWS = 200_000
+
 # --- the hub --------------------------------------------------------------------------------
 
 #: Of the answer that lists a repository, and of the files in it; real ones have dozens.

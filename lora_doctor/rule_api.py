@@ -12,11 +12,11 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
 *What a rule reads*
     ``Case``, with ``ModelSource``, ``Recipe``, ``Environment``, ``StaticEvidence``,
     ``RemoteCode``, ``TrainingScript`` (``Replacement``), ``Structure``, ``OptimizerState``
-    (``TrainableTensor``), ``Verification`` (``Check``; ``CHECKS`` names them), ``Observations``
-    and ``MemoryPlan`` (``MemoryVariant``); ``Gathered`` says where each came from. What cannot be
-    had raises ``EvidenceError``; let it pass. One of your own says with ``remedy`` what the user
-    can change about it, which ``--strict`` then counts: ``package``, ``file``, ``hub``, ``trust``
-    or ``limit``.
+    (``TrainableTensor``), ``Verification`` (``Check``; ``CHECKS`` names them), ``Observations``,
+    ``MemoryPlan`` (``MemoryVariant``) and ``Supervision`` (``RowSet``); ``Gathered`` says where
+    each came from. What cannot be had raises ``EvidenceError``; let it pass. One of your own says
+    with ``remedy`` what the user can change about it, which ``--strict`` then counts: ``package``,
+    ``file``, ``hub``, ``trust`` or ``limit``.
 *What the structure is made of*
     ``Tower``, ``ModuleGroup``, ``Quantization`` (``QuantizedUse``, ``Use``: what the model's own
     code does with a quantized layer), ``FloatPart``, ``AdapterState``, ``BuiltIn``, ``Stacked``
@@ -123,6 +123,7 @@ from lora_doctor.results.structure import (
     Structure,
     Tower,
 )
+from lora_doctor.results.supervision import RowSet, Supervision
 from lora_doctor.results.verification import CHECKS, Check, Verification
 from lora_doctor.static.installed.environment import (
     Environment,
@@ -205,6 +206,7 @@ __all__ = [
     "Recipe",
     "RemoteCode",
     "Replacement",
+    "RowSet",
     "Rule",
     "Saving",
     "Severity",
@@ -212,6 +214,7 @@ __all__ = [
     "StackedAdapter",
     "StaticEvidence",
     "Structure",
+    "Supervision",
     "Symptom",
     "TiedPart",
     "Tower",

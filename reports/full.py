@@ -11,7 +11,7 @@ import io
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from lora_doctor.reports import _memory
+from lora_doctor.reports import _memory, _supervision
 from lora_doctor.reports._text import many, memory, seconds, shorten, shown, visible
 from lora_doctor.reports._words import (
     SAFETY,
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from lora_doctor.results.diagnosis import Diagnosis
     from lora_doctor.results.finding import Finding
     from lora_doctor.results.fix import Fix
+    from lora_doctor.results.supervision import ShownRow
     from lora_doctor.results.verification import Check, Verification
 
 NAME = "full"
@@ -53,10 +54,24 @@ _STYLES = {
 _MARKS = {"passed": "✓", "failed": "✗", "skipped": "·"}
 #: Where the encoding has not these, equal in width so that tables stay straight.
 _FALLBACKS = str.maketrans(
-    {"✓": "+", "✗": "x", "·": "-", "…": "~", "→": ">", "×": "x", "─": "-", "–": "-"}
+    {
+        "✓": "+",
+        "✗": "x",
+        "⟦": "[",
+        "⟧": "]",
+        "·": "-",
+        "…": "~",
+        "→": ">",
+        "×": "x",
+        "─": "-",
+        "–": "-",
+    }
 )
 _MOST_EVIDENCE = 30
 _MOST_FRAMES = 8
+#: Tokens of a row that are shown, and rows beside those of a finding.
+_MOST_TOKENS = 120
+_MOST_ROWS = 1
 #: Columns that the labels ``proof``, ``fix`` and ``more`` take.
 _MARGIN = 9
 
@@ -73,6 +88,7 @@ def render(
     page = _Page(color, max(width, 40))
     if diagnosis.verdict == "healthy" and not verbose:
         _healthy(page, diagnosis)
+        _supervised(page, diagnosis, verbose)
         _memory_plan(page, diagnosis, verbose)
     else:
         _report(page, diagnosis, verbose)
@@ -218,6 +234,7 @@ def _report(page: _Page, diagnosis: Diagnosis, verbose: bool) -> None:
         _finding(page, diagnosis, finding, verbose)
     _contract(page, diagnosis, verbose)
     _remaining(page, diagnosis)
+    _supervised(page, diagnosis, verbose)
     _memory_plan(page, diagnosis, verbose)
     if diagnosis.recipe_diff and (verbose or len(diagnosis.applied) > 1):
         page.gap()
@@ -253,6 +270,9 @@ def _finding(page: _Page, diagnosis: Diagnosis, finding: Finding, verbose: bool)
     if len(measures) < len(finding.evidence):
         rest = len(finding.evidence) - len(measures)
         page.line((f"… {rest} more; --verbose shows them", "dim"), indent=2)
+    for row in _supervision.rows_of(finding, diagnosis):
+        page.gap()
+        _tokens(page, row, verbose)
     page.gap()
     page.labelled("proof", proof_words(finding.proof))
     for fix in finding.fixes:
@@ -404,6 +424,53 @@ def _memory_plan(page: _Page, diagnosis: Diagnosis, verbose: bool) -> None:
     page.table(("part", "size", "formula", "source"), _memory.parts(plan), (26, 12, 36, 24))
     for text in _memory.remarks(plan):
         page.line((text, "dim"), indent=2)
+
+
+def _supervised(page: _Page, diagnosis: Diagnosis, verbose: bool) -> None:
+    """How much is supervised; a row token by token, all of them with ``verbose``."""
+    found = diagnosis.supervision
+    if found is None:
+        return
+    page.gap()
+    page.line(("What is supervised", "bold"), f": {_supervision.headline(found)}")
+    whole = verbose or diagnosis.verdict != "healthy"
+    if whole:
+        page.table(("", ""), _supervision.facts(found), (24, 70))
+        for text in _supervision.others(found):
+            page.line((text, "dim"), indent=2)
+    told = {row.number for one in diagnosis.findings for row in
+            _supervision.rows_of(one, diagnosis)}  # fmt: skip
+    rows = [row for row in found.shown if row.pieces and (verbose or row.number not in told)]
+    shown = rows if verbose else rows[:_MOST_ROWS] if not told else []
+    for row in shown:
+        page.gap()
+        _tokens(page, row, verbose)
+    if shown or told:
+        page.line((_supervision.LEGEND, "dim"), indent=2)
+    for note in found.notes if whole else ():
+        page.line((visible(note.text, 400), "dim"), indent=2)
+
+
+def _tokens(page: _Page, row: ShownRow, verbose: bool) -> None:
+    page.line((_supervision.row_words(row), "dim"), indent=2)
+    parts: list[tuple[str, str]] = []
+    cut = False
+    for run in _supervision.runs(row, 10_000 if verbose else _MOST_TOKENS):
+        if run.cut and not cut:
+            cut = True
+            parts.append((_supervision.CUT, "yellow"))
+        parts.append(_run_text(run))
+    page.line(*parts, indent=4)
+
+
+def _run_text(run: _supervision.Run) -> tuple[str, str]:
+    text = "".join(run.tokens)
+    if run.left_out:
+        return f" … {many(run.left_out, 'token')} … ", "dim"
+    if not run.supervised:
+        return text, "dim"
+    style = "yellow" if run.cut else "bold green"
+    return f"{_supervision.OPEN}{text}{_supervision.CLOSE}", style
 
 
 def _rest(page: _Page, diagnosis: Diagnosis, verbose: bool) -> None:

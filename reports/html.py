@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_doctor.reports import _memory
+from lora_doctor.reports import _memory, _supervision
 from lora_doctor.reports._embedded import Embedded
 from lora_doctor.reports._text import many, memory, number, seconds, shorten, shown, visible
 from lora_doctor.reports._words import (
@@ -42,6 +42,7 @@ from lora_doctor.reports._words import (
 if TYPE_CHECKING:
     from lora_doctor.results.diagnosis import Diagnosis
     from lora_doctor.results.finding import Finding
+    from lora_doctor.results.supervision import ShownRow
     from lora_doctor.results.verification import Check, Verification
 
 NAME = "html"
@@ -59,14 +60,15 @@ class _Limits:
     lines: int  # findings, rules and notes on one line each
     traceback: int  # characters
     cells: int  # of the picture, per tower
+    tokens: int  # of a row of the training data
     json: int  # bytes of the embedded diagnosis
 
 
 #: Tried in this order until the page is small enough.
 _LEVELS = (
-    _Limits(600, 40, 20, 200, 6_000, 36, 120_000),
-    _Limits(300, 15, 8, 80, 2_000, 24, 60_000),
-    _Limits(120, 6, 3, 20, 500, 12, 20_000),
+    _Limits(600, 40, 20, 200, 6_000, 36, 320, 120_000),
+    _Limits(300, 15, 8, 80, 2_000, 24, 120, 60_000),
+    _Limits(120, 6, 3, 20, 500, 12, 40, 20_000),
 )
 
 
@@ -142,6 +144,7 @@ def _view(diagnosis: Diagnosis, limits: _Limits) -> dict[str, Any]:
         "many": many,
         "runs": _runs(diagnosis, limits),
         "picture": _picture.picture(diagnosis, most_cells=limits.cells, most_rows=limits.lines),
+        "supervision": _supervision_view(diagnosis, limits),
         "memory": _memory_view(diagnosis),
         "costs": _costs(diagnosis, limits),
         "passed": [visible(code, 60) for code in diagnosis.passed[: limits.lines]],
@@ -188,6 +191,7 @@ def _finding(finding: Finding, diagnosis: Diagnosis, limits: _Limits) -> dict[st
             for m in finding.evidence[: limits.rows]
         ],
         "hidden_evidence": max(len(finding.evidence) - limits.rows, 0),
+        "rows": [_row(row, limits.tokens // 2) for row in _supervision.rows_of(finding, diagnosis)],
         "proof_kind": finding.proof.kind,
         "proof": shorten(proof_words(finding.proof), limits.text),
         "fixes": [
@@ -327,6 +331,24 @@ def _memory_view(diagnosis: Diagnosis) -> dict[str, Any] | None:
         "parts": _memory.parts(plan),
         "remarks": _memory.remarks(plan),
     }
+
+
+def _supervision_view(diagnosis: Diagnosis, limits: _Limits) -> dict[str, Any] | None:
+    found = diagnosis.supervision
+    if found is None:
+        return None
+    return {
+        "headline": _supervision.headline(found),
+        "facts": _supervision.facts(found),
+        "others": _supervision.others(found),
+        "notes": [visible(note.text, limits.text) for note in found.notes[: limits.lines]],
+        "rows": [_row(row, limits.tokens) for row in found.shown if row.pieces],
+    }
+
+
+def _row(row: ShownRow, most: int) -> dict[str, Any]:
+    """A row token by token, in runs that are supervised or not."""
+    return {"words": _supervision.row_words(row), "runs": _supervision.runs(row, most)}
 
 
 def _costs(diagnosis: Diagnosis, limits: _Limits) -> list[tuple[str, str, str, str]]:

@@ -54,7 +54,8 @@ def scripts() -> list[object]:
 def what_is_checked(example: Example) -> tuple[Any, dict[str, Any]]:
     """The model argument of an example and further options."""
     if not example.loaded:
-        return example.model, {}
+        data = {"data": example.data or None, "eval_data": example.eval_data or None}
+        return example.model, data if example.data else {}
     module, _, name = example.model.partition(":")
     model, options = getattr(importlib.import_module(module), name)()
     return model, options

@@ -26,6 +26,7 @@ from lora_doctor.results.diagnosis import SCHEMA_VERSION, AppliedFix, Diagnosis
 from lora_doctor.results.fix import Fix
 from lora_doctor.results.memory_plan import MemoryVariant
 from lora_doctor.results.structure import Structure
+from lora_doctor.results.supervision import Supervision
 from lora_doctor.static.installed.environment import Environment
 from lora_doctor.static.model_source import ModelSource
 
@@ -48,7 +49,12 @@ _UNWRITTEN: Mapping[type, tuple[str, ...]] = {
     ModelSource: ("module", "snapshot", "preferred_class")
 }
 #: Properties that are written beside the fields.
-_SUMS: Mapping[type, tuple[str, ...]] = {MemoryVariant: ("total", "low", "high")}
+_SUMS: Mapping[type, tuple[str, ...]] = {
+    MemoryVariant: ("total", "low", "high"),
+    Supervision: ("share",),
+}
+#: Names of fields that are not written, whose modules import them for type checkers only.
+_FOR_TYPE_CHECKERS: Mapping[str, Any] = {"HubSnapshot": Any}
 _SCALARS = {str: "string", int: "integer", bool: "boolean", NoneType: "null"}
 
 
@@ -150,7 +156,7 @@ class _Schema:
     @cache  # noqa: B019 - the schema lives as long as the tool
     def fields(self, cls: type) -> dict[str, Any]:
         """Each field with its description and shape."""
-        docs, hints = field_docs(cls), get_type_hints(cls)
+        docs, hints = field_docs(cls), get_type_hints(cls, localns=_FOR_TYPE_CHECKERS)
         names = [item.name for item in fields(cls) if item.name not in _UNWRITTEN.get(cls, ())]
         return {name: {"description": docs[name], **self.of(hints[name])} for name in names}
 
@@ -226,7 +232,10 @@ def diagnosis_schema() -> dict[str, Any]:
             "The training contract before and after the fixes.",
             {key: said[key] for key in ("before", "after")},
         ),
-        **{key: said[key] for key in ("structure", "memory_plan", "next_command", "notes")},
+        **{
+            key: said[key]
+            for key in ("structure", "memory_plan", "supervision", "next_command", "notes")
+        },
         "timings": _object(
             "What it cost.", {"total_seconds": said["seconds"], "evidence": said["gathered"]}
         ),

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from lora_doctor.dry_run.judge import DryRunOptions
     from lora_doctor.engine.limits import Limits
     from lora_doctor.recipe.recipe import Recipe
+    from lora_doctor.results.supervision import Samples
+
+#: ``--samples``, ``--no-samples``, neither.
+_SAMPLES: Mapping[bool | None, Samples] = {True: "all", False: "none", None: "people"}
 
 
 def check_options(options: Mapping[str, Any], progress: Callable[[str], None]) -> CheckOptions:
@@ -33,12 +37,17 @@ def check_options(options: Mapping[str, Any], progress: Callable[[str], None]) -
         "memory": options.get("memory", False),
         "prescription": options.get("prescription"),
         "adapter": options.get("adapter"),
+        "data": options.get("data"),
+        "eval_data": options.get("eval_data"),
+        "samples": _SAMPLES[options.get("samples")],
         "progress": progress,
         "select": _codes(options["select"]),
         "ignore": _codes(options["ignore"]),
         "rules": options["rule_folders"],
         "strict": options["strict"],
     }
+    if "rows" in options:
+        found["rows"] = options["rows"]
     if "depth" in options:
         found["depth"] = options["depth"]
     return found

@@ -18,6 +18,7 @@ from lora_doctor.cli import streams
 from lora_doctor.cli.arguments import check_options, recipe_of
 from lora_doctor.cli.options import (
     adapter_option,
+    data_options,
     device_options,
     dry_run_options,
     memory_options,
@@ -143,6 +144,7 @@ def cli() -> None:
     "a shrunken model really trained, the real weights.",
 )
 @memory_options
+@data_options
 @prescription_option
 @device_options
 @report_options
@@ -186,6 +188,7 @@ def check(**options: Any) -> int:
     help="Where --apply puts new files.",
 )
 @memory_options
+@data_options
 @device_options
 @report_options
 def fix(**options: Any) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_doctor.limits import DATA_ROWS
 from lora_doctor.recipe.keys import KEYS
 from lora_doctor.results.diagnosis import Diagnosis, patches_of
 from lora_doctor.results.finding import first_fix
@@ -74,7 +75,17 @@ def command_line(options: Mapping[str, Any]) -> list[str]:
     for key in KEYS:
         if options.get(key.name) is not None:
             words += key.words(options[key.name])
-    for name in ("revision", "adapter", "prescription"):
+    for name in ("revision", "adapter", "prescription", "data", "eval_data"):
         if options.get(name) is not None:
-            words += [f"--{name}", str(options[name])]
+            words += [f"--{name.replace('_', '-')}", str(options[name])]
+    if options.get("data") is not None:
+        words += _of_data(options)
     return [*words, "--trust-remote-code"] if options["trust_remote_code"] else words
+
+
+def _of_data(options: Mapping[str, Any]) -> list[str]:
+    """How many rows of the data are looked at, and who sees them, where that was chosen."""
+    rows = options.get("rows")
+    words = ["--rows", str(rows)] if rows not in (None, DATA_ROWS) else []
+    samples = options.get("samples")
+    return words if samples is None else [*words, "--samples" if samples else "--no-samples"]

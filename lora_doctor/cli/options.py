@@ -9,7 +9,13 @@ from typing import Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
-from lora_doctor.limits import HUB_SECONDS, META_SECONDS, TINY_SECONDS
+from lora_doctor.limits import (
+    DATA_ROWS,
+    HUB_SECONDS,
+    META_SECONDS,
+    MOST_DATA_ROWS,
+    TINY_SECONDS,
+)
 from lora_doctor.recipe.command_line import Option
 from lora_doctor.recipe.keys import KEYS, RecipeKey
 from lora_doctor.results.depth import STEPS
@@ -57,7 +63,7 @@ def recipe_options(command: F) -> F:
             metavar="FILE",
             help="Recipe in YAML or JSON, or a PEFT adapter_config.json.",
         ),
-        *_options_of_keys(for_memory_plan=False),
+        *_options_of_keys("recipe"),
         click.option("--revision", metavar="REV", help="Revision of a hub id."),
         click.option(
             "--trust-remote-code",
@@ -169,7 +175,36 @@ def memory_options(command: F) -> F:
             is_flag=True,
             help="Show what the recipe and its alternatives take on a GPU.",
         ),
-        *_options_of_keys(for_memory_plan=True),
+        *_options_of_keys("memory"),
+    ]
+    return _with(options, command)
+
+
+def data_options(command: F) -> F:
+    """Training data, and how its rows become batches with labels."""
+    options = [
+        click.option(
+            "--data",
+            metavar="FILE",
+            help="Training data (JSON lines, JSON, CSV, Parquet): which tokens of its rows are "
+            "supervised.",
+        ),
+        click.option("--eval-data", metavar="FILE", help="Evaluation data, compared with --data."),
+        click.option(
+            "--rows",
+            type=click.IntRange(1, MOST_DATA_ROWS),
+            default=DATA_ROWS,
+            show_default=True,
+            metavar="N",
+            help="Rows that are looked at, spread over the file.",
+        ),
+        click.option(
+            "--samples/--no-samples",
+            default=None,
+            help="Texts of rows in every format, or in none.  [default: in the terminal and on "
+            "the page]",
+        ),
+        *_options_of_keys("data"),
     ]
     return _with(options, command)
 
@@ -213,13 +248,9 @@ def prescription_option(command: F) -> F:
     )(command)
 
 
-def _options_of_keys(*, for_memory_plan: bool) -> list[Callable[[Any], Any]]:
+def _options_of_keys(group: str) -> list[Callable[[Any], Any]]:
     """The options of the recipe's keys, as their table has them."""
-    return [
-        _option_of(key, key.option)
-        for key in KEYS
-        if key.option and key.option.for_memory_plan is for_memory_plan
-    ]
+    return [_option_of(key, key.option) for key in KEYS if key.option and key.option.group == group]
 
 
 def _option_of(key: RecipeKey, option: Option) -> Callable[[Any], Any]:

@@ -32,6 +32,10 @@ class Answer:
 def answer_of(case: Case) -> Answer:
     """Gather what the depth of the case asks for."""
     found = _answer(case)
+    if found.open is None and case.settings.data is not None and not case.has("supervision"):
+        error = case.store.error("supervision")
+        limit = error.limit if error is not None else None
+        return Answer(found.before, found.reached, f"--data: {error}", limit)
     if found.open is None and case.settings.memory and not case.has("memory_plan"):
         error = case.store.error("memory_plan")
         if error is not None and error.limit is not None:

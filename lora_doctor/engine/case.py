@@ -25,6 +25,7 @@ from lora_doctor.results.depth import DEPTHS, STEPS, Depth
 from lora_doctor.results.diagnosis import Gathered
 from lora_doctor.results.note import Note
 from lora_doctor.results.structure import Structure
+from lora_doctor.results.supervision import Samples, Supervision
 from lora_doctor.results.verification import Verification
 from lora_doctor.sandbox.worker import Worker
 from lora_doctor.static.model_source import ModelSource
@@ -46,6 +47,17 @@ _REFINEMENTS = 3
 
 
 @dataclass(frozen=True)
+class Data:
+    """Files of rows to be trained and evaluated on, how many of them are looked at, and who sees
+    their texts."""
+
+    training: Path
+    evaluation: Path | None
+    rows: int
+    samples: Samples
+
+
+@dataclass(frozen=True)
 class Settings:
     """How evidence is gathered; the same for all cases of one run. ``depth`` is what was asked for;
     a training script is only read, whatever that is."""
@@ -63,6 +75,8 @@ class Settings:
     adapter: Path | None = None
     #: Whether the memory plan is wanted; its rule asks by itself where there is a budget.
     memory: bool = False
+    #: Training data whose supervision is to be looked at.
+    data: Data | None = None
 
 
 class Case:
@@ -273,6 +287,35 @@ class Case:
         if outcome.failure:
             raise self._tasks.error("the memory plan", outcome, limits)
         return read_answer(MemoryPlan, outcome, "the memory plan")
+
+    @evidence(of_recipe=True)
+    def supervision(self) -> Supervision:
+        """Which tokens of the training data the loss sees, by the model's tokenizer; a dry run
+        keeps here what it saw in the user's own batches. Raises where there are no rows."""
+        data = self.settings.data
+        if data is None:
+            raise EvidenceError("no training data was given (--data FILE)")
+        self._require("meta")
+        if self.source.kind not in ("folder", "hub", "arch"):
+            raise EvidenceError(f"{self.source} has no tokenizer; --data needs a folder or hub id")
+        self._progress(f"looking at rows of {data.training.name}")
+        limits = self.settings.limits.of_tiny()
+        outcome = self._tasks.run(
+            "lora_doctor.evidence.supervision:gather",
+            self.recipe,
+            limits,
+            data={
+                "file": str(data.training),
+                "evaluation": str(data.evaluation) if data.evaluation else None,
+                "rows": data.rows,
+                "samples": data.samples,
+            },
+        )
+        origin = f"rows of {data.training.name} through the model's tokenizer"
+        self.store.gathered.append(cost("supervision", origin, outcome))
+        if outcome.failure:
+            raise self._tasks.error("rows of the training data", outcome, limits)
+        return read_answer(Supervision, outcome, "rows of the training data")
 
     @evidence(of_recipe=True)
     def tiny(self) -> Verification:

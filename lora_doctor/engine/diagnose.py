@@ -69,6 +69,7 @@ def diagnose(
         reached=answer.reached,
         limit=answer.limit,
         memory_plan=Case.memory_plan.known(case),
+        supervision=Case.supervision.known(case),
         notes=_notes(case, answer.before),
         seconds=time.perf_counter() - start,
     )

@@ -63,6 +63,10 @@ class Example:
     loaded: bool = False
     #: A script that is dry-run instead, for a rule about what a command does; ``model`` is empty.
     script: str = ""
+    #: A file of training data that the recipe is checked with; empty without.
+    data: str = ""
+    #: A file of evaluation data.
+    eval_data: str = ""
 
 
 class Rule(ABC):

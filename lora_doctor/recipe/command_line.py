@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from lora_doctor.errors import InputError
 
@@ -29,8 +29,9 @@ class Option:
     aliases: tuple[str, ...] = ()
     #: From a value of ``type`` and the option's spelling to the recipe's value; raises InputError.
     read: Callable[[Any, str], Any] = _as_given
-    #: Only commands that make the memory plan have it.
-    for_memory_plan: bool = False
+    #: Which commands have it: ``recipe``: all that take a recipe. ``memory``: those that make the
+    #: memory plan. ``data``: those that look at training data.
+    group: Literal["recipe", "memory", "data"] = "recipe"
 
     @staticmethod
     def negation(spelling: str) -> str:

@@ -22,8 +22,8 @@ from lora_doctor.recipe.command_line import (
 
 #: What a key is an argument of: PEFT's config class, ``from_pretrained``, the
 #: ``BitsAndBytesConfig`` of it, ``get_peft_model`` itself (which no config of PEFT's holds), the
-#: Trainer's arguments, or only the memory plan.
-Part = Literal["adapter", "loading", "quantization", "wrapping", "training", "planning"]
+#: Trainer's arguments, how rows of data become batches with labels, or only the memory plan.
+Part = Literal["adapter", "loading", "quantization", "wrapping", "training", "data", "planning"]
 
 
 @dataclass(frozen=True)
@@ -130,23 +130,85 @@ KEYS: tuple[RecipeKey, ...] = (
     RecipeKey(
         "per_device_train_batch_size", "training", form.count,
         Option("Samples of a batch, for the memory plan.", "N", int, aliases=("--batch-size",),
-               for_memory_plan=True),
+               group="memory"),
         aliases=("batch_size",),
     ),
     RecipeKey(
         "optim", "training", form.string,
         Option("The Trainer's name of an optimizer, for the memory plan: adamw_8bit, sgd, ...",
-               "NAME", for_memory_plan=True),
+               "NAME", group="memory"),
+    ),
+    # TRL's names where it has one: how rows become token ids and labels.
+    RecipeKey(
+        "assistant_only_loss", "data", form.boolean,
+        Option("Loss on the assistant's turns only, by the template's generation marks.",
+               type=bool, group="data"),
+    ),
+    RecipeKey(
+        "completion_only_loss", "data", form.boolean,
+        Option("Loss on the completion only.", type=bool, group="data"),
+    ),
+    RecipeKey(
+        "response_template", "data", form.string,
+        Option("Loss only on what follows this marker.", "TEXT", group="data"),
+        aliases=("response_part",),  # Unsloth
+    ),
+    RecipeKey(
+        "data_collator", "data", form.string,
+        Option("Collator of transformers that makes the labels, such as "
+               "DataCollatorForLanguageModeling; without, TRL's way.", "NAME", group="data"),
+    ),
+    RecipeKey(
+        "chat_template_path", "data", form.string,
+        Option("Jinja file with the chat template, in the place of the tokenizer's.", "FILE",
+               group="data"),
+    ),
+    RecipeKey(
+        "eos_token", "data", form.string,
+        Option("Token that ends a text, in the place of the tokenizer's.", "TOKEN", group="data"),
+    ),
+    RecipeKey(
+        "pad_token", "data", form.string,
+        Option("Token that fills a batch, in the place of the tokenizer's.", "TOKEN",
+               group="data"),
+    ),
+    RecipeKey(
+        "packing", "data", form.boolean,
+        Option("Several samples in one row.", type=bool, group="data"),
+    ),
+    RecipeKey("truncation_mode", "data", form.string),
+    RecipeKey(
+        "num_train_epochs", "data", form.positive_number,
+        Option("Epochs, for the number of steps.", "X", float, read=whole_where_possible,
+               group="data"),
+    ),
+    RecipeKey(
+        "max_steps", "data", form.count,
+        Option("Optimizer steps, in the place of epochs.", "N", int, group="data"),
+    ),
+    RecipeKey(
+        "gradient_accumulation_steps", "data", form.count,
+        Option("Batches of an optimizer step.", "N", int, group="data"),
+    ),
+    RecipeKey(
+        "warmup_steps", "data", form.number_from_zero,
+        Option("Steps until the learning rate is reached.", "X", float, read=whole_where_possible,
+               group="data"),
+    ),
+    RecipeKey(
+        "warmup_ratio", "data", form.probability,
+        Option("The same as a share of all steps.", "P", float, group="data"),
     ),
     RecipeKey(
         "max_length", "planning", form.count,
-        Option("Tokens of a sample, for the memory plan.", "N", int, for_memory_plan=True),
+        Option("Tokens of a sample, for the memory plan and for --data.", "N", int,
+               group="memory"),
         aliases=("max_seq_length",),  # TRL before 0.20
     ),
     RecipeKey(
         "memory_budget", "planning", form.memory_size,
         Option("Memory of the GPU, such as 24GB: LD704 says when the recipe does not fit.",
-               "SIZE", for_memory_plan=True),
+               "SIZE", group="memory"),
     ),
 )  # fmt: skip
 
@@ -163,9 +225,10 @@ QUANTIZATION_KEYS = _names_of("quantization")
 LOADING_KEYS = _names_of("loading", "quantization")
 WRAPPING_KEYS = _names_of("wrapping")
 TRAINING_KEYS = _names_of("training")
+DATA_KEYS = _names_of("data")
 PLANNING_KEYS = _names_of("planning")
 #: All keys that are not for the constructor of PEFT's config.
-OUTER_KEYS = (*LOADING_KEYS, *WRAPPING_KEYS, *TRAINING_KEYS, *PLANNING_KEYS)
+OUTER_KEYS = (*LOADING_KEYS, *WRAPPING_KEYS, *TRAINING_KEYS, *DATA_KEYS, *PLANNING_KEYS)
 #: Keys whose value is a mapping.
 MAPPING_KEYS = tuple(key.name for key in KEYS if key.normal_form is form.mapping)
 #: Alias to the key that it means.

@@ -21,6 +21,7 @@ from lora_doctor.results.from_json import from_json
 from lora_doctor.results.memory_plan import MemoryPlan
 from lora_doctor.results.note import Note
 from lora_doctor.results.structure import Structure
+from lora_doctor.results.supervision import Supervision
 from lora_doctor.results.verification import Verification
 from lora_doctor.static.model_source import ModelSource
 
@@ -119,6 +120,8 @@ class Diagnosis:
     memory_plan: MemoryPlan | None = None
     #: The user's own command, run; ``None`` where none was.
     dry_run: DryRun | None = None
+    #: Which tokens of the training data the loss sees; ``None`` when there were no rows to look at.
+    supervision: Supervision | None = None
     #: What all of it took, in seconds.
     seconds: float = 0.0
     #: Remarks on the run.
@@ -187,6 +190,7 @@ class Diagnosis:
             "structure": structure.to_json() if structure else None,
             "memory_plan": self.memory_plan.to_json() if self.memory_plan else None,
             "dry_run": self.dry_run.to_json() if self.dry_run else None,
+            "supervision": self.supervision.to_json() if self.supervision else None,
             "next_command": self.next_command,
             "notes": [asdict(note) for note in self.notes],
             "timings": {

@@ -84,6 +84,8 @@ class Finding:
     #: Names of the checks of the training contract whose failure it accounts for; a failed check
     #: that nothing explains becomes LD001.
     explains: tuple[str, ...] = ()
+    #: Numbers of rows of the training data that show it, where it is about those.
+    rows: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.evidence:
@@ -100,6 +102,7 @@ class Finding:
             "proof": self.proof.to_json(),
             "fixes": [fix.to_json() for fix in self.fixes],
             "explains": list(self.explains),
+            "rows": list(self.rows),
         }
 
 

@@ -1,0 +1,61 @@
+"""What rules on training data say alike: how many rows, of which sample, and how sure it is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from lora_doctor.rule_api import Case, Finding, Location, Measurement, Proof, RowSet, Supervision
+
+#: Below this share of the rows a loss of some of them is worth knowing, and no more.
+FEW = 0.02
+#: Rows that a finding names.
+_NAMED = 2
+LOSS = {
+    "all": "every token",
+    "assistant": "the assistant's turns",
+    "completion": "the completion",
+    "response": "what follows the response marker",
+    "given": "the labels that are given",
+}
+
+
+def of_data(case: Case) -> Location:
+    """The file of the data, where it is known."""
+    data = case.settings.data
+    if data is None:
+        return Location("environment", "training data")
+    return Location("file", str(data.training))
+
+
+def portion(rows: RowSet, found: Supervision) -> str:
+    """Such as ``12 of 256 rows``."""
+    return f"{rows.count:,} of {found.rows_seen:,} rows"
+
+
+def is_few(rows: RowSet, found: Supervision) -> bool:
+    return rows.count < FEW * found.rows_seen
+
+
+def about(finding: Finding, rows: RowSet) -> Finding:
+    """The finding, with the rows that show it."""
+    return replace(finding, rows=rows.numbers[:_NAMED])
+
+
+def proof(found: Supervision) -> Proof:
+    """The run's own batches were seen, or rows were made by the model's tokenizer."""
+    if found.executed:
+        return Proof("executed", f"seen in the batches of the run: {found.origin}")
+    return Proof("measured", found.origin)
+
+
+def looked_at(found: Supervision) -> Measurement:
+    """What the numbers of the finding are numbers of."""
+    return Measurement("rows looked at", found.rows_seen, found.origin)
+
+
+def loss_on(found: Supervision) -> Measurement:
+    return Measurement("the loss is taken on", LOSS[found.loss_on], found.loss_from)
+
+
+def which(rows: RowSet) -> Measurement:
+    return Measurement("such rows", list(rows.numbers), "numbers of the first, from 1")

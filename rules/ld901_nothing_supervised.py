@@ -1,0 +1,120 @@
+"""LD901: in rows of the training data no token is supervised."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.rule_api import (
+    Case,
+    Example,
+    Finding,
+    Fix,
+    Measurement,
+    Rule,
+    Supervision,
+    Symptom,
+)
+from lora_doctor.rules._supervision import about, looked_at, loss_on, of_data, portion, proof, which
+
+
+class NothingSupervised(Rule):
+    """Every label of a row is -100: the loss sees nothing of it.
+
+    ## What happens
+    With all rows the loss is 0.0 or NaN and the run "succeeds". With some, a batch of nothing but
+    such rows gives NaN, and one NaN ends the training of every weight.
+
+    ## Why
+    Labels were masked and nothing was left: conversations without an answer, a mask that was made
+    for another format, a data set that was masked before. Cross entropy divides by the number of
+    labels that count, which is 0.
+
+    Rows that lose their labels to the length limit are LD902, templates without generation marks
+    LD908, response markers that do not occur LD909.
+
+    ## Versions
+    All.
+
+    ## Fix
+    Rows with an answer, or a mask that leaves it. Which rows were meant to teach what only you
+    know.
+
+    ## Links
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.CrossEntropyLoss.html
+    """
+
+    code = "LD901"
+    name = "nothing-supervised"
+    summary = "In rows of the training data no token is supervised."
+    depth = "meta"
+    symptoms = (
+        Symptom(r"All labels in your dataset are -100"),
+        Symptom(r"ZeroDivisionError.*labels"),
+        Symptom(r"at least one example has no assistant tokens"),
+    )
+    examples = (
+        Example(
+            "broken",
+            "tests/folders/chat_model",
+            {"target_modules": ["q_proj"], "assistant_only_loss": True},
+            data="tests/data/rows/no_answers.jsonl",
+            depth="meta",
+            why="conversations in which nobody answers",
+        ),
+        Example(
+            "broken",
+            "tests/folders/chat_model",
+            {"target_modules": ["q_proj"]},
+            data="tests/data/rows/masked.jsonl",
+            depth="meta",
+            why="rows that were tokenized before, with labels of -100 only",
+        ),
+        Example(
+            "healthy",
+            "tests/folders/chat_model",
+            {"target_modules": ["q_proj"], "assistant_only_loss": True},
+            data="tests/data/rows/chats.jsonl",
+            depth="meta",
+        ),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        found = case.supervision
+        rows = found.nothing
+        if not rows or claimed_elsewhere(found):
+            return
+        every = rows.count == found.judged
+        consequence = (
+            "the loss is 0 or NaN and nothing is learnt"
+            if every
+            else "a batch of such rows alone has a loss of NaN"
+        )
+        yield about(
+            self.finding(
+                "error" if every else "warning",
+                f"In {portion(rows, found)} no token is supervised: {consequence}.",
+                location=of_data(case),
+                evidence=(
+                    looked_at(found),
+                    loss_on(found),
+                    Measurement("supervised tokens", found.supervised_tokens, "of all rows"),
+                    Measurement("tokens", found.tokens, "of all rows"),
+                    which(rows),
+                ),
+                proof=proof(found),
+                fixes=(
+                    Fix(
+                        "Leave these rows out, or give them an answer that the loss is taken on.",
+                        "manual",
+                    ),
+                ),
+            ),
+            rows,
+        )
+
+
+def claimed_elsewhere(found: Supervision) -> bool:
+    """Whether another rule names the cause of all these rows."""
+    if found.loss_on == "assistant" and not found.tokenizer.has_generation_marks:
+        return True
+    return bool(found.response_marker) and found.nothing.count <= found.marker_missing.count

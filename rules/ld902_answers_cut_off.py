@@ -1,0 +1,122 @@
+"""LD902: the length limit cuts off what is to be learnt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.rule_api import (
+    Case,
+    Edit,
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measurement,
+    Rule,
+    Severity,
+    Supervision,
+    Symptom,
+)
+from lora_doctor.rules._supervision import about, is_few, looked_at, loss_on, portion, proof, which
+
+
+class AnswersCutOff(Rule):
+    """Rows are longer than `max_length`, and the part that is cut holds supervised tokens.
+
+    ## What happens
+    Where the prompt alone fills the limit, nothing of the row is supervised: a loss of 0 or NaN, or
+    the row is dropped without a word. Otherwise the answer loses its end, and with it the token
+    that tells the model to stop.
+
+    ## Why
+    Truncation keeps the beginning of a row, and answers stand at its end. TRL's default is 1024
+    tokens.
+
+    ## Versions
+    All. Newer releases of TRL drop rows of which nothing is left.
+
+    ## Fix
+    A limit that the longest row fits into, which takes memory; or shorter rows. Either changes what
+    is learnt, so it is not applied unasked.
+
+    ## Links
+    https://huggingface.co/docs/trl/sft_trainer
+    """
+
+    code = "LD902"
+    name = "answers-cut-off"
+    summary = "The length limit cuts off what is to be learnt."
+    depth = "meta"
+    symptoms = (
+        Symptom(r"will be truncated.*response.*labels", "LLaMA-Factory"),
+        Symptom(r"Fully masked.*truncation"),
+    )
+    examples = (
+        Example(
+            "broken",
+            "tests/folders/chat_model",
+            {"target_modules": ["q_proj"], "assistant_only_loss": True, "max_length": 40},
+            data="tests/data/rows/long_prompts.jsonl",
+            why="two prompts alone are longer than the limit",
+        ),
+        Example(
+            "broken",
+            "tests/folders/chat_model",
+            {"target_modules": ["q_proj"], "assistant_only_loss": True, "max_length": 22},
+            data="tests/data/rows/chats.jsonl",
+            why="answers lose their end",
+        ),
+        Example(
+            "healthy",
+            "tests/folders/chat_model",
+            {"target_modules": ["q_proj"], "assistant_only_loss": True, "max_length": 256},
+            data="tests/data/rows/long_prompts.jsonl",
+            depth="meta",
+        ),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        found = case.supervision
+        rows = found.answers_cut
+        if not rows:
+            return
+        gone, limit = found.cut_to_nothing, found.max_length
+        severity: Severity = "info" if is_few(rows, found) else "warning"
+        if gone.count == found.judged:
+            severity = "error"
+        of_all = f"; nothing is left to learn in {gone.count:,} of them" if gone else ""
+        yield about(
+            self.finding(
+                severity,
+                f"The limit of {limit} tokens cuts supervised tokens off "
+                f"{portion(rows, found)}{of_all}.",
+                location=Location("recipe", "max_length"),
+                evidence=(
+                    looked_at(found),
+                    loss_on(found),
+                    Measurement("max_length", limit, "the recipe"),
+                    Measurement("longest row", found.longest, f"tokens of row {found.longest_row}"),
+                    Measurement("middle row", found.median_length, "tokens"),
+                    Measurement("rows longer than the limit", found.over_limit.count, "before it"),
+                    Measurement("rows with nothing left", gone.count, "after it"),
+                    which(rows),
+                ),
+                proof=proof(found),
+                fixes=_fixes(found),
+            ),
+            gone or rows,
+        )
+
+
+def _fixes(found: Supervision) -> tuple[Fix, ...]:
+    length = -(-found.longest // 64) * 64
+    whole = found.rows_total == found.rows_seen
+    known = "the longest row" if whole else "the longest row that was looked at"
+    return (
+        Fix(
+            f"Room for {known}: max_length {length}. It takes more memory.",
+            "unsafe",
+            (Edit("max_length", length),),
+        ),
+        Fix("Or leave out, or shorten, the prompts of rows that are too long.", "manual"),
+    )

@@ -1,0 +1,108 @@
+"""LD904: the token that ends an answer is there, and the loss is not taken on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.rule_api import (
+    Case,
+    Example,
+    Finding,
+    Fix,
+    Measurement,
+    Rule,
+    Symptom,
+)
+from lora_doctor.rules._supervision import about, looked_at, loss_on, of_data, portion, proof, which
+
+
+class EndOfAnswerMasked(Rule):
+    """The answer is supervised, and the token behind it that ends it (`<|im_end|>`, `</s>`) is not.
+
+    ## What happens
+    The loss looks healthy. The model was never shown that an answer ends, and generation goes on
+    until the limit, often with the next turn of the user made up.
+
+    ## Why
+    A template whose `{% endgeneration %}` stands before the end-of-turn token, or a mask that stops
+    at the answer's last word.
+
+    A padding token that is the end token and is masked for that is LD906.
+
+    ## Versions
+    All. TRL warns of such a template from 1.0 on.
+
+    ## Fix
+    The end-of-turn token inside `{% generation %}...{% endgeneration %}`, or a mask that is one
+    token longer.
+
+    ## Links
+    https://huggingface.co/docs/transformers/chat_templating
+    """
+
+    code = "LD904"
+    name = "end-of-answer-masked"
+    summary = "The token that ends an answer is there, and the loss is not taken on it."
+    depth = "meta"
+    symptoms = (
+        Symptom(r"does not include the assistant turn's end-of-turn token in the loss mask", "TRL"),
+    )
+    examples = (
+        Example(
+            "broken",
+            "tests/folders/chat_model",
+            {
+                "target_modules": ["q_proj"],
+                "assistant_only_loss": True,
+                "chat_template_path": "tests/data/templates/chatml_end_outside.jinja",
+            },
+            data="tests/data/rows/chats.jsonl",
+            depth="meta",
+            why="endgeneration stands before <|im_end|>",
+        ),
+        Example(
+            "healthy",
+            "tests/folders/chat_model",
+            {
+                "target_modules": ["q_proj"],
+                "assistant_only_loss": True,
+                "chat_template_path": "tests/data/templates/chatml_marked.jinja",
+            },
+            data="tests/data/rows/chats.jsonl",
+            depth="meta",
+        ),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        found = case.supervision
+        rows = found.end_masked
+        if rows.count <= found.end_masked_as_pad.count:
+            return
+        end = found.tokenizer.end_name
+        yield about(
+            self.finding(
+                "warning",
+                f"{end} follows the answer in {portion(rows, found)} and is not supervised: the "
+                f"model is "
+                "not taught where an answer ends.",
+                location=of_data(case),
+                evidence=(
+                    looked_at(found),
+                    loss_on(found),
+                    Measurement("ends an answer", end, "the chat template, or the tokenizer"),
+                    Measurement("rows in which it is masked", rows.count, "label -100"),
+                    Measurement("rows in which it is trained", found.end_trained.count, "labelled"),
+                    which(rows),
+                ),
+                proof=proof(found),
+                fixes=(
+                    Fix(
+                        f"Put {end} inside the generation marks of the template, or extend the "
+                        f"mask "
+                        "over it.",
+                        "manual",
+                    ),
+                ),
+            ),
+            rows,
+        )

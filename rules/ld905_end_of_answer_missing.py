@@ -1,0 +1,112 @@
+"""LD905: no token ends the answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.rule_api import (
+    Case,
+    Example,
+    Finding,
+    Fix,
+    Measurement,
+    Rule,
+)
+from lora_doctor.rules._supervision import (
+    about,
+    is_few,
+    looked_at,
+    loss_on,
+    of_data,
+    portion,
+    proof,
+    which,
+)
+
+
+class EndOfAnswerMissing(Rule):
+    """The rows end in the last word of the answer, without an end-of-text or end-of-turn token.
+
+    ## What happens
+    The model learns answers and never that they end: generation runs on to its limit.
+
+    ## Why
+    Tokenizers of decoders put no end-of-text token behind a text. TRL adds one to texts and
+    completions; a plain `Trainer`, a `formatting_func` and templates that end no turn do not.
+
+    ## Versions
+    All.
+
+    ## Fix
+    `tokenizer.eos_token` behind each answer, or a template that ends its turns. For continued
+    pretraining on running text none is needed.
+
+    ## Links
+    https://huggingface.co/docs/trl/sft_trainer
+    """
+
+    code = "LD905"
+    name = "end-of-answer-missing"
+    summary = "No token ends the answers."
+    depth = "meta"
+    examples = (
+        Example(
+            "broken",
+            "tests/folders/chat_model",
+            {
+                "target_modules": ["q_proj"],
+                "chat_template_path": "tests/data/templates/chatml_no_end.jinja",
+            },
+            data="tests/data/rows/chats.jsonl",
+            depth="meta",
+            why="the template ends no turn of the assistant",
+        ),
+        Example(
+            "broken",
+            "tests/folders/chat_model",
+            {"target_modules": ["q_proj"], "data_collator": "DataCollatorForLanguageModeling"},
+            data="tests/data/rows/pairs.jsonl",
+            depth="meta",
+            why="a plain Trainer adds no end to texts",
+        ),
+        Example(
+            "healthy",
+            "tests/folders/chat_model",
+            {"target_modules": ["q_proj"]},
+            data="tests/data/rows/pairs.jsonl",
+            depth="meta",
+            why="TRL adds it",
+        ),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        found = case.supervision
+        rows = found.end_missing
+        if not rows:
+            return
+        answers = found.prompts > 0 or found.loss_on != "all"
+        yield about(
+            self.finding(
+                "warning" if answers and not is_few(rows, found) else "info",
+                f"{portion(rows, found)} have no token that ends the answer"
+                f"{'' if answers else ' or the text'}: the model is not taught to stop.",
+                location=of_data(case),
+                evidence=(
+                    looked_at(found),
+                    loss_on(found),
+                    Measurement("would end it", found.tokenizer.end_name, "the tokenizer"),
+                    Measurement("rows without", rows.count, "at the end of what is supervised"),
+                    Measurement("rows with", found.end_trained.count, "the same"),
+                    which(rows),
+                ),
+                proof=proof(found),
+                fixes=(
+                    Fix(
+                        f"Put {found.tokenizer.end_name} behind each answer before it is "
+                        f"tokenized.",
+                        "manual",
+                    ),
+                ),
+            ),
+            rows,
+        )

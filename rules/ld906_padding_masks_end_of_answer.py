@@ -1,0 +1,110 @@
+"""LD906: the padding token is the token that ends answers, and is masked as padding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.rule_api import (
+    Case,
+    Edit,
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measurement,
+    Proof,
+    Rule,
+)
+from lora_doctor.rules._supervision import about, looked_at, portion, proof
+
+
+class PaddingMasksEndOfAnswer(Rule):
+    """`pad_token` is the end-of-text token, and the collator masks labels wherever the padding
+    token stands: at the end of each answer as well.
+
+    ## What happens
+    The end token is never trained, and the model never stops.
+
+    ## Why
+    `tokenizer.pad_token = tokenizer.eos_token` is in many tutorials. transformers'
+    `DataCollatorForLanguageModeling` sets labels to -100 by the token's id. TRL's collator pads by
+    position and does not.
+
+    ## Versions
+    All.
+
+    ## Fix
+    A padding token of its own: one that the vocabulary has and no row needs. Which token is taken
+    does not matter where it is masked in loss and attention, but labels of the rows change.
+
+    ## Links
+    https://github.com/huggingface/transformers/issues/23230
+    """
+
+    code = "LD906"
+    name = "padding-masks-end-of-answer"
+    summary = "The padding token is the token that ends answers, and is masked as padding."
+    depth = "meta"
+    examples = (
+        Example(
+            "broken",
+            "tests/folders/chat_model_padded_by_end",
+            {"target_modules": ["q_proj"], "data_collator": "DataCollatorForLanguageModeling"},
+            data="tests/data/rows/chats.jsonl",
+            why="the collator of transformers masks every <|im_end|>",
+        ),
+        Example(
+            "healthy",
+            "tests/folders/chat_model",
+            {"target_modules": ["q_proj"], "data_collator": "DataCollatorForLanguageModeling"},
+            data="tests/data/rows/chats.jsonl",
+            depth="meta",
+            why="<pad> is a token of its own",
+        ),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        found = case.supervision
+        rows, facts = found.end_masked_as_pad, found.tokenizer
+        unknown = not found.executed and case.recipe.get("data_collator") is None
+        possible = unknown and facts.pad_id is not None and facts.pad_id in facts.end_ids
+        if not rows and not (possible and found.end_trained):
+            return
+        pad = facts.name(facts.pad_id)
+        told = (
+            f"{pad} ends the answer in {portion(rows, found)}, is the padding token as well, and "
+            f"is "
+            "masked as padding: the model is not taught where an answer ends."
+            if rows
+            else f"{pad} is the padding token and the token that ends answers. TRL's collator "
+            f"pads by "
+            "position; one that masks by the token (DataCollatorForLanguageModeling of "
+            "transformers) "
+            "would mask it at the end of every answer."
+        )
+        free = next(iter(facts.unused_special_tokens), "")
+        fix = (
+            Fix(f"Pad with {free}, which no row has.", "unsafe", (Edit("pad_token", free),))
+            if free
+            else Fix("Pad with a token of its own.", "manual")
+        )
+        yield about(
+            self.finding(
+                "warning" if rows else "info",
+                told,
+                location=Location("recipe", "pad_token"),
+                evidence=(
+                    looked_at(found),
+                    Measurement("padding token", pad, "the tokenizer"),
+                    Measurement("ends an answer", facts.end_name, "the template, or the tokenizer"),
+                    Measurement("rows in which it is masked", rows.count, found.loss_from),
+                ),
+                proof=proof(found)
+                if rows
+                else Proof(
+                    "inferred", "the tokenizer; which collator makes the labels is not known"
+                ),
+                fixes=(fix,),
+            ),
+            rows,
+        )

@@ -1,0 +1,127 @@
+"""LD908: loss on the assistant's turns is asked for, and the chat template does not mark them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.rule_api import (
+    Case,
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measurement,
+    Rule,
+    Symptom,
+)
+from lora_doctor.rules._supervision import about, looked_at, portion, proof, which
+
+
+class TemplateWithoutGenerationMarks(Rule):
+    """`assistant_only_loss` needs a chat template that says which part the assistant generates, by
+    `{% generation %}` and `{% endgeneration %}`. This one has no such marks.
+
+    ## What happens
+    TRL raises, or replaces the template by one of its own where it knows it. Frameworks that do not
+    look mask everything: loss 0, and a run that "succeeds".
+
+    ## Why
+    Few published templates have the marks. Without them the mask that transformers returns is all
+    zeros, and transformers only warns.
+
+    ## Versions
+    transformers 4.42 and later return the mask. TRL brings marked templates for well-known models
+    from 0.24 on; the installed TRL, where there is one, is asked.
+
+    ## Fix
+    A template with the marks (`chat_template_path`), around the answer and its end-of-turn token;
+    or rows of prompt and completion, for which no marks are needed.
+
+    ## Links
+    https://huggingface.co/docs/trl/chat_templates
+    """
+
+    code = "LD908"
+    name = "template-without-generation-marks"
+    summary = (
+        "Loss on the assistant's turns is asked for, and the chat template does not mark them."
+    )
+    depth = "meta"
+    symptoms = (
+        Symptom(r"it may be missing the `\{% generation %\}` keyword", "TRL"),
+        Symptom(r"The chat template is not training-compatible", "TRL"),
+        Symptom(r"return_assistant_tokens_mask==True but chat template does not contain"),
+    )
+    examples = (
+        Example(
+            "broken",
+            "tests/folders/chat_model",
+            {
+                "target_modules": ["q_proj"],
+                "assistant_only_loss": True,
+                "chat_template_path": "tests/data/templates/chatml.jinja",
+            },
+            data="tests/data/rows/chats.jsonl",
+            depth="meta",
+            why="ChatML without marks",
+        ),
+        Example(
+            "broken",
+            "tests/folders/chat_model",
+            {
+                "target_modules": ["q_proj"],
+                "assistant_only_loss": True,
+                "chat_template_path": "tests/data/templates/gemma.jinja",
+            },
+            data="tests/data/rows/chats.jsonl",
+            depth="meta",
+            why="Gemma's style",
+        ),
+        Example(
+            "healthy",
+            "tests/folders/chat_model",
+            {"target_modules": ["q_proj"], "assistant_only_loss": True},
+            data="tests/data/rows/chats.jsonl",
+            depth="meta",
+        ),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        found = case.supervision
+        if found.loss_on != "assistant" or found.tokenizer.has_generation_marks:
+            return
+        if not found.nothing:
+            return  # the installed TRL brings a marked template of its own
+        rows = found.nothing
+        yield about(
+            self.finding(
+                "error",
+                "assistant_only_loss is asked for, and the chat template has no {% generation %} "
+                "marks: "
+                f"in {portion(rows, found)} nothing is supervised.",
+                location=Location("recipe", "assistant_only_loss"),
+                evidence=(
+                    looked_at(found),
+                    Measurement("generation marks", "none", "the chat template"),
+                    Measurement(
+                        "supervised tokens", found.supervised_tokens, f"of {found.tokens:,}"
+                    ),
+                    which(rows),
+                ),
+                proof=proof(found),
+                fixes=(
+                    Fix(
+                        "Write {% generation %} before the answer and {% endgeneration %} behind "
+                        "its "
+                        "end-of-turn token, into a template of your own (chat_template_path).",
+                        "manual",
+                    ),
+                    Fix(
+                        "Or write the rows as prompt and completion: the loss is on the "
+                        "completion then.",
+                        "manual",
+                    ),
+                ),
+            ),
+            rows,
+        )

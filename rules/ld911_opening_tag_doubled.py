@@ -1,0 +1,97 @@
+"""LD911: the template opens what the answers open as well."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.rule_api import (
+    Case,
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measurement,
+    Rule,
+)
+from lora_doctor.rules._supervision import about, looked_at, portion, proof, which
+
+
+class OpeningTagDoubled(Rule):
+    """Answers begin with a tag such as `<think>`, and the template writes it before them once more.
+
+    ## What happens
+    The model learns to open its reasoning twice. At inference, where the template opens it, the
+    model opens it again, and parsers of the answer fail.
+
+    ## Why
+    Templates of reasoning models end their generation prompt with the opening tag; answers that
+    were sampled through an API come with it.
+
+    ## Versions
+    All.
+
+    ## Fix
+    The tag in one place: answers without it, or a template without it. It changes what is learnt.
+
+    ## Links
+    https://huggingface.co/docs/transformers/chat_templating
+    """
+
+    code = "LD911"
+    name = "opening-tag-doubled"
+    summary = "The template opens what the answers open as well."
+    depth = "meta"
+    examples = (
+        Example(
+            "broken",
+            "tests/folders/chat_model",
+            {
+                "target_modules": ["q_proj"],
+                "chat_template_path": "tests/data/templates/thinking_opened.jinja",
+            },
+            data="tests/data/rows/thought.jsonl",
+            depth="meta",
+        ),
+        Example(
+            "healthy",
+            "tests/folders/chat_model",
+            {
+                "target_modules": ["q_proj"],
+                "chat_template_path": "tests/data/templates/thinking_opened.jinja",
+            },
+            data="tests/data/rows/chats.jsonl",
+            depth="meta",
+            why="answers that do not open it themselves",
+        ),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        found = case.supervision
+        rows = found.opening_doubled
+        if not rows:
+            return
+        yield about(
+            self.finding(
+                "warning",
+                f"In {portion(rows, found)} {found.doubled_tag} stands twice before the answer: "
+                f"the "
+                "template writes it, and the answer begins with it.",
+                location=Location("recipe", "chat_template_path"),
+                evidence=(
+                    looked_at(found),
+                    Measurement("tag", found.doubled_tag, "the beginning of the answers"),
+                    Measurement(
+                        "generation prompt", found.tokenizer.generation_prompt, "the chat template"
+                    ),
+                    which(rows),
+                ),
+                proof=proof(found),
+                fixes=(
+                    Fix(
+                        f"Take {found.doubled_tag} out of the answers, or out of the template.",
+                        "manual",
+                    ),
+                ),
+            ),
+            rows,
+        )

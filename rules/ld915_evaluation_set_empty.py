@@ -1,0 +1,72 @@
+"""LD915: the evaluation set has no rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.rule_api import (
+    Case,
+    Example,
+    Finding,
+    Fix,
+    Measurement,
+    Rule,
+)
+from lora_doctor.rules._supervision import of_data, proof
+
+
+class EvaluationSetEmpty(Rule):
+    """The file that the run is to be evaluated on is empty.
+
+    ## What happens
+    No evaluation loss, no best checkpoint, no early stopping; `load_best_model_at_end` fails when
+    hours have been trained.
+
+    ## Why
+    A filter that left nothing, or a split of a small set.
+
+    ## Versions
+    All.
+
+    ## Fix
+    Rows to evaluate on.
+
+    ## Links
+    https://huggingface.co/docs/transformers/main_classes/trainer
+    """
+
+    code = "LD915"
+    name = "evaluation-set-empty"
+    summary = "The evaluation set has no rows."
+    depth = "meta"
+    examples = (
+        Example(
+            "broken",
+            "tests/folders/chat_model",
+            {"target_modules": ["q_proj"]},
+            data="tests/data/rows/chats.jsonl",
+            eval_data="tests/data/rows/none.jsonl",
+            depth="meta",
+        ),
+        Example(
+            "healthy",
+            "tests/folders/chat_model",
+            {"target_modules": ["q_proj"]},
+            data="tests/data/rows/chats.jsonl",
+            eval_data="tests/data/rows/other_chats.jsonl",
+            depth="meta",
+        ),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        found = case.supervision
+        if found.evaluation is None or found.evaluation.rows:
+            return
+        yield self.finding(
+            "warning",
+            "The evaluation set has no rows: nothing will be measured on it.",
+            location=of_data(case),
+            evidence=(Measurement("rows", 0, "the evaluation set"),),
+            proof=proof(found),
+            fixes=(Fix("Give rows to evaluate on.", "manual"),),
+        )

@@ -1,0 +1,78 @@
+"""LD916: rows of the evaluation set are trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.rule_api import (
+    Case,
+    Example,
+    Finding,
+    Fix,
+    Measurement,
+    Rule,
+)
+from lora_doctor.rules._supervision import FEW, of_data, proof
+
+
+class EvaluationSetTrainedOn(Rule):
+    """Rows of the evaluation set stand, word for word, in the training set.
+
+    ## What happens
+    The evaluation loss falls with the training loss whatever is learnt: overfitting is not seen,
+    and the best checkpoint is the last one.
+
+    ## Why
+    The same split twice, or a split of a set that has its rows more than once.
+
+    ## Versions
+    All.
+
+    ## Fix
+    Rows that are not trained on.
+
+    ## Links
+    https://huggingface.co/docs/transformers/main_classes/trainer
+    """
+
+    code = "LD916"
+    name = "evaluation-set-trained-on"
+    summary = "Rows of the evaluation set are trained on."
+    depth = "meta"
+    examples = (
+        Example(
+            "broken",
+            "tests/folders/chat_model",
+            {"target_modules": ["q_proj"]},
+            data="tests/data/rows/chats.jsonl",
+            eval_data="tests/data/rows/chats.jsonl",
+            depth="meta",
+        ),
+        Example(
+            "healthy",
+            "tests/folders/chat_model",
+            {"target_modules": ["q_proj"]},
+            data="tests/data/rows/chats.jsonl",
+            eval_data="tests/data/rows/other_chats.jsonl",
+            depth="meta",
+        ),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        found = case.supervision
+        evaluation = found.evaluation
+        if evaluation is None or not evaluation.rows_in_training:
+            return
+        same, rows = evaluation.rows_in_training, evaluation.rows
+        yield self.finding(
+            "warning" if same >= FEW * rows else "info",
+            f"{same:,} of {rows:,} rows of the evaluation set are in the training set, word for "
+            f"word.",
+            location=of_data(case),
+            evidence=(
+                Measurement("rows of the evaluation set", rows, "its file"),
+                Measurement("of these in the training set", same, "all columns alike"),
+            ),
+            proof=proof(found),
+            fixes=(Fix("Evaluate on rows that are not trained on.", "manual"),),
+        )

@@ -1,0 +1,95 @@
+"""LD919: rows cannot be made into samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.rule_api import (
+    Case,
+    Example,
+    Finding,
+    Fix,
+    Measurement,
+    Rule,
+    Symptom,
+)
+from lora_doctor.rules._supervision import about, looked_at, of_data, portion, proof, which
+
+
+class RowsRefused(Rule):
+    """The chat template raises on rows, or rows do not have the columns that are trained on.
+
+    ## What happens
+    The run ends while the data set is tokenized, at the first such row; some frameworks leave the
+    rows out without a word.
+
+    ## Why
+    Templates refuse what their model was not trained with: a system message (Gemma), two turns of
+    the same role (Mistral, Llama 2), a conversation that begins with an answer.
+
+    ## Versions
+    All.
+
+    ## Fix
+    Rows in the form that the template takes, or a template that takes them (`chat_template_path`).
+
+    ## Links
+    https://huggingface.co/docs/transformers/chat_templating
+    """
+
+    code = "LD919"
+    name = "rows-refused"
+    summary = "Rows cannot be made into samples."
+    depth = "meta"
+    symptoms = (
+        Symptom(r"System role not supported"),
+        Symptom(r"Conversation roles must alternate"),
+        Symptom(r"After the optional system message, conversation roles must alternate"),
+    )
+    examples = (
+        Example(
+            "broken",
+            "tests/folders/chat_model",
+            {
+                "target_modules": ["q_proj"],
+                "chat_template_path": "tests/data/templates/gemma.jinja",
+            },
+            data="tests/data/rows/system.jsonl",
+            depth="meta",
+            why="Gemma's template takes no system message",
+        ),
+        Example(
+            "healthy",
+            "tests/folders/chat_model",
+            {"target_modules": ["q_proj"]},
+            data="tests/data/rows/system.jsonl",
+            depth="meta",
+        ),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        found = case.supervision
+        rows = found.refused
+        if not rows:
+            return
+        yield about(
+            self.finding(
+                "error",
+                f"{portion(rows, found)} cannot be made into samples: {found.refusal}.",
+                location=of_data(case),
+                evidence=(
+                    looked_at(found),
+                    Measurement(
+                        "said of the first", found.refusal, "the template, or the rows' columns"
+                    ),
+                    which(rows),
+                ),
+                proof=proof(found),
+                fixes=(
+                    Fix(
+                        "Write these rows as the template takes them, or leave them out.", "manual"
+                    ),
+                ),
+            ),
+            rows,
+        )

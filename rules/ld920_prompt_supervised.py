@@ -1,0 +1,126 @@
+"""LD920: the prompts are trained on as well."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.rule_api import (
+    Case,
+    Edit,
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measurement,
+    Rule,
+)
+from lora_doctor.rules._supervision import about, looked_at, loss_on, portion, proof
+
+
+class PromptSupervised(Rule):
+    """The loss is taken on the prompts, not on the answers alone.
+
+    ## What happens
+    The model learns to write the questions of the data set as well, and most of the loss may be
+    theirs: it falls because prompts are alike. For some data that is what is wanted.
+
+    ## Why
+    Training on every token is the default for conversations. A mask that was asked for can be lost
+    on the way: a collator that makes labels of its own (`DataCollatorForLanguageModeling`)
+    overwrites it.
+
+    ## Versions
+    All.
+
+    ## Fix
+    `assistant_only_loss` with a template that has generation marks, or rows of prompt and
+    completion. It changes what is learnt.
+
+    ## Links
+    https://huggingface.co/docs/trl/sft_trainer
+    """
+
+    code = "LD920"
+    name = "prompt-supervised"
+    summary = "The prompts are trained on as well."
+    depth = "meta"
+    examples = (
+        Example(
+            "broken",
+            "tests/folders/chat_model",
+            {
+                "target_modules": ["q_proj"],
+                "assistant_only_loss": True,
+                "data_collator": "DataCollatorForLanguageModeling",
+            },
+            data="tests/data/rows/chats.jsonl",
+            depth="meta",
+            why="the collator makes labels of all tokens, whatever was masked before",
+        ),
+        Example(
+            "broken",
+            "tests/folders/chat_model",
+            {"target_modules": ["q_proj"]},
+            data="tests/data/rows/chats.jsonl",
+            why="nothing was asked for: worth knowing",
+        ),
+        Example(
+            "healthy",
+            "tests/folders/chat_model",
+            {"target_modules": ["q_proj"], "assistant_only_loss": True},
+            data="tests/data/rows/chats.jsonl",
+            depth="meta",
+        ),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        found = case.supervision
+        rows = found.prompt_supervised
+        if not rows or found.asked_without_effect:
+            return
+        keys = ("assistant_only_loss", "completion_only_loss", "response_template")
+        asked = next((key for key in keys if case.recipe.get(key)), None)
+        other = next(
+            (one for one in found.others if not one.why_not and one.loss_on == "assistant"), None
+        )
+        fixes = (
+            Fix(
+                "Take the loss on the assistant's turns only.",
+                "unsafe",
+                (Edit("assistant_only_loss", True),),
+            )
+            if other is not None and not asked and other.supervised_tokens
+            else Fix(
+                "Take the loss on the answers only: rows of prompt and completion, or a template "
+                "with "
+                "generation marks and assistant_only_loss.",
+                "manual",
+            ),
+        )
+        told = f"{asked} is asked for, and the labels do not follow it: " if asked else ""
+        yield about(
+            self.finding(
+                "warning" if asked else "info",
+                f"{told}in {portion(rows, found)} the prompt is trained on as well; "
+                f"{found.share:.0%} of "
+                "all tokens are supervised.",
+                location=Location("recipe", asked or "assistant_only_loss"),
+                evidence=(
+                    looked_at(found),
+                    loss_on(found),
+                    Measurement(
+                        "supervised tokens", found.supervised_tokens, f"of {found.tokens:,}"
+                    ),
+                    Measurement(
+                        "with assistant_only_loss",
+                        other.supervised_tokens
+                        if other is not None
+                        else "not to be had on these rows",
+                        "the same rows",
+                    ),
+                ),
+                proof=proof(found),
+                fixes=fixes,
+            ),
+            rows,
+        )
