@@ -130,13 +130,13 @@ class AdaptersThatLearnNothing(Rule):
         seen = case.verification
         if not seen.gradients_counted:
             raise EvidenceError("the training contract stopped before all gradients were counted")
-        if not any(group.with_gradient for group in seen.adapters):
+        unused = seen.observations.unused_adapters
+        learning = any(group.with_gradient for group in seen.adapters)
+        if not learning and not (unused and all(one.why == "no-grad" for one in unused)):
             return  # nothing learns at all: another cause
         missed = {path for patch in seen.observations.instance_patches for path in patch.bypassed}
         # Somebody's own function there is another matter, and LD504 tells of it.
-        readings = [
-            one for one in seen.observations.unused_adapters if missed.isdisjoint(one.paths)
-        ]
+        readings = [one for one in unused if missed.isdisjoint(one.paths)]
         if case.recipe.get("gradient_checkpointing") and _of(readings, "no-grad"):
             return  # reentrant checkpointing runs layers so
         unfed = _whole_towers(case, readings)
@@ -175,8 +175,9 @@ class AdaptersThatLearnNothing(Rule):
             shown = sorted({tower for one in readings if (tower := _tower_of(case, one.pattern))})
         else:
             shown = inside or names
+        learning = any(group.with_gradient for group in seen.adapters)
         return self.finding(
-            "warning",
+            "warning" if learning else "error",
             f"The adapters in {quoted(shown, 3)} learn nothing: {reason}{at}.",
             location=Location("module", readings[0].paths[0]),
             evidence=tuple(evidence),
@@ -227,6 +228,12 @@ def _was_fed(case: Case, pattern: str) -> bool:
 def _fix(
     case: Case, why: str, readings: Sequence[UnusedAdapterReading], names: Sequence[str]
 ) -> Fix:
+    if not any(group.with_gradient for group in case.verification.adapters):
+        return Fix(
+            "Run what holds the adapters with gradients: it is called under torch.no_grad() or "
+            "set_grad_enabled(False), so that no adapter learns.",
+            "manual",
+        )
     what = f"Leave out {quoted(names, 4)}"
     edits = _edits_without(case, readings)
     if not edits:

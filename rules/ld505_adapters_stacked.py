@@ -96,13 +96,19 @@ class AdaptersStacked(Rule):
         yield self.finding(
             severity,
             "get_peft_model was called more than once: " + "; ".join(_described(stacked)) + ".",
-            location=Location("module", " in ".join(stacked.wrappers)),
+            location=Location("module", _place(stacked)),
             evidence=_evidence(case, stacked),
             proof=Proof("measured", "requires_grad, active adapters and the names that are saved "
                         "were read off the wrapped model"),
             fixes=_fixes(stacked),
             explains=CONSEQUENCES,
         )  # fmt: skip
+
+
+def _place(stacked: Stacked) -> str:
+    """The wrappers from outside, and where they are when they are not the model itself."""
+    wrappers = " in ".join(stacked.wrappers)
+    return f"{stacked.path}: {wrappers}" if stacked.path else wrappers
 
 
 def _is_lost(item: StackedAdapter) -> bool:

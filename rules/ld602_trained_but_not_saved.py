@@ -69,29 +69,38 @@ class TrainedButNotSaved(Rule):
 
     def check(self, case: Case) -> Iterator[Finding]:
         seen, saving = round_trip(case)
-        # What is trained by mistake is lost by right: another rule has said that it is trained.
-        if saving.lost and not saving.lost_elsewhere and "save-reload" not in case.explained:
-            yield self._lost(seen, saving)
+        if saving.lost_elsewhere:
+            return
+        beside = tuple(name for name in saving.lost if _stands_beside(name, saving))
+        # What is trained by mistake is lost by right: another rule has said that it is trained. A
+        # head of the user's own beside the PeftModel is trained on purpose.
+        names = beside if "save-reload" in case.explained else saving.lost
+        if names:
+            yield self._lost(case, seen, saving, names)
 
-    def _lost(self, seen: Verification, saving: Saving) -> Finding:
-        names = quoted(saving.lost, 4)
+    def _lost(
+        self, case: Case, seen: Verification, saving: Saving, lost: tuple[str, ...]
+    ) -> Finding:
+        names = quoted(lost, 4)
         check = seen.check("save-reload")
+        also = _also_named(case, lost)
         place = f"the PeftModel at {saving.wrapped!r}" if saving.wrapped else "the PeftModel"
-        if saving.wrapped:
+        if all(_stands_beside(name, saving) for name in lost):
             advice = (
                 f"It stands outside {place}: save its state_dict() beside the adapter and load it "
-                "again, or wrap the whole model with get_peft_model and name it in modules_to_save."
+                "again, or wrap the whole model with get_peft_model and name it in modules_to_save"
+                f"{also}."
             )
         else:
             advice = (
-                f"Name it in the adapter config, modules_to_save={list(saving.lost)!r}, instead of "
-                "making it trainable by hand: PEFT then trains and saves it."
+                f"Name it in the adapter config, modules_to_save={list(lost)!r}, instead of "
+                f"making it trainable by hand: PEFT then trains and saves it{also}."
             )
         return self.finding(
             "error",
             f"Trained, but not saved: {names}. After loading the adapter folder it has the values "
             f"from before the training ({saving.lost_parameters:,} parameters).",
-            location=Location("module", saving.lost[0]),
+            location=Location("module", lost[0]),
             evidence=(
                 Measurement(
                     "trained, not in the adapter folder", names, source(seen, "saved, loaded")
@@ -105,3 +114,26 @@ class TrainedButNotSaved(Rule):
             fixes=(Fix(advice, "manual"),),
             explains=("attaches", "save-reload") if check else ("attaches",),
         )
+
+
+def _stands_beside(name: str, saving: Saving) -> bool:
+    """Whether a module is in none of the PeftModels that were saved."""
+    places = [place for place in saving.wrapped.split(", ") if place]
+    return bool(places) and not any(f"{name}.".startswith(f"{place}.") for place in places)
+
+
+def _also_named(case: Case, lost: tuple[str, ...]) -> str:
+    """A warning where `modules_to_save` would take other modules as well: PEFT compares the end of
+    the path, without a dot before it (`attn` is the end of `self_attn`)."""
+    last = {name.rpartition(".")[2] for name in lost}
+    hit = sorted(
+        {
+            part
+            for group in case.structure.groups
+            for part in group.pattern.split(".")
+            if any(part.endswith(name) and part != name for name in last)
+        }
+    )
+    if not hit:
+        return ""
+    return f" (under another name: PEFT compares the end of it, which {quoted(hit, 3)} has too)"

@@ -12,6 +12,7 @@ from typing import Any
 
 from lora_doctor.model.built_in_adapters import active_in
 from lora_doctor.model.modules import is_numbered, pattern_of
+from lora_doctor.model.peft_models import peft_models
 from lora_doctor.text import clean_path
 
 
@@ -86,7 +87,8 @@ def auxiliary_classes() -> tuple[Any, ...]:
 def find_adapters(model: Any) -> list[AdapterLayer]:
     """Every layer with parameters of an active adapter; prompt encoders count as one layer."""
     tuner, auxiliary = tuner_layer_class(), auxiliary_classes()
-    active = active_adapters(model)
+    owners = {path: _active_of(part) for path, part in peft_models(model).items()}
+    unwrapped = () if owners else active_adapters(model)
     layers: list[AdapterLayer] = []
     for path, module in model.named_modules():
         if isinstance(module, tuner):
@@ -98,6 +100,8 @@ def find_adapters(model: Any) -> list[AdapterLayer]:
         else:
             continue
         parameters = []
+        known = (names for owner, names in owners.items() if _lies_in(path, owner))
+        active = next(known, unwrapped)
         # A model that brings its adapters has no wrapper to say which are active; its layers do.
         names = active or (active_in(module) if isinstance(module, tuner) else ())
         for name, tensor in module.named_parameters():
@@ -115,6 +119,16 @@ def find_adapters(model: Any) -> list[AdapterLayer]:
 
 def active_adapters(model: Any) -> tuple[str, ...]:
     """Names of the active adapters; empty when there is no way to tell."""
+    parts = peft_models(model).values() or (model,)
+    return tuple(dict.fromkeys(name for part in parts for name in _active_of(part)))
+
+
+def _lies_in(path: str, part: str) -> bool:
+    return not part or path.startswith(f"{part}.")
+
+
+def _active_of(model: Any) -> tuple[str, ...]:
+    """Names of the active adapters of a PEFT model, or of one with transformers' own mixin."""
     for holder in (model, getattr(model, "base_model", None)):
         active = getattr(holder, "active_adapters", None)
         if callable(active):  # transformers' own PEFT mixin: a method, which raises without any

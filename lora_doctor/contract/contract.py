@@ -23,6 +23,7 @@ from lora_doctor.contract.observers.base import Setting
 from lora_doctor.contract.precision import Precision
 from lora_doctor.contract.recorder import Recorder, Stop
 from lora_doctor.contract.training import NAMES_SHOWN, AdaptedModel, Training
+from lora_doctor.model.peft_models import own_config
 from lora_doctor.nn.copying import (
     attributes_kept,
     own_storage,
@@ -394,12 +395,7 @@ class Contract:
 
     def _peft(self, key: str, default: Any) -> Any:
         """A setting of the active adapter's config as PEFT keeps it."""
-        configs = getattr(self.model, "peft_config", None)
-        if not isinstance(configs, dict) or not configs:
-            return default
-        active = found.active_adapters(self.model)
-        config = configs.get(active[0] if active else "default") or next(iter(configs.values()))
-        value = getattr(config, key, default)
+        value = getattr(own_config(self.model), key, default)
         return getattr(value, "value", value)
 
     def _groups(self) -> tuple[AdapterGroup, ...]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_doctor.contract.locator import tensors_in
+from lora_doctor.model.peft_models import adapters_off
 from lora_doctor.nn.copying import seed_everything
 from lora_doctor.text import clean_path
 
@@ -138,9 +139,7 @@ def measured_loss(model: Any, batch: Any, *, adapters: bool = True) -> float:
     Of a model in half precision it is taken from the same outputs in float32: what many classes
     return has three digits in bfloat16, and a loss that falls by less would be called flat.
     """
-    off: Any = contextlib.nullcontext()
-    if not adapters and hasattr(model, "disable_adapter"):
-        off = model.disable_adapter()
+    off: Any = contextlib.nullcontext() if adapters else adapters_off(model)
     # PEFT makes adapters trainable when it turns them on again, frozen ones too.
     trainable = [(p, p.requires_grad) for p in model.parameters()]
     with evaluating(model), off, _losses_in_float32(model):

@@ -60,11 +60,12 @@ class RoundTripRun:
         """Saved and loaded onto a fresh base of equal weights, the adapters give the same
         logits."""
         name = "save-reload"
-        path = saved_files.wrapped_at(self.model)
-        if path is None:
+        paths = saved_files.wrapped_at(self.model)
+        if not paths:
             self.recorder.skip(name, "the adapters are not in a PEFT model")
             return
-        self.saving = Saving(wrapped=path, tied=saved_files.tied_parts(self.model, self.layers))
+        tied = saved_files.tied_parts(self.model, self.layers)
+        self.saving = Saving(wrapped=", ".join(paths), tied=tied)
         own = outputs_of(self.model, self.batch)
         try:
             with (
@@ -74,7 +75,7 @@ class RoundTripRun:
                 folder = Path(text)
                 warnings.simplefilter("always")
                 with self.recorder.guard(name):
-                    reloaded = saved_files.save_and_reload(self.model, self.fresh(), path, folder)
+                    reloaded = saved_files.save_and_reload(self.model, self.fresh(), paths, folder)
                 warned = _warned(caught)
                 self._read_files(reloaded, folder)
             with self.recorder.guard(name, reloaded):
@@ -118,9 +119,8 @@ class RoundTripRun:
         """
         name = "merge"
         recorder, model, batch = self.recorder, self.model, self.batch
-        path = saved_files.wrapped_at(model)
-        inner = model.get_submodule(path) if path else model
-        if not hasattr(getattr(inner, "base_model", None), "merge_and_unload"):
+        paths = saved_files.wrapped_at(model) or ("",)
+        if not all(map(_can_merge, map(model.get_submodule, paths))):
             recorder.skip(name, "PEFT cannot merge this kind of adapter")
             return
         if any(not p.is_floating_point() for p in model.parameters()):
@@ -132,12 +132,12 @@ class RoundTripRun:
             with recorder.guard(name):
                 if self.options.copyable:
                     own = outputs_of(model, batch)
-                    merged = saved_files.merged_copy(model, path or "")
+                    merged = saved_files.merged_copy(model, paths)
                     difference = compare(own, outputs_of(merged, batch))
                     value, detail = _value(difference), _text(difference)
                     if adapted:
-                        paths = ", ".join(part.path for part in adapted)
-                        detail += f"; {paths} shares its weight with another module"
+                        tied = ", ".join(part.path for part in adapted)
+                        detail += f"; {tied} shares its weight with another module"
                 elif adapted:
                     value = None
                     detail = f"merging {adapted[0].path} also changes {adapted[0].shares_with}"
@@ -162,6 +162,10 @@ class RoundTripRun:
             reason = "" if difference.comparable else difference.why
             self.saving = replace(self.saving, merged_reload=_value(difference))
         self.saving = replace(self.saving, merged_error=reason)
+
+
+def _can_merge(wrapped: Any) -> bool:
+    return hasattr(getattr(wrapped, "base_model", None), "merge_and_unload")
 
 
 def _warned(caught: list[warnings.WarningMessage]) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from lora_doctor.contract.adapters import active_adapters, auxiliary_classes
 from lora_doctor.model.modules import pattern_of
+from lora_doctor.model.peft_models import peft_models
 from lora_doctor.nn.embeddings import input_embeddings
 from lora_doctor.nn.rebinding import deep_copy
 from lora_doctor.results.round_trip import AutoLoading, TiedPart, Vocabulary
@@ -24,26 +25,28 @@ from lora_doctor.text import clean_path, one_line
 DEFAULT_ADAPTER = "default"
 
 
-def wrapped_at(model: Any) -> str | None:
-    """Path of the ``PeftModel``, empty when it is the model itself; ``None`` when there is none
-    or there are several, of which nobody says which is saved."""
+def wrapped_at(model: Any) -> tuple[str, ...]:
+    """Paths of every ``PeftModel``, one empty path when it is the model itself. A mixed one, which
+    PEFT cannot save, is none."""
     import peft
 
-    if isinstance(model, peft.PeftModel):
-        return ""
-    inside: list[str] = []
-    for path, module in model.named_modules():
-        if isinstance(module, peft.PeftModel) and not any(path.startswith(f"{p}.") for p in inside):
-            inside.append(path)
-    return inside[0] if len(inside) == 1 else None
+    parts = peft_models(model)
+    return tuple(path for path, part in parts.items() if isinstance(part, peft.PeftModel))
 
 
-def save_and_reload(model: Any, base: Any, path: str, folder: Path) -> Any:
-    """Save the ``PeftModel`` at ``path`` of ``model`` into ``folder`` and load it onto ``base``.
+def save_and_reload(model: Any, base: Any, paths: tuple[str, ...], folder: Path) -> Any:
+    """Save every ``PeftModel`` of ``model``, at ``paths``, into ``folder``, and load it onto
+    ``base``; one goes into the folder itself, several go into folders of their own.
 
     ``base``: a model of the same make with the weights from before the training; it is used up.
     Returns the model with the loaded adapters; raises what PEFT raises.
     """
+    for path in paths:
+        base = _reloaded(model, base, path, folder / path if len(paths) > 1 else folder)
+    return base
+
+
+def _reloaded(model: Any, base: Any, path: str, folder: Path) -> Any:
     import peft
 
     from lora_doctor.model.training_setup import bare
@@ -57,15 +60,17 @@ def save_and_reload(model: Any, base: Any, path: str, folder: Path) -> Any:
     return _with_part(base, path, reloaded) if path else reloaded
 
 
-def merged_copy(model: Any, path: str) -> Any:
-    """A copy of ``model`` with the adapters of the ``PeftModel`` at ``path`` merged."""
+def merged_copy(model: Any, paths: tuple[str, ...]) -> Any:
+    """A copy of ``model`` with the adapters of every ``PeftModel``, at ``paths``, merged."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model.zero_grad(set_to_none=True)
         twin = deep_copy(model)
-        if not path:
-            return twin.merge_and_unload()
-        return _with_part(twin, path, twin.get_submodule(path).merge_and_unload())
+        for path in paths:
+            if not path:
+                return twin.merge_and_unload()
+            twin = _with_part(twin, path, twin.get_submodule(path).merge_and_unload())
+        return twin
 
 
 def _with_part(model: Any, path: str, part: Any) -> Any:
@@ -80,8 +85,9 @@ def _with_part(model: Any, path: str, part: Any) -> Any:
 def lost_modules(model: Any, reloaded: Any, layers: list[Any]) -> tuple[tuple[str, ...], int, int]:
     """Trained weights outside the adapters that the reloaded model has otherwise.
 
-    Returns patterns of the whole modules that they make up, how many elements these hold, and how
-    many more were lost next to adapters or next to frozen weights.
+    Returns patterns of the whole modules that they make up, and of single parameters that stand
+    beside every PEFT model; how many elements these hold, and how many more were lost next to
+    adapters or next to frozen weights.
     """
     import torch
 
@@ -99,8 +105,10 @@ def lost_modules(model: Any, reloaded: Any, layers: list[Any]) -> tuple[tuple[st
         ):
             lost[name] = int(parameter.numel())
     whole = _whole_modules(model, lambda name, _: name in lost)
-    inside = {name: size for name, size in lost.items() if _inside(name, whole)}
-    paths = tuple(dict.fromkeys(pattern_of(clean_path(path)) for path in whole))
+    parts = list(peft_models(model))
+    alone = [] if "" in parts else [name for name in lost if not _inside(name, [*whole, *parts])]
+    inside = {name: size for name, size in lost.items() if _inside(name, whole) or name in alone}
+    paths = tuple(dict.fromkeys(pattern_of(clean_path(path)) for path in [*whole, *alone]))
     elements = sum(inside.values())
     return paths, elements, sum(lost.values()) - elements
 

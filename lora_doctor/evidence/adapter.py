@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from lora_doctor.errors import EvidenceError
-from lora_doctor.model import stacked
 from lora_doctor.model.adapter_loading import load
 from lora_doctor.model.adapter_renaming import find_renaming, sequence_of_targets
 from lora_doctor.model.loading import Loader
+from lora_doctor.model.peft_models import peft_models
 from lora_doctor.prescription.patches import install_patches
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.adapter_loading import AdapterLoading, Landing, Renaming
@@ -40,7 +40,7 @@ def gather(
     adapter = read_adapter(Path(folder))
     tensors = adapter.weights.tensors
     model = base.build()
-    if stacked.wrappers_of(model):
+    if peft_models(model):
         raise EvidenceError("the model has adapters already; give the base model")
     name = type(model).__name__
     landing = load(model, adapter.folder, tensors)

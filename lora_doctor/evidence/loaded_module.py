@@ -8,6 +8,7 @@ from typing import Any
 
 from lora_doctor.contract.contract import LEARNING_RATE, Contract, Subject
 from lora_doctor.model import training_setup
+from lora_doctor.model.peft_models import own_config
 from lora_doctor.nn.copying import structural_copy, undisturbed
 from lora_doctor.nn.rebinding import deep_copy
 from lora_doctor.recipe.files.read_write import as_recipe
@@ -32,9 +33,9 @@ def verify_module(
     """Run the training contract on a copy of ``module`` that shares its frozen weights.
 
     Args:
-        module: an ``nn.Module``, or a ``PeftModel`` whose adapters are then the ones that are
-            tried. Weights, flags, modes and hooks stay as they are, and so do the random
-            generators and torch's global switches.
+        module: an ``nn.Module``, or one that is or holds a ``PeftModel``, whose adapters are
+            then the ones that are tried. Weights, flags, modes and hooks stay as they are, and so
+            do the random generators and torch's global switches.
         recipe: what :func:`as_recipe` takes; for a ``PeftModel`` its own config unless given.
         batches: forward arguments, one mapping or several; made from the signature unless given.
         steps: rounds of optimizer steps, one step per batch.
@@ -47,7 +48,7 @@ def verify_module(
     depth = "tiny" if random_weights else "full"
     device = str(next((p.device for p in module.parameters()), "cpu"))
     adapted = training_setup.is_adapted(module)
-    plan = as_recipe(_own_config(module) if recipe is None and adapted else recipe)
+    plan = as_recipe(own_config(module) if recipe is None and adapted else recipe)
     given = [dict(batches)] if isinstance(batches, Mapping) else batches
     with undisturbed():
         try:
@@ -104,8 +105,3 @@ def _verify(model: Any, given: list[Mapping[str, Any]] | None, run: _Run) -> Ver
     )
     dtype = training_setup.dtype_of(model)
     return Contract(subject, recipe, steps=run.steps, depth=depth, device=device, dtype=dtype).run()
-
-
-def _own_config(module: Any) -> Any:
-    configs = getattr(module, "peft_config", None)
-    return next(iter(configs.values())) if isinstance(configs, Mapping) and configs else None

@@ -31,6 +31,7 @@ from lora_doctor.model.modules import (
     pattern_of,
     walk,
 )
+from lora_doctor.model.peft_models import active_names, own_config, peft_models
 from lora_doctor.model.towers import find_towers
 from lora_doctor.model.wrapper import WrapperCall, wrapper_call
 from lora_doctor.prescription.patches import install_patches
@@ -85,7 +86,7 @@ def gather(
         raise EvidenceError(
             f"{loader.loaded_by} cannot be built from this config: {type(error).__name__}: {text}"
         ) from error
-    if stacked.wrappers_of(model):  # a factory that has put the adapters on itself
+    if loader.source["kind"] == "factory" and peft_models(model):  # it has put the adapters on
         return replace(describe_module(model, asked), loaded_by=loader.loaded_by).to_json()
     found, where = _describe(
         model,
@@ -130,14 +131,14 @@ def gather_layer_numbers(
 def describe_module(module: Any, recipe: Recipe | None = None) -> Structure:
     """The structure of a loaded ``nn.Module`` or ``PeftModel``; the module is only read.
 
-    A ``PeftModel`` is described with the adapter that it has; the recipe's adapter keys are then
-    those of the adapter.
+    A ``PeftModel``, or a module with one inside, is described with the adapter that it has; the
+    recipe's adapter keys are then those of the adapter.
 
     Raises:
         EvidenceError: an attribute of a module cannot be copied.
     """
     asked = recipe if recipe is not None else Recipe()
-    wrapped = bool(stacked.wrappers_of(module))
+    parts = peft_models(module)
     base = stacked.bottom(module)
     found, where = _describe(
         base,
@@ -145,18 +146,22 @@ def describe_module(module: Any, recipe: Recipe | None = None) -> Structure:
         heads=_heads_of(base),
         native_dtype=training_setup.floating_dtype(base),
     )
-    if not wrapped:
+    if not parts:
         found = _complete(found, where, base, asked)
         recipe_in_full = Recipe.from_json(found.recipe)
         return replace(
             found, built_in=built_in_adapters.describe(base, recipe_in_full, loaded=False)
         )
-    active = module.active_adapter
-    name, *others = (active,) if isinstance(active, str) else active
-    own = as_recipe(module.peft_config[name])
-    asked = asked.override(own.values, "argument")
+    values = dict(as_recipe(own_config(module)).values)
+    if "" not in parts:  # PEFT's wrapper of a task type is around a part, not around this class
+        values["task_type"] = None
+    asked = asked.override(values, "argument")
     asked = Recipe(asked.values, asked.origins, complete=True)
-    injected = read_wrapped(module, name, others)
+    if "" in parts:
+        name, *others = active_names(module)
+        injected = read_wrapped(module, name, others)
+    else:
+        injected = built_in_adapters.read_own(module)
     found = replace(_with_wrapper(found, asked), stacked=stacked.describe(module))
     return _with_injection(found, where, injected)
 

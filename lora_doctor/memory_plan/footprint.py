@@ -63,6 +63,7 @@ class MetaModel:
         quantization: as the checkpoint or the recipe asks, or ``None``.
         dtype: of the weights that are not quantized.
         all_in: cast all of them to this half precision in the end, adapters too.
+        loaded: it comes out of loading; a factory may have put the adapters on a part of it.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class MetaModel:
         dtype: str,
         *,
         all_in: str | None = None,
+        loaded: bool = True,
     ) -> None:
         import copy
 
@@ -92,7 +94,7 @@ class MetaModel:
         if quantization is not None:
             self.model = quantize(self.model, recipe, quantization)
             self.model = training_setup.for_kbit_training(self.model, recipe)
-        wrap = training_setup.wrapper(self.model, recipe, loaded=True)
+        wrap = training_setup.wrapper(self.model, recipe, loaded=loaded)
         if wrap is not None:
             with torch.device("meta"):
                 self.model = wrap(self.model)

@@ -94,6 +94,7 @@ class _Planner:
         self.assumptions = list(ASSUMPTIONS)
         self.model = loader.build("meta")
         own = loader.source["kind"] == "factory"
+        self.loaded = not own
         self.given = loader.factory_batches if own else None
         self.dtype = (
             training_setup.dtype_of(self.model) if own else _dtype(recipe, loader.native_dtype)
@@ -177,7 +178,7 @@ class _Planner:
         dtype = _dtype(recipe, self.dtype) if self.can_quantize else self.dtype
         thinned = run.thinned if isinstance(run, Runnable) else _whole(self.model)
         try:
-            model = MetaModel(thinned, recipe, kind, dtype)
+            model = MetaModel(thinned, recipe, kind, dtype, loaded=self.loaded)
         except Exception as error:  # noqa: BLE001 - whatever this stack's libraries say
             reason = _said(error)
             return MemoryVariant(one.name, one.changes, (_missing("everything", reason, error),))
@@ -248,9 +249,8 @@ class _Planner:
             "autocast is not measured, the meta device has none: between everything in half "
             "precision and every layer in the dtype of its weights"
         )
-        return MetaModel(run.thinned, recipe, kind, dtype, all_in=wanted).step(
-            run.batch.inputs, run.batch.loss_of
-        )
+        model = MetaModel(run.thinned, recipe, kind, dtype, all_in=wanted, loaded=self.loaded)
+        return model.step(run.batch.inputs, run.batch.loss_of)
 
     def _assume(self, text: str) -> None:
         if text not in self.assumptions:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from lora_doctor.model.injection import Injected, inject, meaning, plain_wrap
 from lora_doctor.model.loading import peft_config
 from lora_doctor.model.meta_copy import meta_copy
 from lora_doctor.model.modules import is_adapter_layer, pattern_of
+from lora_doctor.model.peft_models import is_peft_model, own_config, prompts
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.structure import AdapterState, BuiltIn, Injection
 from lora_doctor.sandbox.temporary import temporary_folder
@@ -28,9 +30,9 @@ def asks_for_adapter(recipe: Recipe) -> bool:
 
 def brings_adapters(model: Any) -> bool:
     """Whether PEFT layers are in a model that nobody wrapped."""
-    if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
+    if is_peft_model(model):
         return False
-    return any(is_adapter_layer(module) for module in model.modules())
+    return any(is_adapter_layer(module) or is_peft_model(module) for module in model.modules())
 
 
 def trains_its_own(model: Any, recipe: Recipe) -> bool:
@@ -47,12 +49,12 @@ def train_own(model: Any, *, integers: bool = True) -> Any:
     Raises:
         RuntimeError: an adapter weight is not floating point (torch's own words).
     """
-    layers = dict(model.named_modules())
-    active = {name for path, name, _ in held(model) if name in active_in(layers[path])}
+    found = list(held(model))
+    active = {item.name for item in found if item.active}
     model.requires_grad_(False)
-    for _, name, tensors in held(model):
-        if not active or name in active:
-            for tensor in tensors:
+    for item in found:
+        if not active or item.name in active:
+            for tensor in item.tensors:
                 if integers or tensor.is_floating_point():
                     tensor.requires_grad_(True)
     return model
@@ -61,9 +63,15 @@ def train_own(model: Any, *, integers: bool = True) -> Any:
 def read_own(model: Any) -> Injected:
     """The built-in adapters as the result of an injection that somebody else made."""
     adapted = {path: 1 for path, module in model.named_modules() if is_adapter_layer(module)}
-    ours = {id(tensor): tensor for _, _, tensors in held(model) for tensor in tensors}
+    ours = {id(tensor): tensor for item in held(model) for tensor in item.tensors}
+    copies = _saved_copies(model)
     trained = [item for item in model.named_parameters() if item[1].requires_grad]
-    other = [(name, value) for name, value in trained if id(value) not in ours]
+    biases = getattr(own_config(model), "bias", "none") != "none"
+    other = [
+        (name, value)
+        for name, value in trained
+        if id(value) not in ours and id(value) not in copies and not (biases and "bias" in name)
+    ]
     return Injected(
         Injection(
             ok=True,
@@ -104,7 +112,7 @@ def describe(model: Any, recipe: Recipe, *, loaded: bool) -> BuiltIn | None:
             return BuiltIn(tuple(before.values()), wrapped, unfreezes)
         base = plain_wrap(thinned.model, config).get_base_model()
     after = _states(base, thinned.times)
-    ours = {id(tensor) for _, _, tensors in held(base) for tensor in tensors}
+    ours = {id(tensor) for item in held(base) for tensor in item.tensors}
     copies = _saved_copies(base)
     size = trained = 0
     other: dict[str, None] = {}
@@ -164,8 +172,19 @@ def _same(path: str) -> object:
     return None
 
 
-def held(model: Any) -> Iterator[tuple[str, str, list[Any]]]:
-    """``(path of the layer, name of the adapter, its weights there)``."""
+@dataclass(frozen=True)
+class Held:
+    """Weights of one adapter in one place: a layer, or the prompt encoder of a PEFT model."""
+
+    path: str
+    name: str
+    tensors: list[Any]
+    #: Whether it takes part in the forward.
+    active: bool
+
+
+def held(model: Any) -> Iterator[Held]:
+    """The weights of every adapter, layer by layer, then those of prompts."""
     for path, module in model.named_modules():
         if not is_adapter_layer(module):
             continue
@@ -177,21 +196,23 @@ def held(model: Any) -> Iterator[tuple[str, str, list[Any]]]:
             for name, item in held.items():
                 tensors = list(item.parameters()) if hasattr(item, "parameters") else [item]
                 found.setdefault(name, []).extend(tensors)
+        active = active_in(module)
         for name, tensors in found.items():
-            yield path, name, tensors
+            yield Held(path, name, tensors, name in active)
+    for path, name, encoder, is_active in prompts(model):
+        yield Held(path, name, list(encoder.parameters()), is_active)
 
 
 def _states(model: Any, times: Callable[[str], int]) -> dict[str, AdapterState]:
     counts: dict[str, Counter[str]] = {}
-    layers = dict(model.named_modules())
-    for path, name, tensors in held(model):
-        layer, factor = layers[path], times(path)
-        found = counts.setdefault(name, Counter())
+    for item in held(model):
+        factor = times(item.path)
+        found = counts.setdefault(item.name, Counter())
         found["layers"] += factor
-        found["tensors"] += factor * len(tensors)
-        found["parameters"] += factor * sum(int(tensor.numel()) for tensor in tensors)
-        found["trainable"] += factor * sum(bool(tensor.requires_grad) for tensor in tensors)
-        found["active"] += factor * (name in active_in(layer))
+        found["tensors"] += factor * len(item.tensors)
+        found["parameters"] += factor * sum(int(tensor.numel()) for tensor in item.tensors)
+        found["trainable"] += factor * sum(bool(tensor.requires_grad) for tensor in item.tensors)
+        found["active"] += factor * item.active
     return {name: AdapterState(name, True, **found) for name, found in counts.items()}
 
 

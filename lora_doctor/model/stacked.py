@@ -11,17 +11,31 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from lora_doctor.model.built_in_adapters import active_in, held
+from lora_doctor.model.built_in_adapters import held
 from lora_doctor.model.injection import target_matcher
 from lora_doctor.model.modules import pattern_of
+from lora_doctor.model.peft_models import (
+    active_names,
+    is_peft_model,
+    peft_models,
+    prompt_encoders,
+)
 from lora_doctor.results.structure import Stacked, StackedAdapter
 
 
 def describe(model: Any) -> Stacked | None:
-    """What is stacked in ``model``; ``None`` when one call, or none, made its adapters."""
+    """What is stacked in ``model``, or in a part of it; ``None`` when one call, or none, made the
+    adapters of each."""
+    for path, part in peft_models(model).items():
+        found = _described(part, path)
+        if found is not None:
+            return found
+    return None
+
+
+def _described(model: Any, path: str) -> Stacked | None:
+    """What is stacked in this PEFT model, which is at ``path``."""
     chain = wrappers_of(model)
-    if not chain:
-        return None
     root = bottom(model)
     leftovers = _leftovers(chain, root)
     found = list(_adapters(chain, root))
@@ -42,6 +56,7 @@ def describe(model: Any) -> Stacked | None:
     )  # fmt: skip
     renamed = [name for name in names if len(chain) > 1 and name.startswith(_TWICE)]
     return Stacked(
+        path=path,
         wrappers=tuple(f"{type(item).__name__} ({_methods(item)})" for item in chain),
         members=members,
         saved_names=len(names),
@@ -58,10 +73,8 @@ _TWICE = "base_model.model.base_model."
 
 def wrappers_of(model: Any) -> list[Any]:
     """The PEFT models around a model, the outermost first; empty for a plain one."""
-    import peft
-
     chain = []
-    while isinstance(model, (peft.PeftModel, peft.PeftMixedModel)):
+    while is_peft_model(model):
         chain.append(model)
         model = _inside(model)
     return chain
@@ -75,12 +88,7 @@ def bottom(model: Any) -> Any:
 
 def _inside(wrapper: Any) -> Any:
     # Not get_base_model(): a second call may have overwritten the config that it goes by.
-    return wrapper.base_model if _encoders(wrapper) else wrapper.base_model.model
-
-
-def _encoders(wrapper: Any) -> Any:
-    """The prompt encoders of this wrapper itself; ``getattr`` would pass on to the inner one."""
-    return wrapper._modules.get("prompt_encoder") or {}
+    return wrapper.base_model if prompt_encoders(wrapper) else wrapper.base_model.model
 
 
 @dataclass
@@ -98,20 +106,19 @@ class _Found:
 
 def _adapters(chain: list[Any], root: Any) -> Iterator[_Found]:
     for number, wrapper in enumerate(chain):
-        for name, encoder in _encoders(wrapper).items():
+        for name, encoder in prompt_encoders(wrapper).items():
             tensors = list(encoder.parameters())
             config = wrapper.peft_config.get(name)
             trainable = sum(bool(tensor.requires_grad) for tensor in tensors)
             # Without its config, which a second call may have overwritten, it is passed by.
-            used = name in _active(wrapper) and bool(config and config.is_prompt_learning)
+            used = name in active_names(wrapper) and bool(config and config.is_prompt_learning)
             method = _method_of(encoder)
             yield _Found(method, name, number, len(tensors), trainable, used, True)
     by_name: dict[str, list[Any]] = {}
     active: set[str] = set()
-    layers = dict(root.named_modules())
-    for path, name, tensors in held(root):
-        by_name.setdefault(name, []).extend(tensors)
-        active.update({name} & set(active_in(layers[path])))
+    for item in held(root):
+        by_name.setdefault(item.name, []).extend(item.tensors)
+        active.update({item.name} if item.active else ())
     for name, tensors in by_name.items():
         owner, config = _owner(chain, name)
         yield _Found(
@@ -133,11 +140,6 @@ def _owner(chain: list[Any], name: str) -> tuple[int | None, Any]:
             return number, config
     config = getattr(bottom(chain[0]), "peft_config", {}).get(name)
     return None, config
-
-
-def _active(wrapper: Any) -> tuple[str, ...]:
-    names: Any = wrapper.active_adapter
-    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _method_of(encoder: Any) -> str:
@@ -165,8 +167,9 @@ def _methods(wrapper: Any) -> str:
 def _leftovers(chain: list[Any], root: Any) -> list[tuple[str, int]]:
     """Layers with an adapter that its config does not name, and how many tensors it has there."""
     found = []
-    for path, name, tensors in held(root):
-        _, config = _owner(chain, name)
+    for item in held(root):
+        path, tensors = item.path, item.tensors
+        _, config = _owner(chain, item.name)
         matcher = target_matcher(config) if config is not None else None
         named = getattr(config, "target_modules", None)
         extra = (

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from lora_doctor.model.peft_models import is_peft_model, peft_models
 from lora_doctor.nn.copying import structural_copy
 from lora_doctor.nn.rebinding import deep_copy
 from lora_doctor.recipe.recipe import Recipe
@@ -290,12 +291,9 @@ def keep_quantized_layout(model: Any) -> None:
 
 
 def is_adapted(model: Any) -> bool:
-    """Whether the user has already put adapters on: a PEFT model, or transformers' own mixin."""
-    import peft
-
-    return isinstance(model, (peft.PeftModel, peft.PeftMixedModel)) or bool(
-        getattr(model, "_hf_peft_config_loaded", False)
-    )
+    """Whether the user has already put adapters on: a PEFT model as the whole or as a part, or
+    transformers' own mixin."""
+    return bool(peft_models(model)) or bool(getattr(model, "_hf_peft_config_loaded", False))
 
 
 def rewrites_weights(recipe: Recipe) -> bool:
@@ -311,7 +309,7 @@ def wrapper(model: Any, recipe: Recipe, *, loaded: bool = False) -> Callable[[An
     """
     from lora_doctor.model import built_in_adapters
 
-    if is_adapted(model):
+    if is_peft_model(model) or (not loaded and is_adapted(model)):
         return None
     if built_in_adapters.trains_its_own(model, recipe):
         return built_in_adapters.train_own if loaded else None
@@ -343,7 +341,7 @@ def fresh_base(model: Any, *, shared: bool = False) -> Callable[[], Any]:
     """
     make: Callable[[Any], Any] = structural_copy if shared else deep_copy
     kept = make(model)
-    if is_adapted(model):
+    if is_peft_model(model) or getattr(model, "_hf_peft_config_loaded", False):
         return lambda: bare(make(kept))
     return lambda: make(kept)
 

@@ -246,6 +246,8 @@ class Stacked:
     leftovers: tuple[str, ...] = ()
     #: Tensors in ``leftovers``.
     leftover_tensors: int = 0
+    #: Where the outermost is in the model; empty when it is the model.
+    path: str = ""
 
 
 @dataclass(frozen=True)
