@@ -19,8 +19,8 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     or ``limit``.
 *What the structure is made of*
     ``Tower``, ``ModuleGroup``, ``Quantization`` (``QuantizedUse``, ``Use``: what the model's own
-    code does with a quantized layer), ``FloatPart``, ``AdapterState``, ``BuiltIn``, ``Stacked``
-    and ``StackedAdapter``.
+    code does with a quantized layer; ``KeptWeights``: what is not quantized), ``FloatPart``,
+    ``AdapterState``, ``BuiltIn``, ``Stacked`` and ``StackedAdapter``.
 *Of a checkpoint that comes quantized*
     ``CheckpointQuantization``, what the installed libraries make of it: ``ReplacedLayers``, and
     ``ErrorReport`` for what they raise.
@@ -121,6 +121,7 @@ from lora_doctor.results.structure import (
     BuiltIn,
     ErrorReport,
     FloatPart,
+    KeptWeights,
     ModuleGroup,
     Quantization,
     Stacked,
@@ -192,6 +193,7 @@ __all__ = [
     "FloatPart",
     "Gathered",
     "InstancePatch",
+    "KeptWeights",
     "Location",
     "Measurement",
     "MemoryPlan",

@@ -14,6 +14,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from lora_doctor.errors import InputError
@@ -104,6 +105,25 @@ def dequantizing(values: Mapping[str, Any]) -> Any:
     """The ``quantization_config`` to hand to ``from_pretrained`` so that it dequantizes, such as
     ``Mxfp4Config(dequantize=True)``: it is merged with the checkpoint's own."""
     return _class_in("AUTO_QUANTIZATION_CONFIG_MAPPING", values)(**dequantizing_argument(values))
+
+
+def dequantizing_checkpoint(name: str) -> Any:
+    """:func:`dequantizing` for the checkpoint of a folder or a hub id (``id@revision``).
+
+    Raises:
+        InputError: it is not quantized, or this transformers cannot load it in floating point.
+    """
+    from transformers import PretrainedConfig
+
+    path, options = name, {}
+    if not Path(name).is_dir() and "@" in name:
+        path, _, options["revision"] = name.partition("@")
+    values, _ = PretrainedConfig.get_config_dict(path, **options)
+    held = values.get("quantization_config") or {}
+    if not held or not dequantizing_argument(held):
+        why = "has no quantization_config" if not held else "cannot be dequantized while it loads"
+        raise InputError(f"recipe: dequantize: {name} {why} with this transformers; remove the key")
+    return dequantizing(held)
 
 
 def quantizer_class(values: Mapping[str, Any]) -> Any:
