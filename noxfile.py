@@ -22,6 +22,8 @@ STACKS = {
     "t457": ("transformers==4.57.6", "peft==0.18.0", "accelerate"),
     "t523": ("transformers==5.23.0", "peft==0.21.2", "accelerate"),
 }
+#: Packages of quantized checkpoints that install and run without a GPU.
+QUANTIZERS = ("compressed-tensors", "torchao", "hqq", "optimum-quanto")
 #: What the scenario tests recorded, a file for each stack.
 RECORDS = Path(".nox", "stacks").absolute()
 #: The stacks of docs/census.md, and where their rows are kept.
@@ -37,6 +39,16 @@ def tests(session: nox.Session, stack: str) -> None:
     session.install(TORCH, BITSANDBYTES, *STACKS[stack])
     session.install("-e", ".[dev]")
     session.run("pytest", *(session.posargs or ("-n", "2", "--dist", "worksteal")))
+
+
+@nox.session
+def quantizers(session: nox.Session) -> None:
+    """Checkpoints that come quantized, beside the packages that can run some of them on a CPU."""
+    session.install(TORCH, BITSANDBYTES, *STACKS["t523"], *QUANTIZERS)
+    session.install("-e", ".[dev]")
+    session.run("pytest", "tests/test_checkpoint_quantization.py", "tests/test_rules.py", "-k",
+                "checkpoint_quantization or LD308 or LD309 or LD310 or LD311 or LD312",
+                *session.posargs)  # fmt: skip
 
 
 @nox.session

@@ -19,8 +19,11 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     ``file``, ``hub``, ``trust`` or ``limit``.
 *What the structure is made of*
     ``Tower``, ``ModuleGroup``, ``Quantization`` (``QuantizedUse``, ``Use``: what the model's own
-    code does with a quantized layer), ``FloatPart``, ``AdapterState``, ``BuiltIn``, ``Stacked``
-    and ``StackedAdapter``.
+    code does with a quantized layer; ``KeptWeights``: what is not quantized), ``FloatPart``,
+    ``AdapterState``, ``BuiltIn``, ``Stacked`` and ``StackedAdapter``.
+*Of a checkpoint that comes quantized*
+    ``CheckpointQuantization``, what the installed libraries make of it: ``ReplacedLayers``, and
+    ``ErrorReport`` for what they raise.
 *What was observed while the contract ran*
     ``NormReading`` (``EpsilonEffect``), ``ActivationReading``, ``AttentionReading``,
     ``UpdateReading``, ``ConnectionReading``, ``UnusedAdapterReading``,
@@ -86,6 +89,7 @@ from lora_doctor.proposal.targets import (
 from lora_doctor.recipe.edit import REMOVE, Edit, Patch
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.adapter_loading import AdapterLoading, OtherShape
+from lora_doctor.results.checkpoint_quantization import CheckpointQuantization, ReplacedLayers
 from lora_doctor.results.depth import Depth
 from lora_doctor.results.diagnosis import Gathered
 from lora_doctor.results.finding import (
@@ -115,7 +119,9 @@ from lora_doctor.results.round_trip import AutoLoading, Saving, TiedPart, Vocabu
 from lora_doctor.results.structure import (
     AdapterState,
     BuiltIn,
+    ErrorReport,
     FloatPart,
+    KeptWeights,
     ModuleGroup,
     Quantization,
     Stacked,
@@ -174,11 +180,13 @@ __all__ = [
     "BuiltIn",
     "Case",
     "Check",
+    "CheckpointQuantization",
     "ConnectionReading",
     "Depth",
     "Edit",
     "Environment",
     "EpsilonEffect",
+    "ErrorReport",
     "EvidenceError",
     "Example",
     "Finding",
@@ -186,6 +194,7 @@ __all__ = [
     "FloatPart",
     "Gathered",
     "InstancePatch",
+    "KeptWeights",
     "Location",
     "Measurement",
     "MemoryPlan",
@@ -205,6 +214,7 @@ __all__ = [
     "QuantizedUse",
     "Recipe",
     "RemoteCode",
+    "ReplacedLayers",
     "Replacement",
     "RowSet",
     "Rule",

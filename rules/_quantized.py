@@ -66,6 +66,12 @@ def _leave_out(case: Case, one: QuantizedUse) -> Fix:
     names that as well, as it is for the model at full size."""
     names = _default(case, one)
     skip = [*names, *(name for name in one.names if name not in names)]
+    if case.recipe.origins.get(f"load_in_{case.recipe.quantized}") == "checkpoint":
+        return Fix(
+            f"The checkpoint is quantized already, {quoted(one.names, 6)} with the rest: load the "
+            f"checkpoint that it was made from, with llm_int8_skip_modules {', '.join(skip)}.",
+            "manual",
+        )
     return Fix(
         f"Leave {quoted(one.names, 6)} in floating point: llm_int8_skip_modules {', '.join(skip)}.",
         "safe",

@@ -19,6 +19,7 @@ from lora_doctor.engine.rule import Example, Rule
 from lora_doctor.results.finding import first_fix
 from lora_doctor.sandbox.worker import Worker
 
+INSTALLED = {one.metadata["Name"] for one in importlib.metadata.distributions()}
 RULES = find_rules()
 HEADINGS = ("## What happens", "## Why", "## Versions", "## Fix", "## Links")
 
@@ -28,7 +29,8 @@ def occurs_here(example: Example) -> bool:
     from packaging.specifiers import SpecifierSet
 
     return all(
-        importlib.metadata.version(package) in SpecifierSet(versions, prereleases=True)
+        package in INSTALLED
+        and importlib.metadata.version(package) in SpecifierSet(versions, prereleases=True)
         for package, versions in example.requires.items()
     )
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from lora_doctor.contract.locator import tensors_in
 from lora_doctor.model.peft_models import adapters_off
+from lora_doctor.nn import wrapper_tensors
 from lora_doctor.nn.copying import seed_everything
 from lora_doctor.text import clean_path
 
@@ -106,6 +107,9 @@ def checksum(tensor: Any) -> tuple[int, int]:
     """The sum of all bits of a tensor read as whole numbers, and of their squares, modulo 2**64."""
     import torch
 
+    if wrapper_tensors.is_made_of_others(tensor):
+        sums = [checksum(inner) for inner in wrapper_tensors.inner_tensors(tensor)]
+        return sum(one for one, _ in sums) % (1 << 64), sum(two for _, two in sums) % (1 << 64)
     flat = tensor.detach().contiguous().view(-1)
     if flat.dtype is torch.bool:
         flat = flat.to(torch.uint8)

@@ -17,6 +17,7 @@ from lora_doctor.contract import saved_files
 from lora_doctor.contract.locator import tensors_in
 from lora_doctor.contract.measure import Difference, compare, outputs_of
 from lora_doctor.contract.recorder import Recorder, Stop
+from lora_doctor.nn import wrapper_tensors
 from lora_doctor.results.round_trip import Saving
 from lora_doctor.sandbox.temporary import temporary_folder
 from lora_doctor.text import one_line, single_line
@@ -123,7 +124,8 @@ class RoundTripRun:
         if not all(map(_can_merge, map(model.get_submodule, paths))):
             recorder.skip(name, "PEFT cannot merge this kind of adapter")
             return
-        if any(not p.is_floating_point() for p in model.parameters()):
+        packed = any(not p.is_floating_point() for p in model.parameters())
+        if packed or wrapper_tensors.holds_any(model):
             recorder.skip(name, "merging into quantized weights rounds them again")
             return
         adapted = [part for part in self.saving.tied if part.how == "adapter"]

@@ -33,6 +33,7 @@ from lora_doctor.static.model_source import ModelSource
 if TYPE_CHECKING:
     from lora_doctor.evidence.optimizer import OptimizerState
     from lora_doctor.results.adapter_loading import AdapterLoading
+    from lora_doctor.results.checkpoint_quantization import CheckpointQuantization
     from lora_doctor.results.dry_run import DryRun
     from lora_doctor.results.memory_plan import MemoryPlan
     from lora_doctor.static.adapter_files import AdapterFiles
@@ -267,6 +268,27 @@ class Case:
             "the meta device model",
             lambda found: Recipe.from_json(found.recipe),
         )
+
+    @evidence(of_recipe=True)
+    def checkpoint_quantization(self) -> CheckpointQuantization:
+        """What the installed libraries make of the quantization that the checkpoint comes with;
+        raises where it comes with none."""
+        from lora_doctor.results.checkpoint_quantization import CheckpointQuantization
+
+        self._require("meta")
+        if not self.static.quantization_config:
+            raise EvidenceError("the checkpoint is not quantized")
+        recipe = self.recipe_in_full()
+        self._progress("asking what the checkpoint's quantization means")
+        limits = self.settings.limits.of_meta()
+        target = "lora_doctor.evidence.checkpoint_quantization:gather"
+        outcome = self._tasks.run(target, recipe, limits, asked=self.asked.to_json())
+        origin = "the quantizer of the installed transformers, adapters by PEFT on its layers"
+        self.store.gathered.append(cost("checkpoint_quantization", origin, outcome))
+        what = "the checkpoint's quantization"
+        if outcome.failure:
+            raise self._tasks.error(what, outcome, limits)
+        return read_answer(CheckpointQuantization, outcome, what)
 
     @evidence(of_recipe=True)
     def memory_plan(self) -> MemoryPlan:

@@ -17,7 +17,7 @@ from lora_doctor.contract.recorder import Recorder
 from lora_doctor.errors import EvidenceError
 from lora_doctor.evidence import kbit_preparation
 from lora_doctor.limits import DOWNLOAD_TIMES, LISTING_BYTES
-from lora_doctor.model import training_setup
+from lora_doctor.model import checkpoint_quantization, training_setup
 from lora_doctor.model.new_heads import loaded_again, new_heads
 from lora_doctor.prescription.patches import install_patches
 from lora_doctor.recipe.recipe import Recipe
@@ -159,8 +159,9 @@ def _load(loader: Any, recipe: Recipe, device: str, *, prepared: bool = True) ->
     folder = weights_folder(loader.source)
     wanted = _asked_dtype(recipe)
     options = training_setup.loading_options(recipe, wanted)
-    if recipe.quantized:
-        options["quantization_config"] = training_setup.quantization_config(recipe)
+    stays = checkpoint_quantization.other_than_bitsandbytes(loader.config, recipe) is not None
+    options |= _quantization(loader.config, recipe, stays)
+    if recipe.quantized or stays:
         options["device_map"] = {"": device}
     if loader.source["trust_remote_code"]:
         options["trust_remote_code"] = True
@@ -169,7 +170,19 @@ def _load(loader: Any, recipe: Recipe, device: str, *, prepared: bool = True) ->
     )
     if recipe.quantized:
         return training_setup.for_kbit_training(model, recipe) if prepared else model
-    return model.to(device)
+    return model if stays else model.to(device)
+
+
+def _quantization(config: Any, recipe: Recipe, stays: bool) -> dict[str, Any]:
+    """The ``quantization_config`` that the recipe hands over. ``stays``: the checkpoint is
+    quantized, not by bitsandbytes, and the recipe leaves it so."""
+    by_recipe = recipe.origins.get(f"load_in_{recipe.quantized}") != "checkpoint"
+    if recipe.quantized and by_recipe:
+        return {"quantization_config": training_setup.quantization_config(recipe)}
+    stored = checkpoint_quantization.stored(config)
+    if stored is not None and recipe.get("dequantize") and not stays:
+        return {"quantization_config": checkpoint_quantization.dequantizing(stored)}
+    return {}
 
 
 def _asked_dtype(recipe: Recipe) -> str | None:

@@ -15,6 +15,7 @@ from typing import Any
 from lora_doctor.errors import EvidenceError, LoraDoctorError
 from lora_doctor.model import (
     built_in_adapters,
+    checkpoint_quantization,
     input_gradients,
     quantization,
     stacked,
@@ -61,6 +62,8 @@ def gather(
     """
     asked = Recipe.from_json(recipe)
     loader = Loader(source, asked)
+    if loader.source["kind"] != "factory":
+        asked = checkpoint_quantization.as_loaded(asked, loader.config)
     install_patches(patches)
     try:
         model = loader.build("meta")

@@ -13,10 +13,17 @@ from typing import Any
 
 from lora_doctor.contract.contract import Contract, Subject
 from lora_doctor.errors import EvidenceError
-from lora_doctor.evidence import fewer_layers, kbit_preparation, quantized_layers, tiny_model_cache
+from lora_doctor.evidence import (
+    fewer_layers,
+    kbit_preparation,
+    quantized_layers,
+    stored_quantization,
+    tiny_model_cache,
+)
 from lora_doctor.evidence.reload import quantized, reload, saved
-from lora_doctor.model import training_setup
+from lora_doctor.model import checkpoint_quantization, training_setup
 from lora_doctor.model.new_heads import loaded_again, new_heads
+from lora_doctor.nn import wrapper_tensors
 from lora_doctor.prescription.patches import install_patches
 from lora_doctor.recipe.edit import REMOVE, Edit
 from lora_doctor.recipe.recipe import Recipe
@@ -161,6 +168,11 @@ def verify(run: TinyRun) -> Verification:
     """The training contract on the tiny model of :func:`make`, in the recipe's dtype and
     quantization where this machine has them, else in float32, which the notes then say."""
     run = _fitted(run)
+    stored = checkpoint_quantization.other_than_bitsandbytes(run.loader.config, run.recipe)
+    if stored is not None:
+        result = _as_stored(run, stored)
+        if result is not None:
+            return result
     if not _loads_otherwise(run) and not run.recipe.mixed_precision:
         return _contract(run)
     attempt = _attempt(run)
@@ -173,6 +185,22 @@ def verify(run: TinyRun) -> Verification:
         if result.outcome != "undetermined":
             return result
     return _in_float32(run, attempt)
+
+
+def _as_stored(run: TinyRun, values: Mapping[str, Any]) -> Verification | None:
+    """The contract on weights that are quantized as the checkpoint's are; ``None`` where that
+    cannot be run here, which the notes then say."""
+    method = str(values.get("quant_method") or "unnamed")
+    try:
+        model = stored_quantization.quantized_as(
+            values, copy.deepcopy(run.model), run.recipe, run.dtype, run.device
+        )
+    except EvidenceError as error:
+        text = f"run without the checkpoint's {method} quantization, which is not proven: {error}"
+        run.notes.append(Note("not-proven", text, str(error)))
+        return None
+    run.notes.append(Note("step", f"weights quantized as the checkpoint's: {method}"))
+    return _contract(replace(run, model=model, batch=copy.deepcopy(run.batch)))
 
 
 def _fitted(run: TinyRun) -> TinyRun:
@@ -253,14 +281,15 @@ def _contract(run: TinyRun) -> Verification:
             str(error), depth="tiny", device=run.device, obstacle="batch", base_error=error.raised
         )
     heads = new_heads(model, run.loader.source)
+    shared = wrapper_tensors.holds_any(model)  # such weights are shared: not all can be copied
     subject = Subject(
         base=model,
         batches=[training_setup.cast(one.to(run.device), run.dtype) for one in batches],
         wrap=training_setup.wrapper(model, recipe, loaded=not factory),
-        fresh=loaded_again(training_setup.fresh_base(model), heads),
+        fresh=loaded_again(training_setup.fresh_base(model, shared=shared), heads),
         set_up=lambda wrapped: training_setup.set_up(wrapped, recipe),
         learning_rate=LEARNING_RATE,
-        copyable=training_setup.is_copyable(model),
+        copyable=training_setup.is_copyable(model) and not shared,
         user_weights=factory,
         user_inputs=bool(given),
         missing=training_setup.missing_inputs(model, batches),

@@ -15,7 +15,7 @@ from lora_doctor.memory_plan import optimizer
 from lora_doctor.memory_plan.alternatives import Alternative, alternatives
 from lora_doctor.memory_plan.footprint import MetaModel, Sizes, Step, quiet
 from lora_doctor.memory_plan.thinned_model import Runnable, own_batch, runnable
-from lora_doctor.model import quantization, training_setup
+from lora_doctor.model import checkpoint_quantization, quantization, training_setup
 from lora_doctor.model.injection import report
 from lora_doctor.model.loading import Loader
 from lora_doctor.prescription.patches import install_patches
@@ -99,12 +99,12 @@ class _Planner:
         self.dtype = (
             training_setup.dtype_of(self.model) if own else _dtype(recipe, loader.native_dtype)
         )
-        self.foreign = _foreign_quantization(loader.config)
+        self.foreign = _foreign_quantization(loader.config, recipe)
         checkpoint = quantization.of_checkpoint(loader.config)
         self.kind: Literal["4bit", "8bit"] | None = (
             quantization.kind_of(checkpoint) if checkpoint else recipe.quantized
         )
-        self.can_quantize = not (own or checkpoint or self.foreign)
+        self.can_quantize = not own and checkpoint_quantization.stored(loader.config) is None
         self.can_checkpoint = bool(getattr(self.model, "supports_gradient_checkpointing", False))
         self.size = _batch_size(recipe)
         self.length = _length(recipe)
@@ -320,13 +320,10 @@ def _optimizer(recipe: Recipe) -> str:
     return str(recipe.get("optim") or optimizer.ADAMW[0])
 
 
-def _foreign_quantization(config: Any) -> str | None:
-    """Who quantized the checkpoint, when it is not bitsandbytes."""
-    held = getattr(config, "quantization_config", None)
-    if held is None or quantization.of_checkpoint(config):
-        return None
-    values = held if isinstance(held, Mapping) else held.to_dict()
-    return str(values.get("quant_method", "another method"))[:40]
+def _foreign_quantization(config: Any, recipe: Recipe) -> str | None:
+    """Who quantized the checkpoint, when it is not bitsandbytes and the recipe leaves it so."""
+    values = checkpoint_quantization.other_than_bitsandbytes(config, recipe)
+    return None if values is None else str(values.get("quant_method", "another method"))[:40]
 
 
 def _said(error: BaseException) -> str:

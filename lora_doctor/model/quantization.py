@@ -20,6 +20,7 @@ from lora_doctor.model.injection import meaning, plain_wrap, report
 from lora_doctor.model.loading import peft_config
 from lora_doctor.model.meta_copy import meta_copy
 from lora_doctor.model.modules import is_adapter_layer
+from lora_doctor.model.quantized_share import count_weights
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.note import Note
 from lora_doctor.results.structure import FloatPart, Quantization, Structure
@@ -63,6 +64,7 @@ def _ask(
     quantized = matcher.quantized(skip)
     parts = _parts(model, recipe, matcher, skip is not None)
     kept = {path for members in parts.values() for path in members}
+    counted = count_weights(model, matcher.linears, quantized)
     result = Quantization(
         kind=kind,
         origin="checkpoint" if checkpoint else "recipe",
@@ -70,6 +72,9 @@ def _ask(
         default_skip=tuple(sorted(matcher.default)),
         linears=len(matcher.linears),
         quantized=len(quantized),
+        weights=counted.weights,
+        quantized_weights=counted.quantized,
+        kept=counted.kept,
         parts=tuple(
             FloatPart(
                 kind=part_kind,  # type: ignore[arg-type]

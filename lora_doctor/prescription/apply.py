@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_doctor.errors import InputError, PatchError
-from lora_doctor.model import training_setup
+from lora_doctor.model import checkpoint_quantization, training_setup
 from lora_doctor.recipe.files.prescription import Prescription, read_prescription
 from lora_doctor.recipe.keys import TRAINING_KEYS, WRAPPING_KEYS
 from lora_doctor.recipe.recipe import Recipe
@@ -159,11 +159,19 @@ class Applied:
         return config_class(**values)
 
     def loading_kwargs(self) -> dict[str, Any]:
-        """Keyword arguments for ``from_pretrained``: dtype, quantization, attention."""
+        """Keyword arguments for ``from_pretrained``: dtype, quantization, attention.
+
+        Raises:
+            InputError: the recipe dequantizes a checkpoint for which that is not possible.
+        """
         recipe = self.recipe
         kwargs = training_setup.loading_options(recipe, recipe.get("dtype"))
         if recipe.get("load_in_4bit") or recipe.get("load_in_8bit"):
             kwargs["quantization_config"] = training_setup.quantization_config(recipe)
+        elif recipe.get("dequantize"):
+            kwargs["quantization_config"] = checkpoint_quantization.dequantizing_checkpoint(
+                self.prescription.model
+            )
         return kwargs
 
     def training_kwargs(self) -> dict[str, Any]:

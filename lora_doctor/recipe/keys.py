@@ -21,7 +21,7 @@ from lora_doctor.recipe.command_line import (
 )
 
 #: What a key is an argument of: PEFT's config class, ``from_pretrained``, the
-#: ``BitsAndBytesConfig`` of it, ``get_peft_model`` itself (which no config of PEFT's holds), the
+#: quantization config of it, ``get_peft_model`` itself (which no config of PEFT's holds), the
 #: Trainer's arguments, how rows of data become batches with labels, or only the memory plan.
 Part = Literal["adapter", "loading", "quantization", "wrapping", "training", "data", "planning"]
 
@@ -112,6 +112,10 @@ KEYS: tuple[RecipeKey, ...] = (
     ),
     RecipeKey(
         "load_in_8bit", "quantization", form.boolean, Option("bitsandbytes 8-bit.", type=bool)
+    ),
+    RecipeKey(
+        "dequantize", "quantization", form.boolean,
+        Option("Load a quantized checkpoint in floating point.", type=bool),
     ),
     RecipeKey("bnb_4bit_quant_type", "quantization", form.string),
     RecipeKey("bnb_4bit_compute_dtype", "quantization", form.dtype),

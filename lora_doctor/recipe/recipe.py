@@ -26,7 +26,7 @@ from lora_doctor.recipe.keys import (
     known_keys,
 )
 
-Origin = Literal["option", "file", "argument", "proposed", "fix"]
+Origin = Literal["option", "file", "argument", "proposed", "fix", "checkpoint"]
 
 
 @dataclass(frozen=True)

@@ -267,6 +267,24 @@ class FloatPart:
 
 
 @dataclass(frozen=True)
+class KeptWeights:
+    """Weights that stay as they are where the model is loaded in 4 or 8 bits; alike ones
+    together."""
+
+    #: Path of the module or parameter with every number as ``*``.
+    pattern: str
+    #: Class of the module.
+    class_name: str
+    #: Why: a linear layer that a list skips, a parameter that is no layer (fused experts), a
+    #: convolution, or a module that is no linear layer to the library.
+    kind: Literal["skipped", "parameter", "convolution", "other"]
+    #: How many there are.
+    count: int
+    #: Numbers in all of them together.
+    weights: int
+
+
+@dataclass(frozen=True)
 class Quantization:
     """Which layers the installed transformers would quantize: its own replacement, run on the
     module tree at full size."""
@@ -290,6 +308,12 @@ class Quantization:
     proposed_skip: tuple[str, ...] = ()
     #: Layers that are quantized with ``proposed_skip``.
     quantized_with_proposal: int = 0
+    #: Numbers in the matrices of the model, embeddings and output head left out.
+    weights: int = 0
+    #: Of ``weights``, those that would be quantized.
+    quantized_weights: int = 0
+    #: The others, the most numbers first.
+    kept: tuple[KeptWeights, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -82,8 +82,12 @@ class StaticEvidence:
 
     @property
     def quantization_config(self) -> dict[str, Any] | None:
-        """How the checkpoint is quantized; None when it is not."""
-        return self.config.get("quantization_config")
+        """How the checkpoint is quantized; None when it is not. A composite config may say it in
+        its text part."""
+        text = self.config.get("text_config")
+        parts = (self.config, text if isinstance(text, dict) else {})
+        held = (part.get("quantization_config") for part in parts)
+        return next((values for values in held if isinstance(values, dict) and values), None)
 
     @cached_property
     def native_dtype(self) -> tuple[str, str] | None:

@@ -1,0 +1,64 @@
+"""What the rules about a checkpoint that comes quantized have in common.
+
+Pure: reads a :class:`Case`.
+"""
+
+from __future__ import annotations
+
+import re
+
+from lora_doctor.rule_api import (
+    Case,
+    CheckpointQuantization,
+    Edit,
+    Fix,
+    Measurement,
+    gib,
+)
+
+#: A checkpoint in floating point has two bytes for each number.
+_HALF = 2
+_PIP = re.compile(r"`?(pip install [^`\n)]+)`?")
+
+
+def of(case: Case) -> CheckpointQuantization | None:
+    """What the libraries make of the checkpoint's quantization; ``None`` where it has none."""
+    if not case.has("static") or not case.static.quantization_config:
+        return None
+    return case.checkpoint_quantization
+
+
+def dequantizing(case: Case, found: CheckpointQuantization) -> Fix | None:
+    """Load the weights in floating point, where this release can; else how to come by them."""
+    if found.dequantizes != "loading":
+        return None
+    size = gib(case.structure.total_parameters * _HALF)
+    return Fix(
+        f"Load it in floating point: quantization_config={found.config_class or 'config'}"
+        f"(dequantize=True) for from_pretrained; the base model then takes {size} in bfloat16.",
+        "unsafe",
+        (Edit("dequantize", True),),
+    )
+
+
+def without_quantization(found: CheckpointQuantization) -> Fix:
+    """What can be done by hand where loading cannot dequantize."""
+    if found.dequantizes == "afterwards":
+        return Fix(
+            "Call model.dequantize() after loading, before get_peft_model; or train the checkpoint "
+            "that this one was made from.",
+            "manual",
+        )
+    return Fix("Train the checkpoint that this one was quantized from.", "manual")
+
+
+def method(found: CheckpointQuantization) -> Measurement:
+    """Which quantization it is."""
+    named = f"{found.method} ({found.config_class})" if found.config_class else found.method
+    return Measurement("quantization of the checkpoint", named or "unnamed", "config.json")
+
+
+def to_install(message: str) -> str:
+    """The command that a library's message names; empty where it names none."""
+    named = _PIP.search(message)
+    return named[1].strip().rstrip(".") if named else ""

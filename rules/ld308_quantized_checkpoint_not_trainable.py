@@ -1,0 +1,118 @@
+"""LD308: the checkpoint comes in a quantization whose layers cannot be trained through."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.rule_api import (
+    Case,
+    CheckpointQuantization,
+    Example,
+    Finding,
+    Location,
+    Measurement,
+    Proof,
+    Rule,
+    Severity,
+    Symptom,
+)
+from lora_doctor.rules import _checkpoint
+
+
+class QuantizedCheckpointNotTrainable(Rule):
+    """The checkpoint's `config.json` has a `quantization_config`, and the quantizer that the
+    installed transformers has for it says that its layers cannot be trained, adapters included.
+
+    ## What happens
+    The model loads and generates. The Trainer raises `The model you are trying to fine-tune is
+    quantized with ... but that quantization method do not support training`; a loop of one's own
+    fails in the backward of the kernels, or gets no gradient through them. Where a package or a
+    device is missing, transformers turns some formats into bfloat16 while loading, says so in a
+    warning, and training runs in three to four times the memory, until the package is installed.
+
+    ## Why
+    The kernels of many formats (MXFP4, VPTQ, SpQR, HIGGS, BitNet, FBGEMM's FP8, torchao in 4 bits)
+    compute a forward only. A quantizer of transformers says in `is_trainable` whether gradients go
+    through its layers, and the Trainer asks.
+
+    ## Versions
+    transformers 4.38 and later; which formats can be trained grows with each release
+    (fine-grained FP8 since 5.23).
+
+    ## Fix
+    Load the weights in floating point where this release can (`Mxfp4Config(dequantize=True)`); the
+    base model then takes what a bfloat16 one takes. Otherwise train the checkpoint that it was
+    quantized from, in 4 bits by bitsandbytes where memory is short.
+
+    ## Links
+    https://huggingface.co/docs/transformers/quantization/mxfp4
+    https://huggingface.co/docs/transformers/quantization/overview
+    """
+
+    code = "LD308"
+    name = "quantized-checkpoint-not-trainable"
+    summary = "The checkpoint comes in a quantization that cannot be trained through."
+    depth = "meta"
+    symptoms = (
+        Symptom(r"quantized with [\w.\-]+ but that quantization method do(es)? not support train"),
+        Symptom(r"MXFP4 quantization don't support training"),
+    )
+    examples = (
+        Example(
+            "broken",
+            "tests/folders/mxfp4",
+            {"target_modules": ["q_proj", "v_proj"]},
+            {"transformers": ">=4.57"},
+            why="as gpt-oss is published",
+        ),
+        Example(
+            "broken",
+            "tests/folders/bitnet",
+            {"target_modules": ["q_proj", "v_proj"]},
+            {"transformers": ">=4.53"},
+        ),
+        Example(
+            "healthy",
+            "tests/folders/mxfp4",
+            {"target_modules": ["q_proj", "v_proj"], "dequantize": True},
+            {"transformers": ">=4.57"},
+            why="loaded in floating point",
+        ),
+        Example("healthy", "arch:llama", {"target_modules": ["q_proj"]}),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        found = _checkpoint.of(case)
+        if found is None or found.trainable is not False or found.dequantized:
+            return
+        severity: Severity = "error" if found.stays else "warning"
+        fix = _checkpoint.dequantizing(case, found) or _checkpoint.without_quantization(found)
+        yield self.finding(
+            severity,
+            _message(found),
+            location=Location("file", "config.json"),
+            evidence=(
+                _checkpoint.method(found),
+                Measurement("is_trainable", False, "the installed transformers' quantizer"),
+                *_said(found),
+            ),
+            proof=Proof("measured", "its quantizer was made from the config and asked"),
+            fixes=(fix,),
+            explains=("builds", "attaches", "forward", "gradients") if found.stays else (),
+        )
+
+
+def _message(found: CheckpointQuantization) -> str:
+    if found.stays:
+        return f"The checkpoint is quantized with {found.method}, which cannot be trained through."
+    return (
+        f"The checkpoint is quantized with {found.method}, which cannot be trained through; with "
+        "the packages that are installed here it is loaded in floating point instead, unasked."
+    )
+
+
+def _said(found: CheckpointQuantization) -> Iterator[Measurement]:
+    if found.trainable_words:
+        yield Measurement("it says", found.trainable_words[:300], "installed transformers")
+    if found.falls_back:
+        yield Measurement("while loading", found.falls_back[:300], "installed transformers")

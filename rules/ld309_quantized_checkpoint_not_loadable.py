@@ -1,0 +1,133 @@
+"""LD309: the checkpoint's quantization needs a package that is not installed, or is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.rule_api import (
+    Case,
+    CheckpointQuantization,
+    ErrorReport,
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measurement,
+    Proof,
+    Rule,
+    Symptom,
+)
+from lora_doctor.rules import _checkpoint
+
+
+class QuantizedCheckpointNotLoadable(Rule):
+    """The checkpoint comes quantized, and the installed transformers refuses to load it: the
+    package that computes with its layers is missing or too old, or the release cannot load this
+    format any more or not yet.
+
+    ## What happens
+    `from_pretrained` raises `Loading a GPTQ quantized model requires optimum`, `Loading an AWQ
+    quantized model requires gptqmodel`, `compressed-tensors>=0.15.0 is required`, or the first
+    forward raises `finegrained-fp8 kernel unavailable`, where kernels are only looked for there.
+
+    ## Why
+    Each format has a package of its own, and which one changes between releases: AWQ was read by
+    autoawq up to transformers 4.57 and is by gptqmodel in 5; GPTQ wants optimum beside gptqmodel;
+    `kernels` is taken between two version numbers only. A missing GPU is not reported: quantizers
+    are asked as on a machine that has one.
+
+    ## Versions
+    All; what is asked for is what the installed release says.
+
+    ## Fix
+    Install what the message names, into the environment that trains. FP8 without its kernels can be
+    loaded in floating point.
+
+    ## Links
+    https://huggingface.co/docs/transformers/quantization/overview
+    """
+
+    code = "LD309"
+    name = "quantized-checkpoint-not-loadable"
+    summary = "The checkpoint's quantization needs a package that is missing, or is refused."
+    depth = "meta"
+    symptoms = (
+        Symptom(r"(Loading|Using) (an? )?.{1,40}quantiz.{1,60}requires?.{1,80}(pip )?install"),
+        Symptom(r"requires (optimum|gptqmodel|auto-awq|auto-round|AQLM|VPTQ|SpQR|FLUTE)\b"),
+        Symptom(r"compressed[_-]tensors.{0,40} is (not installed|required)"),
+        Symptom(r"finegrained-fp8 kernel unavailable"),
+        Symptom(r"A valid HQQ version .{1,20} is not available"),
+        Symptom(r"gptqmodel version should be >="),
+        Symptom(r"No module named '(gptqmodel|auto_gptq|awq|aqlm|hqq|torchao|optimum\.gptq|vptq)"),
+    )
+    examples = (
+        Example(
+            "broken",
+            "tests/folders/aqlm",
+            {"target_modules": ["q_proj", "v_proj"]},
+            {"transformers": ">=4.53"},
+            why="AQLM, whose package nobody has by chance",
+        ),
+        Example(
+            "healthy",
+            "tests/folders/bitsandbytes_4bit",
+            {"target_modules": ["q_proj", "v_proj"]},
+            {"transformers": ">=4.53"},
+        ),
+        Example("healthy", "arch:llama", {"target_modules": ["q_proj"]}),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        found = _checkpoint.of(case)
+        if found is None or found.dequantized or found.trainable is False:
+            return  # LD308: no package makes it trainable
+        error = _error(found)
+        if error is None:
+            return
+        runs_here = bool(found.falls_back_here)
+        yield self.finding(
+            "warning" if runs_here else "error",
+            _message(found, runs_here),
+            location=Location("environment", "installed packages"),
+            evidence=(
+                _checkpoint.method(found),
+                Measurement("with a GPU", f"{error.type}: {error.message[:400]}", error.where),
+                *_here(found),
+            ),
+            proof=Proof(
+                "executed", "the quantizer was made from the checkpoint's config and raised this"
+            ),
+            fixes=_fixes(case, found, error),
+            explains=("builds",),
+        )
+
+
+def _error(found: CheckpointQuantization) -> ErrorReport | None:
+    """What it raises whatever the machine. An exception that speaks of a GPU says nothing of the
+    packages."""
+    error = found.error_with_gpu or found.layer_error
+    if error is None or found.package_missing:
+        return error
+    here = found.error_here
+    same = here is not None and (here.type, here.message) == (error.type, error.message)
+    return error if same and "GPU" not in error.message and "XPU" not in error.message else None
+
+
+def _message(found: CheckpointQuantization, runs_here: bool) -> str:
+    where = " on a GPU" if runs_here else ""
+    what = "needs a package that is missing" if found.package_missing else "is refused"
+    return f"The checkpoint is quantized with {found.method}, which {what}{where}."
+
+
+def _here(found: CheckpointQuantization) -> Iterator[Measurement]:
+    if found.falls_back_here:
+        yield Measurement("on this machine", found.falls_back_here[:300], "installed transformers")
+
+
+def _fixes(case: Case, found: CheckpointQuantization, error: ErrorReport) -> tuple[Fix, ...]:
+    command = _checkpoint.to_install(error.message)
+    if not found.package_missing:
+        return (_checkpoint.without_quantization(found),)
+    install = Fix(f"{command}." if command else "Install what the message names.", "manual")
+    other = _checkpoint.dequantizing(case, found) if found.error_with_gpu is None else None
+    return (install,) if other is None else (install, other)

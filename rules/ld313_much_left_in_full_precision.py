@@ -1,0 +1,170 @@
+"""LD313: 4-bit or 8-bit loading leaves much of the model as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.rule_api import (
+    Case,
+    Example,
+    Finding,
+    Fix,
+    KeptWeights,
+    Location,
+    Measurement,
+    Proof,
+    Quantization,
+    Rule,
+    gib,
+    quoted,
+)
+
+#: Less than this share of the weights that a user expects to be quantized is worth a word. Of
+#: Llama-like models all are, of multimodal ones nearly all; the rest is embeddings, not counted.
+_LEAST = 0.75
+_BITS = {"4bit": 4, "8bit": 8}
+_WORDS = {
+    "skipped": "skipped by a list",
+    "parameter": "parameters, not layers",
+    "convolution": "convolutions",
+    "other": "no linear layers to the library",
+}
+
+
+class MuchLeftInFullPrecision(Rule):
+    """The recipe loads in 4 or 8 bits, and most of the weights are in modules that bitsandbytes
+    does not quantize.
+
+    ## What happens
+    Loading and training work, in far more memory than planned: 4-bit loading of Mixtral quantizes
+    3 % of it in transformers 5, and 90 GB of experts stay in 16 bits.
+
+    ## Why
+    transformers hands bitsandbytes the linear layers (and `Conv1D`), one by one. Experts that are
+    fused into one parameter of three dimensions are no layer, convolutions are none either, and
+    what stands in `llm_int8_skip_modules` or in the class's own list is passed over.
+
+    ## Versions
+    Fused experts: some classes always (GPT-OSS, DBRX), most mixtures of experts since transformers
+    5, which fuses what version 4 kept as linear layers.
+
+    ## Fix
+    Plan with the number that is shown. Where it does not fit: several GPUs, a checkpoint whose
+    experts are stored quantized, a release of transformers that has them as layers, or a shorter
+    skip list.
+
+    ## Links
+    https://huggingface.co/docs/transformers/quantization/bitsandbytes
+    https://huggingface.co/docs/transformers/experts_interface
+    """
+
+    code = "LD313"
+    name = "much-left-in-full-precision"
+    summary = "4-bit or 8-bit loading leaves much of the model as it was."
+    depth = "meta"
+    examples = (
+        Example(
+            "broken",
+            "arch:mixtral",
+            {"target_modules": ["q_proj", "v_proj"], "load_in_4bit": True},
+            {"transformers": ">=5"},
+            depth="meta",
+            why="the experts of a layer are one parameter",
+        ),
+        Example(
+            "broken",
+            "arch:gpt_oss",
+            {"target_modules": ["q_proj", "v_proj"], "load_in_8bit": True},
+            {"transformers": ">=5"},
+            depth="meta",
+        ),
+        Example(
+            "broken",
+            "arch:resnet",
+            {"target_modules": ["convolution"], "load_in_8bit": True,
+             "model_class": "AutoModelForImageClassification"},
+            {"transformers": ">=5"},
+            depth="meta",
+            why="convolutions are not quantized",
+        ),
+        Example(
+            "healthy",
+            "arch:llama",
+            {"target_modules": ["q_proj", "v_proj"], "load_in_4bit": True},
+            depth="meta",
+        ),
+        Example(
+            "healthy",
+            "arch:mixtral",
+            {"target_modules": ["q_proj", "v_proj"], "load_in_4bit": True},
+            {"transformers": ">=4.53,<5"},
+            depth="meta",
+            why="the experts are linear layers",
+        ),
+        Example(
+            "healthy",
+            "arch:gpt2",
+            {"target_modules": ["c_attn"], "load_in_4bit": True},
+            depth="meta",
+            why="Conv1D is quantized like a linear layer",
+        ),
+        Example(
+            "healthy",
+            "arch:mixtral",
+            {"target_modules": ["q_proj", "v_proj"]},
+            depth="meta",
+            why="nobody asked for 4 bits",
+        ),
+    )  # fmt: skip
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        asked = case.structure.quantization
+        if asked is None or not asked.weights:
+            return
+        kept = [one for one in asked.kept if one.kind != "skipped" or asked.skip is None]
+        wished = sum(one.weights for one in asked.kept) - sum(one.weights for one in kept)
+        share = asked.quantized_weights / max(asked.weights - wished, 1)
+        if share >= _LEAST or not kept:
+            return
+        left = asked.weights - asked.quantized_weights
+        bytes_each = 4 if case.recipe.get("dtype") == "float32" else 2
+        whole = asked.weights * _BITS[asked.kind] // 8
+        real = asked.quantized_weights * _BITS[asked.kind] // 8 + left * bytes_each
+        yield self.finding(
+            "warning",
+            f"{asked.kind} loading quantizes {asked.quantized_weights / asked.weights:.0%} of the "
+            f"weights: {left / 1e9:.3g} of {asked.weights / 1e9:.3g} billion stay as they are "
+            f"({gib(real)} instead of {gib(whole)}).",
+            location=Location("module", kept[0].pattern),
+            evidence=_evidence(asked, kept, bytes_each),
+            proof=Proof("measured", "the installed transformers' replacement was run on the tree "
+                        "of the full-size model, and its weights were counted"),
+            fixes=(
+                Fix(
+                    f"Plan with {gib(real)} for these weights. Less takes a checkpoint that stores "
+                    "them quantized, or a release whose class has them as linear layers.",
+                    "manual",
+                ),
+            ),
+        )  # fmt: skip
+
+
+def _evidence(
+    asked: Quantization, kept: list[KeptWeights], bytes_each: int
+) -> tuple[Measurement, ...]:
+    source = "full-size model, embeddings and output head left out"
+    lines = [
+        Measurement(
+            one.pattern,
+            f"{one.count} x {one.class_name}, {one.weights / 1e9:.3g} billion weights, "
+            f"{gib(one.weights * bytes_each)}: {_WORDS[one.kind]}",
+            source,
+        )
+        for one in kept[:4]
+    ]
+    skip = "by default " if asked.skip is None else ""
+    names = asked.default_skip if asked.skip is None else asked.skip
+    lines.append(Measurement("layers quantized", f"{asked.quantized} of {asked.linears}", source))
+    lines.append(Measurement("llm_int8_skip_modules", skip + (quoted(names, 6) or "nothing"),
+                             f"the {asked.origin}"))  # fmt: skip
+    return tuple(lines)
