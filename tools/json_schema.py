@@ -24,6 +24,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from lora_doctor.recipe.edit import Edit
 from lora_doctor.results.diagnosis import SCHEMA_VERSION, AppliedFix, Diagnosis
 from lora_doctor.results.fix import Fix
+from lora_doctor.results.from_json import FOR_TYPE_CHECKERS
 from lora_doctor.results.memory_plan import MemoryVariant
 from lora_doctor.results.structure import Structure
 from lora_doctor.results.supervision import Supervision
@@ -53,8 +54,6 @@ _SUMS: Mapping[type, tuple[str, ...]] = {
     MemoryVariant: ("total", "low", "high"),
     Supervision: ("share",),
 }
-#: Names of fields that are not written, whose modules import them for type checkers only.
-_FOR_TYPE_CHECKERS: Mapping[str, Any] = {"HubSnapshot": Any}
 _SCALARS = {str: "string", int: "integer", bool: "boolean", NoneType: "null"}
 
 
@@ -156,7 +155,7 @@ class _Schema:
     @cache  # noqa: B019 - the schema lives as long as the tool
     def fields(self, cls: type) -> dict[str, Any]:
         """Each field with its description and shape."""
-        docs, hints = field_docs(cls), get_type_hints(cls, localns=_FOR_TYPE_CHECKERS)
+        docs, hints = field_docs(cls), get_type_hints(cls, localns=dict(FOR_TYPE_CHECKERS))
         names = [item.name for item in fields(cls) if item.name not in _UNWRITTEN.get(cls, ())]
         return {name: {"description": docs[name], **self.of(hints[name])} for name in names}
 
@@ -234,7 +233,14 @@ def diagnosis_schema() -> dict[str, Any]:
         ),
         **{
             key: said[key]
-            for key in ("structure", "memory_plan", "supervision", "next_command", "notes")
+            for key in (
+                "structure",
+                "memory_plan",
+                "dry_run",
+                "supervision",
+                "next_command",
+                "notes",
+            )
         },
         "timings": _object(
             "What it cost.", {"total_seconds": said["seconds"], "evidence": said["gathered"]}

@@ -10,6 +10,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 T = TypeVar("T")
 
+#: Names of fields that are not written, whose modules import them for type checkers only.
+FOR_TYPE_CHECKERS: Mapping[str, Any] = {"HubSnapshot": Any}
 #: How JSON spells the numbers that it has no word for.
 _NOT_FINITE = frozenset({"NaN", "Infinity", "-Infinity", "nan", "inf", "-inf"})
 
@@ -44,7 +46,7 @@ def mismatch(instance: Any, path: str = "") -> str | None:
 
 @cache
 def _kinds(cls: type) -> dict[str, Any]:
-    hints = get_type_hints(cls)
+    hints = get_type_hints(cls, localns=dict(FOR_TYPE_CHECKERS))
     names: Mapping[str, Any] = getattr(cls, "__dataclass_fields__", {})
     return {name: hints[name] for name in names}
 
