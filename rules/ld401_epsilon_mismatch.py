@@ -16,7 +16,6 @@ from lora_doctor.rule_api import (
     Observations,
     Proof,
     Rule,
-    Severity,
     Structure,
     Symptom,
 )
@@ -37,8 +36,6 @@ class EpsilonMismatch(Rule):
     cent, which bf16 cannot even show. Where it is not, the norm no longer normalises: at a variance
     of 1e-4 the same change is 29 per cent. What a connector hands to the language model is then
     smaller than what it was meant to be, and so are the gradients through it.
-    A tiny epsilon has another end: 1e-8 is zero in fp16. A norm that adds it in fp16 divides a row
-    of zeros (padding) by zero.
 
     ## Why
     Connectors are written with `eps=1e-4` or torch's default 1e-5 beside a language model with
@@ -57,34 +54,24 @@ class EpsilonMismatch(Rule):
 
     ## Fix
     By hand: give the norm the epsilon of the norms around it. Mind the direction: the smaller
-    epsilon makes output and gradients larger, it is no remedy for NaN. An epsilon that vanishes in
-    fp16 must be added in float32, or be 1e-7 at least; better train in bf16.
+    epsilon makes output and gradients larger, it is no remedy for NaN (LD410 is about an epsilon
+    that vanishes in fp16).
 
     ## Links
     https://docs.pytorch.org/docs/stable/generated/torch.nn.LayerNorm.html
-    https://github.com/pytorch/pytorch/issues/41527
     """
 
     code = "LD401"
     name = "epsilon-mismatch"
     summary = "A norm's epsilon, and not the data, decides what comes out of it."
     depth = "tiny"
-    symptoms = (
-        Symptom(r"(?i)layer_?norm (?:returns?|outputs?|gives?) nan", "fp16, rows of zeros"),
-        Symptom(r"(?i)(?:rms_norm_eps|layer_norm_eps|epsilon|\beps\b) mismatch"),
-    )
+    symptoms = (Symptom(r"(?i)(?:rms_norm_eps|layer_norm_eps|epsilon|\beps\b) mismatch"),)
     examples = (
         Example(
             "broken",
             "tests.salmonn:quiet",
             {"target_modules": r"llm\..*\.(q_proj|v_proj)"},
             why="what reaches one connector has a variance of 1e-4, and so has its epsilon",
-        ),
-        Example(
-            "broken",
-            "tests.salmonn:vanishing",
-            {"target_modules": r"llm\..*\.(q_proj|v_proj)", "dtype": "float16"},
-            why="a norm of the user's that adds 1e-8 in fp16",
         ),
         Example(
             "healthy",
@@ -95,12 +82,6 @@ class EpsilonMismatch(Rule):
     )
 
     def check(self, case: Case) -> Iterator[Finding]:
-        seen = case.verification.observations
-        lost = [one for one in seen.norms if not one.zero_row_finite]
-        for reading in lost:  # which holds for any weights
-            yield self._vanishes(reading)
-        if lost and not seen.user_weights:
-            return
         seen = observed(case)
         common = _common_epsilon(seen, case.structure)
         alike: dict[tuple[float, float, bool], list[tuple[NormReading, EpsilonEffect]]] = {}
@@ -163,39 +144,6 @@ class EpsilonMismatch(Rule):
             ),
         )
 
-    def _vanishes(self, reading: NormReading) -> Finding:
-        hit = reading.zero_rows > 0
-        severity: Severity = "error" if hit else "warning"
-        what = (
-            f"{reading.zero_rows} rows of zeros reached it in this run"
-            if hit
-            else "none reached it in this run, but padding may"
-        )
-        return self.finding(
-            severity,
-            f"{reading.path} ({reading.class_name}{_and(reading.count - 1)}) turns a row of zeros "
-            f"into NaN in {reading.dtype}: {reading.attribute} {reading.epsilon:g} is lost; "
-            f"{what}.",
-            location=Location("module", reading.path),
-            evidence=(
-                Measurement("output for a row of zeros", "not finite",
-                        f"the layer was run, in {reading.dtype}"),
-                Measurement(f"{reading.attribute} in {reading.dtype}", _in_half(reading),
-                        "smallest number above zero: 6e-08 in float16"),
-                Measurement("smallest variance that reached it", f"{reading.variance[0]:.2g}",
-                        "measured on the batch"),
-            ),
-            proof=Proof("measured", "the layer itself was run on a row of zeros"),
-            fixes=(
-                Fix(
-                    f"Let {reading.path} compute in float32 (`x = x.float()` before the square), "
-                    f"or make {reading.attribute} 1e-6 or more, or train in bfloat16.",
-                    "manual",
-                ),
-            ),
-            explains=("loss-finite", "gradients") if hit else (),
-        )  # fmt: skip
-
 
 def _common_epsilon(seen: Observations, structure: Structure) -> float | None:
     """The epsilon of most norms of the language model."""
@@ -219,10 +167,3 @@ def _effect(reading: NormReading, common: float | None) -> EpsilonEffect | None:
 
 def _and(others: int) -> str:
     return f", and {others} more" if others else ""
-
-
-def _in_half(reading: NormReading) -> str:
-    import struct
-
-    value = struct.unpack("<e", struct.pack("<e", reading.epsilon))[0]
-    return f"{value:g}"

@@ -149,7 +149,7 @@ def test_attention_that_gemma_3_advises_against(worker: Worker) -> None:
 def test_attention_without_the_cap_of_its_scores(worker: Worker) -> None:
     """4.57 says nothing: with scores as large as a trained model's, the outputs differ all the
     same from those with ``eager``."""
-    row = (GEMMA, "attention that drops the cap of Gemma 2's scores", "LD403")
+    row = (GEMMA, "attention that drops the cap of Gemma 2's scores", "LD411")
     if not has_architecture("gemma2"):
         scenario.not_here(*row, "no Gemma 2 in this transformers")
     occurs = before("transformers", "5")
@@ -184,12 +184,12 @@ def test_a_loaded_model_is_to_be_loaded_anew() -> None:
     if not (has_architecture("gemma2") and before("transformers", "5")):
         pytest.skip("no Gemma 2 that runs with sdpa")
     methods = (logging.Logger.warning, getattr(logging.Logger, "warning_once"))  # noqa: B009
-    diagnosis = lora_doctor.check(gemma("gemma2"), TARGETS, select=("LD403",))
+    diagnosis = lora_doctor.check(gemma("gemma2"), TARGETS, select=("LD411",))
     assert methods == (logging.Logger.warning, getattr(logging.Logger, "warning_once"))  # noqa: B009
     (finding,) = diagnosis.findings
     assert [fix.safety for fix in finding.fixes] == ["manual"]
     eager = gemma("gemma2", attn_implementation="eager")
-    assert not lora_doctor.check(eager, TARGETS, select=("LD403",)).findings
+    assert not lora_doctor.check(eager, TARGETS, select=("LD411",)).findings
     assert torch.is_grad_enabled()
 
 

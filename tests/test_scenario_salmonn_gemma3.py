@@ -123,7 +123,7 @@ def test_epsilon_that_vanishes_in_fp16(worker: Worker) -> None:
     prove(
         REPORT,
         "hand-written norm's epsilon is zero in fp16",
-        "LD401",
+        "LD410",
         "tests.salmonn:vanishing",
         recipe,
         worker=worker,
@@ -140,7 +140,7 @@ def test_torchs_own_norm_adds_epsilon_in_float32(worker: Worker) -> None:
     prove(
         REPORT,
         "nn.LayerNorm's epsilon 1e-12 in fp16",
-        "LD401",
+        "LD410",
         "tests.salmonn:minute",
         {**RECIPE, "dtype": "float16"},
         worker=worker,

@@ -1,0 +1,115 @@
+"""LD410: a norm whose epsilon is zero in float16, so that a row of zeros becomes NaN."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.rule_api import (
+    Case,
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measurement,
+    NormReading,
+    Proof,
+    Rule,
+    Severity,
+    Symptom,
+)
+
+
+class EpsilonVanishesInFloat16(Rule):
+    """A norm adds its epsilon in float16, where it is zero, and divides a row of zeros by zero.
+
+    ## What happens
+    Padding, a masked frame or an empty image patch arrives at the norm as a row of zeros and leaves
+    it as NaN. From there on the loss is NaN, in some batches only.
+
+    ## Why
+    The smallest number above zero in float16 is 6e-8. An epsilon of 1e-8 is zero there, and
+    `x / sqrt(variance + 0)` is 0 / 0 for a row without variance. `torch.nn.LayerNorm` adds in
+    float32 whatever the dtype; norms that are written by hand often do not.
+    The norm itself is run on a row of zeros, in the recipe's dtype.
+
+    ## Versions
+    All.
+
+    ## Fix
+    By hand: compute the norm in float32, or give it an epsilon of 1e-6; better train in bfloat16,
+    which has the range of float32.
+
+    ## Links
+    https://github.com/pytorch/pytorch/issues/41527
+    """
+
+    code = "LD410"
+    name = "epsilon-vanishes-in-float16"
+    summary = "A norm's epsilon is zero in float16, and a row of zeros becomes NaN."
+    depth = "tiny"
+    symptoms = (
+        Symptom(r"(?i)layer_?norm (?:returns?|outputs?|gives?) nan", "fp16, rows of zeros"),
+    )
+    examples = (
+        Example(
+            "broken",
+            "tests.salmonn:vanishing",
+            {"target_modules": r"llm\..*\.(q_proj|v_proj)", "dtype": "float16"},
+            why="a norm of the user's that adds 1e-8 in fp16",
+        ),
+        Example(
+            "healthy",
+            "tests.salmonn:loud",
+            {"target_modules": r"llm\..*\.(q_proj|v_proj)", "dtype": "float16"},
+            why="an epsilon of 1e-4 is a number in fp16",
+        ),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        for reading in case.verification.observations.norms:
+            if not reading.zero_row_finite:
+                yield self._vanishes(reading)
+
+    def _vanishes(self, reading: NormReading) -> Finding:
+        hit = reading.zero_rows > 0
+        severity: Severity = "error" if hit else "warning"
+        what = (
+            f"{reading.zero_rows} rows of zeros reached it in this run"
+            if hit
+            else "none reached it in this run, but padding may"
+        )
+        return self.finding(
+            severity,
+            f"{reading.path} ({reading.class_name}{_and(reading.count - 1)}) turns a row of zeros "
+            f"into NaN in {reading.dtype}: {reading.attribute} {reading.epsilon:g} is lost; "
+            f"{what}.",
+            location=Location("module", reading.path),
+            evidence=(
+                Measurement("output for a row of zeros", "not finite",
+                        f"the layer was run, in {reading.dtype}"),
+                Measurement(f"{reading.attribute} in {reading.dtype}", _in_half(reading),
+                        "smallest number above zero: 6e-08 in float16"),
+                Measurement("smallest variance that reached it", f"{reading.variance[0]:.2g}",
+                        "measured on the batch"),
+            ),
+            proof=Proof("measured", "the layer itself was run on a row of zeros"),
+            fixes=(
+                Fix(
+                    f"Let {reading.path} compute in float32 (`x = x.float()` before the square), "
+                    f"or make {reading.attribute} 1e-6 or more, or train in bfloat16.",
+                    "manual",
+                ),
+            ),
+            explains=("loss-finite", "gradients") if hit else (),
+        )  # fmt: skip
+
+
+def _and(others: int) -> str:
+    return f", and {others} more" if others else ""
+
+
+def _in_half(reading: NormReading) -> str:
+    import struct
+
+    value = struct.unpack("<e", struct.pack("<e", reading.epsilon))[0]
+    return f"{value:g}"

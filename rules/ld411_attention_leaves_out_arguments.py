@@ -1,0 +1,100 @@
+"""LD411: an attention implementation that leaves out a part of the model's attention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.rule_api import (
+    Case,
+    EvidenceError,
+    Example,
+    Finding,
+    Location,
+    Proof,
+    Rule,
+    Symptom,
+    quoted,
+)
+from lora_doctor.rules._attention import (
+    KEY,
+    eager_instead,
+    forward_raised,
+    implementation,
+    measurements,
+    readings,
+)
+
+_TARGETS = {"target_modules": ["q_proj", "v_proj"]}
+_EVERYTHING = (
+    "builds", "attaches", "forward", "starts-at-base", "loss-finite", "gradients", "steps",
+    "adapters-move", "frozen-stay", "loss-falls", "save-reload", "merge",
+)  # fmt: skip
+
+
+class AttentionLeavesOutArguments(Rule):
+    """The attention implementation does not know an argument that the model hands to it, and leaves
+    out a part of the model's attention.
+
+    ## What happens
+    Often nothing is said: the model hands the cap of its attention scores (`softcap`) to an
+    implementation that does not know it, and trains against scores without one. Or the forward
+    refuses the argument.
+
+    ## Why
+    Without `attn_implementation` transformers takes `sdpa` where the class allows it. That function
+    takes what it does not know among `**kwargs` and drops it. What is learnt on top of such a
+    model fits a model that computes something else than the one that was pretrained, and than the
+    one that will serve the adapter.
+
+    ## Versions
+    Gemma 2 with `sdpa`: a warning in transformers 4.44 and 4.53, not a word in 4.57, refused in 5
+    (LD412).
+
+    ## Fix
+    `attn_implementation: eager`: computes all of it, and takes more memory and time, which grow
+    with the square of the length. `flash_attention_2` knows the cap too, on a GPU that has it.
+
+    ## Links
+    https://huggingface.co/docs/transformers/attention_interface
+    """
+
+    code = "LD411"
+    name = "attention-leaves-out-arguments"
+    summary = "The attention implementation leaves out a part of the model's attention."
+    depth = "tiny"
+    symptoms = (Symptom(r"`?sdpa`? attention does not support `?softcap"),)
+    examples = (
+        Example(
+            "broken",
+            "arch:gemma2",
+            _TARGETS,
+            requires={"transformers": ">=4.42,<5"},
+            why="transformers' own choice is sdpa, which does not know the cap of its scores",
+        ),
+        Example("healthy", "arch:llama", {**_TARGETS, KEY: "sdpa"}),
+        Example(
+            "healthy",
+            "arch:gemma2",
+            {**_TARGETS, KEY: "eager"},
+            requires={"transformers": ">=4.42"},
+        ),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        if not case.has("structure"):
+            raise EvidenceError(case.why_not("structure"))
+        found = readings(case)
+        dropped = [item.dropped for item in found if item.dropped]
+        if not dropped:
+            return
+        raised = forward_raised(case.verification)
+        yield self.finding(
+            "error" if raised else "warning",
+            f"{implementation(found)} attention leaves out {quoted(dropped, 3)}, which the model "
+            "hands to it: trained like this, the model is another one than was pretrained.",
+            location=Location("recipe", KEY),
+            evidence=tuple(measurements(case, found)),
+            proof=Proof("executed", "seen in the first training forward"),
+            fixes=eager_instead(case),
+            explains=_EVERYTHING if raised else (),
+        )
