@@ -19,7 +19,9 @@ from lora_doctor.rule_api import (
     Symptom,
     known_architectures,
 )
+from lora_doctor.rules._missing_attribute import missing_attribute
 from lora_doctor.static.installed.missing_package import missing_name
+from lora_doctor.static.remote_code.source_facts import Place
 
 if TYPE_CHECKING:
     from lora_doctor.rule_api import RemoteCode, StaticEvidence
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
         MissingPackage,
         TiedKeys,
     )
-    from lora_doctor.static.remote_code.source_facts import Place
 
 #: Nothing of what follows can hold when the model cannot be built.
 CONSEQUENCES = (
@@ -47,6 +48,8 @@ WHEN = {
 
 #: Where transformers puts the code of a model's repository.
 _REMOTE = "transformers_modules"
+#: A method of a cache that another release had.
+_ATTRIBUTE = r"(type object '\w*Cache'|'\w*Cache' object) has no attribute '\w+'"
 #: A frame of a traceback.
 _FRAME = r'File "|\.py(?::\d+|\]\(\S+\) in )'
 
@@ -59,7 +62,8 @@ class RemoteCodeDoesNotFit(Rule):
     Loading ends at `This modeling file requires the following packages that were not found in
     your environment`, at `cannot import name ... from 'transformers...'`, at `KeyError: 'type'`
     while the rotary embedding is being built, or at `'list' object has no attribute 'keys'`; the
-    last one may wait until the trained and merged model is saved.
+    last one may wait until the trained and merged model is saved. Or the first step ends at
+    `'DynamicCache' object has no attribute 'get_usable_length'`, in code of the repository.
 
     ## Why
     Remote code is pinned to nothing. transformers demands every package that a file imports, in
@@ -95,6 +99,8 @@ class RemoteCodeDoesNotFit(Rule):
         ),
         Symptom(r"cannot import name '\w+' from 'transformers[\w.]*'", raised_in=_REMOTE),
         Symptom(r"cannot import name '\w+' from 'transformers[\w.]*'", unless=_FRAME, weight=-1),
+        Symptom(_ATTRIBUTE, raised_in=_REMOTE),
+        Symptom(_ATTRIBUTE, unless=_FRAME, weight=-1),
         Symptom(r"KeyError: 'type'", "transformers>=5", raised_in=_REMOTE),
         Symptom(r"^\s*(KeyError: )?'type'$", "transformers>=5"),
         Symptom(
@@ -142,7 +148,7 @@ class RemoteCodeDoesNotFit(Rule):
         native = static.model_type in (known_architectures() or ())
         if native and not case.source.trust_remote_code:
             return  # the library's own class is loaded
-        found = list(self._found(case, static, native))
+        found = [*self._found(case, static, native), *self._asked(_View(case, static, native))]
         if not found:
             _require_read(case.remote_code)
         yield from found
@@ -162,6 +168,34 @@ class RemoteCodeDoesNotFit(Rule):
             yield from self._names(view, code_fit.missing_names(code, loaded))
             yield from self._keys(view, code_fit.missing_keys(code, loaded, static.config))
         yield from self._tied(view, code_fit.tied_lists(code, loaded, static.config), works)
+
+    def _asked(self, view: _View) -> Iterator[Finding]:
+        """What its code asks the installed transformers for while it runs."""
+        seen = missing_attribute(view.case)
+        if seen is None or seen.in_transformers:
+            return
+        fixes = view.other_fixes()
+        cache = "Cache." in seen.asked
+        if cache:
+            fixes.insert(
+                0,
+                Fix(
+                    "Train without the cache, which is for generation: model.config.use_cache = "
+                    'False in the script, or "use_cache": false in config.json of a copy.',
+                    "manual",
+                ),
+            )
+        at = Place(seen.file.rpartition("/")[2], seen.line)
+        yield self.finding(
+            "error",
+            f"{at} asks transformers {view.version} for {seen.asked}, which it does not have: the "
+            f"model does not run in training{', as it keeps a cache by default' if cache else ''}.",
+            location=Location("file", at.file, at.line),
+            evidence=(Measurement("training forward", seen.message, f"{seen.depth} model"),),
+            proof=Proof("executed", "the model was run without adapters and raised this"),
+            fixes=tuple(fixes),
+            explains=CONSEQUENCES,
+        )
 
     def _packages(self, view: _View, missing: Sequence[MissingPackage]) -> Iterator[Finding]:
         if not missing:

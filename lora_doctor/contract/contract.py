@@ -24,6 +24,7 @@ from lora_doctor.contract.precision import Precision
 from lora_doctor.contract.recorder import Recorder, Stop
 from lora_doctor.contract.training import NAMES_SHOWN, AdaptedModel, Training
 from lora_doctor.model.peft_models import own_config
+from lora_doctor.model.training_setup import report_of
 from lora_doctor.nn.copying import (
     attributes_kept,
     own_storage,
@@ -193,7 +194,7 @@ class Contract:
                     raise
                 reasons.append(f"{kind_of(batch)}: {type(error).__name__}: {one_line(error, 200)}")
                 last = where(error)
-                first = first or _base_error(error)
+                first = first or report_of(error)
                 continue
             ours = self.depth == "tiny" and not self.subject.user_weights
             if not is_finite(loss) and ours and self.dtype == "float32":
@@ -313,9 +314,9 @@ class Contract:
                     self.precision.forward(),
                     self.observers.training_forward(model),
                 ):
-                    loss = loss_of(self.model, batch)
+                    loss = loss_of(self.model, batch.as_called())
             except Stop:
-                self._blame_base(batch)
+                self._blame_base(batch.as_called())
                 raise
             assert locator is not None
             self._order = locator.order
@@ -383,7 +384,7 @@ class Contract:
                 "the base model does not run in training mode: "
                 f"{type(error).__name__}: {one_line(error, 200)} ({where(error)})",
                 "base-model",
-                _base_error(error),
+                report_of(error),
             ) from error
 
     def _blame_loss(self, bad: NonFinite | None, value: Any) -> None:
@@ -437,11 +438,6 @@ class Contract:
             )
             for batch in self.batches
         )
-
-
-def _base_error(error: BaseException) -> ErrorReport:
-    """What the model raised without adapters, as data."""
-    return ErrorReport(type(error).__name__, one_line(error), where(error))
 
 
 def _count(model: Any, *, trainable: bool) -> int:

@@ -235,7 +235,7 @@ def _attempt(run: TinyRun) -> _Attempt:
         if is_out_of_memory(error):
             raise
         reason = f"{type(error).__name__}: {one_line(error, 200)} ({where(error)})"
-        raised = ErrorReport(type(error).__name__, one_line(error), where(error))
+        raised = training_setup.report_of(error)
         return _Attempt(None, quantized, reason, None, raised)
     return _Attempt(result, quantized, result.reason, result.obstacle, result.base_error)
 

@@ -15,7 +15,8 @@ from lora_doctor.nn.rebinding import deep_copy
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.note import Note
 from lora_doctor.results.structure import ErrorReport
-from lora_doctor.text import one_line
+from lora_doctor.text import one_line, where
+from lora_doctor.tiny_model.faults_of_code import missing_attribute
 from lora_doctor.tiny_model.modalities import carried
 
 HALF = ("float16", "bfloat16")
@@ -114,7 +115,14 @@ def _batches_of_one_kind(model: Any, first: Any, notes: list[Note]) -> list[Any]
 def _raised(error: Exception) -> ErrorReport | None:
     """What a forward raised, where that is why no batch could be made."""
     behind = error.__cause__
-    return ErrorReport(type(behind).__name__, one_line(behind)) if behind is not None else None
+    return report_of(behind) if behind is not None else None
+
+
+def report_of(error: BaseException) -> ErrorReport:
+    """What a model raised, as data."""
+    return ErrorReport(
+        type(error).__name__, one_line(error), where(error), lacks=missing_attribute(error)
+    )
 
 
 def _untried_batch(model: Any) -> Any:

@@ -86,6 +86,9 @@ class ErrorReport:
     where: str = ""
     #: The traceback; may be empty.
     traceback: str = ""
+    #: ``class.attribute`` where code asked the installed transformers for an attribute that it does
+    #: not have.
+    lacks: str = ""
 
     def __str__(self) -> str:
         return f"{self.type}: {self.message}".strip(": ")

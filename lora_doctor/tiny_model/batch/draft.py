@@ -118,6 +118,10 @@ class Draft:
     mask_dims: dict[str, int] = field(default_factory=dict)
     #: Arguments with their values, in place of what would be made.
     extra: dict[str, Any] = field(default_factory=dict)
+    #: Values that were tried for arguments that have to be one of a few.
+    tried_choices: dict[str, list[Any]] = field(default_factory=dict)
+    #: What forward raised about a cache that its default makes; it went on without one.
+    cache_error: BaseException | None = None
     #: What forward raised before the first change that its text did not call for.
     first_error: BaseException | None = None
     notes: list[Note] = field(default_factory=list)

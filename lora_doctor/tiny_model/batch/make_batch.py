@@ -186,6 +186,7 @@ def _batch(draft: Draft, inputs: dict[str, Any], loss: str) -> Batch:
         loss,
         list(draft.notes),
         objections=list(draft.objections),
+        needs_no_cache=draft.cache_error is not None and not trainer_disables_cache(),
     )
 
 

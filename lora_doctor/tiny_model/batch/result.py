@@ -37,7 +37,8 @@ class Batch:
     those that forward could take and raised errors for (the note `input-left-out` has the error);
     `forward_errors`: one for each; `objections`: all that was raised on the way. `loss`: "labels",
     "start_positions/end_positions", "its own" (forward returns one without labels) or "surrogate"
-    (made from the outputs).
+    (made from the outputs). `needs_no_cache`: its `use_cache=False` is ours, forward raised for the
+    cache that it makes by default, and a trainer of this transformers leaves that as it is.
     """
 
     inputs: dict[str, Any]
@@ -47,6 +48,14 @@ class Batch:
     left_out: list[str] = field(default_factory=list)
     forward_errors: list[ModelError] = field(default_factory=list)
     objections: list[ModelError] = field(default_factory=list)
+    needs_no_cache: bool = False
+
+    def as_called(self) -> Batch:
+        """The batch as a trainer passes it on, with the cache that the model makes by default."""
+        if not self.needs_no_cache:
+            return self
+        inputs = {name: value for name, value in self.inputs.items() if name != "use_cache"}
+        return replace(self, inputs=inputs)
 
     def to(self, device: Any) -> Batch:
         """The same batch with its tensors on `device`."""

@@ -16,6 +16,7 @@ from lora_doctor.tiny_model.batch.arguments import can_disable_cache, can_make
 from lora_doctor.tiny_model.batch.draft import Draft
 from lora_doctor.tiny_model.batch.errors.raised import Raised
 from lora_doctor.tiny_model.batch.values.unknown import can_guess
+from lora_doctor.tiny_model.faults_of_code import is_fault_of_code
 
 _MISSING = re.compile(r"missing \d+ required .*?argument")
 _REQUIRED = re.compile(
@@ -35,7 +36,7 @@ def arguments(draft: Draft, inputs: dict[str, Any], raised: Raised) -> str:
         or _one_sample(draft, raised.text)
         or _end_of_sequence(draft, raised.text)
         or _not_both(draft, inputs, raised.text)
-        or _no_cache(draft, raised.text)
+        or _no_cache(draft, raised)
         or _required(draft, inputs, raised.text)
     )
 
@@ -76,10 +77,12 @@ def _not_both(draft: Draft, inputs: dict[str, Any], text: str) -> str:
     return f"left out {out}"
 
 
-def _no_cache(draft: Draft, text: str) -> str:
-    about_cache = re.search(r"cache|past_key_values", text, re.IGNORECASE)
+def _no_cache(draft: Draft, raised: Raised) -> str:
+    about_cache = re.search(r"cache|past_key_values", raised.text, re.IGNORECASE)
     if not about_cache or not can_disable_cache(draft):
         return ""
+    if is_fault_of_code(raised.exception):
+        draft.cache_error = raised.exception
     draft.extra["use_cache"] = False
     return "use_cache=False"
 

@@ -8,6 +8,7 @@ from typing import Any
 from lora_doctor.results.note import Note
 from lora_doctor.tiny_model.batch.draft import Draft
 from lora_doctor.tiny_model.batch.errors import argument_errors as argument
+from lora_doctor.tiny_model.batch.errors import choice_errors as choices
 from lora_doctor.tiny_model.batch.errors import modality_errors as modality
 from lora_doctor.tiny_model.batch.errors import shape_errors as shape
 from lora_doctor.tiny_model.batch.errors.raised import Raised
@@ -22,6 +23,7 @@ _READERS: tuple[Reader, ...] = (
     modality.image_patches,
     modality.audio_shape,
     modality.audio_mask,
+    choices.choice,
     argument.several_choices,
     argument.arguments,
     modality.placeholders,

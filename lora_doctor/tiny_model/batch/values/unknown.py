@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 from lora_doctor.tiny_model.batch.draft import Draft
+from lora_doctor.tiny_model.batch.values.choices import annotated
 from lora_doctor.tiny_model.batch.values.documented import documented, text_length
 
 # What a caller passes on from an earlier step or in place of another argument: never made up.
@@ -69,7 +70,10 @@ def _tensor(draft: Draft, name: str, kind: str, shape: tuple[int, ...]) -> Any:
 
 
 def _no_tensor(draft: Draft, name: str, annotation: str) -> Any:
-    """A number, a switch or a string; None for objects of other classes."""
+    """A number, a switch, a string or one of a few values; None for objects of other classes."""
+    chosen = annotated(draft, name)
+    if chosen is not None:
+        return chosen
     if _BOOL.search(annotation):
         return False
     if re.search(r"\bint\b", annotation):
