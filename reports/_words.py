@@ -26,6 +26,7 @@ PROOF = {
 }
 SAFETY = {
     "safe": "training means the same, only now it works",
+    "unproven": "by the rule training means the same; lora-doctor fix applies it only if it holds",
     "unsafe": "may change what is learnt, memory or speed; applied only with --unsafe-fixes",
     "manual": "to be done by hand",
 }
@@ -39,6 +40,33 @@ def proof_words(proof: Proof) -> str:
     """``was executed: …``; ``may`` only where nothing was run or measured."""
     words = PROOF.get(proof.kind, str(proof.kind))
     return f"{words}: {visible(proof.detail)}" if proof.detail else words
+
+
+def execution_words(fix: Fix) -> str:
+    """``executed at depth tiny: 12 of 12 checks passed``, or why it was not."""
+    run = fix.executed
+    if run.outcome == "not-executed":
+        reason = SAFETY["manual"] if fix.safety == "manual" else visible(run.detail, 600)
+        return f"not executed: {reason}"
+    beside = f" beside the fix of {', '.join(map(visible, run.beside))}" if run.beside else ""
+    return f"executed at depth {run.depth}{beside}: {visible(run.detail, 600)}"
+
+
+def fix_label(fix: Fix) -> str:
+    """What to call a fix: a word for how safe it is, or that it was tried in vain."""
+    return "does not help" if fix.executed.outcome == "failed" else fix.safety
+
+
+def fix_words(fix: Fix) -> str:
+    """What it means to apply a fix; empty where how it ran says that already."""
+    if fix.executed.outcome == "failed" or fix.safety == "manual":
+        return ""
+    return SAFETY[fix.safety]
+
+
+def offered(finding: Finding) -> list[Fix]:
+    """The fixes of a finding, those that were tried in vain at the end."""
+    return sorted(finding.fixes, key=lambda fix: fix.executed.outcome == "failed")
 
 
 def ordered(findings: Iterable[Finding]) -> list[Finding]:
@@ -111,7 +139,7 @@ def after_words(diagnosis: Diagnosis) -> str:
         if not any(finding.fixes for finding in diagnosis.findings):
             return "No rule knows a fix for it."
         if not diagnosis.applied:
-            return "No fix was tried; each is shown with its finding."
+            return _fixes_tried(diagnosis)
         return f"{many(len(diagnosis.applied), 'fix', 'fixes')} chosen; not yet proven by running."
     fixes = many(len(diagnosis.applied), "fix", "fixes")
     left = [item for item in diagnosis.remaining or () if item.severity != "info"]
@@ -121,6 +149,20 @@ def after_words(diagnosis: Diagnosis) -> str:
     if after.outcome == "failed":
         return f"With {fixes} the training contract still fails ({_failed(after)}).{rest}"
     return f"Whether {fixes} suffice could not be run: {visible(after.reason)}.{rest}"
+
+
+def _fixes_tried(diagnosis: Diagnosis) -> str:
+    """What came out of running the fixes that are shown."""
+    fixes = [fix for finding in diagnosis.findings for fix in finding.fixes]
+    counts: Counter[str] = Counter(fix.executed.outcome for fix in fixes)
+    words = {
+        "passed": "executed and trains",
+        "removed": "executed, with another failure left",
+        "failed": "executed and does not help",
+        "not-executed": "not executed",
+    }
+    told = ", ".join(f"{counts[name]} {word}" for name, word in words.items() if counts[name])
+    return f"{many(len(fixes), 'fix', 'fixes')} shown: {told}."
 
 
 def why_undetermined(diagnosis: Diagnosis) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lora_doctor.reports._text import visible
-from lora_doctor.reports._words import ordered, why_undetermined
+from lora_doctor.reports._words import fix_label, offered, ordered, why_undetermined
 
 if TYPE_CHECKING:
     from lora_doctor.results.diagnosis import Diagnosis
@@ -38,8 +38,9 @@ def render(
 def line(finding: Finding) -> str:
     """One finding on one line, with its severity and its first fix at the end."""
     notes: list[str] = [finding.severity]
-    if finding.fixes:
-        fix = finding.fixes[0]
-        notes.append(f"{fix.safety} fix: {visible(fix.title, 300)}")
+    fix = next(iter(offered(finding)), None)
+    if fix is not None:
+        run = "not executed" if fix.executed.outcome == "not-executed" else "executed"
+        notes.append(f"{fix_label(fix)} fix, {run}: {visible(fix.title, 300)}")
     location, message = visible(str(finding.location), 300), visible(finding.message, 1000)
     return f"{location}: {visible(finding.rule)} {message} [{', '.join(notes)}]"

@@ -14,16 +14,19 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from lora_doctor.reports import _memory
 from lora_doctor.reports._text import many, memory, seconds, shorten, shown, visible
 from lora_doctor.reports._words import (
-    SAFETY,
     ContractRow,
     DiffLine,
     check_value,
     conditions,
     contract_rows,
     counted_by_strict,
+    execution_words,
     failure_words,
     fix_diff,
+    fix_label,
+    fix_words,
     held,
+    offered,
     ordered,
     proof_words,
     recipe_rows,
@@ -48,8 +51,9 @@ _STYLES = {
     "error": "bold red", "warning": "bold yellow", "info": "bold blue",
     "+": "green", "-": "red", " ": "dim",
     "passed": "green", "failed": "bold red", "skipped": "dim",
-    "safe": "green", "unsafe": "yellow", "manual": "blue",
+    "safe": "green", "unproven": "yellow", "unsafe": "yellow", "manual": "blue",
 }  # fmt: skip
+_OUTCOMES = {"passed": "green", "removed": "yellow", "failed": "red", "not-executed": "dim"}
 _MARKS = {"passed": "✓", "failed": "✗", "skipped": "·"}
 #: Where the encoding has not these, equal in width so that tables stay straight.
 _FALLBACKS = str.maketrans(
@@ -255,16 +259,21 @@ def _finding(page: _Page, diagnosis: Diagnosis, finding: Finding, verbose: bool)
         page.line((f"… {rest} more; --verbose shows them", "dim"), indent=2)
     page.gap()
     page.labelled("proof", proof_words(finding.proof))
-    for fix in finding.fixes:
+    for fix in offered(finding):
         _fix(page, diagnosis, fix)
     page.labelled("more", f"lora-doctor explain {visible(finding.rule)}")
 
 
 def _fix(page: _Page, diagnosis: Diagnosis, fix: Fix) -> None:
+    outcome, words = fix.executed.outcome, fix_words(fix)
+    style = _OUTCOMES[outcome] if outcome == "failed" else _STYLES[fix.safety]
     page.labelled(
-        "fix", (f"{fix.safety}: ", _STYLES[fix.safety]), visible(fix.title, 600),
-        (f" ({SAFETY[fix.safety]})", "dim"),
+        "fix", (f"{fix_label(fix)}: ", style), visible(fix.title, 600),
+        (f" ({words})" if words else "", "dim"),
     )  # fmt: skip
+    page.line((execution_words(fix), _OUTCOMES[outcome]), indent=_MARGIN)
+    if outcome == "failed":
+        return
     _diff(page, fix_diff(fix, diagnosis.recipe.values), indent=_MARGIN)
     if fix.patch:
         parameters = ", ".join(

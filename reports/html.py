@@ -20,14 +20,17 @@ from lora_doctor.reports import _memory
 from lora_doctor.reports._embedded import Embedded
 from lora_doctor.reports._text import many, memory, number, seconds, shorten, shown, visible
 from lora_doctor.reports._words import (
-    SAFETY,
     check_value,
     conditions,
     contract_rows,
     counted_by_strict,
+    execution_words,
     failure_words,
     fix_diff,
+    fix_label,
+    fix_words,
     literal,
+    offered,
     ordered,
     proof_words,
     recipe_rows,
@@ -194,7 +197,10 @@ def _finding(finding: Finding, diagnosis: Diagnosis, limits: _Limits) -> dict[st
             {
                 "title": visible(fix.title, limits.text),
                 "safety": fix.safety,
-                "words": SAFETY[fix.safety],
+                "label": fix_label(fix),
+                "words": fix_words(fix),
+                "executed": execution_words(fix),
+                "outcome": fix.executed.outcome,
                 "tried": tried if (finding.rule, fix.title) in applied else "",
                 "diff": fix_diff(fix, diagnosis.recipe.values),
                 "patch": visible(fix.patch.name, 120) if fix.patch else "",
@@ -203,7 +209,7 @@ def _finding(finding: Finding, diagnosis: Diagnosis, limits: _Limits) -> dict[st
                     for key, value in (fix.patch.parameters if fix.patch else {}).items()
                 ][:20],
             }
-            for fix in finding.fixes[:10]
+            for fix in offered(finding)[:10]
         ],
     }
 
