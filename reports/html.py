@@ -32,6 +32,7 @@ from lora_doctor.reports._words import (
     literal,
     offered,
     ordered,
+    place,
     proof_words,
     recipe_rows,
     shapes,
@@ -183,7 +184,7 @@ def _finding(finding: Finding, diagnosis: Diagnosis, limits: _Limits) -> dict[st
         "severity": finding.severity,
         "rule": visible(finding.rule, 60),
         "name": visible(finding.name, 120),
-        "location": visible(finding.location, limits.text),
+        "location": visible(place(finding, diagnosis.recipe), limits.text),
         "kind": finding.location.kind,
         "message": visible(finding.message, limits.text * 2),
         "evidence": [
@@ -202,7 +203,7 @@ def _finding(finding: Finding, diagnosis: Diagnosis, limits: _Limits) -> dict[st
                 "executed": execution_words(fix),
                 "outcome": fix.executed.outcome,
                 "tried": tried if (finding.rule, fix.title) in applied else "",
-                "diff": fix_diff(fix, diagnosis.recipe.values),
+                "diff": fix_diff(fix, diagnosis.recipe),
                 "patch": visible(fix.patch.name, 120) if fix.patch else "",
                 "parameters": [
                     (visible(key, 80), shown(value, limits.text))

@@ -47,7 +47,7 @@ NUMBER = {
 #: Fields that are not written: they live in the process.
 _UNWRITTEN: Mapping[type, tuple[str, ...]] = {
     ModelSource: ("module", "snapshot", "preferred_class"),
-    Recipe: ("file", "names"),
+    Recipe: ("file",),
 }
 #: Properties that are written beside the fields.
 _SUMS: Mapping[type, tuple[str, ...]] = {MemoryVariant: ("total", "low", "high")}

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def check_options(options: Mapping[str, Any], progress: Callable[[str], None]) -> CheckOptions:
-    """The options of the API's functions. ``fix`` has no ``--depth``: it runs at the default.
+    """The options of the API's functions.
 
     Raises:
         InputError: the file of ``--output-file`` could not be written later.
@@ -37,9 +37,8 @@ def check_options(options: Mapping[str, Any], progress: Callable[[str], None]) -
         "ignore": _codes(options["ignore"]),
         "rules": options["rule_folders"],
         "strict": options["strict"],
+        "depth": options["depth"],
     }
-    if "depth" in options:
-        found["depth"] = options["depth"]
     return found
 
 

@@ -119,7 +119,7 @@ class Case:
         if structure is None:
             return self.asked
         filled = Recipe.from_json(structure.recipe)
-        return replace(filled, file=self.asked.file, names=self.asked.names)
+        return replace(filled, file=self.asked.file)
 
     @property
     def written(self) -> Recipe:

@@ -225,7 +225,10 @@ def _offered(finding: Finding, recipe: Recipe) -> Finding:
 def _changes(fix: Fix, recipe: Recipe) -> bool:
     if fix.patch is not None or not fix.edits:
         return True
-    return recipe.edit(fix.edits).values != recipe.values
+    try:
+        return recipe.edit(fix.edits).values != recipe.values
+    except InputError:
+        return True  # running it says what is wrong with the edit
 
 
 def _nothing_is_run(first: Examination) -> str:
@@ -273,12 +276,15 @@ def _came_out(
     if not failed:
         return Execution("passed", held, depth, tuple(beside))
     known = [one for one in after.answers.findings if one.rule not in fallbacks]
-    accounted = {name for one in known for name in one.explains}
+    net = [one for one in after.answers.findings if one.rule in fallbacks]
+    # Rules that nobody asked for account for failures as well.
+    accounted = after.answers.explained - {name for one in net for name in one.explains}
     before = first.answer.before
     worked = {c.name for c in before.checks if c.status == "passed"} if before else set()
-    others = sorted({one.rule for one in known if accounted.intersection(failed)})
+    others = sorted({one.rule for one in known if set(failed).intersection(one.explains)})
     if accounted.issuperset(failed) and worked.isdisjoint(failed):
-        detail = f"{held}; what fails ({', '.join(failed)}) is told by {', '.join(others)}"
+        by = f" is told by {', '.join(others)}" if others else " is another finding's"
+        detail = f"{held}; what fails ({', '.join(failed)}){by}"
         return Execution("removed", detail, depth, tuple(beside))
     return Execution("failed", f"{held}; {', '.join(failed)} failed", depth, tuple(beside))
 

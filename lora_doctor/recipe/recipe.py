@@ -103,16 +103,23 @@ class Recipe:
         return "8bit" if self.values.get("load_in_8bit") else None
 
     def to_json(self) -> dict[str, Any]:
-        """For reports: values, who set each, and whether the rest is PEFT's business."""
+        """For reports: values, who set each, whether the rest is PEFT's business, and the names
+        of the user's file."""
         return {
             "values": dict(self.values),
             "origins": dict(self.origins),
             "complete": self.complete,
+            "names": dict(self.names),
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Recipe:
-        return cls(dict(data["values"]), dict(data["origins"]), bool(data["complete"]))
+        return cls(
+            dict(data["values"]),
+            dict(data["origins"]),
+            bool(data["complete"]),
+            names=dict(data.get("names", {})),
+        )
 
     def _with(self, values: Mapping[str, Any], origin: Origin) -> Recipe:
         origins = {**self.origins, **dict.fromkeys(values, origin)}

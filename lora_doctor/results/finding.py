@@ -9,7 +9,7 @@ from lora_doctor.results.fix import Fix
 
 Severity = Literal["error", "warning", "info"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
-ProofKind = Literal["executed", "measured", "inferred"]
+ProofKind = Literal["executed", "measured", "read", "inferred"]
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,9 @@ class Measurement:
 class Proof:
     """How sure a finding is."""
 
-    #: ``executed``: the failure was seen. ``measured``: read off the real classes. ``inferred``:
-    #: concluded from files, so the wording says "may".
+    #: ``executed``: the failure was seen. ``measured``: read off the real classes. ``read``: it
+    #: stands in the files as it is told. ``inferred``: concluded from files, so the wording says
+    #: "may".
     kind: ProofKind
     #: What was executed, measured or read.
     detail: str
