@@ -177,6 +177,32 @@ def test_a_fix_that_the_file_cannot_take_is_not_called_safe(tmp_path: Path, work
     assert not fixed.applied
 
 
+# --- what a fix may not do ---
+
+
+@pytest.mark.parametrize(("r", "lora_alpha"), [(1, 4), (1, 2), (4, 8), (2, 1)])
+def test_a_scaling_that_is_too_small_is_never_lowered(
+    r: int, lora_alpha: int, worker: Worker
+) -> None:
+    """These weights are so large that 2, the usual scaling, is too small for them as well."""
+    recipe = {"target_modules": ["proj"], "r": r, "lora_alpha": lora_alpha, "lora_dropout": 0.0}
+    found = lora_doctor.check(
+        f"{models.__name__}:layer_of_large_numbers", recipe, select=["LD404"], worker=worker
+    )
+    fixes = of_rule(found, "LD404")
+    assert fixes and {fix.safety for fix in fixes} == {"manual"}, found
+    assert "larger learning rate" in fixes[0].title
+
+
+def test_an_adapter_of_the_class_without_a_head_is_not_offered(worker: Worker) -> None:
+    """On the class with the head it would load as nothing; the head is what is offered."""
+    recipe = {"model_class": "AutoModel", "task_type": "CAUSAL_LM", "target_modules": ["q_proj"]}
+    for depth in ("meta", "tiny"):
+        found = lora_doctor.check("arch:llama", recipe, depth=depth, worker=worker)
+        edits = [edit for fix in of_rule(found, "LD101") for edit in fix.edits]
+        assert [edit.key for edit in edits] == ["model_class"]
+
+
 # --- a fix does not hide another finding ---
 
 

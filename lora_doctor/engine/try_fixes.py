@@ -23,7 +23,7 @@ from lora_doctor.recipe.files.read_write import as_written
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.diagnosis import AppliedFix, Gathered
 from lora_doctor.results.finding import Finding
-from lora_doctor.results.fix import Execution, Fix
+from lora_doctor.results.fix import Execution, Fix, Outcome
 from lora_doctor.results.verification import Verification
 
 #: Seconds that ``check`` spends on trying fixes; the libraries alone take about as long to import.
@@ -275,18 +275,34 @@ def _came_out(
         return Execution("failed", f"the finding is still there; {held}", depth, tuple(beside))
     if not failed:
         return Execution("passed", held, depth, tuple(beside))
-    known = [one for one in after.answers.findings if one.rule not in fallbacks]
+    outcome: Outcome = "removed" if _is_further(first, after, fallbacks) else "failed"
+    detail = f"{held}, {', '.join(failed)} failed{_accounted_for(after, failed, fallbacks)}"
+    return Execution(outcome, detail, depth, tuple(beside))
+
+
+def _is_further(first: Examination, after: Examination, fallbacks: set[str]) -> bool:
+    """Whether a run that failed came further than the one without the fix, or fails in nothing but
+    what other findings account for; what worked works still."""
+    assert after.answer.before is not None
+    failed = {check.name for check in after.answer.before.failed_checks}
+    worked, works = _passed(first), _passed(after)
     net = [one for one in after.answers.findings if one.rule in fallbacks]
     # Rules that nobody asked for account for failures as well.
     accounted = after.answers.explained - {name for one in net for name in one.explains}
-    before = first.answer.before
-    worked = {c.name for c in before.checks if c.status == "passed"} if before else set()
-    others = sorted({one.rule for one in known if set(failed).intersection(one.explains)})
-    if accounted.issuperset(failed) and worked.isdisjoint(failed):
-        by = f" is told by {', '.join(others)}" if others else " is another finding's"
-        detail = f"{held}; what fails ({', '.join(failed)}){by}"
-        return Execution("removed", detail, depth, tuple(beside))
-    return Execution("failed", f"{held}; {', '.join(failed)} failed", depth, tuple(beside))
+    return not worked & failed and (failed <= accounted or len(works) > len(worked))
+
+
+def _passed(run: Examination) -> set[str]:
+    contract = run.answer.before
+    checks = contract.checks if contract else ()
+    return {check.name for check in checks if check.status == "passed"}
+
+
+def _accounted_for(after: Examination, failed: Sequence[str], fallbacks: set[str]) -> str:
+    """Which findings tell of these failures."""
+    rules = {one.rule for one in after.answers.findings
+             if one.rule not in fallbacks and set(failed).intersection(one.explains)}  # fmt: skip
+    return f", see {', '.join(sorted(rules))}" if rules else ""
 
 
 def _is_left(finding: Finding, first: Examination, after: Examination) -> bool:
