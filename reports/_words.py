@@ -171,7 +171,7 @@ def _fixes_tried(diagnosis: Diagnosis) -> str:
     counts: Counter[str] = Counter(fix.executed.outcome for fix in fixes)
     words = {
         "passed": "executed and trains",
-        "removed": "executed, with another failure left",
+        "removed": "executed, with something left open",
         "failed": "executed and does not help",
         "not-executed": "not executed",
     }

@@ -265,7 +265,8 @@ def _came_out(
 ) -> Execution:
     """How a fix of this finding came out in a run with it."""
     run = after.answer.before
-    if run is None or run.outcome == "undetermined":
+    in_part = run is not None and run.obstacle == "not-proven" and not run.failed_checks
+    if run is None or (run.outcome == "undetermined" and not in_part):
         reason = (run.reason if run else "") or after.answer.open or "no verdict"
         return Execution(detail=f"the run with it came to no verdict: {reason}")
     depth = first.case.settings.depth
@@ -273,6 +274,8 @@ def _came_out(
     held = contract_words(run)
     if _is_left(finding, first, after):
         return Execution("failed", f"the finding is still there; {held}", depth, tuple(beside))
+    if in_part:
+        return Execution("removed", f"{held}, but {run.reason}", depth, tuple(beside))
     if not failed:
         return Execution("passed", held, depth, tuple(beside))
     outcome: Outcome = "removed" if _is_further(first, after, fallbacks) else "failed"

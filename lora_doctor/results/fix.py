@@ -17,9 +17,10 @@ class Execution:
     """What came out when a fix was applied to the recipe and run on this machine."""
 
     #: ``passed``: the finding is gone and the training contract passed. ``removed``: the finding is
-    #: gone, and the contract comes further and still fails. ``failed``: the finding is still there,
-    #: or training fails as before, or in what worked. ``not-executed``: nothing was run, or what
-    #: was run came to no verdict.
+    #: gone, and the contract comes further and still fails, or could be run in part only, without
+    #: the quantization that this machine lacks. ``failed``: the finding is still there, or training
+    #: fails as before, or in what worked. ``not-executed``: nothing was run, or what was run came
+    #: to no verdict.
     outcome: Outcome = "not-executed"
     #: How the training contract came out, or why it was not run.
     detail: str = "nothing was run"
