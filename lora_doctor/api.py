@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypedDict, TypeVar, get_args, 
 
 from lora_doctor.engine import registry
 from lora_doctor.engine.case import Case, Data, Settings
-from lora_doctor.engine.diagnose import diagnose, diagnose_and_fix, read_input, verification_of
+from lora_doctor.engine.diagnose import diagnose, diagnose_and_fix, verification_of
+from lora_doctor.engine.examine import read_input
 from lora_doctor.engine.limits import Limits
 from lora_doctor.engine.rule import Rule
 from lora_doctor.engine.saved_adapter import of_trained_config, onto_base, saved_adapter

@@ -40,7 +40,8 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     ``require_lora`` (raises ``EvidenceError`` for another kind of adapter), ``offered_layers``,
     ``name_groups``, ``names_in``, ``suffix``, ``cover_of``, ``naming``, ``means_mlp``,
     ``side_towers``, ``target_entries``, ``unmatched_targets``, ``unmatched_entries``,
-    ``targets_without``, ``edits_without``, ``at_an_end``, ``excluding``, ``pattern_of``;
+    ``targets_without``, ``edits_without``, ``edits_excluding``, ``at_an_end``, ``excluding``,
+    ``pattern_of``, ``without_lookahead``;
     ``asks_for_adapter``: whether the recipe asks for one at all.
 *Numbers*
     ``Precision``, ``float16_keys`` (which keys make a run compute in float16),
@@ -74,6 +75,7 @@ from lora_doctor.proposal.defaults import name_groups, suffix
 from lora_doctor.proposal.stack_ends import at_an_end, excluding
 from lora_doctor.proposal.targets import (
     cover_of,
+    edits_excluding,
     edits_without,
     means_mlp,
     names_in,
@@ -85,6 +87,7 @@ from lora_doctor.proposal.targets import (
     targets_without,
     unmatched_entries,
     unmatched_targets,
+    without_lookahead,
 )
 from lora_doctor.recipe.edit import REMOVE, Edit, Patch
 from lora_doctor.recipe.recipe import Recipe
@@ -238,6 +241,7 @@ __all__ = [
     "asks_for_adapter",
     "at_an_end",
     "cover_of",
+    "edits_excluding",
     "edits_without",
     "excluding",
     "float16_keys",
@@ -260,6 +264,7 @@ __all__ = [
     "targets_without",
     "unmatched_entries",
     "unmatched_targets",
+    "without_lookahead",
 ]
 
 

@@ -136,6 +136,12 @@ def where(error: BaseException) -> str:
     return f"{_short_file(frame.filename)}:{frame.lineno}"
 
 
+def raised_at(error: BaseException) -> str:
+    """``file.py:line`` of the innermost frame, whose ever it is; empty without one."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{_short_file(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
+
+
 def calling_line() -> str:
     """``file.py:line`` of the code that is running, looked for as :func:`where` does; empty when
     only libraries are."""

@@ -69,6 +69,8 @@ def remarks(plan: MemoryPlan) -> list[str]:
         for part in one.missing
     }
     notes = [note.text for note in plan.notes]
+    if plan.alternatives:
+        chosen += "; the alternatives were counted, not executed: none was trained"
     told = [chosen, *notes, *sorted(missing), *(f"assumed: {one}" for one in plan.assumptions)]
     return [visible(shorten(text, 300)) for text in told]
 

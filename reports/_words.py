@@ -17,15 +17,18 @@ from lora_doctor.results.fix import Fix
 from lora_doctor.results.verification import CHECKS, Check, Verification
 
 if TYPE_CHECKING:
+    from lora_doctor.recipe.recipe import Recipe
     from lora_doctor.results.diagnosis import Diagnosis, Skipped
 
 PROOF = {
     "executed": "was executed",
     "measured": "was measured on the real classes",
+    "read": "was read in the files, nothing was run",
     "inferred": "may happen: inferred from files, not run",
 }
 SAFETY = {
     "safe": "training means the same, only now it works",
+    "unproven": "by the rule training means the same; lora-doctor fix applies it only if it holds",
     "unsafe": "may change what is learnt, memory or speed; applied only with --unsafe-fixes",
     "manual": "to be done by hand",
 }
@@ -36,9 +39,48 @@ _RESERVED = frozenset({"true", "false", "null", "none", "yes", "no", "on", "off"
 
 
 def proof_words(proof: Proof) -> str:
-    """``was executed: …``; ``may`` only where nothing was run or measured."""
+    """``was executed: …``; ``may`` only where nothing was run, measured or written down."""
     words = PROOF.get(proof.kind, str(proof.kind))
     return f"{words}: {visible(proof.detail)}" if proof.detail else words
+
+
+def execution_words(fix: Fix) -> str:
+    """``executed at depth tiny: 12 of 12 checks passed``, or why it was not."""
+    run = fix.executed
+    if run.outcome == "not-executed":
+        reason = SAFETY["manual"] if fix.safety == "manual" else visible(run.detail, 600)
+        return f"not executed: {reason}"
+    beside = f" beside the fix of {', '.join(map(visible, run.beside))}" if run.beside else ""
+    return f"executed at depth {run.depth}{beside}: {visible(run.detail, 600)}"
+
+
+def fix_label(fix: Fix) -> str:
+    """What to call a fix: how safe it is, or that it was tried in vain. Nothing is called safe that
+    was not executed."""
+    if fix.executed.outcome == "failed":
+        return "does not help"
+    proven = fix.safety != "safe" or fix.executed.outcome == "passed"
+    return fix.safety if proven else "unproven"
+
+
+def fix_words(fix: Fix) -> str:
+    """What it means to apply a fix; empty where how it ran says that already."""
+    if fix.executed.outcome == "failed" or fix.safety == "manual":
+        return ""
+    return SAFETY[fix_label(fix)]
+
+
+def offered(finding: Finding) -> list[Fix]:
+    """The fixes of a finding, those that were tried in vain at the end."""
+    return sorted(finding.fixes, key=lambda fix: fix.executed.outcome == "failed")
+
+
+def place(finding: Finding, recipe: Recipe) -> str:
+    """Where a finding is; a key of the recipe under the name that the user's file has for it, too:
+    ``lora_target (target_modules)``."""
+    location = finding.location
+    name = recipe.names.get(location.path) if location.kind == "recipe" else None
+    return f"{name} ({location.path})" if name else str(location)
 
 
 def ordered(findings: Iterable[Finding]) -> list[Finding]:
@@ -111,7 +153,7 @@ def after_words(diagnosis: Diagnosis) -> str:
         if not any(finding.fixes for finding in diagnosis.findings):
             return "No rule knows a fix for it."
         if not diagnosis.applied:
-            return "No fix was tried; each is shown with its finding."
+            return _fixes_tried(diagnosis)
         return f"{many(len(diagnosis.applied), 'fix', 'fixes')} chosen; not yet proven by running."
     fixes = many(len(diagnosis.applied), "fix", "fixes")
     left = [item for item in diagnosis.remaining or () if item.severity != "info"]
@@ -123,16 +165,32 @@ def after_words(diagnosis: Diagnosis) -> str:
     return f"Whether {fixes} suffice could not be run: {visible(after.reason)}.{rest}"
 
 
+def _fixes_tried(diagnosis: Diagnosis) -> str:
+    """What came out of running the fixes that are shown."""
+    fixes = [fix for finding in diagnosis.findings for fix in finding.fixes]
+    counts: Counter[str] = Counter(fix.executed.outcome for fix in fixes)
+    words = {
+        "passed": "executed and trains",
+        "removed": "executed, with something left open",
+        "failed": "executed and does not help",
+        "not-executed": "not executed",
+    }
+    told = ", ".join(f"{counts[name]} {word}" for name, word in words.items() if counts[name])
+    return f"{many(len(fixes), 'fix', 'fixes')} shown: {told}."
+
+
 def why_undetermined(diagnosis: Diagnosis) -> str:
     """Why a diagnosis without findings is nevertheless no clean bill of health."""
     before = diagnosis.before.as_answer() if diagnosis.before else None
     if diagnosis.undetermined:
         return sentence(visible(diagnosis.undetermined))
     if diagnosis.model.kind == "script":
-        return "No rule found anything in this script, which was read and not run."
+        found = "an error or a warning" if diagnosis.findings else "anything"
+        return f"No rule found {found} in this script, which was read and not run."
     if before is None:
+        found = "an error or a warning" if diagnosis.findings else "anything"
         return (
-            f"No rule found anything at depth {diagnosis.depth}, but the training contract was not "
+            f"No rule found {found} at depth {diagnosis.depth}, but the training contract was not "
             "executed; --depth tiny executes it."
         )
     if before.outcome == "failed":
@@ -153,6 +211,14 @@ def sentence(text: str) -> str:
     if not text:
         return text
     return text[0].upper() + text[1:] + ("" if text[-1] in ".!?…" else ".")
+
+
+def held_words(before: Verification | None, after: Verification | None) -> str:
+    """``11 of 12 checks passed``, of both runs where there are two."""
+    runs = [("", before)] if after is None else [("before ", before), ("after the fixes ", after)]
+    return ", ".join(
+        f"{when}{held(run).replace(' checks', ' checks passed', 1)}" for when, run in runs if run
+    )
 
 
 def held(verification: Verification) -> str:
@@ -276,12 +342,14 @@ class DiffLine:
     text: str
 
 
-def fix_diff(fix: Fix, recipe: Mapping[str, Any], most: int = 60) -> list[DiffLine]:
-    """What the edits of a fix change in the recipe's values, as lines of YAML-like text."""
+def fix_diff(fix: Fix, recipe: Recipe, most: int = 60) -> list[DiffLine]:
+    """What the edits of a fix change in the recipe's values, as lines of YAML-like text; each key
+    under the name that the user's file has for it."""
     lines: list[DiffLine] = []
     for edit in fix.edits:
-        old = _lines(edit.key, recipe[edit.key]) if edit.key in recipe else []
-        new = [] if edit.value is REMOVE else _lines(edit.key, edit.value)
+        name = recipe.names.get(edit.key, edit.key)
+        old = _lines(name, recipe.values[edit.key]) if edit.key in recipe else []
+        new = [] if edit.value is REMOVE else _lines(name, edit.value)
         lines += _diff(old, new)
     if len(lines) > most:
         rest = len(lines) - most

@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lora_doctor.reports._text import visible
-from lora_doctor.reports._words import ordered, why_undetermined
+from lora_doctor.reports._words import fix_label, offered, ordered, place, why_undetermined
 
 if TYPE_CHECKING:
+    from lora_doctor.recipe.recipe import Recipe
     from lora_doctor.results.diagnosis import Diagnosis
     from lora_doctor.results.finding import Finding
 
@@ -27,7 +28,7 @@ def render(
     encoding: str = "utf-8",
 ) -> str:
     """Never coloured, never wrapped: a line is a record."""
-    lines = [line(finding) for finding in ordered(diagnosis.findings)]
+    lines = [line(finding, diagnosis.recipe) for finding in ordered(diagnosis.findings)]
     if diagnosis.verdict == "undetermined" or diagnosis.undetermined is not None:
         reason = why_undetermined(diagnosis)
         lines.append(f"{visible(diagnosis.model, 300)}: undetermined: {reason}")
@@ -35,11 +36,12 @@ def render(
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
-def line(finding: Finding) -> str:
+def line(finding: Finding, recipe: Recipe) -> str:
     """One finding on one line, with its severity and its first fix at the end."""
     notes: list[str] = [finding.severity]
-    if finding.fixes:
-        fix = finding.fixes[0]
-        notes.append(f"{fix.safety} fix: {visible(fix.title, 300)}")
-    location, message = visible(str(finding.location), 300), visible(finding.message, 1000)
+    fix = next(iter(offered(finding)), None)
+    if fix is not None:
+        run = "not executed" if fix.executed.outcome == "not-executed" else "executed"
+        notes.append(f"{fix_label(fix)} fix, {run}: {visible(fix.title, 300)}")
+    location, message = visible(place(finding, recipe), 300), visible(finding.message, 1000)
     return f"{location}: {visible(finding.rule)} {message} [{', '.join(notes)}]"

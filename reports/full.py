@@ -14,17 +14,21 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from lora_doctor.reports import _memory, _supervision
 from lora_doctor.reports._text import many, memory, seconds, shorten, shown, visible
 from lora_doctor.reports._words import (
-    SAFETY,
-    ContractRow,
     DiffLine,
     check_value,
     conditions,
     contract_rows,
     counted_by_strict,
+    execution_words,
     failure_words,
     fix_diff,
+    fix_label,
+    fix_words,
     held,
+    held_words,
+    offered,
     ordered,
+    place,
     proof_words,
     recipe_rows,
     shapes,
@@ -49,8 +53,9 @@ _STYLES = {
     "error": "bold red", "warning": "bold yellow", "info": "bold blue",
     "+": "green", "-": "red", " ": "dim",
     "passed": "green", "failed": "bold red", "skipped": "dim",
-    "safe": "green", "unsafe": "yellow", "manual": "blue",
+    "safe": "green", "unproven": "yellow", "unsafe": "yellow", "manual": "blue",
 }  # fmt: skip
+_OUTCOMES = {"passed": "green", "removed": "yellow", "failed": "red", "not-executed": "dim"}
 _MARKS = {"passed": "✓", "failed": "✗", "skipped": "·"}
 #: Where the encoding has not these, equal in width so that tables stay straight.
 _FALLBACKS = str.maketrans(
@@ -253,7 +258,7 @@ def _finding(page: _Page, diagnosis: Diagnosis, finding: Finding, verbose: bool)
     page.line(
         (f"{finding.severity} {visible(finding.rule)}", _STYLES[finding.severity]),
         (f" {visible(finding.name)}", "bold"),
-        (f"  at {visible(finding.location, 200)}", "dim"),
+        (f"  at {visible(place(finding, diagnosis.recipe), 200)}", "dim"),
     )
     page.line(visible(finding.message, None if verbose else 1200), indent=2)
     page.gap()
@@ -275,17 +280,22 @@ def _finding(page: _Page, diagnosis: Diagnosis, finding: Finding, verbose: bool)
         _tokens(page, row, verbose)
     page.gap()
     page.labelled("proof", proof_words(finding.proof))
-    for fix in finding.fixes:
+    for fix in offered(finding):
         _fix(page, diagnosis, fix)
     page.labelled("more", f"lora-doctor explain {visible(finding.rule)}")
 
 
 def _fix(page: _Page, diagnosis: Diagnosis, fix: Fix) -> None:
+    outcome, words = fix.executed.outcome, fix_words(fix)
+    style = _OUTCOMES[outcome] if outcome == "failed" else _STYLES[fix.safety]
     page.labelled(
-        "fix", (f"{fix.safety}: ", _STYLES[fix.safety]), visible(fix.title, 600),
-        (f" ({SAFETY[fix.safety]})", "dim"),
+        "fix", (f"{fix_label(fix)}: ", style), visible(fix.title, 600),
+        (f" ({words})" if words else "", "dim"),
     )  # fmt: skip
-    _diff(page, fix_diff(fix, diagnosis.recipe.values), indent=_MARGIN)
+    page.line((execution_words(fix), _OUTCOMES[outcome]), indent=_MARGIN)
+    if outcome == "failed":
+        return
+    _diff(page, fix_diff(fix, diagnosis.recipe), indent=_MARGIN)
     if fix.patch:
         parameters = ", ".join(
             f"{visible(k, 60)}={shown(v, 120)}" for k, v in fix.patch.parameters.items()
@@ -311,25 +321,26 @@ def _contract(page: _Page, diagnosis: Diagnosis, verbose: bool) -> None:
     page.line(("Training contract", "bold"), (f"  {_run_words(before or after)}", "dim"))
     telling = [row for row in rows if verbose or _failed(row.before) or _failed(row.after)]
     both = after is not None
-    page.table(
-        ("check", "before", "after the fixes") if both else ("check", "result"),
-        [
-            (
-                row.meaning or visible(row.name, 60),
-                *map(_check, (row.before, row.after)[: 1 + both]),
-            )
-            for row in telling
-        ],
-        (54, 22, 22) if both else (60, 38),
-    )  # fmt: skip
+    if telling:
+        page.table(
+            ("check", "before", "after the fixes") if both else ("check", "result"),
+            [
+                (
+                    row.meaning or visible(row.name, 60),
+                    *map(_check, (row.before, row.after)[: 1 + both]),
+                )
+                for row in telling
+            ],
+            (54, 22, 22) if both else (60, 38),
+        )  # fmt: skip
     for row in telling if not verbose else ():
         for check in filter(_failed, (row.before, row.after)):
             words = [f"expected: {visible(check.expected, 300)}"] if check.expected else []
             words += [visible(check.detail, 400)] if check.detail else []
             if words:
                 page.line((f"{visible(check.name)}: ", "dim"), "; ".join(words), indent=2)
-    others = [row for row in rows if row not in telling]
-    page.line((_others(others, both), "dim"), indent=2)
+    lists = "" if verbose else " (--verbose lists them)"
+    page.line((f"{held_words(before, after)}{lists}", "dim"), indent=2)
     for label, run in (("before", before), ("after", after)):
         failure = failure_words(run)
         if failure:
@@ -340,21 +351,6 @@ def _contract(page: _Page, diagnosis: Diagnosis, verbose: bool) -> None:
 
 def _failed(check: Check | None) -> TypeGuard[Check]:
     return check is not None and check.status == "failed"
-
-
-def _others(rows: list[ContractRow], both: bool) -> str:
-    """The checks that were left out of the table, in one line."""
-    unheard = [
-        row for row in rows
-        if any(check and check.status == "skipped" for check in (row.before, row.after))
-    ]  # fmt: skip
-    parts = []
-    if len(rows) > len(unheard):
-        when = " before and after" if both else ""
-        parts.append(f"{many(len(rows) - len(unheard), 'other check')} held{when}")
-    if unheard:
-        parts.append(f"{many(len(unheard), 'check')} not run")
-    return f"{', '.join(parts)} (--verbose names them)" if parts else ""
 
 
 def _check(check: Check | None) -> tuple[str, str]:

@@ -20,15 +20,19 @@ from lora_doctor.reports import _memory, _supervision
 from lora_doctor.reports._embedded import Embedded
 from lora_doctor.reports._text import many, memory, number, seconds, shorten, shown, visible
 from lora_doctor.reports._words import (
-    SAFETY,
     check_value,
     conditions,
     contract_rows,
     counted_by_strict,
+    execution_words,
     failure_words,
     fix_diff,
+    fix_label,
+    fix_words,
     literal,
+    offered,
     ordered,
+    place,
     proof_words,
     recipe_rows,
     shapes,
@@ -183,7 +187,7 @@ def _finding(finding: Finding, diagnosis: Diagnosis, limits: _Limits) -> dict[st
         "severity": finding.severity,
         "rule": visible(finding.rule, 60),
         "name": visible(finding.name, 120),
-        "location": visible(finding.location, limits.text),
+        "location": visible(place(finding, diagnosis.recipe), limits.text),
         "kind": finding.location.kind,
         "message": visible(finding.message, limits.text * 2),
         "evidence": [
@@ -198,16 +202,19 @@ def _finding(finding: Finding, diagnosis: Diagnosis, limits: _Limits) -> dict[st
             {
                 "title": visible(fix.title, limits.text),
                 "safety": fix.safety,
-                "words": SAFETY[fix.safety],
+                "label": fix_label(fix),
+                "words": fix_words(fix),
+                "executed": execution_words(fix),
+                "outcome": fix.executed.outcome,
                 "tried": tried if (finding.rule, fix.title) in applied else "",
-                "diff": fix_diff(fix, diagnosis.recipe.values),
+                "diff": fix_diff(fix, diagnosis.recipe),
                 "patch": visible(fix.patch.name, 120) if fix.patch else "",
                 "parameters": [
                     (visible(key, 80), shown(value, limits.text))
                     for key, value in (fix.patch.parameters if fix.patch else {}).items()
                 ][:20],
             }
-            for fix in finding.fixes[:10]
+            for fix in offered(finding)[:10]
         ],
     }
 

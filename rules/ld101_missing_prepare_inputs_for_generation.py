@@ -56,9 +56,11 @@ class MissingPrepareInputsForGeneration(Rule):
     4.50). The error in the forward: before. A plain `nn.Module`: any version.
 
     ## Fix
-    Load the class with the head. For an embedding model take `task_type` `FEATURE_EXTRACTION`; for
-    a class with a head of its own, no `task_type`: the adapters are the same, PEFT only adds no
-    generation helper. For remote code that wraps inside `__init__`, a patch of PEFT's wrapper
+    Load the class with the head. For an embedding model take `task_type` `FEATURE_EXTRACTION`, by
+    hand where there is a class with a head: an adapter of the class without one loads onto it as
+    nothing, with a warning at most, and the base model answers alone. For a class with a head of
+    its own, no `task_type`: the adapters are the same, PEFT only adds no generation helper. For
+    remote code that wraps inside `__init__`, a patch of PEFT's wrapper
     constructor that is in place before the model is loaded.
 
     A dummy method on the class is no fix: it trains, but cannot generate, and the adapter that it
@@ -213,11 +215,18 @@ class MissingPrepareInputsForGeneration(Rule):
                     tuple(edits),
                 )
             )
-        if (
+        embeds = (
             headless
             and structure.main_input_name == "input_ids"
-            and structure.groups_of("language")
-        ):
+            and bool(structure.groups_of("language"))
+        )
+        if fixes:
+            # The names of its weights begin otherwise: onto the class with the head, such an
+            # adapter loads as a warning at most, and the base model answers alone.
+            if embeds:
+                fixes.append(Fix(_as_embeddings(structure, heads[0].class_name), "manual"))
+            return tuple(fixes)
+        if embeds:
             fixes.append(
                 Fix(
                     "Train it as the embedding model that it is: task_type FEATURE_EXTRACTION.",
@@ -293,6 +302,13 @@ class MissingPrepareInputsForGeneration(Rule):
                 explains=CONSEQUENCES,
             )
             return
+
+
+def _as_embeddings(structure: Structure, with_head: str) -> str:
+    return (
+        "For embeddings, and only for these: task_type FEATURE_EXTRACTION. Its adapter is one of "
+        f"{structure.model_class}; on {with_head} it changes nothing, with a warning at most."
+    )
 
 
 def _inherited() -> bool:

@@ -24,6 +24,7 @@ from lora_doctor.rule_api import (
     require_lora,
     side_towers,
     target_entries,
+    without_lookahead,
 )
 
 
@@ -77,7 +78,7 @@ class TargetsReachOtherTowers(Rule):
         require_lora(case.recipe)
         if not structure.injection.ok:
             return
-        strays = _stray_groups(structure, case.recipe)
+        strays = _stray_groups(structure, case.written)
         if not strays:
             return
         evidence = [
@@ -127,11 +128,11 @@ def _without_gradient_on_text(case: Case, strays: list[tuple[Tower, list[ModuleG
     )
 
 
-def _stray_groups(structure: Structure, recipe: Recipe) -> list[tuple[Tower, list[ModuleGroup]]]:
-    """Adapted groups in encoders that serve a language model, unless the recipe names them."""
+def _stray_groups(structure: Structure, written: Recipe) -> list[tuple[Tower, list[ModuleGroup]]]:
+    """Adapted groups in encoders that serve a language model, unless the user names them."""
     strays = []
     for tower in side_towers(structure):
-        if _speaks_of(recipe, tower):
+        if _speaks_of(written, tower):
             continue
         groups = [group for group in structure.groups if group.tower == tower.path]
         adapted = [group for group in groups if group.adapted]
@@ -140,7 +141,9 @@ def _stray_groups(structure: Structure, recipe: Recipe) -> list[tuple[Tower, lis
     return strays
 
 
-def _speaks_of(recipe: Recipe, tower: Tower) -> bool:
-    """Whether an entry names the tower, as ``vision_tower`` in a path or an expression."""
+def _speaks_of(written: Recipe, tower: Tower) -> bool:
+    """Whether an entry names the tower, as ``vision_tower`` in a path or an expression; what an
+    expression keeps out is no wish to train the rest of it."""
     words = set(re.findall(r"\w+", tower.path))
-    return any(words & set(re.findall(r"\w+", entry)) for entry in target_entries(recipe))
+    entries = map(without_lookahead, target_entries(written))
+    return any(words & set(re.findall(r"\w+", entry)) for entry in entries)

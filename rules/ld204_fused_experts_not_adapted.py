@@ -78,7 +78,7 @@ class FusedExpertsNotAdapted(Rule):
     def check(self, case: Case) -> Iterator[Finding]:
         structure, recipe = case.structure, case.recipe
         require_lora(recipe)
-        if not structure.injection.ok or not _means_experts(recipe):
+        if not structure.injection.ok or not _means_experts(case.written):
             return
         experts = [group for group in fused_experts(structure) if not group.adapted]
         if not experts:
@@ -87,7 +87,7 @@ class FusedExpertsNotAdapted(Rule):
         left = sum(group.parameters for group in experts)
         share = left / max(structure.total_parameters, 1)
         # What we proposed ourselves is the most that this PEFT can do: told, but no reason to stop.
-        proposed = recipe.origins.get("target_modules") == "proposed"
+        proposed = case.written.origins.get("target_modules") == "proposed"
         yield self.finding(
             "info" if proposed else "warning",
             f"The experts of {structure.model_class} are fused parameters that the targets pass by:"
@@ -114,9 +114,9 @@ class FusedExpertsNotAdapted(Rule):
         )
 
 
-def _means_experts(recipe: Recipe) -> bool:
+def _means_experts(written: Recipe) -> bool:
     """Whether the targets speak of the MLP: a recipe for the attention alone is left in peace."""
-    entries = target_entries(recipe)
+    entries = target_entries(written)
     if "all-linear" in entries:
         return True
     return any(means_mlp(name) for entry in entries for name in names_in(entry))

@@ -20,8 +20,8 @@ from lora_doctor.rule_api import (
     Symptom,
     UnusedAdapterReading,
     at_an_end,
+    edits_excluding,
     edits_without,
-    excluding,
     quoted,
     require_lora,
     targets_without,
@@ -236,7 +236,7 @@ def _fix(
         )
     what = f"Leave out {quoted(names, 4)}"
     edits = _edits_without(case, readings)
-    if not edits:
+    if case.recipe.edit(edits).values == case.recipe.values:
         return Fix(f"{what}, in words that fit your targets.", "manual")
     if why in _WHATEVER_THE_BATCH and not (why == "unused" and _labels_left(case)):
         return Fix(f"{what}: the adapters there learn nothing.", "safe", edits)
@@ -264,7 +264,7 @@ def _edits_without(case: Case, readings: Sequence[UnusedAdapterReading]) -> tupl
     value = targets_without(case.structure, recipe, wholly)
     if value is None:
         return ()
-    return (Edit("target_modules", excluding(value, barred)),)
+    return edits_excluding(case.structure, recipe, value, barred)
 
 
 def _unused_patterns(case: Case, readings: Sequence[UnusedAdapterReading]) -> set[str]:

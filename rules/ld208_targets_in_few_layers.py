@@ -85,7 +85,7 @@ class TargetsInFewLayers(Rule):
         require_lora(recipe)
         if not structure.injection.ok or unmatched_targets(structure):
             return  # a name that matches nothing is the cause then, and LD202 tells of it
-        if not _lists_names(recipe):
+        if not _lists_names(case.written):
             return
         with_adapter, layers, left = _token_mixing(structure)
         if not left:
@@ -117,12 +117,12 @@ class TargetsInFewLayers(Rule):
         )
 
 
-def _lists_names(recipe: Recipe) -> bool:
-    """Whether the recipe lists names and no layers: whoever wrote ``layers_to_transform``, a
+def _lists_names(written: Recipe) -> bool:
+    """Whether the user lists names and no layers: whoever wrote ``layers_to_transform``, a
     regular expression or ``all-linear`` has chosen with the paths in view."""
-    if any(recipe.get(key) is not None for key in ("layers_to_transform", "layers_pattern")):
+    if any(written.get(key) is not None for key in ("layers_to_transform", "layers_pattern")):
         return False
-    return not isinstance(recipe.get("target_modules"), str)
+    return not isinstance(written.get("target_modules"), str)
 
 
 def _token_mixing(structure: Structure) -> tuple[int, int, list[str]]:

@@ -87,7 +87,7 @@ class ConversionSkipsLinearLayers(Rule):
         names = sorted({group.leaf for group in skipped})
         patterns = quoted([group.pattern for group in skipped], 3)
         yield self.finding(
-            "info" if recipe.origins.get("target_modules") == "proposed" else "warning",
+            "info" if case.written.origins.get("target_modules") == "proposed" else "warning",
             f"PEFT turns {quoted(names)} into parameters of the experts in {structure.model_class} "
             f"and with that leaves out {sum(group.count for group in skipped)} linear layers of "
             f"the same names ({patterns}).",

@@ -236,6 +236,10 @@ def _fixes(case: Case, reading: UpdateReading, share: float, large: bool) -> tup
         return (
             Fix("Train with a smaller learning rate; the scaling is not what is wrong.", "manual"),
         )
+    if not large and (abs(reading.scaling) >= USUAL_SCALING or after < TOO_SMALL):
+        return (
+            Fix("Train with a larger learning rate; the scaling is not what is wrong.", "manual"),
+        )
     title = f"to {lora_alpha}, so that the scaling is {USUAL_SCALING:g}."
     if adapted or patterns:
         where = "alpha_pattern" if patterns else "the LoraConfig of the adapter"

@@ -106,7 +106,7 @@ class TokenIdsBeyondEmbeddings(Rule):
                 Measurement("highest id", beyond[-1].id, beyond[-1].file),
                 Measurement("tokens without an embedding", _table(beyond), "token: id"),
             ),
-            proof=Proof("inferred", "from the tokenizer's files and the rows of the embeddings"),
+            proof=Proof("read", "from the tokenizer's files and the rows of the embeddings"),
             fixes=tuple(_fixes(beyond)),
         )
 

@@ -88,6 +88,6 @@ class VocabularySizeMismatch(Rule):
                     for item in found
                 ),
             ),
-            proof=Proof("inferred", "from the header of the weights and config.json"),
+            proof=Proof("read", "from the header of the weights and config.json"),
             fixes=(Fix(fix, "manual"),),
         )

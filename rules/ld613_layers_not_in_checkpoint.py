@@ -81,6 +81,6 @@ class LayersNotInCheckpoint(Rule):
                 Measurement(f"layers in {found.stack}", found.found, "names of its tensors"),
                 Measurement("missing", list(found.missing[:50]), "layer numbers"),
             ),
-            proof=Proof("inferred", "from the names of the tensors and config.json"),
+            proof=Proof("read", "from the names of the tensors and config.json"),
             fixes=(Fix(f"Take the complete checkpoint{other}.", "manual"),),
         )

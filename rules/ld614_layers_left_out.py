@@ -63,7 +63,7 @@ class LayersLeftOut(Rule):
                     Measurement(f"layers in {found.stack}", found.found, "names of its tensors"),
                     Measurement("left out", list(found.left_over[:50]), "layer numbers"),
                 ),
-                proof=Proof("inferred", "from the names of the tensors and config.json"),
+                proof=Proof("read", "from the names of the tensors and config.json"),
                 fixes=(
                     Fix(
                         f"Write {found.key}: {found.left_over[-1] + 1} into config.json of a copy "

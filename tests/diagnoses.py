@@ -10,7 +10,7 @@ from lora_doctor.recipe.edit import Edit, Patch
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.diagnosis import AppliedFix, Diagnosis, Gathered, Skipped
 from lora_doctor.results.finding import Finding, Location, Measurement, Proof
-from lora_doctor.results.fix import Fix
+from lora_doctor.results.fix import Execution, Fix
 from lora_doctor.results.note import Note
 from lora_doctor.results.structure import (
     ForwardParameter,
@@ -156,7 +156,8 @@ def phi3() -> Diagnosis:
         {"target_modules": "option", "task_type": "proposed", "r": "proposed",
          "lora_alpha": "proposed", "dtype": "proposed"},
     )  # fmt: skip
-    fix = Fix("name the fused projections", "safe", (Edit("target_modules", right),))
+    ran = Execution("passed", "12 of 12 checks passed", "tiny")
+    fix = Fix("name the fused projections", "safe", (Edit("target_modules", right),), None, ran)
     layers = "model.layers.*"
     groups = (
         module_group("model.embed_tokens", 1, (32064, 3072), kind="embedding", role="embedding",

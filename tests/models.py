@@ -46,6 +46,27 @@ def forward_raises() -> Any:
     return Picky(), {"x": torch.randn(4, 8)}
 
 
+def layer_of_large_numbers() -> Any:
+    """A wide layer whose weights are fifty times as large as usual: a step of LoRA is nothing to
+    them, whatever its scaling."""
+    import torch
+    from torch import nn
+
+    class Large(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.proj = nn.Linear(1024, 64)
+            self.out = nn.Linear(64, 1)
+            nn.init.normal_(self.proj.weight)
+
+        def forward(self, x: Any, target: Any) -> dict[str, Any]:
+            prediction = self.out(torch.tanh(self.proj(x)))
+            return {"loss": nn.functional.mse_loss(prediction, target), "logits": prediction}
+
+    torch.manual_seed(0)
+    return Large(), {"x": torch.randn(4, 1024) / 30, "target": torch.randn(4, 1)}
+
+
 def _tiny_llama_config() -> Any:
     from transformers import LlamaConfig
 

@@ -177,7 +177,7 @@ findings = st.builds(
     st.builds(Location, st.sampled_from(["module", "recipe", "file", "environment"]), texts,
               st.none() | st.integers(1, 10**6)),
     st.lists(st.builds(Measurement, texts, values, texts), min_size=1, max_size=4).map(tuple),
-    st.builds(Proof, st.sampled_from(["executed", "measured", "inferred"]), texts),
+    st.builds(Proof, st.sampled_from(["executed", "measured", "read", "inferred"]), texts),
     st.lists(fixes, max_size=3).map(tuple),
 )  # fmt: skip
 anything = st.builds(
@@ -228,7 +228,7 @@ def test_concise_is_one_line_per_finding(diagnosis: Diagnosis) -> None:
 def test_concise_line() -> None:
     text = reports.render(diagnoses.phi3(), "concise")
     assert text.startswith("target_modules: LD202 q_proj, k_proj, ")
-    assert text.endswith("[error, safe fix: name the fused projections]\n")
+    assert text.endswith("[error, safe fix, executed: name the fused projections]\n")
 
 
 def test_concise_puts_the_worst_first() -> None:
@@ -275,7 +275,8 @@ def test_a_finding_is_told_with_evidence_proof_fix_and_the_next_command_last() -
         "    - o_proj",
         "lora-doctor explain LD202",
         "64 of 224 named",
-        "11 other checks held before and after",
+        "before 11 of 12 checks passed, after the fixes 12 of 12 checks passed",
+        "executed at depth tiny: 12 of 12 checks passed",
         "4 rules passed, 2 skipped",
     ):
         assert part in text, part
@@ -388,9 +389,40 @@ def test_shown_values(value: Any, text: str) -> None:
     assert shown(value) == text
 
 
+def test_a_key_is_shown_under_the_name_that_the_users_file_has() -> None:
+    diagnosis = diagnoses.phi3()
+    recipe = dataclasses.replace(diagnosis.recipe, names={"target_modules": "lora_target"})
+    renamed = dataclasses.replace(diagnosis, recipe=recipe)
+    full, concise = (reports.render(renamed, name, width=120) for name in ("full", "concise"))
+    assert "at lora_target (target_modules)" in full and "  lora_target:\n" in full
+    assert concise.startswith("lora_target (target_modules): LD202")
+    assert "lora_target (target_modules)" in reports.render(renamed, "html")
+
+
+def test_no_empty_table_and_both_runs_are_counted_after_a_fix() -> None:
+    """What was not run before and passes after is not told as not run."""
+    diagnosis = diagnoses.phi3()
+    assert diagnosis.after is not None
+    same = dataclasses.replace(diagnosis, before=diagnosis.after)
+    text = reports.render(same, width=120)
+    assert "after the fixes 12 of 12 checks passed" in text
+    assert not [line for line in text.splitlines() if line.split()[:2] == ["check", "before"]]
+
+
+def test_only_an_executed_fix_is_called_safe() -> None:
+    """Also one that a rule, or another program, calls so."""
+    diagnosis = diagnoses.phi3()
+    fix = Fix("name the fused projections", "safe", diagnosis.findings[0].fixes[0].edits)
+    finding = dataclasses.replace(diagnosis.findings[0], fixes=(fix,))
+    told = dataclasses.replace(diagnosis, findings=(finding,), applied=(), after=None)
+    for name in ("full", "concise", "html"):
+        text = reports.render(told, name, width=120)
+        assert "not executed" in text and "safe fix" not in text and "safe: name" not in text
+
+
 def test_fix_diff_covers_setting_changing_and_removing() -> None:
     fix = Fix("x", "safe", (Edit("r", 8), Edit("task_type", REMOVE), Edit("bias", "none")))
-    lines = fix_diff(fix, {"r": 16, "task_type": "CAUSAL_LM"})
+    lines = fix_diff(fix, Recipe({"r": 16, "task_type": "CAUSAL_LM"}))
     assert lines == [
         DiffLine("-", "r: 16"), DiffLine("+", "r: 8"), DiffLine("-", "task_type: CAUSAL_LM"),
         DiffLine("+", "bias: 'none'"),

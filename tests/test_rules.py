@@ -97,6 +97,10 @@ def test_broken_is_found_and_trains_after_its_fix(
         f"skipped {[vars(s) for s in diagnosis.skipped]}"
     )
     assert all(finding.evidence and finding.message for finding in found)
+    for fix in (fix for finding in diagnosis.findings for fix in finding.fixes):
+        edited = diagnosis.recipe.edit(fix.edits).values
+        assert fix.safety == "manual" or fix.patch or edited != diagnosis.recipe.values, fix
+        assert fix.safety != "safe" or fix.executed.outcome == "passed", fix
     if not any(first_fix(finding, unsafe=True) for finding in found):
         return
     assert diagnosis.applied, "it has a fix that was not applied"

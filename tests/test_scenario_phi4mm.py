@@ -149,6 +149,7 @@ def test_a_quantized_checkpoint_keeps_its_own_list(
         {f"load_in_{bits}": True, "llm_int8_skip_modules": ["lm_head", "vision", "speech"]},
         trust_remote_code=True,
         depth="meta",
+        unsafe_fixes=True,
         worker=worker,
     )
     finding = next(item for item in diagnosis.remaining or () if item.rule == "LD301")

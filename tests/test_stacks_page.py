@@ -34,6 +34,19 @@ def test_a_cell_reads_back_what_was_recorded(
     assert stacks_page.cell(record("a", "", {"transformers": "9", "peft": "1"})) is None
 
 
+def test_a_cell_says_which_fix_is_applied_only_on_demand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until the page is written anew, its cells are compared without that."""
+    monkeypatch.setattr(stacks_page, "PAGE", tmp_path / "stacks.md")
+    plain = record("a", "found, fixed", NEW)
+    stacks_page.PAGE.write_text(stacks_page.page([plain]).replace(stacks_page.HEAD, ""))
+    assert not stacks_page.tells_on_demand()
+    outcome = f"found, fixed{stacks_page.ON_DEMAND}"
+    stacks_page.PAGE.write_text(stacks_page.page([record("a", outcome, NEW)]))
+    assert stacks_page.tells_on_demand() and stacks_page.cell(plain) == outcome
+
+
 def test_the_committed_page_has_five_stacks_and_no_gap() -> None:
     text = stacks_page.PAGE.read_text(encoding="utf-8")
     rows = [line for line in text.splitlines() if line.startswith("| ")]

@@ -22,6 +22,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from lora_doctor.recipe.edit import Edit
+from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.diagnosis import SCHEMA_VERSION, AppliedFix, Diagnosis
 from lora_doctor.results.fix import Fix
 from lora_doctor.results.from_json import FOR_TYPE_CHECKERS
@@ -47,7 +48,8 @@ NUMBER = {
 }
 #: Fields that are not written: they live in the process.
 _UNWRITTEN: Mapping[type, tuple[str, ...]] = {
-    ModelSource: ("module", "snapshot", "preferred_class")
+    ModelSource: ("module", "snapshot", "preferred_class"),
+    Recipe: ("file",),
 }
 #: Properties that are written beside the fields.
 _SUMS: Mapping[type, tuple[str, ...]] = {

@@ -16,6 +16,8 @@ from packaging.version import Version
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "stacks.md"
 NOT_RUN = "not run"
+#: What a cell says where a fix was needed that is applied only on demand.
+ON_DEMAND = " with --unsafe-fixes"
 HEAD = """\
 <!-- Written by `nox -s scenarios stacks` from what the scenario tests recorded. Do not edit. -->
 
@@ -23,9 +25,11 @@ HEAD = """\
 
 Every failure of the five reports that this project was started from, tried on five stacks with
 tiny models, the real PEFT and the real bitsandbytes, on a CPU. "found, fixed": the rule found it,
-its fix was applied, and the recipe trained afterwards. "found, fixed by hand": the fix is a step
-in words; it was followed, and the result trained. "does not occur": the rule was asked and
-was silent. `nox -s scenarios stacks` runs it all and writes this page.
+its fix was applied, and the recipe trained afterwards. "found, fixed with --unsafe-fixes": the
+same, with a fix that is applied only on demand, because it may change what is learnt, memory or
+speed. "found, fixed by hand": the fix is a step in words; it was followed, and the result trained.
+"does not occur": the rule was asked and was silent. `nox -s scenarios stacks` runs it all and
+writes this page.
 """
 
 
@@ -74,6 +78,11 @@ def cell(record: Mapping[str, Any]) -> str | None:
     start = _row([record["failure"], record["rule"]])
     found = [row for row in rows if row.startswith(start)]
     return _cells(found[0])[heads.index(column(record))] if found else ""
+
+
+def tells_on_demand() -> bool:
+    """Whether the page was written when records said which fixes are applied only on demand."""
+    return PAGE.exists() and ON_DEMAND in PAGE.read_text(encoding="utf-8")
 
 
 def _row(cells: list[str]) -> str:

@@ -118,7 +118,7 @@ def judge(pair: Pair, worker: Worker, limits: Limits, keep: Path | None = None) 
 
 def _judged(pair: Pair, case: Case, worker: Worker, keep: Path | None) -> Row:
     try:
-        diagnosis = diagnose(case, registry.find_rules())
+        diagnosis = diagnose(case, registry.find_rules(), execute_fixes=False)
     except LoraDoctorError as error:
         cells = {"builds": Cell("no", str(error))}
         return Row(pair.auto_class, pair.model_type, cells=_complete(cells))

@@ -19,7 +19,7 @@ _SAMPLES: Mapping[bool | None, Samples] = {True: "all", False: "none", None: "pe
 
 
 def check_options(options: Mapping[str, Any], progress: Callable[[str], None]) -> CheckOptions:
-    """The options of the API's functions. ``fix`` has no ``--depth``: it runs at the default.
+    """The options of the API's functions.
 
     Raises:
         InputError: the file of ``--output-file`` could not be written later.
@@ -45,11 +45,10 @@ def check_options(options: Mapping[str, Any], progress: Callable[[str], None]) -
         "ignore": _codes(options["ignore"]),
         "rules": options["rule_folders"],
         "strict": options["strict"],
+        "depth": options["depth"],
     }
     if "rows" in options:
         found["rows"] = options["rows"]
-    if "depth" in options:
-        found["depth"] = options["depth"]
     return found
 
 

@@ -136,5 +136,9 @@ def _render(rule: type[Rule], color: bool) -> str:
         for pattern, versions in reversed(messages.items()):
             where = f"   ({versions})" if versions else ""
             parts.append(visible(f"  {pattern}{where}", None))
-    parts += ["", f"Looked for at depth {rule.depth}: lora-doctor check MODEL --select {rule.code}"]
+    depth = "" if rule.depth == "tiny" else f" --depth {rule.depth}"
+    parts += [
+        "",
+        f"Looked for at depth {rule.depth}: lora-doctor check MODEL{depth} --select {rule.code}",
+    ]
     return "\n".join(parts)

@@ -168,6 +168,13 @@ def check(**options: Any) -> int:
 @cli.command()
 @recipe_options
 @adapter_option
+@click.option(
+    "--depth",
+    type=click.Choice(["tiny", "full"]),
+    default="tiny",
+    show_default=True,
+    help="Where the fixes are run: a shrunken model, or the real weights (folder or hub id).",
+)
 @click.option("--diff", "only_diff", is_flag=True, help="Print only the change of the recipe.")
 @click.option(
     "--apply",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lora_doctor.limits import DATA_ROWS
 from lora_doctor.recipe.keys import KEYS
 from lora_doctor.results.diagnosis import Diagnosis, patches_of
-from lora_doctor.results.finding import first_fix
+from lora_doctor.results.finding import Finding, first_fix
 from lora_doctor.static.adapter_files import weights_beside
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def next_command(
         words = ["lora-doctor", "verify", options["model"], "--recipe", str(written.recipe_path)]
         if patches_of(diagnosis):  # the recipe alone would not train
             words += ["--prescription", str(written.prescription_path)]
-        words += ["--trust-remote-code"] if options["trust_remote_code"] else []
+        words += _way(options)
         return shlex.join(words)
     findings = [finding for finding in diagnosis.findings if finding.severity != "info"]
     if not findings:
@@ -40,13 +40,22 @@ def next_command(
         if renamed and not options.get("write"):
             return shlex.join(["lora-doctor", "fix", *given, "--apply"])
         return shlex.join(["lora-doctor", "explain", findings[0].rule])
-    if any(first_fix(finding) for finding in findings):
+    if any(first_fix(finding) for finding in findings) or (
+        command != "fix" and any(map(_to_be_tried, findings))
+    ):
         return shlex.join(["lora-doctor", "fix", *given, "--apply"])
     if any(first_fix(finding, unsafe=True) for finding in findings):
         return shlex.join(["lora-doctor", "fix", *given, "--unsafe-fixes", "--apply"])
     if command == "verify":
         return shlex.join(["lora-doctor", "check", *given])
     return shlex.join(["lora-doctor", "explain", findings[0].rule])
+
+
+def _to_be_tried(finding: Finding) -> bool:
+    """Whether ``fix`` has a fix to run that this run has not."""
+    return any(
+        fix.safety == "unproven" and fix.executed.outcome == "not-executed" for fix in finding.fixes
+    )
 
 
 def _trained_folder(recipe_file: str | None) -> str | None:
@@ -80,7 +89,7 @@ def command_line(options: Mapping[str, Any]) -> list[str]:
             words += [f"--{name.replace('_', '-')}", str(options[name])]
     if options.get("data") is not None:
         words += _of_data(options)
-    return [*words, "--trust-remote-code"] if options["trust_remote_code"] else words
+    return [*words, *_way(options)]
 
 
 def _of_data(options: Mapping[str, Any]) -> list[str]:
@@ -89,3 +98,9 @@ def _of_data(options: Mapping[str, Any]) -> list[str]:
     words = ["--rows", str(rows)] if rows not in (None, DATA_ROWS) else []
     samples = options.get("samples")
     return words if samples is None else [*words, "--samples" if samples else "--no-samples"]
+
+
+def _way(options: Mapping[str, Any]) -> list[str]:
+    """What has to be said again so that the same is run: the code, and the real weights."""
+    words = ["--trust-remote-code"] if options["trust_remote_code"] else []
+    return [*words, "--depth", "full"] if options.get("depth") == "full" else words

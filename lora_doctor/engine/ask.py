@@ -9,7 +9,7 @@ from lora_doctor.engine.rule import Rule
 from lora_doctor.errors import LoraDoctorError
 from lora_doctor.results.finding import Finding
 from lora_doctor.results.from_json import mismatch
-from lora_doctor.text import one_line
+from lora_doctor.text import one_line, raised_at
 
 
 class BrokenRuleError(Exception):
@@ -31,8 +31,10 @@ def ask(rule: type[Rule], case: Case) -> list[Finding]:
     except (LoraDoctorError, KeyboardInterrupt):
         raise
     except BaseException as error:
+        at = raised_at(error)
         raise BrokenRuleError(
             f"the rule itself failed: {type(error).__name__}: {one_line(error)}"
+            f"{f' ({at})' if at else ''}"
         ) from error
     return found
 

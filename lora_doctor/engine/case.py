@@ -108,6 +108,7 @@ class Case:
         self._tasks = ChildTasks(worker, source, patches, progress)
         self._progress = progress
         self._tiny_models = TinyModelCache()
+        self._written: Recipe | None = None
 
     def again(self, recipe: Recipe, patches: tuple[Patch, ...]) -> Case:
         """The case after fixes: same model and limits, another recipe; nothing gathered yet but
@@ -117,6 +118,7 @@ class Case:
             patches=patches, progress=self._progress,
         )  # fmt: skip
         case._tiny_models = self._tiny_models
+        case._written = self.written
         self.store.share_with(case.store, kinds(Case, of_recipe=False))
         return case
 
@@ -130,7 +132,16 @@ class Case:
     def recipe(self) -> Recipe:
         """The recipe, with open keys filled as far as the structure is known."""
         structure = Case.structure.known(self)
-        return Recipe.from_json(structure.recipe) if structure else self.asked
+        if structure is None:
+            return self.asked
+        filled = Recipe.from_json(structure.recipe)
+        return replace(filled, file=self.asked.file)
+
+    @property
+    def written(self) -> Recipe:
+        """The recipe before any fix: what the user wrote, and not what a fix of this run wrote in
+        its place. A rule that asks what was meant asks this one."""
+        return self._written or self.recipe
 
     def recipe_in_full(self) -> Recipe:
         """The recipe with every open key filled: the structure is gathered for it."""

@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 
 from lora_doctor.errors import EvidenceError
+from lora_doctor.model.modules import pattern_of
 from lora_doctor.recipe.edit import Edit
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.structure import ModuleGroup, Structure, Tower
@@ -141,6 +142,43 @@ def edits_without(
             return ()
     value = targets_without(structure, recipe, patterns)
     return (Edit("target_modules", value),) if value is not None else ()
+
+
+def edits_excluding(
+    structure: Structure, recipe: Recipe, targets: str | list[str], paths: Sequence[str]
+) -> tuple[Edit, ...]:
+    """``target_modules`` set to ``targets``, and these paths left out.
+
+    By ``exclude_modules`` where this PEFT has it and it names nothing else, so that the targets
+    stay as the user wrote them; else as a regular expression.
+    """
+    from lora_doctor.proposal.stack_ends import excluding
+    from lora_doctor.static.installed.environment import lora_config_fields
+
+    excluded = recipe.get("exclude_modules") or []
+    own = [pattern_of(path) for path in paths]
+    alone = not any(
+        group.pattern.endswith(tuple(f".{pattern}" for pattern in own))
+        for group in structure.groups
+    )
+    knows = "exclude_modules" in (lora_config_fields() or ())
+    if not (knows and alone and isinstance(excluded, list)):
+        return (Edit("target_modules", excluding(targets, paths)),)
+    rest = () if targets == recipe.get("target_modules") else (Edit("target_modules", targets),)
+    return (*rest, Edit("exclude_modules", list(dict.fromkeys([*excluded, *paths]))))
+
+
+def without_lookahead(expression: str) -> str:
+    """A regular expression without what it keeps out: ``(?!...)`` and ``(?<!...)``."""
+    found = re.search(r"(?<!\\)\(\?<?!", expression)
+    if found is None:
+        return expression
+    depth, end = 1, found.end()
+    while end < len(expression) and depth:
+        character = expression[end]
+        depth += (character == "(") - (character == ")")
+        end += 2 if character == "\\" else 1
+    return without_lookahead(expression[: found.start()] + expression[end:])
 
 
 def means_mlp(name: str) -> bool:

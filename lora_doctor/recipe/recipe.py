@@ -10,7 +10,8 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from lora_doctor.errors import InputError
@@ -41,6 +42,10 @@ class Recipe:
     #: True when everything that is not set is left to PEFT (an ``adapter_config.json``, a
     #: ``LoraConfig``); otherwise open keys are proposed by looking at the model.
     complete: bool = False
+    #: The file that it was read from, which a fix edits.
+    file: Path | None = field(default=None, compare=False)
+    #: Key to the name that the file has for it, where it is another one.
+    names: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def get(self, key: str, default: Any = None) -> Any:
         return self.values.get(key, default)
@@ -71,7 +76,7 @@ class Recipe:
             else:
                 values[change.key] = check_value(change.key, change.value, "fix")
                 origins[change.key] = "fix"
-        return Recipe(values, origins, self.complete)
+        return replace(self, values=values, origins=origins)
 
     def adapter_values(self) -> dict[str, Any]:
         """The keyword arguments of PEFT's config class; copies, because PEFT extends lists in place
@@ -98,20 +103,27 @@ class Recipe:
         return "8bit" if self.values.get("load_in_8bit") else None
 
     def to_json(self) -> dict[str, Any]:
-        """For reports: values, who set each, and whether the rest is PEFT's business."""
+        """For reports: values, who set each, whether the rest is PEFT's business, and the names
+        of the user's file."""
         return {
             "values": dict(self.values),
             "origins": dict(self.origins),
             "complete": self.complete,
+            "names": dict(self.names),
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Recipe:
-        return cls(dict(data["values"]), dict(data["origins"]), bool(data["complete"]))
+        return cls(
+            dict(data["values"]),
+            dict(data["origins"]),
+            bool(data["complete"]),
+            names=dict(data.get("names", {})),
+        )
 
     def _with(self, values: Mapping[str, Any], origin: Origin) -> Recipe:
         origins = {**self.origins, **dict.fromkeys(values, origin)}
-        return Recipe({**self.values, **values}, origins, self.complete)
+        return replace(self, values={**self.values, **values}, origins=origins)
 
 
 #: What frameworks call the model itself.
@@ -168,4 +180,5 @@ def make_recipe(
     for one, other in EXCLUSIVE:
         if checked.get(one) and checked.get(other):
             raise InputError(f"{where}: {one} and {other} exclude each other; keep one")
-    return Recipe(checked, dict.fromkeys(checked, origin), complete)
+    names = {ALIASES[name]: name for name in values if name in ALIASES}
+    return Recipe(checked, dict.fromkeys(checked, origin), complete, names=names)

@@ -9,7 +9,7 @@ from lora_doctor.results.fix import Fix
 
 Severity = Literal["error", "warning", "info"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
-ProofKind = Literal["executed", "measured", "inferred"]
+ProofKind = Literal["executed", "measured", "read", "inferred"]
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,9 @@ class Measurement:
 class Proof:
     """How sure a finding is."""
 
-    #: ``executed``: the failure was seen. ``measured``: read off the real classes. ``inferred``:
-    #: concluded from files, so the wording says "may".
+    #: ``executed``: the failure was seen. ``measured``: read off the real classes. ``read``: it
+    #: stands in the files as it is told. ``inferred``: concluded from files, so the wording says
+    #: "may".
     kind: ProofKind
     #: What was executed, measured or read.
     detail: str
@@ -107,8 +108,14 @@ class Finding:
 
 
 def first_fix(finding: Finding, unsafe: bool = False) -> Fix | None:
-    """The fix that would be applied: the first safe one, or with ``unsafe`` the first that is."""
-    for fix in finding.fixes:
-        if fix.safety == "safe" or (unsafe and fix.safety == "unsafe"):
-            return fix
-    return None
+    """The fix that would be applied: the first that leaves the result of training as it is and was
+    seen to remove the finding; with ``unsafe`` the first that was not seen to be of no use."""
+    return next((fix for fix in finding.fixes if is_applied(fix, unsafe)), None)
+
+
+def is_applied(fix: Fix, unsafe: bool = False) -> bool:
+    """Whether ``fix`` takes this one, with or without ``--unsafe-fixes``."""
+    if unsafe:
+        return fix.safety != "manual" and fix.executed.outcome != "failed"
+    removes = fix.executed.outcome in ("passed", "removed")
+    return fix.safety == "safe" or (fix.safety == "unproven" and removes)

@@ -1,13 +1,41 @@
-"""A fix: a change that removes a finding, with how safe it is."""
+"""A fix: a change that removes a finding, with how safe it is and whether it was run here."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from lora_doctor.recipe.edit import Edit, Patch
+from lora_doctor.results.depth import Depth
 
-Safety = Literal["safe", "unsafe", "manual"]
+Safety = Literal["safe", "unproven", "unsafe", "manual"]
+Outcome = Literal["passed", "removed", "failed", "not-executed"]
+
+
+@dataclass(frozen=True)
+class Execution:
+    """What came out when a fix was applied to the recipe and run on this machine."""
+
+    #: ``passed``: the finding is gone and the training contract passed. ``removed``: the finding is
+    #: gone, and the contract comes further and still fails, or could be run in part only, without
+    #: the quantization that this machine lacks. ``failed``: the finding is still there, or training
+    #: fails as before, or in what worked. ``not-executed``: nothing was run, or what was run came
+    #: to no verdict.
+    outcome: Outcome = "not-executed"
+    #: How the training contract came out, or why it was not run.
+    detail: str = "nothing was run"
+    #: Depth at which the contract was run; ``None`` when it was not.
+    depth: Depth | None = None
+    #: Codes of the rules whose fixes were in force as well.
+    beside: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "outcome": self.outcome,
+            "detail": self.detail,
+            "depth": self.depth,
+            "beside": list(self.beside),
+        }
 
 
 @dataclass(frozen=True)
@@ -16,18 +44,29 @@ class Fix:
 
     #: What to do, in words.
     title: str
-    #: ``safe``: training means the same, only now it works. ``unsafe``: may change what is learnt,
-    #: memory or speed; applied only on demand. ``manual``: words only, never applied.
+    #: ``safe``: training means the same, only now it works, and this was seen: see ``executed``.
+    #: ``unproven``: training means the same by the rule, which no run has shown. ``unsafe``: may
+    #: change what is learnt, memory or speed; applied only on demand. ``manual``: words only,
+    #: never applied. A rule says ``safe``; what was not run is made ``unproven``.
     safety: Safety
     #: Edits of the recipe; all of them together.
     edits: tuple[Edit, ...] = ()
     #: A patch of the training process, where no edit can do it.
     patch: Patch | None = None
+    #: Whether it was applied and run here.
+    executed: Execution = Execution()
 
     def __post_init__(self) -> None:
         changes = bool(self.edits) or self.patch is not None
         if changes == (self.safety == "manual"):
             raise ValueError(f"fix {self.title!r}: 'manual' means words only, others must change")
+
+    def after(self, executed: Execution) -> Fix:
+        """This fix, now that it was run, or was not."""
+        safety = self.safety
+        if safety in ("safe", "unproven"):
+            safety = "safe" if executed.outcome == "passed" else "unproven"
+        return replace(self, safety=safety, executed=executed)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -35,4 +74,5 @@ class Fix:
             "safety": self.safety,
             "edits": [edit.to_json() for edit in self.edits],
             "patch": self.patch.to_json() if self.patch else None,
+            "executed": self.executed.to_json(),
         }

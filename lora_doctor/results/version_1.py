@@ -31,7 +31,32 @@ def from_version_1(data: Mapping[str, Any]) -> dict[str, Any]:
         "verification": {name: _maybe(_verification, run) for name, run in runs.items()},
         "structure": _maybe(_structure, data["structure"]),
         "memory_plan": _maybe(_with_notes, data["memory_plan"]),
-    }
+        "findings": [_finding(one, _NOT_SAID) for one in data["findings"]],
+        "remaining": _maybe(lambda left: [_finding(one, _NOT_SAID) for one in left],
+                            data["remaining"]),
+        "applied": [_fix(one, _ran(runs["after"])) for one in data["applied"]],
+    }  # fmt: skip
+
+
+#: Version 1 did not run the fixes that it showed, but for those that it applied.
+_NOT_SAID = {"outcome": "not-executed", "detail": "lora-doctor ran fixes only when it applied them"}
+
+
+def _finding(data: Mapping[str, Any], executed: Mapping[str, Any]) -> dict[str, Any]:
+    return {**data, "fixes": [_fix(fix, executed) for fix in data["fixes"]]}
+
+
+def _fix(data: Mapping[str, Any], executed: Mapping[str, Any]) -> dict[str, Any]:
+    proven = executed["outcome"] == "passed" or data["safety"] != "safe"
+    safety = data["safety"] if proven else "unproven"
+    return {**data, "safety": safety, "executed": executed}
+
+
+def _ran(after: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """How the applied fixes came out, by the run after them."""
+    if after is None or after["outcome"] != "passed":
+        return _NOT_SAID
+    return {"outcome": "passed", "detail": "the training contract passed", "depth": after["depth"]}
 
 
 def _maybe(change: Callable[[Any], Any], value: Any) -> Any:

@@ -39,8 +39,9 @@ class ModelSource:
     preferred_class: str = ""
     #: The loaded module.
     module: Any = field(default=None, compare=False, repr=False)
-    #: What the hub said about the files in ``folder``.
-    snapshot: HubSnapshot | None = field(default=None, compare=False, repr=False)
+    #: What the hub said about the files in ``folder``: a ``HubSnapshot``. The annotations of this
+    #: class are looked up when a stored diagnosis is read, and that module is not imported for it.
+    snapshot: Any = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
         return f"arch:{self.name}" if self.kind == "arch" else self.name

@@ -7,6 +7,7 @@ group ``lora_doctor.recipe_formats`` that names a module.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Protocol, cast
 
 from lora_doctor.discovery import find_modules
@@ -84,10 +85,11 @@ def read_values(found: RecipeFormat, values: Mapping[str, Any], where: str) -> R
                 read[key] = spelling.read(value)
             except ValueError as error:
                 raise InputError(f"{where}: {name} {error}, not {value!r:.60}") from None
-    return make_recipe(
+    recipe = make_recipe(
         read,
         where=where,
         origin="file",
         complete=found.COMPLETE,
         ignore_unknown=found.IGNORES_UNKNOWN,
     )
+    return replace(recipe, names={key: name for key, name in names.items() if key != name})

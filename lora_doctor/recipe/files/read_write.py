@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from lora_doctor.errors import InputError
 from lora_doctor.files import replace_file
 from lora_doctor.recipe.edit import REMOVE, Edit
 from lora_doctor.recipe.files import json_syntax, yaml_splice, yaml_syntax
-from lora_doctor.recipe.files.bytes import FileText, decode, read_text
+from lora_doctor.recipe.files.bytes import FileText, decode, read_bytes, read_text
 from lora_doctor.recipe.files.format import RecipeFormat, format_of, read_values
 from lora_doctor.recipe.files.plain import plain
 from lora_doctor.recipe.files.spelling import Spelling
@@ -28,6 +28,7 @@ from lora_doctor.text import printable
 __all__ = [
     "apply_edits",
     "as_recipe",
+    "as_written",
     "edited_text",
     "holds_edit",
     "new_recipe_text",
@@ -44,7 +45,8 @@ def read_recipe(path: str | Path) -> Recipe:
         InputError: the file cannot be read or is no recipe; one line with the path and, for
             syntax errors, the line.
     """
-    return _open(Path(path)).read()
+    path = Path(path)
+    return replace(_open(path).read(), file=path)
 
 
 def holds_edit(path: Path, data: bytes, edit: Edit) -> bool:
@@ -139,6 +141,29 @@ def new_recipe_text(recipe: Recipe, comment: str = "") -> str:
     if not recipe.values:
         lines.append("{}")
     return "\n".join(lines) + "\n"
+
+
+def as_written(recipe: Recipe, edits: Iterable[Edit]) -> Recipe:
+    """The recipe after the edits, as it is read back from the file that they would be written to:
+    the user's own, or a new recipe file. Nothing is written.
+
+    Raises:
+        InputError: it cannot be written there.
+    """
+    edits = list(edits)
+    edited = recipe.edit(edits)
+    if recipe.file is not None:
+        data = read_bytes(recipe.file)
+        held = [edit for edit in edits if holds_edit(recipe.file, data, edit)]
+        edited_text(recipe.file, data, held)  # which compares what it reads with what was asked
+        return edited
+    text = new_recipe_text(edited)
+    read = _parse(_NEW, decode(_NEW, text.encode("utf-8"))).read()
+    return replace(edited, values=read.values)
+
+
+#: What a message calls a file that is not there yet.
+_NEW = Path("lora-doctor.recipe.yaml")
 
 
 @dataclass(frozen=True)

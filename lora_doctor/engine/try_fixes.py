@@ -1,0 +1,331 @@
+"""Fixes, tried: each is applied to the recipe, read back from the file that it would write, and run
+before it is called safe.
+
+What ``fix`` would apply is run together first, which proves all of it in one run; only where that
+does not hold is each run alone. Then come the others, one by one beside the first.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from lora_doctor.engine.case import Case
+from lora_doctor.engine.examine import Examination, examine
+from lora_doctor.engine.registry import RuleSelection
+from lora_doctor.engine.rule import Rule
+from lora_doctor.errors import InputError
+from lora_doctor.recipe.edit import Patch
+from lora_doctor.recipe.files.read_write import as_written
+from lora_doctor.recipe.recipe import Recipe
+from lora_doctor.results.diagnosis import AppliedFix, Gathered
+from lora_doctor.results.finding import Finding
+from lora_doctor.results.fix import Execution, Fix, Outcome
+from lora_doctor.results.verification import Verification
+
+#: Seconds that ``check`` spends on trying fixes; the libraries alone take about as long to import.
+MOST_SECONDS = 10.0
+BY_HAND = Execution(detail="to be done by hand")
+#: A finding and one of its fixes, by their places.
+Choice = tuple[int, int]
+
+
+class Trials:
+    """Tries the fixes of the findings of one run. A recipe that was looked at is not run again.
+
+    ``unsafe``: whether ``fix`` was asked for unsafe fixes too. ``patient``: what would be applied
+    is run however long it takes.
+    """
+
+    def __init__(
+        self,
+        rules: Sequence[type[Rule]],
+        selection: RuleSelection,
+        *,
+        unsafe: bool = False,
+        patient: bool = False,
+    ) -> None:
+        self._rules, self._selection = rules, selection
+        self._unsafe, self._patient = unsafe, patient
+        self._fallbacks = {rule.code for rule in rules if rule.is_fallback}
+        self._known: dict[str, Examination] = {}
+        self._spent = 0.0
+
+    def examine(self, case: Case) -> Examination:
+        """What the rules say of a case; what is known of this recipe, where something is."""
+        key = _key(case.asked, case.patches)
+        if key not in self._known:
+            self._known[key] = examine(case, self._rules, self._selection)
+        return self._known[key]
+
+    def label(self, first: Examination, *, others: bool = True) -> tuple[Finding, ...]:
+        """The findings, each fix with whether it was run and what came out; a fix that changes
+        nothing is left out. ``others``: also try those that ``fix`` would not take."""
+        recipe = first.case.recipe
+        findings = [_offered(finding, recipe) for finding in first.answers.sorted_findings()]
+        tried = _Round(self, first, findings)
+        why = _nothing_is_run(first)
+        if not why:
+            tried.run_leads()
+            if others:
+                tried.run_others()
+        why = why or "not tried beside what was applied; lora-doctor check tries it"
+        return tuple(
+            replace(
+                finding,
+                fixes=tuple(
+                    fix.after(tried.came_out.get((i, j)) or _not_run(first.case, fix, why))
+                    for j, fix in enumerate(finding.fixes)
+                ),
+            )
+            for i, finding in enumerate(findings)
+        )
+
+    def would_take(self, finding: Finding) -> int | None:
+        """The place of the fix that ``fix`` would apply, if it holds."""
+        fixes = finding.fixes
+        wanted = ("safe", "unsafe") if self._unsafe else ("safe",)
+        return next((j for j, fix in enumerate(fixes) if fix.safety in wanted), None)
+
+    def run(
+        self, first: Examination, chosen: Sequence[Choice], findings: Sequence[Finding]
+    ) -> dict[Choice, Execution]:
+        """How each of these fixes came out, all of them in force together."""
+        fixes = [findings[i].fixes[j] for i, j in chosen]
+        start = time.perf_counter()
+        try:
+            after = self.examine(fixed(first.case, fixes))
+        except InputError as error:
+            return dict.fromkeys(chosen, Execution(detail=f"cannot be written: {error}"))
+        seconds = time.perf_counter() - start
+        self._spent += seconds
+        first.case.store.gathered.append(
+            Gathered(
+                "fixes", f"the fixed recipe, run: {len(fixes)} of its fixes", round(seconds, 3)
+            )
+        )
+        codes = [findings[i].rule for i, _ in chosen]
+        return {
+            choice: _came_out(first, after, findings[choice[0]], self._fallbacks,
+                              [code for n, code in enumerate(codes) if chosen[n] != choice])
+            for choice in chosen
+        }  # fmt: skip
+
+    def too_long(self, first: Examination, *, applied: bool = False) -> str:
+        """Why another run is not made; empty when it may be. ``applied``: of what ``fix`` takes."""
+        if applied and self._patient:
+            return ""
+        seconds = _cost(first)
+        if self._spent + seconds <= MOST_SECONDS:
+            return ""
+        return (
+            f"a run takes about {seconds:.0f} s here, and {MOST_SECONDS:.0f} s are spent on trying "
+            "fixes; lora-doctor fix runs what it applies"
+        )
+
+
+class _Round:
+    """The fixes of one set of findings. ``came_out``: how those that were tried did."""
+
+    def __init__(self, trials: Trials, first: Examination, findings: Sequence[Finding]) -> None:
+        self._trials, self._first, self._findings = trials, first, findings
+        self.came_out: dict[Choice, Execution] = {}
+        self._leads = self._without_conflict(
+            (i, j) for i, finding in enumerate(findings)
+            if (j := trials.would_take(finding)) is not None
+        )  # fmt: skip
+
+    def run_leads(self) -> None:
+        """What ``fix`` would take: together, and each alone where that does not hold."""
+        leads = [choice for choice in self._leads if self._can_run(choice)]
+        if not leads or not self._may_run(leads, applied=True):
+            return
+        self.came_out |= self._trials.run(self._first, leads, self._findings)
+        if len(leads) > 1 and not all(map(self._holds, leads)):
+            for choice in leads:
+                if self._may_run([choice], applied=True):
+                    self.came_out |= self._trials.run(self._first, [choice], self._findings)
+
+    def run_others(self) -> None:
+        """Every other fix: in the place of the first of its finding, beside those that hold."""
+        for i, finding in enumerate(self._findings):
+            for j in range(len(finding.fixes)):
+                choice = (i, j)
+                if choice in self.came_out or not self._can_run(choice):
+                    continue
+                if not self._may_run([choice]):
+                    continue
+                beside = [lead for lead in self._leads if lead[0] != i and self._holds(lead)]
+                together = self._without_conflict([choice, *beside])
+                run = self._trials.run(self._first, together, self._findings)
+                self.came_out[choice] = run[choice]
+
+    def _holds(self, choice: Choice) -> bool:
+        known = self.came_out.get(choice)
+        return known is not None and known.outcome in ("passed", "removed")
+
+    def _can_run(self, choice: Choice) -> bool:
+        return not _cannot_run(self._first.case, self._fix(choice))
+
+    def _may_run(self, choices: Sequence[Choice], *, applied: bool = False) -> bool:
+        why = self._trials.too_long(self._first, applied=applied)
+        if why:
+            self.came_out |= dict.fromkeys(choices, Execution(detail=why))
+        return not why
+
+    def _fix(self, choice: Choice) -> Fix:
+        return self._findings[choice[0]].fixes[choice[1]]
+
+    def _without_conflict(self, choices: Iterable[Choice]) -> list[Choice]:
+        """Never two that edit one key."""
+        touched: set[str] = set()
+        kept = []
+        for choice in choices:
+            keys = {edit.key for edit in self._fix(choice).edits}
+            if not keys & touched:
+                touched |= keys
+                kept.append(choice)
+        return kept
+
+
+def fixed(case: Case, fixes: Sequence[Fix]) -> Case:
+    """The case after these fixes, its recipe read back from the file that they would write.
+
+    Raises:
+        InputError: they cannot be written.
+    """
+    edits = [edit for fix in fixes for edit in fix.edits]
+    patches = case.patches
+    for fix in fixes:
+        if fix.patch and fix.patch not in patches:
+            patches = (*patches, fix.patch)
+    return case.again(as_written(case.recipe, edits), patches)
+
+
+def proven(finding: Finding, applied: Sequence[AppliedFix]) -> Finding:
+    """The finding, its applied fix labelled with how the run with all applied fixes came out."""
+    own = {item.fix.title: item.fix for item in applied if item.rule == finding.rule}
+    return replace(finding, fixes=tuple(own.get(fix.title, fix) for fix in finding.fixes))
+
+
+def contract_words(run: Verification) -> str:
+    """``12 of 12 checks passed``."""
+    ran = sum(check.status != "skipped" for check in run.checks)
+    return f"{ran - len(run.failed_checks)} of {ran} checks passed"
+
+
+def _offered(finding: Finding, recipe: Recipe) -> Finding:
+    """The finding without fixes that would leave everything as it is."""
+    return replace(finding, fixes=tuple(fix for fix in finding.fixes if _changes(fix, recipe)))
+
+
+def _changes(fix: Fix, recipe: Recipe) -> bool:
+    if fix.patch is not None or not fix.edits:
+        return True
+    try:
+        return recipe.edit(fix.edits).values != recipe.values
+    except InputError:
+        return True  # running it says what is wrong with the edit
+
+
+def _nothing_is_run(first: Examination) -> str:
+    """Why no fix of this case can be run; empty when it can."""
+    case = first.case
+    if case.source.kind == "script":
+        return "MODEL is a training script, which is only read"
+    if not case.reaches("tiny"):
+        return f"depth {case.settings.depth}"
+    if first.answers.unloadable:
+        return f"the adapter cannot be used as it is ({first.answers.unloadable})"
+    return ""
+
+
+def _cannot_run(case: Case, fix: Fix) -> str:
+    """Why this fix cannot be run on this case; empty when it can."""
+    if fix.safety == "manual":
+        return BY_HAND.detail
+    if fix.patch is not None and case.source.kind == "module":
+        return "the patch has to be in force before the module is made"
+    return ""
+
+
+def _not_run(case: Case, fix: Fix, why: str) -> Execution:
+    return Execution(detail=_cannot_run(case, fix) or why)
+
+
+def _came_out(
+    first: Examination,
+    after: Examination,
+    finding: Finding,
+    fallbacks: set[str],
+    beside: Sequence[str],
+) -> Execution:
+    """How a fix of this finding came out in a run with it."""
+    run = after.answer.before
+    in_part = run is not None and run.obstacle == "not-proven" and not run.failed_checks
+    if run is None or (run.outcome == "undetermined" and not in_part):
+        reason = (run.reason if run else "") or after.answer.open or "no verdict"
+        return Execution(detail=f"the run with it came to no verdict: {reason}")
+    depth = first.case.settings.depth
+    failed = [check.name for check in run.failed_checks]
+    held = contract_words(run)
+    if _is_left(finding, first, after):
+        return Execution("failed", f"the finding is still there; {held}", depth, tuple(beside))
+    if in_part:
+        return Execution("removed", f"{held}, but {run.reason}", depth, tuple(beside))
+    if not failed:
+        return Execution("passed", held, depth, tuple(beside))
+    outcome: Outcome = "removed" if _is_further(first, after, fallbacks) else "failed"
+    detail = f"{held}, {', '.join(failed)} failed{_accounted_for(after, failed, fallbacks)}"
+    return Execution(outcome, detail, depth, tuple(beside))
+
+
+def _is_further(first: Examination, after: Examination, fallbacks: set[str]) -> bool:
+    """Whether a run that failed came further than the one without the fix, or fails in nothing but
+    what other findings account for; what worked works still."""
+    assert after.answer.before is not None
+    failed = {check.name for check in after.answer.before.failed_checks}
+    worked, works = _passed(first), _passed(after)
+    net = [one for one in after.answers.findings if one.rule in fallbacks]
+    # Rules that nobody asked for account for failures as well.
+    accounted = after.answers.explained - {name for one in net for name in one.explains}
+    return not worked & failed and (failed <= accounted or len(works) > len(worked))
+
+
+def _passed(run: Examination) -> set[str]:
+    contract = run.answer.before
+    checks = contract.checks if contract else ()
+    return {check.name for check in checks if check.status == "passed"}
+
+
+def _accounted_for(after: Examination, failed: Sequence[str], fallbacks: set[str]) -> str:
+    """Which findings tell of these failures."""
+    rules = {one.rule for one in after.answers.findings
+             if one.rule not in fallbacks and set(failed).intersection(one.explains)}  # fmt: skip
+    return f", see {', '.join(sorted(rules))}" if rules else ""
+
+
+def _is_left(finding: Finding, first: Examination, after: Examination) -> bool:
+    """Whether the same rule still finds it there, or finds as much in other places."""
+    rule = [Counter(_place(one) for one in run.answers.findings if one.rule == finding.rule)
+            for run in (first, after)]  # fmt: skip
+    place = _place(finding)
+    return rule[1][place] >= rule[0][place] or rule[1].total() >= rule[0].total()
+
+
+def _place(finding: Finding) -> tuple[str, str]:
+    return finding.location.kind, str(finding.location)
+
+
+def _cost(first: Examination) -> float:
+    """Seconds that a look at another recipe takes, by the last one."""
+    of_recipe = ("structure", "memory_plan", "tiny", "full")
+    return sum(piece.seconds for piece in first.case.gathered if piece.name in of_recipe)
+
+
+def _key(recipe: Recipe, patches: Sequence[Patch]) -> str:
+    given = [recipe.to_json(), [patch.to_json() for patch in patches]]
+    return json.dumps(given, sort_keys=True, default=str)
