@@ -9,4 +9,7 @@ from __future__ import annotations
 
 from lora_doctor.results.formats import Format, find_formats, render
 
+if __name__ == "reports":  # a checkout is the working directory: it would be a second copy of all
+    raise ImportError("the package of the report formats is lora_doctor.reports")
+
 __all__ = ["Format", "find_formats", "render"]

@@ -147,3 +147,16 @@ def test_what_is_light_imports_nothing_heavy(arguments: list[str] | None, model:
         check=True,
     )
     assert done.stderr.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    "name", ["rules", "reports", "lora_doctor.lora_doctor", "lora_doctor.tests"]
+)
+def test_a_checkout_as_working_directory_brings_no_second_copy(name: str) -> None:
+    """Its folders are on the import path then: a rule would be two classes of one code."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"import {name}"],
+        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1 and f"{name}" in done.stderr.splitlines()[-1]
+    assert done.stderr.splitlines()[-1].startswith(("ImportError", "ModuleNotFoundError"))
