@@ -7,11 +7,11 @@ name stay brackets.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from lora_doctor.reports import _memory, _supervision
+from lora_doctor.reports._page import MARGIN, Page, encodable
 from lora_doctor.reports._text import many, memory, seconds, shorten, shown, visible
 from lora_doctor.reports._words import (
     DiffLine,
@@ -38,7 +38,6 @@ from lora_doctor.reports._words import (
     text_diff,
     verdict_words,
 )
-from lora_doctor.text import visible_lines
 
 if TYPE_CHECKING:
     from lora_doctor.results.diagnosis import Diagnosis
@@ -57,28 +56,11 @@ _STYLES = {
 }  # fmt: skip
 _OUTCOMES = {"passed": "green", "removed": "yellow", "failed": "red", "not-executed": "dim"}
 _MARKS = {"passed": "✓", "failed": "✗", "skipped": "·"}
-#: Where the encoding has not these, equal in width so that tables stay straight.
-_FALLBACKS = str.maketrans(
-    {
-        "✓": "+",
-        "✗": "x",
-        "⟦": "[",
-        "⟧": "]",
-        "·": "-",
-        "…": "~",
-        "→": ">",
-        "×": "x",
-        "─": "-",
-        "–": "-",
-    }
-)
 _MOST_EVIDENCE = 30
 _MOST_FRAMES = 8
 #: Tokens of a row that are shown, and rows beside those of a finding.
 _MOST_TOKENS = 120
 _MOST_ROWS = 1
-#: Columns that the labels ``proof``, ``fix`` and ``more`` take.
-_MARGIN = 9
 
 
 def render(
@@ -90,101 +72,17 @@ def render(
     encoding: str = "utf-8",
 ) -> str:
     """The report as text of at most ``width`` columns; commands to copy are never broken."""
-    page = _Page(color, max(width, 40))
+    page = Page(color, max(width, 40))
     if diagnosis.verdict == "healthy" and not verbose:
         _healthy(page, diagnosis)
         _supervised(page, diagnosis, verbose)
         _memory_plan(page, diagnosis, verbose)
     else:
         _report(page, diagnosis, verbose)
-    return _encodable(page.text(), encoding)
+    return encodable(page.text(), encoding)
 
 
-class _Page:
-    """A rich console that writes into a string, and looks at no terminal and no environment."""
-
-    def __init__(self, color: bool, width: int) -> None:
-        from rich.console import Console
-
-        self._buffer = io.StringIO()
-        self._color = color
-        self.console = Console(
-            file=self._buffer, width=width, force_terminal=color, no_color=not color,
-            color_system="standard" if color else None, legacy_windows=False,
-            highlight=False, markup=False, emoji=False, _environ={},
-        )  # fmt: skip
-
-    def line(self, *parts: str | tuple[str, str], indent: int = 0, wrap: bool = True) -> None:
-        """A paragraph of texts and ``(text, style)`` pairs."""
-        from rich.padding import Padding
-        from rich.text import Text
-
-        text = Text.assemble(*map(_visible, parts), overflow="fold")
-        if wrap:
-            self.console.print(Padding(text, (0, 0, 0, indent)) if indent else text)
-        else:
-            self.console.print(Text(" " * indent) + text, soft_wrap=True)
-
-    def labelled(self, label: str, *parts: str | tuple[str, str]) -> None:
-        """A paragraph beside a label in the left margin."""
-        from rich.table import Table
-        from rich.text import Text
-
-        grid = Table.grid(padding=0, pad_edge=False)
-        grid.add_column(width=_MARGIN, no_wrap=True)
-        grid.add_column(overflow="fold", max_width=self.console.width - _MARGIN)
-        text = Text.assemble(*map(_visible, parts), overflow="fold")
-        grid.add_row(Text(f"  {label}", "dim"), text)
-        self.console.print(grid)
-
-    def gap(self) -> None:
-        self.console.print()
-
-    def table(
-        self, header: tuple[str, ...], rows: Iterable[tuple[Any, ...]], ratios: tuple[int, ...],
-        indent: int = 2,
-    ) -> None:  # fmt: skip
-        """A table without lines; a cell is a text or a ``(text, style)`` pair."""
-        from rich.padding import Padding
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-        for title, ratio in zip(header, ratios, strict=True):
-            table.add_column(
-                title, overflow="fold", max_width=max(self.console.width * ratio // 100, 8)
-            )
-        for row in rows:
-            cells = map(_visible, row)
-            table.add_row(
-                *(Text(*cell) if isinstance(cell, tuple) else Text(cell) for cell in cells)
-            )
-        self.console.print(Padding(table, (0, 0, 0, indent)))
-
-    def text(self) -> str:
-        text = self._buffer.getvalue()
-        if self._color:
-            return text
-        return "".join(f"{line.rstrip()}\n" for line in text.splitlines())
-
-
-def _visible(part: str | tuple[str, str]) -> str | tuple[str, str]:
-    """The last gate before colours come in: also what nobody made visible before."""
-    if isinstance(part, tuple):
-        return visible_lines(part[0]), part[1]
-    return visible_lines(part)
-
-
-def _encodable(text: str, encoding: str) -> str:
-    try:
-        text.encode(encoding)
-    except UnicodeEncodeError:
-        text = text.translate(_FALLBACKS)
-        return text.encode(encoding, "backslashreplace").decode(encoding)
-    return text
-
-
-def _healthy(page: _Page, diagnosis: Diagnosis) -> None:
+def _healthy(page: Page, diagnosis: Diagnosis) -> None:
     run = diagnosis.before
     assert run is not None  # `healthy` is only said of an executed contract
     where = ", ".join((f"depth {diagnosis.depth}", visible(run.device), seconds(diagnosis.seconds)))
@@ -206,7 +104,7 @@ def _healthy(page: _Page, diagnosis: Diagnosis) -> None:
         page.line(("note ", "blue"), f"{missed} (--verbose tells why)")
 
 
-def _proposed(page: _Page, diagnosis: Diagnosis) -> None:
+def _proposed(page: Page, diagnosis: Diagnosis) -> None:
     """Which values nobody gave: the user did not choose them and must be able to see them."""
     origins = diagnosis.recipe.origins
     ours = {k: v for k, v in diagnosis.recipe.values.items() if origins.get(k) == "proposed"}
@@ -222,7 +120,7 @@ def _compact(value: Any) -> str:
     return f"[{shown(value, 240)}]" if isinstance(value, (list, tuple)) else shown(value, 240)
 
 
-def _report(page: _Page, diagnosis: Diagnosis, verbose: bool) -> None:
+def _report(page: Page, diagnosis: Diagnosis, verbose: bool) -> None:
     rows = conditions(diagnosis)
     page.line((" · ".join(value for _, value in rows), "dim"))
     headline, explanation = verdict_words(diagnosis)
@@ -254,7 +152,7 @@ def _report(page: _Page, diagnosis: Diagnosis, verbose: bool) -> None:
         page.line(("Next: ", "bold"), visible(diagnosis.next_command, None), wrap=False)
 
 
-def _finding(page: _Page, diagnosis: Diagnosis, finding: Finding, verbose: bool) -> None:
+def _finding(page: Page, diagnosis: Diagnosis, finding: Finding, verbose: bool) -> None:
     page.line(
         (f"{finding.severity} {visible(finding.rule)}", _STYLES[finding.severity]),
         (f" {visible(finding.name)}", "bold"),
@@ -285,33 +183,33 @@ def _finding(page: _Page, diagnosis: Diagnosis, finding: Finding, verbose: bool)
     page.labelled("more", f"lora-doctor explain {visible(finding.rule)}")
 
 
-def _fix(page: _Page, diagnosis: Diagnosis, fix: Fix) -> None:
+def _fix(page: Page, diagnosis: Diagnosis, fix: Fix) -> None:
     outcome, words = fix.executed.outcome, fix_words(fix)
     style = _OUTCOMES[outcome] if outcome == "failed" else _STYLES[fix.safety]
     page.labelled(
         "fix", (f"{fix_label(fix)}: ", style), visible(fix.title, 600),
         (f" ({words})" if words else "", "dim"),
     )  # fmt: skip
-    page.line((execution_words(fix), _OUTCOMES[outcome]), indent=_MARGIN)
+    page.line((execution_words(fix), _OUTCOMES[outcome]), indent=MARGIN)
     if outcome == "failed":
         return
-    _diff(page, fix_diff(fix, diagnosis.recipe), indent=_MARGIN)
+    _diff(page, fix_diff(fix, diagnosis.recipe), indent=MARGIN)
     if fix.patch:
         parameters = ", ".join(
             f"{visible(k, 60)}={shown(v, 120)}" for k, v in fix.patch.parameters.items()
         )
         page.line(
             "patch of the training process: ", (visible(fix.patch.name, 120), "bold"),
-            f" ({parameters})" if parameters else "", indent=_MARGIN,
+            f" ({parameters})" if parameters else "", indent=MARGIN,
         )  # fmt: skip
 
 
-def _diff(page: _Page, lines: Iterable[DiffLine], indent: int) -> None:
+def _diff(page: Page, lines: Iterable[DiffLine], indent: int) -> None:
     for line in lines:
         page.line((f"{line.sign} {line.text}".rstrip(), _STYLES[line.sign]), indent=indent)
 
 
-def _contract(page: _Page, diagnosis: Diagnosis, verbose: bool) -> None:
+def _contract(page: Page, diagnosis: Diagnosis, verbose: bool) -> None:
     """The checks side by side. Without ``verbose`` only those that failed once."""
     before, after = diagnosis.before, diagnosis.after
     rows = contract_rows(before, after)
@@ -372,7 +270,7 @@ def _run_words(run: Verification | None) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def _run_details(page: _Page, label: str, run: Verification) -> None:
+def _run_details(page: Page, label: str, run: Verification) -> None:
     for check in run.checks:
         if check.detail or check.expected:
             words = "; ".join(visible(item, 400) for item in (check.expected, check.detail) if item)
@@ -389,7 +287,7 @@ def _run_details(page: _Page, label: str, run: Verification) -> None:
             page.line((text, "dim"), indent=4)
 
 
-def _remaining(page: _Page, diagnosis: Diagnosis) -> None:
+def _remaining(page: Page, diagnosis: Diagnosis) -> None:
     """What the fixes did not remove, or brought with them."""
     if not diagnosis.remaining or diagnosis.after is None:
         return
@@ -399,7 +297,7 @@ def _remaining(page: _Page, diagnosis: Diagnosis) -> None:
         page.line(f"{visible(finding.rule)} {visible(finding.message, 300)}", indent=2)
 
 
-def _memory_plan(page: _Page, diagnosis: Diagnosis, verbose: bool) -> None:
+def _memory_plan(page: Page, diagnosis: Diagnosis, verbose: bool) -> None:
     """One line where there is a budget, for the rule says when it does not do; else the table."""
     plan = diagnosis.memory_plan
     if plan is None:
@@ -422,7 +320,7 @@ def _memory_plan(page: _Page, diagnosis: Diagnosis, verbose: bool) -> None:
         page.line((text, "dim"), indent=2)
 
 
-def _supervised(page: _Page, diagnosis: Diagnosis, verbose: bool) -> None:
+def _supervised(page: Page, diagnosis: Diagnosis, verbose: bool) -> None:
     """How much is supervised; a row token by token, all of them with ``verbose``."""
     found = diagnosis.supervision
     if found is None:
@@ -447,7 +345,7 @@ def _supervised(page: _Page, diagnosis: Diagnosis, verbose: bool) -> None:
         page.line((visible(note.text, 400), "dim"), indent=2)
 
 
-def _tokens(page: _Page, row: ShownRow, verbose: bool) -> None:
+def _tokens(page: Page, row: ShownRow, verbose: bool) -> None:
     page.line((_supervision.row_words(row), "dim"), indent=2)
     parts: list[tuple[str, str]] = []
     cut = False
@@ -469,7 +367,7 @@ def _run_text(run: _supervision.Run) -> tuple[str, str]:
     return f"{_supervision.OPEN}{text}{_supervision.CLOSE}", style
 
 
-def _rest(page: _Page, diagnosis: Diagnosis, verbose: bool) -> None:
+def _rest(page: Page, diagnosis: Diagnosis, verbose: bool) -> None:
     page.gap()
     skipped = len(diagnosis.skipped)
     tail = "" if verbose or not skipped else " (--verbose tells why)"

@@ -18,7 +18,8 @@ import pytest
 
 import lora_doctor
 from lora_doctor import api, errors, rule_api
-from lora_doctor.engine.case import Case, Settings
+from lora_doctor.engine.case import Case
+from lora_doctor.engine.settings import Settings
 from tests import diagnoses
 from tests.cli import ROOT
 from tests.cli import lora_doctor as command

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from lora_doctor.engine.case import Case, Settings
+from lora_doctor.engine.case import Case
 from lora_doctor.engine.evidence_store import EvidenceStore, evidence, kinds
 from lora_doctor.engine.other_rules import OtherRules
+from lora_doctor.engine.settings import Settings
 from lora_doctor.errors import EvidenceError
 from lora_doctor.recipe.files.read_write import as_recipe
 from lora_doctor.sandbox.worker import Worker

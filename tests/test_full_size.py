@@ -9,9 +9,10 @@ import pytest
 from lora_doctor.census import row
 from lora_doctor.census.pairs import Pair
 from lora_doctor.engine import registry
-from lora_doctor.engine.case import Case, Settings
+from lora_doctor.engine.case import Case
 from lora_doctor.engine.diagnose import diagnose, diagnose_and_fix
 from lora_doctor.engine.limits import Limits
+from lora_doctor.engine.settings import Settings
 from lora_doctor.recipe.files.read_write import as_recipe
 from lora_doctor.results.diagnosis import patches_of
 from lora_doctor.sandbox.worker import Worker

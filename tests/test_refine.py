@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from packaging.version import Version
 
-from lora_doctor.engine.case import Case, Settings
+from lora_doctor.engine.case import Case
+from lora_doctor.engine.settings import Settings
 from lora_doctor.recipe.files.read_write import as_recipe
 from lora_doctor.sandbox.worker import Worker
 from lora_doctor.static.model_source import parse_model

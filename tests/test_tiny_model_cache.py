@@ -87,7 +87,8 @@ def test_each_way_to_load_has_a_file_of_its_own():
 def test_the_folder_goes_with_the_case():
     """A census of hundreds of rows may not fill the disk; nor may a failure that is kept, and with
     it the frames that raised it, hold on to the folder."""
-    from lora_doctor.engine.case import Case, Settings
+    from lora_doctor.engine.case import Case
+    from lora_doctor.engine.settings import Settings
     from lora_doctor.sandbox.worker import Worker
 
     source, recipe = parse_model("arch:gpt2"), as_recipe({})

@@ -11,9 +11,10 @@ from typing import Any
 from lora_doctor.census.cells import cell
 from lora_doctor.census.pairs import Pair
 from lora_doctor.engine import registry
-from lora_doctor.engine.case import Case, Settings
+from lora_doctor.engine.case import Case
 from lora_doctor.engine.diagnose import diagnose
 from lora_doctor.engine.limits import GIB, Limits
+from lora_doctor.engine.settings import Settings
 from lora_doctor.errors import LoraDoctorError
 from lora_doctor.recipe.edit import REMOVE, Edit
 from lora_doctor.recipe.files.read_write import as_recipe

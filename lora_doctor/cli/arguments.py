@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lora_doctor.recipe.keys import KEYS
 
 if TYPE_CHECKING:
-    from lora_doctor.api import CheckOptions
+    from lora_doctor.api.options import CheckOptions
     from lora_doctor.dry_run.judge import DryRunOptions
     from lora_doctor.engine.limits import Limits
     from lora_doctor.recipe.recipe import Recipe

@@ -7,7 +7,6 @@ findings; 2 the question could not be answered, or not at that depth.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from lora_doctor.cli import streams
 from lora_doctor.cli.arguments import check_options, recipe_of
 from lora_doctor.cli.options import (
     adapter_option,
+    census_options,
     data_options,
     device_options,
     dry_run_options,
@@ -26,14 +26,22 @@ from lora_doctor.cli.options import (
     recipe_options,
     report_options,
 )
+from lora_doctor.cli.output import (
+    OK,
+    UNANSWERED,
+    colors,
+    exit_code,
+    report,
+    with_next_command,
+    with_progress,
+)
 from lora_doctor.cli.signals import EndedBySignal, end_by, end_like_interrupt
 from lora_doctor.errors import LoraDoctorError
-from lora_doctor.text import one_line, traceback_text, visible
+from lora_doctor.text import one_line, traceback_text
 
 if TYPE_CHECKING:
     from lora_doctor.results.diagnosis import Diagnosis
 
-OK, FINDINGS, UNANSWERED = 0, 1, 2
 #: With this variable set, an internal error shows its traceback.
 DEBUG_VARIABLE = "LORA_DOCTOR_DEBUG"
 
@@ -161,8 +169,8 @@ def check(**options: Any) -> int:
         found = api.check(options["model"], recipe_of(options), **call_options)
         return of_trained_config(found) if describes_weights(options) else found
 
-    diagnosis = _with_progress(run)
-    return _report(_with_next_command(diagnosis, options), options)
+    diagnosis = with_progress(run)
+    return report(with_next_command(diagnosis, options), options)
 
 
 @cli.command()
@@ -223,15 +231,15 @@ def fix(**options: Any) -> int:
             **call_options,
         )
 
-    diagnosis = plan.with_diff(_with_progress(run))
+    diagnosis = plan.with_diff(with_progress(run))
     written = plan.write(diagnosis) if options["write"] else ()
     if options["only_diff"]:
         streams.write(diagnosis.recipe_diff, end="")
-        code = _exit_code(diagnosis, options["fail_on"])
+        code = exit_code(diagnosis, options["fail_on"])
         if code == UNANSWERED:  # the diff has no place for the reason
             streams.tell(f"lora-doctor: undetermined: {diagnosis.undetermined}")
     else:
-        code = _report(_with_next_command(diagnosis, options, plan if written else None), options)
+        code = report(with_next_command(diagnosis, options, plan if written else None), options)
     for path in written:
         streams.tell(f"wrote {path}")
     return code
@@ -250,7 +258,7 @@ def dry_run(**options: Any) -> int:
     """
     from lora_doctor.cli.dry_run import run
 
-    return _report(_with_progress(lambda tell: run(options, tell)), options)
+    return report(with_progress(lambda tell: run(options, tell)), options)
 
 
 @cli.command()
@@ -275,52 +283,12 @@ def verify(**options: Any) -> int:
         call_options = check_options(options, tell)
         return api.diagnose_contract(options["model"], recipe_of(options), **call_options)
 
-    diagnosis = _with_progress(run)
-    return _report(_with_next_command(diagnosis, options), {**options, "verbose": True})
+    diagnosis = with_progress(run)
+    return report(with_next_command(diagnosis, options), {**options, "verbose": True})
 
 
 @cli.command()
-@click.option(
-    "--select",
-    metavar="NAME",
-    multiple=True,
-    help="Model types or auto classes, as patterns such as 'qwen*'; all without.",
-)
-@click.option(
-    "--class",
-    "classes",
-    metavar="AUTO_CLASS",
-    multiple=True,
-    help="Auto classes whose models are rows, as patterns such as 'AutoModelFor*'; without, "
-    "those for generation.",
-)
-@click.option(
-    "--jobs",
-    type=click.IntRange(1),
-    default=lambda: os.cpu_count() or 1,
-    show_default="number of cores",
-    help="Processes at a time.",
-)
-@click.option(
-    "--engine",
-    type=click.Choice(["local", "ray"]),
-    default="local",
-    show_default=True,
-    help="Where rows are made: this machine, or a Ray cluster.",
-)
-@click.option(
-    "-o",
-    "--output-dir",
-    metavar="DIR",
-    default="lora-doctor-census",
-    show_default=True,
-    help="Where the table goes; a run that was broken off goes on there.",
-)
-@click.option(
-    "--keep-models",
-    metavar="DIR",
-    help="Also keep each tiny model and its batch, for a check by other means.",
-)
+@census_options
 def census(
     select: tuple[str, ...],
     classes: tuple[str, ...],
@@ -395,7 +363,7 @@ def explain(what: str, output_format: str) -> int:
         answer, known = explain_as_json(text)
         streams.write(answer)
         return OK if known else UNANSWERED
-    color = _colors(streams.results())
+    color = colors(streams.results())
     streams.write(explanation(text, color=color), foreign=not color)
     return OK
 
@@ -429,10 +397,10 @@ def _fix_adapter(options: dict[str, Any]) -> int:
         call_options = check_options(options, tell)
         return api.fix_adapter(options["model"], recipe_of(options), into=into, **call_options)
 
-    diagnosis = _with_progress(run)
+    diagnosis = with_progress(run)
     written = into is not None and into.exists()
     given = {**options, "adapter": str(into)} if written else options
-    code = _report(_with_next_command(diagnosis, given), given)
+    code = report(with_next_command(diagnosis, given), given)
     if written:
         streams.tell(f"wrote {into}")
     return code
@@ -449,81 +417,3 @@ def _tell_of_unfinished(options: dict[str, Any]) -> None:
         left = Plan(Path(options["recipe_file"]), Path()).unfinished()
         if left:
             streams.tell(f"lora-doctor: note: {left}")
-
-
-# --- from results to output ----------------------------------------------------------------------
-
-
-def _with_next_command(
-    diagnosis: Diagnosis, options: dict[str, Any], written: Any = None
-) -> Diagnosis:
-    from dataclasses import replace
-
-    from lora_doctor.cli.next_command import next_command
-
-    invoked = click.get_current_context()
-    command = next_command(diagnosis, invoked.info_name or "", options, written)
-    return replace(diagnosis, next_command=command)
-
-
-def _report(diagnosis: Diagnosis, options: dict[str, Any]) -> int:
-    from lora_doctor.files import write_text
-    from lora_doctor.results.formats import render
-
-    path = options["output_file"]
-    color = path is None and _colors(streams.results())
-    text = render(
-        diagnosis,
-        options["output_format"],
-        color=color,
-        width=_width(),
-        verbose=options["verbose"],
-        encoding="utf-8" if path else streams.results().encoding or "utf-8",
-    )
-    end = "" if text.endswith("\n") else "\n"
-    if path is None:
-        streams.write(text, end=end, foreign=not color)
-    else:
-        write_text(path, text + end)
-    return _exit_code(diagnosis, options["fail_on"])
-
-
-def _exit_code(diagnosis: Diagnosis, fail_on: str) -> int:
-    """After fixes that were written, what remains counts; otherwise what was found. Findings win
-    over a question that stayed open."""
-    from lora_doctor.results.finding import SEVERITIES
-
-    applied = click.get_current_context().params.get("write", False)
-    findings = diagnosis.findings
-    if applied and diagnosis.remaining is not None:
-        findings = diagnosis.remaining
-    if fail_on != "never":
-        line = SEVERITIES.index("error" if fail_on == "error" else "warning")
-        if any(SEVERITIES.index(finding.severity) <= line for finding in findings):
-            return FINDINGS
-    return UNANSWERED if diagnosis.undetermined else OK
-
-
-def _with_progress(run: Callable[[Callable[[str], None]], Diagnosis]) -> Diagnosis:
-    """Run with a line on stderr that says what is going on; none when it is no terminal."""
-    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
-        return run(lambda text: None)
-    from rich.console import Console
-    from rich.markup import escape
-
-    with Console(stderr=True).status("starting") as status:
-        return run(lambda text: status.update(escape(visible(text))))
-
-
-def _colors(stream: Any) -> bool:
-    if os.environ.get("NO_COLOR"):
-        return False
-    return bool(os.environ.get("FORCE_COLOR")) or (
-        stream.isatty() and os.environ.get("TERM") != "dumb"
-    )
-
-
-def _width() -> int:
-    import shutil
-
-    return min(shutil.get_terminal_size((100, 24)).columns, 120)

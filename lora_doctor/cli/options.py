@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -246,6 +247,54 @@ def prescription_option(command: F) -> F:
         metavar="FILE",
         help="What fix --apply wrote: run with its patches, and its recipe where --recipe is none.",
     )(command)
+
+
+def census_options(command: F) -> F:
+    """Which architectures, where they are tried, and where the table goes."""
+    options = [
+        click.option(
+            "--select",
+            metavar="NAME",
+            multiple=True,
+            help="Model types or auto classes, as patterns such as 'qwen*'; all without.",
+        ),
+        click.option(
+            "--class",
+            "classes",
+            metavar="AUTO_CLASS",
+            multiple=True,
+            help="Auto classes whose models are rows, as patterns such as 'AutoModelFor*'; "
+            "without, those for generation.",
+        ),
+        click.option(
+            "--jobs",
+            type=click.IntRange(1),
+            default=lambda: os.cpu_count() or 1,
+            show_default="number of cores",
+            help="Processes at a time.",
+        ),
+        click.option(
+            "--engine",
+            type=click.Choice(["local", "ray"]),
+            default="local",
+            show_default=True,
+            help="Where rows are made: this machine, or a Ray cluster.",
+        ),
+        click.option(
+            "-o",
+            "--output-dir",
+            metavar="DIR",
+            default="lora-doctor-census",
+            show_default=True,
+            help="Where the table goes; a run that was broken off goes on there.",
+        ),
+        click.option(
+            "--keep-models",
+            metavar="DIR",
+            help="Also keep each tiny model and its batch, for a check by other means.",
+        ),
+    ]
+    return _with(options, command)
 
 
 def _options_of_keys(group: str) -> list[Callable[[Any], Any]]:

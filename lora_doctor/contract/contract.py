@@ -8,8 +8,7 @@ which parameters are meant in ``adapters``.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
@@ -22,6 +21,7 @@ from lora_doctor.contract.observers import Observers
 from lora_doctor.contract.observers.base import Setting
 from lora_doctor.contract.precision import Precision
 from lora_doctor.contract.recorder import Recorder, Stop
+from lora_doctor.contract.subject import Subject
 from lora_doctor.contract.training import NAMES_SHOWN, AdaptedModel, Training
 from lora_doctor.model.peft_models import own_config
 from lora_doctor.model.training_setup import report_of
@@ -34,7 +34,6 @@ from lora_doctor.nn.copying import (
 )
 from lora_doctor.nn.memory_meter import MemoryMeter
 from lora_doctor.recipe.recipe import Recipe
-from lora_doctor.results.note import Note
 from lora_doctor.results.round_trip import Saving
 from lora_doctor.results.structure import ErrorReport
 from lora_doctor.results.verification import AdapterGroup, BatchReport, Problem, Verification
@@ -45,42 +44,6 @@ from lora_doctor.text import clean_path, one_line, where
 ZERO_START = (None, True, "gaussian")
 #: Real weights are in a minimum already; large steps would throw them out of it.
 LEARNING_RATE = 5e-4
-
-
-@dataclass
-class Subject:
-    """What the contract is run on.
-
-    ``base``: the model without adapters, or with them when ``wrap`` is ``None``; it is changed.
-    ``wrap``: puts the adapters on. ``set_up``: what a trainer does before the first step (gradient
-    checkpointing). ``fresh``: a base of equal weights to reload onto. ``copyable``: whether
-    memory allows a copy of the whole model. ``user_weights``: these are the weights that the user
-    trains from; ``user_inputs``: the batches are the user's too. ``shared``: the frozen ones belong
-    to somebody else; nothing may be written to them. ``batches``: of ``tiny_model.batch.Batch``, on
-    the device. ``missing``: kinds of input that the model takes and that no batch has. ``unfit``:
-    keys of the recipe that may name layers which this model is too small to have. ``round_trip``:
-    whether the adapters are also saved, reloaded and merged. ``observed``: whether anybody asks
-    what observers see. ``new_heads``: modules that the checkpoint has no weights for, which
-    ``fresh`` makes anew as loading does.
-    """
-
-    base: Any
-    batches: list[Any]
-    wrap: Callable[[Any], Any] | None
-    fresh: Callable[[], Any]
-    set_up: Callable[[Any], None] = lambda model: None
-    learning_rate: float = 1e-2
-    copyable: bool = True
-    user_weights: bool = False
-    user_inputs: bool = False
-    shared: bool = False
-    missing: tuple[str, ...] = ()
-    unfit: tuple[str, ...] = ()
-    model_class: str = ""
-    steps: list[Note] = field(default_factory=list)
-    round_trip: bool = True
-    observed: bool = True
-    new_heads: tuple[str, ...] = ()
 
 
 class Contract:

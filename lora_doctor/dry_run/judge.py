@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from lora_doctor.api import CaseOptions, CheckOptions, open_case
+from lora_doctor.api import open_case
+from lora_doctor.api.options import CaseOptions, CheckOptions
 from lora_doctor.dry_run import command as commands
 from lora_doctor.dry_run import launch
 from lora_doctor.dry_run.captured import Captured, shapes

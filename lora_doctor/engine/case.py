@@ -8,24 +8,25 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_doctor.engine.child_failures import read_answer, without_answer
 from lora_doctor.engine.child_tasks import ChildTasks, cost
 from lora_doctor.engine.evidence_store import EvidenceStore, evidence, kinds
-from lora_doctor.engine.limits import Checkpoint, Limits, TaskLimits
+from lora_doctor.engine.limits import Checkpoint, TaskLimits
 from lora_doctor.engine.other_rules import OtherRules
+from lora_doctor.engine.settings import Settings
 from lora_doctor.errors import Cause, EvidenceError
 from lora_doctor.evidence.tiny_model_cache import TinyModelCache
 from lora_doctor.recipe.edit import Patch
 from lora_doctor.recipe.recipe import Recipe
-from lora_doctor.results.depth import DEPTHS, STEPS, Depth
+from lora_doctor.results.depth import DEPTHS, Depth
 from lora_doctor.results.diagnosis import Gathered
 from lora_doctor.results.note import Note
 from lora_doctor.results.structure import Structure
-from lora_doctor.results.supervision import Samples, Supervision
+from lora_doctor.results.supervision import Supervision
 from lora_doctor.results.verification import Verification
 from lora_doctor.sandbox.worker import Worker
 from lora_doctor.static.model_source import ModelSource
@@ -45,39 +46,6 @@ if TYPE_CHECKING:
 
 #: Times that a proposal is bettered by what a run says of it.
 _REFINEMENTS = 3
-
-
-@dataclass(frozen=True)
-class Data:
-    """Files of rows to be trained and evaluated on, how many of them are looked at, and who sees
-    their texts."""
-
-    training: Path
-    evaluation: Path | None
-    rows: int
-    samples: Samples
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How evidence is gathered; the same for all cases of one run. ``depth`` is what was asked for;
-    a training script is only read, whatever that is."""
-
-    depth: Depth = "tiny"
-    device: str = "auto"
-    steps: int = STEPS
-    limits: Limits = field(default_factory=Limits)
-    batches: tuple[Mapping[str, Any], ...] | None = None
-    #: Of a loaded module: see ``evidence.optimizer.read_optimizer``.
-    optimizer: Any = None
-    scheduler: Any = None
-    planned_steps: int | None = None
-    #: Folder of a saved adapter that is to be loaded onto the model.
-    adapter: Path | None = None
-    #: Whether the memory plan is wanted; its rule asks by itself where there is a budget.
-    memory: bool = False
-    #: Training data whose supervision is to be looked at.
-    data: Data | None = None
 
 
 class Case:

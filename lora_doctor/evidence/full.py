@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lora_doctor.contract.contract import LEARNING_RATE, Contract, Subject
+from lora_doctor.contract.contract import LEARNING_RATE, Contract
 from lora_doctor.contract.recorder import Recorder
+from lora_doctor.contract.subject import Subject
 from lora_doctor.errors import EvidenceError
 from lora_doctor.evidence import kbit_preparation
 from lora_doctor.limits import DOWNLOAD_TIMES, LISTING_BYTES

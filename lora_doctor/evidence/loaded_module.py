@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lora_doctor.contract.contract import LEARNING_RATE, Contract, Subject
+from lora_doctor.contract.contract import LEARNING_RATE, Contract
+from lora_doctor.contract.subject import Subject
 from lora_doctor.model import training_setup
 from lora_doctor.model.peft_models import own_config
 from lora_doctor.nn.copying import structural_copy, undisturbed

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from lora_doctor.contract.contract import Contract, Subject
+from lora_doctor.contract.contract import Contract
+from lora_doctor.contract.subject import Subject
 from lora_doctor.errors import EvidenceError
 from lora_doctor.evidence import (
     fewer_layers,

@@ -1,36 +1,36 @@
 """The Python API behind ``lora_doctor.check``, ``fix`` and ``verify``. The CLI calls the same.
 
-The options stand once, in ``CaseOptions`` and ``CheckOptions`` (what a type checker and an editor
-read) with their defaults beside them; ``inspect.signature`` and ``help`` show them as keyword
-arguments of each function.
+The options stand once, in ``CaseOptions`` and ``CheckOptions`` of ``options`` (what a type checker
+and an editor read) with their defaults beside them; ``inspect.signature`` and ``help`` show them as
+keyword arguments of each function.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
-import inspect
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypedDict, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args
 
+from lora_doctor.api.options import DEFAULTS, CaseOptions, CheckOptions, takes
 from lora_doctor.engine import registry
-from lora_doctor.engine.case import Case, Data, Settings
+from lora_doctor.engine.case import Case
 from lora_doctor.engine.diagnose import diagnose, diagnose_and_fix, verification_of
 from lora_doctor.engine.examine import read_input
 from lora_doctor.engine.limits import Limits
 from lora_doctor.engine.rule import Rule
 from lora_doctor.engine.saved_adapter import of_trained_config, onto_base, saved_adapter
+from lora_doctor.engine.settings import Data, Settings
 from lora_doctor.errors import InputError
-from lora_doctor.limits import DATA_ROWS, MOST_DATA_ROWS
+from lora_doctor.limits import MOST_DATA_ROWS
 from lora_doctor.prescription.adapter_folder import write_renamed
 from lora_doctor.recipe.edit import Patch
 from lora_doctor.recipe.files.prescription import Prescription
 from lora_doctor.recipe.files.read_write import as_recipe
 from lora_doctor.recipe.recipe import Recipe
-from lora_doctor.results.depth import DEPTHS, STEPS, Depth
+from lora_doctor.results.depth import DEPTHS
 from lora_doctor.results.diagnosis import Diagnosis
 from lora_doctor.results.supervision import Samples
 from lora_doctor.results.verification import Verification
@@ -42,125 +42,11 @@ from lora_doctor.supervision.data_file import check_file
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # in typing since Python 3.11
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
 #: The devices of the command line, and one of several GPUs.
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
 
-class CaseOptions(TypedDict, total=False):
-    """What is looked at and how it is run; :func:`check` documents each."""
-
-    depth: Depth
-    revision: str | None
-    trust_remote_code: bool
-    device: str
-    steps: int
-    limits: Limits | None
-    batches: Sequence[Mapping[str, Any]] | None
-    prescription: str | os.PathLike[str] | Prescription | None
-    adapter: str | os.PathLike[str] | None
-    progress: Callable[[str], None] | None
-    worker: Worker | None
-
-
-class CheckOptions(CaseOptions, total=False):
-    """``CaseOptions``, what only rules read, which rules are asked, and whether one that cannot be
-    leaves it open."""
-
-    optimizer: Any
-    scheduler: Any
-    planned_steps: int | None
-    memory: bool
-    data: str | os.PathLike[str] | None
-    eval_data: str | os.PathLike[str] | None
-    rows: int
-    samples: Samples
-    select: Sequence[str]
-    ignore: Sequence[str]
-    rules: Sequence[str | os.PathLike[str]]
-    strict: bool
-
-
-DEFAULTS: CheckOptions = {
-    "depth": "tiny",
-    "revision": None,
-    "trust_remote_code": False,
-    "device": "auto",
-    "steps": STEPS,
-    "limits": None,
-    "batches": None,
-    "optimizer": None,
-    "scheduler": None,
-    "planned_steps": None,
-    "memory": False,
-    "data": None,
-    "eval_data": None,
-    "rows": DATA_ROWS,
-    "samples": "people",
-    "prescription": None,
-    "adapter": None,
-    "progress": None,
-    "worker": None,
-    "select": (),
-    "ignore": (),
-    "rules": (),
-    "strict": False,
-}
-
-
-def _takes(options: type) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """The function with these options in its signature, and a TypeError for any other that names
-    the function that was called and what was probably meant."""
-    types = get_type_hints(options)
-
-    def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        written = inspect.signature(function, eval_str=False)
-        parameters = [one for one in written.parameters.values() if one.kind is not one.VAR_KEYWORD]
-        parameters += [
-            inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, default=DEFAULTS.get(name), annotation=kind
-            )
-            for name, kind in types.items()
-        ]
-        known = [one.name for one in parameters]
-
-        @functools.wraps(function)
-        def call(*arguments: P.args, **given: P.kwargs) -> R:
-            for name in given:
-                if name not in known:
-                    raise TypeError(_unknown_option(function.__name__, name, known))
-            return function(*arguments, **given)
-
-        # For `get_type_hints`, which has no Unpack before Python 3.11.
-        own = {key: kind for key, kind in function.__annotations__.items() if key != "options"}
-        call.__annotations__ = {**own, **types}
-        call.__signature__ = written.replace(parameters=parameters)  # type: ignore[attr-defined]
-        return call
-
-    return decorate
-
-
-def _unknown_option(function: str, name: str, known: Sequence[str]) -> str:
-    """One line: no such option, and what was probably meant, an option or a key of the recipe."""
-    import difflib
-
-    from lora_doctor.recipe.keys import ALIASES, known_keys
-
-    keys = known_keys() | ALIASES.keys()
-    wrong = f"lora_doctor.{function}() got an unexpected keyword argument {name!r}"
-    if name in DEFAULTS:
-        return f"{wrong}: only check and fix take it; help(lora_doctor.{function}) lists its own"
-    near = difflib.get_close_matches(name, [*known, *keys - set(known)], n=1)
-    if not near:
-        return f"{wrong}; help(lora_doctor.{function}) lists them"
-    if near[0] in known:
-        return f"{wrong}; did you mean {near[0]!r}?"
-    return f"{wrong}; {near[0]!r} is a key of the recipe: {function}(model, {{{near[0]!r}: ...}})"
-
-
-@_takes(CheckOptions)
+@takes(CheckOptions)
 def check(model: Any, recipe: Any = None, **options: Unpack[CheckOptions]) -> Diagnosis:
     """Diagnose a LoRA set-up; nothing of the user's is changed or written.
 
@@ -216,7 +102,7 @@ def check(model: Any, recipe: Any = None, **options: Unpack[CheckOptions]) -> Di
     return of_trained_config(diagnosis) if trained else diagnosis
 
 
-@_takes(CheckOptions)
+@takes(CheckOptions)
 def fix(
     model: Any,
     recipe: Any = None,
@@ -243,7 +129,7 @@ def fix(
         return diagnose_and_fix(case, found, selection, unsafe=unsafe_fixes, strict=strict)
 
 
-@_takes(CheckOptions)
+@takes(CheckOptions)
 def fix_adapter(
     model: Any, recipe: Any = None, *, into: Path | None = None, **options: Unpack[CheckOptions]
 ) -> Diagnosis:
@@ -269,7 +155,7 @@ def fix_adapter(
     return check(model, recipe, **again)
 
 
-@_takes(CaseOptions)
+@takes(CaseOptions)
 def verify(model: Any, recipe: Any = None, **options: Unpack[CaseOptions]) -> Verification:
     """Run the training contract: a short forward/backward with named checks.
 

@@ -1,0 +1,96 @@
+"""From a diagnosis to what the user sees: the report, progress on stderr, and the exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lora_doctor.cli import streams
+from lora_doctor.text import visible
+
+if TYPE_CHECKING:
+    from lora_doctor.results.diagnosis import Diagnosis
+
+OK, FINDINGS, UNANSWERED = 0, 1, 2
+
+
+def with_next_command(
+    diagnosis: Diagnosis, options: dict[str, Any], written: Any = None
+) -> Diagnosis:
+    """With the command to type next; ``written``: the plan of the files, when they were."""
+    from dataclasses import replace
+
+    from lora_doctor.cli.next_command import next_command
+
+    invoked = click.get_current_context()
+    command = next_command(diagnosis, invoked.info_name or "", options, written)
+    return replace(diagnosis, next_command=command)
+
+
+def report(diagnosis: Diagnosis, options: dict[str, Any]) -> int:
+    """Write the diagnosis where and how the options say; returns the exit code."""
+    from lora_doctor.files import write_text
+    from lora_doctor.results.formats import render
+
+    path = options["output_file"]
+    color = path is None and colors(streams.results())
+    text = render(
+        diagnosis,
+        options["output_format"],
+        color=color,
+        width=_width(),
+        verbose=options["verbose"],
+        encoding="utf-8" if path else streams.results().encoding or "utf-8",
+    )
+    end = "" if text.endswith("\n") else "\n"
+    if path is None:
+        streams.write(text, end=end, foreign=not color)
+    else:
+        write_text(path, text + end)
+    return exit_code(diagnosis, options["fail_on"])
+
+
+def exit_code(diagnosis: Diagnosis, fail_on: str) -> int:
+    """After fixes that were written, what remains counts; otherwise what was found. Findings win
+    over a question that stayed open."""
+    from lora_doctor.results.finding import SEVERITIES
+
+    applied = click.get_current_context().params.get("write", False)
+    findings = diagnosis.findings
+    if applied and diagnosis.remaining is not None:
+        findings = diagnosis.remaining
+    if fail_on != "never":
+        line = SEVERITIES.index("error" if fail_on == "error" else "warning")
+        if any(SEVERITIES.index(finding.severity) <= line for finding in findings):
+            return FINDINGS
+    return UNANSWERED if diagnosis.undetermined else OK
+
+
+def with_progress(run: Callable[[Callable[[str], None]], Diagnosis]) -> Diagnosis:
+    """Run with a line on stderr that says what is going on; none when it is no terminal."""
+    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        return run(lambda text: None)
+    from rich.console import Console
+    from rich.markup import escape
+
+    with Console(stderr=True).status("starting") as status:
+        return run(lambda text: status.update(escape(visible(text))))
+
+
+def colors(stream: Any) -> bool:
+    """Whether ANSI colours are wanted in what is written to this stream."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    return bool(os.environ.get("FORCE_COLOR")) or (
+        stream.isatty() and os.environ.get("TERM") != "dumb"
+    )
+
+
+def _width() -> int:
+    import shutil
+
+    return min(shutil.get_terminal_size((100, 24)).columns, 120)
