@@ -59,9 +59,14 @@ class Captured:
         """The loading of the model that trains; without adapters, of the last one."""
         models = self.all("model")
         adapted = self.last("adapted")
-        if adapted is not None and adapted.get("base"):
-            same = [one for one in models if one["name"] == adapted["base"]]
-            models = same or models
+        if adapted is not None:
+            # Another model may have got the place of one that is gone: the one before counts.
+            models = [
+                one
+                for one in models
+                if (one["pid"], one["object"]) == (adapted["pid"], adapted["object"])
+                and one["time"] <= adapted["time"]
+            ]
         return models[-1] if models else None
 
     @property

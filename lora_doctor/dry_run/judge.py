@@ -233,7 +233,7 @@ def _diagnose(
 def _source(captured: Captured) -> ModelSource:
     """The model that the command loads; a module without a source where it makes its own."""
     loading, adapted = captured.loading, captured.last("adapted")
-    if loading is not None and (adapted is None or adapted["loaded"]):
+    if loading is not None:
         try:
             return parse_model(
                 loading["name"],

@@ -31,7 +31,8 @@ class Acting:
     """One process of a dry run.
 
     ``steps``: optimizer steps so far. ``in_trainer``: calls of a ``Trainer.train`` that are
-    running: a trainer comes to its end by itself. ``in_contract``: whether what runs is ours.
+    running: a trainer comes to its end by itself. ``evaluations``: those of a trainer that are
+    running. ``in_contract``: whether what runs is ours.
     """
 
     def __init__(self, session: Session) -> None:
@@ -42,6 +43,7 @@ class Acting:
         self.rows = int(session.options.get("rows", 64))
         self.steps = 0
         self.in_trainer = 0
+        self.evaluations = 0
         self._inside = threading.local()
         self._told: set[tuple[str, str]] = set()
         self._ends_raised = 0

@@ -126,6 +126,8 @@ class _Few:
 
         if not self._given:
             return False
+        if self._acting.evaluations:
+            return self._given >= self._most
         if self._acting.in_trainer and torch.is_grad_enabled():
             return False  # a trainer counts its own steps
         if self._acting.ended and self._loader in self._loops.training:
