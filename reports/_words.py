@@ -316,6 +316,10 @@ def conditions(diagnosis: Diagnosis) -> list[tuple[str, str]]:
     return [(label, value) for label, value in rows if value]
 
 
+#: What may be otherwise than it was asked for, without a word of the framework's.
+_RAN = ("dtype", "attention", "mixed_precision", "distributed", "world_size")
+
+
 def _of_dry_run(run: DryRun | None) -> list[tuple[str, str]]:
     """The command, and how far it came."""
     if run is None:
@@ -324,6 +328,9 @@ def _of_dry_run(run: DryRun | None) -> list[tuple[str, str]]:
     if run.steps:
         planned = f" of {run.planned_steps}" if run.planned_steps else ""
         rows.append(("Trained by", f"{visible(run.trained_by, 60)}, {run.steps}{planned} steps"))
+    ran = [f"{key} {value}" for key, value in run.ran.items() if key in _RAN]
+    if ran:
+        rows.append(("Ran with", visible(", ".join(ran), 200)))
     return rows
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.test_dry_run import dry_run, place, rules
+from tests.test_dry_run import SCRIPTS, dry_run, place, rules
 
 __all__ = ["place"]  # the fixture
 
@@ -133,3 +133,39 @@ def test_a_data_set_that_cannot_be_had_is_told_with_its_line(chat: Path) -> None
     report = run(chat, '\n\nload_dataset("json", data_files="nowhere.jsonl")\n', code=2)
     assert "script.py:8" in report["undetermined"]
     assert not report["findings"]
+
+
+def notebook(path: Path, *cells: str) -> None:
+    """A notebook as Jupyter saves one."""
+    made = [
+        {"cell_type": "code", "execution_count": None, "id": f"c{number}", "metadata": {},
+         "outputs": [], "source": cell}
+        for number, cell in enumerate(cells)
+    ]  # fmt: skip
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    path.write_text(
+        json.dumps(
+            {"cells": made, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
+        )
+    )
+
+
+def test_a_notebook_is_run_with_a_guest_in_its_kernel(place: Path) -> None:
+    pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    script = (SCRIPTS / "bare_loop.py").read_text()
+    notebook(place / "train.ipynb", "print('first cell')", script)
+    report = dry_run(place, "train.ipynb", code=1)
+    assert "LD503" in rules(report)
+    assert report["dry_run"]["origins"]["r"].startswith("cell [2]:")
+
+
+def test_an_exception_in_a_cell_is_told_with_its_number(place: Path) -> None:
+    pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    notebook(place / "train.ipynb", "rows = []", "def first():\n    return rows[0]\n", "first()")
+    report = dry_run(place, "train.ipynb", code=1)
+    [finding] = report["findings"]
+    assert (finding["rule"], finding["location"]["path"], finding["location"]["line"]) == (
+        "LD002", "cell [2]", 2,
+    )  # fmt: skip

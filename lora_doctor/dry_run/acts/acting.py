@@ -13,7 +13,7 @@ from typing import Any
 from lora_doctor.guest.call_sites import Place, caller
 from lora_doctor.guest.import_hooks import ImportHooks
 from lora_doctor.guest.journal import Journal
-from lora_doctor.guest.replacing import GuestError, Replacements
+from lora_doctor.guest.replacing import Replacements
 from lora_doctor.guest.session import STOPPED, Session
 
 #: Optimizer steps after which training comes to its end.
@@ -72,8 +72,8 @@ class Acting:
         def acted(found: ModuleType) -> None:
             try:
                 act(found)
-            except (GuestError, AttributeError, KeyError) as error:
-                self.stop(f"{module} is not as a dry run knows it: {error}")
+            except Exception as error:  # noqa: BLE001 - whatever is missing, the run would be real
+                self.stop(f"{module} is not as a dry run knows it: {type(error).__name__}: {error}")
 
         self.hooks.after(module, acted)
 

@@ -48,7 +48,7 @@ def _run(acting: Acting, model: Any, batch: dict[str, Any]) -> None:
     from lora_doctor.recipe.files.read_write import as_recipe
 
     config = model.peft_config[_active(model)]
-    base = model.get_base_model()
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
     loading = next(
         (one for one in reversed(acting.seen("model")) if one["object"] == id(base)), None
     )
@@ -146,7 +146,8 @@ def keep_rows(
 
 
 def _active(model: Any) -> str:
-    active = model.active_adapter
+    own = getattr(model, "_hf_peft_config_loaded", False)  # transformers' mixin, a method
+    active = model.active_adapters() if own else model.active_adapter
     return str(active if isinstance(active, str) else next(iter(active)))
 
 
