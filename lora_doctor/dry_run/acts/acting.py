@@ -50,6 +50,8 @@ class Acting:
         self._model: Any = None
         #: Where each PEFT config was made, by its identity.
         self.config_places: dict[int, Place] = {}
+        #: Its values by our keys when a model was wrapped with it.
+        self.config_values: dict[int, dict[str, Any]] = {}
 
     @property
     def in_contract(self) -> bool:

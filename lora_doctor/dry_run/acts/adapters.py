@@ -51,6 +51,8 @@ def _configs(acting: Acting, module: ModuleType) -> None:
 
 
 def _wrappers(acting: Acting, module: ModuleType) -> None:
+    from lora_doctor.recipe.files.read_write import as_recipe
+
     places = Redirected(acting)
 
     def from_pretrained(
@@ -63,6 +65,15 @@ def _wrappers(acting: Acting, module: ModuleType) -> None:
                 named.pop(name, None)
         return original(model, str(found), *more, **named)
 
+    def wrapped(original: Any, wrapper: Any, *arguments: Any, **named: Any) -> None:
+        config = named.get("peft_config", arguments[1] if len(arguments) > 1 else None)
+        # Before PEFT writes into the config what nobody has asked for.
+        if config is not None and not acting.in_contract:
+            with contextlib.suppress(LoraDoctorError):
+                acting.config_values[id(config)] = dict(as_recipe(config).values)
+        original(wrapper, *arguments, **named)
+
+    acting.replaced.around(module.PeftModel, "__init__", wrapped)
     acting.replaced.around(module.PeftModel, "from_pretrained", from_pretrained)
     watch = watcher(acting)
     for owner in vars(module).values():

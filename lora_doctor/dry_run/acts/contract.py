@@ -53,18 +53,18 @@ def _run(acting: Acting, model: Any, batch: dict[str, Any]) -> None:
         (one for one in reversed(acting.seen("model")) if one["object"] == id(base)), None
     )
     training = next(iter(reversed(acting.seen("arguments"))), None)
-    adapter = as_recipe(config)
+    adapter = acting.config_values.get(id(config)) or dict(as_recipe(config).values)
     place = acting.config_places.get(id(config))
     acting.journal.tell(
         "adapted",
-        adapter=dict(adapter.values),
+        adapter=adapter,
         place=None if place is None else vars(place),
         base=small_models.name_of(base),
         base_class=type(base).__name__,
         object=None if loading is None else loading["object"],
         inputs={name: list(value.shape) for name, value in batch.items() if _is_tensor(value)},
     )
-    recipe = captured_recipe(adapter.values, loading, training["values"] if training else None)
+    recipe = captured_recipe(adapter, loading, training["values"] if training else None)
     full = None if loading is None else _at_full_size(acting, loading, recipe)
     small = describe_module(model, recipe).to_json() if full is None else None
     acting.journal.tell("structure", structure=full or small, full=full is not None)
