@@ -131,7 +131,7 @@ trainer.save_model("out")
 
 def test_a_data_set_that_cannot_be_had_is_told_with_its_line(chat: Path) -> None:
     report = run(chat, '\n\nload_dataset("json", data_files="nowhere.jsonl")\n', code=2)
-    assert "script.py:8" in report["undetermined"]
+    assert "script.py:7" in report["undetermined"]
     assert not report["findings"]
 
 

@@ -51,8 +51,6 @@ def _configs(acting: Acting, module: ModuleType) -> None:
 
 
 def _wrappers(acting: Acting, module: ModuleType) -> None:
-    from lora_doctor.recipe.files.read_write import as_recipe
-
     places = Redirected(acting)
 
     def from_pretrained(
@@ -65,21 +63,31 @@ def _wrappers(acting: Acting, module: ModuleType) -> None:
                 named.pop(name, None)
         return original(model, str(found), *more, **named)
 
+    acting.replaced.around(module.PeftModel, "from_pretrained", from_pretrained)
+    watch = watcher(acting)
+    for owner in vars(module).values():
+        if not isinstance(owner, type) or not issubclass(owner, module.PeftModel):
+            continue
+        if "forward" in vars(owner):
+            acting.replaced.around(owner, "forward", watch)
+        if "__init__" in vars(owner):
+            acting.replaced.around(owner, "__init__", _wrapping(acting, owner))
+
+
+def _wrapping(acting: Acting, owner: type) -> Any:
+    """Around the constructor of a wrapper: what its config says before PEFT writes into it what
+    nobody has asked for (``modules_to_save`` of a classifier)."""
+    from lora_doctor.recipe.files.read_write import as_recipe
+
     def wrapped(original: Any, wrapper: Any, *arguments: Any, **named: Any) -> None:
+        outermost = next(kind for kind in type(wrapper).__mro__ if "__init__" in vars(kind))
         config = named.get("peft_config", arguments[1] if len(arguments) > 1 else None)
-        # Before PEFT writes into the config what nobody has asked for.
-        if config is not None and not acting.in_contract:
+        if config is not None and owner is outermost and not acting.in_contract:
             with contextlib.suppress(LoraDoctorError):
                 acting.config_values[id(config)] = dict(as_recipe(config).values)
         original(wrapper, *arguments, **named)
 
-    acting.replaced.around(module.PeftModel, "__init__", wrapped)
-    acting.replaced.around(module.PeftModel, "from_pretrained", from_pretrained)
-    watch = watcher(acting)
-    for owner in vars(module).values():
-        wraps = isinstance(owner, type) and issubclass(owner, module.PeftModel)
-        if wraps and "forward" in vars(owner):
-            acting.replaced.around(owner, "forward", watch)
+    return wrapped
 
 
 def watcher(acting: Acting) -> _FirstForward:
