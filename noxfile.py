@@ -52,6 +52,17 @@ def quantizers(session: nox.Session) -> None:
 
 
 @nox.session
+def dry_run(session: nox.Session) -> None:
+    """Dry runs of TRL, datasets and notebooks, which the stacks do not have."""
+    session.install(
+        TORCH, BITSANDBYTES, *STACKS["t523"], "trl", "datasets", "nbclient", "ipykernel"
+    )
+    session.install("-e", ".[dev]")
+    session.run("pytest", "tests/test_dry_run.py", "tests/test_dry_run_frameworks.py",
+                *session.posargs)  # fmt: skip
+
+
+@nox.session
 @nox.parametrize("stack", [nox.param(name, id=name) for name in STACKS])
 def scenarios(session: nox.Session, stack: str) -> None:
     """The failures of the five reports on one stack; what came out is kept for `stacks`."""

@@ -19,6 +19,7 @@ from lora_doctor.results.verification import CHECKS, Check, Verification
 if TYPE_CHECKING:
     from lora_doctor.recipe.recipe import Recipe
     from lora_doctor.results.diagnosis import Diagnosis, Skipped
+    from lora_doctor.results.dry_run import DryRun
 
 PROOF = {
     "executed": "was executed",
@@ -307,11 +308,30 @@ def conditions(diagnosis: Diagnosis) -> list[tuple[str, str]]:
     if run and run.device:
         dtype = f", {visible(run.dtype, 40)}" if run.dtype else ""
         rows.append(("Run on", f"{visible(run.device, 60)}{dtype}"))
+    rows += _of_dry_run(diagnosis.dry_run)
     rows.append(
         ("Versions", ", ".join(f"{name} {version}" for name, version in versions(diagnosis)))
     )
     rows.append(("Time", seconds(diagnosis.seconds)))
     return [(label, value) for label, value in rows if value]
+
+
+#: What may be otherwise than it was asked for, without a word of the framework's.
+_RAN = ("dtype", "attention", "mixed_precision", "distributed", "world_size")
+
+
+def _of_dry_run(run: DryRun | None) -> list[tuple[str, str]]:
+    """The command, and how far it came."""
+    if run is None:
+        return []
+    rows = [("Dry run of", visible(" ".join(run.command), 200))]
+    if run.steps:
+        planned = f" of {run.planned_steps}" if run.planned_steps else ""
+        rows.append(("Trained by", f"{visible(run.trained_by, 60)}, {run.steps}{planned} steps"))
+    ran = [f"{key} {value}" for key, value in run.ran.items() if key in _RAN]
+    if ran:
+        rows.append(("Ran with", visible(", ".join(ran), 200)))
+    return rows
 
 
 def versions(

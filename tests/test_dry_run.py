@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -221,7 +224,30 @@ def test_the_time_limit_ends_everything_that_was_started(tmp_path: Path) -> None
     result = cli.lora_doctor("dry-run", "--time-limit", "2", "train.py", cwd=tmp_path, timeout=60)
     assert result.code == 2
     assert "--time-limit" in " ".join(result.out.split())
-    import time
-
     time.sleep(8)
     assert not (tmp_path / "mark").exists(), "a process was left running"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_command_and_leaves_nothing(tmp_path: Path, number: int) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    (tmp_path / "train.py").write_text(
+        "open('started', 'w').close()\nimport time\ntime.sleep(4)\nopen('mark', 'w').close()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lora_doctor", "dry-run", "train.py"],
+        cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(cli.ROOT), "TMPDIR": str(temporary)},
+    )  # fmt: skip
+    for _ in range(600):
+        if (tmp_path / "started").exists():
+            break
+        time.sleep(0.05)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode in (130, -number)
+    assert not list(temporary.iterdir())
+    time.sleep(4)
+    assert not (tmp_path / "mark").exists()

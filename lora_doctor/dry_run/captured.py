@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from lora_doctor.results.verification import Verification
 #: Bytes of records that are read of one process.
 _MOST_BYTES = 64 << 20
 #: Launchers raise this when what they started has failed: that one has told why.
-_OF_LAUNCHERS = ("CalledProcessError", "ChildFailedError", "SystemExit")
+_OF_LAUNCHERS = ("CalledProcessError", "ChildFailedError", "CellExecutionError", "SystemExit")
 _NOTES: Mapping[str, NoteKind] = {"not-proven": "not-proven", "ended": "not-proven"}
 
 
@@ -59,9 +60,14 @@ class Captured:
         """The loading of the model that trains; without adapters, of the last one."""
         models = self.all("model")
         adapted = self.last("adapted")
-        if adapted is not None and adapted.get("base"):
-            same = [one for one in models if one["name"] == adapted["base"]]
-            models = same or models
+        if adapted is not None:
+            # Another model may have got the place of one that is gone: the one before counts.
+            models = [
+                one
+                for one in models
+                if (one["pid"], one["object"]) == (adapted["pid"], adapted["object"])
+                and one["time"] <= adapted["time"]
+            ]
         return models[-1] if models else None
 
     @property
@@ -71,8 +77,11 @@ class Captured:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps that were taken."""
-        return sum(int(record["steps"]) for record in self.all("trained"))
+        """Optimizer steps that were taken, by the process that took most."""
+        taken: Counter[int] = Counter()
+        for record in self.all("trained"):
+            taken[record["pid"]] += int(record["steps"])
+        return max(taken.values(), default=0)
 
     def recipe(self) -> Recipe:
         """The recipe as it was captured.

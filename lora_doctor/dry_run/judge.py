@@ -218,7 +218,8 @@ def _diagnose(
         _keep(case, captured, found, recipe)
         diagnosis = diagnose(case, rules, selection, strict=given.get("strict", False))
     findings = tuple(_with_place(one, found.run) for one in diagnosis.findings)
-    notes = [*diagnosis.notes, *captured.notes(), Note("not-proven", NOT_SHOWN)]
+    notes = [*diagnosis.notes, *captured.notes(), *_downgrades(recipe, found.run)]
+    notes.append(Note("not-proven", NOT_SHOWN))
     trained = found.open is None and found.run.error is None
     return replace(
         diagnosis,
@@ -231,10 +232,18 @@ def _diagnose(
     )
 
 
+def _downgrades(recipe: Recipe, run: DryRun) -> list[Note]:
+    """What ran is another thing than what was asked for, and no library said so."""
+    asked, ran = recipe.get("dtype"), run.ran.get("dtype")
+    if asked in (None, "auto") or ran is None or ran == asked or recipe.quantized:
+        return []
+    return [Note("not-proven", f"dtype={asked} was asked for, and {ran} ran")]
+
+
 def _source(captured: Captured) -> ModelSource:
     """The model that the command loads; a module without a source where it makes its own."""
     loading, adapted = captured.loading, captured.last("adapted")
-    if loading is not None and (adapted is None or adapted["loaded"]):
+    if loading is not None:
         try:
             return parse_model(
                 loading["name"],

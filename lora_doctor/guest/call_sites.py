@@ -24,6 +24,10 @@ class Place:
         return f"{self.file}:{self.line}"
 
 
+#: Files that have another name for people: those that IPython makes of cells.
+renamed: dict[str, str] = {}
+
+
 @functools.lru_cache(maxsize=1)
 def _of_libraries() -> tuple[str, ...]:
     paths = sysconfig.get_paths()
@@ -48,7 +52,8 @@ def caller() -> Place | None:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if is_of_user(frame.f_code.co_filename):
-            return Place(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
+            file = frame.f_code.co_filename
+            return Place(renamed.get(file, file), frame.f_lineno, frame.f_code.co_name)
         frame = frame.f_back
     return None
 
@@ -56,9 +61,13 @@ def caller() -> Place | None:
 def of_traceback(trace: TracebackType | None) -> tuple[list[Place], list[Place]]:
     """All frames of a traceback, outermost first, and those of them that are the user's."""
     every: list[Place] = []
+    own: list[Place] = []
     while trace is not None:
         code = trace.tb_frame.f_code
         if not code.co_filename.startswith(_OURS):
-            every.append(Place(code.co_filename, trace.tb_lineno, code.co_name))
+            file = renamed.get(code.co_filename, code.co_filename)
+            every.append(Place(file, trace.tb_lineno, code.co_name))
+            if is_of_user(code.co_filename):
+                own.append(every[-1])
         trace = trace.tb_next
-    return every, [place for place in every if is_of_user(place.file)]
+    return every, own

@@ -13,7 +13,7 @@ from typing import Any
 from lora_doctor.guest.call_sites import Place, caller
 from lora_doctor.guest.import_hooks import ImportHooks
 from lora_doctor.guest.journal import Journal
-from lora_doctor.guest.replacing import GuestError, Replacements
+from lora_doctor.guest.replacing import Replacements
 from lora_doctor.guest.session import STOPPED, Session
 
 #: Optimizer steps after which training comes to its end.
@@ -31,7 +31,8 @@ class Acting:
     """One process of a dry run.
 
     ``steps``: optimizer steps so far. ``in_trainer``: calls of a ``Trainer.train`` that are
-    running: a trainer comes to its end by itself. ``in_contract``: whether what runs is ours.
+    running: a trainer comes to its end by itself. ``evaluations``: those of a trainer that are
+    running. ``in_contract``: whether what runs is ours.
     """
 
     def __init__(self, session: Session) -> None:
@@ -42,12 +43,15 @@ class Acting:
         self.rows = int(session.options.get("rows", 64))
         self.steps = 0
         self.in_trainer = 0
+        self.evaluations = 0
         self._inside = threading.local()
         self._told: set[tuple[str, str]] = set()
         self._ends_raised = 0
         self._model: Any = None
         #: Where each PEFT config was made, by its identity.
         self.config_places: dict[int, Place] = {}
+        #: Its values by our keys when a model was wrapped with it.
+        self.config_values: dict[int, dict[str, Any]] = {}
 
     @property
     def in_contract(self) -> bool:
@@ -70,8 +74,8 @@ class Acting:
         def acted(found: ModuleType) -> None:
             try:
                 act(found)
-            except (GuestError, AttributeError, KeyError) as error:
-                self.stop(f"{module} is not as a dry run knows it: {error}")
+            except Exception as error:  # noqa: BLE001 - whatever is missing, the run would be real
+                self.stop(f"{module} is not as a dry run knows it: {type(error).__name__}: {error}")
 
         self.hooks.after(module, acted)
 

@@ -20,12 +20,14 @@ from lora_doctor.guest.call_sites import caller
 
 #: Forwards whose token ids are kept.
 _KEPT = 4
+_watchers: weakref.WeakKeyDictionary[Acting, _FirstForward] = weakref.WeakKeyDictionary()
 
 
 def prepare(acting: Acting) -> None:
     """Once PEFT is there."""
     acting.after("peft.tuners.lora.config", lambda module: _configs(acting, module))
     acting.after("peft.peft_model", lambda module: _wrappers(acting, module))
+    acting.after("transformers.integrations.peft", lambda found: _own_adapters(acting, found))
 
 
 def _configs(acting: Acting, module: ModuleType) -> None:
@@ -62,11 +64,52 @@ def _wrappers(acting: Acting, module: ModuleType) -> None:
         return original(model, str(found), *more, **named)
 
     acting.replaced.around(module.PeftModel, "from_pretrained", from_pretrained)
-    watch = _FirstForward(acting)
+    watch = watcher(acting)
     for owner in vars(module).values():
-        wraps = isinstance(owner, type) and issubclass(owner, module.PeftModel)
-        if wraps and "forward" in vars(owner):
+        if not isinstance(owner, type) or not issubclass(owner, module.PeftModel):
+            continue
+        if "forward" in vars(owner):
             acting.replaced.around(owner, "forward", watch)
+        if "__init__" in vars(owner):
+            acting.replaced.around(owner, "__init__", _wrapping(acting, owner))
+
+
+def _wrapping(acting: Acting, owner: type) -> Any:
+    """Around the constructor of a wrapper: what its config says before PEFT writes into it what
+    nobody has asked for (``modules_to_save`` of a classifier)."""
+    from lora_doctor.recipe.files.read_write import as_recipe
+
+    def wrapped(original: Any, wrapper: Any, *arguments: Any, **named: Any) -> None:
+        outermost = next(kind for kind in type(wrapper).__mro__ if "__init__" in vars(kind))
+        config = named.get("peft_config", arguments[1] if len(arguments) > 1 else None)
+        if config is not None and owner is outermost and not acting.in_contract:
+            with contextlib.suppress(LoraDoctorError):
+                acting.config_values[id(config)] = dict(as_recipe(config).values)
+        original(wrapper, *arguments, **named)
+
+    return wrapped
+
+
+def watcher(acting: Acting) -> _FirstForward:
+    """The one of this process: PEFT's wrappers and transformers' own models share it."""
+    if acting not in _watchers:
+        _watchers[acting] = _FirstForward(acting)
+    return _watchers[acting]
+
+
+def _own_adapters(acting: Acting, module: ModuleType) -> None:
+    """``model.add_adapter`` of transformers: no wrapper, the model's own forward trains."""
+    done: set[type] = set()
+
+    def added(original: Any, model: Any, *arguments: Any, **named: Any) -> Any:
+        result = original(model, *arguments, **named)
+        owner = next(kind for kind in type(model).__mro__ if "forward" in vars(kind))
+        if not acting.in_contract and owner not in done:
+            done.add(owner)
+            acting.replaced.around(owner, "forward", watcher(acting))
+        return result
+
+    acting.replaced.around(module.PeftAdapterMixin, "add_adapter", added)
 
 
 def _small_adapter(acting: Acting, model: Any, name: Any, named: dict[str, Any]) -> Path:
@@ -116,5 +159,6 @@ class _FirstForward:
         return (
             torch.is_grad_enabled()
             and bool(model.training)
+            and hasattr(model, "peft_config")
             and any(parameter.requires_grad for parameter in model.parameters())
         )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lora_doctor.dry_run.acts import small_models
@@ -47,28 +48,42 @@ def _run(acting: Acting, model: Any, batch: dict[str, Any]) -> None:
     from lora_doctor.recipe.files.read_write import as_recipe
 
     config = model.peft_config[_active(model)]
-    base = model.get_base_model()
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
     loading = next(
         (one for one in reversed(acting.seen("model")) if one["object"] == id(base)), None
     )
     training = next(iter(reversed(acting.seen("arguments"))), None)
-    adapter = as_recipe(config)
+    adapter = acting.config_values.get(id(config)) or dict(as_recipe(config).values)
     place = acting.config_places.get(id(config))
     acting.journal.tell(
         "adapted",
-        adapter=dict(adapter.values),
+        adapter=adapter,
         place=None if place is None else vars(place),
         base=small_models.name_of(base),
         base_class=type(base).__name__,
-        loaded=loading is not None,
+        object=None if loading is None else loading["object"],
         inputs={name: list(value.shape) for name, value in batch.items() if _is_tensor(value)},
     )
-    recipe = captured_recipe(adapter.values, loading, training["values"] if training else None)
+    recipe = captured_recipe(adapter, loading, training["values"] if training else None)
     full = None if loading is None else _at_full_size(acting, loading, recipe)
     small = describe_module(model, recipe).to_json() if full is None else None
     acting.journal.tell("structure", structure=full or small, full=full is not None)
-    result = verify_module(model, recipe, batch, random_weights=loading is not None)
+    with _without_autocast(model):
+        result = verify_module(model, recipe, batch, random_weights=loading is not None)
     acting.journal.tell("contract", verification=result.to_json())
+
+
+@contextlib.contextmanager
+def _without_autocast(model: Any) -> Iterator[None]:
+    """Without the forward that accelerate puts on the object in mixed precision: the contract has
+    an autocast of its own, and what is reloaded in it would lack the other."""
+    own = vars(model)
+    wrapped = own.pop("forward", None) if "_original_forward" in own else None
+    try:
+        yield
+    finally:
+        if wrapped is not None:
+            own["forward"] = wrapped
 
 
 def _at_full_size(acting: Acting, loading: Mapping[str, Any], recipe: Any) -> Any:
@@ -131,7 +146,8 @@ def keep_rows(
 
 
 def _active(model: Any) -> str:
-    active = model.active_adapter
+    own = getattr(model, "_hf_peft_config_loaded", False)  # transformers' mixin, a method
+    active = model.active_adapters() if own else model.active_adapter
     return str(active if isinstance(active, str) else next(iter(active)))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from lora_doctor.dry_run.acts.acting import Acting, DryRunEnd
 from lora_doctor.errors import Cause
-from lora_doctor.guest.call_sites import of_traceback
+from lora_doctor.guest.call_sites import of_traceback, renamed
 
 #: Characters of a traceback that are kept, of its end.
 _TRACEBACK = 20_000
@@ -30,6 +30,7 @@ def prepare(acting: Acting) -> None:
     sys.excepthook = hook
     atexit.register(lambda: acting.journal.tell("exit"))
     acting.hooks.after("IPython.core.interactiveshell", lambda module: _in_cells(acting, module))
+    acting.hooks.after("IPython.core.compilerop", lambda module: _cells(acting, module))
 
 
 def tell(acting: Acting, error: BaseException) -> None:
@@ -64,3 +65,14 @@ def _in_cells(acting: Acting, module: ModuleType) -> None:
         return original(shell, *arguments, **named)
 
     acting.replaced.around(module.InteractiveShell, "showtraceback", shown)
+
+
+def _cells(acting: Acting, module: ModuleType) -> None:
+    """The files that IPython makes of cells, by the numbers of the cells."""
+
+    def cached(original: Any, compiler: Any, code: Any, number: int = 0, **named: Any) -> Any:
+        file = original(compiler, code, number, **named)
+        renamed[file] = f"cell [{number}]"
+        return file
+
+    acting.replaced.around(module.CachingCompiler, "cache", cached)

@@ -14,9 +14,9 @@ from lora_doctor.guest.call_sites import caller
 
 #: Epochs of a loop that go on after the end with one batch each, so that nothing of the user's
 #: divides by a number of batches that is 0.
-_EPOCHS_AFTER = 20
+_EPOCHS_AFTER = 12
 #: Optimizer steps after the end that loops take without asking a loader.
-_STEPS_AFTER = 24
+_STEPS_AFTER = 16
 #: Batches of a loader that no optimizer step follows: an evaluation.
 _BATCHES = 8
 #: Of those that gradients are computed for: they may be accumulated.
@@ -126,6 +126,8 @@ class _Few:
 
         if not self._given:
             return False
+        if self._acting.evaluations:
+            return self._given >= self._most
         if self._acting.in_trainer and torch.is_grad_enabled():
             return False  # a trainer counts its own steps
         if self._acting.ended and self._loader in self._loops.training:

@@ -38,6 +38,8 @@ def prepare(acting: Acting) -> None:
     )
     acting.after("transformers.trainer", lambda m: saved(m.Trainer, "save_model"))
     acting.after("peft.peft_model", lambda m: _peft(acting, places, m))
+    acting.after("peft.config", lambda m: _peft_configs(acting, places, m))
+    acting.after("peft.auto", lambda m: _peft_auto(acting, places, m))
     acting.after("accelerate.accelerator", lambda m: _accelerate(acting, places, m))
     acting.after("torch.serialization", lambda m: _torch(acting, places, m))
     acting.after("safetensors.torch", lambda m: _safetensors(acting, places, m))
@@ -85,6 +87,13 @@ class Redirected:
                 named[name] = self.to_write(named[name])
         return original(owner, *map(self.to_write, first), *rest, **named)
 
+    def reading_second(self, original: Any, owner: Any, *arguments: Any, **named: Any) -> Any:
+        """A method whose first argument beside the object or class is what to read."""
+        for name in ("pretrained_model_name_or_path", "model_id"):
+            if name in named:
+                named[name] = self.to_read(named[name])
+        return original(*map(self.to_read, arguments[:1]), *arguments[1:], **named)
+
     def reading_first(self, original: Any, *arguments: Any, **named: Any) -> Any:
         """A function whose first argument is what to read."""
         return original(*map(self.to_read, arguments[:1]), *arguments[1:], **named)
@@ -92,6 +101,16 @@ class Redirected:
 
 def _peft(acting: Acting, places: Redirected, module: ModuleType) -> None:
     acting.replaced.around(module.PeftModel, "save_pretrained", places.writing_second)
+
+
+def _peft_configs(acting: Acting, places: Redirected, module: ModuleType) -> None:
+    for name in ("from_pretrained", "_get_peft_type"):
+        if name in vars(module.PeftConfigMixin):
+            acting.replaced.around(module.PeftConfigMixin, name, places.reading_second)
+
+
+def _peft_auto(acting: Acting, places: Redirected, module: ModuleType) -> None:
+    acting.replaced.around(module._BaseAutoPeftModel, "from_pretrained", places.reading_second)
 
 
 def _accelerate(acting: Acting, places: Redirected, module: ModuleType) -> None:

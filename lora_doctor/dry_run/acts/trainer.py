@@ -38,14 +38,18 @@ def _trainer(acting: Acting, module: ModuleType) -> None:
         return result
 
     def evaluating(original: Any, trainer: Any, *arguments: Any, **named: Any) -> Any:
+        acting.evaluations += 1
         try:
             return original(trainer, *arguments, **named)
         except BaseException as error:
             failures.tell(acting, error)
             raise
+        finally:
+            acting.evaluations -= 1
 
     acting.replaced.around(module.Trainer, "train", train)
-    acting.replaced.around(module.Trainer, "evaluate", evaluating)
+    for name in ("evaluate", "predict", "evaluation_loop"):
+        acting.replaced.around(module.Trainer, name, evaluating)
 
 
 def _callback(acting: Acting, module: ModuleType) -> Any:
@@ -62,11 +66,10 @@ def _callback(acting: Acting, module: ModuleType) -> Any:
             if state.global_step >= STEPS:
                 control.should_training_stop = True
                 control.should_log = True
-                trainer = self._trainer()
-                if plain(args.save_strategy) != "no":
+                # What is done at the end of an epoch comes by itself.
+                if plain(args.save_strategy) == "steps":
                     control.should_save = True
-                evaluated = plain(getattr(args, "eval_strategy", "no")) != "no"
-                if evaluated and getattr(trainer, "eval_dataset", None) is not None:
+                if plain(_evaluation_strategy(args)) == "steps":
                     control.should_evaluate = True
             return control
 
@@ -74,6 +77,11 @@ def _callback(acting: Acting, module: ModuleType) -> Any:
             acting.journal.tell("log", logs=plain(given.get("logs") or {}))
 
     return ThreeSteps
+
+
+def _evaluation_strategy(args: Any) -> Any:
+    """``evaluation_strategy`` before transformers 4.41."""
+    return getattr(args, "eval_strategy", None) or getattr(args, "evaluation_strategy", "no")
 
 
 def _tell_start(acting: Acting, trainer: Any, args: Any, state: Any, given: dict[str, Any]) -> None:
