@@ -39,7 +39,7 @@ def arrows(rooms: list[str]) -> list[tuple[str, str]]:
             other.rpartition(".")[2]
             for other in graph.find_modules_directly_imported_by(f"lora_doctor.{room}")
         }
-        & set(rooms)
+        & (set(rooms) - {room})
         for room in rooms
     }
     reached: dict[str, set[str]] = {}
