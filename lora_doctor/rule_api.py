@@ -29,6 +29,8 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     ``UpdateReading``, ``ConnectionReading``, ``UnusedAdapterReading``,
     ``NonLinearOutputReading``, ``InstancePatch``; ``Saving``, the round trip through files, with
     ``TiedPart``, ``Vocabulary`` and ``AutoLoading``.
+*Of a dry run*
+    ``DryRun``, the user's own command with the model shrunk, and ``ScriptError``, what it raised.
 *Of a saved adapter*
     ``AdapterFiles``, its config and the header of its weights; ``AdapterLoading``, what the
     installed PEFT made of it (``OtherShape``: a tensor that does not fit); ``AdapterValues``.
@@ -95,6 +97,7 @@ from lora_doctor.results.adapter_loading import AdapterLoading, OtherShape
 from lora_doctor.results.checkpoint_quantization import CheckpointQuantization, ReplacedLayers
 from lora_doctor.results.depth import Depth
 from lora_doctor.results.diagnosis import Gathered
+from lora_doctor.results.dry_run import DryRun, ScriptError
 from lora_doctor.results.finding import (
     Finding,
     Location,
@@ -186,6 +189,7 @@ __all__ = [
     "CheckpointQuantization",
     "ConnectionReading",
     "Depth",
+    "DryRun",
     "Edit",
     "Environment",
     "EpsilonEffect",
@@ -222,6 +226,7 @@ __all__ = [
     "RowSet",
     "Rule",
     "Saving",
+    "ScriptError",
     "Severity",
     "Stacked",
     "StackedAdapter",
