@@ -8,7 +8,7 @@ which parameters are meant in ``adapters``.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
@@ -21,6 +21,7 @@ from lora_doctor.contract.measure import is_discrete, is_finite, kind_of, loss_o
 from lora_doctor.contract.observers import Observers
 from lora_doctor.contract.observers.base import Setting
 from lora_doctor.contract.precision import Precision
+from lora_doctor.contract.random_weights import RandomWeights
 from lora_doctor.contract.recorder import Recorder, Stop
 from lora_doctor.contract.training import NAMES_SHOWN, AdaptedModel, Training
 from lora_doctor.model.peft_models import own_config
@@ -60,8 +61,8 @@ class Subject:
     the device. ``missing``: kinds of input that the model takes and that no batch has. ``unfit``:
     keys of the recipe that may name layers which this model is too small to have. ``round_trip``:
     whether the adapters are also saved, reloaded and merged. ``observed``: whether anybody asks
-    what observers see. ``new_heads``: modules that the checkpoint has no weights for, which
-    ``fresh`` makes anew as loading does.
+    what observers see. ``missing_weights``: parameters that the checkpoint lacks, and whether
+    loading draws them anew; ``fresh`` then has others.
     """
 
     base: Any
@@ -80,7 +81,7 @@ class Subject:
     steps: list[Note] = field(default_factory=list)
     round_trip: bool = True
     observed: bool = True
-    new_heads: tuple[str, ...] = ()
+    missing_weights: Mapping[str, bool] = field(default_factory=dict)
 
 
 class Contract:
@@ -106,7 +107,7 @@ class Contract:
         self.saving: Saving | None = None
         self._order: dict[str, int] = {}
         self._trainable_before: dict[str, Any] = {}
-        self._heads: dict[str, Any] = {}
+        self._random = RandomWeights(subject.base, subject.missing_weights)
         wanted = recipe.get("dtype")
         self.observers = Observers(
             Setting(
@@ -176,9 +177,12 @@ class Contract:
         run.check_reload()
         run.check_merge()
         frozen, elements = saved_files.frozen_by_wrapping(self.model, self._trainable_before)
-        saving = replace(run.saving, frozen=frozen, frozen_parameters=elements)
-        new, elements = saved_files.frozen_by_wrapping(self.model, self._heads, adapted_too=True)
-        self.saving = replace(saving, new_heads=new, new_head_parameters=elements)
+        self.saving = replace(
+            run.saving,
+            frozen=frozen,
+            frozen_parameters=elements,
+            random=self._random.unsaved(self.model),
+        )
 
     # -- the base model, and the adapters on it ---------------------------------------------------
 
@@ -245,9 +249,6 @@ class Contract:
                 if self.subject.wrap is not None:
                     base = self.subject.base
                     self._trainable_before = saved_files.chosen_trainable(base)
-                    self._heads = {
-                        path: base.get_submodule(path) for path in self.subject.new_heads
-                    }
                     seed_everything(0)
                     self.model = self.subject.wrap(self.subject.base)
                 self.layers = found.find_adapters(self.model)
