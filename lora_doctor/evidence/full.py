@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from lora_doctor.contract.contract import LEARNING_RATE, Contract, Subject
-from lora_doctor.contract.recorder import Recorder
 from lora_doctor.errors import EvidenceError
 from lora_doctor.evidence import kbit_preparation
+from lora_doctor.evidence.reload import does_not_load
 from lora_doctor.limits import DOWNLOAD_TIMES, LISTING_BYTES
 from lora_doctor.model import checkpoint_quantization, training_setup
 from lora_doctor.model.random_weights import loaded_again, missing_in
@@ -103,7 +103,7 @@ def _verify(
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        return _does_not_load(error, device)
+        return does_not_load(error, "full", device)
     dtype = training_setup.dtype_of(model)
     report_progress("making batches", dtype=dtype)
     try:
@@ -243,17 +243,3 @@ def weights_folder(source: Mapping[str, Any]) -> Path:
         reason = "only pickled weights, which are never loaded" if pickled else "no weights"
         raise EvidenceError(f"{folder} holds {reason}; convert them to safetensors")
     return folder
-
-
-def _does_not_load(error: Exception, device: str) -> Verification:
-    """Loading is part of the recipe at this depth: what it raises is a failed check."""
-    recorder = Recorder()
-    recorder.fail("builds", error)
-    return Verification(
-        outcome="failed",
-        depth="full",
-        device=device,
-        dtype="",
-        checks=recorder.checks("not run: builds failed"),
-        failure=recorder.failure,
-    )

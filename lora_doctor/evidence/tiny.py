@@ -20,7 +20,14 @@ from lora_doctor.evidence import (
     stored_quantization,
     tiny_model_cache,
 )
-from lora_doctor.evidence.reload import quantized, reload, saved
+from lora_doctor.evidence.reload import (
+    as_loaded,
+    does_not_load,
+    is_own_code,
+    quantized,
+    reload,
+    saved,
+)
 from lora_doctor.model import checkpoint_quantization, training_setup
 from lora_doctor.model.random_weights import loaded_again, missing_in
 from lora_doctor.nn import wrapper_tensors
@@ -174,6 +181,17 @@ def verify(run: TinyRun) -> Verification:
     """The training contract on the tiny model of :func:`make`, in the recipe's dtype and
     quantization where this machine has them, else in float32, which the notes then say."""
     run = _fitted(run)
+    if is_own_code(run.model):
+        try:
+            run = replace(run, model=as_loaded(run.model))
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            return does_not_load(error, "tiny", run.device)
+    return _as_the_recipe_loads(run)
+
+
+def _as_the_recipe_loads(run: TinyRun) -> Verification:
     stored = checkpoint_quantization.other_than_bitsandbytes(run.loader.config, run.recipe)
     if stored is not None:
         result = _as_stored(run, stored)
