@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lora_doctor.engine.limits import Limits
     from lora_doctor.errors import (
         EvidenceError,
+        FactoryError,
         HalfDoneError,
         InputError,
         LimitError,
@@ -44,6 +45,7 @@ __all__ = [
     "Applied",
     "Diagnosis",
     "EvidenceError",
+    "FactoryError",
     "Finding",
     "HalfDoneError",
     "InputError",
@@ -83,6 +85,7 @@ _HOMES = {
     "InputError": "errors",
     "LimitError": "errors",
     "LoraDoctorError": "errors",
+    "FactoryError": "errors",
     "NotPythonError": "errors",
     "PatchError": "errors",
 }

@@ -7,7 +7,8 @@ Every one is importable from ``lora_doctor`` itself:
     │   └── HalfDoneError writing failed, and what had been replaced could not be put back
     ├── EvidenceError     something could not be found out; a rule is skipped with this reason
     │   ├── LimitError     a limit of ours stopped a reader
-    │   └── NotPythonError a file that should be Python is not
+    │   ├── NotPythonError a file that should be Python is not
+    │   └── FactoryError   a factory raised: an InputError, unless a rule knows why
     └── PatchError        a patch of a prescription does not fit the installed libraries
 
 Each message is one line that says what is wrong, where, and what to do. An option that a function
@@ -130,6 +131,11 @@ class LimitError(EvidenceError):
 
 class NotPythonError(EvidenceError):
     """The text is not Python, or no syntax tree of it can be made; the message says what it is."""
+
+
+class FactoryError(EvidenceError):
+    """The factory that the user named as MODEL raised; the cause is what it raised. Where no rule
+    knows the message it ends as an :class:`InputError`."""
 
 
 class PatchError(LoraDoctorError):

@@ -31,6 +31,8 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     ``TiedPart``, ``Vocabulary`` and ``AutoLoading``.
 *Of a dry run*
     ``DryRun``, the user's own command with the model shrunk, and ``ScriptError``, what it raised.
+*What the checkpoint lacks*
+    ``Loading``: what ``from_pretrained`` makes of its names.
 *Of a saved adapter*
     ``AdapterFiles``, its config and the header of its weights; ``AdapterLoading``, what the
     installed PEFT made of it (``OtherShape``: a tensor that does not fit); ``AdapterValues``.
@@ -44,7 +46,8 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     ``side_towers``, ``target_entries``, ``unmatched_targets``, ``unmatched_entries``,
     ``targets_without``, ``edits_without``, ``edits_excluding``, ``at_an_end``, ``excluding``,
     ``pattern_of``, ``without_lookahead``;
-    ``asks_for_adapter``: whether the recipe asks for one at all.
+    ``asks_for_adapter``: whether the recipe asks for one at all. ``entries_for``: the entries of
+    ``modules_to_save`` that mean these modules.
 *Numbers*
     ``Precision``, ``float16_keys`` (which keys make a run compute in float16),
     ``LARGEST_FLOAT16``, ``MERGE_TOLERANCE``.
@@ -74,6 +77,7 @@ from lora_doctor.limits import PYTHON_BYTES
 from lora_doctor.model.built_in_adapters import asks_for_adapter
 from lora_doctor.model.modules import pattern_of
 from lora_doctor.proposal.defaults import name_groups, suffix
+from lora_doctor.proposal.saved_modules import entries_for
 from lora_doctor.proposal.stack_ends import at_an_end, excluding
 from lora_doctor.proposal.targets import (
     cover_of,
@@ -107,6 +111,7 @@ from lora_doctor.results.finding import (
     Severity,
 )
 from lora_doctor.results.fix import Fix
+from lora_doctor.results.loading import Loading
 from lora_doctor.results.memory_plan import MemoryPlan, MemoryVariant, gib
 from lora_doctor.results.observations import (
     ActivationReading,
@@ -202,6 +207,7 @@ __all__ = [
     "Gathered",
     "InstancePatch",
     "KeptWeights",
+    "Loading",
     "Location",
     "Measurement",
     "MemoryPlan",
@@ -248,6 +254,7 @@ __all__ = [
     "cover_of",
     "edits_excluding",
     "edits_without",
+    "entries_for",
     "excluding",
     "float16_keys",
     "gib",

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.rule_api import CHECKS, Case, Example, Finding, Location, Measurement, Proof, Rule
+from lora_doctor.rule_api import (
+    CHECKS,
+    Case,
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measurement,
+    Proof,
+    Rule,
+)
 from lora_doctor.rules._ablation import judged
 
 
@@ -55,9 +65,15 @@ class UnexplainedFailure(Rule):
     )
 
     def check(self, case: Case) -> Iterator[Finding]:
-        if not case.reaches("tiny"):
+        if not case.has("structure"):
+            yield from self._not_built(case)
+        elif not case.reaches("tiny"):
             yield from self._refused(case)
-            return
+        else:
+            yield from self._failed(case)
+
+    def _failed(self, case: Case) -> Iterator[Finding]:
+        """A check of the training contract that no finding accounts for."""
         verification = case.verification
         unexplained = case.unexplained
         if not unexplained:
@@ -105,6 +121,33 @@ class UnexplainedFailure(Rule):
             evidence=tuple(evidence),
             proof=Proof("executed", source),
             explains=unexplained,
+        )
+
+    def _not_built(self, case: Case) -> Iterator[Finding]:
+        """A factory that raises is told apart from bad input by a message that a rule knows."""
+        cause = case.cause_of("structure")
+        alike = [
+            name
+            for name in (case.rules_with_symptom(str(cause)) if cause is not None else ())
+            if not name.startswith(self.code)
+        ]
+        if case.source.kind != "factory" or not alike or "builds" in case.explained:
+            _ = case.structure  # raises: why there is no model
+            return
+        yield self.finding(
+            "error",
+            f"{case.source} cannot build its model: {_shorten(str(cause))}. {alike[0]} is about "
+            "this message.",
+            location=Location("module", case.source.name),
+            evidence=(
+                Measurement("the factory raised", str(cause), "called in a child process"),
+                Measurement(
+                    "rules with a like message", ", ".join(alike[:3]), "symptoms of the rules"
+                ),
+            ),
+            proof=Proof("executed", "the factory was called and raised this"),
+            fixes=(Fix(f"lora-doctor explain {alike[0].partition(' ')[0]}", "manual"),),
+            explains=("builds",),
         )
 
     def _refused(self, case: Case) -> Iterator[Finding]:

@@ -31,6 +31,13 @@ CONSEQUENCES = (
     "adapters-move", "loss-falls", "save-reload", "merge",
 )  # fmt: skip
 
+_PATCHED = Fix(
+    "Patch PEFT's wrapper before the model is loaded, so that it does without the method "
+    "(lora_doctor.apply as the first line of the training script).",
+    "safe",
+    patch=Patch("peft_without_generation"),
+)
+
 
 class MissingPrepareInputsForGeneration(Rule):
     """The PEFT wrapper of this `task_type` reads `prepare_inputs_for_generation` from the model,
@@ -138,12 +145,31 @@ class MissingPrepareInputsForGeneration(Rule):
     def check(self, case: Case) -> Iterator[Finding]:
         if case.reaches("meta") and case.has("structure"):
             yield from self._loaded(case, case.structure)
+        elif case.source.kind == "factory":
+            yield from self._in_factory(case)
         elif case.source.folder and case.has("remote_code"):
             yield from self._remote(case)
         elif case.reaches("meta"):
             _ = case.structure  # says why there is nothing to look at
         else:
             _ = case.remote_code
+
+    def _in_factory(self, case: Case) -> Iterator[Finding]:
+        """A factory whose model wraps a part of itself while it is being built."""
+        cause = case.cause_of("structure") if case.reaches("meta") else None
+        if cause is None or not any(name in cause.message for name in (METHOD, SEQ2SEQ_METHOD)):
+            _ = case.structure  # says why there is nothing to look at
+            return
+        yield self.finding(
+            "error",
+            f"{case.source} cannot build its model: {cause}. PEFT's wrapper was put around a class "
+            "that is no GenerationMixin.",
+            location=Location("module", case.source.name),
+            evidence=(Measurement("the factory raised", str(cause), "called in a child process"),),
+            proof=Proof("executed", "the factory was called and failed with this message"),
+            fixes=(_PATCHED,),
+            explains=CONSEQUENCES,
+        )
 
     def _loaded(self, case: Case, structure: Structure) -> Iterator[Finding]:
         """The class that would be loaded, under the recipe's own task_type."""
@@ -291,14 +317,7 @@ class MissingPrepareInputsForGeneration(Rule):
                 proof=Proof("executed", "loading it failed with this message")
                 if seen
                 else Proof("inferred", "read from the source; nothing of it was run"),
-                fixes=(
-                    Fix(
-                        "Patch PEFT's wrapper before the model is loaded, so that it does without "
-                        "the method (lora_doctor.apply as the first line of the training script).",
-                        "safe",
-                        patch=Patch("peft_without_generation"),
-                    ),
-                ),
+                fixes=(_PATCHED,),
                 explains=CONSEQUENCES,
             )
             return

@@ -37,6 +37,8 @@ CONSEQUENCES = (
     "builds", "attaches", "forward", "starts-at-base", "loss-finite", "gradients", "steps",
     "adapters-move", "loss-falls", "save-reload", "merge",
 )  # fmt: skip
+#: An attribute of every model in transformers 5, set by ``post_init`` and read by loading.
+_SET_BY_POST_INIT = "all_tied_weights_keys"
 WHEN = {
     "function": "only in a function",
     "if": "only under a condition",
@@ -69,9 +71,10 @@ class RemoteCodeDoesNotFit(Rule):
     Remote code is pinned to nothing. transformers demands every package that a file imports, in
     functions and under most conditions too, before it runs the file. Names move and go between
     its releases. transformers 5 makes a dictionary of `rope_scaling: null`, so that code that
-    looks for None reads a key that is not there; and it takes `_tied_weights_keys` as a
-    dictionary where 4 took a list, which fails where weights are tied, and in every
-    `save_pretrained`.
+    looks for None reads a key that is not there; it takes `_tied_weights_keys` as a dictionary
+    where 4 took a list, which fails where weights are tied, and in every `save_pretrained`; and
+    its loading reads what `post_init` sets, which older code does not call. Such a class can be
+    constructed: a small model of it is loaded by `from_pretrained`, as the user will.
 
     ## Versions
     Any. What the installed packages have is read from their sources; nothing of the repository
@@ -108,6 +111,7 @@ class RemoteCodeDoesNotFit(Rule):
             "transformers>=5",
             raised_in=r"transformers[\\/]modeling_utils\.py|" + _REMOTE,
         ),
+        Symptom(r"object has no attribute 'all_tied_weights_keys'", "transformers>=5"),
         Symptom(
             r"^\s*(AttributeError: )?'(list|tuple)' object has no attribute 'keys'\s*$",
             "transformers>=5",
@@ -167,7 +171,43 @@ class RemoteCodeDoesNotFit(Rule):
             yield from self._packages(view, missing)
             yield from self._names(view, code_fit.missing_names(code, loaded))
             yield from self._keys(view, code_fit.missing_keys(code, loaded, static.config))
-        yield from self._tied(view, code_fit.tied_lists(code, loaded, static.config), works)
+        refused = works and view.refused
+        tied = list(
+            self._tied(
+                view, code_fit.tied_lists(code, loaded, static.config), works and not refused
+            )
+        )
+        yield from tied
+        if refused and not tied:
+            yield self._refused(view)
+
+    def _refused(self, view: _View) -> Finding:
+        """The class can be constructed, and ``from_pretrained`` of this release cannot load it."""
+        case, fixes = view.case, view.other_fixes()
+        name = case.structure.model_class
+        target = next((item for item in view.static.auto_map if item.class_name == name), None)
+        if _SET_BY_POST_INIT in view.reason:
+            fixes.insert(
+                0,
+                Fix(
+                    f"In a copy of the repository, end {name}.__init__ with self.post_init(): it "
+                    f"sets {_SET_BY_POST_INIT}, which loading reads.",
+                    "manual",
+                ),
+            )
+        return self.finding(
+            "error",
+            f"{name} is code of the repository that transformers {view.version} can construct and "
+            f"not load: {view.reason}.",
+            location=Location("file", f"{target.module}.py" if target else "config.json"),
+            evidence=(
+                Measurement("from_pretrained raised", view.reason, "tiny model, executed"),
+                Measurement("class", f"{name}, {case.structure.python_module}", "loaded class"),
+            ),
+            proof=Proof("executed", "a small model of the class was loaded by from_pretrained"),
+            fixes=tuple(fixes),
+            explains=CONSEQUENCES,
+        )
 
     def _asked(self, view: _View) -> Iterator[Finding]:
         """What its code asks the installed transformers for while it runs."""
@@ -374,6 +414,10 @@ class _View:
         #: The package that loading failed for, by the message of what was raised.
         self.lacks = missing_name(cause.message) if cause is not None and imports else ""
 
+        self.refused = trusted and _refusal(case) is not None
+        if self.refused:
+            self.reason = self._raised = str(_refusal(case))
+
     def saw(self, *traces: str) -> bool:
         """Whether loading was tried and what was raised holds one of these."""
         return any(trace in self._raised for trace in traces)
@@ -406,6 +450,16 @@ class _View:
                 )
             )
         return fixes
+
+
+def _refusal(case: Case) -> str | None:
+    """What loading a small model of the class raised, where that was tried."""
+    if not case.reaches("tiny") or not case.has("structure") or not case.has("verification"):
+        return None
+    failure = case.verification.failure
+    if failure is None or failure.check != "builds":
+        return None
+    return f"{failure.type}: {failure.message}"
 
 
 def _package_fixes(missing: Sequence[MissingPackage]) -> Iterator[Fix]:

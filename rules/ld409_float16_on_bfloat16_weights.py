@@ -6,9 +6,11 @@ from collections.abc import Iterator
 
 from lora_doctor.rule_api import (
     Case,
+    Edit,
     EvidenceError,
     Example,
     Finding,
+    Fix,
     Location,
     Measurement,
     Proof,
@@ -29,6 +31,9 @@ class Float16OnBfloat16Weights(Rule):
     ## Why
     bfloat16 reaches as far as float32. A model that was trained in it has never had to stay below
     65504, and some do not, such as Gemma 3.
+
+    The dtype of the weights is that of most numbers in their headers, else what config.json says.
+    A recipe that leaves the dtype open (`auto`) gets what config.json says, which may be another.
 
     Only the dtypes are compared, so that the finding says "may". Where the user's own weights were
     run, with `--depth full`, on a loaded model, on a factory's, their largest outputs were
@@ -70,7 +75,8 @@ class Float16OnBfloat16Weights(Rule):
 
     def check(self, case: Case) -> Iterator[Finding]:
         keys = float16_keys(case.recipe)
-        if not keys:
+        by_config = not keys and _config_asks(case)
+        if not keys and not by_config:
             return
         run = run_of(case)
         if measured(run) or not_kept(run):
@@ -83,23 +89,50 @@ class Float16OnBfloat16Weights(Rule):
             )
         if native != "bfloat16":
             return
+        asks = "config.json" if by_config else "the recipe"
         yield self.finding(
             "warning",
-            "The weights are bfloat16 and the recipe computes in float16: what is larger than "
-            "65504 may overflow.",
-            location=Location("recipe", keys[0]),
+            f"The weights are bfloat16 and {asks} computes in float16: what is larger than 65504 "
+            "may overflow.",
+            location=Location("recipe", keys[0] if keys else "dtype"),
             evidence=(
                 Measurement("dtype of the weights", native, where),
-                *chosen_by(case, None),
+                *(_config_says(case) if by_config else chosen_by(case, None)),
             ),
             proof=Proof("inferred", "from the dtypes; --depth full measures the activations"),
-            fixes=wider_dtypes(case),
+            fixes=(_AS_STORED,) if by_config else wider_dtypes(case),
         )
+
+
+#: Of what config.json says, against the weights beside it.
+_AS_STORED = Fix(
+    "Load the weights in bfloat16, in which they are stored.",
+    "unsafe",
+    (Edit("dtype", "bfloat16"),),
+)
+#: What safetensors calls the dtype.
+_STORED = "BF16"
+
+
+def _config_asks(case: Case) -> bool:
+    """Whether the dtype is left to config.json, and that says float16."""
+    dtype, origin = case.recipe.get("dtype"), case.recipe.origins.get("dtype")
+    left_open = dtype == "auto" or origin == "proposed"
+    native = case.static.native_dtype if left_open and case.has("static") else None
+    return native is not None and native[0].removeprefix("torch.") == "float16"
+
+
+def _config_says(case: Case) -> tuple[Measurement, ...]:
+    native = case.static.native_dtype
+    return (Measurement(native[1], native[0], case.static.where("config.json")),) if native else ()
 
 
 def _native_dtype(case: Case) -> tuple[str | None, str]:
     """The dtype in which the weights were published, and where that stands."""
     if case.has("static"):
+        weights = case.static.weights.value
+        if weights is not None and next(iter(weights.dtypes), None) == _STORED:
+            return "bfloat16", "headers of the weights"
         native = case.static.native_dtype
         if native is not None:
             return native[0].removeprefix("torch."), f"config.json, {native[1]}"

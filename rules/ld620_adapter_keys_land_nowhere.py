@@ -51,7 +51,7 @@ class AdapterKeysLandNowhere(Rule):
     depth = "meta"
     about_saved_adapter = True
     symptoms = (
-        Symptom(r"Found missing adapter keys while loading the checkpoint", "PEFT 0.14+"),
+        Symptom(r"Found missing adapter keys( while loading the checkpoint)?", "PEFT 0.14+"),
         Symptom(
             r"Some weights of the adapter checkpoint .* were not used|"
             r"Loading adapter weights from .* led to (unexpected|missing) keys",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from lora_doctor.rule_api import (
     Severity,
 )
 from lora_doctor.static.model_source import is_hub_id
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class AdapterOfAnotherBase(Rule):
@@ -98,9 +101,13 @@ class AdapterOfAnotherBase(Rule):
             return
         if wanted == have or wanted in ("main", "master"):
             return
+        # A tag or a branch may be the commit that was fetched; only two commits can be compared.
+        comparable = all(_COMMIT.fullmatch(name) for name in (wanted, have))
+        unclear = "" if comparable else ", which may be the same"
         yield self.finding(
-            "warning",
-            f"The adapter was trained on revision {wanted!r} of {named!r}; this is {have!r}.",
+            "warning" if comparable else "info",
+            f"The adapter was trained on revision {wanted!r} of {named!r}; this is "
+            f"{have!r}{unclear}.",
             location=Location("recipe", "revision"),
             evidence=(
                 Measurement("revision in the config", wanted, "adapter config"),

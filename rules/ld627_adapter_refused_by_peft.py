@@ -4,8 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.rule_api import Case, Example, Finding, Fix, Measurement, Rule, Symptom
+from lora_doctor.rule_api import (
+    AdapterLoading,
+    Case,
+    Example,
+    Finding,
+    Fix,
+    Measurement,
+    Rule,
+    Symptom,
+    quoted,
+)
 from lora_doctor.rules._saved_adapter import LOADED, base_class, config_file, loaded
+
+#: The one file of weights that PEFT looks for.
+_WEIGHTS = "adapter_model.safetensors"
 
 
 class AdapterRefusedByPeft(Rule):
@@ -17,14 +30,15 @@ class AdapterRefusedByPeft(Rule):
     ## Why
     Its own words say it: the target modules are not in this model, a module that was saved with the
     adapter is not in the file, or the config has an entry that this release does not know or no
-    longer takes.
+    longer takes. Of weights in several files (`adapter_model-00001-of-00002.safetensors`, with an
+    index) its words do not say it: PEFT writes one file and looks for one, then for a hub id.
 
     ## Versions
     All.
 
     ## Fix
     The base model that it was trained on, with the release of PEFT that the config names
-    (`peft_version`, or a newer one).
+    (`peft_version`, or a newer one). Several files are written into one.
 
     ## Links
     https://huggingface.co/docs/peft/developer_guides/troubleshooting
@@ -58,6 +72,9 @@ class AdapterRefusedByPeft(Rule):
         error = loading.landing.error
         if error is None or loading.renaming is not None:
             return
+        if _WEIGHTS not in case.adapter.weights.files:
+            yield self._in_shards(case, loading)
+            return
         version = case.adapter.config.get("peft_version")
         wrote = f" (it was written by PEFT {version})" if isinstance(version, str) else ""
         yield self.finding(
@@ -73,6 +90,27 @@ class AdapterRefusedByPeft(Rule):
                 Fix(
                     "Load it onto the base model that it was trained on, with the PEFT that wrote "
                     f"it{wrote} or a newer one.",
+                    "manual",
+                ),
+            ),
+        )
+
+    def _in_shards(self, case: Case, loading: AdapterLoading) -> Finding:
+        files = case.adapter.weights.files
+        return self.finding(
+            "error",
+            f"The weights of the adapter lie in {len(files)} files, and PEFT looks for {_WEIGHTS} "
+            "alone.",
+            location=config_file(case),
+            evidence=(
+                Measurement("files of the index", quoted(files, 4), str(case.adapter.folder)),
+                Measurement("what PEFT raises", str(loading.landing.error)[:500], LOADED),
+            ),
+            proof=loaded(loading),
+            fixes=(
+                Fix(
+                    f"Write them into one file: load_file of each and save_file of all tensors as "
+                    f"{_WEIGHTS}, both of safetensors.torch.",
                     "manual",
                 ),
             ),

@@ -661,3 +661,30 @@ def generates_only() -> Any:
 
     torch.manual_seed(0)
     return Drafter(_tiny_llama_config())
+
+
+def wraps_its_inner_model() -> Any:
+    """A speech model that puts PEFT around its own base model in ``__init__``, which cannot
+    generate: loading it fails where ``PreTrainedModel`` is no ``GenerationMixin``."""
+    import peft
+    import torch
+    from transformers import LlamaForCausalLM
+
+    class WithSpeech(LlamaForCausalLM):
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            lora = peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"])
+            peft.get_peft_model(self.model, lora, adapter_name="speech")
+
+    torch.manual_seed(0)
+    return WithSpeech(_tiny_llama_config())
+
+
+def without_post_init() -> Any:
+    """A factory that raises what transformers raises for a class of before its release."""
+    raise AttributeError("'OldModel' object has no attribute 'all_tied_weights_keys'")
+
+
+def without_its_data() -> Any:
+    """A factory that raises for a reason of its own."""
+    raise OSError("the disk with the weights is not mounted")

@@ -192,6 +192,24 @@ def of_another_class() -> Made:
     return made((base, adapter))
 
 
+def in_shards() -> Made:
+    """The weights in two files and an index, as large models are saved."""
+    from safetensors.torch import save_file
+
+    base, adapter = saved(llama(), lora_config())
+    tensors = tensors_of(adapter)
+    names = sorted(tensors)
+    weight_map = {}
+    for number, part in enumerate((names[::2], names[1::2]), 1):
+        file = f"adapter_model-{number:05}-of-00002.safetensors"
+        save_file({name: tensors[name] for name in part}, str(adapter / file))
+        weight_map.update(dict.fromkeys(part, file))
+    (adapter / "adapter_model.safetensors").unlink()
+    index = adapter / "adapter_model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return made((base, adapter))
+
+
 def of_another_architecture() -> Made:
     import transformers
 

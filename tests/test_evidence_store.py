@@ -80,7 +80,8 @@ def test_what_no_recipe_changes_is_shared_and_nothing_else() -> None:
 def test_every_kind_of_evidence_about_a_case_says_whether_a_recipe_changes_it() -> None:
     """Else a fix would be judged by evidence of the recipe before it, or files be read twice."""
     assert set(kinds(Case, of_recipe=True)) == {
-        "structure", "checkpoint_quantization", "memory_plan", "supervision", "tiny", "full",
+        "structure", "checkpoint_quantization", "loading", "memory_plan", "supervision", "tiny",
+        "full",
     }  # fmt: skip
     assert set(kinds(Case, of_recipe=False)) == {
         "environment", "static", "remote_code", "script", "optimizer", "adapter",

@@ -487,3 +487,50 @@ def test_no_torch_and_no_transformers(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "['LD613']"
+
+
+# --- the dtype in the headers, and what computes --------------------------------------------------
+
+
+def stored_in_bfloat16(folder: Path, says: str | None) -> Path:
+    """The folder with weights in bfloat16, and a config that says another dtype or none."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    file = folder / "model.safetensors"
+    tensors = {name: value.to(torch.bfloat16) for name, value in load_file(file).items()}
+    save_file(tensors, file, metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    for key in ("dtype", "torch_dtype"):
+        config.pop(key, None)
+    if says is not None:
+        config["torch_dtype"] = says
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("says", "asked", "found"),
+    [
+        (None, "float16", True),
+        ("float32", "float16", True),
+        ("float16", "auto", True),
+        ("float16", "bfloat16", False),
+        ("bfloat16", "auto", False),
+        (None, "auto", False),
+    ],
+)
+def test_what_is_stored_in_bfloat16_and_computes_in_float16(
+    copy: Path, says: str | None, asked: str, found: bool
+) -> None:
+    """config.json may be silent, or wrong: the headers say what the weights are."""
+    import torch
+    import transformers
+
+    folder = stored_in_bfloat16(copy, says)
+    argument = {"torch_dtype": asked if asked == "auto" else getattr(torch, asked)}
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, **argument)
+    assert (model.dtype is torch.float16) is found, "what plain transformers makes of it"
+    recipe = {"dtype": asked, "target_modules": ["q_proj"]}
+    diagnosis = lora_doctor.check(str(folder), recipe, depth="static")
+    assert ("LD409" in [item.rule for item in diagnosis.findings]) is found

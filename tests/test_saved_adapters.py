@@ -14,10 +14,15 @@ import pytest
 from packaging.version import Version
 
 import lora_doctor
+from lora_doctor.cli.explain import explain
+from lora_doctor.engine.case import Case, Settings
+from lora_doctor.engine.registry import find_rules
 from lora_doctor.errors import InputError
+from lora_doctor.recipe.files.read_write import as_recipe
 from lora_doctor.sandbox.worker import Worker
 from lora_doctor.static.adapter_files import read_adapter
 from lora_doctor.static.adapter_values import read_values
+from lora_doctor.static.model_source import ModelSource
 from tests import saved_adapters as made
 from tests.cli import lora_doctor as command
 
@@ -454,6 +459,51 @@ def test_a_config_that_names_another_base_is_a_note(worker: Worker) -> None:
     recipe = {"base_model_name_or_path": "meta-llama/Llama-2-7b-hf", "target_modules": ["q_proj"]}
     (finding,) = lora_doctor.check("arch:llama", recipe, depth="static", worker=worker).findings
     assert (finding.rule, finding.severity) == ("LD624", "info")
+
+
+COMMITS = ("0a" * 20, "1b" * 20)
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "checked", "severity"),
+    [
+        (COMMITS[0], COMMITS[1], "warning"),
+        (COMMITS[0], COMMITS[0], None),
+        ("v1.0", COMMITS[0], "info"),  # a tag may be that commit; nobody was asked
+        ("main", COMMITS[0], None),
+        (None, COMMITS[0], None),
+    ],
+)
+def test_a_revision_of_the_base(trained_on: str | None, checked: str, severity: str | None) -> None:
+    """The hub gives a commit, whatever was asked for: only two commits can be told apart."""
+    recipe = {"base_model_name_or_path": "org/base", "revision": trained_on}
+    source = ModelSource("hub", "org/base", checked)
+    case = Case(source, as_recipe(recipe), Settings("static"), Worker())
+    (rule,) = [rule for rule in find_rules() if rule.code == "LD624"]
+    found = [finding.severity for finding in rule().check(case)]
+    assert found == ([] if severity is None else [severity])
+
+
+def test_weights_in_several_files_are_not_read_by_peft(worker: Worker) -> None:
+    """Its own words are about a repository id."""
+    base, options = made.in_shards()
+    with pytest.raises(Exception):  # noqa: B017 - whose class depends on the hub's library
+        peft.PeftModel.from_pretrained(made.llama(), options["adapter"])
+    found = lora_doctor.check(base, depth="meta", worker=worker, **options).findings
+    assert [finding.rule for finding in found] == ["LD627"]
+    assert "2 files" in found[0].message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Found missing adapter keys",
+        "UserWarning: Found missing adapter keys while loading the checkpoint: ['base_model.x']",
+    ],
+)
+def test_missing_adapter_keys_are_explained_by_their_most_frequent_cause(text: str) -> None:
+    first = explain(text).splitlines()[0]
+    assert "LD620" in first
 
 
 def test_static_depth_imports_no_torch(tmp_path: Path) -> None:

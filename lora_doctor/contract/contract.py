@@ -20,6 +20,7 @@ from lora_doctor.contract.measure import is_discrete, is_finite, kind_of, loss_o
 from lora_doctor.contract.observers import Observers
 from lora_doctor.contract.observers.base import Setting
 from lora_doctor.contract.precision import Precision
+from lora_doctor.contract.random_weights import RandomWeights
 from lora_doctor.contract.recorder import Recorder, Stop
 from lora_doctor.contract.subject import Subject
 from lora_doctor.contract.training import NAMES_SHOWN, AdaptedModel, Training
@@ -69,7 +70,7 @@ class Contract:
         self.saving: Saving | None = None
         self._order: dict[str, int] = {}
         self._trainable_before: dict[str, Any] = {}
-        self._heads: dict[str, Any] = {}
+        self._random = RandomWeights(subject.base, subject.missing_weights)
         wanted = recipe.get("dtype")
         self.observers = Observers(
             Setting(
@@ -139,9 +140,12 @@ class Contract:
         run.check_reload()
         run.check_merge()
         frozen, elements = saved_files.frozen_by_wrapping(self.model, self._trainable_before)
-        saving = replace(run.saving, frozen=frozen, frozen_parameters=elements)
-        new, elements = saved_files.frozen_by_wrapping(self.model, self._heads, adapted_too=True)
-        self.saving = replace(saving, new_heads=new, new_head_parameters=elements)
+        self.saving = replace(
+            run.saving,
+            frozen=frozen,
+            frozen_parameters=elements,
+            random=self._random.unsaved(self.model),
+        )
 
     # -- the base model, and the adapters on it ---------------------------------------------------
 
@@ -208,9 +212,6 @@ class Contract:
                 if self.subject.wrap is not None:
                     base = self.subject.base
                     self._trainable_before = saved_files.chosen_trainable(base)
-                    self._heads = {
-                        path: base.get_submodule(path) for path in self.subject.new_heads
-                    }
                     seed_everything(0)
                     self.model = self.subject.wrap(self.subject.base)
                 self.layers = found.find_adapters(self.model)

@@ -148,14 +148,11 @@ def chosen_trainable(model: Any) -> dict[str, Any]:
     return {path: model.get_submodule(path) for path in whole}
 
 
-def frozen_by_wrapping(
-    model: Any, before: Mapping[str, Any], *, adapted_too: bool = False
-) -> tuple[tuple[str, ...], int]:
+def frozen_by_wrapping(model: Any, before: Mapping[str, Any]) -> tuple[tuple[str, ...], int]:
     """Which of the modules ``before`` are frozen now and in no way trained or saved.
 
     ``before``: of the model before the adapters were put on, which changed it in place. A module
-    in ``modules_to_save`` is trained as a copy; one with adapters inside is trained by them, but
-    with ``adapted_too`` it counts, for its own weights are not saved.
+    in ``modules_to_save`` is trained as a copy; one with adapters inside is trained by them.
     """
     copied = {
         id(parameter)
@@ -174,7 +171,7 @@ def frozen_by_wrapping(
             for parameter in module.parameters()
             if not parameter.requires_grad and id(parameter) not in copied
         ]
-        if own and (adapted_too or not adapted):
+        if own and not adapted:
             pattern = pattern_of(path)
             elements[pattern] = elements.get(pattern, 0) + sum(int(p.numel()) for p in own)
     return tuple(elements), sum(elements.values())

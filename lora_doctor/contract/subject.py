@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,8 +22,8 @@ class Subject:
     the device. ``missing``: kinds of input that the model takes and that no batch has. ``unfit``:
     keys of the recipe that may name layers which this model is too small to have. ``round_trip``:
     whether the adapters are also saved, reloaded and merged. ``observed``: whether anybody asks
-    what observers see. ``new_heads``: modules that the checkpoint has no weights for, which
-    ``fresh`` makes anew as loading does.
+    what observers see. ``missing_weights``: parameters that the checkpoint lacks, and whether
+    loading draws them anew; ``fresh`` then has others.
     """
 
     base: Any
@@ -42,4 +42,4 @@ class Subject:
     steps: list[Note] = field(default_factory=list)
     round_trip: bool = True
     observed: bool = True
-    new_heads: tuple[str, ...] = ()
+    missing_weights: Mapping[str, bool] = field(default_factory=dict)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from lora_doctor.results.adapter_loading import AdapterLoading
     from lora_doctor.results.checkpoint_quantization import CheckpointQuantization
     from lora_doctor.results.dry_run import DryRun
+    from lora_doctor.results.loading import Loading
     from lora_doctor.results.memory_plan import MemoryPlan
     from lora_doctor.static.adapter_files import AdapterFiles
     from lora_doctor.static.adapter_values import AdapterValues
@@ -270,6 +271,26 @@ class Case:
         return read_answer(CheckpointQuantization, outcome, what)
 
     @evidence(of_recipe=True)
+    def loading(self) -> Loading:
+        """What loading makes of the names in the checkpoint, and which weights will be random."""
+        from lora_doctor.results.loading import Loading
+        from lora_doctor.static.folder.checkpoint_files import stored_shapes
+
+        shapes = stored_shapes(self.static)
+        self._require("meta")
+        recipe = self.recipe_in_full()
+        self._progress(f"loading the names of {self.source} on the meta device")
+        limits = self.settings.limits.of_meta()
+        outcome = self._tasks.run(
+            "lora_doctor.evidence.loading:gather", recipe, limits, shapes=shapes
+        )
+        origin = "from_pretrained on the meta device, names and shapes of the checkpoint"
+        self.store.gathered.append(cost("loading", origin, outcome))
+        if outcome.failure:
+            raise self._tasks.error("loading on the meta device", outcome, limits)
+        return read_answer(Loading, outcome, "loading on the meta device")
+
+    @evidence(of_recipe=True)
     def memory_plan(self) -> MemoryPlan:
         """What the recipe and its alternatives take on a GPU, counted on the meta device."""
         from lora_doctor.results.memory_plan import MemoryPlan
@@ -486,12 +507,14 @@ class Case:
         """The training contract in the child process; ``more``: arguments of this depth."""
         self._progress(f"running the training contract ({depth} model)")
         limits = self._limits(depth, recipe)
+        missing = self.loading.missing if self.has("loading") else ()
         outcome = self._tasks.run(
             f"lora_doctor.evidence.{depth}:gather",
             recipe,
             limits,
             steps=self.settings.steps,
             device=device,
+            missing=[asdict(item) for item in missing],
             **more,
         )
         origin = "shrunken model, random weights" if depth == "tiny" else "the real weights"

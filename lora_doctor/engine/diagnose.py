@@ -11,7 +11,7 @@ from lora_doctor.engine.case import Case
 from lora_doctor.engine.registry import RuleSelection
 from lora_doctor.engine.rule import Rule
 from lora_doctor.engine.try_fixes import Trials, contract_words, fixed, proven
-from lora_doctor.errors import EvidenceError
+from lora_doctor.errors import EvidenceError, FactoryError, InputError
 from lora_doctor.results.diagnosis import AppliedFix, Diagnosis
 from lora_doctor.results.finding import Finding, first_fix
 from lora_doctor.results.fix import Execution
@@ -38,7 +38,8 @@ def diagnose(
     skipped for a reason that the user can change.
 
     Raises:
-        InputError: the model or the recipe cannot be read.
+        InputError: the model or the recipe cannot be read, or made by the factory, and no rule
+            knows why.
     """
     trials = Trials(rules, selection or RuleSelection())
     return _diagnose(case, trials, strict=strict, execute_fixes=execute_fixes)
@@ -54,6 +55,9 @@ def _diagnose(
     findings = answers.sorted_findings()
     if execute_fixes:
         findings = trials.label(first, others=others)
+    raised = case.store.error("structure")
+    if isinstance(raised, FactoryError) and not findings:
+        raise InputError(str(raised))
     reasons = (
         answers.why_crashed(),
         answer.open,
@@ -166,9 +170,15 @@ def _choose(
 
 
 def verification_of(case: Case) -> Verification:
-    """The training contract at the depth of the case, run; undetermined with its reason."""
+    """The training contract at the depth of the case, run; undetermined with its reason.
+
+    Raises:
+        InputError: the factory that makes the model raised.
+    """
     try:
         return case.verification.as_answer()
+    except FactoryError as error:
+        raise InputError(str(error)) from error
     except EvidenceError as error:
         open_ = Verification.undetermined(
             str(error), depth=case.settings.depth, device=case.settings.device

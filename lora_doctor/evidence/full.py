@@ -13,16 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from lora_doctor.contract.contract import LEARNING_RATE, Contract
-from lora_doctor.contract.recorder import Recorder
 from lora_doctor.contract.subject import Subject
 from lora_doctor.errors import EvidenceError
 from lora_doctor.evidence import kbit_preparation
+from lora_doctor.evidence.reload import does_not_load
 from lora_doctor.limits import DOWNLOAD_TIMES, LISTING_BYTES
 from lora_doctor.model import checkpoint_quantization, training_setup
-from lora_doctor.model.new_heads import loaded_again, new_heads
+from lora_doctor.model.random_weights import loaded_again, missing_in
 from lora_doctor.prescription.patches import install_patches
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.depth import STEPS
+from lora_doctor.results.from_json import from_json
+from lora_doctor.results.loading import MissingWeight
 from lora_doctor.results.note import Note
 from lora_doctor.results.verification import Verification
 from lora_doctor.sandbox.memory import is_out_of_memory
@@ -40,6 +42,7 @@ def gather(
     device: str = "auto",
     patches: Sequence[Mapping[str, Any]] = (),
     listed_bytes: int | None = None,
+    missing: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """Run the training contract on the real weights: :meth:`Verification.to_json`.
 
@@ -51,6 +54,7 @@ def gather(
         device: ``auto`` (CUDA, then MPS, then CPU), or a torch device.
         patches: ``{"name", "parameters"}`` of runtime patches, installed before loading.
         listed_bytes: of all files of a hub id, as the hub lists them; ``None`` where it did not.
+        missing: each a :class:`MissingWeight` as JSON: what the checkpoint lacks.
 
     Raises:
         InputError: the source does not exist or is not what it should be.
@@ -64,7 +68,8 @@ def gather(
         report_progress("finding the model's class")
         if source["kind"] == "hub":
             guard_downloads(allowed_downloads(source["name"], listed_bytes))
-        result = _verify(Loader(source, plan), plan, steps, device)
+        found = tuple(from_json(MissingWeight, item) for item in missing)
+        result = _verify(Loader(source, plan), plan, steps, device, found)
     except EvidenceError as error:
         result = Verification.undetermined(str(error), depth="full", device=device)
     return {**result.to_json(), "patches": installed}
@@ -87,7 +92,9 @@ def choose_device(device: str) -> str:
     return device
 
 
-def _verify(loader: Any, recipe: Recipe, steps: int, device: str) -> Verification:
+def _verify(
+    loader: Any, recipe: Recipe, steps: int, device: str, missing: Sequence[MissingWeight]
+) -> Verification:
     notes: list[Note] = []
     report_progress("loading the weights", device=device)
     try:
@@ -97,7 +104,7 @@ def _verify(loader: Any, recipe: Recipe, steps: int, device: str) -> Verificatio
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        return _does_not_load(error, device)
+        return does_not_load(error, "full", device)
     dtype = training_setup.dtype_of(model)
     report_progress("making batches", dtype=dtype)
     try:
@@ -109,16 +116,16 @@ def _verify(loader: Any, recipe: Recipe, steps: int, device: str) -> Verificatio
         del model
         return _judged(unclear, loader, recipe, device)
     batches = [training_setup.cast(batch.to(device), dtype) for batch in batches]
-    heads = new_heads(model, loader.source)
+    lacking = missing_in(model, missing)
     subject = Subject(
         base=model,
         batches=batches,
         wrap=training_setup.wrapper(model, recipe, loaded=loader.source["kind"] != "factory"),
         fresh=loaded_again(
             training_setup.fresh_base(model, shared=not training_setup.rewrites_weights(recipe)),
-            heads,
+            [*filter(lacking.get, lacking)],
         ),
-        new_heads=heads,
+        missing_weights=lacking,
         set_up=lambda wrapped: training_setup.set_up(wrapped, recipe),
         learning_rate=LEARNING_RATE,
         copyable=training_setup.is_copyable(model),
@@ -237,17 +244,3 @@ def weights_folder(source: Mapping[str, Any]) -> Path:
         reason = "only pickled weights, which are never loaded" if pickled else "no weights"
         raise EvidenceError(f"{folder} holds {reason}; convert them to safetensors")
     return folder
-
-
-def _does_not_load(error: Exception, device: str) -> Verification:
-    """Loading is part of the recipe at this depth: what it raises is a failed check."""
-    recorder = Recorder()
-    recorder.fail("builds", error)
-    return Verification(
-        outcome="failed",
-        depth="full",
-        device=device,
-        dtype="",
-        checks=recorder.checks("not run: builds failed"),
-        failure=recorder.failure,
-    )

@@ -61,10 +61,10 @@ def gather(
         EvidenceError: this environment cannot build it; the text says why.
     """
     asked = Recipe.from_json(recipe)
+    install_patches(patches)  # before a factory runs, as lora_doctor.apply is the first line
     loader = Loader(source, asked)
     if loader.source["kind"] != "factory":
         asked = checkpoint_quantization.as_loaded(asked, loader.config)
-    install_patches(patches)
     try:
         model = loader.build("meta")
     except LoraDoctorError:

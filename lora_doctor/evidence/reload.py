@@ -11,10 +11,13 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
+from lora_doctor.contract.recorder import Recorder
 from lora_doctor.errors import EvidenceError
 from lora_doctor.model import training_setup
+from lora_doctor.model.auto_classes import quiet
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.note import Note
+from lora_doctor.results.verification import Verification
 from lora_doctor.sandbox.memory import is_out_of_memory
 from lora_doctor.sandbox.temporary import temporary_folder
 from lora_doctor.text import one_line
@@ -70,6 +73,45 @@ def reload(model: Any, recipe: Recipe, dtype: str, device: str, notes: list[Note
             else:
                 return training_setup.for_kbit_training(loaded, recipe)
         return type(model).from_pretrained(folder, **options)
+
+
+def is_own_code(model: Any) -> bool:
+    """Whether the class of a model is code of its repository, which transformers imports there, and
+    has no way of loading of its own."""
+    cls = type(model)
+    written_for = getattr(cls.from_pretrained, "__func__", None)
+    from transformers import PreTrainedModel
+
+    return (
+        cls.__module__.startswith("transformers_modules.")
+        and written_for is PreTrainedModel.from_pretrained.__func__
+    )
+
+
+def as_loaded(model: Any) -> Any:
+    """The model as ``from_pretrained`` of its class makes it of the same config and weights, in
+    float32: a class that can be constructed may be one that this release cannot load, and what a
+    constructor computes may not outlive loading. Raises what it raises."""
+    weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    options = training_setup.loading_options(Recipe(), "float32")
+    config = copy.deepcopy(model.config)
+    vars(config).pop("quantization_config", None)
+    with quiet():
+        return type(model).from_pretrained(None, config=config, state_dict=weights, **options)
+
+
+def does_not_load(error: Exception, depth: str, device: str) -> Verification:
+    """Loading is part of the recipe: what it raises is a failed check."""
+    recorder = Recorder()
+    recorder.fail("builds", error)
+    return Verification(
+        outcome="failed",
+        depth=depth,
+        device=device,
+        dtype="",
+        checks=recorder.checks("not run: builds failed"),
+        failure=recorder.failure,
+    )
 
 
 @contextlib.contextmanager

@@ -21,14 +21,23 @@ from lora_doctor.evidence import (
     stored_quantization,
     tiny_model_cache,
 )
-from lora_doctor.evidence.reload import quantized, reload, saved
+from lora_doctor.evidence.reload import (
+    as_loaded,
+    does_not_load,
+    is_own_code,
+    quantized,
+    reload,
+    saved,
+)
 from lora_doctor.model import checkpoint_quantization, training_setup
-from lora_doctor.model.new_heads import loaded_again, new_heads
+from lora_doctor.model.random_weights import loaded_again, missing_in
 from lora_doctor.nn import wrapper_tensors
 from lora_doctor.prescription.patches import install_patches
 from lora_doctor.recipe.edit import REMOVE, Edit
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.depth import STEPS
+from lora_doctor.results.from_json import from_json
+from lora_doctor.results.loading import MissingWeight
 from lora_doctor.results.note import Note
 from lora_doctor.results.structure import ErrorReport
 from lora_doctor.results.verification import Obstacle, Verification
@@ -48,7 +57,7 @@ class TinyRun:
     optimizer steps. ``dtype``: of the model that runs; empty leaves it to the library. ``notes``:
     what to say beside the result, added to on the way. ``unfit``: keys of the recipe that may name
     layers which this model is too small to have. ``thorough``: also save, reload and merge, and let
-    observers look.
+    observers look. ``missing``: what the checkpoint of the real model lacks.
     """
 
     model: Any
@@ -61,6 +70,7 @@ class TinyRun:
     notes: list[Note] = field(default_factory=list)
     unfit: tuple[str, ...] = ()
     thorough: bool = True
+    missing: tuple[MissingWeight, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,6 +93,7 @@ def gather(
     device: str = "cpu",
     patches: Sequence[Mapping[str, Any]] = (),
     made: str | None = None,
+    missing: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """Run the training contract on a tiny model of this source: :meth:`Verification.to_json`.
 
@@ -93,6 +104,7 @@ def gather(
         device: a torch device.
         patches: ``{"name", "parameters"}`` of runtime patches, installed before loading.
         made: a file in which another task may have left the tiny model, and which it goes to.
+        missing: each a :class:`MissingWeight` as JSON, of the checkpoint of the real model.
 
     Raises:
         InputError: the source does not exist or is not what it should be.
@@ -104,20 +116,21 @@ def gather(
     report_progress("finding the model's class")
     try:
         loader = Loader(source, plan)
-        result = _verify(loader, plan, steps, device, made)
+        found = tuple(from_json(MissingWeight, item) for item in missing)
+        result = _verify(TinyRun(None, None, loader, plan, steps, device, missing=found), made)
     except EvidenceError as error:
         result = Verification.undetermined(str(error), depth="tiny", device=device)
     return {**result.to_json(), "patches": installed}
 
 
-def _verify(loader: Any, recipe: Recipe, steps: int, device: str, made: str | None) -> Verification:
-    if loader.source["kind"] == "factory":
-        model = loader.build()
-        dtype = training_setup.dtype_of(model)
-        return _contract(TinyRun(model, None, loader, recipe, steps, device, dtype))
-    shrunk = make(loader, made)
+def _verify(planned: TinyRun, made: str | None) -> Verification:
+    """The contract for a run that has no model yet."""
+    if planned.loader.source["kind"] == "factory":
+        model = planned.loader.build()
+        return _contract(replace(planned, model=model, dtype=training_setup.dtype_of(model)))
+    shrunk = make(planned.loader, made)
     notes = [Note("step", step) for step in shrunk.steps]
-    return verify(TinyRun(shrunk.model, shrunk.batch, loader, recipe, steps, device, notes=notes))
+    return verify(replace(planned, model=shrunk.model, batch=shrunk.batch, notes=notes))
 
 
 def make(loader: Any, made: str | None = None) -> Any:
@@ -169,6 +182,17 @@ def verify(run: TinyRun) -> Verification:
     """The training contract on the tiny model of :func:`make`, in the recipe's dtype and
     quantization where this machine has them, else in float32, which the notes then say."""
     run = _fitted(run)
+    if is_own_code(run.model):
+        try:
+            run = replace(run, model=as_loaded(run.model))
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            return does_not_load(error, "tiny", run.device)
+    return _as_the_recipe_loads(run)
+
+
+def _as_the_recipe_loads(run: TinyRun) -> Verification:
     stored = checkpoint_quantization.other_than_bitsandbytes(run.loader.config, run.recipe)
     if stored is not None:
         result = _as_stored(run, stored)
@@ -281,13 +305,15 @@ def _contract(run: TinyRun) -> Verification:
         return Verification.undetermined(
             str(error), depth="tiny", device=run.device, obstacle="batch", base_error=error.raised
         )
-    heads = new_heads(model, run.loader.source)
     shared = wrapper_tensors.holds_any(model)  # such weights are shared: not all can be copied
+    missing = missing_in(model, run.missing)
     subject = Subject(
         base=model,
         batches=[training_setup.cast(one.to(run.device), run.dtype) for one in batches],
         wrap=training_setup.wrapper(model, recipe, loaded=not factory),
-        fresh=loaded_again(training_setup.fresh_base(model, shared=shared), heads),
+        fresh=loaded_again(
+            training_setup.fresh_base(model, shared=shared), [*filter(missing.get, missing)]
+        ),
         set_up=lambda wrapped: training_setup.set_up(wrapped, recipe),
         learning_rate=LEARNING_RATE,
         copyable=training_setup.is_copyable(model) and not shared,
@@ -299,7 +325,7 @@ def _contract(run: TinyRun) -> Verification:
         steps=run.notes,
         round_trip=run.thorough,
         observed=run.thorough,
-        new_heads=heads,
+        missing_weights=missing,
     )
     report_progress("running the training contract", device=run.device, dtype=run.dtype)
     contract = Contract(

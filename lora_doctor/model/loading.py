@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_doctor.errors import EvidenceError, InputError
+from lora_doctor.errors import EvidenceError, FactoryError, InputError
 from lora_doctor.model.auto_classes import (
     auto_classes,
     class_in,
@@ -285,7 +285,8 @@ def call_factory(name: str) -> tuple[Any, list[dict[str, Any]] | None]:
     forward arguments) or a list of batches. The same may stand in its attribute ``batches``.
 
     Raises:
-        InputError: it cannot be imported, raises, or returns something else.
+        InputError: it cannot be imported, or returns something else.
+        FactoryError: it raises; what it raised is the cause.
     """
     module_name, _, attribute = name.partition(":")
     if os.getcwd() not in sys.path:
@@ -310,9 +311,10 @@ def call_factory(name: str) -> tuple[Any, list[dict[str, Any]] | None]:
     except (Exception, SystemExit) as error:
         if is_out_of_memory(error):
             raise  # whether it is a limit of ours, the parent process knows
-        raise InputError(
+        raise FactoryError(
             f"MODEL {name!r}: the factory raised {type(error).__name__}: "
-            f"{single_line(str(error), 300)}"
+            f"{single_line(str(error), 300)}",
+            remedy=missing_remedy(error),
         ) from error
     if isinstance(result, tuple) and len(result) == 2:
         result, batches = result

@@ -18,7 +18,7 @@ from lora_doctor.proposal.dead_layers import (
     passing_dead_layers,
 )
 from lora_doctor.proposal.defaults import name_groups
-from lora_doctor.proposal.saved_modules import heads_in_use, names_to_save
+from lora_doctor.proposal.saved_modules import entries_for, heads_in_use, names_to_save
 from lora_doctor.proposal.stack_ends import at_an_end, excluding
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.structure import Structure
@@ -49,7 +49,7 @@ def refined(
     else:
         changes, reasons = _by_failure(recipe, structure, seen)
     if _ours(asked, "modules_to_save"):
-        for refine_saved in (_without_unused_heads, _with_statistics):
+        for refine_saved in (_without_unused_heads, _with_statistics, _with_random):
             change, why = refine_saved(recipe.override(changes, "proposed"), structure, seen)
             changes |= change
             reasons += why
@@ -184,6 +184,20 @@ def _with_statistics(recipe: Recipe, structure: Structure, seen: Verification) -
     reason = (
         f"the running statistics of {', '.join(moving)} move in training; saved with the adapters"
     )
+    return {"modules_to_save": list(dict.fromkeys([*before, *names]))}, [reason]
+
+
+def _with_random(recipe: Recipe, structure: Structure, seen: Verification) -> Change:
+    """With modules that the checkpoint lacks, where the loaded model answers otherwise for them."""
+    check, saving = seen.check("save-reload"), seen.saving
+    if saving is None or check is None or check.status != "failed" or saving.random.others:
+        return {}, []
+    paths = [path for path in saving.random.modules if pattern_of(path) == path]
+    if not paths or len(paths) < len(saving.random.modules) or saving.random.share > 0.5:
+        return {}, []
+    before = recipe.get("modules_to_save") or ()
+    names = entries_for(paths, structure)
+    reason = f"the checkpoint has no weights for {quoted(paths, 4)}: trained and saved as a whole"
     return {"modules_to_save": list(dict.fromkeys([*before, *names]))}, [reason]
 
 

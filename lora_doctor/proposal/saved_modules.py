@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lora_doctor.model.modules import pattern_of
 from lora_doctor.proposal.defaults import suffix
 from lora_doctor.results.structure import Structure
 from lora_doctor.results.verification import Verification
@@ -46,6 +47,19 @@ def names_to_save(patterns: Sequence[str], structure: Structure) -> list[str]:
                 return []
             names.append(name)
     return list(dict.fromkeys(names))
+
+
+def entries_for(paths: Sequence[str], structure: Structure) -> list[str]:
+    """Entries of ``modules_to_save`` for these modules, each as short as it can be without meaning
+    another one too."""
+    patterns = [pattern_of(path) for path in paths]
+    entries = []
+    for path, pattern in zip(paths, patterns, strict=True):
+        parts = path.split(".")
+        ends = (".".join(parts[-length:]) for length in range(1, len(parts)))
+        named = (end for end in ends if path == pattern and _name_only(end, patterns, structure))
+        entries.append(next(named, path))
+    return entries
 
 
 def _name_only(name: str, patterns: Sequence[str], structure: Structure) -> bool:

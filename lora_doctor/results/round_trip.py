@@ -5,8 +5,10 @@ Filled by ``round_trip`` while the training contract saves, loads and merges; re
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
+
+from lora_doctor.results.loading import Unsaved
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,9 @@ class Saving:
     frozen: tuple[str, ...] = ()
     #: Parameters of ``frozen``.
     frozen_parameters: int = 0
-    #: Modules that the checkpoint has no weights for and that PEFT does not save.
-    new_heads: tuple[str, ...] = ()
-    #: Parameters of ``new_heads``.
-    new_head_parameters: int = 0
+    #: Weights that the checkpoint lacks and that the adapter folder does not hold. The base that it
+    #: was loaded onto had others in their place, as loading makes them.
+    random: Unsaved = field(default_factory=Unsaved)
     #: Modules whose running statistics (batch norm) the loaded model has otherwise.
     statistics: tuple[str, ...] = ()
     #: Layers under the recipe that share their weight.

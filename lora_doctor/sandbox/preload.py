@@ -12,7 +12,11 @@ import contextlib
 import importlib
 import pkgutil
 
-_MODULES = ("lora_doctor.evidence.meta", "lora_doctor.evidence.tiny")
+_MODULES = (
+    "lora_doctor.evidence.loading",
+    "lora_doctor.evidence.meta",
+    "lora_doctor.evidence.tiny",
+)
 _WHOLE = ("lora_doctor.contract.observers", "lora_doctor.tiny_model")
 
 

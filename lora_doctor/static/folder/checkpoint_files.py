@@ -55,6 +55,28 @@ class IndexMismatch:
     unlisted: tuple[str, ...] = ()
 
 
+def stored_shapes(static: StaticEvidence) -> dict[str, tuple[int, ...] | None]:
+    """Name and shape, in elements, of each tensor in the checkpoint; ``None`` for a shape that only
+    a header would tell, where the index alone is at hand.
+
+    Raises:
+        EvidenceError: the names cannot all be had.
+    """
+    weights = static.weights.value
+    if weights is not None and not weights.unread:
+        return {name: tensor.shape for name, tensor in weights.tensors.items()}
+    for index in (_INDEX, _PICKLED_INDEX):
+        if (static.folder / index).is_file():
+            return dict.fromkeys(_weight_map(static, index))
+    if weights is not None:
+        raise EvidenceError(
+            f"{next(iter(weights.unread))} cannot be read, so that the names in the checkpoint are "
+            "not all known",
+            remedy="file",
+        )
+    raise static.weights.why_not("the names of the tensors in the checkpoint are not known")
+
+
 def damaged_files(static: StaticEvidence) -> tuple[DamagedFile, ...]:
     """Files of the checkpoint and of the tokenizer that are pointers, empty or cut off."""
     names = dict.fromkeys((*_weight_files(static), *_SMALL))

@@ -1,0 +1,90 @@
+"""Weights that the checkpoint lacks, followed through PEFT: which of them an adapter folder holds.
+
+Runs in the process that holds the model; may be on the meta device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lora_doctor.contract.adapters import auxiliary_classes
+from lora_doctor.model.modules import pattern_of
+from lora_doctor.results.loading import Unsaved
+
+
+class RandomWeights:
+    """The parameters of a base model that its checkpoint lacks, as they are before the adapters.
+
+    Args:
+        base: without adapters, which change it in place.
+        missing: name of each, and whether it is drawn anew at every loading.
+    """
+
+    def __init__(self, base: Any, missing: Mapping[str, bool]) -> None:
+        self._missing = missing
+        self._parameters = dict(base.named_parameters()) if missing else {}
+        # PEFT trains and saves no container: it has no forward.
+        self._containers = {
+            path for path, module in base.named_modules() if not _has_forward(module)
+        } if missing else set()  # fmt: skip
+
+    def unsaved(self, model: Any) -> Unsaved:
+        """What of them is drawn anew, not trained and not saved once ``model`` has its adapters.
+
+        What is trained and not saved is another failure. A module in ``modules_to_save`` is trained
+        as a copy; adapters on a layer are saved, its own weights are not.
+        """
+        copied = {
+            id(parameter)
+            for module in model.modules()
+            if isinstance(module, auxiliary_classes())
+            for parameter in module.parameters()
+        }
+        lost = {
+            name
+            for name in self._missing
+            if name in self._parameters
+            and not self._parameters[name].requires_grad
+            and id(self._parameters[name]) not in copied
+        }
+        random = {name for name in lost if self._missing[name]}
+        if not random:
+            return Unsaved()
+        modules = [path for path in self._whole(lost) if _any_inside(random, path)]
+        rest = [name for name in sorted(random) if not any(map(_inside(name), modules))]
+        return Unsaved(
+            modules=tuple(modules),
+            others=tuple(dict.fromkeys(map(pattern_of, rest))),
+            parameters=sum(int(self._parameters[name].numel()) for name in random),
+            of=sum(int(parameter.numel()) for parameter in self._parameters.values()),
+        )
+
+    def _whole(self, names: set[str]) -> list[str]:
+        """Paths of the largest modules with a forward, all of whose parameters are among these."""
+        flags: dict[str, bool] = {}
+        for name in self._parameters:
+            parts = name.split(".")[:-1]
+            for end in range(1, len(parts) + 1):
+                path = ".".join(parts[:end])
+                flags[path] = flags.get(path, True) and name in names
+        whole: list[str] = []
+        for path, good in sorted(flags.items()):  # a module before those inside it
+            outer = any(path.startswith(f"{other}.") for other in whole)
+            if good and path not in self._containers and not outer:
+                whole.append(path)
+        return whole
+
+
+def _has_forward(module: Any) -> bool:
+    import torch
+
+    return not isinstance(module, (torch.nn.ModuleList, torch.nn.ModuleDict))
+
+
+def _any_inside(names: set[str], path: str) -> bool:
+    return any(name.startswith(f"{path}.") for name in names)
+
+
+def _inside(name: str) -> Any:
+    return lambda path: name.startswith(f"{path}.")

@@ -1,0 +1,67 @@
+"""What loading makes of the names in a checkpoint: data only, no verdict.
+
+Filled by ``evidence.loading``, read by the rule about weights that the checkpoint lacks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lora_doctor.results.structure import ErrorReport
+
+
+@dataclass(frozen=True)
+class MissingWeight:
+    """Parameters of the class that the checkpoint has no tensor for, alike ones together."""
+
+    #: Their name, with every number as ``*``.
+    pattern: str
+    #: How many they are.
+    count: int
+    #: How many parameters of the class have this pattern.
+    of: int
+    #: Numbers in them.
+    parameters: int
+    #: Whether the class draws them anew at every loading; else they begin with the same values.
+    drawn: bool
+    #: Their names, where the checkpoint has others of this pattern.
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Unsaved:
+    """Weights that are drawn anew at every loading and that an adapter folder does not hold."""
+
+    #: Paths of the largest modules that they make up: what ``modules_to_save`` can name.
+    modules: tuple[str, ...] = ()
+    #: Names of the parameters that stand beside others in their module, with every number as ``*``.
+    others: tuple[str, ...] = ()
+    #: Numbers in all of them.
+    parameters: int = 0
+    #: Parameters of the model without adapters.
+    of: int = 0
+
+    @property
+    def share(self) -> float:
+        """The part of the model that they are, 0 to 1."""
+        return self.parameters / max(1, self.of)
+
+
+@dataclass(frozen=True)
+class Loading:
+    """The names of a checkpoint given to ``from_pretrained`` of the class, on the meta device."""
+
+    #: Class that was loaded.
+    model_class: str
+    #: Tensors in the checkpoint.
+    tensors: int
+    #: What the class has and the checkpoint lacks.
+    missing: tuple[MissingWeight, ...] = ()
+    #: Tensors of the checkpoint that the class has no place for.
+    unplaced: int = 0
+    #: The first of them.
+    unplaced_examples: tuple[str, ...] = ()
+    #: Of ``missing``, what the recipe's adapter folder will not hold.
+    unsaved: Unsaved = Unsaved()
+    #: What PEFT raised with this recipe, so that ``unsaved`` is not known.
+    error: ErrorReport | None = None

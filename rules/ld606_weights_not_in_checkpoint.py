@@ -1,0 +1,253 @@
+"""LD606: the checkpoint lacks weights of the class, and the adapter folder will not have them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from lora_doctor.rule_api import (
+    Case,
+    Edit,
+    EvidenceError,
+    Example,
+    Finding,
+    Fix,
+    Loading,
+    Location,
+    Measurement,
+    Proof,
+    Rule,
+    Severity,
+    Symptom,
+    Verification,
+    entries_for,
+    pattern_of,
+    quoted,
+)
+from lora_doctor.rules._round_trip import difference, matches, trained_whole
+from lora_doctor.static.folder.layers import stack_mismatches
+
+#: A round trip without random weights gives the same logits to the last digits.
+_SAME = 1e-6
+#: Of the class's parameters: with more of them missing it is not a head or a pooler that the
+#: checkpoint was saved without, but its names that do not fit.
+_MOST_OF_A_MODEL = 0.5
+_HERE = "from_pretrained on the meta device, names in the checkpoint"
+
+
+class WeightsNotInCheckpoint(Rule):
+    """The class has weights that its checkpoint lacks, and the adapter folder does not hold them.
+
+    ## What happens
+    `from_pretrained` reports that some weights were newly initialized. Training runs and saves. The
+    adapter then answers otherwise each time it is loaded, because those weights are others.
+
+    ## Why
+    A classifier on a base checkpoint, the pooler of a BERT that was saved as a masked language
+    model, the projector of a model that was put together: what the checkpoint has no tensor for is
+    made at random while the model is loaded. Unless the `task_type` (`SEQ_CLS`, `TOKEN_CLS`) or
+    `modules_to_save` names it, PEFT freezes it, and an adapter folder does not hold frozen weights.
+    The adapters are trained for weights that exist in this one process. Adapters on such a layer do
+    not help: they are saved, the weights under them are not.
+
+    Asked is the installed transformers: it loads a state dict with the names and shapes of the
+    checkpoint, so that its renames and ties hold. What the class initialises with a constant
+    (biases and norms in most classes) is the same after every loading, and not reported. Nor are
+    weights that nothing which the model returns depends on, in a training that was run.
+
+    ## Versions
+    All.
+
+    ## Fix
+    Name the modules in `modules_to_save`: they are then trained, and saved with the adapters.
+    Adapters on them are left out, for they are trained whole. Or store a complete checkpoint once,
+    before any training, and load that one from then on.
+
+    ## Links
+    https://huggingface.co/docs/peft/developer_guides/troubleshooting
+    """
+
+    code = "LD606"
+    name = "weights-not-in-checkpoint"
+    summary = "Weights are made at random at every loading, and PEFT does not save them."
+    depth = "meta"
+    symptoms = (
+        Symptom(r"Some weights of \w+ were not initialized from the model checkpoint"),
+        Symptom(r"those params were newly initialized because missing from the checkpoint"),
+    )
+    examples = (
+        Example(
+            "broken",
+            "tests/folders/base_without_head",
+            {
+                "model_class": "AutoModelForSequenceClassification",
+                "task_type": None,
+                "target_modules": ["q_proj", "v_proj"],
+            },
+            why="a classifier on the checkpoint of a language model, and nothing that saves it",
+        ),
+        Example(
+            "broken",
+            "tests/folders/pooler_missing",
+            {"task_type": "SEQ_CLS", "target_modules": ["query", "value"]},
+            why="PEFT saves the classifier for this task type, but not the pooler before it",
+        ),
+        Example(
+            "healthy",
+            "tests/folders/base_without_head",
+            {
+                "model_class": "AutoModelForSequenceClassification",
+                "task_type": "SEQ_CLS",
+                "target_modules": ["q_proj", "v_proj"],
+            },
+            why="PEFT trains and saves the classifier for this task type",
+        ),
+        Example(
+            "healthy",
+            "tests/folders/base_without_head",
+            {"target_modules": ["q_proj", "v_proj"]},
+            why="the language model that the checkpoint is",
+        ),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        loading = case.loading
+        modules, others = _named_elsewhere(case, loading)
+        if not modules and not others:
+            if loading.error is not None:
+                raise EvidenceError(f"PEFT refuses the recipe: {loading.error}")
+            return
+        run = _run_of(case)
+        severity = _severity(loading, run)
+        if severity is not None:
+            yield self._random(case, loading, run, severity, (modules, others))
+
+    def _random(
+        self,
+        case: Case,
+        loading: Loading,
+        run: Verification | None,
+        severity: Severity,
+        found: tuple[Sequence[str], Sequence[str]],
+    ) -> Finding:
+        modules, others = found
+        parts = list(dict.fromkeys(map(pattern_of, (*modules, *others))))
+        unsaved = loading.unsaved
+        unclear = "" if severity == "error" else _unclear(run)
+        return self.finding(
+            severity,
+            f"The checkpoint has no weights for {quoted(parts, 4)}: they are made at random at "
+            f"every loading, and the adapter folder will not have them{unclear}.",
+            location=Location("recipe", "modules_to_save"),
+            evidence=(
+                Measurement("not in the checkpoint", quoted(parts, 8), _HERE),
+                Measurement(
+                    "frozen and not saved",
+                    f"{unsaved.parameters:,} parameters of {unsaved.of:,}",
+                    "requires_grad and modules_to_save after get_peft_model",
+                ),
+                *_unplaced(loading),
+                *(difference(run, "save-reload", "logits after loading, with new weights there")
+                  if run is not None else ()),
+            ),
+            proof=Proof("executed", "the adapters were saved and loaded onto a base that has other "
+                        "weights there, as from_pretrained makes them")
+            if run is not None and severity == "error"
+            else Proof("measured", "the names in the checkpoint were loaded by the real class"),
+            fixes=_fixes(case, loading, modules, others),
+            explains=("save-reload",),
+        )  # fmt: skip
+
+
+def _named_elsewhere(case: Case, loading: Loading) -> tuple[list[str], list[str]]:
+    """Modules and parameters, but for the layers that LD613 finds missing as a whole."""
+    static, unsaved = case.static, loading.unsaved
+    layers: list[str] = []
+    if static.weights.value is not None:
+        for found in stack_mismatches(static.config, static.weights.value):
+            layers += [f".{found.stack}.{number}." for number in found.missing]
+
+    def told(path: str) -> bool:
+        return any(layer in f".{path}." for layer in layers)
+
+    return (
+        [path for path in unsaved.modules if not told(path)],
+        [path for path in unsaved.others if not told(path)],
+    )
+
+
+def _run_of(case: Case) -> Verification | None:
+    """The training contract, where it was run to the round trip on such weights."""
+    if not case.reaches("tiny") or not case.has("verification"):
+        return None
+    run = case.verification
+    saving = run.saving
+    met = saving is not None and (saving.random.modules or saving.random.others)
+    return run if met else None
+
+
+def _severity(loading: Loading, run: Verification | None) -> Severity | None:
+    """``None`` where a run has shown that nothing depends on these weights."""
+    if loading.unsaved.share > _MOST_OF_A_MODEL:
+        return "error"
+    check = run.check("save-reload") if run is not None else None
+    if run is None or check is None or check.status == "skipped":
+        return "warning"
+    if check.status == "failed":
+        own_loss = all(batch.loss != "surrogate" for batch in run.batches)
+        return "error" if own_loss else "warning"
+    fed = not any(note.is_gap for note in run.notes)
+    same = isinstance(check.value, float) and check.value <= _SAME
+    return None if fed and same else "warning"
+
+
+def _unclear(run: Verification | None) -> str:
+    if run is None:
+        return "; not run here, whether the loss depends on them"
+    return "; whether your loss depends on them is not known here"
+
+
+def _unplaced(loading: Loading) -> Iterator[Measurement]:
+    if loading.unplaced:
+        yield Measurement(
+            "in the checkpoint, without a place in the class",
+            f"{loading.unplaced} of {loading.tensors} tensors, such as "
+            f"{quoted(loading.unplaced_examples, 2)}",
+            _HERE,
+        )
+
+
+def _fixes(
+    case: Case, loading: Loading, modules: Sequence[str], others: Sequence[str]
+) -> tuple[Fix, ...]:
+    if loading.unsaved.share > _MOST_OF_A_MODEL:
+        return (
+            Fix(
+                "Load the class that the checkpoint was saved from, or rename its tensors to the "
+                "names that this class has.",
+                "manual",
+            ),
+        )
+    complete = Fix(
+        "Or store a complete checkpoint once, before any training: load the model, "
+        "model.save_pretrained(DIR), and train on DIR and load adapters onto DIR from then on.",
+        "manual",
+    )
+    if others or not modules:
+        return (complete,)
+    names = entries_for(modules, case.structure)
+    whole = Fix(
+        f"Train and save {quoted(names, 4)} with the adapters (modules_to_save).",
+        "unsafe",
+        _trained_whole(case, names, modules),
+    )
+    return (whole, complete)
+
+
+def _trained_whole(case: Case, names: Sequence[str], modules: Sequence[str]) -> tuple[Edit, ...]:
+    """The modules in ``modules_to_save``, and no adapters on them."""
+    edits = (Edit("modules_to_save", trained_whole(case, names)),)
+    targets = case.recipe.get("target_modules")
+    if not isinstance(targets, list):
+        return edits
+    left = [entry for entry in targets if not any(matches(path, entry) for path in modules)]
+    return (Edit("target_modules", left), *edits) if left and left != targets else edits
