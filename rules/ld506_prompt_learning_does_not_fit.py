@@ -33,8 +33,13 @@ from lora_doctor.rules._prompt_learning import (
 _CAUSES = (
     (
         r"Please specify `\w+` in `peft_config`",
-        "PEFT looks for the sizes of the language model in the outer config, which keeps them in a "
-        "part of its own",
+        "PEFT looks in the outer config for sizes of the language model that are not there: they "
+        "are in a part of it, or the model has none (no attention)",
+    ),
+    (
+        r"does not support past key values",
+        "PEFT looks for `past_key_values` among the arguments of forward, which this class does "
+        "not have by that name in the installed transformers",
     ),
     (
         r"has no attribute 'vocab_size'",
@@ -84,8 +89,9 @@ class PromptLearningDoesNotFit(Rule):
     `get_peft_model` raises `ValueError: Please specify num_layers in peft_config` or
     `... has no attribute 'vocab_size'`, or the first forward raises `'NoneType' object is not
     callable`, `'NoneType' object has no attribute 'shape'` or an error about sizes that differ by
-    the number of virtual tokens. Or it runs, and weights that belong to no module (the query
-    tokens of a Q-Former) are trained along and not saved.
+    the number of virtual tokens. Prefix tuning of a classifier raises `Model does not support past
+    key values which are required for prefix tuning`. Or it runs, and weights that belong to no
+    module (the query tokens of a Q-Former) are trained along and not saved.
 
     ## Why
     These methods put virtual tokens in front of the input, so PEFT must know the model from
@@ -97,6 +103,8 @@ class PromptLearningDoesNotFit(Rule):
     ## Versions
     PEFT before 0.16 refuses nearly every model whose config has a `text_config`. Later releases
     take most of them; prefix tuning on models with mRoPE breaks in other ways, release by release.
+    transformers 5.24 calls the argument `past_key_values` of most forwards `cache`; PEFT up to 0.21
+    looks for the old name before prefix tuning with SEQ_CLS, TOKEN_CLS or QUESTION_ANS.
 
     ## Fix
     LoRA on the language model, or the prompt method that runs on this model. Both change what is
@@ -114,6 +122,7 @@ class PromptLearningDoesNotFit(Rule):
     depth = "tiny"
     symptoms = (
         Symptom(r"Please specify `?(num_layers|token_dim|num_attention_heads)`? in `?peft_config"),
+        Symptom(r"does not support past key values which are required for prefix tuning"),
         Symptom(r"Config' object has no attribute 'vocab_size'"),
         Symptom(r"'NoneType' object has no attribute 'shape'", context=_PROMPTS),
         Symptom(r"'NoneType' object is not callable", context=_PROMPTS),
@@ -141,6 +150,19 @@ class PromptLearningDoesNotFit(Rule):
             {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 4, "task_type": "CAUSAL_LM"},
             requires={"transformers": ">=4.57"},
             why="mRoPE makes positions for the tokens that it knows of",
+        ),
+        Example(
+            "broken",
+            "arch:bert",
+            {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 4, "task_type": "SEQ_CLS"},
+            requires={"transformers": ">=5.24", "peft": "<0.22"},
+            why="PEFT looks for an argument of forward that has another name now",
+        ),
+        Example(
+            "healthy",
+            "arch:llama",
+            {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 4, "task_type": "CAUSAL_LM"},
+            why="a causal model is given the argument by its old name, which is translated",
         ),
         Example(
             "broken",

@@ -13,6 +13,7 @@ from lora_doctor.model.peft_models import adapters_off
 from lora_doctor.nn import wrapper_tensors
 from lora_doctor.nn.copying import seed_everything
 from lora_doctor.text import clean_path
+from lora_doctor.tiny_model.batch.run_forward import CACHE_NAMES
 
 CHUNK = 1 << 22  # elements of a tensor that are summed at a time
 
@@ -51,7 +52,7 @@ def outputs_of(model: Any, batch: Any) -> list[Any]:
     if logits is not None and hasattr(logits, "is_floating_point"):
         return [logits.float()]
     if hasattr(result, "keys"):
-        result = {key: result[key] for key in result if key not in ("loss", "past_key_values")}
+        result = {key: result[key] for key in result if key not in ("loss", *CACHE_NAMES)}
     return [tensor.float() for tensor in tensors_in(result) if tensor.is_floating_point()]
 
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+#: What the outputs of a forward keep for the next one, by the names that they have or had:
+#: transformers 5.24 calls `cache` what was `past_key_values`.
+CACHE_NAMES = ("cache", "past_key_values", "cache_params", "state", "states")
+
 
 def run_forward(model: Any, inputs: dict[str, Any]) -> Any:
     """One forward without gradients; the random state and the model are the same afterwards."""
@@ -21,8 +25,7 @@ def run_forward(model: Any, inputs: dict[str, Any]) -> Any:
 def returns_own_cache(outputs: Any) -> bool:
     """Whether a model returned a cache of a class of its own: some are written in place, which
     leaves no way back for gradients (xLSTM)."""
-    names = ("cache_params", "past_key_values", "state", "states")
-    kept = [getattr(outputs, name, None) for name in names]
+    kept = [getattr(outputs, name, None) for name in CACHE_NAMES]
     return any(
         not isinstance(value, (tuple, list))
         and type(value).__module__.startswith("transformers.models")
