@@ -17,6 +17,7 @@ from lora_doctor.errors import EvidenceError, InputError, NotPythonError
 from lora_doctor.limits import PYTHON_BYTES, SCRIPT, bounded
 from lora_doctor.static.piece import read_bytes
 from lora_doctor.static.python_source import parse_python, unparse, walk
+from lora_doctor.static.script.adapter_calls import AdapterCall, read_adapter_calls
 from lora_doctor.static.script.script_flow import FUNCTIONS, Flow, Replacement, without_gradients
 from lora_doctor.static.script.script_order import ScriptOrder, read_order
 from lora_doctor.static.script.script_values import Names, Scope
@@ -39,6 +40,8 @@ class TrainingScript:
     replacements: tuple[Replacement, ...]
     #: In which order the script calls what loads, wraps and trains.
     order: ScriptOrder
+    #: Where it calls methods of transformers that ask for a version of PEFT.
+    adapter_calls: tuple[AdapterCall, ...] = ()
 
 
 def read_training_script(path: Path) -> TrainingScript:
@@ -53,7 +56,9 @@ def read_training_script(path: Path) -> TrainingScript:
         with bounded(SCRIPT):
             tree = parse_python(source, path.name)
             found = sorted(_Reader(tree, source).read(), key=lambda item: item.line)
-            order = read_order(tree, Names.of(tree))
+            names = Names.of(tree)
+            order = read_order(tree, names)
+            calls = read_adapter_calls(tree, names)
     except UnicodeDecodeError:
         raise InputError(f"{where}: is not UTF-8 text") from None
     except NotPythonError as error:
@@ -64,7 +69,7 @@ def read_training_script(path: Path) -> TrainingScript:
         raise InputError(f"{where}: is nested too deeply to be read") from None
     unique = {item.line: item for item in reversed(found)}
     lines = source.count("\n") + 1
-    return TrainingScript(path, lines, tuple(unique[line] for line in sorted(unique)), order)
+    return TrainingScript(path, lines, tuple(unique[line] for line in sorted(unique)), order, calls)
 
 
 class _Reader:
