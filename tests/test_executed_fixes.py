@@ -45,6 +45,8 @@ def test_a_safe_fix_was_executed_and_what_it_writes_trains(
     model: str, written: str, code: str, tmp_path: Path, worker: Worker
 ) -> None:
     """Broken, found with a fix that is labelled executed, written into the user's file, trained."""
+    if model.removeprefix("arch:") not in (known_architectures() or ()):
+        pytest.skip(f"this transformers has no {model}")
     file = tmp_path / "recipe.yaml"
     file.write_text(written)
     shown = lora_doctor.check(model, file, worker=worker)
@@ -132,6 +134,10 @@ def test_a_fix_that_changes_nothing_is_not_offered(tmp_path: Path, worker: Worke
 
 def test_a_patch_that_does_not_help_is_not_offered_as_safe(worker: Worker) -> None:
     """PEFT asks for the embeddings, and the class raises another error than the patch takes."""
+    try:
+        models.embeddings_method_out_of_date()
+    except AttributeError:
+        pytest.skip("this transformers refuses such a class by itself")
     model = f"{models.__name__}:embeddings_method_out_of_date"
     fixed = lora_doctor.fix(model, {"target_modules": ["q_proj", "v_proj"]}, worker=worker)
     if not of_rule(fixed, "LD105"):

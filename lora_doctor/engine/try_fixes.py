@@ -97,9 +97,13 @@ class Trials:
         fixes = [findings[i].fixes[j] for i, j in chosen]
         start = time.perf_counter()
         try:
-            after = self.examine(fixed(first.case, fixes))
+            case = fixed(first.case, fixes)
         except InputError as error:
             return dict.fromkeys(chosen, Execution(detail=f"cannot be written: {error}"))
+        try:
+            after = self.examine(case)
+        except InputError as error:
+            return dict.fromkeys(chosen, Execution(detail=f"cannot be run: {error}"))
         seconds = time.perf_counter() - start
         self._spent += seconds
         first.case.store.gathered.append(
