@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 
 import lora_doctor
+from lora_doctor.api import open_case
 from lora_doctor.engine import try_fixes
+from lora_doctor.engine.diagnose import diagnose
+from lora_doctor.engine.registry import RuleSelection, find_rules
 from lora_doctor.prescription.write_fix import Plan
 from lora_doctor.proposal.targets import without_lookahead
 from lora_doctor.results.fix import Fix
@@ -158,6 +161,16 @@ def test_what_runs_nothing_says_so(depth: Any, worker: Worker, tmp_path: Path) -
     assert depth == "static" or fixes
     text = str(found)
     assert depth == "static" or f"not executed: depth {depth}" in text
+
+
+def test_a_dry_run_runs_no_fix(worker: Worker) -> None:
+    """Its evidence is what the user's own command did; no other recipe has any."""
+    recipe, rules = {"target_modules": ["q_proj", "v_porj"]}, find_rules()
+    with open_case("arch:llama", recipe, {"worker": worker}) as case:
+        case.store.keep("dry_run", object())
+        found = diagnose(case, rules, RuleSelection(("LD202",)))
+    (fix,) = of_rule(found, "LD202")
+    assert fix.safety == "unproven" and "dry run" in fix.executed.detail
 
 
 def test_check_does_not_wait_for_every_fix_and_fix_does(
