@@ -17,7 +17,7 @@ from lora_doctor.engine.case import Case
 from lora_doctor.engine.examine import Examination, examine
 from lora_doctor.engine.registry import RuleSelection
 from lora_doctor.engine.rule import Rule
-from lora_doctor.errors import InputError
+from lora_doctor.errors import InputError, LoraDoctorError
 from lora_doctor.recipe.edit import Patch
 from lora_doctor.recipe.files.read_write import as_written
 from lora_doctor.recipe.recipe import Recipe
@@ -97,9 +97,13 @@ class Trials:
         fixes = [findings[i].fixes[j] for i, j in chosen]
         start = time.perf_counter()
         try:
-            after = self.examine(fixed(first.case, fixes))
+            case = fixed(first.case, fixes)
         except InputError as error:
             return dict.fromkeys(chosen, Execution(detail=f"cannot be written: {error}"))
+        try:
+            after = self.examine(case)
+        except LoraDoctorError as error:
+            return dict.fromkeys(chosen, Execution(detail=f"cannot be run: {error}"))
         seconds = time.perf_counter() - start
         self._spent += seconds
         first.case.store.gathered.append(
@@ -238,6 +242,8 @@ def _nothing_is_run(first: Examination) -> str:
         return "MODEL is a training script, which is only read"
     if not case.reaches("tiny"):
         return f"depth {case.settings.depth}"
+    if Case.dry_run.known(case) is not None:
+        return "a dry run runs the command as it stands"
     if first.answers.unloadable:
         return f"the adapter cannot be used as it is ({first.answers.unloadable})"
     return ""
