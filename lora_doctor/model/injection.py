@@ -20,6 +20,7 @@ from lora_doctor.errors import LoraDoctorError
 from lora_doctor.model.loading import peft_config
 from lora_doctor.model.meta_copy import Meaning, MetaCopy, meta_copy
 from lora_doctor.model.modules import elements, is_adapter_layer, pattern_of, unwrap, walk
+from lora_doctor.model.pattern_effects import without_effect
 from lora_doctor.model.reloading import not_reloaded
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.structure import Converted, ErrorReport, Injection, Unmatched
@@ -73,6 +74,8 @@ def inject(model: Any, recipe: Recipe) -> Injected:
             {},
         )
     counts = _Counts(wrapped, thinned, config, (ADAPTER_NAME,))
+    all_linear = str(wished["target_modules"]).lower() == "all-linear"
+    unmatched += _without_effect(config, names, counts, all_linear)
     again = not_reloaded(wrapped, ADAPTER_NAME)
     return Injected(
         Injection(
@@ -110,7 +113,7 @@ def read_wrapped(wrapped: Any, adapter: str, others: Sequence[str] = ()) -> Inje
     result = Injection(
         ok=True,
         wrapper=type(wrapped).__name__,
-        unmatched=_unmatched(wished, config, names, ()),
+        unmatched=_unmatched(wished, config, names, ()) + _without_effect(config, names, counts),
         resolved_targets=_resolved(config),
         adapter_parameters=counts.adapter,
         trainable_parameters=counts.trainable,
@@ -266,6 +269,13 @@ def _unmatched(
         if not any(path.endswith(entry) for path in names.modules):
             missing.append(Unmatched("modules_to_save", str(entry)))
     return tuple(missing)
+
+
+def _without_effect(
+    config: Any, names: _Names, counts: _Counts, all_linear: bool = False
+) -> tuple[Unmatched, ...]:
+    matcher, adapted = target_matcher(config), counts.adapted
+    return without_effect(config, matcher, names.modules, adapted, all_linear=all_linear)
 
 
 def _names_a_module(config: Any, targets: Any, paths: Sequence[str]) -> bool:

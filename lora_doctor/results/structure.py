@@ -96,9 +96,11 @@ class ErrorReport:
 
 @dataclass(frozen=True)
 class Unmatched:
-    """An entry of a recipe key that names nothing in the model."""
+    """An entry of a recipe key that names nothing in the model, or changes nothing there."""
 
-    #: ``target_modules``, ``target_parameters`` or ``modules_to_save``.
+    #: ``target_modules``, ``target_parameters`` or ``modules_to_save``, whose entry names nothing;
+    #: ``rank_pattern``, ``alpha_pattern``, ``exclude_modules`` or ``layers_to_transform``, without
+    #: whose entry the same adapters are put on.
     key: str
     #: The entry.
     entry: str
@@ -137,8 +139,7 @@ class Injection:
     wrapper: str | None = None
     #: What it raised.
     error: ErrorReport | None = None
-    #: Entries of ``target_modules``, ``target_parameters`` or ``modules_to_save`` that name
-    #: nothing.
+    #: Entries that name nothing, or without which PEFT puts the same adapters on.
     unmatched: tuple[Unmatched, ...] = ()
     #: Target entries that PEFT itself turned into parameters.
     converted: tuple[Converted, ...] = ()

@@ -1,0 +1,95 @@
+"""Entries of an adapter config that change nothing on this model, asked of PEFT's own matchers."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from lora_doctor.results.structure import Unmatched
+
+#: ``(config, path) -> matches``; a module that is excluded counts as no match.
+Matcher = Callable[[Any, str], Any]
+_PATTERNS = ("rank_pattern", "alpha_pattern")
+
+
+def without_effect(
+    config: Any,
+    matcher: Matcher | None,
+    modules: Sequence[str],
+    adapted: Iterable[str],
+    *,
+    all_linear: bool = False,
+) -> tuple[Unmatched, ...]:
+    """Entries of ``rank_pattern``, ``alpha_pattern``, ``exclude_modules`` and
+    ``layers_to_transform`` without which PEFT would put the same adapters on.
+
+    ``modules``: paths of all modules; ``adapted``: of those that have an adapter. ``all_linear``:
+    PEFT chose the targets, and has written those of the model that it was handed into ``config``;
+    an entry that excludes any module at all then counts.
+    """
+    paths = sorted(adapted)
+    found = [
+        Unmatched(key, entry)
+        for key in _PATTERNS
+        for entry in _unused(getattr(config, key, None) or {}, paths)
+    ]
+    if matcher is not None:
+        question = copy.copy(config)
+        if all_linear:
+            question.target_modules = ".*"
+        found += [
+            Unmatched("exclude_modules", one) for one in _excludes(question, matcher, modules)
+        ]
+        found += [
+            Unmatched("layers_to_transform", one) for one in _layers(config, matcher, modules)
+        ]
+    return tuple(found)
+
+
+def _unused(pattern: Any, adapted: Sequence[str]) -> list[str]:
+    """Keys that PEFT takes for no adapter; the first key that matches a path is taken."""
+    keys = [str(key) for key in pattern]
+    taken = {_pattern_key(keys, path) for path in adapted}
+    return [key for key in keys if key not in taken]
+
+
+def _pattern_key(keys: Sequence[str], path: str) -> str:
+    try:
+        from peft.utils.other import get_pattern_key
+    except ImportError:  # until PEFT 0.13 the same stands in the middle of each tuner
+        return next((key for key in keys if re.match(rf".*\.{key}$", path)), path)
+    return str(get_pattern_key(keys, path))
+
+
+def _excludes(config: Any, matcher: Matcher, modules: Sequence[str]) -> list[str]:
+    entries = getattr(config, "exclude_modules", None)
+    if not entries:
+        return []
+    whole = _matched(config, matcher, modules, exclude_modules=None)
+    alone = [entries] if isinstance(entries, str) else [[entry] for entry in sorted(entries)]
+    return [
+        one if isinstance(one, str) else str(one[0])
+        for one in alone
+        if _matched(config, matcher, whole, exclude_modules=one) == whole
+    ]
+
+
+def _layers(config: Any, matcher: Matcher, modules: Sequence[str]) -> list[str]:
+    asked = getattr(config, "layers_to_transform", None)
+    indices = [asked] if isinstance(asked, int) else list(asked or ())
+    others = {"exclude_modules": None} if hasattr(config, "exclude_modules") else {}
+    return [
+        str(index)
+        for index in indices
+        if not _matched(config, matcher, modules, layers_to_transform=[index], **others)
+    ]
+
+
+def _matched(config: Any, matcher: Matcher, modules: Sequence[str], **changes: Any) -> list[str]:
+    """The modules that the targets name, with these keys changed."""
+    question = copy.copy(config)
+    for key, value in changes.items():
+        setattr(question, key, value)
+    return [path for path in modules if bool(matcher(question, path))]

@@ -1,0 +1,167 @@
+"""LD213: entries of rank_pattern, exclude_modules and the like change nothing."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+
+from lora_doctor.rule_api import (
+    Case,
+    Edit,
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measurement,
+    Proof,
+    Recipe,
+    Rule,
+    Structure,
+    quoted,
+    unmatched_entries,
+)
+
+#: Key to what is told of an entry without effect.
+_SAID = {
+    "rank_pattern": "match no adapted layer; their ranks are used nowhere",
+    "alpha_pattern": "match no adapted layer; their alphas are used nowhere",
+    "exclude_modules": "exclude no layer that has an adapter without them",
+    "layers_to_transform": "are no layers of the model",
+}
+#: One or two letters of a name.
+_NEAR = 0.8
+
+
+class EntriesWithoutEffect(Rule):
+    """Entries of `rank_pattern`, `alpha_pattern`, `exclude_modules` or `layers_to_transform` change
+    nothing on this model, and PEFT does not say so.
+
+    ## What happens
+    Training runs as if the entry were not there: with the rank that all layers have, with an
+    adapter on the layer that was to be left out, or without one on a layer that does not exist.
+
+    ## Why
+    PEFT looks each adapted layer up in these keys. An entry that no layer asks for (mistyped, of
+    another architecture, beyond the last layer, of a module that is no target, or behind an entry
+    that matches first) is never read.
+
+    ## Versions
+    All of PEFT; `exclude_modules` exists from 0.14 on.
+
+    ## Fix
+    Where an adapted layer has nearly the same name, that name: unsafe, because ranks or adapters
+    change. Else the entry is taken out, which changes nothing.
+
+    ## Links
+    https://huggingface.co/docs/peft/package_reference/lora
+    """
+
+    code = "LD213"
+    name = "entries-without-effect"
+    summary = "Entries of rank_pattern, exclude_modules and the like change nothing."
+    depth = "meta"
+    examples = (
+        Example(
+            "broken",
+            "arch:llama",
+            {
+                "target_modules": ["q_proj", "v_proj"],
+                "rank_pattern": {"layers.0.self_attn.q_proj": 32, "k_proj": 4},
+            },
+            why="k_proj is no target",
+        ),
+        Example(
+            "broken",
+            "arch:llama",
+            {"target_modules": ["q_proj", "o_proj"], "exclude_modules": ["o_porj"]},
+            {"peft": ">=0.14"},
+            why="mistyped: o_proj was meant",
+        ),
+        Example(
+            "broken",
+            "arch:llama",
+            {"target_modules": ["q_proj"], "layers_to_transform": [0, 1, 80]},
+            why="there are 32 layers",
+        ),
+        Example(
+            "healthy",
+            "arch:llama",
+            {
+                "target_modules": ["q_proj", "v_proj"],
+                "rank_pattern": {"layers.0.self_attn.q_proj": 32, "v_proj": 4},
+                "alpha_pattern": {"q_proj": 8},
+            },
+        ),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        structure = case.structure
+        if not structure.injection.ok:
+            return
+        for key in _SAID:
+            entries = unmatched_entries(structure, key)
+            if entries:
+                yield self._finding(case.recipe, structure, key, entries)
+
+    def _finding(
+        self, recipe: Recipe, structure: Structure, key: str, entries: list[str]
+    ) -> Finding:
+        meant = {} if key == "layers_to_transform" else _meant(structure, entries)
+        evidence = [
+            Measurement(
+                f"{key} without effect", quoted(entries), "installed PEFT's matcher, entry by entry"
+            )
+        ]
+        if meant:
+            pairs = quoted(f"{name} for {entry}" for entry, name in meant.items())
+            evidence.append(
+                Measurement("adapted, with nearly the same name", pairs, "installed PEFT")
+            )
+        return self.finding(
+            "warning",
+            f"{key} {quoted(entries, 6)} {_SAID[key]}.",
+            location=Location("recipe", key),
+            evidence=tuple(evidence),
+            proof=Proof("measured", "PEFT's matcher was asked with and without the entry"),
+            fixes=tuple(_fixes(recipe, key, entries, meant)),
+        )
+
+
+def _meant(structure: Structure, entries: list[str]) -> dict[str, str]:
+    """Entry to the name of an adapted layer that it is a slip of."""
+    leaves = sorted({group.leaf for group in structure.groups if group.adapted})
+    found: dict[str, str] = {}
+    for entry in entries:
+        front, dot, leaf = entry.rpartition(".")
+        near = difflib.get_close_matches(leaf, leaves, n=1, cutoff=_NEAR)
+        if near and near[0] != leaf:
+            found[entry] = f"{front}{dot}{near[0]}"
+    return found
+
+
+def _fixes(recipe: Recipe, key: str, entries: list[str], meant: Mapping[str, str]) -> Iterator[Fix]:
+    """The names that were meant, where there are any; the entries taken out."""
+    if key not in recipe:
+        return
+    own = recipe.get(key)
+    if meant:
+        pairs = quoted((f"{name} for {entry}" for entry, name in meant.items()), 6)
+        edit = Edit(key, _changed(own, {**dict.fromkeys(entries), **meant}))
+        yield Fix(f"Write {pairs} in {key}.", "unsafe", (edit,))
+    yield Fix(
+        f"Take {quoted(entries, 6)} out of {key}; nothing changes.",
+        "unsafe" if meant else "safe",
+        (Edit(key, _changed(own, dict.fromkeys(entries))),),
+    )
+
+
+def _changed(own: object, names: Mapping[str, str | None]) -> object:
+    """The value of a key with entries renamed, or taken out where the new name is ``None``; it is
+    ``None`` itself where nothing is left."""
+    if isinstance(own, Mapping):
+        kept = {names.get(str(name), str(name)): value for name, value in own.items()}
+        return {name: value for name, value in kept.items() if name is not None} or None
+    if isinstance(own, (list, tuple)):
+        renamed = [names.get(str(item), item) for item in own]
+        return [item for item in renamed if item is not None] or None
+    return names.get(str(own))
