@@ -179,3 +179,15 @@ def test_layers_that_are_missing_whole_are_told_once(tmp_path: Path, worker: Wor
     diagnosis = lora_doctor.check(str(path), {"target_modules": ["q_proj"]}, worker=worker)
     rules = [finding.rule for finding in diagnosis.findings]
     assert "LD613" in rules and "LD606" not in rules
+
+
+def test_what_was_not_drawn_anew_is_not_called_harmless(tmp_path: Path, worker: Worker) -> None:
+    """In 4 bits the pooler is quantized too, and the run has the same one after loading: that the
+    logits agree says nothing then."""
+    pytest.importorskip("bitsandbytes")
+    folder = BROKEN["a masked language model has no pooler"]
+    path = save(folder, tmp_path / "model")
+    asked = {**recipe(folder), "load_in_4bit": True}
+    diagnosis = lora_doctor.check(str(path), asked, select=["LD606"], worker=worker)
+    (finding,) = random_weights(diagnosis)
+    assert finding.severity in ("warning", "error")

@@ -461,6 +461,21 @@ def test_a_config_that_names_another_base_is_a_note(worker: Worker) -> None:
     assert (finding.rule, finding.severity) == ("LD624", "info")
 
 
+def test_training_goes_on_from_the_adapter(worker: Worker) -> None:
+    """At full depth what is trained is this adapter, not a new one of its config: the loss begins
+    where plain PEFT has it, and `inference_mode` of the file keeps nothing frozen."""
+    base, options = made.lora()
+    fresh = lora_doctor.check(base, {"target_modules": ["q_proj", "v_proj"], "r": 8},
+                              depth="full", select=["LD001"], worker=worker)  # fmt: skip
+    diagnosis = lora_doctor.check(base, depth="full", worker=worker, **options)
+    run, new = diagnosis.before, fresh.before
+    assert run is not None and new is not None
+    assert run.outcome == "passed" and codes(diagnosis) == []
+    started = run.check("starts-at-base")
+    assert started is not None and started.detail == "training goes on from a saved adapter"
+    assert abs(run.batches[0].losses[0] - new.batches[0].losses[0]) > 1e-3
+
+
 COMMITS = ("0a" * 20, "1b" * 20)
 
 

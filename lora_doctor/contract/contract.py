@@ -307,6 +307,8 @@ class Contract:
         start = self._peft("init_lora_weights", None)
         if self.subject.wrap is None:
             return self.recorder.skip(name, "the adapters came with the model")
+        if self.subject.continued:
+            return self.recorder.skip(name, "training goes on from a saved adapter")
         if self._peft("peft_type", "LORA") != "LORA" or start not in ZERO_START:
             return self.recorder.skip(name, "these adapters do not start at zero")
         pairs = list(zip(self.first_losses, self.base_losses, strict=True))

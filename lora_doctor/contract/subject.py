@@ -23,7 +23,8 @@ class Subject:
     keys of the recipe that may name layers which this model is too small to have. ``round_trip``:
     whether the adapters are also saved, reloaded and merged. ``observed``: whether anybody asks
     what observers see. ``missing_weights``: parameters that the checkpoint lacks, and whether
-    loading draws them anew; ``fresh`` then has others.
+    loading draws them anew; ``fresh`` then has others. ``continued``: ``wrap`` puts on adapters
+    that were trained before.
     """
 
     base: Any
@@ -43,3 +44,4 @@ class Subject:
     round_trip: bool = True
     observed: bool = True
     missing_weights: Mapping[str, bool] = field(default_factory=dict)
+    continued: bool = False

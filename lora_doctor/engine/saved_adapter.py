@@ -66,7 +66,10 @@ def onto_base(
     config = Recipe(
         {**config.values, **recipe.values}, {**config.origins, **recipe.origins}, config.complete
     )
-    return replace(source, preferred_class=adapter.base_class), config
+    onto = replace(
+        source, preferred_class=adapter.base_class, adapter=str(adapter.folder.resolve())
+    )
+    return onto, config
 
 
 def of_saved_adapter(finding: Finding) -> Finding:

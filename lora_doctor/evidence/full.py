@@ -117,10 +117,14 @@ def _verify(
         return _judged(unclear, loader, recipe, device)
     batches = [training_setup.cast(batch.to(device), dtype) for batch in batches]
     lacking = missing_in(model, missing)
+    adapter = loader.source.get("adapter")
     subject = Subject(
         base=model,
         batches=batches,
-        wrap=training_setup.wrapper(model, recipe, loaded=loader.source["kind"] != "factory"),
+        wrap=training_setup.going_on_from(adapter)
+        if adapter
+        else training_setup.wrapper(model, recipe, loaded=loader.source["kind"] != "factory"),
+        continued=bool(adapter),
         fresh=loaded_again(
             training_setup.fresh_base(model, shared=not training_setup.rewrites_weights(recipe)),
             [*filter(lacking.get, lacking)],

@@ -79,7 +79,7 @@ def is_own_code(model: Any) -> bool:
     """Whether the class of a model is code of its repository, which transformers imports there, and
     has no way of loading of its own."""
     cls = type(model)
-    written_for = getattr(cls.from_pretrained, "__func__", None)
+    written_for = getattr(getattr(cls, "from_pretrained", None), "__func__", None)
     from transformers import PreTrainedModel
 
     return (

@@ -330,6 +330,18 @@ def wrapper(model: Any, recipe: Recipe, *, loaded: bool = False) -> Callable[[An
     return wrap
 
 
+def going_on_from(adapter: str) -> Callable[[Any], Any]:
+    """What puts a saved adapter on, to be trained on: its config says ``inference_mode``, which
+    ``is_trainable`` undoes."""
+
+    def load(base: Any) -> Any:
+        import peft
+
+        return peft.PeftModel.from_pretrained(base, adapter, is_trainable=True)
+
+    return load
+
+
 def set_up(model: Any, recipe: Recipe) -> None:
     """Gradient checkpointing as a trainer turns it on: after the adapters are in."""
     if not recipe.get("gradient_checkpointing"):

@@ -37,6 +37,8 @@ class ModelSource:
     folder: str | None = None
     #: Class that a saved adapter was trained on: taken where the model has it and nobody chose.
     preferred_class: str = ""
+    #: Folder of a saved adapter that training goes on from; empty without one.
+    adapter: str = ""
     #: The loaded module.
     module: Any = field(default=None, compare=False, repr=False)
     #: What the hub said about the files in ``folder``: a ``HubSnapshot``. The annotations of this
@@ -64,7 +66,7 @@ class ModelSource:
 
     def for_child(self) -> dict[str, Any]:
         """The same with what only decides how the model is loaded."""
-        return {**self.to_json(), "preferred_class": self.preferred_class}
+        return {**self.to_json(), "preferred_class": self.preferred_class, "adapter": self.adapter}
 
 
 def parse_model(
