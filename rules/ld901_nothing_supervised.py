@@ -21,8 +21,8 @@ class NothingSupervised(Rule):
     """Every label of a row is -100: the loss sees nothing of it.
 
     ## What happens
-    With all rows the loss is 0.0 or NaN and the run "succeeds". With some, a batch of nothing but
-    such rows gives NaN, and one NaN ends the training of every weight.
+    With all rows the loss is 0.0 or NaN, every gradient is 0, and the run "succeeds". With some, a
+    batch of nothing but such rows does that, and the average that is logged becomes NaN.
 
     ## Why
     Labels were masked and nothing was left: conversations without an answer, a mask that was made
