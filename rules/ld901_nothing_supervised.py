@@ -56,7 +56,12 @@ class NothingSupervised(Rule):
         Example(
             "broken",
             "tests/folders/chat_model",
-            {"target_modules": ["q_proj"], "assistant_only_loss": True},
+            {
+                "target_modules": ["q_proj"],
+                "assistant_only_loss": True,
+                "chat_template_path": "tests/data/templates/chatml_marked.jinja",
+            },
+            requires={"transformers": ">=4.42"},
             data="tests/data/rows/no_answers.jsonl",
             depth="meta",
             why="conversations in which nobody answers",
@@ -72,7 +77,12 @@ class NothingSupervised(Rule):
         Example(
             "healthy",
             "tests/folders/chat_model",
-            {"target_modules": ["q_proj"], "assistant_only_loss": True},
+            {
+                "target_modules": ["q_proj"],
+                "assistant_only_loss": True,
+                "chat_template_path": "tests/data/templates/chatml_marked.jinja",
+            },
+            requires={"transformers": ">=4.42"},
             data="tests/data/rows/chats.jsonl",
             depth="meta",
         ),

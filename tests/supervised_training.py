@@ -5,11 +5,14 @@ Nothing here asks the tool how labels come about: the tests hold its answer agai
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+import pytest
 
 from lora_doctor.engine.case import Data, Settings
 from lora_doctor.engine.registry import find_rules
@@ -18,6 +21,19 @@ from lora_doctor.recipe.recipe import Recipe, make_recipe
 from lora_doctor.results.supervision import Supervision
 
 IGNORED = -100
+
+
+def _masks_are_known() -> bool:
+    """Whether the installed transformers marks the assistant's tokens."""
+    from transformers import PreTrainedTokenizerBase
+
+    known = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters
+    return "return_assistant_tokens_mask" in known
+
+
+needs_masks = pytest.mark.skipif(
+    not _masks_are_known(), reason="this transformers has no return_assistant_tokens_mask"
+)
 Labelled = tuple[Sequence[int], Sequence[int]]
 
 
@@ -106,3 +122,11 @@ def conversation(folder: Path, row: Mapping[str, Any]) -> tuple[list[int], list[
     prompt = tokenizer.apply_chat_template(turns[:-1], tokenize=False, add_generation_prompt=True)
     ids = tokenizer(whole, add_special_tokens=False)["input_ids"]
     return ids, tokenizer(prompt, add_special_tokens=False)["input_ids"]
+
+
+def probability(model: Any, before: int, token: int) -> float:
+    """How likely the model takes ``token`` behind ``before`` alone."""
+    import torch
+
+    logits = model(input_ids=torch.tensor([[before]])).logits[0, -1]
+    return float(logits.softmax(-1)[token])

@@ -26,14 +26,16 @@ from lora_doctor.supervision.samples import NoSampleError, as_sample
 from tests import chromium
 from tests.chat_models import CHATS, chat, write_model, write_rows
 from tests.cli import lora_doctor as run
-from tests.supervised_training import codes, look, tokenizer_of
+from tests.supervised_training import codes, look, needs_masks, tokenizer_of
 
 MARKED = {"assistant_only_loss": True}
+#: A marker needs no mask of transformers, which old releases do not have.
+RESPONSES = {"response_template": "<|im_start|>assistant"}
 
 
 @pytest.fixture(scope="module")
-def marked(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("models") / "marked")
+def chatml(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("models") / "chatml", template="chatml")
 
 
 def seen(*rows: Row, facts: TokenizerFacts | None = None, **settings: Any) -> Supervision:
@@ -70,6 +72,7 @@ def test_labels_of_a_sequence_of_their_own_and_of_classes() -> None:
     assert classes.labels_out_of_range.numbers == (1,) and classes.wrong_labels == (3,)
 
 
+@needs_masks
 def test_turns_before_the_last_are_no_prompt_that_was_forgotten(tmp_path: Path) -> None:
     """Loss on all the assistant's turns: earlier answers are supervised, their questions are not.
     It would be a false alarm to call that a supervised prompt."""
@@ -100,9 +103,9 @@ def test_several_samples_in_a_row_have_no_one_end() -> None:
     assert not seen(row, packed=True).end_missing
 
 
-def test_texts_of_tokens_add_up_to_the_text(marked: Path) -> None:
+def test_texts_of_tokens_add_up_to_the_text(chatml: Path) -> None:
     """Bytes of one character, words in pieces, line breaks: what is shown is what is there."""
-    tokenizer = tokenizer_of(marked)
+    tokenizer = tokenizer_of(chatml)
     text = "Name a colour:\n blüe, 天 and 🙂.<|im_end|>\n"
     ids = tokenizer(text)["input_ids"]
     texts = token_texts(ids, lambda some: str(tokenizer.decode(some)))
@@ -217,13 +220,13 @@ SECRET = "seven eight nine"
 
 
 @pytest.fixture(scope="module")
-def diagnosed(marked: Path, tmp_path_factory: pytest.TempPathFactory, worker: Worker) -> Any:
+def diagnosed(chatml: Path, tmp_path_factory: pytest.TempPathFactory, worker: Worker) -> Any:
     rows = [chat(f"{SECRET}?", SECRET), *CHATS]
     file = write_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl", rows)
 
     def check(**options: Any) -> Diagnosis:
-        recipe = {"target_modules": ["q_proj"], "max_length": 20, **MARKED}
-        return lora_doctor.check(marked, recipe, depth="meta", data=file, worker=worker, **options)
+        recipe = {"target_modules": ["q_proj"], "max_length": 20, **RESPONSES}
+        return lora_doctor.check(chatml, recipe, depth="meta", data=file, worker=worker, **options)
 
     return check
 
@@ -259,11 +262,11 @@ def test_the_json_is_what_the_schema_says(diagnosed: Any) -> None:
     jsonschema.Draft202012Validator(diagnosis_schema()).validate(data)
 
 
-def test_hostile_rows_stay_text(marked: Path, tmp_path: Path, worker: Worker) -> None:
+def test_hostile_rows_stay_text(chatml: Path, tmp_path: Path, worker: Worker) -> None:
     hostile = "<script>alert(1)</script>\x1b[31m</p><img src=x onerror=alert(1)>"
     file = write_rows(tmp_path / "rows.jsonl", [chat(hostile, hostile)])
     diagnosis = lora_doctor.check(
-        marked, {"target_modules": ["q_proj"]}, depth="meta", data=file, worker=worker
+        chatml, {"target_modules": ["q_proj"]}, depth="meta", data=file, worker=worker
     )
     page = render(diagnosis, "html").replace('</span><span class="token">', "")
     assert "<script>alert" not in page and "<img src=x" not in page and "\x1b" not in page
@@ -288,10 +291,18 @@ def test_the_page_tells_without_scripts_and_without_colours(
 # --- the command line ----------------------------------------------------------------------------
 
 
-def test_check_reads_data_and_exits_by_what_it_finds(marked: Path, tmp_path: Path) -> None:
+def test_check_reads_data_and_exits_by_what_it_finds(chatml: Path, tmp_path: Path) -> None:
     file = write_rows(tmp_path / "rows.jsonl", CHATS)
-    words = ["check", str(marked), "--target-modules", "q_proj", "--depth", "meta", "--data"]
-    found = run(*words, file, "--assistant-only-loss", "--max-length", "22", "--no-samples")
+    words = ["check", str(chatml), "--target-modules", "q_proj", "--depth", "meta", "--data"]
+    found = run(
+        *words,
+        file,
+        "--response-template",
+        "<|im_start|>assistant",
+        "--max-length",
+        "22",
+        "--no-samples",
+    )
     assert found.code == 1 and "LD902" in found.out and "Paris" not in found.out
     missing = run(*words, tmp_path / "none.jsonl")
     assert missing.code == 2 and "no such file" in missing.one_line_error
@@ -309,12 +320,12 @@ def test_data_that_cannot_be_looked_at_leave_the_question_open(
     assert "LD901" in {item.rule for item in diagnosis.skipped}
 
 
-def test_a_broken_file_is_the_users_input(marked: Path, tmp_path: Path, worker: Worker) -> None:
+def test_a_broken_file_is_the_users_input(chatml: Path, tmp_path: Path, worker: Worker) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text("{broken\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"line 1 of rows.jsonl"):
-        lora_doctor.check(marked, depth="meta", data=file, worker=worker)
+        lora_doctor.check(chatml, depth="meta", data=file, worker=worker)
     for wrong in ({"rows": 0}, {"samples": "some"}, {"eval_data": file}):
         given = {"data": file} if "eval_data" not in wrong else {}
         with pytest.raises(InputError):
-            lora_doctor.check(marked, depth="meta", worker=worker, **given, **wrong)
+            lora_doctor.check(chatml, depth="meta", worker=worker, **given, **wrong)

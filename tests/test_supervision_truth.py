@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 
-from tests.chat_models import CHATS, PAIRS, TEMPLATES, THOUGHT, chat, write_model, write_rows
+from tests.chat_models import CHATS, PAIRS, THOUGHT, chat, write_model, write_rows
 from tests.supervised_training import (
     IGNORED,
     codes,
@@ -22,7 +23,9 @@ from tests.supervised_training import (
     look,
     loss,
     masked_before,
+    needs_masks,
     new_model,
+    probability,
     tokenizer_of,
     train,
 )
@@ -33,6 +36,7 @@ STYLES: Mapping[str, tuple[dict[str, Any], str]] = {
     "llama3": ({"eos": "<|eot_id|>"}, "<|eot_id|>"),
     "mistral": ({"eos": "</s>", "bos": "<s>"}, "</s>"),
 }
+MARKED = {"assistant_only_loss": True}
 EACH_STYLE = pytest.mark.parametrize("style", STYLES)
 
 
@@ -119,6 +123,7 @@ def test_ld909_a_marker_that_does_not_occur_masks_everything(
     assert not codes(look(folder, one_chat, healthy), healthy)
 
 
+@needs_masks
 @pytest.mark.parametrize("style", ["chatml", "llama3", "gemma"])
 def test_ld908_a_template_without_marks_masks_everything(
     style: str, made: Any, one_chat: Path
@@ -183,6 +188,29 @@ def test_ld904_an_end_that_is_masked_is_not_learnt(style: str, made: Any, tmp_pa
     file = write_rows(tmp_path / "rows.jsonl", [{"input_ids": ids, "labels": masked}])
     assert codes(look(folder, file)) == {"LD904": "warning"}
     assert not stops(folder, style, masked)
+
+
+@needs_masks
+def test_ld904_generation_marks_that_end_before_the_end(made: Any, one_chat: Path) -> None:
+    """The mask is that of transformers itself."""
+    for style, ends in (("chatml_end_outside", False), ("chatml_marked", True)):
+        folder = made(style)
+        assert codes(look(folder, one_chat, MARKED), MARKED) == (
+            {} if ends else {"LD904": "warning"}
+        )
+        masked = tokenizer_of(folder).apply_chat_template(
+            CHATS[0]["messages"], tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        )
+        pairs = zip(masked["input_ids"], masked["assistant_masks"], strict=True)
+        labels = [one if on else IGNORED for one, on in pairs]
+        assert stops(folder, "chatml", labels) is ends
+
+
+def test_ld905_a_template_that_ends_no_answer(made: Any, one_chat: Path) -> None:
+    folder = made("chatml_no_end")
+    assert codes(look(folder, one_chat))["LD905"] == "warning"
+    _, labels, _ = answer_labels(folder)
+    assert not stops(folder, "chatml", labels)
 
 
 @EACH_STYLE
@@ -264,12 +292,10 @@ def test_ld920_a_collator_that_makes_labels_of_its_own_loses_the_mask(
     """LD903 and LD920: what is asked for and has no effect trains on the prompts."""
     from transformers import DataCollatorForLanguageModeling
 
-    folder = made("chatml_marked") if style == "chatml" else made(style)
-    key = "assistant_only_loss" if style == "chatml" else "response_template"
-    _, _, prompt = answer_labels(folder)
-    value = True if style == "chatml" else tokenizer_of(folder).decode(prompt[-4:])
-    recipe = {key: value, "data_collator": "DataCollatorForLanguageModeling"}
-    ids, labels, _ = answer_labels(folder)
+    folder = made(style)
+    ids, labels, prompt = answer_labels(folder)
+    marker = tokenizer_of(folder).decode(prompt[-4:])
+    recipe = {"response_template": marker, "data_collator": "DataCollatorForLanguageModeling"}
     collate = DataCollatorForLanguageModeling(tokenizer_of(folder), mlm=False)
     batch = collate([{"input_ids": ids, "attention_mask": [1] * len(ids)}])
     assert batch["labels"][0].tolist() != labels and batch["labels"][0].tolist()[1] == ids[1]
@@ -296,10 +322,10 @@ def test_ld907_a_row_with_two_beginnings_is_not_the_row_of_inference(
         file = write_rows(tmp_path / "rows.jsonl", [{"text": row}])
         assert ("LD907" in codes(look(folder, file))) is doubled
         ids = tokenizer(row)["input_ids"]
-        once = tokenizer(text)["input_ids"]
-        written = generate(train(folder, [(ids, ids)]), once[:1], [0])
+        model = train(folder, [(ids, ids)])
         # It has learned that a beginning is followed by a beginning.
-        assert written[0] == (once[0] if doubled else once[1])
+        again = probability(model, tokenizer.bos_token_id, tokenizer.bos_token_id)
+        assert again > 0.25 if doubled else again < 0.05
 
 
 @pytest.mark.parametrize("row", THOUGHT[:3], ids=str)
@@ -354,6 +380,10 @@ def test_ld912_a_prompt_that_is_no_prefix_is_another_context(
         assert (met > 2 * trained) is differs
 
 
+@pytest.mark.skipif(
+    not hasattr(transformers.LlavaForConditionalGeneration, "get_image_features"),
+    reason="in older releases one token stands for a whole image",
+)
 @pytest.mark.parametrize("kept", [30, 40, 55])
 def test_ld913_images_whose_tokens_are_cut_are_refused(
     kept: int, made: Any, tmp_path: Path
@@ -489,10 +519,3 @@ def test_ld919_rows_that_the_template_refuses_end_the_run(
     with pytest.raises(Exception, match="System role not supported"):
         tokenizer_of(folder).apply_chat_template(turns, tokenize=False)
     assert "LD919" not in codes(look(made("chatml"), file))
-
-
-def test_every_style_is_in_use() -> None:
-    """A template that no case names proves nothing."""
-    files = (Path(__file__), Path(__file__).with_name("test_supervision.py"))
-    source = "".join(file.read_text("utf-8") for file in files)
-    assert not [name for name in TEMPLATES if name not in source]
