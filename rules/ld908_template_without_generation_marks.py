@@ -82,7 +82,11 @@ class TemplateWithoutGenerationMarks(Rule):
         Example(
             "healthy",
             "tests/folders/chat_model",
-            {"target_modules": ["q_proj"], "assistant_only_loss": True},
+            {
+                "target_modules": ["q_proj"],
+                "assistant_only_loss": True,
+                "chat_template_path": "tests/data/templates/chatml_marked.jinja",
+            },
             requires={"transformers": ">=4.42"},
             data="tests/data/rows/chats.jsonl",
             depth="meta",
