@@ -18,6 +18,7 @@ from lora_doctor.results.diagnosis import Diagnosis
 from lora_doctor.results.formats import render
 from lora_doctor.results.supervision import Supervision, TokenizerFacts
 from lora_doctor.sandbox.worker import Worker
+from lora_doctor.supervision.batches import layout_of, observe_batches
 from lora_doctor.supervision.data_file import read_rows, spread
 from lora_doctor.supervision.observe import observe
 from lora_doctor.supervision.pieces import token_texts
@@ -329,3 +330,46 @@ def test_a_broken_file_is_the_users_input(chatml: Path, tmp_path: Path, worker: 
         given = {"data": file} if "eval_data" not in wrong else {}
         with pytest.raises(InputError):
             lora_doctor.check(chatml, depth="meta", worker=worker, **given, **wrong)
+
+
+# --- batches of a run ----------------------------------------------------------------------------
+
+FACTS = TokenizerFacts(eos_id=2, pad_id=2, end_of_turn_ids=(2,))
+
+
+def test_batches_of_a_collator_are_rows_whatever_it_did() -> None:
+    """Padding on either side, packing without padding, preference trainers, classes, seq2seq."""
+    i = IGNORED
+    padded = {
+        "input_ids": [[5, 6, 2, 2], [5, 6, 7, 2]], "labels": [[i, 6, 2, i], [i, i, 7, 2]],
+        "attention_mask": [[1, 1, 1, 0], [1, 1, 1, 1]],
+    }  # fmt: skip
+    packed = {
+        "input_ids": [[5, 6, 2, 5, 7, 2]], "labels": [[i, 6, 2, i, 7, 2]],
+        "position_ids": [[0, 1, 2, 0, 1, 2]],
+    }  # fmt: skip
+    chosen = {"input_ids": [[5, 6, 2]], "completion_mask": [[0, 1, 1]]}
+    for batch, rows in ((padded, 2), (packed, 2), (chosen, 1)):
+        found = observe_batches([batch], FACTS, origin="batches")
+        assert found is not None and found.executed and found.rows_seen == rows
+        assert found.end_trained.count == rows and not found.nothing
+    classes = {"input_ids": [[5, 6], [5, 7]], "labels": [0, 3]}
+    wrong = observe_batches([classes], FACTS, origin="batches", label_count=2)
+    assert wrong is not None and wrong.labels_out_of_range.numbers == (2,)
+    other = {"input_ids": [[5, 6, 7]], "labels": [[9, 2]]}
+    assert layout_of([other], causal=True) == "seq2seq"
+    assert observe_batches([{"pixel_values": [[1]]}, {}], FACTS, origin="batches") is None
+
+
+def test_what_a_run_shows_is_executed_and_certain() -> None:
+    """The same failure is inferred of a data file and seen in a run."""
+    i = IGNORED
+    batch = {
+        "input_ids": [[5, 6, 2, 2], [5, 6, 7, 2]], "labels": [[i, 6, i, i], [i, i, 7, i]],
+        "attention_mask": [[1, 1, 1, 0], [1, 1, 1, 1]],
+    }  # fmt: skip
+    found = observe_batches([batch], FACTS, origin="the first batches")
+    assert found is not None and codes(found) == {"LD906": "warning"}
+    nothing = {"input_ids": [[5, 6]], "labels": [[i, i]]}
+    none = observe_batches([nothing], FACTS, origin="the first batches")
+    assert none is not None and codes(none) == {"LD901": "error"}
