@@ -21,8 +21,8 @@ class NothingSupervised(Rule):
     """Every label of a row is -100: the loss sees nothing of it.
 
     ## What happens
-    With all rows the loss is 0.0 or NaN and the run "succeeds". With some, a batch of nothing but
-    such rows gives NaN, and one NaN ends the training of every weight.
+    With all rows the loss is 0.0 or NaN, every gradient is 0, and the run "succeeds". With some, a
+    batch of nothing but such rows does that, and the average that is logged becomes NaN.
 
     ## Why
     Labels were masked and nothing was left: conversations without an answer, a mask that was made
@@ -56,7 +56,12 @@ class NothingSupervised(Rule):
         Example(
             "broken",
             "tests/folders/chat_model",
-            {"target_modules": ["q_proj"], "assistant_only_loss": True},
+            {
+                "target_modules": ["q_proj"],
+                "assistant_only_loss": True,
+                "chat_template_path": "tests/data/templates/chatml_marked.jinja",
+            },
+            requires={"transformers": ">=4.42"},
             data="tests/data/rows/no_answers.jsonl",
             depth="meta",
             why="conversations in which nobody answers",
@@ -72,7 +77,12 @@ class NothingSupervised(Rule):
         Example(
             "healthy",
             "tests/folders/chat_model",
-            {"target_modules": ["q_proj"], "assistant_only_loss": True},
+            {
+                "target_modules": ["q_proj"],
+                "assistant_only_loss": True,
+                "chat_template_path": "tests/data/templates/chatml_marked.jinja",
+            },
+            requires={"transformers": ">=4.42"},
             data="tests/data/rows/chats.jsonl",
             depth="meta",
         ),

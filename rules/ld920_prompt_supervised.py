@@ -51,8 +51,10 @@ class PromptSupervised(Rule):
             {
                 "target_modules": ["q_proj"],
                 "assistant_only_loss": True,
+                "chat_template_path": "tests/data/templates/chatml_marked.jinja",
                 "data_collator": "DataCollatorForLanguageModeling",
             },
+            requires={"transformers": ">=4.42"},
             data="tests/data/rows/chats.jsonl",
             depth="meta",
             why="the collator makes labels of all tokens, whatever was masked before",
@@ -67,7 +69,12 @@ class PromptSupervised(Rule):
         Example(
             "healthy",
             "tests/folders/chat_model",
-            {"target_modules": ["q_proj"], "assistant_only_loss": True},
+            {
+                "target_modules": ["q_proj"],
+                "assistant_only_loss": True,
+                "chat_template_path": "tests/data/templates/chatml_marked.jinja",
+            },
+            requires={"transformers": ">=4.42"},
             data="tests/data/rows/chats.jsonl",
             depth="meta",
         ),

@@ -88,7 +88,12 @@ def write_model(
     """
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer(bos)
-    tokenizer.save(str(folder / "tokenizer.json"))
+    content = json.loads(tokenizer.to_str())
+    # As tokenizers before 0.20 write merges, and every release reads them.
+    content["model"]["merges"] = [
+        pair if isinstance(pair, str) else " ".join(pair) for pair in content["model"]["merges"]
+    ]
+    (folder / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": eos,
         "clean_up_tokenization_spaces": False, "model_max_length": 512,
@@ -166,7 +171,7 @@ PAIRS = [
 
 def _write_examples(root: Path) -> None:
     """What examples of rules name."""
-    write_model(root / "folders" / "chat_model")
+    write_model(root / "folders" / "chat_model", template="chatml")
     write_model(root / "folders" / "chat_model_with_bos", bos="<s>", eos="</s>", template="mistral")
     write_model(root / "folders" / "chat_model_padded_by_end", pad="<|im_end|>", template="chatml")
     write_model(
@@ -198,7 +203,7 @@ def _write_examples(root: Path) -> None:
     write_rows(rows / "pairs_merged.jsonl", [
         {"prompt": f"{row['prompt']} ", "completion": row["completion"].strip()} for row in PAIRS
     ])  # fmt: skip
-    write_model(root / "folders" / "chat_model_with_images", images=True)
+    write_model(root / "folders" / "chat_model_with_images", template="chatml", images=True)
     write_rows(rows / "images.jsonl", [
         chat("<image>" * 16 + "What is one?", "one"), chat("<image>" * 48 + "What is two?", "two"),
     ])  # fmt: skip

@@ -7,6 +7,8 @@ import dataclasses
 import importlib
 import json
 import pkgutil
+import subprocess
+import sys
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
@@ -223,3 +225,11 @@ def test_files_that_are_no_json_are_one_line(tmp_path: Path, content: bytes) -> 
     assert str(caught.value).startswith(f"{path}: ")
     with pytest.raises(InputError, match="cannot be read"):
         read_diagnosis(tmp_path / "none.json")
+
+
+def test_it_is_read_where_nothing_else_was_imported() -> None:
+    """Annotations are resolved when it is read: a name that only some other import brings in fails
+    in a script that does nothing else, and in no other test."""
+    code = f"import lora_doctor; print(lora_doctor.read_diagnosis({str(VERSION_1)!r}).verdict)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "findings"

@@ -133,7 +133,9 @@ class _Reader:
             samples=samples,
             asked_without_effect=without_effect,
             others=self._others([(sample, tokens) for _, sample, tokens in made], found.loss_on),
-            plan=None if packed else training_plan(file.total, self.recipe.values),
+            plan=None
+            if packed
+            else training_plan(file.total, self.recipe.values, partial_steps=_partial_steps()),
             notes=tuple(self._notes(some, found)),
         )
 
@@ -303,6 +305,16 @@ class _Reader:
                      "{% generation %} marks; the rows were made with it")
             )  # fmt: skip
         return notes
+
+
+def _partial_steps() -> bool:
+    """Whether the installed Trainer counts the batches left at the end of an epoch as a step: it
+    does since it has a method that counts."""
+    try:
+        from transformers import Trainer
+    except ImportError:
+        return True
+    return hasattr(Trainer, "set_initial_training_values")
 
 
 def load_tokenizer(source: Mapping[str, Any]) -> Any:

@@ -197,7 +197,7 @@ class Supervision:
     nothing: RowSet = RowSet()
     #: Rows in which every token is supervised.
     everything: RowSet = RowSet()
-    #: Rows whose prompt is known and is supervised, in whole or in part.
+    #: Rows whose prompt is known and is supervised as a whole.
     prompt_supervised: RowSet = RowSet()
     #: Rows whose answers end in a token that the loss is taken on.
     end_trained: RowSet = RowSet()

@@ -164,8 +164,8 @@ def _mark_amounts(one: _Read, settings: LossSettings) -> None:
     one.mark("cut_to_nothing", lost and one.count == 0)
     one.mark("answers_cut", lost)
     one.mark("nothing", one.count == 0 and not lost)
-    possible = len(one.supervised) - (settings.layout == "causal")
-    one.mark("everything", 0 < possible == one.count)
+    if settings.layout == "causal":
+        one.mark("everything", 0 < len(one.supervised) - 1 == one.count)
 
 
 def _mark_ends(one: _Read, tokenizer: TokenizerFacts) -> None:
@@ -191,7 +191,9 @@ def _mark_prompt(one: _Read) -> None:
     common = common_prefix(prompt, whole)
     one.mark("prompt_not_prefix", common < len(prompt))
     if len(one.supervised) == len(one.ids):
-        one.mark("prompt_supervised", any(one.supervised[:common]))
+        # Earlier answers of a conversation and the header of this one may well be supervised; a
+        # prompt of which every token is was not masked at all.
+        one.mark("prompt_supervised", common > 1 and all(one.supervised[1:common]))
 
 
 def _mark_answer(one: _Read) -> None:

@@ -16,13 +16,17 @@ _DEFAULTS: Mapping[str, Any] = {
 }
 
 
-def training_plan(rows: int, recipe: Mapping[str, Any]) -> TrainingPlan:
+def training_plan(
+    rows: int, recipe: Mapping[str, Any], *, partial_steps: bool = True
+) -> TrainingPlan:
     """The steps of a run over so many rows on one device.
 
     Args:
         rows: of the training set, before packing.
         recipe: ``per_device_train_batch_size``, ``gradient_accumulation_steps``,
             ``num_train_epochs``, ``max_steps``, ``warmup_steps`` and ``warmup_ratio`` are read.
+        partial_steps: whether the batches that are left at the end of an epoch are a step; older
+            releases of the Trainer do not count them.
     """
     given = {key: recipe.get(key) for key in _DEFAULTS}
     values = {key: _DEFAULTS[key] if value is None else value for key, value in given.items()}
@@ -31,7 +35,8 @@ def training_plan(rows: int, recipe: Mapping[str, Any]) -> TrainingPlan:
         values["gradient_accumulation_steps"],
     )
     batches = math.ceil(rows / batch)
-    per_epoch = max(math.ceil(batches / accumulation), 1)
+    steps_of = math.ceil if partial_steps else math.floor
+    per_epoch = max(steps_of(batches / accumulation), 1)
     most = recipe.get("max_steps")
     steps = int(most) if most else math.ceil(values["num_train_epochs"] * per_epoch)
     unsaid = [key for key, one in given.items() if one is None]
