@@ -25,6 +25,8 @@ def headline(plan: MemoryPlan) -> str:
     """What the recipe takes, in a line; with a budget, of how much."""
     one = plan.recipe
     tokens = f" of {plan.length} tokens" if plan.length else ""
+    if not one.low and one.missing:  # nothing at all could be counted
+        return f"not known: {_words(one.missing[0])}"
     size = f"at least {gib(one.low)}" if one.total is None else f"about {gib(one.total)}"
     of = f" of {gib(plan.budget)}" if plan.budget is not None else ""
     between = f", {gib(one.low)} to {gib(one.high)}" if one.high is not None else ""
@@ -50,7 +52,8 @@ def variants(plan: MemoryPlan) -> list[tuple[str, ...]]:
 
 
 def _row(plan: MemoryPlan, one: MemoryVariant) -> tuple[str, ...]:
-    total = gib(one.total) if one.total is not None else f"≥ {gib(one.low)}"
+    least = f"≥ {gib(one.low)}" if one.low else "?"
+    total = gib(one.total) if one.total is not None else least
     fits = (_FITS[one.fits(card * GIB)] for card in plan.cards)
     return (one.name, _sum(one, WEIGHTS), _sum(one, STEP), total, *fits)
 

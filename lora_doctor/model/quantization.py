@@ -20,6 +20,7 @@ from lora_doctor.model.injection import meaning, plain_wrap, report
 from lora_doctor.model.loading import peft_config
 from lora_doctor.model.meta_copy import meta_copy
 from lora_doctor.model.modules import is_adapter_layer
+from lora_doctor.model.quantized_adapter import refusal
 from lora_doctor.model.quantized_share import count_weights
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.note import Note
@@ -37,7 +38,10 @@ def added(found: Structure, model: Any, config: Any) -> Structure:
     recipe = Recipe.from_json(found.recipe)
     checkpoint = of_checkpoint(config)
     kind = kind_of(checkpoint) if checkpoint else recipe.quantized
-    if kind is None or not hasattr(model, "get_output_embeddings"):
+    if kind is None:
+        return found
+    found = replace(found, bitsandbytes_refusal=refusal(kind, recipe))
+    if not hasattr(model, "get_output_embeddings"):
         return found
     try:
         asked = _ask(model, recipe, kind, checkpoint)

@@ -396,6 +396,9 @@ class Structure:
     built_in: BuiltIn | None = None
     #: What several calls of ``get_peft_model`` made; ``None`` unless it was called more than once.
     stacked: Stacked | None = None
+    #: What the installed PEFT raises for one layer of the installed bitsandbytes, where the model
+    #: is loaded with such layers; ``None`` where it does not, or was not tried.
+    bitsandbytes_refusal: ErrorReport | None = None
     #: What would be quantized; ``None`` where neither recipe nor checkpoint asks for it.
     quantization: Quantization | None = None
     #: What else was seen.
