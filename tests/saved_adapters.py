@@ -192,6 +192,12 @@ def of_another_class() -> Made:
     return made((base, adapter))
 
 
+def with_a_mistyped_key() -> Made:
+    base, adapter = saved(llama(), lora_config())
+    rewrite(adapter, unchanged, lora_alfa=32)
+    return made((base, adapter))
+
+
 def in_shards() -> Made:
     """The weights in two files and an index, as large models are saved."""
     from safetensors.torch import save_file

@@ -46,6 +46,8 @@ class Recipe:
     file: Path | None = field(default=None, compare=False)
     #: Key to the name that the file has for it, where it is another one.
     names: Mapping[str, str] = field(default_factory=dict, compare=False)
+    #: Keys of the file, with their values, that the installed PEFT does not know and passes over.
+    unknown: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def get(self, key: str, default: Any = None) -> Any:
         return self.values.get(key, default)
@@ -110,6 +112,7 @@ class Recipe:
             "origins": dict(self.origins),
             "complete": self.complete,
             "names": dict(self.names),
+            "unknown": dict(self.unknown),
         }
 
     @classmethod
@@ -119,6 +122,7 @@ class Recipe:
             dict(data["origins"]),
             bool(data["complete"]),
             names=dict(data.get("names", {})),
+            unknown=dict(data.get("unknown", {})),
         )
 
     def _with(self, values: Mapping[str, Any], origin: Origin) -> Recipe:
@@ -153,13 +157,14 @@ def make_recipe(
 ) -> Recipe:
     """A checked recipe out of raw values.
 
-    ``ignore_unknown`` keeps keys that nobody knows out of the recipe instead of refusing them:
-    an ``adapter_config.json`` may have been written by a newer PEFT.
+    ``ignore_unknown`` keeps keys that nobody knows beside the recipe (``Recipe.unknown``) instead
+    of refusing them: an ``adapter_config.json`` may have been written by a newer PEFT.
 
     Raises:
         InputError: a key is unknown (with the nearest known one) or a value impossible.
     """
     checked: dict[str, Any] = {}
+    unknown: dict[str, Any] = {}
     known: frozenset[str] | None = None
     other_peft_type = str(values.get("peft_type", "LORA")).upper().rpartition(".")[2] != "LORA"
     for raw_key, value in values.items():
@@ -170,6 +175,7 @@ def make_recipe(
             known = known or known_keys()
             if key not in known and not other_peft_type:
                 if ignore_unknown:
+                    unknown[key] = value
                     continue
                 raise InputError(f"{where}: unknown key {key!r}; {_hint(key, value, known)}")
         if key in checked:
@@ -181,4 +187,4 @@ def make_recipe(
         if checked.get(one) and checked.get(other):
             raise InputError(f"{where}: {one} and {other} exclude each other; keep one")
     names = {ALIASES[name]: name for name in values if name in ALIASES}
-    return Recipe(checked, dict.fromkeys(checked, origin), complete, names=names)
+    return Recipe(checked, dict.fromkeys(checked, origin), complete, names=names, unknown=unknown)

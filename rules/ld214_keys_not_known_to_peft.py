@@ -1,0 +1,102 @@
+"""LD214: the adapter config has keys that the installed PEFT does not know."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+
+from lora_doctor.rule_api import (
+    Case,
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measurement,
+    Proof,
+    Rule,
+    Symptom,
+    lora_config_fields,
+    quoted,
+)
+
+#: One or two letters of a key.
+_NEAR = 0.8
+
+
+class KeysNotKnownToPeft(Rule):
+    """An `adapter_config.json` has keys that are no argument of the installed PEFT's config.
+
+    ## What happens
+    Newer releases of PEFT warn and go on without the key; older ones raise `TypeError:
+    LoraConfig.__init__() got an unexpected keyword argument`.
+
+    ## Why
+    The key is mistyped, or was written by a newer PEFT. A mistyped `lora_alfa` leaves `lora_alpha`
+    at its default, and the run trains with another scaling than the file says.
+
+    ## Versions
+    All of PEFT: the keys are compared with the fields of the LoraConfig that is installed.
+
+    ## Fix
+    The key that was meant. For a key of a newer release, that release.
+
+    ## Links
+    https://huggingface.co/docs/peft/package_reference/lora
+    """
+
+    code = "LD214"
+    name = "keys-not-known-to-peft"
+    summary = "The adapter config has keys that the installed PEFT does not know."
+    depth = "static"
+    symptoms = (
+        Symptom(r"Unexpected keyword arguments \[.{1,500}?\] for class \w+, these are ignored"),
+    )
+    examples = (Example("healthy", "arch:llama", {"target_modules": ["q_proj"]}, depth="static"),)
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        # Every release writes all of its keys: what is empty asks for nothing.
+        unknown = {key: value for key, value in case.recipe.unknown.items() if value}
+        known = lora_config_fields()
+        if not unknown or known is None:
+            return
+        meant = {
+            key: near[0]
+            for key in unknown
+            if (near := difflib.get_close_matches(key, sorted(known), n=1, cutoff=_NEAR))
+        }
+        if meant:
+            yield self._finding(case, {key: unknown[key] for key in meant}, meant)
+        others = {key: value for key, value in unknown.items() if key not in meant}
+        if others:
+            yield self._finding(case, others, {})
+
+    def _finding(self, case: Case, keys: dict[str, object], meant: dict[str, str]) -> Finding:
+        version = case.environment.version("peft") or "that is installed"
+        said = f"; {quoted(meant.values())} was meant" if meant else ""
+        evidence = [
+            Measurement("not known", quoted(f"{key}: {value!r}" for key, value in keys.items()),
+                        "adapter config"),
+            Measurement("PEFT", version, "installed package"),
+        ]  # fmt: skip
+        written = case.asked.get("peft_version")
+        if written:
+            evidence.append(Measurement("written by PEFT", str(written), "adapter config"))
+        if meant:
+            fix = Fix(
+                "Write " + quoted(f"{name} for {key}" for key, name in meant.items()) + ".",
+                "manual",
+            )
+        else:
+            fix = Fix(
+                f"Take {quoted(keys)} out, or install the PEFT that wrote the config"
+                + (f" ({written})." if written else "."),
+                "manual",
+            )
+        return self.finding(
+            "warning" if meant else "info",
+            f"PEFT {version} does not know {quoted(keys)} of the adapter config{said}.",
+            location=Location("recipe", next(iter(keys))),
+            evidence=tuple(evidence),
+            proof=Proof("inferred", "the keys were compared with the fields of LoraConfig"),
+            fixes=(fix,),
+        )
