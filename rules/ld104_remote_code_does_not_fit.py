@@ -21,7 +21,6 @@ from lora_doctor.rule_api import (
 )
 from lora_doctor.rules._missing_attribute import missing_attribute
 from lora_doctor.static.installed.missing_package import missing_name
-from lora_doctor.static.remote_code.source_facts import Place
 
 if TYPE_CHECKING:
     from lora_doctor.rule_api import RemoteCode, StaticEvidence
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
         MissingPackage,
         TiedKeys,
     )
+    from lora_doctor.static.remote_code.source_facts import Place
 
 #: Nothing of what follows can hold when the model cannot be built.
 CONSEQUENCES = (
@@ -225,6 +225,8 @@ class RemoteCodeDoesNotFit(Rule):
                     "manual",
                 ),
             )
+        from lora_doctor.static.remote_code.source_facts import Place
+
         at = Place(seen.file.rpartition("/")[2], seen.line)
         yield self.finding(
             "error",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import importlib
 import shutil
 import sys
@@ -28,9 +27,11 @@ def report_cell(diagnosis: Any) -> str:
     or a recipe is escaped once by the report and once for the attribute that holds it. Where a
     viewer drops frames, the line above the frame remains.
     """
-    page = html.escape(_render(diagnosis, "html"), quote=True)
+    from html import escape
+
+    page = escape(_render(diagnosis, "html"), quote=True)
     return (
-        f"<div>{html.escape(repr(diagnosis))}</div>\n"
+        f"<div>{escape(repr(diagnosis))}</div>\n"
         f'<iframe sandbox title="lora-doctor report" srcdoc="{page}" '
         'style="width: 100%; height: 40em; border: 1px solid #888;"></iframe>'
     )
