@@ -74,7 +74,7 @@ def test_every_option_and_command_of_the_readme_exists() -> None:
     lines = [line for line in prose.splitlines() if "pip " not in line]
     options = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", "\n".join(lines)))
     assert {option for option in options if not re.search(rf"{option}\b", helps)} == set()
-    commands = set(re.findall(r"`lora-doctor ([a-z]+)", prose))
+    commands = set(re.findall(r"`lora-doctor ([a-z-]+)", prose))
     assert {name for name in commands if f"\n  {name} " not in helps} == set()
 
 

@@ -51,7 +51,6 @@ _SERVICES = {
     "AXOLOTL_DO_NOT_TRACK": "1",
     "DO_NOT_TRACK": "1",
     "DISABLE_VERSION_CHECK": "1",
-    "PYTHONDONTWRITEBYTECODE": "1",
 }
 #: Matrices of a small model are so small that a second thread only costs.
 _THREADS = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
