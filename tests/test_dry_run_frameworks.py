@@ -178,7 +178,7 @@ AutoPeftModelForSequenceClassification.from_pretrained("out/final", num_labels=3
 """,
     )
     assert report["verdict"] == "healthy"
-    assert "modules_to_save" not in report["recipe"]["values"]
+    assert report["recipe"]["values"]["modules_to_save"] is None
     assert "resume_from_checkpoint was left out" in " ".join(n["text"] for n in report["notes"])
 
 
