@@ -69,12 +69,12 @@ def test_every_option_and_command_of_the_readme_exists() -> None:
     prose = rules_page.QUOTED.sub("", README)
     helps = "".join(
         rules_page.output_of(f"{command} --help")
-        for command in ("", "check", "fix", "verify", "census", "env")
+        for command in ("", "check", "fix", "verify", "dry-run", "census", "env")
     )
     lines = [line for line in prose.splitlines() if "pip " not in line]
     options = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", "\n".join(lines)))
     assert {option for option in options if not re.search(rf"{option}\b", helps)} == set()
-    commands = set(re.findall(r"`lora-doctor ([a-z]+)", prose))
+    commands = set(re.findall(r"`lora-doctor ([a-z-]+)", prose))
     assert {name for name in commands if f"\n  {name} " not in helps} == set()
 
 

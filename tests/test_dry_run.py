@@ -110,6 +110,14 @@ def test_an_exception_of_the_script_is_told_with_the_users_own_line(place: Path)
     assert first["location"] == {"kind": "file", "path": "wrong_name.py", "line": call}
 
 
+def test_a_command_that_fails_is_never_healthy(tmp_path: Path) -> None:
+    """Also where the rule that says so is left out."""
+    (tmp_path / "train.py").write_text("[][0]\n")
+    result = cli.lora_doctor("dry-run", "--ignore", "LD002", "train.py", cwd=tmp_path)
+    assert result.code == 2
+    assert "command fails: IndexError" in " ".join(result.out.split())
+
+
 # --- nothing runs without a guest -----------------------------------------------------------------
 
 

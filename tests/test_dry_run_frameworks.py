@@ -135,6 +135,128 @@ def test_a_data_set_that_cannot_be_had_is_told_with_its_line(chat: Path) -> None
     assert not report["findings"]
 
 
+def test_a_classifier_is_evaluated_saved_and_loaded_again(chat: Path) -> None:
+    """PEFT writes ``modules_to_save`` into the user's config: that is no setting of theirs."""
+    report = run(
+        chat,
+        """
+import numpy
+from peft import AutoPeftModelForSequenceClassification, get_peft_model
+from transformers import (
+    AutoModelForSequenceClassification, DataCollatorWithPadding, Trainer, TrainingArguments
+)
+
+tokenizer = AutoTokenizer.from_pretrained("model")
+model = AutoModelForSequenceClassification.from_pretrained("model", num_labels=3)
+model.config.pad_token_id = tokenizer.pad_token_id
+model = get_peft_model(
+    model, LoraConfig(task_type="SEQ_CLS", r=8, target_modules=["q_proj", "v_proj"])
+)
+rows = Dataset.from_list([{"text": f"hello {n}", "labels": n % 3} for n in range(1000)])
+rows = rows.map(lambda row: tokenizer(row["text"]), num_proc=2, remove_columns=["text"])
+
+
+def accuracy(predicted):
+    assert predicted.predictions.shape[1] == 3
+    return {"accuracy": float((predicted.predictions.argmax(1) == predicted.label_ids).mean())}
+
+
+trainer = Trainer(
+    model,
+    TrainingArguments(
+        "out", per_device_train_batch_size=4, eval_strategy="steps", eval_steps=50, save_steps=50,
+        load_best_model_at_end=True, metric_for_best_model="accuracy",
+    ),
+    train_dataset=rows,
+    eval_dataset=rows.select(range(900)),
+    data_collator=DataCollatorWithPadding(tokenizer),
+    compute_metrics=accuracy,
+)
+trainer.train(resume_from_checkpoint=True)
+trainer.save_model("out/final")
+AutoPeftModelForSequenceClassification.from_pretrained("out/final", num_labels=3)
+""",
+    )
+    assert report["verdict"] == "healthy"
+    assert report["recipe"]["values"]["modules_to_save"] is None
+    assert "resume_from_checkpoint was left out" in " ".join(n["text"] for n in report["notes"])
+
+
+def test_four_bits_by_accelerate_with_accumulation(chat: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    report = run(
+        chat,
+        """
+import torch
+from accelerate import Accelerator
+from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
+from torch.utils.data import DataLoader
+from transformers import BitsAndBytesConfig
+
+accelerator = Accelerator(gradient_accumulation_steps=2)
+four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16)
+model = AutoModelForCausalLM.from_pretrained(
+    "model", quantization_config=four, device_map={"": 0}
+)
+model = prepare_model_for_kbit_training(model)
+model = get_peft_model(
+    model, LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM")
+)
+rows = [torch.arange(3 + n, 19 + n) for n in range(300)]
+loader = DataLoader(
+    rows, batch_size=2, collate_fn=lambda r: {"input_ids": torch.stack(r), "labels": torch.stack(r)}
+)
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+for batch in loader:
+    with accelerator.accumulate(model):
+        loss = model(**batch).loss
+        accelerator.backward(loss)
+        optimizer.step()
+        optimizer.zero_grad()
+accelerator.unwrap_model(model).save_pretrained("adapter")
+accelerator.save_state("state")
+PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("model"), "adapter")
+""",
+    )
+    assert report["verdict"] == "healthy"
+    assert report["recipe"]["values"]["load_in_4bit"] is True
+    assert report["dry_run"]["ran"]["quantized"] == "True"
+
+
+def test_an_adapter_of_the_real_width_is_trained_on(chat: Path) -> None:
+    (chat / "adapter").mkdir()
+    config = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 16, "lora_alpha": 32,
+        "target_modules": ["q_proj", "v_proj"], "base_model_name_or_path": "model",
+    }  # fmt: skip
+    (chat / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    report = run(
+        chat,
+        """
+import torch
+from peft import PeftModel
+from torch.utils.data import DataLoader
+
+model = PeftModel.from_pretrained(
+    AutoModelForCausalLM.from_pretrained("model"), "adapter", is_trainable=True
+)
+model.train()
+optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+step = 0
+while step < 500:
+    for ids in DataLoader([torch.arange(3 + n, 19 + n) for n in range(300)], batch_size=2):
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        step += 1
+model.save_pretrained("out")
+""",
+    )
+    assert report["recipe"]["values"]["r"] == 16
+    assert any(note["text"].startswith("not run: the loop goes on") for note in report["notes"])
+
+
 def notebook(path: Path, *cells: str) -> None:
     """A notebook as Jupyter saves one."""
     made = [

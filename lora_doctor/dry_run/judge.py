@@ -38,6 +38,8 @@ _NO_GPU = re.compile(
     r"|requires? (a )?(GPU|CUDA)|CUDA (driver|error)|Triton|no accelerator",
     re.IGNORECASE,
 )
+#: The rule that reports what the command raised.
+_FAILURE = "LD002"
 #: What a loop of the user's may raise because its loader came to an early end.
 _OF_SHORT_LOOPS = ("ZeroDivisionError", "StopIteration", "IndexError", "UnboundLocalError")
 
@@ -220,16 +222,25 @@ def _diagnose(
     findings = tuple(_with_place(one, found.run) for one in diagnosis.findings)
     notes = [*diagnosis.notes, *captured.notes(), *_downgrades(recipe, found.run)]
     notes.append(Note("not-proven", NOT_SHOWN))
-    trained = found.open is None and found.run.error is None
     return replace(
         diagnosis,
         findings=findings,
         dry_run=found.run,
-        undetermined=found.open or (diagnosis.undetermined if trained else None),
+        undetermined=_undetermined(found, diagnosis),
         reached=diagnosis.reached,
         limit=found.ended.limit or diagnosis.limit,
         notes=tuple(dict.fromkeys(notes)),
     )
+
+
+def _undetermined(found: _Outcome, diagnosis: Diagnosis) -> str | None:
+    """Why the question is open; a command that failed has answered it, if anybody says so."""
+    error = found.run.error
+    if error is None:
+        return found.open or diagnosis.undetermined
+    if any(finding.rule == _FAILURE for finding in diagnosis.findings):
+        return None
+    return f"the command fails: {error.type}: {error.message[:400]}"
 
 
 def _downgrades(recipe: Recipe, run: DryRun) -> list[Note]:

@@ -50,8 +50,6 @@ _SERVICES = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "AXOLOTL_DO_NOT_TRACK": "1",
     "DO_NOT_TRACK": "1",
-    "DISABLE_VERSION_CHECK": "1",
-    "PYTHONDONTWRITEBYTECODE": "1",
 }
 #: Matrices of a small model are so small that a second thread only costs.
 _THREADS = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -165,32 +163,33 @@ class _Watch:
     def __init__(self, session: Session, root: int) -> None:
         self._session = session
         self._root = root
-        self._since: dict[tuple[int, float], float] = {}
-        self._fine: set[tuple[int, float]] = set()
+        self._since: dict[int, float] = {}
+        self._fine: set[int] = set()
         self._looks = 0
 
     def look(self) -> str:
         """Why the command has to be stopped; empty while all is well."""
         import psutil
 
-        for process in _tree(self._root):
+        there = memory.process_tree(self._root)
+        self._fine &= set(there)  # the number of one that has ended may be another's next
+        for number in there:
+            if number in self._fine:
+                continue
             try:
-                key = (process.pid, process.create_time())
-                if key in self._fine:
-                    continue
-                reason = self._judge(process, key)
+                reason = self._judge(psutil.Process(number))
             except (psutil.Error, OSError):
                 continue  # it has ended meanwhile
             if reason:
                 return reason
         return ""
 
-    def _judge(self, process: Any, key: tuple[int, float]) -> str:
+    def _judge(self, process: Any) -> str:
         words = process.cmdline()
         if not words or not is_python(process.exe() or words[0]):
             return ""  # looked at again: it may become a Python yet
         if (self._session.answers / str(process.pid)).exists():
-            self._fine.add(key)
+            self._fine.add(process.pid)
             return ""
         line = " ".join(words)[:200]
         option = deaf_option(words[1:])
@@ -198,7 +197,7 @@ class _Watch:
             return f"{line} starts Python with {option}, which lets no guest in"
         if not self._session.reaches(process.environ()):
             return f"{line} was started without the environment of the command"
-        since = self._since.setdefault(key, time.monotonic())
+        since = self._since.setdefault(process.pid, time.monotonic())
         if time.monotonic() - since > _ANSWER_SECONDS:
             return f"{line} runs, and its guest has not answered in {_ANSWER_SECONDS:.0f} s"
         return ""
@@ -237,21 +236,16 @@ def _text(path: Path) -> str:
     return ""
 
 
-def _tree(root: int) -> Iterator[Any]:
-    import psutil
-
-    with contextlib.suppress(psutil.Error):
-        process = psutil.Process(root)
-        yield process
-        yield from process.children(recursive=True)
-
-
 def _end_all(process: subprocess.Popen[bytes], session: Session) -> None:
     """End the command, its group, and whatever else carries the session's name."""
     import psutil
 
-    others = [one for one in _tree(process.pid) if one.pid != process.pid]
-    others += [one for one in _of_session(session) if one.pid not in (process.pid, os.getpid())]
+    # What has left the tree has the session in its environment; what is in it may have none.
+    below = memory.process_tree(process.pid)[1:]
+    others = [one for one in _of_session(session) if one.pid not in (process.pid, os.getpid())]
+    for number in set(below) - {one.pid for one in others}:
+        with contextlib.suppress(psutil.Error):
+            others.append(psutil.Process(number))
     for ask in (signal.SIGTERM, getattr(signal, "SIGKILL", signal.SIGTERM)):
         if process.poll() is None:
             _signal_group(process, ask)

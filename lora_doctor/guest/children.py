@@ -13,8 +13,11 @@ from lora_doctor.guest.session import STOPPED, Session
 _PYTHON = re.compile(r"python(w|\d+(\.\d+)*)?(\.exe)?", re.IGNORECASE)
 #: Options with which Python reads neither PYTHONPATH nor a sitecustomize.
 _DEAF = frozenset("IES")
-#: Options that take the next word with them.
+#: Options that take the rest of their word with them, or the next word where there is none.
 _WITH_WORD = frozenset("WX")
+_LONG_WITH_WORD = "--check-hash-based-pycs"
+#: Options that name the program; what follows is the program's own.
+_PROGRAM = frozenset("mc")
 
 
 def is_python(word: str) -> bool:
@@ -25,31 +28,32 @@ def is_python(word: str) -> bool:
 def own_options(words: Sequence[str]) -> list[str]:
     """The interpreter's own options, of what follows its name on a command line; those that name a
     program (``-m``, ``-c``) and everything after are not among them."""
-    found: list[str] = []
-    rest = list(words)
-    while rest and rest[0].startswith("-") and rest[0] not in ("-", "--"):
-        word = rest.pop(0)
-        if word.startswith("--"):
-            found.append(word)
-            continue
-        letters = re.split(r"[mc]", word[1:], maxsplit=1)[0]
-        if letters:
-            found.append(f"-{letters}")
-        if len(letters) + 1 < len(word):
-            break
-        if letters and letters[-1] in _WITH_WORD and rest:
-            found.append(rest.pop(0))
-    return found
+    return _options(words)[0]
 
 
 def deaf_option(words: Sequence[str]) -> str | None:
     """The option with which an interpreter does not start a guest; ``None`` where none does."""
-    for word in own_options(words):
-        if word.startswith("-") and not word.startswith("--") and word[1:2] not in _WITH_WORD:
-            deaf = sorted(_DEAF & set(word[1:]))
-            if deaf:
-                return f"-{deaf[0]}"
-    return None
+    return next((f"-{letter}" for letter in sorted(_options(words)[1] & _DEAF)), None)
+
+
+def _options(words: Sequence[str]) -> tuple[list[str], set[str]]:
+    """The words that are options of the interpreter, and the letters that are."""
+    found: list[str] = []
+    letters: set[str] = set()
+    rest = list(words)
+    while rest and rest[0].startswith("-") and rest[0] not in ("-", "--"):
+        word = rest.pop(0)
+        value_follows = word == _LONG_WITH_WORD
+        for place, letter in enumerate("" if word.startswith("--") else word[1:], 1):
+            if letter in _PROGRAM:
+                return [*found, word[:place]] if place > 1 else found, letters
+            if letter in _WITH_WORD:
+                value_follows = place == len(word) - 1
+                break
+            letters.add(letter)
+        found += [word, *rest[:value_follows]]
+        del rest[:value_follows]
+    return found, letters
 
 
 def watch_children(session: Session) -> None:

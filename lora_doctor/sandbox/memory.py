@@ -107,6 +107,13 @@ def resident(pid: int, limit: int | None = None, *, itself: bool = True) -> int:
     return max(sum(_proportional(one) for one in counted), max(map(_field, counted)))
 
 
+def process_tree(pid: int) -> list[int]:
+    """The process and its descendants; cheap enough to be asked many times a second."""
+    if sys.platform == "linux":
+        return list(_tree(pid))
+    return [pid, *_descendants_by_psutil(pid)]
+
+
 def _tree(pid: int) -> Iterator[int]:
     """The process and its descendants, as the kernel lists them; each once."""
     waiting, seen = [pid], {pid}
@@ -150,6 +157,17 @@ def _proportional(pid: int) -> int:
         return 0 if not Path(f"/proc/{pid}").exists() else _field(pid)  # before Linux 4.14
     except (OSError, StopIteration):
         return 0  # it ended meanwhile
+
+
+def _descendants_by_psutil(pid: int) -> list[int]:
+    try:
+        import psutil
+    except ImportError:
+        return []
+    try:
+        return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+    except psutil.Error:
+        return []
 
 
 def _children_by_psutil(pid: int) -> list[int]:

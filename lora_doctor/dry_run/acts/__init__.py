@@ -13,13 +13,15 @@ from lora_doctor.dry_run.acts import (
     loading,
     loops,
     outputs,
+    tokenizers,
     trainer,
 )
 from lora_doctor.dry_run.acts.acting import Acting
 from lora_doctor.guest.session import Session
 
 #: In the order in which they are prepared; each says itself after which import it acts.
-_ACTS = (failures, outputs, hub, devices, arguments, loading, adapters, data, loops, trainer)
+_ACTS = (failures, outputs, hub, devices, arguments, loading, adapters, data, loops,
+         trainer, tokenizers)  # fmt: skip
 
 
 def install(session: Session) -> Acting:

@@ -57,7 +57,7 @@ def _wrappers(acting: Acting, module: ModuleType) -> None:
         original: Any, wrapper: Any, model: Any, model_id: Any, *more: Any, **named: Any
     ) -> Any:
         found = places.to_read(model_id)
-        if not acting.in_contract and found is model_id:
+        if not acting.in_contract and not places.is_of_this_run(found):
             found = _small_adapter(acting, model, model_id, named)
             for name in ("subfolder", "revision"):
                 named.pop(name, None)
@@ -143,13 +143,15 @@ class _FirstForward:
     def __call__(self, original: Any, model: Any, *arguments: Any, **named: Any) -> Any:
         if not self._acting.in_contract and self._is_training(model):
             with self._lock:
-                first = not self._seen
+                first, new = not self._seen, model not in self._seen
                 self._seen.add(model)
             if self._kept < _KEPT:
                 self._kept += 1
                 contract.keep_rows(self._acting, model, arguments, named)
             if first:
                 contract.run(self._acting, model, arguments, named)
+            elif new:
+                self._acting.note("not-proven", "a second model with adapters was not judged")
         return original(model, *arguments, **named)
 
     @staticmethod

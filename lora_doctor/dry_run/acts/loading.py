@@ -58,7 +58,7 @@ def _models(acting: Acting, module: ModuleType) -> None:
 
     def load(original: Any, model_class: Any, name: Any = None, *more: Any, **named: Any) -> Any:
         nested = getattr(inside, "yes", False)
-        if acting.in_contract or nested or name is None or _is_of_this_run(acting, places, name):
+        if acting.in_contract or nested or name is None or places.is_of_this_run(name):
             return original(places.to_read(name), *more, **named)
         inside.yes = True
         try:
@@ -67,12 +67,6 @@ def _models(acting: Acting, module: ModuleType) -> None:
             inside.yes = False
 
     acting.replaced.around(module.PreTrainedModel, "from_pretrained", load)
-
-
-def _is_of_this_run(acting: Acting, places: Redirected, name: Any) -> bool:
-    """Whether the model was saved in this run: it is small already."""
-    path = os.path.abspath(str(places.to_read(name)))
-    return path.startswith(str(acting.session.folder))
 
 
 def _loading(model_class: Any, name: str, more: tuple[Any, ...], named: dict[str, Any]) -> Loading:

@@ -79,6 +79,11 @@ class Redirected:
         new = self._root + os.path.splitdrive(full)[1]
         return new if os.path.exists(new) else path
 
+    def is_of_this_run(self, path: Any) -> bool:
+        """Whether this was written in this run: what is in it is small already."""
+        full = os.path.abspath(str(self.to_read(path)))
+        return full.startswith(str(self._acting.session.folder))
+
     def writing_second(self, original: Any, owner: Any, *arguments: Any, **named: Any) -> Any:
         """A method whose first argument beside the object is where to write."""
         first, rest = arguments[:1], arguments[1:]

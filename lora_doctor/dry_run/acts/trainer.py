@@ -25,6 +25,7 @@ def _trainer(acting: Acting, module: ModuleType) -> None:
         if trainer not in watched:
             watched.add(trainer)
             trainer.add_callback(callback(trainer))
+        arguments = _not_resumed(acting, arguments, named)
         acting.in_trainer += 1
         before = acting.steps
         try:
@@ -50,6 +51,20 @@ def _trainer(acting: Acting, module: ModuleType) -> None:
     acting.replaced.around(module.Trainer, "train", train)
     for name in ("evaluate", "predict", "evaluation_loop"):
         acting.replaced.around(module.Trainer, name, evaluating)
+
+
+def _not_resumed(
+    acting: Acting, arguments: tuple[Any, ...], named: dict[str, Any]
+) -> tuple[Any, ...]:
+    """A checkpoint of the real width does not fit: training begins at its start."""
+    asked = named.get("resume_from_checkpoint", arguments[0] if arguments else None)
+    if not asked:
+        return arguments
+    acting.note("not-proven", "resume_from_checkpoint was left out")
+    if "resume_from_checkpoint" in named:
+        named["resume_from_checkpoint"] = None
+        return arguments
+    return (None, *arguments[1:])
 
 
 def _callback(acting: Acting, module: ModuleType) -> Any:
