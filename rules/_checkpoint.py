@@ -23,7 +23,7 @@ _PIP = re.compile(r"`?(pip install [^`\n)]+)`?")
 
 def of(case: Case) -> CheckpointQuantization | None:
     """What the libraries make of the checkpoint's quantization; ``None`` where it has none."""
-    if not case.has("static") or not case.static.quantization_config:
+    if not case.has("static") or case.static.quantization_config is None:
         return None
     return case.checkpoint_quantization
 
@@ -34,8 +34,8 @@ def dequantizing(case: Case, found: CheckpointQuantization) -> Fix | None:
         return None
     size = gib(case.structure.total_parameters * _HALF)
     return Fix(
-        f"Load it in floating point: quantization_config={found.config_class or 'config'}"
-        f"(dequantize=True) for from_pretrained; the base model then takes {size} in bfloat16.",
+        f"Load it in floating point: quantization_config={found.dequantizing} for from_pretrained; "
+        f"the base model then takes {size} in bfloat16.",
         "unsafe",
         (Edit("dequantize", True),),
     )

@@ -29,6 +29,8 @@ class QuantizedCheckpointNotLoadable(Rule):
     `from_pretrained` raises `Loading a GPTQ quantized model requires optimum`, `Loading an AWQ
     quantized model requires gptqmodel`, `compressed-tensors>=0.15.0 is required`, or the first
     forward raises `finegrained-fp8 kernel unavailable`, where kernels are only looked for there.
+    HQQ in transformers 5 raises nothing: the packed weights are unexpected, those of the linear
+    layers are missing and random, and only a table in the log says so.
 
     ## Why
     Each format has a package of its own, and which one changes between releases: AWQ was read by
@@ -81,6 +83,9 @@ class QuantizedCheckpointNotLoadable(Rule):
         found = _checkpoint.of(case)
         if found is None or found.dequantized or found.trainable is False:
             return  # LD308: no package makes it trainable
+        if found.weights_dropped:
+            yield self._dropped(found)
+            return
         error = _error(found)
         if error is None:
             return
@@ -100,6 +105,23 @@ class QuantizedCheckpointNotLoadable(Rule):
             fixes=_fixes(case, found, error),
             explains=("builds",),
         )
+
+    def _dropped(self, found: CheckpointQuantization) -> Finding:
+        return self.finding(
+            "error",
+            f"This transformers does not load what {found.method} has packed: the layers come out "
+            "with random weights.",
+            location=Location("environment", "installed packages"),
+            evidence=(
+                _checkpoint.method(found),
+                Measurement("layers that the quantizer puts in", 0, "full-size model"),
+                Measurement("conversions of stored weights", 0, "get_weight_conversions()"),
+            ),
+            proof=Proof("measured", "the quantizer prepared the full-size model on the meta "
+                        "device, and nothing in it takes packed weights"),
+            fixes=(_checkpoint.without_quantization(found),),
+            explains=("builds",),
+        )  # fmt: skip
 
 
 def _error(found: CheckpointQuantization) -> ErrorReport | None:

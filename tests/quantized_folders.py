@@ -137,6 +137,23 @@ def write_fp8(folder: Path) -> Path:
     return folder
 
 
+def write_packed(folder: Path, method: str, names: tuple[str, ...]) -> Path:
+    """A Llama whose linear layers are stored under these names, in numbers that mean nothing."""
+    import torch
+    from safetensors.torch import save_file
+
+    write(folder, method)
+    tensors = {}
+    for name, weight in _llama_weights().items():
+        if name.endswith("_proj.weight"):
+            stem = name.removesuffix(".weight")
+            tensors |= {f"{stem}.{one}": torch.zeros(4, 4, dtype=torch.int32) for one in names}
+        else:
+            tensors[name] = weight.to(torch.bfloat16)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
 def _llama_weights() -> dict[str, Any]:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM

@@ -14,7 +14,15 @@ from lora_doctor.errors import InputError
 from lora_doctor.prescription.apply import apply
 from lora_doctor.recipe.files.prescription import Prescription
 from lora_doctor.sandbox.worker import Worker
-from tests.quantized_folders import LLAMA, METHODS, QWEN, write, write_fp8, write_mxfp4
+from tests.quantized_folders import (
+    LLAMA,
+    METHODS,
+    QWEN,
+    write,
+    write_fp8,
+    write_mxfp4,
+    write_packed,
+)
 
 pytestmark = pytest.mark.slow
 torch = pytest.importorskip("torch")
@@ -195,6 +203,24 @@ def test_packed_weights_of_compressed_tensors_take_no_adapters(
     diagnosis = lora_doctor.fix(str(folder), RECIPE, unsafe_fixes=True, worker=worker)
     assert codes(diagnosis) == {"LD310"}
     assert diagnosis.after is not None and diagnosis.after.as_answer().outcome == "passed"
+
+
+def test_packed_weights_that_are_not_loaded_are_random_ones(tmp_path: Path, worker: Worker) -> None:
+    """HQQ in transformers 5: loading succeeds, and every linear layer is new."""
+    pytest.importorskip("hqq")
+    folder = write_packed(tmp_path, "hqq", ("W_q", "scale", "zero", "nbits", "group_size"))
+    _, told = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    lost = any(name.endswith("q_proj.weight") for name in told["missing_keys"])
+    diagnosis = lora_doctor.check(str(folder), RECIPE, depth="meta", worker=worker)
+    assert lost == (codes(diagnosis) == {"LD309"}), (told["missing_keys"], diagnosis.findings)
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "compressed-tensors packed"])
+def test_packed_names_are_no_missing_layers(method: str, tmp_path: Path, worker: Worker) -> None:
+    """`q_proj.qweight` is what GPTQ makes of `q_proj.weight`: nothing is missing or left out."""
+    folder = write_packed(tmp_path, method, ("qweight", "qzeros", "scales", "g_idx"))
+    diagnosis = lora_doctor.check(str(folder), RECIPE, depth="meta", worker=worker)
+    assert codes(diagnosis) == {finding.rule for finding in diagnosis.findings}
 
 
 def test_loading_kwargs_dequantize_the_checkpoint(tmp_path: Path) -> None:

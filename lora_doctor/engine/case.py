@@ -256,7 +256,7 @@ class Case:
         from lora_doctor.results.checkpoint_quantization import CheckpointQuantization
 
         self._require("meta")
-        if not self.static.quantization_config:
+        if self.static.quantization_config is None:
             raise EvidenceError("the checkpoint is not quantized")
         recipe = self.recipe_in_full()
         self._progress("asking what the checkpoint's quantization means")

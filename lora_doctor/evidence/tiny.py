@@ -222,6 +222,8 @@ def _as_stored(run: TinyRun, values: Mapping[str, Any]) -> Verification | None:
         )
     except EvidenceError as error:
         text = f"run without the checkpoint's {method} quantization, which is not proven: {error}"
+        if checkpoint_quantization.can_dequantize(values):
+            text += " (--dequantize loads it in floating point, which can be run here)"
         run.notes.append(Note("not-proven", text, str(error)))
         return None
     run.notes.append(Note("step", f"weights quantized as the checkpoint's: {method}"))

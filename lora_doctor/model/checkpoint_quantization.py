@@ -12,7 +12,7 @@ import inspect
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,14 +20,13 @@ from typing import Any, Literal
 from lora_doctor.errors import InputError
 from lora_doctor.model import training_setup
 from lora_doctor.model.injection import inject, report
+from lora_doctor.model.library_answers import as_with_a_gpu, heard
 from lora_doctor.model.quantization import kind_of, of_checkpoint
 from lora_doctor.recipe.keys import check_value
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.checkpoint_quantization import CheckpointQuantization, ReplacedLayers
 from lora_doctor.results.structure import ErrorReport
 
-#: What a GPU that is only spoken of can do: the formats of 8 bits ask for 8.9 and more.
-_CAPABILITY = (9, 0)
 _SHOWN = 3
 #: How libraries say that something is to be installed, where they do not raise an ImportError.
 _INSTALL = re.compile(r"pip install|not installed|requires? .{1,60} to be installed|git clone")
@@ -43,7 +42,7 @@ def stored(config: Any) -> dict[str, Any] | None:
     for one that is not quantized."""
     for part in (config, getattr(config, "text_config", None)):
         held = getattr(part, "quantization_config", None)
-        if held:
+        if held is not None:  # an empty one is taken for a quantization too, and refused
             return dict(held) if isinstance(held, Mapping) else dict(held.to_dict())
     return None
 
@@ -81,6 +80,11 @@ def other_than_bitsandbytes(config: Any, recipe: Recipe) -> dict[str, Any] | Non
     if values is None or kind_of(values):
         return None
     return None if recipe.get("dequantize") and dequantizing_argument(values) else values
+
+
+def can_dequantize(values: Mapping[str, Any]) -> bool:
+    """Whether this release loads such a checkpoint in floating point when it is asked to."""
+    return bool(dequantizing_argument(values))
 
 
 def dequantizing_argument(values: Mapping[str, Any]) -> dict[str, bool]:
@@ -154,7 +158,7 @@ def describe(model: Any, config: Any, recipe: Recipe, asked: Recipe) -> Checkpoi
     library = quantizers()
     if library is None:
         return _before_quantizers(values, method)
-    with _heard() as said:
+    with heard() as said:
         known = _known(library, values)
     if not known:
         words = said.text or "transformers has no quantizer of this name"
@@ -202,7 +206,7 @@ class _Answer:
 
 def _asked(values: Mapping[str, Any], method: str, recipe: Recipe) -> CheckpointQuantization:
     here = _ask(values, "cpu")
-    with _speaking_of_a_gpu():
+    with as_with_a_gpu():
         there = _ask(values, "cuda")
     made = there.quantizer or here.quantizer
     trainable = there.trainable if there.trainable is not None else here.trainable
@@ -215,6 +219,7 @@ def _asked(values: Mapping[str, Any], method: str, recipe: Recipe) -> Checkpoint
         trainable=trainable,
         trainable_words=there.words or here.words,
         dequantizes=dequantizes,
+        dequantizing=_dequantizing_in_words(values),
         dequantized=wanted and dequantizes == "loading",
         falls_back=there.falls_back,
         falls_back_here=here.falls_back,
@@ -231,7 +236,7 @@ def _ask(values: Mapping[str, Any], device: str) -> _Answer:
     if device == "cpu" and torch.cuda.is_available():
         device = "cuda"
     quantizer = None
-    with _heard() as said:
+    with heard() as said:
         try:
             quantizer = quantizers().AutoHfQuantizer.from_config(
                 config_of(values), pre_quantized=True
@@ -244,7 +249,7 @@ def _ask(values: Mapping[str, Any], device: str) -> _Answer:
             trainable = None if quantizer is None else _trainable(quantizer)
             return _Answer(quantizer, report(error), _is_missing(error), trainable, words=said.text)
         changed = (said.text or "it dequantizes the weights") if after and not before else ""
-    with _heard() as said:
+    with heard() as said:
         trainable = _trainable(quantizer)
     return _Answer(quantizer, None, False, trainable, said.text, changed)
 
@@ -264,6 +269,12 @@ def _dequantizes(values: Mapping[str, Any]) -> Literal["loading", "afterwards", 
     return "never" if own in (None, getattr(base, "_dequantize", None)) else "afterwards"
 
 
+def _dequantizing_in_words(values: Mapping[str, Any]) -> str:
+    options = ", ".join(f"{name}={value}" for name, value in dequantizing_argument(values).items())
+    cls = _class_in("AUTO_QUANTIZATION_CONFIG_MAPPING", values)
+    return f"{cls.__name__}({options})" if options else ""
+
+
 def _is_missing(error: BaseException) -> bool:
     """Whether an exception says that a package has to be installed. fbgemm raises an ImportError
     for a GPU as well."""
@@ -279,7 +290,7 @@ def _with_request(
     """What transformers makes of the recipe's own ``load_in_4bit`` or ``load_in_8bit``."""
     if asked.quantized is None or asked.origins.get(f"load_in_{asked.quantized}") == "checkpoint":
         return found
-    with warnings.catch_warnings(record=True) as caught, _heard():
+    with warnings.catch_warnings(record=True) as caught, heard():
         warnings.simplefilter("always")
         try:
             library.AutoHfQuantizer.merge_quantization_configs(
@@ -295,13 +306,13 @@ def _with_layers(
     found: CheckpointQuantization, model: Any, values: Mapping[str, Any], recipe: Recipe
 ) -> CheckpointQuantization:
     """Let the quantizer put its layers in, run one, and let PEFT put the adapters on them."""
-    with _speaking_of_a_gpu():
+    with as_with_a_gpu():
         quantizer = _ask(values, "cuda").quantizer
     if quantizer is None or found.error_with_gpu is not None:
         return found
     before = {path: _looks(module) for path, module in model.named_modules()}
     try:
-        with _heard():
+        with heard():
             quantizer.preprocess_model(
                 model, dtype=None, device_map=None, checkpoint_files=[], config=model.config
             )
@@ -312,13 +323,29 @@ def _with_layers(
         return replace(found, unasked=f"its layers could not be built here: {seen}")
     layers, first = _replaced(model, before)
     if not layers:
-        return replace(found, unasked="its layers are made while weights are loaded")
+        return replace(
+            found,
+            weights_dropped=_loads_nothing(quantizer),
+            unasked="its layers are made while weights are loaded",
+        )
     found = replace(found, layers=layers)
     missing = _missing_in_forward(first)
     if missing is not None:
         found = replace(found, layer_error=missing, package_missing=True)
     injected = inject(model, recipe).result
     return replace(found, injection_error=injected.error)
+
+
+def _loads_nothing(quantizer: Any) -> bool:
+    """Whether neither a layer nor a conversion takes the packed weights of a checkpoint: they are
+    unexpected then, and the layers that lack a weight get random ones."""
+    convert = getattr(quantizer, "get_weight_conversions", None)
+    if convert is None:  # transformers 4 asks the quantizer about each tensor
+        return False
+    try:
+        return not convert()
+    except Exception:  # noqa: BLE001 - it needs the checkpoint's files for an answer
+        return False
 
 
 def _looks(module: Any) -> tuple[Any, tuple[str, ...]]:
@@ -352,64 +379,10 @@ def _missing_in_forward(layer: Any) -> ErrorReport | None:
     if not isinstance(features, int):
         return None
     try:
-        with torch.no_grad(), _heard():
+        with torch.no_grad(), heard():
             layer(torch.empty(2, features, device="meta", dtype=torch.bfloat16))
     except ImportError as error:
         return report(error) if _is_missing(error) else None
     except Exception:  # noqa: BLE001 - a kernel cannot run on the meta device, which says nothing
         return None
     return None
-
-
-class _Said(logging.Handler):
-    """What a library logs as a warning."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.texts: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.texts.append(record.getMessage())
-
-    @property
-    def text(self) -> str:
-        return " ".join(dict.fromkeys(self.texts))
-
-
-@contextlib.contextmanager
-def _heard() -> Iterator[_Said]:
-    """Collects what transformers logs; nothing of it is printed."""
-    from transformers.utils import logging as library
-
-    once: Any = getattr(logging.Logger, "warning_once", None)
-    if hasattr(once, "cache_clear"):
-        once.cache_clear()  # it says each sentence once in a process
-    root, level, said = library.get_logger(), library.get_verbosity(), _Said()
-    handlers = list(root.handlers)
-    root.handlers[:] = [said]
-    library.set_verbosity_warning()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield said
-    finally:
-        root.handlers[:] = handlers
-        library.set_verbosity(level)
-
-
-@contextlib.contextmanager
-def _speaking_of_a_gpu() -> Iterator[None]:
-    """A torch that answers as on a machine with a GPU: quantizers ask it before they ask for their
-    packages, and which packages a run on a GPU lacks is known without one. Nothing is computed."""
-    import torch
-
-    if torch.cuda.is_available():
-        yield
-        return
-    kept = torch.cuda.is_available, torch.cuda.get_device_capability
-    torch.cuda.is_available = lambda: True
-    torch.cuda.get_device_capability = lambda device=None: _CAPABILITY
-    try:
-        yield
-    finally:
-        torch.cuda.is_available, torch.cuda.get_device_capability = kept

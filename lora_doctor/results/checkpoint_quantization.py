@@ -45,6 +45,8 @@ class CheckpointQuantization:
     #: When this release can turn the weights into floating point: while it loads them
     #: (``dequantize`` of the quantization config), after it has (``model.dequantize()``), or never.
     dequantizes: Literal["loading", "afterwards", "never"] = "never"
+    #: The quantization config that does it while loading, such as ``Mxfp4Config(dequantize=True)``.
+    dequantizing: str = ""
     #: Whether the recipe asks for that, and the quantizer can.
     dequantized: bool = False
     #: What transformers says when it turns them into floating point by itself, with the packages
@@ -62,6 +64,9 @@ class CheckpointQuantization:
     layers: tuple[ReplacedLayers, ...] = ()
     #: What a forward of such a layer asks for that is not installed.
     layer_error: ErrorReport | None = None
+    #: Whether this release has no place for the packed weights: they are not loaded, and the linear
+    #: layers come out random, with a report of missing weights in the log.
+    weights_dropped: bool = False
     #: What PEFT raises when the recipe's adapters are put on these layers.
     injection_error: ErrorReport | None = None
     #: What transformers raises because the recipe asks for another quantization on top.

@@ -87,7 +87,7 @@ class StaticEvidence:
         text = self.config.get("text_config")
         parts = (self.config, text if isinstance(text, dict) else {})
         held = (part.get("quantization_config") for part in parts)
-        return next((values for values in held if isinstance(values, dict) and values), None)
+        return next((values for values in held if isinstance(values, dict)), None)
 
     @cached_property
     def native_dtype(self) -> tuple[str, str] | None:
