@@ -76,6 +76,5 @@ def _any_quantized(loaded: Any, plain: Any) -> bool:
         return True
     ordinary = (torch.Tensor, torch.nn.Parameter)
     return any(
-        type(weight) not in ordinary or weight.element_size() == 1
-        for weight in loaded.parameters()
+        type(weight) not in ordinary or weight.element_size() == 1 for weight in loaded.parameters()
     )
