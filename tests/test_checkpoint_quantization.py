@@ -275,7 +275,7 @@ def trains(model: Any) -> bool:
         ("quantized with mxfp4 but that quantization method do not support training.", "LD308"),
         ("Loading an AWQ quantized model requires gptqmodel. `pip install gptqmodel`", "LD309"),
         (
-            "The model is quantized with GPTQConfig but you are passing a BitsAndBytesConfig",
+            "The model is quantized with AwqConfig but you are passing a GPTQConfig config",
             "LD311",
         ),
         ("Unknown quantization type, got modelopt - supported types are: ['awq']", "LD312"),
