@@ -49,7 +49,11 @@ class AdaptersRefuseQuantizedLayers(Rule):
     symptoms = (
         Symptom(r"_get_in_out_features(?s:.*)'Linear' object has no attribute 'weight'"),
         Symptom(r"TorchaoLoraLinear only supports int8 weights"),
-        Symptom(r"Target module (BitLinear|QuantLinear|WQLinear\w*|HiggsLinear|VQuantLinear)\b"),
+        Symptom(
+            r"Target module \w*(QuantLinear|QuantizedLinear|BitLinear|WQLinear|HiggsLinear)\w*\("
+            r".{0,400}?is not supported"
+            r"(\.( Currently, only (the following modules|`?torch\.nn\.Linear))?)?"
+        ),
     )
     examples = (
         Example(

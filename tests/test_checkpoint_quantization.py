@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 import lora_doctor
+from lora_doctor.engine.registry import find_rules
+from lora_doctor.engine.symptoms import find_by_message
 from lora_doctor.errors import InputError
 from lora_doctor.prescription.apply import apply
 from lora_doctor.recipe.files.prescription import Prescription
@@ -260,3 +262,25 @@ def trains(model: Any) -> bool:
         optimizer.zero_grad()
         losses.append(float(loss.detach()))
     return losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize(
+    ("message", "code"),
+    [
+        ("ValueError: Target module TritonV2QuantLinear() is not supported.", "LD310"),
+        (
+            "Target module QuantLinear() is not supported. Currently, only `torch.nn.Linear`",
+            "LD310",
+        ),
+        ("quantized with mxfp4 but that quantization method do not support training.", "LD308"),
+        ("Loading an AWQ quantized model requires gptqmodel. `pip install gptqmodel`", "LD309"),
+        (
+            "The model is quantized with AwqConfig but you are passing a GPTQConfig config",
+            "LD311",
+        ),
+        ("Unknown quantization type, got modelopt - supported types are: ['awq']", "LD312"),
+    ],
+)
+def test_the_messages_are_explained(message: str, code: str) -> None:
+    """Pasted into `explain`, each leads to its rule first."""
+    assert find_by_message(message, find_rules())[0].rule.code == code
