@@ -51,7 +51,16 @@ class KeysNotKnownToPeft(Rule):
     symptoms = (
         Symptom(r"Unexpected keyword arguments \[.{1,500}?\] for class \w+, these are ignored"),
     )
-    examples = (Example("healthy", "arch:llama", {"target_modules": ["q_proj"]}, depth="static"),)
+    examples = (
+        Example(
+            "broken",
+            "tests.saved_adapters:with_a_mistyped_key",
+            loaded=True,
+            depth="static",
+            why="lora_alpha was meant",
+        ),
+        Example("healthy", "arch:llama", {"target_modules": ["q_proj"]}, depth="static"),
+    )
 
     def check(self, case: Case) -> Iterator[Finding]:
         # Every release writes all of its keys: what is empty asks for nothing.
