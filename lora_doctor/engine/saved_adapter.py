@@ -64,7 +64,10 @@ def onto_base(
         )
     config = read_recipe(adapter.folder / CONFIG)
     config = Recipe(
-        {**config.values, **recipe.values}, {**config.origins, **recipe.origins}, config.complete
+        {**config.values, **recipe.values},
+        {**config.origins, **recipe.origins},
+        config.complete,
+        unknown=config.unknown,
     )
     onto = replace(
         source, preferred_class=adapter.base_class, adapter=str(adapter.folder.resolve())
