@@ -3,6 +3,7 @@ what is written."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from lora_doctor.engine.diagnose import diagnose
 from lora_doctor.engine.registry import RuleSelection, find_rules
 from lora_doctor.prescription.write_fix import Plan
 from lora_doctor.proposal.targets import without_lookahead
+from lora_doctor.recipe.files.read_write import read_recipe
 from lora_doctor.results.fix import Fix
 from lora_doctor.sandbox.worker import Worker
 from lora_doctor.static.installed.environment import known_architectures
@@ -194,6 +196,18 @@ def test_a_fix_that_the_file_cannot_take_is_not_called_safe(tmp_path: Path, work
     (fix,) = of_rule(fixed, "ZZ001")
     assert fix.safety == "unproven" and "cannot be edited in place" in fix.executed.detail
     assert not fixed.applied
+
+
+def test_what_the_file_has_no_place_for_is_told(tmp_path: Path, worker: Worker) -> None:
+    """An adapter_config.json does not say which class is loaded; the prescription does."""
+    file = tmp_path / "adapter_config.json"
+    values = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "target_modules": ["q_proj"], "r": 8}
+    file.write_text(json.dumps(values))
+    recipe = read_recipe(file).override({"model_class": "AutoModel"}, "option")
+    found = lora_doctor.check("arch:llama", recipe, worker=worker)
+    (fix,) = [fix for fix in of_rule(found, "LD101") if fix.safety == "safe"]
+    assert fix.executed.outcome == "passed"
+    assert "model_class: in the prescription, adapter_config.json has" in fix.executed.detail
 
 
 # --- what a fix may not do ---
