@@ -11,6 +11,8 @@ import pytest
 
 import lora_doctor
 from lora_doctor.api import open_case
+from lora_doctor.cli.main import cli
+from lora_doctor.cli.next_command import next_command
 from lora_doctor.engine import try_fixes
 from lora_doctor.engine.diagnose import diagnose
 from lora_doctor.engine.registry import RuleSelection, find_rules
@@ -208,6 +210,20 @@ def test_what_the_file_has_no_place_for_is_told(tmp_path: Path, worker: Worker) 
     (fix,) = [fix for fix in of_rule(found, "LD101") if fix.safety == "safe"]
     assert fix.executed.outcome == "passed"
     assert "model_class: in the prescription, adapter_config.json has" in fix.executed.detail
+
+
+def test_fix_takes_the_real_weights_as_check_does(tmp_path: Path, worker: Worker) -> None:
+    """And what is to be typed next is about them, too."""
+    model, file = tmp_path / "model", tmp_path / "recipe.yaml"
+    models.tiny_llama().save_pretrained(model)
+    file.write_text("target_modules: [q_proj, v_porj]\n")
+    words = [str(model), "--recipe", str(file), "--depth", "full"]
+    asked = cli.commands["fix"].make_context("fix", list(words)).params
+    assert asked["depth"] == "full"
+    fixed = lora_doctor.fix(str(model), file, depth="full", worker=worker)
+    assert [item.fix.executed.depth for item in fixed.applied] == ["full"]
+    assert fixed.after is not None and fixed.after.depth == "full"
+    assert next_command(fixed, "fix", asked, None).endswith("--depth full --apply")
 
 
 # --- what a fix may not do ---

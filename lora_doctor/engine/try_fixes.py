@@ -130,8 +130,8 @@ class Trials:
         if self._spent + seconds <= MOST_SECONDS:
             return ""
         return (
-            f"a run takes about {seconds:.0f} s here, and {MOST_SECONDS:.0f} s are spent on trying "
-            "fixes; lora-doctor fix runs what it applies"
+            f"a run takes about {seconds:.0f} s here, and check spends {MOST_SECONDS:.0f} s on "
+            "trying fixes; lora-doctor fix runs what it applies"
         )
 
 
