@@ -3,6 +3,7 @@ what is written."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,14 @@ import pytest
 
 import lora_doctor
 from lora_doctor.api import open_case
+from lora_doctor.cli.main import cli
+from lora_doctor.cli.next_command import next_command
 from lora_doctor.engine import try_fixes
 from lora_doctor.engine.diagnose import diagnose
 from lora_doctor.engine.registry import RuleSelection, find_rules
 from lora_doctor.prescription.write_fix import Plan
 from lora_doctor.proposal.targets import without_lookahead
+from lora_doctor.recipe.files.read_write import read_recipe
 from lora_doctor.results.fix import Fix
 from lora_doctor.sandbox.worker import Worker
 from lora_doctor.static.installed.environment import known_architectures
@@ -194,6 +198,32 @@ def test_a_fix_that_the_file_cannot_take_is_not_called_safe(tmp_path: Path, work
     (fix,) = of_rule(fixed, "ZZ001")
     assert fix.safety == "unproven" and "cannot be edited in place" in fix.executed.detail
     assert not fixed.applied
+
+
+def test_what_the_file_has_no_place_for_is_told(tmp_path: Path, worker: Worker) -> None:
+    """An adapter_config.json does not say which class is loaded; the prescription does."""
+    file = tmp_path / "adapter_config.json"
+    values = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "target_modules": ["q_proj"], "r": 8}
+    file.write_text(json.dumps(values))
+    recipe = read_recipe(file).override({"model_class": "AutoModel"}, "option")
+    found = lora_doctor.check("arch:llama", recipe, worker=worker)
+    (fix,) = [fix for fix in of_rule(found, "LD101") if fix.safety == "safe"]
+    assert fix.executed.outcome == "passed"
+    assert "model_class: in the prescription, adapter_config.json has" in fix.executed.detail
+
+
+def test_fix_takes_the_real_weights_as_check_does(tmp_path: Path, worker: Worker) -> None:
+    """And what is to be typed next is about them, too."""
+    model, file = tmp_path / "model", tmp_path / "recipe.yaml"
+    models.tiny_llama().save_pretrained(model)
+    file.write_text("target_modules: [q_proj, v_porj]\n")
+    words = [str(model), "--recipe", str(file), "--depth", "full"]
+    asked = cli.commands["fix"].make_context("fix", list(words)).params
+    assert asked["depth"] == "full"
+    fixed = lora_doctor.fix(str(model), file, depth="full", worker=worker)
+    assert [item.fix.executed.depth for item in fixed.applied] == ["full"]
+    assert fixed.after is not None and fixed.after.depth == "full"
+    assert next_command(fixed, "fix", asked, None).endswith("--depth full --apply")
 
 
 # --- what a fix may not do ---

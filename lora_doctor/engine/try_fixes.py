@@ -19,7 +19,7 @@ from lora_doctor.engine.registry import RuleSelection
 from lora_doctor.engine.rule import Rule
 from lora_doctor.errors import InputError, LoraDoctorError
 from lora_doctor.recipe.edit import Patch
-from lora_doctor.recipe.files.read_write import as_written
+from lora_doctor.recipe.files.read_write import as_written, without_place
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.diagnosis import AppliedFix, Gathered
 from lora_doctor.results.finding import Finding
@@ -112,11 +112,15 @@ class Trials:
             )
         )
         codes = [findings[i].rule for i, _ in chosen]
-        return {
+        came_out = {
             choice: _came_out(first, after, findings[choice[0]], self._fallbacks,
                               [code for n, code in enumerate(codes) if chosen[n] != choice])
             for choice in chosen
         }  # fmt: skip
+        return {
+            choice: _with_place(executed, findings[choice[0]].fixes[choice[1]], first.case.recipe)
+            for choice, executed in came_out.items()
+        }
 
     def too_long(self, first: Examination, *, applied: bool = False) -> str:
         """Why another run is not made; empty when it may be. ``applied``: of what ``fix`` takes."""
@@ -126,8 +130,8 @@ class Trials:
         if self._spent + seconds <= MOST_SECONDS:
             return ""
         return (
-            f"a run takes about {seconds:.0f} s here, and {MOST_SECONDS:.0f} s are spent on trying "
-            "fixes; lora-doctor fix runs what it applies"
+            f"a run takes about {seconds:.0f} s here, and check spends {MOST_SECONDS:.0f} s on "
+            "trying fixes; lora-doctor fix runs what it applies"
         )
 
 
@@ -287,6 +291,15 @@ def _came_out(
     outcome: Outcome = "removed" if _is_further(first, after, fallbacks) else "failed"
     detail = f"{held}, {', '.join(failed)} failed{_accounted_for(after, failed, fallbacks)}"
     return Execution(outcome, detail, depth, tuple(beside))
+
+
+def _with_place(executed: Execution, fix: Fix, recipe: Recipe) -> Execution:
+    """How a fix came out, with what of it does not go into the file of the recipe."""
+    outside = without_place(recipe, fix.edits)
+    if not outside or recipe.file is None:
+        return executed
+    told = f"{', '.join(outside)}: in the prescription, {recipe.file.name} has no place for it"
+    return replace(executed, detail=f"{executed.detail}; {told}")
 
 
 def _is_further(first: Examination, after: Examination, fallbacks: set[str]) -> bool:

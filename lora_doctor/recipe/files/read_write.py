@@ -162,6 +162,18 @@ def as_written(recipe: Recipe, edits: Iterable[Edit]) -> Recipe:
     return replace(edited, values=read.values)
 
 
+def without_place(recipe: Recipe, edits: Iterable[Edit]) -> list[str]:
+    """Keys of edits that the file of the recipe has no place for: they go into the prescription.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    if recipe.file is None:
+        return []
+    data = read_bytes(recipe.file)
+    return [edit.key for edit in edits if not holds_edit(recipe.file, data, edit)]
+
+
 #: What a message calls a file that is not there yet.
 _NEW = Path("lora-doctor.recipe.yaml")
 
