@@ -688,3 +688,36 @@ def without_post_init() -> Any:
 def without_its_data() -> Any:
     """A factory that raises for a reason of its own."""
     raise OSError("the disk with the weights is not mounted")
+
+
+def _classifier_with(config: Any) -> tuple[Any, dict[str, Any]]:
+    """A classifier with an adapter in its layers and no wrapper around it, as `add_adapter`, which
+    asks for a PEFT of its own choice, leaves it."""
+    import peft
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(0)
+    sizes = BertConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=2,
+    )  # fmt: skip
+    return peft.inject_adapter_in_model(config, BertForSequenceClassification(sizes)), {}
+
+
+def classifier_with_injected_adapter() -> tuple[Any, dict[str, Any]]:
+    """The head is frozen, whatever the task type says."""
+    import peft
+
+    targets = ["query", "value"]
+    return _classifier_with(peft.LoraConfig(r=4, target_modules=targets, task_type="SEQ_CLS"))
+
+
+def classifier_with_saved_head() -> tuple[Any, dict[str, Any]]:
+    """The head is named, and a copy of it is trained."""
+    import peft
+
+    config = peft.LoraConfig(
+        r=4, target_modules=["query", "value"], task_type="SEQ_CLS", modules_to_save=["classifier"]
+    )
+    return _classifier_with(config)

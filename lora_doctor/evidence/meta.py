@@ -22,6 +22,7 @@ from lora_doctor.model import (
     training_setup,
 )
 from lora_doctor.model.injection import Injected, inject, read_wrapped, report
+from lora_doctor.model.left_out_heads import left_out_heads
 from lora_doctor.model.loading import Loader
 from lora_doctor.model.modules import (
     assign_roles,
@@ -153,7 +154,9 @@ def describe_module(module: Any, recipe: Recipe | None = None) -> Structure:
         found = _complete(found, where, base, asked)
         recipe_in_full = Recipe.from_json(found.recipe)
         return replace(
-            found, built_in=built_in_adapters.describe(base, recipe_in_full, loaded=False)
+            found,
+            built_in=built_in_adapters.describe(base, recipe_in_full, loaded=False),
+            left_out_heads=left_out_heads(base),
         )
     values = dict(as_recipe(own_config(module)).values)
     if "" not in parts:  # PEFT's wrapper of a task type is around a part, not around this class

@@ -396,6 +396,9 @@ class Structure:
     built_in: BuiltIn | None = None
     #: What several calls of ``get_peft_model`` made; ``None`` unless it was called more than once.
     stacked: Stacked | None = None
+    #: Heads that PEFT's wrapper for the adapter's task type would train and save, frozen in a
+    #: model that has the adapter without the wrapper.
+    left_out_heads: tuple[str, ...] = ()
     #: What the installed PEFT raises for one layer of the installed bitsandbytes, where the model
     #: is loaded with such layers; ``None`` where it does not, or was not tried.
     bitsandbytes_refusal: ErrorReport | None = None
