@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from lora_doctor.engine.settings import Data, Settings
 from lora_doctor.engine.registry import find_rules
+from lora_doctor.engine.settings import Data, Settings
 from lora_doctor.evidence.supervision import gather
 from lora_doctor.recipe.recipe import Recipe, make_recipe
 from lora_doctor.results.supervision import Supervision
