@@ -16,6 +16,7 @@ import pytest
 
 from lora_doctor.results.dry_run import NOT_SHOWN
 from tests import cli
+from tests.chat_models import write_model
 
 SCRIPTS = Path(__file__).parent / "dry_runs"
 #: Llama 2 of 7 billion parameters: a config is all that there is of it.
@@ -100,6 +101,28 @@ def test_labels_that_are_all_masked_are_seen_in_the_batches_of_the_run(place: Pa
     assert rules(report) == ["LD901"]
     found = report["supervision"]
     assert found["executed"] and found["supervised_tokens"] == 0 and found["rows_seen"] >= 4
+    assert report["findings"][0]["proof"]["kind"] == "executed"
+
+
+def test_a_padding_token_that_ends_answers_is_seen_in_the_batches_of_the_run(
+    place: Path,
+) -> None:
+    """`pad_token = eos_token` in the script, and the collator of transformers."""
+    write_model(place / "chat", template="chatml")
+    tokenizer = 'AutoTokenizer.from_pretrained("chat")'
+    script = (SCRIPTS / "trainer_peft.py").read_text().replace('"model", torch', '"chat", torch')
+    collator = "DataCollatorForLanguageModeling(tokenizer, mlm=False)"
+    (place / "pads.py").write_text(
+        script.replace("data_collator=default_data_collator", f"data_collator={collator}")
+        .replace("    parser = ", f"    tokenizer = {tokenizer}\n    tokenizer.pad_token = "
+                 "tokenizer.eos_token\n    parser = ", 1)
+        .replace("import AutoModelForCausalLM,", "import AutoModelForCausalLM, AutoTokenizer, "
+                 "DataCollatorForLanguageModeling,")
+        .replace("% 30000 + 3", "% 400 + 50").replace(', 2]', ', 5]')
+        .replace(', "labels": ids', "")
+    )  # fmt: skip
+    report = dry_run(place, sys.executable, "pads.py", code=1)
+    assert rules(report) == ["LD906"]
     assert report["findings"][0]["proof"]["kind"] == "executed"
 
 
