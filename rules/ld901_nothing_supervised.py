@@ -16,6 +16,9 @@ from lora_doctor.rule_api import (
 )
 from lora_doctor.rules._supervision import about, looked_at, loss_on, of_data, portion, proof, which
 
+#: What fails where every label is ignored: the loss is none, and no adapter moves.
+EXPLAINED = ("loss-finite", "gradients", "adapters-move", "loss-falls")
+
 
 class NothingSupervised(Rule):
     """Every label of a row is -100: the loss sees nothing of it.
@@ -112,6 +115,7 @@ class NothingSupervised(Rule):
                     which(rows),
                 ),
                 proof=proof(found),
+                explains=EXPLAINED if every else (),
                 fixes=(
                     Fix(
                         "Leave these rows out, or give them an answer that the loss is taken on.",

@@ -84,7 +84,8 @@ class EndOfAnswerMissing(Rule):
         rows = found.end_missing
         if not rows:
             return
-        answers = found.prompts > 0 or found.loss_on != "all"
+        # Running text, all of it supervised, needs no end.
+        answers = found.prompts > 0 or found.everything.count < found.judged
         yield about(
             self.finding(
                 "warning" if answers and not is_few(rows, found) else "info",

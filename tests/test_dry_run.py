@@ -16,6 +16,7 @@ import pytest
 
 from lora_doctor.results.dry_run import NOT_SHOWN
 from tests import cli
+from tests.chat_models import write_model
 
 SCRIPTS = Path(__file__).parent / "dry_runs"
 #: Llama 2 of 7 billion parameters: a config is all that there is of it.
@@ -78,6 +79,7 @@ def test_a_healthy_trainer_script_is_healthy_and_comes_to_its_end(place: Path) -
     assert report["model"]["parameters"] > 6e9, "what is reported is the class at full size"
     assert report["verification"]["before"]["batches"][0]["inputs"]["input_ids"] == [4, 16]
     assert NOT_SHOWN in [note["text"] for note in report["notes"]]
+    assert report["supervision"]["share"] > 0.9 and report["supervision"]["rows_total"] == 5000
 
 
 def test_a_name_that_matches_nothing_is_found_and_its_line_told(place: Path) -> None:
@@ -89,6 +91,39 @@ def test_a_name_that_matches_nothing_is_found_and_its_line_told(place: Path) -> 
     told = {measure["what"]: measure["value"] for measure in finding["evidence"]}
     assert str(told["target_modules is set"]).startswith("trainer_peft.py:")
     assert report["dry_run"]["steps"] == 3, "the run itself goes through: nothing tells the user"
+
+
+def test_labels_that_are_all_masked_are_seen_in_the_batches_of_the_run(place: Path) -> None:
+    """Loss NaN or 0, and a run that "succeeds"; rows of the user stay out of the JSON."""
+    script = place / "trainer_peft.py"
+    script.write_text(script.read_text().replace('"labels": ids}', '"labels": [-100] * 16}'))
+    report = dry_run(place, sys.executable, "trainer_peft.py", code=1)
+    assert rules(report) == ["LD901"]
+    found = report["supervision"]
+    assert found["executed"] and found["supervised_tokens"] == 0 and found["rows_seen"] >= 4
+    assert report["findings"][0]["proof"]["kind"] == "executed"
+
+
+def test_a_padding_token_that_ends_answers_is_seen_in_the_batches_of_the_run(
+    place: Path,
+) -> None:
+    """`pad_token = eos_token` in the script, and the collator of transformers."""
+    write_model(place / "chat", template="chatml")
+    tokenizer = 'AutoTokenizer.from_pretrained("chat")'
+    script = (SCRIPTS / "trainer_peft.py").read_text().replace('"model", torch', '"chat", torch')
+    collator = "DataCollatorForLanguageModeling(tokenizer, mlm=False)"
+    (place / "pads.py").write_text(
+        script.replace("data_collator=default_data_collator", f"data_collator={collator}")
+        .replace("    parser = ", f"    tokenizer = {tokenizer}\n    tokenizer.pad_token = "
+                 "tokenizer.eos_token\n    parser = ", 1)
+        .replace("import AutoModelForCausalLM,", "import AutoModelForCausalLM, AutoTokenizer, "
+                 "DataCollatorForLanguageModeling,")
+        .replace("% 30000 + 3", "% 400 + 50").replace(', 2]', ', 5]')
+        .replace(', "labels": ids', "")
+    )  # fmt: skip
+    report = dry_run(place, sys.executable, "pads.py", code=1)
+    assert rules(report) == ["LD906"]
+    assert report["findings"][0]["proof"]["kind"] == "executed"
 
 
 def test_a_loop_whose_optimizer_never_sees_the_adapters(place: Path) -> None:

@@ -373,3 +373,13 @@ def test_what_a_run_shows_is_executed_and_certain() -> None:
     nothing = {"input_ids": [[5, 6]], "labels": [[i, i]]}
     none = observe_batches([nothing], FACTS, origin="the first batches")
     assert none is not None and codes(none) == {"LD901": "error"}
+
+
+def test_running_text_needs_no_end() -> None:
+    """Continued pretraining on chunks of text is no answer that never ends."""
+    chunk = {"input_ids": [[5, 6, 7]], "labels": [[5, 6, 7]]}
+    found = observe_batches([chunk], FACTS, origin="the first batches")
+    assert found is not None and codes(found) == {"LD905": "info"}
+    answer = {"input_ids": [[5, 6, 7]], "labels": [[IGNORED, IGNORED, 7]]}
+    found = observe_batches([answer], FACTS, origin="the first batches")
+    assert found is not None and codes(found) == {"LD905": "warning"}

@@ -17,12 +17,16 @@ from lora_doctor.results.dry_run import ScriptError
 from lora_doctor.results.from_json import from_json
 from lora_doctor.results.note import Note, NoteKind
 from lora_doctor.results.structure import Structure
+from lora_doctor.results.supervision import Supervision, TokenizerFacts
 from lora_doctor.results.verification import Verification
+from lora_doctor.supervision.batches import observe_batches
 
 #: Bytes of records that are read of one process.
 _MOST_BYTES = 64 << 20
 #: Launchers raise this when what they started has failed: that one has told why.
 _OF_LAUNCHERS = ("CalledProcessError", "ChildFailedError", "CellExecutionError", "SystemExit")
+#: Classes whose labels are those of the tokens themselves, by transformers' names.
+_NOT_SHIFTED = ("TokenClassification", "MaskedLM", "QuestionAnswering")
 _NOTES: Mapping[str, NoteKind] = {"not-proven": "not-proven", "ended": "not-proven"}
 
 
@@ -161,6 +165,19 @@ class Captured:
     def rows(self) -> list[Mapping[str, Any]]:
         """Token ids of the first batches: lists of lists by the names of forward's arguments."""
         return [record["rows"] for record in self.all("rows")]
+
+    def supervision(self) -> Supervision | None:
+        """Which tokens of the first batches the loss sees; ``None`` where none had labels."""
+        batches = self.rows()
+        facts, adapted = self.last("tokenizer_facts"), self.last("adapted") or {}
+        head = str(adapted.get("base_class", ""))
+        return observe_batches(
+            batches,
+            TokenizerFacts() if facts is None else from_json(TokenizerFacts, facts["facts"]),
+            origin=f"the first {len(batches)} batches of the run",
+            causal=not any(name in head for name in _NOT_SHIFTED),
+            rows_total=(self.last("train") or {}).get("rows"),
+        )
 
     def redirected(self) -> tuple[str, ...]:
         """Paths that were written elsewhere, each once."""

@@ -283,6 +283,11 @@ def _keep(case: Case, captured: Captured, found: _Outcome, recipe: Recipe) -> No
         store.keep("optimizer", optimizer)
     else:
         store.refuse("optimizer", EvidenceError("no optimizer took a step in the dry run"))
+    supervision = captured.supervision()
+    if supervision is not None:
+        store.keep("supervision", supervision)
+    else:
+        store.refuse("supervision", EvidenceError("no batch with labels was seen in the dry run"))
     record = captured.last("structure")
     structure = captured.structure()
     if structure is not None and record is not None and (record["full"] or _own(case)):

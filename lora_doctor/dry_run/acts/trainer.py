@@ -6,7 +6,7 @@ import weakref
 from types import ModuleType
 from typing import Any
 
-from lora_doctor.dry_run.acts import contract, failures
+from lora_doctor.dry_run.acts import contract, failures, supervised
 from lora_doctor.dry_run.acts.acting import STEPS, Acting
 from lora_doctor.dry_run.acts.plain import plain
 from lora_doctor.guest.call_sites import caller
@@ -119,6 +119,7 @@ def _tell_start(acting: Acting, trainer: Any, args: Any, state: Any, given: dict
         device=plain(getattr(args, "device", None)),
         place=None if place is None else vars(place),
     )
+    supervised.tell_tokenizer(acting, trainer, given.get("model"))
     if given.get("model") is not None:
         acting.trains(given["model"])
     if given.get("optimizer") is not None:
