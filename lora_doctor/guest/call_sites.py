@@ -31,7 +31,7 @@ renamed: dict[str, str] = {}
 @functools.lru_cache(maxsize=1)
 def _of_libraries() -> tuple[str, ...]:
     paths = sysconfig.get_paths()
-    names = ("stdlib", "platstdlib", "purelib", "platlib")
+    names = ("stdlib", "platstdlib", "purelib", "platlib", "scripts")
     bases = {os.path.realpath(paths[name]) for name in names if name in paths}
     bases |= {paths[name] for name in names if name in paths}
     return tuple(sorted(os.path.join(base, "") for base in bases))

@@ -45,13 +45,23 @@ def tell(acting: Acting, error: BaseException) -> None:
     acting.journal.tell(
         "error",
         type=cause.type,
-        message=cause.message,
+        message=cause.message + _behind(error),
         own=[vars(place) for place in own],
         deepest=vars(every[-1]) if every else None,
         traceback="".join(lines)[-_TRACEBACK:],
         steps=acting.steps,
         exit_code=error.code if isinstance(error, SystemExit) else None,
     )
+
+
+def _behind(error: BaseException) -> str:
+    """What an import failed for at last: libraries that import lazily say only which name."""
+    root = error
+    while root.__cause__ is not None:
+        root = root.__cause__
+    if root is error or not isinstance(error, ImportError):
+        return ""
+    return f" ({Cause.of(root)})"
 
 
 _SEEN = "_lora_doctor_seen"
