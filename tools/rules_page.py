@@ -115,14 +115,23 @@ def own_rules() -> list[type[Rule]]:
 
 
 def output_of(command: str) -> str:
-    """What `lora-doctor COMMAND` prints on stdout, 90 columns wide.
+    """What `lora-doctor COMMAND` prints on stdout at the top of the checkout, 90 columns wide; the
+    `python` of a dry run is the one that runs this.
 
     Raises:
         RuntimeError: the command could not answer.
     """
+    programs = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
     done = subprocess.run(
         [sys.executable, "-m", "lora_doctor", *shlex.split(command)],
-        env={**os.environ, "COLUMNS": "90", "NO_COLOR": "1", "PYTHONPATH": str(ROOT)},
+        env={
+            **os.environ,
+            "COLUMNS": "90",
+            "NO_COLOR": "1",
+            "PATH": programs,
+            "PYTHONPATH": str(ROOT),
+        },
+        cwd=ROOT,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         encoding="utf-8",
