@@ -48,7 +48,7 @@ NUMBER = {
 }
 #: Fields that are not written: they live in the process.
 _UNWRITTEN: Mapping[type, tuple[str, ...]] = {
-    ModelSource: ("module", "snapshot", "preferred_class"),
+    ModelSource: ("module", "snapshot", "preferred_class", "adapter"),
     Recipe: ("file",),
 }
 #: Properties that are written beside the fields.
