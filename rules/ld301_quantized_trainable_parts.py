@@ -67,6 +67,9 @@ class QuantizedTrainableParts(Rule):
     symptoms = (
         Symptom(r"only Tensors of floating point (and complex )?dtype can require gradients"),
         Symptom(
+            r"element 0 of tensors does not require grad and does not have a grad_fn", weight=-2
+        ),
+        Symptom(
             r"element 0 of tensors does not require grad and does not have a grad_fn",
             context=r"(?i)bitsandbytes|load_in_[48]bit|prepare_model_for_kbit|\bq?-?lora.{0,20}[48].?bit",
         ),

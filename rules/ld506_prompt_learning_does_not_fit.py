@@ -78,7 +78,7 @@ _STRAY = (
 #: What a text has in it that is about prompt learning.
 _PROMPTS = (
     r"(?i)prefix.?tuning|prompt.?tuning|p.tuning|prompt_?encoder|prompt.?learning|get_prompt|"
-    r"virtual_tokens|past_key_values"
+    r"virtual_tokens|past_key_values|get_rope_index"
 )
 
 

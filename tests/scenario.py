@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -93,10 +94,10 @@ def prove(  # noqa: PLR0913 - a scenario is told in one call, by names
         options: of :func:`lora_doctor.fix`.
     """
     if plainly is not None:
-        message = message_of(plainly)
+        message, pasted = message_and_traceback(plainly)
         if occurs and not silently:
             assert message, f"{failure}: does not fail in plain transformers and PEFT"
-            known = {match.rule.code for match in find_by_message(message, find_rules())}
+            known = {match.rule.code for match in find_by_message(pasted, find_rules())}
             assert rule in known, f"explain does not know {rule} by: {message}"
         else:
             assert not message, f"{failure}: fails in plain transformers and PEFT: {message}"
@@ -131,8 +132,14 @@ def prove(  # noqa: PLR0913 - a scenario is told in one call, by names
 
 def message_of(run: Callable[[], Any]) -> str:
     """The exception that a run ends in, as its last line shows it; empty when it ends well."""
+    return message_and_traceback(run)[0]
+
+
+def message_and_traceback(run: Callable[[], Any]) -> tuple[str, str]:
+    """The last line of it, and the whole of what a user would paste; both empty when a run ends
+    well."""
     try:
         run()
     except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer
-        return f"{type(error).__name__}: {error}"
-    return ""
+        return f"{type(error).__name__}: {error}", traceback.format_exc()
+    return "", ""

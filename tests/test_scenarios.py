@@ -215,8 +215,8 @@ def test_a_published_adapter_is_checked_before_it_is_loaded(tmp_path: Path, work
     path = tmp_path / "adapter_config.json"
     path.write_text(json.dumps(config), "utf-8")
     diagnosis = lora_doctor.check("tests.models:headless_llama", path, depth="meta", worker=worker)
-    # LD624, an info: the file names another base than MODEL.
-    assert codes(diagnosis) == {"LD101", "LD624"}
+    # Two infos: the file names another base than MODEL (LD624), and has a key of another PEFT (LD214).
+    assert codes(diagnosis) == {"LD101", "LD214", "LD624"}
 
 
 # --- what PEFT does, and what is said about it ----------------------------------------------------
