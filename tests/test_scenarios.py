@@ -215,7 +215,7 @@ def test_a_published_adapter_is_checked_before_it_is_loaded(tmp_path: Path, work
     path = tmp_path / "adapter_config.json"
     path.write_text(json.dumps(config), "utf-8")
     diagnosis = lora_doctor.check("tests.models:headless_llama", path, depth="meta", worker=worker)
-    # Two infos: another base than MODEL is named (LD624), and a key of another PEFT is there (LD214).
+    # Two infos: another base is named (LD624), and a key of another PEFT is there (LD214).
     assert codes(diagnosis) == {"LD101", "LD214", "LD624"}
 
 
