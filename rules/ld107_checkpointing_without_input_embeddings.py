@@ -51,6 +51,11 @@ class CheckpointingWithoutInputEmbeddings(Rule):
     symptoms = (
         Symptom(r"get_input_embeddings` not auto.handled", "transformers 4.5x"),
         Symptom(r"^\s*NotImplementedError:?\s*$", "transformers 4, get_input_embeddings"),
+        Symptom(
+            r"NotImplementedError:?\s*$",
+            "transformers 4, get_input_embeddings",
+            context=r"in get_input_embeddings\b|get_input_embeddings\(\)",
+        ),
         Symptom(r"does not expose input embeddings", "transformers 5, a warning"),
     )
     examples = (
