@@ -128,13 +128,15 @@ class EntriesWithoutEffect(Rule):
 
 
 def _meant(structure: Structure, entries: list[str]) -> dict[str, str]:
-    """Entry to the name of an adapted layer that it is a slip of."""
+    """Entry to the name of an adapted layer that it is a slip of; a name that the model has (a layer
+    that is no target) is none."""
+    known = {group.leaf for group in structure.groups}
     leaves = sorted({group.leaf for group in structure.groups if group.adapted})
     found: dict[str, str] = {}
     for entry in entries:
         front, dot, leaf = entry.rpartition(".")
         near = difflib.get_close_matches(leaf, leaves, n=1, cutoff=_NEAR)
-        if near and near[0] != leaf:
+        if near and leaf not in known:
             found[entry] = f"{front}{dot}{near[0]}"
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+import lora_doctor
 from lora_doctor.rules.ld209_other_keys_match_nothing import _fixes, _meant
 from tests.diagnoses import module_group, structure
 
@@ -54,3 +55,12 @@ def test_parameters_of_fused_experts() -> None:
     meant = _meant(MODEL, "target_parameters", entries, entries)
     assert meant == {"experts.gate_up_prj": "experts.gate_up_proj"}
     assert _meant(MODEL, "target_parameters", ["lm_haed"], ["lm_haed"]) == {}
+
+
+def test_a_layer_that_is_no_target_is_no_slip_of_one_that_is() -> None:
+    """`k_proj` is nearly `q_proj`, and the model has both."""
+    recipe = {"target_modules": ["q_proj"], "rank_pattern": {"k_proj": 4, "q_porj": 8}}
+    diagnosis = lora_doctor.check("arch:llama", recipe, depth="meta")
+    (finding,) = [finding for finding in diagnosis.findings if finding.rule == "LD213"]
+    assert "q_proj for q_porj" in finding.fixes[0].title
+    assert "k_proj" not in finding.fixes[0].title
