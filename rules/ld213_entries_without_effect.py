@@ -128,8 +128,8 @@ class EntriesWithoutEffect(Rule):
 
 
 def _meant(structure: Structure, entries: list[str]) -> dict[str, str]:
-    """Entry to the name of an adapted layer that it is a slip of; a name that the model has (a layer
-    that is no target) is none."""
+    """Entry to the name of an adapted layer that it is a slip of; a name that the model has, of a
+    layer that is no target, is none."""
     known = {group.leaf for group in structure.groups}
     leaves = sorted({group.leaf for group in structure.groups if group.adapted})
     found: dict[str, str] = {}
