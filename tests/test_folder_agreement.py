@@ -319,7 +319,12 @@ def test_a_tensor_that_no_shard_has(sharded: Path) -> None:
     )
     finding = only(sharded)
     assert finding.rule == "LD615" and values(finding)["tensors in no file"] == [name]
-    loaded = load(sharded)[0].state_dict()[name]
+    # Older releases leave what memory held: filled, so that it is not the weight of the first load.
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        loaded = load(sharded)[0].state_dict()[name]
+    finally:
+        torch.use_deterministic_algorithms(False)
     assert loaded.is_meta or not torch.equal(loaded, trained)
 
 

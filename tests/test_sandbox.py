@@ -321,6 +321,21 @@ def test_progress_is_live(worker: Worker) -> None:
     assert outcome.value == 3
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="waits for the end by its process id")
+def test_an_answer_given_just_before_the_end_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process answers and ends between the look for a message and the look for its end."""
+    poll = subprocess.Popen.poll
+
+    def late(process: subprocess.Popen[bytes]) -> int | None:
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        return poll(process)
+
+    with make_worker(fork=False) as worker:
+        assert run(worker, add, a=1, b=1).ok
+        monkeypatch.setattr(subprocess.Popen, "poll", late)
+        assert run(worker, steps, count=2).value == 2
+
+
 def test_progress_outside_a_task_is_nothing() -> None:
     assert report_progress("x") is None  # type: ignore[func-returns-value]
 

@@ -24,6 +24,7 @@ from lora_doctor.sandbox.temporary import TemporaryFolder
 LOG_TAIL_BYTES = 16 * 1024  # what a failure carries of the child's stdout and stderr
 LOG_FILE_BYTES = 4 * 1024 * 1024  # beyond this the log file is cut down to its tail
 GRACE_SECONDS = 2.0  # how long a child may take to die before it is killed by group
+LAST_MESSAGE_SECONDS = 0.5  # how long the messages of a process that has ended are waited for
 STACK_SECONDS = 0.1  # what faulthandler gets to write a stack before the task is killed
 STACK_MARK = "--- lora-doctor: where the task was when it was stopped ---"
 
@@ -128,8 +129,14 @@ class ChildProcess:
         try:
             return self.messages.get(timeout=max(timeout, 0.0))
         except queue.Empty:
-            # Ended, though a process that it has forked may still hold the pipe open.
-            return {} if self.process.poll() is None else None
+            if self.process.poll() is None:
+                return {}
+        # Ended, maybe since the queue was looked at: then its last message is still on the way. No
+        # longer than a moment, for a process that it has forked may hold the pipe open.
+        try:
+            return self.messages.get(timeout=LAST_MESSAGE_SECONDS)
+        except queue.Empty:
+            return None
 
     def log_size(self) -> int:
         return os.fstat(self.log.fileno()).st_size
