@@ -195,3 +195,61 @@ def test_a_factory_that_wraps_what_cannot_generate_is_ld101(worker: Worker, tmp_
     fixed = lora_doctor.fix(source, RECIPE, select=["LD101"], worker=worker)
     assert [one.rule for one in fixed.applied] == ["LD101"]
     assert fixed.remaining == ()
+
+
+BUFFER = (
+    "self.post_init()",
+    'self.register_buffer("scale", torch.ones(16), persistent=False)\n        self.post_init()',
+)
+USED = ("hidden = self.embed(input_ids)", "hidden = self.embed(input_ids) * self.scale")
+COMPUTED_AGAIN = (
+    "def _init_weights(self, module):",
+    "def _init_weights(self, module):\n        if module is self:\n            self.scale.fill_(1)",
+)
+
+
+def with_buffer(folder: Path, *edits: tuple[str, str]) -> Path:
+    """The repository, with a table that its constructor computes and no file holds."""
+    file = repository(folder) / "modeling_plain.py"
+    text = file.read_text("utf-8")
+    for old, new in (BUFFER, USED, *edits):
+        assert old in text
+        text = text.replace(old, new)
+    file.write_text(text, "utf-8")
+    return folder
+
+
+def loaded_scale(folder: Path) -> Any:
+    """The buffer as the user gets it, fresh memory being filled with NaN."""
+    import torch
+
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        return load(folder).scale
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_a_buffer_that_loading_leaves_without_values(tmp_path: Path, worker: Worker) -> None:
+    """transformers 5 computes nothing again that the constructor has computed: what the buffer
+    holds is what lay in memory, and no word is said."""
+    folder = with_buffer(tmp_path / "computes_once")
+    scale = loaded_scale(folder)
+    diagnosis = checked(folder, worker)
+    found = [finding.rule for finding in diagnosis.findings]
+    if not transformers_at_least("5"):
+        assert bool((scale == 1).all()) and found == []
+        return
+    assert bool(scale.isnan().all()) and found == ["LD109"]
+    (finding,) = diagnosis.findings
+    assert finding.severity == "error" and finding.proof.kind == "executed"
+    assert finding.evidence[0].value == ["scale"]
+
+
+def test_a_buffer_that_is_computed_again_trains(tmp_path: Path, worker: Worker) -> None:
+    """The advice is right: computed in `_init_weights`, it is there, and the model is healthy."""
+    folder = with_buffer(tmp_path / "computes_again", COMPUTED_AGAIN)
+    assert bool((loaded_scale(folder) == 1).all())
+    diagnosis = checked(folder, worker)
+    assert [finding.message for finding in diagnosis.findings] == []
+    assert diagnosis.before is not None and diagnosis.before.outcome == "passed"

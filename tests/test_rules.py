@@ -56,8 +56,10 @@ def scripts() -> list[object]:
 def what_is_checked(example: Example) -> tuple[Any, dict[str, Any]]:
     """The model argument of an example and further options."""
     if not example.loaded:
-        data = {"data": example.data or None, "eval_data": example.eval_data or None}
-        return example.model, data if example.data else {}
+        options: dict[str, Any] = {"trust_remote_code": example.trust_remote_code}
+        if example.data:
+            options |= {"data": example.data, "eval_data": example.eval_data or None}
+        return example.model, options
     module, _, name = example.model.partition(":")
     model, options = getattr(importlib.import_module(module), name)()
     return model, options

@@ -61,6 +61,8 @@ class Example:
     #: ``model`` names a factory that returns a module and options of :func:`lora_doctor.check`; the
     #: module is handed over in memory, as in a training script.
     loaded: bool = False
+    #: Whether code of the model's repository, which is a folder of the test suite, may run.
+    trust_remote_code: bool = False
     #: A script that is dry-run instead, for a rule about what a command does; ``model`` is empty.
     script: str = ""
     #: A file of training data that the recipe is checked with; empty without.

@@ -100,6 +100,71 @@ def as_loaded(model: Any) -> Any:
         return type(model).from_pretrained(None, config=config, state_dict=weights, **options)
 
 
+def buffers_without_values(model: Any) -> tuple[str, ...]:
+    """Names of the buffers that the constructor computes and that have no values once
+    ``from_pretrained`` has loaded the model: what they hold then is what lay in memory.
+
+    Both are made with fresh memory filled (NaN, the largest integer), so that the answer is the
+    same at each run. Empty where this torch cannot fill it.
+    """
+    with _fresh_memory_filled() as filled, quiet():
+        if not filled:
+            return ()
+        made = type(model)(copy.deepcopy(model.config))
+        loaded = as_loaded(model)
+    computed = {name for name, buffer in made.named_buffers() if not _is_fill(buffer)}
+    return tuple(
+        name for name, buffer in loaded.named_buffers() if name in computed and _is_fill(buffer)
+    )
+
+
+@contextlib.contextmanager
+def _fresh_memory_filled() -> Iterator[bool]:
+    """Fill what torch allocates, for the time of the block; whether this torch does."""
+    import torch
+
+    flags = getattr(torch.utils, "deterministic", None)
+    if not getattr(flags, "fill_uninitialized_memory", False):
+        yield False
+        return
+    strict, warn = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield True
+    finally:
+        torch.use_deterministic_algorithms(strict, warn_only=warn)
+
+
+def _is_fill(buffer: Any) -> bool:
+    """Whether a buffer holds nothing but what torch fills fresh memory with."""
+    import torch
+
+    if buffer.device.type == "meta" or not buffer.numel() or buffer.dtype == torch.bool:
+        return False
+    if buffer.dtype.is_floating_point or buffer.dtype.is_complex:
+        return bool(buffer.isnan().all())
+    return bool((buffer == torch.iinfo(buffer.dtype).max).all())
+
+
+def lacks_values(names: tuple[str, ...], depth: str, device: str) -> Verification:
+    """A model that loading leaves with such buffers is not the one that was constructed: the first
+    check failed, and no other says anything."""
+    recorder = Recorder()
+    detail = f"without values once it is loaded: {names[0]}"
+    recorder.add("builds", False, len(names), "0 buffers without values", detail)
+    return Verification(
+        outcome="failed",
+        depth=depth,
+        device=device,
+        dtype="",
+        checks=recorder.checks("not run: builds failed"),
+        empty_buffers=names,
+    )
+
+
 def does_not_load(error: Exception, depth: str, device: str) -> Verification:
     """Loading is part of the recipe: what it raises is a failed check."""
     recorder = Recorder()

@@ -23,8 +23,10 @@ from lora_doctor.evidence import (
 )
 from lora_doctor.evidence.reload import (
     as_loaded,
+    buffers_without_values,
     does_not_load,
     is_own_code,
+    lacks_values,
     quantized,
     reload,
     saved,
@@ -184,11 +186,14 @@ def verify(run: TinyRun) -> Verification:
     run = _fitted(run)
     if is_own_code(run.model):
         try:
+            empty = buffers_without_values(run.model)
             run = replace(run, model=as_loaded(run.model))
         except Exception as error:
             if is_out_of_memory(error):
                 raise
             return does_not_load(error, "tiny", run.device)
+        if empty:
+            return lacks_values(empty, "tiny", run.device)
     return _as_the_recipe_loads(run)
 
 

@@ -171,6 +171,8 @@ class Verification:
     saving: Saving | None = None
     #: How the model's own code uses quantized layers, where that keeps it from running.
     quantized_uses: tuple[QuantizedUse, ...] = ()
+    #: Buffers that the constructor computes and that have no values once the model is loaded.
+    empty_buffers: tuple[str, ...] = ()
     #: Why the outcome is ``undetermined``; ``None`` for the other two. ``base-model``: the model
     #: without adapters raises, or its loss is not finite. ``batch``: no batch could be made.
     #: ``size``: the recipe may name what the tiny model is too small to have. ``limit``: a limit of

@@ -15,7 +15,7 @@ class TinyRotary(nn.Module):
         if isinstance(config.rope_scaling, dict):
             self.scale = config.rope_scaling.get("factor", 1.0)
         steps = torch.arange(0, config.hidden_size, 2) / config.hidden_size
-        self.register_buffer("speeds", config.hidden_size**-steps, persistent=False)
+        self.register_buffer("speeds", config.hidden_size**-steps)
 
     def forward(self, x):
         where = torch.arange(x.shape[1], device=x.device) / self.scale

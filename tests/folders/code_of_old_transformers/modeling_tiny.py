@@ -17,7 +17,7 @@ class TinyRotary(nn.Module):
                 raise ValueError(f"no rope scaling is called {kind}")
             self.scale = config.rope_scaling["factor"]
         steps = torch.arange(0, config.hidden_size, 2) / config.hidden_size
-        self.register_buffer("speeds", config.hidden_size**-steps, persistent=False)
+        self.register_buffer("speeds", config.hidden_size**-steps)
 
     def forward(self, x):
         where = torch.arange(x.shape[1], device=x.device) / self.scale
