@@ -65,7 +65,8 @@ def test_formats_are_found_by_their_files() -> None:
     """What is in the folder, the one for people first; no list names them."""
     folder = resources.files("lora_doctor.reports")
     files = {item.name for item in folder.iterdir() if item.name.endswith(".py")}
-    names = {name.removesuffix(".py") for name in files if not name.startswith("_")}
+    modules = {name.removesuffix(".py") for name in files if not name.startswith("_")}
+    names = {module.replace("_", "-") for module in modules}
     assert names >= {"full", "concise", "html", "json"}
     assert list(find_formats()) == ["full", *sorted(names - {"full"})]
 

@@ -22,12 +22,9 @@ def check_options(options: Mapping[str, Any], progress: Callable[[str], None]) -
     """The options of the API's functions.
 
     Raises:
-        InputError: the file of ``--output-file`` could not be written later.
+        InputError: a file that the result shall go to could not be written later.
     """
-    if options.get("output_file") is not None:
-        from lora_doctor.files import check_writable
-
-        check_writable(options["output_file"])
+    _check_outputs(options)
     found: CheckOptions = {
         "revision": options["revision"],
         "trust_remote_code": options["trust_remote_code"],
@@ -56,15 +53,12 @@ def dry_run_options(options: Mapping[str, Any]) -> DryRunOptions:
     """The options of a dry run.
 
     Raises:
-        InputError: the file of ``--output-file`` could not be written later.
+        InputError: a file that the result shall go to could not be written later.
     """
     from lora_doctor.dry_run.judge import DEFAULT_SECONDS, DryRunOptions
     from lora_doctor.engine.limits import DEFAULT_MEMORY, GIB
 
-    if options["output_file"] is not None:
-        from lora_doctor.files import check_writable
-
-        check_writable(options["output_file"])
+    _check_outputs(options)
     return DryRunOptions(
         rows=options["rows"],
         seconds=options["time_limit"] or DEFAULT_SECONDS,
@@ -76,6 +70,20 @@ def dry_run_options(options: Mapping[str, Any]) -> DryRunOptions:
             "strict": options["strict"],
         },
     )
+
+
+def _check_outputs(options: Mapping[str, Any]) -> None:
+    """Before anything is run: a result that cannot be written is a run for nothing."""
+    from lora_doctor.errors import InputError
+    from lora_doctor.files import check_writable
+
+    files = [file for _, file in options.get("outputs", ())]
+    if options.get("output_file") is not None:
+        files.append(options["output_file"])
+    for number, file in enumerate(files):
+        if file in files[:number]:
+            raise InputError(f"{file}: is to hold two results; give one another file")
+        check_writable(file)
 
 
 def recipe_of(options: Mapping[str, Any]) -> Recipe:

@@ -54,6 +54,19 @@ class _ReportFormat(click.types.StringParamType):
         return [CompletionItem(name) for name in find_formats() if name.startswith(incomplete)]
 
 
+def _outputs(
+    ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
+) -> list[tuple[str, str]]:
+    """Formats and files out of ``FORMAT=FILE``."""
+    found = []
+    for value in values:
+        name, sign, file = value.partition("=")
+        if not sign or not file:
+            raise click.BadParameter(f"{value!r} is no FORMAT=FILE, such as sarif=a.sarif.")
+        found.append((_ReportFormat().convert(name, param, ctx), file))
+    return found
+
+
 def recipe_options(command: F) -> F:
     """The recipe, in PEFT's and transformers' own names. Options win over the file."""
     options = [
@@ -134,6 +147,14 @@ def report_options(command: F) -> F:
             "-o",
             metavar="FILE",
             help="Write the result to FILE instead of standard output.",
+        ),
+        click.option(
+            "--output",
+            "outputs",
+            metavar="FORMAT=FILE",
+            callback=_outputs,
+            multiple=True,
+            help="Write the result to FILE in this format besides; may be given several times.",
         ),
         click.option("--verbose", "-v", is_flag=True, help="Also what passed and was skipped."),
     ]

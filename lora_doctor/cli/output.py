@@ -36,21 +36,25 @@ def report(diagnosis: Diagnosis, options: dict[str, Any]) -> int:
     from lora_doctor.files import write_text
     from lora_doctor.results.formats import render
 
+    def text_for(name: str, *, file: bool) -> str:
+        text = render(
+            diagnosis,
+            name,
+            color=not file and colors(streams.results()),
+            width=_width(),
+            verbose=options["verbose"],
+            encoding="utf-8" if file else streams.results().encoding or "utf-8",
+        )
+        return text if not text or text.endswith("\n") else f"{text}\n"
+
+    for name, file in options.get("outputs", ()):
+        write_text(file, text_for(name, file=True))
     path = options["output_file"]
-    color = path is None and colors(streams.results())
-    text = render(
-        diagnosis,
-        options["output_format"],
-        color=color,
-        width=_width(),
-        verbose=options["verbose"],
-        encoding="utf-8" if path else streams.results().encoding or "utf-8",
-    )
-    end = "" if text.endswith("\n") else "\n"
     if path is None:
-        streams.write(text, end=end, foreign=not color)
+        text = text_for(options["output_format"], file=False)
+        streams.write(text, end="", foreign=not colors(streams.results()))
     else:
-        write_text(path, text + end)
+        write_text(path, text_for(options["output_format"], file=True))
     return exit_code(diagnosis, options["fail_on"])
 
 

@@ -1,0 +1,25 @@
+"""Names of findings that outlive a change of the file, of the versions and of what was measured."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable
+
+from lora_doctor.results.finding import Finding
+
+
+def fingerprints(findings: Iterable[Finding]) -> list[str]:
+    """One for each finding, 32 hexadecimal digits, no two alike.
+
+    Made of the rule and of what the finding is about (the key of the recipe, the module, the file),
+    never of a line, a version or a number; findings that share these are counted.
+    """
+    seen: Counter[tuple[str, ...]] = Counter()
+    names = []
+    for finding in findings:
+        about = (finding.rule, finding.location.kind, finding.location.path)
+        seen[about] += 1
+        text = "\0".join((*about, str(seen[about])))
+        names.append(hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:32])
+    return names

@@ -1,0 +1,113 @@
+"""Findings as the formats of other programs want them: a file, a line, a level, a fingerprint."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from lora_doctor.reports._text import visible
+from lora_doctor.reports._words import offered, ordered, place, why_undetermined
+from lora_doctor.results.fingerprints import fingerprints
+
+if TYPE_CHECKING:
+    from lora_doctor.results.diagnosis import Diagnosis
+    from lora_doctor.results.finding import Finding
+
+#: What stands in the place of a rule's code where a question stayed open.
+UNDETERMINED = "undetermined"
+Level = Literal["error", "warning", "info"]
+_TEXT = 1000
+
+
+@dataclass(frozen=True)
+class Record:
+    """A finding, or the question that stayed open (``rule`` is then ``undetermined``).
+
+    ``file``: with slashes, relative to the working directory where it lies below it; empty where
+    the finding is in no file. ``line``: from 1; ``None`` where it is not known. ``where``: of what
+    the finding is, in words: a module, a key of the recipe, something of the environment.
+    """
+
+    rule: str
+    name: str
+    level: Level
+    message: str
+    file: str
+    line: int | None
+    where: str
+    fingerprint: str
+    fix: str
+
+
+def records(diagnosis: Diagnosis) -> list[Record]:
+    """The worst first, the open question last: an error where the depth that was asked for was not
+    reached, else worth knowing."""
+    findings = ordered(diagnosis.findings)
+    made = [
+        _record(finding, name, diagnosis)
+        for finding, name in zip(findings, fingerprints(findings), strict=True)
+    ]
+    if diagnosis.verdict == "undetermined" or diagnosis.undetermined is not None:
+        made.append(_open_question(diagnosis))
+    return made
+
+
+def set_up(diagnosis: Diagnosis) -> str:
+    """What was checked, in a few words."""
+    return visible(diagnosis.model, 300)
+
+
+def _record(finding: Finding, fingerprint: str, diagnosis: Diagnosis) -> Record:
+    file, line = _file(finding, diagnosis)
+    fix = next(iter(offered(finding)), None)
+    return Record(
+        visible(finding.rule),
+        visible(finding.name),
+        finding.severity,
+        visible(finding.message, _TEXT),
+        file,
+        line,
+        visible(place(finding, diagnosis.recipe), 300),
+        fingerprint,
+        visible(fix.title, 300) if fix is not None else "",
+    )
+
+
+def _open_question(diagnosis: Diagnosis) -> Record:
+    return Record(
+        UNDETERMINED,
+        UNDETERMINED,
+        "info" if diagnosis.undetermined is None else "error",
+        f"undetermined: {visible(why_undetermined(diagnosis), _TEXT)}",
+        _recipe_file(diagnosis),
+        None,
+        set_up(diagnosis),
+        UNDETERMINED,
+        "",
+    )
+
+
+def _file(finding: Finding, diagnosis: Diagnosis) -> tuple[str, int | None]:
+    location = finding.location
+    if location.kind == "file":
+        return _relative(location.path), location.line
+    return _recipe_file(diagnosis), None
+
+
+def _recipe_file(diagnosis: Diagnosis) -> str:
+    """The file that holds the set-up: what a finding about a key or a module is reported for."""
+    if diagnosis.recipe.file is not None:
+        return _relative(str(diagnosis.recipe.file))
+    name = diagnosis.model.name
+    return _relative(name) if name and os.path.isfile(name) else ""
+
+
+def _relative(path: str) -> str:
+    """Relative where it lies below the working directory, as the programs that read this expect."""
+    try:
+        inside = Path(path).absolute().relative_to(Path.cwd())
+    except (ValueError, OSError):
+        return visible(Path(path).as_posix(), _TEXT)
+    return visible(inside.as_posix(), _TEXT)

@@ -1,0 +1,33 @@
+"""``grouped``: findings under the file, or the set-up, that they are in; for many set-ups at once.
+
+A healthy recipe prints nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lora_doctor.reports._records import records, set_up
+
+if TYPE_CHECKING:
+    from lora_doctor.results.diagnosis import Diagnosis
+
+NAME = "grouped"
+
+
+def render(
+    diagnosis: Diagnosis,
+    *,
+    color: bool = False,
+    width: int = 80,
+    verbose: bool = False,
+    encoding: str = "utf-8",
+) -> str:
+    """Never coloured, never wrapped."""
+    groups: dict[str, list[str]] = {}
+    for record in records(diagnosis):
+        text = f"  {record.rule} {record.message} [{record.level}, {record.where}]"
+        groups.setdefault(record.file or set_up(diagnosis), []).append(text)
+    blocks = ["\n".join([f"{name}:", *lines]) for name, lines in groups.items()]
+    text = "".join(f"{block}\n" for block in blocks)
+    return text.encode(encoding, "backslashreplace").decode(encoding)

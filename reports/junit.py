@@ -1,0 +1,72 @@
+"""``junit``: JUnit XML, which Jenkins, GitLab and most others show as tests.
+
+Each rule that was asked is a test case: passed, failed (an error or a warning), or skipped with its
+reason. A question that stayed open is an error.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree
+
+from lora_doctor.reports._records import UNDETERMINED, Record, records, set_up
+from lora_doctor.reports._text import visible
+
+if TYPE_CHECKING:
+    from lora_doctor.results.diagnosis import Diagnosis
+
+NAME = "junit"
+
+
+def render(
+    diagnosis: Diagnosis,
+    *,
+    color: bool = False,
+    width: int = 80,
+    verbose: bool = False,
+    encoding: str = "utf-8",
+) -> str:
+    """One suite, named after the set-up."""
+    found = records(diagnosis)
+    suite = ElementTree.Element("testsuite", name=set_up(diagnosis))
+    for record in found:
+        _case(suite, record)
+    for rule in sorted(diagnosis.passed):
+        ElementTree.SubElement(suite, "testcase", classname="lora-doctor", name=visible(rule))
+    for item in diagnosis.skipped:
+        case = ElementTree.SubElement(
+            suite, "testcase", classname="lora-doctor", name=visible(f"{item.rule} {item.name}")
+        )
+        ElementTree.SubElement(case, "skipped", message=visible(item.reason))
+    counts = {
+        "tests": len(suite),
+        "failures": len(suite.findall("testcase/failure")),
+        "errors": len(suite.findall("testcase/error")),
+        "skipped": len(suite.findall("testcase/skipped")),
+    }
+    suite.attrib.update({name: str(count) for name, count in counts.items()})
+    suite.set("time", f"{diagnosis.seconds:.3f}")
+    suites = ElementTree.Element("testsuites")
+    suites.append(suite)
+    ElementTree.indent(suites)
+    body = ElementTree.tostring(suites, encoding="us-ascii").decode("ascii")
+    return f"{body}\n"
+
+
+def _case(suite: ElementTree.Element, record: Record) -> None:
+    case = ElementTree.SubElement(
+        suite, "testcase", classname="lora-doctor", name=f"{record.rule} {record.name}"
+    )
+    if record.file:
+        case.set("file", record.file)
+    if record.line:
+        case.set("line", str(record.line))
+    text = f"{record.where}: {record.message}"
+    if record.fix:
+        text += f"\nFix: {record.fix}"
+    if record.level == "info":
+        ElementTree.SubElement(case, "system-out").text = text
+        return
+    kind = "error" if record.rule == UNDETERMINED else "failure"
+    told = ElementTree.SubElement(case, kind, message=record.message, type=record.level)
+    told.text = text

@@ -1,0 +1,86 @@
+"""``sarif``: SARIF 2.1.0, which GitHub code scanning and many editors read.
+
+The specification is OASIS' "Static Analysis Results Interchange Format". A question that stayed
+open is a notification of the tool, and its run did not succeed.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from lora_doctor.reports._records import UNDETERMINED, Record, records, set_up
+
+if TYPE_CHECKING:
+    from lora_doctor.results.diagnosis import Diagnosis
+
+NAME = "sarif"
+_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
+_HOME = "https://github.com/lora-doctor/lora-doctor"
+_LEVELS = {"error": "error", "warning": "warning", "info": "note"}
+
+
+def render(
+    diagnosis: Diagnosis,
+    *,
+    color: bool = False,
+    width: int = 80,
+    verbose: bool = False,
+    encoding: str = "utf-8",
+) -> str:
+    """One run with the findings as its results."""
+    found = records(diagnosis)
+    results = [record for record in found if record.rule != UNDETERMINED]
+    names = {record.rule: record.name for record in results}
+    rules = sorted(names)
+    driver = {
+        "name": "lora-doctor",
+        "informationUri": _HOME,
+        "version": str(diagnosis.environment.get("lora_doctor", "")),
+        "rules": [
+            {"id": rule, "name": names[rule], "helpUri": f"{_HOME}/blob/main/docs/rules.md"}
+            for rule in rules
+        ],
+    }
+    run = {
+        "tool": {"driver": driver},
+        "automationDetails": {"id": f"lora-doctor/{set_up(diagnosis)}"},
+        "invocations": [_invocation(found, reached=diagnosis.undetermined is None)],
+        "results": [_result(record, rules.index(record.rule)) for record in results],
+    }
+    return json.dumps({"$schema": _SCHEMA, "version": "2.1.0", "runs": [run]}, indent=2) + "\n"
+
+
+def _invocation(found: list[Record], *, reached: bool) -> dict[str, Any]:
+    notifications = [
+        {"level": _LEVELS[record.level], "message": {"text": record.message}}
+        for record in found
+        if record.rule == UNDETERMINED
+    ]
+    return {"executionSuccessful": reached, "toolExecutionNotifications": notifications}
+
+
+def _result(record: Record, index: int) -> dict[str, Any]:
+    location: dict[str, Any] = {"logicalLocations": [{"fullyQualifiedName": record.where}]}
+    if record.file:
+        place: dict[str, Any] = {"artifactLocation": {"uri": _uri(record.file)}}
+        if record.line:
+            place["region"] = {"startLine": record.line}
+        location["physicalLocation"] = place
+    text = record.message + (f" Fix: {record.fix}" if record.fix else "")
+    return {
+        "ruleId": record.rule,
+        "ruleIndex": index,
+        "level": _LEVELS[record.level],
+        "message": {"text": text},
+        "locations": [location],
+        "partialFingerprints": {"loraDoctor/v1": record.fingerprint},
+    }
+
+
+def _uri(file: str) -> str:
+    from pathlib import PurePosixPath
+    from urllib.parse import quote
+
+    path = PurePosixPath(file)
+    return path.as_uri() if path.is_absolute() else quote(file)
