@@ -43,11 +43,16 @@ class Record:
 
 def records(diagnosis: Diagnosis) -> list[Record]:
     """The worst first, the open question last: an error where the depth that was asked for was not
-    reached, else worth knowing."""
-    findings = ordered(diagnosis.findings)
+    reached, else worth knowing. Without what was accepted."""
+    left = {id(finding) for finding in diagnosis.not_accepted(diagnosis.findings)}
+    names = {
+        id(finding): name
+        for name, finding in zip(fingerprints(diagnosis.findings), diagnosis.findings, strict=True)
+    }
     made = [
-        _record(finding, name, diagnosis)
-        for finding, name in zip(findings, fingerprints(findings), strict=True)
+        _record(finding, names[id(finding)], diagnosis)
+        for finding in ordered(diagnosis.findings)
+        if id(finding) in left
     ]
     if diagnosis.verdict == "undetermined" or diagnosis.undetermined is not None:
         made.append(_open_question(diagnosis))

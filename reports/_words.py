@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lora_doctor.recipe.edit import REMOVE
 from lora_doctor.reports._text import many, parameters, plain, seconds, shown, visible
 from lora_doctor.results.finding import SEVERITIES, Finding, Proof
+from lora_doctor.results.fingerprints import fingerprints
 from lora_doctor.results.fix import Fix
 from lora_doctor.results.verification import CHECKS, Check, Verification
 
@@ -82,6 +83,20 @@ def place(finding: Finding, recipe: Recipe) -> str:
     location = finding.location
     name = recipe.names.get(location.path) if location.kind == "recipe" else None
     return f"{name} ({location.path})" if name else str(location)
+
+
+def accepted_words(finding: Finding, diagnosis: Diagnosis) -> str:
+    """Why a finding fails no gate; empty where it does."""
+    names = {
+        name
+        for name, one in zip(fingerprints(diagnosis.findings), diagnosis.findings, strict=True)
+        if one is finding
+    }
+    item = next((item for item in diagnosis.accepted if item.fingerprint in names), None)
+    if item is None:
+        return ""
+    reason = visible(item.reason, 300)
+    return f"known: it is in {reason}" if item.by == "baseline" else f"ignored: {reason}"
 
 
 def ordered(findings: Iterable[Finding]) -> list[Finding]:

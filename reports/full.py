@@ -15,6 +15,7 @@ from lora_doctor.reports._page import MARGIN, Page, encodable
 from lora_doctor.reports._text import many, memory, seconds, shorten, shown, visible
 from lora_doctor.reports._words import (
     DiffLine,
+    accepted_words,
     check_value,
     conditions,
     contract_rows,
@@ -159,6 +160,9 @@ def _finding(page: Page, diagnosis: Diagnosis, finding: Finding, verbose: bool) 
         (f"  at {visible(place(finding, diagnosis.recipe), 200)}", "dim"),
     )
     page.line(visible(finding.message, None if verbose else 1200), indent=2)
+    accepted = accepted_words(finding, diagnosis)
+    if accepted:
+        page.line((accepted, "dim"), indent=2)
     page.gap()
     measures = finding.evidence if verbose else finding.evidence[:_MOST_EVIDENCE]
     page.table(

@@ -20,6 +20,7 @@ from lora_doctor.reports import _memory, _supervision
 from lora_doctor.reports._embedded import Embedded
 from lora_doctor.reports._text import many, memory, number, seconds, shorten, shown, visible
 from lora_doctor.reports._words import (
+    accepted_words,
     check_value,
     conditions,
     contract_rows,
@@ -190,6 +191,7 @@ def _finding(finding: Finding, diagnosis: Diagnosis, limits: _Limits) -> dict[st
         "location": visible(place(finding, diagnosis.recipe), limits.text),
         "kind": finding.location.kind,
         "message": visible(finding.message, limits.text * 2),
+        "accepted": accepted_words(finding, diagnosis),
         "evidence": [
             (visible(m.what, limits.text), shown(m.value, limits.text), visible(m.source, 200))
             for m in finding.evidence[: limits.rows]

@@ -29,10 +29,13 @@ def render(
     encoding: str = "utf-8",
 ) -> str:
     """Strict JSON in ASCII; nothing where nothing was found."""
-    model, findings = str(diagnosis.model), ordered(diagnosis.findings)
+    model, findings = str(diagnosis.model), diagnosis.findings
+    accepted = {item.fingerprint for item in diagnosis.accepted}
+    named = {id(one): name for one, name in zip(findings, fingerprints(findings), strict=True)}
     lines = [
-        {"model": model, "fingerprint": name, **finding.to_json()}
-        for finding, name in zip(findings, fingerprints(findings), strict=True)
+        {"model": model, "fingerprint": named[id(finding)], **finding.to_json()}
+        for finding in ordered(findings)
+        if named[id(finding)] not in accepted
     ]
     if diagnosis.undetermined is not None:
         reason = why_undetermined(diagnosis)

@@ -24,7 +24,7 @@ def check_options(options: Mapping[str, Any], progress: Callable[[str], None]) -
     Raises:
         InputError: a file that the result shall go to could not be written later.
     """
-    _check_outputs(options)
+    check_outputs(options)
     found: CheckOptions = {
         "revision": options["revision"],
         "trust_remote_code": options["trust_remote_code"],
@@ -58,7 +58,7 @@ def dry_run_options(options: Mapping[str, Any]) -> DryRunOptions:
     from lora_doctor.dry_run.judge import DEFAULT_SECONDS, DryRunOptions
     from lora_doctor.engine.limits import DEFAULT_MEMORY, GIB
 
-    _check_outputs(options)
+    check_outputs(options)
     return DryRunOptions(
         rows=options["rows"],
         seconds=options["time_limit"] or DEFAULT_SECONDS,
@@ -72,10 +72,16 @@ def dry_run_options(options: Mapping[str, Any]) -> DryRunOptions:
     )
 
 
-def _check_outputs(options: Mapping[str, Any]) -> None:
-    """Before anything is run: a result that cannot be written is a run for nothing."""
+def check_outputs(options: Mapping[str, Any]) -> None:
+    """Before anything is run: a result that cannot be written, or be held against the baseline, is
+    a run for nothing."""
     from lora_doctor.errors import InputError
     from lora_doctor.files import check_writable
+
+    if options.get("baseline") is not None:
+        from lora_doctor.results.stored import read_diagnosis
+
+        read_diagnosis(options["baseline"])
 
     files = [file for _, file in options.get("outputs", ())]
     if options.get("output_file") is not None:

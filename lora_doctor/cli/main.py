@@ -21,12 +21,15 @@ from lora_doctor.cli.options import (
     data_options,
     device_options,
     dry_run_options,
+    fail_on_option,
     memory_options,
+    output_options,
     prescription_option,
     recipe_options,
     report_options,
 )
 from lora_doctor.cli.output import (
+    FINDINGS,
     OK,
     UNANSWERED,
     colors,
@@ -342,6 +345,43 @@ def rules(rule_folders: tuple[str, ...]) -> int:
     for rule in find_rules(Path(folder) for folder in rule_folders):
         streams.write(f"{rule.code}  {rule.depth:<6}  {rule.name:<40}  {rule.summary}")
     return OK
+
+
+@cli.command("report")
+@click.argument("file", metavar="FILE")
+@output_options
+def report_stored(file: str, **options: Any) -> int:
+    """Render a stored result (--output json=FILE) again, in any format."""
+    from lora_doctor.cli.arguments import check_outputs
+    from lora_doctor.results.stored import read_diagnosis
+
+    check_outputs(options)
+    return report(read_diagnosis(file), options)
+
+
+@cli.command()
+@click.argument("before", metavar="BEFORE")
+@click.argument("now", metavar="NOW")
+@fail_on_option
+@click.option(
+    "--output-format",
+    type=click.Choice(["full", "json"]),
+    default="full",
+    show_default=True,
+    help="Format of the result.",
+)
+def diff(before: str, now: str, fail_on: str, output_format: str) -> int:
+    """Compare two stored results: what is new, gone and changed, and which versions moved.
+
+    Exit code 1 where something new, or changed to it, is at or above --fail-on.
+    """
+    from lora_doctor.cli.comparison import as_json, as_text, fails
+    from lora_doctor.results.baseline import compare
+    from lora_doctor.results.stored import read_diagnosis
+
+    found = compare(read_diagnosis(before), read_diagnosis(now))
+    streams.write(as_json(found) if output_format == "json" else as_text(found), end="")
+    return FINDINGS if fails(found, fail_on) else OK
 
 
 @cli.command()

@@ -110,30 +110,30 @@ def recipe_options(command: F) -> F:
     return _with(options, command)
 
 
-def report_options(command: F) -> F:
-    """Which rules, and how the result is written."""
+def fail_on_option(command: F) -> F:
+    """What gives exit code 1."""
+    return _with(
+        [
+            click.option(
+                "--fail-on",
+                type=click.Choice(["error", "warning", "never"]),
+                default="warning",
+                show_default=True,
+                help="Lowest severity that gives exit code 1.",
+            ),
+        ],
+        command,
+    )
+
+
+def output_options(command: F) -> F:
+    """How the result is written, and what of it counts."""
     options = [
-        click.option("--select", metavar="CODES", default="", help="Only these codes or prefixes."),
-        click.option("--ignore", metavar="CODES", default="", help="Not these codes or prefixes."),
         click.option(
-            "--rules",
-            "rule_folders",
-            metavar="DIR",
-            multiple=True,
-            help="Folder with rule files of your own.",
-        ),
-        click.option(
-            "--fail-on",
-            type=click.Choice(["error", "warning", "never"]),
-            default="warning",
-            show_default=True,
-            help="Lowest severity that gives exit code 1.",
-        ),
-        click.option(
-            "--strict",
-            is_flag=True,
-            help="Exit code 2 also where a rule of this depth is skipped for a reason that you can "
-            "change: a package missing, a file unreadable, ...",
+            "--baseline",
+            metavar="FILE",
+            help="Result of an earlier run (--output json=FILE): what it holds gives no exit code "
+            "1, what is gone since is told.",
         ),
         click.option(
             "--output-format",
@@ -158,7 +158,29 @@ def report_options(command: F) -> F:
         ),
         click.option("--verbose", "-v", is_flag=True, help="Also what passed and was skipped."),
     ]
-    return _with(options, command)
+    return fail_on_option(_with(options, command))
+
+
+def report_options(command: F) -> F:
+    """Which rules, and how the result is written."""
+    options = [
+        click.option("--select", metavar="CODES", default="", help="Only these codes or prefixes."),
+        click.option("--ignore", metavar="CODES", default="", help="Not these codes or prefixes."),
+        click.option(
+            "--rules",
+            "rule_folders",
+            metavar="DIR",
+            multiple=True,
+            help="Folder with rule files of your own.",
+        ),
+        click.option(
+            "--strict",
+            is_flag=True,
+            help="Exit code 2 also where a rule of this depth is skipped for a reason that you can "
+            "change: a package missing, a file unreadable, ...",
+        ),
+    ]
+    return _with(options, output_options(command))
 
 
 def dry_run_options(command: F) -> F:

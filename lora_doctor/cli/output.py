@@ -36,6 +36,9 @@ def report(diagnosis: Diagnosis, options: dict[str, Any]) -> int:
     from lora_doctor.files import write_text
     from lora_doctor.results.formats import render
 
+    if options.get("baseline") is not None:
+        diagnosis = _against(diagnosis, options["baseline"])
+
     def text_for(name: str, *, file: bool) -> str:
         text = render(
             diagnosis,
@@ -58,6 +61,13 @@ def report(diagnosis: Diagnosis, options: dict[str, Any]) -> int:
     return exit_code(diagnosis, options["fail_on"])
 
 
+def _against(diagnosis: Diagnosis, file: str) -> Diagnosis:
+    from lora_doctor.results.baseline import with_baseline
+    from lora_doctor.results.stored import read_diagnosis
+
+    return with_baseline(diagnosis, read_diagnosis(file), visible(file))
+
+
 def exit_code(diagnosis: Diagnosis, fail_on: str) -> int:
     """After fixes that were written, what remains counts; otherwise what was found. Findings win
     over a question that stayed open."""
@@ -67,6 +77,7 @@ def exit_code(diagnosis: Diagnosis, fail_on: str) -> int:
     findings = diagnosis.findings
     if applied and diagnosis.remaining is not None:
         findings = diagnosis.remaining
+    findings = diagnosis.not_accepted(findings)
     if fail_on != "never":
         line = SEVERITIES.index("error" if fail_on == "error" else "warning")
         if any(SEVERITIES.index(finding.severity) <= line for finding in findings):

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from lora_doctor.results import display
 from lora_doctor.results.depth import Depth
 from lora_doctor.results.dry_run import DryRun
 from lora_doctor.results.finding import Finding
+from lora_doctor.results.fingerprints import fingerprints
 from lora_doctor.results.fix import Fix
 from lora_doctor.results.from_json import from_json
 from lora_doctor.results.memory_plan import MemoryPlan
@@ -73,6 +74,19 @@ class AppliedFix:
 
 
 @dataclass(frozen=True)
+class Accepted:
+    """A finding that a team knows of and lives with: it is shown, and it fails no gate."""
+
+    #: Of the finding: see :func:`fingerprints`.
+    fingerprint: str
+    #: ``baseline``: it is in the file of ``--baseline``. ``ignored``: a comment beside the setting,
+    #: or the project's configuration, says so.
+    by: Literal["baseline", "ignored"]
+    #: The file of the baseline, or the reason that was given.
+    reason: str
+
+
+@dataclass(frozen=True)
 class Diagnosis:
     """Everything that one run found out."""
 
@@ -126,12 +140,20 @@ class Diagnosis:
     seconds: float = 0.0
     #: Remarks on the run.
     notes: tuple[Note, ...] = ()
+    #: Which of the findings a baseline or an ignore has accepted.
+    accepted: tuple[Accepted, ...] = ()
 
     @property
     def skipped_with_remedy(self) -> tuple[Skipped, ...]:
         """Rules of this depth that could have been asked, had the user changed something: what
         ``--strict`` counts."""
         return tuple(item for item in self.skipped if item.remedy is not None)
+
+    def not_accepted(self, findings: Sequence[Finding]) -> tuple[Finding, ...]:
+        """Those of these findings that no baseline and no ignore has accepted."""
+        accepted = {item.fingerprint for item in self.accepted}
+        named = zip(fingerprints(findings), findings, strict=True)
+        return tuple(finding for name, finding in named if name not in accepted)
 
     @property
     def verdict(self) -> Verdict:
@@ -193,6 +215,7 @@ class Diagnosis:
             "supervision": self.supervision.to_json() if self.supervision else None,
             "next_command": self.next_command,
             "notes": [asdict(note) for note in self.notes],
+            "accepted": [vars(item) for item in self.accepted],
             "timings": {
                 "total_seconds": round(self.seconds, 3),
                 "evidence": [vars(item) for item in self.gathered],

@@ -18,6 +18,7 @@ NoteKind = Literal[
     "input-left-out",
     "not-observed",
     "cut",
+    "baseline",
 ]
 
 
@@ -32,7 +33,7 @@ class Note:
     #: on this machine. ``batch-left-out``: a batch that the model without adapters does not take.
     #: ``objection``: what a forward raised while a batch was being made. ``input-left-out``: why a
     #: batch lacks an input. ``not-observed``: what could not be asked or seen. ``cut``: something
-    #: is left out of this report.
+    #: is left out of this report. ``baseline``: what a baseline holds and is not found any more.
     kind: NoteKind
     #: The sentence.
     text: str
