@@ -55,11 +55,14 @@ class _ReportFormat(click.types.StringParamType):
 
 
 def _outputs(
-    ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
+    ctx: click.Context, param: click.Parameter, values: tuple[str | tuple[str, str], ...]
 ) -> list[tuple[str, str]]:
     """Formats and files out of ``FORMAT=FILE``."""
     found = []
     for value in values:
+        if isinstance(value, tuple):  # of the invocation that checks all set-ups
+            found.append(value)
+            continue
         name, sign, file = value.partition("=")
         if not sign or not file:
             raise click.BadParameter(f"{value!r} is no FORMAT=FILE, such as sarif=a.sarif.")
@@ -67,10 +70,15 @@ def _outputs(
     return found
 
 
-def recipe_options(command: F) -> F:
+def optional_model(command: F) -> F:
+    """``recipe_options`` for a command that also takes the project's set-ups."""
+    return recipe_options(command, required=False)
+
+
+def recipe_options(command: F, *, required: bool = True) -> F:
     """The recipe, in PEFT's and transformers' own names. Options win over the file."""
     options = [
-        click.argument("model", metavar="MODEL"),
+        click.argument("model", metavar="MODEL" if required else "[MODEL]", required=required),
         click.option(
             "--recipe",
             "recipe_file",
@@ -151,6 +159,7 @@ def output_options(command: F) -> F:
         click.option(
             "--output",
             "outputs",
+            type=click.UNPROCESSED,
             metavar="FORMAT=FILE",
             callback=_outputs,
             multiple=True,
