@@ -25,19 +25,16 @@ from lora_doctor.engine.saved_adapter import of_trained_config, onto_base, saved
 from lora_doctor.engine.settings import Data, Settings
 from lora_doctor.errors import InputError
 from lora_doctor.limits import MOST_DATA_ROWS
-from lora_doctor.prescription.adapter_folder import write_renamed
 from lora_doctor.recipe.edit import Patch
 from lora_doctor.recipe.files.prescription import Prescription
-from lora_doctor.recipe.files.read_write import as_recipe
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.depth import DEPTHS
 from lora_doctor.results.diagnosis import Diagnosis
-from lora_doctor.results.supervision import Samples
+from lora_doctor.results.samples import Samples
 from lora_doctor.results.verification import Verification
 from lora_doctor.sandbox.worker import PRELOAD_SECONDS, Worker
 from lora_doctor.static.adapter_files import weights_beside
 from lora_doctor.static.model_source import ModelSource, parse_model
-from lora_doctor.supervision.data_file import check_file
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # in typing since Python 3.11
@@ -150,6 +147,8 @@ def fix_adapter(
         adapter = case.adapter
     if into is None or renaming is None or not renaming.proven:
         return first
+    from lora_doctor.prescription.adapter_folder import write_renamed
+
     write_renamed(adapter, renaming, into)
     again: CheckOptions = {**options, "adapter": into}
     return check(model, recipe, **again)
@@ -210,7 +209,7 @@ def open_case(
     _check_run(given)
     if isinstance(model, str) and not model.strip():
         raise InputError("MODEL is empty; give a hub id, a folder, arch:NAME or module:factory")
-    checked_recipe = as_recipe(recipe)
+    checked_recipe = _as_recipe(recipe)
     model, adapter = saved_adapter(model, given["adapter"])
     source = parse_model(
         model, revision=given["revision"], trust_remote_code=given["trust_remote_code"]
@@ -235,6 +234,16 @@ def open_case(
         case = Case(source, checked_recipe, settings, child, patches=patches, progress=progress)
         stack.callback(case.close)
         yield case
+
+
+def _as_recipe(given: Any) -> Recipe:
+    """A recipe out of what a caller gave. The readers of files are imported where one is needed:
+    the command line gives a recipe that is read."""
+    if isinstance(given, Recipe):
+        return given
+    from lora_doctor.recipe.files.read_write import as_recipe
+
+    return as_recipe(given)
 
 
 def _check_run(given: CaseOptions) -> None:
@@ -278,8 +287,11 @@ def _data(given: CheckOptions) -> Data | None:
         raise InputError(f"samples {samples!r}: is one of {', '.join(get_args(Samples))}")
     files = [Path(one).expanduser() if one is not None else None
              for one in (given["data"], given["eval_data"])]  # fmt: skip
-    for file in filter(None, files):
-        check_file(file)
+    if any(files):
+        from lora_doctor.supervision.data_file import check_file
+
+        for file in filter(None, files):
+            check_file(file)
     training, evaluation = files
     if training is None:
         if evaluation is not None:
@@ -312,7 +324,7 @@ def _prescribed(
             "prescription: this model is loaded already; call lora_doctor.apply before loading it"
         )
     held = given if isinstance(given, Prescription) else checked_prescription(Path(given))
-    return held.patches, as_recipe(held.recipe)
+    return held.patches, _as_recipe(held.recipe)
 
 
 def _refuse_script(model: Any) -> None:

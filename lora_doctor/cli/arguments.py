@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from lora_doctor.dry_run.judge import DryRunOptions
     from lora_doctor.engine.limits import Limits
     from lora_doctor.recipe.recipe import Recipe
-    from lora_doctor.results.supervision import Samples
+    from lora_doctor.results.samples import Samples
 
 #: ``--samples``, ``--no-samples``, neither.
 _SAMPLES: Mapping[bool | None, Samples] = {True: "all", False: "none", None: "people"}

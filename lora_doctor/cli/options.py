@@ -20,7 +20,7 @@ from lora_doctor.limits import (
 from lora_doctor.recipe.command_line import Option
 from lora_doctor.recipe.keys import KEYS, RecipeKey
 from lora_doctor.results.depth import STEPS
-from lora_doctor.results.formats import DEFAULT, find_formats
+from lora_doctor.results.formats import DEFAULT, find_format, find_formats
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -45,9 +45,10 @@ class _ReportFormat(click.types.StringParamType):
         return f"[{'|'.join(find_formats())}]"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> str:
-        name, formats = str(super().convert(value, param, ctx)), find_formats()
-        if name not in formats:
-            self.fail(f"{name!r} is not one of {', '.join(map(repr, formats))}.", param, ctx)
+        name = str(super().convert(value, param, ctx))
+        if find_format(name) is None:
+            formats = ", ".join(map(repr, find_formats()))
+            self.fail(f"{name!r} is not one of {formats}.", param, ctx)
         return name
 
     def shell_complete(self, ctx: Any, param: Any, incomplete: str) -> list[CompletionItem]:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from lora_doctor.errors import InputError
-from lora_doctor.recipe.files.read_write import read_recipe
 from lora_doctor.recipe.keys import OUTER_KEYS
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.diagnosis import Diagnosis
@@ -62,6 +61,8 @@ def onto_base(
             f"adapter: its config says what it is; leave out {', '.join(own)} (or check the "
             "recipe without the adapter)"
         )
+    from lora_doctor.recipe.files.read_write import read_recipe
+
     config = read_recipe(adapter.folder / CONFIG)
     config = Recipe(
         {**config.values, **recipe.values},
