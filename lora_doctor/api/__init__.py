@@ -192,6 +192,17 @@ def diagnose_contract(model: Any, recipe: Any = None, **options: Unpack[CheckOpt
         return diagnose(case, found, selection, strict=options.get("strict", False))
 
 
+def check_environment() -> Diagnosis:
+    """Whether the installed packages fit each other, as a diagnosis: ``lora-doctor env --check``.
+
+    Files and metadata are read; nothing of what is installed is imported.
+    """
+    found = [rule for rule in registry.find_rules() if rule.about_environment]
+    source = ModelSource("environment", "installed packages")
+    with open_case(source, None, {"depth": "static"}) as case:
+        return diagnose(case, found)
+
+
 @contextlib.contextmanager
 def open_case(
     model: Any, recipe: Any, options: CaseOptions, *, eager: bool = True

@@ -439,8 +439,21 @@ def explain(what: str, output_format: str) -> int:
     help="Format of the result.",
 )
 @click.option("--no-devices", is_flag=True, help="Versions only; torch is not imported.")
-def env(output_format: str, no_devices: bool) -> int:
+@click.option(
+    "--check",
+    "fit",
+    is_flag=True,
+    help="Look for installed packages that do not fit each other instead; nothing is imported. "
+    "Exit codes are those of check.",
+)
+def env(output_format: str, no_devices: bool, fit: bool) -> int:
     """Versions, devices and dtypes, ready to paste into a bug report."""
+    if fit:
+        from lora_doctor import api
+
+        options = {"output_format": output_format, "output_file": None, "verbose": False,
+                   "fail_on": "warning"}  # fmt: skip
+        return report(with_progress(lambda tell: api.check_environment()), options)
     from lora_doctor.cli.environment import describe
 
     streams.write(describe(output_format, devices=not no_devices))

@@ -67,11 +67,12 @@ def gather_environment() -> Environment:
         python=platform.python_version(),
         # platform.platform() asks the C library by reading the Python binary: 30 ms for nothing.
         platform=f"{platform.system()} {platform.release()} {platform.machine()}",
-        packages={name: _version(name) for name in PACKAGES},
+        packages={name: installed_version(name) for name in PACKAGES},
     )
 
 
-def _version(distribution: str) -> str | None:
+def installed_version(distribution: str) -> str | None:
+    """The version that the metadata of a distribution states; None when it is not installed."""
     try:
         found = importlib.metadata.distribution(distribution)
     except importlib.metadata.PackageNotFoundError:
