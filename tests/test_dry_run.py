@@ -136,13 +136,35 @@ def test_a_loop_whose_optimizer_never_sees_the_adapters(place: Path) -> None:
 
 
 def test_an_exception_of_the_script_is_told_with_the_users_own_line(place: Path) -> None:
+    """One failure, one finding: the rule that knows why, at the line of the user's that failed."""
     report = dry_run(place, sys.executable, "wrong_name.py", code=1)
-    assert rules(report)[0] == "LD002"
-    assert "LD201" in rules(report), "and the rule that knows why"
+    assert rules(report) == ["LD201"]
     first = report["findings"][0]
     lines = (SCRIPTS / "wrong_name.py").read_text().splitlines()
     call = next(n for n, line in enumerate(lines, 1) if "return get_peft_model" in line)
     assert first["location"] == {"kind": "file", "path": "wrong_name.py", "line": call}
+    told = {measure["what"]: str(measure["value"]) for measure in first["evidence"]}
+    assert "not found in the base model" in told["exception"]
+    assert told["recipe at fault"] == "target_modules"
+    assert told["target_modules is set"] == f"wrong_name.py:{call - 1}"
+    assert first["fixes"], "what the rule offers stays"
+
+
+def test_a_failure_that_no_rule_knows_is_told_once(place: Path) -> None:
+    """The training contract raises what the script raises: no second finding repeats it."""
+    script = place / "trainer_peft.py"
+    script.write_text(
+        script.read_text().replace(
+            "    trainer = Trainer(",
+            "    def broken(module, given):\n"
+            "        raise RuntimeError('a gate of ours says no to this batch')\n\n"
+            "    model.base_model.model.model.layers[0].register_forward_pre_hook(broken)\n"
+            "    trainer = Trainer(",
+        )
+    )
+    report = dry_run(place, sys.executable, "trainer_peft.py", code=1)
+    assert rules(report) == ["LD002"]
+    assert report["findings"][0]["location"]["path"] == "trainer_peft.py"
 
 
 def test_a_command_that_fails_is_never_healthy(tmp_path: Path) -> None:

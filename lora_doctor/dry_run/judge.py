@@ -14,6 +14,7 @@ from lora_doctor.api.options import CaseOptions, CheckOptions
 from lora_doctor.dry_run import command as commands
 from lora_doctor.dry_run import launch
 from lora_doctor.dry_run.captured import Captured, shapes
+from lora_doctor.dry_run.one_failure import FAILURE, one_failure
 from lora_doctor.engine import registry
 from lora_doctor.engine.case import Case
 from lora_doctor.engine.diagnose import diagnose
@@ -38,8 +39,6 @@ _NO_GPU = re.compile(
     r"|requires? (a )?(GPU|CUDA)|CUDA (driver|error)|Triton|no accelerator",
     re.IGNORECASE,
 )
-#: The rule that reports what the command raised.
-_FAILURE = "LD002"
 #: What a loop of the user's may raise because its loader came to an early end.
 _OF_SHORT_LOOPS = ("ZeroDivisionError", "StopIteration", "IndexError", "UnboundLocalError")
 
@@ -219,7 +218,8 @@ def _diagnose(
     with open_case(source, recipe, case_options, eager=False) as case:
         _keep(case, captured, found, recipe)
         diagnosis = diagnose(case, rules, selection, strict=given.get("strict", False))
-    findings = tuple(_with_place(one, found.run) for one in diagnosis.findings)
+    placed = tuple(_with_place(one, found.run) for one in diagnosis.findings)
+    findings = one_failure(replace(diagnosis, findings=placed), found.run.error, rules)
     notes = [*diagnosis.notes, *captured.notes(), *_downgrades(recipe, found.run)]
     notes.append(Note("not-proven", NOT_SHOWN))
     return replace(
@@ -238,7 +238,7 @@ def _undetermined(found: _Outcome, diagnosis: Diagnosis) -> str | None:
     error = found.run.error
     if error is None:
         return found.open or diagnosis.undetermined
-    if any(finding.rule == _FAILURE for finding in diagnosis.findings):
+    if any(finding.rule == FAILURE for finding in diagnosis.findings):
         return None
     return f"the command fails: {error.type}: {error.message[:400]}"
 
