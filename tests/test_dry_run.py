@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +40,13 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def dry_run(place: Path, *words: str, code: int) -> dict[str, Any]:
+def dry_run(place: Path, *words: str, code: int, options: Sequence[str] = ()) -> dict[str, Any]:
     """The JSON report of a dry run that ends with this code; nothing is left behind."""
     temporary = place.parent / f"{place.name}-temporary"
-    temporary.mkdir()
+    temporary.mkdir(exist_ok=True)
     before = sorted(place.rglob("*"))
     result = cli.lora_doctor(
-        "dry-run", "--output-format", "json", "--", *words,
+        "dry-run", "--output-format", "json", *options, "--", *words,
         cwd=place, env={"TMPDIR": str(temporary)},
     )  # fmt: skip
     assert result.code == code, result.out + result.err

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lora_doctor.dry_run.command import ELSEWHERE, Command
+from lora_doctor.dry_run.prepared_data import cache_of, link_prepared
 from lora_doctor.errors import InputError, LimitReached
 from lora_doctor.guest.children import deaf_option, is_python
 from lora_doctor.guest.session import STOPPED, Session
@@ -79,6 +80,7 @@ def environment_of(session: Session, outer: Mapping[str, str]) -> dict[str, str]
     for name in set(folders.values()):
         (session.folder / name).mkdir(exist_ok=True)
     found.update({key: str(session.folder / name) for key, name in folders.items()})
+    link_prepared(cache_of(outer), session.folder / "datasets")
     found["MLFLOW_TRACKING_URI"] = (session.folder / "services" / "mlruns").as_uri()
     found["PATH"] = os.pathsep.join(filter(None, (str(_refusals(session)), found.get("PATH", ""))))
     return found
