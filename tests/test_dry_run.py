@@ -317,3 +317,72 @@ def test_a_signal_ends_the_command_and_leaves_nothing(tmp_path: Path, number: in
     assert not list(temporary.iterdir())
     time.sleep(4)
     assert not (tmp_path / "mark").exists()
+
+
+_CHILDREN = """
+import os, subprocess, sys, time
+
+forever = [sys.executable, "-c", "import time; time.sleep(600)"]
+own = subprocess.Popen(forever)
+away = subprocess.Popen(forever, start_new_session=True)
+bare = subprocess.Popen(["sleep", "600"], env={})
+with open("pids.new", "w") as file:
+    print(os.getpid(), own.pid, away.pid, bare.pid, file=file)
+os.rename("pids.new", "pids")
+"""
+
+
+def _started(tmp_path: Path, then: str) -> tuple[subprocess.Popen[bytes], list[int]]:
+    """A dry run of a script with children, once they are there, and the numbers of all of them."""
+    (tmp_path / "temporary").mkdir()
+    (tmp_path / "train.py").write_text(_CHILDREN + then)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lora_doctor", "dry-run", "train.py"],
+        cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(cli.ROOT), "TMPDIR": str(tmp_path / "temporary")},
+    )  # fmt: skip
+    pids = tmp_path / "pids"
+    while not pids.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    return process, [int(word) for word in pids.read_text().split()]
+
+
+def _wait_until_gone(pids: Sequence[int]) -> None:
+    """Returns when none of them runs any more; a test that never comes so far is ended by pytest's
+    own limit."""
+    import psutil
+
+    for pid in pids:
+        try:
+            psutil.Process(pid).wait(timeout=120)
+        except psutil.NoSuchProcess:
+            continue
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_whatever_ends_us_ends_all_that_the_command_has_started(
+    tmp_path: Path, number: int
+) -> None:
+    """Also what left the process group, and what has no environment; SIGKILL cannot be handled, so
+    that somebody else has to see it."""
+    process, pids = _started(tmp_path, "time.sleep(600)\n")
+    process.send_signal(number)
+    process.communicate()
+    _wait_until_gone(pids)
+    for _ in range(1200):  # the watcher removes the folder last
+        if not list((tmp_path / "temporary").iterdir()):
+            break
+        time.sleep(0.05)
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.parametrize("end", ["raise ValueError('a crash')", "os.abort()", "os._exit(3)"])
+def test_a_crash_of_the_users_code_leaves_nothing_running(tmp_path: Path, end: str) -> None:
+    process, pids = _started(tmp_path, f"{end}\n")
+    process.communicate()
+    assert process.returncode in (1, 2)
+    _wait_until_gone(pids)
+    assert not list((tmp_path / "temporary").iterdir())

@@ -267,9 +267,10 @@ def _downgrades(recipe: Recipe, run: DryRun) -> list[Note]:
 
 
 def _source(captured: Captured) -> ModelSource:
-    """The model that the command loads; a module without a source where it makes its own."""
+    """The model that the command loads; a module without a source where it makes its own, be it of
+    a config."""
     loading, adapted = captured.loading, captured.last("adapted")
-    if loading is not None:
+    if loading is not None and loading["name"]:
         try:
             return parse_model(
                 loading["name"],
