@@ -61,6 +61,7 @@ def dry_run_options(options: Mapping[str, Any]) -> DryRunOptions:
     check_outputs(options)
     return DryRunOptions(
         rows=options["rows"],
+        synthetic_data=options["synthetic_data"],
         seconds=options["time_limit"] or DEFAULT_SECONDS,
         memory=int(options["memory_limit"] * GIB) if options["memory_limit"] else DEFAULT_MEMORY,
         check={

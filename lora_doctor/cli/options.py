@@ -206,6 +206,12 @@ def dry_run_options(command: F) -> F:
             help="Rows of each data set that are tokenized and mapped.",
         ),
         click.option(
+            "--synthetic-data",
+            is_flag=True,
+            help="Go on with rows made up from the declared features where a data set cannot be "
+            "had; what is supervised is not judged then.",
+        ),
+        click.option(
             "--time-limit",
             type=_Number(min=1),
             metavar="SECONDS",
