@@ -62,6 +62,33 @@ def dry_run(session: nox.Session) -> None:
                 "tests/test_dry_run_data.py", *session.posargs)  # fmt: skip
 
 
+#: What trains from a set-up, each beside a stack that it takes. axolotl and ms-swift ask for
+#: packages that need a GPU to build, and nothing of theirs is run but how they read arguments.
+FRAMEWORKS = {
+    "llamafactory": (("llamafactory==0.9.5",), ()),
+    "trl": (("trl==1.16.0", "transformers", "peft"), ()),
+    "axolotl": (
+        ("trl", "transformers", "peft", "annotated-types", "pydantic"),
+        ("axolotl==0.19.0",),
+    ),
+    "ms_swift": (("trl", "transformers", "peft"), ("ms-swift==4.6.0",)),
+}
+
+
+@nox.session
+@nox.parametrize("framework", [nox.param(name, id=name) for name in FRAMEWORKS])
+def set_ups(session: nox.Session, framework: str) -> None:
+    """Every set-up of one framework, broken and mended, and what its own parser makes of it."""
+    packages, alone = FRAMEWORKS[framework]
+    session.install(TORCH, BITSANDBYTES, *packages)
+    session.install("-e", ".[dev]")
+    if alone:
+        session.install("--no-deps", *alone)
+    session.run("pytest", "tests/test_set_ups.py", "tests/test_set_ups_parsers.py",
+                "-k", framework, *session.posargs,
+                env={"LORA_DOCTOR_SET_UPS": "all"})  # fmt: skip
+
+
 @nox.session
 @nox.parametrize("stack", [nox.param(name, id=name) for name in STACKS])
 def scenarios(session: nox.Session, stack: str) -> None:

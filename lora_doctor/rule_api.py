@@ -33,6 +33,10 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     ``DryRun``, the user's own command with the model shrunk, and ``ScriptError``, what it raised.
 *What the checkpoint lacks*
     ``Loading``: what ``from_pretrained`` makes of its names.
+*Of the file of a training framework*
+    ``SetUp``, its entries and where each stands (``Place``); ``framework_named``, the
+    ``Framework`` that reads it, with its ``Remark`` on entries. An ``Edit`` of an entry that is no
+    key of a recipe has the name behind ``ENTRY``.
 *Of a saved adapter*
     ``AdapterFiles``, its config and the header of its weights; ``AdapterLoading``, what the
     installed PEFT made of it (``OtherShape``: a tensor that does not fit); ``AdapterValues``.
@@ -94,8 +98,10 @@ from lora_doctor.proposal.targets import (
     unmatched_targets,
     without_lookahead,
 )
-from lora_doctor.recipe.edit import REMOVE, Edit, Patch
+from lora_doctor.recipe.edit import ENTRY, REMOVE, Edit, Patch
+from lora_doctor.recipe.files.format import Framework, Remark, framework_named
 from lora_doctor.recipe.recipe import Recipe, asks_for_adapter
+from lora_doctor.recipe.set_up import SetUp
 from lora_doctor.results.depth import Depth
 from lora_doctor.results.diagnosis import Gathered
 from lora_doctor.results.finding import (
@@ -115,6 +121,7 @@ from lora_doctor.static.installed.environment import (
     pretrained_model_generates,
 )
 from lora_doctor.static.model_source import ModelSource
+from lora_doctor.static.place import Place
 from lora_doctor.text import gib, place_of, quoted
 from lora_doctor.tiny_model.modalities import MODALITIES
 
@@ -196,6 +203,7 @@ _LAZY = {
 
 __all__ = [
     "CHECKS",
+    "ENTRY",
     "LARGEST_FLOAT16",
     "MERGE_TOLERANCE",
     "MODALITIES",
@@ -224,6 +232,7 @@ __all__ = [
     "Finding",
     "Fix",
     "FloatPart",
+    "Framework",
     "Gathered",
     "InstancePatch",
     "KeptWeights",
@@ -240,12 +249,14 @@ __all__ = [
     "OptimizerState",
     "OtherShape",
     "Patch",
+    "Place",
     "Precision",
     "Proof",
     "ProofKind",
     "Quantization",
     "QuantizedUse",
     "Recipe",
+    "Remark",
     "RemoteCode",
     "ReplacedLayers",
     "Replacement",
@@ -253,6 +264,7 @@ __all__ = [
     "Rule",
     "Saving",
     "ScriptError",
+    "SetUp",
     "Severity",
     "Stacked",
     "StackedAdapter",
@@ -277,6 +289,7 @@ __all__ = [
     "entries_for",
     "excluding",
     "float16_keys",
+    "framework_named",
     "gib",
     "known_architectures",
     "lora_config_fields",

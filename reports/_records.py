@@ -98,6 +98,9 @@ def _file(finding: Finding, diagnosis: Diagnosis) -> tuple[str, int | None]:
     location = finding.location
     if location.kind == "file":
         return _relative(location.path), location.line
+    written = diagnosis.recipe.places.get(location.path) if location.kind == "recipe" else None
+    if written is not None:
+        return _relative(written.file), written.line
     return _recipe_file(diagnosis), None
 
 

@@ -79,10 +79,14 @@ def offered(finding: Finding) -> list[Fix]:
 
 def place(finding: Finding, recipe: Recipe) -> str:
     """Where a finding is; a key of the recipe under the name that the user's file has for it, too:
-    ``lora_target (target_modules)``."""
+    ``lora_target (target_modules)``, behind the line where it stands."""
     location = finding.location
-    name = recipe.names.get(location.path) if location.kind == "recipe" else None
-    return f"{name} ({location.path})" if name else str(location)
+    if location.kind != "recipe":
+        return str(location)
+    name = recipe.names.get(location.path)
+    key = f"{name} ({location.path})" if name else str(location)
+    written = recipe.places.get(location.path)
+    return f"{written}: {key}" if written else key
 
 
 def accepted_words(finding: Finding, diagnosis: Diagnosis) -> str:

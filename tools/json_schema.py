@@ -23,6 +23,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from lora_doctor.recipe.edit import Edit
 from lora_doctor.recipe.recipe import Recipe
+from lora_doctor.recipe.set_up import SetUp
 from lora_doctor.results.diagnosis import SCHEMA_VERSION, AppliedFix, Diagnosis
 from lora_doctor.results.fix import Fix
 from lora_doctor.results.from_json import FOR_TYPE_CHECKERS
@@ -50,6 +51,7 @@ NUMBER = {
 _UNWRITTEN: Mapping[type, tuple[str, ...]] = {
     ModelSource: ("module", "snapshot", "preferred_class", "adapter"),
     Recipe: ("file",),
+    SetUp: ("read",),
 }
 #: Properties that are written beside the fields.
 _SUMS: Mapping[type, tuple[str, ...]] = {

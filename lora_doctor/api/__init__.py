@@ -22,6 +22,7 @@ from lora_doctor.engine.examine import read_input
 from lora_doctor.engine.limits import Limits
 from lora_doctor.engine.rule import Rule
 from lora_doctor.engine.saved_adapter import of_trained_config, onto_base, saved_adapter
+from lora_doctor.engine.set_up import set_up_file
 from lora_doctor.engine.settings import Data, Settings
 from lora_doctor.errors import InputError
 from lora_doctor.limits import MOST_DATA_ROWS
@@ -50,11 +51,14 @@ def check(model: Any, recipe: Any = None, **options: Unpack[CheckOptions]) -> Di
     Args:
         model: a hub id, a folder, ``arch:NAME``, ``package.module:factory``, or a loaded
             ``nn.Module`` or ``PeftModel`` (run on a copy that shares its weights). A training
-            script (``train.py``) is read and not run.
+            script (``train.py``) is read and not run. So is the file of a training framework
+            (LLaMA-Factory, axolotl, TRL, ms-swift: YAML, JSON, or a shell script with its command),
+            which names the model and is the recipe.
         recipe: mapping or file with PEFT's and transformers' names, a PEFT config object, or
             ``None`` to have one proposed by looking at the model.
         depth: how far evidence may go: ``static``, ``meta``, ``tiny`` or ``full``.
         revision: branch, tag or commit of a hub id.
+        format: the framework whose file it is, where its content does not tell.
         trust_remote_code: allow the code of the model's repository to run, in a child process.
         device: where the training contract runs: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         steps: optimizer steps of the training contract.
@@ -221,10 +225,15 @@ def open_case(
     if isinstance(model, str) and not model.strip():
         raise InputError("MODEL is empty; give a hub id, a folder, arch:NAME or module:factory")
     checked_recipe = _as_recipe(recipe)
+    revision = given["revision"]
+    file = set_up_file(model)
+    if file is not None:
+        from lora_doctor.engine.set_up import of_set_up
+
+        model, named, checked_recipe = of_set_up(file, checked_recipe, given["format"])
+        revision = revision or named
     model, adapter = saved_adapter(model, given["adapter"])
-    source = parse_model(
-        model, revision=given["revision"], trust_remote_code=given["trust_remote_code"]
-    )
+    source = parse_model(model, revision=revision, trust_remote_code=given["trust_remote_code"])
     if adapter is not None:
         source, checked_recipe = onto_base(source, checked_recipe, adapter)
     patches: tuple[Patch, ...] = ()
@@ -339,6 +348,8 @@ def _prescribed(
 
 
 def _refuse_script(model: Any) -> None:
+    if set_up_file(model) is not None:
+        return
     source = parse_model(model)
     if source.kind == "script":
         raise InputError(

@@ -25,6 +25,7 @@ class CaseOptions(TypedDict, total=False):
 
     depth: Depth
     revision: str | None
+    format: str | None
     trust_remote_code: bool
     device: str
     steps: int
@@ -57,6 +58,7 @@ class CheckOptions(CaseOptions, total=False):
 DEFAULTS: CheckOptions = {
     "depth": "tiny",
     "revision": None,
+    "format": None,
     "trust_remote_code": False,
     "device": "auto",
     "steps": STEPS,

@@ -27,6 +27,7 @@ def check_options(options: Mapping[str, Any], progress: Callable[[str], None]) -
     check_outputs(options)
     found: CheckOptions = {
         "revision": options["revision"],
+        "format": options.get("format_name"),
         "trust_remote_code": options["trust_remote_code"],
         "limits": _limits(options),
         "device": options["device"],
@@ -129,7 +130,7 @@ def _recipe_of_file(options: Mapping[str, Any]) -> Recipe:
     if options["recipe_file"]:
         from lora_doctor.recipe.files.read_write import read_recipe
 
-        return read_recipe(Path(options["recipe_file"]))
+        return read_recipe(Path(options["recipe_file"]), options.get("format_name"))
     where = options.get("prescription")
     if not where:
         return Recipe()

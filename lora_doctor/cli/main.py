@@ -239,11 +239,14 @@ def fix(**options: Any) -> int:
     changed: where other names make it load, it is written under them into DIR-fixed.
     """
     from lora_doctor import api
+    from lora_doctor.engine.set_up import set_up_file
     from lora_doctor.prescription import write_fix
 
     if options["adapter"] is not None:
         return _fix_adapter(options)
-    plan = write_fix.Plan.make(options["recipe_file"], options["output_dir"], options["write"])
+    format = options["format_name"]
+    file = options["recipe_file"] or set_up_file(options["model"])
+    plan = write_fix.Plan.make(file, options["output_dir"], options["write"], format)
 
     _tell_of_unfinished(options)
 

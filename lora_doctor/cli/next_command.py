@@ -23,11 +23,7 @@ def next_command(
     """What to type after this result; empty when there is nothing left to do. ``written``: the
     files that ``fix --apply`` wrote."""
     if written is not None:
-        words = ["lora-doctor", "verify", options["model"], "--recipe", str(written.recipe_path)]
-        if patches_of(diagnosis):  # the recipe alone would not train
-            words += ["--prescription", str(written.prescription_path)]
-        words += _way(options)
-        return shlex.join(words)
+        return _verify(diagnosis, options, written)
     findings = [finding for finding in diagnosis.findings if finding.severity != "info"]
     if not findings:
         return _deeper(diagnosis, options)
@@ -49,6 +45,18 @@ def next_command(
     if command == "verify":
         return shlex.join(["lora-doctor", "check", *given])
     return shlex.join(["lora-doctor", "explain", findings[0].rule])
+
+
+def _verify(diagnosis: Diagnosis, options: Mapping[str, Any], written: Plan) -> str:
+    """After ``fix --apply``: the proof that what was written trains."""
+    words = ["lora-doctor", "verify", str(options["model"])]
+    if str(written.recipe_path) != str(options["model"]):
+        words += ["--recipe", str(written.recipe_path)]
+    if options.get("format_name") is not None:
+        words += ["--format", options["format_name"]]
+    if patches_of(diagnosis):  # the recipe alone would not train
+        words += ["--prescription", str(written.prescription_path)]
+    return shlex.join([*words, *_way(options)])
 
 
 def _to_be_tried(finding: Finding) -> bool:
@@ -79,6 +87,8 @@ def _deeper(diagnosis: Diagnosis, options: Mapping[str, Any]) -> str:
 def command_line(options: Mapping[str, Any]) -> list[str]:
     """The model, its recipe and the way to it, as the command line gave them."""
     words = [str(options["model"])]
+    if options.get("format_name") is not None:
+        words += ["--format", options["format_name"]]
     if options["recipe_file"] is not None:
         words += ["--recipe", options["recipe_file"]]
     for key in KEYS:

@@ -86,6 +86,13 @@ def recipe_options(command: F, *, required: bool = True) -> F:
             metavar="FILE",
             help="Recipe in YAML or JSON, or a PEFT adapter_config.json.",
         ),
+        click.option(
+            "--format",
+            "format_name",
+            metavar="FORMAT",
+            help="Whose file it is, where its content does not tell: LLaMA-Factory, axolotl, TRL, "
+            "ms-swift.",
+        ),
         *_options_of_keys("recipe"),
         click.option("--revision", metavar="REV", help="Revision of a hub id."),
         click.option(

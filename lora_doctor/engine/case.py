@@ -31,6 +31,7 @@ from lora_doctor.errors import EvidenceError
 from lora_doctor.evidence.tiny_model_cache import TinyModelCache
 from lora_doctor.recipe.edit import Patch
 from lora_doctor.recipe.recipe import Recipe
+from lora_doctor.recipe.set_up import SetUp
 from lora_doctor.results.depth import Depth
 from lora_doctor.results.note import Note
 from lora_doctor.results.verification import Verification
@@ -38,6 +39,7 @@ from lora_doctor.sandbox.worker import Worker
 from lora_doctor.static.model_source import ModelSource
 
 if TYPE_CHECKING:
+    from lora_doctor.recipe.files.side_files import SideFiles
     from lora_doctor.results.adapter_loading import AdapterLoading
     from lora_doctor.results.checkpoint_quantization import CheckpointQuantization
     from lora_doctor.results.loading import Loading
@@ -101,7 +103,7 @@ class Case(ReadEvidence):
         if structure is None:
             return self.asked
         filled = Recipe.from_json(structure.recipe)
-        return replace(filled, file=self.asked.file)
+        return replace(filled, file=self.asked.file, set_up=self.asked.set_up)
 
     @property
     def written(self) -> Recipe:
@@ -115,6 +117,22 @@ class Case(ReadEvidence):
         return self.recipe
 
     # --- what can be known ---------------------------------------------------------------------
+
+    @evidence(of_recipe=True)
+    def set_up(self) -> SetUp:
+        """The framework's file that the recipe is from; raises where it is from no such file."""
+        if self.asked.set_up is None:
+            raise EvidenceError("the recipe is not in the file of a training framework")
+        return self.asked.set_up
+
+    @evidence(of_recipe=True)
+    def side_files(self) -> SideFiles:
+        """The files that the set-up names, and the packages that are pinned beside it."""
+        from lora_doctor.recipe.files.side_files import read_side_files
+
+        set_up = self.set_up
+        origin = "files that the set-up names, or that lie beside it"
+        return self.store.timed("side_files", origin, lambda: read_side_files(set_up))
 
     @evidence(of_recipe=False)
     def adapter_loading(self) -> AdapterLoading:

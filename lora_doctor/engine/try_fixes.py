@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from lora_doctor.engine.case import Case
 from lora_doctor.engine.examine import Examination, examine
@@ -235,9 +236,14 @@ def _changes(fix: Fix, recipe: Recipe) -> bool:
     if fix.patch is not None or not fix.edits:
         return True
     try:
-        return recipe.edit(fix.edits).values != recipe.values
+        edited = recipe.edit(fix.edits)
+        return edited.values != recipe.values or _entries(edited) != _entries(recipe)
     except InputError:
         return True  # running it says what is wrong with the edit
+
+
+def _entries(recipe: Recipe) -> Mapping[str, Any]:
+    return recipe.set_up.entries if recipe.set_up else {}
 
 
 def _nothing_is_run(first: Examination) -> str:

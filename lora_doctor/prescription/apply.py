@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_doctor.errors import InputError, PatchError
 from lora_doctor.model import checkpoint_quantization, training_setup
+from lora_doctor.recipe.edit import ENTRY
 from lora_doctor.recipe.files.prescription import Prescription, read_prescription
 from lora_doctor.recipe.keys import TRAINING_KEYS, WRAPPING_KEYS
 from lora_doctor.recipe.recipe import Recipe
@@ -40,7 +41,8 @@ def make_prescription(diagnosis: Diagnosis) -> Prescription:
     patches = [fix.patch for fix in fixes if fix.patch]
     return Prescription(
         model=str(diagnosis.model),
-        edits=tuple(edit for fix in fixes for edit in fix.edits),
+        # What is no key of a recipe is in the user's file, and what it does in the recipe.
+        edits=tuple(edit for fix in fixes for edit in fix.edits if not edit.key.startswith(ENTRY)),
         recipe=dict(fixed.values),
         patches=tuple(patch for n, patch in enumerate(patches) if patch not in patches[:n]),
         versions={name: packages[name] for name in _STACK if packages.get(name)},

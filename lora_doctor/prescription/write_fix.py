@@ -8,18 +8,21 @@ that changed while the run was going on is left alone.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lora_doctor.errors import EvidenceError, InputError
 from lora_doctor.files import Change, check_writable, destination, replace_files
 from lora_doctor.limits import RECIPE_BYTES, RECIPE_ITEMS
 from lora_doctor.prescription.journal import journal, unfinished
-from lora_doctor.recipe.edit import Edit
 from lora_doctor.results.diagnosis import Diagnosis
 from lora_doctor.static.adapter_files import weights_beside
 from lora_doctor.static.piece import parse_json, read_bytes
+
+if TYPE_CHECKING:
+    from lora_doctor.recipe.files.bytes import FileText
 
 RECIPE_NAME = "lora-doctor.recipe.yaml"
 PRESCRIPTION_NAME = "lora-doctor.prescription.json"
@@ -37,22 +40,26 @@ _HEAD_BYTES = 4096
 class Plan:
     """Which files ``fix`` would write.
 
-    ``recipe_file``: the user's own, edited in place; ``held``: its bytes when the run began.
+    ``recipe_file``: the user's own, edited in place; ``held``: the bytes of it, and of the files of
+    the set-up that it names, when the run began; ``format``: whose file it is, where it was said.
     """
 
     recipe_file: Path | None
     folder: Path
-    held: bytes | None = None
+    held: Mapping[Path, bytes] | None = None
+    format: str | None = None
 
     @classmethod
-    def make(cls, recipe_file: str | None, folder: str, write: bool) -> Plan:
+    def make(
+        cls, recipe_file: str | Path | None, folder: str, write: bool, format: str | None = None
+    ) -> Plan:
         """Raises InputError when something could not be written later."""
-        from lora_doctor.recipe.files.bytes import read_bytes
+        from lora_doctor.recipe.files.read_write import held_files
 
         file = Path(recipe_file) if recipe_file else None
         if file is not None:
             _refuse_trained(file)
-        plan = cls(file, Path(folder), read_bytes(file) if file else None)
+        plan = cls(file, Path(folder), held_files(file, format) if file else None, format)
         if write:
             left = plan.unfinished()
             if left:
@@ -75,8 +82,9 @@ class Plan:
         return self.folder / REPORT_NAME
 
     @property
-    def paths(self) -> tuple[Path, Path, Path]:
-        return self.recipe_path, self.prescription_path, self.report_path
+    def paths(self) -> tuple[Path, ...]:
+        named = [path for path in self.held or () if path != self.recipe_file]
+        return self.recipe_path, self.prescription_path, self.report_path, *named
 
     def unfinished(self) -> str:
         """What an apply that was killed here has left, in one line; else empty."""
@@ -84,18 +92,19 @@ class Plan:
 
     def with_diff(self, diagnosis: Diagnosis) -> Diagnosis:
         """The diagnosis with the change of the recipe as a unified diff."""
-        from lora_doctor.recipe.files.read_write import edited_text, new_recipe_text, recipe_diff
+        from lora_doctor.recipe.files.read_write import new_recipe_text, recipe_diff
 
         if diagnosis.fixed_recipe is None:
             return diagnosis
         if self.recipe_file and self.held is not None:
-            edits = self._edits_for_file(diagnosis)
             # Bytes, not universal newlines: a diff must show the file as it is.
-            old = self.held.decode("utf-8-sig")
-            new = edited_text(self.recipe_file, self.held, edits).text
-        else:
-            old = new_recipe_text(diagnosis.recipe)
-            new = new_recipe_text(diagnosis.fixed_recipe)
+            diff = "".join(
+                recipe_diff(path, self.held[path].decode("utf-8-sig"), file.text)
+                for path, file in self._edited(diagnosis).items()
+            )
+            return replace(diagnosis, recipe_diff=diff)
+        old = new_recipe_text(diagnosis.recipe)
+        new = new_recipe_text(diagnosis.fixed_recipe)
         return replace(diagnosis, recipe_diff=recipe_diff(self.recipe_path, old, new))
 
     def write(self, diagnosis: Diagnosis) -> tuple[Path, ...]:
@@ -124,7 +133,7 @@ class Plan:
         changes = [
             Change(self.prescription_path, prescription.encode("utf-8")),
             Change(self.report_path, report.encode("utf-8", "replace")),
-            Change(self.recipe_path, self._recipe_bytes(diagnosis)),
+            *self._recipe_changes(diagnosis),
         ]
         self._refuse_foreign()
         backups = replace_files(
@@ -133,42 +142,48 @@ class Plan:
             check=self._refuse_changed,
         )
         kept = (backups.get(path) for path in self.paths)
-        return (*self.paths, *(path for path in kept if path is not None))
+        written = [change.path for change in changes]
+        return (
+            *(path for path in self.paths if path in written or path == self.recipe_path),
+            *(path for path in kept if path is not None),
+        )
 
-    def _recipe_bytes(self, diagnosis: Diagnosis) -> bytes:
-        from lora_doctor.recipe.files.read_write import edited_text, new_recipe_text
+    def _recipe_changes(self, diagnosis: Diagnosis) -> list[Change]:
+        from lora_doctor.recipe.files.read_write import new_recipe_text
 
         assert diagnosis.fixed_recipe is not None
-        if self.recipe_file and self.held is not None:
-            edited = edited_text(self.recipe_file, self.held, self._edits_for_file(diagnosis))
-            return edited.encode(edited.text)
+        if self.recipe_file is not None:
+            edited = self._edited(diagnosis)
+            return [Change(path, file.encode(file.text)) for path, file in edited.items()]
         comment = _RECIPE_COMMENT.format(model=diagnosis.model)
-        return new_recipe_text(diagnosis.fixed_recipe, comment).encode("utf-8")
+        text = new_recipe_text(diagnosis.fixed_recipe, comment)
+        return [Change(self.recipe_path, text.encode("utf-8"))]
 
-    def _edits_for_file(self, diagnosis: Diagnosis) -> list[Edit]:
-        """The edits that the user's file has a place for; the prescription carries all."""
-        from lora_doctor.recipe.files.read_write import holds_edit
+    def _edited(self, diagnosis: Diagnosis) -> dict[Path, FileText]:
+        """The user's files with the edits that they have a place for; the prescription carries
+        all."""
+        from lora_doctor.recipe.files.read_write import edited_files, holds_edit
 
         assert self.recipe_file is not None and self.held is not None
+        file, held, format = self.recipe_file, self.held, self.format
         edits = [edit for item in diagnosis.applied for edit in item.fix.edits]
-        return [edit for edit in edits if holds_edit(self.recipe_file, self.held, edit)]
+        placed = [edit for edit in edits if holds_edit(file, held, edit, format)]
+        return edited_files(file, held, placed, format)
 
     def _refuse_changed(self) -> None:
-        """Raises InputError when the user's file is no longer what the run has read."""
-        if self.recipe_file is None:
-            return
-        try:
-            same = self.recipe_file.read_bytes() == self.held
-        except OSError as error:
-            raise InputError(
-                f"{self.recipe_file}: cannot be read any more ({error.strerror}); nothing was "
-                "written, put it back and run fix again"
-            ) from None
-        if not same:
-            raise InputError(
-                f"{self.recipe_file}: was changed while lora-doctor ran; nothing was written, "
-                "run fix again"
-            )
+        """Raises InputError when a file of the user's is no longer what the run has read."""
+        for path, data in (self.held or {}).items():
+            try:
+                same = path.read_bytes() == data
+            except OSError as error:
+                raise InputError(
+                    f"{path}: cannot be read any more ({error.strerror}); nothing was "
+                    "written, put it back and run fix again"
+                ) from None
+            if not same:
+                raise InputError(
+                    f"{path}: was changed while lora-doctor ran; nothing was written, run fix again"
+                )
 
     def _refuse_foreign(self) -> None:
         """Raises InputError when a name is taken by a file that no earlier run has written."""

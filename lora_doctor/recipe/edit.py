@@ -16,6 +16,10 @@ class _Remove:
 
 REMOVE = _Remove()
 
+#: A key that begins so is an entry of the user's file that is no key of a recipe, under the name
+#: that its framework has for it (``entry:use_peft``).
+ENTRY = "entry:"
+
 
 @dataclass(frozen=True)
 class Edit:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lora_doctor.errors import InputError
-from lora_doctor.recipe.edit import REMOVE, Edit
+from lora_doctor.recipe.edit import ENTRY, REMOVE, Edit
 from lora_doctor.recipe.keys import (
     ALIASES,
     BOOKKEEPING_KEYS,
@@ -26,8 +26,11 @@ from lora_doctor.recipe.keys import (
     check_value,
     known_keys,
 )
+from lora_doctor.recipe.set_up import SetUp
+from lora_doctor.static.place import Place
 
-Origin = Literal["option", "file", "argument", "proposed", "fix", "checkpoint"]
+#: ``default``: what the user's framework does where the set-up says nothing.
+Origin = Literal["option", "file", "argument", "proposed", "fix", "checkpoint", "default"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,10 @@ class Recipe:
     names: Mapping[str, str] = field(default_factory=dict, compare=False)
     #: Keys of the file, with their values, that the installed PEFT does not know and passes over.
     unknown: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    #: Key to where it is written; keys that nobody wrote have none.
+    places: Mapping[str, Place] = field(default_factory=dict, compare=False)
+    #: The file of a framework that it was read from; ``None`` for any other recipe.
+    set_up: SetUp | None = field(default=None, compare=False)
 
     def get(self, key: str, default: Any = None) -> Any:
         return self.values.get(key, default)
@@ -70,6 +77,11 @@ class Recipe:
         An edit of ``task_type`` or a list to ``None`` sets it to ``None`` (PEFT knows the
         difference to "not set"); ``REMOVE`` takes the key out.
         """
+        edits = list(edits)
+        entries = [change for change in edits if change.key.startswith(ENTRY)]
+        if entries:
+            others = [change for change in edits if not change.key.startswith(ENTRY)]
+            return self._with_entries(entries).edit(others)
         values, origins = dict(self.values), dict(self.origins)
         for change in edits:
             if change.value is REMOVE:
@@ -113,6 +125,8 @@ class Recipe:
             "complete": self.complete,
             "names": dict(self.names),
             "unknown": dict(self.unknown),
+            "places": {key: place.to_json() for key, place in self.places.items()},
+            "set_up": self.set_up.to_json() if self.set_up else None,
         }
 
     @classmethod
@@ -123,6 +137,40 @@ class Recipe:
             bool(data["complete"]),
             names=dict(data.get("names", {})),
             unknown=dict(data.get("unknown", {})),
+            places={key: Place.from_json(place) for key, place in data.get("places", {}).items()},
+            set_up=SetUp.from_json(data["set_up"]) if data.get("set_up") else None,
+        )
+
+    def _with_entries(self, edits: Iterable[Edit]) -> Recipe:
+        """The recipe after edits of entries of its file, which is read anew.
+
+        Raises:
+            InputError: it was not read from the file of a framework, or a value cannot be.
+        """
+        if self.set_up is None or self.set_up.read is None:
+            raise InputError("recipe: was not read from a framework's file, and has no entries")
+        entries = dict(self.set_up.entries)
+        for edit in edits:
+            name = edit.key.removeprefix(ENTRY)
+            if edit.value is REMOVE:
+                entries.pop(name, None)
+            else:
+                entries[name] = edit.value
+        places = {name: place for name, place in self.set_up.places.items() if name in entries}
+        read: Recipe = self.set_up.read(entries, places)
+        assert read.set_up is not None
+        own = {
+            key: value
+            for key, value in self.values.items()
+            if self.origins.get(key) not in ("file", "default")
+        }
+        return replace(
+            read.override(own, "fix"),
+            origins={**read.origins, **{key: self.origins[key] for key in own}},
+            file=self.file,
+            set_up=replace(
+                self.set_up, entries=entries, places=places, unknown=read.set_up.unknown
+            ),
         )
 
     def _with(self, values: Mapping[str, Any], origin: Origin) -> Recipe:

@@ -6,14 +6,21 @@ group ``lora_doctor.recipe_formats`` that names a module.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Protocol, cast
 
 from lora_doctor.discovery import find_modules
 from lora_doctor.errors import InputError
+from lora_doctor.recipe.files.framework import Framework, framework_recipe
+from lora_doctor.recipe.files.remark import Remark
 from lora_doctor.recipe.files.spelling import Spellings
 from lora_doctor.recipe.recipe import Recipe, make_recipe
+from lora_doctor.static.place import Place
+
+__all__ = ["Framework", "RecipeFormat", "Remark", "find_formats", "format_named", "format_of",
+           "framework_named", "framework_of", "read_values"]  # fmt: skip
 
 ENTRY_POINTS = "lora_doctor.recipe_formats"
 
@@ -33,7 +40,8 @@ class RecipeFormat(Protocol):
     #: framework's own business and passed over either way.
     IGNORES_UNKNOWN: bool
     #: How the file spells the keys of a recipe, for reading and for writing; what has the recipe's
-    #: own name there is let in by ``same_name``, which lets nothing in by itself.
+    #: own name there is let in by ``same_name``, which lets nothing in by itself. The format of a
+    #: training framework has a ``FRAMEWORK`` besides, see :mod:`.framework`.
     SPELLINGS: Spellings
 
     def recognises(self, values: Mapping[str, Any]) -> bool:
@@ -66,13 +74,52 @@ def format_of(values: Mapping[str, Any]) -> RecipeFormat:
     return next(one for one in find_formats() if one.recognises(values))
 
 
-def read_values(found: RecipeFormat, values: Mapping[str, Any], where: str) -> Recipe:
-    """The recipe that the content of a file amounts to.
+def format_named(name: str) -> RecipeFormat:
+    """The format that is called so, whatever the case and the dashes.
+
+    Raises:
+        InputError: there is none.
+    """
+    formats = find_formats()
+    for one in formats:
+        if _plain_name(one.NAME) == _plain_name(name):
+            return one
+    known = ", ".join(one.NAME for one in formats)
+    raise InputError(f"format {name!r}: is one of {known}")
+
+
+def _plain_name(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def framework_of(found: RecipeFormat) -> Framework | None:
+    """The training framework whose format it is; ``None`` for a format that is nobody's."""
+    return cast("Framework | None", getattr(found, "FRAMEWORK", None))
+
+
+def framework_named(name: str) -> Framework:
+    """The training framework whose format is called so. Raises InputError: there is none."""
+    found = framework_of(format_named(name))
+    if found is None:
+        raise InputError(f"format {name!r}: is of no training framework")
+    return found
+
+
+def read_values(
+    found: RecipeFormat,
+    values: Mapping[str, Any],
+    where: str,
+    places: Mapping[str, Place] | None = None,
+) -> Recipe:
+    """The recipe that the content of a file amounts to. ``places``: where each entry stands.
 
     Raises:
         InputError: two entries set one key, or a value or (where the format refuses it) a key is
             none that a recipe has.
     """
+    framework = framework_of(found)
+    if framework is not None:
+        return framework_recipe(found.NAME, framework, found.SPELLINGS, values, places or {}, where)
     read: dict[str, Any] = {}
     names: dict[str, str] = {}
     for name, value in values.items():

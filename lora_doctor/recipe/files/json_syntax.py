@@ -58,6 +58,11 @@ def parse(text: str, path: Path) -> dict[str, Any]:
     return value
 
 
+def starts(text: str) -> dict[str, int]:
+    """Where each key of the top object begins. The text has been parsed before."""
+    return {entry.key: entry.start for entry in _scan(text).entries}
+
+
 def set_key(text: str, key: str, value: Any) -> str:
     """The text with this key of the top object set; a new key goes to the end."""
     flow = _scan(text)

@@ -7,21 +7,20 @@ Two layers. The *syntax* (``json_syntax``, ``yaml_syntax``) knows bytes and span
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lora_doctor.errors import InputError
 from lora_doctor.files import replace_file
-from lora_doctor.recipe.edit import REMOVE, Edit
-from lora_doctor.recipe.files import json_syntax, yaml_splice, yaml_syntax
-from lora_doctor.recipe.files.bytes import FileText, decode, read_bytes, read_text
-from lora_doctor.recipe.files.format import RecipeFormat, format_of, read_values
+from lora_doctor.recipe.edit import Edit
+from lora_doctor.recipe.files import yaml_syntax
+from lora_doctor.recipe.files.bytes import FileText, decode, read_bytes
+from lora_doctor.recipe.files.document import read_document
+from lora_doctor.recipe.files.format import RecipeFormat, format_named
 from lora_doctor.recipe.files.plain import plain
-from lora_doctor.recipe.files.spelling import Spelling
-from lora_doctor.recipe.keys import ADAPTER_KEYS, OUTER_KEYS, check_value
+from lora_doctor.recipe.keys import ADAPTER_KEYS, OUTER_KEYS
 from lora_doctor.recipe.recipe import Recipe, make_recipe
 from lora_doctor.text import printable
 
@@ -29,7 +28,9 @@ __all__ = [
     "apply_edits",
     "as_recipe",
     "as_written",
+    "edited_files",
     "edited_text",
+    "held_files",
     "holds_edit",
     "new_recipe_text",
     "read_recipe",
@@ -37,40 +38,64 @@ __all__ = [
     "write_edits",
 ]
 
+#: The content of a file, or of each file of a set-up, when it was read.
+Held = bytes | Mapping[Path, bytes]
 
-def read_recipe(path: str | Path) -> Recipe:
-    """The recipe in a file: an ``adapter_config.json`` or our YAML or JSON recipe file.
+
+def read_recipe(path: str | Path, format: str | None = None) -> Recipe:
+    """The recipe in a file: an ``adapter_config.json``, our YAML or JSON recipe file, the file of a
+    training framework, or a shell script that starts one.
+
+    ``format``: its name, where the content does not decide it.
 
     Raises:
         InputError: the file cannot be read or is no recipe; one line with the path and, for
             syntax errors, the line.
     """
     path = Path(path)
-    return replace(_open(path).read(), file=path)
+    return replace(read_document(path, format=_format(format)).read(), file=path)
 
 
-def holds_edit(path: Path, data: bytes, edit: Edit) -> bool:
+def holds_edit(path: Path, data: Held, edit: Edit, format: str | None = None) -> bool:
     """Whether the format of this file has a place for the key, and a spelling for the value.
-    ``data``: the content of the file when it was read.
+    ``data``: the content of the file, or of each file of the set-up, when it was read.
 
     An ``adapter_config.json`` has none for loading and training keys (``dtype``,
     ``load_in_4bit``): those edits go into the prescription only.
     """
-    document = _parse(path, decode(path, data))
-    spelling = document.spelling(edit.key, document.values)
-    if spelling is None or edit.value is REMOVE:
-        return spelling is not None
-    try:
-        spelling.write(check_value(edit.key, edit.value, str(path)))
-    except ValueError:
-        return False
-    return True
+    return read_document(path, _held(path, data), _format(format)).holds(edit)
 
 
 def edited_text(path: Path, data: bytes, edits: Iterable[Edit]) -> FileText:
     """The file after the edits, out of the content that it had when it was read; nothing is read
     or written. Raises as :func:`write_edits`."""
-    return _edited(_parse(path, decode(path, data)), list(edits))
+    return edited_files(path, data, edits).get(path, decode(path, data))
+
+
+def edited_files(
+    path: Path, data: Held, edits: Iterable[Edit], format: str | None = None
+) -> dict[Path, FileText]:
+    """The files of the set-up that the edits change, as :func:`edited_text`."""
+    document = read_document(path, _held(path, data), _format(format))
+    return document.edited(list(edits))
+
+
+def held_files(path: Path, format: str | None = None) -> dict[Path, bytes]:
+    """The content of the file, and of those of its set-up that it names.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    data = read_bytes(path)
+    try:
+        parts = read_document(path, {path: data}, _format(format)).parts
+    except InputError:
+        return {path: data}  # reading the recipe says what is wrong
+    return {path: data, **{part.path: part.file.encode(part.file.text) for part in parts}}
+
+
+def _held(path: Path, data: Held) -> Mapping[Path, bytes]:
+    return data if isinstance(data, Mapping) else {path: data}
 
 
 def write_edits(path: str | Path, edits: Iterable[Edit]) -> str:
@@ -84,7 +109,9 @@ def write_edits(path: str | Path, edits: Iterable[Edit]) -> str:
         InputError: the file is no recipe, has no place for a key, or is laid out in a way that
             is not edited in place.
     """
-    return _edited(_open(Path(path)), list(edits)).text
+    path = Path(path)
+    data = read_bytes(path)
+    return edited_text(path, data, edits).text
 
 
 def apply_edits(path: str | Path, edits: Iterable[Edit]) -> Path | None:
@@ -98,11 +125,11 @@ def apply_edits(path: str | Path, edits: Iterable[Edit]) -> Path | None:
         InputError: as :func:`write_edits`, or the file cannot be written; it is unchanged then.
     """
     path = Path(path)
-    document = _open(path)
-    edited = _edited(document, list(edits))
-    if edited.text == document.file.text:
+    data = read_bytes(path)
+    edited = edited_files(path, data, edits)
+    if path not in edited:
         return None
-    return replace_file(path, document.file.encode(edited.text))
+    return replace_file(path, edited[path].encode(edited[path].text))
 
 
 def recipe_diff(name: str | Path, old_text: str, new_text: str) -> str:
@@ -153,12 +180,11 @@ def as_written(recipe: Recipe, edits: Iterable[Edit]) -> Recipe:
     edits = list(edits)
     edited = recipe.edit(edits)
     if recipe.file is not None:
-        data = read_bytes(recipe.file)
-        held = [edit for edit in edits if holds_edit(recipe.file, data, edit)]
-        edited_text(recipe.file, data, held)  # which compares what it reads with what was asked
+        document = read_document(recipe.file, format=_format_in(recipe))
+        document.edited([edit for edit in edits if document.holds(edit)])  # which reads it again
         return edited
     text = new_recipe_text(edited)
-    read = _parse(_NEW, decode(_NEW, text.encode("utf-8"))).read()
+    read = read_document(_NEW, {_NEW: text.encode("utf-8")}).read()
     return replace(edited, values=read.values)
 
 
@@ -170,141 +196,21 @@ def without_place(recipe: Recipe, edits: Iterable[Edit]) -> list[str]:
     """
     if recipe.file is None:
         return []
-    data = read_bytes(recipe.file)
-    return [edit.key for edit in edits if not holds_edit(recipe.file, data, edit)]
+    document = read_document(recipe.file, format=_format_in(recipe))
+    return [edit.key for edit in edits if not document.holds(edit)]
 
 
 #: What a message calls a file that is not there yet.
 _NEW = Path("lora-doctor.recipe.yaml")
 
 
-@dataclass(frozen=True)
-class _Document:
-    """A recipe file that has been read: its text, its raw values and its format."""
-
-    path: Path
-    file: FileText
-    syntax: Any
-    format: RecipeFormat
-    values: Mapping[str, Any]
-
-    @property
-    def text(self) -> str:
-        return self.file.text
-
-    def read(self) -> Recipe:
-        return read_values(self.format, self.values, str(self.path))
-
-    def spelling(self, key: str, values: Mapping[str, Any]) -> Spelling | None:
-        """How the key is spelled: as it stands in these values of the file, else as a new entry
-        would be; ``None`` where the file has no place for it."""
-        spellings = self.format.SPELLINGS
-        return spellings.present(key, values) or next(iter(spellings.of_key(key)), None)
+def _format(name: str | None) -> RecipeFormat | None:
+    return format_named(name) if name else None
 
 
-def _open(path: Path) -> _Document:
-    return _parse(path, read_text(path))
-
-
-def _parse(path: Path, file: FileText) -> _Document:
-    syntax = _syntax_of(path, file.text)
-    values = plain(syntax.parse(file.text, path), str(path))
-    return _Document(path, file, syntax, format_of(values), values)
-
-
-def _syntax_of(path: Path, text: str) -> Any:
-    """JSON or YAML: by the name of the file, else by whether it begins as JSON does."""
-    suffix = path.suffix.lower()
-    if suffix in (".yaml", ".yml"):
-        return yaml_syntax
-    return json_syntax if suffix == ".json" or text.lstrip().startswith("{") else yaml_syntax
-
-
-def _edited(document: _Document, edits: list[Edit]) -> FileText:
-    """The file after the edits, parsed again and compared key by key with what was asked."""
-    before = document.read()  # a file that is no recipe is not edited
-    text, values = document.text, dict(document.values)
-    for change in edits:
-        entry = _new_entry(document, values, change)
-        if entry is None:
-            continue
-        name, value = entry
-        text = _splice(document, text, name, value)
-        if value is REMOVE:
-            del values[name]
-        else:
-            values[name] = value
-    file = FileText(text, document.file.bom)
-    if text != document.text and not _reads_as(document, file, values, before.edit(edits)):
-        raise _cannot(document.path, ", ".join(change.key for change in edits))
-    return file
-
-
-def _new_entry(
-    document: _Document, values: Mapping[str, Any], change: Edit
-) -> tuple[str, Any] | None:
-    """The name and the value (``REMOVE`` takes it out) of the entry that an edit changes, as the
-    file spells them; ``None`` where the file says so already."""
-    spelling = document.spelling(change.key, values)
-    if spelling is None:
-        raise InputError(
-            f"{document.path}: a {document.format.NAME} has no key {change.key!r}; "
-            "set it where the model is loaded or use the prescription"
-        )
-    name, where = spelling.name, str(document.path)
-    if change.value is REMOVE:
-        return (name, REMOVE) if name in values else None
-    value = plain(check_value(change.key, change.value, where), f"{where}: {change.key}")
-    if name in values and _equal(
-        check_value(change.key, spelling.read(values[name]), where), value
-    ):
-        return None
-    try:
-        return name, plain(spelling.write(value), f"{where}: {name}")
-    except ValueError as error:
-        raise InputError(
-            f"{where}: {name} {error}, not {value!r:.60}; use the prescription"
-        ) from None
-
-
-def _splice(document: _Document, text: str, name: str, value: Any) -> str:
-    """The text with the value of one entry replaced, a new entry added or one taken out."""
-    try:
-        if document.syntax is json_syntax:
-            if value is REMOVE:
-                return json_syntax.remove_key(text, name)
-            return json_syntax.set_key(text, name, value)
-        if value is REMOVE:
-            return yaml_splice.remove_key(text, [name])
-        return yaml_splice.set_key(text, [name], value)
-    except yaml_splice.CannotSpliceError:
-        raise _cannot(document.path, name) from None
-
-
-def _reads_as(
-    document: _Document, file: FileText, values: Mapping[str, Any], recipe: Recipe
-) -> bool:
-    """Whether the new text holds these values, and they amount to this recipe."""
-    try:
-        after = _parse(document.path, file)
-        read = after.read()
-        expected = plain(recipe.values, str(document.path))
-    except InputError:
-        return False
-    return (
-        _equal(after.values, values)
-        and read.complete == recipe.complete
-        and _equal(read.values, expected)
-    )
-
-
-def _cannot(path: Path, keys: str) -> InputError:
-    return InputError(f"{path}: {keys} cannot be edited in place in this layout; edit it by hand")
-
-
-def _equal(left: Any, right: Any) -> bool:
-    """Equal as a file is: True is not 1, and a mapping has no order."""
-    return json.dumps(left, sort_keys=True) == json.dumps(right, sort_keys=True)
+def _format_in(recipe: Recipe) -> RecipeFormat | None:
+    """The format that the recipe was read as."""
+    return format_named(recipe.set_up.format) if recipe.set_up else None
 
 
 def as_recipe(recipe: Any) -> Recipe:

@@ -22,6 +22,12 @@ class CannotSpliceError(Exception):
     """The layout of the text is one that is not edited in place."""
 
 
+def starts(text: str) -> dict[str, int]:
+    """Where each key of the top mapping begins."""
+    root = compose(text)
+    return {key.value: key.start_mark.index for key, _ in root.value if key.id == "scalar"}
+
+
 def set_key(text: str, keys: Sequence[str], value: Any) -> str:
     """The text with the value at this path of keys set; a new key goes to the end."""
     mapping = _mapping_at(compose(text), keys[:-1])
@@ -162,6 +168,7 @@ class _Leaf:
 def _replace_inline(text: str, key: Any, span: tuple[int, int], value: Any) -> str:
     """The value written behind its key; a comment there stays."""
     start, end = span
+    text = _anchor_handed_on(text, start, end)
     written = dump(value)
     colon = _after_colon(text, key)
     if "\n" not in text[colon:start]:
@@ -170,6 +177,20 @@ def _replace_inline(text: str, key: Any, span: tuple[int, int], value: Any) -> s
     # A block value began on a later line: the new one goes up to the key.
     line_end = _line_end(text, colon)
     return text[:colon] + " " + written + text[colon:line_end] + text[_line_end(text, end) :]
+
+
+def _anchor_handed_on(text: str, start: int, end: int) -> str:
+    """An anchored value that is about to change, written out at the first alias of it: the other
+    readers keep what they had."""
+    match = re.compile(r"&([^\s,\[\]{}]+)\s+\S").match(text, start)
+    if match is None or match.end() > end:
+        return text
+    alias = re.compile(rf"(?<=[\s,\[{{])\*{re.escape(match[1])}(?=[\s,\]}}]|\Z)").search(text, end)
+    if alias is None:
+        return text
+    if "\n" in text[start:end]:
+        raise CannotSpliceError
+    return text[: alias.start()] + text[start:end] + text[alias.end() :]
 
 
 def _replace_block_sequence(text: str, node: Any, items: list[Any]) -> str:

@@ -1,0 +1,58 @@
+"""A MODEL that is a file of a training framework: it names the model and says how it is trained."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lora_doctor.errors import InputError
+from lora_doctor.recipe.files.format import framework_named
+from lora_doctor.recipe.files.read_write import read_recipe
+from lora_doctor.recipe.recipe import Recipe
+
+#: Files that MODEL may be without being a set-up.
+_OTHER = frozenset({".py", ".ipynb"})
+
+
+def set_up_file(model: Any) -> Path | None:
+    """The file of a set-up that MODEL is; ``None`` where it is anything else."""
+    if not isinstance(model, (str, Path)) or "\0" in str(model) or not str(model).strip():
+        return None
+    path = Path(model).expanduser()
+    try:
+        is_file = path.is_file()
+    except OSError:  # a name longer than any file has
+        return None
+    return path if is_file and path.suffix.lower() not in _OTHER else None
+
+
+def of_set_up(path: Path, recipe: Recipe, format: str | None) -> tuple[str, str | None, Recipe]:
+    """The model that the set-up names, its revision, and its recipe, over which the values of
+    ``recipe`` win.
+
+    Raises:
+        InputError: the file is no set-up, names no model, or a recipe file is given as well.
+    """
+    if recipe.file is not None:
+        raise InputError(f"MODEL {path}: is a set-up with a recipe of its own; leave out --recipe")
+    read = read_recipe(path, format)
+    if read.set_up is None:
+        raise InputError(
+            f"MODEL {path}: says how to train and not what; give it with --recipe {path}, and "
+            "the model as MODEL"
+        )
+    framework = framework_named(read.set_up.format)
+    model = read.set_up.entries.get(framework.model)
+    if not isinstance(model, str) or not model.strip():
+        raise InputError(
+            f"{path}: a set-up of {read.set_up.format} names its model with {framework.model}, "
+            "which is missing here"
+        )
+    revision = read.set_up.entries.get(framework.revision)
+    merged = replace(
+        read,
+        values={**read.values, **recipe.values},
+        origins={**read.origins, **recipe.origins},
+    )
+    return model, str(revision) if revision else None, merged

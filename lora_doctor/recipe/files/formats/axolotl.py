@@ -1,0 +1,181 @@
+"""axolotl: the YAML of ``axolotl train``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from lora_doctor.recipe.edit import REMOVE
+from lora_doctor.recipe.files.framework import Framework
+from lora_doctor.recipe.files.read_as import boolean, integer, names, number, positive, text
+from lora_doctor.recipe.files.remark import Remark
+from lora_doctor.recipe.files.spelling import Spelling, Spellings
+from lora_doctor.static.installed.framework_fields import Sources
+
+NAME = "axolotl"
+SPECIFICITY = 20
+COMPLETE = True
+IGNORES_UNKNOWN = False
+
+
+def _targets(value: Any) -> Any:
+    return value if isinstance(value, str) else names(value)
+
+
+def _checkpointing(value: Any) -> bool:
+    return True if value in ("offload", "offload_disk", "unsloth") else boolean(value)
+
+
+def _automatic(value: Any) -> Any:
+    """``auto`` is bfloat16 wherever the GPU has it, which every one since 2020 does."""
+    return True if str(value).lower() in ("auto", "full") else boolean(value)
+
+
+SPELLINGS = Spellings(
+    Spelling("target_modules", "lora_target_modules", _targets),
+    Spelling("exclude_modules", "lora_exclude_modules", _targets),
+    Spelling("target_parameters", "lora_target_parameters", names),
+    Spelling("modules_to_save", "lora_modules_to_save", names),
+    Spelling("r", "lora_r", integer),
+    Spelling("lora_alpha", "lora_alpha", number),
+    Spelling("lora_dropout", "lora_dropout", number),
+    Spelling("fan_in_fan_out", "lora_fan_in_fan_out", boolean),
+    Spelling("use_rslora", "peft_use_rslora", boolean),
+    Spelling("use_dora", "peft_use_dora", boolean),
+    Spelling("rank_pattern", "lora_rank_pattern"),
+    Spelling("alpha_pattern", "lora_alpha_pattern"),
+    Spelling("layers_to_transform", "peft_layers_to_transform"),
+    Spelling("layers_pattern", "peft_layers_pattern"),
+    Spelling("init_lora_weights", "peft_init_lora_weights"),
+    Spelling("trainable_token_indices", "peft_trainable_token_indices"),
+    Spelling("autocast_adapter_dtype", "peft_autocast_adapter_dtype", boolean),
+    Spelling("load_in_4bit", "load_in_4bit", boolean),
+    Spelling("load_in_8bit", "load_in_8bit", boolean),
+    Spelling("attn_implementation", "attn_implementation", text),
+    Spelling("gradient_checkpointing", "gradient_checkpointing", _checkpointing),
+    Spelling("gradient_checkpointing_kwargs", "gradient_checkpointing_kwargs"),
+    Spelling("bf16", "bf16", _automatic),
+    Spelling("fp16", "fp16", _automatic),
+    Spelling("max_length", "sequence_len", integer),
+    Spelling("packing", "sample_packing", boolean),
+    Spelling("learning_rate", "learning_rate", number),
+    Spelling("per_device_train_batch_size", "micro_batch_size", integer),
+    Spelling("gradient_accumulation_steps", "gradient_accumulation_steps", integer),
+    Spelling("num_train_epochs", "num_epochs", number),
+    Spelling("max_steps", "max_steps", positive),
+    Spelling("warmup_ratio", "warmup_ratio", number),
+    Spelling("warmup_steps", "warmup_steps", number),
+    Spelling("optim", "optimizer"),
+)
+
+#: The switches of older files, in axolotl's own order.
+_ATTENTION = {
+    "xformers_attention": "", "sage_attention": "", "flex_attention": "flex_attention",
+    "flash_attention": "flash_attention_2", "sdp_attention": "sdpa", "eager_attention": "eager",
+}  # fmt: skip
+
+
+def _finish(values: dict[str, Any], entries: Mapping[str, Any]) -> None:
+    """What ``loaders/`` and ``utils/config`` of axolotl make of several entries."""
+    values["task_type"] = "CAUSAL_LM"
+    if boolean(entries.get("lora_target_linear") or False):
+        values["target_modules"] = "all-linear"
+    if values.get("bf16"):
+        values.pop("fp16", None)
+    if values.get("bf16") or entries.get("bfloat16"):
+        values["dtype"] = "bfloat16"
+    elif values.get("load_in_8bit") or values.get("fp16") or entries.get("float16"):
+        values["dtype"] = "float16"
+    else:
+        values["dtype"] = "float32"
+    if values.get("load_in_4bit"):
+        options = entries.get("bnb_config_kwargs") or {}
+        values["bnb_4bit_quant_type"] = "nf4"
+        values["bnb_4bit_use_double_quant"] = True
+        values["bnb_4bit_compute_dtype"] = values["dtype"]
+        for key in ("bnb_4bit_quant_type", "bnb_4bit_use_double_quant"):
+            values[key] = options.get(key, values[key]) if isinstance(options, Mapping) else True
+    for name, meant in _ATTENTION.items():
+        if entries.get(name) and "attn_implementation" not in values and meant:
+            values["attn_implementation"] = meant
+    if values.get("gradient_checkpointing"):
+        values.setdefault("gradient_checkpointing_kwargs", {"use_reentrant": True})
+
+
+def _write(key: str, value: Any, entries: Mapping[str, Any]) -> dict[str, Any] | None:
+    """``lora_target_linear`` and ``lora_target_modules`` are two ways to say one thing."""
+    if key != "target_modules" or value is REMOVE:
+        return None
+    linear = "lora_target_linear" in entries
+    if value == "all-linear":
+        taken = {"lora_target_modules": REMOVE} if "lora_target_modules" in entries else {}
+        return {**taken, "lora_target_linear": True}
+    return {**({"lora_target_linear": REMOVE} if linear else {}), "lora_target_modules": value}
+
+
+_LORA = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_target_linear",
+         "lora_modules_to_save", "peft_use_dora", "peft_use_rslora")  # fmt: skip
+
+
+def _remarks(entries: Mapping[str, Any]) -> Iterator[Remark]:
+    """What axolotl does with entries that do not go together."""
+    written = tuple(name for name in _LORA if entries.get(name) is not None)
+    four = boolean(entries.get("load_in_4bit") or False)
+    adapter = str(entries.get("adapter") or "")
+    if not adapter and written and not entries.get("plugins"):
+        wanted = "qlora" if four else "lora"
+        yield Remark(
+            "unread", written,
+            "reads no setting of LoRA without adapter, and trains the model's own weights",
+            "loaders/model.py: adapters are loaded for cfg.adapter",
+            f"Set adapter: {wanted}.", (("adapter", wanted),),
+        )  # fmt: skip
+    if adapter == "qlora" and not four and not boolean(entries.get("load_in_8bit") or False):
+        yield Remark(
+            "refused", ("adapter",),
+            "raises ValueError: Require cfg.load_in_4bit to be True for qlora",
+            "utils/schemas/peft.py: validate_qlora", "Set load_in_4bit: true.",
+            (("load_in_4bit", True),), safe=True,
+        )  # fmt: skip
+    if adapter == "qlora" and boolean(entries.get("load_in_8bit") or False):
+        yield Remark(
+            "refused", ("load_in_8bit", "adapter"), "raises ValueError: Can't load qlora in 8bit",
+            "utils/schemas/peft.py: validate_qlora", "Set adapter: lora.", (("adapter", "lora"),),
+            safe=True,
+        )  # fmt: skip
+    attention = entries.get("attn_implementation") or any(entries.get(name) for name in _ATTENTION)
+    if boolean(entries.get("sample_packing") or False) and not attention:
+        yield Remark(
+            "packing", ("sample_packing",),
+            "packs samples without an attention that keeps them apart, and says so in a warning",
+            "utils/schemas/validation.py: check_sample_packing_without_attention",
+            "Set attn_implementation: sdpa (or flash_attention_2 where it is installed).",
+            (("attn_implementation", "sdpa"),),
+        )  # fmt: skip
+
+
+FRAMEWORK = Framework(
+    Sources(
+        "axolotl",
+        ("axolotl.utils.schemas.config:AxolotlInputConfig",),
+        r'\bcfg\.(\w+)|(?:data|cfg|values)\.get\(\s*"(\w+)"|(?:data|cfg)\["(\w+)"\]',
+    ),
+    model="base_model",
+    revision="revision_of_model",
+    unknown="dropped",
+    finish=_finish,
+    write=_write,
+    remarks=_remarks,
+    commands=("axolotl",),
+)
+
+_MARKS = frozenset(
+    {"adapter", "datasets", "sequence_len", "micro_batch_size", "lora_r", "lora_target_linear",
+     "lora_target_modules", "sample_packing", "val_set_size", "dataset_prepared_path", "rl"}
+)  # fmt: skip
+
+
+def recognises(values: Mapping[str, Any]) -> bool:
+    """``base_model``, which no other framework has, beside another of its names."""
+    marks = _MARKS & values.keys()
+    return bool("base_model" in values and marks) or len(marks - {"lora_r"}) > 3

@@ -1,0 +1,184 @@
+"""LLaMA-Factory: the YAML or JSON of ``llamafactory-cli train``, or its options."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from lora_doctor.recipe.files.framework import Framework
+from lora_doctor.recipe.files.read_as import (
+    boolean,
+    integer,
+    joined,
+    names,
+    not_boolean,
+    number,
+    only,
+    positive,
+    word_for,
+    word_of,
+)
+from lora_doctor.recipe.files.remark import Remark
+from lora_doctor.recipe.files.spelling import Spelling, Spellings
+from lora_doctor.static.installed.framework_fields import Sources
+
+NAME = "LLaMA-Factory"
+SPECIFICITY = 20
+COMPLETE = True
+IGNORES_UNKNOWN = False
+
+
+def _targets(value: Any) -> Any:
+    found = names(value)
+    return "all-linear" if found == ["all"] else found
+
+
+def _written_targets(value: Any) -> str:
+    return "all" if value == "all-linear" else joined(value)
+
+
+_ATTENTION = {
+    "auto": "", "disabled": "eager", "sdpa": "sdpa", "fa2": "flash_attention_2",
+    "fa3": "flash_attention_3",
+}  # fmt: skip
+
+SPELLINGS = Spellings(
+    Spelling("target_modules", "lora_target", _targets, _written_targets),
+    Spelling("modules_to_save", "additional_target", names, joined),
+    Spelling("r", "lora_rank", integer),
+    Spelling("lora_alpha", "lora_alpha", number),
+    Spelling("lora_dropout", "lora_dropout", number),
+    Spelling("use_rslora", "use_rslora", boolean),
+    Spelling("use_dora", "use_dora", boolean),
+    Spelling("load_in_4bit", "quantization_bit", only(4), lambda on: 4 if on else None),
+    Spelling("load_in_8bit", "quantization_bit", only(8), lambda on: 8 if on else None),
+    Spelling("bnb_4bit_quant_type", "quantization_type"),
+    Spelling("bnb_4bit_use_double_quant", "double_quantization", boolean),
+    Spelling("attn_implementation", "flash_attn", word_of(_ATTENTION), word_for(_ATTENTION)),
+    Spelling("gradient_checkpointing", "disable_gradient_checkpointing", not_boolean, not_boolean),
+    Spelling("max_length", "cutoff_len", integer),
+    Spelling("packing", "packing", boolean),
+    Spelling("bf16", "bf16", boolean),
+    Spelling("fp16", "fp16", boolean),
+    Spelling("learning_rate", "learning_rate", number),
+    Spelling("per_device_train_batch_size", "per_device_train_batch_size", integer),
+    Spelling("gradient_accumulation_steps", "gradient_accumulation_steps", integer),
+    Spelling("num_train_epochs", "num_train_epochs", number),
+    Spelling("max_steps", "max_steps", positive),
+    Spelling("warmup_ratio", "warmup_ratio", number),
+    Spelling("warmup_steps", "warmup_steps", number),
+    Spelling("optim", "optim"),
+)
+
+
+def _finish(values: dict[str, Any], entries: Mapping[str, Any]) -> None:
+    """What ``hparams/`` and ``model/`` of LLaMA-Factory make of several arguments."""
+    values["task_type"] = "CAUSAL_LM"
+    if not entries.get("lora_alpha") and "r" in values:
+        values["lora_alpha"] = 2 * values["r"]
+    if str(entries.get("quantization_method", "bnb")).lower() not in ("bnb", "bitsandbytes"):
+        values.pop("load_in_4bit", None)
+        values.pop("load_in_8bit", None)
+    _without_quantization(values)
+    if entries.get("pissa_init") and boolean(entries["pissa_init"]):
+        steps = entries.get("pissa_iter", 16)
+        values["init_lora_weights"] = "pissa" if steps == -1 else f"pissa_niter_{steps}"
+    if values.get("bf16") or boolean(entries.get("pure_bf16") or False):
+        values["dtype"] = "bfloat16"
+    elif values.get("fp16"):
+        values["dtype"] = "float16"
+    if values.get("dtype") and values.get("load_in_4bit"):
+        values["bnb_4bit_compute_dtype"] = values["dtype"]
+    if values.get("gradient_checkpointing"):
+        reentrant = boolean(entries.get("use_reentrant_gc", True))
+        values["gradient_checkpointing_kwargs"] = {"use_reentrant": reentrant}
+    if boolean(entries.get("neat_packing") or False):
+        values["packing"] = True
+        if isinstance(values.get("max_length"), int):
+            values["max_length"] -= 1  # hparams/data_args.py
+
+
+def _without_quantization(values: dict[str, Any]) -> None:
+    if not values.get("load_in_4bit"):
+        for key in ("bnb_4bit_quant_type", "bnb_4bit_use_double_quant"):
+            values.pop(key, None)
+
+
+_LORA = ("lora_target", "lora_rank", "lora_alpha", "lora_dropout", "use_rslora", "use_dora",
+         "additional_target", "pissa_init")  # fmt: skip
+_OF_BITS = ("quantization_type", "double_quantization", "quantization_method")
+
+
+def _remarks(entries: Mapping[str, Any]) -> Iterator[Remark]:
+    """What LLaMA-Factory does with entries that do not go together."""
+    kind = str(entries.get("finetuning_type", "lora"))
+    written = tuple(name for name in _LORA if name in entries)
+    if kind in ("full", "freeze") and written:
+        yield Remark(
+            "unread", written,
+            f"reads no setting of LoRA with finetuning_type: {kind}, and trains the model's own "
+            "weights", "model/adapter.py: init_adapter",
+            "Set finetuning_type: lora, or take the settings out.",
+            (("finetuning_type", "lora"),),
+        )  # fmt: skip
+    if not entries.get("quantization_bit") and (found := _written(entries, _OF_BITS)):
+        yield Remark(
+            "unread", found, "quantizes nothing without quantization_bit",
+            "model/model_utils/quantization.py: configure_quantization",
+            "Set quantization_bit: 4.", (("quantization_bit", 4),),
+        )  # fmt: skip
+    packed = boolean(entries.get("packing") or False)
+    if packed and not boolean(entries.get("neat_packing") or False) and _stage(entries) == "sft":
+        yield Remark(
+            "packing", ("packing",),
+            "puts several samples into a row in which each attends to those before it",
+            "hparams/data_args.py: neat_packing is what keeps them apart",
+            "Set neat_packing: true.", (("neat_packing", True),),
+        )  # fmt: skip
+    if entries.get("quantization_bit") and boolean(entries.get("resize_vocab") or False):
+        yield Remark(
+            "refused", ("resize_vocab", "quantization_bit"),
+            "raises ValueError: Cannot resize embedding layers of a quantized model",
+            "hparams/parser.py: _verify_model_args", "Take resize_vocab or quantization_bit out.",
+        )  # fmt: skip
+
+
+def _written(entries: Mapping[str, Any], names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name for name in names if name in entries)
+
+
+def _stage(entries: Mapping[str, Any]) -> str:
+    return str(entries.get("stage", "sft"))
+
+
+FRAMEWORK = Framework(
+    Sources(
+        "llamafactory",
+        ("llamafactory.hparams.model_args:ModelArguments",
+         "llamafactory.hparams.data_args:DataArguments",
+         "llamafactory.hparams.training_args:TrainingArguments",
+         "llamafactory.hparams.finetuning_args:FinetuningArguments",
+         "llamafactory.hparams.generating_args:GeneratingArguments",
+         "transformers.training_args_seq2seq:Seq2SeqTrainingArguments"),
+    ),
+    model="model_name_or_path",
+    revision="model_revision",
+    unknown="refused",
+    # Of releases and of transformers that other files were written for.
+    also=frozenset({"overwrite_output_dir", "hub_model_id"}),
+    finish=_finish,
+    remarks=_remarks,
+    commands=("llamafactory-cli", "lmf"),
+)  # fmt: skip
+
+#: Entries that no other framework has.
+_MARKS = frozenset(
+    {"finetuning_type", "lora_target", "stage", "template", "cutoff_len", "dataset_dir",
+     "quantization_bit", "additional_target"}
+)  # fmt: skip
+
+
+def recognises(values: Mapping[str, Any]) -> bool:
+    """One of its own names, beside a model or another of them."""
+    marks = _MARKS & values.keys()
+    return len(marks) > 1 or bool(marks and "model_name_or_path" in values)

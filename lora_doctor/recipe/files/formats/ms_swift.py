@@ -1,0 +1,174 @@
+"""ms-swift: the options of ``swift sft``, or its YAML or JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from lora_doctor.recipe.edit import REMOVE
+from lora_doctor.recipe.files.framework import Framework
+from lora_doctor.recipe.files.read_as import boolean, integer, names, number, only, positive, text
+from lora_doctor.recipe.files.remark import Remark
+from lora_doctor.recipe.files.spelling import Spelling, Spellings
+from lora_doctor.static.installed.framework_fields import Sources
+
+NAME = "ms-swift"
+SPECIFICITY = 20
+COMPLETE = True
+IGNORES_UNKNOWN = False
+
+
+def _targets(value: Any) -> Any:
+    found = names([value] if isinstance(value, str) and "," not in value else value)
+    return "all-linear" if found and set(found) & {"all-linear", "ALL", "all"} else found
+
+
+def _dtype(value: Any) -> Any:
+    return None if str(value).upper() == "AUTO" else value
+
+
+def _listed(value: Any) -> Any:
+    return names([value] if isinstance(value, str) else value)
+
+
+SPELLINGS = Spellings(
+    Spelling("target_modules", "target_modules", _targets),
+    Spelling("target_modules", "target_regex", text),
+    Spelling("target_parameters", "target_parameters", _listed),
+    Spelling("modules_to_save", "modules_to_save", _listed),
+    Spelling("r", "lora_rank", integer),
+    Spelling("lora_alpha", "lora_alpha", number),
+    Spelling("lora_dropout", "lora_dropout", number),
+    Spelling("bias", "lora_bias"),
+    Spelling("use_rslora", "use_rslora", boolean),
+    Spelling("use_dora", "use_dora", boolean),
+    Spelling("load_in_4bit", "quant_bits", only(4), lambda on: 4 if on else None),
+    Spelling("load_in_8bit", "quant_bits", only(8), lambda on: 8 if on else None),
+    Spelling("bnb_4bit_quant_type", "bnb_4bit_quant_type"),
+    Spelling("bnb_4bit_use_double_quant", "bnb_4bit_use_double_quant", boolean),
+    Spelling("bnb_4bit_compute_dtype", "bnb_4bit_compute_dtype", _dtype),
+    Spelling("dtype", "torch_dtype", _dtype),
+    Spelling("attn_implementation", "attn_impl", text),
+    Spelling("gradient_checkpointing", "gradient_checkpointing", boolean),
+    Spelling("gradient_checkpointing_kwargs", "gradient_checkpointing_kwargs"),
+    Spelling("bf16", "bf16", boolean),
+    Spelling("fp16", "fp16", boolean),
+    Spelling("max_length", "max_length", integer),
+    Spelling("packing", "packing", boolean),
+    Spelling("learning_rate", "learning_rate", number),
+    Spelling("per_device_train_batch_size", "per_device_train_batch_size", integer),
+    Spelling("gradient_accumulation_steps", "gradient_accumulation_steps", integer),
+    Spelling("num_train_epochs", "num_train_epochs", number),
+    Spelling("max_steps", "max_steps", positive),
+    Spelling("warmup_ratio", "warmup_ratio", number),
+    Spelling("warmup_steps", "warmup_steps", number),
+    Spelling("optim", "optim"),
+)
+
+_TASKS = {"causal_lm": "CAUSAL_LM", "seq_cls": "SEQ_CLS", "embedding": None, "reranker": "SEQ_CLS"}
+
+
+def _finish(values: dict[str, Any], entries: Mapping[str, Any]) -> None:
+    """What ``arguments/`` of ms-swift makes of several arguments."""
+    task = _TASKS.get(str(entries.get("task_type") or "causal_lm"), "CAUSAL_LM")
+    values["task_type"] = task
+    if entries.get("target_regex"):
+        values["target_modules"] = entries["target_regex"]
+    init = str(entries.get("init_weights") or "true").lower()
+    if init not in ("true", "lora-ga"):
+        values["init_lora_weights"] = False if init == "false" else init
+    if str(entries.get("quant_method") or "").lower() != "bnb":
+        values.pop("load_in_4bit", None)
+        values.pop("load_in_8bit", None)
+    if not values.get("load_in_4bit"):
+        for key in ("bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype"):
+            values.pop(key, None)
+    if "bf16" not in values and "fp16" not in values:  # by the dtype that is loaded
+        precision = {"bfloat16": "bf16", "float16": "fp16"}.get(str(values.get("dtype")))
+        if precision:
+            values[precision] = True
+
+
+def _write(key: str, value: Any, entries: Mapping[str, Any]) -> dict[str, Any] | None:
+    """``target_regex`` wins over ``target_modules``, and bits alone quantize nothing."""
+    if value is REMOVE:
+        return None
+    if key == "target_modules":
+        if isinstance(value, str) and value != "all-linear":
+            return {"target_regex": value}
+        taken = {"target_regex": REMOVE} if "target_regex" in entries else {}
+        return {**taken, "target_modules": value}
+    if key in ("load_in_4bit", "load_in_8bit") and value:
+        return {"quant_method": "bnb", "quant_bits": 4 if "4" in key else 8}
+    return None
+
+
+_LORA = ("lora_rank", "lora_alpha", "lora_dropout", "target_modules", "target_regex",
+         "modules_to_save", "use_rslora", "use_dora")  # fmt: skip
+_FLASH = ("flash_attn", "flash_attention_2", "flash_attention_3", "flash_attention_4")
+
+
+def _remarks(entries: Mapping[str, Any]) -> Iterator[Remark]:
+    """What ms-swift does with entries that do not go together."""
+    written = tuple(name for name in _LORA if name in entries)
+    if entries.get("tuner_type") == "full" and written:
+        yield Remark(
+            "unread", written,
+            "reads no setting of LoRA with tuner_type full, and trains the model's own weights",
+            "pipelines/train/tuner.py", "Set tuner_type lora, or take the settings out.",
+            (("tuner_type", "lora"),),
+        )  # fmt: skip
+    if entries.get("target_regex") and "target_modules" in entries:
+        yield Remark(
+            "unread", ("target_modules",), "does not read target_modules beside target_regex",
+            "arguments/tuner_args.py: __post_init__", "Take target_modules out.",
+            (("target_modules", REMOVE),), safe=True,
+        )  # fmt: skip
+    if entries.get("quant_bits") and not entries.get("quant_method"):
+        yield Remark(
+            "unread", ("quant_bits",), "quantizes nothing without quant_method",
+            "arguments/base_args/quant_args.py: get_quantization_config",
+            "Set quant_method bnb.", (("quant_method", "bnb"),),
+        )  # fmt: skip
+    if entries.get("quant_method") and not entries.get("quant_bits"):
+        yield Remark(
+            "refused", ("quant_method",), "raises ValueError: Please set the quant_bits",
+            "arguments/base_args/quant_args.py: get_quantization_config", "Set quant_bits 4.",
+            (("quant_bits", 4),), safe=True,
+        )  # fmt: skip
+    packed = [name for name in ("packing", "padding_free") if boolean(entries.get(name) or False)]
+    if packed and str(entries.get("attn_impl")) not in _FLASH:
+        yield Remark(
+            "refused", (packed[0], *(name for name in ("attn_impl",) if name in entries)),
+            f"raises ValueError: The \"{packed[0]}\" feature requires a flash attention",
+            "arguments/sft_args.py: _check_padding_free",
+            "Set attn_impl flash_attn (flash-attn has to be installed), or turn it off.",
+        )  # fmt: skip
+
+
+FRAMEWORK = Framework(
+    Sources(
+        "ms-swift",
+        ("swift.arguments.sft_args:SftArguments", "swift.arguments.rlhf_args:RLHFArguments",
+         "swift.arguments.pretrain_args:PretrainArguments"),
+    ),
+    model="model",
+    revision="model_revision",
+    unknown="refused",
+    also=frozenset({"ENV", "config"}),
+    renamed={"train_type": "tuner_type", "sft_type": "tuner_type"},
+    finish=_finish,
+    write=_write,
+    remarks=_remarks,
+    commands=("swift",),
+)  # fmt: skip
+
+_MARKS = frozenset(
+    {"tuner_type", "train_type", "sft_type", "target_regex", "quant_method", "attn_impl",
+     "lora_rank", "freeze_vit", "freeze_llm", "split_dataset_ratio", "lorap_lr_ratio"}
+)  # fmt: skip
+
+
+def recognises(values: Mapping[str, Any]) -> bool:
+    """``model`` as a name, beside one of its own."""
+    return isinstance(values.get("model"), str) and bool(_MARKS & values.keys())

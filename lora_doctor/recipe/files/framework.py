@@ -1,0 +1,149 @@
+"""What the file of a training framework amounts to: entries, defaults and the framework's own ways.
+
+A format in ``formats/`` that is a framework's has a ``FRAMEWORK`` beside its ``SPELLINGS``. Where
+the file says nothing the framework's default decides, and it is read off the installed framework.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from lora_doctor.errors import InputError
+from lora_doctor.recipe.files.remark import Remark
+from lora_doctor.recipe.files.spelling import Spelling, Spellings
+from lora_doctor.recipe.keys import check_value
+from lora_doctor.recipe.recipe import Recipe, make_recipe
+from lora_doctor.recipe.set_up import SetUp
+from lora_doctor.static.installed.framework_fields import Fields, Sources, fields_of
+from lora_doctor.static.place import Place
+
+#: How alike a mistyped entry and the one that was meant are.
+_NEAR = 0.75
+
+Values = dict[str, Any]
+Entries = Mapping[str, Any]
+
+
+def _nothing(values: Values, entries: Entries) -> None:
+    """Most frameworks have ways of their own; this one has none."""
+
+
+@dataclass(frozen=True)
+class Framework:
+    """A training framework that reads a set-up."""
+
+    #: Where its arguments are.
+    sources: Sources
+    #: The entry that names the model, and that with its revision.
+    model: str
+    revision: str
+    #: What becomes of an entry that it does not have.
+    unknown: Literal["refused", "dropped"]
+    #: Entries that some release has and its classes do not show, or that mean something here.
+    also: frozenset[str] = frozenset()
+    #: Entries of older releases, each with its name now.
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    #: What it makes of several entries together, defaults included: changes the recipe's values.
+    finish: Callable[[Values, Entries], None] = _nothing
+    #: The entries that set a key where one spelling does not do: ``REMOVE`` takes one out.
+    #: ``None``: the spelling does.
+    write: Callable[[str, Any, Entries], Values | None] = lambda key, value, entries: None
+    #: What it does with entries that do not go together.
+    remarks: Callable[[Entries], Iterable[Remark]] = lambda entries: ()
+    #: The programs of its command line.
+    commands: tuple[str, ...] = ()
+
+    def fields(self) -> Fields | None:
+        return fields_of(self.sources)
+
+    def unknown_entries(self, entries: Iterable[str]) -> dict[str, str]:
+        """The entries that the framework does not have, each with the one that was meant (empty
+        where none is near)."""
+        fields = self.fields()
+        if fields is None:
+            return {}
+        known = fields.names | self.also
+        written = list(entries)
+        unused = known.difference(written)
+        return {
+            name: self.renamed.get(name) or _meant(name, unused)
+            for name in written
+            if name not in known
+        }
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name.replace("-", "_"), sorted(known), n=1, cutoff=_NEAR)
+    return near[0] if near else ""
+
+
+def framework_recipe(
+    name: str,
+    framework: Framework,
+    spellings: Spellings,
+    entries: Entries,
+    places: Mapping[str, Place],
+    where: str,
+) -> Recipe:
+    """The recipe that a framework makes of these entries.
+
+    Raises:
+        InputError: a value is none that its entry can have.
+    """
+    values, origins, names = _read(framework, spellings, entries, places, where)
+    checked = make_recipe(values, where=where, origin="default", complete=True)
+    return Recipe(
+        checked.values,
+        {key: origins.get(key, "default") for key in checked.values},
+        complete=True,
+        names={key: entry for key, entry in names.items() if key != entry},
+        places={key: places[entry] for key, entry in names.items() if entry in places},
+        set_up=SetUp(
+            name,
+            dict(entries),
+            dict(places),
+            unknown=framework.unknown_entries(entries),
+            read=lambda others, at: framework_recipe(name, framework, spellings, others, at, where),
+        ),
+    )
+
+
+def _read(
+    framework: Framework,
+    spellings: Spellings,
+    entries: Entries,
+    places: Mapping[str, Place],
+    where: str,
+) -> tuple[Values, dict[str, Any], dict[str, str]]:
+    """Values, origins, and the names of the entries, of the keys that entries and defaults set."""
+    fields = framework.fields()
+    defaults = dict(fields.defaults) if fields else {}
+    values: Values = {}
+    origins: dict[str, Any] = {}
+    names: dict[str, str] = {}
+    for entry, raw in {**defaults, **entries}.items():
+        for spelling in spellings.of_name(entry):
+            written = entry in entries
+            if raw is None or (spelling.key in names and not written):
+                continue
+            value = _value(spelling, raw, places.get(entry) or where)
+            if value is None:
+                continue
+            values[spelling.key] = value
+            origins[spelling.key] = "file" if written else "default"
+            if written:
+                names[spelling.key] = entry
+    framework.finish(values, {**defaults, **entries})
+    return values, origins, names
+
+
+def _value(spelling: Spelling, raw: Any, where: object) -> Any:
+    """The recipe's value in its normal form; ``None`` where the entry sets nothing."""
+    try:
+        value = spelling.read(raw)
+    except ValueError as error:
+        raise InputError(f"{where}: {spelling.name} {error}, not {raw!r:.60}") from None
+    return value if value is None else check_value(spelling.key, value, f"{where}")

@@ -1,0 +1,138 @@
+"""Files that a set-up names or that lie beside it: DeepSpeed, accelerate, and pinned packages."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lora_doctor.errors import InputError
+from lora_doctor.recipe.files import json_syntax, yaml_syntax
+from lora_doctor.recipe.files.bytes import read_text
+from lora_doctor.recipe.set_up import SetUp
+from lora_doctor.static.place import Place
+
+#: Folders above a set-up in which a file that it names, or its requirements, are looked for.
+_ABOVE = 3
+#: Names of ms-swift for configs of its own.
+_STAGES = {"zero0": 0, "zero1": 1, "zero2": 2, "zero3": 3,
+           "zero2_offload": 2, "zero3_offload": 3}  # fmt: skip
+_PINNED = re.compile(
+    r"^[ \t]*[\"']?(?P<name>[A-Za-z][\w.-]*)(?:\[[^\]\n]*\])?[ \t]*"
+    r"(?P<version>(?:[=<>!~]=?=?)[ \t]*[\w.*+!-]+(?:[ \t]*,[ \t]*[=<>!~]=?=?[ \t]*[\w.*+!-]+)*)",
+    re.MULTILINE,
+)
+_LOCKED = re.compile(r'^name = "(?P<name>[\w.-]+)"\r?\nversion = "(?P<version>[\w.+!-]+)"', re.M)
+
+
+@dataclass(frozen=True)
+class Pin:
+    """A package that a file beside the set-up asks for."""
+
+    package: str
+    #: A specifier, such as ``==4.44.2``.
+    specifier: str
+    place: Place
+
+
+@dataclass(frozen=True)
+class SideFiles:
+    """What was found."""
+
+    deepspeed: Mapping[str, Any] | None = None
+    deepspeed_file: str = ""
+    accelerate: Mapping[str, Any] | None = None
+    accelerate_file: str = ""
+    pins: tuple[Pin, ...] = ()
+    #: Files that are named and not here, each with why.
+    missing: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def zero_stage(self) -> int:
+        """DeepSpeed's ZeRO stage; 0 without."""
+        stage: Any = 0
+        if self.deepspeed is not None:
+            stage = _part(self.deepspeed, "zero_optimization").get("stage", 0)
+        elif self.accelerate is not None:
+            stage = _part(self.accelerate, "deepspeed_config").get("zero_stage", 0)
+        return stage if isinstance(stage, int) else 0
+
+    @property
+    def fsdp(self) -> bool:
+        """Whether accelerate shards with FSDP."""
+        kind = str((self.accelerate or {}).get("distributed_type", "")).upper()
+        return kind == "FSDP"
+
+
+def _part(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = values.get(name)
+    return found if isinstance(found, Mapping) else {}
+
+
+def read_side_files(set_up: SetUp) -> SideFiles:
+    """What the set-up names, and what lies beside it. A file that cannot be read is missing."""
+    folder = Path(set_up.files[0]).resolve().parent if set_up.files else Path()
+    missing: dict[str, str] = {}
+    deepspeed, deepspeed_file = _deepspeed(set_up, folder, missing)
+    named = set_up.launcher_options.get("config_file")
+    accelerate, accelerate_file = None, ""
+    if set_up.launcher == "accelerate" and isinstance(named, str):
+        accelerate, accelerate_file = _read(named, folder, missing)
+    return SideFiles(
+        deepspeed, deepspeed_file, accelerate, accelerate_file, tuple(_pins(folder)), missing
+    )
+
+
+def _deepspeed(
+    set_up: SetUp, folder: Path, missing: dict[str, str]
+) -> tuple[Mapping[str, Any] | None, str]:
+    named = set_up.entries.get("deepspeed")
+    if isinstance(named, Mapping):
+        return named, str(set_up.places.get("deepspeed", ""))
+    if not isinstance(named, str) or not named.strip():
+        return None, ""
+    if named in _STAGES:
+        return {"zero_optimization": {"stage": _STAGES[named]}}, f"ms-swift's {named}"
+    return _read(named, folder, missing)
+
+
+def _read(name: str, folder: Path, missing: dict[str, str]) -> tuple[Mapping[str, Any] | None, str]:
+    """The mapping in a file that the set-up names."""
+    given = Path(name).expanduser()
+    places = [Path(), folder, *list(folder.parents)[:_ABOVE]]
+    path = next((place / given for place in places if (place / given).is_file()), given)
+    shown = os.path.relpath(path) if path.is_absolute() and not given.is_absolute() else str(path)
+    try:
+        text = read_text(path).text
+        syntax = json_syntax if path.suffix.lower() == ".json" else yaml_syntax
+        return syntax.parse(text, path), shown
+    except InputError as error:
+        missing[name] = str(error)
+        return None, shown
+
+
+def _pins(folder: Path) -> Iterator[Pin]:
+    """Of the nearest folder that has files with requirements, up to the root of the repository."""
+    for place in [folder, *list(folder.parents)[:_ABOVE]]:
+        files = sorted(place.glob("requirements*.txt"))
+        files += [place / name for name in ("pyproject.toml", "uv.lock", "poetry.lock")]
+        found = [pin for file in files if file.is_file() for pin in _pins_of(file)]
+        if found or (place / ".git").exists():
+            yield from found
+            return
+
+
+def _pins_of(file: Path) -> Iterator[Pin]:
+    try:
+        text = read_text(file).text
+    except InputError:
+        return  # a file beside the set-up is nobody's input
+    for match in (_LOCKED if file.suffix == ".lock" else _PINNED).finditer(text):
+        version = match["version"].strip()
+        specifier = f"=={version}" if file.suffix == ".lock" else version.replace(" ", "")
+        line = text.count("\n", 0, match.start("name")) + 1
+        name = re.sub(r"[-_.]+", "-", match["name"]).lower()
+        yield Pin(name, specifier, Place(os.path.relpath(file), line))

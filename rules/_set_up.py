@@ -1,0 +1,62 @@
+"""What rules about the file of a training framework share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.rule_api import (
+    ENTRY,
+    Case,
+    Edit,
+    Finding,
+    Fix,
+    Location,
+    Measurement,
+    Proof,
+    Remark,
+    Rule,
+    SetUp,
+    Severity,
+    framework_named,
+)
+
+
+def remarks(case: Case, kind: str) -> Iterator[Remark]:
+    """What the framework does with entries that do not go together."""
+    set_up = case.set_up
+    framework = framework_named(set_up.format)
+    return (one for one in framework.remarks(set_up.entries) if one.kind == kind)
+
+
+def located(set_up: SetUp, name: str) -> Location:
+    """Where an entry stands."""
+    place = set_up.places.get(name)
+    if place is None:
+        return Location("file", set_up.files[0] if set_up.files else set_up.format)
+    return Location("file", place.file, place.line)
+
+
+def written(set_up: SetUp, name: str) -> Measurement:
+    """An entry as evidence."""
+    value = set_up.entries.get(name)
+    return Measurement(name, "(not set)" if value is None else value,
+                       str(set_up.places.get(name) or "framework's default"))  # fmt: skip
+
+
+def finding_of(rule: Rule, case: Case, remark: Remark, severity: Severity) -> Finding:
+    """The finding that a remark of the framework makes."""
+    set_up = case.set_up
+    edits = tuple(Edit(f"{ENTRY}{name}", value) for name, value in remark.entries)
+    safety = "manual" if not edits else "safe" if remark.safe else "unsafe"
+    names = ", ".join(remark.names)
+    return rule.finding(
+        severity,
+        f"{set_up.format} {remark.what} ({names}).",
+        location=located(set_up, remark.names[0]),
+        evidence=(
+            *(written(set_up, name) for name in remark.names),
+            Measurement("what it does", remark.what, f"{set_up.format}: {remark.source}"),
+        ),
+        proof=Proof("inferred", f"the set-up was read as {set_up.format} reads it"),
+        fixes=(Fix(remark.fix, safety, edits),),  # type: ignore[arg-type]
+    )

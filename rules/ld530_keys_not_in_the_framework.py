@@ -1,0 +1,94 @@
+"""LD530: the set-up has keys that its framework does not have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.rule_api import (
+    ENTRY,
+    REMOVE,
+    Case,
+    Edit,
+    Example,
+    Finding,
+    Fix,
+    Framework,
+    Measurement,
+    Proof,
+    Rule,
+    Severity,
+    framework_named,
+)
+from lora_doctor.rules._set_up import located
+
+
+class KeysNotInTheFramework(Rule):
+    """The set-up has keys that its framework does not have.
+
+    ## What happens
+    axolotl, and TRL where it reads a YAML file, drop such a key without a word: a mistyped
+    `lora_dropuot` leaves the dropout at its default. LLaMA-Factory, ms-swift, and TRL on the
+    command line end with an error.
+
+    ## Why
+    The key is mistyped, is of another framework, or was renamed (`train_type` of ms-swift 3).
+
+    ## Versions
+    The keys are compared with the classes of the installed framework; where it is not installed,
+    with those of the release that the finding names.
+
+    ## Fix
+    The key that was meant. Where the framework drops it, the setting begins to count, which changes
+    training. A key that is dropped and like no other can be taken out.
+
+    ## Links
+    https://docs.axolotl.ai/docs/config-reference.html,
+    https://huggingface.co/docs/trl/clis
+    """
+
+    code = "LD530"
+    name = "keys-not-in-the-framework"
+    summary = "The set-up has keys that its framework does not have."
+    depth = "static"
+    examples = (
+        Example("broken", "tests/set_ups/axolotl_mistyped.yaml"),
+        Example("healthy", "tests/set_ups/axolotl.yaml", depth="meta"),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        set_up = case.set_up
+        framework = framework_named(set_up.format)
+        for name, meant in set_up.unknown.items():
+            taken = meant in set_up.entries
+            yield self._finding(case, framework, name, "" if taken else meant)
+
+    def _finding(self, case: Case, framework: Framework, name: str, meant: str) -> Finding:
+        set_up = case.set_up
+        fields = framework.fields()
+        assert fields is not None, "without them no key is unknown"
+        on_the_line = name in set_up.places and set_up.places[name].file.endswith(".sh")
+        refused = framework.unknown == "refused" or on_the_line
+        severity: Severity = "error" if refused and fields.installed else "warning"
+        does = "refuses it" if refused else "passes over it without a word"
+        does = does if fields.installed else f"probably {does}"
+        said = f"; {meant} was meant" if meant else ""
+        return self.finding(
+            severity,
+            f"{set_up.format} has no key {name} and {does}{said}.",
+            location=located(set_up, name),
+            evidence=(
+                Measurement(name, set_up.entries[name], str(set_up.places.get(name, "set-up"))),
+                Measurement("keys of the framework", len(fields.names), fields.origin),
+            ),
+            proof=Proof("inferred", f"compared with the classes of {fields.origin}"),
+            fixes=(_fix(set_up.entries[name], name, meant, refused),),
+        )
+
+
+def _fix(value: object, name: str, meant: str, refused: bool) -> Fix:
+    if meant:
+        edits = (Edit(f"{ENTRY}{name}", REMOVE), Edit(f"{ENTRY}{meant}", value))
+        return Fix(f"Write {meant} for {name}.", "safe" if refused else "unsafe", edits)
+    if refused:
+        return Fix(f"Take {name} out, or write the key that was meant.", "manual")
+    return Fix(f"Take {name} out.", "safe", (Edit(f"{ENTRY}{name}", REMOVE),))

@@ -1,0 +1,86 @@
+"""LD712: quantized weights that are sharded over several processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.rule_api import (
+    Case,
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measurement,
+    Proof,
+    Rule,
+)
+
+
+class QuantizedWeightsSharded(Rule):
+    """Quantized weights are to be sharded by FSDP or ZeRO-3.
+
+    ## What happens
+    In 8 bits loading or wrapping fails; LLaMA-Factory says `Only 4-bit quantized model can use
+    fsdp+qlora or auto device map`. In 4 bits FSDP fails with `Must flatten tensors with uniform
+    dtype but got torch.bfloat16 and torch.uint8` where the storage dtype is not that of the model.
+
+    ## Why
+    Sharding cuts one flat tensor of one dtype. 8-bit weights come with statistics that are not cut
+    with them; 4-bit weights can be stored as bfloat16.
+
+    ## Versions
+    bitsandbytes 0.43 and transformers 4.39 brought FSDP with 4 bits.
+
+    ## Fix
+    4 bits with `bnb_4bit_quant_storage` as the dtype of the model, or no sharding (ZeRO-2, DDP).
+
+    ## Links
+    https://huggingface.co/docs/bitsandbytes/fsdp_qlora
+    """
+
+    code = "LD712"
+    name = "quantized-weights-sharded"
+    summary = "Quantized weights are to be sharded by FSDP or ZeRO-3."
+    depth = "static"
+    examples = (
+        Example("broken", "tests/set_ups/deepspeed/zero3_8bit.yaml", depth="static"),
+        Example("healthy", "tests/set_ups/deepspeed/agrees.yaml", depth="meta"),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        files, set_up, recipe = case.side_files, case.set_up, case.recipe
+        by = "FSDP" if files.fsdp or _fsdp(set_up.entries) else ""
+        by = by or ("ZeRO-3" if files.zero_stage == 3 else "")
+        if not by or recipe.quantized is None:
+            return
+        storage = set_up.entries.get("bnb_4bit_quant_storage")
+        sets_it = set_up.format in ("LLaMA-Factory", "axolotl")  # to the dtype of the model
+        if recipe.quantized == "4bit" and (by == "ZeRO-3" or sets_it or storage):
+            return
+        key = f"load_in_{recipe.quantized}"
+        why = ("cannot be sharded" if recipe.quantized == "8bit"
+               else "are stored as uint8, which FSDP cannot put beside other dtypes")  # fmt: skip
+        yield self.finding(
+            "error",
+            f"The {recipe.quantized} weights of the model {why} ({by}).",
+            location=Location("recipe", key),
+            evidence=(
+                Measurement(key, True, str(recipe.places.get(key, "set-up"))),
+                Measurement("sharded by", by,
+                            files.deepspeed_file or files.accelerate_file or set_up.format),
+            ),
+            proof=Proof("inferred", "the set-up and the files that it names were read"),
+            fixes=(
+                Fix(
+                    "Quantize to 4 bits, with bnb_4bit_quant_storage as the dtype of the model, or "
+                    "use ZeRO-2 or DDP, which shard no weights.",
+                    "manual",
+                ),
+            ),
+        )  # fmt: skip
+
+
+def _fsdp(entries: object) -> bool:
+    """Whether the framework's own file asks for FSDP."""
+    found = entries.get("fsdp") or entries.get("fsdp_config") if isinstance(entries, dict) else None
+    return bool(found)
