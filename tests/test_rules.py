@@ -9,6 +9,7 @@ import importlib
 import importlib.metadata
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import lora_doctor
 from lora_doctor.dry_run.judge import DryRunOptions, dry_run
 from lora_doctor.engine.registry import check_symptoms, find_rules
 from lora_doctor.engine.rule import Example, Rule
+from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.finding import first_fix
 from lora_doctor.sandbox.worker import Worker
 from tests.package_copy import lora_doctor_from
@@ -97,6 +99,11 @@ def test_file_class_and_rule_name_say_the_same(rule: type[Rule]) -> None:
     assert rule.__name__ == "".join(word.capitalize() for word in words)
 
 
+def said_by(recipe: Recipe) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """What a recipe says, and the set-up that it is from: a fix changes one of them."""
+    return recipe.values, recipe.set_up.entries if recipe.set_up else {}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("rule", "example"), examples("broken"))
 def test_broken_is_found_and_trains_after_its_fix(
@@ -114,8 +121,8 @@ def test_broken_is_found_and_trains_after_its_fix(
     )
     assert all(finding.evidence and finding.message for finding in found)
     for fix in (fix for finding in diagnosis.findings for fix in finding.fixes):
-        edited = diagnosis.recipe.edit(fix.edits).values
-        assert fix.safety == "manual" or fix.patch or edited != diagnosis.recipe.values, fix
+        edited = said_by(diagnosis.recipe.edit(fix.edits))
+        assert fix.safety == "manual" or fix.patch or edited != said_by(diagnosis.recipe), fix
         assert fix.safety != "safe" or fix.executed.outcome == "passed", fix
     if not any(first_fix(finding, unsafe=True) for finding in found):
         return
