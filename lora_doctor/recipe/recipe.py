@@ -26,6 +26,7 @@ from lora_doctor.recipe.keys import (
     check_value,
     known_keys,
 )
+from lora_doctor.recipe.written import Written
 
 Origin = Literal["option", "file", "argument", "proposed", "fix", "checkpoint"]
 
@@ -48,6 +49,8 @@ class Recipe:
     names: Mapping[str, str] = field(default_factory=dict, compare=False)
     #: Keys of the file, with their values, that the installed PEFT does not know and passes over.
     unknown: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    #: Where the file says it; ``None`` where that is not known.
+    written: Written | None = field(default=None, compare=False, repr=False)
 
     def get(self, key: str, default: Any = None) -> Any:
         return self.values.get(key, default)
