@@ -32,6 +32,7 @@ from lora_doctor.sandbox.worker import Worker
 from lora_doctor.static.model_source import ModelSource
 
 if TYPE_CHECKING:
+    from lora_doctor.recipe.program.setup import Setup
     from lora_doctor.evidence.optimizer import OptimizerState
     from lora_doctor.results.adapter_loading import AdapterLoading
     from lora_doctor.results.checkpoint_quantization import CheckpointQuantization
@@ -104,7 +105,8 @@ class Case:
         if structure is None:
             return self.asked
         filled = Recipe.from_json(structure.recipe)
-        return replace(filled, file=self.asked.file)
+        asked = self.asked
+        return replace(filled, file=asked.file, places=asked.places, written=asked.written)
 
     @property
     def written(self) -> Recipe:
@@ -152,13 +154,25 @@ class Case:
     @evidence(of_recipe=False)
     def script(self) -> TrainingScript:
         """The training script that MODEL names, read and never run."""
-        if self.source.kind != "script":
+        path = Path(self.source.name if self.source.kind == "script" else self.source.script)
+        if path.suffix != ".py":
             raise EvidenceError("MODEL is no training script")
         from lora_doctor.static.script.training_script import read_training_script
 
-        path = Path(self.source.name)
         origin = f"{path}, read with ast"
         return self.store.timed("script", origin, lambda: read_training_script(path))
+
+    @evidence(of_recipe=True)
+    def program(self) -> Setup:
+        """The calls of the training script or notebook that holds the recipe, read and not run."""
+        from lora_doctor.recipe.program.setup import setup_of
+
+        if self.asked.written is None:
+            raise EvidenceError("the recipe is in no training script or notebook")
+        origin = f"{self.asked.file}, read with libcst"
+        found = self.store.timed("program", origin, lambda: setup_of(self.asked))
+        assert found is not None
+        return found
 
     @evidence(of_recipe=False)
     def dry_run(self) -> DryRun:
@@ -388,7 +402,11 @@ class Case:
         if self.reaches(depth):
             return ""
         if self.source.kind == "script":
-            return "MODEL is a training script, which is only read; give the model that it trains"
+            from lora_doctor.engine.program import why_only_read
+
+            return why_only_read(self.source, self.asked) or (
+                "MODEL is a training script, which is only read; give the model that it trains"
+            )
         return f"needs --depth {depth}; this run stops at {self.settings.depth}"
 
     def has(self, name: str) -> bool:

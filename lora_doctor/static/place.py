@@ -1,29 +1,37 @@
-"""Where something is written: a file, a line, and in a notebook a cell."""
+"""Where something is written: a file and a line, in a notebook a cell and its line."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+_CELL = ":cell "
 
 
 @dataclass(frozen=True)
 class Place:
     """A position in a file of the user's, for people: ``train.py:31``, ``a.ipynb:cell 4:3``."""
 
-    #: Path of the file, as the user gave it.
+    #: The file, as the user named it; a cell of a notebook is ``notebook.ipynb:cell 4``.
     file: str
-    #: Line of the file or of the cell, from 1.
-    line: int
-    #: Column, from 1; 0 where only the line is known.
-    column: int = 0
-    #: Number of the notebook's cell, from 1; ``None`` in every other file.
-    cell: int | None = None
+    #: Line of the file or of the cell, from 1; ``None`` where it is not known.
+    line: int | None = None
+    #: Column, from 1.
+    column: int | None = None
 
     def __str__(self) -> str:
-        cell = f"cell {self.cell}:" if self.cell is not None else ""
-        return f"{self.file}:{cell}{self.line}"
+        return f"{self.file}:{self.line}" if self.line else self.file
 
     @property
     def inside(self) -> str:
         """The place for a sentence about the file: ``line 31``, ``cell 4, line 3``."""
-        cell = f"cell {self.cell}, " if self.cell is not None else ""
-        return f"{cell}line {self.line}"
+        _, _, cell = self.file.partition(_CELL)
+        return f"cell {cell}, line {self.line}" if cell else f"line {self.line}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"file": self.file, "line": self.line, "column": self.column}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Place:
+        return cls(data["file"], data.get("line"), data.get("column"))

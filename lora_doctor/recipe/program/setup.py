@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,7 +45,6 @@ from lora_doctor.static.program.values import (
     Known,
     NotPlainError,
     ReferenceName,
-    Thing,
     Unknown,
     Value,
     plain,
@@ -143,6 +141,7 @@ class _Reader:
             complete="adapter" in self.parts,
             file=self.program.path,
             names=self._names(),
+            places=self._places(),
             written=self._written(),
         )
         return Setup(
@@ -320,10 +319,12 @@ class _Reader:
         }
         return {key: name for key, name in found.items() if name != key}
 
-    def _written(self) -> Written:
+    def _places(self) -> dict[str, Place]:
         places = {key: _place(setting) for key, setting in self.settings.items()}
+        return {key: place for key, place in places.items() if place is not None}
+
+    def _written(self) -> Written:
         return Written(
-            places={key: place for key, place in places.items() if place is not None},
             parts={part: call.place for part, call in self.parts.items()},
             asked=tuple(text for _, text in self.asked),
             assumed=tuple(dict.fromkeys(str(one) for one in self.program.assumed)),
@@ -387,12 +388,3 @@ def read_program_recipe(path: Path, arguments: tuple[str, ...] = ()) -> Recipe:
     if not setup.has_recipe:
         raise InputError(f"{path}: no adapter is set up there (LoraConfig, get_peft_model, ...)")
     return setup.recipe
-
-
-def questions(setup: Setup) -> Iterator[str]:
-    """Everything that the program does not say."""
-    for _, text in setup.asked:
-        yield text
-
-
-_ = Thing

@@ -143,6 +143,6 @@ def _pins(unit: Unit) -> list[Pin]:
     for number, line in magic_lines(unit.text) if unit.cell is not None else ():
         install = _INSTALL.match(line)
         for match in _REQUIREMENT.finditer(install["words"]) if install else ():
-            place = Place(unit.file, number, 0, unit.cell)
+            place = Place(f"{unit.file}:cell {unit.cell}", number)
             found.append(Pin(match["name"].lower().replace("_", "-"), match["pin"], place))
     return found

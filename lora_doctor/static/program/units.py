@@ -93,7 +93,8 @@ class Unit:
     def place_at(self, offset: int) -> Place:
         """Line and column of a place in the text."""
         line = bisect_right(self._starts, offset)
-        return Place(self.file, line, offset - self._starts[line - 1] + 1, self.cell)
+        cell = f":cell {self.cell}" if self.cell is not None else ""
+        return Place(f"{self.file}{cell}", line, offset - self._starts[line - 1] + 1)
 
     def line_bounds(self, offset: int) -> tuple[int, int]:
         """Begin of the line of a place, and its end behind the line break."""
