@@ -155,6 +155,14 @@ from lora_doctor.tiny_model.modalities import MODALITIES
 if TYPE_CHECKING:
     from lora_doctor.contract.round_trip import MERGE_TOLERANCE
     from lora_doctor.evidence.optimizer import OptimizerState, TrainableTensor
+    from lora_doctor.recipe.program.names import UnknownArgument, unknown_arguments
+    from lora_doctor.recipe.program.order import (
+        Slip,
+        adapted_twice,
+        loaded_frozen,
+        optimizer_too_early,
+        prepared_after_adapters,
+    )
     from lora_doctor.static.adapter_files import AdapterFiles
     from lora_doctor.static.adapter_values import AdapterValues
     from lora_doctor.static.model_files import StaticEvidence
@@ -163,15 +171,22 @@ if TYPE_CHECKING:
 
 #: What most rules never name: imported when somebody does, because every run imports all rules.
 _LAZY = {
-    "MERGE_TOLERANCE": "contract.round_trip",
     "AdapterFiles": "static.adapter_files",
     "AdapterValues": "static.adapter_values",
+    "MERGE_TOLERANCE": "contract.round_trip",
     "OptimizerState": "evidence.optimizer",
     "RemoteCode": "static.remote_code.remote_code",
     "Replacement": "static.script.training_script",
+    "Slip": "recipe.program.order",
     "StaticEvidence": "static.model_files",
     "TrainableTensor": "evidence.optimizer",
     "TrainingScript": "static.script.training_script",
+    "UnknownArgument": "recipe.program.names",
+    "adapted_twice": "recipe.program.order",
+    "loaded_frozen": "recipe.program.order",
+    "optimizer_too_early": "recipe.program.order",
+    "prepared_after_adapters": "recipe.program.order",
+    "unknown_arguments": "recipe.program.names",
 }
 
 __all__ = [
@@ -234,6 +249,7 @@ __all__ = [
     "Saving",
     "ScriptError",
     "Severity",
+    "Slip",
     "Stacked",
     "StackedAdapter",
     "StaticEvidence",
@@ -244,11 +260,13 @@ __all__ = [
     "Tower",
     "TrainableTensor",
     "TrainingScript",
+    "UnknownArgument",
     "UnusedAdapterReading",
     "UpdateReading",
     "Use",
     "Verification",
     "Vocabulary",
+    "adapted_twice",
     "asks_for_adapter",
     "at_an_end",
     "cover_of",
@@ -259,14 +277,17 @@ __all__ = [
     "float16_keys",
     "gib",
     "known_architectures",
+    "loaded_frozen",
     "lora_config_fields",
     "means_mlp",
     "name_groups",
     "names_in",
     "naming",
     "offered_layers",
+    "optimizer_too_early",
     "pattern_of",
     "place_of",
+    "prepared_after_adapters",
     "pretrained_model_generates",
     "quoted",
     "require_lora",
@@ -274,6 +295,7 @@ __all__ = [
     "suffix",
     "target_entries",
     "targets_without",
+    "unknown_arguments",
     "unmatched_entries",
     "unmatched_targets",
     "without_lookahead",

@@ -246,7 +246,7 @@ def open_case(
         if eager and settings.depth != "static" and source.kind not in ("module", "script"):
             child.start()  # imports run while the files are read
         if source.kind == "hub":
-            source = _fetch(source, limits.hub_seconds, progress)
+            source, checked_recipe = _fetched(source, checked_recipe, limits.hub_seconds, progress)
         case = Case(source, checked_recipe, settings, child, patches=patches, progress=progress)
         stack.callback(case.close)
         yield case
@@ -341,6 +341,20 @@ def _refuse_script(case: Case) -> None:
             + (why or "verify the model that it trains (a hub id, a folder or "
                "package.module:factory)")
         )  # fmt: skip
+
+
+def _fetched(
+    source: ModelSource, recipe: Recipe, seconds: float, progress: Callable[[str], None]
+) -> tuple[ModelSource, Recipe]:
+    """The source with its small files here; a script whose model cannot be had is still read."""
+    if not source.script:
+        return _fetch(source, seconds, progress), recipe
+    try:
+        return _fetch(source, seconds, progress), recipe
+    except InputError as error:
+        from lora_doctor.engine.program import only_read
+
+        return only_read(source, recipe, str(error))
 
 
 def _fetch(source: ModelSource, seconds: float, progress: Callable[[str], None]) -> ModelSource:

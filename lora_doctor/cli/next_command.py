@@ -23,7 +23,9 @@ def next_command(
     """What to type after this result; empty when there is nothing left to do. ``written``: the
     files that ``fix --apply`` wrote."""
     if written is not None:
-        words = ["lora-doctor", "verify", options["model"], "--recipe", str(written.recipe_path)]
+        words = ["lora-doctor", "verify", options["model"]]
+        if str(written.recipe_path) != options["model"]:
+            words += ["--recipe", str(written.recipe_path)]
         if patches_of(diagnosis):  # the recipe alone would not train
             words += ["--prescription", str(written.prescription_path)]
         words += _way(options)
@@ -89,7 +91,8 @@ def command_line(options: Mapping[str, Any]) -> list[str]:
             words += [f"--{name.replace('_', '-')}", str(options[name])]
     if options.get("data") is not None:
         words += _of_data(options)
-    return [*words, *_way(options)]
+    given = options.get("script_arguments") or ()
+    return [*words, *_way(options), *(("--", *given) if given else ())]
 
 
 def _of_data(options: Mapping[str, Any]) -> list[str]:

@@ -32,8 +32,8 @@ from lora_doctor.sandbox.worker import Worker
 from lora_doctor.static.model_source import ModelSource
 
 if TYPE_CHECKING:
-    from lora_doctor.recipe.program.setup import Setup
     from lora_doctor.evidence.optimizer import OptimizerState
+    from lora_doctor.recipe.program.setup import Setup
     from lora_doctor.results.adapter_loading import AdapterLoading
     from lora_doctor.results.checkpoint_quantization import CheckpointQuantization
     from lora_doctor.results.dry_run import DryRun

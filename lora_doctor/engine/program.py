@@ -31,9 +31,17 @@ def of_program(
         return source, recipe
     try:
         model = _model(setup, path, trust_remote_code)
-    except InputError:
-        return source, recipe
+    except InputError as error:
+        return only_read(source, recipe, f"{setup.model_place}: {error}")
     return replace(model, script=source.name), recipe
+
+
+def only_read(source: ModelSource, recipe: Recipe, why: str) -> tuple[ModelSource, Recipe]:
+    """The program itself as the source, with the reason why its model cannot be looked at."""
+    assert recipe.written is not None
+    written = replace(recipe.written, out_of_reach=why)
+    name = source.script or source.name
+    return ModelSource("script", name), replace(recipe, written=written)
 
 
 def missing(setup: Setup, recipe: Recipe) -> list[str]:
@@ -58,12 +66,7 @@ def why_only_read(source: ModelSource, recipe: Recipe) -> str:
             f"{name} does not say which model is loaded; give it: lora-doctor check MODEL "
             f"--recipe {source.name}"
         )
-    if setup.model is not None and setup.has_recipe:
-        try:
-            _model(setup, Path(source.name), False)
-        except InputError as error:
-            return f"{setup.model_place}: {error}"
-    return ""
+    return recipe.written.out_of_reach if recipe.written is not None else ""
 
 
 def _model(setup: Setup, path: Path, trust_remote_code: bool) -> ModelSource:

@@ -18,6 +18,8 @@ class Written:
     asked: tuple[str, ...] = ()
     #: On what condition the file was read so, such as a question about the GPU.
     assumed: tuple[str, ...] = ()
+    #: Why the model that it names cannot be looked at; empty where it can.
+    out_of_reach: str = ""
     #: The content of the file that was read, where that is a program.
     data: bytes | None = field(default=None, repr=False)
     #: The words of the program's command line that were given.

@@ -24,7 +24,8 @@ class ModelSource:
 
     #: ``hub``: an id of the model hub. ``folder``: a local folder. ``arch``: the default config of
     #: an architecture of the installed transformers. ``factory``: a callable of the user's.
-    #: ``module``: a loaded ``nn.Module``. ``script``: a training script or notebook, which is only read.
+    #: ``module``: a loaded ``nn.Module``. ``script``: a training script or notebook, which is
+    #: only read.
     kind: SourceKind
     #: Hub id, folder, architecture, ``package.module:factory``, class name of a loaded module, or
     #: path of the script.

@@ -21,9 +21,9 @@ from lora_doctor.recipe.files.bytes import FileText, decode, read_bytes, read_te
 from lora_doctor.recipe.files.format import RecipeFormat, format_of, read_values
 from lora_doctor.recipe.files.plain import plain
 from lora_doctor.recipe.files.spelling import Spelling
+from lora_doctor.recipe.keys import ADAPTER_KEYS, OUTER_KEYS, check_value
 from lora_doctor.recipe.program.edits import edited_program, program_holds
 from lora_doctor.recipe.program.setup import is_program, read_program_recipe
-from lora_doctor.recipe.keys import ADAPTER_KEYS, OUTER_KEYS, check_value
 from lora_doctor.recipe.recipe import Recipe, make_recipe
 from lora_doctor.text import printable
 
@@ -147,9 +147,7 @@ def new_recipe_text(recipe: Recipe, comment: str = "") -> str:
     return "\n".join(lines) + "\n"
 
 
-def as_written(
-    recipe: Recipe, edits: Iterable[Edit], rewrites: Iterable[Rewrite] = ()
-) -> Recipe:
+def as_written(recipe: Recipe, edits: Iterable[Edit], rewrites: Iterable[Rewrite] = ()) -> Recipe:
     """The recipe after the edits, as it is read back from the file that they would be written to:
     the user's own, or a new recipe file. Nothing is written. ``rewrites``: of a program.
 

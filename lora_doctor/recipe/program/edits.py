@@ -6,7 +6,6 @@ import ast
 import functools
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import Any
 
 from lora_doctor.errors import InputError
@@ -17,7 +16,8 @@ from lora_doctor.recipe.program.imports import name_of
 from lora_doctor.recipe.program.setup import Setting, Setup, read_setup, setup_of
 from lora_doctor.recipe.program.splices import Splice, added, list_changed, literal, removed
 from lora_doctor.recipe.recipe import Recipe
-from lora_doctor.static.program.values import Call, Items, Known, Reference, Span
+from lora_doctor.static.program.units import Span
+from lora_doctor.static.program.values import Call, Items, Known, Reference
 
 
 class CannotEditError(Exception):
@@ -70,8 +70,8 @@ def edited_program(
         dict(found.values), sort_keys=True, default=str
     ):
         raise _cannot(recipe, held)
-    origins = {**found.origins, **{edit.key: "fix" for edit in held if edit.key in found.values}}
-    return replace(found, origins=origins)
+    fixed = {edit.key: found.values[edit.key] for edit in held if edit.key in found.values}
+    return found.override(fixed, "fix")
 
 
 def _cannot(recipe: Recipe, edits: Sequence[Edit]) -> InputError:

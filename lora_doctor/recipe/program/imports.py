@@ -6,8 +6,7 @@ import libcst as cst
 
 from lora_doctor.recipe.program.splices import Splice
 from lora_doctor.static.program.program import Program
-from lora_doctor.static.program.units import Unit
-from lora_doctor.static.program.values import Span
+from lora_doctor.static.program.units import Span, Unit
 
 
 def name_of(program: Program, unit: Unit, module: str, name: str) -> tuple[str, list[Splice]]:
@@ -28,21 +27,34 @@ def _imported_as(line: cst.CSTNode, module: str, name: str) -> str | None:
     if not isinstance(line, cst.SimpleStatementLine):
         return None
     for part in line.body:
+        found = None
         if isinstance(part, cst.Import):
-            for item in part.names:
-                dotted = cst.Module([]).code_for_node(item.name)
-                if dotted == (module or name):
-                    alias = _alias(item) or dotted
-                    return f"{alias}.{name}" if module else alias
-        if isinstance(part, cst.ImportFrom) and module and part.module is not None:
-            if cst.Module([]).code_for_node(part.module) != module or part.relative:
-                continue
-            if isinstance(part.names, cst.ImportStar):
-                return name
-            for item in part.names:
-                if isinstance(item.name, cst.Name) and item.name.value == name:
-                    return _alias(item) or name
+            found = _of_import(part, module, name)
+        elif isinstance(part, cst.ImportFrom) and module:
+            found = _of_import_from(part, module, name)
+        if found is not None:
+            return found
     return None
+
+
+def _of_import(part: cst.Import, module: str, name: str) -> str | None:
+    for item in part.names:
+        dotted = cst.Module([]).code_for_node(item.name)
+        if dotted == (module or name):
+            alias = _alias(item) or dotted
+            return f"{alias}.{name}" if module else alias
+    return None
+
+
+def _of_import_from(part: cst.ImportFrom, module: str, name: str) -> str | None:
+    if part.module is None or part.relative:
+        return None
+    if cst.Module([]).code_for_node(part.module) != module:
+        return None
+    if isinstance(part.names, cst.ImportStar):
+        return name
+    same = (one for one in part.names if isinstance(one.name, cst.Name) and one.name.value == name)
+    return next((_alias(one) or name for one in same), None)
 
 
 def _alias(item: cst.ImportAlias) -> str | None:
@@ -78,8 +90,9 @@ def _stays_first(line: cst.SimpleStatementLine) -> bool:
     only = line.body[0]
     if isinstance(only, cst.Expr):
         return isinstance(only.value, (cst.SimpleString, cst.ConcatenatedString))
-    future = isinstance(only, cst.ImportFrom) and isinstance(only.module, cst.Name)
-    return bool(future and only.module.value == "__future__")  # type: ignore[union-attr]
+    if not isinstance(only, cst.ImportFrom) or not isinstance(only.module, cst.Name):
+        return False
+    return only.module.value == "__future__"
 
 
 def _is_import(line: cst.SimpleStatementLine) -> bool:

@@ -11,10 +11,12 @@ from lora_doctor.static.program.values import (
     Call,
     Instance,
     Known,
-    Mapping as Entries,
     Thing,
     Unknown,
     Value,
+)
+from lora_doctor.static.program.values import (
+    Mapping as Entries,
 )
 
 _UNSLOTH = "unsloth"
@@ -77,7 +79,7 @@ def class_of(call: Call) -> str:
 
 def loader_of(value: Value | None) -> Call | None:
     """The call that loaded the model which a value is, behind what was put around it."""
-    for call in _makers(value):
+    for call in makers(value):
         if is_loader(call) or (is_saved_adapter(call) and "Auto" in class_of(call)):
             return call
     return None
@@ -90,10 +92,10 @@ def model_of(value: Value | None) -> Call | None:
 
 def wrappers(value: Value | None) -> list[Call]:
     """The calls that put adapters on the model that a value is, the newest first."""
-    return [call for call in _makers(value) if is_wrap(call) or is_saved_adapter(call)]
+    return [call for call in makers(value) if is_wrap(call) or is_saved_adapter(call)]
 
 
-def _makers(value: Value | None) -> Iterator[Call]:
+def makers(value: Value | None) -> Iterator[Call]:
     """The calls that made a value, from the last to the first."""
     for _ in range(50):
         if not isinstance(value, Thing):
@@ -175,9 +177,7 @@ def find_roles(program: Program) -> Roles:
     if loader is None and (model is None or isinstance(model.value, Unknown)):
         loader = next((call for call in reversed(program.calls) if is_loader(call)), None)
         named = None if loader is not None else named
-    return Roles(
-        loader, named, wrapper, _config(wrapper), trainer, _training(program, trainer)
-    )
+    return Roles(loader, named, wrapper, _config(wrapper), trainer, _training(program, trainer))
 
 
 def _wrapper(program: Program, model: Argument | None, trainer: Call | None) -> Call | None:
@@ -191,7 +191,9 @@ def _wrapper(program: Program, model: Argument | None, trainer: Call | None) -> 
     found = [call for call in program.calls if any(kind(call) for kind in kinds)]
     loader = loader_of(model.value) if model is not None else None
     if loader is not None:
-        found = [call for call in found if loader_of(call.receiver or call.value("model", 0)) is loader]
+        found = [
+            call for call in found if loader_of(call.receiver or call.value("model", 0)) is loader
+        ]
     return found[-1] if found else None
 
 

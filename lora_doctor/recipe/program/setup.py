@@ -187,7 +187,7 @@ class _Reader:
 
     @property
     def _other_type(self) -> bool:
-        return self.values.get("peft_type", "LORA") != "LORA"
+        return str(self.values.get("peft_type", "LORA")) != "LORA"
 
     def _loading(self, roles: Roles) -> None:
         loader = roles.loader
@@ -303,7 +303,7 @@ class _Reader:
         try:
             value = _spelled(key, plain(setting.value))
         except NotPlainError as error:
-            if key in _DECISIVE or self._other_type and key not in BY_NAME:
+            if key in _DECISIVE or (self._other_type and key not in BY_NAME):
                 self.asked.append((key, _question(key, setting, error.unknown)))
             return
         if value is None or (key == "max_steps" and value == -1):

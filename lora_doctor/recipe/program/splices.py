@@ -8,8 +8,8 @@ from typing import Any
 
 import libcst as cst
 
-from lora_doctor.static.program.units import Unit
-from lora_doctor.static.program.values import Argument, Call, Items, Span
+from lora_doctor.static.program.units import Span, Unit
+from lora_doctor.static.program.values import Argument, Call, Items
 
 Splice = tuple[Span, str]
 _EQUAL = re.compile(r"[ \t]*=[ \t]*")

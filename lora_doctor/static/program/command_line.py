@@ -22,21 +22,21 @@ from lora_doctor.static.program.values import (
 )
 
 if TYPE_CHECKING:
-    from lora_doctor.static.program.follow import Follower
+    from lora_doctor.static.program.context import Context
 
 _DATACLASS_PARSERS = ("transformers.HfArgumentParser", "trl.TrlParser", "trl.H4ArgumentParser")
 PARSERS = ("argparse.ArgumentParser", "builtins.ArgumentParser", *_DATACLASS_PARSERS)
 _OPTIONS = "--options"
 
 
-def parser_call(follower: Follower, call: Call) -> Value | None:
+def parser_call(follower: Context, call: Call) -> Value | None:
     """A parser is made."""
     found = Thing(call, span=call.span)
     found.attributes[_OPTIONS] = Mapping({})
     return found
 
 
-def parsed(follower: Follower, parser: Thing, call: Call) -> Value | None:
+def parsed(follower: Context, parser: Thing, call: Call) -> Value | None:
     """A method of a parser is called."""
     if parser.made_by in _DATACLASS_PARSERS:
         if call.method.startswith("parse_"):
@@ -62,7 +62,7 @@ def parsed(follower: Follower, parser: Thing, call: Call) -> Value | None:
     return None
 
 
-def _option(follower: Follower, call: Call) -> tuple[str, Value] | None:
+def _option(follower: Context, call: Call) -> tuple[str, Value] | None:
     dest = call.value("dest")
     name = dest.value if isinstance(dest, Known) else option_name(call.positional)
     if not name:
@@ -131,7 +131,7 @@ def _as(text: str, kind: str) -> Any:
     return text
 
 
-def _of_classes(follower: Follower, call: Call) -> Iterator[Value]:
+def _of_classes(follower: Context, call: Call) -> Iterator[Value]:
     """The dataclasses of a parser, with the values that the command line gives them."""
     first = call.value("dataclass_types", 0)
     for item in first.items if isinstance(first, Items) else [first]:

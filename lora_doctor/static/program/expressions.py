@@ -28,7 +28,7 @@ from lora_doctor.static.program.values import (
 )
 
 if TYPE_CHECKING:
-    from lora_doctor.static.program.follow import Follower
+    from lora_doctor.static.program.context import Context
 
 _LONGEST = 100_000
 _LONGEST_NUMBER = 256  # bits
@@ -50,7 +50,7 @@ _UNARY: dict[str, Callable[[Any], Any]] = {
 class Expressions:
     """Evaluates the nodes of expressions; calls are the follower's business."""
 
-    def __init__(self, follower: Follower) -> None:
+    def __init__(self, follower: Context) -> None:
         self.follower = follower
 
     def value(self, node: cst.BaseExpression) -> Value:
@@ -204,8 +204,8 @@ class Expressions:
                 found.open = self.unknown(element.key)
                 continue
             found.entries[str(key.value)] = value
-            self.follower.entry_spans[id(found.entries), str(key.value)] = (
-                self.follower.unit.span(element.value), self.follower.unit.span(element))  # fmt: skip
+            spans = self.follower.unit.span(element.value), self.follower.unit.span(element)
+            self.follower.entry_spans[id(found.entries), str(key.value)] = spans
         return found
 
     def _subscript(self, node: cst.Subscript) -> Value | None:
@@ -219,12 +219,19 @@ class Expressions:
             return None
         try:
             if isinstance(owner, Items):
-                return owner.items[key.value]
+                item: Value = owner.items[key.value]
+                return item
             if isinstance(owner, Mapping):
                 return owner.entries.get(str(key.value))
             return _computed(operator.getitem, plain(owner), key.value)
         except (IndexError, TypeError, KeyError, NotPlainError):
             return None
+
+    def _listcomp(self, node: cst.ListComp | cst.SetComp | cst.GeneratorExp) -> Value | None:
+        self.value(node.for_in.iter)  # for the calls in it
+        return None
+
+    _setcomp = _generatorexp = _listcomp
 
     def _lambda(self, node: cst.Lambda) -> Value:
         follower = self.follower

@@ -19,11 +19,11 @@ from lora_doctor.static.program.values import (
 )
 
 if TYPE_CHECKING:
-    from lora_doctor.static.program.follow import Follower
+    from lora_doctor.static.program.context import Context
 
 
 def bound_arguments(
-    follower: Follower,
+    follower: Context,
     function: Function,
     positional: Sequence[Argument],
     keywords: dict[str, Argument],
@@ -57,12 +57,12 @@ def bound_arguments(
     return found
 
 
-def _default(follower: Follower, function: Function, parameter: cst.Param) -> Value:
+def _default(follower: Context, function: Function, parameter: cst.Param) -> Value:
     name = parameter.name.value
     kept, follower.unit = follower.unit, function.unit
     try:
         if parameter.default is None:
-            return follower.expressions.unknown(parameter.name, _pass(name))
+            return follower.unknown(parameter.name, _pass(name))
         found = follower.value(parameter.default)
     finally:
         follower.unit = kept
@@ -75,7 +75,7 @@ def _default(follower: Follower, function: Function, parameter: cst.Param) -> Va
     return found
 
 
-def command_line_defaults(follower: Follower, function: Function) -> dict[str, Value]:
+def command_line_defaults(follower: Context, function: Function) -> dict[str, Value]:
     """The defaults that ``@click.option`` gives the parameters of a command."""
     found: dict[str, Value] = {}
     decorators = function.node.decorators if isinstance(function.node, cst.FunctionDef) else ()

@@ -27,13 +27,29 @@ from lora_doctor.static.program.values import (
 )
 
 if TYPE_CHECKING:
-    from lora_doctor.static.program.follow import Follower
+    from lora_doctor.static.program.context import Context
 
 #: Methods of a model that return it.
-_SELF = frozenset("to cuda cpu half float bfloat16 double train eval requires_grad_".split())
+_SELF = frozenset(
+    ["to", "cuda", "cpu", "half", "float", "bfloat16", "double", "train", "eval", "requires_grad_"]
+)
 _TEXT = frozenset(
-    "lower upper strip lstrip rstrip split rsplit replace removeprefix removesuffix "
-    "startswith endswith format join".split()
+    [
+        "lower",
+        "upper",
+        "strip",
+        "lstrip",
+        "rstrip",
+        "split",
+        "rsplit",
+        "replace",
+        "removeprefix",
+        "removesuffix",
+        "startswith",
+        "endswith",
+        "format",
+        "join",
+    ]
 )
 #: What a program asks of the GPU, answered as on one with bfloat16.
 _GPU: dict[str, Any] = {
@@ -52,7 +68,7 @@ _PURE: dict[str, Callable[..., Any]] = {
 }  # fmt: skip
 
 
-def known_call(follower: Follower, call: Call, node: cst.Call) -> Value | None:
+def known_call(follower: Context, call: Call, node: cst.Call) -> Value | None:
     """What the call returns; ``None`` where it is not one of these."""
     for look in (_gpu, _of_parsers, _of_model, _of_text, _of_collection, _builtin, _environment):
         found = look(follower, call)
@@ -61,7 +77,7 @@ def known_call(follower: Follower, call: Call, node: cst.Call) -> Value | None:
     return _started(follower, call)
 
 
-def _gpu(follower: Follower, call: Call) -> Value | None:
+def _gpu(follower: Context, call: Call) -> Value | None:
     if call.name not in _GPU:
         return None
     text = " ".join(call.span.text.split())
@@ -72,7 +88,7 @@ def _gpu(follower: Follower, call: Call) -> Value | None:
     return Known(found)
 
 
-def _of_parsers(follower: Follower, call: Call) -> Value | None:
+def _of_parsers(follower: Context, call: Call) -> Value | None:
     if call.name in PARSERS:
         return parser_call(follower, call)
     if isinstance(call.receiver, Thing) and call.receiver.made_by in PARSERS:
@@ -80,7 +96,7 @@ def _of_parsers(follower: Follower, call: Call) -> Value | None:
     return None
 
 
-def _of_model(follower: Follower, call: Call) -> Value | None:
+def _of_model(follower: Context, call: Call) -> Value | None:
     receiver = call.receiver
     if not isinstance(receiver, Thing):
         return None
@@ -92,7 +108,7 @@ def _of_model(follower: Follower, call: Call) -> Value | None:
     return None
 
 
-def _of_text(follower: Follower, call: Call) -> Value | None:
+def _of_text(follower: Context, call: Call) -> Value | None:
     receiver = call.receiver
     if not isinstance(receiver, Known) or not isinstance(receiver.value, str):
         return None
@@ -106,7 +122,7 @@ def _of_text(follower: Follower, call: Call) -> Value | None:
     return _value_of(found)
 
 
-def _of_collection(follower: Follower, call: Call) -> Value | None:
+def _of_collection(follower: Context, call: Call) -> Value | None:
     receiver, first = call.receiver, call.value("", 0)
     if isinstance(receiver, Items):
         if call.method == "append" and first is not None:
@@ -135,7 +151,7 @@ def _of_mapping(call: Call, receiver: Mapping, first: Value | None) -> Value | N
     return None
 
 
-def _builtin(follower: Follower, call: Call) -> Value | None:
+def _builtin(follower: Context, call: Call) -> Value | None:
     name, first = call.name, call.value("", 0)
     if name == "builtins.dict":
         return _made_dict(follower, call, first)
@@ -161,7 +177,7 @@ def _builtin(follower: Follower, call: Call) -> Value | None:
     return None
 
 
-def _made_dict(follower: Follower, call: Call, first: Value | None) -> Mapping:
+def _made_dict(follower: Context, call: Call, first: Value | None) -> Mapping:
     entries = dict(first.entries) if isinstance(first, Mapping) else {}
     open_ = call.open or (first.open if isinstance(first, Mapping) else None)
     if isinstance(first, Unknown):
@@ -172,7 +188,7 @@ def _made_dict(follower: Follower, call: Call, first: Value | None) -> Mapping:
     return Mapping(entries, call.span, open=open_)
 
 
-def _environment(follower: Follower, call: Call) -> Value | None:
+def _environment(follower: Context, call: Call) -> Value | None:
     if call.name not in ("os.getenv", "os.environ.get"):
         return None
     key = call.value("key", 0)
@@ -183,7 +199,7 @@ def _environment(follower: Follower, call: Call) -> Value | None:
     return found
 
 
-def _started(follower: Follower, call: Call) -> Value | None:
+def _started(follower: Context, call: Call) -> Value | None:
     """``typer.run(main)``, ``fire.Fire(main)`` and the like start what they are given."""
     if call.name not in ("typer.run", "fire.Fire", "tyro.cli", "defopt.run", "jsonargparse.CLI"):
         return None

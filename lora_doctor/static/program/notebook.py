@@ -1,4 +1,4 @@
-"""Notebooks: the code cells in the JSON, and a changed cell put back with all else byte for byte."""
+"""Notebooks: the code cells in the JSON, and a changed cell put back, all else byte for byte."""
 
 from __future__ import annotations
 

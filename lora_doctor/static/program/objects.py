@@ -13,23 +13,22 @@ from lora_doctor.static.program.values import (
     Class,
     Function,
     Instance,
-    Known,
     ModuleValue,
     Reference,
     Scope,
-    Span,
     Thing,
     Value,
 )
 
 if TYPE_CHECKING:
-    from lora_doctor.static.program.follow import Follower
+    from lora_doctor.static.program.context import Context
 
 _FIELDS = ("dataclasses.field", "field", "pydantic.Field")
+_LIBRARIES = ("transformers", "trl", "peft", "sentence_transformers")
 _DATACLASSES = ("dataclasses.dataclass", "dataclass", "attr.s", "attrs.define")
 
 
-def attribute(follower: Follower, owner: Value, name: str) -> Value | None:
+def attribute(follower: Context, owner: Value, name: str) -> Value | None:
     """An attribute; ``None`` where the text does not say."""
     if isinstance(owner, Reference):
         return Reference(f"{owner.name}.{name}")
@@ -54,7 +53,7 @@ def attribute(follower: Follower, owner: Value, name: str) -> Value | None:
 
 
 def call_object(
-    follower: Follower,
+    follower: Context,
     callee: Value | None,
     positional: Sequence[Argument],
     keywords: dict[str, Argument],
@@ -78,7 +77,7 @@ def call_object(
     return found
 
 
-def make_class(follower: Follower, node: cst.ClassDef) -> Class:
+def make_class(follower: Context, node: cst.ClassDef) -> Class:
     """The class that a statement defines."""
     decorators = [
         _reference(follower, item.decorator) for item in node.decorators
@@ -101,13 +100,13 @@ def make_class(follower: Follower, node: cst.ClassDef) -> Class:
     return Class(node.name.value, names, bases, fields if is_dataclass else None)
 
 
-def _fields(follower: Follower, line: cst.SimpleStatementLine) -> Iterator[tuple[str, Value]]:
+def _fields(follower: Context, line: cst.SimpleStatementLine) -> Iterator[tuple[str, Value]]:
     """The attributes that a line of a class sets, with their values."""
     for part in line.body:
         if isinstance(part, cst.AnnAssign) and isinstance(part.target, cst.Name):
             name = part.target.value
             if part.value is None:
-                yield name, follower.expressions.unknown(part.target, f"pass `--{name}`")
+                yield name, follower.unknown(part.target, f"pass `--{name}`")
             else:
                 yield name, _default(follower, follower.value(part.value))
         elif isinstance(part, cst.Assign):
@@ -117,7 +116,7 @@ def _fields(follower: Follower, line: cst.SimpleStatementLine) -> Iterator[tuple
                     follower.scope.names[target.target.value] = value
 
 
-def _default(follower: Follower, value: Value) -> Value:
+def _default(follower: Context, value: Value) -> Value:
     """The default in ``field(default=..., default_factory=...)``."""
     if not isinstance(value, Thing) or value.made_by not in _FIELDS:
         return value
@@ -141,9 +140,8 @@ def fields_of(of: Class) -> dict[str, Value]:
 def library_base(of: Class) -> str:
     """The dotted name of the library's class that a class inherits; empty without one."""
     for base in of.bases:
-        if isinstance(base, Reference) and "." in base.name:
-            if base.name.partition(".")[0] in ("transformers", "trl", "peft", "sentence_transformers"):
-                return base.name
+        if isinstance(base, Reference) and base.name.partition(".")[0] in _LIBRARIES:
+            return base.name
         if isinstance(base, Class) and base is not of and library_base(base):
             return library_base(base)
     return ""
@@ -165,18 +163,8 @@ def _is_named(decorator: cst.Decorator, name: str) -> bool:
     return isinstance(found, cst.Name) and found.value == name
 
 
-def _reference(follower: Follower, node: cst.BaseExpression) -> str:
+def _reference(follower: Context, node: cst.BaseExpression) -> str:
     """The dotted name of a decorator, called or not."""
     inner = node.func if isinstance(node, cst.Call) else node
     found = follower.value(inner)
     return found.name if isinstance(found, Reference) else ""
-
-
-def span_of(value: Value) -> Span | None:
-    """Where the value is written out; ``None`` where it was computed."""
-    return value.span
-
-
-def is_nothing(value: Value | None) -> bool:
-    """Whether the value is ``None``, or there is none."""
-    return value is None or (isinstance(value, Known) and value.value is None)

@@ -12,14 +12,16 @@ from lora_doctor.limits import PYTHON_BYTES, SCRIPT, bounded
 from lora_doctor.static.piece import read_bytes
 from lora_doctor.static.place import Place
 from lora_doctor.static.program.notebook import CodeCell, code_cells, is_notebook, with_cells
-from lora_doctor.static.program.units import Unit, magic_lines
-from lora_doctor.static.program.values import Call, Span, Unknown
+from lora_doctor.static.program.units import Span, Unit, magic_lines
+from lora_doctor.static.program.values import Call, Unknown
 
 _BOM = "\ufeff"
 #: A notebook holds its pictures.
 NOTEBOOK_BYTES = 32 * PYTHON_BYTES
 _INSTALL = re.compile(r"(?:uv\s+)?(?:python3?\s+-m\s+)?pip3?\s+install\s+(?P<words>.*)")
-_REQUIREMENT = re.compile(r"""["']?(?P<name>[A-Za-z][\w.-]*)(?:\[[^\]]*\])?\s*(?P<pin>[<>=!~][^"'\s;#]*)["']?""")
+_REQUIREMENT = re.compile(
+    r"""["']?(?P<name>[A-Za-z][\w.-]*)(?:\[[^\]]*\])?\s*(?P<pin>[<>=!~][^"'\s;#]*)["']?"""
+)
 
 
 @dataclass(frozen=True)

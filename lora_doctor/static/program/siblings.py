@@ -12,12 +12,12 @@ from lora_doctor.static.program.units import Unit
 from lora_doctor.static.program.values import ModuleValue, Scope
 
 if TYPE_CHECKING:
-    from lora_doctor.static.program.follow import Follower
+    from lora_doctor.static.program.context import Context
 
 _MOST = 20
 
 
-def sibling(follower: Follower, module: str, dots: int) -> ModuleValue | None:
+def sibling(follower: Context, module: str, dots: int) -> ModuleValue | None:
     """The module, where a file beside the program is what Python would import; else ``None``."""
     if not module or not all(part.isidentifier() for part in module.split(".")):
         return None
@@ -31,7 +31,7 @@ def sibling(follower: Follower, module: str, dots: int) -> ModuleValue | None:
     return None
 
 
-def _followed(follower: Follower, file: Path) -> ModuleValue | None:
+def _followed(follower: Context, file: Path) -> ModuleValue | None:
     key = file.resolve()
     if key in follower.modules or len(follower.modules) >= _MOST:
         return follower.modules.get(key)

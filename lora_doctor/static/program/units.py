@@ -6,7 +6,7 @@ import functools
 import re
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lora_doctor.errors import NotPythonError
@@ -15,8 +15,6 @@ from lora_doctor.static.python_source import parse_python
 
 if TYPE_CHECKING:
     import libcst as cst
-
-    from lora_doctor.static.program.values import Span
 
 _LINE = re.compile(r"\r\n|\r|\n")
 #: Cell magics whose cell is Python of this process.
@@ -65,8 +63,7 @@ class Unit:
     def _ranges(self) -> Mapping[cst.CSTNode, Any]:
         from libcst.metadata import MetadataWrapper, PositionProvider
 
-        found = MetadataWrapper(self.module, unsafe_skip_copy=True).resolve(PositionProvider)
-        return found  # type: ignore[no-any-return]
+        return MetadataWrapper(self.module, unsafe_skip_copy=True).resolve(PositionProvider)
 
     @functools.cached_property
     def _starts(self) -> list[int]:
@@ -84,8 +81,6 @@ class Unit:
 
     def span(self, node: cst.CSTNode) -> Span:
         """Where the node stands in the text, without the parentheses around it."""
-        from lora_doctor.static.program.values import Span
-
         found = self._ranges[node]
         start = self.offset(found.start.line, found.start.column)
         return Span(self, start, self.offset(found.end.line, found.end.column))
@@ -107,6 +102,23 @@ class Unit:
         """The line end that the text uses first."""
         found = _LINE.search(self.text)
         return found[0] if found else "\n"
+
+
+@dataclass(frozen=True)
+class Span:
+    """Characters ``start`` to ``end`` of the text of a unit (a file or a cell)."""
+
+    unit: Unit = field(compare=False, repr=False)
+    start: int
+    end: int
+
+    @property
+    def text(self) -> str:
+        return self.unit.text[self.start : self.end]
+
+    @property
+    def place(self) -> Place:
+        return self.unit.place_at(self.start)
 
 
 def _without_magics(text: str) -> str:

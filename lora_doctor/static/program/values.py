@@ -4,31 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from lora_doctor.static.place import Place
+from lora_doctor.static.program.units import Span, Unit
 
 if TYPE_CHECKING:
     import libcst as cst
-
-    from lora_doctor.static.program.units import Unit
-
-
-@dataclass(frozen=True)
-class Span:
-    """Characters ``start`` to ``end`` of the text of a unit (a file or a cell)."""
-
-    unit: Unit = field(compare=False, repr=False)
-    start: int
-    end: int
-
-    @property
-    def text(self) -> str:
-        return self.unit.text[self.start : self.end]
-
-    @property
-    def place(self) -> Place:
-        return self.unit.place_at(self.start)
 
 
 @dataclass(frozen=True)
@@ -143,9 +125,10 @@ class ModuleValue:
     via: tuple[str, ...] = ()
 
 
-Value = Union[
-    Known, Unknown, Items, Mapping, Reference, Thing, Function, Class, Instance, ModuleValue
-]
+Value: TypeAlias = (
+    "Known | Unknown | Items | Mapping | Reference | Thing | Function | Class | Instance | "
+    "ModuleValue"
+)
 
 
 @dataclass
@@ -237,8 +220,7 @@ def through(value: Value, name: str) -> Value:
     if isinstance(value, Items):
         return Items(value.items, value.kind, value.span, (*value.via, name))
     if isinstance(value, Mapping):
-        found = Mapping(value.entries, value.span, (*value.via, name), value.open)
-        return found
+        return Mapping(value.entries, value.span, (*value.via, name), value.open)
     return value  # objects are the same object under every name
 
 
@@ -277,3 +259,22 @@ class NotPlainError(Exception):
         if isinstance(self.value, Unknown):
             return self.value
         return self.value.open if isinstance(self.value, Mapping) else None
+
+
+def same(one: Value, other: Value) -> bool:
+    """Whether two values are known to be equal."""
+    if one is other:
+        return True
+    if isinstance(one, Known) and isinstance(other, Known):
+        return type(one.value) is type(other.value) and bool(one.value == other.value)
+    if isinstance(one, Reference) and isinstance(other, Reference):
+        return one.name == other.name
+    if isinstance(one, Items) and isinstance(other, Items):
+        return len(one.items) == len(other.items) and all(map(same, one.items, other.items))
+    return False
+
+
+def _dotted(node: cst.CSTNode) -> str:
+    if isinstance(node, cst.Attribute):
+        return f"{_dotted(node.value)}.{node.attr.value}"
+    return node.value if isinstance(node, cst.Name) else ""
