@@ -158,6 +158,7 @@ if TYPE_CHECKING:
     from lora_doctor.recipe.program.names import UnknownArgument, unknown_arguments
     from lora_doctor.recipe.program.order import (
         Slip,
+        adapted_by_the_trainer_too,
         adapted_twice,
         loaded_frozen,
         optimizer_too_early,
@@ -182,6 +183,7 @@ _LAZY = {
     "TrainableTensor": "evidence.optimizer",
     "TrainingScript": "static.script.training_script",
     "UnknownArgument": "recipe.program.names",
+    "adapted_by_the_trainer_too": "recipe.program.order",
     "adapted_twice": "recipe.program.order",
     "loaded_frozen": "recipe.program.order",
     "optimizer_too_early": "recipe.program.order",
@@ -266,6 +268,7 @@ __all__ = [
     "Use",
     "Verification",
     "Vocabulary",
+    "adapted_by_the_trainer_too",
     "adapted_twice",
     "asks_for_adapter",
     "at_an_end",

@@ -151,7 +151,7 @@ class Case:
             "remote_code", origin, lambda: read_remote_code(static.folder, static)
         )
 
-    @evidence(of_recipe=False)
+    @evidence(of_recipe=True)
     def script(self) -> TrainingScript:
         """The training script that MODEL names, read and never run."""
         path = Path(self.source.name if self.source.kind == "script" else self.source.script)
@@ -159,8 +159,10 @@ class Case:
             raise EvidenceError("MODEL is no training script")
         from lora_doctor.static.script.training_script import read_training_script
 
+        written = self.asked.written
+        data = written.data if written is not None else None
         origin = f"{path}, read with ast"
-        return self.store.timed("script", origin, lambda: read_training_script(path))
+        return self.store.timed("script", origin, lambda: read_training_script(path, data))
 
     @evidence(of_recipe=True)
     def program(self) -> Setup:

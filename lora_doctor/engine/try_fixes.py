@@ -227,7 +227,8 @@ def fixed(case: Case, fixes: Sequence[Fix]) -> Case:
     again = case.again(recipe, patches)
     if patches == case.patches and recipe.values == case.recipe.values:
         # Another text of the program that says the same: only that is read again.
-        same = (name for name in kinds(Case, of_recipe=True) if name != Case.program.name)
+        read_anew = (Case.program.name, Case.script.name)
+        same = (name for name in kinds(Case, of_recipe=True) if name not in read_anew)
         case.store.share_with(again.store, same)
     return again
 

@@ -83,20 +83,24 @@ def loaded_frozen(setup: Setup) -> Iterator[Slip]:
 
 
 def adapted_twice(setup: Setup) -> Iterator[Slip]:
-    """Adapters put on a model that has some: by a second ``get_peft_model`` or by the trainer."""
+    """``get_peft_model`` on a model that has adapters."""
     for call in setup.program.calls:
-        if not call.certain:
-            continue
-        if is_trainer(call) and not is_none(call.value("peft_config")):
-            wrap = _adapted(setup, call.value("model", 0), call)
-            argument = call.argument("peft_config")
-            if wrap is not None and argument is not None:
-                change = None if argument.unpacked else removed(call, argument)
-                yield _slip(call, wrap, [change] if change else [])
-        elif is_wrap(call) and is_none(call.value("mixed", 3)):
+        if call.certain and is_wrap(call) and is_none(call.value("mixed", 3)):
             wrap = _adapted(setup, call.value("model", 0), call)
             if wrap is not None:
                 yield _slip(call, wrap, [])
+
+
+def adapted_by_the_trainer_too(setup: Setup) -> Iterator[Slip]:
+    """A trainer with ``peft_config`` and a model that has adapters."""
+    for call in setup.program.calls:
+        argument = call.argument("peft_config")
+        if not (call.certain and is_trainer(call)) or argument is None or is_none(argument.value):
+            continue
+        wrap = _adapted(setup, call.value("model", 0), call)
+        if wrap is not None:
+            change = None if argument.unpacked else removed(call, argument)
+            yield _slip(call, wrap, [change] if change else [])
 
 
 def optimizer_too_early(setup: Setup) -> Iterator[Slip]:

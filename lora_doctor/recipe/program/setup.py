@@ -38,7 +38,7 @@ from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.recipe.written import Written
 from lora_doctor.static.installed.peft_types import peft_type_of
 from lora_doctor.static.place import Place
-from lora_doctor.static.program.program import Program, read_program
+from lora_doctor.static.program.program import Program, program_bytes, read_program
 from lora_doctor.static.program.values import (
     Argument,
     Call,
@@ -106,15 +106,21 @@ def is_program(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES
 
 
-@functools.lru_cache(maxsize=16)
 def read_setup(path: Path, data: bytes | None = None, arguments: tuple[str, ...] = ()) -> Setup:
     """The set-up in a script or notebook; ``data``: its content instead of what the file has.
 
     Raises:
         InputError: it cannot be read, or a value is none that its key can have (with the line).
     """
-    program = read_program(path, data=data, arguments=arguments)
-    return _Reader(program).read()
+    if data is None:
+        _read.cache_clear()  # what it imports may be another by now, too
+        data = program_bytes(path)
+    return _read(path, data, arguments)
+
+
+@functools.lru_cache(maxsize=16)
+def _read(path: Path, data: bytes, arguments: tuple[str, ...]) -> Setup:
+    return _Reader(read_program(path, data, arguments=arguments)).read()
 
 
 @dataclass

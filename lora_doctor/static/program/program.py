@@ -86,19 +86,26 @@ class Program:
         return ((_BOM if bom else "") + text).encode("utf-8")
 
 
-def read_program(
-    path: Path, *, data: bytes | None = None, arguments: Sequence[str] = ()
-) -> Program:
-    """Read a script or a notebook. ``data``: its content, where that is not what the file has now.
-    ``arguments``: words of its command line.
+def program_bytes(path: Path) -> bytes:
+    """The content of a script or notebook.
 
     Raises:
-        InputError: it cannot be read, or is neither.
+        InputError: it cannot be read.
+    """
+    try:
+        return read_bytes(path, NOTEBOOK_BYTES if path.suffix == ".ipynb" else PYTHON_BYTES)
+    except EvidenceError as error:
+        raise InputError(f"MODEL {str(path)!r}: {error}") from None
+
+
+def read_program(path: Path, data: bytes, *, arguments: Sequence[str] = ()) -> Program:
+    """Read a script or a notebook with this content. ``arguments``: words of its command line.
+
+    Raises:
+        InputError: it is neither.
     """
     where = f"MODEL {str(path)!r}"
     try:
-        if data is None:
-            data = read_bytes(path, NOTEBOOK_BYTES if path.suffix == ".ipynb" else PYTHON_BYTES)
         text = data.decode("utf-8-sig")
         with bounded(SCRIPT):
             return _read(path, data, text, tuple(arguments))

@@ -1,15 +1,15 @@
-"""LD522: adapters are put on a model that has some."""
+"""LD522: a trainer is given peft_config and a model that has adapters."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.rule_api import Case, Example, Finding, Rule, Symptom, adapted_twice
+from lora_doctor.rule_api import Case, Example, Finding, Rule, Symptom, adapted_by_the_trainer_too
 from lora_doctor.rules._program import slips
 
 
-class AdaptersPutOnTwice(Rule):
-    """A second `get_peft_model`, or a trainer with `peft_config`, on a model that has adapters.
+class PeftConfigForAdaptedModel(Rule):
+    """A trainer is given a `peft_config` and a model that has adapters already.
 
     ## What happens
     TRL refuses it, or merges the first adapter away; PEFT freezes or replaces it. What is saved
@@ -23,16 +23,16 @@ class AdaptersPutOnTwice(Rule):
     All of PEFT and TRL.
 
     ## Fix
-    One of the two: the `peft_config` of the trainer goes, or the call before it. A second call
-    of `get_peft_model` is taken out by hand.
+    One of the two: the `peft_config` of the trainer is taken out, or by hand the call before it.
+    A second call of `get_peft_model` is LD507.
 
     ## Links
     https://huggingface.co/docs/trl/peft_integration
     """
 
     code = "LD522"
-    name = "adapters-put-on-twice"
-    summary = "A model that has adapters is given others, by get_peft_model or the trainer."
+    name = "peft-config-for-adapted-model"
+    summary = "A trainer is given a peft_config and a model that has adapters already."
     depth = "static"
     symptoms = (Symptom(r"passed a `?PeftModel`? instance together with a `?peft_config`?"),)
     examples = (
@@ -49,7 +49,7 @@ class AdaptersPutOnTwice(Rule):
         yield from slips(
             self,
             case,
-            adapted_twice(case.program),
+            adapted_by_the_trainer_too(case.program),
             "{code} puts adapters on a model that has had some since {other}.",
             "adapters are put on first",
             "Leave it to one of the two: without this one, the adapters that are on the model "

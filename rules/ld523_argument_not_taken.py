@@ -1,4 +1,4 @@
-"""LD524: an argument that the installed release of a library does not take."""
+"""LD523: an argument that the installed release of a library does not take."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class ArgumentNotTaken(Rule):
     https://github.com/huggingface/transformers/blob/main/MIGRATION_GUIDE_V5.md
     """
 
-    code = "LD524"
+    code = "LD523"
     name = "argument-not-taken"
     summary = "A call has an argument that the installed library does not take."
     depth = "static"
