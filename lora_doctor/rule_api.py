@@ -30,6 +30,10 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     ``NonLinearOutputReading``, ``InstancePatch``; ``Saving``, the round trip through files, with
     ``TiedPart``, ``Vocabulary`` and ``AutoLoading``.
 *Of a dry run*
+    ``Setup``: the calls of the script or notebook that holds the recipe. Read off it:
+    ``prepared_after_adapters``, ``loaded_frozen``, ``adapted_twice``,
+    ``adapted_by_the_trainer_too``, ``optimizer_too_early`` (each a ``Slip``: two calls in an order
+    that does not work), ``unknown_arguments`` (``UnknownArgument``).
     ``DryRun``, the user's own command with the model shrunk, and ``ScriptError``, what it raised.
 *What the checkpoint lacks*
     ``Loading``: what ``from_pretrained`` makes of its names.
@@ -164,6 +168,7 @@ if TYPE_CHECKING:
         optimizer_too_early,
         prepared_after_adapters,
     )
+    from lora_doctor.recipe.program.setup import Setup
     from lora_doctor.static.adapter_files import AdapterFiles
     from lora_doctor.static.adapter_values import AdapterValues
     from lora_doctor.static.model_files import StaticEvidence
@@ -178,6 +183,7 @@ _LAZY = {
     "OptimizerState": "evidence.optimizer",
     "RemoteCode": "static.remote_code.remote_code",
     "Replacement": "static.script.training_script",
+    "Setup": "recipe.program.setup",
     "Slip": "recipe.program.order",
     "StaticEvidence": "static.model_files",
     "TrainableTensor": "evidence.optimizer",
@@ -250,6 +256,7 @@ __all__ = [
     "Rule",
     "Saving",
     "ScriptError",
+    "Setup",
     "Severity",
     "Slip",
     "Stacked",

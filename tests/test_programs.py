@@ -143,8 +143,9 @@ def test_an_argument_of_the_script_is_given_behind_two_dashes(tmp_path: Path) ->
 
 def test_a_branch_that_is_not_known_is_not_guessed(tmp_path: Path) -> None:
     text = _ASKS.replace("find_all(model)", "names").replace(
-        "model = get_peft", "names = ['q_proj']\nif len(data) > 3:\n    names = ['v_proj']\nmodel = get_peft"
-    )  # fmt: skip
+        "model = get_peft",
+        "names = ['q_proj']\nif len(data) > 3:\n    names = ['v_proj']\nmodel = get_peft",
+    )
     setup = read(tmp_path, text, "--model", "m")
     assert "target_modules" not in setup.recipe.values
     assert "depends on `len(data) > 3`" in setup.asked[0][1]
@@ -152,10 +153,12 @@ def test_a_branch_that_is_not_known_is_not_guessed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["def f(:\n", "{" * 400, "x = " + "(" * 300, "\x00", "a = 1\n" * 200_000, "class A(A): pass\nA().f()\n",
-     "def f(): return f()\nf()\n", "x = 2\n" + "x = x * x\n" * 200, "x = [0]\nx += x\n" * 60,
+    ["def f(:\n", "{" * 400, "x = " + "(" * 300, "\x00", "a = 1\n" * 200_000,
+     "class A(A): pass\nA().f()\n", "x = ['a']\n" + "x = x + x\n" * 60,
+     "x = 'ab'\n" + "x = f'{x}{x}'\n" * 60, "x = 'aa'\n" + "x = x.replace('a', x)\n" * 20,
+     "def f(): return f()\nf()\n", "x = 2\n" + "x = x * x\n" * 200, "x = [0]\n" + "x += x\n" * 60,
      "lambda: (yield)\n", "import a.b.c as d\nfrom . import x\nfrom .. import *\n"],
-    ids=range(11),
+    ids=range(14),
 )  # fmt: skip
 def test_no_script_ends_in_a_traceback(text: str, tmp_path: Path) -> None:
     try:

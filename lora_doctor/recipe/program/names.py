@@ -38,16 +38,21 @@ _REQUIREMENT = re.compile(r"\s*([A-Za-z][\w.-]*)(?:\[[^\]]*\])?\s*([<>=!~][^\s;#
 class UnknownArgument:
     """An argument that the installed release does not take."""
 
-    #: The argument, and what it is passed to.
+    #: The argument.
     name: str
+    #: What it is passed to.
     callee: str
+    #: The package of that.
     package: str
+    #: Its installed release.
     version: str
+    #: Where the argument stands.
     place: Place
     #: How it is written now; empty where that is not known.
     now: str
     #: Where it belongs now, where that is another call.
     moved_to: str = ""
+    #: The changes of the text; empty where it has to be done by hand.
     rewrites: tuple[Rewrite, ...] = ()
 
 

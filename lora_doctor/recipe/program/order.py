@@ -36,8 +36,9 @@ class Slip:
     place: Place
     #: Its text, on one line.
     code: str
-    #: The other call.
+    #: Where the other call is.
     other_place: Place
+    #: Its text, on one line.
     other_code: str
     #: The changes of the text that mend it; empty where it has to be done by hand.
     rewrites: tuple[Rewrite, ...] = ()

@@ -12,6 +12,7 @@ import libcst as cst
 
 from lora_doctor.limits import step
 from lora_doctor.static.program.values import (
+    LONGEST,
     Function,
     Instance,
     Items,
@@ -30,7 +31,6 @@ from lora_doctor.static.program.values import (
 if TYPE_CHECKING:
     from lora_doctor.static.program.context import Context
 
-_LONGEST = 100_000
 _LONGEST_NUMBER = 256  # bits
 _BINARY: dict[str, Callable[[Any, Any], Any]] = {
     "Add": operator.add, "Subtract": operator.sub, "Multiply": operator.mul,
@@ -99,6 +99,8 @@ class Expressions:
             if part.conversion or part.format_spec:
                 return None
             parts.append(str(found.value))
+            if sum(map(len, parts)) > LONGEST:
+                return None
         return Known("".join(parts), self.follower.unit.span(node))
 
     def _name(self, node: cst.Name) -> Value | None:
@@ -134,6 +136,8 @@ class Expressions:
         left, right = self.value(node.left), self.value(node.right)
         kind = type(node.operator).__name__
         if isinstance(left, Items) and isinstance(right, Items) and kind == "Add":
+            if len(left.items) + len(right.items) > LONGEST:
+                return None
             return Items([*left.items, *right.items], left.kind)
         if isinstance(left, Mapping) and isinstance(right, Mapping) and kind == "BitOr":
             return Mapping({**left.entries, **right.entries}, open=left.open or right.open)
@@ -283,7 +287,7 @@ def _computed(function: Callable[..., Any], *values: Any, span: Any = None) -> V
         found = function(*values)
     except Exception:  # noqa: BLE001 - what the program's own arithmetic raises
         return None
-    if isinstance(found, (str, bytes, list, tuple)) and len(found) > _LONGEST:
+    if isinstance(found, (str, bytes, list, tuple)) and len(found) > LONGEST:
         return None
     if isinstance(found, int) and found.bit_length() > _LONGEST_NUMBER:
         return None

@@ -11,6 +11,7 @@ import libcst as cst
 from lora_doctor.static.program.command_line import PARSERS, parsed, parser_call
 from lora_doctor.static.program.expressions import environment
 from lora_doctor.static.program.values import (
+    LONGEST,
     Call,
     Class,
     Function,
@@ -116,6 +117,8 @@ def _of_text(follower: Context, call: Call) -> Value | None:
         return None
     try:
         given = [plain(item.value) for item in call.positional]
+        if len(receiver.value) * max(map(_size, given), default=0) > LONGEST:
+            return None
         found = getattr(receiver.value, call.method)(*given)
     except (NotPlainError, TypeError, ValueError, KeyError, IndexError, AttributeError):
         return None
@@ -128,6 +131,8 @@ def _of_collection(follower: Context, call: Call) -> Value | None:
         if call.method == "append" and first is not None:
             receiver.items.append(first)
         elif call.method == "extend" and isinstance(first, Items):
+            if len(receiver.items) + len(first.items) > LONGEST:
+                return None
             receiver.items.extend(first.items)
         elif call.method != "copy":
             return None
@@ -211,6 +216,11 @@ def _started(follower: Context, call: Call) -> Value | None:
 
         return call_object(follower, first, (), {})
     return None
+
+
+def _size(value: Any) -> int:
+    """Characters of a text, or of all in a list of them."""
+    return sum(map(_size, value)) if isinstance(value, (list, tuple)) else len(str(value))
 
 
 def _value_of(found: Any) -> Value:

@@ -20,6 +20,7 @@ from lora_doctor.static.program.objects import make_class
 from lora_doctor.static.program.siblings import sibling
 from lora_doctor.static.program.units import Span, Unit
 from lora_doctor.static.program.values import (
+    LONGEST,
     Argument,
     Function,
     Instance,
@@ -227,8 +228,9 @@ class Statements(ABC):
 
     def _augassign(self, node: cst.AugAssign) -> None:
         old, new = self.value(node.target), self.value(node.value)
-        if isinstance(old, Items) and isinstance(new, Items):
-            old.items.extend(new.items)
+        both = isinstance(old, Items) and isinstance(new, Items)
+        if both and len(old.items) + len(new.items) <= LONGEST:  # type: ignore[union-attr]
+            old.items.extend(new.items)  # type: ignore[union-attr]
             return
         self._bind(node.target, self.unknown(node.target))
 

@@ -246,6 +246,10 @@ class ReferenceName(str):
     """The dotted name of an imported thing as a plain value: ``torch.bfloat16``."""
 
 
+#: Items of a list and characters of a text beyond which a value is not followed.
+LONGEST = 100_000
+
+
 class NotPlainError(Exception):
     """A value that the text does not say."""
 
