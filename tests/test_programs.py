@@ -194,3 +194,30 @@ def test_a_script_that_changed_meanwhile_is_left_alone(tmp_path: Path) -> None:
         plan.write(diagnosis)
     assert path.read_text() == "# mine\n" + SCRIPTS[0].broken
     assert not (tmp_path / "train.py.bak").exists()
+
+
+def test_a_notebook_for_another_release_is_not_held_against_the_installed_one(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "old.ipynb"
+    notebook = Notebook(SCRIPTS[4], ("base =",), first="!pip install -q 'peft==0.0.1' torch")
+    path.write_text(notebook.text(SCRIPTS[4].broken))
+    found = lora_doctor.check(str(path), depth="static")
+    assert found.findings == ()
+    assert [note.text.partition(";")[0] for note in found.notes] == [
+        f"{path}:cell 2:1 asks for peft==0.0.1"
+    ]
+
+
+def test_a_question_about_the_gpu_is_said_and_not_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "train.py"
+    path.write_text(
+        "import torch\nfrom transformers import TrainingArguments\n"
+        "bf16 = torch.cuda.is_bf16_supported()\n"
+        "args = TrainingArguments('out', bf16=bf16, fp16=not bf16)\n"
+    )
+    found = lora_doctor.check(str(path), depth="static")
+    assert found.recipe.values["bf16"] is True and found.recipe.values["fp16"] is False
+    assert [note.text for note in found.notes] == [
+        "read as on a GPU with bfloat16: `torch.cuda.is_bf16_supported()`, line 3"
+    ]

@@ -18,6 +18,8 @@ class Written:
     asked: tuple[str, ...] = ()
     #: On what condition the file was read so, such as a question about the GPU.
     assumed: tuple[str, ...] = ()
+    #: Releases that it asks for where others are installed, each as a sentence.
+    other_releases: tuple[str, ...] = ()
     #: Why the model that it names cannot be looked at; empty where it can.
     out_of_reach: str = ""
     #: The content of the file that was read, where that is a program.

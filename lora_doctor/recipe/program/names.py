@@ -7,15 +7,12 @@ import difflib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-from packaging.specifiers import InvalidSpecifier, SpecifierSet
-
-from lora_doctor.limits import PYTHON_BYTES
 from lora_doctor.recipe.edit import Rewrite
 from lora_doctor.recipe.program.imports import name_of
 from lora_doctor.recipe.program.objects import is_loader, is_trainer, settings_of, top
 from lora_doctor.recipe.program.order import rewrite_of
+from lora_doctor.recipe.program.pins import unmet
 from lora_doctor.recipe.program.setup import Setup
 from lora_doctor.recipe.program.splices import Splice, added, removed, renamed
 from lora_doctor.static.installed.signatures import (
@@ -31,7 +28,6 @@ _PACKAGES = ("transformers", "trl", "peft", "sentence_transformers")
 #: How alike an old and a new name are at least: ``evaluation_strategy``, ``eval_strategy``.
 _ALIKE = 0.75
 _FLAGS = ("load_in_4bit", "load_in_8bit")
-_REQUIREMENT = re.compile(r"\s*([A-Za-z][\w.-]*)(?:\[[^\]]*\])?\s*([<>=!~][^\s;#]*)")
 
 
 @dataclass(frozen=True)
@@ -59,7 +55,7 @@ class UnknownArgument:
 def unknown_arguments(setup: Setup) -> Iterator[UnknownArgument]:
     """The arguments, in the order of the calls. Libraries of which the program pins another release
     than the installed one, or that another library patches, are passed over."""
-    pinned = {package for package in _PACKAGES if _is_pinned_otherwise(setup, package)}
+    pinned = {pin.package.replace("-", "_") for pin, _ in unmet(setup.program)}
     patched = any(top(call.name) == "unsloth" for call in setup.program.calls)
     seen = set()
     for call in setup.program.calls:
@@ -163,32 +159,3 @@ def _rewrites(changes: list[Splice]) -> tuple[Rewrite, ...]:
     if not all(span.unit.editable for span, _ in changes):
         return ()
     return tuple(rewrite_of(change) for change in changes)
-
-
-def _is_pinned_otherwise(setup: Setup, package: str) -> bool:
-    """Whether the program, or the requirements beside it, ask for another release."""
-    version = installed_version(package.replace("_", "-"))
-    name = package.replace("_", "-")
-    pins = [(pin.package, pin.specifier) for pin in setup.program.pins]
-    for wanted, specifier in (*pins, *_requirements(setup.program.path.parent)):
-        try:
-            asks = wanted == name and version is not None
-            if asks and not SpecifierSet(specifier).contains(version or "", prereleases=True):
-                return True
-        except InvalidSpecifier:
-            continue
-    return False
-
-
-def _requirements(folder: Path) -> Iterator[tuple[str, str]]:
-    file = folder / "requirements.txt"
-    try:
-        if not file.is_file() or file.stat().st_size > PYTHON_BYTES:
-            return
-        text = file.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return
-    for line in text.splitlines():
-        found = _REQUIREMENT.match(line)
-        if found:
-            yield found[1].lower().replace("_", "-"), found[2]

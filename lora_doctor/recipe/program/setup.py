@@ -34,6 +34,7 @@ from lora_doctor.recipe.program.objects import (
     settings_of,
     top,
 )
+from lora_doctor.recipe.program.pins import other_releases
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.recipe.written import Written
 from lora_doctor.static.installed.peft_types import peft_type_of
@@ -77,16 +78,23 @@ class Setting:
 class Setup:
     """What a program says of its training run."""
 
+    #: What was read, with every call.
     program: Program
+    #: Who loads, adapts and trains.
     roles: Roles
+    #: The recipe.
     recipe: Recipe
+    #: Key of the recipe to its value in the program.
     settings: dict[str, Setting]
     #: Part of a recipe to the call that takes its keys.
     parts: dict[str, Call]
     #: The model, as the program names it; ``None`` where that is not known, or none is loaded.
     model: str | None
+    #: Where it is named.
     model_place: Place | None
+    #: Revision on the hub.
     revision: str | None = None
+    #: Whether the program trusts the model's code.
     trust_remote_code: bool = False
     #: What has to be said before the model can be looked at, each with its name and line.
     asked: tuple[tuple[str, str], ...] = ()
@@ -334,6 +342,7 @@ class _Reader:
             parts={part: call.place for part, call in self.parts.items()},
             asked=tuple(text for _, text in self.asked),
             assumed=tuple(dict.fromkeys(str(one) for one in self.program.assumed)),
+            other_releases=other_releases(self.program),
             data=self.program.data,
             arguments=self.program.arguments,
         )

@@ -108,12 +108,16 @@ class Expressions:
         if node.value in constants:
             return Known(constants[node.value], self.follower.unit.span(node))
         found = self.follower.look_up(node.value)
+        if isinstance(found, Reference) and found.span is None:  # of an import, not of a variable
+            return Reference(found.name, self.follower.unit.span(node))
         return through(found, node.value) if found is not None else None
 
     def _attribute(self, node: cst.Attribute) -> Value | None:
         owner = self.value(node.value)
         name = node.attr.value
         found = self.follower.attribute(owner, name)
+        if isinstance(found, Reference) and isinstance(owner, Reference):
+            return Reference(found.name, self.follower.unit.span(node))
         if found is not None:
             return through(found, name)
         if isinstance(owner, Instance) and owner.of is None:

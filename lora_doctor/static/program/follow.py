@@ -29,6 +29,7 @@ from lora_doctor.static.program.values import (
     Unknown,
     Value,
     same,
+    through,
 )
 
 if TYPE_CHECKING:
@@ -179,6 +180,8 @@ class Follower(Statements):
             return value if isinstance(value, Unknown) else Unknown(span.text, place, "", span)
         for name, entry in value.entries.items():
             own, whole = self.entry_spans.get((id(value.entries), name), (span, span))
+            for read in value.via:
+                entry = through(entry, read)
             keywords[name] = Argument(name, entry, own, whole, unpacked=True)
         return value.open
 
