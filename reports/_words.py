@@ -82,7 +82,8 @@ def place(finding: Finding, recipe: Recipe) -> str:
     ``lora_target (target_modules)``."""
     location = finding.location
     name = recipe.names.get(location.path) if location.kind == "recipe" else None
-    return f"{name} ({location.path})" if name else str(location)
+    text = f"{name} ({location.path})" if name else str(location)
+    return f"{finding.written}: {text}" if finding.written else text
 
 
 def accepted_words(finding: Finding, diagnosis: Diagnosis) -> str:

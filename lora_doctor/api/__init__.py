@@ -76,6 +76,7 @@ def check(model: Any, recipe: Any = None, **options: Unpack[CheckOptions]) -> Di
             ``none``.
         prescription: what ``fix --apply`` wrote: its patches are in force, and its recipe is taken
             where none is given.
+        script_arguments: words of the command line that the training script is started with.
         adapter: folder of a saved adapter that is to be loaded onto the model; its config is the
             recipe, and the recipe given holds only how the model is loaded and trained. A MODEL
             that is an adapter folder is one onto the base model that its config names.
@@ -168,8 +169,8 @@ def verify(model: Any, recipe: Any = None, **options: Unpack[CaseOptions]) -> Ve
     depth = options.get("depth", "tiny")
     if depth not in ("tiny", "full"):
         raise InputError(f"depth {depth!r}: a verification runs at tiny or full")
-    _refuse_script(model)
     with open_case(model, recipe, options) as case:
+        _refuse_script(case)
         read_input(case)
         return verification_of(case)
 
@@ -184,11 +185,11 @@ def diagnose_contract(model: Any, recipe: Any = None, **options: Unpack[CheckOpt
     """
     found = _rules(options)
     selection = _selection(options, found)
-    _refuse_script(model)
     found = [rule for rule in found if rule.is_fallback]
     if not any(rule in selection for rule in found):
         raise InputError("--select or --ignore leaves out LD001, which is all that verify asks")
     with open_case(model, recipe, options) as case:
+        _refuse_script(case)
         return diagnose(case, found, selection, strict=options.get("strict", False))
 
 
@@ -225,6 +226,20 @@ def open_case(
     source = parse_model(
         model, revision=given["revision"], trust_remote_code=given["trust_remote_code"]
     )
+    if source.kind == "script":
+        from lora_doctor.engine.program import of_program
+
+        source, checked_recipe = of_program(
+            source,
+            checked_recipe,
+            tuple(given["script_arguments"]),
+            trust_remote_code=given["trust_remote_code"],
+        )
+    elif given["script_arguments"]:
+        raise InputError(
+            f"{' '.join(given['script_arguments'])!r}: only a training script has arguments, "
+            f"and MODEL {str(model)!r} is none"
+        )
     if adapter is not None:
         source, checked_recipe = onto_base(source, checked_recipe, adapter)
     patches: tuple[Patch, ...] = ()
@@ -241,7 +256,7 @@ def open_case(
         if eager and settings.depth != "static" and source.kind not in ("module", "script"):
             child.start()  # imports run while the files are read
         if source.kind == "hub":
-            source = _fetch(source, limits.hub_seconds, progress)
+            source, checked_recipe = _fetched(source, checked_recipe, limits.hub_seconds, progress)
         case = Case(source, checked_recipe, settings, child, patches=patches, progress=progress)
         stack.callback(case.close)
         yield case
@@ -338,13 +353,31 @@ def _prescribed(
     return held.patches, _as_recipe(held.recipe)
 
 
-def _refuse_script(model: Any) -> None:
-    source = parse_model(model)
-    if source.kind == "script":
+def _refuse_script(case: Case) -> None:
+    """Raises InputError for a script that does not say which model and adapter it trains."""
+    if case.source.kind == "script":
+        from lora_doctor.engine.program import why_only_read
+
+        why = why_only_read(case.source, case.asked)
         raise InputError(
-            f"MODEL {source.name!r}: a training script is only read, never run; verify the model "
-            "that it trains (a hub id, a folder or package.module:factory)"
-        )
+            f"MODEL {case.source.name!r}: a training script is only read, never run; "
+            + (why or "verify the model that it trains (a hub id, a folder or "
+               "package.module:factory)")
+        )  # fmt: skip
+
+
+def _fetched(
+    source: ModelSource, recipe: Recipe, seconds: float, progress: Callable[[str], None]
+) -> tuple[ModelSource, Recipe]:
+    """The source with its small files here; a script whose model cannot be had is still read."""
+    if not source.script:
+        return _fetch(source, seconds, progress), recipe
+    try:
+        return _fetch(source, seconds, progress), recipe
+    except InputError as error:
+        from lora_doctor.engine.program import only_read
+
+        return only_read(source, recipe, str(error))
 
 
 def _fetch(source: ModelSource, seconds: float, progress: Callable[[str], None]) -> ModelSource:

@@ -14,7 +14,7 @@ import click
 
 from lora_doctor._version import __version__
 from lora_doctor.cli import streams
-from lora_doctor.cli.arguments import check_options, recipe_of
+from lora_doctor.cli.arguments import check_options, program_of, recipe_of
 from lora_doctor.cli.options import (
     adapter_option,
     census_options,
@@ -243,7 +243,8 @@ def fix(**options: Any) -> int:
 
     if options["adapter"] is not None:
         return _fix_adapter(options)
-    plan = write_fix.Plan.make(options["recipe_file"], options["output_dir"], options["write"])
+    file = options["recipe_file"] or program_of(options)
+    plan = write_fix.Plan.make(file, options["output_dir"], options["write"])
 
     _tell_of_unfinished(options)
 

@@ -23,32 +23,39 @@ def next_command(
     """What to type after this result; empty when there is nothing left to do. ``written``: the
     files that ``fix --apply`` wrote."""
     if written is not None:
-        words = ["lora-doctor", "verify", options["model"], "--recipe", str(written.recipe_path)]
-        if patches_of(diagnosis):  # the recipe alone would not train
-            words += ["--prescription", str(written.prescription_path)]
-        words += _way(options)
-        return shlex.join(words)
+        return _verify(diagnosis, options, written)
     findings = [finding for finding in diagnosis.findings if finding.severity != "info"]
     if not findings:
         return _deeper(diagnosis, options)
-    given = command_line(options)
+    given = _without_arguments(options)
+    arguments = _script_arguments(options)
     trained = _trained_folder(options["recipe_file"])
     if trained is not None:  # `fix` would not edit its config
         return shlex.join(["lora-doctor", "check", str(options["model"]), "--adapter", trained])
     if options.get("adapter") is not None:
         renamed = findings[0].rule == "LD620" and "--apply" in findings[0].fixes[0].title
         if renamed and not options.get("write"):
-            return shlex.join(["lora-doctor", "fix", *given, "--apply"])
+            return shlex.join(["lora-doctor", "fix", *given, "--apply", *arguments])
         return shlex.join(["lora-doctor", "explain", findings[0].rule])
     if any(first_fix(finding) for finding in findings) or (
         command != "fix" and any(map(_to_be_tried, findings))
     ):
-        return shlex.join(["lora-doctor", "fix", *given, "--apply"])
+        return shlex.join(["lora-doctor", "fix", *given, "--apply", *arguments])
     if any(first_fix(finding, unsafe=True) for finding in findings):
-        return shlex.join(["lora-doctor", "fix", *given, "--unsafe-fixes", "--apply"])
+        return shlex.join(["lora-doctor", "fix", *given, "--unsafe-fixes", "--apply", *arguments])
     if command == "verify":
-        return shlex.join(["lora-doctor", "check", *given])
+        return shlex.join(["lora-doctor", "check", *given, *arguments])
     return shlex.join(["lora-doctor", "explain", findings[0].rule])
+
+
+def _verify(diagnosis: Diagnosis, options: Mapping[str, Any], written: Plan) -> str:
+    """The run that proves what was written."""
+    words = ["lora-doctor", "verify", str(options["model"])]
+    if str(written.recipe_path) != words[-1]:  # a script is both
+        words += ["--recipe", str(written.recipe_path)]
+    if patches_of(diagnosis):  # the recipe alone would not train
+        words += ["--prescription", str(written.prescription_path)]
+    return shlex.join([*words, *_way(options), *_script_arguments(options)])
 
 
 def _to_be_tried(finding: Finding) -> bool:
@@ -78,6 +85,16 @@ def _deeper(diagnosis: Diagnosis, options: Mapping[str, Any]) -> str:
 
 def command_line(options: Mapping[str, Any]) -> list[str]:
     """The model, its recipe and the way to it, as the command line gave them."""
+    return [*_without_arguments(options), *_script_arguments(options)]
+
+
+def _script_arguments(options: Mapping[str, Any]) -> list[str]:
+    """The words that a training script is started with, behind ``--``."""
+    given = options.get("script_arguments") or ()
+    return ["--", *given] if given else []
+
+
+def _without_arguments(options: Mapping[str, Any]) -> list[str]:
     words = [str(options["model"])]
     if options["recipe_file"] is not None:
         words += ["--recipe", options["recipe_file"]]

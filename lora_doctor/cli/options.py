@@ -80,11 +80,18 @@ def recipe_options(command: F, *, required: bool = True) -> F:
     """The recipe, in PEFT's and transformers' own names. Options win over the file."""
     options = [
         click.argument("model", metavar="MODEL" if required else "[MODEL]", required=required),
+        click.argument(
+            "script_arguments",
+            metavar="[-- ARGUMENTS OF A SCRIPT]",
+            nargs=-1,
+            type=click.UNPROCESSED,
+        ),
         click.option(
             "--recipe",
             "recipe_file",
             metavar="FILE",
-            help="Recipe in YAML or JSON, or a PEFT adapter_config.json.",
+            help="Recipe in YAML or JSON, a PEFT adapter_config.json, or a training script or "
+            "notebook.",
         ),
         *_options_of_keys("recipe"),
         click.option("--revision", metavar="REV", help="Revision of a hub id."),

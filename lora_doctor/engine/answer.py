@@ -81,6 +81,11 @@ def _nothing_to_read(case: Case) -> str:
 
 
 def _only_read(case: Case) -> str:
+    from lora_doctor.engine.program import why_only_read
+
+    why = why_only_read(case.source, case.asked)
+    if why:
+        return f"depth {case.settings.depth} was not reached: {why}"
     return (
         f"depth {case.settings.depth} was not reached: {case.source} is a training script, which "
         "is read and not run; give the model that it trains, or ask for --depth static"

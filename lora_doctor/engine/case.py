@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_doctor.engine.child_failures import read_answer, without_answer
@@ -38,12 +39,14 @@ from lora_doctor.sandbox.worker import Worker
 from lora_doctor.static.model_source import ModelSource
 
 if TYPE_CHECKING:
+    from lora_doctor.recipe.program.setup import Setup
     from lora_doctor.results.adapter_loading import AdapterLoading
     from lora_doctor.results.checkpoint_quantization import CheckpointQuantization
     from lora_doctor.results.loading import Loading
     from lora_doctor.results.memory_plan import MemoryPlan
     from lora_doctor.results.structure import Structure
     from lora_doctor.results.supervision import Supervision
+    from lora_doctor.static.script.training_script import TrainingScript
 
 #: Times that a proposal is bettered by what a run says of it.
 _REFINEMENTS = 3
@@ -101,7 +104,8 @@ class Case(ReadEvidence):
         if structure is None:
             return self.asked
         filled = Recipe.from_json(structure.recipe)
-        return replace(filled, file=self.asked.file)
+        asked = self.asked
+        return replace(filled, file=asked.file, places=asked.places, written=asked.written)
 
     @property
     def written(self) -> Recipe:
@@ -115,6 +119,31 @@ class Case(ReadEvidence):
         return self.recipe
 
     # --- what can be known ---------------------------------------------------------------------
+
+    @evidence(of_recipe=True)
+    def script(self) -> TrainingScript:
+        """The training script that MODEL names, read and never run."""
+        path = Path(self.source.name if self.source.kind == "script" else self.source.script)
+        if path.suffix != ".py":
+            raise EvidenceError("MODEL is no training script")
+        from lora_doctor.static.script.training_script import read_training_script
+
+        written = self.asked.written
+        data = written.data if written is not None else None
+        origin = f"{path}, read with ast"
+        return self.store.timed("script", origin, lambda: read_training_script(path, data))
+
+    @evidence(of_recipe=True)
+    def program(self) -> Setup:
+        """The calls of the training script or notebook that holds the recipe, read and not run."""
+        from lora_doctor.recipe.program.setup import setup_of
+
+        if self.asked.written is None:
+            raise EvidenceError("the recipe is in no training script or notebook")
+        origin = f"{self.asked.file}, read with libcst"
+        found = self.store.timed("program", origin, lambda: setup_of(self.asked))
+        assert found is not None
+        return found
 
     @evidence(of_recipe=False)
     def adapter_loading(self) -> AdapterLoading:

@@ -6,7 +6,6 @@ And what is asked about any evidence: whether it can be had, and why not.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_doctor.engine.evidence_store import EvidenceStore, evidence
@@ -18,18 +17,21 @@ from lora_doctor.static.model_source import ModelSource
 
 if TYPE_CHECKING:
     from lora_doctor.evidence.optimizer import OptimizerState
+    from lora_doctor.recipe.recipe import Recipe
     from lora_doctor.results.dry_run import DryRun
     from lora_doctor.static.adapter_files import AdapterFiles
     from lora_doctor.static.adapter_values import AdapterValues
     from lora_doctor.static.installed.environment import Environment
     from lora_doctor.static.model_files import StaticEvidence
     from lora_doctor.static.remote_code.remote_code import RemoteCode
-    from lora_doctor.static.script.training_script import TrainingScript
 
 
 class ReadEvidence:
     """The part of a :class:`~lora_doctor.engine.case.Case` that no recipe changes and no child
     process is started for."""
+
+    #: The recipe as it was asked for: of the case that this is a part of.
+    asked: Recipe
 
     def __init__(
         self, source: ModelSource, settings: Settings, progress: Callable[[str], None]
@@ -70,17 +72,6 @@ class ReadEvidence:
         return self.store.timed(
             "remote_code", origin, lambda: read_remote_code(static.folder, static)
         )
-
-    @evidence(of_recipe=False)
-    def script(self) -> TrainingScript:
-        """The training script that MODEL names, read and never run."""
-        if self.source.kind != "script":
-            raise EvidenceError("MODEL is no training script")
-        from lora_doctor.static.script.training_script import read_training_script
-
-        path = Path(self.source.name)
-        origin = f"{path}, read with ast"
-        return self.store.timed("script", origin, lambda: read_training_script(path))
 
     @evidence(of_recipe=False)
     def dry_run(self) -> DryRun:
@@ -144,7 +135,11 @@ class ReadEvidence:
         if self.reaches(depth):
             return ""
         if self.source.kind == "script":
-            return "MODEL is a training script, which is only read; give the model that it trains"
+            from lora_doctor.engine.program import why_only_read
+
+            return why_only_read(self.source, self.asked) or (
+                "MODEL is a training script, which is only read; give the model that it trains"
+            )
         return f"needs --depth {depth}; this run stops at {self.settings.depth}"
 
     def has(self, name: str) -> bool:

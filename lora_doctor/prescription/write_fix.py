@@ -48,9 +48,10 @@ class Plan:
     def make(cls, recipe_file: str | None, folder: str, write: bool) -> Plan:
         """Raises InputError when something could not be written later."""
         from lora_doctor.recipe.files.bytes import read_bytes
+        from lora_doctor.recipe.program.setup import is_program
 
         file = Path(recipe_file) if recipe_file else None
-        if file is not None:
+        if file is not None and not is_program(file):
             _refuse_trained(file)
         plan = cls(file, Path(folder), read_bytes(file) if file else None)
         if write:
@@ -88,7 +89,11 @@ class Plan:
 
         if diagnosis.fixed_recipe is None:
             return diagnosis
-        if self.recipe_file and self.held is not None:
+        if self._program(diagnosis) is not None:
+            assert self.held is not None
+            old = self.held.decode("utf-8-sig")
+            new = (self._program(diagnosis) or b"").decode("utf-8-sig")
+        elif self.recipe_file and self.held is not None:
             edits = self._edits_for_file(diagnosis)
             # Bytes, not universal newlines: a diff must show the file as it is.
             old = self.held.decode("utf-8-sig")
@@ -135,10 +140,23 @@ class Plan:
         kept = (backups.get(path) for path in self.paths)
         return (*self.paths, *(path for path in kept if path is not None))
 
+    def _program(self, diagnosis: Diagnosis) -> bytes | None:
+        """The fixed script or notebook; ``None`` where the recipe is kept in another file."""
+        fixed = diagnosis.fixed_recipe
+        if fixed is None or fixed.written is None or fixed.file != self.recipe_file:
+            return None
+        return fixed.written.data
+
     def _recipe_bytes(self, diagnosis: Diagnosis) -> bytes:
         from lora_doctor.recipe.files.read_write import edited_text, new_recipe_text
 
         assert diagnosis.fixed_recipe is not None
+        program = self._program(diagnosis)
+        if program is not None:
+            written = diagnosis.recipe.written
+            if written is None or written.data != self.held:
+                raise self._changed()
+            return program
         if self.recipe_file and self.held is not None:
             edited = edited_text(self.recipe_file, self.held, self._edits_for_file(diagnosis))
             return edited.encode(edited.text)
@@ -165,10 +183,13 @@ class Plan:
                 "written, put it back and run fix again"
             ) from None
         if not same:
-            raise InputError(
-                f"{self.recipe_file}: was changed while lora-doctor ran; nothing was written, "
-                "run fix again"
-            )
+            raise self._changed()
+
+    def _changed(self) -> InputError:
+        return InputError(
+            f"{self.recipe_file}: was changed while lora-doctor ran; nothing was written, "
+            "run fix again"
+        )
 
     def _refuse_foreign(self) -> None:
         """Raises InputError when a name is taken by a file that no earlier run has written."""

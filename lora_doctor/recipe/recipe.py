@@ -26,6 +26,8 @@ from lora_doctor.recipe.keys import (
     check_value,
     known_keys,
 )
+from lora_doctor.recipe.written import Written
+from lora_doctor.static.place import Place
 
 Origin = Literal["option", "file", "argument", "proposed", "fix", "checkpoint"]
 
@@ -48,6 +50,10 @@ class Recipe:
     names: Mapping[str, str] = field(default_factory=dict, compare=False)
     #: Keys of the file, with their values, that the installed PEFT does not know and passes over.
     unknown: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    #: Key to where it is written; keys that nobody wrote have none.
+    places: Mapping[str, Place] = field(default_factory=dict, compare=False)
+    #: What else was read of the script or notebook that holds it; ``None`` for any other recipe.
+    written: Written | None = field(default=None, compare=False, repr=False)
 
     def get(self, key: str, default: Any = None) -> Any:
         return self.values.get(key, default)
@@ -79,6 +85,13 @@ class Recipe:
                 values[change.key] = check_value(change.key, change.value, "fix")
                 origins[change.key] = "fix"
         return replace(self, values=values, origins=origins)
+
+    def place_of(self, key: str) -> Place | None:
+        """Where a key stands, or where it would be added; ``None`` where that is not known."""
+        if key in self.places or self.written is None:
+            return self.places.get(key)
+        known = BY_NAME.get(key)
+        return self.written.parts.get(known.part if known is not None else "adapter")
 
     def adapter_values(self) -> dict[str, Any]:
         """The keyword arguments of PEFT's config class; copies, because PEFT extends lists in place
@@ -113,6 +126,7 @@ class Recipe:
             "complete": self.complete,
             "names": dict(self.names),
             "unknown": dict(self.unknown),
+            "places": {key: place.to_json() for key, place in self.places.items()},
         }
 
     @classmethod
@@ -123,6 +137,7 @@ class Recipe:
             bool(data["complete"]),
             names=dict(data.get("names", {})),
             unknown=dict(data.get("unknown", {})),
+            places={key: Place.from_json(place) for key, place in data.get("places", {}).items()},
         )
 
     def _with(self, values: Mapping[str, Any], origin: Origin) -> Recipe:

@@ -15,13 +15,15 @@ from typing import Any
 
 from lora_doctor.errors import InputError
 from lora_doctor.files import replace_file
-from lora_doctor.recipe.edit import REMOVE, Edit
+from lora_doctor.recipe.edit import REMOVE, Edit, Rewrite
 from lora_doctor.recipe.files import json_syntax, yaml_splice, yaml_syntax
 from lora_doctor.recipe.files.bytes import FileText, decode, read_bytes, read_text
 from lora_doctor.recipe.files.format import RecipeFormat, format_of, read_values
 from lora_doctor.recipe.files.plain import plain
 from lora_doctor.recipe.files.spelling import Spelling
 from lora_doctor.recipe.keys import ADAPTER_KEYS, OUTER_KEYS, check_value
+from lora_doctor.recipe.program.edits import edited_program, program_holds
+from lora_doctor.recipe.program.setup import is_program, read_program_recipe
 from lora_doctor.recipe.recipe import Recipe, make_recipe
 from lora_doctor.text import printable
 
@@ -46,6 +48,8 @@ def read_recipe(path: str | Path) -> Recipe:
             syntax errors, the line.
     """
     path = Path(path)
+    if is_program(path):
+        return read_program_recipe(path)
     return replace(_open(path).read(), file=path)
 
 
@@ -143,14 +147,17 @@ def new_recipe_text(recipe: Recipe, comment: str = "") -> str:
     return "\n".join(lines) + "\n"
 
 
-def as_written(recipe: Recipe, edits: Iterable[Edit]) -> Recipe:
+def as_written(recipe: Recipe, edits: Iterable[Edit], rewrites: Iterable[Rewrite] = ()) -> Recipe:
     """The recipe after the edits, as it is read back from the file that they would be written to:
-    the user's own, or a new recipe file. Nothing is written.
+    the user's own, or a new recipe file. Nothing is written. ``rewrites``: of a program.
 
     Raises:
         InputError: it cannot be written there.
     """
     edits = list(edits)
+    if recipe.written is not None:
+        outside = [edit for edit in edits if not program_holds(recipe, edit)]
+        return edited_program(recipe, edits, rewrites).edit(outside)
     edited = recipe.edit(edits)
     if recipe.file is not None:
         data = read_bytes(recipe.file)
@@ -168,6 +175,8 @@ def without_place(recipe: Recipe, edits: Iterable[Edit]) -> list[str]:
     Raises:
         InputError: the file cannot be read.
     """
+    if recipe.written is not None:
+        return [edit.key for edit in edits if not program_holds(recipe, edit)]
     if recipe.file is None:
         return []
     data = read_bytes(recipe.file)
