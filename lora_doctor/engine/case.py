@@ -169,13 +169,13 @@ class Case:
     @evidence(of_recipe=False)
     def adapter(self) -> AdapterFiles:
         """The files of the saved adapter that was given; raises without one."""
-        from lora_doctor.static.adapter_files import read_adapter
-
-        folder = self.settings.adapter
-        if folder is None:
-            raise EvidenceError("no saved adapter was given (--adapter DIR)")
-        origin = f"{folder}: its config, and the header of its weights"
-        return self.store.timed("adapter", origin, lambda: read_adapter(folder))
+        adapter = self.settings.adapter
+        if adapter is None:
+            raise EvidenceError("no saved adapter was given (--adapter)")
+        seconds = 0.0 if adapter.snapshot is None else round(adapter.snapshot.seconds, 4)
+        origin = f"{adapter.place}: its config, and the header of its weights"
+        self.store.gathered.append(Gathered("adapter", origin, seconds))
+        return adapter
 
     @evidence(of_recipe=False)
     def adapter_values(self) -> AdapterValues:
@@ -184,7 +184,8 @@ class Case:
 
         adapter = self.adapter
         self._require("full")
-        origin = f"{adapter.folder}: every number of its weights"
+        self._fetch_adapter()
+        origin = f"{adapter.place}: every number of its weights"
         return self.store.timed("adapter_values", origin, lambda: read_values(adapter))
 
     @evidence(of_recipe=False)
@@ -192,12 +193,17 @@ class Case:
         """The saved adapter, loaded by the installed PEFT onto the class on the meta device."""
         from lora_doctor.results.adapter_loading import AdapterLoading
 
-        folder = self.adapter.folder
+        adapter = self.adapter
         self._require("meta")
-        self._progress(f"loading {folder} onto {self.source} on the meta device")
+        self._progress(f"loading {adapter.place} onto {self.source} on the meta device")
         limits = self.settings.limits.of_meta()
         outcome = self._tasks.run(
-            "lora_doctor.evidence.adapter:gather", self.asked, limits, folder=str(folder)
+            "lora_doctor.evidence.adapter:gather",
+            self.asked,
+            limits,
+            config=adapter.config,
+            tensors={name: asdict(item) for name, item in adapter.weights.tensors.items()},
+            folder=None if adapter.snapshot is not None else str(adapter.folder),
         )
         origin = "PeftModel.from_pretrained on the meta device"
         self.store.gathered.append(cost("adapter_loading", origin, outcome))
@@ -359,6 +365,8 @@ class Case:
             raise EvidenceError(f"{self.source} has no weights to load")
         from lora_doctor.engine.model_files import listed_bytes
 
+        if self.settings.adapter is not None:
+            self._fetch_adapter()
         return self._verify(
             "full",
             self.recipe_in_full(),
@@ -486,6 +494,30 @@ class Case:
                 "--trust-remote-code",
                 remedy="trust",
             )
+
+    def _fetch_adapter(self) -> None:
+        """The weights of an adapter on the hub into its folder in the cache, where they are not.
+
+        Raises:
+            EvidenceError: they cannot be had.
+        """
+        from lora_doctor.static.adapter_files import WEIGHTS
+
+        adapter = self.adapter
+        if adapter.snapshot is None or (adapter.folder / WEIGHTS).exists():
+            return
+        self._progress(f"downloading {adapter.place}")
+        limits = self._limits("full", self.recipe)
+        outcome = self._tasks.run(
+            "lora_doctor.evidence.adapter:download",
+            self.asked,
+            limits,
+            model_id=adapter.snapshot.model_id,
+            commit=adapter.snapshot.commit,
+            listed=adapter.weights_size,
+        )
+        if outcome.failure:
+            raise self._tasks.error("the adapter's weights", outcome, limits)
 
     def _verify_module(self, depth: Depth) -> Verification:
         from lora_doctor.evidence.loaded_module import verify_module
