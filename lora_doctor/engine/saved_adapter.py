@@ -10,7 +10,7 @@ from typing import Any
 
 from lora_doctor.errors import InputError
 from lora_doctor.recipe.files.read_write import read_recipe
-from lora_doctor.recipe.keys import OUTER_KEYS
+from lora_doctor.recipe.keys import INFERENCE_MODE, OUTER_KEYS
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.diagnosis import Diagnosis
 from lora_doctor.results.finding import Finding
@@ -143,8 +143,10 @@ def onto_base(
             "recipe without the adapter)"
         )
     config = read_recipe(adapter.folder / CONFIG)
+    # Every saved adapter says it; loading it to be trained (`is_trainable`) undoes it.
+    loaded = {key: value for key, value in config.values.items() if key != INFERENCE_MODE}
     config = Recipe(
-        {**config.values, **recipe.values},
+        {**loaded, **recipe.values},
         {**config.origins, **recipe.origins},
         config.complete,
         unknown=config.unknown,
