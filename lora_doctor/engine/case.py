@@ -282,6 +282,8 @@ class Case:
         from lora_doctor.results.loading import Loading
         from lora_doctor.static.folder.checkpoint_files import stored_shapes
 
+        if self.source.kind in ("factory", "module"):
+            return self._loading_by_code()
         shapes = stored_shapes(self.static)
         self._require("meta")
         recipe = self.recipe_in_full()
@@ -295,6 +297,29 @@ class Case:
         if outcome.failure:
             raise self._tasks.error("loading on the meta device", outcome, limits)
         return read_answer(Loading, outcome, "loading on the meta device")
+
+    def _loading_by_code(self) -> Loading:
+        """The same, where the user's own code loads the model."""
+        from lora_doctor.results.loading import Loading
+
+        self._require("meta")
+        recipe = self.recipe_in_full()
+        if self.source.kind == "module":
+            from lora_doctor.evidence.loading_by_code import of_module
+
+            return self.store.timed(
+                "loading",
+                "names in the checkpoint that the loaded model's config names",
+                lambda: of_module(self.source.module, recipe),
+            )
+        self._progress(f"calling {self.source} twice")
+        limits = self.settings.limits.of_meta()
+        outcome = self._tasks.run("lora_doctor.evidence.loading_by_code:gather", recipe, limits)
+        origin = "the factory, called twice, and the names in the checkpoint that it loads"
+        self.store.gathered.append(cost("loading", origin, outcome))
+        if outcome.failure:
+            raise self._tasks.error("what the factory loads", outcome, limits)
+        return read_answer(Loading, outcome, "what the factory loads")
 
     @evidence(of_recipe=True)
     def memory_plan(self) -> MemoryPlan:
