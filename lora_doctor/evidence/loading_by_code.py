@@ -7,7 +7,7 @@ called twice, or a module in memory, whose checkpoint is named in its config.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +56,8 @@ def gather(
     other = _others(kept, again)
     if any(name in other for name in lacking.stored):
         raise EvidenceError("the factory does not load the checkpoint that its config names")
-    random = {name: True for name in lacking.names if name in other}
-    return asdict(_described(result, again, random, plan))
+    missing = {name: name in other for name in lacking.names}
+    return asdict(_described(result, again, missing, plan))
 
 
 def of_module(module: Any, recipe: Recipe) -> Loading:
@@ -69,21 +69,22 @@ def of_module(module: Any, recipe: Recipe) -> Loading:
     """
     with undisturbed():
         lacking = _lacking(module)
-        random = {name: True for name in lacking.names if name in lacking.drawn}
+        missing = {name: name in lacking.drawn for name in lacking.names}
         result = _nothing_missing(module, lacking)
-        if not random:
+        if not any(missing.values()):
             return result
-        return _described(result, structural_copy(module), random, recipe)
+        return _described(result, structural_copy(module), missing, recipe)
 
 
-def _described(result: Loading, model: Any, random: Mapping[str, bool], recipe: Recipe) -> Loading:
-    """With these weights named, and what of them the recipe's adapters leave unsaved; ``model`` is
-    changed."""
+def _described(result: Loading, model: Any, missing: Mapping[str, bool], recipe: Recipe) -> Loading:
+    """With these weights named, and what of them the recipe's adapters leave unsaved. ``missing``:
+    whether they are others after each loading; ``model`` is changed."""
+    random = {name for name, drawn in missing.items() if drawn}
     if not random:
         return result
-    missing = described(Loaded(model, tuple(random), ()), set(random))
-    result = Loading(**{**vars(result), "missing": missing})
-    return with_adapters(result, model, recipe, RandomWeights(model, random), loaded=False)
+    found = described(Loaded(model, tuple(missing), ()), random)
+    result = replace(result, missing=found)
+    return with_adapters(result, model, recipe, RandomWeights(model, missing), loaded=False)
 
 
 def _nothing_missing(model: Any, lacking: _Lacking) -> Loading:

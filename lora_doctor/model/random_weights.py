@@ -47,7 +47,9 @@ def load_names(cls: Any, config: Any, shapes: Shapes) -> Loaded:
     """
     config = copy.deepcopy(config)
     quantized = vars(config).pop("quantization_config", None) is not None
-    options = {"ignore_mismatched_sizes": True} if None in shapes.values() else {}
+    # bitsandbytes packs a weight under its own name, into another shape.
+    unlike = quantized or None in shapes.values()
+    options = {"ignore_mismatched_sizes": True} if unlike else {}
     model, info = _from_pretrained(cls, config, shapes, options)
     unplaced = tuple(sorted(info["unexpected_keys"]))
     missing = _own_names(model, info["missing_keys"])
