@@ -59,7 +59,7 @@ def dry_run(session: nox.Session) -> None:
     )
     session.install("-e", ".[dev]")
     session.run("pytest", "tests/test_dry_run.py", "tests/test_dry_run_frameworks.py",
-                *session.posargs)  # fmt: skip
+                "tests/test_dry_run_data.py", *session.posargs)  # fmt: skip
 
 
 @nox.session

@@ -38,6 +38,11 @@ def find_modules(package: str, group: str | None = None) -> list[ModuleType]:
     return modules + [_load(point) for point in _entry_points().select(group=group)]
 
 
+def is_added_to(group: str) -> bool:
+    """Whether an installed package adds modules through this group of entry points."""
+    return bool(_entry_points().select(group=group))
+
+
 @functools.cache
 def _entry_points() -> EntryPoints | SelectableGroups:  # the second until Python 3.11
     """Of all installed packages. To find them a file of each is read, which takes as long as all

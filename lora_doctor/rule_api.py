@@ -74,8 +74,7 @@ from lora_doctor.engine.case import Case
 from lora_doctor.engine.rule import Example, Rule, Symptom
 from lora_doctor.errors import EvidenceError
 from lora_doctor.limits import PYTHON_BYTES
-from lora_doctor.model.built_in_adapters import asks_for_adapter
-from lora_doctor.model.modules import pattern_of
+from lora_doctor.model.module_path import pattern_of
 from lora_doctor.proposal.defaults import name_groups, suffix
 from lora_doctor.proposal.saved_modules import entries_for
 from lora_doctor.proposal.stack_ends import at_an_end, excluding
@@ -96,12 +95,9 @@ from lora_doctor.proposal.targets import (
     without_lookahead,
 )
 from lora_doctor.recipe.edit import REMOVE, Edit, Patch
-from lora_doctor.recipe.recipe import Recipe
-from lora_doctor.results.adapter_loading import AdapterLoading, OtherShape
-from lora_doctor.results.checkpoint_quantization import CheckpointQuantization, ReplacedLayers
+from lora_doctor.recipe.recipe import Recipe, asks_for_adapter
 from lora_doctor.results.depth import Depth
 from lora_doctor.results.diagnosis import Gathered
-from lora_doctor.results.dry_run import DryRun, ScriptError
 from lora_doctor.results.finding import (
     Finding,
     Location,
@@ -111,36 +107,6 @@ from lora_doctor.results.finding import (
     Severity,
 )
 from lora_doctor.results.fix import Fix
-from lora_doctor.results.loading import Loading
-from lora_doctor.results.memory_plan import MemoryPlan, MemoryVariant, gib
-from lora_doctor.results.observations import (
-    ActivationReading,
-    AttentionReading,
-    ConnectionReading,
-    EpsilonEffect,
-    InstancePatch,
-    NonLinearOutputReading,
-    NormReading,
-    Observations,
-    UnusedAdapterReading,
-    UpdateReading,
-)
-from lora_doctor.results.quantized_use import QuantizedUse, Use
-from lora_doctor.results.round_trip import AutoLoading, Saving, TiedPart, Vocabulary
-from lora_doctor.results.structure import (
-    AdapterState,
-    BuiltIn,
-    ErrorReport,
-    FloatPart,
-    KeptWeights,
-    ModuleGroup,
-    Quantization,
-    Stacked,
-    StackedAdapter,
-    Structure,
-    Tower,
-)
-from lora_doctor.results.supervision import RowSet, Supervision
 from lora_doctor.results.verification import CHECKS, Check, Verification
 from lora_doctor.static.installed.environment import (
     Environment,
@@ -149,30 +115,84 @@ from lora_doctor.static.installed.environment import (
     pretrained_model_generates,
 )
 from lora_doctor.static.model_source import ModelSource
-from lora_doctor.text import place_of, quoted
+from lora_doctor.text import gib, place_of, quoted
 from lora_doctor.tiny_model.modalities import MODALITIES
 
 if TYPE_CHECKING:
     from lora_doctor.contract.round_trip import MERGE_TOLERANCE
     from lora_doctor.evidence.optimizer import OptimizerState, TrainableTensor
+    from lora_doctor.results.adapter_loading import AdapterLoading, OtherShape
+    from lora_doctor.results.checkpoint_quantization import CheckpointQuantization, ReplacedLayers
+    from lora_doctor.results.dry_run import DryRun, ScriptError
+    from lora_doctor.results.loading import Loading
+    from lora_doctor.results.memory_plan import MemoryPlan, MemoryVariant
+    from lora_doctor.results.observations import (
+        ActivationReading,
+        AttentionReading,
+        ConnectionReading,
+        EpsilonEffect,
+        InstancePatch,
+        NonLinearOutputReading,
+        NormReading,
+        Observations,
+        UnusedAdapterReading,
+        UpdateReading,
+    )
+    from lora_doctor.results.quantized_use import QuantizedUse, Use
+    from lora_doctor.results.round_trip import AutoLoading, Saving, TiedPart, Vocabulary
+    from lora_doctor.results.structure import (
+        AdapterState,
+        BuiltIn,
+        ErrorReport,
+        FloatPart,
+        KeptWeights,
+        ModuleGroup,
+        Quantization,
+        Stacked,
+        StackedAdapter,
+        Structure,
+        Tower,
+    )
+    from lora_doctor.results.supervision import RowSet, Supervision
     from lora_doctor.static.adapter_files import AdapterFiles
     from lora_doctor.static.adapter_values import AdapterValues
     from lora_doctor.static.model_files import StaticEvidence
     from lora_doctor.static.remote_code.remote_code import RemoteCode
     from lora_doctor.static.script.training_script import Replacement, TrainingScript
 
-#: What most rules never name: imported when somebody does, because every run imports all rules.
+#: Imported when somebody names them: every run imports all rules, and one at depth ``static`` has
+#: no value of these kinds. A rule that needs them for its annotations imports them under
+#: ``TYPE_CHECKING``.
 _LAZY = {
-    "MERGE_TOLERANCE": "contract.round_trip",
-    "AdapterFiles": "static.adapter_files",
-    "AdapterValues": "static.adapter_values",
-    "OptimizerState": "evidence.optimizer",
-    "RemoteCode": "static.remote_code.remote_code",
-    "Replacement": "static.script.training_script",
-    "StaticEvidence": "static.model_files",
-    "TrainableTensor": "evidence.optimizer",
-    "TrainingScript": "static.script.training_script",
-}
+    name: module
+    for module, names in {
+        "contract.round_trip": ("MERGE_TOLERANCE",),
+        "evidence.optimizer": ("OptimizerState", "TrainableTensor"),
+        "results.adapter_loading": ("AdapterLoading", "OtherShape"),
+        "results.checkpoint_quantization": ("CheckpointQuantization", "ReplacedLayers"),
+        "results.dry_run": ("DryRun", "ScriptError"),
+        "results.loading": ("Loading",),
+        "results.memory_plan": ("MemoryPlan", "MemoryVariant"),
+        "results.observations": (
+            "ActivationReading", "AttentionReading", "ConnectionReading", "EpsilonEffect",
+            "InstancePatch", "NonLinearOutputReading", "NormReading", "Observations",
+            "UnusedAdapterReading", "UpdateReading",
+        ),
+        "results.quantized_use": ("QuantizedUse", "Use"),
+        "results.round_trip": ("AutoLoading", "Saving", "TiedPart", "Vocabulary"),
+        "results.structure": (
+            "AdapterState", "BuiltIn", "ErrorReport", "FloatPart", "KeptWeights", "ModuleGroup",
+            "Quantization", "Stacked", "StackedAdapter", "Structure", "Tower",
+        ),
+        "results.supervision": ("RowSet", "Supervision"),
+        "static.adapter_files": ("AdapterFiles",),
+        "static.adapter_values": ("AdapterValues",),
+        "static.model_files": ("StaticEvidence",),
+        "static.remote_code.remote_code": ("RemoteCode",),
+        "static.script.training_script": ("Replacement", "TrainingScript"),
+    }.items()
+    for name in names
+}  # fmt: skip
 
 __all__ = [
     "CHECKS",

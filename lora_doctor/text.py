@@ -11,6 +11,7 @@ from pathlib import Path
 
 MESSAGE_CHARS = 500
 TRACEBACK_CHARS = 20_000
+GIB = 1 << 30
 # The repr of a module: `Name(` and a first child on the next line.
 _MODULE_REPR = re.compile(r"\b[A-Z]\w*\(\s*\n\s+\(\w+\): ")
 _OURS = "lora_doctor/"
@@ -102,9 +103,14 @@ def single_line(text: str, limit: int | None = None, mark: str = "...") -> str:
 
 def size_in_words(size: int, decimals: int = 1) -> str:
     """Bytes such as ``13.2 GiB``; small sizes in MiB."""
-    if size < 1 << 29:
+    if size < GIB // 2:
         return f"{size / (1 << 20):.0f} MiB"
-    return f"{size / (1 << 30):.{decimals}f} GiB"
+    return f"{size / GIB:.{decimals}f} GiB"
+
+
+def gib(size: int | None) -> str:
+    """Such as ``13.2 GiB``, small sizes in MiB; ``?`` where it is not known."""
+    return "?" if size is None else size_in_words(size)
 
 
 def one_line(error: BaseException, limit: int = MESSAGE_CHARS) -> str:

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 from lora_doctor.reports._text import shorten, visible
 from lora_doctor.results.memory_parts import STEP, WEIGHTS
-from lora_doctor.results.memory_plan import GIB, MemoryPart, MemoryPlan, MemoryVariant, gib
+from lora_doctor.text import GIB, gib
 
 if TYPE_CHECKING:
     from lora_doctor.results.diagnosis import Diagnosis
+    from lora_doctor.results.memory_plan import MemoryPart, MemoryPlan, MemoryVariant
 
 _SOURCES = {
     "counted": "counted on the meta device",

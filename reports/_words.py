@@ -118,6 +118,12 @@ def verdict_words(diagnosis: Diagnosis) -> tuple[str, str]:
     if verdict == "healthy":
         assert before is not None  # `healthy` is only said of an executed contract
         return "Healthy", f"The training contract was executed and held: {held(before)}."
+    environment = diagnosis.model.kind == "environment"
+    if verdict == "undetermined" and environment and diagnosis.undetermined is None:
+        return "Nothing found", (
+            "The installed packages have what they import from each other, and none refuses the "
+            "version of another, by their files; nothing was imported."
+        )
     if verdict == "undetermined":
         in_part = before is not None and before.obstacle == "not-proven"
         much = "a part of the recipe was not proven" if in_part else "nothing was proven"
@@ -125,7 +131,9 @@ def verdict_words(diagnosis: Diagnosis) -> tuple[str, str]:
     errors = any(finding.severity == "error" for finding in diagnosis.findings)
     headline = (
         f"{tally(diagnosis.findings)}: "
-        + ("as it stands this run fails or learns nothing" if errors else
+        + ("these packages do not run together" if environment and errors else
+           "packages do not fit each other" if environment else
+           "as it stands this run fails or learns nothing" if errors else
            "it trains, but not what was meant, or at risk")
     )  # fmt: skip
     return headline, " ".join(filter(None, (after_words(diagnosis), _beside_findings(diagnosis))))

@@ -6,8 +6,12 @@ A failure is put down to a setting when it goes away with that setting alone cha
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from lora_doctor.rule_api import Case, Edit, EvidenceError, Verification
+from lora_doctor.rule_api import Case, Edit, EvidenceError
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import Verification
 
 
 def judged(case: Case) -> Verification:

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
-from lora_doctor.rule_api import (
-    AttentionReading,
-    Case,
-    Edit,
-    EvidenceError,
-    Fix,
-    Measurement,
-    Verification,
-)
+from lora_doctor.rule_api import Case, Edit, EvidenceError, Fix, Measurement
 from lora_doctor.rules._ablation import judged
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import AttentionReading, Verification
 
 KEY = "attn_implementation"
 

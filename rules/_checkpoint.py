@@ -6,15 +6,12 @@ Pure: reads a :class:`Case`.
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
-from lora_doctor.rule_api import (
-    Case,
-    CheckpointQuantization,
-    Edit,
-    Fix,
-    Measurement,
-    gib,
-)
+from lora_doctor.rule_api import Case, Edit, Fix, Measurement, gib
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import CheckpointQuantization
 
 #: A checkpoint in floating point has two bytes for each number.
 _HALF = 2

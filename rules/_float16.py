@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
-from lora_doctor.rule_api import (
-    REMOVE,
-    ActivationReading,
-    Case,
-    Edit,
-    Fix,
-    Measurement,
-    Verification,
-    float16_keys,
-    quoted,
-)
+from lora_doctor.rule_api import REMOVE, Case, Edit, Fix, Measurement, float16_keys, quoted
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import ActivationReading, Verification
 
 
 def run_of(case: Case) -> Verification | None:

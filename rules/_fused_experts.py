@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from lora_doctor.rule_api import ModuleGroup, Structure, quoted
+from lora_doctor.rule_api import quoted
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import ModuleGroup, Structure
 
 
 def fused_experts(structure: Structure) -> list[ModuleGroup]:

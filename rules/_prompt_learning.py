@@ -5,16 +5,13 @@ Whether a method fits a model is found out by running it and, where it fails, it
 
 from __future__ import annotations
 
-from lora_doctor.rule_api import (
-    REMOVE,
-    Case,
-    Edit,
-    EvidenceError,
-    Recipe,
-    Verification,
-    lora_config_fields,
-)
+from typing import TYPE_CHECKING
+
+from lora_doctor.rule_api import REMOVE, Case, Edit, EvidenceError, Recipe, lora_config_fields
 from lora_doctor.rules._ablation import judged
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import Verification
 
 #: The methods of PEFT whose config says ``is_prompt_learning``.
 METHODS = (

@@ -6,6 +6,7 @@ Pure: reads a :class:`Case`.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from lora_doctor.rule_api import (
     Case,
@@ -16,12 +17,12 @@ from lora_doctor.rule_api import (
     Location,
     Measurement,
     Proof,
-    QuantizedUse,
     Rule,
-    Use,
-    Verification,
     quoted,
 )
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import QuantizedUse, Use, Verification
 
 
 def found(rule: Rule, case: Case, use: Use, *others: Fix) -> Iterator[Finding]:

@@ -6,17 +6,13 @@ Pure: reads a :class:`Case` and the :class:`Verification` that it holds.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from lora_doctor.rule_api import (
-    Case,
-    Edit,
-    EvidenceError,
-    Measurement,
-    Saving,
-    TiedPart,
-    Verification,
-)
+from lora_doctor.rule_api import Case, Edit, EvidenceError, Measurement
 from lora_doctor.rules._ablation import judged
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import Saving, TiedPart, Verification
 
 #: PEFT's option that trains and saves tied weights together (0.18 and later).
 TIE = "ensure_weight_tying"

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from lora_doctor.rule_api import AdapterLoading, Case, Location, Measurement, Proof
+from typing import TYPE_CHECKING
+
+from lora_doctor.rule_api import Case, Location, Measurement, Proof
 from lora_doctor.static.adapter_files import CONFIG, WEIGHTS
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import AdapterLoading
 
 LOADED = "PeftModel.from_pretrained"
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from lora_doctor.rule_api import Case, Finding, Location, Measurement, Proof, RowSet, Supervision
+from lora_doctor.rule_api import Case, Finding, Location, Measurement, Proof
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import RowSet, Supervision
 
 #: Below this share of the rows a loss of some of them is worth knowing, and no more.
 FEW = 0.02

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from lora_doctor.rule_api import Case, EvidenceError, Observations, Severity
+from typing import TYPE_CHECKING
+
+from lora_doctor.rule_api import Case, EvidenceError, Severity
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import Observations
 
 
 def observed(case: Case) -> Observations:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.rule_api import Case, Example, Finding, Location, Measurement, Proof, Rule
+from lora_doctor.rule_api import Case, Example, Finding, Fix, Location, Measurement, Proof, Rule
 
 
 class CommandFails(Rule):
@@ -24,7 +24,8 @@ class CommandFails(Rule):
     Any.
 
     ## Fix
-    What the rules beside it say; else the line that is named.
+    The line that is named. Where a rule knows the cause, its finding is shown in the place of this
+    one.
 
     ## Links
     `lora-doctor explain -` takes a pasted traceback.
@@ -50,7 +51,8 @@ class CommandFails(Rule):
         if error.raised_in:
             evidence.append(Measurement("raised in", error.raised_in, "its traceback"))
         evidence.append(Measurement("optimizer steps before", error.steps, source))
-        alike = [one for one in case.rules_with_symptom(message) if not one.startswith("LD00")]
+        pasted = error.traceback or message
+        alike = [one for one in case.rules_with_symptom(pasted) if not one.startswith("LD00")]
         if alike:
             evidence.append(
                 Measurement("rules with a like message", ", ".join(alike[:3]), "their symptoms")
@@ -66,4 +68,13 @@ class CommandFails(Rule):
             ),
             evidence=tuple(evidence),
             proof=Proof("executed", source),
+            fixes=_explained(alike),
         )
+
+
+def _explained(alike: list[str]) -> tuple[Fix, ...]:
+    """What to read about the message, where a rule knows it."""
+    if not alike:
+        return ()
+    code = alike[0].partition(" ")[0]
+    return (Fix(f"lora-doctor explain {code} tells what is known of this message.", "manual"),)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from lora_doctor.rule_api import (
     Case,
@@ -16,10 +17,12 @@ from lora_doctor.rule_api import (
     Patch,
     Proof,
     Rule,
-    Structure,
     Symptom,
     pretrained_model_generates,
 )
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import Structure
 
 METHOD = "prepare_inputs_for_generation"
 #: Taken from a GenerationMixin too, by the SEQ_2_SEQ_LM wrapper of PEFT to 0.18 at least.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from lora_doctor.rule_api import (
     Case,
@@ -19,10 +20,12 @@ from lora_doctor.rule_api import (
     Proof,
     Recipe,
     Rule,
-    Structure,
     Symptom,
 )
 from lora_doctor.rules._prompt_learning import METHODS as PROMPT_METHODS
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import Structure
 
 #: Task types whose classes have a head of their own, with which a base class can be replaced.
 HAS_A_HEAD_CLASS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from lora_doctor.rule_api import (
     CHECKS,
@@ -15,11 +16,12 @@ from lora_doctor.rule_api import (
     Measurement,
     Proof,
     Rule,
-    Structure,
     Symptom,
-    Verification,
 )
 from lora_doctor.rules._source_line import line_at
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import Structure, Verification
 
 _MISSING = re.compile(r"'(?P<holder>\w+)' object has no attribute '(?P<name>\w+)'")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from lora_doctor.rule_api import (
     Case,
@@ -14,7 +15,6 @@ from lora_doctor.rule_api import (
     Measurement,
     Proof,
     Rule,
-    Structure,
     Symptom,
     cover_of,
     name_groups,
@@ -24,6 +24,9 @@ from lora_doctor.rule_api import (
     require_lora,
     target_entries,
 )
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import Structure
 
 
 class NoTargetMatches(Rule):

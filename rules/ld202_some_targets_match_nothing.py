@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from lora_doctor.rule_api import (
     Case,
@@ -14,7 +15,6 @@ from lora_doctor.rule_api import (
     Measurement,
     Proof,
     Rule,
-    Structure,
     cover_of,
     naming,
     offered_layers,
@@ -23,6 +23,9 @@ from lora_doctor.rule_api import (
     target_entries,
     unmatched_targets,
 )
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import Structure
 
 
 class SomeTargetsMatchNothing(Rule):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from lora_doctor.rule_api import (
     Case,
@@ -13,19 +14,19 @@ from lora_doctor.rule_api import (
     Fix,
     Location,
     Measurement,
-    ModuleGroup,
     Proof,
     Recipe,
     Rule,
-    Structure,
     Symptom,
-    Tower,
     name_groups,
     require_lora,
     side_towers,
     target_entries,
     without_lookahead,
 )
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import ModuleGroup, Structure, Tower
 
 
 class TargetsReachOtherTowers(Rule):

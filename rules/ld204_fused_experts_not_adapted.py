@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from lora_doctor.rule_api import (
     Case,
@@ -12,7 +13,6 @@ from lora_doctor.rule_api import (
     Fix,
     Location,
     Measurement,
-    ModuleGroup,
     Proof,
     Recipe,
     Rule,
@@ -26,6 +26,9 @@ from lora_doctor.rule_api import (
     target_entries,
 )
 from lora_doctor.rules._fused_experts import fused_experts, with_shapes
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import ModuleGroup
 
 
 class FusedExpertsNotAdapted(Rule):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from lora_doctor.rule_api import (
     Case,
@@ -15,7 +16,6 @@ from lora_doctor.rule_api import (
     Measurement,
     Proof,
     Rule,
-    Structure,
     Symptom,
     cover_of,
     names_in,
@@ -25,6 +25,9 @@ from lora_doctor.rule_api import (
     require_lora,
     target_entries,
 )
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import Structure
 
 _MESSAGE = re.compile(r"Target module (?P<module>.+?) is not supported", re.DOTALL)
 #: PEFT knows that some layers of state-space models hand their weight to a kernel.

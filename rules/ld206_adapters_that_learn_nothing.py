@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from lora_doctor.rule_api import (
     MODALITIES,
@@ -18,7 +19,6 @@ from lora_doctor.rule_api import (
     Proof,
     Rule,
     Symptom,
-    UnusedAdapterReading,
     at_an_end,
     edits_excluding,
     edits_without,
@@ -26,6 +26,9 @@ from lora_doctor.rule_api import (
     require_lora,
     targets_without,
 )
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import UnusedAdapterReading
 
 #: Why a layer's adapter learns nothing, in the words of a sentence about it.
 _WHY = {

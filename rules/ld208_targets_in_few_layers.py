@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from lora_doctor.rule_api import (
     Case,
@@ -15,13 +16,15 @@ from lora_doctor.rule_api import (
     Proof,
     Recipe,
     Rule,
-    Structure,
     offered_layers,
     quoted,
     require_lora,
     target_entries,
     unmatched_targets,
 )
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import Structure
 
 
 class TargetsInFewLayers(Rule):

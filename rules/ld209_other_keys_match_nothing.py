@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from lora_doctor.rule_api import (
     Case,
@@ -16,12 +17,14 @@ from lora_doctor.rule_api import (
     Proof,
     Recipe,
     Rule,
-    Structure,
     Symptom,
     quoted,
     require_lora,
     unmatched_entries,
 )
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import Structure
 
 _KEYS = ("target_parameters", "modules_to_save")
 #: One or two letters of a name: ``embed_token`` is ``embed_tokens``, ``v_head`` is not ``lm_head``.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from lora_doctor.rule_api import (
     Case,
@@ -11,16 +12,17 @@ from lora_doctor.rule_api import (
     Fix,
     Location,
     Measurement,
-    ModuleGroup,
     Proof,
     Rule,
-    Structure,
     names_in,
     offered_layers,
     quoted,
     require_lora,
 )
 from lora_doctor.rules._fused_experts import fused_experts
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import ModuleGroup, Structure
 
 
 class ConversionSkipsLinearLayers(Rule):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from lora_doctor.rule_api import (
     Case,
@@ -16,10 +17,12 @@ from lora_doctor.rule_api import (
     Proof,
     Recipe,
     Rule,
-    Structure,
     quoted,
     unmatched_entries,
 )
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import Structure
 
 #: Key to what is told of an entry without effect.
 _SAID = {

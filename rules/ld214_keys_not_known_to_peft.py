@@ -65,8 +65,8 @@ class KeysNotKnownToPeft(Rule):
     def check(self, case: Case) -> Iterator[Finding]:
         # Every release writes all of its keys: what is empty asks for nothing.
         unknown = {key: value for key, value in case.recipe.unknown.items() if value}
-        known = lora_config_fields()
-        if not unknown or known is None:
+        known = lora_config_fields() if unknown else None
+        if known is None:
             return
         meant = {
             key: near[0]

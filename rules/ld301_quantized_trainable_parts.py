@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from lora_doctor.rule_api import (
     Case,
@@ -10,18 +11,18 @@ from lora_doctor.rule_api import (
     Example,
     Finding,
     Fix,
-    FloatPart,
     Location,
     Measurement,
     Proof,
-    Quantization,
     Rule,
     Severity,
-    Structure,
     Symptom,
     asks_for_adapter,
     quoted,
 )
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import FloatPart, Quantization, Structure
 
 #: Nothing of what follows can hold when the part to be trained has no floating point weights.
 CONSEQUENCES = (

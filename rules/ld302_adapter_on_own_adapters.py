@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from lora_doctor.rule_api import (
-    AdapterState,
-    BuiltIn,
     Case,
     Example,
     Finding,
@@ -19,6 +18,9 @@ from lora_doctor.rule_api import (
     Severity,
     quoted,
 )
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import AdapterState, BuiltIn
 
 
 class AdapterOnOwnAdapters(Rule):

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from lora_doctor.rule_api import (
     Case,
-    CheckpointQuantization,
-    ErrorReport,
     Example,
     Finding,
     Fix,
@@ -18,6 +17,9 @@ from lora_doctor.rule_api import (
     Symptom,
 )
 from lora_doctor.rules import _checkpoint
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import CheckpointQuantization, ErrorReport
 
 
 class QuantizedCheckpointNotLoadable(Rule):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lora_doctor.rule_api import (
     REMOVE,
     Case,
-    CheckpointQuantization,
     Edit,
     Example,
     Finding,
@@ -21,6 +20,9 @@ from lora_doctor.rule_api import (
     quoted,
 )
 from lora_doctor.rules import _checkpoint
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import CheckpointQuantization
 
 _KEYS = (
     "load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "bnb_4bit_compute_dtype",

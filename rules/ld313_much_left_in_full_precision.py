@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from lora_doctor.rule_api import (
     Case,
     Example,
     Finding,
     Fix,
-    KeptWeights,
     Location,
     Measurement,
     Proof,
-    Quantization,
     Rule,
     gib,
     quoted,
 )
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import KeptWeights, Quantization
 
 #: Less than this share of the weights outside of embeddings and the head is worth a word. Of most
 #: models nine in ten are quantized, of T5, whose class keeps a third in floating point, 71 %.

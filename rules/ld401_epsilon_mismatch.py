@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from lora_doctor.rule_api import (
     Case,
-    EpsilonEffect,
     Example,
     Finding,
     Fix,
     Location,
     Measurement,
-    NormReading,
-    Observations,
     Proof,
     Rule,
-    Structure,
     Symptom,
 )
 from lora_doctor.rules._user_weights import observed, of_batch
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import EpsilonEffect, NormReading, Observations, Structure
 
 #: A change of the norm's output that matters: this part of it, and this many times what rounding in
 #: the same number format does.

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from lora_doctor.rule_api import (
     LARGEST_FLOAT16,
-    ActivationReading,
     Case,
     EvidenceError,
     Example,
@@ -20,6 +20,9 @@ from lora_doctor.rule_api import (
 )
 from lora_doctor.rules._float16 import chosen_by, computes_in_float16, wider_dtypes
 from lora_doctor.rules._user_weights import observed
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import ActivationReading
 
 #: From which share of the largest float16 number on the headroom is called small: other inputs,
 #: scores of attention and the backward reach further than what is measured.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from lora_doctor.rule_api import (
     Case,
@@ -18,10 +19,11 @@ from lora_doctor.rule_api import (
     Proof,
     Recipe,
     Rule,
-    Structure,
-    UpdateReading,
 )
 from lora_doctor.rules._ablation import judged
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import Structure, UpdateReading
 
 #: Of the weight, by one step; see the docstring for where the two come from.
 TOO_LARGE = 2e-2

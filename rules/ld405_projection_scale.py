@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from lora_doctor.rule_api import (
-    Case,
-    ConnectionReading,
-    Example,
-    Finding,
-    Fix,
-    Location,
-    Measurement,
-    Observations,
-    Proof,
-    Rule,
-)
+from lora_doctor.rule_api import Case, Example, Finding, Fix, Location, Measurement, Proof, Rule
 from lora_doctor.rules._user_weights import observed, of_batch
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import ConnectionReading, Observations
 
 #: Ratio of projected to token embeddings: above these it is told, and warned of; small ones always.
 LARGE, FAR_TOO_LARGE, SMALL = 10.0, 100.0, 0.1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from lora_doctor.rule_api import (
     REMOVE,
@@ -19,10 +20,12 @@ from lora_doctor.rule_api import (
     Proof,
     Rule,
     Symptom,
-    Verification,
     quoted,
 )
 from lora_doctor.rules._ablation import judged
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import Verification
 
 _AFTER_THE_STEPS = (
     "steps", "adapters-move", "frozen-stay", "loss-falls", "save-reload", "merge",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from lora_doctor.rule_api import (
     Case,
@@ -11,12 +12,14 @@ from lora_doctor.rule_api import (
     Fix,
     Location,
     Measurement,
-    NormReading,
     Proof,
     Rule,
     Severity,
     Symptom,
 )
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import NormReading
 
 
 class EpsilonVanishesInFloat16(Rule):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lora_doctor.rule_api import (
     Case,
@@ -16,11 +16,12 @@ from lora_doctor.rule_api import (
     Measurement,
     Proof,
     Rule,
-    Structure,
     Symptom,
-    Verification,
 )
 from lora_doctor.rules._ablation import judged, learning, with_edits
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import Structure, Verification
 
 _LEARNING = ("gradients", "steps", "adapters-move", "loss-falls")
 _EVERYTHING = ("forward", "starts-at-base", "loss-finite", *_LEARNING, "save-reload", "merge")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from lora_doctor.rule_api import (
     Case,
@@ -15,10 +16,12 @@ from lora_doctor.rule_api import (
     Patch,
     Proof,
     Rule,
-    Structure,
     Symptom,
     quoted,
 )
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import Structure
 
 #: What fails in a training in which no adapter is trainable.
 _UNTRAINED = ("attaches", "forward", "gradients", "steps", "adapters-move", "loss-falls")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from lora_doctor.rule_api import (
     Case,
@@ -10,7 +11,6 @@ from lora_doctor.rule_api import (
     Example,
     Finding,
     Fix,
-    InstancePatch,
     Location,
     Measurement,
     Proof,
@@ -19,6 +19,9 @@ from lora_doctor.rule_api import (
     quoted,
 )
 from lora_doctor.rules._source_line import without_folders
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import InstancePatch
 
 #: What fails when adapters are passed by: they learn nothing, and what is merged is not what ran.
 CONSEQUENCES = (

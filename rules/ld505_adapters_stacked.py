@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from lora_doctor.rule_api import (
     Case,
@@ -14,12 +15,13 @@ from lora_doctor.rule_api import (
     Proof,
     Rule,
     Severity,
-    Stacked,
-    StackedAdapter,
     Symptom,
     quoted,
 )
 from lora_doctor.rules._prompt_learning import METHODS
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import Stacked, StackedAdapter
 
 #: All that can fail when adapters are frozen, renamed or in layers that the config does not name.
 CONSEQUENCES = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from lora_doctor.rule_api import (
     Case,
@@ -17,7 +18,6 @@ from lora_doctor.rule_api import (
     Proof,
     Rule,
     Symptom,
-    Verification,
     quoted,
 )
 from lora_doctor.rules._ablation import judged
@@ -28,6 +28,9 @@ from lora_doctor.rules._prompt_learning import (
     tried,
     with_task_type,
 )
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import Verification
 
 #: What a message tells about the cause, in words. The message itself stands in the evidence.
 _CAUSES = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from lora_doctor.rule_api import (
     Case,
@@ -13,11 +14,12 @@ from lora_doctor.rule_api import (
     Measurement,
     Proof,
     Rule,
-    Saving,
-    Verification,
     quoted,
 )
 from lora_doctor.rules._round_trip import difference, round_trip, source
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import Saving, Verification
 
 
 class TrainedButNotSaved(Rule):

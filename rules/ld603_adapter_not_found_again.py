@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from lora_doctor.rule_api import (
     Case,
@@ -12,7 +13,6 @@ from lora_doctor.rule_api import (
     Fix,
     Location,
     Measurement,
-    ModuleGroup,
     Patch,
     Proof,
     Rule,
@@ -22,6 +22,9 @@ from lora_doctor.rule_api import (
     require_lora,
     suffix,
 )
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import ModuleGroup
 
 
 class AdapterNotFoundAgain(Rule):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from lora_doctor.rule_api import (
     Case,
@@ -14,10 +15,12 @@ from lora_doctor.rule_api import (
     Measurement,
     Proof,
     Rule,
-    Saving,
     quoted,
 )
 from lora_doctor.rules._round_trip import round_trip, trained_whole
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import Saving
 
 
 class FrozenByPeft(Rule):

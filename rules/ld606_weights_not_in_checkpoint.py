@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from lora_doctor.rule_api import (
     Case,
@@ -11,20 +12,21 @@ from lora_doctor.rule_api import (
     Example,
     Finding,
     Fix,
-    Loading,
     Location,
     Measurement,
     Proof,
     Rule,
     Severity,
     Symptom,
-    Verification,
     entries_for,
     pattern_of,
     quoted,
 )
 from lora_doctor.rules._round_trip import difference, matches, trained_whole
 from lora_doctor.static.folder.layers import stack_mismatches
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import Loading, Verification
 
 #: A round trip without random weights gives the same logits to the last digits.
 _SAME = 1e-6

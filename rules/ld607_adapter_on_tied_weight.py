@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lora_doctor.rule_api import (
     Case,
@@ -15,8 +15,6 @@ from lora_doctor.rule_api import (
     Proof,
     Rule,
     Symptom,
-    TiedPart,
-    Verification,
     lora_config_fields,
     quoted,
 )
@@ -29,6 +27,9 @@ from lora_doctor.rules._round_trip import (
     round_trip,
     sharing,
 )
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import TiedPart, Verification
 
 _UNQUANTIZED = (Edit("load_in_4bit", False), Edit("load_in_8bit", False))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from lora_doctor.rule_api import (
     Case,
@@ -14,9 +15,6 @@ from lora_doctor.rule_api import (
     Measurement,
     Proof,
     Rule,
-    Saving,
-    TiedPart,
-    Verification,
     lora_config_fields,
     quoted,
 )
@@ -30,6 +28,9 @@ from lora_doctor.rules._round_trip import (
     source,
     tolerance,
 )
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import Saving, TiedPart, Verification
 
 
 class TrainedCopyTiedAgain(Rule):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from lora_doctor.rule_api import (
     Case,
@@ -15,10 +16,11 @@ from lora_doctor.rule_api import (
     Proof,
     Rule,
     Symptom,
-    Verification,
-    Vocabulary,
 )
 from lora_doctor.rules._round_trip import round_trip, source
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import Verification, Vocabulary
 
 
 class ResizedEmbeddingsNotSaved(Rule):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from lora_doctor.rule_api import (
-    AutoLoading,
     Case,
     Example,
     Finding,
@@ -15,9 +15,11 @@ from lora_doctor.rule_api import (
     Proof,
     Rule,
     Symptom,
-    Verification,
 )
 from lora_doctor.rules._round_trip import round_trip, source
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import AutoLoading, Verification
 
 
 class AutoPeftClassDoesNotFit(Rule):

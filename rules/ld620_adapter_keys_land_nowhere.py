@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from lora_doctor.rule_api import (
-    AdapterLoading,
-    Case,
-    Example,
-    Finding,
-    Fix,
-    Measurement,
-    Rule,
-    Symptom,
-    quoted,
-)
+from lora_doctor.rule_api import Case, Example, Finding, Fix, Measurement, Rule, Symptom, quoted
 from lora_doctor.rules._saved_adapter import LOADED, base_class, loaded, weights_file
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import AdapterLoading
 
 
 class AdapterKeysLandNowhere(Rule):

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from lora_doctor.rule_api import Case, Example, Finding, Fix, Measurement, OtherShape, Rule, Symptom
+from lora_doctor.rule_api import Case, Example, Finding, Fix, Measurement, Rule, Symptom
 from lora_doctor.rules._saved_adapter import LOADED, base_class, loaded, shape_text, weights_file
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import OtherShape
 
 
 class AdapterShapesDoNotFit(Rule):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from lora_doctor.rule_api import (
     Case,
@@ -13,14 +14,15 @@ from lora_doctor.rule_api import (
     Fix,
     Location,
     Measurement,
-    MemoryPlan,
-    MemoryVariant,
     Proof,
     Rule,
     Severity,
     Symptom,
     gib,
 )
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import MemoryPlan, MemoryVariant
 
 _HOW = {
     "counted": "counted on the meta device",

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from lora_doctor.rule_api import (
-    Case,
-    Example,
-    Finding,
-    Fix,
-    Measurement,
-    Rule,
-    Supervision,
-    Symptom,
-)
+from lora_doctor.rule_api import Case, Example, Finding, Fix, Measurement, Rule, Symptom
 from lora_doctor.rules._supervision import about, looked_at, loss_on, of_data, portion, proof, which
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import Supervision
 
 #: What fails where every label is ignored: the loss is none, and no adapter moves.
 EXPLAINED = ("loss-finite", "gradients", "adapters-move", "loss-falls")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from lora_doctor.rule_api import (
     Case,
@@ -14,10 +15,12 @@ from lora_doctor.rule_api import (
     Measurement,
     Rule,
     Severity,
-    Supervision,
     Symptom,
 )
 from lora_doctor.rules._supervision import about, is_few, looked_at, loss_on, portion, proof, which
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import Supervision
 
 
 class AnswersCutOff(Rule):

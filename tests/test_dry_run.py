@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +40,13 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def dry_run(place: Path, *words: str, code: int) -> dict[str, Any]:
+def dry_run(place: Path, *words: str, code: int, options: Sequence[str] = ()) -> dict[str, Any]:
     """The JSON report of a dry run that ends with this code; nothing is left behind."""
     temporary = place.parent / f"{place.name}-temporary"
-    temporary.mkdir()
+    temporary.mkdir(exist_ok=True)
     before = sorted(place.rglob("*"))
     result = cli.lora_doctor(
-        "dry-run", "--output-format", "json", "--", *words,
+        "dry-run", "--output-format", "json", *options, "--", *words,
         cwd=place, env={"TMPDIR": str(temporary)},
     )  # fmt: skip
     assert result.code == code, result.out + result.err
@@ -136,13 +137,35 @@ def test_a_loop_whose_optimizer_never_sees_the_adapters(place: Path) -> None:
 
 
 def test_an_exception_of_the_script_is_told_with_the_users_own_line(place: Path) -> None:
+    """One failure, one finding: the rule that knows why, at the line of the user's that failed."""
     report = dry_run(place, sys.executable, "wrong_name.py", code=1)
-    assert rules(report)[0] == "LD002"
-    assert "LD201" in rules(report), "and the rule that knows why"
+    assert rules(report) == ["LD201"]
     first = report["findings"][0]
     lines = (SCRIPTS / "wrong_name.py").read_text().splitlines()
     call = next(n for n, line in enumerate(lines, 1) if "return get_peft_model" in line)
     assert first["location"] == {"kind": "file", "path": "wrong_name.py", "line": call}
+    told = {measure["what"]: str(measure["value"]) for measure in first["evidence"]}
+    assert "not found in the base model" in told["exception"]
+    assert told["recipe at fault"] == "target_modules"
+    assert told["target_modules is set"] == f"wrong_name.py:{call - 1}"
+    assert first["fixes"], "what the rule offers stays"
+
+
+def test_a_failure_that_no_rule_knows_is_told_once(place: Path) -> None:
+    """The training contract raises what the script raises: no second finding repeats it."""
+    script = place / "trainer_peft.py"
+    script.write_text(
+        script.read_text().replace(
+            "    trainer = Trainer(",
+            "    def broken(module, given):\n"
+            "        raise RuntimeError('a gate of ours says no to this batch')\n\n"
+            "    model.base_model.model.model.layers[0].register_forward_pre_hook(broken)\n"
+            "    trainer = Trainer(",
+        )
+    )
+    report = dry_run(place, sys.executable, "trainer_peft.py", code=1)
+    assert rules(report) == ["LD002"]
+    assert report["findings"][0]["location"]["path"] == "trainer_peft.py"
 
 
 def test_a_command_that_fails_is_never_healthy(tmp_path: Path) -> None:
@@ -294,3 +317,72 @@ def test_a_signal_ends_the_command_and_leaves_nothing(tmp_path: Path, number: in
     assert not list(temporary.iterdir())
     time.sleep(4)
     assert not (tmp_path / "mark").exists()
+
+
+_CHILDREN = """
+import os, subprocess, sys, time
+
+forever = [sys.executable, "-c", "import time; time.sleep(600)"]
+own = subprocess.Popen(forever)
+away = subprocess.Popen(forever, start_new_session=True)
+bare = subprocess.Popen(["sleep", "600"], env={})
+with open("pids.new", "w") as file:
+    print(os.getpid(), own.pid, away.pid, bare.pid, file=file)
+os.rename("pids.new", "pids")
+"""
+
+
+def _started(tmp_path: Path, then: str) -> tuple[subprocess.Popen[bytes], list[int]]:
+    """A dry run of a script with children, once they are there, and the numbers of all of them."""
+    (tmp_path / "temporary").mkdir()
+    (tmp_path / "train.py").write_text(_CHILDREN + then)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lora_doctor", "dry-run", "train.py"],
+        cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(cli.ROOT), "TMPDIR": str(tmp_path / "temporary")},
+    )  # fmt: skip
+    pids = tmp_path / "pids"
+    while not pids.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    return process, [int(word) for word in pids.read_text().split()]
+
+
+def _wait_until_gone(pids: Sequence[int]) -> None:
+    """Returns when none of them runs any more; a test that never comes so far is ended by pytest's
+    own limit."""
+    import psutil
+
+    for pid in pids:
+        try:
+            psutil.Process(pid).wait(timeout=120)
+        except psutil.NoSuchProcess:
+            continue
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_whatever_ends_us_ends_all_that_the_command_has_started(
+    tmp_path: Path, number: int
+) -> None:
+    """Also what left the process group, and what has no environment; SIGKILL cannot be handled, so
+    that somebody else has to see it."""
+    process, pids = _started(tmp_path, "time.sleep(600)\n")
+    process.send_signal(number)
+    process.communicate()
+    _wait_until_gone(pids)
+    for _ in range(1200):  # the watcher removes the folder last
+        if not list((tmp_path / "temporary").iterdir()):
+            break
+        time.sleep(0.05)
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.parametrize("end", ["raise ValueError('a crash')", "os.abort()", "os._exit(3)"])
+def test_a_crash_of_the_users_code_leaves_nothing_running(tmp_path: Path, end: str) -> None:
+    process, pids = _started(tmp_path, f"{end}\n")
+    process.communicate()
+    assert process.returncode in (1, 2)
+    _wait_until_gone(pids)
+    assert not list((tmp_path / "temporary").iterdir())

@@ -6,10 +6,11 @@ import dataclasses
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from lora_doctor.static.installed import environment
+from lora_doctor.static.installed import devices, environment
 
 
 def test_versions_are_those_of_the_packages() -> None:
@@ -60,16 +61,48 @@ def test_nothing_of_the_stack_is_imported() -> None:
 
 def test_devices_are_tried_and_can_be_sent_as_json() -> None:
     pytest.importorskip("torch")
-    devices = environment.gather_devices()
-    assert devices.torch and devices.reason is None
-    assert devices.cpu_dtypes["float32"] is None
-    assert set(devices.cpu_dtypes) == {"float32", "bfloat16", "float16"}
-    assert "cpu" in devices.bitsandbytes
-    assert json.loads(json.dumps(dataclasses.asdict(devices)))["torch"] == devices.torch
+    found = devices.gather_devices()
+    assert found.torch and found.reason is None
+    assert found.cpu_dtypes["float32"] is None
+    assert set(found.cpu_dtypes) == {"float32", "bfloat16", "float16"}
+    assert "cpu" in found.bitsandbytes
+    assert json.loads(json.dumps(dataclasses.asdict(found)))["torch"] == found.torch
 
 
 def test_a_broken_torch_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
-    devices = environment.gather_devices()
-    assert devices.torch is None
-    assert devices.reason is not None and "cannot be imported" in devices.reason
+    found = devices.gather_devices()
+    assert found.torch is None
+    assert found.reason is not None and "cannot be imported" in found.reason
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        'CONFIG_MAPPING_NAMES = OrderedDict(\n    [\n        ("a", "AConfig"),\n'
+        '        # Add configs here\n        (\n            "b-c",\n            "BConfig",\n'
+        "        ),\n    ]\n)\n",
+        "CONFIG_MAPPING_NAMES = OrderedDict([('a', 'AConfig'), (\"b-c\", 'BConfig')])\n",
+        'CONFIG_MAPPING_NAMES: dict[str, str] = {"a": "AConfig"}\n'
+        'OTHERS = OrderedDict([("x", "XConfig")])\n'
+        'CONFIG_MAPPING_NAMES.update({"b-c": "BConfig"})\n',
+        'CONFIG_MAPPING_NAMES = OrderedDict([("a", "AConfig"),\n'
+        '    # ("x", "XConfig"),\n    ("b-c", "BConfig"),  # ("y", "YConfig")\n])\n',
+        'CONFIG_MAPPING_NAMES = OrderedDict(**{"b-c": "BConfig"}, **CONFIG_MAPPING_NAMES)\n'
+        'CONFIG_MAPPING_NAMES.update(pairs("x", "XConfig"))\n'
+        'CONFIG_MAPPING_NAMES = OrderedDict([("a", "AConfig")])\nDEFAULT = ("z", "ZConfig")\n',
+    ],
+    ids=["pairs", "quotes", "dict", "comments", "calls"],
+)
+def test_architectures_are_read_however_the_table_is_written(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    auto = tmp_path / "models" / "auto"
+    auto.mkdir(parents=True)
+    (auto / "configuration_auto.py").write_text(source, encoding="utf-8")
+    monkeypatch.setattr(environment, "package_folder", lambda package: tmp_path)
+    environment.known_architectures.cache_clear()
+    try:
+        assert environment.known_architectures() == ("a", "b-c")
+    finally:
+        environment.known_architectures.cache_clear()

@@ -17,8 +17,9 @@ from lora_doctor.memory_plan.alternatives import alternatives
 from lora_doctor.recipe.memory_size import parse_memory
 from lora_doctor.recipe.recipe import Recipe, make_recipe
 from lora_doctor.reports import render
-from lora_doctor.results.memory_plan import GIB, MemoryPart, MemoryPlan, MemoryVariant
+from lora_doctor.results.memory_plan import MemoryPart, MemoryPlan, MemoryVariant
 from lora_doctor.sandbox.worker import Worker
+from lora_doctor.text import GIB
 
 ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 #: 68 M parameters.

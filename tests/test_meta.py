@@ -15,7 +15,7 @@ from lora_doctor.evidence.meta import describe_module, gather
 from lora_doctor.model import injection
 from lora_doctor.model.loading import Loader
 from lora_doctor.model.meta_copy import meta_copy
-from lora_doctor.model.modules import pattern_of
+from lora_doctor.model.module_path import pattern_of
 from lora_doctor.model.wrapper import wrapper_call
 from lora_doctor.recipe.normal_forms import TASK_TYPES
 from lora_doctor.recipe.recipe import Recipe

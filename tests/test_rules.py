@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from lora_doctor.engine.registry import check_symptoms, find_rules
 from lora_doctor.engine.rule import Example, Rule
 from lora_doctor.results.finding import first_fix
 from lora_doctor.sandbox.worker import Worker
+from tests.package_copy import lora_doctor_from
 
 INSTALLED = {one.metadata["Name"] for one in importlib.metadata.distributions()}
 RULES = find_rules()
@@ -40,7 +43,18 @@ def examples(kind: str) -> list[object]:
         pytest.param(rule, example, id=f"{rule.code}-{example.model}-{number}")
         for rule in RULES
         for number, example in enumerate(rule.examples)
-        if example.kind == kind and occurs_here(example) and not example.script
+        if example.kind == kind
+        and occurs_here(example)
+        and not (example.script or example.installed)
+    ]
+
+
+def environments() -> list[object]:
+    return [
+        pytest.param(rule, example, id=f"{rule.code}-{example.kind}-{number}")
+        for rule in RULES
+        for number, example in enumerate(rule.examples)
+        if example.installed and occurs_here(example)
     ]
 
 
@@ -136,3 +150,19 @@ def test_a_script_is_dry_run(rule: type[Rule], example: Example, tmp_path: Path)
     found = [finding for finding in diagnosis.findings if finding.rule == rule.code]
     assert bool(found) == (example.kind == "broken")
     assert found or rule.code in diagnosis.passed
+
+
+@pytest.mark.parametrize(("rule", "example"), environments())
+def test_packages_that_do_not_fit_are_found(
+    rule: type[Rule], example: Example, tmp_path: Path
+) -> None:
+    """What ``env --check`` says of the installed packages behind those of the example."""
+    given = Path(__file__).parent.parent / example.installed
+    here = Path(lora_doctor.__file__).parent.parent
+    path = Path(f"{given}{os.pathsep}{here}")
+    done = lora_doctor_from(path, "env", "--check", "--output-format", "json", cwd=tmp_path)
+    diagnosis = json.loads(done.stdout)
+    found = [finding for finding in diagnosis["findings"] if finding["rule"] == rule.code]
+    assert bool(found) == (example.kind == "broken"), done.stdout + done.stderr
+    assert found or rule.code in diagnosis["passed"]
+    assert done.returncode == bool(diagnosis["findings"])

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from lora_doctor.model.loading import Loader
-from lora_doctor.model.modules import assign_roles, collect, group, pattern_of
+from lora_doctor.model.module_path import pattern_of
+from lora_doctor.model.modules import assign_roles, collect, group
 from lora_doctor.model.towers import find_towers
 from lora_doctor.recipe.recipe import Recipe
 

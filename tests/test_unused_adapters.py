@@ -127,7 +127,7 @@ def test_leaving_out_what_learns_nothing_keeps_what_learns(worker: Worker) -> No
 def test_experts_with_a_word_before_their_number_are_one_group() -> None:
     """As the structure counts them: what learns is compared with it pattern by pattern."""
     from lora_doctor.contract.adapters import AdapterLayer
-    from lora_doctor.model.modules import pattern_of
+    from lora_doctor.model.module_path import pattern_of
 
     layers = [
         AdapterLayer(f"decoder.layers.1.ffn.experts.{name}.fc1", None, [])

@@ -157,7 +157,7 @@ class _Schema:
     @cache  # noqa: B019 - the schema lives as long as the tool
     def fields(self, cls: type) -> dict[str, Any]:
         """Each field with its description and shape."""
-        docs, hints = field_docs(cls), get_type_hints(cls, localns=dict(FOR_TYPE_CHECKERS))
+        docs, hints = field_docs(cls), get_type_hints(cls, localns=FOR_TYPE_CHECKERS)
         names = [item.name for item in fields(cls) if item.name not in _UNWRITTEN.get(cls, ())]
         return {name: {"description": docs[name], **self.of(hints[name])} for name in names}
 

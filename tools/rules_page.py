@@ -94,7 +94,7 @@ def _example(example: Example) -> str:
     recipe = _code(json.dumps(dict(example.recipe))) if example.recipe else "none: it is proposed"
     where = ", ".join(f"{package}{versions}" for package, versions in example.requires.items())
     notes = "; ".join(note for note in (example.why, f"on {where}" if where else "") if note)
-    cells = (example.kind, _code(example.model), recipe, notes)
+    cells = (example.kind, _code(example.model or example.installed), recipe, notes)
     # A bar would end the cell, in code spans too.
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 

@@ -26,19 +26,16 @@ from lora_doctor.engine.saved_adapter import Finder, of_trained_config, onto_bas
 from lora_doctor.engine.settings import Data, Settings
 from lora_doctor.errors import InputError
 from lora_doctor.limits import MOST_DATA_ROWS
-from lora_doctor.prescription.adapter_folder import write_renamed
 from lora_doctor.recipe.edit import Patch
 from lora_doctor.recipe.files.prescription import Prescription
-from lora_doctor.recipe.files.read_write import as_recipe
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.depth import DEPTHS
 from lora_doctor.results.diagnosis import Diagnosis
-from lora_doctor.results.supervision import Samples
+from lora_doctor.results.samples import Samples
 from lora_doctor.results.verification import Verification
 from lora_doctor.sandbox.worker import PRELOAD_SECONDS, Worker
 from lora_doctor.static.adapter_files import AdapterFiles, weights_beside
 from lora_doctor.static.model_source import ModelSource, parse_model
-from lora_doctor.supervision.data_file import check_file
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # in typing since Python 3.11
@@ -157,6 +154,8 @@ def fix_adapter(
             f"adapter {adapter.place}: only its header was fetched; download it (hf download "
             f"{adapter.snapshot.model_id} --local-dir DIR) and give DIR"
         )
+    from lora_doctor.prescription.adapter_folder import write_renamed
+
     write_renamed(adapter, renaming, into)
     again: CheckOptions = {**options, "adapter": into}
     return check(model, recipe, **again)
@@ -200,6 +199,17 @@ def diagnose_contract(model: Any, recipe: Any = None, **options: Unpack[CheckOpt
         return diagnose(case, found, selection, strict=options.get("strict", False))
 
 
+def check_environment() -> Diagnosis:
+    """Whether the installed packages fit each other, as a diagnosis: ``lora-doctor env --check``.
+
+    Files and metadata are read; nothing of what is installed is imported.
+    """
+    found = [rule for rule in registry.find_rules() if rule.about_environment]
+    source = ModelSource("environment", "installed packages")
+    with open_case(source, None, {"depth": "static"}) as case:
+        return diagnose(case, found)
+
+
 @contextlib.contextmanager
 def open_case(
     model: Any, recipe: Any, options: CaseOptions, *, eager: bool = True
@@ -217,7 +227,7 @@ def open_case(
     _check_run(given)
     if isinstance(model, str) and not model.strip():
         raise InputError("MODEL is empty; give a hub id, a folder, arch:NAME or module:factory")
-    checked_recipe = as_recipe(recipe)
+    checked_recipe = _as_recipe(recipe)
     progress = given["progress"] or (lambda text: None)
     finder = Finder(limits.hub_seconds, progress, given["trust_remote_code"])
     model, adapter = finder.find(model, given["adapter"])
@@ -248,6 +258,16 @@ def open_case(
         case = Case(source, checked_recipe, settings, child, patches=patches, progress=progress)
         stack.callback(case.close)
         yield case
+
+
+def _as_recipe(given: Any) -> Recipe:
+    """A recipe out of what a caller gave. The readers of files are imported where one is needed:
+    the command line gives a recipe that is read."""
+    if isinstance(given, Recipe):
+        return given
+    from lora_doctor.recipe.files.read_write import as_recipe
+
+    return as_recipe(given)
 
 
 def _check_run(given: CaseOptions) -> None:
@@ -289,8 +309,11 @@ def _data(given: CheckOptions) -> Data | None:
         raise InputError(f"samples {samples!r}: is one of {', '.join(get_args(Samples))}")
     files = [Path(one).expanduser() if one is not None else None
              for one in (given["data"], given["eval_data"])]  # fmt: skip
-    for file in filter(None, files):
-        check_file(file)
+    if any(files):
+        from lora_doctor.supervision.data_file import check_file
+
+        for file in filter(None, files):
+            check_file(file)
     training, evaluation = files
     if training is None:
         if evaluation is not None:
@@ -324,7 +347,7 @@ def _prescribed(
             "prescription: this model is loaded already; call lora_doctor.apply before loading it"
         )
     held = given if isinstance(given, Prescription) else checked_prescription(Path(given))
-    return held.patches, as_recipe(held.recipe)
+    return held.patches, _as_recipe(held.recipe)
 
 
 def _refuse_script(model: Any) -> None:

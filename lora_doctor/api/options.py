@@ -13,7 +13,7 @@ from lora_doctor.engine.limits import Limits
 from lora_doctor.limits import DATA_ROWS
 from lora_doctor.recipe.files.prescription import Prescription
 from lora_doctor.results.depth import STEPS, Depth
-from lora_doctor.results.supervision import Samples
+from lora_doctor.results.samples import Samples
 from lora_doctor.sandbox.worker import Worker
 
 P = ParamSpec("P")

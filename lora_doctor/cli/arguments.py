@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from lora_doctor.dry_run.judge import DryRunOptions
     from lora_doctor.engine.limits import Limits
     from lora_doctor.recipe.recipe import Recipe
-    from lora_doctor.results.supervision import Samples
+    from lora_doctor.results.samples import Samples
 
 #: ``--samples``, ``--no-samples``, neither.
 _SAMPLES: Mapping[bool | None, Samples] = {True: "all", False: "none", None: "people"}
@@ -61,6 +61,7 @@ def dry_run_options(options: Mapping[str, Any]) -> DryRunOptions:
     check_outputs(options)
     return DryRunOptions(
         rows=options["rows"],
+        synthetic_data=options["synthetic_data"],
         seconds=options["time_limit"] or DEFAULT_SECONDS,
         memory=int(options["memory_limit"] * GIB) if options["memory_limit"] else DEFAULT_MEMORY,
         check={

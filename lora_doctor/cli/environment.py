@@ -7,11 +7,8 @@ from dataclasses import asdict
 from typing import Any
 
 from lora_doctor.sandbox.worker import Worker
-from lora_doctor.static.installed.environment import (
-    Environment,
-    gather_devices,
-    gather_environment,
-)
+from lora_doctor.static.installed.devices import gather_devices
+from lora_doctor.static.installed.environment import Environment, gather_environment
 from lora_doctor.text import size_in_words
 
 #: Looking at devices imports torch and may start CUDA; slower is broken.

@@ -23,6 +23,7 @@ from lora_doctor.cli.options import (
     dry_run_options,
     fail_on_option,
     memory_options,
+    optional_model,
     output_options,
     prescription_option,
     recipe_options,
@@ -124,10 +125,16 @@ class _Group(click.Group):
 
 
 @click.group(
-    cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+    cls=_Group,
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": 100,
+        "auto_envvar_prefix": "LORA_DOCTOR",
+    },
 )
 @click.version_option(__version__, message="lora-doctor %(version)s")
-def cli() -> None:
+@click.pass_context
+def cli(ctx: click.Context) -> None:
     """Find, fix and prove what would go wrong in a LoRA fine-tuning run.
 
     MODEL is a hub id, a local folder, arch:NAME (an architecture of the installed transformers,
@@ -137,14 +144,25 @@ def cli() -> None:
     Exit codes: 0 the depth that was asked for was reached and nothing found at or above --fail-on;
     1 findings; 2 the question could not be answered, or not at that depth (with --strict also where
     a rule was skipped for a reason that you can change).
+
+    Options can stand in [tool.lora-doctor] of pyproject.toml, or in lora-doctor.toml; with set-ups
+    listed there, check without MODEL checks them all.
     """
+    from pathlib import Path
+
+    from lora_doctor.cli.project import META, defaults, find_project
+
+    if ctx.invoked_subcommand in ("check", "fix", "verify", "dry-run"):
+        project = find_project(cli, Path.cwd())
+        if project is not None:
+            ctx.meta[META], ctx.default_map = project, defaults(project, cli)
 
 
 # --- commands ------------------------------------------------------------------------------------
 
 
 @cli.command()
-@recipe_options
+@optional_model
 @adapter_option
 @click.option(
     "--depth",
@@ -160,7 +178,11 @@ def cli() -> None:
 @device_options
 @report_options
 def check(**options: Any) -> int:
-    """Diagnose a recipe; nothing is changed."""
+    """Diagnose a recipe; nothing is changed. Without MODEL, every set-up of the project."""
+    if options["model"] is None:
+        from lora_doctor.cli.set_ups import check_all
+
+        return check_all(cli, click.get_current_context())
     from lora_doctor import api
     from lora_doctor.cli.arguments import describes_weights
     from lora_doctor.engine.saved_adapter import of_trained_config
@@ -417,8 +439,21 @@ def explain(what: str, output_format: str) -> int:
     help="Format of the result.",
 )
 @click.option("--no-devices", is_flag=True, help="Versions only; torch is not imported.")
-def env(output_format: str, no_devices: bool) -> int:
+@click.option(
+    "--check",
+    "fit",
+    is_flag=True,
+    help="Look for installed packages that do not fit each other instead; nothing is imported. "
+    "Exit codes are those of check.",
+)
+def env(output_format: str, no_devices: bool, fit: bool) -> int:
     """Versions, devices and dtypes, ready to paste into a bug report."""
+    if fit:
+        from lora_doctor import api
+
+        options = {"output_format": output_format, "output_file": None, "verbose": False,
+                   "fail_on": "warning"}  # fmt: skip
+        return report(with_progress(lambda tell: api.check_environment()), options)
     from lora_doctor.cli.environment import describe
 
     streams.write(describe(output_format, devices=not no_devices))
@@ -449,11 +484,11 @@ def _fix_adapter(options: dict[str, Any]) -> int:
 def _tell_of_unfinished(options: dict[str, Any]) -> None:
     """A recipe that an apply was changing when it was killed may not be what the user takes it
     for; ``fix --apply`` refuses it."""
-    from pathlib import Path
-
-    from lora_doctor.prescription.write_fix import Plan
-
     if options["recipe_file"] and not options.get("write"):
+        from pathlib import Path
+
+        from lora_doctor.prescription.write_fix import Plan
+
         left = Plan(Path(options["recipe_file"]), Path()).unfinished()
         if left:
             streams.tell(f"lora-doctor: note: {left}")

@@ -20,7 +20,7 @@ from lora_doctor.limits import (
 from lora_doctor.recipe.command_line import Option
 from lora_doctor.recipe.keys import KEYS, RecipeKey
 from lora_doctor.results.depth import STEPS
-from lora_doctor.results.formats import DEFAULT, find_formats
+from lora_doctor.results.formats import DEFAULT, find_format, find_formats
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -45,9 +45,10 @@ class _ReportFormat(click.types.StringParamType):
         return f"[{'|'.join(find_formats())}]"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> str:
-        name, formats = str(super().convert(value, param, ctx)), find_formats()
-        if name not in formats:
-            self.fail(f"{name!r} is not one of {', '.join(map(repr, formats))}.", param, ctx)
+        name = str(super().convert(value, param, ctx))
+        if find_format(name) is None:
+            formats = ", ".join(map(repr, find_formats()))
+            self.fail(f"{name!r} is not one of {formats}.", param, ctx)
         return name
 
     def shell_complete(self, ctx: Any, param: Any, incomplete: str) -> list[CompletionItem]:
@@ -55,11 +56,14 @@ class _ReportFormat(click.types.StringParamType):
 
 
 def _outputs(
-    ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
+    ctx: click.Context, param: click.Parameter, values: tuple[str | tuple[str, str], ...]
 ) -> list[tuple[str, str]]:
     """Formats and files out of ``FORMAT=FILE``."""
     found = []
     for value in values:
+        if isinstance(value, tuple):  # of the invocation that checks all set-ups
+            found.append(value)
+            continue
         name, sign, file = value.partition("=")
         if not sign or not file:
             raise click.BadParameter(f"{value!r} is no FORMAT=FILE, such as sarif=a.sarif.")
@@ -67,10 +71,15 @@ def _outputs(
     return found
 
 
-def recipe_options(command: F) -> F:
+def optional_model(command: F) -> F:
+    """``recipe_options`` for a command that also takes the project's set-ups."""
+    return recipe_options(command, required=False)
+
+
+def recipe_options(command: F, *, required: bool = True) -> F:
     """The recipe, in PEFT's and transformers' own names. Options win over the file."""
     options = [
-        click.argument("model", metavar="MODEL"),
+        click.argument("model", metavar="MODEL" if required else "[MODEL]", required=required),
         click.option(
             "--recipe",
             "recipe_file",
@@ -151,6 +160,7 @@ def output_options(command: F) -> F:
         click.option(
             "--output",
             "outputs",
+            type=click.UNPROCESSED,
             metavar="FORMAT=FILE",
             callback=_outputs,
             multiple=True,
@@ -194,6 +204,12 @@ def dry_run_options(command: F) -> F:
             show_default=True,
             metavar="N",
             help="Rows of each data set that are tokenized and mapped.",
+        ),
+        click.option(
+            "--synthetic-data",
+            is_flag=True,
+            help="Go on with rows made up from the declared features where a data set cannot be "
+            "had; what is supervised is not judged then.",
         ),
         click.option(
             "--time-limit",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lora_doctor.cli import streams
+from lora_doctor.cli.project import META, settled
 from lora_doctor.text import visible
 
 if TYPE_CHECKING:
@@ -36,6 +37,9 @@ def report(diagnosis: Diagnosis, options: dict[str, Any]) -> int:
     from lora_doctor.files import write_text
     from lora_doctor.results.formats import render
 
+    project = click.get_current_context().meta.get(META)
+    if project is not None:
+        diagnosis = settled(diagnosis, project)
     if options.get("baseline") is not None:
         diagnosis = _against(diagnosis, options["baseline"])
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lora_doctor.model.built_in_adapters import active_in
-from lora_doctor.model.modules import is_numbered, pattern_of
+from lora_doctor.model.module_path import is_numbered, pattern_of
 from lora_doctor.model.peft_models import peft_models
 from lora_doctor.text import clean_path
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lora_doctor.contract.adapters import auxiliary_classes
-from lora_doctor.model.modules import pattern_of
+from lora_doctor.model.module_path import pattern_of
 from lora_doctor.results.loading import Unsaved
 
 

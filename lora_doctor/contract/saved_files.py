@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_doctor.contract.adapters import active_adapters, auxiliary_classes
-from lora_doctor.model.modules import pattern_of
+from lora_doctor.model.module_path import pattern_of
 from lora_doctor.model.peft_models import peft_models
 from lora_doctor.nn.embeddings import input_embeddings
 from lora_doctor.nn.rebinding import deep_copy

@@ -27,6 +27,8 @@ _MOST_BYTES = 64 << 20
 _OF_LAUNCHERS = ("CalledProcessError", "ChildFailedError", "CellExecutionError", "SystemExit")
 #: Classes whose labels are those of the tokens themselves, by transformers' names.
 _NOT_SHIFTED = ("TokenClassification", "MaskedLM", "QuestionAnswering")
+#: Why nothing is said of labels where a set was not to be had.
+MADE_UP = "the rows were made up: their texts, lengths and labels prove nothing"
 _NOTES: Mapping[str, NoteKind] = {"not-proven": "not-proven", "ended": "not-proven"}
 
 
@@ -142,10 +144,29 @@ class Captured:
             place = _place(record.get("place"))
             text = f"{record['text']}{f' ({place})' if place and kind != 'step' else ''}"
             found[text] = Note(kind, text)
+        for record in self.all("synthetic"):
+            place = _place(record.get("place"))
+            text = (
+                f"data set {record['name']}{f' ({place})' if place else ''} cannot be had "
+                f"({record['reason'][:200]}); {MADE_UP}"
+            )
+            found[text] = Note("not-proven", " ".join(text.split()))
         for record in self.all("ended"):
             text = f"not run: {record['why']}"
             found[text] = Note("not-proven", text)
         return list(found.values())
+
+    def estimated(self) -> str | None:
+        """Which length of a set is an estimate, so that step counts are; ``None``: none is."""
+        for record in self.all("note"):
+            if record["note"] == "estimated":
+                place = _place(record.get("place"))
+                return (
+                    f"the length of a data set{f' at {place}' if place else ''} is an estimate, "
+                    f"and with it the number of steps: {record['text']}; --rows with the number of "
+                    "its rows makes it exact"
+                )
+        return None
 
     def verification(self) -> Verification | None:
         """The training contract on the user's own objects."""

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from lora_doctor.api import open_case
 from lora_doctor.api.options import CaseOptions, CheckOptions
 from lora_doctor.dry_run import command as commands
 from lora_doctor.dry_run import launch
-from lora_doctor.dry_run.captured import Captured, shapes
+from lora_doctor.dry_run.captured import MADE_UP, Captured, shapes
+from lora_doctor.dry_run.one_failure import FAILURE, one_failure
 from lora_doctor.engine import registry
 from lora_doctor.engine.case import Case
 from lora_doctor.engine.diagnose import diagnose
@@ -38,18 +40,17 @@ _NO_GPU = re.compile(
     r"|requires? (a )?(GPU|CUDA)|CUDA (driver|error)|Triton|no accelerator",
     re.IGNORECASE,
 )
-#: The rule that reports what the command raised.
-_FAILURE = "LD002"
 #: What a loop of the user's may raise because its loader came to an early end.
 _OF_SHORT_LOOPS = ("ZeroDivisionError", "StopIteration", "IndexError", "UnboundLocalError")
 
 
 @dataclass(frozen=True)
 class DryRunOptions:
-    """``rows``: of each data set. ``seconds``, ``memory``: limits of the whole command. The others
-    as for ``check``."""
+    """``rows``: of each data set. ``synthetic_data``: rows are made up for a set that cannot be
+    had. ``seconds``, ``memory``: limits of the whole command. The others as for ``check``."""
 
     rows: int = 64
+    synthetic_data: bool = False
     seconds: float = DEFAULT_SECONDS
     memory: int = DEFAULT_MEMORY
     check: CheckOptions = field(default_factory=CheckOptions)
@@ -71,7 +72,8 @@ def dry_run(
     began = time.perf_counter()
     command = commands.command_of(words)
     with temporary_folder() as folder:
-        session = Session(Path(folder), os.urandom(16).hex(), ACTS, {"rows": options.rows})
+        asked = {"rows": options.rows, "synthetic_data": options.synthetic_data}
+        session = Session(Path(folder), os.urandom(16).hex(), ACTS, asked)
         session.write()
         environment = launch.environment_of(session, os.environ)
         progress("asking the interpreter of the command for its guest")
@@ -151,19 +153,30 @@ def _is_ours(error: ScriptError, captured: Captured) -> bool:
         return True
     if error.type == "SystemExit" or not captured.all("model"):
         lacking = ("OSError", "ConnectionError", "NotFoundError", "HTTPError", "SystemExit")
-        if error.type.endswith(lacking) or _no_data(error, captured):
+        if error.type.endswith(lacking) or _no_data(error, captured) is not None:
             return True
-    if _no_data(error, captured):
+    if _no_data(error, captured) is not None:
         return True
     cut = any(record.get("by") == "a loop" for record in captured.all("trained"))
     return cut and error.type in _OF_SHORT_LOOPS
 
 
-def _no_data(error: ScriptError, captured: Captured) -> bool:
-    return any(
-        error.message[:80] and error.message[:80] in " ".join(str(record["reason"]).split())
-        for record in captured.all("no_data")
-    )
+def _no_data(error: ScriptError, captured: Captured) -> Mapping[str, Any] | None:
+    """The record of the data set that could not be had, where the error says so."""
+    for record in captured.all("no_data"):
+        if error.message[:80] and error.message[:80] in " ".join(str(record["reason"]).split()):
+            return record
+    return None
+
+
+def _without_rows(error: ScriptError, captured: Captured) -> str:
+    """What can be done about a data set that cannot be had."""
+    record = _no_data(error, captured)
+    if record is None:
+        return ""
+    if record.get("no_rows"):
+        return f" (no rows were made up for it: {record['no_rows']})"
+    return " (--synthetic-data goes on with rows made up from the features that it declares)"
 
 
 def _why_open(
@@ -187,7 +200,8 @@ def _why_open(
         if not _is_ours(error, captured):
             return None
         place = f" at {error.file}:{error.line}" if error.file else ""
-        return f"the command did not come through here{place}: {error.type}: {error.message[:400]}"
+        told = f"the command did not come through here{place}: {error.type}: {error.message[:400]}"
+        return told + _without_rows(error, captured)
     if not captured.steps:
         code = f" (exit code {ended.code}: {_last_line(ended.output)})" if ended.code else ""
         return f"the command took no optimizer step{code}"
@@ -195,7 +209,7 @@ def _why_open(
         return "no model with adapters of PEFT was trained"
     if captured.last("no_contract") is not None:
         return f"the training contract was not run: {captured.all('no_contract')[-1]['reason']}"
-    return None
+    return captured.estimated()
 
 
 def _last_line(output: str) -> str:
@@ -219,7 +233,8 @@ def _diagnose(
     with open_case(source, recipe, case_options, eager=False) as case:
         _keep(case, captured, found, recipe)
         diagnosis = diagnose(case, rules, selection, strict=given.get("strict", False))
-    findings = tuple(_with_place(one, found.run) for one in diagnosis.findings)
+    placed = tuple(_with_place(one, found.run) for one in diagnosis.findings)
+    findings = one_failure(replace(diagnosis, findings=placed), found.run.error, rules)
     notes = [*diagnosis.notes, *captured.notes(), *_downgrades(recipe, found.run)]
     notes.append(Note("not-proven", NOT_SHOWN))
     return replace(
@@ -238,7 +253,7 @@ def _undetermined(found: _Outcome, diagnosis: Diagnosis) -> str | None:
     error = found.run.error
     if error is None:
         return found.open or diagnosis.undetermined
-    if any(finding.rule == _FAILURE for finding in diagnosis.findings):
+    if any(finding.rule == FAILURE for finding in diagnosis.findings):
         return None
     return f"the command fails: {error.type}: {error.message[:400]}"
 
@@ -252,9 +267,10 @@ def _downgrades(recipe: Recipe, run: DryRun) -> list[Note]:
 
 
 def _source(captured: Captured) -> ModelSource:
-    """The model that the command loads; a module without a source where it makes its own."""
+    """The model that the command loads; a module without a source where it makes its own, be it of
+    a config."""
     loading, adapted = captured.loading, captured.last("adapted")
-    if loading is not None:
+    if loading is not None and loading["name"]:
         try:
             return parse_model(
                 loading["name"],
@@ -284,7 +300,9 @@ def _keep(case: Case, captured: Captured, found: _Outcome, recipe: Recipe) -> No
     else:
         store.refuse("optimizer", EvidenceError("no optimizer took a step in the dry run"))
     supervision = captured.supervision()
-    if supervision is not None:
+    if captured.all("synthetic"):
+        store.refuse("supervision", EvidenceError(MADE_UP))
+    elif supervision is not None:
         store.keep("supervision", supervision)
     else:
         store.refuse("supervision", EvidenceError("no batch with labels was seen in the dry run"))

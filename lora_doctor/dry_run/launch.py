@@ -11,16 +11,17 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import signal
 import stat
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from lora_doctor.dry_run.command import ELSEWHERE, Command
+from lora_doctor.dry_run.ending import end_all, remember_root, watched
+from lora_doctor.dry_run.prepared_data import cache_of, link_prepared
 from lora_doctor.errors import InputError, LimitReached
 from lora_doctor.guest.children import deaf_option, is_python
 from lora_doctor.guest.session import STOPPED, Session
@@ -34,8 +35,6 @@ _MEMORY_EVERY = 10
 _TOLD_EVERY = 25
 #: Seconds in which a guest has to answer once its process was seen.
 _ANSWER_SECONDS = 60.0
-#: Seconds that processes get to end by themselves.
-_GRACE_SECONDS = 3.0
 _LOG_TAIL = 64 * 1024
 
 #: Services that are told of runs, switched off by their own variables.
@@ -79,6 +78,7 @@ def environment_of(session: Session, outer: Mapping[str, str]) -> dict[str, str]
     for name in set(folders.values()):
         (session.folder / name).mkdir(exist_ok=True)
     found.update({key: str(session.folder / name) for key, name in folders.items()})
+    link_prepared(cache_of(outer), session.folder / "datasets")
     found["MLFLOW_TRACKING_URI"] = (session.folder / "services" / "mlruns").as_uri()
     found["PATH"] = os.pathsep.join(filter(None, (str(_refusals(session)), found.get("PATH", ""))))
     return found
@@ -117,31 +117,45 @@ def run(
     """
     log = session.folder / "output"
     began = time.monotonic()
-    with open(log, "wb") as stream:
+    with open(log, "wb") as stream, watched(session):
         try:
             process = _start(command, environment, stream)
         except OSError as error:
             raise InputError(f"dry-run: {command.words[0]} cannot be started: {error}") from error
-        watch = _Watch(session, process.pid)
-        refused, limit = "", None
         try:
-            for count in itertools.count():
-                if process.poll() is not None:
-                    break
-                refused = watch.look()
-                limit = watch.limit(time.monotonic() - began, seconds, memory_limit)
-                if refused or limit:
-                    break
-                if count % _TOLD_EVERY == 0:
-                    progress(watch.stage())
-                time.sleep(_POLL_SECONDS)
+            remember_root(session, process.pid)
+            refused, limit = _until_it_ends(
+                process, _Watch(session, process.pid), (seconds, memory_limit), progress
+            )
         finally:
-            _end_all(process, session)
+            end_all(process, session)
     elsewhere = session.folder / "elsewhere"
     if not refused and elsewhere.exists():
         name = elsewhere.read_text(encoding="utf-8").strip()
         refused = f"{name} starts programs where no guest is"
     return Ended(process.returncode, time.monotonic() - began, _tail(log), refused, limit)
+
+
+def _until_it_ends(
+    process: subprocess.Popen[bytes],
+    watch: _Watch,
+    limits: tuple[float, int],
+    progress: Callable[[str], None],
+) -> tuple[str, LimitReached | None]:
+    """Wait for the end, or for the first reason to end it: want of a guest, or a limit.
+    ``limits``: seconds and bytes."""
+    began = time.monotonic()
+    for count in itertools.count():
+        if process.poll() is not None:
+            break
+        refused = watch.look()
+        limit = watch.limit(time.monotonic() - began, *limits)
+        if refused or limit:
+            return refused, limit
+        if count % _TOLD_EVERY == 0:
+            progress(watch.stage())
+        time.sleep(_POLL_SECONDS)
+    return "", None
 
 
 def _start(
@@ -234,46 +248,6 @@ def _text(path: Path) -> str:
     with contextlib.suppress(OSError):
         return path.read_text(encoding="utf-8", errors="replace")
     return ""
-
-
-def _end_all(process: subprocess.Popen[bytes], session: Session) -> None:
-    """End the command, its group, and whatever else carries the session's name."""
-    import psutil
-
-    # What has left the tree has the session in its environment; what is in it may have none.
-    below = memory.process_tree(process.pid)[1:]
-    others = [one for one in _of_session(session) if one.pid not in (process.pid, os.getpid())]
-    for number in set(below) - {one.pid for one in others}:
-        with contextlib.suppress(psutil.Error):
-            others.append(psutil.Process(number))
-    for ask in (signal.SIGTERM, getattr(signal, "SIGKILL", signal.SIGTERM)):
-        if process.poll() is None:
-            _signal_group(process, ask)
-        for one in others:
-            with contextlib.suppress(psutil.Error):
-                one.send_signal(ask)
-        psutil.wait_procs(others, timeout=_GRACE_SECONDS if others else 0)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_GRACE_SECONDS)
-    process.wait()
-
-
-def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:
-    if os.name != "posix":
-        process.terminate()
-        return
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, number)
-
-
-def _of_session(session: Session) -> Iterator[Any]:
-    """Processes that have left the tree: their environment still names the session."""
-    import psutil
-
-    for one in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if session.reaches(one.environ()):
-                yield one
 
 
 def _tail(log: Path) -> str:

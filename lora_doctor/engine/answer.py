@@ -73,7 +73,7 @@ def _answer(case: Case) -> Answer:
 
 def _has_files(case: Case) -> bool:
     """Whether there is something to look at without running anything."""
-    return case.source.kind in ("script", "module") or case.has("static")
+    return case.source.kind in ("script", "module", "environment") or case.has("static")
 
 
 def _nothing_to_read(case: Case) -> str:

@@ -9,47 +9,49 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_doctor.engine.child_failures import read_answer, without_answer
-from lora_doctor.engine.child_tasks import ChildTasks, cost
-from lora_doctor.engine.evidence_store import EvidenceStore, evidence, kinds
+from lora_doctor.engine.child_tasks import (
+    ADAPTER_LOADING,
+    CHECKPOINT_QUANTIZATION,
+    LOADING,
+    LOADING_BY_CODE,
+    MEMORY_PLAN,
+    STRUCTURE,
+    ChildTasks,
+    cost,
+    supervision_of,
+)
+from lora_doctor.engine.evidence_store import evidence, kinds
 from lora_doctor.engine.limits import Checkpoint, TaskLimits
 from lora_doctor.engine.other_rules import OtherRules
+from lora_doctor.engine.read_evidence import ReadEvidence
 from lora_doctor.engine.settings import Settings
-from lora_doctor.errors import Cause, EvidenceError
+from lora_doctor.errors import EvidenceError
 from lora_doctor.evidence.tiny_model_cache import TinyModelCache
 from lora_doctor.recipe.edit import Patch
 from lora_doctor.recipe.recipe import Recipe
-from lora_doctor.results.depth import DEPTHS, Depth
-from lora_doctor.results.diagnosis import Gathered
+from lora_doctor.results.depth import Depth
 from lora_doctor.results.note import Note
-from lora_doctor.results.structure import Structure
-from lora_doctor.results.supervision import Supervision
 from lora_doctor.results.verification import Verification
 from lora_doctor.sandbox.worker import Worker
 from lora_doctor.static.model_source import ModelSource
 
 if TYPE_CHECKING:
-    from lora_doctor.evidence.optimizer import OptimizerState
     from lora_doctor.results.adapter_loading import AdapterLoading
     from lora_doctor.results.checkpoint_quantization import CheckpointQuantization
-    from lora_doctor.results.dry_run import DryRun
     from lora_doctor.results.loading import Loading
     from lora_doctor.results.memory_plan import MemoryPlan
-    from lora_doctor.static.adapter_files import AdapterFiles
+    from lora_doctor.results.structure import Structure
+    from lora_doctor.results.supervision import Supervision
     from lora_doctor.static.adapter_values import AdapterValues
-    from lora_doctor.static.installed.environment import Environment
-    from lora_doctor.static.model_files import StaticEvidence
-    from lora_doctor.static.remote_code.remote_code import RemoteCode
-    from lora_doctor.static.script.training_script import TrainingScript
 
 #: Times that a proposal is bettered by what a run says of it.
 _REFINEMENTS = 3
 
 
-class Case:
+class Case(ReadEvidence):
     """A recipe on a model, and the evidence about it.
 
     Each method marked ``evidence`` is an attribute: its value is gathered when first asked for, and
@@ -68,14 +70,11 @@ class Case:
         patches: tuple[Patch, ...] = (),
         progress: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self.source = source
+        super().__init__(source, settings, progress)
         self.asked = recipe
-        self.settings = settings
         self.patches = patches
-        self.store = EvidenceStore(str(source))
         self.other_rules = OtherRules()
-        self._tasks = ChildTasks(worker, source, patches, progress)
-        self._progress = progress
+        self._tasks = ChildTasks(worker, source, patches, self.store, progress)
         self._tiny_models = TinyModelCache()
         self._written: Recipe | None = None
 
@@ -120,62 +119,22 @@ class Case:
     # --- what can be known ---------------------------------------------------------------------
 
     @evidence(of_recipe=False)
-    def environment(self) -> Environment:
-        """Installed versions; nothing is imported."""
-        from lora_doctor.static.installed.environment import gather_environment
+    def adapter_loading(self) -> AdapterLoading:
+        """The saved adapter, loaded by the installed PEFT onto the class on the meta device."""
+        adapter = self.adapter
+        self._require("meta")
+        from lora_doctor.results.adapter_loading import AdapterLoading
 
-        origin = "installed package metadata"
-        return self.store.timed("environment", origin, gather_environment)
-
-    @evidence(of_recipe=False)
-    def static(self) -> StaticEvidence:
-        """The small files of the model: configs, tokenizer, safetensors headers."""
-        from lora_doctor.engine.model_files import read_files, require_files
-
-        require_files(self.source)
-        self._progress(f"reading the files of {self.source}")
-        return read_files(self.source, self.store)
-
-    @evidence(of_recipe=False)
-    def remote_code(self) -> RemoteCode:
-        """The Python of the model's repository, read and never run."""
-        static = self.static
-        if not static.python_files:
-            raise EvidenceError("the model's repository has no Python files")
-        from lora_doctor.static.remote_code.remote_code import read_remote_code
-
-        origin = f"{len(static.python_files)} Python files of {static.source}, read with ast"
-        return self.store.timed(
-            "remote_code", origin, lambda: read_remote_code(static.folder, static)
+        self._progress(f"loading {adapter.place} onto {self.source} on the meta device")
+        return self._tasks.gather(
+            ADAPTER_LOADING,
+            AdapterLoading,
+            self.asked,
+            self.settings.limits.of_meta(),
+            config=adapter.config,
+            tensors={name: asdict(item) for name, item in adapter.weights.tensors.items()},
+            folder=None if adapter.snapshot is not None else str(adapter.folder),
         )
-
-    @evidence(of_recipe=False)
-    def script(self) -> TrainingScript:
-        """The training script that MODEL names, read and never run."""
-        if self.source.kind != "script":
-            raise EvidenceError("MODEL is no training script")
-        from lora_doctor.static.script.training_script import read_training_script
-
-        path = Path(self.source.name)
-        origin = f"{path}, read with ast"
-        return self.store.timed("script", origin, lambda: read_training_script(path))
-
-    @evidence(of_recipe=False)
-    def dry_run(self) -> DryRun:
-        """What the user's own command did; raises where none was run. Whoever runs one keeps it,
-        with the training contract, the optimizer and the structure that it saw."""
-        raise EvidenceError("no command was run: lora-doctor dry-run -- COMMAND")
-
-    @evidence(of_recipe=False)
-    def adapter(self) -> AdapterFiles:
-        """The files of the saved adapter that was given; raises without one."""
-        adapter = self.settings.adapter
-        if adapter is None:
-            raise EvidenceError("no saved adapter was given (--adapter)")
-        seconds = 0.0 if adapter.snapshot is None else round(adapter.snapshot.seconds, 4)
-        origin = f"{adapter.place}: its config, and the header of its weights"
-        self.store.gathered.append(Gathered("adapter", origin, seconds))
-        return adapter
 
     @evidence(of_recipe=False)
     def adapter_values(self) -> AdapterValues:
@@ -187,47 +146,6 @@ class Case:
         self._fetch_adapter()
         origin = f"{adapter.place}: every number of its weights"
         return self.store.timed("adapter_values", origin, lambda: read_values(adapter))
-
-    @evidence(of_recipe=False)
-    def adapter_loading(self) -> AdapterLoading:
-        """The saved adapter, loaded by the installed PEFT onto the class on the meta device."""
-        from lora_doctor.results.adapter_loading import AdapterLoading
-
-        adapter = self.adapter
-        self._require("meta")
-        self._progress(f"loading {adapter.place} onto {self.source} on the meta device")
-        limits = self.settings.limits.of_meta()
-        outcome = self._tasks.run(
-            "lora_doctor.evidence.adapter:gather",
-            self.asked,
-            limits,
-            config=adapter.config,
-            tensors={name: asdict(item) for name, item in adapter.weights.tensors.items()},
-            folder=None if adapter.snapshot is not None else str(adapter.folder),
-        )
-        origin = "PeftModel.from_pretrained on the meta device"
-        self.store.gathered.append(cost("adapter_loading", origin, outcome))
-        if outcome.failure:
-            raise self._tasks.error("the adapter on the meta device", outcome, limits)
-        return read_answer(AdapterLoading, outcome, "the adapter on the meta device")
-
-    @evidence(of_recipe=False)
-    def optimizer(self) -> OptimizerState:
-        """What the user's optimizer holds of a loaded module; raises without an optimizer."""
-        from lora_doctor.evidence.optimizer import read_optimizer
-
-        given = self.settings
-        if given.optimizer is None:
-            raise EvidenceError(
-                "no optimizer was given: lora_doctor.check(model, optimizer=optimizer)"
-            )
-        return self.store.timed(
-            "optimizer",
-            "the optimizer's groups, a scheduler on a copy",
-            lambda: read_optimizer(
-                self.source.module, given.optimizer, given.scheduler, given.planned_steps
-            ),
-        )
 
     @evidence(of_recipe=True)
     def structure(self) -> Structure:
@@ -241,67 +159,59 @@ class Case:
                 f"the loaded {self.source.name}",
                 lambda: describe_module(self.source.module, self.asked),
             )
+        from lora_doctor.results.structure import Structure
+
         self._progress(f"building {self.source} on the meta device")
-        limits = self.settings.limits.of_meta()
-        outcome = self._tasks.run("lora_doctor.evidence.meta:gather", self.asked, limits)
-        origin = "the real class on the meta device, adapters by PEFT"
-        self.store.gathered.append(cost("structure", origin, outcome))
-        if outcome.failure:
-            raise self._tasks.error("the meta device model", outcome, limits)
-        return read_answer(
+        return self._tasks.gather(
+            STRUCTURE,
             Structure,
-            outcome,
-            "the meta device model",
-            lambda found: Recipe.from_json(found.recipe),
+            self.asked,
+            self.settings.limits.of_meta(),
+            check=lambda found: Recipe.from_json(found.recipe),
         )
 
     @evidence(of_recipe=True)
     def checkpoint_quantization(self) -> CheckpointQuantization:
         """What the installed libraries make of the quantization that the checkpoint comes with;
         raises where it comes with none."""
-        from lora_doctor.results.checkpoint_quantization import CheckpointQuantization
-
         self._require("meta")
         if self.static.quantization_config is None:
             raise EvidenceError("the checkpoint is not quantized")
+        from lora_doctor.results.checkpoint_quantization import CheckpointQuantization
+
         recipe = self.recipe_in_full()
         self._progress("asking what the checkpoint's quantization means")
-        limits = self.settings.limits.of_meta()
-        target = "lora_doctor.evidence.checkpoint_quantization:gather"
-        outcome = self._tasks.run(target, recipe, limits, asked=self.asked.to_json())
-        origin = "the quantizer of the installed transformers, adapters by PEFT on its layers"
-        self.store.gathered.append(cost("checkpoint_quantization", origin, outcome))
-        what = "the checkpoint's quantization"
-        if outcome.failure:
-            raise self._tasks.error(what, outcome, limits)
-        return read_answer(CheckpointQuantization, outcome, what)
+        return self._tasks.gather(
+            CHECKPOINT_QUANTIZATION,
+            CheckpointQuantization,
+            recipe,
+            self.settings.limits.of_meta(),
+            asked=self.asked.to_json(),
+        )
 
     @evidence(of_recipe=True)
     def loading(self) -> Loading:
         """What loading makes of the names in the checkpoint, and which weights will be random."""
-        from lora_doctor.results.loading import Loading
         from lora_doctor.static.folder.checkpoint_files import stored_shapes
 
         if self.source.kind in ("factory", "module"):
             return self._loading_by_code()
         shapes = stored_shapes(self.static)
         self._require("meta")
+        from lora_doctor.results.loading import Loading
+
         recipe = self.recipe_in_full()
         self._progress(f"loading the names of {self.source} on the meta device")
-        limits = self.settings.limits.of_meta()
-        outcome = self._tasks.run(
-            "lora_doctor.evidence.loading:gather", recipe, limits, shapes=shapes
+        return self._tasks.gather(
+            LOADING,
+            Loading,
+            recipe,
+            self.settings.limits.of_meta(),
+            shapes=shapes,
         )
-        origin = "from_pretrained on the meta device, names and shapes of the checkpoint"
-        self.store.gathered.append(cost("loading", origin, outcome))
-        if outcome.failure:
-            raise self._tasks.error("loading on the meta device", outcome, limits)
-        return read_answer(Loading, outcome, "loading on the meta device")
 
     def _loading_by_code(self) -> Loading:
         """The same, where the user's own code loads the model."""
-        from lora_doctor.results.loading import Loading
-
         self._require("meta")
         recipe = self.recipe_in_full()
         if self.source.kind == "module":
@@ -312,34 +222,30 @@ class Case:
                 "names in the checkpoint that the loaded model's config names",
                 lambda: of_module(self.source.module, recipe),
             )
+        from lora_doctor.results.loading import Loading
+
         self._progress(f"calling {self.source} twice")
         limits = self.settings.limits.of_meta()
-        outcome = self._tasks.run("lora_doctor.evidence.loading_by_code:gather", recipe, limits)
-        origin = "the factory, called twice, and the names in the checkpoint that it loads"
-        self.store.gathered.append(cost("loading", origin, outcome))
-        if outcome.failure:
-            raise self._tasks.error("what the factory loads", outcome, limits)
-        return read_answer(Loading, outcome, "what the factory loads")
+        return self._tasks.gather(LOADING_BY_CODE, Loading, recipe, limits)
 
     @evidence(of_recipe=True)
     def memory_plan(self) -> MemoryPlan:
         """What the recipe and its alternatives take on a GPU, counted on the meta device."""
-        from lora_doctor.results.memory_plan import MemoryPlan
-
         self._require("meta")
         if self.source.kind == "module":
             raise EvidenceError(
                 "the memory plan is made from a class on the meta device; this module is loaded"
             )
+        from lora_doctor.results.memory_plan import MemoryPlan
+
         recipe = self.recipe_in_full()
         self._progress("counting memory on the meta device")
-        limits = self.settings.limits.of_meta()
-        outcome = self._tasks.run("lora_doctor.memory_plan.gather:gather", recipe, limits)
-        origin = "a training step of the real class on the meta device"
-        self.store.gathered.append(cost("memory_plan", origin, outcome))
-        if outcome.failure:
-            raise self._tasks.error("the memory plan", outcome, limits)
-        return read_answer(MemoryPlan, outcome, "the memory plan")
+        return self._tasks.gather(
+            MEMORY_PLAN,
+            MemoryPlan,
+            recipe,
+            self.settings.limits.of_meta(),
+        )
 
     @evidence(of_recipe=True)
     def supervision(self) -> Supervision:
@@ -351,12 +257,14 @@ class Case:
         self._require("meta")
         if self.source.kind not in ("folder", "hub", "arch"):
             raise EvidenceError(f"{self.source} has no tokenizer; --data needs a folder or hub id")
+        from lora_doctor.results.supervision import Supervision
+
         self._progress(f"looking at rows of {data.training.name}")
-        limits = self.settings.limits.of_tiny()
-        outcome = self._tasks.run(
-            "lora_doctor.evidence.supervision:gather",
+        return self._tasks.gather(
+            supervision_of(data.training.name),
+            Supervision,
             self.recipe,
-            limits,
+            self.settings.limits.of_tiny(),
             data={
                 "file": str(data.training),
                 "evaluation": str(data.evaluation) if data.evaluation else None,
@@ -364,11 +272,6 @@ class Case:
                 "samples": data.samples,
             },
         )
-        origin = f"rows of {data.training.name} through the model's tokenizer"
-        self.store.gathered.append(cost("supervision", origin, outcome))
-        if outcome.failure:
-            raise self._tasks.error("rows of the training data", outcome, limits)
-        return read_answer(Supervision, outcome, "rows of the training data")
 
     @evidence(of_recipe=True)
     def tiny(self) -> Verification:
@@ -407,42 +310,6 @@ class Case:
     # --- what a rule asks about the evidence ---------------------------------------------------
 
     @property
-    def gathered(self) -> Sequence[Gathered]:
-        """The evidence so far, in the order in which it was gathered: origin and cost."""
-        return self.store.gathered
-
-    def reaches(self, depth: Depth) -> bool:
-        """Whether this run goes as deep as ``depth``."""
-        deepest = "static" if self.source.kind == "script" else self.settings.depth
-        return DEPTHS.index(deepest) >= DEPTHS.index(depth)
-
-    def too_shallow(self, depth: Depth) -> str:
-        """Why there is no evidence of this depth; empty when the run reaches it."""
-        if self.reaches(depth):
-            return ""
-        if self.source.kind == "script":
-            return "MODEL is a training script, which is only read; give the model that it trains"
-        return f"needs --depth {depth}; this run stops at {self.settings.depth}"
-
-    def has(self, name: str) -> bool:
-        """Whether this evidence can be had; gathers it."""
-        try:
-            getattr(self, name)
-        except EvidenceError:
-            return False
-        return True
-
-    def why_not(self, name: str) -> str:
-        """The reason why this evidence cannot be had; empty when it can."""
-        error = None if self.has(name) else self.store.error(name)
-        return "" if error is None else str(error)
-
-    def cause_of(self, name: str) -> Cause | None:
-        """What a library or the model's code raised, where this evidence cannot be had for it."""
-        error = None if self.has(name) else self.store.error(name)
-        return None if error is None else error.cause
-
-    @property
     def explained(self) -> frozenset[str]:
         """Checks of the training contract that a finding so far accounts for."""
         return self.other_rules.explained
@@ -464,11 +331,13 @@ class Case:
 
         A forward that fails hides what its backward would show: hence more than one round.
         """
+        if not self.reaches("tiny"):
+            return
         from lora_doctor.proposal.refine import may_refine, refined
 
         reasons: tuple[str, ...] = ()
         for _ in range(_REFINEMENTS):
-            if not self.reaches("tiny") or not may_refine(self.asked) or not self.has("tiny"):
+            if not may_refine(self.asked) or not self.has("tiny"):
                 return
             changes, more = refined(
                 self.asked, self.recipe, self.structure, self.tiny, self._layer_numbers
@@ -503,22 +372,6 @@ class Case:
         self._tiny_models.close()
 
     # --- gathering -----------------------------------------------------------------------------
-
-    def _require(self, depth: Depth) -> None:
-        """Raises EvidenceError where a run as deep as this cannot be had."""
-        from lora_doctor.engine.model_files import needs_remote_code
-
-        if not self.reaches(depth):
-            raise EvidenceError(self.too_shallow(depth))
-        if self.source.kind not in ("folder", "hub", "arch"):
-            return
-        # Bad input is told from the files, before anything heavy is started.
-        if self.has("static") and needs_remote_code(self.static, self.source):
-            raise EvidenceError(
-                "the model's classes are code of its repository, which is not run without "
-                "--trust-remote-code",
-                remedy="trust",
-            )
 
     def _fetch_adapter(self) -> None:
         """The weights of an adapter on the hub into its folder in the cache, where they are not.

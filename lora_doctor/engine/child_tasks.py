@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from lora_doctor.engine.child_failures import evidence_error
+from lora_doctor.engine.child_failures import evidence_error, read_answer
+from lora_doctor.engine.evidence_store import EvidenceStore
 from lora_doctor.engine.limits import TaskLimits
 from lora_doctor.errors import EvidenceError
 from lora_doctor.recipe.edit import Patch
@@ -16,18 +17,105 @@ from lora_doctor.sandbox.outcome import Outcome
 from lora_doctor.sandbox.worker import Worker
 from lora_doctor.static.model_source import ModelSource
 
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task that gives one piece of evidence."""
+
+    #: Name of the piece.
+    name: str
+    #: ``module:function`` that the child calls.
+    target: str
+    #: Where the piece comes from, in words.
+    origin: str
+    #: What could not be made where it fails, in words.
+    what: str
+
+
+ADAPTER_LOADING = Task(
+    "adapter_loading",
+    "lora_doctor.evidence.adapter:gather",
+    "PeftModel.from_pretrained on the meta device",
+    "the adapter on the meta device",
+)
+STRUCTURE = Task(
+    "structure",
+    "lora_doctor.evidence.meta:gather",
+    "the real class on the meta device, adapters by PEFT",
+    "the meta device model",
+)
+CHECKPOINT_QUANTIZATION = Task(
+    "checkpoint_quantization",
+    "lora_doctor.evidence.checkpoint_quantization:gather",
+    "the quantizer of the installed transformers, adapters by PEFT on its layers",
+    "the checkpoint's quantization",
+)
+LOADING = Task(
+    "loading",
+    "lora_doctor.evidence.loading:gather",
+    "from_pretrained on the meta device, names and shapes of the checkpoint",
+    "loading on the meta device",
+)
+LOADING_BY_CODE = Task(
+    "loading",
+    "lora_doctor.evidence.loading_by_code:gather",
+    "the factory, called twice, and the names in the checkpoint that it loads",
+    "what the factory loads",
+)
+MEMORY_PLAN = Task(
+    "memory_plan",
+    "lora_doctor.memory_plan.gather:gather",
+    "a training step of the real class on the meta device",
+    "the memory plan",
+)
+
+
+def supervision_of(file_name: str) -> Task:
+    """The task that looks at rows of this file."""
+    return Task(
+        "supervision",
+        "lora_doctor.evidence.supervision:gather",
+        f"rows of {file_name} through the model's tokenizer",
+        "rows of the training data",
+    )
+
 
 @dataclass(frozen=True)
 class ChildTasks:
     """Runs functions named ``module:function`` that take a source, a recipe and patches.
 
-    ``progress``: is told what goes on.
+    ``store``: is told what each piece of evidence cost. ``progress``: is told what goes on.
     """
 
     worker: Worker
     source: ModelSource
     patches: tuple[Patch, ...]
+    store: EvidenceStore
     progress: Callable[[str], None]
+
+    def gather(
+        self,
+        task: Task,
+        kind: type[T],
+        recipe: Recipe,
+        limits: TaskLimits,
+        check: Callable[[T], object] = lambda found: None,
+        **more: Any,
+    ) -> T:
+        """The piece of evidence that a task gives; ``check`` raises where it is no such piece, and
+        ``more`` are further arguments of the task, as JSON.
+
+        Raises:
+            EvidenceError: it cannot be had.
+            InputError: the child found that the user's input is at fault.
+        """
+        outcome = self.run(task.target, recipe, limits, **more)
+        self.store.gathered.append(cost(task.name, task.origin, outcome))
+        if outcome.failure:
+            raise self.error(task.what, outcome, limits)
+        return read_answer(kind, outcome, task.what, check)
 
     def run(self, target: str, recipe: Recipe, limits: TaskLimits, **more: Any) -> Outcome:
         """The outcome of one task; ``more``: further arguments of the function, as JSON."""

@@ -128,6 +128,8 @@ def evidence(*, of_recipe: bool) -> Callable[[Callable[[Any], T]], Evidence[T]]:
 
 
 def kinds(owner: type, *, of_recipe: bool) -> list[str]:
-    """Names of the evidence that a class declares, which a recipe changes or does not."""
-    declared = (item for item in vars(owner).values() if isinstance(item, Evidence))
+    """Names of the evidence that a class and its bases declare, which a recipe changes or does
+    not."""
+    classes = (vars(one).values() for one in owner.__mro__)
+    declared = (item for items in classes for item in items if isinstance(item, Evidence))
     return [item.name for item in declared if item.of_recipe is of_recipe]

@@ -46,8 +46,9 @@ def find_rules(folders: Iterable[Path] = ()) -> list[type[Rule]]:
     rules: dict[str, type[Rule]] = {}
     for module in modules:
         for rule in vars(module).values():
-            is_rule = isinstance(rule, type) and issubclass(rule, Rule) and rule is not Rule
-            if not is_rule or rule.__module__ != module.__name__:
+            # Its own first: to ask an abstract class for its subclasses asks all of them in turn.
+            is_own = isinstance(rule, type) and rule.__module__ == module.__name__
+            if not is_own or not issubclass(rule, Rule) or rule is Rule:
                 continue
             _check_rule(rule)
             if not module.__name__.startswith(f"{_OWN}."):

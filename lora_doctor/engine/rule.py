@@ -65,6 +65,9 @@ class Example:
     trust_remote_code: bool = False
     #: A script that is dry-run instead, for a rule about what a command does; ``model`` is empty.
     script: str = ""
+    #: A folder with packages that stand before what is installed, for a rule about these: ``env
+    #: --check`` asks it, in a process of its own; ``model`` is empty.
+    installed: str = ""
     #: A file of training data that the recipe is checked with; empty without.
     data: str = ""
     #: A file of evaluation data.
@@ -86,6 +89,8 @@ class Rule(ABC):
     #: About the files of a saved adapter: asked first, because an adapter that cannot be loaded
     #: leaves nothing to ask about its training.
     about_saved_adapter: ClassVar[bool] = False
+    #: About what is installed, whichever model is trained: ``lora-doctor env --check`` asks these.
+    about_environment: ClassVar[bool] = False
 
     @abstractmethod
     def check(self, case: Case) -> Iterator[Finding]:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from lora_doctor.errors import InputError
-from lora_doctor.recipe.files.read_write import read_recipe
 from lora_doctor.recipe.keys import INFERENCE_MODE, OUTER_KEYS
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.diagnosis import Diagnosis
@@ -142,6 +141,8 @@ def onto_base(
             f"adapter: its config says what it is; leave out {', '.join(own)} (or check the "
             "recipe without the adapter)"
         )
+    from lora_doctor.recipe.files.read_write import read_recipe
+
     config = read_recipe(adapter.folder / CONFIG)
     # Every saved adapter says it; loading it to be trained (`is_trainable`) undoes it.
     loaded = {key: value for key, value in config.values.items() if key != INFERENCE_MODE}

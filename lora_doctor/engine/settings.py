@@ -9,7 +9,7 @@ from typing import Any
 
 from lora_doctor.engine.limits import Limits
 from lora_doctor.results.depth import STEPS, Depth
-from lora_doctor.results.supervision import Samples
+from lora_doctor.results.samples import Samples
 from lora_doctor.static.adapter_files import AdapterFiles
 
 

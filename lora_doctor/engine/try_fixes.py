@@ -19,7 +19,6 @@ from lora_doctor.engine.registry import RuleSelection
 from lora_doctor.engine.rule import Rule
 from lora_doctor.errors import InputError, LoraDoctorError
 from lora_doctor.recipe.edit import Patch
-from lora_doctor.recipe.files.read_write import as_written, without_place
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.diagnosis import AppliedFix, Gathered
 from lora_doctor.results.finding import Finding
@@ -210,6 +209,8 @@ def fixed(case: Case, fixes: Sequence[Fix]) -> Case:
     for fix in fixes:
         if fix.patch and fix.patch not in patches:
             patches = (*patches, fix.patch)
+    from lora_doctor.recipe.files.read_write import as_written
+
     return case.again(as_written(case.recipe, edits), patches)
 
 
@@ -295,6 +296,8 @@ def _came_out(
 
 def _with_place(executed: Execution, fix: Fix, recipe: Recipe) -> Execution:
     """How a fix came out, with what of it does not go into the file of the recipe."""
+    from lora_doctor.recipe.files.read_write import without_place
+
     outside = without_place(recipe, fix.edits)
     if not outside or recipe.file is None:
         return executed

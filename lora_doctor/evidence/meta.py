@@ -24,13 +24,13 @@ from lora_doctor.model import (
 from lora_doctor.model.injection import Injected, inject, read_wrapped, report
 from lora_doctor.model.left_out_heads import left_out_heads
 from lora_doctor.model.loading import Loader
+from lora_doctor.model.module_path import pattern_of
 from lora_doctor.model.modules import (
     assign_roles,
     collect,
     elements,
     group,
     is_adapter_layer,
-    pattern_of,
     walk,
 )
 from lora_doctor.model.peft_models import active_names, own_config, peft_models

@@ -16,7 +16,7 @@ from typing import Any
 
 from lora_doctor.contract.recorder import Recorder
 from lora_doctor.evidence.layer_watch import LayerWatch
-from lora_doctor.model.modules import pattern_of
+from lora_doctor.model.module_path import pattern_of
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.quantized_use import QuantizedUse, Use
 from lora_doctor.results.verification import Verification

@@ -16,11 +16,11 @@ from lora_doctor.errors import EvidenceError, InputError, LimitError
 from lora_doctor.limits import EVALUATION_ROWS
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.note import Note
+from lora_doctor.results.samples import Samples
 from lora_doctor.results.supervision import (
     EvaluationSet,
     LossOn,
     OtherLoss,
-    Samples,
     Supervision,
     TokenizerFacts,
 )
@@ -63,7 +63,7 @@ def gather(
 
     Args:
         data: ``file``, ``rows`` (how many are looked at), ``evaluation`` (a file or ``None``) and
-            ``samples`` (see :data:`~lora_doctor.results.supervision.Samples`).
+            ``samples`` (see :data:`~lora_doctor.results.samples.Samples`).
 
     Raises:
         InputError: a file is not what its name says, or a key of the recipe cannot be met.

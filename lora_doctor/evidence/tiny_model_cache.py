@@ -9,7 +9,6 @@ A file that is not there, or cannot be written or read, is no error: the model i
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -45,6 +44,8 @@ class TinyModelCache:
             self._folder = TemporaryFolder()
         values = [recipe.get(key) for key in _KEYS]
         key = [source.to_json(), values, [patch.to_json() for patch in patches]]
+        import hashlib
+
         digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
         return str(self._folder.path / f"{digest[:16]}.pt")
 

@@ -15,17 +15,12 @@ from typing import Any
 from lora_doctor.model.injection import Injected, inject, meaning, plain_wrap
 from lora_doctor.model.loading import peft_config
 from lora_doctor.model.meta_copy import meta_copy
-from lora_doctor.model.modules import is_adapter_layer, pattern_of
+from lora_doctor.model.module_path import pattern_of
+from lora_doctor.model.modules import is_adapter_layer
 from lora_doctor.model.peft_models import is_peft_model, own_config, prompts
-from lora_doctor.recipe.recipe import Recipe
+from lora_doctor.recipe.recipe import Recipe, asks_for_adapter
 from lora_doctor.results.structure import AdapterState, BuiltIn, Injection
 from lora_doctor.sandbox.temporary import temporary_folder
-
-
-def asks_for_adapter(recipe: Recipe) -> bool:
-    """Whether somebody decided on an adapter: a file of PEFT's, or any key but ``task_type``."""
-    decided = (key for key in recipe.adapter_values() if recipe.origins.get(key) != "proposed")
-    return recipe.complete or any(key != "task_type" for key in decided)
 
 
 def brings_adapters(model: Any) -> bool:

@@ -19,7 +19,8 @@ from typing import Any
 from lora_doctor.errors import LoraDoctorError
 from lora_doctor.model.loading import peft_config
 from lora_doctor.model.meta_copy import Meaning, MetaCopy, meta_copy
-from lora_doctor.model.modules import elements, is_adapter_layer, pattern_of, unwrap, walk
+from lora_doctor.model.module_path import pattern_of
+from lora_doctor.model.modules import elements, is_adapter_layer, unwrap, walk
 from lora_doctor.model.pattern_effects import without_effect
 from lora_doctor.model.reloading import not_reloaded
 from lora_doctor.recipe.recipe import Recipe

@@ -18,7 +18,7 @@ from typing import Any
 
 from lora_doctor.errors import EvidenceError
 from lora_doctor.model.auto_classes import quiet
-from lora_doctor.model.modules import pattern_of
+from lora_doctor.model.module_path import pattern_of
 from lora_doctor.results.loading import MissingWeight
 from lora_doctor.sandbox.memory import is_out_of_memory
 from lora_doctor.text import one_line

@@ -13,7 +13,7 @@ from typing import Any
 
 from lora_doctor.model.built_in_adapters import held
 from lora_doctor.model.injection import target_matcher
-from lora_doctor.model.modules import pattern_of
+from lora_doctor.model.module_path import pattern_of
 from lora_doctor.model.peft_models import (
     active_names,
     is_peft_model,

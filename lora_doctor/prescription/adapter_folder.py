@@ -9,10 +9,14 @@ import struct
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lora_doctor.errors import InputError
-from lora_doctor.results.adapter_loading import Renaming
-from lora_doctor.static.adapter_files import CONFIG, WEIGHTS, AdapterFiles
+from lora_doctor.static.adapter_files import CONFIG, WEIGHTS
+
+if TYPE_CHECKING:
+    from lora_doctor.results.adapter_loading import Renaming
+    from lora_doctor.static.adapter_files import AdapterFiles
 
 #: What else belongs to an adapter: its card and its tokenizer. Nothing that runs when it is loaded.
 _COPIED = (".json", ".md", ".txt", ".model", ".jinja")

@@ -8,9 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from lora_doctor.results.structure import ModuleGroup, Structure
-from lora_doctor.results.verification import AdapterGroup
+if TYPE_CHECKING:
+    from lora_doctor.results.structure import ModuleGroup, Structure
+    from lora_doctor.results.verification import AdapterGroup
 
 #: Pattern of a group of layers, to the numbers that these have in their stack at full size.
 LayerNumbers = Callable[[Sequence[str]], Mapping[str, Sequence[int]]]

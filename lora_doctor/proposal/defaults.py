@@ -9,10 +9,13 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lora_doctor.proposal.roles import Job, jobs_of_group, jobs_of_name
-from lora_doctor.results.structure import ModuleGroup, Structure
+from lora_doctor.proposal.roles import jobs_of_group, jobs_of_name
+
+if TYPE_CHECKING:
+    from lora_doctor.proposal.roles import Job
+    from lora_doctor.results.structure import ModuleGroup, Structure
 
 RANK = 16
 ALPHA = 32

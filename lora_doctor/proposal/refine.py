@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lora_doctor.model.modules import pattern_of
+from lora_doctor.model.module_path import pattern_of
 from lora_doctor.proposal.dead_layers import (
-    LayerNumbers,
     dead_layers,
     layer_of,
     passing_dead_layers,
@@ -20,10 +19,15 @@ from lora_doctor.proposal.dead_layers import (
 from lora_doctor.proposal.defaults import name_groups
 from lora_doctor.proposal.saved_modules import entries_for, heads_in_use, names_to_save
 from lora_doctor.proposal.stack_ends import at_an_end, excluding
-from lora_doctor.recipe.recipe import Recipe
-from lora_doctor.results.structure import Structure
-from lora_doctor.results.verification import Verification
 from lora_doctor.text import quoted
+
+if TYPE_CHECKING:
+    from lora_doctor.proposal.dead_layers import (
+        LayerNumbers,
+    )
+    from lora_doctor.recipe.recipe import Recipe
+    from lora_doctor.results.structure import Structure
+    from lora_doctor.results.verification import Verification
 
 #: Better values by key, and why, in words.
 Change = tuple[dict[str, Any], list[str]]

@@ -7,9 +7,10 @@ several jobs: ``qkv_proj`` does query, key and value.
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from lora_doctor.results.structure import ModuleGroup, Structure
+if TYPE_CHECKING:
+    from lora_doctor.results.structure import ModuleGroup, Structure
 
 Job = Literal["query", "key", "value", "output", "gate", "up", "down"]
 

@@ -6,11 +6,14 @@ Pure: reads the structure at full size and the verification of the tiny model.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from lora_doctor.model.modules import pattern_of
+from lora_doctor.model.module_path import pattern_of
 from lora_doctor.proposal.defaults import suffix
-from lora_doctor.results.structure import Structure
-from lora_doctor.results.verification import Verification
+
+if TYPE_CHECKING:
+    from lora_doctor.results.structure import Structure
+    from lora_doctor.results.verification import Verification
 
 
 def heads_in_use(names: Sequence[str], seen: Verification) -> list[str]:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from lora_doctor.results.structure import Structure
+if TYPE_CHECKING:
+    from lora_doctor.results.structure import Structure
 
 
 def at_an_end(structure: Structure, pattern: str, paths: Sequence[str], count: int) -> list[str]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from lora_doctor.errors import EvidenceError
-from lora_doctor.model.modules import pattern_of
+from lora_doctor.model.module_path import pattern_of
 from lora_doctor.recipe.edit import Edit
-from lora_doctor.recipe.recipe import Recipe
-from lora_doctor.results.structure import ModuleGroup, Structure, Tower
+
+if TYPE_CHECKING:
+    from lora_doctor.recipe.recipe import Recipe
+    from lora_doctor.results.structure import ModuleGroup, Structure, Tower
 
 
 def require_lora(recipe: Recipe) -> None:

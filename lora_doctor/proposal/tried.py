@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lora_doctor.model.injection import Injected, inject
-from lora_doctor.model.modules import pattern_of
+from lora_doctor.model.injection import inject
+from lora_doctor.model.module_path import pattern_of
 from lora_doctor.model.wrapper import wrapper_call
 from lora_doctor.proposal.defaults import (
     DROPOUT,
@@ -25,10 +25,13 @@ from lora_doctor.proposal.defaults import (
     wrapper_fits,
 )
 from lora_doctor.proposal.task_heads import task_heads
-from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.note import Note
-from lora_doctor.results.structure import ModuleGroup, Structure
 from lora_doctor.text import quoted
+
+if TYPE_CHECKING:
+    from lora_doctor.model.injection import Injected
+    from lora_doctor.recipe.recipe import Recipe
+    from lora_doctor.results.structure import ModuleGroup, Structure
 
 #: The share of a model from which on we say that it gets no adapter.
 _MUCH = 0.05

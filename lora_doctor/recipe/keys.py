@@ -270,7 +270,7 @@ def is_known_key(key: str) -> bool:
     then any name of an argument will do."""
     from lora_doctor.static.installed.environment import lora_config_fields
 
-    if key in known_keys():
+    if key in BY_NAME or key in known_keys():
         return True
     return lora_config_fields() is None and key.isidentifier() and not key.startswith("_")
 

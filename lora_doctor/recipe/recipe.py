@@ -196,3 +196,9 @@ def make_recipe(
             raise InputError(f"{where}: {one} and {other} exclude each other; keep one")
     names = {ALIASES[name]: name for name in values if name in ALIASES}
     return Recipe(checked, dict.fromkeys(checked, origin), complete, names=names, unknown=unknown)
+
+
+def asks_for_adapter(recipe: Recipe) -> bool:
+    """Whether somebody decided on an adapter: a file of PEFT's, or any key but ``task_type``."""
+    decided = (key for key in recipe.adapter_values() if recipe.origins.get(key) != "proposed")
+    return recipe.complete or any(key != "task_type" for key in decided)

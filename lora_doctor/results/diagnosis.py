@@ -7,24 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lora_doctor.errors import LimitReached, Remedy
 from lora_doctor.recipe.edit import Patch
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results import display
 from lora_doctor.results.depth import Depth
-from lora_doctor.results.dry_run import DryRun
 from lora_doctor.results.finding import Finding
 from lora_doctor.results.fingerprints import fingerprints
 from lora_doctor.results.fix import Fix
 from lora_doctor.results.from_json import from_json
-from lora_doctor.results.memory_plan import MemoryPlan
 from lora_doctor.results.note import Note
-from lora_doctor.results.structure import Structure
-from lora_doctor.results.supervision import Supervision
-from lora_doctor.results.verification import Verification
 from lora_doctor.static.model_source import ModelSource
+
+if TYPE_CHECKING:  # what depth static has no value of; from_json finds them
+    from lora_doctor.results.dry_run import DryRun
+    from lora_doctor.results.memory_plan import MemoryPlan
+    from lora_doctor.results.structure import Structure
+    from lora_doctor.results.supervision import Supervision
+    from lora_doctor.results.verification import Verification
 
 SCHEMA_VERSION = "2"
 Verdict = Literal["healthy", "findings", "undetermined"]

@@ -6,16 +6,19 @@ Our own lie in ``reports/``; an installed package adds one through an entry poin
 
 from __future__ import annotations
 
+import importlib
 import os
 from typing import TYPE_CHECKING, Protocol, cast
 
-from lora_doctor.discovery import find_modules
+from lora_doctor.discovery import find_modules, is_added_to, module_names
 from lora_doctor.errors import InputError
 
 if TYPE_CHECKING:
     from lora_doctor.results.diagnosis import Diagnosis
 
 ENTRY_POINTS = "lora_doctor.reports"
+#: The package of our own formats.
+_OWN = "lora_doctor.reports"
 #: The format for people at a terminal.
 DEFAULT = "full"
 
@@ -43,7 +46,7 @@ def find_formats() -> dict[str, Format]:
         InputError: a module lacks ``NAME`` or ``render``, two have one name, or the module of an
             installed package cannot be imported.
     """
-    modules = find_modules("lora_doctor.reports", ENTRY_POINTS)
+    modules = find_modules(_OWN, ENTRY_POINTS)
     formats: dict[str, Format] = {}
     for module in modules:
         if not isinstance(getattr(module, "NAME", None), str) or not hasattr(module, "render"):
@@ -59,6 +62,20 @@ def find_formats() -> dict[str, Format]:
                 f"{module.__name__}; give one another name"
             )
     return {name: formats[name] for name in sorted(formats, key=lambda n: (n != DEFAULT, n))}
+
+
+def find_format(name: str) -> Format | None:
+    """The format of this name; ``None`` where there is none. The others are not imported where the
+    name is that of a file of ours and nobody adds formats.
+
+    Raises:
+        InputError: as :func:`find_formats`.
+    """
+    if not is_added_to(ENTRY_POINTS) and name in module_names(_OWN):
+        module = importlib.import_module(f"{_OWN}.{name}")
+        if getattr(module, "NAME", None) == name and hasattr(module, "render"):
+            return cast(Format, module)
+    return find_formats().get(name)
 
 
 def render(
@@ -78,10 +95,10 @@ def render(
     Raises:
         ValueError: there is no such format.
     """
-    formats = find_formats()
-    if format not in formats:
-        raise ValueError(f"format {format!r}: is one of {', '.join(formats)}")
-    return formats[format].render(
+    found = find_format(format)
+    if found is None:
+        raise ValueError(f"format {format!r}: is one of {', '.join(find_formats())}")
+    return found.render(
         diagnosis,
         color=color and not os.environ.get("NO_COLOR"),
         width=width,

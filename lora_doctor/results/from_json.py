@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
@@ -10,8 +11,33 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 T = TypeVar("T")
 
-#: Names of fields that are not written, whose modules import them for type checkers only.
-FOR_TYPE_CHECKERS: Mapping[str, Any] = {"HubSnapshot": Any}
+#: Which file of ``results/`` has the classes that others name in their fields and import for type
+#: checkers only: a run at depth ``static`` has no value of them, and pays for none.
+_HOMES = {
+    "DryRun": "dry_run",
+    "ErrorReport": "structure",
+    "MemoryPlan": "memory_plan",
+    "Observations": "observations",
+    "QuantizedUse": "quantized_use",
+    "RenamedTensor": "structure",
+    "Saving": "round_trip",
+    "Structure": "structure",
+    "Supervision": "supervision",
+    "Verification": "verification",
+}
+
+
+class _ForTypeCheckers(dict[str, Any]):
+    """Looks a name up where it is at home, when first asked."""
+
+    def __missing__(self, name: str) -> Any:
+        module = importlib.import_module(f"lora_doctor.results.{_HOMES[name]}")
+        return self.setdefault(name, getattr(module, name))
+
+
+#: Local names for ``get_type_hints``: those that modules import for type checkers only. A hub's
+#: snapshot is not written.
+FOR_TYPE_CHECKERS: dict[str, Any] = _ForTypeCheckers({"HubSnapshot": Any})
 #: How JSON spells the numbers that it has no word for.
 _NOT_FINITE = frozenset({"NaN", "Infinity", "-Infinity", "nan", "inf", "-inf"})
 
@@ -46,7 +72,7 @@ def mismatch(instance: Any, path: str = "") -> str | None:
 
 @cache
 def _kinds(cls: type) -> dict[str, Any]:
-    hints = get_type_hints(cls, localns=dict(FOR_TYPE_CHECKERS))
+    hints = get_type_hints(cls, localns=FOR_TYPE_CHECKERS)
     names: Mapping[str, Any] = getattr(cls, "__dataclass_fields__", {})
     return {name: hints[name] for name in names}
 

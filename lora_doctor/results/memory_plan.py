@@ -13,11 +13,10 @@ from typing import Any, Literal
 from lora_doctor.errors import Remedy
 from lora_doctor.results.from_json import from_json
 from lora_doctor.results.note import Note
-from lora_doctor.text import size_in_words
+from lora_doctor.text import GIB
 
 #: How a size was got; described at :attr:`MemoryPart.source`.
 Source = Literal["counted", "measured", "asked", "assumed", "missing"]
-GIB = 1 << 30
 #: Memory of common cards in GiB; makers write GB.
 CARDS = (8, 16, 24, 48, 80)
 
@@ -143,8 +142,3 @@ class MemoryPlan:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> MemoryPlan:
         return from_json(cls, data)
-
-
-def gib(size: int | None) -> str:
-    """Such as ``13.2 GiB``, small sizes in MiB."""
-    return "?" if size is None else size_in_words(size)

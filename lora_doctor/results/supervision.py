@@ -13,10 +13,8 @@ from typing import Any, Literal
 
 from lora_doctor.results.from_json import from_json
 from lora_doctor.results.note import Note
+from lora_doctor.results.samples import Samples
 
-#: Who sees the texts of rows: ``people``: terminal and page. ``all``: machine formats, too.
-#: ``none``: nobody, they were not kept.
-Samples = Literal["people", "all", "none"]
 #: What the loss is taken on. ``all``: every token. ``assistant``: the assistant's turns, by the
 #: template's generation marks. ``completion``: what follows the prompt. ``response``: what follows
 #: a response marker. ``given``: the labels that the rows or the collator bring.

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lora_doctor.errors import LimitReached
 from lora_doctor.results import display
 from lora_doctor.results.from_json import from_json
 from lora_doctor.results.note import Note
-from lora_doctor.results.observations import Observations
-from lora_doctor.results.quantized_use import QuantizedUse
-from lora_doctor.results.round_trip import Saving
-from lora_doctor.results.structure import ErrorReport
+
+if TYPE_CHECKING:  # what depth static has no value of; from_json finds them
+    from lora_doctor.results.observations import Observations
+    from lora_doctor.results.quantized_use import QuantizedUse
+    from lora_doctor.results.round_trip import Saving
+    from lora_doctor.results.structure import ErrorReport
 
 CheckStatus = Literal["passed", "failed", "skipped"]
 
@@ -125,6 +127,12 @@ class BatchReport:
     notes: tuple[Note, ...] = ()
 
 
+def _nothing_observed() -> Observations:
+    from lora_doctor.results.observations import Observations
+
+    return Observations()
+
+
 @dataclass(frozen=True)
 class Verification:
     """The training contract, executed once."""
@@ -166,7 +174,7 @@ class Verification:
     #: What else was seen.
     notes: tuple[Note, ...] = ()
     #: Values read off the run.
-    observations: Observations = field(default_factory=Observations)
+    observations: Observations = field(default_factory=_nothing_observed)
     #: What the round trip through files showed; ``None`` when it was not reached.
     saving: Saving | None = None
     #: How the model's own code uses quantized layers, where that keeps it from running.

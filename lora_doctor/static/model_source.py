@@ -12,7 +12,7 @@ from lora_doctor.errors import InputError
 if TYPE_CHECKING:
     from lora_doctor.static.hub.snapshot import HubSnapshot
 
-SourceKind = Literal["hub", "folder", "arch", "factory", "module", "script"]
+SourceKind = Literal["hub", "folder", "arch", "factory", "module", "script", "environment"]
 
 _FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
@@ -25,6 +25,7 @@ class ModelSource:
     #: ``hub``: an id of the model hub. ``folder``: a local folder. ``arch``: the default config of
     #: an architecture of the installed transformers. ``factory``: a callable of the user's.
     #: ``module``: a loaded ``nn.Module``. ``script``: a training script, which is only read.
+    #: ``environment``: no model at all; what is installed is looked at.
     kind: SourceKind
     #: Hub id, folder, architecture, ``package.module:factory``, class name of a loaded module, or
     #: path of the script.

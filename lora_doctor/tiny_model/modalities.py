@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from lora_doctor.results.structure import TowerKind
+if TYPE_CHECKING:
+    from lora_doctor.results.structure import TowerKind
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from lora_doctor.contract.half_precision import LARGEST_FLOAT16
 from lora_doctor.contract.locator import tensors_in
 from lora_doctor.contract.observers.base import Observer, Setting
-from lora_doctor.model.modules import pattern_of
+from lora_doctor.model.module_path import pattern_of
 from lora_doctor.results.observations import ActivationReading
 from lora_doctor.text import clean_path
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from lora_doctor.contract.observers.base import Observer, Setting
 from lora_doctor.contract.observers.library_defaults import LibraryDefaults
-from lora_doctor.model.modules import pattern_of
+from lora_doctor.model.module_path import pattern_of
 from lora_doctor.results.observations import EpsilonEffect, NormReading
 from lora_doctor.text import clean_path
 

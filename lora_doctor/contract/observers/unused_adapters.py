@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from lora_doctor.contract.observers.base import Observer, Setting
-from lora_doctor.model.modules import pattern_of
+from lora_doctor.model.module_path import pattern_of
 from lora_doctor.results.observations import UnusedAdapterReading
 from lora_doctor.text import calling_line, clean_path
 

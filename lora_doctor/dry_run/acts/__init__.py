@@ -7,6 +7,7 @@ from lora_doctor.dry_run.acts import (
     adapters,
     arguments,
     data,
+    data_sets,
     devices,
     failures,
     hub,
@@ -20,8 +21,8 @@ from lora_doctor.dry_run.acts.acting import Acting
 from lora_doctor.guest.session import Session
 
 #: In the order in which they are prepared; each says itself after which import it acts.
-_ACTS = (failures, outputs, hub, devices, arguments, loading, adapters, data, loops,
-         trainer, tokenizers)  # fmt: skip
+_ACTS = (failures, outputs, hub, devices, arguments, loading, adapters, data,
+         data_sets, loops, trainer, tokenizers)  # fmt: skip
 
 
 def install(session: Session) -> Acting:

@@ -6,42 +6,97 @@ selections and step counts of the user's stay what they are. Batches are made of
 
 from __future__ import annotations
 
+import inspect
+import threading
 from types import ModuleType
 from typing import Any
 
 from lora_doctor.dry_run.acts.acting import Acting
-from lora_doctor.guest.call_sites import caller
+
+#: A set of so many rows is filtered as a whole: what is left is then no estimate.
+_WHOLE_ROWS = 20_000
 
 
 def prepare(acting: Acting) -> None:
     """Once ``datasets`` is there."""
     acting.after("datasets.arrow_dataset", lambda module: _mapping(acting, module))
-    acting.after("datasets.load", lambda module: _loading(acting, module))
+    acting.after("datasets.fingerprint", lambda module: _no_caches(acting, module))
+    acting.after("datasets.iterable_dataset", lambda module: _streams(acting, module))
+
+
+def _no_caches(acting: Acting, module: ModuleType) -> None:
+    """Results of few rows are not kept, least of all beside the user's own set."""
+    acting.replaced.around(module, "is_caching_enabled", lambda original: False)
+
+
+def _streams(acting: Acting, module: ModuleType) -> None:
+    """A buffer that is filled before the first row comes out is filled with few."""
+
+    def shuffled(original: Any, data: Any, *arguments: Any, **named: Any) -> Any:
+        bound = inspect.signature(original).bind(data, *arguments, **named)
+        bound.apply_defaults()
+        asked = bound.arguments["buffer_size"]
+        bound.arguments["buffer_size"] = min(asked, acting.rows)
+        return original(*bound.args, **bound.kwargs)
+
+    acting.replaced.around(module.IterableDataset, "shuffle", shuffled)
+
+
+class _Whole:
+    """Calls that go through as they are: what they call of the same kind (``filter`` calls ``map``)
+    is not cut once more."""
+
+    def __init__(self) -> None:
+        self._inside = threading.local()
+
+    @property
+    def runs(self) -> bool:
+        return bool(getattr(self._inside, "yes", False))
+
+    def __call__(self, original: Any, data: Any, arguments: Any, named: Any) -> Any:
+        before, self._inside.yes = self.runs, True
+        try:
+            return original(data, *arguments, **_in_memory(named))
+        finally:
+            self._inside.yes = before
 
 
 def _mapping(acting: Acting, module: ModuleType) -> None:
+    whole = _Whole()
+
     def mapped(original: Any, data: Any, *arguments: Any, **named: Any) -> Any:
-        if acting.in_contract or len(data) <= acting.rows:
+        if acting.in_contract or whole.runs:
             return original(data, *arguments, **named)
+        if len(data) <= acting.rows:
+            return whole(original, data, arguments, named)
         few = data.select(_sample(data, acting.rows), keep_in_memory=True)
-        made = original(few, *arguments, **_in_memory(named))
+        made = whole(original, few, arguments, named)
         if len(made) == len(few):
-            return _repeated(made, len(data))
+            return repeated(made, len(data))
         return _estimated(acting, "map", data, few, made)
 
+    acting.replaced.around(module.Dataset, "map", mapped)
+    acting.replaced.around(module.Dataset, "filter", _filtered(acting, whole))
+
+
+def _filtered(acting: Acting, whole: _Whole) -> Any:
     def filtered(original: Any, data: Any, *arguments: Any, **named: Any) -> Any:
-        if acting.in_contract or len(data) <= acting.rows:
+        if acting.in_contract:
             return original(data, *arguments, **named)
         few = data.select(_sample(data, acting.rows), keep_in_memory=True)
-        made = original(few, *arguments, **_in_memory(named))
-        if not len(made):
-            return original(data, *arguments, **named)  # what is rare is looked for in all rows
-        if len(made) == len(few):
-            return data
-        return _estimated(acting, "filter", data, few, made)
+        every = len(few) == len(data) or not is_repeated(data)
+        if every and len(data) <= max(_WHOLE_ROWS, acting.rows):
+            return whole(original, data, arguments, named)
+        made = whole(original, few, arguments, named)
+        if not len(made):  # what is rare is looked for in all rows
+            return whole(original, data, arguments, named)
+        if len(made) < len(few):
+            return _estimated(acting, "filter", data, few, made)
+        text = f"filter left all {len(few)} rows that were looked at, of {len(data)}"
+        acting.note("not-proven", f"{text}; it was held to leave all")
+        return data
 
-    acting.replaced.around(module.Dataset, "map", mapped)
-    acting.replaced.around(module.Dataset, "filter", filtered)
+    return filtered
 
 
 def _in_memory(named: dict[str, Any]) -> dict[str, Any]:
@@ -49,6 +104,15 @@ def _in_memory(named: dict[str, Any]) -> dict[str, Any]:
     left_out = ("cache_file_name", "new_fingerprint", "num_proc", "load_from_cache_file")
     kept = {key: value for key, value in named.items() if key not in left_out}
     return {**kept, "keep_in_memory": True, "load_from_cache_file": False}
+
+
+def is_repeated(data: Any) -> bool:
+    """Whether rows of a set stand in it more than once: only some of the user's were made."""
+    import numpy
+
+    if data._indices is None:
+        return False
+    return len(numpy.unique(data._indices.column(0).to_numpy())) < len(data)
 
 
 def _sample(data: Any, rows: int) -> list[int]:
@@ -64,7 +128,8 @@ def _sample(data: Any, rows: int) -> list[int]:
     return [int(position) for position in first]
 
 
-def _repeated(made: Any, length: int) -> Any:
+def repeated(made: Any, length: int) -> Any:
+    """The rows over and over, until they are so many."""
     import numpy
 
     if length == len(made) or not len(made):
@@ -75,24 +140,7 @@ def _repeated(made: Any, length: int) -> Any:
 def _estimated(acting: Acting, name: str, data: Any, few: Any, made: Any) -> Any:
     length = max(1, round(len(data) * len(made) / len(few))) if len(made) else 0
     acting.note(
-        "sampled",
+        "estimated",
         f"{name} left {len(made)} of {len(few)} rows; for {len(data)} rows that is about {length}",
     )
-    return _repeated(made, length)
-
-
-def _loading(acting: Acting, module: ModuleType) -> None:
-    def load(original: Any, *arguments: Any, **named: Any) -> Any:
-        try:
-            return original(*arguments, **named)
-        except Exception as error:
-            place = caller()
-            acting.journal.tell(
-                "no_data",
-                name=str(arguments[0] if arguments else named.get("path", ""))[:200],
-                reason=f"{type(error).__name__}: {error}"[:600],
-                place=None if place is None else vars(place),
-            )
-            raise
-
-    acting.replaced.around(module, "load_dataset", load)
+    return repeated(made, length)

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import copy
 import os
+import sys
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any
 
 from lora_doctor.dry_run.acts import small_models
@@ -67,6 +68,61 @@ def _models(acting: Acting, module: ModuleType) -> None:
             inside.yes = False
 
     acting.replaced.around(module.PreTrainedModel, "from_pretrained", load)
+    if "_from_config" not in vars(module.PreTrainedModel):
+        return
+
+    def made(original: Any, model_class: Any, config: Any, *more: Any, **named: Any) -> Any:
+        nested = getattr(inside, "yes", False) or _inside_a_model(module.PreTrainedModel)
+        if acting.in_contract or nested:
+            return original(config, *more, **named)
+        inside.yes = True
+        try:
+            return _from_config(acting, original, model_class, config, (more, named))
+        finally:
+            inside.yes = False
+
+    acting.replaced.around(module.PreTrainedModel, "_from_config", made)
+
+
+def _inside_a_model(model_class: type) -> bool:
+    """Whether a model is being constructed that makes this one as a part of itself."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "__init__" and isinstance(
+            frame.f_locals.get("self"), model_class
+        ):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _from_config(
+    acting: Acting,
+    original: Any,
+    model_class: Any,
+    config: Any,
+    given: tuple[tuple[Any, ...], dict[str, Any]],
+) -> Any:
+    """A model that is made with random weights, from the shrunk config."""
+    place = caller()
+    more, named = given
+    asked = {key: plain(_as_mapping(named[key])) for key in _TOLD if key in named}
+    with acting.ours():
+        small = small_models.of(acting, model_class, config)
+        shrunk = type(config).from_pretrained(str(small.folder))
+        full = acting.session.models / f"config-{small.folder.name}"
+        config.save_pretrained(full)
+    for name in ("dtype", "torch_dtype", "_attn_implementation"):
+        if name in vars(config):
+            setattr(shrunk, name, getattr(config, name))
+    model = original(shrunk, *more, **named)
+    name = str(getattr(config, "_name_or_path", "") or "")
+    model.config._name_or_path = name
+    # What is told is no checkpoint's: nothing was loaded.
+    call = Loading(model_class, "", named, config, more, asked)
+    _tell(acting, model, call, place, (small.steps, str(full)))
+    small_models.remember(model, name or type(model).__name__)
+    return model
 
 
 def _loading(model_class: Any, name: str, more: tuple[Any, ...], named: dict[str, Any]) -> Loading:
@@ -104,25 +160,38 @@ def _small(acting: Acting, original: Any, call: Loading) -> Any:
     model = result[0] if info else result
     model.name_or_path = call.name
     model.config._name_or_path = call.name
+    _tell(acting, model, call, place, (small.steps, _folder(call)))
+    small_models.remember(model, call.name)
+    return result
+
+
+def _tell(
+    acting: Acting,
+    model: Any,
+    call: Loading,
+    place: Any,
+    small: tuple[tuple[str, ...], str | None],
+) -> None:
+    """What was loaded. ``small``: what was changed in the config, and where the full one lies."""
+    steps, folder = small
+    stored = getattr(call.config, "quantization_config", None)
     acting.journal.tell(
         "model",
         model_class=type(model).__name__,
         module=type(model).__module__,
         name=call.name,
-        folder=_folder(call),
+        folder=folder,
         revision=plain(call.named.get("revision")),
         trust_remote_code=bool(call.named.get("trust_remote_code")) or _is_remote(model),
         asked=call.asked,
         place=None if place is None else vars(place),
-        steps=small.steps,
+        steps=steps,
         dtype=plain(getattr(model, "dtype", None)),
         quantized=bool(getattr(model, "is_quantized", False)),
         attention=plain(getattr(model.config, "_attn_implementation", None)),
         stored_quantization=plain(_as_mapping(stored)),
         object=id(model),
     )
-    small_models.remember(model, call.name)
-    return result
 
 
 def _folder(call: Loading) -> str | None:

@@ -63,6 +63,19 @@ def _importable(module: str, name: str | None, depth: int) -> Presence:
     return _in_file(file, top, module, name, depth)
 
 
+@functools.cache
+def module_file(module: str) -> Path | None:
+    """The file of a dotted module of an installed package; None where there is none."""
+    top, *parts = module.split(".")
+    folder = _folder_once(top)
+    return None if folder is None else _file_of(folder, parts)
+
+
+@functools.cache
+def _folder_once(package: str) -> Path | None:
+    return package_folder(package)
+
+
 def _exists(package: str) -> bool:
     import importlib.util
 

@@ -1,0 +1,232 @@
+"""The project's configuration: ``lora-doctor.toml``, or ``[tool.lora-doctor]`` of
+``pyproject.toml``.
+
+Keys are the long options of the commands. The command line wins over the environment
+(``LORA_DOCTOR_CHECK_DEPTH``), which wins over the file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lora_doctor.errors import InputError
+
+if TYPE_CHECKING:
+    from lora_doctor.results.diagnosis import Diagnosis
+
+#: Where the configuration is kept while a command runs (``click.Context.meta``).
+META = "lora_doctor.project"
+_COMMANDS = ("check", "fix", "verify", "dry-run")
+_OWN_KEYS = ("ignore", "severity", "set-ups")
+_CODE = re.compile(r"[A-Z]+\d+")
+#: Options that a file cannot give: they belong to one invocation, or allow what only the user may
+#: allow, who may stand in a folder that was downloaded.
+_NOT_SHARED = ("output", "output-file", "help", "apply", "diff", "trust-remote-code", "rules")
+
+
+@dataclass(frozen=True)
+class SetUp:
+    """One run that the project keeps in order. ``model`` or ``command`` is given; ``options`` by
+    the long options of their command, without dashes."""
+
+    name: str
+    model: str = ""
+    command: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Project:
+    """``ignore``: code to the reason why it is accepted. ``severity``: code to another severity."""
+
+    file: Path
+    options: Mapping[str, Any] = field(default_factory=dict)
+    ignore: Mapping[str, str] = field(default_factory=dict)
+    severity: Mapping[str, str] = field(default_factory=dict)
+    set_ups: tuple[SetUp, ...] = ()
+
+
+def find_project(group: click.Group, start: Path) -> Project | None:
+    """The configuration of the nearest folder, from ``start`` upwards, that has one.
+
+    Raises:
+        InputError: it cannot be read, or a key or value is none of ours.
+    """
+    for folder in (start, *start.parents):
+        for name, path in (("lora-doctor.toml", ()), ("pyproject.toml", ("tool", "lora-doctor"))):
+            file = folder / name
+            if not file.is_file():
+                continue
+            table: Any = _read(file)
+            for key in path:
+                table = table.get(key) if isinstance(table, Mapping) else None
+            if table is not None:
+                return _project(file, table, group)
+    return None
+
+
+def defaults(project: Project, group: click.Group) -> dict[str, dict[str, Any]]:
+    """What click takes for options that are neither given nor in the environment."""
+    return {
+        name: _parameters(command, project.options) for name, command in _commands(group).items()
+    }
+
+
+def for_set_up(
+    project: Project, set_up: SetUp, command: click.Command, shared: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The defaults of one set-up: the project's, its own, and what this invocation was given."""
+    known = {parameter.name for parameter in command.params}
+    given = {name: value for name, value in shared.items() if name in known}
+    return {
+        **_parameters(command, project.options),
+        **_parameters(command, set_up.options),
+        **given,
+    }
+
+
+def settled(diagnosis: Diagnosis, project: Project) -> Diagnosis:
+    """The diagnosis with the project's severities, and what it ignores accepted."""
+    from lora_doctor.results.diagnosis import Accepted
+    from lora_doctor.results.fingerprints import fingerprints
+
+    def changed(findings: Any) -> Any:
+        return tuple(
+            replace(finding, severity=project.severity.get(finding.rule, finding.severity))
+            for finding in findings
+        )
+
+    findings = changed(diagnosis.findings)
+    remaining = None if diagnosis.remaining is None else changed(diagnosis.remaining)
+    ignored: dict[str, Accepted] = {}
+    for listed in (findings, remaining or ()):
+        for name, finding in zip(fingerprints(listed), listed, strict=True):
+            if finding.rule in project.ignore:
+                ignored[name] = Accepted(name, "ignored", project.ignore[finding.rule])
+    return replace(
+        diagnosis,
+        findings=findings,
+        remaining=remaining,
+        accepted=(*diagnosis.accepted, *ignored.values()),
+    )
+
+
+# --- reading ----------------------------------------------------------------------------------
+
+
+def _read(file: Path) -> Mapping[str, Any]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        found: Mapping[str, Any] = tomllib.loads(file.read_bytes().decode("utf-8"))
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file}: is no TOML: {error}") from None
+    return found
+
+
+def _project(file: Path, table: Any, group: click.Group) -> Project:
+    if not isinstance(table, Mapping):
+        raise InputError(f"{file}: tool.lora-doctor is no table")
+    known = {name for command in _commands(group).values() for name in _options(command)}
+    options = {key: value for key, value in table.items() if key not in _OWN_KEYS}
+    _check_keys(file, options, known, _OWN_KEYS)
+    set_ups = table.get("set-ups", {})
+    if not isinstance(set_ups, Mapping):
+        raise InputError(f"{file}: set-ups is no table; write [tool.lora-doctor.set-ups.NAME]")
+    return Project(
+        file,
+        options,
+        dict(_texts(file, "ignore", table, "the reason why it is accepted")),
+        dict(_severities(file, table)),
+        tuple(_set_up(file, name, value, known) for name, value in set_ups.items()),
+    )
+
+
+def _set_up(file: Path, name: str, table: Any, known: set[str]) -> SetUp:
+    where = f"set-ups.{name}"
+    if not isinstance(table, Mapping):
+        raise InputError(f"{file}: {where} is no table")
+    model, command = (table.get(key, "") for key in ("model", "command"))
+    if not (isinstance(model, str) and isinstance(command, str)) or bool(model) == bool(command):
+        raise InputError(
+            f"{file}: {where} needs a text: model (to check) or command (to dry-run), one of them"
+        )
+    options = {key: value for key, value in table.items() if key not in ("model", "command")}
+    _check_keys(file, options, known, ("model", "command"), f"{where}.")
+    return SetUp(name, model, command, options)
+
+
+def _check_keys(
+    file: Path, given: Mapping[str, Any], known: set[str], own: tuple[str, ...], at: str = ""
+) -> None:
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(key, sorted({*known, *own}), 1)
+            meant = f"; did you mean {near[0]!r}?" if near else ""
+            raise InputError(f"{file}: unknown key {at + key!r}{meant}")
+
+
+def _texts(
+    file: Path, key: str, table: Mapping[str, Any], meaning: str
+) -> Iterator[tuple[str, str]]:
+    values = table.get(key, {})
+    if not isinstance(values, Mapping):
+        raise InputError(f"{file}: {key} is no table of codes, such as {key} = {{LD208 = '...'}}")
+    for code, value in values.items():
+        if not _CODE.fullmatch(code):
+            raise InputError(f"{file}: {key}.{code}: is no code of a rule, such as LD208")
+        if not isinstance(value, str) or not value.strip():
+            raise InputError(f"{file}: {key}.{code}: give {meaning}")
+        yield code, value
+
+
+def _severities(file: Path, table: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    from lora_doctor.results.finding import SEVERITIES
+
+    for code, value in _texts(file, "severity", table, "a severity"):
+        if value not in SEVERITIES:
+            raise InputError(f"{file}: severity.{code}: is one of {', '.join(SEVERITIES)}")
+        yield code, value
+
+
+# --- options ----------------------------------------------------------------------------------
+
+
+def _commands(group: click.Group) -> dict[str, click.Command]:
+    return {name: group.commands[name] for name in _COMMANDS}
+
+
+def _options(command: click.Command) -> dict[str, click.Option]:
+    """Long options without dashes; ``no-x`` of a flag is ``x = false``."""
+    return {
+        name.lstrip("-"): parameter
+        for parameter in command.params
+        if isinstance(parameter, click.Option)
+        for name in parameter.opts
+        if name.startswith("--") and name.lstrip("-") not in _NOT_SHARED
+    }
+
+
+def _parameters(command: click.Command, given: Mapping[str, Any]) -> dict[str, Any]:
+    """By click's names of the parameters; lists as the command line would write them."""
+    options = _options(command)
+    found = {}
+    for key, value in given.items():
+        parameter = options.get(key)
+        if parameter is None or parameter.name is None:
+            continue
+        several = isinstance(value, list) and not parameter.multiple
+        found[parameter.name] = ",".join(map(str, value)) if several else value
+    return found

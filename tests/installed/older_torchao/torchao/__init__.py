@@ -1,0 +1,1 @@
+"""A torchao that PEFT refuses by its version."""

@@ -1,0 +1,116 @@
+"""A project's configuration, as a team keeps it beside its code."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SET_UPS = """
+[set-ups.llama]
+model = "arch:llama"
+target-modules = ["q_proj", "v_proj"]
+
+[set-ups.gpt2]
+model = "arch:gpt2"
+target-modules = ["q_proj"]
+"""
+
+
+def run(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "lora_doctor", *arguments]
+    environment = {**os.environ, **variables}
+    return subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def configure(folder: Path, text: str, name: str = "lora-doctor.toml") -> None:
+    (folder / name).write_text(text, "utf-8")
+
+
+def test_all_set_ups_in_one_invocation(tmp_path: Path) -> None:
+    """Each by the configuration of the nearest folder above; a summary at the end, the worst exit
+    code, and a file for each."""
+    configure(tmp_path, 'depth = "meta"\n' + SET_UPS)
+    inner = tmp_path / "scripts"
+    inner.mkdir()
+    done = run("check", "--output-format", "concise", "--output", "json=r.json", cwd=inner)
+    assert done.returncode == 1, done.stderr
+    assert "LD201" in done.stdout
+    told = done.stderr.splitlines()
+    assert told[-2:] == ["lora-doctor: llama: nothing found", "lora-doctor: gpt2: findings"]
+    stored = {file.name: json.loads(file.read_text()) for file in inner.iterdir()}
+    assert sorted(stored) == ["r.gpt2.json", "r.llama.json"]
+    assert stored["r.llama.json"]["depth"] == stored["r.gpt2.json"]["depth"] == "meta"
+    assert stored["r.llama.json"]["recipe"]["values"]["target_modules"] == ["q_proj", "v_proj"]
+
+
+def test_what_is_ignored_is_shown_with_its_reason_and_fails_nothing(tmp_path: Path) -> None:
+    configure(
+        tmp_path,
+        '[tool.lora-doctor]\ndepth = "meta"\n'
+        '[tool.lora-doctor.ignore]\nLD201 = "a head without layers is meant"\n',
+        "pyproject.toml",
+    )
+    done = run("check", "arch:gpt2", "--target-modules", "q_proj", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "LD201" in done.stdout and "ignored: a head without layers is meant" in done.stdout
+
+
+def test_the_command_line_wins_over_the_environment_over_the_file(tmp_path: Path) -> None:
+    configure(tmp_path, 'depth = "meta"\nfail-on = "never"\n[severity]\nLD201 = "warning"\n')
+    check = ("check", "arch:gpt2", "--target-modules", "q_proj", "--output-format", "json")
+    by_file = run(*check, cwd=tmp_path)
+    assert by_file.returncode == 0, by_file.stderr
+    (finding,) = json.loads(by_file.stdout)["findings"]
+    assert finding["severity"] == "warning"
+    by_variable = run(*check, cwd=tmp_path, LORA_DOCTOR_CHECK_FAIL_ON="warning")
+    assert by_variable.returncode == 1
+    by_option = run(*check, "--fail-on", "error", cwd=tmp_path, LORA_DOCTOR_CHECK_FAIL_ON="warning")
+    assert by_option.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("dept = 1", "unknown key 'dept'; did you mean 'depth'?"),
+        ('depth = "deep"', "'deep' is not one of"),
+        ("depth = ", "is no TOML"),
+        ('ignore = ["LD208"]', "ignore is no table of codes"),
+        ('[ignore]\nLD208 = ""', "ignore.LD208: give the reason"),
+        ('[severity]\nLD208 = "fatal"', "severity.LD208: is one of error, warning, info"),
+        ('[set-ups.a]\nrecipe = "r.yaml"', "set-ups.a needs a text: model"),
+        ('[set-ups.a]\nmodel = "arch:llama"\nalpa = 1', "unknown key 'set-ups.a.alpa'"),
+        ("trust-remote-code = true", "unknown key 'trust-remote-code'"),
+        ('rules = "mine"', "unknown key 'rules'"),
+    ],
+)
+def test_a_wrong_configuration_is_told_in_one_line(tmp_path: Path, text: str, told: str) -> None:
+    configure(tmp_path, text)
+    done = run("check", "arch:llama", "--output-format", "concise", cwd=tmp_path)
+    assert done.returncode == 2 and told in done.stderr, done.stderr
+    assert len(done.stderr.splitlines()) == 1 and not done.stdout
+
+
+def test_a_set_up_that_cannot_be_answered_does_not_hide_the_others(tmp_path: Path) -> None:
+    configure(
+        tmp_path,
+        'depth = "meta"\n[set-ups.lost]\nmodel = "no/such/folder/at.all"\n'
+        '[set-ups.llama]\nmodel = "arch:llama"\n',
+    )
+    done = run("check", "--output-format", "concise", cwd=tmp_path, HF_HUB_OFFLINE="1")
+    assert done.returncode == 2, done.stderr
+    assert "lost: not answered" in done.stderr and "llama: nothing found" in done.stderr
+
+
+def test_without_set_ups_a_model_is_asked_for(tmp_path: Path) -> None:
+    done = run("check", cwd=tmp_path)
+    assert done.returncode == 2 and "MODEL is missing" in done.stderr
+    configure(tmp_path, SET_UPS)
+    one = run("check", "--output-format", "sarif", cwd=tmp_path)
+    assert one.returncode == 2 and "--output sarif=FILE" in one.stderr and not one.stdout
