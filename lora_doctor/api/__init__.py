@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -21,7 +22,7 @@ from lora_doctor.engine.diagnose import diagnose, diagnose_and_fix, verification
 from lora_doctor.engine.examine import read_input
 from lora_doctor.engine.limits import Limits
 from lora_doctor.engine.rule import Rule
-from lora_doctor.engine.saved_adapter import of_trained_config, onto_base, saved_adapter
+from lora_doctor.engine.saved_adapter import Finder, of_trained_config, onto_base
 from lora_doctor.engine.settings import Data, Settings
 from lora_doctor.errors import InputError
 from lora_doctor.limits import MOST_DATA_ROWS
@@ -33,7 +34,7 @@ from lora_doctor.results.diagnosis import Diagnosis
 from lora_doctor.results.samples import Samples
 from lora_doctor.results.verification import Verification
 from lora_doctor.sandbox.worker import PRELOAD_SECONDS, Worker
-from lora_doctor.static.adapter_files import weights_beside
+from lora_doctor.static.adapter_files import AdapterFiles, weights_beside
 from lora_doctor.static.model_source import ModelSource, parse_model
 
 if TYPE_CHECKING:
@@ -77,9 +78,10 @@ def check(model: Any, recipe: Any = None, **options: Unpack[CheckOptions]) -> Di
         prescription: what ``fix --apply`` wrote: its patches are in force, and its recipe is taken
             where none is given.
         script_arguments: words of the command line that the training script is started with.
-        adapter: folder of a saved adapter that is to be loaded onto the model; its config is the
-            recipe, and the recipe given holds only how the model is loaded and trained. A MODEL
-            that is an adapter folder is one onto the base model that its config names.
+        adapter: a saved adapter that is to be loaded onto the model: its folder, or ``ORG/NAME`` or
+            ``ORG/NAME@REVISION`` on the hub, of which only the config and the header are fetched.
+            Its config is the recipe, and the recipe given holds only how the model is loaded and
+            trained. A MODEL that is an adapter is one onto the base model that its config names.
         progress: called with a short text on what is going on.
         worker: a running child process to use again, which saves its imports; it stays open.
         select, ignore: rule codes or prefixes of codes.
@@ -148,6 +150,11 @@ def fix_adapter(
         adapter = case.adapter
     if into is None or renaming is None or not renaming.proven:
         return first
+    if adapter.snapshot is not None:
+        raise InputError(
+            f"adapter {adapter.place}: only its header was fetched; download it (hf download "
+            f"{adapter.snapshot.model_id} --local-dir DIR) and give DIR"
+        )
     from lora_doctor.prescription.adapter_folder import write_renamed
 
     write_renamed(adapter, renaming, into)
@@ -222,24 +229,13 @@ def open_case(
     if isinstance(model, str) and not model.strip():
         raise InputError("MODEL is empty; give a hub id, a folder, arch:NAME or module:factory")
     checked_recipe = _as_recipe(recipe)
-    model, adapter = saved_adapter(model, given["adapter"])
+    progress = given["progress"] or (lambda text: None)
+    finder = Finder(limits.hub_seconds, progress, given["trust_remote_code"])
+    model, adapter = finder.find(model, given["adapter"])
     source = parse_model(
         model, revision=given["revision"], trust_remote_code=given["trust_remote_code"]
     )
-    if source.kind == "script":
-        from lora_doctor.engine.program import of_program
-
-        source, checked_recipe = of_program(
-            source,
-            checked_recipe,
-            tuple(given["script_arguments"]),
-            trust_remote_code=given["trust_remote_code"],
-        )
-    elif given["script_arguments"]:
-        raise InputError(
-            f"{' '.join(given['script_arguments'])!r}: only a training script has arguments, "
-            f"and MODEL {str(model)!r} is none"
-        )
+    source, checked_recipe = _of_script(source, checked_recipe, given)
     if adapter is not None:
         source, checked_recipe = onto_base(source, checked_recipe, adapter)
     patches: tuple[Patch, ...] = ()
@@ -249,14 +245,13 @@ def open_case(
     if depth == "full" and source.kind in ("arch", "factory"):
         raise InputError(f"MODEL {source}: has no weights to load; --depth tiny runs without any")
     _check_optimizer(source, given)
-    settings = _settings(source, given, limits, adapter.folder if adapter else None)
-    progress = given["progress"] or (lambda text: None)
+    settings = _settings(given, limits, adapter)
     with contextlib.ExitStack() as stack:
         child = given["worker"] or stack.enter_context(_worker(source, settings))
         if eager and settings.depth != "static" and source.kind not in ("module", "script"):
             child.start()  # imports run while the files are read
         if source.kind == "hub":
-            source, checked_recipe = _fetched(source, checked_recipe, limits.hub_seconds, progress)
+            source, checked_recipe, settings = _fetched(source, checked_recipe, settings, finder)
         case = Case(source, checked_recipe, settings, child, patches=patches, progress=progress)
         stack.callback(case.close)
         yield case
@@ -281,9 +276,7 @@ def _check_run(given: CaseOptions) -> None:
         raise InputError(f"steps {steps!r}: is a whole number of at least 1")
 
 
-def _settings(
-    source: ModelSource, given: CheckOptions, limits: Limits, adapter: Path | None
-) -> Settings:
+def _settings(given: CheckOptions, limits: Limits, adapter: AdapterFiles | None) -> Settings:
     batches = given["batches"]
     return Settings(
         depth=given["depth"],
@@ -329,13 +322,14 @@ def _data(given: CheckOptions) -> Data | None:
 def _worker(source: ModelSource, settings: Settings) -> Worker:
     """The child process for this model; not started yet."""
     full = settings.depth == "full"
+    on_hub = settings.adapter is not None and settings.adapter.snapshot is not None
     return Worker(
         cuda=settings.device in ("cuda", "mps") or (settings.device == "auto" and full),
         # Matrices of a tiny model are so small that a second thread only costs.
         threads=None if full else 1,
         preload_limit=max(PRELOAD_SECONDS, settings.limits.longest),
         # Only real weights are fetched by a child; everything else it needs is on disk by then.
-        offline=source.kind != "hub" or not full,
+        offline=not full or (source.kind != "hub" and not on_hub),
     )
 
 
@@ -366,27 +360,42 @@ def _refuse_script(case: Case) -> None:
         )  # fmt: skip
 
 
-def _fetched(
-    source: ModelSource, recipe: Recipe, seconds: float, progress: Callable[[str], None]
+def _of_script(
+    source: ModelSource, recipe: Recipe, given: CheckOptions
 ) -> tuple[ModelSource, Recipe]:
-    """The source with its small files here; a script whose model cannot be had is still read."""
-    if not source.script:
-        return _fetch(source, seconds, progress), recipe
+    """What a training script says of its model and recipe; any other source as it is."""
+    words = given["script_arguments"]
+    if source.kind == "script":
+        from lora_doctor.engine.program import of_program
+
+        trust = given["trust_remote_code"]
+        return of_program(source, recipe, tuple(words), trust_remote_code=trust)
+    if words:
+        raise InputError(
+            f"{' '.join(words)!r}: only a training script has arguments, and MODEL "
+            f"{str(source)!r} is none"
+        )
+    return source, recipe
+
+
+def _fetched(
+    source: ModelSource, recipe: Recipe, settings: Settings, finder: Finder
+) -> tuple[ModelSource, Recipe, Settings]:
+    """The source with its small files here; one that is an adapter becomes its base model with that
+    adapter on it. A script whose model cannot be had is still read."""
     try:
-        return _fetch(source, seconds, progress), recipe
+        found, itself = finder.fetched(source)
     except InputError as error:
+        if not source.script:
+            raise
         from lora_doctor.engine.program import only_read
 
-        return only_read(source, recipe, str(error))
-
-
-def _fetch(source: ModelSource, seconds: float, progress: Callable[[str], None]) -> ModelSource:
-    from lora_doctor.static.hub.hub import fetch_small_files
-
-    progress(f"fetching the small files of {source.name}")
-    return source.fetched(
-        fetch_small_files(source.name, revision=source.revision, time_limit=seconds)
-    )
+        return *only_read(source, recipe, str(error)), settings
+    if itself is None:
+        return found, recipe, settings
+    if settings.adapter is not None:
+        raise InputError(f"MODEL {itself.place}: is an adapter; give its base model")
+    return *onto_base(found, recipe, itself), replace(settings, adapter=itself)
 
 
 def _check_optimizer(source: ModelSource, given: CheckOptions) -> None:

@@ -33,7 +33,9 @@ def next_command(
     if trained is not None:  # `fix` would not edit its config
         return shlex.join(["lora-doctor", "check", str(options["model"]), "--adapter", trained])
     if options.get("adapter") is not None:
-        renamed = findings[0].rule == "LD620" and "--apply" in findings[0].fixes[0].title
+        in_folder = Path(options["adapter"]).is_dir()  # of one on the hub only the header is here
+        first = findings[0]
+        renamed = in_folder and first.rule == "LD620" and "--apply" in first.fixes[0].title
         if renamed and not options.get("write"):
             return shlex.join(["lora-doctor", "fix", *given, "--apply", *arguments])
         return shlex.join(["lora-doctor", "explain", findings[0].rule])

@@ -301,8 +301,8 @@ def adapter_option(command: F) -> F:
     """An adapter that exists."""
     return click.option(
         "--adapter",
-        metavar="DIR",
-        help="Folder of a saved adapter to load onto MODEL; its config is the recipe.",
+        metavar="DIR|ID[@REVISION]",
+        help="Saved adapter to load onto MODEL, a folder or a hub id; its config is the recipe.",
     )(command)
 
 

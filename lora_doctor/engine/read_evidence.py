@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from lora_doctor.recipe.recipe import Recipe
     from lora_doctor.results.dry_run import DryRun
     from lora_doctor.static.adapter_files import AdapterFiles
-    from lora_doctor.static.adapter_values import AdapterValues
     from lora_doctor.static.installed.environment import Environment
     from lora_doctor.static.model_files import StaticEvidence
     from lora_doctor.static.remote_code.remote_code import RemoteCode
@@ -82,23 +81,13 @@ class ReadEvidence:
     @evidence(of_recipe=False)
     def adapter(self) -> AdapterFiles:
         """The files of the saved adapter that was given; raises without one."""
-        from lora_doctor.static.adapter_files import read_adapter
-
-        folder = self.settings.adapter
-        if folder is None:
-            raise EvidenceError("no saved adapter was given (--adapter DIR)")
-        origin = f"{folder}: its config, and the header of its weights"
-        return self.store.timed("adapter", origin, lambda: read_adapter(folder))
-
-    @evidence(of_recipe=False)
-    def adapter_values(self) -> AdapterValues:
-        """What the numbers of the saved adapter are; the file is read."""
-        from lora_doctor.static.adapter_values import read_values
-
-        adapter = self.adapter
-        self._require("full")
-        origin = f"{adapter.folder}: every number of its weights"
-        return self.store.timed("adapter_values", origin, lambda: read_values(adapter))
+        adapter = self.settings.adapter
+        if adapter is None:
+            raise EvidenceError("no saved adapter was given (--adapter)")
+        seconds = 0.0 if adapter.snapshot is None else round(adapter.snapshot.seconds, 4)
+        origin = f"{adapter.place}: its config, and the header of its weights"
+        self.store.gathered.append(Gathered("adapter", origin, seconds))
+        return adapter
 
     @evidence(of_recipe=False)
     def optimizer(self) -> OptimizerState:

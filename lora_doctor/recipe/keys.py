@@ -248,9 +248,12 @@ PREFIXED = {
 }
 #: Pairs of which a recipe sets one at most.
 EXCLUSIVE = tuple((key.name, key.excludes) for key in KEYS if key.excludes)
+#: Written as true by every ``save_pretrained``, so that a loaded adapter is frozen. PEFT's config
+#: takes it as well: training begins from a config with it, and nothing learns.
+INFERENCE_MODE = "inference_mode"
 #: Fields of adapter_config.json that describe the file, not the training.
 BOOKKEEPING_KEYS = frozenset(
-    {"base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version"}
+    {"base_model_name_or_path", "revision", INFERENCE_MODE, "auto_mapping", "peft_version"}
 )
 
 

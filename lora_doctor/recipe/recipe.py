@@ -21,6 +21,7 @@ from lora_doctor.recipe.keys import (
     BOOKKEEPING_KEYS,
     BY_NAME,
     EXCLUSIVE,
+    INFERENCE_MODE,
     MAPPING_KEYS,
     OUTER_KEYS,
     check_value,
@@ -97,11 +98,18 @@ class Recipe:
         """The keyword arguments of PEFT's config class; copies, because PEFT extends lists in place
         (its SEQ_CLS wrapper appends to ``modules_to_save``)."""
         skip = {*OUTER_KEYS, *BOOKKEEPING_KEYS, "peft_type"}
+        if self.for_inference:
+            skip.remove(INFERENCE_MODE)
         return {key: deepcopy(value) for key, value in self.values.items() if key not in skip}
 
     @property
     def peft_type(self) -> str:
         return str(self.values.get("peft_type", "LORA"))
+
+    @property
+    def for_inference(self) -> bool:
+        """Whether PEFT is told to freeze what it puts in, as the config of a saved adapter does."""
+        return self.values.get(INFERENCE_MODE) is True
 
     @property
     def mixed_precision(self) -> Literal["float16", "bfloat16"] | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from lora_doctor.errors import InputError
 
 if TYPE_CHECKING:
-    from lora_doctor.static.hub.hub import HubSnapshot
+    from lora_doctor.static.hub.snapshot import HubSnapshot
 
 SourceKind = Literal["hub", "folder", "arch", "factory", "module", "script", "environment"]
 
