@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 #: A name that moved or went between releases, asked for by code that is installed.
 _NAME = r"cannot import name '\w+' from '(transformers|accelerate|huggingface_hub|peft|trl)[\w.]*'"
 #: Where code is that pip has installed, and not a repository or a script.
-_INSTALLED = r"^(?!.*transformers_modules).*[\\/](peft|trl|accelerate|bitsandbytes|transformers|datasets)[\\/]"
+_INSTALLED = (
+    r"^(?!.*transformers_modules).*[\\/]"
+    r"(peft|trl|accelerate|bitsandbytes|transformers|datasets)[\\/]"
+)
 _MODULE = (
     r"No module named '(transformers|accelerate|huggingface_hub|peft|trl|triton|scipy|"
     r"pkg_resources)[\w.]*'"
