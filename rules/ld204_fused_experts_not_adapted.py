@@ -17,7 +17,6 @@ from lora_doctor.rule_api import (
     Proof,
     Recipe,
     Rule,
-    Structure,
     Symptom,
     lora_config_fields,
     means_mlp,
@@ -31,7 +30,7 @@ from lora_doctor.rule_api import (
 from lora_doctor.rules._fused_experts import fused_experts, with_shapes
 
 if TYPE_CHECKING:
-    from lora_doctor.rule_api import ModuleGroup
+    from lora_doctor.rule_api import ModuleGroup, Structure
 
 
 class FusedExpertsNotAdapted(Rule):
