@@ -52,8 +52,6 @@ WHEN = {
 _REMOTE = "transformers_modules"
 #: A method of a cache that another release had.
 _ATTRIBUTE = r"(type object '\w*Cache'|'\w*Cache' object) has no attribute '\w+'"
-#: A frame of a traceback.
-_FRAME = r'File "|\.py(?::\d+|\]\(\S+\) in )'
 
 
 class RemoteCodeDoesNotFit(Rule):
@@ -101,9 +99,9 @@ class RemoteCodeDoesNotFit(Rule):
             raised_in=_REMOTE,
         ),
         Symptom(r"cannot import name '\w+' from 'transformers[\w.]*'", raised_in=_REMOTE),
-        Symptom(r"cannot import name '\w+' from 'transformers[\w.]*'", unless=_FRAME, weight=-1),
+        Symptom(r"cannot import name '\w+' from 'transformers[\w.]*'", alone=True, weight=-1),
         Symptom(_ATTRIBUTE, raised_in=_REMOTE),
-        Symptom(_ATTRIBUTE, unless=_FRAME, weight=-1),
+        Symptom(_ATTRIBUTE, alone=True, weight=-1),
         Symptom(r"KeyError: 'type'", "transformers>=5", raised_in=_REMOTE),
         Symptom(r"^\s*(KeyError: )?'type'$", "transformers>=5"),
         Symptom(
@@ -113,8 +111,7 @@ class RemoteCodeDoesNotFit(Rule):
         ),
         Symptom(r"object has no attribute 'all_tied_weights_keys'", "transformers>=5"),
         Symptom(
-            r"^\s*(AttributeError: )?'(list|tuple)' object has no attribute 'keys'\s*$",
-            "transformers>=5",
+            r"'(list|tuple)' object has no attribute 'keys'\s*$", "transformers>=5", alone=True
         ),
     )
     examples = (

@@ -50,6 +50,11 @@ class KeysNotKnownToPeft(Rule):
     depth = "static"
     symptoms = (
         Symptom(r"Unexpected keyword arguments \[.{1,500}?\] for class \w+, these are ignored"),
+        Symptom(
+            r"\w+Config\.__init__\(\) got an unexpected keyword argument '\w+'",
+            unless=r"in from_pretrained\b|peft[\\/]config\.py",
+            weight=1,
+        ),
     )
     examples = (
         Example(
