@@ -64,8 +64,8 @@ _SFT = (
     healthy("SFT in 4 bits on prompts and completions", "trl_sft_qlora.py", needs=(*_TRL, *_4BIT)),
     broken("SFT in 4 bits: a module name misspelled", "trl_sft_qlora.py", "LD202",
            needs=(*_TRL, *_4BIT), edits={'"gate_proj", "up_proj"': '"gate_proj", "up_project"'}),
-    broken("SFT in 4 bits: a limit that cuts the answers", "trl_sft_qlora.py", "LD902",
-           needs=(*_TRL, *_4BIT), edits={"max_length=256": "max_length=56"}),
+    broken("SFT in 4 bits: a limit that cuts the answers", "trl_sft_qlora.py", "LD905",
+           needs=(*_TRL, *_4BIT), edits={"max_length=256": "max_length=24"}),
 )  # fmt: skip
 _OTHER_TRL = (
     healthy("DPO with a reference model", "trl_dpo.py", needs=_TRL),
