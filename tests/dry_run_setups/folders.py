@@ -47,7 +47,8 @@ def write_all(root: Path) -> None:
     _chat_model(root / "llama")
     end = "<|endoftext|>"
     _chat_model(root / "llama-base", template="chatml", eos=end, stops=(end,))
-    _chat_model(root / "llama-no-pad", template="chatml", pad=None)
+    # Without generation marks, which transformers before 4.42 cannot read.
+    _chat_model(root / "llama-chatml", template="chatml")
     _chat_model(root / "llama2", template="mistral", bos="<s>", eos="</s>")
     _with_config(root / "bert", _BERT)
     _with_config(root / "t5", _T5, eos="</s>")

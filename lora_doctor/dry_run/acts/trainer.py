@@ -8,6 +8,7 @@ from typing import Any
 
 from lora_doctor.dry_run.acts import contract, failures, supervised
 from lora_doctor.dry_run.acts.acting import STEPS, Acting
+from lora_doctor.dry_run.acts.arguments import keep_apart
 from lora_doctor.dry_run.acts.plain import plain
 from lora_doctor.guest.call_sites import caller
 
@@ -25,6 +26,7 @@ def _trainer(acting: Acting, module: ModuleType) -> None:
         if trainer not in watched:
             watched.add(trainer)
             trainer.add_callback(callback(trainer))
+            keep_apart(acting, trainer.args)
         arguments = _not_resumed(acting, arguments, named)
         acting.in_trainer += 1
         before = acting.steps

@@ -34,7 +34,7 @@ class Chats(Dataset):
         return torch.tensor(ids), torch.tensor(labels)
 
 
-tokenizer = AutoTokenizer.from_pretrained("llama")
+tokenizer = AutoTokenizer.from_pretrained("llama-chatml")
 
 
 def collate(rows):
@@ -46,7 +46,7 @@ def collate(rows):
     }
 
 
-model = AutoModelForCausalLM.from_pretrained("llama", torch_dtype=torch.bfloat16)
+model = AutoModelForCausalLM.from_pretrained("llama-chatml", torch_dtype=torch.bfloat16)
 model.gradient_checkpointing_enable()
 model.enable_input_require_grads()
 model = get_peft_model(
