@@ -24,6 +24,26 @@ STACKS = {
 }
 #: Packages of quantized checkpoints that install and run without a GPU.
 QUANTIZERS = ("compressed-tensors", "torchao", "hqq", "optimum-quanto")
+CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+#: Launchers with stacks of their own. What of axolotl needs CUDA is left out (AXOLOTL is installed
+#: without what it depends on).
+LAUNCHERS = {
+    "llamafactory": ("llamafactory==0.9.5",),
+    "swift": ("ms-swift==4.6.0", "transformers<5.20"),
+    "axolotl": (
+        "transformers==5.16.1", "peft==0.20.0", "trl==1.9.0", "accelerate==1.13.0",
+        "datasets==4.8.4", "addict", "fire", "einops", "colorama", "numba", "typer", "scipy",
+        "art", "python-dotenv", "zstandard", "fastcore", "langdetect", "immutabledict", "posthog",
+        "mistral-common", "kernels>=0.16,<0.17", "nvidia-ml-py", "wandb", "tensorboard",
+        "hf_transfer", "sentencepiece", "s3fs", "gcsfs", "coloredlogs", "triton",
+        "antlr4-python3-runtime==4.13.2",
+    ),
+}  # fmt: skip
+AXOLOTL = (
+    "axolotl==0.19.0", "axolotl-contribs-lgpl==0.0.7", "axolotl-contribs-mit==0.0.6",
+    "optimum==1.16.2", "liger-kernel==0.8.1", "torchao==0.17.0", "schedulefree==1.4.1",
+    "evaluate==0.4.1", "trackio==0.19.0",
+)  # fmt: skip
 #: What the scenario tests recorded, a file for each stack.
 RECORDS = Path(".nox", "stacks").absolute()
 #: The stacks of docs/census.md, and where their rows are kept.
@@ -53,13 +73,30 @@ def quantizers(session: nox.Session) -> None:
 
 @nox.session
 def dry_run(session: nox.Session) -> None:
-    """Dry runs of TRL, datasets and notebooks, which the stacks do not have."""
+    """Dry runs of TRL, datasets and notebooks, which the stacks do not have, and every set-up of
+    tests/dry_run_setups that runs with them."""
     session.install(
-        TORCH, BITSANDBYTES, *STACKS["t523"], "trl", "datasets", "nbclient", "ipykernel"
-    )
+        TORCH, BITSANDBYTES, *STACKS["t523"], "trl", "datasets", "nbclient", "ipykernel",
+        "sentence-transformers", "lightning", "hydra-core", "pillow",
+    )  # fmt: skip
     session.install("-e", ".[dev]")
     session.run("pytest", "tests/test_dry_run.py", "tests/test_dry_run_frameworks.py",
-                "tests/test_dry_run_data.py", *session.posargs)  # fmt: skip
+                "tests/test_dry_run_data.py", "tests/test_dry_run_setups.py", *session.posargs,
+                env={"LORA_DOCTOR_SETUPS": "all"})  # fmt: skip
+
+
+@nox.session
+@nox.parametrize("launcher", [nox.param(name, id=name) for name in LAUNCHERS])
+def dry_run_launchers(session: nox.Session, launcher: str) -> None:
+    """The set-ups of a launcher that pins its own stack, in an environment of its own."""
+    session.install(TORCH, BITSANDBYTES, *LAUNCHERS[launcher])
+    if launcher == "axolotl":
+        session.install("--no-deps", *AXOLOTL)
+    if launcher == "llamafactory":  # its wheel on PyPI needs CUDA's libraries
+        session.install("--no-deps", "torchaudio", "--index-url", CPU_INDEX)
+    session.install("-e", ".[dev]")
+    session.run("pytest", "tests/test_dry_run_setups.py", *session.posargs,
+                env={"LORA_DOCTOR_SETUPS": "all"})  # fmt: skip
 
 
 @nox.session

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from lora_doctor.results.dry_run import ScriptError
 from lora_doctor.results.from_json import from_json
 from lora_doctor.results.note import Note, NoteKind
 from lora_doctor.results.structure import Structure
-from lora_doctor.results.supervision import Supervision, TokenizerFacts
+from lora_doctor.results.supervision import Supervision, TokenizerFacts, TrainingPlan
 from lora_doctor.results.verification import Verification
 from lora_doctor.supervision.batches import observe_batches
 
@@ -192,13 +193,40 @@ class Captured:
         batches = self.rows()
         facts, adapted = self.last("tokenizer_facts"), self.last("adapted") or {}
         head = str(adapted.get("base_class", ""))
-        return observe_batches(
+        counts = [record.get("label_count") for record in self.all("rows")]
+        found = observe_batches(
             batches,
             TokenizerFacts() if facts is None else from_json(TokenizerFacts, facts["facts"]),
             origin=f"the first {len(batches)} batches of the run",
             causal=not any(name in head for name in _NOT_SHIFTED),
+            label_count=next(iter(counts), None),
             rows_total=(self.last("train") or {}).get("rows"),
         )
+        if found is None:
+            return None
+        return replace(found, plan=self._plan(), asked_without_effect=self._no_effect(found))
+
+    def _plan(self) -> TrainingPlan | None:
+        """The steps of the whole run, as the trainer counts them."""
+        train = self.last("train") or {}
+        if train.get("warmup") is None or not train.get("rows") or not train.get("planned"):
+            return None
+        of_step = max(1, int(train["batch_rows"]) * int(train["accumulation"]))
+        return TrainingPlan(
+            rows=int(train["rows"]),
+            steps_per_epoch=max(1, math.ceil(train["rows"] / of_step)),
+            steps=int(train["planned"]),
+            warmup_steps=int(train["warmup"]),
+            rows_per_step=of_step,
+        )
+
+    def _no_effect(self, found: Supervision) -> str:
+        """Whether TRL was asked for the loss on completions, and takes it on everything."""
+        arguments = self.last("arguments") or {}
+        asked = arguments.get("values", {}).get("completion_only_loss") is True
+        if not asked or not found.judged or found.everything.count < found.judged:
+            return ""
+        return "completion_only_loss: the rows have no completion of their own"
 
     def redirected(self) -> tuple[str, ...]:
         """Paths that were written elsewhere, each once."""

@@ -14,6 +14,7 @@ from lora_doctor.api import open_case
 from lora_doctor.api.options import CaseOptions, CheckOptions
 from lora_doctor.dry_run import command as commands
 from lora_doctor.dry_run import launch
+from lora_doctor.dry_run.acts.folders import remove_empty
 from lora_doctor.dry_run.captured import MADE_UP, Captured, shapes
 from lora_doctor.dry_run.one_failure import FAILURE, one_failure
 from lora_doctor.engine import registry
@@ -75,7 +76,7 @@ def dry_run(
         asked = {"rows": options.rows, "synthetic_data": options.synthetic_data}
         session = Session(Path(folder), os.urandom(16).hex(), ACTS, asked)
         session.write()
-        environment = launch.environment_of(session, os.environ)
+        environment = commands.with_programs(command, launch.environment_of(session, os.environ))
         progress("asking the interpreter of the command for its guest")
         commands.probe(command, session, environment)
         started(command.words)
@@ -88,6 +89,7 @@ def dry_run(
             progress=progress,
         )
         captured = Captured.read(session.records)
+        remove_empty(str(record["path"]) for record in captured.all("folder"))
         answered = any(session.answers.iterdir())
     found = _Outcome.of(command.words, ended, captured, answered)
     progress("asking the rules")

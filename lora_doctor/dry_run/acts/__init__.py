@@ -10,6 +10,8 @@ from lora_doctor.dry_run.acts import (
     data_sets,
     devices,
     failures,
+    folders,
+    generation,
     hub,
     loading,
     loops,
@@ -21,7 +23,7 @@ from lora_doctor.dry_run.acts.acting import Acting
 from lora_doctor.guest.session import Session
 
 #: In the order in which they are prepared; each says itself after which import it acts.
-_ACTS = (failures, outputs, hub, devices, arguments, loading, adapters, data,
+_ACTS = (failures, folders, generation, outputs, hub, devices, arguments, loading, adapters, data,
          data_sets, loops, trainer, tokenizers)  # fmt: skip
 
 

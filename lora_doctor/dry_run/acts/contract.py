@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lora_doctor.dry_run.acts import small_models
+from lora_doctor.dry_run.acts import small_models, supervised
 from lora_doctor.dry_run.acts.acting import Acting
 from lora_doctor.dry_run.recipe import captured_recipe
 
@@ -134,6 +134,9 @@ def keep_rows(
 ) -> None:
     """The token ids of a batch and what goes with them, as plain lists."""
     acting.trains(model)
+    supervised.tell_loaded_tokenizer(acting, model)
+    if acting.writes_its_rows:
+        return
     given = _forward_arguments(model, arguments, named)
     rows = {
         name: given[name].tolist()
@@ -142,7 +145,20 @@ def keep_rows(
         and not given[name].is_floating_point()
         and given[name].numel() <= _MOST_IDS
     }
-    acting.journal.tell("rows", rows=rows)
+    acting.journal.tell("rows", rows=rows, label_count=_label_count(model))
+
+
+def _label_count(model: Any) -> int | None:
+    """Labels from 0 up to, not including, this are known; ``None`` where that is open."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    name, config = type(base).__name__, getattr(base, "config", None)
+    if "Classification" in name:
+        several = getattr(config, "problem_type", None) in (None, "single_label_classification")
+        classes = getattr(config, "num_labels", 1)
+        return classes if several and classes > 1 else None
+    head = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
+    rows = getattr(head, "out_features", None)
+    return rows if isinstance(rows, int) else None
 
 
 def _active(model: Any) -> str:

@@ -75,7 +75,13 @@ def _mapping(acting: Acting, module: ModuleType) -> None:
             return repeated(made, len(data))
         return _estimated(acting, "map", data, few, made)
 
+    def flattened(original: Any, data: Any, *arguments: Any, **named: Any) -> Any:
+        """Rows in the order of their positions, by ``map``; ``add_column`` needs every one."""
+        with acting.ours():
+            return original(data, *arguments, **named)
+
     acting.replaced.around(module.Dataset, "map", mapped)
+    acting.replaced.around(module.Dataset, "flatten_indices", flattened)
     acting.replaced.around(module.Dataset, "filter", _filtered(acting, whole))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from lora_doctor.dry_run.acts import contract, failures, supervised
 from lora_doctor.dry_run.acts.acting import STEPS, Acting
+from lora_doctor.dry_run.acts.arguments import keep_apart
 from lora_doctor.dry_run.acts.plain import plain
 from lora_doctor.guest.call_sites import caller
 
@@ -25,6 +26,7 @@ def _trainer(acting: Acting, module: ModuleType) -> None:
         if trainer not in watched:
             watched.add(trainer)
             trainer.add_callback(callback(trainer))
+            keep_apart(acting, trainer.args)
         arguments = _not_resumed(acting, arguments, named)
         acting.in_trainer += 1
         before = acting.steps
@@ -73,9 +75,12 @@ def _callback(acting: Acting, module: ModuleType) -> Any:
 
         def __init__(self, trainer: Any) -> None:
             self._trainer = weakref.ref(trainer)
+            # Schedulers that the script has made know nothing of the arguments.
+            self._own_schedule = getattr(trainer, "lr_scheduler", None) is not None
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-            _tell_start(acting, self._trainer(), args, state, given)
+            warmup = None if self._own_schedule else _warmup(args, state)
+            _tell_start(acting, self._trainer(), args, state, {**given, "warmup": warmup})
 
         def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> Any:
             if state.global_step >= STEPS:
@@ -92,6 +97,13 @@ def _callback(acting: Acting, module: ModuleType) -> Any:
             acting.journal.tell("log", logs=plain(given.get("logs") or {}))
 
     return ThreeSteps
+
+
+def _warmup(args: Any, state: Any) -> int:
+    """Steps until the learning rate is reached."""
+    if plain(args.lr_scheduler_type) == "constant":
+        return 0
+    return int(args.get_warmup_steps(state.max_steps))
 
 
 def _evaluation_strategy(args: Any) -> Any:
@@ -112,6 +124,8 @@ def _tell_start(acting: Acting, trainer: Any, args: Any, state: Any, given: dict
         scheduler=type(given.get("lr_scheduler")).__name__,
         planned=int(state.max_steps),
         accumulation=int(args.gradient_accumulation_steps),
+        warmup=given.get("warmup"),
+        batch_rows=int(args.train_batch_size),
         rows=len(rows) if rows is not None and hasattr(rows, "__len__") else None,
         world_size=int(getattr(args, "world_size", 1) or 1),
         distributed=plain(getattr(accelerator, "distributed_type", None)),

@@ -333,13 +333,29 @@ def as_recipe(recipe: Any) -> Recipe:
     if isinstance(recipe, Mapping):
         return make_recipe(recipe, where="recipe", origin="argument")
     if hasattr(recipe, "to_dict") and hasattr(recipe, "peft_type"):
-        values = {key: value for key, value in recipe.to_dict().items() if _is_plain(value)}
+        values = {
+            key: value
+            for key, value in recipe.to_dict().items()
+            if _is_plain(value) and not _is_unset(key, value)
+        }
         return make_recipe(
             values, where="recipe", origin="argument", complete=True, ignore_unknown=True
         )
     raise InputError(
         f"recipe: expected a mapping, a PEFT config or a path, got {type(recipe).__name__}"
     )
+
+
+def _is_unset(key: str, value: Any) -> bool:
+    """Whether a config object holds ``None`` where its key has values of another type: frameworks
+    hand on what was not said (axolotl's ``fan_in_fan_out=None``), and PEFT takes it for false."""
+    if value is not None:
+        return False
+    try:
+        check_value(key, value, "recipe")
+    except InputError:
+        return True
+    return False
 
 
 def _is_plain(value: Any) -> bool:
