@@ -44,6 +44,8 @@ class Acting:
         self.steps = 0
         self.in_trainer = 0
         self.evaluations = 0
+        #: What compares accumulated micro-batches with a large batch, while it does.
+        self.accumulation: Any = None
         self._inside = threading.local()
         self._told: set[tuple[str, str]] = set()
         self._ends_raised = 0

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lora_doctor.dry_run.acts import contract
+from lora_doctor.dry_run.acts import contract, packed
 from lora_doctor.dry_run.acts.acting import Acting
 from lora_doctor.dry_run.acts.outputs import Redirected
 from lora_doctor.errors import LoraDoctorError
@@ -147,7 +147,8 @@ class _FirstForward:
                 self._seen.add(model)
             if self._kept < _KEPT:
                 self._kept += 1
-                contract.keep_rows(self._acting, model, arguments, named)
+                given = contract.keep_rows(self._acting, model, arguments, named)
+                packed.look(self._acting, model, given)
             if first:
                 contract.run(self._acting, model, arguments, named)
             elif new:

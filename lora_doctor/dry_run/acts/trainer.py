@@ -6,7 +6,7 @@ import weakref
 from types import ModuleType
 from typing import Any
 
-from lora_doctor.dry_run.acts import contract, failures, supervised
+from lora_doctor.dry_run.acts import accumulation, contract, failures, sets, supervised
 from lora_doctor.dry_run.acts.acting import STEPS, Acting
 from lora_doctor.dry_run.acts.plain import plain
 from lora_doctor.guest.call_sites import caller
@@ -75,7 +75,10 @@ def _callback(acting: Acting, module: ModuleType) -> Any:
             self._trainer = weakref.ref(trainer)
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-            _tell_start(acting, self._trainer(), args, state, given)
+            trainer = self._trainer()
+            _tell_start(acting, trainer, args, state, given)
+            sets.tell(acting, trainer, args, state)
+            accumulation.watch(acting, trainer, args)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> Any:
             if state.global_step >= STEPS:
