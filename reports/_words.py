@@ -460,12 +460,20 @@ def _folded(lines: list[str], most: int = 8) -> list[DiffLine]:
     return [DiffLine(" ", text) for text in (*lines[:2], middle, *lines[-2:])]
 
 
+def set_by(diagnosis: Diagnosis) -> Mapping[str, Any]:
+    """Key of the recipe to who set it; after a dry run the line of a file, or the command line."""
+    if diagnosis.dry_run is None:
+        return diagnosis.recipe.origins
+    places = diagnosis.dry_run.origins
+    return {key: places.get(key, "framework default") for key in diagnosis.recipe.values}
+
+
 def recipe_rows(
     values: Mapping[str, Any], origins: Mapping[str, Any] = _EMPTY
 ) -> list[tuple[str, str, str]]:
     """Recipe keys as key, value and who set it."""
     return [
         (visible(key, 80), literal(value) if not isinstance(value, (list, tuple)) else shown(value),
-         visible(origins.get(key, ""), 40))
+         visible(origins.get(key, ""), 80))
         for key, value in values.items()
     ]  # fmt: skip

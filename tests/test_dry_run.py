@@ -127,6 +127,35 @@ def test_a_padding_token_that_ends_answers_is_seen_in_the_batches_of_the_run(
     assert report["findings"][0]["proof"]["kind"] == "executed"
 
 
+def test_what_the_trainer_decided_about_its_sets_is_judged(place: Path) -> None:
+    """5000 rows in batches of 4 are 1250 steps: a warm-up of 2000 never ends, and the evaluation
+    set is a part of the training set."""
+    script = place / "trainer_peft.py"
+    script.write_text(
+        script.read_text()
+        .replace("warmup_steps=10", "warmup_steps=2000")
+        .replace(
+            "        train_dataset=Numbers(),",
+            "        train_dataset=Numbers(),\n        eval_dataset=Numbers(),",
+        )
+    )
+    report = dry_run(place, sys.executable, "trainer_peft.py", code=1)
+    assert sorted(rules(report)) == ["LD916", "LD917"]
+    assert report["supervision"]["plan"]["steps"] == 1250
+    assert report["supervision"]["evaluation"]["rows"] == 5000
+
+
+def test_a_label_beyond_the_vocabulary_is_one_finding_at_the_users_line(place: Path) -> None:
+    script = place / "trainer_peft.py"
+    script.write_text(script.read_text().replace('"labels": ids}', '"labels": [40000] * 16}'))
+    report = dry_run(place, sys.executable, "trainer_peft.py", code=1)
+    assert rules(report) == ["LD914"]
+    finding = report["findings"][0]
+    lines = (SCRIPTS / "trainer_peft.py").read_text().splitlines()
+    call = next(n for n, line in enumerate(lines, 1) if "trainer.train()" in line)
+    assert finding["location"] == {"kind": "file", "path": "trainer_peft.py", "line": call}
+
+
 def test_a_loop_whose_optimizer_never_sees_the_adapters(place: Path) -> None:
     """No Trainer, and "cuda" in the code: optimizer steps are what all loops share."""
     report = dry_run(place, sys.executable, "bare_loop.py", code=1)
