@@ -347,7 +347,10 @@ def _of_dry_run(run: DryRun | None) -> list[tuple[str, str]]:
     """The command, and how far it came."""
     if run is None:
         return []
-    rows = [("Dry run of", visible(" ".join(run.command), 200))]
+    # Where the program lies is told elsewhere, and takes three lines here.
+    program, *words = run.command
+    shown_command = " ".join((program.replace("\\", "/").rpartition("/")[2], *words))
+    rows = [("Dry run of", visible(shown_command, 200))]
     if run.steps:
         planned = f" of {run.planned_steps}" if run.planned_steps else ""
         rows.append(("Trained by", f"{visible(run.trained_by, 60)}, {run.steps}{planned} steps"))

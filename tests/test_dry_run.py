@@ -77,6 +77,7 @@ def test_a_healthy_trainer_script_is_healthy_and_comes_to_its_end(place: Path) -
     lines = (SCRIPTS / "trainer_peft.py").read_text().splitlines()
     config = next(n for n, line in enumerate(lines, 1) if "config = LoraConfig(" in line)
     assert origins["r"] == f"trainer_peft.py:{config}"
+    assert "bias" in values and "bias" not in origins, "nobody set it: PEFT's default"
     assert report["model"]["parameters"] > 6e9, "what is reported is the class at full size"
     assert report["verification"]["before"]["batches"][0]["inputs"]["input_ids"] == [4, 16]
     assert NOT_SHOWN in [note["text"] for note in report["notes"]]
@@ -175,7 +176,7 @@ def test_an_exception_of_the_script_is_told_with_the_users_own_line(place: Path)
     assert first["location"] == {"kind": "file", "path": "wrong_name.py", "line": call}
     told = {measure["what"]: str(measure["value"]) for measure in first["evidence"]}
     assert "not found in the base model" in told["exception"]
-    assert told["recipe at fault"] == "target_modules"
+    assert told["key at fault"] == "target_modules"
     assert told["target_modules is set"] == f"wrong_name.py:{call - 1}"
     assert first["fixes"], "what the rule offers stays"
 

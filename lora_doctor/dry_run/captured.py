@@ -120,7 +120,8 @@ class Captured:
         adapter, loading, arguments = self.adapter, self.loading, self.last("arguments")
         for key in recipe.values:
             if adapter is not None and key in adapter["adapter"]:
-                found[key] = _where(adapter)
+                given = adapter.get("given")  # nobody knows it of a config that was read from files
+                found[key] = _where(adapter) if given is None or key in given else ""
             elif arguments is not None and key in arguments["values"]:
                 on_line = key in arguments.get("command_line", ())
                 found[key] = "command line" if on_line else _where(arguments)

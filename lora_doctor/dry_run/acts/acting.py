@@ -52,6 +52,8 @@ class Acting:
         self._model: Any = None
         #: Where each PEFT config was made, by its identity.
         self.config_places: dict[int, Place] = {}
+        #: Its fields whose values are not the defaults of their class.
+        self.config_given: dict[int, list[str]] = {}
         #: Its values by our keys when a model was wrapped with it.
         self.config_values: dict[int, dict[str, Any]] = {}
 

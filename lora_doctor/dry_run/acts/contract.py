@@ -61,6 +61,7 @@ def _run(acting: Acting, model: Any, batch: dict[str, Any]) -> None:
     acting.journal.tell(
         "adapted",
         adapter=adapter,
+        given=acting.config_given.get(id(config)),
         place=None if place is None else vars(place),
         base=small_models.name_of(base),
         base_class=type(base).__name__,
