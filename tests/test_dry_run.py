@@ -198,6 +198,22 @@ def test_a_failure_that_no_rule_knows_is_told_once(place: Path) -> None:
     assert report["findings"][0]["location"]["path"] == "trainer_peft.py"
 
 
+def test_a_key_that_a_file_of_the_command_sets_is_told_with_its_line(tmp_path: Path) -> None:
+    """Frameworks make the config far from any line of the user's: it stands in their YAML."""
+    from lora_doctor.dry_run.origins import lines_in_files
+
+    file = tmp_path / "qlora.yaml"
+    file.write_text(
+        "model_name_or_path: model\nfinetuning_type: lora\nstage: sft\nlora_rank: 8\n"
+        "learning_rate: 1.0e-4\n"
+    )
+    found = lines_in_files(
+        ["llamafactory-cli", "train", str(file)], ["r", "learning_rate", "lora_alpha"]
+    )
+    assert found == {"r": f"{file}:4", "learning_rate": f"{file}:5"}
+    assert lines_in_files(["train.py", "--config=nowhere.yaml"], ["r"]) == {}
+
+
 def test_a_command_that_fails_is_never_healthy(tmp_path: Path) -> None:
     """Also where the rule that says so is left out."""
     (tmp_path / "train.py").write_text("[][0]\n")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lora_doctor.errors import LoraDoctorError
 from lora_doctor.recipe.files.bytes import read_text
-from lora_doctor.recipe.files.read_write import read_recipe
+from lora_doctor.recipe.files.format import find_formats
 
 _ENDINGS = (".yaml", ".yml", ".json")
 #: A key of YAML or JSON at the beginning of a line.
@@ -22,9 +22,8 @@ def lines_in_files(words: Sequence[str], keys: Iterable[str]) -> dict[str, str]:
     wanted = list(keys)
     for path in _files(words):
         lines = _lines(path)
-        names = _names(path)
         for key in wanted:
-            line = lines.get(names.get(key, key))
+            line = next((lines[name] for name in _names(key) if name in lines), None)
             if line is not None:
                 found.setdefault(key, f"{path}:{line}")
     return found
@@ -50,9 +49,7 @@ def _lines(path: Path) -> dict[str, int]:
     return found
 
 
-def _names(path: Path) -> dict[str, str]:
-    """Our keys to the names that the file has for them."""
-    try:
-        return dict(read_recipe(path).names)
-    except (LoraDoctorError, OSError):
-        return {}
+def _names(key: str) -> list[str]:
+    """What files of the known frameworks call a key, its own name first."""
+    spelled = (one.name for made in find_formats() for one in made.SPELLINGS.of_key(key))
+    return list(dict.fromkeys((key, *spelled)))
