@@ -71,8 +71,9 @@ class AccumulatedLoss:
     expected: float
     #: The function of the user's that makes the loss.
     function: str = ""
-    #: Its file and line.
+    #: Its file.
     file: str = ""
+    #: Its line, from 1; 0 where it is not known.
     line: int = 0
 
 
