@@ -181,6 +181,7 @@ def benchmark(session: nox.Session) -> None:
     session.install(TORCH, BITSANDBYTES, *STACKS["t523"])
     session.install(".")
     session.run("python", "benchmarks/run.py", *session.posargs)
+    session.run("python", "benchmarks/dry_run.py")
 
 
 @nox.session

@@ -348,7 +348,10 @@ def _of_dry_run(run: DryRun | None) -> list[tuple[str, str]]:
     """The command, and how far it came."""
     if run is None:
         return []
-    rows = [("Dry run of", visible(" ".join(run.command), 200))]
+    # Where the program lies is told elsewhere, and takes three lines here.
+    program, *words = run.command
+    shown_command = " ".join((program.replace("\\", "/").rpartition("/")[2], *words))
+    rows = [("Dry run of", visible(shown_command, 200))]
     if run.steps:
         planned = f" of {run.planned_steps}" if run.planned_steps else ""
         rows.append(("Trained by", f"{visible(run.trained_by, 60)}, {run.steps}{planned} steps"))
@@ -461,12 +464,20 @@ def _folded(lines: list[str], most: int = 8) -> list[DiffLine]:
     return [DiffLine(" ", text) for text in (*lines[:2], middle, *lines[-2:])]
 
 
+def set_by(diagnosis: Diagnosis) -> Mapping[str, Any]:
+    """Key of the recipe to who set it; after a dry run the line of a file, or the command line."""
+    if diagnosis.dry_run is None:
+        return diagnosis.recipe.origins
+    places = diagnosis.dry_run.origins
+    return {key: places.get(key, "framework default") for key in diagnosis.recipe.values}
+
+
 def recipe_rows(
     values: Mapping[str, Any], origins: Mapping[str, Any] = _EMPTY
 ) -> list[tuple[str, str, str]]:
     """Recipe keys as key, value and who set it."""
     return [
         (visible(key, 80), literal(value) if not isinstance(value, (list, tuple)) else shown(value),
-         visible(origins.get(key, ""), 40))
+         visible(origins.get(key, ""), 80))
         for key, value in values.items()
     ]  # fmt: skip

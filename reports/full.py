@@ -32,6 +32,7 @@ from lora_doctor.reports._words import (
     place,
     proof_words,
     recipe_rows,
+    set_by,
     shapes,
     skip_reason,
     stopped_in,
@@ -393,7 +394,7 @@ def _rest(page: Page, diagnosis: Diagnosis, verbose: bool) -> None:
     page.gap()
     page.line(("Recipe", "bold"))
     page.table(("key", "value", "set by"), recipe_rows(
-        diagnosis.recipe.values, diagnosis.recipe.origins), (30, 50, 16))  # fmt: skip
+        diagnosis.recipe.values, set_by(diagnosis)), (30, 50, 30))  # fmt: skip
     if diagnosis.gathered:
         page.gap()
         page.line(("Evidence", "bold"))

@@ -36,6 +36,7 @@ from lora_doctor.reports._words import (
     place,
     proof_words,
     recipe_rows,
+    set_by,
     shapes,
     skip_reason,
     stopped_in,
@@ -389,7 +390,7 @@ def _recipe(diagnosis: Diagnosis, limits: _Limits) -> list[tuple[str, str, str, 
     """Key, value, who set it, and the value after the fixes where that differs."""
     fixed = diagnosis.fixed_recipe
     before, rows = diagnosis.recipe.values, []
-    for key, value, origin in recipe_rows(before, diagnosis.recipe.origins)[:80]:
+    for key, value, origin in recipe_rows(before, set_by(diagnosis))[:80]:
         rows.append([key, shorten(value, limits.text), origin, ""])
     if fixed is None:
         return [(row[0], row[1], row[2], row[3]) for row in rows]

@@ -17,6 +17,7 @@ from lora_doctor.dry_run import launch
 from lora_doctor.dry_run.acts.folders import remove_empty
 from lora_doctor.dry_run.captured import MADE_UP, Captured, shapes
 from lora_doctor.dry_run.one_failure import FAILURE, one_failure
+from lora_doctor.dry_run.origins import lines_in_files
 from lora_doctor.engine import registry
 from lora_doctor.engine.case import Case
 from lora_doctor.engine.diagnose import diagnose
@@ -122,10 +123,14 @@ class _Outcome:
                 steps=captured.steps,
                 planned_steps=train.get("planned"),
                 rows=train.get("rows"),
-                origins=captured.origins(recipe),
+                origins={**lines_in_files(words, recipe.values), **captured.origins(recipe)},
                 ran=_really_ran(captured),
                 inputs=shapes(adapted.get("inputs", {})),
                 redirected=captured.redirected(),
+                packed=captured.packed(),
+                accumulated=captured.accumulated(),
+                dropped_columns=captured.dropped_columns(),
+                filtered=captured.filtered(),
                 error=None if error is not None and _is_ours(error, captured) else error,
                 seconds=ended.seconds,
             ),

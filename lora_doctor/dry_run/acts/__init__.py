@@ -4,6 +4,7 @@ here needs of torch, transformers or PEFT it is handed once the user has importe
 from __future__ import annotations
 
 from lora_doctor.dry_run.acts import (
+    accumulation,
     adapters,
     arguments,
     data,
@@ -16,6 +17,7 @@ from lora_doctor.dry_run.acts import (
     loading,
     loops,
     outputs,
+    sets,
     tokenizers,
     trainer,
 )
@@ -24,7 +26,7 @@ from lora_doctor.guest.session import Session
 
 #: In the order in which they are prepared; each says itself after which import it acts.
 _ACTS = (failures, folders, generation, outputs, hub, devices, arguments, loading, adapters, data,
-         data_sets, loops, trainer, tokenizers)  # fmt: skip
+         data_sets, loops, trainer, sets, accumulation, tokenizers)  # fmt: skip
 
 
 def install(session: Session) -> Acting:

@@ -41,9 +41,10 @@ def tell(acting: Acting, error: BaseException) -> None:
         setattr(error, _SEEN, True)
     cause = Cause.of(error)
     every, own = of_traceback(error.__traceback__)
-    below = caller()
-    if not own and below is not None:  # caught on its way up to the user's line
-        own = [below]
+    # Caught in a library, a traceback begins there: who called it is on the stack.
+    outer = None if own else caller()
+    if outer is not None:
+        own = [outer]
     lines = traceback.format_exception(type(error), error, error.__traceback__)
     acting.journal.tell(
         "error",

@@ -6,7 +6,7 @@ import weakref
 from types import ModuleType
 from typing import Any
 
-from lora_doctor.dry_run.acts import contract, failures, supervised
+from lora_doctor.dry_run.acts import accumulation, contract, failures, sets, supervised
 from lora_doctor.dry_run.acts.acting import STEPS, Acting
 from lora_doctor.dry_run.acts.arguments import keep_apart
 from lora_doctor.dry_run.acts.plain import plain
@@ -79,8 +79,10 @@ def _callback(acting: Acting, module: ModuleType) -> Any:
             self._own_schedule = getattr(trainer, "lr_scheduler", None) is not None
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-            warmup = None if self._own_schedule else _warmup(args, state)
-            _tell_start(acting, self._trainer(), args, state, {**given, "warmup": warmup})
+            trainer = self._trainer()
+            _tell_start(acting, trainer, args, state, given)
+            sets.tell(acting, trainer, args, state, own_schedule=self._own_schedule)
+            accumulation.watch(acting, trainer, args)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> Any:
             if state.global_step >= STEPS:
@@ -97,13 +99,6 @@ def _callback(acting: Acting, module: ModuleType) -> Any:
             acting.journal.tell("log", logs=plain(given.get("logs") or {}))
 
     return ThreeSteps
-
-
-def _warmup(args: Any, state: Any) -> int:
-    """Steps until the learning rate is reached."""
-    if plain(args.lr_scheduler_type) == "constant":
-        return 0
-    return int(args.get_warmup_steps(state.max_steps))
 
 
 def _evaluation_strategy(args: Any) -> Any:
@@ -124,8 +119,6 @@ def _tell_start(acting: Acting, trainer: Any, args: Any, state: Any, given: dict
         scheduler=type(given.get("lr_scheduler")).__name__,
         planned=int(state.max_steps),
         accumulation=int(args.gradient_accumulation_steps),
-        warmup=given.get("warmup"),
-        batch_rows=int(args.train_batch_size),
         rows=len(rows) if rows is not None and hasattr(rows, "__len__") else None,
         world_size=int(getattr(args, "world_size", 1) or 1),
         distributed=plain(getattr(accelerator, "distributed_type", None)),
