@@ -12,7 +12,7 @@ from typing import Any
 
 from lora_doctor.model.built_in_adapters import active_in
 from lora_doctor.model.module_path import is_numbered, pattern_of
-from lora_doctor.model.peft_models import peft_models
+from lora_doctor.model.peft_models import other_parts, peft_models
 from lora_doctor.text import clean_path
 
 
@@ -114,7 +114,19 @@ def find_adapters(model: Any) -> list[AdapterLayer]:
             parameters.append(AdapterParameter(f"{path}.{name}", part, tensor))
         if parameters:
             layers.append(AdapterLayer(_layer_path(path, module), module, parameters))
-    return layers
+    return [*layers, *_other_layers(model)]
+
+
+def _other_layers(model: Any) -> Iterator[AdapterLayer]:
+    """The same for what PEFT trains without a tuner layer."""
+    for path, module in other_parts(model):
+        own = [
+            AdapterParameter(f"{path}.{name}", name.partition(".")[0], tensor)
+            for name, tensor in module.named_parameters()
+            if tensor.requires_grad
+        ]
+        if own:
+            yield AdapterLayer(clean_path(path), module, own)
 
 
 def active_adapters(model: Any) -> tuple[str, ...]:

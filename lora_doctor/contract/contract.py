@@ -23,6 +23,7 @@ from lora_doctor.contract.precision import Precision
 from lora_doctor.contract.random_weights import RandomWeights
 from lora_doctor.contract.recorder import Recorder, Stop
 from lora_doctor.contract.subject import Subject
+from lora_doctor.contract.tasks import with_task_ids
 from lora_doctor.contract.training import NAMES_SHOWN, AdaptedModel, Training
 from lora_doctor.model.peft_models import own_config
 from lora_doctor.model.training_setup import report_of
@@ -184,6 +185,7 @@ class Contract:
     def _attach(self) -> None:
         """Put the adapters on, and see that they are where the recipe wants them."""
         self._wrap()
+        self.batches = [with_task_ids(self.model, batch) for batch in self.batches]
         if not self.layers:
             self.recorder.add("attaches", False, 0, "adapters in the model", "no adapter was found")
             raise Stop("attaches failed")
