@@ -2,7 +2,7 @@
 
     python -m tools.adapter_kinds FILE.jsonl               # one stack: the one that is installed
     python -m tools.adapter_kinds FILE.jsonl --select LOHA VERA --architectures bert
-    python -m tools.adapter_kinds --page FILE.jsonl ...    # the table of docs/census.md
+    python -m tools.adapter_kinds --page docs/census.md FILE.jsonl ...    # writes the table
 
 Each kind is trained by ``tools.plain_peft``, which knows nothing of lora-doctor, and checked by
 ``lora_doctor.check``. The kinds are those of ``peft.mapping``; what stands here is only what a kind
@@ -128,13 +128,94 @@ def _show(found: Mapping[str, Any]) -> None:
     print(f"{mark} {found['kind']} on {found['architecture']}: {plain} | {ours}", flush=True)
 
 
+#: Where the table begins and ends in docs/census.md.
+BEGIN = "<!-- adapter kinds: written by `nox -s adapter_kinds adapter_kinds_page` -->"
+END = "<!-- adapter kinds: end -->"
+_MARKS = {
+    "done": "trains",
+    "build": "refused",
+    "train": "fails",
+    "reload": "lost",
+    "merge": "no merge",
+}
+
+
+def table(files: Sequence[Path]) -> str:
+    """The section of docs/census.md: a line for each kind, a column for each architecture and
+    stack, and under it what plain PEFT said where it failed and where the verdicts differ."""
+    stacks = [[json.loads(line) for line in path.read_text("utf-8").splitlines()] for path in files]
+    heads = [_stack_name(lines) for lines in stacks]
+    cells = {
+        (one["kind"], head, one["architecture"]): one
+        for head, lines in zip(heads, stacks, strict=True)
+        for one in lines
+        if "kind" in one
+    }
+    columns = [(head, name) for head in heads for name in ARCHITECTURES]
+    lines = [
+        BEGIN,
+        "",
+        "## Kinds of adapters",
+        "",
+        "Every `peft_type` of the installed PEFT, trained by plain PEFT (built, a few steps with a",
+        "falling loss, saved, reloaded, merged) and checked by `lora-doctor check`, which knows",
+        "nothing of that run. `trains`: all of it works. `refused`, `fails`, `lost`, `no merge`:",
+        "what plain PEFT does not do. The verdicts agree except where a cell says so in bold.",
+        "Empty: this PEFT has no such kind.",
+        "",
+        "| peft_type | " + " | ".join(f"{name}, {head}" for head, name in columns) + " |",
+        "|---" * (len(columns) + 1) + "|",
+    ]
+    for kind in sorted({kind for kind, _, _ in cells}):
+        found = [_cell(cells.get((kind, *column))) for column in columns]
+        lines.append(f"| {kind} | " + " | ".join(found) + " |")
+    lines += ["", "What plain PEFT says where it fails:", ""]
+    said: dict[tuple[str, str], list[str]] = {}
+    for (kind, head, name), one in cells.items():
+        if one["truth"]["stage"] != "done":
+            said.setdefault((kind, one["truth"]["said"]), []).append(f"{name}, {head}")
+    lines += [
+        f"- {kind} ({'; '.join(places)}): {text.replace('<', '&lt;')}"
+        for (kind, text), places in sorted(said.items())
+    ]
+    return "\n".join([*lines, "", END]) + "\n"
+
+
+def _stack_name(lines: Sequence[Mapping[str, Any]]) -> str:
+    versions = next(line["versions"] for line in lines if "versions" in line)
+    return f"transformers {versions['transformers']}, peft {versions['peft']}"
+
+
+def _cell(one: Mapping[str, Any] | None) -> str:
+    if one is None:
+        return ""
+    mark = _MARKS[one["truth"]["stage"]]
+    if one["agrees"]:
+        return mark
+    ours = ", ".join(item["rule"] for item in one["findings"])
+    return f"{mark}, **{ours or ('undetermined' if one['undetermined'] else 'healthy')}**"
+
+
+def write_table(page: Path, files: Sequence[Path]) -> None:
+    """Put the table into the page, in place of the one that is there, or at its end."""
+    text = page.read_text("utf-8")
+    before, _, rest = text.partition(BEGIN)
+    after = rest.partition(END)[2].lstrip("\n")
+    page.write_text(
+        "\n".join(filter(None, [before.rstrip("\n") + "\n", table(files) + after])), "utf-8"
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs="+", type=Path)
-    parser.add_argument("--page", action="store_true")
+    parser.add_argument("--page", type=Path, help="write the table of these files into this page")
     parser.add_argument("--select", nargs="+", default=[], metavar="KIND")
     parser.add_argument("--architectures", nargs="+", default=list(ARCHITECTURES))
     given = parser.parse_args(arguments)
+    if given.page is not None:
+        write_table(given.page, given.files)
+        return 0
     return int(run(given.files[0], given.select, given.architectures) > 0)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from lora_doctor.contract import adapters as found
 from lora_doctor.contract import round_trip, saved_files
+from lora_doctor.contract.adapter_inputs import with_task_ids, with_trained_tokens
 from lora_doctor.contract.half_precision import float16_keys
 from lora_doctor.contract.locator import NonFinite, gradients_on
 from lora_doctor.contract.measure import is_discrete, is_finite, kind_of, loss_of, measured_loss
@@ -23,7 +24,6 @@ from lora_doctor.contract.precision import Precision
 from lora_doctor.contract.random_weights import RandomWeights
 from lora_doctor.contract.recorder import Recorder, Stop
 from lora_doctor.contract.subject import Subject
-from lora_doctor.contract.tasks import with_task_ids
 from lora_doctor.contract.training import NAMES_SHOWN, AdaptedModel, Training
 from lora_doctor.model.peft_models import own_config
 from lora_doctor.model.training_setup import report_of
@@ -154,7 +154,10 @@ class Contract:
         """The reference: losses without adapters. A base that does not run says nothing."""
         reasons = []
         first: ErrorReport | None = None
-        for batch in self.subject.batches:
+        for given in self.subject.batches:
+            batch = given
+            if not self.subject.user_inputs:
+                batch = with_trained_tokens(self.subject.base, given, self.recipe)
             try:
                 loss = measured_loss(self.model, batch, adapters=False)
             except Exception as error:

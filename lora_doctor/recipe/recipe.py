@@ -98,6 +98,13 @@ class Recipe:
     def peft_type(self) -> str:
         return str(self.values.get("peft_type", "LORA"))
 
+    def trained_tokens(self) -> list[int]:
+        """Token ids whose embeddings are trained one by one, of whichever embeddings."""
+        given = self.values.get("trainable_token_indices") or self.values.get("token_indices")
+        lists = given.values() if isinstance(given, Mapping) else [given]
+        found = (token for ids in lists if isinstance(ids, (list, tuple)) for token in ids)
+        return sorted({token for token in found if type(token) is int and token >= 0})
+
     @property
     def mixed_precision(self) -> Literal["float16", "bfloat16"] | None:
         """The dtype of autocast that the recipe asks the Trainer for."""
