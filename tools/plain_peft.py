@@ -129,6 +129,8 @@ def _batch(task_type: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
     generator = torch.Generator().manual_seed(2)
     ids = torch.randint(3, 120, (2, 8), generator=generator)
+    for place, token in enumerate(values.get("token_indices", ())):
+        ids[0, place] = token  # else nothing is learnt about it
     labels = torch.tensor([0, 2]) if task_type == "SEQ_CLS" else ids.clone()
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
     if any(key in values for key in ("num_tasks", "n_tasks")):

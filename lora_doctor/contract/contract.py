@@ -25,6 +25,7 @@ from lora_doctor.contract.random_weights import RandomWeights
 from lora_doctor.contract.recorder import Recorder, Stop
 from lora_doctor.contract.subject import Subject
 from lora_doctor.contract.training import NAMES_SHOWN, AdaptedModel, Training
+from lora_doctor.model.library_answers import warnings_heard
 from lora_doctor.model.peft_models import own_config
 from lora_doctor.model.training_setup import report_of
 from lora_doctor.nn.copying import (
@@ -92,7 +93,7 @@ class Contract:
         base = self.subject.base
         name = self.subject.model_class or type(base).__name__
         parameters = sum(p.numel() for p in base.parameters())
-        with undisturbed(), gradients_on(), meter:
+        with undisturbed(), gradients_on(), meter, warnings_heard(self.recorder.warned):
             try:
                 self.recorder.add("builds", True, parameters, "an nn.Module", f"{name}, parameters")
                 with attributes_kept(self.model), self.observers.forwards(self.model):
@@ -209,11 +210,8 @@ class Contract:
             own_storage(p for p in self.model.parameters() if p.requires_grad)
 
     def _wrap(self) -> None:
-        import warnings
-
         try:
-            with self.recorder.guard("attaches"), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with self.recorder.guard("attaches"):
                 if self.subject.wrap is not None:
                     base = self.subject.base
                     self._trainable_before = saved_files.chosen_trainable(base)

@@ -78,7 +78,7 @@ class RoundTripRun:
                 warnings.simplefilter("always")
                 with self.recorder.guard(name):
                     reloaded = saved_files.save_and_reload(self.model, self.fresh(), paths, folder)
-                warned = _warned(caught)
+                warned = self._warned(caught)
                 self._read_files(reloaded, folder)
             with self.recorder.guard(name, reloaded):
                 own, again = self._both_outputs(own, reloaded)
@@ -95,6 +95,13 @@ class RoundTripRun:
             details.append(f"not in the adapter folder: {', '.join(self.saving.lost[:4])}")
         detail = "; ".join(details + warned)
         self.recorder.add(name, good, _value(difference), _expected(tolerance), detail)
+
+    def _warned(self, caught: list[warnings.WarningMessage]) -> list[str]:
+        """PEFT's warnings about what is missing; all of them are noted."""
+        texts = [single_line(str(item.message)) for item in caught]
+        for text in dict.fromkeys(texts):
+            self.recorder.warned("a library, saving and loading,", text)
+        return [text[:200] for text in texts if "missing" in text or "config file" in text]
 
     def _both_outputs(self, own: list[Any], reloaded: Any) -> tuple[list[Any], list[Any]]:
         """What the trained and the reloaded model answer; without labels where the reloaded one
@@ -188,12 +195,6 @@ class RoundTripRun:
 
 def _can_merge(wrapped: Any) -> bool:
     return hasattr(getattr(wrapped, "base_model", None), "merge_and_unload")
-
-
-def _warned(caught: list[warnings.WarningMessage]) -> list[str]:
-    """PEFT's warnings about what is missing."""
-    texts = [single_line(str(item.message))[:200] for item in caught]
-    return [text for text in texts if "missing" in text or "config file" in text]
 
 
 def _value(difference: Difference) -> float | None:
