@@ -9,25 +9,19 @@ import pytest
 
 import lora_doctor
 from lora_doctor.model.library_answers import warnings_heard
+from lora_doctor.reports import full
 from lora_doctor.sandbox.worker import Worker
-from tests import cli
-
-TIED = {"target_modules": ["c_attn", "lm_head"], "fan_in_fan_out": False}
 
 
-def test_peft_warns_of_a_setting_that_it_changes(worker: Worker) -> None:
+def test_what_peft_warns_of_is_a_note_that_verbose_shows(worker: Worker) -> None:
     """GPT-2's layers are `Conv1D`: PEFT turns `fan_in_fan_out` on, and says so."""
-    found = lora_doctor.check("arch:gpt2", TIED, worker=worker)
+    found = lora_doctor.check("arch:gpt2", {"target_modules": ["c_attn"]}, worker=worker)
     assert found.before is not None
     told = [note.text for note in found.before.notes if note.kind == "warned"]
     assert any("fan_in_fan_out is set to False" in text for text in told), told
-
-
-def test_a_warning_is_shown_under_verbose_only() -> None:
-    quiet = cli.lora_doctor("check", "arch:gpt2", "--target-modules", "c_attn")
-    assert "warned" not in quiet.out + quiet.err
-    whole = cli.lora_doctor("check", "arch:gpt2", "--target-modules", "c_attn", "--verbose")
-    assert "peft warned: fan_in_fan_out" in " ".join(whole.out.split())
+    assert "warned" not in full.render(found)
+    whole = " ".join(full.render(found, verbose=True).split())
+    assert "peft warned: fan_in_fan_out" in whole
 
 
 def test_logged_and_raised_warnings_are_told_by_library(
