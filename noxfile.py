@@ -49,6 +49,8 @@ RECORDS = Path(".nox", "stacks").absolute()
 #: The stacks of docs/census.md, and where their rows are kept.
 CENSUS_STACKS = ("t457", "t523")
 CENSUS = Path(".nox", "census").absolute()
+#: Likewise what became of each kind of adapter.
+KINDS = Path(".nox", "adapter-kinds").absolute()
 CODE = ("lora_doctor", "rules", "reports", "tools", "tests", "benchmarks", "noxfile.py")
 
 
@@ -134,11 +136,33 @@ def census(session: nox.Session, stack: str) -> None:
 
 @nox.session
 def census_page(session: nox.Session) -> None:
-    """Write docs/census.md from what `census` found; commit what changes."""
+    """Write docs/census.md from what `census` found; commit what changes. The table of the kinds of
+    adapters, which `adapter_kinds_page` writes, stays."""
     session.install(".")
     folders = [str(CENSUS / stack) for stack in CENSUS_STACKS]
     page = session.run("python", "-m", "lora_doctor.census", *folders, silent=True)
-    Path("docs", "census.md").write_text(str(page), encoding="utf-8")
+    path = Path("docs", "census.md")
+    _, mark, kinds = path.read_text(encoding="utf-8").partition("<!-- adapter kinds: written")
+    path.write_text("\n".join(filter(None, [str(page), mark + kinds])), encoding="utf-8")
+
+
+@nox.session
+@nox.parametrize("stack", [nox.param(name, id=name) for name in CENSUS_STACKS])
+def adapter_kinds(session: nox.Session, stack: str) -> None:
+    """Every kind of adapter of one stack's PEFT, by plain PEFT and by us (some ten minutes)."""
+    session.install(TORCH, BITSANDBYTES, *STACKS[stack])
+    session.install("-e", ".")
+    KINDS.mkdir(parents=True, exist_ok=True)
+    session.run("python", "-m", "tools.adapter_kinds", str(KINDS / f"{stack}.jsonl"),
+                *session.posargs)  # fmt: skip
+
+
+@nox.session
+def adapter_kinds_page(session: nox.Session) -> None:
+    """Write what `adapter_kinds` found into docs/census.md; commit what changes."""
+    session.install("-e", ".")
+    files = [str(KINDS / f"{stack}.jsonl") for stack in CENSUS_STACKS]
+    session.run("python", "-m", "tools.adapter_kinds", "--page", "docs/census.md", *files)
 
 
 @nox.session

@@ -61,8 +61,8 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     ``MODALITIES``:
     the kinds of input, with what they are called.
 *What is installed*
-    ``lora_config_fields``, ``known_architectures``, ``pretrained_model_generates``: read from
-    files, nothing is imported.
+    ``adapter_config_fields``, ``lora_config_fields``, ``known_architectures``,
+    ``pretrained_model_generates``: read from files, nothing is imported.
 
 These names stay; anything else in ``lora_doctor`` may move. A built-in rule may also use a reader
 in ``lora_doctor.static`` for which no other rule has a use.
@@ -114,6 +114,7 @@ from lora_doctor.results.fix import Fix
 from lora_doctor.results.verification import CHECKS, Check, Verification
 from lora_doctor.static.installed.environment import (
     Environment,
+    adapter_config_fields,
     known_architectures,
     lora_config_fields,
     pretrained_model_generates,
@@ -294,6 +295,7 @@ __all__ = [
     "Vocabulary",
     "adapted_by_the_trainer_too",
     "adapted_twice",
+    "adapter_config_fields",
     "asks_for_adapter",
     "at_an_end",
     "cover_of",

@@ -287,6 +287,9 @@ def _run_details(page: Page, label: str, run: Verification) -> None:
     for group in run.adapters:
         words = f"{group.count} adapted, {group.with_gradient} with gradient, {group.moved} moved"
         page.line((f"{label}, {visible(group.pattern, 200)}: ", "dim"), words, indent=2)
+    for note in run.notes:
+        if note.kind == "warned":
+            page.line((f"{label}, ", "dim"), visible(note.text, 600), indent=2)
     if run.failure and run.failure.traceback:
         for text in visible(run.failure.traceback, 6000, lines=True).splitlines():
             page.line((text, "dim"), indent=4)
