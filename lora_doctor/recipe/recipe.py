@@ -19,6 +19,7 @@ from lora_doctor.recipe.edit import REMOVE, Edit
 from lora_doctor.recipe.keys import (
     ALIASES,
     BOOKKEEPING_KEYS,
+    BY_NAME,
     EXCLUSIVE,
     INFERENCE_MODE,
     MAPPING_KEYS,
