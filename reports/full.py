@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from lora_doctor.reports import _memory, _supervision
 from lora_doctor.reports._page import MARGIN, Page, encodable
+from lora_doctor.reports._recipe_lines import DiffLine, fix_diff, recipe_rows, set_by, text_diff
 from lora_doctor.reports._text import many, memory, seconds, shorten, shown, visible
 from lora_doctor.reports._words import (
-    DiffLine,
     accepted_words,
     check_value,
     conditions,
@@ -22,7 +22,6 @@ from lora_doctor.reports._words import (
     counted_by_strict,
     execution_words,
     failure_words,
-    fix_diff,
     fix_label,
     fix_words,
     held,
@@ -31,13 +30,10 @@ from lora_doctor.reports._words import (
     ordered,
     place,
     proof_words,
-    recipe_rows,
-    set_by,
     shapes,
     skip_reason,
     stopped_in,
     tally,
-    text_diff,
     verdict_words,
 )
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_doctor.reports import _memory, _supervision
 from lora_doctor.reports._embedded import Embedded
+from lora_doctor.reports._recipe_lines import fix_diff, literal, recipe_rows, set_by, text_diff
 from lora_doctor.reports._text import many, memory, number, seconds, shorten, shown, visible
 from lora_doctor.reports._words import (
     accepted_words,
@@ -27,21 +28,16 @@ from lora_doctor.reports._words import (
     counted_by_strict,
     execution_words,
     failure_words,
-    fix_diff,
     fix_label,
     fix_words,
-    literal,
     offered,
     ordered,
     place,
     proof_words,
-    recipe_rows,
-    set_by,
     shapes,
     skip_reason,
     stopped_in,
     tally,
-    text_diff,
     verdict_words,
 )
 
