@@ -24,11 +24,33 @@ STACKS = {
 }
 #: Packages of quantized checkpoints that install and run without a GPU.
 QUANTIZERS = ("compressed-tensors", "torchao", "hqq", "optimum-quanto")
+CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+#: Launchers with stacks of their own. What of axolotl needs CUDA is left out (AXOLOTL is installed
+#: without what it depends on).
+LAUNCHERS = {
+    "llamafactory": ("llamafactory==0.9.5",),
+    "swift": ("ms-swift==4.6.0", "transformers<5.20"),
+    "axolotl": (
+        "transformers==5.16.1", "peft==0.20.0", "trl==1.9.0", "accelerate==1.13.0",
+        "datasets==4.8.4", "addict", "fire", "einops", "colorama", "numba", "typer", "scipy",
+        "art", "python-dotenv", "zstandard", "fastcore", "langdetect", "immutabledict", "posthog",
+        "mistral-common", "kernels>=0.16,<0.17", "nvidia-ml-py", "wandb", "tensorboard",
+        "hf_transfer", "sentencepiece", "s3fs", "gcsfs", "coloredlogs", "triton",
+        "antlr4-python3-runtime==4.13.2",
+    ),
+}  # fmt: skip
+AXOLOTL = (
+    "axolotl==0.19.0", "axolotl-contribs-lgpl==0.0.7", "axolotl-contribs-mit==0.0.6",
+    "optimum==1.16.2", "liger-kernel==0.8.1", "torchao==0.17.0", "schedulefree==1.4.1",
+    "evaluate==0.4.1", "trackio==0.19.0",
+)  # fmt: skip
 #: What the scenario tests recorded, a file for each stack.
 RECORDS = Path(".nox", "stacks").absolute()
 #: The stacks of docs/census.md, and where their rows are kept.
 CENSUS_STACKS = ("t457", "t523")
 CENSUS = Path(".nox", "census").absolute()
+#: Likewise what became of each kind of adapter.
+KINDS = Path(".nox", "adapter-kinds").absolute()
 CODE = ("lora_doctor", "rules", "reports", "tools", "tests", "benchmarks", "noxfile.py")
 
 
@@ -53,13 +75,30 @@ def quantizers(session: nox.Session) -> None:
 
 @nox.session
 def dry_run(session: nox.Session) -> None:
-    """Dry runs of TRL, datasets and notebooks, which the stacks do not have."""
+    """Dry runs of TRL, datasets and notebooks, which the stacks do not have, and every set-up of
+    tests/dry_run_setups that runs with them."""
     session.install(
-        TORCH, BITSANDBYTES, *STACKS["t523"], "trl", "datasets", "nbclient", "ipykernel"
-    )
+        TORCH, BITSANDBYTES, *STACKS["t523"], "trl", "datasets", "nbclient", "ipykernel",
+        "sentence-transformers", "lightning", "hydra-core", "pillow",
+    )  # fmt: skip
     session.install("-e", ".[dev]")
     session.run("pytest", "tests/test_dry_run.py", "tests/test_dry_run_frameworks.py",
-                "tests/test_dry_run_data.py", *session.posargs)  # fmt: skip
+                "tests/test_dry_run_data.py", "tests/test_dry_run_setups.py", *session.posargs,
+                env={"LORA_DOCTOR_SETUPS": "all"})  # fmt: skip
+
+
+@nox.session
+@nox.parametrize("launcher", [nox.param(name, id=name) for name in LAUNCHERS])
+def dry_run_launchers(session: nox.Session, launcher: str) -> None:
+    """The set-ups of a launcher that pins its own stack, in an environment of its own."""
+    session.install(TORCH, BITSANDBYTES, *LAUNCHERS[launcher])
+    if launcher == "axolotl":
+        session.install("--no-deps", *AXOLOTL)
+    if launcher == "llamafactory":  # its wheel on PyPI needs CUDA's libraries
+        session.install("--no-deps", "torchaudio", "--index-url", CPU_INDEX)
+    session.install("-e", ".[dev]")
+    session.run("pytest", "tests/test_dry_run_setups.py", *session.posargs,
+                env={"LORA_DOCTOR_SETUPS": "all"})  # fmt: skip
 
 
 #: What trains from a set-up, each beside a stack that it takes. axolotl and ms-swift ask for
@@ -124,11 +163,33 @@ def census(session: nox.Session, stack: str) -> None:
 
 @nox.session
 def census_page(session: nox.Session) -> None:
-    """Write docs/census.md from what `census` found; commit what changes."""
+    """Write docs/census.md from what `census` found; commit what changes. The table of the kinds of
+    adapters, which `adapter_kinds_page` writes, stays."""
     session.install(".")
     folders = [str(CENSUS / stack) for stack in CENSUS_STACKS]
     page = session.run("python", "-m", "lora_doctor.census", *folders, silent=True)
-    Path("docs", "census.md").write_text(str(page), encoding="utf-8")
+    path = Path("docs", "census.md")
+    _, mark, kinds = path.read_text(encoding="utf-8").partition("<!-- adapter kinds: written")
+    path.write_text("\n".join(filter(None, [str(page), mark + kinds])), encoding="utf-8")
+
+
+@nox.session
+@nox.parametrize("stack", [nox.param(name, id=name) for name in CENSUS_STACKS])
+def adapter_kinds(session: nox.Session, stack: str) -> None:
+    """Every kind of adapter of one stack's PEFT, by plain PEFT and by us (some ten minutes)."""
+    session.install(TORCH, BITSANDBYTES, *STACKS[stack])
+    session.install("-e", ".")
+    KINDS.mkdir(parents=True, exist_ok=True)
+    session.run("python", "-m", "tools.adapter_kinds", str(KINDS / f"{stack}.jsonl"),
+                *session.posargs)  # fmt: skip
+
+
+@nox.session
+def adapter_kinds_page(session: nox.Session) -> None:
+    """Write what `adapter_kinds` found into docs/census.md; commit what changes."""
+    session.install("-e", ".")
+    files = [str(KINDS / f"{stack}.jsonl") for stack in CENSUS_STACKS]
+    session.run("python", "-m", "tools.adapter_kinds", "--page", "docs/census.md", *files)
 
 
 @nox.session
@@ -171,6 +232,7 @@ def benchmark(session: nox.Session) -> None:
     session.install(TORCH, BITSANDBYTES, *STACKS["t523"])
     session.install(".")
     session.run("python", "benchmarks/run.py", *session.posargs)
+    session.run("python", "benchmarks/dry_run.py")
 
 
 @nox.session

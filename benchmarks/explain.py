@@ -4,7 +4,7 @@
 
 Each line of a FILE is a JSON object with ``text`` (what a user pastes) and ``codes``: the rules
 that are behind it, the first one first; empty where no rule is about it. Without a FILE, the
-messages of the test suite.
+messages of the test suite, which docs/explain.md tells the score of.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from pathlib import Path
 
 from lora_doctor.cli.explain import explanation
 
-_MESSAGES = Path(__file__).parent.parent / "tests" / "data" / "messages.jsonl"
+_DATA = Path(__file__).parent.parent / "tests" / "data"
+_MESSAGES = [_DATA / "messages.jsonl", _DATA / "messages_of_runs.jsonl"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("files", nargs="*", type=Path, default=[_MESSAGES])
+    parser.add_argument("files", nargs="*", type=Path, default=_MESSAGES)
     counts: Counter[str] = Counter()
     for file in parser.parse_args().files:
         for line in file.read_text("utf-8").splitlines():

@@ -30,6 +30,10 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     ``NonLinearOutputReading``, ``InstancePatch``; ``Saving``, the round trip through files, with
     ``TiedPart``, ``Vocabulary`` and ``AutoLoading``.
 *Of a dry run*
+    ``Setup``: the calls of the script or notebook that holds the recipe. Read off it:
+    ``prepared_after_adapters``, ``loaded_frozen``, ``adapted_twice``,
+    ``adapted_by_the_trainer_too``, ``optimizer_too_early`` (each a ``Slip``: two calls in an order
+    that does not work), ``unknown_arguments`` (``UnknownArgument``).
     ``DryRun``, the user's own command with the model shrunk, and ``ScriptError``, what it raised.
 *What the checkpoint lacks*
     ``Loading``: what ``from_pretrained`` makes of its names.
@@ -61,8 +65,8 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     ``MODALITIES``:
     the kinds of input, with what they are called.
 *What is installed*
-    ``lora_config_fields``, ``known_architectures``, ``pretrained_model_generates``: read from
-    files, nothing is imported.
+    ``adapter_config_fields``, ``lora_config_fields``, ``known_architectures``,
+    ``pretrained_model_generates``: read from files, nothing is imported.
 
 These names stay; anything else in ``lora_doctor`` may move. A built-in rule may also use a reader
 in ``lora_doctor.static`` for which no other rule has a use.
@@ -116,6 +120,7 @@ from lora_doctor.results.fix import Fix
 from lora_doctor.results.verification import CHECKS, Check, Verification
 from lora_doctor.static.installed.environment import (
     Environment,
+    adapter_config_fields,
     known_architectures,
     lora_config_fields,
     pretrained_model_generates,
@@ -128,6 +133,16 @@ from lora_doctor.tiny_model.modalities import MODALITIES
 if TYPE_CHECKING:
     from lora_doctor.contract.round_trip import MERGE_TOLERANCE
     from lora_doctor.evidence.optimizer import OptimizerState, TrainableTensor
+    from lora_doctor.recipe.program.names import UnknownArgument, unknown_arguments
+    from lora_doctor.recipe.program.order import (
+        Slip,
+        adapted_by_the_trainer_too,
+        adapted_twice,
+        loaded_frozen,
+        optimizer_too_early,
+        prepared_after_adapters,
+    )
+    from lora_doctor.recipe.program.setup import Setup
     from lora_doctor.results.adapter_loading import AdapterLoading, OtherShape
     from lora_doctor.results.checkpoint_quantization import CheckpointQuantization, ReplacedLayers
     from lora_doctor.results.dry_run import DryRun, ScriptError
@@ -175,6 +190,12 @@ _LAZY = {
     for module, names in {
         "contract.round_trip": ("MERGE_TOLERANCE",),
         "evidence.optimizer": ("OptimizerState", "TrainableTensor"),
+        "recipe.program.names": ("UnknownArgument", "unknown_arguments"),
+        "recipe.program.order": (
+            "Slip", "adapted_by_the_trainer_too", "adapted_twice", "loaded_frozen",
+            "optimizer_too_early", "prepared_after_adapters",
+        ),
+        "recipe.program.setup": ("Setup",),
         "results.adapter_loading": ("AdapterLoading", "OtherShape"),
         "results.checkpoint_quantization": ("CheckpointQuantization", "ReplacedLayers"),
         "results.dry_run": ("DryRun", "ScriptError"),
@@ -265,7 +286,9 @@ __all__ = [
     "Saving",
     "ScriptError",
     "SetUp",
+    "Setup",
     "Severity",
+    "Slip",
     "Stacked",
     "StackedAdapter",
     "StaticEvidence",
@@ -276,11 +299,15 @@ __all__ = [
     "Tower",
     "TrainableTensor",
     "TrainingScript",
+    "UnknownArgument",
     "UnusedAdapterReading",
     "UpdateReading",
     "Use",
     "Verification",
     "Vocabulary",
+    "adapted_by_the_trainer_too",
+    "adapted_twice",
+    "adapter_config_fields",
     "asks_for_adapter",
     "at_an_end",
     "cover_of",
@@ -292,14 +319,17 @@ __all__ = [
     "framework_named",
     "gib",
     "known_architectures",
+    "loaded_frozen",
     "lora_config_fields",
     "means_mlp",
     "name_groups",
     "names_in",
     "naming",
     "offered_layers",
+    "optimizer_too_early",
     "pattern_of",
     "place_of",
+    "prepared_after_adapters",
     "pretrained_model_generates",
     "quoted",
     "require_lora",
@@ -307,6 +337,7 @@ __all__ = [
     "suffix",
     "target_entries",
     "targets_without",
+    "unknown_arguments",
     "unmatched_entries",
     "unmatched_targets",
     "without_lookahead",

@@ -1,17 +1,13 @@
-"""The sentences that the formats share: verdict, proof, safety, contract, and a fix as a diff."""
+"""The sentences that the formats share: verdict, proof, safety and contract."""
 
 from __future__ import annotations
 
-import difflib
-import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from lora_doctor.recipe.edit import REMOVE
-from lora_doctor.reports._text import many, parameters, plain, seconds, shown, visible
+from lora_doctor.reports._text import many, parameters, seconds, shown, visible
 from lora_doctor.results.finding import SEVERITIES, Finding, Proof
 from lora_doctor.results.fingerprints import fingerprints
 from lora_doctor.results.fix import Fix
@@ -34,10 +30,6 @@ SAFETY = {
     "unsafe": "may change what is learnt, memory or speed; applied only with --unsafe-fixes",
     "manual": "to be done by hand",
 }
-_EMPTY: Mapping[str, Any] = {}
-#: Texts that YAML reads as texts without quotes: they start with a letter, and are no other value.
-_BARE = re.compile(r"[A-Za-z_][\w.-]{0,119}", re.ASCII)
-_RESERVED = frozenset({"true", "false", "null", "none", "yes", "no", "on", "off", "y", "n"})
 
 
 def proof_words(proof: Proof) -> str:
@@ -81,12 +73,9 @@ def place(finding: Finding, recipe: Recipe) -> str:
     """Where a finding is; a key of the recipe under the name that the user's file has for it, too:
     ``lora_target (target_modules)``, behind the line where it stands."""
     location = finding.location
-    if location.kind != "recipe":
-        return str(location)
-    name = recipe.names.get(location.path)
-    key = f"{name} ({location.path})" if name else str(location)
-    written = recipe.places.get(location.path)
-    return f"{written}: {key}" if written else key
+    name = recipe.names.get(location.path) if location.kind == "recipe" else None
+    text = f"{name} ({location.path})" if name else str(location)
+    return f"{finding.written}: {text}" if finding.written else text
 
 
 def accepted_words(finding: Finding, diagnosis: Diagnosis) -> str:
@@ -351,7 +340,10 @@ def _of_dry_run(run: DryRun | None) -> list[tuple[str, str]]:
     """The command, and how far it came."""
     if run is None:
         return []
-    rows = [("Dry run of", visible(" ".join(run.command), 200))]
+    # Where the program lies is told elsewhere, and takes three lines here.
+    program, *words = run.command
+    shown_command = " ".join((program.replace("\\", "/").rpartition("/")[2], *words))
+    rows = [("Dry run of", visible(shown_command, 200))]
     if run.steps:
         planned = f" of {run.planned_steps}" if run.planned_steps else ""
         rows.append(("Trained by", f"{visible(run.trained_by, 60)}, {run.steps}{planned} steps"))
@@ -376,100 +368,3 @@ def shapes(inputs: Mapping[str, Iterable[int]]) -> str:
         f"{visible(name, 60)} {'×'.join(str(size) for size in shape) or 'scalar'}"
         for name, shape in list(inputs.items())[:20]
     )
-
-
-# --- a fix as a diff ---
-
-
-@dataclass(frozen=True)
-class DiffLine:
-    """``sign`` is ``-``, ``+`` or a space."""
-
-    sign: str
-    text: str
-
-
-def fix_diff(fix: Fix, recipe: Recipe, most: int = 60) -> list[DiffLine]:
-    """What the edits of a fix change in the recipe's values, as lines of YAML-like text; each key
-    under the name that the user's file has for it."""
-    lines: list[DiffLine] = []
-    for edit in fix.edits:
-        name = recipe.names.get(edit.key, edit.key)
-        old = _lines(name, recipe.values[edit.key]) if edit.key in recipe else []
-        new = [] if edit.value is REMOVE else _lines(name, edit.value)
-        lines += _diff(old, new)
-    if len(lines) > most:
-        rest = len(lines) - most
-        lines = [*lines[:most], DiffLine(" ", f"… {many(rest, 'more line')}")]
-    return lines
-
-
-def text_diff(diff: str, most: int = 200) -> list[DiffLine]:
-    """A unified diff as lines, without the headers that name files."""
-    lines = []
-    for line in diff.splitlines():
-        if line.startswith(("---", "+++")):
-            continue
-        sign = line[:1] if line[:1] in ("+", "-") else " "
-        lines.append(DiffLine(sign, visible(line[1:] if line[:1] in "+- " else line, 300)))
-    if len(lines) > most:
-        lines = [*lines[:most], DiffLine(" ", f"… {many(len(lines) - most, 'more line')}")]
-    return lines
-
-
-def _lines(key: str, value: Any) -> list[str]:
-    """One recipe key as lines: lists one entry per line, so that a diff shows what moved."""
-    name = visible(key, 80)
-    if isinstance(value, (list, tuple, set, frozenset)) and len(value):
-        entries = sorted(value, key=str) if isinstance(value, (set, frozenset)) else value
-        return [f"{name}:", *(f"  - {literal(item)}" for item in entries)]
-    return [f"{name}: {literal(value)}"]
-
-
-def literal(value: Any) -> str:
-    """A recipe value as one writes it in YAML; texts bare where that is unambiguous.
-
-    Single quotes leave the backslashes of a regular expression as the user knows them.
-    """
-    if isinstance(value, str):
-        if _is_bare(value):
-            return value
-        if "'" not in value and value.isprintable() and len(value) <= 1000:
-            return f"'{visible(value, None)}'"
-    text: str = visible(json.dumps(plain(value), ensure_ascii=False), 300)
-    return text
-
-
-def _is_bare(text: str) -> bool:
-    return bool(_BARE.fullmatch(text)) and text.lower() not in _RESERVED
-
-
-def _diff(old: list[str], new: list[str]) -> list[DiffLine]:
-    lines: list[DiffLine] = []
-    for tag, i1, i2, j1, j2 in difflib.SequenceMatcher(
-        None, old, new, autojunk=False
-    ).get_opcodes():
-        if tag == "equal":
-            lines += _folded(old[i1:i2])
-        else:
-            lines += [DiffLine("-", text) for text in old[i1:i2]]
-            lines += [DiffLine("+", text) for text in new[j1:j2]]
-    return lines
-
-
-def _folded(lines: list[str], most: int = 8) -> list[DiffLine]:
-    if len(lines) <= most:
-        return [DiffLine(" ", text) for text in lines]
-    middle = f"  … {len(lines) - 4} unchanged"
-    return [DiffLine(" ", text) for text in (*lines[:2], middle, *lines[-2:])]
-
-
-def recipe_rows(
-    values: Mapping[str, Any], origins: Mapping[str, Any] = _EMPTY
-) -> list[tuple[str, str, str]]:
-    """Recipe keys as key, value and who set it."""
-    return [
-        (visible(key, 80), literal(value) if not isinstance(value, (list, tuple)) else shown(value),
-         visible(origins.get(key, ""), 40))
-        for key, value in values.items()
-    ]  # fmt: skip

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from lora_doctor.reports import _memory, _supervision
 from lora_doctor.reports._page import MARGIN, Page, encodable
+from lora_doctor.reports._recipe_lines import DiffLine, fix_diff, recipe_rows, set_by, text_diff
 from lora_doctor.reports._text import many, memory, seconds, shorten, shown, visible
 from lora_doctor.reports._words import (
-    DiffLine,
     accepted_words,
     check_value,
     conditions,
@@ -22,7 +22,6 @@ from lora_doctor.reports._words import (
     counted_by_strict,
     execution_words,
     failure_words,
-    fix_diff,
     fix_label,
     fix_words,
     held,
@@ -31,12 +30,10 @@ from lora_doctor.reports._words import (
     ordered,
     place,
     proof_words,
-    recipe_rows,
     shapes,
     skip_reason,
     stopped_in,
     tally,
-    text_diff,
     verdict_words,
 )
 
@@ -286,6 +283,9 @@ def _run_details(page: Page, label: str, run: Verification) -> None:
     for group in run.adapters:
         words = f"{group.count} adapted, {group.with_gradient} with gradient, {group.moved} moved"
         page.line((f"{label}, {visible(group.pattern, 200)}: ", "dim"), words, indent=2)
+    for note in run.notes:
+        if note.kind == "warned":
+            page.line((f"{label}, ", "dim"), visible(note.text, 600), indent=2)
     if run.failure and run.failure.traceback:
         for text in visible(run.failure.traceback, 6000, lines=True).splitlines():
             page.line((text, "dim"), indent=4)
@@ -393,7 +393,7 @@ def _rest(page: Page, diagnosis: Diagnosis, verbose: bool) -> None:
     page.gap()
     page.line(("Recipe", "bold"))
     page.table(("key", "value", "set by"), recipe_rows(
-        diagnosis.recipe.values, diagnosis.recipe.origins), (30, 50, 16))  # fmt: skip
+        diagnosis.recipe.values, set_by(diagnosis)), (30, 50, 30))  # fmt: skip
     if diagnosis.gathered:
         page.gap()
         page.line(("Evidence", "bold"))

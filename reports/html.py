@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_doctor.reports import _memory, _supervision
 from lora_doctor.reports._embedded import Embedded
+from lora_doctor.reports._recipe_lines import fix_diff, literal, recipe_rows, set_by, text_diff
 from lora_doctor.reports._text import many, memory, number, seconds, shorten, shown, visible
 from lora_doctor.reports._words import (
     accepted_words,
@@ -27,20 +28,16 @@ from lora_doctor.reports._words import (
     counted_by_strict,
     execution_words,
     failure_words,
-    fix_diff,
     fix_label,
     fix_words,
-    literal,
     offered,
     ordered,
     place,
     proof_words,
-    recipe_rows,
     shapes,
     skip_reason,
     stopped_in,
     tally,
-    text_diff,
     verdict_words,
 )
 
@@ -389,7 +386,7 @@ def _recipe(diagnosis: Diagnosis, limits: _Limits) -> list[tuple[str, str, str, 
     """Key, value, who set it, and the value after the fixes where that differs."""
     fixed = diagnosis.fixed_recipe
     before, rows = diagnosis.recipe.values, []
-    for key, value, origin in recipe_rows(before, diagnosis.recipe.origins)[:80]:
+    for key, value, origin in recipe_rows(before, set_by(diagnosis))[:80]:
         rows.append([key, shorten(value, limits.text), origin, ""])
     if fixed is None:
         return [(row[0], row[1], row[2], row[3]) for row in rows]

@@ -15,12 +15,19 @@ LOADED = "PeftModel.from_pretrained"
 
 def weights_file(case: Case) -> Location:
     """The file of the adapter's weights."""
-    return Location("file", str(case.adapter.folder / WEIGHTS))
+    return _file(case, WEIGHTS)
 
 
 def config_file(case: Case) -> Location:
     """The adapter's config."""
-    return Location("file", str(case.adapter.folder / CONFIG))
+    return _file(case, CONFIG)
+
+
+def _file(case: Case, name: str) -> Location:
+    adapter = case.adapter
+    if adapter.snapshot is not None:
+        return Location("file", f"{adapter.place}/{name}")
+    return Location("file", str(adapter.folder / name))
 
 
 def loaded(loading: AdapterLoading) -> Proof:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from lora_doctor.rule_api import (
     Case,
-    EvidenceError,
     Example,
     Finding,
     Fix,
@@ -20,10 +19,10 @@ from lora_doctor.rule_api import (
     known_architectures,
 )
 from lora_doctor.rules._missing_attribute import missing_attribute
-from lora_doctor.static.installed.missing_package import missing_name
+from lora_doctor.rules._remote_code import View, basis, package_fixes, require_read
 
 if TYPE_CHECKING:
-    from lora_doctor.rule_api import RemoteCode, StaticEvidence
+    from lora_doctor.rule_api import StaticEvidence
     from lora_doctor.static.remote_code.code_fit import (
         MissingKey,
         MissingName,
@@ -52,8 +51,6 @@ WHEN = {
 _REMOTE = "transformers_modules"
 #: A method of a cache that another release had.
 _ATTRIBUTE = r"(type object '\w*Cache'|'\w*Cache' object) has no attribute '\w+'"
-#: A frame of a traceback.
-_FRAME = r'File "|\.py(?::\d+|\]\(\S+\) in )'
 
 
 class RemoteCodeDoesNotFit(Rule):
@@ -101,9 +98,9 @@ class RemoteCodeDoesNotFit(Rule):
             raised_in=_REMOTE,
         ),
         Symptom(r"cannot import name '\w+' from 'transformers[\w.]*'", raised_in=_REMOTE),
-        Symptom(r"cannot import name '\w+' from 'transformers[\w.]*'", unless=_FRAME, weight=-1),
+        Symptom(r"cannot import name '\w+' from 'transformers[\w.]*'", alone=True, weight=-1),
         Symptom(_ATTRIBUTE, raised_in=_REMOTE),
-        Symptom(_ATTRIBUTE, unless=_FRAME, weight=-1),
+        Symptom(_ATTRIBUTE, alone=True, weight=-1),
         Symptom(r"KeyError: 'type'", "transformers>=5", raised_in=_REMOTE),
         Symptom(r"^\s*(KeyError: )?'type'$", "transformers>=5"),
         Symptom(
@@ -113,8 +110,7 @@ class RemoteCodeDoesNotFit(Rule):
         ),
         Symptom(r"object has no attribute 'all_tied_weights_keys'", "transformers>=5"),
         Symptom(
-            r"^\s*(AttributeError: )?'(list|tuple)' object has no attribute 'keys'\s*$",
-            "transformers>=5",
+            r"'(list|tuple)' object has no attribute 'keys'\s*$", "transformers>=5", alone=True
         ),
     )
     examples = (
@@ -152,9 +148,9 @@ class RemoteCodeDoesNotFit(Rule):
         native = static.model_type in (known_architectures() or ())
         if native and not case.source.trust_remote_code:
             return  # the library's own class is loaded
-        found = [*self._found(case, static, native), *self._asked(_View(case, static, native))]
+        found = [*self._found(case, static, native), *self._asked(View(case, static, native))]
         if not found:
-            _require_read(case.remote_code)
+            require_read(case.remote_code)
         yield from found
 
     def _found(self, case: Case, static: StaticEvidence, native: bool) -> Iterator[Finding]:
@@ -164,7 +160,7 @@ class RemoteCodeDoesNotFit(Rule):
         code = case.remote_code
         loaded = loaded_code(code, static.architectures, case.recipe.get("model_class"))
         works = case.source.trust_remote_code and case.reaches("meta") and case.has("structure")
-        view = _View(case, static, native)
+        view = View(case, static, native)
         if not works:
             demands_all = case.source.kind == "hub"
             missing = code_fit.missing_packages(code, loaded, demands_all=demands_all)
@@ -181,7 +177,7 @@ class RemoteCodeDoesNotFit(Rule):
         if refused and not tied:
             yield self._refused(view)
 
-    def _refused(self, view: _View) -> Finding:
+    def _refused(self, view: View) -> Finding:
         """The class can be constructed, and ``from_pretrained`` of this release cannot load it."""
         case, fixes = view.case, view.other_fixes()
         name = case.structure.model_class
@@ -209,7 +205,7 @@ class RemoteCodeDoesNotFit(Rule):
             explains=CONSEQUENCES,
         )
 
-    def _asked(self, view: _View) -> Iterator[Finding]:
+    def _asked(self, view: View) -> Iterator[Finding]:
         """What its code asks the installed transformers for while it runs."""
         seen = missing_attribute(view.case)
         if seen is None or seen.in_transformers:
@@ -239,7 +235,7 @@ class RemoteCodeDoesNotFit(Rule):
             explains=CONSEQUENCES,
         )
 
-    def _packages(self, view: _View, missing: Sequence[MissingPackage]) -> Iterator[Finding]:
+    def _packages(self, view: View, missing: Sequence[MissingPackage]) -> Iterator[Finding]:
         if not missing:
             return
         first = missing[0]
@@ -262,12 +258,12 @@ class RemoteCodeDoesNotFit(Rule):
             "installed: the model cannot be loaded.",
             first.at,
             evidence,
-            _basis(view.lacks == first.name
+            basis(view.lacks == first.name
                    or view.saw(*(f"No module named '{item.name}'" for item in missing))),
-            [*_package_fixes(missing), *view.other_fixes(pinned=False)],
+            [*package_fixes(missing), *view.other_fixes(pinned=False)],
         )  # fmt: skip
 
-    def _names(self, view: _View, missing: Sequence[MissingName]) -> Iterator[Finding]:
+    def _names(self, view: View, missing: Sequence[MissingName]) -> Iterator[Finding]:
         if not missing:
             return
         first = missing[0]
@@ -285,11 +281,11 @@ class RemoteCodeDoesNotFit(Rule):
             f"model {'cannot' if certain else 'may not'} be loaded.",
             first.at,
             evidence,
-            _basis(view.saw(*(f"'{item.name or item.module}'" for item in missing)), certain),
+            basis(view.saw(*(f"'{item.name or item.module}'" for item in missing)), certain),
             view.other_fixes(),
         )
 
-    def _keys(self, view: _View, missing: Sequence[MissingKey]) -> Iterator[Finding]:
+    def _keys(self, view: View, missing: Sequence[MissingKey]) -> Iterator[Finding]:
         if not missing:
             return
         item = missing[0]
@@ -323,11 +319,11 @@ class RemoteCodeDoesNotFit(Rule):
             f"{'cannot' if seen else 'may not'} {when}.",
             item.read.at,
             evidence,
-            _basis(seen, certain=False),
+            basis(seen, certain=False),
             fixes,
         )
 
-    def _tied(self, view: _View, tied: Sequence[TiedKeys], works: bool) -> Iterator[Finding]:
+    def _tied(self, view: View, tied: Sequence[TiedKeys], works: bool) -> Iterator[Finding]:
         if not tied:
             return
         item = tied[0]
@@ -357,14 +353,14 @@ class RemoteCodeDoesNotFit(Rule):
             f"dictionary: {how}.",
             item.at,
             evidence,
-            _basis(seen, certain=False),
+            basis(seen, certain=False),
             [fix, *view.other_fixes()],
             fatal=at_load,
         )
 
     def _finding(
         self,
-        view: _View,
+        view: View,
         message: str,
         at: Place,
         evidence: list[Measurement],
@@ -390,100 +386,3 @@ class RemoteCodeDoesNotFit(Rule):
             fixes=tuple(fixes),
             explains=CONSEQUENCES if fatal else (),
         )
-
-
-def _basis(seen: bool, certain: bool = True) -> ProofKind:
-    """What a finding rests on. ``seen``: loading it was tried and failed for this; ``certain``:
-    the source leaves no doubt."""
-    if seen:
-        return "executed"
-    return "measured" if certain else "inferred"
-
-
-class _View:
-    """What the findings of this rule have in common."""
-
-    def __init__(self, case: Case, static: StaticEvidence, native: bool) -> None:
-        self.case = case
-        self.static = static
-        self.native = native
-        self.version = case.environment.version("transformers") or "(not installed)"
-        trusted = case.source.trust_remote_code and case.reaches("meta")
-        self.reason = case.why_not("structure") if trusted else ""
-        cause = case.cause_of("structure") if trusted else None
-        self._raised = str(cause) if cause is not None else ""
-        imports = cause is not None and cause.type in ("ImportError", "ModuleNotFoundError")
-        #: The package that loading failed for, by the message of what was raised.
-        self.lacks = missing_name(cause.message) if cause is not None and imports else ""
-
-        self.refused = trusted and _refusal(case) is not None
-        if self.refused:
-            self.reason = self._raised = str(_refusal(case))
-
-    def saw(self, *traces: str) -> bool:
-        """Whether loading was tried and what was raised holds one of these."""
-        return any(trace in self._raised for trace in traces)
-
-    def other_fixes(self, *, pinned: bool = True) -> list[Fix]:
-        fixes = []
-        if self.native:
-            fixes.append(
-                Fix(
-                    f"Leave --trust-remote-code (trust_remote_code=True) out: transformers "
-                    f"{self.version} has {self.static.model_type} itself.",
-                    "manual",
-                )
-            )
-        written = self.static.config.get("transformers_version")
-        if pinned and isinstance(written, str) and written != self.version:
-            fixes.append(
-                Fix(
-                    f"pip install transformers=={written}: config.json says that the checkpoint "
-                    "was written with it.",
-                    "manual",
-                )
-            )
-        elif pinned:
-            fixes.append(
-                Fix(
-                    "Take a revision of the repository that was made for this transformers, or "
-                    "the transformers that its model card names.",
-                    "manual",
-                )
-            )
-        return fixes
-
-
-def _refusal(case: Case) -> str | None:
-    """What loading a small model of the class raised, where that was tried."""
-    if not case.reaches("tiny") or not case.has("structure") or not case.has("verification"):
-        return None
-    failure = case.verification.failure
-    if failure is None or failure.check != "builds":
-        return None
-    return f"{failure.type}: {failure.message}"
-
-
-def _package_fixes(missing: Sequence[MissingPackage]) -> Iterator[Fix]:
-    own = [item for item in missing if item.own_file]
-    others = [item.name for item in missing if not item.own_file]
-    if others:
-        yield Fix(
-            f"pip install {' '.join(others)} (or the package that provides it, where that is "
-            "called otherwise).",
-            "manual",
-        )
-    for item in own:
-        yield Fix(
-            f"{item.own_file} is a file of the repository: in a copy of it, write "
-            f"`from .{item.name} import …` at {item.at}.",
-            "manual",
-        )
-
-
-def _require_read(code: RemoteCode) -> None:
-    """Raises EvidenceError where a file that loading runs could not be read."""
-    for target in code.auto_map:
-        name = f"{target.module.replace('.', '/')}.py"
-        if target.repository is None and name in code.unread:
-            raise EvidenceError(f"{name}: {code.unread[name]}", remedy="file")

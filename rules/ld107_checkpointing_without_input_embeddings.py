@@ -50,7 +50,7 @@ class CheckpointingWithoutInputEmbeddings(Rule):
     depth = "meta"
     symptoms = (
         Symptom(r"get_input_embeddings` not auto.handled", "transformers 4.5x"),
-        Symptom(r"^\s*NotImplementedError:?\s*$", "transformers 4, get_input_embeddings"),
+        Symptom(r"\bNotImplementedError:?\s*$", "transformers 4, get_input_embeddings", alone=True),
         Symptom(
             r"NotImplementedError:?\s*$",
             "transformers 4, get_input_embeddings",

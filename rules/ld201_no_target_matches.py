@@ -28,6 +28,9 @@ from lora_doctor.rule_api import (
 if TYPE_CHECKING:
     from lora_doctor.rule_api import Structure
 
+#: Keys by which fewer of the layers that are named are adapted.
+_NARROWING = ("layers_to_transform", "layers_pattern", "exclude_modules")
+
 
 class NoTargetMatches(Rule):
     """The recipe's target modules name no layer of this model.
@@ -81,6 +84,25 @@ class NoTargetMatches(Rule):
             why="no targets, and PEFT has none for it: only layers that are trained are named",
         ),
         Example("broken", "arch:bloom", {"target_modules": ["q_proj", "v_proj"]}),
+        Example(
+            "broken",
+            "arch:llama",
+            {
+                "target_modules": ["q_proj", "v_proj"],
+                "layers_to_transform": [0, 1],
+                "layers_pattern": "h",
+            },
+            depth="meta",
+            why="Llama's list of layers is not called h",
+        ),
+        Example(
+            "broken",
+            "arch:llama",
+            {"target_modules": ["q_proj"], "exclude_modules": ["q_proj"]},
+            requires={"peft": ">=0.14"},
+            depth="meta",
+            why="everything excluded",
+        ),
         Example("healthy", "arch:gpt2", {"target_modules": ["c_attn"]}),
         Example("healthy", "arch:llama", {"target_modules": ["q_proj", "v_proj"]}),
     )
@@ -98,6 +120,7 @@ class NoTargetMatches(Rule):
         unmatched = {item.entry for item in injection.unmatched}
         nothing = bool(entries) and all(entry in unmatched for entry in entries)
         if not nothing and not no_default:
+            yield from self._by_other_keys(case, entries)
             return
         cover = cover_of(structure, entries)
         evidence = [
@@ -133,6 +156,36 @@ class NoTargetMatches(Rule):
             fixes=_fixes(structure, entries, cover),
             explains=("attaches",),
         )
+
+    def _by_other_keys(self, case: Case, entries: list[str]) -> Iterator[Finding]:
+        """The entries name layers, and another key leaves none of them: PEFT says it plainly."""
+        structure = case.structure
+        error = structure.injection.error
+        given = [key for key in _NARROWING if case.recipe.get(key)]
+        if error is None or not given or not _of_no_match(structure):
+            return
+        yield self.finding(
+            "error",
+            f"no layer is left to adapt: {quoted(entries)} name layers of "
+            f"{structure.model_class}, and {' with '.join(given)} takes all of them away.",
+            location=Location("recipe", given[-1]),
+            evidence=(
+                *(Measurement(key, str(case.recipe.get(key)), "recipe") for key in given),
+                Measurement("get_peft_model", f"{error.type}: {error.message}", "installed PEFT"),
+            ),
+            proof=Proof("executed", "PEFT refused the config on the real class"),
+            fixes=(Fix(f"Correct {given[-1]}, or leave it out.", "manual"),),
+            explains=("attaches",),
+        )
+
+
+def _of_no_match(structure: Structure) -> bool:
+    """Whether PEFT said that it found nothing to adapt; it names the keys that it went by."""
+    error = structure.injection.error
+    return error is not None and any(
+        words in error.message
+        for words in ("not found in the base model", "No modules were targeted for adaptation")
+    )
 
 
 def _asks_for_targets(structure: Structure) -> bool:

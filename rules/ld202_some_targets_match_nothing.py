@@ -69,6 +69,17 @@ class SomeTargetsMatchNothing(Rule):
             why="Llama's names on a model with fused layers",
         ),
         Example(
+            "broken",
+            "arch:arcee",
+            {
+                "target_modules": [
+                    "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+                ]
+            },
+            requires={"transformers": ">=4.55"},
+            why="told only, as every layer is adapted by the other names",
+        ),
+        Example(
             "healthy",
             "arch:phi3",
             {"target_modules": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]},
@@ -106,7 +117,7 @@ class SomeTargetsMatchNothing(Rule):
             Measurement("layers adapted", _share(structure), "language tower"),
         ]
         yield self.finding(
-            "warning",
+            "warning" if missing or not _every_layer(structure) else "info",
             f"{len(entries)} of {len(target_entries(case.recipe))} target_modules match nothing in "
             f"{structure.model_class} ({quoted(entries, 6)}); only {quoted(kept, 6)} are adapted"
             + (f", and {quoted(missing, 6)} are left out." if missing else "."),
@@ -130,6 +141,12 @@ class SomeTargetsMatchNothing(Rule):
             ),
             explains=("attaches",),
         )
+
+
+def _every_layer(structure: Structure) -> bool:
+    """Whether all that there is to adapt is adapted: the names that do nothing are of other models,
+    in a list that was written for several."""
+    return all(group.adapted == group.count for group in offered_layers(structure))
 
 
 def _share(structure: Structure) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -24,11 +25,12 @@ from lora_doctor.rule_api import (
     require_lora,
     suffix,
     target_entries,
+    unmatched_targets,
 )
 from lora_doctor.rules._fused_experts import fused_experts, with_shapes
 
 if TYPE_CHECKING:
-    from lora_doctor.rule_api import ModuleGroup
+    from lora_doctor.rule_api import ModuleGroup, Structure
 
 
 class FusedExpertsNotAdapted(Rule):
@@ -75,13 +77,26 @@ class FusedExpertsNotAdapted(Rule):
             requires={"transformers": ">=4.53"},
             why="only the attention is asked for",
         ),
+        Example(
+            "healthy",
+            "arch:llama4_text",
+            {
+                "target_modules": [
+                    "q_proj", "k_proj", "v_proj", "o_proj", "shared_expert.gate_proj",
+                    "shared_expert.up_proj", "shared_expert.down_proj",
+                ]
+            },
+            requires={"transformers": ">=5"},
+            depth="meta",
+            why="the expert that every token goes through is asked for by name",
+        ),
         Example("healthy", "arch:mixtral", {"target_modules": ["q_proj", "v_proj"]}),
     )  # fmt: skip
 
     def check(self, case: Case) -> Iterator[Finding]:
         structure, recipe = case.structure, case.recipe
         require_lora(recipe)
-        if not structure.injection.ok or not _means_experts(case.written):
+        if not structure.injection.ok or not _means_experts(case.written, structure):
             return
         experts = [group for group in fused_experts(structure) if not group.adapted]
         if not experts:
@@ -117,12 +132,29 @@ class FusedExpertsNotAdapted(Rule):
         )
 
 
-def _means_experts(written: Recipe) -> bool:
-    """Whether the targets speak of the MLP: a recipe for the attention alone is left in peace."""
+def _means_experts(written: Recipe, structure: Structure) -> bool:
+    """Whether the targets speak of the MLP: a recipe for the attention alone is left in peace, and
+    so is one whose names of the MLP are those of a shared expert or a dense layer by their path
+    (``shared_expert.down_proj``)."""
     entries = target_entries(written)
     if "all-linear" in entries:
         return True
-    return any(means_mlp(name) for entry in entries for name in names_in(entry))
+    unmatched = set(unmatched_targets(structure))
+    return any(
+        means_mlp(name)
+        for entry in entries
+        if entry in unmatched or not _says_where(entry)
+        for name in names_in(entry)
+    )
+
+
+def _says_where(entry: str) -> bool:
+    """Whether an entry says in which module its layer is, other than the routed experts: a
+    recipe that does so has chosen."""
+    path = entry.rpartition(".")[0]
+    return (
+        bool(path) and re.fullmatch(r"[\w.]+", entry) is not None and not path.endswith("experts")
+    )
 
 
 def _supported() -> bool:

@@ -49,7 +49,7 @@ class LayerIsNoPlainMatrix(Rule):
     depth = "tiny"
     symptoms = (
         Symptom(r"'tuple' object has no attribute 'dtype'", raised_in=r"peft[\\/]tuners"),
-        Symptom(r"^\s*(AttributeError: )?'tuple' object has no attribute 'dtype'\s*$"),
+        Symptom(r"'tuple' object has no attribute 'dtype'\s*$", alone=True),
     )
     examples = (
         Example(

@@ -15,7 +15,7 @@ from lora_doctor.rule_api import (
     Proof,
     Rule,
     Symptom,
-    lora_config_fields,
+    adapter_config_fields,
     quoted,
 )
 
@@ -35,7 +35,7 @@ class KeysNotKnownToPeft(Rule):
     at its default, and the run trains with another scaling than the file says.
 
     ## Versions
-    All of PEFT: the keys are compared with the fields of the LoraConfig that is installed.
+    All of PEFT: the keys are compared with the fields of the config class that is installed.
 
     ## Fix
     The key that was meant. For a key of a newer release, that release.
@@ -50,6 +50,11 @@ class KeysNotKnownToPeft(Rule):
     depth = "static"
     symptoms = (
         Symptom(r"Unexpected keyword arguments \[.{1,500}?\] for class \w+, these are ignored"),
+        Symptom(
+            r"\w+Config\.__init__\(\) got an unexpected keyword argument '\w+'",
+            unless=r"in from_pretrained\b|peft[\\/]config\.py",
+            weight=1,
+        ),
     )
     examples = (
         Example(
@@ -65,7 +70,7 @@ class KeysNotKnownToPeft(Rule):
     def check(self, case: Case) -> Iterator[Finding]:
         # Every release writes all of its keys: what is empty asks for nothing.
         unknown = {key: value for key, value in case.recipe.unknown.items() if value}
-        known = lora_config_fields() if unknown else None
+        known = adapter_config_fields(case.recipe.peft_type) if unknown else None
         if known is None:
             return
         meant = {
@@ -106,6 +111,8 @@ class KeysNotKnownToPeft(Rule):
             f"PEFT {version} does not know {quoted(keys)} of the adapter config{said}.",
             location=Location("recipe", next(iter(keys))),
             evidence=tuple(evidence),
-            proof=Proof("inferred", "the keys were compared with the fields of LoraConfig"),
+            proof=Proof(
+                "inferred", "the keys were compared with the fields of PEFT's config class"
+            ),
             fixes=(fix,),
         )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from lora_doctor.rule_api import (
     Case,
+    Edit,
     Example,
     Finding,
     Fix,
@@ -22,6 +23,9 @@ from lora_doctor.rule_api import (
 if TYPE_CHECKING:
     from lora_doctor.rule_api import Structure
 
+#: What fails in a training in which no adapter is trainable.
+_UNTRAINED = ("attaches", "forward", "gradients", "steps", "adapters-move", "loss-falls")
+
 
 class NotOnlyAdapters(Rule):
     """What would be trained is not the adapters: none of them is trainable, or other weights are.
@@ -35,9 +39,10 @@ class NotOnlyAdapters(Rule):
 
     ## Why
     `requires_grad` was set by hand after wrapping, a checkpoint was loaded for inference
-    (`is_trainable=False`), `prepare_model_for_kbit_training` froze adapters that were in the model
-    already, or the model brings adapters itself and leaves its head or, where `from_pretrained`
-    makes everything trainable, all weights as they are.
+    (`is_trainable=False`), the recipe is the config of a saved adapter, which says
+    `inference_mode: true` so that PEFT freezes what it loads, `prepare_model_for_kbit_training`
+    froze adapters that were in the model already, or the model brings adapters itself and leaves
+    its head or, where `from_pretrained` makes everything trainable, all weights as they are.
 
     ## Versions
     All of PEFT. `from_pretrained` makes weights trainable that `__init__` had frozen from
@@ -46,9 +51,9 @@ class NotOnlyAdapters(Rule):
     ## Fix
     For a model that is loaded: a patch that freezes everything but its adapters as soon as it is
     loaded, or prepared for training on quantized weights. It changes what is learnt, so it is
-    applied on demand. For a model of your own code: freeze it, then set `requires_grad` on the
-    adapters by their name. Weights that are to be trained whole belong into `modules_to_save`, so
-    that they are saved.
+    applied on demand. For a recipe with `inference_mode: true`: `false`. For a model of your own
+    code: freeze it, then set `requires_grad` on the adapters by their name. Weights that are to be
+    trained whole belong into `modules_to_save`, so that they are saved.
 
     ## Links
     https://huggingface.co/docs/peft/developer_guides/troubleshooting
@@ -75,6 +80,12 @@ class NotOnlyAdapters(Rule):
             "tests.models:own_adapters_frozen",
             why="a built-in adapter that somebody froze",
         ),
+        Example(
+            "broken",
+            "arch:llama",
+            {"target_modules": ["q_proj", "v_proj"], "inference_mode": True},
+            why="the config of a saved adapter, trained from",
+        ),
         Example("healthy", "tests.models:llama_with_own_adapters"),
         Example("healthy", "arch:llama", {"target_modules": ["q_proj", "v_proj"]}),
     )
@@ -84,6 +95,9 @@ class NotOnlyAdapters(Rule):
         injection = structure.injection
         on_top = structure.built_in is not None and structure.built_in.wrapped
         if not injection.ok or on_top:  # an adapter on top of built-in ones is LD302's matter
+            return
+        if case.recipe.for_inference and not injection.trainable_adapter_parameters:
+            yield self._for_inference(case, structure)
             return
         if case.recipe.peft_type != "LORA" or not injection.adapter_parameters:
             return
@@ -99,10 +113,8 @@ class NotOnlyAdapters(Rule):
                 evidence=_evidence(structure, other, count),
                 proof=Proof("measured", "requires_grad was read off the model"),
                 fixes=_fixes(case, structure),
-                explains=(
-                    "attaches", "forward", "gradients", "steps", "adapters-move", "loss-falls",
-                ),
-            )  # fmt: skip
+                explains=_UNTRAINED,
+            )
         elif other and not _seen_lost(case):
             share = count / max(1, injection.total_parameters)
             yield self.finding(
@@ -115,6 +127,34 @@ class NotOnlyAdapters(Rule):
                 fixes=_fixes(case, structure),
                 explains=("attaches",),
             )
+
+    def _for_inference(self, case: Case, structure: Structure) -> Finding:
+        injection = structure.injection
+        return self.finding(
+            "error",
+            "No adapter is trainable: the recipe says inference_mode: true, and PEFT freezes what "
+            "it puts in.",
+            location=Location("recipe", "inference_mode"),
+            evidence=(
+                Measurement("inference_mode", "true", "recipe"),
+                Measurement(
+                    "adapter parameters",
+                    f"0 of {injection.adapter_parameters:,} trainable",
+                    f"requires_grad in {structure.model_class} after get_peft_model",
+                ),
+            ),
+            proof=Proof("measured", "requires_grad was read off the model"),
+            fixes=(
+                Fix("Train: inference_mode: false.", "safe", (Edit("inference_mode", False),)),
+                Fix(
+                    "Or, to train on from a saved adapter instead of from a new one: "
+                    "PeftModel.from_pretrained(model, DIR, is_trainable=True), which check MODEL "
+                    "--adapter DIR --depth full runs.",
+                    "manual",
+                ),
+            ),
+            explains=_UNTRAINED,
+        )
 
 
 def _seen_lost(case: Case) -> bool:

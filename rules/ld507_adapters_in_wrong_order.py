@@ -2,9 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
-from lora_doctor.rule_api import Case, Example, Finding, Fix, Location, Measurement, Proof, Rule
+from lora_doctor.rule_api import (
+    Case,
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measurement,
+    Proof,
+    Rule,
+    TrainingScript,
+    adapted_twice,
+    optimizer_too_early,
+)
+from lora_doctor.rules._program import slips
+
+_EARLY = (
+    "The optimizer is made by {code} before the adapters are put on in {other}: it holds no "
+    "adapter, and what it holds is frozen."
+)
+_TWICE = (
+    "{code} is called on a model that carries adapters since {other}: the first ones are frozen, "
+    "replaced or not saved."
+)
+_AFTER = "Make the optimizer after get_peft_model."
+_ONE = (
+    "Keep one of the two, add_adapter(name, config) for a second one of the same method, or "
+    "merge_and_unload() in between."
+)
 
 
 class AdaptersInWrongOrder(Rule):
@@ -25,8 +52,9 @@ class AdaptersInWrongOrder(Rule):
 
     ## Fix
     Model, then adapters once, then the optimizer of `[p for p in model.parameters() if
-    p.requires_grad]`. Only statements that follow one another in the same block are compared; a
-    loaded model is judged by what is in it (LD503, LD505).
+    p.requires_grad]`. The line of the optimizer is moved where both stand in one block and nothing
+    between them needs it. Where it cannot be followed which model is meant, only statements of the
+    same block are compared; a loaded model is judged by what is in it (LD503, LD505).
 
     ## Links
     https://huggingface.co/docs/peft/developer_guides/troubleshooting
@@ -43,14 +71,30 @@ class AdaptersInWrongOrder(Rule):
             depth="static",
             why="the optimizer is made first; and get_peft_model is called twice",
         ),
+        Example("broken", "tests/scripts/optimizer_too_early.py", depth="static"),
         Example("healthy", "tests/scripts/adapters_first.py", depth="static"),
+        Example("healthy", "tests/scripts/optimizer_last.py", depth="static"),
     )
 
     def check(self, case: Case) -> Iterator[Finding]:
-        script = case.script
+        followed = case.program if case.has("program") else None
+        early = list(optimizer_too_early(followed)) if followed is not None else []
+        twice = list(adapted_twice(followed)) if followed is not None else []
+        yield from slips(self, case, early, _EARLY, "adapters are put on", _AFTER)
+        yield from slips(self, case, twice, _TWICE, "adapters are put on first", _ONE)
+        if followed is not None and not case.has("script"):  # a notebook
+            return
+        yield from self._by_blocks(case.script, {slip.place.line for slip in (*early, *twice)})
+
+    def _by_blocks(
+        self, script: TrainingScript, known: Collection[int | None]
+    ) -> Iterator[Finding]:
+        """Of models that nobody knows where they come from: statements of one block."""
         path = str(script.path)
         proof = Proof("inferred", "read in the source, which was not run")
         for early in script.order.early_optimizers:
+            if early.line in known:
+                continue
             source = f"{script.path.name}, line {early.line}"
             yield self.finding(
                 "error",
@@ -64,9 +108,11 @@ class AdaptersInWrongOrder(Rule):
                     ),
                 ),
                 proof=proof,
-                fixes=(Fix("Make the optimizer after get_peft_model.", "manual"),),
+                fixes=(Fix(_AFTER, "manual"),),
             )
         for twice in script.order.wrapped_twice:
+            if twice.line in known:
+                continue
             source = f"{script.path.name}, line {twice.line}"
             yield self.finding(
                 "error",
@@ -78,8 +124,5 @@ class AdaptersInWrongOrder(Rule):
                     Measurement("called before in line", twice.first_line, script.path.name),
                 ),
                 proof=proof,
-                fixes=(
-                    Fix("Keep one of the two, add_adapter(name, config) for a second one of the "
-                        "same method, or merge_and_unload() in between.", "manual"),
-                ),
-            )  # fmt: skip
+                fixes=(Fix(_ONE, "manual"),),
+            )

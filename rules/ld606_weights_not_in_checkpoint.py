@@ -45,16 +45,18 @@ class WeightsNotInCheckpoint(Rule):
 
     ## Why
     A classifier on a base checkpoint, the pooler of a BERT that was saved as a masked language
-    model, the projector of a model that was put together: what the checkpoint has no tensor for is
-    made at random while the model is loaded. Unless the `task_type` (`SEQ_CLS`, `TOKEN_CLS`) or
-    `modules_to_save` names it, PEFT freezes it, and an adapter folder does not hold frozen weights.
-    The adapters are trained for weights that exist in this one process. Adapters on such a layer do
-    not help: they are saved, the weights under them are not.
+    model, the projector of a model that was put together, a head that a factory adds: what the
+    checkpoint has no tensor for is made at random while the model is loaded. Unless the `task_type`
+    (`SEQ_CLS`, `TOKEN_CLS`) or `modules_to_save` names it, PEFT freezes it, and an adapter folder
+    does not hold frozen weights. The adapters are trained for weights that exist in this one
+    process. Adapters on such a layer do not help: they are saved, the weights under them are not.
 
     Asked is the installed transformers: it loads a state dict with the names and shapes of the
-    checkpoint, so that its renames and ties hold. What the class initialises with a constant
-    (biases and norms in most classes) is the same after every loading, and not reported. Nor are
-    weights that nothing which the model returns depends on, in a training that was run.
+    checkpoint, so that its renames and ties hold. A factory is called twice, and what has other
+    values then is random; of a loaded model it is only known what its checkpoint lacks. What the
+    class initialises with a constant (biases and norms in most classes) is the same after every
+    loading, and not reported. Nor are weights that nothing which the model returns depends on, in a
+    training that was run.
 
     ## Versions
     All.
@@ -134,14 +136,15 @@ class WeightsNotInCheckpoint(Rule):
         modules, others = found
         parts = list(dict.fromkeys(map(pattern_of, (*modules, *others))))
         unsaved = loading.unsaved
-        unclear = "" if severity == "error" else _unclear(run)
+        unclear = "" if severity == "error" else _unclear(case, run)
+        here = _how_known(case)
         return self.finding(
             severity,
             f"The checkpoint has no weights for {quoted(parts, 4)}: they are made at random at "
             f"every loading, and the adapter folder will not have them{unclear}.",
             location=Location("recipe", "modules_to_save"),
             evidence=(
-                Measurement("not in the checkpoint", quoted(parts, 8), _HERE),
+                Measurement("not in the checkpoint", quoted(parts, 8), here),
                 Measurement(
                     "frozen and not saved",
                     f"{unsaved.parameters:,} parameters of {unsaved.of:,}",
@@ -154,7 +157,7 @@ class WeightsNotInCheckpoint(Rule):
             proof=Proof("executed", "the adapters were saved and loaded onto a base that has other "
                         "weights there, as from_pretrained makes them")
             if run is not None and severity == "error"
-            else Proof("measured", "the names in the checkpoint were loaded by the real class"),
+            else _proof(case),
             fixes=_fixes(case, loading, modules, others),
             explains=("save-reload",),
         )  # fmt: skip
@@ -162,9 +165,10 @@ class WeightsNotInCheckpoint(Rule):
 
 def _named_elsewhere(case: Case, loading: Loading) -> tuple[list[str], list[str]]:
     """Modules and parameters, but for the layers that LD613 finds missing as a whole."""
-    static, unsaved = case.static, loading.unsaved
+    unsaved = loading.unsaved
     layers: list[str] = []
-    if static.weights.value is not None:
+    static = case.static if case.has("static") else None  # none of a model that code loads
+    if static is not None and static.weights.value is not None:
         for found in stack_mismatches(static.config, static.weights.value):
             layers += [f".{found.stack}.{number}." for number in found.missing]
 
@@ -198,13 +202,32 @@ def _severity(case: Case, loading: Loading, run: Verification | None) -> Severit
         own_loss = all(batch.loss != "surrogate" for batch in run.batches)
         return "error" if own_loss else "warning"
     # Numbers of a quantized weight are not drawn anew: that the logits are the same says nothing.
-    redrawn = not case.recipe.quantized and case.static.quantization_config is None
+    stored = case.has("static") and case.static.quantization_config is not None
+    redrawn = not case.recipe.quantized and not stored
     fed = redrawn and not any(note.is_gap for note in run.notes)
     same = isinstance(check.value, float) and check.value <= _SAME
     return None if fed and same else "warning"
 
 
-def _unclear(run: Verification | None) -> str:
+def _how_known(case: Case) -> str:
+    if case.source.kind == "factory":
+        return "other values when the factory was called again"
+    if case.source.kind == "module":
+        return "names in the checkpoint that the model's config names"
+    return _HERE
+
+
+def _proof(case: Case) -> Proof:
+    if case.source.kind == "factory":
+        return Proof("measured", "the factory was called twice, and these values differed")
+    if case.source.kind == "module":
+        return Proof("inferred", "the names in the checkpoint were loaded by the model's class")
+    return Proof("measured", "the names in the checkpoint were loaded by the real class")
+
+
+def _unclear(case: Case, run: Verification | None) -> str:
+    if case.source.kind == "module":
+        return ", unless your code has them from elsewhere"
     if run is None:
         return "; not run here, whether the loss depends on them"
     return "; whether your loss depends on them is not known here"

@@ -137,9 +137,11 @@ def _measured(loading: AdapterLoading) -> Iterator[Measurement]:
 def _fix(case: Case, loading: AdapterLoading) -> Fix:
     renaming = loading.renaming
     if renaming is not None and renaming.proven:
-        folder = case.adapter.folder
+        snapshot = case.adapter.snapshot
+        folder = case.adapter.folder if snapshot is None else "DIR"
+        fetch = f"hf download {snapshot.model_id} --local-dir DIR, and " if snapshot else ""
         return Fix(
-            f"Write the adapter with the new names into a new folder: lora-doctor fix "
+            f"Write the adapter with the new names into a new folder: {fetch}lora-doctor fix "
             f"{case.source} --adapter {folder} --apply. PEFT loads it completely.",
             "manual",
         )

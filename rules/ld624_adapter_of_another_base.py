@@ -99,7 +99,8 @@ class AdapterOfAnotherBase(Rule):
         wanted, have = case.asked.get("revision"), case.source.revision
         if case.source.kind != "hub" or not isinstance(wanted, str) or not wanted or not have:
             return
-        if wanted == have or wanted in ("main", "master"):
+        asked = case.source.snapshot.revision if case.source.snapshot is not None else None
+        if wanted in (have, asked, "main", "master"):
             return
         # A tag or a branch may be the commit that was fetched; only two commits can be compared.
         comparable = all(_COMMIT.fullmatch(name) for name in (wanted, have))

@@ -97,7 +97,7 @@ class AdapterRefusedByPeft(Rule):
             "alone.",
             location=config_file(case),
             evidence=(
-                Measurement("files of the index", quoted(files, 4), str(case.adapter.folder)),
+                Measurement("files of the index", quoted(files, 4), case.adapter.place),
                 Measurement("what PEFT raises", str(loading.landing.error)[:500], LOADED),
             ),
             proof=loaded(loading),

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 #: A name that moved or went between releases, asked for by code that is installed.
 _NAME = r"cannot import name '\w+' from '(transformers|accelerate|huggingface_hub|peft|trl)[\w.]*'"
 #: Where code is that pip has installed, and not a repository or a script.
-_INSTALLED = r"(site|dist)-packages[\\/](peft|trl|accelerate|bitsandbytes|transformers|datasets)\b"
+_INSTALLED = (
+    r"^(?!.*transformers_modules).*[\\/]"
+    r"(peft|trl|accelerate|bitsandbytes|transformers|datasets)[\\/]"
+)
 _MODULE = (
     r"No module named '(transformers|accelerate|huggingface_hub|peft|trl|triton|scipy|"
     r"pkg_resources)[\w.]*'"
@@ -74,6 +77,7 @@ class ImportsDoNotFit(Rule):
     about_environment = True
     symptoms = (
         Symptom(_NAME, raised_in=_INSTALLED, weight=1),
+        Symptom(_NAME, alone=True),
         Symptom(_MODULE, raised_in=_INSTALLED, weight=1),
         Symptom(r"No module named 'triton\.ops'"),
     )

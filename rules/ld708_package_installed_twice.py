@@ -48,8 +48,10 @@ class PackageInstalledTwice(Rule):
     symptoms = (
         Symptom(
             r"cannot import name '\w+' from 'transformers[\w.]*'",
-            raised_in=r"(site|dist)-packages[\\/]transformers\b",
+            raised_in=r"^(?!.*transformers_modules).*[\\/]transformers[\\/]",
+            weight=2,
         ),
+        Symptom(r"cannot import name '\w+' from 'transformers[\w.]*'", alone=True, weight=-2),
     )
 
     examples = (

@@ -79,10 +79,15 @@ class LabelsOutOfRange(Rule):
                 evidence=(
                     looked_at(found),
                     Measurement("labels", list(found.wrong_labels), "the first of them"),
-                    Measurement("labels that there are", found.label_count, "config.json"),
+                    Measurement(
+                        "labels that there are",
+                        found.label_count,
+                        "the model of the run" if found.executed else "config.json",
+                    ),
                     which(rows),
                 ),
                 proof=proof(found),
+                explains=("forward", "loss-finite") if found.executed else (),
                 fixes=(
                     Fix(
                         "Count labels from 0, and write -100 where nothing is to be learnt.",

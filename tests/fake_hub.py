@@ -50,6 +50,7 @@ class FakeHub:
         self.only = ""
         self.hostile: dict[str, Callable[[BaseHTTPRequestHandler], None]] = {}
         self.tokens: list[tuple[str, str | None]] = []
+        self.ranges: list[str] = []
         self.closing = threading.Event()
         hub = self
 
@@ -222,6 +223,7 @@ class _Handler(BaseHTTPRequestHandler):
         if not wanted.startswith("bytes="):
             self._send(200, headers, data)
             return
+        self.hub.ranges.append(wanted)
         first, _, last = wanted.removeprefix("bytes=").partition("-")
         start, stop = int(first), min(int(last or len(data)), len(data) - 1)
         if start >= len(data):

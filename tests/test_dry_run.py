@@ -77,6 +77,7 @@ def test_a_healthy_trainer_script_is_healthy_and_comes_to_its_end(place: Path) -
     lines = (SCRIPTS / "trainer_peft.py").read_text().splitlines()
     config = next(n for n, line in enumerate(lines, 1) if "config = LoraConfig(" in line)
     assert origins["r"] == f"trainer_peft.py:{config}"
+    assert "bias" in values and "bias" not in origins, "nobody set it: PEFT's default"
     assert report["model"]["parameters"] > 6e9, "what is reported is the class at full size"
     assert report["verification"]["before"]["batches"][0]["inputs"]["input_ids"] == [4, 16]
     assert NOT_SHOWN in [note["text"] for note in report["notes"]]
@@ -127,6 +128,35 @@ def test_a_padding_token_that_ends_answers_is_seen_in_the_batches_of_the_run(
     assert report["findings"][0]["proof"]["kind"] == "executed"
 
 
+def test_what_the_trainer_decided_about_its_sets_is_judged(place: Path) -> None:
+    """5000 rows in batches of 4 are 1250 steps: a warm-up of 2000 never ends, and the evaluation
+    set is a part of the training set."""
+    script = place / "trainer_peft.py"
+    script.write_text(
+        script.read_text()
+        .replace("warmup_steps=10", "warmup_steps=2000")
+        .replace(
+            "        train_dataset=Numbers(),",
+            "        train_dataset=Numbers(),\n        eval_dataset=Numbers(),",
+        )
+    )
+    report = dry_run(place, sys.executable, "trainer_peft.py", code=1)
+    assert sorted(rules(report)) == ["LD916", "LD917"]
+    assert report["supervision"]["plan"]["steps"] == 1250
+    assert report["supervision"]["evaluation"]["rows"] == 5000
+
+
+def test_a_label_beyond_the_vocabulary_is_one_finding_at_the_users_line(place: Path) -> None:
+    script = place / "trainer_peft.py"
+    script.write_text(script.read_text().replace('"labels": ids}', '"labels": [40000] * 16}'))
+    report = dry_run(place, sys.executable, "trainer_peft.py", code=1)
+    assert rules(report) == ["LD914"]
+    finding = report["findings"][0]
+    lines = (SCRIPTS / "trainer_peft.py").read_text().splitlines()
+    call = next(n for n, line in enumerate(lines, 1) if "trainer.train()" in line)
+    assert finding["location"] == {"kind": "file", "path": "trainer_peft.py", "line": call}
+
+
 def test_a_loop_whose_optimizer_never_sees_the_adapters(place: Path) -> None:
     """No Trainer, and "cuda" in the code: optimizer steps are what all loops share."""
     report = dry_run(place, sys.executable, "bare_loop.py", code=1)
@@ -146,7 +176,7 @@ def test_an_exception_of_the_script_is_told_with_the_users_own_line(place: Path)
     assert first["location"] == {"kind": "file", "path": "wrong_name.py", "line": call}
     told = {measure["what"]: str(measure["value"]) for measure in first["evidence"]}
     assert "not found in the base model" in told["exception"]
-    assert told["recipe at fault"] == "target_modules"
+    assert told["key at fault"] == "target_modules"
     assert told["target_modules is set"] == f"wrong_name.py:{call - 1}"
     assert first["fixes"], "what the rule offers stays"
 
@@ -166,6 +196,22 @@ def test_a_failure_that_no_rule_knows_is_told_once(place: Path) -> None:
     report = dry_run(place, sys.executable, "trainer_peft.py", code=1)
     assert rules(report) == ["LD002"]
     assert report["findings"][0]["location"]["path"] == "trainer_peft.py"
+
+
+def test_a_key_that_a_file_of_the_command_sets_is_told_with_its_line(tmp_path: Path) -> None:
+    """Frameworks make the config far from any line of the user's: it stands in their YAML."""
+    from lora_doctor.dry_run.origins import lines_in_files
+
+    file = tmp_path / "qlora.yaml"
+    file.write_text(
+        "model_name_or_path: model\nfinetuning_type: lora\nstage: sft\nlora_rank: 8\n"
+        "learning_rate: 1.0e-4\n"
+    )
+    found = lines_in_files(
+        ["llamafactory-cli", "train", str(file)], ["r", "learning_rate", "lora_alpha"]
+    )
+    assert found == {"r": f"{file}:4", "learning_rate": f"{file}:5"}
+    assert lines_in_files(["train.py", "--config=nowhere.yaml"], ["r"]) == {}
 
 
 def test_a_command_that_fails_is_never_healthy(tmp_path: Path) -> None:

@@ -11,9 +11,11 @@ import pytest
 from lora_doctor.cli.explain import explanation
 from tests import cli
 
+DATA = Path(__file__).parent / "data"
 MESSAGES = [
     json.loads(line)
-    for line in (Path(__file__).parent / "data" / "messages.jsonl").read_text("utf-8").splitlines()
+    for name in ("messages.jsonl", "messages_of_runs.jsonl")
+    for line in (DATA / name).read_text("utf-8").splitlines()
 ]
 
 

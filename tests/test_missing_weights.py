@@ -191,3 +191,30 @@ def test_what_was_not_drawn_anew_is_not_called_harmless(tmp_path: Path, worker: 
     diagnosis = lora_doctor.check(str(path), asked, select=["LD606"], worker=worker)
     (finding,) = random_weights(diagnosis)
     assert finding.severity in ("warning", "error")
+
+
+def test_packed_weights_hide_no_head_that_is_missing() -> None:
+    """A 4-bit checkpoint has its weights under their own names, in other shapes."""
+    import transformers
+    from packaging.version import Version
+
+    from lora_doctor.model.random_weights import load_names
+
+    if Version(transformers.__version__) < Version("4.45"):
+        pytest.skip(
+            "it refuses other shapes on the meta device, whatever is asked: LD606 is skipped"
+        )
+    config = transformers.LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+        num_attention_heads=4, num_key_value_heads=2, num_labels=3, pad_token_id=0,
+    )  # fmt: skip
+    own = transformers.LlamaForCausalLM(config).state_dict()
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, value in own.items():
+        packed = "_proj" in name
+        shapes[name] = (value.numel() // 2, 1) if packed else tuple(value.shape)
+        if packed:
+            shapes[f"{name}.absmax"] = (value.numel() // 64,)
+    config.quantization_config = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    loaded = load_names(transformers.LlamaForSequenceClassification, config, shapes)
+    assert loaded.missing == ("score.weight",)

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from lora_doctor import reports
 from lora_doctor.recipe.edit import REMOVE, Edit, Patch
 from lora_doctor.recipe.recipe import Recipe
+from lora_doctor.reports._recipe_lines import DiffLine, fix_diff
 from lora_doctor.reports._text import plain, shown, visible
-from lora_doctor.reports._words import DiffLine, fix_diff
 from lora_doctor.results.diagnosis import Diagnosis
 from lora_doctor.results.finding import Finding, Location, Measurement, Proof
 from lora_doctor.results.fix import Fix

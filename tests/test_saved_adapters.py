@@ -432,15 +432,15 @@ def test_an_adapter_folder_as_model_is_loaded_onto_the_base_that_it_names(worker
 
 def test_an_adapter_folder_as_model_without_its_base_is_one_sentence() -> None:
     _, options = made.lora()
-    made.rewrite(Path(options["adapter"]), made.unchanged, base_model_name_or_path="org/base")
-    with pytest.raises(InputError, match="'org/base', which is no folder here; give the base"):
+    made.rewrite(Path(options["adapter"]), made.unchanged, base_model_name_or_path="./gone/base")
+    with pytest.raises(InputError, match="which is no folder here and no hub id; give the base"):
         lora_doctor.check(options["adapter"], depth="static")
 
 
 def test_what_is_no_adapter_is_one_sentence(tmp_path: Path) -> None:
     base, options = made.lora()
-    with pytest.raises(InputError, match="no such folder; an adapter on a hub is downloaded"):
-        lora_doctor.check(base, adapter="org/adapter", depth="static")
+    with pytest.raises(InputError, match="no such folder; give one, or ORG/NAME"):
+        lora_doctor.check(base, adapter="./org/adapter", depth="static")
     with pytest.raises(InputError, match=r"adapter_config\.json is not there"):
         lora_doctor.check(base, adapter=tmp_path, depth="static")
     copy = shutil.copytree(options["adapter"], tmp_path / "pickled")

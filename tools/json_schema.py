@@ -244,6 +244,7 @@ def diagnosis_schema() -> dict[str, Any]:
                 "supervision",
                 "next_command",
                 "notes",
+                "accepted",
             )
         },
         "timings": _object(

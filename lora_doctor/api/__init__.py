@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -21,7 +22,7 @@ from lora_doctor.engine.diagnose import diagnose, diagnose_and_fix, verification
 from lora_doctor.engine.examine import read_input
 from lora_doctor.engine.limits import Limits
 from lora_doctor.engine.rule import Rule
-from lora_doctor.engine.saved_adapter import of_trained_config, onto_base, saved_adapter
+from lora_doctor.engine.saved_adapter import Finder, of_trained_config, onto_base
 from lora_doctor.engine.set_up import set_up_file
 from lora_doctor.engine.settings import Data, Settings
 from lora_doctor.errors import InputError
@@ -34,7 +35,7 @@ from lora_doctor.results.diagnosis import Diagnosis
 from lora_doctor.results.samples import Samples
 from lora_doctor.results.verification import Verification
 from lora_doctor.sandbox.worker import PRELOAD_SECONDS, Worker
-from lora_doctor.static.adapter_files import weights_beside
+from lora_doctor.static.adapter_files import AdapterFiles, weights_beside
 from lora_doctor.static.model_source import ModelSource, parse_model
 
 if TYPE_CHECKING:
@@ -80,9 +81,11 @@ def check(model: Any, recipe: Any = None, **options: Unpack[CheckOptions]) -> Di
             ``none``.
         prescription: what ``fix --apply`` wrote: its patches are in force, and its recipe is taken
             where none is given.
-        adapter: folder of a saved adapter that is to be loaded onto the model; its config is the
-            recipe, and the recipe given holds only how the model is loaded and trained. A MODEL
-            that is an adapter folder is one onto the base model that its config names.
+        script_arguments: words of the command line that the training script is started with.
+        adapter: a saved adapter that is to be loaded onto the model: its folder, or ``ORG/NAME`` or
+            ``ORG/NAME@REVISION`` on the hub, of which only the config and the header are fetched.
+            Its config is the recipe, and the recipe given holds only how the model is loaded and
+            trained. A MODEL that is an adapter is one onto the base model that its config names.
         progress: called with a short text on what is going on.
         worker: a running child process to use again, which saves its imports; it stays open.
         select, ignore: rule codes or prefixes of codes.
@@ -151,6 +154,11 @@ def fix_adapter(
         adapter = case.adapter
     if into is None or renaming is None or not renaming.proven:
         return first
+    if adapter.snapshot is not None:
+        raise InputError(
+            f"adapter {adapter.place}: only its header was fetched; download it (hf download "
+            f"{adapter.snapshot.model_id} --local-dir DIR) and give DIR"
+        )
     from lora_doctor.prescription.adapter_folder import write_renamed
 
     write_renamed(adapter, renaming, into)
@@ -172,8 +180,8 @@ def verify(model: Any, recipe: Any = None, **options: Unpack[CaseOptions]) -> Ve
     depth = options.get("depth", "tiny")
     if depth not in ("tiny", "full"):
         raise InputError(f"depth {depth!r}: a verification runs at tiny or full")
-    _refuse_script(model)
     with open_case(model, recipe, options) as case:
+        _refuse_script(case)
         read_input(case)
         return verification_of(case)
 
@@ -188,11 +196,11 @@ def diagnose_contract(model: Any, recipe: Any = None, **options: Unpack[CheckOpt
     """
     found = _rules(options)
     selection = _selection(options, found)
-    _refuse_script(model)
     found = [rule for rule in found if rule.is_fallback]
     if not any(rule in selection for rule in found):
         raise InputError("--select or --ignore leaves out LD001, which is all that verify asks")
     with open_case(model, recipe, options) as case:
+        _refuse_script(case)
         return diagnose(case, found, selection, strict=options.get("strict", False))
 
 
@@ -224,16 +232,13 @@ def open_case(
     _check_run(given)
     if isinstance(model, str) and not model.strip():
         raise InputError("MODEL is empty; give a hub id, a folder, arch:NAME or module:factory")
-    checked_recipe = _as_recipe(recipe)
-    revision = given["revision"]
-    file = set_up_file(model)
-    if file is not None:
-        from lora_doctor.engine.set_up import of_set_up
-
-        model, named, checked_recipe = of_set_up(file, checked_recipe, given["format"])
-        revision = revision or named
-    model, adapter = saved_adapter(model, given["adapter"])
+    checked_recipe = _as_recipe(recipe, given["format"])
+    model, checked_recipe, revision = _of_set_up(model, checked_recipe, given)
+    progress = given["progress"] or (lambda text: None)
+    finder = Finder(limits.hub_seconds, progress, given["trust_remote_code"])
+    model, adapter = finder.find(model, given["adapter"])
     source = parse_model(model, revision=revision, trust_remote_code=given["trust_remote_code"])
+    source, checked_recipe = _of_script(source, checked_recipe, given)
     if adapter is not None:
         source, checked_recipe = onto_base(source, checked_recipe, adapter)
     patches: tuple[Patch, ...] = ()
@@ -243,27 +248,26 @@ def open_case(
     if depth == "full" and source.kind in ("arch", "factory"):
         raise InputError(f"MODEL {source}: has no weights to load; --depth tiny runs without any")
     _check_optimizer(source, given)
-    settings = _settings(source, given, limits, adapter.folder if adapter else None)
-    progress = given["progress"] or (lambda text: None)
+    settings = _settings(given, limits, adapter)
     with contextlib.ExitStack() as stack:
         child = given["worker"] or stack.enter_context(_worker(source, settings))
         if eager and settings.depth != "static" and source.kind not in ("module", "script"):
             child.start()  # imports run while the files are read
         if source.kind == "hub":
-            source = _fetch(source, limits.hub_seconds, progress)
+            source, checked_recipe, settings = _fetched(source, checked_recipe, settings, finder)
         case = Case(source, checked_recipe, settings, child, patches=patches, progress=progress)
         stack.callback(case.close)
         yield case
 
 
-def _as_recipe(given: Any) -> Recipe:
+def _as_recipe(given: Any, format: str | None = None) -> Recipe:
     """A recipe out of what a caller gave. The readers of files are imported where one is needed:
     the command line gives a recipe that is read."""
     if isinstance(given, Recipe):
         return given
     from lora_doctor.recipe.files.read_write import as_recipe
 
-    return as_recipe(given)
+    return as_recipe(given, format)
 
 
 def _check_run(given: CaseOptions) -> None:
@@ -275,9 +279,7 @@ def _check_run(given: CaseOptions) -> None:
         raise InputError(f"steps {steps!r}: is a whole number of at least 1")
 
 
-def _settings(
-    source: ModelSource, given: CheckOptions, limits: Limits, adapter: Path | None
-) -> Settings:
+def _settings(given: CheckOptions, limits: Limits, adapter: AdapterFiles | None) -> Settings:
     batches = given["batches"]
     return Settings(
         depth=given["depth"],
@@ -323,13 +325,14 @@ def _data(given: CheckOptions) -> Data | None:
 def _worker(source: ModelSource, settings: Settings) -> Worker:
     """The child process for this model; not started yet."""
     full = settings.depth == "full"
+    on_hub = settings.adapter is not None and settings.adapter.snapshot is not None
     return Worker(
         cuda=settings.device in ("cuda", "mps") or (settings.device == "auto" and full),
         # Matrices of a tiny model are so small that a second thread only costs.
         threads=None if full else 1,
         preload_limit=max(PRELOAD_SECONDS, settings.limits.longest),
         # Only real weights are fetched by a child; everything else it needs is on disk by then.
-        offline=source.kind != "hub" or not full,
+        offline=not full or (source.kind != "hub" and not on_hub),
     )
 
 
@@ -347,24 +350,67 @@ def _prescribed(
     return held.patches, _as_recipe(held.recipe)
 
 
-def _refuse_script(model: Any) -> None:
-    if set_up_file(model) is not None:
-        return
-    source = parse_model(model)
-    if source.kind == "script":
+def _refuse_script(case: Case) -> None:
+    """Raises InputError for a script that does not say which model and adapter it trains."""
+    if case.source.kind == "script":
+        from lora_doctor.engine.program import why_only_read
+
+        why = why_only_read(case.source, case.asked)
         raise InputError(
-            f"MODEL {source.name!r}: a training script is only read, never run; verify the model "
-            "that it trains (a hub id, a folder or package.module:factory)"
+            f"MODEL {case.source.name!r}: a training script is only read, never run; "
+            + (why or "verify the model that it trains (a hub id, a folder or "
+               "package.module:factory)")
+        )  # fmt: skip
+
+
+def _of_set_up(model: Any, recipe: Recipe, given: CheckOptions) -> tuple[Any, Recipe, str | None]:
+    """The model, recipe and revision that the file of a training framework says; any other MODEL
+    as it is."""
+    file = set_up_file(model)
+    if file is None:
+        return model, recipe, given["revision"]
+    from lora_doctor.engine.set_up import of_set_up
+
+    model, named, recipe = of_set_up(file, recipe, given["format"])
+    return model, recipe, given["revision"] or named
+
+
+def _of_script(
+    source: ModelSource, recipe: Recipe, given: CheckOptions
+) -> tuple[ModelSource, Recipe]:
+    """What a training script says of its model and recipe; any other source as it is."""
+    words = given["script_arguments"]
+    if source.kind == "script":
+        from lora_doctor.engine.program import of_program
+
+        trust = given["trust_remote_code"]
+        return of_program(source, recipe, tuple(words), trust_remote_code=trust)
+    if words:
+        raise InputError(
+            f"{' '.join(words)!r}: only a training script has arguments, and MODEL "
+            f"{str(source)!r} is none"
         )
+    return source, recipe
 
 
-def _fetch(source: ModelSource, seconds: float, progress: Callable[[str], None]) -> ModelSource:
-    from lora_doctor.static.hub.hub import fetch_small_files
+def _fetched(
+    source: ModelSource, recipe: Recipe, settings: Settings, finder: Finder
+) -> tuple[ModelSource, Recipe, Settings]:
+    """The source with its small files here; one that is an adapter becomes its base model with that
+    adapter on it. A script whose model cannot be had is still read."""
+    try:
+        found, itself = finder.fetched(source)
+    except InputError as error:
+        if not source.script:
+            raise
+        from lora_doctor.engine.program import only_read
 
-    progress(f"fetching the small files of {source.name}")
-    return source.fetched(
-        fetch_small_files(source.name, revision=source.revision, time_limit=seconds)
-    )
+        return *only_read(source, recipe, str(error)), settings
+    if itself is None:
+        return found, recipe, settings
+    if settings.adapter is not None:
+        raise InputError(f"MODEL {itself.place}: is an adapter; give its base model")
+    return *onto_base(found, recipe, itself), replace(settings, adapter=itself)
 
 
 def _check_optimizer(source: ModelSource, given: CheckOptions) -> None:

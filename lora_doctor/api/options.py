@@ -33,6 +33,7 @@ class CaseOptions(TypedDict, total=False):
     batches: Sequence[Mapping[str, Any]] | None
     prescription: str | os.PathLike[str] | Prescription | None
     adapter: str | os.PathLike[str] | None
+    script_arguments: Sequence[str]
     progress: Callable[[str], None] | None
     worker: Worker | None
 
@@ -74,6 +75,7 @@ DEFAULTS: CheckOptions = {
     "samples": "people",
     "prescription": None,
     "adapter": None,
+    "script_arguments": (),
     "progress": None,
     "worker": None,
     "select": (),

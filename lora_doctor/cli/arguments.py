@@ -35,6 +35,7 @@ def check_options(options: Mapping[str, Any], progress: Callable[[str], None]) -
         "memory": options.get("memory", False),
         "prescription": options.get("prescription"),
         "adapter": options.get("adapter"),
+        "script_arguments": options["script_arguments"],
         "data": options.get("data"),
         "eval_data": options.get("eval_data"),
         "samples": _SAMPLES[options.get("samples")],
@@ -109,6 +110,16 @@ def recipe_of(options: Mapping[str, Any]) -> Recipe:
     }
     checked = make_recipe(given, where="options", origin="option")
     return _recipe_of_file(options).override(checked.values, "option")
+
+
+def program_of(options: Mapping[str, Any]) -> str | None:
+    """The script or notebook that MODEL is; ``None`` where it is none."""
+    from pathlib import Path
+
+    from lora_doctor.recipe.program.setup import is_program
+
+    path = Path(str(options["model"])).expanduser()
+    return str(path) if is_program(path) and path.is_file() else None
 
 
 def describes_weights(options: Mapping[str, Any]) -> bool:

@@ -56,12 +56,30 @@ def explain(text: str, *, color: bool = False) -> str:
     if not found.matches:
         raise InputError(_unknown(text.strip(), found.near))
     first, *others = found.matches
-    lines = [f"Matched {first.rule.code} in: {visible(first.line)}", ""]
+    lines = [f"Matched {first.rule.code} in: {visible(first.line)}", *_here(text, first.rule), ""]
     body = _render(first.rule, color)
     if others:
         names = (f"{match.rule.code} {match.rule.name}" for match in others)
         body += "\nAlso possible: " + ", ".join(names)
     return "\n".join(lines) + body
+
+
+def _here(text: str, rule: type[Rule]) -> list[str]:
+    """The pair of installed packages that gives a pasted message here, and what pip is told."""
+    if not rule.about_environment:
+        return []
+    from lora_doctor.static.installed.import_chain import missing_imports
+    from lora_doctor.static.installed.pair_repair import pip_lines
+
+    return [
+        visible(
+            f"In this environment: {one.importer} ({one.file}:{one.line}) asks {one.provider} for "
+            f"it; {' or '.join(pip_lines(one))}",
+            None,
+        )
+        for one in missing_imports()
+        if one.message in text
+    ]
 
 
 def explain_as_json(text: str) -> tuple[str, bool]:

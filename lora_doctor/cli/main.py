@@ -14,7 +14,7 @@ import click
 
 from lora_doctor._version import __version__
 from lora_doctor.cli import streams
-from lora_doctor.cli.arguments import check_options, recipe_of
+from lora_doctor.cli.arguments import check_options, program_of, recipe_of
 from lora_doctor.cli.options import (
     adapter_option,
     census_options,
@@ -245,7 +245,7 @@ def fix(**options: Any) -> int:
     if options["adapter"] is not None:
         return _fix_adapter(options)
     format = options["format_name"]
-    file = options["recipe_file"] or set_up_file(options["model"])
+    file = options["recipe_file"] or program_of(options) or set_up_file(options["model"])
     plan = write_fix.Plan.make(file, options["output_dir"], options["write"], format)
 
     _tell_of_unfinished(options)

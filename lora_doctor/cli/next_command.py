@@ -27,36 +27,39 @@ def next_command(
     findings = [finding for finding in diagnosis.findings if finding.severity != "info"]
     if not findings:
         return _deeper(diagnosis, options)
-    given = command_line(options)
+    given = _without_arguments(options)
+    arguments = _script_arguments(options)
     trained = _trained_folder(options["recipe_file"])
     if trained is not None:  # `fix` would not edit its config
         return shlex.join(["lora-doctor", "check", str(options["model"]), "--adapter", trained])
     if options.get("adapter") is not None:
-        renamed = findings[0].rule == "LD620" and "--apply" in findings[0].fixes[0].title
+        in_folder = Path(options["adapter"]).is_dir()  # of one on the hub only the header is here
+        first = findings[0]
+        renamed = in_folder and first.rule == "LD620" and "--apply" in first.fixes[0].title
         if renamed and not options.get("write"):
-            return shlex.join(["lora-doctor", "fix", *given, "--apply"])
+            return shlex.join(["lora-doctor", "fix", *given, "--apply", *arguments])
         return shlex.join(["lora-doctor", "explain", findings[0].rule])
     if any(first_fix(finding) for finding in findings) or (
         command != "fix" and any(map(_to_be_tried, findings))
     ):
-        return shlex.join(["lora-doctor", "fix", *given, "--apply"])
+        return shlex.join(["lora-doctor", "fix", *given, "--apply", *arguments])
     if any(first_fix(finding, unsafe=True) for finding in findings):
-        return shlex.join(["lora-doctor", "fix", *given, "--unsafe-fixes", "--apply"])
+        return shlex.join(["lora-doctor", "fix", *given, "--unsafe-fixes", "--apply", *arguments])
     if command == "verify":
-        return shlex.join(["lora-doctor", "check", *given])
+        return shlex.join(["lora-doctor", "check", *given, *arguments])
     return shlex.join(["lora-doctor", "explain", findings[0].rule])
 
 
 def _verify(diagnosis: Diagnosis, options: Mapping[str, Any], written: Plan) -> str:
-    """After ``fix --apply``: the proof that what was written trains."""
+    """The run that proves what was written."""
     words = ["lora-doctor", "verify", str(options["model"])]
-    if str(written.recipe_path) != str(options["model"]):
+    if str(written.recipe_path) != words[-1]:  # a script, or the file of a framework, is both
         words += ["--recipe", str(written.recipe_path)]
     if options.get("format_name") is not None:
         words += ["--format", options["format_name"]]
     if patches_of(diagnosis):  # the recipe alone would not train
         words += ["--prescription", str(written.prescription_path)]
-    return shlex.join([*words, *_way(options)])
+    return shlex.join([*words, *_way(options), *_script_arguments(options)])
 
 
 def _to_be_tried(finding: Finding) -> bool:
@@ -86,6 +89,16 @@ def _deeper(diagnosis: Diagnosis, options: Mapping[str, Any]) -> str:
 
 def command_line(options: Mapping[str, Any]) -> list[str]:
     """The model, its recipe and the way to it, as the command line gave them."""
+    return [*_without_arguments(options), *_script_arguments(options)]
+
+
+def _script_arguments(options: Mapping[str, Any]) -> list[str]:
+    """The words that a training script is started with, behind ``--``."""
+    given = options.get("script_arguments") or ()
+    return ["--", *given] if given else []
+
+
+def _without_arguments(options: Mapping[str, Any]) -> list[str]:
     words = [str(options["model"])]
     if options.get("format_name") is not None:
         words += ["--format", options["format_name"]]

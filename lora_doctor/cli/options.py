@@ -80,11 +80,18 @@ def recipe_options(command: F, *, required: bool = True) -> F:
     """The recipe, in PEFT's and transformers' own names. Options win over the file."""
     options = [
         click.argument("model", metavar="MODEL" if required else "[MODEL]", required=required),
+        click.argument(
+            "script_arguments",
+            metavar="[-- ARGUMENTS OF A SCRIPT]",
+            nargs=-1,
+            type=click.UNPROCESSED,
+        ),
         click.option(
             "--recipe",
             "recipe_file",
             metavar="FILE",
-            help="Recipe in YAML or JSON, or a PEFT adapter_config.json.",
+            help="Recipe in YAML or JSON, a PEFT adapter_config.json, or a training script or "
+            "notebook.",
         ),
         click.option(
             "--format",
@@ -301,8 +308,8 @@ def adapter_option(command: F) -> F:
     """An adapter that exists."""
     return click.option(
         "--adapter",
-        metavar="DIR",
-        help="Folder of a saved adapter to load onto MODEL; its config is the recipe.",
+        metavar="DIR|ID[@REVISION]",
+        help="Saved adapter to load onto MODEL, a folder or a hub id; its config is the recipe.",
     )(command)
 
 

@@ -6,13 +6,13 @@ Told by PEFT's own base classes, so that every adapter type of the installed PEF
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from lora_doctor.model.built_in_adapters import active_in
 from lora_doctor.model.module_path import is_numbered, pattern_of
-from lora_doctor.model.peft_models import peft_models
+from lora_doctor.model.peft_models import other_parts, peft_models
 from lora_doctor.text import clean_path
 
 
@@ -47,13 +47,14 @@ class AdapterLayer:
     """A layer with an adapter. ``path`` is that of the layer in the model without PEFT.
 
     ``calls``: forwards in which it got at least one row; a mixture-of-experts layer gets none when
-    no token is routed to it.
+    no token is routed to it. ``not_fed``: it trains single tokens, and no batch has one of them.
     """
 
     path: str
     module: Any
     parameters: list[AdapterParameter]
     calls: int = 0
+    not_fed: bool = False
 
     @property
     def pattern(self) -> str:
@@ -114,7 +115,19 @@ def find_adapters(model: Any) -> list[AdapterLayer]:
             parameters.append(AdapterParameter(f"{path}.{name}", part, tensor))
         if parameters:
             layers.append(AdapterLayer(_layer_path(path, module), module, parameters))
-    return layers
+    return [*layers, *_other_layers(model)]
+
+
+def _other_layers(model: Any) -> Iterator[AdapterLayer]:
+    """The same for what PEFT trains without a tuner layer."""
+    for path, module in other_parts(model):
+        own = [
+            AdapterParameter(f"{path}.{name}", name.partition(".")[0], tensor)
+            for name, tensor in module.named_parameters()
+            if tensor.requires_grad
+        ]
+        if own:
+            yield AdapterLayer(clean_path(path), module, own)
 
 
 def active_adapters(model: Any) -> tuple[str, ...]:
@@ -203,6 +216,19 @@ def note_gradients(layers: list[AdapterLayer], kind: str) -> None:
 def every_parameter(layers: list[AdapterLayer]) -> Iterator[AdapterParameter]:
     for layer in layers:
         yield from layer.parameters
+
+
+def note_trained_tokens(layers: list[AdapterLayer], batches: list[Any]) -> None:
+    """Mark the layers that train single tokens of which no batch has one."""
+    import torch
+
+    inputs = [value for batch in batches for value in batch.inputs.values()]
+    ids = [value for value in inputs if getattr(value, "dtype", None) is torch.long]
+    for layer in layers:
+        trained = getattr(layer.module, "token_indices", None)
+        if isinstance(trained, Mapping):
+            tokens = torch.tensor(sorted({token for one in trained.values() for token in one}))
+            layer.not_fed = not any(bool(torch.isin(value.cpu(), tokens).any()) for value in ids)
 
 
 def without_tokens(layers: list[AdapterLayer]) -> list[AdapterLayer]:

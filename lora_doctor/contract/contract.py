@@ -14,6 +14,7 @@ from typing import Any
 
 from lora_doctor.contract import adapters as found
 from lora_doctor.contract import round_trip, saved_files
+from lora_doctor.contract.adapter_inputs import with_task_ids, with_trained_tokens
 from lora_doctor.contract.half_precision import float16_keys
 from lora_doctor.contract.locator import NonFinite, gradients_on
 from lora_doctor.contract.measure import is_discrete, is_finite, kind_of, loss_of, measured_loss
@@ -24,6 +25,7 @@ from lora_doctor.contract.random_weights import RandomWeights
 from lora_doctor.contract.recorder import Recorder, Stop
 from lora_doctor.contract.subject import Subject
 from lora_doctor.contract.training import NAMES_SHOWN, AdaptedModel, Training
+from lora_doctor.model.library_answers import warnings_heard
 from lora_doctor.model.peft_models import own_config
 from lora_doctor.model.training_setup import report_of
 from lora_doctor.nn.copying import (
@@ -91,7 +93,7 @@ class Contract:
         base = self.subject.base
         name = self.subject.model_class or type(base).__name__
         parameters = sum(p.numel() for p in base.parameters())
-        with undisturbed(), gradients_on(), meter:
+        with undisturbed(), gradients_on(), meter, warnings_heard(self.recorder.warned):
             try:
                 self.recorder.add("builds", True, parameters, "an nn.Module", f"{name}, parameters")
                 with attributes_kept(self.model), self.observers.forwards(self.model):
@@ -153,7 +155,10 @@ class Contract:
         """The reference: losses without adapters. A base that does not run says nothing."""
         reasons = []
         first: ErrorReport | None = None
-        for batch in self.subject.batches:
+        for given in self.subject.batches:
+            batch = given
+            if not self.subject.user_inputs:
+                batch = with_trained_tokens(self.subject.base, given, self.recipe)
             try:
                 loss = measured_loss(self.model, batch, adapters=False)
             except Exception as error:
@@ -184,6 +189,7 @@ class Contract:
     def _attach(self) -> None:
         """Put the adapters on, and see that they are where the recipe wants them."""
         self._wrap()
+        self.batches = [with_task_ids(self.model, batch) for batch in self.batches]
         if not self.layers:
             self.recorder.add("attaches", False, 0, "adapters in the model", "no adapter was found")
             raise Stop("attaches failed")
@@ -204,11 +210,8 @@ class Contract:
             own_storage(p for p in self.model.parameters() if p.requires_grad)
 
     def _wrap(self) -> None:
-        import warnings
-
         try:
-            with self.recorder.guard("attaches"), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with self.recorder.guard("attaches"):
                 if self.subject.wrap is not None:
                     base = self.subject.base
                     self._trainable_before = saved_files.chosen_trainable(base)

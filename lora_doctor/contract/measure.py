@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lora_doctor.contract.locator import tensors_in
@@ -54,6 +54,20 @@ def outputs_of(model: Any, batch: Any) -> list[Any]:
     if hasattr(result, "keys"):
         result = {key: result[key] for key in result if key not in ("loss", *CACHE_NAMES)}
     return [tensor.float() for tensor in tensors_in(result) if tensor.is_floating_point()]
+
+
+def without_labels(model: Any, batch: Any) -> Any:
+    """The batch as somebody sends it who wants an answer and no loss; ``None`` where it has no
+    labels. What a decoder makes of the labels stays its input."""
+    labels = batch.inputs.get("labels")
+    if labels is None:
+        return None
+    inputs = {name: value for name, value in batch.inputs.items() if name != "labels"}
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    shifted = getattr(base, "prepare_decoder_input_ids_from_labels", None)
+    if callable(shifted) and "decoder_input_ids" not in inputs:
+        inputs["decoder_input_ids"] = shifted(labels=labels)
+    return replace(batch, inputs=inputs)
 
 
 def compare(first: list[Any], second: list[Any]) -> Difference:

@@ -11,7 +11,7 @@ from lora_doctor.results.note import Note, NoteKind
 from lora_doctor.results.structure import ErrorReport
 from lora_doctor.results.verification import CHECKS, Check, CheckStatus, Failure, Obstacle, Problem
 from lora_doctor.sandbox.memory import is_out_of_memory
-from lora_doctor.text import one_line, traceback_text, where
+from lora_doctor.text import one_line, single_line, traceback_text, where
 
 
 class Stop(Exception):
@@ -70,6 +70,12 @@ class Recorder:
         note = Note(kind, text, reason)
         if note not in self.notes:
             self.notes.append(note)
+
+    def warned(self, library: str, text: str) -> None:
+        """A warning of a library's, once; it is evidence, and a rule may say more of it."""
+        said = single_line(text, 400)
+        if not any(note.kind == "warned" and note.reason == said for note in self.notes):
+            self.note("warned", f"{library} warned: {said}", said)
 
     def _enter(self, check: Check) -> None:
         assert check.name in CHECKS and check.name not in self._checks, check.name

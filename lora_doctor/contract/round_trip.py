@@ -15,10 +15,11 @@ from typing import Any
 
 from lora_doctor.contract import saved_files
 from lora_doctor.contract.locator import tensors_in
-from lora_doctor.contract.measure import Difference, compare, outputs_of
+from lora_doctor.contract.measure import Difference, compare, outputs_of, without_labels
 from lora_doctor.contract.recorder import Recorder, Stop
 from lora_doctor.nn import wrapper_tensors
 from lora_doctor.results.round_trip import Saving
+from lora_doctor.sandbox.memory import is_out_of_memory
 from lora_doctor.sandbox.temporary import temporary_folder
 from lora_doctor.text import one_line, single_line
 
@@ -77,10 +78,10 @@ class RoundTripRun:
                 warnings.simplefilter("always")
                 with self.recorder.guard(name):
                     reloaded = saved_files.save_and_reload(self.model, self.fresh(), paths, folder)
-                warned = _warned(caught)
+                warned = self._warned(caught)
                 self._read_files(reloaded, folder)
             with self.recorder.guard(name, reloaded):
-                again = outputs_of(reloaded, self.batch)
+                own, again = self._both_outputs(own, reloaded)
         except Stop:
             return  # entered as failed; merging does not depend on it
         difference = compare(own, again)
@@ -94,6 +95,32 @@ class RoundTripRun:
             details.append(f"not in the adapter folder: {', '.join(self.saving.lost[:4])}")
         detail = "; ".join(details + warned)
         self.recorder.add(name, good, _value(difference), _expected(tolerance), detail)
+
+    def _warned(self, caught: list[warnings.WarningMessage]) -> list[str]:
+        """PEFT's warnings about what is missing; all of them are noted."""
+        texts = [single_line(str(item.message)) for item in caught]
+        for text in dict.fromkeys(texts):
+            self.recorder.warned("a library, saving and loading,", text)
+        return [text[:200] for text in texts if "missing" in text or "config file" in text]
+
+    def _both_outputs(self, own: list[Any], reloaded: Any) -> tuple[list[Any], list[Any]]:
+        """What the trained and the reloaded model answer; without labels where the reloaded one
+        gives no loss, as AdaLoRA's does when it is loaded to be used and not to be trained."""
+        try:
+            return own, outputs_of(reloaded, self.batch)
+        except Exception as error:
+            asked = without_labels(reloaded, self.batch)
+            if is_out_of_memory(error) or asked is None:
+                raise
+            try:
+                answers = outputs_of(self.model, asked), outputs_of(reloaded, asked)
+            except Exception as other:
+                if is_out_of_memory(other):
+                    raise
+                raise error from None
+            text = "the reloaded adapters gave no loss, and were compared without labels"
+            self.recorder.note("step", f"{text}: {one_line(error, 200)}", one_line(error, 200))
+            return answers
 
     def _read_files(self, reloaded: Any, folder: Path) -> None:
         """What the adapter folder holds, and what did not come back from it."""
@@ -168,12 +195,6 @@ class RoundTripRun:
 
 def _can_merge(wrapped: Any) -> bool:
     return hasattr(getattr(wrapped, "base_model", None), "merge_and_unload")
-
-
-def _warned(caught: list[warnings.WarningMessage]) -> list[str]:
-    """PEFT's warnings about what is missing."""
-    texts = [single_line(str(item.message))[:200] for item in caught]
-    return [text for text in texts if "missing" in text or "config file" in text]
 
 
 def _value(difference: Difference) -> float | None:

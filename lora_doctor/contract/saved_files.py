@@ -62,15 +62,13 @@ def _reloaded(model: Any, base: Any, path: str, folder: Path) -> Any:
 
 def merged_copy(model: Any, paths: tuple[str, ...]) -> Any:
     """A copy of ``model`` with the adapters of every ``PeftModel``, at ``paths``, merged."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model.zero_grad(set_to_none=True)
-        twin = deep_copy(model)
-        for path in paths:
-            if not path:
-                return twin.merge_and_unload()
-            twin = _with_part(twin, path, twin.get_submodule(path).merge_and_unload())
-        return twin
+    model.zero_grad(set_to_none=True)
+    twin = deep_copy(model)
+    for path in paths:
+        if not path:
+            return twin.merge_and_unload()
+        twin = _with_part(twin, path, twin.get_submodule(path).merge_and_unload())
+    return twin
 
 
 def _with_part(model: Any, path: str, part: Any) -> Any:

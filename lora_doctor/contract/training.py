@@ -74,6 +74,7 @@ class Training:
         self._trained = {p.name for p in self.parameters if p.tensor.requires_grad}
         before = {p.name: p.tensor.detach().clone() for p in self.parameters}
         frozen = frozen_sums(self.model)
+        found.note_trained_tokens(self.layers, self.batches)
         handles = found.count_calls(self.layers)
         try:
             self._start_optimizer(rate)
@@ -221,7 +222,8 @@ class Training:
         out = {id(layer) for layer in not_reached}
         judged = [p for layer in self.layers if id(layer) not in out for p in layer.parameters]
         judged = [p for p in judged if p.name in self._trained]
-        unused = [p for p in judged if p.part == "trainable_tokens_delta" and not p.got_gradient]
+        absent = {id(p) for layer in self.layers if layer.not_fed for p in layer.parameters}
+        unused = [p for p in judged if id(p) in absent and not p.got_gradient]
         if unused:
             self.recorder.note(
                 "step", "trainable tokens are not proven: they do not occur in the batch"

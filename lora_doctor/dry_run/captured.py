@@ -6,21 +6,33 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lora_doctor.dry_run.recipe import captured_recipe
 from lora_doctor.evidence.optimizer import OptimizerState
 from lora_doctor.recipe.recipe import Recipe
-from lora_doctor.results.dry_run import ScriptError
+from lora_doctor.results.dry_run import (
+    AccumulatedLoss,
+    DroppedColumns,
+    FilteredRows,
+    PackedSamples,
+    ScriptError,
+)
 from lora_doctor.results.from_json import from_json
 from lora_doctor.results.note import Note, NoteKind
 from lora_doctor.results.structure import Structure
-from lora_doctor.results.supervision import Supervision, TokenizerFacts
+from lora_doctor.results.supervision import (
+    EvaluationSet,
+    Supervision,
+    TokenizerFacts,
+    TrainingPlan,
+)
 from lora_doctor.results.verification import Verification
 from lora_doctor.supervision.batches import observe_batches
 
+T = TypeVar("T")
 #: Bytes of records that are read of one process.
 _MOST_BYTES = 64 << 20
 #: Launchers raise this when what they started has failed: that one has told why.
@@ -108,7 +120,8 @@ class Captured:
         adapter, loading, arguments = self.adapter, self.loading, self.last("arguments")
         for key in recipe.values:
             if adapter is not None and key in adapter["adapter"]:
-                found[key] = _where(adapter)
+                given = adapter.get("given")  # nobody knows it of a config that was read from files
+                found[key] = _where(adapter) if given is None or key in given else ""
             elif arguments is not None and key in arguments["values"]:
                 on_line = key in arguments.get("command_line", ())
                 found[key] = "command line" if on_line else _where(arguments)
@@ -192,13 +205,67 @@ class Captured:
         batches = self.rows()
         facts, adapted = self.last("tokenizer_facts"), self.last("adapted") or {}
         head = str(adapted.get("base_class", ""))
-        return observe_batches(
+        counts = [record.get("label_count") for record in self.all("rows")]
+        found = observe_batches(
             batches,
             TokenizerFacts() if facts is None else from_json(TokenizerFacts, facts["facts"]),
             origin=f"the first {len(batches)} batches of the run",
             causal=not any(name in head for name in _NOT_SHIFTED),
             rows_total=(self.last("train") or {}).get("rows"),
+            label_count=adapted.get("label_count", next(iter(counts), None)),
         )
+        if found is None:
+            return None
+        sets = self.last("sets") or {}
+        plan, held = sets.get("plan"), sets.get("evaluation")
+        return replace(
+            found,
+            plan=None if plan is None else from_json(TrainingPlan, plan),
+            evaluation=None if held is None else from_json(EvaluationSet, held),
+            asked_without_effect=self._no_effect(found),
+        )
+
+    def _no_effect(self, found: Supervision) -> str:
+        """Whether TRL was asked for the loss on completions, and takes it on everything."""
+        arguments = self.last("arguments") or {}
+        asked = arguments.get("values", {}).get("completion_only_loss") is True
+        if not asked or not found.judged or found.everything.count < found.judged:
+            return ""
+        return "completion_only_loss: the rows have no completion of their own"
+
+    def packed(self) -> PackedSamples | None:
+        """A line of several samples, where the model could be asked."""
+        return self._one(PackedSamples, "packed", "change")
+
+    def accumulated(self) -> AccumulatedLoss | None:
+        """The first step of a trainer that accumulates a loss of the user's own."""
+        found = self._one(AccumulatedLoss, "accumulation", "given")
+        place = (self.last("accumulation") or {}).get("place") or {}
+        if found is None or not place:
+            return found
+        return replace(found, file=short_path(place["file"]), line=int(place["line"]))
+
+    def dropped_columns(self) -> DroppedColumns | None:
+        """Columns that trainers took out."""
+        records = self.all("dropped_columns")
+        names = dict.fromkeys(name for one in records for name in one["names"])
+        needed = {name: kind for one in records for name, kind in one["needed"].items()}
+        return DroppedColumns(tuple(names), needed) if names else None
+
+    def filtered(self) -> tuple[FilteredRows, ...]:
+        """Rows that libraries took out."""
+        return tuple(
+            FilteredRows(str(one["by"]), int(one["before"]), int(one["after"]))
+            for one in self.all("filtered")
+            if one["after"] < one["before"]
+        )
+
+    def _one(self, kind: type[T], name: str, needed: str) -> T | None:
+        record = self.last(name)
+        if record is None or needed not in record:
+            return None
+        own = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+        return from_json(kind, {key: item for key, item in record.items() if key in own})
 
     def redirected(self) -> tuple[str, ...]:
         """Paths that were written elsewhere, each once."""

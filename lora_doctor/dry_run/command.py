@@ -6,12 +6,13 @@ is run with a program that does nothing, and the guest has to answer.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lora_doctor.errors import InputError
@@ -33,10 +34,12 @@ ELSEWHERE = (
 @dataclass(frozen=True)
 class Command:
     """What is started. ``probe``: the same program with nothing to do, whose guest has to answer
-    first; ``None`` for a shell, whose Python processes are watched from outside."""
+    first; ``None`` for a shell, whose Python processes are watched from outside. ``programs``:
+    where the launcher that was chosen for a file looks for the programs that it starts."""
 
     words: tuple[str, ...]
     probe: tuple[str, ...] | None
+    programs: str = ""
 
 
 def command_of(words: Sequence[str]) -> Command:
@@ -47,7 +50,19 @@ def command_of(words: Sequence[str]) -> Command:
             it.
     """
     if len(words) == 1 and Path(words[0]).suffix in (".py", ".ipynb", ".yaml", ".yml"):
-        words = _for_file(Path(words[0]))
+        chosen = _of_words(_for_file(Path(words[0])))
+        return replace(chosen, programs=str(Path(sys.executable).parent))
+    return _of_words(words)
+
+
+def with_programs(command: Command, environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment in which a launcher finds its programs where its own environment was not
+    activated: axolotl starts ``accelerate`` by its name."""
+    path = os.pathsep.join(filter(None, (environment.get("PATH", ""), command.programs)))
+    return {**environment, "PATH": path}
+
+
+def _of_words(words: Sequence[str]) -> Command:
     program = shutil.which(words[0])
     if program is None:
         raise InputError(f"dry-run: there is no program {words[0]!r}; check the command")
@@ -137,6 +152,9 @@ _YAML = (
     (("axolotl", "train"), ("base_model",)),
     (("llamafactory-cli", "train"), ("model_name_or_path", "finetuning_type")),
     (("llamafactory-cli", "train"), ("model_name_or_path", "stage")),
+    (("swift", "rlhf"), ("model", "rlhf_type")),
+    (("swift", "sft"), ("model", "tuner_type")),
+    (("swift", "sft"), ("model", "train_type")),
 )
 
 

@@ -14,8 +14,10 @@ from lora_doctor.api import open_case
 from lora_doctor.api.options import CaseOptions, CheckOptions
 from lora_doctor.dry_run import command as commands
 from lora_doctor.dry_run import launch
+from lora_doctor.dry_run.acts.folders import remove_empty
 from lora_doctor.dry_run.captured import MADE_UP, Captured, shapes
 from lora_doctor.dry_run.one_failure import FAILURE, one_failure
+from lora_doctor.dry_run.origins import lines_in_files
 from lora_doctor.engine import registry
 from lora_doctor.engine.case import Case
 from lora_doctor.engine.diagnose import diagnose
@@ -75,7 +77,7 @@ def dry_run(
         asked = {"rows": options.rows, "synthetic_data": options.synthetic_data}
         session = Session(Path(folder), os.urandom(16).hex(), ACTS, asked)
         session.write()
-        environment = launch.environment_of(session, os.environ)
+        environment = commands.with_programs(command, launch.environment_of(session, os.environ))
         progress("asking the interpreter of the command for its guest")
         commands.probe(command, session, environment)
         started(command.words)
@@ -88,6 +90,7 @@ def dry_run(
             progress=progress,
         )
         captured = Captured.read(session.records)
+        remove_empty(str(record["path"]) for record in captured.all("folder"))
         answered = any(session.answers.iterdir())
     found = _Outcome.of(command.words, ended, captured, answered)
     progress("asking the rules")
@@ -120,10 +123,14 @@ class _Outcome:
                 steps=captured.steps,
                 planned_steps=train.get("planned"),
                 rows=train.get("rows"),
-                origins=captured.origins(recipe),
+                origins={**lines_in_files(words, recipe.values), **captured.origins(recipe)},
                 ran=_really_ran(captured),
                 inputs=shapes(adapted.get("inputs", {})),
                 redirected=captured.redirected(),
+                packed=captured.packed(),
+                accumulated=captured.accumulated(),
+                dropped_columns=captured.dropped_columns(),
+                filtered=captured.filtered(),
                 error=None if error is not None and _is_ours(error, captured) else error,
                 seconds=ended.seconds,
             ),

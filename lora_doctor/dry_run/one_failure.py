@@ -104,4 +104,5 @@ def _with_failure(cause: Finding, failure: Finding) -> Finding:
 
 
 def _about(location: Location) -> Measurement:
-    return Measurement(f"{location.kind} at fault", str(location), "the rule")
+    what = "key" if location.kind == "recipe" else location.kind
+    return Measurement(f"{what} at fault", str(location), "the rule")

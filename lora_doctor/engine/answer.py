@@ -61,7 +61,7 @@ def _answer(case: Case) -> Answer:
     except EvidenceError as error:
         return Answer(None, read, str(error), error.limit)
     if asked == "meta":
-        return Answer(None, "meta")
+        return Answer(None, "meta", _not_made(case))
     try:
         run = case.verification.as_answer()
     except EvidenceError as error:
@@ -69,6 +69,17 @@ def _answer(case: Case) -> Answer:
     if run.outcome == "undetermined":
         return Answer(run, "meta", run.reason, run.limit)
     return Answer(run, asked)
+
+
+def _not_made(case: Case) -> str | None:
+    """Why PEFT has not been tried, which is what depth meta is for; ``None`` where it was."""
+    injection = case.structure.injection
+    if not injection.not_made:
+        return None
+    return (
+        f"{case.recipe.peft_type} adapters cannot be made without weights "
+        f"({injection.not_made}); --depth tiny makes them on a small model"
+    )
 
 
 def _has_files(case: Case) -> bool:
@@ -81,6 +92,11 @@ def _nothing_to_read(case: Case) -> str:
 
 
 def _only_read(case: Case) -> str:
+    from lora_doctor.engine.program import why_only_read
+
+    why = why_only_read(case.source, case.asked)
+    if why:
+        return f"depth {case.settings.depth} was not reached: {why}"
     return (
         f"depth {case.settings.depth} was not reached: {case.source} is a training script, which "
         "is read and not run; give the model that it trains, or ask for --depth static"

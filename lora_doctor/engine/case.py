@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_doctor.engine.child_failures import read_answer, without_answer
@@ -16,6 +17,7 @@ from lora_doctor.engine.child_tasks import (
     ADAPTER_LOADING,
     CHECKPOINT_QUANTIZATION,
     LOADING,
+    LOADING_BY_CODE,
     MEMORY_PLAN,
     STRUCTURE,
     ChildTasks,
@@ -40,12 +42,15 @@ from lora_doctor.static.model_source import ModelSource
 
 if TYPE_CHECKING:
     from lora_doctor.recipe.files.side_files import SideFiles
+    from lora_doctor.recipe.program.setup import Setup
     from lora_doctor.results.adapter_loading import AdapterLoading
     from lora_doctor.results.checkpoint_quantization import CheckpointQuantization
     from lora_doctor.results.loading import Loading
     from lora_doctor.results.memory_plan import MemoryPlan
     from lora_doctor.results.structure import Structure
     from lora_doctor.results.supervision import Supervision
+    from lora_doctor.static.adapter_values import AdapterValues
+    from lora_doctor.static.script.training_script import TrainingScript
 
 #: Times that a proposal is bettered by what a run says of it.
 _REFINEMENTS = 3
@@ -103,7 +108,10 @@ class Case(ReadEvidence):
         if structure is None:
             return self.asked
         filled = Recipe.from_json(structure.recipe)
-        return replace(filled, file=self.asked.file, set_up=self.asked.set_up)
+        asked = self.asked
+        return replace(
+            filled, file=asked.file, places=asked.places, set_up=asked.set_up, written=asked.written
+        )
 
     @property
     def written(self) -> Recipe:
@@ -134,21 +142,59 @@ class Case(ReadEvidence):
         origin = "files that the set-up names, or that lie beside it"
         return self.store.timed("side_files", origin, lambda: read_side_files(set_up))
 
+    @evidence(of_recipe=True)
+    def script(self) -> TrainingScript:
+        """The training script that MODEL names, read and never run."""
+        path = Path(self.source.name if self.source.kind == "script" else self.source.script)
+        if path.suffix != ".py":
+            raise EvidenceError("MODEL is no training script")
+        from lora_doctor.static.script.training_script import read_training_script
+
+        written = self.asked.written
+        data = written.data if written is not None else None
+        origin = f"{path}, read with ast"
+        return self.store.timed("script", origin, lambda: read_training_script(path, data))
+
+    @evidence(of_recipe=True)
+    def program(self) -> Setup:
+        """The calls of the training script or notebook that holds the recipe, read and not run."""
+        from lora_doctor.recipe.program.setup import setup_of
+
+        if self.asked.written is None:
+            raise EvidenceError("the recipe is in no training script or notebook")
+        origin = f"{self.asked.file}, read with libcst"
+        found = self.store.timed("program", origin, lambda: setup_of(self.asked))
+        assert found is not None
+        return found
+
     @evidence(of_recipe=False)
     def adapter_loading(self) -> AdapterLoading:
         """The saved adapter, loaded by the installed PEFT onto the class on the meta device."""
-        folder = self.adapter.folder
+        adapter = self.adapter
         self._require("meta")
         from lora_doctor.results.adapter_loading import AdapterLoading
 
-        self._progress(f"loading {folder} onto {self.source} on the meta device")
+        self._progress(f"loading {adapter.place} onto {self.source} on the meta device")
         return self._tasks.gather(
             ADAPTER_LOADING,
             AdapterLoading,
             self.asked,
             self.settings.limits.of_meta(),
-            folder=str(folder),
+            config=adapter.config,
+            tensors={name: asdict(item) for name, item in adapter.weights.tensors.items()},
+            folder=None if adapter.snapshot is not None else str(adapter.folder),
         )
+
+    @evidence(of_recipe=False)
+    def adapter_values(self) -> AdapterValues:
+        """What the numbers of the saved adapter are; the file is read."""
+        from lora_doctor.static.adapter_values import read_values
+
+        adapter = self.adapter
+        self._require("full")
+        self._fetch_adapter()
+        origin = f"{adapter.place}: every number of its weights"
+        return self.store.timed("adapter_values", origin, lambda: read_values(adapter))
 
     @evidence(of_recipe=True)
     def structure(self) -> Structure:
@@ -197,6 +243,8 @@ class Case(ReadEvidence):
         """What loading makes of the names in the checkpoint, and which weights will be random."""
         from lora_doctor.static.folder.checkpoint_files import stored_shapes
 
+        if self.source.kind in ("factory", "module"):
+            return self._loading_by_code()
         shapes = stored_shapes(self.static)
         self._require("meta")
         from lora_doctor.results.loading import Loading
@@ -210,6 +258,24 @@ class Case(ReadEvidence):
             self.settings.limits.of_meta(),
             shapes=shapes,
         )
+
+    def _loading_by_code(self) -> Loading:
+        """The same, where the user's own code loads the model."""
+        self._require("meta")
+        recipe = self.recipe_in_full()
+        if self.source.kind == "module":
+            from lora_doctor.evidence.loading_by_code import of_module
+
+            return self.store.timed(
+                "loading",
+                "names in the checkpoint that the loaded model's config names",
+                lambda: of_module(self.source.module, recipe),
+            )
+        from lora_doctor.results.loading import Loading
+
+        self._progress(f"calling {self.source} twice")
+        limits = self.settings.limits.of_meta()
+        return self._tasks.gather(LOADING_BY_CODE, Loading, recipe, limits)
 
     @evidence(of_recipe=True)
     def memory_plan(self) -> MemoryPlan:
@@ -276,6 +342,8 @@ class Case(ReadEvidence):
             raise EvidenceError(f"{self.source} has no weights to load")
         from lora_doctor.engine.model_files import listed_bytes
 
+        if self.settings.adapter is not None:
+            self._fetch_adapter()
         return self._verify(
             "full",
             self.recipe_in_full(),
@@ -353,6 +421,30 @@ class Case(ReadEvidence):
         self._tiny_models.close()
 
     # --- gathering -----------------------------------------------------------------------------
+
+    def _fetch_adapter(self) -> None:
+        """The weights of an adapter on the hub into its folder in the cache, where they are not.
+
+        Raises:
+            EvidenceError: they cannot be had.
+        """
+        from lora_doctor.static.adapter_files import WEIGHTS
+
+        adapter = self.adapter
+        if adapter.snapshot is None or (adapter.folder / WEIGHTS).exists():
+            return
+        self._progress(f"downloading {adapter.place}")
+        limits = self._limits("full", self.recipe)
+        outcome = self._tasks.run(
+            "lora_doctor.evidence.adapter:download",
+            self.asked,
+            limits,
+            model_id=adapter.snapshot.model_id,
+            commit=adapter.snapshot.commit,
+            listed=adapter.weights_size,
+        )
+        if outcome.failure:
+            raise self._tasks.error("the adapter's weights", outcome, limits)
 
     def _verify_module(self, depth: Depth) -> Verification:
         from lora_doctor.evidence.loaded_module import verify_module

@@ -58,6 +58,12 @@ LOADING = Task(
     "from_pretrained on the meta device, names and shapes of the checkpoint",
     "loading on the meta device",
 )
+LOADING_BY_CODE = Task(
+    "loading",
+    "lora_doctor.evidence.loading_by_code:gather",
+    "the factory, called twice, and the names in the checkpoint that it loads",
+    "what the factory loads",
+)
 MEMORY_PLAN = Task(
     "memory_plan",
     "lora_doctor.memory_plan.gather:gather",

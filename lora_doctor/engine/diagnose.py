@@ -89,7 +89,16 @@ def _notes(case: Case, before: Verification | None) -> tuple[Note, ...]:
     structure = Case.structure.known(case)
     decided = structure.notes if structure is not None else ()
     seen = before.notes if before is not None else ()
-    return (*decided, *(note for note in seen if note.is_gap))
+    return (*decided, *_notes_on_program(case), *(note for note in seen if note.is_gap))
+
+
+def _notes_on_program(case: Case) -> tuple[Note, ...]:
+    """On what condition a script was read as it was."""
+    written = case.asked.written
+    if written is None:
+        return ()
+    gpu = [f"read as on a GPU with bfloat16: {question}" for question in written.assumed]
+    return tuple(Note("choice", text) for text in (*gpu, *written.other_releases))
 
 
 def diagnose_and_fix(

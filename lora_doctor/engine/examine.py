@@ -140,6 +140,8 @@ def read_input(case: Case) -> None:
         InputError: the model's files, or the training script, cannot be used.
     """
     if case.source.kind == "script":
+        if case.has("program"):
+            return
         _ = case.script
         return
     try:

@@ -18,7 +18,7 @@ from lora_doctor.static.model_files import (
 from lora_doctor.static.model_source import ModelSource
 
 if TYPE_CHECKING:
-    from lora_doctor.static.hub.hub import HubSnapshot
+    from lora_doctor.static.hub.snapshot import HubSnapshot
 
 
 def read_files(source: ModelSource, store: EvidenceStore) -> StaticEvidence:

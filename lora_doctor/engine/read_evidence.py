@@ -6,7 +6,6 @@ And what is asked about any evidence: whether it can be had, and why not.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_doctor.engine.evidence_store import EvidenceStore, evidence
@@ -18,18 +17,20 @@ from lora_doctor.static.model_source import ModelSource
 
 if TYPE_CHECKING:
     from lora_doctor.evidence.optimizer import OptimizerState
+    from lora_doctor.recipe.recipe import Recipe
     from lora_doctor.results.dry_run import DryRun
     from lora_doctor.static.adapter_files import AdapterFiles
-    from lora_doctor.static.adapter_values import AdapterValues
     from lora_doctor.static.installed.environment import Environment
     from lora_doctor.static.model_files import StaticEvidence
     from lora_doctor.static.remote_code.remote_code import RemoteCode
-    from lora_doctor.static.script.training_script import TrainingScript
 
 
 class ReadEvidence:
     """The part of a :class:`~lora_doctor.engine.case.Case` that no recipe changes and no child
     process is started for."""
+
+    #: The recipe as it was asked for: of the case that this is a part of.
+    asked: Recipe
 
     def __init__(
         self, source: ModelSource, settings: Settings, progress: Callable[[str], None]
@@ -72,17 +73,6 @@ class ReadEvidence:
         )
 
     @evidence(of_recipe=False)
-    def script(self) -> TrainingScript:
-        """The training script that MODEL names, read and never run."""
-        if self.source.kind != "script":
-            raise EvidenceError("MODEL is no training script")
-        from lora_doctor.static.script.training_script import read_training_script
-
-        path = Path(self.source.name)
-        origin = f"{path}, read with ast"
-        return self.store.timed("script", origin, lambda: read_training_script(path))
-
-    @evidence(of_recipe=False)
     def dry_run(self) -> DryRun:
         """What the user's own command did; raises where none was run. Whoever runs one keeps it,
         with the training contract, the optimizer and the structure that it saw."""
@@ -91,23 +81,13 @@ class ReadEvidence:
     @evidence(of_recipe=False)
     def adapter(self) -> AdapterFiles:
         """The files of the saved adapter that was given; raises without one."""
-        from lora_doctor.static.adapter_files import read_adapter
-
-        folder = self.settings.adapter
-        if folder is None:
-            raise EvidenceError("no saved adapter was given (--adapter DIR)")
-        origin = f"{folder}: its config, and the header of its weights"
-        return self.store.timed("adapter", origin, lambda: read_adapter(folder))
-
-    @evidence(of_recipe=False)
-    def adapter_values(self) -> AdapterValues:
-        """What the numbers of the saved adapter are; the file is read."""
-        from lora_doctor.static.adapter_values import read_values
-
-        adapter = self.adapter
-        self._require("full")
-        origin = f"{adapter.folder}: every number of its weights"
-        return self.store.timed("adapter_values", origin, lambda: read_values(adapter))
+        adapter = self.settings.adapter
+        if adapter is None:
+            raise EvidenceError("no saved adapter was given (--adapter)")
+        seconds = 0.0 if adapter.snapshot is None else round(adapter.snapshot.seconds, 4)
+        origin = f"{adapter.place}: its config, and the header of its weights"
+        self.store.gathered.append(Gathered("adapter", origin, seconds))
+        return adapter
 
     @evidence(of_recipe=False)
     def optimizer(self) -> OptimizerState:
@@ -144,7 +124,11 @@ class ReadEvidence:
         if self.reaches(depth):
             return ""
         if self.source.kind == "script":
-            return "MODEL is a training script, which is only read; give the model that it trains"
+            from lora_doctor.engine.program import why_only_read
+
+            return why_only_read(self.source, self.asked) or (
+                "MODEL is a training script, which is only read; give the model that it trains"
+            )
         return f"needs --depth {depth}; this run stops at {self.settings.depth}"
 
     def has(self, name: str) -> bool:

@@ -36,6 +36,8 @@ class Symptom:
     #: For a message that says nothing without the place that raised it: what the file of the
     #: innermost frame before the message has in its path. A text without frames does not match.
     raised_in: str = ""
+    #: For the same message pasted without its traceback: a text that has frames does not match.
+    alone: bool = False
     #: How often, among the failures that show this message, it is this one: decides between rules
     #: that know the same words. 0 is usual, 1 more often, -1 rarely.
     weight: int = 0

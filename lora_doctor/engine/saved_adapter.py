@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lora_doctor.errors import InputError
-from lora_doctor.recipe.keys import OUTER_KEYS
+from lora_doctor.recipe.keys import INFERENCE_MODE, OUTER_KEYS
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.diagnosis import Diagnosis
 from lora_doctor.results.finding import Finding
@@ -16,30 +17,109 @@ from lora_doctor.results.fix import Fix
 from lora_doctor.static.adapter_files import (
     CONFIG,
     AdapterFiles,
-    base_folder_of,
+    adapter_of,
     is_adapter_folder,
     read_adapter,
 )
-from lora_doctor.static.model_source import ModelSource
+from lora_doctor.static.hub.hub_files import ADAPTER, AdapterInstead
+from lora_doctor.static.model_source import ModelSource, is_hub_id
+from lora_doctor.static.piece import shown
 
 
-def saved_adapter(
-    model: Any, adapter: str | os.PathLike[str] | None
-) -> tuple[Any, AdapterFiles | None]:
-    """The model, and the saved adapter that is to be loaded onto it, if there is one. A MODEL that
-    is an adapter folder stands for both.
+@dataclass(frozen=True)
+class Finder:
+    """Finds saved adapters, in folders and on the hub, and the base models that they name.
 
-    Raises:
-        InputError: the adapter cannot be read, or the base model that it names is not here.
+    ``seconds``: for all requests to the hub about one repository. ``progress``: is told what is
+    fetched. ``trust_remote_code``: what was asked for MODEL.
     """
-    if adapter is not None:
-        return model, read_adapter(Path(adapter).expanduser())
-    if isinstance(model, (str, Path)):
-        folder = Path(model).expanduser()
-        if "\0" not in str(model) and is_adapter_folder(folder):
-            base = base_folder_of(folder)
-            return base, read_adapter(folder)
-    return model, None
+
+    seconds: float
+    progress: Callable[[str], None]
+    trust_remote_code: bool = False
+
+    def find(
+        self, model: Any, adapter: str | os.PathLike[str] | None
+    ) -> tuple[Any, AdapterFiles | None]:
+        """The model, and the saved adapter that is to be loaded onto it, if there is one. A MODEL
+        that is an adapter folder stands for both.
+
+        Raises:
+            InputError: the adapter cannot be read, or the base model that it names is not here.
+        """
+        if adapter is not None:
+            return model, self._named(adapter)
+        if isinstance(model, (str, Path)):
+            folder = Path(model).expanduser()
+            if "\0" not in str(model) and is_adapter_folder(folder):
+                found = read_adapter(folder)
+                return _base_folder(found) or self._base_on_hub(found), found
+        return model, None
+
+    def fetched(self, source: ModelSource) -> tuple[ModelSource, AdapterFiles | None]:
+        """The source of a hub id with its small files. Where the id is that of an adapter: of its
+        base model, and the adapter.
+
+        Raises:
+            InputError: the hub has no such model, does not answer, or does not say which base.
+        """
+        try:
+            return self._with_files(source), None
+        except AdapterInstead:
+            adapter = self._on_hub(source.name, source.revision)
+        return self._with_files(self._base_on_hub(adapter)), adapter
+
+    def _named(self, given: str | os.PathLike[str]) -> AdapterFiles:
+        """The adapter of a path, of ``ORG/NAME`` or of ``ORG/NAME@REVISION``."""
+        name, _, revision = str(given).partition("@")
+        path = Path(given).expanduser()
+        local = not isinstance(given, str) or given.startswith((".", "/", "~"))
+        if local or "/" not in name or not is_hub_id(name) or path.exists():
+            return read_adapter(path)
+        try:
+            return self._on_hub(name, revision or None)
+        except InputError as error:
+            raise InputError(f"adapter {str(given)!r}: no such folder, and {error}") from None
+
+    def _on_hub(self, name: str, revision: str | None) -> AdapterFiles:
+        from lora_doctor.static.hub.hub import fetch_small_files
+
+        self.progress(f"fetching the config and the header of {name}")
+        return adapter_of(
+            fetch_small_files(name, revision=revision, time_limit=self.seconds, contents=ADAPTER)
+        )
+
+    def _with_files(self, source: ModelSource) -> ModelSource:
+        from lora_doctor.static.hub.hub import fetch_small_files
+
+        self.progress(f"fetching the small files of {source.name}")
+        return source.fetched(
+            fetch_small_files(source.name, revision=source.revision, time_limit=self.seconds)
+        )
+
+    def _base_on_hub(self, adapter: AdapterFiles) -> ModelSource:
+        """The hub id of the base model that the config names. Its code is not run: nobody has said
+        that it may."""
+        name, revision = adapter.base_model, adapter.config.get("revision")
+        if not is_hub_id(name):
+            where = "hub id" if adapter.snapshot else "folder here and no hub id"
+            named = f"names {shown(name)}, which is no {where}" if name else "names no base model"
+            raise InputError(
+                f"MODEL {adapter.place}: holds an adapter whose config {named}; give the base "
+                "model as MODEL, and this one with --adapter"
+            )
+        if self.trust_remote_code:
+            raise InputError(
+                f"MODEL {adapter.place}: is an adapter, and --trust-remote-code would run code of "
+                f"{name}, which its config names; give {name} as MODEL, and this one with --adapter"
+            )
+        return ModelSource("hub", name, revision if isinstance(revision, str) else None)
+
+
+def _base_folder(adapter: AdapterFiles) -> Path | None:
+    """The folder that the config of an adapter here names as its base model, if it is one."""
+    name = adapter.base_model
+    return Path(name) if name and "\0" not in name and Path(name).is_dir() else None
 
 
 def onto_base(
@@ -64,8 +144,10 @@ def onto_base(
     from lora_doctor.recipe.files.read_write import read_recipe
 
     config = read_recipe(adapter.folder / CONFIG)
+    # Every saved adapter says it; loading it to be trained (`is_trainable`) undoes it.
+    loaded = {key: value for key, value in config.values.items() if key != INFERENCE_MODE}
     config = Recipe(
-        {**config.values, **recipe.values},
+        {**loaded, **recipe.values},
         {**config.origins, **recipe.origins},
         config.complete,
         unknown=config.unknown,

@@ -7,12 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_doctor.errors import InputError
-from lora_doctor.recipe.files.format import framework_named
-from lora_doctor.recipe.files.read_write import read_recipe
 from lora_doctor.recipe.recipe import Recipe
-
-#: Files that MODEL may be without being a set-up.
-_OTHER = frozenset({".py", ".ipynb"})
 
 
 def set_up_file(model: Any) -> Path | None:
@@ -24,7 +19,11 @@ def set_up_file(model: Any) -> Path | None:
         is_file = path.is_file()
     except OSError:  # a name longer than any file has
         return None
-    return path if is_file and path.suffix.lower() not in _OTHER else None
+    if not is_file:
+        return None
+    from lora_doctor.recipe.program.setup import is_program
+
+    return None if is_program(path) else path
 
 
 def of_set_up(path: Path, recipe: Recipe, format: str | None) -> tuple[str, str | None, Recipe]:
@@ -36,6 +35,9 @@ def of_set_up(path: Path, recipe: Recipe, format: str | None) -> tuple[str, str 
     """
     if recipe.file is not None:
         raise InputError(f"MODEL {path}: is a set-up with a recipe of its own; leave out --recipe")
+    from lora_doctor.recipe.files.format import framework_named
+    from lora_doctor.recipe.files.read_write import read_recipe
+
     read = read_recipe(path, format)
     if read.set_up is None:
         raise InputError(

@@ -10,6 +10,7 @@ from typing import Any
 from lora_doctor.engine.limits import Limits
 from lora_doctor.results.depth import STEPS, Depth
 from lora_doctor.results.samples import Samples
+from lora_doctor.static.adapter_files import AdapterFiles
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ class Settings:
     optimizer: Any = None
     scheduler: Any = None
     planned_steps: int | None = None
-    #: Folder of a saved adapter that is to be loaded onto the model.
-    adapter: Path | None = None
+    #: The saved adapter that is to be loaded onto the model.
+    adapter: AdapterFiles | None = None
     #: Whether the memory plan is wanted; its rule asks by itself where there is a budget.
     memory: bool = False
     #: Training data whose supervision is to be looked at.

@@ -119,6 +119,8 @@ class _Pasted:
                 return "it depends on the code that raised it: paste the whole traceback"
             if not re.search(symptom.raised_in, file):
                 return f"that is raised in other code than {file}"
+        if symptom.alone and self._frames:
+            return "the traceback shows other code"
         if symptom.context and not self._has(symptom.context):
             return "nothing else in the text points to it"
         if symptom.unless and self._has(symptom.unless):

@@ -7,6 +7,7 @@ does not hold is each run alone. Then come the others, one by one beside the fir
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections import Counter
@@ -15,6 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from lora_doctor.engine.case import Case
+from lora_doctor.engine.evidence_store import kinds
 from lora_doctor.engine.examine import Examination, examine
 from lora_doctor.engine.registry import RuleSelection
 from lora_doctor.engine.rule import Rule
@@ -68,7 +70,9 @@ class Trials:
         findings = [_offered(finding, recipe) for finding in first.answers.sorted_findings()]
         tried = _Round(self, first, findings)
         why = _nothing_is_run(first)
-        if not why:
+        if why:
+            tried.read_again()
+        else:
             tried.run_leads()
             if others:
                 tried.run_others()
@@ -114,7 +118,8 @@ class Trials:
         codes = [findings[i].rule for i, _ in chosen]
         came_out = {
             choice: _came_out(first, after, findings[choice[0]], self._fallbacks,
-                              [code for n, code in enumerate(codes) if chosen[n] != choice])
+                              [code for n, code in enumerate(codes) if chosen[n] != choice],
+                              text_only=_of_text(findings[choice[0]].fixes[choice[1]]))
             for choice in chosen
         }  # fmt: skip
         return {
@@ -156,6 +161,13 @@ class _Round:
             for choice in leads:
                 if self._may_run([choice], applied=True):
                     self.came_out |= self._trials.run(self._first, [choice], self._findings)
+
+    def read_again(self) -> None:
+        """Fixes of the program's text alone: read again after each, nothing is run."""
+        for i, finding in enumerate(self._findings):
+            for j, fix in enumerate(finding.fixes):
+                if _of_text(fix):
+                    self.came_out |= self._trials.run(self._first, [(i, j)], self._findings)
 
     def run_others(self) -> None:
         """Every other fix: in the place of the first of its finding, beside those that hold."""
@@ -212,7 +224,16 @@ def fixed(case: Case, fixes: Sequence[Fix]) -> Case:
             patches = (*patches, fix.patch)
     from lora_doctor.recipe.files.read_write import as_written
 
-    return case.again(as_written(case.recipe, edits), patches)
+    rewrites = [rewrite for fix in fixes for rewrite in fix.rewrites]
+    recipe = as_written(case.recipe, edits, rewrites)
+    again = case.again(recipe, patches)
+    if patches == case.patches and recipe.values == case.recipe.values:
+        # Another text of the file that says the same: only that is read again.
+        read_anew = tuple(one.name for one in (Case.program, Case.script, Case.set_up,
+                                               Case.side_files))  # fmt: skip
+        same = (name for name in kinds(Case, of_recipe=True) if name not in read_anew)
+        case.store.share_with(again.store, same)
+    return again
 
 
 def proven(finding: Finding, applied: Sequence[AppliedFix]) -> Finding:
@@ -228,12 +249,24 @@ def contract_words(run: Verification) -> str:
 
 
 def _offered(finding: Finding, recipe: Recipe) -> Finding:
-    """The finding without fixes that would leave everything as it is."""
-    return replace(finding, fixes=tuple(fix for fix in finding.fixes if _changes(fix, recipe)))
+    """The finding without fixes that would leave everything as it is, with the place in the user's
+    file that it is about."""
+    fixes = tuple(fix for fix in finding.fixes if _changes(fix, recipe))
+    return replace(finding, fixes=fixes, written=_written_at(finding, recipe))
+
+
+def _written_at(finding: Finding, recipe: Recipe) -> str:
+    """Where the key stands that the finding is about, or that its first fix changes."""
+    if finding.location.kind == "file":
+        return finding.written
+    named = [finding.location.path] if finding.location.kind == "recipe" else []
+    keys = [*named, *(edit.key for fix in finding.fixes for edit in fix.edits)]
+    places = [recipe.place_of(key) for key in keys]
+    return next((str(place) for place in places if place is not None), finding.written)
 
 
 def _changes(fix: Fix, recipe: Recipe) -> bool:
-    if fix.patch is not None or not fix.edits:
+    if fix.patch is not None or fix.rewrites or not fix.edits:
         return True
     try:
         edited = recipe.edit(fix.edits)
@@ -279,11 +312,18 @@ def _came_out(
     finding: Finding,
     fallbacks: set[str],
     beside: Sequence[str],
+    *,
+    text_only: bool,
 ) -> Execution:
     """How a fix of this finding came out in a run with it."""
     run = after.answer.before
     in_part = run is not None and run.obstacle == "not-proven" and not run.failed_checks
-    if run is None or (run.outcome == "undetermined" and not in_part):
+    undecided = run is None or (run.outcome == "undetermined" and not in_part)
+    if undecided and text_only:
+        if _is_left(finding, first, after):
+            return Execution("failed", "the finding is still there", "static", tuple(beside))
+        return Execution("removed", "read again, the finding is gone", "static", tuple(beside))
+    if run is None or undecided:
         reason = (run.reason if run else "") or after.answer.open or "no verdict"
         return Execution(detail=f"the run with it came to no verdict: {reason}")
     depth = first.case.settings.depth
@@ -348,6 +388,11 @@ def _place(finding: Finding) -> tuple[str, str]:
     return finding.location.kind, str(finding.location)
 
 
+def _of_text(fix: Fix) -> bool:
+    """Whether a fix changes the program's text and no key of the recipe."""
+    return bool(fix.rewrites) and not fix.edits and fix.patch is None
+
+
 def _cost(first: Examination) -> float:
     """Seconds that a look at another recipe takes, by the last one."""
     of_recipe = ("structure", "memory_plan", "tiny", "full")
@@ -355,5 +400,7 @@ def _cost(first: Examination) -> float:
 
 
 def _key(recipe: Recipe, patches: Sequence[Patch]) -> str:
-    given = [recipe.to_json(), [patch.to_json() for patch in patches]]
+    text = recipe.written.data if recipe.written is not None else None
+    read = hashlib.sha256(text).hexdigest() if text is not None else ""
+    given = [recipe.to_json(), read, [patch.to_json() for patch in patches]]
     return json.dumps(given, sort_keys=True, default=str)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_doctor.errors import EvidenceError
+from lora_doctor.evidence.full import allowed_downloads
 from lora_doctor.model.adapter_loading import load
 from lora_doctor.model.adapter_renaming import find_renaming, sequence_of_targets
 from lora_doctor.model.loading import Loader
@@ -20,36 +21,84 @@ from lora_doctor.model.peft_models import peft_models
 from lora_doctor.prescription.patches import install_patches
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.adapter_loading import AdapterLoading, Landing, Renaming
-from lora_doctor.static.adapter_files import CONFIG, WEIGHTS, AdapterFiles, read_adapter
+from lora_doctor.results.from_json import from_json
+from lora_doctor.static.adapter_files import CONFIG, WEIGHTS
+from lora_doctor.static.hub.hub_library import guard_downloads
+from lora_doctor.static.weights import Tensor
+from lora_doctor.text import one_line
 
 
 def gather(
     source: dict[str, Any],
     recipe: dict[str, Any],
-    folder: str,
+    config: dict[str, Any],
+    tensors: Mapping[str, Mapping[str, Any]],
+    folder: str | None = None,
     patches: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """An :class:`AdapterLoading` as JSON.
 
+    Args:
+        source: :meth:`ModelSource.to_json` of the base model.
+        recipe: :meth:`Recipe.to_json`, by which it is loaded.
+        config: the adapter's.
+        tensors: of the adapter's file, by name: each a :class:`Tensor` as JSON.
+        folder: that it lies in; ``None`` for one on the hub, of which only these were fetched.
+        patches: ``{"name", "parameters"}`` of runtime patches, installed before loading.
+
     Raises:
-        InputError: the model or the adapter that the user named cannot be read.
+        InputError: the model that the user named cannot be read.
         EvidenceError: the model has adapters already.
     """
     install_patches(patches)
     base = Base(source, Recipe.from_json(recipe))
-    adapter = read_adapter(Path(folder))
-    tensors = adapter.weights.tensors
+    adapter = Saved(config, {name: from_json(Tensor, item) for name, item in tensors.items()})
     model = base.build()
     if peft_models(model):
         raise EvidenceError("the model has adapters already; give the base model")
     name = type(model).__name__
-    landing = load(model, adapter.folder, tensors)
+    landing = load(model, Path(folder), adapter.tensors) if folder else _load(model, adapter)
     if landing.complete or landing.other_shapes:
         return asdict(AdapterLoading(name, landing))
-    renaming = find_renaming(base.build(), tensors, adapter.config)
+    renaming = find_renaming(base.build(), adapter.tensors, adapter.config)
     if renaming is not None:
         renaming = _proven(base, adapter, renaming)
     return asdict(AdapterLoading(name, landing, renaming))
+
+
+def download(
+    source: Mapping[str, Any],
+    recipe: Mapping[str, Any],
+    model_id: str,
+    commit: str,
+    listed: int | None,
+    patches: Sequence[Mapping[str, Any]] = (),
+) -> bool:
+    """The weights of an adapter on the hub, into the hub's cache: ``listed`` bytes, where the hub
+    said how many.
+
+    Raises:
+        EvidenceError: they cannot be had.
+    """
+    from huggingface_hub import hf_hub_download
+
+    guard_downloads(allowed_downloads(model_id, listed))
+    try:
+        hf_hub_download(model_id, WEIGHTS, revision=commit)
+    except Exception as error:
+        kind = "" if isinstance(error, EvidenceError) else f"{type(error).__name__}: "
+        raise EvidenceError(
+            f"the weights of {model_id} cannot be had: {kind}{one_line(error, 200)}", remedy="hub"
+        ) from error
+    return True
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A saved adapter: its config, and its tensors by name, without their numbers."""
+
+    config: dict[str, Any]
+    tensors: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -64,7 +113,7 @@ class Base:
         return Loader(self.source, self.recipe).build("meta").to("meta")
 
 
-def _proven(base: Base, adapter: AdapterFiles, renaming: Renaming) -> Renaming:
+def _proven(base: Base, adapter: Saved, renaming: Renaming) -> Renaming:
     """The renaming with what PEFT makes of it; where the short names of target modules mean other
     layers, with full paths."""
     tried = replace(renaming, landing=_load_renamed(base, adapter, renaming))
@@ -76,11 +125,15 @@ def _proven(base: Base, adapter: AdapterFiles, renaming: Renaming) -> Renaming:
     return by_path if by_path.proven else tried
 
 
-def _load_renamed(base: Base, adapter: AdapterFiles, renaming: Renaming) -> Landing:
-    tensors = {renaming.names[name]: item for name, item in adapter.weights.tensors.items()}
+def _load_renamed(base: Base, adapter: Saved, renaming: Renaming) -> Landing:
+    tensors = {renaming.names[name]: item for name, item in adapter.tensors.items()}
+    return _load(base.build(), Saved({**adapter.config, **renaming.config}, tensors))
+
+
+def _load(model: Any, adapter: Saved) -> Landing:
+    """What PEFT makes of a folder with this config."""
     with tempfile.TemporaryDirectory(prefix="lora-doctor-") as name:
         folder = Path(name)
-        config = {**adapter.config, **renaming.config}
-        (folder / CONFIG).write_text(json.dumps(config), encoding="utf-8")
+        (folder / CONFIG).write_text(json.dumps(adapter.config), encoding="utf-8")
         (folder / WEIGHTS).touch()  # PEFT asks whether it is there; `load` stands for its content
-        return load(base.build(), folder, tensors)
+        return load(model, folder, adapter.tensors)

@@ -1,4 +1,4 @@
-"""A recipe that names single layers, on a tiny model that has fewer of them."""
+"""A recipe that names single layers or tokens, on a tiny model that has fewer of them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from lora_doctor.nn.embeddings import input_embeddings
 from lora_doctor.recipe.recipe import Recipe
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
@@ -26,6 +27,7 @@ def fit(recipe: Recipe, model: Any, config: Any = None) -> tuple[Recipe, tuple[s
     only a number between two escaped dots can be moved; when the rest matches nothing, that is no
     answer. ``config``: of the model at full size, which tells how many layers there are.
     """
+    recipe = _with_tokens_that_are_there(recipe, model, config)
     depth = _depth(name for name, _ in model.named_modules())
     if not depth:
         return recipe, ()
@@ -39,9 +41,29 @@ def fit(recipe: Recipe, model: Any, config: Any = None) -> tuple[Recipe, tuple[s
     changes |= {key: _moved_names(recipe.get(key), moved) for key in _KEYS_OF_NAMES}
     changes = {key: value for key, value in changes.items() if value != recipe.get(key)}
     fixed = [key for key in _KEYS_OF_NAMES if _numbers_stay(recipe.get(key))]
-    if recipe.get("trainable_token_indices"):
-        fixed.append("trainable_token_indices")
     return (recipe.override(changes, "argument") if changes else recipe), tuple(fixed)
+
+
+def _with_tokens_that_are_there(recipe: Recipe, model: Any, config: Any) -> Recipe:
+    """The recipe with token ids of this vocabulary, each another one, for those that the model at
+    full size has; an id that it lacks as well stays as it is, and fails here as it does there."""
+    embeddings = input_embeddings(model)
+    here = int(embeddings.weight.shape[0]) if hasattr(embeddings, "weight") else 0
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    there = getattr(text, "vocab_size", None) or 0
+    asked = recipe.trained_tokens()
+    free = iter(token for token in range(here - 1, -1, -1) if token not in asked)
+    moved = {token: next(free, token) for token in asked if here <= token < there}
+    if not moved:
+        return recipe
+
+    def put(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: put(ids) for key, ids in value.items()}
+        return [moved.get(token, token) for token in value] if isinstance(value, list) else value
+
+    keys = [key for key in ("trainable_token_indices", "token_indices") if recipe.get(key)]
+    return recipe.override({key: put(recipe.get(key)) for key in keys}, "argument")
 
 
 def _moved_numbers(value: Any, moved: Callable[[int], int]) -> Any:

@@ -59,12 +59,16 @@ def gather(
     )
     if any(item.drawn for item in missing):
         followed = RandomWeights(loaded.model, missing_in(loaded.model, missing))
-        result = _with_adapters(result, loaded.model, plan, followed)
+        result = with_adapters(result, loaded.model, plan, followed)
     return asdict(result)
 
 
-def _with_adapters(result: Loading, model: Any, recipe: Recipe, followed: RandomWeights) -> Loading:
-    wrap = training_setup.wrapper(model, recipe, loaded=True)
+def with_adapters(
+    result: Loading, model: Any, recipe: Recipe, followed: RandomWeights, *, loaded: bool = True
+) -> Loading:
+    """With what of the missing weights is not saved once the model, which is changed, has its
+    adapters. ``loaded``: it comes out of loading; else the user hands it over as it is."""
+    wrap = training_setup.wrapper(model, recipe, loaded=loaded)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -184,6 +184,8 @@ def verify(run: TinyRun) -> Verification:
     """The training contract on the tiny model of :func:`make`, in the recipe's dtype and
     quantization where this machine has them, else in float32, which the notes then say."""
     run = _fitted(run)
+    if run.recipe.peft_type != "LORA":  # which reads no bias
+        training_setup.wake_zero_biases(run.model)
     if is_own_code(run.model):
         try:
             empty = buffers_without_values(run.model)

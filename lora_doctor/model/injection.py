@@ -13,7 +13,7 @@ import re
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lora_doctor.errors import LoraDoctorError
@@ -22,6 +22,7 @@ from lora_doctor.model.meta_copy import Meaning, MetaCopy, meta_copy
 from lora_doctor.model.module_path import pattern_of
 from lora_doctor.model.modules import elements, is_adapter_layer, unwrap, walk
 from lora_doctor.model.pattern_effects import without_effect
+from lora_doctor.model.peft_models import other_parts
 from lora_doctor.model.reloading import not_reloaded
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.structure import Converted, ErrorReport, Injection, Unmatched
@@ -29,6 +30,11 @@ from lora_doctor.text import single_line
 
 ADAPTER_NAME = "default"
 _TRACEBACK_LINES = 60
+#: How torch says that a tensor without storage was asked for a number, or met one that has some.
+_NEEDS_NUMBERS = re.compile(
+    r"register_meta|\bmeta'? (tensors?|device|backend|kernel)\b|\bdevices?\b.{0,40}\bmeta\b",
+    re.DOTALL | re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,11 @@ def inject(model: Any, recipe: Recipe) -> Injected:
             error_report = report(error)
     converted = _converted(wished, config, thinned.model)
     unmatched = _unmatched(wished, config, names, converted)
+    if error_report is not None and _NEEDS_NUMBERS.search(error_report.message):
+        return _by_name(config, names, Injection(
+            ok=True, unmatched=unmatched, resolved_targets=_resolved(config),
+            warnings=tuple(seen), not_made=str(error_report),
+        ))  # fmt: skip
     if wrapped is None:
         return Injected(
             Injection(
@@ -97,6 +108,14 @@ def inject(model: Any, recipe: Recipe) -> Injected:
         ),
         counts.adapted,
     )
+
+
+def _by_name(config: Any, names: _Names, known: Injection) -> Injected:
+    """Where adapters would sit by PEFT's matcher, of a kind that cannot be made without weights."""
+    matcher = target_matcher(config)
+    paths = [path for path in names.modules if matcher is not None and matcher(config, path)]
+    effects = without_effect(config, matcher, names.modules, paths)
+    return Injected(replace(known, unmatched=known.unmatched + effects), dict.fromkeys(paths, 1))
 
 
 def read_wrapped(wrapped: Any, adapter: str, others: Sequence[str] = ()) -> Injected:
@@ -419,6 +438,8 @@ def adapter_parameters(model: Any, names: Sequence[str]) -> tuple[set[int], set[
         if hasattr(module, "original_module") and hasattr(copies, "keys"):
             for key in copies:
                 saved.update(_ids(copies[key]))
+    for _, part in other_parts(model):
+        ours.update(id(value) for value in part.parameters() if value.requires_grad)
     return ours, saved
 
 

@@ -339,7 +339,7 @@ def peft_config(recipe: Recipe) -> Any:
         raise InputError(
             f"peft_type {recipe.peft_type!r}: not known to the installed PEFT {peft.__version__}"
         )
-    return cls(**recipe.adapter_values())
+    return cls(**recipe.config_arguments())
 
 
 def wrap(model: Any, recipe: Recipe, adapter_name: str = "default") -> Any:

@@ -7,6 +7,7 @@ here which there are.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -66,6 +67,28 @@ def prompts(model: Any) -> Iterator[tuple[str, str, Any, bool]]:
         for name, encoder in prompt_encoders(wrapper).items():
             place = f"{path}.prompt_encoder" if path else "prompt_encoder"
             yield place, name, encoder, name in active_names(wrapper)
+
+
+def other_parts(model: Any) -> Iterator[tuple[str, Any]]:
+    """``(path, module)`` of what PEFT has put into a model without making a tuner layer, a trained
+    copy or a prompt encoder of it: attention with a prompt inside (adaption prompt), the gate over
+    several adapters (X-LoRA)."""
+    tuners = importlib.import_module("peft.tuners.tuners_utils")
+    within: str | None = None
+    for path, module in model.named_modules():
+        if within is not None and path.startswith(within):
+            continue  # what lies in a layer of PEFT's belongs to it
+        name = type(module).__module__
+        if isinstance(module, tuners.BaseTunerLayer) or path.endswith("prompt_encoder"):
+            within = f"{path}."
+        elif (
+            name.startswith("peft.tuners.")
+            and not isinstance(module, tuners.BaseTuner)
+            # What stands around the whole model has no base class for some kinds, but the configs.
+            and not hasattr(module, "peft_config")
+        ):
+            within = f"{path}."
+            yield path, module
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import contextlib
 import copy
 import importlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +47,9 @@ def load_names(cls: Any, config: Any, shapes: Shapes) -> Loaded:
     """
     config = copy.deepcopy(config)
     quantized = vars(config).pop("quantization_config", None) is not None
-    options = {"ignore_mismatched_sizes": True} if None in shapes.values() else {}
+    # bitsandbytes packs a weight under its own name, into another shape.
+    unlike = quantized or None in shapes.values()
+    options = {"ignore_mismatched_sizes": True} if unlike else {}
     model, info = _from_pretrained(cls, config, shapes, options)
     unplaced = tuple(sorted(info["unexpected_keys"]))
     missing = _own_names(model, info["missing_keys"])
@@ -143,10 +145,14 @@ def _is_packed(name: str, unplaced: Sequence[str]) -> bool:
 
 def describe_missing(loaded: Loaded) -> tuple[MissingWeight, ...]:
     """The missing parameters by pattern, and whether the class draws them anew each time."""
+    return described(loaded, drawn_anew(loaded.model, loaded.missing))
+
+
+def described(loaded: Loaded, drawn: Collection[str]) -> tuple[MissingWeight, ...]:
+    """The missing parameters by pattern; ``drawn``: those that are others after each loading."""
     model = loaded.model
     total = Counter(pattern_of(name) for name, _ in model.named_parameters(remove_duplicate=False))
     sizes = dict(model.named_parameters(remove_duplicate=False))
-    drawn = drawn_anew(model, loaded.missing)
     found: dict[str, list[str]] = {}
     for name in loaded.missing:
         found.setdefault(pattern_of(name), []).append(name)

@@ -270,6 +270,19 @@ def wake_zero_weights(model: Any, seed: int = 0) -> None:
             _wake_convolutions(module, generator)
 
 
+def wake_zero_biases(model: Any, seed: int = 0) -> None:
+    """Give biases that are all zero small random values, as trained ones have: an adapter that
+    scales a bias (GLoRA) gets no gradient from one that is zero."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            on_cpu = parameter.device.type == "cpu" and parameter.is_floating_point()
+            if on_cpu and name.endswith("bias") and not bool(parameter.any()):
+                parameter.normal_(0.0, 0.02, generator=generator)
+
+
 def _wake_convolutions(parent: Any, generator: Any) -> None:
     """Convolutions without a batch norm beside them that begin as small as any linear layer and
     have few inputs (a depthwise one nine): a dozen in a row leave 1e-20 of an image (FastViT as it

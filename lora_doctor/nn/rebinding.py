@@ -30,7 +30,7 @@ def deep_copy(model: Any, memo: dict[int, Any] | None = None) -> Any:
 
     memo = {} if memo is None else memo
     for module in model.modules() if isinstance(model, torch.nn.Module) else ():
-        for value in vars(module).values():
+        for value in (*vars(module).values(), *module._buffers.values()):
             if isinstance(value, torch.Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
     twin = copy.deepcopy(model, memo)

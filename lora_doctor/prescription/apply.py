@@ -150,7 +150,7 @@ class Applied:
             raise InputError(
                 f"recipe: PEFT {peft.__version__} has no adapter type {recipe.peft_type!r}"
             )
-        values = {**recipe.adapter_values(), **overrides}
+        values = {**recipe.config_arguments(), **overrides}
         known = {item.name for item in fields(config_class) if item.init}
         unknown = sorted(values.keys() - known)
         if unknown:

@@ -11,7 +11,6 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lora_doctor.errors import EvidenceError, InputError
 from lora_doctor.files import Change, check_writable, destination, replace_files
@@ -20,9 +19,6 @@ from lora_doctor.prescription.journal import journal, unfinished
 from lora_doctor.results.diagnosis import Diagnosis
 from lora_doctor.static.adapter_files import weights_beside
 from lora_doctor.static.piece import parse_json, read_bytes
-
-if TYPE_CHECKING:
-    from lora_doctor.recipe.files.bytes import FileText
 
 RECIPE_NAME = "lora-doctor.recipe.yaml"
 PRESCRIPTION_NAME = "lora-doctor.prescription.json"
@@ -55,9 +51,10 @@ class Plan:
     ) -> Plan:
         """Raises InputError when something could not be written later."""
         from lora_doctor.recipe.files.read_write import held_files
+        from lora_doctor.recipe.program.setup import is_program
 
         file = Path(recipe_file) if recipe_file else None
-        if file is not None:
+        if file is not None and not is_program(file):
             _refuse_trained(file)
         plan = cls(file, Path(folder), held_files(file, format) if file else None, format)
         if write:
@@ -99,8 +96,8 @@ class Plan:
         if self.recipe_file and self.held is not None:
             # Bytes, not universal newlines: a diff must show the file as it is.
             diff = "".join(
-                recipe_diff(path, self.held[path].decode("utf-8-sig"), file.text)
-                for path, file in self._edited(diagnosis).items()
+                recipe_diff(path, self.held[path].decode("utf-8-sig"), data.decode("utf-8-sig"))
+                for path, data in self._edited(diagnosis).items()
             )
             return replace(diagnosis, recipe_diff=diff)
         old = new_recipe_text(diagnosis.recipe)
@@ -154,21 +151,39 @@ class Plan:
         assert diagnosis.fixed_recipe is not None
         if self.recipe_file is not None:
             edited = self._edited(diagnosis)
-            return [Change(path, file.encode(file.text)) for path, file in edited.items()]
+            return [Change(path, data) for path, data in edited.items()]
         comment = _RECIPE_COMMENT.format(model=diagnosis.model)
         text = new_recipe_text(diagnosis.fixed_recipe, comment)
         return [Change(self.recipe_path, text.encode("utf-8"))]
 
-    def _edited(self, diagnosis: Diagnosis) -> dict[Path, FileText]:
+    def _edited(self, diagnosis: Diagnosis) -> dict[Path, bytes]:
         """The user's files with the edits that they have a place for; the prescription carries
         all."""
         from lora_doctor.recipe.files.read_write import edited_files, holds_edit
 
         assert self.recipe_file is not None and self.held is not None
         file, held, format = self.recipe_file, self.held, self.format
+        program = self._program(diagnosis)
+        if program is not None:
+            return {file: program}
         edits = [edit for item in diagnosis.applied for edit in item.fix.edits]
         placed = [edit for edit in edits if holds_edit(file, held, edit, format)]
-        return edited_files(file, held, placed, format)
+        edited = edited_files(file, held, placed, format)
+        return {path: text.encode(text.text) for path, text in edited.items()}
+
+    def _program(self, diagnosis: Diagnosis) -> bytes | None:
+        """The fixed script or notebook; ``None`` where the recipe is kept in another file.
+
+        Raises:
+            InputError: it was changed between the reading of the plan and that of the recipe.
+        """
+        read, fixed = diagnosis.recipe.written, diagnosis.fixed_recipe
+        file = self.recipe_file
+        if file is None or fixed is None or fixed.written is None or fixed.file != file:
+            return None
+        if read is None or read.data != (self.held or {}).get(file):
+            raise _changed(file)
+        return fixed.written.data
 
     def _refuse_changed(self) -> None:
         """Raises InputError when a file of the user's is no longer what the run has read."""
@@ -181,9 +196,7 @@ class Plan:
                     "written, put it back and run fix again"
                 ) from None
             if not same:
-                raise InputError(
-                    f"{path}: was changed while lora-doctor ran; nothing was written, run fix again"
-                )
+                raise _changed(path)
 
     def _refuse_foreign(self) -> None:
         """Raises InputError when a name is taken by a file that no earlier run has written."""
@@ -207,6 +220,12 @@ class Plan:
                         f"output {str(path)!r}: is there already and not by lora-doctor; {hint}"
                         "move it or choose another --output-dir"
                     )
+
+
+def _changed(path: Path) -> InputError:
+    return InputError(
+        f"{path}: was changed while lora-doctor ran; nothing was written, run fix again"
+    )
 
 
 def _refuse_trained(file: Path) -> None:

@@ -41,6 +41,30 @@ class Edit:
 
 
 @dataclass(frozen=True)
+class Rewrite:
+    """A piece of a training script's or notebook's text, replaced: for what no key says, such as
+    the name of an argument or the order of two lines."""
+
+    #: Characters ``start`` to ``end`` of the file's text, or of the cell's.
+    start: int
+    end: int
+    #: What stands there, and what replaces it.
+    old: str
+    new: str
+    #: Number of the cell of a notebook, from 1; ``None`` in a script.
+    cell: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "start": self.start,
+            "end": self.end,
+            "old": self.old,
+            "new": self.new,
+            "cell": self.cell,
+        }
+
+
+@dataclass(frozen=True)
 class Patch:
     """A patch of the running process."""
 

@@ -248,28 +248,57 @@ PREFIXED = {
 }
 #: Pairs of which a recipe sets one at most.
 EXCLUSIVE = tuple((key.name, key.excludes) for key in KEYS if key.excludes)
+#: Written as true by every ``save_pretrained``, so that a loaded adapter is frozen. PEFT's config
+#: takes it as well: training begins from a config with it, and nothing learns.
+INFERENCE_MODE = "inference_mode"
 #: Fields of adapter_config.json that describe the file, not the training.
 BOOKKEEPING_KEYS = frozenset(
-    {"base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version"}
+    {"base_model_name_or_path", "revision", INFERENCE_MODE, "auto_mapping", "peft_version"}
 )
 
 
-def known_keys() -> frozenset[str]:
-    """Every key that a recipe may have, with the fields of the installed LoraConfig."""
-    from lora_doctor.static.installed.environment import lora_config_fields
+def config_fields(peft_type: str) -> tuple[str, ...] | None:
+    """Fields of the config class that the installed PEFT has for this kind of adapter; ``None``
+    where there is none, or no PEFT."""
+    from lora_doctor.static.installed.environment import adapter_config_fields
 
-    installed = lora_config_fields() or ()
-    return frozenset({*BY_NAME, *BOOKKEEPING_KEYS, *installed})
+    return adapter_config_fields(peft_type)
+
+
+def name_in(fields: tuple[str, ...] | None, key: str) -> str:
+    """The name that a config class with these fields has for a key."""
+    if fields is None or key in fields:
+        return key
+    return next((name for name, meant in ALIASES.items() if meant == key and name in fields), key)
+
+
+def known_keys(peft_type: str = "LORA") -> frozenset[str]:
+    """Every key that a recipe of this kind of adapter may have, with the fields of the installed
+    PEFT's config."""
+    fields = config_fields(peft_type)
+    if fields is None:
+        return frozenset({*BY_NAME, *BOOKKEEPING_KEYS})
+    ours = (key for key in BY_NAME if peft_type == "LORA" or key in OUTER_KEYS)
+    return frozenset({*ours, *BOOKKEEPING_KEYS, *fields})
 
 
 def is_known_key(key: str) -> bool:
     """Whether a recipe may have this key. Without an installed PEFT its own fields are not known:
     then any name of an argument will do."""
-    from lora_doctor.static.installed.environment import lora_config_fields
-
     if key in BY_NAME or key in known_keys():
         return True
-    return lora_config_fields() is None and key.isidentifier() and not key.startswith("_")
+    return config_fields("LORA") is None and key.isidentifier() and not key.startswith("_")
+
+
+def is_key_of(peft_type: str, key: str) -> bool:
+    """Whether a recipe of this kind of adapter may have this key. A kind that the installed PEFT
+    does not know is PEFT's to refuse."""
+    if peft_type == "LORA" and key in BY_NAME:
+        return True  # cheap: PEFT's source is read for others only
+    fields = config_fields(peft_type)
+    if fields is None and peft_type != "LORA":
+        return True
+    return name_in(fields, key) in known_keys(peft_type)
 
 
 def check_value(key: str, value: Any, where: str) -> Any:

@@ -21,12 +21,17 @@ from lora_doctor.recipe.keys import (
     BOOKKEEPING_KEYS,
     BY_NAME,
     EXCLUSIVE,
+    INFERENCE_MODE,
     MAPPING_KEYS,
     OUTER_KEYS,
     check_value,
+    config_fields,
+    is_key_of,
     known_keys,
+    name_in,
 )
 from lora_doctor.recipe.set_up import SetUp
+from lora_doctor.recipe.written import Written
 from lora_doctor.static.place import Place
 
 #: ``default``: what the user's framework does where the set-up says nothing.
@@ -55,6 +60,8 @@ class Recipe:
     places: Mapping[str, Place] = field(default_factory=dict, compare=False)
     #: The file of a framework that it was read from; ``None`` for any other recipe.
     set_up: SetUp | None = field(default=None, compare=False)
+    #: What else was read of the script or notebook that holds it; ``None`` for any other recipe.
+    written: Written | None = field(default=None, compare=False, repr=False)
 
     def get(self, key: str, default: Any = None) -> Any:
         return self.values.get(key, default)
@@ -92,15 +99,42 @@ class Recipe:
                 origins[change.key] = "fix"
         return replace(self, values=values, origins=origins)
 
+    def place_of(self, key: str) -> Place | None:
+        """Where a key stands, or where it would be added; ``None`` where that is not known."""
+        if key in self.places or self.written is None:
+            return self.places.get(key)
+        known = BY_NAME.get(key)
+        return self.written.parts.get(known.part if known is not None else "adapter")
+
     def adapter_values(self) -> dict[str, Any]:
         """The keyword arguments of PEFT's config class; copies, because PEFT extends lists in place
         (its SEQ_CLS wrapper appends to ``modules_to_save``)."""
         skip = {*OUTER_KEYS, *BOOKKEEPING_KEYS, "peft_type"}
+        if self.for_inference:
+            skip.remove(INFERENCE_MODE)
         return {key: deepcopy(value) for key, value in self.values.items() if key not in skip}
+
+    def config_arguments(self) -> dict[str, Any]:
+        """:meth:`adapter_values` under the names that the config class of this kind of adapter has
+        for them: LoHa's ``alpha`` is the recipe's ``lora_alpha``."""
+        fields = config_fields(self.peft_type)
+        return {name_in(fields, key): value for key, value in self.adapter_values().items()}
 
     @property
     def peft_type(self) -> str:
         return str(self.values.get("peft_type", "LORA"))
+
+    def trained_tokens(self) -> list[int]:
+        """Token ids whose embeddings are trained one by one, of whichever embeddings."""
+        given = self.values.get("trainable_token_indices") or self.values.get("token_indices")
+        lists = given.values() if isinstance(given, Mapping) else [given]
+        found = (token for ids in lists if isinstance(ids, (list, tuple)) for token in ids)
+        return sorted({token for token in found if type(token) is int and token >= 0})
+
+    @property
+    def for_inference(self) -> bool:
+        """Whether PEFT is told to freeze what it puts in, as the config of a saved adapter does."""
+        return self.values.get(INFERENCE_MODE) is True
 
     @property
     def mixed_precision(self) -> Literal["float16", "bfloat16"] | None:
@@ -182,7 +216,7 @@ class Recipe:
 _MODEL = re.compile(r"((base|pretrained)_)?model(_name|_id|_path|_name_or_path)?")
 
 
-def _hint(key: str, value: Any, known: frozenset[str]) -> str:
+def _hint(key: str, value: Any, known: frozenset[str], kind: str) -> str:
     """What somebody who wrote this unknown key has to do."""
     if _MODEL.fullmatch(key):
         return "the model is no part of a recipe: it is the MODEL argument"
@@ -192,7 +226,9 @@ def _hint(key: str, value: Any, known: frozenset[str]) -> str:
         near = [ALIASES.get(short, short)]
     if isinstance(value, Mapping) and not (near and near[0] in MAPPING_KEYS):
         return "keys are flat: put what is in it one level up"
-    return f"did you mean {near[0]!r}?" if near else "see PEFT's LoraConfig"
+    if near and near[0] != key:
+        return f"did you mean {near[0]!r}?"
+    return "see PEFT's LoraConfig" if kind == "LORA" else f"see PEFT's config of {kind}"
 
 
 def make_recipe(
@@ -213,22 +249,21 @@ def make_recipe(
     """
     checked: dict[str, Any] = {}
     unknown: dict[str, Any] = {}
-    known: frozenset[str] | None = None
-    other_peft_type = str(values.get("peft_type", "LORA")).upper().rpartition(".")[2] != "LORA"
+    kind = str(getattr(values.get("peft_type"), "value", values.get("peft_type", "LORA")))
+    kind = kind.upper().rpartition(".")[2]
     for raw_key, value in values.items():
         if not isinstance(raw_key, str):
             raise InputError(f"{where}: key {raw_key!r} is not a text; keys are PEFT's names")
         key = ALIASES.get(raw_key, raw_key)
-        if key not in BY_NAME:
-            known = known or known_keys()
-            if key not in known and not other_peft_type:
-                if ignore_unknown:
-                    unknown[key] = value
-                    continue
-                raise InputError(f"{where}: unknown key {key!r}; {_hint(key, value, known)}")
+        if not is_key_of(kind, key):
+            if ignore_unknown:
+                unknown[raw_key] = value
+                continue
+            hint = _hint(key, value, known_keys(kind), kind)
+            raise InputError(f"{where}: unknown key {raw_key!r}; {hint}")
         if key in checked:
             raise InputError(f"{where}: {key!r} is given twice (as {raw_key!r} too)")
-        if key == "r" and value == 0 and other_peft_type:
+        if key == "r" and value == 0 and kind != "LORA":
             continue  # OFT: the rank follows from the block size
         checked[key] = check_value(key, value, where)
     for one, other in EXCLUSIVE:

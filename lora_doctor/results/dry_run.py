@@ -36,6 +36,70 @@ class ScriptError:
 
 
 @dataclass(frozen=True)
+class PackedSamples:
+    """Several samples in one line of a batch, and whether they see each other: the tokens of the
+    first were put in another order."""
+
+    #: Samples in that line.
+    samples: int
+    #: Tokens of it.
+    tokens: int
+    #: The largest change of a logit of the next sample.
+    change: float
+    #: The largest logit there.
+    size: float
+    #: What else forward was called with.
+    arguments: tuple[str, ...] = ()
+
+    @property
+    def seen(self) -> bool:
+        """Whether a sample sees the one before it."""
+        return self.change > 1e-5 * self.size
+
+
+@dataclass(frozen=True)
+class AccumulatedLoss:
+    """The loss of the first optimizer step, whose micro-batches are accumulated."""
+
+    #: Micro-batches of a step.
+    steps: int
+    #: What the loss does over rows: ``mean``, ``sum`` or ``other``.
+    over_rows: str
+    #: What went into the backward passes, all of them together.
+    given: float
+    #: What the same rows give without accumulation.
+    expected: float
+    #: The function of the user's that makes the loss.
+    function: str = ""
+    #: Its file.
+    file: str = ""
+    #: Its line, from 1; 0 where it is not known.
+    line: int = 0
+
+
+@dataclass(frozen=True)
+class DroppedColumns:
+    """Columns that the Trainer took out of the rows because forward does not name them."""
+
+    #: Names of the columns.
+    names: tuple[str, ...]
+    #: Those of them that the model inside takes: name to its class.
+    needed: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FilteredRows:
+    """Rows that a library took out of a set."""
+
+    #: Function of the library.
+    by: str
+    #: Rows that it looked at.
+    before: int
+    #: Rows that it left.
+    after: int
+
+
+@dataclass(frozen=True)
 class DryRun:
     """The run of the user's command with the model shrunk and the data cut."""
 
@@ -62,6 +126,14 @@ class DryRun:
     redirected: tuple[str, ...] = ()
     #: What ended the user's code, if it did.
     error: ScriptError | None = None
+    #: A line with several samples; ``None`` where no batch had one.
+    packed: PackedSamples | None = None
+    #: A loss of the user's own under accumulation; ``None`` without one.
+    accumulated: AccumulatedLoss | None = None
+    #: Columns that the Trainer took out; ``None`` where it took none.
+    dropped_columns: DroppedColumns | None = None
+    #: Filters of libraries that took rows out.
+    filtered: tuple[FilteredRows, ...] = ()
     #: What it took, in seconds.
     seconds: float = 0.0
 

@@ -87,6 +87,8 @@ class Finding:
     explains: tuple[str, ...] = ()
     #: Numbers of rows of the training data that show it, where it is about those.
     rows: tuple[int, ...] = ()
+    #: Where the user's file says what it is about: ``train.py:31``; empty where that is not known.
+    written: str = ""
 
     def __post_init__(self) -> None:
         if not self.evidence:
@@ -104,6 +106,7 @@ class Finding:
             "fixes": [fix.to_json() for fix in self.fixes],
             "explains": list(self.explains),
             "rows": list(self.rows),
+            "written": self.written,
         }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from lora_doctor.recipe.edit import Edit, Patch
+from lora_doctor.recipe.edit import Edit, Patch, Rewrite
 from lora_doctor.results.depth import Depth
 
 Safety = Literal["safe", "unproven", "unsafe", "manual"]
@@ -55,9 +55,11 @@ class Fix:
     patch: Patch | None = None
     #: Whether it was applied and run here.
     executed: Execution = Execution()
+    #: Pieces of the user's script or notebook that are replaced; all of them together.
+    rewrites: tuple[Rewrite, ...] = ()
 
     def __post_init__(self) -> None:
-        changes = bool(self.edits) or self.patch is not None
+        changes = bool(self.edits) or self.patch is not None or bool(self.rewrites)
         if changes == (self.safety == "manual"):
             raise ValueError(f"fix {self.title!r}: 'manual' means words only, others must change")
 
@@ -75,4 +77,5 @@ class Fix:
             "edits": [edit.to_json() for edit in self.edits],
             "patch": self.patch.to_json() if self.patch else None,
             "executed": self.executed.to_json(),
+            "rewrites": [rewrite.to_json() for rewrite in self.rewrites],
         }

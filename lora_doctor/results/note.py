@@ -19,6 +19,7 @@ NoteKind = Literal[
     "not-observed",
     "cut",
     "baseline",
+    "warned",
 ]
 
 
@@ -33,7 +34,8 @@ class Note:
     #: on this machine. ``batch-left-out``: a batch that the model without adapters does not take.
     #: ``objection``: what a forward raised while a batch was being made. ``input-left-out``: why a
     #: batch lacks an input. ``not-observed``: what could not be asked or seen. ``cut``: something
-    #: is left out of this report. ``baseline``: what a baseline holds and is not found any more.
+    #: is left out of this report. ``warned``: what a library warned of. ``baseline``: what a
+    #: baseline holds and is not found any more.
     kind: NoteKind
     #: The sentence.
     text: str

@@ -165,6 +165,9 @@ class Injection:
     not_reloaded: tuple[str, ...] = ()
     #: One of their tensors; ``None`` when all are found.
     not_reloaded_example: RenamedTensor | None = None
+    #: Why no adapter was made on the meta device, whose weights have no numbers: this kind looks at
+    #: them. Which layers are adapted is then what PEFT's matcher says.
+    not_made: str = ""
 
 
 @dataclass(frozen=True)

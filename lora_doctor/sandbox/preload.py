@@ -14,6 +14,7 @@ import pkgutil
 
 _MODULES = (
     "lora_doctor.evidence.loading",
+    "lora_doctor.evidence.loading_by_code",
     "lora_doctor.evidence.meta",
     "lora_doctor.evidence.tiny",
 )

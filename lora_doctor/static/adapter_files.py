@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lora_doctor.errors import EvidenceError, InputError
-from lora_doctor.static.piece import read_json_object, shown
+from lora_doctor.static.piece import read_json_object
 from lora_doctor.static.weights import Weights, read_weights
+
+if TYPE_CHECKING:
+    from lora_doctor.static.hub.snapshot import HubSnapshot
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -21,14 +24,28 @@ PICKLED_WEIGHTS = "adapter_model.bin"
 
 @dataclass(frozen=True)
 class AdapterFiles:
-    """An adapter folder."""
+    """An adapter folder, or what was fetched of an adapter on the hub: there the folder has its
+    weights only once somebody needs their numbers."""
 
-    #: Where it is.
+    #: Where it is; in the hub's cache for one of the hub.
     folder: Path
     #: Its adapter_config.json.
     config: dict[str, Any]
     #: What the header of adapter_model.safetensors says.
     weights: Weights
+    #: What the hub said of it; ``None`` for a folder.
+    snapshot: HubSnapshot | None = None
+
+    @property
+    def place(self) -> str:
+        """Where it is, as the report names it: the folder, or its id with the commit."""
+        return str(self.folder) if self.snapshot is None else self.snapshot.source
+
+    @property
+    def weights_size(self) -> int | None:
+        """Bytes of its weights on the hub; ``None`` where the hub did not say."""
+        files = self.snapshot.files if self.snapshot is not None else ()
+        return next((file.size for file in files if file.name == WEIGHTS), None)
 
     @property
     def base_model(self) -> str:
@@ -50,25 +67,56 @@ def read_adapter(folder: Path) -> AdapterFiles:
     """
     if not folder.is_dir():
         raise InputError(
-            f"adapter {str(folder)!r}: no such folder; an adapter on a hub is downloaded first "
-            "(hf download)"
+            f"adapter {str(folder)!r}: no such folder; give one, or ORG/NAME for an adapter on the "
+            "hub"
         )
+    where = f"adapter {str(folder)!r}"
+    config = _config(folder, where)
+    if not (folder / WEIGHTS).is_file() and (folder / PICKLED_WEIGHTS).is_file():
+        raise _pickled(str(folder / PICKLED_WEIGHTS))
+    return AdapterFiles(folder, config, _weights(folder, where))
+
+
+def adapter_of(snapshot: HubSnapshot) -> AdapterFiles:
+    """The adapter that was fetched.
+
+    Raises:
+        InputError: it cannot be read without running code.
+    """
+    where = f"adapter {snapshot.source}"
+    config = _config(snapshot.folder, where)
+    if snapshot.weights is None:  # only the cache was looked at
+        return AdapterFiles(snapshot.folder, config, _weights(snapshot.folder, where), snapshot)
+    names = {file.name for file in snapshot.files}
+    if WEIGHTS not in names and PICKLED_WEIGHTS in names:
+        raise _pickled(f"{snapshot.source}: {PICKLED_WEIGHTS}")
+    if snapshot.weights.value is None:
+        raise InputError(f"{where}: {snapshot.weights.reason}")
+    return AdapterFiles(snapshot.folder, config, snapshot.weights.value, snapshot)
+
+
+def _config(folder: Path, where: str) -> dict[str, Any]:
     try:
         config = read_json_object(folder / CONFIG)
     except EvidenceError as error:
-        raise InputError(f"adapter {str(folder)!r}: {error}") from None
+        raise InputError(f"{where}: {error}") from None
     if not isinstance(config.get("peft_type"), str):
         raise InputError(f"{folder / CONFIG}: has no peft_type; it is no config of PEFT's")
-    if not (folder / WEIGHTS).is_file() and (folder / PICKLED_WEIGHTS).is_file():
-        raise InputError(
-            f"{folder / PICKLED_WEIGHTS}: is a pickle, which may run code and is not loaded; load "
-            "it where you trust it and save it again, which writes safetensors"
-        )
+    return config
+
+
+def _weights(folder: Path, where: str) -> Weights:
     try:
-        weights = read_weights(folder, stem=WEIGHTS.removesuffix(".safetensors"))
+        return read_weights(folder, stem=WEIGHTS.removesuffix(".safetensors"))
     except EvidenceError as error:
-        raise InputError(f"adapter {str(folder)!r}: {error}") from None
-    return AdapterFiles(folder, config, weights)
+        raise InputError(f"{where}: {error}") from None
+
+
+def _pickled(place: str) -> InputError:
+    return InputError(
+        f"{place}: is a pickle, which may run code and is not loaded; load it where you trust it "
+        "and save it again, which writes safetensors"
+    )
 
 
 def base_class_of(config: dict[str, Any]) -> str:
@@ -81,25 +129,6 @@ def base_class_of(config: dict[str, Any]) -> str:
 def is_adapter_folder(folder: Path) -> bool:
     """Whether the folder holds an adapter and no model."""
     return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
-
-
-def base_folder_of(folder: Path) -> Path:
-    """The folder of the base model that an adapter folder names.
-
-    Raises:
-        InputError: it names none, or none that is a folder here.
-    """
-    try:
-        name = read_json_object(folder / CONFIG).get("base_model_name_or_path")
-    except EvidenceError as error:
-        raise InputError(f"MODEL {str(folder)!r}: {error}") from None
-    if isinstance(name, str) and name and "\0" not in name and Path(name).is_dir():
-        return Path(name)
-    named = f"names {shown(name)}, which is no folder here" if name else "names no base model"
-    raise InputError(
-        f"MODEL {str(folder)!r}: holds an adapter whose config {named}; give the base model as "
-        f"MODEL, and this folder with --adapter"
-    )
 
 
 def weights_beside(file: Path) -> str | None:

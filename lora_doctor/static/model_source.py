@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from lora_doctor.errors import InputError
 
 if TYPE_CHECKING:
-    from lora_doctor.static.hub.hub import HubSnapshot
+    from lora_doctor.static.hub.snapshot import HubSnapshot
 
 SourceKind = Literal["hub", "folder", "arch", "factory", "module", "script", "environment"]
 
@@ -24,8 +24,8 @@ class ModelSource:
 
     #: ``hub``: an id of the model hub. ``folder``: a local folder. ``arch``: the default config of
     #: an architecture of the installed transformers. ``factory``: a callable of the user's.
-    #: ``module``: a loaded ``nn.Module``. ``script``: a training script, which is only read.
-    #: ``environment``: no model at all; what is installed is looked at.
+    #: ``module``: a loaded ``nn.Module``. ``script``: a training script or notebook, which is
+    #: only read. ``environment``: no model at all; what is installed is looked at.
     kind: SourceKind
     #: Hub id, folder, architecture, ``package.module:factory``, class name of a loaded module, or
     #: path of the script.
@@ -40,6 +40,8 @@ class ModelSource:
     preferred_class: str = ""
     #: Folder of a saved adapter that training goes on from; empty without one.
     adapter: str = ""
+    #: The script or notebook that names it; empty where the user did.
+    script: str = ""
     #: The loaded module.
     module: Any = field(default=None, compare=False, repr=False)
     #: What the hub said about the files in ``folder``: a ``HubSnapshot``. The annotations of this
@@ -99,7 +101,7 @@ def _named(text: str, revision: str | None, trust_remote_code: bool) -> ModelSou
             )
         return ModelSource("arch", name)
     path = Path(text).expanduser()
-    if text.endswith(".py") and not path.exists():
+    if text.endswith((".py", ".ipynb")) and not path.exists():
         raise InputError(f"MODEL {text!r}: no such file; check the path of the training script")
     if text.startswith((".", "/", "~")) or text.endswith("/") or path.exists():
         return _folder(path, trust_remote_code)
@@ -121,11 +123,12 @@ def is_hub_id(text: str) -> bool:
 def _folder(path: Path, trust_remote_code: bool) -> ModelSource:
     if not path.exists():
         raise InputError(f"MODEL {str(path)!r}: no such folder; check the path")
-    if path.is_file() and path.suffix == ".py":
+    if path.is_file() and path.suffix in (".py", ".ipynb"):
         return ModelSource("script", str(path))
     if not path.is_dir():
         raise InputError(
-            f"MODEL {str(path)!r}: is a file; give the folder with config.json, or a script (.py)"
+            f"MODEL {str(path)!r}: is a file; give the folder with config.json, or a script "
+            "(.py, .ipynb)"
         )
     return ModelSource(
         "folder", str(path), trust_remote_code=trust_remote_code, folder=str(path.resolve())

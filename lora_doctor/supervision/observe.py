@@ -116,7 +116,8 @@ def _read(row: Row, tokenizer: TokenizerFacts, settings: LossSettings) -> _Read:
     supervised = _supervised(ids, labels, settings)
     uncut = row.uncut_ids if row.uncut_ids is not None else ids
     one = _Read(row, ids, supervised, sum(supervised), max(len(uncut), len(ids)))
-    one.wrong_labels = _out_of_range(labels, settings)
+    # The loss reads the labels of padding as well: -1 there is an error, not an "ignore".
+    one.wrong_labels = _out_of_range(row.labels, settings)
     one.mark("labels_out_of_range", bool(one.wrong_labels))
     one.mark("placeholders_cut", _placeholders_cut(row, ids, tokenizer))
     if settings.layout in ("classes", "aligned"):

@@ -85,7 +85,7 @@ class UnusedAdapters(Observer):
         found: dict[tuple[str, str, str, str, str], _Reason] = {}
         for seen in self._seen:
             layer = seen.layer
-            if layer.trained or not layer.trainable or id(layer) in excused:
+            if layer.trained or layer.not_fed or not layer.trainable or id(layer) in excused:
                 continue
             reason = _reason(seen, alive)
             base = getattr(layer.module, "base_layer", layer.module)

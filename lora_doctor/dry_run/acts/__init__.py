@@ -4,16 +4,20 @@ here needs of torch, transformers or PEFT it is handed once the user has importe
 from __future__ import annotations
 
 from lora_doctor.dry_run.acts import (
+    accumulation,
     adapters,
     arguments,
     data,
     data_sets,
     devices,
     failures,
+    folders,
+    generation,
     hub,
     loading,
     loops,
     outputs,
+    sets,
     tokenizers,
     trainer,
 )
@@ -21,8 +25,8 @@ from lora_doctor.dry_run.acts.acting import Acting
 from lora_doctor.guest.session import Session
 
 #: In the order in which they are prepared; each says itself after which import it acts.
-_ACTS = (failures, outputs, hub, devices, arguments, loading, adapters, data,
-         data_sets, loops, trainer, tokenizers)  # fmt: skip
+_ACTS = (failures, folders, generation, outputs, hub, devices, arguments, loading, adapters, data,
+         data_sets, loops, trainer, sets, accumulation, tokenizers)  # fmt: skip
 
 
 def install(session: Session) -> Acting:

@@ -44,12 +44,20 @@ class Acting:
         self.steps = 0
         self.in_trainer = 0
         self.evaluations = 0
+        #: Whether the model that trains has written the rows that it trains on.
+        self.writes_its_rows = False
+        #: What compares accumulated micro-batches with a large batch, while it does.
+        self.accumulation: Any = None
         self._inside = threading.local()
         self._told: set[tuple[str, str]] = set()
         self._ends_raised = 0
         self._model: Any = None
+        #: Tokenizers that were loaded, oldest first.
+        self.tokenizers: list[weakref.ref[Any]] = []
         #: Where each PEFT config was made, by its identity.
         self.config_places: dict[int, Place] = {}
+        #: Its fields whose values are not the defaults of their class.
+        self.config_given: dict[int, list[str]] = {}
         #: Its values by our keys when a model was wrapped with it.
         self.config_values: dict[int, dict[str, Any]] = {}
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lora_doctor.dry_run.acts import contract
+from lora_doctor.dry_run.acts import contract, packed
 from lora_doctor.dry_run.acts.acting import Acting
+from lora_doctor.dry_run.acts.arguments import set_by_somebody
 from lora_doctor.dry_run.acts.outputs import Redirected
 from lora_doctor.errors import LoraDoctorError
 from lora_doctor.guest.call_sites import caller
@@ -35,15 +36,18 @@ def _configs(acting: Acting, module: ModuleType) -> None:
 
     def made(original: Any, config: Any) -> None:
         place = caller()
+        given = list(set_by_somebody(config))  # before PEFT fills in what it derives
         original(config)
         if acting.in_contract:
             return
         if place is not None:
             acting.config_places[id(config)] = place
+        acting.config_given[id(config)] = given
         with contextlib.suppress(LoraDoctorError):  # PEFT takes what no recipe can hold
             acting.journal.tell(
                 "config",
                 adapter=dict(as_recipe(config).values),
+                given=given,
                 place=None if place is None else vars(place),
             )
 
@@ -147,7 +151,8 @@ class _FirstForward:
                 self._seen.add(model)
             if self._kept < _KEPT:
                 self._kept += 1
-                contract.keep_rows(self._acting, model, arguments, named)
+                given = contract.keep_rows(self._acting, model, arguments, named)
+                packed.look(self._acting, model, given)
             if first:
                 contract.run(self._acting, model, arguments, named)
             elif new:

@@ -71,12 +71,20 @@ def _set(arguments: Any, name: str, value: Any) -> None:
         setattr(arguments, name, value)
 
 
+def keep_apart(acting: Acting, arguments: Any) -> None:
+    """Once more when training starts: some set ``output_dir`` on arguments that are made."""
+    _paths_apart(arguments, Redirected(acting))
+
+
+def _paths_apart(arguments: Any, places: Redirected) -> None:
+    for name in ("output_dir", "logging_dir"):
+        if getattr(arguments, name, None) is not None:
+            setattr(arguments, name, places.to_write(getattr(arguments, name)))
+
+
 def _apart(acting: Acting, arguments: Any, places: Redirected) -> None:
     """Nothing is written where the user's results are, and nothing is told to a service."""
-    if arguments.output_dir is not None:
-        arguments.output_dir = places.to_write(arguments.output_dir)
-    if getattr(arguments, "logging_dir", None) is not None:
-        arguments.logging_dir = places.to_write(arguments.logging_dir)
+    _paths_apart(arguments, places)
     if getattr(arguments, "push_to_hub", False):
         acting.note("redirected", "push_to_hub was left out", once="push_to_hub")
     _set(arguments, "push_to_hub", False)

@@ -10,12 +10,15 @@ import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lora_doctor.dry_run.acts import small_models
+from lora_doctor.dry_run.acts import small_models, supervised
 from lora_doctor.dry_run.acts.acting import Acting
 from lora_doctor.dry_run.recipe import captured_recipe
 
 #: Integers of a batch that are kept for what is supervised.
 _MOST_IDS = 200_000
+#: Classes whose labels are classes, by transformers' names.
+_CLASSES = ("SequenceClassification", "TokenClassification", "ImageClassification",
+            "AudioClassification")  # fmt: skip
 _ROWS = ("input_ids", "labels", "attention_mask", "position_ids", "completion_mask")
 
 
@@ -58,11 +61,13 @@ def _run(acting: Acting, model: Any, batch: dict[str, Any]) -> None:
     acting.journal.tell(
         "adapted",
         adapter=adapter,
+        given=acting.config_given.get(id(config)),
         place=None if place is None else vars(place),
         base=small_models.name_of(base),
         base_class=type(base).__name__,
         object=None if loading is None else loading["object"],
         inputs={name: list(value.shape) for name, value in batch.items() if _is_tensor(value)},
+        label_count=_label_count(base),
     )
     recipe = captured_recipe(adapter, loading, training["values"] if training else None)
     full = None if loading is None else _at_full_size(acting, loading, recipe)
@@ -71,6 +76,21 @@ def _run(acting: Acting, model: Any, batch: dict[str, Any]) -> None:
     with _without_autocast(model):
         result = verify_module(model, recipe, batch, random_weights=loading is not None)
     acting.journal.tell("contract", verification=result.to_json())
+
+
+def _label_count(base: Any) -> int | None:
+    """How many labels the loss of a model knows: its tokens, or its classes; ``None`` where that is
+    open, as for numbers that are to be guessed."""
+    name = type(base).__name__
+    config = getattr(base, "config", None)
+    if any(one in name for one in _CLASSES):
+        kind = getattr(config, "problem_type", None)
+        count = getattr(config, "num_labels", None)
+        plain = kind in (None, "single_label_classification") and isinstance(count, int)
+        return count if plain and count is not None and count > 1 else None
+    head = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
+    rows = getattr(head, "out_features", None)
+    return rows if isinstance(rows, int) else None
 
 
 @contextlib.contextmanager
@@ -131,10 +151,14 @@ def read_optimizer(acting: Acting, optimizer: Any, scheduler: Any, planned: int 
 
 def keep_rows(
     acting: Acting, model: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]
-) -> None:
-    """The token ids of a batch and what goes with them, as plain lists."""
+) -> dict[str, Any]:
+    """Tell the token ids of a batch and what goes with them, as plain lists; returns what forward
+    was called with, by name."""
     acting.trains(model)
+    supervised.tell_loaded_tokenizer(acting, model)
     given = _forward_arguments(model, arguments, named)
+    if acting.writes_its_rows:
+        return given
     rows = {
         name: given[name].tolist()
         for name in _ROWS
@@ -142,7 +166,9 @@ def keep_rows(
         and not given[name].is_floating_point()
         and given[name].numel() <= _MOST_IDS
     }
-    acting.journal.tell("rows", rows=rows)
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    acting.journal.tell("rows", rows=rows, label_count=_label_count(base))
+    return given
 
 
 def _active(model: Any) -> str:

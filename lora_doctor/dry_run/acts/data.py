@@ -6,12 +6,14 @@ selections and step counts of the user's stay what they are. Batches are made of
 
 from __future__ import annotations
 
+import functools
 import inspect
 import threading
 from types import ModuleType
 from typing import Any
 
 from lora_doctor.dry_run.acts.acting import Acting
+from lora_doctor.guest.call_sites import is_of_user
 
 #: A set of so many rows is filtered as a whole: what is left is then no estimate.
 _WHOLE_ROWS = 20_000
@@ -75,7 +77,13 @@ def _mapping(acting: Acting, module: ModuleType) -> None:
             return repeated(made, len(data))
         return _estimated(acting, "map", data, few, made)
 
+    def flattened(original: Any, data: Any, *arguments: Any, **named: Any) -> Any:
+        """Rows in the order of their positions, by ``map``; ``add_column`` needs every one."""
+        with acting.ours():
+            return original(data, *arguments, **named)
+
     acting.replaced.around(module.Dataset, "map", mapped)
+    acting.replaced.around(module.Dataset, "flatten_indices", flattened)
     acting.replaced.around(module.Dataset, "filter", _filtered(acting, whole))
 
 
@@ -86,8 +94,11 @@ def _filtered(acting: Acting, whole: _Whole) -> Any:
         few = data.select(_sample(data, acting.rows), keep_in_memory=True)
         every = len(few) == len(data) or not is_repeated(data)
         if every and len(data) <= max(_WHOLE_ROWS, acting.rows):
-            return whole(original, data, arguments, named)
+            left = whole(original, data, arguments, named)
+            _tell_filtered(acting, arguments, named, len(data), len(left))
+            return left
         made = whole(original, few, arguments, named)
+        _tell_filtered(acting, arguments, named, len(few), len(made))
         if not len(made):  # what is rare is looked for in all rows
             return whole(original, data, arguments, named)
         if len(made) < len(few):
@@ -97,6 +108,22 @@ def _filtered(acting: Acting, whole: _Whole) -> Any:
         return data
 
     return filtered
+
+
+def _tell_filtered(acting: Acting, arguments: Any, named: Any, before: int, after: int) -> None:
+    """How many rows a filter left, and whose the filter is."""
+    function = named.get("function", arguments[0] if arguments else None)
+    while isinstance(function, functools.partial):
+        function = function.func
+    code = getattr(function, "__code__", None)
+    if code is None or is_of_user(code.co_filename):
+        return
+    acting.journal.tell(
+        "filtered",
+        before=before,
+        after=after,
+        by=f"{function.__module__}.{function.__qualname__}".replace(".<locals>.<lambda>", ""),
+    )
 
 
 def _in_memory(named: dict[str, Any]) -> dict[str, Any]:

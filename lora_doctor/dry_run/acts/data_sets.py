@@ -13,6 +13,7 @@ from typing import Any
 
 from lora_doctor.dry_run.acts import data
 from lora_doctor.dry_run.acts.acting import Acting
+from lora_doctor.dry_run.acts.outputs import Redirected
 from lora_doctor.dry_run.acts.synthetic import NotMadeError, made_rows
 from lora_doctor.dry_run.prepared_data import link_prepared
 from lora_doctor.guest.call_sites import caller
@@ -47,9 +48,13 @@ def _loading(acting: Acting, module: ModuleType) -> None:
                 raise
             return made
 
+    places = Redirected(acting)
+
     def from_disk(original: Any, *arguments: Any, **named: Any) -> Any:
+        if "dataset_path" in named:
+            named["dataset_path"] = places.to_read(named["dataset_path"])
         try:
-            return original(*arguments, **named)
+            return places.reading_first(original, *arguments, **named)
         except Exception as error:
             name = str(arguments[0] if arguments else named.get("dataset_path", ""))
             _tell(acting, name, error, "")

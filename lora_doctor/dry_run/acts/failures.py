@@ -11,7 +11,7 @@ from typing import Any
 
 from lora_doctor.dry_run.acts.acting import Acting, DryRunEnd
 from lora_doctor.errors import Cause
-from lora_doctor.guest.call_sites import of_traceback, renamed
+from lora_doctor.guest.call_sites import caller, of_traceback, renamed
 
 #: Characters of a traceback that are kept, of its end.
 _TRACEBACK = 20_000
@@ -41,6 +41,10 @@ def tell(acting: Acting, error: BaseException) -> None:
         setattr(error, _SEEN, True)
     cause = Cause.of(error)
     every, own = of_traceback(error.__traceback__)
+    # Caught in a library, a traceback begins there: who called it is on the stack.
+    outer = None if own else caller()
+    if outer is not None:
+        own = [outer]
     lines = traceback.format_exception(type(error), error, error.__traceback__)
     acting.journal.tell(
         "error",

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from types import FrameType, ModuleType
 from typing import Any
 
-from lora_doctor.dry_run.acts import small_models
+from lora_doctor.dry_run.acts import generation, small_models
 from lora_doctor.dry_run.acts.acting import Acting
 from lora_doctor.dry_run.acts.outputs import Redirected
 from lora_doctor.dry_run.acts.plain import plain
@@ -160,6 +160,8 @@ def _small(acting: Acting, original: Any, call: Loading) -> Any:
     model = result[0] if info else result
     model.name_or_path = call.name
     model.config._name_or_path = call.name
+    looked = {key: value for key, value in call.named.items() if key in _FOR_CONFIG}
+    generation.as_published(model, call.name, looked)
     _tell(acting, model, call, place, (small.steps, _folder(call)))
     small_models.remember(model, call.name)
     return result

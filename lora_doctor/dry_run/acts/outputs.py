@@ -44,6 +44,10 @@ def prepare(acting: Acting) -> None:
     acting.after("torch.serialization", lambda m: _torch(acting, places, m))
     acting.after("safetensors.torch", lambda m: _safetensors(acting, places, m))
     acting.after("transformers.utils.hub", lambda m: _reading(acting, places, m))
+    for name in ("sentence_transformers.base.model", "sentence_transformers.SentenceTransformer"):
+        acting.after(name, lambda m: _embedders(acting, places, m))
+    acting.after("datasets.arrow_dataset", lambda m: _data_sets(acting, places, m.Dataset))
+    acting.after("datasets.dataset_dict", lambda m: _data_sets(acting, places, m.DatasetDict))
 
 
 class Redirected:
@@ -87,7 +91,7 @@ class Redirected:
     def writing_second(self, original: Any, owner: Any, *arguments: Any, **named: Any) -> Any:
         """A method whose first argument beside the object is where to write."""
         first, rest = arguments[:1], arguments[1:]
-        for name in ("save_directory", "output_dir"):
+        for name in ("save_directory", "output_dir", "dataset_path", "dataset_dict_path"):
             if name in named:
                 named[name] = self.to_write(named[name])
         return original(owner, *map(self.to_write, first), *rest, **named)
@@ -159,6 +163,41 @@ def _safetensors(acting: Acting, places: Redirected, module: ModuleType) -> None
 
     acting.replaced.around(module, "save_file", saving)
     acting.replaced.around(module, "load_file", loading)
+
+
+def _embedders(acting: Acting, places: Redirected, module: ModuleType) -> None:
+    """sentence-transformers writes the files of its own by itself; since 6.0 in a base class."""
+
+    def saving(original: Any, model: Any, *arguments: Any, **named: Any) -> Any:
+        if "path" in named:
+            named["path"] = places.to_write(named["path"])
+        return original(model, *map(places.to_write, arguments[:1]), *arguments[1:], **named)
+
+    def loading(original: Any, model: Any, *arguments: Any, **named: Any) -> None:
+        if "model_name_or_path" in named:
+            named["model_name_or_path"] = places.to_read(named["model_name_or_path"])
+        original(model, *map(places.to_read, arguments[:1]), *arguments[1:], **named)
+
+    owners = [one for one in vars(module).values() if isinstance(one, type)]
+    for owner in owners:
+        if owner.__module__ == module.__name__ and "save" in vars(owner):
+            acting.replaced.around(owner, "save", saving)
+            if "__init__" in vars(owner):
+                acting.replaced.around(owner, "__init__", loading)
+
+
+def _data_sets(acting: Acting, places: Redirected, owner: Any) -> None:
+    """Sets that are kept for the next run (axolotl's ``last_run_prepared``): this run has few of
+    their rows."""
+
+    def loading(original: Any, *arguments: Any, **named: Any) -> Any:
+        for name in ("dataset_path", "dataset_dict_path"):
+            if name in named:
+                named[name] = places.to_read(named[name])
+        return places.reading_first(original, *arguments, **named)
+
+    acting.replaced.around(owner, "save_to_disk", places.writing_second)
+    acting.replaced.around(owner, "load_from_disk", loading)
 
 
 def _reading(acting: Acting, places: Redirected, module: ModuleType) -> None:

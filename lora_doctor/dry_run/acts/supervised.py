@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from lora_doctor.dry_run.acts import small_models
 from lora_doctor.dry_run.acts.acting import Acting
 
 
@@ -12,8 +13,23 @@ def tell_tokenizer(acting: Acting, trainer: Any, model: Any) -> None:
     """What is known of the trainer's tokenizer when training starts, with all that the script has
     set by then. Nothing where the trainer has none, or one that cannot be asked."""
     tokenizer = _tokenizer(trainer)
-    if tokenizer is None:
+    if tokenizer is not None:
+        _tell(acting, tokenizer, model)
+
+
+def tell_loaded_tokenizer(acting: Acting, model: Any) -> None:
+    """The same where no trainer has one: of the tokenizer that was loaded from where the model was,
+    or of the only one that was loaded. Nothing where it was told already."""
+    if acting.seen("tokenizer_facts") or acting.seen("no_tokenizer"):
         return
+    there = [found for found in (one() for one in acting.tokenizers) if found is not None]
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    own = [one for one in there if str(one.name_or_path) == small_models.name_of(base)]
+    if own or len({str(one.name_or_path) for one in there}) == 1:
+        _tell(acting, (own or there)[-1], base)
+
+
+def _tell(acting: Acting, tokenizer: Any, model: Any) -> None:
     from lora_doctor.supervision.tokenizer import describe
 
     with acting.ours():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from types import ModuleType
 from typing import Any
 
@@ -20,6 +21,7 @@ def _tokenizers(acting: Acting, module: ModuleType) -> None:
     def loaded(original: Any, kind: Any, *arguments: Any, **named: Any) -> Any:
         tokenizer = original(*arguments, **named)
         if not acting.in_contract:
+            acting.tokenizers.append(weakref.ref(tokenizer))
             acting.journal.tell(
                 "tokenizer",
                 name=str(getattr(tokenizer, "name_or_path", "")),

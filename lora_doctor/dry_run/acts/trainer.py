@@ -6,8 +6,9 @@ import weakref
 from types import ModuleType
 from typing import Any
 
-from lora_doctor.dry_run.acts import contract, failures, supervised
+from lora_doctor.dry_run.acts import accumulation, contract, failures, sets, supervised
 from lora_doctor.dry_run.acts.acting import STEPS, Acting
+from lora_doctor.dry_run.acts.arguments import keep_apart
 from lora_doctor.dry_run.acts.plain import plain
 from lora_doctor.guest.call_sites import caller
 
@@ -25,6 +26,7 @@ def _trainer(acting: Acting, module: ModuleType) -> None:
         if trainer not in watched:
             watched.add(trainer)
             trainer.add_callback(callback(trainer))
+            keep_apart(acting, trainer.args)
         arguments = _not_resumed(acting, arguments, named)
         acting.in_trainer += 1
         before = acting.steps
@@ -73,9 +75,14 @@ def _callback(acting: Acting, module: ModuleType) -> Any:
 
         def __init__(self, trainer: Any) -> None:
             self._trainer = weakref.ref(trainer)
+            # Schedulers that the script has made know nothing of the arguments.
+            self._own_schedule = getattr(trainer, "lr_scheduler", None) is not None
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-            _tell_start(acting, self._trainer(), args, state, given)
+            trainer = self._trainer()
+            _tell_start(acting, trainer, args, state, given)
+            sets.tell(acting, trainer, args, state, own_schedule=self._own_schedule)
+            accumulation.watch(acting, trainer, args)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> Any:
             if state.global_step >= STEPS:

@@ -14,13 +14,15 @@ from typing import Any
 
 from lora_doctor.errors import InputError
 from lora_doctor.files import replace_file
-from lora_doctor.recipe.edit import Edit
+from lora_doctor.recipe.edit import Edit, Rewrite
 from lora_doctor.recipe.files import yaml_syntax
 from lora_doctor.recipe.files.bytes import FileText, decode, read_bytes
 from lora_doctor.recipe.files.document import read_document
 from lora_doctor.recipe.files.format import RecipeFormat, format_named
 from lora_doctor.recipe.files.plain import plain
-from lora_doctor.recipe.keys import ADAPTER_KEYS, OUTER_KEYS
+from lora_doctor.recipe.keys import ADAPTER_KEYS, OUTER_KEYS, check_value
+from lora_doctor.recipe.program.edits import edited_program, program_holds
+from lora_doctor.recipe.program.setup import is_program, read_program_recipe
 from lora_doctor.recipe.recipe import Recipe, make_recipe
 from lora_doctor.text import printable
 
@@ -53,6 +55,8 @@ def read_recipe(path: str | Path, format: str | None = None) -> Recipe:
             syntax errors, the line.
     """
     path = Path(path)
+    if is_program(path):
+        return read_program_recipe(path)
     return replace(read_document(path, format=_format(format)).read(), file=path)
 
 
@@ -87,6 +91,8 @@ def held_files(path: Path, format: str | None = None) -> dict[Path, bytes]:
         InputError: it cannot be read.
     """
     data = read_bytes(path)
+    if is_program(path):
+        return {path: data}
     try:
         parts = read_document(path, {path: data}, _format(format)).parts
     except InputError:
@@ -170,14 +176,17 @@ def new_recipe_text(recipe: Recipe, comment: str = "") -> str:
     return "\n".join(lines) + "\n"
 
 
-def as_written(recipe: Recipe, edits: Iterable[Edit]) -> Recipe:
+def as_written(recipe: Recipe, edits: Iterable[Edit], rewrites: Iterable[Rewrite] = ()) -> Recipe:
     """The recipe after the edits, as it is read back from the file that they would be written to:
-    the user's own, or a new recipe file. Nothing is written.
+    the user's own, or a new recipe file. Nothing is written. ``rewrites``: of a program.
 
     Raises:
         InputError: it cannot be written there.
     """
     edits = list(edits)
+    if recipe.written is not None:
+        outside = [edit for edit in edits if not program_holds(recipe, edit)]
+        return edited_program(recipe, edits, rewrites).edit(outside)
     edited = recipe.edit(edits)
     if recipe.file is not None:
         document = read_document(recipe.file, format=_format_in(recipe))
@@ -194,6 +203,8 @@ def without_place(recipe: Recipe, edits: Iterable[Edit]) -> list[str]:
     Raises:
         InputError: the file cannot be read.
     """
+    if recipe.written is not None:
+        return [edit.key for edit in edits if not program_holds(recipe, edit)]
     if recipe.file is None:
         return []
     document = read_document(recipe.file, format=_format_in(recipe))
@@ -213,10 +224,11 @@ def _format_in(recipe: Recipe) -> RecipeFormat | None:
     return format_named(recipe.set_up.format) if recipe.set_up else None
 
 
-def as_recipe(recipe: Any) -> Recipe:
+def as_recipe(recipe: Any, format: str | None = None) -> Recipe:
     """A recipe out of what the Python API takes.
 
-    ``None`` (all open), a :class:`Recipe`, a mapping, a PEFT config object, or the path of a file.
+    ``None`` (all open), a :class:`Recipe`, a mapping, a PEFT config object, or the path of a file;
+    ``format``: whose file it is, where its content does not decide it.
 
     Raises:
         InputError: none of these, or the content is not a recipe.
@@ -226,17 +238,33 @@ def as_recipe(recipe: Any) -> Recipe:
     if isinstance(recipe, Recipe):
         return recipe
     if isinstance(recipe, (str, Path)):
-        return read_recipe(Path(recipe))
+        return read_recipe(Path(recipe), format)
     if isinstance(recipe, Mapping):
         return make_recipe(recipe, where="recipe", origin="argument")
     if hasattr(recipe, "to_dict") and hasattr(recipe, "peft_type"):
-        values = {key: value for key, value in recipe.to_dict().items() if _is_plain(value)}
+        values = {
+            key: value
+            for key, value in recipe.to_dict().items()
+            if _is_plain(value) and not _is_unset(key, value)
+        }
         return make_recipe(
             values, where="recipe", origin="argument", complete=True, ignore_unknown=True
         )
     raise InputError(
         f"recipe: expected a mapping, a PEFT config or a path, got {type(recipe).__name__}"
     )
+
+
+def _is_unset(key: str, value: Any) -> bool:
+    """Whether a config object holds ``None`` where its key has values of another type: frameworks
+    hand on what was not said (axolotl's ``fan_in_fan_out=None``), and PEFT takes it for false."""
+    if value is not None:
+        return False
+    try:
+        check_value(key, value, "recipe")
+    except InputError:
+        return True
+    return False
 
 
 def _is_plain(value: Any) -> bool:

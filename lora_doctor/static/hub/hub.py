@@ -15,7 +15,6 @@ import os
 import struct
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -26,15 +25,18 @@ from lora_doctor.static.hub.bounded_http import Allowance, Wanted, get
 from lora_doctor.static.hub.deadline import Deadline
 from lora_doctor.static.hub.hub_cache import remember, snapshot_folder, store
 from lora_doctor.static.hub.hub_files import (
+    ADAPTER,
+    MODEL,
+    Contents,
     check_model_id,
     check_revision,
     choose,
     most_bytes,
-    what_instead,
 )
 from lora_doctor.static.hub.hub_library import THREAD, quiet, root_cause
 from lora_doctor.static.hub.listing import Listing, parse_listing
-from lora_doctor.static.piece import Piece, gather, inside, read_json_object, shown
+from lora_doctor.static.hub.snapshot import HubFile, HubSnapshot
+from lora_doctor.static.piece import gather, inside, read_json_object, shown
 from lora_doctor.static.weights import (
     HeaderAllowance,
     Tensor,
@@ -51,49 +53,6 @@ T = TypeVar("T")
 _FIRST_RANGE = 100_000
 
 
-@dataclass(frozen=True)
-class HubFile:
-    """One file of the repository; `reason` is None when it was fetched, else why it was not;
-    `unanswered` where it is that the hub did not answer."""
-
-    name: str
-    size: int | None
-    reason: str | None = None
-    unanswered: bool = False
-
-
-@dataclass(frozen=True)
-class HubSnapshot:
-    """The small files of a hub model, in the hub's cache at `folder`.
-
-    `revision` is what was asked for, `commit` the sha that it meant. `from_cache` with its `note`
-    says that the hub was not asked or did not answer; `files` and `weights` are then empty and
-    None: what is in the folder is what there is.
-    """
-
-    model_id: str
-    revision: str | None
-    commit: str
-    endpoint: str
-    folder: Path
-    files: tuple[HubFile, ...]
-    weights: Piece[Weights] | None
-    gated: bool
-    from_cache: bool
-    note: str | None
-    seconds: float
-
-    @property
-    def source(self) -> str:
-        """The model with its commit, as the report names it."""
-        return f"{self.model_id}@{self.commit[:12]}"
-
-    @property
-    def listing(self) -> tuple[str, ...] | None:
-        """Names of all files of the repository, None when only the cache was looked at."""
-        return None if self.from_cache else tuple(file.name for file in self.files)
-
-
 class _Unreachable(Exception):
     """The hub gives no answer that says anything about the model; the cache may have it."""
 
@@ -105,20 +64,24 @@ def fetch_small_files(
     time_limit: float = HUB_SECONDS,
     token: str | None = None,
     cache_dir: Path | None = None,
+    contents: Contents = MODEL,
 ) -> HubSnapshot:
-    """Config, code and tokenizer files of `model_id`, and the headers of its weights.
+    """Config, code and tokenizer files of `model_id`, and the headers of its weights; with
+    `contents` an adapter's config and the header of its weights, and nothing else.
 
     All of it ends within `time_limit` seconds. What is optional and late or too large is recorded
     with its reason. When the hub cannot be asked, the cache answers if it has the model.
     `token` None means the one the user logged in with, as everywhere with the hub.
 
     Raises InputError, in one line, when there is no such model or revision, access is refused, or
-    neither the hub nor the cache can answer.
+    neither the hub nor the cache can answer; AdapterInstead where the repository holds an adapter
+    and no model.
     """
     start = time.monotonic()
     check_model_id(model_id)
     check_revision(revision)
     request = _Request(model_id, revision, time_limit, token, cache_dir)
+    request.contents = contents
     with quiet():
         if request.offline:
             snapshot = request.cached("HF_HUB_OFFLINE is set", "unset it, or give a local folder")
@@ -153,6 +116,7 @@ class _Request:
         self.model_id = model_id
         self.revision = revision
         self.token = token
+        self.contents = MODEL
         # The library reads these once, when it is imported; set later, they count here as well.
         environment = os.environ
         self.endpoint = (environment.get("HF_ENDPOINT") or str(constants.ENDPOINT)).rstrip("/")
@@ -168,15 +132,16 @@ class _Request:
         """Ask the hub. InputError for answers that settle it, _Unreachable for none."""
         listing = self._one(self._listing)
         commit, sizes = listing.commit, listing.sizes
-        if "config.json" not in sizes:
-            raise InputError(f"{self.model_id} {what_instead(sizes)}")
-        chosen, reasons = choose(sizes)
+        config = self.contents.config
+        if config not in sizes:
+            raise self.contents.instead(self.model_id, sizes)
+        chosen, reasons = choose(sizes, self.contents.wanted)
         folder = snapshot_folder(self.cache_dir, self.model_id, commit)
         steps = {name: self._downloading(name, commit, sizes[name]) for name in chosen}
-        if "config.json" not in steps:
-            raise InputError(f"{self.model_id}: config.json {reasons['config.json']}")
+        if config not in steps:
+            raise InputError(f"{self.model_id}: {config} {reasons[config]}")
         try:
-            self._one(steps.pop("config.json"))
+            self._one(steps.pop(config))
         except EvidenceError as error:
             raise InputError(f"{self.model_id}: {error}; give a local folder") from None
         # So that the cache knows what was asked for when there is no network.
@@ -206,10 +171,10 @@ class _Request:
 
     def cached(self, why: str, advice: str) -> HubSnapshot:
         """What the cache has, with the note `why`; InputError with `advice` when it has nothing."""
-        found = self.hub.try_to_load_from_cache(
-            self.model_id, "config.json", cache_dir=self.cache_dir, revision=self.revision
-        )
-        if not isinstance(found, str):
+        found = self._in_cache(self.contents.config)
+        if found is None:
+            if self.contents is MODEL and self._in_cache(ADAPTER.config) is not None:
+                raise MODEL.instead(self.model_id, {ADAPTER.config: None})
             at = f" at revision {self.revision}" if self.revision else ""
             near = self._near_in_cache() if self.offline else ""
             raise InputError(f"{self.model_id}{at} is not in the cache, and {why}{near}; {advice}")
@@ -228,6 +193,12 @@ class _Request:
             seconds=0.0,
         )
 
+    def _in_cache(self, name: str) -> str | None:
+        found = self.hub.try_to_load_from_cache(
+            self.model_id, name, cache_dir=self.cache_dir, revision=self.revision
+        )
+        return found if isinstance(found, str) else None
+
     # --- single steps, run in threads ---
 
     def _listing(self) -> Listing:
@@ -245,7 +216,7 @@ class _Request:
             path = snapshot_folder(self.cache_dir, self.model_id, commit) / name
             if path.is_file():  # a commit never changes
                 return path
-            most = most_bytes(name) if size is None else size
+            most = most_bytes(name, self.contents.wanted) if size is None else size
             wanted = Wanted(name, most, allowance=self.allowance)
             content = self._get(self._url(name, commit), wanted)
             if size is not None and len(content) != size:
@@ -271,7 +242,7 @@ class _Request:
 
     def _weights(self, folder: Path, commit: str, sizes: Mapping[str, int | None]) -> Weights:
         """Headers of the checkpoint's files; EvidenceError when there are none."""
-        single = "model.safetensors"
+        single = self.contents.weights
         if single in sizes:
             names = [single]
         elif (folder / f"{single}.index.json").is_file():

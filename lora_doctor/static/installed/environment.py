@@ -121,17 +121,43 @@ def lora_config_fields() -> tuple[str, ...] | None:
     Bases first, then `LoraConfig`'s own, as the dataclass has them. None when PEFT is missing or
     keeps its config where no release so far has kept it.
     """
+    return _config_fields("LORA")
+
+
+@functools.cache
+def adapter_config_fields(peft_type: str) -> tuple[str, ...] | None:
+    """The same for the config class of any kind of adapter: the one that sets this `peft_type`.
+    None also where the installed PEFT has no such kind."""
+    return _config_fields(peft_type)
+
+
+def _config_fields(peft_type: str) -> tuple[str, ...] | None:
     peft = package_folder("peft")
     if peft is None:
         return None
+    tuners = peft / "tuners"
+    files = [peft / "config.py", tuners / "lora" / "config.py"]
+    if peft_type != "LORA":
+        files += sorted({*tuners.glob("*.py"), *tuners.glob("*/config.py")} - set(files))
     classes: dict[str, ast.ClassDef] = {}
-    for file in (peft / "config.py", peft / "tuners" / "lora" / "config.py"):
+    for file in files:
         tree = _parse(file)
         if tree is not None:
             classes |= {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
-    if "LoraConfig" not in classes:
-        return None
-    return tuple(_dataclass_fields("LoraConfig", classes))
+    name = next((name for name, node in classes.items() if _sets_type(node, peft_type)), None)
+    return tuple(_dataclass_fields(name, classes)) if name is not None else None
+
+
+def _sets_type(node: ast.ClassDef, peft_type: str) -> bool:
+    """Whether a method of this class says `self.peft_type = PeftType.LORA`."""
+    return any(
+        isinstance(statement, ast.Assign)
+        and ast.unparse(statement.targets[0]) == "self.peft_type"
+        and ast.unparse(statement.value) == f"PeftType.{peft_type}"
+        for method in node.body
+        if isinstance(method, ast.FunctionDef)
+        for statement in ast.walk(method)
+    )
 
 
 def _dataclass_fields(name: str, classes: dict[str, ast.ClassDef]) -> dict[str, None]:

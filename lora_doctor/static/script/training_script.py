@@ -44,15 +44,16 @@ class TrainingScript:
     adapter_calls: tuple[AdapterCall, ...] = ()
 
 
-def read_training_script(path: Path) -> TrainingScript:
-    """Read a script.
+def read_training_script(path: Path, data: bytes | None = None) -> TrainingScript:
+    """Read a script; ``data``: its content, where that is not what the file has now.
 
     Raises:
         InputError: it cannot be read, or is not Python that this Python knows.
     """
     where = f"MODEL {str(path)!r}"
     try:
-        source = read_bytes(path, PYTHON_BYTES).decode("utf-8-sig")
+        content = read_bytes(path, PYTHON_BYTES) if data is None else data
+        source = content.decode("utf-8-sig")
         with bounded(SCRIPT):
             tree = parse_python(source, path.name)
             found = sorted(_Reader(tree, source).read(), key=lambda item: item.line)

@@ -1,0 +1,66 @@
+"""What a batch has to hold for the adapters' sake: the task of each row, the tokens they train."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from dataclasses import replace
+from typing import Any
+
+from lora_doctor.model.peft_models import own_config
+from lora_doctor.nn.embeddings import input_embeddings
+from lora_doctor.recipe.recipe import Recipe
+
+TASK_IDS = "task_ids"
+
+
+def with_task_ids(model: Any, batch: Any) -> Any:
+    """The batch with ``task_ids``, which a collator for several tasks makes, where this kind of
+    adapter takes them (Poly, multitask prompts): one task after the other, a row each."""
+    import torch
+
+    config = own_config(model)
+    if config is None or TASK_IDS in batch.inputs or not _takes_task_ids(config):
+        return batch
+    rows = next((v.shape[0] for v in batch.inputs.values() if getattr(v, "ndim", 0)), 1)
+    tasks = max(int(getattr(config, key, None) or 1) for key in ("num_tasks", "n_tasks"))
+    device = next(model.parameters()).device
+    ids = torch.arange(rows, device=device) % tasks
+    return replace(batch, inputs={**batch.inputs, TASK_IDS: ids})
+
+
+def _takes_task_ids(config: Any) -> bool:
+    """Whether PEFT's own class for this kind of adapter has them in its forward."""
+    for name in ("peft.mapping", "peft.peft_model"):
+        tuners = getattr(importlib.import_module(name), "PEFT_TYPE_TO_TUNER_MAPPING", {})
+        forward = getattr(tuners.get(config.peft_type), "forward", None)
+        if forward is not None:
+            return TASK_IDS in inspect.signature(forward).parameters
+    return False
+
+
+def with_trained_tokens(model: Any, batch: Any, recipe: Recipe) -> Any:
+    """The batch with the tokens whose embeddings the recipe trains, in place of others: one that
+    was made up has them by chance only, and they would get no gradient.
+
+    ``model``: with or without adapters; its embeddings say which ids there are.
+    """
+    ids, rows = batch.inputs.get("input_ids"), _rows(model)
+    if batch.modality != ["text"] or getattr(ids, "ndim", 0) != 2 or rows is None:
+        return batch
+    wanted = [token for token in recipe.trained_tokens() if token < rows]
+    absent = [token for token in wanted if not bool((ids == token).any())]
+    if not absent:
+        return batch
+    changed = ids.clone()
+    mask = batch.inputs.get("attention_mask")
+    shown = mask.bool() if getattr(mask, "shape", None) == ids.shape else changed == changed
+    places = shown.nonzero()
+    for token, (row, column) in zip(absent, places.tolist(), strict=False):
+        changed[row, column] = token
+    return replace(batch, inputs={**batch.inputs, "input_ids": changed})
+
+
+def _rows(model: Any) -> int | None:
+    weight = getattr(input_embeddings(model), "weight", None)
+    return int(weight.shape[0]) if weight is not None and weight.ndim == 2 else None

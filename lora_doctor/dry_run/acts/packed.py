@@ -1,0 +1,88 @@
+"""Whether samples that were packed into one line see each other: asked of the model itself.
+
+The tokens of the first sample are put in another order; where the logits of the next sample change,
+the attention (or the state of a recurrent layer) reaches across the border.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+from lora_doctor.dry_run.acts.acting import Acting
+
+#: Lines of a batch that are looked through for a border.
+_LINES = 64
+
+
+def look(acting: Acting, model: Any, batch: Mapping[str, Any]) -> None:
+    """Tell once what a packed batch shows; nothing where no line has a border in it."""
+    if acting.seen("packed"):
+        return
+    border = _border(batch)
+    if border is None:
+        return
+    line, start, samples = border
+    with acting.ours(), _evaluating(model):
+        try:
+            change, size = _change(model, batch, line, start)
+        except Exception as error:  # noqa: BLE001 - a forward of the user's own
+            acting.journal.tell("packed", why=f"{type(error).__name__}: {error}"[:300])
+            return
+    acting.journal.tell(
+        "packed",
+        samples=samples,
+        tokens=int(batch["input_ids"].shape[-1]),
+        change=change,
+        size=size,
+        arguments=sorted(name for name in batch if name not in ("input_ids", "labels")),
+    )
+
+
+def _border(batch: Mapping[str, Any]) -> tuple[int, int, int] | None:
+    """A line, where its second sample begins, and how many samples it has: positions that begin
+    anew where real tokens stand."""
+    ids, positions = batch.get("input_ids"), batch.get("position_ids")
+    if ids is None or positions is None or getattr(positions, "shape", None) != ids.shape:
+        return None
+    for line in range(min(int(ids.shape[0]), _LINES)):
+        where = positions[line].tolist()
+        starts = [n for n in range(1, len(where)) if where[n] == 0 and where[n - 1] > 0]
+        # Padding has the position 0 too, over and over: a sample is followed by a position 1.
+        starts = [n for n in starts if n + 1 < len(where) and where[n + 1] == 1]
+        if starts and len(set(ids[line, : starts[0]].tolist())) > 1:
+            return line, starts[0], len(starts) + 1
+    return None
+
+
+def _change(model: Any, batch: Mapping[str, Any], line: int, start: int) -> tuple[float, float]:
+    """The largest change of a logit behind the border, and the largest logit there."""
+    import torch
+
+    given = {name: value for name, value in batch.items() if name != "labels"}
+    other = given["input_ids"].clone()
+    other[line, :start] = other[line, :start].flip(0)
+    if torch.equal(other, given["input_ids"]):
+        other[line, :start] = other[line, :start].roll(1)
+    with torch.no_grad():
+        first = _logits(model(**given))[line, start:].float()
+        second = _logits(model(**{**given, "input_ids": other}))[line, start:].float()
+    return float((first - second).abs().max()), float(first.abs().max())
+
+
+def _logits(output: Any) -> Any:
+    logits = getattr(output, "logits", None)
+    return output[0] if logits is None else logits
+
+
+@contextlib.contextmanager
+def _evaluating(model: Any) -> Any:
+    """Without dropout; each module gets its mode back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

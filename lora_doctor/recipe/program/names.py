@@ -1,0 +1,161 @@
+"""Arguments of a program's calls that the installed libraries do not take, and what they are called
+now: asked of the installed signature."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from lora_doctor.recipe.edit import Rewrite
+from lora_doctor.recipe.program.imports import name_of
+from lora_doctor.recipe.program.objects import is_loader, is_trainer, settings_of, top
+from lora_doctor.recipe.program.order import rewrite_of
+from lora_doctor.recipe.program.pins import unmet
+from lora_doctor.recipe.program.setup import Setup
+from lora_doctor.recipe.program.splices import Splice, added, removed, renamed
+from lora_doctor.static.installed.signatures import (
+    Signature,
+    installed_version,
+    loads_by_flag,
+    signature_of,
+)
+from lora_doctor.static.place import Place
+from lora_doctor.static.program.values import Argument, Call, Known
+
+_PACKAGES = ("transformers", "trl", "peft", "sentence_transformers")
+#: How alike an old and a new name are at least: ``evaluation_strategy``, ``eval_strategy``.
+_ALIKE = 0.75
+_FLAGS = ("load_in_4bit", "load_in_8bit")
+
+
+@dataclass(frozen=True)
+class UnknownArgument:
+    """An argument that the installed release does not take."""
+
+    #: The argument.
+    name: str
+    #: What it is passed to.
+    callee: str
+    #: The package of that.
+    package: str
+    #: Its installed release.
+    version: str
+    #: Where the argument stands.
+    place: Place
+    #: How it is written now; empty where that is not known.
+    now: str
+    #: Where it belongs now, where that is another call.
+    moved_to: str = ""
+    #: The changes of the text; empty where it has to be done by hand.
+    rewrites: tuple[Rewrite, ...] = ()
+
+
+def unknown_arguments(setup: Setup) -> Iterator[UnknownArgument]:
+    """The arguments, in the order of the calls. Libraries of which the program pins another release
+    than the installed one, or that another library patches, are passed over."""
+    pinned = {pin.package.replace("-", "_") for pin, _ in unmet(setup.program)}
+    patched = any(top(call.name) == "unsloth" for call in setup.program.calls)
+    seen = set()
+    for call in setup.program.calls:
+        package = top(call.name)
+        if package not in _PACKAGES or package in pinned or (patched and package != "peft"):
+            continue
+        version = installed_version(package.replace("_", "-"))
+        if version is None or call.span in seen:
+            continue
+        seen.add(call.span)
+        yield from _by_flag(setup, call, version) if is_loader(call) else _in(call, version)
+
+
+def _in(call: Call, version: str) -> Iterator[UnknownArgument]:
+    if not call.method[:1].isupper():
+        return
+    signature = signature_of(call.name)
+    if signature is None or signature.open or not signature.names:
+        return
+    for name, argument in call.keywords.items():
+        if name in signature.names:
+            continue
+        now = _now(name, signature, call)
+        change: list[Splice] = []
+        moved = ""
+        if now and not argument.unpacked:
+            change = [renamed(argument, now)]
+        elif not now and is_trainer(call):
+            moved, now, change = _moved(call, argument)
+        yield UnknownArgument(
+            name, call.method, top(call.name), version, argument.whole.place, now, moved,
+            _rewrites(change),
+        )  # fmt: skip
+
+
+def _now(name: str, signature: Signature, call: Call) -> str:
+    """The name that the installed signature has for it: one that is nearly the same, else the only
+    one whose type is named after it."""
+    free = [one for one in signature.names if one not in call.keywords]
+    near = difflib.get_close_matches(name, free, n=2, cutoff=_ALIKE)
+    if near and (len(near) == 1 or _ratio(name, near[0]) > _ratio(name, near[1])):
+        return near[0]
+    word = name.replace("_", "").lower()
+    typed = [
+        one
+        for one in free
+        if len(word) > 4 and re.search(rf"\w*{word}\w*", signature.annotations.get(one, "").lower())
+    ]
+    return typed[0] if len(typed) == 1 else ""
+
+
+def _ratio(one: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, one, other).ratio()
+
+
+def _moved(call: Call, argument: Argument) -> tuple[str, str, list[Splice]]:
+    """The Trainer's arguments, where they take it now: their class, the name there, the change."""
+    arguments = settings_of(call.value("args", 1))
+    target = arguments.call if arguments is not None else None
+    if target is None or target.node is None:
+        return "", "", []
+    signature = signature_of(target.name)
+    if signature is None:
+        return "", "", []
+    named = argument.name in signature.names
+    now = argument.name if named else _now(argument.name, signature, target)
+    if not now or argument.unpacked or now in target.keywords:
+        return target.method if now else "", now, []
+    # The value is written where it is evaluated earlier: a plain one, or a name that is set before.
+    early = target.number < call.number and not isinstance(argument.value, Known)
+    out, into = removed(call, argument), added(target, now, argument.span.text)
+    inside = call.span.start <= target.span.start and target.span.end <= call.span.end
+    if out is None or into is None or (early and not inside and not argument.value.via):
+        return target.method, now, []
+    return target.method, now, [out, into]
+
+
+def _by_flag(setup: Setup, call: Call, version: str) -> Iterator[UnknownArgument]:
+    """``load_in_4bit=True`` given to ``from_pretrained`` itself."""
+    for flag in _FLAGS:
+        argument = call.argument(flag)
+        if argument is None or top(call.name) != "transformers" or loads_by_flag(flag) is not False:
+            continue
+        change: list[Splice] = []
+        on = isinstance(argument.value, Known) and argument.value.value is True
+        now = f"quantization_config=BitsAndBytesConfig({flag}=True)"
+        if on and not argument.unpacked and call.argument("quantization_config") is None:
+            unit = argument.whole.unit
+            name, change = name_of(setup.program, unit, "transformers", "BitsAndBytesConfig")
+            written = argument.whole.text
+            equal = written[len(flag) : len(written) - len(argument.span.text)]
+            new = f"quantization_config{equal}{name}({flag}={argument.span.text})"
+            change = [(argument.whole, new), *change]
+        yield UnknownArgument(
+            flag, call.method, "transformers", version, argument.whole.place, now, "",
+            _rewrites(change),
+        )  # fmt: skip
+
+
+def _rewrites(changes: list[Splice]) -> tuple[Rewrite, ...]:
+    if not all(span.unit.editable for span, _ in changes):
+        return ()
+    return tuple(rewrite_of(change) for change in changes)

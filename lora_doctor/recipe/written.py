@@ -1,0 +1,28 @@
+"""What a program that holds a recipe says besides its values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from lora_doctor.static.place import Place
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was read of a training script or notebook beside the recipe."""
+
+    #: Part of a recipe (``adapter``, ``loading``, ...) to where a key of it would be added.
+    parts: Mapping[str, Place] = field(default_factory=dict)
+    #: What the file does not say, each with its name, its line and how to say it.
+    asked: tuple[str, ...] = ()
+    #: On what condition the file was read so, such as a question about the GPU.
+    assumed: tuple[str, ...] = ()
+    #: Releases that it asks for where others are installed, each as a sentence.
+    other_releases: tuple[str, ...] = ()
+    #: Why the model that it names cannot be looked at; empty where it can.
+    out_of_reach: str = ""
+    #: The content of the file that was read, where that is a program.
+    data: bytes | None = field(default=None, repr=False)
+    #: The words of the program's command line that were given.
+    arguments: tuple[str, ...] = ()

@@ -1,0 +1,161 @@
+"""Which arguments a class of an installed package takes, read from its source and not imported."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.metadata
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from lora_doctor.limits import INSTALLED_FILES
+from lora_doctor.static.installed.environment import installed_text, package_folder
+
+_DEPTH = 8
+#: Where a package keeps classes that a program calls by name; models have their own signatures.
+_FOLDERS = {
+    "transformers": ("*.py", "utils/*.py", "generation/*.py"),
+    "trl": ("trainer/*.py", "*.py", "experimental/*/*.py"),
+    "peft": ("*.py", "tuners/*/config.py", "utils/*.py"),
+    "sentence_transformers": ("*.py", "*/*.py", "sentence_transformer/*.py"),
+}
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The arguments of a class's constructor. ``annotations``: as they are written."""
+
+    names: tuple[str, ...]
+    annotations: dict[str, str]
+    #: Whether it takes any other name as well.
+    open: bool
+
+
+def signature_of(dotted: str) -> Signature | None:
+    """The signature of ``package.Class``; ``None`` where the package or the class is not there, or
+    a base of it cannot be followed."""
+    package, _, rest = dotted.partition(".")
+    return _signature(package, rest.rpartition(".")[2], _DEPTH)
+
+
+def installed_version(package: str) -> str | None:
+    """The installed release of a distribution; ``None`` where it is missing."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+@functools.cache
+def loads_by_flag(flag: str) -> bool | None:
+    """Whether the installed ``from_pretrained`` knows a bare ``load_in_4bit=``; ``None`` where
+    transformers is missing."""
+    folder = package_folder("transformers")
+    if folder is None:
+        return None
+    text = installed_text(folder / "modeling_utils.py")
+    return re.search(rf"\b{re.escape(flag)}\b", text) is not None if text else None
+
+
+@functools.cache
+def _signature(package: str, name: str, depth: int) -> Signature | None:
+    node = _class(package, name)
+    if node is None or not depth:
+        return None
+    own = next(
+        (one for one in node.body if isinstance(one, ast.FunctionDef) and one.name == "__init__"),
+        None,
+    )
+    if own is not None:
+        return _of_function(own)
+    bases = [_base(package, base, depth) for base in node.bases if not _is_plain_base(base)]
+    if any(base is None for base in bases):
+        return None
+    names: dict[str, str] = {}
+    is_open = False
+    for base in reversed(bases):
+        assert base is not None
+        names |= {one: base.annotations.get(one, "") for one in base.names}
+        is_open = is_open or base.open
+    if _is_dataclass(node):
+        names |= dict(_fields(node))
+    return Signature(tuple(names), names, is_open)
+
+
+def _base(package: str, node: ast.expr, depth: int) -> Signature | None:
+    name = ast.unparse(node).rpartition(".")[2]
+    for place in (package, "transformers", "trl"):
+        found = _signature(place, name, depth - 1)
+        if found is not None:
+            return found
+    return None
+
+
+def _is_plain_base(node: ast.expr) -> bool:
+    """A base that adds no argument: of the language, or a mixin."""
+    name = ast.unparse(node).rpartition(".")[2].partition("[")[0]
+    return name in ("object", "ABC", "Generic", "Protocol", "Enum") or name.endswith("Mixin")
+
+
+def _of_function(node: ast.FunctionDef) -> Signature:
+    arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs][1:]
+    annotations = {
+        one.arg: ast.unparse(one.annotation) if one.annotation is not None else ""
+        for one in arguments
+    }
+    renamed = {name for decorator in node.decorator_list for name in _renamed(decorator)}
+    names = (*annotations, *sorted(renamed - annotations.keys()))
+    return Signature(names, annotations, node.args.kwarg is not None)
+
+
+def _renamed(decorator: ast.expr) -> Iterator[str]:
+    """The old name that a decorator such as ``deprecate_kwarg("old", ...)`` still takes."""
+    if isinstance(decorator, ast.Call) and "deprecate" in ast.unparse(decorator.func):
+        for argument in decorator.args[:1]:
+            if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
+                yield argument.value
+
+
+def _fields(node: ast.ClassDef) -> Iterator[tuple[str, str]]:
+    for statement in node.body:
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            kind = ast.unparse(statement.annotation)
+            value = ast.unparse(statement.value) if statement.value is not None else ""
+            if "ClassVar" not in kind and "init=False" not in value:
+                yield statement.target.id, kind
+
+
+def _is_dataclass(node: ast.ClassDef) -> bool:
+    return any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list)
+
+
+@functools.cache
+def _class(package: str, name: str) -> ast.ClassDef | None:
+    """The class statement, in the first file of the package that has it."""
+    opening = re.compile(rf"^class {re.escape(name)}\b", re.MULTILINE)
+    for file in _files(package):
+        text = installed_text(file)
+        found = opening.search(text)
+        if found is None:
+            continue
+        try:
+            tree = ast.parse(text)
+        except (SyntaxError, ValueError, RecursionError):
+            return None
+        return next(
+            (one for one in tree.body if isinstance(one, ast.ClassDef) and one.name == name), None
+        )
+    return None
+
+
+@functools.cache
+def _files(package: str) -> tuple[Path, ...]:
+    folder = package_folder(package)
+    if folder is None:
+        return ()
+    patterns = _FOLDERS.get(package, ("*.py",))
+    found = (file for pattern in patterns for file in sorted(folder.glob(pattern)))
+    return tuple(dict.fromkeys(islice(found, INSTALLED_FILES)))

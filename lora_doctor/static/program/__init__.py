@@ -1,0 +1,1 @@
+"""A training script or notebook, read with ``libcst`` and never run: its calls, in their order."""

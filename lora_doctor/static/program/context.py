@@ -1,0 +1,63 @@
+"""What the parts that follow a program are handed: the place that has been reached."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from lora_doctor.static.program.units import Span, Unit
+from lora_doctor.static.program.values import (
+    Argument,
+    Function,
+    ModuleValue,
+    Scope,
+    Unknown,
+    Value,
+)
+
+if TYPE_CHECKING:
+    import libcst as cst
+
+
+class Context(Protocol):
+    """A program that is being followed."""
+
+    #: The file, or the cell, and the names that are known in it.
+    unit: Unit
+    scope: Scope
+    #: The folder of the program, and the words of its command line.
+    folder: Path
+    script_arguments: tuple[str, ...]
+    #: Questions about the GPU, answered as for one with bfloat16.
+    assumed: list[Unknown]
+    #: Values and whole entries of dictionaries that are written out.
+    entry_spans: dict[tuple[int, str], tuple[Span, Span]]
+    #: Files beside the program that it imports; ``None`` while one is being followed.
+    modules: dict[Path, ModuleValue | None]
+
+    def follow(self, unit: Unit) -> None:
+        """Follow a file, or a cell after those before it."""
+
+    def value(self, node: cst.BaseExpression) -> Value:
+        """The value of an expression."""
+
+    def unknown(self, node: cst.CSTNode, advice: str = "") -> Unknown:
+        """The expression as something that the text does not say."""
+
+    def look_up(self, name: str) -> Value | None:
+        """What a name stands for here."""
+
+    def attribute(self, owner: Value, name: str) -> Value | None:
+        """An attribute of a value."""
+
+    def call(self, node: cst.Call) -> Value:
+        """Record a call, and what it returns."""
+
+    def run(
+        self,
+        function: Function,
+        positional: Sequence[Argument],
+        keywords: dict[str, Argument],
+    ) -> Value:
+        """Follow a function of the user's with these arguments; what it returns."""

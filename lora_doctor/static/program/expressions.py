@@ -1,0 +1,311 @@
+"""The value of an expression of the user's program, as far as its text says. Nothing is run."""
+
+from __future__ import annotations
+
+import ast
+import operator
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import libcst as cst
+
+from lora_doctor.limits import step
+from lora_doctor.static.program.values import (
+    LONGEST,
+    Function,
+    Instance,
+    Items,
+    Known,
+    Mapping,
+    ModuleValue,
+    NotPlainError,
+    Reference,
+    Thing,
+    Unknown,
+    Value,
+    plain,
+    through,
+)
+
+if TYPE_CHECKING:
+    from lora_doctor.static.program.context import Context
+
+_LONGEST_NUMBER = 256  # bits
+_BINARY: dict[str, Callable[[Any, Any], Any]] = {
+    "Add": operator.add, "Subtract": operator.sub, "Multiply": operator.mul,
+    "Divide": operator.truediv, "FloorDivide": operator.floordiv, "Modulo": operator.mod,
+}  # fmt: skip
+_COMPARED: dict[str, Callable[[Any, Any], Any]] = {
+    "Equal": operator.eq, "NotEqual": operator.ne, "LessThan": operator.lt,
+    "LessThanEqual": operator.le, "GreaterThan": operator.gt, "GreaterThanEqual": operator.ge,
+    "Is": operator.is_, "IsNot": operator.is_not,
+    "In": lambda one, other: one in other, "NotIn": lambda one, other: one not in other,
+}  # fmt: skip
+_UNARY: dict[str, Callable[[Any], Any]] = {
+    "Minus": operator.neg, "Plus": operator.pos, "Not": operator.not_,
+}  # fmt: skip
+
+
+class Expressions:
+    """Evaluates the nodes of expressions; calls are the follower's business."""
+
+    def __init__(self, follower: Context) -> None:
+        self.follower = follower
+
+    def value(self, node: cst.BaseExpression) -> Value:
+        """What the expression stands for."""
+        step(5)
+        method = getattr(self, f"_{type(node).__name__.lower()}", None)
+        found = method(node) if method is not None else None
+        return found if found is not None else self.unknown(node)
+
+    def unknown(self, node: cst.CSTNode, advice: str = "") -> Unknown:
+        """The expression as something that the text does not say."""
+        span = self.follower.unit.span(node)
+        code = " ".join(span.text.split())
+        short = code if len(code) <= 60 else f"{code[:57]}..."
+        return Unknown(short, span.place, advice, span)
+
+    def _literal(self, node: cst.BaseExpression) -> Value | None:
+        span = self.follower.unit.span(node)
+        try:
+            return Known(ast.literal_eval(span.text.strip()), span)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            return None
+
+    _integer = _float = _literal
+
+    def _simplestring(self, node: cst.SimpleString) -> Value:
+        return Known(node.evaluated_value, self.follower.unit.span(node))
+
+    def _concatenatedstring(self, node: cst.ConcatenatedString) -> Value | None:
+        left, right = self.value(node.left), self.value(node.right)
+        if isinstance(left, Known) and isinstance(right, Known):
+            return Known(left.value + right.value, self.follower.unit.span(node))
+        return None
+
+    def _formattedstring(self, node: cst.FormattedString) -> Value | None:
+        parts = []
+        for part in node.parts:
+            if isinstance(part, cst.FormattedStringText):
+                parts.append(ast.literal_eval(f'"""{part.value}"""') if "\\" in part.value
+                             else part.value.replace("{{", "{").replace("}}", "}"))  # fmt: skip
+                continue
+            assert isinstance(part, cst.FormattedStringExpression)
+            found = self.value(part.expression)
+            if not isinstance(found, Known):
+                return found if isinstance(found, Unknown) else None
+            if part.conversion or part.format_spec:
+                return None
+            parts.append(str(found.value))
+            if sum(map(len, parts)) > LONGEST:
+                return None
+        return Known("".join(parts), self.follower.unit.span(node))
+
+    def _name(self, node: cst.Name) -> Value | None:
+        constants = {"True": True, "False": False, "None": None}
+        if node.value in constants:
+            return Known(constants[node.value], self.follower.unit.span(node))
+        found = self.follower.look_up(node.value)
+        if isinstance(found, Reference) and found.span is None:  # of an import, not of a variable
+            return Reference(found.name, self.follower.unit.span(node))
+        return through(found, node.value) if found is not None else None
+
+    def _attribute(self, node: cst.Attribute) -> Value | None:
+        owner = self.value(node.value)
+        name = node.attr.value
+        found = self.follower.attribute(owner, name)
+        if isinstance(found, Reference) and isinstance(owner, Reference):
+            return Reference(found.name, self.follower.unit.span(node))
+        if found is not None:
+            return through(found, name)
+        if isinstance(owner, Instance) and owner.of is None:
+            return self.unknown(node, f"pass `--{name}`")
+        if isinstance(owner, Unknown) and owner.advice:
+            return self.unknown(node, owner.advice)
+        return None
+
+    def _unaryoperation(self, node: cst.UnaryOperation) -> Value | None:
+        found = self.value(node.expression)
+        kind = type(node.operator).__name__
+        if kind == "Not":
+            known = truth(found)
+            return Known(not known) if known is not None else _same_gap(found)
+        if not isinstance(found, Known) or kind not in _UNARY:
+            return _same_gap(found)
+        return _computed(_UNARY[kind], found.value, span=self.follower.unit.span(node))
+
+    def _binaryoperation(self, node: cst.BinaryOperation) -> Value | None:
+        left, right = self.value(node.left), self.value(node.right)
+        kind = type(node.operator).__name__
+        if isinstance(left, Items) and isinstance(right, Items) and kind == "Add":
+            if len(left.items) + len(right.items) > LONGEST:
+                return None
+            return Items([*left.items, *right.items], left.kind)
+        if isinstance(left, Mapping) and isinstance(right, Mapping) and kind == "BitOr":
+            return Mapping({**left.entries, **right.entries}, open=left.open or right.open)
+        if not isinstance(left, Known) or not isinstance(right, Known) or kind not in _BINARY:
+            return _same_gap(left) or _same_gap(right)
+        if isinstance(left.value, str) and kind in ("Multiply", "Modulo"):
+            return None  # a short text may ask for a very long one
+        return _computed(_BINARY[kind], left.value, right.value)
+
+    def _booleanoperation(self, node: cst.BooleanOperation) -> Value | None:
+        left = self.value(node.left)
+        known = truth(left)
+        if known is None:
+            return _same_gap(left)
+        takes_right = known == isinstance(node.operator, cst.And)
+        return self.value(node.right) if takes_right else left
+
+    def _comparison(self, node: cst.Comparison) -> Value | None:
+        if len(node.comparisons) != 1:
+            return None
+        target = node.comparisons[0]
+        left, right = self.value(node.left), self.value(target.comparator)
+        kind = type(target.operator).__name__
+        nothing = isinstance(right, Known) and right.value is None
+        if kind in ("Is", "IsNot") and nothing and _is_object(left):
+            return Known(kind == "IsNot")
+        try:
+            return _computed(_COMPARED[kind], plain(left), plain(right))
+        except (NotPlainError, KeyError):
+            return _same_gap(left) or _same_gap(right)
+
+    def _ifexp(self, node: cst.IfExp) -> Value | None:
+        test = self.value(node.test)
+        known = truth(test)
+        if known is None:
+            return _same_gap(test)
+        return self.value(node.body if known else node.orelse)
+
+    def _list(self, node: cst.List | cst.Tuple | cst.Set) -> Value | None:
+        items: list[Value] = []
+        for element in node.elements:
+            found = self.value(element.value)
+            if not isinstance(element, cst.StarredElement):
+                items.append(found)
+            elif isinstance(found, Items):
+                items += found.items
+            else:
+                return _same_gap(found)
+        kind = type(node).__name__.lower()
+        return Items(items, kind, self.follower.unit.span(node))
+
+    _tuple = _set = _list
+
+    def _dict(self, node: cst.Dict) -> Value | None:
+        found = Mapping({}, self.follower.unit.span(node))
+        for element in node.elements:
+            value = self.value(element.value)
+            if isinstance(element, cst.StarredDictElement):
+                if not isinstance(value, Mapping):
+                    found.open = _same_gap(value) or self.unknown(element.value)
+                    continue
+                found.entries.update(value.entries)
+                found.open = found.open or value.open
+                continue
+            assert isinstance(element, cst.DictElement)
+            key = self.value(element.key)
+            if not isinstance(key, Known):
+                found.open = self.unknown(element.key)
+                continue
+            found.entries[str(key.value)] = value
+            spans = self.follower.unit.span(element.value), self.follower.unit.span(element)
+            self.follower.entry_spans[id(found.entries), str(key.value)] = spans
+        return found
+
+    def _subscript(self, node: cst.Subscript) -> Value | None:
+        owner = self.value(node.value)
+        if len(node.slice) != 1 or not isinstance(node.slice[0].slice, cst.Index):
+            return None
+        key = self.value(node.slice[0].slice.value)
+        if isinstance(owner, Reference) and owner.name == "os.environ":
+            return environment(key, None) or self.unknown(node, _set_variable(key))
+        if not isinstance(key, Known):
+            return None
+        try:
+            if isinstance(owner, Items):
+                item: Value = owner.items[key.value]
+                return item
+            if isinstance(owner, Mapping):
+                return owner.entries.get(str(key.value))
+            return _computed(operator.getitem, plain(owner), key.value)
+        except (IndexError, TypeError, KeyError, NotPlainError):
+            return None
+
+    def _listcomp(self, node: cst.ListComp | cst.SetComp | cst.GeneratorExp) -> Value | None:
+        self.value(node.for_in.iter)  # for the calls in it
+        return None
+
+    _setcomp = _generatorexp = _listcomp
+
+    def _lambda(self, node: cst.Lambda) -> Value:
+        follower = self.follower
+        return Function(node, follower.unit, follower.scope)
+
+    def _call(self, node: cst.Call) -> Value | None:
+        return self.follower.call(node)
+
+    def _await(self, node: cst.Await) -> Value:
+        return self.value(node.expression)
+
+    def _namedexpr(self, node: cst.NamedExpr) -> Value:
+        found = self.value(node.value)
+        if isinstance(node.target, cst.Name):
+            self.follower.scope.names[node.target.value] = found
+        return found
+
+
+def truth(value: Value) -> bool | None:
+    """Whether the value counts as true; ``None`` where that is not known."""
+    if isinstance(value, Known):
+        return bool(value.value)
+    if isinstance(value, Items):
+        return bool(value.items)
+    if isinstance(value, Mapping):
+        return bool(value.entries) or (None if value.open else False)
+    if isinstance(value, Thing) and "." in value.made_by and not _is_model(value):
+        return None
+    return None if isinstance(value, Unknown) else True
+
+
+def _is_model(value: Thing) -> bool:
+    return value.call.method in ("from_pretrained", "get_peft_model")
+
+
+def _is_object(value: Value) -> bool:
+    return isinstance(value, (Items, Mapping, Reference, Function, Instance, ModuleValue)) or (
+        isinstance(value, Thing) and (_is_model(value) or value.call.method[:1].isupper())
+    )
+
+
+def _same_gap(value: Value) -> Unknown | None:
+    """The part that is not known, where it is the reason for this."""
+    return value if isinstance(value, Unknown) else None
+
+
+def _computed(function: Callable[..., Any], *values: Any, span: Any = None) -> Value | None:
+    try:
+        found = function(*values)
+    except Exception:  # noqa: BLE001 - what the program's own arithmetic raises
+        return None
+    if isinstance(found, (str, bytes, list, tuple)) and len(found) > LONGEST:
+        return None
+    if isinstance(found, int) and found.bit_length() > _LONGEST_NUMBER:
+        return None
+    if isinstance(found, (tuple, list)):
+        return Items([Known(item) for item in found], type(found).__name__)
+    return Known(found, span)
+
+
+def environment(key: Value | None, default: Value | None) -> Value | None:
+    """A variable of the environment that the program would have from here."""
+    if isinstance(key, Known) and isinstance(key.value, str) and key.value in os.environ:
+        return Known(os.environ[key.value])
+    return default
+
+
+def _set_variable(key: Value) -> str:
+    return f"set the variable {key.value}" if isinstance(key, Known) else ""

@@ -1,0 +1,229 @@
+"""Calls whose result the text of a program says: builtins, texts, paths, parsers of arguments."""
+
+from __future__ import annotations
+
+import os.path
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import libcst as cst
+
+from lora_doctor.static.program.command_line import PARSERS, parsed, parser_call
+from lora_doctor.static.program.expressions import environment
+from lora_doctor.static.program.values import (
+    LONGEST,
+    Call,
+    Class,
+    Function,
+    Instance,
+    Items,
+    Known,
+    Mapping,
+    NotPlainError,
+    Reference,
+    Thing,
+    Unknown,
+    Value,
+    plain,
+)
+
+if TYPE_CHECKING:
+    from lora_doctor.static.program.context import Context
+
+#: Methods of a model that return it.
+_SELF = frozenset(
+    ["to", "cuda", "cpu", "half", "float", "bfloat16", "double", "train", "eval", "requires_grad_"]
+)
+_TEXT = frozenset(
+    [
+        "lower",
+        "upper",
+        "strip",
+        "lstrip",
+        "rstrip",
+        "split",
+        "rsplit",
+        "replace",
+        "removeprefix",
+        "removesuffix",
+        "startswith",
+        "endswith",
+        "format",
+        "join",
+    ]
+)
+#: What a program asks of the GPU, answered as on one with bfloat16.
+_GPU: dict[str, Any] = {
+    "torch.cuda.is_available": True, "torch.cuda.is_bf16_supported": True,
+    "unsloth.is_bfloat16_supported": True, "unsloth.is_bf16_supported": True,
+    "transformers.utils.is_torch_bf16_gpu_available": True,
+    "torch.cuda.get_device_capability": (8, 0), "torch.backends.mps.is_available": False,
+    "torch.cuda.device_count": 1,
+}  # fmt: skip
+_PURE: dict[str, Callable[..., Any]] = {
+    "builtins.str": str, "builtins.int": int, "builtins.float": float, "builtins.bool": bool,
+    "builtins.len": len, "builtins.max": max, "builtins.min": min, "os.path.join": os.path.join,
+    "os.path.expanduser": os.path.expanduser, "pathlib.Path": os.path.join,
+    "os.path.basename": os.path.basename, "os.path.dirname": os.path.dirname,
+    "torch.device": str,
+}  # fmt: skip
+
+
+def known_call(follower: Context, call: Call, node: cst.Call) -> Value | None:
+    """What the call returns; ``None`` where it is not one of these."""
+    for look in (_gpu, _of_parsers, _of_model, _of_text, _of_collection, _builtin, _environment):
+        found = look(follower, call)
+        if found is not None:
+            return found
+    return _started(follower, call)
+
+
+def _gpu(follower: Context, call: Call) -> Value | None:
+    if call.name not in _GPU:
+        return None
+    text = " ".join(call.span.text.split())
+    follower.assumed.append(Unknown(text, call.place, "", call.span))
+    found = _GPU[call.name]
+    if isinstance(found, tuple):
+        return Items([Known(item) for item in found], "tuple")
+    return Known(found)
+
+
+def _of_parsers(follower: Context, call: Call) -> Value | None:
+    if call.name in PARSERS:
+        return parser_call(follower, call)
+    if isinstance(call.receiver, Thing) and call.receiver.made_by in PARSERS:
+        return parsed(follower, call.receiver, call)
+    return None
+
+
+def _of_model(follower: Context, call: Call) -> Value | None:
+    receiver = call.receiver
+    if not isinstance(receiver, Thing):
+        return None
+    if call.method in _SELF:
+        return receiver
+    if call.method == "prepare" and call.positional:  # accelerate's
+        given = [item.value for item in call.positional]
+        return given[0] if len(given) == 1 else Items(given, "tuple")
+    return None
+
+
+def _of_text(follower: Context, call: Call) -> Value | None:
+    receiver = call.receiver
+    if not isinstance(receiver, Known) or not isinstance(receiver.value, str):
+        return None
+    if call.method not in _TEXT or call.keywords:
+        return None
+    try:
+        given = [plain(item.value) for item in call.positional]
+        if len(receiver.value) * max(map(_size, given), default=0) > LONGEST:
+            return None
+        found = getattr(receiver.value, call.method)(*given)
+    except (NotPlainError, TypeError, ValueError, KeyError, IndexError, AttributeError):
+        return None
+    return _value_of(found)
+
+
+def _of_collection(follower: Context, call: Call) -> Value | None:
+    receiver, first = call.receiver, call.value("", 0)
+    if isinstance(receiver, Items):
+        if call.method == "append" and first is not None:
+            receiver.items.append(first)
+        elif call.method == "extend" and isinstance(first, Items):
+            if len(receiver.items) + len(first.items) > LONGEST:
+                return None
+            receiver.items.extend(first.items)
+        elif call.method != "copy":
+            return None
+        return Known(None) if call.method != "copy" else Items(list(receiver.items))
+    if not isinstance(receiver, Mapping):
+        return None
+    return _of_mapping(call, receiver, first)
+
+
+def _of_mapping(call: Call, receiver: Mapping, first: Value | None) -> Value | None:
+    if call.method == "update":
+        if isinstance(first, Mapping):
+            receiver.entries.update(first.entries)
+        receiver.entries.update({name: one.value for name, one in call.keywords.items()})
+        return Known(None)
+    if call.method in ("get", "pop") and isinstance(first, Known):
+        default = call.value("default", 1) or Known(None)
+        return receiver.entries.get(str(first.value), default)
+    if call.method == "copy":
+        return Mapping(dict(receiver.entries), open=receiver.open)
+    return None
+
+
+def _builtin(follower: Context, call: Call) -> Value | None:
+    name, first = call.name, call.value("", 0)
+    if name == "builtins.dict":
+        return _made_dict(follower, call, first)
+    if name in ("builtins.list", "builtins.tuple", "builtins.set", "builtins.sorted"):
+        items = first.items if isinstance(first, Items) else [] if first is None else None
+        kind = name.removeprefix("builtins.").replace("sorted", "list")
+        return Items(list(items), kind) if items is not None else None
+    if name in ("builtins.vars", "dataclasses.asdict", "vars"):
+        return Mapping(first.attributes) if isinstance(first, Instance) else None
+    if name == "builtins.getattr" and first is not None:
+        attribute = call.value("", 1)
+        if isinstance(attribute, Known) and isinstance(attribute.value, str):
+            default = call.value("", 2)
+            found = follower.attribute(first, attribute.value)
+            if isinstance(first, Reference):
+                return Reference(f"{first.name}.{attribute.value}")
+            return found or (default if isinstance(first, Instance) else None)
+    if name in _PURE and not call.keywords:
+        try:
+            return _value_of(_PURE[name](*(plain(item.value) for item in call.positional)))
+        except (NotPlainError, TypeError, ValueError, OverflowError):
+            return first if isinstance(first, Unknown) else None
+    return None
+
+
+def _made_dict(follower: Context, call: Call, first: Value | None) -> Mapping:
+    entries = dict(first.entries) if isinstance(first, Mapping) else {}
+    open_ = call.open or (first.open if isinstance(first, Mapping) else None)
+    if isinstance(first, Unknown):
+        open_ = first
+    for name, one in call.keywords.items():
+        entries[name] = one.value
+        follower.entry_spans[id(entries), name] = (one.span, one.whole)
+    return Mapping(entries, call.span, open=open_)
+
+
+def _environment(follower: Context, call: Call) -> Value | None:
+    if call.name not in ("os.getenv", "os.environ.get"):
+        return None
+    key = call.value("key", 0)
+    found = environment(key, call.value("default", 1))
+    if found is None and isinstance(key, Known):
+        advice = f"set the variable {key.value}"
+        return Unknown(" ".join(call.span.text.split()), call.place, advice, call.span)
+    return found
+
+
+def _started(follower: Context, call: Call) -> Value | None:
+    """``typer.run(main)``, ``fire.Fire(main)`` and the like start what they are given."""
+    if call.name not in ("typer.run", "fire.Fire", "tyro.cli", "defopt.run", "jsonargparse.CLI"):
+        return None
+    first = call.value("f", 0)
+    if isinstance(first, Function):
+        return follower.run(first, (), {})
+    if isinstance(first, Class):
+        from lora_doctor.static.program.objects import call_object
+
+        return call_object(follower, first, (), {})
+    return None
+
+
+def _size(value: Any) -> int:
+    """Characters of a text, or of all in a list of them."""
+    return sum(map(_size, value)) if isinstance(value, (list, tuple)) else len(str(value))
+
+
+def _value_of(found: Any) -> Value:
+    if isinstance(found, (list, tuple)):
+        return Items([Known(item) for item in found], type(found).__name__)
+    return Known(found)

@@ -1,0 +1,170 @@
+"""Classes and objects of the user's own, as far as a set-up is kept in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import libcst as cst
+
+from lora_doctor.static.program.values import (
+    Argument,
+    Call,
+    Class,
+    Function,
+    Instance,
+    ModuleValue,
+    Reference,
+    Scope,
+    Thing,
+    Value,
+)
+
+if TYPE_CHECKING:
+    from lora_doctor.static.program.context import Context
+
+_FIELDS = ("dataclasses.field", "field", "pydantic.Field")
+_LIBRARIES = ("transformers", "trl", "peft", "sentence_transformers")
+_DATACLASSES = ("dataclasses.dataclass", "dataclass", "attr.s", "attrs.define")
+
+
+def attribute(follower: Context, owner: Value, name: str) -> Value | None:
+    """An attribute; ``None`` where the text does not say."""
+    if isinstance(owner, Reference):
+        return Reference(f"{owner.name}.{name}")
+    if isinstance(owner, ModuleValue):
+        return owner.scope.names.get(name)
+    if isinstance(owner, Thing):
+        return owner.attributes.get(name)
+    if isinstance(owner, Class):
+        return _in_class(owner, name)
+    if not isinstance(owner, Instance):
+        return None
+    if name in owner.attributes:
+        return owner.attributes[name]
+    found = _in_class(owner.of, name) if owner.of is not None else None
+    if isinstance(found, Function):
+        static = any(_is_named(item, "staticmethod") for item in _decorators(found))
+        bound = Function(found.node, found.unit, found.scope, None if static else owner, found.name)
+        if any(_is_named(item, "property") for item in _decorators(found)):
+            return follower.run(bound, (), {})
+        return bound
+    return found
+
+
+def call_object(
+    follower: Context,
+    callee: Value | None,
+    positional: Sequence[Argument],
+    keywords: dict[str, Argument],
+) -> Value | None:
+    """What a call of something of the user's returns; ``None`` for what is not the user's."""
+    if isinstance(callee, Function):
+        return follower.run(callee, positional, keywords)
+    if isinstance(callee, Instance):
+        method = attribute(follower, callee, "__call__")
+        return call_object(follower, method, positional, keywords) if method else None
+    if not isinstance(callee, Class) or library_base(callee):
+        return None
+    found = Instance(callee, {})
+    start = attribute(follower, found, "__init__")
+    if isinstance(start, Function):
+        follower.run(start, positional, keywords)
+        return found
+    fields = fields_of(callee)
+    given = dict(zip(fields, (item.value for item in positional), strict=False))
+    found.attributes = {**fields, **given, **{name: one.value for name, one in keywords.items()}}
+    return found
+
+
+def make_class(follower: Context, node: cst.ClassDef) -> Class:
+    """The class that a statement defines."""
+    decorators = [
+        _reference(follower, item.decorator) for item in node.decorators
+    ]  # fmt: skip
+    is_dataclass = any(name in _DATACLASSES for name in decorators)
+    bases = [follower.value(base.value) for base in node.bases]
+    kept, follower.scope = follower.scope, Scope({}, follower.scope)
+    fields: dict[str, Value] = {}
+    try:
+        for line in node.body.body:
+            if isinstance(line, cst.FunctionDef):
+                follower.scope.names[line.name.value] = Function(
+                    line, follower.unit, kept, name=line.name.value
+                )
+            elif isinstance(line, cst.SimpleStatementLine):
+                fields.update(_fields(follower, line))
+        names = {**follower.scope.names, **fields}
+    finally:
+        follower.scope = kept
+    return Class(node.name.value, names, bases, fields if is_dataclass else None)
+
+
+def _fields(follower: Context, line: cst.SimpleStatementLine) -> Iterator[tuple[str, Value]]:
+    """The attributes that a line of a class sets, with their values."""
+    for part in line.body:
+        if isinstance(part, cst.AnnAssign) and isinstance(part.target, cst.Name):
+            name = part.target.value
+            if part.value is None:
+                yield name, follower.unknown(part.target, f"pass `--{name}`")
+            else:
+                yield name, _default(follower, follower.value(part.value))
+        elif isinstance(part, cst.Assign):
+            value = follower.value(part.value)
+            for target in part.targets:
+                if isinstance(target.target, cst.Name):
+                    follower.scope.names[target.target.value] = value
+
+
+def _default(follower: Context, value: Value) -> Value:
+    """The default in ``field(default=..., default_factory=...)``."""
+    if not isinstance(value, Thing) or value.made_by not in _FIELDS:
+        return value
+    call: Call = value.call
+    made = call.value("default_factory")
+    if isinstance(made, Function):
+        return follower.run(made, (), {})
+    return call.value("default", 0 if value.made_by == "pydantic.Field" else None) or value
+
+
+def fields_of(of: Class) -> dict[str, Value]:
+    """The fields of a dataclass with their defaults, those of its bases first."""
+    found: dict[str, Value] = {}
+    for base in reversed(of.bases):
+        if isinstance(base, Class) and base is not of:
+            found.update(fields_of(base))
+    found.update(of.fields or {})
+    return found
+
+
+def library_base(of: Class) -> str:
+    """The dotted name of the library's class that a class inherits; empty without one."""
+    for base in of.bases:
+        if isinstance(base, Reference) and base.name.partition(".")[0] in _LIBRARIES:
+            return base.name
+        if isinstance(base, Class) and base is not of and library_base(base):
+            return library_base(base)
+    return ""
+
+
+def _in_class(of: Class, name: str) -> Value | None:
+    if name in of.names:
+        return of.names[name]
+    found = (_in_class(base, name) for base in of.bases if isinstance(base, Class))
+    return next((value for value in found if value is not None), None)
+
+
+def _decorators(function: Function) -> Sequence[cst.Decorator]:
+    return function.node.decorators if isinstance(function.node, cst.FunctionDef) else ()
+
+
+def _is_named(decorator: cst.Decorator, name: str) -> bool:
+    found = decorator.decorator
+    return isinstance(found, cst.Name) and found.value == name
+
+
+def _reference(follower: Context, node: cst.BaseExpression) -> str:
+    """The dotted name of a decorator, called or not."""
+    inner = node.func if isinstance(node, cst.Call) else node
+    found = follower.value(inner)
+    return found.name if isinstance(found, Reference) else ""

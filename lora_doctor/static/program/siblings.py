@@ -1,0 +1,52 @@
+"""Files beside the program that it imports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lora_doctor.errors import EvidenceError
+from lora_doctor.limits import PYTHON_BYTES
+from lora_doctor.static.piece import read_bytes
+from lora_doctor.static.program.units import Unit
+from lora_doctor.static.program.values import ModuleValue, Scope
+
+if TYPE_CHECKING:
+    from lora_doctor.static.program.context import Context
+
+_MOST = 20
+
+
+def sibling(follower: Context, module: str, dots: int) -> ModuleValue | None:
+    """The module, where a file beside the program is what Python would import; else ``None``."""
+    if not module or not all(part.isidentifier() for part in module.split(".")):
+        return None
+    folder = Path(follower.unit.file).parent if dots else follower.folder
+    for _ in range(dots - 1):
+        folder = folder.parent
+    path = folder.joinpath(*module.split("."))
+    for file in (path.with_suffix(".py"), path / "__init__.py"):
+        if file.is_file():
+            return _followed(follower, file)
+    return None
+
+
+def _followed(follower: Context, file: Path) -> ModuleValue | None:
+    key = file.resolve()
+    if key in follower.modules or len(follower.modules) >= _MOST:
+        return follower.modules.get(key)
+    follower.modules[key] = None  # while it is being followed: a circle of imports
+    try:
+        text = read_bytes(file, PYTHON_BYTES).decode("utf-8-sig")
+        unit = Unit(str(file), text, editable=False)
+        _ = unit.module
+    except (EvidenceError, UnicodeDecodeError):
+        return None
+    kept = follower.scope, follower.unit
+    follower.scope = Scope({})
+    try:
+        follower.follow(unit)
+        follower.modules[key] = ModuleValue(follower.scope)
+    finally:
+        follower.scope, follower.unit = kept
+    return follower.modules[key]

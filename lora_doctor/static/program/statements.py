@@ -1,0 +1,299 @@
+"""Statements of a program, followed one after the other: branches, loops, bindings, imports.
+
+A branch whose condition is not known is followed on both sides; what the two leave different is
+not known afterwards, and the calls in them are not certain. A loop is followed once.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import libcst as cst
+
+from lora_doctor.limits import step
+from lora_doctor.static.program.expressions import truth
+from lora_doctor.static.program.objects import make_class
+from lora_doctor.static.program.siblings import sibling
+from lora_doctor.static.program.units import Span, Unit
+from lora_doctor.static.program.values import (
+    LONGEST,
+    Argument,
+    Function,
+    Instance,
+    Items,
+    Known,
+    Mapping,
+    ModuleValue,
+    Reference,
+    Scope,
+    Thing,
+    Unknown,
+    Value,
+    same,
+)
+
+_LEAVING = (cst.Return, cst.Raise, cst.Continue, cst.Break)
+
+
+@dataclass
+class Frame:
+    """A function that is being followed. ``returned``: what it may return."""
+
+    returned: list[Value] = field(default_factory=list)
+
+
+class Statements(ABC):
+    """Follows statements; expressions and calls are the heir's business."""
+
+    unit: Unit
+    scope: Scope
+    folder: Path
+    script_arguments: tuple[str, ...]
+    assumed: list[Unknown]
+    entry_spans: dict[tuple[int, str], tuple[Span, Span]]
+    modules: dict[Path, ModuleValue | None]
+    #: The functions around, the conditions that are not known, and the statement.
+    frames: list[Frame]
+    unsure: int
+    statement: tuple[Span, int] | None
+
+    @abstractmethod
+    def follow(self, unit: Unit) -> None: ...
+
+    @abstractmethod
+    def value(self, node: cst.BaseExpression) -> Value: ...
+
+    @abstractmethod
+    def unknown(self, node: cst.CSTNode, advice: str = "") -> Unknown: ...
+
+    @abstractmethod
+    def look_up(self, name: str) -> Value | None: ...
+
+    @abstractmethod
+    def attribute(self, owner: Value, name: str) -> Value | None: ...
+
+    @abstractmethod
+    def call(self, node: cst.Call) -> Value: ...
+
+    @abstractmethod
+    def run(
+        self,
+        function: Function,
+        positional: Sequence[Argument],
+        keywords: dict[str, Argument],
+    ) -> Value: ...
+
+    def block(self, body: Sequence[cst.CSTNode]) -> bool:
+        """Whether it is left before its end, whatever the conditions are."""
+        return any(self._line(node, id(body)) for node in body)
+
+    def _line(self, node: cst.CSTNode, block: int) -> bool:
+        step(5)
+        if isinstance(node, cst.SimpleStatementLine):
+            self.statement = (self.unit.span(node), block)
+            return any(self._small(part) for part in node.body)
+        method = getattr(self, f"_{type(node).__name__.lower()}", None)
+        return bool(method(node)) if method is not None else False
+
+    def suite(self, suite: cst.BaseSuite) -> bool:
+        if isinstance(suite, cst.SimpleStatementSuite):
+            return any(self._small(part) for part in suite.body)
+        return self.block(suite.body)
+
+    @contextmanager
+    def _not_sure(self) -> Iterator[None]:
+        self.unsure += 1
+        try:
+            yield
+        finally:
+            self.unsure -= 1
+
+    # --- compound statements -------------------------------------------------------------------
+
+    def _if(self, node: cst.If) -> bool:
+        test = self.value(node.test)
+        known = truth(test)
+        if known is not None:
+            if known:
+                return self.suite(node.body)
+            return self._else(node.orelse)
+        before = dict(self.scope.names)
+        with self._not_sure():
+            left_body = self.suite(node.body)
+            in_body = self.scope.names
+            self.scope.names = before
+            left_else = self._else(node.orelse)
+        in_else = self.scope.names
+        if left_body or left_else:
+            self.scope.names = in_else if left_body else in_body
+        else:
+            condition = self.unknown(node.test)
+            self.scope.names = self._joined(in_body, in_else, condition)
+        return left_body and left_else
+
+    def _else(self, node: cst.If | cst.Else | None) -> bool:
+        if isinstance(node, cst.If):
+            return self._if(node)
+        return self.suite(node.body) if node is not None else False
+
+    def _joined(
+        self, one: dict[str, Value], other: dict[str, Value], condition: Unknown
+    ) -> dict[str, Value]:
+        step(len(one))
+        found = dict(one)
+        for name, value in {**other, **one}.items():
+            first, second = one.get(name), other.get(name)
+            if first is None or second is None or not same(first, second):
+                found[name] = Unknown(
+                    name, condition.place, f"depends on `{condition.code}`", condition.span
+                ) if first is not None and second is not None else value  # fmt: skip
+        return found
+
+    def _with(self, node: cst.With) -> bool:
+        for item in node.items:
+            value = self.value(item.item)
+            if item.asname is not None:
+                self._bind(item.asname.name, value)
+        return self.suite(node.body)
+
+    def _for(self, node: cst.For) -> bool:
+        values = self.value(node.iter)
+        first = values.items[0] if isinstance(values, Items) and values.items else None
+        self._bind(node.target, first or self.unknown(node.target))
+        self.suite(node.body)
+        return False
+
+    def _while(self, node: cst.While) -> bool:
+        self.value(node.test)
+        self.suite(node.body)
+        return False
+
+    def _try(self, node: cst.Try) -> bool:
+        before = dict(self.scope.names)
+        left = self.suite(node.body)
+        after = self.scope.names
+        with self._not_sure():
+            for handler in node.handlers:
+                self.scope.names = dict(before)
+                self.suite(handler.body)
+                # What only the handler sets is known to nobody else.
+                after = {**self.scope.names, **after}
+        self.scope.names = after
+        if node.orelse is not None:
+            left = self.suite(node.orelse.body) or left
+        if node.finalbody is not None:
+            left = self.suite(node.finalbody.body) or left
+        return left
+
+    def _functiondef(self, node: cst.FunctionDef) -> bool:
+        name = node.name.value
+        function = Function(node, self.unit, self.scope, name=name)
+        self.scope.names[name] = function
+        for decorator in node.decorators:
+            self.value(decorator.decorator)
+        return False
+
+    def _classdef(self, node: cst.ClassDef) -> bool:
+        self.scope.names[node.name.value] = make_class(self, node)
+        return False
+
+    # --- small statements ----------------------------------------------------------------------
+
+    def _small(self, node: cst.BaseSmallStatement) -> bool:
+        method = getattr(self, f"_{type(node).__name__.lower()}", None)
+        if method is not None:
+            method(node)
+        return isinstance(node, _LEAVING)
+
+    def _expr(self, node: cst.Expr) -> None:
+        self.value(node.value)
+
+    def _return(self, node: cst.Return) -> None:
+        value = self.value(node.value) if node.value is not None else Known(None)
+        if self.frames:
+            self.frames[-1].returned.append(value)
+
+    def _assign(self, node: cst.Assign) -> None:
+        value = self.value(node.value)
+        for target in node.targets:
+            self._bind(target.target, value)
+
+    def _annassign(self, node: cst.AnnAssign) -> None:
+        if node.value is not None:
+            self._bind(node.target, self.value(node.value))
+
+    def _augassign(self, node: cst.AugAssign) -> None:
+        old, new = self.value(node.target), self.value(node.value)
+        both = isinstance(old, Items) and isinstance(new, Items)
+        if both and len(old.items) + len(new.items) <= LONGEST:  # type: ignore[union-attr]
+            old.items.extend(new.items)  # type: ignore[union-attr]
+            return
+        self._bind(node.target, self.unknown(node.target))
+
+    def _import(self, node: cst.Import) -> None:
+        for item in node.names:
+            name = _dotted(item.name)
+            found = sibling(self, name, 0)
+            if item.asname is not None:
+                self._bind(item.asname.name, found or Reference(name))
+            else:
+                top = name.partition(".")[0]
+                self.scope.names[top] = found if found and top == name else Reference(top)
+
+    def _importfrom(self, node: cst.ImportFrom) -> None:
+        module = _dotted(node.module) if node.module is not None else ""
+        found = sibling(self, module, len(node.relative))
+        if isinstance(node.names, cst.ImportStar):
+            if found is not None:
+                self.scope.names.update(found.scope.names)
+            else:
+                self.scope.stars.append(module)
+            return
+        for item in node.names:
+            name = _dotted(item.name)
+            value = found.scope.names.get(name) if found is not None else None
+            bound = item.asname.name if item.asname is not None else item.name
+            if value is None:
+                value = sibling(self, f"{module}.{name}".strip("."), len(node.relative))
+            self._bind(bound, value or Reference(f"{module}.{name}"))
+
+    def _bind(self, target: cst.CSTNode, value: Value) -> None:
+        step()
+        if isinstance(target, cst.Name):
+            self.scope.names[target.value] = value
+        elif isinstance(target, (cst.Tuple, cst.List)):
+            for number, element in enumerate(target.elements):
+                self._bind(element.value, self._part(value, number, element))
+        elif isinstance(target, cst.Attribute):
+            owner = self.value(target.value)
+            if isinstance(owner, (Thing, Instance)):
+                owner.attributes[target.attr.value] = value
+        elif isinstance(target, cst.Subscript):
+            self._bind_entry(target, value)
+
+    def _bind_entry(self, target: cst.Subscript, value: Value) -> None:
+        owner = self.value(target.value)
+        index = target.slice[0].slice if len(target.slice) == 1 else None
+        if isinstance(owner, Mapping) and isinstance(index, cst.Index):
+            key = self.value(index.value)
+            if isinstance(key, Known):
+                owner.entries[str(key.value)] = value
+                self.entry_spans.pop((id(owner.entries), str(key.value)), None)
+
+    def _part(self, value: Value, number: int, node: cst.CSTNode) -> Value:
+        """What is unpacked at a place: of a loader that returns a pair the model comes first."""
+        if isinstance(value, Items) and number < len(value.items):
+            return value.items[number]
+        if isinstance(value, Thing) and number == 0:
+            return value
+        return self.unknown(node)
+
+
+def _dotted(node: cst.CSTNode) -> str:
+    if isinstance(node, cst.Attribute):
+        return f"{_dotted(node.value)}.{node.attr.value}"
+    return node.value if isinstance(node, cst.Name) else ""

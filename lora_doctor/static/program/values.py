@@ -1,0 +1,284 @@
+"""What an expression of the user's program stands for, as far as its text says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from lora_doctor.static.place import Place
+from lora_doctor.static.program.units import Span, Unit
+
+if TYPE_CHECKING:
+    import libcst as cst
+
+
+@dataclass(frozen=True)
+class Known:
+    """A plain value: text, number, truth value or ``None``. ``span``: the literal; ``None`` where
+    it was computed. ``via``: the names that it was read through, the last one last."""
+
+    value: Any
+    span: Span | None = None
+    via: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """What the text does not say. ``code``: the expression. ``advice``: how to say it."""
+
+    code: str
+    place: Place
+    advice: str = ""
+    span: Span | None = None
+    via: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"`{self.code}`, {self.place.inside}" + (f": {self.advice}" if self.advice else "")
+
+
+@dataclass
+class Items:
+    """A list, tuple or set."""
+
+    items: list[Value]
+    kind: str = "list"
+    span: Span | None = None
+    via: tuple[str, ...] = ()
+
+
+@dataclass
+class Mapping:
+    """A dictionary with texts as its keys. ``open``: what else may be in it."""
+
+    entries: dict[str, Value]
+    span: Span | None = None
+    via: tuple[str, ...] = ()
+    open: Unknown | None = None
+
+
+@dataclass(frozen=True)
+class Reference:
+    """An imported thing by its dotted name, such as ``torch.bfloat16``."""
+
+    name: str
+    span: Span | None = None
+    via: tuple[str, ...] = ()
+
+
+@dataclass
+class Thing:
+    """What a call of code that is not the user's returned."""
+
+    call: Call
+    #: Attributes that the program has set on it, the newest last.
+    attributes: dict[str, Value] = field(default_factory=dict)
+    span: Span | None = None
+    via: tuple[str, ...] = ()
+
+    @property
+    def made_by(self) -> str:
+        return self.call.name
+
+
+@dataclass
+class Function:
+    """A function of the user's. ``owner``: the object that it is a method of."""
+
+    node: cst.FunctionDef | cst.Lambda
+    unit: Unit
+    scope: Scope
+    owner: Value | None = None
+    name: str = ""
+    span: Span | None = None
+    via: tuple[str, ...] = ()
+
+
+@dataclass
+class Class:
+    """A class of the user's. ``fields``: of a dataclass, with their defaults."""
+
+    name: str
+    names: dict[str, Value]
+    bases: list[Value]
+    fields: dict[str, Value] | None = None
+    span: Span | None = None
+    via: tuple[str, ...] = ()
+
+
+@dataclass
+class Instance:
+    """An object of a class of the user's, or a namespace of arguments."""
+
+    of: Class | None
+    attributes: dict[str, Value]
+    span: Span | None = None
+    via: tuple[str, ...] = ()
+
+
+@dataclass
+class ModuleValue:
+    """A file of the user's beside the program, imported."""
+
+    scope: Scope
+    span: Span | None = None
+    via: tuple[str, ...] = ()
+
+
+Value: TypeAlias = (
+    "Known | Unknown | Items | Mapping | Reference | Thing | Function | Class | Instance | "
+    "ModuleValue"
+)
+
+
+@dataclass
+class Scope:
+    """Names of a file or of a function that is being followed."""
+
+    names: dict[str, Value]
+    outer: Scope | None = None
+    #: Modules of which everything was imported, in order.
+    stars: list[str] = field(default_factory=list)
+
+    def find(self, name: str) -> Value | None:
+        scope: Scope | None = self
+        while scope is not None:
+            if name in scope.names:
+                return scope.names[name]
+            scope = scope.outer
+        return None
+
+    def starred(self) -> Iterator[str]:
+        """The star-imported modules that are visible here, the newest first."""
+        scope: Scope | None = self
+        while scope is not None:
+            yield from reversed(scope.stars)
+            scope = scope.outer
+
+
+@dataclass(frozen=True)
+class Argument:
+    """An argument of a call. ``span``: its expression, in the call or in the dictionary that was
+    unpacked there; ``whole``: with its name. ``unpacked``: it stands in such a dictionary."""
+
+    name: str
+    value: Value
+    span: Span
+    whole: Span
+    unpacked: bool = False
+
+
+@dataclass(eq=False)
+class Call:
+    """One call, in the order in which the program makes them."""
+
+    #: Dotted name of what is called, such as ``peft.get_peft_model``; of a method the name of its
+    #: receiver's maker and its own: ``transformers.AutoModel.from_pretrained().add_adapter``.
+    name: str
+    #: The method's object.
+    receiver: Value | None
+    positional: tuple[Argument, ...]
+    keywords: dict[str, Argument]
+    span: Span
+    #: Whether it is made whatever the conditions around it are.
+    certain: bool
+    number: int
+    #: A ``**`` or ``*`` whose content is not known.
+    open: Unknown | None = None
+    #: The statement that it stands in, and the block of it.
+    statement: Span | None = None
+    block: int = 0
+    result: Value | None = None
+    node: cst.Call | None = None
+
+    @property
+    def place(self) -> Place:
+        return self.span.place
+
+    @property
+    def method(self) -> str:
+        """The last part of the name."""
+        return self.name.rpartition(".")[2]
+
+    def argument(self, name: str, position: int | None = None) -> Argument | None:
+        """The argument of this name or at this position."""
+        if name in self.keywords:
+            return self.keywords[name]
+        if position is not None and position < len(self.positional):
+            return self.positional[position]
+        return None
+
+    def value(self, name: str, position: int | None = None) -> Value | None:
+        found = self.argument(name, position)
+        return found.value if found is not None else None
+
+
+def through(value: Value, name: str) -> Value:
+    """The value, read through a name."""
+    if isinstance(value, (Known, Unknown, Reference)):
+        return replace(value, via=(*value.via, name))
+    if isinstance(value, Items):
+        return Items(value.items, value.kind, value.span, (*value.via, name))
+    if isinstance(value, Mapping):
+        return Mapping(value.entries, value.span, (*value.via, name), value.open)
+    return value  # objects are the same object under every name
+
+
+def plain(value: Value | None) -> Any:
+    """The Python value.
+
+    Raises:
+        NotPlainError: it, or a part of it, is not known or nothing that a text can hold.
+    """
+    if isinstance(value, Known):
+        return value.value
+    if isinstance(value, Items):
+        found = [plain(item) for item in value.items]
+        return found if value.kind == "list" else tuple(found)
+    if isinstance(value, Mapping) and value.open is None:
+        return {key: plain(item) for key, item in value.entries.items()}
+    if isinstance(value, Reference):
+        return ReferenceName(value.name)
+    raise NotPlainError(value)
+
+
+class ReferenceName(str):
+    """The dotted name of an imported thing as a plain value: ``torch.bfloat16``."""
+
+
+#: Items of a list and characters of a text beyond which a value is not followed.
+LONGEST = 100_000
+
+
+class NotPlainError(Exception):
+    """A value that the text does not say."""
+
+    def __init__(self, value: Value | None) -> None:
+        super().__init__()
+        self.value = value
+
+    @property
+    def unknown(self) -> Unknown | None:
+        """The part that is not known, where it is one."""
+        if isinstance(self.value, Unknown):
+            return self.value
+        return self.value.open if isinstance(self.value, Mapping) else None
+
+
+def same(one: Value, other: Value) -> bool:
+    """Whether two values are known to be equal."""
+    if one is other:
+        return True
+    if isinstance(one, Known) and isinstance(other, Known):
+        return type(one.value) is type(other.value) and bool(one.value == other.value)
+    if isinstance(one, Reference) and isinstance(other, Reference):
+        return one.name == other.name
+    if isinstance(one, Items) and isinstance(other, Items):
+        return len(one.items) == len(other.items) and all(map(same, one.items, other.items))
+    return False
+
+
+def _dotted(node: cst.CSTNode) -> str:
+    if isinstance(node, cst.Attribute):
+        return f"{_dotted(node.value)}.{node.attr.value}"
+    return node.value if isinstance(node, cst.Name) else ""

@@ -1,0 +1,114 @@
+"""LD315: a script asks for quantization by an argument that the installed transformers dropped."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+from lora_doctor.rule_api import (
+    PYTHON_BYTES,
+    Case,
+    EvidenceError,
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measurement,
+    Proof,
+    Rule,
+    Symptom,
+)
+from lora_doctor.static.installed.environment import installed_text, package_folder
+from lora_doctor.static.python_source import parse_python, unparse, walk
+
+_ARGUMENTS = ("load_in_8bit", "load_in_4bit")
+
+
+class LoadArgumentRemoved(Rule):
+    """A training script calls `from_pretrained(..., load_in_8bit=True)`, and the installed
+    transformers hands the argument on to the class of the model.
+
+    ## What happens
+    `TypeError: LlamaForCausalLM.__init__() got an unexpected keyword argument 'load_in_8bit'`.
+
+    ## Why
+    transformers 4 made a `BitsAndBytesConfig` of `load_in_8bit` and `load_in_4bit`, with a warning
+    that they will go. transformers 5 does not know them, and hands what `from_pretrained` does not
+    know to the class.
+
+    ## Versions
+    transformers 5; whether the installed one knows the argument is read from its source.
+
+    ## Fix
+    `quantization_config=BitsAndBytesConfig(load_in_8bit=True)`, which all releases take.
+
+    ## Links
+    https://huggingface.co/docs/transformers/quantization/bitsandbytes
+    """
+
+    code = "LD315"
+    name = "load-argument-removed"
+    summary = "The script loads with load_in_8bit or load_in_4bit, which transformers dropped."
+    depth = "static"
+    symptoms = (
+        Symptom(
+            r"__init__\(\) got an unexpected keyword argument '(load_in_8bit|load_in_4bit)'",
+            "transformers>=5",
+        ),
+    )
+    examples = (
+        Example(
+            "broken",
+            "tests/scripts/quantized_by_argument.py",
+            requires={"transformers": ">=5"},
+            depth="static",
+        ),
+        Example(
+            "healthy",
+            "tests/scripts/quantized_by_argument.py",
+            requires={"transformers": "<5"},
+            depth="static",
+        ),
+        Example("healthy", "tests/scripts/adapters_first.py", depth="static"),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        script = case.script
+        folder = package_folder("transformers")
+        if folder is None:
+            raise EvidenceError("transformers is not installed", remedy="package")
+        known = installed_text(folder / "modeling_utils.py")
+        content = script.path.read_bytes()[:PYTHON_BYTES]
+        for call, argument in _loading_calls(parse_python(content, script.path.name)):
+            if f'"{argument}"' in known:
+                continue
+            version = case.environment.version("transformers") or ""
+            yield self.finding(
+                "error",
+                f"from_pretrained of transformers {version} does not take {argument}: the class of "
+                "the model gets it and raises.",
+                location=Location("file", str(script.path), call.lineno),
+                evidence=(
+                    Measurement("the line", unparse(call)[:200],
+                                f"{script.path.name}, line {call.lineno}"),
+                    Measurement("mentions of the argument", 0,
+                                f"transformers {version}, modeling_utils.py"),
+                ),
+                proof=Proof("inferred", "read from the script and from what is installed"),
+                fixes=(
+                    Fix(f"quantization_config=BitsAndBytesConfig({argument}=True)", "manual"),
+                ),
+            )  # fmt: skip
+
+
+def _loading_calls(tree: ast.Module) -> Iterator[tuple[ast.Call, str]]:
+    """Calls of ``from_pretrained`` with one of the arguments switched on."""
+    for node in walk(tree):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+            continue
+        if node.func.attr != "from_pretrained":
+            continue
+        for keyword in node.keywords:
+            off = isinstance(keyword.value, ast.Constant) and not keyword.value.value
+            if keyword.arg in _ARGUMENTS and not off:
+                yield node, keyword.arg

@@ -1,0 +1,56 @@
+"""LD520: prepare_model_for_kbit_training is called after the adapters are on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.rule_api import Case, Example, Finding, Rule, Symptom, prepared_after_adapters
+from lora_doctor.rules._program import slips
+
+
+class PreparedAfterAdapters(Rule):
+    """`prepare_model_for_kbit_training` is called on a model that has its adapters already.
+
+    ## What happens
+    Every parameter is frozen, those of the adapters too. The loss has no gradient (`element 0 of
+    tensors does not require grad`), or the run goes on and saves the untrained adapter.
+
+    ## Why
+    The preparation freezes the whole model: it is made for the base model, and nothing tells an
+    adapter from it.
+
+    ## Versions
+    All of PEFT.
+
+    ## Fix
+    The preparation goes before `get_peft_model`. The line is moved where both stand in one block.
+
+    ## Links
+    https://huggingface.co/docs/peft/developer_guides/quantization
+    """
+
+    code = "LD520"
+    name = "prepared-after-adapters"
+    summary = "prepare_model_for_kbit_training comes after the adapters and freezes them."
+    depth = "static"
+    symptoms = (Symptom(r"element 0 of tensors does not require grad", weight=-1),)
+    examples = (
+        Example(
+            "broken",
+            "tests/scripts/prepared_too_late.py",
+            depth="static",
+            why="prepared after get_peft_model",
+        ),
+        Example("healthy", "tests/scripts/prepared_first.py", depth="static"),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        yield from slips(
+            self,
+            case,
+            prepared_after_adapters(case.program),
+            "{code} freezes every parameter, and the adapters are on the model since {other}: "
+            "nothing is left to train.",
+            "adapters are put on",
+            "Call prepare_model_for_kbit_training before get_peft_model.",
+        )

@@ -1,0 +1,54 @@
+"""LD521: a saved adapter is loaded for inference and trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.rule_api import Case, Example, Finding, Rule, Symptom, loaded_frozen
+from lora_doctor.rules._program import slips
+
+
+class AdapterLoadedFrozen(Rule):
+    """A saved adapter is loaded without `is_trainable=True`, and the model goes into training.
+
+    ## What happens
+    The adapter is frozen. `trainer.train()` stops with `element 0 of tensors does not require
+    grad`, or an optimizer with an empty list.
+
+    ## Why
+    `PeftModel.from_pretrained` loads for inference unless it is told otherwise.
+
+    ## Versions
+    All of PEFT.
+
+    ## Fix
+    `is_trainable=True` in that call.
+
+    ## Links
+    https://huggingface.co/docs/peft/package_reference/peft_model
+    """
+
+    code = "LD521"
+    name = "adapter-loaded-frozen"
+    summary = "A saved adapter is loaded without is_trainable and then trained."
+    depth = "static"
+    symptoms = (Symptom(r"optimizer got an empty parameter list", weight=-1),)
+    examples = (
+        Example(
+            "broken",
+            "tests/scripts/adapter_frozen.py",
+            depth="static",
+            why="goes on from a saved adapter",
+        ),
+        Example("healthy", "tests/scripts/adapter_trainable.py", depth="static"),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        yield from slips(
+            self,
+            case,
+            loaded_frozen(case.program),
+            "{code} loads the adapter frozen, and the model is trained in {other}.",
+            "trains the model",
+            "Load it with is_trainable=True.",
+        )

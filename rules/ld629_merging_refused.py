@@ -1,0 +1,91 @@
+"""LD629: the adapters train and reload, and PEFT refuses to merge them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.rule_api import (
+    Case,
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measurement,
+    Proof,
+    Rule,
+    Symptom,
+)
+from lora_doctor.rules._ablation import judged
+
+
+class MergingRefused(Rule):
+    """`merge_and_unload` raises for this kind of adapter on these layers; training, saving and
+    loading do not depend on it.
+
+    ## What happens
+    The run trains and its adapters are loaded again. A script that merges them at its end, or a
+    server that wants one set of weights, stops with an exception of PEFT's.
+
+    ## Why
+    Merging writes the update into the weights of the layer, and some kinds need a place there that
+    not every layer has: BEFT trains a bias, and Llama's projections have none.
+
+    ## Versions
+    What the installed PEFT raises; it was called.
+
+    ## Fix
+    Keep base model and adapter apart (`PeftModel.from_pretrained`), or train a kind of adapter
+    that can be merged.
+
+    ## Links
+    https://huggingface.co/docs/peft/developer_guides/model_merging
+    """
+
+    code = "LD629"
+    name = "merging-refused"
+    summary = "PEFT cannot merge these adapters into these layers."
+    depth = "tiny"
+    symptoms = (Symptom(r"Base layer has no bias, cannot merge bias adapter", "PEFT 0.21+"),)
+    examples = (
+        Example(
+            "broken",
+            "arch:llama",
+            {"peft_type": "BEFT", "target_modules": ["q_proj", "v_proj"]},
+            requires={"peft": ">=0.21"},
+            why="there is no bias that BEFT's could be added to",
+        ),
+        Example("healthy", "arch:llama", {"target_modules": ["q_proj", "v_proj"]}),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        verification = judged(case)
+        merge = verification.check("merge")
+        if merge is None or merge.status != "failed" or "merge" in case.explained:
+            return
+        raised = merge.raised
+        if raised is None or not raised.where.startswith("peft/"):
+            return
+        reload = verification.check("save-reload")
+        yield self.finding(
+            "warning",
+            f"PEFT cannot merge these {case.recipe.peft_type} adapters: {raised}.",
+            location=Location("recipe", "peft_type"),
+            evidence=(
+                Measurement("merge_and_unload", str(raised), "training contract"),
+                Measurement("raised in", raised.where, "its traceback"),
+                Measurement(
+                    "saved and reloaded",
+                    reload.status if reload else "not tried",
+                    "training contract",
+                ),
+            ),
+            proof=Proof("executed", "the trained adapters were merged by the installed PEFT"),
+            fixes=(
+                Fix(
+                    "Keep base model and adapter apart and load both with "
+                    "PeftModel.from_pretrained.",
+                    "manual",
+                ),
+            ),
+            explains=("merge",),
+        )

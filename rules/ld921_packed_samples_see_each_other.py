@@ -1,0 +1,105 @@
+"""LD921: samples that are packed into one line see each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.rule_api import Case, Example, Finding, Fix, Location, Measurement, Proof, Rule
+from lora_doctor.rules._dry_run_script import MODEL
+
+_PACKED = """
+import torch
+
+rows = [[1, *range(5 + n % 400, 15 + n % 400), 2] for n in range(200)]
+
+
+def packed(chosen):
+    ids = torch.tensor([[token for row in chosen for token in row["ids"]]])
+    places = torch.tensor([[place for row in chosen for place in range(len(row["ids"]))]])
+    batch = {"input_ids": ids, "labels": ids.clone(), "position_ids": places}
+    MASK
+    return batch
+
+
+Trainer(
+    model,
+    TrainingArguments("out", per_device_train_batch_size=4, remove_unused_columns=False),
+    train_dataset=[{"ids": row} for row in rows],
+    data_collator=packed,
+).train()
+"""
+
+
+class PackedSamplesSeeEachOther(Rule):
+    """A line of a batch holds several samples, and a sample attends to the ones before it.
+
+    ## What happens
+    Nothing is raised. Each answer is learnt behind texts that have nothing to do with it; the loss
+    may even look better.
+
+    ## Why
+    Positions that begin anew say where samples begin, and only some ways of attending read them:
+    flash attention always, transformers' own masks only from 4.53 on and without an
+    `attention_mask` beside them. Layers with a recurrent state (Mamba and the like) carry it across
+    the border unless they are told.
+
+    Told by execution: in a batch of the run the tokens of the first sample are put in another
+    order, and the logits of the second one change.
+
+    ## Versions
+    All. A run for which flash attention was asked is not judged where it cannot be loaded.
+
+    ## Fix
+    Flash attention; or a collator that gives `position_ids` and no `attention_mask` (transformers
+    4.53 and later); or no packing. It changes what is learnt.
+
+    ## Links
+    https://huggingface.co/docs/trl/reducing_memory_usage
+    """
+
+    code = "LD921"
+    name = "packed-samples-see-each-other"
+    summary = "Samples that are packed into one line see each other."
+    depth = "static"
+    examples = (
+        Example(
+            "broken",
+            "",
+            script=MODEL
+            + _PACKED.replace("MASK", 'batch["attention_mask"] = torch.ones_like(ids)'),
+            why="an attention mask of ones makes the model ignore where positions begin anew",
+        ),
+        Example(
+            "healthy",
+            "",
+            script=MODEL + _PACKED.replace("MASK", "pass"),
+            requires={"transformers": ">=4.53"},
+            why="positions alone are read as borders",
+        ),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        run = case.dry_run
+        packed = run.packed
+        asked = str(case.recipe.get("attn_implementation") or "")
+        if packed is None or not packed.seen or "flash" in asked:
+            return
+        source = "the model of the run, on one of its batches"
+        mask = "attention_mask" in packed.arguments
+        fixes = [Fix("Leave attention_mask out of the packed batch.", "manual")] if mask else []
+        fixes.append(Fix("Use flash attention for packed batches, or do not pack.", "manual"))
+        yield self.finding(
+            "warning",
+            f"{packed.samples} samples stand in one line of {packed.tokens:,} tokens, and each "
+            "sees those before it: with other tokens in the first the logits of the second change.",
+            location=Location("environment", "packed batches"),
+            evidence=(
+                Measurement("samples in a line", packed.samples, source),
+                Measurement("change of a logit of the second sample", packed.change, source),
+                Measurement("largest logit there", packed.size, source),
+                Measurement("attention", run.ran.get("attention", "not known"), "what ran"),
+                Measurement("given beside the tokens", list(packed.arguments), source),
+            ),
+            proof=Proof("executed", source),
+            fixes=tuple(fixes),
+        )

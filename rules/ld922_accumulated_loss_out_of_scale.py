@@ -1,0 +1,120 @@
+"""LD922: gradient accumulation makes a loss of the user's own larger or smaller."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from lora_doctor.rule_api import Case, Example, Finding, Fix, Location, Measurement, Proof, Rule
+from lora_doctor.rules._dry_run_script import MODEL
+
+#: Powers of the number of micro-batches by which a loss is off: 1 where it is multiplied by it, -1
+#: where it is divided once too often.
+_OFF = 0.6
+_ACCUMULATED = """
+rows = [{"input_ids": (r := [1, *range(5 + n, 15 + n), 2]), "labels": r} for n in range(160)]
+
+
+class OwnLoss(Trainer):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        outputs = model(**inputs)
+        loss = SOURCE
+        return (loss, outputs) if return_outputs else loss
+
+
+OwnLoss(
+    model,
+    TrainingArguments("out", per_device_train_batch_size=2, gradient_accumulation_steps=8),
+    train_dataset=rows,
+    data_collator=default_data_collator,
+).train()
+"""
+
+
+class AccumulatedLossOutOfScale(Rule):
+    """With `gradient_accumulation_steps` above 1, a loss of the user's own comes out multiplied by
+    that number, or divided by it twice.
+
+    ## What happens
+    Multiplied: the logged loss is some times too high and gradients are as well, so that clipping
+    cuts every step. Divided twice: the loss looks good from the start and the run learns at a
+    fraction of its learning rate (Adam hides that, weight decay and clipping do not).
+
+    ## Why
+    Since transformers 4.46 the Trainer does not divide by the number of micro-batches where the
+    model takes `num_items_in_batch`, or where there is a `compute_loss_func`: the loss is to be the
+    sum over tokens divided by that number. A `compute_loss` that returns a mean and ignores the
+    argument is multiplied; one that divides by itself is divided twice where the Trainer still
+    divides.
+
+    Told by execution: the loss of each micro-batch of the first step is asked once more as in a run
+    without accumulation, and compared with what went into the backward passes.
+
+    ## Versions
+    All; which of the two it is depends on release and model.
+
+    ## Fix
+    `loss = total / num_items_in_batch` where that argument is given; no division by the number of
+    micro-batches. It changes the size of the update.
+
+    ## Links
+    https://huggingface.co/blog/gradient_accumulation
+    """
+
+    code = "LD922"
+    name = "accumulated-loss-out-of-scale"
+    summary = "Gradient accumulation makes a loss of the user's own larger or smaller."
+    depth = "static"
+    examples = (
+        Example(
+            "broken",
+            "",
+            script=MODEL + _ACCUMULATED.replace("SOURCE", "outputs.loss"),
+            requires={"transformers": ">=4.46"},
+            why="a mean, which nobody divides by the eight micro-batches",
+        ),
+        Example(
+            "healthy",
+            "",
+            script=MODEL
+            + _ACCUMULATED.replace("SOURCE", "outputs.loss").replace(
+                "model(**inputs)", "model(**inputs, num_items_in_batch=num_items_in_batch)"
+            ),
+            requires={"transformers": ">=4.46"},
+        ),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        found = case.dry_run.accumulated
+        if found is None or found.over_rows == "other" or found.steps < 2:
+            return
+        if min(abs(found.expected), abs(found.given)) < 1e-9:
+            return
+        ratio = abs(found.given / found.expected)
+        power = math.log(ratio) / math.log(found.steps)
+        if abs(power) < _OFF:
+            return
+        source = "the first optimizer step of the run"
+        how = f"{ratio:.3g} times as large" if power > 0 else f"{1 / ratio:.3g} times too small"
+        remedy = (
+            "Divide the sum of the loss over tokens by num_items_in_batch, which compute_loss is "
+            "given; or hand it on to the model."
+            if power > 0
+            else "Leave out the division by the number of micro-batches: the Trainer divides."
+        )
+        yield self.finding(
+            "warning",
+            f"The loss that {found.function} makes is {how} under {found.steps} accumulated "
+            "micro-batches as without accumulation.",
+            location=Location("file", found.file, found.line)
+            if found.file
+            else Location("recipe", "gradient_accumulation_steps"),
+            evidence=(
+                Measurement("gradient_accumulation_steps", found.steps, "the run's arguments"),
+                Measurement("loss that went into the backward passes", found.given, source),
+                Measurement("loss of the same rows without accumulation", found.expected, source),
+                Measurement("what the loss is over rows", found.over_rows, "asked with rows twice"),
+            ),
+            proof=Proof("executed", source),
+            fixes=(Fix(remedy, "manual"),),
+        )

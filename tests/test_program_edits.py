@@ -1,0 +1,222 @@
+"""What is written into scripts: one value changes at its place, all else stays byte for byte."""
+
+from __future__ import annotations
+
+import ast
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import lora_doctor
+from lora_doctor.prescription.write_fix import Plan
+from lora_doctor.recipe.edit import Edit
+from lora_doctor.recipe.program.edits import edited_program, program_holds
+from lora_doctor.recipe.program.setup import read_setup
+from lora_doctor.sandbox.worker import Worker
+from tests.program_styles import NOTEBOOKS
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a script is laid out: 2304 ways."""
+
+    newline: str
+    indent: str
+    quote: str
+    equal: str
+    comment: str
+    lines: bool
+    comma: bool
+    form: str
+    kwargs: bool
+    bom: bool
+
+    def text(self) -> str:
+        q, e, i = self.quote, self.equal, self.indent
+        arguments = [
+            f"r{e}8", f"target_modules{e}[{q}q_proj{q}, {q}v_proj{q}]", f"lora_dropout{e}0.05",
+            f"task_type{e}TaskType.CAUSAL_LM",
+        ]  # fmt: skip
+        if self.kwargs:
+            arguments = [arguments[0], "**OTHERS"]
+        if self.lines:
+            comma = "," if self.comma else ""
+            ends = [f",  # {self.comment}"] * (len(arguments) - 1) + [f"{comma}  # {self.comment}"]
+            inner = [f"{i}{i}{one}{end}" for one, end in zip(arguments, ends, strict=True)]
+            call = ["LoraConfig(", *inner, f"{i})"]
+        else:
+            call = [f"LoraConfig({', '.join(arguments)})  # {self.comment}"]
+        body = [
+            f"model = AutoModelForCausalLM.from_pretrained({q}org/model{q}, torch_dtype{e}"
+            f"torch.float16)  # {self.comment}",
+            f"config = {call[0]}",
+            *(line.removeprefix(i) for line in call[1:]),
+            "model = get_peft_model(model, config)",
+        ]
+        head = [
+            f"# {self.comment}", "import torch", "from peft import *",
+            "from transformers import AutoModelForCausalLM", "",
+            f"OTHERS = {{{q}target_modules{q}: [{q}q_proj{q}, {q}v_proj{q}], "
+            f"{q}lora_dropout{q}: 0.05, {q}task_type{q}: TaskType.CAUSAL_LM}}", "",
+        ]  # fmt: skip
+        return self.newline.join([*head, *self._formed(body)]) + self.newline
+
+    def _formed(self, body: list[str]) -> list[str]:
+        i = self.indent
+        inner = [f"{i}{line}" for line in body]
+        if self.form == "function":
+            return ["def main():", *inner, "", "main()"]
+        if self.form == "decorated":
+            return [
+                "def same(f): return f",
+                "@same",
+                "def main(",
+                f"{i}x=1,",
+                "):",
+                *inner,
+                "main()",
+            ]
+        if self.form == "class":
+            deeper = [f"{i}{line}" for line in inner]
+            return ["class Run:", f"{i}def go(self):", *deeper, "Run().go()"]
+        return body
+
+
+LAYOUTS = st.builds(
+    Layout,
+    newline=st.sampled_from(["\n", "\r\n"]),
+    indent=st.sampled_from(["    ", "  ", "\t"]),
+    quote=st.sampled_from(["'", '"']),
+    equal=st.sampled_from(["=", " = "]),
+    comment=st.sampled_from(["größer als 漢字", "r = 8, \"'( #", "🙂"]),
+    lines=st.booleans(),
+    comma=st.booleans(),
+    form=st.sampled_from(["plain", "function", "decorated", "class"]),
+    kwargs=st.booleans(),
+    bom=st.booleans(),
+)
+EDITS = st.sampled_from(
+    [
+        Edit("r", 16),
+        Edit("target_modules", ["q_proj", "k_proj"]),
+        Edit("target_modules", ["v_proj"]),
+        Edit("target_modules", "all-linear"),
+        Edit("lora_dropout", 0.0),
+        Edit("task_type", "SEQ_CLS"),
+        Edit("dtype", "bfloat16"),
+        Edit("lora_alpha", 32),
+        Edit("attn_implementation", "eager"),
+        Edit("load_in_4bit", True),
+    ]
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(layout=LAYOUTS, edit=EDITS)
+def test_an_edit_changes_its_value_and_nothing_else(
+    tmp_path: Path, layout: Layout, edit: Edit
+) -> None:
+    path = tmp_path / "train.py"
+    before = (b"\xef\xbb\xbf" if layout.bom else b"") + layout.text().encode("utf-8")
+    path.write_bytes(before)
+    recipe = read_setup(path).recipe
+    assert program_holds(recipe, edit)
+    after = edited_program(recipe, [edit])
+    assert after.written is not None and after.written.data is not None
+    assert after.values == {**recipe.values, edit.key: edit.value}
+    text = after.written.data.decode("utf-8-sig")
+    ast.parse(text)
+    assert after.written.data.startswith(b"\xef\xbb\xbf") == layout.bom
+    assert (text.count("\r\n") == text.count("\n")) == (layout.newline == "\r\n")
+    old, new = before.decode("utf-8-sig").splitlines(), text.splitlines()
+    kept = [line for line in old if line in new]
+    assert len(old) - len(kept) <= 1  # the line of the value
+    assert len(new) - len(kept) <= 2  # and an import
+    assert edited_program(after, [edit]).written == after.written
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda one: one.style.name)
+def test_an_edit_of_a_notebook_leaves_every_other_cell_alone(notebook: Any, tmp_path: Path) -> None:
+    path = tmp_path / "train.ipynb"
+    path.write_bytes(notebook.text(notebook.style.healthy).encode("utf-8"))
+    recipe = read_setup(path).recipe
+    if "r" not in recipe.values:
+        pytest.skip("no adapter is put on there")
+    after = edited_program(recipe, [Edit("r", 128)])
+    assert after.written is not None and after.written.data is not None
+    changed = [
+        (one, other)
+        for one, other in zip(
+            path.read_bytes().splitlines(), after.written.data.splitlines(), strict=True
+        )
+        if one != other
+    ]
+    assert len(changed) == 1 and b"128" in changed[0][1]
+    old, new = json.loads(path.read_bytes()), json.loads(after.written.data)
+    assert [cell.get("outputs") for cell in old["cells"]] == [
+        cell.get("outputs") for cell in new["cells"]
+    ]
+    assert old["metadata"] == new["metadata"]
+
+
+def test_a_value_that_others_read_is_changed_at_the_call(tmp_path: Path) -> None:
+    path = tmp_path / "train.py"
+    path.write_text(
+        "from peft import LoraConfig, get_peft_model\n"
+        "from transformers import AutoModelForCausalLM\n"
+        "RANK = 8\n"
+        "model = AutoModelForCausalLM.from_pretrained('org/model')\n"
+        "model = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=RANK * 2))\n"
+    )
+    after = edited_program(read_setup(path).recipe, [Edit("r", 4)])
+    assert after.written is not None and after.written.data is not None
+    assert b"RANK = 8\n" in after.written.data
+    assert b"LoraConfig(r=4, lora_alpha=RANK * 2)" in after.written.data
+
+
+_TINY = (
+    ("constant", "TARGETS = ['query_key_value']\n", "TARGETS", 3),
+    ("argument", "", '["query_key_value"]', 5),
+    ("dictionary", "LORA = dict(target_modules=['query_key_value'])\n", None, 3),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "head", "value", "line"), _TINY, ids=lambda one: str(one)[:9])
+def test_a_script_trains_after_its_fix(
+    name: str, head: str, value: str | None, line: int, tmp_path: Path, worker: Worker
+) -> None:
+    """The model beside the script is shrunk and trained, the script itself is never run."""
+    config = {
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 32,
+        "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "vocab_size": 128,
+    }  # fmt: skip
+    (tmp_path / "llama").mkdir()
+    (tmp_path / "llama" / "config.json").write_text(json.dumps(config))
+    given_by = f"target_modules={value}" if value is not None else "**LORA"
+    path = tmp_path / "train.py"
+    path.write_text(
+        "from transformers import AutoModelForCausalLM\n"
+        "from peft import LoraConfig, get_peft_model\n"
+        f"{head}"
+        'model = AutoModelForCausalLM.from_pretrained("./llama")\n'
+        f"config = LoraConfig(r=8, {given_by}, task_type='CAUSAL_LM')\n"
+        "model = get_peft_model(model, config)\n"
+        "raise SystemExit('was run')\n"
+    )
+    plan = Plan.make(str(path), str(tmp_path), write=True)
+    diagnosis = lora_doctor.fix(str(path), worker=worker)
+    (finding,) = diagnosis.findings
+    assert finding.rule == "LD201"
+    place = 5 - (not head) if name == "argument" else line
+    assert finding.written == f"{path}:{place}"
+    assert diagnosis.after is not None and diagnosis.after.outcome == "passed"
+    plan.write(diagnosis)
+    again = lora_doctor.check(str(path), worker=worker)
+    assert again.verdict == "healthy" and "q_proj" in path.read_text()
