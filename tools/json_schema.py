@@ -48,8 +48,8 @@ NUMBER = {
 }
 #: Fields that are not written: they live in the process.
 _UNWRITTEN: Mapping[type, tuple[str, ...]] = {
-    ModelSource: ("module", "snapshot", "preferred_class", "adapter"),
-    Recipe: ("file",),
+    ModelSource: ("module", "snapshot", "preferred_class", "adapter", "script"),
+    Recipe: ("file", "written"),
 }
 #: Properties that are written beside the fields.
 _SUMS: Mapping[type, tuple[str, ...]] = {
