@@ -49,8 +49,8 @@ NUMBER = {
 }
 #: Fields that are not written: they live in the process.
 _UNWRITTEN: Mapping[type, tuple[str, ...]] = {
-    ModelSource: ("module", "snapshot", "preferred_class", "adapter"),
-    Recipe: ("file",),
+    ModelSource: ("module", "snapshot", "preferred_class", "adapter", "script"),
+    Recipe: ("file", "written"),
     SetUp: ("read",),
 }
 #: Properties that are written beside the fields.

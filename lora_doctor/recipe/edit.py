@@ -45,11 +45,13 @@ class Rewrite:
     """A piece of a training script's or notebook's text, replaced: for what no key says, such as
     the name of an argument or the order of two lines."""
 
-    #: Characters ``start`` to ``end`` of the file's text, or of the cell's.
+    #: First character that is replaced, counted from 0 in the file's text, or in the cell's.
     start: int
+    #: The character behind the last one that is replaced.
     end: int
-    #: What stands there, and what replaces it.
+    #: What stands there.
     old: str
+    #: What replaces it.
     new: str
     #: Number of the cell of a notebook, from 1; ``None`` in a script.
     cell: int | None = None
