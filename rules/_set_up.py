@@ -20,6 +20,13 @@ from lora_doctor.rule_api import (
     framework_named,
 )
 
+#: What a remark may mean for the user, by its kind.
+_MAY = {
+    "unread": "{format} may pass over {names}",
+    "packing": "With {names}, {format} may let the samples of a row see each other",
+    "refused": "{format} may refuse {names}",
+}
+
 
 def remarks(case: Case, kind: str) -> Iterator[Remark]:
     """What the framework does with entries that do not go together."""
@@ -44,19 +51,20 @@ def written(set_up: SetUp, name: str) -> Measurement:
 
 
 def finding_of(rule: Rule, case: Case, remark: Remark, severity: Severity) -> Finding:
-    """The finding that a remark of the framework makes."""
+    """The finding that a remark of the framework makes. Remarks are concluded from the source of
+    the framework, of which nothing is run."""
     set_up = case.set_up
     edits = tuple(Edit(f"{ENTRY}{name}", value) for name, value in remark.entries)
     safety = "manual" if not edits else "safe" if remark.safe else "unsafe"
-    names = ", ".join(remark.names)
+    may = _MAY[remark.kind].format(format=set_up.format, names=", ".join(remark.names))
     return rule.finding(
         severity,
-        f"{set_up.format} {remark.what} ({names}).",
+        f"{may}: by its source it {remark.what}.",
         location=located(set_up, remark.names[0]),
         evidence=(
             *(written(set_up, name) for name in remark.names),
             Measurement("what it does", remark.what, f"{set_up.format}: {remark.source}"),
         ),
-        proof=Proof("inferred", f"the set-up was read as {set_up.format} reads it"),
+        proof=Proof("inferred", f"concluded from the source of {set_up.format}, which was not run"),
         fixes=(Fix(remark.fix, safety, edits),),  # type: ignore[arg-type]
     )

@@ -69,8 +69,10 @@ class KeysNotInTheFramework(Rule):
         on_the_line = name in set_up.places and set_up.places[name].file.endswith(".sh")
         refused = framework.unknown == "refused" or on_the_line
         severity: Severity = "error" if refused and fields.installed else "warning"
-        does = "refuses it" if refused else "passes over it without a word"
-        does = does if fields.installed else f"probably {does}"
+        if fields.installed:
+            does = "refuses it" if refused else "passes over it without a word"
+        else:
+            does = "may refuse it" if refused else "may pass over it without a word"
         said = f"; {meant} was meant" if meant else ""
         return self.finding(
             severity,
@@ -80,7 +82,10 @@ class KeysNotInTheFramework(Rule):
                 Measurement(name, set_up.entries[name], str(set_up.places.get(name, "set-up"))),
                 Measurement("keys of the framework", len(fields.names), fields.origin),
             ),
-            proof=Proof("inferred", f"compared with the classes of {fields.origin}"),
+            proof=Proof(
+                "read" if fields.installed else "inferred",
+                f"compared with the classes of {fields.origin}",
+            ),
             fixes=(_fix(set_up.entries[name], name, meant, refused),),
         )
 

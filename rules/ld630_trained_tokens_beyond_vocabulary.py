@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from lora_doctor.rule_api import (
     Case,
@@ -12,13 +13,14 @@ from lora_doctor.rule_api import (
     Fix,
     Location,
     Measurement,
-    ModuleGroup,
     Proof,
     Recipe,
     Rule,
-    Structure,
     quoted,
 )
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import ModuleGroup, Structure
 
 _KEYS = ("trainable_token_indices", "token_indices")
 

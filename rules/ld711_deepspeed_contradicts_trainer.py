@@ -77,14 +77,15 @@ class DeepspeedContradictsTrainer(Rule):
         yield self.finding(
             "error",
             f"{files.deepspeed_file} sets {quoted(name for name, *_ in others)} otherwise than the "
-            "Trainer's arguments, which transformers refuses.",
+            "Trainer's arguments, which transformers may refuse.",
             location=Location("file", place.file, place.line) if place
             else Location("file", files.deepspeed_file),
             evidence=tuple(
                 Measurement(name, f"{value}, {key} is {ours}", files.deepspeed_file)
                 for name, value, key, ours in others
             ),
-            proof=Proof("inferred", "compared as transformers' HfTrainerDeepSpeedConfig does"),
+            proof=Proof("inferred", "compared as transformers' HfTrainerDeepSpeedConfig does, "
+                        "which was not run"),
             fixes=(
                 Fix(f"Write \"auto\" for {quoted(name for name, *_ in others)} in "
                     f"{files.deepspeed_file}.", "manual"),

@@ -58,8 +58,8 @@ class QuantizedWeightsSharded(Rule):
         if recipe.quantized == "4bit" and (by == "ZeRO-3" or sets_it or storage):
             return
         key = f"load_in_{recipe.quantized}"
-        why = ("cannot be sharded" if recipe.quantized == "8bit"
-               else "are stored as uint8, which FSDP cannot put beside other dtypes")  # fmt: skip
+        why = ("may be impossible to shard" if recipe.quantized == "8bit"
+               else "are stored as uint8, which FSDP may refuse beside other dtypes")  # fmt: skip
         yield self.finding(
             "error",
             f"The {recipe.quantized} weights of the model {why} ({by}).",
@@ -69,7 +69,7 @@ class QuantizedWeightsSharded(Rule):
                 Measurement("sharded by", by,
                             files.deepspeed_file or files.accelerate_file or set_up.format),
             ),
-            proof=Proof("inferred", "the set-up and the files that it names were read"),
+            proof=Proof("inferred", "the set-up and the files that it names were read, not run"),
             fixes=(
                 Fix(
                     "Quantize to 4 bits, with bnb_4bit_quant_storage as the dtype of the model, or "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from lora_doctor.rule_api import (
     Case,
@@ -14,10 +15,12 @@ from lora_doctor.rule_api import (
     Measurement,
     Proof,
     Rule,
-    ScriptError,
     Symptom,
 )
 from lora_doctor.rules._dry_run_script import MODEL
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import ScriptError
 
 _COLLATED = """
 import torch

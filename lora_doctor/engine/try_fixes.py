@@ -119,7 +119,7 @@ class Trials:
         came_out = {
             choice: _came_out(first, after, findings[choice[0]], self._fallbacks,
                               [code for n, code in enumerate(codes) if chosen[n] != choice],
-                              text_only=_of_text(findings[choice[0]].fixes[choice[1]]))
+                              findings[choice[0]].fixes[choice[1]])
             for choice in chosen
         }  # fmt: skip
         return {
@@ -163,10 +163,10 @@ class _Round:
                     self.came_out |= self._trials.run(self._first, [choice], self._findings)
 
     def read_again(self) -> None:
-        """Fixes of the program's text alone: read again after each, nothing is run."""
+        """Fixes of the text of a program or set-up alone: read again after each, nothing is run."""
         for i, finding in enumerate(self._findings):
             for j, fix in enumerate(finding.fixes):
-                if _of_text(fix):
+                if _of_text(fix) or _of_entries(fix, self._first.case.recipe):
                     self.came_out |= self._trials.run(self._first, [(i, j)], self._findings)
 
     def run_others(self) -> None:
@@ -312,14 +312,13 @@ def _came_out(
     finding: Finding,
     fallbacks: set[str],
     beside: Sequence[str],
-    *,
-    text_only: bool,
+    fix: Fix,
 ) -> Execution:
     """How a fix of this finding came out in a run with it."""
     run = after.answer.before
     in_part = run is not None and run.obstacle == "not-proven" and not run.failed_checks
     undecided = run is None or (run.outcome == "undetermined" and not in_part)
-    if undecided and text_only:
+    if _of_entries(fix, first.case.recipe) or (undecided and _of_text(fix)):
         if _is_left(finding, first, after):
             return Execution("failed", "the finding is still there", "static", tuple(beside))
         return Execution("removed", "read again, the finding is gone", "static", tuple(beside))
@@ -391,6 +390,17 @@ def _place(finding: Finding) -> tuple[str, str]:
 def _of_text(fix: Fix) -> bool:
     """Whether a fix changes the program's text and no key of the recipe."""
     return bool(fix.rewrites) and not fix.edits and fix.patch is None
+
+
+def _of_entries(fix: Fix, recipe: Recipe) -> bool:
+    """Whether a fix changes entries of a set-up and no key of the recipe: what it changes is the
+    framework's business, and a run here shows nothing of it."""
+    if recipe.set_up is None or not fix.edits or fix.patch is not None:
+        return False
+    try:
+        return recipe.edit(fix.edits).values == recipe.values
+    except InputError:
+        return False
 
 
 def _cost(first: Examination) -> float:

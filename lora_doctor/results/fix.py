@@ -18,9 +18,9 @@ class Execution:
 
     #: ``passed``: the finding is gone and the training contract passed. ``removed``: the finding is
     #: gone, and the contract comes further and still fails, or could be run in part only, without
-    #: the quantization that this machine lacks. ``failed``: the finding is still there, or training
-    #: fails as before, or in what worked. ``not-executed``: nothing was run, or what was run came
-    #: to no verdict.
+    #: the quantization that this machine lacks, or only the user's text was changed, which was read
+    #: again. ``failed``: the finding is still there, or training fails as before, or in what
+    #: worked. ``not-executed``: nothing was run, or what was run came to no verdict.
     outcome: Outcome = "not-executed"
     #: How the training contract came out, or why it was not run.
     detail: str = "nothing was run"
