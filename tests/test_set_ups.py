@@ -92,3 +92,41 @@ def test_a_healthy_set_up_gives_one_line(kind: str, worker: Worker) -> None:
         place = (FOLDER / twin.name).parent / (twin.given or Path(twin.name).name)
         diagnosis = lora_doctor.check(place, worker=worker, depth="tiny")
         assert diagnosis.verdict == "healthy", (twin.id, diagnosis.findings)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "rule"),
+    [
+        ("trl/01_plain.yaml", b"use_peft: true\n", b"use_peft: true\nzzz_notes: mine\n", "LD530"),
+        ("ms_swift/03_regex.sh", b"--target_regex", b"--target_modules x --target_regex", "LD531"),
+    ],
+    ids=["key-of-nobody", "overridden"],
+)
+@pytest.mark.slow
+def test_a_fix_that_no_run_shows_is_not_called_executed(
+    name: str, old: bytes, new: bytes, rule: str, tmp_path: Path, worker: Worker
+) -> None:
+    """The recipe is the same with and without the entry, so that the run of the one proves nothing
+    of the other: the fix is taken, and is said to be read."""
+    given = tmp_path / Path(name).name
+    data = (FOLDER / name).read_bytes()
+    assert data.count(old) == 1
+    given.write_bytes(data.replace(old, new))
+    diagnosis = lora_doctor.fix(given, worker=worker)
+    (fix,) = (fix for one in diagnosis.findings if one.rule == rule for fix in one.fixes)
+    assert (fix.safety, fix.executed.outcome) == ("unproven", "removed")
+    assert fix.executed.depth == "static" and "read again" in fix.executed.detail
+    assert [item.rule for item in diagnosis.applied] == [rule]
+    assert rule not in {finding.rule for finding in diagnosis.remaining or ()}
+
+
+@pytest.mark.parametrize("name", ["trl_without_use_peft", "llamafactory_packing",
+                                  "axolotl_qlora_without_4bit", "deepspeed/contradicts",
+                                  "deepspeed/zero3_8bit"])  # fmt: skip
+def test_what_a_framework_would_do_is_inferred_and_said_so(name: str) -> None:
+    """Nothing of the framework is run, so the wording leaves it open."""
+    diagnosis = lora_doctor.check(FOLDER / f"{name}.yaml", depth="static")
+    found = [one for one in diagnosis.findings
+             if one.rule in ("LD531", "LD532", "LD533", "LD711", "LD712")]  # fmt: skip
+    assert found
+    assert all(one.proof.kind == "inferred" and " may " in one.message for one in found)

@@ -10,8 +10,15 @@ from lora_doctor.engine.answer import strictly
 from lora_doctor.engine.case import Case
 from lora_doctor.engine.registry import RuleSelection
 from lora_doctor.engine.rule import Rule
-from lora_doctor.engine.try_fixes import Trials, contract_words, fixed, proven
+from lora_doctor.engine.try_fixes import (
+    Trials,
+    contract_words,
+    fixed,
+    of_entries_alone,
+    proven,
+)
 from lora_doctor.errors import EvidenceError, FactoryError, InputError
+from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.diagnosis import AppliedFix, Diagnosis
 from lora_doctor.results.finding import Finding, first_fix
 from lora_doctor.results.fix import Execution
@@ -124,7 +131,7 @@ def diagnose_and_fix(
         current = _diagnose(case, trials, strict=strict, others=False)
     if not applied:
         return replace(first, remaining=first.findings, seconds=time.perf_counter() - start)
-    applied = _as_they_came_out(applied, current)
+    applied = _as_they_came_out(applied, current, first.recipe)
     return replace(
         first,
         findings=tuple(proven(finding, applied) for finding in first.findings),
@@ -140,8 +147,11 @@ def diagnose_and_fix(
     )
 
 
-def _as_they_came_out(applied: Sequence[AppliedFix], last: Diagnosis) -> list[AppliedFix]:
-    """The applied fixes, all in force in the last run: where it passed, each was executed."""
+def _as_they_came_out(
+    applied: Sequence[AppliedFix], last: Diagnosis, recipe: Recipe
+) -> list[AppliedFix]:
+    """The applied fixes, all in force in the last run: where it passed, each was executed that
+    changes something of the recipe."""
     run = last.before
     if run is None or run.outcome != "passed":
         return list(applied)
@@ -157,6 +167,8 @@ def _as_they_came_out(applied: Sequence[AppliedFix], last: Diagnosis) -> list[Ap
                 )
             ),
         )
+        if not of_entries_alone(item.fix, recipe)
+        else item
         for item in applied
     ]
 

@@ -166,7 +166,7 @@ class _Round:
         """Fixes of the text of a program or set-up alone: read again after each, nothing is run."""
         for i, finding in enumerate(self._findings):
             for j, fix in enumerate(finding.fixes):
-                if _of_text(fix) or _of_entries(fix, self._first.case.recipe):
+                if _of_text(fix) or of_entries_alone(fix, self._first.case.recipe):
                     self.came_out |= self._trials.run(self._first, [(i, j)], self._findings)
 
     def run_others(self) -> None:
@@ -318,7 +318,7 @@ def _came_out(
     run = after.answer.before
     in_part = run is not None and run.obstacle == "not-proven" and not run.failed_checks
     undecided = run is None or (run.outcome == "undetermined" and not in_part)
-    if _of_entries(fix, first.case.recipe) or (undecided and _of_text(fix)):
+    if of_entries_alone(fix, first.case.recipe) or (undecided and _of_text(fix)):
         if _is_left(finding, first, after):
             return Execution("failed", "the finding is still there", "static", tuple(beside))
         return Execution("removed", "read again, the finding is gone", "static", tuple(beside))
@@ -392,7 +392,7 @@ def _of_text(fix: Fix) -> bool:
     return bool(fix.rewrites) and not fix.edits and fix.patch is None
 
 
-def _of_entries(fix: Fix, recipe: Recipe) -> bool:
+def of_entries_alone(fix: Fix, recipe: Recipe) -> bool:
     """Whether a fix changes entries of a set-up and no key of the recipe: what it changes is the
     framework's business, and a run here shows nothing of it."""
     if recipe.set_up is None or not fix.edits or fix.patch is not None:
