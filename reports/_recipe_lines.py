@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lora_doctor.recipe.edit import REMOVE
+from lora_doctor.recipe.edit import ENTRY, REMOVE
 from lora_doctor.reports._text import many, plain, shown, visible
 
 if TYPE_CHECKING:
@@ -36,8 +36,11 @@ def fix_diff(fix: Fix, recipe: Recipe, most: int = 60) -> list[DiffLine]:
     under the name that the user's file has for it."""
     lines: list[DiffLine] = []
     for edit in fix.edits:
-        name = recipe.names.get(edit.key, edit.key)
-        old = _lines(name, recipe.values[edit.key]) if edit.key in recipe else []
+        key, held = edit.key.removeprefix(ENTRY), recipe.values
+        if edit.key != key:
+            held = recipe.set_up.entries if recipe.set_up else {}
+        name = recipe.names.get(edit.key, key)
+        old = _lines(name, held[key]) if key in held else []
         new = [] if edit.value is REMOVE else _lines(name, edit.value)
         lines += _diff(old, new)
     if len(lines) > most:

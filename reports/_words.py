@@ -45,7 +45,14 @@ def execution_words(fix: Fix) -> str:
         reason = SAFETY["manual"] if fix.safety == "manual" else visible(run.detail, 600)
         return f"not executed: {reason}"
     beside = f" beside the fix of {', '.join(map(visible, run.beside))}" if run.beside else ""
-    return f"executed at depth {run.depth}{beside}: {visible(run.detail, 600)}"
+    return f"{tried(fix)} at depth {run.depth}{beside}: {visible(run.detail, 600)}"
+
+
+def tried(fix: Fix) -> str:
+    """``executed``, ``not executed``, or ``read`` where a run shows nothing of what it changes."""
+    if fix.executed.outcome == "not-executed":
+        return "not executed"
+    return "read" if fix.executed.depth == "static" else "executed"
 
 
 def fix_label(fix: Fix) -> str:
@@ -185,11 +192,14 @@ def after_words(diagnosis: Diagnosis) -> str:
 def _fixes_tried(diagnosis: Diagnosis) -> str:
     """What came out of running the fixes that are shown."""
     fixes = [fix for finding in diagnosis.findings for fix in finding.fixes]
-    counts: Counter[str] = Counter(fix.executed.outcome for fix in fixes)
+    counts: Counter[str] = Counter(
+        tried(fix) if tried(fix) == "read" else fix.executed.outcome for fix in fixes
+    )
     words = {
         "passed": "executed and trains",
         "removed": "executed, with something left open",
         "failed": "executed and does not help",
+        "read": "read and not executed",
         "not-executed": "not executed",
     }
     told = ", ".join(f"{counts[name]} {word}" for name, word in words.items() if counts[name])

@@ -16,6 +16,7 @@ import lora_doctor
 from lora_doctor.prescription.write_fix import Plan
 from lora_doctor.recipe.files.read_write import read_recipe
 from lora_doctor.reports._records import records
+from lora_doctor.results.formats import render
 from lora_doctor.sandbox.worker import Worker
 from tests.set_up_files import FOLDER, FORMATS, TWINS, Twin
 
@@ -118,6 +119,8 @@ def test_a_fix_that_no_run_shows_is_not_called_executed(
     assert fix.executed.depth == "static" and "read again" in fix.executed.detail
     assert [item.rule for item in diagnosis.applied] == [rule]
     assert rule not in {finding.rule for finding in diagnosis.remaining or ()}
+    text = render(diagnosis, "full", color=False, width=100)
+    assert "read at depth static" in text and "entry:" not in text
 
 
 @pytest.mark.parametrize("name", ["trl_without_use_peft", "llamafactory_packing",
