@@ -309,13 +309,13 @@ def _came_out(
     text_only: bool,
 ) -> Execution:
     """How a fix of this finding came out in a run with it."""
-    run = after.answer.before
-    in_part = run is not None and run.obstacle == "not-proven" and not run.failed_checks
-    undecided = run is None or (run.outcome == "undetermined" and not in_part)
-    if undecided and text_only:
+    if text_only:  # the contract runs the recipe, and not the lines that were rewritten
         if _is_left(finding, first, after):
             return Execution("failed", "the finding is still there", "static", tuple(beside))
         return Execution("removed", "read again, the finding is gone", "static", tuple(beside))
+    run = after.answer.before
+    in_part = run is not None and run.obstacle == "not-proven" and not run.failed_checks
+    undecided = run is None or (run.outcome == "undetermined" and not in_part)
     if run is None or undecided:
         reason = (run.reason if run else "") or after.answer.open or "no verdict"
         return Execution(detail=f"the run with it came to no verdict: {reason}")
