@@ -44,8 +44,9 @@ def execution_words(fix: Fix) -> str:
     if run.outcome == "not-executed":
         reason = SAFETY["manual"] if fix.safety == "manual" else visible(run.detail, 600)
         return f"not executed: {reason}"
+    how = f"executed at depth {run.depth}" if run.depth != "static" else "read again, not run"
     beside = f" beside the fix of {', '.join(map(visible, run.beside))}" if run.beside else ""
-    return f"executed at depth {run.depth}{beside}: {visible(run.detail, 600)}"
+    return f"{how}{beside}: {visible(run.detail, 600)}"
 
 
 def fix_label(fix: Fix) -> str:
@@ -185,11 +186,14 @@ def after_words(diagnosis: Diagnosis) -> str:
 def _fixes_tried(diagnosis: Diagnosis) -> str:
     """What came out of running the fixes that are shown."""
     fixes = [fix for finding in diagnosis.findings for fix in finding.fixes]
-    counts: Counter[str] = Counter(fix.executed.outcome for fix in fixes)
+    counts = Counter(
+        "read again" if fix.executed.depth == "static" else fix.executed.outcome for fix in fixes
+    )
     words = {
         "passed": "executed and trains",
         "removed": "executed, with something left open",
         "failed": "executed and does not help",
+        "read again": "read again, not run",
         "not-executed": "not executed",
     }
     told = ", ".join(f"{counts[name]} {word}" for name, word in words.items() if counts[name])

@@ -42,6 +42,7 @@ def line(finding: Finding, recipe: Recipe) -> str:
     fix = next(iter(offered(finding)), None)
     if fix is not None:
         run = "not executed" if fix.executed.outcome == "not-executed" else "executed"
+        run = "read again" if fix.executed.depth == "static" else run
         notes.append(f"{fix_label(fix)} fix, {run}: {visible(fix.title, 300)}")
     location, message = visible(place(finding, recipe), 300), visible(finding.message, 1000)
     return f"{location}: {visible(finding.rule)} {message} [{', '.join(notes)}]"

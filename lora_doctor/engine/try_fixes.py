@@ -312,7 +312,7 @@ def _came_out(
     if text_only:  # the contract runs the recipe, and not the lines that were rewritten
         if _is_left(finding, first, after):
             return Execution("failed", "the finding is still there", "static", tuple(beside))
-        return Execution("removed", "read again, the finding is gone", "static", tuple(beside))
+        return Execution("removed", "the finding is gone", "static", tuple(beside))
     run = after.answer.before
     in_part = run is not None and run.obstacle == "not-proven" and not run.failed_checks
     undecided = run is None or (run.outcome == "undetermined" and not in_part)
