@@ -44,15 +44,9 @@ def execution_words(fix: Fix) -> str:
     if run.outcome == "not-executed":
         reason = SAFETY["manual"] if fix.safety == "manual" else visible(run.detail, 600)
         return f"not executed: {reason}"
+    how = f"executed at depth {run.depth}" if run.depth != "static" else "read again, not run"
     beside = f" beside the fix of {', '.join(map(visible, run.beside))}" if run.beside else ""
-    return f"{tried(fix)} at depth {run.depth}{beside}: {visible(run.detail, 600)}"
-
-
-def tried(fix: Fix) -> str:
-    """``executed``, ``not executed``, or ``read`` where a run shows nothing of what it changes."""
-    if fix.executed.outcome == "not-executed":
-        return "not executed"
-    return "read" if fix.executed.depth == "static" else "executed"
+    return f"{how}{beside}: {visible(run.detail, 600)}"
 
 
 def fix_label(fix: Fix) -> str:
@@ -78,7 +72,7 @@ def offered(finding: Finding) -> list[Fix]:
 
 def place(finding: Finding, recipe: Recipe) -> str:
     """Where a finding is; a key of the recipe under the name that the user's file has for it, too:
-    ``lora_target (target_modules)``, behind the line where it stands."""
+    ``lora_target (target_modules)``."""
     location = finding.location
     name = recipe.names.get(location.path) if location.kind == "recipe" else None
     text = f"{name} ({location.path})" if name else str(location)
@@ -192,14 +186,14 @@ def after_words(diagnosis: Diagnosis) -> str:
 def _fixes_tried(diagnosis: Diagnosis) -> str:
     """What came out of running the fixes that are shown."""
     fixes = [fix for finding in diagnosis.findings for fix in finding.fixes]
-    counts: Counter[str] = Counter(
-        tried(fix) if tried(fix) == "read" else fix.executed.outcome for fix in fixes
+    counts = Counter(
+        "read again" if fix.executed.depth == "static" else fix.executed.outcome for fix in fixes
     )
     words = {
         "passed": "executed and trains",
         "removed": "executed, with something left open",
         "failed": "executed and does not help",
-        "read": "read and not executed",
+        "read again": "read again, not run",
         "not-executed": "not executed",
     }
     told = ", ".join(f"{counts[name]} {word}" for name, word in words.items() if counts[name])

@@ -9,14 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lora_doctor.reports._text import visible
-from lora_doctor.reports._words import (
-    fix_label,
-    offered,
-    ordered,
-    place,
-    tried,
-    why_undetermined,
-)
+from lora_doctor.reports._words import fix_label, offered, ordered, place, why_undetermined
 
 if TYPE_CHECKING:
     from lora_doctor.recipe.recipe import Recipe
@@ -48,6 +41,8 @@ def line(finding: Finding, recipe: Recipe) -> str:
     notes: list[str] = [finding.severity]
     fix = next(iter(offered(finding)), None)
     if fix is not None:
-        notes.append(f"{fix_label(fix)} fix, {tried(fix)}: {visible(fix.title, 300)}")
+        run = "not executed" if fix.executed.outcome == "not-executed" else "executed"
+        run = "read again" if fix.executed.depth == "static" else run
+        notes.append(f"{fix_label(fix)} fix, {run}: {visible(fix.title, 300)}")
     location, message = visible(place(finding, recipe), 300), visible(finding.message, 1000)
     return f"{location}: {visible(finding.rule)} {message} [{', '.join(notes)}]"

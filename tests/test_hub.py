@@ -34,6 +34,7 @@ import json, sys, time
 from pathlib import Path
 from lora_doctor.errors import InputError
 from lora_doctor.static.hub.hub import fetch_small_files
+from lora_doctor.static.hub.hub_files import AdapterInstead
 from lora_doctor.static.model_files import gather_static
 model, options = sys.argv[1], json.loads(sys.argv[2])
 from huggingface_hub import HfApi
@@ -55,7 +56,7 @@ try:
         "unread": static.weights.value.unread if static.weights.value else {},
         "gated": found.gated, "model_type": static.model_type, "source": static.source,
     }
-except InputError as error:
+except (InputError, AdapterInstead) as error:
     answer = {"error": str(error)}
 answer["seconds"] = time.monotonic() - start
 answer["heavy"] = sorted({"torch", "transformers"} & set(sys.modules))

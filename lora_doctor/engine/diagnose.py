@@ -14,7 +14,7 @@ from lora_doctor.engine.try_fixes import (
     Trials,
     contract_words,
     fixed,
-    of_entries_alone,
+    is_of_text,
     proven,
 )
 from lora_doctor.errors import EvidenceError, FactoryError, InputError
@@ -167,7 +167,7 @@ def _as_they_came_out(
                 )
             ),
         )
-        if not of_entries_alone(item.fix, recipe)
+        if not is_of_text(item.fix, recipe)
         else item
         for item in applied
     ]

@@ -67,7 +67,10 @@ class Finder:
             return self._with_files(source), None
         except AdapterInstead:
             adapter = self._on_hub(source.name, source.revision)
-        return self._with_files(self._base_on_hub(adapter)), adapter
+        try:
+            return self._with_files(self._base_on_hub(adapter)), adapter
+        except AdapterInstead as error:
+            raise InputError(f"base model of {adapter.place}: {error}") from None
 
     def _named(self, given: str | os.PathLike[str]) -> AdapterFiles:
         """The adapter of a path, of ``ORG/NAME`` or of ``ORG/NAME@REVISION``."""

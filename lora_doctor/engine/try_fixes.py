@@ -166,7 +166,7 @@ class _Round:
         """Fixes of the text of a program or set-up alone: read again after each, nothing is run."""
         for i, finding in enumerate(self._findings):
             for j, fix in enumerate(finding.fixes):
-                if _of_text(fix) or of_entries_alone(fix, self._first.case.recipe):
+                if is_of_text(fix, self._first.case.recipe):
                     self.came_out |= self._trials.run(self._first, [(i, j)], self._findings)
 
     def run_others(self) -> None:
@@ -315,13 +315,13 @@ def _came_out(
     fix: Fix,
 ) -> Execution:
     """How a fix of this finding came out in a run with it."""
+    if is_of_text(fix, first.case.recipe):  # the contract runs the recipe, and not these lines
+        if _is_left(finding, first, after):
+            return Execution("failed", "the finding is still there", "static", tuple(beside))
+        return Execution("removed", "the finding is gone", "static", tuple(beside))
     run = after.answer.before
     in_part = run is not None and run.obstacle == "not-proven" and not run.failed_checks
     undecided = run is None or (run.outcome == "undetermined" and not in_part)
-    if of_entries_alone(fix, first.case.recipe) or (undecided and _of_text(fix)):
-        if _is_left(finding, first, after):
-            return Execution("failed", "the finding is still there", "static", tuple(beside))
-        return Execution("removed", "read again, the finding is gone", "static", tuple(beside))
     if run is None or undecided:
         reason = (run.reason if run else "") or after.answer.open or "no verdict"
         return Execution(detail=f"the run with it came to no verdict: {reason}")
@@ -387,15 +387,10 @@ def _place(finding: Finding) -> tuple[str, str]:
     return finding.location.kind, str(finding.location)
 
 
-def _of_text(fix: Fix) -> bool:
-    """Whether a fix changes the program's text and no key of the recipe."""
-    return bool(fix.rewrites) and not fix.edits and fix.patch is None
-
-
-def of_entries_alone(fix: Fix, recipe: Recipe) -> bool:
-    """Whether a fix changes entries of a set-up and no key of the recipe: what it changes is the
-    framework's business, and a run here shows nothing of it."""
-    if recipe.set_up is None or not fix.edits or fix.patch is not None:
+def is_of_text(fix: Fix, recipe: Recipe) -> bool:
+    """Whether a fix changes the text of a program or set-up and no key of the recipe: what it does
+    is the program's or the framework's business, and a run of the recipe shows nothing of it."""
+    if fix.patch is not None or not (fix.rewrites or fix.edits):
         return False
     try:
         return recipe.edit(fix.edits).values == recipe.values

@@ -33,8 +33,9 @@ _OF_ADAPTER: Names = (
 _LONGEST_NAME = 200
 
 
-class AdapterInstead(InputError):
-    """A repository that was asked for as a model holds an adapter."""
+class AdapterInstead(Exception):
+    """A repository that was asked for as a model holds an adapter: another question is asked then,
+    so this is no error of the user's."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Contents:
     weights: str
     wanted: Names
 
-    def instead(self, name: str, names: Mapping[str, object]) -> InputError:
+    def instead(self, name: str, names: Mapping[str, object]) -> Exception:
         """What to raise for a repository of these names that has no such config."""
         if self is ADAPTER:
             return InputError(f"{name} {_no_adapter(names)}")
