@@ -40,7 +40,8 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
 *Of the file of a training framework*
     ``SetUp``, its entries and where each stands (``Place``); ``framework_named``, the
     ``Framework`` that reads it, with its ``Remark`` on entries. An ``Edit`` of an entry that is no
-    key of a recipe has the name behind ``ENTRY``.
+    key of a recipe has the name behind ``ENTRY``. ``SideFiles``, the files that it names, with
+    each ``Pin`` of a package beside it.
 *Of a saved adapter*
     ``AdapterFiles``, its config and the header of its weights; ``AdapterLoading``, what the
     installed PEFT made of it (``OtherShape``: a tensor that does not fit); ``AdapterValues``.
@@ -133,6 +134,7 @@ from lora_doctor.tiny_model.modalities import MODALITIES
 if TYPE_CHECKING:
     from lora_doctor.contract.round_trip import MERGE_TOLERANCE
     from lora_doctor.evidence.optimizer import OptimizerState, TrainableTensor
+    from lora_doctor.recipe.files.side_files import Pin, SideFiles
     from lora_doctor.recipe.program.names import UnknownArgument, unknown_arguments
     from lora_doctor.recipe.program.order import (
         Slip,
@@ -190,6 +192,7 @@ _LAZY = {
     for module, names in {
         "contract.round_trip": ("MERGE_TOLERANCE",),
         "evidence.optimizer": ("OptimizerState", "TrainableTensor"),
+        "recipe.files.side_files": ("Pin", "SideFiles"),
         "recipe.program.names": ("UnknownArgument", "unknown_arguments"),
         "recipe.program.order": (
             "Slip", "adapted_by_the_trainer_too", "adapted_twice", "loaded_frozen",
@@ -270,6 +273,7 @@ __all__ = [
     "OptimizerState",
     "OtherShape",
     "Patch",
+    "Pin",
     "Place",
     "Precision",
     "Proof",
@@ -288,6 +292,7 @@ __all__ = [
     "SetUp",
     "Setup",
     "Severity",
+    "SideFiles",
     "Slip",
     "Stacked",
     "StackedAdapter",

@@ -23,13 +23,13 @@ from lora_doctor.rules._remote_code import View, basis, package_fixes, require_r
 
 if TYPE_CHECKING:
     from lora_doctor.rule_api import StaticEvidence
+    from lora_doctor.static.remote_code import source_facts
     from lora_doctor.static.remote_code.code_fit import (
         MissingKey,
         MissingName,
         MissingPackage,
         TiedKeys,
     )
-    from lora_doctor.static.remote_code.source_facts import Place
 
 #: Nothing of what follows can hold when the model cannot be built.
 CONSEQUENCES = (
@@ -221,9 +221,9 @@ class RemoteCodeDoesNotFit(Rule):
                     "manual",
                 ),
             )
-        from lora_doctor.static.remote_code.source_facts import Place
+        from lora_doctor.static.remote_code import source_facts
 
-        at = Place(seen.file.rpartition("/")[2], seen.line)
+        at = source_facts.Place(seen.file.rpartition("/")[2], seen.line)
         yield self.finding(
             "error",
             f"{at} asks transformers {view.version} for {seen.asked}, which it does not have: the "
@@ -362,7 +362,7 @@ class RemoteCodeDoesNotFit(Rule):
         self,
         view: View,
         message: str,
-        at: Place,
+        at: source_facts.Place,
         evidence: list[Measurement],
         basis: ProofKind,
         fixes: list[Fix],

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from lora_doctor.errors import InputError
 from lora_doctor.recipe.files.remark import Remark
 from lora_doctor.recipe.files.spelling import Spelling, Spellings
-from lora_doctor.recipe.keys import check_value
+from lora_doctor.recipe.keys import OUTER_KEYS, check_value, config_fields, name_in
 from lora_doctor.recipe.recipe import Recipe, make_recipe
 from lora_doctor.recipe.set_up import SetUp
 from lora_doctor.static.installed.framework_fields import Fields, Sources, fields_of
@@ -37,8 +37,9 @@ class Framework:
 
     #: Where its arguments are.
     sources: Sources
-    #: The entry that names the model, and that with its revision.
+    #: The entry that names the model.
     model: str
+    #: The entry with its revision.
     revision: str
     #: What becomes of an entry that it does not have.
     unknown: Literal["refused", "dropped"]
@@ -137,7 +138,25 @@ def _read(
             if written:
                 names[spelling.key] = entry
     framework.finish(values, {**defaults, **entries})
+    for key in _off_and_not_here(values, origins):
+        del values[key]
     return values, origins, names
+
+
+def _off_and_not_here(values: Values, origins: Mapping[str, Any]) -> list[str]:
+    """What the framework leaves off by default, and the installed PEFT does not have at all (DoRA
+    before PEFT 0.9): there it is off by itself."""
+    known = config_fields(str(values.get("peft_type", "LORA")))
+    if known is None:
+        return []
+    return [
+        key
+        for key, value in values.items()
+        if not value
+        and origins.get(key) != "file"
+        and key not in OUTER_KEYS
+        and name_in(known, key) not in known
+    ]
 
 
 def _value(spelling: Spelling, raw: Any, where: object) -> Any:

@@ -32,9 +32,11 @@ _LOCKED = re.compile(r'^name = "(?P<name>[\w.-]+)"\r?\nversion = "(?P<version>[\
 class Pin:
     """A package that a file beside the set-up asks for."""
 
+    #: Its name on PyPI.
     package: str
     #: A specifier, such as ``==4.44.2``.
     specifier: str
+    #: Where it is asked for.
     place: Place
 
 
@@ -42,10 +44,15 @@ class Pin:
 class SideFiles:
     """What was found."""
 
+    #: The DeepSpeed config; ``None`` where none is named, or it is not here.
     deepspeed: Mapping[str, Any] | None = None
+    #: Its path.
     deepspeed_file: str = ""
+    #: The config of ``accelerate launch``; ``None`` where none is named, or it is not here.
     accelerate: Mapping[str, Any] | None = None
+    #: Its path.
     accelerate_file: str = ""
+    #: Packages that files beside the set-up ask for.
     pins: tuple[Pin, ...] = ()
     #: Files that are named and not here, each with why.
     missing: Mapping[str, str] = field(default_factory=dict)
