@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from lora_doctor.reports._text import visible
-from lora_doctor.reports._words import offered, ordered, place, why_undetermined
+from lora_doctor.reports._words import offered, place, why_undetermined
+from lora_doctor.results.finding import SEVERITIES
 from lora_doctor.results.fingerprints import fingerprints
 
 if TYPE_CHECKING:
@@ -44,19 +45,22 @@ class Record:
 def records(diagnosis: Diagnosis) -> list[Record]:
     """The worst first, the open question last: an error where the depth that was asked for was not
     reached, else worth knowing. Without what was accepted."""
-    left = {id(finding) for finding in diagnosis.not_accepted(diagnosis.findings)}
-    names = {
-        id(finding): name
-        for name, finding in zip(fingerprints(diagnosis.findings), diagnosis.findings, strict=True)
-    }
-    made = [
-        _record(finding, names[id(finding)], diagnosis)
-        for finding in ordered(diagnosis.findings)
-        if id(finding) in left
-    ]
+    made = [_record(finding, name, diagnosis) for name, finding in not_accepted(diagnosis)]
     if diagnosis.verdict == "undetermined" or diagnosis.undetermined is not None:
         made.append(_open_question(diagnosis))
     return made
+
+
+def not_accepted(diagnosis: Diagnosis) -> list[tuple[str, Finding]]:
+    """Findings with their fingerprints, the worst first, without those that were accepted."""
+    accepted = {item.fingerprint for item in diagnosis.accepted}
+    findings = diagnosis.findings
+    named = [
+        pair
+        for pair in zip(fingerprints(findings), findings, strict=True)
+        if pair[0] not in accepted
+    ]
+    return sorted(named, key=lambda pair: SEVERITIES.index(pair[1].severity))
 
 
 def set_up(diagnosis: Diagnosis) -> str:

@@ -9,10 +9,9 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from lora_doctor.reports._records import UNDETERMINED
+from lora_doctor.reports._records import UNDETERMINED, not_accepted
 from lora_doctor.reports._text import plain
-from lora_doctor.reports._words import ordered, why_undetermined
-from lora_doctor.results.fingerprints import fingerprints
+from lora_doctor.reports._words import why_undetermined
 
 if TYPE_CHECKING:
     from lora_doctor.results.diagnosis import Diagnosis
@@ -29,13 +28,10 @@ def render(
     encoding: str = "utf-8",
 ) -> str:
     """Strict JSON in ASCII; nothing where nothing was found."""
-    model, findings = str(diagnosis.model), diagnosis.findings
-    accepted = {item.fingerprint for item in diagnosis.accepted}
-    named = {id(one): name for one, name in zip(findings, fingerprints(findings), strict=True)}
+    model = str(diagnosis.model)
     lines = [
-        {"model": model, "fingerprint": named[id(finding)], **finding.to_json()}
-        for finding in ordered(findings)
-        if named[id(finding)] not in accepted
+        {"model": model, "fingerprint": name, **finding.to_json()}
+        for name, finding in not_accepted(diagnosis)
     ]
     if diagnosis.undetermined is not None:
         reason = why_undetermined(diagnosis)

@@ -37,7 +37,7 @@ def test_json_gives_the_codes_in_order_with_the_line_that_matched() -> None:
     result = cli.lora_doctor("explain", text, "--output-format", "json")
     answer = json.loads(result.out)
     assert result.code == 0
-    assert [match["code"] for match in answer["matches"]] == ["LD502", "LD503"]
+    assert [match["code"] for match in answer["matches"]] == ["LD502", "LD503", "LD521"]
     assert answer["matches"][0]["line"] == "optimizer got an empty parameter list"
 
 

@@ -158,19 +158,19 @@ def test_what_a_rule_file_prints_is_no_result(model: Path) -> None:
     folder.mkdir()
     head = (
         "import atexit, os, subprocess\n"
-        "print('import'); atexit.register(print, 'at exit')\n"
+        "print('at import'); atexit.register(print, 'at exit')\n"
         "subprocess.run(['echo', 'from a program'])\n"
     )
     (folder / "loud.py").write_text(rule("print('check'); os.write(1, b'raw\\n'); return", head))
     options = ("check", model, "--depth", "static", "--rules", folder, "--output-format", "json")
     result = lora_doctor(*options)
     assert json.loads(result.out)["verdict"] == "undetermined" and result.code == 0
-    for word in ("import", "check", "raw", "from a program", "at exit"):
+    for word in ("at import", "check", "raw", "from a program", "at exit"):
         assert word in result.err
     there = lora_doctor(*options, "-o", "/dev/stdout")
-    assert json.loads(there.out) and "import" in there.err
+    assert json.loads(there.out) and "at import" in there.err
     listed = lora_doctor("rules", "--rules", folder)
-    assert "ZZ001" in listed.out and "import" not in listed.out
+    assert "ZZ001" in listed.out and "at import" not in listed.out
 
 
 PRESCRIPTION: dict[str, Any] = {
