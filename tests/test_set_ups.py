@@ -22,8 +22,8 @@ from lora_doctor.results.formats import render
 from lora_doctor.sandbox.worker import Worker
 from tests.set_up_files import FOLDER, FORMATS, TWINS, Twin
 
-# The releases of the frameworks that are read here ask for a transformers of their time; on an older
-# one no such set-up can run, and what they do about its checkpointing is not known there.
+# The releases of the frameworks that are read here ask for a transformers of their time: on an
+# older one no such set-up can run, and what they do about its checkpointing is not known.
 if Version(metadata.version("transformers")) < Version("4.46"):
     pytest.skip("no release of these frameworks runs on this transformers", allow_module_level=True)
 
