@@ -189,15 +189,16 @@ def test_check_does_not_wait_for_every_fix_and_fix_does(
     assert [item.fix.safety for item in fixed.applied] == ["safe"]
 
 
-def test_a_fix_that_the_file_cannot_take_is_not_called_safe(tmp_path: Path, worker: Worker) -> None:
-    """Another entry refers to the one that would change: what cannot be written was not proven."""
+def test_a_fix_of_an_anchor_hands_its_value_on(tmp_path: Path, worker: Worker) -> None:
+    """Another entry refers to the one that changes, and keeps its value."""
     file = tmp_path / "recipe.yaml"
     file.write_text("r: &rank 8\nlora_alpha: *rank\ntarget_modules: [q_proj, v_proj]\n")
     rules = with_rule(tmp_path / "rules", 'Edit("r", 4)', 'case.recipe.get("r") == 8')
     fixed = lora_doctor.fix(TINY_LLAMA, file, rules=rules, worker=worker)
     (fix,) = of_rule(fixed, "ZZ001")
-    assert fix.safety == "unproven" and "cannot be edited in place" in fix.executed.detail
-    assert not fixed.applied
+    assert fix.safety == "safe" and fix.executed.outcome == "passed"
+    assert fixed.fixed_recipe is not None
+    assert (fixed.fixed_recipe.get("r"), fixed.fixed_recipe.get("lora_alpha")) == (4, 8)
 
 
 def test_what_the_file_has_no_place_for_is_told(tmp_path: Path, worker: Worker) -> None:
