@@ -44,7 +44,7 @@ def test_another_file_beside_weights_is_a_recipe(tmp_path: Path) -> None:
     adapter(tmp_path, "adapter_model.safetensors")
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("r: 4\n")
-    assert Plan.make(str(recipe), str(tmp_path), True).held == b"r: 4\n"
+    assert Plan.make(str(recipe), str(tmp_path), True).held == {recipe: b"r: 4\n"}
 
 
 def test_the_command_line_refuses_and_changes_nothing(tmp_path: Path) -> None:
