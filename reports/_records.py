@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from lora_doctor.reports._text import visible
 from lora_doctor.reports._words import offered, place, why_undetermined
 from lora_doctor.results.finding import SEVERITIES
-from lora_doctor.results.fingerprints import fingerprints
+from lora_doctor.results.fingerprints import with_fingerprints
 
 if TYPE_CHECKING:
     from lora_doctor.results.diagnosis import Diagnosis
@@ -54,12 +54,7 @@ def records(diagnosis: Diagnosis) -> list[Record]:
 def not_accepted(diagnosis: Diagnosis) -> list[tuple[str, Finding]]:
     """Findings with their fingerprints, the worst first, without those that were accepted."""
     accepted = {item.fingerprint for item in diagnosis.accepted}
-    findings = diagnosis.findings
-    named = [
-        pair
-        for pair in zip(fingerprints(findings), findings, strict=True)
-        if pair[0] not in accepted
-    ]
+    named = [pair for pair in with_fingerprints(diagnosis.findings) if pair[0] not in accepted]
     return sorted(named, key=lambda pair: SEVERITIES.index(pair[1].severity))
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from lora_doctor.reports._text import many, parameters, seconds, shown, visible
 from lora_doctor.results.finding import SEVERITIES, Finding, Proof
-from lora_doctor.results.fingerprints import fingerprints
+from lora_doctor.results.fingerprints import with_fingerprints
 from lora_doctor.results.fix import Fix
 from lora_doctor.results.verification import CHECKS, Check, Verification
 
@@ -81,11 +81,7 @@ def place(finding: Finding, recipe: Recipe) -> str:
 
 def accepted_words(finding: Finding, diagnosis: Diagnosis) -> str:
     """Why a finding fails no gate; empty where it does."""
-    names = {
-        name
-        for name, one in zip(fingerprints(diagnosis.findings), diagnosis.findings, strict=True)
-        if one is finding
-    }
+    names = {name for name, one in with_fingerprints(diagnosis.findings) if one is finding}
     item = next((item for item in diagnosis.accepted if item.fingerprint in names), None)
     if item is None:
         return ""

@@ -96,7 +96,7 @@ def for_set_up(
 def settled(diagnosis: Diagnosis, project: Project) -> Diagnosis:
     """The diagnosis with the project's severities, and what it ignores accepted."""
     from lora_doctor.results.diagnosis import Accepted
-    from lora_doctor.results.fingerprints import fingerprints
+    from lora_doctor.results.fingerprints import with_fingerprints
 
     def changed(findings: Any) -> Any:
         return tuple(
@@ -108,7 +108,7 @@ def settled(diagnosis: Diagnosis, project: Project) -> Diagnosis:
     remaining = None if diagnosis.remaining is None else changed(diagnosis.remaining)
     ignored: dict[str, Accepted] = {}
     for listed in (findings, remaining or ()):
-        for name, finding in zip(fingerprints(listed), listed, strict=True):
+        for name, finding in with_fingerprints(listed):
             if finding.rule in project.ignore:
                 ignored[name] = Accepted(name, "ignored", project.ignore[finding.rule])
     return replace(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_doctor.engine.child_failures import read_answer, without_answer
@@ -27,13 +26,12 @@ from lora_doctor.engine.child_tasks import (
 from lora_doctor.engine.evidence_store import evidence, kinds
 from lora_doctor.engine.limits import Checkpoint, TaskLimits
 from lora_doctor.engine.other_rules import OtherRules
-from lora_doctor.engine.read_evidence import ReadEvidence
 from lora_doctor.engine.settings import Settings
+from lora_doctor.engine.written_evidence import WrittenEvidence
 from lora_doctor.errors import EvidenceError
 from lora_doctor.evidence.tiny_model_cache import TinyModelCache
 from lora_doctor.recipe.edit import Patch
 from lora_doctor.recipe.recipe import Recipe
-from lora_doctor.recipe.set_up import SetUp
 from lora_doctor.results.depth import Depth
 from lora_doctor.results.note import Note
 from lora_doctor.results.verification import Verification
@@ -41,8 +39,6 @@ from lora_doctor.sandbox.worker import Worker
 from lora_doctor.static.model_source import ModelSource
 
 if TYPE_CHECKING:
-    from lora_doctor.recipe.files.side_files import SideFiles
-    from lora_doctor.recipe.program.setup import Setup
     from lora_doctor.results.adapter_loading import AdapterLoading
     from lora_doctor.results.checkpoint_quantization import CheckpointQuantization
     from lora_doctor.results.loading import Loading
@@ -50,13 +46,12 @@ if TYPE_CHECKING:
     from lora_doctor.results.structure import Structure
     from lora_doctor.results.supervision import Supervision
     from lora_doctor.static.adapter_values import AdapterValues
-    from lora_doctor.static.script.training_script import TrainingScript
 
 #: Times that a proposal is bettered by what a run says of it.
 _REFINEMENTS = 3
 
 
-class Case(ReadEvidence):
+class Case(WrittenEvidence):
     """A recipe on a model, and the evidence about it.
 
     Each method marked ``evidence`` is an attribute: its value is gathered when first asked for, and
@@ -125,47 +120,6 @@ class Case(ReadEvidence):
         return self.recipe
 
     # --- what can be known ---------------------------------------------------------------------
-
-    @evidence(of_recipe=True)
-    def set_up(self) -> SetUp:
-        """The framework's file that the recipe is from; raises where it is from no such file."""
-        if self.asked.set_up is None:
-            raise EvidenceError("the recipe is not in the file of a training framework")
-        return self.asked.set_up
-
-    @evidence(of_recipe=True)
-    def side_files(self) -> SideFiles:
-        """The files that the set-up names, and the packages that are pinned beside it."""
-        from lora_doctor.recipe.files.side_files import read_side_files
-
-        set_up = self.set_up
-        origin = "files that the set-up names, or that lie beside it"
-        return self.store.timed("side_files", origin, lambda: read_side_files(set_up))
-
-    @evidence(of_recipe=True)
-    def script(self) -> TrainingScript:
-        """The training script that MODEL names, read and never run."""
-        path = Path(self.source.name if self.source.kind == "script" else self.source.script)
-        if path.suffix != ".py":
-            raise EvidenceError("MODEL is no training script")
-        from lora_doctor.static.script.training_script import read_training_script
-
-        written = self.asked.written
-        data = written.data if written is not None else None
-        origin = f"{path}, read with ast"
-        return self.store.timed("script", origin, lambda: read_training_script(path, data))
-
-    @evidence(of_recipe=True)
-    def program(self) -> Setup:
-        """The calls of the training script or notebook that holds the recipe, read and not run."""
-        from lora_doctor.recipe.program.setup import setup_of
-
-        if self.asked.written is None:
-            raise EvidenceError("the recipe is in no training script or notebook")
-        origin = f"{self.asked.file}, read with libcst"
-        found = self.store.timed("program", origin, lambda: setup_of(self.asked))
-        assert found is not None
-        return found
 
     @evidence(of_recipe=False)
     def adapter_loading(self) -> AdapterLoading:

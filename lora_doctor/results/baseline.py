@@ -8,7 +8,7 @@ from typing import Any
 
 from lora_doctor.results.diagnosis import Accepted, Diagnosis
 from lora_doctor.results.finding import Finding
-from lora_doctor.results.fingerprints import fingerprints
+from lora_doctor.results.fingerprints import with_fingerprints
 from lora_doctor.results.note import Note
 
 
@@ -72,8 +72,7 @@ def with_baseline(diagnosis: Diagnosis, baseline: Diagnosis, file: str) -> Diagn
 
 
 def _named(findings: Iterable[Finding]) -> dict[str, Finding]:
-    listed = tuple(findings)
-    return dict(zip(fingerprints(listed), listed, strict=True))
+    return dict(with_fingerprints(tuple(findings)))
 
 
 def _told(finding: Finding) -> tuple[str, str]:

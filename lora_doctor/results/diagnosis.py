@@ -15,7 +15,7 @@ from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results import display
 from lora_doctor.results.depth import Depth
 from lora_doctor.results.finding import Finding
-from lora_doctor.results.fingerprints import fingerprints
+from lora_doctor.results.fingerprints import with_fingerprints
 from lora_doctor.results.fix import Fix
 from lora_doctor.results.from_json import from_json
 from lora_doctor.results.note import Note
@@ -154,8 +154,7 @@ class Diagnosis:
     def not_accepted(self, findings: Sequence[Finding]) -> tuple[Finding, ...]:
         """Those of these findings that no baseline and no ignore has accepted."""
         accepted = {item.fingerprint for item in self.accepted}
-        named = zip(fingerprints(findings), findings, strict=True)
-        return tuple(finding for name, finding in named if name not in accepted)
+        return tuple(one for name, one in with_fingerprints(findings) if name not in accepted)
 
     @property
     def verdict(self) -> Verdict:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from lora_doctor.results.finding import Finding
 
@@ -23,3 +23,8 @@ def fingerprints(findings: Iterable[Finding]) -> list[str]:
         text = "\0".join((*about, str(seen[about])))
         names.append(hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:32])
     return names
+
+
+def with_fingerprints(findings: Sequence[Finding]) -> list[tuple[str, Finding]]:
+    """Each finding behind its fingerprint, in the given order."""
+    return list(zip(fingerprints(findings), findings, strict=True))

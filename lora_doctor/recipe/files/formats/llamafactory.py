@@ -14,12 +14,12 @@ from lora_doctor.recipe.files.read_as import (
     not_boolean,
     number,
     only,
-    positive,
     word_for,
     word_of,
 )
 from lora_doctor.recipe.files.remark import Remark
 from lora_doctor.recipe.files.spelling import Spelling, Spellings
+from lora_doctor.recipe.files.trainer_spellings import OF_THE_TRAINER
 from lora_doctor.static.installed.framework_fields import Sources
 
 NAME = "LLaMA-Factory"
@@ -60,14 +60,7 @@ SPELLINGS = Spellings(
     Spelling("packing", "packing", boolean),
     Spelling("bf16", "bf16", boolean),
     Spelling("fp16", "fp16", boolean),
-    Spelling("learning_rate", "learning_rate", number),
-    Spelling("per_device_train_batch_size", "per_device_train_batch_size", integer),
-    Spelling("gradient_accumulation_steps", "gradient_accumulation_steps", integer),
-    Spelling("num_train_epochs", "num_train_epochs", number),
-    Spelling("max_steps", "max_steps", positive),
-    Spelling("warmup_ratio", "warmup_ratio", number),
-    Spelling("warmup_steps", "warmup_steps", number),
-    Spelling("optim", "optim"),
+    *OF_THE_TRAINER,
 )
 
 

@@ -7,9 +7,10 @@ from typing import Any
 
 from lora_doctor.recipe.edit import REMOVE
 from lora_doctor.recipe.files.framework import Framework
-from lora_doctor.recipe.files.read_as import boolean, integer, names, number, only, positive, text
+from lora_doctor.recipe.files.read_as import boolean, integer, names, number, only, text
 from lora_doctor.recipe.files.remark import Remark
 from lora_doctor.recipe.files.spelling import Spelling, Spellings
+from lora_doctor.recipe.files.trainer_spellings import OF_THE_TRAINER
 from lora_doctor.static.installed.framework_fields import Sources
 
 NAME = "ms-swift"
@@ -55,14 +56,7 @@ SPELLINGS = Spellings(
     Spelling("fp16", "fp16", boolean),
     Spelling("max_length", "max_length", integer),
     Spelling("packing", "packing", boolean),
-    Spelling("learning_rate", "learning_rate", number),
-    Spelling("per_device_train_batch_size", "per_device_train_batch_size", integer),
-    Spelling("gradient_accumulation_steps", "gradient_accumulation_steps", integer),
-    Spelling("num_train_epochs", "num_train_epochs", number),
-    Spelling("max_steps", "max_steps", positive),
-    Spelling("warmup_ratio", "warmup_ratio", number),
-    Spelling("warmup_steps", "warmup_steps", number),
-    Spelling("optim", "optim"),
+    *OF_THE_TRAINER,
 )
 
 _TASKS = {"causal_lm": "CAUSAL_LM", "seq_cls": "SEQ_CLS", "embedding": None, "reranker": "SEQ_CLS"}

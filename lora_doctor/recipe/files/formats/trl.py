@@ -10,6 +10,7 @@ from lora_doctor.recipe.files.framework import Framework
 from lora_doctor.recipe.files.read_as import boolean, integer, names, number, positive, text
 from lora_doctor.recipe.files.remark import Remark
 from lora_doctor.recipe.files.spelling import Spelling, Spellings
+from lora_doctor.recipe.files.trainer_spellings import OF_THE_TRAINER
 from lora_doctor.static.installed.framework_fields import Sources
 
 NAME = "TRL"
@@ -70,14 +71,7 @@ SPELLINGS = Spellings(
     Spelling("eos_token", "eos_token"),
     Spelling("pad_token", "pad_token"),
     Spelling("chat_template_path", "chat_template_path"),
-    Spelling("learning_rate", "learning_rate", number),
-    Spelling("per_device_train_batch_size", "per_device_train_batch_size", integer),
-    Spelling("gradient_accumulation_steps", "gradient_accumulation_steps", integer),
-    Spelling("num_train_epochs", "num_train_epochs", number),
-    Spelling("max_steps", "max_steps", positive),
-    Spelling("warmup_ratio", "warmup_ratio", number),
-    Spelling("warmup_steps", "warmup_steps", number),
-    Spelling("optim", "optim"),
+    *OF_THE_TRAINER,
 )
 
 

@@ -1,0 +1,65 @@
+"""What is read of the file that holds the recipe: a framework's set-up, a script, a notebook.
+
+A fix may rewrite that file, so this is evidence of one recipe.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lora_doctor.engine.evidence_store import evidence
+from lora_doctor.engine.read_evidence import ReadEvidence
+from lora_doctor.errors import EvidenceError
+
+if TYPE_CHECKING:
+    from lora_doctor.recipe.files.side_files import SideFiles
+    from lora_doctor.recipe.program.setup import Setup
+    from lora_doctor.recipe.set_up import SetUp
+    from lora_doctor.static.script.training_script import TrainingScript
+
+
+class WrittenEvidence(ReadEvidence):
+    """The part of a :class:`~lora_doctor.engine.case.Case` that is read anew when a fix has changed
+    the user's file; nothing of it is run."""
+
+    @evidence(of_recipe=True)
+    def set_up(self) -> SetUp:
+        """The framework's file that the recipe is from; raises where it is from no such file."""
+        if self.asked.set_up is None:
+            raise EvidenceError("the recipe is not in the file of a training framework")
+        return self.asked.set_up
+
+    @evidence(of_recipe=True)
+    def side_files(self) -> SideFiles:
+        """The files that the set-up names, and the packages that are pinned beside it."""
+        from lora_doctor.recipe.files.side_files import read_side_files
+
+        set_up = self.set_up
+        origin = "files that the set-up names, or that lie beside it"
+        return self.store.timed("side_files", origin, lambda: read_side_files(set_up))
+
+    @evidence(of_recipe=True)
+    def script(self) -> TrainingScript:
+        """The training script that MODEL names, read and never run."""
+        path = Path(self.source.name if self.source.kind == "script" else self.source.script)
+        if path.suffix != ".py":
+            raise EvidenceError("MODEL is no training script")
+        from lora_doctor.static.script.training_script import read_training_script
+
+        written = self.asked.written
+        data = written.data if written is not None else None
+        origin = f"{path}, read with ast"
+        return self.store.timed("script", origin, lambda: read_training_script(path, data))
+
+    @evidence(of_recipe=True)
+    def program(self) -> Setup:
+        """The calls of the training script or notebook that holds the recipe, read and not run."""
+        from lora_doctor.recipe.program.setup import setup_of
+
+        if self.asked.written is None:
+            raise EvidenceError("the recipe is in no training script or notebook")
+        origin = f"{self.asked.file}, read with libcst"
+        found = self.store.timed("program", origin, lambda: setup_of(self.asked))
+        assert found is not None
+        return found
