@@ -12,7 +12,6 @@ from lora_doctor.errors import InputError
 from lora_doctor.recipe.edit import REMOVE, Edit, Rewrite
 from lora_doctor.recipe.keys import ADAPTER_KEYS, BY_NAME, check_value
 from lora_doctor.recipe.normal_forms import dtype
-from lora_doctor.recipe.program.imports import name_of
 from lora_doctor.recipe.program.setup import Setting, Setup, read_setup, setup_of
 from lora_doctor.recipe.program.splices import Splice, added, list_changed, literal, removed
 from lora_doctor.recipe.recipe import Recipe
@@ -207,6 +206,8 @@ def _new_quantization(setup: Setup, key: str, value: Any) -> list[Splice]:
         raise CannotEditError
     if key not in ("load_in_4bit", "load_in_8bit") or value is not True:
         raise CannotEditError
+    from lora_doctor.recipe.program.imports import name_of  # brings libcst
+
     name, more = name_of(setup.program, loader.span.unit, "transformers", "BitsAndBytesConfig")
     found = added(loader, "quantization_config", f"{name}({key}=True)")
     if found is None:
@@ -224,6 +225,8 @@ def _text(
         if isinstance(before, Known) and isinstance(before.value, str):
             return literal(value, old), []
         unit = _unit_of(setup, setting, key)
+        from lora_doctor.recipe.program.imports import name_of  # brings libcst
+
         name, more = name_of(setup.program, unit, "", "torch")
         return f"{name}.{value}", more
     if isinstance(before, Reference) and key in ("task_type", "peft_type") and "." in old:

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lora_doctor.recipe.edit import Rewrite
-from lora_doctor.recipe.program.imports import name_of
 from lora_doctor.recipe.program.objects import is_loader, is_trainer, settings_of, top
 from lora_doctor.recipe.program.order import rewrite_of
 from lora_doctor.recipe.program.pins import unmet
@@ -144,6 +143,8 @@ def _by_flag(setup: Setup, call: Call, version: str) -> Iterator[UnknownArgument
         now = f"quantization_config=BitsAndBytesConfig({flag}=True)"
         if on and not argument.unpacked and call.argument("quantization_config") is None:
             unit = argument.whole.unit
+            from lora_doctor.recipe.program.imports import name_of  # brings libcst
+
             name, change = name_of(setup.program, unit, "transformers", "BitsAndBytesConfig")
             written = argument.whole.text
             equal = written[len(flag) : len(written) - len(argument.span.text)]

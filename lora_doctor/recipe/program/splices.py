@@ -4,12 +4,13 @@ taken out, in the style of what stands around it."""
 from __future__ import annotations
 
 import re
-from typing import Any
-
-import libcst as cst
+from typing import TYPE_CHECKING, Any
 
 from lora_doctor.static.program.units import Span, Unit
 from lora_doctor.static.program.values import Argument, Call, Items
+
+if TYPE_CHECKING:  # half as long to import as all else that depth static needs
+    import libcst as cst
 
 Splice = tuple[Span, str]
 _EQUAL = re.compile(r"[ \t]*=[ \t]*")
