@@ -218,12 +218,19 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Write the schema, docs/rules.md, the README's output and the picture of the rooms."""
+    """Write the schema, docs/rules/, quoted output and the picture of the rooms."""
     session.install("import-linter>=2.7", TORCH, BITSANDBYTES, *STACKS["t523"])
     session.install("-e", ".")
     session.run("python", "-m", "tools.json_schema")
-    session.run("python", "-m", "tools.rules_page")
+    session.run("python", "-m", "tools.pages")
     session.run("python", "-m", "tools.architecture_picture")
+
+
+@nox.session
+def site(session: nox.Session) -> None:
+    """The documentation site in .nox/site; a broken link is an error."""
+    session.install("-e", ".[docs]")
+    session.run("sphinx-build", "-W", "--keep-going", "docs", ".nox/site")
 
 
 @nox.session

@@ -406,3 +406,10 @@ def _rest(page: Page, diagnosis: Diagnosis, verbose: bool) -> None:
             ],
             (22, 16, 56),
         )  # fmt: skip
+
+
+def finding_text(diagnosis: Diagnosis, finding: Finding, *, width: int = 80) -> str:
+    """One finding alone, as the report shows it."""
+    page = Page(color=False, width=width)
+    _finding(page, diagnosis, finding, verbose=False)
+    return page.text()

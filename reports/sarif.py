@@ -38,7 +38,7 @@ def render(
         "informationUri": _HOME,
         "version": str(diagnosis.environment.get("lora_doctor", "")),
         "rules": [
-            {"id": rule, "name": names[rule], "helpUri": f"{_HOME}/blob/main/docs/rules.md"}
+            {"id": rule, "name": names[rule], "helpUri": f"{_HOME}/blob/main/docs/rules/{rule}.md"}
             for rule in rules
         ],
     }

@@ -5,8 +5,6 @@ A new rule is picked up by its place; nothing here names one.
 
 from __future__ import annotations
 
-import importlib
-import importlib.metadata
 import json
 import os
 from collections.abc import Mapping
@@ -20,24 +18,17 @@ from lora_doctor.dry_run.judge import DryRunOptions, dry_run
 from lora_doctor.engine.registry import check_symptoms, find_rules
 from lora_doctor.engine.rule import Example, Rule
 from lora_doctor.recipe.recipe import Recipe
+from lora_doctor.results.diagnosis import Diagnosis
 from lora_doctor.results.finding import first_fix
 from lora_doctor.sandbox.worker import Worker
 from tests.package_copy import lora_doctor_from
+from tools import rule_examples, rule_pages
+from tools.rule_examples import fixed, occurs_here, what_is_checked
 
-INSTALLED = {one.metadata["Name"] for one in importlib.metadata.distributions()}
 RULES = find_rules()
+#: The stack that quotes every example that occurs on it.
+NEWEST = "transformers 5.24.0, peft 0.21.2"
 HEADINGS = ("## What happens", "## Why", "## Versions", "## Fix", "## Links")
-
-
-def occurs_here(example: Example) -> bool:
-    """Whether the installed stack is one on which the example occurs."""
-    from packaging.specifiers import SpecifierSet
-
-    return all(
-        package in INSTALLED
-        and importlib.metadata.version(package) in SpecifierSet(versions, prereleases=True)
-        for package, versions in example.requires.items()
-    )
 
 
 def examples(kind: str) -> list[object]:
@@ -69,18 +60,6 @@ def scripts() -> list[object]:
     ]
 
 
-def what_is_checked(example: Example) -> tuple[Any, dict[str, Any]]:
-    """The model argument of an example and further options."""
-    if not example.loaded:
-        options: dict[str, Any] = {"trust_remote_code": example.trust_remote_code}
-        if example.data:
-            options |= {"data": example.data, "eval_data": example.eval_data or None}
-        return example.model, options
-    module, _, name = example.model.partition(":")
-    model, options = getattr(importlib.import_module(module), name)()
-    return model, options
-
-
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.code)
 def test_a_rule_is_documented_and_carries_both_kinds_of_example(rule: type[Rule]) -> None:
     """The docstring is the documentation that `explain` prints, so its headings are fixed."""
@@ -104,22 +83,31 @@ def said_by(recipe: Recipe) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     return recipe.values, recipe.set_up.entries if recipe.set_up else {}
 
 
+def is_quoted(rule: type[Rule], example: Example, diagnosis: Diagnosis) -> None:
+    """The rule's page quotes what was said: whoever changes a sentence, a piece of evidence or a
+    fix sees in the page's diff what users will read."""
+    stack, text = rule_pages.quoted(rule).get(rule.examples.index(example), ("", ""))
+    here = rule_examples.stack()
+    assert stack or here != NEWEST, f"not on the page: python -m tools.pages {rule.code}"
+    if stack == here:
+        now = rule_examples.said(rule, diagnosis)
+        stale = f"the page says otherwise: python -m tools.pages {rule.code}\n{now}"
+        assert rule_examples.comparable(now) == rule_examples.comparable(text), stale
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("rule", "example"), examples("broken"))
 def test_broken_is_found_and_trains_after_its_fix(
     rule: type[Rule], example: Example, worker: Worker
 ) -> None:
-    model, options = what_is_checked(example)
-    diagnosis = lora_doctor.fix(
-        model, dict(example.recipe) or None, depth=example.depth, unsafe_fixes=True, worker=worker,
-        **options,
-    )  # fmt: skip
+    diagnosis = fixed(example, worker)
     found = [finding for finding in diagnosis.findings if finding.rule == rule.code]
     assert found, (
         f"{rule.code} is silent; found {[f.rule for f in diagnosis.findings]}, "
         f"skipped {[vars(s) for s in diagnosis.skipped]}"
     )
     assert all(finding.evidence and finding.message for finding in found)
+    is_quoted(rule, example, diagnosis)
     for fix in (fix for finding in diagnosis.findings for fix in finding.fixes):
         edited = said_by(diagnosis.recipe.edit(fix.edits))
         changed = bool(fix.patch or fix.rewrites) or edited != said_by(diagnosis.recipe)

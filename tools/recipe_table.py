@@ -1,6 +1,6 @@
-"""The table of recipe keys in the README, written from `recipe/keys.py`.
+"""The table of recipe keys in docs/check.md, written from `recipe/keys.py`.
 
-`python -m tools.rules_page` puts it in its place; a test fails when the committed one is stale.
+`python -m tools.pages` puts it in its place; a test fails when the committed one is stale.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import textwrap
 
 from lora_doctor.recipe.keys import KEYS, PREFIXED, RecipeKey
 
-#: The place of the table in the README.
+#: The place of the table on its page.
 PLACE = re.compile(r"(<!-- recipe keys -->\n)(.*?)(\n<!-- end of recipe keys -->)", re.DOTALL)
 
 
