@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lora_doctor.memory_plan.attention import fused_attention
+from lora_doctor.memory_plan.gpu_kernels import kernels_of_a_gpu
 from lora_doctor.memory_plan.data_dependent_ops import KnownValues, UnknownValue, running_on_meta
 from lora_doctor.results.note import Note
 from lora_doctor.text import one_line
@@ -74,7 +74,7 @@ def planned_batch(model: Any, size: int, length: int, dtype: str) -> PlannedBatc
     parameters = forward_parameters(model)
     reason = f"{type(model).__name__}.forward takes no input that is known"
     choices = modality_choices(parameters, "auto", model)
-    with fused_attention(), running_on_meta(KnownValues()):
+    with kernels_of_a_gpu(), running_on_meta(KnownValues()):
         for modalities in choices:
             draft = first_draft(model, parameters, modalities, batch_size=size, seq_len=length)
             _full_size(draft)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from lora_doctor.memory_plan.attention import fused_attention
+from lora_doctor.memory_plan.gpu_kernels import kernels_of_a_gpu
 from lora_doctor.memory_plan.data_dependent_ops import KnownValues, running_on_meta
 from lora_doctor.memory_plan.live_tensors import LiveBytes
 from lora_doctor.memory_plan.quantized import constants, quantize
@@ -168,7 +168,7 @@ class MetaModel:
         for one, _ in self.trainable():
             handles.append(one.register_post_accumulate_grad_hook(_drop_gradient))
         try:
-            with quiet(), fused_attention(), live.watching(), running_on_meta(values):
+            with quiet(), kernels_of_a_gpu(), live.watching(), running_on_meta(values):
                 given = {name: self._moved(one, values) for name, one in inputs.items()}
                 loss = loss_of(self.model, given)
                 gc.collect()

@@ -1,9 +1,10 @@
-"""The attention kernels of a GPU, on the meta device.
+"""The kernels of a GPU, on the meta device, where they keep other tensors than the plain ones.
 
 ``scaled_dot_product_attention`` chooses a kernel by device, and on meta it takes the plain one,
 which keeps a matrix of length times length for every head. A GPU takes the flash kernel for half
 precision without a mask, else the memory-efficient one: their own meta versions stand in, with
-what they keep for the backward.
+what they keep for the backward. ``dropout`` keeps a mask of one byte for each element on a GPU;
+elsewhere it keeps the factors, in the dtype of its input.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ FLASH_HEAD = 256
 
 
 @contextlib.contextmanager
-def fused_attention() -> Iterator[None]:
-    """In this context attention on meta keeps what the kernels of a GPU keep."""
+def kernels_of_a_gpu() -> Iterator[None]:
+    """In this context attention and dropout on meta keep what the kernels of a GPU keep."""
     import torch
 
     functional: Any = torch.nn.functional
-    plain = functional.scaled_dot_product_attention
+    plain, dropout = functional.scaled_dot_product_attention, functional.dropout
 
     def attention(
         query: Any, key: Any, value: Any, attn_mask: Any = None, dropout_p: float = 0.0,
@@ -32,17 +33,30 @@ def fused_attention() -> Iterator[None]:
         if query.device.type != "meta" or query.dim() not in (3, 4):
             return plain(query, key, value, attn_mask, dropout_p, is_causal, **options)
         scale = options.get("scale")
+        if options.get("enable_gqa") and query.shape[-3] != key.shape[-3] and not _flash(
+            query, value, attn_mask
+        ):
+            # Of the kernels of a GPU only flash attention shares keys between heads: the plain one
+            # is left, with its matrix of length times length for every head.
+            return plain(query, key, value, attn_mask, dropout_p, is_causal, **options)
         if query.dim() == 3:
             query, key, value = (one.unsqueeze(0) for one in (query, key, value))
             mask = attn_mask.unsqueeze(0) if attn_mask is not None else None
             return _fused(query, key, value, mask, dropout_p, is_causal, scale).squeeze(0)
         return _fused(query, key, value, attn_mask, dropout_p, is_causal, scale)
 
+    def masked(input: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
+        if input.device.type != "meta" or not training or not 0 < p < 1 or inplace:
+            return dropout(input, p, training, inplace)
+        return torch.native_dropout(input, p, True)[0]
+
     functional.scaled_dot_product_attention = attention
+    functional.dropout = masked
     try:
         yield
     finally:
         functional.scaled_dot_product_attention = plain
+        functional.dropout = dropout
 
 
 def _fused(
@@ -51,9 +65,7 @@ def _fused(
     """Shapes: ``query`` [batch, heads, length, width]; ``key``, ``value`` may have fewer heads."""
     import torch
 
-    half = query.dtype in (torch.float16, torch.bfloat16)
-    even = query.shape[-1] == value.shape[-1] <= FLASH_HEAD
-    if mask is None and half and even:
+    if _flash(query, value, mask):
         made = torch.ops.aten._scaled_dot_product_flash_attention(
             query, key, value, dropout, causal, False, scale=scale
         )
@@ -75,3 +87,11 @@ def _fused(
         query, key, value, bias, True, dropout, causal, scale=scale
     )
     return made[0]
+
+
+def _flash(query: Any, value: Any, mask: Any) -> bool:
+    """Whether a GPU takes the flash kernel."""
+    import torch
+
+    half = query.dtype in (torch.float16, torch.bfloat16)
+    return mask is None and half and query.shape[-1] == value.shape[-1] <= FLASH_HEAD
