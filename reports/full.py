@@ -95,7 +95,7 @@ def _healthy(page: Page, diagnosis: Diagnosis) -> None:
                   visible(finding.message, 600))  # fmt: skip
     for note in diagnosis.notes:
         # What was not run is not healthy either, and what learns nothing must not stay unsaid.
-        if note.is_gap:
+        if note.is_always_shown:
             page.line(("note ", "blue"), visible(note.text, 600))
     missed = counted_by_strict(diagnosis)
     if missed:
