@@ -316,7 +316,7 @@ def _memory_plan(page: Page, diagnosis: Diagnosis, verbose: bool) -> None:
     if not whole:
         return
     page.table(
-        _memory.header(plan), _memory.variants(plan), (36, 12, 12, 14, *[8] * len(plan.cards))
+        _memory.header(plan), _memory.variants(plan), (36, 12, 12, 14, *[12] * len(plan.columns))
     )
     page.gap()
     page.table(("part", "size", "formula", "source"), _memory.parts(plan), (26, 12, 36, 24))
