@@ -58,8 +58,8 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     ``asks_for_adapter``: whether the recipe asks for one at all. ``entries_for``: the entries of
     ``modules_to_save`` that mean these modules.
 *Numbers*
-    ``Precision``, ``float16_keys`` (which keys make a run compute in float16),
-    ``LARGEST_FLOAT16``, ``MERGE_TOLERANCE``.
+    ``Precision``, ``float16_keys`` and ``bfloat16_keys`` (which keys make a run compute in it),
+    ``LARGEST_FLOAT16``, ``MERGE_TOLERANCE``; ``named_gpus``: the cards that the recipe names.
 *Words*
     ``quoted``: names for a message, the first few of many; ``place_of``: the file and line in a
     text; ``PYTHON_BYTES``: how much of a Python file is read; ``gib``: bytes as GiB;
@@ -77,7 +77,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lora_doctor.contract.half_precision import LARGEST_FLOAT16, float16_keys
+from lora_doctor.contract.half_precision import LARGEST_FLOAT16, bfloat16_keys, float16_keys
 from lora_doctor.contract.precision import Precision
 from lora_doctor.engine.case import Case
 from lora_doctor.engine.rule import Example, Rule, Symptom
@@ -105,6 +105,7 @@ from lora_doctor.proposal.targets import (
 )
 from lora_doctor.recipe.edit import ENTRY, REMOVE, Edit, Patch
 from lora_doctor.recipe.files.format import Framework, Remark, framework_named
+from lora_doctor.recipe.gpus import Gpu, named_gpus
 from lora_doctor.recipe.recipe import Recipe, asks_for_adapter
 from lora_doctor.recipe.set_up import SetUp
 from lora_doctor.results.depth import Depth
@@ -258,6 +259,7 @@ __all__ = [
     "FloatPart",
     "Framework",
     "Gathered",
+    "Gpu",
     "InstancePatch",
     "KeptWeights",
     "Loading",
@@ -315,6 +317,7 @@ __all__ = [
     "adapter_config_fields",
     "asks_for_adapter",
     "at_an_end",
+    "bfloat16_keys",
     "cover_of",
     "edits_excluding",
     "edits_without",
@@ -328,6 +331,7 @@ __all__ = [
     "lora_config_fields",
     "means_mlp",
     "name_groups",
+    "named_gpus",
     "names_in",
     "naming",
     "offered_layers",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from lora_doctor.reports._text import shorten, visible
 from lora_doctor.results.memory_parts import STEP, WEIGHTS
-from lora_doctor.text import GIB, gib
+from lora_doctor.text import gib
 
 if TYPE_CHECKING:
     from lora_doctor.results.diagnosis import Diagnosis
@@ -31,7 +31,20 @@ def headline(plan: MemoryPlan) -> str:
     size = f"at least {gib(one.low)}" if one.total is None else f"about {gib(one.total)}"
     of = f" of {gib(plan.budget)}" if plan.budget is not None else ""
     between = f", {gib(one.low)} to {gib(one.high)}" if one.high is not None else ""
-    return f"{size}{of}{between}, for a batch of {plan.batch_size}{tokens}"
+    return f"{size}{of}{between}, for a batch of {plan.batch_size}{tokens}{_on_gpus(plan)}"
+
+
+def _on_gpus(plan: MemoryPlan) -> str:
+    """Which of the named cards it fits; ``; cheapest that fits: l4 (22.1 GiB)``."""
+    if not plan.gpus:
+        return ""
+    if plan.any_gpu:
+        gpu = plan.first_fitting(plan.recipe)
+        return (f"; cheapest that fits: {gpu.name} ({gib(gpu.memory)})" if gpu
+                else "; fits none of the known GPUs for sure")  # fmt: skip
+    told = (f"{gpu.name} ({gib(gpu.memory)}) {_FITS[plan.recipe.fits(gpu.memory)]}"
+            for gpu in plan.gpus)  # fmt: skip
+    return "; " + ", ".join(told)
 
 
 def parts(plan: MemoryPlan) -> list[tuple[str, str, str, str]]:
@@ -44,7 +57,7 @@ def parts(plan: MemoryPlan) -> list[tuple[str, str, str, str]]:
 
 def header(plan: MemoryPlan) -> tuple[str, ...]:
     """Of :func:`variants`; the last columns are cards."""
-    return ("recipe", "weights", "step", "total", *(f"{card} GB" for card in plan.cards))
+    return ("recipe", "weights", "step", "total", *(name for name, _ in plan.columns))
 
 
 def variants(plan: MemoryPlan) -> list[tuple[str, ...]]:
@@ -55,7 +68,7 @@ def variants(plan: MemoryPlan) -> list[tuple[str, ...]]:
 def _row(plan: MemoryPlan, one: MemoryVariant) -> tuple[str, ...]:
     least = f"≥ {gib(one.low)}" if one.low else "?"
     total = gib(one.total) if one.total is not None else least
-    fits = (_FITS[one.fits(card * GIB)] for card in plan.cards)
+    fits = (_FITS[one.fits(size)] for _, size in plan.columns)
     return (one.name, _sum(one, WEIGHTS), _sum(one, STEP), total, *fits)
 
 

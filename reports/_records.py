@@ -13,7 +13,7 @@ from lora_doctor.results.finding import SEVERITIES
 from lora_doctor.results.fingerprints import with_fingerprints
 
 if TYPE_CHECKING:
-    from lora_doctor.results.diagnosis import Diagnosis
+    from lora_doctor.results.diagnosis import Accepted, Diagnosis
     from lora_doctor.results.finding import Finding
 
 #: What stands in the place of a rule's code where a question stayed open.
@@ -56,6 +56,22 @@ def not_accepted(diagnosis: Diagnosis) -> list[tuple[str, Finding]]:
     accepted = {item.fingerprint for item in diagnosis.accepted}
     named = [pair for pair in with_fingerprints(diagnosis.findings) if pair[0] not in accepted]
     return sorted(named, key=lambda pair: SEVERITIES.index(pair[1].severity))
+
+
+def accepted_records(diagnosis: Diagnosis) -> list[tuple[Record, Accepted]]:
+    """The findings that a baseline or an ignore has accepted, each with that."""
+    items = {item.fingerprint: item for item in reversed(diagnosis.accepted)}
+    return [
+        (_record(finding, name, diagnosis), items[name])
+        for name, finding in with_fingerprints(diagnosis.findings)
+        if name in items
+    ]
+
+
+def remarks(diagnosis: Diagnosis) -> list[str]:
+    """What is to be said of the ignores and of the baseline themselves."""
+    kinds = ("ignore", "baseline")
+    return [visible(note.text, _TEXT) for note in diagnosis.notes if note.kind in kinds]
 
 
 def set_up(diagnosis: Diagnosis) -> str:

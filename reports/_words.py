@@ -86,7 +86,20 @@ def accepted_words(finding: Finding, diagnosis: Diagnosis) -> str:
     if item is None:
         return ""
     reason = visible(item.reason, 300)
-    return f"known: it is in {reason}" if item.by == "baseline" else f"ignored: {reason}"
+    if item.by == "baseline":
+        return f"known: it is in {reason}"
+    where = f" ({visible(item.where, 200)})" if item.where else ""
+    return f"ignored: {reason}{where}"
+
+
+def accepted_count(diagnosis: Diagnosis) -> str:
+    """``2 of them ignored, 1 known``; empty where every finding counts."""
+    names = {name for name, _ in with_fingerprints(diagnosis.findings)}
+    items = {item.fingerprint: item for item in diagnosis.accepted if item.fingerprint in names}
+    counts = Counter(item.by for item in items.values())
+    words = [f"{counts['ignored']} ignored" if counts["ignored"] else "",
+             f"{counts['baseline']} known" if counts["baseline"] else ""]  # fmt: skip
+    return ", ".join(filter(None, words))
 
 
 def ordered(findings: Iterable[Finding]) -> list[Finding]:
@@ -119,8 +132,9 @@ def verdict_words(diagnosis: Diagnosis) -> tuple[str, str]:
         much = "a part of the recipe was not proven" if in_part else "nothing was proven"
         return f"Undetermined: {much}", why_undetermined(diagnosis)
     errors = any(finding.severity == "error" for finding in diagnosis.findings)
+    accepted = accepted_count(diagnosis)
     headline = (
-        f"{tally(diagnosis.findings)}: "
+        f"{tally(diagnosis.findings)}{f' ({accepted})' if accepted else ''}: "
         + ("these packages do not run together" if environment and errors else
            "packages do not fit each other" if environment else
            "as it stands this run fails or learns nothing" if errors else

@@ -9,7 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lora_doctor.reports._text import visible
-from lora_doctor.reports._words import fix_label, offered, ordered, place, why_undetermined
+from lora_doctor.reports._words import (
+    accepted_words,
+    fix_label,
+    offered,
+    ordered,
+    place,
+    why_undetermined,
+)
 
 if TYPE_CHECKING:
     from lora_doctor.recipe.recipe import Recipe
@@ -28,7 +35,10 @@ def render(
     encoding: str = "utf-8",
 ) -> str:
     """Never coloured, never wrapped: a line is a record."""
-    lines = [line(finding, diagnosis.recipe) for finding in ordered(diagnosis.findings)]
+    lines = [
+        line(finding, diagnosis.recipe, accepted_words(finding, diagnosis))
+        for finding in ordered(diagnosis.findings)
+    ]
     if diagnosis.verdict == "undetermined" or diagnosis.undetermined is not None:
         reason = why_undetermined(diagnosis)
         lines.append(f"{visible(diagnosis.model, 300)}: undetermined: {reason}")
@@ -36,9 +46,10 @@ def render(
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
-def line(finding: Finding, recipe: Recipe) -> str:
-    """One finding on one line, with its severity and its first fix at the end."""
-    notes: list[str] = [finding.severity]
+def line(finding: Finding, recipe: Recipe, accepted: str = "") -> str:
+    """One finding on one line, with its severity, why it is ``accepted``, and its first fix at the
+    end."""
+    notes: list[str] = [finding.severity, accepted] if accepted else [finding.severity]
     fix = next(iter(offered(finding)), None)
     if fix is not None:
         run = "not executed" if fix.executed.outcome == "not-executed" else "executed"

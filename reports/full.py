@@ -95,7 +95,7 @@ def _healthy(page: Page, diagnosis: Diagnosis) -> None:
                   visible(finding.message, 600))  # fmt: skip
     for note in diagnosis.notes:
         # What was not run is not healthy either, and what learns nothing must not stay unsaid.
-        if note.is_gap:
+        if note.is_always_shown:
             page.line(("note ", "blue"), visible(note.text, 600))
     missed = counted_by_strict(diagnosis)
     if missed:
@@ -316,7 +316,7 @@ def _memory_plan(page: Page, diagnosis: Diagnosis, verbose: bool) -> None:
     if not whole:
         return
     page.table(
-        _memory.header(plan), _memory.variants(plan), (36, 12, 12, 14, *[8] * len(plan.cards))
+        _memory.header(plan), _memory.variants(plan), (36, 12, 12, 14, *[12] * len(plan.columns))
     )
     page.gap()
     page.table(("part", "size", "formula", "source"), _memory.parts(plan), (26, 12, 36, 24))

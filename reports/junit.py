@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
-from lora_doctor.reports._records import UNDETERMINED, Record, records, set_up
+from lora_doctor.reports._records import UNDETERMINED, Record, accepted_records, records, set_up
 from lora_doctor.reports._text import visible
 
 if TYPE_CHECKING:
@@ -31,6 +31,10 @@ def render(
     suite = ElementTree.Element("testsuite", name=set_up(diagnosis))
     for record in found:
         _case(suite, record)
+    for record, accepted in accepted_records(diagnosis):
+        why = "known: it is in" if accepted.by == "baseline" else "ignored:"
+        case = _testcase(suite, record)
+        ElementTree.SubElement(case, "skipped", message=visible(f"{why} {accepted.reason}"))
     for rule in sorted(diagnosis.passed):
         ElementTree.SubElement(suite, "testcase", classname="lora-doctor", name=visible(rule))
     for item in diagnosis.skipped:
@@ -53,7 +57,7 @@ def render(
     return f"{body}\n"
 
 
-def _case(suite: ElementTree.Element, record: Record) -> None:
+def _testcase(suite: ElementTree.Element, record: Record) -> ElementTree.Element:
     case = ElementTree.SubElement(
         suite, "testcase", classname="lora-doctor", name=f"{record.rule} {record.name}"
     )
@@ -61,6 +65,11 @@ def _case(suite: ElementTree.Element, record: Record) -> None:
         case.set("file", record.file)
     if record.line:
         case.set("line", str(record.line))
+    return case
+
+
+def _case(suite: ElementTree.Element, record: Record) -> None:
+    case = _testcase(suite, record)
     text = f"{record.where}: {record.message}"
     if record.fix:
         text += f"\nFix: {record.fix}"

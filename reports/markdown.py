@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lora_doctor.reports._records import records, set_up
+from lora_doctor.reports._records import records, remarks, set_up
 from lora_doctor.reports._words import verdict_words
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ def render(
             where = f"{record.file} {record.where}" if inside else record.where
             cells = (record.rule, record.level, where, record.message, record.fix)
             lines.append("| " + " | ".join(map(_text, cells)) + " |")
+    for told in remarks(diagnosis):
+        lines += ["", f"Note: {_text(told)}"]
     if diagnosis.next_command:
         lines += ["", "Next:", "", f"    {diagnosis.next_command}"]
     text = "\n".join(lines) + "\n"

@@ -1,7 +1,8 @@
 """``sarif``: SARIF 2.1.0, which GitHub code scanning and many editors read.
 
 The specification is OASIS' "Static Analysis Results Interchange Format". A question that stayed
-open is a notification of the tool, and its run did not succeed.
+open is a notification of the tool, and its run did not succeed. A finding that was accepted is a
+result with its suppression.
 """
 
 from __future__ import annotations
@@ -9,10 +10,18 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from lora_doctor.reports._records import UNDETERMINED, Record, records, set_up
+from lora_doctor.reports._records import (
+    UNDETERMINED,
+    Record,
+    accepted_records,
+    records,
+    remarks,
+    set_up,
+)
+from lora_doctor.reports._text import visible
 
 if TYPE_CHECKING:
-    from lora_doctor.results.diagnosis import Diagnosis
+    from lora_doctor.results.diagnosis import Accepted, Diagnosis
 
 NAME = "sarif"
 _SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
@@ -31,7 +40,8 @@ def render(
     """One run with the findings as its results."""
     found = records(diagnosis)
     results = [record for record in found if record.rule != UNDETERMINED]
-    names = {record.rule: record.name for record in results}
+    accepted = accepted_records(diagnosis)
+    names = {record.rule: record.name for record in (*results, *(one for one, _ in accepted))}
     rules = sorted(names)
     driver = {
         "name": "lora-doctor",
@@ -45,18 +55,38 @@ def render(
     run = {
         "tool": {"driver": driver},
         "automationDetails": {"id": f"lora-doctor/{set_up(diagnosis)}"},
-        "invocations": [_invocation(found, reached=diagnosis.undetermined is None)],
-        "results": [_result(record, rules.index(record.rule)) for record in results],
+        "invocations": [
+            _invocation(found, remarks(diagnosis), reached=diagnosis.undetermined is None)
+        ],
+        "results": [
+            *(_result(record, rules.index(record.rule)) for record in results),
+            *(
+                {**_result(record, rules.index(record.rule)), "suppressions": [_suppression(item)]}
+                for record, item in accepted
+            ),
+        ],
     }
     return json.dumps({"$schema": _SCHEMA, "version": "2.1.0", "runs": [run]}, indent=2) + "\n"
 
 
-def _invocation(found: list[Record], *, reached: bool) -> dict[str, Any]:
+def _suppression(item: Accepted) -> dict[str, str]:
+    """``inSource`` is a comment in the user's file, ``external`` a baseline or the project's
+    configuration."""
+    known = f"known: it is in {item.reason}" if item.by == "baseline" else item.reason
+    return {
+        "kind": "inSource" if item.where else "external",
+        "status": "accepted",
+        "justification": visible(known, 1000),
+    }
+
+
+def _invocation(found: list[Record], told: list[str], *, reached: bool) -> dict[str, Any]:
     notifications = [
         {"level": _LEVELS[record.level], "message": {"text": record.message}}
         for record in found
         if record.rule == UNDETERMINED
     ]
+    notifications += [{"level": "note", "message": {"text": text}} for text in told]
     return {"executionSuccessful": reached, "toolExecutionNotifications": notifications}
 
 

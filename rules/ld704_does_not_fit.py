@@ -54,7 +54,7 @@ class DoesNotFit(Rule):
     The nearest change that fits: gradient checkpointing, then 8 bits, then 4 bits, each measured.
     They change speed, memory and (fewer bits) the numbers, so they are not applied unasked. Batch
     size and length change what is learnt and stay the user's choice. Only asked with a
-    `memory_budget`.
+    `memory_budget` or a `gpu`: each of several that are named has to do, of `cheapest` one.
 
     ## Links
     https://huggingface.co/docs/transformers/model_memory_anatomy
@@ -102,11 +102,22 @@ class DoesNotFit(Rule):
     )
 
     def check(self, case: Case) -> Iterator[Finding]:
-        if case.recipe.get("memory_budget") is None:
+        if case.recipe.get("memory_budget") is None and not case.recipe.get("gpu"):
             return
         plan = case.memory_plan
-        recipe, budget = plan.recipe, plan.budget
-        assert budget is not None
+        if plan.budget is not None:
+            yield from self._held_against(plan, plan.budget, "the GPU", "memory_budget")
+        gpus = plan.gpus
+        if plan.any_gpu:  # the largest tells how far it is from fitting any
+            one = plan.first_fitting(plan.recipe)
+            gpus = (max(gpus, key=lambda gpu: gpu.memory),) if one is None and gpus else ()
+        for gpu in gpus:
+            yield from self._held_against(plan, gpu.memory, f"the {gpu.title}", "gpu")
+
+    def _held_against(
+        self, plan: MemoryPlan, budget: int, name: str, key: str
+    ) -> Iterator[Finding]:
+        recipe = plan.recipe
         fits = recipe.fits(budget)
         if fits:
             return
@@ -120,8 +131,8 @@ class DoesNotFit(Rule):
         severity: Severity = "error" if fits is False else "warning"
         yield self.finding(
             severity,
-            _message(plan, budget, fits),
-            location=Location("recipe", "memory_budget"),
+            _message(plan, budget, name, fits),
+            location=Location("recipe", key),
             evidence=_evidence(plan),
             proof=Proof("measured", "the installed classes at full size, without weights; nothing "
                         "was loaded and no GPU was asked"),
@@ -129,13 +140,13 @@ class DoesNotFit(Rule):
         )  # fmt: skip
 
 
-def _message(plan: MemoryPlan, budget: int, fits: bool | None) -> str:
+def _message(plan: MemoryPlan, budget: int, name: str, fits: bool | None) -> str:
     total = plan.recipe.total
     known = f"about {gib(total)}" if total is not None else f"at least {gib(plan.recipe.low)}"
     end = "it does not fit" if fits is False else "it may not fit"
     tokens = f" of {plan.length} tokens" if plan.length else ""
     return (
-        f"Training with a batch of {plan.batch_size}{tokens} takes {known}, and the GPU has "
+        f"Training with a batch of {plan.batch_size}{tokens} takes {known}, and {name} has "
         f"{gib(budget)}: {end}."
     )
 

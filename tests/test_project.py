@@ -60,6 +60,8 @@ def test_what_is_ignored_is_shown_with_its_reason_and_fails_nothing(tmp_path: Pa
     done = run("check", "arch:gpt2", "--target-modules", "q_proj", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "LD201" in done.stdout and "ignored: a head without layers is meant" in done.stdout
+    unused = run("check", "arch:gpt2", "--target-modules", "c_attn", cwd=tmp_path)
+    assert "pyproject.toml: ignore.LD201 ignores nothing" in unused.stdout
 
 
 def test_the_command_line_wins_over_the_environment_over_the_file(tmp_path: Path) -> None:

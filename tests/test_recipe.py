@@ -208,7 +208,10 @@ def test_any_mapping_is_a_recipe_or_an_input_error(values: dict[Any, Any]) -> No
 
 #: A value for each kind of option, as a user types it.
 TYPED = {str: "all-linear", int: "4", float: "0.5", bool: ""}
-SPECIAL = {"task_type": "SEQ_CLS", "dtype": "bf16", "memory_budget": "24GB", "lora_alpha": "16.0"}
+SPECIAL = {
+    "task_type": "SEQ_CLS", "dtype": "bf16", "memory_budget": "24GB", "lora_alpha": "16.0",
+    "gpu": "l4,a100-80gb",
+}  # fmt: skip
 OPTIONS = [key for key in KEYS if key.option]
 
 

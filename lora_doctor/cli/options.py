@@ -55,6 +55,18 @@ class _ReportFormat(click.types.StringParamType):
         return [CompletionItem(name) for name in find_formats() if name.startswith(incomplete)]
 
 
+class _Several(click.Option):
+    """An option that may be given several times; one text, as a file has it, is one of them."""
+
+    def type_cast_value(self, ctx: click.Context, value: Any) -> Any:
+        return super().type_cast_value(ctx, [value] if isinstance(value, str) else value)
+
+
+def _joined(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> str | None:
+    """As it is written in one: with commas."""
+    return ",".join(values) if values else None
+
+
 def _outputs(
     ctx: click.Context, param: click.Parameter, values: tuple[str | tuple[str, str], ...]
 ) -> list[tuple[str, str]]:
@@ -379,6 +391,11 @@ def _option_of(key: RecipeKey, option: Option) -> Callable[[Any], Any]:
     if option.type is bool:
         pair = f"{key.spelling}/{option.negation(key.spelling)}"
         return click.option(pair, key.name, default=None, help=option.help)
+    if option.several:
+        return click.option(
+            key.spelling, *option.aliases, key.name, cls=_Several, multiple=True,
+            callback=_joined, metavar=option.metavar, help=option.help,
+        )  # fmt: skip
     return click.option(
         key.spelling,
         *option.aliases,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lora_doctor.cli import streams
-from lora_doctor.cli.project import META, settled
+from lora_doctor.cli.project import META, REPORTED, Project, settled, unused_ignores
 from lora_doctor.text import visible
 
 if TYPE_CHECKING:
@@ -37,11 +37,12 @@ def report(diagnosis: Diagnosis, options: dict[str, Any]) -> int:
     from lora_doctor.files import write_text
     from lora_doctor.results.formats import render
 
-    project = click.get_current_context().meta.get(META)
-    if project is not None:
-        diagnosis = settled(diagnosis, project)
+    meta = click.get_current_context().meta
+    if META in meta:
+        diagnosis = _with_unused(settled(diagnosis, meta[META]), meta[META])
     if options.get("baseline") is not None:
         diagnosis = _against(diagnosis, options["baseline"])
+    meta.setdefault(REPORTED, []).append(diagnosis)
 
     def text_for(name: str, *, file: bool) -> str:
         text = render(
@@ -63,6 +64,19 @@ def report(diagnosis: Diagnosis, options: dict[str, Any]) -> int:
     else:
         write_text(path, text_for(options["output_format"], file=True))
     return exit_code(diagnosis, options["fail_on"])
+
+
+def _with_unused(diagnosis: Diagnosis, project: Project) -> Diagnosis:
+    """With a note on each ignore of the configuration that nothing was found for; those of several
+    set-ups are told at the end of all of them."""
+    from dataclasses import replace
+
+    from lora_doctor.results.note import Note
+
+    if len(project.set_ups) > 1:
+        return diagnosis
+    notes = [Note("ignore", text) for text in unused_ignores(project, [diagnosis])]
+    return replace(diagnosis, notes=(*diagnosis.notes, *notes))
 
 
 def _against(diagnosis: Diagnosis, file: str) -> Diagnosis:

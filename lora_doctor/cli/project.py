@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 #: Where the configuration is kept while a command runs (``click.Context.meta``).
 META = "lora_doctor.project"
+#: The diagnoses of a run over several set-ups, as they were reported (``click.Context.meta``).
+REPORTED = "lora_doctor.reported"
 _COMMANDS = ("check", "fix", "verify", "dry-run")
 _OWN_KEYS = ("ignore", "severity", "set-ups")
 _CODE = re.compile(r"[A-Z]+\d+")
@@ -117,6 +119,16 @@ def settled(diagnosis: Diagnosis, project: Project) -> Diagnosis:
         remaining=remaining,
         accepted=(*diagnosis.accepted, *ignored.values()),
     )
+
+
+def unused_ignores(project: Project, diagnoses: Sequence[Diagnosis]) -> list[str]:
+    """A sentence for each code that the project ignores and that nothing was found for; not for
+    rules that were not asked, or could not answer, somewhere."""
+    return [
+        f"{project.file.name}: ignore.{code} ignores nothing: {code} finds nothing any more"
+        for code in project.ignore
+        if diagnoses and all(code in diagnosis.passed for diagnosis in diagnoses)
+    ]
 
 
 # --- reading ----------------------------------------------------------------------------------

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
 from lora_doctor.cli import streams
 from lora_doctor.cli.output import FINDINGS, OK, UNANSWERED
-from lora_doctor.cli.project import META, Project, SetUp, for_set_up
+from lora_doctor.cli.project import META, REPORTED, Project, SetUp, for_set_up, unused_ignores
 from lora_doctor.errors import InputError, LoraDoctorError
 from lora_doctor.text import visible
+
+if TYPE_CHECKING:
+    from lora_doctor.results.diagnosis import Diagnosis
 
 #: Formats of which several results can stand one after the other.
 _JOINED = ("full", "concise", "grouped", "github", "json-lines", "markdown")
@@ -42,12 +45,19 @@ def check_all(group: click.Group, ctx: click.Context) -> int:
             f"{len(project.set_ups)} set-ups; take --output {ctx.params['output_format']}=FILE, "
             "which writes a file for each"
         )
-    codes = {}
+    codes, reported = {}, ctx.meta.setdefault(REPORTED, [])
+    accepted = {}
     for set_up in project.set_ups:
         own = _files_of(set_up, shared) if several else shared
+        before = len(reported)
         codes[set_up.name] = _check(group, ctx, set_up, own)
+        accepted[set_up.name] = "".join(map(_accepted, reported[before:]))
+    if several and len(reported) == len(project.set_ups):
+        for text in unused_ignores(project, reported):
+            streams.tell(f"lora-doctor: note: {visible(text)}")
     for name, code in codes.items():
-        streams.tell(f"lora-doctor: {visible(name)}: {_WORDS.get(code, f'exit code {code}')}")
+        words = _WORDS.get(code, f"exit code {code}")
+        streams.tell(f"lora-doctor: {visible(name)}: {words}{accepted[name]}")
     return next((code for code in (FINDINGS, UNANSWERED) if code in codes.values()), OK)
 
 
@@ -67,6 +77,14 @@ def _check(group: click.Group, ctx: click.Context, set_up: SetUp, shared: dict[s
     except LoraDoctorError as error:
         streams.tell(f"lora-doctor: {visible(set_up.name)}: {error}")
     return UNANSWERED
+
+
+def _accepted(diagnosis: Diagnosis) -> str:
+    """``, 2 ignored``: what was found and fails nothing."""
+    from lora_doctor.reports._words import accepted_count
+
+    count = accepted_count(diagnosis)
+    return f", {count}" if count else ""
 
 
 def _given(ctx: click.Context) -> dict[str, Any]:

@@ -10,11 +10,20 @@ LARGEST_FLOAT16 = 65504.0
 
 def float16_keys(recipe: Recipe) -> tuple[str, ...]:
     """The keys by which somebody has chosen that the model computes in float16."""
+    return _keys(recipe, "float16", "fp16")
+
+
+def bfloat16_keys(recipe: Recipe) -> tuple[str, ...]:
+    """The keys by which somebody has chosen that the model computes in bfloat16."""
+    return _keys(recipe, "bfloat16", "bf16")
+
+
+def _keys(recipe: Recipe, dtype: str, autocast: str) -> tuple[str, ...]:
     keys = []
-    if recipe.get("dtype") == "float16" and recipe.origins.get("dtype") != "proposed":
+    if recipe.get("dtype") == dtype and recipe.origins.get("dtype") != "proposed":
         keys.append("dtype")
-    if recipe.get("fp16"):
-        keys.append("fp16")
-    if recipe.get("load_in_4bit") and recipe.get("bnb_4bit_compute_dtype") == "float16":
+    if recipe.get(autocast):
+        keys.append(autocast)
+    if recipe.get("load_in_4bit") and recipe.get("bnb_4bit_compute_dtype") == dtype:
         keys.append("bnb_4bit_compute_dtype")
     return tuple(keys)

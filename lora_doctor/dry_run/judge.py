@@ -21,6 +21,7 @@ from lora_doctor.dry_run.origins import lines_in_files
 from lora_doctor.engine import registry
 from lora_doctor.engine.case import Case
 from lora_doctor.engine.diagnose import diagnose
+from lora_doctor.engine.ignored import with_ignored
 from lora_doctor.engine.limits import DEFAULT_MEMORY
 from lora_doctor.errors import EvidenceError, InputError
 from lora_doctor.guest.session import STOPPED, Session
@@ -244,7 +245,7 @@ def _diagnose(
     findings = one_failure(replace(diagnosis, findings=placed), found.run.error, rules)
     notes = [*diagnosis.notes, *captured.notes(), *_downgrades(recipe, found.run)]
     notes.append(Note("not-proven", NOT_SHOWN))
-    return replace(
+    diagnosis = replace(
         diagnosis,
         findings=findings,
         dry_run=found.run,
@@ -253,6 +254,7 @@ def _diagnose(
         limit=found.ended.limit or diagnosis.limit,
         notes=tuple(dict.fromkeys(notes)),
     )
+    return with_ignored(diagnosis, [rule.code for rule in rules], found.run.origins)
 
 
 def _undetermined(found: _Outcome, diagnosis: Diagnosis) -> str | None:

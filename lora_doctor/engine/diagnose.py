@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from lora_doctor.engine.answer import strictly
 from lora_doctor.engine.case import Case
+from lora_doctor.engine.ignored import with_ignored
 from lora_doctor.engine.registry import RuleSelection
 from lora_doctor.engine.rule import Rule
 from lora_doctor.engine.try_fixes import (
@@ -70,7 +71,7 @@ def _diagnose(
         answer.open,
         strictly(answers.skipped) if strict else None,
     )
-    return Diagnosis(
+    diagnosis = Diagnosis(
         model=case.source,
         recipe=case.recipe,
         depth=case.settings.depth,
@@ -89,6 +90,7 @@ def _diagnose(
         notes=_notes(case, answer.before),
         seconds=time.perf_counter() - start,
     )
+    return with_ignored(diagnosis, trials.codes)
 
 
 def _notes(case: Case, before: Verification | None) -> tuple[Note, ...]:
@@ -123,7 +125,7 @@ def diagnose_and_fix(
     first = current = _diagnose(case, trials, strict=strict)
     applied: list[AppliedFix] = []
     for _ in range(MAX_ROUNDS):
-        chosen = _choose(current.findings, unsafe, applied)
+        chosen = _choose(current.not_accepted(current.findings), unsafe, applied)
         if not chosen:
             break
         applied += chosen
@@ -139,6 +141,7 @@ def diagnose_and_fix(
         fixed_recipe=current.recipe,
         after=current.before,
         remaining=current.findings,
+        accepted=tuple(dict.fromkeys((*first.accepted, *current.accepted))),
         # What the fixes were for may have kept the first run from an answer.
         undetermined=current.undetermined,
         reached=current.reached,

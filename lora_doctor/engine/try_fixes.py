@@ -56,6 +56,13 @@ class Trials:
         self._known: dict[str, Examination] = {}
         self._spent = 0.0
 
+    @property
+    def codes(self) -> list[str]:
+        """Of all rules there are, selected or not; empty where only the fallback is asked, as
+        ``verify`` does."""
+        all_of_them = len(self._rules) > len(self._fallbacks)
+        return [rule.code for rule in self._rules] if all_of_them else []
+
     def examine(self, case: Case) -> Examination:
         """What the rules say of a case; what is known of this recipe, where something is."""
         key = _key(case.asked, case.patches)

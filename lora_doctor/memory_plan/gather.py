@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from lora_doctor.contract.half_precision import bfloat16_keys
 from lora_doctor.errors import EvidenceError, LoraDoctorError
 from lora_doctor.memory_plan import optimizer
 from lora_doctor.memory_plan.alternatives import Alternative, alternatives
@@ -19,10 +20,17 @@ from lora_doctor.model import checkpoint_quantization, quantization, training_se
 from lora_doctor.model.injection import report
 from lora_doctor.model.loading import Loader
 from lora_doctor.prescription.patches import install_patches
+from lora_doctor.recipe.gpus import CHEAPEST, gpus_of
 from lora_doctor.recipe.memory_size import parse_memory
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results import memory_parts
-from lora_doctor.results.memory_plan import MemoryPart, MemoryPlan, MemoryVariant, Source
+from lora_doctor.results.memory_plan import (
+    MemoryPart,
+    MemoryPlan,
+    MemoryVariant,
+    PlannedGpu,
+    Source,
+)
 from lora_doctor.results.note import Note
 from lora_doctor.sandbox.memory import is_out_of_memory
 from lora_doctor.sandbox.worker import report_progress
@@ -134,9 +142,22 @@ class _Planner:
             recipe=recipe,
             alternatives=variants,
             budget=parse_memory(budget) if budget else None,
+            gpus=self._gpus(),
+            any_gpu=self.recipe.get("gpu") == [CHEAPEST],
             assumptions=tuple(self.assumptions),
             notes=tuple(self.notes),
         )
+
+    def _gpus(self) -> tuple[PlannedGpu, ...]:
+        """The named cards; where any will do, without those that lack the recipe's arithmetic."""
+        names = self.recipe.get("gpu")
+        found = gpus_of(names)
+        needs = bfloat16_keys(self.recipe) or self.dtype == "bfloat16"
+        if names == [CHEAPEST] and needs:
+            left_out = ", ".join(gpu.name for gpu in found if not gpu.computes_bfloat16)
+            found = tuple(gpu for gpu in found if gpu.computes_bfloat16)
+            self.notes.append(Note("choice", f"{left_out}: left out, they emulate bfloat16"))
+        return tuple(PlannedGpu(gpu.name, gpu.title, gpu.memory, gpu.memory_from) for gpu in found)
 
     def _runnable(self) -> Runnable | str:
         """What can be run, or the reason why nothing can."""

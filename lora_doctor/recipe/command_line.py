@@ -32,6 +32,8 @@ class Option:
     #: Which commands have it: ``recipe``: all that take a recipe. ``memory``: those that make the
     #: memory plan. ``data``: those that look at training data.
     group: Literal["recipe", "memory", "data"] = "recipe"
+    #: May be given several times, which is the same as once with commas.
+    several: bool = False
 
     @staticmethod
     def negation(spelling: str) -> str:

@@ -214,6 +214,11 @@ KEYS: tuple[RecipeKey, ...] = (
         Option("Memory of the GPU, such as 24GB: LD704 says when the recipe does not fit.",
                "SIZE", group="memory"),
     ),
+    RecipeKey(
+        "gpu", "planning", form.gpus,
+        Option("GPU to train on, such as a100-80gb, several times for several; cheapest finds the "
+               "first that does.", "NAME", group="memory", several=True, read=parse_names),
+    ),
 )  # fmt: skip
 
 BY_NAME = {key.name: key for key in KEYS}

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from lora_doctor.recipe.gpus import gpu_names
 from lora_doctor.recipe.memory_size import parse_memory
 
 NormalForm = Callable[[Any], Any]
@@ -78,6 +79,11 @@ def memory_size(value: Any) -> str:
     """A size of memory as the user wrote it, such as ``24GB``; ``parse_memory`` has its bytes."""
     parse_memory(value)
     return str(value).strip()
+
+
+def gpus(value: Any) -> list[str]:
+    """Names of GPUs as ``gpus.toml`` has them, or ``cheapest`` alone."""
+    return gpu_names(value)
 
 
 def names_or_regex(value: Any) -> str | list[str] | None:

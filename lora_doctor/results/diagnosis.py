@@ -86,6 +86,8 @@ class Accepted:
     by: Literal["baseline", "ignored"]
     #: The file of the baseline, or the reason that was given.
     reason: str
+    #: Where a comment in the user's file says so: ``train.py:31``; empty where no comment does.
+    where: str = ""
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,19 @@ class MemoryVariant:
 
 
 @dataclass(frozen=True)
+class PlannedGpu:
+    """A kind of card that the plan is held against."""
+
+    #: As the user gives it: ``a100-80gb``.
+    name: str
+    #: As its maker calls it.
+    title: str
+    #: Bytes that CUDA reports of it, and where that is known from.
+    memory: int
+    memory_from: str
+
+
+@dataclass(frozen=True)
 class MemoryPlan:
     """The memory plan: one GPU, one training step."""
 
@@ -112,6 +125,11 @@ class MemoryPlan:
     budget: int | None = None
     #: Memory of common cards, in GiB.
     cards: tuple[int, ...] = CARDS
+    #: The cards that the user named, in their order; with ``gpu: cheapest`` all that compute what
+    #: the recipe asks for, the cheapest first.
+    gpus: tuple[PlannedGpu, ...] = ()
+    #: Whether one of them is enough: the cheapest that does is looked for.
+    any_gpu: bool = False
     #: What the numbers rest on.
     assumptions: tuple[str, ...] = ()
     #: What is not in them.
@@ -120,6 +138,22 @@ class MemoryPlan:
     def nearest(self, budget: int) -> MemoryVariant | None:
         """The first alternative that fits for sure."""
         return next((one for one in self.alternatives if one.fits(budget)), None)
+
+    def first_fitting(self, one: MemoryVariant) -> PlannedGpu | None:
+        """The first of the named cards that this surely fits into."""
+        return next((gpu for gpu in self.gpus if one.fits(gpu.memory)), None)
+
+    @property
+    def columns(self) -> tuple[tuple[str, int], ...]:
+        """The cards of the table, name and bytes: those that were named, else common sizes. With
+        ``gpu: cheapest`` those that the recipe or an alternative first fits into."""
+        if not self.gpus:
+            return tuple((f"{card} GB", card * GIB) for card in self.cards)
+        shown = self.gpus
+        if self.any_gpu:
+            first = [self.first_fitting(one) for one in (self.recipe, *self.alternatives)]
+            shown = tuple(gpu for gpu in self.gpus if gpu in first) or self.gpus[-1:]
+        return tuple((gpu.name, gpu.memory) for gpu in shown)
 
     def to_json(self) -> dict[str, Any]:
         """The fields, with the sums beside each variant, so that a reader needs no arithmetic."""
@@ -136,7 +170,10 @@ class MemoryPlan:
             "total": one.total,
             "low": one.low,
             "high": one.high,
-            "fits": {str(card): one.fits(card * GIB) for card in self.cards},
+            "fits": (
+                {gpu.name: one.fits(gpu.memory) for gpu in self.gpus}
+                or {str(card): one.fits(card * GIB) for card in self.cards}
+            ),
         }
 
     @classmethod

@@ -19,6 +19,7 @@ NoteKind = Literal[
     "not-observed",
     "cut",
     "baseline",
+    "ignore",
     "warned",
 ]
 
@@ -35,7 +36,8 @@ class Note:
     #: ``objection``: what a forward raised while a batch was being made. ``input-left-out``: why a
     #: batch lacks an input. ``not-observed``: what could not be asked or seen. ``cut``: something
     #: is left out of this report. ``warned``: what a library warned of. ``baseline``: what a
-    #: baseline holds and is not found any more.
+    #: baseline holds and is not found any more. ``ignore``: an ignore of the user's that accepts
+    #: nothing, and why.
     kind: NoteKind
     #: The sentence.
     text: str
@@ -51,6 +53,11 @@ class Note:
     def is_gap(self) -> bool:
         """Whether a verdict does not cover everything: it has to be read beside `healthy`."""
         return self.is_unproven or self.kind in ("not-adapted", "not-fed")
+
+    @property
+    def is_always_shown(self) -> bool:
+        """Whether it has to be read even beside `healthy`: a gap, or an ignore without effect."""
+        return self.is_gap or self.kind in ("baseline", "ignore")
 
     def __str__(self) -> str:
         return self.text

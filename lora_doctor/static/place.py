@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-_CELL = ":cell "
+#: Between a notebook and the number of a cell.
+CELL = ":cell "
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Place:
     @property
     def inside(self) -> str:
         """The place for a sentence about the file: ``line 31``, ``cell 4, line 3``."""
-        _, _, cell = self.file.partition(_CELL)
+        _, _, cell = self.file.partition(CELL)
         return f"cell {cell}, line {self.line}" if cell else f"line {self.line}"
 
     def to_json(self) -> dict[str, Any]:
