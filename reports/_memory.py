@@ -47,6 +47,17 @@ def _on_gpus(plan: MemoryPlan) -> str:
     return "; " + ", ".join(told)
 
 
+def fits_nowhere(diagnosis: Diagnosis) -> str:
+    """``it fits no card up to 80 GB``, where the plan says so; empty elsewhere, and where a budget
+    was given: a rule judges that."""
+    plan = diagnosis.memory_plan
+    if plan is None or plan.budget is not None or not plan.cards:
+        return ""
+    if any(plan.recipe.fits(card * GIB) is not False for card in plan.cards):
+        return ""
+    return f"it fits no card up to {max(plan.cards)} GB: at least {gib(plan.recipe.low)}"
+
+
 def parts(plan: MemoryPlan) -> list[tuple[str, str, str, str]]:
     """The recipe's parts: name, size, formula, how it was got."""
     return [

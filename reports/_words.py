@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lora_doctor.reports._text import many, parameters, seconds, shown, visible
+from lora_doctor.reports._text import many, parameters, seconds, visible
 from lora_doctor.results.finding import SEVERITIES, Finding, Proof
 from lora_doctor.results.fingerprints import with_fingerprints
 from lora_doctor.results.fix import Fix
@@ -288,27 +288,6 @@ def contract_rows(before: Verification | None, after: Verification | None) -> li
     ]
 
 
-#: What the number of a check counts; the others are losses, differences, or say it themselves.
-_UNITS = {
-    "builds": "parameters",
-    "attaches": "adapters",
-    "forward": "kinds of batch",
-    "steps": "rounds",
-    "frozen-stay": "moved",
-}
-
-
-def check_value(check: Check | None) -> str:
-    """The number of a check, or its status where that says it all."""
-    if check is None:
-        return ""
-    says_nothing = check.value is None or isinstance(check.value, bool)
-    if says_nothing:
-        return check.status
-    unit = _UNITS.get(check.name, "") if isinstance(check.value, (int, float)) else ""
-    return f"{shown(check.value, limit=80)} {unit}".rstrip()
-
-
 def failure_words(verification: Verification | None) -> str:
     """The exception that ended a verification, on one line; empty when there was none."""
     failure = verification.failure if verification else None
@@ -328,7 +307,8 @@ def conditions(diagnosis: Diagnosis) -> list[tuple[str, str]]:
         rows.append(("Revision", visible(diagnosis.model.revision, 80)))
     if structure:
         rows.append(("Class", visible(structure.model_class, 120)))
-        rows.append(("Parameters", parameters(structure.total_parameters)))
+        size = f"{parameters(structure.total_parameters)} parameters"
+        rows.append(("Model at full size", size))
     elif run and run.model_class:
         rows.append(("Class", visible(run.model_class, 120)))
     reached = diagnosis.reached

@@ -11,12 +11,13 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from lora_doctor.reports import _memory, _supervision
+from lora_doctor.reports._checks import check_value
 from lora_doctor.reports._page import MARGIN, Page, encodable
 from lora_doctor.reports._recipe_lines import DiffLine, fix_diff, recipe_rows, set_by, text_diff
 from lora_doctor.reports._text import many, memory, seconds, shorten, shown, visible
+from lora_doctor.reports._verdict import verdict_text
 from lora_doctor.reports._words import (
     accepted_words,
-    check_value,
     conditions,
     contract_rows,
     counted_by_strict,
@@ -34,7 +35,6 @@ from lora_doctor.reports._words import (
     skip_reason,
     stopped_in,
     tally,
-    verdict_words,
 )
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ NAME = "full"
 
 _STYLES = {
     "error": "bold red", "warning": "bold yellow", "info": "bold blue",
+    "good": "bold green", "open": "bold yellow",
     "+": "green", "-": "red", " ": "dim",
     "passed": "green", "failed": "bold red", "skipped": "dim",
     "safe": "green", "unproven": "yellow", "unsafe": "yellow", "manual": "blue",
@@ -90,6 +91,9 @@ def _healthy(page: Page, diagnosis: Diagnosis) -> None:
         (f"({where})", "dim"), wrap=False,
     )  # fmt: skip
     _proposed(page, diagnosis)
+    small = _memory.fits_nowhere(diagnosis)
+    if small:
+        page.line(("note ", "blue"), small)
     for finding in ordered(diagnosis.findings):
         page.line((f"{finding.rule} {finding.severity}", _STYLES[finding.severity]), " ",
                   visible(finding.message, 600))  # fmt: skip
@@ -121,12 +125,10 @@ def _compact(value: Any) -> str:
 def _report(page: Page, diagnosis: Diagnosis, verbose: bool) -> None:
     rows = conditions(diagnosis)
     page.line((" · ".join(value for _, value in rows), "dim"))
-    headline, explanation = verdict_words(diagnosis)
-    style = {"healthy": "bold green", "undetermined": "bold yellow"}.get(diagnosis.verdict)
-    worst = ordered(diagnosis.findings)[0].severity if diagnosis.findings else "info"
-    page.line((headline, style or _STYLES[worst]))
-    if explanation:
-        page.line(explanation)
+    verdict = verdict_text(diagnosis)
+    page.line((verdict.headline, _STYLES[verdict.tone]))
+    if verdict.explanation:
+        page.line(verdict.explanation)
     for frame in stopped_in(diagnosis, None if verbose else _MOST_FRAMES):
         page.line((frame, "dim"), indent=2)
     _proposed(page, diagnosis)

@@ -9,68 +9,49 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_doctor.reports import _memory, _supervision
+from lora_doctor.reports import _memory, _runs, _supervision
+from lora_doctor.reports._costs import costs
 from lora_doctor.reports._embedded import Embedded
+from lora_doctor.reports._limits import Limits
 from lora_doctor.reports._recipe_lines import fix_diff, literal, recipe_rows, set_by, text_diff
-from lora_doctor.reports._text import many, memory, number, seconds, shorten, shown, visible
+from lora_doctor.reports._text import many, shorten, shown, visible
+from lora_doctor.reports._verdict import is_mended, next_words, verdict_text
 from lora_doctor.reports._words import (
     accepted_words,
-    check_value,
     conditions,
-    contract_rows,
     counted_by_strict,
     execution_words,
-    failure_words,
     fix_label,
     fix_words,
     offered,
     ordered,
     place,
     proof_words,
-    shapes,
     skip_reason,
     stopped_in,
     tally,
-    verdict_words,
 )
 
 if TYPE_CHECKING:
     from lora_doctor.results.diagnosis import Diagnosis
     from lora_doctor.results.finding import Finding
     from lora_doctor.results.supervision import ShownRow
-    from lora_doctor.results.verification import Check, Verification
 
 NAME = "html"
 #: A page that a mail or a pull request takes without objection.
 MAX_BYTES = 295_000
 
 
-@dataclass(frozen=True)
-class _Limits:
-    """How much of everything is shown; the rest is counted, never dropped in silence."""
-
-    text: int  # characters of a value
-    rows: int  # evidence rows of a finding
-    findings: int  # findings with all their details
-    lines: int  # findings, rules and notes on one line each
-    traceback: int  # characters
-    cells: int  # of the picture, per tower
-    tokens: int  # of a row of the training data
-    json: int  # bytes of the embedded diagnosis
-
-
 #: Tried in this order until the page is small enough.
 _LEVELS = (
-    _Limits(600, 40, 20, 200, 6_000, 36, 320, 120_000),
-    _Limits(300, 15, 8, 80, 2_000, 24, 120, 60_000),
-    _Limits(120, 6, 3, 20, 500, 12, 40, 20_000),
+    Limits(600, 40, 20, 200, 6_000, 36, 320, 120_000),
+    Limits(300, 15, 8, 80, 2_000, 24, 120, 60_000),
+    Limits(120, 6, 3, 20, 500, 12, 40, 20_000),
 )
 
 
@@ -118,25 +99,26 @@ def _template() -> Any:
     return environment.get_template("report.html.j2")
 
 
-def _view(diagnosis: Diagnosis, limits: _Limits) -> dict[str, Any]:
+def _view(diagnosis: Diagnosis, limits: Limits) -> dict[str, Any]:
     """Everything that the template shows, as plain data."""
     from lora_doctor.reports import _picture
 
-    headline, explanation = verdict_words(diagnosis)
+    verdict = verdict_text(diagnosis)
+    explanation = verdict.explanation
     if diagnosis.verdict == "healthy" and "proposed" in diagnosis.recipe.origins.values():
         explanation += " What the recipe left open was proposed by lora-doctor."
     findings = ordered(diagnosis.findings)
-    worst = findings[0].severity if findings else "info"
-    contract, not_run = _contract(diagnosis)
-    tone = {"healthy": "good", "undetermined": "open"}.get(diagnosis.verdict) or worst
+    contract, not_run = _runs.contract(diagnosis)
     return {
         "model": visible(diagnosis.model, 120),
-        "tone": tone,
-        "headline": headline,
+        "tone": verdict.tone,
+        "headline": verdict.headline,
         "explanation": explanation,
+        "written": bool(diagnosis.written_to),
         "counts": _counts(diagnosis),
         "conditions": conditions(diagnosis),
         "next_command": visible(diagnosis.next_command, 4000),
+        "next_words": next_words(diagnosis),
         "findings": [_finding(item, diagnosis, limits) for item in findings[: limits.findings]],
         "more_findings": [_line(item) for item in findings[limits.findings :]][: limits.lines],
         "hidden_findings": max(len(findings) - limits.findings - limits.lines, 0),
@@ -144,11 +126,11 @@ def _view(diagnosis: Diagnosis, limits: _Limits) -> dict[str, Any]:
         "contract": contract,
         "not_run": not_run,
         "many": many,
-        "runs": _runs(diagnosis, limits),
+        "runs": _runs.runs(diagnosis, limits),
         "picture": _picture.picture(diagnosis, most_cells=limits.cells, most_rows=limits.lines),
         "supervision": _supervision_view(diagnosis, limits),
         "memory": _memory_view(diagnosis),
-        "costs": _costs(diagnosis, limits),
+        "costs": costs(diagnosis, limits.text),
         "passed": [visible(code, 60) for code in diagnosis.passed[: limits.lines]],
         "passed_count": len(diagnosis.passed),
         "skipped": [
@@ -167,8 +149,10 @@ def _view(diagnosis: Diagnosis, limits: _Limits) -> dict[str, Any]:
 
 def _counts(diagnosis: Diagnosis) -> list[tuple[str, int, str]]:
     """Number, noun and where on the page; zeros are left out but for what passed."""
-    severities = [finding.severity for finding in diagnosis.findings]
+    left = [one for one in diagnosis.findings if not is_mended(one, diagnosis)]
+    severities = [finding.severity for finding in left]
     rows = [
+        ("fixed", len(diagnosis.findings) - len(left), "findings"),
         ("error", severities.count("error"), "findings"),
         ("warning", severities.count("warning"), "findings"),
         ("info", severities.count("info"), "findings"),
@@ -177,12 +161,15 @@ def _counts(diagnosis: Diagnosis) -> list[tuple[str, int, str]]:
     return [row for row in rows if row[1]] + [("passed", len(diagnosis.passed), "rules")]
 
 
-def _finding(finding: Finding, diagnosis: Diagnosis, limits: _Limits) -> dict[str, Any]:
+def _finding(finding: Finding, diagnosis: Diagnosis, limits: Limits) -> dict[str, Any]:
     applied = {(item.rule, item.fix.title) for item in diagnosis.applied}
     proven = diagnosis.after is not None and diagnosis.after.outcome == "passed"
     tried = "proven below" if proven else "tried below" if diagnosis.after else "chosen"
+    mended = is_mended(finding, diagnosis)
     return {
         "severity": finding.severity,
+        "mended": mended,
+        "tone": "good" if mended else finding.severity,
         "rule": visible(finding.rule, 60),
         "name": visible(finding.name, 120),
         "location": visible(place(finding, diagnosis.recipe), limits.text),
@@ -222,107 +209,13 @@ def _line(finding: Finding) -> tuple[str, str, str]:
     return finding.severity, visible(finding.rule, 60), visible(finding.message, 200)
 
 
-def _remaining(diagnosis: Diagnosis, limits: _Limits) -> dict[str, Any] | None:
+def _remaining(diagnosis: Diagnosis, limits: Limits) -> dict[str, Any] | None:
     if diagnosis.after is None or not diagnosis.remaining:
         return None
     findings = ordered(diagnosis.remaining)
     return {
         "tally": tally(findings),
         "findings": [_line(finding) for finding in findings[: limits.lines]],
-    }
-
-
-def _contract(
-    diagnosis: Diagnosis,
-) -> tuple[list[dict[str, Any]], list[tuple[str, list[str]]]]:
-    """The checks that ran, and the names of those that did not under the reason why."""
-    rows: list[dict[str, Any]] = []
-    not_run: dict[str, list[str]] = {}
-    for row in contract_rows(diagnosis.before, diagnosis.after)[:40]:
-        meaning = row.meaning or visible(row.name, 80)
-        checks = [check for check in (row.before, row.after) if check is not None]
-        if all(check.status == "skipped" for check in checks):
-            not_run.setdefault(visible(checks[-1].detail, 300), []).append(meaning)
-            continue
-        expected = next((check.expected for check in reversed(checks) if check.expected), "")
-        rows.append(
-            {
-                "meaning": meaning,
-                "expected": visible(expected, 160),
-                "before": _cell(row.before),
-                "after": _cell(row.after),
-            }
-        )
-    return rows, list(not_run.items())
-
-
-def _cell(check: Check | None) -> dict[str, str] | None:
-    if check is None:
-        return None
-    return {
-        "status": check.status,
-        "value": check_value(check),
-        "detail": visible(check.detail, 300) if check.status != "passed" else "",
-    }
-
-
-def _runs(diagnosis: Diagnosis, limits: _Limits) -> list[dict[str, Any]]:
-    """The executed verifications with their losses, on one scale."""
-    first = "Before" if diagnosis.after else "Result"
-    pairs = [("before", first, diagnosis.before), ("after", "After the fixes", diagnosis.after)]
-    # One that never began has only its reason, which the verdict tells.
-    runs = [
-        (key, label, run)
-        for key, label, run in pairs
-        if run and (run.checks or run.failure or run.batches or diagnosis.after)
-    ]
-    finite = [
-        loss
-        for _, _, run in runs
-        for batch in run.batches
-        for loss in batch.losses
-        if math.isfinite(loss)
-    ]
-    low, high = min(finite, default=0.0), max(finite, default=1.0)
-    return [{"key": key, **_run(label, run, low, high, limits)} for key, label, run in runs]
-
-
-def _run(label: str, run: Verification, low: float, high: float, limits: _Limits) -> dict[str, Any]:
-    from lora_doctor.reports import _picture
-
-    facts = [("Outcome", run.outcome), ("Model", visible(run.model_class, 120))]
-    if run.model_parameters:
-        facts.append(("Parameters", f"{run.model_parameters:,}"))
-    facts.append(("Steps", str(run.steps)))
-    if run.step_seconds is not None:
-        facts.append(("One step", seconds(run.step_seconds)))
-    if run.peak_memory is not None:
-        facts.append(("Peak memory", memory(run.peak_memory)))
-    if run.patches:
-        facts.append(("Patches", shown(run.patches, limits.text)))
-    return {
-        "label": label,
-        "outcome": run.outcome,
-        "facts": [(name, value) for name, value in facts if value],
-        "reason": visible(run.reason, limits.text),
-        "failure": failure_words(run),
-        "traceback": visible(run.failure.traceback, limits.traceback, lines=True)
-        if run.failure
-        else "",
-        "notes": [visible(note.text, limits.text) for note in run.notes[:20]],
-        "batches": [
-            {
-                "kind": visible(batch.kind, 80),
-                "inputs": shorten(shapes(batch.inputs), limits.text),
-                "loss": visible(batch.loss, 160),
-                "first": number(batch.losses[0]) if batch.losses else "",
-                "last": number(batch.losses[-1]) if batch.losses else "",
-                "steps": len(batch.losses),
-                "spark": _picture.sparkline(batch.losses[:60], low, high) if batch.losses else None,
-                "notes": [visible(note.text, limits.text) for note in batch.notes[:5]],
-            }
-            for batch in run.batches[:8]
-        ],
     }
 
 
@@ -339,7 +232,7 @@ def _memory_view(diagnosis: Diagnosis) -> dict[str, Any] | None:
     }
 
 
-def _supervision_view(diagnosis: Diagnosis, limits: _Limits) -> dict[str, Any] | None:
+def _supervision_view(diagnosis: Diagnosis, limits: Limits) -> dict[str, Any] | None:
     found = diagnosis.supervision
     if found is None:
         return None
@@ -357,32 +250,7 @@ def _row(row: ShownRow, most: int) -> dict[str, Any]:
     return {"words": _supervision.row_words(row), "runs": _supervision.runs(row, most)}
 
 
-def _costs(diagnosis: Diagnosis, limits: _Limits) -> list[tuple[str, str, str, str]]:
-    """What was gathered or run, its time, its memory, and where it came from."""
-    rows = [
-        (
-            visible(item.name, 80),
-            seconds(item.seconds),
-            memory(item.peak_memory) if item.peak_memory is not None else "",
-            f"not available: {visible(item.unavailable, limits.text)}"
-            if item.unavailable
-            else visible(item.source, limits.text),
-        )
-        for item in diagnosis.gathered[:40]
-    ]
-    for label, run in (
-        ("before", diagnosis.before),
-        ("after", diagnosis.after),
-    ):
-        if run is not None and run.checks:
-            peak = memory(run.peak_memory) if run.peak_memory is not None else ""
-            source = f"{many(run.steps, 'step')} on {visible(run.device, 60)}"
-            rows.append((f"contract, {label}", seconds(run.seconds), peak, source))
-    rows.append(("everything", seconds(diagnosis.seconds), "", ""))
-    return rows
-
-
-def _recipe(diagnosis: Diagnosis, limits: _Limits) -> list[tuple[str, str, str, str]]:
+def _recipe(diagnosis: Diagnosis, limits: Limits) -> list[tuple[str, str, str, str]]:
     """Key, value, who set it, and the value after the fixes where that differs."""
     fixed = diagnosis.fixed_recipe
     before, rows = diagnosis.recipe.values, []
@@ -405,7 +273,7 @@ def _recipe_value(value: Any) -> str:
     return text
 
 
-def _environment(diagnosis: Diagnosis, limits: _Limits) -> list[tuple[str, str]]:
+def _environment(diagnosis: Diagnosis, limits: Limits) -> list[tuple[str, str]]:
     rows: list[tuple[str, Any]] = []
     for key, value in diagnosis.environment.items():
         if isinstance(value, Mapping):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lora_doctor.reports._records import records, remarks, set_up
-from lora_doctor.reports._words import verdict_words
+from lora_doctor.reports._verdict import verdict_text
 
 if TYPE_CHECKING:
     from lora_doctor.results.diagnosis import Diagnosis
@@ -22,11 +22,11 @@ def render(
     encoding: str = "utf-8",
 ) -> str:
     """A heading with the verdict, and a row for each finding."""
-    headline, sentence = verdict_words(diagnosis)
+    verdict = verdict_text(diagnosis)
     lines = [
         f"### lora-doctor: {_text(set_up(diagnosis))}",
         "",
-        f"**{_text(headline)}.** {_text(sentence)}",
+        f"**{_text(verdict.headline)}.** {_text(verdict.explanation)}",
     ]
     found = records(diagnosis)
     if found:

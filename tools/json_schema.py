@@ -230,7 +230,7 @@ def diagnosis_schema() -> dict[str, Any]:
             "type": "array",
             "items": _object(plain_text(_summary(AppliedFix)), applied),
         },
-        **{key: said[key] for key in ("fixed_recipe", "recipe_diff")},
+        **{key: said[key] for key in ("fixed_recipe", "recipe_diff", "written_to")},
         "verification": _object(
             "The training contract before and after the fixes.",
             {key: said[key] for key in ("before", "after")},

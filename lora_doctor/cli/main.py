@@ -260,6 +260,10 @@ def fix(**options: Any) -> int:
         )
 
     diagnosis = plan.with_diff(with_progress(run))
+    if options["write"]:
+        diagnosis = plan.as_written(diagnosis)
+    holds = plan if diagnosis.written_to else None
+    diagnosis = with_next_command(diagnosis, options, holds)
     written = plan.write(diagnosis) if options["write"] else ()
     if options["only_diff"]:
         streams.write(diagnosis.recipe_diff, end="")
@@ -267,7 +271,7 @@ def fix(**options: Any) -> int:
         if code == UNANSWERED:  # the diff has no place for the reason
             streams.tell(f"lora-doctor: undetermined: {diagnosis.undetermined}")
     else:
-        code = report(with_next_command(diagnosis, options, plan if written else None), options)
+        code = report(diagnosis, options)
     for path in written:
         streams.tell(f"wrote {path}")
     return code

@@ -104,6 +104,13 @@ class Plan:
         new = new_recipe_text(diagnosis.fixed_recipe)
         return replace(diagnosis, recipe_diff=recipe_diff(self.recipe_path, old, new))
 
+    def as_written(self, diagnosis: Diagnosis) -> Diagnosis:
+        """The diagnosis as it is once :meth:`write` has written it: what the report says."""
+        if not _has_fixes(diagnosis):
+            return diagnosis
+        written = (self.recipe_path, self.prescription_path, self.report_path)
+        return replace(diagnosis, written_to=tuple(str(path) for path in written))
+
     def write(self, diagnosis: Diagnosis) -> tuple[Path, ...]:
         """Write what there is to write, all or nothing; returns the paths, those of backups too,
         none when no fix was applied.
@@ -116,7 +123,7 @@ class Plan:
         from lora_doctor.recipe.files.prescription import prescription_text
         from lora_doctor.results.formats import render
 
-        if not diagnosis.applied or diagnosis.fixed_recipe is None:
+        if not _has_fixes(diagnosis):
             return ()
         before, after = diagnosis.before, diagnosis.after
         if before and after and before.outcome == "passed" and after.outcome == "failed":
@@ -125,7 +132,7 @@ class Plan:
                 "please report it"
             )
         prescription = prescription_text(make_prescription(diagnosis))
-        report = render(diagnosis, "html", color=False, width=100)
+        report = render(self.as_written(diagnosis), "html", color=False, width=100)
         # The recipe comes last: until it is replaced, nothing that trains has changed.
         changes = [
             Change(self.prescription_path, prescription.encode("utf-8")),
@@ -220,6 +227,10 @@ class Plan:
                         f"output {str(path)!r}: is there already and not by lora-doctor; {hint}"
                         "move it or choose another --output-dir"
                     )
+
+
+def _has_fixes(diagnosis: Diagnosis) -> bool:
+    return bool(diagnosis.applied) and diagnosis.fixed_recipe is not None
 
 
 def _changed(path: Path) -> InputError:

@@ -124,6 +124,9 @@ class Diagnosis:
     fixed_recipe: Recipe | None = None
     #: The change of the recipe file as a unified diff; empty when there is none.
     recipe_diff: str = ""
+    #: The files that ``fix --apply`` wrote, and that hold the fixes in ``applied`` now; empty where
+    #: nothing was written.
+    written_to: tuple[str, ...] = ()
     #: What the user types next; may be empty.
     next_command: str = ""
     #: Why the question could not be answered, or not as deep as was asked for: exit code 2 where no
@@ -208,6 +211,7 @@ class Diagnosis:
             "applied": [{"rule": item.rule, **item.fix.to_json()} for item in self.applied],
             "fixed_recipe": self.fixed_recipe.to_json() if self.fixed_recipe else None,
             "recipe_diff": self.recipe_diff,
+            "written_to": list(self.written_to),
             "verification": {
                 "before": self.before.to_json() if self.before else None,
                 "after": self.after.to_json() if self.after else None,

@@ -1,0 +1,158 @@
+"""What a report says first, and of what its numbers are: the state after the fixes were written."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from lora_doctor import reports
+from lora_doctor.reports._checks import check_value, expected_words
+from lora_doctor.reports._costs import costs
+from lora_doctor.reports._verdict import is_mended, next_words, verdict_text
+from lora_doctor.results.diagnosis import Diagnosis, Gathered
+from lora_doctor.results.memory_plan import MemoryPart, MemoryPlan, MemoryVariant
+from lora_doctor.results.verification import CHECKS, Check, Verification
+from lora_doctor.text import GIB
+from tests import diagnoses
+
+FILES = ("lora-doctor.recipe.yaml", "lora-doctor.prescription.json", "lora-doctor.html")
+
+
+def written(**changes: Any) -> Diagnosis:
+    """The repaired run of Phi-3, with the fix in its file."""
+    return replace(diagnoses.phi3(), written_to=FILES, **changes)
+
+
+def words(page: str) -> str:
+    body = re.sub(r"<(style|script)\b.*?</\1>", "", page, flags=re.S)
+    return " ".join(re.sub(r"<[^>]+>", " ", body).split())
+
+
+def test_a_repaired_run_is_green_and_says_what_was_mended() -> None:
+    found = written()
+    verdict = verdict_text(found)
+    assert (verdict.tone, verdict.headline) == ("good", "Fixed: the recipe trains")
+    for part in (FILES[0], "LD202", "12 of 12 checks passed", "Found before: 1 error."):
+        assert part in verdict.explanation
+    assert is_mended(found.findings[0], found)
+    page = words(reports.render(found, "html"))
+    assert "Findings before the fixes" in page and "1 fixed" in page
+    assert "1 error" not in page.split("Findings before the fixes")[0].replace(
+        "before: 1 error", ""
+    )
+    terminal = reports.render(found, "full")
+    assert "Fixed: the recipe trains" in terminal and "as it stands" not in terminal
+
+
+def test_before_anything_is_written_the_recipe_is_what_it_is() -> None:
+    found = diagnoses.phi3()
+    assert verdict_text(found).tone == "error"
+    assert not is_mended(found.findings[0], found)
+
+
+def test_what_remains_after_writing_is_the_headline() -> None:
+    left = diagnoses.vision_language().findings[1]
+    verdict = verdict_text(written(remaining=(left,)))
+    assert (verdict.tone, verdict.headline) == ("warning", "Fixed in part: 1 warning remains")
+    note = replace(left, severity="info")
+    assert verdict_text(written(remaining=(note,))).tone == "good", "a note is nothing to mend"
+    same = written(remaining=diagnoses.phi3().findings)
+    assert not is_mended(same.findings[0], same)
+
+
+def test_fixes_that_were_written_and_not_proven_are_not_green() -> None:
+    open_run = Verification.undetermined("the time limit of 60 s was reached", depth="tiny")
+    verdict = verdict_text(written(after=open_run))
+    assert verdict.tone == "open" and "time limit of 60 s" in verdict.explanation
+    failed = verdict_text(written(after=diagnoses.verification({"loss-falls": 0.2})))
+    assert failed.tone == "error" and "loss-falls" in failed.explanation
+    half = verdict_text(written(undetermined="a rule crashed"))
+    assert half.tone == "open" and "a rule crashed" in half.explanation
+
+
+def plan(total: int, **changes: Any) -> MemoryPlan:
+    """A plan for a recipe that takes so many GiB, known exactly."""
+    part = MemoryPart("weights, not quantized", total * GIB, "bfloat16 × 2", "counted")
+    values: dict[str, Any] = {
+        "batch_size": 1, "length": 512, "batch_size_from": "the recipe",
+        "length_from": "the recipe", "optimizer": "adamw_torch", "inputs": {},
+        "recipe": MemoryVariant("recipe", {}, (part,)), "alternatives": (),
+    }  # fmt: skip
+    return MemoryPlan(**{**values, **changes})
+
+
+def test_healthy_beside_fits_no_card_is_said_in_one_breath() -> None:
+    large = replace(diagnoses.healthy(), memory_plan=plan(140))
+    verdict = verdict_text(large)
+    assert verdict.tone == "warning" and large.verdict == "healthy"
+    assert verdict.headline == "Trains, but it fits no card up to 80 GB: at least 140.0 GiB"
+    assert "it fits no card up to 80 GB" in reports.render(large, "full")
+    assert verdict_text(replace(large, memory_plan=plan(20))).tone == "good"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("builds", 136_512, "136,512 parameters"),
+        ("attaches", 1, "1 adapter"),
+        ("starts-at-base", 0.0, "the same loss"),
+        ("starts-at-base", 2e-6, "relative difference 2e-06"),
+        ("loss-finite", 6.2963, "loss 6.296"),
+        ("gradients", "28 of 28", "28 of 28 adapter parameters"),
+        ("gradients", "3 not finite", "3 not finite"),
+        ("steps", 3, "3 rounds"),
+        ("loss-falls", -0.4881, "the loss fell by 0.4881"),
+        ("loss-falls", 0.25, "the loss rose by 0.25"),
+        ("loss-falls", 0.0, "the loss did not change"),
+        ("save-reload", 0.0, "the same logits"),
+        ("merge", 1.7e-6, "relative difference 1.7e-06"),
+        ("merge", float("nan"), "NaN"),
+        ("builds", "AttributeError", "AttributeError"),
+        ("forward", True, "passed"),
+    ],
+)
+def test_each_number_says_what_it_is(name: str, value: Any, text: str) -> None:
+    assert check_value(Check(name, "passed", value)) == text
+
+
+def test_counts_say_of_how_many_and_of_what() -> None:
+    assert (
+        check_value(Check("forward", "passed", 1, "", "batches: text")) == "1 kind of batch: text"
+    )
+    moved = Check("frozen-stay", "failed", 2, "0 of 21 moved", "lm_head.weight")
+    assert check_value(moved) == "2 of 21 frozen weights moved"
+    assert expected_words(Check("loss-falls", "passed", -1, "below 0")).startswith("a change of")
+
+
+@pytest.mark.parametrize("value", ["<b>", 10**40, -1, 2.5, float("inf"), [1, {"a": 2}], None])
+def test_values_of_another_kind_are_shown_as_they_are(value: Any) -> None:
+    """A stored result may hold anything: it is shown and nothing raises."""
+    for name in CHECKS:
+        assert isinstance(check_value(Check(name, "failed", value, "at most 1")), str)
+
+
+def test_times_add_up_to_the_total() -> None:
+    found = replace(
+        diagnoses.phi3(), seconds=3.0,
+        gathered=(Gathered("structure", "meta device", 0.5), Gathered("tiny", "small model", 1.0),
+                  Gathered("static", "files", 0.0, "an architecture has no files")),
+    )  # fmt: skip
+    table = costs(found, 200)
+    counted = {row.what: row.time for row in table.rows if not row.part_of}
+    assert counted == {
+        "model at full size, without weights": "0.50 s",
+        "small model, built and trained": "1.0 s",
+        "the rest": "1.5 s",
+    }
+    assert table.total == "3.0 s"
+    assert [row.time for row in table.rows if row.part_of] == ["0.91 s"]
+    assert table.missing == (("files of the model", "an architecture has no files"),)
+
+
+def test_the_next_command_comes_with_what_it_does() -> None:
+    assert next_words(diagnoses.phi3()) == "applies the fixes and proves them"
+    assert next_words(replace(diagnoses.phi3(), next_command="")) == ""
+    assert next_words(replace(diagnoses.phi3(), next_command="<b> <i>")) == ""
