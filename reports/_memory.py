@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from lora_doctor.reports._text import shorten, visible
 from lora_doctor.results.memory_parts import STEP, WEIGHTS
-from lora_doctor.text import gib
+from lora_doctor.text import GIB, gib
 
 if TYPE_CHECKING:
     from lora_doctor.results.diagnosis import Diagnosis

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lora_doctor.memory_plan.gpu_kernels import kernels_of_a_gpu
 from lora_doctor.memory_plan.data_dependent_ops import KnownValues, UnknownValue, running_on_meta
+from lora_doctor.memory_plan.gpu_kernels import kernels_of_a_gpu
 from lora_doctor.results.note import Note
 from lora_doctor.text import one_line
 from lora_doctor.tiny_model.batch.arguments import make_arguments

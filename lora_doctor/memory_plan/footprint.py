@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from lora_doctor.memory_plan.gpu_kernels import kernels_of_a_gpu
 from lora_doctor.memory_plan.data_dependent_ops import KnownValues, running_on_meta
+from lora_doctor.memory_plan.gpu_kernels import kernels_of_a_gpu
 from lora_doctor.memory_plan.live_tensors import LiveBytes
 from lora_doctor.memory_plan.quantized import constants, quantize
 from lora_doctor.model import training_setup

@@ -33,8 +33,10 @@ def kernels_of_a_gpu() -> Iterator[None]:
         if query.device.type != "meta" or query.dim() not in (3, 4):
             return plain(query, key, value, attn_mask, dropout_p, is_causal, **options)
         scale = options.get("scale")
-        if options.get("enable_gqa") and query.shape[-3] != key.shape[-3] and not _flash(
-            query, value, attn_mask
+        if (
+            options.get("enable_gqa")
+            and query.shape[-3] != key.shape[-3]
+            and not _flash(query, value, attn_mask)
         ):
             # Of the kernels of a GPU only flash attention shares keys between heads: the plain one
             # is left, with its matrix of length times length for every head.

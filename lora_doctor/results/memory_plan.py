@@ -96,8 +96,9 @@ class PlannedGpu:
     name: str
     #: As its maker calls it.
     title: str
-    #: Bytes that CUDA reports of it, and where that is known from.
+    #: Bytes that CUDA reports of it.
     memory: int
+    #: Where that is known from.
     memory_from: str
 
 
