@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from lora_doctor.reports._text import shorten, visible
 from lora_doctor.results.memory_parts import STEP, WEIGHTS
-from lora_doctor.text import GIB, gib
+from lora_doctor.text import gib
 
 if TYPE_CHECKING:
     from lora_doctor.results.diagnosis import Diagnosis
@@ -51,11 +51,12 @@ def fits_nowhere(diagnosis: Diagnosis) -> str:
     """``it fits no card up to 80 GB``, where the plan says so; empty elsewhere, and where a budget
     was given: a rule judges that."""
     plan = diagnosis.memory_plan
-    if plan is None or plan.budget is not None or not plan.cards:
+    if plan is None or plan.budget is not None or not plan.columns:
         return ""
-    if any(plan.recipe.fits(card * GIB) is not False for card in plan.cards):
+    if any(plan.recipe.fits(memory) is not False for _, memory in plan.columns):
         return ""
-    return f"it fits no card up to {max(plan.cards)} GB: at least {gib(plan.recipe.low)}"
+    where = "none of the GPUs named" if plan.gpus else f"no card up to {plan.columns[-1][0]}"
+    return f"it fits {where}: at least {gib(plan.recipe.low)}"
 
 
 def parts(plan: MemoryPlan) -> list[tuple[str, str, str, str]]:
