@@ -21,6 +21,7 @@ from lora_doctor.results.dry_run import (
     ScriptError,
 )
 from lora_doctor.results.from_json import from_json
+from lora_doctor.results.loading import Loading
 from lora_doctor.results.note import Note, NoteKind
 from lora_doctor.results.structure import Structure
 from lora_doctor.results.supervision import (
@@ -190,6 +191,11 @@ class Captured:
         """The small model with its adapters."""
         record = self.last("structure")
         return None if record is None else Structure.from_json(record["structure"])
+
+    def names(self) -> Loading | None:
+        """What the checkpoint lacks of the class that was loaded."""
+        record = self.last("loading")
+        return None if record is None else from_json(Loading, record["loading"])
 
     def optimizer(self) -> OptimizerState | None:
         """What the optimizer held."""

@@ -302,6 +302,10 @@ def _keep(case: Case, captured: Captured, found: _Outcome, recipe: Recipe) -> No
         store.keep("tiny", verification)
     elif _own(case) or captured.adapter is None:
         store.refuse("tiny", EvidenceError(reason))
+    names = captured.names()
+    # A hub tells a header that is not in the cache: better than what the class alone says.
+    if names is not None and not (names.saved_class and case.source.kind == "hub"):
+        store.keep("loading", names)
     if optimizer is not None:
         store.keep("optimizer", optimizer)
     else:

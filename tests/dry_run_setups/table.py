@@ -116,6 +116,11 @@ _CLASSES = (
            edits={"num_labels=3": "num_labels=2"}),
     broken("text classification: a scaling out of scale", "classification.py", "LD404", needs=_DATA,
            edits={"lora_alpha=16": "lora_alpha=8192"}),
+    broken("text classification: a new head that nothing saves", "classification.py", "LD606",
+           needs=_DATA, edits={"        task_type=TaskType.SEQ_CLS,\n": ""}),
+    healthy("text classification: a new head that is named", "classification.py", needs=_DATA,
+            edits={"        task_type=TaskType.SEQ_CLS,\n":
+                   "        modules_to_save=['classifier'],\n"}),
     healthy("token classification", "token_classification.py", needs=_DATA),
     broken("token classification: classes that count from 1", "token_classification.py", "LD914",
            needs=_DATA, edits={"else tags[word])": "else tags[word] + 1)"}),
@@ -130,6 +135,8 @@ _CLASSES = (
            "image_classification.py", "LD501", needs=(*_DATA, "PIL"),
            edits={"        fp16=True,\n": "        gradient_checkpointing=True,\n"
                   "        gradient_checkpointing_kwargs={'use_reentrant': True},\n"}),
+    broken("image classification: a new head that nothing saves", "image_classification.py",
+           "LD606", needs=(*_DATA, "PIL"), edits={'    modules_to_save=["classifier"],\n': ""}),
     healthy("T5 with generation", "t5_seq2seq.py", needs=_DATA),
     broken("T5: names of another architecture", "t5_seq2seq.py", "LD202", needs=_DATA,
            edits={'["q", "v"]': '["q", "v", "q_proj"]'}),
