@@ -94,7 +94,7 @@ def test_what_a_class_does_not_tell(saved: str, wanted: str, tmp_path: Path) -> 
     if saved == "BertForMaskedLM":
         assert not loading(tmp_path, config, saved, wanted, target_modules=["query"]).missing
         return
-    with pytest.raises(EvidenceError, match="not known|no class|no base model"):
+    with pytest.raises(EvidenceError, match=r"not known|no class|no base model"):
         loading(tmp_path, config, saved, wanted, target_modules=["q_proj"])
 
 

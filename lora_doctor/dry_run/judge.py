@@ -18,6 +18,7 @@ from lora_doctor.dry_run.acts.folders import remove_empty
 from lora_doctor.dry_run.captured import MADE_UP, Captured, shapes
 from lora_doctor.dry_run.one_failure import FAILURE, one_failure
 from lora_doctor.dry_run.origins import lines_in_files
+from lora_doctor.dry_run.written import keep_written
 from lora_doctor.engine import registry
 from lora_doctor.engine.case import Case
 from lora_doctor.engine.diagnose import diagnose
@@ -296,6 +297,7 @@ def _keep(case: Case, captured: Captured, found: _Outcome, recipe: Recipe) -> No
     store.keep("dry_run", found.run)
     words = " ".join(found.run.command)
     store.gathered.append(Gathered("dry_run", words[:300], round(found.run.seconds, 3)))
+    keep_written(store, found.run.command)
     verification, optimizer = captured.verification(), captured.optimizer()
     reason = found.open or "the command failed before a model with adapters was trained"
     if verification is not None:
