@@ -132,6 +132,7 @@ class _Outcome:
                 accumulated=captured.accumulated(),
                 dropped_columns=captured.dropped_columns(),
                 filtered=captured.filtered(),
+                frozen=captured.frozen(),
                 error=None if error is not None and _is_ours(error, captured) else error,
                 seconds=ended.seconds,
             ),
@@ -213,7 +214,7 @@ def _why_open(
     if not captured.steps:
         code = f" (exit code {ended.code}: {_last_line(ended.output)})" if ended.code else ""
         return f"the command took no optimizer step{code}"
-    if captured.last("adapted") is None:
+    if captured.frozen() is None and captured.last("adapted") is None:
         return "no model with adapters of PEFT was trained"
     if captured.last("no_contract") is not None:
         return f"the training contract was not run: {captured.all('no_contract')[-1]['reason']}"

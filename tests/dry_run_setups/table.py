@@ -25,7 +25,7 @@ _ARGPARSE = (
     broken("argparse: no target matches", "trainer_argparse.py", ("LD002", "LD201"),
            "--lora_target_modules", "query_key_value", needs=_DATA),
     broken("argparse: adapters out of reach of the optimizer", "trainer_argparse.py",
-           "LD002", needs=_DATA,
+           "LD502", needs=_DATA,
            edits={"    model.print_trainable_parameters()\n":
                   "    model.requires_grad_(False)\n"}),
     broken("argparse: answers cut by the length limit", "trainer_argparse.py", "LD901",
@@ -173,7 +173,7 @@ _FRAMEWORKS = (
     broken("sentence-transformers: a target that is not there", "sentence_transformers_train.py",
            "LD202", needs=_SENTENCES, edits={'["query", "value"]': '["query", "value", "q_lin"]'}),
     healthy("an adapter trained on", "continue_adapter.py", needs=_DATA),
-    broken("an adapter trained on: loaded for inference", "continue_adapter.py", "LD002",
+    broken("an adapter trained on: loaded for inference", "continue_adapter.py", "LD502",
            needs=_DATA, edits={", is_trainable=True": ""}),
     healthy("add_adapter", "add_adapter.py", needs=_DATA),
     broken("add_adapter: a target that is not there", "add_adapter.py", "LD202", needs=_DATA,
