@@ -35,7 +35,8 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     ``prepared_after_adapters``, ``loaded_frozen``, ``adapted_twice``,
     ``adapted_by_the_trainer_too``, ``optimizer_too_early`` (each a ``Slip``: two calls in an order
     that does not work), ``unknown_arguments`` (``UnknownArgument``).
-    ``DryRun``, the user's own command with the model shrunk, and ``ScriptError``, what it raised.
+    ``DryRun``, the user's own command with the model shrunk, and ``ScriptError``, what it raised;
+    ``FrozenAdapters``, of which none trains.
 *What the checkpoint lacks*
     ``Loading``: what ``from_pretrained`` makes of its names.
 *Of the file of a training framework*
@@ -149,7 +150,7 @@ if TYPE_CHECKING:
     from lora_doctor.recipe.program.setup import Setup
     from lora_doctor.results.adapter_loading import AdapterLoading, OtherShape
     from lora_doctor.results.checkpoint_quantization import CheckpointQuantization, ReplacedLayers
-    from lora_doctor.results.dry_run import DryRun, ScriptError
+    from lora_doctor.results.dry_run import DryRun, FrozenAdapters, ScriptError
     from lora_doctor.results.loading import Loading
     from lora_doctor.results.memory_plan import MemoryPlan, MemoryVariant
     from lora_doctor.results.observations import (
@@ -204,7 +205,7 @@ _LAZY = {
         "recipe.program.setup": ("Setup",),
         "results.adapter_loading": ("AdapterLoading", "OtherShape"),
         "results.checkpoint_quantization": ("CheckpointQuantization", "ReplacedLayers"),
-        "results.dry_run": ("DryRun", "ScriptError"),
+        "results.dry_run": ("DryRun", "FrozenAdapters", "ScriptError"),
         "results.loading": ("Loading",),
         "results.memory_plan": ("MemoryPlan", "MemoryVariant"),
         "results.observations": (
@@ -260,6 +261,7 @@ __all__ = [
     "Fix",
     "FloatPart",
     "Framework",
+    "FrozenAdapters",
     "Gathered",
     "Gpu",
     "InstancePatch",

@@ -21,7 +21,7 @@ from lora_doctor.rule_api import (
 )
 
 if TYPE_CHECKING:
-    from lora_doctor.rule_api import Structure
+    from lora_doctor.rule_api import FrozenAdapters, Structure
 
 #: What fails in a training in which no adapter is trainable.
 _UNTRAINED = ("attaches", "forward", "gradients", "steps", "adapters-move", "loss-falls")
@@ -92,6 +92,10 @@ class NotOnlyAdapters(Rule):
     )
 
     def check(self, case: Case) -> Iterator[Finding]:
+        frozen = case.dry_run.frozen if case.has("dry_run") else None
+        if frozen is not None:
+            yield self._seen_frozen(frozen)
+            return
         structure = case.structure
         injection = structure.injection
         on_top = structure.built_in is not None and structure.built_in.wrapped
@@ -128,6 +132,34 @@ class NotOnlyAdapters(Rule):
                 fixes=_fixes(case, structure),
                 explains=("attaches",),
             )
+
+    def _seen_frozen(self, frozen: FrozenAdapters) -> Finding:
+        """Of a model that the user's own command goes to train."""
+        if frozen.adapter:
+            how = f"{frozen.adapter} was loaded for inference"
+            fix = "Load it to be trained: PeftModel.from_pretrained(model, DIR, is_trainable=True)."
+        else:
+            how = "requires_grad is off in all of them"
+            fix = (
+                "Leave requires_grad on where PEFT has put the adapters, or put them on afterwards."
+            )
+        known = frozen.file and frozen.line
+        return self.finding(
+            "error",
+            f"No adapter is trainable in the model that the command trains: {how}.",
+            location=Location("file", frozen.file, frozen.line)
+            if known
+            else Location("module", "the model with adapters"),
+            evidence=(
+                Measurement(
+                    "adapter tensors", f"0 of {frozen.tensors:,} trainable", "requires_grad, read "
+                    "off the command's model"
+                ),
+            ),
+            proof=Proof("measured", "requires_grad was read off the model of the command"),
+            fixes=(Fix(fix, "manual"),),
+            explains=_UNTRAINED,
+        )  # fmt: skip
 
     def _for_inference(self, case: Case, structure: Structure) -> Finding:
         injection = structure.injection

@@ -53,10 +53,11 @@ class WeightsNotInCheckpoint(Rule):
 
     Asked is the installed transformers: it loads a state dict with the names and shapes of the
     checkpoint, so that its renames and ties hold. A factory is called twice, and what has other
-    values then is random; of a loaded model it is only known what its checkpoint lacks. What the
-    class initialises with a constant (biases and norms in most classes) is the same after every
-    loading, and not reported. Nor are weights that nothing which the model returns depends on, in a
-    training that was run.
+    values then is random; of a loaded model it is only known what its checkpoint lacks. Where no
+    file of weights is at hand, the class is asked that `config.json` says the checkpoint was saved
+    from: a head that it has none of is missing. What the class initialises with a constant (biases
+    and norms in most classes) is the same after every loading, and not reported. Nor are weights
+    that nothing which the model returns depends on, in a training that was run.
 
     ## Versions
     All.
@@ -137,7 +138,7 @@ class WeightsNotInCheckpoint(Rule):
         parts = list(dict.fromkeys(map(pattern_of, (*modules, *others))))
         unsaved = loading.unsaved
         unclear = "" if severity == "error" else _unclear(case, run)
-        here = _how_known(case)
+        here = _how_known(case, loading)
         return self.finding(
             severity,
             f"The checkpoint has no weights for {quoted(parts, 4)}: they are made at random at "
@@ -157,7 +158,7 @@ class WeightsNotInCheckpoint(Rule):
             proof=Proof("executed", "the adapters were saved and loaded onto a base that has other "
                         "weights there, as from_pretrained makes them")
             if run is not None and severity == "error"
-            else _proof(case),
+            else _proof(case, loading),
             fixes=_fixes(case, loading, modules, others),
             explains=("save-reload",),
         )  # fmt: skip
@@ -209,7 +210,9 @@ def _severity(case: Case, loading: Loading, run: Verification | None) -> Severit
     return None if fed and same else "warning"
 
 
-def _how_known(case: Case) -> str:
+def _how_known(case: Case, loading: Loading) -> str:
+    if loading.saved_class:
+        return f"config.json: saved from {loading.saved_class}, which has none"
     if case.source.kind == "factory":
         return "other values when the factory was called again"
     if case.source.kind == "module":
@@ -217,7 +220,9 @@ def _how_known(case: Case) -> str:
     return _HERE
 
 
-def _proof(case: Case) -> Proof:
+def _proof(case: Case, loading: Loading) -> Proof:
+    if loading.saved_class:
+        return Proof("inferred", "the two classes were built, and compared by their modules")
     if case.source.kind == "factory":
         return Proof("measured", "the factory was called twice, and these values differed")
     if case.source.kind == "module":

@@ -8,25 +8,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lora_doctor.contract.adapters import auxiliary_classes
+from lora_doctor.contract.adapters import auxiliary_classes, tuner_layer_class
 from lora_doctor.model.module_path import pattern_of
 from lora_doctor.results.loading import Unsaved
 
+#: Where PEFT's layers, and its copies of whole modules, keep what they stand in the place of.
+_OF_WRAPPERS = ("base_layer", "original_module")
+
 
 class RandomWeights:
-    """The parameters of a base model that its checkpoint lacks, as they are before the adapters.
+    """The parameters of a base model that its checkpoint lacks, followed through its adapters.
 
     Args:
-        base: without adapters, which change it in place.
+        base: without adapters, which change it in place; or with them already.
         missing: name of each, and whether it is drawn anew at every loading.
     """
 
     def __init__(self, base: Any, missing: Mapping[str, bool]) -> None:
         self._missing = missing
-        self._parameters = dict(base.named_parameters()) if missing else {}
+        self._parameters = parameters_of_base(base) if missing else {}
         # PEFT trains and saves no container: it has no forward.
         self._containers = {
-            path for path, module in base.named_modules() if not _has_forward(module)
+            _plain(path) for path, module in _root(base).named_modules()
+            if not _has_forward(module)
         } if missing else set()  # fmt: skip
 
     def unsaved(self, model: Any) -> Unsaved:
@@ -74,6 +78,31 @@ class RandomWeights:
             if good and path not in self._containers and not outer:
                 whole.append(path)
         return whole
+
+
+def parameters_of_base(model: Any) -> dict[str, Any]:
+    """The parameters of a model by the names that they have without adapters; those of adapters are
+    left out."""
+    root = _root(model)
+    wrappers = tuple(
+        f"{path}."
+        for path, module in root.named_modules()
+        if isinstance(module, (tuner_layer_class(), *auxiliary_classes()))
+    )
+    return {
+        _plain(name): parameter
+        for name, parameter in root.named_parameters()
+        if not name.startswith(wrappers) or _plain(name) != name
+    }
+
+
+def _root(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _plain(path: str) -> str:
+    """A path without what PEFT's wrappers put into it."""
+    return ".".join(part for part in path.split(".") if part not in _OF_WRAPPERS)
 
 
 def _has_forward(module: Any) -> bool:

@@ -17,10 +17,12 @@ from lora_doctor.results.dry_run import (
     AccumulatedLoss,
     DroppedColumns,
     FilteredRows,
+    FrozenAdapters,
     PackedSamples,
     ScriptError,
 )
 from lora_doctor.results.from_json import from_json
+from lora_doctor.results.loading import Loading
 from lora_doctor.results.note import Note, NoteKind
 from lora_doctor.results.structure import Structure
 from lora_doctor.results.supervision import (
@@ -39,6 +41,8 @@ _MOST_BYTES = 64 << 20
 _OF_LAUNCHERS = ("CalledProcessError", "ChildFailedError", "CellExecutionError", "SystemExit")
 #: Classes whose labels are those of the tokens themselves, by transformers' names.
 _NOT_SHIFTED = ("TokenClassification", "MaskedLM", "QuestionAnswering")
+#: What torch raises for an optimizer that is made of no parameters, before any forward.
+_NO_PARAMETERS = "optimizer got an empty parameter list"
 #: Why nothing is said of labels where a set was not to be had.
 MADE_UP = "the rows were made up: their texts, lengths and labels prove nothing"
 _NOTES: Mapping[str, NoteKind] = {"not-proven": "not-proven", "ended": "not-proven"}
@@ -190,6 +194,28 @@ class Captured:
         """The small model with its adapters."""
         record = self.last("structure")
         return None if record is None else Structure.from_json(record["structure"])
+
+    def frozen(self) -> FrozenAdapters | None:
+        """Adapters of which none is trainable in a model that goes to train."""
+        if self.last("adapted") is not None:
+            return None  # one that trains; this is its teacher or reference
+        record = self.last("frozen")
+        if record is None and any(_NO_PARAMETERS in one["message"] for one in self.all("error")):
+            record = self.last("loaded_frozen")
+        if record is None:
+            return None
+        place = record.get("place") or {"file": "", "line": 0}
+        return FrozenAdapters(
+            int(record["tensors"]),
+            str(record["adapter"]),
+            short_path(place["file"]) if place["file"] else "",
+            int(place["line"]),
+        )
+
+    def names(self) -> Loading | None:
+        """What the checkpoint lacks of the class that was loaded."""
+        record = self.last("loading")
+        return None if record is None else from_json(Loading, record["loading"])
 
     def optimizer(self) -> OptimizerState | None:
         """What the optimizer held."""

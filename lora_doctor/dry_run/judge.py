@@ -18,6 +18,7 @@ from lora_doctor.dry_run.acts.folders import remove_empty
 from lora_doctor.dry_run.captured import MADE_UP, Captured, shapes
 from lora_doctor.dry_run.one_failure import FAILURE, one_failure
 from lora_doctor.dry_run.origins import lines_in_files
+from lora_doctor.dry_run.written import keep_written
 from lora_doctor.engine import registry
 from lora_doctor.engine.case import Case
 from lora_doctor.engine.diagnose import diagnose
@@ -132,6 +133,7 @@ class _Outcome:
                 accumulated=captured.accumulated(),
                 dropped_columns=captured.dropped_columns(),
                 filtered=captured.filtered(),
+                frozen=captured.frozen(),
                 error=None if error is not None and _is_ours(error, captured) else error,
                 seconds=ended.seconds,
             ),
@@ -213,7 +215,7 @@ def _why_open(
     if not captured.steps:
         code = f" (exit code {ended.code}: {_last_line(ended.output)})" if ended.code else ""
         return f"the command took no optimizer step{code}"
-    if captured.last("adapted") is None:
+    if captured.frozen() is None and captured.last("adapted") is None:
         return "no model with adapters of PEFT was trained"
     if captured.last("no_contract") is not None:
         return f"the training contract was not run: {captured.all('no_contract')[-1]['reason']}"
@@ -298,12 +300,17 @@ def _keep(case: Case, captured: Captured, found: _Outcome, recipe: Recipe) -> No
     store.keep("dry_run", found.run)
     words = " ".join(found.run.command)
     store.gathered.append(Gathered("dry_run", words[:300], round(found.run.seconds, 3)))
+    keep_written(store, found.run.command)
     verification, optimizer = captured.verification(), captured.optimizer()
     reason = found.open or "the command failed before a model with adapters was trained"
     if verification is not None:
         store.keep("tiny", verification)
     elif _own(case) or captured.adapter is None:
         store.refuse("tiny", EvidenceError(reason))
+    names = captured.names()
+    # A hub tells a header that is not in the cache: better than what the class alone says.
+    if names is not None and not (names.saved_class and case.source.kind == "hub"):
+        store.keep("loading", names)
     if optimizer is not None:
         store.keep("optimizer", optimizer)
     else:

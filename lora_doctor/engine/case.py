@@ -199,7 +199,13 @@ class Case(WrittenEvidence):
 
         if self.source.kind in ("factory", "module"):
             return self._loading_by_code()
-        shapes = stored_shapes(self.static)
+        shapes, saved_class = None, ""
+        try:
+            shapes = stored_shapes(self.static)
+        except EvidenceError:
+            saved_class = self._saved_class()
+            if not saved_class:
+                raise
         self._require("meta")
         from lora_doctor.results.loading import Loading
 
@@ -211,7 +217,16 @@ class Case(WrittenEvidence):
             recipe,
             self.settings.limits.of_meta(),
             shapes=shapes,
+            saved_class=saved_class,
         )
+
+    def _saved_class(self) -> str:
+        """The class that the checkpoint was saved from, by its config, where another one is loaded;
+        else empty."""
+        named = self.static.architectures
+        if self.source.kind not in ("folder", "hub") or not named or not self.reaches("meta"):
+            return ""
+        return named[0] if named[0] != self.structure.model_class else ""
 
     def _loading_by_code(self) -> Loading:
         """The same, where the user's own code loads the model."""

@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_doctor.contract.contract import LEARNING_RATE, Contract
+from lora_doctor.contract.random_weights import parameters_of_base
 from lora_doctor.contract.subject import Subject
 from lora_doctor.model import training_setup
 from lora_doctor.model.peft_models import own_config
+from lora_doctor.model.random_weights import loaded_again, missing_among
 from lora_doctor.nn.copying import structural_copy, undisturbed
 from lora_doctor.nn.rebinding import deep_copy
 from lora_doctor.recipe.files.read_write import as_recipe
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.depth import STEPS
+from lora_doctor.results.loading import MissingWeight
 from lora_doctor.results.note import Note
 from lora_doctor.results.verification import Verification
 from lora_doctor.text import one_line
@@ -30,6 +33,7 @@ def verify_module(
     steps: int = STEPS,
     *,
     random_weights: bool = False,
+    missing: Sequence[MissingWeight] = (),
 ) -> Verification:
     """Run the training contract on a copy of ``module`` that shares its frozen weights.
 
@@ -42,6 +46,8 @@ def verify_module(
         steps: rounds of optimizer steps, one step per batch.
         random_weights: the module is a shrunken one that stands for a trained model: depth
             ``tiny``, and what depends on the values of its weights says nothing.
+        missing: weights that the checkpoint lacks: the adapters are then loaded onto a base that
+            has others there.
 
     Raises:
         InputError: ``recipe`` is not a recipe.
@@ -62,7 +68,7 @@ def verify_module(
                 depth=depth,
                 device=device,
             )
-        run = _Run(plan, steps, device, depth, shared)
+        run = _Run(plan, steps, device, depth, shared, tuple(missing))
         return _verify(twin, None if given is None else list(given), run)
 
 
@@ -75,6 +81,7 @@ class _Run:
     device: str
     depth: str
     shared: bool
+    missing: tuple[MissingWeight, ...] = ()
 
 
 def _verify(model: Any, given: list[Mapping[str, Any]] | None, run: _Run) -> Verification:
@@ -89,11 +96,13 @@ def _verify(model: Any, given: list[Mapping[str, Any]] | None, run: _Run) -> Ver
         return Verification.undetermined(
             str(error), depth=depth, device=device, obstacle="batch", base_error=error.raised
         )
+    missing = missing_among(parameters_of_base(model), run.missing) if run.missing else {}
+    fresh = training_setup.fresh_base(model, shared=run.shared)
     subject = Subject(
         base=model,
         batches=[batch.to(device) for batch in batches],
         wrap=training_setup.wrapper(model, recipe),
-        fresh=training_setup.fresh_base(model, shared=run.shared),
+        fresh=loaded_again(fresh, [*filter(missing.get, missing)]),
         set_up=lambda wrapped: training_setup.set_up(wrapped, recipe),
         learning_rate=LEARNING_RATE if depth == "full" else TINY_LEARNING_RATE,
         copyable=training_setup.is_copyable(model),
@@ -103,6 +112,7 @@ def _verify(model: Any, given: list[Mapping[str, Any]] | None, run: _Run) -> Ver
         missing=training_setup.missing_inputs(model, batches),
         model_class=type(model).__name__,
         steps=notes,
+        missing_weights=missing,
     )
     dtype = training_setup.dtype_of(model)
     return Contract(subject, recipe, steps=run.steps, depth=depth, device=device, dtype=dtype).run()

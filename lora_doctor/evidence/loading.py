@@ -16,6 +16,7 @@ from lora_doctor.model import training_setup
 from lora_doctor.model.injection import report
 from lora_doctor.model.loading import Loader
 from lora_doctor.model.random_weights import Shapes, describe_missing, load_names, missing_in
+from lora_doctor.model.saved_class import shapes_by_class
 from lora_doctor.prescription.patches import install_patches
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.loading import Loading
@@ -27,8 +28,9 @@ _EXAMPLES = 5
 def gather(
     source: Mapping[str, Any],
     recipe: Mapping[str, Any],
-    shapes: Shapes,
+    shapes: Shapes | None,
     patches: Sequence[Mapping[str, Any]] = (),
+    saved_class: str = "",
 ) -> dict[str, Any]:
     """A :class:`Loading` as JSON.
 
@@ -36,7 +38,9 @@ def gather(
         source: :meth:`ModelSource.to_json` of a folder or a hub id.
         recipe: :meth:`Recipe.to_json`, open keys filled.
         shapes: of each tensor in the checkpoint, in elements; ``None`` where it is not known.
+            ``None`` where the names are not known either.
         patches: ``{"name", "parameters"}`` of runtime patches, installed before loading.
+        saved_class: the class that its config names, which then says what the checkpoint can have.
 
     Raises:
         InputError: what the user named does not exist.
@@ -48,11 +52,18 @@ def gather(
     cls: Any = loader.model_class
     if not hasattr(cls, "from_pretrained"):
         raise EvidenceError(f"{cls.__name__} has no from_pretrained")
+    if shapes is None:
+        if cls.__name__ == saved_class:
+            raise EvidenceError("the names of the tensors in the checkpoint are not known")
+        shapes = shapes_by_class(cls, saved_class, loader.config)
+    else:
+        saved_class = ""
     loaded = load_names(cls, loader.config, shapes)
     missing = describe_missing(loaded)
     result = Loading(
         model_class=cls.__name__,
         tensors=len(shapes),
+        saved_class=saved_class,
         missing=missing,
         unplaced=len(loaded.unplaced),
         unplaced_examples=loaded.unplaced[:_EXAMPLES],

@@ -12,7 +12,7 @@ import contextlib
 import copy
 import importlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -260,10 +260,15 @@ def _built_without_storage() -> bool:
 def missing_in(model: Any, missing: Sequence[MissingWeight]) -> dict[str, bool]:
     """Which parameters of a model of this class, of whatever size, its checkpoint lacks: their
     names, and whether they are drawn anew."""
+    return missing_among((name for name, _ in model.named_parameters()), missing)
+
+
+def missing_among(own: Iterable[str], missing: Sequence[MissingWeight]) -> dict[str, bool]:
+    """The same of the names of its parameters."""
     patterns = {item.pattern: item.drawn for item in missing if not item.names}
     names = {name: item.drawn for item in missing for name in item.names}
     found = {}
-    for name, _ in model.named_parameters():
+    for name in own:
         drawn = names.get(name, patterns.get(pattern_of(name)))
         if drawn is not None:
             found[name] = drawn

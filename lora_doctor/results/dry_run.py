@@ -100,6 +100,20 @@ class FilteredRows:
 
 
 @dataclass(frozen=True)
+class FrozenAdapters:
+    """A model with adapters, none of which is trainable, that the command goes to train."""
+
+    #: Tensors of the adapters.
+    tensors: int
+    #: The saved adapter that was loaded so; empty where the command froze it otherwise.
+    adapter: str = ""
+    #: The file with the call that loaded it.
+    file: str = ""
+    #: Its line, from 1; 0 where it is not known.
+    line: int = 0
+
+
+@dataclass(frozen=True)
 class DryRun:
     """The run of the user's command with the model shrunk and the data cut."""
 
@@ -134,6 +148,8 @@ class DryRun:
     dropped_columns: DroppedColumns | None = None
     #: Filters of libraries that took rows out.
     filtered: tuple[FilteredRows, ...] = ()
+    #: A model that trains without an adapter that does; ``None`` where one does.
+    frozen: FrozenAdapters | None = None
     #: What it took, in seconds.
     seconds: float = 0.0
 

@@ -65,3 +65,6 @@ class Loading:
     unsaved: Unsaved = Unsaved()
     #: What PEFT raised with this recipe, so that ``unsaved`` is not known.
     error: ErrorReport | None = None
+    #: Where no file of weights tells the names: the class that the checkpoint was saved from, by
+    #: its config. What that class lacks is missing; of anything else nothing is known.
+    saved_class: str = ""

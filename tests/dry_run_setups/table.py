@@ -25,7 +25,7 @@ _ARGPARSE = (
     broken("argparse: no target matches", "trainer_argparse.py", ("LD002", "LD201"),
            "--lora_target_modules", "query_key_value", needs=_DATA),
     broken("argparse: adapters out of reach of the optimizer", "trainer_argparse.py",
-           "LD002", needs=_DATA,
+           "LD502", needs=_DATA,
            edits={"    model.print_trainable_parameters()\n":
                   "    model.requires_grad_(False)\n"}),
     broken("argparse: answers cut by the length limit", "trainer_argparse.py", "LD901",
@@ -116,6 +116,11 @@ _CLASSES = (
            edits={"num_labels=3": "num_labels=2"}),
     broken("text classification: a scaling out of scale", "classification.py", "LD404", needs=_DATA,
            edits={"lora_alpha=16": "lora_alpha=8192"}),
+    broken("text classification: a new head that nothing saves", "classification.py", "LD606",
+           needs=_DATA, edits={"        task_type=TaskType.SEQ_CLS,\n": ""}),
+    healthy("text classification: a new head that is named", "classification.py", needs=_DATA,
+            edits={"        task_type=TaskType.SEQ_CLS,\n":
+                   "        modules_to_save=['classifier'],\n"}),
     healthy("token classification", "token_classification.py", needs=_DATA),
     broken("token classification: classes that count from 1", "token_classification.py", "LD914",
            needs=_DATA, edits={"else tags[word])": "else tags[word] + 1)"}),
@@ -130,6 +135,8 @@ _CLASSES = (
            "image_classification.py", "LD501", needs=(*_DATA, "PIL"),
            edits={"        fp16=True,\n": "        gradient_checkpointing=True,\n"
                   "        gradient_checkpointing_kwargs={'use_reentrant': True},\n"}),
+    broken("image classification: a new head that nothing saves", "image_classification.py",
+           "LD606", needs=(*_DATA, "PIL"), edits={'    modules_to_save=["classifier"],\n': ""}),
     healthy("T5 with generation", "t5_seq2seq.py", needs=_DATA),
     broken("T5: names of another architecture", "t5_seq2seq.py", "LD202", needs=_DATA,
            edits={'["q", "v"]': '["q", "v", "q_proj"]'}),
@@ -166,7 +173,7 @@ _FRAMEWORKS = (
     broken("sentence-transformers: a target that is not there", "sentence_transformers_train.py",
            "LD202", needs=_SENTENCES, edits={'["query", "value"]': '["query", "value", "q_lin"]'}),
     healthy("an adapter trained on", "continue_adapter.py", needs=_DATA),
-    broken("an adapter trained on: loaded for inference", "continue_adapter.py", "LD002",
+    broken("an adapter trained on: loaded for inference", "continue_adapter.py", "LD502",
            needs=_DATA, edits={", is_trainable=True": ""}),
     healthy("add_adapter", "add_adapter.py", needs=_DATA),
     broken("add_adapter: a target that is not there", "add_adapter.py", "LD202", needs=_DATA,

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lora_doctor.dry_run.acts import contract, packed
+from lora_doctor.dry_run.acts import contract, frozen_adapters, packed
 from lora_doctor.dry_run.acts.acting import Acting
 from lora_doctor.dry_run.acts.arguments import set_by_somebody
 from lora_doctor.dry_run.acts.outputs import Redirected
@@ -65,7 +65,10 @@ def _wrappers(acting: Acting, module: ModuleType) -> None:
             found = _small_adapter(acting, model, model_id, named)
             for name in ("subfolder", "revision"):
                 named.pop(name, None)
-        return original(model, str(found), *more, **named)
+        result = original(model, str(found), *more, **named)
+        if not acting.in_contract:
+            frozen_adapters.loaded(acting, result, str(model_id))
+        return result
 
     acting.replaced.around(module.PeftModel, "from_pretrained", from_pretrained)
     watch = watcher(acting)
@@ -145,7 +148,11 @@ class _FirstForward:
         self._lock = threading.Lock()
 
     def __call__(self, original: Any, model: Any, *arguments: Any, **named: Any) -> Any:
-        if not self._acting.in_contract and self._is_training(model):
+        if self._acting.in_contract:
+            return original(model, *arguments, **named)
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            frozen_adapters.called_to_train(self._acting, model)
+        elif self._is_training(model):
             with self._lock:
                 first, new = not self._seen, model not in self._seen
                 self._seen.add(model)
@@ -163,9 +170,4 @@ class _FirstForward:
     def _is_training(model: Any) -> bool:
         import torch
 
-        return (
-            torch.is_grad_enabled()
-            and bool(model.training)
-            and hasattr(model, "peft_config")
-            and any(parameter.requires_grad for parameter in model.parameters())
-        )
+        return torch.is_grad_enabled() and bool(model.training) and hasattr(model, "peft_config")

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lora_doctor.dry_run.acts import small_models, supervised
+from lora_doctor.dry_run.acts import checkpoint, small_models, supervised
 from lora_doctor.dry_run.acts.acting import Acting
 from lora_doctor.dry_run.recipe import captured_recipe
 
@@ -73,8 +73,11 @@ def _run(acting: Acting, model: Any, batch: dict[str, Any]) -> None:
     full = None if loading is None else _at_full_size(acting, loading, recipe)
     small = describe_module(model, recipe).to_json() if full is None else None
     acting.journal.tell("structure", structure=full or small, full=full is not None)
+    lacking = () if loading is None else checkpoint.lacking(acting, model, loading, recipe)
     with _without_autocast(model):
-        result = verify_module(model, recipe, batch, random_weights=loading is not None)
+        result = verify_module(
+            model, recipe, batch, random_weights=loading is not None, missing=lacking
+        )
     acting.journal.tell("contract", verification=result.to_json())
 
 
