@@ -6,12 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import lora_doctor
+from benchmarks import memory_plan
 from lora_doctor.errors import InputError
 from lora_doctor.memory_plan.alternatives import alternatives
 from lora_doctor.recipe.memory_size import parse_memory
@@ -60,6 +62,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 folder, dtype, checkpointing, size, length, targets = json.loads(sys.argv[1])
 torch.set_num_threads(1)
+# As on a GPU, where dropout keeps one byte for each element; the CPU keeps the factors.
+torch.nn.functional.dropout = lambda x, p, training, inplace=False: torch.native_dropout(
+    x, p, training
+)[0]
 model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
 model = model.to(getattr(torch, dtype))
 config = peft.LoraConfig(task_type="CAUSAL_LM", r=16, lora_dropout=0.05, target_modules=targets)
@@ -115,6 +121,67 @@ def test_a_real_step_takes_what_the_plan_says(
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     assert told == pytest.approx(int(done.stdout.split()[-1]), rel=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["1b bf16", "1b fp32", "1b 4-bit"])
+def test_the_plan_is_the_peak_that_was_measured_on_a_gpu(case: str, worker: Worker) -> None:
+    """Rows of tests/data/memory_on_a_gpu.json; benchmarks/memory_plan.py has all of them, and
+    docs/gpu.md says which are further off."""
+    import transformers
+
+    if int(transformers.__version__.partition(".")[0]) < 5:
+        pytest.skip("measured on transformers 5.23: older releases repeat grouped keys themselves")
+    row = next(row for row in memory_plan.rows() if row["case"] == case)
+    plan = memory_plan.plan_of(row, worker)
+    assert memory_plan.peak_of(plan) == pytest.approx(row["peak"], rel=memory_plan.TARGET)
+    assert plan.recipe.low <= row["reserved"] * GIB <= (plan.recipe.high or 0)
+
+
+def kept_by(function: Callable[[Any], Any], value: Any) -> int:
+    """Bytes that are alive on meta after a function, beside its input and output."""
+    from lora_doctor.memory_plan.gpu_kernels import kernels_of_a_gpu
+    from lora_doctor.memory_plan.live_tensors import LiveBytes
+
+    live = LiveBytes("meta", [value])
+    with kernels_of_a_gpu(), live.watching():
+        output = function(value)
+        return live.alive_at(live.forward_is_over()) - output.untyped_storage().nbytes()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_dropout_keeps_one_byte_for_each_element_as_on_a_gpu(dtype: str) -> None:
+    import torch
+
+    value = torch.empty(64, 32, dtype=getattr(torch, dtype), device="meta", requires_grad=True)
+    dropped = kept_by(lambda x: torch.nn.functional.dropout(x, 0.5, True), value)
+    assert dropped == 64 * 32
+    assert kept_by(lambda x: torch.nn.functional.dropout(x, 0.5, False), value) <= 0
+
+
+def test_grouped_keys_in_float32_leave_the_plain_attention() -> None:
+    """A GPU shares keys between heads in the flash kernel only, which takes no float32: what is
+    left keeps a matrix of length times length for every head."""
+    import torch
+
+    attention = torch.nn.functional.scaled_dot_product_attention
+    heads, length, width = 8, 128, 16
+    if "enable_gqa" not in (attention.__doc__ or ""):
+        pytest.skip("this torch does not share keys between heads")
+
+    def kept(dtype: Any, key_heads: int) -> int:
+        def attend(query: Any) -> Any:
+            key = torch.empty(1, key_heads, length, width, dtype=dtype, device="meta")
+            return torch.nn.functional.scaled_dot_product_attention(
+                query, key, key, is_causal=True, enable_gqa=key_heads != heads
+            )
+
+        shape = (1, heads, length, width)
+        return kept_by(attend, torch.empty(shape, dtype=dtype, device="meta", requires_grad=True))
+
+    matrix = heads * length * length * 4
+    assert kept(torch.float32, 2) > matrix > kept(torch.float32, heads)
+    assert kept(torch.bfloat16, 2) < matrix / 4
 
 
 @pytest.mark.parametrize("double", [True, False])
