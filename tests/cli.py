@@ -1,9 +1,12 @@
-"""Run the command line as a user does: a real process, with its output and exit code."""
+"""Run the command line as a user does: a real process, with its output and exit code.
+
+It is forked from one that has made its imports (see `tests.warm`); whatever names another Python or
+changes what imports read is started as a user would.
+"""
 
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import venv
 from collections.abc import Mapping
@@ -13,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from lora_doctor.static.installed.environment import known_architectures
+from tests import warm
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -48,17 +52,11 @@ def lora_doctor(
     """``lora-doctor ARGUMENTS`` in a process of its own; ``python`` decides what is installed."""
     # An empty entry would be the working directory.
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    done = subprocess.run(
-        [str(python), "-m", "lora_doctor", *map(str, arguments)],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": path, "NO_COLOR": "1", **(env or {})},
-        input=stdin if stdin is not None else "",
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
+    environment = {**os.environ, "PYTHONPATH": path, "NO_COLOR": "1", **(env or {})}
+    words = list(map(str, arguments))
+    return Result(
+        *warm.run(python, words, cwd=cwd, env=environment, stdin=stdin or "", timeout=timeout)
     )
-    return Result(done.returncode, done.stdout, done.stderr)
 
 
 def environment_without(folder: Path, *packages: str) -> Path:

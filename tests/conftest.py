@@ -8,15 +8,22 @@ from collections.abc import Iterator
 import pytest
 
 from lora_doctor.sandbox.worker import Worker
-from tests import chromium
+from tests import chromium, warm
 
 # Before anything imports torch: on tiny matrices several threads only wait for each other, and on
 # a busy machine they wait actively (measured: 1.3 s of processor time become 3 to 6).
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def warm_processes() -> Iterator[None]:
+    """The command line and sandboxes start with their imports made: see `tests.warm`."""
+    with warm.warm_processes():
+        yield
+
+
 @pytest.fixture(scope="session")
-def worker() -> Iterator[Worker]:
+def worker(warm_processes: None) -> Iterator[Worker]:
     """One child process for all tests that use the Python API: its imports are paid once."""
     with Worker(threads=1) as running:
         running.start()

@@ -15,6 +15,7 @@ Headers and error codes are those of the real hub, which `huggingface_hub` build
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import socket
@@ -292,7 +293,24 @@ def endless(
 
 
 def packed(size: int) -> Callable[[BaseHTTPRequestHandler], None]:
-    """A gzip body of a thousandth of `size` that unpacks to `size` spaces."""
-    packer = zlib.compressobj(wbits=31)
-    body = b"".join(packer.compress(bytes(1 << 20)) for _ in range(size >> 20)) + packer.flush()
-    return with_headers({"Content-Encoding": "gzip"}, body)
+    """A gzip body of a thousandth of `size`, in bytes, that unpacks to `size` zeros. It is packed
+    when it is first asked for."""
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        with_headers({"Content-Encoding": "gzip"}, _zeros(size))(handler)
+
+    return answer
+
+
+@functools.cache
+def _zeros(size: int) -> bytes:
+    piece = bytes(1 << 20)
+    packer = zlib.compressobj(wbits=-15)
+    # After a full flush nothing refers to what was before: the same bytes, any number of times.
+    packed = packer.compress(piece) + packer.flush(zlib.Z_FULL_FLUSH)
+    count, checksum = size // len(piece), 0
+    for _ in range(count):
+        checksum = zlib.crc32(piece, checksum)
+    header, last_block = b"\x1f\x8b\x08\0\0\0\0\0\0\xff", b"\x03\0"
+    trailer = struct.pack("<II", checksum, (count * len(piece)) & 0xFFFFFFFF)
+    return header + packed * count + last_block + trailer

@@ -37,6 +37,23 @@ _BOOT = (
 )
 
 
+def start_python(
+    root: str, setup: dict[str, Any], env: dict[str, str], log: IO[bytes]
+) -> subprocess.Popen[bytes]:
+    """A Python that runs `child.main`, its pipes unbuffered. ``root``: the folder that
+    `lora_doctor` is imported from. Raises OSError."""
+    return subprocess.Popen(
+        [sys.executable, "-c", _BOOT, root, json.dumps(setup)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        bufsize=0,
+        env=env,
+        # Its own session: Ctrl-C at the terminal reaches us only, and we decide.
+        start_new_session=os.name == "posix",
+    )
+
+
 class ChildProcess:
     """A process that runs `child.main` with this setup, started at once and never waited for.
 
@@ -79,16 +96,7 @@ class ChildProcess:
 
             # Appending, so that cutting the file down does not leave a hole at its start.
             fcntl.fcntl(self.log, fcntl.F_SETFL, fcntl.fcntl(self.log, fcntl.F_GETFL) | os.O_APPEND)
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", _BOOT, root, json.dumps(setup)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.log,
-            bufsize=0,
-            env=env,
-            # Its own session: Ctrl-C at the terminal reaches us only, and we decide.
-            start_new_session=os.name == "posix",
-        )
+        self.process = start_python(root, setup, env, self.log)
         self.messages: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         threading.Thread(
             target=self._read, args=(self.process.stdout, self.messages), daemon=True
