@@ -7,6 +7,7 @@ changes what imports read is started as a user would.
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import venv
 from collections.abc import Mapping
@@ -57,6 +58,12 @@ def lora_doctor(
     return Result(
         *warm.run(python, words, cwd=cwd, env=environment, stdin=stdin or "", timeout=timeout)
     )
+
+
+def completed(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """The same with ``variables`` in its environment; the result is as of ``subprocess.run``."""
+    result = lora_doctor(*arguments, cwd=cwd, env=variables)
+    return subprocess.CompletedProcess(arguments, result.code, result.out, result.err)
 
 
 def environment_without(folder: Path, *packages: str) -> Path:

@@ -42,10 +42,13 @@ def check_all(group: click.Group, ctx: click.Context) -> int:
             f"{len(project.set_ups)} set-ups; take --output {ctx.params['output_format']}=FILE, "
             "which writes a file for each"
         )
+    from lora_doctor.api.children import shared_children
+
     codes = {}
-    for set_up in project.set_ups:
-        own = _files_of(set_up, shared) if several else shared
-        codes[set_up.name] = _check(group, ctx, set_up, own)
+    with shared_children():
+        for set_up in project.set_ups:
+            own = _files_of(set_up, shared) if several else shared
+            codes[set_up.name] = _check(group, ctx, set_up, own)
     for name, code in codes.items():
         streams.tell(f"lora-doctor: {visible(name)}: {_WORDS.get(code, f'exit code {code}')}")
     return next((code for code in (FINDINGS, UNANSWERED) if code in codes.values()), OK)
