@@ -59,6 +59,12 @@ def lora_doctor(
     )
 
 
+def completed(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """The same with ``variables`` in its environment; the result is as of ``subprocess.run``."""
+    result = lora_doctor(*arguments, cwd=cwd, env=variables)
+    return subprocess.CompletedProcess(arguments, result.code, result.out, result.err)
+
+
 def environment_without(folder: Path, *packages: str) -> Path:
     """The Python of an environment that has all of this one but these packages."""
     venv.EnvBuilder(symlinks=True).create(folder)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from lora_doctor.results.finding import Finding, Location, Measurement, Proof
 from lora_doctor.results.fingerprints import fingerprints
 from lora_doctor.static.model_source import ModelSource
 from tests import diagnoses
+from tests.cli import completed as run
 
 NAMES = list(diagnoses.ALL)
 #: GitLab's documentation, "Code Quality report format", as a schema.
@@ -192,11 +191,6 @@ def test_fingerprints_of_a_report_differ() -> None:
 
 
 # --- several in one run ---------------------------------------------------------------------------
-
-
-def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "lora_doctor", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture

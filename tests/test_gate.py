@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +15,10 @@ from lora_doctor.results.diagnosis import Diagnosis
 from lora_doctor.results.finding import Finding, Location, Measurement, Proof
 from lora_doctor.results.stored import read_diagnosis
 from tests import diagnoses
+from tests.cli import completed as run
 
 #: Names of another architecture.
 RECIPE = {"target_modules": ["c_attn"], "task_type": "CAUSAL_LM"}
-
-
-def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "lora_doctor", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
 
 def finding(rule: str, path: str, message: str, severity: Any = "error") -> Finding:

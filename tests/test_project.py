@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from lora_doctor.cli.main import main
+from lora_doctor.sandbox import process
+from tests.cli import completed as run
 
 SET_UPS = """
 [set-ups.llama]
@@ -19,14 +22,6 @@ target-modules = ["q_proj", "v_proj"]
 model = "arch:gpt2"
 target-modules = ["q_proj"]
 """
-
-
-def run(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "lora_doctor", *arguments]
-    environment = {**os.environ, **variables}
-    return subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, check=False
-    )
 
 
 def configure(folder: Path, text: str, name: str = "lora-doctor.toml") -> None:
@@ -48,6 +43,46 @@ def test_all_set_ups_in_one_invocation(tmp_path: Path) -> None:
     assert sorted(stored) == ["r.gpt2.json", "r.llama.json"]
     assert stored["r.llama.json"]["depth"] == stored["r.gpt2.json"]["depth"] == "meta"
     assert stored["r.llama.json"]["recipe"]["values"]["target_modules"] == ["q_proj", "v_proj"]
+
+
+LINEAR = """
+import torch
+
+def first():
+    torch.nn.Linear.left_behind = True
+    return torch.nn.Sequential(torch.nn.Linear(4, 4)), {"input": torch.ones(2, 4)}
+
+def second():
+    assert not hasattr(torch.nn.Linear, "left_behind")
+    return torch.nn.Sequential(torch.nn.Linear(4, 4)), {"input": torch.ones(2, 4)}
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere each task makes its own imports")
+def test_set_ups_share_the_imports_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second set-up starts at once, and what the first did to torch is not there any more."""
+    (tmp_path / "mine.py").write_text(LINEAR, "utf-8")
+    configure(
+        tmp_path,
+        'depth = "meta"\nselect = ["LD201"]\n'
+        '[set-ups.a]\nmodel = "mine:first"\ntarget-modules = ["0"]\n'
+        '[set-ups.b]\nmodel = "mine:second"\ntarget-modules = ["none"]\n',
+    )
+    start, started = process.start_python, []
+
+    def counted(*arguments: Any) -> Any:
+        started.append(start(*arguments))
+        return started[-1]
+
+    monkeypatch.setattr(process, "start_python", counted)
+    monkeypatch.chdir(tmp_path)
+    assert main(["check", "--output-format", "concise"]) == 1
+    told = capsys.readouterr().err.splitlines()
+    assert told[-2:] == ["lora-doctor: a: nothing found", "lora-doctor: b: findings"]
+    (only,) = started
+    assert only.wait(10) == 0, "it ends with the last set-up"
 
 
 def test_what_is_ignored_is_shown_with_its_reason_and_fails_nothing(tmp_path: Path) -> None:

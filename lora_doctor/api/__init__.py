@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from lora_doctor.api.children import child_for
 from lora_doctor.api.options import DEFAULTS, CaseOptions, CheckOptions, takes
 from lora_doctor.engine import registry
 from lora_doctor.engine.case import Case
@@ -34,7 +35,6 @@ from lora_doctor.results.depth import DEPTHS
 from lora_doctor.results.diagnosis import Diagnosis
 from lora_doctor.results.samples import Samples
 from lora_doctor.results.verification import Verification
-from lora_doctor.sandbox.worker import PRELOAD_SECONDS, Worker
 from lora_doctor.static.adapter_files import AdapterFiles, weights_beside
 from lora_doctor.static.model_source import ModelSource, parse_model
 
@@ -250,7 +250,7 @@ def open_case(
     _check_optimizer(source, given)
     settings = _settings(given, limits, adapter)
     with contextlib.ExitStack() as stack:
-        child = given["worker"] or stack.enter_context(_worker(source, settings))
+        child = given["worker"] or stack.enter_context(child_for(source, settings))
         if eager and settings.depth != "static" and source.kind not in ("module", "script"):
             child.start()  # imports run while the files are read
         if source.kind == "hub":
@@ -320,20 +320,6 @@ def _data(given: CheckOptions) -> Data | None:
             raise InputError("eval_data: is compared with the training data; give data as well")
         return None
     return Data(training.resolve(), evaluation and evaluation.resolve(), rows, samples)
-
-
-def _worker(source: ModelSource, settings: Settings) -> Worker:
-    """The child process for this model; not started yet."""
-    full = settings.depth == "full"
-    on_hub = settings.adapter is not None and settings.adapter.snapshot is not None
-    return Worker(
-        cuda=settings.device in ("cuda", "mps") or (settings.device == "auto" and full),
-        # Matrices of a tiny model are so small that a second thread only costs.
-        threads=None if full else 1,
-        preload_limit=max(PRELOAD_SECONDS, settings.limits.longest),
-        # Only real weights are fetched by a child; everything else it needs is on disk by then.
-        offline=not full or (source.kind != "hub" and not on_hub),
-    )
 
 
 def _prescribed(

@@ -45,13 +45,16 @@ def check_all(group: click.Group, ctx: click.Context) -> int:
             f"{len(project.set_ups)} set-ups; take --output {ctx.params['output_format']}=FILE, "
             "which writes a file for each"
         )
+    from lora_doctor.api.children import shared_children
+
     codes, reported = {}, ctx.meta.setdefault(REPORTED, [])
     accepted = {}
-    for set_up in project.set_ups:
-        own = _files_of(set_up, shared) if several else shared
-        before = len(reported)
-        codes[set_up.name] = _check(group, ctx, set_up, own)
-        accepted[set_up.name] = "".join(map(_accepted, reported[before:]))
+    with shared_children():
+        for set_up in project.set_ups:
+            own = _files_of(set_up, shared) if several else shared
+            before = len(reported)
+            codes[set_up.name] = _check(group, ctx, set_up, own)
+            accepted[set_up.name] = "".join(map(_accepted, reported[before:]))
     if several and len(reported) == len(project.set_ups):
         for text in unused_ignores(project, reported):
             streams.tell(f"lora-doctor: note: {visible(text)}")
