@@ -61,7 +61,10 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     ``modules_to_save`` that mean these modules.
 *Numbers*
     ``Precision``, ``float16_keys`` and ``bfloat16_keys`` (which keys make a run compute in it),
-    ``LARGEST_FLOAT16``, ``MERGE_TOLERANCE``; ``named_gpus``: the cards that the recipe names.
+    ``LARGEST_FLOAT16``, ``MERGE_TOLERANCE``; ``named_gpus``: the cards (``Gpu``) that the recipe
+    names;
+    ``kept_budgets``: what a team asserts of numbers, each with its number (``BudgetCheck``), of
+    which ``NUMBERS`` says what is counted.
 *Words*
     ``quoted``: names for a message, the first few of many; ``place_of``: the file and line in a
     text; ``PYTHON_BYTES``: how much of a Python file is read; ``gib``: bytes as GiB;
@@ -81,6 +84,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_doctor.contract.half_precision import LARGEST_FLOAT16, bfloat16_keys, float16_keys
 from lora_doctor.contract.precision import Precision
+from lora_doctor.engine.budgets import kept_budgets
 from lora_doctor.engine.case import Case
 from lora_doctor.engine.rule import Example, Rule, Symptom
 from lora_doctor.errors import EvidenceError
@@ -110,6 +114,7 @@ from lora_doctor.recipe.files.format import Framework, Remark, framework_named
 from lora_doctor.recipe.gpus import Gpu, named_gpus
 from lora_doctor.recipe.recipe import Recipe, asks_for_adapter
 from lora_doctor.recipe.set_up import SetUp
+from lora_doctor.results.budget import NUMBERS, BudgetCheck
 from lora_doctor.results.depth import Depth
 from lora_doctor.results.diagnosis import Gathered
 from lora_doctor.results.finding import (
@@ -235,6 +240,7 @@ __all__ = [
     "LARGEST_FLOAT16",
     "MERGE_TOLERANCE",
     "MODALITIES",
+    "NUMBERS",
     "PYTHON_BYTES",
     "REMOVE",
     "ActivationReading",
@@ -244,6 +250,7 @@ __all__ = [
     "AdapterValues",
     "AttentionReading",
     "AutoLoading",
+    "BudgetCheck",
     "BuiltIn",
     "Case",
     "Check",
@@ -331,6 +338,7 @@ __all__ = [
     "float16_keys",
     "framework_named",
     "gib",
+    "kept_budgets",
     "known_architectures",
     "loaded_frozen",
     "lora_config_fields",

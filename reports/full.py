@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from lora_doctor.reports import _memory, _supervision
+from lora_doctor.reports import _budgets, _memory, _supervision
 from lora_doctor.reports._checks import check_value
 from lora_doctor.reports._page import MARGIN, Page, encodable
 from lora_doctor.reports._recipe_lines import DiffLine, fix_diff, recipe_rows, set_by, text_diff
@@ -76,6 +76,7 @@ def render(
         _healthy(page, diagnosis)
         _supervised(page, diagnosis, verbose)
         _memory_plan(page, diagnosis, verbose)
+        _budget_table(page, diagnosis)
     else:
         _report(page, diagnosis, verbose)
     return encodable(page.text(), encoding)
@@ -139,6 +140,7 @@ def _report(page: Page, diagnosis: Diagnosis, verbose: bool) -> None:
     _remaining(page, diagnosis)
     _supervised(page, diagnosis, verbose)
     _memory_plan(page, diagnosis, verbose)
+    _budget_table(page, diagnosis)
     if diagnosis.recipe_diff and (verbose or len(diagnosis.applied) > 1):
         page.gap()
         page.line(("All edits together", "bold"))
@@ -324,6 +326,13 @@ def _memory_plan(page: Page, diagnosis: Diagnosis, verbose: bool) -> None:
     page.table(("part", "size", "formula", "source"), _memory.parts(plan), (26, 12, 36, 24))
     for text in _memory.remarks(plan):
         page.line((text, "dim"), indent=2)
+
+
+def _budget_table(page: Page, diagnosis: Diagnosis) -> None:
+    """Every budget with its number and limit, also those that are kept."""
+    if diagnosis.budgets:
+        page.gap()
+        page.table(_budgets.HEADER, _budgets.rows(diagnosis), (20, 12, 26, 18, 40))
 
 
 def _supervised(page: Page, diagnosis: Diagnosis, verbose: bool) -> None:

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_doctor.reports import _memory, _runs, _supervision
+from lora_doctor.reports import _budgets, _memory, _runs, _supervision
 from lora_doctor.reports._costs import costs
 from lora_doctor.reports._embedded import Embedded
 from lora_doctor.reports._limits import Limits
@@ -130,6 +130,7 @@ def _view(diagnosis: Diagnosis, limits: Limits) -> dict[str, Any]:
         "picture": _picture.picture(diagnosis, most_cells=limits.cells, most_rows=limits.lines),
         "supervision": _supervision_view(diagnosis, limits),
         "memory": _memory_view(diagnosis),
+        "budgets": _budgets.rows(diagnosis),
         "costs": costs(diagnosis, limits.text),
         "passed": [visible(code, 60) for code in diagnosis.passed[: limits.lines]],
         "passed_count": len(diagnosis.passed),

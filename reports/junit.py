@@ -42,6 +42,14 @@ def render(
             suite, "testcase", classname="lora-doctor", name=visible(f"{item.rule} {item.name}")
         )
         ElementTree.SubElement(case, "skipped", message=visible(item.reason))
+    budgets = [one for one in diagnosis.budgets if one.outcome in ("kept", "unmeasured")]
+    for one in budgets:
+        case = ElementTree.SubElement(
+            suite, "testcase", classname="lora-doctor", name=visible(f"budget {one.budget.name}")
+        )
+        if one.outcome == "unmeasured":
+            ElementTree.SubElement(case, "error", message=visible(one.detail), type="error")
+        ElementTree.SubElement(case, "system-out").text = visible(one.words())
     counts = {
         "tests": len(suite),
         "failures": len(suite.findall("testcase/failure")),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lora_doctor.reports import _budgets
 from lora_doctor.reports._records import records, remarks, set_up
 from lora_doctor.reports._verdict import verdict_text
 
@@ -36,6 +37,10 @@ def render(
             where = f"{record.file} {record.where}" if inside else record.where
             cells = (record.rule, record.level, where, record.message, record.fix)
             lines.append("| " + " | ".join(map(_text, cells)) + " |")
+    budgets = _budgets.rows(diagnosis)
+    if budgets:
+        lines += ["", f"| {' | '.join(_budgets.HEADER)} |", "| --- | --- | --- | --- | --- |"]
+        lines += ["| " + " | ".join(map(_text, row)) + " |" for row in budgets]
     for told in remarks(diagnosis):
         lines += ["", f"Note: {_text(told)}"]
     if diagnosis.next_command:

@@ -8,6 +8,7 @@ result with its suppression.
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from lora_doctor.reports._records import (
@@ -18,7 +19,7 @@ from lora_doctor.reports._records import (
     remarks,
     set_up,
 )
-from lora_doctor.reports._text import visible
+from lora_doctor.reports._text import plain, visible
 
 if TYPE_CHECKING:
     from lora_doctor.results.diagnosis import Accepted, Diagnosis
@@ -58,6 +59,7 @@ def render(
         "invocations": [
             _invocation(found, remarks(diagnosis), reached=diagnosis.undetermined is None)
         ],
+        "properties": {"budgets": plain([asdict(one) for one in diagnosis.budgets])},
         "results": [
             *(_result(record, rules.index(record.rule)) for record in results),
             *(

@@ -67,6 +67,7 @@ def what_is_checked(example: Example) -> tuple[Any, dict[str, Any]]:
     """The model argument of an example and further options."""
     if not example.loaded:
         options: dict[str, Any] = {"trust_remote_code": example.trust_remote_code}
+        options["budgets"] = example.budgets or None
         if example.data:
             options |= {"data": example.data, "eval_data": example.eval_data or None}
         return example.model, options

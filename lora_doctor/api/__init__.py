@@ -31,6 +31,7 @@ from lora_doctor.limits import MOST_DATA_ROWS
 from lora_doctor.recipe.edit import Patch
 from lora_doctor.recipe.files.prescription import Prescription
 from lora_doctor.recipe.recipe import Recipe
+from lora_doctor.results.budget import read_budgets
 from lora_doctor.results.depth import DEPTHS
 from lora_doctor.results.diagnosis import Diagnosis
 from lora_doctor.results.samples import Samples
@@ -79,6 +80,8 @@ def check(model: Any, recipe: Any = None, **options: Unpack[CheckOptions]) -> Di
         rows: how many rows of ``data`` are looked at, spread over the file.
         samples: who sees texts of these rows: ``people`` (terminal, page), ``all`` (JSON, too) or
             ``none``.
+        budgets: what is asserted of numbers, by name:
+            ``{"trainable-share": {"max": 0.02, "level": "warn"}}``; docs/gate.md has the names.
         prescription: what ``fix --apply`` wrote: its patches are in force, and its recipe is taken
             where none is given.
         script_arguments: words of the command line that the training script is started with.
@@ -293,6 +296,7 @@ def _settings(given: CheckOptions, limits: Limits, adapter: AdapterFiles | None)
         memory=given["memory"],
         adapter=adapter,
         data=_data(given),
+        budgets=read_budgets(given["budgets"], "budgets"),
     )
 
 

@@ -50,6 +50,7 @@ class CheckOptions(CaseOptions, total=False):
     eval_data: str | os.PathLike[str] | None
     rows: int
     samples: Samples
+    budgets: Mapping[str, Any] | None
     select: Sequence[str]
     ignore: Sequence[str]
     rules: Sequence[str | os.PathLike[str]]
@@ -73,6 +74,7 @@ DEFAULTS: CheckOptions = {
     "eval_data": None,
     "rows": DATA_ROWS,
     "samples": "people",
+    "budgets": None,
     "prescription": None,
     "adapter": None,
     "script_arguments": (),

@@ -39,6 +39,7 @@ def check_options(options: Mapping[str, Any], progress: Callable[[str], None]) -
         "data": options.get("data"),
         "eval_data": options.get("eval_data"),
         "samples": _SAMPLES[options.get("samples")],
+        "budgets": _budgets(),
         "progress": progress,
         "select": _codes(options["select"]),
         "ignore": _codes(options["ignore"]),
@@ -71,8 +72,18 @@ def dry_run_options(options: Mapping[str, Any]) -> DryRunOptions:
             "ignore": _codes(options["ignore"]),
             "rules": options["rule_folders"],
             "strict": options["strict"],
+            "budgets": _budgets(),
         },
     )
+
+
+def _budgets() -> Mapping[str, Any] | None:
+    """Of the project's configuration, for what is checked now."""
+    import click
+
+    from lora_doctor.cli.project import budgets_of
+
+    return budgets_of(click.get_current_context().meta)
 
 
 def check_outputs(options: Mapping[str, Any]) -> None:

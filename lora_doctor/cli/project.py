@@ -27,7 +27,9 @@ META = "lora_doctor.project"
 #: The diagnoses of a run over several set-ups, as they were reported (``click.Context.meta``).
 REPORTED = "lora_doctor.reported"
 _COMMANDS = ("check", "fix", "verify", "dry-run")
-_OWN_KEYS = ("ignore", "severity", "set-ups")
+#: The set-up that is checked, where there are several (``click.Context.meta``).
+SET_UP = "lora_doctor.set_up"
+_OWN_KEYS = ("ignore", "severity", "set-ups", "budgets")
 _CODE = re.compile(r"[A-Z]+\d+")
 #: Options that a file cannot give: they belong to one invocation, or allow what only the user may
 #: allow, who may stand in a folder that was downloaded.
@@ -43,17 +45,20 @@ class SetUp:
     model: str = ""
     command: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
+    budgets: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Project:
-    """``ignore``: code to the reason why it is accepted. ``severity``: code to another severity."""
+    """``ignore``: code to the reason why it is accepted. ``severity``: code to another severity.
+    ``budgets``: what is asserted of numbers, of every set-up; its own win."""
 
     file: Path
     options: Mapping[str, Any] = field(default_factory=dict)
     ignore: Mapping[str, str] = field(default_factory=dict)
     severity: Mapping[str, str] = field(default_factory=dict)
     set_ups: tuple[SetUp, ...] = ()
+    budgets: Mapping[str, Any] = field(default_factory=dict)
 
 
 def find_project(group: click.Group, start: Path) -> Project | None:
@@ -93,6 +98,14 @@ def for_set_up(
         **_parameters(command, set_up.options),
         **given,
     }
+
+
+def budgets_of(meta: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The budgets of what is checked: the project's, and those of the set-up before them."""
+    project, set_up = meta.get(META), meta.get(SET_UP)
+    if project is None:
+        return None
+    return {**project.budgets, **(set_up.budgets if set_up is not None else {})} or None
 
 
 def settled(diagnosis: Diagnosis, project: Project) -> Diagnosis:
@@ -163,7 +176,18 @@ def _project(file: Path, table: Any, group: click.Group) -> Project:
         dict(_texts(file, "ignore", table, "the reason why it is accepted")),
         dict(_severities(file, table)),
         tuple(_set_up(file, name, value, known) for name, value in set_ups.items()),
+        _budgets(file, table),
     )
+
+
+def _budgets(file: Path, table: Mapping[str, Any], at: str = "") -> Mapping[str, Any]:
+    """As they stand in the file, once they are known to be right."""
+    given = table.get("budgets", {})
+    if given != {}:
+        from lora_doctor.results.budget import read_budgets
+
+        read_budgets(given, f"{file}{at}")
+    return dict(given)
 
 
 def _set_up(file: Path, name: str, table: Any, known: set[str]) -> SetUp:
@@ -175,9 +199,10 @@ def _set_up(file: Path, name: str, table: Any, known: set[str]) -> SetUp:
         raise InputError(
             f"{file}: {where} needs a text: model (to check) or command (to dry-run), one of them"
         )
-    options = {key: value for key, value in table.items() if key not in ("model", "command")}
-    _check_keys(file, options, known, ("model", "command"), f"{where}.")
-    return SetUp(name, model, command, options)
+    own = ("model", "command", "budgets")
+    options = {key: value for key, value in table.items() if key not in own}
+    _check_keys(file, options, known, own, f"{where}.")
+    return SetUp(name, model, command, options, _budgets(file, table, f": {where}"))
 
 
 def _check_keys(

@@ -11,7 +11,15 @@ from click.core import ParameterSource
 
 from lora_doctor.cli import streams
 from lora_doctor.cli.output import FINDINGS, OK, UNANSWERED
-from lora_doctor.cli.project import META, REPORTED, Project, SetUp, for_set_up, unused_ignores
+from lora_doctor.cli.project import (
+    META,
+    REPORTED,
+    SET_UP,
+    Project,
+    SetUp,
+    for_set_up,
+    unused_ignores,
+)
 from lora_doctor.errors import InputError, LoraDoctorError
 from lora_doctor.text import visible
 
@@ -66,6 +74,7 @@ def check_all(group: click.Group, ctx: click.Context) -> int:
 
 def _check(group: click.Group, ctx: click.Context, set_up: SetUp, shared: dict[str, Any]) -> int:
     name = "dry-run" if set_up.command else "check"
+    ctx.meta[SET_UP] = set_up
     command = group.commands[name]
     defaults = for_set_up(ctx.meta[META], set_up, command, shared)
     arguments = ["--", *shlex.split(set_up.command)] if set_up.command else [set_up.model]

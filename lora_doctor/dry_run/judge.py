@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_doctor.api import open_case
-from lora_doctor.api.options import CaseOptions, CheckOptions
+from lora_doctor.api.options import CheckOptions
 from lora_doctor.dry_run import command as commands
 from lora_doctor.dry_run import launch
 from lora_doctor.dry_run.acts.folders import remove_empty
@@ -239,7 +239,7 @@ def _diagnose(
     recipe = captured.recipe()
     source = _source(captured)
     # Where the guest saw everything, no child has to import torch once more.
-    case_options: CaseOptions = {"progress": progress}
+    case_options: CheckOptions = {"progress": progress, "budgets": given.get("budgets")}
     with open_case(source, recipe, case_options, eager=False) as case:
         _keep(case, captured, found, recipe)
         diagnosis = diagnose(case, rules, selection, strict=given.get("strict", False))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lora_doctor.engine.answer import strictly
+from lora_doctor.engine.budgets import check_budgets, why_open
 from lora_doctor.engine.case import Case
 from lora_doctor.engine.ignored import with_ignored
 from lora_doctor.engine.registry import RuleSelection
@@ -66,9 +67,11 @@ def _diagnose(
     raised = case.store.error("structure")
     if isinstance(raised, FactoryError) and not findings:
         raise InputError(str(raised))
+    budgets = check_budgets(case, trials.budgets)
     reasons = (
         answers.why_crashed(),
         answer.open,
+        why_open(budgets),
         strictly(answers.skipped) if strict else None,
     )
     diagnosis = Diagnosis(
@@ -89,6 +92,7 @@ def _diagnose(
         supervision=Case.supervision.known(case),
         notes=_notes(case, answer.before),
         seconds=time.perf_counter() - start,
+        budgets=budgets,
     )
     return with_ignored(diagnosis, trials.codes)
 

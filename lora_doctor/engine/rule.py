@@ -74,6 +74,8 @@ class Example:
     data: str = ""
     #: A file of evaluation data.
     eval_data: str = ""
+    #: Budgets that are set, as the project's configuration has them.
+    budgets: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Rule(ABC):
@@ -96,6 +98,8 @@ class Rule(ABC):
     about_saved_adapter: ClassVar[bool] = False
     #: About what is installed, whichever model is trained: ``lora-doctor env --check`` asks these.
     about_environment: ClassVar[bool] = False
+    #: Names of the budgets of which it says whether they are kept.
+    budgets: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def check(self, case: Case) -> Iterator[Finding]:

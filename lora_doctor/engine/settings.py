@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_doctor.engine.limits import Limits
+from lora_doctor.results.budget import Budget
 from lora_doctor.results.depth import STEPS, Depth
 from lora_doctor.results.samples import Samples
 from lora_doctor.static.adapter_files import AdapterFiles
@@ -44,3 +45,5 @@ class Settings:
     memory: bool = False
     #: Training data whose supervision is to be looked at.
     data: Data | None = None
+    #: What is asserted of numbers of the run.
+    budgets: tuple[Budget, ...] = ()

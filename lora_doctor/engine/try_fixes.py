@@ -63,6 +63,11 @@ class Trials:
         all_of_them = len(self._rules) > len(self._fallbacks)
         return [rule.code for rule in self._rules] if all_of_them else []
 
+    @property
+    def budgets(self) -> list[str]:
+        """Names of the budgets that the selected rules look at."""
+        return [name for rule in self._rules if rule in self._selection for name in rule.budgets]
+
     def examine(self, case: Case) -> Examination:
         """What the rules say of a case; what is known of this recipe, where something is."""
         key = _key(case.asked, case.patches)

@@ -13,6 +13,7 @@ from lora_doctor.errors import LimitReached, Remedy
 from lora_doctor.recipe.edit import Patch
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results import display
+from lora_doctor.results.budget import BudgetCheck
 from lora_doctor.results.depth import Depth
 from lora_doctor.results.finding import Finding
 from lora_doctor.results.fingerprints import with_fingerprints
@@ -149,6 +150,8 @@ class Diagnosis:
     notes: tuple[Note, ...] = ()
     #: Which of the findings a baseline or an ignore has accepted.
     accepted: tuple[Accepted, ...] = ()
+    #: What is asserted of numbers, each with its number.
+    budgets: tuple[BudgetCheck, ...] = ()
 
     @property
     def skipped_with_remedy(self) -> tuple[Skipped, ...]:
@@ -223,6 +226,7 @@ class Diagnosis:
             "next_command": self.next_command,
             "notes": [asdict(note) for note in self.notes],
             "accepted": [vars(item) for item in self.accepted],
+            "budgets": [asdict(item) for item in self.budgets],
             "timings": {
                 "total_seconds": round(self.seconds, 3),
                 "evidence": [vars(item) for item in self.gathered],

@@ -1,0 +1,48 @@
+"""Findings of the rules that hold a number against what a team asserts of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from lora_doctor.rule_api import (
+    NUMBERS,
+    BudgetCheck,
+    Case,
+    Finding,
+    Fix,
+    Location,
+    Measurement,
+    Proof,
+    Rule,
+    Severity,
+    kept_budgets,
+)
+
+_BY_HAND = Fix("Change the recipe or the data, or the budget in the project's file.", "manual")
+
+
+def out_of_budget(rule: Rule, case: Case, names: Sequence[str], proof: Proof) -> Iterator[Finding]:
+    """A finding of the rule for each budget of these names that is not kept for sure."""
+    for check in kept_budgets(case, names):
+        if check.outcome == "kept":
+            continue
+        budget = check.budget
+        surely = check.outcome == "broken"
+        severity: Severity = budget.level if surely else "warning"
+        yield rule.finding(
+            severity,
+            f"{budget.name} is {check.words()}: the budget is {'' if surely else 'perhaps '}"
+            "not kept.",
+            location=Location("environment", f"budgets.{budget.name}"),
+            evidence=_evidence(check),
+            proof=proof,
+            fixes=(_BY_HAND,),
+        )
+
+
+def _evidence(check: BudgetCheck) -> tuple[Measurement, ...]:
+    budget = check.budget
+    return (
+        Measurement(NUMBERS[budget.name][1], check.value, check.detail),
+        Measurement("limit", budget.words(), "budgets of the project"),
+    )

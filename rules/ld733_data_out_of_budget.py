@@ -1,0 +1,57 @@
+"""LD733: fewer tokens are supervised, or more rows are cut, than the team's budget says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.rule_api import Case, Example, Finding, Proof, Rule
+from lora_doctor.rules._budgets import out_of_budget
+
+_CHATS = {
+    "target_modules": ["q_proj"],
+    "assistant_only_loss": True,
+    "chat_template_path": "tests/data/templates/chatml_marked.jinja",
+    "max_length": 40,
+}
+
+
+class DataOutOfBudget(Rule):
+    """What the loss sees of the training data is outside its budget.
+
+    ## What happens
+    Nothing fails; a number has left the bounds that were set for it: a new export of the data has
+    longer rows, a template masks more than it did.
+
+    ## Why
+    A team asserts `supervised-tokens` and `supervised-share`, tokens that the loss sees, as a
+    number and as a share of all tokens, and `rows-cut`, rows longer than `max_length` as a share;
+    of the rows that are looked at (`--rows`), with `--data FILE` or in a dry run. Without data the
+    budget is not measured, and the answer is undetermined.
+
+    ## Versions
+    All.
+
+    ## Fix
+    By hand: the data, `max_length`, or the budget.
+
+    ## Links
+    https://huggingface.co/docs/trl/sft_trainer
+    """
+
+    code = "LD733"
+    name = "data-out-of-budget"
+    summary = "Fewer tokens are supervised, or more rows cut, than the budget says."
+    depth = "meta"
+    budgets = ("supervised-tokens", "supervised-share", "rows-cut")
+    examples = (
+        Example("broken", "tests/folders/chat_model", _CHATS, depth="meta",
+                data="tests/data/rows/long_prompts.jsonl",
+                budgets={"rows-cut": {"max": 0.1}, "supervised-tokens": {"min": 1}}),
+        Example("healthy", "tests/folders/chat_model", {**_CHATS, "max_length": 256}, depth="meta",
+                data="tests/data/rows/chats.jsonl",
+                budgets={"rows-cut": {"max": 0}, "supervised-share": {"min": 0.05}}),
+    )  # fmt: skip
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        proof = Proof("measured", "rows of the data through the model's tokenizer")
+        yield from out_of_budget(self, case, self.budgets, proof)
