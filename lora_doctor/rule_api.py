@@ -34,7 +34,8 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     ``prepared_after_adapters``, ``loaded_frozen``, ``adapted_twice``,
     ``adapted_by_the_trainer_too``, ``optimizer_too_early`` (each a ``Slip``: two calls in an order
     that does not work), ``unknown_arguments`` (``UnknownArgument``).
-    ``DryRun``, the user's own command with the model shrunk, and ``ScriptError``, what it raised.
+    ``DryRun``, the user's own command with the model shrunk, and ``ScriptError``, what it raised;
+    ``Processes``, where several train together, with each ``SavedAdapter``.
 *What the checkpoint lacks*
     ``Loading``: what ``from_pretrained`` makes of its names.
 *Of the file of a training framework*
@@ -162,6 +163,7 @@ if TYPE_CHECKING:
         UnusedAdapterReading,
         UpdateReading,
     )
+    from lora_doctor.results.processes import Processes, SavedAdapter
     from lora_doctor.results.quantized_use import QuantizedUse, Use
     from lora_doctor.results.round_trip import AutoLoading, Saving, TiedPart, Vocabulary
     from lora_doctor.results.structure import (
@@ -209,6 +211,7 @@ _LAZY = {
             "InstancePatch", "NonLinearOutputReading", "NormReading", "Observations",
             "UnusedAdapterReading", "UpdateReading",
         ),
+        "results.processes": ("Processes", "SavedAdapter"),
         "results.quantized_use": ("QuantizedUse", "Use"),
         "results.round_trip": ("AutoLoading", "Saving", "TiedPart", "Vocabulary"),
         "results.structure": (
@@ -276,6 +279,7 @@ __all__ = [
     "Pin",
     "Place",
     "Precision",
+    "Processes",
     "Proof",
     "ProofKind",
     "Quantization",
@@ -287,6 +291,7 @@ __all__ = [
     "Replacement",
     "RowSet",
     "Rule",
+    "SavedAdapter",
     "Saving",
     "ScriptError",
     "SetUp",

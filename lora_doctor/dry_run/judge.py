@@ -18,6 +18,7 @@ from lora_doctor.dry_run.acts.folders import remove_empty
 from lora_doctor.dry_run.captured import MADE_UP, Captured, shapes
 from lora_doctor.dry_run.one_failure import FAILURE, one_failure
 from lora_doctor.dry_run.origins import lines_in_files
+from lora_doctor.dry_run.several import otherwise_shared
 from lora_doctor.engine import registry
 from lora_doctor.engine.case import Case
 from lora_doctor.engine.diagnose import diagnose
@@ -131,6 +132,7 @@ class _Outcome:
                 accumulated=captured.accumulated(),
                 dropped_columns=captured.dropped_columns(),
                 filtered=captured.filtered(),
+                processes=captured.processes(),
                 error=None if error is not None and _is_ours(error, captured) else error,
                 seconds=ended.seconds,
             ),
@@ -216,7 +218,8 @@ def _why_open(
         return "no model with adapters of PEFT was trained"
     if captured.last("no_contract") is not None:
         return f"the training contract was not run: {captured.all('no_contract')[-1]['reason']}"
-    return captured.estimated()
+    several = captured.processes()
+    return (otherwise_shared(several) if several is not None else None) or captured.estimated()
 
 
 def _last_line(output: str) -> str:
@@ -296,6 +299,8 @@ def _keep(case: Case, captured: Captured, found: _Outcome, recipe: Recipe) -> No
     store.keep("dry_run", found.run)
     words = " ".join(found.run.command)
     store.gathered.append(Gathered("dry_run", words[:300], round(found.run.seconds, 3)))
+    if _own(case):
+        store.refuse("loading", EvidenceError("the command makes its model by itself"))
     verification, optimizer = captured.verification(), captured.optimizer()
     reason = found.open or "the command failed before a model with adapters was trained"
     if verification is not None:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lora_doctor.results.from_json import from_json
+from lora_doctor.results.processes import Processes
 
 #: What no dry run shows, whatever it ran: said beside every verdict, in these words.
 NOT_SHOWN = (
@@ -134,6 +135,8 @@ class DryRun:
     dropped_columns: DroppedColumns | None = None
     #: Filters of libraries that took rows out.
     filtered: tuple[FilteredRows, ...] = ()
+    #: The processes that train together; ``None`` where one was asked for, and one ran.
+    processes: Processes | None = None
     #: What it took, in seconds.
     seconds: float = 0.0
 
