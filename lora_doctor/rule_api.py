@@ -36,7 +36,8 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     ``adapted_by_the_trainer_too``, ``optimizer_too_early`` (each a ``Slip``: two calls in an order
     that does not work), ``unknown_arguments`` (``UnknownArgument``).
     ``DryRun``, the user's own command with the model shrunk, and ``ScriptError``, what it raised;
-    ``FrozenAdapters``, of which none trains.
+    ``FrozenAdapters``, of which none trains; ``Processes``, where several train
+    together, with each ``SavedAdapter``.
 *What the checkpoint lacks*
     ``Loading``: what ``from_pretrained`` makes of its names.
 *Of the file of a training framework*
@@ -170,6 +171,7 @@ if TYPE_CHECKING:
         UnusedAdapterReading,
         UpdateReading,
     )
+    from lora_doctor.results.processes import Processes, SavedAdapter
     from lora_doctor.results.quantized_use import QuantizedUse, Use
     from lora_doctor.results.round_trip import AutoLoading, Saving, TiedPart, Vocabulary
     from lora_doctor.results.structure import (
@@ -218,6 +220,7 @@ _LAZY = {
             "InstancePatch", "NonLinearOutputReading", "NormReading", "Observations",
             "UnusedAdapterReading", "UpdateReading",
         ),
+        "results.processes": ("Processes", "SavedAdapter"),
         "results.quantized_use": ("QuantizedUse", "Use"),
         "results.round_trip": ("AutoLoading", "Saving", "TiedPart", "Vocabulary"),
         "results.structure": (
@@ -290,6 +293,7 @@ __all__ = [
     "Pin",
     "Place",
     "Precision",
+    "Processes",
     "Proof",
     "ProofKind",
     "Quantization",
@@ -301,6 +305,7 @@ __all__ = [
     "Replacement",
     "RowSet",
     "Rule",
+    "SavedAdapter",
     "Saving",
     "ScriptError",
     "SetUp",

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lora_doctor.recipe.recipe import Recipe
     from lora_doctor.results.diagnosis import Diagnosis, Skipped
     from lora_doctor.results.dry_run import DryRun
+    from lora_doctor.results.processes import Processes
 
 PROOF = {
     "executed": "was executed",
@@ -344,7 +345,17 @@ def _of_dry_run(run: DryRun | None) -> list[tuple[str, str]]:
     ran = [f"{key} {value}" for key, value in run.ran.items() if key in _RAN]
     if ran:
         rows.append(("Ran with", visible(", ".join(ran), 200)))
+    if run.processes is not None:
+        rows.append(("Processes", _of_processes(run.processes)))
     return rows
+
+
+def _of_processes(found: Processes) -> str:
+    """What met beside what was asked for."""
+    count = f"{found.met} of {found.asked} train together"
+    asked = f" ({found.asked_type} was asked for)" if found.asked_type else ""
+    kind = f", {found.ran_type}{asked}" if found.ran_type else asked
+    return visible(f"{count}{kind}{f', {found.backend}' if found.backend else ''}", 200)
 
 
 def versions(

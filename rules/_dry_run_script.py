@@ -18,3 +18,26 @@ model = get_peft_model(
     LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"),
 )
 """
+#: A loop for one process, in which each process has rows of its own: ``wrapped`` trains.
+LOOP = """
+import os
+
+import torch
+from torch.utils.data import DataLoader
+
+torch.manual_seed(0)
+rank = int(os.environ.get("RANK", "0"))
+wrapped = model.train()
+optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+rows = [torch.arange(3, 11) + 100 * rank + n for n in range(8)]
+for ids in DataLoader(rows, batch_size=2):
+    wrapped(input_ids=ids, labels=ids).loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+"""
+#: The same, of processes that train together.
+DDP_LOOP = LOOP.replace(
+    "wrapped = model.train()",
+    """torch.distributed.init_process_group()
+wrapped = torch.nn.parallel.DistributedDataParallel(model.train())""",
+)

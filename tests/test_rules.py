@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from tools.rule_examples import fixed, occurs_here, what_is_checked
 RULES = find_rules()
 #: The stack that quotes every example that occurs on it.
 NEWEST = "transformers 5.24.0, peft 0.21.2"
+#: Those of several processes take their time: `nox -s dry_run` runs them.
+_ALL = os.environ.get("LORA_DOCTOR_SETUPS") == "all"
 HEADINGS = ("## What happens", "## Why", "## Versions", "## Fix", "## Links")
 
 
@@ -143,9 +146,16 @@ def test_healthy_is_silent(rule: type[Rule], example: Example, worker: Worker) -
 @pytest.mark.parametrize(("rule", "example"), scripts())
 def test_a_script_is_dry_run(rule: type[Rule], example: Example, tmp_path: Path) -> None:
     """What a rule about commands finds in a broken one, and nothing in a healthy one."""
+    if example.processes != 1 and not _ALL:
+        pytest.skip("several processes: nox -s dry_run")
     script = tmp_path / "script.py"
     script.write_text(example.script)
-    diagnosis = dry_run([str(script)], DryRunOptions())
+    words = [str(script)]
+    if example.processes > 1:
+        count = str(example.processes)
+        run = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", count)
+        words = [sys.executable, *run, str(script)]
+    diagnosis = dry_run(words, DryRunOptions())
     found = [finding for finding in diagnosis.findings if finding.rule == rule.code]
     assert bool(found) == (example.kind == "broken")
     assert found or rule.code in diagnosis.passed

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lora_doctor.dry_run.recipe import captured_recipe
+from lora_doctor.dry_run.several import is_of_another, of_first_rank, processes_of
 from lora_doctor.evidence.optimizer import OptimizerState
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.dry_run import (
@@ -24,6 +25,7 @@ from lora_doctor.results.dry_run import (
 from lora_doctor.results.from_json import from_json
 from lora_doctor.results.loading import Loading
 from lora_doctor.results.note import Note, NoteKind
+from lora_doctor.results.processes import Processes
 from lora_doctor.results.structure import Structure
 from lora_doctor.results.supervision import (
     EvaluationSet,
@@ -50,9 +52,11 @@ _NOTES: Mapping[str, NoteKind] = {"not-proven": "not-proven", "ended": "not-prov
 
 @dataclass(frozen=True)
 class Captured:
-    """The records of all processes, oldest first."""
+    """The records, oldest first. ``records``: of processes that train together, what the first one
+    told stands for all of them. ``every``: those of all."""
 
     records: tuple[Mapping[str, Any], ...]
+    every: tuple[Mapping[str, Any], ...] = ()
 
     @classmethod
     def read(cls, folder: Path) -> Captured:
@@ -67,7 +71,8 @@ class Captured:
                         continue
                     if isinstance(record, dict) and "kind" in record:
                         found.append(record)
-        return cls(tuple(sorted(found, key=lambda record: float(record.get("time", 0)))))
+        found.sort(key=lambda record: float(record.get("time", 0)))
+        return cls(tuple(of_first_rank(found)), tuple(found))
 
     def all(self, kind: str) -> list[Mapping[str, Any]]:
         """The records of a kind."""
@@ -137,7 +142,8 @@ class Captured:
         """What ended the user's code: the first exception that is no launcher's."""
         errors = self.all("error")
         own = [one for one in errors if not str(one["type"]).endswith(_OF_LAUNCHERS)]
-        for record in own or errors:
+        # What only says that another process is gone, another process has the reason for.
+        for record in [one for one in own if not is_of_another(one)] or own or errors:
             if record.get("exit_code") in (0, None) and str(record["type"]) == "SystemExit":
                 continue
             place = record["own"][-1] if record["own"] else None
@@ -258,6 +264,10 @@ class Captured:
         if not asked or not found.judged or found.everything.count < found.judged:
             return ""
         return "completion_only_loss: the rows have no completion of their own"
+
+    def processes(self) -> Processes | None:
+        """The processes that train together; ``None`` where one was asked for, and one ran."""
+        return processes_of(self.every, short_path)
 
     def packed(self) -> PackedSamples | None:
         """A line of several samples, where the model could be asked."""

@@ -18,6 +18,7 @@ from lora_doctor.dry_run.acts.folders import remove_empty
 from lora_doctor.dry_run.captured import MADE_UP, Captured, shapes
 from lora_doctor.dry_run.one_failure import FAILURE, one_failure
 from lora_doctor.dry_run.origins import lines_in_files
+from lora_doctor.dry_run.several import otherwise_shared
 from lora_doctor.dry_run.written import keep_written
 from lora_doctor.engine import registry
 from lora_doctor.engine.case import Case
@@ -134,6 +135,7 @@ class _Outcome:
                 dropped_columns=captured.dropped_columns(),
                 filtered=captured.filtered(),
                 frozen=captured.frozen(),
+                processes=captured.processes(),
                 error=None if error is not None and _is_ours(error, captured) else error,
                 seconds=ended.seconds,
             ),
@@ -219,7 +221,8 @@ def _why_open(
         return "no model with adapters of PEFT was trained"
     if captured.last("no_contract") is not None:
         return f"the training contract was not run: {captured.all('no_contract')[-1]['reason']}"
-    return captured.estimated()
+    several = captured.processes()
+    return (otherwise_shared(several) if several is not None else None) or captured.estimated()
 
 
 def _last_line(output: str) -> str:
@@ -311,6 +314,8 @@ def _keep(case: Case, captured: Captured, found: _Outcome, recipe: Recipe) -> No
     # A hub tells a header that is not in the cache: better than what the class alone says.
     if names is not None and not (names.saved_class and case.source.kind == "hub"):
         store.keep("loading", names)
+    elif _own(case):
+        store.refuse("loading", EvidenceError("the command makes its model by itself"))
     if optimizer is not None:
         store.keep("optimizer", optimizer)
     else:

@@ -50,6 +50,8 @@ _SERVICES = {
     "AXOLOTL_DO_NOT_TRACK": "1",
     "DO_NOT_TRACK": "1",
 }
+#: DDP then tells parameters by their names.
+_DEBUG = {"TORCH_DISTRIBUTED_DEBUG": "INFO"}
 #: Matrices of a small model are so small that a second thread only costs.
 _THREADS = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
@@ -68,7 +70,7 @@ class Ended:
 
 def environment_of(session: Session, outer: Mapping[str, str]) -> dict[str, str]:
     """The environment of the command: our guest, folders of the session, no services."""
-    found = {**_THREADS, **session.environment(outer)}
+    found = {**_DEBUG, **_THREADS, **session.environment(outer)}
     found.update(_SERVICES)
     folders = {
         "TMPDIR": "tmp", "TEMP": "tmp", "TMP": "tmp", "WANDB_DIR": "services",

@@ -67,6 +67,8 @@ class Example:
     trust_remote_code: bool = False
     #: A script that is dry-run instead, for a rule about what a command does; ``model`` is empty.
     script: str = ""
+    #: How many processes run it, started by ``torch.distributed.run``; 0: it starts them itself.
+    processes: int = 1
     #: A folder with packages that stand before what is installed, for a rule about these: ``env
     #: --check`` asks it, in a process of its own; ``model`` is empty.
     installed: str = ""

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lora_doctor.results.from_json import from_json
+from lora_doctor.results.processes import Processes
 
 #: What no dry run shows, whatever it ran: said beside every verdict, in these words.
 NOT_SHOWN = (
@@ -150,6 +151,8 @@ class DryRun:
     filtered: tuple[FilteredRows, ...] = ()
     #: A model that trains without an adapter that does; ``None`` where one does.
     frozen: FrozenAdapters | None = None
+    #: The processes that train together; ``None`` where one was asked for, and one ran.
+    processes: Processes | None = None
     #: What it took, in seconds.
     seconds: float = 0.0
 

@@ -17,7 +17,11 @@ from lora_doctor.dry_run.acts import (
     loading,
     loops,
     outputs,
+    processes,
+    replicas,
+    saved_adapters,
     sets,
+    sharding,
     tokenizers,
     trainer,
 )
@@ -25,8 +29,9 @@ from lora_doctor.dry_run.acts.acting import Acting
 from lora_doctor.guest.session import Session
 
 #: In the order in which they are prepared; each says itself after which import it acts.
-_ACTS = (failures, folders, generation, outputs, hub, devices, arguments, loading, adapters, data,
-         data_sets, loops, trainer, sets, accumulation, tokenizers)  # fmt: skip
+_ACTS = (failures, processes, folders, generation, outputs, hub, devices, arguments, loading,
+         adapters, sharding, saved_adapters, replicas, data, data_sets, loops, trainer,
+         sets, accumulation, tokenizers)  # fmt: skip
 
 
 def install(session: Session) -> Acting:

@@ -51,6 +51,8 @@ class Acting:
         self._inside = threading.local()
         self._told: set[tuple[str, str]] = set()
         self._ends_raised = 0
+        #: Called once before the user's code is ended.
+        self.before_end: Callable[[], None] = lambda: None
         self._model: Any = None
         #: Tokenizers that were loaded, oldest first.
         self.tokenizers: list[weakref.ref[Any]] = []
@@ -113,6 +115,7 @@ class Acting:
         self._ends_raised += 1
         if self._ends_raised == 1:
             self.journal.tell("ended", why=why)
+            self.before_end()
         if self._ends_raised > _RAISED:
             sys.stdout.flush()
             sys.stderr.flush()

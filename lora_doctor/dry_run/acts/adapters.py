@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lora_doctor.dry_run.acts import contract, frozen_adapters, packed
+from lora_doctor.dry_run.acts import contract, frozen_adapters, packed, processes, sharding
 from lora_doctor.dry_run.acts.acting import Acting
 from lora_doctor.dry_run.acts.arguments import set_by_somebody
 from lora_doctor.dry_run.acts.outputs import Redirected
@@ -93,6 +93,8 @@ def _wrapping(acting: Acting, owner: type) -> Any:
             with contextlib.suppress(LoraDoctorError):
                 acting.config_values[id(config)] = dict(as_recipe(config).values)
         original(wrapper, *arguments, **named)
+        if owner is outermost and not acting.in_contract:
+            sharding.unsharded(acting).add(wrapper)
 
     return wrapped
 
@@ -114,6 +116,8 @@ def _own_adapters(acting: Acting, module: ModuleType) -> None:
         if not acting.in_contract and owner not in done:
             done.add(owner)
             acting.replaced.around(owner, "forward", watcher(acting))
+        if not acting.in_contract:
+            sharding.unsharded(acting).add(model)
         return result
 
     acting.replaced.around(module.PeftAdapterMixin, "add_adapter", added)
@@ -156,13 +160,15 @@ class _FirstForward:
             with self._lock:
                 first, new = not self._seen, model not in self._seen
                 self._seen.add(model)
+            whole = sharding.unsharded(self._acting).of(model)
             if self._kept < _KEPT:
                 self._kept += 1
                 given = contract.keep_rows(self._acting, model, arguments, named)
-                packed.look(self._acting, model, given)
-            if first:
-                contract.run(self._acting, model, arguments, named)
-            elif new:
+                if whole is not None:
+                    packed.look(self._acting, whole, given)
+            if first and processes.rank() == 0:  # the others wait for it where they need it
+                contract.run(self._acting, model, whole, (arguments, named))
+            elif new and not first:
                 self._acting.note("not-proven", "a second model with adapters was not judged")
         return original(model, *arguments, **named)
 

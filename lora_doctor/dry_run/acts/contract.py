@@ -22,16 +22,25 @@ _CLASSES = ("SequenceClassification", "TokenClassification", "ImageClassificatio
 _ROWS = ("input_ids", "labels", "attention_mask", "position_ids", "completion_mask")
 
 
-def run(acting: Acting, model: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+def run(
+    acting: Acting, model: Any, whole: Any, given: tuple[tuple[Any, ...], Mapping[str, Any]]
+) -> None:
     """Run it, in a thread of its own: autocast, gradient mode and function modes of the user's are
-    of the thread. What comes out goes to the journal."""
-    batch = _own(_forward_arguments(model, arguments, named))
+    of the thread. What comes out goes to the journal.
+
+    Args:
+        acting: this process.
+        model: the user's model.
+        whole: the same before it was cut into shards; itself where it was not.
+        given: what forward was called with.
+    """
+    batch = _own(_forward_arguments(model, *given))
     found: list[BaseException] = []
 
     def work() -> None:
         with acting.ours():
             try:
-                _run(acting, model, batch)
+                _run(acting, model, whole, batch)
             except BaseException as error:  # noqa: BLE001 - the user's run goes on
                 found.append(error)
 
@@ -45,7 +54,7 @@ def run(acting: Acting, model: Any, arguments: tuple[Any, ...], named: Mapping[s
         )
 
 
-def _run(acting: Acting, model: Any, batch: dict[str, Any]) -> None:
+def _run(acting: Acting, model: Any, whole: Any, batch: dict[str, Any]) -> None:
     from lora_doctor.evidence.loaded_module import verify_module
     from lora_doctor.evidence.meta import describe_module
     from lora_doctor.recipe.files.read_write import as_recipe
@@ -70,13 +79,15 @@ def _run(acting: Acting, model: Any, batch: dict[str, Any]) -> None:
         label_count=_label_count(base),
     )
     recipe = captured_recipe(adapter, loading, training["values"] if training else None)
+    if whole is None:
+        raise LookupError("no process had all weights of the model")
     full = None if loading is None else _at_full_size(acting, loading, recipe)
-    small = describe_module(model, recipe).to_json() if full is None else None
+    small = describe_module(whole, recipe).to_json() if full is None else None
     acting.journal.tell("structure", structure=full or small, full=full is not None)
-    lacking = () if loading is None else checkpoint.lacking(acting, model, loading, recipe)
-    with _without_autocast(model):
+    lacking = () if loading is None else checkpoint.lacking(acting, whole, loading, recipe)
+    with _without_autocast(whole):
         result = verify_module(
-            model, recipe, batch, random_weights=loading is not None, missing=lacking
+            whole, recipe, batch, random_weights=loading is not None, missing=lacking
         )
     acting.journal.tell("contract", verification=result.to_json())
 

@@ -27,6 +27,15 @@ def _is_gpu(value: Any, torch: Any) -> bool:
     return isinstance(value, torch.device) and value.type == "cuda"
 
 
+def _numbered(arguments: Any) -> bool:
+    """Whether the first argument is the number of a device, as ``model.to(local_rank)`` gives."""
+    return len(arguments) > 1 and type(arguments[1]) is int
+
+
+def _named(arguments: Any, torch: Any) -> bool:
+    return any(_is_gpu(one, torch) for one in arguments[1:])
+
+
 def _told(acting: Acting) -> None:
     acting.note("cpu", "this machine has no GPU: cuda was read as cpu", once="cuda")
 
@@ -44,9 +53,11 @@ def _mode(acting: Acting, torch: Any) -> Any:
             if function is calls:
                 _told(acting)
                 return arguments[0]
-            if function is moves and any(_is_gpu(one, torch) for one in arguments[1:]):
+            if function is moves and (_numbered(arguments) or _named(arguments, torch)):
                 _told(acting)
-                arguments = tuple("cpu" if _is_gpu(one, torch) else one for one in arguments)
+                first = "cpu" if _numbered(arguments) else arguments[1]
+                rest = ("cpu" if _is_gpu(one, torch) else one for one in (first, *arguments[2:]))
+                arguments = (arguments[0], *rest)
             if "device" in named and _is_gpu(named["device"], torch):
                 _told(acting)
                 named = {**named, "device": "cpu"}
@@ -75,3 +86,4 @@ def _set_device(acting: Acting, torch: Any) -> None:
 
     for name in ("set_device", "synchronize"):
         acting.replaced.around(torch.cuda, name, nothing)
+    acting.replaced.around(torch.cuda, "current_device", lambda original: 0)

@@ -1,0 +1,177 @@
+"""What wraps the model where several processes train it; and the model as it was before it was cut
+into shards, for the training contract and for what a saved adapter is to have."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections import Counter
+from types import ModuleType
+from typing import Any
+
+from lora_doctor.dry_run.acts import processes
+from lora_doctor.dry_run.acts.acting import Acting
+
+
+def prepare(acting: Acting) -> None:
+    """Once torch has what wraps models."""
+    acting.after("torch.nn.parallel.distributed", lambda m: _replicas(acting, m))
+    acting.after(
+        "torch.distributed.fsdp.fully_sharded_data_parallel", lambda m: _flat_shards(acting, m)
+    )
+    acting.after("torch.distributed.fsdp._init_utils", lambda m: _devices(acting, m))
+    for name in (
+        "torch.distributed.fsdp._fully_shard._fully_shard",
+        "torch.distributed._composable.fsdp.fully_shard",
+    ):
+        acting.after(name, lambda m: _shards(acting, m))
+    acting.after("accelerate.accelerator", lambda m: _prepared(acting, m))
+
+
+class Unsharded:
+    """Models with adapters of this process, and copies of them from before they were sharded."""
+
+    def __init__(self) -> None:
+        self._models: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._copies: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+        #: Class of a module that became a shard of its own, to how many did.
+        self.classes: Counter[str] = Counter()
+
+    def add(self, model: Any) -> None:
+        """That this model has adapters."""
+        self._models.add(model)
+
+    def of(self, model: Any) -> Any:
+        """The copy of a model that was sharded; the model itself where it was not, and ``None``
+        where this process never had all of its weights."""
+        return self._copies.get(model, model)
+
+    def keep(self, module: Any) -> None:
+        """Copy the model with adapters that this module is a part of, before it is sharded."""
+        parts = list(module.modules())
+        for model in list(self._models):
+            if model in self._copies:
+                continue
+            if any(one is module for one in model.modules()) or any(one is model for one in parts):
+                whole = not any(one.is_meta for one in model.parameters())
+                self._copies[model] = _copied(model) if whole else None
+
+    @property
+    def trained(self) -> Any:
+        """The copy of the model that was sharded first; ``None`` where there is none."""
+        return next((one for one in self._copies.values() if one is not None), None)
+
+
+def _copied(model: Any) -> Any:
+    """A copy, without the forward that accelerate has put on the object: it would call the one of
+    the original."""
+    own = vars(model)
+    wrapped = {name: own.pop(name) for name in ("forward", "_original_forward") if name in own}
+    try:
+        return copy.deepcopy(model)
+    finally:
+        own.update(wrapped)
+
+
+_kept: weakref.WeakKeyDictionary[Acting, Unsharded] = weakref.WeakKeyDictionary()
+
+
+def unsharded(acting: Acting) -> Unsharded:
+    """Those of this process."""
+    return _kept.setdefault(acting, Unsharded())
+
+
+def _tell(acting: Acting, kind: str, **values: Any) -> None:
+    acting.journal.tell("wrapped", by=kind, rank=processes.rank(), **values)
+
+
+def _no_gpu() -> bool:
+    import torch
+
+    return not torch.cuda.is_available()
+
+
+def _replicas(acting: Acting, module: ModuleType) -> None:
+    def made(original: Any, wrapper: Any, model: Any, *arguments: Any, **named: Any) -> None:
+        if _no_gpu():  # devices by number are those of GPUs
+            arguments = arguments[2:]
+            named.pop("device_ids", None)
+            named.pop("output_device", None)
+        original(wrapper, model, *arguments, **named)
+        _tell(
+            acting,
+            "DDP",
+            find_unused=bool(getattr(wrapper, "find_unused_parameters", False)),
+            static_graph=bool(getattr(wrapper, "static_graph", False)),
+        )
+
+    acting.replaced.around(module.DistributedDataParallel, "__init__", made)
+
+
+def _flat_shards(acting: Acting, module: ModuleType) -> None:
+    depth = [0]
+
+    def made(original: Any, wrapper: Any, model: Any, *arguments: Any, **named: Any) -> None:
+        if acting.in_contract:
+            original(wrapper, model, *arguments, **named)
+            return
+        found = unsharded(acting)
+        if not depth[0]:
+            with acting.ours():
+                found.keep(model)
+        if _no_gpu():
+            named.pop("device_id", None)
+        depth[0] += 1
+        try:
+            original(wrapper, model, *arguments, **named)
+        finally:
+            depth[0] -= 1
+        found.classes[type(model).__name__] += 1
+        if not depth[0]:
+            _tell(acting, "FSDP", classes=dict(found.classes))
+
+    acting.replaced.around(module.FullyShardedDataParallel, "__init__", made)
+
+
+def _devices(acting: Acting, module: ModuleType) -> None:
+    """FSDP takes ``cpu:0`` and ``cpu`` for two devices."""
+    if "_get_device_from_device_id" not in vars(module):
+        return
+
+    def found(original: Any, *arguments: Any, **named: Any) -> Any:
+        device = original(*arguments, **named)
+        return device if device is None or device.type != "cpu" else None
+
+    acting.replaced.around(module, "_get_device_from_device_id", found)
+
+
+def _shards(acting: Acting, module: ModuleType) -> None:
+    if "fully_shard" not in vars(module):
+        return
+
+    def sharded(original: Any, model: Any, *arguments: Any, **named: Any) -> Any:
+        found = unsharded(acting)
+        if acting.in_contract or isinstance(model, (list, tuple)):
+            return original(model, *arguments, **named)
+        with acting.ours():
+            found.keep(model)
+        name = type(model).__name__
+        result = original(model, *arguments, **named)
+        found.classes[name] += 1
+        _tell(acting, "FSDP2", classes=dict(found.classes))
+        return result
+
+    acting.replaced.around(module, "fully_shard", sharded)
+
+
+def _prepared(acting: Acting, module: ModuleType) -> None:
+    """accelerate takes the weights out of a model before it shards it."""
+    if "fsdp2_prepare_model" not in vars(module):
+        return
+
+    def prepared(original: Any, accelerator: Any, model: Any, *more: Any, **named: Any) -> Any:
+        with acting.ours():
+            unsharded(acting).keep(model)
+        return original(accelerator, model, *more, **named)
+
+    acting.replaced.around(module, "fsdp2_prepare_model", prepared)

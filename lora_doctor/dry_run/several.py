@@ -1,0 +1,225 @@
+"""Several processes put together: one of them stands for all, and what differs is told by rank."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from lora_doctor.results.processes import Processes, RankError, SavedAdapter
+
+Record = Mapping[str, Any]
+#: What is told of every process; of everything else the first rank's word is taken.
+_OF_ALL = frozenset({
+    "rank", "group", "wrapped", "trainable_sum", "launcher", "saved_adapter", "error", "note",
+    "redirected", "folder", "trained", "ended", "stopped", "refused", "no_data", "synthetic",
+    "exit",
+})  # fmt: skip
+#: What a process raises because another one is gone, or takes part in no collective operation.
+_GONE = re.compile(
+    r"Connection (closed|reset|refused)|Broken pipe|gloo.*(time|peer|read|write)|Timed out waiting"
+    r"|Application timeout|Wait timeout|timed out after|collective operation timeout|NCCL"
+    r"|No backend type associated|Socket (Timeout|error)|DistNetworkError|failed to recv"
+    r"|monitoredBarrier|Rank \d+ (failed|successfully)",
+    re.IGNORECASE,
+)
+
+
+def rank_of(records: Iterable[Record]) -> dict[int, int]:
+    """Process to its rank, for those that have one."""
+    found: dict[int, int] = {}
+    for record in records:
+        if record["kind"] in ("rank", "group"):
+            found[record["pid"]] = int(record["rank"])
+    return found
+
+
+def of_first_rank(records: Sequence[Record]) -> list[Record]:
+    """The records without those that other ranks repeat."""
+    ranks = rank_of(records)
+    return [
+        record for record in records if not ranks.get(record["pid"], 0) or record["kind"] in _OF_ALL
+    ]
+
+
+def is_of_another(error: Record) -> bool:
+    """Whether an exception only says that another process is gone."""
+    message = f"{error['type']}: {error['message']}"
+    networked = str(error["type"]).endswith(("RuntimeError", "DistBackendError", "DistNetworkError",
+                                             "DistStoreError", "TimeoutError"))  # fmt: skip
+    return networked and bool(_GONE.search(message))
+
+
+def processes_of(records: Sequence[Record], short: Callable[[str], str]) -> Processes | None:
+    """What is known of several processes; ``None`` where one was asked for, and one ran."""
+    ranks = rank_of(records)
+    launched = [record for record in records if record["kind"] == "rank"]
+    groups = [record for record in records if record["kind"] == "group"]
+    asked_for = [_number(one["variables"].get("WORLD_SIZE")) for one in launched]
+    asked_for += [int(one["processes"]) for one in _kind(records, "launcher")]
+    asked = max(asked_for, default=1)
+    met = max((int(one["size"]) for one in groups), default=1)
+    wrapped = _kind(records, "wrapped")
+    kind, where = _asked_type(records, launched)
+    if max(asked, met) < 2 and not kind:
+        return None
+    trained = {
+        ranks.get(one["pid"], 0) for one in _kind(records, "trained") if int(one["steps"]) > 0
+    }
+    variables = launched[0]["variables"] if launched else {}
+    return Processes(
+        asked=max(asked, met),
+        started=len({ranks[one["pid"]] for one in (*launched, *groups)}),
+        simple_launcher=_simple_launcher(records),
+        met=met,
+        trained=tuple(sorted(trained)),
+        asked_type=kind,
+        asked_in=where,
+        ran_type=str(wrapped[-1]["by"]) if wrapped else "",
+        backend=str(groups[-1]["backend"]) if groups else "",
+        sharded=next((one["classes"] for one in reversed(wrapped) if "classes" in one), {}),
+        state_dict=str(variables.get("FSDP_STATE_DICT_TYPE", "")),
+        **_placed(records, short),
+        reentrant=_reentrant(records),
+        zero_stage=_zero_stage(records, variables),
+        sums={
+            str(ranks.get(one["pid"], 0)): float(one["sum"])
+            for one in _kind(records, "trainable_sum")
+        },
+        errors=_errors(records, ranks, short),
+        saved=_saved(records, short),
+    )
+
+
+def otherwise_shared(found: Processes) -> str | None:
+    """Why this run says nothing about how the processes were to share the model; ``None`` where
+    they shared it so."""
+    if found.met < 2 and found.started > 1:
+        return f"{found.started} processes were started, and here they did not meet"
+    if found.asked_type and found.ran_type != found.asked_type:
+        ran = found.ran_type or "neither it nor another kind of sharing"
+        where = f" ({found.asked_in})" if found.asked_in else ""
+        return f"{found.asked_type} was asked for{where}, and {ran} ran here"
+    return None
+
+
+def _kind(records: Iterable[Record], kind: str) -> list[Record]:
+    return [record for record in records if record["kind"] == kind]
+
+
+def _number(text: Any) -> int:
+    return int(text) if str(text or "").isdigit() else 0
+
+
+def _arguments(records: Sequence[Record]) -> Mapping[str, Any]:
+    found = _kind(records, "arguments")
+    return found[-1]["values"] if found else {}
+
+
+def _asked_type(records: Sequence[Record], launched: Sequence[Record]) -> tuple[str, str]:
+    """How the model was to be shared, and where that stands; twice empty where nothing is said."""
+    for record in launched:
+        variables = record["variables"]
+        if str(variables.get("ACCELERATE_USE_DEEPSPEED", "")).lower() == "true":
+            return "DeepSpeed", "accelerate's config"
+        if str(variables.get("ACCELERATE_USE_FSDP", "")).lower() == "true":
+            version = str(variables.get("FSDP_VERSION", "1"))
+            return "FSDP2" if version == "2" else "FSDP", "accelerate's config"
+    values = _arguments(records)
+    if values.get("deepspeed"):
+        return "DeepSpeed", "deepspeed"
+    if values.get("fsdp"):
+        settings = values.get("fsdp_config")
+        given = settings if isinstance(settings, Mapping) else {}
+        newer = str(given.get("version", given.get("fsdp_version"))) == "2"
+        return "FSDP2" if newer else "FSDP", "fsdp"
+    chosen = [name for one in _kind(records, "launcher") for name in one["chosen"]]
+    for name, kind in (("use_fsdp", "FSDP"), ("use_deepspeed", "DeepSpeed")):
+        if name in chosen:
+            return kind, "accelerate's config"
+    return "", ""
+
+
+def _simple_launcher(records: Sequence[Record]) -> str:
+    for record in _kind(records, "launcher"):
+        kind = str(record["distributed_type"])
+        if int(record["machines"]) == 1 and kind != "MULTI_CPU":
+            if record["chosen"] == ["cpu"]:
+                return "--cpu"
+            if not record["chosen"] and kind:
+                return f"distributed_type: {kind}"
+    return ""
+
+
+def _zero_stage(records: Sequence[Record], variables: Mapping[str, Any]) -> int | None:
+    stage = variables.get("ACCELERATE_DEEPSPEED_ZERO_STAGE")
+    if stage is not None:
+        return _number(stage)
+    settings = _arguments(records).get("deepspeed")
+    zero = settings.get("zero_optimization") if isinstance(settings, Mapping) else None
+    found = zero.get("stage") if isinstance(zero, Mapping) else None
+    return found if isinstance(found, int) else None
+
+
+def _placed(records: Sequence[Record], short: Callable[[str], str]) -> dict[str, Any]:
+    """Where the first model that asks for devices is loaded, and which ones it asks for."""
+    for record in _kind(records, "model"):
+        asked = record["asked"].get("device_map")
+        if asked is not None:
+            place = record["place"]
+            return {
+                "device_map": str(asked),
+                "loaded_in": short(place["file"]) if place else "",
+                "loaded_line": int(place["line"]) if place else 0,
+            }
+    return {}
+
+
+def _reentrant(records: Sequence[Record]) -> bool | None:
+    """Whether checkpointing is reentrant; ``None`` where none was seen."""
+    found = _kind(records, "checkpointing")
+    return bool(found[-1]["reentrant"]) if found else None
+
+
+def _errors(
+    records: Sequence[Record], ranks: Mapping[int, int], short: Callable[[str], str]
+) -> tuple[RankError, ...]:
+    """The first exception of each rank."""
+    found: dict[int, RankError] = {}
+    for record in _kind(records, "error"):
+        number = ranks.get(record["pid"])
+        if number is None or number in found:
+            continue
+        place = record["own"][-1] if record["own"] else None
+        found[number] = RankError(
+            number,
+            str(record["type"]),
+            str(record["message"])[:600],
+            file=short(place["file"]) if place else "",
+            line=int(place["line"]) if place else 0,
+            of_another=is_of_another(record),
+        )
+    return tuple(found.values())
+
+
+def _saved(records: Sequence[Record], short: Callable[[str], str]) -> tuple[SavedAdapter, ...]:
+    """What each call made of an adapter, of the process that came furthest with it."""
+    found: dict[tuple[str, str], SavedAdapter] = {}
+    for record in _kind(records, "saved_adapter"):
+        place = record.get("place")
+        one = SavedAdapter(
+            path=str(record["path"]),
+            by=str(record["by"]),
+            written=bool(record["written"]),
+            expected=int(record["expected"]),
+            whole=int(record["whole"]),
+            empty=tuple(record["empty"]),
+            partial=tuple(record["partial"]),
+            error=str(record["error"]),
+            file=short(place["file"]) if place else "",
+            line=int(place["line"]) if place else 0,
+        )
+        before = found.get((one.path, one.by))
+        if before is None or (one.written, one.whole) > (before.written, before.whole):
+            found[one.path, one.by] = one
+    return tuple(found.values())

@@ -1,0 +1,90 @@
+"""LD541: several processes train, each for itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.rule_api import Case, Example, Finding, Fix, Measurement, Proof, Rule
+from lora_doctor.rules._dry_run_script import DDP_LOOP, LOOP, MODEL
+from lora_doctor.rules._processes import SOURCE, at, together
+
+#: Relative difference of the same sums in two processes, above that of their rounding.
+_APART = 1e-6
+
+
+class ProcessesTrainApart(Rule):
+    """A launcher has started several processes, and each of them trains a model of its own.
+
+    ## What happens
+    Nothing is raised. Every process trains on its own rows, all of them write to the same folder,
+    and what is kept is the adapter of one: the work of the others is lost, and the effective batch
+    is a fraction of what was planned.
+
+    ## Why
+    Gradients are averaged by `DistributedDataParallel`, FSDP or DeepSpeed. A loop that is started
+    by `torchrun` without a process group or without one of them, or that calls `model.module(...)`
+    in the place of `model(...)`, averages none.
+
+    Told by execution: the adapters of the processes are compared after the same steps.
+
+    ## Versions
+    All.
+
+    ## Fix
+    `accelerator.prepare(model, optimizer, loader)`, or `init_process_group` and
+    `DistributedDataParallel(model)` with a `DistributedSampler`; or one process.
+
+    ## Links
+    https://pytorch.org/docs/stable/notes/ddp.html
+    """
+
+    code = "LD541"
+    name = "processes-train-apart"
+    summary = "Several processes are started, and each trains a model of its own."
+    depth = "static"
+    examples = (
+        Example(
+            "broken",
+            "",
+            script=MODEL + LOOP,
+            processes=2,
+            why="a loop for one process, started twice",
+        ),
+        Example("healthy", "", script=MODEL + DDP_LOOP, processes=2),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        found = case.dry_run.processes
+        run = case.dry_run
+        if found is None or len(found.trained) < 2 or found.errors:
+            return
+        differ = found.apart > _APART
+        if found.met > 1 and not differ:
+            return
+        if found.met < 2 and run.trained_by != "a loop":
+            return  # a trainer meets on other machines, if not on this one
+        evidence = [together(found)]
+        if found.sums:
+            sums = ", ".join(f"rank {rank}: {value:.6g}" for rank, value in found.sums.items())
+            evidence.append(
+                Measurement("sum of the sizes of trainable numbers after three steps", sums, SOURCE)
+            )
+        why = (
+            "they are in no process group"
+            if found.met < 2
+            else f"after three steps their adapters differ by {found.apart:.2g} of their size"
+        )
+        yield self.finding(
+            "error",
+            f"{len(found.trained)} processes train, each a model of its own: {why}.",
+            location=at(run, "", 0),
+            evidence=tuple(evidence),
+            proof=Proof("executed", SOURCE),
+            fixes=(
+                Fix(
+                    "Let accelerate prepare model, optimizer and loader, or wrap the model in "
+                    "DistributedDataParallel and call the wrapper; or start one process.",
+                    "manual",
+                ),
+            ),
+        )

@@ -1,0 +1,131 @@
+"""LD542: several processes save an adapter, and the file lacks what was trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from lora_doctor.rule_api import Case, Example, Finding, Fix, Measurement, Proof, Rule, quoted
+from lora_doctor.rules._dry_run_script import DDP_LOOP, MODEL
+from lora_doctor.rules._processes import SOURCE, at, together
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import Processes, SavedAdapter
+
+_SAVED = """
+from peft import get_peft_model_state_dict
+
+state = get_peft_model_state_dict(model)
+if rank == 0:
+    torch.save(state, "adapter.bin")
+"""
+
+
+class AdapterNotSavedWhole(Rule):
+    """Several processes share the model, and what they save is no whole adapter.
+
+    ## What happens
+    Training ends well. The folder has no adapter in it, or a file without tensors, or with the
+    part of one process: loading says that keys are missing, or nothing, and the model answers as
+    if it had never been trained.
+
+    ## Why
+    Under FSDP and ZeRO-3 each process holds a part of each tensor. `Trainer.save_model` writes
+    nothing where `fsdp_state_dict_type` is `SHARDED_STATE_DICT`; `model.save_pretrained` and
+    `get_peft_model_state_dict` of the unwrapped model see this process's part, which is empty where
+    the others hold it.
+
+    Told by execution: names and shapes in the file are compared with those of the adapter before it
+    was cut into shards.
+
+    ## Versions
+    All.
+
+    ## Fix
+    A full state dict when the adapter is saved. It changes what is written and no training.
+
+    ## Links
+    https://huggingface.co/docs/peft/accelerate/fsdp
+    """
+
+    code = "LD542"
+    name = "adapter-not-saved-whole"
+    summary = "Several processes save an adapter, and the file lacks what was trained."
+    depth = "static"
+    examples = (
+        Example(
+            "broken",
+            "",
+            script=MODEL
+            + DDP_LOOP.replace(
+                "torch.nn.parallel.DistributedDataParallel(model.train())",
+                "fully_shard(model.train())",
+            ).replace(
+                "import torch\n", "import torch\nfrom torch.distributed.fsdp import fully_shard\n"
+            )
+            + _SAVED,
+            processes=2,
+            why="each process has its part of each tensor",
+        ),
+        Example("healthy", "", script=MODEL + DDP_LOOP + _SAVED, processes=2),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        found = case.dry_run.processes
+        if found is None:
+            return
+        whole = any(one.good for one in found.saved)
+        for one in found.saved:
+            if one.good or one.error:
+                continue
+            yield self.finding(
+                "warning" if whole else "error",
+                f"{one.by} leaves {_what(one)} in {one.path}, of {one.expected} that were trained.",
+                location=at(case.dry_run, one.file, one.line),
+                evidence=(
+                    together(found),
+                    Measurement("tensors of the adapter", one.expected, "before it was sharded"),
+                    Measurement("whole in the file", one.whole, one.path),
+                    *_shards(one),
+                ),
+                proof=Proof("executed", SOURCE),
+                fixes=(Fix(_remedy(found, one), "manual"),),
+            )
+
+
+def _what(one: SavedAdapter) -> str:
+    if not one.written:
+        return "no adapter"
+    if one.whole or one.partial:
+        parts = f", {len(one.partial) + len(one.empty)} in part" if one.partial or one.empty else ""
+        return f"{one.whole} whole tensors{parts}"
+    return "tensors without values" if one.empty else "a file without tensors of the adapter"
+
+
+def _shards(one: SavedAdapter) -> tuple[Measurement, ...]:
+    made = []
+    if one.empty:
+        made.append(Measurement("without a value", quoted(one.empty, 3), one.path))
+    if one.partial:
+        made.append(Measurement("a shard's shape", quoted(one.partial, 3), one.path))
+    if not one.written:
+        made.append(Measurement("file", "none was written", one.path))
+    return tuple(made)
+
+
+def _remedy(found: Processes, one: SavedAdapter) -> str:
+    if found.ran_type == "DeepSpeed":
+        return (
+            "Set stage3_gather_16bit_weights_on_model_save (accelerate: zero3_save_16bit_model) to "
+            "true, and save by trainer.save_model, or with "
+            "state_dict=accelerator.get_state_dict(model)."
+        )
+    if one.by.startswith("Trainer"):
+        return (
+            "Before saving: trainer.accelerator.state.fsdp_plugin.set_state_dict_type("
+            '"FULL_STATE_DICT"), or fsdp_state_dict_type: FULL_STATE_DICT in the config.'
+        )
+    return (
+        "Save in all processes with state_dict=accelerator.get_state_dict(model), or with "
+        "torch.distributed.checkpoint.state_dict.get_model_state_dict and full_state_dict=True."
+    )

@@ -1,0 +1,109 @@
+"""LD544: reentrant checkpointing under DDP."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from lora_doctor.rule_api import (
+    Case,
+    Edit,
+    Example,
+    Finding,
+    Fix,
+    Measurement,
+    Proof,
+    Rule,
+    Symptom,
+)
+from lora_doctor.rules._dry_run_script import DDP_LOOP, MODEL
+from lora_doctor.rules._processes import SOURCE, at, failure, raised, together
+
+_MESSAGE = re.compile(r"Expected to mark a variable ready only once")
+_KEY = "gradient_checkpointing_kwargs"
+_CHECKPOINTED = DDP_LOOP.replace(
+    "rank = int",
+    "model.gradient_checkpointing_enable({'use_reentrant': REENTRANT})\n"
+    "model.enable_input_require_grads()\nrank = int",
+).replace(
+    "DistributedDataParallel(model.train())",
+    "DistributedDataParallel(model.train(), find_unused_parameters=True)",
+)
+
+
+class ReentrantCheckpointingUnderDdp(Rule):
+    """Reentrant gradient checkpointing runs a backward pass inside the backward pass, and DDP sees
+    gradients twice.
+
+    ## What happens
+    `RuntimeError: Expected to mark a variable ready only once`, often with `marked as ready twice`
+    and the name of an adapter of the last layer. With one process nothing is raised.
+
+    ## Why
+    `DistributedDataParallel` with `find_unused_parameters=True` marks what it does not find in the
+    graph as ready when forward ends; in reentrant checkpointing the inner graph is not there yet,
+    so that its parameters are marked once more in backward.
+
+    ## Versions
+    All of torch. transformers before 5 takes the reentrant kind where nothing is said.
+
+    ## Fix
+    `gradient_checkpointing_kwargs: {use_reentrant: false}`: the same numbers, another bookkeeping.
+    Or `ddp_find_unused_parameters=False`, where every parameter is used.
+
+    ## Links
+    https://pytorch.org/docs/stable/checkpoint.html
+    """
+
+    code = "LD544"
+    name = "reentrant-checkpointing-under-ddp"
+    summary = "Reentrant gradient checkpointing does not go with this DDP."
+    depth = "static"
+    symptoms = (Symptom(r"Expected to mark a variable ready only once"),)
+    examples = (
+        Example(
+            "broken",
+            "",
+            script=MODEL + _CHECKPOINTED.replace("REENTRANT", "True"),
+            processes=2,
+            requires={"transformers": ">=4.50"},
+            why="find_unused_parameters and reentrant checkpointing",
+        ),
+        Example(
+            "healthy",
+            "",
+            script=MODEL + _CHECKPOINTED.replace("REENTRANT", "False"),
+            processes=2,
+            requires={"transformers": ">=4.50"},
+        ),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        failed = failure(case)
+        if failed is None or not _MESSAGE.search(failed[1].message):
+            return
+        found, error = failed
+        if found.reentrant is False:
+            return
+        settings = case.recipe.get(_KEY)
+        kept = dict(settings) if isinstance(settings, dict) else {}
+        fixes = [
+            Fix(
+                "Checkpoint without reentrance: use_reentrant=False.",
+                "manual",
+                (Edit(_KEY, {**kept, "use_reentrant": False}),),
+            )
+        ]
+        yield self.finding(
+            "error",
+            "Gradient checkpointing is reentrant, and DDP sees gradients of the same parameter "
+            "twice.",
+            location=at(case.dry_run, error.file, error.line),
+            evidence=(
+                raised(error),
+                together(found),
+                Measurement("checkpointing", "reentrant" if found.reentrant else "unknown", SOURCE),
+            ),
+            proof=Proof("executed", SOURCE),
+            fixes=tuple(fixes),
+        )

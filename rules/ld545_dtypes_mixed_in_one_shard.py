@@ -1,0 +1,105 @@
+"""LD545: FSDP is to put parameters of several dtypes into one flat parameter."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from lora_doctor.rule_api import Case, Example, Finding, Fix, Measurement, Proof, Rule, Symptom
+from lora_doctor.rules._dry_run_script import DDP_LOOP, MODEL
+from lora_doctor.rules._processes import SOURCE, at, failure, raised, together
+
+_DTYPES = re.compile(r"Must flatten tensors with uniform dtype but got (\S+) and (\S+)")
+_INTEGERS = re.compile(r"Cannot flatten integer dtype tensors")
+_FSDP_LOOP = (
+    DDP_LOOP.replace(
+        "torch.nn.parallel.DistributedDataParallel(model.train())",
+        "torch.distributed.fsdp.FullyShardedDataParallel(\n"
+        "    PREPARED.train(), use_orig_params=True, device_id=torch.cuda.current_device())",
+    )
+    .replace("import torch\n", "import torch\nimport torch.distributed.fsdp\n", 1)
+    .replace("model.parameters()", "wrapped.parameters()")
+)
+
+
+class DtypesMixedInOneShard(Rule):
+    """FSDP of version 1 is to flatten parameters of several dtypes into one.
+
+    ## What happens
+    `ValueError: Must flatten tensors with uniform dtype but got torch.bfloat16 and torch.float32`
+    when the model is prepared, or `Cannot flatten integer dtype tensors`.
+
+    ## Why
+    FSDP 1 cuts one flat tensor for each wrapped module. PEFT keeps adapters in float32 over a base
+    in bfloat16 (`autocast_adapter_dtype`), `prepare_model_for_kbit_training` makes norms float32,
+    and bitsandbytes stores weights as uint8 unless `bnb_4bit_quant_storage` says otherwise.
+
+    ## Versions
+    PEFT casts adapters to float32 from 0.12 on. FSDP 2 (`fsdp_version: 2`) flattens nothing.
+
+    ## Fix
+    One dtype for all: `get_peft_model(..., autocast_adapter_dtype=False)`, for quantized weights
+    `bnb_4bit_quant_storage` as the dtype of the model; or `fsdp_version: 2`. Adapters in bfloat16
+    learn otherwise than those in float32, so nothing of this is applied by itself.
+
+    ## Links
+    https://huggingface.co/docs/peft/accelerate/fsdp
+    """
+
+    code = "LD545"
+    name = "dtypes-mixed-in-one-shard"
+    summary = "FSDP 1 is to flatten parameters of several dtypes into one."
+    depth = "static"
+    symptoms = (
+        Symptom(r"Must flatten tensors with uniform dtype but got"),
+        Symptom(r"Cannot flatten integer dtype tensors"),
+    )
+    examples = (
+        Example(
+            "broken",
+            "",
+            script=MODEL
+            + _FSDP_LOOP.replace("PREPARED", "model.bfloat16()")
+            .replace(
+                "rank = int",
+                "for name, one in model.named_parameters():\n"
+                "    one.data = one.data.to(torch.float32 if 'lora_' in name else torch.bfloat16)\n"
+                "rank = int",
+            )
+            .replace("model.bfloat16()", "model"),
+            processes=2,
+            why="adapters in float32 over a base in bfloat16",
+        ),
+        Example("healthy", "", script=MODEL + _FSDP_LOOP.replace("PREPARED", "model"), processes=2),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        failed = failure(case)
+        if failed is None:
+            return
+        found, error = failed
+        dtypes, integers = _DTYPES.search(error.message), _INTEGERS.search(error.message)
+        if not dtypes and not integers:
+            return
+        quantized = case.recipe.quantized
+        kinds = " and ".join(sorted(dtypes.groups())) if dtypes else "whole numbers"
+        remedy = (
+            "Set bnb_4bit_quant_storage to the dtype of the model (4 bits; in 8 bits FSDP cuts no "
+            "weights)"
+            if quantized
+            else "Keep adapters in the dtype of the base: get_peft_model(..., "
+            "autocast_adapter_dtype=False), and cast what the script has made float32"
+        )
+        yield self.finding(
+            "error",
+            f"FSDP 1 is to flatten parameters of several dtypes into one: {kinds}.",
+            location=at(case.dry_run, error.file, error.line),
+            evidence=(
+                raised(error),
+                together(found),
+                Measurement("dtypes", kinds, "the exception"),
+                Measurement("quantized", quantized or "no", "recipe"),
+            ),
+            proof=Proof("executed", SOURCE),
+            fixes=(Fix(f"{remedy}; or shard by FSDP 2 (fsdp_version: 2).", "manual"),),
+        )

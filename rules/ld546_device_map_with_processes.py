@@ -1,0 +1,95 @@
+"""LD546: each of several processes spreads the model over all GPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.rule_api import Case, Example, Finding, Fix, Measurement, Proof, Rule, Symptom
+from lora_doctor.rules._dry_run_script import DDP_LOOP, MODEL
+from lora_doctor.rules._processes import SOURCE, at, together
+
+_SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")
+_SAVED = """
+import json, os, pathlib, sys
+folder = pathlib.Path("base")
+folder.mkdir(exist_ok=True)
+config.architectures = ["LlamaForCausalLM"]
+(folder / "config.json").write_text(json.dumps(config.to_dict(), default=str))
+"""
+_LOADED = MODEL.replace("model = get_peft_model(", f"{_SAVED}\nmodel = get_peft_model(").replace(
+    "AutoModelForCausalLM.from_config(config)",
+    'AutoModelForCausalLM.from_pretrained("base", device_map=DEVICES)',
+)
+
+
+class DeviceMapWithProcesses(Rule):
+    """The model is loaded with `device_map="auto"` in each of several processes.
+
+    ## What happens
+    `ValueError: You can't train a model that has been loaded with device_map='auto' in any
+    distributed mode`; with ZeRO-3 `DeepSpeed Zero-3 is not compatible with passing a device_map`.
+    In a loop of one's own all processes put their layers on the same GPUs.
+
+    ## Why
+    A device map spreads one model over all GPUs of one process. DDP, FSDP and DeepSpeed give each
+    process a GPU and do the placing themselves.
+
+    Told by execution: what `from_pretrained` was given while several processes trained. The dry run
+    itself has put the small model on one device.
+
+    ## Versions
+    All of accelerate.
+
+    ## Fix
+    No `device_map`, or `{"": PartialState().process_index}` for quantized weights under DDP; or one
+    process, which uses all GPUs one after the other.
+
+    ## Links
+    https://huggingface.co/docs/accelerate/usage_guides/big_modeling
+    """
+
+    code = "LD546"
+    name = "device-map-with-processes"
+    summary = "Each of several processes spreads the model over all GPUs."
+    depth = "static"
+    symptoms = (
+        Symptom(r"loaded with `?device_map='auto'`? in any distributed mode"),
+        Symptom(r"DeepSpeed Zero-3 is not compatible with .*device_map"),
+    )
+    examples = (
+        Example("broken", "", script=_LOADED.replace("DEVICES", '"auto"') + DDP_LOOP, processes=2),
+        Example(
+            "healthy",
+            "",
+            script=_LOADED.replace("DEVICES", '{"": int(os.environ["RANK"])}') + DDP_LOOP,
+            processes=2,
+        ),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        found = case.dry_run.processes
+        if found is None:
+            return
+        zero3 = found.zero_stage == 3
+        if found.device_map not in _SPREAD and not (zero3 and found.device_map):
+            return
+        if max(found.met, found.asked if found.trained[1:] else 1) < 2:
+            return
+        yield self.finding(
+            "error",
+            f"device_map={found.device_map!r} spreads the model over all GPUs in each of "
+            f"{found.asked} processes.",
+            location=at(case.dry_run, found.loaded_in, found.loaded_line),
+            evidence=(
+                Measurement("device_map", found.device_map, "what from_pretrained was given"),
+                together(found),
+            ),
+            proof=Proof("inferred", f"{SOURCE}, on one device"),
+            fixes=(
+                Fix(
+                    "Leave device_map out (quantized weights under DDP: "
+                    'device_map={"": PartialState().process_index}); or start one process.',
+                    "manual",
+                ),
+            ),
+        )

@@ -1,0 +1,84 @@
+"""LD547: a process waits for another one that never comes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.rule_api import Case, Example, Finding, Fix, Measurement, Proof, Rule
+from lora_doctor.rules._dry_run_script import DDP_LOOP, MODEL
+from lora_doctor.rules._processes import SOURCE, at, raised, together
+
+
+class ProcessesWaitInVain(Rule):
+    """One process is in an operation that all have to take part in, and another one has left or is
+    somewhere else.
+
+    ## What happens
+    The run hangs until a timeout of half an hour, or ends with `Connection closed by peer`, and
+    with a traceback that points at innocent code.
+
+    ## Why
+    Something is done by one process only that needs all of them: saving a sharded model or an
+    evaluation under `if rank == 0`, a `barrier` behind an early `return`, loaders of different
+    lengths.
+
+    Told by execution: no process failed by itself, and the line is the one where this one waited.
+
+    ## Versions
+    All.
+
+    ## Fix
+    Call it in all processes (`Trainer.save_model`, `get_state_dict` and `evaluate` decide by
+    themselves who writes); give all processes the same number of batches.
+
+    ## Links
+    https://pytorch.org/docs/stable/distributed.html
+    """
+
+    code = "LD547"
+    name = "processes-wait-in-vain"
+    summary = "A process waits for another one that never comes."
+    depth = "static"
+    examples = (
+        Example(
+            "broken",
+            "",
+            script=MODEL + DDP_LOOP + "\nif rank == 0:\n    torch.distributed.barrier()\n",
+            processes=2,
+            why="a barrier that one process alone comes to",
+        ),
+        Example(
+            "healthy",
+            "",
+            script=MODEL + DDP_LOOP + "\ntorch.distributed.barrier()\n",
+            processes=2,
+        ),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        found = case.dry_run.processes
+        error = case.dry_run.error
+        if error is None or found is None or found.met < 2 or not found.waiting:
+            return
+        where = [
+            Measurement(f"rank {one.rank} waited at", f"{one.file}:{one.line}", one.message[:200])
+            for one in found.waiting
+            if one.file
+        ]
+        ranks = ", ".join(str(one.rank) for one in found.waiting)
+        first = found.waiting[0]
+        yield self.finding(
+            "error",
+            f"Rank {ranks} of {found.met} waits for processes that never come: they have left, or "
+            "are somewhere else.",
+            location=at(case.dry_run, first.file, first.line),
+            evidence=(raised(error), together(found), *where),
+            proof=Proof("executed", SOURCE),
+            fixes=(
+                Fix(
+                    "Call what needs all processes in all of them, and let it decide who writes; "
+                    "give all the same number of batches.",
+                    "manual",
+                ),
+            ),
+        )

@@ -1,0 +1,128 @@
+"""Several processes in a dry run: one diagnosis of all of them. Two really run in one test here;
+set-ups with accelerate, FSDP and shards that are saved are run by `nox -s dry_run`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lora_doctor.dry_run.several import (
+    is_of_another,
+    of_first_rank,
+    otherwise_shared,
+    processes_of,
+)
+from lora_doctor.results.processes import Processes
+from lora_doctor.rules._dry_run_script import DDP_LOOP, MODEL
+from tests.test_dry_run import dry_run
+
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+
+
+def record(kind: str, process: int, **values: Any) -> Mapping[str, Any]:
+    return {"kind": kind, "time": 0.0, "pid": process, **values}
+
+
+def started(process: int, rank: int, **variables: str) -> Mapping[str, Any]:
+    return record("rank", process, rank=rank, variables={"WORLD_SIZE": "2", **variables})
+
+
+def failed(process: int, kind: str, message: str) -> Mapping[str, Any]:
+    own = [{"file": f"/there/{process}.py", "line": process, "function": ""}]
+    return record("error", process, type=kind, message=message, own=own)
+
+
+def of(*records: Mapping[str, Any]) -> Processes:
+    found = processes_of(records, lambda file: file)
+    assert found is not None
+    return found
+
+
+def test_a_rank_that_fails_while_the_other_waits_is_the_finding(tmp_path: Path) -> None:
+    """Rank 0 waits in DDP and is told that the connection was closed; all are ended."""
+    (tmp_path / "place").mkdir()
+    script = MODEL + DDP_LOOP.replace(
+        "    optimizer.step()\n",
+        "    optimizer.step()\n    if rank == 1:\n        raise KeyError('no such row')\n",
+    )
+    (tmp_path / "place" / "train.py").write_text(script)
+    report = dry_run(tmp_path / "place", sys.executable, *TORCHRUN, "train.py", code=1)
+    assert [one["rule"] for one in report["findings"]] == ["LD002"]
+    line = next(n for n, text in enumerate(script.splitlines(), 1) if "no such row" in text)
+    assert report["findings"][0]["location"]["line"] == line
+    found = report["dry_run"]["processes"]
+    assert (found["asked"], found["met"], found["started"]) == (2, 2, 2)
+    assert (found["ran_type"], found["backend"]) == ("DDP", "gloo")
+    assert {one["rank"]: one["of_another"] for one in found["errors"]}[1] is False
+    assert report["verification"]["before"]["outcome"] == "passed", "judged once, by the first rank"
+
+
+def test_what_the_first_rank_tells_stands_for_all() -> None:
+    records = [
+        started(11, 1), started(10, 0), record("train", 11), record("train", 10),
+        record("note", 11, note="cpu", text=""), record("model", 9),
+    ]  # fmt: skip
+    left = of_first_rank(records)
+    assert [(one["kind"], one["pid"]) for one in left if one["kind"] != "rank"] == [
+        ("train", 10), ("note", 11), ("model", 9),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "message", "expected"),
+    [
+        ("RuntimeError", "[pair.cc:547] Connection closed by peer [127.0.0.1]:1234", True),
+        ("RuntimeError", "Timed out waiting 300000ms for recv operation to complete", True),
+        ("torch.distributed.DistBackendError", "NCCL communicator was aborted", True),
+        ("KeyError", "'Connection closed by peer'", False),
+        ("RuntimeError", "mat1 and mat2 shapes cannot be multiplied", False),
+        ("ValueError", "request timed out after 3 s", False),
+    ],
+)
+def test_what_only_says_that_another_process_is_gone(
+    kind: str, message: str, expected: bool
+) -> None:
+    assert is_of_another(failed(1, kind, message)) is expected
+
+
+def test_nobody_failed_and_one_waits() -> None:
+    """`if rank == 0:` around what needs all processes."""
+    waiting = failed(10, "RuntimeError", "Connection closed by peer")
+    ours = (started(10, 0), started(11, 1), record("group", 10, rank=0, size=2, backend="gloo"))
+    assert [one.rank for one in of(*ours, waiting).waiting] == [0]
+    assert not of(*ours, waiting, failed(11, "ValueError", "")).waiting
+
+
+def test_one_process_of_one_is_nothing_to_tell() -> None:
+    assert processes_of([record("rank", 1, rank=0, variables={"WORLD_SIZE": "1"})], str) is None
+    assert processes_of([record("launcher", 1, processes=1, machines=1, chosen=[],
+                                distributed_type="NO")], str) is None  # fmt: skip
+
+
+def test_what_ran_beside_what_was_asked_for() -> None:
+    """FSDP was asked for and DDP ran: nothing is vouched for."""
+    group = record("group", 10, rank=0, size=2, backend="gloo")
+    fsdp = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    asked = (started(10, 0, **fsdp), started(11, 1, **fsdp), group)
+    replicas = record("wrapped", 10, by="DDP", rank=0)
+    shards = record("wrapped", 10, by="FSDP2", rank=0, classes={"Layer": 2})
+    assert "FSDP2 was asked for" in (otherwise_shared(of(*asked, replicas)) or "")
+    assert otherwise_shared(of(*asked, shards)) is None
+    assert of(*asked, shards).sharded == {"Layer": 2}
+    assert "did not meet" in (otherwise_shared(of(started(10, 0), started(11, 1))) or "")
+
+
+def test_the_best_of_what_all_processes_saved_is_told() -> None:
+    """Each rank writes to the same file; one that has nothing comes after the one that has all."""
+    saved = {"path": "/out", "by": "torch.save", "expected": 8, "partial": [], "error": "",
+             "empty": [], "place": None}  # fmt: skip
+    found = of(
+        started(10, 0), started(11, 1),
+        record("saved_adapter", 10, written=True, whole=8, **saved),
+        record("saved_adapter", 11, written=True, whole=0, **saved),
+    )  # fmt: skip
+    assert [one.good for one in found.saved] == [True]
