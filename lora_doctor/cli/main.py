@@ -26,6 +26,7 @@ from lora_doctor.cli.options import (
     optional_model,
     output_options,
     prescription_option,
+    real_run_options,
     recipe_options,
     report_options,
 )
@@ -287,6 +288,21 @@ def dry_run(**options: Any) -> int:
     from lora_doctor.cli.dry_run import run
 
     return report(with_progress(lambda tell: run(options, tell)), options)
+
+
+@cli.command("run", context_settings={"allow_interspersed_args": False})
+@real_run_options
+def real_run(**options: Any) -> int:
+    """Run your own training command with a prescription's patches in force, and nothing else.
+
+    COMMAND is what you type to train (-- accelerate launch train.py). The patches are in force in
+    every Python process that it starts. The command takes the place of this process: exit code,
+    signals and terminal are its own. It is not started where no patch could be in force, or where
+    other versions are installed than the prescription was made for (exit code 2).
+    """
+    from lora_doctor.cli.real_run import run
+
+    return run(options, in_place=not click.get_current_context().obj)
 
 
 @cli.command()

@@ -241,6 +241,19 @@ def dry_run_options(command: F) -> F:
     return _with(options, command)
 
 
+def real_run_options(command: F) -> F:
+    """The command of a real run, and the prescription for it."""
+    options = [
+        click.argument("command", metavar="COMMAND...", nargs=-1, type=click.UNPROCESSED),
+        click.option(
+            "--prescription",
+            metavar="FILE",
+            help="What fix --apply wrote.  [default: lora-doctor.prescription.json]",
+        ),
+    ]
+    return _with(options, command)
+
+
 def memory_options(command: F) -> F:
     """What the memory plan is made for."""
     options = [

@@ -82,6 +82,14 @@ def results_apart(*, give_back: bool) -> Iterator[None]:
             _results = None
 
 
+def put_back() -> None:
+    """Let standard output be what it was given as, for a program that takes the place of this
+    one."""
+    own = moved_descriptors.get(1)
+    if own is not None:
+        os.dup2(own, 1)
+
+
 def results() -> TextIO:
     """Where results go."""
     return _results if _results is not None else sys.stdout

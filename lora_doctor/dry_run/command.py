@@ -42,17 +42,22 @@ class Command:
     programs: str = ""
 
 
-def command_of(words: Sequence[str]) -> Command:
-    """The command that a user gave, or the one for the file that they gave.
+#: What happens to a command that no guest is in, by what was asked for.
+_WITHOUT = {"dry-run": "the model would be loaded as it is", "run": "no patch would be in force"}
+
+
+def command_of(words: Sequence[str], asked: str = "dry-run") -> Command:
+    """The command that a user gave, or the one for the file that they gave. ``asked``: the command
+    of lora-doctor that it is for.
 
     Raises:
         InputError: there is no such program, none is known for the file, or a guest cannot be in
             it.
     """
     if len(words) == 1 and Path(words[0]).suffix in (".py", ".ipynb", ".yaml", ".yml"):
-        chosen = _of_words(_for_file(Path(words[0])))
+        chosen = _of_words(_for_file(Path(words[0]), asked), asked)
         return replace(chosen, programs=str(Path(sys.executable).parent))
-    return _of_words(words)
+    return _of_words(words, asked)
 
 
 def with_programs(command: Command, environment: Mapping[str, str]) -> dict[str, str]:
@@ -62,17 +67,17 @@ def with_programs(command: Command, environment: Mapping[str, str]) -> dict[str,
     return {**environment, "PATH": path}
 
 
-def _of_words(words: Sequence[str]) -> Command:
+def _of_words(words: Sequence[str], asked: str) -> Command:
     program = shutil.which(words[0])
     if program is None:
-        raise InputError(f"dry-run: there is no program {words[0]!r}; check the command")
+        raise InputError(f"{asked}: there is no program {words[0]!r}; check the command")
     position = next((n for n, word in enumerate(words) if is_python(word)), None)
     if position is not None:
         option = deaf_option(words[position + 1 :])
         if option:
             raise InputError(
-                f"dry-run: {words[position]} {option} reads no environment, so that the model "
-                f"would be loaded as it is; leave {option} out"
+                f"{asked}: {words[position]} {option} reads no environment, so that "
+                f"{_WITHOUT[asked]}; leave {option} out"
             )
         options = own_options(words[position + 1 :])
         return Command(tuple(words), (*words[: position + 1], *options, "-c", "pass"))
@@ -84,8 +89,8 @@ def _of_words(words: Sequence[str]) -> Command:
     if shebang and Path(_interpreter(shebang)).name in _SHELLS:
         return Command(tuple(words), None)
     raise InputError(
-        f"dry-run: {words[0]} is no Python program, and what it starts may run elsewhere; give the "
-        "Python command behind it, such as: dry-run -- python train.py"
+        f"{asked}: {words[0]} is no Python program, and what it starts may run elsewhere; give the "
+        f"Python command behind it, such as: {asked} -- python train.py"
     )
 
 
@@ -97,7 +102,24 @@ def probe(command: Command, session: Session, environment: Mapping[str, str]) ->
     """
     if command.probe is None:
         return
-    shown = " ".join(command.probe[:-2])
+    said = run_probe(command, environment, "dry-run")
+    answers = list(session.answers.iterdir())
+    if not any(session.nonce in answer.read_text(encoding="utf-8") for answer in answers):
+        raise InputError(
+            f"dry-run: {' '.join(command.probe[:-2])} drops the environment, so that no guest is "
+            f"in it and the real run would start; nothing was run{said}"
+        )
+    for answer in answers:
+        answer.unlink()
+
+
+def run_probe(command: Command, environment: Mapping[str, str], asked: str) -> str:
+    """Run the command's interpreter with nothing to do; returns what it says, for a sentence.
+
+    Raises:
+        InputError: it cannot be run.
+    """
+    assert command.probe is not None
     try:
         done = subprocess.run(
             command.probe,
@@ -108,17 +130,10 @@ def probe(command: Command, session: Session, environment: Mapping[str, str]) ->
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise InputError(f"dry-run: {shown} cannot be run: {error}") from error
-    answers = list(session.answers.iterdir())
-    if not any(session.nonce in answer.read_text(encoding="utf-8") for answer in answers):
-        said = done.stderr.decode(errors="replace").strip().splitlines()
-        tail = f" (it says: {said[-1][:300]})" if said else ""
-        raise InputError(
-            f"dry-run: {shown} drops the environment, so that no guest is in it and the real run "
-            f"would start; nothing was run{tail}"
-        )
-    for answer in answers:
-        answer.unlink()
+        shown = " ".join(command.probe[:-2])
+        raise InputError(f"{asked}: {shown} cannot be run: {error}") from error
+    said = done.stderr.decode(errors="replace").strip().splitlines()
+    return f" (it says: {said[-1][:300]})" if said else ""
 
 
 def _shebang(program: Path) -> tuple[str, ...]:
@@ -158,14 +173,14 @@ _YAML = (
 )
 
 
-def _for_file(path: Path) -> tuple[str, ...]:
+def _for_file(path: Path, asked: str) -> tuple[str, ...]:
     """The command that runs a file of this content.
 
     Raises:
         InputError: there is no such file, or nothing tells what runs it.
     """
     if not path.is_file():
-        raise InputError(f"dry-run: there is no file {str(path)!r}")
+        raise InputError(f"{asked}: there is no file {str(path)!r}")
     if path.suffix == ".py":
         return (sys.executable, str(path))
     if path.suffix == ".ipynb":
@@ -175,8 +190,8 @@ def _for_file(path: Path) -> tuple[str, ...]:
         if all(key in keys for key in needed):
             return (_beside(words[0]), *words[1:], str(path))
     raise InputError(
-        f"dry-run: {path} has the keys of no launcher that is known; give its command, such as: "
-        f"dry-run -- trl sft --config {path}"
+        f"{asked}: {path} has the keys of no launcher that is known; give its command, such as: "
+        f"{asked} -- trl sft --config {path}"
     )
 
 

@@ -6,8 +6,11 @@ import importlib
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from lora_doctor.guest.carried import Carried, carry_on
 from lora_doctor.guest.children import watch_children
 from lora_doctor.guest.session import Session
 
@@ -20,13 +23,29 @@ def start(folder: str) -> None:
         ImportError, AttributeError: an act is missing.
     """
     session = Session.read(Path(folder))
-    for act in session.acts:
-        module, _, function = act.partition(":")
-        getattr(importlib.import_module(module), function)(session)
+    _act(session.acts, session)
     watch_children(session)
     answer(session)
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=lambda: answer(session))
+
+
+def start_carried(text: str) -> None:
+    """Be a guest of the session that the environment holds.
+
+    Raises:
+        ValueError, KeyError, TypeError: it holds none.
+        ImportError, AttributeError: an act is missing.
+    """
+    carried = Carried.read(text)
+    _act(carried.acts, carried)
+    carry_on(carried)
+
+
+def _act(acts: Sequence[str], session: Any) -> None:
+    for act in acts:
+        module, _, function = act.partition(":")
+        getattr(importlib.import_module(module), function)(session)
 
 
 def answer(session: Session) -> None:

@@ -11,6 +11,7 @@ from importlib.util import module_from_spec
 from typing import Any, NoReturn
 
 _FOLDER = os.environ.get("LORA_DOCTOR_SESSION", "")
+_CARRIED = os.environ.get("LORA_DOCTOR_RUN", "")
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _OLDEST = (3, 10)
 
@@ -33,9 +34,12 @@ def _start() -> None:
     if sys.version_info[:2] < _OLDEST:
         _stop(f"this Python is {sys.version.split()[0]}, and a guest needs 3.10")
     sys.meta_path.insert(0, _OurPackage())
-    from lora_doctor.guest.start import start
+    from lora_doctor.guest.start import start, start_carried
 
-    start(_FOLDER)
+    if _FOLDER:
+        start(_FOLDER)
+    if _CARRIED:
+        start_carried(_CARRIED)
 
 
 def _chain() -> None:
@@ -49,7 +53,7 @@ def _chain() -> None:
     spec.loader.exec_module(module)
 
 
-if _FOLDER:
+if _FOLDER or _CARRIED:
     try:
         _start()
     except BaseException as error:  # noqa: BLE001 - nothing may fail open

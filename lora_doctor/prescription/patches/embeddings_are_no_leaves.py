@@ -19,6 +19,8 @@ from lora_doctor.prescription.patches._support import Changes, Once
 
 NAME = "embeddings_are_no_leaves"
 SUMMARY = "Lets models change embeddings in place whose gradient was asked for"
+#: The library whose import it waits for in a real run; PEFT need not have been imported.
+LIBRARY = "transformers.modeling_utils"
 
 _ENABLE = "enable_input_require_grads"
 _once = Once()

@@ -1,0 +1,1 @@
+"""The real run: the user's own command with the patches of a prescription, and nothing else."""
