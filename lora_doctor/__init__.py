@@ -6,6 +6,7 @@
     diagnosis = lora_doctor.fix("./my-model", "recipe.yaml")
     verification = lora_doctor.verify(my_module, lora_config)
     lora_doctor.apply("lora-doctor.prescription.json")   # first line of a training script
+    Trainer(..., callbacks=[lora_doctor.callback()])      # judged and watched while it trains
 
 ``print(diagnosis)`` is the report of the command line; in a notebook the last value of a cell shows
 it as a page. Errors: see :mod:`lora_doctor.errors`. To write a rule: :mod:`lora_doctor.rule_api`.
@@ -31,7 +32,10 @@ if TYPE_CHECKING:
         LoraDoctorError,
         NotPythonError,
         PatchError,
+        TrainingStopped,
     )
+    from lora_doctor.live.callback import callback
+    from lora_doctor.live.watch import watch
     from lora_doctor.prescription.apply import Applied, apply
     from lora_doctor.recipe.files.prescription import Prescription
     from lora_doctor.recipe.recipe import Recipe
@@ -56,14 +60,17 @@ __all__ = [
     "PatchError",
     "Prescription",
     "Recipe",
+    "TrainingStopped",
     "Verification",
     "Worker",
     "__version__",
     "apply",
+    "callback",
     "check",
     "fix",
     "read_diagnosis",
     "verify",
+    "watch",
 ]
 
 _HOMES = {
@@ -71,6 +78,8 @@ _HOMES = {
     "fix": "api",
     "verify": "api",
     "apply": "prescription.apply",
+    "callback": "live.callback",
+    "watch": "live.watch",
     "Applied": "prescription.apply",
     "Diagnosis": "results.diagnosis",
     "Finding": "results.finding",
@@ -88,6 +97,7 @@ _HOMES = {
     "FactoryError": "errors",
     "NotPythonError": "errors",
     "PatchError": "errors",
+    "TrainingStopped": "errors",
 }
 
 

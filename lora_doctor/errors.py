@@ -9,7 +9,8 @@ Every one is importable from ``lora_doctor`` itself:
     │   ├── LimitError     a limit of ours stopped a reader
     │   ├── NotPythonError a file that should be Python is not
     │   └── FactoryError   a factory raised: an InputError, unless a rule knows why
-    └── PatchError        a patch of a prescription does not fit the installed libraries
+    ├── PatchError        a patch of a prescription does not fit the installed libraries
+    └── TrainingStopped   a live run found what the job was to be stopped for
 
 Each message is one line that says what is wrong, where, and what to do. An option that a function
 of the API does not have is a ``TypeError``, as everywhere in Python. Exceptions that are defined
@@ -20,7 +21,7 @@ any other exception is a defect, and worth a report.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 #: The longest message; a longer one loses its middle.
 MESSAGE_CHARS = 2_000
@@ -140,3 +141,14 @@ class FactoryError(EvidenceError):
 
 class PatchError(LoraDoctorError):
     """A patch does not fit what is installed; nothing has been changed."""
+
+
+class TrainingStopped(LoraDoctorError):
+    """A live run (``lora_doctor.callback``, ``lora_doctor.watch``) stops the job with a finding.
+
+    ``findings``: all that were found then, each a :class:`Finding`.
+    """
+
+    def __init__(self, message: str, findings: tuple[Any, ...] = ()) -> None:
+        super().__init__(message)
+        self.findings = findings

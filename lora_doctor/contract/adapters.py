@@ -13,7 +13,11 @@ from typing import Any
 from lora_doctor.model.built_in_adapters import active_in
 from lora_doctor.model.module_path import is_numbered, pattern_of
 from lora_doctor.model.peft_models import other_parts, peft_models
+from lora_doctor.results.verification import AdapterGroup
 from lora_doctor.text import clean_path
+
+#: Paths that a group names.
+_EXAMPLES = 4
 
 
 @dataclass
@@ -171,6 +175,31 @@ def stray_parameters(model: Any, layers: list[AdapterLayer], bias: str) -> list[
             continue
         stray.append((clean_path(name), int(parameter.numel())))
     return stray
+
+
+def groups_of(layers: list[AdapterLayer], kinds: list[str]) -> tuple[AdapterGroup, ...]:
+    """What was seen of the layers, those that are alike together. ``kinds``: of the batches."""
+    groups: dict[str, list[AdapterLayer]] = {}
+    for layer in layers:
+        groups.setdefault(layer.pattern, []).append(layer)
+    return tuple(
+        AdapterGroup(
+            pattern=pattern,
+            count=len(alike),
+            with_gradient=sum(layer.trained for layer in alike),
+            moved=sum(layer.moved for layer in alike),
+            batches=tuple(
+                kind
+                for kind in dict.fromkeys(kinds)
+                if any(kind in p.batches for layer in alike for p in layer.parameters)
+            ),
+            examples_without_gradient=tuple(layer.path for layer in alike if not layer.trained)[
+                :_EXAMPLES
+            ],
+            dtypes=tuple(sorted({p.dtype for layer in alike for p in layer.trainable})),
+        )
+        for pattern, alike in groups.items()
+    )
 
 
 def count_calls(layers: list[AdapterLayer]) -> list[Any]:

@@ -39,7 +39,7 @@ from lora_doctor.nn.memory_meter import MemoryMeter
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.round_trip import Saving
 from lora_doctor.results.structure import ErrorReport
-from lora_doctor.results.verification import AdapterGroup, BatchReport, Problem, Verification
+from lora_doctor.results.verification import BatchReport, Problem, Verification
 from lora_doctor.sandbox.memory import is_out_of_memory
 from lora_doctor.text import clean_path, one_line, where
 
@@ -118,7 +118,7 @@ class Contract:
             reason=stop.reason if stop is not None and obstacle else "",
             obstacle=obstacle,
             base_error=stop.base_error if stop is not None else None,
-            adapters=self._groups(),
+            adapters=found.groups_of(self.layers, [kind_of(batch) for batch in self.batches]),
             batches=self._batch_reports(),
             model_class=name,
             model_parameters=parameters,
@@ -367,29 +367,6 @@ class Contract:
         """A setting of the active adapter's config as PEFT keeps it."""
         value = getattr(own_config(self.model), key, default)
         return getattr(value, "value", value)
-
-    def _groups(self) -> tuple[AdapterGroup, ...]:
-        groups: dict[str, list[found.AdapterLayer]] = {}
-        for layer in self.layers:
-            groups.setdefault(layer.pattern, []).append(layer)
-        return tuple(
-            AdapterGroup(
-                pattern=pattern,
-                count=len(layers),
-                with_gradient=sum(layer.trained for layer in layers),
-                moved=sum(layer.moved for layer in layers),
-                batches=tuple(
-                    kind
-                    for kind in dict.fromkeys(kind_of(batch) for batch in self.batches)
-                    if any(kind in p.batches for layer in layers for p in layer.parameters)
-                ),
-                examples_without_gradient=tuple(
-                    layer.path for layer in layers if not layer.trained
-                )[:NAMES_SHOWN],
-                dtypes=tuple(sorted({p.dtype for layer in layers for p in layer.trainable})),
-            )
-            for pattern, layers in groups.items()
-        )
 
     def _batch_reports(self) -> tuple[BatchReport, ...]:
         losses = self.training.losses if self.training else {}

@@ -69,13 +69,29 @@ class Training:
         self._trained: set[str] = set()
         #: Buffers that a forward in training mode moves by itself, without any step.
         self._written: set[str] = set()
+        self._before: dict[str, Any] = {}
+
+    def begin(self) -> list[Any]:
+        """Keep what the adapters are before the first step; returns the handles of hooks that
+        count calls of their layers."""
+        self._trained = {p.name for p in self.parameters if p.tensor.requires_grad}
+        self._before = {p.name: p.tensor.detach().clone() for p in self.parameters}
+        found.note_trained_tokens(self.layers, self.batches)
+        return found.count_calls(self.layers)
+
+    def judge_steps(self, least: str) -> None:
+        """Enter the gradients of the steps so far, and what moved. ``least``: how many steps there
+        were to be, in words."""
+        self._judge_gradients()
+        self.recorder.add("steps", True, self.rounds_done, least)
+        for parameter in self.parameters:
+            change = (parameter.tensor.detach() - self._before[parameter.name]).abs()
+            parameter.moved = float(change.max()) if change.numel() else 0.0
+        self._judge_moves()
 
     def run(self, rounds: int, rate: float) -> None:
-        self._trained = {p.name for p in self.parameters if p.tensor.requires_grad}
-        before = {p.name: p.tensor.detach().clone() for p in self.parameters}
         frozen = frozen_sums(self.model)
-        found.note_trained_tokens(self.layers, self.batches)
-        handles = found.count_calls(self.layers)
+        handles = self.begin()
         try:
             self._start_optimizer(rate)
             for _ in range(rounds):
@@ -87,12 +103,7 @@ class Training:
         finally:
             for handle in handles:
                 handle.remove()
-        self._judge_gradients()
-        self.recorder.add("steps", True, self.rounds_done, f"at least {rounds} rounds")
-        for parameter in self.parameters:
-            change = (parameter.tensor.detach() - before[parameter.name]).abs()
-            parameter.moved = float(change.max()) if change.numel() else 0.0
-        self._judge_moves()
+        self.judge_steps(f"at least {rounds} rounds")
         moved = changed(frozen, frozen_sums(self.model))
         kept = [name for name in moved if name in self._written]
         if kept:
@@ -102,7 +113,7 @@ class Training:
             moved = [name for name in moved if name not in self._written]
         names = ", ".join(moved[:NAMES_SHOWN])
         self.recorder.add("frozen-stay", not moved, len(moved), f"0 of {len(frozen)} moved", names)
-        self._judge_loss(before, rate)
+        self._judge_loss(self._before, rate)
 
     def _start_optimizer(self, rate: float) -> None:
         import torch

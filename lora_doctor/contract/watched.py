@@ -1,0 +1,123 @@
+"""What can be seen of the training contract in steps that somebody else's loop takes.
+
+Nothing is run here but what finds the module that makes a number which is not finite.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lora_doctor.contract import adapters as found
+from lora_doctor.contract.locator import Locator, NonFinite
+from lora_doctor.contract.measure import kind_of
+from lora_doctor.contract.observers import Observers
+from lora_doctor.contract.observers.base import Setting
+from lora_doctor.contract.precision import Precision
+from lora_doctor.contract.recorder import Recorder
+from lora_doctor.contract.training import AdaptedModel, Training
+from lora_doctor.nn.copying import attributes_kept, statistics_kept, undisturbed
+from lora_doctor.recipe.recipe import Recipe
+from lora_doctor.results.verification import Verification
+
+
+class WatchedSteps:
+    """The first steps of a model with adapters, as its own loop takes them.
+
+    ``seconds`` of the verification is not told: they are the user's own.
+    """
+
+    def __init__(self, model: Any, batch: Any, *, dtype: str, device: str) -> None:
+        self.model = model
+        self.layers = found.find_adapters(model)
+        self.parameters = list(found.every_parameter(self.layers))
+        self._batch = batch
+        self._dtype, self._device = dtype, device
+        self._recorder = Recorder()
+        self._training = Training(
+            AdaptedModel(
+                model, self.layers, [batch], first_losses=[], missing=(), order={},
+                precision=Precision.of(Recipe(), dtype, device), dtype=dtype,
+            ),
+            self._recorder,
+            Observers(Setting(True, dtype, dtype, learning_rate=0.0), asked=False),
+        )  # fmt: skip
+        self._handles = self._training.begin()
+
+    def before_step(self) -> None:
+        """Read the gradients that the step will use."""
+        found.note_gradients(self.layers, kind_of(self._batch))
+
+    def after_step(self) -> None:
+        self._training.rounds_done += 1
+
+    @property
+    def steps(self) -> int:
+        return self._training.rounds_done
+
+    def judge(self, least: str) -> Verification:
+        """What the steps show; the hooks are gone then. ``least``: how many there were to be."""
+        self.close()
+        with undisturbed():
+            self._training.judge_steps(least)
+        return self._verification()
+
+    def judge_loss(self, value: float, step: int, bad: NonFinite | None) -> Verification:
+        """A loss that is not finite, and the module that was found to make it."""
+        self.close()
+        name = "steps" if step > 1 else "loss-finite"
+        text = f"the loss is {value} in step {step}: "
+        text += f"first bad module: {bad}" if bad else "no module's output was found to be so"
+        self._recorder.add(name, False, value, "a finite loss", text)
+        self._recorder.blame(name, "NonFiniteLoss", text, bad.path if bad else "")
+        return self._verification()
+
+    def judge_gradient(self, name: str, largest: float, count: int, step: int) -> Verification:
+        """A gradient that is not finite: of which parameter first, the largest finite value in it,
+        and of how many."""
+        self.close()
+        text = (
+            f"the gradient of {name} is not finite first in step {step} (largest finite value "
+            f"{largest:.3g})"
+        )
+        self._recorder.add("gradients", False, f"{count} not finite", "finite gradients", text)
+        self._recorder.blame("gradients", "NonFiniteGradient", text, name.rpartition(".")[0])
+        return self._verification()
+
+    def close(self) -> None:
+        """Take the hooks out; twice is once."""
+        while self._handles:
+            self._handles.pop().remove()
+
+    def _verification(self) -> Verification:
+        reason = "not run: only what the live run shows is known"
+        return Verification(
+            outcome="failed" if self._recorder.failed else "passed",
+            depth="full",
+            device=self._device,
+            dtype=self._dtype,
+            checks=self._recorder.checks(reason),
+            failure=self._recorder.failure,
+            adapters=found.groups_of(self.layers, [kind_of(self._batch)]),
+            model_class=type(self.model).__name__,
+            steps=self.steps,
+            notes=tuple(self._recorder.notes),
+        )
+
+
+def first_bad_module(model: Any, given: dict[str, Any]) -> NonFinite | None:
+    """The first module whose output is not finite, in the same forward once more; the model and
+    the random generators stay as they are.
+
+    Raises whatever the model's forward raises.
+    """
+    import torch
+
+    with (
+        undisturbed(),
+        statistics_kept(model),
+        attributes_kept(model),
+        Locator(model, look=True) as locator,
+        torch.no_grad(),
+    ):
+        model(**given)
+    return locator.non_finite

@@ -1,0 +1,1 @@
+"""The live run: the user's own training, judged before its first step and watched after it."""
