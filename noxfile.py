@@ -247,6 +247,7 @@ def benchmark(session: nox.Session) -> None:
     session.install(".")
     session.run("python", "benchmarks/run.py", *session.posargs)
     session.run("python", "benchmarks/dry_run.py")
+    session.run("python", "benchmarks/live.py")
 
 
 @nox.session

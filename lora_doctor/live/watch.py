@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypedDict, get_args
 
@@ -391,7 +392,7 @@ class Watch:
             open_ = f"; undetermined: {diagnosis.undetermined}" if diagnosis.undetermined else ""
             telling.say(f"live run: {when}: nothing found{open_}{took}")
             return
-        telling.report(diagnosis)
+        telling.report(replace(diagnosis, findings=new))
         if telling.stops(new, self._on):
             self.close()
             worst = tuple(one for one in new if telling.stops((one,), self._on))

@@ -1,0 +1,220 @@
+"""The live run: a real training is judged before its first step, and watched."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import lora_doctor
+from lora_doctor.errors import InputError, TrainingStopped
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.slow
+
+TOKENS, ROWS = 12, 2
+
+
+def make_model() -> Any:
+    """Two small layers with adapters and dropout, the same each time."""
+    import peft
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, vocab_size=90, pad_token_id=0,
+    )  # fmt: skip
+    lora = peft.LoraConfig(
+        task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"], lora_dropout=0.1
+    )
+    return peft.get_peft_model(AutoModelForCausalLM.from_config(config), lora)
+
+
+def rows(count: int = 24) -> list[dict[str, Any]]:
+    generator = torch.Generator().manual_seed(1)
+    made = [torch.randint(1, 90, (TOKENS,), generator=generator) for _ in range(count)]
+    return [{"input_ids": ids, "labels": ids.clone()} for ids in made]
+
+
+def batches() -> Iterator[dict[str, Any]]:
+    given = rows()
+    for start in range(0, len(given), ROWS):
+        chosen = given[start : start + ROWS]
+        yield {name: torch.stack([row[name] for row in chosen]) for name in chosen[0]}
+
+
+def layer(model: Any, number: int) -> Any:
+    return model.base_model.model.model.layers[number]
+
+
+def train(
+    model: Any,
+    trained: Any = None,
+    before: Callable[[int], None] = lambda step: None,
+    **options: Any,
+) -> Any:
+    """A loop of somebody's own: twelve steps. ``before``: what happens before each of them."""
+    adapters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(adapters if trained is None else trained, lr=1e-3)
+    watch = lora_doctor.watch(model, optimizer, **options)
+    model.train()
+    for step, batch in enumerate(batches(), 1):
+        before(step)
+        loss = model(**batch).loss
+        loss.backward()
+        watch.step(loss)
+        optimizer.step()
+        optimizer.zero_grad()
+    return watch
+
+
+def weights(model: Any) -> list[Any]:
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def hooks(model: Any) -> int:
+    return sum(
+        len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()
+    )
+
+
+def trainer(model: Any, folder: Path, callbacks: list[Any]) -> Any:
+    from transformers import Trainer, TrainingArguments
+
+    arguments = TrainingArguments(
+        str(folder), max_steps=8, per_device_train_batch_size=ROWS, report_to=[],
+        save_strategy="no", disable_tqdm=True, learning_rate=1e-3, logging_steps=100,
+    )  # fmt: skip
+    return Trainer(model, arguments, train_dataset=rows(), callbacks=callbacks)
+
+
+def test_a_healthy_training_is_told_so_and_is_not_changed(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Same weights to the last bit, same random numbers afterwards, no hook left."""
+    plain, watched = make_model(), make_model()
+    trainer(plain, tmp_path, []).train()
+    drawn = torch.rand(3)
+    callback = lora_doctor.callback()
+    trainer(watched, tmp_path, [callback]).train()
+    assert torch.equal(torch.rand(3), drawn)
+    assert all(map(torch.equal, weights(plain), weights(watched)))
+    assert hooks(watched) == hooks(plain) == 0
+    said = [one for one in capfd.readouterr().err.splitlines() if one.startswith("lora-doctor")]
+    assert re.fullmatch(r"lora-doctor: live run: before step 1: nothing found \(.* s\)", said[0]), (
+        said
+    )
+    assert "steps 1 to 4: every adapter parameter has a gradient and moves" in said[1]
+    before = callback.watch.diagnosis.before
+    assert before.outcome == "passed" and before.depth == "full"
+    assert before.batches[0].inputs["input_ids"] == (ROWS, TOKENS), "the first batch of the run"
+
+
+def test_an_optimizer_without_the_adapters_stops_the_job(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Before the first step, and the message says rule, what, where and what to do."""
+    model = make_model()
+    head = model.get_output_embeddings().weight.requires_grad_(True)
+    before = weights(model)
+    with pytest.raises(TrainingStopped, match=r"before step 1: LD503 not-in-the-optimizer") as told:
+        train(model, [head], contract=False)
+    assert told.value.findings[0].rule == "LD503" and "What to do: " in str(told.value)
+    assert "error LD503" in capfd.readouterr().err
+    assert all(map(torch.equal, before, weights(model)))
+    assert hooks(model) == 0
+
+
+def test_adapters_that_get_no_gradient_stop_the_job() -> None:
+    """Cut off in the live model by code that no copy of it was asked about."""
+    model = make_model()
+    cut = layer(model, 0).register_forward_hook(
+        lambda module, given, output: (
+            output.detach() if torch.is_tensor(output) else (output[0].detach(), *output[1:])
+        )
+    )
+    with pytest.raises(TrainingStopped, match="after step 4: .*gradient") as told:
+        train(model, contract=False)
+    assert "layers.0.self_attn" in str(told.value) or any(
+        "layers.0.self_attn" in str(item.value)
+        for finding in told.value.findings
+        for item in finding.evidence
+    )
+    cut.remove()
+
+
+def test_the_module_that_makes_nan_is_named() -> None:
+    """In a step long after the watched ones, before the optimizer has taken it in."""
+    model = make_model()
+
+    def break_it(step: int) -> None:
+        if step == 8:
+            with torch.no_grad():
+                layer(model, 1).mlp.up_proj.weight[0, 0] = float("inf")
+
+    with pytest.raises(TrainingStopped, match=r"layers\.1\.mlp\.up_proj") as told:
+        train(model, before=break_it, contract=False)
+    assert "in step 8" in str(told.value)
+    adapters = [p for n, p in model.named_parameters() if "lora_" in n]
+    assert all(bool(torch.isfinite(p).all()) for p in adapters)
+    assert hooks(model) == 0
+
+
+@pytest.mark.parametrize("step", [2, 9])
+def test_a_gradient_that_is_not_finite_is_found_behind_a_finite_loss(step: int) -> None:
+    model = make_model()
+
+    def break_it(now: int) -> None:
+        if now == step:
+            weight = next(
+                p for n, p in model.named_parameters() if "1.self_attn.v_proj.lora_B" in n
+            )
+            weight.register_hook(lambda gradient: gradient * float("nan"))
+
+    with pytest.raises(TrainingStopped, match=r"gradient.*v_proj.lora_B") as told:
+        train(model, before=break_it, contract=False)
+    assert f"in step {step}" in str(told.value)
+
+
+def test_with_never_it_only_says_so(capfd: pytest.CaptureFixture[str]) -> None:
+    model = make_model()
+    head = model.get_output_embeddings().weight.requires_grad_(True)
+    watch = train(model, [head], on="never", contract=False)
+    assert watch.diagnosis is not None
+    assert capfd.readouterr().err.count("error LD503") == 1, "each finding once"
+
+
+def test_a_model_without_adapters_is_watched_for_its_numbers(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    config = make_model().config
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+
+    def break_it(step: int) -> None:
+        if step == 3:
+            with torch.no_grad():
+                model.model.layers[0].mlp.down_proj.weight[:] = float("inf")
+
+    with pytest.raises(TrainingStopped, match=r"the loss is nan in step 3.*layers\.0\.mlp\.down"):
+        train(model, before=break_it)
+    assert "no adapters of PEFT" in capfd.readouterr().err
+
+
+def test_what_cannot_be_is_refused() -> None:
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(InputError, match="is one of error, warning, never"):
+        lora_doctor.callback("always")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="LD999"):
+        lora_doctor.watch(model, optimizer, select=["LD999"])
+    with pytest.raises(InputError, match="optimizer: is an optimizer of torch, not str"):
+        lora_doctor.watch(model, "adamw")
+    with pytest.raises(TypeError, match="unexpected keyword argument 'onn'"):
+        lora_doctor.watch(model, optimizer, onn="error")  # type: ignore[call-arg]
