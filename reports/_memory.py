@@ -69,7 +69,39 @@ def parts(plan: MemoryPlan) -> list[tuple[str, str, str, str]]:
 
 def header(plan: MemoryPlan) -> tuple[str, ...]:
     """Of :func:`variants`; the last columns are cards."""
-    return ("recipe", "weights", "step", "total", *(name for name, _ in plan.columns))
+    return ("variant", "weights", "step", "total", *(name for name, _ in plan.columns))
+
+
+def variant_name(plan: MemoryPlan, one: MemoryVariant) -> str:
+    """What is changed, or that it is the recipe that was checked."""
+    return "this recipe" if one is plan.recipe else one.name
+
+
+def precision(diagnosis: Diagnosis) -> str:
+    """In which dtype the weights lie, and in which it is computed, by the recipe."""
+    recipe, structure = diagnosis.recipe, diagnosis.structure
+    chosen = recipe.get("dtype")
+    native = structure.native_dtype if structure else None
+    dtype = str(native or "float32") if chosen in (None, "auto") else str(chosen)
+    said = "" if chosen not in (None, "auto") else " (dtype auto)"
+    if recipe.quantized == "4bit":
+        compute = recipe.get("bnb_4bit_compute_dtype") or "float32, the default"
+        weights = f"Weights in 4 bits, the rest in {dtype}; compute dtype {compute}"
+    elif recipe.quantized == "8bit":
+        weights = f"Weights in 8 bits, the rest in {dtype}"
+    else:
+        weights = f"Weights in {dtype}{said}"
+    mixed = recipe.mixed_precision
+    autocast = f"autocast to {mixed}" if mixed else "no autocast"
+    return str(visible(f"{weights}; {autocast}.", 300))
+
+
+#: Why a plan gives a range.
+RANGE = (
+    "The range: activations and backward are measured on the meta device, within 5 %; what the "
+    "allocator holds in reserve and the CUDA context are assumed. It fits where the upper end "
+    "does, and does not where the lower end does not."
+)
 
 
 def variants(plan: MemoryPlan) -> list[tuple[str, ...]]:
@@ -81,7 +113,7 @@ def _row(plan: MemoryPlan, one: MemoryVariant) -> tuple[str, ...]:
     least = f"≥ {gib(one.low)}" if one.low else "?"
     total = gib(one.total) if one.total is not None else least
     fits = (_FITS[one.fits(size)] for _, size in plan.columns)
-    return (one.name, _sum(one, WEIGHTS), _sum(one, STEP), total, *fits)
+    return (variant_name(plan, one), _sum(one, WEIGHTS), _sum(one, STEP), total, *fits)
 
 
 def _sum(one: MemoryVariant, names: tuple[str, ...]) -> str:

@@ -6,7 +6,6 @@ one block. Sizes are in the units of the SVG's own coordinates; a tower is :data
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -292,34 +291,3 @@ def _row(group: ModuleGroup, adapters: _Adapters) -> GroupRow:
 def _summary(groups: list[ModuleGroup]) -> str:
     adapted, count = sum(g.adapted for g in groups), sum(g.count for g in groups)
     return f"{adapted:,} of {many(count, 'module')} adapted"
-
-
-# --- losses ---
-
-
-@dataclass(frozen=True)
-class Sparkline:
-    """Losses over the steps as points of a line, 160 wide and 40 high; ``breaks``: where a loss
-    was not a finite number."""
-
-    lines: tuple[str, ...]
-    breaks: tuple[float, ...]
-
-
-def sparkline(losses: tuple[float, ...], low: float, high: float) -> Sparkline:
-    """A line through the finite losses, between ``low`` and ``high``, interrupted by the others."""
-    step = 152 / max(len(losses) - 1, 1)
-    span = (high - low) or 1.0
-    lines: list[list[str]] = [[]]
-    breaks = []
-    for index, loss in enumerate(losses):
-        x = round(4 + index * step, 1)
-        if not math.isfinite(loss):
-            breaks.append(x)
-            lines.append([])
-            continue
-        y = round(36 - 32 * (loss - low) / span, 1)
-        lines[-1].append(f"{x},{y}")
-    # A line of one point is drawn only when it goes somewhere, if only to itself.
-    drawn = tuple(" ".join(line if len(line) > 1 else line * 2) for line in lines if line)
-    return Sparkline(drawn, tuple(breaks))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 from lora_doctor.reports._checks import check_value, expected_words
@@ -59,20 +58,10 @@ def runs(diagnosis: Diagnosis, limits: Limits) -> list[dict[str, Any]]:
         for key, label, run in pairs
         if run and (run.checks or run.failure or run.batches or diagnosis.after)
     ]
-    finite = [
-        loss
-        for _, _, run in executed
-        for batch in run.batches
-        for loss in batch.losses
-        if math.isfinite(loss)
-    ]
-    low, high = min(finite, default=0.0), max(finite, default=1.0)
-    return [{"key": key, **_run(label, run, low, high, limits)} for key, label, run in executed]
+    return [{"key": key, **_run(label, run, limits)} for key, label, run in executed]
 
 
-def _run(label: str, run: Verification, low: float, high: float, limits: Limits) -> dict[str, Any]:
-    from lora_doctor.reports import _picture
-
+def _run(label: str, run: Verification, limits: Limits) -> dict[str, Any]:
     facts = [("Outcome", run.outcome), ("Class", visible(run.model_class, 120))]
     if run.model_parameters:
         small = run.depth == "tiny"
@@ -105,7 +94,6 @@ def _run(label: str, run: Verification, low: float, high: float, limits: Limits)
                 "first": number(batch.losses[0]) if batch.losses else "",
                 "last": number(batch.losses[-1]) if batch.losses else "",
                 "steps": len(batch.losses),
-                "spark": _picture.sparkline(batch.losses[:60], low, high) if batch.losses else None,
                 "notes": [visible(note.text, limits.text) for note in batch.notes[:5]],
             }
             for batch in run.batches[:8]

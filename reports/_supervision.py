@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from lora_doctor.reports._charts import Segment, segments
 from lora_doctor.reports._text import many, visible
 
 if TYPE_CHECKING:
@@ -98,6 +99,38 @@ def rows_of(finding: Finding, diagnosis: Diagnosis) -> list[ShownRow]:
         return []
     rows = (found.row(number) for number in finding.rows)
     return [row for row in rows if row is not None and row.pieces]
+
+
+def texts(found: Supervision) -> list[ShownRow]:
+    """The rows whose texts a page may hold: it is passed on, so only where they were asked for."""
+    return [row for row in found.shown if row.pieces] if found.samples == "all" else []
+
+
+def withheld(found: Supervision) -> bool:
+    """Whether there are texts that the page leaves out."""
+    return found.samples != "all" and any(row.pieces for row in found.shown)
+
+
+def page_rows(finding: Finding, diagnosis: Diagnosis) -> list[ShownRow]:
+    """:func:`rows_of`, where a page may hold their texts."""
+    found = diagnosis.supervision
+    return rows_of(finding, diagnosis) if found is not None and texts(found) else []
+
+
+@dataclass(frozen=True)
+class RowBar:
+    """A row as a bar: what is supervised, what is context, what is cut off."""
+
+    words: str
+    parts: tuple[Segment, ...]
+
+
+def bar(row: ShownRow) -> RowBar:
+    """The counts of a row; where in it the loss is taken is not in them."""
+    cut = max(row.uncut_tokens - row.tokens, 0)
+    context = max(row.tokens - row.supervised, 0)
+    sizes = [("supervised", row.supervised), ("context", context), ("cut", cut)]
+    return RowBar(row_words(row), segments(sizes, float(row.tokens + cut)))
 
 
 def runs(row: ShownRow, most: int) -> list[Run]:

@@ -14,11 +14,14 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_doctor.reports import _budgets, _memory, _runs, _supervision
+from lora_doctor.reports import _budgets, _runs, _supervision
+from lora_doctor.reports._charts import layer_charts, loss_chart
 from lora_doctor.reports._costs import costs
 from lora_doctor.reports._embedded import Embedded
 from lora_doctor.reports._limits import Limits
+from lora_doctor.reports._memory_chart import memory_view
 from lora_doctor.reports._recipe_lines import fix_diff, literal, recipe_rows, set_by, text_diff
+from lora_doctor.reports._secrets import without_secrets
 from lora_doctor.reports._text import many, shorten, shown, visible
 from lora_doctor.reports._verdict import is_mended, next_words, verdict_text
 from lora_doctor.reports._words import (
@@ -84,7 +87,7 @@ def _template() -> Any:
             return ""
         if isinstance(value, Markup) or not isinstance(value, str):
             return value
-        return visible(value, None, lines=True)
+        return without_secrets(visible(value, None, lines=True))
 
     folder = Path(__file__).parent
     environment = Environment(
@@ -117,7 +120,7 @@ def _view(diagnosis: Diagnosis, limits: Limits) -> dict[str, Any]:
         "written": bool(diagnosis.written_to),
         "counts": _counts(diagnosis),
         "conditions": conditions(diagnosis),
-        "next_command": visible(diagnosis.next_command, 4000),
+        "next_command": without_secrets(visible(diagnosis.next_command, 4000)),
         "next_words": next_words(diagnosis),
         "findings": [_finding(item, diagnosis, limits) for item in findings[: limits.findings]],
         "more_findings": [_line(item) for item in findings[limits.findings :]][: limits.lines],
@@ -126,10 +129,12 @@ def _view(diagnosis: Diagnosis, limits: Limits) -> dict[str, Any]:
         "contract": contract,
         "not_run": not_run,
         "many": many,
+        "loss": loss_chart(diagnosis),
+        "layers": layer_charts(diagnosis),
         "runs": _runs.runs(diagnosis, limits),
         "picture": _picture.picture(diagnosis, most_cells=limits.cells, most_rows=limits.lines),
         "supervision": _supervision_view(diagnosis, limits),
-        "memory": _memory_view(diagnosis),
+        "memory": memory_view(diagnosis),
         "budgets": _budgets.rows(diagnosis),
         "costs": costs(diagnosis, limits.text),
         "passed": [visible(code, 60) for code in diagnosis.passed[: limits.lines]],
@@ -167,6 +172,7 @@ def _finding(finding: Finding, diagnosis: Diagnosis, limits: Limits) -> dict[str
     proven = diagnosis.after is not None and diagnosis.after.outcome == "passed"
     tried = "proven below" if proven else "tried below" if diagnosis.after else "chosen"
     mended = is_mended(finding, diagnosis)
+    rows = _supervision.page_rows(finding, diagnosis)
     return {
         "severity": finding.severity,
         "mended": mended,
@@ -182,7 +188,7 @@ def _finding(finding: Finding, diagnosis: Diagnosis, limits: Limits) -> dict[str
             for m in finding.evidence[: limits.rows]
         ],
         "hidden_evidence": max(len(finding.evidence) - limits.rows, 0),
-        "rows": [_row(row, limits.tokens // 2) for row in _supervision.rows_of(finding, diagnosis)],
+        "rows": [_row(row, limits.tokens // 2) for row in rows],
         "proof_kind": finding.proof.kind,
         "proof": shorten(proof_words(finding.proof), limits.text),
         "fixes": [
@@ -220,19 +226,6 @@ def _remaining(diagnosis: Diagnosis, limits: Limits) -> dict[str, Any] | None:
     }
 
 
-def _memory_view(diagnosis: Diagnosis) -> dict[str, Any] | None:
-    plan = diagnosis.memory_plan
-    if plan is None:
-        return None
-    return {
-        "headline": _memory.headline(plan),
-        "header": _memory.header(plan),
-        "variants": _memory.variants(plan),
-        "parts": _memory.parts(plan),
-        "remarks": _memory.remarks(plan),
-    }
-
-
 def _supervision_view(diagnosis: Diagnosis, limits: Limits) -> dict[str, Any] | None:
     found = diagnosis.supervision
     if found is None:
@@ -242,7 +235,9 @@ def _supervision_view(diagnosis: Diagnosis, limits: Limits) -> dict[str, Any] | 
         "facts": _supervision.facts(found),
         "others": _supervision.others(found),
         "notes": [visible(note.text, limits.text) for note in found.notes[: limits.lines]],
-        "rows": [_row(row, limits.tokens) for row in found.shown if row.pieces],
+        "bars": [_supervision.bar(row) for row in found.shown[:12]],
+        "withheld": _supervision.withheld(found),
+        "rows": [_row(row, limits.tokens) for row in _supervision.texts(found)],
     }
 
 

@@ -66,6 +66,25 @@ class Page:
             raise AssertionError(answer["exceptionDetails"])
         return answer["result"].get("value")
 
+    def accessibility(self, axe: str, *, least: tuple[str, ...]) -> list[str]:
+        """What axe-core finds wrong in the page, of these impacts: rule, impact and element.
+
+        ``axe``: the text of axe.min.js. Evaluated from outside: the page may run no script.
+        """
+        self.call("Runtime.evaluate", expression=axe)
+        ask = "axe.run(document).then(found => JSON.stringify(found.violations))"
+        answer = self.call(
+            "Runtime.evaluate", expression=ask, awaitPromise=True, returnByValue=True
+        )
+        if "exceptionDetails" in answer:
+            raise AssertionError(answer["exceptionDetails"])
+        return [
+            f"{one['id']} ({one['impact']}): {node['html'][:200]}"
+            for one in json.loads(answer["result"]["value"])
+            if one["impact"] in least
+            for node in one["nodes"]
+        ]
+
     def screenshot(self, path: Path | None = None, *, whole: bool = True) -> bytes:
         """A PNG of the whole page, or of what is seen first."""
         answer = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole,

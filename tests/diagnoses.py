@@ -11,7 +11,9 @@ from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.diagnosis import AppliedFix, Diagnosis, Gathered, Skipped
 from lora_doctor.results.finding import Finding, Location, Measurement, Proof
 from lora_doctor.results.fix import Execution, Fix
+from lora_doctor.results.memory_plan import MemoryPart, MemoryPlan, MemoryVariant
 from lora_doctor.results.note import Note
+from lora_doctor.results.observations import LayerReading, Observations
 from lora_doctor.results.structure import (
     ForwardParameter,
     HeadClass,
@@ -20,6 +22,13 @@ from lora_doctor.results.structure import (
     Structure,
     Tower,
     Unmatched,
+)
+from lora_doctor.results.supervision import (
+    RowSet,
+    ShownRow,
+    Supervision,
+    TokenizerFacts,
+    TokenPiece,
 )
 from lora_doctor.results.verification import (
     CHECKS,
@@ -503,6 +512,65 @@ def big(layers: int = 126, kinds: int = 400) -> Diagnosis:
         findings=(finding,) * 60,
         skipped=tuple(Skipped(f"LD{i}", "name", "reason " * 20) for i in range(300)),
     )
+
+
+def observed(layers: int = 4, **changes: Any) -> Observations:
+    """Readings of layers whose activations grow, the first without a gradient."""
+    readings = tuple(
+        LayerReading(f"model.layers.{index}", "float16", 10.0 ** (index + 1),
+                     gradient_norm=0.5 * index or None)
+        for index in range(layers)
+    )  # fmt: skip
+    return Observations(layers=readings, **changes)
+
+
+def memory_plan(**changes: Any) -> MemoryPlan:
+    """A recipe of about 20 GiB and one alternative of about 6."""
+
+    def variant(name: str, weights: int, activations: int) -> MemoryVariant:
+        parts = (
+            MemoryPart("weights, not quantized", weights << 30, "3 float32 × 4", "counted"),
+            MemoryPart("trained weights", 1 << 28, "39 float32 × 4", "counted"),
+            MemoryPart("activations", activations << 30, "alive at once", "measured",
+                       (activations << 30) * 9 // 10, (activations << 30) * 11 // 10),
+            MemoryPart("CUDA context", 1 << 29, "the driver", "assumed"),
+        )  # fmt: skip
+        return MemoryVariant(name, {}, parts)
+
+    values: dict[str, Any] = {
+        "batch_size": 1, "length": 512, "batch_size_from": "the recipe",
+        "length_from": "the recipe", "optimizer": "adamw_torch", "inputs": {"input_ids": (1, 512)},
+        "recipe": variant("recipe", 14, 5), "alternatives": (variant("4-bit", 4, 1),),
+    }  # fmt: skip
+    return MemoryPlan(**{**values, **changes})
+
+
+def supervision(**changes: Any) -> Supervision:
+    """Two rows of data, one of them cut; their texts are there."""
+    texts = ("<s>", " What", " is", " it", "?", " private", "</s>")
+    pieces = tuple(TokenPiece(text, index > 4) for index, text in enumerate(texts))
+    values: dict[str, Any] = {
+        "origin": "rows.jsonl", "loss_on": "completion", "loss_from": "the rows' own form",
+        "rows_total": 2, "rows_seen": 2, "tokens": 14, "supervised_tokens": 4,
+        "tokenizer": TokenizerFacts(eos_id=2, names={"2": "</s>"}), "max_length": 7,
+        "median_length": 7, "longest": 9, "longest_row": 2, "over_limit": RowSet(1, (2,)),
+        "shown": (ShownRow(1, 7, 2, 7, pieces),
+                  ShownRow(2, 7, 2, 9, pieces, 0, (TokenPiece(" end", True),))),
+    }  # fmt: skip
+    return Supervision(**{**values, **changes})
+
+
+def every_section() -> Diagnosis:
+    """Findings, a repaired contract, charts, memory, data: everything that a page can show."""
+    base = vision_language()
+    assert base.before is not None and base.after is not None
+    return replace(
+        base,
+        before=replace(base.before, observations=observed()),
+        after=replace(base.after, observations=observed()),
+        memory_plan=memory_plan(), supervision=supervision(samples="all"),
+        notes=(Note("step", "a note"),),
+    )  # fmt: skip
 
 
 ALL = {

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lora_doctor import reports
-from lora_doctor.reports._picture import picture, sparkline
+from lora_doctor.reports._picture import picture
 from lora_doctor.results.note import Note
 from lora_doctor.results.verification import AdapterGroup
 from tests import chromium, diagnoses
@@ -233,12 +233,6 @@ def test_cells_stay_inside_their_tower_and_do_not_overlap() -> None:
             assert len(seen) == len(tower.cells)
 
 
-def test_a_loss_that_is_no_number_interrupts_the_line() -> None:
-    line = sparkline((3.0, 2.0, float("nan"), 1.0), 1.0, 3.0)
-    assert len(line.lines) == 2 and len(line.breaks) == 1
-    assert sparkline((), 0, 1).lines == ()
-
-
 # --- in a browser ---
 
 
@@ -360,3 +354,26 @@ def test_the_printed_page_shows_what_is_folded(browser: chromium.Chromium, tmp_p
         " && d.getBoundingClientRect().height)"
     )
     assert heights and all(height and height > 10 for height in heights)
+
+
+#: What must be none: colours that cannot be told apart, pictures without words, and the like.
+_SEVERE = ("moderate", "serious", "critical")
+
+
+@pytest.mark.browser
+def test_axe_finds_nothing_serious(browser: chromium.Chromium, tmp_path: Path) -> None:
+    """Every kind of section, on a desk and on a phone at night."""
+    package = pytest.importorskip("axe_core_python")
+    axe = Path(package.__file__).with_name("axe.min.js").read_text("utf-8")
+    pages = {
+        "every section": diagnoses.every_section(),
+        "undetermined": diagnoses.undetermined(),
+    }
+    for name, diagnosis in pages.items():
+        path = write(tmp_path, diagnosis)
+        for width, dark in ((1200, False), (380, True)):
+            page = browser.open(path, width=width, dark=dark)
+            assert page.accessibility(axe, least=_SEVERE) == [], (name, width)
+    broken = tmp_path / "broken.html"
+    broken.write_text("<!DOCTYPE html><title>x</title><img src=x>", encoding="utf-8")
+    assert any("image-alt" in one for one in browser.open(broken).accessibility(axe, least=_SEVERE))

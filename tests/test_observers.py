@@ -163,6 +163,30 @@ def test_readings_survive_json() -> None:
     assert Observations.from_json({}) == Observations()
 
 
+class Block(torch.nn.Module):
+    """Multiplies what passes through it."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.inner = torch.nn.Linear(8, 8)
+        self.factor = factor
+
+    def forward(self, x: Any) -> Any:
+        return x + self.factor * torch.tanh(self.inner(x))
+
+
+def test_each_layer_tells_its_largest_number_and_its_gradient() -> None:
+    """By layers with numbers of their own; the one without an adapter has no gradient."""
+    model = torch.nn.Sequential(Block(1.0), Block(1000.0), torch.nn.Linear(8, 8))
+    result = verify_module(model, {"target_modules": ["0.inner"]}, {"input": torch.randn(4, 8)})
+    layers = {layer.path: layer for layer in result.observations.layers}
+    assert list(layers) == ["0", "1"], "a single linear layer is no layer of the model"
+    small, large = layers["0"], layers["1"]
+    assert large.max_abs > 100 > small.max_abs > 0 and large.dtype == "float32"
+    assert small.gradient_norm and small.gradient_norm > 0
+    assert large.gradient_norm is None and small.finite and large.finite
+
+
 class Sinks(torch.nn.Module):
     """Its loss is a number until the first step, and none after it."""
 

@@ -73,15 +73,10 @@ def test_fixes_that_were_written_and_not_proven_are_not_green() -> None:
     assert half.tone == "open" and "a rule crashed" in half.explanation
 
 
-def plan(total: int, **changes: Any) -> MemoryPlan:
+def plan(total: int) -> MemoryPlan:
     """A plan for a recipe that takes so many GiB, known exactly."""
     part = MemoryPart("weights, not quantized", total * GIB, "bfloat16 × 2", "counted")
-    values: dict[str, Any] = {
-        "batch_size": 1, "length": 512, "batch_size_from": "the recipe",
-        "length_from": "the recipe", "optimizer": "adamw_torch", "inputs": {},
-        "recipe": MemoryVariant("recipe", {}, (part,)), "alternatives": (),
-    }  # fmt: skip
-    return MemoryPlan(**{**values, **changes})
+    return diagnoses.memory_plan(recipe=MemoryVariant("recipe", {}, (part,)), alternatives=())
 
 
 def test_healthy_beside_fits_no_card_is_said_in_one_breath() -> None:

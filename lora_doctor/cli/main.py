@@ -290,8 +290,9 @@ def dry_run(**options: Any) -> int:
     temporary folder. No weights and no GPU are needed.
     """
     from lora_doctor.cli.dry_run import run
+    from lora_doctor.cli.next_command import after_dry_run
 
-    return report(with_progress(lambda tell: run(options, tell)), options)
+    return report(after_dry_run(with_progress(lambda tell: run(options, tell))), options)
 
 
 @cli.command("run", context_settings={"allow_interspersed_args": False})

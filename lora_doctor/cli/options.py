@@ -300,8 +300,7 @@ def data_options(command: F) -> F:
         click.option(
             "--samples/--no-samples",
             default=None,
-            help="Texts of rows in every format, or in none.  [default: in the terminal and on "
-            "the page]",
+            help="Texts of rows in every format, or in none.  [default: in the terminal only]",
         ),
         *_options_of_keys("data"),
     ]

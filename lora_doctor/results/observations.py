@@ -87,6 +87,23 @@ class ActivationReading:
 
 
 @dataclass(frozen=True)
+class LayerReading:
+    """A layer of the model that ran: the largest number that it put out, and its gradient."""
+
+    #: Module path; it ends in the number of the layer.
+    path: str
+    #: Dtype of its output.
+    dtype: str
+    #: Largest absolute value of its output in the training forwards; of the finite ones.
+    max_abs: float
+    #: Whether all of its output was finite.
+    finite: bool = True
+    #: Euclidean norm of the gradient of the adapters in it, on the first batch; ``None`` where none
+    #: of them got one, or it was not finite.
+    gradient_norm: float | None = None
+
+
+@dataclass(frozen=True)
 class UpdateReading:
     """What the first optimizer step did to adapted weights that are alike: same path but for
     numbers, same scaling and rank."""
@@ -224,6 +241,8 @@ class Observations:
     norms: tuple[NormReading, ...] = ()
     #: The largest activations.
     activations: tuple[ActivationReading, ...] = ()
+    #: Layers, in the order of the model.
+    layers: tuple[LayerReading, ...] = ()
     #: The first updates.
     updates: tuple[UpdateReading, ...] = ()
     #: What is fed to a language model beside its token embeddings.

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-#: ``people``: terminal and page. ``all``: machine formats, too. ``none``: nobody, they are not
-#: kept.
+#: ``people``: the terminal. ``all``: every format; also those that are passed on. ``none``: nobody,
+#: they are not kept.
 Samples = Literal["people", "all", "none"]
