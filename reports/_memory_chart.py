@@ -67,7 +67,7 @@ def memory_view(diagnosis: Diagnosis) -> dict[str, Any] | None:
         "range": _memory.RANGE,
         "tone": _tone(plan),
         "rows": [_row(plan, one, scale) for one in every],
-        "cards": [name for name, _ in _memory.cards_of(plan)],
+        "cards": [name for name, _ in plan.columns],
         "legend": [(kind, words) for kind, words in KINDS.items()],
         "budget_x": round(WIDTH * plan.budget / scale, 2) if plan.budget else None,
         "budget": gib(plan.budget) if plan.budget else "",
@@ -79,7 +79,7 @@ def memory_view(diagnosis: Diagnosis) -> dict[str, Any] | None:
 
 def _tone(plan: MemoryPlan) -> str:
     """Of the recipe in its budget, or on the largest card."""
-    sizes = [size for _, size in _memory.cards_of(plan)]
+    sizes = [size for _, size in plan.columns]
     fits = [plan.recipe.fits(size) for size in ([plan.budget] if plan.budget else sizes)]
     if True in fits:
         return "good"
@@ -93,7 +93,7 @@ def _row(plan: MemoryPlan, one: MemoryVariant, scale: float) -> VariantRow:
     told = ", ".join(f"{KINDS[kind]} {gib(int(size))}" for kind, size in sizes if size)
     name = _memory.variant_name(plan, one)
     words = f"{name}: {total}{f', {between}' if between else ''}: {told}"
-    fits = tuple(Fit(card, *_FITS[one.fits(size)]) for card, size in _memory.cards_of(plan))
+    fits = tuple(Fit(card, *_FITS[one.fits(size)]) for card, size in plan.columns)
     at = (lambda size: round(WIDTH * size / scale, 2)) if one.high is not None else None
     return VariantRow(
         visible(name, 120), one is plan.recipe, segments(sizes, scale), visible(words, 400), total,

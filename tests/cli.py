@@ -7,6 +7,7 @@ changes what imports read is started as a user would.
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import venv
 from collections.abc import Mapping

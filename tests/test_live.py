@@ -137,7 +137,7 @@ def test_adapters_that_get_no_gradient_stop_the_job() -> None:
             output.detach() if torch.is_tensor(output) else (output[0].detach(), *output[1:])
         )
     )
-    with pytest.raises(TrainingStopped, match="after step 4: .*gradient") as told:
+    with pytest.raises(TrainingStopped, match=r"after step 4: .*gradient") as told:
         train(model, contract=False)
     assert "layers.0.self_attn" in str(told.value) or any(
         "layers.0.self_attn" in str(item.value)

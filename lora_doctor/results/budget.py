@@ -56,6 +56,7 @@ class Budget:
 class BudgetCheck:
     """A budget and the number that it is held against."""
 
+    #: What is asserted.
     budget: Budget
     #: ``kept``, ``broken``; ``unsure``: the limit lies between the margins of the number;
     #: ``unmeasured``: there is no number.
