@@ -20,7 +20,8 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
 *What the structure is made of*
     ``Tower``, ``ModuleGroup``, ``Quantization`` (``QuantizedUse``, ``Use``: what the model's own
     code does with a quantized layer; ``KeptWeights``: what is not quantized), ``FloatPart``,
-    ``AdapterState``, ``BuiltIn``, ``Stacked`` and ``StackedAdapter``.
+    ``LooseMatch`` (modules that an entry names by the end of their name), ``AdapterState``,
+    ``BuiltIn``, ``Stacked`` and ``StackedAdapter``.
 *Of a checkpoint that comes quantized*
     ``CheckpointQuantization``, what the installed libraries make of it: ``ReplacedLayers``, and
     ``ErrorReport`` for what they raise.
@@ -170,6 +171,7 @@ if TYPE_CHECKING:
         ErrorReport,
         FloatPart,
         KeptWeights,
+        LooseMatch,
         ModuleGroup,
         Quantization,
         Stacked,
@@ -212,8 +214,8 @@ _LAZY = {
         "results.quantized_use": ("QuantizedUse", "Use"),
         "results.round_trip": ("AutoLoading", "Saving", "TiedPart", "Vocabulary"),
         "results.structure": (
-            "AdapterState", "BuiltIn", "ErrorReport", "FloatPart", "KeptWeights", "ModuleGroup",
-            "Quantization", "Stacked", "StackedAdapter", "Structure", "Tower",
+            "AdapterState", "BuiltIn", "ErrorReport", "FloatPart", "KeptWeights", "LooseMatch",
+            "ModuleGroup", "Quantization", "Stacked", "StackedAdapter", "Structure", "Tower",
         ),
         "results.supervision": ("RowSet", "Supervision"),
         "static.adapter_files": ("AdapterFiles",),
@@ -262,6 +264,7 @@ __all__ = [
     "KeptWeights",
     "Loading",
     "Location",
+    "LooseMatch",
     "Measurement",
     "MemoryPlan",
     "MemoryVariant",

@@ -12,12 +12,13 @@ import inspect
 import re
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from lora_doctor.errors import LoraDoctorError
 from lora_doctor.model.loading import peft_config
+from lora_doctor.model.loose_matches import copied_modules, loose_matches, module_sizes
 from lora_doctor.model.meta_copy import Meaning, MetaCopy, meta_copy
 from lora_doctor.model.module_path import pattern_of
 from lora_doctor.model.modules import elements, is_adapter_layer, unwrap, walk
@@ -25,7 +26,13 @@ from lora_doctor.model.pattern_effects import without_effect
 from lora_doctor.model.peft_models import other_parts
 from lora_doctor.model.reloading import not_reloaded
 from lora_doctor.recipe.recipe import Recipe
-from lora_doctor.results.structure import Converted, ErrorReport, Injection, Unmatched
+from lora_doctor.results.structure import (
+    Converted,
+    ErrorReport,
+    Injection,
+    LooseMatch,
+    Unmatched,
+)
 from lora_doctor.text import single_line
 
 ADAPTER_NAME = "default"
@@ -80,6 +87,7 @@ def inject(model: Any, recipe: Recipe) -> Injected:
                 ok=False,
                 error=error_report,
                 unmatched=unmatched,
+                loose_matches=_loose(model, wished, _asked_for(config, names), None),
                 converted=converted,
                 warnings=tuple(seen),
             ),
@@ -94,6 +102,7 @@ def inject(model: Any, recipe: Recipe) -> Injected:
             ok=True,
             wrapper=type(wrapped).__name__,
             unmatched=unmatched,
+            loose_matches=_loose(model, wished, counts.adapted, wrapped),
             converted=converted,
             resolved_targets=_resolved(config),
             warnings=tuple(seen),
@@ -134,6 +143,7 @@ def read_wrapped(wrapped: Any, adapter: str, others: Sequence[str] = ()) -> Inje
         ok=True,
         wrapper=type(wrapped).__name__,
         unmatched=_unmatched(wished, config, names, ()) + _without_effect(config, names, counts),
+        loose_matches=_loose(_base_of(wrapped), wished, counts.adapted, wrapped),
         resolved_targets=_resolved(config),
         adapter_parameters=counts.adapter,
         trainable_parameters=counts.trainable,
@@ -289,6 +299,29 @@ def _unmatched(
         if not any(path.endswith(entry) for path in names.modules):
             missing.append(Unmatched("modules_to_save", str(entry)))
     return tuple(missing)
+
+
+def _loose(
+    model: Any, wished: dict[str, Any], adapted: Iterable[str], wrapped: Any
+) -> tuple[LooseMatch, ...]:
+    """``wrapped``: the model after ``get_peft_model``, ``None`` where that raised."""
+    entries = wished["modules_to_save"] or ()
+    if not entries or isinstance(entries, str):
+        return ()
+    copied = None if wrapped is None else copied_modules(_base_of(wrapped))
+    return loose_matches(entries, module_sizes(model), adapted, copied)
+
+
+def _asked_for(config: Any, names: _Names) -> list[str]:
+    """Paths of the modules that the targets name, by PEFT's matcher."""
+    matcher = target_matcher(config)
+    targets = getattr(config, "target_modules", None)
+    if matcher is None or not targets or str(targets).lower() == "all-linear":
+        return []
+    try:
+        return [path for path in names.modules if matcher(config, path)]
+    except re.error:
+        return []
 
 
 def _without_effect(

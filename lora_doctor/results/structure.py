@@ -107,6 +107,29 @@ class Unmatched:
 
 
 @dataclass(frozen=True)
+class LooseMatch:
+    """An entry of ``modules_to_save`` that names more modules than those that are called so: PEFT
+    compares the end of a path, without a dot before it."""
+
+    #: The entry.
+    entry: str
+    #: Patterns of the modules that only end in the entry.
+    patterns: tuple[str, ...]
+    #: How many they are.
+    modules: int
+    #: Parameters in all of them.
+    parameters: int
+    #: Whether any of them holds other modules.
+    blocks: bool
+    #: Patterns of the adapted layers that are, or lie in, one of them.
+    adapted: tuple[str, ...] = ()
+    #: Patterns of the modules that are called so.
+    meant: tuple[str, ...] = ()
+    #: Parameters in all of ``meant``.
+    meant_parameters: int = 0
+
+
+@dataclass(frozen=True)
 class Converted:
     """A target entry that PEFT itself turned into parameters."""
 
@@ -146,6 +169,8 @@ class Injection:
     #: The target modules that PEFT used in the end (its own default, or what ``all-linear``
     #: became).
     resolved_targets: tuple[str, ...] = ()
+    #: Entries of ``modules_to_save`` that name more modules than those that are called so.
+    loose_matches: tuple[LooseMatch, ...] = ()
     #: What PEFT warned of.
     warnings: tuple[str, ...] = ()
     #: Parameters of the adapters.

@@ -1,0 +1,161 @@
+"""LD215: an entry of modules_to_save names more modules than those that are called so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from lora_doctor.rule_api import (
+    REMOVE,
+    Case,
+    Edit,
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measurement,
+    Proof,
+    Rule,
+    Severity,
+    entries_for,
+    quoted,
+)
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import LooseMatch
+
+_KEY = "modules_to_save"
+#: What a copy with adapters in it does to a run: which of these it is, depends on the release.
+_EXPLAINS = ("attaches", "forward", "loss-finite", "gradients", "adapters-move", "save-reload")
+
+
+class SavedModulesMatchedByEnd(Rule):
+    """An entry of `modules_to_save` is the end of other names too, and PEFT trains whole copies of
+    those modules as well: `attn` is the end of `self_attn`, `norm` of `input_layernorm`.
+
+    ## What happens
+    Whole layers are trained and saved that nobody named. Where they hold layers with adapters, the
+    run fails: `get_peft_model` raises `TypeError: modules_to_save cannot be applied to modules of
+    type ...`, or training runs and the saved adapter cannot be loaded (`KeyError:
+    '...lora_A.default.weight'`), or the first forward raises.
+
+    ## Why
+    For `modules_to_save` PEFT compares the end of the path with the entry, without a dot before it.
+    For `target_modules` it wants the dot, and so it does where it keeps adapters out of modules
+    that are trained whole: a module that only ends in the entry gets both.
+
+    ## Versions
+    All of PEFT.
+
+    ## Fix
+    An entry that only the modules that are meant end in: more of their path. Where there is none
+    (a module of the outermost level), another name in the model's class.
+
+    ## Links
+    https://huggingface.co/docs/peft/developer_guides/troubleshooting
+    """
+
+    code = "LD215"
+    name = "saved-modules-matched-by-end"
+    summary = "An entry of modules_to_save also names modules that only end in it."
+    depth = "meta"
+    examples = (
+        Example(
+            "broken",
+            "arch:llama",
+            {"target_modules": ["q_proj", "v_proj"], _KEY: ["attn"]},
+            why="attn is the end of self_attn, which holds the adapters",
+        ),
+        Example(
+            "broken",
+            "arch:llama",
+            {"target_modules": ["q_proj", "v_proj"], _KEY: ["norm"]},
+            depth="meta",
+            why="of all norms, not only the last (info)",
+        ),
+        Example(
+            "healthy",
+            "arch:llama",
+            {"target_modules": ["q_proj", "v_proj"], _KEY: ["embed_tokens", "head"]},
+            depth="meta",
+            why="head can only be lm_head",
+        ),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        injection = case.structure.injection
+        if injection.error is not None and "attaches" in case.explained:
+            return  # LD205 has said which modules both keys name
+        for match in injection.loose_matches:
+            yield self._finding(case, match)
+
+    def _finding(self, case: Case, match: LooseMatch) -> Finding:
+        return self.finding(
+            _severity(match),
+            _message(match),
+            location=Location("recipe", _KEY),
+            evidence=tuple(_evidence(case, match)),
+            proof=Proof("measured", "PEFT was run on the real class and its copies were counted"),
+            fixes=tuple(_fixes(case, match)),
+            explains=_EXPLAINS if match.adapted else (),
+        )
+
+
+def _severity(match: LooseMatch) -> Severity:
+    """A norm or a head more is often what was meant; whole blocks are not."""
+    if match.adapted:
+        return "error"
+    return "warning" if match.blocks else "info"
+
+
+def _message(match: LooseMatch) -> str:
+    meant = f" beside {quoted(match.meant, 2)}" if match.meant else ""
+    start = f"{_KEY} {match.entry} also names {match.modules} modules that only end in it{meant}"
+    if match.adapted:
+        return (
+            f"{start}: {quoted(match.patterns, 3)}, which hold adapters. PEFT cannot train them "
+            "whole and by adapters at once."
+        )
+    return f"{start}: {quoted(match.patterns, 3)} are trained whole."
+
+
+def _evidence(case: Case, match: LooseMatch) -> Iterator[Measurement]:
+    source = "installed PEFT, meta device"
+    yield Measurement(
+        f"only end in {match.entry}",
+        f"{match.modules} modules, {match.parameters:,} parameters: {quoted(match.patterns, 6)}",
+        source,
+    )
+    named = f"{quoted(match.meant, 4)}, {match.meant_parameters:,} parameters"
+    yield Measurement(f"are called {match.entry}", named if match.meant else "none", "module paths")
+    if match.adapted:
+        yield Measurement("adapters inside", quoted(match.adapted, 6), source)
+    error = case.structure.injection.error
+    if error is not None:
+        yield Measurement("get_peft_model", str(error), source)
+
+
+def _fixes(case: Case, match: LooseMatch) -> Iterator[Fix]:
+    kept = [str(entry) for entry in case.recipe.get(_KEY) or () if str(entry) != match.entry]
+    if match.meant and all("*" not in path for path in match.meant):
+        names = entries_for(match.meant, case.structure)
+        if match.entry not in names:
+            yield Fix(
+                f"Name {quoted(names, 3)} instead, which nothing else ends in.",
+                "unsafe",
+                (Edit(_KEY, [*kept, *names]),),
+            )
+        else:
+            yield Fix(
+                f"Rename {match.entry} in the model's class: every entry for it is the end of "
+                "other names.",
+                "manual",
+            )
+    elif match.adapted:
+        yield Fix(
+            f"Take {match.entry} out of {_KEY}: adapters train these layers.",
+            "unsafe",
+            (Edit(_KEY, kept or REMOVE),),
+        )
+    else:
+        yield Fix(f"Name more of the path than {match.entry}, where fewer are meant.", "manual")

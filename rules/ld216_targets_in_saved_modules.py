@@ -1,0 +1,144 @@
+"""LD216: target_modules names layers of a module that modules_to_save trains whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.rule_api import (
+    REMOVE,
+    Case,
+    Edit,
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measurement,
+    Proof,
+    Rule,
+    quoted,
+    target_entries,
+)
+from lora_doctor.rules._round_trip import matches
+
+_EXPLAINS = ("attaches", "forward", "loss-finite", "gradients", "adapters-move", "save-reload")
+
+
+class TargetsInSavedModules(Rule):
+    """An entry of `target_modules` names only layers of a module that `modules_to_save` names:
+    `down_proj` beside `modules_to_save=["mlp"]`.
+
+    ## What happens
+    The module is trained as a whole copy, and its layers get no adapters; PEFT does not say so.
+    Where no target is left, `get_peft_model` raises that no modules were targeted. Older releases
+    put adapters into the copy, and the first forward raises `AttributeError: ModulesToSaveWrapper
+    has no attribute ...`.
+
+    ## Why
+    A layer is trained whole or by an adapter, not both. Newer releases of PEFT keep adapters out of
+    the modules of `modules_to_save`, older ones do not.
+
+    ## Versions
+    All of PEFT.
+
+    ## Fix
+    One of the two: the target is taken out, which changes nothing where it had no adapters; or the
+    module is taken out of `modules_to_save`.
+
+    ## Links
+    https://huggingface.co/docs/peft/developer_guides/troubleshooting
+    """
+
+    code = "LD216"
+    name = "targets-in-saved-modules"
+    summary = "A target names only layers of a module that modules_to_save trains whole."
+    depth = "meta"
+    examples = (
+        Example(
+            "broken",
+            "arch:llama",
+            {"target_modules": ["q_proj", "down_proj"], "modules_to_save": ["mlp"]},
+            why="mlp is trained whole, and down_proj is in it",
+        ),
+        Example(
+            "healthy",
+            "arch:llama",
+            {"target_modules": ["q_proj", "v_proj"], "modules_to_save": ["mlp"]},
+            depth="meta",
+        ),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        targets = case.recipe.get("target_modules")
+        saved = case.recipe.get("modules_to_save") or ()
+        if isinstance(targets, str) or not isinstance(saved, list):
+            return
+        holders: dict[str, str] = {}
+        for entry in target_entries(case.recipe):
+            patterns = [g.pattern for g in case.structure.groups if matches(g.pattern, str(entry))]
+            whole = {_holder(pattern, saved) for pattern in patterns}
+            if whole and None not in whole:
+                holders[str(entry)] = quoted(sorted(filter(None, whole)))
+        if holders:
+            yield self._finding(case, holders)
+
+    def _finding(self, case: Case, holders: dict[str, str]) -> Finding:
+        entries = list(holders)
+        injection = case.structure.injection
+        adapted = sum(
+            group.adapted
+            for group in case.structure.groups
+            if any(matches(group.pattern, entry) for entry in entries)
+        )
+        is_lost = injection.ok and not adapted
+        effect = "get no adapter" if is_lost else "cannot have adapters as well"
+        where = quoted(dict.fromkeys(holders.values()))
+        return self.finding(
+            "warning" if is_lost else "error",
+            f"The layers {quoted(entries, 4)} {effect}: they lie in {where}, which modules_to_save "
+            "trains whole.",
+            location=Location("recipe", "target_modules"),
+            evidence=(
+                Measurement("only in modules that are trained whole", quoted(entries, 6),
+                            "module paths"),
+                Measurement("adapters on them", adapted, "installed PEFT, meta device"),
+                Measurement("get_peft_model", str(injection.error or "no exception"),
+                            "installed PEFT, meta device"),
+            ),
+            proof=Proof("measured", "PEFT was run on the real class and its adapters were counted"),
+            fixes=tuple(_fixes(case, entries, is_lost)),
+            explains=_EXPLAINS,
+        )  # fmt: skip
+
+
+def _holder(pattern: str, saved: list[str]) -> str | None:
+    """The entry of ``modules_to_save`` that names a module around this one, or itself."""
+    parts = pattern.split(".")
+    around = [".".join(parts[:length]) for length in range(1, len(parts))]
+    return next(
+        (str(entry) for entry in saved if any(matches(path, str(entry)) for path in around)), None
+    )
+
+
+def _fixes(case: Case, entries: list[str], is_lost: bool) -> Iterator[Fix]:
+    left = [entry for entry in target_entries(case.recipe) if str(entry) not in entries]
+    if left:
+        yield Fix(
+            f"Take {quoted(entries, 4)} out of target_modules"
+            + ("; nothing changes." if is_lost else ": they are trained whole."),
+            "safe" if is_lost else "unsafe",
+            (Edit("target_modules", left),),
+        )
+    saved = [str(entry) for entry in case.recipe.get("modules_to_save") or ()]
+    paths = [
+        group.pattern
+        for group in case.structure.groups
+        if any(matches(group.pattern, entry) for entry in entries)
+    ]
+    taken = {_holder(path, saved) for path in paths}
+    kept = [entry for entry in saved if entry not in taken]
+    yield Fix(
+        f"Or take {quoted(sorted(filter(None, taken)))} out of modules_to_save: adapters train "
+        "these layers.",
+        "unsafe",
+        (Edit("modules_to_save", kept or REMOVE),),
+    )
