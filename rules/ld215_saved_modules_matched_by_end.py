@@ -67,13 +67,6 @@ class SavedModulesMatchedByEnd(Rule):
             why="attn is the end of self_attn, which holds the adapters",
         ),
         Example(
-            "broken",
-            "arch:llama",
-            {"target_modules": ["q_proj", "v_proj"], _KEY: ["norm"]},
-            depth="meta",
-            why="of all norms, not only the last (info)",
-        ),
-        Example(
             "healthy",
             "arch:llama",
             {"target_modules": ["q_proj", "v_proj"], _KEY: ["embed_tokens", "head"]},

@@ -17,6 +17,7 @@ from lora_doctor.rule_api import (
     Proof,
     Rule,
     Symptom,
+    unknown_arguments,
 )
 from lora_doctor.static.installed.environment import installed_text, package_folder
 from lora_doctor.static.python_source import parse_python, unparse, walk
@@ -78,7 +79,9 @@ class LoadArgumentRemoved(Rule):
         if folder is None:
             raise EvidenceError("transformers is not installed", remedy="package")
         known = installed_text(folder / "modeling_utils.py")
-        content = script.path.read_bytes()[:PYTHON_BYTES]
+        written = case.asked.written  # a fix changes it before the file is written
+        data = written.data if written is not None else None
+        content = (script.path.read_bytes() if data is None else data)[:PYTHON_BYTES]
         for call, argument in _loading_calls(parse_python(content, script.path.name)):
             if f'"{argument}"' in known:
                 continue
@@ -95,10 +98,18 @@ class LoadArgumentRemoved(Rule):
                                 f"transformers {version}, modeling_utils.py"),
                 ),
                 proof=Proof("inferred", "read from the script and from what is installed"),
-                fixes=(
-                    Fix(f"quantization_config=BitsAndBytesConfig({argument}=True)", "manual"),
-                ),
+                fixes=(_fix(case, call.lineno, argument),),
             )  # fmt: skip
+
+
+def _fix(case: Case, line: int, argument: str) -> Fix:
+    """With the change of the text, where the program was followed to this call."""
+    title = f"quantization_config=BitsAndBytesConfig({argument}=True)"
+    found = unknown_arguments(case.program) if case.has("program") else ()
+    for item in found:
+        if item.name == argument and item.place.line == line and item.rewrites:
+            return Fix(title, "safe", rewrites=item.rewrites)
+    return Fix(title, "manual")
 
 
 def _loading_calls(tree: ast.Module) -> Iterator[tuple[ast.Call, str]]:

@@ -62,7 +62,8 @@ class ArgumentNotTaken(Rule):
 
     def check(self, case: Case) -> Iterator[Finding]:
         for found in unknown_arguments(case.program):
-            yield self._finding(found)
+            if not _is_told_by_ld315(case, found):
+                yield self._finding(found)
 
     def _finding(self, found: UnknownArgument) -> Finding:
         installed = f"{found.package} {found.version}"
@@ -78,6 +79,12 @@ class ArgumentNotTaken(Rule):
             proof=_PROOF,
             fixes=(_fix(found),),
         )
+
+
+def _is_told_by_ld315(case: Case, found: UnknownArgument) -> bool:
+    """Quantization asked for by an argument has a rule of its own, for scripts (not notebooks)."""
+    names = ("load_in_4bit", "load_in_8bit")
+    return found.callee == "from_pretrained" and found.name in names and case.has("script")
 
 
 def _takes(found: UnknownArgument) -> str:
