@@ -130,6 +130,10 @@ KEYS: tuple[RecipeKey, ...] = (
     # Mixed precision by the Trainer's names: autocast, for fp16 with a gradient scaler.
     RecipeKey("fp16", "training", form.boolean, excludes="bf16"),
     RecipeKey("bf16", "training", form.boolean),
+    # Losses that take the weight of the output head in the place of its output.
+    RecipeKey("use_liger_kernel", "training", form.boolean),
+    RecipeKey("liger_kernel_config", "training", form.mapping),
+    RecipeKey("cut_cross_entropy", "training", form.boolean),
     RecipeKey("learning_rate", "training", form.number_from_zero),
     RecipeKey(
         "per_device_train_batch_size", "training", form.count,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lora_doctor.recipe.files.read_as import integer, number, positive
+from lora_doctor.recipe.files.read_as import boolean, integer, number, positive
 from lora_doctor.recipe.files.spelling import Spelling
 
 OF_THE_TRAINER = (
@@ -14,4 +14,6 @@ OF_THE_TRAINER = (
     Spelling("warmup_ratio", "warmup_ratio", number),
     Spelling("warmup_steps", "warmup_steps", number),
     Spelling("optim", "optim"),
+    Spelling("use_liger_kernel", "use_liger_kernel", boolean),
+    Spelling("liger_kernel_config", "liger_kernel_config"),
 )

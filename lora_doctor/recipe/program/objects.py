@@ -22,6 +22,7 @@ from lora_doctor.static.program.values import (
 _UNSLOTH = "unsloth"
 #: Functions that hand back the model that they are given.
 _WRAPS = ("get_peft_model", "prepare_model_for_kbit_training", "prepare_model_for_int8_training")
+_LOADERS = ("transformers", _UNSLOTH, "liger_kernel")
 _TRAINERS = ("transformers", "trl", "sentence_transformers", "unsloth")
 
 
@@ -32,7 +33,7 @@ def top(name: str) -> str:
 
 def is_loader(call: Call) -> bool:
     """``AutoModelForCausalLM.from_pretrained`` and the like; tokenizers and configs are none."""
-    if call.method != "from_pretrained" or top(call.name) not in ("transformers", _UNSLOTH):
+    if call.method != "from_pretrained" or top(call.name) not in _LOADERS:
         return False
     owner = class_of(call)
     parts = ("Tokenizer", "Processor", "Config", "Extractor")

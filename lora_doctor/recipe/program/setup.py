@@ -211,7 +211,8 @@ class _Reader:
         self.parts["loading"] = loader
         found = Settings(loader.keywords, {}, loader, loader.open)
         unsloth = top(loader.name) == "unsloth"
-        name = "AutoModelForCausalLM" if unsloth else class_of(loader)
+        name = class_of(loader).replace("AutoLigerKernel", "AutoModel")  # a thin layer around it
+        name = "AutoModelForCausalLM" if unsloth else name
         if not is_saved_adapter(loader):
             self._set("model_class", Setting(Known(name), None, loader))
         self._take(found, (*LOADING_KEYS, "torch_dtype"))

@@ -66,6 +66,8 @@ SPELLINGS = Spellings(
     Spelling("warmup_ratio", "warmup_ratio", number),
     Spelling("warmup_steps", "warmup_steps", number),
     Spelling("optim", "optimizer"),
+    Spelling("use_liger_kernel", "liger_fused_linear_cross_entropy", boolean),
+    Spelling("cut_cross_entropy", "cut_cross_entropy", boolean),
 )
 
 #: The switches of older files, in axolotl's own order.

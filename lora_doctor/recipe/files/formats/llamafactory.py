@@ -60,13 +60,21 @@ SPELLINGS = Spellings(
     Spelling("packing", "packing", boolean),
     Spelling("bf16", "bf16", boolean),
     Spelling("fp16", "fp16", boolean),
+    Spelling("use_liger_kernel", "enable_liger_kernel", boolean),
     *OF_THE_TRAINER,
 )
+
+
+def _without_fused_loss(values: dict[str, Any], entries: Mapping[str, Any]) -> None:
+    """Other stages than these need logits: Liger's other kernels are used, not its fused loss."""
+    if str(entries.get("stage", "sft")) not in ("pt", "sft"):
+        values.pop("use_liger_kernel", None)
 
 
 def _finish(values: dict[str, Any], entries: Mapping[str, Any]) -> None:
     """What ``hparams/`` and ``model/`` of LLaMA-Factory make of several arguments."""
     values["task_type"] = "CAUSAL_LM"
+    _without_fused_loss(values, entries)
     if not entries.get("lora_alpha") and "r" in values:
         values["lora_alpha"] = 2 * values["r"]
     if str(entries.get("quantization_method", "bnb")).lower() not in ("bnb", "bitsandbytes"):
