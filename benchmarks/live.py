@@ -2,11 +2,11 @@
 
     python benchmarks/live.py [--device cpu|cuda] [--rounds N] [--limit 1.02] [--json FILE]
 
-Two equal models are trained in turns, a few steps each, one of them with ``lora_doctor.watch`` whose
-first steps are over. Told is the median over the rounds of the ratio of two neighbours, on the clock
-and in processor seconds of this process: on a machine that is busy with something else the second
-says more. A step has to take 50 ms at least. With ``--limit`` the exit code is 1 where the ratio (on
-the clock on a GPU, else in processor seconds) is above it.
+Two equal models are trained in turns, a few steps each, one of them with ``lora_doctor.watch``
+whose first steps are over. Told is the median over the rounds of the ratio of two neighbours, on
+the clock and in processor seconds of this process: on a machine that is busy with something else
+the second says more. A step has to take 50 ms at least. With ``--limit`` the exit code is 1 where
+the ratio (on the clock on a GPU, else in processor seconds) is above it.
 """
 
 from __future__ import annotations

@@ -34,7 +34,8 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     ``Setup``: the calls of the script or notebook that holds the recipe. Read off it:
     ``prepared_after_adapters``, ``loaded_frozen``, ``adapted_twice``,
     ``adapted_by_the_trainer_too``, ``optimizer_too_early`` (each a ``Slip``: two calls in an order
-    that does not work), ``unknown_arguments`` (``UnknownArgument``).
+    that does not work), ``unknown_arguments`` (``UnknownArgument``),
+    ``adds_without_wrapper``.
     ``DryRun``, the user's own command with the model shrunk, and ``ScriptError``, what it raised;
     ``FrozenAdapters``, of which none trains; ``Processes``, where several train
     together, with each ``SavedAdapter``.
@@ -145,6 +146,7 @@ if TYPE_CHECKING:
     from lora_doctor.evidence.optimizer import OptimizerState, TrainableTensor
     from lora_doctor.recipe.files.side_files import Pin, SideFiles
     from lora_doctor.recipe.program.names import UnknownArgument, unknown_arguments
+    from lora_doctor.recipe.program.objects import adds_without_wrapper
     from lora_doctor.recipe.program.order import (
         Slip,
         adapted_by_the_trainer_too,
@@ -205,6 +207,7 @@ _LAZY = {
         "evidence.optimizer": ("OptimizerState", "TrainableTensor"),
         "recipe.files.side_files": ("Pin", "SideFiles"),
         "recipe.program.names": ("UnknownArgument", "unknown_arguments"),
+        "recipe.program.objects": ("adds_without_wrapper",),
         "recipe.program.order": (
             "Slip", "adapted_by_the_trainer_too", "adapted_twice", "loaded_frozen",
             "optimizer_too_early", "prepared_after_adapters",
@@ -332,6 +335,7 @@ __all__ = [
     "adapted_by_the_trainer_too",
     "adapted_twice",
     "adapter_config_fields",
+    "adds_without_wrapper",
     "asks_for_adapter",
     "at_an_end",
     "bfloat16_keys",

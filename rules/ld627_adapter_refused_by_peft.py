@@ -9,7 +9,7 @@ from lora_doctor.rule_api import Case, Example, Finding, Fix, Measurement, Rule,
 from lora_doctor.rules._saved_adapter import LOADED, base_class, config_file, loaded
 
 if TYPE_CHECKING:
-    from lora_doctor.rule_api import AdapterLoading
+    from lora_doctor.rule_api import AdapterLoading, ErrorReport
 
 #: The one file of weights that PEFT looks for.
 _WEIGHTS = "adapter_model.safetensors"
@@ -82,7 +82,8 @@ class AdapterRefusedByPeft(Rule):
             ),
             proof=loaded(loading),
             fixes=(
-                Fix(
+                _without_head(case, error)
+                or Fix(
                     "Load it onto the base model that it was trained on, with the PEFT that wrote "
                     f"it{wrote} or a newer one.",
                     "manual",
@@ -110,3 +111,19 @@ class AdapterRefusedByPeft(Rule):
                 ),
             ),
         )
+
+
+def _without_head(case: Case, error: ErrorReport) -> Fix | None:
+    """Where PEFT looks for a head that its wrapper keeps for this task type, and the file has
+    none: `model.add_adapter` has saved it."""
+    task = case.adapter.config.get("task_type")
+    if error.type != "KeyError" or task not in ("SEQ_CLS", "TOKEN_CLS"):
+        return None
+    if case.adapter.config.get("modules_to_save"):
+        return None
+    return Fix(
+        f"The file has no head, which PEFT keeps with every {task} adapter: it was saved by "
+        "model.add_adapter. model.load_adapter(DIR) of transformers loads it; the head was not "
+        "trained and is not in it. Train again with the head in modules_to_save.",
+        "manual",
+    )

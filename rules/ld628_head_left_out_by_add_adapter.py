@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from lora_doctor.rule_api import (
     Case,
+    Edit,
     Example,
     Finding,
     Fix,
@@ -13,8 +15,12 @@ from lora_doctor.rule_api import (
     Measurement,
     Proof,
     Rule,
+    adds_without_wrapper,
     quoted,
 )
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import Structure
 
 
 class HeadLeftOutByAddAdapter(Rule):
@@ -63,6 +69,8 @@ class HeadLeftOutByAddAdapter(Rule):
     )
 
     def check(self, case: Case) -> Iterator[Finding]:
+        if case.has("program"):
+            yield from self._in_script(case)
         heads = case.structure.left_out_heads
         if not heads:
             return
@@ -85,3 +93,62 @@ class HeadLeftOutByAddAdapter(Rule):
                     "get_peft_model(model, config), which does so by itself.", "manual"),
             ),
         )  # fmt: skip
+
+    def _in_script(self, case: Case) -> Iterator[Finding]:
+        """The script is not run: which heads PEFT's wrapper would keep is asked of it."""
+        call = adds_without_wrapper(case.program.roles)
+        saved = case.recipe.get("modules_to_save") or ()
+        kept = case.structure.wrapper_keeps
+        heads = [name for name in _heads(case.structure, kept) if not _is_saved(name, saved)]
+        if call is None or not heads:
+            return
+        missing = _not_in_checkpoint(case, heads)
+        fate = (
+            "the checkpoint has no weights for it, so that it is at random after every loading"
+            if missing
+            else "unless the checkpoint has it, it is at random after every loading"
+        )
+        argument = f"modules_to_save={sorted(heads)!r}"
+        yield self.finding(
+            "error" if missing else "warning",
+            f"{quoted(heads, 3)} stays frozen and is not saved: {call.method} of transformers does "
+            f"not look at the task type, and {fate}.",
+            location=Location("file", call.place.file, call.place.line),
+            evidence=(
+                Measurement("the call", " ".join(call.span.text.split())[:120], str(call.place)),
+                Measurement("get_peft_model", f"trains and saves {quoted(sorted(heads), 3)} for "
+                            f"{case.recipe.get('task_type')}", "installed PEFT, its wrapper asked"),
+                *(Measurement("not in the checkpoint", name, "names in the checkpoint, loaded on "
+                              "the meta device") for name in missing[:3]),
+            ),
+            proof=Proof("read", "the calls were followed in the order in which the script makes "
+                        "them"),
+            fixes=(
+                Fix(f"Name it in the adapter config: {argument}.", "unsafe",
+                    (Edit("modules_to_save", [*saved, *sorted(heads)]),)),
+                Fix("Or get_peft_model(model, config) in its place, which does so by itself.",
+                    "manual"),
+            ),
+        )  # fmt: skip
+
+
+def _heads(structure: Structure, kept: tuple[str, ...]) -> list[str]:
+    """The names among ``kept`` that a module of the model has."""
+    names = {part for group in structure.groups for part in group.pattern.split(".")}
+    return [name for name in kept if name in names]
+
+
+def _is_saved(name: str, saved: Sequence[str]) -> bool:
+    """As PEFT compares: the end of the path is the entry."""
+    return any(name.endswith(str(entry)) for entry in saved)
+
+
+def _not_in_checkpoint(case: Case, heads: list[str]) -> list[str]:
+    """Patterns of these heads' weights that loading makes at random."""
+    if case.source.kind not in ("folder", "hub") or not case.has("loading"):
+        return []
+    return [
+        weight.pattern
+        for weight in case.loading.missing
+        if weight.drawn and set(weight.pattern.split(".")) & set(heads)
+    ]

@@ -245,6 +245,7 @@ def diagnosis_schema() -> dict[str, Any]:
                 "next_command",
                 "notes",
                 "accepted",
+                "budgets",
             )
         },
         "timings": _object(

@@ -107,7 +107,9 @@ def gather(
     loaded = loader.source["kind"] != "factory"
     recipe_in_full = Recipe.from_json(found.recipe)
     found = replace(
-        found, built_in=built_in_adapters.describe(model, recipe_in_full, loaded=loaded)
+        found,
+        built_in=built_in_adapters.describe(model, recipe_in_full, loaded=loaded),
+        left_out_heads=left_out_heads(model),
     )
     return quantization.added(found, model, loader.config).to_json()
 

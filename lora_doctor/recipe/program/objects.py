@@ -198,6 +198,15 @@ def _wrapper(program: Program, model: Argument | None, trainer: Call | None) -> 
     return found[-1] if found else None
 
 
+def adds_without_wrapper(roles: Roles) -> Call | None:
+    """The call of transformers' own ``model.add_adapter`` by which the model gets its adapter; a
+    ``PeftModel`` has a method of the same name."""
+    call = roles.wrapper
+    if call is None or not is_adding(call) or not call.certain or wrappers(call.receiver):
+        return None
+    return call
+
+
 def _config(wrapper: Call | None) -> Value | None:
     if wrapper is None or is_saved_adapter(wrapper):
         return None
