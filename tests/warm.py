@@ -188,7 +188,10 @@ def fork_sandboxes(place: Place | Callable[[], Place]) -> None:
         # Its parent, whose end ends it, is the process that forks.
         setup = {**setup, "parent": where.pid}
         request = {"env": env, "cwd": os.getcwd(), "setup": json.dumps(setup)}
-        return Forked(where, request, log.fileno())
+        try:
+            return Forked(where, request, log.fileno())
+        except OSError:  # its imports ended it: then they do the same where they are waited for
+            return cold(root, {**setup, "parent": os.getpid()}, env, log)
 
     process.start_python = start_python
 
