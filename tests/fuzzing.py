@@ -104,8 +104,7 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
             _seen.append(f"code of {file} was run")
     elif event == "open" and len(arguments) == 3:
         writes = arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-        # Python writes what it compiled of a module that is imported for the first time.
-        if writes and "__pycache__" not in str(arguments[0]) and arguments[0] != os.devnull:
+        if writes and arguments[0] != os.devnull:
             _seen.append(f"{arguments[0]!r:.200} was opened for writing")
 
 
@@ -121,11 +120,14 @@ def _watched(files: Files) -> Iterator[list[str]]:
         sys._lora_doctor_audited = True  # type: ignore[attr-defined]
     _INPUTS.clear()
     _INPUTS.update(Path(name).name for name in files if name.endswith(".py"))
+    # What Python compiles of a module that is imported for the first time is not to be written now.
+    kept, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     _seen = []
     try:
         yield _seen
     finally:
         _seen = None
+        sys.dont_write_bytecode = kept
 
 
 # --- one input ------------------------------------------------------------------------------

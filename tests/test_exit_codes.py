@@ -63,8 +63,17 @@ def builds_slowly():
 """
 
 
-def diagnosis(result: Result) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(result.out)
+def outputs(folder: Path) -> list[str]:
+    """Options that write the result into this folder in each format."""
+    return [word for name in FORMATS for word in ("--output", f"{name}={folder / name}.txt")]
+
+
+def written(folder: Path) -> dict[str, str]:
+    return {name: (folder / f"{name}.txt").read_text("utf-8") for name in FORMATS}
+
+
+def diagnosis(result: Result | str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(result if isinstance(result, str) else result.out)
     jsonschema.validate(found, SCHEMA)
     return found
 
@@ -271,20 +280,27 @@ def without_bitsandbytes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return environment_without(folder / "e", "bitsandbytes")
 
 
+@pytest.fixture(scope="module")
+def not_quantized(without_bitsandbytes: Path) -> tuple[Result, dict[str, str]]:
+    """One run, and what it wrote in each format."""
+    folder = without_bitsandbytes.parent
+    asked = ("check", "arch:gpt2", "--load-in-8bit", "--output-format", "concise")
+    result = lora_doctor(*asked, *outputs(folder), python=without_bitsandbytes)
+    return result, written(folder)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("output_format", FORMATS)
 def test_what_this_machine_cannot_quantize_is_not_healthy(
-    without_bitsandbytes: Path, output_format: str
+    not_quantized: tuple[Result, dict[str, str]], output_format: str
 ) -> None:
-    result = lora_doctor(
-        "check", "arch:gpt2", "--load-in-8bit", "--output-format", output_format,
-        python=without_bitsandbytes,
-    )  # fmt: skip
+    result, texts = not_quantized
     assert result.code == 2, result
-    text = " ".join(result.out.split())
+    text = " ".join(texts[output_format].split())
     assert "not proven" in text and "✓ arch:gpt2" not in text
+    assert "not proven" in result.out and "✓" not in result.out
     if output_format == "json":
-        found = diagnosis(result)
+        found = diagnosis(texts["json"])
         assert found["verdict"] == "undetermined" and "8bit" in found["undetermined"]
         assert found["verification"]["before"]["obstacle"] == "not-proven"
 
@@ -308,17 +324,14 @@ def test_strict_counts_a_rule_that_a_missing_package_keeps_from_being_asked(
     asked = ("check", folder, "--depth", "static")
     assert lora_doctor(*asked, "--strict").code == 0, "nothing is missing here"
     python = environment_without(tmp_path / "e", "transformers", "tokenizers")
-    assert lora_doctor(*asked, python=python).code == 0
-    for output_format in FORMATS:
-        result = lora_doctor(
-            *asked, "--strict", "--output-format", output_format, python=python
-        )  # fmt: skip
-        assert result.code == 2, result
-        text = " ".join(result.out.split())
+    result = lora_doctor(*asked, "--strict", *outputs(tmp_path), python=python)
+    assert result.code == 2, result
+    for text in written(tmp_path).values():
+        text = " ".join(text.split())
         assert "strict" in text and "LD601" in text and "tokenizers is not installed" in text
-    shown = lora_doctor(*asked, python=python)
-    assert "1 skipped rule that --strict counts: LD601" in shown.out
-    found = diagnosis(lora_doctor(*asked, "--output-format", "json", python=python))
+    shown = lora_doctor(*asked, *outputs(tmp_path), python=python)
+    assert shown.code == 0 and "1 skipped rule that --strict counts: LD601" in shown.out
+    found = diagnosis(written(tmp_path)["json"])
     counted = [item["rule"] for item in found["skipped"] if item["remedy"] == "package"]
     assert counted == ["LD601"] and found["undetermined"] is None
 

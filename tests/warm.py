@@ -182,13 +182,16 @@ def fork_sandboxes(place: Place | Callable[[], Place]) -> None:
         usual = setup["fork"] and not setup["cuda"] and tuple(setup["preload"]) == worker.PRELOAD
         if not usual or root != ROOT:
             return cold(root, setup, env, log)
-        where = place if isinstance(place, Place) else place()
-        if not where.fits(env, Path.cwd()):
-            return cold(root, setup, env, log)
-        # Its parent, whose end ends it, is the process that forks.
-        setup = {**setup, "parent": where.pid}
-        request = {"env": env, "cwd": os.getcwd(), "setup": json.dumps(setup)}
-        return Forked(where, request, log.fileno())
+        # Where this fails (the working directory is gone, imports ended the process that forks), a
+        # process of its own tells what there is to tell.
+        with contextlib.suppress(OSError):
+            where = place if isinstance(place, Place) else place()
+            if where.fits(env, Path.cwd()):
+                # Its parent, whose end ends it, is the process that forks.
+                text = json.dumps({**setup, "parent": where.pid})
+                request = {"env": env, "cwd": os.getcwd(), "setup": text}
+                return Forked(where, request, log.fileno())
+        return cold(root, setup, env, log)
 
     process.start_python = start_python
 

@@ -65,6 +65,9 @@ def serve(settings_text: str) -> None:
             if pid == 0:
                 signal.set_wakeup_fd(-1)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                os.setsid()  # before anybody knows of us: who ends us ends the group
+                with contextlib.suppress(OSError):
+                    connection.sendall(b"%d\n" % os.getpid())
                 for one in (listener, connection, *running.values()):
                     one.close()
                 os.close(wake)
@@ -73,8 +76,6 @@ def serve(settings_text: str) -> None:
             for descriptor in descriptors:
                 os.close(descriptor)
             running[pid] = connection
-            with contextlib.suppress(OSError):  # nobody waits any more
-                connection.sendall(b"%d\n" % pid)
         _tell_ends(running)
 
 
@@ -82,7 +83,7 @@ def _import(names: list[str]) -> None:
     path = list(sys.path)
     sys.path.insert(0, ROOT)
     for name in names:
-        with contextlib.suppress(ImportError):  # it fails again where it is needed, and is told
+        with contextlib.suppress(Exception):  # it fails again where it is needed, and is told
             package = importlib.import_module(name.removesuffix(".*"))
             if name.endswith(".*"):
                 for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
@@ -106,7 +107,7 @@ def _tell_ends(running: dict[int, socket.socket]) -> None:
         if pid == 0:
             return
         connection = running.pop(pid)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # nobody waits any more
             connection.sendall(b"%d\n" % os.waitstatus_to_exitcode(status))
         connection.close()
 
@@ -122,7 +123,6 @@ def _become(
     for number, descriptor in enumerate(descriptors):
         os.dup2(descriptor, number)
         os.close(descriptor)
-    os.setsid()
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])
