@@ -40,7 +40,8 @@ DEFAULT_SECONDS = 600.0
 _LACKING = ("ModuleNotFoundError", "ImportError", "PackageNotFoundError")
 _NO_GPU = re.compile(
     r"not compiled with CUDA|no NVIDIA driver|No CUDA GPUs|CUDA is not available|needs? a GPU"
-    r"|requires? (a )?(GPU|CUDA)|CUDA (driver|error)|Triton|no accelerator",
+    r"|requires? (a )?(GPU|CUDA)|no available devices found"
+    r"|non-CPU accelerator|CUDA (driver|error)|Triton|no accelerator",
     re.IGNORECASE,
 )
 #: What a loop of the user's may raise because its loader came to an early end.
@@ -50,10 +51,12 @@ _OF_SHORT_LOOPS = ("ZeroDivisionError", "StopIteration", "IndexError", "UnboundL
 @dataclass(frozen=True)
 class DryRunOptions:
     """``rows``: of each data set. ``synthetic_data``: rows are made up for a set that cannot be
-    had. ``seconds``, ``memory``: limits of the whole command. The others as for ``check``."""
+    had. ``check_resume``: a Trainer is resumed from a checkpoint of the run. ``seconds``,
+    ``memory``: limits of the whole command. The others as for ``check``."""
 
     rows: int = 64
     synthetic_data: bool = False
+    check_resume: bool = False
     seconds: float = DEFAULT_SECONDS
     memory: int = DEFAULT_MEMORY
     check: CheckOptions = field(default_factory=CheckOptions)
@@ -75,7 +78,11 @@ def dry_run(
     began = time.perf_counter()
     command = commands.command_of(words)
     with temporary_folder() as folder:
-        asked = {"rows": options.rows, "synthetic_data": options.synthetic_data}
+        asked = {
+            "rows": options.rows,
+            "synthetic_data": options.synthetic_data,
+            "check_resume": options.check_resume,
+        }
         session = Session(Path(folder), os.urandom(16).hex(), ACTS, asked)
         session.write()
         environment = commands.with_programs(command, launch.environment_of(session, os.environ))
@@ -133,6 +140,7 @@ class _Outcome:
                 dropped_columns=captured.dropped_columns(),
                 filtered=captured.filtered(),
                 processes=captured.processes(),
+                resumed=captured.resumed(),
                 error=None if error is not None and _is_ours(error, captured) else error,
                 seconds=ended.seconds,
             ),
