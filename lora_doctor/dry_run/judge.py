@@ -18,7 +18,7 @@ from lora_doctor.dry_run.acts.folders import remove_empty
 from lora_doctor.dry_run.captured import MADE_UP, Captured, shapes
 from lora_doctor.dry_run.one_failure import FAILURE, one_failure
 from lora_doctor.dry_run.origins import lines_in_files
-from lora_doctor.dry_run.several import otherwise_shared
+from lora_doctor.dry_run.several import by_size, otherwise_shared
 from lora_doctor.engine import registry
 from lora_doctor.engine.case import Case
 from lora_doctor.engine.diagnose import diagnose
@@ -254,6 +254,9 @@ def _diagnose(
     placed = tuple(_with_place(one, found.run) for one in diagnosis.findings)
     findings = one_failure(replace(diagnosis, findings=placed), found.run.error, rules)
     notes = [*diagnosis.notes, *captured.notes(), *_downgrades(recipe, found.run)]
+    if found.run.processes is not None:
+        counted = by_size(captured.every, found.run.processes)
+        notes += [Note("not-proven", counted)] if counted else []
     notes.append(Note("not-proven", NOT_SHOWN))
     return replace(
         diagnosis,
