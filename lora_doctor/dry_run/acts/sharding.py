@@ -19,6 +19,7 @@ def prepare(acting: Acting) -> None:
     acting.after(
         "torch.distributed.fsdp.fully_sharded_data_parallel", lambda m: _flat_shards(acting, m)
     )
+    acting.after("torch.distributed.fsdp._init_utils", lambda m: _given_on(acting, m))
     for name in (
         "torch.distributed.fsdp._fully_shard._fully_shard",
         "torch.distributed._composable.fsdp.fully_shard",
@@ -139,6 +140,19 @@ def _flat_shards(acting: Acting, module: ModuleType) -> None:
             _tell(acting, "FSDP", classes=dict(found.classes))
 
     acting.replaced.around(module.FullyShardedDataParallel, "__init__", made)
+
+
+def _given_on(acting: Acting, module: ModuleType) -> None:
+    """FSDP gives the first process's weights to the others on GPUs only; gloo can do it on CPUs."""
+    name = "_check_module_states_for_sync_module_states"
+    if name not in vars(module):
+        return
+
+    def checked(original: Any, *arguments: Any, **named: Any) -> None:
+        if not _no_gpu():
+            original(*arguments, **named)
+
+    acting.replaced.around(module, name, checked)
 
 
 def _shards(acting: Acting, module: ModuleType) -> None:
