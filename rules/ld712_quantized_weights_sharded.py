@@ -68,6 +68,9 @@ class QuantizedWeightsSharded(Rule):
     )
 
     def check(self, case: Case) -> Iterator[Finding]:
+        if case.has("dry_run"):
+            yield from self._of_run(case)
+            return
         files, set_up, recipe = case.side_files, case.set_up, case.recipe
         by = "FSDP" if files.fsdp or _fsdp(set_up.entries) else ""
         by = by or ("ZeRO-3" if files.zero_stage == 3 else "")
@@ -98,6 +101,33 @@ class QuantizedWeightsSharded(Rule):
                 ),
             ),
         )  # fmt: skip
+
+    def _of_run(self, case: Case) -> Iterator[Finding]:
+        """8 bits, in a command that was dry-run; what FSDP says of 4 bits is LD545's matter."""
+        found = case.dry_run.processes
+        if found is None or case.recipe.quantized != "8bit":
+            return
+        by = found.asked_type if found.asked_type.startswith("FSDP") else ""
+        by = by or ("ZeRO-3" if found.zero_stage == 3 else "")
+        if not by:
+            return
+        yield self.finding(
+            "error",
+            f"The 8bit weights of the model may be impossible to shard ({by}).",
+            location=Location("recipe", "load_in_8bit"),
+            evidence=(
+                Measurement("load_in_8bit", True, "what from_pretrained was given"),
+                Measurement("sharded by", by, found.asked_in),
+            ),
+            proof=Proof("inferred", "what the command asks for; its shards have no statistics"),
+            fixes=(
+                Fix(
+                    "Quantize to 4 bits, with bnb_4bit_quant_storage as the dtype of the model, or "
+                    "use ZeRO-2 or DDP, which shard no weights.",
+                    "manual",
+                ),
+            ),
+        )
 
 
 def _fsdp(entries: object) -> bool:

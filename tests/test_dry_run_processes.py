@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 
+from lora_doctor.dry_run.acts.saved_adapters import plain_name, read_adapter
 from lora_doctor.dry_run.several import (
     is_of_another,
     of_first_rank,
     otherwise_shared,
     processes_of,
 )
+from lora_doctor.results.dry_run import Resumed
 from lora_doctor.results.processes import Processes
 from lora_doctor.rules._dry_run_script import DDP_LOOP, MODEL
 from tests.test_dry_run import dry_run
@@ -126,3 +128,41 @@ def test_the_best_of_what_all_processes_saved_is_told() -> None:
         record("saved_adapter", 11, written=True, whole=0, **saved),
     )  # fmt: skip
     assert [one.good for one in found.saved] == [True]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight",
+        "module.base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight",
+        "_fsdp_wrapped_module.base_model.model.model.layers.0._fsdp_wrapped_module."
+        "_checkpoint_wrapped_module.self_attn.q_proj.lora_A.default.weight",
+    ],
+)
+def test_a_tensor_is_known_by_whatever_name_it_is_saved(name: str) -> None:
+    assert plain_name(name) == "model.layers.0.self_attn.q_proj.lora_A.weight"
+
+
+def test_what_a_file_has_of_an_adapter_is_read_off_its_header(tmp_path: Path) -> None:
+    safetensors = pytest.importorskip("safetensors.torch")
+    torch = pytest.importorskip("torch")
+    assert read_adapter(tmp_path) is None
+    part = {"layer.lora_A.weight": torch.zeros(4, 8), "layer.lora_B.weight": torch.zeros(0)}
+    safetensors.save_file(part, tmp_path / "adapter_model.safetensors")
+    assert read_adapter(tmp_path) == {"layer.lora_A.weight": (4, 8), "layer.lora_B.weight": (0,)}
+
+
+def test_a_model_of_which_few_processes_are_here_is_not_vouched_for() -> None:
+    """Two machines with a process each, of which this is one."""
+    one = started(10, 0, LOCAL_RANK="0")
+    assert "1 of 2 processes" in (otherwise_shared(of(one)) or "")
+
+
+@pytest.mark.parametrize(
+    ("loss", "apart", "same"), [(2.0, 0.0, True), (2.1, 0.0, False), (2.0, 0.0005, False)]
+)
+def test_resuming_is_going_on_with_the_same_loss_and_the_same_step(
+    loss: float, apart: float, same: bool
+) -> None:
+    found = Resumed(3, loss=2.0, resumed_loss=loss, moved=0.001, apart=apart)
+    assert found.same is same

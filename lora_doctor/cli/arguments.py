@@ -65,6 +65,7 @@ def dry_run_options(options: Mapping[str, Any]) -> DryRunOptions:
     return DryRunOptions(
         rows=options["rows"],
         synthetic_data=options["synthetic_data"],
+        check_resume=options["check_resume"],
         seconds=options["time_limit"] or DEFAULT_SECONDS,
         memory=int(options["memory_limit"] * GIB) if options["memory_limit"] else DEFAULT_MEMORY,
         check={

@@ -238,6 +238,11 @@ def dry_run_options(command: F) -> F:
             "had; what is supervised is not judged then.",
         ),
         click.option(
+            "--check-resume",
+            is_flag=True,
+            help="Resume a Trainer from a checkpoint of the run itself, and compare with going on.",
+        ),
+        click.option(
             "--time-limit",
             type=_Number(min=1),
             metavar="SECONDS",

@@ -20,6 +20,7 @@ from lora_doctor.results.dry_run import (
     FilteredRows,
     FrozenAdapters,
     PackedSamples,
+    Resumed,
     ScriptError,
 )
 from lora_doctor.results.from_json import from_json
@@ -277,6 +278,14 @@ class Captured:
         """The first step of a trainer that accumulates a loss of the user's own."""
         found = self._one(AccumulatedLoss, "accumulation", "given")
         place = (self.last("accumulation") or {}).get("place") or {}
+        if found is None or not place:
+            return found
+        return replace(found, file=short_path(place["file"]), line=int(place["line"]))
+
+    def resumed(self) -> Resumed | None:
+        """The last step, from a checkpoint of the run."""
+        found = self._one(Resumed, "resumed", "step")
+        place = (self.last("resumed") or {}).get("place") or {}
         if found is None or not place:
             return found
         return replace(found, file=short_path(place["file"]), line=int(place["line"]))

@@ -18,7 +18,7 @@ from lora_doctor.dry_run.acts.folders import remove_empty
 from lora_doctor.dry_run.captured import MADE_UP, Captured, shapes
 from lora_doctor.dry_run.one_failure import FAILURE, one_failure
 from lora_doctor.dry_run.origins import lines_in_files
-from lora_doctor.dry_run.several import otherwise_shared
+from lora_doctor.dry_run.several import by_size, otherwise_shared
 from lora_doctor.dry_run.written import keep_written
 from lora_doctor.engine import registry
 from lora_doctor.engine.case import Case
@@ -42,7 +42,8 @@ DEFAULT_SECONDS = 600.0
 _LACKING = ("ModuleNotFoundError", "ImportError", "PackageNotFoundError")
 _NO_GPU = re.compile(
     r"not compiled with CUDA|no NVIDIA driver|No CUDA GPUs|CUDA is not available|needs? a GPU"
-    r"|requires? (a )?(GPU|CUDA)|CUDA (driver|error)|Triton|no accelerator",
+    r"|requires? (a )?(GPU|CUDA)|no available devices found"
+    r"|non-CPU accelerator|CUDA (driver|error)|Triton|no accelerator",
     re.IGNORECASE,
 )
 #: What a loop of the user's may raise because its loader came to an early end.
@@ -52,10 +53,12 @@ _OF_SHORT_LOOPS = ("ZeroDivisionError", "StopIteration", "IndexError", "UnboundL
 @dataclass(frozen=True)
 class DryRunOptions:
     """``rows``: of each data set. ``synthetic_data``: rows are made up for a set that cannot be
-    had. ``seconds``, ``memory``: limits of the whole command. The others as for ``check``."""
+    had. ``check_resume``: a Trainer is resumed from a checkpoint of the run. ``seconds``,
+    ``memory``: limits of the whole command. The others as for ``check``."""
 
     rows: int = 64
     synthetic_data: bool = False
+    check_resume: bool = False
     seconds: float = DEFAULT_SECONDS
     memory: int = DEFAULT_MEMORY
     check: CheckOptions = field(default_factory=CheckOptions)
@@ -77,7 +80,11 @@ def dry_run(
     began = time.perf_counter()
     command = commands.command_of(words)
     with temporary_folder() as folder:
-        asked = {"rows": options.rows, "synthetic_data": options.synthetic_data}
+        asked = {
+            "rows": options.rows,
+            "synthetic_data": options.synthetic_data,
+            "check_resume": options.check_resume,
+        }
         session = Session(Path(folder), os.urandom(16).hex(), ACTS, asked)
         session.write()
         environment = commands.with_programs(command, launch.environment_of(session, os.environ))
@@ -136,6 +143,7 @@ class _Outcome:
                 filtered=captured.filtered(),
                 frozen=captured.frozen(),
                 processes=captured.processes(),
+                resumed=captured.resumed(),
                 error=None if error is not None and _is_ours(error, captured) else error,
                 seconds=ended.seconds,
             ),
@@ -249,6 +257,9 @@ def _diagnose(
     placed = tuple(_with_place(one, found.run) for one in diagnosis.findings)
     findings = one_failure(replace(diagnosis, findings=placed), found.run.error, rules)
     notes = [*diagnosis.notes, *captured.notes(), *_downgrades(recipe, found.run)]
+    if found.run.processes is not None:
+        counted = by_size(captured.every, found.run.processes)
+        notes += [Note("not-proven", counted)] if counted else []
     notes.append(Note("not-proven", NOT_SHOWN))
     diagnosis = replace(
         diagnosis,

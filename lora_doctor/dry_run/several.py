@@ -94,12 +94,27 @@ def processes_of(records: Sequence[Record], short: Callable[[str], str]) -> Proc
 def otherwise_shared(found: Processes) -> str | None:
     """Why this run says nothing about how the processes were to share the model; ``None`` where
     they shared it so."""
+    if 0 < found.started < found.asked:
+        return f"{found.started} of {found.asked} processes were started on this machine"
     if found.met < 2 and found.started > 1:
         return f"{found.started} processes were started, and here they did not meet"
     if found.asked_type and found.ran_type != found.asked_type:
         ran = found.ran_type or "neither it nor another kind of sharing"
         where = f" ({found.asked_in})" if found.asked_in else ""
         return f"{found.asked_type} was asked for{where}, and {ran} ran here"
+    return None
+
+
+def by_size(records: Sequence[Record], found: Processes) -> str | None:
+    """What a policy that counts parameters does at full size is not what it does here."""
+    for record in _kind(records, "rank"):
+        variables = record["variables"]
+        if str(variables.get("FSDP_AUTO_WRAP_POLICY", "")).upper() == "SIZE_BASED_WRAP":
+            wrapped = sum(found.sharded.values())
+            return (
+                "fsdp_min_num_params counts parameters, of which the small model has few: "
+                f"{wrapped} modules were wrapped here"
+            )
     return None
 
 

@@ -115,6 +115,36 @@ class FrozenAdapters:
 
 
 @dataclass(frozen=True)
+class Resumed:
+    """The last step of the run, taken once more from the checkpoint that was saved before it."""
+
+    #: The step.
+    step: int
+    #: Its loss when the run went on.
+    loss: float = 0.0
+    #: Its loss from the checkpoint.
+    resumed_loss: float = 0.0
+    #: How far the trainable numbers moved in that step, at most.
+    moved: float = 0.0
+    #: By how much they differ after the step from the checkpoint, at most.
+    apart: float = 0.0
+    #: Files of the checkpoint.
+    files: tuple[str, ...] = ()
+    #: What resuming raised instead.
+    error: str = ""
+    #: File of the user's that calls the trainer.
+    file: str = ""
+    #: Line of that file, from 1; 0 where it is not known.
+    line: int = 0
+
+    @property
+    def same(self) -> bool:
+        """Whether resuming is the same as going on."""
+        near = abs(self.loss - self.resumed_loss) <= 1e-3 * max(abs(self.loss), 1e-6)
+        return not self.error and near and self.apart <= 0.05 * self.moved + 1e-12
+
+
+@dataclass(frozen=True)
 class DryRun:
     """The run of the user's command with the model shrunk and the data cut."""
 
@@ -153,6 +183,8 @@ class DryRun:
     frozen: FrozenAdapters | None = None
     #: The processes that train together; ``None`` where one was asked for, and one ran.
     processes: Processes | None = None
+    #: The last step from a checkpoint of the run; ``None`` where that was not tried.
+    resumed: Resumed | None = None
     #: What it took, in seconds.
     seconds: float = 0.0
 

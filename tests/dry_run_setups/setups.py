@@ -50,6 +50,9 @@ class Setup:
         else:
             (root / self.script).parent.mkdir(exist_ok=True)
             (root / self.script).write_text(text, encoding="utf-8")
+        for word in self.command:
+            if word.endswith(".yaml") and word != self.script:  # beside the script: a launcher's
+                shutil.copy(SCRIPTS / word, root)
         if self.script == "hydra_train.py":
             shutil.copytree(SCRIPTS / "conf", root / "conf", dirs_exist_ok=True)
 

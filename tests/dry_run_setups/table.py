@@ -218,7 +218,37 @@ _LAUNCHERS = (
            command=("trl", "sft", "--config", "trl_config.yaml", "--lora_target_modules", "q_proj",
                     "query_key_value")),
 )  # fmt: skip
+_TWO = ("torchrun", "--standalone", "--nproc_per_node", "2")
+_ONE_GPU_EACH = {', device_map="auto"': ""}
+_SAVED_BY_ALL = {"model.save_pretrained(args.output_dir)": "trainer.save_model(args.output_dir)"}
+_PROCESSES = (
+    healthy("two processes: torchrun", "trainer_argparse.py", needs=_DATA,
+            command=(*_TWO, "trainer_argparse.py"), edits=_ONE_GPU_EACH),
+    broken("two processes: device_map", "trainer_argparse.py", "LD546", needs=_DATA,
+           command=(*_TWO, "trainer_argparse.py")),
+    healthy("two processes: accelerate launch", "trainer_argparse.py",
+            needs=(*_DATA, "accelerate"), edits=_ONE_GPU_EACH,
+            command=("accelerate", "launch", "--num_processes", "2", "trainer_argparse.py")),
+    broken("two processes: a loop for one", "bare_loop.py", "LD541",
+           command=(*_TWO, "bare_loop.py")),
+    healthy("FSDP 2", "trainer_argparse.py", needs=(*_DATA, "accelerate"),
+            edits={**_ONE_GPU_EACH, **_SAVED_BY_ALL},
+            command=("accelerate", "launch", "--config_file", "fsdp2.yaml",
+                     "trainer_argparse.py")),
+    broken("FSDP 2: saved by the script itself", "trainer_argparse.py", "LD542",
+           needs=(*_DATA, "accelerate"), edits=_ONE_GPU_EACH,
+           command=("accelerate", "launch", "--config_file", "fsdp2.yaml",
+                    "trainer_argparse.py")),
+    broken("FSDP 2: a sharded state dict", "trainer_argparse.py", "LD542",
+           needs=(*_DATA, "accelerate"), edits={**_ONE_GPU_EACH, **_SAVED_BY_ALL},
+           command=("accelerate", "launch", "--config_file", "fsdp2_sharded.yaml",
+                    "trainer_argparse.py")),
+    broken("FSDP 1: adapters in float32", "trainer_argparse.py", "LD545",
+           needs=(*_DATA, "accelerate"), edits={**_ONE_GPU_EACH, **_SAVED_BY_ALL},
+           command=("accelerate", "launch", "--config_file", "fsdp1.yaml",
+                    "trainer_argparse.py")),
+)  # fmt: skip
 SETUPS: tuple[Setup, ...] = (
     *_ARGPARSE, *_HF_ARGUMENTS, *_SFT, *_OTHER_TRL, *_LOOPS, *_CLASSES, *_MODALITIES, *_FRAMEWORKS,
-    *_LAUNCHERS,
+    *_LAUNCHERS, *_PROCESSES,
 )  # fmt: skip

@@ -12,7 +12,6 @@ from typing import Any
 
 from lora_doctor.dry_run.acts import processes, sharding
 from lora_doctor.dry_run.acts.acting import Acting
-from lora_doctor.dry_run.acts.outputs import Redirected
 from lora_doctor.guest.call_sites import caller
 
 #: Files that PEFT writes an adapter's weights to.
@@ -40,7 +39,10 @@ def _around(acting: Acting, watch: _Watch, owner: Any, name: str) -> None:
     def saving(original: Any, saver: Any, *arguments: Any, **named: Any) -> Any:
         if not watch.applies():
             return original(saver, *arguments, **named)
-        given = signature.bind(saver, *arguments, **named).arguments
+        try:
+            given = signature.bind(saver, *arguments, **named).arguments
+        except TypeError:  # the call itself says it better
+            return original(saver, *arguments, **named)
         folder = given.get("save_directory") or given.get("output_dir")
         folder = folder or getattr(getattr(saver, "args", None), "output_dir", None)
         quiet = bool(given.get("_internal_call")) or given.get("is_main_process") is False
@@ -65,7 +67,6 @@ class _Watch:
 
     def __init__(self, acting: Acting) -> None:
         self._acting = acting
-        self._places = Redirected(acting)
         self._depth = 0
         self._expected: dict[str, tuple[int, ...]] | None = None
 
@@ -87,7 +88,7 @@ class _Watch:
             self._depth -= 1
             if folder is not None and not quiet and processes.rank() == 0:
                 with self._acting.ours():
-                    self._tell(by, str(folder), _read(self._path(folder)), error, place)
+                    self._tell(by, str(folder), read_adapter(self._path(folder)), error, place)
 
     def tensors(self, by: str, path: str, value: Any) -> None:
         """Look at what was written to a file by the user's own call."""
@@ -98,7 +99,7 @@ class _Watch:
                 self._tell(by, path, found, "", place)
 
     def _path(self, folder: Any) -> Path:
-        """Where the folder really is; asked before `ours`, in which nothing is redirected."""
+        """Where the folder really is, once what writes to it has been redirected."""
         full = os.path.abspath(os.fspath(folder))
         if full.startswith(str(self._acting.session.folder)):
             return Path(full)
@@ -115,7 +116,7 @@ class _Watch:
         expected = self._expected_shapes()
         if not expected:
             return
-        there = {_plain_name(name): shape for name, shape in (found or {}).items()}
+        there = {plain_name(name): shape for name, shape in (found or {}).items()}
         held = {name: there[name] for name in expected if name in there}
         other = [name for name, shape in held.items() if shape != expected[name]]
         empty = [name for name in other if 0 in held[name]]
@@ -154,10 +155,10 @@ def _of_adapter(model: Any) -> dict[str, tuple[int, ...]]:
         return {}
     state = peft.get_peft_model_state_dict(model, adapter_name=names[0],
                                            save_embedding_layers=False)  # fmt: skip
-    return {_plain_name(name): tuple(value.shape) for name, value in state.items()}
+    return {plain_name(name): tuple(value.shape) for name, value in state.items()}
 
 
-def _plain_name(name: str) -> str:
+def plain_name(name: str) -> str:
     """A name without what wrappers put into it, the adapter's own name and where it is rooted."""
     for part in _OF_WRAPPERS:
         name = name.removeprefix(part) if part == "module." else name.replace(part, "")
@@ -165,7 +166,7 @@ def _plain_name(name: str) -> str:
     return name.removeprefix("base_model.model.")
 
 
-def _read(folder: Path) -> dict[str, tuple[int, ...]] | None:
+def read_adapter(folder: Path) -> dict[str, tuple[int, ...]] | None:
     """Names and shapes in the file of an adapter; ``None`` without one."""
     for path in (folder / name for name in _FILES):
         if not path.is_file():

@@ -19,13 +19,14 @@ def prepare(acting: Acting) -> None:
     acting.after(
         "torch.distributed.fsdp.fully_sharded_data_parallel", lambda m: _flat_shards(acting, m)
     )
-    acting.after("torch.distributed.fsdp._init_utils", lambda m: _devices(acting, m))
+    acting.after("torch.distributed.fsdp._init_utils", lambda m: _given_on(acting, m))
     for name in (
         "torch.distributed.fsdp._fully_shard._fully_shard",
         "torch.distributed._composable.fsdp.fully_shard",
     ):
         acting.after(name, lambda m: _shards(acting, m))
     acting.after("accelerate.accelerator", lambda m: _prepared(acting, m))
+    acting.after("accelerate.utils.dataclasses", lambda m: _settings(acting, m))
 
 
 class Unsharded:
@@ -91,6 +92,14 @@ def _no_gpu() -> bool:
     return not torch.cuda.is_available()
 
 
+def _cpu() -> Any:
+    """What FSDP takes, while it refuses a model on a CPU where no device is named; ``cpu:0``, which
+    accelerate names, is another one to it."""
+    import torch
+
+    return torch.device("cpu")
+
+
 def _replicas(acting: Acting, module: ModuleType) -> None:
     def made(original: Any, wrapper: Any, model: Any, *arguments: Any, **named: Any) -> None:
         if _no_gpu():  # devices by number are those of GPUs
@@ -120,7 +129,7 @@ def _flat_shards(acting: Acting, module: ModuleType) -> None:
             with acting.ours():
                 found.keep(model)
         if _no_gpu():
-            named.pop("device_id", None)
+            named["device_id"] = _cpu()
         depth[0] += 1
         try:
             original(wrapper, model, *arguments, **named)
@@ -133,16 +142,17 @@ def _flat_shards(acting: Acting, module: ModuleType) -> None:
     acting.replaced.around(module.FullyShardedDataParallel, "__init__", made)
 
 
-def _devices(acting: Acting, module: ModuleType) -> None:
-    """FSDP takes ``cpu:0`` and ``cpu`` for two devices."""
-    if "_get_device_from_device_id" not in vars(module):
+def _given_on(acting: Acting, module: ModuleType) -> None:
+    """FSDP gives the first process's weights to the others on GPUs only; gloo can do it on CPUs."""
+    name = "_check_module_states_for_sync_module_states"
+    if name not in vars(module):
         return
 
-    def found(original: Any, *arguments: Any, **named: Any) -> Any:
-        device = original(*arguments, **named)
-        return device if device is None or device.type != "cpu" else None
+    def checked(original: Any, *arguments: Any, **named: Any) -> None:
+        if not _no_gpu():
+            original(*arguments, **named)
 
-    acting.replaced.around(module, "_get_device_from_device_id", found)
+    acting.replaced.around(module, name, checked)
 
 
 def _shards(acting: Acting, module: ModuleType) -> None:
@@ -175,3 +185,24 @@ def _prepared(acting: Acting, module: ModuleType) -> None:
         return original(accelerator, model, *more, **named)
 
     acting.replaced.around(module, "fsdp2_prepare_model", prepared)
+
+
+def _settings(acting: Acting, module: ModuleType) -> None:
+    """Weights that the first process alone has loaded are given to the others on a GPU."""
+    if "FullyShardedDataParallelPlugin" not in vars(module):
+        return
+
+    def made(original: Any, plugin: Any) -> None:
+        asked = getattr(module, "is_cuda_available", None)
+        if asked is None or not _no_gpu():
+            original(plugin)
+            return
+        module.is_cuda_available = lambda: True  # type: ignore[attr-defined]
+        try:
+            original(plugin)
+        finally:
+            module.is_cuda_available = asked  # type: ignore[attr-defined]
+        if plugin.sync_module_states:
+            plugin.param_init_fn = lambda part: part.to_empty(device="cpu", recurse=False)
+
+    acting.replaced.around(module.FullyShardedDataParallelPlugin, "__post_init__", made)

@@ -6,7 +6,7 @@ import weakref
 from types import ModuleType
 from typing import Any
 
-from lora_doctor.dry_run.acts import accumulation, contract, failures, sets, supervised
+from lora_doctor.dry_run.acts import accumulation, contract, failures, resuming, sets, supervised
 from lora_doctor.dry_run.acts.acting import STEPS, Acting
 from lora_doctor.dry_run.acts.arguments import keep_apart
 from lora_doctor.dry_run.acts.plain import plain
@@ -27,7 +27,9 @@ def _trainer(acting: Acting, module: ModuleType) -> None:
             watched.add(trainer)
             trainer.add_callback(callback(trainer))
             keep_apart(acting, trainer.args)
+        resumes = _asks_to_resume(arguments, named)
         arguments = _not_resumed(acting, arguments, named)
+        second = resuming.watch(acting, trainer, asked=resumes)
         acting.in_trainer += 1
         before = acting.steps
         try:
@@ -38,6 +40,8 @@ def _trainer(acting: Acting, module: ModuleType) -> None:
         finally:
             acting.in_trainer -= 1
         acting.journal.tell("trained", by=type(trainer).__name__, steps=acting.steps - before)
+        if second is not None:
+            second.resume(lambda folder: original(trainer, resume_from_checkpoint=folder))
         return result
 
     def evaluating(original: Any, trainer: Any, *arguments: Any, **named: Any) -> Any:
@@ -55,12 +59,15 @@ def _trainer(acting: Acting, module: ModuleType) -> None:
         acting.replaced.around(module.Trainer, name, evaluating)
 
 
+def _asks_to_resume(arguments: tuple[Any, ...], named: dict[str, Any]) -> bool:
+    return bool(named.get("resume_from_checkpoint", arguments[0] if arguments else None))
+
+
 def _not_resumed(
     acting: Acting, arguments: tuple[Any, ...], named: dict[str, Any]
 ) -> tuple[Any, ...]:
     """A checkpoint of the real width does not fit: training begins at its start."""
-    asked = named.get("resume_from_checkpoint", arguments[0] if arguments else None)
-    if not asked:
+    if not _asks_to_resume(arguments, named):
         return arguments
     acting.note("not-proven", "resume_from_checkpoint was left out")
     if "resume_from_checkpoint" in named:

@@ -1,0 +1,104 @@
+"""LD549: a run that is resumed from its checkpoint is another run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.rule_api import Case, Example, Finding, Fix, Location, Measurement, Proof, Rule
+from lora_doctor.rules._dry_run_script import MODEL
+
+_RESUMED = """
+import os
+
+rows = [{"input_ids": (r := [1, *range(5 + n, 15 + n), 2]), "labels": r} for n in range(160)]
+trainer = Trainer(
+    model,
+    TrainingArguments("out", per_device_train_batch_size=2, save_steps=50, OPTIONS),
+    train_dataset=rows,
+    data_collator=default_data_collator,
+)
+trainer.train(resume_from_checkpoint="an/earlier/checkpoint")
+"""
+
+
+class ResumedRunDiffers(Rule):
+    """A run that is resumed from its own checkpoint does not go on as if it had not stopped.
+
+    ## What happens
+    Nothing is raised. The loss jumps where the run is resumed, momentum starts at 0, rows are seen
+    twice or never; or resuming fails, after the night in which it was needed.
+
+    ## Why
+    A checkpoint holds weights, optimizer, scheduler and random states only if all of them are saved
+    and loaded: `save_only_model: true` leaves out the last three, `ignore_data_skip: true` begins
+    at the first row again, and what the script keeps elsewhere (a schedule of its own, a sampler
+    with a seed of the clock) is in no checkpoint.
+
+    Told by execution, with `--check-resume` and where the command resumes: the last step of the dry
+    run is taken once more from the checkpoint that the Trainer saved before it.
+
+    ## Versions
+    `save_only_model` from transformers 4.37 on.
+
+    ## Fix
+    Leave out what the checkpoint lacks by choice only where nothing is to be resumed.
+
+    ## Links
+    https://huggingface.co/docs/transformers/trainer#checkpoints
+    """
+
+    code = "LD549"
+    name = "resumed-run-differs"
+    summary = "A run that is resumed from its checkpoint is another run."
+    depth = "static"
+    examples = (
+        Example(
+            "broken",
+            "",
+            script=MODEL + _RESUMED.replace("OPTIONS", "save_only_model=True"),
+            processes=0,
+            requires={"transformers": ">=4.38"},
+            why="the optimizer begins anew",
+        ),
+        Example(
+            "healthy",
+            "",
+            script=MODEL + _RESUMED.replace("OPTIONS", "logging_steps=1"),
+            processes=0,
+        ),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        run = case.dry_run
+        found = run.resumed
+        if found is None or found.same:
+            return
+        source = f"step {found.step} of the dry run"
+        place = Location("file", found.file, found.line) if found.file else None
+        what = (
+            f"Resuming from a checkpoint of the run fails: {found.error}"
+            if found.error
+            else f"Step {found.step} from the checkpoint is another than when the run goes on: "
+            f"loss {found.resumed_loss:.6g} in the place of {found.loss:.6g}, trainable numbers "
+            f"{found.apart:.2g} apart after a step that moves them by {found.moved:.2g}"
+        )
+        yield self.finding(
+            "error" if found.error else "warning",
+            f"{what}.",
+            location=place or Location("environment", " ".join(run.command)[:200]),
+            evidence=(
+                Measurement("loss, going on", found.loss, source),
+                Measurement("loss, from the checkpoint", found.resumed_loss, source),
+                Measurement("largest step of a trainable number", found.moved, source),
+                Measurement("largest difference after it", found.apart, source),
+                Measurement("files of the checkpoint", ", ".join(found.files)[:300], source),
+            ),
+            proof=Proof("executed", source),
+            fixes=(
+                Fix(
+                    "Save and load all of it: save_only_model: false, ignore_data_skip: false, and "
+                    "a seed for what draws rows.",
+                    "manual",
+                ),
+            ),
+        )
