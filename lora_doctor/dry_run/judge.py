@@ -338,6 +338,8 @@ def _keep(case: Case, captured: Captured, found: _Outcome, recipe: Recipe) -> No
     # A hub tells a header that is not in the cache: better than what the class alone says.
     if names is not None and not (names.saved_class and case.source.kind == "hub"):
         store.keep("loading", names)
+    elif _own(case):
+        store.refuse("loading", EvidenceError("no checkpoint was loaded"))
     if optimizer is not None:
         store.keep("optimizer", optimizer)
     else:
