@@ -18,6 +18,7 @@ from lora_doctor.dry_run.acts.folders import remove_empty
 from lora_doctor.dry_run.captured import MADE_UP, Captured, shapes
 from lora_doctor.dry_run.one_failure import FAILURE, one_failure
 from lora_doctor.dry_run.origins import lines_in_files
+from lora_doctor.dry_run.real_widths import has_real_widths
 from lora_doctor.dry_run.several import by_size, otherwise_shared
 from lora_doctor.dry_run.written import keep_written
 from lora_doctor.engine import registry
@@ -79,11 +80,40 @@ def dry_run(
     """
     began = time.perf_counter()
     command = commands.command_of(words)
+    run = _run_once(command, options, progress, started, widths=False)
+    if has_real_widths(run.captured):
+        progress("running the command again: its own code has the widths of the real model")
+        run = _run_once(command, options, progress, started, widths=True)
+    found = _Outcome.of(command.words, run.ended, run.captured, run.answered)
+    progress("asking the rules")
+    diagnosis = _diagnose(run.captured, found, options, progress)
+    return replace(diagnosis, seconds=time.perf_counter() - began)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """``answered``: whether a Python process of the command was seen."""
+
+    ended: launch.Ended
+    captured: Captured
+    answered: bool
+
+
+def _run_once(
+    command: commands.Command,
+    options: DryRunOptions,
+    progress: Callable[[str], None],
+    started: Callable[[Sequence[str]], None],
+    *,
+    widths: bool,
+) -> _Run:
+    """``widths``: small models keep the widths of the real ones."""
     with temporary_folder() as folder:
         asked = {
             "rows": options.rows,
             "synthetic_data": options.synthetic_data,
             "check_resume": options.check_resume,
+            "widths": widths,
         }
         session = Session(Path(folder), os.urandom(16).hex(), ACTS, asked)
         session.write()
@@ -101,11 +131,7 @@ def dry_run(
         )
         captured = Captured.read(session.records)
         remove_empty(str(record["path"]) for record in captured.all("folder"))
-        answered = any(session.answers.iterdir())
-    found = _Outcome.of(command.words, ended, captured, answered)
-    progress("asking the rules")
-    diagnosis = _diagnose(captured, found, options, progress)
-    return replace(diagnosis, seconds=time.perf_counter() - began)
+        return _Run(ended, captured, any(session.answers.iterdir()))
 
 
 @dataclass(frozen=True)
@@ -326,7 +352,7 @@ def _keep(case: Case, captured: Captured, found: _Outcome, recipe: Recipe) -> No
     if names is not None and not (names.saved_class and case.source.kind == "hub"):
         store.keep("loading", names)
     elif _own(case):
-        store.refuse("loading", EvidenceError("the command makes its model by itself"))
+        store.refuse("loading", EvidenceError("no checkpoint was loaded"))
     if optimizer is not None:
         store.keep("optimizer", optimizer)
     else:

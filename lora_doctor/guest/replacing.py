@@ -46,6 +46,11 @@ class Replacements:
         setattr(owner, name, value)
         self._undo.append(lambda: setattr(owner, name, old))
 
+    def add(self, owner: Any, name: str, value: Any) -> None:
+        """Set an attribute that is not there, until :meth:`undo`."""
+        setattr(owner, name, value)
+        self._undo.append(lambda: delattr(owner, name))
+
     def undo(self) -> None:
         """Put everything back, the newest first."""
         while self._undo:

@@ -179,6 +179,14 @@ _FRAMEWORKS = (
     broken("add_adapter: a target that is not there", "add_adapter.py", "LD202", needs=_DATA,
            edits={'["q_proj", "v_proj"]': '["q_proj", "v_proj", "qkv"]'}),
     healthy("new tokens", "new_tokens.py", needs=_DATA),
+    healthy("a module of one's own", "own_module.py"),
+    broken("a module of one's own: a target that is not there", "own_module.py", "LD202",
+           edits={'["query", "value"]': '["query", "value", "q_lin"]',
+                  "nn.Linear(768, ": "nn.Linear(encoder.config.hidden_size, "}, sample=True),
+    broken("a module of one's own: its adapters are loaded frozen", "own_module.py", "LD502",
+           edits={"        self.encoder = get_peft_model(encoder, config)\n":
+                  "        self.encoder = get_peft_model(encoder, config)\n"
+                  "        self.encoder.requires_grad_(False)\n"}),
     healthy("notebook", "notebook.py", needs=_NOTEBOOK, command=("notebook.ipynb",)),
     broken("notebook: adapters of a cell that ran twice", "notebook.py", "LD505", needs=_NOTEBOOK,
            command=("notebook.ipynb",), edits={

@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import copy
 import os
-import sys
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import FrameType, ModuleType
+from types import ModuleType
 from typing import Any
 
-from lora_doctor.dry_run.acts import generation, small_models
+from lora_doctor.dry_run.acts import constructing, generation, small_models
 from lora_doctor.dry_run.acts.acting import Acting
 from lora_doctor.dry_run.acts.outputs import Redirected
 from lora_doctor.dry_run.acts.plain import plain
@@ -59,20 +58,35 @@ def _models(acting: Acting, module: ModuleType) -> None:
 
     def load(original: Any, model_class: Any, name: Any = None, *more: Any, **named: Any) -> Any:
         nested = getattr(inside, "yes", False)
-        if acting.in_contract or nested or name is None or places.is_of_this_run(name):
-            return original(places.to_read(name), *more, **named)
+        inside.yes = True  # models that loading constructs are not constructed by the user
+        try:
+            if acting.in_contract or nested or name is None or places.is_of_this_run(name):
+                return original(places.to_read(name), *more, **named)
+            return _small(acting, original, _loading(model_class, str(name), more, named))
+        finally:
+            inside.yes = nested
+
+    acting.replaced.around(module.PreTrainedModel, "from_pretrained", load)
+
+    def construct(
+        original: Any, model: Any, config: Any, more: tuple[Any, ...], named: dict[str, Any]
+    ) -> None:
+        if acting.in_contract or getattr(inside, "yes", False):
+            original(model, config, *more, **named)
+            return
         inside.yes = True
         try:
-            return _small(acting, original, _loading(model_class, str(name), more, named))
+            _constructed(acting, original, model, config, (more, named))
         finally:
             inside.yes = False
 
-    acting.replaced.around(module.PreTrainedModel, "from_pretrained", load)
+    constructing.watch(acting, module.PreTrainedModel, construct)
     if "_from_config" not in vars(module.PreTrainedModel):
         return
 
     def made(original: Any, model_class: Any, config: Any, *more: Any, **named: Any) -> Any:
-        nested = getattr(inside, "yes", False) or _inside_a_model(module.PreTrainedModel)
+        nested = getattr(inside, "yes", False)
+        nested = nested or constructing.inside_a_model(module.PreTrainedModel)
         if acting.in_contract or nested:
             return original(config, *more, **named)
         inside.yes = True
@@ -84,16 +98,43 @@ def _models(acting: Acting, module: ModuleType) -> None:
     acting.replaced.around(module.PreTrainedModel, "_from_config", made)
 
 
-def _inside_a_model(model_class: type) -> bool:
-    """Whether a model is being constructed that makes this one as a part of itself."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code.co_name == "__init__" and isinstance(
-            frame.f_locals.get("self"), model_class
-        ):
-            return True
-        frame = frame.f_back
-    return False
+def _constructed(
+    acting: Acting,
+    original: Any,
+    model: Any,
+    config: Any,
+    given: tuple[tuple[Any, ...], dict[str, Any]],
+) -> None:
+    """A model that its class makes of a config, from the shrunk one."""
+    place = caller()
+    more, named = given
+    if more or named:
+        kind = type(model).__name__
+        acting.note("not-proven", f"{kind} was made with more than its config, and is not shrunk")
+        original(model, config, *more, **named)
+        return
+    shrunk, steps, full = _shrunk_config(acting, type(model), config)
+    original(model, shrunk)
+    name = str(getattr(config, "_name_or_path", "") or "")
+    model.config._name_or_path = name
+    call = Loading(type(model), "", {}, config)
+    _tell(acting, model, call, place, (steps, full))
+    small_models.remember(model, name or type(model).__name__)
+
+
+def _shrunk_config(
+    acting: Acting, model_class: Any, config: Any
+) -> tuple[Any, tuple[str, ...], str]:
+    """The small config, what was changed, and a folder with the full one."""
+    with acting.ours():
+        small = small_models.of(acting, model_class, config)
+        shrunk = type(config).from_pretrained(str(small.folder))
+        full = acting.session.models / f"config-{small.folder.name}"
+        config.save_pretrained(full)
+    for name in ("dtype", "torch_dtype", "_attn_implementation"):
+        if name in vars(config):
+            setattr(shrunk, name, getattr(config, name))
+    return shrunk, small.steps, str(full)
 
 
 def _from_config(
@@ -107,20 +148,13 @@ def _from_config(
     place = caller()
     more, named = given
     asked = {key: plain(_as_mapping(named[key])) for key in _TOLD if key in named}
-    with acting.ours():
-        small = small_models.of(acting, model_class, config)
-        shrunk = type(config).from_pretrained(str(small.folder))
-        full = acting.session.models / f"config-{small.folder.name}"
-        config.save_pretrained(full)
-    for name in ("dtype", "torch_dtype", "_attn_implementation"):
-        if name in vars(config):
-            setattr(shrunk, name, getattr(config, name))
+    shrunk, steps, full = _shrunk_config(acting, model_class, config)
     model = original(shrunk, *more, **named)
     name = str(getattr(config, "_name_or_path", "") or "")
     model.config._name_or_path = name
     # What is told is no checkpoint's: nothing was loaded.
     call = Loading(model_class, "", named, config, more, asked)
-    _tell(acting, model, call, place, (small.steps, str(full)))
+    _tell(acting, model, call, place, (steps, full))
     small_models.remember(model, name or type(model).__name__)
     return model
 

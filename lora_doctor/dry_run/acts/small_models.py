@@ -18,6 +18,8 @@ from lora_doctor.dry_run.acts.acting import Acting
 _INNER = 5_000_000
 #: The width that the rows of a vocabulary have at first, and the tables that are that long.
 _WIDTH, _TABLES = 64, 2
+#: Parameters of a model that keeps its widths; six times as many where it cannot be smaller.
+_WITH_WIDTHS = 40_000_000
 
 
 @dataclass(frozen=True)
@@ -63,19 +65,23 @@ def _key(model_class: Any, config: Any) -> str:
 
 def _make(acting: Acting, model_class: Any, config: Any, folder: Path) -> None:
     from lora_doctor.model.training_setup import wake_zero_weights
-    from lora_doctor.tiny_model.shrink.shrink import DATA_ROLES, ShrinkError, shrink
+    from lora_doctor.tiny_model.shrink.shrink import DATA_ROLES, WIDTH_ROLES, ShrinkError, shrink
     from lora_doctor.tiny_model.statistics import fit_statistics
 
     native = _native_dtype(config)
+    widths = bool(acting.session.options.get("widths"))
     try:
         shrunk = shrink(
             config,
             lambda small: model_class(small),
-            max_parameters=_INNER + _rows(config) * _WIDTH * _TABLES,
-            keep_roles=DATA_ROLES,
+            max_parameters=_WITH_WIDTHS if widths else _INNER + _rows(config) * _WIDTH * _TABLES,
+            keep_roles=DATA_ROLES | WIDTH_ROLES if widths else DATA_ROLES,
         )
     except ShrinkError as error:
-        acting.stop(f"no small {model_class.__name__} can be made: {error.reason}")
+        kind = (
+            "with the widths of the real one, which the command's own code has, " if widths else ""
+        )
+        acting.stop(f"no small {model_class.__name__} {kind}can be made: {error.reason}")
         return
     wake_zero_weights(shrunk.model)
     if shrunk.batch is not None:

@@ -38,6 +38,8 @@ _LOST_LOSS = re.compile(r"object has no attribute|shape '\[-1, \d+\]' is invalid
 #: Roles whose numbers are those of a tokenizer or processor: ids and their number, positions,
 #: pixels and patches, the tokens of an image, frames of sound.
 DATA_ROLES = frozenset({"vocab", "ids", "positions", "image", "patch", "merge", "tokens", "chunk"})
+#: Roles whose numbers are widths in the layers, which code around a model may have written down.
+WIDTH_ROLES = frozenset({"width", "heads", "kv_heads", "head_dim", "rotary", "channels", "state"})
 _TOLERANCE = 6  # times max_parameters, where nothing smaller can be built
 
 
