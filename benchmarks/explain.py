@@ -17,7 +17,7 @@ from pathlib import Path
 from lora_doctor.cli.explain import explanation
 
 _DATA = Path(__file__).parent.parent / "tests" / "data"
-_MESSAGES = [_DATA / "messages.jsonl", _DATA / "messages_of_runs.jsonl"]
+_MESSAGES = sorted(_DATA.glob("messages*.jsonl"))
 
 
 def main() -> None:

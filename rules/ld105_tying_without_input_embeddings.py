@@ -48,7 +48,10 @@ class TyingWithoutInputEmbeddings(Rule):
     name = "tying-without-input-embeddings"
     summary = "PEFT looks for weights tied to input embeddings, and the class has none to give."
     depth = "meta"
-    symptoms = (Symptom(r"get_input_embeddings` not auto.handled", "transformers 5"),)
+    symptoms = (
+        Symptom(r"get_input_embeddings` not auto.handled", "transformers 5"),
+        Symptom(r"_tied_weights_keys` as a dict but doesn't implement 'get_input_embeddings'"),
+    )
     examples = (
         Example(
             "broken",

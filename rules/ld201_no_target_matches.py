@@ -68,6 +68,17 @@ class NoTargetMatches(Rule):
         ),
         Symptom(r"No `?target_modules`? passed"),
         Symptom(r"No modules were targeted for adaptation"),
+        Symptom(r"All modules were excluded\. This is likely unintended"),
+    )
+    descriptions = (
+        Symptom(
+            r"\b(?:regex|target\w*)\b.{0,80}\b(?:no longer match|match\w* (?:nothing"
+            r"|no\b|none)|(?:do|does|did)(?: not|n.t) match|fails? to match)"
+        ),
+        Symptom(
+            r"\b(?:zero|no|0) (?:lora )?(?:adapters?|lora (?:layers|modules))\b.{0,30}"
+            r"\b(?:attach|inject|add|creat|insert|are found|were found)"
+        ),
     )
     examples = (
         Example("broken", "arch:gpt2", {"target_modules": ["q_proj", "v_proj"]}),

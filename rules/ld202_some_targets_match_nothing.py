@@ -15,6 +15,7 @@ from lora_doctor.rule_api import (
     Measurement,
     Proof,
     Rule,
+    Symptom,
     cover_of,
     naming,
     offered_layers,
@@ -56,6 +57,14 @@ class SomeTargetsMatchNothing(Rule):
     name = "some-targets-match-nothing"
     summary = "Some targets match nothing, silently, and part of the model is not trained."
     depth = "meta"
+    symptoms = (Symptom(r"target_modules=.{1,500}? were set but no module was matched"),)
+    descriptions = (
+        Symptom(
+            r"\b(?:some|part|one|two|half) of (?:the |my )?target\w*\b.{0,60}"
+            r"\b(?:not match|nothing|not found|ignored|missing|skipped)"
+        ),
+        Symptom(r"\b(?:silently|quietly) (?:skip|ignor|drop)\w*.{0,40}\btarget"),
+    )
     examples = (
         Example(
             "broken",

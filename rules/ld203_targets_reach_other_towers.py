@@ -58,6 +58,18 @@ class TargetsReachOtherTowers(Rule):
         Symptom(r"Expected to have finished reduction in the prior iteration"),
         Symptom(r"parameters that were not used in producing loss"),
     )
+    descriptions = (
+        Symptom(
+            r"\b(?:vision|visual|vit|image|audio)\b.{0,60}\b(?:unintention|unintended"
+            r"|unexpected|unwanted|accidental|by mistake|unasked)"
+        ),
+        Symptom(
+            r"\b(?:also|unintentionally|accidentally|wrongly) (?:hit|adapt|match|target"
+            r"|train|add|wrap|reach)\w*.{0,40}\b(?:vision|visual|vit|image|audio)\b"
+        ),
+        Symptom(r"\b(?:lora|adapters?) (?:to|on|in|into) the (?:vision|visual|vit|image|audio)\b"),
+        Symptom(r"\ball-linear\b.{0,60}\b(?:vision|visual|vit|image|audio)\b"),
+    )
     examples = (
         Example("broken", "arch:llava", {"target_modules": ["q_proj", "v_proj"]}),
         Example(

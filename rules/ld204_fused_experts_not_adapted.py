@@ -62,6 +62,16 @@ class FusedExpertsNotAdapted(Rule):
     summary = "Fused experts are passed by silently and get no adapter."
     depth = "meta"
     symptoms = (Symptom(r"Target module GptOssExperts\(.* is not supported"),)
+    descriptions = (
+        Symptom(
+            r"\bexperts?\b.{0,60}\b(?:frozen|untrained|(?:not|never) (?:adapted|trained"
+            r"|updated)|without (?:adapters?|lora)|no (?:adapters?|lora))\b"
+        ),
+        Symptom(
+            r"\b(?:lora|adapters?)\b (?:is |are |was |were )?(?:not|never) (?:applied"
+            r"|attached|added|injected) (?:to|on) .{0,30}\bexperts?\b"
+        ),
+    )
     examples = (
         Example(
             "broken",

@@ -79,6 +79,9 @@ class UnsupportedTargetModule(Rule):
         Symptom(r"is not supported\. Currently, only (the following modules|`?torch\.nn\.Linear)"),
         Symptom(r"modules_to_save cannot be applied to modules of type"),
         Symptom(r"Only same embed for query/key/value is supported"),
+        Symptom(
+            r"Trying to wrap an `?nn\.Parameter`? of layer .{1,200}? which is not a valid target"
+        ),
     )
     examples = (
         Example("broken", "arch:llama", {"target_modules": ["mlp"]}, why="a block, not a layer"),

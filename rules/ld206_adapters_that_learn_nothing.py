@@ -91,6 +91,17 @@ class AdaptersThatLearnNothing(Rule):
         Symptom(r"Parameters which did not receive grad"),
         Symptom(r"'?grad_norm'?:\s*'?0(?:\.0+)?(?![.\d])", weight=-1),
     )
+    descriptions = (
+        Symptom(
+            r"\b(?:adapters?|lora\w*)\b.{0,60}\b(?:never|not) (?:get |gets |being "
+            r"|been )?(?:trained|updated|on the gradient path)"
+        ),
+        Symptom(r"\bno grad(?:ient)?s? (?:on|for|in|to|at|reach\w*)\b.{0,30}\b(?:lora|adapter)"),
+        Symptom(
+            r"\blora_[AB]\b.{0,40}\b(?:stays?|still|remains?|all|non-?zero|unchanged"
+            r"|zeros?)\b"
+        ),
+    )
     examples = (
         Example(
             "broken",

@@ -17,6 +17,7 @@ from lora_doctor.rule_api import (
     Proof,
     Recipe,
     Rule,
+    Symptom,
     quoted,
     unmatched_entries,
 )
@@ -63,6 +64,10 @@ class EntriesWithoutEffect(Rule):
     name = "entries-without-effect"
     summary = "Entries of rank_pattern, exclude_modules and the like change nothing."
     depth = "meta"
+    symptoms = (
+        Symptom(r"exclude_modules=.{1,300}? but no modules were excluded"),
+        Symptom(r"keys did not match any targeted module and were ignored", "PEFT 0.19+"),
+    )
     examples = (
         Example(
             "broken",

@@ -66,14 +66,13 @@ class QuantizedTrainableParts(Rule):
     summary = "Quantization freezes built-in adapters, modules_to_save or the head."
     depth = "meta"
     symptoms = (
-        Symptom(r"only Tensors of floating point (and complex )?dtype can require gradients"),
+        Symptom(r"[Oo]nly Tensors of floating point (and complex )?dtype can require gradients"),
+        Symptom(r"element 0 of tensors does not require grad", weight=-2),
         Symptom(
-            r"element 0 of tensors does not require grad and does not have a grad_fn", weight=-2
-        ),
-        Symptom(
-            r"element 0 of tensors does not require grad and does not have a grad_fn",
+            r"element 0 of tensors does not require grad",
             context=r"(?i)bitsandbytes|load_in_[48]bit|prepare_model_for_kbit|\bq?-?lora.{0,20}[48].?bit",
         ),
+        Symptom(r"\w+_kernel\w*[\"'] not implemented for '(Byte|Char)'"),
     )
     examples = (
         Example(

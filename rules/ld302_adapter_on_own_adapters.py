@@ -16,6 +16,7 @@ from lora_doctor.rule_api import (
     Proof,
     Rule,
     Severity,
+    Symptom,
     quoted,
 )
 
@@ -56,6 +57,12 @@ class AdapterOnOwnAdapters(Rule):
     name = "adapter-on-own-adapters"
     summary = "An adapter on top of built-in ones: what trains is not what was asked for."
     depth = "meta"
+    descriptions = (
+        Symptom(
+            r"\b(?:built-?in|own|existing) (?:\w+ )?(?:lora\w*|adapters?)\b.{0,80}"
+            r"\b(?:not|never|frozen|identical|no effect|overwrit|lost)"
+        ),
+    )
     examples = (
         Example(
             "broken",

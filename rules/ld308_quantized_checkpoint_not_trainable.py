@@ -59,6 +59,13 @@ class QuantizedCheckpointNotTrainable(Rule):
     symptoms = (
         Symptom(r"quantized with [\w.\-]+ but that quantization method do(es)? not support train"),
         Symptom(r"MXFP4 quantization don't support training"),
+        Symptom(r"version \(.{1,40}?\) doesn't support training"),
+    )
+    descriptions = (
+        Symptom(
+            r"\b(?:fp8|awq|gptq|mxfp4)\b.{0,60}\b(?:not|cannot|can.t) (?:be )?(?:train"
+            r"|fine-?tun)"
+        ),
     )
     examples = (
         Example(

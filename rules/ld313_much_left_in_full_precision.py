@@ -14,6 +14,7 @@ from lora_doctor.rule_api import (
     Measurement,
     Proof,
     Rule,
+    Symptom,
     gib,
     quoted,
 )
@@ -65,6 +66,16 @@ class MuchLeftInFullPrecision(Rule):
     name = "much-left-in-full-precision"
     summary = "4-bit or 8-bit loading leaves much of the model as it was."
     depth = "meta"
+    descriptions = (
+        Symptom(
+            r"\bexperts?\b.{0,80}\b(?:full precision|not quantized|unquantized"
+            r"|stay in (?:bf16|bfloat16|fp16|16)|skipped by (?:bitsandbytes|quantiz))"
+        ),
+        Symptom(
+            r"(?<!\d)[48].?bit\b.{0,80}\b(?:(?:as much|more|the same) (?:\w+ )?memory"
+            r"|still in (?:bf16|bfloat16|fp16|full))"
+        ),
+    )
     examples = (
         Example(
             "broken",

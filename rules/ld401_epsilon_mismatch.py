@@ -66,6 +66,10 @@ class EpsilonMismatch(Rule):
     summary = "A norm's epsilon, and not the data, decides what comes out of it."
     depth = "tiny"
     symptoms = (Symptom(r"(?i)(?:rms_norm_eps|layer_norm_eps|epsilon|\beps\b) mismatch"),)
+    descriptions = (
+        Symptom(r"\bnorms?\b.{0,80}\b1e-0?\d+ instead of .{0,30}\b1e-0?\d+"),
+        Symptom(r"\b(?:eps|epsilon)\b.{0,40}\b(?:ignored|not read|differs|hard-?coded|wrong)\b"),
+    )
     examples = (
         Example(
             "broken",

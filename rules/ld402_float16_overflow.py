@@ -74,6 +74,15 @@ class Float16Overflow(Rule):
         Symptom(r"(?i)(?<!no )loss\w*['\"]?\s*(?:is|=|:|->)?\s*(?:all\s|always\s)?['\"]?nan\b"),
         Symptom(r"(?i)(?<!no )\bnan (?:in|as|for) (?:the )?(?:training )?loss"),
         Symptom(r"(?i)exceed(s|ing)? float16'?s maximum"),
+        Symptom(r"(?i)\b(?:fp16|float16)\W{0,3}overflow|\bexceed\w*.{0,40}\b65,?504\b"),
+    )
+    descriptions = (
+        Symptom(
+            r"\b(?:fp16|float16|half precision)\b.{0,60}\b(?:overflow|infinite|nans?"
+            r"|loss (?:is )?(?:0|zero))\b"
+        ),
+        Symptom(r"\b(?:overflow\w*|nans?)\b.{0,60}\b(?:fp16|float16|half precision)\b"),
+        Symptom(r"\b(?:loss|gradients?)\b.{0,40}\b(?:nan|becomes? nan|turns? nan|infinite)\b"),
     )
     examples = (
         Example(

@@ -64,11 +64,9 @@ class GradientCheckpointingWithoutGradients(Rule):
     summary = "Gradient checkpointing cuts the gradients off, or the model has none."
     depth = "meta"
     symptoms = (
+        Symptom(r"element 0 of tensors does not require grad", weight=1),
         Symptom(
-            r"element 0 of tensors does not require grad and does not have a grad_fn", weight=1
-        ),
-        Symptom(
-            r"element 0 of tensors does not require grad and does not have a grad_fn",
+            r"element 0 of tensors does not require grad",
             context=r"requires_grad=True|(?i:checkpoint)ing",
             weight=1,
         ),
@@ -76,6 +74,15 @@ class GradientCheckpointingWithoutGradients(Rule):
         Symptom(r"None of the inputs have requires_grad=True"),
         Symptom(r"does not support (gradient|activation) checkpointing"),
         Symptom(r"is not compatible with gradient checkpointing"),
+        Symptom(r"\(0/\w+ params have grad available\)", "Megatron"),
+    )
+    descriptions = (
+        Symptom(
+            r"\bcheckpointing\b.{0,80}\b(?:no|zero|without|los\w+|cuts? off"
+            r"|missing|none) .{0,20}\bgrad"
+        ),
+        Symptom(r"\b(?:no|zero|without|missing) grad(?:ient)?s?\b.{0,80}\bcheckpointing\b"),
+        Symptom(r"\blora_B\b.{0,40}\bnon-?zero\b"),
     )
     examples = (
         Example(

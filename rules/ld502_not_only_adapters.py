@@ -64,9 +64,10 @@ class NotOnlyAdapters(Rule):
     summary = "No adapter is trainable, or weights that are no adapter would be trained."
     depth = "meta"
     symptoms = (
-        Symptom(r"element 0 of tensors does not require grad and does not have a grad_fn"),
+        Symptom(r"element 0 of tensors does not require grad"),
         Symptom(r"optimizer got an empty parameter list"),
         Symptom(r"trainable params:\s*0(?![.,\d])"),
+        Symptom(r"(?i)\bno trainable param\w*"),
         Symptom(r"cannot perform fine-tuning on purely quantized models"),
     )
     examples = (

@@ -62,11 +62,7 @@ class PatchAndAdapterMiss(Rule):
     name = "patch-and-adapter-miss"
     summary = "A patched method is not reached under PEFT, or passes the adapter by."
     depth = "tiny"
-    symptoms = (
-        Symptom(
-            r"element 0 of tensors does not require grad and does not have a grad_fn", weight=-1
-        ),
-    )
+    symptoms = (Symptom(r"element 0 of tensors does not require grad", weight=-1),)
     examples = (
         Example(
             "broken",

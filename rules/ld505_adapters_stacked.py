@@ -72,6 +72,16 @@ class AdaptersStacked(Rule):
         Symptom(r"Cannot combine adapters with different peft types"),
         Symptom(r"property 'peft_config' of 'PeftModel\w*' object has no deleter"),
     )
+    descriptions = (
+        Symptom(
+            r"\b(?:peft|lora|adapters?|get_peft_model)\b.{0,30}\b(?:applied|wrapped"
+            r"|called|added|injected) twice"
+        ),
+        Symptom(
+            r"\b(?:adapters?|lora) (?:is |are )?(?:stacked|on top of (?:each other"
+            r"|one another))"
+        ),
+    )
     examples = (
         Example(
             "broken",

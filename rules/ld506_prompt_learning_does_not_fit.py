@@ -138,6 +138,23 @@ class PromptLearningDoesNotFit(Rule):
             r"The size of tensor a \(\d+\) must match the size of tensor b \(\d+\)",
             context=_PROMPTS,
         ),
+        Symptom(r"(?i)(?:prefix|prompt|p).?tuning\w* does not work with gradient checkpointing"),
+        Symptom(r"Prefix tuning skipped every layer"),
+    )
+    descriptions = (
+        Symptom(
+            r"\b(?:prefix|prompt|p).?tuning\b.{0,120}\b(?:fail|error|broke|broken|wrong"
+            r"|nonsens|garbage|gibberish|mismatch|crash)"
+        ),
+        Symptom(
+            r"\b(?:fail|error|broke|broken|wrong|nonsens|garbage|gibberish|mismatch"
+            r"|crash)\w*\b.{0,80}\b(?:prefix|prompt).?tuning\b"
+        ),
+        Symptom(
+            r"\b(?:shape|dimension\w*|size) (?:error|mismatch)\b.{0,120}\b(?:prefix"
+            r"|past_key_values|virtual)"
+        ),
+        Symptom(r"\bprefix (?:is |gets |was )?(?:added|prepended|inserted) twice"),
     )
     examples = (
         Example(

@@ -51,7 +51,10 @@ class NoLossToTrainOn(Rule):
     name = "no-loss-to-train-on"
     summary = "The model's forward takes no labels and returns no loss."
     depth = "tiny"
-    symptoms = (Symptom(r"[Mm]odel did not return a loss from the inputs"),)
+    symptoms = (
+        Symptom(r"[Mm]odel did not return a loss from the inputs"),
+        Symptom(r"it only computes hidden states and does not accept any labels"),
+    )
     examples = (
         Example(
             "broken",

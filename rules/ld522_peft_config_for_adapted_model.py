@@ -35,6 +35,10 @@ class PeftConfigForAdaptedModel(Rule):
     summary = "A trainer is given a peft_config and a model that has adapters already."
     depth = "static"
     symptoms = (Symptom(r"passed a `?PeftModel`? instance together with a `?peft_config`?"),)
+    descriptions = (
+        Symptom(r"\b(?:peft|lora|adapters?)\b.{0,30}\b(?:applied|wrapped) twice"),
+        Symptom(r"\bget_peft_model\b.{0,80}\bpeft_config\b"),
+    )
     examples = (
         Example(
             "broken",

@@ -14,6 +14,7 @@ from lora_doctor.rule_api import (
     Measurement,
     Proof,
     Rule,
+    Symptom,
     quoted,
 )
 from lora_doctor.rules._round_trip import difference, round_trip, source
@@ -50,6 +51,12 @@ class TrainedButNotSaved(Rule):
     name = "trained-but-not-saved"
     summary = "A module that is trained beside the adapters is not in the adapter folder."
     depth = "tiny"
+    descriptions = (
+        Symptom(
+            r"\b(?:head|classifier|score|projector|modules?_to_save)\b.{0,60}\b(?:not"
+            r"|never|isn.t|aren.t|wasn.t) saved"
+        ),
+    )
     examples = (
         Example(
             "broken",

@@ -70,6 +70,7 @@ class AdapterOnTiedWeight(Rule):
         ),
         Symptom(r"tied layer is part of the adapter, but `?ensure_weight_tying`? is not set"),
     )
+    descriptions = (Symptom(r"\bmerg\w*\b.{0,60}\btied\b"),)
     examples = (
         Example(
             "broken",

@@ -15,6 +15,7 @@ from lora_doctor.rule_api import (
     Measurement,
     Proof,
     Rule,
+    Symptom,
     lora_config_fields,
     quoted,
 )
@@ -62,6 +63,14 @@ class TrainedCopyTiedAgain(Rule):
     name = "trained-copy-tied-again"
     summary = "Loading the merged model ties a weight again that was trained as a copy."
     depth = "tiny"
+    descriptions = (
+        Symptom(
+            r"\b(?:it |which |re-?load\w* )?ties (?:\w+ )*?(?:embedding|weights?"
+            r"|lm.?head|the head)"
+        ),
+        Symptom(r"\bbreak\w* (?:the )?(?:weight )?tying\b"),
+        Symptom(r"\btie_word_embeddings\b.{0,80}\b(?:overwrit|lost|again|nonsens|reload)"),
+    )
     examples = (
         Example(
             "broken",

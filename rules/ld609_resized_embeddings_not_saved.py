@@ -53,6 +53,12 @@ class ResizedEmbeddingsNotSaved(Rule):
     summary = "Embeddings that were resized for new tokens are not in the adapter folder."
     depth = "tiny"
     symptoms = (Symptom(r"will assume that the vocabulary was not modified"),)
+    descriptions = (
+        Symptom(
+            r"\bresiz\w+ .{0,60}\b(?:not saved|lost|missing)\b|\b(?:new|added) tokens?"
+            r"\b.{0,60}\b(?:not saved|lost|random)\b"
+        ),
+    )
     examples = (
         Example(
             "broken",

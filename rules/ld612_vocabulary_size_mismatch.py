@@ -52,6 +52,7 @@ class VocabularySizeMismatch(Rule):
     symptoms = (
         Symptom(r"size mismatch for (?!base_model\.model\.)\S*(embed|wte|lm_head|shared)"),
         Symptom(r"Trying to set a tensor of shape .* in \"weight\" .* this looks? incorrect"),
+        Symptom(r"size mismatch\W+torch\.Size\(\[\d{5,6}, \d+\]\)", weight=-2),
     )
     examples = (
         Example(

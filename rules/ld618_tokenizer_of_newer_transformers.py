@@ -59,6 +59,7 @@ class TokenizerOfNewerTransformers(Rule):
     symptoms = (
         Symptom(r"Tokenizer class \w+ does not exist or is not currently imported", "<5"),
         Symptom(r"_set_model_specific_special_tokens", "<5"),
+        Symptom(r"AddedToken\(\) got multiple values for keyword argument"),
     )
     examples = (
         Example(

@@ -52,6 +52,12 @@ class AdapterKeysLandNowhere(Rule):
             "transformers' load_adapter",
         ),
     )
+    descriptions = (
+        Symptom(
+            r"\badapter keys?\b.{0,80}\b(?:renamed|(?:do|does|did)(?: not|n.t) match"
+            r"|match(?:es)? nothing|unexpected|missing)\b"
+        ),
+    )
     examples = (
         Example(
             "broken",

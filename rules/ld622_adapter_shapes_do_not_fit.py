@@ -45,6 +45,7 @@ class AdapterShapesDoNotFit(Rule):
             r"size mismatch for base_model\.model\.\S*"
             r"(lora_|modules_to_save|embed|wte|lm_head|shared|score|classifier)"
         ),
+        Symptom(r"size mismatch\W+torch\.Size\(\[\d{5,6}, \d+\]\)", weight=-1),
     )
     examples = (
         Example(

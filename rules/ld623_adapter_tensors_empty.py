@@ -47,7 +47,13 @@ class AdapterTensorsEmpty(Rule):
     summary = "Tensors of a saved adapter are empty: a sharded run saved nothing."
     depth = "static"
     about_saved_adapter = True
-    symptoms = (Symptom(r"copying a param with shape torch\.Size\(\[0\]\) from checkpoint"),)
+    symptoms = (
+        Symptom(r"copying a param with shape torch\.Size\(\[0\]\) from checkpoint"),
+        Symptom(r"LoRA tensor\(s\) have invalid shape", "PEFT 0.20+"),
+    )
+    descriptions = (
+        Symptom(r"\badapter\w*(?:\.\w+)?\b.{0,60}\b(?:empty|size 0|\d+ ?(?:bytes?|kb|kib)\b)"),
+    )
     examples = (
         Example(
             "broken", "tests.saved_adapters:of_zero_stage_3", loaded=True, depth="static",

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.rule_api import Case, Example, Finding, Fix, Measurement, Proof, Rule, quoted
+from lora_doctor.rule_api import (
+    Case,
+    Example,
+    Finding,
+    Fix,
+    Measurement,
+    Proof,
+    Rule,
+    Symptom,
+    quoted,
+)
 from lora_doctor.rules._saved_adapter import weights_file
 
 
@@ -35,6 +45,7 @@ class AdapterValuesWithoutEffect(Rule):
     name = "adapter-values-without-effect"
     summary = "A saved adapter has numbers that are not finite, or a factor B of zeros only."
     depth = "full"
+    symptoms = (Symptom(r"NaNs detected in the merged weights"),)
     about_saved_adapter = True
     examples = (
         Example(

@@ -49,6 +49,7 @@ class AdapterRefusedByPeft(Rule):
             r"got an unexpected keyword argument",
             "an adapter of a newer PEFT, or of one before 0.3",
         ),
+        Symptom(r"config that is trying to be loaded is missing required keys"),
     )
     examples = (
         Example(

@@ -45,7 +45,13 @@ class MergingRefused(Rule):
     name = "merging-refused"
     summary = "PEFT cannot merge these adapters into these layers."
     depth = "tiny"
-    symptoms = (Symptom(r"Base layer has no bias, cannot merge bias adapter", "PEFT 0.21+"),)
+    symptoms = (
+        Symptom(r"Base layer has no bias, cannot merge bias adapter", "PEFT 0.21+"),
+        Symptom(r"Merging/unmerging is not available|Merging is not supported for"),
+        Symptom(r"Merging LoRA layers is not supported|Merging LoRA with \w+ layers is not yet"),
+        Symptom(r"Impossible to merge LoRA with `lora_bias=True`"),
+        Symptom(r"Cannot merge LORA layers when the model is", "PEFT before 0.8"),
+    )
     examples = (
         Example(
             "broken",

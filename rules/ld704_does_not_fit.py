@@ -69,6 +69,7 @@ class DoesNotFit(Rule):
         Symptom(r"(?:torch\.|cuda\.)OutOfMemoryError"),
         Symptom(r"CUBLAS_STATUS_ALLOC_FAILED"),
     )
+    descriptions = (Symptom(r"\bOOM\b|\bout.of.memory\b"),)
     examples = (
         Example(
             "broken",

@@ -58,6 +58,8 @@ class VersionRefused(Rule):
         Symptom(r"is required for a normal functioning of this module, but found"),
         Symptom(r"Using the `Trainer` with `PyTorch` requires `?accelerate"),
         Symptom(r"gptqmodel requires optimum version"),
+        Symptom(r"transformers version is too old, please upgrade it to"),
+        Symptom(r"requires at least accelerate version|requires accelerate ?>="),
     )
 
     examples = (

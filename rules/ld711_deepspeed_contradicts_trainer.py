@@ -14,6 +14,7 @@ from lora_doctor.rule_api import (
     Measurement,
     Proof,
     Rule,
+    Symptom,
     quoted,
 )
 
@@ -52,6 +53,7 @@ class DeepspeedContradictsTrainer(Rule):
     name = "deepspeed-contradicts-trainer"
     summary = "The DeepSpeed config contradicts the arguments of the Trainer."
     depth = "static"
+    symptoms = (Symptom(r"DeepSpeed config values that mismatch TrainingArguments values"),)
     examples = (
         Example("broken", "tests/set_ups/deepspeed/contradicts.yaml", depth="static"),
         Example("healthy", "tests/set_ups/deepspeed/agrees.yaml", depth="meta"),

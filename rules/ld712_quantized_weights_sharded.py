@@ -13,6 +13,7 @@ from lora_doctor.rule_api import (
     Measurement,
     Proof,
     Rule,
+    Symptom,
 )
 
 
@@ -42,6 +43,25 @@ class QuantizedWeightsSharded(Rule):
     name = "quantized-weights-sharded"
     summary = "Quantized weights are to be sharded by FSDP or ZeRO-3."
     depth = "static"
+    symptoms = (
+        Symptom(r"Must flatten tensors with uniform dtype but got .{0,60}torch\.(?:u?int8|float8)"),
+        Symptom(r"Cannot flatten integer dtype tensors"),
+        Symptom(r"Only 4-bit quantized model can use fsdp\+qlora"),
+    )
+    descriptions = (
+        Symptom(
+            r"\b(?:parameters?|params|weights|model)\b.{0,60}"
+            r"\bnot (?:being )?(?:partitioned|sharded)\b"
+        ),
+        Symptom(
+            r"\b(?:zero-?3|fsdp)\b.{0,60}(?:(?<!\d)[48].?bit|\bq-?lora)\b.{0,80}"
+            r"\b(?:memory|oom|fails?|crash\w*)\b"
+        ),
+        Symptom(
+            r"(?:(?<!\d)[48].?bit|\bq-?lora)\b.{0,80}\b(?:zero-?3|fsdp)\b.{0,80}"
+            r"\b(?:memory|oom|fails?|crash\w*)\b"
+        ),
+    )
     examples = (
         Example("broken", "tests/set_ups/deepspeed/zero3_8bit.yaml", depth="static"),
         Example("healthy", "tests/set_ups/deepspeed/agrees.yaml", depth="meta"),

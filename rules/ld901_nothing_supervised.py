@@ -49,6 +49,14 @@ class NothingSupervised(Rule):
         Symptom(r"All labels in your dataset are -100"),
         Symptom(r"ZeroDivisionError.*labels"),
         Symptom(r"at least one example has no assistant tokens"),
+        Symptom(r"Most labels in your dataset are -100"),
+    )
+    descriptions = (
+        Symptom(
+            r"\b(?:labels?|tokens?)\b.{0,30}\b(?:all|only|entirely|completely|mostly)"
+            r"\b.{0,10}(?:-100|\bmasked\b)"
+        ),
+        Symptom(r"\b(?:all|most|every)\b.{0,10}\b(?:labels?|tokens?)\b.{0,30}(?:-100|\bmasked\b)"),
     )
     examples = (
         Example(

@@ -54,6 +54,9 @@ class AnswersCutOff(Rule):
         Symptom(r"will be truncated.*response.*labels", "LLaMA-Factory"),
         Symptom(r"Fully masked.*truncation"),
     )
+    descriptions = (
+        Symptom(r"\btruncat\w+\b.{0,60}\b(?:answers?|completions?|responses?|labels?)\b"),
+    )
     examples = (
         Example(
             "broken",

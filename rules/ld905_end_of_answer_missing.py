@@ -11,6 +11,7 @@ from lora_doctor.rule_api import (
     Fix,
     Measurement,
     Rule,
+    Symptom,
 )
 from lora_doctor.rules._supervision import (
     about,
@@ -49,6 +50,19 @@ class EndOfAnswerMissing(Rule):
     name = "end-of-answer-missing"
     summary = "No token ends the answers."
     depth = "meta"
+    descriptions = (
+        Symptom(
+            r"\b(?:never|not|doesn.t|does not|won.t|fails? to) (?:produc|generat|emit"
+            r"|output|learn|predict)\w*.{0,30}\b(?:eos|end.of.(?:turn|text|sequence)"
+            r"|stop token)"
+        ),
+        Symptom(
+            r"\b(?:outputs?|generat\w+|answers?|model|responses?)\b.{0,40}"
+            r"\b(?:never (?:ends?|stops?|terminates?)|(?:does not|doesn.t"
+            r"|won.t) (?:stop|end|terminate)|endless|without stopping|run on)",
+            weight=-1,
+        ),
+    )
     examples = (
         Example(
             "broken",

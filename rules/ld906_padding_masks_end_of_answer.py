@@ -14,6 +14,7 @@ from lora_doctor.rule_api import (
     Measurement,
     Proof,
     Rule,
+    Symptom,
 )
 from lora_doctor.rules._supervision import about, looked_at, portion, proof
 
@@ -45,6 +46,20 @@ class PaddingMasksEndOfAnswer(Rule):
     name = "padding-masks-end-of-answer"
     summary = "The padding token is the token that ends answers, and is masked as padding."
     depth = "meta"
+    descriptions = (
+        Symptom(
+            r"\b(?:never|not|doesn.t|does not|won.t|fails? to) (?:produc|generat|emit"
+            r"|output|learn|predict)\w*.{0,30}\b(?:eos|end.of.(?:turn|text|sequence)"
+            r"|stop token)",
+            weight=1,
+        ),
+        Symptom(
+            r"\b(?:outputs?|generat\w+|answers?|model|responses?)\b.{0,40}"
+            r"\b(?:never (?:ends?|stops?|terminates?)|(?:does not|doesn.t"
+            r"|won.t) (?:stop|end|terminate)|endless|without stopping|run on)",
+            weight=-1,
+        ),
+    )
     examples = (
         Example(
             "broken",

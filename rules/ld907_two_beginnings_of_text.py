@@ -11,6 +11,7 @@ from lora_doctor.rule_api import (
     Fix,
     Measurement,
     Rule,
+    Symptom,
 )
 from lora_doctor.rules._supervision import about, looked_at, of_data, portion, proof, which
 
@@ -41,6 +42,13 @@ class TwoBeginningsOfText(Rule):
     name = "two-beginnings-of-text"
     summary = "Rows begin with two beginning-of-text tokens."
     depth = "meta"
+    descriptions = (
+        Symptom(
+            r"\b(?:two|double|doubled|duplicated?) (?:bos\b|<s>|<\|begin_of_text\|>"
+            r"|beginning)|\b(?:bos|begin_of_text)\b.{0,30}\b(?:twice|doubled"
+            r"|duplicated)\b"
+        ),
+    )
     examples = (
         Example(
             "broken",

@@ -48,6 +48,7 @@ class ResponseMarkerNotFound(Rule):
     symptoms = (
         Symptom(r"Could not find response key"),
         Symptom(r"All labels in your dataset are -100"),
+        Symptom(r"Most labels in your dataset are -100"),
     )
     examples = (
         Example(

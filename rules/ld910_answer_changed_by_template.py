@@ -12,6 +12,7 @@ from lora_doctor.rule_api import (
     Location,
     Measurement,
     Rule,
+    Symptom,
 )
 from lora_doctor.rules._supervision import about, looked_at, portion, proof, which
 
@@ -42,6 +43,12 @@ class AnswerChangedByTemplate(Rule):
     name = "answer-changed-by-template"
     summary = "The chat template leaves out a part of the answers."
     depth = "meta"
+    descriptions = (
+        Symptom(
+            r"<think>.{0,60}\b(?:stripped|removed|dropped|strips)\b|\bstrip\w* "
+            r".{0,30}(?:<think>|reasoning)"
+        ),
+    )
     examples = (
         Example(
             "broken",

@@ -12,6 +12,7 @@ from lora_doctor.rule_api import (
     Location,
     Measurement,
     Rule,
+    Symptom,
 )
 from lora_doctor.rules._supervision import about, looked_at, portion, proof, which
 
@@ -41,6 +42,12 @@ class OpeningTagDoubled(Rule):
     name = "opening-tag-doubled"
     summary = "The template opens what the answers open as well."
     depth = "meta"
+    descriptions = (
+        Symptom(
+            r"<think>.{0,60}\b(?:twice|doubled|duplicated)\b|\b(?:two|double"
+            r"|duplicated?) (?:opening )?<think>"
+        ),
+    )
     examples = (
         Example(
             "broken",

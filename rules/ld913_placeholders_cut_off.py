@@ -45,6 +45,8 @@ class PlaceholdersCutOff(Rule):
     symptoms = (
         Symptom(r"[Ii]mage features and image tokens do not match"),
         Symptom(r"Image tokens and image features.*mismatch"),
+        Symptom(r"Mismatch in `\w+` token count between text and"),
+        Symptom(r"(?i)\b(?:video|audio) features and (?:video|audio) tokens do not match"),
     )
     examples = (
         Example(

@@ -13,6 +13,7 @@ from lora_doctor.rule_api import (
     Location,
     Measurement,
     Rule,
+    Symptom,
 )
 from lora_doctor.rules._supervision import about, looked_at, proof
 
@@ -44,6 +45,19 @@ class GenerationStopsElsewhere(Rule):
     name = "generation-stops-elsewhere"
     summary = "Answers end in a token at which generation does not stop."
     depth = "meta"
+    descriptions = (
+        Symptom(
+            r"\b(?:never|not|doesn.t|does not|won.t|fails? to) (?:produc|generat|emit"
+            r"|output|learn|predict)\w*.{0,30}\b(?:eos|end.of.(?:turn|text|sequence)"
+            r"|stop token)",
+            weight=-1,
+        ),
+        Symptom(
+            r"\b(?:outputs?|generat\w+|answers?|model|responses?)\b.{0,40}"
+            r"\b(?:never (?:ends?|stops?|terminates?)|(?:does not|doesn.t"
+            r"|won.t) (?:stop|end|terminate)|endless|without stopping|run on)"
+        ),
+    )
     examples = (
         Example(
             "broken",

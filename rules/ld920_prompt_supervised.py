@@ -13,6 +13,7 @@ from lora_doctor.rule_api import (
     Location,
     Measurement,
     Rule,
+    Symptom,
 )
 from lora_doctor.rules._supervision import about, looked_at, loss_on, portion, proof
 
@@ -44,6 +45,12 @@ class PromptSupervised(Rule):
     name = "prompt-supervised"
     summary = "The prompts are trained on as well."
     depth = "meta"
+    descriptions = (
+        Symptom(
+            r"\bloss\b.{0,30}\b(?:on|includes|over) the prompt|\bprompts? (?:is"
+            r"|are) (?:also )?trained on"
+        ),
+    )
     examples = (
         Example(
             "broken",

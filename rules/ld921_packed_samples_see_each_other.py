@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.rule_api import Case, Example, Finding, Fix, Location, Measurement, Proof, Rule
+from lora_doctor.rule_api import (
+    Case,
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measurement,
+    Proof,
+    Rule,
+    Symptom,
+)
 from lora_doctor.rules._dry_run_script import MODEL
 
 _PACKED = """
@@ -61,6 +71,9 @@ class PackedSamplesSeeEachOther(Rule):
     name = "packed-samples-see-each-other"
     summary = "Samples that are packed into one line see each other."
     depth = "static"
+    descriptions = (
+        Symptom(r"\bpack(?:ed|ing)\b.{0,80}\b(?:contaminat|leak|attend|see each other)"),
+    )
     examples = (
         Example(
             "broken",

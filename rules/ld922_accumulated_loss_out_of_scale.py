@@ -5,7 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from lora_doctor.rule_api import Case, Example, Finding, Fix, Location, Measurement, Proof, Rule
+from lora_doctor.rule_api import (
+    Case,
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measurement,
+    Proof,
+    Rule,
+    Symptom,
+)
 from lora_doctor.rules._dry_run_script import MODEL
 
 #: Powers of the number of micro-batches by which a loss is off: 1 where it is multiplied by it, -1
@@ -65,6 +75,12 @@ class AccumulatedLossOutOfScale(Rule):
     name = "accumulated-loss-out-of-scale"
     summary = "Gradient accumulation makes a loss of the user's own larger or smaller."
     depth = "static"
+    descriptions = (
+        Symptom(
+            r"\bloss\b.{0,60}\bgradient.accumulation\b|\bgradient.accumulation\b"
+            r".{0,60}\bloss\b.{0,60}\b(?:scal|larger|times|wrong|high)"
+        ),
+    )
     examples = (
         Example(
             "broken",

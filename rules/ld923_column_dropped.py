@@ -70,7 +70,13 @@ class ColumnDropped(Rule):
     name = "column-dropped"
     summary = "The Trainer takes a column out of the rows that is needed."
     depth = "static"
-    symptoms = (Symptom(r"No columns in the dataset match the model's forward method signature"),)
+    symptoms = (
+        Symptom(r"No columns in the dataset match the model's forward method signature"),
+        Symptom(r"The batch received was empty, your model won't be able to train"),
+    )
+    descriptions = (
+        Symptom(r"\bcolumns?\b.{0,40}\b(?:is|are|was|were|gets?) (?:removed|dropped|ignored)\b"),
+    )
     examples = (
         Example(
             "broken",

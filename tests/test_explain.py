@@ -14,7 +14,7 @@ from tests import cli
 DATA = Path(__file__).parent / "data"
 MESSAGES = [
     json.loads(line)
-    for name in ("messages.jsonl", "messages_of_runs.jsonl")
+    for name in ("messages.jsonl", "messages_of_runs.jsonl", "messages_in_words.jsonl")
     for line in (DATA / name).read_text("utf-8").splitlines()
 ]
 
@@ -45,3 +45,16 @@ def test_json_without_a_rule_is_still_json() -> None:
     result = cli.lora_doctor("explain", "Killed", "--output-format", "json")
     assert result.code == 2
     assert json.loads(result.out) == {"matches": [], "near": []}
+
+
+def test_a_failure_described_in_words_is_told_as_a_guess() -> None:
+    result = cli.lora_doctor("explain", "lora_B stays zero in every layer of the encoder")
+    assert result.code == 0
+    assert "No error message is known here; in words it may be LD206" in result.out
+
+
+def test_words_inside_a_log_or_a_traceback_describe_nothing() -> None:
+    words = "the routed experts stay frozen"
+    assert explanation(words).matches
+    assert not explanation(words + "\nstep 1 of 900, all is well" * 40).matches
+    assert not explanation(f'  File "/home/user/train.py", line 3\n    log("{words}")').matches

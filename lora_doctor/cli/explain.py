@@ -10,7 +10,13 @@ from typing import Any
 
 from lora_doctor.engine.registry import find_rules
 from lora_doctor.engine.rule import Rule
-from lora_doctor.engine.symptoms import Match, NearMatch, find_by_message, find_near
+from lora_doctor.engine.symptoms import (
+    Match,
+    NearMatch,
+    find_by_description,
+    find_by_message,
+    find_near,
+)
 from lora_doctor.errors import InputError, LimitError
 from lora_doctor.text import visible, visible_lines
 
@@ -31,10 +37,16 @@ class Explanation:
     near: tuple[NearMatch, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON; ``line`` is what matched in the text."""
+        """As JSON; ``line`` is what matched in the text, ``described`` whether that is a
+        description in words and no message."""
         return {
             "matches": [
-                {**_identity(match.rule), "line": visible(match.line)} for match in self.matches
+                {
+                    **_identity(match.rule),
+                    "line": visible(match.line),
+                    "described": match.described,
+                }
+                for match in self.matches
             ],
             "near": [
                 {**_identity(near.rule), "line": visible(near.line), "lacks": near.lacks}
@@ -56,7 +68,10 @@ def explain(text: str, *, color: bool = False) -> str:
     if not found.matches:
         raise InputError(_unknown(text.strip(), found.near))
     first, *others = found.matches
-    lines = [f"Matched {first.rule.code} in: {visible(first.line)}", *_here(text, first.rule), ""]
+    matched = f"Matched {first.rule.code} in: {visible(first.line)}"
+    if first.described:
+        matched = f"No error message is known here; in words it may be {first.rule.code}"
+    lines = [matched, *_here(text, first.rule), ""]
     body = _render(first.rule, color)
     if others:
         names = (f"{match.rule.code} {match.rule.name}" for match in others)
@@ -104,7 +119,7 @@ def explanation(text: str) -> Explanation:
     """
     rules = find_rules()
     try:
-        matches = find_by_message(text, rules)
+        matches = find_by_message(text, rules) or find_by_description(text, rules)
         known = {match.rule for match in matches}
         near = [near for near in find_near(text, rules) if near.rule not in known]
     except LimitError as error:

@@ -85,7 +85,7 @@ def check_symptoms(rule: type[Rule]) -> None:
     """Raises InputError for a symptom that is no regular expression. To compile those of our own
     rules takes a tenth of a run at depth ``static``; the tests do."""
     try:
-        for symptom in rule.symptoms:
+        for symptom in (*rule.symptoms, *rule.descriptions):
             re.compile(symptom.pattern)
     except (TypeError, AttributeError, re.error) as error:
         raise InputError(

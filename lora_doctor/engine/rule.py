@@ -85,6 +85,9 @@ class Rule(ABC):
     summary: ClassVar[str]
     depth: ClassVar[Depth]
     symptoms: ClassVar[tuple[Symptom, ...]] = ()
+    #: What users call this failure in words of their own, where they paste no message: searched
+    #: for by ``explain`` alone, in a short text in which no message is known, whatever the case.
+    descriptions: ClassVar[tuple[Symptom, ...]] = ()
     examples: ClassVar[tuple[Example, ...]] = ()
     #: Whether the rule is asked last, for what no other rule has explained.
     is_fallback: ClassVar[bool] = False

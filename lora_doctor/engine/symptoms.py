@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from lora_doctor.engine.rule import Rule, Symptom
 from lora_doctor.limits import CLOCK, LOG, LOG_CHARACTERS, bounded, step
@@ -23,6 +23,8 @@ _FRAME = re.compile(
 #: Frames of the import system itself say nothing about who imported what.
 _IMPORT_SYSTEM = re.compile(r"<frozen importlib|[\\/]importlib[\\/]")
 _TRACEBACK = "Traceback (most recent call last)"
+#: A longer text is a log, and its words describe nothing.
+_DESCRIPTION = 800
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Match:
     rule: type[Rule]
     line: str
     position: int
+    #: Found by a description in words, not by a message of a library.
+    described: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,14 +60,37 @@ def find_by_message(text: str, rules: Sequence[type[Rule]]) -> list[Match]:
         LimitError: the text is one that the regular expressions take too long for.
     """
     with bounded(LOG):
-        pasted = _Pasted(text)
-        found = []
-        for rule in rules:
-            hits = [(symptom, hit) for symptom in rule.symptoms for hit in pasted.hits(symptom)]
-            if hits:
-                symptom, best = max(hits, key=_rank)
-                match = Match(rule, best[0][:200], best.end())
-                found.append((_rank((symptom, best)), match))
+        return _likeliest(_Pasted(text), [(rule, rule.symptoms) for rule in rules])
+
+
+def find_by_description(text: str, rules: Sequence[type[Rule]]) -> list[Match]:
+    """Rules that a short text describes in words, the likeliest first; none for a log or a text
+    with a traceback, in which other words than the message are code.
+
+    Raises:
+        LimitError: as for ``find_by_message``.
+    """
+    if len(text) > _DESCRIPTION:
+        return []
+    with bounded(LOG):
+        pasted = _Pasted(text, re.IGNORECASE)
+        if pasted.has_frames:
+            return []
+        found = _likeliest(pasted, [(rule, rule.descriptions) for rule in rules])
+    return [replace(match, described=True) for match in found]
+
+
+def _likeliest(
+    pasted: _Pasted, known: Iterable[tuple[type[Rule], Sequence[Symptom]]]
+) -> list[Match]:
+    """The rules of which a symptom occurs, the likeliest first."""
+    found = []
+    for rule, symptoms in known:
+        hits = [(symptom, hit) for symptom in symptoms for hit in pasted.hits(symptom)]
+        if hits:
+            symptom, best = max(hits, key=_rank)
+            match = Match(rule, best[0][:200], best.end())
+            found.append((_rank((symptom, best)), match))
     found.sort(key=lambda item: item[0], reverse=True)
     return [match for _, match in found]
 
@@ -93,11 +120,16 @@ def find_near(text: str, rules: Sequence[type[Rule]]) -> list[NearMatch]:
 class _Pasted:
     """A pasted text on one line, and the frames of the tracebacks in it."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, flags: int = 0) -> None:
+        self._flags = flags
         self.text = " ".join(_shortened(word) for word in text[-LOG_CHARACTERS:].split())
         starts = range(0, max(len(self.text), 1), _PIECE // 2)
         self._pieces = [(start, start + _PIECE) for start in starts]
         self._frames = [(hit.end(), hit[1] or hit[2]) for hit in _FRAME.finditer(self.text)]
+
+    @property
+    def has_frames(self) -> bool:
+        return bool(self._frames) or _TRACEBACK in self.text
 
     def hits(self, symptom: Symptom) -> Iterator[re.Match[str]]:
         """Where the symptom occurs, with all that it asks for."""
@@ -106,7 +138,7 @@ class _Pasted:
                 yield hit
 
     def occurrences(self, pattern: str) -> Iterator[re.Match[str]]:
-        compiled = re.compile(pattern)
+        compiled = re.compile(pattern, self._flags)
         for start, end in self._pieces:
             step(CLOCK)
             yield from compiled.finditer(self.text, start, end)
