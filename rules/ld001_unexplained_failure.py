@@ -17,6 +17,9 @@ from lora_doctor.rule_api import (
 )
 from lora_doctor.rules._ablation import judged
 
+#: Lines at the end of a traceback: the innermost frame, its code, marks below it, the exception.
+_FRAME = 5
+
 
 class UnexplainedFailure(Rule):
     """A short training run of this recipe failed, and no rule knows why.
@@ -113,9 +116,12 @@ class UnexplainedFailure(Rule):
                     "rules with a like message", ", ".join(alike[:3]), "symptoms of the rules"
                 )
             )
+        explained = check.name == "attaches" and failure and _says_why(failure.traceback)
         yield self.finding(
             "error",
-            f"Training fails, and no rule that was asked explains why: "
+            f"PEFT refuses this recipe: {_shorten(message)}"
+            if explained
+            else "Training fails, and no rule that was asked explains why: "
             f"{CHECKS.get(check.name, check.name)}: {_shorten(message) or check.value}",
             location=Location("module", failure.module if failure and failure.module else "model"),
             evidence=tuple(evidence),
@@ -159,10 +165,12 @@ class UnexplainedFailure(Rule):
         if "attaches" in case.explained:
             return
         message = f"{error.type}: {error.message}"
+        unexplained = (
+            "" if _says_why(error.traceback) else ", and no rule that was asked explains why"
+        )
         yield self.finding(
             "error",
-            "PEFT refuses this recipe, and no rule that was asked explains why: "
-            f"{_shorten(message)}",
+            f"PEFT refuses this recipe{unexplained}: {_shorten(message)}",
             location=Location("module", "model"),
             evidence=(
                 Measurement("get_peft_model", message, "installed PEFT, meta device"),
@@ -171,6 +179,14 @@ class UnexplainedFailure(Rule):
             proof=Proof("executed", "PEFT refused the config on the real class"),
             explains=("attaches",),
         )
+
+
+def _says_why(traceback: str) -> bool:
+    """Whether PEFT raises the exception itself, about the recipe: its message is the reason then,
+    and not where some code broke."""
+    lines = traceback.replace("\\", "/").rstrip().splitlines()
+    raised = any(line.lstrip().startswith("raise ") for line in lines[-_FRAME:])
+    return raised and any('File "' in line and "/peft/" in line for line in lines[-_FRAME:])
 
 
 def _shorten(message: str, limit: int = 240) -> str:

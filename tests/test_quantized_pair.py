@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from typing import Any
 
@@ -78,3 +79,15 @@ def test_a_plan_that_counted_nothing_says_so() -> None:
     plan = MemoryPlan(1, 8, "", "", "adamw_torch", {}, nothing, (), budget=1 << 30)
     assert headline(plan) == "not known: why"
     assert variants(plan)[0][3] == "?"
+
+
+@pytest.mark.parametrize("recipe", [EIGHT, FOUR])
+def test_what_reads_the_values_of_a_layer_is_no_refusal(recipe: dict[str, Any]) -> None:
+    """DoRA takes the norm of the weight, which the layer that is tried does not have."""
+    kind: Any = "8bit" if recipe.get("load_in_8bit") else "4bit"
+    plain = refusal(kind, as_recipe(recipe))
+    fields = {field.name for field in dataclasses.fields(peft.LoraConfig)}
+    if "use_dora" not in fields:
+        pytest.skip("this PEFT has no DoRA")
+    said = refusal(kind, as_recipe({**recipe, "use_dora": True}))
+    assert (said.message if said else "") == (plain.message if plain else "")

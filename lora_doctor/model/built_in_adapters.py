@@ -229,6 +229,9 @@ def _joined(
         yield replace(
             old if old is not None else state,
             brought=old is not None,
+            # One of the recipe's with the same name on top sits in more places than before.
+            layers=state.layers,
+            tensors=state.tensors,
             trainable=old.trainable if old is not None else 0,
             active=old.active if old is not None else 0,
             trainable_wrapped=state.trainable,

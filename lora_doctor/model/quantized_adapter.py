@@ -22,6 +22,10 @@ _OTHER_LAYERS = (
     "layers_pattern", "trainable_token_indices", "layer_replication", "task_type",
 )  # fmt: skip
 
+#: What makes PEFT read the values of the layer when it adapts it, and what does not: the layer here
+#: has none, because its weight is not quantized.
+_READS_WEIGHTS = {"use_dora": False, "init_lora_weights": True}
+
 
 def refusal(kind: Literal["4bit", "8bit"], recipe: Recipe) -> ErrorReport | None:
     """What PEFT raises when it puts the recipe's adapter on such a layer; ``None`` where it does
@@ -39,6 +43,9 @@ def refusal(kind: Literal["4bit", "8bit"], recipe: Recipe) -> ErrorReport | None
     for key in _OTHER_LAYERS:
         if getattr(config, key, None) is not None:
             setattr(config, key, None)
+    for key, plain in _READS_WEIGHTS.items():
+        if hasattr(config, key):
+            setattr(config, key, plain)
     return _adapt(layer, kind, config)
 
 
