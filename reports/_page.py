@@ -23,6 +23,8 @@ _FALLBACKS = str.maketrans(
         "–": "-",
     }
 )
+#: Below so many columns a table breaks its words.
+_NARROW = 72
 #: Columns that the labels ``proof``, ``fix`` and ``more`` take.
 MARGIN = 9
 
@@ -40,6 +42,11 @@ class Page:
             color_system="standard" if color else None, legacy_windows=False,
             highlight=False, markup=False, emoji=False, _environ={},
         )  # fmt: skip
+
+    @property
+    def narrow(self) -> bool:
+        """Whether tables are too narrow to be read, so that lines are better."""
+        return self.console.width < _NARROW
 
     def line(self, *parts: str | tuple[str, str], indent: int = 0, wrap: bool = True) -> None:
         """A paragraph of texts and ``(text, style)`` pairs."""

@@ -31,20 +31,24 @@ def contract(
             {
                 "meaning": meaning,
                 "expected": visible(expected, 160),
-                "before": _cell(row.before),
-                "after": _cell(row.after),
+                "before": _cell(row.before, diagnosis.before),
+                "after": _cell(row.after, diagnosis.after),
             }
         )
     return rows, list(not_run.items())
 
 
-def _cell(check: Check | None) -> dict[str, str] | None:
+def _cell(check: Check | None, run: Verification | None) -> dict[str, str] | None:
     if check is None:
         return None
+    failure = run.failure if run else None
+    # The exception itself is shown with the run.
+    told = check.raised is not None and failure is not None and failure.check == check.name
+    detail = visible(check.detail, 300) if check.status != "passed" and not told else ""
     return {
         "status": check.status,
         "value": check_value(check),
-        "detail": visible(check.detail, 300) if check.status != "passed" else "",
+        "detail": detail,
     }
 
 

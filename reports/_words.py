@@ -289,14 +289,24 @@ def contract_rows(before: Verification | None, after: Verification | None) -> li
     ]
 
 
-def failure_words(verification: Verification | None) -> str:
-    """The exception that ended a verification, on one line; empty when there was none."""
+#: A shorter message may stand in a text by chance.
+_TELLING = 16
+
+
+def failure_words(verification: Verification | None, quoted: str = "") -> str:
+    """The exception that ended a verification, on one line; empty when there was none. A message
+    that is in ``quoted`` is not repeated."""
     failure = verification.failure if verification else None
     if failure is None:
         return ""
     place = f" in {visible(failure.module, 120)}" if failure.module else ""
     where = f" ({visible(failure.where, 120)})" if failure.where else ""
-    message = visible(" ".join(failure.message.split()), 400)
+    message = " ".join(failure.message.split())
+    if message and message in quoted:
+        return (
+            f"{visible(failure.check)} failed{place}: {visible(failure.type, 80)}, as above{where}"
+        )
+    message = visible(message, 400)
     return f"{visible(failure.check)} failed{place}: {visible(failure.type, 80)}: {message}{where}"
 
 

@@ -8,30 +8,26 @@ name stay brackets.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
 from lora_doctor.reports import _budgets, _memory, _supervision
-from lora_doctor.reports._checks import check_value
+from lora_doctor.reports._contract_text import MARKS, STYLES, contract
 from lora_doctor.reports._page import MARGIN, Page, encodable
 from lora_doctor.reports._recipe_lines import DiffLine, fix_diff, recipe_rows, set_by, text_diff
-from lora_doctor.reports._text import many, memory, seconds, shorten, shown, visible
+from lora_doctor.reports._text import many, seconds, shorten, shown, visible
 from lora_doctor.reports._verdict import verdict_text
 from lora_doctor.reports._words import (
     accepted_words,
     conditions,
-    contract_rows,
     counted_by_strict,
     execution_words,
-    failure_words,
     fix_label,
     fix_words,
     held,
-    held_words,
     offered,
     ordered,
     place,
     proof_words,
-    shapes,
     skip_reason,
     stopped_in,
     tally,
@@ -39,22 +35,13 @@ from lora_doctor.reports._words import (
 
 if TYPE_CHECKING:
     from lora_doctor.results.diagnosis import Diagnosis
-    from lora_doctor.results.finding import Finding
+    from lora_doctor.results.finding import Finding, Measurement
     from lora_doctor.results.fix import Fix
     from lora_doctor.results.supervision import ShownRow
-    from lora_doctor.results.verification import Check, Verification
 
 NAME = "full"
 
-_STYLES = {
-    "error": "bold red", "warning": "bold yellow", "info": "bold blue",
-    "good": "bold green", "open": "bold yellow",
-    "+": "green", "-": "red", " ": "dim",
-    "passed": "green", "failed": "bold red", "skipped": "dim",
-    "safe": "green", "unproven": "yellow", "unsafe": "yellow", "manual": "blue",
-}  # fmt: skip
 _OUTCOMES = {"passed": "green", "removed": "yellow", "failed": "red", "not-executed": "dim"}
-_MARKS = {"passed": "✓", "failed": "✗", "skipped": "·"}
 _MOST_EVIDENCE = 30
 _MOST_FRAMES = 8
 #: Tokens of a row that are shown, and rows beside those of a finding.
@@ -86,17 +73,20 @@ def _healthy(page: Page, diagnosis: Diagnosis) -> None:
     run = diagnosis.before
     assert run is not None  # `healthy` is only said of an executed contract
     where = ", ".join((f"depth {diagnosis.depth}", visible(run.device), seconds(diagnosis.seconds)))
+    of_what = " of the training contract "
+    model, checks = visible(diagnosis.model, 120), held(run)
+    if len(f"✓ {model}: healthy: {checks}{of_what}({where})") > page.console.width:
+        of_what, where = " ", where.removeprefix("depth ")
     page.line(
-        (f"{_MARKS['passed']} ", "green"), f"{visible(diagnosis.model, 120)}: ",
-        ("healthy", "bold green"), f": {held(run)} of the training contract ",
-        (f"({where})", "dim"), wrap=False,
+        (f"{MARKS['passed']} ", "green"), f"{model}: ", ("healthy", "bold green"),
+        f": {checks}{of_what}", (f"({where})", "dim"), wrap=False,
     )  # fmt: skip
     _proposed(page, diagnosis)
     small = _memory.fits_nowhere(diagnosis)
     if small:
         page.line(("note ", "blue"), small)
     for finding in ordered(diagnosis.findings):
-        page.line((f"{finding.rule} {finding.severity}", _STYLES[finding.severity]), " ",
+        page.line((f"{finding.rule} {finding.severity}", STYLES[finding.severity]), " ",
                   visible(finding.message, 600))  # fmt: skip
     for note in diagnosis.notes:
         # What was not run is not healthy either, and what learns nothing must not stay unsaid.
@@ -127,7 +117,7 @@ def _report(page: Page, diagnosis: Diagnosis, verbose: bool) -> None:
     rows = conditions(diagnosis)
     page.line((" · ".join(value for _, value in rows), "dim"))
     verdict = verdict_text(diagnosis)
-    page.line((verdict.headline, _STYLES[verdict.tone]))
+    page.line((verdict.headline, STYLES[verdict.tone]))
     if verdict.explanation:
         page.line(verdict.explanation)
     for frame in stopped_in(diagnosis, None if verbose else _MOST_FRAMES):
@@ -136,7 +126,7 @@ def _report(page: Page, diagnosis: Diagnosis, verbose: bool) -> None:
     for finding in ordered(diagnosis.findings):
         page.gap()
         _finding(page, diagnosis, finding, verbose)
-    _contract(page, diagnosis, verbose)
+    contract(page, diagnosis, verbose)
     _remaining(page, diagnosis)
     _supervised(page, diagnosis, verbose)
     _memory_plan(page, diagnosis, verbose)
@@ -156,7 +146,7 @@ def _report(page: Page, diagnosis: Diagnosis, verbose: bool) -> None:
 
 def _finding(page: Page, diagnosis: Diagnosis, finding: Finding, verbose: bool) -> None:
     page.line(
-        (f"{finding.severity} {visible(finding.rule)}", _STYLES[finding.severity]),
+        (f"{finding.severity} {visible(finding.rule)}", STYLES[finding.severity]),
         (f" {visible(finding.name)}", "bold"),
         (f"  at {visible(place(finding, diagnosis.recipe), 200)}", "dim"),
     )
@@ -166,15 +156,7 @@ def _finding(page: Page, diagnosis: Diagnosis, finding: Finding, verbose: bool) 
         page.line((accepted, "dim"), indent=2)
     page.gap()
     measures = finding.evidence if verbose else finding.evidence[:_MOST_EVIDENCE]
-    page.table(
-        ("evidence", "value", "source"),
-        [
-            (visible(m.what, 200), shown(m.value, 4000 if verbose else 300, 200 if verbose else 12),
-             (visible(m.source, 200), "dim"))
-            for m in measures
-        ],
-        (34, 44, 40),
-    )  # fmt: skip
+    _evidence(page, measures, verbose)
     if len(measures) < len(finding.evidence):
         rest = len(finding.evidence) - len(measures)
         page.line((f"… {rest} more; --verbose shows them", "dim"), indent=2)
@@ -188,9 +170,24 @@ def _finding(page: Page, diagnosis: Diagnosis, finding: Finding, verbose: bool) 
     page.labelled("more", f"lora-doctor explain {visible(finding.rule)}")
 
 
+def _evidence(page: Page, measures: Iterable[Measurement], verbose: bool) -> None:
+    """A table; where it would be too narrow to read, a line for each measurement."""
+    characters, items = (4000, 200) if verbose else (300, 12)
+    rows = [
+        (visible(m.what, 200), shown(m.value, characters, items), visible(m.source, 200))
+        for m in measures
+    ]
+    if page.narrow:
+        for what, value, source in rows:
+            page.line(f"{what}: {value} ", (f"({source})", "dim"), indent=2)
+        return
+    table = [(what, value, (source, "dim")) for what, value, source in rows]
+    page.table(("evidence", "value", "source"), table, (34, 44, 40))
+
+
 def _fix(page: Page, diagnosis: Diagnosis, fix: Fix) -> None:
     outcome, words = fix.executed.outcome, fix_words(fix)
-    style = _OUTCOMES[outcome] if outcome == "failed" else _STYLES[fix.safety]
+    style = _OUTCOMES[outcome] if outcome == "failed" else STYLES[fix.safety]
     page.labelled(
         "fix", (f"{fix_label(fix)}: ", style), visible(fix.title, 600),
         (f" ({words})" if words else "", "dim"),
@@ -211,88 +208,7 @@ def _fix(page: Page, diagnosis: Diagnosis, fix: Fix) -> None:
 
 def _diff(page: Page, lines: Iterable[DiffLine], indent: int) -> None:
     for line in lines:
-        page.line((f"{line.sign} {line.text}".rstrip(), _STYLES[line.sign]), indent=indent)
-
-
-def _contract(page: Page, diagnosis: Diagnosis, verbose: bool) -> None:
-    """The checks side by side. Without ``verbose`` only those that failed once."""
-    before, after = diagnosis.before, diagnosis.after
-    rows = contract_rows(before, after)
-    if not rows:
-        return
-    page.gap()
-    page.line(("Training contract", "bold"), (f"  {_run_words(before or after)}", "dim"))
-    telling = [row for row in rows if verbose or _failed(row.before) or _failed(row.after)]
-    both = after is not None
-    if telling:
-        page.table(
-            ("check", "before", "after the fixes") if both else ("check", "result"),
-            [
-                (
-                    row.meaning or visible(row.name, 60),
-                    *map(_check, (row.before, row.after)[: 1 + both]),
-                )
-                for row in telling
-            ],
-            (54, 22, 22) if both else (60, 38),
-        )  # fmt: skip
-    for row in telling if not verbose else ():
-        for check in filter(_failed, (row.before, row.after)):
-            words = [f"expected: {visible(check.expected, 300)}"] if check.expected else []
-            words += [visible(check.detail, 400)] if check.detail else []
-            if words:
-                page.line((f"{visible(check.name)}: ", "dim"), "; ".join(words), indent=2)
-    lists = "" if verbose else " (--verbose lists them)"
-    page.line((f"{held_words(before, after)}{lists}", "dim"), indent=2)
-    for label, run in (("before", before), ("after", after)):
-        failure = failure_words(run)
-        if failure:
-            page.line((f"{label}: ", "dim"), failure, indent=2)
-        if verbose and run:
-            _run_details(page, label, run)
-
-
-def _failed(check: Check | None) -> TypeGuard[Check]:
-    return check is not None and check.status == "failed"
-
-
-def _check(check: Check | None) -> tuple[str, str]:
-    if check is None:
-        return ("", "dim")
-    return (f"{_MARKS[check.status]} {check_value(check)}", _STYLES[check.status])
-
-
-def _run_words(run: Verification | None) -> str:
-    if run is None:
-        return ""
-    parts = [f"depth {run.depth}", visible(run.device, 60), visible(run.dtype, 40)]
-    if run.steps:
-        parts.append(many(run.steps, "step"))
-    if run.step_seconds is not None:
-        parts.append(f"{seconds(run.step_seconds)} a step")
-    if run.peak_memory is not None:
-        parts.append(f"peak {memory(run.peak_memory)}")
-    return ", ".join(part for part in parts if part)
-
-
-def _run_details(page: Page, label: str, run: Verification) -> None:
-    for check in run.checks:
-        if check.detail or check.expected:
-            words = "; ".join(visible(item, 400) for item in (check.expected, check.detail) if item)
-            page.line((f"{label}, {visible(check.name)}: ", "dim"), words, indent=2)
-    for batch in run.batches:
-        inputs = shapes(batch.inputs)
-        losses = f"; losses {shown(batch.losses)}" if batch.losses else ""
-        page.line((f"{label}, {visible(batch.kind)} batch: ", "dim"), f"{inputs}{losses}", indent=2)
-    for group in run.adapters:
-        words = f"{group.count} adapted, {group.with_gradient} with gradient, {group.moved} moved"
-        page.line((f"{label}, {visible(group.pattern, 200)}: ", "dim"), words, indent=2)
-    for note in run.notes:
-        if note.kind == "warned":
-            page.line((f"{label}, ", "dim"), visible(note.text, 600), indent=2)
-    if run.failure and run.failure.traceback:
-        for text in visible(run.failure.traceback, 6000, lines=True).splitlines():
-            page.line((text, "dim"), indent=4)
+        page.line((f"{line.sign} {line.text}".rstrip(), STYLES[line.sign]), indent=indent)
 
 
 def _remaining(page: Page, diagnosis: Diagnosis) -> None:

@@ -131,3 +131,24 @@ def test_contrast_is_enough_for_everybody(
     browser: chromium.Chromium, tmp_path: Path, dark: bool
 ) -> None:
     assert browser.open(write(tmp_path), dark=dark).evaluate(chromium.CONTRAST) == []
+
+
+def test_the_page_says_how_many_rows_it_holds() -> None:
+    page = render(small_census())
+    assert "<h2>3 rows, one for each pair" in page and 'aria-label="3 rows"' in page
+
+
+@pytest.mark.browser
+def test_on_a_phone_the_tables_scroll_with_a_cue(
+    browser: chromium.Chromium, tmp_path: Path
+) -> None:
+    """The name of a row stays in sight; with a keyboard the table is reached and scrolled."""
+    page = browser.open(write(tmp_path), width=400)
+    cues = "[...document.querySelectorAll('.cue')].map(c => c.checkVisibility())"
+    assert page.evaluate(cues) == [True, True]
+    table = "document.querySelector('.wide')"
+    assert page.evaluate(f"{table}.scrollWidth > {table}.clientWidth && {table}.tabIndex") == 0
+    page.evaluate(f"{table}.scrollLeft = 200")
+    name = "document.querySelector('.rows tbody th').getBoundingClientRect()"
+    assert page.evaluate(f"{name}.left") >= 0
+    assert browser.open(write(tmp_path), width=1300).evaluate(cues) == [False, False]

@@ -58,3 +58,9 @@ def test_words_inside_a_log_or_a_traceback_describe_nothing() -> None:
     assert explanation(words).matches
     assert not explanation(words + "\nstep 1 of 900, all is well" * 40).matches
     assert not explanation(f'  File "/home/user/train.py", line 3\n    log("{words}")').matches
+
+
+def test_of_a_log_that_no_rule_knows_the_lines_that_were_taken_for_the_message_are_shown() -> None:
+    log = "Traceback (most recent call last):\n  File 'x.py'\nKeyError: wobble the frobnicator"
+    result = cli.lora_doctor("explain", log)
+    assert result.code == 2 and "'KeyError: wobble the frobnicator'" in result.err

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from lora_doctor import reports
+from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.reports._checks import check_value, expected_words
 from lora_doctor.reports._costs import costs
 from lora_doctor.reports._verdict import is_mended, next_words, verdict_text
 from lora_doctor.results.diagnosis import Diagnosis, Gathered
+from lora_doctor.results.finding import Measurement
 from lora_doctor.results.memory_plan import MemoryPart, MemoryPlan, MemoryVariant
-from lora_doctor.results.verification import CHECKS, Check, Verification
+from lora_doctor.results.structure import ErrorReport
+from lora_doctor.results.verification import CHECKS, Check, Failure, Verification
 from lora_doctor.text import GIB
 from tests import diagnoses
 
@@ -151,3 +155,51 @@ def test_the_next_command_comes_with_what_it_does() -> None:
     assert next_words(diagnoses.phi3()) == "applies the fixes and proves them"
     assert next_words(replace(diagnoses.phi3(), next_command="")) == ""
     assert next_words(replace(diagnoses.phi3(), next_command="<b> <i>")) == ""
+
+
+# --- the terminal ---
+
+
+def refused() -> Diagnosis:
+    """PEFT raises, and a rule quotes it."""
+    message = "Target modules {'nothing_here'} not found in the base model."
+    raised = ErrorReport("ValueError", message, "peft/tuners/tuners_utils.py:1073")
+    check = Check("attaches", "failed", "ValueError", "no exception",
+                  f"ValueError: {message}", raised=raised)  # fmt: skip
+    run = diagnoses.verification(
+        checks=(check,), outcome="failed", batches=(), steps=0,
+        failure=Failure("attaches", "ValueError", message, "", raised.where, "Traceback\n"),
+    )  # fmt: skip
+    found = replace(
+        diagnoses.phi3().findings[0],
+        evidence=(Measurement("get_peft_model", f"ValueError: {message}", "installed PEFT"),),
+    )
+    return replace(diagnoses.phi3(), findings=(found,), before=run, after=None)
+
+
+@pytest.mark.parametrize("width", [60, 100])
+def test_the_error_of_peft_is_told_once(width: int) -> None:
+    text = reports.render(refused(), "full", width=width)
+    assert " ".join(text.split()).count("not found in the base model") == 1
+    assert "attaches failed: ValueError, as above (peft/tuners/tuners_utils.py:1073)" in (
+        " ".join(text.split())
+    )
+    unquoted = replace(refused(), findings=())
+    text = " ".join(reports.render(unquoted, "full", width=width, verbose=True).split())
+    assert "not found in the base model" in text, "where nothing quotes it, the run does"
+
+
+@pytest.mark.parametrize("build", [diagnoses.phi3, diagnoses.vision_language, refused])
+def test_sixty_columns_are_enough(build: Callable[[], Diagnosis]) -> None:
+    for verbose in (False, True):
+        for line in reports.render(build(), "full", width=60, verbose=verbose).splitlines():
+            assert line.startswith("Next: ") or len(line) <= 60, line
+
+
+def test_healthy_is_one_line_of_sixty_columns() -> None:
+    found = diagnoses.healthy()
+    given = replace(found, recipe=Recipe(found.recipe.values, {}))
+    text = reports.render(given, "full", width=60)
+    assert text.count("\n") == 1 and len(text) <= 61
+    assert text.startswith("✓ arch:llama: healthy: 12 of 12 checks (tiny, cpu, ")
+    assert "of the training contract" in reports.render(given, "full", width=100)

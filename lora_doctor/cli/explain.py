@@ -26,6 +26,9 @@ _CODE = re.compile(r"[A-Za-z]{2}\d{1,4}")
 #: So many rules that know words of the text are named; the more there are, the less each says.
 _NEAR = 3
 
+#: A line that Python ends a traceback with: what of a long text was taken for the message.
+_ERROR = re.compile(r"\s*[\w.]*(?:Error|Exception|Exit|Interrupt)\b: ?")
+
 
 @dataclass(frozen=True)
 class Explanation:
@@ -149,7 +152,9 @@ def _unknown(text: str, near: tuple[NearMatch, ...]) -> str:
     names = [rule.name for rule in find_rules()]
     close = difflib.get_close_matches(text[:_NAME].lower(), names, n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
-    return "explain: no rule knows this message" + (
+    read = [visible(line.strip(), 200) for line in text.splitlines() if _ERROR.match(line)]
+    told = f" ({'; '.join(repr(line) for line in read[-2:])})" if read else ""
+    return f"explain: no rule knows this message{told}" + (
         hint or "; run `lora-doctor check` on the recipe that gave it"
     )
 
