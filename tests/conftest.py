@@ -13,6 +13,8 @@ from tests import chromium, warm
 # Before anything imports torch: on tiny matrices several threads only wait for each other, and on
 # a busy machine they wait actively (measured: 1.3 s of processor time become 3 to 6).
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A stored answer would hide what a test is there to see.
+os.environ["LORA_DOCTOR_CHECK_NO_CACHE"] = "1"
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -12,9 +12,17 @@ from typing import Any
 import pytest
 
 from lora_doctor import reports
+from lora_doctor.cli.main import cli
+from lora_doctor.cli.project import find_project
 from lora_doctor.errors import InputError
 from lora_doctor.recipe.gpus import find_gpu
-from lora_doctor.results.budget import Budget, BudgetCheck, held_against, read_budgets
+from lora_doctor.results.budget import (
+    NUMBERS,
+    Budget,
+    BudgetCheck,
+    held_against,
+    read_budgets,
+)
 from lora_doctor.results.diagnosis import Diagnosis
 from lora_doctor.text import gib
 from tests import diagnoses
@@ -68,6 +76,19 @@ def test_memory_is_a_size_or_a_card() -> None:
     assert by_size.most == 20 << 30 and by_card.most == find_gpu("a100-80gb").memory
     assert by_card.words() == f"at most {gib(by_card.most)} (a100-80gb)"
     assert by_card.level == "error" and by_size.words() == "at most 20.0 GiB"
+
+
+def test_the_budgets_of_the_docs_are_read(tmp_path: Path) -> None:
+    """Of every set-up, and one set-up's own."""
+    gate = (Path(__file__).parents[1] / "docs" / "gate.md").read_text("utf-8")
+    section = gate.partition("## Budgets")[2]
+    block = section.partition("```toml\n")[2].partition("```")[0]
+    own = '[tool.lora-doctor.set-ups.sft]\nmodel = "arch:gpt2"\n'
+    (tmp_path / "pyproject.toml").write_text(own + block)
+    project = find_project(cli, tmp_path)
+    assert project is not None
+    names = [*project.budgets, *project.set_ups[0].budgets]
+    assert sorted(names) == sorted(NUMBERS)
 
 
 @pytest.mark.parametrize(

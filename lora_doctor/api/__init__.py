@@ -420,6 +420,14 @@ def _rules(options: CheckOptions) -> list[type[Rule]]:
     return registry.find_rules(Path(folder) for folder in _several(options.get("rules", ())))
 
 
+def rules_and_selection(
+    options: CheckOptions,
+) -> tuple[list[type[Rule]], registry.RuleSelection]:
+    """All rules, and which of them the options select. Raises InputError as :func:`check`."""
+    found = _rules(options)
+    return found, _selection(options, found)
+
+
 def _selection(options: CheckOptions, rules: Sequence[type[Rule]]) -> registry.RuleSelection:
     selection = registry.RuleSelection(
         _several(options.get("select", ())), _several(options.get("ignore", ()))

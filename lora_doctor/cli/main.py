@@ -17,6 +17,7 @@ from lora_doctor.cli import streams
 from lora_doctor.cli.arguments import check_options, program_of, recipe_of
 from lora_doctor.cli.options import (
     adapter_option,
+    cache_option,
     census_options,
     data_options,
     device_options,
@@ -42,9 +43,10 @@ from lora_doctor.cli.output import (
 )
 from lora_doctor.cli.signals import EndedBySignal, end_by, end_like_interrupt
 from lora_doctor.errors import LoraDoctorError
-from lora_doctor.text import one_line, traceback_text
+from lora_doctor.text import one_line, traceback_text, visible
 
 if TYPE_CHECKING:
+    from lora_doctor.api.options import CheckOptions
     from lora_doctor.results.diagnosis import Diagnosis
 
 #: With this variable set, an internal error shows its traceback.
@@ -177,6 +179,7 @@ def cli(ctx: click.Context) -> None:
 @data_options
 @prescription_option
 @device_options
+@cache_option
 @report_options
 def check(**options: Any) -> int:
     """Diagnose a recipe; nothing is changed. Without MODEL, every set-up of the project."""
@@ -184,7 +187,6 @@ def check(**options: Any) -> int:
         from lora_doctor.cli.set_ups import check_all
 
         return check_all(cli, click.get_current_context())
-    from lora_doctor import api
     from lora_doctor.cli.arguments import describes_weights
     from lora_doctor.engine.saved_adapter import of_trained_config
 
@@ -192,7 +194,7 @@ def check(**options: Any) -> int:
 
     def run(tell: Callable[[str], None]) -> Diagnosis:
         call_options = check_options(options, tell)
-        found = api.check(options["model"], recipe_of(options), **call_options)
+        found = _asked_or_cached(options, call_options)
         return of_trained_config(found) if describes_weights(options) else found
 
     diagnosis = with_progress(run)
@@ -482,6 +484,28 @@ def env(output_format: str, no_devices: bool, fit: bool) -> int:
 
     streams.write(describe(output_format, devices=not no_devices))
     return OK
+
+
+def _asked_or_cached(options: dict[str, Any], call_options: CheckOptions) -> Diagnosis:
+    """The answer of ``check``, which may be stored."""
+    from lora_doctor import api
+
+    recipe = recipe_of(options)
+    if options["no_cache"]:
+        return api.check(options["model"], recipe, **call_options)
+    from lora_doctor.api.cache_store import user_cache
+    from lora_doctor.api.cached import check_with_cache
+
+    def tell(text: str) -> None:
+        if options["verbose"]:
+            streams.tell(f"lora-doctor: cache: {visible(text)}")
+
+    found = check_with_cache(options["model"], recipe, call_options, user_cache(), tell)
+    if options["output_format"] != "full":  # which has the note
+        for note in found.notes:
+            if note.kind == "cached":
+                streams.tell(f"lora-doctor: {note.text}")
+    return found
 
 
 def _fix_adapter(options: dict[str, Any]) -> int:

@@ -333,6 +333,15 @@ def device_options(command: F) -> F:
     return _with(options, command)
 
 
+def cache_option(command: F) -> F:
+    """Whether a stored answer will do."""
+    return click.option(
+        "--no-cache",
+        is_flag=True,
+        help="Ask again where the same question was answered, and store nothing.",
+    )(command)
+
+
 def adapter_option(command: F) -> F:
     """An adapter that exists."""
     return click.option(

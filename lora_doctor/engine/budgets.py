@@ -11,6 +11,7 @@ from lora_doctor.text import gib
 
 if TYPE_CHECKING:
     from lora_doctor.engine.case import Case
+    from lora_doctor.results.depth import Depth
     from lora_doctor.results.supervision import Supervision
 
 #: Of a model, what adapters are put on.
@@ -42,8 +43,11 @@ def check_budgets(case: Case, names: Sequence[str]) -> tuple[BudgetCheck, ...]:
     )
 
 
-def why_open(checks: Sequence[BudgetCheck]) -> str | None:
-    """Why budgets leave the question open; ``None`` where each was measured."""
+def why_open(checks: Sequence[BudgetCheck], depth: Depth) -> str | None:
+    """Why budgets leave the question open; ``None`` where each was measured, or nobody asked for a
+    depth at which one could be."""
+    if depth == "static":
+        return None
     told = [f"{one.budget.name} ({one.detail})" for one in checks if one.outcome == "unmeasured"]
     return f"a budget could not be measured: {'; '.join(told)}" if told else None
 

@@ -385,6 +385,12 @@ class Case(WrittenEvidence):
         """Where tasks of this case leave the tiny model for each other."""
         return self._tiny_models.file(self.source, recipe, self.patches)
 
+    def start_child(self) -> None:
+        """Let the child process import the libraries while files are read; it would start with its
+        first task anyway."""
+        if self.settings.depth != "static" and self.source.kind not in ("module", "script"):
+            self._tasks.worker.start()
+
     def close(self) -> None:
         """Remove what the tasks of this case, and of those made from it, left for each other."""
         self._tiny_models.close()

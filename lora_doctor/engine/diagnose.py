@@ -71,7 +71,7 @@ def _diagnose(
     reasons = (
         answers.why_crashed(),
         answer.open,
-        why_open(budgets),
+        why_open(budgets, case.settings.depth),
         strictly(answers.skipped) if strict else None,
     )
     diagnosis = Diagnosis(

@@ -20,6 +20,7 @@ NoteKind = Literal[
     "cut",
     "baseline",
     "ignore",
+    "cached",
     "warned",
 ]
 
@@ -37,7 +38,7 @@ class Note:
     #: batch lacks an input. ``not-observed``: what could not be asked or seen. ``cut``: something
     #: is left out of this report. ``warned``: what a library warned of. ``baseline``: what a
     #: baseline holds and is not found any more. ``ignore``: an ignore of the user's that accepts
-    #: nothing, and why.
+    #: nothing, and why. ``cached``: the answer was found stored.
     kind: NoteKind
     #: The sentence.
     text: str
@@ -57,7 +58,7 @@ class Note:
     @property
     def is_always_shown(self) -> bool:
         """Whether it has to be read even beside `healthy`: a gap, or an ignore without effect."""
-        return self.is_gap or self.kind in ("baseline", "ignore")
+        return self.is_gap or self.kind in ("baseline", "ignore", "cached")
 
     def __str__(self) -> str:
         return self.text
