@@ -3,8 +3,10 @@ set-ups with accelerate, FSDP and shards that are saved are run by `nox -s dry_r
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -166,3 +168,16 @@ def test_resuming_is_going_on_with_the_same_loss_and_the_same_step(
 ) -> None:
     found = Resumed(3, loss=2.0, resumed_loss=loss, moved=0.001, apart=apart)
     assert found.same is same
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_the_stage_of_zero_is_read_of_the_arguments_or_of_their_file(
+    tmp_path: Path, named: bool
+) -> None:
+    settings = {"zero_optimization": {"stage": 3}}
+    (tmp_path / "ds.json").write_text(json.dumps(settings))
+    given = str(tmp_path / "ds.json") if named else settings
+    arguments = record("arguments", 10, values={"deepspeed": given})
+    found = of(started(10, 0), started(11, 1), arguments)
+    assert (found.asked_type, found.zero_stage) == ("DeepSpeed", 3)
+    assert "DeepSpeed was asked for" in (otherwise_shared(replace(found, met=2)) or "")

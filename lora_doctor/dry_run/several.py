@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from lora_doctor.errors import LoraDoctorError
+from lora_doctor.recipe.files.bytes import read_text
 from lora_doctor.results.processes import Processes, RankError, SavedAdapter
 
 Record = Mapping[str, Any]
@@ -170,8 +174,8 @@ def _zero_stage(records: Sequence[Record], variables: Mapping[str, Any]) -> int 
     stage = variables.get("ACCELERATE_DEEPSPEED_ZERO_STAGE")
     if stage is not None:
         return _number(stage)
-    settings = _arguments(records).get("deepspeed")
-    zero = settings.get("zero_optimization") if isinstance(settings, Mapping) else None
+    settings = _settings(_arguments(records).get("deepspeed"))
+    zero = settings.get("zero_optimization")
     found = zero.get("stage") if isinstance(zero, Mapping) else None
     return found if isinstance(found, int) else None
 
@@ -188,6 +192,16 @@ def _placed(records: Sequence[Record], short: Callable[[str], str]) -> dict[str,
                 "loaded_line": int(place["line"]) if place else 0,
             }
     return {}
+
+
+def _settings(value: Any) -> Mapping[str, Any]:
+    """Settings of DeepSpeed: as they were given, or out of the file that was named."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(read_text(Path(value)).text)
+        except (LoraDoctorError, OSError, ValueError):
+            return {}
+    return value if isinstance(value, Mapping) else {}
 
 
 def _reentrant(records: Sequence[Record]) -> bool | None:
