@@ -181,3 +181,23 @@ def test_the_stage_of_zero_is_read_of_the_arguments_or_of_their_file(
     found = of(started(10, 0), started(11, 1), arguments)
     assert (found.asked_type, found.zero_stage) == ("DeepSpeed", 3)
     assert "DeepSpeed was asked for" in (otherwise_shared(replace(found, met=2)) or "")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "distributed", "expected"),
+    [
+        (["cpu"], "", "--cpu"),
+        ([], "NO", "distributed_type: NO"),
+        ([], "", ""),
+        (["multi_gpu"], "MULTI_GPU", ""),
+        ([], "MULTI_CPU", ""),
+    ],
+)
+def test_why_a_launcher_starts_one_process_for_two(
+    chosen: list[str], distributed: str, expected: str
+) -> None:
+    """Its own choice is a finding; want of GPUs here leaves the question open."""
+    found = of(record("launcher", 9, processes=2, machines=1, chosen=chosen,
+                      distributed_type=distributed))  # fmt: skip
+    assert found.simple_launcher == expected
+    assert (otherwise_shared(found) is None) == bool(expected)

@@ -100,6 +100,8 @@ def otherwise_shared(found: Processes) -> str | None:
     they shared it so."""
     if 0 < found.started < found.asked:
         return f"{found.started} of {found.asked} processes were started on this machine"
+    if found.asked > 1 and not found.started and not found.simple_launcher:
+        return f"{found.asked} processes were asked for, and without GPUs the launcher started one"
     if found.met < 2 and found.started > 1:
         return f"{found.started} processes were started, and here they did not meet"
     if found.asked_type and found.ran_type != found.asked_type:

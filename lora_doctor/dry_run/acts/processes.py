@@ -35,6 +35,7 @@ def prepare(acting: Acting) -> None:
     acting.after("torch.distributed.device_mesh", lambda m: _meshes(acting, m))
     acting.after("accelerate.state", lambda m: _accelerate(acting, m))
     acting.after("accelerate.commands.launch", lambda m: _launcher(acting, m))
+    acting.after("accelerate.utils.launch", lambda m: _simple_launcher(acting, m))
 
 
 def rank() -> int:
@@ -175,6 +176,21 @@ def _launcher(acting: Acting, module: ModuleType) -> None:
         return result
 
     acting.replaced.around(module, "_validate_launch_command", validated)
+
+
+def _simple_launcher(acting: Acting, module: ModuleType) -> None:
+    """``python -m accelerate.commands.launch``: a program, which nobody imports."""
+    name = "prepare_simple_launcher_cmd_env"
+    if name not in vars(module):
+        return
+
+    def prepared(original: Any, args: Any, *more: Any, **named: Any) -> Any:
+        if not acting.seen("launcher"):
+            chosen = ["cpu"] if getattr(args, "cpu", False) else []
+            acting.journal.tell("launcher", **_asked(args, None, chosen))
+        return original(args, *more, **named)
+
+    acting.replaced.around(module, name, prepared)
 
 
 def _asked(args: Any, defaults: Any, chosen: list[str]) -> Mapping[str, Any]:
