@@ -18,8 +18,9 @@ from lora_doctor.dry_run.several import (
     of_first_rank,
     otherwise_shared,
     processes_of,
+    waited_for_us,
 )
-from lora_doctor.results.dry_run import Resumed
+from lora_doctor.results.dry_run import Resumed, ScriptError
 from lora_doctor.results.processes import Processes
 from lora_doctor.rules._dry_run_script import DDP_LOOP, MODEL
 from tests.test_dry_run import dry_run
@@ -201,3 +202,13 @@ def test_why_a_launcher_starts_one_process_for_two(
                       distributed_type=distributed))  # fmt: skip
     assert found.simple_launcher == expected
     assert (otherwise_shared(found) is None) == bool(expected)
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(20.0, False), (280.0, True)])
+def test_who_gave_up_on_a_process_that_we_kept_is_no_finding(
+    seconds: float, expected: bool
+) -> None:
+    records = [record("adapted", 10), {**record("contract", 10), "time": seconds}]
+    gave_up = ScriptError("RuntimeError", "Timed out waiting 300000ms for recv operation")
+    assert waited_for_us(records, gave_up) is expected
+    assert not waited_for_us(records, ScriptError("RuntimeError", "shapes do not fit"))

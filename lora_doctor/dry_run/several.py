@@ -10,6 +10,7 @@ from typing import Any
 
 from lora_doctor.errors import LoraDoctorError
 from lora_doctor.recipe.files.bytes import read_text
+from lora_doctor.results.dry_run import ScriptError
 from lora_doctor.results.processes import Processes, RankError, SavedAdapter
 
 Record = Mapping[str, Any]
@@ -27,6 +28,8 @@ _GONE = re.compile(
     r"|monitoredBarrier|Rank \d+ (failed|successfully)",
     re.IGNORECASE,
 )
+#: Seconds of a training contract beyond which it may be what another process gave up on.
+_LONG = 150.0
 
 
 def rank_of(records: Iterable[Record]) -> dict[int, int]:
@@ -52,6 +55,16 @@ def is_of_another(error: Record) -> bool:
     networked = str(error["type"]).endswith(("RuntimeError", "DistBackendError", "DistNetworkError",
                                              "DistStoreError", "TimeoutError"))  # fmt: skip
     return networked and bool(_GONE.search(message))
+
+
+def waited_for_us(records: Sequence[Record], error: ScriptError) -> bool:
+    """Whether a process gave up on another one that was running the training contract."""
+    if not is_of_another({"type": error.type, "message": error.message}):
+        return False
+    began = {record["pid"]: float(record["time"]) for record in _kind(records, "adapted")}
+    ended = [one for one in records if one["kind"] in ("contract", "no_contract")]
+    took = [float(one["time"]) - began[one["pid"]] for one in ended if one["pid"] in began]
+    return max(took, default=0.0) > _LONG
 
 
 def processes_of(records: Sequence[Record], short: Callable[[str], str]) -> Processes | None:

@@ -21,7 +21,7 @@ _TOLD = (
     "FSDP_USE_ORIG_PARAMS", "FSDP_SHARDING_STRATEGY", "FSDP_RESHARD_AFTER_FORWARD",
 )  # fmt: skip
 #: Seconds that a process waits for the others: the first one runs the training contract meanwhile.
-_PATIENCE = 300.0
+PATIENCE = 300.0
 _PARTING_SECONDS = 20.0
 
 
@@ -88,9 +88,8 @@ def _groups(acting: Acting, module: ModuleType) -> None:
                 named["backend"] = "gloo"
             named.pop("device_id", None)
         if len(arguments) < 2:
-            patience = float(acting.session.options.get("patience", _PATIENCE))
             asked = named.get("timeout")
-            ours = datetime.timedelta(seconds=patience)
+            ours = datetime.timedelta(seconds=PATIENCE)
             named["timeout"] = ours if asked is None else min(asked, ours)
         result = original(named.pop("backend", None), *arguments, **named)
         acting.journal.tell(
