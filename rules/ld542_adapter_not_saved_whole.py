@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from lora_doctor.rule_api import Case, Example, Finding, Fix, Measurement, Proof, Rule, quoted
+from lora_doctor.rule_api import (
+    Case,
+    Example,
+    Finding,
+    Fix,
+    Measurement,
+    Proof,
+    Rule,
+    Symptom,
+    quoted,
+)
 from lora_doctor.rules._dry_run_script import DDP_LOOP, MODEL
 from lora_doctor.rules._processes import SOURCE, at, together
 
 if TYPE_CHECKING:
     from lora_doctor.rule_api import Processes, SavedAdapter
 
+#: What torch raises where values are asked for that other processes hold.
+_OF_SHARDS = re.compile(r"invalid python storage|DTensor|mixed torch\.Tensor|data_ptr|storage")
 _SAVED = """
 from peft import get_peft_model_state_dict
 
@@ -33,7 +46,8 @@ class AdapterNotSavedWhole(Rule):
     Under FSDP and ZeRO-3 each process holds a part of each tensor. `Trainer.save_model` writes
     nothing where `fsdp_state_dict_type` is `SHARDED_STATE_DICT`; `model.save_pretrained` and
     `get_peft_model_state_dict` of the unwrapped model see this process's part, which is empty where
-    the others hold it.
+    the others hold it (FSDP 2: `Attempted to access the data pointer on an invalid python
+    storage`).
 
     Told by execution: names and shapes in the file are compared with those of the adapter before it
     was cut into shards.
@@ -52,6 +66,12 @@ class AdapterNotSavedWhole(Rule):
     name = "adapter-not-saved-whole"
     summary = "Several processes save an adapter, and the file lacks what was trained."
     depth = "static"
+    symptoms = (
+        Symptom(
+            r"Attempted to access the data pointer on an invalid python storage",
+            context=r"save_pretrained|save_file",
+        ),
+    )
     examples = (
         Example(
             "broken",
@@ -76,11 +96,14 @@ class AdapterNotSavedWhole(Rule):
             return
         whole = any(one.good for one in found.saved)
         for one in found.saved:
-            if one.good or one.error:
+            if one.good or (one.error and not (found.sharded and _OF_SHARDS.search(one.error))):
                 continue
             yield self.finding(
-                "warning" if whole else "error",
-                f"{one.by} leaves {_what(one)} in {one.path}, of {one.expected} that were trained.",
+                "warning" if whole and not one.error else "error",
+                f"{one.by} cannot save the shards of the adapter: {one.error}"
+                if one.error
+                else f"{one.by} leaves {_what(one)} in {one.path}, of {one.expected} that were "
+                "trained.",
                 location=at(case.dry_run, one.file, one.line),
                 evidence=(
                     together(found),
@@ -103,7 +126,7 @@ def _what(one: SavedAdapter) -> str:
 
 
 def _shards(one: SavedAdapter) -> tuple[Measurement, ...]:
-    made = []
+    made = [Measurement("exception", one.error, SOURCE)] if one.error else []
     if one.empty:
         made.append(Measurement("without a value", quoted(one.empty, 3), one.path))
     if one.partial:

@@ -3,8 +3,10 @@ set-ups with accelerate, FSDP and shards that are saved are run by `nox -s dry_r
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,9 @@ from lora_doctor.dry_run.several import (
     of_first_rank,
     otherwise_shared,
     processes_of,
+    waited_for_us,
 )
-from lora_doctor.results.dry_run import Resumed
+from lora_doctor.results.dry_run import Resumed, ScriptError
 from lora_doctor.results.processes import Processes
 from lora_doctor.rules._dry_run_script import DDP_LOOP, MODEL
 from tests.test_dry_run import dry_run
@@ -166,3 +169,46 @@ def test_resuming_is_going_on_with_the_same_loss_and_the_same_step(
 ) -> None:
     found = Resumed(3, loss=2.0, resumed_loss=loss, moved=0.001, apart=apart)
     assert found.same is same
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_the_stage_of_zero_is_read_of_the_arguments_or_of_their_file(
+    tmp_path: Path, named: bool
+) -> None:
+    settings = {"zero_optimization": {"stage": 3}}
+    (tmp_path / "ds.json").write_text(json.dumps(settings))
+    given = str(tmp_path / "ds.json") if named else settings
+    arguments = record("arguments", 10, values={"deepspeed": given})
+    found = of(started(10, 0), started(11, 1), arguments)
+    assert (found.asked_type, found.zero_stage) == ("DeepSpeed", 3)
+    assert "DeepSpeed was asked for" in (otherwise_shared(replace(found, met=2)) or "")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "distributed", "expected"),
+    [
+        (["cpu"], "", "--cpu"),
+        ([], "NO", "distributed_type: NO"),
+        ([], "", ""),
+        (["multi_gpu"], "MULTI_GPU", ""),
+        ([], "MULTI_CPU", ""),
+    ],
+)
+def test_why_a_launcher_starts_one_process_for_two(
+    chosen: list[str], distributed: str, expected: str
+) -> None:
+    """Its own choice is a finding; want of GPUs here leaves the question open."""
+    found = of(record("launcher", 9, processes=2, machines=1, chosen=chosen,
+                      distributed_type=distributed))  # fmt: skip
+    assert found.simple_launcher == expected
+    assert (otherwise_shared(found) is None) == bool(expected)
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(20.0, False), (280.0, True)])
+def test_who_gave_up_on_a_process_that_we_kept_is_no_finding(
+    seconds: float, expected: bool
+) -> None:
+    records = [record("adapted", 10), {**record("contract", 10), "time": seconds}]
+    gave_up = ScriptError("RuntimeError", "Timed out waiting 300000ms for recv operation")
+    assert waited_for_us(records, gave_up) is expected
+    assert not waited_for_us(records, ScriptError("RuntimeError", "shapes do not fit"))

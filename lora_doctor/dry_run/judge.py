@@ -19,7 +19,7 @@ from lora_doctor.dry_run.captured import MADE_UP, Captured, shapes
 from lora_doctor.dry_run.one_failure import FAILURE, one_failure
 from lora_doctor.dry_run.origins import lines_in_files
 from lora_doctor.dry_run.real_widths import has_real_widths
-from lora_doctor.dry_run.several import by_size, otherwise_shared
+from lora_doctor.dry_run.several import by_size, otherwise_shared, waited_for_us
 from lora_doctor.dry_run.written import keep_written
 from lora_doctor.engine import registry
 from lora_doctor.engine.case import Case
@@ -201,7 +201,7 @@ def _is_ours(error: ScriptError, captured: Captured) -> bool:
         lacking = ("OSError", "ConnectionError", "NotFoundError", "HTTPError", "SystemExit")
         if error.type.endswith(lacking) or _no_data(error, captured) is not None:
             return True
-    if _no_data(error, captured) is not None:
+    if _no_data(error, captured) is not None or waited_for_us(captured.every, error):
         return True
     cut = any(record.get("by") == "a loop" for record in captured.all("trained"))
     return cut and error.type in _OF_SHORT_LOOPS

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from lora_doctor.errors import LoraDoctorError
+from lora_doctor.recipe.files.bytes import read_text
+from lora_doctor.results.dry_run import ScriptError
 from lora_doctor.results.processes import Processes, RankError, SavedAdapter
 
 Record = Mapping[str, Any]
@@ -23,6 +28,8 @@ _GONE = re.compile(
     r"|monitoredBarrier|Rank \d+ (failed|successfully)",
     re.IGNORECASE,
 )
+#: Seconds of a training contract beyond which it may be what another process gave up on.
+_LONG = 150.0
 
 
 def rank_of(records: Iterable[Record]) -> dict[int, int]:
@@ -48,6 +55,16 @@ def is_of_another(error: Record) -> bool:
     networked = str(error["type"]).endswith(("RuntimeError", "DistBackendError", "DistNetworkError",
                                              "DistStoreError", "TimeoutError"))  # fmt: skip
     return networked and bool(_GONE.search(message))
+
+
+def waited_for_us(records: Sequence[Record], error: ScriptError) -> bool:
+    """Whether a process gave up on another one that was running the training contract."""
+    if not is_of_another({"type": error.type, "message": error.message}):
+        return False
+    began = {record["pid"]: float(record["time"]) for record in _kind(records, "adapted")}
+    ended = [one for one in records if one["kind"] in ("contract", "no_contract")]
+    took = [float(one["time"]) - began[one["pid"]] for one in ended if one["pid"] in began]
+    return max(took, default=0.0) > _LONG
 
 
 def processes_of(records: Sequence[Record], short: Callable[[str], str]) -> Processes | None:
@@ -96,6 +113,8 @@ def otherwise_shared(found: Processes) -> str | None:
     they shared it so."""
     if 0 < found.started < found.asked:
         return f"{found.started} of {found.asked} processes were started on this machine"
+    if found.asked > 1 and not found.started and not found.simple_launcher:
+        return f"{found.asked} processes were asked for, and without GPUs the launcher started one"
     if found.met < 2 and found.started > 1:
         return f"{found.started} processes were started, and here they did not meet"
     if found.asked_type and found.ran_type != found.asked_type:
@@ -170,8 +189,8 @@ def _zero_stage(records: Sequence[Record], variables: Mapping[str, Any]) -> int 
     stage = variables.get("ACCELERATE_DEEPSPEED_ZERO_STAGE")
     if stage is not None:
         return _number(stage)
-    settings = _arguments(records).get("deepspeed")
-    zero = settings.get("zero_optimization") if isinstance(settings, Mapping) else None
+    settings = _settings(_arguments(records).get("deepspeed"))
+    zero = settings.get("zero_optimization")
     found = zero.get("stage") if isinstance(zero, Mapping) else None
     return found if isinstance(found, int) else None
 
@@ -188,6 +207,16 @@ def _placed(records: Sequence[Record], short: Callable[[str], str]) -> dict[str,
                 "loaded_line": int(place["line"]) if place else 0,
             }
     return {}
+
+
+def _settings(value: Any) -> Mapping[str, Any]:
+    """Settings of DeepSpeed: as they were given, or out of the file that was named."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(read_text(Path(value)).text)
+        except (LoraDoctorError, OSError, ValueError):
+            return {}
+    return value if isinstance(value, Mapping) else {}
 
 
 def _reentrant(records: Sequence[Record]) -> bool | None:

@@ -21,7 +21,7 @@ _TOLD = (
     "FSDP_USE_ORIG_PARAMS", "FSDP_SHARDING_STRATEGY", "FSDP_RESHARD_AFTER_FORWARD",
 )  # fmt: skip
 #: Seconds that a process waits for the others: the first one runs the training contract meanwhile.
-_PATIENCE = 300.0
+PATIENCE = 300.0
 _PARTING_SECONDS = 20.0
 
 
@@ -35,6 +35,7 @@ def prepare(acting: Acting) -> None:
     acting.after("torch.distributed.device_mesh", lambda m: _meshes(acting, m))
     acting.after("accelerate.state", lambda m: _accelerate(acting, m))
     acting.after("accelerate.commands.launch", lambda m: _launcher(acting, m))
+    acting.after("accelerate.utils.launch", lambda m: _simple_launcher(acting, m))
 
 
 def rank() -> int:
@@ -87,9 +88,8 @@ def _groups(acting: Acting, module: ModuleType) -> None:
                 named["backend"] = "gloo"
             named.pop("device_id", None)
         if len(arguments) < 2:
-            patience = float(acting.session.options.get("patience", _PATIENCE))
             asked = named.get("timeout")
-            ours = datetime.timedelta(seconds=patience)
+            ours = datetime.timedelta(seconds=PATIENCE)
             named["timeout"] = ours if asked is None else min(asked, ours)
         result = original(named.pop("backend", None), *arguments, **named)
         acting.journal.tell(
@@ -175,6 +175,21 @@ def _launcher(acting: Acting, module: ModuleType) -> None:
         return result
 
     acting.replaced.around(module, "_validate_launch_command", validated)
+
+
+def _simple_launcher(acting: Acting, module: ModuleType) -> None:
+    """``python -m accelerate.commands.launch``: a program, which nobody imports."""
+    name = "prepare_simple_launcher_cmd_env"
+    if name not in vars(module):
+        return
+
+    def prepared(original: Any, args: Any, *more: Any, **named: Any) -> Any:
+        if not acting.seen("launcher"):
+            chosen = ["cpu"] if getattr(args, "cpu", False) else []
+            acting.journal.tell("launcher", **_asked(args, None, chosen))
+        return original(args, *more, **named)
+
+    acting.replaced.around(module, name, prepared)
 
 
 def _asked(args: Any, defaults: Any, chosen: list[str]) -> Mapping[str, Any]:
