@@ -111,6 +111,8 @@ class Watch:
             self._given = self._look_at(model, arguments, named)
             self._batches += 1
             if self._batches == 1:
+                device = next((p.device for p in model.parameters()), None)
+                self._training.mixed = judge.autocast_of(device)
                 self._judge_first()
         elif arguments:
             self._given = self._named(model, arguments, named)
@@ -202,11 +204,7 @@ class Watch:
         hooks = [self._handles.pop() for _ in range(len(self._handles))]
         for hook in hooks:  # what is copied shall not be watched
             hook.remove()
-        why_not = (
-            judge.why_no_contract(self._training.model)
-            if self._contract
-            else "not asked for"
-        )
+        why_not = judge.why_no_contract(self._training.model) if self._contract else "not asked for"
         if not _has_adapters(self._training.model):
             telling.say("live run: the model has no adapters of PEFT; only its loss is watched")
         else:
@@ -251,12 +249,12 @@ class Watch:
         if is_finite(value):
             return
         step = self._taken + 1
-        bad = self._located()
+        bad, why_not = self._located()
         if not _has_adapters(self._training.model):
             where = f"; first bad module: {bad}" if bad else ""
             self._end_of_numbers(f"the loss is {value} in step {step}{where}", None)
             return
-        seen = self._fresh_steps().judge_loss(value, step, bad)
+        seen = self._fresh_steps().judge_loss(value, step, bad, why_not)
         self._end_of_numbers(f"the loss is {value} in step {step}", seen)
 
     def _look_at_gradients(self, step: int) -> None:
@@ -284,20 +282,21 @@ class Watch:
         batch = make_batches(self._training.model, [dict(self._training.given)], None, [])[0]
         return WatchedSteps(self._training.model, batch, dtype=self._dtype, device=self._device)
 
-    def _located(self) -> Any:
+    def _located(self) -> tuple[Any, str]:
+        """The first bad module, and why none could be looked for."""
         from lora_doctor.contract.watched import first_bad_module
 
         given, model = dict(self._given), self._training.model
-        if judge.why_sharded(model):
-            return None  # a forward of one process alone would wait for the others
+        sharded = judge.why_sharded(model)
+        if sharded:
+            return None, f"{sharded}: a forward of one process alone would wait for the others"
         hooks = [self._handles.pop() for _ in range(len(self._handles))]
         for hook in hooks:
             hook.remove()
         try:
-            return first_bad_module(model, given)
+            return first_bad_module(model, given, self._training.mixed), ""
         except Exception as error:  # noqa: BLE001 - whatever it is, the loss is what counts
-            telling.say(f"live run: the module cannot be located: {_short(error)}")
-            return None
+            return None, f"the same forward once more raises {_short(error)}"
 
     def _end_of_numbers(self, what: str, seen: Verification | None) -> None:
         """From here on nothing can be learnt: the finding, and the end of the watch."""
