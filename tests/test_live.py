@@ -180,6 +180,26 @@ def test_a_gradient_that_is_not_finite_is_found_behind_a_finite_loss(step: int) 
     assert f"in step {step}" in str(told.value)
 
 
+def test_autocast_of_the_loop_is_that_of_the_second_look() -> None:
+    """What overflows in half precision only is not found without it."""
+    model = make_model()
+    weight = layer(model, 1).mlp.up_proj.weight
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    watch = lora_doctor.watch(model.train(), optimizer, contract=False)
+    with pytest.raises(TrainingStopped, match=r"layers\.1\.mlp\.up_proj") as told:
+        for step, batch in enumerate(batches(), 1):
+            if step == 6:
+                weight.data.mul_(1e8)
+            with torch.autocast("cpu", dtype=torch.float16):
+                loss = model(**batch).loss
+            loss.backward()
+            watch.step(loss)
+            optimizer.step()
+            optimizer.zero_grad()
+    assert "float16" in str(told.value) and watch.diagnosis is not None
+    assert watch.diagnosis.recipe.get("fp16") is True
+
+
 def test_with_never_it_only_says_so(capfd: pytest.CaptureFixture[str]) -> None:
     model = make_model()
     head = model.get_output_embeddings().weight.requires_grad_(True)

@@ -5,6 +5,7 @@ Nothing is run here but what finds the module that makes a number which is not f
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from lora_doctor.contract import adapters as found
@@ -18,6 +19,8 @@ from lora_doctor.contract.training import AdaptedModel, Training
 from lora_doctor.nn.copying import attributes_kept, statistics_kept, undisturbed
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.verification import Verification
+
+_NOTHING = "in the same forward once more, every module's output is finite"
 
 
 class WatchedSteps:
@@ -61,12 +64,16 @@ class WatchedSteps:
             self._training.judge_steps(least)
         return self._verification()
 
-    def judge_loss(self, value: float, step: int, bad: NonFinite | None) -> Verification:
-        """A loss that is not finite, and the module that was found to make it."""
+    def judge_loss(
+        self, value: float, step: int, bad: NonFinite | None, why_not: str = ""
+    ) -> Verification:
+        """A loss that is not finite, and the module that was found to make it. ``why_not``: why
+        none could be looked for."""
         self.close()
         name = "steps" if step > 1 else "loss-finite"
         text = f"the loss is {value} in step {step}: "
-        text += f"first bad module: {bad}" if bad else "no module's output was found to be so"
+        nothing = f"the module was not looked for, because {why_not}" if why_not else _NOTHING
+        text += f"first bad module: {bad}" if bad else nothing
         self._recorder.add(name, False, value, "a finite loss", text)
         self._recorder.blame(name, "NonFiniteLoss", text, bad.path if bad else "")
         return self._verification()
@@ -104,9 +111,11 @@ class WatchedSteps:
         )
 
 
-def first_bad_module(model: Any, given: dict[str, Any]) -> NonFinite | None:
+def first_bad_module(
+    model: Any, given: dict[str, Any], mixed: tuple[str, Any] | None
+) -> NonFinite | None:
     """The first module whose output is not finite, in the same forward once more; the model and
-    the random generators stay as they are.
+    the random generators stay as they are. ``mixed``: device type and dtype of an autocast.
 
     Raises whatever the model's forward raises.
     """
@@ -118,6 +127,7 @@ def first_bad_module(model: Any, given: dict[str, Any]) -> NonFinite | None:
         attributes_kept(model),
         Locator(model, look=True) as locator,
         torch.no_grad(),
+        torch.autocast(mixed[0], dtype=mixed[1]) if mixed else contextlib.nullcontext(),
     ):
         model(**given)
     return locator.non_finite

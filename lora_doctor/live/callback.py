@@ -8,7 +8,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from lora_doctor.live.telling import On
-from lora_doctor.live.watch import Watch, WatchOptions, checked_options, watch
+from lora_doctor.live.watch import WatchOptions, checked_options, watch
+from lora_doctor.live.watching import Watch
 
 
 def callback(

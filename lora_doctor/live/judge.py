@@ -30,6 +30,8 @@ T = TypeVar("T")
 #: The share of the free memory that a model may have, so that the contract is run on a copy of it:
 #: the copy shares the weights, but a backward and merged weights take as much again.
 _SHARE = 0.25
+#: Keys of a recipe, by the dtype of an autocast.
+_MIXED = {"torch.float16": "fp16", "torch.bfloat16": "bf16"}
 
 
 class Kept(Journal):
@@ -55,7 +57,8 @@ def acting() -> tuple[Acting, Kept]:
 @dataclass
 class Training:
     """The objects of a training. ``given``: what the first training forward was called with, by
-    name. ``arguments``: of a Trainer, or ``None``. ``planned``: steps of the whole run."""
+    name. ``arguments``: of a Trainer, or ``None``. ``planned``: steps of the whole run. ``mixed``:
+    device type and dtype of the autocast that forward is called in."""
 
     model: Any
     optimizer: Any
@@ -64,6 +67,7 @@ class Training:
     arguments: Any = None
     given: Mapping[str, Any] = field(default_factory=dict)
     journal: Kept | None = None
+    mixed: tuple[str, Any] | None = None
 
 
 def check_selection(select: Sequence[str], ignore: Sequence[str]) -> None:
@@ -134,7 +138,10 @@ def _recipe(training: Training) -> Recipe:
         "model_class": type(base).__name__,
         "stored_quantization": to_dict() if callable(to_dict) else stored,
     }
-    arguments = None if training.arguments is None else set_by_somebody(training.arguments)
+    arguments = {} if training.arguments is None else set_by_somebody(training.arguments)
+    key = _MIXED.get(str(training.mixed[1])) if training.mixed else None
+    if key is not None and not (arguments.get("fp16") or arguments.get("bf16")):
+        arguments[key] = True
     return captured_recipe(dict(as_recipe(own_config(model)).values), loading, arguments)
 
 
@@ -173,6 +180,16 @@ def why_sharded(model: Any) -> str:
     if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
         return "FSDP has cut the weights into shards"
     return ""
+
+
+def autocast_of(device: Any) -> tuple[str, Any] | None:
+    """Device type and dtype of the autocast that is on now; ``None`` where none is."""
+    import torch
+
+    kind = getattr(device, "type", "cpu")
+    if not torch.is_autocast_enabled(kind):
+        return None
+    return kind, torch.get_autocast_dtype(kind)
 
 
 def _free(device: Any) -> int | None:

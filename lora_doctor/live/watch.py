@@ -1,31 +1,18 @@
-"""Watching a training: hooks on model and optimizer, the finding, and the end of the job."""
+"""``lora_doctor.watch``: its options, and a watch of a model and its optimizer."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypedDict, get_args
 
-from lora_doctor.errors import InputError, LoraDoctorError, TrainingStopped
-from lora_doctor.live import judge, telling
-from lora_doctor.live.numbers import Later, is_finite, loss_in, norms_of
+from lora_doctor.errors import InputError
+from lora_doctor.live import judge
 from lora_doctor.live.telling import On
-from lora_doctor.nn.copying import undisturbed
-from lora_doctor.results.diagnosis import Diagnosis
-from lora_doctor.results.verification import Verification
-from lora_doctor.text import one_line
+from lora_doctor.live.watching import Watch
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # in typing since Python 3.11
-
-#: Steps with a learning rate above 0 that are watched: A gets a gradient when B has moved.
-_STEPS = 4
-#: Steps after which it is enough, whatever their learning rates were.
-_MOST_STEPS = 40
-#: Forwards whose token ids are looked at.
-_BATCHES = 4
 
 
 class WatchOptions(TypedDict, total=False):
@@ -88,7 +75,8 @@ def watch(
     if not hasattr(optimizer, "param_groups"):
         raise InputError(f"optimizer: is an optimizer of torch, not {type(optimizer).__name__}")
     training = judge.Training(inner, optimizer, scheduler, planned_steps)
-    found = Watch(training, checked)
+    chosen = (checked["select"], checked["ignore"])
+    found = Watch(training, on=checked["on"], chosen=chosen, contract=checked["contract"])
     if tokenizer is not None:
         found.tell_of_sets(SimpleNamespace(processing_class=tokenizer))
     return found
@@ -114,322 +102,8 @@ def checked_options(function: str, given: WatchOptions) -> WatchOptions:
     return found
 
 
-class Watch:
-    """One training that is watched; made by :func:`watch` and by the callback."""
-
-    def __init__(self, training: judge.Training, options: WatchOptions) -> None:
-        #: The last diagnosis that was made.
-        self.diagnosis: Diagnosis | None = None
-        self._training = training
-        self._options = options
-        self._on = options["on"]
-        self._acting, journal = judge.acting()
-        training.journal = journal
-        self._handles: list[Any] = []
-        self._said: set[tuple[str, str]] = set()
-        self._steps: Any = None
-        self._counted = self._taken = 0
-        self._batches = 0
-        self._given: dict[str, Any] = {}
-        self._loss: Later | None = None
-        self._norms: Later | None = None
-        self._watched: list[tuple[str, Any]] = []
-        self._begin()
-
-    # --- hooks ---------------------------------------------------------------------------------
-
-    def _begin(self) -> None:
-        model, optimizer = self._training.model, self._training.optimizer
-        self._first = model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
-        self._handles = [self._first, model.register_forward_hook(self._after_forward)]
-        if hasattr(optimizer, "register_step_pre_hook"):
-            self._handles += [
-                optimizer.register_step_pre_hook(self._before_step),
-                optimizer.register_step_post_hook(self._after_step),
-            ]
-        else:
-            telling.say(
-                f"{type(optimizer).__name__} says nothing of its steps: gradients are not watched"
-            )
-
-    def close(self) -> None:
-        """Take every hook out; twice is once."""
-        while self._handles:
-            self._handles.pop().remove()
-        if self._steps is not None:
-            self._steps.close()
-        self._given = {}
-
-    def _before_forward(self, model: Any, arguments: Any, named: Any) -> None:
-        import torch
-
-        if model is not self._training.model or not model.training or not torch.is_grad_enabled():
-            return
-        if self._batches < _BATCHES:
-            self._given = self._look_at(model, arguments, named)
-            self._batches += 1
-            if self._batches == 1:
-                self._judge_first()
-        elif arguments:
-            self._given = self._named(model, arguments, named)
-        else:
-            self._given = named
-
-    def _after_forward(self, model: Any, arguments: Any, output: Any) -> None:
-        if self._given and model.training:
-            loss = loss_in(output)
-            if loss is not None:
-                self._loss = Later(loss)
-
-    def step(self, loss: Any) -> None:
-        """Say what the loss of this batch is: after the backward, before ``optimizer.step``.
-
-        Raises:
-            TrainingStopped: it is not finite, and the job is to be stopped for that.
-        """
-        if not self._handles:
-            return
-        self._loss = Later(loss if hasattr(loss, "detach") else _tensor(loss))
-        self._look_at_loss()
-
-    def _before_step(self, optimizer: Any, *_: Any) -> None:
-        self._look_at_loss()
-        if self._norms is not None:
-            self._look_at_gradients(self._taken)
-        self._taken += 1
-        if _is_scaled(optimizer):
-            return
-        if self._steps is not None:
-            self._steps.before_step()
-        if self._watched:
-            gradients = [(n, p.grad) for n, p in self._watched if p.grad is not None]
-            norms = norms_of([grad for _, grad in gradients])
-            if norms is not None:
-                self._norms = Later(norms)
-                self._names = [name for name, _ in gradients]
-                if self._counted < _STEPS or norms.device.type != "cuda":
-                    self._look_at_gradients(self._taken)
-
-    def _after_step(self, optimizer: Any, *_: Any) -> None:
-        if self._steps is None:
-            return
-        self._steps.after_step()
-        if any(float(group.get("lr", 0.0)) > 0 for group in optimizer.param_groups):
-            self._counted += 1
-        if self._counted >= _STEPS or self._taken >= _MOST_STEPS:
-            steps, self._steps = self._steps, None
-            self._judge_steps(steps)
-
-    # --- what is seen --------------------------------------------------------------------------
-
-    def know(self, arguments: Any) -> None:
-        """The arguments of the Trainer whose training it is."""
-        self._training.arguments = arguments
-
-    def tell_of_sets(self, trainer: Any, arguments: Any = None, state: Any = None) -> None:
-        """What is known of tokenizer and data sets; ``trainer``: has the attributes of one."""
-        from lora_doctor.dry_run.acts import sets, supervised
-
-        with undisturbed():  # rows may be augmented at random when they are asked for
-            supervised.tell_tokenizer(self._acting, trainer, self._training.model)
-            if arguments is not None:
-                sets.tell(self._acting, trainer, arguments, state, own_schedule=False)
-
-    def _look_at(self, model: Any, arguments: Any, named: Any) -> dict[str, Any]:
-        from lora_doctor.dry_run.acts import contract
-
-        return contract.keep_rows(self._acting, model, arguments, named)
-
-    @staticmethod
-    def _named(model: Any, arguments: Any, named: Any) -> dict[str, Any]:
-        import inspect
-
-        names = list(inspect.signature(type(model).forward).parameters)[1:]
-        return {**dict(zip(names, arguments, strict=False)), **named}
-
-    def _judge_first(self) -> None:
-        """Before the first step: the rules, and the training contract on a copy."""
-        began = time.perf_counter()
-        self._training.given = dict(self._given)
-        hooks = [self._handles.pop() for _ in range(len(self._handles))]
-        for hook in hooks:  # what is copied shall not be watched
-            hook.remove()
-        why_not = (
-            judge.why_no_contract(self._training.model)
-            if self._options["contract"]
-            else "not asked for"
-        )
-        if not _has_adapters(self._training.model):
-            telling.say("live run: the model has no adapters of PEFT; only its loss is watched")
-        else:
-            diagnosis = self._ask(None, why_not)
-            if diagnosis is not None:
-                self._tell(diagnosis, "before step 1", time.perf_counter() - began)
-            self._start_watching()
-        self._begin()
-
-    def _start_watching(self) -> None:
-        from lora_doctor.contract.watched import WatchedSteps
-        from lora_doctor.model.training_setup import dtype_of, make_batches
-
-        model = self._training.model
-        sharded = judge.why_sharded(model)
-        if sharded:
-            telling.say(f"live run: {sharded}; gradients are not watched, losses are")
-            return
-        device = str(next((p.device for p in model.parameters()), "cpu"))
-        batch = make_batches(model, [dict(self._training.given)], None, [])[0]
-        self._steps = WatchedSteps(model, batch, dtype=dtype_of(model), device=device)
-        self._device, self._dtype = device, dtype_of(model)
-        self._watched = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-
-    def _judge_steps(self, steps: Any) -> None:
-        seen = steps.judge(f"the first {steps.steps} of the training")
-        if seen.outcome == "passed":
-            telling.say(
-                f"live run: steps 1 to {steps.steps}: every adapter parameter has a gradient and "
-                "moves"
-            )
-            return
-        diagnosis = self._ask(seen)
-        if diagnosis is not None:
-            self._tell(diagnosis, f"after step {steps.steps}")
-
-    def _look_at_loss(self) -> None:
-        loss, self._loss = self._loss, None
-        if loss is None:
-            return
-        value = loss.values()[0]
-        if is_finite(value):
-            return
-        step = self._taken + 1
-        bad = self._located()
-        if not _has_adapters(self._training.model):
-            where = f"; first bad module: {bad}" if bad else ""
-            self._end_of_numbers(f"the loss is {value} in step {step}{where}", None)
-            return
-        seen = self._fresh_steps().judge_loss(value, step, bad)
-        self._end_of_numbers(f"the loss is {value} in step {step}", seen)
-
-    def _look_at_gradients(self, step: int) -> None:
-        norms, self._norms = self._norms, None
-        assert norms is not None
-        values = dict(zip(self._names, norms.values(), strict=True))
-        bad = [name for name, value in values.items() if not is_finite(value)]
-        if not bad:
-            return
-        from lora_doctor.text import clean_path
-
-        # The backward goes the other way than the forward, which is nearly the order of the names.
-        name = clean_path(bad[-1])
-        largest = max((value for value in values.values() if is_finite(value)), default=0.0)
-        seen = self._fresh_steps().judge_gradient(name, largest, len(bad), step)
-        self._end_of_numbers(f"the gradient of {name} is not finite in step {step}", seen)
-
-    def _fresh_steps(self) -> Any:
-        if self._steps is not None:
-            steps, self._steps = self._steps, None
-            return steps
-        from lora_doctor.contract.watched import WatchedSteps
-        from lora_doctor.model.training_setup import make_batches
-
-        batch = make_batches(self._training.model, [dict(self._training.given)], None, [])[0]
-        return WatchedSteps(self._training.model, batch, dtype=self._dtype, device=self._device)
-
-    def _located(self) -> Any:
-        from lora_doctor.contract.watched import first_bad_module
-
-        given, model = dict(self._given), self._training.model
-        if judge.why_sharded(model):
-            return None  # a forward of one process alone would wait for the others
-        hooks = [self._handles.pop() for _ in range(len(self._handles))]
-        for hook in hooks:
-            hook.remove()
-        try:
-            return first_bad_module(model, given)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the loss is what counts
-            telling.say(f"live run: the module cannot be located: {_short(error)}")
-            return None
-
-    def _end_of_numbers(self, what: str, seen: Verification | None) -> None:
-        """From here on nothing can be learnt: the finding, and the end of the watch."""
-        self.close()
-        diagnosis = None if seen is None else self._ask(seen)
-        if diagnosis is not None and diagnosis.findings:
-            self._tell(diagnosis, what)
-            return
-        telling.say(f"live run: {what}")
-        if self._on != "never":
-            raise TrainingStopped(f"live run: {what}")
-
-    # --- what is said --------------------------------------------------------------------------
-
-    def _ask(self, seen: Verification | None, why_not: str = "") -> Diagnosis | None:
-        """The diagnosis; ``None`` where the rules cannot be asked, which stops no training."""
-        chosen = (self._options["select"], self._options["ignore"])
-        try:
-            with undisturbed():
-                return judge.apart(
-                    lambda: judge.judged(self._training, chosen, seen=seen, why_not=why_not)
-                )
-        except LoraDoctorError as error:
-            telling.say(f"live run: not judged: {error}")
-        except Exception as error:  # noqa: BLE001 - ours, or memory: the training goes on
-            telling.say(f"live run: not judged: {_short(error)}")
-            _give_memory_back()
-        return None
-
-    def _tell(self, diagnosis: Diagnosis, when: str, seconds: float | None = None) -> None:
-        self.diagnosis = diagnosis
-        new = tuple(
-            one
-            for one in diagnosis.findings
-            if one.severity != "info" and (one.rule, str(one.location)) not in self._said
-        )
-        self._said.update((one.rule, str(one.location)) for one in new)
-        if not new:
-            took = "" if seconds is None else f" ({seconds:.1f} s)"
-            open_ = f"; undetermined: {diagnosis.undetermined}" if diagnosis.undetermined else ""
-            telling.say(f"live run: {when}: nothing found{open_}{took}")
-            return
-        telling.report(replace(diagnosis, findings=new))
-        if telling.stops(new, self._on):
-            self.close()
-            worst = tuple(one for one in new if telling.stops((one,), self._on))
-            raise telling.stopped(worst, f"live run, {when}")
-
-
 def _unwrapped(model: Any) -> Any:
     """The module inside DDP, of which the hooks are."""
     while type(model).__name__ in ("DistributedDataParallel", "DataParallel"):
         model = model.module
     return model
-
-
-def _has_adapters(model: Any) -> bool:
-    from lora_doctor.contract.adapters import find_adapters
-
-    return bool(find_adapters(model))
-
-
-def _is_scaled(optimizer: Any) -> bool:
-    """Whether the gradients are still those of a scaled loss, and infinite ones are left out by
-    the optimizer itself."""
-    return getattr(optimizer, "found_inf", None) is not None
-
-
-def _tensor(loss: Any) -> Any:
-    import torch
-
-    return torch.tensor(float(loss))
-
-
-def _give_memory_back() -> None:
-    import torch
-
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
-
-
-def _short(error: BaseException) -> str:
-    return f"{type(error).__name__}: {one_line(error, 300)}"
