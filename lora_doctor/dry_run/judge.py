@@ -195,7 +195,7 @@ def _really_ran(captured: Captured) -> dict[str, str]:
 def _is_ours(error: ScriptError, captured: Captured) -> bool:
     """Whether an exception says nothing about the user's command, but about this machine or the
     way in which it was cut short."""
-    if error.type.endswith(_LACKING) or _NO_GPU.search(error.message):
+    if error.type.endswith(_LACKING) or _NO_GPU.search(error.message) or has_real_widths(captured):
         return True
     if error.type == "SystemExit" or not captured.all("model"):
         lacking = ("OSError", "ConnectionError", "NotFoundError", "HTTPError", "SystemExit")
@@ -215,8 +215,12 @@ def _no_data(error: ScriptError, captured: Captured) -> Mapping[str, Any] | None
     return None
 
 
-def _without_rows(error: ScriptError, captured: Captured) -> str:
-    """What can be done about a data set that cannot be had."""
+def _about_here(error: ScriptError, captured: Captured) -> str:
+    """What the small model, or a data set that cannot be had, has to do with it."""
+    if has_real_widths(captured):
+        return (
+            " (the command's own code has a width of the real model, which is too large for here)"
+        )
     record = _no_data(error, captured)
     if record is None:
         return ""
@@ -247,7 +251,7 @@ def _why_open(
             return None
         place = f" at {error.file}:{error.line}" if error.file else ""
         told = f"the command did not come through here{place}: {error.type}: {error.message[:400]}"
-        return told + _without_rows(error, captured)
+        return told + _about_here(error, captured)
     if not captured.steps:
         code = f" (exit code {ended.code}: {_last_line(ended.output)})" if ended.code else ""
         return f"the command took no optimizer step{code}"
