@@ -79,6 +79,7 @@ class NoTargetMatches(Rule):
             r"\b(?:zero|no|0) (?:lora )?(?:adapters?|lora (?:layers|modules))\b.{0,30}"
             r"\b(?:attach|inject|add|creat|insert|are found|were found)"
         ),
+        Symptom(r"\b(?:lora|adapters?)\b.{0,20}\battached to (?:nothing|no layer)"),
     )
     examples = (
         Example("broken", "arch:gpt2", {"target_modules": ["q_proj", "v_proj"]}),

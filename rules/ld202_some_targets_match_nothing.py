@@ -21,6 +21,7 @@ from lora_doctor.rule_api import (
     offered_layers,
     quoted,
     require_lora,
+    side_towers,
     target_entries,
     unmatched_targets,
 )
@@ -89,6 +90,14 @@ class SomeTargetsMatchNothing(Rule):
             why="told only, as every layer is adapted by the other names",
         ),
         Example(
+            "broken",
+            "arch:glm4v",
+            {"target_modules": ["q_proj", "v_proj", "gate_proj", "up_proj"]},
+            requires={"transformers": ">=4.57"},
+            depth="meta",
+            why="the language model's MLP is one gate_up_proj, and the vision tower's is not",
+        ),
+        Example(
             "healthy",
             "arch:phi3",
             {"target_modules": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]},
@@ -107,6 +116,7 @@ class SomeTargetsMatchNothing(Rule):
         require_lora(case.recipe)
         if not structure.injection.ok:
             return
+        yield from self._in_other_towers(case)
         entries = unmatched_targets(structure)
         if not entries:
             return
@@ -150,6 +160,52 @@ class SomeTargetsMatchNothing(Rule):
             ),
             explains=("attaches",),
         )
+
+    def _in_other_towers(self, case: Case) -> Iterator[Finding]:
+        """Names of the language model's, as other models have them, that hit another tower: only
+        told, because it may be meant."""
+        structure, entries = case.structure, target_entries(case.recipe)
+        found = _elsewhere(structure, entries)
+        if not found:
+            return
+        own = list(dict.fromkeys(name for names in found.values() for name in names))
+        yield self.finding(
+            "info",
+            f"target_modules {quoted(found, 6)} match in other towers only; the language model has "
+            f"{quoted(own, 6)} for the same job, without an adapter.",
+            location=Location("recipe", "target_modules"),
+            evidence=(
+                Measurement("match in other towers only", quoted(found), "installed PEFT"),
+                Measurement("language model, without adapters", quoted(own),
+                            f"{structure.model_class}, meta device"),
+            ),
+            proof=Proof("measured", "PEFT was run on the real class and the result was counted"),
+            fixes=(
+                Fix(
+                    f"Add {quoted(own, 6)}.",
+                    "unsafe",
+                    (Edit("target_modules", [*entries, *own]),),
+                ),
+            ),
+        )  # fmt: skip
+
+
+def _elsewhere(structure: Structure, entries: list[str]) -> dict[str, list[str]]:
+    """Names that match in vision and audio towers only, each with what the language model has for
+    the same job, where no adapter is on that."""
+    sides = {tower.path for tower in side_towers(structure)}
+    adapted = {group.leaf for group in offered_layers(structure) if group.adapted}
+    # What joins the towers is not the language model either (GLM's merger has an MLP of its own).
+    language = {group.leaf for group in structure.groups_of("language", "head") if group.adapted}
+    found = {}
+    for entry in entries if adapted else ():
+        places = {
+            group.tower for group in structure.groups if group.adapted and group.leaf == entry
+        }
+        own = cover_of(structure, [entry])
+        if places & sides and entry not in language and not adapted.intersection(own):
+            found[entry] = own
+    return found
 
 
 def _every_layer(structure: Structure) -> bool:

@@ -67,7 +67,8 @@ class EpsilonMismatch(Rule):
     depth = "tiny"
     symptoms = (Symptom(r"(?i)(?:rms_norm_eps|layer_norm_eps|epsilon|\beps\b) mismatch"),)
     descriptions = (
-        Symptom(r"\bnorms?\b.{0,80}\b1e-0?\d+ instead of .{0,30}\b1e-0?\d+"),
+        Symptom(r"\beps(?:ilon)?\b.{0,80}\b1e-0?\d+ instead of .{0,30}\b1e-0?\d+"),
+        Symptom(r"\bnorm\w*\b.{0,80}\b1e-0?\d+ instead of .{0,30}\b1e-0?\d+"),
         Symptom(r"\b(?:eps|epsilon)\b.{0,40}\b(?:ignored|not read|differs|hard-?coded|wrong)\b"),
     )
     examples = (

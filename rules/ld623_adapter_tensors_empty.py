@@ -52,6 +52,7 @@ class AdapterTensorsEmpty(Rule):
         Symptom(r"LoRA tensor\(s\) have invalid shape", "PEFT 0.20+"),
     )
     descriptions = (
+        Symptom(r"\bempty adapter"),
         Symptom(r"\badapter\w*(?:\.\w+)?\b.{0,60}\b(?:empty|size 0|\d+ ?(?:bytes?|kb|kib)\b)"),
     )
     examples = (

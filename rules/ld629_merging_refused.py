@@ -49,6 +49,10 @@ class MergingRefused(Rule):
         Symptom(r"Base layer has no bias, cannot merge bias adapter", "PEFT 0.21+"),
         Symptom(r"Merging/unmerging is not available|Merging is not supported for"),
         Symptom(r"Merging LoRA layers is not supported|Merging LoRA with \w+ layers is not yet"),
+        Symptom(
+            r"output with shape \[[\d, ]+\] doesn't match the broadcast shape",
+            raised_in=r"peft[\\/]tuners",
+        ),
         Symptom(r"Impossible to merge LoRA with `lora_bias=True`"),
         Symptom(r"Cannot merge LORA layers when the model is", "PEFT before 0.8"),
     )

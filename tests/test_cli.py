@@ -343,6 +343,12 @@ def test_nothing_of_the_working_directory_is_imported(
     assert result.code == 0, result
 
 
+def test_a_census_of_two_names_after_one_option_says_how() -> None:
+    result = lora_doctor("census", "--select", "llama", "phi3")
+    assert result.code == 2
+    assert "--select llama --select phi3" in result.err
+
+
 def test_the_totals_of_a_census_import_nothing_of_the_working_directory(
     hostile_folder: Path,
 ) -> None:

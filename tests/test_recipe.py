@@ -30,6 +30,7 @@ def recipe(**values: Any) -> Recipe:
     [
         ("dtype", "bf16", "bfloat16"),
         ("torch_dtype", "torch.float16", "float16"),
+        ("class", "AutoModelForCausalLM", "AutoModelForCausalLM"),
         ("dtype", "auto", "auto"),
         ("task_type", "causal_lm", "CAUSAL_LM"),
         ("task_type", "none", None),

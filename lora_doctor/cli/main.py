@@ -29,6 +29,7 @@ from lora_doctor.cli.options import (
     prescription_option,
     real_run_options,
     recipe_options,
+    refuse_arguments,
     report_options,
 )
 from lora_doctor.cli.output import (
@@ -338,7 +339,7 @@ def verify(**options: Any) -> int:
     return report(with_next_command(diagnosis, options), {**options, "verbose": True})
 
 
-@cli.command()
+@cli.command(context_settings={"allow_extra_args": True})
 @census_options
 def census(
     select: tuple[str, ...],
@@ -359,6 +360,7 @@ def census(
     from lora_doctor.census.page import render
     from lora_doctor.files import write_text
 
+    refuse_arguments(("--select", select), ("--class", classes))
     folder = Path(output_dir)
     taken = run.take(
         folder,

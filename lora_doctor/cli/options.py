@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
+from lora_doctor.errors import InputError
 from lora_doctor.limits import (
     DATA_ROWS,
     HUB_SECONDS,
@@ -358,6 +359,24 @@ def prescription_option(command: F) -> F:
         metavar="FILE",
         help="What fix --apply wrote: run with its patches, and its recipe where --recipe is none.",
     )(command)
+
+
+def refuse_arguments(*repeated: tuple[str, tuple[str, ...]]) -> None:
+    """Of a command that takes options only: names that follow the first one of an option.
+
+    Raises:
+        InputError: there are such names; says how an option that can be repeated takes them.
+    """
+    extra = click.get_current_context().args
+    if not extra:
+        return
+    given = next(((name, values) for name, values in repeated if values), None)
+    message = f"unexpected argument {extra[0]!r}"
+    if given is not None:
+        name, values = given
+        spelled = " ".join(f"{name} {value}" for value in (*values, *extra))
+        message += f"; one name for each {name}: {spelled}"
+    raise InputError(message)
 
 
 def census_options(command: F) -> F:

@@ -95,6 +95,7 @@ KEYS: tuple[RecipeKey, ...] = (
     RecipeKey(
         "model_class", "loading", form.string,
         Option("Class to load with: an Auto class or a model class.", "NAME", spelling="--class"),
+        aliases=("class",),
     ),
     RecipeKey(
         "dtype", "loading", form.dtype,
