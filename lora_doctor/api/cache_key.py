@@ -17,8 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import lora_doctor
-from lora_doctor._version import __version__
+from lora_doctor import _version
 from lora_doctor.errors import LoraDoctorError
 from lora_doctor.limits import FOLDER_FILES, TOKENIZER_BYTES
 from lora_doctor.static.installed.environment import package_folder
@@ -56,7 +55,7 @@ def key_of(case: Case, options: CheckOptions) -> str:
     """
     try:
         parts = {
-            "lora_doctor": [__version__, _tree(Path(lora_doctor.__file__).parent)],
+            "lora_doctor": [_version.__version__, _tree(Path(_version.__file__).parent)],
             "options": _options(options),
             "case": _case(case),
             "stack": _stack(),
