@@ -80,14 +80,16 @@ class Watch:
 
     def _begin(self) -> None:
         model, optimizer = self._training.model, self._training.optimizer
-        self._first = model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
-        self._handles = [self._first, model.register_forward_hook(self._after_forward)]
+        self._handles = [
+            model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
+            model.register_forward_hook(self._after_forward),
+        ]
         if hasattr(optimizer, "register_step_pre_hook"):
             self._handles += [
                 optimizer.register_step_pre_hook(self._before_step),
                 optimizer.register_step_post_hook(self._after_step),
             ]
-        else:
+        elif not self._batches:
             telling.say(
                 f"{type(optimizer).__name__} says nothing of its steps: gradients are not watched"
             )
