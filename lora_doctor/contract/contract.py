@@ -42,6 +42,7 @@ from lora_doctor.results.structure import ErrorReport
 from lora_doctor.results.verification import BatchReport, Problem, Verification
 from lora_doctor.sandbox.memory import is_out_of_memory
 from lora_doctor.text import clean_path, one_line, where
+from lora_doctor.tiny_model.batch.collators import added_inputs
 
 #: PEFT's ways to start LoRA at zero, so that the adapted model starts as the base model.
 ZERO_START = (None, True, "gaussian")
@@ -381,6 +382,7 @@ class Contract:
                 loss=batch.loss,
                 losses=tuple(losses.get(id(batch), ())),
                 notes=tuple(batch.notes),
+                added=added_inputs(self.subject.base, batch.added) if batch.added else (),
             )
             for batch in self.batches
         )

@@ -112,6 +112,20 @@ class AdapterGroup:
 
 
 @dataclass(frozen=True)
+class AddedInput:
+    """An argument without which forward raised, so that the batch has it, and who else sends it."""
+
+    #: Its name.
+    name: str
+    #: Class of the model's tokenizer.
+    tokenizer: str
+    #: Whether the tokenizer returns it, or a data collator of transformers makes it.
+    by_tokenizer: bool
+    #: Class of the model's processor, where its code names the argument; empty otherwise.
+    processor: str = ""
+
+
+@dataclass(frozen=True)
 class BatchReport:
     """A batch that was run."""
 
@@ -125,6 +139,8 @@ class BatchReport:
     losses: tuple[float, ...] = ()
     #: What else was seen.
     notes: tuple[Note, ...] = ()
+    #: Arguments that it has because forward raised without them.
+    added: tuple[AddedInput, ...] = ()
 
 
 def _nothing_observed() -> Observations:

@@ -23,6 +23,7 @@ from lora_doctor.tiny_model.batch.signature import (
     missing_forward,
     modality_choices,
 )
+from lora_doctor.tiny_model.batch.values.makers import MAKERS
 from lora_doctor.tiny_model.modalities import carried
 from lora_doctor.tiny_model.model_error import ModelError
 
@@ -168,6 +169,8 @@ def _with_labels(draft: Draft, inputs: dict[str, Any], outputs: Any) -> Batch | 
             draft.notes.append(Note("objection", objection.told, str(ModelError.of(error))))
             continue
         if _is_finite(loss):
+            # Beside labels alone it raised: PaliGemma wants the marks of what is to be answered.
+            draft.include |= {name for name in labels if name in MAKERS and name not in inputs}
             return _batch(draft, full, kind)
         reason = "no loss" if loss is None else "loss not finite"
         draft.notes.append(Note("step", f"{kind} tried: {reason}", reason))
@@ -187,6 +190,7 @@ def _batch(draft: Draft, inputs: dict[str, Any], loss: str) -> Batch:
         list(draft.notes),
         objections=list(draft.objections),
         needs_no_cache=draft.cache_error is not None and not trainer_disables_cache(),
+        added=tuple(sorted(draft.own_names.get(n, n) for n in draft.include & inputs.keys())),
     )
 
 

@@ -39,6 +39,7 @@ class Batch:
     "start_positions/end_positions", "its own" (forward returns one without labels) or "surrogate"
     (made from the outputs). `needs_no_cache`: its `use_cache=False` is ours, forward raised for the
     cache that it makes by default, and a trainer of this transformers leaves that as it is.
+    `added`: inputs that it has because forward raised without them.
     """
 
     inputs: dict[str, Any]
@@ -49,6 +50,7 @@ class Batch:
     forward_errors: list[ModelError] = field(default_factory=list)
     objections: list[ModelError] = field(default_factory=list)
     needs_no_cache: bool = False
+    added: tuple[str, ...] = ()
 
     def as_called(self) -> Batch:
         """The batch as a trainer passes it on, with the cache that the model makes by default."""
