@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_doctor import _version
+from lora_doctor._version import __version__
 from lora_doctor.errors import LoraDoctorError
 from lora_doctor.limits import FOLDER_FILES, TOKENIZER_BYTES
 from lora_doctor.static.installed.environment import package_folder
@@ -26,9 +26,11 @@ if TYPE_CHECKING:
     from lora_doctor.api.options import CheckOptions
     from lora_doctor.engine.case import Case
 
+#: The folder of this package.
+_OWN = Path(__file__).parents[1]
 #: Packages whose code decides the answer: each of their files counts, for people change them in
 #: place. Of all others the metadata does.
-_CODE = ("transformers", "peft", "bitsandbytes", "accelerate", "trl")
+_CODE = ("transformers", "peft", "bitsandbytes", "accelerate", "trl", "timm")
 #: Variables that these libraries read, and that decide where Python finds modules.
 _VARIABLES = (
     "ACCELERATE", "BITSANDBYTES", "BNB", "CUDA", "DISABLE_", "HF_", "HIP_", "HUGGINGFACE", "KMP_",
@@ -55,7 +57,7 @@ def key_of(case: Case, options: CheckOptions) -> str:
     """
     try:
         parts = {
-            "lora_doctor": [_version.__version__, _tree(Path(_version.__file__).parent)],
+            "lora_doctor": [__version__, _tree(_OWN)],
             "options": _options(options),
             "case": _case(case),
             "stack": _stack(),
@@ -63,7 +65,9 @@ def key_of(case: Case, options: CheckOptions) -> str:
             "rules": [_folder(Path(folder)) for folder in options.get("rules", ())],
         }
         text = json.dumps(parts, sort_keys=True, default=_refuse)
-    except OSError as error:
+    except NotCachedError:
+        raise
+    except (OSError, LoraDoctorError) as error:
         raise NotCachedError(f"a file cannot be read: {error}") from None
     except (TypeError, ValueError, RecursionError) as error:  # keys of several types, ...
         raise NotCachedError(f"what was asked has no text that says all of it: {error}") from None
