@@ -10,6 +10,8 @@ import importlib
 import importlib.metadata
 import re
 import tempfile
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -90,13 +92,28 @@ def fixed(example: Example, worker: Worker) -> Diagnosis:
 def said(rule: type[Rule], diagnosis: Diagnosis) -> str:
     """The rule's findings as a terminal shows them, and the training contract before and after."""
     found = [finding for finding in diagnosis.findings if finding.rule == rule.code]
-    parts = [_finding(diagnosis, finding) for finding in found[:_MOST]]
+    parts = [_finding(diagnosis, _from_anywhere(finding)) for finding in found[:_MOST]]
     if len(found) > _MOST:
         parts.append(f"… {len(found) - _MOST} more findings of {rule.code}")
     contract = held_words(diagnosis.before, diagnosis.after)
     if contract:
         parts.append(f"Training contract: {contract}")
-    return _TEMPORARY.sub(r"\1", "\n\n".join(parts)).replace(str(ROOT), ".") + "\n"
+    return "\n\n".join(parts) + "\n"
+
+
+def _from_anywhere(value: Any) -> Any:
+    """The same with the paths of this checkout and of temporary folders cut short, before lines are
+    broken: they break elsewhere where a path is longer."""
+    if isinstance(value, str):
+        return _TEMPORARY.sub(r"\1", value).replace(str(ROOT), ".")
+    if is_dataclass(value) and not isinstance(value, type):
+        kept = {item.name: _from_anywhere(getattr(value, item.name)) for item in fields(value)}
+        return replace(value, **kept)
+    if isinstance(value, Mapping):
+        return {key: _from_anywhere(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_from_anywhere(item) for item in value)
+    return value
 
 
 def _finding(diagnosis: Diagnosis, finding: Finding) -> str:
