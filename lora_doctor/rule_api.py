@@ -12,7 +12,8 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
 *What a rule reads*
     ``Case``, with ``ModelSource``, ``Recipe``, ``Environment``, ``StaticEvidence``,
     ``RemoteCode``, ``TrainingScript`` (``Replacement``), ``Structure``, ``OptimizerState``
-    (``TrainableTensor``), ``Verification`` (``Check``; ``CHECKS`` names them), ``Observations``,
+    (``TrainableTensor``), ``Verification`` (``Check``; ``CHECKS`` names them;
+    ``BatchReport`` with each ``AddedInput``), ``Observations``,
     ``MemoryPlan`` (``MemoryVariant``) and ``Supervision`` (``RowSet``); ``Gathered`` says where
     each came from. What cannot be had raises ``EvidenceError``; let it pass. One of your own says
     with ``remedy`` what the user can change about it, which ``--strict`` then counts: ``package``,
@@ -128,7 +129,7 @@ from lora_doctor.results.finding import (
     Severity,
 )
 from lora_doctor.results.fix import Fix
-from lora_doctor.results.verification import CHECKS, Check, Verification
+from lora_doctor.results.verification import CHECKS, AddedInput, BatchReport, Check, Verification
 from lora_doctor.static.installed.environment import (
     Environment,
     adapter_config_fields,
@@ -254,8 +255,10 @@ __all__ = [
     "AdapterLoading",
     "AdapterState",
     "AdapterValues",
+    "AddedInput",
     "AttentionReading",
     "AutoLoading",
+    "BatchReport",
     "BudgetCheck",
     "BuiltIn",
     "Case",

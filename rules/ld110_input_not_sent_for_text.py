@@ -18,7 +18,7 @@ from lora_doctor.rule_api import (
 )
 
 if TYPE_CHECKING:
-    from lora_doctor.results.verification import AddedInput, BatchReport
+    from lora_doctor.rule_api import AddedInput, BatchReport
 
 
 class InputNotSentForText(Rule):

@@ -45,7 +45,7 @@ _ELSEWHERE = ("progress", "limits", "rules", "data", "eval_data", "prescription"
 _MOST_FILES = 20_000
 
 
-class NotCachedError(LoraDoctorError):
+class NotCachedError(Exception):
     """Why an answer is neither stored nor looked for."""
 
 
