@@ -90,14 +90,6 @@ class SomeTargetsMatchNothing(Rule):
             why="told only, as every layer is adapted by the other names",
         ),
         Example(
-            "broken",
-            "arch:glm4v",
-            {"target_modules": ["q_proj", "v_proj", "gate_proj", "up_proj"]},
-            requires={"transformers": ">=4.57"},
-            depth="meta",
-            why="the language model's MLP is one gate_up_proj, and the vision tower's is not",
-        ),
-        Example(
             "healthy",
             "arch:phi3",
             {"target_modules": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]},
