@@ -8,19 +8,21 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lora_doctor.api import open_case
-from lora_doctor.api.cache_key import NotCachedError, key_of
+from lora_doctor.api.cache_key import NotCachedError, key_of, listing_of
 from lora_doctor.api.cache_store import MOST_SECONDS, CacheStore, user_cache
 from lora_doctor.api.options import DEFAULTS
 from lora_doctor.cli.main import main
 from lora_doctor.errors import InputError
 from lora_doctor.recipe.files.read_write import read_recipe
 from lora_doctor.sandbox.worker import Worker
+from lora_doctor.static.hub.snapshot import HubFile, HubSnapshot
 from tests import diagnoses
 
 FOLDER = Path(__file__).parent / "folders" / "chat_model"
@@ -41,6 +43,9 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     site = tmp_path / "site"
     (site / "other-1.0.dist-info").mkdir(parents=True)
     (site / "other-1.0.dist-info" / "METADATA").write_text("Name: other\nVersion: 1.0\n")
+    (site / "patched").mkdir()
+    (site / "patched" / "__init__.py").write_text("x = 1\n")
+    (site / "sitecustomize.py").write_text("x = 1\n")
     monkeypatch.syspath_prepend(str(site))
     monkeypatch.chdir(tmp_path)
     return {
@@ -66,6 +71,10 @@ def edit(name: str, old: str, new: str) -> Callable[[], None]:
     return change
 
 
+def rewrite(name: str) -> Callable[[], None]:
+    return lambda: edit(name, "x = 1", "x = 12")()
+
+
 def new_weights() -> None:
     path = Path("model/model.safetensors")
     path.write_bytes(b"\0" * 64)
@@ -82,6 +91,8 @@ CHANGES: dict[str, Callable[[], None]] = {
     "an installed package": edit("site/other-1.0.dist-info/METADATA", "1.0", "1.0.1"),
     "another package": lambda: Path("site/new-1.0.dist-info").mkdir(),
     "a module that may take precedence": lambda: Path("peft.py").touch(),
+    "a package on PYTHONPATH": rewrite("site/patched/__init__.py"),
+    "what Python runs at its start": rewrite("site/sitecustomize.py"),
     "a variable of the libraries": lambda: os.environ.__setitem__("HF_NEW_SETTING", "1"),
 }
 
@@ -126,11 +137,26 @@ def test_in_doubt_there_is_no_key(
         key(asked, model, **{"data": None, **option} if model else option)
 
 
-def test_a_folder_that_the_recipe_names_may_hold_anything(asked: dict[str, Any]) -> None:
+@pytest.mark.parametrize("folder", ["templates", "."])
+def test_a_folder_that_the_recipe_names_may_hold_anything(
+    folder: str, asked: dict[str, Any]
+) -> None:
     Path("templates").mkdir()
-    edit("sft.yaml", "r: 8", "chat_template_path: templates")()
-    with pytest.raises(NotCachedError, match="names the folder templates"):
+    edit("sft.yaml", "r: 8", f"chat_template_path: {folder}")()
+    with pytest.raises(NotCachedError, match=f"names the folder {folder}"):
         key(asked)
+
+
+def test_a_commit_of_which_the_hub_said_nothing_is_another_question() -> None:
+    """What was answered without the hub must not be the answer once it can be asked."""
+    files = (HubFile("config.json", 10), HubFile("model.safetensors", 1 << 30, "large"))
+    told = HubSnapshot(
+        "org/name", None, "c" * 40, "https://huggingface.co", Path("snapshot"), files,
+        None, gated=False, from_cache=False, note=None, seconds=0.1,
+    )  # fmt: skip
+    silent = replace(told, files=(), from_cache=True, note="the hub did not answer")
+    assert listing_of(told) == listing_of(replace(told, seconds=9.0))
+    assert listing_of(told) != listing_of(silent)
 
 
 # --- the store ------------------------------------------------------------------------------------

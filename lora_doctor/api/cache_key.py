@@ -11,7 +11,9 @@ import importlib.metadata
 import json
 import os
 import platform
+import site
 import sys
+import sysconfig
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -25,17 +27,24 @@ from lora_doctor.static.installed.environment import package_folder
 if TYPE_CHECKING:
     from lora_doctor.api.options import CheckOptions
     from lora_doctor.engine.case import Case
+    from lora_doctor.static.hub.snapshot import HubSnapshot
 
 #: The folder of this package.
 _OWN = Path(__file__).parents[1]
 #: Packages whose code decides the answer: each of their files counts, for people change them in
 #: place. Of all others the metadata does.
-_CODE = ("transformers", "peft", "bitsandbytes", "accelerate", "trl", "timm")
+_CODE = (
+    "transformers", "peft", "bitsandbytes", "accelerate", "trl", "timm", "huggingface_hub",
+    "tokenizers", "safetensors", "torchao", "liger_kernel", "cut_cross_entropy", "llamafactory",
+    "axolotl", "swift",
+)  # fmt: skip
 #: Variables that these libraries read, and that decide where Python finds modules.
 _VARIABLES = (
-    "ACCELERATE", "BITSANDBYTES", "BNB", "CUDA", "DISABLE_", "HF_", "HIP_", "HUGGINGFACE", "KMP_",
-    "LORA_DOCTOR", "MKL_", "NVIDIA", "OMP_", "PEFT", "PYTHON", "PYTORCH", "ROCR_", "TOKENIZERS",
-    "TORCH", "TRANSFORMERS", "TRL_", "USE_", "XFORMERS",
+    "ACCELERATE", "ATEN_", "BITSANDBYTES", "BNB", "CUDA", "DEEPSPEED", "DISABLE_", "DS_", "DYLD_",
+    "FSDP_", "HF_", "HIP_", "HUGGINGFACE", "KMP_", "LANG", "LC_", "LD_", "LOCAL_", "LORA_DOCTOR",
+    "MASTER_", "MKL_", "NVIDIA", "OMP_", "OPENBLAS", "PEFT", "PJRT_", "PYTHON", "PYTORCH", "RANK",
+    "ROCR_", "SAFETENSORS", "TOKENIZERS", "TORCH", "TRANSFORMERS", "TRITON", "TRL_", "USE_",
+    "WORLD_SIZE", "XFORMERS", "XLA_",
 )  # fmt: skip
 #: Entry points by which other packages add to lora-doctor.
 _PLUGINS = ("lora_doctor.rules", "lora_doctor.recipe_formats")
@@ -119,7 +128,7 @@ def _case(case: Case) -> dict[str, Any]:
     named += set_up.files if set_up is not None else ()
     named += [place.file for place in recipe.places.values()]
     return {
-        "source": [source.for_child(), source.script],
+        "source": [source.for_child(), listing_of(source.snapshot)],
         "recipe": recipe.to_json(),
         "file": str(recipe.file),
         "folders": [_folder(Path(folder).expanduser()) for folder in folders if folder],
@@ -129,6 +138,14 @@ def _case(case: Case) -> dict[str, Any]:
     }
 
 
+def listing_of(snapshot: HubSnapshot | None) -> list[Any] | None:
+    """What the hub said of its files. Without its answer less is known of the same commit."""
+    if snapshot is None:
+        return None
+    files = [[file.name, file.size, file.reason] for file in snapshot.files]
+    return [snapshot.endpoint, snapshot.from_cache, snapshot.weights is None, files]
+
+
 def _named_files(value: Any, beside: list[str]) -> dict[str, Any]:
     """The files that texts of the recipe name, from here or from beside its own file."""
     here = [Path(), *(Path(file).parent for file in beside)]
@@ -136,7 +153,7 @@ def _named_files(value: Any, beside: list[str]) -> dict[str, Any]:
     for text in set(_texts(value)):
         for folder in here:
             path = folder / os.path.expanduser(text)
-            if path.is_dir() and text not in ("", "."):
+            if text and path.is_dir():
                 raise NotCachedError(f"the recipe names the folder {text}")
             if path.is_file():
                 found[str(path)] = _file(path)
@@ -182,22 +199,45 @@ def _process() -> dict[str, Any]:
         "python": [sys.version, sys.executable, platform.platform()],
         "processor": _processor(),
         "variables": digest.hexdigest(),
-        "path": [[path, _importable(path)] for path in sys.path],
-        "here": [os.getcwd(), _importable(".")],
+        "path": [[path, _imported_from(path)] for path in sys.path if path],
+        "here": [os.getcwd(), [entry.name for entry in _importable(".")]],
     }
 
 
-def _importable(folder: str) -> list[str]:
+def _imported_from(folder: str) -> list[Any]:
+    """What may be imported from an entry of the import path: modules and files run at start-up by
+    size and time, and so the files of packages that no installer has put there (PYTHONPATH)."""
+    if os.path.isfile(folder):  # a zip archive
+        return _times(Path(folder))
+    installed = os.path.realpath(folder) in _installed_folders()
+    return [
+        [entry.name, _times(Path(entry.path)) if entry.is_file() else
+         None if installed else _tree(Path(entry.path))]
+        for entry in _importable(folder)
+    ]  # fmt: skip
+
+
+def _installed_folders() -> set[str]:
+    """Where the interpreter's modules are, and packages that have metadata."""
+    folders = set(sysconfig.get_paths().values())
+    folders |= {os.path.join(sysconfig.get_path(name), "lib-dynload")
+                for name in ("stdlib", "platstdlib")}  # fmt: skip
+    folders |= {*site.getsitepackages(), site.getusersitepackages()}
+    return {os.path.realpath(folder) for folder in folders}
+
+
+def _importable(folder: str) -> list[os.DirEntry[str]]:
     """What of a folder a module may be found in, or is run at start-up; not what lies there
     besides, such as a report of the last run."""
-    if not os.path.isdir(folder or "."):
+    if not os.path.isdir(folder):
         return []
-    with os.scandir(folder or ".") as entries:
-        return sorted(
-            entry.name for entry in entries
-            if entry.name.endswith((".py", ".pth", ".so", ".egg-link"))
+    with os.scandir(folder) as entries:
+        found = [
+            entry for entry in entries
+            if entry.name.endswith((".py", ".pth", ".so", ".pyd", ".egg-link"))
             or (entry.is_dir() and os.path.isfile(os.path.join(entry.path, "__init__.py")))
-        )  # fmt: skip
+        ]  # fmt: skip
+    return sorted(found, key=lambda entry: entry.name)
 
 
 def _processor() -> str:
