@@ -46,6 +46,12 @@ def test_the_page_of_a_rule_is_fresh(rule: type[Rule]) -> None:
     assert page == rule_pages.page(rule, rule_pages.quoted(rule)), STALE
 
 
+def test_no_page_shows_where_somebody_has_their_files() -> None:
+    pages = [*quoted_output.PAGES, *rule_pages.FOLDER.glob("*.md")]
+    text = "".join(path.read_text(encoding="utf-8") for path in pages)
+    assert re.findall(r"\S*/(?:lib/python3\S*|site-pac\w*)", text) == []
+
+
 def test_the_index_of_the_rules_lists_every_page() -> None:
     assert rule_pages.INDEX.read_text(encoding="utf-8") == rule_pages.index(RULES), STALE
     pages = set(rule_pages.FOLDER.glob("*.md")) - {rule_pages.INDEX}

@@ -36,6 +36,8 @@ _MEASURED = re.compile(
 )
 #: A folder that an example made for itself.
 _TEMPORARY = re.compile(rf"{re.escape(tempfile.gettempdir())}/[^\s/]+/(\w+?)-\w{{8}}(?=[\s/])")
+#: Where packages are installed.
+_INSTALLED = re.compile(r"/[^\s'\"():,]*/(?=site-packages/)")
 
 
 @cache
@@ -102,10 +104,10 @@ def said(rule: type[Rule], diagnosis: Diagnosis) -> str:
 
 
 def _from_anywhere(value: Any) -> Any:
-    """The same with the paths of this checkout and of temporary folders cut short, before lines are
-    broken: they break elsewhere where a path is longer."""
+    """The same with the paths of this checkout, of its environment and of temporary folders cut
+    short, before lines are broken: they break elsewhere where a path is longer."""
     if isinstance(value, str):
-        return _TEMPORARY.sub(r"\1", value).replace(str(ROOT), ".")
+        return _INSTALLED.sub("", _TEMPORARY.sub(r"\1", value)).replace(str(ROOT), ".")
     if is_dataclass(value) and not isinstance(value, type):
         kept = {item.name: _from_anywhere(getattr(value, item.name)) for item in fields(value)}
         return replace(value, **kept)
