@@ -85,7 +85,7 @@ def _run(acting: Acting, model: Any, whole: Any, batch: dict[str, Any]) -> None:
     small = describe_module(whole, recipe).to_json() if full is None else None
     acting.journal.tell("structure", structure=full or small, full=full is not None)
     lacking = () if loading is None else checkpoint.lacking(acting, whole, loading, recipe)
-    with _without_autocast(whole):
+    with without_autocast(whole):
         result = verify_module(
             whole, recipe, batch, random_weights=loading is not None, missing=lacking
         )
@@ -108,7 +108,7 @@ def _label_count(base: Any) -> int | None:
 
 
 @contextlib.contextmanager
-def _without_autocast(model: Any) -> Iterator[None]:
+def without_autocast(model: Any) -> Iterator[None]:
     """Without the forward that accelerate puts on the object in mixed precision: the contract has
     an autocast of its own, and what is reloaded in it would lack the other."""
     own = vars(model)
