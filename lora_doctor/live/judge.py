@@ -13,7 +13,7 @@ from lora_doctor.api import open_case
 from lora_doctor.api.options import CheckOptions
 from lora_doctor.dry_run.acts.acting import Acting
 from lora_doctor.dry_run.acts.arguments import set_by_somebody
-from lora_doctor.dry_run.acts.contract import without_autocast as without_autocast
+from lora_doctor.dry_run.acts.contract import without_autocast
 from lora_doctor.dry_run.captured import Captured
 from lora_doctor.dry_run.recipe import captured_recipe
 from lora_doctor.engine import registry
