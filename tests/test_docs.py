@@ -15,7 +15,8 @@ RULES = rule_pages.own_rules()
 COMMANDS = quoted_output.ROOT / "docs" / "commands.md"
 #: Lines with options of other programs.
 _OF_OTHERS = re.compile(
-    r"^.*\b(pip|pytest|accelerate|torchrun|benchmarks/|tests/|sbatch|nox|SBATCH|srun|python \S+\.py)\b.*$",
+    r"^.*\b(pip|pytest|accelerate|torchrun|benchmarks/|tests/|sbatch|nox|SBATCH|srun"
+    r"|python \S+\.py)\b.*$",
     re.MULTILINE,
 )
 #: Options of the commands that a page is about.
