@@ -120,6 +120,11 @@ class WeightsNotInCheckpoint(Rule):
         if not modules and not others:
             if loading.error is not None:
                 raise EvidenceError(f"PEFT refuses the recipe: {loading.error}")
+            if loading.saved_class:
+                raise EvidenceError(
+                    "no names of weights could be read (model.safetensors); that it was saved from "
+                    f"{loading.saved_class} tells of no part that is missing"
+                )
             return
         run = _run_of(case)
         severity = _severity(case, loading, run)

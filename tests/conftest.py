@@ -24,6 +24,17 @@ def warm_processes() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def environment_of_its_own() -> Iterator[None]:
+    """What a test, or a library in it (TrainingArguments), puts into the environment of this process
+    ends with the test: later ones start processes with the environment that the session had."""
+    before = dict(os.environ)
+    yield
+    if os.environ != before:
+        os.environ.clear()
+        os.environ.update(before)
+
+
 @pytest.fixture(scope="session")
 def worker(warm_processes: None) -> Iterator[Worker]:
     """One child process for all tests that use the Python API: its imports are paid once."""

@@ -35,6 +35,7 @@ from tests.warm_server import COMMAND_LINE, ROOT
 _READ_LATER = {
     "TMPDIR", "TEMP", "TMP", "NO_COLOR", "COLUMNS", "LINES", "PWD", "OLDPWD", "PYTHONPATH", "CI",
     "GITHUB_ACTIONS",
+    "TORCHINDUCTOR_CACHE_DIR",  # set by torch itself where it is imported
 }  # fmt: skip
 _READ_LATER_PREFIXES = ("PYTEST_", "LORA_DOCTOR_")
 # As in `process.py`: nothing of the working directory, and our folder only for our own imports.
