@@ -26,8 +26,8 @@ def warm_processes() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def environment_of_its_own() -> Iterator[None]:
-    """What a test, or a library in it (TrainingArguments), puts into this process's environment ends
-    with the test: later ones start processes with the environment that the session had."""
+    """What a test, or a library in it (TrainingArguments), puts into the environment of this
+    process ends with it: later tests start processes with the environment that the session had."""
     before = dict(os.environ)
     yield
     if os.environ != before:
