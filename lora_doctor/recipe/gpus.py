@@ -74,8 +74,8 @@ def find_gpu(name: str) -> Gpu:
     if len(begun) == 1 and gpus[begun[0]].name.startswith(f"{name.strip().lower()}-"):
         return gpus[begun[0]]
     near = begun or difflib.get_close_matches(name.strip().lower(), list(gpus), 3, 0.5)
-    meant = f"; did you mean {' or '.join(near)}?" if near else f"; there are {', '.join(gpus)}"
-    raise ValueError(f"is the name of a GPU{meant}")
+    meant = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(gpus)}"
+    raise ValueError(f"is the name of a GPU ({meant})")
 
 
 def gpu_names(given: object) -> list[str]:
