@@ -149,6 +149,8 @@ def keep_modules_apart(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.setattr(dynamic, "HF_MODULES_CACHE", str(folder))
     monkeypatch.setenv("HF_MODULES_CACHE", str(folder))
     monkeypatch.syspath_prepend(str(folder))
+    # What is imported from there goes with the test: the package knows its folder, and no other.
+    monkeypatch.setitem(sys.modules, "transformers_modules", sys)
     for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
         monkeypatch.delitem(sys.modules, name)
 

@@ -10,6 +10,7 @@ import pytest
 
 import lora_doctor
 from lora_doctor.sandbox.worker import Worker
+from tests.remote_repository import keep_modules_apart
 
 pytest.importorskip("torch")
 pytest.importorskip("peft")
@@ -119,6 +120,11 @@ def repository(folder: Path, *, last_line: str = "self.post_init()", tied: str =
     tensors = {name: torch.full(shape, 0.1) for name, shape in shapes.items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
+
+
+@pytest.fixture(autouse=True)
+def modules_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep_modules_apart(monkeypatch, tmp_path / "modules")
 
 
 def load(folder: Path) -> Any:
