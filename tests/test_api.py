@@ -17,7 +17,8 @@ from typing import Any, get_type_hints
 import pytest
 
 import lora_doctor
-from lora_doctor import api, errors, rule_api
+from lora_doctor import errors, rule_api
+from lora_doctor.api import options
 from lora_doctor.engine.case import Case
 from lora_doctor.engine.settings import Settings
 from tests import diagnoses
@@ -38,22 +39,22 @@ def test_an_editor_sees_every_option(function: Callable[..., Any]) -> None:
     parameters = inspect.signature(function).parameters
     assert list(parameters)[:2] == ["model", "recipe"]
     assert not [one for one in parameters.values() if one.kind is one.VAR_KEYWORD]
-    options = api.CaseOptions if function is lora_doctor.verify else api.CheckOptions
-    for name in get_type_hints(options):
-        assert parameters[name].default == api.DEFAULTS[name], name  # type: ignore[literal-required]
+    taken = options.CaseOptions if function is lora_doctor.verify else options.CheckOptions
+    for name in get_type_hints(taken):
+        assert parameters[name].default == options.DEFAULTS[name], name  # type: ignore[literal-required]
     hints = get_type_hints(function)
     assert hints.keys() == parameters.keys() | {"return"}
     assert "'static', 'meta', 'tiny', 'full'" in str(hints["depth"])
 
 
 def test_each_option_has_one_default_and_is_documented() -> None:
-    assert api.DEFAULTS.keys() == get_type_hints(api.CheckOptions).keys()
+    assert options.DEFAULTS.keys() == get_type_hints(options.CheckOptions).keys()
     documented = inspect.getdoc(lora_doctor.check) or ""
-    for name in api.DEFAULTS:
+    for name in options.DEFAULTS:
         assert f"\n    {name}" in documented or f", {name}:" in documented, name
     settings = Settings()
     for name in ("depth", "device", "steps", "memory"):
-        assert getattr(settings, name) == api.DEFAULTS[name]  # type: ignore[literal-required]
+        assert getattr(settings, name) == options.DEFAULTS[name]  # type: ignore[literal-required]
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from lora_doctor.api import open_case
 from lora_doctor.api.cache_key import NotCachedError, key_of, listing_of
 from lora_doctor.api.cache_store import MOST_SECONDS, CacheStore, user_cache
+from lora_doctor.api.opening import open_case
 from lora_doctor.api.options import DEFAULTS
 from lora_doctor.cli.main import main
 from lora_doctor.errors import InputError

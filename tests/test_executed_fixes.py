@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import lora_doctor
-from lora_doctor.api import open_case
+from lora_doctor.api.opening import open_case
 from lora_doctor.cli.main import cli
 from lora_doctor.cli.next_command import next_command
 from lora_doctor.engine import try_fixes

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from lora_doctor.api import open_case, rules_and_selection
+from lora_doctor.api import rules_and_selection
 from lora_doctor.api.cache_key import NotCachedError, key_of
 from lora_doctor.api.cache_store import CacheStore, Stored
+from lora_doctor.api.opening import open_case
 from lora_doctor.api.options import DEFAULTS, CheckOptions
 from lora_doctor.engine.case import Case
 from lora_doctor.engine.diagnose import diagnose

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lora_doctor.api import open_case
+from lora_doctor.api.opening import open_case
 from lora_doctor.api.options import CheckOptions
 from lora_doctor.dry_run import command as commands
 from lora_doctor.dry_run import launch

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lora_doctor.api import open_case
+from lora_doctor.api.opening import open_case
 from lora_doctor.api.options import CheckOptions
 from lora_doctor.dry_run.acts.acting import Acting
 from lora_doctor.dry_run.acts.arguments import set_by_somebody

@@ -1,0 +1,218 @@
+"""A case out of what a caller gave: the model found, the recipe read, files of a hub fetched, and a
+child process behind it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+from lora_doctor.api.children import child_for
+from lora_doctor.api.options import DEFAULTS, CaseOptions, CheckOptions
+from lora_doctor.engine.case import Case
+from lora_doctor.engine.limits import Limits
+from lora_doctor.engine.saved_adapter import Finder, onto_base
+from lora_doctor.engine.set_up import set_up_file
+from lora_doctor.engine.settings import Data, Settings
+from lora_doctor.errors import InputError
+from lora_doctor.limits import MOST_DATA_ROWS
+from lora_doctor.recipe.edit import Patch
+from lora_doctor.recipe.files.prescription import Prescription
+from lora_doctor.recipe.recipe import Recipe
+from lora_doctor.results.budget import read_budgets
+from lora_doctor.results.depth import DEPTHS
+from lora_doctor.results.samples import Samples
+from lora_doctor.static.adapter_files import AdapterFiles
+from lora_doctor.static.model_source import ModelSource, parse_model
+
+#: The devices of the command line, and one of several GPUs.
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+
+
+@contextlib.contextmanager
+def open_case(
+    model: Any, recipe: Any, options: CaseOptions, *, eager: bool = True
+) -> Iterator[Case]:
+    """A case with a child process behind it, closed at the end unless it was handed in. Files of
+    a hub id are fetched. ``eager``: the child starts at once; without, with its first task.
+
+    Raises:
+        InputError: as :func:`check`.
+    """
+    given: CheckOptions = {**DEFAULTS, **options}
+    depth, limits = given["depth"], given["limits"] or Limits()
+    if depth not in DEPTHS:
+        raise InputError(f"depth {depth!r}: is one of {', '.join(DEPTHS)}")
+    _check_run(given)
+    if isinstance(model, str) and not model.strip():
+        raise InputError("MODEL is empty; give a hub id, a folder, arch:NAME or module:factory")
+    checked_recipe = _as_recipe(recipe, given["format"])
+    model, checked_recipe, revision = _of_set_up(model, checked_recipe, given)
+    progress = given["progress"] or (lambda text: None)
+    finder = Finder(limits.hub_seconds, progress, given["trust_remote_code"])
+    model, adapter = finder.find(model, given["adapter"])
+    source = parse_model(model, revision=revision, trust_remote_code=given["trust_remote_code"])
+    source, checked_recipe = _of_script(source, checked_recipe, given)
+    if adapter is not None:
+        source, checked_recipe = onto_base(source, checked_recipe, adapter)
+    patches: tuple[Patch, ...] = ()
+    if given["prescription"] is not None:
+        patches, prescribed = _prescribed(given["prescription"], source)
+        checked_recipe = checked_recipe if recipe is not None else prescribed
+    if depth == "full" and source.kind in ("arch", "factory"):
+        raise InputError(f"MODEL {source}: has no weights to load; --depth tiny runs without any")
+    _check_optimizer(source, given)
+    settings = _settings(given, limits, adapter)
+    with contextlib.ExitStack() as stack:
+        child = given["worker"] or stack.enter_context(child_for(source, settings))
+        if eager and settings.depth != "static" and source.kind not in ("module", "script"):
+            child.start()  # imports run while the files are read
+        if source.kind == "hub":
+            source, checked_recipe, settings = _fetched(source, checked_recipe, settings, finder)
+        case = Case(source, checked_recipe, settings, child, patches=patches, progress=progress)
+        stack.callback(case.close)
+        yield case
+
+
+def _as_recipe(given: Any, format: str | None = None) -> Recipe:
+    """A recipe out of what a caller gave. The readers of files are imported where one is needed:
+    the command line gives a recipe that is read."""
+    if isinstance(given, Recipe):
+        return given
+    from lora_doctor.recipe.files.read_write import as_recipe
+
+    return as_recipe(given, format)
+
+
+def _check_run(given: CaseOptions) -> None:
+    """Raises InputError for a device or a number of steps that there cannot be, at every depth."""
+    device, steps = given["device"], given["steps"]
+    if not isinstance(device, str) or not _DEVICE.fullmatch(device):
+        raise InputError(f"device {device!r}: is one of auto, cpu, cuda, mps")
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise InputError(f"steps {steps!r}: is a whole number of at least 1")
+
+
+def _settings(given: CheckOptions, limits: Limits, adapter: AdapterFiles | None) -> Settings:
+    batches = given["batches"]
+    return Settings(
+        depth=given["depth"],
+        device=given["device"],
+        steps=given["steps"],
+        limits=limits,
+        batches=tuple(batches) if batches else None,
+        optimizer=given["optimizer"],
+        scheduler=given["scheduler"],
+        planned_steps=given["planned_steps"],
+        memory=given["memory"],
+        adapter=adapter,
+        data=_data(given),
+        budgets=read_budgets(given["budgets"], "budgets"),
+    )
+
+
+def _data(given: CheckOptions) -> Data | None:
+    """The data that are to be looked at.
+
+    Raises:
+        InputError: a file cannot be used, or a number or word is none of those there are.
+    """
+    rows, samples = given["rows"], given["samples"]
+    if type(rows) is not int or not 1 <= rows <= MOST_DATA_ROWS:
+        raise InputError(f"rows {rows!r}: is a whole number from 1 to {MOST_DATA_ROWS:,}")
+    if samples not in get_args(Samples):
+        raise InputError(f"samples {samples!r}: is one of {', '.join(get_args(Samples))}")
+    files = [Path(one).expanduser() if one is not None else None
+             for one in (given["data"], given["eval_data"])]  # fmt: skip
+    if any(files):
+        from lora_doctor.supervision.data_file import check_file
+
+        for file in filter(None, files):
+            check_file(file)
+    training, evaluation = files
+    if training is None:
+        if evaluation is not None:
+            raise InputError("eval_data: is compared with the training data; give data as well")
+        return None
+    return Data(training.resolve(), evaluation and evaluation.resolve(), rows, samples)
+
+
+def _prescribed(
+    given: str | os.PathLike[str] | Prescription, source: ModelSource
+) -> tuple[tuple[Patch, ...], Recipe]:
+    """The patches and the recipe of a prescription."""
+    from lora_doctor.prescription.apply import checked_prescription
+
+    if source.kind == "module":
+        raise InputError(
+            "prescription: this model is loaded already; call lora_doctor.apply before loading it"
+        )
+    held = given if isinstance(given, Prescription) else checked_prescription(Path(given))
+    return held.patches, _as_recipe(held.recipe)
+
+
+def _of_set_up(model: Any, recipe: Recipe, given: CheckOptions) -> tuple[Any, Recipe, str | None]:
+    """The model, recipe and revision that the file of a training framework says; any other MODEL
+    as it is."""
+    file = set_up_file(model)
+    if file is None:
+        return model, recipe, given["revision"]
+    from lora_doctor.engine.set_up import of_set_up
+
+    model, named, recipe = of_set_up(file, recipe, given["format"])
+    return model, recipe, given["revision"] or named
+
+
+def _of_script(
+    source: ModelSource, recipe: Recipe, given: CheckOptions
+) -> tuple[ModelSource, Recipe]:
+    """What a training script says of its model and recipe; any other source as it is."""
+    words = given["script_arguments"]
+    if source.kind == "script":
+        from lora_doctor.engine.program import of_program
+
+        trust = given["trust_remote_code"]
+        return of_program(source, recipe, tuple(words), trust_remote_code=trust)
+    if words:
+        raise InputError(
+            f"{' '.join(words)!r}: only a training script has arguments, and MODEL "
+            f"{str(source)!r} is none"
+        )
+    return source, recipe
+
+
+def _fetched(
+    source: ModelSource, recipe: Recipe, settings: Settings, finder: Finder
+) -> tuple[ModelSource, Recipe, Settings]:
+    """The source with its small files here; one that is an adapter becomes its base model with that
+    adapter on it. A script whose model cannot be had is still read."""
+    try:
+        found, itself = finder.fetched(source)
+    except InputError as error:
+        if not source.script:
+            raise
+        from lora_doctor.engine.program import only_read
+
+        return *only_read(source, recipe, str(error)), settings
+    if itself is None:
+        return found, recipe, settings
+    if settings.adapter is not None:
+        raise InputError(f"MODEL {itself.place}: is an adapter; give its base model")
+    return *onto_base(found, recipe, itself), replace(settings, adapter=itself)
+
+
+def _check_optimizer(source: ModelSource, given: CheckOptions) -> None:
+    arguments = (given["optimizer"], given["scheduler"], given["planned_steps"])
+    if all(argument is None for argument in arguments):
+        return
+    from lora_doctor.evidence.optimizer import check_arguments
+
+    if source.kind != "module":
+        raise InputError(
+            f"optimizer: holds tensors of one model in memory; give that model, not {source}"
+        )
+    check_arguments(*arguments)
