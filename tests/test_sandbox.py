@@ -6,6 +6,7 @@ Targets are functions of this very module, which the child imports by name; no t
 from __future__ import annotations
 
 import ctypes
+import importlib
 import math
 import os
 import signal
@@ -544,3 +545,41 @@ def test_torch_in_forks() -> None:
             outcome = run(made, torch_backward, size=300, time_limit=60)
             assert outcome.value == 2 * 300**3, outcome.failure
             assert outcome.seconds < 5
+
+
+def compiled_doubles(module: str) -> list[Any]:
+    """What the module's function gives, and what its backend had compiled before and after."""
+    import torch
+
+    library = importlib.import_module(module)
+    before = len(library.compiled)
+    values = [library.double(torch.tensor(size)).item() for size in (2, 3)]
+    return [before, values, len(library.compiled), library.net.weight.item()]
+
+
+@pytest.mark.slow
+def test_a_library_that_compiles_when_imported_compiles_when_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As bitsandbytes does: what is never called is never compiled, what is called is."""
+    pytest.importorskip("torch")
+    (tmp_path / "ld_compiles.py").write_text(
+        "import torch\n"
+        "compiled = []\n"
+        "def backend(graph, inputs):\n"
+        "    compiled.append(graph)\n"
+        "    return graph.forward\n"
+        "@torch.compile(backend=backend, dynamic=True)\n"
+        "def double(x):\n"
+        "    return x + x\n"
+        "net = torch.compile(torch.nn.Linear(1, 1, bias=False), backend=backend)\n"
+        "torch.nn.init.ones_(net.weight)\n",
+        encoding="utf-8",
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with make_worker(preload=("torch", "ld_compiles"), threads=1) as made:
+        outcome = run(made, compiled_doubles, module="ld_compiles", time_limit=60)
+        assert outcome.value is not None, outcome.failure
+        before, values, after, weight = outcome.value
+    assert (before, values, weight) == (0, [4, 6], 1.0)
+    assert after > 0

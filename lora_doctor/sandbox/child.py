@@ -24,6 +24,7 @@ from typing import Any
 
 from lora_doctor.errors import Cause, EvidenceError
 from lora_doctor.sandbox import worker
+from lora_doctor.sandbox.deferred import compiling_when_called
 from lora_doctor.sandbox.memory import is_out_of_memory
 from lora_doctor.sandbox.process import STACK_MARK, STACK_SECONDS
 from lora_doctor.text import single_line
@@ -115,12 +116,15 @@ def preload(channel: Channel, setup: dict[str, Any]) -> None:
         watch.start()
     began = time.monotonic()
     errors = {}
-    for name in setup["preload"]:
-        channel.send("importing", name=name)
-        try:
-            importlib.import_module(name)
-        except BaseException as error:  # noqa: BLE001 - also SystemExit of a broken library
-            errors[name] = _line(f"{type(error).__name__}: {error}")
+    with contextlib.ExitStack() as put_off:
+        for name in setup["preload"]:
+            channel.send("importing", name=name)
+            try:
+                importlib.import_module(name)
+                if name == "torch":
+                    put_off.enter_context(compiling_when_called())
+            except BaseException as error:  # noqa: BLE001 - also SystemExit of a broken library
+                errors[name] = _line(f"{type(error).__name__}: {error}")
     seconds = time.monotonic() - began
     os.close(awake)
     if os.name == "posix":

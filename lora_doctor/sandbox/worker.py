@@ -32,8 +32,8 @@ from lora_doctor.sandbox.process import GRACE_SECONDS, ChildProcess
 from lora_doctor.sandbox.task import Task
 
 # What every task would import anyway. bitsandbytes, where installed, because PEFT imports it when
-# it injects an adapter: with peft 0.7 to 0.18 that costs each task 0.7 to 1.8 s (it pulls in
-# torch._inductor), after this preload 0.05 s. Nothing else that a first forward, backward and
+# it injects an adapter: with peft 0.7 to 0.18 that costs each task 0.7 to 1.8 s, after this preload
+# 0.05 s (see `deferred` for what of it is put off). Nothing else that a first forward, backward and
 # optimizer step imports costs more than 0.1 s, but our own modules and a table of transformers'.
 # No task runs in this process, so no operator of torch has been called and no thread started when
 # it forks (counted: one thread on each stack).
