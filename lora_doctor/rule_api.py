@@ -120,14 +120,7 @@ from lora_doctor.recipe.set_up import SetUp
 from lora_doctor.results.budget import NUMBERS, BudgetCheck
 from lora_doctor.results.depth import Depth
 from lora_doctor.results.diagnosis import Gathered
-from lora_doctor.results.finding import (
-    Finding,
-    Location,
-    Measurement,
-    Proof,
-    ProofKind,
-    Severity,
-)
+from lora_doctor.results.finding import Finding, Location, Measurement, Proof, ProofKind, Severity
 from lora_doctor.results.fix import Fix
 from lora_doctor.results.verification import CHECKS, AddedInput, BatchReport, Check, Verification
 from lora_doctor.static.installed.environment import (
@@ -158,8 +151,11 @@ if TYPE_CHECKING:
     )
     from lora_doctor.recipe.program.setup import Setup
     from lora_doctor.results.adapter_loading import AdapterLoading, OtherShape
+    from lora_doctor.results.built_in_adapters import AdapterState, BuiltIn
     from lora_doctor.results.checkpoint_quantization import CheckpointQuantization, ReplacedLayers
     from lora_doctor.results.dry_run import DryRun, FrozenAdapters, ScriptError
+    from lora_doctor.results.error_report import ErrorReport
+    from lora_doctor.results.injection import LooseMatch
     from lora_doctor.results.loading import Loading
     from lora_doctor.results.memory_plan import MemoryPlan, MemoryVariant
     from lora_doctor.results.observations import (
@@ -175,22 +171,11 @@ if TYPE_CHECKING:
         UpdateReading,
     )
     from lora_doctor.results.processes import Processes, SavedAdapter
+    from lora_doctor.results.quantization import FloatPart, KeptWeights, Quantization
     from lora_doctor.results.quantized_use import QuantizedUse, Use
     from lora_doctor.results.round_trip import AutoLoading, Saving, TiedPart, Vocabulary
-    from lora_doctor.results.structure import (
-        AdapterState,
-        BuiltIn,
-        ErrorReport,
-        FloatPart,
-        KeptWeights,
-        LooseMatch,
-        ModuleGroup,
-        Quantization,
-        Stacked,
-        StackedAdapter,
-        Structure,
-        Tower,
-    )
+    from lora_doctor.results.stacked_adapters import Stacked, StackedAdapter
+    from lora_doctor.results.structure import ModuleGroup, Structure, Tower
     from lora_doctor.results.supervision import RowSet, Supervision
     from lora_doctor.static.adapter_files import AdapterFiles
     from lora_doctor.static.adapter_values import AdapterValues

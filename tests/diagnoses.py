@@ -11,18 +11,11 @@ from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.diagnosis import AppliedFix, Diagnosis, Gathered, Skipped
 from lora_doctor.results.finding import Finding, Location, Measurement, Proof
 from lora_doctor.results.fix import Execution, Fix
+from lora_doctor.results.injection import Injection, Unmatched
 from lora_doctor.results.memory_plan import MemoryPart, MemoryPlan, MemoryVariant
 from lora_doctor.results.note import Note
 from lora_doctor.results.observations import LayerReading, Observations
-from lora_doctor.results.structure import (
-    ForwardParameter,
-    HeadClass,
-    Injection,
-    ModuleGroup,
-    Structure,
-    Tower,
-    Unmatched,
-)
+from lora_doctor.results.structure import ForwardParameter, HeadClass, ModuleGroup, Structure, Tower
 from lora_doctor.results.supervision import (
     RowSet,
     ShownRow,

@@ -8,7 +8,7 @@ import pytest
 
 import lora_doctor
 from lora_doctor.recipe.program.objects import adds_without_wrapper
-from lora_doctor.recipe.program.setup import read_setup
+from lora_doctor.recipe.program.read_setup import read_setup
 
 BASE = Path(__file__).parent / "folders" / "base_without_head"
 SCRIPT = """\

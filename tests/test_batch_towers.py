@@ -10,7 +10,8 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from lora_doctor.model.training_setup import make_batches, wake_zero_weights  # noqa: E402
+from lora_doctor.model.contract_batches import make_batches  # noqa: E402
+from lora_doctor.model.zero_weights import wake_zero_weights  # noqa: E402
 from lora_doctor.results.note import Note  # noqa: E402
 from lora_doctor.tiny_model.batch.loss import batch_loss  # noqa: E402
 from lora_doctor.tiny_model.batch.make_batch import make_batch  # noqa: E402

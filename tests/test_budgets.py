@@ -12,17 +12,11 @@ from typing import Any
 import pytest
 
 from lora_doctor import reports
-from lora_doctor.cli.main import cli
+from lora_doctor.cli.commands import cli
 from lora_doctor.cli.project import find_project
 from lora_doctor.errors import InputError
 from lora_doctor.recipe.gpus import find_gpu
-from lora_doctor.results.budget import (
-    NUMBERS,
-    Budget,
-    BudgetCheck,
-    held_against,
-    read_budgets,
-)
+from lora_doctor.results.budget import NUMBERS, Budget, BudgetCheck, held_against, read_budgets
 from lora_doctor.results.diagnosis import Diagnosis
 from lora_doctor.text import gib
 from tests import diagnoses

@@ -11,7 +11,8 @@ from lora_doctor.evidence.meta import gather
 from lora_doctor.proposal.defaults import default_groups, role_cover
 from lora_doctor.proposal.roles import jobs_of_name
 from lora_doctor.recipe.recipe import Recipe
-from lora_doctor.results.structure import Structure, Unmatched
+from lora_doctor.results.injection import Unmatched
+from lora_doctor.results.structure import Structure
 from tests import cli
 from tests.test_towers import source
 

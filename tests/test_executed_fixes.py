@@ -11,7 +11,7 @@ import pytest
 
 import lora_doctor
 from lora_doctor.api.opening import open_case
-from lora_doctor.cli.main import cli
+from lora_doctor.cli.commands import cli
 from lora_doctor.cli.next_command import next_command
 from lora_doctor.engine import try_fixes
 from lora_doctor.engine.diagnose import diagnose

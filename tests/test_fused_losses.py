@@ -12,7 +12,7 @@ import pytest
 
 import lora_doctor
 from lora_doctor.recipe.files.read_write import read_recipe
-from lora_doctor.recipe.program.setup import read_setup
+from lora_doctor.recipe.program.read_setup import read_setup
 from lora_doctor.rules import ld512_head_adapter_not_in_loss as rule
 from lora_doctor.static.installed import fused_losses
 

@@ -19,7 +19,8 @@ from lora_doctor.model.module_path import pattern_of
 from lora_doctor.model.wrapper import wrapper_call
 from lora_doctor.recipe.normal_forms import TASK_TYPES
 from lora_doctor.recipe.recipe import Recipe
-from lora_doctor.results.structure import Converted, Structure, Unmatched
+from lora_doctor.results.injection import Converted, Unmatched
+from lora_doctor.results.structure import Structure
 from lora_doctor.sandbox.worker import Worker
 from tests.test_default_recipe import LLAMA_NAMES, look
 from tests.test_towers import build, source

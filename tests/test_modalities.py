@@ -38,7 +38,7 @@ def test_what_goes_with_an_image_is_made_only_beside_one() -> None:
 
 
 def test_videos_of_a_users_own_batch_are_seen() -> None:
-    from lora_doctor.model.training_setup import make_batches
+    from lora_doctor.model.contract_batches import make_batches
 
     inputs = {"input_ids": 0, "pixel_values_videos": 0, "labels": 0}
     (batch,) = make_batches(None, [inputs], None, [])

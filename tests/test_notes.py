@@ -17,8 +17,8 @@ from lora_doctor.census.cells import cell  # noqa: E402
 from lora_doctor.engine.child_failures import evidence_error  # noqa: E402
 from lora_doctor.engine.limits import Limits  # noqa: E402
 from lora_doctor.errors import Cause, EvidenceError  # noqa: E402
+from lora_doctor.results.error_report import ErrorReport  # noqa: E402
 from lora_doctor.results.note import Note  # noqa: E402
-from lora_doctor.results.structure import ErrorReport  # noqa: E402
 from lora_doctor.results.verification import Verification  # noqa: E402
 from lora_doctor.sandbox.worker import Worker  # noqa: E402
 

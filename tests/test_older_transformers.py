@@ -16,7 +16,7 @@ from lora_doctor.evidence.meta import describe_module  # noqa: E402
 from lora_doctor.model.loading import Loader  # noqa: E402
 from lora_doctor.model.module_path import pattern_of  # noqa: E402
 from lora_doctor.model.modules import collect  # noqa: E402
-from lora_doctor.model.training_setup import wake_zero_weights  # noqa: E402
+from lora_doctor.model.zero_weights import wake_zero_weights  # noqa: E402
 from lora_doctor.recipe.recipe import Recipe  # noqa: E402
 from lora_doctor.static.model_source import parse_model  # noqa: E402
 from lora_doctor.tiny_model.model_error import ModelError  # noqa: E402

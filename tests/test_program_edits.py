@@ -16,7 +16,7 @@ import lora_doctor
 from lora_doctor.prescription.write_fix import Plan
 from lora_doctor.recipe.edit import Edit
 from lora_doctor.recipe.program.edits import edited_program, program_holds
-from lora_doctor.recipe.program.setup import read_setup
+from lora_doctor.recipe.program.read_setup import read_setup
 from lora_doctor.sandbox.worker import Worker
 from tests.program_styles import NOTEBOOKS
 

@@ -11,7 +11,8 @@ import pytest
 import lora_doctor
 from lora_doctor.errors import InputError
 from lora_doctor.prescription.write_fix import Plan
-from lora_doctor.recipe.program.setup import Setup, read_setup
+from lora_doctor.recipe.program.read_setup import read_setup
+from lora_doctor.recipe.program.setup import Setup
 from lora_doctor.results.diagnosis import Diagnosis
 from tests.program_styles import NOTEBOOKS, SCRIPTS, Notebook, Style
 

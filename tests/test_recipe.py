@@ -218,7 +218,7 @@ OPTIONS = [key for key in KEYS if key.option]
 
 def parsed_options(words: list[str]) -> dict[str, Any]:
     """What the command line hands on for these words, by the real parser of ``check``."""
-    from lora_doctor.cli.main import cli
+    from lora_doctor.cli.commands import cli
 
     command = cli.commands["check"]
     return dict(command.make_context("check", ["arch:gpt2", *words]).params)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import lora_doctor
 from lora_doctor.model.built_in_adapters import _joined
-from lora_doctor.results.structure import AdapterState
+from lora_doctor.results.built_in_adapters import AdapterState
 from lora_doctor.rules.ld001_unexplained_failure import _says_why
 
 OWN_REASON = """Traceback (most recent call last):

@@ -15,9 +15,9 @@ from lora_doctor.reports._checks import check_value, expected_words
 from lora_doctor.reports._costs import costs
 from lora_doctor.reports._verdict import is_mended, next_words, verdict_text
 from lora_doctor.results.diagnosis import Diagnosis, Gathered
+from lora_doctor.results.error_report import ErrorReport
 from lora_doctor.results.finding import Measurement
 from lora_doctor.results.memory_plan import MemoryPart, MemoryPlan, MemoryVariant
-from lora_doctor.results.structure import ErrorReport
 from lora_doctor.results.verification import CHECKS, Check, Failure, Verification
 from lora_doctor.text import GIB
 from tests import diagnoses

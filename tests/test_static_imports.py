@@ -20,6 +20,8 @@ DEEPER = [
     "lora_doctor.results.round_trip",
     "lora_doctor.results.structure",
     "lora_doctor.results.supervision",
+    "lora_doctor.results.injection",
+    "lora_doctor.results.quantization",
     "lora_doctor.evidence.meta",
     "lora_doctor.evidence.tiny",
     "lora_doctor.model.injection",

@@ -23,8 +23,9 @@ from lora_doctor.recipe.edit import Edit, Patch
 from lora_doctor.recipe.files.prescription import Prescription
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.diagnosis import Diagnosis
+from lora_doctor.results.error_report import ErrorReport
+from lora_doctor.results.injection import Converted, RenamedTensor, Unmatched
 from lora_doctor.results.stored import parse_diagnosis, read_diagnosis
-from lora_doctor.results.structure import Converted, ErrorReport, RenamedTensor, Unmatched
 from tests import diagnoses
 from tools import json_schema
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from lora_doctor.evidence import tiny
-from lora_doctor.model import training_setup
+from lora_doctor.model import zero_weights
 from lora_doctor.model.loading import Loader
 from lora_doctor.recipe.files.read_write import as_recipe
 from lora_doctor.tiny_model.config_roles import tree, width_map
@@ -87,7 +87,7 @@ def test_an_image_reaches_the_end_of_a_chain_of_convolutions() -> None:
         torch.nn.init.zeros_(layer.bias)
     image = torch.randn(1, 8, 16, 16)
     assert float(chain(image).abs().mean()) < 1e-10
-    training_setup.wake_zero_weights(chain)
+    zero_weights.wake_zero_weights(chain)
     assert float(chain(image).abs().mean()) > 1e-3
 
 

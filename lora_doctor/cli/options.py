@@ -2,86 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
-from click.shell_completion import CompletionItem
 
+from lora_doctor.cli.option_types import Number, ReportFormat, Several, joined, outputs
 from lora_doctor.errors import InputError
-from lora_doctor.limits import (
-    DATA_ROWS,
-    HUB_SECONDS,
-    META_SECONDS,
-    MOST_DATA_ROWS,
-    TINY_SECONDS,
-)
+from lora_doctor.limits import DATA_ROWS, HUB_SECONDS, META_SECONDS, MOST_DATA_ROWS, TINY_SECONDS
 from lora_doctor.recipe.command_line import Option
 from lora_doctor.recipe.keys import KEYS, RecipeKey
 from lora_doctor.results.depth import STEPS
-from lora_doctor.results.formats import DEFAULT, find_format, find_formats
+from lora_doctor.results.formats import DEFAULT
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-class _Number(click.FloatRange):
-    """A float in a range; ``nan`` is in none, and ``inf`` is no limit that anybody can keep."""
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> float:
-        number = float(super().convert(value, param, ctx))
-        if not math.isfinite(number):
-            self.fail(f"{value} is not a finite number.", param, ctx)
-        return number
-
-
-class _ReportFormat(click.types.StringParamType):
-    """A report format. They are looked for when one is needed, so that other commands neither pay
-    for it nor fail on a broken format of another installed package."""
-
-    name = "report format"
-
-    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
-        return f"[{'|'.join(find_formats())}]"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> str:
-        name = str(super().convert(value, param, ctx))
-        if find_format(name) is None:
-            formats = ", ".join(map(repr, find_formats()))
-            self.fail(f"{name!r} is not one of {formats}.", param, ctx)
-        return name
-
-    def shell_complete(self, ctx: Any, param: Any, incomplete: str) -> list[CompletionItem]:
-        return [CompletionItem(name) for name in find_formats() if name.startswith(incomplete)]
-
-
-class _Several(click.Option):
-    """An option that may be given several times; one text, as a file has it, is one of them."""
-
-    def type_cast_value(self, ctx: click.Context, value: Any) -> Any:
-        return super().type_cast_value(ctx, [value] if isinstance(value, str) else value)
-
-
-def _joined(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> str | None:
-    """As it is written in one: with commas."""
-    return ",".join(values) if values else None
-
-
-def _outputs(
-    ctx: click.Context, param: click.Parameter, values: tuple[str | tuple[str, str], ...]
-) -> list[tuple[str, str]]:
-    """Formats and files out of ``FORMAT=FILE``."""
-    found = []
-    for value in values:
-        if isinstance(value, tuple):  # of the invocation that checks all set-ups
-            found.append(value)
-            continue
-        name, sign, file = value.partition("=")
-        if not sign or not file:
-            raise click.BadParameter(f"{value!r} is no FORMAT=FILE, such as sarif=a.sarif.")
-        found.append((_ReportFormat().convert(name, param, ctx), file))
-    return found
 
 
 def optional_model(command: F) -> F:
@@ -122,7 +57,7 @@ def recipe_options(command: F, *, required: bool = True) -> F:
         ),
         click.option(
             "--hub-time-limit",
-            type=_Number(min=0.1),
+            type=Number(min=0.1),
             default=HUB_SECONDS,
             show_default=True,
             metavar="SECONDS",
@@ -130,14 +65,14 @@ def recipe_options(command: F, *, required: bool = True) -> F:
         ),
         click.option(
             "--time-limit",
-            type=_Number(min=1),
+            type=Number(min=1),
             metavar="SECONDS",
             help=f"For each run in a child process.  [default: {META_SECONDS:g} at meta, "
             f"{TINY_SECONDS:g} at tiny, by size at full, an hour at least]",
         ),
         click.option(
             "--memory-limit",
-            type=_Number(min=0.1),
+            type=Number(min=0.1),
             metavar="GIB",
             help="Resident memory of a child process.  [default: 8; at full by the checkpoint and "
             "what the machine has]",
@@ -173,7 +108,7 @@ def output_options(command: F) -> F:
         ),
         click.option(
             "--output-format",
-            type=_ReportFormat(),
+            type=ReportFormat(),
             default=DEFAULT,
             show_default=True,
             help="Format of the result.",
@@ -189,7 +124,7 @@ def output_options(command: F) -> F:
             "outputs",
             type=click.UNPROCESSED,
             metavar="FORMAT=FILE",
-            callback=_outputs,
+            callback=outputs,
             multiple=True,
             help="Write the result to FILE in this format besides; may be given several times.",
         ),
@@ -245,13 +180,13 @@ def dry_run_options(command: F) -> F:
         ),
         click.option(
             "--time-limit",
-            type=_Number(min=1),
+            type=Number(min=1),
             metavar="SECONDS",
             help="For the whole command.  [default: 600]",
         ),
         click.option(
             "--memory-limit",
-            type=_Number(min=0.1),
+            type=Number(min=0.1),
             metavar="GIB",
             help="Resident memory of the command and all that it starts.  [default: 8]",
         ),
@@ -438,8 +373,8 @@ def _option_of(key: RecipeKey, option: Option) -> Callable[[Any], Any]:
         return click.option(pair, key.name, default=None, help=option.help)
     if option.several:
         return click.option(
-            key.spelling, *option.aliases, key.name, cls=_Several, multiple=True,
-            callback=_joined, metavar=option.metavar, help=option.help,
+            key.spelling, *option.aliases, key.name, cls=Several, multiple=True,
+            callback=joined, metavar=option.metavar, help=option.help,
         )  # fmt: skip
     return click.option(
         key.spelling,

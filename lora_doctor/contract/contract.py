@@ -25,9 +25,9 @@ from lora_doctor.contract.random_weights import RandomWeights
 from lora_doctor.contract.recorder import Recorder, Stop
 from lora_doctor.contract.subject import Subject
 from lora_doctor.contract.training import NAMES_SHOWN, AdaptedModel, Training
+from lora_doctor.model.error_reports import model_error
 from lora_doctor.model.library_answers import warnings_heard
 from lora_doctor.model.peft_models import own_config
-from lora_doctor.model.training_setup import report_of
 from lora_doctor.nn.copying import (
     attributes_kept,
     own_storage,
@@ -37,8 +37,8 @@ from lora_doctor.nn.copying import (
 )
 from lora_doctor.nn.memory_meter import MemoryMeter
 from lora_doctor.recipe.recipe import Recipe
+from lora_doctor.results.error_report import ErrorReport
 from lora_doctor.results.round_trip import Saving
-from lora_doctor.results.structure import ErrorReport
 from lora_doctor.results.verification import BatchReport, Problem, Verification
 from lora_doctor.sandbox.memory import is_out_of_memory
 from lora_doctor.text import clean_path, one_line, where
@@ -167,7 +167,7 @@ class Contract:
                     raise
                 reasons.append(f"{kind_of(batch)}: {type(error).__name__}: {one_line(error, 200)}")
                 last = where(error)
-                first = first or report_of(error)
+                first = first or model_error(error)
                 continue
             ours = self.depth == "tiny" and not self.subject.user_weights
             if not is_finite(loss) and ours and self.dtype == "float32":
@@ -354,7 +354,7 @@ class Contract:
                 "the base model does not run in training mode: "
                 f"{type(error).__name__}: {one_line(error, 200)} ({where(error)})",
                 "base-model",
-                report_of(error),
+                model_error(error),
             ) from error
 
     def _blame_loss(self, bad: NonFinite | None, value: Any) -> None:

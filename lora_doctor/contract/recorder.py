@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from lora_doctor.contract.locator import Locator, NonFinite
+from lora_doctor.results.error_report import ErrorReport
 from lora_doctor.results.note import Note, NoteKind
-from lora_doctor.results.structure import ErrorReport
 from lora_doctor.results.verification import CHECKS, Check, CheckStatus, Failure, Obstacle, Problem
 from lora_doctor.sandbox.memory import is_out_of_memory
 from lora_doctor.text import one_line, single_line, traceback_text, where

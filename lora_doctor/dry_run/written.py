@@ -14,7 +14,8 @@ from pathlib import Path
 from lora_doctor.engine.evidence_store import EvidenceStore
 from lora_doctor.errors import LoraDoctorError
 from lora_doctor.recipe.files.read_write import read_recipe
-from lora_doctor.recipe.program.setup import is_program, read_setup
+from lora_doctor.recipe.program.read_setup import read_setup
+from lora_doctor.recipe.program.setup import is_program
 from lora_doctor.static.script.training_script import read_training_script
 
 _SET_UPS = (".yaml", ".yml", ".json")

@@ -12,22 +12,12 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from lora_doctor.engine.child_failures import read_answer, without_answer
-from lora_doctor.engine.child_tasks import (
-    ADAPTER_LOADING,
-    CHECKPOINT_QUANTIZATION,
-    LOADING,
-    LOADING_BY_CODE,
-    MEMORY_PLAN,
-    STRUCTURE,
-    ChildTasks,
-    cost,
-    supervision_of,
-)
+from lora_doctor.engine.child_tasks import ChildTasks, cost
 from lora_doctor.engine.evidence_store import evidence, kinds
 from lora_doctor.engine.limits import Checkpoint, TaskLimits
+from lora_doctor.engine.meta_evidence import MetaEvidence
 from lora_doctor.engine.other_rules import OtherRules
 from lora_doctor.engine.settings import Settings
-from lora_doctor.engine.written_evidence import WrittenEvidence
 from lora_doctor.errors import EvidenceError
 from lora_doctor.evidence.tiny_model_cache import TinyModelCache
 from lora_doctor.recipe.edit import Patch
@@ -39,19 +29,13 @@ from lora_doctor.sandbox.worker import Worker
 from lora_doctor.static.model_source import ModelSource
 
 if TYPE_CHECKING:
-    from lora_doctor.results.adapter_loading import AdapterLoading
-    from lora_doctor.results.checkpoint_quantization import CheckpointQuantization
-    from lora_doctor.results.loading import Loading
-    from lora_doctor.results.memory_plan import MemoryPlan
-    from lora_doctor.results.structure import Structure
-    from lora_doctor.results.supervision import Supervision
     from lora_doctor.static.adapter_values import AdapterValues
 
 #: Times that a proposal is bettered by what a run says of it.
 _REFINEMENTS = 3
 
 
-class Case(WrittenEvidence):
+class Case(MetaEvidence):
     """A recipe on a model, and the evidence about it.
 
     Each method marked ``evidence`` is an attribute: its value is gathered when first asked for, and
@@ -97,47 +81,12 @@ class Case(WrittenEvidence):
         return case
 
     @property
-    def recipe(self) -> Recipe:
-        """The recipe, with open keys filled as far as the structure is known."""
-        structure = Case.structure.known(self)
-        if structure is None:
-            return self.asked
-        filled = Recipe.from_json(structure.recipe)
-        asked = self.asked
-        return replace(
-            filled, file=asked.file, places=asked.places, set_up=asked.set_up, written=asked.written
-        )
-
-    @property
     def written(self) -> Recipe:
         """The recipe before any fix: what the user wrote, and not what a fix of this run wrote in
         its place. A rule that asks what was meant asks this one."""
         return self._written or self.recipe
 
-    def recipe_in_full(self) -> Recipe:
-        """The recipe with every open key filled: the structure is gathered for it."""
-        _ = self.structure
-        return self.recipe
-
     # --- what can be known ---------------------------------------------------------------------
-
-    @evidence(of_recipe=False)
-    def adapter_loading(self) -> AdapterLoading:
-        """The saved adapter, loaded by the installed PEFT onto the class on the meta device."""
-        adapter = self.adapter
-        self._require("meta")
-        from lora_doctor.results.adapter_loading import AdapterLoading
-
-        self._progress(f"loading {adapter.place} onto {self.source} on the meta device")
-        return self._tasks.gather(
-            ADAPTER_LOADING,
-            AdapterLoading,
-            self.asked,
-            self.settings.limits.of_meta(),
-            config=adapter.config,
-            tensors={name: asdict(item) for name, item in adapter.weights.tensors.items()},
-            folder=None if adapter.snapshot is not None else str(adapter.folder),
-        )
 
     @evidence(of_recipe=False)
     def adapter_values(self) -> AdapterValues:
@@ -149,147 +98,6 @@ class Case(WrittenEvidence):
         self._fetch_adapter()
         origin = f"{adapter.place}: every number of its weights"
         return self.store.timed("adapter_values", origin, lambda: read_values(adapter))
-
-    @evidence(of_recipe=True)
-    def structure(self) -> Structure:
-        """The class that would be loaded, at full size on the meta device, adapters injected."""
-        self._require("meta")
-        if self.source.kind == "module":
-            from lora_doctor.evidence.meta import describe_module
-
-            return self.store.timed(
-                "structure",
-                f"the loaded {self.source.name}",
-                lambda: describe_module(self.source.module, self.asked),
-            )
-        from lora_doctor.results.structure import Structure
-
-        self._progress(f"building {self.source} on the meta device")
-        return self._tasks.gather(
-            STRUCTURE,
-            Structure,
-            self.asked,
-            self.settings.limits.of_meta(),
-            check=lambda found: Recipe.from_json(found.recipe),
-        )
-
-    @evidence(of_recipe=True)
-    def checkpoint_quantization(self) -> CheckpointQuantization:
-        """What the installed libraries make of the quantization that the checkpoint comes with;
-        raises where it comes with none."""
-        self._require("meta")
-        if self.static.quantization_config is None:
-            raise EvidenceError("the checkpoint is not quantized")
-        from lora_doctor.results.checkpoint_quantization import CheckpointQuantization
-
-        recipe = self.recipe_in_full()
-        self._progress("asking what the checkpoint's quantization means")
-        return self._tasks.gather(
-            CHECKPOINT_QUANTIZATION,
-            CheckpointQuantization,
-            recipe,
-            self.settings.limits.of_meta(),
-            asked=self.asked.to_json(),
-        )
-
-    @evidence(of_recipe=True)
-    def loading(self) -> Loading:
-        """What loading makes of the names in the checkpoint, and which weights will be random."""
-        from lora_doctor.static.folder.checkpoint_files import stored_shapes
-
-        if self.source.kind in ("factory", "module"):
-            return self._loading_by_code()
-        shapes, saved_class = None, ""
-        try:
-            shapes = stored_shapes(self.static)
-        except EvidenceError:
-            saved_class = self._saved_class()
-            if not saved_class:
-                raise
-        self._require("meta")
-        from lora_doctor.results.loading import Loading
-
-        recipe = self.recipe_in_full()
-        self._progress(f"loading the names of {self.source} on the meta device")
-        return self._tasks.gather(
-            LOADING,
-            Loading,
-            recipe,
-            self.settings.limits.of_meta(),
-            shapes=shapes,
-            saved_class=saved_class,
-        )
-
-    def _saved_class(self) -> str:
-        """The class that the checkpoint was saved from, by its config, where another one is loaded;
-        else empty."""
-        named = self.static.architectures
-        if self.source.kind not in ("folder", "hub") or not named or not self.reaches("meta"):
-            return ""
-        return named[0] if named[0] != self.structure.model_class else ""
-
-    def _loading_by_code(self) -> Loading:
-        """The same, where the user's own code loads the model."""
-        self._require("meta")
-        recipe = self.recipe_in_full()
-        if self.source.kind == "module":
-            from lora_doctor.evidence.loading_by_code import of_module
-
-            return self.store.timed(
-                "loading",
-                "names in the checkpoint that the loaded model's config names",
-                lambda: of_module(self.source.module, recipe),
-            )
-        from lora_doctor.results.loading import Loading
-
-        self._progress(f"calling {self.source} twice")
-        limits = self.settings.limits.of_meta()
-        return self._tasks.gather(LOADING_BY_CODE, Loading, recipe, limits)
-
-    @evidence(of_recipe=True)
-    def memory_plan(self) -> MemoryPlan:
-        """What the recipe and its alternatives take on a GPU, counted on the meta device."""
-        self._require("meta")
-        if self.source.kind == "module":
-            raise EvidenceError(
-                "the memory plan is made from a class on the meta device; this module is loaded"
-            )
-        from lora_doctor.results.memory_plan import MemoryPlan
-
-        recipe = self.recipe_in_full()
-        self._progress("counting memory on the meta device")
-        return self._tasks.gather(
-            MEMORY_PLAN,
-            MemoryPlan,
-            recipe,
-            self.settings.limits.of_meta(),
-        )
-
-    @evidence(of_recipe=True)
-    def supervision(self) -> Supervision:
-        """Which tokens of the training data the loss sees, by the model's tokenizer; a dry run
-        keeps here what it saw in the user's own batches. Raises where there are no rows."""
-        data = self.settings.data
-        if data is None:
-            raise EvidenceError("no training data was given (--data FILE)")
-        self._require("meta")
-        if self.source.kind not in ("folder", "hub", "arch"):
-            raise EvidenceError(f"{self.source} has no tokenizer; --data needs a folder or hub id")
-        from lora_doctor.results.supervision import Supervision
-
-        self._progress(f"looking at rows of {data.training.name}")
-        return self._tasks.gather(
-            supervision_of(data.training.name),
-            Supervision,
-            self.recipe,
-            self.settings.limits.of_tiny(),
-            data={
-                "file": str(data.training),
-                "evaluation": str(data.evaluation) if data.evaluation else None,
-                "rows": data.rows,
-                "samples": data.samples,
-            },
-        )
 
     @evidence(of_recipe=True)
     def tiny(self) -> Verification:

@@ -9,16 +9,11 @@ from dataclasses import replace
 from lora_doctor.engine.answer import strictly
 from lora_doctor.engine.budgets import check_budgets, why_open
 from lora_doctor.engine.case import Case
+from lora_doctor.engine.fix_outcomes import contract_words, is_of_text
 from lora_doctor.engine.ignored import with_ignored
 from lora_doctor.engine.registry import RuleSelection
 from lora_doctor.engine.rule import Rule
-from lora_doctor.engine.try_fixes import (
-    Trials,
-    contract_words,
-    fixed,
-    is_of_text,
-    proven,
-)
+from lora_doctor.engine.try_fixes import Trials, fixed, proven
 from lora_doctor.errors import EvidenceError, FactoryError, InputError
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.diagnosis import AppliedFix, Diagnosis

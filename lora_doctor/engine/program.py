@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from lora_doctor.errors import InputError
-from lora_doctor.recipe.program.setup import Setup, read_setup, setup_of
+from lora_doctor.recipe.program.read_setup import read_setup, setup_of
+from lora_doctor.recipe.program.setup import Setup
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.static.model_source import ModelSource, parse_model
 

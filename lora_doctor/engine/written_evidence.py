@@ -55,7 +55,7 @@ class WrittenEvidence(ReadEvidence):
     @evidence(of_recipe=True)
     def program(self) -> Setup:
         """The calls of the training script or notebook that holds the recipe, read and not run."""
-        from lora_doctor.recipe.program.setup import setup_of
+        from lora_doctor.recipe.program.read_setup import setup_of
 
         if self.asked.written is None:
             raise EvidenceError("the recipe is in no training script or notebook")

@@ -18,8 +18,9 @@ from lora_doctor.errors import EvidenceError
 from lora_doctor.evidence import kbit_preparation
 from lora_doctor.evidence.reload import does_not_load
 from lora_doctor.limits import DOWNLOAD_TIMES, LISTING_BYTES
-from lora_doctor.model import checkpoint_quantization, training_setup
+from lora_doctor.model import checkpoint_quantization, contract_batches, training_setup
 from lora_doctor.model.random_weights import loaded_again, missing_in
+from lora_doctor.nn import dtypes
 from lora_doctor.prescription.patches import install_patches
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.depth import STEPS
@@ -105,17 +106,17 @@ def _verify(
         if is_out_of_memory(error):
             raise
         return does_not_load(error, "full", device)
-    dtype = training_setup.dtype_of(model)
+    dtype = dtypes.dtype_of(model)
     report_progress("making batches", dtype=dtype)
     try:
-        batches = training_setup.make_batches(model, loader.factory_batches, None, notes)
-    except training_setup.NoBatch as error:
+        batches = contract_batches.make_batches(model, loader.factory_batches, None, notes)
+    except contract_batches.NoBatch as error:
         unclear = Verification.undetermined(
             str(error), depth="full", device=device, obstacle="batch", base_error=error.raised
         )
         del model
         return _judged(unclear, loader, recipe, device)
-    batches = [training_setup.cast(batch.to(device), dtype) for batch in batches]
+    batches = [contract_batches.cast(batch.to(device), dtype) for batch in batches]
     lacking = missing_in(model, missing)
     adapter = loader.source.get("adapter")
     subject = Subject(
@@ -135,7 +136,7 @@ def _verify(
         copyable=training_setup.is_copyable(model),
         user_weights=True,
         user_inputs=bool(loader.factory_batches),
-        missing=training_setup.missing_inputs(model, batches),
+        missing=contract_batches.missing_inputs(model, batches),
         model_class=type(model).__name__,
         steps=notes,
     )

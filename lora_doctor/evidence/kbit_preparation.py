@@ -12,9 +12,9 @@ from dataclasses import replace
 from typing import Any
 
 from lora_doctor.contract.recorder import Recorder
-from lora_doctor.model import training_setup
+from lora_doctor.model import contract_batches, training_setup
 from lora_doctor.recipe.recipe import Recipe
-from lora_doctor.results.structure import ErrorReport
+from lora_doctor.results.error_report import ErrorReport
 from lora_doctor.results.verification import Verification
 from lora_doctor.text import one_line, where
 
@@ -76,7 +76,7 @@ def _objection(model: Any, batch: Any, dtype: str) -> Exception | None:
 
     model.train()
     last: Exception | None = None
-    for one in (copy.deepcopy(batch), training_setup.cast(copy.deepcopy(batch), dtype)):
+    for one in (copy.deepcopy(batch), contract_batches.cast(copy.deepcopy(batch), dtype)):
         try:
             with torch.no_grad():
                 loss_of(model, one)

@@ -9,9 +9,10 @@ from typing import Any
 from lora_doctor.contract.contract import LEARNING_RATE, Contract
 from lora_doctor.contract.random_weights import parameters_of_base
 from lora_doctor.contract.subject import Subject
-from lora_doctor.model import training_setup
+from lora_doctor.model import contract_batches, training_setup
 from lora_doctor.model.peft_models import own_config
 from lora_doctor.model.random_weights import loaded_again, missing_among
+from lora_doctor.nn import dtypes
 from lora_doctor.nn.copying import structural_copy, undisturbed
 from lora_doctor.nn.rebinding import deep_copy
 from lora_doctor.recipe.files.read_write import as_recipe
@@ -89,10 +90,10 @@ def _verify(model: Any, given: list[Mapping[str, Any]] | None, run: _Run) -> Ver
     notes: list[Note] = []
     training_setup.keep_quantized_layout(model)
     try:
-        batches = training_setup.make_batches(
+        batches = contract_batches.make_batches(
             model, None if given is None else [dict(batch) for batch in given], None, notes
         )
-    except training_setup.NoBatch as error:
+    except contract_batches.NoBatch as error:
         return Verification.undetermined(
             str(error), depth=depth, device=device, obstacle="batch", base_error=error.raised
         )
@@ -109,10 +110,10 @@ def _verify(model: Any, given: list[Mapping[str, Any]] | None, run: _Run) -> Ver
         user_weights=depth == "full",
         user_inputs=bool(given),
         shared=run.shared,
-        missing=training_setup.missing_inputs(model, batches),
+        missing=contract_batches.missing_inputs(model, batches),
         model_class=type(model).__name__,
         steps=notes,
         missing_weights=missing,
     )
-    dtype = training_setup.dtype_of(model)
+    dtype = dtypes.dtype_of(model)
     return Contract(subject, recipe, steps=run.steps, depth=depth, device=device, dtype=dtype).run()

@@ -13,7 +13,7 @@ from typing import Any
 from lora_doctor.contract.random_weights import RandomWeights
 from lora_doctor.errors import EvidenceError
 from lora_doctor.model import training_setup
-from lora_doctor.model.injection import report
+from lora_doctor.model.error_reports import library_error
 from lora_doctor.model.loading import Loader
 from lora_doctor.model.random_weights import Shapes, describe_missing, load_names, missing_in
 from lora_doctor.model.saved_class import shapes_by_class
@@ -87,5 +87,5 @@ def with_adapters(
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        return replace(result, error=report(error))
+        return replace(result, error=library_error(error))
     return replace(result, unsaved=followed.unsaved(wrapped))

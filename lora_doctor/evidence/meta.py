@@ -19,30 +19,25 @@ from lora_doctor.model import (
     input_gradients,
     quantization,
     stacked,
-    training_setup,
 )
-from lora_doctor.model.injection import Injected, inject, read_wrapped, report
+from lora_doctor.model.error_reports import library_error
+from lora_doctor.model.injection import Injected, inject, read_wrapped
 from lora_doctor.model.left_out_heads import left_out_heads
 from lora_doctor.model.loading import Loader
 from lora_doctor.model.module_path import pattern_of
-from lora_doctor.model.modules import (
-    assign_roles,
-    collect,
-    elements,
-    group,
-    is_adapter_layer,
-    walk,
-)
+from lora_doctor.model.modules import assign_roles, collect, elements, group, is_adapter_layer, walk
 from lora_doctor.model.peft_models import active_names, own_config, peft_models
 from lora_doctor.model.towers import find_towers
 from lora_doctor.model.wrapper import WrapperCall, wrapper_call
+from lora_doctor.nn import dtypes
 from lora_doctor.prescription.patches import install_patches
 from lora_doctor.proposal.defaults import default_recipe
 from lora_doctor.proposal.tried import Proposal
 from lora_doctor.recipe.files.read_write import as_recipe
 from lora_doctor.recipe.recipe import Recipe
+from lora_doctor.results.injection import Injection
 from lora_doctor.results.note import Note
-from lora_doctor.results.structure import ForwardParameter, HeadClass, Injection, Structure
+from lora_doctor.results.structure import ForwardParameter, HeadClass, Structure
 from lora_doctor.sandbox.memory import is_out_of_memory
 from lora_doctor.static.installed.missing_package import missing_package
 from lora_doctor.text import single_line
@@ -150,7 +145,7 @@ def describe_module(module: Any, recipe: Recipe | None = None) -> Structure:
         base,
         loaded_by=type(module).__name__,
         heads=_heads_of(base),
-        native_dtype=training_setup.floating_dtype(base),
+        native_dtype=dtypes.floating_dtype(base),
     )
     if not parts:
         found = _complete(found, where, base, asked)
@@ -245,7 +240,7 @@ def _with_wrapper(found: Structure, recipe: Recipe) -> Structure:
     try:
         call = wrapper_call(recipe.get("task_type"))
     except Exception as error:  # noqa: BLE001 - a PEFT that we do not know yet
-        seen = report(error)
+        seen = library_error(error)
         text = f"the wrapper could not be asked: {seen}"
         notes = (*notes, Note("not-observed", text, str(seen)))
     return replace(

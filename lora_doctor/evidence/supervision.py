@@ -10,9 +10,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
-from lora_doctor.errors import EvidenceError, InputError, LimitError
+from lora_doctor.errors import EvidenceError, LimitError
+from lora_doctor.evidence.tokenizer import (
+    apply_keys,
+    is_id,
+    load_tokenizer,
+    model_json,
+    stop_ids,
+    training_template,
+)
 from lora_doctor.limits import EVALUATION_ROWS
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.note import Note
@@ -92,10 +100,10 @@ class _Reader:
     @classmethod
     def make(cls, source: Mapping[str, Any], recipe: Recipe) -> _Reader:
         tokenizer = load_tokenizer(source)
-        config = _json(source, "config.json")
-        _apply_keys(tokenizer, recipe)
-        ids = {value for key, value in config.items() if key in _PLACEHOLDERS and _is_id(value)}
-        facts = describe(tokenizer, _stop_ids(source, config, tokenizer), sorted(ids))
+        config = model_json(source, "config.json")
+        apply_keys(tokenizer, recipe)
+        ids = {value for key, value in config.items() if key in _PLACEHOLDERS and is_id(value)}
+        facts = describe(tokenizer, stop_ids(source, config, tokenizer), sorted(ids))
         marker = recipe.get("response_template") or ""
         how = Rendering(
             tokenizer,
@@ -105,7 +113,7 @@ class _Reader:
             response_ids=tuple(tokenizer(marker, add_special_tokens=False)["input_ids"])
             if marker
             else (),
-            chat_template=_training_template(tokenizer, facts, recipe),
+            chat_template=training_template(tokenizer, facts, recipe),
         )
         return cls(recipe, tokenizer, facts, how, config)
 
@@ -218,11 +226,11 @@ class _Reader:
             size = self.config.get("vocab_size") or (self.config.get("text_config") or {}).get(
                 "vocab_size"
             )
-            return max(int(size), len(self.tokenizer)) if _is_id(size) else None
+            return max(int(size), len(self.tokenizer)) if is_id(size) else None
         names = self.config.get("id2label")
         if isinstance(names, dict):
             return len(names)
-        return self.config.get("num_labels") if _is_id(self.config.get("num_labels")) else None
+        return self.config.get("num_labels") if is_id(self.config.get("num_labels")) else None
 
     def _unused(self, rows: Sequence[Row]) -> TokenizerFacts:
         """The facts, with special tokens that occur in none of the rows and could be padding."""
@@ -315,94 +323,6 @@ def _partial_steps() -> bool:
     except ImportError:
         return True
     return hasattr(Trainer, "set_initial_training_values")
-
-
-def load_tokenizer(source: Mapping[str, Any]) -> Any:
-    """The tokenizer of a model's files.
-
-    Raises:
-        EvidenceError: there is none, or transformers refuses it.
-    """
-    folder = source.get("folder")
-    if folder is None:
-        raise EvidenceError(
-            f"{source['kind']}:{source['name']} has no tokenizer; --data needs a folder or hub id"
-        )
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=bool(source["trust_remote_code"]), local_files_only=True
-        )
-    except Exception as error:
-        raise EvidenceError(
-            f"the tokenizer of {source['name']} cannot be loaded: {type(error).__name__}: "
-            f"{single_line(str(error), 300)}",
-            remedy="package" if isinstance(error, ImportError) else "file",
-        ) from error
-
-
-def _apply_keys(tokenizer: Any, recipe: Recipe) -> None:
-    """What TRL changes of the tokenizer by its own arguments."""
-    known = tokenizer.get_vocab()
-    for key in ("eos_token", "pad_token"):
-        token = recipe.get(key)
-        if token is None:
-            continue
-        if token not in known:
-            raise InputError(f"{key} {token!r}: is no token of the model's tokenizer")
-        setattr(tokenizer, key, token)
-    path = recipe.get("chat_template_path")
-    if path is None:
-        return
-    file = Path(path)
-    if not file.is_file() or file.stat().st_size > 1 << 20:
-        raise InputError(f"chat_template_path {path!r}: no such file")
-    tokenizer.chat_template = file.read_text(encoding="utf-8")
-
-
-def _training_template(tokenizer: Any, facts: TokenizerFacts, recipe: Recipe) -> str | None:
-    """The template that the installed TRL trains with in the place of one without marks; asked of
-    TRL itself. ``None`` where it has none, or is not installed."""
-    if not recipe.get("assistant_only_loss") or facts.has_generation_marks:
-        return None
-    try:
-        from trl.chat_template_utils import get_training_chat_template
-    except Exception:  # noqa: BLE001 - no TRL, one without it, or one that cannot be imported
-        return None
-    try:
-        found = get_training_chat_template(tokenizer)
-    except Exception:  # noqa: BLE001 - it raises for a template that it does not know
-        return None
-    return found if isinstance(found, str) else None
-
-
-def _stop_ids(
-    source: Mapping[str, Any], config: Mapping[str, Any], tokenizer: Any
-) -> list[int] | None:
-    """Where generation stops: by the model's files, and at the tokenizer's own end-of-text token,
-    which the Trainer adds to them; ``None`` where none of them says."""
-    own = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-    for settings in (_json(source, "generation_config.json"), config):
-        value = settings.get("eos_token_id")
-        ids = [one for one in (value if isinstance(value, list) else [value]) if _is_id(one)]
-        if ids:
-            return sorted({*ids, *own})
-    return own or None
-
-
-def _is_id(value: object) -> TypeGuard[int]:
-    return type(value) is int and value >= 0
-
-
-def _json(source: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """A JSON object of the model's folder; empty where there is none."""
-    from lora_doctor.static.piece import read_json_object
-
-    try:
-        return read_json_object(Path(source["folder"]) / name)
-    except EvidenceError:
-        return {}
 
 
 def _evaluation(path: str | None, training: Path, sampled: DataFile) -> EvaluationSet | None:

@@ -31,17 +31,23 @@ from lora_doctor.evidence.reload import (
     reload,
     saved,
 )
-from lora_doctor.model import checkpoint_quantization, training_setup
+from lora_doctor.model import (
+    checkpoint_quantization,
+    contract_batches,
+    error_reports,
+    training_setup,
+    zero_weights,
+)
 from lora_doctor.model.random_weights import loaded_again, missing_in
-from lora_doctor.nn import wrapper_tensors
+from lora_doctor.nn import dtypes, wrapper_tensors
 from lora_doctor.prescription.patches import install_patches
 from lora_doctor.recipe.edit import REMOVE, Edit
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.depth import STEPS
+from lora_doctor.results.error_report import ErrorReport
 from lora_doctor.results.from_json import from_json
 from lora_doctor.results.loading import MissingWeight
 from lora_doctor.results.note import Note
-from lora_doctor.results.structure import ErrorReport
 from lora_doctor.results.verification import Obstacle, Verification
 from lora_doctor.sandbox.memory import is_out_of_memory
 from lora_doctor.sandbox.worker import report_progress
@@ -129,7 +135,7 @@ def _verify(planned: TinyRun, made: str | None) -> Verification:
     """The contract for a run that has no model yet."""
     if planned.loader.source["kind"] == "factory":
         model = planned.loader.build()
-        return _contract(replace(planned, model=model, dtype=training_setup.dtype_of(model)))
+        return _contract(replace(planned, model=model, dtype=dtypes.dtype_of(model)))
     shrunk = make(planned.loader, made)
     notes = [Note("step", step) for step in shrunk.steps]
     return verify(replace(planned, model=shrunk.model, batch=shrunk.batch, notes=notes))
@@ -155,7 +161,7 @@ def make(loader: Any, made: str | None = None) -> Any:
         shrunk = shrink(loader.config, lambda config: loader.build("cpu", config=config))
     except ShrinkError as error:
         raise EvidenceError(f"no tiny model of this class can be made: {one_line(error)}") from None
-    training_setup.wake_zero_weights(shrunk.model)
+    zero_weights.wake_zero_weights(shrunk.model)
     fit_statistics(shrunk.model, shrunk.batch)
     if made is not None:
         tiny_model_cache.write(made, shrunk)
@@ -185,7 +191,7 @@ def verify(run: TinyRun) -> Verification:
     quantization where this machine has them, else in float32, which the notes then say."""
     run = _fitted(run)
     if run.recipe.peft_type != "LORA":  # which reads no bias
-        training_setup.wake_zero_biases(run.model)
+        zero_weights.wake_zero_biases(run.model)
     if is_own_code(run.model):
         try:
             empty = buffers_without_values(run.model)
@@ -263,13 +269,13 @@ def _attempt(run: TinyRun) -> _Attempt:
             quantized = bool(getattr(model, "is_quantized", False))
         else:
             model = copy.deepcopy(run.model)
-        dtype = run.dtype or training_setup.dtype_of(model)
+        dtype = run.dtype or dtypes.dtype_of(model)
         result = _contract(replace(run, model=model, batch=copy.deepcopy(run.batch), dtype=dtype))
     except Exception as error:
         if is_out_of_memory(error):
             raise
         reason = f"{type(error).__name__}: {one_line(error, 200)} ({where(error)})"
-        raised = training_setup.report_of(error)
+        raised = error_reports.model_error(error)
         return _Attempt(None, quantized, reason, None, raised)
     return _Attempt(result, quantized, result.reason, result.obstacle, result.base_error)
 
@@ -309,8 +315,8 @@ def _contract(run: TinyRun) -> Verification:
     report_progress("making batches")
     try:
         given = run.loader.factory_batches
-        batches = training_setup.make_batches(model, given, run.batch, run.notes)
-    except training_setup.NoBatch as error:
+        batches = contract_batches.make_batches(model, given, run.batch, run.notes)
+    except contract_batches.NoBatch as error:
         return Verification.undetermined(
             str(error), depth="tiny", device=run.device, obstacle="batch", base_error=error.raised
         )
@@ -318,7 +324,7 @@ def _contract(run: TinyRun) -> Verification:
     missing = missing_in(model, run.missing)
     subject = Subject(
         base=model,
-        batches=[training_setup.cast(one.to(run.device), run.dtype) for one in batches],
+        batches=[contract_batches.cast(one.to(run.device), run.dtype) for one in batches],
         wrap=training_setup.wrapper(model, recipe, loaded=not factory),
         fresh=loaded_again(
             training_setup.fresh_base(model, shared=shared), [*filter(missing.get, missing)]
@@ -328,7 +334,7 @@ def _contract(run: TinyRun) -> Verification:
         copyable=training_setup.is_copyable(model) and not shared,
         user_weights=factory,
         user_inputs=bool(given),
-        missing=training_setup.missing_inputs(model, batches),
+        missing=contract_batches.missing_inputs(model, batches),
         unfit=run.unfit,
         model_class=type(model).__name__,
         steps=run.notes,
@@ -370,7 +376,7 @@ def _explained(result: Verification, run: TinyRun) -> Verification:
             return training_setup.for_kbit_training(loaded, recipe)
 
         inputs = copy.deepcopy(run.batch).to(result.device)
-        inputs = training_setup.cast(inputs, run.dtype or result.dtype)
+        inputs = contract_batches.cast(inputs, run.dtype or result.dtype)
         return quantized_layers.explained(result, run.model, load, run.recipe, inputs)
 
 

@@ -218,7 +218,8 @@ class Watch:
 
     def _start_watching(self) -> None:
         from lora_doctor.contract.watched import WatchedSteps
-        from lora_doctor.model.training_setup import dtype_of, make_batches
+        from lora_doctor.model.contract_batches import make_batches
+        from lora_doctor.nn.dtypes import dtype_of
 
         model = self._training.model
         device = str(next((p.device for p in model.parameters()), "cpu"))
@@ -279,7 +280,7 @@ class Watch:
             steps, self._steps = self._steps, None
             return steps
         from lora_doctor.contract.watched import WatchedSteps
-        from lora_doctor.model.training_setup import make_batches
+        from lora_doctor.model.contract_batches import make_batches
 
         batch = make_batches(self._training.model, [dict(self._training.given)], None, [])[0]
         return WatchedSteps(self._training.model, batch, dtype=self._dtype, device=self._device)

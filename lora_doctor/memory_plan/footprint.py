@@ -18,6 +18,7 @@ from lora_doctor.memory_plan.live_tensors import LiveBytes
 from lora_doctor.memory_plan.quantized import constants, quantize
 from lora_doctor.model import training_setup
 from lora_doctor.model.meta_copy import MetaCopy
+from lora_doctor.nn import dtypes
 from lora_doctor.nn.embeddings import output_embeddings
 from lora_doctor.recipe.recipe import Recipe
 
@@ -212,7 +213,7 @@ def _keep_float32(model: Any, dtype: str) -> None:
     names: set[str] = set()
     if dtype == "float16":
         names.update(getattr(model, "_keep_in_fp32_modules", None) or ())
-    if dtype in training_setup.HALF:
+    if dtype in dtypes.HALF:
         names.update(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
     for path, module in model.named_modules():
         if names & set(path.split(".")):

@@ -16,9 +16,10 @@ from lora_doctor.memory_plan import optimizer
 from lora_doctor.memory_plan.alternatives import Alternative, alternatives
 from lora_doctor.memory_plan.footprint import MetaModel, Sizes, Step, quiet
 from lora_doctor.memory_plan.thinned_model import Runnable, own_batch, runnable
-from lora_doctor.model import checkpoint_quantization, quantization, training_setup
-from lora_doctor.model.injection import report
+from lora_doctor.model import checkpoint_quantization, quantization
+from lora_doctor.model.error_reports import library_error
 from lora_doctor.model.loading import Loader
+from lora_doctor.nn import dtypes
 from lora_doctor.prescription.patches import install_patches
 from lora_doctor.recipe.gpus import CHEAPEST, gpus_of
 from lora_doctor.recipe.memory_size import parse_memory
@@ -80,7 +81,7 @@ def gather(
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        seen = report(error)
+        seen = library_error(error)
         raise EvidenceError(
             f"the memory of {loader.loaded_by} cannot be counted: {seen.type}: {seen.message}"
         ) from error
@@ -104,9 +105,7 @@ class _Planner:
         own = loader.source["kind"] == "factory"
         self.loaded = not own
         self.given = loader.factory_batches if own else None
-        self.dtype = (
-            training_setup.dtype_of(self.model) if own else _dtype(recipe, loader.native_dtype)
-        )
+        self.dtype = dtypes.dtype_of(self.model) if own else _dtype(recipe, loader.native_dtype)
         self.foreign = _foreign_quantization(loader.config, recipe)
         checkpoint = quantization.of_checkpoint(loader.config)
         self.kind: Literal["4bit", "8bit"] | None = (
@@ -348,5 +347,5 @@ def _foreign_quantization(config: Any, recipe: Recipe) -> str | None:
 
 
 def _said(error: BaseException) -> str:
-    seen = report(error)
+    seen = library_error(error)
     return f"{seen.type}: {seen.message}"[:200]

@@ -9,9 +9,9 @@ from typing import Any
 
 from lora_doctor.memory_plan.batch import PlannedBatch, planned_batch
 from lora_doctor.model.built_in_adapters import trains_its_own
-from lora_doctor.model.injection import meaning
 from lora_doctor.model.loading import peft_config
 from lora_doctor.model.meta_copy import MetaCopy, meta_copy
+from lora_doctor.model.target_entries import meaning
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.tiny_model.batch.result import BatchError
 

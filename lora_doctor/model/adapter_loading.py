@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lora_doctor.model.injection import ADAPTER_NAME, adapter_parameters, report
+from lora_doctor.model.adapter_counts import adapter_parameters
+from lora_doctor.model.error_reports import library_error
+from lora_doctor.model.injection import ADAPTER_NAME
 from lora_doctor.results.adapter_loading import Landing, OtherShape
 from lora_doctor.static.weights import Tensor
 
@@ -45,7 +47,7 @@ def load(model: Any, folder: Path, tensors: Mapping[str, Tensor]) -> Landing:
         shapes = _other_shapes(str(error))
         return Landing(
             tensors=len(tensors),
-            error=None if shapes else report(error),
+            error=None if shapes else library_error(error),
             other_shapes=shapes,
         )
     names = _names_of_adapter(seen.wrapped)

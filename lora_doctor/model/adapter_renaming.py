@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_doctor.results.adapter_loading import Renaming
-from lora_doctor.results.structure import RenamedTensor
+from lora_doctor.results.injection import RenamedTensor
 from lora_doctor.static.weights import Tensor
 
 Rename = Callable[[str], str]

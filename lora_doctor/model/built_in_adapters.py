@@ -12,14 +12,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from lora_doctor.model.injection import Injected, inject, meaning, plain_wrap
+from lora_doctor.model.injection import Injected, inject, plain_wrap
 from lora_doctor.model.loading import peft_config
 from lora_doctor.model.meta_copy import meta_copy
 from lora_doctor.model.module_path import pattern_of
 from lora_doctor.model.modules import is_adapter_layer
 from lora_doctor.model.peft_models import is_peft_model, own_config, prompts
+from lora_doctor.model.target_entries import meaning
 from lora_doctor.recipe.recipe import Recipe, asks_for_adapter
-from lora_doctor.results.structure import AdapterState, BuiltIn, Injection
+from lora_doctor.results.built_in_adapters import AdapterState, BuiltIn
+from lora_doctor.results.injection import Injection
 from lora_doctor.sandbox.temporary import temporary_folder
 
 

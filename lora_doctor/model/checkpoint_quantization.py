@@ -19,13 +19,14 @@ from typing import Any, Literal
 
 from lora_doctor.errors import InputError
 from lora_doctor.model import training_setup
-from lora_doctor.model.injection import inject, report
+from lora_doctor.model.error_reports import library_error
+from lora_doctor.model.injection import inject
 from lora_doctor.model.library_answers import as_with_a_gpu, heard
 from lora_doctor.model.quantization import kind_of, of_checkpoint
 from lora_doctor.recipe.keys import check_value
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.checkpoint_quantization import CheckpointQuantization, ReplacedLayers
-from lora_doctor.results.structure import ErrorReport
+from lora_doctor.results.error_report import ErrorReport
 
 _SHOWN = 3
 #: How libraries say that something is to be installed, where they do not raise an ImportError.
@@ -247,7 +248,9 @@ def _ask(values: Mapping[str, Any], device: str) -> _Answer:
             after = getattr(quantizer.quantization_config, "dequantize", False)
         except Exception as error:  # noqa: BLE001 - what it raises is the answer
             trainable = None if quantizer is None else _trainable(quantizer)
-            return _Answer(quantizer, report(error), _is_missing(error), trainable, words=said.text)
+            return _Answer(
+                quantizer, library_error(error), _is_missing(error), trainable, words=said.text
+            )
         changed = (said.text or "it dequantizes the weights") if after and not before else ""
     with heard() as said:
         trainable = _trainable(quantizer)
@@ -297,7 +300,7 @@ def _with_request(
                 dict(values), training_setup.quantization_config(asked)
             )
         except Exception as error:  # noqa: BLE001 - what it raises is the answer
-            return replace(found, request_error=report(error))
+            return replace(found, request_error=library_error(error))
     said = " ".join(str(item.message) for item in caught)
     return replace(found, request_ignored=said or "transformers says nothing about it")
 
@@ -317,7 +320,7 @@ def _with_layers(
                 model, dtype=None, device_map=None, checkpoint_files=[], config=model.config
             )
     except Exception as error:  # noqa: BLE001 - the backend is not there, or wants real weights
-        seen = report(error)
+        seen = library_error(error)
         if _is_missing(error):
             return replace(found, error_with_gpu=seen, package_missing=True)
         return replace(found, unasked=f"its layers could not be built here: {seen}")
@@ -382,7 +385,7 @@ def _missing_in_forward(layer: Any) -> ErrorReport | None:
         with torch.no_grad(), heard():
             layer(torch.empty(2, features, device="meta", dtype=torch.bfloat16))
     except ImportError as error:
-        return report(error) if _is_missing(error) else None
+        return library_error(error) if _is_missing(error) else None
     except Exception:  # noqa: BLE001 - a kernel cannot run on the meta device, which says nothing
         return None
     return None

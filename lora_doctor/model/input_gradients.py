@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lora_doctor.results.structure import ErrorReport
+from lora_doctor.results.error_report import ErrorReport
 from lora_doctor.text import one_line
 
 _HOOKS = ("_require_grads_hook", "_require_grads_hooks")

@@ -11,7 +11,7 @@ from typing import Any
 
 from lora_doctor.model.module_path import pattern_of
 from lora_doctor.model.modules import walk
-from lora_doctor.results.structure import LooseMatch
+from lora_doctor.results.injection import LooseMatch
 
 
 def loose_matches(

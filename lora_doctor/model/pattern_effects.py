@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from lora_doctor.results.structure import Unmatched
+from lora_doctor.results.injection import Unmatched
 
 #: ``(config, path) -> matches``; a module that is excluded counts as no match.
 Matcher = Callable[[Any, str], Any]

@@ -16,15 +16,18 @@ from typing import Any, Literal
 
 from lora_doctor.errors import LoraDoctorError
 from lora_doctor.model.auto_classes import quiet
-from lora_doctor.model.injection import meaning, plain_wrap, report
+from lora_doctor.model.error_reports import library_error
+from lora_doctor.model.injection import plain_wrap
 from lora_doctor.model.loading import peft_config
 from lora_doctor.model.meta_copy import meta_copy
 from lora_doctor.model.modules import is_adapter_layer
 from lora_doctor.model.quantized_adapter import refusal
 from lora_doctor.model.quantized_share import count_weights
+from lora_doctor.model.target_entries import meaning
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.note import Note
-from lora_doctor.results.structure import FloatPart, Quantization, Structure
+from lora_doctor.results.quantization import FloatPart, Quantization
+from lora_doctor.results.structure import Structure
 
 _SHOWN = 3
 
@@ -48,7 +51,7 @@ def added(found: Structure, model: Any, config: Any) -> Structure:
     except LoraDoctorError:
         raise
     except Exception as error:  # noqa: BLE001 - no bitsandbytes here, or one that does not fit
-        seen = report(error)
+        seen = library_error(error)
         text = f"this stack could not be asked what it quantizes: {seen}"
         return replace(found, notes=(*found.notes, Note("not-observed", text, str(seen))))
     return replace(found, quantization=asked)

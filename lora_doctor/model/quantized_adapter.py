@@ -11,10 +11,10 @@ import warnings
 from typing import Any, Literal
 
 from lora_doctor.errors import LoraDoctorError
-from lora_doctor.model.injection import report
+from lora_doctor.model.error_reports import library_error
 from lora_doctor.model.loading import peft_config
 from lora_doctor.recipe.recipe import Recipe
-from lora_doctor.results.structure import ErrorReport
+from lora_doctor.results.error_report import ErrorReport
 
 #: Keys that name other layers than the one that is tried, or more of them.
 _OTHER_LAYERS = (
@@ -62,7 +62,7 @@ def _adapt(layer: Any, kind: str, config: Any) -> ErrorReport | None:
             warnings.simplefilter("ignore")
             peft.inject_adapter_in_model(config, model)
     except Exception as error:  # noqa: BLE001 - what PEFT refuses is the evidence
-        return report(error)
+        return library_error(error)
     return None
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from lora_doctor.model.module_path import pattern_of
 from lora_doctor.nn.embeddings import input_embeddings, output_embeddings
-from lora_doctor.results.structure import KeptWeights
+from lora_doctor.results.quantization import KeptWeights
 
 #: Kinds of kept weights that are listed, at most.
 _LISTED = 64

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_doctor.model.module_path import pattern_of
-from lora_doctor.results.structure import RenamedTensor
+from lora_doctor.results.injection import RenamedTensor
 from lora_doctor.text import clean_path
 
 _MARK = ".lora_"

@@ -12,15 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_doctor.model.built_in_adapters import held
-from lora_doctor.model.injection import target_matcher
 from lora_doctor.model.module_path import pattern_of
-from lora_doctor.model.peft_models import (
-    active_names,
-    is_peft_model,
-    peft_models,
-    prompt_encoders,
-)
-from lora_doctor.results.structure import Stacked, StackedAdapter
+from lora_doctor.model.peft_models import active_names, is_peft_model, peft_models, prompt_encoders
+from lora_doctor.model.target_entries import target_matcher
+from lora_doctor.results.stacked_adapters import Stacked, StackedAdapter
 
 
 def describe(model: Any) -> Stacked | None:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_doctor.model.modules import Part, unwrap
-from lora_doctor.results.structure import ErrorReport, TowerKind
+from lora_doctor.results.error_report import ErrorReport
+from lora_doctor.results.structure import TowerKind
 
 _VISION = re.compile(r"vision|visual|image|pixel|patch(?!er)|video|(^|_)vit", re.IGNORECASE)
 _AUDIO = re.compile(r"audio|speech|input_features|input_values|mel_|waveform", re.IGNORECASE)

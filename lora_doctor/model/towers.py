@@ -24,7 +24,8 @@ from lora_doctor.model.tower_seeds import (
     path_of,
     prefixes,
 )
-from lora_doctor.results.structure import ErrorReport, Tower, TowerKind
+from lora_doctor.results.error_report import ErrorReport
+from lora_doctor.results.structure import Tower, TowerKind
 
 _HEAD_NAME = re.compile(r"(^|\.|_)(lm_head|score|classifier|qa_outputs|head|proj_out|cls)$")
 

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lora_doctor.results.structure import ErrorReport, RenamedTensor
+from lora_doctor.results.error_report import ErrorReport
+from lora_doctor.results.injection import RenamedTensor
 
 
 @dataclass(frozen=True)

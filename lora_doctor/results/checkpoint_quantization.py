@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from lora_doctor.results.error_report import ErrorReport
 from lora_doctor.results.from_json import from_json
-from lora_doctor.results.structure import ErrorReport
 
 
 @dataclass(frozen=True)

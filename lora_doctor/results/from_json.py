@@ -15,11 +15,11 @@ T = TypeVar("T")
 #: checkers only: a run at depth ``static`` has no value of them, and pays for none.
 _HOMES = {
     "DryRun": "dry_run",
-    "ErrorReport": "structure",
+    "ErrorReport": "error_report",
     "MemoryPlan": "memory_plan",
     "Observations": "observations",
     "QuantizedUse": "quantized_use",
-    "RenamedTensor": "structure",
+    "RenamedTensor": "injection",
     "Saving": "round_trip",
     "Structure": "structure",
     "Supervision": "supervision",

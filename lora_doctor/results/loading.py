@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lora_doctor.results.structure import ErrorReport
+from lora_doctor.results.error_report import ErrorReport
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from lora_doctor.results.from_json import from_json
 from lora_doctor.results.note import Note
 
 if TYPE_CHECKING:  # what depth static has no value of; from_json finds them
+    from lora_doctor.results.error_report import ErrorReport
     from lora_doctor.results.observations import Observations
     from lora_doctor.results.quantized_use import QuantizedUse
     from lora_doctor.results.round_trip import Saving
-    from lora_doctor.results.structure import ErrorReport
 
 CheckStatus = Literal["passed", "failed", "skipped"]
 

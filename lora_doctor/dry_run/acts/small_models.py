@@ -64,7 +64,7 @@ def _key(model_class: Any, config: Any) -> str:
 
 
 def _make(acting: Acting, model_class: Any, config: Any, folder: Path) -> None:
-    from lora_doctor.model.training_setup import wake_zero_weights
+    from lora_doctor.model.zero_weights import wake_zero_weights
     from lora_doctor.tiny_model.shrink.shrink import DATA_ROLES, WIDTH_ROLES, ShrinkError, shrink
     from lora_doctor.tiny_model.statistics import fit_statistics
 

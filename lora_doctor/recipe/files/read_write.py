@@ -22,7 +22,8 @@ from lora_doctor.recipe.files.format import RecipeFormat, format_named
 from lora_doctor.recipe.files.plain import plain
 from lora_doctor.recipe.keys import ADAPTER_KEYS, OUTER_KEYS, check_value
 from lora_doctor.recipe.program.edits import edited_program, program_holds
-from lora_doctor.recipe.program.setup import is_program, read_program_recipe
+from lora_doctor.recipe.program.read_setup import read_program_recipe
+from lora_doctor.recipe.program.setup import is_program
 from lora_doctor.recipe.recipe import Recipe, make_recipe
 from lora_doctor.text import printable
 

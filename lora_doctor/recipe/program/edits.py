@@ -12,7 +12,8 @@ from lora_doctor.errors import InputError
 from lora_doctor.recipe.edit import REMOVE, Edit, Rewrite
 from lora_doctor.recipe.keys import ADAPTER_KEYS, BY_NAME, check_value
 from lora_doctor.recipe.normal_forms import dtype
-from lora_doctor.recipe.program.setup import Setting, Setup, read_setup, setup_of
+from lora_doctor.recipe.program.read_setup import read_setup, setup_of
+from lora_doctor.recipe.program.setup import Setting, Setup
 from lora_doctor.recipe.program.splices import Splice, added, list_changed, literal, removed
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.static.program.units import Span

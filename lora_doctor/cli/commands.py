@@ -1,0 +1,357 @@
+"""The commands of the command line: what each takes, and what it calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lora_doctor._version import __version__
+from lora_doctor.cli import streams
+from lora_doctor.cli.arguments import check_options, recipe_of
+from lora_doctor.cli.command_classes import Group
+from lora_doctor.cli.options import (
+    adapter_option,
+    cache_option,
+    census_options,
+    data_options,
+    device_options,
+    dry_run_options,
+    fail_on_option,
+    memory_options,
+    optional_model,
+    output_options,
+    prescription_option,
+    real_run_options,
+    recipe_options,
+    refuse_arguments,
+    report_options,
+)
+from lora_doctor.cli.output import (
+    FINDINGS,
+    OK,
+    UNANSWERED,
+    colors,
+    report,
+    with_next_command,
+    with_progress,
+)
+from lora_doctor.cli.unfinished import tell_of_unfinished
+
+if TYPE_CHECKING:
+    from lora_doctor.results.diagnosis import Diagnosis
+
+
+@click.group(
+    cls=Group,
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": 100,
+        "auto_envvar_prefix": "LORA_DOCTOR",
+    },
+)
+@click.version_option(__version__, message="lora-doctor %(version)s")
+@click.pass_context
+def cli(ctx: click.Context) -> None:
+    """Find, fix and prove what would go wrong in a LoRA fine-tuning run.
+
+    MODEL is a hub id, a local folder, arch:NAME (an architecture of the installed transformers,
+    such as arch:llama) or package.module:factory (a function of yours that returns a model).
+    A training script (train.py) is read and not run.
+
+    Exit codes: 0 the depth that was asked for was reached and nothing found at or above --fail-on;
+    1 findings; 2 the question could not be answered, or not at that depth (with --strict also where
+    a rule was skipped for a reason that you can change).
+
+    Options can stand in [tool.lora-doctor] of pyproject.toml, or in lora-doctor.toml; with set-ups
+    listed there, check without MODEL checks them all.
+    """
+    from pathlib import Path
+
+    from lora_doctor.cli.project import META, defaults, find_project
+
+    if ctx.invoked_subcommand in ("check", "fix", "verify", "dry-run"):
+        project = find_project(cli, Path.cwd())
+        if project is not None:
+            ctx.meta[META], ctx.default_map = project, defaults(project, cli)
+
+
+@cli.command()
+@optional_model
+@adapter_option
+@click.option(
+    "--depth",
+    type=click.Choice(["static", "meta", "tiny", "full"]),
+    default="tiny",
+    show_default=True,
+    help="How far to go: files only, the real class without weights, "
+    "a shrunken model really trained, the real weights.",
+)
+@memory_options
+@data_options
+@prescription_option
+@device_options
+@cache_option
+@report_options
+def check(**options: Any) -> int:
+    """Diagnose a recipe; nothing is changed. Without MODEL, every set-up of the project."""
+    if options["model"] is None:
+        from lora_doctor.cli.set_ups import check_all
+
+        return check_all(cli, click.get_current_context())
+    from lora_doctor.cli.check import run
+
+    return run(options)
+
+
+@cli.command()
+@recipe_options
+@adapter_option
+@click.option(
+    "--depth",
+    type=click.Choice(["tiny", "full"]),
+    default="tiny",
+    show_default=True,
+    help="Where the fixes are run: a shrunken model, or the real weights (folder or hub id).",
+)
+@click.option("--diff", "only_diff", is_flag=True, help="Print only the change of the recipe.")
+@click.option(
+    "--apply",
+    "write",
+    is_flag=True,
+    help="Write the fixed recipe, the prescription and the HTML report.",
+)
+@click.option(
+    "--unsafe-fixes",
+    is_flag=True,
+    help="Also apply fixes that may change what is learnt, memory or speed.",
+)
+@click.option(
+    "--output-dir",
+    metavar="DIR",
+    default=".",
+    show_default=True,
+    help="Where --apply puts new files.",
+)
+@memory_options
+@data_options
+@device_options
+@report_options
+def fix(**options: Any) -> int:
+    """Fix a recipe and prove it: the training contract is run before and after.
+
+    Without --apply it shows what would change. With it, --recipe FILE is edited in place (the old
+    one is kept); otherwise a new recipe file is written. An adapter (--adapter DIR) is never
+    changed: where other names make it load, it is written under them into DIR-fixed.
+    """
+    from lora_doctor.cli.fix import run
+
+    return run(options)
+
+
+@cli.command("dry-run", context_settings={"allow_interspersed_args": False})
+@dry_run_options
+@report_options
+def dry_run(**options: Any) -> int:
+    """Run your own training command with the model shrunk, and diagnose what it did.
+
+    COMMAND is what you type to train (-- python train.py --lr 2e-4, -- accelerate launch ...), or
+    a train.py, a notebook or a launcher's YAML file. Your code runs as it is; models are made
+    small with random weights, data cut to a few rows, training to three steps; outputs go to a
+    temporary folder. No weights and no GPU are needed.
+    """
+    from lora_doctor.cli.dry_run import run
+    from lora_doctor.cli.next_command import after_dry_run
+
+    return report(after_dry_run(with_progress(lambda tell: run(options, tell))), options)
+
+
+@cli.command("run", context_settings={"allow_interspersed_args": False})
+@real_run_options
+def real_run(**options: Any) -> int:
+    """Run your own training command with a prescription's patches in force, and nothing else.
+
+    COMMAND is what you type to train (-- accelerate launch train.py). The patches are in force in
+    every Python process that it starts. The command takes the place of this process: exit code,
+    signals and terminal are its own. It is not started where no patch could be in force, or where
+    other versions are installed than the prescription was made for (exit code 2).
+    """
+    from lora_doctor.cli.real_run import run
+
+    return run(options, in_place=not click.get_current_context().obj)
+
+
+@cli.command()
+@recipe_options
+@click.option(
+    "--depth",
+    type=click.Choice(["tiny", "full"]),
+    default="tiny",
+    show_default=True,
+    help="A shrunken model, or the real weights (folder or hub id).",
+)
+@prescription_option
+@device_options
+@report_options
+def verify(**options: Any) -> int:
+    """Run the training contract: a short forward/backward with named checks."""
+    from lora_doctor import api
+
+    tell_of_unfinished(options)
+
+    def run(tell: Callable[[str], None]) -> Diagnosis:
+        call_options = check_options(options, tell)
+        return api.diagnose_contract(options["model"], recipe_of(options), **call_options)
+
+    diagnosis = with_progress(run)
+    return report(with_next_command(diagnosis, options), {**options, "verbose": True})
+
+
+@cli.command(context_settings={"allow_extra_args": True})
+@census_options
+def census(
+    select: tuple[str, ...],
+    classes: tuple[str, ...],
+    jobs: int,
+    engine: str,
+    output_dir: str,
+    keep_models: str | None,
+) -> int:
+    """Try LoRA on every architecture that transformers has.
+
+    Writes census.json and a searchable census.html: does it build, do PEFT's defaults train,
+    does our recipe, checkpointing, 4 and 8 bits, half precision, saving and merging; why not.
+    """
+    from pathlib import Path
+
+    from lora_doctor.census import run
+    from lora_doctor.census.page import render
+    from lora_doctor.files import write_text
+
+    refuse_arguments(("--select", select), ("--class", classes))
+    folder = Path(output_dir)
+    taken = run.take(
+        folder,
+        select=select,
+        classes=classes,
+        jobs=jobs,
+        engine=engine,
+        keep=Path(keep_models) if keep_models else None,
+        tell=streams.tell,
+    )
+    write_text(folder / "census.html", render(taken))
+    for name, count in run.totals(taken).items():
+        streams.write(f"{count:>5}  {name}")
+    streams.tell(f"wrote {folder / 'census.json'} and {folder / 'census.html'}")
+    return OK
+
+
+@cli.command()
+@click.option(
+    "--rules",
+    "rule_folders",
+    metavar="DIR",
+    multiple=True,
+    help="Folder with rule files of your own.",
+)
+def rules(rule_folders: tuple[str, ...]) -> int:
+    """List the rules, one line each."""
+    from pathlib import Path
+
+    from lora_doctor.engine.registry import find_rules
+
+    for rule in find_rules(Path(folder) for folder in rule_folders):
+        streams.write(f"{rule.code}  {rule.depth:<6}  {rule.name:<40}  {rule.summary}")
+    return OK
+
+
+@cli.command("report")
+@click.argument("file", metavar="FILE")
+@output_options
+def report_stored(file: str, **options: Any) -> int:
+    """Render a stored result (--output json=FILE) again, in any format."""
+    from lora_doctor.cli.arguments import check_outputs
+    from lora_doctor.results.stored import read_diagnosis
+
+    check_outputs(options)
+    return report(read_diagnosis(file), options)
+
+
+@cli.command()
+@click.argument("before", metavar="BEFORE")
+@click.argument("now", metavar="NOW")
+@fail_on_option
+@click.option(
+    "--output-format",
+    type=click.Choice(["full", "json"]),
+    default="full",
+    show_default=True,
+    help="Format of the result.",
+)
+def diff(before: str, now: str, fail_on: str, output_format: str) -> int:
+    """Compare two stored results: what is new, gone and changed, and which versions moved.
+
+    Exit code 1 where something new, or changed to it, is at or above --fail-on.
+    """
+    from lora_doctor.cli.comparison import as_json, as_text, fails
+    from lora_doctor.results.baseline import compare
+    from lora_doctor.results.stored import read_diagnosis
+
+    found = compare(read_diagnosis(before), read_diagnosis(now))
+    streams.write(as_json(found) if output_format == "json" else as_text(found), end="")
+    return FINDINGS if fails(found, fail_on) else OK
+
+
+@cli.command()
+@click.argument("what", metavar="CODE_OR_MESSAGE")
+@click.option(
+    "--output-format",
+    type=click.Choice(["full", "json"]),
+    default="full",
+    show_default=True,
+    help="full: the rule's page; json: the codes in order, each with the line that matched.",
+)
+def explain(what: str, output_format: str) -> int:
+    """Explain a rule, or find the rule for a pasted error message (- reads it from stdin)."""
+    from lora_doctor.cli.explain import explain as explanation
+    from lora_doctor.cli.explain import explain_as_json
+
+    text = streams.read_input() if what == "-" else what
+    if output_format == "json":
+        answer, known = explain_as_json(text)
+        streams.write(answer)
+        return OK if known else UNANSWERED
+    color = colors(streams.results())
+    streams.write(explanation(text, color=color), foreign=not color)
+    return OK
+
+
+@cli.command()
+@click.option(
+    "--output-format",
+    type=click.Choice(["full", "json"]),
+    default="full",
+    show_default=True,
+    help="Format of the result.",
+)
+@click.option("--no-devices", is_flag=True, help="Versions only; torch is not imported.")
+@click.option(
+    "--check",
+    "fit",
+    is_flag=True,
+    help="Look for installed packages that do not fit each other instead; nothing is imported. "
+    "Exit codes are those of check.",
+)
+def env(output_format: str, no_devices: bool, fit: bool) -> int:
+    """Versions, devices and dtypes, ready to paste into a bug report."""
+    if fit:
+        from lora_doctor import api
+
+        options = {"output_format": output_format, "output_file": None, "verbose": False,
+                   "fail_on": "warning"}  # fmt: skip
+        return report(with_progress(lambda tell: api.check_environment()), options)
+    from lora_doctor.cli.environment import describe
+
+    streams.write(describe(output_format, devices=not no_devices))
+    return OK

@@ -1,0 +1,357 @@
+"""From the calls of a program to a recipe: each key with its value and where that is written."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lora_doctor.errors import InputError
+from lora_doctor.recipe.keys import (
+    ADAPTER_KEYS,
+    ALIASES,
+    BY_NAME,
+    DATA_KEYS,
+    LOADING_KEYS,
+    PLANNING_KEYS,
+    QUANTIZATION_KEYS,
+    TRAINING_KEYS,
+    WRAPPING_KEYS,
+    check_value,
+    known_keys,
+)
+from lora_doctor.recipe.program.objects import (
+    Roles,
+    Settings,
+    class_of,
+    find_roles,
+    is_none,
+    is_preparation,
+    is_saved_adapter,
+    is_wrap,
+    loader_of,
+    settings_of,
+    top,
+)
+from lora_doctor.recipe.program.pins import other_releases
+from lora_doctor.recipe.program.setup import Setting, Setup, is_program
+from lora_doctor.recipe.recipe import Recipe
+from lora_doctor.recipe.written import Written
+from lora_doctor.static.installed.peft_types import peft_type_of
+from lora_doctor.static.place import Place
+from lora_doctor.static.program.program import Program, program_bytes, read_program
+from lora_doctor.static.program.values import (
+    Call,
+    Known,
+    NotPlainError,
+    ReferenceName,
+    Unknown,
+    Value,
+    plain,
+)
+
+#: Keys of the training loop that change how a model trains, and not only how fast or how long.
+_DECISIVE = (
+    "gradient_checkpointing", "gradient_checkpointing_kwargs", "fp16", "bf16",
+    *ADAPTER_KEYS, *LOADING_KEYS,
+)  # fmt: skip
+
+
+_OF_ARGUMENTS = (*TRAINING_KEYS, *DATA_KEYS, *PLANNING_KEYS)
+
+
+#: Unsloth's loaders quantize unless they are told not to (2026.11).
+_UNSLOTH_DEFAULTS = {"load_in_4bit": True}
+
+
+def read_setup(path: Path, data: bytes | None = None, arguments: tuple[str, ...] = ()) -> Setup:
+    """The set-up in a script or notebook; ``data``: its content instead of what the file has.
+
+    Raises:
+        InputError: it cannot be read, or a value is none that its key can have (with the line).
+    """
+    if data is None:
+        _read.cache_clear()  # what it imports may be another by now, too
+        data = program_bytes(path)
+    return _read(path, data, arguments)
+
+
+@functools.lru_cache(maxsize=16)
+def _read(path: Path, data: bytes, arguments: tuple[str, ...]) -> Setup:
+    return _Reader(read_program(path, data, arguments=arguments)).read()
+
+
+@dataclass
+class _Reader:
+    program: Program
+    settings: dict[str, Setting] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
+    asked: list[tuple[str, str]] = field(default_factory=list)
+    parts: dict[str, Call] = field(default_factory=dict)
+
+    def read(self) -> Setup:
+        roles = find_roles(self.program)
+        self._adapter(roles)
+        self._loading(roles)
+        self._training(roles)
+        self._checkpointing(roles)
+        model, place = self._model(roles)
+        loader = roles.loader
+        revision = loader.value("revision") if loader is not None else None
+        trusted = loader.value("trust_remote_code") if loader is not None else None
+        recipe = Recipe(
+            self.values,
+            dict.fromkeys(self.values, "file"),
+            complete="adapter" in self.parts,
+            file=self.program.path,
+            names=self._names(),
+            places=self._places(),
+            written=self._written(),
+        )
+        return Setup(
+            self.program, roles, recipe, self.settings, self.parts, model, place,
+            revision.value if isinstance(revision, Known) else None,
+            isinstance(trusted, Known) and trusted.value is True,
+            tuple(self.asked),
+        )  # fmt: skip
+
+    # --- parts ---------------------------------------------------------------------------------
+
+    def _adapter(self, roles: Roles) -> None:
+        config = roles.adapter
+        if roles.wrapper is not None and is_saved_adapter(roles.wrapper):
+            return
+        if isinstance(config, Unknown):
+            self.asked.append(("peft_config", str(config)))
+            return
+        found = settings_of(config)
+        if found is None or found.call is None:
+            return
+        name = found.call.method
+        if is_wrap(found.call):
+            self._set("peft_type", Setting(Known("LORA"), None, found.call))
+        elif top(found.call.name) == "peft":
+            kind = peft_type_of(name)
+            if kind is None:
+                return
+            self._set("peft_type", Setting(Known(kind), None, found.call))
+        else:
+            self.asked.append(("peft_config", f"`{found.call.span.text.split('(')[0]}(...)`, "
+                               f"{found.call.place.inside}"))  # fmt: skip
+            return
+        self.parts["adapter"] = found.call
+        known = known_keys()
+        keys = [key for key in found.names() if key in known or self._other_type]
+        self._take(found, [key for key in keys if key not in _OF_ARGUMENTS])
+        self._open(found)
+        if roles.wrapper is not None and is_wrap(roles.wrapper):
+            self.parts["wrapping"] = roles.wrapper
+            wrapping = Settings(roles.wrapper.keywords, {}, roles.wrapper)
+            self._take(wrapping, WRAPPING_KEYS)
+
+    @property
+    def _other_type(self) -> bool:
+        return str(self.values.get("peft_type", "LORA")) != "LORA"
+
+    def _loading(self, roles: Roles) -> None:
+        loader = roles.loader
+        if loader is None:
+            self._loading_by_trainer(roles)
+            return
+        self.parts["loading"] = loader
+        found = Settings(loader.keywords, {}, loader, loader.open)
+        unsloth = top(loader.name) == "unsloth"
+        name = class_of(loader).replace("AutoLigerKernel", "AutoModel")  # a thin layer around it
+        name = "AutoModelForCausalLM" if unsloth else name
+        if not is_saved_adapter(loader):
+            self._set("model_class", Setting(Known(name), None, loader))
+        self._take(found, (*LOADING_KEYS, "torch_dtype"))
+        if unsloth:
+            for key, value in _UNSLOTH_DEFAULTS.items():
+                if key not in loader.keywords:
+                    self._set(key, Setting(Known(value), None, loader))
+        self._quantization(found.value("quantization_config"))
+        self._open(found)
+
+    def _loading_by_trainer(self, roles: Roles) -> None:
+        """The trainer loads the model itself, by ``model_init_kwargs`` of its arguments."""
+        arguments = settings_of(roles.training)
+        given = settings_of(arguments.value("model_init_kwargs")) if arguments else None
+        if given is not None:
+            self._take(given, (*LOADING_KEYS, "torch_dtype"))
+            self._quantization(given.value("quantization_config"))
+
+    def _quantization(self, value: Value | None) -> None:
+        if is_none(value):
+            return
+        found = settings_of(value)
+        if found is None or found.call is None or found.call.method != "BitsAndBytesConfig":
+            if isinstance(value, Unknown):
+                self.asked.append(("load_in_4bit", str(value)))
+            elif found is not None and found.call is not None:
+                self.asked.append((
+                    "load_in_4bit",
+                    f"`{found.call.method}`, {found.call.place.inside}: only bitsandbytes is read",
+                ))  # fmt: skip
+            return
+        self.parts["quantization"] = found.call
+        self._take(found, QUANTIZATION_KEYS)
+        self._open(found)
+
+    def _training(self, roles: Roles) -> None:
+        found = settings_of(roles.training)
+        if found is None:
+            if isinstance(roles.training, Unknown):
+                self.asked.append(("args", str(roles.training)))
+            return
+        if found.call is not None:
+            for part in ("training", "data", "planning"):
+                self.parts[part] = found.call
+        names = [name for name in found.names() if ALIASES.get(name, name) in _OF_ARGUMENTS]
+        self._take(found, names)
+        if found.open is not None:
+            self.asked.append(("args", str(found.open)))
+
+    def _checkpointing(self, roles: Roles) -> None:
+        """What turns gradient checkpointing on beside the Trainer's argument."""
+        for call in self.program.calls:
+            if not call.certain or self.values.get("gradient_checkpointing"):
+                continue
+            own = roles.loader is not None
+            if is_preparation(call) and own and loader_of(call.value("model", 0)) is roles.loader:
+                wanted = call.value("use_gradient_checkpointing", 1)
+                quantized = self.values.get("load_in_4bit") or self.values.get("load_in_8bit")
+                on = quantized and not (isinstance(wanted, Known) and not wanted.value)
+            elif call.method == "gradient_checkpointing_enable":
+                on = own and loader_of(call.receiver) is roles.loader
+            elif is_wrap(call) and top(call.name) == "unsloth":
+                wanted = call.value("use_gradient_checkpointing")
+                on = not (isinstance(wanted, Known) and not wanted.value)
+            else:
+                continue
+            if on:
+                self._set("gradient_checkpointing", Setting(Known(True), None, call))
+
+    def _model(self, roles: Roles) -> tuple[str | None, Place | None]:
+        argument = roles.named
+        if roles.loader is not None:
+            named = ("pretrained_model_name_or_path", "model_name", "model_id")
+            found = [roles.loader.argument(name) for name in named]
+            argument = next(filter(None, found), None) or roles.loader.argument("", 0)
+        if argument is None:
+            return None, None
+        value = argument.value
+        if isinstance(value, Known) and isinstance(value.value, str) and value.value.strip():
+            return value.value, (value.span or argument.span).place
+        gap = value if isinstance(value, Unknown) else None
+        text = str(gap) if gap else f"`{argument.span.text}`, {argument.span.place.inside}"
+        self.asked.append(("model", text))
+        return None, argument.span.place
+
+    # --- keys ----------------------------------------------------------------------------------
+
+    def _take(self, found: Settings, names: Any) -> None:
+        for name in names:
+            value = found.value(name)
+            if value is None:
+                continue
+            attribute = name in found.attributes
+            argument = None if attribute else found.arguments.get(name)
+            self._set(ALIASES.get(name, name), Setting(value, argument, found.call))
+
+    def _open(self, found: Settings) -> None:
+        if found.open is not None:
+            self.asked.append(("**", str(found.open)))
+
+    def _set(self, key: str, setting: Setting) -> None:
+        place = _place(setting)
+        try:
+            value = _spelled(key, plain(setting.value))
+        except NotPlainError as error:
+            if key in _DECISIVE or (self._other_type and key not in BY_NAME):
+                self.asked.append((key, _question(key, setting, error.unknown)))
+            return
+        if value is None or (key == "max_steps" and value == -1):
+            return
+        self.values[key] = check_value(key, value, str(place) if place else "")
+        self.settings[key] = setting
+
+    def _names(self) -> dict[str, str]:
+        found = {
+            key: setting.argument.name
+            for key, setting in self.settings.items()
+            if setting.argument is not None
+        }
+        return {key: name for key, name in found.items() if name != key}
+
+    def _places(self) -> dict[str, Place]:
+        places = {key: _place(setting) for key, setting in self.settings.items()}
+        return {key: place for key, place in places.items() if place is not None}
+
+    def _written(self) -> Written:
+        return Written(
+            parts={part: call.place for part, call in self.parts.items()},
+            asked=tuple(text for _, text in self.asked),
+            assumed=tuple(dict.fromkeys(str(one) for one in self.program.assumed)),
+            other_releases=other_releases(self.program),
+            data=self.program.data,
+            arguments=self.program.arguments,
+        )
+
+
+def _place(setting: Setting) -> Place | None:
+    """Where the value stands: the literal, else the argument, else the call."""
+    span = setting.value.span
+    if span is None and setting.argument is not None:
+        span = setting.argument.span
+    if span is None and setting.call is not None:
+        span = setting.call.span
+    return span.place if span is not None else None
+
+
+def _spelled(key: str, value: Any) -> Any:
+    """The recipe's value for the program's: ``torch.bfloat16``, ``TaskType.CAUSAL_LM``."""
+    if isinstance(value, ReferenceName):
+        return str(value).rpartition(".")[2]
+    if isinstance(value, tuple):
+        return list(value)
+    if key == "task_type" and isinstance(value, str):
+        return value.rpartition(".")[2]
+    return value
+
+
+def _question(key: str, setting: Setting, unknown: Unknown | None) -> str:
+    """What is not known, by its name and line, and how it can be said."""
+    if unknown is not None and unknown.advice:
+        return str(unknown)
+    known = BY_NAME.get(key)
+    option = known.spelling if known is not None and known.option is not None else ""
+    span = setting.argument.span if setting.argument is not None else setting.value.span
+    where = unknown
+    if where is None and span is not None:
+        code = " ".join(span.text.split())
+        where = Unknown(code if len(code) <= 60 else f"{code[:57]}...", span.place)
+    text = str(where) if where is not None else key
+    return f"{text} ({key}): give {option}" if option else f"{text} ({key})"
+
+
+def setup_of(recipe: Recipe) -> Setup | None:
+    """The set-up that a recipe was read from; ``None`` where that was no program."""
+    if recipe.file is None or recipe.written is None or recipe.written.data is None:
+        return None
+    if not is_program(recipe.file):
+        return None
+    return read_setup(recipe.file, recipe.written.data, recipe.written.arguments)
+
+
+def read_program_recipe(path: Path, arguments: tuple[str, ...] = ()) -> Recipe:
+    """The recipe in a script or notebook.
+
+    Raises:
+        InputError: as :func:`read_setup`, or it sets up no adapter, or part of it is not known.
+    """
+    setup = read_setup(path, None, arguments)
+    if not setup.has_recipe:
+        raise InputError(f"{path}: no adapter is set up there (LoraConfig, get_peft_model, ...)")
+    return setup.recipe
