@@ -33,7 +33,7 @@ _MESSAGE = re.compile(r"Target module (?P<module>.+?) is not supported", re.DOTA
 #: PEFT knows that some layers of state-space models hand their weight to a kernel.
 _BARRED = re.compile(r"Module '(?P<module>[\w.]+)' is incompatible with")
 _ALL_BARRED = re.compile(r"Incompatible modules: \{(?P<names>[^}]*)\}")
-_SAVED_TOO = re.compile(r"modules_to_save cannot be applied to modules of type")
+_SAVED_TOO = re.compile(r"\bcannot be applied to modules of type")
 #: PEFT's wrappers for these put a new head into modules_to_save by themselves.
 _SAVED_HEADS = {
     "SEQ_CLS": ("classifier", "score"),
@@ -82,6 +82,10 @@ class UnsupportedTargetModule(Rule):
         Symptom(
             r"Trying to wrap an `?nn\.Parameter`? of layer .{1,200}? which is not a valid target"
         ),
+        Symptom(r"Targeting a Conv\dd with groups=\d+ and rank \d+", "PEFT 0.15+"),
+        Symptom(r"Only same dim for query/key/value is supported"),
+        Symptom(r"was initialized with \d+ dimensional Parameter, but only 2d and 3d"),
+        Symptom(r"ModulesToSaveWrapper has no attribute `\d+`", "PEFT before 0.10"),
     )
     examples = (
         Example("broken", "arch:llama", {"target_modules": ["mlp"]}, why="a block, not a layer"),

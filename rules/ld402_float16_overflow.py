@@ -69,8 +69,8 @@ class Float16Overflow(Rule):
     summary = "float16 on a model whose activations are too large for it, as measured."
     depth = "tiny"
     symptoms = (
-        Symptom(r"'?loss'?:\s*0\.0\b.*grad_norm'?:\s*nan"),
-        Symptom(r"grad_norm'?:\s*nan"),
+        Symptom(r"'?loss'?:\s*'?0(?:\.0+)?'?,.{0,20}grad_norm'?:\s*'?nan\b"),
+        Symptom(r"grad_norm'?:\s*'?nan\b", "quoted by transformers 5"),
         Symptom(r"(?i)(?<!no )loss\w*['\"]?\s*(?:is|=|:|->)?\s*(?:all\s|always\s)?['\"]?nan\b"),
         Symptom(r"(?i)(?<!no )\bnan (?:in|as|for) (?:the )?(?:training )?loss"),
         Symptom(r"(?i)exceed(s|ing)? float16'?s maximum"),

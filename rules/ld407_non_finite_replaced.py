@@ -71,7 +71,9 @@ class NonFiniteReplaced(Rule):
             r"\bnan(/inf)? (values? )?(loss )?(is |are |was |were )?(detected|encountered|found)\b"
         ),
         Symptom(r"(?i)\binf(inity)? detected in \w+"),
-        Symptom(r"'loss': 0\.0, 'grad_norm': nan", "the Trainer logs a NaN loss as 0"),
+        Symptom(
+            r"'loss': '?0(?:\.0+)?'?, 'grad_norm': '?nan\b", "the Trainer logs a NaN loss as 0"
+        ),
     )
     examples = (
         Example(

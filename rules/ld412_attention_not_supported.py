@@ -53,7 +53,10 @@ class AttentionNotSupported(Rule):
     name = "attention-not-supported"
     summary = "The model's class does not support the attention implementation asked for."
     depth = "meta"
-    symptoms = (Symptom(r"does not support an attention implementation through"),)
+    symptoms = (
+        Symptom(r"does not support an attention implementation through"),
+        Symptom(r"does not support Flash Attention \d(?:\.0)? yet"),
+    )
     examples = (
         Example(
             "broken",

@@ -56,6 +56,9 @@ class FlashAttentionInFloat32(Rule):
         Symptom(
             r"(?i)flash.?attention\w* (?:only )?supports? (?:only )?(?:fp16|float16|half|bf16)"
         ),
+        Symptom(
+            r"(?i)use Flash ?Attention.{0,5} without specifying a (?:torch )?dtype", aside=True
+        ),
     )
     examples = (
         Example("broken", "arch:llama", {**_TARGETS, KEY: "flash_attention_2", "dtype": "float32"}),

@@ -69,6 +69,11 @@ class NotOnlyAdapters(Rule):
         Symptom(r"trainable params:\s*0(?![.,\d])"),
         Symptom(r"(?i)\bno trainable param\w*"),
         Symptom(r"cannot perform fine-tuning on purely quantized models"),
+        Symptom(
+            r"element 0 of tensors does not require grad",
+            context=r"trainable params:\s*0(?![.,\d])",
+            weight=2,
+        ),
     )
     examples = (
         Example(

@@ -140,6 +140,13 @@ class PromptLearningDoesNotFit(Rule):
         ),
         Symptom(r"(?i)(?:prefix|prompt|p).?tuning\w* does not work with gradient checkpointing"),
         Symptom(r"Prefix tuning skipped every layer"),
+        Symptom(r"Prefix tuning injected into layers .{0,200}? skipped"),
+        Symptom(
+            r"'tuple' object has no attribute '(?:get_usable_length|get_seq_length|update)'",
+            "a cache handed over as tuples",
+            context=_PROMPTS,
+        ),
+        Symptom(r"There should be \d past states\. \d \(past / key\) for cross attention"),
     )
     descriptions = (
         Symptom(

@@ -49,7 +49,16 @@ class ArgumentNotTaken(Rule):
     name = "argument-not-taken"
     summary = "A call has an argument that the installed library does not take."
     depth = "static"
-    symptoms = (Symptom(r"__init__\(\) got an unexpected keyword argument", weight=-1),)
+    symptoms = (
+        Symptom(r"__init__\(\) got an unexpected keyword argument", weight=-1),
+        Symptom(
+            r"__init__\(\) got an unexpected keyword argument '\w+'",
+            "called by the script itself",
+            raised_in=r"^(?!.*(?:site|dist)-packages)",
+            unless=r"Config\(\*\*",
+            weight=2,
+        ),
+    )
     examples = (
         Example(
             "broken",

@@ -17,6 +17,7 @@ from lora_doctor.rule_api import (
     Proof,
     Rule,
     Severity,
+    Symptom,
     framework_named,
 )
 from lora_doctor.rules._set_up import located
@@ -50,6 +51,14 @@ class KeysNotInTheFramework(Rule):
     name = "keys-not-in-the-framework"
     summary = "The set-up has keys that its framework does not have."
     depth = "static"
+    symptoms = (
+        Symptom(r"Some (?:specified arguments|keys) are not used by the HfArgumentParser"),
+        Symptom(r"ValueError: remaining_argv: \[", "ms-swift"),
+        Symptom(
+            r"error: unrecognized arguments: --",
+            context=r"llamafactory-cli|\b(?:trl|swift) (?:sft|pt|dpo|grpo|kto|reward|rlhf)\b",
+        ),
+    )
     examples = (
         Example("broken", "tests/set_ups/axolotl_mistyped.yaml"),
         Example("healthy", "tests/set_ups/axolotl.yaml", depth="meta"),

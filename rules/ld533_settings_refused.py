@@ -9,6 +9,7 @@ from lora_doctor.rule_api import (
     Example,
     Finding,
     Rule,
+    Symptom,
 )
 from lora_doctor.rules._set_up import finding_of, remarks
 
@@ -37,6 +38,14 @@ class SettingsRefused(Rule):
     name = "settings-refused"
     summary = "Settings with which the framework ends before it trains."
     depth = "static"
+    symptoms = (
+        Symptom(
+            r"\b(?:Value|Assertion)Error: (?!Some specified arguments)\S",
+            "LLaMA-Factory, ms-swift",
+            raised_in=r"llamafactory[\\/]hparams|swift[\\/](?:llm[\\/])?arguments?[\\/]",
+        ),
+        Symptom(r"validation errors? for Axolotl\w*Config"),
+    )
     examples = (
         Example("broken", "tests/set_ups/axolotl_qlora_without_4bit.yaml"),
         Example("healthy", "tests/set_ups/axolotl.yaml", depth="meta"),

@@ -55,7 +55,10 @@ class ParametersUnusedUnderDdp(Rule):
     name = "parameters-unused-under-ddp"
     summary = "Trainable parameters take no part in the loss, and DDP waits for them."
     depth = "static"
-    symptoms = (Symptom(r"Expected to have finished reduction in the prior iteration"),)
+    symptoms = (
+        Symptom(r"Expected to have finished reduction in the prior iteration", weight=2),
+        Symptom(r"parameters that were not used in producing loss", weight=2),
+    )
     examples = (
         Example(
             "broken",

@@ -55,6 +55,12 @@ class DeviceMapWithProcesses(Rule):
     symptoms = (
         Symptom(r"loaded with `?device_map='auto'`? in any distributed mode"),
         Symptom(r"DeepSpeed Zero-3 is not compatible with .*device_map"),
+        Symptom(
+            r"loaded in 8-bit or 4-bit precision on (?:multiple devices in any distributed mode"
+            r"|a different device than the one you're training on)",
+            "accelerate",
+        ),
+        Symptom(r"model contains `DTensor` parameters, which is incompatible with DDP"),
     )
     examples = (
         Example("broken", "", script=_LOADED.replace("DEVICES", '"auto"') + DDP_LOOP, processes=2),

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.rule_api import Case, Example, Finding, Fix, Measurement, Proof, Rule
+from lora_doctor.rule_api import (
+    Case,
+    Example,
+    Finding,
+    Fix,
+    Measurement,
+    Proof,
+    Rule,
+    Symptom,
+)
 from lora_doctor.rules._dry_run_script import DDP_LOOP, MODEL
 from lora_doctor.rules._processes import SOURCE, at, raised, together
 
@@ -39,6 +48,10 @@ class ProcessesWaitInVain(Rule):
     name = "processes-wait-in-vain"
     summary = "A process waits for another one that never comes."
     depth = "static"
+    symptoms = (
+        Symptom(r"Watchdog caught collective operation timeout", consequence=True),
+        Symptom(r"Connection closed by peer \[", "gloo", consequence=True),
+    )
     examples = (
         Example(
             "broken",

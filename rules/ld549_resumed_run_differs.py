@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.rule_api import Case, Example, Finding, Fix, Location, Measurement, Proof, Rule
+from lora_doctor.rule_api import (
+    Case,
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measurement,
+    Proof,
+    Rule,
+    Symptom,
+)
 from lora_doctor.rules._dry_run_script import MODEL
 
 _RESUMED = """
@@ -51,6 +61,9 @@ class ResumedRunDiffers(Rule):
     name = "resumed-run-differs"
     summary = "A run that is resumed from its checkpoint is another run."
     depth = "static"
+    symptoms = (
+        Symptom(r"arguments do not match the ones in the `trainer_state\.json`", aside=True),
+    )
     examples = (
         Example(
             "broken",

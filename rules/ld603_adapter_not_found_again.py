@@ -64,6 +64,7 @@ class AdapterNotFoundAgain(Rule):
             "transformers 5, PEFT 0.19+",
             weight=-1,
         ),
+        Symptom(r"Adapter name '?[\w.\-]+'? should not be contained in the prefix", "PEFT 0.14+"),
     )
     examples = (
         Example(

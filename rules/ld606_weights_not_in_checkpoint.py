@@ -76,8 +76,10 @@ class WeightsNotInCheckpoint(Rule):
     summary = "Weights are made at random at every loading, and PEFT does not save them."
     depth = "meta"
     symptoms = (
-        Symptom(r"Some weights of \w+ were not initialized from the model checkpoint"),
-        Symptom(r"those params were newly initialized because missing from the checkpoint"),
+        Symptom(r"Some weights of \w+ were not initialized from the model checkpoint", aside=True),
+        Symptom(
+            r"those params were newly initialized because missing from the checkpoint", aside=True
+        ),
     )
     examples = (
         Example(

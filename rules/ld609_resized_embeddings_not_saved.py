@@ -52,7 +52,7 @@ class ResizedEmbeddingsNotSaved(Rule):
     name = "resized-embeddings-not-saved"
     summary = "Embeddings that were resized for new tokens are not in the adapter folder."
     depth = "tiny"
-    symptoms = (Symptom(r"will assume that the vocabulary was not modified"),)
+    symptoms = (Symptom(r"will assume that the vocabulary was not modified", aside=True),)
     descriptions = (
         Symptom(
             r"\bresiz\w+ .{0,60}\b(?:not saved|lost|missing)\b|\b(?:new|added) tokens?"

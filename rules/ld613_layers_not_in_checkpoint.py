@@ -13,6 +13,7 @@ from lora_doctor.rule_api import (
     Measurement,
     Proof,
     Rule,
+    Symptom,
     quoted,
 )
 from lora_doctor.static.folder.layers import StackMismatch, stack_mismatches
@@ -47,6 +48,13 @@ class LayersNotInCheckpoint(Rule):
     name = "layers-not-in-checkpoint"
     summary = "The checkpoint lacks whole layers; they are random at every loading."
     depth = "static"
+    symptoms = (
+        Symptom(
+            r"not initialized from the model checkpoint at .{1,300}? newly initialized: "
+            r"\[(?!.{0,3000}?layers\.0\.)[^\]]{0,200}?layers\.\d+\.[\w.]+\.weight'",
+            weight=1,
+        ),
+    )
     examples = (
         Example(
             "broken",

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.rule_api import Case, Example, Finding, Fix, Location, Measurement, Proof, Rule
+from lora_doctor.rule_api import (
+    Case,
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measurement,
+    Proof,
+    Rule,
+    Symptom,
+)
 from lora_doctor.static.folder.layers import stack_mismatches
 
 
@@ -37,6 +47,12 @@ class LayersLeftOut(Rule):
     name = "layers-left-out"
     summary = "The checkpoint has more layers than its config; the last ones are not loaded."
     depth = "static"
+    symptoms = (
+        Symptom(
+            r"were not used when initializing \w+: "
+            r"\[(?!.{0,3000}?layers\.0\.)[^\]]{0,200}?layers\.\d+\.[\w.]+\.weight'",
+        ),
+    )
     examples = (
         Example(
             "broken",

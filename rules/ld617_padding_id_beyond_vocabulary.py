@@ -47,7 +47,10 @@ class PaddingIdBeyondVocabulary(Rule):
     name = "padding-id-beyond-vocabulary"
     summary = "The config's pad_token_id has no embedding; the model cannot be made."
     depth = "static"
-    symptoms = (Symptom(r"Padding_idx must be within num_embeddings"),)
+    symptoms = (
+        Symptom(r"Padding_idx must be within num_embeddings"),
+        Symptom(r"pad_token_id must be `None` or an integer within the vocabulary"),
+    )
     examples = (
         Example(
             "broken",

@@ -13,6 +13,13 @@ if TYPE_CHECKING:
 
 #: The one file of weights that PEFT looks for.
 _WEIGHTS = "adapter_model.safetensors"
+#: Entries that PEFT from 0.8 on writes into every ``adapter_config.json``, asked for or not.
+_NEWER = (
+    r"use_rslora|use_dora|layer_replication|lora_bias|eva_config|corda_config|exclude_modules|"
+    r"trainable_token_indices|target_parameters|qalora_group_size|use_qalora|arrow_config|"
+    r"ensure_weight_tying|alora_invocation_tokens|megatron_\w+|loftq_config|rank_pattern|"
+    r"alpha_pattern|peft_version"
+)
 
 
 class AdapterRefusedByPeft(Rule):
@@ -50,6 +57,12 @@ class AdapterRefusedByPeft(Rule):
             "an adapter of a newer PEFT, or of one before 0.3",
         ),
         Symptom(r"config that is trying to be loaded is missing required keys"),
+        Symptom(
+            rf"Config\.__init__\(\) got an unexpected keyword argument '(?:{_NEWER})'",
+            "an adapter of a newer PEFT",
+            alone=True,
+            weight=2,
+        ),
     )
     examples = (
         Example(

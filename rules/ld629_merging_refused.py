@@ -47,14 +47,24 @@ class MergingRefused(Rule):
     depth = "tiny"
     symptoms = (
         Symptom(r"Base layer has no bias, cannot merge bias adapter", "PEFT 0.21+"),
-        Symptom(r"Merging/unmerging is not available|Merging is not supported for"),
+        Symptom(r"Merging/unmerging is not available|Merging is not supported\b"),
         Symptom(r"Merging LoRA layers is not supported|Merging LoRA with \w+ layers is not yet"),
         Symptom(
             r"output with shape \[[\d, ]+\] doesn't match the broadcast shape",
             raised_in=r"peft[\\/]tuners",
         ),
         Symptom(r"Impossible to merge LoRA with `lora_bias=True`"),
-        Symptom(r"Cannot merge LORA layers when the model is", "PEFT before 0.8"),
+        Symptom(r"Cannot merge LORA layers when (?:the|base) model", "PEFT before 0.8"),
+        Symptom(
+            r"layers? of type .{1,80} has no bias\. This means that merging LoRA weights won't"
+        ),
+        Symptom(r"does not support (?:safe )?merg(?:e yet|ing)\b|does not support 'safe_merge'"),
+        Symptom(r"dequantization \(yet\), which is needed to support merging"),
+        Symptom(
+            r"The size of tensor a \([1-9]\d*\) must match the size of tensor b \([1-9]\d*\)",
+            raised_in=r"peft[\\/]tuners",
+            context=r"get_delta_weight|in merge\b",
+        ),
     )
     examples = (
         Example(

@@ -16,6 +16,7 @@ from lora_doctor.rule_api import (
     Proof,
     Recipe,
     Rule,
+    Symptom,
     quoted,
 )
 
@@ -51,6 +52,12 @@ class TrainedTokensBeyondVocabulary(Rule):
     name = "trained-tokens-beyond-vocabulary"
     summary = "trainable_token_indices names tokens that the model has no embedding for."
     depth = "meta"
+    symptoms = (
+        Symptom(
+            r"index \d+ is out of bounds for dimension 0 with size \d+",
+            raised_in=r"peft[\\/]tuners[\\/]trainable_tokens",
+        ),
+    )
     examples = (
         Example(
             "broken",

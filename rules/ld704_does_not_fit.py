@@ -65,7 +65,9 @@ class DoesNotFit(Rule):
     summary = "Training takes more memory than the GPU has."
     depth = "meta"
     symptoms = (
-        Symptom(r"CUDA out of memory"),
+        Symptom(r"(?:CUDA|HIP|MPS|XPU|NPU)(?: backend)? (?:error: )?(?:out of memory)"),
+        Symptom(r"Make sure you have enough GPU RAM to fit the quantized model"),
+        Symptom(r"No executable batch size found, reached zero"),
         Symptom(r"(?:torch\.|cuda\.)OutOfMemoryError"),
         Symptom(r"CUBLAS_STATUS_ALLOC_FAILED"),
     )

@@ -53,7 +53,9 @@ class DeepspeedContradictsTrainer(Rule):
     name = "deepspeed-contradicts-trainer"
     summary = "The DeepSpeed config contradicts the arguments of the Trainer."
     depth = "static"
-    symptoms = (Symptom(r"DeepSpeed config values that mismatch TrainingArguments values"),)
+    symptoms = (
+        Symptom(r"DeepSpeed config values that mismatch (?:TrainingArguments|kwargs) values"),
+    )
     examples = (
         Example("broken", "tests/set_ups/deepspeed/contradicts.yaml", depth="static"),
         Example("healthy", "tests/set_ups/deepspeed/agrees.yaml", depth="meta"),

@@ -45,7 +45,7 @@ class QuantizedWeightsSharded(Rule):
     depth = "static"
     symptoms = (
         Symptom(r"Must flatten tensors with uniform dtype but got .{0,60}torch\.(?:u?int8|float8)"),
-        Symptom(r"Cannot flatten integer dtype tensors"),
+        Symptom(r"Cannot flatten integer dtype tensors", weight=1),
         Symptom(r"Only 4-bit quantized model can use fsdp\+qlora"),
     )
     descriptions = (

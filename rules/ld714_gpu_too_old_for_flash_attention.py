@@ -48,7 +48,10 @@ class GpuTooOldForFlashAttention(Rule):
     name = "gpu-too-old-for-flash-attention"
     summary = "Flash attention is asked for, and the named GPU is too old for it."
     depth = "static"
-    symptoms = (Symptom(r"FlashAttention only supports Ampere GPUs or newer"),)
+    symptoms = (
+        Symptom(r"FlashAttention only supports Ampere GPUs or newer"),
+        Symptom(r"FlashAttention.{0,3} requires compute capability"),
+    )
     examples = (
         Example("broken", "arch:llama", {**_FLASH, "gpu": ["t4"]}, depth="static"),
         Example("healthy", "arch:llama", {**_FLASH, "gpu": ["l4"]}, depth="static"),

@@ -49,6 +49,7 @@ class LossSettingWithoutEffect(Rule):
     symptoms = (
         Symptom(r"You set `assistant_only_loss=True`, but the dataset is not conversational"),
         Symptom(r"`assistant_only_loss` argument is only supported for conversational"),
+        Symptom(r"`completion_only_loss` argument is not supported for language modeling"),
     )
     examples = (
         Example(

@@ -47,6 +47,7 @@ class PlaceholdersCutOff(Rule):
         Symptom(r"Image tokens and image features.*mismatch"),
         Symptom(r"Mismatch in `\w+` token count between text and"),
         Symptom(r"(?i)\b(?:video|audio) features and (?:video|audio) tokens do not match"),
+        Symptom(r"too short and causes image placeholder tokens in `input_ids` to be truncated"),
     )
     examples = (
         Example(

@@ -45,6 +45,12 @@ class RowsRefused(Rule):
         Symptom(r"System role not supported"),
         Symptom(r"Conversation roles must alternate"),
         Symptom(r"After the optional system message, conversation roles must alternate"),
+        Symptom(r"jinja2\.exceptions\.(?:Template|Undefined)Error", weight=-1),
+        Symptom(r"input examples must contain either 'messages' for conversational data", "TRL"),
+        Symptom(
+            r"KeyError: '(?:text|messages|prompt|completion|chosen|rejected)'",
+            raised_in=r"[\\/](?:trl|datasets)[\\/]",
+        ),
     )
     examples = (
         Example(

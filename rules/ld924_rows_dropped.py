@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.rule_api import Case, Example, Finding, Fix, Location, Measurement, Proof, Rule
+from lora_doctor.rule_api import (
+    Case,
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measurement,
+    Proof,
+    Rule,
+    Symptom,
+)
 from lora_doctor.rules._dry_run_script import MODEL
 from lora_doctor.rules._supervision import FEW
 
@@ -56,6 +66,7 @@ class RowsDropped(Rule):
     name = "rows-dropped"
     summary = "A library takes rows out of the training data."
     depth = "static"
+    symptoms = (Symptom(r"Dropped (?:lengthy|invalid) example", "LLaMA-Factory", aside=True),)
     examples = (
         Example(
             "broken",

@@ -38,6 +38,11 @@ class Symptom:
     raised_in: str = ""
     #: For the same message pasted without its traceback: a text that has frames does not match.
     alone: bool = False
+    #: For a warning that healthy runs show as well: it counts where it was pasted by itself, and
+    #: not beside the steps of a training or a traceback.
+    aside: bool = False
+    #: For what other failures bring with them: such a rule is named behind all others.
+    consequence: bool = False
     #: How often, among the failures that show this message, it is this one: decides between rules
     #: that know the same words. 0 is usual, 1 more often, -1 rarely.
     weight: int = 0

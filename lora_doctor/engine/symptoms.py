@@ -17,12 +17,23 @@ _PIECE = 6_000
 #: of its characters.
 _WORD = 400
 #: A frame of a traceback, as Python, IPython and rich write it; a link in between is a notebook's.
+#: A warning names its place in the same way, and is no frame.
 _FRAME = re.compile(
-    r'File "([^"]{1,400})", line \d+|([^\s"\[\]()]{1,400}\.py)(?::\d+\b|\]\(\S{1,200}\) in )'
+    r'File "([^"]{1,400})", line \d+'
+    r"|([^\s\"\[\]()]{1,400}\.py)(?::\d+\b(?!: \w*Warning\b)|\]\(\S{1,200}\) in )"
 )
 #: Frames of the import system itself say nothing about who imported what.
 _IMPORT_SYSTEM = re.compile(r"<frozen importlib|[\\/]importlib[\\/]")
 _TRACEBACK = "Traceback (most recent call last)"
+#: The lines of a training that runs: losses as the Trainer and the frameworks log them.
+_STEPS = re.compile(r"'(?:train_)?loss': '?\d|\bloss=\d|\btrain_runtime\b|\*+ Running training \*+")
+#: What a terminal, a launcher and a box drawn around a traceback put between the words of a
+#: message: colours, ``[rank0]:`` or ``[default0]:`` before each line, borders.
+_NOISE = re.compile(
+    r"\x1b\[[0-9;:?]*[A-Za-z]|\[\d+(?:;\d+)*m|(?m:^[ \t]*\[(?:rank|default)?\d+\]: ?)|[│┃║╭╰╮╯─━❱]+"
+)
+#: Quotation marks as word processors write them, and the plain ones.
+_STRAIGHT = {ord(mark): "'" for mark in "‘’‚‛"} | {ord(mark): '"' for mark in "“”„"}
 #: A longer text is a log, and its words describe nothing.
 _DESCRIPTION = 800
 
@@ -122,7 +133,8 @@ class _Pasted:
 
     def __init__(self, text: str, flags: int = 0) -> None:
         self._flags = flags
-        self.text = " ".join(_shortened(word) for word in text[-LOG_CHARACTERS:].split())
+        plain = _NOISE.sub(" ", text[-LOG_CHARACTERS:].translate(_STRAIGHT))
+        self.text = " ".join(_shortened(word) for word in plain.split())
         starts = range(0, max(len(self.text), 1), _PIECE // 2)
         self._pieces = [(start, start + _PIECE) for start in starts]
         self._frames = [(hit.end(), hit[1] or hit[2]) for hit in _FRAME.finditer(self.text)]
@@ -153,6 +165,8 @@ class _Pasted:
                 return f"that is raised in other code than {file}"
         if symptom.alone and self._frames:
             return "the traceback shows other code"
+        if symptom.aside and (_TRACEBACK in self.text or _STEPS.search(self.text)):
+            return "healthy runs show this as well"
         if symptom.context and not self._has(symptom.context):
             return "nothing else in the text points to it"
         if symptom.unless and self._has(symptom.unless):
@@ -171,10 +185,11 @@ class _Pasted:
         return None
 
 
-def _rank(found: tuple[Symptom, re.Match[str]]) -> tuple[int, bool, int, int]:
+def _rank(found: tuple[Symptom, re.Match[str]]) -> tuple[bool, int, bool, int, int]:
     symptom, hit = found
     confirmed = bool(symptom.context or symptom.raised_in)
-    return hit.end(), confirmed, symptom.weight, hit.end() - hit.start()
+    length = hit.end() - hit.start()
+    return not symptom.consequence, hit.end(), confirmed, symptom.weight, length
 
 
 def _shortened(word: str) -> str:
