@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from lora_doctor.rule_api import (
     Case,
@@ -16,6 +17,9 @@ from lora_doctor.rule_api import (
     Symptom,
 )
 from lora_doctor.rules._dry_run_script import MODEL
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import DryRun
 
 _RESUMED = """
 import os
@@ -42,7 +46,8 @@ class ResumedRunDiffers(Rule):
     A checkpoint holds weights, optimizer, scheduler and random states only if all of them are saved
     and loaded: `save_only_model: true` leaves out the last three, `ignore_data_skip: true` begins
     at the first row again, and what the script keeps elsewhere (a schedule of its own, a sampler
-    with a seed of the clock) is in no checkpoint.
+    with a seed of the clock) is in no checkpoint. Under FSDP 1 with `SHARDED_STATE_DICT`,
+    transformers 5.23 with accelerate 1.15 restore no adapter: training goes on with a new one.
 
     Told by execution, with `--check-resume` and where the command resumes: the last step of the dry
     run is taken once more from the checkpoint that the Trainer saved before it.
@@ -107,11 +112,14 @@ class ResumedRunDiffers(Rule):
                 Measurement("files of the checkpoint", ", ".join(found.files)[:300], source),
             ),
             proof=Proof("executed", source),
-            fixes=(
-                Fix(
-                    "Save and load all of it: save_only_model: false, ignore_data_skip: false, and "
-                    "a seed for what draws rows.",
-                    "manual",
-                ),
-            ),
+            fixes=(Fix(_remedy(run), "manual"),),
         )
+
+
+def _remedy(run: DryRun) -> str:
+    if run.processes is not None and run.processes.ran_type == "FSDP":
+        return "Shard by FSDP 2 (fsdp_version: 2), whose checkpoints restore the adapter."
+    return (
+        "Save and load all of it: save_only_model: false, ignore_data_skip: false, and a seed for "
+        "what draws rows."
+    )

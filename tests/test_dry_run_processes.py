@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from lora_doctor.dry_run.acts.saved_adapters import plain_name, read_adapter
+from lora_doctor.dry_run.captured import Captured
 from lora_doctor.dry_run.several import (
     is_of_another,
     of_first_rank,
@@ -153,6 +154,31 @@ def test_what_a_file_has_of_an_adapter_is_read_off_its_header(tmp_path: Path) ->
     part = {"layer.lora_A.weight": torch.zeros(4, 8), "layer.lora_B.weight": torch.zeros(0)}
     safetensors.save_file(part, tmp_path / "adapter_model.safetensors")
     assert read_adapter(tmp_path) == {"layer.lora_A.weight": (4, 8), "layer.lora_B.weight": (0,)}
+
+
+def test_an_adapter_with_a_name_of_its_own_lies_in_a_folder_of_that_name(tmp_path: Path) -> None:
+    """As PEFT saves it: an adapter beside others is no adapter that was lost."""
+    safetensors = pytest.importorskip("safetensors.torch")
+    torch = pytest.importorskip("torch")
+    (tmp_path / "mine").mkdir()
+    file = tmp_path / "mine" / "adapter_model.safetensors"
+    safetensors.save_file({"base_model.model.q_proj.lora_A.weight": torch.zeros(4, 8)}, file)
+    assert read_adapter(tmp_path, "mine") == {"base_model.model.q_proj.lora_A.weight": (4, 8)}
+    assert read_adapter(tmp_path) is None
+    assert plain_name("base_model.model.q_proj.lora_A.mine.weight", "mine") == (
+        plain_name("base_model.model.q_proj.lora_A.weight", "mine")
+    )
+
+
+def test_a_part_of_the_weights_that_is_not_resumed_is_found_in_any_process() -> None:
+    """Under FSDP each process holds a part, and the first one's may be as it should be."""
+    values = {"step": 3, "loss": 2.0, "resumed_loss": 2.0, "moved": 0.001, "files": [],
+              "error": "", "place": None}  # fmt: skip
+    found = Captured((
+        started(10, 0), started(11, 1),
+        record("resumed", 11, apart=0.001, **values), record("resumed", 10, apart=0.0, **values),
+    )).resumed()  # fmt: skip
+    assert found is not None and not found.same
 
 
 def test_a_model_of_which_few_processes_are_here_is_not_vouched_for() -> None:

@@ -283,12 +283,10 @@ class Captured:
         return replace(found, file=short_path(place["file"]), line=int(place["line"]))
 
     def resumed(self) -> Resumed | None:
-        """The last step, from a checkpoint of the run."""
-        found = self._one(Resumed, "resumed", "step")
-        place = (self.last("resumed") or {}).get("place") or {}
-        if found is None or not place:
-            return found
-        return replace(found, file=short_path(place["file"]), line=int(place["line"]))
+        """The last step, from a checkpoint of the run: in the process where it differs most, as
+        each of several may hold a part of the weights."""
+        found = [_resumed(record) for record in self.all("resumed")]
+        return max(found, key=_difference, default=None)
 
     def dropped_columns(self) -> DroppedColumns | None:
         """Columns that trainers took out."""
@@ -337,3 +335,16 @@ def short_path(file: str) -> str:
     except ValueError:  # another drive
         return file
     return file if relative.startswith(os.pardir) else relative
+
+
+def _resumed(record: Mapping[str, Any]) -> Resumed:
+    own = {field.name for field in fields(Resumed)}
+    found = from_json(Resumed, {key: item for key, item in record.items() if key in own})
+    place = record.get("place")
+    if not place:
+        return found
+    return replace(found, file=short_path(place["file"]), line=int(place["line"]))
+
+
+def _difference(found: Resumed) -> tuple[bool, float, float]:
+    return bool(found.error), found.apart - 0.05 * found.moved, abs(found.loss - found.resumed_loss)

@@ -18,7 +18,7 @@ Record = Mapping[str, Any]
 _OF_ALL = frozenset({
     "rank", "group", "wrapped", "trainable_sum", "launcher", "saved_adapter", "error", "note",
     "redirected", "folder", "trained", "ended", "stopped", "refused", "no_data", "synthetic",
-    "exit",
+    "exit", "resumed",
 })  # fmt: skip
 #: What a process raises because another one is gone, or takes part in no collective operation.
 _GONE = re.compile(

@@ -12,7 +12,6 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from lora_doctor.dry_run.acts import processes, sharding
 from lora_doctor.dry_run.acts.acting import STEPS, Acting
 from lora_doctor.dry_run.acts.plain import plain
 from lora_doctor.guest.call_sites import caller
@@ -23,7 +22,7 @@ _SAVED = STEPS - 1
 
 def watch(acting: Acting, trainer: Any, *, asked: bool) -> Resuming | None:
     """Watch a trainer that is about to train, where the user asks for it, be it by resuming.
-    ``None`` where there is nothing to compare: no checkpoint, or weights spread over processes."""
+    ``None`` where there is nothing to compare: no checkpoint is saved."""
     wanted = asked or bool(acting.session.options.get("check_resume"))
     if not wanted or acting.seen("trained") or plain(trainer.args.save_strategy) == "no":
         return None
@@ -71,17 +70,19 @@ class Resuming:
         return SavesBeforeTheLastStep()
 
     def _numbers(self) -> list[Any]:
-        if sharding.unsharded(self._acting).classes:
-            return []
-        own = self._trainer.model.parameters()
-        return [one.detach().clone() for one in own if one.requires_grad]
+        """The trainable numbers that this process holds: under FSDP 2 its part of each tensor."""
+        own = (one.detach() for one in self._trainer.model.parameters() if one.requires_grad)
+        return [(one.to_local() if hasattr(one, "to_local") else one).clone() for one in own]
 
     def resume(self, again: Callable[[str], Any]) -> None:
         """Take the last step once more; what comes of it goes to the journal."""
         folder = os.path.join(self._trainer.args.output_dir, f"checkpoint-{_SAVED}")
         acting = self._acting
+        if getattr(self._trainer, "is_deepspeed_enabled", False):  # its engine is made only once
+            acting.note("not-proven", "resuming was not tried: DeepSpeed has the model")
+            return
         if not os.path.isdir(folder) or not self._after[0]:
-            acting.note("not-proven", "resuming was not tried: no checkpoint, or a sharded model")
+            acting.note("not-proven", "resuming was not tried: no checkpoint was saved")
             return
         self._second, steps, error = True, acting.steps, ""
         acting.in_trainer += 1
@@ -94,8 +95,7 @@ class Resuming:
             acting.steps = steps
             with contextlib.suppress(AttributeError):
                 del self._trainer.training_step
-        if processes.rank() == 0:
-            self._tell(folder, error)
+        self._tell(folder, error)
 
     def _tell(self, folder: str, error: str) -> None:
         first, second = self._after

@@ -69,6 +69,8 @@ class _Watch:
         self._acting = acting
         self._depth = 0
         self._expected: dict[str, tuple[int, ...]] | None = None
+        #: Name of the adapter that is trained.
+        self._name = "default"
 
     def applies(self) -> bool:
         """Whether this is a call of the user's in one of several processes."""
@@ -88,7 +90,9 @@ class _Watch:
             self._depth -= 1
             if folder is not None and not quiet and processes.rank() == 0:
                 with self._acting.ours():
-                    self._tell(by, str(folder), read_adapter(self._path(folder)), error, place)
+                    self._expected_shapes()  # and the name of the adapter
+                    found = read_adapter(self._path(folder), self._name)
+                    self._tell(by, str(folder), found, error, place)
 
     def tensors(self, by: str, path: str, value: Any) -> None:
         """Look at what was written to a file by the user's own call."""
@@ -116,7 +120,7 @@ class _Watch:
         expected = self._expected_shapes()
         if not expected:
             return
-        there = {plain_name(name): shape for name, shape in (found or {}).items()}
+        there = {plain_name(name, self._name): shape for name, shape in (found or {}).items()}
         held = {name: there[name] for name in expected if name in there}
         other = [name for name, shape in held.items() if shape != expected[name]]
         empty = [name for name in other if 0 in held[name]]
@@ -142,32 +146,42 @@ class _Watch:
         """Names and shapes of what the adapter has; empty where that is not known."""
         if self._expected is None:
             model = sharding.unsharded(self._acting).trained or self._acting.trained_model()
-            self._expected = {} if model is None else _of_adapter(model)
+            self._name = "default" if model is None else _trained_adapter(model)
+            self._expected = {} if model is None else _of_adapter(model, self._name)
         return self._expected
 
 
-def _of_adapter(model: Any) -> dict[str, tuple[int, ...]]:
+def _trained_adapter(model: Any) -> str:
+    """The name of the first adapter that is trained: a second one may be there as a reference."""
+    names: list[str] = list(getattr(model, "peft_config", {})) or ["default"]
+    trained = [f"{name}." for name, one in model.named_parameters() if one.requires_grad]
+    return next((one for one in names if any(f".{one}." in name for name in trained)), names[0])
+
+
+def _of_adapter(model: Any, adapter: str) -> dict[str, tuple[int, ...]]:
     """What PEFT would save of a whole model: names to shapes."""
     import peft
 
-    names = list(getattr(model, "peft_config", {}))
-    if not names:
+    if adapter not in getattr(model, "peft_config", {}):
         return {}
-    state = peft.get_peft_model_state_dict(model, adapter_name=names[0],
+    state = peft.get_peft_model_state_dict(model, adapter_name=adapter,
                                            save_embedding_layers=False)  # fmt: skip
-    return {plain_name(name): tuple(value.shape) for name, value in state.items()}
+    return {plain_name(name, adapter): tuple(value.shape) for name, value in state.items()}
 
 
-def plain_name(name: str) -> str:
+def plain_name(name: str, adapter: str = "default") -> str:
     """A name without what wrappers put into it, the adapter's own name and where it is rooted."""
     for part in _OF_WRAPPERS:
         name = name.removeprefix(part) if part == "module." else name.replace(part, "")
-    name = name.replace(".default.", ".").replace("modules_to_save.", "")
+    name = name.replace(f".{adapter}.", ".").replace("modules_to_save.", "")
     return name.removeprefix("base_model.model.")
 
 
-def read_adapter(folder: Path) -> dict[str, tuple[int, ...]] | None:
-    """Names and shapes in the file of an adapter; ``None`` without one."""
+def read_adapter(folder: Path, adapter: str = "default") -> dict[str, tuple[int, ...]] | None:
+    """Names and shapes in the file of an adapter; ``None`` without one. PEFT gives each adapter
+    with a name of its own a folder of that name."""
+    if adapter != "default":
+        folder = folder / adapter
     for path in (folder / name for name in _FILES):
         if not path.is_file():
             continue
