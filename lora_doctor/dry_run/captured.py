@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lora_doctor.dry_run.recipe import captured_recipe
+from lora_doctor.dry_run.sampled import judged_batches
 from lora_doctor.dry_run.several import is_of_another, of_first_rank, processes_of
 from lora_doctor.evidence.optimizer import OptimizerState
 from lora_doctor.recipe.recipe import Recipe
@@ -225,8 +226,14 @@ class Captured:
         return None if record is None else from_json(Loading, record["loading"])
 
     def optimizer(self) -> OptimizerState | None:
-        """What the optimizer held."""
+        """What the optimizer held; with its schedule, unless the script came to its end without a
+        step of its scheduler."""
         record = self.last("optimizer")
+        standing = self.last("optimizer_unscheduled")
+        cut_short = self.all("ended") or self.all("error")
+        if standing is not None and not cut_short:
+            stepped = {one["of"] for one in self.all("scheduler_stepped")}
+            record = record if standing["of"] in stepped else standing
         return None if record is None else from_json(OptimizerState, record["state"])
 
     def rows(self) -> list[Mapping[str, Any]]:
@@ -235,14 +242,15 @@ class Captured:
 
     def supervision(self) -> Supervision | None:
         """Which tokens of the first batches the loss sees; ``None`` where none had labels."""
-        batches = self.rows()
+        sampled = [record["rows"] for record in self.all("sampled_rows")]
+        batches, origin = judged_batches(self.rows(), sampled)
         facts, adapted = self.last("tokenizer_facts"), self.last("adapted") or {}
         head = str(adapted.get("base_class", ""))
         counts = [record.get("label_count") for record in self.all("rows")]
         found = observe_batches(
             batches,
             TokenizerFacts() if facts is None else from_json(TokenizerFacts, facts["facts"]),
-            origin=f"the first {len(batches)} batches of the run",
+            origin=origin,
             causal=not any(name in head for name in _NOT_SHIFTED),
             rows_total=(self.last("train") or {}).get("rows"),
             label_count=adapted.get("label_count", next(iter(counts), None)),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ from lora_doctor.dry_run import command as commands
 from lora_doctor.dry_run import launch
 from lora_doctor.dry_run.acts.folders import remove_empty
 from lora_doctor.dry_run.captured import MADE_UP, Captured, shapes
+from lora_doctor.dry_run.not_here import is_about_here
 from lora_doctor.dry_run.one_failure import FAILURE, one_failure
 from lora_doctor.dry_run.origins import lines_in_files
 from lora_doctor.dry_run.real_widths import has_real_widths
@@ -39,14 +39,6 @@ from lora_doctor.static.model_source import ModelSource, parse_model
 ACTS = ("lora_doctor.dry_run.acts:install",)
 DEFAULT_SECONDS = 600.0
 
-#: Exceptions that say what this machine lacks, not what is wrong with the command.
-_LACKING = ("ModuleNotFoundError", "ImportError", "PackageNotFoundError")
-_NO_GPU = re.compile(
-    r"not compiled with CUDA|no NVIDIA driver|No CUDA GPUs|CUDA is not available|needs? a GPU"
-    r"|requires? (a )?(GPU|CUDA)|no available devices found"
-    r"|non-CPU accelerator|CUDA (driver|error)|Triton|no accelerator",
-    re.IGNORECASE,
-)
 #: What a loop of the user's may raise because its loader came to an early end.
 _OF_SHORT_LOOPS = ("ZeroDivisionError", "StopIteration", "IndexError", "UnboundLocalError")
 
@@ -195,7 +187,7 @@ def _really_ran(captured: Captured) -> dict[str, str]:
 def _is_ours(error: ScriptError, captured: Captured) -> bool:
     """Whether an exception says nothing about the user's command, but about this machine or the
     way in which it was cut short."""
-    if error.type.endswith(_LACKING) or _NO_GPU.search(error.message) or has_real_widths(captured):
+    if is_about_here(error) or has_real_widths(captured):
         return True
     if error.type == "SystemExit" or not captured.all("model"):
         lacking = ("OSError", "ConnectionError", "NotFoundError", "HTTPError", "SystemExit")
@@ -259,7 +251,14 @@ def _why_open(
         return "no model with adapters of PEFT was trained"
     if captured.last("no_contract") is not None:
         return f"the training contract was not run: {captured.all('no_contract')[-1]['reason']}"
-    several = captured.processes()
+    return _why_not_alike(captured)
+
+
+def _why_not_alike(captured: Captured) -> str | None:
+    """Why a run that came to its end is not what the real run is."""
+    lacking, several = captured.last("lacking"), captured.processes()
+    if lacking is not None:
+        return str(lacking["why"])
     return (otherwise_shared(several) if several is not None else None) or captured.estimated()
 
 

@@ -47,6 +47,11 @@ def is_of_user(file: str) -> bool:
     return not installed and not path.startswith((*_of_libraries(), _OURS))
 
 
+def is_of_guest(file: str) -> bool:
+    """Whether a file is ours."""
+    return file.startswith(_OURS)
+
+
 def caller() -> Place | None:
     """The innermost line of the user's that led here; ``None`` where a library did so alone."""
     frame: FrameType | None = sys._getframe(1)

@@ -4,6 +4,7 @@ do; and which of them somebody has set, and where."""
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import sys
 from types import ModuleType
 from typing import Any
@@ -12,6 +13,7 @@ from lora_doctor.dry_run.acts.acting import Acting
 from lora_doctor.dry_run.acts.outputs import Redirected
 from lora_doctor.dry_run.acts.plain import plain
 from lora_doctor.guest.call_sites import caller
+from lora_doctor.text import one_line
 
 #: Fields that hold secrets, or what this file sets itself.
 _LEFT_OUT = ("token", "key", "secret", "password")
@@ -88,7 +90,24 @@ def _apart(acting: Acting, arguments: Any, places: Redirected) -> None:
     if getattr(arguments, "push_to_hub", False):
         acting.note("redirected", "push_to_hub was left out", once="push_to_hub")
     _set(arguments, "push_to_hub", False)
+    _tell_missing_services(acting, getattr(arguments, "report_to", None))
     _set(arguments, "report_to", "none")
+
+
+def _tell_missing_services(acting: Acting, asked: Any) -> None:
+    """A service that is named and whose package is missing: the real run ends when its Trainer is
+    made. Asked are the classes that transformers has for it, where there is no such package."""
+    from transformers.integrations import integration_utils
+
+    kinds = getattr(integration_utils, "INTEGRATION_TO_CALLBACK", {})
+    for name in [asked] if isinstance(asked, str) else list(asked or ()):
+        kind = kinds.get(name)
+        if kind is None or importlib.util.find_spec(name) is not None:
+            continue
+        try:
+            kind()
+        except (RuntimeError, ImportError) as error:
+            acting.journal.tell("lacking", why=f"report_to={name}: {one_line(error, 200)}")
 
 
 def _for_cpu(acting: Acting, arguments: Any) -> None:

@@ -12,14 +12,12 @@ from typing import Any
 
 from lora_doctor.dry_run.acts import checkpoint, small_models, supervised
 from lora_doctor.dry_run.acts.acting import Acting
+from lora_doctor.dry_run.acts.batch_rows import is_tensor, plain_rows
 from lora_doctor.dry_run.recipe import captured_recipe
 
-#: Integers of a batch that are kept for what is supervised.
-_MOST_IDS = 200_000
 #: Classes whose labels are classes, by transformers' names.
 _CLASSES = ("SequenceClassification", "TokenClassification", "ImageClassification",
             "AudioClassification")  # fmt: skip
-_ROWS = ("input_ids", "labels", "attention_mask", "position_ids", "completion_mask")
 
 
 def run(
@@ -75,7 +73,7 @@ def _run(acting: Acting, model: Any, whole: Any, batch: dict[str, Any]) -> None:
         base=small_models.name_of(base),
         base_class=type(base).__name__,
         object=None if loading is None else loading["object"],
-        inputs={name: list(value.shape) for name, value in batch.items() if _is_tensor(value)},
+        inputs={name: list(value.shape) for name, value in batch.items() if is_tensor(value)},
         label_count=_label_count(base),
     )
     recipe = captured_recipe(adapter, loading, training["values"] if training else None)
@@ -140,8 +138,17 @@ def _at_full_size(acting: Acting, loading: Mapping[str, Any], recipe: Any) -> An
         return None
 
 
-def read_optimizer(acting: Acting, optimizer: Any, scheduler: Any, planned: int | None) -> None:
-    """What the optimizer holds of the model that trains."""
+def read_optimizer(
+    acting: Acting,
+    optimizer: Any,
+    scheduler: Any,
+    planned: int | None,
+    *,
+    kind: str = "optimizer",
+    **more: Any,
+) -> None:
+    """What the optimizer holds of the model that trains. ``kind``: of the record, which has
+    ``more`` beside it."""
     from lora_doctor.errors import LoraDoctorError
     from lora_doctor.evidence import optimizer as reader
 
@@ -157,9 +164,10 @@ def read_optimizer(acting: Acting, optimizer: Any, scheduler: Any, planned: int 
             acting.journal.tell("no_optimizer", reason=str(error))
             return
     acting.journal.tell(
-        "optimizer",
+        kind,
         state=dataclasses.asdict(state),
         type=type(getattr(optimizer, "optimizer", optimizer)).__name__,
+        **more,
     )
 
 
@@ -173,15 +181,8 @@ def keep_rows(
     given = _forward_arguments(model, arguments, named)
     if acting.writes_its_rows:
         return given
-    rows = {
-        name: given[name].tolist()
-        for name in _ROWS
-        if _is_tensor(given.get(name))
-        and not given[name].is_floating_point()
-        and given[name].numel() <= _MOST_IDS
-    }
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    acting.journal.tell("rows", rows=rows, label_count=_label_count(base))
+    acting.journal.tell("rows", rows=plain_rows(given), label_count=_label_count(base))
     return given
 
 
@@ -205,11 +206,7 @@ def _forward_arguments(
 def _own(given: dict[str, Any]) -> dict[str, Any]:
     """Tensors of our own in the place of the user's."""
     return {
-        name: value.detach().clone() if _is_tensor(value) else value
+        name: value.detach().clone() if is_tensor(value) else value
         for name, value in given.items()
-        if _is_tensor(value) or isinstance(value, (bool, int, float, str, list, tuple))
+        if is_tensor(value) or isinstance(value, (bool, int, float, str, list, tuple))
     }
-
-
-def _is_tensor(value: Any) -> bool:
-    return hasattr(value, "detach") and hasattr(value, "numel")

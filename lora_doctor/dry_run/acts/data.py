@@ -12,6 +12,7 @@ import threading
 from types import ModuleType
 from typing import Any
 
+from lora_doctor.dry_run.acts import cut_sets
 from lora_doctor.dry_run.acts.acting import Acting
 from lora_doctor.guest.call_sites import is_of_user
 
@@ -74,7 +75,7 @@ def _mapping(acting: Acting, module: ModuleType) -> None:
         few = data.select(_sample(data, acting.rows), keep_in_memory=True)
         made = whole(original, few, arguments, named)
         if len(made) == len(few):
-            return repeated(made, len(data))
+            return repeated(made, len(data), of=data)
         return _estimated(acting, "map", data, few, made)
 
     def flattened(original: Any, data: Any, *arguments: Any, **named: Any) -> Any:
@@ -155,12 +156,13 @@ def _sample(data: Any, rows: int) -> list[int]:
     return [int(position) for position in first]
 
 
-def repeated(made: Any, length: int) -> Any:
-    """The rows over and over, until they are so many."""
+def repeated(made: Any, length: int, of: Any = None) -> Any:
+    """The rows over and over, until they are so many. ``of``: the set that they were made from."""
     import numpy
 
     if length == len(made) or not len(made):
         return made
+    cut_sets.remember(made, of)
     return made.select(numpy.arange(length) % len(made), keep_in_memory=True)
 
 
@@ -170,4 +172,4 @@ def _estimated(acting: Acting, name: str, data: Any, few: Any, made: Any) -> Any
         "estimated",
         f"{name} left {len(made)} of {len(few)} rows; for {len(data)} rows that is about {length}",
     )
-    return repeated(made, length)
+    return repeated(made, length, of=data)

@@ -21,6 +21,7 @@ _UPLOADS = (
 def prepare(acting: Acting) -> None:
     """Switch off what writes to a hub."""
     acting.after("huggingface_hub.hf_api", lambda m: _api(acting, m))
+    acting.after("huggingface_hub._login", lambda m: _login(acting, m))
     acting.after("huggingface_hub._snapshot_download", lambda m: _snapshot(acting, m))
     acting.after("transformers.utils.hub", lambda m: _mixin(acting, m))
     acting.after("transformers.trainer", lambda m: _trainer(acting, m))
@@ -44,11 +45,26 @@ def _api(acting: Acting, module: ModuleType) -> None:
         left_out(original)
         return module.RepoUrl(f"{module.constants.ENDPOINT}/{repo_id}")
 
+    def whoami(original: Any, api: Any, *arguments: Any, **named: Any) -> Any:
+        try:
+            return original(api, *arguments, **named)
+        except Exception as error:  # noqa: BLE001 - no network, no token: a name does for a dry run
+            acting.note("redirected", f"whoami of a hub: {type(error).__name__}", once="whoami")
+            return {"type": "user", "name": "dry-run", "fullname": "dry-run", "orgs": []}
+
     acting.replaced.around(module.HfApi, "create_repo", create_repo)
+    acting.replaced.around(module.HfApi, "whoami", whoami)
     # Functions of the package are bound methods of one instance, made from the class before.
-    for name in (*_UPLOADS, "create_repo"):
+    for name in (*_UPLOADS, "create_repo", "whoami"):
         if name in vars(module) and name in vars(module.HfApi):
             acting.replaced.put(module, name, getattr(module.api, name))
+
+
+def _login(acting: Acting, module: ModuleType) -> None:
+    """It asks the hub, or somebody at a terminal, and writes the token into the user's files."""
+    for name in ("login", "interpreter_login", "notebook_login", "logout"):
+        if name in vars(module):
+            acting.replaced.around(module, name, _not_uploaded(acting))
 
 
 def _snapshot(acting: Acting, module: ModuleType) -> None:

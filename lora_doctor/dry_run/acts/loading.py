@@ -174,6 +174,10 @@ def _loading(model_class: Any, name: str, more: tuple[Any, ...], named: dict[str
         for key in own:
             if key not in unused:
                 named.pop(key, None)
+    # Auto classes write it into the config that they hand over.
+    held = getattr(config, "_attn_implementation_internal", None)
+    if isinstance(held, str) and "attn_implementation" not in named:
+        named["attn_implementation"] = asked["attn_implementation"] = held
     return Loading(model_class, name, named, config, more, asked)
 
 

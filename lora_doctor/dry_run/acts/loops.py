@@ -34,6 +34,7 @@ class _Loops:
         self.training: weakref.WeakSet[Any] = weakref.WeakSet()
         self.epochs_after = 0
         self.schedulers: dict[int, Any] = {}
+        self.schedulers_stepped: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def prepare(acting: Acting) -> None:
@@ -48,11 +49,21 @@ def _schedulers(acting: Acting, module: ModuleType, loops: _Loops) -> None:
     owner = getattr(module, "LRScheduler", None) or module._LRScheduler
 
     def made(original: Any, scheduler: Any, optimizer: Any, *more: Any, **named: Any) -> None:
-        original(scheduler, optimizer, *more, **named)
+        with acting.ours():  # the constructor takes a step of its own
+            original(scheduler, optimizer, *more, **named)
         if not acting.in_contract:
             loops.schedulers[id(optimizer)] = scheduler
 
+    def stepped(original: Any, scheduler: Any, *more: Any, **named: Any) -> Any:
+        if not acting.in_contract and scheduler not in loops.schedulers_stepped:
+            loops.schedulers_stepped.add(scheduler)
+            acting.journal.tell("scheduler_stepped", of=id(scheduler))
+        return original(scheduler, *more, **named)
+
     acting.replaced.around(owner, "__init__", made)
+    for kind in vars(module).values():
+        if isinstance(kind, type) and issubclass(kind, owner) and "step" in vars(kind):
+            acting.replaced.around(kind, "step", stepped)
 
 
 def _optimizers(acting: Acting, module: ModuleType, loops: _Loops) -> None:
@@ -75,6 +86,7 @@ def _optimizers(acting: Acting, module: ModuleType, loops: _Loops) -> None:
         if acting.steps == STEPS:
             scheduler = loops.schedulers.get(id(optimizer))
             contract.read_optimizer(acting, optimizer, scheduler, _PLANNED)
+            _tell_standing_schedule(acting, optimizer, scheduler, loops)
             acting.journal.tell("trained", by="a loop", steps=acting.steps)
         if acting.steps >= STEPS and not loops.training:
             acting.end("the loop takes its data from no DataLoader: what follows its third step")
@@ -82,6 +94,17 @@ def _optimizers(acting: Acting, module: ModuleType, loops: _Loops) -> None:
             acting.end("the loop goes on after its loaders have ended: what follows it")
 
     module.register_optimizer_step_post_hook(stepped)
+
+
+def _tell_standing_schedule(acting: Acting, optimizer: Any, scheduler: Any, loops: _Loops) -> None:
+    """What the optimizer holds as it is, where the loop has not stepped its scheduler: it may do so
+    after an epoch, or never."""
+    if scheduler is None or scheduler in loops.schedulers_stepped:
+        return
+    if type(scheduler).step.__module__.startswith("torch."):
+        contract.read_optimizer(
+            acting, optimizer, None, None, kind="optimizer_unscheduled", of=id(scheduler)
+        )
 
 
 def _loaders(acting: Acting, module: ModuleType, loops: _Loops) -> None:

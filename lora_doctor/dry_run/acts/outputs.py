@@ -83,6 +83,10 @@ class Redirected:
         new = self._root + os.path.splitdrive(full)[1]
         return new if os.path.exists(new) else path
 
+    def of_user(self, path: str) -> str:
+        """The user's own path of one that is written elsewhere."""
+        return path[len(self._root) :] if path.startswith(self._root + os.sep) else path
+
     def is_of_this_run(self, path: Any) -> bool:
         """Whether this was written in this run: what is in it is small already."""
         full = os.path.abspath(str(self.to_read(path)))

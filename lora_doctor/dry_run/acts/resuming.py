@@ -13,11 +13,34 @@ from collections.abc import Callable
 from typing import Any
 
 from lora_doctor.dry_run.acts.acting import STEPS, Acting
+from lora_doctor.dry_run.acts.outputs import Redirected
 from lora_doctor.dry_run.acts.plain import plain
 from lora_doctor.guest.call_sites import caller
 
 #: The step after which a checkpoint is saved.
 _SAVED = STEPS - 1
+
+
+def checkpoint_to_resume(acting: Acting, asked: Any, args: Any) -> Any:
+    """What a trainer is handed that is asked to resume: ``None`` in the place of a checkpoint of
+    the real model; one of this run; where there is none, what was asked for: the trainer refuses
+    it as it would in the real run.
+
+    Args:
+        asked: ``True``, or the path of a checkpoint.
+        args: of the trainer, with the folders that are written instead of the user's.
+    """
+    from transformers.trainer_utils import get_last_checkpoint
+
+    places = Redirected(acting)
+    if asked is True:
+        written, own = str(args.output_dir), places.of_user(str(args.output_dir))
+        if os.path.isdir(written) and get_last_checkpoint(written) is not None:
+            return asked
+        return None if os.path.isdir(own) and get_last_checkpoint(own) is not None else asked
+    if places.is_of_this_run(asked):
+        return places.to_read(asked)
+    return None if os.path.isdir(str(asked)) else asked
 
 
 def watch(acting: Acting, trainer: Any, *, asked: bool) -> Resuming | None:

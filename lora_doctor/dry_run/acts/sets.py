@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from types import ModuleType
 from typing import Any
 
+from lora_doctor.dry_run.acts import cut_sets
 from lora_doctor.dry_run.acts.acting import Acting
 from lora_doctor.dry_run.acts.plain import plain
 
@@ -130,7 +131,7 @@ def _evaluation(trainer: Any) -> dict[str, int] | None:
         return None
     if held is train:
         return {"rows": rows, "rows_in_training": rows}
-    if not rows or not _length(train):
+    if not rows or not _length(train) or cut_sets.share_rows(held, train):
         return {"rows": rows, "rows_in_training": 0}
     known = {_fingerprint(row) for row in _some(train, _TRAINED)} - {None}
     same = sum(_fingerprint(row) in known for row in _some(held, min(rows, _EVALUATED)))

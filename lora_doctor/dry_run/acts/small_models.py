@@ -18,6 +18,8 @@ from lora_doctor.dry_run.acts.acting import Acting
 _INNER = 5_000_000
 #: The width that the rows of a vocabulary have at first, and the tables that are that long.
 _WIDTH, _TABLES = 64, 2
+#: Where a config holds the attention that was asked for.
+_ATTENTION = "_attn_implementation_internal"
 #: Parameters of a model that keeps its widths; six times as many where it cannot be smaller.
 _WITH_WIDTHS = 40_000_000
 
@@ -72,7 +74,7 @@ def _make(acting: Acting, model_class: Any, config: Any, folder: Path) -> None:
     widths = bool(acting.session.options.get("widths"))
     try:
         shrunk = shrink(
-            config,
+            _without_flash(config),
             lambda small: model_class(small),
             max_parameters=_WITH_WIDTHS if widths else _INNER + _rows(config) * _WIDTH * _TABLES,
             keep_roles=DATA_ROLES | WIDTH_ROLES if widths else DATA_ROLES,
@@ -94,6 +96,15 @@ def _make(acting: Acting, model_class: Any, config: Any, folder: Path) -> None:
         os.rename(made, folder)
     except OSError:  # another process of this run was first
         shutil.rmtree(made, ignore_errors=True)
+
+
+def _without_flash(config: Any) -> Any:
+    """A copy whose class picks its attention by itself: flash attention may not be installed."""
+    own = copy.deepcopy(config)
+    for part in (own, *(one for one in vars(own).values() if hasattr(one, _ATTENTION))):
+        if "flash" in str(getattr(part, _ATTENTION, None)):
+            setattr(part, _ATTENTION, None)
+    return own
 
 
 def _native_dtype(config: Any) -> Any:

@@ -6,7 +6,15 @@ import weakref
 from types import ModuleType
 from typing import Any
 
-from lora_doctor.dry_run.acts import accumulation, contract, failures, resuming, sets, supervised
+from lora_doctor.dry_run.acts import (
+    accumulation,
+    contract,
+    failures,
+    resuming,
+    sampled_rows,
+    sets,
+    supervised,
+)
 from lora_doctor.dry_run.acts.acting import STEPS, Acting
 from lora_doctor.dry_run.acts.arguments import keep_apart
 from lora_doctor.dry_run.acts.plain import plain
@@ -28,7 +36,7 @@ def _trainer(acting: Acting, module: ModuleType) -> None:
             trainer.add_callback(callback(trainer))
             keep_apart(acting, trainer.args)
         resumes = _asks_to_resume(arguments, named)
-        arguments = _not_resumed(acting, arguments, named)
+        arguments = _not_resumed(acting, trainer, arguments, named)
         second = resuming.watch(acting, trainer, asked=resumes)
         acting.in_trainer += 1
         before = acting.steps
@@ -64,16 +72,19 @@ def _asks_to_resume(arguments: tuple[Any, ...], named: dict[str, Any]) -> bool:
 
 
 def _not_resumed(
-    acting: Acting, arguments: tuple[Any, ...], named: dict[str, Any]
+    acting: Acting, trainer: Any, arguments: tuple[Any, ...], named: dict[str, Any]
 ) -> tuple[Any, ...]:
     """A checkpoint of the real width does not fit: training begins at its start."""
     if not _asks_to_resume(arguments, named):
         return arguments
-    acting.note("not-proven", "resume_from_checkpoint was left out")
+    asked = named.get("resume_from_checkpoint", arguments[0] if arguments else None)
+    found = resuming.checkpoint_to_resume(acting, asked, trainer.args)
+    if found is None:
+        acting.note("not-proven", "resume_from_checkpoint was left out")
     if "resume_from_checkpoint" in named:
-        named["resume_from_checkpoint"] = None
+        named["resume_from_checkpoint"] = found
         return arguments
-    return (None, *arguments[1:])
+    return (found, *arguments[1:])
 
 
 def _callback(acting: Acting, module: ModuleType) -> Any:
@@ -90,6 +101,7 @@ def _callback(acting: Acting, module: ModuleType) -> Any:
             _tell_start(acting, trainer, args, state, given)
             sets.tell(acting, trainer, args, state, own_schedule=self._own_schedule)
             accumulation.watch(acting, trainer, args)
+            sampled_rows.tell(acting, given.get("train_dataloader"))
 
         def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> Any:
             if state.global_step >= STEPS:

@@ -1,0 +1,43 @@
+"""Which sets of ``datasets`` go back to the same few rows: a set that was cut and is then split has
+its rows in both parts, which the user's own set has not.
+
+A set is known again by the memory of its columns, which splitting, selecting, shuffling and
+renaming leave where it is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+#: Memory of each set that was cut, and the number of the set that it goes back to. The tables are
+#: kept, so that nothing else gets their place.
+_cut: list[tuple[frozenset[int], int, Any]] = []
+
+
+def remember(few: Any, of: Any = None) -> None:
+    """That these are few of more rows; ``of``: the set that they were made from."""
+    before = None if of is None else _number(of)
+    found = _memory(few)
+    if found:
+        _cut.append((found, len(_cut) if before is None else before, few))
+
+
+def share_rows(one: Any, other: Any) -> bool:
+    """Whether two sets were made of the same few rows."""
+    number = _number(one)
+    return number is not None and number == _number(other)
+
+
+def _number(data: Any) -> int | None:
+    own = _memory(data)
+    return next((number for known, number, _ in reversed(_cut) if known & own), None)
+
+
+def _memory(data: Any) -> frozenset[int]:
+    """Addresses of the first rows of each column; none for what is no set of ``datasets``."""
+    table = getattr(getattr(data, "_data", None), "table", None)
+    found: set[int] = set()
+    for column in getattr(table, "columns", ()):
+        for chunk in column.chunks[:1]:
+            found |= {one.address for one in chunk.buffers() if one is not None and one.size}
+    return frozenset(found)

@@ -1,0 +1,90 @@
+"""Rows spread over a trainer's set, through its own collator: the first batches hold a handful, and
+what the length limit does to the longest rows is seldom among them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from lora_doctor.dry_run.acts.acting import Acting
+from lora_doctor.dry_run.acts.batch_rows import MOST_IDS, plain_rows
+from lora_doctor.nn.copying import undisturbed
+
+#: Rows of a set of token ids that are collated at most. Others may load a picture for each.
+_ROWS = 256
+_ROWS_OF_OTHERS = 16
+#: Rows that are collated at once where the loader has no size of its own.
+_BATCH = 8
+
+
+def tell(acting: Acting, loader: Any) -> None:
+    """Tell the token ids and labels that the collator makes of a sample of the set; nothing where
+    the set cannot be asked for a row by its number. Nobody has called the collator with just these
+    rows, so that an exception of it is not the user's."""
+    data, collate = getattr(loader, "dataset", None), getattr(loader, "collate_fn", None)
+    if not callable(collate) or not _has_rows(data) or acting.writes_its_rows:
+        return
+    size = getattr(loader, "batch_size", None) or _BATCH
+    with acting.ours(), undisturbed():
+        try:
+            batches = list(_batches(acting, data, collate, int(size)))
+        except Exception as error:  # noqa: BLE001 - code of the user's own
+            acting.journal.tell("no_sampled_rows", reason=f"{type(error).__name__}: {error}"[:300])
+            return
+    for rows in batches:
+        acting.journal.tell("sampled_rows", rows=rows)
+
+
+def _has_rows(data: Any) -> bool:
+    return all(hasattr(type(data), name) for name in ("__len__", "__getitem__"))
+
+
+def _batches(acting: Acting, data: Any, collate: Any, size: int) -> Iterator[dict[str, list[Any]]]:
+    numbers = list(range(len(data)))
+    random.Random(0).shuffle(numbers)
+    first = data[numbers[0]] if numbers else None
+    most = _ROWS if _is_of_tokens(first) else min(_ROWS_OF_OTHERS, acting.rows)
+    ids = 0
+    for rows in _chunks(_distinct(data, numbers, most), size):
+        batch = collate(rows)
+        if not isinstance(batch, Mapping):
+            return
+        found = plain_rows(batch)
+        ids += sum(len(line) for line in found.get("input_ids", ()))
+        if "input_ids" not in found or ids > MOST_IDS:
+            return
+        yield found
+
+
+def _is_of_tokens(row: Any) -> bool:
+    """Whether a row holds numbers alone, no pictures and no sound."""
+    if not isinstance(row, Mapping):
+        return False
+    return "input_ids" in row and not any(
+        name.startswith(("pixel", "image", "input_features", "audio")) for name in map(str, row)
+    )
+
+
+def _distinct(data: Any, numbers: list[int], most: int) -> Iterator[Any]:
+    """So many rows, each once: a set that was cut repeats its few."""
+    seen: set[str] = set()
+    for number in numbers[: 4 * most]:
+        row = data[number]
+        mark = str(list(map(int, row["input_ids"]))) if _is_of_tokens(row) else str(number)
+        if mark not in seen:
+            seen.add(mark)
+            yield row
+        if len(seen) >= most:
+            return
+
+
+def _chunks(rows: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    found: list[Any] = []
+    for row in rows:
+        found.append(row)
+        if len(found) == size:
+            yield found
+            found = []
+    if found:
+        yield found

@@ -1,0 +1,170 @@
+"""What a dry run makes of what it saw: which failures are of this machine, which rows are judged,
+which sets share rows."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from lora_doctor.dry_run.captured import Captured
+from lora_doctor.dry_run.not_here import is_about_here
+from lora_doctor.dry_run.sampled import judged_batches
+from lora_doctor.results.dry_run import ScriptError
+from tests.test_dry_run import SCRIPTS, dry_run, place, rules
+
+__all__ = ["place"]  # a fixture
+
+# --- failures of this machine -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("ModuleNotFoundError", "No module named 'flash_attn'"),
+        ("AssertionError", "Torch not compiled with CUDA enabled"),
+        ("AttributeError", "module 'torch._C' has no attribute '_cuda_resetPeakMemoryStats'"),
+        ("RuntimeError", "CUDA is required to train this model"),
+        ("httpx.ConnectError", "[Errno -2] Name or service not known"),
+        ("requests.exceptions.ConnectionError", "HTTPSConnectionPool: Max retries exceeded"),
+        ("huggingface_hub.errors.LocalEntryNotFoundError", "offline mode is enabled"),
+    ],
+)
+def test_what_this_machine_lacks_leaves_the_question_open(kind: str, message: str) -> None:
+    assert is_about_here(ScriptError(kind, message, "train.py", 3))
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("ValueError", "Please specify `target_modules` in `peft_config`"),
+        ("RuntimeError", "mat1 and mat2 shapes cannot be multiplied (4x8 and 16x8)"),
+        ("TypeError", "Trainer.__init__() got an unexpected keyword argument 'tokenizer'"),
+    ],
+)
+def test_what_is_wrong_with_the_command_is_not_of_this_machine(kind: str, message: str) -> None:
+    assert not is_about_here(ScriptError(kind, message, "train.py", 3))
+
+
+def test_a_name_that_an_installed_package_does_not_have_is_the_users_failure() -> None:
+    message = "cannot import name 'DataCollatorForCompletionOnlyLM' from 'trl' (trl/__init__.py)"
+    own = ScriptError("ImportError", message, "train.py", 3, raised_in="train.py:3")
+    inside = ScriptError("ImportError", message, "train.py", 3, raised_in="lib/other.py:12")
+    assert not is_about_here(own) and is_about_here(inside)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "here"),
+    [
+        ("import torch\nassert torch.cuda.is_available(), 'give me one'\n", 2, True),
+        ("import torch\nif not torch.cuda.is_available():\n    raise ValueError('no')\n", 3, True),
+        ("import torch\nif torch.cuda.device_count() < 2:\n    raise ValueError('no')\n", 3, True),
+        (
+            "import torch\nif torch.cuda.is_available():\n    pass\nraise ValueError('no')\n",
+            4,
+            False,
+        ),
+        ("rows = []\nassert rows, 'no rows'\n", 2, False),
+    ],
+)
+def test_a_script_that_gives_up_without_a_gpu(
+    text: str, line: int, here: bool, tmp_path: Path
+) -> None:
+    file = tmp_path / "train.py"
+    file.write_text(text)
+    assert is_about_here(ScriptError("ValueError", "no", str(file), line)) is here
+
+
+# --- which rows are judged ----------------------------------------------------------------------
+
+
+def _batch(first: int, rows: int, **more: object) -> dict[str, object]:
+    ids = [[first + number, 7, 2] for number in range(rows)]
+    return {"input_ids": ids, "labels": [[-100, *line[1:]] for line in ids], **more}
+
+
+def test_a_sample_of_the_set_is_judged_where_forward_gets_what_the_collator_made() -> None:
+    sampled = [_batch(0, 8), _batch(8, 8)]
+    batches, origin = judged_batches([_batch(3, 4)], sampled)
+    assert batches == sampled and origin.startswith("16 rows spread over the training set")
+
+
+def test_a_trainer_that_makes_labels_of_its_own_is_judged_by_its_batches() -> None:
+    first = _batch(3, 4)
+    first["labels"] = first["input_ids"]
+    for seen in (first, {"input_ids": first["input_ids"]}, _batch(3, 4, position_ids=[[0, 1, 2]])):
+        batches, origin = judged_batches([seen], [_batch(0, 16)])
+        assert batches == [seen] and origin == "the first 1 batches of the run"
+
+
+def test_sets_that_were_made_of_the_same_few_rows_are_known_again() -> None:
+    """A set is mapped, which leaves few rows of it, and split: the parts have the same rows, and
+    the user's own set has none twice."""
+    datasets = pytest.importorskip("datasets")
+    from lora_doctor.dry_run.acts import cut_sets
+
+    few = datasets.Dataset.from_dict({"text": [str(n) for n in range(8)], "number": list(range(8))})
+    other = datasets.Dataset.from_dict({"text": [str(n) for n in range(8)]})
+    cut_sets.remember(few)
+    whole = few.select([n % 8 for n in range(40)]).rename_column("text", "words").shuffle(seed=1)
+    split = whole.train_test_split(0.2)
+    held_out = split["test"].remove_columns(["number"])
+    assert cut_sets.share_rows(split["train"], held_out)
+    again = datasets.Dataset.from_dict({"words": held_out["words"]})
+    cut_sets.remember(again, of=held_out)
+    assert cut_sets.share_rows(split["train"], again)
+    assert not cut_sets.share_rows(split["train"], other)
+
+
+def test_a_scheduler_that_nobody_steps_counts_as_it_stands() -> None:
+    """Unless the script was ended before it could have: it may step after an epoch."""
+    state = {"phases": [], "tensors": [], "frozen": [], "foreign": 0, "foreign_shared": [],
+             "adapters": True}  # fmt: skip
+    records = [
+        {"kind": "optimizer", "state": {**state, "held": 1}},
+        {"kind": "optimizer_unscheduled", "state": {**state, "held": 2}, "of": 5},
+    ]
+    stepped, ended = {"kind": "scheduler_stepped", "of": 5}, {"kind": "ended", "why": "time"}
+    other = {"kind": "scheduler_stepped", "of": 6}
+    for more, held in (([], 2), ([other], 2), ([stepped], 1), ([ended], 1)):
+        found = Captured((*records, *more)).optimizer()
+        assert found is not None and found.held == held, more
+
+
+# --- runs ---------------------------------------------------------------------------------------
+
+
+def test_a_script_for_a_gpu_goes_its_way_and_a_schedule_that_stands_still_is_found(
+    place: Path,
+) -> None:
+    """What the script asks its GPU, and signing in to a hub, do not end it here."""
+    script = (SCRIPTS / "bare_loop.py").read_text()
+    optimizer = next(line for line in script.splitlines() if line.startswith("optimizer ="))
+    asked = (
+        "from huggingface_hub import login\n"
+        "login(token='hf_0')\n"
+        "assert torch.cuda.get_device_capability()[0] >= 8 and torch.cuda.is_bf16_supported()\n"
+        "print(torch.cuda.get_device_properties(0).total_memory, torch.cuda.get_device_name(0))\n"
+        "torch.cuda.reset_peak_memory_stats()\n"
+    )
+    (place / "loop.py").write_text(
+        script.replace(f"{optimizer}\n", "")
+        .replace("scheduler = ", f"{optimizer}\nscheduler = ")
+        .replace("        scheduler.step()\n", "")
+        .replace('device = "cuda"\n', f'device = "cuda"\n{asked}')
+    )
+    report = dry_run(place, sys.executable, "loop.py", code=1)
+    assert rules(report) == ["LD510"], json.dumps(report["findings"])[:2000]
+    assert report["dry_run"]["error"] is None
+
+
+def test_resuming_without_a_checkpoint_fails_as_it_will(place: Path) -> None:
+    script = (SCRIPTS / "trainer_peft.py").read_text()
+    (place / "resumes.py").write_text(
+        script.replace("trainer.train()", "trainer.train(resume_from_checkpoint=True)")
+    )
+    report = dry_run(place, sys.executable, "resumes.py", code=1)
+    assert rules(report) == ["LD002"]
+    assert "checkpoint" in report["findings"][0]["message"]
