@@ -40,6 +40,10 @@ class TargetsInFewLayers(Rule):
     recurrence or linear attention, whose projections are called otherwise. PEFT raises only when
     *nothing* matches.
 
+    How certain it is: which layers have adapters is measured. Whether the other layers were left
+    out on purpose cannot be: where the targets adapt their MLP, the recipe may well mean that, and
+    it is an info; where most layers get no adapter at all, it is a warning.
+
     ## Versions
     All of PEFT.
 
@@ -94,15 +98,23 @@ class TargetsInFewLayers(Rule):
         if not left:
             return
         wanted = [*target_entries(recipe), *left]
+        reached = _layers_with_adapter(structure)
+        elsewhere = reached * 2 >= layers
         yield self.finding(
-            "warning",
-            f"The targets exist in {with_adapter} of {layers} layers of {structure.model_class}; "
-            f"the other layers have {quoted(left, 6)} instead, which are not adapted.",
+            "info" if elsewhere else "warning",
+            f"{_names(structure)} exist in {with_adapter} of {layers} layers of "
+            f"{structure.model_class}; the other layers have {quoted(left, 6)} instead, which are "
+            + ("not adapted: only their MLP is. This may be meant." if elsewhere else "not adapted."),
             location=Location("recipe", "target_modules"),
             evidence=(
                 Measurement(
                     "layers whose token mixing is adapted",
                     f"{with_adapter} of {layers}",
+                    "installed PEFT, meta device",
+                ),
+                Measurement(
+                    "layers with any adapter",
+                    f"at least {reached} of {layers}",
                     "installed PEFT, meta device",
                 ),
                 Measurement(
@@ -126,6 +138,18 @@ def _lists_names(written: Recipe) -> bool:
     if any(written.get(key) is not None for key in ("layers_to_transform", "layers_pattern")):
         return False
     return not isinstance(written.get("target_modules"), str)
+
+
+def _layers_with_adapter(structure: Structure) -> int:
+    """In how many layers anything is adapted, at the least: kinds of layers that overlap are not
+    added up."""
+    return max((group.adapted for group in offered_layers(structure)), default=0)
+
+
+def _names(structure: Structure) -> str:
+    """Names of the adapted layers that mix tokens."""
+    mixers = (g for g in offered_layers(structure) if g.role not in ("mlp", "experts"))
+    return quoted(sorted({group.leaf for group in mixers if group.adapted}), 6)
 
 
 def _token_mixing(structure: Structure) -> tuple[int, int, list[str]]:

@@ -24,8 +24,8 @@ _EXPLAINS = ("attaches", "forward", "loss-finite", "gradients", "adapters-move",
 
 
 class TargetsInSavedModules(Rule):
-    """An entry of `target_modules` names only layers of a module that `modules_to_save` names:
-    `down_proj` beside `modules_to_save=["mlp"]`.
+    """An entry of `target_modules` names only layers of a module that `modules_to_save` names
+    (`down_proj` beside `modules_to_save=["mlp"]`), or the same module (`embed_tokens` in both).
 
     ## What happens
     The module is trained as a whole copy, and its layers get no adapters; PEFT does not say so.
@@ -60,6 +60,12 @@ class TargetsInSavedModules(Rule):
             why="mlp is trained whole, and down_proj is in it",
         ),
         Example(
+            "broken",
+            "arch:llama",
+            {"target_modules": ["q_proj", "embed_tokens"], "modules_to_save": ["embed_tokens"]},
+            why="embed_tokens is trained whole, and has no adapter",
+        ),
+        Example(
             "healthy",
             "arch:llama",
             {"target_modules": ["q_proj", "v_proj"], "modules_to_save": ["mlp"]},
@@ -90,12 +96,9 @@ class TargetsInSavedModules(Rule):
             if any(matches(group.pattern, entry) for entry in entries)
         )
         is_lost = injection.ok and not adapted
-        effect = "get no adapter" if is_lost else "cannot have adapters as well"
-        where = quoted(dict.fromkeys(holders.values()))
         return self.finding(
             "warning" if is_lost else "error",
-            f"The layers {quoted(entries, 4)} {effect}: they lie in {where}, which modules_to_save "
-            "trains whole.",
+            _message(holders, is_lost),
             location=Location("recipe", "target_modules"),
             evidence=(
                 Measurement("only in modules that are trained whole", quoted(entries, 6),
@@ -110,10 +113,20 @@ class TargetsInSavedModules(Rule):
         )  # fmt: skip
 
 
+def _message(holders: dict[str, str], is_lost: bool) -> str:
+    names = quoted(holders, 4)
+    if all(entry == holder for entry, holder in holders.items()):
+        effect = "it is trained whole, without adapters" if is_lost else "it cannot be both"
+        return f"target_modules and modules_to_save name the same module, {names}: {effect}."
+    effect = "get no adapter" if is_lost else "cannot have adapters as well"
+    where = quoted(dict.fromkeys(holders.values()))
+    return f"The layers {names} {effect}: they lie in {where}, which modules_to_save trains whole."
+
+
 def _holder(pattern: str, saved: list[str]) -> str | None:
     """The entry of ``modules_to_save`` that names a module around this one, or itself."""
     parts = pattern.split(".")
-    around = [".".join(parts[:length]) for length in range(1, len(parts))]
+    around = [".".join(parts[:length]) for length in range(1, len(parts) + 1)]
     return next(
         (str(entry) for entry in saved if any(matches(path, str(entry)) for path in around)), None
     )

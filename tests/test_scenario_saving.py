@@ -406,6 +406,27 @@ def test_what_a_class_freezes_itself_says_nothing(worker: Worker) -> None:
     assert "LD605" in lora_doctor.check("arch:whisper", recipe, worker=worker).passed
 
 
+def test_a_choice_is_told_from_what_a_class_freezes_by_itself() -> None:
+    """IDEFICS leaves its cross-attention trainable and freezes the rest, in its constructor."""
+    transformers = pytest.importorskip("transformers")
+    from lora_doctor.contract.saved_files import chosen_trainable
+
+    config = transformers.IdeficsConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=2048, num_hidden_layers=2,
+        num_attention_heads=2, cross_layer_interval=2, qk_layer_norms=True,
+        vision_config={"embed_dim": 32, "intermediate_size": 2048, "num_attention_heads": 2,
+                       "num_hidden_layers": 2, "image_size": 28, "patch_size": 14},
+        perceiver_config={"resampler_n_latents": 4, "resampler_depth": 1, "resampler_n_heads": 2,
+                          "resampler_head_dim": 16},
+    )  # fmt: skip
+    model = transformers.IdeficsForVisionText2Text(config)
+    assert not all(parameter.requires_grad for parameter in model.parameters())
+    assert not chosen_trainable(model)
+    model.requires_grad_(False)
+    model.lm_head.requires_grad_(True)
+    assert any(path.startswith("lm_head") for path in chosen_trainable(model))
+
+
 def test_what_the_adapters_train_is_not_called_untrained() -> None:
     """A frozen tower and a small trainable language model: LoRA is how that one is trained."""
     import peft

@@ -17,6 +17,7 @@ from lora_doctor.contract.adapters import active_adapters, auxiliary_classes
 from lora_doctor.model.module_path import pattern_of
 from lora_doctor.model.peft_models import peft_models
 from lora_doctor.nn.embeddings import input_embeddings
+from lora_doctor.nn.pristine import frozen_by_its_class
 from lora_doctor.nn.rebinding import deep_copy
 from lora_doctor.results.round_trip import AutoLoading, TiedPart, Vocabulary
 from lora_doctor.sandbox.temporary import temporary_folder
@@ -134,13 +135,13 @@ def lost_statistics(model: Any, reloaded: Any) -> tuple[str, ...]:
 def chosen_trainable(model: Any) -> dict[str, Any]:
     """The modules that somebody left trainable when they froze most of the model, by path.
 
-    A model as it is made or loaded is trainable as a whole, or but for a position table that its
-    class freezes: that says nothing of what is meant.
+    A model as it is made or loaded is trainable as a whole, or but for what its class freezes (a
+    position table; in IDEFICS most of the model): that says nothing of what is meant.
     """
     sizes = {True: 0, False: 0}
     for parameter in model.parameters():
         sizes[parameter.requires_grad] += int(parameter.numel())
-    if sizes[True] >= sizes[False]:
+    if sizes[True] >= sizes[False] or frozen_by_its_class(model):
         return {}
     whole = _whole_modules(model, lambda _, parameter: parameter.requires_grad)
     return {path: model.get_submodule(path) for path in whole}

@@ -6,9 +6,10 @@ and neither was one whose epsilon was changed after loading.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from typing import Any
+
+from lora_doctor.nn.pristine import pristine
 
 #: Where the classes of published models live: transformers' own, and code of model repositories.
 _LIBRARIES = ("transformers.", "transformers_modules.")
@@ -45,23 +46,12 @@ class LibraryDefaults:
         if value in set(_config_epsilons(self._models[owner].config)):
             return value
         if owner not in self._built:
-            self._built[owner] = _pristine(self._models[owner])
+            self._built[owner] = pristine(self._models[owner])
         inner = path.removeprefix(f"{owner}.") if owner else path
-        pristine = self._built[owner]
-        layer = None if pristine is None else dict(pristine.named_modules()).get(inner)
+        built = self._built[owner]
+        layer = None if built is None else dict(built.named_modules()).get(inner)
         number = getattr(layer, attribute, None)
         return float(number) if isinstance(number, float) else None
-
-
-def _pristine(model: Any) -> Any:
-    """A model of the same class and config without weights; ``None`` when it cannot be built so."""
-    import torch
-
-    try:
-        with torch.device("meta"):
-            return type(model)(copy.deepcopy(model.config))
-    except Exception:  # noqa: BLE001 - a class may want more than its config; then nobody is asked
-        return None
 
 
 def _config_epsilons(config: Any) -> Iterator[float]:
