@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from lora_doctor.rule_api import (
     ENTRY,
@@ -19,6 +20,9 @@ from lora_doctor.rule_api import (
     Severity,
     framework_named,
 )
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import ModuleGroup
 
 #: What a remark may mean for the user, by its kind.
 _MAY = {
@@ -41,6 +45,27 @@ def located(set_up: SetUp, name: str) -> Location:
     if place is None:
         return Location("file", set_up.files[0] if set_up.files else set_up.format)
     return Location("file", place.file, place.line)
+
+
+def all_frozen(freezes: Callable[[str], bool], groups: Iterable[ModuleGroup]) -> bool:
+    """Whether all adapters of these groups are frozen, whatever the numbers in their paths."""
+    return all(
+        freezes(weight_name(group.pattern.replace("*", str(number), 1).replace("*", "0")))
+        for group in groups
+        for number in range(group.count)
+    )
+
+
+def weight_name(path: str) -> str:
+    """How a weight of a layer's adapter is called in the model that PEFT has wrapped."""
+    return f"base_model.model.{path}.lora_A.default.weight"
+
+
+def freezing(case: Case) -> Mapping[str, Callable[[str], bool]]:
+    """Entries of the set-up with which its framework freezes weights by name; empty without one."""
+    if not case.has("set_up"):
+        return {}
+    return framework_named(case.set_up.format).freezes(case.set_up.entries)
 
 
 def written(set_up: SetUp, name: str) -> Measurement:

@@ -24,6 +24,7 @@ from lora_doctor.rule_api import (
     target_entries,
     without_lookahead,
 )
+from lora_doctor.rules._set_up import all_frozen, freezing
 
 if TYPE_CHECKING:
     from lora_doctor.rule_api import ModuleGroup, Structure, Tower
@@ -91,7 +92,12 @@ class TargetsReachOtherTowers(Rule):
         require_lora(case.recipe)
         if not structure.injection.ok:
             return
-        strays = _stray_groups(structure, case.written)
+        strays = [
+            (tower, groups)
+            for tower, groups in _stray_groups(structure, case.written)
+            # Adapters that the framework freezes (axolotl's freeze_mm_modules) stay at zero.
+            if not any(all_frozen(freezes, groups) for freezes in freezing(case).values())
+        ]
         if not strays:
             return
         evidence = [

@@ -101,6 +101,14 @@ class FusedExpertsNotAdapted(Rule):
             why="the expert that every token goes through is asked for by name",
         ),
         Example("healthy", "arch:mixtral", {"target_modules": ["q_proj", "v_proj"]}),
+        Example(
+            "healthy",
+            "arch:qwen3_moe",
+            {"target_modules": ["q_proj", "v_proj", "gate"]},
+            requires={"transformers": ">=5", "peft": ">=0.19"},
+            depth="meta",
+            why="gate is the router",
+        ),
     )  # fmt: skip
 
     def check(self, case: Case) -> Iterator[Finding]:
@@ -150,12 +158,19 @@ def _means_experts(written: Recipe, structure: Structure) -> bool:
     if "all-linear" in entries:
         return True
     unmatched = set(unmatched_targets(structure))
+    routers = _routers(structure)
     return any(
-        means_mlp(name)
+        means_mlp(name) and name not in routers
         for entry in entries
         if entry in unmatched or not _says_where(entry)
         for name in names_in(entry)
     )
+
+
+def _routers(structure: Structure) -> set[str]:
+    """Names that only routers have here: ``gate`` of a mixture is no part of its experts."""
+    others = {group.leaf for group in structure.groups if group.role in ("mlp", "experts")}
+    return {group.leaf for group in structure.groups if group.role == "router"} - others
 
 
 def _says_where(entry: str) -> bool:

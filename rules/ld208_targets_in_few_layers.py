@@ -104,7 +104,7 @@ class TargetsInFewLayers(Rule):
             "info" if elsewhere else "warning",
             f"{_names(structure)} exist in {with_adapter} of {layers} layers of "
             f"{structure.model_class}; the other layers have {quoted(left, 6)} instead, which are "
-            + ("not adapted: only their MLP is. This may be meant." if elsewhere else "not adapted."),
+            + ("not adapted; their MLP is, so this may be meant." if elsewhere else "not adapted."),
             location=Location("recipe", "target_modules"),
             evidence=(
                 Measurement(

@@ -54,6 +54,9 @@ class Framework:
     write: Callable[[str, Any, Entries], Values | None] = lambda key, value, entries: None
     #: What it does with entries that do not go together.
     remarks: Callable[[Entries], Iterable[Remark]] = lambda entries: ()
+    #: Entries with which it freezes weights after PEFT has wrapped the model, each with what tells
+    #: of the name of a weight there whether it does.
+    freezes: Callable[[Entries], Mapping[str, Callable[[str], bool]]] = lambda entries: {}
     #: The programs of its command line.
     commands: tuple[str, ...] = ()
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from lora_doctor.recipe.edit import REMOVE
@@ -145,6 +146,16 @@ def _remarks(entries: Mapping[str, Any]) -> Iterator[Remark]:
             "utils/schemas/peft.py: validate_qlora", "Set adapter: lora.", (("adapter", "lora"),),
             safe=True,
         )  # fmt: skip
+    checkpointing = entries.get("gradient_checkpointing_kwargs") or {}
+    reentrant = isinstance(checkpointing, Mapping) and checkpointing.get("use_reentrant") is True
+    if entries.get("unfrozen_parameters") and reentrant:
+        yield Remark(
+            "refused", ("unfrozen_parameters", "gradient_checkpointing_kwargs"),
+            "raises ValueError: `use_reentrant` must be false when used with partially frozen "
+            "model",
+            "utils/schemas/validation.py: check_use_reentrant_mismatch",
+            "Set use_reentrant: false in gradient_checkpointing_kwargs.",
+        )  # fmt: skip
     attention = entries.get("attn_implementation") or any(entries.get(name) for name in _ATTENTION)
     if boolean(entries.get("sample_packing") or False) and not attention:
         yield Remark(
@@ -154,6 +165,39 @@ def _remarks(entries: Mapping[str, Any]) -> Iterator[Remark]:
             "Set attn_implementation: sdpa (or flash_attention_2 where it is installed).",
             (("attn_implementation", "sdpa"),),
         )  # fmt: skip
+
+
+#: Parts of a parameter's name with which ``utils/freeze.py`` takes it for one of an encoder.
+_ENCODERS = frozenset(
+    {"vision_tower", "vision_model", "vision_encoder", "embed_vision", "multi_modal_projector",
+     "visual", "audio_tower", "audio_model", "embed_audio"}
+)  # fmt: skip
+
+
+def _freezes(entries: Mapping[str, Any]) -> dict[str, Callable[[str], bool]]:
+    """``freeze_layers_except`` and ``freeze_mm_modules`` of ``utils/freeze.py``, which ``train.py``
+    calls with the model that PEFT has wrapped."""
+    found: dict[str, Callable[[str], bool]] = {}
+    kept = entries.get("unfrozen_parameters")
+    if entries.get("adapter") and kept:
+        patterns = [_pattern(str(one)) for one in ([kept] if isinstance(kept, str) else kept)]
+        if all(patterns):
+            found["unfrozen_parameters"] = lambda name: (
+                not any(pattern.match(name) for pattern in patterns if pattern)
+            )
+    if boolean(entries.get("freeze_mm_modules") or False):
+        found["freeze_mm_modules"] = lambda name: bool(_ENCODERS.intersection(name.split(".")))
+    return found
+
+
+def _pattern(written: str) -> re.Pattern[str] | None:
+    """A pattern of ``unfrozen_parameters``: without the range of rows at its end; a dot is a dot
+    unless a plus follows. ``None`` where it is no expression."""
+    name = re.sub(r"(?<=.)\[\d*(:\d*)?\]$", "", written)
+    try:
+        return re.compile(re.sub(r"\.(?!\+)", r"\.", name))
+    except re.error:
+        return None
 
 
 FRAMEWORK = Framework(
@@ -168,6 +212,7 @@ FRAMEWORK = Framework(
     finish=_finish,
     write=_write,
     remarks=_remarks,
+    freezes=_freezes,
     commands=("axolotl",),
 )
 
