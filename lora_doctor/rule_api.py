@@ -56,10 +56,10 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     ``Fix``, with ``Edit`` (``REMOVE`` takes a key out) or ``Patch``.
 *Target modules of a fix*
     ``require_lora`` (raises ``EvidenceError`` for another kind of adapter), ``offered_layers``,
-    ``name_groups``, ``names_in``, ``suffix``, ``cover_of``, ``naming``, ``means_mlp``,
-    ``side_towers``, ``target_entries``, ``unmatched_targets``, ``unmatched_entries``,
-    ``targets_without``, ``edits_without``, ``edits_excluding``, ``at_an_end``, ``excluding``,
-    ``pattern_of``, ``without_lookahead``;
+    ``name_groups``, ``names_in``, ``expression_ends``, ``suffix``, ``cover_of``, ``same_job``,
+    ``naming``, ``means_mlp``, ``side_towers``, ``target_entries``, ``unmatched_targets``,
+    ``unmatched_entries``, ``targets_without``, ``edits_without``, ``edits_excluding``,
+    ``at_an_end``, ``excluding``, ``pattern_of``, ``without_lookahead``;
     ``asks_for_adapter``: whether the recipe asks for one at all. ``entries_for``: the entries of
     ``modules_to_save`` that mean these modules.
 *Numbers*
@@ -70,7 +70,8 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     which ``NUMBERS`` says what is counted.
 *Words*
     ``quoted``: names for a message, the first few of many; ``place_of``: the file and line in a
-    text; ``PYTHON_BYTES``: how much of a Python file is read; ``gib``: bytes as GiB;
+    text; ``missing_name``: the package that an ImportError's message asks for;
+    ``PYTHON_BYTES``: how much of a Python file is read; ``gib``: bytes as GiB;
     ``MODALITIES``:
     the kinds of input, with what they are called.
 *What is installed*
@@ -94,6 +95,7 @@ from lora_doctor.errors import EvidenceError
 from lora_doctor.limits import PYTHON_BYTES
 from lora_doctor.model.module_path import pattern_of
 from lora_doctor.proposal.defaults import name_groups, suffix
+from lora_doctor.proposal.expression_ends import expression_ends
 from lora_doctor.proposal.saved_modules import entries_for
 from lora_doctor.proposal.stack_ends import at_an_end, excluding
 from lora_doctor.proposal.targets import (
@@ -105,6 +107,7 @@ from lora_doctor.proposal.targets import (
     naming,
     offered_layers,
     require_lora,
+    same_job,
     side_towers,
     target_entries,
     targets_without,
@@ -130,6 +133,7 @@ from lora_doctor.static.installed.environment import (
     lora_config_fields,
     pretrained_model_generates,
 )
+from lora_doctor.static.installed.missing_package import missing_name
 from lora_doctor.static.model_source import ModelSource
 from lora_doctor.static.place import Place
 from lora_doctor.text import gib, place_of, quoted
@@ -334,6 +338,7 @@ __all__ = [
     "edits_without",
     "entries_for",
     "excluding",
+    "expression_ends",
     "float16_keys",
     "framework_named",
     "gib",
@@ -342,6 +347,7 @@ __all__ = [
     "loaded_frozen",
     "lora_config_fields",
     "means_mlp",
+    "missing_name",
     "name_groups",
     "named_gpus",
     "names_in",
@@ -354,6 +360,7 @@ __all__ = [
     "pretrained_model_generates",
     "quoted",
     "require_lora",
+    "same_job",
     "side_towers",
     "suffix",
     "target_entries",

@@ -17,10 +17,13 @@ from lora_doctor.rule_api import (
     Rule,
     Symptom,
     cover_of,
+    expression_ends,
+    means_mlp,
     naming,
     offered_layers,
     quoted,
     require_lora,
+    same_job,
     side_towers,
     target_entries,
     unmatched_targets,
@@ -90,6 +93,20 @@ class SomeTargetsMatchNothing(Rule):
             why="told only, as every layer is adapted by the other names",
         ),
         Example(
+            "broken",
+            "arch:phi3",
+            {"target_modules": r".*\.(mlp|self_attn)\.(q|k|v|o|gate|up|down)_proj"},
+            requires={"transformers": ">=4.41"},
+            why="the same names in an expression",
+        ),
+        Example(
+            "healthy",
+            "arch:llama",
+            {"target_modules": r".*(mlp|cross_attn|self_attn).(up|down|gate|q|k|v|o|qkv)_proj"},
+            depth="meta",
+            why="what has no match is adapted under other names",
+        ),
+        Example(
             "healthy",
             "arch:phi3",
             {"target_modules": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]},
@@ -109,6 +126,7 @@ class SomeTargetsMatchNothing(Rule):
         if not structure.injection.ok:
             return
         yield from self._in_other_towers(case)
+        yield from self._in_expression(case)
         entries = unmatched_targets(structure)
         if not entries:
             return
@@ -153,6 +171,40 @@ class SomeTargetsMatchNothing(Rule):
             explains=("attaches",),
         )
 
+    def _in_expression(self, case: Case) -> Iterator[Finding]:
+        """Names that a regular expression lists at its end, as a list would."""
+        structure, targets = case.structure, case.written.get("target_modules")
+        if not isinstance(targets, str) or structure.injection.converted:
+            return
+        dead = _dead_ends(structure, targets)
+        if not dead:
+            return
+        missing = list(dict.fromkeys(name for names in dead.values() for name in names))
+        kept = sorted({group.leaf for group in structure.groups if group.adapted})
+        wanted = [*kept, *missing]
+        yield self.finding(
+            "warning",
+            f"The expression in target_modules also ends in {quoted(dead, 6)}, which match nothing "
+            f"in {structure.model_class}; only {quoted(kept, 6)} are adapted, and "
+            f"{quoted(missing, 6)} are left out.",
+            location=Location("recipe", "target_modules"),
+            evidence=(
+                Measurement("match nothing", quoted(dead), "names at the end of the expression"),
+                Measurement("adapters sit on", quoted(kept), "installed PEFT, meta device"),
+                Measurement("the model has instead", quoted(missing),
+                            f"{structure.model_class}, language tower"),
+                Measurement("layers adapted", _share(structure), "language tower"),
+            ),
+            proof=Proof("measured", "PEFT was run on the real class and the result was counted"),
+            fixes=(
+                Fix(
+                    f"Target this model's layers for the same roles: {', '.join(wanted)}.",
+                    "unsafe",
+                    (Edit("target_modules", naming(structure, wanted)),),
+                ),
+            ),
+        )  # fmt: skip
+
     def _in_other_towers(self, case: Case) -> Iterator[Finding]:
         """Names of the language model's, as other models have them, that hit another tower: only
         told, because it may be meant."""
@@ -180,6 +232,21 @@ class SomeTargetsMatchNothing(Rule):
                 ),
             ),
         )  # fmt: skip
+
+
+def _dead_ends(structure: Structure, expression: str) -> dict[str, list[str]]:
+    """Names at the end of an expression that match nothing, each with what the language model has
+    for the same job, where no adapter is on any of that."""
+    adapted = {group.leaf for group in structure.groups if group.adapted}
+    if not any(group.adapted for group in offered_layers(structure)):
+        return {}  # meant for another tower
+    fused = any(g.kind == "parameter" and g.role == "experts" for g in structure.groups)
+    dead = {}
+    for name in expression_ends(expression):
+        own = [] if fused and means_mlp(name) else same_job(structure, name)
+        if own and not adapted.intersection(own) and not any(one.endswith(name) for one in adapted):
+            dead[name] = own
+    return dead
 
 
 def _elsewhere(structure: Structure, entries: list[str]) -> dict[str, list[str]]:

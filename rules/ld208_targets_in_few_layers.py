@@ -24,7 +24,7 @@ from lora_doctor.rule_api import (
 )
 
 if TYPE_CHECKING:
-    from lora_doctor.rule_api import Structure
+    from lora_doctor.rule_api import ModuleGroup, Structure
 
 
 class TargetsInFewLayers(Rule):
@@ -41,8 +41,8 @@ class TargetsInFewLayers(Rule):
     *nothing* matches.
 
     How certain it is: which layers have adapters is measured. Whether the other layers were left
-    out on purpose cannot be: where the targets adapt their MLP, the recipe may well mean that, and
-    it is an info; where most layers get no adapter at all, it is a warning.
+    out on purpose cannot be: where the targets adapt another part of them (the MLP), the recipe may
+    well mean that, and it is an info; where most layers get no adapter at all, it is a warning.
 
     ## Versions
     All of PEFT.
@@ -100,11 +100,12 @@ class TargetsInFewLayers(Rule):
         wanted = [*target_entries(recipe), *left]
         reached = _layers_with_adapter(structure)
         elsewhere = reached * 2 >= layers
+        rest = "not adapted; other parts of them are, so it may be meant"
         yield self.finding(
             "info" if elsewhere else "warning",
             f"{_names(structure)} exist in {with_adapter} of {layers} layers of "
             f"{structure.model_class}; the other layers have {quoted(left, 6)} instead, which are "
-            + ("not adapted; their MLP is, so this may be meant." if elsewhere else "not adapted."),
+            + (f"{rest}." if elsewhere else "not adapted."),
             location=Location("recipe", "target_modules"),
             evidence=(
                 Measurement(
@@ -140,10 +141,20 @@ def _lists_names(written: Recipe) -> bool:
     return not isinstance(written.get("target_modules"), str)
 
 
+def _in_layers(structure: Structure) -> list[ModuleGroup]:
+    """What a layer of the language tower has once: norms, layers, fused experts."""
+    towers = {group.tower for group in offered_layers(structure)}
+    return [
+        group
+        for group in structure.groups
+        if group.tower in towers and group.pattern.count("*") == 1
+    ]
+
+
 def _layers_with_adapter(structure: Structure) -> int:
     """In how many layers anything is adapted, at the least: kinds of layers that overlap are not
     added up."""
-    return max((group.adapted for group in offered_layers(structure)), default=0)
+    return max((group.adapted for group in _in_layers(structure)), default=0)
 
 
 def _names(structure: Structure) -> str:
@@ -156,7 +167,7 @@ def _token_mixing(structure: Structure) -> tuple[int, int, list[str]]:
     """In how many layers what mixes tokens has an adapter, of how many; and the names that it has
     in the others, where these are most of the tower."""
     offered = [group for group in offered_layers(structure) if group.pattern.count("*") == 1]
-    layers = max((group.count for group in offered), default=0)
+    layers = max((group.count for group in _in_layers(structure)), default=0)
     # What mixes tokens differs from layer to layer; the MLP beside it hides that.
     mixers = [group for group in offered if group.role not in ("mlp", "experts")]
     with_adapter = max((group.adapted for group in mixers), default=0)

@@ -137,6 +137,8 @@ def test_equal_sections_stay_equal() -> None:
          "needs timm, which is not installed here: pip install timm"),
         (ModuleNotFoundError("No module named 'scipy.linalg'"),
          "needs scipy, which is not installed here: pip install scipy"),
+        (ImportError("The required package 'scipy' is not installed."),
+         "needs scipy, which is not installed here: pip install scipy"),
         (ValueError("No module named 'scipy'"), ""),
     ],
 )  # fmt: skip

@@ -203,6 +203,14 @@ def cover_of(structure: Structure, entries: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(cover)) or every
 
 
+def same_job(structure: Structure, name: str) -> list[str]:
+    """This model's own names for the role that a name stands for; empty when it has none that can
+    be told."""
+    from lora_doctor.proposal.defaults import role_cover
+
+    return role_cover(structure, [name])
+
+
 def intended(entry: str, names: Iterable[str]) -> str | None:
     """The one name that a mistyped entry can only mean: the same letters in another order or case,
     or one of them too many or too few (``v_porj``, ``qproj``). ``None`` when it says what it means

@@ -6,6 +6,7 @@ child process with torch, transformers and PEFT.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,9 @@ from lora_doctor.model.injection import inject
 from lora_doctor.model.module_path import pattern_of
 from lora_doctor.model.wrapper import wrapper_call
 from lora_doctor.proposal.defaults import (
+    ALPHA,
     DROPOUT,
+    RANK,
     bare_weights,
     default_groups,
     default_recipe,
@@ -73,6 +76,10 @@ class Proposal:
         values = default_recipe(self.found, keys, "target_parameters" in fields)
         if "task_type" in values:
             values["task_type"] = self._task_type(values["task_type"])
+        if "lora_alpha" in values and self.asked.get("use_rslora"):
+            # The same scaling: rsLoRA divides by the square root of the rank.
+            rank = self.asked.get("r") or RANK
+            values["lora_alpha"] = max(1, round(ALPHA / RANK * math.sqrt(rank)))
         recipe = self.asked.fill(values)
         injected = inject(self.model, recipe)
         if injected.result.ok and injected.result.converted and "target_parameters" in values:

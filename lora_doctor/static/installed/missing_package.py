@@ -23,8 +23,10 @@ def missing_name(message: str) -> str:
     """What the message of an ImportError says to install, else the module that could not be
     imported; empty where it names neither."""
     message = single_line(message)
-    named = re.search(r"pip install ([\w.\-\[\]]+)", message) or re.search(
-        r"requires? the (\w+) library", message
+    named = (
+        re.search(r"pip install ([\w.\-\[\]]+)", message)
+        or re.search(r"requires? the (\w+) library", message)
+        or re.search(r"required package '([\w.\-]+)' is not installed", message)
     )
     module = re.search(r"No module named '(\w+)", message)
     return named[1].rstrip(".") if named else module[1] if module else ""

@@ -1,0 +1,80 @@
+"""LD709: a setting of the adapter needs a package that is not installed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.rule_api import (
+    Case,
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measurement,
+    Proof,
+    Rule,
+    Symptom,
+    missing_name,
+)
+
+#: Keys that are no wish: the others may be what needs the package.
+_EVERYDAY = frozenset(
+    {"target_modules", "r", "lora_alpha", "lora_dropout", "task_type", "dtype", "peft_type", "bias"}
+)
+
+
+class PackageForSettingMissing(Rule):
+    """PEFT refuses the adapter config, because a setting in it needs a package that is not
+    installed.
+
+    ## What happens
+    `LoraConfig(init_lora_weights="loftq")` raises `ImportError: The required package 'scipy' is not
+    installed` while the config is made, before a model is loaded.
+
+    ## Why
+    Packages that only some settings need are no requirements of PEFT, so pip does not install them
+    with it.
+
+    ## Versions
+    All of PEFT.
+
+    ## Fix
+    Install the package that the message names.
+
+    ## Links
+    https://huggingface.co/docs/peft/developer_guides/lora
+    """
+
+    code = "LD709"
+    name = "package-for-setting-missing"
+    summary = "A setting of the adapter needs a package that is not installed."
+    depth = "meta"
+    symptoms = (Symptom(r"The required package '[\w.\-]+' is not installed"),)
+    examples = (
+        Example(
+            "broken",
+            "arch:llama",
+            {"target_modules": ["q_proj", "v_proj"], "init_lora_weights": "loftq"},
+            why="scipy is no requirement of PEFT",
+        ),
+        Example("healthy", "arch:llama", {"target_modules": ["q_proj", "v_proj"]}, depth="meta"),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        error = case.structure.injection.error
+        if error is None or error.type not in ("ImportError", "ModuleNotFoundError"):
+            return
+        package = missing_name(error.message)
+        if not package:
+            return
+        asking = [key for key in case.written.values if key not in _EVERYDAY]
+        place = Location("environment", package)
+        yield self.finding(
+            "error",
+            f"PEFT needs {package} for this adapter config, and it is not installed.",
+            location=Location("recipe", asking[0]) if len(asking) == 1 else place,
+            evidence=(Measurement("raised", str(error), error.where),),
+            proof=Proof("executed", "PEFT refused the config on the real class"),
+            fixes=(Fix(f"pip install {package}", "manual"),),
+            explains=("attaches",),
+        )
