@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 HEADER = ("budget", "number", "limit", "outcome", "of what")
 _OUTCOMES = {
-    "kept": "kept",
-    "broken": "not kept",
-    "unsure": "perhaps not kept",
+    "kept": "met",
+    "broken": "not met",
+    "unsure": "possibly not met",
     "unmeasured": "not measured",
 }
 

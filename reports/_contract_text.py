@@ -8,9 +8,9 @@ from lora_doctor.reports._checks import check_value, expected_words
 from lora_doctor.reports._text import many, memory, seconds, shown, visible
 from lora_doctor.reports._words import (
     ContractRow,
+    both_passed_words,
     contract_rows,
     failure_words,
-    held_words,
     shapes,
 )
 
@@ -46,7 +46,7 @@ def contract(page: Page, diagnosis: Diagnosis, verbose: bool) -> None:
             if words:
                 page.line((f"{visible(row.name)}: ", "dim"), words, indent=2)
     lists = "" if verbose else " (--verbose lists them)"
-    page.line((f"{held_words(before, after)}{lists}", "dim"), indent=2)
+    page.line((f"{both_passed_words(before, after)}{lists}", "dim"), indent=2)
     quoted = _quoted(diagnosis)
     for label, run in (("before", before), ("after", after)):
         prefix = f"{label}: " if after is not None else ""

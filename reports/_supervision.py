@@ -20,11 +20,11 @@ _LOSS = {
     "assistant": "the assistant's turns",
     "completion": "the completion",
     "response": "what follows the response marker",
-    "given": "the labels that are given",
+    "given": "the labels as provided",
 }
 #: Around what is supervised, so that it can be told without colours.
 OPEN, CLOSE = "⟦", "⟧"
-LEGEND = f"{OPEN}between these{CLOSE} the loss is taken; the rest is context only"
+LEGEND = f"{OPEN}the loss is computed on these{CLOSE}; the rest is context only"
 CUT = " cut off: "
 
 
@@ -44,7 +44,7 @@ def headline(found: Supervision) -> str:
     """How much of the rows is supervised, in a line."""
     return (
         f"{found.supervised_tokens:,} of {found.tokens:,} tokens ({found.share:.0%}) of "
-        f"{many(found.judged, 'row')}, the loss on {_LOSS[found.loss_on]}"
+        f"{many(found.judged, 'row')}, loss on {_LOSS[found.loss_on]}"
     )
 
 
@@ -56,7 +56,7 @@ def facts(found: Supervision) -> list[tuple[str, str]]:
         ("Rows", visible(found.origin, 200)),
         ("Loss on", f"{_LOSS[found.loss_on]} ({visible(found.loss_from, 120)})"),
         ("Supervised", f"{found.supervised_tokens:,} of {found.tokens:,} tokens"),
-        ("Length", f"{found.median_length:,} tokens in the middle, {found.longest:,} at most"),
+        ("Length", f"{found.median_length:,} tokens (median), {found.longest:,} (longest)"),
         ("Limit", f"{limit}{cut}"),
         ("Answer ends in", _end(found)),
     ]
@@ -74,7 +74,9 @@ def others(found: Supervision) -> list[str]:
     told = []
     for one in found.others:
         if one.why_not:
-            told.append(f"loss on {_LOSS[one.loss_on]}: not on these rows: {one.why_not}")
+            told.append(
+                f"loss on {_LOSS[one.loss_on]}: not possible with these rows: {one.why_not}"
+            )
             continue
         share = one.supervised_tokens / found.tokens if found.tokens else 0.0
         nothing = many(one.rows_with_nothing, "row")
@@ -126,7 +128,7 @@ class RowBar:
 
 
 def bar(row: ShownRow) -> RowBar:
-    """The counts of a row; where in it the loss is taken is not in them."""
+    """The counts of a row; where in it the loss is computed is not in them."""
     cut = max(row.uncut_tokens - row.tokens, 0)
     context = max(row.tokens - row.supervised, 0)
     sizes = [("supervised", row.supervised), ("context", context), ("cut", cut)]
@@ -168,4 +170,4 @@ def _end(found: Supervision) -> str:
     for rows, words in ((found.end_masked, "masked"), (found.end_missing, "missing")):
         if rows:
             parts.append(f"{words} in {many(rows.count, 'row')}")
-    return "; ".join(parts) or "not known"
+    return "; ".join(parts) or "unknown"

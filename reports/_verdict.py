@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from lora_doctor.reports import _memory
 from lora_doctor.reports._text import many, visible
-from lora_doctor.reports._words import held, ordered, tally, verdict_words
+from lora_doctor.reports._words import ordered, passed_words, tally, verdict_words
 from lora_doctor.results.fingerprints import with_fingerprints
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def _after_writing(diagnosis: Diagnosis) -> VerdictText:
     answer = after.as_answer()
     mended = f"Written to {visible(diagnosis.written_to[0], 200)}: {_titles(diagnosis)}"
     found = f"Found before: {tally(diagnosis.findings)}." if diagnosis.findings else ""
-    contract = f"The training contract was executed with it: {held(after)} passed."
+    contract = f"The training contract was executed with it: {passed_words(after)}."
     if answer.outcome == "passed" and not left and diagnosis.undetermined is None:
         return _text("good", "Fixed: the recipe trains", mended, contract, found)
     if answer.outcome == "passed" and left:
@@ -99,8 +99,8 @@ _NEXT = {
     "fix": "shows and tries the fixes",
     "fix --apply": "applies the fixes and proves them",
     "verify": "proves what was written",
-    "check": "looks deeper",
-    "explain": "tells what is behind it",
+    "check": "checks at a greater depth",
+    "explain": "explains the rule",
 }
 
 

@@ -20,21 +20,21 @@ if TYPE_CHECKING:
     from lora_doctor.results.processes import Processes
 
 PROOF = {
-    "executed": "was executed",
-    "measured": "was measured on the real classes",
-    "read": "was read in the files, nothing was run",
-    "inferred": "may happen: inferred from files, not run",
+    "executed": "executed",
+    "measured": "measured",
+    "read": "read from files, nothing was run",
+    "inferred": "may happen: inferred from files, nothing was run",
 }
 SAFETY = {
-    "safe": "training means the same, only now it works",
-    "unproven": "by the rule training means the same; lora-doctor fix applies it only if it holds",
-    "unsafe": "may change what is learnt, memory or speed; applied only with --unsafe-fixes",
-    "manual": "to be done by hand",
+    "safe": "the same training, made to work",
+    "unproven": "should not change training; lora-doctor fix applies it if a run confirms it",
+    "unsafe": "may change the trained result, memory or speed; applied only with --unsafe-fixes",
+    "manual": "a manual step",
 }
 
 
 def proof_words(proof: Proof) -> str:
-    """``was executed: …``; ``may`` only where nothing was run, measured or written down."""
+    """``executed: …``; ``may`` only where nothing was run, measured or written down."""
     words = PROOF.get(proof.kind, str(proof.kind))
     return f"{words}: {visible(proof.detail)}" if proof.detail else words
 
@@ -121,12 +121,12 @@ def verdict_words(diagnosis: Diagnosis) -> tuple[str, str]:
     before = diagnosis.before.as_answer() if diagnosis.before else None
     if verdict == "healthy":
         assert before is not None  # `healthy` is only said of an executed contract
-        return "Healthy", f"The training contract was executed and held: {held(before)}."
+        return "Healthy", f"The training contract was executed: {passed_words(before)}."
     environment = diagnosis.model.kind == "environment"
     if verdict == "undetermined" and environment and diagnosis.undetermined is None:
         return "Nothing found", (
-            "The installed packages have what they import from each other, and none refuses the "
-            "version of another, by their files; nothing was imported."
+            "By their files, the installed packages have the names that they import from each "
+            "other, and none refuses the version of another. Nothing was imported."
         )
     if verdict == "undetermined":
         in_part = before is not None and before.obstacle == "not-proven"
@@ -138,8 +138,8 @@ def verdict_words(diagnosis: Diagnosis) -> tuple[str, str]:
         f"{tally(diagnosis.findings)}{f' ({accepted})' if accepted else ''}: "
         + ("these packages do not run together" if environment and errors else
            "packages do not fit each other" if environment else
-           "as it stands this run fails or learns nothing" if errors else
-           "it trains, but not what was meant, or at risk")
+           "this run would fail or learn nothing" if errors else
+           "this run would train, but not as intended, or at risk")
     )  # fmt: skip
     return headline, " ".join(filter(None, (after_words(diagnosis), _beside_findings(diagnosis))))
 
@@ -149,7 +149,7 @@ def _beside_findings(diagnosis: Diagnosis) -> str:
     told = diagnosis.after.reason if diagnosis.after else ""
     if diagnosis.undetermined is None or diagnosis.undetermined == told:
         return ""
-    return f"Beside that: {sentence(visible(diagnosis.undetermined))}"
+    return f"Still open: {sentence(visible(diagnosis.undetermined))}"
 
 
 def counted_by_strict(diagnosis: Diagnosis) -> str:
@@ -180,7 +180,7 @@ def after_words(diagnosis: Diagnosis) -> str:
     after = diagnosis.after
     if after is None:
         if not any(finding.fixes for finding in diagnosis.findings):
-            return "No rule knows a fix for it."
+            return "No fix is known."
         if not diagnosis.applied:
             return _fixes_tried(diagnosis)
         return f"{many(len(diagnosis.applied), 'fix', 'fixes')} chosen; not yet proven by running."
@@ -188,10 +188,10 @@ def after_words(diagnosis: Diagnosis) -> str:
     left = [item for item in diagnosis.remaining or () if item.severity != "info"]
     rest = f" {tally(left)} {'remains' if len(left) == 1 else 'remain'}." if left else ""
     if after.outcome == "passed":
-        return f"With {fixes} the training contract was executed and held: {held(after)}.{rest}"
+        return f"With {fixes} the training contract was executed: {passed_words(after)}.{rest}"
     if after.outcome == "failed":
         return f"With {fixes} the training contract still fails ({_failed(after)}).{rest}"
-    return f"Whether {fixes} suffice could not be run: {visible(after.reason)}.{rest}"
+    return f"{fixes} could not be tested: {visible(after.reason)}.{rest}"
 
 
 def _fixes_tried(diagnosis: Diagnosis) -> str:
@@ -201,9 +201,9 @@ def _fixes_tried(diagnosis: Diagnosis) -> str:
         "read again" if fix.executed.depth == "static" else fix.executed.outcome for fix in fixes
     )
     words = {
-        "passed": "executed and trains",
-        "removed": "executed, with something left open",
-        "failed": "executed and does not help",
+        "passed": "executed, the model trains",
+        "removed": "executed, with something still open",
+        "failed": "executed, no help",
         "read again": "read again, not run",
         "not-executed": "not executed",
     }
@@ -245,20 +245,18 @@ def sentence(text: str) -> str:
     return text[0].upper() + text[1:] + ("" if text[-1] in ".!?…" else ".")
 
 
-def held_words(before: Verification | None, after: Verification | None) -> str:
+def both_passed_words(before: Verification | None, after: Verification | None) -> str:
     """``11 of 12 checks passed``, of both runs where there are two."""
     runs = [("", before)] if after is None else [("before ", before), ("after the fixes ", after)]
-    return ", ".join(
-        f"{when}{held(run).replace(' checks', ' checks passed', 1)}" for when, run in runs if run
-    )
+    return ", ".join(f"{when}{passed_words(run)}" for when, run in runs if run)
 
 
-def held(verification: Verification) -> str:
-    """``11 of 11 checks``, with the skipped ones told apart."""
+def passed_words(verification: Verification, after: str = " passed") -> str:
+    """``11 of 12 checks passed, 1 skipped``; ``after``: what follows the number of checks."""
     counts = Counter(check.status for check in verification.checks)
     run = counts["passed"] + counts["failed"]
     skipped = f", {counts['skipped']} skipped" if counts["skipped"] else ""
-    return f"{counts['passed']} of {many(run, 'check')}{skipped}"
+    return f"{counts['passed']} of {many(run, 'check')}{after}{skipped}"
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,9 @@ from lora_doctor.reports._words import (
     execution_words,
     fix_label,
     fix_words,
-    held,
     offered,
     ordered,
+    passed_words,
     place,
     proof_words,
     skip_reason,
@@ -73,13 +73,12 @@ def _healthy(page: Page, diagnosis: Diagnosis) -> None:
     run = diagnosis.before
     assert run is not None  # `healthy` is only said of an executed contract
     where = ", ".join((f"depth {diagnosis.depth}", visible(run.device), seconds(diagnosis.seconds)))
-    of_what = " of the training contract "
-    model, checks = visible(diagnosis.model, 120), held(run)
-    if len(f"✓ {model}: healthy: {checks}{of_what}({where})") > page.console.width:
-        of_what, where = " ", where.removeprefix("depth ")
+    model, checks = visible(diagnosis.model, 120), passed_words(run, " of the training contract")
+    if len(f"✓ {model}: healthy: {checks} ({where})") > page.console.width:
+        checks, where = passed_words(run, ""), where.removeprefix("depth ")
     page.line(
         (f"{MARKS['passed']} ", "green"), f"{model}: ", ("healthy", "bold green"),
-        f": {checks}{of_what}", (f"({where})", "dim"), wrap=False,
+        f": {checks} ", (f"({where})", "dim"), wrap=False,
     )  # fmt: skip
     _proposed(page, diagnosis)
     small = _memory.fits_nowhere(diagnosis)

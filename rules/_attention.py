@@ -38,10 +38,10 @@ def measurements(case: Case, found: Sequence[AttentionReading]) -> Iterator[Meas
     """The implementation, what speaks against it, and what the forward raised."""
     seen = case.verification
     source = f"{seen.depth} model, executed"
-    chosen = "recipe" if KEY in case.recipe else "not set: transformers' own choice"
+    chosen = "recipe" if KEY in case.recipe else "not set; chosen by transformers"
     yield Measurement(KEY, implementation(found), chosen)
     for item in found:
-        what = "not taken by it" if item.dropped else "said by the model's code"
+        what = "arguments it ignores" if item.dropped else "from the model's code"
         where = item.path or "the model"
         yield Measurement(f"{what}, at {where}", item.dropped or item.warning, source)
     if forward_raised(seen) and seen.failure is not None:
@@ -57,11 +57,16 @@ def implementation(found: Sequence[AttentionReading]) -> str:
 def eager_instead(case: Case) -> tuple[Fix, ...]:
     """The fix that computes all of the attention; in words where no recipe loads the model."""
     if case.source.kind in ("module", "factory"):
-        return (Fix('Load the model with attn_implementation="eager" where it is made.', "manual"),)
+        return (
+            Fix(
+                ('Load the model with attn_implementation="eager" where the script creates it.'),
+                "manual",
+            ),
+        )
     return (
         Fix(
-            "Compute attention as the model was trained: attn_implementation eager; it takes more "
-            "memory and time.",
+            "Use the attention that the model was trained with: attn_implementation eager; it "
+            "takes more memory and time.",
             "unsafe",
             (Edit(KEY, "eager"),),
         ),

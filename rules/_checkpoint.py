@@ -42,11 +42,11 @@ def without_quantization(found: CheckpointQuantization) -> Fix:
     """What can be done by hand where loading cannot dequantize."""
     if found.dequantizes == "afterwards":
         return Fix(
-            "Call model.dequantize() after loading, before get_peft_model; or train the checkpoint "
-            "that this one was made from.",
+            "Call model.dequantize() after loading, before get_peft_model; or train the "
+            "unquantized checkpoint from which this one was made.",
             "manual",
         )
-    return Fix("Train the checkpoint that this one was quantized from.", "manual")
+    return Fix("Train the unquantized checkpoint from which this one was made.", "manual")
 
 
 def method(found: CheckpointQuantization) -> Measurement:

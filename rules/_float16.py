@@ -52,9 +52,9 @@ def wider_dtypes(case: Case, paths: Sequence[str] = ()) -> tuple[Fix, ...]:
     fixes = []
     if keys:
         fixes = [
-            Fix("Compute in bfloat16.", "unsafe", tuple(_edits(keys, "bfloat16"))),
+            Fix("Train in bfloat16.", "unsafe", tuple(_edits(keys, "bfloat16"))),
             Fix(
-                "On hardware without bfloat16, compute in float32: twice the memory.",
+                "On hardware without bfloat16, train in float32: twice the memory.",
                 "unsafe",
                 tuple(_edits(keys, "float32")),
             ),
@@ -64,9 +64,9 @@ def wider_dtypes(case: Case, paths: Sequence[str] = ()) -> tuple[Fix, ...]:
     if paths:
         fixes.append(
             Fix(
-                f"With too little memory for that, keep {quoted(paths, 4)} in float32 and cast "
-                "what goes in and comes out; from_pretrained does so for the modules that the "
-                "class names, .half() does not.",
+                f"If that takes too much memory, keep {quoted(paths, 4)} in float32 and cast "
+                "their inputs and outputs; from_pretrained does this for the modules that the "
+                "class lists, .half() does not.",
                 "manual",
             )
         )

@@ -56,13 +56,13 @@ def not_updated(
         evidence=(
             *_groups(state),
             *_tensors("adapter tensors not updated", lost),
-            *_tensors("others not updated", others),
+            *_tensors("other parameters not updated", others),
             *held,
             *(Measurement("note", note, "the scheduler") for note in state.notes),
         ),
         proof=Proof(
             "measured",
-            "the optimizer's groups were held against the model's parameters, object by object",
+            "the tensors in the optimizer's groups were compared with the model's parameters",
         ),
         fixes=fixes,
     )

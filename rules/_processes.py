@@ -9,7 +9,7 @@ from lora_doctor.rule_api import Location, Measurement
 if TYPE_CHECKING:
     from lora_doctor.rule_api import Case, DryRun, Processes, ScriptError
 
-SOURCE = "the user's command, dry-run with several processes"
+SOURCE = "dry run of the user's command, several processes"
 
 
 def failure(case: Case) -> tuple[Processes, ScriptError] | None:
@@ -32,5 +32,5 @@ def at(run: DryRun, file: str, line: int) -> Location:
 
 def together(found: Processes) -> Measurement:
     """How many processes train together, and how they share the model."""
-    kind = found.ran_type or "nothing around the model"
+    kind = found.ran_type or "model not wrapped"
     return Measurement("processes", f"{found.met} of {found.asked}, {kind}", SOURCE)

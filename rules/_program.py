@@ -15,7 +15,7 @@ from lora_doctor.rule_api import (
     Slip,
 )
 
-PROOF = Proof("read", "the calls were followed in the order in which the script makes them")
+PROOF = Proof("read", "the calls were followed in the order of the script, which was not run")
 
 
 def slips(

@@ -37,17 +37,20 @@ def found(rule: Rule, case: Case, use: Use, *others: Fix) -> Iterator[Finding]:
             continue
         yield rule.finding(
             "error",
-            f"In {case.recipe.quantized} the model does not run: {one.sentence}.",
+            f"Loaded in {case.recipe.quantized}, the model does not run: {one.sentence}.",
             location=Location("recipe", f"load_in_{case.recipe.quantized}"),
             evidence=(
-                Measurement("quantized, it raises", one.error, one.where),
+                Measurement("raised when quantized", one.error, one.where),
                 Measurement(
-                    "with the list of the fix",
+                    "with the skip list of the fix",
                     f"all forwards run, {one.quantized} of {one.linears} layers quantized",
                     f"the same {run.depth} model, loaded again and executed",
                 ),
             ),
-            proof=Proof("executed", "the model was run quantized, and again without these"),
+            proof=Proof(
+                "executed",
+                ("the model was run quantized, and again with these layers in floating point"),
+            ),
             fixes=(_leave_out(case, one), *others),
             explains=("forward", "starts-at-base", "gradients", "steps"),
         )
@@ -69,8 +72,9 @@ def _leave_out(case: Case, one: QuantizedUse) -> Fix:
     skip = [*names, *(name for name in one.names if name not in names)]
     if case.recipe.origins.get(f"load_in_{case.recipe.quantized}") == "checkpoint":
         return Fix(
-            f"The checkpoint is quantized already, {quoted(one.names, 6)} with the rest: load the "
-            f"checkpoint that it was made from, with llm_int8_skip_modules {', '.join(skip)}.",
+            f"The checkpoint is already quantized, {quoted(one.names, 6)} included: load the "
+            "unquantized checkpoint from which it was made, with llm_int8_skip_modules "
+            f"{', '.join(skip)}.",
             "manual",
         )
     return Fix(

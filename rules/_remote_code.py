@@ -50,8 +50,8 @@ class View:
         if self.native:
             fixes.append(
                 Fix(
-                    f"Leave --trust-remote-code (trust_remote_code=True) out: transformers "
-                    f"{self.version} has {self.static.model_type} itself.",
+                    "Remove --trust-remote-code (trust_remote_code=True): transformers "
+                    f"{self.version} has its own class for {self.static.model_type}.",
                     "manual",
                 )
             )
@@ -59,16 +59,16 @@ class View:
         if pinned and isinstance(written, str) and written != self.version:
             fixes.append(
                 Fix(
-                    f"pip install transformers=={written}: config.json says that the checkpoint "
-                    "was written with it.",
+                    f"pip install transformers=={written}: config.json says that the "
+                    "checkpoint was saved with this release.",
                     "manual",
                 )
             )
         elif pinned:
             fixes.append(
                 Fix(
-                    "Take a revision of the repository that was made for this transformers, or "
-                    "the transformers that its model card names.",
+                    "Use a revision of the repository that was made for this transformers, or "
+                    "install the transformers that its model card names.",
                     "manual",
                 )
             )
@@ -90,8 +90,8 @@ def package_fixes(missing: Sequence[MissingPackage]) -> Iterator[Fix]:
     others = [item.name for item in missing if not item.own_file]
     if others:
         yield Fix(
-            f"pip install {' '.join(others)} (or the package that provides it, where that is "
-            "called otherwise).",
+            f"pip install {' '.join(others)} (or the package that provides it, if it has "
+            "another name).",
             "manual",
         )
     for item in own:

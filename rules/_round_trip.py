@@ -26,7 +26,7 @@ def round_trip(case: Case) -> tuple[Verification, Saving]:
     """
     seen = judged(case)
     if seen.saving is None:
-        raise EvidenceError("the training contract stopped before it saved anything")
+        raise EvidenceError("the training contract stopped before the adapter was saved")
     return seen, seen.saving
 
 

@@ -34,7 +34,7 @@ def loaded(loading: AdapterLoading) -> Proof:
     """How the finding is known."""
     return Proof(
         "measured",
-        f"the installed PEFT loaded the adapter onto {loading.model_class} on the meta device",
+        f"the installed PEFT loaded the adapter into {loading.model_class} on the meta device",
     )
 
 

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 #: What a remark may mean for the user, by its kind.
 _MAY = {
-    "unread": "{format} may pass over {names}",
-    "packing": "With {names}, {format} may let the samples of a row see each other",
+    "unread": "{format} may ignore {names}",
+    "packing": "With {names}, {format} may let packed samples attend to each other",
     "refused": "{format} may refuse {names}",
 }
 
@@ -84,12 +84,12 @@ def finding_of(rule: Rule, case: Case, remark: Remark, severity: Severity) -> Fi
     may = _MAY[remark.kind].format(format=set_up.format, names=", ".join(remark.names))
     return rule.finding(
         severity,
-        f"{may}: by its source it {remark.what}.",
+        f"{may}: according to its source, it {remark.what}.",
         location=located(set_up, remark.names[0]),
         evidence=(
             *(written(set_up, name) for name in remark.names),
             Measurement("what it does", remark.what, f"{set_up.format}: {remark.source}"),
         ),
-        proof=Proof("inferred", f"concluded from the source of {set_up.format}, which was not run"),
+        proof=Proof("inferred", f"from the source of {set_up.format}, which was not run"),
         fixes=(Fix(remark.fix, safety, edits),),  # type: ignore[arg-type]
     )

@@ -19,7 +19,7 @@ LOSS = {
     "assistant": "the assistant's turns",
     "completion": "the completion",
     "response": "what follows the response marker",
-    "given": "the labels that are given",
+    "given": "the labels as provided",
 }
 
 
@@ -54,12 +54,12 @@ def proof(found: Supervision) -> Proof:
 
 def looked_at(found: Supervision) -> Measurement:
     """What the numbers of the finding are numbers of."""
-    return Measurement("rows looked at", found.rows_seen, found.origin)
+    return Measurement("rows examined", found.rows_seen, found.origin)
 
 
 def loss_on(found: Supervision) -> Measurement:
-    return Measurement("the loss is taken on", LOSS[found.loss_on], found.loss_from)
+    return Measurement("loss computed on", LOSS[found.loss_on], found.loss_from)
 
 
 def which(rows: RowSet) -> Measurement:
-    return Measurement("such rows", list(rows.numbers), "numbers of the first, from 1")
+    return Measurement("such rows", list(rows.numbers), "first row numbers, from 1")

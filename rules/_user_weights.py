@@ -22,8 +22,8 @@ def observed(case: Case) -> Observations:
         raise EvidenceError(verification.reason, limit=verification.limit)
     if not seen.user_weights:
         raise EvidenceError(
-            "its numbers depend on the weights, and a shrunken model has random ones; give a "
-            "loaded module or a factory, or --depth full"
+            "needs real weights (the tiny model's are random): use --depth full, a loaded "
+            "module or a factory"
         )
     return seen
 
@@ -32,4 +32,4 @@ def of_batch(seen: Observations) -> tuple[str, Severity]:
     """What the numbers were measured on, in words, and how much weight a finding from them has."""
     if seen.inputs == "own":
         return "your batch", "warning"
-    return "a batch of ours, whose sound or images are random numbers", "info"
+    return "a batch made by lora-doctor, with random audio or images", "info"

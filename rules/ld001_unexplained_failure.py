@@ -22,24 +22,25 @@ _FRAME = 5
 
 
 class UnexplainedFailure(Rule):
-    """A short training run of this recipe failed, and no rule knows why.
+    """A short training run of this recipe failed, and no rule explains why.
 
     ## What happens
     The training contract (adapters attach, the loss is finite, gradients arrive, A and B move,
-    frozen weights stay, the loss falls, saving and merging keep the logits) was executed and one
-    of its checks failed. At depth `meta` nothing is trained yet: there, and where the tiny model is
-    adapted without a complaint, it is `get_peft_model` that refused the recipe on the real class.
+    frozen weights stay, the loss falls, saving and merging keep the logits) was executed and one of
+    its checks failed. At depth `meta` nothing is trained: there, and where the tiny model took the
+    adapters without an error, it was `get_peft_model` that refused the recipe on the full-size
+    class.
 
     ## Why
-    Not known. The finding names the check, the exception and the first module in which it was
-    seen, and the rules whose error messages look alike.
+    Not known. The finding names the check, the exception, the first module that it was seen in, and
+    the rules with similar error messages.
 
     ## Versions
     Any.
 
     ## Fix
-    None is offered, because the cause is not known. Open an issue with the JSON report
-    (`--output-format json`): what fails here becomes a rule.
+    None, because the cause is not known. Please open an issue with the JSON report
+    (`--output-format json`), so that a rule can be written for it.
 
     ## Links
     `lora-doctor verify MODEL` runs the contract alone.
@@ -113,7 +114,7 @@ class UnexplainedFailure(Rule):
         if alike:
             evidence.append(
                 Measurement(
-                    "rules with a like message", ", ".join(alike[:3]), "symptoms of the rules"
+                    "rules with a similar message", ", ".join(alike[:3]), "symptoms of the rules"
                 )
             )
         explained = check.name == "attaches" and failure and _says_why(failure.traceback)
@@ -121,7 +122,7 @@ class UnexplainedFailure(Rule):
             "error",
             f"PEFT refuses this recipe: {_shorten(message)}"
             if explained
-            else "Training fails, and no rule that was asked explains why: "
+            else "Training fails, and no rule that was run explains why: "
             f"{CHECKS.get(check.name, check.name)}: {_shorten(message) or check.value}",
             location=Location("module", failure.module if failure and failure.module else "model"),
             evidence=tuple(evidence),
@@ -142,13 +143,13 @@ class UnexplainedFailure(Rule):
             return
         yield self.finding(
             "error",
-            f"{case.source} cannot build its model: {_shorten(str(cause))}. {alike[0]} is about "
-            "this message.",
+            f"{case.source} cannot build its model: {_shorten(str(cause))}. See {alike[0]}, "
+            "which has this message.",
             location=Location("module", case.source.name),
             evidence=(
                 Measurement("the factory raised", str(cause), "called in a child process"),
                 Measurement(
-                    "rules with a like message", ", ".join(alike[:3]), "symptoms of the rules"
+                    "rules with a similar message", ", ".join(alike[:3]), "symptoms of the rules"
                 ),
             ),
             proof=Proof("executed", "the factory was called and raised this"),
@@ -166,7 +167,7 @@ class UnexplainedFailure(Rule):
             return
         message = f"{error.type}: {error.message}"
         unexplained = (
-            "" if _says_why(error.traceback) else ", and no rule that was asked explains why"
+            "" if _says_why(error.traceback) else ", and no rule that was run explains why"
         )
         yield self.finding(
             "error",
@@ -176,7 +177,9 @@ class UnexplainedFailure(Rule):
                 Measurement("get_peft_model", message, "installed PEFT, meta device"),
                 Measurement("raised in", error.where or "not known", "its traceback"),
             ),
-            proof=Proof("executed", "PEFT refused the config on the real class"),
+            proof=Proof(
+                "executed", ("PEFT refused the config on the full-size model, on the meta device")
+            ),
             explains=("attaches",),
         )
 

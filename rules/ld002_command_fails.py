@@ -8,24 +8,24 @@ from lora_doctor.rule_api import Case, Example, Finding, Fix, Location, Measurem
 
 
 class CommandFails(Rule):
-    """The training command itself raised an exception in a dry run.
+    """The training command itself raises an exception in a dry run.
 
     ## What happens
     `lora-doctor dry-run -- COMMAND` ran the command as it is, with the model shrunk and the data
-    cut to a few rows. It raised before it was through: while loading, while preparing the data, in
+    cut to a few rows. It raised before it had finished: while loading, while preparing the data, in
     its first three steps, or in what the script does afterwards (saving, merging, evaluating).
 
     ## Why
-    The evidence has the exception, the line of your own file that led to it, and the rules whose
-    error messages look alike. The same code on the real model fails there, too, unless the message
-    speaks of numbers that shrinking has changed.
+    The evidence has the exception, the line of your own file that led to it, and the rules with
+    similar error messages. With the real model the same line fails too, unless the message is about
+    sizes that shrinking has changed.
 
     ## Versions
     Any.
 
     ## Fix
-    The line that is named. Where a rule knows the cause, its finding is shown in the place of this
-    one.
+    Correct the line that is named. Where a rule knows the cause, its finding is shown instead of
+    this one.
 
     ## Links
     `lora-doctor explain -` takes a pasted traceback.
@@ -55,7 +55,7 @@ class CommandFails(Rule):
         alike = [one for one in case.rules_with_symptom(pasted) if not one.startswith("LD00")]
         if alike:
             evidence.append(
-                Measurement("rules with a like message", ", ".join(alike[:3]), "their symptoms")
+                Measurement("rules with a similar message", ", ".join(alike[:3]), "their symptoms")
             )
         when = f"after {error.steps} optimizer steps" if error.steps else "before its first step"
         yield self.finding(
@@ -77,4 +77,4 @@ def _explained(alike: list[str]) -> tuple[Fix, ...]:
     if not alike:
         return ()
     code = alike[0].partition(" ")[0]
-    return (Fix(f"lora-doctor explain {code} tells what is known of this message.", "manual"),)
+    return (Fix(f"Run lora-doctor explain {code} for what is known about this message.", "manual"),)

@@ -35,7 +35,7 @@ CONSEQUENCES = (
 )  # fmt: skip
 
 _PATCHED = Fix(
-    "Patch PEFT's wrapper before the model is loaded, so that it does without the method "
+    "Patch PEFT's wrapper before the model is loaded, so that it works without the method "
     "(lora_doctor.apply as the first line of the training script).",
     "safe",
     patch=Patch("peft_without_generation"),
@@ -47,13 +47,13 @@ class MissingPrepareInputsForGeneration(Rule):
     and the model's class does not have it.
 
     ## What happens
-    With `task_type` `CAUSAL_LM` or `SEQ_2_SEQ_LM`, `get_peft_model` raises
-    `AttributeError: ... has no attribute 'prepare_inputs_for_generation'`, and so does
-    `PeftModel.from_pretrained` of a published adapter whose config says so. A class with a
-    `prepare_inputs_for_generation` of its own may still lack what only `GenerationMixin` has:
-    `SEQ_2_SEQ_LM` then fails at `_prepare_encoder_decoder_kwargs_for_generation`. While
-    `PreTrainedModel` itself could still generate, wrapping worked and the first forward failed
-    instead, because a class without a head takes no `labels`.
+    With `task_type` `CAUSAL_LM` or `SEQ_2_SEQ_LM`, `get_peft_model` raises `AttributeError: ... has
+    no attribute 'prepare_inputs_for_generation'`, and so does `PeftModel.from_pretrained` of a
+    published adapter whose config says so. A class that defines `prepare_inputs_for_generation`
+    itself may still lack methods of `GenerationMixin`: `SEQ_2_SEQ_LM` then fails at
+    `_prepare_encoder_decoder_kwargs_for_generation`. In releases where `PreTrainedModel` itself
+    could generate, wrapping worked and the first forward failed instead, because a class without a
+    head takes no `labels`.
 
     ## Why
     One of three causes. A base class without a head was loaded (`AutoModel`, `LlamaModel`). Or
@@ -62,19 +62,20 @@ class MissingPrepareInputsForGeneration(Rule):
     model inside `__init__`, so that the model cannot even be loaded.
 
     ## Versions
-    The error at wrapping: where `PreTrainedModel` is no `GenerationMixin` (transformers from
-    4.50). The error in the forward: before. A plain `nn.Module`: any version.
+    `get_peft_model` fails from transformers 4.50 on, where `PreTrainedModel` is no longer a
+    `GenerationMixin`; before that the forward fails. With a plain `nn.Module`: any version.
 
     ## Fix
-    Load the class with the head. For an embedding model take `task_type` `FEATURE_EXTRACTION`, by
-    hand where there is a class with a head: an adapter of the class without one loads onto it as
-    nothing, with a warning at most, and the base model answers alone. For a class with a head of
-    its own, no `task_type`: the adapters are the same, PEFT only adds no generation helper. For
-    remote code that wraps inside `__init__`, a patch of PEFT's wrapper
-    constructor that is in place before the model is loaded.
+    Load the class with the head. For an embedding model use `task_type` `FEATURE_EXTRACTION`. Where
+    a class with a head exists this is a manual step, because an adapter trained on the class
+    without a head has no effect on the class with one: it loads with a warning at most, and the
+    model answers like the base model. For a class that has its own head, leave `task_type` out: the
+    adapters are the same, only PEFT's generation helper is missing. For remote code that wraps
+    inside `__init__`, a patch of the constructor of PEFT's wrapper, installed before the model is
+    loaded.
 
-    A dummy method on the class is no fix: it trains, but cannot generate, and the adapter that it
-    saves does not load on the unpatched class.
+    Adding a dummy method to the class is not a fix: the model trains but cannot generate, and the
+    saved adapter does not load on the unpatched class.
 
     ## Links
     https://huggingface.co/docs/peft/package_reference/peft_model
@@ -165,8 +166,8 @@ class MissingPrepareInputsForGeneration(Rule):
             return
         yield self.finding(
             "error",
-            f"{case.source} cannot build its model: {cause}. PEFT's wrapper was put around a class "
-            "that is no GenerationMixin.",
+            f"{case.source} cannot build its model: {cause}. PEFT's wrapper was put around a "
+            "class that is not a GenerationMixin.",
             location=Location("module", case.source.name),
             evidence=(Measurement("the factory raised", str(cause), "called in a child process"),),
             proof=Proof("executed", "the factory was called and failed with this message"),
@@ -203,20 +204,20 @@ class MissingPrepareInputsForGeneration(Rule):
             evidence.append(
                 Measurement("get_peft_model", f"{error.type}: {error.message}", "meta device")
             )
-        where = "in the forward" if there else "as soon as it is wrapped"
+        where = "in the forward" if there else "in get_peft_model"
         why = (
             f"{structure.model_class} has no language model head"
             if headless
-            else f"{structure.model_class} is no GenerationMixin"
+            else f"{structure.model_class} is not a GenerationMixin"
         )
         yield self.finding(
             "error",
             f"{why}, and the {task_type} wrapper needs one: training fails {where}.",
             location=Location("recipe", "model_class" if headless else "task_type"),
             evidence=tuple(evidence),
-            proof=Proof("executed", "PEFT wrapped the class on the meta device")
+            proof=Proof("executed", "PEFT wrapped the full-size class on the meta device")
             if error
-            else Proof("measured", "read off the loaded class"),
+            else Proof("measured", "read from the loaded class"),
             fixes=self._fixes(case, structure, task_type, headless),
             explains=CONSEQUENCES,
         )
@@ -258,14 +259,14 @@ class MissingPrepareInputsForGeneration(Rule):
         if embeds:
             fixes.append(
                 Fix(
-                    "Train it as the embedding model that it is: task_type FEATURE_EXTRACTION.",
+                    "Train it as an embedding model: task_type FEATURE_EXTRACTION.",
                     "safe",
                     (Edit("task_type", "FEATURE_EXTRACTION"),),
                 )
             )
         fixes.append(
             Fix(
-                "Leave task_type out: the same adapters, without PEFT's generation helper.",
+                "Leave task_type out: the adapters are the same, without PEFT's generation helper.",
                 "safe",
                 (Edit("task_type", None),),
             )
@@ -273,7 +274,7 @@ class MissingPrepareInputsForGeneration(Rule):
         if not headless:
             fixes.append(
                 Fix(
-                    f"To generate from it too: add GenerationMixin to the bases of "
+                    "If it must also generate: add GenerationMixin to the bases of "
                     f"{structure.model_class}.",
                     "manual",
                 )
@@ -328,8 +329,9 @@ class MissingPrepareInputsForGeneration(Rule):
 
 def _as_embeddings(structure: Structure, with_head: str) -> str:
     return (
-        "For embeddings, and only for these: task_type FEATURE_EXTRACTION. Its adapter is one of "
-        f"{structure.model_class}; on {with_head} it changes nothing, with a warning at most."
+        "For embeddings only: task_type FEATURE_EXTRACTION. The adapter then belongs to "
+        f"{structure.model_class}; loaded onto {with_head} it has no effect, with a warning at "
+        "most."
     )
 
 
@@ -342,8 +344,8 @@ def _inherited() -> bool:
     inherited = pretrained_model_generates()
     if inherited is None:
         raise EvidenceError(
-            "whether the method is inherited is read in transformers, which is not installed or "
-            "is laid out in another way",
+            "whether the method is inherited is read from the source of transformers, which is "
+            "not installed or not laid out as expected",
             remedy="package",
         )
     return inherited

@@ -45,13 +45,13 @@ _SENT = (
 _ARGUMENT_ERRORS = (
     (
         re.compile(r"unexpected keyword argument '(?P<name>\w+)'"),
-        "hands on to a part that does not take it",
+        "passes on to a module that does not accept it",
     ),
     (
         re.compile(r"multiple values for (?:keyword )?argument '(?P<name>\w+)'"),
-        "hands on beside its own value",
+        "passes on together with its own value",
     ),
-    (re.compile(r"^'(?P<name>\w+)'$"), "hands on to a part that looks for its own and fails"),
+    (re.compile(r"^'(?P<name>\w+)'$"), "passes on to a module that looks for its own and fails"),
 )
 
 
@@ -66,34 +66,34 @@ class _Seen:
 
 class WrapperPassesUnknownArguments(Rule):
     """The PEFT wrapper of this `task_type` calls the model with keyword arguments that its
-    `forward` does not take, or that the model passes on a second time itself.
+    `forward` does not accept, or that the model itself passes on a second time.
 
     ## What happens
-    The first forward raises `TypeError: ... got an unexpected keyword argument 'inputs_embeds'`,
-    or `got multiple values for keyword argument 'inputs_embeds'`, or a `KeyError` of the same
-    name. Vision, speech and encoder models are hit: InstructBLIP, BLIP, Whisper, Speech2Text,
-    CLIP, VisionEncoderDecoder.
+    The first forward raises `TypeError: ... got an unexpected keyword argument 'inputs_embeds'`, or
+    `got multiple values for keyword argument 'inputs_embeds'`, or a `KeyError` of the same name.
+    Affected are vision, speech and encoder models: InstructBLIP, BLIP, Whisper, Speech2Text, CLIP,
+    VisionEncoderDecoder.
 
     ## Why
-    `PeftModelForCausalLM`, `PeftModelForSeq2SeqLM` and the others are written for text: they
-    always pass `input_ids`, `attention_mask`, `inputs_embeds`, `labels` and more, also when these
-    are `None`. A forward without the name refuses it; a forward with `**kwargs` hands the `None`
-    on next to its own value.
+    `PeftModelForCausalLM`, `PeftModelForSeq2SeqLM` and the others are written for text models: they
+    always pass `input_ids`, `attention_mask`, `inputs_embeds`, `labels` and more, even when these
+    are `None`. A forward without such a parameter raises; a forward with `**kwargs` passes the
+    `None` on together with its own value.
 
     ## Versions
-    All of PEFT. Which model is hit depends on how transformers wrote its forward: InstructBLIP
-    and BLIP-2 are fine from transformers 4.57 on, Whisper is not.
+    All versions of PEFT. Which models are affected depends on how transformers wrote their forward:
+    InstructBLIP and BLIP-2 are fine from transformers 4.57 on, Whisper is not.
 
     ## Fix
-    No `task_type`: the plain `PeftModel` passes on what it was given and nothing else; adapters,
-    loss and saved weights are the same. A classification head that the wrapper trains and saves
-    unasked is named in `modules_to_save` then. Or, with the `task_type` as it is, a patch that
-    drops arguments that are `None`. `Trainer` of older releases does not see the labels behind the
-    plain `PeftModel`: give it `label_names=["labels"]`, or it reports no evaluation loss.
+    Leave `task_type` out: the plain `PeftModel` passes on only what it was given; adapters, loss
+    and saved weights are the same. A classification head, which the wrapper trains and saves by
+    itself, then has to be named in `modules_to_save`. Or, with the `task_type` as it is, a patch
+    that drops arguments that are `None`. `Trainer` of older releases does not see the labels behind
+    the plain `PeftModel`: give it `label_names=["labels"]`, or it reports no evaluation loss.
 
-    Rewriting the model's forward is not needed. A chain of its parts by hand (vision model,
-    Q-Former, projection, language model) trains something else without a word: since transformers
-    4.46 the image goes where the prompt has its placeholders, not in front of it.
+    Do not rewrite the model's forward. Chaining its parts by hand (vision model, Q-Former,
+    projection, language model) silently trains something else: since transformers 4.46 the image
+    features replace the placeholders in the prompt instead of preceding it.
 
     ## Links
     https://huggingface.co/docs/peft/package_reference/peft_model
@@ -165,10 +165,10 @@ class WrapperPassesUnknownArguments(Rule):
             return
         if recipe.peft_type in PROMPT_METHODS:
             raise EvidenceError(
-                "prompt learning makes inputs_embeds itself; this is about adapters"
+                "prompt learning makes inputs_embeds itself; this rule is about adapters"
             )
         if not structure.injection.ok:
-            raise EvidenceError("PEFT refuses the recipe, so that no wrapper calls the model")
+            raise EvidenceError("PEFT refuses the recipe, so no wrapper calls the model")
         accepted = {parameter.name for parameter in structure.forward_parameters}
         unnamed = [name for name in structure.wrapper_sends if name not in accepted]
         refused = [] if structure.forward_takes_any else unnamed
@@ -197,17 +197,17 @@ class WrapperPassesUnknownArguments(Rule):
         wrapper = structure.injection.wrapper or f"wrapper for {task_type}"
         evidence = [
             Measurement(f"{wrapper} sends", ", ".join(structure.wrapper_sends),
-                    "installed PEFT, called on a recorder"),
+                    "installed PEFT, called with a recording stand-in"),
             Measurement("of these None", ", ".join(structure.wrapper_sends_none) or "none",
-                    "installed PEFT, called on a recorder"),
+                    "installed PEFT, called with a recording stand-in"),
             Measurement(f"{structure.model_class}.forward takes",
                     ", ".join(sorted(accepted)) + (", **kwargs" if structure.forward_takes_any
                                                    else ""),
                     "its signature"),
         ]  # fmt: skip
         if refused:
-            evidence.append(Measurement("refused", ", ".join(refused), "comparison of the two"))
-            what = f"{', '.join(refused)}, which {structure.model_class}.forward does not take"
+            evidence.append(Measurement("refused", ", ".join(refused), "both compared"))
+            what = f"{', '.join(refused)}, which {structure.model_class}.forward does not accept"
         else:
             assert seen is not None
             none = "=None" if seen.argument in structure.wrapper_sends_none else ""
@@ -221,7 +221,7 @@ class WrapperPassesUnknownArguments(Rule):
             evidence=tuple(evidence),
             proof=Proof("executed", "the forward failed with this message; without adapters it ran")
             if seen
-            else Proof("measured", "the signature has no place for these arguments"),
+            else Proof("measured", "the signature does not accept these arguments"),
             fixes=_fixes(structure, recipe, task_type, without_head),
             explains=CONSEQUENCES,
         )
@@ -259,8 +259,8 @@ def _needs_a_run(case: Case, structure: Structure, names: Sequence[str]) -> None
         return
     if not case.reaches("tiny"):
         raise EvidenceError(
-            f"whether {structure.model_class}.forward can take {', '.join(names)} is "
-            "seen by running it, at --depth tiny; its signature does not tell"
+            f"whether {structure.model_class}.forward accepts {', '.join(names)} is only known "
+            "by running it (--depth tiny); its signature does not show it"
         )
     forward = case.verification.check("forward")
     if forward is None or forward.status == "skipped":
@@ -276,7 +276,7 @@ def _fixes(
     if without_head and head and task_type in HAS_A_HEAD_CLASS:
         return (
             Fix(
-                f"Load the class for it: {head.auto_class} ({head.class_name}).",
+                f"Load the class for this task: {head.auto_class} ({head.class_name}).",
                 "safe",
                 (Edit("model_class", head.auto_class),),
             ),

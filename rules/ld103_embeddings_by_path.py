@@ -27,26 +27,26 @@ _MISSING = re.compile(r"'(?P<holder>\w+)' object has no attribute '(?P<name>\w+)
 
 
 class EmbeddingsByPath(Rule):
-    """The model's code reaches the token embeddings by a path that is not there once PEFT has
-    wrapped the model.
+    """The model's code accesses the token embeddings by a module path that no longer exists once
+    PEFT has wrapped the model.
 
     ## What happens
-    A forward that says `self.llm.model.embed_tokens` raises `'Gemma3ForCausalLM' object has no
-    attribute 'embed_tokens'` after `self.llm = get_peft_model(self.llm, ...)`, and one that reads
+    A forward with `self.llm.model.embed_tokens` raises `'Gemma3ForCausalLM' object has no attribute
+    'embed_tokens'` after `self.llm = get_peft_model(self.llm, ...)`, and a forward that reads
     `embed_tokens.weight` raises `'ModulesToSaveWrapper' object has no attribute 'weight'` when the
     embeddings are in `modules_to_save`.
 
     ## Why
-    A PEFT model passes on the attributes of what it wraps, one level further in: `llm.model` was
-    the decoder and is the whole language model. Helpers that try one path after the other guess,
-    and are wrong again with the next wrapper. `get_input_embeddings()` is passed on by every
-    wrapper and returns the module that is in use.
+    A PEFT model forwards attribute access to what it wraps, but one level further in: `llm.model`
+    was the decoder and is now the whole language model. Helpers that try one path after the other
+    are wrong again with the next wrapper. `get_input_embeddings()` is forwarded by every wrapper
+    and returns the module that is in use.
 
     ## Versions
-    All of PEFT; the `weight` of `ModulesToSaveWrapper` is passed on from PEFT 0.8 on.
+    All versions of PEFT; the `weight` of `ModulesToSaveWrapper` is passed on from PEFT 0.8 on.
 
     ## Fix
-    `get_input_embeddings()` in the place of the path.
+    `get_input_embeddings()` instead of the path.
 
     ## Links
     https://huggingface.co/docs/transformers/main_classes/model
@@ -112,6 +112,7 @@ class EmbeddingsByPath(Rule):
             if structure.built_in_adapters
             else ""
         )
+        wrapped = " once PEFT has wrapped the model" if adapted or seen.outcome == "failed" else ""
         evidence = [
             Measurement("forward", error, f"{seen.depth} run, executed, at {where}"),
             Measurement("the embeddings are at", now, f"the module tree{adapted}"),
@@ -120,17 +121,15 @@ class EmbeddingsByPath(Rule):
             evidence.append(Measurement("line", line, where))
         yield self.finding(
             "error",
-            f"The code reaches the token embeddings by a path that is not there"
-            f"{' once PEFT has wrapped the model' if adapted or seen.outcome == 'failed' else ''}: "
+            f"The code accesses the token embeddings by a path that does not exist{wrapped}: "
             f"{chain or missing['name']} ({where}).",
             location=Location("module", now),
             evidence=tuple(evidence),
             proof=Proof("executed", f"the forward raised {error}"),
             fixes=(
                 Fix(
-                    f"Write {owner}.get_input_embeddings() for "
-                    f"{chain.removesuffix('.weight') or 'the path'} and call what it returns; "
-                    "PEFT passes the method on, whichever wrapper stands around.",
+                    f"Replace {chain.removesuffix('.weight') or 'the path'} by "
+                    f"{owner}.get_input_embeddings(): every PEFT wrapper forwards that method.",
                     "manual",
                 ),
             ),

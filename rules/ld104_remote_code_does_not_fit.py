@@ -54,8 +54,8 @@ _ATTRIBUTE = r"(type object '\w*Cache'|'\w*Cache' object) has no attribute '\w+'
 
 
 class RemoteCodeDoesNotFit(Rule):
-    """The classes of this model are code of its repository, and that code was written for other
-    packages than are installed here.
+    """The classes of this model are code of its repository, written for other package versions than
+    those installed here.
 
     ## What happens
     Loading ends at `This modeling file requires the following packages that were not found in
@@ -65,21 +65,22 @@ class RemoteCodeDoesNotFit(Rule):
     `'DynamicCache' object has no attribute 'get_usable_length'`, in code of the repository.
 
     ## Why
-    Remote code is pinned to nothing. transformers demands every package that a file imports, in
-    functions and under most conditions too, before it runs the file. Names move and go between
-    its releases. transformers 5 makes a dictionary of `rope_scaling: null`, so that code that
-    looks for None reads a key that is not there; it takes `_tied_weights_keys` as a dictionary
-    where 4 took a list, which fails where weights are tied, and in every `save_pretrained`; and
-    its loading reads what `post_init` sets, which older code does not call. Such a class can be
-    constructed: a small model of it is loaded by `from_pretrained`, as the user will.
+    Remote code is not pinned to any release. Before transformers runs a file it requires every
+    package that the file imports, also in functions and under most conditions. Names move and
+    disappear between its releases. transformers 5 turns `rope_scaling: null` into a dictionary, so
+    that code that checks for None reads a key that does not exist. It expects `_tied_weights_keys`
+    to be a dictionary where transformers 4 expected a list; a list fails where weights are tied,
+    and in every `save_pretrained`. And its loading needs attributes that `post_init` sets, which
+    older code does not call. A class can be constructible and still not loadable, so lora-doctor
+    loads a small model of it with `from_pretrained`.
 
     ## Versions
-    Any. What the installed packages have is read from their sources; nothing of the repository
-    is run for it.
+    Any. What the installed packages contain is read from their sources; no code of the repository
+    is run for that.
 
     ## Fix
-    Install the package; take the transformers that the checkpoint was written with, which its
-    `config.json` names; or, where the installed transformers has this architecture itself, load
+    Install the missing package; or install the transformers that the checkpoint was saved with,
+    which its `config.json` names; or, where the installed transformers has this architecture, use
     its class: leave `trust_remote_code` out.
 
     ## Links
@@ -186,15 +187,15 @@ class RemoteCodeDoesNotFit(Rule):
             fixes.insert(
                 0,
                 Fix(
-                    f"In a copy of the repository, end {name}.__init__ with self.post_init(): it "
-                    f"sets {_SET_BY_POST_INIT}, which loading reads.",
+                    "In a copy of the repository, call self.post_init() at the end of "
+                    f"{name}.__init__: it sets {_SET_BY_POST_INIT}, which loading needs.",
                     "manual",
                 ),
             )
         return self.finding(
             "error",
-            f"{name} is code of the repository that transformers {view.version} can construct and "
-            f"not load: {view.reason}.",
+            f"transformers {view.version} can construct {name}, which is code of the "
+            f"repository, but cannot load it: {view.reason}.",
             location=Location("file", f"{target.module}.py" if target else "config.json"),
             evidence=(
                 Measurement("from_pretrained raised", view.reason, "tiny model, executed"),
@@ -216,8 +217,9 @@ class RemoteCodeDoesNotFit(Rule):
             fixes.insert(
                 0,
                 Fix(
-                    "Train without the cache, which is for generation: model.config.use_cache = "
-                    'False in the script, or "use_cache": false in config.json of a copy.',
+                    "Train without the cache, which only generation needs: "
+                    'model.config.use_cache = False in the script, or "use_cache": false in '
+                    "config.json of a copy.",
                     "manual",
                 ),
             )
@@ -226,8 +228,9 @@ class RemoteCodeDoesNotFit(Rule):
         at = source_facts.Place(seen.file.rpartition("/")[2], seen.line)
         yield self.finding(
             "error",
-            f"{at} asks transformers {view.version} for {seen.asked}, which it does not have: the "
-            f"model does not run in training{', as it keeps a cache by default' if cache else ''}.",
+            f"{at} uses {seen.asked}, which transformers {view.version} does not have: the "
+            "model does not run in "
+            f"training{(', where it keeps a cache by default' if cache else '')}.",
             location=Location("file", at.file, at.line),
             evidence=(Measurement("training forward", seen.message, f"{seen.depth} model"),),
             proof=Proof("executed", "the model was run without adapters and raised this"),
@@ -248,7 +251,7 @@ class RemoteCodeDoesNotFit(Rule):
             evidence.append(
                 Measurement(
                     f"transformers {view.version}",
-                    "demands it all the same before it runs the file",
+                    "requires it before it runs the file",
                     "installed transformers, dynamic_module_utils.py",
                 )
             )
@@ -269,7 +272,7 @@ class RemoteCodeDoesNotFit(Rule):
         first = missing[0]
         certain = any(item.certain for item in missing)
         evidence = [
-            Measurement(str(item), "imported; the installed package does not have it", str(item.at))
+            Measurement(str(item), "imported; missing in the installed package", str(item.at))
             for item in missing
         ]
         more = f" and {len(missing) - 1} more names" if len(missing) > 1 else ""
@@ -292,7 +295,7 @@ class RemoteCodeDoesNotFit(Rule):
         key = f'{item.read.attribute}["{item.read.key}"]'
         seen = view.saw(f"KeyError: '{item.read.key}'")
         evidence = [
-            Measurement(f"config.{key}", "read, and nothing but None is looked for before"
+            Measurement(f"config.{key}", "read; only None is checked for before"
                     if item.rewritten else "read", str(item.read.at)),
             Measurement(f"{item.read.attribute} in config.json",
                     "null" if item.value is None else ", ".join(map(str, item.value)),
@@ -300,7 +303,10 @@ class RemoteCodeDoesNotFit(Rule):
         ]  # fmt: skip
         why = f"has no {item.read.key!r}"
         if item.rewritten:
-            why = f"is null, of which transformers {view.version} makes a dictionary without it"
+            why = (
+                f"is null, which transformers {view.version} turns into a dictionary without "
+                "this key"
+            )
             evidence.append(
                 Measurement(f"config.{item.read.attribute}", "a property that returns "
                         "rope_parameters, never None", "installed transformers, "
@@ -311,7 +317,7 @@ class RemoteCodeDoesNotFit(Rule):
         if not item.rewritten and item.read.key == "type":
             fixes.insert(
                 0,
-                Fix('Write "type" beside "rope_type" into rope_scaling of config.json.', "manual"),
+                Fix('Add "type" next to "rope_type" in rope_scaling of config.json.', "manual"),
             )
         yield self._finding(
             view,
@@ -330,7 +336,8 @@ class RemoteCodeDoesNotFit(Rule):
         at_load = bool(item.tied) and not works
         evidence = [
             Measurement(f"{item.class_name}._tied_weights_keys", "a list", str(item.at)),
-            Measurement("PreTrainedModel._tied_weights_keys", "a dictionary of target to source",
+            Measurement("PreTrainedModel._tied_weights_keys",
+                    "has to be a dictionary of target to source",
                     f"transformers {view.version}, modeling_utils.py"),
             Measurement("tie_word_embeddings", "not given" if item.tied is None else item.tied,
                     "config.json"),
@@ -342,15 +349,15 @@ class RemoteCodeDoesNotFit(Rule):
             else "adapters train, but save_pretrained of the model itself, merged or not, may fail"
         )
         fix = Fix(
-            f"In a copy of the repository, write {item.class_name}._tied_weights_keys as "
-            "{target: source}, such as "
-            '{"lm_head.weight": "model.embed_tokens.weight"} with the model\'s own names.',
+            f"In a copy of the repository, make {item.class_name}._tied_weights_keys expected: "
+            'a dictionary of target to source, such as {"lm_head.weight": '
+            '"model.embed_tokens.weight"} with the model\'s own names.',
             "manual",
         )
         yield self._finding(
             view,
-            f"{item.at} has _tied_weights_keys as a list, and transformers {view.version} takes a "
-            f"dictionary: {how}.",
+            f"{item.at} has _tied_weights_keys as a list, and transformers {view.version} "
+            f"expects a dictionary: {how}.",
             item.at,
             evidence,
             basis(seen, certain=False),
@@ -370,11 +377,11 @@ class RemoteCodeDoesNotFit(Rule):
         fatal: bool = True,
     ) -> Finding:
         if basis == "executed":
-            evidence.append(Measurement("loading", view.reason, "code of the repository, run"))
+            evidence.append(Measurement("loading", view.reason, "code of the repository, executed"))
             proof = Proof("executed", "loading it failed with this message")
         elif basis == "measured":
-            proof = Proof("measured", "looked up in the installed packages; the repository's code "
-                          "was read, not run")  # fmt: skip
+            proof = Proof("measured", "compared with the installed packages; the repository's "
+                                      "code was read, not run")  # fmt: skip
         else:
             proof = Proof("inferred", "read from the source; nothing of it was run")
         return self.finding(

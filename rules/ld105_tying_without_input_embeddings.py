@@ -1,4 +1,4 @@
-"""LD105: PEFT looks for weights tied to input embeddings that the class cannot give."""
+"""LD105: PEFT asks for the input embeddings of a class that has none."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ class TyingWithoutInputEmbeddings(Rule):
 
     ## What happens
     `get_peft_model` raises `NotImplementedError: get_input_embeddings not auto-handled for ...`.
-    Models that tie other weights than those of tokens are hit (RT-DETR ties its detection heads),
-    and models that have their token embeddings where transformers does not look for them.
+    Affected are models that tie weights other than token embeddings (RT-DETR ties its detection
+    heads), and models whose token embeddings are not where transformers looks for them.
 
     ## Why
-    PEFT looks which layers are tied to the input embeddings, on every model whose class lists tied
-    weights. `get_input_embeddings` raises where a class does not override it and has its embeddings
-    under none of the usual names.
+    For every model whose class lists tied weights, PEFT looks up which layers are tied to the input
+    embeddings. `get_input_embeddings` raises where the class does not override it and its
+    embeddings have none of the usual names.
 
     ## Versions
     PEFT 0.18 and later with transformers 5, which lists tied weights as pairs; with the lists of
     transformers 4 PEFT does not ask for the embeddings.
 
     ## Fix
-    A patch by which nothing is tied to embeddings that cannot be had. Or the method, given to the
-    class before `get_peft_model`.
+    A patch with which PEFT treats such a model as having nothing tied to its input embeddings. Or
+    define the method on the class before `get_peft_model`.
 
     ## Links
     https://huggingface.co/docs/transformers/main_classes/model
@@ -46,7 +46,9 @@ class TyingWithoutInputEmbeddings(Rule):
 
     code = "LD105"
     name = "tying-without-input-embeddings"
-    summary = "PEFT looks for weights tied to input embeddings, and the class has none to give."
+    summary = (
+        "PEFT looks for weights tied to the input embeddings, and the class cannot return any."
+    )
     depth = "meta"
     symptoms = (
         Symptom(r"get_input_embeddings` not auto.handled", "transformers 5"),
@@ -84,17 +86,17 @@ class TyingWithoutInputEmbeddings(Rule):
                     "embeddings", ", ".join(g.examples[0] for g in embeddings), "module tree"
                 ),
             ),
-            proof=Proof("executed", "PEFT was run on the real class"),
+            proof=Proof("executed", "PEFT was run on the full-size model, on the meta device"),
             fixes=(
                 Fix(
-                    "Patch PEFT's question before the adapters are put on, so that nothing is tied "
-                    "to embeddings that cannot be had (lora_doctor.apply as the first line of the "
-                    "training script).",
+                    "Patch PEFT before the adapters are added, so that it takes nothing as "
+                    "tied to the missing embeddings (lora_doctor.apply as the first line of "
+                    "the training script).",
                     "safe",
                     patch=Patch("no_embeddings_to_tie"),
                 ),
                 Fix(
-                    "Or say where they are, before get_peft_model: "
+                    "Or define where they are, before get_peft_model: "
                     f"{structure.model_class}.get_input_embeddings = lambda self: self.{path}",
                     "manual",
                 ),

@@ -1,4 +1,4 @@
-"""LD106: a class lists its tied weights by patterns, which PEFT takes for names."""
+"""LD106: a class lists its tied weights as patterns, which PEFT treats as names."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from lora_doctor.rule_api import (
 
 
 class TiedWeightsByPattern(Rule):
-    """PEFT asks which layers are tied to the embeddings, and the class lists its tied weights with
+    """PEFT asks which layers are tied to the embeddings, and the class lists its tied weights as
     regular expressions.
 
     ## What happens
     `get_peft_model` raises `AttributeError: 're.Pattern' object has no attribute 'rpartition'`.
 
     ## Why
-    `_tied_weights_keys` is a list of names, and of patterns where a class with many layers finds
-    that shorter (Zamba 2 shares one block between its layers). PEFT splits each entry at its last
-    dot. The list gets its patterns as the layers are made, so that a model cut down to one layer
-    of each kind shows nothing: this is seen at full size only.
+    `_tied_weights_keys` is a list of names; classes with many layers also use patterns (Zamba 2
+    shares one block between its layers). PEFT splits each entry at its last dot. The patterns are
+    added while the layers are created, so a model cut down to one layer of each kind does not show
+    the failure: it is seen at full size only.
 
     ## Versions
-    transformers 4 with PEFT 0.18 and later; the lists of transformers 5 hold names alone.
+    transformers 4 with PEFT 0.18 and later; in transformers 5 the lists hold names only.
 
     ## Fix
-    A patch of PEFT's question, so that it hears the names alone.
+    A patch of PEFT, so that it sees the names only.
 
     ## Links
     https://huggingface.co/docs/transformers/model_doc/zamba2
@@ -43,7 +43,7 @@ class TiedWeightsByPattern(Rule):
 
     code = "LD106"
     name = "tied-weights-by-pattern"
-    summary = "The class lists tied weights by regular expressions, which PEFT takes for names."
+    summary = "The class lists its tied weights as regular expressions, which PEFT treats as names."
     depth = "meta"
     symptoms = (Symptom(r"'re\.Pattern' object has no attribute 'rpartition'", "peft>=0.18"),)
     examples = (
@@ -73,18 +73,19 @@ class TiedWeightsByPattern(Rule):
             return
         yield self.finding(
             "error",
-            f"PEFT asks which layers are tied to the embeddings, and {structure.model_class} lists "
-            f"its tied weights with regular expressions, which PEFT takes for names: {error.type}.",
+            f"PEFT asks which layers are tied to the embeddings, and {structure.model_class} "
+            "lists its tied weights as regular expressions, which PEFT treats as names: "
+            f"{error.type}.",
             location=Location("module", "model"),
             evidence=(
                 Measurement("get_peft_model", f"{error.type}: {error.message}", "installed PEFT"),
                 Measurement("raised in", error.where, "its traceback"),
             ),
-            proof=Proof("executed", "PEFT was run on the real class"),
+            proof=Proof("executed", "PEFT was run on the full-size model, on the meta device"),
             fixes=(
                 Fix(
-                    "Patch PEFT's question before the adapters are put on, so that it hears the "
-                    "names alone (lora_doctor.apply as the first line of the training script).",
+                    "Patch PEFT before the adapters are added, so that it sees the names only "
+                    "(lora_doctor.apply as the first line of the training script).",
                     "safe",
                     patch=Patch("no_embeddings_to_tie"),
                 ),

@@ -21,24 +21,24 @@ from lora_doctor.rule_api import (
 
 class CheckpointingWithoutInputEmbeddings(Rule):
     """`prepare_model_for_kbit_training` with gradient checkpointing asks for the input embeddings,
-    and the class has none to give.
+    and the class has none.
 
     ## What happens
-    `prepare_model_for_kbit_training` raises `NotImplementedError`, mostly without a word (later 4.x
-    says `get_input_embeddings not auto-handled for ...`), on models without one token embedding at
-    their start (CLIP, wav2vec 2).
+    `prepare_model_for_kbit_training` raises `NotImplementedError`, in most releases without a
+    message (later 4.x: `get_input_embeddings not auto-handled for ...`), on models that do not
+    start with one token embedding (CLIP, wav2vec 2).
 
     ## Why
-    Reentrant checkpointing drops gradients unless its inputs need some, so that preparing a
-    quantized model makes the embeddings' output need one (`enable_input_require_grads`), whatever
-    feeds the layers.
+    Reentrant checkpointing drops gradients unless one of its inputs requires a gradient. So
+    preparing a quantized model makes the output of the input embeddings require one
+    (`enable_input_require_grads`), whether or not the layers are fed by token embeddings.
 
     ## Versions
     `NotImplementedError`: transformers 4; from 5 on it is a warning.
 
     ## Fix
-    `gradient_checkpointing_kwargs: {use_reentrant: false}`, with which nobody asks for the
-    embeddings; the numbers and the memory are the same.
+    `gradient_checkpointing_kwargs: {use_reentrant: false}`, with which the embeddings are not
+    needed; results and memory are the same.
 
     ## Links
     https://huggingface.co/docs/peft/developer_guides/quantization
@@ -46,7 +46,10 @@ class CheckpointingWithoutInputEmbeddings(Rule):
 
     code = "LD107"
     name = "checkpointing-without-input-embeddings"
-    summary = "Preparing a quantized model for checkpointing asks for embeddings it lacks."
+    summary = (
+        "Preparing a quantized model for checkpointing needs input embeddings, which the "
+        "class lacks."
+    )
     depth = "meta"
     symptoms = (
         Symptom(r"get_input_embeddings` not auto.handled", "transformers 4.5x"),
@@ -94,21 +97,22 @@ class CheckpointingWithoutInputEmbeddings(Rule):
         edits = (Edit("gradient_checkpointing_kwargs", {**options, "use_reentrant": False}),)
         yield self.finding(
             "error",
-            f"{structure.model_class} has no input embeddings to be had, and "
-            "prepare_model_for_kbit_training with gradient checkpointing asks for them: it will "
+            f"{structure.model_class} cannot return its input embeddings, and "
+            "prepare_model_for_kbit_training with gradient checkpointing needs them: it will "
             f"raise {structure.input_gradients_error.type}.",
             location=Location("recipe", "gradient_checkpointing"),
             evidence=(
                 Measurement("get_input_embeddings",
                         str(structure.input_embeddings_error or ""),
-                        "the real class, called"),
+                        "full-size class on the meta device, method called"),
                 Measurement("enable_input_require_grads", str(structure.input_gradients_error),
-                        "the real class, called"),
+                        "full-size class on the meta device, method called"),
                 Measurement("quantization", case.recipe.quantized, "recipe"),
             ),
-            proof=Proof("measured", "both methods were called on the real class"),
+            proof=Proof("measured", ("both methods were called on the full-size class, on the "
+                                    "meta device")),
             fixes=(
-                Fix("Checkpoint without reentrance, which needs no such embeddings: "
+                Fix("Use non-reentrant checkpointing, which does not need the embeddings: "
                     "use_reentrant: false.", "safe", edits),
             ),
             explains=("builds", "forward", "gradients", "steps", "adapters-move", "loss-falls"),

@@ -19,23 +19,24 @@ from lora_doctor.rules._missing_attribute import missing_attribute
 
 
 class ClassBrokenInThisRelease(Rule):
-    """The model's class, which is transformers' own, asks its release for something that is gone.
+    """The model's class is one of transformers, and uses something that this release of
+    transformers no longer has.
 
     ## What happens
     Every forward raises, with adapters and without, on any input: `'MoeCausalLMOutputWithPast'
     object has no attribute 'image_outputs'`.
 
     ## Why
-    A name of transformers changed, and one of its classes was not changed with it. Nothing in a
-    recipe or a batch is at fault, and nothing in them helps.
+    A name in transformers changed, and one of its classes was not updated. Neither the recipe nor
+    the batch is the cause, and no change of them helps.
 
     ## Versions
     Llama 4 with images in transformers 5.24, which renamed what the outputs hold; any release can
     have such a class.
 
     ## Fix
-    Another release of transformers. Which one runs the class is not known here: the release before
-    is the likeliest.
+    Another release of transformers. Which one can run the class is not known here; try the release
+    before first.
 
     ## Links
     https://github.com/huggingface/transformers/issues
@@ -43,7 +44,7 @@ class ClassBrokenInThisRelease(Rule):
 
     code = "LD108"
     name = "class-broken-in-this-release"
-    summary = "A class of transformers asks its own release for what it does not have."
+    summary = "A class of transformers uses something that its own release does not have."
     depth = "tiny"
     symptoms = (
         Symptom(
@@ -71,7 +72,7 @@ class ClassBrokenInThisRelease(Rule):
         version = case.environment.version("transformers") or ""
         yield self.finding(
             "error",
-            f"The class does not run in transformers {version}: {seen.file}:{seen.line} asks for "
+            f"The class does not run in transformers {version}: {seen.file}:{seen.line} uses "
             f"{seen.asked}, which this release does not have.",
             location=Location("environment", f"transformers {version}"),
             evidence=(
@@ -81,8 +82,8 @@ class ClassBrokenInThisRelease(Rule):
             proof=Proof("executed", "the class was run without adapters and raised this"),
             fixes=(
                 Fix(
-                    f"Install another release of transformers: pip install 'transformers<{version}'"
-                    " takes the one before.",
+                    "Install another release of transformers: pip install "
+                    f"'transformers<{version}' installs the one before.",
                     "manual",
                 ),
             ),

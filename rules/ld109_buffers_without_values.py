@@ -24,21 +24,21 @@ class BuffersWithoutValues(Rule):
     transformers does not compute them again.
 
     ## What happens
-    Nothing is raised. The buffers hold whatever lay in memory: the loss is NaN, or the model trains
-    on wrong positions and gives other outputs in every process.
+    Nothing is raised. The buffers hold whatever was in memory: the loss is NaN, or the model trains
+    on wrong positions and gives different outputs in every process.
 
     ## Why
-    transformers 5 constructs a model without memory and fills in what the checkpoint has. Buffers
-    registered with `persistent=False` are not in the checkpoint. For its own classes
-    `_init_weights` computes them again; code that was written for transformers 4, where the
-    constructor's values stayed, does not.
+    transformers 5 constructs a model on the meta device and then fills in the tensors of the
+    checkpoint. Buffers registered with `persistent=False` are not in the checkpoint. In
+    transformers' own classes `_init_weights` computes them again; code written for transformers 4,
+    which kept the constructor's values, does not.
 
     ## Versions
     transformers 5.
 
     ## Fix
-    Take the transformers that the code was written for. Or compute the buffers in `_init_weights`
-    (for the module that has them), or in the forward.
+    Install the transformers that the code was written for. Or compute the buffers in
+    `_init_weights` (for the module that has them), or in the forward.
 
     ## Links
     https://github.com/huggingface/transformers/blob/main/MIGRATION_GUIDE_V5.md
@@ -88,14 +88,17 @@ class BuffersWithoutValues(Rule):
                     list(result.empty_buffers[:_SHOWN]),
                     "a small model of the class, loaded by from_pretrained",
                 ),
-                Measurement("of these in all", count, "the same"),
+                Measurement("such buffers in total", count, "the same"),
             ),
             proof=Proof(
                 "executed",
-                "constructed they have values; loaded they hold what fresh memory was filled with",
+                "the constructor gives them values; after loading they hold uninitialized memory",
             ),
             fixes=(
-                Fix(f"Install the release that the code is for: pip install '{install}'", "manual"),
+                Fix(
+                    (f"Install the release that the code was written for: pip install '{install}'"),
+                    "manual",
+                ),
                 Fix(
                     "Compute the buffers in _init_weights, or in the forward, of the repository's "
                     "code.",

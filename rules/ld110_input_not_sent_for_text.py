@@ -1,4 +1,4 @@
-"""LD110: the model wants an argument in training that a collator for text does not send."""
+"""LD110: the model requires an argument in training that a text collator does not send."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ if TYPE_CHECKING:
 
 
 class InputNotSentForText(Rule):
-    """The forward of a multimodal class raises in training without an argument that its processor
-    makes and its tokenizer does not, so that training on text alone fails.
+    """In training, the forward of a multimodal class requires an argument that its processor makes
+    and its tokenizer does not, so training on text alone fails.
 
     ## What happens
-    `ValueError: token_type_ids is required as a model input when training`, at the first step, from
-    a data set of text that was tokenized with the tokenizer. Inference works.
+    `ValueError: token_type_ids is required as a model input when training`, at the first step, with
+    a text dataset that was tokenized with the tokenizer. Inference works.
 
     ## Why
-    The class builds its attention mask from the marks of image tokens and does not assume that
-    there are none. Its processor marks them in every batch. A collator for text
-    (`DataCollatorForLanguageModeling`, TRL's) pads what the tokenizer returned, which is what
-    `model_input_names` of its class says.
+    The class builds its attention mask from an argument that marks image tokens, and has no default
+    for text without images. Its processor adds that argument to every batch. A text collator
+    (`DataCollatorForLanguageModeling`, TRL's) only pads what the tokenizer returned, and that is
+    the `model_input_names` of the tokenizer's class.
 
     ## Versions
     Gemma 3, PaliGemma and Git in transformers 5.1, not in 5.23; Molmo 2 in 5.24. Which argument it
-    is comes from running the forward, and who sends it from the classes of the installed
-    transformers. An argument that none of these makes is told as info: the batch has it from
-    lora-doctor, and your own code has to make it.
+    is, is found by running the forward; who makes it is read from the classes of the installed
+    transformers. An argument that none of them makes is reported as info: lora-doctor adds it to
+    its own batch, and your code has to add it to yours.
 
     ## Fix
     Tokenize with the processor. Or add the argument in the collator, zeros for text. Or load the
@@ -78,14 +78,14 @@ class InputNotSentForText(Rule):
         use = f"Tokenize with {one.processor}, which makes {one.name}. Or: "
         if one.processor:
             message = (
-                f"{model} does not train on text alone as {one.tokenizer} sends it: its forward "
-                f"raises without {one.name}, which {one.processor} makes."
+                f"{model} does not train on text alone: its forward requires {one.name}, which "
+                f"{one.processor} makes and {one.tokenizer} does not."
             )
         else:
-            words, use = f"Make {one.name} in your own data or collator.", ""
+            words, use = f"Add {one.name} in your own dataset or collator.", ""
             message = (
-                f"{model} raises without {one.name}, which no tokenizer, processor or collator of "
-                "transformers makes for it; the batch here has values of lora-doctor's."
+                f"{model} requires {one.name}, which no tokenizer, processor or collator of "
+                "transformers makes for it; lora-doctor added it to its own batch."
             )
         return self.finding(
             "warning" if one.processor else "info",
@@ -101,7 +101,7 @@ class InputNotSentForText(Rule):
                 *(Measurement("forward raised", note.reason[:200], f"{batch.kind} batch")
                   for note in batch.notes if one.name in note.reason),
             ),
-            proof=Proof("executed", "the forward was run without it and raised"),
+            proof=Proof("executed", "the forward was run without it, and raised"),
             fixes=(Fix(use + words, "manual"),),
         )  # fmt: skip
 

@@ -47,7 +47,7 @@ class NoTargetMatches(Rule):
     which PEFT reads as a regular expression for the whole path.
 
     ## Versions
-    All of PEFT.
+    All versions of PEFT.
 
     ## Fix
     The list of this model's own layers for the same roles (attention, MLP). Where the roles
@@ -164,7 +164,9 @@ class NoTargetMatches(Rule):
             f"{message}; it has {quoted(sorted({g.leaf for g in offered_layers(structure)}), 8)}.",
             location=Location("recipe", "target_modules"),
             evidence=tuple(evidence),
-            proof=Proof("executed", "PEFT refused the config on the real class"),
+            proof=Proof(
+                "executed", ("PEFT refused the config on the full-size model, on the meta device")
+            ),
             fixes=_fixes(structure, entries, cover),
             explains=("attaches",),
         )
@@ -185,7 +187,9 @@ class NoTargetMatches(Rule):
                 *(Measurement(key, str(case.recipe.get(key)), "recipe") for key in given),
                 Measurement("get_peft_model", f"{error.type}: {error.message}", "installed PEFT"),
             ),
-            proof=Proof("executed", "PEFT refused the config on the real class"),
+            proof=Proof(
+                "executed", ("PEFT refused the config on the full-size model, on the meta device")
+            ),
             fixes=(Fix(f"Correct {given[-1]}, or leave it out.", "manual"),),
             explains=("attaches",),
         )

@@ -46,7 +46,7 @@ class SomeTargetsMatchNothing(Rule):
     PEFT raises only when *nothing* matches.
 
     ## Versions
-    All of PEFT.
+    All versions of PEFT.
 
     ## Fix
     The names that this model has for the same roles. It is safe where each new name stands for a
@@ -152,7 +152,13 @@ class SomeTargetsMatchNothing(Rule):
             + (f", and {quoted(missing, 6)} are left out." if missing else "."),
             location=Location("recipe", "target_modules"),
             evidence=tuple(evidence),
-            proof=Proof("measured", "PEFT was run on the real class and the result was counted"),
+            proof=Proof(
+                "measured",
+                (
+                    "PEFT injected the adapters into the full-size model on "
+                    "the meta device, and they were counted"
+                ),
+            ),
             fixes=(
                 Fix(
                     f"Target this model's layers for the same roles: {', '.join(wanted)}.",
@@ -223,7 +229,8 @@ class SomeTargetsMatchNothing(Rule):
                 Measurement("language model, without adapters", quoted(own),
                             f"{structure.model_class}, meta device"),
             ),
-            proof=Proof("measured", "PEFT was run on the real class and the result was counted"),
+            proof=Proof("measured", ("PEFT injected the adapters into the full-size model on "
+                                    "the meta device, and they were counted")),
             fixes=(
                 Fix(
                     f"Add {quoted(own, 6)}.",

@@ -42,7 +42,7 @@ class TargetsReachOtherTowers(Rule):
     PEFT matches the end of a path, and vision towers use the same names as language models.
 
     ## Versions
-    All of PEFT; `exclude_modules` exists from 0.14 on.
+    All versions of PEFT; `exclude_modules` exists from 0.14 on.
 
     ## Fix
     A regular expression that names the language tower.
@@ -128,7 +128,13 @@ class TargetsReachOtherTowers(Rule):
             f"The targets also match {count} layers of the {kinds} tower ({names}).",
             location=Location("module", names),
             evidence=tuple(evidence),
-            proof=Proof("measured", "PEFT was run on the real class and the result was counted"),
+            proof=Proof(
+                "measured",
+                (
+                    "PEFT injected the adapters into the full-size model on "
+                    "the meta device, and they were counted"
+                ),
+            ),
             fixes=(fix,) if fix else (),
         )
 

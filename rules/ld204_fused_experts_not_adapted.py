@@ -44,14 +44,15 @@ class FusedExpertsNotAdapted(Rule):
     ## Why
     transformers 5 stores the experts of a layer in one parameter (gpt-oss does so in 4.x too), and
     PEFT's `target_modules` finds modules only. PEFT from 0.19 on converts some families itself;
-    which, it is asked here.
+    lora-doctor asks the installed PEFT which.
 
     ## Versions
     transformers 5, and gpt-oss on 4.55 and later. `target_parameters` exists from PEFT 0.17 on.
 
     ## Fix
     `target_parameters` with the experts' parameters, and `lora_dropout` 0, which PEFT needs for
-    them. Both change what is learnt and the memory needed, so they are not applied unasked.
+    them. Both change what the model learns and the memory needed, so they are not applied by
+    default.
 
     ## Links
     https://huggingface.co/docs/peft/package_reference/lora
@@ -144,14 +145,20 @@ class FusedExpertsNotAdapted(Rule):
                     "its LoraConfig",
                 ),
             ),
-            proof=Proof("measured", "PEFT was run on the real class and the result was counted"),
+            proof=Proof(
+                "measured",
+                (
+                    "PEFT injected the adapters into the full-size model on "
+                    "the meta device, and they were counted"
+                ),
+            ),
             fixes=_target_parameters(recipe, experts),
             explains=("attaches",),
         )
 
 
 def _means_experts(written: Recipe, structure: Structure) -> bool:
-    """Whether the targets speak of the MLP: a recipe for the attention alone is left in peace, and
+    """Whether the targets speak of the MLP: a recipe for the attention alone is not reported, and
     so is one whose names of the MLP are those of a shared expert or a dense layer by their path
     (``shared_expert.down_proj``)."""
     entries = target_entries(written)

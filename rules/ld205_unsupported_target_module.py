@@ -60,7 +60,7 @@ class UnsupportedTargetModule(Rule):
     with `all-linear`.
 
     ## Versions
-    All of PEFT; the list of supported modules grows with each release.
+    All versions of PEFT; the list of supported modules grows with each release.
 
     ## Fix
     The linear layers of the model for the same roles, by name.
@@ -147,7 +147,8 @@ class UnsupportedTargetModule(Rule):
                         "installed PEFT, meta device"),
                 Measurement("layers that can be adapted", quoted(cover), structure.model_class),
             ),
-            proof=Proof("executed", "PEFT refused the config on the real class"),
+            proof=Proof("executed", ("PEFT refused the config on the full-size model, on the "
+                                    "meta device")),
             fixes=(
                 Fix(
                     f"Target layers that can be adapted: {', '.join(cover)}.",

@@ -70,10 +70,10 @@ class AdaptersThatLearnNothing(Rule):
     Names such as `all-linear` and `q_proj` match these layers like any other.
 
     ## Versions
-    All of PEFT.
+    All versions of PEFT.
 
     ## Fix
-    Leave these layers out. That changes nothing in what is learnt, so it is safe, unless another
+    Leave these layers out. That changes nothing in what is learned, so it is safe, unless another
     batch than those tried might reach the layer (one with images, with a global mask); then it is
     offered as unsafe.
 

@@ -34,7 +34,7 @@ class LayerIsNoPlainMatrix(Rule):
     layer returns. A router that inherits from `nn.Linear` returns scores and choices together.
 
     ## Versions
-    All of PEFT; architectures with such layers came with transformers 4.51 and later.
+    All versions of PEFT; architectures with such layers came with transformers 4.51 and later.
 
     ## Fix
     Leave the layer out. No recipe that trains has an adapter there.

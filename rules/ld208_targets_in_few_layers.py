@@ -45,12 +45,12 @@ class TargetsInFewLayers(Rule):
     well mean that, and it is an info; where most layers get no adapter at all, it is a warning.
 
     ## Versions
-    All of PEFT.
+    All versions of PEFT.
 
     ## Fix
-    The names of the other layers' projections beside those of the recipe. More adapters are
-    trained than before, so it is not applied unasked. A recipe that chooses layers itself, with
-    `layers_to_transform`, a regular expression or `all-linear`, is left in peace.
+    The names of the other layers' projections beside those of the recipe. More adapters are trained
+    than before, so it is not applied by default. A recipe that chooses layers itself, with
+    `layers_to_transform`, a regular expression or `all-linear`, is not reported.
 
     ## Links
     https://huggingface.co/docs/peft/package_reference/lora
@@ -122,7 +122,13 @@ class TargetsInFewLayers(Rule):
                     "not adapted", quoted(left), f"{structure.model_class}, language tower"
                 ),
             ),
-            proof=Proof("measured", "PEFT was run on the real class and the result was counted"),
+            proof=Proof(
+                "measured",
+                (
+                    "PEFT injected the adapters into the full-size model on "
+                    "the meta device, and they were counted"
+                ),
+            ),
             fixes=(
                 Fix(
                     f"Also target the other layers: {', '.join(left)}.",

@@ -45,7 +45,7 @@ class OtherKeysMatchNothing(Rule):
     `score` is the head of a classifier; the same model with a language head calls it `lm_head`.
 
     ## Versions
-    All of PEFT; `target_parameters` exists from 0.17 on.
+    All versions of PEFT; `target_parameters` exists from 0.17 on.
 
     ## Fix
     Where the model has a name that is nearly the same (`lm_haed`, `embed_token`), that name: it is
@@ -113,7 +113,10 @@ class OtherKeysMatchNothing(Rule):
             "PEFT passes over them without a word.",
             location=Location("recipe", key),
             evidence=tuple(evidence),
-            proof=Proof("measured", "PEFT was run on the real class and the result was looked at"),
+            proof=Proof(
+                "measured",
+                ("PEFT injected the adapters into the full-size model on the meta device"),
+            ),
             fixes=_fixes(key, own, entries, meant),
             explains=("attaches",),
         )

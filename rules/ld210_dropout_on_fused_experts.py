@@ -34,16 +34,16 @@ class DropoutOnFusedExperts(Rule):
 
     ## Why
     transformers 5 stores the experts of a layer in one parameter (gpt-oss does so in 4.x too). An
-    adapter on a parameter is added to its value before the layer runs, so that there is no input
-    of its own to drop. PEFT from 0.19 on converts the names of some families itself; which, it is
-    asked here.
+    adapter on a parameter is added to its value before the layer runs, so that there is no input of
+    its own to drop. PEFT from 0.19 on converts the names of some families itself; lora-doctor asks
+    the installed PEFT which.
 
     ## Versions
     `target_parameters` exists from PEFT 0.17 on; PEFT converts names from 0.19 on, with
     transformers 5.
 
     ## Fix
-    `lora_dropout` 0. It changes what is learnt, so it is not applied unasked.
+    `lora_dropout` 0. It changes what the model learns, so it is not applied by default.
 
     ## Links
     https://huggingface.co/docs/peft/package_reference/lora
@@ -99,7 +99,9 @@ class DropoutOnFusedExperts(Rule):
                     "installed PEFT",
                 ),
             ),
-            proof=Proof("executed", "PEFT refused the config on the real class"),
+            proof=Proof(
+                "executed", ("PEFT refused the config on the full-size model, on the meta device")
+            ),
             fixes=(Fix("Train without LoRA dropout.", "unsafe", (Edit("lora_dropout", 0.0),)),),
             explains=("attaches",),
         )

@@ -44,8 +44,8 @@ class PartOfFusedExperts(Rule):
     transformers 5 with PEFT 0.19 and later.
 
     ## Fix
-    The names of the other parts beside the one that the recipe has. More is trained than was
-    asked, so it is not applied unasked; to train the attention alone, name only its layers.
+    The names of the other parts beside the one that the recipe has. More is trained than was asked,
+    so it is not applied by default; to train the attention alone, name only its layers.
 
     ## Links
     https://huggingface.co/docs/peft/package_reference/lora
@@ -96,7 +96,9 @@ class PartOfFusedExperts(Rule):
                 Measurement("get_peft_model", f"{error.type}: {error.message}", "installed PEFT"),
                 Measurement("fused experts", with_shapes(experts), structure.model_class),
             ),
-            proof=Proof("executed", "PEFT refused the config on the real class"),
+            proof=Proof(
+                "executed", ("PEFT refused the config on the full-size model, on the meta device")
+            ),
             fixes=(
                 Fix(
                     f"Target the other part too: {', '.join(missing)}.",

@@ -35,8 +35,8 @@ class ConversionSkipsLinearLayers(Rule):
 
     ## Why
     transformers 5 stores the experts of a layer in one parameter. PEFT from 0.19 on turns such
-    names into `target_parameters` for some families; which, it is asked here. The names that it
-    converts no longer stand for the linear layers of dense blocks and shared experts.
+    names into `target_parameters` for some families; lora-doctor asks the installed PEFT which. The
+    names that it converts no longer stand for the linear layers of dense blocks and shared experts.
 
     ## Versions
     transformers 5 with PEFT 0.19 and later.
@@ -101,7 +101,8 @@ class ConversionSkipsLinearLayers(Rule):
                         quoted([f"{group.count} x {group.pattern}" for group in skipped], 6),
                         structure.model_class),
             ),
-            proof=Proof("measured", "PEFT was run on the real class and the result was counted"),
+            proof=Proof("measured", ("PEFT injected the adapters into the full-size model on "
+                                    "the meta device, and they were counted")),
             fixes=(
                 Fix(
                     "This PEFT adapts either these layers or the experts under these names; to "

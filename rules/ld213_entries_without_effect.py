@@ -50,7 +50,7 @@ class EntriesWithoutEffect(Rule):
     that matches first) is never read.
 
     ## Versions
-    All of PEFT; `exclude_modules` exists from 0.14 on.
+    All versions of PEFT; `exclude_modules` exists from 0.14 on.
 
     ## Fix
     Where an adapted layer has nearly the same name, that name: unsafe, because ranks or adapters

@@ -35,7 +35,8 @@ class KeysNotKnownToPeft(Rule):
     at its default, and the run trains with another scaling than the file says.
 
     ## Versions
-    All of PEFT: the keys are compared with the fields of the config class that is installed.
+    All versions of PEFT: the keys are compared with the fields of the config class that is
+    installed.
 
     ## Fix
     The key that was meant. For a key of a newer release, that release.

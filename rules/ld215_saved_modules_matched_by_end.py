@@ -45,7 +45,7 @@ class SavedModulesMatchedByEnd(Rule):
     that are trained whole: a module that only ends in the entry gets both.
 
     ## Versions
-    All of PEFT.
+    All versions of PEFT.
 
     ## Fix
     An entry that only the modules that are meant end in: more of their path. Where there is none
@@ -88,7 +88,13 @@ class SavedModulesMatchedByEnd(Rule):
             _message(match),
             location=Location("recipe", _KEY),
             evidence=tuple(_evidence(case, match)),
-            proof=Proof("measured", "PEFT was run on the real class and its copies were counted"),
+            proof=Proof(
+                "measured",
+                (
+                    "PEFT injected the adapters into the full-size model on "
+                    "the meta device, and its copies were counted"
+                ),
+            ),
             fixes=tuple(_fixes(case, match)),
             explains=_EXPLAINS if match.adapted else (),
         )

@@ -38,7 +38,7 @@ class TargetsInSavedModules(Rule):
     the modules of `modules_to_save`, older ones do not.
 
     ## Versions
-    All of PEFT.
+    All versions of PEFT.
 
     ## Fix
     One of the two: the target is taken out, which changes nothing where it had no adapters; or the
@@ -107,7 +107,8 @@ class TargetsInSavedModules(Rule):
                 Measurement("get_peft_model", str(injection.error or "no exception"),
                             "installed PEFT, meta device"),
             ),
-            proof=Proof("measured", "PEFT was run on the real class and its adapters were counted"),
+            proof=Proof("measured", ("PEFT injected the adapters into the full-size model on "
+                                    "the meta device, and they were counted")),
             fixes=tuple(_fixes(case, entries, is_lost)),
             explains=_EXPLAINS,
         )  # fmt: skip

@@ -49,8 +49,8 @@ class QuantizedTrainableParts(Rule):
     expression the other way round. In a checkpoint that is quantized already its own list wins.
 
     ## Versions
-    All of transformers and bitsandbytes. transformers before 4.45 quantizes on a GPU only; what it
-    would replace is asked of its code all the same.
+    All versions of transformers and bitsandbytes. transformers before 4.45 quantizes on a GPU only;
+    what it would replace is asked of its code all the same.
 
     ## Fix
     A skip list that the installed transformers honours, proved by asking it again: the parts stay,
@@ -174,7 +174,7 @@ def _evidence(
     lines.append(Measurement("layers quantized", f"{asked.quantized} of {asked.linears}", source))
     if asked.proposed_skip:
         lines.append(
-            Measurement("with the list of the fix", f"{asked.quantized_with_proposal} of "
+            Measurement("with the skip list of the fix", f"{asked.quantized_with_proposal} of "
                     f"{asked.linears}, none of these", source)
         )  # fmt: skip
     if structure.built_in and not structure.built_in.wrapped:

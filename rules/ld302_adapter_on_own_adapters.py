@@ -41,13 +41,14 @@ class AdapterOnOwnAdapters(Rule):
     adds to them. Phi-4-multimodal, for one, brings `vision` and `speech`.
 
     ## Versions
-    All of PEFT, each in its own way; what happens on yours is in the evidence.
+    All versions of PEFT, each in its own way; what happens on yours is in the evidence.
 
     ## Fix
-    A patch that trains the new adapter alone and leaves the built-in ones active and frozen.
-    It changes what is learnt, so it is applied on demand. Or no adapter on top: give the rank and
-    the targets in the model's own config, and train the built-in ones by their names. A model
-    whose forward switches its adapters by itself, as Phi-4-multimodal's does, leaves only that.
+    A patch that trains the new adapter alone and leaves the built-in ones active and frozen. It
+    changes what the model learns, so it is applied only with `--unsafe-fixes`. Or no adapter on
+    top: give the rank and the targets in the model's own config, and train the built-in ones by
+    their names. A model whose forward switches its adapters by itself, as Phi-4-multimodal's does,
+    leaves only that.
 
     ## Links
     https://huggingface.co/docs/peft/developer_guides/troubleshooting
@@ -98,7 +99,8 @@ class AdapterOnOwnAdapters(Rule):
             + ".",
             location=Location("recipe", "target_modules"),
             evidence=_evidence(built_in),
-            proof=Proof("measured", "PEFT wrapped the real class, which has its adapters"),
+            proof=Proof("measured", ("PEFT wrapped the full-size model, with the adapters that "
+                                    "it brings, on the meta device")),
             fixes=_fixes(brought),
             explains=(
                 "attaches", "starts-at-base", "gradients", "adapters-move", "frozen-stay",

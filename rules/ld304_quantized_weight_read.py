@@ -27,8 +27,8 @@ class QuantizedWeightRead(Rule):
     `_keep_in_fp32_modules`; these do not.
 
     ## Versions
-    All of transformers and bitsandbytes. Which layers are read differs between releases, so the
-    model is run quantized and whoever reads is watched.
+    All versions of transformers and bitsandbytes. Which layers are read differs between releases,
+    so the model is run quantized and whoever reads is watched.
 
     ## Fix
     Leave these layers in floating point, by a skip list that the installed transformers honours.

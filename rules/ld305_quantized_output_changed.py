@@ -16,7 +16,7 @@ class QuantizedOutputChanged(Rule):
     modified inplace` (`MatMul8bitLt`, `MatMul8bitFp` in 8 bits). In eval mode the model runs.
 
     ## Why
-    SpecAugment puts a learnt vector over spans of what the feature projection gave out, in place.
+    SpecAugment puts a learned vector over spans of what the feature projection gave out, in place.
     The output of a linear layer of torch may be written to. bitsandbytes has a backward of its own
     and hands out a view of its result, and autograd does not let anybody change such a view. A
     dropout above zero in between makes a copy and hides it.

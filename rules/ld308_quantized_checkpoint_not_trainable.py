@@ -28,7 +28,7 @@ class QuantizedCheckpointNotTrainable(Rule):
 
     ## What happens
     The model loads and generates. The Trainer raises `The model you are trying to fine-tune is
-    quantized with ... but that quantization method do not support training`; a loop of one's own
+    quantized with ... but that quantization method do not support training`; a loop of your own
     fails in the backward of the kernels, or gets no gradient through them. Where a package or a
     device is missing, transformers turns some formats into bfloat16 while loading, says so in a
     warning, and training runs in three to four times the memory, until the package is installed.

@@ -40,7 +40,7 @@ class Float16Overflow(Rule):
     ## What happens
     The first activation above 65504 becomes infinite and the next difference or softmax NaN. The
     loss is NaN from the first step or after some hundred, or is reported as 0 with `grad_norm nan`;
-    under a gradient scaler every step is skipped and nothing is learnt.
+    under a gradient scaler every step is skipped and nothing is learned.
 
     ## Why
     bfloat16 reaches as far as float32. A model that was trained in it has never had to stay below

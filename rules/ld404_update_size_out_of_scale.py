@@ -60,9 +60,9 @@ class UpdateSizeOutOfScale(Rule):
     All; `use_rslora` since PEFT 0.8.
 
     ## Fix
-    A `lora_alpha` with which the scaling is 2. It changes what is learnt, so it is not applied
-    unasked. Smaller steps do not cure an overflow of activations in float16 (`LD402`): the base
-    model has it too.
+    A `lora_alpha` with which the scaling is 2. It changes what the model learns, so it is not
+    applied by default. Smaller steps do not cure an overflow of activations in float16 (`LD402`):
+    the base model has it too.
 
     ## Links
     https://arxiv.org/abs/2312.03732

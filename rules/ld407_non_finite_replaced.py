@@ -38,7 +38,7 @@ class NonFiniteReplaced(Rule):
     """A training script puts a constant where a loss, gradient, activation or weight is not finite.
 
     ## What happens
-    The logs show finite losses, training runs to its end, and the model has learnt less than it
+    The logs show finite losses, training runs to its end, and the model has learned less than it
     seems, or nothing: every step with such a number trains on a made-up one. The first module that
     overflowed is never looked for.
 

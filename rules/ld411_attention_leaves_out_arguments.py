@@ -42,7 +42,7 @@ class AttentionLeavesOutArguments(Rule):
 
     ## Why
     Without `attn_implementation` transformers takes `sdpa` where the class allows it. That function
-    takes what it does not know among `**kwargs` and drops it. What is learnt on top of such a
+    takes what it does not know among `**kwargs` and drops it. What is learned on top of such a
     model fits a model that computes something else than the one that was pretrained, and than the
     one that will serve the adapter.
 

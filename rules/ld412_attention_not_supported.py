@@ -87,8 +87,8 @@ class AttentionNotSupported(Rule):
             f"The model does not support {asked} attention.",
             location=Location("recipe", KEY),
             evidence=(
-                Measurement("built with it", reason, "the real class on the meta device"),
-                Measurement("built without", "yes", "the real class on the meta device"),
+                Measurement("built with it", reason, "the full-size class on the meta device"),
+                Measurement("built without", "yes", "the full-size class on the meta device"),
             ),
             proof=Proof("executed", "the class was built with and without it"),
             fixes=(Fix(f"Leave the choice to transformers: drop {KEY}.", "unsafe", without),),

@@ -45,15 +45,15 @@ class NotOnlyAdapters(Rule):
     its head or, where `from_pretrained` makes everything trainable, all weights as they are.
 
     ## Versions
-    All of PEFT. `from_pretrained` makes weights trainable that `__init__` had frozen from
+    All versions of PEFT. `from_pretrained` makes weights trainable that `__init__` had frozen from
     transformers 5 on.
 
     ## Fix
     For a model that is loaded: a patch that freezes everything but its adapters as soon as it is
-    loaded, or prepared for training on quantized weights. It changes what is learnt, so it is
-    applied on demand. For a recipe with `inference_mode: true`: `false`. For a model of your own
-    code: freeze it, then set `requires_grad` on the adapters by their name. Weights that are to be
-    trained whole belong into `modules_to_save`, so that they are saved.
+    loaded, or prepared for training on quantized weights. It changes what the model learns, so it
+    is applied only with `--unsafe-fixes`. For a recipe with `inference_mode: true`: `false`. For a
+    model of your own code: freeze it, then set `requires_grad` on the adapters by their name.
+    Weights that are to be trained whole belong into `modules_to_save`, so that they are saved.
 
     ## Links
     https://huggingface.co/docs/peft/developer_guides/troubleshooting

@@ -52,7 +52,7 @@ class NotInTheOptimizer(Rule):
     no name matches.
 
     ## Versions
-    All: this is torch.
+    All versions of torch.
 
     ## Fix
     By hand, in the training script: make the optimizer last, of

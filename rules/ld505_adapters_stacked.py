@@ -47,7 +47,7 @@ class AdaptersStacked(Rule):
     A trainer that is given a `peft_config` makes such a call itself.
 
     ## Versions
-    All of PEFT. From 0.15 on it warns ("modify a model with PEFT for a second time").
+    All versions of PEFT. From 0.15 on it warns ("modify a model with PEFT for a second time").
 
     ## Fix
     By hand, because it is a line of the script that must go. Adapters of one method in one model:

@@ -110,9 +110,10 @@ class PromptLearningDoesNotFit(Rule):
     looks for the old name before prefix tuning with SEQ_CLS, TOKEN_CLS or QUESTION_ANS.
 
     ## Fix
-    LoRA on the language model, or the prompt method that runs on this model. Both change what is
-    learnt, so they are applied on demand; each was tried by training the tiny model with it. Giving
-    `num_layers`, `token_dim` and `num_attention_heads` by hand only leads to the next error.
+    LoRA on the language model, or the prompt method that runs on this model. Both change what the
+    model learns, so they are applied only with `--unsafe-fixes`; each was tried by training the
+    tiny model with it. Giving `num_layers`, `token_dim` and `num_attention_heads` by hand only
+    leads to the next error.
 
     ## Links
     https://huggingface.co/docs/peft/conceptual_guides/prompting

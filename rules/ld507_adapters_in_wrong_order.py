@@ -48,7 +48,7 @@ class AdaptersInWrongOrder(Rule):
     before does not know them, and a second call finds a model that is no plain one any more.
 
     ## Versions
-    All of PEFT.
+    All versions of PEFT.
 
     ## Fix
     Model, then adapters once, then the optimizer of `[p for p in model.parameters() if

@@ -31,7 +31,7 @@ class LearningRateZero(Rule):
     `planned_steps` steps to tell.
 
     ## Versions
-    All: this is torch.
+    All versions of torch.
 
     ## Fix
     By hand, in the training script: a learning rate above 0 for the group, in the phase in which it

@@ -36,7 +36,7 @@ class HeldTwiceByTheOptimizer(Rule):
     once more at a learning rate of their own.
 
     ## Versions
-    All: this is torch.
+    All versions of torch.
 
     ## Fix
     By hand, in the training script: each parameter in one group of one optimizer. Needs the

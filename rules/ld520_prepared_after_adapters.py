@@ -20,7 +20,7 @@ class PreparedAfterAdapters(Rule):
     adapter from it.
 
     ## Versions
-    All of PEFT.
+    All versions of PEFT.
 
     ## Fix
     The preparation goes before `get_peft_model`. The line is moved where both stand in one block.

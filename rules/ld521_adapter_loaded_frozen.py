@@ -19,7 +19,7 @@ class AdapterLoadedFrozen(Rule):
     `PeftModel.from_pretrained` loads for inference unless it is told otherwise.
 
     ## Versions
-    All of PEFT.
+    All versions of PEFT.
 
     ## Fix
     `is_trainable=True` in that call.

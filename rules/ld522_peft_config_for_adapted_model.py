@@ -20,7 +20,7 @@ class PeftConfigForAdaptedModel(Rule):
     changes the model that it is given.
 
     ## Versions
-    All of PEFT and TRL.
+    All versions of PEFT and TRL.
 
     ## Fix
     One of the two: the `peft_config` of the trainer is taken out, or by hand the call before it.

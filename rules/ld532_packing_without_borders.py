@@ -30,7 +30,7 @@ class PackingWithoutBorders(Rule):
 
     ## Fix
     `neat_packing` in LLaMA-Factory, an attention that respects borders in axolotl. Both change what
-    is learnt.
+    the model learns.
 
     ## Links
     https://docs.axolotl.ai/docs/config-reference.html,

@@ -25,7 +25,7 @@ class ProcessesTrainApart(Rule):
     by `torchrun` without a process group or without one of them, or that calls `model.module(...)`
     in the place of `model(...)`, averages none.
 
-    Told by execution: the adapters of the processes are compared after the same steps.
+    Found by execution: the adapters of the processes are compared after the same steps.
 
     ## Versions
     All.

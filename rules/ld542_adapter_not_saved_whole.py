@@ -49,8 +49,8 @@ class AdapterNotSavedWhole(Rule):
     the others hold it (FSDP 2: `Attempted to access the data pointer on an invalid python
     storage`).
 
-    Told by execution: names and shapes in the file are compared with those of the adapter before it
-    was cut into shards.
+    Found by execution: names and shapes in the file are compared with those of the adapter before
+    it was cut into shards.
 
     ## Versions
     All.

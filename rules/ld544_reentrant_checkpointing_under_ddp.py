@@ -45,7 +45,7 @@ class ReentrantCheckpointingUnderDdp(Rule):
     so that its parameters are marked once more in backward.
 
     ## Versions
-    All of torch. transformers before 5 takes the reentrant kind where nothing is said.
+    All versions of torch. transformers before 5 takes the reentrant kind where nothing is said.
 
     ## Fix
     `gradient_checkpointing_kwargs: {use_reentrant: false}`: the same numbers, another bookkeeping.

@@ -28,17 +28,17 @@ class DeviceMapWithProcesses(Rule):
     ## What happens
     `ValueError: You can't train a model that has been loaded with device_map='auto' in any
     distributed mode`; with ZeRO-3 `DeepSpeed Zero-3 is not compatible with passing a device_map`.
-    In a loop of one's own all processes put their layers on the same GPUs.
+    In a loop of your own all processes put their layers on the same GPUs.
 
     ## Why
     A device map spreads one model over all GPUs of one process. DDP, FSDP and DeepSpeed give each
     process a GPU and do the placing themselves.
 
-    Told by execution: what `from_pretrained` was given while several processes trained. The dry run
-    itself has put the small model on one device.
+    Found by execution: what `from_pretrained` was given while several processes trained. The dry
+    run itself has put the small model on one device.
 
     ## Versions
-    All of accelerate.
+    All versions of accelerate.
 
     ## Fix
     No `device_map`, or `{"": PartialState().process_index}` for quantized weights under DDP; or one

@@ -31,7 +31,7 @@ class ProcessesWaitInVain(Rule):
     evaluation under `if rank == 0`, a `barrier` behind an early `return`, loaders of different
     lengths.
 
-    Told by execution: no process failed by itself, and the line is the one where this one waited.
+    Found by execution: no process failed by itself, and the line is the one where this one waited.
 
     ## Versions
     All.

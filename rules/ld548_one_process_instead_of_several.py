@@ -29,10 +29,11 @@ class OneProcessInsteadOfSeveral(Rule):
     `distributed_type: MULTI_GPU`, `FSDP` or `DEEPSPEED` in the config. With `--cpu`, or
     `distributed_type: 'NO'`, accelerate takes its simple launcher.
 
-    Told by execution: what the launcher made of its own options, and the processes that it started.
+    Found by execution: what the launcher made of its own options, and the processes that it
+    started.
 
     ## Versions
-    All of accelerate.
+    All versions of accelerate.
 
     ## Fix
     `--multi_gpu`, or `distributed_type: MULTI_GPU` in the config. It changes the effective batch.

@@ -49,8 +49,8 @@ class ResumedRunDiffers(Rule):
     with a seed of the clock) is in no checkpoint. Under FSDP 1 with `SHARDED_STATE_DICT`,
     transformers 5.23 with accelerate 1.15 restore no adapter: training goes on with a new one.
 
-    Told by execution, with `--check-resume` and where the command resumes: the last step of the dry
-    run is taken once more from the checkpoint that the Trainer saved before it.
+    Found by execution, with `--check-resume` and where the command resumes: the last step of the
+    dry run is taken once more from the checkpoint that the Trainer saved before it.
 
     ## Versions
     `save_only_model` from transformers 4.37 on.

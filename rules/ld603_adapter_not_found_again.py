@@ -113,7 +113,13 @@ class AdapterNotFoundAgain(Rule):
                 Measurement("name in the file", saved, "get_peft_model_state_dict"),
                 Measurement("name that PEFT makes of it", looked_for, "set_peft_model_state_dict"),
             ),
-            proof=Proof("measured", "the adapter was saved and set again on the real class"),
+            proof=Proof(
+                "measured",
+                (
+                    "the adapter was saved and loaded again into the full-size "
+                    "model on the meta device"
+                ),
+            ),
             fixes=(
                 Fix(
                     "Leave the names of saved adapters as they are where the model has them, in "

@@ -234,7 +234,7 @@ def _proof(case: Case, loading: Loading) -> Proof:
         return Proof("measured", "the factory was called twice, and these values differed")
     if case.source.kind == "module":
         return Proof("inferred", "the names in the checkpoint were loaded by the model's class")
-    return Proof("measured", "the names in the checkpoint were loaded by the real class")
+    return Proof("measured", "the names in the checkpoint were loaded by the full-size class")
 
 
 def _unclear(case: Case, run: Verification | None) -> str:

@@ -48,8 +48,8 @@ class AdapterOnTiedWeight(Rule):
     is added to the matrix, and with it to the other one. Some models tie whole stacks of layers.
 
     ## Versions
-    All of PEFT (0.13 and later warn). `ensure_weight_tying` came with 0.18 and is meant for
-    `modules_to_save`; on an adapter it makes things worse.
+    All versions of PEFT (0.13 and later warn). `ensure_weight_tying` came with 0.18 and is meant
+    for `modules_to_save`; on an adapter it makes things worse.
 
     ## Fix
     Leave the tied layer out of the adapters, or train it whole with `modules_to_save`; the edits

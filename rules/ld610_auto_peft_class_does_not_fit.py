@@ -37,7 +37,7 @@ class AutoPeftClassDoesNotFit(Rule):
     class that was trained.
 
     ## Versions
-    All of PEFT. Which classes the mappings have depends on transformers.
+    All versions of PEFT. Which classes the mappings have depends on transformers.
 
     ## Fix
     By hand: load the base with the auto class that it was trained with, then

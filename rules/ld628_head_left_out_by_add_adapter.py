@@ -38,7 +38,7 @@ class HeadLeftOutByAddAdapter(Rule):
     layers in without a wrapper and does not look at the task type.
 
     ## Versions
-    All of transformers that have `add_adapter`, and all of PEFT.
+    All versions of transformers that have `add_adapter`, and all of PEFT.
 
     ## Fix
     Name the head: `LoraConfig(..., modules_to_save=["classifier"])`. Or `get_peft_model`. A head

@@ -52,8 +52,8 @@ class DoesNotFit(Rule):
 
     ## Fix
     The nearest change that fits: gradient checkpointing, then 8 bits, then 4 bits, each measured.
-    They change speed, memory and (fewer bits) the numbers, so they are not applied unasked. Batch
-    size and length change what is learnt and stay the user's choice. Only asked with a
+    They change speed, memory and (fewer bits) the numbers, so they are not applied by default.
+    Batch size and length change what the model learns and stay the user's choice. Only asked with a
     `memory_budget` or a `gpu`: each of several that are named has to do, of `cheapest` one.
 
     ## Links
@@ -182,8 +182,8 @@ def _memory(one: MemoryVariant) -> str:
 
 def _fixes(plan: MemoryPlan, budget: int) -> tuple[Fix, ...]:
     other = Fix(
-        "Smaller batches with gradient_accumulation_steps, or shorter samples, are your choice: "
-        "they change what is learnt.",
+        "Smaller batches with gradient_accumulation_steps, or shorter samples, are your "
+        "choice: they change what the model learns.",
         "manual",
     )
     nearest = plan.nearest(budget)

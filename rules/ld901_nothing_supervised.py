@@ -101,7 +101,7 @@ class NothingSupervised(Rule):
             return
         every = rows.count == found.judged
         consequence = (
-            "the loss is 0 or NaN and nothing is learnt"
+            "the loss is 0 or NaN and nothing is learned"
             if every
             else "a batch of such rows alone has a loss of NaN"
         )

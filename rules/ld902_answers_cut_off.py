@@ -1,4 +1,4 @@
-"""LD902: the length limit cuts off what is to be learnt."""
+"""LD902: the length limit cuts off what is to be learned."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class AnswersCutOff(Rule):
 
     ## Fix
     A limit that the longest row fits into, which takes memory; or shorter rows. Either changes what
-    is learnt, so it is not applied unasked.
+    the model learns, so it is not applied by default.
 
     ## Links
     https://huggingface.co/docs/trl/sft_trainer
@@ -48,7 +48,7 @@ class AnswersCutOff(Rule):
 
     code = "LD902"
     name = "answers-cut-off"
-    summary = "The length limit cuts off what is to be learnt."
+    summary = "The length limit cuts off what is to be learned."
     depth = "meta"
     symptoms = (
         Symptom(r"will be truncated.*response.*labels", "LLaMA-Factory"),

@@ -36,7 +36,7 @@ class LossSettingWithoutEffect(Rule):
 
     ## Fix
     The setting that belongs to the form of the rows: `assistant_only_loss` for messages,
-    `completion_only_loss` for prompt and completion. It changes what is learnt.
+    `completion_only_loss` for prompt and completion. It changes what the model learns.
 
     ## Links
     https://huggingface.co/docs/trl/sft_trainer

@@ -32,7 +32,7 @@ class TwoBeginningsOfText(Rule):
 
     ## Fix
     `tokenizer(text, add_special_tokens=False)` for texts that a template made, or texts without the
-    token. It changes what is learnt.
+    token. It changes what the model learns.
 
     ## Links
     https://huggingface.co/docs/transformers/chat_templating

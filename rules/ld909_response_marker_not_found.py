@@ -24,7 +24,7 @@ class ResponseMarkerNotFound(Rule):
 
     ## What happens
     Everything of such a row is masked: a loss of 0 or NaN, "All labels in your dataset are -100",
-    or a warning for each row and nothing learnt from it.
+    or a warning for each row and nothing learned from it.
 
     ## Why
     A marker of another template; or the right text whose tokens are others inside a text than

@@ -82,8 +82,7 @@ class AnswerChangedByTemplate(Rule):
             self.finding(
                 "warning",
                 f"In {portion(rows, found)} the answer is not what the chat template writes: a "
-                f"part of it "
-                "is left out or changed, and is not learnt.",
+                "part of it is left out or changed, and is not learned.",
                 location=Location("recipe", "chat_template_path"),
                 evidence=(
                     looked_at(found),

@@ -32,7 +32,8 @@ class OpeningTagDoubled(Rule):
     All.
 
     ## Fix
-    The tag in one place: answers without it, or a template without it. It changes what is learnt.
+    The tag in one place: answers without it, or a template without it. It changes what the model
+    learns.
 
     ## Links
     https://huggingface.co/docs/transformers/chat_templating

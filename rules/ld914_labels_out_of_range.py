@@ -90,7 +90,7 @@ class LabelsOutOfRange(Rule):
                 explains=("forward", "loss-finite") if found.executed else (),
                 fixes=(
                     Fix(
-                        "Count labels from 0, and write -100 where nothing is to be learnt.",
+                        "Count labels from 0, and write -100 where nothing is to be learned.",
                         "manual",
                     ),
                 ),

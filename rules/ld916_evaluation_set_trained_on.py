@@ -19,7 +19,7 @@ class EvaluationSetTrainedOn(Rule):
     """Rows of the evaluation set stand, word for word, in the training set.
 
     ## What happens
-    The evaluation loss falls with the training loss whatever is learnt: overfitting is not seen,
+    The evaluation loss falls with the training loss whatever is learned: overfitting is not seen,
     and the best checkpoint is the last one.
 
     ## Why

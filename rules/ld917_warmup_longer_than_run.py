@@ -22,7 +22,7 @@ class WarmupLongerThanRun(Rule):
     """`warmup_steps` is no less than the steps of the whole run.
 
     ## What happens
-    The learning rate rises to the end and never gets to what was asked for; little is learnt.
+    The learning rate rises to the end and never gets to what was asked for; little is learned.
 
     ## Why
     Warm-up of a recipe for a large set (100 steps, 500 steps) with a small one: 64 rows in batches
@@ -32,7 +32,7 @@ class WarmupLongerThanRun(Rule):
     All.
 
     ## Fix
-    A tenth of the steps. It changes what is learnt.
+    A tenth of the steps. It changes what the model learns.
 
     ## Links
     https://huggingface.co/docs/transformers/main_classes/trainer

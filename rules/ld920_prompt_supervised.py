@@ -35,7 +35,7 @@ class PromptSupervised(Rule):
 
     ## Fix
     `assistant_only_loss` with a template that has generation marks, or rows of prompt and
-    completion. It changes what is learnt.
+    completion. It changes what the model learns.
 
     ## Links
     https://huggingface.co/docs/trl/sft_trainer

@@ -44,7 +44,7 @@ class PackedSamplesSeeEachOther(Rule):
     """A line of a batch holds several samples, and a sample attends to the ones before it.
 
     ## What happens
-    Nothing is raised. Each answer is learnt behind texts that have nothing to do with it; the loss
+    Nothing is raised. Each answer is learned behind texts that have nothing to do with it; the loss
     may even look better.
 
     ## Why
@@ -53,7 +53,7 @@ class PackedSamplesSeeEachOther(Rule):
     `attention_mask` beside them. Layers with a recurrent state (Mamba and the like) carry it across
     the border unless they are told.
 
-    Told by execution: in a batch of the run the tokens of the first sample are put in another
+    Found by execution: in a batch of the run the tokens of the first sample are put in another
     order, and the logits of the second one change.
 
     ## Versions
@@ -61,7 +61,7 @@ class PackedSamplesSeeEachOther(Rule):
 
     ## Fix
     Flash attention; or a collator that gives `position_ids` and no `attention_mask` (transformers
-    4.53 and later); or no packing. It changes what is learnt.
+    4.53 and later); or no packing. It changes what the model learns.
 
     ## Links
     https://huggingface.co/docs/trl/reducing_memory_usage

@@ -57,8 +57,8 @@ class AccumulatedLossOutOfScale(Rule):
     argument is multiplied; one that divides by itself is divided twice where the Trainer still
     divides.
 
-    Told by execution: the loss of each micro-batch of the first step is asked once more as in a run
-    without accumulation, and compared with what went into the backward passes.
+    Found by execution: the loss of each micro-batch of the first step is asked once more as in a
+    run without accumulation, and compared with what went into the backward passes.
 
     ## Versions
     All; which of the two it is depends on release and model.

@@ -56,7 +56,7 @@ class RowsDropped(Rule):
 
     ## Fix
     A larger `max_length`, shorter rows, or rows in the form that the framework reads. It changes
-    what is learnt.
+    what the model learns.
 
     ## Links
     https://huggingface.co/docs/trl/sft_trainer

@@ -48,7 +48,7 @@ def test_a_repaired_run_is_green_and_says_what_was_mended() -> None:
         "before: 1 error", ""
     )
     terminal = reports.render(found, "full")
-    assert "Fixed: the recipe trains" in terminal and "as it stands" not in terminal
+    assert "Fixed: the recipe trains" in terminal and "would fail" not in terminal
 
 
 def test_before_anything_is_written_the_recipe_is_what_it_is() -> None:

@@ -269,7 +269,7 @@ def test_a_finding_is_told_with_evidence_proof_fix_and_the_next_command_last() -
     for part in (
         "error LD202 target-modules-partly-unmatched",
         "entries that match nothing",
-        "was executed: PEFT attached 64 adapters",
+        "executed: PEFT attached 64 adapters",
         "safe: name the fused projections",
         "-   - q_proj",
         "+   - qkv_proj",
@@ -292,8 +292,8 @@ def test_a_command_is_never_broken() -> None:
 
 def test_inferred_says_may_and_executed_does_not() -> None:
     text = reports.render(diagnoses.vision_language(), width=120)
-    assert "may happen: inferred from files, not run: LoraConfig's default" in text
-    assert "was measured on the real classes" in text
+    assert "may happen: inferred from files, nothing was run: LoraConfig's default" in text
+    assert "measured: " in text
     assert "may happen" not in reports.render(diagnoses.phi3(), width=120)
 
 

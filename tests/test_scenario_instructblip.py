@@ -167,7 +167,7 @@ def _judged(folder: Path, recipe: dict[str, Any], fails: bool, worker: Worker) -
     left_open = [item for item in diagnosis.skipped if item.rule == "LD102"]
     assert found + bool(left_open) + ("LD102" in diagnosis.passed) == 1
     if fails:
-        assert found or "seen by running it" in left_open[0].reason
+        assert found or "known by running it" in left_open[0].reason
         assert found == (not diagnosis.structure.forward_takes_any)
     else:
         assert not found

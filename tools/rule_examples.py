@@ -20,7 +20,7 @@ from unittest.mock import patch
 import lora_doctor
 from lora_doctor.engine import try_fixes
 from lora_doctor.engine.rule import Example, Rule
-from lora_doctor.reports._words import held_words
+from lora_doctor.reports._words import both_passed_words
 from lora_doctor.reports.full import finding_text
 from lora_doctor.results.diagnosis import Diagnosis
 from lora_doctor.results.finding import Finding
@@ -97,7 +97,7 @@ def said(rule: type[Rule], diagnosis: Diagnosis) -> str:
     parts = [_finding(diagnosis, _from_anywhere(finding)) for finding in found[:_MOST]]
     if len(found) > _MOST:
         parts.append(f"… {len(found) - _MOST} more findings of {rule.code}")
-    contract = held_words(diagnosis.before, diagnosis.after)
+    contract = both_passed_words(diagnosis.before, diagnosis.after)
     if contract:
         parts.append(f"Training contract: {contract}")
     return "\n\n".join(parts) + "\n"

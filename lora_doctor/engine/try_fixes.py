@@ -29,7 +29,7 @@ from lora_doctor.results.fix import Execution, Fix
 
 #: Seconds that ``check`` spends on trying fixes; the libraries alone take about as long to import.
 MOST_SECONDS = 10.0
-BY_HAND = Execution(detail="to be done by hand")
+BY_HAND = Execution(detail="a manual step")
 #: A finding and one of its fixes, by their places.
 Choice = tuple[int, int]
 

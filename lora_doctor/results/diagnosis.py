@@ -166,7 +166,7 @@ class Diagnosis:
 
     @property
     def verdict(self) -> Verdict:
-        """``healthy``: the training contract was executed and held for the whole recipe, and no
+        """``healthy``: the training contract was executed and passed for the whole recipe, and no
         rule found an error or a warning. ``findings``: a rule did. ``undetermined``: neither."""
         if any(finding.severity != "info" for finding in self.findings):
             return "findings"

@@ -50,9 +50,9 @@ class Measurement:
 class Proof:
     """How sure a finding is."""
 
-    #: ``executed``: the failure was seen. ``measured``: read off the real classes. ``read``: it
-    #: stands in the files as it is told. ``inferred``: concluded from files, so the wording says
-    #: "may".
+    #: ``executed``: the failure was seen. ``measured``: measured on the full-size class, or on what
+    #: a run left behind. ``read``: read from files. ``inferred``: concluded from files, so the
+    #: wording says "may".
     kind: ProofKind
     #: What was executed, measured or read.
     detail: str
@@ -69,8 +69,8 @@ class Finding:
     rule: str
     #: Name of the rule.
     name: str
-    #: ``error``: the run fails or learns nothing. ``warning``: it trains, but not what was meant,
-    #: or at risk. ``info``: worth knowing.
+    #: ``error``: the run fails or learns nothing. ``warning``: it would train, but not as
+    #: intended, or at risk. ``info``: worth knowing.
     severity: Severity
     #: What is wrong, in one line.
     message: str

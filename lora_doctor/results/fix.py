@@ -44,9 +44,9 @@ class Fix:
 
     #: What to do, in words.
     title: str
-    #: ``safe``: training means the same, only now it works, and this was seen: see ``executed``.
-    #: ``unproven``: training means the same by the rule, which no run has shown. ``unsafe``: may
-    #: change what is learnt, memory or speed; applied only on demand. ``manual``: words only,
+    #: ``safe``: the same training, made to work, and a run has confirmed it: see ``executed``.
+    #: ``unproven``: should not change training, which no run has confirmed. ``unsafe``: may
+    #: change the trained result, memory or speed; applied only on demand. ``manual``: words only,
     #: never applied. A rule says ``safe``; what was not run is made ``unproven``.
     safety: Safety
     #: Edits of the recipe; all of them together.
