@@ -78,7 +78,7 @@ def _leave_out(case: Case, one: QuantizedUse) -> Fix:
             "manual",
         )
     return Fix(
-        f"Leave {quoted(one.names, 6)} in floating point: llm_int8_skip_modules {', '.join(skip)}.",
+        f"Keep {quoted(one.names, 6)} in floating point: llm_int8_skip_modules {', '.join(skip)}.",
         "safe",
         (Edit("llm_int8_skip_modules", skip),),
     )

@@ -36,22 +36,22 @@ class NoTargetMatches(Rule):
     """The recipe's target modules name no layer of this model.
 
     ## What happens
-    `get_peft_model` raises `Target modules {...} not found in the base model`, or, where the
-    recipe names none and PEFT has no default for the architecture,
-    `Please specify target_modules in peft_config`.
+    `get_peft_model` raises `Target modules {...} not found in the base model`, or, where the recipe
+    has no `target_modules` and PEFT has no default for the architecture, `Please specify
+    target_modules in peft_config`.
 
     ## Why
-    Layers are called differently in every family: the names of Llama are not those of GPT-2,
-    Falcon or T5. A list is copied from a recipe for another model, a regular expression was
-    written for paths that a later transformers has renamed, or a single name is given as a text,
+    Every model family names its layers differently: the names of Llama are not those of GPT-2,
+    Falcon or T5. Typically a list was copied from a recipe for another model, a regular expression
+    was written for paths that a later transformers renamed, or a single name was given as a string,
     which PEFT reads as a regular expression for the whole path.
 
     ## Versions
     All versions of PEFT.
 
     ## Fix
-    The list of this model's own layers for the same roles (attention, MLP). Where the roles
-    cannot be told from the names, all linear layers of the language tower.
+    The names of this model's layers for the same roles (attention, MLP). Where the roles cannot be
+    recognised from the names, all linear layers of the language tower.
 
     ## Links
     https://huggingface.co/docs/peft/package_reference/lora
@@ -180,8 +180,8 @@ class NoTargetMatches(Rule):
             return
         yield self.finding(
             "error",
-            f"no layer is left to adapt: {quoted(entries)} name layers of "
-            f"{structure.model_class}, and {' with '.join(given)} takes all of them away.",
+            f"no layer is left to adapt: {quoted(entries)} match layers of "
+            f"{structure.model_class}, and {' with '.join(given)} excludes all of them.",
             location=Location("recipe", given[-1]),
             evidence=(
                 *(Measurement(key, str(case.recipe.get(key)), "recipe") for key in given),
@@ -190,7 +190,7 @@ class NoTargetMatches(Rule):
             proof=Proof(
                 "executed", ("PEFT refused the config on the full-size model, on the meta device")
             ),
-            fixes=(Fix(f"Correct {given[-1]}, or leave it out.", "manual"),),
+            fixes=(Fix(f"Correct or remove {given[-1]}.", "manual"),),
             explains=("attaches",),
         )
 
@@ -211,19 +211,21 @@ def _asks_for_targets(structure: Structure) -> bool:
 
 def _fixes(structure: Structure, entries: list[str], cover: list[str]) -> tuple[Fix, ...]:
     if not cover:
-        return (Fix("Name the layers to adapt; the evidence lists what there is.", "manual"),)
+        return (
+            Fix("Set target_modules to layers of this model; the evidence lists them.", "manual"),
+        )
     if not entries:
         # Nothing to go by: what the default recipe would train, and only that.
         return (
             Fix(
-                f"Name the layers to train: {quoted(cover)}.",
+                f"Set target_modules to {quoted(cover)}.",
                 "safe",
                 (Edit("target_modules", name_groups(structure, offered_layers(structure))[0]),),
             ),
         )
     return (
         Fix(
-            f"Target this model's layers for the same roles: {', '.join(cover)}.",
+            f"Use this model's names for the same layers: {', '.join(cover)}.",
             "safe",
             (Edit("target_modules", naming(structure, cover)),),
         ),

@@ -1,4 +1,4 @@
-"""LD202: some targets match nothing, and PEFT says nothing about it."""
+"""LD202: some targets match nothing, and PEFT does not warn."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 
 
 class SomeTargetsMatchNothing(Rule):
-    """Some entries of `target_modules` match no layer. PEFT adapts what does match and says
-    nothing.
+    """Some entries of `target_modules` match no layer. PEFT adapts those that do match, and does
+    not warn.
 
     ## What happens
-    Training runs, the loss falls, and a part of what was to be trained is not: with Llama's seven
-    names Phi-3 gets adapters on `o_proj` and `down_proj` only, because its attention is one
+    Training runs and the loss falls, but only part of the intended layers are trained: with Llama's
+    seven names Phi-3 gets adapters on `o_proj` and `down_proj` only, because its attention is one
     `qkv_proj` and its MLP one `gate_up_proj`.
 
     ## Why
@@ -49,9 +49,9 @@ class SomeTargetsMatchNothing(Rule):
     All versions of PEFT.
 
     ## Fix
-    The names that this model has for the same roles. It is safe where each new name stands for a
-    role that the recipe named, because that is what was asked for; more adapters are trained than
-    without it.
+    This model's names for the same roles. The fix is safe where each new name stands for a role
+    that the recipe named, because that is what the recipe asked for; more adapters are trained than
+    before.
 
     ## Links
     https://huggingface.co/docs/peft/package_reference/lora
@@ -137,10 +137,10 @@ class SomeTargetsMatchNothing(Rule):
         missing = [name for name in cover if name not in kept]
         evidence = [
             Measurement("match nothing", quoted(entries), "installed PEFT, entry by entry"),
-            Measurement("adapters sit on", quoted(kept), "installed PEFT, meta device"),
+            Measurement("adapted", quoted(kept), "installed PEFT, meta device"),
             Measurement(
-                "the model has instead",
-                quoted(missing) if missing else "nothing that is left",
+                "the model's own names",
+                quoted(missing) if missing else "none left to adapt",
                 f"{structure.model_class}, language tower",
             ),
             Measurement("layers adapted", _share(structure), "language tower"),
@@ -149,7 +149,7 @@ class SomeTargetsMatchNothing(Rule):
             "warning" if missing or not _every_layer(structure) else "info",
             f"{len(entries)} of {len(target_entries(case.recipe))} target_modules match nothing in "
             f"{structure.model_class} ({quoted(entries, 6)}); only {quoted(kept, 6)} are adapted"
-            + (f", and {quoted(missing, 6)} are left out." if missing else "."),
+            + (f", while {quoted(missing, 6)} are not." if missing else "."),
             location=Location("recipe", "target_modules"),
             evidence=tuple(evidence),
             proof=Proof(
@@ -161,7 +161,7 @@ class SomeTargetsMatchNothing(Rule):
             ),
             fixes=(
                 Fix(
-                    f"Target this model's layers for the same roles: {', '.join(wanted)}.",
+                    f"Use this model's names for the same layers: {', '.join(wanted)}.",
                     "safe",
                     (Edit("target_modules", naming(structure, wanted, within=False)),),
                 ),
@@ -169,7 +169,7 @@ class SomeTargetsMatchNothing(Rule):
             if missing
             else (
                 Fix(
-                    "Take the entries that match nothing out; nothing changes.",
+                    "Remove the entries that match nothing; training does not change.",
                     "safe",
                     (Edit("target_modules", matched),),
                 ),
@@ -221,19 +221,19 @@ class SomeTargetsMatchNothing(Rule):
         own = list(dict.fromkeys(name for names in found.values() for name in names))
         yield self.finding(
             "info",
-            f"target_modules {quoted(found, 6)} match in other towers only; the language model has "
-            f"{quoted(own, 6)} for the same job, without an adapter.",
+            f"target_modules {quoted(found, 6)} match only in other towers; the language model "
+            f"has {quoted(own, 6)} for the same role, not adapted.",
             location=Location("recipe", "target_modules"),
             evidence=(
-                Measurement("match in other towers only", quoted(found), "installed PEFT"),
-                Measurement("language model, without adapters", quoted(own),
+                Measurement("match only in other towers", quoted(found), "installed PEFT"),
+                Measurement("language model, not adapted", quoted(own),
                             f"{structure.model_class}, meta device"),
             ),
             proof=Proof("measured", ("PEFT injected the adapters into the full-size model on "
                                     "the meta device, and they were counted")),
             fixes=(
                 Fix(
-                    f"Add {quoted(own, 6)}.",
+                    f"Add {quoted(own, 6)} to target_modules.",
                     "unsafe",
                     (Edit("target_modules", [*entries, *own]),),
                 ),

@@ -1,4 +1,4 @@
-"""LD203: targets reach into towers that the recipe does not mean to train."""
+"""LD203: targets also match layers of a vision or audio tower."""
 
 from __future__ import annotations
 
@@ -34,18 +34,19 @@ class TargetsReachOtherTowers(Rule):
     """Bare names such as `q_proj` also match the vision or audio tower of a multimodal model.
 
     ## What happens
-    LLaVA with `[q_proj, v_proj]` gets as many adapters in its vision tower as its layers have.
-    They are trained along, and a text-only batch gives them no gradient. With several GPUs DDP
-    stops at the first parameter that got no gradient.
+    LLaVA with `[q_proj, v_proj]` also gets adapters in every layer of its vision tower. They are
+    trained too, and a text-only batch gives them no gradient. With several GPUs, DDP stops at the
+    first parameter without a gradient.
 
     ## Why
-    PEFT matches the end of a path, and vision towers use the same names as language models.
+    PEFT matches the end of a module path, and vision towers use the same layer names as language
+    models.
 
     ## Versions
     All versions of PEFT; `exclude_modules` exists from 0.14 on.
 
     ## Fix
-    A regular expression that names the language tower.
+    A regular expression with the path of the language tower.
 
     ## Links
     https://huggingface.co/docs/peft/package_reference/lora
@@ -53,7 +54,7 @@ class TargetsReachOtherTowers(Rule):
 
     code = "LD203"
     name = "targets-reach-other-towers"
-    summary = "Targets reach into a vision or audio tower as well."
+    summary = "Targets also match layers of a vision or audio tower."
     depth = "meta"
     symptoms = (
         Symptom(r"Expected to have finished reduction in the prior iteration"),
@@ -109,7 +110,7 @@ class TargetsReachOtherTowers(Rule):
         if without_gradient:
             evidence.append(
                 Measurement(
-                    "adapters that a batch of text alone gives no gradient",
+                    "adapters without gradient on a text-only batch",
                     str(without_gradient),
                     f"{case.settings.depth} model",
                 )
@@ -119,7 +120,7 @@ class TargetsReachOtherTowers(Rule):
         count = sum(group.adapted for _, groups in strays for group in groups)
         meant = [group for group in structure.groups_of("language", "head") if group.adapted]
         fix = Fix(
-            "Train the language tower only: a regular expression with its path.",
+            "Adapt the language tower only: a regular expression with its path.",
             "unsafe",
             (Edit("target_modules", name_groups(structure, meant)[0]),),
         ) if meant else None  # fmt: skip

@@ -1,4 +1,4 @@
-"""LD204: fused expert parameters that the targets pass by."""
+"""LD204: fused expert parameters that the targets do not match."""
 
 from __future__ import annotations
 
@@ -34,25 +34,25 @@ if TYPE_CHECKING:
 
 
 class FusedExpertsNotAdapted(Rule):
-    """The experts of this mixture are fused three-dimensional parameters, not linear layers, and
-    the recipe's targets pass them by.
+    """The experts of this mixture-of-experts model are fused three-dimensional parameters, not
+    linear layers, and the recipe's targets do not match them.
 
     ## What happens
-    `gate_proj, up_proj, down_proj` or `all-linear` adapt the attention and leave the experts, most
-    of the model, frozen, without a word.
+    With `gate_proj, up_proj, down_proj` or `all-linear`, the attention is adapted and the experts,
+    which are most of the model, silently stay frozen.
 
     ## Why
     transformers 5 stores the experts of a layer in one parameter (gpt-oss does so in 4.x too), and
-    PEFT's `target_modules` finds modules only. PEFT from 0.19 on converts some families itself;
-    lora-doctor asks the installed PEFT which.
+    PEFT's `target_modules` matches modules only. From PEFT 0.19 on the names are converted for some
+    families; lora-doctor asks the installed PEFT which.
 
     ## Versions
     transformers 5, and gpt-oss on 4.55 and later. `target_parameters` exists from PEFT 0.17 on.
 
     ## Fix
-    `target_parameters` with the experts' parameters, and `lora_dropout` 0, which PEFT needs for
-    them. Both change what the model learns and the memory needed, so they are not applied by
-    default.
+    `target_parameters` with the experts' parameters, and `lora_dropout` 0, which PEFT requires for
+    parameters. Both change what the model learns and the memory it takes, so they are not applied
+    by default.
 
     ## Links
     https://huggingface.co/docs/peft/package_reference/lora
@@ -60,7 +60,7 @@ class FusedExpertsNotAdapted(Rule):
 
     code = "LD204"
     name = "fused-experts-not-adapted"
-    summary = "Fused experts are passed by silently and get no adapter."
+    summary = "Fused experts silently get no adapter."
     depth = "meta"
     symptoms = (Symptom(r"Target module GptOssExperts\(.* is not supported"),)
     descriptions = (
@@ -127,12 +127,13 @@ class FusedExpertsNotAdapted(Rule):
         proposed = case.written.origins.get("target_modules") == "proposed"
         yield self.finding(
             "info" if proposed else "warning",
-            f"The experts of {structure.model_class} are fused parameters that the targets pass by:"
-            f" {share:.0%} of the model gets no adapter; only {quoted(adapted, 6)} do.",
+            f"The experts of {structure.model_class} are fused parameters, which "
+            f"target_modules does not match: {share:.0%} of the model gets no adapter, only "
+            f"{quoted(adapted, 6)} are adapted.",
             location=Location("module", experts[0].pattern),
             evidence=(
                 Measurement(
-                    "fused experts without adapter", with_shapes(experts), structure.model_class
+                    "fused experts, not adapted", with_shapes(experts), structure.model_class
                 ),
                 Measurement(
                     "their share",
@@ -140,7 +141,7 @@ class FusedExpertsNotAdapted(Rule):
                     "counted on the meta device",
                 ),
                 Measurement(
-                    "target_parameters in this PEFT",
+                    "target_parameters in the installed PEFT",
                     "supported" if _supported() else "not supported",
                     "its LoraConfig",
                 ),
@@ -196,7 +197,7 @@ def _supported() -> bool:
 def _target_parameters(recipe: Recipe, experts: list[ModuleGroup]) -> tuple[Fix, ...]:
     if not _supported():
         return (
-            Fix("This PEFT cannot adapt fused parameters: upgrade to 0.17 or later.", "manual"),
+            Fix("The installed PEFT cannot adapt parameters: upgrade to 0.17 or later.", "manual"),
         )
     names = sorted({suffix(group.pattern) for group in experts})
     present = [name for name in recipe.get("target_parameters") or () if name not in names]
@@ -204,6 +205,6 @@ def _target_parameters(recipe: Recipe, experts: list[ModuleGroup]) -> tuple[Fix,
     if recipe.get("lora_dropout"):
         edits.append(Edit("lora_dropout", 0.0))
     return (
-        Fix(f"Adapt the experts too: target_parameters {', '.join(names)}.", "unsafe",
+        Fix(f"Adapt the experts as well: target_parameters {', '.join(names)}.", "unsafe",
             tuple(edits)),
     )  # fmt: skip

@@ -43,9 +43,9 @@ _SAVED_HEADS = {
 
 
 class UnsupportedTargetModule(Rule):
-    """A target matches a module that PEFT puts no adapter on: a container, a norm, a dropout, a
-    convolution of the wrong kind, a class of the model's own, a layer whose weight a kernel reads,
-    or a module that is trained as a whole already.
+    """A target matches a module that PEFT cannot adapt: a container, a norm, a dropout, an
+    unsupported convolution, a class defined by the model, a layer whose weight is read by a kernel,
+    or a module that is already trained in full.
 
     ## What happens
     `get_peft_model` raises `Target module ... is not supported. Currently, only ...`, or
@@ -54,16 +54,16 @@ class UnsupportedTargetModule(Rule):
 
     ## Why
     The entry names a block instead of the linear layers in it (`mlp`, `self_attn`), or a regular
-    expression is open at its end and also matches the dropout or the norm beside the layer. Mamba
-    uses the weights of `out_proj` and `conv1d` without calling the layers. A head stands in
-    `modules_to_save`, where the wrapper of `SEQ_CLS` puts it by itself, and is a target too, as
-    with `all-linear`.
+    expression is not anchored at its end and also matches the dropout or the norm next to the
+    layer. Mamba uses the weights of `out_proj` and `conv1d` without calling the layers. Or a head
+    is in `modules_to_save`, where the `SEQ_CLS` wrapper adds it automatically, and is also matched
+    as a target, as with `all-linear`.
 
     ## Versions
     All versions of PEFT; the list of supported modules grows with each release.
 
     ## Fix
-    The linear layers of the model for the same roles, by name.
+    The names of the model's linear layers for the same roles.
 
     ## Links
     https://huggingface.co/docs/peft/package_reference/lora
@@ -123,7 +123,7 @@ class UnsupportedTargetModule(Rule):
         hit, barred = _MESSAGE.search(error.message), _BARRED.search(error.message)
         if hit:
             module = hit["module"].lstrip("( ").split("(")[0].strip()
-            what = f"match a {module}, which this PEFT cannot adapt"
+            what = f"match a {module}, which the installed PEFT cannot adapt"
             cover = _inside(structure, names) or cover_of(structure, names)
         elif barred:
             every = _ALL_BARRED.search(error.message)
@@ -134,7 +134,7 @@ class UnsupportedTargetModule(Rule):
             recipe = case.recipe
             heads = _SAVED_HEADS.get(str(recipe.get("task_type")), ())
             saved = [*(recipe.get("modules_to_save") or ()), *heads]
-            what = f"and modules_to_save ({quoted(saved, 6)}) meet on one module"
+            what = f"and modules_to_save ({quoted(saved, 6)}) match the same module"
             cover = _without(structure, names, saved)
         else:
             return
@@ -151,13 +151,13 @@ class UnsupportedTargetModule(Rule):
                                     "meta device")),
             fixes=(
                 Fix(
-                    f"Target layers that can be adapted: {', '.join(cover)}.",
+                    f"Use layers that can be adapted: {', '.join(cover)}.",
                     "safe",
                     (Edit("target_modules", naming(structure, cover)),),
                 ),
             )
             if cover
-            else (Fix("Name layers that PEFT can adapt.", "manual"),),
+            else (Fix("Set target_modules to layers that PEFT can adapt.", "manual"),),
             explains=("attaches",),
         )  # fmt: skip
 

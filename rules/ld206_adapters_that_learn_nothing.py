@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 #: Why a layer's adapter learns nothing, in the words of a sentence about it.
 _WHY = {
     "not-run": "no forward runs these layers",
-    "weight-read": "the weight is read without the layer being called, past the adapter",
-    "no-grad": "the model runs these layers with gradients switched off",
-    "unused": "nothing that they put out reaches the loss by a way that has a gradient",
-    "zero": "their gradient is exactly zero, what they put out does not change the loss",
+    "weight-read": "the weight is read without calling the layer, so the adapter is bypassed",
+    "no-grad": "the model runs these layers with gradients disabled",
+    "unused": "their output does not reach the loss through operations with a gradient",
+    "zero": "their gradient is exactly zero: their output does not change the loss",
 }
 #: Kind of a tower to the modalities that reach it.
 _MODALITIES = {
@@ -50,21 +50,22 @@ class AdaptersThatLearnNothing(Rule):
     """Some adapters get no gradient on any batch, while the others learn.
 
     ## What happens
-    Training runs and the loss falls. The adapters stay as they were made: memory and a larger file
-    for nothing. With several GPUs DDP stops at the first parameter that got no gradient.
+    Training runs and the loss falls, but these adapters keep their initial values: they only cost
+    memory and make the file larger. With several GPUs, DDP stops at the first parameter without a
+    gradient.
 
     ## Why
-    The finding says which of these was seen:
+    The finding says which of these was observed:
 
-    - The layer is there and nothing runs it: cross-attention of a decoder that is used alone, a
-      pooler, the pooling head of a vision tower, global attention without a global mask.
-    - Its weight is used without the layer being called, by a router or a fused kernel. The adapter
-      sits in the call.
+    - The layer exists but is never run: cross-attention of a decoder used alone, a pooler, the
+      pooling head of a vision tower, global attention without a global mask.
+    - Its weight is used without calling the layer, by a router or a fused kernel. The adapter acts
+      only when the layer is called.
     - It runs under `torch.no_grad()`, as the indexers of sparse attention do.
-    - Its output is dropped, or only chooses an index: the last layer of a vision tower whose
-      features are taken one layer before.
-    - The gradient arrives and is zero: the weight of the only expert, normalised, is always 1.
-    - Nothing in a vision or audio tower reaches the loss: the batch has no picture, or the text has
+    - Its output is discarded, or only selects an index: the last layer of a vision tower whose
+      features are taken one layer earlier.
+    - The gradient arrives and is zero: the normalised weight of a single expert is always 1.
+    - Nothing in a vision or audio tower reaches the loss: the batch has no image, or the text has
       no placeholder for it.
 
     Names such as `all-linear` and `q_proj` match these layers like any other.
@@ -73,8 +74,8 @@ class AdaptersThatLearnNothing(Rule):
     All versions of PEFT.
 
     ## Fix
-    Leave these layers out. That changes nothing in what is learned, so it is safe, unless another
-    batch than those tried might reach the layer (one with images, with a global mask); then it is
+    Leave these layers out. That does not change what the model learns, so it is safe. Where a batch
+    other than those tried might reach the layer (one with images, one with a global mask), it is
     offered as unsafe.
 
     ## Links
@@ -83,7 +84,7 @@ class AdaptersThatLearnNothing(Rule):
 
     code = "LD206"
     name = "adapters-that-learn-nothing"
-    summary = "Some adapters get no gradient: their layers are not run, or lead nowhere."
+    summary = "Some adapters get no gradient: their layers are not run, or do not affect the loss."
     depth = "tiny"
     symptoms = (
         Symptom(r"Expected to have finished reduction in the prior iteration"),
@@ -143,7 +144,9 @@ class AdaptersThatLearnNothing(Rule):
             return
         seen = case.verification
         if not seen.gradients_counted:
-            raise EvidenceError("the training contract stopped before all gradients were counted")
+            raise EvidenceError(
+                "the training contract stopped before all gradients had been counted"
+            )
         unused = seen.observations.unused_adapters
         learning = any(group.with_gradient for group in seen.adapters)
         if not learning and not (unused and all(one.why == "no-grad" for one in unused)):
@@ -169,17 +172,17 @@ class AdaptersThatLearnNothing(Rule):
         names = _names(case, readings)
         inside = sorted({one.inside for one in readings if one.inside})
         places = sorted({one.where for one in readings if one.where})
-        reason = _WHY.get(why, f"nothing in there reaches the loss on a batch of {batches}")
+        reason = _WHY.get(why, f"nothing in it reaches the loss on a batch of {batches}")
         evidence = [
             Measurement(
                 "adapters without gradient", sum(len(one.paths) for one in readings), source
             ),
-            Measurement("they sit on", quoted(names, 6), reason),
+            Measurement("they are on", quoted(names, 6), reason),
         ]
         if inside:
             evidence.append(Measurement("nothing was run in", quoted(inside, 6), source))
         if places:
-            what = "weight read in" if why == "weight-read" else "run without gradients in"
+            what = "weight read by" if why == "weight-read" else "run without gradients in"
             evidence.append(Measurement(what, quoted(places, 4), source))
         if why in ("not-run", "unfed"):
             given = dict.fromkeys(name for batch in seen.batches for name in batch.inputs)
@@ -195,7 +198,7 @@ class AdaptersThatLearnNothing(Rule):
             f"The adapters in {quoted(shown, 3)} learn nothing: {reason}{at}.",
             location=Location("module", readings[0].paths[0]),
             evidence=tuple(evidence),
-            proof=Proof("executed", "gradients were counted in a real backward"),
+            proof=Proof("executed", "gradients were counted after a backward pass"),
             fixes=(_fix(case, why, readings, shown),),
             explains=("gradients", "adapters-move"),
         )
@@ -244,17 +247,17 @@ def _fix(
 ) -> Fix:
     if not any(group.with_gradient for group in case.verification.adapters):
         return Fix(
-            "Run what holds the adapters with gradients: it is called under torch.no_grad() or "
-            "set_grad_enabled(False), so that no adapter learns.",
+            "Run the module that holds the adapters with gradients enabled: it is called under "
+            "torch.no_grad() or set_grad_enabled(False), so no adapter learns.",
             "manual",
         )
     what = f"Leave out {quoted(names, 4)}"
     edits = _edits_without(case, readings)
     if case.recipe.edit(edits).values == case.recipe.values:
-        return Fix(f"{what}, in words that fit your targets.", "manual")
+        return Fix(f"{what} in your target_modules.", "manual")
     if why in _WHATEVER_THE_BATCH and not (why == "unused" and _labels_left(case)):
         return Fix(f"{what}: the adapters there learn nothing.", "safe", edits)
-    return Fix(f"{what}, unless your own batches reach what those tried did not.", "unsafe", edits)
+    return Fix(f"{what}, unless your own batches reach these layers.", "unsafe", edits)
 
 
 def _labels_left(case: Case) -> list[str]:

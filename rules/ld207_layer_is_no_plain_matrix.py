@@ -1,4 +1,4 @@
-"""LD207: a target is a linear layer by its base class only."""
+"""LD207: a target inherits from nn.Linear but computes something else."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from lora_doctor.rule_api import (
 
 
 class LayerIsNoPlainMatrix(Rule):
-    """A target is a subclass of `nn.Linear` whose forward does something else, and PEFT adapts it
-    as if it were a plain matrix.
+    """A target is a subclass of `nn.Linear` with a different forward, and PEFT adapts it as if it
+    were a plain linear layer.
 
     ## What happens
     `all-linear` on Llama 4 or Phi-3.5-MoE also adapts the router. The forward raises
@@ -30,14 +30,14 @@ class LayerIsNoPlainMatrix(Rule):
     `The size of tensor a (…) must match the size of tensor b (…)`.
 
     ## Why
-    PEFT recognises a linear layer by its base class and adds the adapter's product to what the
-    layer returns. A router that inherits from `nn.Linear` returns scores and choices together.
+    PEFT recognises a linear layer by its base class and adds the adapter's output to what the layer
+    returns. A router that inherits from `nn.Linear` returns scores and choices together.
 
     ## Versions
     All versions of PEFT; architectures with such layers came with transformers 4.51 and later.
 
     ## Fix
-    Leave the layer out. No recipe that trains has an adapter there.
+    Leave the layer out: with an adapter there, the model does not run.
 
     ## Links
     https://huggingface.co/docs/peft/package_reference/lora
@@ -45,7 +45,7 @@ class LayerIsNoPlainMatrix(Rule):
 
     code = "LD207"
     name = "layer-is-no-plain-matrix"
-    summary = "A target inherits from nn.Linear and returns something else than a product."
+    summary = "A target inherits from nn.Linear but returns something else."
     depth = "tiny"
     symptoms = (
         Symptom(r"'tuple' object has no attribute 'dtype'", raised_in=r"peft[\\/]tuners"),
@@ -102,11 +102,11 @@ class LayerIsNoPlainMatrix(Rule):
         what = f"Leave out {quoted(sorted(patterns), 3)}"
         yield self.finding(
             "error" if failed else "warning",
-            f"{non_linear[0].path} is a {classes[0]}: it returns {non_linear[0].output} where LoRA "
-            f"adds {non_linear[0].expected}.",
+            f"{non_linear[0].path} is a {classes[0]}: it returns {non_linear[0].output}, and "
+            f"LoRA adds {non_linear[0].expected}.",
             location=Location("module", non_linear[0].path),
             evidence=tuple(evidence),
-            proof=Proof("executed", "what the layer returned was compared in a forward"),
+            proof=Proof("executed", "the output of the layer was compared in a forward"),
             fixes=(Fix(f"{what}.", "safe", edits) if edits else Fix(f"{what}.", "manual"),),
             explains=("forward",) if failed else (),
         )

@@ -1,4 +1,4 @@
-"""LD208: the targets exist in a few layers of the model only."""
+"""LD208: the targets exist in only a few layers of the model."""
 
 from __future__ import annotations
 
@@ -28,17 +28,16 @@ if TYPE_CHECKING:
 
 
 class TargetsInFewLayers(Rule):
-    """Every entry of `target_modules` matches, but most layers of the language tower mix tokens by
-    other modules than those that are named, and get no adapter there.
+    """Every entry of `target_modules` matches, but most layers of the language tower use other
+    modules for token mixing (a recurrence or linear attention), which get no adapter.
 
     ## What happens
     Training runs and the loss falls. With `[q_proj, v_proj]` RecurrentGemma gets adapters in 8 of
-    26 layers, Qwen3-Next in 12 of 48: in the others nothing is adapted.
+    26 layers, Qwen3-Next in 12 of 48: in the other layers the token mixing is not adapted.
 
     ## Why
-    In hybrid models the names exist, but only in one layer of several: the others have a
-    recurrence or linear attention, whose projections are called otherwise. PEFT raises only when
-    *nothing* matches.
+    In hybrid models the names exist in one layer out of several: the others have a recurrence or
+    linear attention, whose projections have other names. PEFT raises only when *nothing* matches.
 
     How certain it is: which layers have adapters is measured. Whether the other layers were left
     out on purpose cannot be: where the targets adapt another part of them (the MLP), the recipe may
@@ -48,9 +47,9 @@ class TargetsInFewLayers(Rule):
     All versions of PEFT.
 
     ## Fix
-    The names of the other layers' projections beside those of the recipe. More adapters are trained
-    than before, so it is not applied by default. A recipe that chooses layers itself, with
-    `layers_to_transform`, a regular expression or `all-linear`, is not reported.
+    The names of the other layers' projections, in addition to those of the recipe. More adapters
+    are trained than before, so it is not applied by default. A recipe that chooses layers itself,
+    with `layers_to_transform`, a regular expression or `all-linear`, is not reported.
 
     ## Links
     https://huggingface.co/docs/peft/package_reference/lora
@@ -58,7 +57,7 @@ class TargetsInFewLayers(Rule):
 
     code = "LD208"
     name = "targets-in-few-layers"
-    summary = "The targets exist in a few layers only; the others have differently named ones."
+    summary = "The targets exist in only a few layers; the others use other names."
     depth = "meta"
     examples = (
         Example(
@@ -109,7 +108,7 @@ class TargetsInFewLayers(Rule):
             location=Location("recipe", "target_modules"),
             evidence=(
                 Measurement(
-                    "layers whose token mixing is adapted",
+                    "layers with adapted token mixing",
                     f"{with_adapter} of {layers}",
                     "installed PEFT, meta device",
                 ),
@@ -131,7 +130,7 @@ class TargetsInFewLayers(Rule):
             ),
             fixes=(
                 Fix(
-                    f"Also target the other layers: {', '.join(left)}.",
+                    f"Also adapt the other layers: {', '.join(left)}.",
                     "unsafe",
                     (Edit("target_modules", wanted),),
                 ),

@@ -1,4 +1,4 @@
-"""LD209: entries of modules_to_save or target_parameters name nothing in the model."""
+"""LD209: entries of modules_to_save or target_parameters match nothing in the model."""
 
 from __future__ import annotations
 
@@ -32,27 +32,28 @@ _NEAR = 0.8
 
 
 class OtherKeysMatchNothing(Rule):
-    """Entries of `modules_to_save` or `target_parameters` name nothing in the model, and PEFT
-    passes over them.
+    """Entries of `modules_to_save` or `target_parameters` match nothing in the model, and PEFT
+    ignores them.
 
     ## What happens
-    Training runs. The head or the experts that were to be trained as well are neither trained nor
+    Training runs. The head or the experts that should also be trained are neither trained nor
     saved.
 
     ## Why
-    PEFT raises only when no target matches. It warns, `target_parameters=... were set but no
-    parameter was matched`, where not one of them does, and says nothing of `modules_to_save`.
-    `score` is the head of a classifier; the same model with a language head calls it `lm_head`.
+    PEFT raises only when no target matches. For `target_parameters` it warns (`... were set but no
+    parameter was matched`) only if none of them matches, and for `modules_to_save` it never warns.
+    A typical case: the head of a classifier is called `score`, that of the same model with a
+    language model head `lm_head`.
 
     ## Versions
     All versions of PEFT; `target_parameters` exists from 0.17 on.
 
     ## Fix
-    Where the model has a name that is nearly the same (`lm_haed`, `embed_token`), that name: it is
-    what was asked for, and unsafe all the same, because the module is then trained and saved in
-    full. To take such an entry out loses the wish without a word, so that is not safe either.
-    Where no name is near, the entries taken out, which changes nothing: they had no effect.
-    Whoever meant a module of the model puts its name there.
+    Where the model has a nearly identical name (for `lm_haed`, `embed_token`), that name. This is
+    unsafe although it was intended, because the module is then trained and saved in full. Removing
+    such an entry is not safe either, because it would silently drop what was intended. Where no
+    similar name exists, the entry is removed, which changes nothing because it had no effect; if a
+    module of the model was meant, write its name instead.
 
     ## Links
     https://huggingface.co/docs/peft/package_reference/lora
@@ -60,7 +61,7 @@ class OtherKeysMatchNothing(Rule):
 
     code = "LD209"
     name = "other-keys-match-nothing"
-    summary = "Entries of modules_to_save or target_parameters name nothing in the model."
+    summary = "Entries of modules_to_save or target_parameters match nothing in the model."
     depth = "meta"
     symptoms = (
         Symptom(r"target_parameters=.{1,500}? were set but no parameter was matched", "peft>=0.17"),
@@ -106,11 +107,11 @@ class OtherKeysMatchNothing(Rule):
         if meant:
             names = quoted(f"{name} for {entry}" for entry, name in meant.items())
             source = f"module names of {structure.model_class}"
-            evidence.append(Measurement("the model has nearly the same", names, source))
+            evidence.append(Measurement("similar names in the model", names, source))
         return self.finding(
             "warning",
-            f"{key} {quoted(entries, 6)} name nothing in {structure.model_class}; "
-            "PEFT passes over them without a word.",
+            f"{key} {quoted(entries, 6)} match nothing in {structure.model_class}; PEFT "
+            "silently ignores them.",
             location=Location("recipe", key),
             evidence=tuple(evidence),
             proof=Proof(
@@ -129,16 +130,23 @@ def _fixes(
     rest = [entry for entry in own if entry not in entries]
     out = Edit(key, rest or None)
     if not meant:
-        return (Fix(f"Take {quoted(entries, 6)} out of {key}; nothing changes.", "safe", (out,)),)
+        return (
+            Fix(
+                f"Remove {quoted(entries, 6)} from {key}; training does not change.", "safe", (out,)
+            ),
+        )
     spelled = [meant.get(entry, entry) for entry in own if entry in meant or entry in rest]
     others = [entry for entry in entries if entry not in meant]
     pairs = quoted((f"{name} for {entry}" for entry, name in meant.items()), 6)
-    also = f"; take {quoted(others, 6)} out" if others else ""
-    title = f"Write {pairs} in {key}, which trains and saves it{also}."
+    also = f"; remove {quoted(others, 6)}" if others else ""
+    title = f"Write {pairs} in {key}: the module is then trained and saved{also}."
     return (
         Fix(title, "unsafe", (Edit(key, spelled),)),
         Fix(
-            f"Take {quoted(entries, 6)} out of {key}; what was meant by it stays frozen, as now.",
+            (
+                f"Remove {quoted(entries, 6)} from {key}; the module that was meant stays frozen, "
+                "as it is now."
+            ),
             "unsafe",
             (out,),
         ),

@@ -1,4 +1,4 @@
-"""LD210: PEFT puts adapters on fused experts, and these take no lora_dropout."""
+"""LD210: adapters on fused experts do not support lora_dropout."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ _SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 
 
 class DropoutOnFusedExperts(Rule):
-    """The experts of this mixture are fused three-dimensional parameters that the recipe adapts,
-    and PEFT's adapters on parameters refuse `lora_dropout`.
+    """The recipe adapts the experts of this mixture-of-experts model, which are fused
+    three-dimensional parameters, and PEFT's adapters on parameters do not support `lora_dropout`.
 
     ## What happens
-    `get_peft_model` ends in `lora.ParamWrapper does not work with lora_dropout != 0`, also for a
-    recipe that names no parameter: PEFT turns `gate_proj, up_proj, down_proj` into
+    `get_peft_model` ends in `lora.ParamWrapper does not work with lora_dropout != 0`, even for a
+    recipe without `target_parameters`: PEFT turns `gate_proj, up_proj, down_proj` into
     `target_parameters` by itself.
 
     ## Why
     transformers 5 stores the experts of a layer in one parameter (gpt-oss does so in 4.x too). An
-    adapter on a parameter is added to its value before the layer runs, so that there is no input of
-    its own to drop. PEFT from 0.19 on converts the names of some families itself; lora-doctor asks
-    the installed PEFT which.
+    adapter on a parameter is added to its value before the layer runs, so there is no input that
+    dropout could be applied to. From 0.19 on PEFT converts the names for some families itself;
+    lora-doctor asks the installed PEFT which.
 
     ## Versions
     `target_parameters` exists from PEFT 0.17 on; PEFT converts names from 0.19 on, with
@@ -51,7 +51,7 @@ class DropoutOnFusedExperts(Rule):
 
     code = "LD210"
     name = "dropout-on-fused-experts"
-    summary = "Adapters on fused experts refuse lora_dropout."
+    summary = "Adapters on fused experts do not support lora_dropout."
     depth = "meta"
     symptoms = (Symptom(r"ParamWrapper does not work with lora_dropout", "peft>=0.17"),)
     examples = (
@@ -87,8 +87,8 @@ class DropoutOnFusedExperts(Rule):
             return
         yield self.finding(
             "error",
-            f"PEFT puts adapters on the fused experts of {structure.model_class}, which take no "
-            f"dropout, and lora_dropout is {recipe.get('lora_dropout')}.",
+            f"PEFT puts adapters on the fused experts of {structure.model_class}, which do not "
+            f"support dropout, and lora_dropout is {recipe.get('lora_dropout')}.",
             location=Location("recipe", "lora_dropout"),
             evidence=(
                 Measurement("get_peft_model", f"{error.type}: {error.message}", "installed PEFT"),

@@ -1,4 +1,4 @@
-"""LD211: a target is one part of a fused parameter, which PEFT adapts as a whole only."""
+"""LD211: a target is one part of a fused parameter, which PEFT adapts only as a whole."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _PART = re.compile(
 
 
 class PartOfFusedExperts(Rule):
-    """A target names one of several matrices that this model stores in one parameter of its
+    """A target names one of several matrices that this model stores in one fused parameter of its
     experts, and PEFT adapts all of them or none.
 
     ## What happens
@@ -36,16 +36,16 @@ class PartOfFusedExperts(Rule):
     because ... fused into gate_up_proj`.
 
     ## Why
-    transformers 5 stores `gate_proj` and `up_proj` of all experts of a layer in one parameter.
-    PEFT from 0.19 on turns their names into `target_parameters` for some families, and an adapter
-    on the fused parameter changes both.
+    transformers 5 stores `gate_proj` and `up_proj` of all experts of a layer in one parameter. From
+    0.19 on PEFT converts their names to `target_parameters` for some families, and an adapter on
+    the fused parameter changes both.
 
     ## Versions
     transformers 5 with PEFT 0.19 and later.
 
     ## Fix
-    The names of the other parts beside the one that the recipe has. More is trained than was asked,
-    so it is not applied by default; to train the attention alone, name only its layers.
+    Add the names of the other parts. More is trained than was asked for, so it is not applied by
+    default; to train only the attention, name only its layers.
 
     ## Links
     https://huggingface.co/docs/peft/package_reference/lora
@@ -53,7 +53,7 @@ class PartOfFusedExperts(Rule):
 
     code = "LD211"
     name = "part-of-fused-experts"
-    summary = "A target is one part of a fused expert parameter, and PEFT needs all parts."
+    summary = "A target is one part of a fused expert parameter; PEFT needs all parts."
     depth = "meta"
     symptoms = (Symptom(r"Cannot convert PEFT target\(s\)", "peft>=0.19"),)
     examples = (
@@ -101,7 +101,7 @@ class PartOfFusedExperts(Rule):
             ),
             fixes=(
                 Fix(
-                    f"Target the other part too: {', '.join(missing)}.",
+                    f"Also target the other part: {', '.join(missing)}.",
                     "unsafe",
                     (Edit("target_modules", [*target_entries(recipe), *missing]),),
                 ),

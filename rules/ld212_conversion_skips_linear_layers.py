@@ -1,4 +1,5 @@
-"""LD212: PEFT turns targets into parameters of the experts, and skips linear layers so called."""
+"""LD212: PEFT converts target names to fused expert parameters and skips linear layers with the
+same names."""
 
 from __future__ import annotations
 
@@ -26,23 +27,24 @@ if TYPE_CHECKING:
 
 
 class ConversionSkipsLinearLayers(Rule):
-    """PEFT takes target names for the fused experts of this mixture, and the linear layers of the
+    """PEFT applies target names to the fused experts of this model, and the linear layers with the
     same names, in dense blocks and shared experts, get no adapter.
 
     ## What happens
     Training runs with adapters on the experts. `gate_proj, up_proj, down_proj` of the dense blocks
-    and the shared experts, which every token passes, stay frozen, without a word.
+    and of the shared experts, which process every token, silently stay frozen.
 
     ## Why
-    transformers 5 stores the experts of a layer in one parameter. PEFT from 0.19 on turns such
-    names into `target_parameters` for some families; lora-doctor asks the installed PEFT which. The
-    names that it converts no longer stand for the linear layers of dense blocks and shared experts.
+    transformers 5 stores the experts of a layer in one parameter. From 0.19 on PEFT converts such
+    names to `target_parameters` for some families; lora-doctor asks the installed PEFT which. The
+    converted names no longer match the linear layers of dense blocks and shared experts.
 
     ## Versions
     transformers 5 with PEFT 0.19 and later.
 
     ## Fix
-    None by an edit: this PEFT adapts one or the other under these names.
+    No edit of the recipe helps: under these names the installed PEFT adapts either the experts or
+    the linear layers.
 
     ## Links
     https://huggingface.co/docs/peft/package_reference/lora
@@ -50,7 +52,7 @@ class ConversionSkipsLinearLayers(Rule):
 
     code = "LD212"
     name = "conversion-skips-linear-layers"
-    summary = "PEFT takes names for fused experts and skips linear layers of the same names."
+    summary = "PEFT applies names to fused experts and skips linear layers with the same names."
     depth = "meta"
     examples = (
         Example(
@@ -90,14 +92,15 @@ class ConversionSkipsLinearLayers(Rule):
         patterns = quoted([group.pattern for group in skipped], 3)
         yield self.finding(
             "info" if case.written.origins.get("target_modules") == "proposed" else "warning",
-            f"PEFT turns {quoted(names)} into parameters of the experts in {structure.model_class} "
-            f"and with that leaves out {sum(group.count for group in skipped)} linear layers of "
-            f"the same names ({patterns}).",
+            f"PEFT converts {quoted(names)} to parameters of the experts in "
+            f"{structure.model_class} and so leaves out "
+            f"{sum(group.count for group in skipped)} linear layers with the same names "
+            f"({patterns}).",
             location=Location("recipe", "target_modules"),
             evidence=(
                 Measurement("converted by PEFT", quoted(map(str, structure.injection.converted)),
                         "installed PEFT"),
-                Measurement("linear layers of these names without adapter",
+                Measurement("linear layers with these names, not adapted",
                         quoted([f"{group.count} x {group.pattern}" for group in skipped], 6),
                         structure.model_class),
             ),
@@ -105,8 +108,8 @@ class ConversionSkipsLinearLayers(Rule):
                                     "the meta device, and they were counted")),
             fixes=(
                 Fix(
-                    "This PEFT adapts either these layers or the experts under these names; to "
-                    "train the attention alone, name only its layers.",
+                    "Under these names the installed PEFT adapts either these layers or the "
+                    "experts; to train only the attention, name only its layers.",
                     "manual",
                 ),
             ),

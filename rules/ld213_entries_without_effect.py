@@ -1,4 +1,4 @@
-"""LD213: entries of rank_pattern, exclude_modules and the like change nothing."""
+"""LD213: entries of rank_pattern, exclude_modules and similar keys have no effect."""
 
 from __future__ import annotations
 
@@ -27,34 +27,34 @@ if TYPE_CHECKING:
 
 #: Key to what is told of an entry without effect.
 _SAID = {
-    "rank_pattern": "match no adapted layer; their ranks are used nowhere",
-    "alpha_pattern": "match no adapted layer; their alphas are used nowhere",
-    "exclude_modules": "exclude no layer that has an adapter without them",
-    "layers_to_transform": "are no layers of the model",
+    "rank_pattern": "match no adapted layer, so their ranks are not used",
+    "alpha_pattern": "match no adapted layer, so their alphas are not used",
+    "exclude_modules": "exclude no layer that would get an adapter",
+    "layers_to_transform": "are not layers of the model",
 }
 #: One or two letters of a name.
 _NEAR = 0.8
 
 
 class EntriesWithoutEffect(Rule):
-    """Entries of `rank_pattern`, `alpha_pattern`, `exclude_modules` or `layers_to_transform` change
-    nothing on this model, and PEFT does not say so.
+    """Entries of `rank_pattern`, `alpha_pattern`, `exclude_modules` or `layers_to_transform` have
+    no effect on this model, and PEFT does not warn.
 
     ## What happens
-    Training runs as if the entry were not there: with the rank that all layers have, with an
-    adapter on the layer that was to be left out, or without one on a layer that does not exist.
+    Training runs as if the entry were not there: with the rank of all other layers, with an adapter
+    on the layer that was to be excluded, or without one on a layer that does not exist.
 
     ## Why
-    PEFT looks each adapted layer up in these keys. An entry that no layer asks for (mistyped, of
-    another architecture, beyond the last layer, of a module that is no target, or behind an entry
-    that matches first) is never read.
+    PEFT looks up each adapted layer in these keys. An entry that matches no adapted layer
+    (mistyped, from another architecture, beyond the last layer, of a module that is not a target,
+    or after an entry that matches first) is never used.
 
     ## Versions
     All versions of PEFT; `exclude_modules` exists from 0.14 on.
 
     ## Fix
-    Where an adapted layer has nearly the same name, that name: unsafe, because ranks or adapters
-    change. Else the entry is taken out, which changes nothing.
+    Where an adapted layer has nearly the same name, that name; unsafe, because ranks or adapters
+    change. Otherwise the entry is removed, which changes nothing.
 
     ## Links
     https://huggingface.co/docs/peft/package_reference/lora
@@ -62,7 +62,7 @@ class EntriesWithoutEffect(Rule):
 
     code = "LD213"
     name = "entries-without-effect"
-    summary = "Entries of rank_pattern, exclude_modules and the like change nothing."
+    summary = "Entries of rank_pattern, exclude_modules and similar keys have no effect."
     depth = "meta"
     symptoms = (
         Symptom(r"exclude_modules=.{1,300}? but no modules were excluded"),
@@ -123,7 +123,7 @@ class EntriesWithoutEffect(Rule):
         if meant:
             pairs = quoted(f"{name} for {entry}" for entry, name in meant.items())
             evidence.append(
-                Measurement("adapted, with nearly the same name", pairs, "installed PEFT")
+                Measurement("adapted layer with a similar name", pairs, "installed PEFT")
             )
         return self.finding(
             "warning",
@@ -159,7 +159,7 @@ def _fixes(recipe: Recipe, key: str, entries: list[str], meant: Mapping[str, str
         edit = Edit(key, _changed(own, {**dict.fromkeys(entries), **meant}))
         yield Fix(f"Write {pairs} in {key}.", "unsafe", (edit,))
     yield Fix(
-        f"Take {quoted(entries, 6)} out of {key}; nothing changes.",
+        f"Remove {quoted(entries, 6)} from {key}; training does not change.",
         "unsafe" if meant else "safe",
         (Edit(key, _changed(own, dict.fromkeys(entries))),),
     )

@@ -24,10 +24,10 @@ _NEAR = 0.8
 
 
 class KeysNotKnownToPeft(Rule):
-    """An `adapter_config.json` has keys that are no argument of the installed PEFT's config.
+    """An `adapter_config.json` has keys that the installed PEFT's config class does not have.
 
     ## What happens
-    Newer releases of PEFT warn and go on without the key; older ones raise `TypeError:
+    Newer releases of PEFT warn and ignore the key; older ones raise `TypeError:
     LoraConfig.__init__() got an unexpected keyword argument`.
 
     ## Why
@@ -39,7 +39,7 @@ class KeysNotKnownToPeft(Rule):
     installed.
 
     ## Fix
-    The key that was meant. For a key of a newer release, that release.
+    The key that was meant; for a key of a newer release, that release of PEFT.
 
     ## Links
     https://huggingface.co/docs/peft/package_reference/lora
@@ -103,13 +103,13 @@ class KeysNotKnownToPeft(Rule):
             )
         else:
             fix = Fix(
-                f"Take {quoted(keys)} out, or install the PEFT that wrote the config"
+                f"Remove {quoted(keys)}, or install the PEFT that wrote the config"
                 + (f" ({written})." if written else "."),
                 "manual",
             )
         return self.finding(
             "warning" if meant else "info",
-            f"PEFT {version} does not know {quoted(keys)} of the adapter config{said}.",
+            f"PEFT {version} does not know {quoted(keys)} in the adapter config{said}.",
             location=Location("recipe", next(iter(keys))),
             evidence=tuple(evidence),
             proof=Proof(

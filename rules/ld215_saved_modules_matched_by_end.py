@@ -1,4 +1,4 @@
-"""LD215: an entry of modules_to_save names more modules than those that are called so."""
+"""LD215: an entry of modules_to_save matches more modules than intended."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ _EXPLAINS = ("attaches", "forward", "loss-finite", "gradients", "adapters-move",
 
 
 class SavedModulesMatchedByEnd(Rule):
-    """An entry of `modules_to_save` is the end of other names too, and PEFT trains whole copies of
-    those modules as well: `attn` is the end of `self_attn`, `norm` of `input_layernorm`.
+    """An entry of `modules_to_save` also matches the end of other names, and PEFT trains full
+    copies of those modules too: `attn` matches `self_attn`, `norm` matches `input_layernorm`.
 
     ## What happens
-    Whole layers are trained and saved that nobody named. Where they hold layers with adapters, the
-    run fails: `get_peft_model` raises `TypeError: modules_to_save cannot be applied to modules of
-    type ...`, or training runs and the saved adapter cannot be loaded (`KeyError:
+    Modules that were not named are trained and saved in full. Where they contain layers with
+    adapters, the run fails: `get_peft_model` raises `TypeError: modules_to_save cannot be applied
+    to modules of type ...`, or training runs and the saved adapter cannot be loaded (`KeyError:
     '...lora_A.default.weight'`), or the first forward raises.
 
     ## Why
-    For `modules_to_save` PEFT compares the end of the path with the entry, without a dot before it.
-    For `target_modules` it wants the dot, and so it does where it keeps adapters out of modules
-    that are trained whole: a module that only ends in the entry gets both.
+    For `modules_to_save` PEFT checks whether the path ends in the entry, without requiring a dot
+    before it. For `target_modules`, and when it keeps adapters out of modules that are trained in
+    full, it does require the dot. So a module that merely ends in the entry gets both.
 
     ## Versions
     All versions of PEFT.
 
     ## Fix
-    An entry that only the modules that are meant end in: more of their path. Where there is none
-    (a module of the outermost level), another name in the model's class.
+    A longer part of the path, which only the intended modules end in. Where there is none (a
+    top-level module), rename the module in the model's class.
 
     ## Links
     https://huggingface.co/docs/peft/developer_guides/troubleshooting
@@ -57,7 +57,7 @@ class SavedModulesMatchedByEnd(Rule):
 
     code = "LD215"
     name = "saved-modules-matched-by-end"
-    summary = "An entry of modules_to_save also names modules that only end in it."
+    summary = "An entry of modules_to_save also matches modules whose names merely end in it."
     depth = "meta"
     examples = (
         Example(
@@ -109,24 +109,27 @@ def _severity(match: LooseMatch) -> Severity:
 
 def _message(match: LooseMatch) -> str:
     meant = f" beside {quoted(match.meant, 2)}" if match.meant else ""
-    start = f"{_KEY} {match.entry} also names {match.modules} modules that only end in it{meant}"
+    start = (
+        f"{_KEY} {match.entry} also matches {match.modules} modules whose names merely end "
+        f"in it{meant}"
+    )
     if match.adapted:
         return (
-            f"{start}: {quoted(match.patterns, 3)}, which hold adapters. PEFT cannot train them "
-            "whole and by adapters at once."
+            f"{start}: {quoted(match.patterns, 3)}, which contain adapters. PEFT cannot train "
+            "a module in full and with adapters at once."
         )
-    return f"{start}: {quoted(match.patterns, 3)} are trained whole."
+    return f"{start}: {quoted(match.patterns, 3)} are trained in full."
 
 
 def _evidence(case: Case, match: LooseMatch) -> Iterator[Measurement]:
     source = "installed PEFT, meta device"
     yield Measurement(
-        f"only end in {match.entry}",
+        f"names that end in {match.entry}",
         f"{match.modules} modules, {match.parameters:,} parameters: {quoted(match.patterns, 6)}",
         source,
     )
     named = f"{quoted(match.meant, 4)}, {match.meant_parameters:,} parameters"
-    yield Measurement(f"are called {match.entry}", named if match.meant else "none", "module paths")
+    yield Measurement(f"named {match.entry}", named if match.meant else "none", "module paths")
     if match.adapted:
         yield Measurement("adapters inside", quoted(match.adapted, 6), source)
     error = case.structure.injection.error
@@ -140,21 +143,21 @@ def _fixes(case: Case, match: LooseMatch) -> Iterator[Fix]:
         names = entries_for(match.meant, case.structure)
         if match.entry not in names:
             yield Fix(
-                f"Name {quoted(names, 3)} instead, which nothing else ends in.",
+                f"Use {quoted(names, 3)} instead, which no other name ends in.",
                 "unsafe",
                 (Edit(_KEY, [*kept, *names]),),
             )
         else:
             yield Fix(
-                f"Rename {match.entry} in the model's class: every entry for it is the end of "
+                f"Rename {match.entry} in the model's class: every entry for it also matches "
                 "other names.",
                 "manual",
             )
     elif match.adapted:
         yield Fix(
-            f"Take {match.entry} out of {_KEY}: adapters train these layers.",
+            f"Remove {match.entry} from {_KEY}: these layers are then trained by adapters.",
             "unsafe",
             (Edit(_KEY, kept or REMOVE),),
         )
     else:
-        yield Fix(f"Name more of the path than {match.entry}, where fewer are meant.", "manual")
+        yield Fix(f"Use more of the path than {match.entry}, if fewer modules are meant.", "manual")

@@ -1,4 +1,4 @@
-"""LD216: target_modules names layers of a module that modules_to_save trains whole."""
+"""LD216: target_modules names layers inside a module of modules_to_save."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ _EXPLAINS = ("attaches", "forward", "loss-finite", "gradients", "adapters-move",
 
 
 class TargetsInSavedModules(Rule):
-    """An entry of `target_modules` names only layers of a module that `modules_to_save` names
-    (`down_proj` beside `modules_to_save=["mlp"]`), or the same module (`embed_tokens` in both).
+    """An entry of `target_modules` matches only layers inside a module of `modules_to_save`
+    (`down_proj` beside `modules_to_save=["mlp"]`), or that module (`embed_tokens` in both).
 
     ## What happens
-    The module is trained as a whole copy, and its layers get no adapters; PEFT does not say so.
-    Where no target is left, `get_peft_model` raises that no modules were targeted. Older releases
-    put adapters into the copy, and the first forward raises `AttributeError: ModulesToSaveWrapper
-    has no attribute ...`.
+    The module is trained in full as a copy, and its layers get no adapters; PEFT does not warn.
+    Where no other target is left, `get_peft_model` raises that no modules were targeted. Older
+    releases put adapters into the copy, and the first forward raises `AttributeError:
+    ModulesToSaveWrapper has no attribute ...`.
 
     ## Why
-    A layer is trained whole or by an adapter, not both. Newer releases of PEFT keep adapters out of
-    the modules of `modules_to_save`, older ones do not.
+    A layer is trained either in full or by an adapter, not both. Newer releases of PEFT keep
+    adapters out of the modules of `modules_to_save`, older ones do not.
 
     ## Versions
     All versions of PEFT.
 
     ## Fix
-    One of the two: the target is taken out, which changes nothing where it had no adapters; or the
-    module is taken out of `modules_to_save`.
+    Keep one of the two: remove the target, which changes nothing where it had no adapters; or
+    remove the module from `modules_to_save`.
 
     ## Links
     https://huggingface.co/docs/peft/developer_guides/troubleshooting
@@ -50,7 +50,7 @@ class TargetsInSavedModules(Rule):
 
     code = "LD216"
     name = "targets-in-saved-modules"
-    summary = "A target names only layers of a module that modules_to_save trains whole."
+    summary = "A target matches only layers inside a module of modules_to_save."
     depth = "meta"
     examples = (
         Example(
@@ -101,9 +101,9 @@ class TargetsInSavedModules(Rule):
             _message(holders, is_lost),
             location=Location("recipe", "target_modules"),
             evidence=(
-                Measurement("only in modules that are trained whole", quoted(entries, 6),
+                Measurement("only in modules that are trained in full", quoted(entries, 6),
                             "module paths"),
-                Measurement("adapters on them", adapted, "installed PEFT, meta device"),
+                Measurement("adapters on these layers", adapted, "installed PEFT, meta device"),
                 Measurement("get_peft_model", str(injection.error or "no exception"),
                             "installed PEFT, meta device"),
             ),
@@ -137,8 +137,8 @@ def _fixes(case: Case, entries: list[str], is_lost: bool) -> Iterator[Fix]:
     left = [entry for entry in target_entries(case.recipe) if str(entry) not in entries]
     if left:
         yield Fix(
-            f"Take {quoted(entries, 4)} out of target_modules"
-            + ("; nothing changes." if is_lost else ": they are trained whole."),
+            f"Remove {quoted(entries, 4)} from target_modules"
+            + ("; training does not change." if is_lost else ": they are trained in full."),
             "safe" if is_lost else "unsafe",
             (Edit("target_modules", left),),
         )
@@ -151,8 +151,8 @@ def _fixes(case: Case, entries: list[str], is_lost: bool) -> Iterator[Fix]:
     taken = {_holder(path, saved) for path in paths}
     kept = [entry for entry in saved if entry not in taken]
     yield Fix(
-        f"Or take {quoted(sorted(filter(None, taken)))} out of modules_to_save: adapters train "
-        "these layers.",
+        f"Or remove {quoted(sorted(filter(None, taken)))} from modules_to_save: these layers "
+        "are then trained by adapters.",
         "unsafe",
         (Edit("modules_to_save", kept or REMOVE),),
     )

@@ -1,4 +1,4 @@
-"""LD301: quantization freezes parts that must stay in floating point."""
+"""LD301: quantization freezes modules that must stay in floating point."""
 
 from __future__ import annotations
 
@@ -31,31 +31,32 @@ CONSEQUENCES = (
 
 
 class QuantizedTrainableParts(Rule):
-    """4-bit or 8-bit loading also quantizes parts that must stay in floating point: adapters that
-    the model brings itself, modules that are trained as a whole, the head.
+    """4-bit or 8-bit loading also quantizes modules that must stay in floating point: the model's
+    built-in adapters, modules that are trained in full, the head.
 
     ## What happens
     In 4 bits their weights are uint8 (`Params4bit`), in 8 bits int8, and both are frozen: an
-    integer has no gradient. Asking for one raises `only Tensors of floating point dtype can
-    require gradients`. Without asking, training ends at `element 0 of tensors does not require
-    grad and does not have a grad_fn`, or runs without a word while none of the adapters learns,
-    because an embedding or a norm still takes a gradient.
+    integer has no gradient. Setting `requires_grad` raises `only Tensors of floating point dtype
+    can require gradients`. Otherwise training ends at `element 0 of tensors does not require grad
+    and does not have a grad_fn`, or runs silently while none of the adapters learns, because an
+    embedding or a norm still gets a gradient.
 
     ## Why
-    transformers replaces every linear layer whose name is not in `llm_int8_skip_modules`, and the
-    A and B of a built-in LoRA are linear layers. Taking 8 bits instead of 4 changes nothing. A
-    list that is given takes the place of the default, so it must name the head too. What a
-    name matches differs: `lora_A` matches on transformers 4 and silently not on 5, a regular
-    expression the other way round. In a checkpoint that is quantized already its own list wins.
+    transformers replaces every linear layer whose name is not in `llm_int8_skip_modules`, and the A
+    and B of a built-in LoRA are linear layers. 8 bits instead of 4 does not help. A list in the
+    recipe replaces the default, so it must also name the head. How names are matched differs
+    between releases: `lora_A` matches in transformers 4 and silently not in 5; with a regular
+    expression it is the other way round. If the checkpoint is already quantized, its own list is
+    used.
 
     ## Versions
     All versions of transformers and bitsandbytes. transformers before 4.45 quantizes on a GPU only;
-    what it would replace is asked of its code all the same.
+    which layers it would replace is still determined by running its code.
 
     ## Fix
-    A skip list that the installed transformers honours, proved by asking it again: the parts stay,
-    every other layer is quantized as before. The adapters take more memory than quantized ones
-    would; they could not be trained otherwise.
+    A skip list that the installed transformers honours, verified by running its replacement again:
+    these modules stay, every other layer is quantized as before. The adapters take more memory than
+    quantized ones; otherwise they could not be trained.
 
     ## Links
     https://huggingface.co/docs/transformers/quantization/bitsandbytes
@@ -124,8 +125,8 @@ class QuantizedTrainableParts(Rule):
             location=Location("recipe", "llm_int8_skip_modules" if asked.skip is not None
                               else f"load_in_{asked.kind}"),
             evidence=_evidence(structure, asked, hit),
-            proof=Proof("measured", "the installed transformers replaced these layers in a tree "
-                        "of the full-size model; nothing was loaded"),
+            proof=Proof("measured", "the installed transformers replaced these layers in the "
+                                    "full-size model on the meta device; nothing was loaded"),
             fixes=_fixes(asked, hit),
             explains=CONSEQUENCES if trained else (),
         )  # fmt: skip
@@ -159,7 +160,7 @@ def _message(asked: Quantization, hit: list[FloatPart], trained: bool) -> str:
 def _evidence(
     structure: Structure, asked: Quantization, hit: list[FloatPart]
 ) -> tuple[Measurement, ...]:
-    source = "installed transformers' replacement, full-size module tree"
+    source = "installed transformers, full-size model on the meta device"
     lines = [
         Measurement(_names([part]), f"{part.quantized} of {part.tensors} weights quantized: "
                 f"{quoted(part.examples, 3)}", source)
@@ -187,8 +188,8 @@ def _fixes(asked: Quantization, hit: list[FloatPart]) -> tuple[Fix, ...]:
     if asked.origin == "checkpoint":
         return (
             Fix(
-                "The checkpoint is quantized already and its own skip list wins over the "
-                "recipe's: load the unquantized checkpoint with llm_int8_skip_modules "
+                "The checkpoint is already quantized, and its own skip list takes precedence "
+                "over the recipe's: load the unquantized checkpoint with llm_int8_skip_modules "
                 f"{quoted(asked.proposed_skip, 8)}, or dequantize these layers after loading.",
                 "manual",
             ),
@@ -196,7 +197,7 @@ def _fixes(asked: Quantization, hit: list[FloatPart]) -> tuple[Fix, ...]:
     if not asked.proposed_skip:
         return (
             Fix(
-                f"No skip list leaves out {_names(hit)} alone; load without quantization, in "
+                f"No skip list excludes only {_names(hit)}; load without quantization, in "
                 "bfloat16.",
                 "manual",
             ),
@@ -204,7 +205,7 @@ def _fixes(asked: Quantization, hit: list[FloatPart]) -> tuple[Fix, ...]:
     names = ", ".join(asked.proposed_skip)
     return (
         Fix(
-            f"Leave them in floating point: llm_int8_skip_modules {names}.",
+            f"Keep them in floating point: llm_int8_skip_modules {names}.",
             "safe",
             (Edit("llm_int8_skip_modules", list(asked.proposed_skip)),),
         ),

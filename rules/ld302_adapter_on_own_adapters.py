@@ -1,4 +1,4 @@
-"""LD302: an adapter of the recipe's on a model that brings its own."""
+"""LD302: an adapter on a model that has built-in adapters."""
 
 from __future__ import annotations
 
@@ -25,30 +25,29 @@ if TYPE_CHECKING:
 
 
 class AdapterOnOwnAdapters(Rule):
-    """The recipe asks PEFT for an adapter on a model that makes adapters of its own while it is
-    being built.
+    """The recipe adds a PEFT adapter to a model that creates adapters of its own in its
+    constructor.
 
     ## What happens
-    Both sit in the same layers, and what trains depends on the release. PEFT 0.7 trains the
-    built-in adapter and not the new one. Later releases switch the built-in one off without a word,
-    so that the model starts from another function than the one that was loaded. PEFT 0.21 gives
-    every weight back the `requires_grad` that it had, which after `from_pretrained` of
-    transformers 5 is all of them: the whole model is trained. What is saved is the new adapter
-    alone.
+    Both are in the same layers, and which one trains depends on the release. PEFT 0.7 trains the
+    built-in adapter and not the new one. Later releases silently disable the built-in one, so
+    training starts from a different model than the one that was loaded. PEFT 0.21 restores the
+    `requires_grad` that every weight had before, which after `from_pretrained` of transformers 5 is
+    True for all: the whole model is trained. Only the new adapter is saved.
 
     ## Why
-    `get_peft_model` was written for a model without adapters; in layers that have some already, it
-    adds to them. Phi-4-multimodal, for one, brings `vision` and `speech`.
+    `get_peft_model` was written for models without adapters; layers that already have some get
+    another one. Phi-4-multimodal, for example, has built-in adapters `vision` and `speech`.
 
     ## Versions
-    All versions of PEFT, each in its own way; what happens on yours is in the evidence.
+    All versions of PEFT, with different effects; the evidence shows what the installed one does.
 
     ## Fix
-    A patch that trains the new adapter alone and leaves the built-in ones active and frozen. It
-    changes what the model learns, so it is applied only with `--unsafe-fixes`. Or no adapter on
-    top: give the rank and the targets in the model's own config, and train the built-in ones by
-    their names. A model whose forward switches its adapters by itself, as Phi-4-multimodal's does,
-    leaves only that.
+    A patch that trains only the new adapter and keeps the built-in ones active and frozen. It
+    changes what the model learns, so it is applied only with `--unsafe-fixes`. Or do not add an
+    adapter: set rank and targets in the model's own config and train the built-in adapters by their
+    names. For a model whose forward switches adapters itself, such as Phi-4-multimodal, this is the
+    only way.
 
     ## Links
     https://huggingface.co/docs/peft/developer_guides/troubleshooting
@@ -56,7 +55,7 @@ class AdapterOnOwnAdapters(Rule):
 
     code = "LD302"
     name = "adapter-on-own-adapters"
-    summary = "An adapter on top of built-in ones: what trains is not what was asked for."
+    summary = "An adapter on top of built-in ones: other weights train than intended."
     depth = "meta"
     descriptions = (
         Symptom(
@@ -93,7 +92,7 @@ class AdapterOnOwnAdapters(Rule):
         severity: Severity = "error" if frozen or built_in.base_trainable else "warning"
         yield self.finding(
             severity,
-            f"{structure.model_class} brings adapters of its own "
+            f"{structure.model_class} has built-in adapters "
             f"({', '.join(state.name for state in brought)}), and with the recipe's on top "
             + "; ".join(_what_happens(built_in, outer, silenced, along, frozen))
             + ".",
@@ -119,9 +118,9 @@ def _what_happens(
     if frozen and outer is not None:
         yield f"the recipe's adapter is not trained ({_tensors(outer)})"
     if along:
-        yield f"{_list(along)} trained along"
+        yield f"{_list(along)} trained as well"
     if silenced:
-        yield f"{_list(silenced)} switched off"
+        yield f"{_list(silenced)} disabled"
     if built_in.base_trainable:
         share = built_in.base_trainable_parameters / max(1, built_in.base_parameters)
         yield f"{share:.0%} of the base weights are trained"
@@ -168,15 +167,16 @@ def _fixes(brought: list[AdapterState]) -> tuple[Fix, ...]:
     names = ", ".join(state.name for state in brought)
     return (
         Fix(
-            f"Train the recipe's adapter alone, with {names} as loaded and frozen "
+            f"Train only the recipe's adapter, with {names} as loaded and frozen "
             "(lora_doctor.apply as the first line of the training script).",
             "unsafe",
             patch=Patch("outer_adapter_only"),
         ),
         Fix(
             f"Or train the built-in ones ({names}): set their rank and targets in the model's "
-            "config, call no get_peft_model, and check a recipe without adapter keys: what else "
-            "would be trained is LD502's matter, whose patch trains them alone.",
+            "config, do not call get_peft_model, and check a recipe without adapter keys: "
+            "LD502 then reports what else would be trained, and its patch trains only the "
+            "adapters.",
             "manual",
         ),
     )

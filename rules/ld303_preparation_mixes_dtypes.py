@@ -19,24 +19,25 @@ from lora_doctor.rule_api import (
 
 
 class PreparationMixesDtypes(Rule):
-    """The quantized model runs as it is loaded, and fails once it is prepared for training.
+    """The quantized model runs after loading and fails once it is prepared for training.
 
     ## What happens
     The first forward of QLoRA training raises `Expected attn_mask dtype to be bool or float or to
-    match query dtype`: the attention mask is in half precision and what it masks is not.
+    match query dtype`: the attention mask is in half precision and the queries are not.
 
     ## Why
-    `prepare_model_for_kbit_training` casts the weights that are not quantized to float32, in the
-    model and not in its config. A model that makes its mask in the dtype that its config names then
-    mixes two. Under autocast the queries are cast back, so that `fp16` or `bf16` in the Trainer
-    hides it.
+    `prepare_model_for_kbit_training` casts the weights that are not quantized to float32, but does
+    not change the config. A model that creates its mask in the config's dtype then mixes two
+    dtypes. Under autocast the queries are cast back, so `fp16` or `bf16` in the Trainer hides the
+    problem.
 
     ## Versions
     PaliGemma in transformers 4.57; it runs in 4.53 and in 5. Without a `dtype`, transformers 4
-    loads what it does not quantize in float16, so that it happens to those who say nothing.
+    loads what it does not quantize in float16, so it also happens without any `dtype` setting.
 
     ## Fix
-    Load with `dtype` float32: what is not quantized is made float32 by the preparation anyway.
+    Load with `dtype` float32: the preparation casts everything that is not quantized to float32
+    anyway.
 
     ## Links
     https://huggingface.co/docs/peft/developer_guides/quantization
@@ -77,19 +78,19 @@ class PreparationMixesDtypes(Rule):
         dtype = case.asked.get("dtype") or "the library's own"
         yield self.finding(
             "error",
-            "The quantized model runs as it is loaded, and not after "
+            "The quantized model runs after loading, but not after "
             f"prepare_model_for_kbit_training: {error.rstrip('.')}.",
             location=Location("recipe", "dtype"),
             evidence=(
                 Measurement("before the preparation", "the forward runs", "a training batch"),
                 Measurement("after it", error, broken.where),
-                Measurement("dtype in which it is loaded", str(dtype), "recipe"),
+                Measurement("dtype it is loaded in", str(dtype), "recipe"),
             ),
-            proof=Proof("executed", "both were run on the quantized model"),
+            proof=Proof("executed", "the quantized model was run before and after the preparation"),
             fixes=(
                 Fix(
-                    "Load in float32, which the preparation makes of everything that is not "
-                    "quantized anyway.",
+                    "Load in float32: the preparation casts everything that is not quantized "
+                    "to it anyway.",
                     "safe",
                     (Edit("dtype", "float32"),),
                 ),

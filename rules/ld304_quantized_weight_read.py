@@ -9,29 +9,29 @@ from lora_doctor.rules._quantized import found
 
 
 class QuantizedWeightRead(Rule):
-    """The model reads the weight of a linear layer instead of calling the layer, and quantization
-    has put packed integers there.
+    """The model reads the weight of a linear layer instead of calling the layer, and after
+    quantization the weight holds packed integers.
 
     ## What happens
     Activations are cast to the dtype of the weight, which is now uint8 or int8, and dropout raises
     `result type Float can't be cast to the desired output type Byte`; without dropout nothing is
-    raised and the model computes with whole numbers. Or the weight is multiplied with directly:
+    raised and the model computes with integers. Or the weight is used in a matrix product directly:
     `mat1 and mat2 shapes cannot be multiplied (32x288 and 1x1152)`, `expected scalar type Float but
-    found Char`. Or it is scaled or clamped in place, and what is in it is no longer a weight.
+    found Char`. Or it is scaled or clamped in place, which destroys the packed values.
 
     ## Why
-    A 4-bit weight is a column of bytes, an 8-bit one is int8 with its scale elsewhere. Only the
-    layer's own forward knows how to read them. Code that asks the weight for its dtype (T5's `wo`
-    and its copies), puts it into `F.linear` (routers), multiplies with it (state-space layers) or
-    rescales it (RWKV, Gemma 3n) does not. Classes that know of it keep such a layer out by
-    `_keep_in_fp32_modules`; these do not.
+    A 4-bit weight is a column of bytes, an 8-bit one is int8 with its scale stored elsewhere. Only
+    the layer's own forward can decode them. Code that reads the weight's dtype (T5's `wo` and its
+    copies), passes it to `F.linear` (routers), multiplies with it (state-space layers) or rescales
+    it (RWKV, Gemma 3n) cannot. Some classes exclude such layers with `_keep_in_fp32_modules`; these
+    do not.
 
     ## Versions
     All versions of transformers and bitsandbytes. Which layers are read differs between releases,
-    so the model is run quantized and whoever reads is watched.
+    so the quantized model is run and every read of a weight is recorded.
 
     ## Fix
-    Leave these layers in floating point, by a skip list that the installed transformers honours.
+    Keep these layers in floating point, with a skip list that the installed transformers honours.
     The model was loaded with it and run, without adapters and with them. All other layers stay
     quantized.
 

@@ -1,4 +1,4 @@
-"""LD305: the output of a quantized layer is changed in place, which autograd refuses."""
+"""LD305: the output of a quantized layer is modified in place, which autograd refuses."""
 
 from __future__ import annotations
 
@@ -9,26 +9,27 @@ from lora_doctor.rules._quantized import found
 
 
 class QuantizedOutputChanged(Rule):
-    """The model writes into the output of a layer; when bitsandbytes computes it, that is refused.
+    """The model modifies the output of a layer in place, which fails when bitsandbytes computed
+    that output.
 
     ## What happens
     The first forward in training mode raises `Output 0 of MatMul4Bit is a view and is being
     modified inplace` (`MatMul8bitLt`, `MatMul8bitFp` in 8 bits). In eval mode the model runs.
 
     ## Why
-    SpecAugment puts a learned vector over spans of what the feature projection gave out, in place.
-    The output of a linear layer of torch may be written to. bitsandbytes has a backward of its own
-    and hands out a view of its result, and autograd does not let anybody change such a view. A
-    dropout above zero in between makes a copy and hides it.
+    SpecAugment overwrites spans of the feature projection's output with a learned vector, in place.
+    That is allowed for the output of torch's linear layer. bitsandbytes has its own backward and
+    returns a view of its result, and autograd does not allow modifying such a view. A dropout above
+    zero in between makes a copy and hides the problem.
 
     ## Versions
     wav2vec 2.0 and the models made after it (HuBERT, WavLM, UniSpeech, SpeechT5), in all of
     transformers with bitsandbytes; seen on a CPU.
 
     ## Fix
-    Leave this one layer in floating point; the model was loaded so and run. Turning SpecAugment off
-    (`mask_time_prob` and `mask_feature_prob` 0 in the model's config) also ends it, and is another
-    training: there is no augmentation then.
+    Keep this one layer in floating point; the model was loaded like this and run. Turning
+    SpecAugment off (`mask_time_prob` and `mask_feature_prob` 0 in the model's config) also helps,
+    but changes training: there is then no augmentation.
 
     ## Links
     https://huggingface.co/docs/transformers/quantization/bitsandbytes
@@ -36,7 +37,7 @@ class QuantizedOutputChanged(Rule):
 
     code = "LD305"
     name = "quantized-output-changed"
-    summary = "The model's code changes the output of a quantized layer in place."
+    summary = "The model's code modifies the output of a quantized layer in place."
     depth = "tiny"
     symptoms = (
         Symptom(r"Output \d+ of MatMul(4Bit|8bitLt|8bitFp)(Backward)? is a view and is being mod"),

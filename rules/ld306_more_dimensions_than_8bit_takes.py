@@ -1,4 +1,4 @@
-"""LD306: an 8-bit layer is handed more than three dimensions."""
+"""LD306: an 8-bit layer gets an input with more than three dimensions."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from lora_doctor.rules._quantized import found
 
 
 class MoreDimensionsThan8bitTakes(Rule):
-    """The model hands a linear layer four dimensions; in 8 bits it takes two or three.
+    """The model passes a four-dimensional input to a linear layer; in 8 bits the layer takes two or
+    three dimensions.
 
     ## What happens
-    On a CPU evaluating raises `The size of tensor a (16) must match the size of tensor b (64)` in
-    `bitsandbytes/backends/default/ops.py`, and training runs. On a GPU bitsandbytes' code refuses
-    both: `Only two or three dimensional matrices are supported for argument A`.
+    On a CPU, evaluation raises `The size of tensor a (16) must match the size of tensor b (64)` in
+    `bitsandbytes/backends/default/ops.py`, and training runs. On a GPU bitsandbytes refuses both:
+    `Only two or three dimensional matrices are supported for argument A`.
 
     ## Why
-    `torch.nn.Linear` takes any number of leading dimensions, `Linear8bitLt` flattens three to two
-    and no more. Latent attention (DeepSeek's, and what is made after it) expands its compressed
-    keys as `(batch, 1, length, rank)` since transformers 5; ProphetNet attends to its n-grams in
-    a dimension of their own. The size of the model has nothing to do with it. 4-bit layers take
-    such input.
+    `torch.nn.Linear` takes any number of leading dimensions, `Linear8bitLt` flattens at most three
+    to two. Latent attention (DeepSeek's, and models derived from it) expands its compressed keys as
+    `(batch, 1, length, rank)` since transformers 5; ProphetNet has a separate dimension for its
+    n-grams. The size of the model does not matter. 4-bit layers accept such input.
 
     ## Versions
     bitsandbytes up to 0.50; DeepSeek's attention in transformers 5, ProphetNet in all.
 
     ## Fix
-    Leave these layers in floating point; the model was loaded so and run. Or load in 4 bits, which
-    takes less memory and rounds more.
+    Keep these layers in floating point; the model was loaded like this and run. Or load in 4 bits,
+    which takes less memory and rounds more.
 
     ## Links
     https://huggingface.co/docs/bitsandbytes/reference/nn/linear8bit
@@ -36,7 +36,7 @@ class MoreDimensionsThan8bitTakes(Rule):
 
     code = "LD306"
     name = "more-dimensions-than-8bit-takes"
-    summary = "An 8-bit layer is handed more than three dimensions."
+    summary = "An 8-bit layer gets an input with more than three dimensions."
     depth = "tiny"
     symptoms = (
         Symptom(r"Only two or three dimensional matrices are supported for argument A"),

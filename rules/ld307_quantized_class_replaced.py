@@ -1,4 +1,4 @@
-"""LD307: quantization puts a plain layer in the place of one that computes more."""
+"""LD307: quantization replaces a layer that computes more than a product by a plain one."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from lora_doctor.rules._quantized import found
 
 
 class QuantizedClassReplaced(Rule):
-    """A layer whose class inherits from `nn.Linear` and has a forward of its own is replaced by a
-    quantized linear layer, and what it computed beside the product is gone.
+    """A layer whose class inherits from `nn.Linear` but has its own forward is replaced by a
+    quantized linear layer, and everything it computed besides the product is lost.
 
     ## What happens
-    Loading works. The first forward raises where the model takes apart what such a layer gives out:
-    `too many values to unpack (expected 2)` in Llama 4's mixture of experts.
+    Loading works. The first forward raises where the model unpacks the output of such a layer: `too
+    many values to unpack (expected 2)` in Llama 4's mixture of experts.
 
     ## Why
     Llama 4's router is an `nn.Linear` that chooses the experts and returns scores and logits.
-    transformers asks `isinstance(module, nn.Linear)`, makes a `Linear4bit` or `Linear8bitLt` of the
-    same size and puts it there: that one returns a product and nothing else. The same inheritance
-    makes LoRA fail on it (LD207).
+    transformers checks `isinstance(module, nn.Linear)` and replaces the module by a `Linear4bit` or
+    `Linear8bitLt` of the same size, which returns only the product. The same inheritance makes LoRA
+    fail on it (LD207).
 
     ## Versions
     Llama 4 in transformers 4 with bitsandbytes; any class of this kind in all.
 
     ## Fix
-    Leave these layers in floating point, by a skip list that the installed transformers honours.
+    Keep these layers in floating point, with a skip list that the installed transformers honours.
     The model was loaded with it and run, without adapters and with them.
 
     ## Links
@@ -35,7 +35,7 @@ class QuantizedClassReplaced(Rule):
 
     code = "LD307"
     name = "quantized-class-replaced"
-    summary = "A layer with a forward of its own is replaced by a plain quantized one."
+    summary = "A layer with its own forward is replaced by a plain quantized one."
     depth = "tiny"
     symptoms = (
         Symptom(r"self\.router\((?s:.*)too many values to unpack", "transformers 4, Llama 4"),

@@ -1,4 +1,4 @@
-"""LD308: the checkpoint comes in a quantization whose layers cannot be trained through."""
+"""LD308: the checkpoint's quantization does not support training."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
 
 
 class QuantizedCheckpointNotTrainable(Rule):
-    """The checkpoint's `config.json` has a `quantization_config`, and the quantizer that the
-    installed transformers has for it says that its layers cannot be trained, adapters included.
+    """The checkpoint's `config.json` has a `quantization_config`, and according to the installed
+    transformers' quantizer its layers do not support training, not even of adapters.
 
     ## What happens
     The model loads and generates. The Trainer raises `The model you are trying to fine-tune is
-    quantized with ... but that quantization method do not support training`; a loop of your own
+    quantized with ... but that quantization method do not support training`; your own training loop
     fails in the backward of the kernels, or gets no gradient through them. Where a package or a
-    device is missing, transformers turns some formats into bfloat16 while loading, says so in a
-    warning, and training runs in three to four times the memory, until the package is installed.
+    device is missing, transformers converts some formats to bfloat16 while loading, with a warning;
+    training then runs in three to four times the memory, until the package is installed.
 
     ## Why
     The kernels of many formats (MXFP4, VPTQ, SpQR, HIGGS, BitNet, FBGEMM's FP8, torchao in 4 bits)
-    compute a forward only. A quantizer of transformers says in `is_trainable` whether gradients go
-    through its layers, and the Trainer asks.
+    implement only a forward. The quantizers of transformers declare in `is_trainable` whether
+    gradients flow through their layers, and the Trainer checks that.
 
     ## Versions
     transformers 4.38 and later; which formats can be trained grows with each release
@@ -44,8 +44,8 @@ class QuantizedCheckpointNotTrainable(Rule):
 
     ## Fix
     Load the weights in floating point where this release can (`Mxfp4Config(dequantize=True)`); the
-    base model then takes what a bfloat16 one takes. Otherwise train the checkpoint that it was
-    quantized from, in 4 bits by bitsandbytes where memory is short.
+    base model then takes as much memory as in bfloat16. Otherwise train the unquantized checkpoint,
+    in 4 bits with bitsandbytes if memory is short.
 
     ## Links
     https://huggingface.co/docs/transformers/quantization/mxfp4
@@ -54,7 +54,7 @@ class QuantizedCheckpointNotTrainable(Rule):
 
     code = "LD308"
     name = "quantized-checkpoint-not-trainable"
-    summary = "The checkpoint comes in a quantization that cannot be trained through."
+    summary = "The checkpoint's quantization does not support training."
     depth = "meta"
     symptoms = (
         Symptom(r"quantized with [\w.\-]+ but that quantization method do(es)? not support train"),
@@ -106,7 +106,9 @@ class QuantizedCheckpointNotTrainable(Rule):
                 Measurement("is_trainable", False, "the installed transformers' quantizer"),
                 *_said(found),
             ),
-            proof=Proof("measured", "its quantizer was made from the config and asked"),
+            proof=Proof(
+                "measured", ("its quantizer was created from the config, and its is_trainable read")
+            ),
             fixes=(fix,),
             explains=("builds", "attaches", "forward", "gradients") if found.stays else (),
         )
@@ -114,10 +116,10 @@ class QuantizedCheckpointNotTrainable(Rule):
 
 def _message(found: CheckpointQuantization) -> str:
     if found.stays:
-        return f"The checkpoint is quantized with {found.method}, which cannot be trained through."
+        return f"The checkpoint is quantized with {found.method}, which does not support training."
     return (
-        f"The checkpoint is quantized with {found.method}, which cannot be trained through; with "
-        "the packages that are installed here it is loaded in floating point instead, unasked."
+        f"The checkpoint is quantized with {found.method}, which does not support training; "
+        "with the packages installed here transformers loads it in floating point instead."
     )
 
 

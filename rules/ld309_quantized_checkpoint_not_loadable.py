@@ -1,4 +1,4 @@
-"""LD309: the checkpoint's quantization needs a package that is not installed, or is refused."""
+"""LD309: the checkpoint's quantization needs a missing package, or is not supported."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ if TYPE_CHECKING:
 
 
 class QuantizedCheckpointNotLoadable(Rule):
-    """The checkpoint comes quantized, and the installed transformers refuses to load it: the
-    package that computes with its layers is missing or too old, or the release cannot load this
-    format any more or not yet.
+    """The checkpoint is quantized, and the installed transformers cannot load it: the package that
+    implements its layers is missing or too old, or this release no longer or not yet supports the
+    format.
 
     ## What happens
     `from_pretrained` raises `Loading a GPTQ quantized model requires optimum`, `Loading an AWQ
     quantized model requires gptqmodel`, `compressed-tensors>=0.15.0 is required`, or the first
-    forward raises `finegrained-fp8 kernel unavailable`, where kernels are only looked for there.
-    HQQ in transformers 5 raises nothing: the packed weights are unexpected, those of the linear
-    layers are missing and random, and only a table in the log says so.
+    forward raises `finegrained-fp8 kernel unavailable`, if kernels are looked up only then. HQQ in
+    transformers 5 raises nothing: the packed weights are reported as unexpected, the weights of the
+    linear layers are missing and therefore random, and only a table in the log shows it.
 
     ## Why
-    Each format has a package of its own, and which one changes between releases: AWQ was read by
-    autoawq up to transformers 4.57 and is by gptqmodel in 5; GPTQ wants optimum beside gptqmodel;
-    `kernels` is taken between two version numbers only. A missing GPU is not reported: quantizers
-    are asked as on a machine that has one.
+    Each format needs its own package, and which one changes between releases: AWQ was loaded with
+    autoawq up to transformers 4.57 and with gptqmodel in 5; GPTQ needs optimum in addition to
+    gptqmodel; `kernels` is accepted only in a range of versions. A missing GPU is not reported: the
+    quantizers are run as on a machine that has one.
 
     ## Versions
-    All; what is asked for is what the installed release says.
+    All; the requirements are those of the installed release.
 
     ## Fix
-    Install what the message names, into the environment that trains. FP8 without its kernels can be
+    Install what the message names, in the environment you train in. FP8 without its kernels can be
     loaded in floating point.
 
     ## Links
@@ -53,7 +53,7 @@ class QuantizedCheckpointNotLoadable(Rule):
 
     code = "LD309"
     name = "quantized-checkpoint-not-loadable"
-    summary = "The checkpoint's quantization needs a package that is missing, or is refused."
+    summary = "The checkpoint's quantization needs a missing package, or is not supported."
     depth = "meta"
     symptoms = (
         Symptom(r"(Loading|Using) (an? )?.{1,40}quantiz.{1,60}requires?.{1,80}(pip )?install"),
@@ -102,7 +102,8 @@ class QuantizedCheckpointNotLoadable(Rule):
                 *_here(found),
             ),
             proof=Proof(
-                "executed", "the quantizer was made from the checkpoint's config and raised this"
+                "executed",
+                ("the quantizer was created from the checkpoint's config, and raised this"),
             ),
             fixes=_fixes(case, found, error),
             explains=("builds",),
@@ -111,16 +112,16 @@ class QuantizedCheckpointNotLoadable(Rule):
     def _dropped(self, found: CheckpointQuantization) -> Finding:
         return self.finding(
             "error",
-            f"This transformers does not load what {found.method} has packed: the layers come out "
-            "with random weights.",
+            f"The installed transformers does not load weights packed by {found.method}: the "
+            "layers get random weights.",
             location=Location("environment", "installed packages"),
             evidence=(
                 _checkpoint.method(found),
-                Measurement("layers that the quantizer puts in", 0, "full-size model"),
+                Measurement("layers that the quantizer creates", 0, "full-size model"),
                 Measurement("conversions of stored weights", 0, "get_weight_conversions()"),
             ),
             proof=Proof("measured", "the quantizer prepared the full-size model on the meta "
-                        "device, and nothing in it takes packed weights"),
+                                    "device, and no module in it accepts the packed weights"),
             fixes=(_checkpoint.without_quantization(found),),
             explains=("builds",),
         )  # fmt: skip

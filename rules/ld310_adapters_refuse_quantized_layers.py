@@ -1,4 +1,4 @@
-"""LD310: PEFT puts no adapters on the layers in which the checkpoint is quantized."""
+"""LD310: PEFT cannot adapt the layers of the checkpoint's quantization."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from lora_doctor.rules import _checkpoint
 
 
 class AdaptersRefuseQuantizedLayers(Rule):
-    """The recipe's adapters fit the class of the model, and not the layers that the checkpoint's
-    quantization puts in the place of its linear layers.
+    """PEFT can adapt the linear layers of this model, but not the layers that the checkpoint's
+    quantization replaces them with.
 
     ## What happens
     `get_peft_model` raises on the loaded model: `'Linear' object has no attribute 'weight'` for
@@ -28,11 +28,11 @@ class AdaptersRefuseQuantizedLayers(Rule):
     `TorchaoLoraLinear only supports int8 weights for now`.
 
     ## Why
-    PEFT has a layer of its own for each quantization that it knows, and takes any other for a
-    linear layer, whose `weight` it looks at.
+    PEFT has its own LoRA layer for each quantization that it supports, and treats any other layer
+    as linear, which needs a `weight`.
 
     ## Versions
-    What PEFT knows grows with each release; the installed one was run.
+    PEFT supports more formats with each release; the installed one was run.
 
     ## Fix
     Load the weights in floating point where this release can, such as
@@ -44,7 +44,7 @@ class AdaptersRefuseQuantizedLayers(Rule):
 
     code = "LD310"
     name = "adapters-refuse-quantized-layers"
-    summary = "PEFT puts no adapters on the layers in which the checkpoint is quantized."
+    summary = "PEFT cannot adapt the layers of the checkpoint's quantization."
     depth = "meta"
     symptoms = (
         Symptom(r"_get_in_out_features(?s:.*)'Linear' object has no attribute 'weight'"),
@@ -83,8 +83,7 @@ class AdaptersRefuseQuantizedLayers(Rule):
         names = dict.fromkeys(layer.class_name for layer in layers)
         yield self.finding(
             "error",
-            f"PEFT cannot put the adapters on the {quoted(names, 3)} layers that {found.method} "
-            "makes.",
+            f"PEFT cannot put adapters on the {quoted(names, 3)} layers of {found.method}.",
             location=Location("module", layers[0].examples[0]),
             evidence=(
                 _checkpoint.method(found),

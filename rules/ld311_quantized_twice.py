@@ -1,4 +1,4 @@
-"""LD311: the recipe asks for a quantization on top of the one that the checkpoint comes in."""
+"""LD311: the recipe asks for quantization of a checkpoint that is already quantized."""
 
 from __future__ import annotations
 
@@ -31,23 +31,24 @@ _KEYS = (
 
 
 class QuantizedTwice(Rule):
-    """The recipe sets `load_in_4bit` or `load_in_8bit`, and the checkpoint is quantized already.
+    """The recipe sets `load_in_4bit` or `load_in_8bit`, and the checkpoint is already quantized.
 
     ## What happens
-    By another method: `from_pretrained` raises `The model is quantized with GPTQConfig but you are
-    passing a BitsAndBytesConfig config`. By bitsandbytes too: transformers warns that the
-    checkpoint's `quantization_config` will be used, and what the recipe says otherwise (8 bits, a
-    compute dtype, a skip list) has no effect.
+    With another method: `from_pretrained` raises `The model is quantized with GPTQConfig but you
+    are passing a BitsAndBytesConfig config`. Also with bitsandbytes: transformers warns that the
+    checkpoint's `quantization_config` will be used, and different settings in the recipe (8 bits, a
+    compute dtype, a skip list) have no effect.
 
     ## Why
-    Stored weights are packed numbers; they cannot be quantized again without being turned into
-    floating point first, which loading does not do.
+    The stored weights are packed; they would have to be converted to floating point before they
+    could be quantized again, and loading does not do that.
 
     ## Versions
-    All. Releases before 5.5 of transformers take some other pairs without a word.
+    All. transformers before 5.5 silently accepts some other pairs.
 
     ## Fix
-    Take the recipe's own quantization out, or train the checkpoint that this one was made from.
+    Remove quantization from the recipe, or train the unquantized checkpoint from which this one was
+    made.
 
     ## Links
     https://huggingface.co/docs/transformers/main_classes/quantization
@@ -55,7 +56,7 @@ class QuantizedTwice(Rule):
 
     code = "LD311"
     name = "quantized-twice"
-    summary = "The recipe asks for a quantization on top of the checkpoint's."
+    summary = "The recipe asks for quantization of a checkpoint that is already quantized."
     depth = "meta"
     symptoms = (
         Symptom(r"The model is quantized with \w+ but you are passing a \w+ config"),
@@ -112,8 +113,7 @@ class QuantizedTwice(Rule):
                 Measurement("from_pretrained", f"{error.type}: {error.message[:300]}", error.where),
             ),
             proof=Proof("executed", "transformers' own merge of both configs raised this"),
-            fixes=(_out(case), Fix("Or train the checkpoint that it was made from, in "
-                                   f"{kind}.", "manual")),
+            fixes=(_out(case), Fix(f"Or train the unquantized checkpoint, in {kind}.", "manual")),
             explains=("builds",),
         )  # fmt: skip
 
@@ -122,7 +122,7 @@ class QuantizedTwice(Rule):
     ) -> Finding:
         return self.finding(
             "warning",
-            f"The checkpoint is quantized already; the recipe's {quoted(lost, 6)} has no effect.",
+            f"The checkpoint is already quantized; {quoted(lost, 6)} in the recipe has no effect.",
             location=Location("recipe", next(iter(lost))),
             evidence=(
                 *(
@@ -152,7 +152,7 @@ def _without_effect(case: Case) -> dict[str, tuple[Any, Any]]:
 def _out(case: Case) -> Fix:
     keys = [key for key in _KEYS if key in case.asked]
     return Fix(
-        f"Take {quoted(keys, 6)} out of the recipe: the checkpoint says how it is quantized.",
+        f"Remove {quoted(keys, 6)} from the recipe: the checkpoint defines its quantization.",
         "safe",
         tuple(Edit(key, REMOVE) for key in keys),
     )

@@ -1,4 +1,5 @@
-"""LD312: transformers has no quantizer for the checkpoint, and loads it as if it had none."""
+"""LD312: transformers has no quantizer for the checkpoint, and loads it as if it were not
+quantized."""
 
 from __future__ import annotations
 
@@ -19,13 +20,13 @@ from lora_doctor.rules import _checkpoint
 
 
 class QuantizationNotKnown(Rule):
-    """`quantization_config` of the checkpoint names a method that the installed transformers has no
-    quantizer for, or none at all.
+    """The checkpoint's `quantization_config` names a method for which the installed transformers
+    has no quantizer, or names no method.
 
     ## What happens
-    transformers logs `Unknown quantization type ... Hence, we will skip the quantization` and puts
-    the packed numbers into ordinary layers: shapes do not match, or FP8 numbers are taken without
-    their scales and the model says nothing sensible. Without a `quant_method` it raises.
+    transformers logs `Unknown quantization type ... Hence, we will skip the quantization` and loads
+    the packed values into ordinary layers: shapes do not match, or FP8 values are used without
+    their scales and the model outputs nonsense. Without a `quant_method` it raises.
 
     ## Why
     The format belongs to another program (ModelOpt's `hf_quant_config`, MLX) or to a newer
@@ -35,7 +36,7 @@ class QuantizationNotKnown(Rule):
     transformers before 4.38 knew bitsandbytes, GPTQ and AWQ only.
 
     ## Fix
-    Train the checkpoint that it was quantized from, or install a transformers that knows it.
+    Train the unquantized checkpoint, or install a transformers that supports the method.
 
     ## Links
     https://huggingface.co/docs/transformers/quantization/overview
@@ -43,7 +44,9 @@ class QuantizationNotKnown(Rule):
 
     code = "LD312"
     name = "quantization-not-known"
-    summary = "transformers has no quantizer for the checkpoint and loads it as if plain."
+    summary = (
+        "transformers has no quantizer for the checkpoint and loads it as if it were not quantized."
+    )
     depth = "meta"
     symptoms = (
         Symptom(r"Unknown quantization type, got"),
@@ -59,20 +62,23 @@ class QuantizationNotKnown(Rule):
         found = _checkpoint.of(case)
         if found is None or found.known:
             return
-        named = f"by {found.method!r}" if found.method else "by a method that it does not name"
+        named = f"by {found.method!r}" if found.method else "with a method that is not named"
         yield self.finding(
             "error",
-            f"The checkpoint is quantized {named}, which this transformers does not know.",
+            (
+                f"The checkpoint is quantized {named}, which the installed transformers does not "
+                "support."
+            ),
             location=Location("file", "config.json"),
             evidence=(
                 _checkpoint.method(found),
                 Measurement("transformers", found.unasked[:300], "its table of quantizers"),
             ),
-            proof=Proof("measured", "the installed transformers was asked for the quantizer"),
+            proof=Proof("measured", "looked up among the quantizers of the installed transformers"),
             fixes=(
                 Fix(
-                    "Train the checkpoint that it was quantized from, or install a transformers "
-                    "that knows this quantization.",
+                    "Train the unquantized checkpoint, or install a transformers that supports "
+                    "this quantization.",
                     "manual",
                 ),
             ),

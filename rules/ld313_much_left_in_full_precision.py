@@ -1,4 +1,4 @@
-"""LD313: 4-bit or 8-bit loading leaves much of the model as it was."""
+"""LD313: 4-bit or 8-bit loading leaves most of the model unquantized."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 _LEAST = 0.6
 _BITS = {"4bit": 4, "8bit": 8}
 _WORDS = {
-    "skipped": "skipped by a list",
+    "skipped": "skipped by a skip list",
     "parameter": "parameters, not layers",
     "convolution": "convolutions",
-    "other": "no linear layers to the library",
+    "other": "not treated as linear layers",
 }
 
 
@@ -39,23 +39,23 @@ class MuchLeftInFullPrecision(Rule):
     does not quantize.
 
     ## What happens
-    Loading and training work, in far more memory than planned: 4-bit loading of Mixtral quantizes
-    3 % of it in transformers 5, and 90 GB of experts stay in 16 bits.
+    Loading and training work, but take far more memory than planned: 4-bit loading of Mixtral
+    quantizes 3 % of it in transformers 5, and 90 GB of experts stay in 16 bits.
 
     ## Why
-    transformers hands bitsandbytes the linear layers (and `Conv1D`), one by one. Experts that are
-    fused into one parameter of three dimensions are no layer, convolutions are none either, newer
-    releases pass over classes that only inherit from `nn.Linear` (Falcon's), and what stands in
-    `llm_int8_skip_modules` or in the class's own list is passed over.
+    transformers replaces linear layers (and `Conv1D`) by layers of bitsandbytes, one by one. Not
+    replaced are experts that are fused into one three-dimensional parameter, convolutions, in newer
+    releases classes that inherit from `nn.Linear` (Falcon's), and everything in
+    `llm_int8_skip_modules` or in the class's own list.
 
     ## Versions
     Fused experts: some classes always (GPT-OSS, DBRX), most mixtures of experts since transformers
     5, which fuses what version 4 kept as linear layers.
 
     ## Fix
-    Plan with the number that is shown. Where it does not fit: several GPUs, a checkpoint whose
-    experts are stored quantized, a release of transformers that has them as layers, or a shorter
-    skip list.
+    Plan with the size that is shown. If it does not fit: several GPUs, a checkpoint whose experts
+    are stored quantized, a release of transformers in which the experts are linear layers, or a
+    shorter skip list.
 
     ## Links
     https://huggingface.co/docs/transformers/quantization/bitsandbytes
@@ -64,7 +64,7 @@ class MuchLeftInFullPrecision(Rule):
 
     code = "LD313"
     name = "much-left-in-full-precision"
-    summary = "4-bit or 8-bit loading leaves much of the model as it was."
+    summary = "4-bit or 8-bit loading leaves most of the model unquantized."
     depth = "meta"
     descriptions = (
         Symptom(
@@ -154,17 +154,18 @@ class MuchLeftInFullPrecision(Rule):
         real = asked.quantized_weights * _BITS[asked.kind] // 8 + left * bytes_each
         yield self.finding(
             "warning",
-            f"{asked.kind} loading quantizes {asked.quantized_weights / asked.weights:.0%} of the "
-            f"weights: {left / 1e9:.3g} of {asked.weights / 1e9:.3g} billion stay as they are "
-            f"({gib(real)} instead of {gib(whole)}).",
+            f"{asked.kind} loading quantizes {asked.quantized_weights / asked.weights:.0%} of "
+            f"the weights: {left / 1000000000.0:.3g} of {asked.weights / 1000000000.0:.3g} "
+            f"billion stay unquantized ({gib(real)} instead of {gib(whole)}).",
             location=Location("module", kept[0].pattern),
             evidence=_evidence(asked, kept, bytes_each),
-            proof=Proof("measured", "the installed transformers' replacement was run on the tree "
-                        "of the full-size model, and its weights were counted"),
+            proof=Proof("measured", "the installed transformers replaced the layers of the "
+                                    "full-size model on the meta device, and the weights were "
+                                    "counted"),
             fixes=(
                 Fix(
-                    f"Plan with {gib(real)} for these weights. Less takes a checkpoint that stores "
-                    "them quantized, or a release whose class has them as linear layers.",
+                    f"Plan with {gib(real)} for these weights. For less, use a checkpoint that "
+                    "stores them quantized, or a release whose class has them as linear layers.",
                     "manual",
                 ),
             ),
@@ -174,7 +175,7 @@ class MuchLeftInFullPrecision(Rule):
 def _evidence(
     asked: Quantization, kept: list[KeptWeights], bytes_each: int
 ) -> tuple[Measurement, ...]:
-    source = "full-size model, embeddings and output head left out"
+    source = "full-size model, without embeddings and output head"
     lines = [
         Measurement(
             one.pattern,

@@ -23,19 +23,19 @@ class PeftDoesNotFitBitsandbytes(Rule):
 
     ## What happens
     `get_peft_model` ends at `'MatmulLtState' object has no attribute 'memory_efficient_backward'`,
-    on every model. Without a GPU the model is not even loaded in 8 bits, so that nothing shows it
-    until the GPU is paid for.
+    on every model. Without a GPU transformers does not load the model in 8 bits, so the failure
+    shows only once a GPU has been booked.
 
     ## Why
-    PEFT takes layers of bitsandbytes apart to put its own around them, and each release knows those
-    of its time.
+    PEFT reads internals of bitsandbytes' layers to wrap them, and each release supports the
+    bitsandbytes of its time.
 
     ## Versions
     PEFT 0.7 with bitsandbytes 0.45 and later, in 8 bits. The installed pair is run: one layer is
-    made and adapted, which needs no GPU.
+    created and adapted, which needs no GPU.
 
     ## Fix
-    A newer PEFT, or the bitsandbytes of its time.
+    A newer PEFT, or a bitsandbytes of the same age as the installed PEFT.
 
     ## Links
     https://huggingface.co/docs/peft/developer_guides/quantization
@@ -86,11 +86,11 @@ class PeftDoesNotFitBitsandbytes(Rule):
             evidence=(
                 Measurement("one layer, adapted", str(error), f"{versions}; {error.where}"),
             ),
-            proof=Proof("executed", "PEFT was given one such layer, on the CPU and not quantized"),
+            proof=Proof("executed", "PEFT was run on one such layer, on the CPU, not quantized"),
             fixes=(
                 Fix("pip install --upgrade peft", "manual"),
-                Fix("Or a bitsandbytes as old as this PEFT, or load_in_8bit and load_in_4bit left "
-                    "out.", "manual"),
+                Fix("Or install a bitsandbytes of the same age as this PEFT, or leave "
+                    "load_in_8bit and load_in_4bit out.", "manual"),
             ),
             explains=("attaches",),
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""LD315: a script asks for quantization by an argument that the installed transformers dropped."""
+"""LD315: a script uses a quantization argument that the installed transformers has removed."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ _ARGUMENTS = ("load_in_8bit", "load_in_4bit")
 
 class LoadArgumentRemoved(Rule):
     """A training script calls `from_pretrained(..., load_in_8bit=True)`, and the installed
-    transformers hands the argument on to the class of the model.
+    transformers passes the argument on to the model class.
 
     ## What happens
     `TypeError: LlamaForCausalLM.__init__() got an unexpected keyword argument 'load_in_8bit'`.
 
     ## Why
-    transformers 4 made a `BitsAndBytesConfig` of `load_in_8bit` and `load_in_4bit`, with a warning
-    that they will go. transformers 5 does not know them, and hands what `from_pretrained` does not
-    know to the class.
+    transformers 4 turned `load_in_8bit` and `load_in_4bit` into a `BitsAndBytesConfig`, with a
+    deprecation warning. transformers 5 no longer knows them, and passes unknown arguments of
+    `from_pretrained` to the model class.
 
     ## Versions
     transformers 5; whether the installed one knows the argument is read from its source.
 
     ## Fix
-    `quantization_config=BitsAndBytesConfig(load_in_8bit=True)`, which all releases take.
+    `quantization_config=BitsAndBytesConfig(load_in_8bit=True)`, which all releases accept.
 
     ## Links
     https://huggingface.co/docs/transformers/quantization/bitsandbytes
@@ -49,7 +49,7 @@ class LoadArgumentRemoved(Rule):
 
     code = "LD315"
     name = "load-argument-removed"
-    summary = "The script loads with load_in_8bit or load_in_4bit, which transformers dropped."
+    summary = "The script loads with load_in_8bit or load_in_4bit, which transformers has removed."
     depth = "static"
     symptoms = (
         Symptom(
@@ -88,8 +88,8 @@ class LoadArgumentRemoved(Rule):
             version = case.environment.version("transformers") or ""
             yield self.finding(
                 "error",
-                f"from_pretrained of transformers {version} does not take {argument}: the class of "
-                "the model gets it and raises.",
+                f"from_pretrained of transformers {version} does not accept {argument}: it is "
+                "passed to the model class, which raises.",
                 location=Location("file", str(script.path), call.lineno),
                 evidence=(
                     Measurement("the line", unparse(call)[:200],
