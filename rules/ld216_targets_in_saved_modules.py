@@ -117,11 +117,11 @@ class TargetsInSavedModules(Rule):
 def _message(holders: dict[str, str], is_lost: bool) -> str:
     names = quoted(holders, 4)
     if all(entry == holder for entry, holder in holders.items()):
-        effect = "it is trained whole, without adapters" if is_lost else "it cannot be both"
+        effect = "it is trained in full, without adapters" if is_lost else "it cannot be both"
         return f"target_modules and modules_to_save name the same module, {names}: {effect}."
     effect = "get no adapter" if is_lost else "cannot have adapters as well"
     where = quoted(dict.fromkeys(holders.values()))
-    return f"The layers {names} {effect}: they lie in {where}, which modules_to_save trains whole."
+    return f"The layers {names} {effect}: they are inside {where}, which modules_to_save trains in full."
 
 
 def _holder(pattern: str, saved: list[str]) -> str | None:
