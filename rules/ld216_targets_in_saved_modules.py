@@ -120,8 +120,8 @@ def _message(holders: dict[str, str], is_lost: bool) -> str:
         effect = "it is trained in full, without adapters" if is_lost else "it cannot be both"
         return f"target_modules and modules_to_save name the same module, {names}: {effect}."
     effect = "get no adapter" if is_lost else "cannot have adapters as well"
-    where = quoted(dict.fromkeys(holders.values()))
-    return f"The layers {names} {effect}: they are inside {where}, which modules_to_save trains in full."
+    where = f"inside {quoted(dict.fromkeys(holders.values()))}"
+    return f"The layers {names} {effect}: they are {where}, which modules_to_save trains in full."
 
 
 def _holder(pattern: str, saved: list[str]) -> str | None:
