@@ -9,35 +9,25 @@ from typing import TYPE_CHECKING, Any
 from lora_doctor.reports._text import many, number, shown, visible
 
 if TYPE_CHECKING:
-    from lora_doctor.results.verification import Check
+    from lora_doctor.results.verification import Check, Verification
 
 
-def check_value(check: Check | None) -> str:
-    """The number of a check with what it is; the status of one that has none."""
+def check_value(check: Check | None, run: Verification | None = None) -> str:
+    """The number of a check with what it is; the status of one that has none. ``run``: the one that
+    the check is of."""
     if check is None:
         return ""
     if check.value is None or isinstance(check.value, bool):
         return check.status
     says = _WORDS.get(check.name)
     is_number = isinstance(check.value, (int, float)) and math.isfinite(check.value)
+    if check.name == "forward" and isinstance(check.value, int):
+        return _kinds(check.value, run)
     if says is not None and (is_number or isinstance(check.value, str)):
         words = says(check)
         if words:
             return words
     return shown(check.value, limit=80)
-
-
-def expected_words(check: Check) -> str:
-    """What the number is held against; with the quantity where the contract gives a bound alone."""
-    quantity = _QUANTITIES.get(check.name, "")
-    bare = check.expected.startswith(("at most ", "below "))
-    return f"{quantity} {check.expected}" if quantity and bare else check.expected
-
-
-_QUANTITIES = {
-    "starts-at-base": "a relative difference of the loss of",
-    "loss-falls": "a change of the loss",
-}
 
 
 def _counted(noun: str) -> Callable[[Check], str]:
@@ -47,21 +37,16 @@ def _counted(noun: str) -> Callable[[Check], str]:
     return words
 
 
-def _kinds(check: Check) -> str:
-    """``1 kind of batch: text``; the contract names the kinds in the detail."""
-    if not isinstance(check.value, int):
-        return ""
-    kinds = check.detail.removeprefix("batches: ") if check.detail.startswith("batches: ") else ""
-    words = many(check.value, "kind of batch", "kinds of batch")
+def _kinds(count: int, run: Verification | None) -> str:
+    """``1 kind of batch: text``."""
+    kinds = ", ".join(batch.kind for batch in run.batches) if run is not None else ""
+    words = many(count, "kind of batch", "kinds of batch")
     return f"{words}: {visible(kinds, 80)}" if kinds else words
 
 
 def _share(check: Check) -> str:
-    """``28 of 28 adapter weights``: A and B of each layer are counted apart."""
-    text = str(check.value)
-    counts = text.split(" of ")
-    whole = len(counts) == 2 and all(part.isdigit() for part in counts)
-    return f"{visible(text, 60)} adapter parameters" if whole else ""
+    """``28 of 28 adapter parameters``: A and B of each layer are counted apart."""
+    return "" if check.total is None else f"{visible(check.value, 60)} adapter parameters"
 
 
 def _fall(check: Check) -> str:
@@ -74,12 +59,11 @@ def _fall(check: Check) -> str:
 
 
 def _moved(check: Check) -> str:
-    """``0 of 21 weights moved``: the expectation says of how many."""
+    """``0 of 21 frozen weights moved``."""
     value = check.value
     if not isinstance(value, (int, float)) or value != int(value):
         return ""
-    total = check.expected.removeprefix("0 of ").removesuffix(" moved")
-    of = f" of {total}" if total.isdigit() else ""
+    of = f" of {check.total}" if check.total is not None else ""
     return f"{int(value):,}{of} frozen weights moved"
 
 
@@ -107,7 +91,6 @@ def _loss(check: Check) -> str:
 _WORDS: Mapping[str, Callable[[Check], str]] = {
     "builds": _counted("parameter"),
     "attaches": _counted("adapter"),
-    "forward": _kinds,
     "starts-at-base": _same_loss,
     "loss-finite": _loss,
     "gradients": _share,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeGuard
 
-from lora_doctor.reports._checks import check_value, expected_words
+from lora_doctor.reports._checks import check_value
 from lora_doctor.reports._text import many, memory, seconds, shown, visible
 from lora_doctor.reports._words import (
     ContractRow,
@@ -26,6 +26,7 @@ STYLES = {
     "passed": "green", "failed": "bold red", "skipped": "dim",
     "safe": "green", "unproven": "yellow", "unsafe": "yellow", "manual": "blue",
 }  # fmt: skip
+_LABELS = ("before", "after")
 MARKS = {"passed": "✓", "failed": "✗", "skipped": "·"}
 
 
@@ -39,7 +40,7 @@ def contract(page: Page, diagnosis: Diagnosis, verbose: bool) -> None:
     page.line(("Training contract", "bold"), (f"  {_run_words(before or after)}", "dim"))
     telling = [row for row in rows if verbose or _failed(row.before) or _failed(row.after)]
     if telling:
-        _table(page, telling, both=after is not None)
+        _table(page, telling, (before, after))
     for row in telling if not verbose else ():
         for check, run in ((row.before, before), (row.after, after)):
             words = _why(check, run) if _failed(check) else ""
@@ -57,21 +58,24 @@ def contract(page: Page, diagnosis: Diagnosis, verbose: bool) -> None:
             _run_details(page, f"{label}, " if after is not None else "", run)
 
 
-def _table(page: Page, rows: list[ContractRow], *, both: bool) -> None:
+def _table(
+    page: Page, rows: list[ContractRow], runs: tuple[Verification | None, Verification | None]
+) -> None:
     """Where a table would be too narrow to read, a line for each run of a check."""
+    both = runs[1] is not None
     if page.narrow:
         for row in rows:
             page.line(row.meaning or visible(row.name, 60), indent=2)
-            for label, check in (("before", row.before), ("after", row.after))[: 1 + both]:
+            for label, check, run in zip(_LABELS, (row.before, row.after), runs, strict=True):
                 if check is not None:
-                    page.line((f"{label}: " if both else "", "dim"), _check(check), indent=4)
+                    page.line((f"{label}: " if both else "", "dim"), _check(check, run), indent=4)
         return
     page.table(
         ("check", "before", "after the fixes") if both else ("check", "result"),
         [
             (
                 row.meaning or visible(row.name, 60),
-                *map(_check, (row.before, row.after)[: 1 + both]),
+                *map(_check, (row.before, row.after)[: 1 + both], runs),
             )
             for row in rows
         ],
@@ -81,8 +85,7 @@ def _table(page: Page, rows: list[ContractRow], *, both: bool) -> None:
 
 def _why(check: Check, run: Verification | None) -> str:
     """What was expected and what was seen; not the exception that the run itself tells."""
-    expected = expected_words(check)
-    words = [f"expected: {visible(expected, 300)}"] if expected else []
+    words = [f"expected: {visible(check.expected, 300)}"] if check.expected else []
     told = run is not None and run.failure is not None and run.failure.check == check.name
     if check.detail and not (told and check.raised is not None):
         words.append(visible(check.detail, 400))
@@ -99,10 +102,10 @@ def _failed(check: Check | None) -> TypeGuard[Check]:
     return check is not None and check.status == "failed"
 
 
-def _check(check: Check | None) -> tuple[str, str]:
+def _check(check: Check | None, run: Verification | None) -> tuple[str, str]:
     if check is None:
         return ("", "dim")
-    return (f"{MARKS[check.status]} {check_value(check)}", STYLES[check.status])
+    return (f"{MARKS[check.status]} {check_value(check, run)}", STYLES[check.status])
 
 
 def _run_words(run: Verification | None) -> str:
@@ -121,7 +124,7 @@ def _run_words(run: Verification | None) -> str:
 def _run_details(page: Page, prefix: str, run: Verification) -> None:
     for check in run.checks:
         if check.detail or check.expected:
-            told = (expected_words(check), check.detail)
+            told = (check.expected, check.detail)
             words = "; ".join(visible(item, 400) for item in told if item)
             page.line((f"{prefix}{visible(check.name)}: ", "dim"), words, indent=2)
     for batch in run.batches:

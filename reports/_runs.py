@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lora_doctor.reports._checks import check_value, expected_words
+from lora_doctor.reports._checks import check_value
 from lora_doctor.reports._limits import Limits
 from lora_doctor.reports._text import memory, number, seconds, shorten, shown, visible
 from lora_doctor.reports._words import contract_rows, failure_words, shapes
@@ -26,7 +26,7 @@ def contract(
         if all(check.status == "skipped" for check in checks):
             not_run.setdefault(visible(checks[-1].detail, 300), []).append(meaning)
             continue
-        expected = next((expected_words(one) for one in reversed(checks) if one.expected), "")
+        expected = next((one.expected for one in reversed(checks) if one.expected), "")
         rows.append(
             {
                 "meaning": meaning,
@@ -47,7 +47,7 @@ def _cell(check: Check | None, run: Verification | None) -> dict[str, str] | Non
     detail = visible(check.detail, 300) if check.status != "passed" and not told else ""
     return {
         "status": check.status,
-        "value": check_value(check),
+        "value": check_value(check, run),
         "detail": detail,
     }
 

@@ -72,13 +72,14 @@ def render(
 def _healthy(page: Page, diagnosis: Diagnosis) -> None:
     run = diagnosis.before
     assert run is not None  # `healthy` is only said of an executed contract
-    where = ", ".join((f"depth {diagnosis.depth}", visible(run.device), seconds(diagnosis.seconds)))
-    model, checks = visible(diagnosis.model, 120), passed_words(run, " of the training contract")
-    if len(f"✓ {model}: healthy: {checks} ({where})") > page.console.width:
-        checks, where = passed_words(run, ""), where.removeprefix("depth ")
+    where = ", ".join((diagnosis.depth, visible(run.device), seconds(diagnosis.seconds)))
+    model, depth = visible(diagnosis.model, 120), "depth "
+    checks = passed_words(run, " of the training contract")
+    if len(f"✓ {model}: healthy: {checks} ({depth}{where})") > page.console.width:
+        checks, depth = passed_words(run, ""), ""
     page.line(
         (f"{MARKS['passed']} ", "green"), f"{model}: ", ("healthy", "bold green"),
-        f": {checks} ", (f"({where})", "dim"), wrap=False,
+        f": {checks} ", (f"({depth}{where})", "dim"), wrap=False,
     )  # fmt: skip
     _proposed(page, diagnosis)
     small = _memory.fits_nowhere(diagnosis)

@@ -150,6 +150,7 @@ def _fix(case: Case, loading: AdapterLoading) -> Fix:
             f"Write the adapter with the new names into a new folder: {fetch}lora-doctor fix "
             f"{case.source} --adapter {folder} --apply. PEFT loads it completely.",
             "manual",
+            writes_adapter=True,
         )
     if renaming is None and _renamed_by_peft(loading):
         return Fix(

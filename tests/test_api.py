@@ -179,6 +179,22 @@ def test_print_does_not_fail_where_standard_output_has_few_characters() -> None:
     assert b"LD202" in done.stdout
 
 
+def test_parts_of_a_diagnosis_print_in_a_line() -> None:
+    """In a notebook people loop over findings and look at what `verify` gave."""
+    diagnosis = diagnoses.phi3()
+    finding = diagnosis.findings[0]
+    place, safety = finding.location, finding.fixes[0].safety
+    assert str(finding) == f"LD202 {finding.severity} at {place}: {finding.message}"
+    assert str(finding.fixes[0]) == f"{safety}: {finding.fixes[0].title}"
+    assert "target_modules: [" in str(diagnosis.fixed_recipe)
+    run = diagnoses.healthy().before
+    assert run is not None and len(repr(run)) < 120 and " checks passed), depth tiny>" in repr(run)
+    assert run._repr_html_().startswith("<pre>training contract passed")
+    hostile = diagnoses.hostile(HOSTILE)
+    assert hostile.before is not None and "<script>" not in hostile.before._repr_html_()
+    assert all("\x1b" not in str(one) for one in (hostile.findings[0], hostile.before))
+
+
 class Cell(HTMLParser):
     """The tags that a notebook would put into its own page, and the framed page."""
 
@@ -359,10 +375,16 @@ def test_one_code_and_one_folder_need_no_list(tmp_path: Path, wrap: Callable[[st
         ({"steps": 2.5}, "steps 2.5: is a whole number"),
         ({"device": "banana"}, "device 'banana': is one of auto, cpu, cuda, mps"),
         ({"device": None}, "device None: is one of"),
+        ({"limits": 5}, "limits: is a lora_doctor.Limits, not int"),
+        ({"adapter": 4}, "adapter: is a folder or a hub id, not int"),
+        ({"data": 3}, "data: is a file, not int"),
+        ({"progress": "bar"}, "progress: is a function"),
+        ({"batches": 7}, "batches: is a list of mappings"),
+        ({"batches": ["input_ids"]}, "batches: is a list of mappings"),
     ],
     ids=str,
 )
-def test_a_device_and_steps_are_checked_at_every_depth(option: dict[str, Any], says: str) -> None:
+def test_values_of_options_are_checked_at_every_depth(option: dict[str, Any], says: str) -> None:
     with pytest.raises(errors.InputError, match=says):
         lora_doctor.check("arch:llama", depth="static", **option)
 

@@ -11,7 +11,7 @@ import pytest
 
 from lora_doctor import reports
 from lora_doctor.recipe.recipe import Recipe
-from lora_doctor.reports._checks import check_value, expected_words
+from lora_doctor.reports._checks import check_value
 from lora_doctor.reports._costs import costs
 from lora_doctor.reports._verdict import is_mended, next_words, verdict_text
 from lora_doctor.results.diagnosis import Diagnosis, Gathered
@@ -100,7 +100,7 @@ def test_healthy_beside_fits_no_card_is_said_in_one_breath() -> None:
         ("starts-at-base", 0.0, "the same loss"),
         ("starts-at-base", 2e-6, "relative difference 2e-06"),
         ("loss-finite", 6.2963, "loss 6.296"),
-        ("gradients", "28 of 28", "28 of 28 adapter parameters"),
+        ("gradients", "28 of 28", "28 of 28"),  # stored before a check said of how many
         ("gradients", "3 not finite", "3 not finite"),
         ("steps", 3, "3 rounds"),
         ("loss-falls", -0.4881, "the loss fell by 0.4881"),
@@ -118,12 +118,14 @@ def test_each_number_says_what_it_is(name: str, value: Any, text: str) -> None:
 
 
 def test_counts_say_of_how_many_and_of_what() -> None:
-    assert (
-        check_value(Check("forward", "passed", 1, "", "batches: text")) == "1 kind of batch: text"
-    )
-    moved = Check("frozen-stay", "failed", 2, "0 of 21 moved", "lm_head.weight")
+    run = diagnoses.vision_language().after
+    assert run is not None
+    forward = Check("forward", "passed", 2, "no exception", "batches: as anything may be called")
+    assert check_value(forward, run) == "2 kinds of batch: text, image+text"
+    moved = Check("frozen-stay", "failed", 2, "none moves", "lm_head.weight", total=21)
     assert check_value(moved) == "2 of 21 frozen weights moved"
-    assert expected_words(Check("loss-falls", "passed", -1, "below 0")).startswith("a change of")
+    learn = Check("gradients", "failed", "3 of 4", "every one", total=4)
+    assert check_value(learn) == "3 of 4 adapter parameters"
 
 
 @pytest.mark.parametrize("value", ["<b>", 10**40, -1, 2.5, float("inf"), [1, {"a": 2}], None])

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -47,6 +47,7 @@ def open_case(
     depth, limits = given["depth"], given["limits"] or Limits()
     if depth not in DEPTHS:
         raise InputError(f"depth {depth!r}: is one of {', '.join(DEPTHS)}")
+    _check_kinds(given)
     _check_run(given)
     if isinstance(model, str) and not model.strip():
         raise InputError("MODEL is empty; give a hub id, a folder, arch:NAME or module:factory")
@@ -88,6 +89,42 @@ def _as_recipe(given: Any, format: str | None = None) -> Recipe:
     return as_recipe(given, format)
 
 
+#: Options that only one kind of value can be, and what that is called.
+_KINDS: Mapping[str, tuple[tuple[type, ...], str]] = {
+    "limits": ((Limits,), "a lora_doctor.Limits"),
+    "revision": ((str,), "a branch, tag or commit"),
+    "adapter": ((str, os.PathLike), "a folder or a hub id"),
+    "data": ((str, os.PathLike), "a file"),
+    "eval_data": ((str, os.PathLike), "a file"),
+    "prescription": ((str, os.PathLike, Prescription), "a file or a lora_doctor.Prescription"),
+}
+
+
+def _check_kinds(given: CheckOptions) -> None:
+    """Raises InputError for a value of another kind than its option has."""
+    for name, (kinds, words) in _KINDS.items():
+        value = given.get(name)
+        if value is not None and not isinstance(value, kinds):
+            raise InputError(f"{name}: is {words}, not {type(value).__name__}")
+    if given["progress"] is not None and not callable(given["progress"]):
+        raise InputError("progress: is a function that takes a text")
+
+
+def _batches(given: Any) -> tuple[Mapping[str, Any], ...] | None:
+    """The forward arguments of each batch; one batch may be given alone.
+
+    Raises:
+        InputError: they are none.
+    """
+    if given is None:
+        return None
+    several = [given] if isinstance(given, Mapping) else given
+    batches = tuple(several) if isinstance(several, Iterable) else (several,)
+    if not all(isinstance(batch, Mapping) for batch in batches):
+        raise InputError("batches: is a list of mappings, each the arguments of one forward")
+    return batches or None
+
+
 def _check_run(given: CaseOptions) -> None:
     """Raises InputError for a device or a number of steps that there cannot be, at every depth."""
     device, steps = given["device"], given["steps"]
@@ -98,13 +135,12 @@ def _check_run(given: CaseOptions) -> None:
 
 
 def _settings(given: CheckOptions, limits: Limits, adapter: AdapterFiles | None) -> Settings:
-    batches = given["batches"]
     return Settings(
         depth=given["depth"],
         device=given["device"],
         steps=given["steps"],
         limits=limits,
-        batches=tuple(batches) if batches else None,
+        batches=_batches(given["batches"]),
         optimizer=given["optimizer"],
         scheduler=given["scheduler"],
         planned_steps=given["planned_steps"],

@@ -35,9 +35,8 @@ def next_command(
         return shlex.join(["lora-doctor", "check", str(options["model"]), "--adapter", trained])
     if options.get("adapter") is not None:
         in_folder = Path(options["adapter"]).is_dir()  # of one on the hub only the header is here
-        first = findings[0]
-        renamed = in_folder and first.rule == "LD620" and "--apply" in first.fixes[0].title
-        if renamed and not options.get("write"):
+        written_anew = any(fix.writes_adapter for fix in findings[0].fixes)
+        if in_folder and written_anew and not options.get("write"):
             return shlex.join(["lora-doctor", "fix", *given, "--apply", *arguments])
         return shlex.join(["lora-doctor", "explain", findings[0].rule])
     if any(first_fix(finding) for finding in findings) or (

@@ -321,7 +321,8 @@ class Contract:
         difference = max(abs(own - base) / max(abs(base), 1e-6) for own, base in pairs)
         tolerance = round_trip.RELOAD_TOLERANCE.get(self.dtype, 1e-5)
         text = ", ".join(f"{own:.6g} with, {base:.6g} without adapters" for own, base in pairs)
-        self.recorder.add(name, difference <= tolerance, difference, f"at most {tolerance:g}", text)
+        expected = f"a relative difference of the loss of at most {tolerance:g}"
+        self.recorder.add(name, difference <= tolerance, difference, expected, text)
         return None
 
     def _train(self) -> None:

@@ -50,10 +50,11 @@ class Recorder:
         expected: str = "",
         detail: str = "",
         problems: tuple[Problem, ...] = (),
+        total: int | None = None,
     ) -> bool:
         """Enter a check that was made; returns ``good``."""
         status: CheckStatus = "passed" if good else "failed"
-        self._enter(Check(name, status, value, expected, detail, problems))
+        self._enter(Check(name, status, value, expected, detail, problems, total=total))
         return good
 
     def skip(self, name: str, why: str) -> None:

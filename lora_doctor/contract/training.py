@@ -112,7 +112,8 @@ class Training:
             )
             moved = [name for name in moved if name not in self._written]
         names = ", ".join(moved[:NAMES_SHOWN])
-        self.recorder.add("frozen-stay", not moved, len(moved), f"0 of {len(frozen)} moved", names)
+        expected = f"0 of {len(frozen)} moved"
+        self.recorder.add("frozen-stay", not moved, len(moved), expected, names, total=len(frozen))
         self._judge_loss(self._before, rate)
 
     def _start_optimizer(self, rate: float) -> None:
@@ -254,7 +255,8 @@ class Training:
             self.recorder.blame("gradients", "NonFiniteOutput", text, hidden.path)
         value = f"{len(judged) - len(without)} of {len(judged)}"
         expected = "every adapter parameter"
-        self.recorder.add("gradients", bool(judged) and not without, value, expected, detail)
+        good = bool(judged) and not without
+        self.recorder.add("gradients", good, value, expected, detail, total=len(judged))
 
     def _judge_moves(self) -> None:
         with_gradient = [p for p in self.parameters if p.got_gradient]
@@ -264,9 +266,8 @@ class Training:
             names += " (not finite after the steps)"
         value = f"{len(with_gradient) - len(still)} of {len(with_gradient)}"
         expected = "every adapter parameter with a gradient"
-        self.recorder.add(
-            "adapters-move", bool(with_gradient) and not still, value, expected, names
-        )
+        good = bool(with_gradient) and not still
+        self.recorder.add("adapters-move", good, value, expected, names, total=len(with_gradient))
 
     def _judge_loss(self, before: dict[str, Any], rate: float) -> None:
         """The loss in eval mode (no dropout) before and after; more, gentler steps if needed."""
@@ -305,7 +306,7 @@ class Training:
             bad = self._locate_forward(learnt[0], random_state())
             detail += f"; first bad module: {bad}" if bad else ""
             self.recorder.blame("loss-falls", "NonFiniteLoss", detail, bad.path if bad else "")
-        self.recorder.add("loss-falls", good, now - start, "below 0", detail)
+        self.recorder.add("loss-falls", good, now - start, "a change of the loss below 0", detail)
 
     def _mean_loss(self, batches: list[Any]) -> float:
         return sum(measured_loss(self.model, batch) for batch in batches) / len(batches)

@@ -170,7 +170,8 @@ class _Reader:
         without_effect = ""
         if asked != "given":
             reason = why_not(samples, asked, self.how) if samples else ""
-            if reason and asked == "assistant" and not self._can_mask_anywhere(reason):
+            # Of conversations it can only be that this transformers marks no tokens.
+            if reason and asked == "assistant" and any(one.messages for one in samples):
                 raise EvidenceError(f"assistant_only_loss: {reason}")
             if reason:
                 without_effect = f"{said_by}: {reason}"
@@ -188,12 +189,6 @@ class _Reader:
             ),
             without_effect,
         )
-
-    @staticmethod
-    def _can_mask_anywhere(reason: str) -> bool:
-        from lora_doctor.supervision.render import NO_MASK
-
-        return reason != NO_MASK
 
     def _asked(self, samples: Sequence[Sample]) -> tuple[LossOn, str]:
         recipe = self.recipe

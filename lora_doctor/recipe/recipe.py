@@ -7,6 +7,7 @@ nobody set is left to the installed PEFT and transformers, so their defaults are
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
@@ -62,6 +63,11 @@ class Recipe:
     set_up: SetUp | None = field(default=None, compare=False)
     #: What else was read of the script or notebook that holds it; ``None`` for any other recipe.
     written: Written | None = field(default=None, compare=False, repr=False)
+
+    def __str__(self) -> str:
+        """A line for each key, which is YAML."""
+        lines = (f"{key}: {json.dumps(value, default=str)}" for key, value in self.values.items())
+        return "\n".join(lines)
 
     def get(self, key: str, default: Any = None) -> Any:
         return self.values.get(key, default)

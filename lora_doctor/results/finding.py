@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from lora_doctor.results import display
 from lora_doctor.results.fix import Fix
 
 Severity = Literal["error", "warning", "info"]
@@ -93,6 +94,10 @@ class Finding:
     def __post_init__(self) -> None:
         if not self.evidence:
             raise ValueError(f"{self.rule}: a finding without evidence is not a finding")
+
+    def __str__(self) -> str:
+        """Rule, severity, place and message on one line."""
+        return display.one_line((self.rule, self.severity, f"at {self.location}:", self.message))
 
     def to_json(self) -> dict[str, Any]:
         return {

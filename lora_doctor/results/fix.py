@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from lora_doctor.recipe.edit import Edit, Patch, Rewrite
+from lora_doctor.results import display
 from lora_doctor.results.depth import Depth
 
 Safety = Literal["safe", "unproven", "unsafe", "manual"]
@@ -57,11 +58,18 @@ class Fix:
     executed: Execution = Execution()
     #: Pieces of the user's script or notebook that are replaced; all of them together.
     rewrites: tuple[Rewrite, ...] = ()
+    #: Whether ``lora-doctor fix --adapter DIR --apply`` makes this change: it writes the saved
+    #: adapter into a new folder.
+    writes_adapter: bool = False
 
     def __post_init__(self) -> None:
         changes = bool(self.edits) or self.patch is not None or bool(self.rewrites)
         if changes == (self.safety == "manual"):
             raise ValueError(f"fix {self.title!r}: 'manual' means words only, others must change")
+
+    def __str__(self) -> str:
+        """How safe it is, and what to do, on one line."""
+        return display.one_line((f"{self.safety}:", self.title))
 
     def after(self, executed: Execution) -> Fix:
         """This fix, now that it was run, or was not."""
@@ -78,4 +86,5 @@ class Fix:
             "patch": self.patch.to_json() if self.patch else None,
             "executed": self.executed.to_json(),
             "rewrites": [rewrite.to_json() for rewrite in self.rewrites],
+            "writes_adapter": self.writes_adapter,
         }

@@ -64,6 +64,9 @@ class Check:
     problems: tuple[Problem, ...] = ()
     #: The exception that failed it.
     raised: ErrorReport | None = None
+    #: How many adapter parameters, or frozen weights, there are of which ``value`` counts some;
+    #: ``None`` where it counts none of them.
+    total: int | None = None
 
     def __str__(self) -> str:
         """Name, status and number on one line; of a failed one, what was expected as well."""
@@ -233,12 +236,25 @@ class Verification:
             return self
         return replace(self, outcome="undetermined", reason=unproven.text, obstacle="not-proven")
 
+    def __repr__(self) -> str:
+        """One line; ``print`` shows the checks."""
+        ran = [check for check in self.checks if check.status != "skipped"]
+        held = f"{len(ran) - len(self.failed_checks)} of {len(ran)} checks passed"
+        words = ("<Verification of", f"{self.model_class or 'a model'}:", self.outcome, f"({held})")
+        return f"{display.one_line(words)}, depth {self.depth}>"
+
     def __str__(self) -> str:
         """The outcome, and one line for each check."""
         where = (self.model_class, f"depth {self.depth}", self.device, self.dtype)
         head = (f"training contract {self.outcome}:", ", ".join(filter(None, where)))
         lines = [display.one_line((*head, self.reason and f"({self.reason})"))]
         return "\n".join([*lines, *(f"  {check}" for check in self.checks)])
+
+    def _repr_html_(self) -> str:
+        """The outcome and the checks for a notebook."""
+        from html import escape
+
+        return f"<pre>{escape(str(self))}</pre>"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
