@@ -21,8 +21,11 @@ from lora_doctor.rule_api import (
 )
 from lora_doctor.static.installed.environment import installed_text, package_folder
 from lora_doctor.static.python_source import parse_python, unparse, walk
+from lora_doctor.static.script.script_values import Names
 
 _ARGUMENTS = ("load_in_8bit", "load_in_4bit")
+#: Packages whose ``from_pretrained`` hands its arguments on to that of transformers.
+_PASSING_ON = ("transformers", "peft", "modelscope", "")
 
 
 class LoadArgumentRemoved(Rule):
@@ -113,11 +116,15 @@ def _fix(case: Case, line: int, argument: str) -> Fix:
 
 
 def _loading_calls(tree: ast.Module) -> Iterator[tuple[ast.Call, str]]:
-    """Calls of ``from_pretrained`` with one of the arguments switched on."""
+    """Calls of ``from_pretrained`` with one of the arguments switched on. Unsloth, and classes of
+    other packages, have a ``from_pretrained`` of their own with the same arguments."""
+    names = Names.of(tree)
     for node in walk(tree):
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
             continue
         if node.func.attr != "from_pretrained":
+            continue
+        if (names.full(node.func.value) or "").partition(".")[0] not in _PASSING_ON:
             continue
         for keyword in node.keywords:
             off = isinstance(keyword.value, ast.Constant) and not keyword.value.value

@@ -22,7 +22,8 @@ from lora_doctor.static.program.values import (
 _UNSLOTH = "unsloth"
 #: Functions that hand back the model that they are given.
 _WRAPS = ("get_peft_model", "prepare_model_for_kbit_training", "prepare_model_for_int8_training")
-_LOADERS = ("transformers", _UNSLOTH, "liger_kernel")
+#: modelscope's classes are those of transformers with another hub.
+_LOADERS = ("transformers", _UNSLOTH, "liger_kernel", "modelscope")
 _TRAINERS = ("transformers", "trl", "sentence_transformers", "unsloth")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from lora_doctor.static.program.units import Span, Unit
+from lora_doctor.static.program.units import Unit
 from lora_doctor.static.program.values import (
     Argument,
     Function,
@@ -31,8 +31,6 @@ class Context(Protocol):
     script_arguments: tuple[str, ...]
     #: Questions about the GPU, answered as for one with bfloat16.
     assumed: list[Unknown]
-    #: Values and whole entries of dictionaries that are written out.
-    entry_spans: dict[tuple[int, str], tuple[Span, Span]]
     #: Files beside the program that it imports; ``None`` while one is being followed.
     modules: dict[Path, ModuleValue | None]
 
@@ -44,6 +42,12 @@ class Context(Protocol):
 
     def unknown(self, node: cst.CSTNode, advice: str = "") -> Unknown:
         """The expression as something that the text does not say."""
+
+    def bind(self, target: cst.CSTNode, value: Value) -> None:
+        """Give the names of a target their values."""
+
+    def doubted(self, value: Value, node: cst.CSTNode) -> bool:
+        """Whether a change of a value that is made here may be made never, or several times."""
 
     def look_up(self, name: str) -> Value | None:
         """What a name stands for here."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import ast
 import operator
 import os
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import libcst as cst
 
 from lora_doctor.limits import step
+from lora_doctor.static.program.comprehensions import listed, mapped
 from lora_doctor.static.program.values import (
     LONGEST,
     Function,
@@ -138,18 +140,7 @@ class Expressions:
 
     def _binaryoperation(self, node: cst.BinaryOperation) -> Value | None:
         left, right = self.value(node.left), self.value(node.right)
-        kind = type(node.operator).__name__
-        if isinstance(left, Items) and isinstance(right, Items) and kind == "Add":
-            if len(left.items) + len(right.items) > LONGEST:
-                return None
-            return Items([*left.items, *right.items], left.kind)
-        if isinstance(left, Mapping) and isinstance(right, Mapping) and kind == "BitOr":
-            return Mapping({**left.entries, **right.entries}, open=left.open or right.open)
-        if not isinstance(left, Known) or not isinstance(right, Known) or kind not in _BINARY:
-            return _same_gap(left) or _same_gap(right)
-        if isinstance(left.value, str) and kind in ("Multiply", "Modulo"):
-            return None  # a short text may ask for a very long one
-        return _computed(_BINARY[kind], left.value, right.value)
+        return combined(type(node.operator).__name__, left, right)
 
     def _booleanoperation(self, node: cst.BooleanOperation) -> Value | None:
         left = self.value(node.left)
@@ -186,7 +177,7 @@ class Expressions:
             found = self.value(element.value)
             if not isinstance(element, cst.StarredElement):
                 items.append(found)
-            elif isinstance(found, Items):
+            elif isinstance(found, Items) and found.open is None:
                 items += found.items
             else:
                 return _same_gap(found)
@@ -201,19 +192,18 @@ class Expressions:
             value = self.value(element.value)
             if isinstance(element, cst.StarredDictElement):
                 if not isinstance(value, Mapping):
-                    found.open = _same_gap(value) or self.unknown(element.value)
+                    found.gaps.append(_same_gap(value) or self.unknown(element.value))
                     continue
-                found.entries.update(value.entries)
-                found.open = found.open or value.open
+                found.take(value)
                 continue
             assert isinstance(element, cst.DictElement)
             key = self.value(element.key)
             if not isinstance(key, Known):
-                found.open = self.unknown(element.key)
+                found.gaps.append(self.unknown(element.key))
                 continue
             found.entries[str(key.value)] = value
             spans = self.follower.unit.span(element.value), self.follower.unit.span(element)
-            self.follower.entry_spans[id(found.entries), str(key.value)] = spans
+            found.spans[str(key.value)] = spans
         return found
 
     def _subscript(self, node: cst.Subscript) -> Value | None:
@@ -227,7 +217,7 @@ class Expressions:
             return None
         try:
             if isinstance(owner, Items):
-                item: Value = owner.items[key.value]
+                item: Value = owner.open or owner.items[key.value]
                 return item
             if isinstance(owner, Mapping):
                 return owner.entries.get(str(key.value))
@@ -236,10 +226,12 @@ class Expressions:
             return None
 
     def _listcomp(self, node: cst.ListComp | cst.SetComp | cst.GeneratorExp) -> Value | None:
-        self.value(node.for_in.iter)  # for the calls in it
-        return None
+        return listed(self.follower, node)
 
     _setcomp = _generatorexp = _listcomp
+
+    def _dictcomp(self, node: cst.DictComp) -> Value | None:
+        return mapped(self.follower, node)
 
     def _lambda(self, node: cst.Lambda) -> Value:
         follower = self.follower
@@ -258,12 +250,38 @@ class Expressions:
         return found
 
 
+def combined(kind: str, left: Value, right: Value) -> Value | None:
+    """What an operator (``Add``, ``BitOr``, ...) makes of two values; ``None`` where the text does
+    not say."""
+    if isinstance(left, Items) and isinstance(right, Items) and kind == "Add":
+        if len(left.items) + len(right.items) > LONGEST:
+            return None
+        both = [*left.items, *right.items]
+        return Items(both, left.kind, gaps=[*left.gaps, *right.gaps])
+    if isinstance(left, Mapping) and isinstance(right, Mapping) and kind == "BitOr":
+        joined = Mapping({})
+        joined.take(left)
+        joined.take(right)
+        return joined
+    if not isinstance(left, Known) or not isinstance(right, Known) or kind not in _BINARY:
+        return _same_gap(left) or _same_gap(right)
+    texts = isinstance(left.value, str) or isinstance(right.value, str)
+    if texts and (kind == "Multiply" or (kind == "Modulo" and not _plain_format(left.value))):
+        return None  # a short text may ask for a very long one
+    return _computed(_BINARY[kind], left.value, right.value)
+
+
+def _plain_format(text: Any) -> bool:
+    """Whether a text has no more than ``%s`` and ``%d`` to fill in."""
+    return isinstance(text, str) and not re.search(r"%[^sd%]", text)
+
+
 def truth(value: Value) -> bool | None:
     """Whether the value counts as true; ``None`` where that is not known."""
     if isinstance(value, Known):
         return bool(value.value)
     if isinstance(value, Items):
-        return bool(value.items)
+        return bool(value.items) or (None if value.open else False)
     if isinstance(value, Mapping):
         return bool(value.entries) or (None if value.open else False)
     if isinstance(value, Thing) and "." in value.made_by and not _is_model(value):

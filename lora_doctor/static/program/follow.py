@@ -20,6 +20,7 @@ from lora_doctor.static.program.values import (
     Call,
     Class,
     Function,
+    Items,
     Known,
     Mapping,
     ModuleValue,
@@ -50,14 +51,13 @@ class Follower(Statements):
         self.calls: list[Call] = []
         #: Questions about the GPU, answered as for one with bfloat16.
         self.assumed: list[Unknown] = []
-        #: Values and whole entries of dictionaries that are written out.
-        self.entry_spans: dict[tuple[int, str], tuple[Span, Span]] = {}
         self.modules: dict[Path, ModuleValue | None] = {}
         self.followed: set[int] = set()
         self.units: list[Unit] = []
         self.unit: Unit
         self.frames: list[Frame] = []
         self.unsure = 0
+        self.repeated = 0
         self.statement: tuple[Span, int] | None = None
         self.expressions = Expressions(self)
 
@@ -116,6 +116,12 @@ class Follower(Statements):
         """Record a call, and what it returns."""
         callee, name, receiver = self._callee(node)
         positional, keywords, open_ = self._arguments(node)
+        while isinstance(callee, Thing) and callee.made_by == "functools.partial":
+            given = callee.call
+            callee = given.value("", 0)
+            positional = [*given.positional[1:], *positional]
+            keywords, open_ = {**given.keywords, **keywords}, open_ or given.open
+            name = _name_of(callee, name)
         found = call_object(self, callee, positional, keywords)
         if found is not None:
             return found
@@ -164,6 +170,8 @@ class Follower(Statements):
             span, whole = self.unit.span(argument.value), self.unit.span(argument)
             if argument.star == "**":
                 open_ = self._unpack(value, keywords, span) or open_
+            elif argument.star == "*" and isinstance(value, Items) and value.open is None:
+                positional += [Argument("", item, span, whole) for item in value.items]
             elif argument.star == "*":
                 open_ = self.unknown(argument.value)
             elif argument.keyword is not None:
@@ -179,7 +187,7 @@ class Follower(Statements):
             place = span.place
             return value if isinstance(value, Unknown) else Unknown(span.text, place, "", span)
         for name, entry in value.entries.items():
-            own, whole = self.entry_spans.get((id(value.entries), name), (span, span))
+            own, whole = value.spans.get(name, (span, span))
             for read in value.via:
                 entry = through(entry, read)
             keywords[name] = Argument(name, entry, own, whole, unpacked=True)
@@ -256,7 +264,7 @@ _BUILTINS = frozenset(
 )
 
 
-def _name_of(callee: Value, text: str) -> str:
+def _name_of(callee: Value | None, text: str) -> str:
     return callee.name if isinstance(callee, (Reference, Class)) else text
 
 

@@ -48,10 +48,8 @@ def bound_arguments(
             found[name] = _default(follower, function, parameter)
     if isinstance(parameters.star_kwarg, cst.Param):
         rest = {name: one.value for name, one in keywords.items() if name not in found}
-        found[parameters.star_kwarg.name.value] = Mapping(rest)
-        for name, one in keywords.items():
-            if name in rest:
-                follower.entry_spans[id(rest), name] = (one.span, one.whole)
+        spans = {name: (keywords[name].span, keywords[name].whole) for name in rest}
+        found[parameters.star_kwarg.name.value] = Mapping(rest, spans=spans)
     if isinstance(parameters.star_arg, cst.Param):
         found[parameters.star_arg.name.value] = Items(given, "tuple")
     return found

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import libcst as cst
 
 from lora_doctor.static.program.command_line import PARSERS, parsed, parser_call
+from lora_doctor.static.program.containers import made_container, of_container
 from lora_doctor.static.program.expressions import environment
 from lora_doctor.static.program.values import (
     LONGEST,
@@ -71,7 +72,7 @@ _PURE: dict[str, Callable[..., Any]] = {
 
 def known_call(follower: Context, call: Call, node: cst.Call) -> Value | None:
     """What the call returns; ``None`` where it is not one of these."""
-    for look in (_gpu, _of_parsers, _of_model, _of_text, _of_collection, _builtin, _environment):
+    for look in _LOOKS:
         found = look(follower, call)
         if found is not None:
             return found
@@ -125,45 +126,8 @@ def _of_text(follower: Context, call: Call) -> Value | None:
     return _value_of(found)
 
 
-def _of_collection(follower: Context, call: Call) -> Value | None:
-    receiver, first = call.receiver, call.value("", 0)
-    if isinstance(receiver, Items):
-        if call.method == "append" and first is not None:
-            receiver.items.append(first)
-        elif call.method == "extend" and isinstance(first, Items):
-            if len(receiver.items) + len(first.items) > LONGEST:
-                return None
-            receiver.items.extend(first.items)
-        elif call.method != "copy":
-            return None
-        return Known(None) if call.method != "copy" else Items(list(receiver.items))
-    if not isinstance(receiver, Mapping):
-        return None
-    return _of_mapping(call, receiver, first)
-
-
-def _of_mapping(call: Call, receiver: Mapping, first: Value | None) -> Value | None:
-    if call.method == "update":
-        if isinstance(first, Mapping):
-            receiver.entries.update(first.entries)
-        receiver.entries.update({name: one.value for name, one in call.keywords.items()})
-        return Known(None)
-    if call.method in ("get", "pop") and isinstance(first, Known):
-        default = call.value("default", 1) or Known(None)
-        return receiver.entries.get(str(first.value), default)
-    if call.method == "copy":
-        return Mapping(dict(receiver.entries), open=receiver.open)
-    return None
-
-
 def _builtin(follower: Context, call: Call) -> Value | None:
     name, first = call.name, call.value("", 0)
-    if name == "builtins.dict":
-        return _made_dict(follower, call, first)
-    if name in ("builtins.list", "builtins.tuple", "builtins.set", "builtins.sorted"):
-        items = first.items if isinstance(first, Items) else [] if first is None else None
-        kind = name.removeprefix("builtins.").replace("sorted", "list")
-        return Items(list(items), kind) if items is not None else None
     if name in ("builtins.vars", "dataclasses.asdict", "vars"):
         return Mapping(first.attributes) if isinstance(first, Instance) else None
     if name == "builtins.getattr" and first is not None:
@@ -182,17 +146,6 @@ def _builtin(follower: Context, call: Call) -> Value | None:
     return None
 
 
-def _made_dict(follower: Context, call: Call, first: Value | None) -> Mapping:
-    entries = dict(first.entries) if isinstance(first, Mapping) else {}
-    open_ = call.open or (first.open if isinstance(first, Mapping) else None)
-    if isinstance(first, Unknown):
-        open_ = first
-    for name, one in call.keywords.items():
-        entries[name] = one.value
-        follower.entry_spans[id(entries), name] = (one.span, one.whole)
-    return Mapping(entries, call.span, open=open_)
-
-
 def _environment(follower: Context, call: Call) -> Value | None:
     if call.name not in ("os.getenv", "os.environ.get"):
         return None
@@ -202,6 +155,11 @@ def _environment(follower: Context, call: Call) -> Value | None:
         advice = f"set the variable {key.value}"
         return Unknown(" ".join(call.span.text.split()), call.place, advice, call.span)
     return found
+
+
+#: What each looks for is the matter of no other.
+_LOOKS = (_gpu, _of_parsers, _of_model, _of_text, of_container, made_container, _builtin,
+          _environment)  # fmt: skip
 
 
 def _started(follower: Context, call: Call) -> Value | None:

@@ -6,6 +6,7 @@ not known afterwards, and the calls in them are not certain. A loop is followed 
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,8 @@ from pathlib import Path
 import libcst as cst
 
 from lora_doctor.limits import step
-from lora_doctor.static.program.expressions import truth
+from lora_doctor.static.program.expressions import combined, truth
+from lora_doctor.static.program.matching import matches
 from lora_doctor.static.program.objects import make_class
 from lora_doctor.static.program.siblings import sibling
 from lora_doctor.static.program.units import Span, Unit
@@ -37,6 +39,10 @@ from lora_doctor.static.program.values import (
 )
 
 _LEAVING = (cst.Return, cst.Raise, cst.Continue, cst.Break)
+#: Rounds of a loop that are followed one by one; a model has no more layers.
+_MOST_ROUNDS = 2_000
+#: What only a loop has that loads, adapts or trains.
+_OF_A_RUN = re.compile(r"from_pretrained|from_config|get_peft_model|Trainer|backward|\.step\(")
 
 
 @dataclass
@@ -54,11 +60,12 @@ class Statements(ABC):
     folder: Path
     script_arguments: tuple[str, ...]
     assumed: list[Unknown]
-    entry_spans: dict[tuple[int, str], tuple[Span, Span]]
     modules: dict[Path, ModuleValue | None]
-    #: The functions around, the conditions that are not known, and the statement.
+    #: The functions around, the conditions that are not known, the loops of which one round stands
+    #: for all, and the statement.
     frames: list[Frame]
     unsure: int
+    repeated: int
     statement: tuple[Span, int] | None
 
     @abstractmethod
@@ -157,20 +164,39 @@ class Statements(ABC):
         for item in node.items:
             value = self.value(item.item)
             if item.asname is not None:
-                self._bind(item.asname.name, value)
+                self.bind(item.asname.name, value)
         return self.suite(node.body)
 
     def _for(self, node: cst.For) -> bool:
         values = self.value(node.iter)
-        first = values.items[0] if isinstance(values, Items) and values.items else None
-        self._bind(node.target, first or self.unknown(node.target))
-        self.suite(node.body)
+        known = values.items if isinstance(values, Items) and values.open is None else None
+        if known is not None and len(known) <= _MOST_ROUNDS and not self._makes(node.body):
+            for item in known:
+                self.bind(node.target, item)
+                if self.suite(node.body):
+                    break
+            return False
+        self.bind(node.target, known[0] if known else self.unknown(node.target))
+        self._once(node.body)
         return False
 
     def _while(self, node: cst.While) -> bool:
         self.value(node.test)
-        self.suite(node.body)
+        self._once(node.body)
         return False
+
+    def _once(self, body: cst.BaseSuite) -> None:
+        """One round for all of them."""
+        self.repeated += 1
+        try:
+            self.suite(body)
+        finally:
+            self.repeated -= 1
+
+    def _makes(self, body: cst.BaseSuite) -> bool:
+        """Whether a loop does more than fill lists: a model that is loaded, adapted or trained is
+        followed once, as it would be for each round."""
+        return bool(_OF_A_RUN.search(self.unit.span(body).text))
 
     def _try(self, node: cst.Try) -> bool:
         before = dict(self.scope.names)
@@ -188,6 +214,26 @@ class Statements(ABC):
         if node.finalbody is not None:
             left = self.suite(node.finalbody.body) or left
         return left
+
+    def _match(self, node: cst.Match) -> bool:
+        """The case that is known to be taken; else all that may be, each in doubt."""
+        subject = self.value(node.subject)
+        before = dict(self.scope.names)
+        ends: list[dict[str, Value]] = []
+        for case in node.cases:
+            taken = matches(self, case, subject)
+            if taken is True and not ends:
+                return self.suite(case.body)
+            if taken is False:
+                continue
+            self.scope.names = dict(before)
+            with self._not_sure():
+                ends += [] if self.suite(case.body) else [self.scope.names]
+        self.scope.names = dict(before)
+        condition = self.unknown(node.subject)
+        for names in ends:
+            self.scope.names = self._joined(self.scope.names, names, condition)
+        return False
 
     def _functiondef(self, node: cst.FunctionDef) -> bool:
         name = node.name.value
@@ -220,26 +266,43 @@ class Statements(ABC):
     def _assign(self, node: cst.Assign) -> None:
         value = self.value(node.value)
         for target in node.targets:
-            self._bind(target.target, value)
+            self.bind(target.target, value)
 
     def _annassign(self, node: cst.AnnAssign) -> None:
         if node.value is not None:
-            self._bind(node.target, self.value(node.value))
+            self.bind(node.target, self.value(node.value))
 
     def _augassign(self, node: cst.AugAssign) -> None:
         old, new = self.value(node.target), self.value(node.value)
-        both = isinstance(old, Items) and isinstance(new, Items)
-        if both and len(old.items) + len(new.items) <= LONGEST:  # type: ignore[union-attr]
-            old.items.extend(new.items)  # type: ignore[union-attr]
+        if self.doubted(old, node):
+            if not isinstance(old, (Items, Mapping)):
+                self.bind(node.target, self.unknown(node.target))
             return
-        self._bind(node.target, self.unknown(node.target))
+        if isinstance(old, Items) and isinstance(new, Items):
+            if len(old.items) + len(new.items) <= LONGEST:
+                old.items.extend(new.items)
+                return
+        elif isinstance(old, Mapping) and isinstance(new, Mapping):
+            old.take(new)
+            return
+        kind = type(node.operator).__name__.removesuffix("Assign")
+        self.bind(node.target, combined(kind, old, new) or self.unknown(node.target))
+
+    def doubted(self, value: Value, node: cst.CSTNode) -> bool:
+        """Whether a change of a value that is made here may be made never, or several times: then
+        nobody knows what is in it."""
+        if not self.unsure and not self.repeated:
+            return False
+        if isinstance(value, (Items, Mapping)):
+            value.gaps.append(self.unknown(node))
+        return True
 
     def _import(self, node: cst.Import) -> None:
         for item in node.names:
             name = _dotted(item.name)
             found = sibling(self, name, 0)
             if item.asname is not None:
-                self._bind(item.asname.name, found or Reference(name))
+                self.bind(item.asname.name, found or Reference(name))
             else:
                 top = name.partition(".")[0]
                 self.scope.names[top] = found if found and top == name else Reference(top)
@@ -259,15 +322,15 @@ class Statements(ABC):
             bound = item.asname.name if item.asname is not None else item.name
             if value is None:
                 value = sibling(self, f"{module}.{name}".strip("."), len(node.relative))
-            self._bind(bound, value or Reference(f"{module}.{name}"))
+            self.bind(bound, value or Reference(f"{module}.{name}"))
 
-    def _bind(self, target: cst.CSTNode, value: Value) -> None:
+    def bind(self, target: cst.CSTNode, value: Value) -> None:
         step()
         if isinstance(target, cst.Name):
             self.scope.names[target.value] = value
         elif isinstance(target, (cst.Tuple, cst.List)):
             for number, element in enumerate(target.elements):
-                self._bind(element.value, self._part(value, number, element))
+                self.bind(element.value, self._part(value, number, element))
         elif isinstance(target, cst.Attribute):
             owner = self.value(target.value)
             if isinstance(owner, (Thing, Instance)):
@@ -281,8 +344,9 @@ class Statements(ABC):
         if isinstance(owner, Mapping) and isinstance(index, cst.Index):
             key = self.value(index.value)
             if isinstance(key, Known):
-                owner.entries[str(key.value)] = value
-                self.entry_spans.pop((id(owner.entries), str(key.value)), None)
+                known = not self.unsure and not self.repeated
+                owner.entries[str(key.value)] = value if known else self.unknown(target)
+                owner.spans.pop(str(key.value), None)
 
     def _part(self, value: Value, number: int, node: cst.CSTNode) -> Value:
         """What is unpacked at a place: of a loader that returns a pair the model comes first."""

@@ -45,16 +45,37 @@ class Items:
     kind: str = "list"
     span: Span | None = None
     via: tuple[str, ...] = ()
+    #: What changed it in a way that is not known; one list for every name that it is read by.
+    gaps: list[Unknown] = field(default_factory=list)
+
+    @property
+    def open(self) -> Unknown | None:
+        return self.gaps[0] if self.gaps else None
 
 
 @dataclass
 class Mapping:
-    """A dictionary with texts as its keys. ``open``: what else may be in it."""
+    """A dictionary with texts as its keys."""
 
     entries: dict[str, Value]
     span: Span | None = None
     via: tuple[str, ...] = ()
-    open: Unknown | None = None
+    #: What else may be in it; one list for every name that it is read by.
+    gaps: list[Unknown] = field(default_factory=list)
+    #: Where entries are written out: the value, and the whole entry.
+    spans: dict[str, tuple[Span, Span]] = field(default_factory=dict)
+
+    @property
+    def open(self) -> Unknown | None:
+        return self.gaps[0] if self.gaps else None
+
+    def take(self, other: Mapping) -> None:
+        """The entries of another dictionary, in the place of those of the same name."""
+        for name in other.entries:
+            self.spans.pop(name, None)
+        self.entries.update(other.entries)
+        self.spans.update(other.spans)
+        self.gaps += other.gaps
 
 
 @dataclass(frozen=True)
@@ -218,9 +239,10 @@ def through(value: Value, name: str) -> Value:
     if isinstance(value, (Known, Unknown, Reference)):
         return replace(value, via=(*value.via, name))
     if isinstance(value, Items):
-        return Items(value.items, value.kind, value.span, (*value.via, name))
+        return Items(value.items, value.kind, value.span, (*value.via, name), value.gaps)
     if isinstance(value, Mapping):
-        return Mapping(value.entries, value.span, (*value.via, name), value.open)
+        via = (*value.via, name)
+        return Mapping(value.entries, value.span, via, value.gaps, value.spans)
     return value  # objects are the same object under every name
 
 
@@ -232,7 +254,7 @@ def plain(value: Value | None) -> Any:
     """
     if isinstance(value, Known):
         return value.value
-    if isinstance(value, Items):
+    if isinstance(value, Items) and value.open is None:
         found = [plain(item) for item in value.items]
         return found if value.kind == "list" else tuple(found)
     if isinstance(value, Mapping) and value.open is None:
@@ -262,7 +284,7 @@ class NotPlainError(Exception):
         """The part that is not known, where it is one."""
         if isinstance(self.value, Unknown):
             return self.value
-        return self.value.open if isinstance(self.value, Mapping) else None
+        return self.value.open if isinstance(self.value, (Items, Mapping)) else None
 
 
 def same(one: Value, other: Value) -> bool:
@@ -274,6 +296,8 @@ def same(one: Value, other: Value) -> bool:
     if isinstance(one, Reference) and isinstance(other, Reference):
         return one.name == other.name
     if isinstance(one, Items) and isinstance(other, Items):
+        if one.open or other.open:
+            return False
         return len(one.items) == len(other.items) and all(map(same, one.items, other.items))
     return False
 

@@ -1,0 +1,164 @@
+"""Calls that make or change a list, a set or a dictionary of the program, as far as it says what
+with."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from lora_doctor.static.program.values import (
+    LONGEST,
+    Call,
+    Items,
+    Known,
+    Mapping,
+    NotPlainError,
+    Unknown,
+    Value,
+    plain,
+    same,
+)
+
+if TYPE_CHECKING:
+    from lora_doctor.static.program.context import Context
+
+#: A model has no more layers.
+_LONGEST_RANGE = 10_000
+#: Methods that change what they are called on.
+_CHANGING = frozenset(
+    ["append", "add", "extend", "update", "remove", "discard", "pop", "insert", "clear", "sort",
+     "reverse", "setdefault", "difference_update", "intersection_update"]
+)  # fmt: skip
+_LISTS = ("builtins.list", "builtins.tuple", "builtins.set", "builtins.sorted")
+_SEQUENCES = ("builtins.range", "builtins.enumerate", "builtins.zip", "itertools.product")
+
+
+def of_container(follower: Context, call: Call) -> Value | None:
+    """What a method of a list, set or dictionary returns, once it has changed it; ``None`` where it
+    is none of these."""
+    receiver = call.receiver
+    if not isinstance(receiver, (Items, Mapping)) or call.node is None:
+        return None
+    if call.method in _CHANGING and follower.doubted(receiver, call.node):
+        return Known(None)
+    first = call.value("", 0)
+    if isinstance(receiver, Mapping):
+        return _of_mapping(call, receiver, first)
+    return _of_items(follower, call, receiver, first)
+
+
+def _of_items(follower: Context, call: Call, receiver: Items, first: Value | None) -> Value | None:
+    items = receiver.items
+    if call.method == "copy":
+        return Items(list(items), receiver.kind, gaps=list(receiver.gaps))
+    if call.method in ("append", "add") and first is not None:
+        items.append(first)
+    elif call.method in ("extend", "update") and isinstance(first, Items):
+        if len(items) + len(first.items) > LONGEST:
+            return None
+        items.extend(first.items)
+        receiver.gaps += first.gaps
+    elif call.method in ("remove", "discard") and first is not None and _has(receiver, first):
+        items.remove(next(item for item in items if same(item, first)))
+    elif call.method in _CHANGING and call.node is not None:
+        receiver.gaps.append(follower.unknown(call.node))
+        return None
+    else:
+        return None
+    return Known(None)
+
+
+def _has(receiver: Items, value: Value) -> bool:
+    return any(same(item, value) for item in receiver.items)
+
+
+def _of_mapping(call: Call, receiver: Mapping, first: Value | None) -> Value | None:
+    if call.method == "update":
+        given = [first] if isinstance(first, Mapping) else []
+        for other in (*given, _of_keywords(call)):
+            receiver.take(other)
+        if isinstance(first, Unknown):
+            receiver.gaps.append(first)
+        return Known(None)
+    if call.method in ("get", "pop", "setdefault") and isinstance(first, Known):
+        return _entry(call, receiver, str(first.value))
+    if call.method == "copy":
+        copied = Mapping({})
+        copied.take(receiver)
+        return copied
+    if call.method in ("items", "keys", "values") and receiver.open is None:
+        keys: list[Value] = [Known(key) for key in receiver.entries]
+        values = list(receiver.entries.values())
+        if call.method == "items":
+            return Items([Items(list(pair), "tuple") for pair in zip(keys, values, strict=True)])
+        return Items(keys if call.method == "keys" else values)
+    return None
+
+
+def _entry(call: Call, receiver: Mapping, key: str) -> Value:
+    default = receiver.open or call.value("default", 1) or Known(None)
+    found = receiver.entries.get(key, default)
+    if call.method == "pop":
+        receiver.entries.pop(key, None)
+    elif call.method == "setdefault":
+        receiver.entries[key] = found
+    return found
+
+
+def made_container(follower: Context, call: Call) -> Value | None:
+    """What ``list``, ``dict``, ``range`` and the like make; ``None`` for other calls, and where the
+    text does not say."""
+    first = call.value("", 0)
+    if call.name == "builtins.dict":
+        return _made_dict(call, first)
+    if call.name in _LISTS and not (call.name == "builtins.sorted" and call.keywords):
+        kind = call.method.replace("sorted", "list")
+        if first is None:
+            return Items([], kind)
+        if isinstance(first, Items):
+            return Items(list(first.items), kind, gaps=list(first.gaps))
+        return Items([Known(key) for key in first.entries], kind, gaps=list(first.gaps)) if (
+            isinstance(first, Mapping)
+        ) else None  # fmt: skip
+    return _sequence(call) if call.name in _SEQUENCES else None
+
+
+def _made_dict(call: Call, first: Value | None) -> Mapping:
+    made = Mapping({}, call.span, gaps=[call.open] if call.open else [])
+    if isinstance(first, Mapping):
+        made.take(first)
+    elif isinstance(first, Unknown):
+        made.gaps.append(first)
+    made.take(_of_keywords(call))
+    return made
+
+
+def _of_keywords(call: Call) -> Mapping:
+    """The arguments that a call names."""
+    spans = {name: (one.span, one.whole) for name, one in call.keywords.items()}
+    return Mapping({name: one.value for name, one in call.keywords.items()}, spans=spans)
+
+
+def _sequence(call: Call) -> Value | None:
+    """``range``, ``enumerate``, ``zip`` and ``itertools.product`` of what is known."""
+    given = [item.value for item in call.positional]
+    if call.keywords or call.open or not given:
+        return None
+    if call.method == "range":
+        try:
+            numbers = range(*(plain(item) for item in given))
+        except (NotPlainError, TypeError, ValueError):
+            return None
+        return Items([Known(one) for one in numbers]) if len(numbers) <= _LONGEST_RANGE else None
+    lists = [item.items for item in given if isinstance(item, Items) and item.open is None]
+    if len(lists) < len(given) or math.prod(map(len, lists)) > _LONGEST_RANGE:
+        return None
+    if call.method == "enumerate":
+        return _tuples([Known(number), item] for number, item in enumerate(lists[0]))
+    return _tuples(zip(*lists, strict=False) if call.method == "zip" else itertools.product(*lists))
+
+
+def _tuples(rows: Iterable[Iterable[Value]]) -> Items:
+    return Items([Items(list(row), "tuple") for row in rows])
