@@ -38,6 +38,8 @@ class Sources:
     #: What names a key in the code where no class has it (``cfg.key`` in axolotl): such a key is
     #: taken for known. Searched in every file of the package.
     mentions: str = ""
+    #: Files of the package, as a pattern, in which every class holds arguments of a plugin.
+    plugins: str = ""
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,8 @@ def installed_fields(sources: Sources) -> Fields | None:
             names.add(key)
     if sources.mentions:
         names |= _mentioned(sources.classes[0].partition(".")[0], sources.mentions)
+    if sources.plugins:
+        names |= _of_plugins(sources.classes[0].partition(".")[0], sources.plugins)
     return Fields(sources.distribution, version, True, defaults, frozenset(names))
 
 
@@ -272,6 +276,21 @@ def _path(module: str) -> Path | None:
             if file.is_file():
                 return file
     return None
+
+
+def _of_plugins(package: str, pattern: str) -> set[str]:
+    """The names of the arguments that come with a plugin."""
+    path = _path(package)
+    names: set[str] = set()
+    for file in sorted(path.parent.glob(pattern)) if path else ():
+        try:
+            tree = ast.parse(file.read_bytes())
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                names.update(name for name, _ in _own_fields(node))
+    return names
 
 
 def _mentioned(package: str, pattern: str) -> set[str]:

@@ -256,13 +256,16 @@ def combined(kind: str, left: Value, right: Value) -> Value | None:
     if isinstance(left, Items) and isinstance(right, Items) and kind == "Add":
         if len(left.items) + len(right.items) > LONGEST:
             return None
-        both = [*left.items, *right.items]
-        return Items(both, left.kind, gaps=[*left.gaps, *right.gaps])
+        items = [*left.items, *right.items]
+        return Items(items, left.kind, gaps=[*left.gaps, *right.gaps])
     if isinstance(left, Mapping) and isinstance(right, Mapping) and kind == "BitOr":
         joined = Mapping({})
         joined.take(left)
         joined.take(right)
         return joined
+    both = [side.value for side in (left, right) if isinstance(side, Known)]
+    if kind == "Divide" and [type(side) for side in both] == [str, str]:  # of paths
+        return Known(os.path.join(*both))
     if not isinstance(left, Known) or not isinstance(right, Known) or kind not in _BINARY:
         return _same_gap(left) or _same_gap(right)
     texts = isinstance(left.value, str) or isinstance(right.value, str)

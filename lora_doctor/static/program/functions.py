@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import libcst as cst
 
+from lora_doctor.static.program.config_files import hydra_config
 from lora_doctor.static.program.values import (
     Argument,
     Function,
@@ -60,6 +61,9 @@ def _default(follower: Context, function: Function, parameter: cst.Param) -> Val
     kept, follower.unit = follower.unit, function.unit
     try:
         if parameter.default is None:
+            config = hydra_config(follower, function)
+            if config is not None:
+                return config
             return follower.unknown(parameter.name, _pass(name))
         found = follower.value(parameter.default)
     finally:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import libcst as cst
 
 from lora_doctor.static.program.command_line import PARSERS, parsed, parser_call
+from lora_doctor.static.program.config_files import of_config_file
 from lora_doctor.static.program.containers import made_container, of_container
 from lora_doctor.static.program.expressions import environment
 from lora_doctor.static.program.values import (
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 _SELF = frozenset(
     ["to", "cuda", "cpu", "half", "float", "bfloat16", "double", "train", "eval", "requires_grad_"]
 )
+#: Methods of a path that return the same one, spelled otherwise.
+_OF_PATHS = ("resolve", "absolute", "expanduser", "as_posix")
 _TEXT = frozenset(
     [
         "lower",
@@ -114,6 +117,8 @@ def _of_text(follower: Context, call: Call) -> Value | None:
     receiver = call.receiver
     if not isinstance(receiver, Known) or not isinstance(receiver.value, str):
         return None
+    if call.method in _OF_PATHS:
+        return receiver
     if call.method not in _TEXT or call.keywords:
         return None
     try:
@@ -129,6 +134,8 @@ def _of_text(follower: Context, call: Call) -> Value | None:
 def _builtin(follower: Context, call: Call) -> Value | None:
     name, first = call.name, call.value("", 0)
     if name in ("builtins.vars", "dataclasses.asdict", "vars"):
+        if isinstance(first, Mapping):
+            return first
         return Mapping(first.attributes) if isinstance(first, Instance) else None
     if name == "builtins.getattr" and first is not None:
         attribute = call.value("", 1)
@@ -158,8 +165,8 @@ def _environment(follower: Context, call: Call) -> Value | None:
 
 
 #: What each looks for is the matter of no other.
-_LOOKS = (_gpu, _of_parsers, _of_model, _of_text, of_container, made_container, _builtin,
-          _environment)  # fmt: skip
+_LOOKS = (_gpu, _of_parsers, _of_model, _of_text, of_container, made_container, of_config_file,
+          _builtin, _environment)  # fmt: skip
 
 
 def _started(follower: Context, call: Call) -> Value | None:

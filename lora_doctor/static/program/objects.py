@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,8 @@ from lora_doctor.static.program.values import (
     Class,
     Function,
     Instance,
+    Known,
+    Mapping,
     ModuleValue,
     Reference,
     Scope,
@@ -36,10 +39,18 @@ def attribute(follower: Context, owner: Value, name: str) -> Value | None:
         return owner.scope.names.get(name)
     if isinstance(owner, Thing):
         return owner.attributes.get(name)
+    if isinstance(owner, Mapping):  # an object whose attributes are the entries
+        return owner.entries.get(name, owner.open)
     if isinstance(owner, Class):
         return _in_class(owner, name)
-    if not isinstance(owner, Instance):
-        return None
+    if isinstance(owner, Instance):
+        return _of_instance(follower, owner, name)
+    if isinstance(owner, Known) and isinstance(owner.value, str) and name == "parent":
+        return Known(os.path.dirname(owner.value))  # of a path
+    return None
+
+
+def _of_instance(follower: Context, owner: Instance, name: str) -> Value | None:
     if name in owner.attributes:
         return owner.attributes[name]
     found = _in_class(owner.of, name) if owner.of is not None else None

@@ -13,7 +13,7 @@ from lora_doctor.static.piece import read_bytes
 from lora_doctor.static.place import Place
 from lora_doctor.static.program.notebook import CodeCell, code_cells, is_notebook, with_cells
 from lora_doctor.static.program.units import Span, Unit, magic_lines
-from lora_doctor.static.program.values import Call, Unknown
+from lora_doctor.static.program.values import Call, Known, Unknown
 
 _BOM = "\ufeff"
 #: A notebook holds its pictures.
@@ -129,6 +129,7 @@ def _read(path: Path, data: bytes, text: str, arguments: tuple[str, ...]) -> Pro
     else:
         units = [Unit(str(path), text)]
     follower = Follower(path.parent, arguments)
+    follower.scope.names["__file__"] = Known(str(path))
     for unit in units:
         if unit.python.strip() or not cells:
             follower.follow(unit)

@@ -9,7 +9,7 @@ from lora_doctor.errors import EvidenceError
 from lora_doctor.limits import PYTHON_BYTES
 from lora_doctor.static.piece import read_bytes
 from lora_doctor.static.program.units import Unit
-from lora_doctor.static.program.values import ModuleValue, Scope
+from lora_doctor.static.program.values import Known, ModuleValue, Scope
 
 if TYPE_CHECKING:
     from lora_doctor.static.program.context import Context
@@ -43,7 +43,7 @@ def _followed(follower: Context, file: Path) -> ModuleValue | None:
     except (EvidenceError, UnicodeDecodeError):
         return None
     kept = follower.scope, follower.unit
-    follower.scope = Scope({})
+    follower.scope = Scope({"__file__": Known(str(file))})
     try:
         follower.follow(unit)
         follower.modules[key] = ModuleValue(follower.scope)

@@ -335,6 +335,8 @@ class Statements(ABC):
             owner = self.value(target.value)
             if isinstance(owner, (Thing, Instance)):
                 owner.attributes[target.attr.value] = value
+            elif isinstance(owner, Mapping):
+                owner.take(Mapping({target.attr.value: value}))
         elif isinstance(target, cst.Subscript):
             self._bind_entry(target, value)
 

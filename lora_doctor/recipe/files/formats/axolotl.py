@@ -205,6 +205,7 @@ FRAMEWORK = Framework(
         "axolotl",
         ("axolotl.utils.schemas.config:AxolotlInputConfig",),
         r'\bcfg\.(\w+)|(?:data|cfg|values)\.get\(\s*"(\w+)"|(?:data|cfg)\["(\w+)"\]',
+        "integrations/*/args.py",
     ),
     model="base_model",
     revision="revision_of_model",
