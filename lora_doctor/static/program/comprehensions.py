@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import libcst as cst
 
 from lora_doctor.limits import step
+from lora_doctor.static.program.truth import truth
 from lora_doctor.static.program.values import (
     LONGEST,
     Items,
@@ -79,8 +80,6 @@ def _rounds(follower: Context, node: cst.CompFor, made: list[int]) -> Iterator[N
 
 
 def _holds(follower: Context, test: cst.BaseExpression) -> bool:
-    from lora_doctor.static.program.expressions import truth
-
     known = truth(follower.value(test))
     if known is None:
         raise _NotKnownError

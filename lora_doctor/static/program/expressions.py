@@ -13,6 +13,7 @@ import libcst as cst
 
 from lora_doctor.limits import step
 from lora_doctor.static.program.comprehensions import listed, mapped
+from lora_doctor.static.program.truth import is_model, truth
 from lora_doctor.static.program.values import (
     LONGEST,
     Function,
@@ -279,26 +280,9 @@ def _plain_format(text: Any) -> bool:
     return isinstance(text, str) and not re.search(r"%[^sd%]", text)
 
 
-def truth(value: Value) -> bool | None:
-    """Whether the value counts as true; ``None`` where that is not known."""
-    if isinstance(value, Known):
-        return bool(value.value)
-    if isinstance(value, Items):
-        return bool(value.items) or (None if value.open else False)
-    if isinstance(value, Mapping):
-        return bool(value.entries) or (None if value.open else False)
-    if isinstance(value, Thing) and "." in value.made_by and not _is_model(value):
-        return None
-    return None if isinstance(value, Unknown) else True
-
-
-def _is_model(value: Thing) -> bool:
-    return value.call.method in ("from_pretrained", "get_peft_model")
-
-
 def _is_object(value: Value) -> bool:
     return isinstance(value, (Items, Mapping, Reference, Function, Instance, ModuleValue)) or (
-        isinstance(value, Thing) and (_is_model(value) or value.call.method[:1].isupper())
+        isinstance(value, Thing) and (is_model(value) or value.call.method[:1].isupper())
     )
 
 

@@ -9,17 +9,17 @@ import libcst as cst
 from lora_doctor.static.program.values import Known, Value
 
 if TYPE_CHECKING:
-    from lora_doctor.static.program.statements import Statements
+    from lora_doctor.static.program.context import Context
 
 
-def matches(follower: Statements, case: cst.MatchCase, subject: Value) -> bool | None:
+def matches(follower: Context, case: cst.MatchCase, subject: Value) -> bool | None:
     """Whether the case is taken; ``None`` where that is not known. A name that the pattern binds is
     bound."""
     found = _pattern(follower, case.pattern, subject)
     return found if case.guard is None or found is False else None
 
 
-def _pattern(follower: Statements, node: cst.MatchPattern, subject: Value) -> bool | None:
+def _pattern(follower: Context, node: cst.MatchPattern, subject: Value) -> bool | None:
     if isinstance(node, cst.MatchAs):
         found = True if node.pattern is None else _pattern(follower, node.pattern, subject)
         if node.name is not None and found is not False:

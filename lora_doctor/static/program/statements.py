@@ -16,10 +16,11 @@ from pathlib import Path
 import libcst as cst
 
 from lora_doctor.limits import step
-from lora_doctor.static.program.expressions import combined, truth
+from lora_doctor.static.program.expressions import combined
 from lora_doctor.static.program.matching import matches
 from lora_doctor.static.program.objects import make_class
 from lora_doctor.static.program.siblings import sibling
+from lora_doctor.static.program.truth import truth
 from lora_doctor.static.program.units import Span, Unit
 from lora_doctor.static.program.values import (
     LONGEST,
