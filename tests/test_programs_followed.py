@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 import lora_doctor
-from lora_doctor.recipe.program.setup import Setup, read_setup
+from lora_doctor.recipe.program.read_setup import read_setup
+from lora_doctor.recipe.program.setup import Setup
 
 _TRAIN = """
 from peft import LoraConfig, get_peft_model
