@@ -146,7 +146,7 @@ class SomeTargetsMatchNothing(Rule):
             Measurement("layers adapted", _share(structure), "language tower"),
         ]
         yield self.finding(
-            "warning" if missing or not _every_layer(structure) else "info",
+            "warning" if missing or not _all_served(structure, entries) else "info",
             f"{len(entries)} of {len(target_entries(case.recipe))} target_modules match nothing in "
             f"{structure.model_class} ({quoted(entries, 6)}); only {quoted(kept, 6)} are adapted"
             + (f", while {quoted(missing, 6)} are not." if missing else "."),
@@ -274,10 +274,14 @@ def _elsewhere(structure: Structure, entries: list[str]) -> dict[str, list[str]]
     return found
 
 
-def _every_layer(structure: Structure) -> bool:
-    """Whether all that there is to adapt is adapted: the names that do nothing are of other models,
-    in a list that was written for several."""
-    return all(group.adapted == group.count for group in offered_layers(structure))
+def _all_served(structure: Structure, entries: list[str]) -> bool:
+    """Whether all that there is to adapt is adapted, or what these names stand for is, under the
+    names that it has here (``up_proj`` where there is no gate): they are of other models, in a list
+    that was written for several."""
+    if all(group.adapted == group.count for group in offered_layers(structure)):
+        return True
+    kept = {group.leaf for group in structure.groups if group.adapted}
+    return all(kept.intersection(same_job(structure, entry)) for entry in entries)
 
 
 def _share(structure: Structure) -> str:

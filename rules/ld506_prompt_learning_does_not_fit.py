@@ -85,6 +85,10 @@ _PROMPTS = (
 )
 
 
+#: All activations stored.
+_STORED = (Edit("gradient_checkpointing", False),)
+
+
 class PromptLearningDoesNotFit(Rule):
     """Prompt, prefix or P-tuning fails on a model where LoRA works.
 
@@ -181,6 +185,18 @@ class PromptLearningDoesNotFit(Rule):
         ),
         Example(
             "broken",
+            "arch:llama",
+            {
+                "peft_type": "PREFIX_TUNING",
+                "num_virtual_tokens": 4,
+                "task_type": "CAUSAL_LM",
+                "gradient_checkpointing": True,
+            },
+            requires={"transformers": ">=4.57"},
+            why="a checkpointed layer is given no cache",
+        ),
+        Example(
+            "broken",
             "arch:bert",
             {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 4, "task_type": "SEQ_CLS"},
             requires={"transformers": ">=5.24", "peft": "<0.22"},
@@ -235,8 +251,7 @@ class PromptLearningDoesNotFit(Rule):
         caused = tuple(name for name in failed if name not in also)
         if not caused:
             raise EvidenceError("LoRA on the same model fails as well, so it is not the method")
-        named = with_task_type(case)
-        fixes = [Fix("Name the task type.", "safe", named)] if _passes(case, named) else []
+        fixes = _repairs(case)
         if not fixes:
             fixes = [
                 _switch(name, edits) for name, edits in other_methods(case) if _passes(case, edits)
@@ -264,6 +279,8 @@ class PromptLearningDoesNotFit(Rule):
         cause = next((words for pattern, words in _CAUSES if re.search(pattern, raised)), "")
         if not cause and "stray" in check.problems:
             cause = _STRAY
+        if any(fix.edits == _STORED for fix in fixes):
+            cause = "gradient checkpointing leaves out the cache in which a prefix is passed"
         evidence = [Measurement(f"{method}, check {check.name}", said, source)]
         if seen.failure and seen.failure.where and seen.failure.check in caused:
             evidence.append(Measurement("raised in", seen.failure.where, source))
@@ -292,6 +309,16 @@ class PromptLearningDoesNotFit(Rule):
             ),
             explains=caused,
         )
+
+
+def _repairs(case: Case) -> list[Fix]:
+    """Edits with which this method works, each run."""
+    named = with_task_type(case)
+    if _passes(case, named):
+        return [Fix("Name the task type.", "safe", named)]
+    if case.recipe.get("gradient_checkpointing") and _passes(case, _STORED):
+        return [Fix("Train without gradient checkpointing.", "unsafe", _STORED)]
+    return []
 
 
 def _passes(case: Case, edits: tuple[Edit, ...]) -> bool:

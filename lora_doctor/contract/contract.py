@@ -315,6 +315,8 @@ class Contract:
             return self.recorder.skip(name, "training goes on from a saved adapter")
         if self._peft("peft_type", "LORA") != "LORA" or start not in ZERO_START:
             return self.recorder.skip(name, "these adapters do not start at zero")
+        if self._peft("layer_replication", None):
+            return self.recorder.skip(name, "layer_replication stacks the layers anew")
         pairs = list(zip(self.first_losses, self.base_losses, strict=True))
         if not all(is_finite(number) for pair in pairs for number in pair):
             return self.recorder.skip(name, "a loss is not finite (see loss-finite)")

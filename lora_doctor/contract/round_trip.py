@@ -18,6 +18,7 @@ from lora_doctor.contract.locator import tensors_in
 from lora_doctor.contract.measure import Difference, compare, outputs_of, without_labels
 from lora_doctor.contract.recorder import Recorder, Stop
 from lora_doctor.nn import wrapper_tensors
+from lora_doctor.nn.copying import seed_everything
 from lora_doctor.results.round_trip import Saving
 from lora_doctor.sandbox.memory import is_out_of_memory
 from lora_doctor.sandbox.temporary import temporary_folder
@@ -27,6 +28,9 @@ from lora_doctor.text import one_line, single_line
 #: bf16 1.1e-2; a lost adapter is off by 1e-1 and more.
 MERGE_TOLERANCE = {"float32": 1e-4, "float64": 1e-4, "float16": 5e-3, "bfloat16": 3e-2}
 RELOAD_TOLERANCE = {"float32": 1e-5, "float64": 1e-5, "float16": 1e-3, "bfloat16": 8e-3}
+
+#: The process that loads an adapter has drawn other random numbers than the one that trained it.
+_OTHER_SEED = 1
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,7 @@ class RoundTripRun:
             ):
                 folder = Path(text)
                 warnings.simplefilter("always")
+                seed_everything(_OTHER_SEED)
                 with self.recorder.guard(name):
                     reloaded = saved_files.save_and_reload(self.model, self.fresh(), paths, folder)
                 warned = self._warned(caught)

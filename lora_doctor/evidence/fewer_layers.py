@@ -39,6 +39,7 @@ def fit(recipe: Recipe, model: Any, config: Any = None) -> tuple[Recipe, tuple[s
 
     changes = {key: _moved_numbers(recipe.get(key), moved) for key in _KEYS_OF_NUMBERS}
     changes |= {key: _moved_names(recipe.get(key), moved) for key in _KEYS_OF_NAMES}
+    changes["layer_replication"] = _moved_ranges(recipe.get("layer_replication"), depth)
     changes = {key: value for key, value in changes.items() if value != recipe.get(key)}
     fixed = [key for key in _KEYS_OF_NAMES if _numbers_stay(recipe.get(key))]
     return (recipe.override(changes, "argument") if changes else recipe), tuple(fixed)
@@ -73,6 +74,19 @@ def _moved_numbers(value: Any, moved: Callable[[int], int]) -> Any:
     if isinstance(value, (list, tuple)):
         return sorted({moved(int(number)) for number in value})
     return value
+
+
+def _moved_ranges(value: Any, depth: int) -> Any:
+    """``layer_replication``, ranges of layers that are stacked: every layer once, and the last one
+    again where the recipe repeats any."""
+    try:
+        stacked = [number for start, end in value or () for number in range(start, end)]
+    except (TypeError, ValueError):
+        return value  # PEFT says what it is
+    if not stacked:
+        return value
+    repeated = len(set(stacked)) < len(stacked)
+    return [[0, depth], *([[depth - 1, depth]] if repeated else [])]
 
 
 def _moved_names(value: Any, moved: Callable[[int], int]) -> Any:

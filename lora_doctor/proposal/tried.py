@@ -80,6 +80,8 @@ class Proposal:
             # The same scaling: rsLoRA divides by the square root of the rank.
             rank = self.asked.get("r") or RANK
             values["lora_alpha"] = max(1, round(ALPHA / RANK * math.sqrt(rank)))
+        if "lora_dropout" in values and self.asked.get("target_parameters"):
+            values["lora_dropout"] = 0  # PEFT takes none on parameters
         recipe = self.asked.fill(values)
         injected = inject(self.model, recipe)
         if injected.result.ok and injected.result.converted and "target_parameters" in values:
