@@ -158,7 +158,7 @@ def _evidence(built_in: BuiltIn) -> tuple[Measurement, ...]:
     if built_in.loading_unfreezes:
         lines.append(
             Measurement("from_pretrained", "makes every weight trainable again",
-                    "installed transformers, asked with a model of two weights")
+                    "installed transformers, run on a model of two weights")
         )  # fmt: skip
     return tuple(lines)
 

@@ -1,4 +1,4 @@
-"""LD401: a norm whose epsilon decides what comes out of it, beside norms with another one."""
+"""LD401: a norm whose epsilon determines its output, next to norms with another epsilon."""
 
 from __future__ import annotations
 
@@ -27,35 +27,34 @@ CHANGE, ROUNDINGS = 0.01, 4
 
 
 class EpsilonMismatch(Rule):
-    """A norm has an epsilon of the size of the variance that reaches it, and another epsilon would
+    """A norm has an epsilon as large as the variance of its input, so that another epsilon would
     give another output.
 
     ## What happens
-    A norm divides by `sqrt(variance + epsilon)`. Where the variance is far above epsilon, nothing
-    depends on epsilon: at a variance of 1, 1e-4 instead of 1e-6 changes the output by 0.005 per
-    cent, which bf16 cannot even show. Where it is not, the norm no longer normalises: at a variance
-    of 1e-4 the same change is 29 per cent. What a connector hands to the language model is then
-    smaller than what it was meant to be, and so are the gradients through it.
+    A norm divides by `sqrt(variance + epsilon)`. Where the variance is far above epsilon, epsilon
+    does not matter: at a variance of 1, 1e-4 instead of 1e-6 changes the output by 0.005 %, which
+    bf16 cannot even represent. Otherwise the norm no longer normalises: at a variance of 1e-4 the
+    same change is 29 %. The output of a connector is then smaller than intended, and so are the
+    gradients through it.
 
     ## Why
     Connectors are written with `eps=1e-4` or torch's default 1e-5 beside a language model with
     1e-6, and layers of a pretrained model get another epsilon than the one they were trained with
-    when a framework builds them again, or when somebody has changed it.
-    Which number stands in the source says nothing by itself. What is compared here is measured: the
-    variance that reached the norm, and its output with both numbers, in the recipe's dtype. That
-    needs the weights that are trained from: a loaded module, a factory, or `--depth full`. Random
-    weights of a shrunken model say nothing about it.
-    Norms of a pretrained model are held against the epsilon that their own class gives them, and a
-    connector only while its weights are an initialisation: what was trained with an epsilon keeps
-    it.
+    when a framework builds them again, or when somebody has changed it. The value in the source
+    says nothing by itself. What is compared is measured: the variance of the norm's input, and its
+    output with both epsilons, in the recipe's dtype. That needs real weights: a loaded module, a
+    factory, or `--depth full`. The random weights of a tiny model cannot show it. Norms of a
+    pretrained model are compared with the epsilon that their own class sets. A connector is judged
+    only while its weights are still at their initialisation: weights that were trained with an
+    epsilon have to keep it.
 
     ## Versions
     All.
 
     ## Fix
-    By hand: give the norm the epsilon of the norms around it. Mind the direction: the smaller
-    epsilon makes output and gradients larger, it is no remedy for NaN (LD410 is about an epsilon
-    that vanishes in fp16).
+    By hand: give the norm the epsilon of the norms around it. A smaller epsilon makes output and
+    gradients larger, so it is not a remedy for NaN (LD410 is about an epsilon that is zero in
+    fp16).
 
     ## Links
     https://docs.pytorch.org/docs/stable/generated/torch.nn.LayerNorm.html
@@ -63,7 +62,7 @@ class EpsilonMismatch(Rule):
 
     code = "LD401"
     name = "epsilon-mismatch"
-    summary = "A norm's epsilon, and not the data, decides what comes out of it."
+    summary = "A norm's epsilon, and not its input, determines its output."
     depth = "tiny"
     symptoms = (Symptom(r"(?i)(?:rms_norm_eps|layer_norm_eps|epsilon|\beps\b) mismatch"),)
     descriptions = (
@@ -111,7 +110,7 @@ class EpsilonMismatch(Rule):
         others = sum(pair[0].count for pair in pairs) - 1
         low, middle, high = reading.variance
         measures = [
-            Measurement("variance that reached it", f"{low:.2g} to {high:.2g}, median {middle:.2g}",
+            Measurement("variance of its input", f"{low:.2g} to {high:.2g}, median {middle:.2g}",
                     f"measured on {batch}"),
             Measurement(f"output with {other:g} instead of {own:g}",
                     f"differs by {effect.change:.2%} of its norm, {effect.growth:.3g} times as "
@@ -127,23 +126,24 @@ class EpsilonMismatch(Rule):
         ]  # fmt: skip
         larger = "larger" if own > other else "smaller"
         trained = (
-            f"a checkpoint that was trained with {own:g} must keep it"
+            f"a checkpoint trained with {own:g} must keep it"
             if reading.owner is None
             else "weights published for this class expect it"
         )
         return self.finding(
             severity,
-            f"{reading.path} ({reading.class_name}{_and(others)}) has {reading.attribute} {own:g}, "
-            f"{whose} {other:g}, and the variance that reaches it is {low:.2g} to {high:.2g}: "
-            f"its output differs by {effect.change:.1%}.",
+            f"{reading.path} ({reading.class_name}{_and(others)}) has {reading.attribute} "
+            f"{own:g}, {whose} {other:g}, and the variance of its input is {low:.2g} to "
+            f"{high:.2g}: its output differs by {effect.change:.1%}.",
             location=Location("module", reading.path),
             evidence=tuple(measures),
             proof=Proof("measured", "variance and both outputs were measured in this run"),
             fixes=(
                 Fix(
-                    f"Build {'it' if not others else 'them'} with {reading.attribute}={other:g}; "
-                    f"{trained}. Output and gradients of {reading.path} become {larger} "
-                    f"({effect.growth:.3g} times as large): it is no remedy for NaN.",
+                    f"Build {('it' if not others else 'them')} with "
+                    f"{reading.attribute}={other:g}; {trained}. Output and gradients of "
+                    f"{reading.path} become {larger} ({effect.growth:.3g} times as large): it "
+                    "is not a remedy for NaN.",
                     "manual",
                 ),
             ),

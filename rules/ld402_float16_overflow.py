@@ -1,4 +1,4 @@
-"""LD402: activations that float16 cannot hold."""
+"""LD402: activations too large for float16."""
 
 from __future__ import annotations
 
@@ -34,30 +34,31 @@ _AFTERWARDS = (
 
 
 class Float16Overflow(Rule):
-    """The recipe computes in float16, which ends at 65504, and the activations of the model are
-    larger, or close to it.
+    """The recipe computes in float16, whose largest value is 65504, and activations of the model
+    exceed it or come close to it.
 
     ## What happens
-    The first activation above 65504 becomes infinite and the next difference or softmax NaN. The
-    loss is NaN from the first step or after some hundred, or is reported as 0 with `grad_norm nan`;
-    under a gradient scaler every step is skipped and nothing is learned.
+    The first activation above 65504 becomes inf, and the next subtraction or softmax NaN. The loss
+    is NaN from the first step or after a few hundred, or is reported as 0 with `grad_norm nan`;
+    with a gradient scaler every step is skipped and the model learns nothing.
 
     ## Why
-    bfloat16 reaches as far as float32. A model that was trained in it has never had to stay below
-    65504, and some do not: the outputs of Gemma 3's norms, the second feed-forward layer of T5.
+    bfloat16 has the range of float32. A model that was trained in it never had to stay below 65504,
+    and some do not: the outputs of Gemma 3's norms, the second feed-forward layer of T5.
 
-    The largest output of each layer is measured where the weights are at hand: with `--depth
-    full`, on a loaded model, on a factory's. Random weights are never large; what can be told
-    without the user's own is what the model's class keeps in float32 (`LD408`) and the dtype of
-    the checkpoint (`LD409`). Scores inside an attention kernel and the backward are not seen.
+    The largest output of each layer is measured where real weights are available: with `--depth
+    full`, on a loaded model, on the model of a factory. The random weights of a tiny model never
+    give large outputs; without real weights, `LD408` reports what the model's class keeps in
+    float32, and `LD409` the dtype of the checkpoint. Scores inside an attention kernel and values
+    in the backward are not measured.
 
     ## Versions
     All.
 
     ## Fix
-    bfloat16, which changes rounding and nothing else, or float32 on hardware without it; there,
-    with too little memory, the modules that overflow in float32 and the others in float16. Clamping
-    activations stops the NaN and costs accuracy: for Gemma 3, 0.75 became 0.66 on average.
+    bfloat16, which changes only rounding, or float32 on hardware without bfloat16. If that takes
+    too much memory: float32 for the modules that overflow and float16 for the others. Clamping
+    activations stops the NaN but costs accuracy: for Gemma 3, 0.75 became 0.66 on average.
 
     ## Links
     https://github.com/huggingface/transformers/pull/36832
@@ -66,7 +67,7 @@ class Float16Overflow(Rule):
 
     code = "LD402"
     name = "float16-overflow"
-    summary = "float16 on a model whose activations are too large for it, as measured."
+    summary = "float16 on a model whose measured activations are too large for it."
     depth = "tiny"
     symptoms = (
         Symptom(r"'?loss'?:\s*'?0(?:\.0+)?'?,.{0,20}grad_norm'?:\s*'?nan\b"),
@@ -130,9 +131,11 @@ class Float16Overflow(Rule):
             _message(shown),
             location=Location("module", shown.path),
             evidence=(*evidence, *chosen_by(case, run)),
-            proof=Proof("executed", "the numbers left float16 in a training forward")
+            proof=Proof(
+                "executed", ("activations exceeded the range of float16 in a training forward")
+            )
             if executed
-            else Proof("measured", "outputs of the user's own weights against 65504"),
+            else Proof("measured", "outputs with the user's own weights, compared with 65504"),
             fixes=wider_dtypes(case, [shown.path] if first is not None else []),
             explains=_AFTERWARDS if executed else (),
         )
@@ -142,13 +145,13 @@ def _message(shown: ActivationReading) -> str:
     largest = f"{shown.max_abs:.3g}"
     if not _overflows(shown):
         return (
-            f"{shown.path} puts out {largest}, close to 65504 where float16 ends: other "
-            "inputs or the backward may overflow."
+            f"{shown.path} outputs values up to {largest}, close to 65504, the largest of "
+            "float16: other inputs or the backward may overflow."
         )
     if not shown.finite:
         measured = f" ({largest} in float32)" if shown.max_abs >= LARGEST_FLOAT16 else ""
-        return f"{shown.path} puts out more than 65504{measured}, which float16 cannot hold."
-    return f"{shown.path} puts out {largest}; float16 ends at 65504 and will overflow."
+        return f"{shown.path} outputs values above 65504{measured}, the largest of float16."
+    return f"{shown.path} outputs values up to {largest}; float16 overflows above 65504."
 
 
 def _table(

@@ -34,8 +34,8 @@ class AttentionAgainstTheModelsAdvice(Rule):
 
     ## Why
     Without `attn_implementation` transformers takes `sdpa` where the class allows it. Its authors
-    have seen this model learn less well with it. What an implementation is known to leave out is
-    LD411.
+    observed worse training results with it. An implementation that ignores a part of the model's
+    attention is LD411.
 
     ## Versions
     Gemma 2 with `sdpa`: in transformers 4.44 and 4.53, beside LD411's cause. Gemma 3: a warning in

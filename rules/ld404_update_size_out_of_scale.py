@@ -33,36 +33,37 @@ USUAL_SCALING = 2.0
 
 
 class UpdateSizeOutOfScale(Rule):
-    """`lora_alpha` and `r` give a scaling with which a step changes the weights by far more, or far
-    less, than any usual recipe.
+    """With the scaling from `lora_alpha` and `r`, a step changes the weights by far more, or far
+    less, than with any common recipe.
 
     ## What happens
     Too large: the loss jumps in the first steps and stays high, or becomes NaN; a smaller learning
-    rate seems to help. Too small: the loss hardly moves, as if the adapter was not there.
+    rate seems to help. Too small: the loss hardly changes, as if there were no adapter.
 
     ## Why
-    The weight that computes is `W + scaling * B A`, with `scaling = lora_alpha / r`, or
-    `lora_alpha / sqrt(r)` with `use_rslora`. Adam's first step moves each number in B by the
-    learning rate, whatever the gradient, so the weight moves by about
-    `scaling * rate * sqrt(r / 3) / (sqrt(inputs) * size of its numbers)`. Turning on rsLoRA
-    without changing `lora_alpha` multiplies every step by `sqrt(r)`; `lora_alpha` as the scaling
-    itself (1) divides it by `r`.
+    The effective weight is `W + scaling * B A`, with `scaling = lora_alpha / r`, or `lora_alpha /
+    sqrt(r)` with `use_rslora`. Adam's first step changes each element of B by the learning rate,
+    whatever the gradient, so the weight changes, relative to its RMS, by about `scaling * rate *
+    sqrt(r / 3) / (sqrt(inputs) * RMS of the weight)`. Turning on rsLoRA without changing
+    `lora_alpha` multiplies every step by `sqrt(r)`; taking `lora_alpha` for the scaling itself (1)
+    divides it by `r`.
 
-    Full training moves a weight by its learning rate: 1e-5 to 5e-5 against a size of 0.02, that is
-    0.05 to 0.25 % a step. Usual LoRA recipes (`r` 8 to 64, `lora_alpha` `r` to `4 r`, or QLoRA's 16
-    over 64, at 1e-4 to 5e-4, on 768 to 8192 inputs) lie between 0.01 and 1.7 %. This rule speaks
-    above 2 % and, at 2e-4 or more, below 0.002 %. Without a `learning_rate` in the recipe it
-    judges at 2e-4. A model whose real weights are not at hand is taken as trained: numbers of about
-    `1 / sqrt(inputs)` where that is more than they begin with. PEFT's own example for ViT (`r` 16,
-    `lora_alpha` 16, 5e-3, 768 inputs) moves weights of that size by 1.2 %.
+    Full fine-tuning changes a weight by its learning rate: 1e-5 to 5e-5 at an RMS of 0.02, that is
+    0.05 to 0.25 % per step. Usual LoRA recipes (`r` 8 to 64, `lora_alpha` `r` to `4 r`, or QLoRA's
+    16 over 64, at 1e-4 to 5e-4, on 768 to 8192 inputs) lie between 0.01 and 1.7 %. This rule
+    reports more than 2 % and, at a learning rate of 2e-4 or more, less than 0.002 %. Without a
+    `learning_rate` in the recipe it assumes 2e-4. Where real weights are not available, the model
+    is assumed to be trained: an RMS of about `1 / sqrt(inputs)` where that is above the RMS at
+    initialisation. PEFT's own example for ViT (`r` 16, `lora_alpha` 16, 5e-3, 768 inputs) changes
+    such weights by 1.2 %.
 
     ## Versions
     All; `use_rslora` since PEFT 0.8.
 
     ## Fix
-    A `lora_alpha` with which the scaling is 2. It changes what the model learns, so it is not
-    applied by default. Smaller steps do not cure an overflow of activations in float16 (`LD402`):
-    the base model has it too.
+    A `lora_alpha` that makes the scaling 2. It changes what the model learns, so it is not applied
+    by default. Smaller steps do not help against overflow of activations in float16 (`LD402`): the
+    base model overflows too.
 
     ## Links
     https://arxiv.org/abs/2312.03732
@@ -71,7 +72,7 @@ class UpdateSizeOutOfScale(Rule):
 
     code = "LD404"
     name = "update-size-out-of-scale"
-    summary = "LoRA's scaling makes each step far too large or far too small."
+    summary = "LoRA's scaling makes each update far too large or far too small."
     depth = "tiny"
     examples = (
         Example(
@@ -130,7 +131,7 @@ class UpdateSizeOutOfScale(Rule):
                 return
             steps = seen.check("steps")
             if steps is not None and steps.status == "passed":
-                raise EvidenceError("no linear layer has LoRA that starts at zero")
+                raise EvidenceError("no linear layer has a LoRA adapter that starts at zero")
             raise EvidenceError("the training contract stopped before the first optimizer step")
         own = seen.observations.user_weights
         rate = float(case.recipe.get("learning_rate") or TYPICAL_RATE)
@@ -153,13 +154,13 @@ class UpdateSizeOutOfScale(Rule):
     ) -> Finding:
         used = rate if large else max(rate, TYPICAL_RATE)
         reading, share = middle.reading, middle.relative * used * (middle.grown if large else 1)
-        verdict = "far too much" if large else "hardly at all"
+        verdict = "far too large" if large else "far too small"
         typical = "" if case.recipe.get("learning_rate") else ", which is typical,"
         lora_alpha, root = case.recipe.get("lora_alpha"), case.recipe.get("use_rslora")
         usual = USUAL_SCALING * math.sqrt(16 / reading.rank) / abs(reading.scaling)
         source = "measured in the first optimizer step"
         if not own:
-            source += " of the shrunken model; for the real one by its shapes"
+            source += " of the tiny model, scaled to the shapes of the real one"
         evidence = [
             Measurement(
                 "scaling",
@@ -184,11 +185,15 @@ class UpdateSizeOutOfScale(Rule):
         )  # fmt: skip
         return self.finding(
             "warning",
-            f"At a learning rate of {used:g}{typical} the first step changes the adapted weights "
-            f"by {_percent(share)} of their size, {verdict}. The scaling is {reading.scaling:g}.",
+            f"At a learning rate of {used:g}{typical} the first step changes the adapted "
+            f"weights by {_percent(share)} of their RMS, {verdict}. The scaling is "
+            f"{reading.scaling:g}.",
             location=Location("recipe", "lora_alpha"),
             evidence=tuple(evidence),
-            proof=Proof("measured", "the adapter's factors before and after a real optimizer step"),
+            proof=Proof(
+                "measured",
+                ("the adapter's A and B were compared before and after an optimizer step"),
+            ),
             fixes=_fixes(case, reading, share, large),
             explains=("loss-falls",),
         )
@@ -259,11 +264,11 @@ def _fixes(case: Case, reading: UpdateReading, share: float, large: bool) -> tup
     patterns = case.recipe.get("alpha_pattern") or case.recipe.get("rank_pattern")
     if large and after > TOO_LARGE:
         return (
-            Fix("Train with a smaller learning rate; the scaling is not what is wrong.", "manual"),
+            Fix("Train with a smaller learning rate; the scaling is in the usual range.", "manual"),
         )
     if not large and (abs(reading.scaling) >= USUAL_SCALING or after < TOO_SMALL):
         return (
-            Fix("Train with a larger learning rate; the scaling is not what is wrong.", "manual"),
+            Fix("Train with a larger learning rate; the scaling is in the usual range.", "manual"),
         )
     title = f"to {lora_alpha}, so that the scaling is {USUAL_SCALING:g}."
     if adapted or patterns:

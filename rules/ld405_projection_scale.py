@@ -1,4 +1,4 @@
-"""LD405: a fresh projection whose output has another size than the embeddings it stands among."""
+"""LD405: an untrained projection whose output has another RMS than the token embeddings."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ _TRAINED = ["ln_speech", "ln_audio", "speech_llama_proj"]
 
 class ProjectionScale(Rule):
     """A projection into the language model's embedding space is still at its initialisation, and
-    what it puts out has another size than the token embeddings that it stands among.
+    the RMS of its output differs from that of the token embeddings it is placed among.
 
     ## What happens
-    Nothing fails. A language model adds the output of each layer to what it was given. Embeddings
-    that are a hundred times too large hardly change from layer to layer, and in fp16 are nearer to
-    overflow; embeddings that are a tenth of the right size are covered by the first layer's output.
+    Nothing fails. A language model adds the output of each layer to its residual stream. Embeddings
+    that are a hundred times too large hardly change from layer to layer, and are closer to overflow
+    in fp16; embeddings a tenth of the right RMS are drowned out by the first layer's output.
     Training has to find the scale first: a slow start, a plateau, a connector that seems to be
     ignored.
 
     ## Why
-    `nn.Linear` draws its weights so that inputs of size 1 come out at size 0.58, whatever it feeds.
-    Token embeddings are of size 0.02 in Llama and of about 1 in Gemma, which multiplies its own by
-    the root of the width. Another `std` helps only if it is the right one: with 768 inputs,
-    `normal_(std=0.02)` gives 0.55, where the default gives 0.58.
-    The sizes are measured: rows that the projection put out are found again among the embeddings
-    that the language model was called with. It is said of projections only whose weights are
-    distributed as an initialisation is, in a module that is trained from as it is: trained
-    projections are often large, and may be.
+    `nn.Linear` initialises its weights so that inputs with an RMS of 1 give outputs with an RMS of
+    0.58. Token embeddings have an RMS of 0.02 in Llama and of about 1 in Gemma, which multiplies
+    its embeddings by the square root of the hidden size. Another `std` helps only if it is the
+    right one: with 768 inputs, `normal_(std=0.02)` gives 0.55, where the default gives 0.58. Both
+    are measured: rows of the projection's output are found again among the embeddings that the
+    language model was called with. Only projections whose weights are distributed like an
+    initialisation are reported, in a loaded module or with real weights: trained projections are
+    often large, and that is fine.
 
     ## Versions
     All.
 
     ## Fix
     By hand: scale the initial weights by the measured ratio, or end the projection in a norm whose
-    weight starts at the size of the token embeddings. A ratio between 10 and 100 is common (a
-    default projection before Llama) and is told, not warned of.
+    weight starts at the RMS of the token embeddings. A ratio between 10 and 100 is common (a
+    default projection before Llama) and is reported as info, not as a warning.
 
     ## Links
     https://docs.pytorch.org/docs/stable/nn.init.html
@@ -52,7 +52,9 @@ class ProjectionScale(Rule):
 
     code = "LD405"
     name = "projection-scale"
-    summary = "A fresh projection feeds embeddings of another size than the language model's own."
+    summary = (
+        "An untrained projection feeds embeddings of another RMS than the language model's own."
+    )
     depth = "tiny"
     examples = (
         Example(
@@ -87,7 +89,7 @@ class ProjectionScale(Rule):
         if LARGE <= ratio < FAR_TOO_LARGE:
             severity = "info"
         comparison = (
-            f"{ratio:.3g} times as large as" if ratio > 1 else f"1/{1 / ratio:.3g} the size of"
+            f"{ratio:.3g} times the RMS of" if ratio > 1 else f"1/{1 / ratio:.3g} the RMS of"
         )
         return self.finding(
             severity,
@@ -95,21 +97,22 @@ class ProjectionScale(Rule):
             f"{reading.into} embeddings {comparison} those of its tokens.",
             location=Location("module", reading.path),
             evidence=(
-                Measurement(f"size (root mean square) of what {reading.path} puts out",
+                Measurement(f"RMS of the output of {reading.path}",
                         f"{reading.output_rms:.3g}", f"measured on {batch}, before training"),
-                Measurement(f"size of what {reading.reference} puts out",
+                Measurement(f"RMS of the output of {reading.reference}",
                         f"{reading.reference_rms:.3g}", "measured on the same batch"),
-                Measurement("ratio", f"{ratio:.3g}", f"told from {LARGE:g}, warned of from "
-                        f"{FAR_TOO_LARGE:g} and below {SMALL:g}"),
+                Measurement("ratio", f"{ratio:.3g}", f"info from {LARGE:g}, warning from "
+                                                     f"{FAR_TOO_LARGE:g} and below {SMALL:g}"),
                 Measurement("its weights", reading.fresh, "tested: moments, and spread over rows"),
                 Measurement("it is trained", reading.trainable, "its parameters under this recipe"),
             ),
             proof=Proof("measured", f"its rows were found in the inputs_embeds of {reading.into}"),
             fixes=(
                 Fix(
-                    f"After building the model, bring its first weights to the tokens' size: "
-                    f"`with torch.no_grad(): {reading.path}.weight.mul_({1 / ratio:.3g})`, and the "
-                    "bias alike. Only before training starts.",
+                    "After building the model, scale its initial weights to the RMS of the "
+                    "token embeddings: `with torch.no_grad(): "
+                    f"{reading.path}.weight.mul_({1 / ratio:.3g})`, and the bias alike. Only "
+                    "before training starts.",
                     "manual",
                 ),
             ),

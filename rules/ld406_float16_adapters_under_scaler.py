@@ -34,28 +34,27 @@ _TARGETS = ["q_proj", "v_proj"]
 
 
 class Float16AdaptersUnderScaler(Rule):
-    """What is trained is float16, and a gradient scaler refuses to unscale float16 gradients.
+    """The trained weights are float16, and a gradient scaler refuses to unscale float16 gradients.
 
     ## What happens
     The first optimizer step, or the gradient clipping before it, raises `ValueError: Attempting to
     unscale FP16 gradients.` Training with `fp16=True` never takes a step.
 
     ## Why
-    A scaler multiplies the loss so that small gradients survive in float16, and divides them again
-    in float32: the weights that are trained must be float32, only the forward is float16. PEFT
-    gives adapters the dtype of the layer that they sit on, and since 0.12 makes LoRA's weights
-    float32 afterwards. That leaves out `modules_to_save` and a classification head, which are
-    copies of float16 modules, and does not happen with `autocast_adapter_dtype=False` or when
+    A scaler multiplies the loss so that small gradients do not underflow in float16, and divides
+    the gradients again in float32: trained weights must be float32, only the forward is float16.
+    PEFT creates adapters in the dtype of their layer, and since 0.12 casts LoRA's weights to
+    float32 afterwards. That does not cover `modules_to_save` and a classification head, which are
+    copies of float16 modules, and it is off with `autocast_adapter_dtype=False` or undone when
     `.half()` is called on the wrapped model.
 
     ## Versions
-    All. Before PEFT 0.12 every adapter on a float16 model.
+    All. Before PEFT 0.12, every adapter on a float16 model.
 
     ## Fix
-    Adapters in float32: PEFT's own cast, or where it has none a patch that does the same. Modules
-    that are trained as a whole cannot be float32 inside a float16 model; the model is loaded in
-    float32 then and computes in float16 (`fp16: true`), or everything is bfloat16, which needs no
-    scaler.
+    Adapters in float32: PEFT's own cast, or a patch that does the same where PEFT has none. Modules
+    that are trained in full cannot be float32 inside a float16 model; load the model in float32 and
+    compute in float16 (`fp16: true`), or use bfloat16 throughout, which needs no scaler.
 
     ## Links
     https://docs.pytorch.org/docs/stable/amp.html
@@ -64,7 +63,7 @@ class Float16AdaptersUnderScaler(Rule):
 
     code = "LD406"
     name = "float16-adapters-under-scaler"
-    summary = "Adapters or whole modules train in float16, which a gradient scaler refuses."
+    summary = "Adapters or modules_to_save train in float16, which a gradient scaler refuses."
     depth = "tiny"
     symptoms = (Symptom(r"Attempting to unscale FP16 gradients"),)
     examples = (
@@ -133,12 +132,13 @@ class Float16AdaptersUnderScaler(Rule):
         yield self.finding(
             "error",
             f"{quoted(list(half), 3)} would be trained in float16: the gradient scaler of fp16 "
-            "training refuses float16 gradients, no step is ever taken.",
+            "training refuses float16 gradients, so no step is ever taken.",
             location=Location("module", next(iter(half))),
             evidence=tuple(evidence),
-            proof=Proof("executed", "a gradient scaler was asked to unscale them")
+            proof=Proof("executed", "a gradient scaler was run on these gradients")
             if failed
-            else Proof("measured", "the dtype of what is trained; the run stopped before a step"),
+            else Proof("measured", ("the dtype of the trained weights; the run stopped before a "
+                                   "step")),
             fixes=tuple(_fixes(case, seen)),
             explains=_AFTER_THE_STEPS,
         )  # fmt: skip
@@ -153,10 +153,10 @@ def _fixes(case: Case, seen: Verification) -> Iterator[Fix]:
     """The changes that work, the one that changes least first."""
     if case.source.kind in ("module", "factory"):
         yield Fix(
-            "Cast what is trained to float32 once the adapters are on: for p in "
+            "Cast trained weights to float32 after the adapters are added: for p in "
             "model.parameters(): p.data = p.data.float() if p.requires_grad else p.data. Call "
-            ".half() before get_peft_model, not after it. A module that is trained as a whole "
-            "needs fp16=True's autocast around every forward then.",
+            ".half() before get_peft_model, not after it. A module that is trained in full "
+            "then needs the autocast of fp16=True around every forward.",
             "manual",
         )
         return
@@ -172,7 +172,7 @@ def _fixes(case: Case, seen: Verification) -> Iterator[Fix]:
         (Edit("dtype", "float32"), Edit("fp16", True)),
     )
     yield Fix(
-        "On hardware that has it, train in bfloat16, which needs no scaler.",
+        "On hardware that supports it, train in bfloat16, which needs no scaler.",
         "unsafe",
         (Edit("dtype", "bfloat16"), Edit("fp16", REMOVE), Edit("bf16", True)),
     )
@@ -181,12 +181,12 @@ def _fixes(case: Case, seen: Verification) -> Iterator[Fix]:
 def _casts(case: Case) -> Iterator[Fix]:
     if case.recipe.get("autocast_adapter_dtype") is False:
         yield Fix(
-            "Let PEFT keep adapters in float32: drop autocast_adapter_dtype.",
+            "Let PEFT keep adapters in float32: remove autocast_adapter_dtype.",
             "safe",
             (Edit("autocast_adapter_dtype", REMOVE),),
         )
     yield Fix(
-        "Keep new adapters in float32, which this PEFT does not do by itself.",
+        "Keep new adapters in float32, which the installed PEFT does not do by itself.",
         "safe",
         patch=Patch("adapters_in_float32"),
     )

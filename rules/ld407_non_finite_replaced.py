@@ -1,4 +1,4 @@
-"""LD407: a training script replaces numbers that are not finite."""
+"""LD407: a training script replaces non-finite values."""
 
 from __future__ import annotations
 
@@ -27,35 +27,36 @@ _A = {
     "weight": "A weight",
 }
 _THEN = {
-    "loss": "the step looks like any other, and what made the loss bad goes on",
-    "gradient": "the optimizer steps on a made-up gradient, and its averages remember it",
-    "activation": "the loss is finite and says nothing of the overflow before it",
-    "weight": "the model goes on with holes in it",
+    "loss": "the step looks normal, and the cause of the bad loss remains",
+    "gradient": "the optimizer uses a made-up gradient, which also enters its running averages",
+    "activation": "the loss is finite and hides the overflow before it",
+    "weight": "the model continues with corrupted values",
 }
 
 
 class NonFiniteReplaced(Rule):
-    """A training script puts a constant where a loss, gradient, activation or weight is not finite.
+    """A training script replaces a non-finite loss, gradient, activation or weight by a constant.
 
     ## What happens
     The logs show finite losses, training runs to its end, and the model has learned less than it
-    seems, or nothing: every step with such a number trains on a made-up one. The first module that
-    overflowed is never looked for.
+    seems, or nothing: every such step trains on a made-up value. The first module that overflowed
+    is never found.
 
     ## Why
     `torch.nan_to_num`, `torch.where(torch.isnan(x), ...)`, `if torch.isnan(loss): loss =
     torch.tensor(0.0)` and clamping to the largest float16 number hide the symptom. A constant has
-    no graph: its backward reaches no weight. `nan_to_num` and `where` pass a zero back, and zero
-    times the infinite slope behind it is NaN again, so that weights may be lost although the loss
-    is finite. `clamp` does not even remove a NaN. A test that skips the step (`continue`), stops,
-    or raises hides nothing and is no finding: gradient scalers skip steps in the same way.
+    no autograd graph, so its backward reaches no weight. `nan_to_num` and `where` pass back a zero
+    gradient, and zero times an infinite derivative is NaN again, so weights can become NaN although
+    the loss is finite. `clamp` does not even remove a NaN. A check that skips the step
+    (`continue`), stops, or raises hides nothing and is not reported: gradient scalers skip steps in
+    the same way.
 
     ## Versions
     All. Read with `ast`; the script is not run, and what it imports is not read.
 
     ## Fix
-    Take it out and let the run stop at the first bad number. `lora-doctor check MODEL` names the
-    first module that overflows; the usual cure is bfloat16 instead of float16.
+    Remove it and let the run stop at the first non-finite value. `lora-doctor check MODEL` names
+    the first module that overflows; the usual fix is bfloat16 instead of float16.
 
     ## Links
     https://docs.pytorch.org/docs/stable/notes/amp_examples.html
@@ -63,7 +64,7 @@ class NonFiniteReplaced(Rule):
 
     code = "LD407"
     name = "non-finite-replaced"
-    summary = "A training script replaces numbers that are not finite."
+    summary = "A training script replaces non-finite values."
     depth = "static"
     symptoms = (
         Symptom(
@@ -121,8 +122,8 @@ class NonFiniteReplaced(Rule):
             proof=Proof("inferred", "read in the source, which was not run"),
             fixes=(
                 Fix(
-                    "Take it out; stop instead (if not torch.isfinite(loss): raise ...) and look "
-                    "for the module where it starts: lora-doctor check MODEL, with the model that "
+                    "Remove it and stop instead (if not torch.isfinite(loss): raise ...). To "
+                    "find the module where it starts, run lora-doctor check on the model that "
                     "this script trains. Train in bfloat16 rather than float16.",
                     "manual",
                 ),

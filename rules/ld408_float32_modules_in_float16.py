@@ -1,4 +1,4 @@
-"""LD408: modules compute in float16 that the model's class keeps in float32."""
+"""LD408: modules compute in float16 although the model's class keeps them in float32."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ from lora_doctor.rules._float16 import (
 
 
 class Float32ModulesInFloat16(Rule):
-    """The model's class says of some modules that they stay in float32 when the others are loaded
-    in float16, and under this recipe they compute in float16.
+    """The model's class keeps some modules in float32 when the rest is loaded in float16, and with
+    this recipe they compute in float16.
 
     ## What happens
-    The first activation above 65504 becomes infinite and the loss NaN, from the first step or
-    after some hundred, as in `LD402`.
+    The first activation above 65504 becomes inf and the loss NaN, from the first step or after a
+    few hundred, as in `LD402`.
 
     ## Why
-    The second feed-forward layer of T5 may put out more than float16 holds, which is why its class
-    names it in `_keep_in_fp32_modules`. `from_pretrained` obeys, `.half()` and the autocast of
-    `fp16: true` do not: a matrix product is a matrix product to them.
+    The output of T5's second feed-forward layer may exceed the range of float16, which is why its
+    class lists it in `_keep_in_fp32_modules`. `from_pretrained` respects that list; `.half()` and
+    the autocast of `fp16: true` do not.
 
-    The dtype is seen in a run of the shrunken model, whose random weights are never large, so that
-    the finding says "may". Where the user's own weights were run, what they put out was measured
-    (`LD402`), and nothing is said here.
+    The dtype is observed in a run of the tiny model, whose random weights never overflow, so the
+    finding says "may". Where the user's own weights were run, their outputs were measured
+    (`LD402`), and this rule reports nothing.
 
     ## Versions
     All.
 
     ## Fix
-    bfloat16, which changes rounding and nothing else, or float32 on hardware without it; there,
-    with too little memory, these modules in float32 and the others in float16.
+    bfloat16, which changes only rounding, or float32 on hardware without bfloat16. If that takes
+    too much memory: float32 for these modules and float16 for the others.
 
     ## Links
     https://github.com/huggingface/transformers/issues/11461
@@ -95,10 +95,13 @@ class Float32ModulesInFloat16(Rule):
         )
         yield self.finding(
             "warning",
-            f"{quoted(paths, 2)} compute in float16, which the model's own class keeps in float32 "
-            "because they may overflow.",
+            f"{quoted(paths, 2)} compute in float16, although the model's class keeps them in "
+            "float32 because they may overflow.",
             location=Location("module", paths[0]),
             evidence=(*evidence, *chosen_by(case, run)),
-            proof=Proof("inferred", "the dtype was seen; with random weights nothing overflows"),
+            proof=Proof(
+                "inferred",
+                ("the dtype was observed; the tiny model's random weights cannot overflow"),
+            ),
             fixes=wider_dtypes(case, paths),
         )

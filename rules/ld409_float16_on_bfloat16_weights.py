@@ -1,4 +1,4 @@
-"""LD409: weights that were published in bfloat16 compute in float16."""
+"""LD409: a bfloat16 checkpoint computes in float16."""
 
 from __future__ import annotations
 
@@ -21,29 +21,30 @@ from lora_doctor.rules._float16 import chosen_by, measured, not_kept, run_of, wi
 
 
 class Float16OnBfloat16Weights(Rule):
-    """The checkpoint is bfloat16 and the recipe computes in float16, which ends at 65504; nothing
-    was measured yet.
+    """The checkpoint is bfloat16 and the recipe computes in float16, whose largest value is 65504;
+    activations were not measured yet.
 
     ## What happens
-    Nothing, as long as every activation stays below 65504. A larger one becomes infinite and the
-    loss NaN, from the first step or after some hundred, as in `LD402`.
+    Nothing, as long as every activation stays below 65504. A larger one becomes inf and the loss
+    NaN, from the first step or after a few hundred, as in `LD402`.
 
     ## Why
-    bfloat16 reaches as far as float32. A model that was trained in it has never had to stay below
-    65504, and some do not, such as Gemma 3.
+    bfloat16 has the range of float32. A model that was trained in it never had to stay below 65504,
+    and some do not, such as Gemma 3.
 
-    The dtype of the weights is that of most numbers in their headers, else what config.json says.
-    A recipe that leaves the dtype open (`auto`) gets what config.json says, which may be another.
+    The dtype of the weights is that of most tensors by their headers, otherwise the one in
+    config.json. A recipe that leaves the dtype open (`auto`) gets the one in config.json, which may
+    differ.
 
-    Only the dtypes are compared, so that the finding says "may". Where the user's own weights were
-    run, with `--depth full`, on a loaded model, on a factory's, their largest outputs were
-    measured: `LD402` tells of them, and nothing is said here.
+    Only the dtypes are compared, so the finding says "may". Where the user's own weights were run
+    (with `--depth full`, on a loaded model, on the model of a factory), their largest outputs were
+    measured: `LD402` reports them, and this rule reports nothing.
 
     ## Versions
     All.
 
     ## Fix
-    bfloat16, which changes rounding and nothing else, or float32 on hardware without it.
+    bfloat16, which changes only rounding, or float32 on hardware without bfloat16.
 
     ## Links
     https://github.com/huggingface/transformers/pull/36832
@@ -51,7 +52,7 @@ class Float16OnBfloat16Weights(Rule):
 
     code = "LD409"
     name = "float16-on-bfloat16-weights"
-    summary = "A bfloat16 checkpoint computes in float16 and may leave its range."
+    summary = "A bfloat16 checkpoint computes in float16 and may overflow."
     depth = "static"
     examples = (
         Example(
@@ -84,29 +85,31 @@ class Float16OnBfloat16Weights(Rule):
         native, where = _native_dtype(case)
         if native is None:
             raise EvidenceError(
-                f"nothing is known of the weights of {case.source}: neither their dtype nor, "
-                "without --depth full, how large the numbers get"
+                f"nothing is known about the weights of {case.source}: neither their dtype "
+                "nor, without --depth full, how large the activations get"
             )
         if native != "bfloat16":
             return
         asks = "config.json" if by_config else "the recipe"
         yield self.finding(
             "warning",
-            f"The weights are bfloat16 and {asks} computes in float16: what is larger than 65504 "
-            "may overflow.",
+            f"The weights are bfloat16 and {asks} computes in float16: activations above 65504 "
+            "would overflow, which may happen.",
             location=Location("recipe", keys[0] if keys else "dtype"),
             evidence=(
                 Measurement("dtype of the weights", native, where),
                 *(_config_says(case) if by_config else chosen_by(case, None)),
             ),
-            proof=Proof("inferred", "from the dtypes; --depth full measures the activations"),
+            proof=Proof(
+                "inferred", ("the dtypes were compared; --depth full measures the activations")
+            ),
             fixes=(_AS_STORED,) if by_config else wider_dtypes(case),
         )
 
 
 #: Of what config.json says, against the weights beside it.
 _AS_STORED = Fix(
-    "Load the weights in bfloat16, in which they are stored.",
+    "Load the weights in bfloat16, as they are stored.",
     "unsafe",
     (Edit("dtype", "bfloat16"),),
 )

@@ -1,4 +1,4 @@
-"""LD410: a norm whose epsilon is zero in float16, so that a row of zeros becomes NaN."""
+"""LD410: a norm whose epsilon is zero in float16, so a row of zeros becomes NaN."""
 
 from __future__ import annotations
 
@@ -23,24 +23,25 @@ if TYPE_CHECKING:
 
 
 class EpsilonVanishesInFloat16(Rule):
-    """A norm adds its epsilon in float16, where it is zero, and divides a row of zeros by zero.
+    """A norm adds its epsilon in float16, where it rounds to zero, and divides a row of zeros by
+    zero.
 
     ## What happens
-    Padding, a masked frame or an empty image patch arrives at the norm as a row of zeros and leaves
-    it as NaN. From there on the loss is NaN, in some batches only.
+    Padding, a masked frame or an empty image patch reaches the norm as a row of zeros, and its
+    output is NaN. The loss is then NaN, in some batches only.
 
     ## Why
-    The smallest number above zero in float16 is 6e-8. An epsilon of 1e-8 is zero there, and
-    `x / sqrt(variance + 0)` is 0 / 0 for a row without variance. `torch.nn.LayerNorm` adds in
-    float32 whatever the dtype; norms that are written by hand often do not.
-    The norm itself is run on a row of zeros, in the recipe's dtype.
+    The smallest number above zero in float16 is 6e-8. An epsilon of 1e-8 is zero there, and `x /
+    sqrt(variance + 0)` is 0 / 0 for a row without variance. `torch.nn.LayerNorm` adds it in float32
+    whatever the dtype; custom norms often do not. The norm itself is run on a row of zeros, in the
+    recipe's dtype.
 
     ## Versions
     All.
 
     ## Fix
-    By hand: compute the norm in float32, or give it an epsilon of 1e-6; better train in bfloat16,
-    which has the range of float32.
+    By hand: compute the norm in float32, or give it an epsilon of 1e-6; or better, train in
+    bfloat16, which has the range of float32.
 
     ## Links
     https://github.com/pytorch/pytorch/issues/41527
@@ -83,23 +84,23 @@ class EpsilonVanishesInFloat16(Rule):
         )
         return self.finding(
             severity,
-            f"{reading.path} ({reading.class_name}{_and(reading.count - 1)}) turns a row of zeros "
-            f"into NaN in {reading.dtype}: {reading.attribute} {reading.epsilon:g} is lost; "
-            f"{what}.",
+            f"{reading.path} ({reading.class_name}{_and(reading.count - 1)}) turns a row of "
+            f"zeros into NaN in {reading.dtype}: {reading.attribute} {reading.epsilon:g} "
+            f"rounds to zero; {what}.",
             location=Location("module", reading.path),
             evidence=(
                 Measurement("output for a row of zeros", "not finite",
                         f"the layer was run, in {reading.dtype}"),
                 Measurement(f"{reading.attribute} in {reading.dtype}", _in_half(reading),
-                        "smallest number above zero: 6e-08 in float16"),
-                Measurement("smallest variance that reached it", f"{reading.variance[0]:.2g}",
+                        "smallest positive value of float16: 6e-08"),
+                Measurement("smallest variance of its input", f"{reading.variance[0]:.2g}",
                         "measured on the batch"),
             ),
             proof=Proof("measured", "the layer itself was run on a row of zeros"),
             fixes=(
                 Fix(
-                    f"Let {reading.path} compute in float32 (`x = x.float()` before the square), "
-                    f"or make {reading.attribute} 1e-6 or more, or train in bfloat16.",
+                    f"Make {reading.path} compute in float32 (`x = x.float()` before the "
+                    f"square), or make {reading.attribute} 1e-6 or more, or train in bfloat16.",
                     "manual",
                 ),
             ),

@@ -1,4 +1,4 @@
-"""LD411: an attention implementation that leaves out a part of the model's attention."""
+"""LD411: an attention implementation that ignores a part of the model's attention."""
 
 from __future__ import annotations
 
@@ -32,27 +32,26 @@ _EVERYTHING = (
 
 
 class AttentionLeavesOutArguments(Rule):
-    """The attention implementation does not know an argument that the model hands to it, and leaves
-    out a part of the model's attention.
+    """The attention implementation does not support an argument that the model passes to it, and so
+    ignores a part of the model's attention.
 
     ## What happens
-    Often nothing is said: the model hands the cap of its attention scores (`softcap`) to an
-    implementation that does not know it, and trains against scores without one. Or the forward
-    refuses the argument.
+    Often silently: the model passes the cap of its attention scores (`softcap`) to an
+    implementation that does not support it, and trains with uncapped scores. Or the forward raises.
 
     ## Why
     Without `attn_implementation` transformers takes `sdpa` where the class allows it. That function
-    takes what it does not know among `**kwargs` and drops it. What is learned on top of such a
-    model fits a model that computes something else than the one that was pretrained, and than the
-    one that will serve the adapter.
+    accepts unknown arguments in `**kwargs` and ignores them. The adapter is then trained for a
+    model that computes something else than the pretrained one, and than the one that will serve the
+    adapter.
 
     ## Versions
-    Gemma 2 with `sdpa`: a warning in transformers 4.44 and 4.53, not a word in 4.57, refused in 5
+    Gemma 2 with `sdpa`: a warning in transformers 4.44 and 4.53, silent in 4.57, refused in 5
     (LD412).
 
     ## Fix
-    `attn_implementation: eager`: computes all of it, and takes more memory and time, which grow
-    with the square of the length. `flash_attention_2` knows the cap too, on a GPU that has it.
+    `attn_implementation: eager` computes all of it, and takes more memory and time, which grow with
+    the square of the length. `flash_attention_2` also supports the cap, on a GPU that can run it.
 
     ## Links
     https://huggingface.co/docs/transformers/attention_interface
@@ -60,7 +59,7 @@ class AttentionLeavesOutArguments(Rule):
 
     code = "LD411"
     name = "attention-leaves-out-arguments"
-    summary = "The attention implementation leaves out a part of the model's attention."
+    summary = "The attention implementation ignores a part of the model's attention."
     depth = "tiny"
     symptoms = (Symptom(r"`?sdpa`? attention does not support `?softcap"),)
     examples = (
@@ -90,8 +89,8 @@ class AttentionLeavesOutArguments(Rule):
         raised = forward_raised(case.verification)
         yield self.finding(
             "error" if raised else "warning",
-            f"{implementation(found)} attention leaves out {quoted(dropped, 3)}, which the model "
-            "hands to it: trained like this, the model is another one than was pretrained.",
+            f"{implementation(found)} attention ignores {quoted(dropped, 3)}, which the model "
+            "passes to it: the model then computes something else than the pretrained one.",
             location=Location("recipe", KEY),
             evidence=tuple(measurements(case, found)),
             proof=Proof("executed", "seen in the first training forward"),

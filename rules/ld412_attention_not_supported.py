@@ -28,22 +28,23 @@ _EVERYTHING = (
 
 
 class AttentionNotSupported(Rule):
-    """The model's class cannot be built with the attention implementation that was asked for.
+    """The model's class does not support the requested attention implementation.
 
     ## What happens
     Loading ends in a `ValueError`: `... does not support an attention implementation through
     torch.nn.functional.scaled_dot_product_attention yet`.
 
     ## Why
-    A class says which implementations it supports (`_supports_sdpa`, `_supports_flash_attn`), and
-    transformers refuses the others. Without `attn_implementation` it takes one that is supported.
+    A class declares which implementations it supports (`_supports_sdpa`, `_supports_flash_attn`),
+    and transformers refuses the others. Without `attn_implementation` it takes one that is
+    supported.
 
     ## Versions
-    All. Gemma 2 with `sdpa` is refused since transformers 5; before, it trained without the cap of
-    its scores (LD411).
+    All. Gemma 2 with `sdpa` is refused since transformers 5; before, it silently trained without
+    the cap of its scores (LD411).
 
     ## Fix
-    Drop `attn_implementation`, or ask for `eager`.
+    Remove `attn_implementation`, or set it to `eager`.
 
     ## Links
     https://huggingface.co/docs/transformers/attention_interface
@@ -51,7 +52,7 @@ class AttentionNotSupported(Rule):
 
     code = "LD412"
     name = "attention-not-supported"
-    summary = "The model's class does not support the attention implementation asked for."
+    summary = "The model's class does not support the requested attention implementation."
     depth = "meta"
     symptoms = (
         Symptom(r"does not support an attention implementation through"),
@@ -90,7 +91,7 @@ class AttentionNotSupported(Rule):
                 Measurement("built with it", reason, "the full-size class on the meta device"),
                 Measurement("built without", "yes", "the full-size class on the meta device"),
             ),
-            proof=Proof("executed", "the class was built with and without it"),
-            fixes=(Fix(f"Leave the choice to transformers: drop {KEY}.", "unsafe", without),),
+            proof=Proof("executed", "the class was constructed with and without it"),
+            fixes=(Fix(f"Leave the choice to transformers: remove {KEY}.", "unsafe", without),),
             explains=_EVERYTHING,
         )

@@ -1,4 +1,5 @@
-"""LD413: flash attention, which takes 16 bits only, on a model that stays in float32."""
+"""LD413: flash attention, which supports only 16-bit inputs, on a model that computes in
+float32."""
 
 from __future__ import annotations
 
@@ -23,21 +24,21 @@ _TARGETS = {"target_modules": ["q_proj", "v_proj"]}
 
 
 class FlashAttentionInFloat32(Rule):
-    """The recipe asks for flash attention, and neither the weights nor an autocast make its inputs
-    float16 or bfloat16.
+    """The recipe asks for flash attention, and its inputs are neither float16 nor bfloat16, by the
+    dtype of the weights or by autocast.
 
     ## What happens
     The first step on the GPU ends at `RuntimeError: FlashAttention only support fp16 and bf16 data
-    type`. Without a GPU nothing shows it: the kernel is not there.
+    type`. Without a GPU the failure cannot be seen: there is no kernel.
 
     ## Why
-    The kernel computes in 16 bits. transformers casts float32 inputs for it, such as those that
-    `prepare_model_for_kbit_training` leaves behind its float32 norms: to the dtype of the autocast,
-    else to the dtype in which the model is loaded. Where that is float32 too, nothing is cast.
+    The kernel computes in 16 bits. transformers casts float32 inputs for it, such as those after
+    the float32 norms of `prepare_model_for_kbit_training`: to the dtype of the autocast, otherwise
+    to the dtype the model is loaded in. Where that is float32 too, nothing is cast.
 
     ## Versions
-    Any. transformers 5 loads in the dtype of the checkpoint where `dtype` is left out, 4 in
-    float32: there it has to be given.
+    Any. Without `dtype`, transformers 5 loads in the dtype of the checkpoint, transformers 4 in
+    float32: there it has to be set.
 
     ## Fix
     `dtype: bfloat16`, or `bf16: true` for float32 weights under autocast, or another attention.
@@ -48,7 +49,7 @@ class FlashAttentionInFloat32(Rule):
 
     code = "LD413"
     name = "flash-attention-in-float32"
-    summary = "Flash attention is asked for, and the model computes in float32."
+    summary = "The recipe asks for flash attention, and the model computes in float32."
     depth = "static"
     symptoms = (
         Symptom(r"FlashAttention only supports? (fp16 and bf16|fp16, bf16)"),
@@ -84,24 +85,25 @@ class FlashAttentionInFloat32(Rule):
         dtype = case.recipe.get("dtype")
         if dtype is None and not case.recipe.quantized and _loads_in_float32(case):
             dtype = "float32"
-            said = "not given: float32, by default of this transformers"
+            said = "not set: float32, the default of the installed transformers"
         else:
             said = str(dtype)
         if dtype != "float32" or case.recipe.get("fp16") or case.recipe.get("bf16"):
             return
         yield self.finding(
             "error",
-            f"{asked} takes float16 and bfloat16 only, and the model computes in float32: the "
-            "first step on a GPU fails.",
+            f"{asked} supports only float16 and bfloat16, and the model computes in float32: "
+            "the first step on a GPU fails.",
             location=Location("recipe", KEY),
             evidence=(
                 Measurement(KEY, asked, "recipe"),
                 Measurement("dtype", said, "recipe"),
                 Measurement("autocast", "neither bf16 nor fp16", "recipe"),
             ),
-            proof=Proof("inferred", "by what the kernel takes; it runs on a GPU only"),
+            proof=Proof("inferred", ("from the dtypes that the kernel supports; it runs on a "
+                                    "GPU only")),
             fixes=(
-                Fix(f"Leave the choice to transformers: drop {KEY}.", "unsafe",
+                Fix(f"Leave the choice to transformers: remove {KEY}.", "unsafe",
                     (Edit(KEY, REMOVE),)),
                 Fix("Load the model in bfloat16.", "unsafe", (Edit("dtype", "bfloat16"),)),
             ),

@@ -1,4 +1,5 @@
-"""LD501: gradient checkpointing under which adapters get no gradient, or which the model lacks."""
+"""LD501: gradient checkpointing that leaves adapters without gradient, or that the model does not
+support."""
 
 from __future__ import annotations
 
@@ -29,31 +30,33 @@ _OFF = (Edit("gradient_checkpointing", False),)
 
 
 class GradientCheckpointingWithoutGradients(Rule):
-    """Reentrant gradient checkpointing drops the gradients of layers whose inputs need none.
+    """Reentrant gradient checkpointing drops the gradients of layers whose inputs do not require
+    gradients.
 
     ## What happens
     The backward raises `element 0 of tensors does not require grad and does not have a grad_fn`.
-    Or, when something behind the checkpointed layers is trained too (`modules_to_save`, LoRA on
-    `lm_head`), it runs: the adapters inside get no gradient, and all that is said is a
-    `UserWarning: None of the inputs have requires_grad=True`.
-    A model that has no gradient checkpointing raises `... does not support gradient checkpointing`
-    (`activation checkpointing` in transformers 5).
+    Or, when something after the checkpointed layers is trained too (`modules_to_save`, LoRA on
+    `lm_head`), training runs: the adapters inside get no gradient, and the only sign is a
+    `UserWarning: None of the inputs have requires_grad=True`. A model that has no gradient
+    checkpointing raises `... does not support gradient checkpointing` (`activation checkpointing`
+    in transformers 5).
 
     ## Why
-    Reentrant checkpointing runs a layer without recording it, and records it again in the backward
-    if one of its inputs needs a gradient. With frozen embeddings no input does, adapters inside the
-    layer or not. `enable_input_require_grads` makes the output of the input embeddings need one,
-    which helps layers that are fed by these and not an encoder of images or sound.
+    Reentrant checkpointing runs a layer without recording it, and runs it again with recording in
+    the backward only if one of its inputs requires a gradient. With frozen embeddings no input
+    does, whether or not the layer has adapters. `enable_input_require_grads` makes the output of
+    the input embeddings require one, which helps layers fed by them but not an encoder of images or
+    audio.
 
     ## Versions
-    transformers 4.x checkpoints reentrantly unless told otherwise. From 5.0 on the default is the
-    other one; recipes that ask for `use_reentrant: true` still break Whisper, ViT and other models
-    that do not start at token embeddings.
+    transformers 4.x checkpoints reentrantly unless told otherwise. From 5.0 on the default is
+    non-reentrant; recipes that ask for `use_reentrant: true` still break Whisper, ViT and other
+    models that do not start at token embeddings.
 
     ## Fix
-    `gradient_checkpointing_kwargs: {use_reentrant: false}`: the same numbers and the same memory,
-    recorded in a way that does not look at the inputs. A model without checkpointing must be
-    trained without, which takes more memory.
+    `gradient_checkpointing_kwargs: {use_reentrant: false}`: the same results and the same memory,
+    without the condition on the inputs. A model that does not support checkpointing must be trained
+    without it, which takes more memory.
 
     ## Links
     https://docs.pytorch.org/docs/stable/checkpoint.html
@@ -61,7 +64,9 @@ class GradientCheckpointingWithoutGradients(Rule):
 
     code = "LD501"
     name = "gradient-checkpointing-without-gradients"
-    summary = "Gradient checkpointing cuts the gradients off, or the model has none."
+    summary = (
+        "Gradient checkpointing drops the adapters' gradients, or the model does not support it."
+    )
     depth = "meta"
     symptoms = (
         Symptom(r"element 0 of tensors does not require grad", weight=1),
@@ -156,7 +161,7 @@ class GradientCheckpointingWithoutGradients(Rule):
             edits = (Edit("gradient_checkpointing_kwargs", {**options, "use_reentrant": False}),)
             other = with_edits(case, edits)
             if learning(other) > learning(seen):
-                fix = Fix("Checkpoint without reentrance: use_reentrant: false.", "safe", edits)
+                fix = Fix("Use non-reentrant checkpointing: use_reentrant: false.", "safe", edits)
                 yield self._cut_off(seen, other, options, "with use_reentrant: false", fix)
                 return
         without = with_edits(case, _OFF)
@@ -169,7 +174,7 @@ class GradientCheckpointingWithoutGradients(Rule):
         layers = sum(group.count for group in other.adapters)
         said = f"{seen.failure.type}: {seen.failure.message}" if seen.failure else ""
         source = f"{seen.depth} model, executed"
-        asked = repr(options) if options else "not set: this transformers' own default"
+        asked = repr(options) if options else "not set: the default of the installed transformers"
         evidence = [
             Measurement("gradient_checkpointing_kwargs", asked, "recipe"),
             Measurement("adapted layers with a gradient", f"{learning(seen)} of {layers}", source),
@@ -179,7 +184,7 @@ class GradientCheckpointingWithoutGradients(Rule):
             evidence.append(Measurement("backward", said, source))
         return self.finding(
             "error",
-            f"Under this gradient checkpointing {layers - learning(seen)} of {layers} adapted "
+            f"With this gradient checkpointing {layers - learning(seen)} of {layers} adapted "
             f"layers get no gradient; {how}, {layers - learning(other)}.",
             location=Location("recipe", "gradient_checkpointing_kwargs" if options
                               else "gradient_checkpointing"),
@@ -195,7 +200,7 @@ class GradientCheckpointingWithoutGradients(Rule):
                 f"{structure.model_class}.supports_gradient_checkpointing", False, "its class"
             )
         ]
-        proof = Proof("measured", "the class says so itself")
+        proof = Proof("measured", "declared by the class itself")
         if case.reaches("tiny") and case.has("verification"):
             failure = case.verification.failure
             if failure is not None and "checkpointing" in failure.message:
@@ -204,7 +209,7 @@ class GradientCheckpointingWithoutGradients(Rule):
                 proof = Proof("executed", "enabling it raised this")
         return self.finding(
             "error",
-            f"{structure.model_class} has no gradient checkpointing: switching it on fails.",
+            f"{structure.model_class} does not support gradient checkpointing: enabling it raises.",
             location=Location("recipe", "gradient_checkpointing"),
             evidence=tuple(evidence),
             proof=proof,

@@ -1,4 +1,4 @@
-"""LD502: no adapter is trainable, or something that is none."""
+"""LD502: no adapter is trainable, or other weights are."""
 
 from __future__ import annotations
 
@@ -28,32 +28,33 @@ _UNTRAINED = ("attaches", "forward", "gradients", "steps", "adapters-move", "los
 
 
 class NotOnlyAdapters(Rule):
-    """What would be trained is not the adapters: none of them is trainable, or other weights are.
+    """The trainable weights are not the adapters: none of the adapters is trainable, or other
+    weights are.
 
     ## What happens
     With no trainable adapter the backward raises `element 0 of tensors does not require grad and
     does not have a grad_fn`, or an optimizer gets an empty parameter list. With other weights
-    trainable nothing is raised: they take gradients and optimizer states like in full fine-tuning,
-    they change, and the saved adapter does not contain them, so that what is loaded later is not
-    what was trained.
+    trainable nothing is raised: they take gradients and optimizer states as in full fine-tuning,
+    they change, and the saved adapter does not contain them, so the model loaded later is not the
+    one that was trained.
 
     ## Why
-    `requires_grad` was set by hand after wrapping, a checkpoint was loaded for inference
-    (`is_trainable=False`), the recipe is the config of a saved adapter, which says
-    `inference_mode: true` so that PEFT freezes what it loads, `prepare_model_for_kbit_training`
-    froze adapters that were in the model already, or the model brings adapters itself and leaves
-    its head or, where `from_pretrained` makes everything trainable, all weights as they are.
+    Several causes: `requires_grad` was set by hand after wrapping; a checkpoint was loaded for
+    inference (`is_trainable=False`); the recipe is the config of a saved adapter, whose
+    `inference_mode: true` makes PEFT freeze what it loads; `prepare_model_for_kbit_training` froze
+    adapters that were already in the model; or the model has built-in adapters and leaves its head
+    trainable or, where `from_pretrained` makes everything trainable, all weights.
 
     ## Versions
-    All versions of PEFT. `from_pretrained` makes weights trainable that `__init__` had frozen from
-    transformers 5 on.
+    All versions of PEFT. From transformers 5 on, `from_pretrained` makes weights trainable that
+    `__init__` had frozen.
 
     ## Fix
-    For a model that is loaded: a patch that freezes everything but its adapters as soon as it is
-    loaded, or prepared for training on quantized weights. It changes what the model learns, so it
-    is applied only with `--unsafe-fixes`. For a recipe with `inference_mode: true`: `false`. For a
-    model of your own code: freeze it, then set `requires_grad` on the adapters by their name.
-    Weights that are to be trained whole belong into `modules_to_save`, so that they are saved.
+    For a model that is loaded: a patch that freezes everything but its adapters once it is loaded,
+    or prepared for k-bit training. It changes what the model learns, so it is applied only with
+    `--unsafe-fixes`. For a recipe with `inference_mode: true`: `false`. For a model in your own
+    code: freeze it, then set `requires_grad` on the adapters by name. Weights that should be
+    trained in full belong in `modules_to_save`, so that they are saved.
 
     ## Links
     https://huggingface.co/docs/peft/developer_guides/troubleshooting
@@ -61,7 +62,7 @@ class NotOnlyAdapters(Rule):
 
     code = "LD502"
     name = "not-only-adapters"
-    summary = "No adapter is trainable, or weights that are no adapter would be trained."
+    summary = "No adapter is trainable, or weights other than adapters would be trained."
     depth = "meta"
     symptoms = (
         Symptom(r"element 0 of tensors does not require grad"),
@@ -117,11 +118,11 @@ class NotOnlyAdapters(Rule):
             rest = f"; {quoted(other, 2)} would be trained instead" if other else ""
             yield self.finding(
                 "error",
-                f"No adapter is trainable: 0 of {of:,} adapter {unit} (0% of the model) take a "
-                f"gradient{rest}.",
+                f"No adapter is trainable: 0 of {of:,} adapter {unit} (0% of the model) "
+                f"require a gradient{rest}.",
                 location=Location("module", structure.model_class),
                 evidence=_evidence(structure, other, count),
-                proof=Proof("measured", "requires_grad was read off the model"),
+                proof=Proof("measured", "requires_grad was read from the model"),
                 fixes=_fixes(case, structure),
                 explains=_UNTRAINED,
             )
@@ -129,11 +130,11 @@ class NotOnlyAdapters(Rule):
             share = count / max(1, injection.total_parameters)
             yield self.finding(
                 "warning",
-                f"{count:,} parameters that are no adapter would be trained too ({share:.1%} of "
-                f"the model): {quoted(other, 4)}; the saved adapter does not have them.",
+                f"{count:,} parameters outside the adapters would be trained too ({share:.1%} "
+                f"of the model): {quoted(other, 4)}; the saved adapter does not contain them.",
                 location=Location("module", other[0]),
                 evidence=_evidence(structure, other, count),
-                proof=Proof("measured", "requires_grad was read off the model"),
+                proof=Proof("measured", "requires_grad was read from the model"),
                 fixes=_fixes(case, structure),
                 explains=("attaches",),
             )
@@ -142,12 +143,10 @@ class NotOnlyAdapters(Rule):
         """Of a model that the user's own command goes to train."""
         if frozen.adapter:
             how = f"{frozen.adapter} was loaded for inference"
-            fix = "Load it to be trained: PeftModel.from_pretrained(model, DIR, is_trainable=True)."
+            fix = "Load it for training: PeftModel.from_pretrained(model, DIR, is_trainable=True)."
         else:
-            how = "requires_grad is off in all of them"
-            fix = (
-                "Leave requires_grad on where PEFT has put the adapters, or put them on afterwards."
-            )
+            how = "requires_grad is off for all of them"
+            fix = "Keep requires_grad on for the adapters, or add them afterwards."
         known = frozen.file and frozen.line
         return self.finding(
             "error",
@@ -157,11 +156,12 @@ class NotOnlyAdapters(Rule):
             else Location("module", "the model with adapters"),
             evidence=(
                 Measurement(
-                    "adapter tensors", f"0 of {frozen.tensors:,} trainable", "requires_grad, read "
-                    "off the command's model"
+                    "adapter tensors", f"0 of {frozen.tensors:,} trainable", "requires_grad of "
+                                                                             "the command's "
+                                                                             "model"
                 ),
             ),
-            proof=Proof("measured", "requires_grad was read off the model of the command"),
+            proof=Proof("measured", "requires_grad was read from the command's model"),
             fixes=(Fix(fix, "manual"),),
             explains=_UNTRAINED,
         )  # fmt: skip
@@ -170,8 +170,8 @@ class NotOnlyAdapters(Rule):
         injection = structure.injection
         return self.finding(
             "error",
-            "No adapter is trainable: the recipe says inference_mode: true, and PEFT freezes what "
-            "it puts in.",
+            "No adapter is trainable: the recipe has inference_mode: true, so PEFT freezes the "
+            "adapters that it adds.",
             location=Location("recipe", "inference_mode"),
             evidence=(
                 Measurement("inference_mode", "true", "recipe"),
@@ -181,13 +181,17 @@ class NotOnlyAdapters(Rule):
                     f"requires_grad in {structure.model_class} after get_peft_model",
                 ),
             ),
-            proof=Proof("measured", "requires_grad was read off the model"),
+            proof=Proof("measured", "requires_grad was read from the model"),
             fixes=(
-                Fix("Train: inference_mode: false.", "safe", (Edit("inference_mode", False),)),
                 Fix(
-                    "Or, to train on from a saved adapter instead of from a new one: "
-                    "PeftModel.from_pretrained(model, DIR, is_trainable=True), which check MODEL "
-                    "--adapter DIR --depth full runs.",
+                    "Make the adapters trainable: inference_mode: false.",
+                    "safe",
+                    (Edit("inference_mode", False),),
+                ),
+                Fix(
+                    "Or, to continue from a saved adapter instead of a new one: "
+                    "PeftModel.from_pretrained(model, DIR, is_trainable=True); check MODEL "
+                    "--adapter DIR --depth full tests that.",
                     "manual",
                 ),
             ),
@@ -223,20 +227,20 @@ def _evidence(structure: Structure, other: tuple[str, ...], count: int) -> tuple
     lines = [Measurement(f"adapter {unit}", f"{trainable:,} of {of:,} trainable", source)]
     places = [group.pattern for group in structure.groups if group.adapted]
     if not trainable and places:
-        lines.append(Measurement("adapters sit in", quoted(places, 4), structure.model_class))
+        lines.append(Measurement("adapters in", quoted(places, 4), structure.model_class))
     if other:
         text = f"{count:,}: {quoted(other, 6)}"
         lines.append(Measurement("other trainable parameters", text, source))
     built_in = structure.built_in
     if built_in is not None:
         lines.append(
-            Measurement("adapters that the model brings",
+            Measurement("built-in adapters",
                     quoted([state.name for state in built_in.adapters]), structure.model_class)
         )  # fmt: skip
         if built_in.loading_unfreezes:
             lines.append(
                 Measurement("from_pretrained", "makes every weight trainable again",
-                        "installed transformers, asked with a model of two weights")
+                        "installed transformers, run on a model of two weights")
             )  # fmt: skip
     return tuple(lines)
 
@@ -245,15 +249,15 @@ def _fixes(case: Case, structure: Structure) -> tuple[Fix, ...]:
     built_in = structure.built_in
     names = [state.name for state in built_in.adapters] if built_in is not None else ["lora_"]
     by_hand = Fix(
-        "Freeze the model, then set requires_grad on the parameters with "
-        f"{quoted(names)} in their name; name what is to be trained whole in modules_to_save.",
+        f"Freeze the model, then set requires_grad on the parameters with {quoted(names)} in "
+        "their name; list modules to be trained in full in modules_to_save.",
         "manual",
     )
     if built_in is None or case.source.kind not in ("hub", "folder"):
         return (by_hand,)
     active = [state.name for state in built_in.adapters if state.active]
     patch = Fix(
-        f"Train {quoted(active or names)} alone: everything else is frozen as soon as the model is "
+        f"Train only {quoted(active or names)}: everything else is frozen once the model is "
         "loaded (lora_doctor.apply as the first line of the training script).",
         "unsafe",
         patch=Patch("own_adapters_only"),

@@ -24,13 +24,14 @@ if TYPE_CHECKING:
 
 _FIXES = (
     Fix(
-        "Make the optimizer after the last get_peft_model, of [p for p in model.parameters() "
-        "if p.requires_grad]; the scheduler after it.",
+        "Create the optimizer after the last get_peft_model, from [p for p in "
+        "model.parameters() if p.requires_grad], and the scheduler after it.",
         "manual",
     ),
     Fix(
-        'Or add what is missing: optimizer.add_param_group({"params": [...], "lr": ...}), '
-        "before the scheduler is made.",
+        "Or add the missing parameters: "
+        'optimizer.add_param_group({"params": [...], "lr": ...}), before the scheduler is '
+        "created.",
         "manual",
     ),
 )
@@ -45,20 +46,20 @@ class NotInTheOptimizer(Rule):
     list`.
 
     ## Why
-    An optimizer holds the tensors that it was given, not names. Made before `get_peft_model`, it
-    holds the base weights, which are frozen now, and not the adapters, which did not exist; made
-    before a second `get_peft_model`, a copy or an unload, it holds tensors that are in no model
-    any more. Groups that are put together by name ("only when `llm_lr` is above 0") leave out what
-    no name matches.
+    An optimizer holds the tensors that it was given, not names. Created before `get_peft_model`, it
+    holds the base weights, which are now frozen, and not the adapters, which did not exist yet;
+    created before a second `get_peft_model`, a copy or an unload, it holds tensors that no longer
+    belong to the model. Groups that are selected by name ("only when `llm_lr` is above 0") leave
+    out what no name matches.
 
     ## Versions
     All versions of torch.
 
     ## Fix
-    By hand, in the training script: make the optimizer last, of
-    `[p for p in model.parameters() if p.requires_grad]`, or `optimizer.add_param_group` for what is
-    missing. Needs the optimizer: `lora_doctor.check(model, optimizer=optimizer)`, with
-    `scheduler=` and `planned_steps=`, or a mapping of phase to groups for a schedule of phases.
+    By hand, in the training script: create the optimizer last, from `[p for p in model.parameters()
+    if p.requires_grad]`, or call `optimizer.add_param_group` for the missing parameters. Needs the
+    optimizer: `lora_doctor.check(model, optimizer=optimizer)`, with `scheduler=` and
+    `planned_steps=`, or a mapping of phase to groups for a schedule of phases.
 
     ## Links
     https://docs.pytorch.org/docs/stable/optim.html
@@ -110,15 +111,18 @@ class NotInTheOptimizer(Rule):
         coming = case.structure.injection.adapter_parameters
         return self.finding(
             "error",
-            "The optimizer was made before get_peft_model: the adapters that the recipe asks for "
-            f"({coming:,} parameters) do not exist yet, and it will not hold them.",
+            "The optimizer was created before get_peft_model: the adapters of the recipe "
+            f"({coming:,} parameters) did not exist yet, so it will not update them.",
             location=Location("module", case.structure.model_class),
             evidence=(
                 Measurement("tensors held", state.held, "the optimizer"),
                 Measurement("adapter parameters in the model", 0, case.structure.model_class),
                 Measurement("adapter parameters after get_peft_model", coming, "installed PEFT"),
             ),
-            proof=Proof("measured", "the optimizer's groups were held against the model"),
+            proof=Proof(
+                "measured",
+                ("the tensors in the optimizer's groups were compared with the model's parameters"),
+            ),
             fixes=_FIXES,
         )
 
@@ -127,9 +131,9 @@ def _held(state: OptimizerState) -> Iterator[Measurement]:
     """What the optimizer holds instead: frozen weights, and tensors of no model."""
     if state.frozen:
         text = f"{len(state.frozen)} of {state.held}: {quoted(state.frozen, 2)}"
-        yield Measurement("held and frozen", text, "requires_grad")
+        yield Measurement("in the optimizer, frozen", text, "requires_grad")
     if state.foreign:
         text = f"{state.foreign} of {state.held}"
         if state.foreign_shared:
             text += f"; share memory with {quoted(state.foreign_shared, 2)} and get no gradient"
-        yield Measurement("held and not in the model", text, "identity")
+        yield Measurement("in the optimizer, not in the model", text, "identity")

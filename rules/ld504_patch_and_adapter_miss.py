@@ -1,4 +1,4 @@
-"""LD504: a function put on one module, and PEFT's wrapping, miss each other."""
+"""LD504: a method replaced on one module is bypassed under PEFT, or bypasses the adapter."""
 
 from __future__ import annotations
 
@@ -31,28 +31,29 @@ CONSEQUENCES = (
 
 
 class PatchAndAdapterMiss(Rule):
-    """A method replaced on one object (`model.forward = ...`) is not called any more once PEFT has
-    wrapped the model, or it runs and passes the adapter by.
+    """A method replaced on one object (`model.forward = ...`) is no longer called once PEFT has
+    wrapped the model, or it runs and bypasses the adapter.
 
     ## What happens
-    Nothing is raised. A function put on the `PeftModel` under the name of a method that the model
-    inside calls on itself is never called. A `forward` that was made before `get_peft_model` and
-    holds on to a layer (`q = attention.q_proj`) goes on calling that layer, and the adapter that
-    PEFT put around it gets no gradient. A function put on the adapted layer itself takes the place
-    of the adapter's forward. A patched layer that is trained as a copy (`modules_to_save`) runs
-    the weights of the original.
+    Nothing is raised. A function set on the `PeftModel` under the name of a method that the inner
+    model calls on itself is never called. A `forward` that was created before `get_peft_model` and
+    holds a reference to a layer (`q = attention.q_proj`) keeps calling that layer, and the adapter
+    around it gets no gradient. A function set on the adapted layer itself replaces the adapter's
+    forward. A patched layer that is trained as a copy (`modules_to_save`) runs the weights of the
+    original.
 
     ## Why
-    Python looks a method up on the object that it is called on. PEFT puts objects around objects:
-    the names inside stay, what a function holds on to is no longer what the model uses.
+    Python looks up a method on the object that it is called on. PEFT wraps objects in other
+    objects: the names inside stay the same, but a layer that a function holds a reference to is no
+    longer the one that the model uses.
 
     ## Versions
     All. Patches of a class (`Attention.forward = ...`) are not affected, nor are those of a module
     that look their layers up when they are called (`self.q_proj`), nor accelerate's hooks.
 
     ## Fix
-    By hand: put the patch on the object that is called (`model.get_base_model()`), look layers up
-    at the time of the call, or patch the class, before the model is built.
+    By hand: set the patch on the object that is called (`model.get_base_model()`), look up layers
+    at call time, or patch the class before the model is created.
 
     ## Links
     https://huggingface.co/docs/peft/developer_guides/low_level_api
@@ -60,7 +61,7 @@ class PatchAndAdapterMiss(Rule):
 
     code = "LD504"
     name = "patch-and-adapter-miss"
-    summary = "A patched method is not reached under PEFT, or passes the adapter by."
+    summary = "A patched method is not called under PEFT, or bypasses the adapter."
     depth = "tiny"
     symptoms = (Symptom(r"element 0 of tensors does not require grad", weight=-1),)
     examples = (
@@ -117,23 +118,23 @@ class PatchAndAdapterMiss(Rule):
     def _lost(self, patches: list[InstancePatch], depth: str) -> Finding:
         return self.finding(
             "warning",
-            f"{_names(patches)} {'is' if len(patches) == 1 else 'are'} not called any more: "
+            f"{_names(patches)} {('is' if len(patches) == 1 else 'are')} no longer called: "
             + (
-                "set on PEFT's wrapper, and the model inside calls its own."
+                "set on PEFT's wrapper, while the inner model calls its own method."
                 if patches[0].kind == "wrapper"
-                else "the adapters run without."
+                else "the adapters run without it."
             ),
             location=Location("module", patches[0].path or "model"),
             evidence=tuple(_measures(patches, depth)),
             proof=Proof("executed", f"calls were counted in the {depth} model's training forward"),
             fixes=(
                 Fix(
-                    "Set it on the model inside: model.get_base_model()."
-                    f"{patches[0].name} = types.MethodType(function, model.get_base_model()); or "
-                    "before get_peft_model, or on the class."
+                    f"Set it on the inner model: model.get_base_model().{patches[0].name} = "
+                    "types.MethodType(function, model.get_base_model()); or before "
+                    "get_peft_model, or on the class."
                     if patches[0].kind == "wrapper"
-                    else "Patch the class, or use an adapter that calls the layer that it is put "
-                    "around (LoRA does).",
+                    else "Patch the class, or use an adapter method that calls the layer it "
+                    "wraps (LoRA does).",
                     "manual",
                 ),
             ),
@@ -151,8 +152,8 @@ def _ways_out(patch: InstancePatch) -> tuple[Fix, ...]:
         )
     return (
         Fix(
-            "Look layers up in the function at the time of the call (self.q_proj) instead of "
-            "holding on to them, or patch the class before the model is built.",
+            "Look up layers in the function at call time (self.q_proj) instead of keeping "
+            "references, or patch the class before the model is created.",
             "manual",
         ),
     )
@@ -186,4 +187,4 @@ def _measures(patches: list[InstancePatch], depth: str) -> Iterator[Measurement]
         if patch.kind == "wrapper":
             yield Measurement("calls of the model's own method", patch.inner_calls, source)
         if patch.bypassed:
-            yield Measurement("adapters that took no part", quoted(patch.bypassed, 4), source)
+            yield Measurement("adapters that were not called", quoted(patch.bypassed, 4), source)

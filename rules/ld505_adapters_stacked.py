@@ -34,27 +34,26 @@ class AdaptersStacked(Rule):
     """`get_peft_model` was called on a model that had an adapter already.
 
     ## What happens
-    LoRA and then prompt tuning: LoRA is frozen where it stands, and only the prompt is saved. The
-    other way round the prompt is passed by. LoRA twice on a `PeftModel`: the names of all saved
-    weights get longer, and loading them gives back the untrained model, with a warning about
-    missing keys at most. Twice on the same base model: the second adapter takes the place of the
-    first where both have the same name, and what the first one had in other layers is trained along
-    and lost in loading.
+    LoRA and then prompt tuning: LoRA is frozen, and only the prompt is saved. The other way round,
+    the prompt is bypassed. LoRA twice on a `PeftModel`: the names of all saved weights get longer,
+    and loading them restores the untrained model, with a warning about missing keys at most. Twice
+    on the same base model: the second adapter replaces the first where both have the same name, and
+    what the first one has in other layers is trained too and lost in loading.
 
     ## Why
-    `get_peft_model` changes the model that it is given. The second call finds the first one's
-    layers: it freezes what is not its own, replaces what has its name, and saves what it knows.
-    A trainer that is given a `peft_config` makes such a call itself.
+    `get_peft_model` modifies the model in place. The second call finds the layers of the first: it
+    freezes everything else, replaces adapters with the same name, and saves only its own. A trainer
+    that gets a `peft_config` makes such a call itself.
 
     ## Versions
     All versions of PEFT. From 0.15 on it warns ("modify a model with PEFT for a second time").
 
     ## Fix
-    By hand, because it is a line of the script that must go. Adapters of one method in one model:
-    `model.add_adapter(name, config)` and `set_adapter`. Methods that sit in layers (LoRA, LoHa,
-    LoKr, OFT) together: `get_peft_model(model, config, mixed=True)` and `add_adapter`; PEFT
-    cannot save such a model, only merge it. A prompt cannot be combined: keep one of the two, or
-    train the adapter, `merge_and_unload()`, and put the prompt on what comes out.
+    By hand, because a line of the script has to be removed. Two adapters of the same method in one
+    model: `model.add_adapter(name, config)` and `set_adapter`. Different methods that adapt layers
+    (LoRA, LoHa, LoKr, OFT) together: `get_peft_model(model, config, mixed=True)` and `add_adapter`;
+    PEFT cannot save such a model, only merge it. A prompt cannot be combined: keep one of the two,
+    or train the adapter, `merge_and_unload()`, and add the prompt to the merged model.
 
     ## Links
     https://huggingface.co/docs/peft/developer_guides/mixed_models
@@ -110,8 +109,8 @@ class AdaptersStacked(Rule):
             "get_peft_model was called more than once: " + "; ".join(_described(stacked)) + ".",
             location=Location("module", _place(stacked)),
             evidence=_evidence(case, stacked),
-            proof=Proof("measured", "requires_grad, active adapters and the names that are saved "
-                        "were read off the wrapped model"),
+            proof=Proof("measured", "requires_grad, active adapters and saved names were read "
+                                    "from the wrapped model"),
             fixes=_fixes(stacked),
             explains=CONSEQUENCES,
         )  # fmt: skip
@@ -145,20 +144,21 @@ def _described(stacked: Stacked) -> Iterator[str]:
             yield f"{item.method} {item.name} ({count}) is {words}"
     if stacked.leftovers:
         yield (
-            f"{stacked.leftover_tensors} tensors in {quoted(stacked.leftovers, 4)} are left from "
-            "an earlier call and are not loaded again, because the config does not name them"
+            f"{stacked.leftover_tensors} tensors in {quoted(stacked.leftovers, 4)} are left "
+            "over from an earlier call and will not be loaded, because the config does not "
+            "name them"
         )
     if stacked.renamed:
         yield (
-            f"{stacked.renamed} of {stacked.saved_names} saved tensors have a name that loading "
-            "does not look for"
+            f"{stacked.renamed} of {stacked.saved_names} saved tensors have a name that "
+            "loading does not expect"
         )
     if not (stacked.leftovers or stacked.renamed or any(map(_is_lost, stacked.members))):
-        yield f"{len(stacked.wrappers)} wrappers stand around one model"
+        yield f"the model is wrapped {len(stacked.wrappers)} times"
 
 
 def _evidence(case: Case, stacked: Stacked) -> tuple[Measurement, ...]:
-    lines = [Measurement("wrappers, from outside", " in ".join(stacked.wrappers), "the model")]
+    lines = [Measurement("wrappers, outermost first", " in ".join(stacked.wrappers), "the model")]
     for item in stacked.members:
         lines.append(
             Measurement(
@@ -191,21 +191,21 @@ def _fixes(stacked: Stacked) -> tuple[Fix, ...]:
     if prompts and layers:
         return (
             Fix(
-                f"Keep one of the two: {' or '.join((*layers, *prompts))}, in a single call of "
-                "get_peft_model on the model as it was loaded.",
+                f"Keep one of the two, {' or '.join((*layers, *prompts))}, with a single "
+                "get_peft_model on the loaded model.",
                 "manual",
             ),
             Fix(
-                f"Or one after the other: train {', '.join(layers)}, save it, then "
-                "model = model.merge_and_unload() and get_peft_model(model, prompt config). The "
-                "prompt is then for the merged model, which must be saved as well.",
+                f"Or one after the other: train {', '.join(layers)}, save it, then model = "
+                "model.merge_and_unload() and get_peft_model(model, prompt config). The prompt "
+                "then belongs to the merged model, which must be saved as well.",
                 "manual",
             ),
         )
     fixes = [
         Fix(
-            "Take out the second call (a trainer that is given peft_config makes one itself); if "
-            "two adapters are wanted, model.add_adapter(NAME, config) and model.set_adapter(NAME): "
+            "Remove the second call (a trainer that gets peft_config makes one itself); if you "
+            "want two adapters, model.add_adapter(NAME, config) and model.set_adapter(NAME): "
             "each is saved in a folder of its own.",
             "manual",
         )

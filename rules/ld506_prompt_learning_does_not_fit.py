@@ -36,17 +36,17 @@ if TYPE_CHECKING:
 _CAUSES = (
     (
         r"Please specify `\w+` in `peft_config`",
-        "PEFT looks in the outer config for sizes of the language model that are not there: they "
-        "are in a part of it, or the model has none (no attention)",
+        "PEFT looks for sizes of the language model in the outer config, where they are "
+        "missing: they are in a sub-config, or the model has none (no attention)",
     ),
     (
         r"does not support past key values",
-        "PEFT looks for `past_key_values` among the arguments of forward, which this class does "
-        "not have by that name in the installed transformers",
+        "PEFT looks for `past_key_values` among the arguments of forward; in the installed "
+        "transformers this class has no argument of that name",
     ),
     (
         r"has no attribute 'vocab_size'",
-        "PEFT looks for the size of the vocabulary in the outer config, which does not have it",
+        "PEFT looks for the vocabulary size in the outer config, which does not have it",
     ),
     (
         r"'NoneType' object is not callable|no attribute 'word_embeddings'",
@@ -56,12 +56,12 @@ _CAUSES = (
     (
         r"The size of tensor a|shape of the mask|does not match the shape|size mismatch|"
         r"Sizes of tensors must match|shape mismatch",
-        "the model works out positions or masks for its own tokens, without the virtual ones",
+        "the model computes positions or masks for its own tokens, without the virtual ones",
     ),
     (
         r"'NoneType' object has no attribute 'shape'",
-        "the model works out positions from input_ids or attention_mask, and gets neither with a "
-        "prompt in front",
+        "the model computes positions from input_ids or attention_mask, and gets neither with "
+        "virtual tokens in front",
     ),
     (
         r"unexpected keyword argument 'inputs_embeds'|got multiple values",
@@ -69,11 +69,11 @@ _CAUSES = (
     ),
     (
         r"^KeyError: None",
-        "PEFT takes no prompt without a task_type",
+        "PEFT requires a task_type for prompt learning",
     ),
 )
 _STRAY = (
-    "PEFT freezes the modules of the model and not the weights that are its own, which are "
+    "PEFT freezes the model's modules but not parameters that belong to no module, which are "
     "trained and not saved"
 )
 
@@ -93,29 +93,29 @@ class PromptLearningDoesNotFit(Rule):
     """Prompt, prefix or P-tuning fails on a model where LoRA works.
 
     ## What happens
-    `get_peft_model` raises `ValueError: Please specify num_layers in peft_config` or
-    `... has no attribute 'vocab_size'`, or the first forward raises `'NoneType' object is not
-    callable`, `'NoneType' object has no attribute 'shape'` or an error about sizes that differ by
-    the number of virtual tokens. Prefix tuning of a classifier raises `Model does not support past
-    key values which are required for prefix tuning`. Or it runs, and weights that belong to no
-    module (the query tokens of a Q-Former) are trained along and not saved.
+    `get_peft_model` raises `ValueError: Please specify num_layers in peft_config` or `... has no
+    attribute 'vocab_size'`, or the first forward raises `'NoneType' object is not callable`,
+    `'NoneType' object has no attribute 'shape'` or an error about sizes that differ by the number
+    of virtual tokens. Prefix tuning of a classifier raises `Model does not support past key values
+    which are required for prefix tuning`. Or it runs, and weights that belong to no module (the
+    query tokens of a Q-Former) are trained too and not saved.
 
     ## Why
-    These methods put virtual tokens in front of the input, so PEFT must know the model from
-    inside: the sizes of its language model, its token embeddings, how positions and masks are
-    made. It guesses them for text models. A model with images has these sizes in a part of its
-    config, its embeddings behind other weights, and works out positions of its own: one for each
-    of the tokens that it knows of (mRoPE, cross attention).
+    These methods put virtual tokens in front of the input, so PEFT needs internals of the model:
+    the sizes of its language model, its token embeddings, how positions and masks are computed. Its
+    assumptions hold for text models. A model with images has these sizes in a sub-config, its
+    embeddings in another place, and computes positions itself, for its own tokens only (mRoPE,
+    cross attention).
 
     ## Versions
     PEFT before 0.16 refuses nearly every model whose config has a `text_config`. Later releases
-    take most of them; prefix tuning on models with mRoPE breaks in other ways, release by release.
-    transformers 5.24 calls the argument `past_key_values` of most forwards `cache`; PEFT up to 0.21
-    looks for the old name before prefix tuning with SEQ_CLS, TOKEN_CLS or QUESTION_ANS.
+    accept most of them; prefix tuning on models with mRoPE breaks in other ways, release by
+    release. transformers 5.24 calls the argument `past_key_values` of most forwards `cache`; PEFT
+    up to 0.21 looks for the old name before prefix tuning with SEQ_CLS, TOKEN_CLS or QUESTION_ANS.
 
     ## Fix
     LoRA on the language model, or the prompt method that runs on this model. Both change what the
-    model learns, so they are applied only with `--unsafe-fixes`; each was tried by training the
+    model learns, so they are applied only with `--unsafe-fixes`; each was tested by training the
     tiny model with it. Giving `num_layers`, `token_dim` and `num_attention_heads` by hand only
     leads to the next error.
 
@@ -246,11 +246,15 @@ class PromptLearningDoesNotFit(Rule):
             if again is not None and again.outcome == "passed":
                 lora, with_lora = other, again
         if with_lora is None:
-            raise EvidenceError("LoRA on the same model came to no verdict, so nothing is compared")
+            raise EvidenceError(
+                "LoRA on the same model gave no verdict, so there is nothing to compare with"
+            )
         also = {check.name for check in with_lora.failed_checks}
         caused = tuple(name for name in failed if name not in also)
         if not caused:
-            raise EvidenceError("LoRA on the same model fails as well, so it is not the method")
+            raise EvidenceError(
+                "LoRA on the same model fails as well, so the method is not the cause"
+            )
         fixes = _repairs(case)
         if not fixes:
             fixes = [
@@ -305,7 +309,13 @@ class PromptLearningDoesNotFit(Rule):
             proof=Proof("executed", f"the contract was run with {method} and with LoRA"),
             fixes=fixes
             or (
-                Fix("Use LoRA; no prompt method that needs no more settings works here.", "manual"),
+                Fix(
+                    (
+                        "Use LoRA; none of the prompt methods that need no further settings works "
+                        "here."
+                    ),
+                    "manual",
+                ),
             ),
             explains=caused,
         )

@@ -1,4 +1,4 @@
-"""LD507: a training script puts adapters on after the optimizer was made, or twice."""
+"""LD507: a training script adds adapters after the optimizer was created, or twice."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from lora_doctor.rule_api import (
 from lora_doctor.rules._program import slips
 
 _EARLY = (
-    "The optimizer is made by {code} before the adapters are put on in {other}: it holds no "
-    "adapter, and what it holds is frozen."
+    "{code} creates the optimizer before {other} adds the adapters: it holds only frozen "
+    "weights and no adapter."
 )
 _TWICE = (
-    "{code} is called on a model that carries adapters since {other}: the first ones are frozen, "
-    "replaced or not saved."
+    "{code} is called on a model that already has adapters from {other}: the first ones are "
+    "frozen, replaced or not saved."
 )
-_AFTER = "Make the optimizer after get_peft_model."
+_AFTER = "Create the optimizer after get_peft_model."
 _ONE = (
     "Keep one of the two, add_adapter(name, config) for a second one of the same method, or "
     "merge_and_unload() in between."
@@ -35,26 +35,26 @@ _ONE = (
 
 
 class AdaptersInWrongOrder(Rule):
-    """In the training script `get_peft_model` comes after the optimizer was made of the same model,
-    or comes twice.
+    """In the training script `get_peft_model` is called after the optimizer was created for the
+    same model, or it is called twice.
 
     ## What happens
     Nothing is raised. The optimizer holds the base weights, which `get_peft_model` has frozen, and
-    none of the adapters: no step changes anything. Called twice, the second call freezes or renames
-    what the first one put in, and it is not loaded again.
+    none of the adapters: no step changes anything. If it is called twice, the second call freezes
+    or renames the adapters of the first, and they are not loaded again.
 
     ## Why
-    `get_peft_model` replaces layers inside the model that it is given. What was made of the model
-    before does not know them, and a second call finds a model that is no plain one any more.
+    `get_peft_model` replaces layers inside the model. An optimizer created before does not have the
+    new parameters, and a second call gets a model that already has adapters.
 
     ## Versions
     All versions of PEFT.
 
     ## Fix
-    Model, then adapters once, then the optimizer of `[p for p in model.parameters() if
-    p.requires_grad]`. The line of the optimizer is moved where both stand in one block and nothing
-    between them needs it. Where it cannot be followed which model is meant, only statements of the
-    same block are compared; a loaded model is judged by what is in it (LD503, LD505).
+    First the model, then the adapters once, then the optimizer from `[p for p in model.parameters()
+    if p.requires_grad]`. The optimizer's line is moved if both are in the same block and nothing in
+    between needs it. Where it is unclear which model is meant, only statements of the same block
+    are compared; a loaded model is judged by its contents (LD503, LD505).
 
     ## Links
     https://huggingface.co/docs/peft/developer_guides/troubleshooting
@@ -62,7 +62,7 @@ class AdaptersInWrongOrder(Rule):
 
     code = "LD507"
     name = "adapters-in-wrong-order"
-    summary = "A training script puts adapters on after the optimizer was made, or twice."
+    summary = "A training script adds adapters after the optimizer was created, or twice."
     depth = "static"
     examples = (
         Example(
@@ -80,8 +80,8 @@ class AdaptersInWrongOrder(Rule):
         followed = case.program if case.has("program") else None
         early = list(optimizer_too_early(followed)) if followed is not None else []
         twice = list(adapted_twice(followed)) if followed is not None else []
-        yield from slips(self, case, early, _EARLY, "adapters are put on", _AFTER)
-        yield from slips(self, case, twice, _TWICE, "adapters are put on first", _ONE)
+        yield from slips(self, case, early, _EARLY, "adapters added", _AFTER)
+        yield from slips(self, case, twice, _TWICE, "adapters first added", _ONE)
         if followed is not None and not case.has("script"):  # a notebook
             return
         yield from self._by_blocks(case.script, {slip.place.line for slip in (*early, *twice)})
@@ -98,14 +98,13 @@ class AdaptersInWrongOrder(Rule):
             source = f"{script.path.name}, line {early.line}"
             yield self.finding(
                 "error",
-                f"The optimizer is made of {early.model}.parameters() before get_peft_model in "
-                f"line {early.wrapped_line}: it holds no adapter, and what it holds is frozen.",
+                f"The optimizer is created from {early.model}.parameters() before "
+                f"get_peft_model in line {early.wrapped_line}: it holds only frozen weights "
+                "and no adapter.",
                 location=Location("file", path, early.line),
                 evidence=(
                     Measurement("the line", early.code, source),
-                    Measurement(
-                        "adapters are put on in line", early.wrapped_line, script.path.name
-                    ),
+                    Measurement("adapters added in line", early.wrapped_line, script.path.name),
                 ),
                 proof=proof,
                 fixes=(Fix(_AFTER, "manual"),),
@@ -116,8 +115,8 @@ class AdaptersInWrongOrder(Rule):
             source = f"{script.path.name}, line {twice.line}"
             yield self.finding(
                 "error",
-                f"get_peft_model is called on {twice.model}, which carries adapters since line "
-                f"{twice.first_line}: the first ones are frozen, replaced or not saved.",
+                f"get_peft_model is called on {twice.model}, which already has adapters from "
+                f"line {twice.first_line}: the first ones are frozen, replaced or not saved.",
                 location=Location("file", path, twice.line),
                 evidence=(
                     Measurement("the line", twice.code, source),

@@ -1,4 +1,5 @@
-"""LD508: a model that changes its embeddings in place, after a gradient was asked of them."""
+"""LD508: a model that modifies its embeddings in place after they were made to require a
+gradient."""
 
 from __future__ import annotations
 
@@ -27,8 +28,8 @@ _OFF = (Edit("gradient_checkpointing", False),)
 
 
 class EmbeddingsChangedInPlace(Rule):
-    """The model writes into the output of its input embeddings, and gradient checkpointing has made
-    a leaf of autograd of it.
+    """The model writes into the output of its input embeddings in place, and gradient checkpointing
+    has made that tensor an autograd leaf.
 
     ## What happens
     The first forward raises `a leaf Variable that requires grad is being used in an in-place
@@ -36,17 +37,18 @@ class EmbeddingsChangedInPlace(Rule):
     these the same recipe trains.
 
     ## Why
-    `enable_input_require_grads` calls `requires_grad_` on what the embeddings put out. The
-    embeddings are frozen, so that this tensor is a leaf, and no leaf may be changed in place. GIT
-    and UDOP add positions with `+=`; remote code (InternVL's kind) writes image features into it.
+    `enable_input_require_grads` calls `requires_grad_` on the output of the embeddings. The
+    embeddings are frozen, so this tensor is a leaf, and a leaf may not be modified in place. GIT
+    and UDOP add positions with `+=`; remote code (such as InternVL's) writes image features into
+    it.
 
     ## Versions
-    transformers 5.20 and later call it for every model that is checkpointed; before, PEFT's
-    preparation for quantized training and trainers do.
+    transformers 5.20 and later call it whenever gradient checkpointing is enabled; before that,
+    PEFT's `prepare_model_for_kbit_training` and trainers call it.
 
     ## Fix
-    The patch `embeddings_are_no_leaves`: the tensor is handed on as a copy. The numbers are the
-    same. Or train without gradient checkpointing, which takes more memory.
+    The patch `embeddings_are_no_leaves`: the tensor is passed on as a copy. Results are the same.
+    Or train without gradient checkpointing, which takes more memory.
 
     ## Links
     https://huggingface.co/docs/transformers/main_classes/model
@@ -54,7 +56,7 @@ class EmbeddingsChangedInPlace(Rule):
 
     code = "LD508"
     name = "embeddings-changed-in-place"
-    summary = "The model writes into embeddings that gradient checkpointing made a leaf."
+    summary = "The model writes into embeddings that gradient checkpointing made an autograd leaf."
     depth = "tiny"
     symptoms = (Symptom(_LEAF.pattern),)
     examples = (
@@ -102,17 +104,19 @@ class EmbeddingsChangedInPlace(Rule):
         fixes: list[Fix] = []
         if _passed_on(patched.failure):
             fixes.append(
-                Fix("Hand the embeddings on as a copy, which may be changed in place.", "safe",
+                Fix("Pass the embeddings on as a copy, which may be modified in place.", "safe",
                     patch=_PATCH)
             )  # fmt: skip
         if case.recipe.get("gradient_checkpointing"):
             try:
                 without = with_edits(case, _OFF)
             except EvidenceError as error:
-                evidence.append(Measurement("the same without checkpointing", str(error), source))
+                evidence.append(
+                    Measurement("the same recipe without checkpointing", str(error), source)
+                )
             else:
                 said = without.outcome
-                evidence.append(Measurement("the same without checkpointing", said, source))
+                evidence.append(Measurement("the same recipe without checkpointing", said, source))
                 if _passed_on(without.failure):
                     fixes.append(
                         Fix("Train without gradient checkpointing: takes more memory.", "unsafe",
@@ -122,11 +126,12 @@ class EmbeddingsChangedInPlace(Rule):
             return  # another leaf than the embeddings
         yield self.finding(
             "error",
-            f"{seen.model_class} changes its embeddings in place (in {failure.module or 'forward'})"
-            ", and they are a leaf that requires a gradient.",
+            f"{seen.model_class} modifies its embeddings in place (in "
+            f"{failure.module or 'forward'}), and they are an autograd leaf that requires a "
+            "gradient.",
             location=Location("module", failure.module or seen.model_class),
             evidence=tuple(evidence),
-            proof=Proof("executed", "the same recipe was run both ways"),
+            proof=Proof("executed", "the same recipe was run with and without the change"),
             fixes=tuple(fixes),
             explains=(failure.check,),
         )

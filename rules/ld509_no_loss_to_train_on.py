@@ -1,4 +1,4 @@
-"""LD509: a model that generates, and whose forward takes no labels and returns no loss."""
+"""LD509: a generating model whose forward takes no labels and returns no loss."""
 
 from __future__ import annotations
 
@@ -23,25 +23,26 @@ _MADE = "surrogate"
 
 
 class NoLossToTrainOn(Rule):
-    """The class generates text and its forward has no `labels`: nothing in it says what is right.
+    """The class generates text, but its forward takes no `labels` and computes no loss.
 
     ## What happens
     `Trainer` raises `The model did not return a loss from the inputs, only the following keys:
     logits`, or the wrapper's forward `got an unexpected keyword argument 'labels'`. Where the
-    forward takes any keyword, labels are dropped without a word.
+    forward accepts any keyword, labels are silently ignored.
 
     ## Why
     The class is made for generating only: a drafter for assisted decoding, a diffusion model whose
-    noise is drawn outside of it, a base class without a head. LoRA attaches and can learn; what
-    to learn is not in the class.
+    noise is sampled outside of it, a base class without a head. LoRA can be added and trained, but
+    the class does not define the loss.
 
     ## Versions
     All; such classes are listed for AutoModelForCausalLM and AutoModelForImageTextToText from
     transformers 5 on.
 
     ## Fix
-    A loss of your own: `Trainer(compute_loss_func=...)`, or a loop that calls `backward` on it.
-    That adapters learn under a loss made from the outputs is what the training contract shows.
+    Your own loss: `Trainer(compute_loss_func=...)`, or a training loop that calls `backward` on it.
+    The training contract shows only that adapters learn with a loss that lora-doctor made from the
+    outputs.
 
     ## Links
     https://huggingface.co/docs/transformers/main_classes/trainer
@@ -79,8 +80,8 @@ class NoLossToTrainOn(Rule):
         dropped = "; **kwargs takes them and nothing reads them"
         yield self.finding(
             "warning",
-            f"{structure.model_class}.forward takes no labels and returns no loss: a trainer that "
-            "is given none of your own stops at the first step.",
+            f"{structure.model_class}.forward takes no labels and returns no loss: without a "
+            "loss of your own, a trainer stops at the first step.",
             location=Location("module", "model"),
             evidence=(
                 Measurement("arguments of forward", quoted(names, 12)

@@ -9,8 +9,8 @@ from lora_doctor.rules._optimizer import not_updated
 
 _FIXES = (
     Fix(
-        "Give their parameter group a learning rate above 0 in the phase in which they are to "
-        "learn; with a scheduler, in at least one of its steps.",
+        "Give their parameter group a learning rate above 0 in the phase in which they should "
+        "train; with a scheduler, in at least one step.",
         "manual",
     ),
 )
@@ -25,17 +25,17 @@ class LearningRateZero(Rule):
     saved adapter is the untrained one.
 
     ## Why
-    A step at learning rate 0 changes nothing. A phase that starts at learning rate 0 is right when
-    a later phase has one, and so is a warm-up; a schedule whose later phase never comes, or a
-    factor of 0 that never ends, is not. A scheduler given as `scheduler=` is run on a copy for
-    `planned_steps` steps to tell.
+    A step at learning rate 0 changes nothing. Starting at learning rate 0 is fine when a later
+    phase raises it, as in a warm-up; it is not fine when that phase never comes or a factor of 0
+    never ends. A scheduler given as `scheduler=` is run on a copy for `planned_steps` steps to find
+    out.
 
     ## Versions
     All versions of torch.
 
     ## Fix
     By hand, in the training script: a learning rate above 0 for the group, in the phase in which it
-    is to learn. Needs the optimizer: `lora_doctor.check(model, optimizer=optimizer)`, with
+    should train. Needs the optimizer: `lora_doctor.check(model, optimizer=optimizer)`, with
     `scheduler=` and `planned_steps=`, or a mapping of phase to groups for a schedule of phases.
 
     ## Links

@@ -28,19 +28,19 @@ class HeldTwiceByTheOptimizer(Rule):
 
     ## What happens
     In two groups of one optimizer, torch raises `some parameters appear in more than one parameter
-    group`. Twice in one group it only warns, and takes two steps for each gradient: the parameter
-    learns at about twice the learning rate.
+    group`. Twice in one group it only warns, and takes two steps per gradient: the parameter trains
+    at about twice the learning rate.
 
     ## Why
-    Groups that are put together by name overlap: everything that is trainable, and the adapters
-    once more at a learning rate of their own.
+    Groups that are selected by name overlap: for example all trainable parameters, and the adapters
+    again with their own learning rate.
 
     ## Versions
     All versions of torch.
 
     ## Fix
-    By hand, in the training script: each parameter in one group of one optimizer. Needs the
-    optimizer or its groups: `lora_doctor.check(model, optimizer=optimizer)`.
+    By hand, in the training script: put each parameter into exactly one group. Needs the optimizer
+    or its groups: `lora_doctor.check(model, optimizer=optimizer)`.
 
     ## Links
     https://docs.pytorch.org/docs/stable/optim.html
@@ -76,7 +76,7 @@ class HeldTwiceByTheOptimizer(Rule):
             return
         yield self.finding(
             "warning",
-            f"The optimizer holds {_count(twice)} more than once: a step is taken for each.",
+            f"The optimizer holds {_count(twice)} more than once: each occurrence takes a step.",
             location=Location("module", twice[0].name),
             evidence=(
                 Measurement("held more than once", quoted(patterns(twice), 4), "the optimizer"),

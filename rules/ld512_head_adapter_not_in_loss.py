@@ -1,4 +1,4 @@
-"""LD512: an adapter on the output head that the loss goes past: it takes the head's weight."""
+"""LD512: an adapter on the output head that the loss bypasses: it reads the head's weight."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ class _Loss:
 
 
 class HeadAdapterNotInLoss(Rule):
-    """There are adapters on the output head (`lm_head` in `target_modules`), and the loss never
-    calls the head: a fused one multiplies the hidden states with `lm_head.weight` itself.
+    """The output head has adapters (`lm_head` in `target_modules`), and the loss never calls the
+    head: a fused loss multiplies the hidden states with `lm_head.weight` itself.
 
     ## What happens
     Training runs, and the adapters on the head get no gradient: `lm_head.weight` of an adapted
@@ -57,16 +57,17 @@ class HeadAdapterNotInLoss(Rule):
     adapter to lm_head is not supported`: newer ones with or without Liger, older ones with it.
 
     ## Why
-    Liger's fused linear cross entropy, cut cross entropy and TRL's own fused head never make the
-    logits. They are given the weight as a tensor; PEFT's layer adds its product in `forward`.
+    Liger's fused linear cross entropy, cut cross entropy and TRL's own fused head do not compute
+    the logits through the layer. They get the weight as a tensor, while PEFT's layer adds the
+    adapter's output in `forward`.
 
     ## Versions
     Read from the source of the installed Liger kernel and TRL. Adapters on the embeddings are not
-    touched by it, and neither is a head in `modules_to_save`, whose weight is the trained one.
+    affected, and neither is a head in `modules_to_save`, whose weight is the trained one.
 
     ## Fix
-    The head is taken out of the targets, or trained whole (`modules_to_save`), or the fused loss is
-    turned off (`liger_kernel_config={"fused_linear_cross_entropy": False}`).
+    Remove the head from the targets, or train it in full (`modules_to_save`), or turn the fused
+    loss off (`liger_kernel_config={"fused_linear_cross_entropy": False}`).
 
     ## Links
     https://github.com/linkedin/Liger-Kernel
@@ -74,7 +75,7 @@ class HeadAdapterNotInLoss(Rule):
 
     code = "LD512"
     name = "head-adapter-not-in-loss"
-    summary = "A fused loss takes the head's weight, and the adapters on the head learn nothing."
+    summary = "A fused loss reads the head's weight, so the adapters on the head learn nothing."
     depth = "meta"
     symptoms = (
         Symptom(r"Applying a PEFT adapter to `?lm_head`? is not supported"),
@@ -125,8 +126,8 @@ class HeadAdapterNotInLoss(Rule):
     ) -> Finding:
         return self.finding(
             "error",
-            f"{trainer} raises ValueError: its loss takes the weight of {heads[0].pattern}, and an "
-            "adapter on it would have no part in it.",
+            f"{trainer} raises ValueError: its loss reads the weight of {heads[0].pattern} and "
+            "would ignore an adapter on it.",
             location=Location("recipe", "target_modules"),
             evidence=(_adapted(heads), evidence),
             proof=Proof("read", "the installed trainer raises for an adapter on the output head"),
@@ -141,13 +142,13 @@ class HeadAdapterNotInLoss(Rule):
         read = loss.proof is not None
         return self.finding(
             "error" if alone and read else "warning",
-            f"The adapters on {head} {'get' if read else 'may get'} no gradient: {loss.name} takes "
-            f"{head}.weight, which is the frozen weight below them, and never calls the layer.",
+            f"The adapters on {head} {('get' if read else 'may get')} no gradient: {loss.name} "
+            f"reads {head}.weight, which is the frozen base weight, and never calls the layer.",
             location=Location("recipe", "target_modules"),
             evidence=tuple(evidence),
-            proof=Proof("read", "the line of the installed package that the loss is computed in")
+            proof=Proof("read", "the line of the installed package that computes the loss")
             if read
-            else Proof("inferred", "the package is not installed here; its releases do so"),
+            else Proof("inferred", "the package is not installed here; its known releases do this"),
             fixes=tuple(_fixes(case, heads, loss)),
         )
 
@@ -198,7 +199,7 @@ def _loss(case: Case) -> _Loss | None:
     proof = None
     if line is not None:
         where = f"liger-kernel {installed}, {line}"
-        proof = Measurement("the weight is taken in", line.code, where)
+        proof = Measurement("the weight is read in", line.code, where)
     key = _LIGER if case.recipe.get(_LIGER) else ""
     return _Loss("Liger's fused linear cross entropy", source, key, proof)
 
@@ -217,7 +218,7 @@ def _called(case: Case) -> str:
 
 def _fixes(case: Case, heads: list[ModuleGroup], loss: _Loss | None) -> Iterator[Fix]:
     edits = edits_without(case.structure, case.recipe, [group.pattern for group in heads])
-    words = "Take the output head out of target_modules."
+    words = "Remove the output head from target_modules."
     yield Fix(words, "unsafe", edits) if edits else Fix(words, "manual")
     if loss is not None and loss.key == _CUT:
         yield Fix(f"Or turn the fused loss off: {_CUT}.", "unsafe", (Edit(_CUT, False),))

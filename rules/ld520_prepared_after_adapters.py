@@ -1,4 +1,4 @@
-"""LD520: prepare_model_for_kbit_training is called after the adapters are on."""
+"""LD520: prepare_model_for_kbit_training is called after the adapters were added."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from lora_doctor.rules._program import slips
 
 
 class PreparedAfterAdapters(Rule):
-    """`prepare_model_for_kbit_training` is called on a model that has its adapters already.
+    """`prepare_model_for_kbit_training` is called on a model that already has adapters.
 
     ## What happens
-    Every parameter is frozen, those of the adapters too. The loss has no gradient (`element 0 of
-    tensors does not require grad`), or the run goes on and saves the untrained adapter.
+    Every parameter is frozen, including those of the adapters. The loss has no gradient (`element 0
+    of tensors does not require grad`), or the run goes on and saves the untrained adapter.
 
     ## Why
-    The preparation freezes the whole model: it is made for the base model, and nothing tells an
-    adapter from it.
+    The function freezes all parameters of the model: it is written for the base model and does not
+    exclude adapters.
 
     ## Versions
     All versions of PEFT.
 
     ## Fix
-    The preparation goes before `get_peft_model`. The line is moved where both stand in one block.
+    Call it before `get_peft_model`. The line is moved if both are in the same block.
 
     ## Links
     https://huggingface.co/docs/peft/developer_guides/quantization
@@ -49,8 +49,8 @@ class PreparedAfterAdapters(Rule):
             self,
             case,
             prepared_after_adapters(case.program),
-            "{code} freezes every parameter, and the adapters are on the model since {other}: "
+            "{code} freezes every parameter, and the adapters were added before, in {other}: "
             "nothing is left to train.",
-            "adapters are put on",
+            "adapters added",
             "Call prepare_model_for_kbit_training before get_peft_model.",
         )

@@ -9,14 +9,14 @@ from lora_doctor.rules._program import slips
 
 
 class AdapterLoadedFrozen(Rule):
-    """A saved adapter is loaded without `is_trainable=True`, and the model goes into training.
+    """A saved adapter is loaded without `is_trainable=True`, and the model is then trained.
 
     ## What happens
     The adapter is frozen. `trainer.train()` stops with `element 0 of tensors does not require
-    grad`, or an optimizer with an empty list.
+    grad`, or the optimizer with `optimizer got an empty parameter list`.
 
     ## Why
-    `PeftModel.from_pretrained` loads for inference unless it is told otherwise.
+    `PeftModel.from_pretrained` loads adapters for inference by default.
 
     ## Versions
     All versions of PEFT.

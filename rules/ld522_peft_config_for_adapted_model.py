@@ -1,4 +1,4 @@
-"""LD522: a trainer is given peft_config and a model that has adapters."""
+"""LD522: a trainer gets peft_config and a model that already has adapters."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from lora_doctor.rules._program import slips
 
 
 class PeftConfigForAdaptedModel(Rule):
-    """A trainer is given a `peft_config` and a model that has adapters already.
+    """A trainer gets a `peft_config` and a model that already has adapters.
 
     ## What happens
-    TRL refuses it, or merges the first adapter away; PEFT freezes or replaces it. What is saved
-    is not what was meant.
+    TRL raises, or merges the first adapter into the base; PEFT freezes or replaces it. The saved
+    adapter is not the intended one.
 
     ## Why
-    A trainer that is given a `peft_config` calls `get_peft_model` itself, and that function
-    changes the model that it is given.
+    A trainer that gets a `peft_config` calls `get_peft_model` itself, which modifies the model in
+    place.
 
     ## Versions
     All versions of PEFT and TRL.
 
     ## Fix
-    One of the two: the `peft_config` of the trainer is taken out, or by hand the call before it.
-    A second call of `get_peft_model` is LD507.
+    Keep one of the two: remove the trainer's `peft_config`, or, by hand, the earlier call. A second
+    call of `get_peft_model` is LD507.
 
     ## Links
     https://huggingface.co/docs/trl/peft_integration
@@ -32,7 +32,7 @@ class PeftConfigForAdaptedModel(Rule):
 
     code = "LD522"
     name = "peft-config-for-adapted-model"
-    summary = "A trainer is given a peft_config and a model that has adapters already."
+    summary = "A trainer gets a peft_config and a model that already has adapters."
     depth = "static"
     symptoms = (Symptom(r"passed a `?PeftModel`? instance together with a `?peft_config`?"),)
     descriptions = (
@@ -54,8 +54,7 @@ class PeftConfigForAdaptedModel(Rule):
             self,
             case,
             adapted_by_the_trainer_too(case.program),
-            "{code} puts adapters on a model that has had some since {other}.",
-            "adapters are put on first",
-            "Leave it to one of the two: without this one, the adapters that are on the model "
-            "train.",
+            "{code} adds adapters to a model that already has some from {other}.",
+            "adapters first added",
+            "Remove it here: the adapters that the model already has are then trained.",
         )

@@ -1,4 +1,4 @@
-"""LD523: an argument that the installed release of a library does not take."""
+"""LD523: an argument that the installed release of a library does not accept."""
 
 from __future__ import annotations
 
@@ -22,24 +22,26 @@ _PROOF = Proof("read", "the signature in the installed source has no such argume
 
 
 class ArgumentNotTaken(Rule):
-    """A call of transformers, TRL or PEFT has an argument that the installed release does not take.
+    """A call of transformers, TRL or PEFT has an argument that the installed release does not
+    accept.
 
     ## What happens
-    `TypeError: __init__() got an unexpected keyword argument`, when the line is reached: after the
+    `TypeError: __init__() got an unexpected keyword argument`, when that line runs, often after the
     model has been loaded.
 
     ## Why
     The libraries rename arguments (`evaluation_strategy` to `eval_strategy`, `tokenizer` to
-    `processing_class`), move them (from a trainer to its arguments) or drop them (`load_in_4bit`
-    given to `from_pretrained`), and scripts are older. Others are mistyped.
+    `processing_class`), move them (from a trainer to its arguments) or remove them (`load_in_4bit`
+    of `from_pretrained`), and scripts written for older releases still use them. Others are
+    mistyped.
 
     ## Versions
-    The signature is read from the source of what is installed; a script that pins another release,
-    itself or in the requirements.txt beside it, is not compared with it.
+    The signature is read from the source of the installed release. A script that pins another
+    release, itself or in a requirements.txt next to it, is not compared with it.
 
     ## Fix
-    The name that the installed signature has for it, where one is nearly the same or the only one
-    of that type; the call that takes it now, where the trainer's arguments do.
+    The argument's name in the installed signature, if one is nearly the same or the only one of
+    that type; or the call that accepts it now, such as the trainer's arguments.
 
     ## Links
     https://github.com/huggingface/transformers/blob/main/MIGRATION_GUIDE_V5.md
@@ -47,7 +49,7 @@ class ArgumentNotTaken(Rule):
 
     code = "LD523"
     name = "argument-not-taken"
-    summary = "A call has an argument that the installed library does not take."
+    summary = "A call has an argument that the installed library does not accept."
     depth = "static"
     symptoms = (
         Symptom(r"__init__\(\) got an unexpected keyword argument", weight=-1),
@@ -78,8 +80,8 @@ class ArgumentNotTaken(Rule):
         installed = f"{found.package} {found.version}"
         return self.finding(
             "error",
-            f"{found.callee} of the installed {installed} takes no `{found.name}`: the call raises "
-            "TypeError.",
+            f"{found.callee} of the installed {installed} does not accept `{found.name}`: the "
+            "call raises TypeError.",
             location=Location("file", found.place.file, found.place.line),
             evidence=(
                 Measurement("argument", found.name, str(found.place)),
@@ -104,10 +106,10 @@ def _takes(found: UnknownArgument) -> str:
 
 def _fix(found: UnknownArgument) -> Fix:
     if found.moved_to:
-        title = f"Give {found.now} to {found.moved_to} instead."
+        title = f"Pass {found.now} to {found.moved_to} instead."
     elif found.now:
         title = f"Write {found.now} instead."
     else:
-        title = f"Take out {found.name}, or install the release that takes it."
+        title = f"Remove {found.name}, or install a release that accepts it."
     safety = "safe" if found.rewrites else "manual"
     return Fix(title, safety, rewrites=found.rewrites)  # type: ignore[arg-type]

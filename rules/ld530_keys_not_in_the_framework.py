@@ -27,20 +27,20 @@ class KeysNotInTheFramework(Rule):
     """The set-up has keys that its framework does not have.
 
     ## What happens
-    axolotl, and TRL where it reads a YAML file, drop such a key without a word: a mistyped
+    axolotl, and TRL when it reads a YAML file, silently ignore such a key: a mistyped
     `lora_dropuot` leaves the dropout at its default. LLaMA-Factory, ms-swift, and TRL on the
-    command line end with an error.
+    command line exit with an error.
 
     ## Why
-    The key is mistyped, is of another framework, or was renamed (`train_type` of ms-swift 3).
+    The key is mistyped, belongs to another framework, or was renamed (`train_type` of ms-swift 3).
 
     ## Versions
     The keys are compared with the classes of the installed framework; where it is not installed,
     with those of the release that the finding names.
 
     ## Fix
-    The key that was meant. Where the framework drops it, the setting begins to count, which changes
-    training. A key that is dropped and like no other can be taken out.
+    The key that was meant. Where the framework ignored the mistyped key, the setting now takes
+    effect, which changes training. An ignored key that resembles no other can be removed.
 
     ## Links
     https://docs.axolotl.ai/docs/config-reference.html,
@@ -74,14 +74,14 @@ class KeysNotInTheFramework(Rule):
     def _finding(self, case: Case, framework: Framework, name: str, meant: str) -> Finding:
         set_up = case.set_up
         fields = framework.fields()
-        assert fields is not None, "without them no key is unknown"
+        assert fields is not None, "without them unknown keys cannot be found"
         on_the_line = name in set_up.places and set_up.places[name].file.endswith(".sh")
         refused = framework.unknown == "refused" or on_the_line
         severity: Severity = "error" if refused and fields.installed else "warning"
         if fields.installed:
-            does = "refuses it" if refused else "passes over it without a word"
+            does = "refuses it" if refused else "silently ignores it"
         else:
-            does = "may refuse it" if refused else "may pass over it without a word"
+            does = "may refuse it" if refused else "may silently ignore it"
         said = f"; {meant} was meant" if meant else ""
         return self.finding(
             severity,
@@ -102,7 +102,7 @@ class KeysNotInTheFramework(Rule):
 def _fix(value: object, name: str, meant: str, refused: bool) -> Fix:
     if meant:
         edits = (Edit(f"{ENTRY}{name}", REMOVE), Edit(f"{ENTRY}{meant}", value))
-        return Fix(f"Write {meant} for {name}.", "safe" if refused else "unsafe", edits)
+        return Fix(f"Write {meant} instead of {name}.", "safe" if refused else "unsafe", edits)
     if refused:
-        return Fix(f"Take {name} out, or write the key that was meant.", "manual")
-    return Fix(f"Take {name} out.", "safe", (Edit(f"{ENTRY}{name}", REMOVE),))
+        return Fix(f"Remove {name}, or write the key that was meant.", "manual")
+    return Fix(f"Remove {name}.", "safe", (Edit(f"{ENTRY}{name}", REMOVE),))

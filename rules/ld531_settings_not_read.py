@@ -21,15 +21,15 @@ class SettingsNotRead(Rule):
     of the model, whatever `lora_r` says; ms-swift quantizes nothing with `quant_bits` alone.
 
     ## Why
-    Frameworks have a switch for LoRA or for quantization beside its settings, and say nothing about
-    settings whose switch is off.
+    Frameworks have a switch for LoRA or quantization in addition to its settings, and do not warn
+    about settings whose switch is off.
 
     ## Versions
     Read in LLaMA-Factory 0.9.5, axolotl 0.19, TRL 1.16 and ms-swift 4.6.
 
     ## Fix
-    The switch. It changes what is trained, so it is not safe by itself; a setting that another one
-    overrides is taken out, which changes nothing.
+    Set the switch. That changes what is trained, so it is not a safe fix. A setting that another
+    one overrides is removed, which changes nothing.
 
     ## Links
     https://docs.axolotl.ai/docs/config-reference.html,

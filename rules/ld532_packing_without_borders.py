@@ -1,4 +1,4 @@
-"""LD532: packed samples attend to those before them in the row."""
+"""LD532: packed samples attend to earlier samples in the same row."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from lora_doctor.rules._set_up import finding_of, remarks
 
 
 class PackingWithoutBorders(Rule):
-    """Packed samples attend to those before them in the row.
+    """Packed samples attend to earlier samples in the same row.
 
     ## What happens
-    Training runs, and tokens of one sample are predicted with an unrelated one before them. What it
-    does to the result depends on the data; it is seldom meant.
+    Training runs, and tokens of one sample are predicted with an unrelated sample in their context.
+    The effect depends on the data; it is rarely intended.
 
     ## Why
-    Packing puts several samples into a row. What keeps them apart is an attention that is told
-    where each begins, and that is another setting.
+    Packing puts several samples into one row. They are kept apart only if the attention knows where
+    each sample begins, which is a separate setting.
 
     ## Versions
-    Read in LLaMA-Factory 0.9.5 and axolotl 0.19. TRL with a transformers that finds the borders by
-    the position ids keeps them apart; ms-swift refuses packing without flash attention.
+    Read in LLaMA-Factory 0.9.5 and axolotl 0.19. TRL keeps them apart if transformers derives the
+    boundaries from the position ids; ms-swift refuses packing without flash attention.
 
     ## Fix
-    `neat_packing` in LLaMA-Factory, an attention that respects borders in axolotl. Both change what
-    the model learns.
+    `neat_packing` in LLaMA-Factory, an attention that respects sample boundaries in axolotl. Both
+    change what the model learns.
 
     ## Links
     https://docs.axolotl.ai/docs/config-reference.html,
@@ -39,7 +39,7 @@ class PackingWithoutBorders(Rule):
 
     code = "LD532"
     name = "packing-without-borders"
-    summary = "Packed samples attend to those before them in the row."
+    summary = "Packed samples attend to earlier samples in the same row."
     depth = "static"
     examples = (
         Example("broken", "tests/set_ups/llamafactory_packing.yaml"),

@@ -1,4 +1,4 @@
-"""LD533: settings with which the framework ends before it trains."""
+"""LD533: settings that make the framework exit before training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lora_doctor.rules._set_up import finding_of, remarks
 
 
 class SettingsRefused(Rule):
-    """Settings with which the framework ends before it trains.
+    """Settings that make the framework exit before training.
 
     ## What happens
     The framework raises while it reads its arguments, or when it loads the model.
@@ -27,7 +27,7 @@ class SettingsRefused(Rule):
     Read in LLaMA-Factory 0.9.5, axolotl 0.19 and ms-swift 4.6.
 
     ## Fix
-    The setting that is missing, where there is one choice only.
+    The missing setting, where there is only one choice.
 
     ## Links
     https://docs.axolotl.ai/docs/config-reference.html,
@@ -36,7 +36,7 @@ class SettingsRefused(Rule):
 
     code = "LD533"
     name = "settings-refused"
-    summary = "Settings with which the framework ends before it trains."
+    summary = "Settings that make the framework exit before training."
     depth = "static"
     symptoms = (
         Symptom(

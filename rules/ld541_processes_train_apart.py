@@ -1,4 +1,4 @@
-"""LD541: several processes train, each for itself."""
+"""LD541: several processes train independently."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ _APART = 1e-6
 
 
 class ProcessesTrainApart(Rule):
-    """A launcher has started several processes, and each of them trains a model of its own.
+    """A launcher has started several processes, and each trains its own model independently.
 
     ## What happens
     Nothing is raised. Every process trains on its own rows, all of them write to the same folder,
-    and what is kept is the adapter of one: the work of the others is lost, and the effective batch
-    is a fraction of what was planned.
+    and only the adapter of one is kept: the work of the others is lost, and the effective batch
+    size is a fraction of the planned one.
 
     ## Why
     Gradients are averaged by `DistributedDataParallel`, FSDP or DeepSpeed. A loop that is started
     by `torchrun` without a process group or without one of them, or that calls `model.module(...)`
-    in the place of `model(...)`, averages none.
+    instead of `model(...)`, averages none.
 
     Found by execution: the adapters of the processes are compared after the same steps.
 
@@ -40,7 +40,7 @@ class ProcessesTrainApart(Rule):
 
     code = "LD541"
     name = "processes-train-apart"
-    summary = "Several processes are started, and each trains a model of its own."
+    summary = "Several processes are started, and each trains its own model independently."
     depth = "static"
     examples = (
         Example(
@@ -67,16 +67,19 @@ class ProcessesTrainApart(Rule):
         if found.sums:
             sums = ", ".join(f"rank {rank}: {value:.6g}" for rank, value in found.sums.items())
             evidence.append(
-                Measurement("sum of the sizes of trainable numbers after three steps", sums, SOURCE)
+                Measurement("sum of absolute trainable parameters after three steps", sums, SOURCE)
             )
         why = (
-            "they are in no process group"
+            "they have no process group"
             if found.met < 2
-            else f"after three steps their adapters differ by {found.apart:.2g} of their size"
+            else (
+                f"after three steps the sums of their adapters differ by {found.apart:.2g} "
+                "(relative)"
+            )
         )
         yield self.finding(
             "error",
-            f"{len(found.trained)} processes train, each a model of its own: {why}.",
+            f"{len(found.trained)} processes train independently: {why}.",
             location=at(run, "", 0),
             evidence=tuple(evidence),
             proof=Proof("executed", SOURCE),

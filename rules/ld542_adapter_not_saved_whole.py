@@ -1,4 +1,4 @@
-"""LD542: several processes save an adapter, and the file lacks what was trained."""
+"""LD542: several processes save an adapter, and the file is incomplete."""
 
 from __future__ import annotations
 
@@ -35,28 +35,27 @@ if rank == 0:
 
 
 class AdapterNotSavedWhole(Rule):
-    """Several processes share the model, and what they save is no whole adapter.
+    """The model is sharded over several processes, and the adapter they save is incomplete.
 
     ## What happens
-    Training ends well. The folder has no adapter in it, or a file without tensors, or with the
-    part of one process: loading says that keys are missing, or nothing, and the model answers as
-    if it had never been trained.
+    Training ends normally. The folder contains no adapter, or a file without tensors, or only the
+    part of one process: loading reports missing keys, or nothing, and the model answers as if it
+    had never been trained.
 
     ## Why
-    Under FSDP and ZeRO-3 each process holds a part of each tensor. `Trainer.save_model` writes
+    With FSDP and ZeRO-3 each process holds a part of each tensor. `Trainer.save_model` writes
     nothing where `fsdp_state_dict_type` is `SHARDED_STATE_DICT`; `model.save_pretrained` and
-    `get_peft_model_state_dict` of the unwrapped model see this process's part, which is empty where
-    the others hold it (FSDP 2: `Attempted to access the data pointer on an invalid python
-    storage`).
+    `get_peft_model_state_dict` of the unwrapped model see only this process's part, which may be
+    empty (FSDP 2: `Attempted to access the data pointer on an invalid python storage`).
 
     Found by execution: names and shapes in the file are compared with those of the adapter before
-    it was cut into shards.
+    it was sharded.
 
     ## Versions
     All.
 
     ## Fix
-    A full state dict when the adapter is saved. It changes what is written and no training.
+    Gather a full state dict when the adapter is saved. That changes what is written, not training.
 
     ## Links
     https://huggingface.co/docs/peft/accelerate/fsdp
@@ -64,7 +63,7 @@ class AdapterNotSavedWhole(Rule):
 
     code = "LD542"
     name = "adapter-not-saved-whole"
-    summary = "Several processes save an adapter, and the file lacks what was trained."
+    summary = "Several processes save an adapter, and the file is incomplete."
     depth = "static"
     symptoms = (
         Symptom(
@@ -102,13 +101,13 @@ class AdapterNotSavedWhole(Rule):
                 "warning" if whole and not one.error else "error",
                 f"{one.by} cannot save the shards of the adapter: {one.error}"
                 if one.error
-                else f"{one.by} leaves {_what(one)} in {one.path}, of {one.expected} that were "
+                else f"{one.by} writes {_what(one)} to {one.path}; {one.expected} tensors were "
                 "trained.",
                 location=at(case.dry_run, one.file, one.line),
                 evidence=(
                     together(found),
                     Measurement("tensors of the adapter", one.expected, "before it was sharded"),
-                    Measurement("whole in the file", one.whole, one.path),
+                    Measurement("complete in the file", one.whole, one.path),
                     *_shards(one),
                 ),
                 proof=Proof("executed", SOURCE),
@@ -120,8 +119,10 @@ def _what(one: SavedAdapter) -> str:
     if not one.written:
         return "no adapter"
     if one.whole or one.partial:
-        parts = f", {len(one.partial) + len(one.empty)} in part" if one.partial or one.empty else ""
-        return f"{one.whole} whole tensors{parts}"
+        parts = (
+            f", {len(one.partial) + len(one.empty)} incomplete" if one.partial or one.empty else ""
+        )
+        return f"{one.whole} complete tensors{parts}"
     return "tensors without values" if one.empty else "a file without tensors of the adapter"
 
 

@@ -1,4 +1,4 @@
-"""LD543: DDP waits for gradients that nothing computes."""
+"""LD543: DDP waits for gradients that are never computed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _UNUSED = "model.base_model.model.extra = torch.nn.Linear(4, 4)\nrank = int"
 
 
 class ParametersUnusedUnderDdp(Rule):
-    """Trainable parameters take no part in the loss, and DDP waits for their gradients.
+    """Trainable parameters do not contribute to the loss, and DDP waits for their gradients.
 
     ## What happens
     The second step raises `Expected to have finished reduction in the prior iteration before
@@ -34,18 +34,18 @@ class ParametersUnusedUnderDdp(Rule):
     producing loss`. With one process nothing is raised.
 
     ## Why
-    `DistributedDataParallel` averages the gradients of all trainable parameters when the last of
-    them is there. Adapters in a tower that the batches do not reach, in experts that got no token,
-    in a head whose output is not in the loss, or a second adapter that is not active never get one.
+    `DistributedDataParallel` averages gradients once all trainable parameters have one. Adapters in
+    a tower that the batches do not reach, in experts that got no token, in a head whose output is
+    not in the loss, or of a second, inactive adapter never get one.
 
     ## Versions
-    All. The Trainer sets `find_unused_parameters` by itself where `ddp_find_unused_parameters` is
-    not set, by release and by whether gradient checkpointing is on.
+    All. Where `ddp_find_unused_parameters` is not set, the Trainer chooses it, depending on the
+    release and on gradient checkpointing.
 
     ## Fix
     Train only what the loss needs; or `ddp_find_unused_parameters=True`
-    (`DistributedDataParallelKwargs(find_unused_parameters=True)`), which costs a walk through the
-    graph in each step, and does not go with reentrant checkpointing.
+    (`DistributedDataParallelKwargs(find_unused_parameters=True)`), which traverses the autograd
+    graph in each step and does not work with reentrant checkpointing.
 
     ## Links
     https://pytorch.org/docs/stable/generated/torch.nn.parallel.DistributedDataParallel.html
@@ -53,7 +53,7 @@ class ParametersUnusedUnderDdp(Rule):
 
     code = "LD543"
     name = "parameters-unused-under-ddp"
-    summary = "Trainable parameters take no part in the loss, and DDP waits for them."
+    summary = "Trainable parameters do not contribute to the loss, and DDP waits for them."
     depth = "static"
     symptoms = (
         Symptom(r"Expected to have finished reduction in the prior iteration", weight=2),
@@ -88,13 +88,13 @@ class ParametersUnusedUnderDdp(Rule):
         what = quoted(unused, 2) if unused else "trainable parameters"
         yield self.finding(
             "error",
-            f"DDP waits for gradients of {what}, which take no part in the loss.",
+            f"DDP waits for gradients of {what}, which do not contribute to the loss.",
             location=at(case.dry_run, error.file, error.line),
             evidence=tuple(evidence),
             proof=Proof("executed", SOURCE),
             fixes=(
                 Fix(
-                    "Take out what no loss depends on (targets, modules_to_save, adapters); "
+                    "Train only what the loss depends on (targets, modules_to_save, adapters), "
                     "or set ddp_find_unused_parameters=True (accelerate: "
                     "DistributedDataParallelKwargs(find_unused_parameters=True)).",
                     "manual",

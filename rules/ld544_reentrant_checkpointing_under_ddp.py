@@ -33,23 +33,23 @@ _CHECKPOINTED = DDP_LOOP.replace(
 
 class ReentrantCheckpointingUnderDdp(Rule):
     """Reentrant gradient checkpointing runs a backward pass inside the backward pass, and DDP sees
-    gradients twice.
+    some gradients twice.
 
     ## What happens
     `RuntimeError: Expected to mark a variable ready only once`, often with `marked as ready twice`
     and the name of an adapter of the last layer. With one process nothing is raised.
 
     ## Why
-    `DistributedDataParallel` with `find_unused_parameters=True` marks what it does not find in the
-    graph as ready when forward ends; in reentrant checkpointing the inner graph is not there yet,
-    so that its parameters are marked once more in backward.
+    `DistributedDataParallel` with `find_unused_parameters=True` marks parameters that it does not
+    find in the graph as ready when forward ends; with reentrant checkpointing the inner graph does
+    not exist yet, so its parameters are marked again in backward.
 
     ## Versions
-    All versions of torch. transformers before 5 takes the reentrant kind where nothing is said.
+    All versions of torch. transformers before 5 uses reentrant checkpointing by default.
 
     ## Fix
-    `gradient_checkpointing_kwargs: {use_reentrant: false}`: the same numbers, another bookkeeping.
-    Or `ddp_find_unused_parameters=False`, where every parameter is used.
+    `gradient_checkpointing_kwargs: {use_reentrant: false}`: the same results. Or
+    `ddp_find_unused_parameters=False`, if every parameter is used.
 
     ## Links
     https://pytorch.org/docs/stable/checkpoint.html
@@ -57,7 +57,7 @@ class ReentrantCheckpointingUnderDdp(Rule):
 
     code = "LD544"
     name = "reentrant-checkpointing-under-ddp"
-    summary = "Reentrant gradient checkpointing does not go with this DDP."
+    summary = "Reentrant gradient checkpointing does not work with this DDP setting."
     depth = "static"
     symptoms = (Symptom(r"Expected to mark a variable ready only once"),)
     examples = (
@@ -103,9 +103,9 @@ class ReentrantCheckpointingUnderDdp(Rule):
 def _fix(case: Case) -> Fix:
     """An edit where a trainer reads its arguments; words where a loop checkpoints by itself."""
     if case.dry_run.trained_by in ("", "a loop"):
-        text = "gradient_checkpointing_enable({'use_reentrant': False}) in the place of True"
-        return Fix(f"Checkpoint without reentrance: {text}.", "manual")
+        text = "gradient_checkpointing_enable({'use_reentrant': False}) instead of True"
+        return Fix(f"Use non-reentrant checkpointing: {text}.", "manual")
     settings = case.recipe.get(_KEY)
     kept = dict(settings) if isinstance(settings, dict) else {}
     edit = Edit(_KEY, {**kept, "use_reentrant": False})
-    return Fix("Checkpoint without reentrance.", "unsafe", (edit,))
+    return Fix("Use non-reentrant checkpointing.", "unsafe", (edit,))

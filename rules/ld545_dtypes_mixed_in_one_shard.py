@@ -1,4 +1,4 @@
-"""LD545: FSDP is to put parameters of several dtypes into one flat parameter."""
+"""LD545: FSDP 1 would flatten parameters of different dtypes into one."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ _FSDP_LOOP = (
 
 
 class DtypesMixedInOneShard(Rule):
-    """FSDP of version 1 is to flatten parameters of several dtypes into one.
+    """FSDP version 1 would flatten parameters of different dtypes into one.
 
     ## What happens
     `ValueError: Must flatten tensors with uniform dtype but got torch.bfloat16 and torch.float32`
     when the model is prepared, or `Cannot flatten integer dtype tensors`.
 
     ## Why
-    FSDP 1 cuts one flat tensor for each wrapped module. PEFT keeps adapters in float32 over a base
-    in bfloat16 (`autocast_adapter_dtype`), `prepare_model_for_kbit_training` makes norms float32,
-    and bitsandbytes stores weights as uint8 unless `bnb_4bit_quant_storage` says otherwise.
+    FSDP 1 makes one flat tensor per wrapped module. PEFT keeps adapters in float32 on a bfloat16
+    base (`autocast_adapter_dtype`), `prepare_model_for_kbit_training` casts norms to float32, and
+    bitsandbytes stores weights as uint8 unless `bnb_4bit_quant_storage` says otherwise.
 
     ## Versions
     PEFT casts adapters to float32 from 0.12 on. FSDP 2 (`fsdp_version: 2`) flattens nothing.
 
     ## Fix
-    One dtype for all: `get_peft_model(..., autocast_adapter_dtype=False)`, for quantized weights
-    `bnb_4bit_quant_storage` as the dtype of the model; or `fsdp_version: 2`. Adapters in bfloat16
-    learn otherwise than those in float32, so nothing of this is applied by itself.
+    Use one dtype: `get_peft_model(..., autocast_adapter_dtype=False)`, and for quantized weights
+    set `bnb_4bit_quant_storage` to the dtype of the model; or use `fsdp_version: 2`. Adapters in
+    bfloat16 train differently from adapters in float32, so nothing is applied by default.
 
     ## Links
     https://huggingface.co/docs/peft/accelerate/fsdp
@@ -48,7 +48,7 @@ class DtypesMixedInOneShard(Rule):
 
     code = "LD545"
     name = "dtypes-mixed-in-one-shard"
-    summary = "FSDP 1 is to flatten parameters of several dtypes into one."
+    summary = "FSDP 1 would flatten parameters of different dtypes into one."
     depth = "static"
     symptoms = (
         Symptom(r"Must flatten tensors with uniform dtype but got"),
@@ -84,15 +84,15 @@ class DtypesMixedInOneShard(Rule):
         quantized = case.recipe.quantized
         kinds = " and ".join(sorted(dtypes.groups())) if dtypes else "whole numbers"
         remedy = (
-            "Set bnb_4bit_quant_storage to the dtype of the model (4 bits; in 8 bits FSDP cuts no "
-            "weights)"
+            "Set bnb_4bit_quant_storage to the dtype of the model (4 bits only; FSDP does not "
+            "shard 8-bit weights)"
             if quantized
             else "Keep adapters in the dtype of the base: get_peft_model(..., "
-            "autocast_adapter_dtype=False), and cast what the script has made float32"
+            "autocast_adapter_dtype=False), and cast what the script has cast to float32"
         )
         yield self.finding(
             "error",
-            f"FSDP 1 is to flatten parameters of several dtypes into one: {kinds}.",
+            f"FSDP 1 would flatten parameters of different dtypes into one: {kinds}.",
             location=at(case.dry_run, error.file, error.line),
             evidence=(
                 raised(error),
@@ -101,5 +101,5 @@ class DtypesMixedInOneShard(Rule):
                 Measurement("quantized", quantized or "no", "recipe"),
             ),
             proof=Proof("executed", SOURCE),
-            fixes=(Fix(f"{remedy}; or shard by FSDP 2 (fsdp_version: 2).", "manual"),),
+            fixes=(Fix(f"{remedy}; or shard with FSDP 2 (fsdp_version: 2).", "manual"),),
         )

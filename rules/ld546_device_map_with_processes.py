@@ -1,4 +1,4 @@
-"""LD546: each of several processes spreads the model over all GPUs."""
+"""LD546: each of several processes distributes the model over all GPUs."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class DeviceMapWithProcesses(Rule):
     ## What happens
     `ValueError: You can't train a model that has been loaded with device_map='auto' in any
     distributed mode`; with ZeRO-3 `DeepSpeed Zero-3 is not compatible with passing a device_map`.
-    In a loop of your own all processes put their layers on the same GPUs.
+    In your own training loop, all processes put their layers on the same GPUs.
 
     ## Why
-    A device map spreads one model over all GPUs of one process. DDP, FSDP and DeepSpeed give each
-    process a GPU and do the placing themselves.
+    A device map distributes one model over all GPUs of one process. DDP, FSDP and DeepSpeed give
+    each process one GPU and place the model themselves.
 
-    Found by execution: what `from_pretrained` was given while several processes trained. The dry
-    run itself has put the small model on one device.
+    Found by execution: the arguments of `from_pretrained` while several processes trained. The dry
+    run itself puts the small model on one device.
 
     ## Versions
     All versions of accelerate.
@@ -50,7 +50,7 @@ class DeviceMapWithProcesses(Rule):
 
     code = "LD546"
     name = "device-map-with-processes"
-    summary = "Each of several processes spreads the model over all GPUs."
+    summary = "Each of several processes distributes the model over all GPUs."
     depth = "static"
     symptoms = (
         Symptom(r"loaded with `?device_map='auto'`? in any distributed mode"),
@@ -83,17 +83,17 @@ class DeviceMapWithProcesses(Rule):
             return
         yield self.finding(
             "error",
-            f"device_map={found.device_map!r} spreads the model over all GPUs in each of "
+            f"device_map={found.device_map!r} distributes the model over all GPUs in each of "
             f"{found.asked} processes.",
             location=at(case.dry_run, found.loaded_in, found.loaded_line),
             evidence=(
-                Measurement("device_map", found.device_map, "what from_pretrained was given"),
+                Measurement("device_map", found.device_map, "arguments of from_pretrained"),
                 together(found),
             ),
             proof=Proof("inferred", f"{SOURCE}, on one device"),
             fixes=(
                 Fix(
-                    "Leave device_map out (quantized weights under DDP: "
+                    "Remove device_map (quantized weights with DDP: "
                     'device_map={"": PartialState().process_index}); or start one process.',
                     "manual",
                 ),

@@ -1,4 +1,4 @@
-"""LD547: a process waits for another one that never comes."""
+"""LD547: a process waits for another one that never arrives."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from lora_doctor.rules._processes import SOURCE, at, raised, together
 
 
 class ProcessesWaitInVain(Rule):
-    """One process is in an operation that all have to take part in, and another one has left or is
-    somewhere else.
+    """One process is in a collective operation that all processes have to enter, and another one
+    has ended or is elsewhere.
 
     ## What happens
-    The run hangs until a timeout of half an hour, or ends with `Connection closed by peer`, and
-    with a traceback that points at innocent code.
+    The run hangs until a timeout of half an hour, or ends with `Connection closed by peer` and a
+    traceback that points to unrelated code.
 
     ## Why
-    Something is done by one process only that needs all of them: saving a sharded model or an
-    evaluation under `if rank == 0`, a `barrier` behind an early `return`, loaders of different
-    lengths.
+    One process alone does something that needs all of them: saving a sharded model or evaluating
+    under `if rank == 0`, a `barrier` after an early `return`, data loaders of different lengths.
 
-    Found by execution: no process failed by itself, and the line is the one where this one waited.
+    Found by execution: no process failed by itself, and the line shown is where this process
+    waited.
 
     ## Versions
     All.
 
     ## Fix
-    Call it in all processes (`Trainer.save_model`, `get_state_dict` and `evaluate` decide by
-    themselves who writes); give all processes the same number of batches.
+    Call it in all processes (`Trainer.save_model`, `get_state_dict` and `evaluate` decide
+    themselves which process writes); give all processes the same number of batches.
 
     ## Links
     https://pytorch.org/docs/stable/distributed.html
@@ -46,7 +46,7 @@ class ProcessesWaitInVain(Rule):
 
     code = "LD547"
     name = "processes-wait-in-vain"
-    summary = "A process waits for another one that never comes."
+    summary = "A process waits for another one that never arrives."
     depth = "static"
     symptoms = (
         Symptom(r"Watchdog caught collective operation timeout", consequence=True),
@@ -82,15 +82,15 @@ class ProcessesWaitInVain(Rule):
         first = found.waiting[0]
         yield self.finding(
             "error",
-            f"Rank {ranks} of {found.met} waits for processes that never come: they have left, or "
-            "are somewhere else.",
+            f"Rank {ranks} of {found.met} waits for processes that never arrive: they have "
+            "ended, or are elsewhere.",
             location=at(case.dry_run, first.file, first.line),
             evidence=(raised(error), together(found), *where),
             proof=Proof("executed", SOURCE),
             fixes=(
                 Fix(
-                    "Call what needs all processes in all of them, and let it decide who writes; "
-                    "give all the same number of batches.",
+                    "Call collective operations in all processes, and let them decide which "
+                    "one writes; give all processes the same number of batches.",
                     "manual",
                 ),
             ),

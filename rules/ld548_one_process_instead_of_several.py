@@ -1,4 +1,4 @@
-"""LD548: several processes were asked for, and the launcher starts one."""
+"""LD548: several processes were requested, and the launcher starts one."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ if "--train" not in sys.argv:
 
 
 class OneProcessInsteadOfSeveral(Rule):
-    """`accelerate launch` was asked for several processes, and starts one.
+    """`accelerate launch` was asked for several processes, but starts one.
 
     ## What happens
-    Nothing is said. One process trains on one device, the others are idle, the effective batch is a
-    fraction of what was planned.
+    Nothing is raised. One process trains on one device, the other devices are idle, and the
+    effective batch size is a fraction of the planned one.
 
     ## Why
-    `num_processes` counts where a kind of distribution is chosen: `--multi_gpu`, or
-    `distributed_type: MULTI_GPU`, `FSDP` or `DEEPSPEED` in the config. With `--cpu`, or
-    `distributed_type: 'NO'`, accelerate takes its simple launcher.
+    `num_processes` only takes effect with a distributed type: `--multi_gpu`, or `distributed_type:
+    MULTI_GPU`, `FSDP` or `DEEPSPEED` in the config. With `--cpu`, or `distributed_type: 'NO'`,
+    accelerate uses its simple launcher.
 
-    Found by execution: what the launcher made of its own options, and the processes that it
-    started.
+    Found by execution: how the launcher interpreted its options, and which processes it started.
 
     ## Versions
     All versions of accelerate.
 
     ## Fix
-    `--multi_gpu`, or `distributed_type: MULTI_GPU` in the config. It changes the effective batch.
+    `--multi_gpu`, or `distributed_type: MULTI_GPU` in the config. It changes the effective batch
+    size.
 
     ## Links
     https://huggingface.co/docs/accelerate/package_reference/cli
@@ -44,7 +44,7 @@ class OneProcessInsteadOfSeveral(Rule):
 
     code = "LD548"
     name = "one-process-instead-of-several"
-    summary = "accelerate was asked for several processes, and starts one."
+    summary = "accelerate was asked for several processes, but starts one."
     depth = "static"
     examples = (
         Example(
@@ -67,11 +67,11 @@ class OneProcessInsteadOfSeveral(Rule):
             return
         yield self.finding(
             "warning",
-            f"accelerate was asked for {found.asked} processes, and starts one.",
+            f"accelerate was asked for {found.asked} processes, but starts one.",
             location=at(case.dry_run, "", 0),
             evidence=(
                 Measurement("num_processes", found.asked, "accelerate launch"),
-                Measurement("kind of distribution", found.simple_launcher, "accelerate launch"),
+                Measurement("distributed type", found.simple_launcher, "accelerate launch"),
                 Measurement("processes with a rank", found.started, "the run"),
             ),
             proof=Proof("executed", "the launcher's own choice, and the processes that it started"),

@@ -1,4 +1,4 @@
-"""LD549: a run that is resumed from its checkpoint is another run."""
+"""LD549: a run resumed from its checkpoint differs from one that was not interrupted."""
 
 from __future__ import annotations
 
@@ -36,27 +36,28 @@ trainer.train(resume_from_checkpoint="an/earlier/checkpoint")
 
 
 class ResumedRunDiffers(Rule):
-    """A run that is resumed from its own checkpoint does not go on as if it had not stopped.
+    """A run that is resumed from its own checkpoint does not continue as if it had not been
+    interrupted.
 
     ## What happens
     Nothing is raised. The loss jumps where the run is resumed, momentum starts at 0, rows are seen
-    twice or never; or resuming fails, after the night in which it was needed.
+    twice or never; or resuming fails, just when it is needed.
 
     ## Why
     A checkpoint holds weights, optimizer, scheduler and random states only if all of them are saved
     and loaded: `save_only_model: true` leaves out the last three, `ignore_data_skip: true` begins
-    at the first row again, and what the script keeps elsewhere (a schedule of its own, a sampler
-    with a seed of the clock) is in no checkpoint. Under FSDP 1 with `SHARDED_STATE_DICT`,
-    transformers 5.23 with accelerate 1.15 restore no adapter: training goes on with a new one.
+    at the first row again, and state that the script keeps elsewhere (its own schedule, a sampler
+    seeded from the clock) is in no checkpoint. With FSDP 1 and `SHARDED_STATE_DICT`, transformers
+    5.23 with accelerate 1.15 does not restore the adapter: training continues with a new one.
 
-    Found by execution, with `--check-resume` and where the command resumes: the last step of the
-    dry run is taken once more from the checkpoint that the Trainer saved before it.
+    Found by execution, with `--check-resume` or if the command resumes: the last step of the dry
+    run is repeated from the checkpoint that the Trainer saved before it.
 
     ## Versions
     `save_only_model` from transformers 4.37 on.
 
     ## Fix
-    Leave out what the checkpoint lacks by choice only where nothing is to be resumed.
+    Use `save_only_model` and `ignore_data_skip` only in runs that will never be resumed.
 
     ## Links
     https://huggingface.co/docs/transformers/trainer#checkpoints
@@ -64,7 +65,7 @@ class ResumedRunDiffers(Rule):
 
     code = "LD549"
     name = "resumed-run-differs"
-    summary = "A run that is resumed from its checkpoint is another run."
+    summary = "A run resumed from its checkpoint differs from one that was not interrupted."
     depth = "static"
     symptoms = (
         Symptom(r"arguments do not match the ones in the `trainer_state\.json`", aside=True),
@@ -96,19 +97,21 @@ class ResumedRunDiffers(Rule):
         what = (
             f"Resuming from a checkpoint of the run fails: {found.error}"
             if found.error
-            else f"Step {found.step} from the checkpoint is another than when the run goes on: "
-            f"loss {found.resumed_loss:.6g} in the place of {found.loss:.6g}, trainable numbers "
-            f"{found.apart:.2g} apart after a step that moves them by {found.moved:.2g}"
+            else f"Step {found.step} differs when it is taken from the checkpoint: loss "
+            f"{found.resumed_loss:.6g} instead of {found.loss:.6g}, trainable parameters "
+            f"{found.apart:.2g} apart after a step that changes them by {found.moved:.2g}"
         )
         yield self.finding(
             "error" if found.error else "warning",
             f"{what}.",
             location=place or Location("environment", " ".join(run.command)[:200]),
             evidence=(
-                Measurement("loss, going on", found.loss, source),
-                Measurement("loss, from the checkpoint", found.resumed_loss, source),
-                Measurement("largest step of a trainable number", found.moved, source),
-                Measurement("largest difference after it", found.apart, source),
+                Measurement("loss without interruption", found.loss, source),
+                Measurement("loss from the checkpoint", found.resumed_loss, source),
+                Measurement(
+                    "largest change of a trainable parameter in the step", found.moved, source
+                ),
+                Measurement("largest difference after the step", found.apart, source),
                 Measurement("files of the checkpoint", ", ".join(found.files)[:300], source),
             ),
             proof=Proof("executed", source),

@@ -116,7 +116,7 @@ class QuantizedWeightsSharded(Rule):
             f"The 8bit weights of the model may be impossible to shard ({by}).",
             location=Location("recipe", "load_in_8bit"),
             evidence=(
-                Measurement("load_in_8bit", True, "what from_pretrained was given"),
+                Measurement("load_in_8bit", True, "arguments of from_pretrained"),
                 Measurement("sharded by", by, found.asked_in),
             ),
             proof=Proof("inferred", "what the command asks for; its shards have no statistics"),

@@ -79,7 +79,7 @@ class GpuTooOldForFlashAttention(Rule):
                 ),
                 proof=Proof("read", "from the maker's table; no GPU was asked"),
                 fixes=(
-                    Fix(f"Leave the choice to transformers: drop {KEY}.", "unsafe",
+                    Fix(f"Leave the choice to transformers: remove {KEY}.", "unsafe",
                         (Edit(KEY, REMOVE),)),
                 ),
             )  # fmt: skip

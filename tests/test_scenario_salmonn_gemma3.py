@@ -66,7 +66,7 @@ def test_epsilon_beside_a_small_variance(worker: Worker, dtype: str) -> None:
     (finding,) = [item for item in diagnosis.findings if item.rule == "LD401"]
     assert finding.location.path == "ln_audio" and "1e-06" in finding.message
     # The report's remedy makes gradients larger, which is said with it.
-    assert "larger" in finding.fixes[0].title and "no remedy for NaN" in finding.fixes[0].title
+    assert "larger" in finding.fixes[0].title and "not a remedy for NaN" in finding.fixes[0].title
     assert {fix.safety for fix in finding.fixes} == {"manual"}
 
 
