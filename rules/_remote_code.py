@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from lora_doctor.rule_api import Case, EvidenceError, Fix, ProofKind
-from lora_doctor.static.installed.missing_package import missing_name
+from lora_doctor.rule_api import Case, EvidenceError, Fix, ProofKind, missing_name
 
 if TYPE_CHECKING:
     from lora_doctor.rule_api import RemoteCode, StaticEvidence
