@@ -212,12 +212,13 @@ def _diff(page: Page, lines: Iterable[DiffLine], indent: int) -> None:
 
 
 def _remaining(page: Page, diagnosis: Diagnosis) -> None:
-    """What the fixes did not remove, or brought with them."""
-    if not diagnosis.remaining or diagnosis.after is None:
+    """What the fixes did not remove, or brought with them; not what is accepted."""
+    left = diagnosis.not_accepted(diagnosis.remaining or ())
+    if not left or diagnosis.after is None:
         return
     page.gap()
-    page.line((f"Still there after the fixes: {tally(diagnosis.remaining)}", "bold yellow"))
-    for finding in ordered(diagnosis.remaining):
+    page.line((f"Still there after the fixes: {tally(left)}", "bold yellow"))
+    for finding in ordered(left):
         page.line(f"{visible(finding.rule)} {visible(finding.message, 300)}", indent=2)
 
 

@@ -99,6 +99,20 @@ def test_what_is_ignored_is_shown_with_its_reason_and_fails_nothing(tmp_path: Pa
     assert "pyproject.toml: ignore.LD201 ignores nothing" in unused.stdout
 
 
+@pytest.mark.slow
+def test_fix_leaves_what_the_project_ignores(tmp_path: Path) -> None:
+    """Its reason says that it is meant so; what else is found is fixed."""
+    configure(tmp_path, '[ignore]\nLD202 = "the same list serves two architectures"\n')
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("target_modules: [c_attn, query_key_value]\nrank_pattern: {nowhere: 4}\n")
+    done = run("fix", "arch:gpt2", "--recipe", str(recipe), "--apply", "--output", "json=r.json",
+               cwd=tmp_path)  # fmt: skip
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert "LD202" in [one["rule"] for one in report["findings"]], done.stdout
+    assert [one["rule"] for one in report["applied"]] == ["LD213"]
+    assert "query_key_value" in recipe.read_text() and "nowhere" not in recipe.read_text()
+
+
 def test_the_command_line_wins_over_the_environment_over_the_file(tmp_path: Path) -> None:
     configure(tmp_path, 'depth = "meta"\nfail-on = "never"\n[severity]\nLD201 = "warning"\n')
     check = ("check", "arch:gpt2", "--target-modules", "q_proj", "--output-format", "json")

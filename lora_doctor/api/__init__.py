@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,6 +100,7 @@ def fix(
     recipe: Any = None,
     *,
     unsafe_fixes: bool = False,
+    unfixed: Sequence[str] = (),
     **options: Unpack[CheckOptions],
 ) -> Diagnosis:
     """Diagnose, fix, and run the training contract before and after.
@@ -106,6 +108,7 @@ def fix(
     The result holds the fixed recipe, the applied fixes and what remains; no file is written.
     Takes the options of :func:`check`, but for ``prescription``, which holds fixes already.
     ``unsafe_fixes`` also applies fixes that may change what is learnt, memory or speed.
+    ``unfixed``: codes of rules whose findings are shown and left as they are.
 
     Raises:
         InputError: as :func:`check`, or a prescription is given.
@@ -114,7 +117,7 @@ def fix(
     if options.get("prescription") is not None:
         raise InputError("prescription: holds fixes already; fix the recipe without it")
     found = _rules(options)
-    selection = _selection(options, found)
+    selection = replace(_selection(options, found), unfixed=tuple(_several(unfixed)))
     with open_case(model, recipe, options) as case:
         strict = options.get("strict", False)
         return diagnose_and_fix(case, found, selection, unsafe=unsafe_fixes, strict=strict)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from lora_doctor.cli import streams
 from lora_doctor.cli.arguments import check_options, program_of, recipe_of
 from lora_doctor.cli.output import UNANSWERED, exit_code, report, with_next_command, with_progress
+from lora_doctor.cli.project import codes_ignored
 from lora_doctor.cli.unfinished import tell_of_unfinished
 
 if TYPE_CHECKING:
@@ -34,6 +37,7 @@ def run(options: dict[str, Any]) -> int:
             options["model"],
             recipe_of(options),
             unsafe_fixes=options["unsafe_fixes"],
+            unfixed=codes_ignored(click.get_current_context().meta),
             **call_options,
         )
 

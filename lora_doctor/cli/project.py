@@ -108,6 +108,12 @@ def budgets_of(meta: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return {**project.budgets, **(set_up.budgets if set_up is not None else {})} or None
 
 
+def codes_ignored(meta: Mapping[str, Any]) -> tuple[str, ...]:
+    """Codes that the project ignores: what they find is shown, and not fixed."""
+    project = meta.get(META)
+    return () if project is None else tuple(project.ignore)
+
+
 def settled(diagnosis: Diagnosis, project: Project) -> Diagnosis:
     """The diagnosis with the project's severities, and what it ignores accepted."""
     from lora_doctor.results.diagnosis import Accepted

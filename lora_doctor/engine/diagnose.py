@@ -120,11 +120,17 @@ def diagnose_and_fix(
     """Diagnose, apply the first allowed fix of each finding, and diagnose again until nothing
     changes. Nothing is written; ``after`` is the contract executed on the fixed recipe."""
     start = time.perf_counter()
-    trials = Trials(rules, selection or RuleSelection(), unsafe=unsafe, patient=True)
+    selection = selection or RuleSelection()
+    trials = Trials(rules, selection, unsafe=unsafe, patient=True)
     first = current = _diagnose(case, trials, strict=strict)
     applied: list[AppliedFix] = []
     for _ in range(MAX_ROUNDS):
-        chosen = _choose(current.not_accepted(current.findings), unsafe, applied)
+        wanted = [
+            finding
+            for finding in current.not_accepted(current.findings)
+            if finding.rule not in selection.unfixed
+        ]
+        chosen = _choose(wanted, unsafe, applied)
         if not chosen:
             break
         applied += chosen

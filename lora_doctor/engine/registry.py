@@ -22,10 +22,12 @@ _OWN = "lora_doctor.rules"
 
 @dataclass(frozen=True)
 class RuleSelection:
-    """Which rules are asked: ``--select`` and ``--ignore``, codes or prefixes of codes."""
+    """Which rules are asked: ``--select`` and ``--ignore``, codes or prefixes of codes.
+    ``unfixed``: codes of which ``fix`` leaves what is found as it is."""
 
     select: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
+    unfixed: tuple[str, ...] = ()
 
     def __contains__(self, rule: object) -> bool:
         code = getattr(rule, "code", "")

@@ -101,6 +101,8 @@ class Trials:
 
     def would_take(self, finding: Finding) -> int | None:
         """The place of the fix that ``fix`` would apply, if it holds."""
+        if finding.rule in self._selection.unfixed:
+            return None
         fixes = finding.fixes
         wanted = ("safe", "unsafe") if self._unsafe else ("safe",)
         return next((j for j, fix in enumerate(fixes) if fix.safety in wanted), None)
