@@ -95,6 +95,19 @@ def dry_run(session: nox.Session) -> None:
 
 
 @nox.session
+def dry_run_deepspeed(session: nox.Session) -> None:
+    """The set-ups with DeepSpeed; nothing of it is compiled."""
+    session.install(
+        TORCH, BITSANDBYTES, "transformers==5.23.0", "peft==0.21.2", "accelerate", "datasets",
+        "ninja", "setuptools", "wheel",
+    )  # fmt: skip
+    session.install("--no-build-isolation", "deepspeed", env={"DS_BUILD_OPS": "0"})
+    session.install("-e", ".[dev]")
+    session.run("pytest", "tests/test_dry_run_setups.py", "-k", "DeepSpeed", *session.posargs,
+                env={"LORA_DOCTOR_SETUPS": "all"})  # fmt: skip
+
+
+@nox.session
 @nox.parametrize("launcher", [nox.param(name, id=name) for name in LAUNCHERS])
 def dry_run_launchers(session: nox.Session, launcher: str) -> None:
     """The set-ups of a launcher that pins its own stack, in an environment of its own."""

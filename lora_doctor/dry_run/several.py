@@ -186,6 +186,9 @@ def _simple_launcher(records: Sequence[Record]) -> str:
 
 
 def _zero_stage(records: Sequence[Record], variables: Mapping[str, Any]) -> int | None:
+    ran = [one["zero_stage"] for one in _kind(records, "wrapped") if "zero_stage" in one]
+    if ran and isinstance(ran[-1], int):
+        return ran[-1]
     stage = variables.get("ACCELERATE_DEEPSPEED_ZERO_STAGE")
     if stage is not None:
         return _number(stage)

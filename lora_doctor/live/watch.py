@@ -103,7 +103,13 @@ def checked_options(function: str, given: WatchOptions) -> WatchOptions:
 
 
 def _unwrapped(model: Any) -> Any:
-    """The module inside DDP, of which the hooks are."""
-    while type(model).__name__ in ("DistributedDataParallel", "DataParallel"):
-        model = model.module
-    return model
+    """The module inside DDP and ``torch.compile``, of which the hooks are: a copy that is compiled
+    would be compiled anew for each thing that the training contract changes."""
+    while True:
+        name = type(model).__name__
+        if name in ("DistributedDataParallel", "DataParallel"):
+            model = model.module
+        elif name == "OptimizedModule":
+            model = model._orig_mod
+        else:
+            return model

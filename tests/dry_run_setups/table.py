@@ -256,7 +256,28 @@ _PROCESSES = (
            command=("accelerate", "launch", "--config_file", "fsdp1.yaml",
                     "trainer_argparse.py")),
 )  # fmt: skip
+_ZERO3 = {
+    "bf16=True,": """bf16=True,
+            deepspeed={
+                "zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}},
+                "bf16": {"enabled": "auto"},
+                "train_micro_batch_size_per_gpu": "auto",
+                "gradient_accumulation_steps": "auto",
+            },"""
+}
+_DEEPSPEED = (
+    healthy("DeepSpeed: ZeRO 3", "trainer_argparse.py", needs=(*_DATA, "deepspeed"),
+            command=(*_TWO, "trainer_argparse.py"),
+            edits={**_ONE_GPU_EACH, **_SAVED_BY_ALL, **_ZERO3}),
+    broken("DeepSpeed: ZeRO 3, saved by the script itself", "trainer_argparse.py", "LD542",
+           needs=(*_DATA, "deepspeed"), edits={**_ONE_GPU_EACH, **_ZERO3},
+           command=(*_TWO, "trainer_argparse.py", "--lora_r", "64")),
+    healthy("DeepSpeed: ZeRO 2 by accelerate's launcher", "accelerate_loop.py",
+            needs=(*_DATA, "deepspeed"),
+            command=("accelerate", "launch", "--use_deepspeed", "--zero_stage", "2",
+                     "--num_processes", "2", "accelerate_loop.py")),
+)  # fmt: skip
 SETUPS: tuple[Setup, ...] = (
     *_ARGPARSE, *_HF_ARGUMENTS, *_SFT, *_OTHER_TRL, *_LOOPS, *_CLASSES, *_MODALITIES, *_FRAMEWORKS,
-    *_LAUNCHERS, *_PROCESSES,
+    *_LAUNCHERS, *_PROCESSES, *_DEEPSPEED,
 )  # fmt: skip

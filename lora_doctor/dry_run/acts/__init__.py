@@ -25,14 +25,14 @@ from lora_doctor.dry_run.acts import (
     sharding,
     tokenizers,
     trainer,
+    zero,
 )
 from lora_doctor.dry_run.acts.acting import Acting
 from lora_doctor.guest.session import Session
 
 #: In the order in which they are prepared; each says itself after which import it acts.
 _ACTS = (failures, processes, folders, generation, outputs, hub, devices, gpu_facts, arguments,
-         loading,
-         adapters, sharding, saved_adapters, replicas, data, data_sets, loops, trainer,
+         loading, adapters, sharding, zero, saved_adapters, replicas, data, data_sets, loops, trainer,
          sets, accumulation, tokenizers)  # fmt: skip
 
 

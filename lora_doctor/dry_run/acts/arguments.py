@@ -9,6 +9,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
+from lora_doctor.dry_run.acts import zero
 from lora_doctor.dry_run.acts.acting import Acting
 from lora_doctor.dry_run.acts.outputs import Redirected
 from lora_doctor.dry_run.acts.plain import plain
@@ -46,6 +47,7 @@ def _arguments(acting: Acting, module: ModuleType) -> None:
         arguments.report_to = []  # an empty list is read as "all" where it stands in a field
 
     acting.replaced.around(module.TrainingArguments, "__post_init__", checked)
+    zero.bfloat16_on_cpus(acting, module)
 
 
 def set_by_somebody(arguments: Any) -> dict[str, Any]:
@@ -116,7 +118,8 @@ def _for_cpu(acting: Acting, arguments: Any) -> None:
 
     if torch.cuda.is_available():
         return
-    for name in ("use_cpu", "no_cuda"):
+    names = () if zero.asked_for(arguments) else ("use_cpu", "no_cuda")  # DeepSpeed has CPUs, too
+    for name in names:
         if name in {field.name for field in dataclasses.fields(arguments)}:
             _set(arguments, name, True)
             break

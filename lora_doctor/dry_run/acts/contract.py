@@ -155,6 +155,10 @@ def read_optimizer(
     model = acting.trained_model()
     if model is None:
         return
+    if any(one["by"] == "DeepSpeed" for one in acting.seen("wrapped")):
+        reason = "DeepSpeed's optimizer holds copies of the weights, not the model's"
+        acting.journal.tell("no_optimizer", reason=reason)
+        return
     with acting.ours():
         try:
             state = reader.read_optimizer(

@@ -119,7 +119,7 @@ def _constructed(
     model.config._name_or_path = name
     call = Loading(type(model), "", {}, config)
     _tell(acting, model, call, place, (steps, full))
-    small_models.remember(model, name or type(model).__name__)
+    small_models.remember(model, name or type(model).__name__, config)
 
 
 def _shrunk_config(
@@ -155,7 +155,7 @@ def _from_config(
     # What is told is no checkpoint's: nothing was loaded.
     call = Loading(model_class, "", named, config, more, asked)
     _tell(acting, model, call, place, (steps, full))
-    small_models.remember(model, name or type(model).__name__)
+    small_models.remember(model, name or type(model).__name__, config)
     return model
 
 
@@ -201,7 +201,7 @@ def _small(acting: Acting, original: Any, call: Loading) -> Any:
     looked = {key: value for key, value in call.named.items() if key in _FOR_CONFIG}
     generation.as_published(model, call.name, looked)
     _tell(acting, model, call, place, (small.steps, _folder(call)))
-    small_models.remember(model, call.name)
+    small_models.remember(model, call.name, call.config)
     return result
 
 

@@ -126,7 +126,7 @@ def _accelerate(acting: Acting, module: ModuleType) -> None:
     never takes FSDP: what it would do with GPUs is done."""
 
     def partial(original: Any, state: Any, *arguments: Any, **named: Any) -> None:
-        if not state.initialized and _no_gpu() and not _is_true("ACCELERATE_USE_DEEPSPEED"):
+        if not state.initialized and _no_gpu() and not is_true("ACCELERATE_USE_DEEPSPEED"):
             named["cpu"], arguments = True, arguments[1:]
         original(state, *arguments, **named)
 
@@ -136,7 +136,7 @@ def _accelerate(acting: Acting, module: ModuleType) -> None:
         kinds = module.DistributedType
         if state.distributed_type != kinds.MULTI_CPU or not _no_gpu():
             return
-        if plugin is None and not _is_true("ACCELERATE_USE_FSDP"):
+        if plugin is None and not is_true("ACCELERATE_USE_FSDP"):
             return
         _take_fsdp(module, state, plugin)
 
@@ -153,7 +153,8 @@ def _take_fsdp(module: ModuleType, state: Any, plugin: Any) -> None:
     module.PartialState._shared_state["distributed_type"] = state.distributed_type
 
 
-def _is_true(variable: str) -> bool:
+def is_true(variable: str) -> bool:
+    """Whether a launcher has set this variable of the environment."""
     return os.environ.get(variable, "").lower() in ("1", "true", "yes")
 
 

@@ -82,7 +82,8 @@ def unsharded(acting: Acting) -> Unsharded:
     return _kept.setdefault(acting, Unsharded())
 
 
-def _tell(acting: Acting, kind: str, **values: Any) -> None:
+def tell(acting: Acting, kind: str, **values: Any) -> None:
+    """What wraps the model in this process now."""
     acting.journal.tell("wrapped", by=kind, rank=processes.rank(), **values)
 
 
@@ -107,7 +108,7 @@ def _replicas(acting: Acting, module: ModuleType) -> None:
             named.pop("device_ids", None)
             named.pop("output_device", None)
         original(wrapper, model, *arguments, **named)
-        _tell(
+        tell(
             acting,
             "DDP",
             find_unused=bool(getattr(wrapper, "find_unused_parameters", False)),
@@ -137,7 +138,7 @@ def _flat_shards(acting: Acting, module: ModuleType) -> None:
             depth[0] -= 1
         found.classes[type(model).__name__] += 1
         if not depth[0]:
-            _tell(acting, "FSDP", classes=dict(found.classes))
+            tell(acting, "FSDP", classes=dict(found.classes))
 
     acting.replaced.around(module.FullyShardedDataParallel, "__init__", made)
 
@@ -168,7 +169,7 @@ def _shards(acting: Acting, module: ModuleType) -> None:
         name = type(model).__name__
         result = original(model, *arguments, **named)
         found.classes[name] += 1
-        _tell(acting, "FSDP2", classes=dict(found.classes))
+        tell(acting, "FSDP2", classes=dict(found.classes))
         return result
 
     acting.replaced.around(module, "fully_shard", sharded)

@@ -34,11 +34,32 @@ class Small:
 
 #: Models that were loaded in this process, and what for.
 _names: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+#: Likewise the widths of those that they stand for.
+_widths: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 
 
-def remember(model: Any, name: str) -> None:
-    """That this model stands for the one of this name."""
+def remember(model: Any, name: str, config: Any = None) -> None:
+    """That this model stands for the one of this name, and of this config."""
     _names[model] = name
+    width = _width(config)
+    if width:
+        _widths[model] = width
+
+
+def width_share(model: Any) -> tuple[float, int]:
+    """The width of a model as a share of that of the model that it stands for, and the width; 1 and
+    0 where one of them is not known."""
+    for part in model.modules():
+        if part in _widths:
+            width = _width(getattr(part, "config", None))
+            return (width / _widths[part], width) if width else (1.0, 0)
+    return 1.0, 0
+
+
+def _width(config: Any) -> int:
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    width = getattr(text, "hidden_size", None)
+    return width if isinstance(width, int) else 0
 
 
 def name_of(model: Any) -> str | None:
