@@ -137,8 +137,13 @@ SECRETS = [
     ("HF_TOKEN=abc x", f"HF_TOKEN={MASK} x"),
     ("--token abc", f"--token {MASK}"),
     ("--api-key=sk-abc", f"--api-key={MASK}"),
+    ("login('q7Rk2ZpX9vLm4TbW8sYd1NcE6hGf3JuA')", f"login('{MASK}')"),
+    ("Bearer eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3.c2lnbmF0dXJl rest", f"Bearer {MASK} rest"),
 ]
 PLAIN = [
+    "Qwen2_5_VLForConditionalGeneration4Bit8", "revision c0ffee00c0ffee00c0ffee00c0ffee00c0ffee00",
+    "DeepSeek-R1-Distill-Qwen-32B-AWQ-INT4", "Qwen2-VL-7B-AWQ-G128-W4A16-KV8-Act-R3",
+    "/cache/q7Rk2ZpX9vLm4TbW8sYd1NcE6hGf3JuA/model.safetensors",
     "pad_token = eos_token", "--max-new-tokens 12 --token-type ids", "the token ends the answer",
     "model.embed_tokens.weight", "<|im_end|>", "key=value", "bos_token <s>", "A token is missing",
     "num_virtual_tokens=20", "pad_token=eos_token", "--pad-token <|endoftext|>", "pad token <pad>",
