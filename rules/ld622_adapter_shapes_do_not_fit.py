@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from lora_doctor.rule_api import OtherShape
 
 
+#: The tensor of a learned prompt in an adapter file.
+_PROMPT = "prompt_embeddings"
+
+
 class AdapterShapesDoNotFit(Rule):
     """A saved adapter has tensors of other shapes than its config and the base model make.
 
@@ -96,6 +100,19 @@ class AdapterShapesDoNotFit(Rule):
 
 def _cause(shapes: tuple[OtherShape, ...]) -> tuple[str, str]:
     """Why the shapes differ, and what to do."""
+    if shapes[0].name == _PROMPT:
+        return (
+            f"the prompt that was learned is {shapes[0].in_file[1]} wide, the embeddings of the "
+            f"base model are {shapes[0].in_model[1]} wide",
+            "Load the adapter onto the base model that it was trained on.",
+        )
+    if all(_of_base_layer(item) for item in shapes):
+        return (
+            f"they are weights of the base model itself, such as {shapes[0].name}, and the base "
+            "model that was trained held them in another form, as in 4 or 8 bits",
+            "Save the adapter with save_pretrained of the PeftModel, which leaves the base model's "
+            "weights out; or load the base model in the quantization that it was trained in.",
+        )
     factors = [item for item in shapes if ".lora_A." in item.name or ".lora_B." in item.name]
     others = [item for item in shapes if item not in factors]
     if factors and not others and all(_only_rank(item) for item in factors):
@@ -118,6 +135,12 @@ def _cause(shapes: tuple[OtherShape, ...]) -> tuple[str, str]:
         "the base model has other sizes than the one that was trained",
         "Load the adapter onto the base model that it was trained on.",
     )
+
+
+def _of_base_layer(item: OtherShape) -> bool:
+    """Whether this is the weight of a layer below its adapter, in another number of dimensions or
+    of numbers; a head that has more classes keeps its width."""
+    return ".base_layer." in item.name and item.in_file[1:] != item.in_model[1:]
 
 
 def _only_rank(item: OtherShape) -> bool:

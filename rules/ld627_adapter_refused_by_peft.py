@@ -96,6 +96,7 @@ class AdapterRefusedByPeft(Rule):
             proof=loaded(loading),
             fixes=(
                 _without_head(case, error)
+                or _without_saved(case, error)
                 or Fix(
                     "Load it onto the base model that it was trained on, with the PEFT that wrote "
                     f"it{wrote} or a newer one.",
@@ -138,5 +139,21 @@ def _without_head(case: Case, error: ErrorReport) -> Fix | None:
         f"The file has no head, which PEFT keeps with every {task} adapter: it was saved by "
         "model.add_adapter. model.load_adapter(DIR) of transformers loads it; the head was not "
         "trained and is not in it. Train again with the head in modules_to_save.",
+        "manual",
+    )
+
+
+def _without_saved(case: Case, error: ErrorReport) -> Fix | None:
+    """Where the config lists a module in `modules_to_save` that the file has no values for."""
+    named = case.adapter.config.get("modules_to_save") or ()
+    if error.type != "KeyError" or isinstance(named, str):
+        return None
+    lost = [str(name) for name in named if f".{name}." in error.message]
+    if not lost:
+        return None
+    return Fix(
+        f"The config has {quoted(lost, 3)} in modules_to_save, and the file has no values for it. "
+        "Save the adapter again from the model that was trained; without it, take the entry out "
+        "of the config, and the module is the base model's.",
         "manual",
     )

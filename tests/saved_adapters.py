@@ -198,6 +198,37 @@ def with_a_mistyped_key() -> Made:
     return made((base, adapter))
 
 
+def with_the_whole_state_dict() -> Made:
+    """What a script of one's own saves: the base model's weights beside those of the adapter."""
+    import peft
+    from safetensors.torch import save_file
+
+    base, adapter = saved(llama(), lora_config())
+    whole = peft.PeftModel.from_pretrained(llama(), str(adapter)).state_dict()
+    tensors = {name.replace(".default.", "."): value.clone() for name, value in whole.items()}
+    save_file(tensors, str(adapter / "adapter_model.safetensors"), metadata={"format": "pt"})
+    return made((base, adapter))
+
+
+def prompt_of_a_wider_model() -> Made:
+    import peft
+
+    base = new_folder("base")
+    llama().save_pretrained(str(base))
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    return made(saved(llama(hidden_size=64), config, base))
+
+
+def classifier() -> Made:
+    """Its config lists `classifier` and `score` in modules_to_save: PEFT adds both by itself."""
+    import transformers
+
+    config = llama().config
+    config.pad_token_id = 0
+    model = transformers.LlamaForSequenceClassification(config).eval()
+    return made(saved(model, lora_config(task_type="SEQ_CLS")))
+
+
 def in_shards() -> Made:
     """The weights in two files and an index, as large models are saved."""
     from safetensors.torch import save_file

@@ -186,6 +186,28 @@ def test_other_shapes(case: Callable[[], made.Made], words: str, worker: Worker)
     assert finding.rule == "LD622" and words in finding.message
 
 
+def test_a_prompt_of_another_width_fails_in_forward(worker: Worker) -> None:
+    case = made.prompt_of_a_wider_model()
+    with pytest.raises(RuntimeError, match="Sizes of tensors"):
+        outputs(loaded(case)[1])
+    errors = [item for item in check(case, worker).findings if item.severity == "error"]
+    assert [item.rule for item in errors] == ["LD622"]
+    assert "64 wide" in errors[0].message and "32 wide" in errors[0].message
+
+
+def test_a_whole_state_dict_as_adapter_replaces_the_base(worker: Worker) -> None:
+    """On the same base it does what it did; the user is told that it is more than an adapter."""
+    case = made.with_the_whole_state_dict()
+    assert changes_the_model(case)
+    (finding,) = check(case, worker).findings
+    assert (finding.rule, finding.severity) == ("LD631", "info"), finding
+
+
+def test_a_saved_classifier_is_silent(worker: Worker) -> None:
+    """PEFT writes `classifier` and `score` into the config of each; a Llama has one of them."""
+    assert not check(made.classifier(), worker).findings
+
+
 def test_a_base_of_other_sizes(worker: Worker) -> None:
     _, adapter = made.saved(made.llama(), made.lora_config())
     base = made.new_folder("base")
@@ -435,6 +457,14 @@ def test_an_adapter_folder_as_model_without_its_base_is_one_sentence() -> None:
     made.rewrite(Path(options["adapter"]), made.unchanged, base_model_name_or_path="./gone/base")
     with pytest.raises(InputError, match="which is no folder here and no hub id; give the base"):
         lora_doctor.check(options["adapter"], depth="static")
+
+
+def test_the_folder_above_an_adapter_names_it() -> None:
+    _, adapter = made.saved(made.llama(), made.lora_config())
+    inside = made.new_folder("run") / "checkpoint-8"
+    adapter.rename(inside)
+    with pytest.raises(InputError, match="adapters in its folders 'checkpoint-8'"):
+        lora_doctor.check("arch:llama", adapter=str(inside.parent))
 
 
 def test_what_is_no_adapter_is_one_sentence(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 from lora_doctor.model.adapter_counts import adapter_parameters
 from lora_doctor.model.error_reports import library_error
 from lora_doctor.model.injection import ADAPTER_NAME
+from lora_doctor.nn.embeddings import input_embeddings, output_embeddings
 from lora_doctor.results.adapter_loading import Landing, OtherShape
 from lora_doctor.static.weights import Tensor
 
@@ -28,6 +29,10 @@ _SIZE_MISMATCH = re.compile(
     r"size mismatch for (\S+): copying a param with shape torch\.Size\(\[([\d, ]*)\]\) from "
     r"checkpoint, the shape in current model is torch\.Size\(\[([\d, ]*)\]\)"
 )
+#: In front of every path of the base model in a state dict of PEFT's.
+_BASE = "base_model.model."
+#: A learned prompt in an adapter file.
+_PROMPT = "prompt_embeddings"
 #: safetensors' names of dtypes to torch's; the numbers are not looked at, so others may be float32.
 _DTYPES = {"F16": "float16", "BF16": "bfloat16", "F64": "float64", "I64": "int64", "I32": "int32"}
 
@@ -41,6 +46,7 @@ def load(model: Any, folder: Path, tensors: Mapping[str, Tensor]) -> Landing:
         tensors: what stands for its content.
     """
     seen = _Seen()
+    of_base = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     try:
         _from_pretrained(model, folder, tensors, seen)
     except Exception as error:  # noqa: BLE001 - what PEFT refuses is the evidence
@@ -57,12 +63,15 @@ def load(model: Any, folder: Path, tensors: Mapping[str, Tensor]) -> Landing:
         for name in seen.unexpected
         if not _is_prompt(name, seen.wrapped) and not _is_from_seed(name)
     ]
+    narrow = _prompt_of_other_width(seen.wrapped, tensors)
     return Landing(
         tensors=len(tensors),
+        other_shapes=narrow,
         nowhere=tuple(seen.in_file.get(name, name) for name in unexpected),
         looked_for=tuple(unexpected),
         without_value=tuple(missing),
         parameters=len(names),
+        over_base=tuple(_over_base(seen, of_base)),
     )
 
 
@@ -164,6 +173,47 @@ def _is_prompt(name: str, wrapped: Any) -> bool:
     dict that it sets and raises by itself."""
     learns_prompt = wrapped.peft_config[ADAPTER_NAME].is_prompt_learning
     return bool(learns_prompt) and name.startswith(("prompt_embeddings", "prefix_task_"))
+
+
+def _prompt_of_other_width(wrapped: Any, tensors: Mapping[str, Tensor]) -> tuple[OtherShape, ...]:
+    """A learned prompt that goes in front of the embeddings and is not as wide as they are. PEFT
+    makes the prompt as wide as the adapter's config says, and the first forward fails."""
+    config = wrapped.peft_config[ADAPTER_NAME]
+    prompt = tensors.get(_PROMPT)
+    if prompt is None or not config.is_prompt_learning or len(prompt.shape) != 2:
+        return ()
+    if "PREFIX" in str(config.peft_type):  # keys and values of all layers, not embeddings
+        return ()
+    width = getattr(input_embeddings(wrapped.get_base_model()), "embedding_dim", None)
+    if not isinstance(width, int) or width == prompt.shape[1]:
+        return ()
+    return (OtherShape(_PROMPT, prompt.shape, (prompt.shape[0], width)),)
+
+
+def _over_base(seen: _Seen, of_base: set[str]) -> Iterator[str]:
+    """Names in the file of tensors that PEFT set in place of the base model's own weights. Not
+    those that it saves on purpose: embeddings and the head after the vocabulary was resized, and
+    biases where the config trains them."""
+    base = seen.wrapped.get_base_model()
+    embeddings = {
+        id(value)
+        for module in (input_embeddings(base), output_embeddings(base))
+        if module is not None
+        for value in module.parameters()
+    }
+    known = {
+        name
+        for name, value in base.named_parameters(remove_duplicate=False)
+        if id(value) in embeddings
+    }
+    biases = getattr(seen.wrapped.peft_config[ADAPTER_NAME], "bias", "none") != "none"
+    for name, in_file in seen.in_file.items():
+        own = name.removeprefix(_BASE)
+        plain = own.replace(".base_layer.", ".")
+        if own == name or plain not in of_base or own in known:
+            continue
+        if not (biases and plain.endswith(".bias")):
+            yield in_file
 
 
 def _is_from_seed(name: str) -> bool:

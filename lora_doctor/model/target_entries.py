@@ -9,6 +9,7 @@ from typing import Any
 
 from lora_doctor.model.meta_copy import Meaning
 from lora_doctor.model.modules import unwrap, walk
+from lora_doctor.model.own_saved_modules import added_by_peft
 from lora_doctor.results.injection import Converted, Unmatched
 
 
@@ -87,10 +88,13 @@ def unmatched_entries(
     for entry in wished["target_parameters"] or ():
         if not any(path == entry or path.endswith(f".{entry}") for path in names.parameters):
             missing.append(Unmatched("target_parameters", str(entry)))
-    for entry in wished["modules_to_save"] or ():
-        if not any(path.endswith(entry) for path in names.modules):
-            missing.append(Unmatched("modules_to_save", str(entry)))
-    return tuple(missing)
+    return tuple(missing) + _unmatched_saved(wished["modules_to_save"] or (), config, names)
+
+
+def _unmatched_saved(entries: Sequence[str], config: Any, names: Names) -> tuple[Unmatched, ...]:
+    lost = [one for one in entries if not any(path.endswith(one) for path in names.modules)]
+    own = added_by_peft(getattr(config, "task_type", None)) if lost else frozenset()
+    return tuple(Unmatched("modules_to_save", str(one)) for one in lost if one not in own)
 
 
 def asked_for(config: Any, names: Names) -> list[str]:

@@ -41,6 +41,9 @@ class Landing:
     without_value: tuple[str, ...] = ()
     #: Parameters of the adapter in the model.
     parameters: int = 0
+    #: Names in the file of tensors that have taken the place of weights of the base model, which
+    #: neither the kind of adapter nor PEFT's own saving of embeddings accounts for.
+    over_base: tuple[str, ...] = ()
     #: Tensors that do not fit; PEFT has loaded nothing then.
     other_shapes: tuple[OtherShape, ...] = ()
 

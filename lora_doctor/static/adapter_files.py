@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_doctor.errors import EvidenceError, InputError
-from lora_doctor.static.piece import read_json_object
+from lora_doctor.static.piece import read_json_object, shown
 from lora_doctor.static.weights import Weights, read_weights
 
 if TYPE_CHECKING:
@@ -20,6 +20,9 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 #: Pickle, as PEFT saved before it had safetensors: loading one may run code, so it never is.
 PICKLED_WEIGHTS = "adapter_model.bin"
+
+
+_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -99,10 +102,22 @@ def _config(folder: Path, where: str) -> dict[str, Any]:
     try:
         config = read_json_object(folder / CONFIG)
     except EvidenceError as error:
-        raise InputError(f"{where}: {error}") from None
+        raise InputError(f"{where}: {error}{_below(folder)}") from None
     if not isinstance(config.get("peft_type"), str):
         raise InputError(f"{folder / CONFIG}: has no peft_type; it is no config of PEFT's")
     return config
+
+
+def _below(folder: Path) -> str:
+    """Adapters in folders of this one, in words: ``save_pretrained`` writes an adapter that is not
+    called ``default`` into a folder of its name, and a Trainer its checkpoints."""
+    if (folder / CONFIG).exists():
+        return ""
+    found = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}"))
+    if not found:
+        return ""
+    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    return f"; there are adapters in its folders {', '.join(map(shown, found[:_SHOWN]))}{more}"
 
 
 def _weights(folder: Path, where: str) -> Weights:
