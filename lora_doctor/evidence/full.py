@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from lora_doctor.contract.contract import LEARNING_RATE, Contract
+from lora_doctor.contract.precision import Precision
 from lora_doctor.contract.subject import Subject
 from lora_doctor.errors import EvidenceError
 from lora_doctor.evidence import kbit_preparation
 from lora_doctor.evidence.reload import does_not_load
+from lora_doctor.evidence.sent_batch import as_sent
 from lora_doctor.limits import DOWNLOAD_TIMES, LISTING_BYTES
 from lora_doctor.model import checkpoint_quantization, contract_batches, training_setup
 from lora_doctor.model.random_weights import loaded_again, missing_in
@@ -116,7 +118,13 @@ def _verify(
         )
         del model
         return _judged(unclear, loader, recipe, device)
-    batches = [contract_batches.cast(batch.to(device), dtype) for batch in batches]
+    precision = Precision.of(recipe, dtype, device)
+    batches = [
+        contract_batches.cast(batch.to(device), dtype)
+        if loader.factory_batches
+        else as_sent(model, batch.to(device), dtype, precision, notes)
+        for batch in batches
+    ]
     lacking = missing_in(model, missing)
     adapter = loader.source.get("adapter")
     subject = Subject(

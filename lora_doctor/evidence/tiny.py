@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lora_doctor.contract.contract import Contract
+from lora_doctor.contract.precision import Precision
 from lora_doctor.contract.subject import Subject
 from lora_doctor.errors import EvidenceError
 from lora_doctor.evidence import (
@@ -31,6 +32,7 @@ from lora_doctor.evidence.reload import (
     reload,
     saved,
 )
+from lora_doctor.evidence.sent_batch import as_sent
 from lora_doctor.model import (
     checkpoint_quantization,
     contract_batches,
@@ -324,7 +326,7 @@ def _contract(run: TinyRun) -> Verification:
     missing = missing_in(model, run.missing)
     subject = Subject(
         base=model,
-        batches=[contract_batches.cast(one.to(run.device), run.dtype) for one in batches],
+        batches=_as_sent(run, batches),
         wrap=training_setup.wrapper(model, recipe, loaded=not factory),
         fresh=loaded_again(
             training_setup.fresh_base(model, shared=shared), [*filter(missing.get, missing)]
@@ -347,6 +349,15 @@ def _contract(run: TinyRun) -> Verification:
         subject, recipe, steps=run.steps, depth="tiny", device=run.device, dtype=run.dtype
     )
     return contract.run()
+
+
+def _as_sent(run: TinyRun, batches: Sequence[Any]) -> list[Any]:
+    precision = Precision.of(run.recipe, run.dtype, run.device)
+    if run.loader.factory_batches:
+        return [contract_batches.cast(one.to(run.device), run.dtype) for one in batches]
+    return [
+        as_sent(run.model, one.to(run.device), run.dtype, precision, run.notes) for one in batches
+    ]
 
 
 def _judged(result: Verification, run: TinyRun) -> Verification:

@@ -16,6 +16,7 @@ NoteKind = Literal[
     "batch-left-out",
     "objection",
     "input-left-out",
+    "features-cast",
     "not-observed",
     "cut",
     "baseline",
@@ -35,10 +36,11 @@ class Note:
     #: not run. ``does-not-run``: the same, because the model without adapters does not run that way
     #: on this machine. ``batch-left-out``: a batch that the model without adapters does not take.
     #: ``objection``: what a forward raised while a batch was being made. ``input-left-out``: why a
-    #: batch lacks an input. ``not-observed``: what could not be asked or seen. ``cut``: something
-    #: is left out of this report. ``warned``: what a library warned of. ``baseline``: what a
-    #: baseline holds and is not found any more. ``ignore``: an ignore of the user's that accepts
-    #: nothing, and why. ``cached``: the answer was found stored.
+    #: batch lacks an input. ``features-cast``: features that the model takes in its own dtype only,
+    #: in which no processor returns them. ``not-observed``: what could not be asked or seen.
+    #: ``cut``: something is left out of this report. ``warned``: what a library warned of.
+    #: ``baseline``: what a baseline holds and is not found any more. ``ignore``: an ignore of the
+    #: user's that accepts nothing, and why. ``cached``: the answer was found stored.
     kind: NoteKind
     #: The sentence.
     text: str

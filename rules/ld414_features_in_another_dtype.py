@@ -1,0 +1,107 @@
+"""LD414: a model in half precision that does not take features in float32, as processors return
+them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.rule_api import (
+    Case,
+    Edit,
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measurement,
+    Proof,
+    Rule,
+    Symptom,
+)
+
+
+class FeaturesInAnotherDtype(Rule):
+    """The weights are loaded in float16 or bfloat16, the features of images or audio come in
+    float32, and nothing between them casts.
+
+    ## What happens
+    The first step raises `Input type (float) and bias type (c10::BFloat16) should be the same`.
+
+    ## Why
+    Feature extractors and image processors return float32, and the Trainer moves a batch to the
+    device without casting it. Most vision towers of transformers cast what they get to their own
+    dtype. Whisper, wav2vec 2.0 and other audio models do not.
+
+    ## Versions
+    All. Whether a class casts comes from running its forward on both.
+
+    ## Fix
+    `bf16: true` (or `fp16: true`): autocast casts the features, and computes as the weights are
+    stored. Or cast in the collator: `batch["input_features"].to(model.dtype)`. Where yours does
+    so already, nothing has to be changed. A model that is loaded in 4 or 8 bits is not concerned:
+    `prepare_model_for_kbit_training` turns its convolutions into float32.
+
+    ## Links
+    https://github.com/huggingface/peft/issues/1515
+    """
+
+    code = "LD414"
+    name = "features-in-another-dtype"
+    summary = "The model in half precision does not take float32 features, which processors return."
+    depth = "tiny"
+    symptoms = (
+        Symptom(
+            r"Input type \((?:torch\.(?:cuda\.)?)?Float(?:Tensor)?\) and (?:weight|bias) type "
+            r"\((?:torch\.(?:cuda\.)?)?(?:c10::)?(?:Half|BFloat16)(?:Tensor)?\)",
+        ),
+        Symptom(r"Input type \(float\) and (?:weight|bias) type \(c10::(?:Half|BFloat16)\)"),
+    )
+    examples = (
+        Example(
+            "broken",
+            "arch:whisper",
+            {"target_modules": ["q_proj", "v_proj"], "dtype": "bfloat16"},
+            why="its convolutions take no float32 in bfloat16",
+        ),
+        Example(
+            "healthy",
+            "arch:whisper",
+            {"target_modules": ["q_proj", "v_proj"], "dtype": "bfloat16", "bf16": True},
+            why="autocast casts the features",
+        ),
+        Example(
+            "healthy",
+            "arch:clip",
+            {
+                "model_class": "CLIPModel",
+                "target_modules": ["q_proj", "v_proj"],
+                "dtype": "bfloat16",
+            },
+            why="its vision tower casts by itself",
+        ),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        seen = case.verification
+        cast = [note for note in seen.notes if note.kind == "features-cast"]
+        if not cast or case.recipe.quantized:
+            return
+        model = case.structure.model_class
+        mixed = "bf16" if seen.dtype == "bfloat16" else "fp16"
+        yield self.finding(
+            "warning",
+            f"{model} in {seen.dtype} raises on features in float32, as its processor returns "
+            f"them, unless {mixed} is true or the collator casts them.",
+            location=Location("recipe", "dtype"),
+            evidence=(
+                Measurement("forward on float32 features", cast[0].reason[:200],
+                            f"{seen.depth} model in {seen.dtype}"),
+                Measurement(f"forward on features in {seen.dtype}", "runs", f"{seen.depth} model"),
+                Measurement("autocast", case.recipe.mixed_precision or "neither bf16 nor fp16",
+                            "recipe"),
+            ),
+            proof=Proof("executed", "the forward was run on both"),
+            fixes=(
+                Fix(f"Compute under autocast: {mixed}: true.", "unsafe", (Edit(mixed, True),)),
+                Fix("Cast the features in the collator to the dtype of the model.", "manual"),
+            ),
+        )  # fmt: skip
