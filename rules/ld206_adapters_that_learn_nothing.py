@@ -90,7 +90,11 @@ class AdaptersThatLearnNothing(Rule):
         Symptom(r"Expected to have finished reduction in the prior iteration"),
         Symptom(r"parameters that were not used in producing loss", weight=1),
         Symptom(r"Parameters which did not receive grad"),
-        Symptom(r"'?grad_norm'?:\s*'?0(?:\.0+)?(?![.\d])", weight=-1),
+        Symptom(
+            r"'?grad_norm'?:\s*'?0(?:\.0+)?(?![.\d])",
+            unless=r"grad_norm'?:\s*'?(?:0\.0*[1-9]|[1-9])",
+            weight=-1,
+        ),
     )
     descriptions = (
         Symptom(
@@ -100,7 +104,7 @@ class AdaptersThatLearnNothing(Rule):
         Symptom(r"\bno grad(?:ient)?s? (?:on|for|in|to|at|reach\w*)\b.{0,30}\b(?:lora|adapter)"),
         Symptom(
             r"\blora_[AB]\b.{0,40}\b(?:stays?|still|remains?|all|non-?zero|unchanged"
-            r"|zeros?)\b"
+            r"|zeros?|0(?![.\d]))\b"
         ),
     )
     examples = (

@@ -50,7 +50,7 @@ class AdaptersRefuseQuantizedLayers(Rule):
         Symptom(r"_get_in_out_features(?s:.*)'Linear' object has no attribute 'weight'"),
         Symptom(r"TorchaoLoraLinear only supports int8 weights"),
         Symptom(
-            r"Target module \w*(QuantLinear|QuantizedLinear|BitLinear|WQLinear|HiggsLinear)\w*\("
+            r"Target module \w*(QuantLinear|QuantizedLinear|BitLinear|WQLinear|HiggsLinear)\w*\b"
             r".{0,400}?is not supported"
             r"(\.( Currently, only (the following modules|`?torch\.nn\.Linear))?)?"
         ),

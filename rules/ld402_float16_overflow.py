@@ -31,6 +31,8 @@ _AFTERWARDS = (
     "starts-at-base", "loss-finite", "gradients", "steps", "adapters-move", "loss-falls",
     "save-reload", "merge",
 )  # fmt: skip
+#: A scaler skips the first steps, and those that follow have a norm: no number after it.
+_TO_THE_END = r"(?!.{0,5000}?grad_norm'?:\s*'?\d)"
 
 
 class Float16Overflow(Rule):
@@ -70,8 +72,8 @@ class Float16Overflow(Rule):
     summary = "float16 on a model whose measured activations are too large for it."
     depth = "tiny"
     symptoms = (
-        Symptom(r"'?loss'?:\s*'?0(?:\.0+)?'?,.{0,20}grad_norm'?:\s*'?nan\b"),
-        Symptom(r"grad_norm'?:\s*'?nan\b", "quoted by transformers 5"),
+        Symptom(rf"'?loss'?:\s*'?0(?:\.0+)?'?,.{{0,20}}grad_norm'?:\s*'?nan\b{_TO_THE_END}"),
+        Symptom(rf"grad_norm'?:\s*'?nan\b{_TO_THE_END}", "quoted by transformers 5"),
         Symptom(r"(?i)(?<!no )loss\w*['\"]?\s*(?:is|=|:|->)?\s*(?:all\s|always\s)?['\"]?nan\b"),
         Symptom(r"(?i)(?<!no )\bnan (?:in|as|for) (?:the )?(?:training )?loss"),
         Symptom(r"(?i)exceed(s|ing)? float16'?s maximum"),

@@ -73,7 +73,8 @@ class NonFiniteReplaced(Rule):
         ),
         Symptom(r"(?i)\binf(inity)? detected in \w+"),
         Symptom(
-            r"'loss': '?0(?:\.0+)?'?, 'grad_norm': '?nan\b", "the Trainer logs a NaN loss as 0"
+            r"'loss': '?0(?:\.0+)?'?, 'grad_norm': '?nan\b(?!.{0,5000}?'grad_norm': '?\d)",
+            "the Trainer logs a NaN loss as 0",
         ),
     )
     examples = (

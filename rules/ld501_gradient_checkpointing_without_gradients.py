@@ -75,8 +75,11 @@ class GradientCheckpointingWithoutGradients(Rule):
             context=r"requires_grad=True|(?i:checkpoint)ing",
             weight=1,
         ),
-        Symptom(r"'?grad_norm'?:\s*'?0(?:\.0+)?(?![.\d])"),
-        Symptom(r"None of the inputs have requires_grad=True"),
+        Symptom(
+            r"'?grad_norm'?:\s*'?0(?:\.0+)?(?![.\d])",
+            unless=r"grad_norm'?:\s*'?(?:0\.0*[1-9]|[1-9])",
+        ),
+        Symptom(r"None of the inputs have requires_grad=True", aside=True),
         Symptom(r"does not support (gradient|activation) checkpointing"),
         Symptom(r"is not compatible with gradient checkpointing"),
         Symptom(r"\(0/\w+ params have grad available\)", "Megatron"),

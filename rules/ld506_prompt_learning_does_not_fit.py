@@ -152,6 +152,10 @@ class PromptLearningDoesNotFit(Rule):
             context=_PROMPTS,
         ),
         Symptom(r"There should be \d past states\. \d \(past / key\) for cross attention"),
+        Symptom(
+            r"'\w*DynamicCache' object has no attribute '\w+'",
+            context=r"(?i)prefix.?tuning|in get_prompt\b",
+        ),
     )
     descriptions = (
         Symptom(

@@ -54,7 +54,7 @@ class ArgumentNotTaken(Rule):
     symptoms = (
         Symptom(r"__init__\(\) got an unexpected keyword argument", weight=-1),
         Symptom(
-            r"__init__\(\) got an unexpected keyword argument '\w+'",
+            r"__init__\(\) got an unexpected keyword argument '(?!load_in_)\w+'",
             "called by the script itself",
             raised_in=r"^(?!.*(?:site|dist)-packages)",
             unless=r"Config\(\*\*",

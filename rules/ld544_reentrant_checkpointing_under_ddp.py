@@ -59,7 +59,10 @@ class ReentrantCheckpointingUnderDdp(Rule):
     name = "reentrant-checkpointing-under-ddp"
     summary = "Reentrant gradient checkpointing does not work with this DDP setting."
     depth = "static"
-    symptoms = (Symptom(r"Expected to mark a variable ready only once"),)
+    symptoms = (
+        Symptom(r"Expected to mark a variable ready only once"),
+        Symptom(r"has been marked as ready twice"),
+    )
     examples = (
         Example(
             "broken",

@@ -56,7 +56,7 @@ class DeviceMapWithProcesses(Rule):
         Symptom(r"loaded with `?device_map='auto'`? in any distributed mode"),
         Symptom(r"DeepSpeed Zero-3 is not compatible with .*device_map"),
         Symptom(
-            r"loaded in 8-bit or 4-bit precision on (?:multiple devices in any distributed mode"
+            r"loaded in 8-bit(?: or 4-bit)? precision on (?:multiple devices"
             r"|a different device than the one you're training on)",
             "accelerate",
         ),

@@ -58,7 +58,10 @@ class TokenIdsBeyondEmbeddings(Rule):
     summary = "The tokenizer gives out ids for which the model has no embedding."
     depth = "static"
     symptoms = (
-        Symptom(r"IndexError: index out of range in self"),
+        Symptom(
+            r"IndexError: index out of range in self",
+            unless=r"self\.(?:wpe|embed_positions|position_embeddings?|pos_embed\w*)\(",
+        ),
         Symptom(r"Assertion `?srcIndex < srcSelectDimSize"),
         Symptom(r"vectorized.gather.kernel.{0,40}index out of bounds"),
         Symptom(r"device-side assert triggered", context=r"in embedding\b|torch\.embedding\("),

@@ -20,18 +20,20 @@ _WORD = 400
 #: A warning names its place in the same way, and is no frame.
 _FRAME = re.compile(
     r'File "([^"]{1,400})", line \d+'
-    r"|([^\s\"\[\]()]{1,400}\.py)(?::\d+\b(?!: \w*Warning\b)|\]\(\S{1,200}\) in )"
+    r"|([^\s\"\[\]()]{1,400}\.py)(?::\d+\b(?!: \w*Warning\b)|\]\(\S{1,200}\) in | in \w+\()"
 )
 #: Frames of the import system itself say nothing about who imported what.
 _IMPORT_SYSTEM = re.compile(r"<frozen importlib|[\\/]importlib[\\/]")
 _TRACEBACK = "Traceback (most recent call last)"
 #: The lines of a training that runs: losses as the Trainer and the frameworks log them.
 _STEPS = re.compile(r"'(?:train_)?loss': '?\d|\bloss=\d|\btrain_runtime\b|\*+ Running training \*+")
-#: What a terminal, a launcher and a box drawn around a traceback put between the words of a
-#: message: colours, ``[rank0]:`` or ``[default0]:`` before each line, borders.
-_NOISE = re.compile(
-    r"\x1b\[[0-9;:?]*[A-Za-z]|\[\d+(?:;\d+)*m|(?m:^[ \t]*\[(?:rank|default)?\d+\]: ?)|[│┃║╭╰╮╯─━❱]+"
-)
+#: Colours of a terminal, with the escape character or, as some pages show them, without it.
+_COLOURS = re.compile(r"\x1b\[[0-9;:?]*[A-Za-z]|\[\d+(?:;\d+)*m")
+#: A path that a box around a traceback has cut in two.
+_CUT_PATH = re.compile(r"(?<=[\w./\-])[ \t]*[│┃][ \t]*\r?\n[ \t]*[│┃] (?=[\w./\-]*\.py:\d+ in )")
+#: What a launcher and such a box put between the words of a message: ``[rank0]:`` or
+#: ``[default0]:`` before each line, borders.
+_NOISE = re.compile(r"(?m:^[ \t]*\[(?:rank|default)?\d+\]: ?)|[│┃║╭╰╮╯─━❱]+")
 #: Quotation marks as word processors write them, and the plain ones.
 _STRAIGHT = {ord(mark): "'" for mark in "‘’‚‛"} | {ord(mark): '"' for mark in "“”„"}
 #: A longer text is a log, and its words describe nothing.
@@ -133,8 +135,7 @@ class _Pasted:
 
     def __init__(self, text: str, flags: int = 0) -> None:
         self._flags = flags
-        plain = _NOISE.sub(" ", text[-LOG_CHARACTERS:].translate(_STRAIGHT))
-        self.text = " ".join(_shortened(word) for word in plain.split())
+        self.text = " ".join(_shortened(word) for word in _plain(text[-LOG_CHARACTERS:]).split())
         starts = range(0, max(len(self.text), 1), _PIECE // 2)
         self._pieces = [(start, start + _PIECE) for start in starts]
         self._frames = [(hit.end(), hit[1] or hit[2]) for hit in _FRAME.finditer(self.text)]
@@ -190,6 +191,12 @@ def _rank(found: tuple[Symptom, re.Match[str]]) -> tuple[bool, int, bool, int, i
     confirmed = bool(symptom.context or symptom.raised_in)
     length = hit.end() - hit.start()
     return not symptom.consequence, hit.end(), confirmed, symptom.weight, length
+
+
+def _plain(text: str) -> str:
+    """``text`` as the program wrote it, before terminals, launchers and word processors."""
+    written = _CUT_PATH.sub("", _COLOURS.sub("", text.translate(_STRAIGHT)))
+    return _NOISE.sub(" ", written)
 
 
 def _shortened(word: str) -> str:
