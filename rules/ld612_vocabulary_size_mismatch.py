@@ -50,6 +50,7 @@ class VocabularySizeMismatch(Rule):
     summary = "The embeddings of the checkpoint have another size than the config's vocabulary."
     depth = "static"
     symptoms = (
+        Symptom(r"\b(?:\w*embed\w*|wte|lm_head|shared)\.weight\s*\|\s*MISMATCH", "transformers 5"),
         Symptom(r"size mismatch for (?!base_model\.model\.)\S*(embed|wte|lm_head|shared)"),
         Symptom(r"Trying to set a tensor of shape .* in \"weight\" .* this looks? incorrect"),
         Symptom(r"size mismatch\W+torch\.Size\(\[\d{5,6}, \d+\]\)", weight=-2),

@@ -54,6 +54,13 @@ class LayersNotInCheckpoint(Rule):
             r"\[(?!.{0,3000}?layers\.0\.)[^\]]{0,200}?layers\.\d+\.[\w.]+\.weight'",
             weight=1,
         ),
+        Symptom(
+            r"layers\.(?:\{[1-9][\d, .]*\}|[1-9]\d*)\.[\w.]+\.weight\s*\|\s*MISSING"
+            r"(?:.{0,2900}?newly initialized because missing from the checkpoint)?",
+            "transformers 5",
+            unless=r"layers\.\{?0\b[^|]{0,80}\|\s*MISSING",
+            weight=1,
+        ),
     )
     examples = (
         Example(

@@ -17,6 +17,9 @@ from lora_doctor.rule_api import (
 )
 from lora_doctor.static.folder.layers import stack_mismatches
 
+#: Modules of layers that predict further tokens.
+_ON_PURPOSE = r"\.(?:eh_proj|enorm|hnorm|shared_head)\b|\bmtp\b"
+
 
 class LayersLeftOut(Rule):
     """The checkpoint has more layers than its config announces.
@@ -51,6 +54,13 @@ class LayersLeftOut(Rule):
         Symptom(
             r"were not used when initializing \w+: "
             r"\[(?!.{0,3000}?layers\.0\.)[^\]]{0,200}?layers\.\d+\.[\w.]+\.weight'",
+            "transformers 4",
+            unless=_ON_PURPOSE,
+        ),
+        Symptom(
+            r"layers\.(?:\{[1-9][\d, .]*\}|[1-9]\d*)\.[\w.]+\.weight\s*\|\s*UNEXPECTED",
+            "transformers 5",
+            unless=r"layers\.\{?0\b[^|]{0,80}\|\s*UNEXPECTED|" + _ON_PURPOSE,
         ),
     )
     examples = (

@@ -56,6 +56,7 @@ class FileIsDamaged(Rule):
         Symptom(r"Error while deserializing header: .*(HeaderTooLarge|HeaderTooSmall)"),
         Symptom(r"MetadataIncompleteBuffer|InvalidHeaderDeserialization"),
         Symptom(r"invalid load key, '[v<]'"),
+        Symptom(r"cloned a repository without having git-lfs installed"),
         Symptom(r"PytorchStreamReader failed (finding central directory|reading zip archive)"),
     )
     examples = (

@@ -14,8 +14,8 @@ from tests import cli
 DATA = Path(__file__).parent / "data"
 MESSAGES = [
     json.loads(line)
-    for name in ("messages.jsonl", "messages_of_runs.jsonl", "messages_in_words.jsonl")
-    for line in (DATA / name).read_text("utf-8").splitlines()
+    for file in sorted(DATA.glob("messages*.jsonl"))
+    for line in file.read_text("utf-8").splitlines()
 ]
 
 
@@ -64,3 +64,17 @@ def test_of_a_log_that_no_rule_knows_the_lines_that_were_taken_for_the_message_a
     log = "Traceback (most recent call last):\n  File 'x.py'\nKeyError: wobble the frobnicator"
     result = cli.lora_doctor("explain", log)
     assert result.code == 2 and "'KeyError: wobble the frobnicator'" in result.err
+
+
+def test_a_log_is_read_from_a_file_also_as_powershell_writes_it(tmp_path: Path) -> None:
+    log = "step 1\nValueError: Target modules ['x'] not found in the base model."
+    for number, encoding in enumerate(("utf-8", "utf-16")):
+        file = tmp_path / f"{number}.log"
+        file.write_bytes(log.encode(encoding))
+        assert "Matched LD201" in cli.lora_doctor("explain", str(file)).out
+
+
+def test_a_rule_is_found_as_reports_and_people_write_it() -> None:
+    for written in ("LD201", "ld 201", "201", "LD201:", "no-target-matches",
+                    "LD201 no-target-matches"):  # fmt: skip
+        assert cli.lora_doctor("explain", written).out.startswith("LD201 no-target-matches")

@@ -313,11 +313,11 @@ def diff(before: str, now: str, fail_on: str, output_format: str) -> int:
     help="full: the rule's page; json: the codes in order, each with the line that matched.",
 )
 def explain(what: str, output_format: str) -> int:
-    """Explain a rule, or find the rule for a pasted error message (- reads it from stdin)."""
+    """Explain a rule, or find the rule for an error message: pasted, in a file, or - for stdin."""
     from lora_doctor.cli.explain import explain as explanation
-    from lora_doctor.cli.explain import explain_as_json
+    from lora_doctor.cli.explain import explain_as_json, pasted
 
-    text = streams.read_input() if what == "-" else what
+    text = streams.read_input() if what == "-" else pasted(what)
     if output_format == "json":
         answer, known = explain_as_json(text)
         streams.write(answer)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import difflib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from lora_doctor.cli.streams import decoded
 from lora_doctor.engine.registry import find_rules
 from lora_doctor.engine.rule import Rule
 from lora_doctor.engine.symptoms import (
@@ -18,11 +21,16 @@ from lora_doctor.engine.symptoms import (
     find_near,
 )
 from lora_doctor.errors import InputError, LimitError
+from lora_doctor.limits import LOG_CHARACTERS
 from lora_doctor.text import visible, visible_lines
 
 # No rule has a longer name.
 _NAME = 100
 _CODE = re.compile(r"[A-Za-z]{2}\d{1,4}")
+_MENTION = re.compile(r"\b[A-Z]{2}\d{3}\b")
+#: No path is longer; of a file so many bytes at its end are read, four for a character at most.
+_PATH = 4_096
+_TAIL = 4 * LOG_CHARACTERS
 #: So many rules that know words of the text are named; the more there are, the less each says.
 _NEAR = 3
 
@@ -122,7 +130,9 @@ def explanation(text: str) -> Explanation:
     """
     rules = find_rules()
     try:
-        matches = find_by_message(text, rules) or find_by_description(text, rules)
+        matches: Sequence[Match] = (
+            find_by_message(text, rules) or _mentioned(text) or find_by_description(text, rules)
+        )
         known = {match.rule for match in matches}
         near = [near for near in find_near(text, rules) if near.rule not in known]
     except LimitError as error:
@@ -130,16 +140,61 @@ def explanation(text: str) -> Explanation:
     return Explanation(tuple(matches), tuple(near[:_NEAR]))
 
 
+def pasted(what: str) -> str:
+    """What the argument of the command means: the text itself, or the end of a log that is a file.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    if len(what) > _PATH or "\n" in what or _rule(what.strip()) is not None:
+        return what
+    try:
+        path = Path(what)
+        if not path.is_file():
+            return what
+    except (OSError, ValueError):  # too long a name, a null byte
+        return what
+    try:
+        with path.open("rb") as file:
+            start = file.read(2)
+            file.seek(max(0, path.stat().st_size - _TAIL) // 2 * 2)
+            return decoded(file.read(_TAIL), start)
+    except OSError as error:
+        raise InputError(f"explain: {what}: cannot be read: {error.strerror}") from error
+
+
 def _named(text: str) -> type[Rule] | None:
     """The rule whose code or name the text is."""
     if not text:
         raise InputError("explain: nothing given; give a code such as LD101 or an error message")
-    for rule in find_rules():
-        if text.upper() == rule.code or text.lower() == rule.name:
-            return rule
-    if _CODE.fullmatch(text):
+    rule = _rule(text)
+    if rule is None and _CODE.fullmatch(text):
         raise InputError(f"explain: no rule {text.upper()}; see `lora-doctor rules`")
+    return rule
+
+
+def _rule(text: str) -> type[Rule] | None:
+    """The rule of which the text is the code, its digits or the name, or both."""
+    if len(text) > 2 * _NAME:
+        return None
+    said = text.upper().rstrip(":")
+    for rule in find_rules():
+        code, name = rule.code, rule.name.upper()
+        number = code.lstrip("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+        if said in (code, name, number, f"{code} {name}", code.replace(number, f" {number}")):
+            return rule
     return None
+
+
+def _mentioned(text: str) -> tuple[Match, ...]:
+    """The first rule that a line of a report names, as in ``error LD201 no-target-matches``."""
+    rules = {rule.code: rule for rule in find_rules()}
+    end = text[-LOG_CHARACTERS:]
+    for code in _MENTION.finditer(end):
+        rule = rules.get(code[0])
+        if rule and (len(text) <= 2 * _NAME or end[code.end() :].lstrip().startswith(rule.name)):
+            return (Match(rule, code[0], code.end()),)
+    return ()
 
 
 def _unknown(text: str, near: tuple[NearMatch, ...]) -> str:
@@ -152,7 +207,8 @@ def _unknown(text: str, near: tuple[NearMatch, ...]) -> str:
     names = [rule.name for rule in find_rules()]
     close = difflib.get_close_matches(text[:_NAME].lower(), names, n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
-    read = [visible(line.strip(), 200) for line in text.splitlines() if _ERROR.match(line)]
+    lines = text[-LOG_CHARACTERS:].splitlines()
+    read = [visible(line.strip(), 200) for line in lines if _ERROR.match(line)]
     told = f" ({'; '.join(repr(line) for line in read[-2:])})" if read else ""
     return f"explain: no rule knows this message{told}" + (
         hint or "; run `lora-doctor check` on the recipe that gave it"

@@ -145,7 +145,14 @@ def read_input() -> str:
             f"standard input: has more than {PASTED_BYTES >> 20} MiB; give the last lines only, "
             "as in `tail -n 200 LOG | lora-doctor explain -`"
         )
-    return content.decode("utf-8", "replace")
+    return decoded(content)
+
+
+def decoded(content: bytes, start: bytes = b"") -> str:
+    """Bytes as text, those that are none replaced; ``start``: how the file begins of which
+    ``content`` is the end. What PowerShell redirects is UTF-16."""
+    utf_16 = {b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}
+    return content.decode(utf_16.get((start or content)[:2], "utf-8"), "replace").lstrip("\ufeff")
 
 
 def _is_descriptor(stream: Any, number: int) -> bool:

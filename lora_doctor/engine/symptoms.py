@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from lora_doctor.engine.rule import Rule, Symptom
 from lora_doctor.limits import CLOCK, LOG, LOG_CHARACTERS, bounded, step
@@ -87,7 +88,7 @@ def find_by_description(text: str, rules: Sequence[type[Rule]]) -> list[Match]:
         return []
     with bounded(LOG):
         pasted = _Pasted(text, re.IGNORECASE)
-        if pasted.has_frames:
+        if pasted.has_frames or _STEPS.search(pasted.text):
             return []
         found = _likeliest(pasted, [(rule, rule.descriptions) for rule in rules])
     return [replace(match, described=True) for match in found]
@@ -151,7 +152,7 @@ class _Pasted:
                 yield hit
 
     def occurrences(self, pattern: str) -> Iterator[re.Match[str]]:
-        compiled = re.compile(pattern, self._flags)
+        compiled = _compiled(pattern, self._flags)
         for start, end in self._pieces:
             step(CLOCK)
             yield from compiled.finditer(self.text, start, end)
@@ -191,6 +192,11 @@ def _rank(found: tuple[Symptom, re.Match[str]]) -> tuple[bool, int, bool, int, i
     confirmed = bool(symptom.context or symptom.raised_in)
     length = hit.end() - hit.start()
     return not symptom.consequence, hit.end(), confirmed, symptom.weight, length
+
+
+@lru_cache(maxsize=None)  # the cache of ``re`` holds fewer than there are symptoms
+def _compiled(pattern: str, flags: int) -> re.Pattern[str]:
+    return re.compile(pattern, flags)
 
 
 def _plain(text: str) -> str:
