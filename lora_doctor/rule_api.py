@@ -65,7 +65,7 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
 *Numbers*
     ``Precision``, ``float16_keys`` and ``bfloat16_keys`` (which keys make a run compute in it),
     ``LARGEST_FLOAT16``, ``MERGE_TOLERANCE``; ``named_gpus``: the cards (``Gpu``) that the recipe
-    names;
+    names; ``NEEDS_WEIGHTS``, ``ONLY_BATCHES``: how the reason begins of what no dry run asks;
     ``kept_budgets``: what a team asserts of numbers, each with its number (``BudgetCheck``), of
     which ``NUMBERS`` says what is counted.
 *Words*
@@ -157,7 +157,13 @@ if TYPE_CHECKING:
     from lora_doctor.results.adapter_loading import AdapterLoading, OtherShape
     from lora_doctor.results.built_in_adapters import AdapterState, BuiltIn
     from lora_doctor.results.checkpoint_quantization import CheckpointQuantization, ReplacedLayers
-    from lora_doctor.results.dry_run import DryRun, FrozenAdapters, ScriptError
+    from lora_doctor.results.dry_run import (
+        NEEDS_WEIGHTS,
+        ONLY_BATCHES,
+        DryRun,
+        FrozenAdapters,
+        ScriptError,
+    )
     from lora_doctor.results.error_report import ErrorReport
     from lora_doctor.results.injection import LooseMatch
     from lora_doctor.results.loading import Loading
@@ -206,7 +212,9 @@ _LAZY = {
         "results.adapter_loading": ("AdapterLoading", "OtherShape"),
         "results.built_in_adapters": ("AdapterState", "BuiltIn"),
         "results.checkpoint_quantization": ("CheckpointQuantization", "ReplacedLayers"),
-        "results.dry_run": ("DryRun", "FrozenAdapters", "ScriptError"),
+        "results.dry_run": (
+            "NEEDS_WEIGHTS", "ONLY_BATCHES", "DryRun", "FrozenAdapters", "ScriptError",
+        ),
         "results.error_report": ("ErrorReport",),
         "results.injection": ("LooseMatch",),
         "results.loading": ("Loading",),
@@ -238,7 +246,9 @@ __all__ = [
     "LARGEST_FLOAT16",
     "MERGE_TOLERANCE",
     "MODALITIES",
+    "NEEDS_WEIGHTS",
     "NUMBERS",
+    "ONLY_BATCHES",
     "PYTHON_BYTES",
     "REMOVE",
     "ActivationReading",

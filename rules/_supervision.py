@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from lora_doctor.rule_api import Case, Finding, Location, Measurement, Proof
+from lora_doctor.rule_api import (
+    ONLY_BATCHES,
+    Case,
+    EvidenceError,
+    Finding,
+    Location,
+    Measurement,
+    Proof,
+)
 
 if TYPE_CHECKING:
     from lora_doctor.rule_api import RowSet, Supervision
@@ -29,6 +37,20 @@ def of_data(case: Case) -> Location:
     if data is None:
         return Location("environment", "training data")
     return Location("file", str(data.training))
+
+
+def of_texts(case: Case) -> Supervision:
+    """The evidence, for a rule about the texts and what becomes of them before the collator.
+
+    Raises:
+        EvidenceError: it comes from the batches of a run.
+    """
+    found = case.supervision
+    if found.executed:
+        raise EvidenceError(
+            f"{ONLY_BATCHES}; lora-doctor check MODEL --data FILE asks about the texts"
+        )
+    return found
 
 
 def portion(rows: RowSet, found: Supervision) -> str:

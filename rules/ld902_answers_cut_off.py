@@ -17,7 +17,16 @@ from lora_doctor.rule_api import (
     Severity,
     Symptom,
 )
-from lora_doctor.rules._supervision import about, is_few, looked_at, loss_on, portion, proof, which
+from lora_doctor.rules._supervision import (
+    about,
+    is_few,
+    looked_at,
+    loss_on,
+    of_texts,
+    portion,
+    proof,
+    which,
+)
 
 if TYPE_CHECKING:
     from lora_doctor.rule_api import Supervision
@@ -100,7 +109,7 @@ class AnswersCutOff(Rule):
     )
 
     def check(self, case: Case) -> Iterator[Finding]:
-        found = case.supervision
+        found = of_texts(case)
         rows = found.answers_cut
         if not rows:
             return

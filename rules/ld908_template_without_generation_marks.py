@@ -14,7 +14,7 @@ from lora_doctor.rule_api import (
     Rule,
     Symptom,
 )
-from lora_doctor.rules._supervision import about, looked_at, portion, proof, which
+from lora_doctor.rules._supervision import about, looked_at, of_texts, portion, proof, which
 
 
 class TemplateWithoutGenerationMarks(Rule):
@@ -94,7 +94,7 @@ class TemplateWithoutGenerationMarks(Rule):
     )
 
     def check(self, case: Case) -> Iterator[Finding]:
-        found = case.supervision
+        found = of_texts(case)
         if found.loss_on != "assistant" or found.tokenizer.has_generation_marks:
             return
         if not found.nothing:

@@ -15,7 +15,7 @@ from lora_doctor.rule_api import (
     Rule,
     Symptom,
 )
-from lora_doctor.rules._supervision import about, looked_at, portion, proof, which
+from lora_doctor.rules._supervision import about, looked_at, of_texts, portion, proof, which
 
 
 class ResponseMarkerNotFound(Rule):
@@ -75,7 +75,7 @@ class ResponseMarkerNotFound(Rule):
     )
 
     def check(self, case: Case) -> Iterator[Finding]:
-        found = case.supervision
+        found = of_texts(case)
         rows = found.marker_missing
         if not rows:
             return

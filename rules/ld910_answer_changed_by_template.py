@@ -14,7 +14,7 @@ from lora_doctor.rule_api import (
     Rule,
     Symptom,
 )
-from lora_doctor.rules._supervision import about, looked_at, portion, proof, which
+from lora_doctor.rules._supervision import about, looked_at, of_texts, portion, proof, which
 
 
 class AnswerChangedByTemplate(Rule):
@@ -74,7 +74,7 @@ class AnswerChangedByTemplate(Rule):
     )
 
     def check(self, case: Case) -> Iterator[Finding]:
-        found = case.supervision
+        found = of_texts(case)
         rows = found.answer_changed
         if not rows:
             return

@@ -19,6 +19,7 @@ from lora_doctor.rules._supervision import (
     looked_at,
     loss_on,
     of_data,
+    of_texts,
     portion,
     proof,
     which,
@@ -78,7 +79,7 @@ class PromptNotAPrefix(Rule):
     )
 
     def check(self, case: Case) -> Iterator[Finding]:
-        found = case.supervision
+        found = of_texts(case)
         rows = found.prompt_not_prefix
         if not rows:
             return

@@ -13,7 +13,15 @@ from lora_doctor.rule_api import (
     Rule,
     Symptom,
 )
-from lora_doctor.rules._supervision import about, looked_at, of_data, portion, proof, which
+from lora_doctor.rules._supervision import (
+    about,
+    looked_at,
+    of_data,
+    of_texts,
+    portion,
+    proof,
+    which,
+)
 
 
 class RowsRefused(Rule):
@@ -74,7 +82,7 @@ class RowsRefused(Rule):
     )
 
     def check(self, case: Case) -> Iterator[Finding]:
-        found = case.supervision
+        found = of_texts(case)
         rows = found.refused
         if not rows:
             return

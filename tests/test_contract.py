@@ -310,6 +310,24 @@ class TestNumbers:
             assert len(unproven) == 1 and "No GPU found" in unproven[0].text
 
 
+def test_a_copy_that_runs_first_leaves_the_8_bit_weights_to_the_original() -> None:
+    """bitsandbytes moves them into the layer in its first forward."""
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    from lora_doctor.nn.copying import structural_copy
+
+    torch.manual_seed(0)
+    layer = bitsandbytes.nn.Linear8bitLt(64, 64, has_fp16_weights=False)
+    values, inputs = torch.randn(64, 64), torch.randn(4, 64)
+    layer.weight = bitsandbytes.nn.Int8Params(values, requires_grad=False, has_fp16_weights=False)
+    try:
+        model = torch.nn.Sequential(layer).to("cpu")
+        expected = structural_copy(model)(inputs)
+    except (NotImplementedError, RuntimeError, AssertionError, AttributeError) as error:
+        pytest.skip(f"8 bits need a GPU here: {error}")
+    assert torch.allclose(model(inputs), expected)
+    assert torch.allclose(expected, inputs @ values.T + layer.bias, atol=1.0)
+
+
 def snapshot(model: Any) -> dict[str, Any]:
     """Everything about a module that must be the same afterwards."""
     return {

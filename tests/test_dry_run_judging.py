@@ -10,9 +10,14 @@ from pathlib import Path
 import pytest
 
 from lora_doctor.dry_run.captured import Captured
+from lora_doctor.dry_run.not_asked import not_asked
 from lora_doctor.dry_run.not_here import is_about_here
 from lora_doctor.dry_run.sampled import judged_batches
-from lora_doctor.results.dry_run import ScriptError
+from lora_doctor.results.diagnosis import Skipped
+from lora_doctor.results.dry_run import NEEDS_WEIGHTS, ONLY_BATCHES, ScriptError
+from lora_doctor.results.supervision import TokenizerFacts
+from lora_doctor.supervision.padding import padding_labels
+from lora_doctor.supervision.rows import Layout, LossSettings, Row
 from tests.test_dry_run import SCRIPTS, dry_run, place, rules
 
 __all__ = ["place"]  # a fixture
@@ -113,8 +118,9 @@ def test_sets_that_were_made_of_the_same_few_rows_are_known_again() -> None:
     held_out = split["test"].remove_columns(["number"])
     assert cut_sets.share_rows(split["train"], held_out)
     again = datasets.Dataset.from_dict({"words": held_out["words"]})
-    cut_sets.remember(again, of=held_out)
+    assert cut_sets.handed_on(held_out, again) is again
     assert cut_sets.share_rows(split["train"], again)
+    assert cut_sets.handed_on(other, again) is again and not cut_sets.share_rows(again, other)
     assert not cut_sets.share_rows(split["train"], other)
 
 
@@ -131,6 +137,38 @@ def test_a_scheduler_that_nobody_steps_counts_as_it_stands() -> None:
     for more, held in (([], 2), ([other], 2), ([stepped], 1), ([ended], 1)):
         found = Captured((*records, *more)).optimizer()
         assert found is not None and found.held == held, more
+
+
+def test_rules_that_need_more_than_batches_are_named_beside_the_verdict() -> None:
+    """They are skipped, not passed; a rule that has nothing to say here is not named."""
+    skipped = [
+        Skipped("LD902", "answers-cut-off", f"{ONLY_BATCHES}; check MODEL --data FILE asks"),
+        Skipped("LD401", "epsilon-mismatch", f"{NEEDS_WEIGHTS}, and these are random"),
+        Skipped("LD620", "adapter-keys-land-nowhere", "no saved adapter was given (--adapter)"),
+    ]
+    [note] = not_asked(skipped)
+    assert "LD401" in note.text and "LD902" in note.text and "LD620" not in note.text
+    assert note.is_always_shown and not not_asked(skipped[2:])
+
+
+# --- labels -------------------------------------------------------------------------------------
+
+
+def _padding(row: Row, layout: Layout = "causal", **facts: int) -> int:
+    return padding_labels(row, TokenizerFacts(**facts), LossSettings(layout=layout))
+
+
+def test_labels_of_padding_are_counted_in_every_layout() -> None:
+    ids, mask = [1, 5, 6, 2, 0, 0, 0], [1, 1, 1, 1, 0, 0, 0]
+    assert _padding(Row(ids, ids, attention_mask=mask)) == 3
+    assert _padding(Row(ids, [*ids[:4], -100, -100, -100], attention_mask=mask)) == 0
+    assert _padding(Row(ids[::-1], ids[::-1], attention_mask=mask[::-1])) == 2, "from the left"
+    assert _padding(Row(ids, ids), pad_id=0) == 3, "no mask: the padding tokens at the end"
+    ends = [1, 5, 6, 2, 2, 2]
+    assert _padding(Row(ends, ends), pad_id=2, eos_id=2) == 2, "one of them ends the text"
+    assert _padding(Row([7, 8], [5, 6, 2, 0, 0]), "seq2seq", pad_id=0) == 2
+    assert _padding(Row([7, 8], [5, 6, 2, -100, -100]), "seq2seq", pad_id=0) == 0
+    assert _padding(Row([7, 8, 0], [1]), "classes", pad_id=0) == 0
 
 
 # --- runs ---------------------------------------------------------------------------------------
@@ -158,13 +196,3 @@ def test_a_script_for_a_gpu_goes_its_way_and_a_schedule_that_stands_still_is_fou
     report = dry_run(place, sys.executable, "loop.py", code=1)
     assert rules(report) == ["LD510"], json.dumps(report["findings"])[:2000]
     assert report["dry_run"]["error"] is None
-
-
-def test_resuming_without_a_checkpoint_fails_as_it_will(place: Path) -> None:
-    script = (SCRIPTS / "trainer_peft.py").read_text()
-    (place / "resumes.py").write_text(
-        script.replace("trainer.train()", "trainer.train(resume_from_checkpoint=True)")
-    )
-    report = dry_run(place, sys.executable, "resumes.py", code=1)
-    assert rules(report) == ["LD002"]
-    assert "checkpoint" in report["findings"][0]["message"]

@@ -22,7 +22,9 @@ from lora_doctor.results.dry_run import (
     FrozenAdapters,
     PackedSamples,
     Resumed,
+    SavedWithAdapters,
     ScriptError,
+    ShiftedLabels,
 )
 from lora_doctor.results.from_json import from_json
 from lora_doctor.results.loading import Loading
@@ -295,6 +297,26 @@ class Captured:
         each of several may hold a part of the weights."""
         found = [_resumed(record) for record in self.all("resumed")]
         return max(found, key=_difference, default=None)
+
+    def shifted_labels(self) -> ShiftedLabels | None:
+        """Labels that the model's loss shifts once more."""
+        return self._one(ShiftedLabels, "shifted_labels", "loss")
+
+    def saved_with_adapters(self) -> SavedWithAdapters | None:
+        """The last model that was saved with PEFT's layers in it."""
+        record = self.last("saved_with_adapters")
+        if record is None:
+            return None
+        place = record.get("place") or {"file": "", "line": 0}
+        return SavedWithAdapters(
+            short_path(record["path"]),
+            str(record["model_class"]),
+            int(record["weights"]),
+            tuple(record["names"]),
+            adapter_too=bool(self.all("adapter_saved")),
+            file=short_path(place["file"]) if place["file"] else "",
+            line=int(place["line"]),
+        )
 
     def dropped_columns(self) -> DroppedColumns | None:
         """Columns that trainers took out."""

@@ -15,6 +15,7 @@ from lora_doctor.dry_run import command as commands
 from lora_doctor.dry_run import launch
 from lora_doctor.dry_run.acts.folders import remove_empty
 from lora_doctor.dry_run.captured import MADE_UP, Captured, shapes
+from lora_doctor.dry_run.not_asked import not_asked
 from lora_doctor.dry_run.not_here import is_about_here
 from lora_doctor.dry_run.one_failure import FAILURE, one_failure
 from lora_doctor.dry_run.origins import lines_in_files
@@ -162,6 +163,8 @@ class _Outcome:
                 frozen=captured.frozen(),
                 processes=captured.processes(),
                 resumed=captured.resumed(),
+                shifted_labels=captured.shifted_labels(),
+                saved_with_adapters=captured.saved_with_adapters(),
                 error=None if error is not None and _is_ours(error, captured) else error,
                 seconds=ended.seconds,
             ),
@@ -289,7 +292,7 @@ def _diagnose(
     if found.run.processes is not None:
         counted = by_size(captured.every, found.run.processes)
         notes += [Note("not-proven", counted)] if counted else []
-    notes.append(Note("not-proven", NOT_SHOWN))
+    notes += [Note("not-proven", NOT_SHOWN), *not_asked(diagnosis.skipped)]
     diagnosis = replace(
         diagnosis,
         findings=findings,

@@ -31,9 +31,29 @@ def structural_copy(model: Any) -> Any:
         else:
             twin = parameter
         memo[id(parameter)] = twin
+    memo.update((id(tensor), tensor) for tensor in _settled_8bit(model))
     # deepcopy keeps what it has copied alive under this key; ours must live as long.
     memo[id(memo)] = list(memo.values())
     return deep_copy(model, memo)
+
+
+def _settled_8bit(model: Any) -> list[Any]:
+    """The 8-bit weights and scales of bitsandbytes' layers, which copies share.
+
+    A layer's first forward takes them from its parameter into its own state: done by the copy, it
+    would leave the original, which has the same parameter, without any. So the original does it
+    now, as it would in its own first forward.
+    """
+    found = []
+    for module in model.modules():
+        settle = getattr(module, "init_8bit_state", None)
+        if settle is None:
+            continue
+        if getattr(module.weight, "CB", None) is not None:
+            settle()
+        held = (getattr(module.state, name, None) for name in ("CB", "SCB"))
+        found += [tensor for tensor in held if tensor is not None]
+    return found
 
 
 def own_storage(parameters: Any) -> None:

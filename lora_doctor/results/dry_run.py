@@ -15,6 +15,10 @@ NOT_SHOWN = (
     "diverges), memory and speed at full size, rows that were not sampled, several devices"
 )
 
+#: Why rules cannot be asked in a dry run: how their reason begins.
+NEEDS_WEIGHTS = "needs real weights"
+ONLY_BATCHES = "a dry run sees the batches, not the texts that they were made of"
+
 
 @dataclass(frozen=True)
 class ScriptError:
@@ -115,6 +119,42 @@ class FrozenAdapters:
 
 
 @dataclass(frozen=True)
+class ShiftedLabels:
+    """Labels that are the next tokens already, of a model whose loss shifts them by itself."""
+
+    #: Labels of the batch that the loss is taken on.
+    labels: int
+    #: Those of them that are the token that follows.
+    next_tokens: int
+    #: The loss that the model gave.
+    loss: float
+    #: The cross entropy of its logits with the labels shifted by one.
+    shifted: float
+    #: The same with the labels as they are.
+    unshifted: float
+
+
+@dataclass(frozen=True)
+class SavedWithAdapters:
+    """A model that was saved by its own ``save_pretrained`` while PEFT's layers were in it."""
+
+    #: The folder.
+    path: str
+    #: Its class.
+    model_class: str
+    #: Weights under names that the class does not have.
+    weights: int
+    #: Some of these names.
+    names: tuple[str, ...] = ()
+    #: Whether an adapter was saved as well.
+    adapter_too: bool = False
+    #: File of the call.
+    file: str = ""
+    #: Its line, from 1; 0 where it is not known.
+    line: int = 0
+
+
+@dataclass(frozen=True)
 class Resumed:
     """The last step of the run, taken once more from the checkpoint that was saved before it."""
 
@@ -185,6 +225,10 @@ class DryRun:
     processes: Processes | None = None
     #: The last step from a checkpoint of the run; ``None`` where that was not tried.
     resumed: Resumed | None = None
+    #: Labels that are shifted twice; ``None`` where none are.
+    shifted_labels: ShiftedLabels | None = None
+    #: A model that was saved with the adapters in it; ``None`` where none was.
+    saved_with_adapters: SavedWithAdapters | None = None
     #: What it took, in seconds.
     seconds: float = 0.0
 

@@ -225,6 +225,11 @@ class Supervision:
     prompt_not_prefix: RowSet = RowSet()
     #: Rows with fewer places for an image or a sound than it has features.
     placeholders_cut: RowSet = RowSet()
+    #: Rows in which the loss is taken on padding.
+    padding_supervised: RowSet = RowSet()
+    #: Labels of padding that the loss is taken on, in all these rows; not among the supervised
+    #: tokens.
+    padding_labels: int = 0
     #: Rows with labels that are no token and no class.
     labels_out_of_range: RowSet = RowSet()
     #: Some of these labels.

@@ -20,6 +20,7 @@ from lora_doctor.results.supervision import (
     TokenPiece,
 )
 from lora_doctor.supervision.answer_end import answer_end
+from lora_doctor.supervision.padding import padding_labels
 from lora_doctor.supervision.pieces import Decode, shown_part, token_texts
 from lora_doctor.supervision.rows import IGNORED, LossSettings, Row
 
@@ -34,7 +35,7 @@ _OPENING = re.compile(r"\s*(<[A-Za-z][\w|-]{0,30}>)")
 PROBLEMS = (
     "nothing", "cut_to_nothing", "answers_cut", "end_masked", "end_missing", "two_bos",
     "marker_missing", "answer_changed", "opening_doubled", "prompt_not_prefix",
-    "placeholders_cut", "labels_out_of_range", "prompt_supervised",
+    "placeholders_cut", "labels_out_of_range", "prompt_supervised", "padding_supervised",
 )  # fmt: skip
 
 
@@ -84,6 +85,7 @@ def observe(
         prompts=sum(bool(one.row.prompt_ids) for one in read),
         wrong_labels=tuple(sorted({label for one in read for label in one.wrong_labels})[:8]),
         label_count=settings.label_count,
+        padding_labels=sum(one.padding_labels for one in read),
         refused=RowSet.of([row.number for row in refused]),
         refusal=refused[0].refused if refused else "",
         response_marker=settings.response_marker,
@@ -105,6 +107,7 @@ class _Read:
     tag: str = ""
     wrong_labels: tuple[int, ...] = ()
     end_token: int | None = None
+    padding_labels: int = 0
 
     def mark(self, name: str, holds: bool) -> None:
         if holds:
@@ -124,6 +127,8 @@ def _read(row: Row, tokenizer: TokenizerFacts, settings: LossSettings) -> _Read:
         one.mark("nothing", not any(label != IGNORED for label in labels))
         return one
     _mark_amounts(one, settings)
+    one.padding_labels = padding_labels(row, tokenizer, settings)
+    one.mark("padding_supervised", bool(one.padding_labels))
     one.mark("two_bos", _two_bos(ids, tokenizer))
     _mark_marker(one, settings)
     if not settings.packed:

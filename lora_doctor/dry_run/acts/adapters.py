@@ -12,7 +12,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lora_doctor.dry_run.acts import contract, frozen_adapters, packed, processes, sharding
+from lora_doctor.dry_run.acts import (
+    contract,
+    frozen_adapters,
+    packed,
+    processes,
+    sharding,
+    shifted_labels,
+)
 from lora_doctor.dry_run.acts.acting import Acting
 from lora_doctor.dry_run.acts.arguments import set_by_somebody
 from lora_doctor.dry_run.acts.outputs import Redirected
@@ -166,6 +173,7 @@ class _FirstForward:
                 given = contract.keep_rows(self._acting, model, arguments, named)
                 if whole is not None:
                     packed.look(self._acting, whole, given)
+                    shifted_labels.look(self._acting, whole, given)
             if first and processes.rank() == 0:  # the others wait for it where they need it
                 contract.run(self._acting, model, whole, (arguments, named))
             elif new and not first:

@@ -12,7 +12,7 @@ from typing import Any
 
 from lora_doctor.dry_run.acts import checkpoint, small_models, supervised
 from lora_doctor.dry_run.acts.acting import Acting
-from lora_doctor.dry_run.acts.batch_rows import is_tensor, plain_rows
+from lora_doctor.dry_run.acts.batch_rows import fewer_rows, is_tensor, plain_rows
 from lora_doctor.dry_run.recipe import captured_recipe
 
 #: Classes whose labels are classes, by transformers' names.
@@ -32,7 +32,7 @@ def run(
         whole: the same before it was cut into shards; itself where it was not.
         given: what forward was called with.
     """
-    batch = _own(_forward_arguments(model, *given))
+    batch = fewer_rows(_own(_forward_arguments(model, *given)))
     found: list[BaseException] = []
 
     def work() -> None:
@@ -131,11 +131,19 @@ def _at_full_size(acting: Acting, loading: Mapping[str, Any], recipe: Any) -> An
     source = ModelSource(
         "folder", folder, trust_remote_code=loading["trust_remote_code"], folder=folder
     )
+    asked = recipe.to_json()
+    attention = asked["values"].get("attn_implementation")
+    if attention is not None and loading["attention"] != attention:
+        del asked["values"]["attn_implementation"]  # it cannot be loaded here, and builds the same
     try:
-        return meta.gather(source.for_child(), recipe.to_json())
+        found = meta.gather(source.for_child(), asked)
     except LoraDoctorError as error:
         acting.journal.tell("no_full_size", reason=str(error))
         return None
+    if attention is not None:
+        found["recipe"]["values"]["attn_implementation"] = attention
+        found["recipe"]["origins"]["attn_implementation"] = "argument"
+    return found
 
 
 def read_optimizer(

@@ -22,6 +22,13 @@ def remember(few: Any, of: Any = None) -> None:
         _cut.append((found, len(_cut) if before is None else before, few))
 
 
+def handed_on(before: Any, after: Any) -> Any:
+    """``after``, which was made of all rows of ``before``: what that goes back to, this does."""
+    if _number(before) is not None:
+        remember(after, before)
+    return after
+
+
 def share_rows(one: Any, other: Any) -> bool:
     """Whether two sets were made of the same few rows."""
     number = _number(one)

@@ -18,6 +18,9 @@ from lora_doctor.guest.call_sites import is_of_user
 
 #: A set of so many rows is filtered as a whole: what is left is then no estimate.
 _WHOLE_ROWS = 20_000
+#: A set of so many rows of text is mapped as a whole, a second at most: its length and its rows are
+#: then the user's, also where samples are joined or cut.
+_WHOLE_TEXTS = 1_000
 
 
 def prepare(acting: Acting) -> None:
@@ -71,9 +74,11 @@ def _mapping(acting: Acting, module: ModuleType) -> None:
         if acting.in_contract or whole.runs:
             return original(data, *arguments, **named)
         if len(data) <= acting.rows:
-            return whole(original, data, arguments, named)
+            return cut_sets.handed_on(data, whole(original, data, arguments, named))
         few = data.select(_sample(data, acting.rows), keep_in_memory=True)
         made = whole(original, few, arguments, named)
+        if len(data) <= _WHOLE_TEXTS and not is_repeated(data) and _is_of_text(made):
+            return cut_sets.handed_on(data, whole(original, data, arguments, named))
         if len(made) == len(few):
             return repeated(made, len(data), of=data)
         return _estimated(acting, "map", data, few, made)
@@ -97,7 +102,7 @@ def _filtered(acting: Acting, whole: _Whole) -> Any:
         if every and len(data) <= max(_WHOLE_ROWS, acting.rows):
             left = whole(original, data, arguments, named)
             _tell_filtered(acting, arguments, named, len(data), len(left))
-            return left
+            return cut_sets.handed_on(data, left)
         made = whole(original, few, arguments, named)
         _tell_filtered(acting, arguments, named, len(few), len(made))
         if not len(made):  # what is rare is looked for in all rows
@@ -125,6 +130,22 @@ def _tell_filtered(acting: Acting, arguments: Any, named: Any, before: int, afte
         after=after,
         by=f"{function.__module__}.{function.__qualname__}".replace(".<locals>.<lambda>", ""),
     )
+
+
+def _is_of_text(made: Any) -> bool:
+    """Whether no row holds bytes or lists of floats: images and sound take long to prepare."""
+    from pyarrow import types
+
+    def light(kind: Any, nested: bool = False) -> bool:
+        if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+            return light(kind.value_type, True)
+        if types.is_struct(kind):
+            fields = (kind.field(number).type for number in range(kind.num_fields))
+            return all(light(one, nested) for one in fields)
+        heavy = types.is_binary(kind) or types.is_large_binary(kind) or types.is_nested(kind)
+        return not heavy and not (nested and types.is_floating(kind))
+
+    return all(light(field.type) for field in made.features.arrow_schema)
 
 
 def _in_memory(named: dict[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def look(acting: Acting, model: Any, batch: Mapping[str, Any]) -> None:
     if border is None:
         return
     line, start, samples = border
-    with acting.ours(), _evaluating(model):
+    with acting.ours(), evaluating(model):
         try:
             change, size = _change(model, batch, line, start)
         except Exception as error:  # noqa: BLE001 - a forward of the user's own
@@ -77,7 +77,7 @@ def _logits(output: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _evaluating(model: Any) -> Any:
+def evaluating(model: Any) -> Any:
     """Without dropout; each module gets its mode back."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

@@ -1,0 +1,113 @@
+"""LD925: the loss is taken on padding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.rule_api import (
+    Case,
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measurement,
+    Rule,
+    Symptom,
+)
+from lora_doctor.rules._dry_run_script import MODEL
+from lora_doctor.rules._supervision import about, looked_at, portion, proof
+
+#: Share of all labels above which the loss is mostly padding's.
+_MOST = 0.5
+_PADDED = """
+import torch
+
+rows = [
+    {
+        "input_ids": [1, *range(5 + n, 13 + n), 2] + [0] * 22,
+        "attention_mask": [1] * 10 + [0] * 22,
+        "labels": [1, *range(5 + n, 13 + n), 2] + [PADDING] * 22,
+    }
+    for n in range(64)
+]
+Trainer(
+    model,
+    TrainingArguments("out", per_device_train_batch_size=4, learning_rate=1e-4),
+    train_dataset=rows,
+    data_collator=default_data_collator,
+).train()
+"""
+
+
+class PaddingSupervised(Rule):
+    """Padding tokens have labels, and they are most of what the loss is taken on.
+
+    ## What happens
+    The loss is low from the first steps and falls at once: padding is easy to predict. What the
+    answers contribute is a small part of it, and the model learns to write padding, or one end of
+    text after the other.
+
+    ## Why
+    `labels = input_ids.copy()` after `padding="max_length"` labels the padding as well; so do
+    labels of a sequence-to-sequence model that are padded with `pad_token_id`. The attention mask
+    does not take them out of the loss: only the label -100 does.
+
+    ## Versions
+    All.
+
+    ## Fix
+    The label -100 wherever the attention mask is 0: `DataCollatorForSeq2Seq` and
+    `DataCollatorForLanguageModeling` pad labels so. It changes what is learnt.
+
+    ## Links
+    https://huggingface.co/docs/transformers/main_classes/data_collator
+    """
+
+    code = "LD925"
+    name = "padding-supervised"
+    summary = "The loss is taken on padding."
+    depth = "meta"
+    descriptions = (
+        Symptom(r"\bpadding\b.{0,40}\b(?:in|part of|counts? (?:in|towards)) the loss"),
+        Symptom(
+            r"\bmodel\b.{0,60}\b(?:only |keeps? )?(?:generat|output)\w+ .{0,20}\bpad(?:ding)?\b"
+        ),
+    )
+    examples = (
+        Example(
+            "broken",
+            "",
+            script=MODEL + _PADDED.replace("PADDING", "0"),
+            why="22 of 32 labels are those of padding",
+        ),
+        Example("healthy", "", script=MODEL + _PADDED.replace("PADDING", "-100")),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        found = case.supervision
+        rows = found.padding_supervised
+        if not rows:
+            return
+        share = found.padding_labels / (found.padding_labels + found.supervised_tokens)
+        yield about(
+            self.finding(
+                "warning" if share >= _MOST else "info",
+                f"{share:.0%} of the labels that the loss is taken on are those of padding, in "
+                f"{portion(rows, found)}.",
+                location=Location("environment", "training data"),
+                evidence=(
+                    looked_at(found),
+                    Measurement("labels of padding", found.padding_labels, found.origin),
+                    Measurement("labels of tokens", found.supervised_tokens, found.origin),
+                ),
+                proof=proof(found),
+                fixes=(
+                    Fix(
+                        "Label padding with -100: DataCollatorForSeq2Seq pads labels so, and "
+                        "`labels.masked_fill(attention_mask == 0, -100)` masks them.",
+                        "manual",
+                    ),
+                ),
+            ),
+            rows,
+        )
