@@ -190,21 +190,22 @@ class SomeTargetsMatchNothing(Rule):
         wanted = [*kept, *missing]
         yield self.finding(
             "warning",
-            f"The expression in target_modules also ends in {quoted(dead, 6)}, which match nothing "
-            f"in {structure.model_class}; only {quoted(kept, 6)} are adapted, and "
-            f"{quoted(missing, 6)} are left out.",
+            f"The expression in target_modules also ends in {quoted(dead, 6)}, which match "
+            f"nothing in {structure.model_class}; only {quoted(kept, 6)} are adapted, while "
+            f"{quoted(missing, 6)} are not.",
             location=Location("recipe", "target_modules"),
             evidence=(
                 Measurement("match nothing", quoted(dead), "names at the end of the expression"),
-                Measurement("adapters sit on", quoted(kept), "installed PEFT, meta device"),
-                Measurement("the model has instead", quoted(missing),
+                Measurement("adapted", quoted(kept), "installed PEFT, meta device"),
+                Measurement("the model's own names", quoted(missing),
                             f"{structure.model_class}, language tower"),
                 Measurement("layers adapted", _share(structure), "language tower"),
             ),
-            proof=Proof("measured", "PEFT was run on the real class and the result was counted"),
+            proof=Proof("measured", ("PEFT injected the adapters into the full-size model on "
+                                    "the meta device, and they were counted")),
             fixes=(
                 Fix(
-                    f"Target this model's layers for the same roles: {', '.join(wanted)}.",
+                    f"Use this model's names for the same layers: {', '.join(wanted)}.",
                     "unsafe",
                     (Edit("target_modules", naming(structure, wanted)),),
                 ),

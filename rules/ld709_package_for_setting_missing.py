@@ -36,7 +36,7 @@ class PackageForSettingMissing(Rule):
     with it.
 
     ## Versions
-    All of PEFT.
+    All versions of PEFT.
 
     ## Fix
     Install the package that the message names.
@@ -74,7 +74,9 @@ class PackageForSettingMissing(Rule):
             f"PEFT needs {package} for this adapter config, and it is not installed.",
             location=Location("recipe", asking[0]) if len(asking) == 1 else place,
             evidence=(Measurement("raised", str(error), error.where),),
-            proof=Proof("executed", "PEFT refused the config on the real class"),
+            proof=Proof(
+                "executed", ("PEFT refused the config on the full-size model, on the meta device")
+            ),
             fixes=(Fix(f"pip install {package}", "manual"),),
             explains=("attaches",),
         )
