@@ -21,32 +21,33 @@ _FILE = "tokenizer.json"
 
 
 class TokenizerNotReadable(Rule):
-    """The model's `tokenizer.json` was written by a `tokenizers` that is newer than the installed
-    one, or older, or is not the file that it should be.
+    """The model's `tokenizer.json` was written by a newer or older `tokenizers` than the installed
+    one, or is not a valid file.
 
     ## What happens
-    `AutoTokenizer.from_pretrained` and `AutoProcessor.from_pretrained` raise
-    `data did not match any variant of untagged enum PyPreTokenizerTypeWrapper` or
-    `... untagged enum ModelWrapper`, with a line, a column and no word about what is wrong there.
+    `AutoTokenizer.from_pretrained` and `AutoProcessor.from_pretrained` raise `data did not match
+    any variant of untagged enum PyPreTokenizerTypeWrapper` or `... untagged enum ModelWrapper`,
+    with a line and a column, but without saying what is wrong there.
 
     ## Why
-    The format has grown. `tokenizers` 0.19 gave `Metaspace` a `split` and took its
-    `add_prefix_space` away; 0.20 writes merges as pairs (`["a", "b"]`) instead of texts (`"a b"`);
-    later releases added parts of their own. Older releases refuse what they do not know. It happens
-    the other way round as well: since 0.19 a `Metaspace` with `add_prefix_space` false is refused
-    unless its `prepend_scheme` is `never`, which is what older releases took it for. A download
-    that was cut off, or the pointer that git leaves without LFS, fails in the same place.
+    The format has changed. `tokenizers` 0.19 added `split` to `Metaspace` and removed its
+    `add_prefix_space`; 0.20 writes merges as pairs (`["a", "b"]`) instead of strings (`"a b"`);
+    later releases added more. Older releases refuse what they do not know. The other way round
+    happens as well: since 0.19 a `Metaspace` with `add_prefix_space` false is refused unless its
+    `prepend_scheme` is `never`, which is how older releases interpreted it. An incomplete download,
+    or the pointer file that git leaves without LFS, fails in the same place.
 
     ## Versions
-    `Metaspace` without `add_prefix_space` is read from tokenizers 0.19 on (transformers 4.40),
-    merges as pairs from 0.20 on (transformers 4.45). `add_prefix_space` false with another
-    `prepend_scheme` than `never` is read until 0.15 (transformers 4.39).
+    `Metaspace` without `add_prefix_space` can be read from tokenizers 0.19 on (transformers 4.40),
+    merges as pairs from 0.20 on (transformers 4.45). `add_prefix_space` false with a
+    `prepend_scheme` other than `never` can be read up to 0.15 (transformers 4.39).
 
     ## Fix
-    A transformers that brings the newer tokenizers (each release of transformers accepts a narrow
-    range of it, so that upgrading tokenizers alone does not work), or a revision of the model from
-    before its tokenizer was written anew. In a file from before 0.19, `prepend_scheme` `never`
-    says what was meant; every release reads it. It has nothing to do with LoRA.
+    A transformers that installs the newer tokenizers (each release of transformers accepts a narrow
+    range of versions, so upgrading tokenizers alone does not work), or a revision of the model from
+    before its tokenizer was rewritten. In a file from before 0.19, set `prepend_scheme` to `never`,
+    which has the intended meaning and can be read by every release. This has nothing to do with
+    LoRA.
 
     ## Links
     https://github.com/huggingface/tokenizers/releases
@@ -119,13 +120,11 @@ class TokenizerNotReadable(Rule):
         if error is None:
             return  # the library knows better
         installed = case.environment.version("tokenizers") or "the installed release"
-        evidence = [
-            Measurement(f"tokenizers {installed}", error, f"it was given {static.where(_FILE)}")
-        ]
+        evidence = [Measurement(f"tokenizers {installed}", error, f"run on {static.where(_FILE)}")]
         for part in parts:
-            known = f"; read from {part.since} on" if part.since else ""
+            known = f"; supported from {part.since} on" if part.since else ""
             known += f"; refused from {part.until} on" if part.until else ""
-            evidence.append(Measurement(part.part, part.content + known, "tried by itself"))
+            evidence.append(Measurement(part.part, part.content + known, "tested separately"))
         if parts:
             what = f"cannot read {' and '.join(part.part for part in parts)} of {_FILE}"
         else:
@@ -136,7 +135,7 @@ class TokenizerNotReadable(Rule):
             f"tokenizers {installed} {what}.",
             location=Location("file", _FILE),
             evidence=tuple(evidence),
-            proof=Proof("executed", "the installed library was given the file and refused it"),
+            proof=Proof("executed", "the installed library was run on the file and refused it"),
             fixes=(_fix(parts),),
         )
 
@@ -146,21 +145,21 @@ def _fix(parts: tuple[Unreadable, ...]) -> Fix:
         return Fix(f"Download {_FILE} again; in a git clone: git lfs pull.", "manual")
     if all(part.until for part in parts):
         return Fix(
-            f'Set prepend_scheme to "never" in {" and ".join(part.part for part in parts)} of '
-            f"{_FILE}: older releases took add_prefix_space false for that, and every release "
-            "reads it.",
+            f'Set prepend_scheme to "never" in {" and ".join(part.part for part in parts)} '
+            f"of {_FILE}: older releases interpreted add_prefix_space false like this, and "
+            "every release can read it.",
             "manual",
         )
     known = [part.since for part in parts if part.since]
     if len(known) < len(parts):
         return Fix(
-            "Use a transformers that brings a newer tokenizers, or an earlier revision of the "
-            "model; which release wrote this is not known here.",
+            "Use a transformers that installs a newer tokenizers, or an earlier revision of "
+            "the model; which release wrote the file is unknown.",
             "manual",
         )
     since = max(known, key=lambda text: [int(number) for number in text.split(".")])
     return Fix(
-        f"Use a transformers that brings tokenizers {since} or later, or an earlier --revision of "
-        "the model.",
+        f"Use a transformers that installs tokenizers {since} or later, or an earlier "
+        "--revision of the model.",
         "manual",
     )

@@ -1,4 +1,4 @@
-"""LD602: what is saved is not what was trained: a trained module is not in the adapter folder."""
+"""LD602: a trained module is not in the adapter folder."""
 
 from __future__ import annotations
 
@@ -24,24 +24,25 @@ if TYPE_CHECKING:
 
 
 class TrainedButNotSaved(Rule):
-    """A module is trained beside the adapters, and the adapter folder does not have it.
+    """A module is trained in addition to the adapters, and the adapter folder does not contain it.
 
     ## What happens
-    The loss falls and everything is saved without an error. After loading, the trained head is
-    back at its first values: the adapters are there, what was trained beside them is not.
+    The loss falls and everything is saved without an error. After loading, the trained head has its
+    initial values again: only the adapters were saved.
 
     ## Why
     An adapter folder holds the adapters and what `modules_to_save` names, nothing else. A module
-    that was made trainable by hand after `get_peft_model`, or that stands beside the `PeftModel`
-    whose `save_pretrained` is called, is not in it. Only a round trip tells: the folder is
-    complete in itself, and loading it says nothing.
+    that was made trainable by hand after `get_peft_model`, or that is outside the `PeftModel` whose
+    `save_pretrained` is called, is not in it. Only saving and loading shows it: the folder looks
+    complete, and loading it gives no warning.
 
     ## Versions
     All.
 
     ## Fix
-    Name the module in `modules_to_save`: PEFT then trains and saves it. A module outside the
-    `PeftModel` needs its own `state_dict()` beside the adapter, or a `PeftModel` around the whole.
+    Name the module in `modules_to_save`: PEFT then trains and saves it. For a module outside the
+    `PeftModel`, save its `state_dict()` in addition to the adapter, or wrap the whole model in a
+    `PeftModel`.
 
     ## Links
     https://huggingface.co/docs/peft/developer_guides/checkpoint
@@ -49,7 +50,7 @@ class TrainedButNotSaved(Rule):
 
     code = "LD602"
     name = "trained-but-not-saved"
-    summary = "A module that is trained beside the adapters is not in the adapter folder."
+    summary = "A module that is trained in addition to the adapters is not in the adapter folder."
     depth = "tiny"
     descriptions = (
         Symptom(
@@ -96,9 +97,9 @@ class TrainedButNotSaved(Rule):
         place = f"the PeftModel at {saving.wrapped!r}" if saving.wrapped else "the PeftModel"
         if all(_stands_beside(name, saving) for name in lost):
             advice = (
-                f"It stands outside {place}: save its state_dict() beside the adapter and load it "
-                "again, or wrap the whole model with get_peft_model and name it in modules_to_save"
-                f"{also}."
+                f"It is outside {place}: save its state_dict() in addition to the adapter and "
+                "load it again, or wrap the whole model with get_peft_model and name it in "
+                f"modules_to_save{also}."
             )
         else:
             advice = (
@@ -107,8 +108,8 @@ class TrainedButNotSaved(Rule):
             )
         return self.finding(
             "error",
-            f"Trained, but not saved: {names}. After loading the adapter folder it has the values "
-            f"from before the training ({saving.lost_parameters:,} parameters).",
+            f"Trained, but not saved: {names}. After loading the adapter folder it has the "
+            f"values from before training ({saving.lost_parameters:,} parameters).",
             location=Location("module", lost[0]),
             evidence=(
                 Measurement(
@@ -145,4 +146,7 @@ def _also_named(case: Case, lost: tuple[str, ...]) -> str:
     )
     if not hit:
         return ""
-    return f" (under another name: PEFT compares the end of it, which {quoted(hit, 3)} has too)"
+    return (
+        f" (rename it first: PEFT compares the end of the path, and {quoted(hit, 3)} ends "
+        "in the same name)"
+    )

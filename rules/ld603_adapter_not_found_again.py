@@ -1,4 +1,4 @@
-"""LD603: an adapter that this PEFT does not find again in its own file."""
+"""LD603: an adapter that the installed PEFT does not find again in the file it saved."""
 
 from __future__ import annotations
 
@@ -28,27 +28,26 @@ if TYPE_CHECKING:
 
 
 class AdapterNotFoundAgain(Rule):
-    """PEFT saves the adapters of some layers under their names and looks for them under others.
+    """PEFT saves the adapters of some layers under one name and looks for them under another.
 
     ## What happens
-    Training runs and saves. Loading the adapter warns of missing adapter keys and goes on: those
-    adapters are at zero again, and the model answers as if they had never been trained.
+    Training runs and saves. Loading the adapter warns about missing adapter keys and continues:
+    those adapters are zero again, and the model answers as if they had never been trained.
 
     ## Why
     transformers 5 renames the weights of old checkpoints while it loads them (`layers.` ->
-    `language_model.layers.`, `shared_expert.` -> `shared_experts.`). PEFT 0.21 runs saved adapters
-    through the same renames, so that adapters from the time of the old names still load. But an
-    adapter that was saved today has the new names already, and where a rename matches those too,
-    its result names no layer. Which layers this hits is found by saving and setting the adapter on
-    the meta device.
+    `language_model.layers.`, `shared_expert.` -> `shared_experts.`). PEFT 0.21 applies the same
+    renames to saved adapters, so that adapters saved with the old names still load. But an adapter
+    that is saved today already has the new names, and where a rename also matches those, the result
+    names no layer. Which layers are affected is found by saving and loading the adapter on the meta
+    device.
 
     ## Versions
     PEFT 0.19 and later with transformers 5, for models whose renames match their own new names.
 
     ## Fix
     The patch `saved_names_stay`, in training and wherever the adapter is loaded: a name that the
-    model has is left as it is. Or leave these layers out of the adapters, which needs no patch but
-    trains less.
+    model has is not renamed. Or do not adapt these layers, which needs no patch but trains less.
 
     ## Links
     https://github.com/huggingface/peft/blob/main/src/peft/utils/transformers_weight_conversion.py
@@ -56,7 +55,7 @@ class AdapterNotFoundAgain(Rule):
 
     code = "LD603"
     name = "adapter-not-found-again"
-    summary = "PEFT does not find the adapters of some layers again in the file that it saved."
+    summary = "PEFT does not find the adapters of some layers in the file that it saved."
     depth = "meta"
     symptoms = (
         Symptom(
@@ -105,13 +104,13 @@ class AdapterNotFoundAgain(Rule):
         kept = [group for group in adapted if group.pattern not in lost]
         yield self.finding(
             "error",
-            f"Saved adapters of {layers} layers ({quoted(lost, 3)}) are not found again when they "
-            "are loaded: PEFT looks for them under other names.",
+            f"Saved adapters of {layers} layers ({quoted(lost, 3)}) will not be found when the "
+            "adapter is loaded: PEFT looks for them under other names.",
             location=Location("module", lost[0]),
             evidence=(
                 Measurement("layers whose adapter is lost", quoted(lost, 8), "installed PEFT"),
                 Measurement("name in the file", saved, "get_peft_model_state_dict"),
-                Measurement("name that PEFT makes of it", looked_for, "set_peft_model_state_dict"),
+                Measurement("name that PEFT looks for", looked_for, "set_peft_model_state_dict"),
             ),
             proof=Proof(
                 "measured",
@@ -122,8 +121,8 @@ class AdapterNotFoundAgain(Rule):
             ),
             fixes=(
                 Fix(
-                    "Leave the names of saved adapters as they are where the model has them, in "
-                    "training and wherever the adapter is loaded.",
+                    "Do not rename saved adapters whose names the model has, in training and "
+                    "wherever the adapter is loaded.",
                     "safe",
                     patch=Patch("saved_names_stay"),
                 ),
@@ -145,4 +144,10 @@ def _left_out(case: Case, kept: list[ModuleGroup], lost: tuple[str, ...]) -> tup
         gone = {suffix(pattern) for pattern in lost}
         stay = [name for name in parameters if name not in gone]
         edits.append(Edit("target_parameters", stay or None))
-    return (Fix(f"Leave out what is not found again ({quoted(lost, 3)}).", "unsafe", tuple(edits)),)
+    return (
+        Fix(
+            f"Do not adapt the layers that are not found again ({quoted(lost, 3)}).",
+            "unsafe",
+            tuple(edits),
+        ),
+    )

@@ -1,4 +1,4 @@
-"""LD604: running statistics that move in training and are not saved with the adapters."""
+"""LD604: running statistics that change in training and are not saved with the adapters."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from lora_doctor.rules._round_trip import round_trip
 
 
 class RunningStatisticsNotSaved(Rule):
-    """Batch norms of the frozen base go on averaging while the adapters are trained, and what they
-    have averaged is in no adapter file.
+    """Batch norms of the frozen base model update their running statistics while the adapters are
+    trained, and the adapter file does not contain them.
 
     ## What happens
-    The loss falls, everything is saved without an error, and the loaded model answers otherwise
-    than the trained one: its batch norms have the statistics of the checkpoint again. Speech
-    encoders of Conformer's kind have a batch norm in every layer.
+    The loss falls, everything is saved without an error, and the loaded model gives other outputs
+    than the trained one: its batch norms have the statistics of the checkpoint again. Conformer
+    speech encoders have a batch norm in every layer.
 
     ## Why
     `requires_grad=False` freezes weights. Running means and variances are buffers; every forward in
-    training mode moves them, and `Trainer` calls `model.train()` before each step. PEFT saves
-    adapters and `modules_to_save`, no buffers of the base.
+    training mode updates them, and `Trainer` calls `model.train()` before each step. PEFT saves
+    adapters and `modules_to_save`, but no buffers of the base model.
 
     ## Versions
     All.
 
     ## Fix
-    Name the batch norms in `modules_to_save`: they are trained along and saved with their
-    statistics (the edit offered has been run). Or keep them in `eval()` after each `model.train()`,
-    which trains on the statistics of the checkpoint; that needs code.
+    Name the batch norms in `modules_to_save`: they are then trained too and saved with their
+    statistics (the offered edit was executed). Or keep them in `eval()` after each `model.train()`,
+    which trains with the statistics of the checkpoint; that needs code.
 
     ## Links
     https://github.com/huggingface/peft/issues/1732
@@ -49,7 +49,7 @@ class RunningStatisticsNotSaved(Rule):
 
     code = "LD604"
     name = "running-statistics-not-saved"
-    summary = "Batch norm statistics of the base move in training and are not saved."
+    summary = "Batch norm statistics of the base model change in training and are not saved."
     depth = "tiny"
     examples = (
         Example(
@@ -95,8 +95,8 @@ class RunningStatisticsNotSaved(Rule):
         alone = after is not None and after.status == "passed"
         yield self.finding(
             "error" if again is not None and again.status == "failed" else "warning",
-            f"The running statistics of {quoted(moved, 3)} moved in training and are not in the "
-            "adapter folder: the loaded model has the old ones.",
+            f"The running statistics of {quoted(moved, 3)} changed in training and are not in "
+            "the adapter folder: the loaded model has the old ones.",
             location=Location("module", moved[0]),
             evidence=(
                 Measurement(

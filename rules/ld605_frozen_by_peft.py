@@ -1,4 +1,4 @@
-"""LD605: a module that was left trainable is frozen by PEFT, neither trained nor saved."""
+"""LD605: a module that was left trainable is frozen by PEFT, and neither trained nor saved."""
 
 from __future__ import annotations
 
@@ -24,17 +24,16 @@ if TYPE_CHECKING:
 
 
 class FrozenByPeft(Rule):
-    """A module was left trainable on purpose, with the rest of the model frozen, and
+    """A module was deliberately left trainable while the rest of the model was frozen, and
     `get_peft_model` freezes it too.
 
     ## What happens
-    The adapters learn and the loss falls somewhat. The new head keeps its random first values: no
-    gradient arrives at it, and the adapter folder does not have it.
+    The adapters learn and the loss falls somewhat. The new head keeps its random initial values: it
+    gets no gradient, and the adapter folder does not contain it.
 
     ## Why
     `get_peft_model` sets `requires_grad = False` on every weight that is neither an adapter nor in
-    a module of `modules_to_save`, whatever it was before. That somebody has frozen the base model
-    and left one module trainable is not looked at.
+    a module of `modules_to_save`, whatever it was before.
 
     ## Versions
     All.
@@ -85,21 +84,19 @@ class FrozenByPeft(Rule):
             "unsafe",
             (Edit("modules_to_save", added),),
         )
-        words = Fix(
-            "Name the modules in modules_to_save, by a common end of their paths.", "manual"
-        )
+        words = Fix("Name the modules in modules_to_save by the end of their paths.", "manual")
         kept = quoted(case.recipe.get("modules_to_save") or ())
         source = "requires_grad before and after get_peft_model"
         return self.finding(
             "error",
-            f"Neither trained nor saved: {names}, which is trainable in the model as it comes and "
+            f"Neither trained nor saved: {names}, which is trainable before get_peft_model and "
             f"which PEFT freezes ({saving.frozen_parameters:,} parameters).",
             location=Location("recipe", "modules_to_save"),
             evidence=(
-                Measurement("trainable before the adapters", names, source),
+                Measurement("trainable before get_peft_model", names, source),
                 Measurement("frozen since", f"{saving.frozen_parameters:,} parameters", source),
                 Measurement("modules_to_save", kept or "not set", "recipe"),
             ),
-            proof=Proof("executed", "the adapters were put on, trained and saved"),
+            proof=Proof("executed", "the adapters were added, trained and saved"),
             fixes=(edit if possible else words,),
         )

@@ -1,4 +1,5 @@
-"""LD606: the checkpoint lacks weights of the class, and the adapter folder will not have them."""
+"""LD606: the checkpoint lacks weights of the class, and the adapter folder will not contain
+them."""
 
 from __future__ import annotations
 
@@ -37,35 +38,38 @@ _HERE = "from_pretrained on the meta device, names in the checkpoint"
 
 
 class WeightsNotInCheckpoint(Rule):
-    """The class has weights that its checkpoint lacks, and the adapter folder does not hold them.
+    """The class has weights that the checkpoint lacks, and the adapter folder does not contain
+    them.
 
     ## What happens
-    `from_pretrained` reports that some weights were newly initialized. Training runs and saves. The
-    adapter then answers otherwise each time it is loaded, because those weights are others.
+    `from_pretrained` reports that some weights were newly initialized. Training runs and saves.
+    Each time the adapter is loaded the model gives other outputs, because those weights are random.
 
     ## Why
-    A classifier on a base checkpoint, the pooler of a BERT that was saved as a masked language
-    model, the projector of a model that was put together, a head that a factory adds: what the
-    checkpoint has no tensor for is made at random while the model is loaded. Unless the `task_type`
-    (`SEQ_CLS`, `TOKEN_CLS`) or `modules_to_save` names it, PEFT freezes it, and an adapter folder
-    does not hold frozen weights. The adapters are trained for weights that exist in this one
-    process. Adapters on such a layer do not help: they are saved, the weights under them are not.
+    Examples: a classifier on a base checkpoint, the pooler of a BERT that was saved as a masked
+    language model, the projector of a composed model, a head that a factory adds. Weights without a
+    tensor in the checkpoint are initialised at random while the model is loaded. Unless the
+    `task_type` (`SEQ_CLS`, `TOKEN_CLS`) or `modules_to_save` covers them, PEFT freezes them, and an
+    adapter folder does not contain frozen weights. The adapters are then trained for weights that
+    exist only in this process. Adapters on such a layer do not help: they are saved, the weights
+    under them are not.
 
-    Asked is the installed transformers: it loads a state dict with the names and shapes of the
-    checkpoint, so that its renames and ties hold. A factory is called twice, and what has other
-    values then is random; of a loaded model it is only known what its checkpoint lacks. Where no
-    file of weights is at hand, the class is asked that `config.json` says the checkpoint was saved
-    from: a head that it has none of is missing. What the class initialises with a constant (biases
-    and norms in most classes) is the same after every loading, and not reported. Nor are weights
-    that nothing which the model returns depends on, in a training that was run.
+    lora-doctor lets the installed transformers load a state dict with the names and shapes of the
+    checkpoint, so its renames and ties apply. A factory is called twice, and weights with other
+    values the second time are random; for a loaded model, only the weights missing in its
+    checkpoint are known. Where no weight file is available, the class that `config.json` says the
+    checkpoint was saved from is compared: a head that it does not have is missing. Weights that the
+    class initialises with a constant (biases and norms in most classes) are the same after every
+    loading and not reported, nor are weights on which, in an executed training, no output of the
+    model depends.
 
     ## Versions
     All.
 
     ## Fix
-    Name the modules in `modules_to_save`: they are then trained, and saved with the adapters.
-    Adapters on them are left out, for they are trained whole. Or store a complete checkpoint once,
-    before any training, and load that one from then on.
+    Name the modules in `modules_to_save`: they are then trained in full and saved with the
+    adapters, without adapters on them. Or save a complete checkpoint once, before any training, and
+    always load that one.
 
     ## Links
     https://huggingface.co/docs/peft/developer_guides/troubleshooting
@@ -73,7 +77,7 @@ class WeightsNotInCheckpoint(Rule):
 
     code = "LD606"
     name = "weights-not-in-checkpoint"
-    summary = "Weights are made at random at every loading, and PEFT does not save them."
+    summary = "Some weights are random after every loading, and PEFT does not save them."
     depth = "meta"
     symptoms = (
         Symptom(r"Some weights of \w+ were not initialized from the model checkpoint", aside=True),
@@ -124,8 +128,8 @@ class WeightsNotInCheckpoint(Rule):
                 raise EvidenceError(f"PEFT refuses the recipe: {loading.error}")
             if loading.saved_class:
                 raise EvidenceError(
-                    "no names of weights could be read (model.safetensors); that it was saved from "
-                    f"{loading.saved_class} tells of no part that is missing"
+                    "no weight names could be read (model.safetensors), and the class it was "
+                    f"saved from, {loading.saved_class}, lacks no module"
                 )
             return
         run = _run_of(case)
@@ -148,8 +152,8 @@ class WeightsNotInCheckpoint(Rule):
         here = _how_known(case, loading)
         return self.finding(
             severity,
-            f"The checkpoint has no weights for {quoted(parts, 4)}: they are made at random at "
-            f"every loading, and the adapter folder will not have them{unclear}.",
+            f"The checkpoint has no weights for {quoted(parts, 4)}: they are random after "
+            f"every loading, and the adapter folder will not contain them{unclear}.",
             location=Location("recipe", "modules_to_save"),
             evidence=(
                 Measurement("not in the checkpoint", quoted(parts, 8), here),
@@ -159,11 +163,11 @@ class WeightsNotInCheckpoint(Rule):
                     "requires_grad and modules_to_save after get_peft_model",
                 ),
                 *_unplaced(loading),
-                *(difference(run, "save-reload", "logits after loading, with new weights there")
+                *(difference(run, "save-reload", "logits after loading, with new random weights")
                   if run is not None else ()),
             ),
-            proof=Proof("executed", "the adapters were saved and loaded onto a base that has other "
-                        "weights there, as from_pretrained makes them")
+            proof=Proof("executed", "the adapters were saved and loaded onto a base model with "
+                                    "other random weights, as from_pretrained creates them")
             if run is not None and severity == "error"
             else _proof(case, loading),
             fixes=_fixes(case, loading, modules, others),
@@ -223,32 +227,36 @@ def _how_known(case: Case, loading: Loading) -> str:
     if case.source.kind == "factory":
         return "other values when the factory was called again"
     if case.source.kind == "module":
-        return "names in the checkpoint that the model's config names"
+        return "weight names of the checkpoint that the model's config names"
     return _HERE
 
 
 def _proof(case: Case, loading: Loading) -> Proof:
     if loading.saved_class:
-        return Proof("inferred", "the two classes were built, and compared by their modules")
+        return Proof("inferred", "both classes were constructed, and their modules compared")
     if case.source.kind == "factory":
         return Proof("measured", "the factory was called twice, and these values differed")
     if case.source.kind == "module":
-        return Proof("inferred", "the names in the checkpoint were loaded by the model's class")
-    return Proof("measured", "the names in the checkpoint were loaded by the full-size class")
+        return Proof(
+            "inferred", ("the weight names of the checkpoint were loaded by the model's class")
+        )
+    return Proof(
+        "measured", ("the weight names of the checkpoint were loaded by the full-size class")
+    )
 
 
 def _unclear(case: Case, run: Verification | None) -> str:
     if case.source.kind == "module":
-        return ", unless your code has them from elsewhere"
+        return ", unless your code loads them from elsewhere"
     if run is None:
-        return "; not run here, whether the loss depends on them"
-    return "; whether your loss depends on them is not known here"
+        return "; whether the loss depends on them was not tested"
+    return "; whether your loss depends on them is unknown"
 
 
 def _unplaced(loading: Loading) -> Iterator[Measurement]:
     if loading.unplaced:
         yield Measurement(
-            "in the checkpoint, without a place in the class",
+            "in the checkpoint, not used by the class",
             f"{loading.unplaced} of {loading.tensors} tensors, such as "
             f"{quoted(loading.unplaced_examples, 2)}",
             _HERE,
@@ -267,8 +275,9 @@ def _fixes(
             ),
         )
     complete = Fix(
-        "Or store a complete checkpoint once, before any training: load the model, "
-        "model.save_pretrained(DIR), and train on DIR and load adapters onto DIR from then on.",
+        "Or save a complete checkpoint once, before any training: load the model, call "
+        "model.save_pretrained(DIR), and from then on use DIR as the base model for training "
+        "and loading.",
         "manual",
     )
     if others or not modules:

@@ -1,4 +1,4 @@
-"""LD607: an adapter on a tied layer is merged into the weight of its twin too."""
+"""LD607: an adapter on a tied layer is also merged into the layer it is tied to."""
 
 from __future__ import annotations
 
@@ -35,26 +35,27 @@ _UNQUANTIZED = (Edit("load_in_4bit", False), Edit("load_in_8bit", False))
 
 
 class AdapterOnTiedWeight(Rule):
-    """An adapter sits on a layer whose weight is also another module's, and merging writes into
+    """An adapter is on a layer that shares its weight with another module, and merging changes
     both.
 
     ## What happens
-    The loss falls, and the adapter on the base model answers well. The merged model answers
+    The loss falls, and the base model with the adapter works well. The merged model outputs
     nonsense. Nothing is raised.
 
     ## Why
     With tied embeddings (`tie_word_embeddings`) the input embeddings and the output layer are one
-    matrix. An adapter on one of them changes that one while it is an adapter; merged, its product
-    is added to the matrix, and with it to the other one. Some models tie whole stacks of layers.
+    matrix. An unmerged adapter on one of them changes only that one; merging adds its product to
+    the shared matrix, and so to the other one too. Some models tie whole stacks of layers.
 
     ## Versions
     All versions of PEFT (0.13 and later warn). `ensure_weight_tying` came with 0.18 and is meant
-    for `modules_to_save`; on an adapter it makes things worse.
+    for `modules_to_save`; with an adapter it makes things worse.
 
     ## Fix
-    Leave the tied layer out of the adapters, or train it whole with `modules_to_save`; the edits
-    offered have been run. `untie, then train` needs code: clone the weight of the output layer and
-    set `tie_word_embeddings=False` before PEFT. Without merging there is nothing to fix.
+    Do not adapt the tied layer, or train it in full with `modules_to_save`; the offered edits were
+    executed. Untying before training needs code: clone the weight of the output layer and set
+    `tie_word_embeddings=False` before `get_peft_model`. If you do not merge, there is nothing to
+    fix.
 
     ## Links
     https://github.com/huggingface/peft/issues/2018, https://github.com/huggingface/peft/issues/2777
@@ -62,7 +63,7 @@ class AdapterOnTiedWeight(Rule):
 
     code = "LD607"
     name = "adapter-on-tied-weight"
-    summary = "Merging an adapter on a tied layer also changes the layer that it is tied to."
+    summary = "Merging an adapter on a tied layer also changes the layer it is tied to."
     depth = "tiny"
     symptoms = (
         Symptom(
@@ -112,8 +113,8 @@ class AdapterOnTiedWeight(Rule):
         return self.finding(
             "error" if unloadable else "warning",
             f"Merging will change the model: {names} shares its weight with "
-            f"{quoted([part.shares_with for part in parts], 3)}, so that the adapter is merged "
-            "into both." + (" The adapter does not even load again." if unloadable else ""),
+            f"{quoted([part.shares_with for part in parts], 3)}, so the adapter is merged into "
+            "both." + (" Loading the saved adapter fails as well." if unloadable else ""),
             location=Location("recipe", "target_modules"),
             evidence=(
                 *sharing(parts),
@@ -132,17 +133,17 @@ def _without_twins(case: Case, parts: list[TiedPart]) -> Iterator[Fix]:
     off = _off_targets(case, paths)
     names = quoted(paths, 3)
     if off and comes_back(case, off):
-        yield Fix(f"No adapter on {names}: it is then not trained.", "unsafe", off)
+        yield Fix(f"Do not adapt {names}: it is then not trained.", "unsafe", off)
     if off and case.settings.depth == "tiny":
         for whole in _whole(case, parts):
             edits = (*off, *whole)
             if comes_back(case, edits):
-                text = f"Train {names} whole instead (modules_to_save): takes its memory"
+                text = f"Train {names} in full instead (modules_to_save): takes more memory"
                 text += ", and keeps it tied." if edits[-1].key == TIE else "."
                 yield Fix(text, "unsafe", edits)
                 break
     yield Fix(
-        "To keep the adapter there, untie before get_peft_model: give the output layer a clone of "
+        "To keep the adapter, untie before get_peft_model: give the output layer a clone of "
         "its weight and set config.tie_word_embeddings = False. Or do not merge.",
         "manual",
     )

@@ -35,25 +35,28 @@ if TYPE_CHECKING:
 
 
 class TrainedCopyTiedAgain(Rule):
-    """`modules_to_save` trains a copy of a tied weight, and loading the merged model ties it again.
+    """`modules_to_save` trains a copy of a tied weight, and loading the merged model ties the
+    weights again.
 
     ## What happens
-    The adapter loads right, and the merged model answers right while it is in memory. Saved and
-    loaded again, its head (or its input embeddings) is the untrained one, without an error.
+    The adapter loads correctly, and the merged model works while it is in memory. After saving and
+    loading the merged model, its head (or its input embeddings) is the untrained one, without an
+    error.
 
     ## Why
     With tied embeddings (`tie_word_embeddings`) input and output are one matrix. The copy that
-    `modules_to_save` trains parts from its twin, and merging puts it into the model. When the
-    config still says "tied", loading gives both modules the one weight that it finds first.
+    `modules_to_save` trains is no longer tied, and merging puts it into the model. If the config
+    still says `tie_word_embeddings: true`, loading gives both modules the weight that it finds
+    first.
 
     ## Versions
     PEFT before 0.19; from then on merging sets `tie_word_embeddings=False` where a copy was
     trained. `ensure_weight_tying` came with 0.18.
 
     ## Fix
-    `ensure_weight_tying`, where the installed PEFT has it and a run shows that it helps. Else by
-    hand: set `merged.config.tie_word_embeddings = False` before the merged model is saved, or keep
-    the adapter folder, which loads right.
+    `ensure_weight_tying`, where the installed PEFT has it and a run shows that it helps. Otherwise
+    by hand: set `merged.config.tie_word_embeddings = False` before saving the merged model, or keep
+    the adapter folder, which loads correctly.
 
     ## Links
     https://github.com/huggingface/peft/issues/2018, https://github.com/huggingface/peft/issues/2777
@@ -61,7 +64,7 @@ class TrainedCopyTiedAgain(Rule):
 
     code = "LD608"
     name = "trained-copy-tied-again"
-    summary = "Loading the merged model ties a weight again that was trained as a copy."
+    summary = "Loading the merged model ties a weight again that was trained as a separate copy."
     depth = "tiny"
     descriptions = (
         Symptom(
@@ -113,8 +116,8 @@ class TrainedCopyTiedAgain(Rule):
         names = quoted([part.path for part in parts], 3)
         return self.finding(
             "warning",
-            f"The merged model, saved and loaded, will not be the trained one: {names} was trained "
-            "as a copy, and loading ties it again to the weight that it shared.",
+            f"The merged model, saved and loaded, will not be the trained one: {names} was "
+            "trained as a separate copy, and loading ties it to the shared weight again.",
             location=Location("recipe", "modules_to_save"),
             evidence=(
                 *sharing(parts),
@@ -129,8 +132,8 @@ class TrainedCopyTiedAgain(Rule):
             fixes=(
                 *_kept_tied(case, parts),
                 Fix(
-                    "Before merged.save_pretrained(...) set merged.config.tie_word_embeddings = "
-                    "False. Or do not merge: the adapter folder itself loads right.",
+                    "Before merged.save_pretrained(...) set merged.config.tie_word_embeddings "
+                    "= False. Or do not merge: the adapter folder itself loads correctly.",
                     "manual",
                 ),
             ),

@@ -28,13 +28,14 @@ class ResizedEmbeddingsNotSaved(Rule):
 
     ## What happens
     Tokens are added, `resize_token_embeddings` is called, training runs and saves. The adapter
-    folder loads onto the checkpoint without a word, with the old vocabulary: the new tokens have
-    no rows, or get new random ones when the base is resized once more.
+    folder loads onto the checkpoint silently, with the old vocabulary: the new tokens have no
+    embeddings, or get new random ones when the base model is resized again.
 
     ## Why
     An adapter folder holds the adapters and what `modules_to_save` names. Newer releases of PEFT
-    compare the size of the vocabulary with that of the base config and save resized embeddings by
-    themselves, where they find that config; offline, or for a base that has moved, they do not.
+    compare the vocabulary size with that of the base config and then save resized embeddings
+    automatically, but only if they find that config: not offline, and not for a base model that has
+    moved.
 
     ## Versions
     Resized embeddings are saved by PEFT 0.9 and later, where it finds the base config.
@@ -88,8 +89,8 @@ class ResizedEmbeddingsNotSaved(Rule):
         files = source(seen, "saved, loaded onto the checkpoint")
         return self.finding(
             "error",
-            f"The embeddings were resized from {found.checkpoint_rows} to {found.rows} rows, and "
-            "the adapter folder will not have them: the new tokens are lost.",
+            f"The embeddings were resized from {found.checkpoint_rows} to {found.rows} rows, "
+            "and the adapter folder will not contain them: the new tokens are lost.",
             location=Location("module", found.module),
             evidence=(
                 Measurement("rows of the embeddings", found.rows, f"{seen.model_class}, in memory"),

@@ -27,22 +27,23 @@ class AutoPeftClassDoesNotFit(Rule):
     another base class than the one that was trained.
 
     ## What happens
-    Training, saving and `PeftModel.from_pretrained` work. `AutoPeftModelForCausalLM` on the same
-    folder raises `Unrecognized configuration class ... for this kind of AutoModel`, or loads a
-    language model alone where a vision-language model was trained.
+    Training, saving and `PeftModel.from_pretrained` work.
+    `AutoPeftModelForCausalLM.from_pretrained` on the same folder raises `Unrecognized configuration
+    class ... for this kind of AutoModel`, or loads only the language model although a
+    vision-language model was trained.
 
     ## Why
     `AutoPeftModelFor...` loads the base with the auto class of the `task_type`
-    (`AutoModelForCausalLM` for `CAUSAL_LM`), and the mapping of that auto class need not have the
+    (`AutoModelForCausalLM` for `CAUSAL_LM`), and the mapping of that auto class may not contain the
     class that was trained.
 
     ## Versions
     All versions of PEFT. Which classes the mappings have depends on transformers.
 
     ## Fix
-    By hand: load the base with the auto class that it was trained with, then
-    `PeftModel.from_pretrained(base, DIR)`. The folder itself is complete. Nothing is said about a
-    `task_type` that was proposed and not chosen.
+    By hand: load the base model with the auto class that it was trained with, then
+    `PeftModel.from_pretrained(base, DIR)`. The folder itself is complete. A `task_type` that
+    lora-doctor proposed is not reported.
 
     ## Links
     https://huggingface.co/docs/peft/package_reference/auto_class
@@ -99,9 +100,10 @@ class AutoPeftClassDoesNotFit(Rule):
                 Measurement(f"{found.auto_class}.from_pretrained", what,
                         source(seen, "saved, loaded")),
             ),
-            proof=Proof("executed", "base and adapters were saved and loaded by that class"),
+            proof=Proof("executed", ("base model and adapters were saved and loaded with that "
+                                    "class")),
             fixes=(
-                Fix("Load it in two steps: the base with "
+                Fix("Load it in two steps: the base model with "
                     f"{case.structure.loaded_by}.from_pretrained(...), then "
                     "PeftModel.from_pretrained(base, DIR).", "manual"),
             ),

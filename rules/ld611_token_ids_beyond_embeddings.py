@@ -1,4 +1,4 @@
-"""LD611: the tokenizer gives out ids for which the model has no embedding."""
+"""LD611: the tokenizer produces ids for which the model has no embedding."""
 
 from __future__ import annotations
 
@@ -24,30 +24,30 @@ _SHOWN = 8
 
 
 class TokenIdsBeyondEmbeddings(Rule):
-    """The tokenizer of the folder has more tokens than the model has embeddings, and gives out ids
-    that no row belongs to.
+    """The folder's tokenizer has more tokens than the model has embeddings, and produces ids
+    without a row in the embedding matrix.
 
     ## What happens
-    The first batch that holds such a token ends in `IndexError: index out of range in self`, on a
-    GPU in `CUDA error: device-side assert triggered`, after which every call of the process fails.
-    Where it is the padding token, that is the first batch of unequal rows.
+    The first batch that contains such a token ends in `IndexError: index out of range in self`, on
+    a GPU in `CUDA error: device-side assert triggered`, after which every CUDA call of the process
+    fails. If it is the padding token, that is the first batch with rows of different lengths.
 
     ## Why
     Tokens were added to the tokenizer (`[PAD]`, `<tool>`), which was saved, and the embeddings were
-    not resized, or were and this is the checkpoint from before. Or tokenizer and weights come from
-    different models. The other way round, a vocabulary that is larger than the tokenizer, is usual:
-    it is padded to a multiple.
+    not resized, or this is the checkpoint from before resizing. Or tokenizer and weights come from
+    different models. The reverse, an embedding matrix larger than the tokenizer, is normal: it is
+    padded to a multiple.
 
     Placeholders of images, audio and video are not counted. They are replaced before they reach the
-    embeddings, and text models are published with the tokenizer of their multimodal sibling.
+    embeddings, and text models are often published with the tokenizer of their multimodal sibling.
 
     ## Versions
     All.
 
     ## Fix
-    `model.resize_token_embeddings(len(tokenizer))` before `get_peft_model`, and the new rows
-    trained and saved: `trainable_token_indices`, or the embeddings in `modules_to_save`. For a
-    padding token, one that the model already has an embedding for needs neither.
+    `model.resize_token_embeddings(len(tokenizer))` before `get_peft_model`, and train and save the
+    new rows: `trainable_token_indices`, or the embeddings in `modules_to_save`. As padding token,
+    use one that already has an embedding; that needs neither.
 
     ## Links
     https://huggingface.co/docs/peft/developer_guides/troubleshooting#extending-the-vocabulary
@@ -55,7 +55,7 @@ class TokenIdsBeyondEmbeddings(Rule):
 
     code = "LD611"
     name = "token-ids-beyond-embeddings"
-    summary = "The tokenizer gives out ids for which the model has no embedding."
+    summary = "The tokenizer produces ids for which the model has no embedding."
     depth = "static"
     symptoms = (
         Symptom(
@@ -88,7 +88,7 @@ class TokenIdsBeyondEmbeddings(Rule):
             return  # such a checkpoint is not loaded: LD612
         rows = token_rows(static.config, weights)
         if rows is None:
-            raise EvidenceError(f"{static.source}: nothing says how many token embeddings it has")
+            raise EvidenceError(f"{static.source}: the number of its token embeddings is unknown")
         beyond = tokens_beyond(static, rows.rows)
         if not beyond:
             return
@@ -96,12 +96,12 @@ class TokenIdsBeyondEmbeddings(Rule):
         named = quoted([token.token for token in reached or beyond], 4)
         yield self.finding(
             "error" if reached else "warning",
-            f"The tokenizer gives ids from {beyond[0].id} on, the model has {rows.rows:,} token "
-            f"embeddings: "
+            f"The tokenizer has ids from {beyond[0].id} on, but the model has only "
+            f"{rows.rows:,} token embeddings: "
             + (
-                f"{named} will end in an index error."
+                f"{named} will raise IndexError."
                 if reached
-                else f"data that holds {named} will end in an index error."
+                else f"data that contains {named} will raise IndexError."
             ),
             location=Location("file", (reached or beyond)[0].file),
             evidence=(
@@ -121,8 +121,8 @@ def _table(tokens: tuple[TokenId, ...]) -> dict[str, int]:
 def _fixes(tokens: tuple[TokenId, ...]) -> Iterator[Fix]:
     if all(token.role == "pad_token" for token in tokens):
         yield Fix(
-            "Take a token for padding that the model has an embedding for: tokenizer.pad_token = "
-            "tokenizer.unk_token, or another one that the data does not need.",
+            "Use a padding token that the model has an embedding for: tokenizer.pad_token = "
+            "tokenizer.unk_token, or another one that does not occur in the data.",
             "manual",
         )
     yield Fix(
@@ -133,7 +133,7 @@ def _fixes(tokens: tuple[TokenId, ...]) -> Iterator[Fix]:
     )
     if any(not token.added for token in tokens):
         yield Fix(
-            "Or put the tokenizer of these weights into the folder: this vocabulary belongs to "
+            "Or use the tokenizer that belongs to these weights: this vocabulary belongs to "
             "another model.",
             "manual",
         )

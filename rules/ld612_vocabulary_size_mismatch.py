@@ -1,4 +1,4 @@
-"""LD612: the embeddings of the checkpoint have another size than the config's vocabulary."""
+"""LD612: the number of embeddings in the checkpoint differs from the config's vocab_size."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lora_doctor.static.folder.vocabulary import vocabulary_mismatches
 
 
 class VocabularySizeMismatch(Rule):
-    """The checkpoint has another number of token embeddings than its `config.json` says.
+    """The checkpoint has another number of token embeddings than `vocab_size` in its `config.json`.
 
     ## What happens
     `from_pretrained` refuses the checkpoint: `size mismatch for model.embed_tokens.weight`, or from
@@ -27,9 +27,9 @@ class VocabularySizeMismatch(Rule):
     loads, and the embeddings are random.
 
     ## Why
-    Embeddings were resized for new tokens, and weights and config saved at different times, or
-    `vocab_size` was edited, or one of the two files is from another model. When only the head
-    differs, the embeddings were resized with `tie_word_embeddings` in the wrong state.
+    The embeddings were resized for new tokens and weights and config were saved at different times,
+    or `vocab_size` was edited, or one of the two files is from another model. If only the head
+    differs, the embeddings were resized with the wrong `tie_word_embeddings`.
 
     Models whose class computes with `vocab_size`, and configs with several vocabularies, are not
     judged.
@@ -38,8 +38,8 @@ class VocabularySizeMismatch(Rule):
     All.
 
     ## Fix
-    The config that belongs to the weights. `vocab_size` says how many rows there are; it is no
-    setting.
+    The config that belongs to the weights. `vocab_size` describes how many rows there are; it
+    cannot be chosen.
 
     ## Links
     https://huggingface.co/docs/transformers/main_classes/model#transformers.PreTrainedModel.resize_token_embeddings
@@ -47,7 +47,7 @@ class VocabularySizeMismatch(Rule):
 
     code = "LD612"
     name = "vocabulary-size-mismatch"
-    summary = "The embeddings of the checkpoint have another size than the config's vocabulary."
+    summary = "The number of embeddings in the checkpoint differs from the config's vocab_size."
     depth = "static"
     symptoms = (
         Symptom(r"\b(?:\w*embed\w*|wte|lm_head|shared)\.weight\s*\|\s*MISMATCH", "transformers 5"),
@@ -74,9 +74,9 @@ class VocabularySizeMismatch(Rule):
         rows = sorted({item.shape[0] for item in found})
         fix = (
             f"Write {first.key}: {rows[0]} into config.json of a copy of the folder, if the "
-            "weights are the right ones; else take the weights that belong to this config."
+            "weights are the right ones; otherwise use the weights that belong to this config."
             if len(rows) == 1
-            else "Take a config and weights that were saved together."
+            else "Use a config and weights that were saved together."
         )
         yield self.finding(
             "error",

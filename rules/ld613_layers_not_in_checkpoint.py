@@ -20,19 +20,19 @@ from lora_doctor.static.folder.layers import StackMismatch, stack_mismatches
 
 
 class LayersNotInCheckpoint(Rule):
-    """The config announces more layers than the checkpoint has.
+    """The config declares more layers than the checkpoint has.
 
     ## What happens
     `from_pretrained` warns that some weights were newly initialized, and goes on. The missing
-    layers are random, and others each time the model is loaded. Adapters are trained for a model
-    that exists in this one process; an adapter folder does not hold the base.
+    layers are random, with other values each time the model is loaded. Adapters are trained for a
+    model that exists only in this process; an adapter folder does not contain the base model.
 
     ## Why
-    A checkpoint that was cut, merged or converted without part of its layers, or a config of a
-    larger model of the same family.
+    The checkpoint was cut, merged or converted without some of its layers, or the config is that of
+    a larger model of the same family.
 
-    Told from the layer numbers in the names of the tensors and from the config entry about the same
-    stack. A stack that several entries could mean is not judged.
+    Found by comparing the layer numbers in the tensor names with the config entry for the same
+    stack. A stack that several entries could refer to is not judged.
 
     ## Versions
     All.
@@ -46,7 +46,7 @@ class LayersNotInCheckpoint(Rule):
 
     code = "LD613"
     name = "layers-not-in-checkpoint"
-    summary = "The checkpoint lacks whole layers; they are random at every loading."
+    summary = "The checkpoint lacks whole layers; they are random after every loading."
     depth = "static"
     symptoms = (
         Symptom(
@@ -88,8 +88,8 @@ class LayersNotInCheckpoint(Rule):
         other = f", or write {found.key}: {found.found} into a copy of config.json" if cut else ""
         return self.finding(
             "error",
-            f"{found.key} announces {found.announced} layers and the checkpoint has "
-            f"{found.found}: {names} will be random at every loading.",
+            f"{found.key} declares {found.announced} layers and the checkpoint has "
+            f"{found.found}: {names} will be random after every loading.",
             location=Location("file", "config.json"),
             evidence=(
                 Measurement(found.key, found.announced, config),
@@ -97,5 +97,5 @@ class LayersNotInCheckpoint(Rule):
                 Measurement("missing", list(found.missing[:50]), "layer numbers"),
             ),
             proof=Proof("read", "from the names of the tensors and config.json"),
-            fixes=(Fix(f"Take the complete checkpoint{other}.", "manual"),),
+            fixes=(Fix(f"Use the complete checkpoint{other}.", "manual"),),
         )

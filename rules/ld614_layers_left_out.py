@@ -22,18 +22,18 @@ _ON_PURPOSE = r"\.(?:eh_proj|enorm|hnorm|shared_head)\b|\bmtp\b"
 
 
 class LayersLeftOut(Rule):
-    """The checkpoint has more layers than its config announces.
+    """The checkpoint has more layers than its config declares.
 
     ## What happens
-    `from_pretrained` leaves the last layers out, with a warning about weights that were not used,
-    and the model answers badly from the start. Adapters are trained on the shortened model, and do
-    not fit when somebody corrects the config.
+    `from_pretrained` does not load the last layers, with a warning about unused weights, and the
+    model works badly from the start. Adapters are trained on the shortened model, and do not fit
+    once the config is corrected.
 
     ## Why
-    A config of a smaller model of the same family, or one that was edited for a trial run.
+    The config is that of a smaller model of the same family, or was edited for a trial run.
 
     Layers that predict further tokens (`num_nextn_predict_layers`) are left out on purpose and not
-    counted. A stack that several config entries could mean is not judged.
+    counted. A stack that several config entries could refer to is not judged.
 
     ## Versions
     All.
@@ -92,8 +92,8 @@ class LayersLeftOut(Rule):
                 proof=Proof("read", "from the names of the tensors and config.json"),
                 fixes=(
                     Fix(
-                        f"Write {found.key}: {found.left_over[-1] + 1} into config.json of a copy "
-                        "of the folder, or take the config of these weights.",
+                        f"Write {found.key}: {found.left_over[-1] + 1} into config.json of a "
+                        "copy of the folder, or use the config that belongs to these weights.",
                         "manual",
                     ),
                 ),

@@ -1,4 +1,4 @@
-"""LD615: the index of a sharded checkpoint and the files beside it do not agree."""
+"""LD615: the index of a sharded checkpoint does not match its files."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ _SHOWN = 20
 
 
 class CheckpointNotComplete(Rule):
-    """The index of a sharded checkpoint names files or tensors that are not there.
+    """The index of a sharded checkpoint names files or tensors that do not exist.
 
     ## What happens
     A missing file ends in `FileNotFoundError` or `does not appear to have a file named ...`. A
-    missing tensor is random in transformers 5, with a warning; 4 trusts the index, reports nothing
-    missing and leaves it on the meta device, where the first step fails. Tensors that the files
-    have and the index does not name are random in transformers 4, and loaded by 5.
+    missing tensor is random in transformers 5, with a warning; transformers 4 trusts the index,
+    reports nothing and leaves the tensor on the meta device, so the first step fails. Tensors that
+    are in the files but not in the index are random in transformers 4, and loaded in 5.
 
     ## Why
-    A download that was interrupted, a shard that was not uploaded, or an index of an earlier save
-    beside shards of a later one.
+    An interrupted download, a shard that was not uploaded, or the index of an earlier save with
+    shards of a later one.
 
-    A folder that holds an index and no weights at all is taken for what it is: the small files of a
+    A folder with an index and no weights at all is not reported: it holds only the small files of a
     model.
 
     ## Versions
     All.
 
     ## Fix
-    All files of one revision: `hf download MODEL`, which resumes, or saving the model again.
+    Get all files of one revision: `hf download MODEL`, which resumes, or save the model again.
 
     ## Links
     https://huggingface.co/docs/transformers/big_models
@@ -83,13 +83,13 @@ class CheckpointNotComplete(Rule):
             )
         elif found.lacking:
             message = (
-                f"{found.index} names {quoted(found.lacking, 3)}, which no file of the checkpoint "
-                "has: these weights will not be the trained ones."
+                f"{found.index} names {quoted(found.lacking, 3)}, which are in no file of the "
+                "checkpoint: these weights will not be the trained ones."
             )
         elif _trusts_the_index(case):
             message = (
-                f"{found.index} does not name {quoted(found.unlisted, 3)}, which its files have: "
-                "this transformers will make these weights at random."
+                f"{found.index} does not name {quoted(found.unlisted, 3)}, which are in its "
+                "files: the installed transformers will initialise these weights at random."
             )
         else:
             return
@@ -98,14 +98,14 @@ class CheckpointNotComplete(Rule):
             message,
             location=Location("file", found.index),
             evidence=tuple(_evidence(found)),
-            proof=Proof("measured", "the folder's files and headers against its index"),
+            proof=Proof("measured", "the folder's files and headers were compared with its index"),
             fixes=(
                 Fix(
-                    f"Fetch all files of one revision again (hf download {case.source.name}), or "
-                    "save the model once more into an empty folder."
+                    "Download all files of one revision again (hf download "
+                    f"{case.source.name}), or save the model again into an empty folder."
                     if case.source.snapshot is not None
-                    else "Copy or download the missing files again, all of one revision, or save "
-                    "the model once more into an empty folder.",
+                    else "Copy or download the missing files again, all of one revision, or "
+                    "save the model again into an empty folder.",
                     "manual",
                 ),
             ),
@@ -114,7 +114,7 @@ class CheckpointNotComplete(Rule):
 
 def _evidence(found: IndexMismatch) -> Iterator[Measurement]:
     if found.missing:
-        yield Measurement("files not there", list(found.missing[:_SHOWN]), found.index)
+        yield Measurement("missing files", list(found.missing[:_SHOWN]), found.index)
         yield Measurement("files there", found.present, "the folder")
     if found.lacking:
         yield Measurement("tensors in no file", list(found.lacking[:_SHOWN]), "headers")

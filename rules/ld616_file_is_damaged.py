@@ -1,4 +1,4 @@
-"""LD616: a file of the folder is a pointer, empty, cut off, or something else."""
+"""LD616: a file of the folder is a Git LFS pointer, empty, incomplete, or another kind of file."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from lora_doctor.static.folder.checkpoint_files import damaged_files
 
 
 class FileIsDamaged(Rule):
-    """A file of the checkpoint or of the tokenizer is not what its name says.
+    """A file of the checkpoint or the tokenizer is not a valid file of its type.
 
     ## What happens
     `SafetensorError: Error while deserializing header: header too large` (a pointer or a web page),
-    `header too small` (an empty file), `incomplete metadata, file not fully covered` (one that was
-    cut off); for pickled weights `invalid load key, 'v'` or `failed finding central directory`. The
+    `header too small` (an empty file), `incomplete metadata, file not fully covered` (an incomplete
+    file); for pickled weights `invalid load key, 'v'` or `failed finding central directory`. The
     messages name neither the file nor the cause.
 
     ## Why
-    A repository cloned without git-lfs has pointers of 130 bytes in the place of its large files. A
-    download or a copy that was interrupted leaves half a file; a proxy that asks for a login leaves
-    its page.
+    A repository cloned without git-lfs has pointers of 130 bytes instead of its large files. An
+    interrupted download or copy leaves an incomplete file; a proxy that requires a login leaves its
+    login page.
 
-    `tokenizer.json` is `LD601`'s.
+    A damaged `tokenizer.json` is reported by `LD601`.
 
     ## Versions
     All.
 
     ## Fix
-    `git lfs pull` in the clone, or the file downloaded again.
+    Run `git lfs pull` in the clone, or download the file again.
 
     ## Links
     https://huggingface.co/docs/hub/repositories-getting-started
@@ -47,7 +47,7 @@ class FileIsDamaged(Rule):
 
     code = "LD616"
     name = "file-is-damaged"
-    summary = "A file of the checkpoint is a Git LFS pointer, empty or cut off."
+    summary = "A file of the checkpoint is a Git LFS pointer, empty or incomplete."
     depth = "static"
     symptoms = (
         Symptom(
@@ -93,6 +93,6 @@ class FileIsDamaged(Rule):
                 Measurement(item.name, f"{item.size:,} bytes; {item.problem}", "the file's head")
                 for item in found[:20]
             ),
-            proof=Proof("measured", "size, first bytes and header of the file"),
+            proof=Proof("measured", "size, first bytes and header of the file were read"),
             fixes=tuple(fixes),
         )

@@ -1,4 +1,4 @@
-"""LD617: pad_token_id of the config has no row in the embedding that it is a padding index of."""
+"""LD617: the config's pad_token_id has no row in the embedding matrix."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from lora_doctor.static.folder.special_ids import padding_ids_beyond
 
 
 class PaddingIdBeyondVocabulary(Rule):
-    """`pad_token_id` in `config.json` is not smaller than `vocab_size`, and the class hands it to
+    """`pad_token_id` in `config.json` is not smaller than `vocab_size`, and the class passes it to
     `nn.Embedding`.
 
     ## What happens
-    The model cannot be made at all: `AssertionError: Padding_idx must be within num_embeddings`.
+    The model cannot be constructed: `AssertionError: Padding_idx must be within num_embeddings`.
 
     ## Why
     A padding token was added to the tokenizer and its id written into the config, and the
     embeddings were not resized, or the config was saved before they were.
 
-    An id of -1, which older configs have for "none", is read as the last row and trains. Ids of
-    `eos_token_id` and `bos_token_id` are used in generation only, and are not looked at.
+    An id of -1, which older configs use for "none", refers to the last row and works.
+    `eos_token_id` and `bos_token_id` are used in generation only and not checked.
 
     ## Versions
-    All. Told from the source of the installed class.
+    All. Read from the source of the installed class.
 
     ## Fix
-    An id that the model has an embedding for. Padding is masked in loss and attention, so that
-    which one it is changes nothing, as long as the data does not need it.
+    An id that the model has an embedding for. Padding is masked in loss and attention, so it does
+    not matter which one, as long as it does not occur in the data.
 
     ## Links
     https://docs.pytorch.org/docs/stable/generated/torch.nn.Embedding.html
@@ -45,7 +45,7 @@ class PaddingIdBeyondVocabulary(Rule):
 
     code = "LD617"
     name = "padding-id-beyond-vocabulary"
-    summary = "The config's pad_token_id has no embedding; the model cannot be made."
+    summary = "The config's pad_token_id has no embedding; the model cannot be constructed."
     depth = "static"
     symptoms = (
         Symptom(r"Padding_idx must be within num_embeddings"),
@@ -66,8 +66,8 @@ class PaddingIdBeyondVocabulary(Rule):
         for found in padding_ids_beyond(static.config):
             yield self.finding(
                 "error",
-                f"{found.key} is {found.id} and {found.vocabulary_key} is {found.vocab_size}: the "
-                "model cannot be made.",
+                f"{found.key} is {found.id} and {found.vocabulary_key} is {found.vocab_size}: "
+                "the model cannot be constructed.",
                 location=Location("file", "config.json"),
                 evidence=(
                     Measurement(found.key, found.id, static.where("config.json")),
@@ -80,7 +80,9 @@ class PaddingIdBeyondVocabulary(Rule):
                         f"the installed modeling file of {found.model_type}",
                     ),
                 ),
-                proof=Proof("measured", "config.json, and the source of the installed class"),
+                proof=Proof(
+                    "measured", "read from config.json and the source of the installed class"
+                ),
                 fixes=(
                     Fix(
                         f"Write {found.key}: null, or the id of a token that the model has, into "

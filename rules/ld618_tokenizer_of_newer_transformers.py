@@ -1,4 +1,5 @@
-"""LD618: tokenizer_config.json was written by a transformers that this one cannot follow."""
+"""LD618: tokenizer_config.json was written by a newer transformers and cannot be read by the
+installed one."""
 
 from __future__ import annotations
 
@@ -26,27 +27,28 @@ _FILE = "tokenizer_config.json"
 
 
 class TokenizerOfNewerTransformers(Rule):
-    """`tokenizer_config.json` names a class, or has a form, that the installed transformers does
+    """`tokenizer_config.json` names a class or uses a format that the installed transformers does
     not know.
 
     ## What happens
     `AutoTokenizer.from_pretrained` raises `Tokenizer class TokenizersBackend does not exist or is
     not currently imported`, or `'list' object has no attribute 'keys'`. Without protobuf the second
-    shows as `requires the protobuf library`, which is not the cause.
+    failure appears as `requires the protobuf library`, which is not the cause.
 
     ## Why
     transformers 5 saves what was `PreTrainedTokenizerFast` as `TokenizersBackend`, and
-    `additional_special_tokens` as a list in `extra_special_tokens`, which transformers 4 takes for
-    a dictionary. The other way round nothing fails: 5 reads both forms of 4.
+    `additional_special_tokens` as a list in `extra_special_tokens`, which transformers 4 expects to
+    be a dictionary. The reverse works: transformers 5 reads both formats of 4.
 
     ## Versions
     Files of transformers 5 in transformers 4; the list fails from 4.47 on, older releases ignore
-    it. Told from the source of the installed release.
+    it. Read from the source of the installed release.
 
     ## Fix
-    In a copy of the folder, the names of transformers 4, which 5 reads as well. `tokenizer.json`
-    stays as it is. Where it puts a space before a text, `add_prefix_space` has to be said, because
-    transformers 4 follows the setting: the same text would be other tokens, without a word.
+    In a copy of the folder, use the names of transformers 4, which 5 reads as well.
+    `tokenizer.json` stays as it is. If it adds a space before the text, `add_prefix_space` has to
+    be set, because transformers 4 follows that setting: otherwise the same text would silently give
+    other tokens.
 
     ## Links
     https://github.com/huggingface/transformers/blob/main/MIGRATION_GUIDE_V5.md
@@ -54,7 +56,10 @@ class TokenizerOfNewerTransformers(Rule):
 
     code = "LD618"
     name = "tokenizer-of-newer-transformers"
-    summary = "tokenizer_config.json was written by a transformers that this one cannot follow."
+    summary = (
+        "tokenizer_config.json was written by a newer transformers and cannot be read by "
+        "the installed one."
+    )
     depth = "static"
     symptoms = (
         Symptom(r"Tokenizer class \w+ does not exist or is not currently imported", "<5"),
@@ -90,7 +95,7 @@ class TokenizerOfNewerTransformers(Rule):
         changes: dict[str, object] = {}
         if unknown is not None:
             evidence.append(
-                Measurement("tokenizer_class", unknown, f"no class of transformers {version}")
+                Measurement("tokenizer_class", unknown, f"not a class of transformers {version}")
             )
             changes["tokenizer_class"] = "PreTrainedTokenizerFast"
             if adds_prefix_space(static):
@@ -114,7 +119,9 @@ class TokenizerOfNewerTransformers(Rule):
             ),
             location=Location("file", _FILE),
             evidence=tuple(evidence),
-            proof=Proof("measured", "the file against the source of the installed transformers"),
+            proof=Proof(
+                "measured", ("the file was compared with the source of the installed transformers")
+            ),
             fixes=(
                 Fix(
                     f"In a copy of the folder, write {json.dumps(changes)} into {_FILE}{removed}; "

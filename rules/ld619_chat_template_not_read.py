@@ -1,4 +1,4 @@
-"""LD619: the chat template is a file of its own, which the installed transformers does not read."""
+"""LD619: the chat template is a separate file, which the installed transformers does not read."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ class ChatTemplateNotRead(Rule):
 
     ## What happens
     The tokenizer loads without a template. `apply_chat_template` then raises, or in older releases
-    falls back to a template of its class that the model was not trained with, and so do the
-    trainers that format conversations.
+    falls back to a default template of its class, which the model was not trained with. Trainers
+    that format conversations do the same.
 
     ## Why
-    Newer releases save the template as a file beside the settings. Older ones read the settings
-    only.
+    Newer releases save the template as a separate file. Older ones read only
+    `tokenizer_config.json`.
 
     ## Versions
-    Told from the source of the installed transformers: whether it knows the file.
+    Read from the source of the installed transformers: whether it knows the file.
 
     ## Fix
-    The content of the file as `chat_template` in `tokenizer_config.json` of a copy of the folder,
-    which every release reads, or `tokenizer.chat_template = ...` after loading.
+    Write the content of the file as `chat_template` into `tokenizer_config.json` of a copy of the
+    folder, which every release reads, or set `tokenizer.chat_template` after loading.
 
     ## Links
     https://huggingface.co/docs/transformers/chat_templating
@@ -67,7 +67,10 @@ class ChatTemplateNotRead(Rule):
                     "tokenization_utils_base.py",
                 ),
             ),
-            proof=Proof("measured", "the folder against the source of the installed transformers"),
+            proof=Proof(
+                "measured",
+                ("the folder was compared with the source of the installed transformers"),
+            ),
             fixes=(
                 Fix(
                     "Write the content of chat_template.jinja as chat_template into "

@@ -1,4 +1,4 @@
-"""LD620: a saved adapter whose tensors have names that the model has no parameter for."""
+"""LD620: a saved adapter whose tensor names match no parameter of the model."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ if TYPE_CHECKING:
 
 
 class AdapterKeysLandNowhere(Rule):
-    """Tensors of a saved adapter have names that no parameter of the model with the adapter has.
+    """Tensors of a saved adapter have names that match no parameter of the model.
 
     ## What happens
-    Loading the adapter warns of missing adapter keys, or not even that, and goes on: what found no
-    place is dropped, the adapters in its place start at zero, and the model answers as the base
-    does. Or PEFT finds none of the target modules and refuses.
+    Loading the adapter warns about missing adapter keys, or not even that, and continues: tensors
+    without a match are dropped, those adapters start at zero, and the model answers like the base
+    model. Or PEFT finds none of the target modules and raises.
 
     ## Why
-    The file is of a wrapped model (`module.` of DistributedDataParallel, `_orig_mod.` of
-    torch.compile), was saved past PEFT, or the model's layers have other names by now: transformers
-    4.52 moved the text model of vision language models, transformers 5 renamed layers of many
-    models (ViT's `query` is `q_proj`). Other names are tried on the modules of the real class, and
-    the renamed adapter is loaded by the installed PEFT.
+    The file was saved from a wrapped model (`module.` of DistributedDataParallel, `_orig_mod.` of
+    torch.compile) or without PEFT's own functions, or the model's layers have new names:
+    transformers 4.52 moved the text model of vision-language models, transformers 5 renamed layers
+    of many models (ViT's `query` is `q_proj`). lora-doctor tries other names on the modules of the
+    full-size class, and loads the renamed adapter with the installed PEFT.
 
     ## Versions
     All.
 
     ## Fix
     Write the adapter with the new names into a new folder: `lora-doctor fix BASE --adapter DIR
-    --apply`. The weights stay as they are byte for byte. Or load it with the release of
-    transformers that it was saved with.
+    --apply`. The weights stay the same byte for byte. Or load it with the release of transformers
+    that it was saved with.
 
     ## Links
     https://huggingface.co/docs/peft/developer_guides/troubleshooting
@@ -41,7 +41,7 @@ class AdapterKeysLandNowhere(Rule):
 
     code = "LD620"
     name = "adapter-keys-land-nowhere"
-    summary = "Tensors of a saved adapter have names that the model has no place for."
+    summary = "Tensors of a saved adapter have names that match no parameter of the model."
     depth = "meta"
     about_saved_adapter = True
     symptoms = (
@@ -85,7 +85,7 @@ class AdapterKeysLandNowhere(Rule):
         lost = len(landing.nowhere) if landing.error is None else landing.tensors
         yield self.finding(
             "error",
-            f"{lost} of {landing.tensors} tensors of the adapter land nowhere in "
+            f"{lost} of {landing.tensors} tensors of the adapter match no parameter of "
             f"{loading.model_class}{_because(loading)}.",
             location=weights_file(case),
             evidence=(*_measured(loading), base_class(loading)),
@@ -98,8 +98,8 @@ def _because(loading: AdapterLoading) -> str:
     if loading.renaming is not None:
         return f": {loading.renaming.cause}"
     if _renamed_by_peft(loading):
-        return ": PEFT renames them while it loads them, to names that it does not have"
-    return ": it has no parameters of these names"
+        return ": PEFT renames them while loading, to names that the model does not have"
+    return ": it has no parameters with these names"
 
 
 def _renamed_by_peft(loading: AdapterLoading) -> bool:
@@ -117,7 +117,7 @@ def _measured(loading: AdapterLoading) -> Iterator[Measurement]:
         yield Measurement("name that PEFT looks for", quoted(landing.looked_for, 3), LOADED)
     if landing.without_value:
         yield Measurement(
-            "parameters of the adapter that stay at their first values",
+            "parameters of the adapter that keep their initial values",
             f"{len(landing.without_value)} of {landing.parameters}",
             LOADED,
         )
@@ -129,8 +129,8 @@ def _measured(loading: AdapterLoading) -> Iterator[Measurement]:
         "modules of the model",
     )
     yield Measurement(
-        "tensors that have a place in the model",
-        f"{renaming.fitted} as they are, {renaming.fits} renamed, of {landing.tensors}",
+        "tensors that match a parameter",
+        f"{renaming.fitted} unchanged, {renaming.fits} renamed, of {landing.tensors}",
         "modules of the model",
     )
     again = renaming.landing
@@ -148,17 +148,17 @@ def _fix(case: Case, loading: AdapterLoading) -> Fix:
         fetch = f"hf download {snapshot.model_id} --local-dir DIR, and " if snapshot else ""
         return Fix(
             f"Write the adapter with the new names into a new folder: {fetch}lora-doctor fix "
-            f"{case.source} --adapter {folder} --apply. PEFT loads it completely.",
+            f"{case.source} --adapter {folder} --apply. PEFT then loads it completely.",
             "manual",
             writes_adapter=True,
         )
     if renaming is None and _renamed_by_peft(loading):
         return Fix(
-            "If the names are those of this model, the patch saved_names_stay keeps them where the "
-            "adapter is loaded: lora-doctor explain LD603.",
+            "If these are the names of this model, the patch saved_names_stay keeps them when "
+            "the adapter is loaded: see lora-doctor explain LD603.",
             "manual",
         )
     return Fix(
-        "Load it onto the class, and with the release of transformers, that it was saved with.",
+        "Load it with the model class and the transformers release that it was saved with.",
         "manual",
     )

@@ -1,4 +1,4 @@
-"""LD621: a saved adapter that lacks values for some of its own layers."""
+"""LD621: a saved adapter whose file lacks tensors for some of its layers."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ class AdapterParametersWithoutValues(Rule):
     """The config of a saved adapter names layers for which its file has no tensors.
 
     ## What happens
-    Loading warns of missing adapter keys and goes on. The adapters of these layers start anew:
-    they change nothing until they are trained, and the model is not the one that was saved.
+    Loading warns about missing adapter keys and continues. The adapters of these layers are newly
+    initialised: they have no effect until they are trained, and the model is not the one that was
+    saved.
 
     ## Why
-    The file was cut, merged or filtered, a run that was sharded saved the part of one process, or
-    the config beside it is another one: the target modules in it reach more layers than were
-    trained, as after an edit by hand, or where the name of a target module means more layers in
-    this release of transformers.
+    The file was cut, merged or filtered; a sharded run saved the part of one process; or the config
+    does not belong to the file: its target modules match more layers than were trained, for example
+    after it was edited, or because a name matches more layers in this release of transformers.
 
     ## Versions
     All.
 
     ## Fix
     Save the adapter again with `save_pretrained` of the whole model, or set `target_modules` to the
-    layers that the file has.
+    layers in the file.
 
     ## Links
     https://huggingface.co/docs/peft/developer_guides/checkpoint
@@ -34,7 +34,7 @@ class AdapterParametersWithoutValues(Rule):
 
     code = "LD621"
     name = "adapter-parameters-without-values"
-    summary = "The file of a saved adapter has no values for some layers of its own config."
+    summary = "The file of a saved adapter has no tensors for some layers of its config."
     depth = "meta"
     about_saved_adapter = True
     examples = (
@@ -55,11 +55,11 @@ class AdapterParametersWithoutValues(Rule):
             return
         yield self.finding(
             "error",
-            f"{len(landing.without_value)} of {landing.parameters} parameters of the adapter have "
-            "no value in its file and stay at their first values.",
+            f"{len(landing.without_value)} of {landing.parameters} parameters of the adapter "
+            "are not in its file and keep their initial values.",
             location=weights_file(case),
             evidence=(
-                Measurement("without a value", quoted(landing.without_value, 4), LOADED),
+                Measurement("not in the file", quoted(landing.without_value, 4), LOADED),
                 Measurement("tensors in the file", landing.tensors, "safetensors header"),
                 base_class(loading),
             ),
@@ -67,7 +67,7 @@ class AdapterParametersWithoutValues(Rule):
             fixes=(
                 Fix(
                     "Save the adapter again from the whole model, or set target_modules in its "
-                    "config to the layers that the file has.",
+                    "config to the layers in the file.",
                     "manual",
                 ),
             ),

@@ -1,4 +1,4 @@
-"""LD622: a saved adapter whose tensors have other shapes than the model wants."""
+"""LD622: a saved adapter whose tensors have other shapes than the model's parameters."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ _PROMPT = "prompt_embeddings"
 
 
 class AdapterShapesDoNotFit(Rule):
-    """A saved adapter has tensors of other shapes than its config and the base model make.
+    """Tensors of a saved adapter have other shapes than its config and the base model imply.
 
     ## What happens
     `PeftModel.from_pretrained` raises `size mismatch for ...`.
 
     ## Why
-    Three causes, told by the side that differs. The rank: `r` or `rank_pattern` in the config is
-    not what was trained, as after an edit by hand. The number of rows of the embeddings or the
-    output: the tokenizer had tokens added and the vocabulary was resized before training, and the
-    base model now is not. Else the base model has other sizes: it is another one.
+    Three causes, distinguished by the dimension that differs. The rank: `r` or `rank_pattern` in
+    the config is not the trained one, for example after it was edited. The number of rows of the
+    embeddings or the output: tokens were added and the embeddings resized before training, and the
+    base model has not been resized now. Otherwise the base model is another one, with other sizes.
 
     ## Versions
     All.
 
     ## Fix
-    The rank of the file into the config; `resize_token_embeddings` to the rows of the file before
-    loading; or the base model that was trained.
+    Write the file's rank into the config; call `resize_token_embeddings` with the file's number of
+    rows before loading; or use the base model that the adapter was trained on.
 
     ## Links
     https://huggingface.co/docs/peft/developer_guides/troubleshooting
@@ -41,7 +41,7 @@ class AdapterShapesDoNotFit(Rule):
 
     code = "LD622"
     name = "adapter-shapes-do-not-fit"
-    summary = "Tensors of a saved adapter have other shapes than its config and the model make."
+    summary = "Tensors of a saved adapter have other shapes than its config and the model imply."
     depth = "meta"
     about_saved_adapter = True
     symptoms = (
@@ -119,20 +119,20 @@ def _cause(shapes: tuple[OtherShape, ...]) -> tuple[str, str]:
         ranks = sorted({_rank(item.in_file, item.name) for item in factors})
         asked = sorted({_rank(item.in_model, item.name) for item in factors})
         return (
-            f"they have the rank {_listed(ranks)}, the config asks for {_listed(asked)}",
-            f"Set r (or rank_pattern) in adapter_config.json to {_listed(ranks)}, and lora_alpha "
-            "to the one that was trained with.",
+            f"their rank is {_listed(ranks)}, the config has {_listed(asked)}",
+            f"Set r (or rank_pattern) in adapter_config.json to {_listed(ranks)}, and "
+            "lora_alpha to the value used in training.",
         )
     if all(item.in_file[1:] == item.in_model[1:] for item in others) and others:
         rows, wanted = others[0].in_file[0], others[0].in_model[0]
         return (
-            f"{others[0].name} has {rows} rows in the file and {wanted} in the model, as after "
-            "tokens or classes were added",
+            f"{others[0].name} has {rows} rows in the file and {wanted} in the model, as if "
+            "tokens or classes had been added",
             f"Give the base model {rows} rows before the adapter is loaded "
             f"(resize_token_embeddings({rows}), or num_labels={rows} for a head).",
         )
     return (
-        "the base model has other sizes than the one that was trained",
+        "the base model has other sizes than the one used in training",
         "Load the adapter onto the base model that it was trained on.",
     )
 

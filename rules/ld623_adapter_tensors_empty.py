@@ -1,4 +1,4 @@
-"""LD623: a saved adapter whose tensors hold no numbers."""
+"""LD623: a saved adapter whose tensors are empty."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from lora_doctor.rules._saved_adapter import shape_text, weights_file
 
 
 class AdapterTensorsEmpty(Rule):
-    """Tensors of a saved adapter have no elements: what was trained was not saved.
+    """Tensors of a saved adapter have no elements: the trained weights were not saved.
 
     ## What happens
     The file is a few kilobytes. Loading raises `size mismatch ... torch.Size([0])`.
 
     ## Why
-    Under DeepSpeed ZeRO-3 each process holds a part of every parameter and an empty tensor in its
-    place. `save_pretrained` on such a model, without gathering, saves the empty tensors. The
-    trained values are in the checkpoint of DeepSpeed only. A file without any tensor comes of a
+    With DeepSpeed ZeRO-3 each process holds a part of every parameter, and the module itself has an
+    empty tensor. `save_pretrained` on such a model, without gathering, saves the empty tensors. The
+    trained values are only in the DeepSpeed checkpoint. A file without any tensor comes from a
     state dict from which all names were filtered.
 
     ## Versions
     All, with DeepSpeed ZeRO-3 or FSDP with sharded parameters.
 
     ## Fix
-    `zero_to_fp32.py` of the checkpoint gathers what was trained. In training set
+    `zero_to_fp32.py` in the checkpoint folder gathers the trained weights. In training, set
     `stage3_gather_16bit_weights_on_model_save`, or pass
     `state_dict=accelerator.get_state_dict(model)` to `save_pretrained`.
 
@@ -44,7 +44,7 @@ class AdapterTensorsEmpty(Rule):
 
     code = "LD623"
     name = "adapter-tensors-empty"
-    summary = "Tensors of a saved adapter are empty: a sharded run saved nothing."
+    summary = "Tensors of a saved adapter are empty: a sharded run saved no values."
     depth = "static"
     about_saved_adapter = True
     symptoms = (
@@ -84,7 +84,7 @@ class AdapterTensorsEmpty(Rule):
             fixes=(
                 Fix(
                     "Gather the weights of the DeepSpeed checkpoint with zero_to_fp32.py; in "
-                    "training set stage3_gather_16bit_weights_on_model_save.",
+                    "training, set stage3_gather_16bit_weights_on_model_save.",
                     "manual",
                 ),
             ),

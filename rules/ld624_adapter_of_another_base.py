@@ -1,4 +1,4 @@
-"""LD624: an adapter config that names another base model than the one that is checked."""
+"""LD624: an adapter config that names another base model than the one checked."""
 
 from __future__ import annotations
 
@@ -26,20 +26,22 @@ class AdapterOfAnotherBase(Rule):
     """The adapter config names another base model, or another revision of it.
 
     ## What happens
-    Where the sizes differ, loading fails. Where they agree, it does not: the adapter is added to
-    weights that it was not trained on, and the model answers worse than either.
+    If the sizes differ, loading fails. If they agree, it does not: the adapter is applied to
+    weights that it was not trained on, and the model works worse than with or without the right
+    adapter.
 
     ## Why
-    `base_model_name_or_path` in adapter_config.json says what was trained. Two names may be one
-    model (a copy in a folder, a mirror), so a name alone is no error: where the last part is the
-    same nothing is said of a folder, and of a mirror it is a note.
+    `base_model_name_or_path` in adapter_config.json names the base model of the training. Two names
+    may refer to the same model (a local copy, a mirror), so a different name alone is not an error:
+    if the last part of the name is the same, a folder is not reported, and a mirror is reported as
+    info.
 
     ## Versions
     All.
 
     ## Fix
-    Load the adapter onto the base model that it names; or, where both are the same weights, write
-    the name into the config, so that the next reader and the auto classes find it.
+    Load the adapter onto the base model that its config names; or, if both are the same weights,
+    correct the name in the config, so that the auto classes find it.
 
     ## Links
     https://huggingface.co/docs/peft/developer_guides/checkpoint
@@ -88,7 +90,7 @@ class AdapterOfAnotherBase(Rule):
             proof=Proof("inferred", "the names differ; the weights were not compared"),
             fixes=(
                 Fix(
-                    f"Check it on {named}; or, where both are the same weights, correct "
+                    f"Check it with {named}; or, if both are the same weights, correct "
                     "base_model_name_or_path.",
                     "manual",
                 ),

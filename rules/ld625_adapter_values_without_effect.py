@@ -1,4 +1,4 @@
-"""LD625: a saved adapter whose numbers do nothing, or are none."""
+"""LD625: a saved adapter whose values have no effect or are not finite."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from lora_doctor.rules._saved_adapter import weights_file
 
 
 class AdapterValuesWithoutEffect(Rule):
-    """A saved adapter has numbers that are not finite, or factors B that are all zero.
+    """A saved adapter has non-finite values, or B matrices that are all zero.
 
     ## What happens
-    With one number that is not finite every output is `nan`. With B at zero the adapter adds
-    nothing: the model answers as its base does.
+    With one non-finite value every output is `nan`. With B at zero the adapter adds nothing: the
+    model answers like the base model.
 
     ## Why
-    The run diverged and was saved all the same. B is zero where an adapter begins: it was saved
-    before the first step, its parameters were not in the optimizer, got no gradient, or were
-    sharded and saved from where they had not been updated.
+    The run diverged and was saved anyway. B is initialised with zeros: the adapter was saved before
+    the first step, its parameters were not in the optimizer, got no gradient, or were sharded and
+    saved from a copy that had not been updated.
 
     ## Versions
     All.
 
     ## Fix
-    An earlier checkpoint; for zeros, the cause in the training: check the recipe that it was
-    trained with.
+    Use an earlier checkpoint; for zeros, find the cause in the training: check the recipe that it
+    was trained with.
 
     ## Links
     https://huggingface.co/docs/peft/developer_guides/troubleshooting
@@ -43,7 +43,7 @@ class AdapterValuesWithoutEffect(Rule):
 
     code = "LD625"
     name = "adapter-values-without-effect"
-    summary = "A saved adapter has numbers that are not finite, or a factor B of zeros only."
+    summary = "A saved adapter has non-finite values, or B matrices of zeros only."
     depth = "full"
     symptoms = (Symptom(r"NaNs detected in the merged weights"),)
     about_saved_adapter = True
@@ -60,13 +60,13 @@ class AdapterValuesWithoutEffect(Rule):
             yield self.finding(
                 "error",
                 f"{len(values.not_finite)} of {values.looked_at} tensors of the adapter have "
-                "numbers that are not finite: every output becomes nan.",
+                "non-finite values: every output becomes nan.",
                 location=weights_file(case),
                 evidence=(
-                    Measurement("not finite", quoted(values.not_finite, 4), "the file's numbers"),
+                    Measurement("not finite", quoted(values.not_finite, 4), "values in the file"),
                 ),
-                proof=Proof("measured", "every number of the file was looked at"),
-                fixes=(Fix("Take a checkpoint of before the run diverged.", "manual"),),
+                proof=Proof("measured", "every value of the file was read"),
+                fixes=(Fix("Use a checkpoint from before the run diverged.", "manual"),),
             )
         factors = [name for name in case.adapter.weights.tensors if ".lora_B." in name]
         zero = [name for name in factors if name in values.zero]
@@ -74,15 +74,15 @@ class AdapterValuesWithoutEffect(Rule):
             return
         yield self.finding(
             "error" if len(zero) == len(factors) else "warning",
-            f"{len(zero)} of {len(factors)} factors B of the adapter are all zero: these layers "
-            "answer as the base does.",
+            f"{len(zero)} of {len(factors)} B matrices of the adapter are all zero: in these "
+            "layers the adapter has no effect.",
             location=weights_file(case),
-            evidence=(Measurement("all zero", quoted(zero, 4), "the file's numbers"),),
-            proof=Proof("measured", "every number of the file was looked at"),
+            evidence=(Measurement("all zero", quoted(zero, 4), "values in the file"),),
+            proof=Proof("measured", "every value of the file was read"),
             fixes=(
                 Fix(
                     "Check the recipe that it was trained with: these parameters were never "
-                    "updated, or not where they were saved.",
+                    "updated, or another copy of them was saved.",
                     "manual",
                 ),
             ),

@@ -1,4 +1,4 @@
-"""LD626: a saved adapter that was trained on another class of the model."""
+"""LD626: a saved adapter that was trained with another model class."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from lora_doctor.rules._saved_adapter import base_class, config_file
 
 
 class AdapterOfAnotherClass(Rule):
-    """The config of a saved adapter names another class than the one that is loaded.
+    """The config of a saved adapter names another model class than the one that is loaded.
 
     ## What happens
-    Layers stand at other places, and the head that was trained has none, or is another. What lands
-    does so in a model that answers another question.
+    Layers have other paths, and the trained head does not exist or is another one. Adapters that do
+    match are loaded into a model for another task.
 
     ## Why
     Without a `task_type` PEFT writes the class that was trained into `auto_mapping` of
@@ -23,7 +23,7 @@ class AdapterOfAnotherClass(Rule):
     All that write `auto_mapping`: PEFT 0.3 and later.
 
     ## Fix
-    Load the base model as the class that was trained, such as `--class` with its name.
+    Load the base model with the class that was trained, for example by `--class`.
 
     ## Links
     https://huggingface.co/docs/peft/developer_guides/checkpoint
@@ -31,7 +31,7 @@ class AdapterOfAnotherClass(Rule):
 
     code = "LD626"
     name = "adapter-of-another-class"
-    summary = "A saved adapter was trained on another class than the one that is loaded."
+    summary = "A saved adapter was trained with another model class than the one that is loaded."
     depth = "meta"
     about_saved_adapter = True
     examples = (
@@ -53,12 +53,12 @@ class AdapterOfAnotherClass(Rule):
             return
         yield self.finding(
             "warning",
-            f"The adapter was trained on {trained}; this is {loading.model_class}.",
+            f"The adapter was trained with {trained}; this is {loading.model_class}.",
             location=config_file(case),
             evidence=(
                 Measurement("auto_mapping.base_model_class", trained, "adapter_config.json"),
                 base_class(loading),
             ),
-            proof=Proof("measured", "the class in the config and the one that is loaded"),
+            proof=Proof("measured", "the class in the config was compared with the loaded one"),
             fixes=(Fix(f"Load the base model as {trained}.", "manual"),),
         )

@@ -1,4 +1,4 @@
-"""LD627: a saved adapter that the installed PEFT does not load."""
+"""LD627: a saved adapter that the installed PEFT cannot load."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ _NEWER = (
 
 
 class AdapterRefusedByPeft(Rule):
-    """The installed PEFT raises when it loads the adapter, and other names do not help.
+    """The installed PEFT raises when it loads the adapter, and renaming the tensors does not help.
 
     ## What happens
     `PeftModel.from_pretrained` raises.
 
     ## Why
-    Its own words say it: the target modules are not in this model, a module that was saved with the
-    adapter is not in the file, or the config has an entry that this release does not know or no
-    longer takes. Of weights in several files (`adapter_model-00001-of-00002.safetensors`, with an
-    index) its words do not say it: PEFT writes one file and looks for one, then for a hub id.
+    The message names the cause: the target modules are not in this model, a module of
+    `modules_to_save` is not in the file, or the config has an entry that this release does not know
+    or no longer accepts. For weights in several files (`adapter_model-00001-of-00002.safetensors`,
+    with an index) the message is misleading: PEFT looks for a single file, and then for a hub id.
 
     ## Versions
     All.
 
     ## Fix
-    The base model that it was trained on, with the release of PEFT that the config names
-    (`peft_version`, or a newer one). Several files are written into one.
+    Use the base model that it was trained on, and the release of PEFT that the config names
+    (`peft_version`) or a newer one. Several files have to be combined into one.
 
     ## Links
     https://huggingface.co/docs/peft/developer_guides/troubleshooting
@@ -47,7 +47,7 @@ class AdapterRefusedByPeft(Rule):
 
     code = "LD627"
     name = "adapter-refused-by-peft"
-    summary = "The installed PEFT does not load a saved adapter onto this model."
+    summary = "The installed PEFT cannot load a saved adapter onto this model."
     depth = "meta"
     about_saved_adapter = True
     symptoms = (
@@ -87,7 +87,7 @@ class AdapterRefusedByPeft(Rule):
         wrote = f" (it was written by PEFT {version})" if isinstance(version, str) else ""
         yield self.finding(
             "error",
-            f"PEFT does not load the adapter: {error.type}: {error.message[:200]}",
+            f"PEFT cannot load the adapter: {error.type}: {error.message[:200]}",
             location=config_file(case),
             evidence=(
                 Measurement("what PEFT raises", str(error)[:500], LOADED),
@@ -98,8 +98,8 @@ class AdapterRefusedByPeft(Rule):
                 _without_head(case, error)
                 or _without_saved(case, error)
                 or Fix(
-                    "Load it onto the base model that it was trained on, with the PEFT that wrote "
-                    f"it{wrote} or a newer one.",
+                    "Load it onto the base model that it was trained on, with the PEFT that "
+                    f"saved it{wrote} or a newer one.",
                     "manual",
                 ),
             ),
@@ -109,8 +109,8 @@ class AdapterRefusedByPeft(Rule):
         files = case.adapter.weights.files
         return self.finding(
             "error",
-            f"The weights of the adapter lie in {len(files)} files, and PEFT looks for {_WEIGHTS} "
-            "alone.",
+            f"The weights of the adapter are in {len(files)} files, and PEFT looks only for "
+            f"{_WEIGHTS}.",
             location=config_file(case),
             evidence=(
                 Measurement("files of the index", quoted(files, 4), case.adapter.place),
@@ -119,8 +119,8 @@ class AdapterRefusedByPeft(Rule):
             proof=loaded(loading),
             fixes=(
                 Fix(
-                    f"Write them into one file: load_file of each and save_file of all tensors as "
-                    f"{_WEIGHTS}, both of safetensors.torch.",
+                    "Combine them into one file: read each with safetensors.torch.load_file "
+                    f"and write all tensors with save_file as {_WEIGHTS}.",
                     "manual",
                 ),
             ),
@@ -136,9 +136,9 @@ def _without_head(case: Case, error: ErrorReport) -> Fix | None:
     if case.adapter.config.get("modules_to_save"):
         return None
     return Fix(
-        f"The file has no head, which PEFT keeps with every {task} adapter: it was saved by "
-        "model.add_adapter. model.load_adapter(DIR) of transformers loads it; the head was not "
-        "trained and is not in it. Train again with the head in modules_to_save.",
+        f"The file has no head, which PEFT saves with every {task} adapter: it was added by "
+        "model.add_adapter. model.load_adapter(DIR) of transformers can load it, but the head "
+        "was not trained and is not in the file. Train again with the head in modules_to_save.",
         "manual",
     )
 

@@ -1,4 +1,4 @@
-"""LD628: the model's own `add_adapter` leaves the head of a classifier frozen and unsaved."""
+"""LD628: the model's own `add_adapter` leaves the classification head frozen and unsaved."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ if TYPE_CHECKING:
 
 
 class HeadLeftOutByAddAdapter(Rule):
-    """An adapter with a `task_type` for classification was put on by `model.add_adapter`, or by
+    """An adapter with a classification `task_type` was added by `model.add_adapter` or
     `inject_adapter_in_model`, and the head is neither trained nor saved.
 
     ## What happens
-    Nothing is raised. The adapters train around a head that stays as it was made. Where the
-    checkpoint has no weights for it, that is at random, and at random again after every loading:
-    the saved adapter was trained for another head.
+    Nothing is raised. The adapters are trained with a head that keeps its initial values. If the
+    checkpoint has no weights for it, these are random, and random again after every loading: the
+    saved adapter was trained for another head.
 
     ## Why
-    It is `get_peft_model` that makes `classifier` and `score` part of `modules_to_save` for
-    `SEQ_CLS` and `TOKEN_CLS`, in the class of its wrapper. transformers' `add_adapter` puts the
-    layers in without a wrapper and does not look at the task type.
+    Adding `classifier` and `score` to `modules_to_save` for `SEQ_CLS` and `TOKEN_CLS` is done by
+    `get_peft_model`, in its wrapper class. transformers' `add_adapter` injects the layers without a
+    wrapper and ignores the task type.
 
     ## Versions
     All versions of transformers that have `add_adapter`, and all of PEFT.
 
     ## Fix
     Name the head: `LoraConfig(..., modules_to_save=["classifier"])`. Or `get_peft_model`. A head
-    that is trained already, and in the checkpoint, may stay as it is.
+    that is already trained and in the checkpoint may stay as it is.
 
     ## Links
     https://huggingface.co/docs/transformers/peft
@@ -50,7 +50,7 @@ class HeadLeftOutByAddAdapter(Rule):
 
     code = "LD628"
     name = "head-left-out-by-add-adapter"
-    summary = "add_adapter leaves the head of a classifier frozen, and it is not saved."
+    summary = "add_adapter leaves the classification head frozen, and it is not saved."
     depth = "meta"
     examples = (
         Example(
@@ -77,20 +77,21 @@ class HeadLeftOutByAddAdapter(Rule):
         names = sorted({path.rpartition(".")[2] for path in heads})
         yield self.finding(
             "warning",
-            f"{quoted(heads, 3)} is frozen and not saved with the adapter, put on without "
-            "get_peft_model: unless the checkpoint has it, it is at random after every loading.",
+            f"{quoted(heads, 3)} is frozen and not saved with the adapter, which was added "
+            "without get_peft_model: unless the checkpoint has it, it is random after every "
+            "loading.",
             location=Location("module", heads[0]),
             evidence=(
                 Measurement("trained", f"no parameter of {quoted(heads, 3)}",
                             f"requires_grad in {case.structure.model_class}"),
                 Measurement("get_peft_model", f"trains and saves {quoted(names, 3)} for this task "
-                            "type", "installed PEFT, its wrapper asked"),
+                            "type", "installed PEFT, its wrapper class"),
             ),
-            proof=Proof("measured", "requires_grad and the adapter's config were read off the "
-                        "model"),
+            proof=Proof("measured", "requires_grad and the adapter's config were read from the "
+                                    "model"),
             fixes=(
                 Fix(f"Name it in the adapter config: modules_to_save={names!r}. Or "
-                    "get_peft_model(model, config), which does so by itself.", "manual"),
+                    "get_peft_model(model, config), which does this automatically.", "manual"),
             ),
         )  # fmt: skip
 
@@ -104,29 +105,29 @@ class HeadLeftOutByAddAdapter(Rule):
             return
         missing = _not_in_checkpoint(case, heads)
         fate = (
-            "the checkpoint has no weights for it, so that it is at random after every loading"
+            "the checkpoint has no weights for it, so it is random after every loading"
             if missing
-            else "unless the checkpoint has it, it is at random after every loading"
+            else "unless the checkpoint has it, it is random after every loading"
         )
         argument = f"modules_to_save={sorted(heads)!r}"
         yield self.finding(
             "error" if missing else "warning",
-            f"{quoted(heads, 3)} stays frozen and is not saved: {call.method} of transformers does "
-            f"not look at the task type, and {fate}.",
+            f"{quoted(heads, 3)} stays frozen and is not saved: {call.method} of transformers "
+            f"ignores the task type, and {fate}.",
             location=Location("file", call.place.file, call.place.line),
             evidence=(
                 Measurement("the call", " ".join(call.span.text.split())[:120], str(call.place)),
                 Measurement("get_peft_model", f"trains and saves {quoted(sorted(heads), 3)} for "
-                            f"{case.recipe.get('task_type')}", "installed PEFT, its wrapper asked"),
-                *(Measurement("not in the checkpoint", name, "names in the checkpoint, loaded on "
-                              "the meta device") for name in missing[:3]),
+                            f"{case.recipe.get('task_type')}", "installed PEFT, its wrapper class"),
+                *(Measurement("not in the checkpoint", name, "names of the checkpoint's weights")
+                  for name in missing[:3]),
             ),
             proof=Proof("read", "the calls were followed in the order in which the script makes "
                         "them"),
             fixes=(
                 Fix(f"Name it in the adapter config: {argument}.", "unsafe",
                     (Edit("modules_to_save", [*saved, *sorted(heads)]),)),
-                Fix("Or get_peft_model(model, config) in its place, which does so by itself.",
+                Fix("Or use get_peft_model(model, config) instead, which does this automatically.",
                     "manual"),
             ),
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""LD629: the adapters train and reload, and PEFT refuses to merge them."""
+"""LD629: the adapters train and reload, but PEFT cannot merge them."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from lora_doctor.rules._ablation import judged
 
 class MergingRefused(Rule):
     """`merge_and_unload` raises for this kind of adapter on these layers; training, saving and
-    loading do not depend on it.
+    loading are not affected.
 
     ## What happens
-    The run trains and its adapters are loaded again. A script that merges them at its end, or a
-    server that wants one set of weights, stops with an exception of PEFT's.
+    Training works and the adapters can be loaded. A script that merges them at the end, or a server
+    that needs merged weights, fails with an exception from PEFT.
 
     ## Why
-    Merging writes the update into the weights of the layer, and some kinds need a place there that
-    not every layer has: BEFT trains a bias, and Llama's projections have none.
+    Merging adds the update to the parameters of the layer, and some kinds of adapter need a
+    parameter that not every layer has: BEFT trains a bias, and Llama's projections have none.
 
     ## Versions
-    What the installed PEFT raises; it was called.
+    Depends on the installed PEFT; its merge was executed.
 
     ## Fix
-    Keep base model and adapter apart (`PeftModel.from_pretrained`), or train a kind of adapter
+    Keep base model and adapter separate (`PeftModel.from_pretrained`), or train a kind of adapter
     that can be merged.
 
     ## Links
@@ -102,7 +102,7 @@ class MergingRefused(Rule):
             proof=Proof("executed", "the trained adapters were merged by the installed PEFT"),
             fixes=(
                 Fix(
-                    "Keep base model and adapter apart and load both with "
+                    "Keep base model and adapter separate and load both with "
                     "PeftModel.from_pretrained.",
                     "manual",
                 ),

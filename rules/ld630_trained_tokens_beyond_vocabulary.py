@@ -1,4 +1,4 @@
-"""LD630: token ids whose embeddings are to be trained, and that the model has no row for."""
+"""LD630: token ids to be trained for which the model has no embedding."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ _KEYS = ("trainable_token_indices", "token_indices")
 
 
 class TrainedTokensBeyondVocabulary(Rule):
-    """`trainable_token_indices` names tokens that the embeddings of the model have no row for.
+    """`trainable_token_indices` names token ids without a row in the model's embedding matrix.
 
     ## What happens
-    `get_peft_model` ends in `IndexError: index out of range in self`: it copies the rows that it
-    is to train.
+    `get_peft_model` raises `IndexError: index out of range in self`: it copies the rows to be
+    trained.
 
     ## Why
-    The tokens were added to the tokenizer, and the embeddings have not been resized when PEFT is
-    put on; or the ids are those of another tokenizer.
+    The tokens were added to the tokenizer, but the embeddings have not been resized before
+    `get_peft_model`; or the ids are those of another tokenizer.
 
     ## Versions
     `trainable_token_indices` exists from PEFT 0.15 on.
 
     ## Fix
-    `model.resize_token_embeddings(len(tokenizer))` before `get_peft_model`, or the ids that this
-    tokenizer gives out.
+    `model.resize_token_embeddings(len(tokenizer))` before `get_peft_model`, or the ids of this
+    tokenizer.
 
     ## Links
     https://huggingface.co/docs/peft/package_reference/trainable_tokens
@@ -50,7 +50,7 @@ class TrainedTokensBeyondVocabulary(Rule):
 
     code = "LD630"
     name = "trained-tokens-beyond-vocabulary"
-    summary = "trainable_token_indices names tokens that the model has no embedding for."
+    summary = "trainable_token_indices names tokens for which the model has no embedding."
     depth = "meta"
     symptoms = (
         Symptom(
@@ -90,8 +90,8 @@ class TrainedTokensBeyondVocabulary(Rule):
     def _finding(self, key: str, group: ModuleGroup, tokens: list[int]) -> Finding:
         return self.finding(
             "error",
-            f"{key} {quoted(map(str, tokens), 6)}: {group.pattern} has {group.shape[0]:,} rows, "
-            "and PEFT ends in an index error.",
+            f"{key} {quoted(map(str, tokens), 6)}: {group.pattern} has {group.shape[0]:,} "
+            "rows, so get_peft_model raises IndexError.",
             location=Location("recipe", key),
             evidence=(
                 Measurement("tokens without a row", tokens[:12], "recipe"),
@@ -100,8 +100,8 @@ class TrainedTokensBeyondVocabulary(Rule):
             proof=Proof("measured", "compared with the shape of the embeddings"),
             fixes=(
                 Fix(
-                    "Call model.resize_token_embeddings(len(tokenizer)) before get_peft_model, or "
-                    "write the ids that this model's tokenizer gives out.",
+                    "Call model.resize_token_embeddings(len(tokenizer)) before get_peft_model, "
+                    "or use the ids of this model's tokenizer.",
                     "manual",
                 ),
             ),

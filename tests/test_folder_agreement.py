@@ -301,7 +301,7 @@ def test_a_missing_shard(sharded: Path) -> None:
     gone = shards(sharded)[1]
     gone.unlink()
     finding = only(sharded)
-    assert finding.rule == "LD615" and values(finding)["files not there"] == [gone.name]
+    assert finding.rule == "LD615" and values(finding)["missing files"] == [gone.name]
     with pytest.raises(OSError, match=gone.name):
         load(sharded)
 

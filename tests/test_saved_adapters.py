@@ -103,7 +103,7 @@ def test_old_names_of_a_vit_are_refused_and_do_nothing_after_an_edit_of_the_conf
     (finding,) = diagnosis.findings
     assert finding.rule == "LD620"
     assert "before a rename in transformers" in finding.message
-    assert "PEFT loads it completely" in finding.fixes[0].title
+    assert "PEFT then loads it completely" in finding.fixes[0].title
     assert diagnosis.before is None  # there is nothing to train
 
     folder = Path(case[1]["adapter"])
@@ -148,7 +148,7 @@ def test_causes_are_told_by_trying(
     (finding,) = check(case, worker).findings
     assert finding.rule == "LD620"
     assert words in finding.message
-    assert "PEFT loads it completely" in finding.fixes[0].title
+    assert "PEFT then loads it completely" in finding.fixes[0].title
 
 
 def test_names_of_no_layer_have_no_cause(worker: Worker) -> None:
@@ -157,7 +157,7 @@ def test_names_of_no_layer_have_no_cause(worker: Worker) -> None:
     case = made.made((base, adapter))
     assert not changes_the_model(case)
     (finding,) = check(case, worker).findings
-    assert finding.rule == "LD620" and "no parameters of these names" in finding.message
+    assert finding.rule == "LD620" and "no parameters with these names" in finding.message
 
 
 # --- other shapes, missing and empty tensors ------------------------------------------------------
