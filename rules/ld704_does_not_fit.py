@@ -36,15 +36,15 @@ class DoesNotFit(Rule):
     """Weights, optimizer and one training step take more memory than the budget.
 
     ## What happens
-    `CUDA out of memory`, at loading or in the first step; or, when it is close, hours later in the
-    first batch whose samples are all long.
+    `CUDA out of memory`, at loading or in the first step; or, if it is close, hours later in the
+    first batch with only long samples.
 
     ## Why
-    Frozen weights are only a part. What the backward needs grows with batch size times length,
-    and the logits with the vocabulary on top. 4 bits make weights smaller, not activations:
-    `prepare_model_for_kbit_training` even makes the latter larger, because it takes norms and
-    embeddings to float32, and the 8-bit layers of bitsandbytes hold on to their inputs through
-    gradient checkpointing.
+    Frozen weights are only a part. The activations kept for the backward grow with batch size times
+    length, and the logits also with the vocabulary. 4 bits make weights smaller, not activations:
+    `prepare_model_for_kbit_training` even makes activations larger, because it casts norms and
+    embeddings to float32, and the 8-bit layers of bitsandbytes keep their inputs despite gradient
+    checkpointing.
 
     ## Versions
     All. What is kept for the backward differs between releases of transformers, PEFT and
@@ -52,9 +52,9 @@ class DoesNotFit(Rule):
 
     ## Fix
     The nearest change that fits: gradient checkpointing, then 8 bits, then 4 bits, each measured.
-    They change speed, memory and (fewer bits) the numbers, so they are not applied by default.
-    Batch size and length change what the model learns and stay the user's choice. Only asked with a
-    `memory_budget` or a `gpu`: each of several that are named has to do, of `cheapest` one.
+    They change speed, memory and (with fewer bits) the results, so they are not applied by default.
+    Batch size and length change what the model learns and stay your choice. Only checked with a
+    `memory_budget` or a `gpu`: the recipe has to fit every named GPU, with `cheapest` one of them.
 
     ## Links
     https://huggingface.co/docs/transformers/model_memory_anatomy
@@ -127,8 +127,8 @@ class DoesNotFit(Rule):
         if fits is None and recipe.missing:
             reasons = "; ".join(f"{part.name}: {part.formula}" for part in recipe.missing)
             raise EvidenceError(
-                f"a part of the memory is not known ({reasons}); the rest takes {gib(recipe.low)} "
-                f"of {gib(budget)}",
+                f"a part of the memory is unknown ({reasons}); the rest takes "
+                f"{gib(recipe.low)} of {gib(budget)}",
                 remedy=next((part.remedy for part in recipe.missing if part.remedy), None),
             )
         severity: Severity = "error" if fits is False else "warning"
@@ -137,8 +137,8 @@ class DoesNotFit(Rule):
             _message(plan, budget, name, fits),
             location=Location("recipe", key),
             evidence=_evidence(plan),
-            proof=Proof("measured", "the installed classes at full size, without weights; nothing "
-                        "was loaded and no GPU was asked"),
+            proof=Proof("measured", "counted on the installed classes at full size, on the "
+                                    "meta device; nothing was loaded and no GPU used"),
             fixes=_fixes(plan, budget),
         )  # fmt: skip
 
@@ -165,9 +165,11 @@ def _evidence(plan: MemoryPlan) -> tuple[Measurement, ...]:
         lines.append(Measurement(part.name, value, f"{how}: {part.formula}"))
     recipe = plan.recipe
     between = f"{gib(recipe.low)} to {gib(recipe.high)}" if recipe.high else f"≥ {gib(recipe.low)}"
-    lines.append(Measurement("together", between, "the sum with its margins"))
+    lines.append(Measurement("together", between, "the sum, with margins"))
     lines += [
-        Measurement(f"with {one.name}", _memory(one), "the same, measured for this alternative")
+        Measurement(
+            f"with {one.name}", _memory(one), "measured in the same way for this alternative"
+        )
         for one in plan.alternatives
     ]
     return tuple(lines)
@@ -190,11 +192,11 @@ def _fixes(plan: MemoryPlan, budget: int) -> tuple[Fix, ...]:
     if nearest is None:
         known = [one for one in (plan.recipe, *plan.alternatives) if one.total is not None]
         least = min(known, key=lambda one: one.total or 0, default=None)
-        smallest = "none is known"
+        smallest = "no alternative is known"
         if least is not None:
             name = "the recipe as it is" if least is plan.recipe else least.name
-            smallest = f"the least is {gib(least.total)} with {name}"
-        return (Fix(f"No alternative surely fits: {smallest}.", "manual"), other)
+            smallest = f"the smallest takes {gib(least.total)}, with {name}"
+        return (Fix(f"No alternative fits for certain: {smallest}.", "manual"), other)
     title = f"Train with {nearest.name}: about {gib(nearest.total)}."
     edits = tuple(Edit(key, value) for key, value in nearest.changes.items())
     return (Fix(title, "unsafe", edits), other)

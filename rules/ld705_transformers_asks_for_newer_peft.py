@@ -1,4 +1,4 @@
-"""LD705: transformers' own methods for adapters refuse the PEFT that is installed."""
+"""LD705: transformers' adapter methods refuse the installed PEFT."""
 
 from __future__ import annotations
 
@@ -22,21 +22,20 @@ from lora_doctor.static.installed.peft_minimum import peft_minimum
 
 
 class TransformersAsksForNewerPeft(Rule):
-    """A training script calls `model.add_adapter` or a method like it, and the installed
-    transformers refuses the installed PEFT there.
+    """A training script calls `model.add_adapter` or a similar method, and the installed
+    transformers does not accept the installed PEFT there.
 
     ## What happens
     `ValueError: The version of PEFT you are using is not compatible, please use a version >=
-    0.22.0`, at the first call. `get_peft_model` works: PEFT's own functions do not ask.
+    0.22.0`, at the first call. `get_peft_model` works: PEFT's own functions do not check this.
 
     ## Why
-    transformers states a least version of PEFT for its own mixin, and compares it in every one of
-    the methods. Nothing tells it while the two are installed. A release may even ask for a PEFT
-    that is not published yet.
+    transformers requires a minimum version of PEFT for its adapter mixin, and checks it in each of
+    the methods. pip does not check it. A release may even require a PEFT that is not published yet.
 
     ## Versions
-    transformers 5.24 asks for PEFT 0.22, 5.23 for 0.20, 4.57 for 0.5. Both sides are read from what
-    is installed.
+    transformers 5.24 requires PEFT 0.22, 5.23 requires 0.20, 4.57 requires 0.5. Both versions are
+    read from the installed packages.
 
     ## Fix
     Install that PEFT. Where there is none yet: the transformers release before, or
@@ -48,7 +47,7 @@ class TransformersAsksForNewerPeft(Rule):
 
     code = "LD705"
     name = "transformers-asks-for-newer-peft"
-    summary = "The script calls a method of transformers that refuses the installed PEFT."
+    summary = "The script calls a method of transformers that does not accept the installed PEFT."
     depth = "static"
     symptoms = (
         Symptom(r"version of PEFT you are using is not compatible, please use a version"),
@@ -83,23 +82,23 @@ class TransformersAsksForNewerPeft(Rule):
         source = f"{script.path.name}, line {first.line}"
         yield self.finding(
             "error",
-            f"{first.model}.{first.method} raises: transformers {version} asks for PEFT "
+            f"{first.model}.{first.method} raises: transformers {version} requires PEFT "
             f"{minimum.version} or newer there, and {installed} is installed.",
             location=Location("file", str(script.path), first.line),
             evidence=(
                 Measurement("the line", first.code, source),
                 Measurement(f"{first.model} is loaded by", first.model_class, script.path.name),
-                Measurement("least version of PEFT", minimum.version,
+                Measurement("minimum version of PEFT", minimum.version,
                             f"transformers {version}, integrations/peft.py"),
                 Measurement("installed", f"peft {installed}", "package metadata"),
             ),
-            proof=Proof("measured", "both versions were read from what is installed"),
+            proof=Proof("measured", "both versions were read from the installed packages"),
             fixes=(
                 Fix(f"pip install 'peft>={minimum.version}'", "manual"),
                 Fix(
-                    f"Where PyPI has none yet: pip install 'transformers<{version}', or in place "
+                    f"If PyPI has none yet: pip install 'transformers<{version}', or in place "
                     f"of {first.method} use peft.get_peft_model(model, config) or "
-                    "PeftModel.from_pretrained, which ask for no version.",
+                    "PeftModel.from_pretrained, which do not check the version.",
                     "manual",
                 ),
             ),

@@ -1,4 +1,4 @@
-"""LD706: an installed package imports what another installed package does not have."""
+"""LD706: an installed package imports a name that another installed package does not have."""
 
 from __future__ import annotations
 
@@ -42,29 +42,29 @@ _CONSEQUENCES = (
 
 
 class ImportsDoNotFit(Rule):
-    """Two installed packages are of different times: one imports a name that the other does not
-    have any more, or not yet.
+    """Two installed packages have incompatible versions: one imports a name that the other no
+    longer has, or does not have yet.
 
     ## What happens
     `import peft`, or the first import of `transformers`, `accelerate`, `bitsandbytes` or `trl`,
     ends at `ImportError: cannot import name 'HybridCache' from 'transformers'`, or at
-    `ModuleNotFoundError: No module named ...`, in a file under `site-packages`. A bitsandbytes
-    that cannot be imported ends every `get_peft_model`, also without quantization.
+    `ModuleNotFoundError: No module named ...`, in a file under `site-packages`. A bitsandbytes that
+    cannot be imported makes every `get_peft_model` fail, even without quantization.
 
     ## Why
-    pip compares versions where a package states them, and most state no upper limit, or no limit
-    at all: `pip install -U transformers` leaves a PEFT that was written for another one.
+    pip compares only the versions that a package requires, and most have no upper limit, or no
+    limit at all: `pip install -U transformers` keeps a PEFT that was written for an older one.
 
     ## Versions
     Any. PEFT 0.17 with transformers 5, PEFT 0.14 with transformers 4.39, PEFT 0.21 with accelerate
-    0.27. What the installed packages import is read from their files, on the way that Python takes
-    them, and compared with what the others have; nothing is imported. An import under `try` or
-    behind a test counts for nothing. Where the model was built, PEFT was imported, and nothing
-    needs to be read.
+    0.27. What the installed packages import is read from their files, in the order in which Python
+    imports them, and compared with what the others contain; nothing is imported. Imports inside
+    `try` or under a condition are ignored. Where the model was built, PEFT was imported
+    successfully, and nothing is read.
 
     ## Fix
-    Upgrade the one that is older. Which one that is, the versions tell that the importing package
-    compares with in its own sources.
+    Upgrade the older one. Which one that is follows from the versions that the importing package
+    checks in its own source.
 
     ## Links
     https://github.com/huggingface/peft/issues/2292
@@ -72,7 +72,7 @@ class ImportsDoNotFit(Rule):
 
     code = "LD706"
     name = "imports-do-not-fit"
-    summary = "An installed package imports what another installed package does not have."
+    summary = "An installed package imports a name that another installed package does not have."
     depth = "static"
     about_environment = True
     symptoms = (
@@ -149,7 +149,7 @@ def _may_not_import(case: Case) -> bool:
     if case.source.kind in ("environment", "script"):
         return True
     if not case.reaches("meta"):
-        raise EvidenceError("nothing is imported at depth static; lora-doctor env --check asks")
+        raise EvidenceError("at depth static nothing is imported; run lora-doctor env --check")
     return not case.has("structure")
 
 

@@ -22,27 +22,27 @@ if TYPE_CHECKING:
 
 
 class VersionRefused(Rule):
-    """A package that is installed, and perhaps not used at all, has a version that transformers or
-    PEFT refuses with an exception.
+    """An installed package, which may not be used at all, has a version that transformers or PEFT
+    refuses with an exception.
 
     ## What happens
     `get_peft_model` on any model: `ImportError: Found an incompatible version of torchao. Found
-    version 0.9.0, but only versions above 0.16.0 are supported`, though nothing is quantized.
+    version 0.9.0, but only versions above 0.16.0 are supported`, although nothing is quantized.
     `import transformers`: `tokenizers>=0.23.1,<0.24.0 is required for a normal functioning of this
-    module`.
-    `TrainingArguments(...)`: ``Using the `Trainer` with `PyTorch` requires `accelerate>=1.1.0` ``.
+    module`. `TrainingArguments(...)`: ``Using the `Trainer` with `PyTorch` requires
+    `accelerate>=1.1.0` ``.
 
     ## Why
-    PEFT asks each of its dispatchers about each layer, and some look for their library first and
-    raise where it is too old. transformers compares the packages of its table when it is imported,
-    and takes an accelerate that is too old for none.
+    For each layer PEFT calls all of its dispatchers, and some first check their library's version
+    and raise if it is too old. transformers checks the packages in its dependency table when it is
+    imported, and treats an accelerate that is too old as not installed.
 
     ## Versions
     The limits are read from the sources of the installed packages.
 
     ## Fix
-    The version that is asked for; a package that is not used (torchao, gptqmodel) can be
-    uninstalled instead.
+    Install the required version; a package that is not used (torchao, gptqmodel) can be uninstalled
+    instead.
 
     ## Links
     https://huggingface.co/docs/peft/install
@@ -90,18 +90,18 @@ class VersionRefused(Rule):
     def _finding(self, refused: RefusedVersion, *, trainer: bool) -> Finding:
         fixes = [Fix(f"pip install '{refused.wanted}'", "manual")]
         if refused.asker == "peft":
-            fixes.append(Fix(f"Where nothing uses it: pip uninstall {refused.package}", "manual"))
+            fixes.append(Fix(f"If nothing uses it: pip uninstall {refused.package}", "manual"))
         return self.finding(
             "warning" if trainer else "error",
-            f"{refused.by} refuses {refused.package} {refused.installed}: {refused.asker} takes "
-            f"{refused.wanted}.",
+            f"{refused.by} refuses {refused.package} {refused.installed}: {refused.asker} "
+            f"requires {refused.wanted}.",
             location=Location("environment", f"{refused.package} {refused.installed}"),
             evidence=(
                 Measurement(refused.package, refused.installed, "package metadata"),
                 Measurement(f"{refused.asker} takes", refused.wanted,
                             f"{refused.file}:{refused.line}"),
             ),
-            proof=Proof("measured", "both versions were read from what is installed"),
+            proof=Proof("measured", "both versions were read from the installed packages"),
             fixes=tuple(fixes),
             explains=() if trainer else ("builds", "attaches"),
         )  # fmt: skip

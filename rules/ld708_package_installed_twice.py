@@ -1,4 +1,4 @@
-"""LD708: two distributions wrote into the folder of one package."""
+"""LD708: two distributions install the same package."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from lora_doctor.rule_api import (
 
 
 class PackageInstalledTwice(Rule):
-    """A fork that brings the package under the same name was installed beside the original, and
-    files of both are mixed.
+    """A fork that installs the same package was installed next to the original, and the files of
+    both are mixed.
 
     ## What happens
     `ImportError: cannot import name 'check_peft_version' from 'transformers.utils'`, or any other
     name, though the versions that `pip list` shows fit each other.
 
     ## Why
-    `adapter-transformers` and `transformers` both install a folder `transformers`: whichever came
-    last has overwritten the files of the other, and pip does not look.
+    `adapter-transformers` and `transformers` both install a folder `transformers`: whichever was
+    installed last has overwritten files of the other, and pip does not check this.
 
     ## Versions
     Any. Read from the metadata of every installed distribution.
 
     ## Fix
-    Uninstall both, then install the one that is meant: uninstalling one takes files of the other
-    with it.
+    Uninstall both, then install the one you need: uninstalling only one also removes files of the
+    other.
 
     ## Links
     https://github.com/huggingface/transformers/issues/26465
@@ -42,7 +42,7 @@ class PackageInstalledTwice(Rule):
 
     code = "LD708"
     name = "package-installed-twice"
-    summary = "Two installed distributions bring a package of the same name."
+    summary = "Two installed distributions install the same package."
     depth = "static"
     about_environment = True
     symptoms = (
@@ -78,7 +78,7 @@ class PackageInstalledTwice(Rule):
                     Measurement(one, f"brings {shared.package}", "its top_level.txt")
                     for one in shared.distributions
                 ),
-                proof=Proof("measured", "metadata of what is installed was read"),
+                proof=Proof("measured", "the metadata of the installed packages was read"),
                 fixes=(
                     Fix(
                         f"pip uninstall -y {' '.join(names)} && pip install {shared.package}",

@@ -1,4 +1,4 @@
-"""LD710: the packages pinned beside the set-up are not those that were asked here."""
+"""LD710: the package versions pinned by the set-up are not the installed ones."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from lora_doctor.rule_api import (
 
 
 class OtherStackPinned(Rule):
-    """The packages pinned beside the set-up are not those that are installed here.
+    """The package versions pinned by the set-up are not the installed ones.
 
     ## What happens
-    What is said here is said by the installed packages. Where the set-up trains with others, their
-    answer may differ: keys are renamed between releases, and classes behave otherwise.
+    This diagnosis was made with the installed packages. If the set-up trains with others, the
+    result may differ: keys are renamed between releases, and classes behave differently.
 
     ## Why
-    `requirements.txt`, `pyproject.toml` or a lock file beside the set-up asks for versions
-    that the installed ones are not.
+    `requirements.txt`, `pyproject.toml` or a lock file next to the set-up requires other versions
+    than the installed ones.
 
     ## Versions
     All.
 
     ## Fix
-    Run the check in the environment in which you train.
+    Run the check in the environment you train in.
 
     ## Links
     https://packaging.python.org/en/latest/specifications/version-specifiers/
@@ -40,7 +40,7 @@ class OtherStackPinned(Rule):
 
     code = "LD710"
     name = "other-stack-pinned"
-    summary = "The packages pinned beside the set-up are not those that are installed here."
+    summary = "The package versions pinned by the set-up are not the installed ones."
     depth = "static"
     examples = (
         Example("broken", "tests/set_ups/pinned/trl.yaml", depth="static"),
@@ -65,7 +65,7 @@ class OtherStackPinned(Rule):
         named = [f"{pin.package}{pin.specifier}" for pin, _ in others]
         yield self.finding(
             "info",
-            f"The set-up pins {quoted(named)}, and another release answers here.",
+            f"The set-up pins {quoted(named)}, but another release is installed here.",
             location=Location("file", first.file, first.line),
             evidence=tuple(
                 Measurement(f"{pin.package} {pin.specifier}", f"{installed} is installed",
@@ -73,5 +73,5 @@ class OtherStackPinned(Rule):
                 for pin, installed in others
             ),
             proof=Proof("read", "the pins were compared with the installed packages"),
-            fixes=(Fix("Run the check in the environment in which you train.", "manual"),),
+            fixes=(Fix("Run the check in the environment you train in.", "manual"),),
         )  # fmt: skip

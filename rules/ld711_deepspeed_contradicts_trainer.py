@@ -36,11 +36,11 @@ class DeepspeedContradictsTrainer(Rule):
     TrainingArguments values`, before training.
 
     ## Why
-    transformers compares the values of the file with its own, and takes those that are `auto` from
-    its own.
+    transformers compares the values in the file with its own arguments, and fills in those that are
+    `auto`.
 
     ## Versions
-    All that have DeepSpeed.
+    All versions with DeepSpeed.
 
     ## Fix
     `auto` in the DeepSpeed config.
@@ -80,16 +80,16 @@ class DeepspeedContradictsTrainer(Rule):
         place = case.set_up.places.get("deepspeed")
         yield self.finding(
             "error",
-            f"{files.deepspeed_file} sets {quoted(name for name, *_ in others)} otherwise than the "
-            "Trainer's arguments, which transformers may refuse.",
+            f"{files.deepspeed_file} sets {quoted((name for name, *_ in others))} differently "
+            "from the Trainer's arguments, which transformers may refuse.",
             location=Location("file", place.file, place.line) if place
             else Location("file", files.deepspeed_file),
             evidence=tuple(
                 Measurement(name, f"{value}, {key} is {ours}", files.deepspeed_file)
                 for name, value, key, ours in others
             ),
-            proof=Proof("inferred", "compared as transformers' HfTrainerDeepSpeedConfig does, "
-                        "which was not run"),
+            proof=Proof("inferred", "compared in the same way as transformers' "
+                                    "HfTrainerDeepSpeedConfig, which was not run"),
             fixes=(
                 Fix(f"Write \"auto\" for {quoted(name for name, *_ in others)} in "
                     f"{files.deepspeed_file}.", "manual"),

@@ -1,4 +1,4 @@
-"""LD712: quantized weights that are sharded over several processes."""
+"""LD712: quantized weights are to be sharded over several processes."""
 
 from __future__ import annotations
 
@@ -18,22 +18,23 @@ from lora_doctor.rule_api import (
 
 
 class QuantizedWeightsSharded(Rule):
-    """Quantized weights are to be sharded by FSDP or ZeRO-3.
+    """Quantized weights are to be sharded with FSDP or ZeRO-3.
 
     ## What happens
     In 8 bits loading or wrapping fails; LLaMA-Factory says `Only 4-bit quantized model can use
     fsdp+qlora or auto device map`. In 4 bits FSDP fails with `Must flatten tensors with uniform
-    dtype but got torch.bfloat16 and torch.uint8` where the storage dtype is not that of the model.
+    dtype but got torch.bfloat16 and torch.uint8` if the storage dtype is not that of the model.
 
     ## Why
-    Sharding cuts one flat tensor of one dtype. 8-bit weights come with statistics that are not cut
+    Sharding splits one flat tensor of one dtype. 8-bit weights have statistics that are not split
     with them; 4-bit weights can be stored as bfloat16.
 
     ## Versions
-    bitsandbytes 0.43 and transformers 4.39 brought FSDP with 4 bits.
+    FSDP with 4-bit weights needs bitsandbytes 0.43 and transformers 4.39 or later.
 
     ## Fix
-    4 bits with `bnb_4bit_quant_storage` as the dtype of the model, or no sharding (ZeRO-2, DDP).
+    Use 4 bits with `bnb_4bit_quant_storage` set to the dtype of the model, or no sharding (ZeRO-2,
+    DDP).
 
     ## Links
     https://huggingface.co/docs/bitsandbytes/fsdp_qlora
@@ -41,7 +42,7 @@ class QuantizedWeightsSharded(Rule):
 
     code = "LD712"
     name = "quantized-weights-sharded"
-    summary = "Quantized weights are to be sharded by FSDP or ZeRO-3."
+    summary = "Quantized weights are to be sharded with FSDP or ZeRO-3."
     depth = "static"
     symptoms = (
         Symptom(r"Must flatten tensors with uniform dtype but got .{0,60}torch\.(?:u?int8|float8)"),
@@ -82,7 +83,7 @@ class QuantizedWeightsSharded(Rule):
             return
         key = f"load_in_{recipe.quantized}"
         why = ("may be impossible to shard" if recipe.quantized == "8bit"
-               else "are stored as uint8, which FSDP may refuse beside other dtypes")  # fmt: skip
+               else "are stored as uint8, which FSDP may refuse next to other dtypes")  # fmt: skip
         yield self.finding(
             "error",
             f"The {recipe.quantized} weights of the model {why} ({by}).",
@@ -92,11 +93,12 @@ class QuantizedWeightsSharded(Rule):
                 Measurement("sharded by", by,
                             files.deepspeed_file or files.accelerate_file or set_up.format),
             ),
-            proof=Proof("inferred", "the set-up and the files that it names were read, not run"),
+            proof=Proof("inferred", ("the set-up and the files that it refers to were read, not "
+                                    "run")),
             fixes=(
                 Fix(
-                    "Quantize to 4 bits, with bnb_4bit_quant_storage as the dtype of the model, or "
-                    "use ZeRO-2 or DDP, which shard no weights.",
+                    "Quantize to 4 bits, with bnb_4bit_quant_storage set to the dtype of the "
+                    "model, or use ZeRO-2 or DDP, which do not shard weights.",
                     "manual",
                 ),
             ),
@@ -119,11 +121,14 @@ class QuantizedWeightsSharded(Rule):
                 Measurement("load_in_8bit", True, "arguments of from_pretrained"),
                 Measurement("sharded by", by, found.asked_in),
             ),
-            proof=Proof("inferred", "what the command asks for; its shards have no statistics"),
+            proof=Proof(
+                "inferred",
+                ("what the command asks for; shards of 8-bit weights have no statistics"),
+            ),
             fixes=(
                 Fix(
-                    "Quantize to 4 bits, with bnb_4bit_quant_storage as the dtype of the model, or "
-                    "use ZeRO-2 or DDP, which shard no weights.",
+                    "Quantize to 4 bits, with bnb_4bit_quant_storage set to the dtype of the "
+                    "model, or use ZeRO-2 or DDP, which do not shard weights.",
                     "manual",
                 ),
             ),

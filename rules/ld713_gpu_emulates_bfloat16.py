@@ -1,4 +1,4 @@
-"""LD713: the recipe computes in bfloat16, and the named GPU does not."""
+"""LD713: the recipe computes in bfloat16, which the named GPU does not support natively."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ _BFLOAT16 = {"target_modules": ["q_proj", "v_proj"], "dtype": "bfloat16"}
 
 
 class GpuEmulatesBfloat16(Rule):
-    """The recipe asks for bfloat16 on a GPU that has no arithmetic for it.
+    """The recipe uses bfloat16 on a GPU without bfloat16 arithmetic.
 
     ## What happens
     Training is several times slower than in float16, or ends before the first step: `Your setup
     doesn't support bf16/gpu`.
 
     ## Why
-    NVIDIA's cards compute in bfloat16 from compute capability 8.0 (Ampere) on. On T4 and V100
-    torch converts to float32 and back around each operation.
+    NVIDIA GPUs support bfloat16 from compute capability 8.0 (Ampere) on. On T4 and V100 torch
+    converts to float32 and back around each operation.
 
-    Only cards that are named (`gpu: t4`) are held against the recipe. With `gpu: cheapest` those
-    that lack bfloat16 are passed over.
+    Only GPUs that are named (`gpu: t4`) are checked. With `gpu: cheapest`, GPUs without bfloat16
+    are not considered.
 
     ## Versions
-    All. Releases of transformers that ask a torch which counts the emulation as support
-    (`torch.cuda.is_bf16_supported`) train slowly; others refuse.
+    All. If the installed torch counts emulation as support (`torch.cuda.is_bf16_supported`),
+    training is slow; otherwise transformers refuses.
 
     ## Fix
-    By hand: a card of compute capability 8.0 or more, or float16, whose range ends at 65504 (see
-    `LD409`).
+    By hand: use a GPU of compute capability 8.0 or more, or float16, whose largest value is 65504
+    (see `LD409`).
 
     ## Links
     https://docs.nvidia.com/cuda/cuda-c-programming-guide/#arithmetic-instructions
@@ -49,7 +49,7 @@ class GpuEmulatesBfloat16(Rule):
 
     code = "LD713"
     name = "gpu-emulates-bfloat16"
-    summary = "The recipe computes in bfloat16, for which the named GPU has no arithmetic."
+    summary = "The recipe computes in bfloat16, which the named GPU does not support natively."
     depth = "static"
     symptoms = (Symptom(r"Your setup doesn't support bf16"),)
     examples = (
@@ -71,8 +71,8 @@ class GpuEmulatesBfloat16(Rule):
             capability = ".".join(map(str, gpu.capability))
             yield self.finding(
                 "warning",
-                f"The recipe computes in bfloat16 ({', '.join(keys)}), and {gpu.title} has no "
-                "arithmetic for it: torch emulates it, slowly, or refuses.",
+                f"The recipe computes in bfloat16 ({', '.join(keys)}), which {gpu.title} does "
+                "not support natively: torch emulates it slowly, or refuses.",
                 location=Location("recipe", keys[0]),
                 evidence=(
                     *(Measurement(key, case.recipe.get(key), "recipe") for key in keys),
@@ -82,11 +82,11 @@ class GpuEmulatesBfloat16(Rule):
                         "https://developer.nvidia.com/cuda-gpus",
                     ),
                 ),
-                proof=Proof("read", "from the maker's table; no GPU was asked"),
+                proof=Proof("read", "from the vendor's specifications; no GPU was used"),
                 fixes=(
                     Fix(
-                        "Train on a GPU of compute capability 8.0 or more, or in float16, which "
-                        "ends at 65504.",
+                        "Train on a GPU of compute capability 8.0 or more, or in float16, "
+                        "whose largest value is 65504.",
                         "manual",
                     ),
                 ),

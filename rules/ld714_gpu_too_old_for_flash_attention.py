@@ -1,4 +1,4 @@
-"""LD714: flash attention is asked for, and the named GPU is too old for it."""
+"""LD714: flash attention is requested, and the named GPU is too old for it."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ _NEEDS = (8, 0)
 
 
 class GpuTooOldForFlashAttention(Rule):
-    """The recipe asks for flash attention on a GPU for which there is no kernel.
+    """The recipe uses flash attention on a GPU for which there is no kernel.
 
     ## What happens
     The first step ends at `RuntimeError: FlashAttention only supports Ampere GPUs or newer`.
 
     ## Why
-    FlashAttention 2 is written for compute capability 8.0 and up. Only cards that are named (`gpu:
-    t4`) are held against the recipe.
+    FlashAttention 2 needs compute capability 8.0 or more. Only GPUs that are named (`gpu: t4`) are
+    checked.
 
     ## Versions
     All of FlashAttention 2.
 
     ## Fix
-    Leave the choice to transformers, which takes PyTorch's own kernels.
+    Leave the choice to transformers, which then uses PyTorch's own kernels.
 
     ## Links
     https://github.com/Dao-AILab/flash-attention#nvidia-cuda-support
@@ -46,7 +46,7 @@ class GpuTooOldForFlashAttention(Rule):
 
     code = "LD714"
     name = "gpu-too-old-for-flash-attention"
-    summary = "Flash attention is asked for, and the named GPU is too old for it."
+    summary = "Flash attention is requested, and the named GPU is too old for it."
     depth = "static"
     symptoms = (
         Symptom(r"FlashAttention only supports Ampere GPUs or newer"),
@@ -77,7 +77,7 @@ class GpuTooOldForFlashAttention(Rule):
                         "https://developer.nvidia.com/cuda-gpus",
                     ),
                 ),
-                proof=Proof("read", "from the maker's table; no GPU was asked"),
+                proof=Proof("read", "from the vendor's specifications; no GPU was used"),
                 fixes=(
                     Fix(f"Leave the choice to transformers: remove {KEY}.", "unsafe",
                         (Edit(KEY, REMOVE),)),

@@ -1,4 +1,4 @@
-"""LD731: training takes more memory than the team's budget says."""
+"""LD731: training takes more memory than the team's budget allows."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ class PeakMemoryOverBudget(Rule):
     """The memory plan of the recipe is outside the budget `peak-memory`.
 
     ## What happens
-    Nothing fails that this rule would foresee; a number has left the bounds that were set for it,
-    as a model, a batch or a length grew.
+    Nothing fails; a number has left the bounds that the team set for it, for example because the
+    model, the batch or the length grew.
 
     ## Why
-    A team asserts what training may take: `peak-memory = {max = "l4"}` or `{max = "20GB"}`. The
-    number is that of the memory plan (`--memory`). A limit between its margins is a warning,
-    whatever the level of the budget.
+    A team declares how much memory training may take: `peak-memory = {max = "l4"}` or `{max =
+    "20GB"}`. The number is that of the memory plan (`--memory`). If the limit is within its
+    margins, the finding is a warning, whatever the level of the budget.
 
     ## Versions
     All.
 
     ## Fix
-    By hand: the recipe, or the budget. `LD704` with `--gpu` names the nearest change that fits.
+    By hand: change the recipe or the budget. `LD704` with `--gpu` names the nearest change that
+    fits.
 
     ## Links
     https://huggingface.co/docs/transformers/model_memory_anatomy
@@ -38,7 +39,7 @@ class PeakMemoryOverBudget(Rule):
 
     code = "LD731"
     name = "peak-memory-over-budget"
-    summary = "Training takes more memory than the budget of the project says."
+    summary = "Training takes more memory than the project's budget allows."
     depth = "meta"
     budgets = ("peak-memory",)
     examples = (
@@ -49,6 +50,6 @@ class PeakMemoryOverBudget(Rule):
     )  # fmt: skip
 
     def check(self, case: Case) -> Iterator[Finding]:
-        proof = Proof("measured", "the installed classes at full size, without weights; nothing "
-                      "was loaded and no GPU was asked")  # fmt: skip
+        proof = Proof("measured", "counted on the installed classes at full size, on the meta "
+                                  "device; nothing was loaded and no GPU used")  # fmt: skip
         yield from out_of_budget(self, case, self.budgets, proof)

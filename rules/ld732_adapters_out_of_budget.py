@@ -1,4 +1,4 @@
-"""LD732: the adapters are larger, or reach fewer layers, than the team's budget says."""
+"""LD732: the adapters are larger, or cover fewer layers, than the team's budget allows."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ class AdaptersOutOfBudget(Rule):
     """The share of parameters that train, or of layers with an adapter, is outside its budget.
 
     ## What happens
-    Nothing fails; a number has left the bounds that were set for it: `target_modules` matches less
-    than it did since a model or a release renamed its layers, or the rank grew.
+    Nothing fails; a number has left the bounds that the team set for it: `target_modules` matches
+    fewer layers since a model or a release renamed them, or the rank was raised.
 
     ## Why
-    A team asserts `trainable-share`, parameters that train of all parameters of the model with its
-    adapters, and `adapted-share`, linear layers with an adapter of all linear layers but heads
-    (fused experts count as one layer each), by what the installed PEFT does on the class at full
-    size.
+    A team declares `trainable-share`, the trainable share of all parameters of the model with its
+    adapters, and `adapted-share`, the share of linear layers with an adapter, without heads (fused
+    experts count as one layer each). Both are counted on the full-size class with the installed
+    PEFT.
 
     ## Versions
     All.
 
     ## Fix
-    By hand: the recipe, or the budget.
+    By hand: change the recipe or the budget.
 
     ## Links
     https://huggingface.co/docs/peft/developer_guides/lora
@@ -35,7 +35,7 @@ class AdaptersOutOfBudget(Rule):
 
     code = "LD732"
     name = "adapters-out-of-budget"
-    summary = "The adapters are not as large, or do not reach as far, as the budget says."
+    summary = "The adapters are larger, or cover fewer layers, than the project's budget allows."
     depth = "meta"
     budgets = ("trainable-share", "adapted-share")
     examples = (
@@ -47,5 +47,8 @@ class AdaptersOutOfBudget(Rule):
     )  # fmt: skip
 
     def check(self, case: Case) -> Iterator[Finding]:
-        proof = Proof("measured", "the installed PEFT on the class at full size, without weights")
+        proof = Proof(
+            "measured",
+            ("counted on the full-size model with the installed PEFT, on the meta device"),
+        )
         yield from out_of_budget(self, case, self.budgets, proof)

@@ -1,4 +1,4 @@
-"""LD733: fewer tokens are supervised, or more rows are cut, than the team's budget says."""
+"""LD733: fewer tokens are supervised, or more rows truncated, than the team's budget allows."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ class DataOutOfBudget(Rule):
     """What the loss sees of the training data is outside its budget.
 
     ## What happens
-    Nothing fails; a number has left the bounds that were set for it: a new export of the data has
-    longer rows, a template masks more than it did.
+    Nothing fails; a number has left the bounds that the team set for it: a new export of the data
+    has longer rows, or a template masks more tokens.
 
     ## Why
-    A team asserts `supervised-tokens` and `supervised-share`, tokens that the loss sees, as a
-    number and as a share of all tokens, and `rows-cut`, rows longer than `max_length` as a share;
-    of the rows that are looked at (`--rows`), with `--data FILE` or in a dry run. Without data the
-    budget is not measured, and the answer is undetermined.
+    A team declares `supervised-tokens` and `supervised-share`, the number and the share of tokens
+    that the loss is computed on, and `rows-cut`, the share of rows longer than `max_length`. They
+    are counted on the rows examined (`--rows`), with `--data FILE` or in a dry run. Without data
+    the budget is not measured, and the answer is undetermined.
 
     ## Versions
     All.
 
     ## Fix
-    By hand: the data, `max_length`, or the budget.
+    By hand: change the data, `max_length` or the budget.
 
     ## Links
     https://huggingface.co/docs/trl/sft_trainer
@@ -42,7 +42,9 @@ class DataOutOfBudget(Rule):
 
     code = "LD733"
     name = "data-out-of-budget"
-    summary = "Fewer tokens are supervised, or more rows cut, than the budget says."
+    summary = (
+        "Fewer tokens are supervised, or more rows truncated, than the project's budget allows."
+    )
     depth = "meta"
     budgets = ("supervised-tokens", "supervised-share", "rows-cut")
     examples = (
@@ -55,5 +57,5 @@ class DataOutOfBudget(Rule):
     )  # fmt: skip
 
     def check(self, case: Case) -> Iterator[Finding]:
-        proof = Proof("measured", "rows of the data through the model's tokenizer")
+        proof = Proof("measured", "rows of the data were tokenized with the model's tokenizer")
         yield from out_of_budget(self, case, self.budgets, proof)

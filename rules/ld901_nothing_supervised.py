@@ -1,4 +1,4 @@
-"""LD901: in rows of the training data no token is supervised."""
+"""LD901: rows of the training data have no supervised token."""
 
 from __future__ import annotations
 
@@ -16,26 +16,27 @@ EXPLAINED = ("loss-finite", "gradients", "adapters-move", "loss-falls")
 
 
 class NothingSupervised(Rule):
-    """Every label of a row is -100: the loss sees nothing of it.
+    """Every label of a row is -100: the row does not contribute to the loss.
 
     ## What happens
-    With all rows the loss is 0.0 or NaN, every gradient is 0, and the run "succeeds". With some, a
-    batch of nothing but such rows does that, and the average that is logged becomes NaN.
+    If this holds for all rows, the loss is 0.0 or NaN, every gradient is 0, and the run "succeeds".
+    If it holds for some, a batch of only such rows has a loss of NaN, and so has the logged
+    average.
 
     ## Why
-    Labels were masked and nothing was left: conversations without an answer, a mask that was made
-    for another format, a data set that was masked before. Cross entropy divides by the number of
-    labels that count, which is 0.
+    All labels were masked: conversations without an answer, a mask made for another format, a
+    dataset that was already masked. Cross entropy divides by the number of unmasked labels, which
+    is 0.
 
-    Rows that lose their labels to the length limit are LD902, templates without generation marks
-    LD908, response markers that do not occur LD909.
+    Rows whose labels are truncated are LD902, templates without generation marks LD908, response
+    markers that do not occur LD909.
 
     ## Versions
     All.
 
     ## Fix
-    Rows with an answer, or a mask that leaves it. Which rows were meant to teach what only you
-    know.
+    Use rows with an answer, or a mask that keeps the answer. Only you know what the rows should
+    teach.
 
     ## Links
     https://docs.pytorch.org/docs/stable/generated/torch.nn.CrossEntropyLoss.html
@@ -43,7 +44,7 @@ class NothingSupervised(Rule):
 
     code = "LD901"
     name = "nothing-supervised"
-    summary = "In rows of the training data no token is supervised."
+    summary = "Rows of the training data have no supervised token."
     depth = "meta"
     symptoms = (
         Symptom(r"All labels in your dataset are -100"),
@@ -103,7 +104,7 @@ class NothingSupervised(Rule):
         consequence = (
             "the loss is 0 or NaN and nothing is learned"
             if every
-            else "a batch of such rows alone has a loss of NaN"
+            else "a batch of only such rows has a loss of NaN"
         )
         yield about(
             self.finding(
@@ -121,7 +122,7 @@ class NothingSupervised(Rule):
                 explains=EXPLAINED if every else (),
                 fixes=(
                     Fix(
-                        "Leave these rows out, or give them an answer that the loss is taken on.",
+                        "Remove these rows, or give them an answer that the loss is computed on.",
                         "manual",
                     ),
                 ),

@@ -1,4 +1,4 @@
-"""LD902: the length limit cuts off what is to be learned."""
+"""LD902: the length limit truncates supervised tokens."""
 
 from __future__ import annotations
 
@@ -33,23 +33,23 @@ if TYPE_CHECKING:
 
 
 class AnswersCutOff(Rule):
-    """Rows are longer than `max_length`, and the part that is cut holds supervised tokens.
+    """Rows are longer than `max_length`, and the truncated part contains supervised tokens.
 
     ## What happens
-    Where the prompt alone fills the limit, nothing of the row is supervised: a loss of 0 or NaN, or
-    the row is dropped without a word. Otherwise the answer loses its end, and with it the token
-    that tells the model to stop.
+    If the prompt alone fills the limit, no token of the row is supervised: the loss is 0 or NaN, or
+    the row is silently dropped. Otherwise the answer loses its end, and with it the token that
+    teaches the model to stop.
 
     ## Why
-    Truncation keeps the beginning of a row, and answers stand at its end. TRL's default is 1024
+    Truncation keeps the beginning of a row, and the answer is at its end. TRL's default is 1024
     tokens.
 
     ## Versions
-    All. Newer releases of TRL drop rows of which nothing is left.
+    All. Newer releases of TRL drop rows without any supervised token left.
 
     ## Fix
-    A limit that the longest row fits into, which takes memory; or shorter rows. Either changes what
-    the model learns, so it is not applied by default.
+    A limit that fits the longest row, which takes memory; or shorter rows. Either changes what the
+    model learns, so it is not applied by default.
 
     ## Links
     https://huggingface.co/docs/trl/sft_trainer
@@ -57,7 +57,7 @@ class AnswersCutOff(Rule):
 
     code = "LD902"
     name = "answers-cut-off"
-    summary = "The length limit cuts off what is to be learned."
+    summary = "The length limit truncates supervised tokens."
     depth = "meta"
     symptoms = (
         Symptom(r"will be truncated.*response.*labels", "LLaMA-Factory"),
@@ -117,11 +117,11 @@ class AnswersCutOff(Rule):
         severity: Severity = "info" if is_few(rows, found) else "warning"
         if gone.count == found.judged:
             severity = "error"
-        of_all = f"; nothing is left to learn in {gone.count:,} of them" if gone else ""
+        of_all = f"; no supervised token is left in {gone.count:,} of them" if gone else ""
         yield about(
             self.finding(
                 severity,
-                f"The limit of {limit} tokens cuts supervised tokens off "
+                f"The limit of {limit} tokens truncates supervised tokens in "
                 f"{portion(rows, found)}{of_all}.",
                 location=Location("recipe", "max_length"),
                 evidence=(
@@ -131,7 +131,7 @@ class AnswersCutOff(Rule):
                     Measurement("longest row", found.longest, f"tokens of row {found.longest_row}"),
                     Measurement("middle row", found.median_length, "tokens"),
                     Measurement("rows longer than the limit", found.over_limit.count, "before it"),
-                    Measurement("rows with nothing left", gone.count, "after it"),
+                    Measurement("rows without a supervised token left", gone.count, "after it"),
                     which(rows),
                 ),
                 proof=proof(found),
@@ -144,12 +144,12 @@ class AnswersCutOff(Rule):
 def _fixes(found: Supervision) -> tuple[Fix, ...]:
     length = -(-found.longest // 64) * 64
     whole = found.rows_total == found.rows_seen
-    known = "the longest row" if whole else "the longest row that was looked at"
+    known = "the longest row" if whole else "the longest row examined"
     return (
         Fix(
-            f"Room for {known}: max_length {length}. It takes more memory.",
+            f"Make room for {known}: max_length {length}. It takes more memory.",
             "unsafe",
             (Edit("max_length", length),),
         ),
-        Fix("Or leave out, or shorten, the prompts of rows that are too long.", "manual"),
+        Fix("Or shorten or remove rows that are too long.", "manual"),
     )

@@ -1,4 +1,4 @@
-"""LD903: the loss setting that was asked for has no effect on these rows."""
+"""LD903: the loss setting has no effect on these rows."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from lora_doctor.rules._supervision import about, looked_at, proof
 
 
 class LossSettingWithoutEffect(Rule):
-    """`assistant_only_loss` or `completion_only_loss` was asked for, and the rows do not have the
-    part that it needs.
+    """`assistant_only_loss` or `completion_only_loss` is set, but the rows do not have the columns
+    that it needs.
 
     ## What happens
-    `completion_only_loss` on conversations masks nothing, without a word: the run trains on the
-    prompts as well. `assistant_only_loss` on rows that are no conversations is refused by TRL.
+    `completion_only_loss` on conversations silently masks nothing: the run trains on the prompts as
+    well. `assistant_only_loss` on rows that are not conversations is refused by TRL.
 
     ## Why
-    The first reads the boundary between the columns `prompt` and `completion`, the second the roles
-    of messages. Neither is looked for elsewhere.
+    `completion_only_loss` uses the boundary between the columns `prompt` and `completion`,
+    `assistant_only_loss` the roles of messages.
 
     ## Versions
     TRL with these settings (0.19 and later).
 
     ## Fix
-    The setting that belongs to the form of the rows: `assistant_only_loss` for messages,
+    The setting that fits the format of the rows: `assistant_only_loss` for messages,
     `completion_only_loss` for prompt and completion. It changes what the model learns.
 
     ## Links
@@ -44,7 +44,7 @@ class LossSettingWithoutEffect(Rule):
 
     code = "LD903"
     name = "loss-setting-without-effect"
-    summary = "The loss setting that was asked for has no effect on these rows."
+    summary = "The loss setting has no effect on these rows."
     depth = "meta"
     symptoms = (
         Symptom(r"You set `assistant_only_loss=True`, but the dataset is not conversational"),
@@ -84,13 +84,13 @@ class LossSettingWithoutEffect(Rule):
         if assistant:
             key, other = other, key
         consequence = (
-            "TRL refuses them" if assistant else "every token is trained on, the prompts as well"
+            "TRL refuses them" if assistant else "every token is trained on, including the prompts"
         )
         possible = any(
             one.loss_on == other.partition("_")[0] and not one.why_not for one in found.others
         )
         asked = Fix(
-            f"Ask for {other}, which these rows have.",
+            f"Set {other} instead, which fits these rows.",
             "unsafe",
             (Edit(key, REMOVE), Edit(other, True)),
         )
@@ -121,7 +121,7 @@ class LossSettingWithoutEffect(Rule):
                 proof=proof(found),
                 fixes=(asked,)
                 if possible
-                else (Fix(f"Take {key} out, or give rows that have what it needs.", "manual"),),
+                else (Fix(f"Remove {key}, or use rows with the columns that it needs.", "manual"),),
             ),
             found.everything,
         )

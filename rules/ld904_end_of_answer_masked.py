@@ -1,4 +1,4 @@
-"""LD904: the token that ends an answer is there, and the loss is not taken on it."""
+"""LD904: the token that ends an answer is masked in the labels."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from lora_doctor.rules._supervision import about, looked_at, loss_on, of_data, p
 
 
 class EndOfAnswerMasked(Rule):
-    """The answer is supervised, and the token behind it that ends it (`<|im_end|>`, `</s>`) is not.
+    """The answer is supervised, but the token that ends it (`<|im_end|>`, `</s>`) is not.
 
     ## What happens
-    The loss looks healthy. The model was never shown that an answer ends, and generation goes on
-    until the limit, often with the next turn of the user made up.
+    The loss looks normal. The model never learns to end an answer, and generation continues up to
+    its limit, often inventing the user's next turn.
 
     ## Why
-    A template whose `{% endgeneration %}` stands before the end-of-turn token, or a mask that stops
-    at the answer's last word.
+    The template's `{% endgeneration %}` is before the end-of-turn token, or the mask stops at the
+    last word of the answer.
 
-    A padding token that is the end token and is masked for that is LD906.
+    An end token that is masked because it is also the padding token is LD906.
 
     ## Versions
-    All. TRL warns of such a template from 1.0 on.
+    All. TRL warns about such a template from 1.0 on.
 
     ## Fix
-    The end-of-turn token inside `{% generation %}...{% endgeneration %}`, or a mask that is one
-    token longer.
+    Move the end-of-turn token inside `{% generation %}...{% endgeneration %}`, or extend the mask
+    by one token.
 
     ## Links
     https://huggingface.co/docs/transformers/chat_templating
@@ -42,7 +42,7 @@ class EndOfAnswerMasked(Rule):
 
     code = "LD904"
     name = "end-of-answer-masked"
-    summary = "The token that ends an answer is there, and the loss is not taken on it."
+    summary = "The token that ends an answer is masked in the labels."
     depth = "meta"
     symptoms = (
         Symptom(r"does not include the assistant turn's end-of-turn token in the loss mask", "TRL"),
@@ -84,9 +84,8 @@ class EndOfAnswerMasked(Rule):
         yield about(
             self.finding(
                 "warning",
-                f"{end} follows the answer in {portion(rows, found)} and is not supervised: the "
-                f"model is "
-                "not taught where an answer ends.",
+                f"{end} follows the answer in {portion(rows, found)} but is not supervised: "
+                "the model does not learn where an answer ends.",
                 location=of_data(case),
                 evidence=(
                     looked_at(found),
@@ -100,8 +99,7 @@ class EndOfAnswerMasked(Rule):
                 fixes=(
                     Fix(
                         f"Put {end} inside the generation marks of the template, or extend the "
-                        f"mask "
-                        "over it.",
+                        "mask to include it.",
                         "manual",
                     ),
                 ),

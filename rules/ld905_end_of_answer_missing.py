@@ -26,21 +26,22 @@ from lora_doctor.rules._supervision import (
 
 
 class EndOfAnswerMissing(Rule):
-    """The rows end in the last word of the answer, without an end-of-text or end-of-turn token.
+    """The rows end with the last word of the answer, without an end-of-text or end-of-turn token.
 
     ## What happens
-    The model learns answers and never that they end: generation runs on to its limit.
+    The model learns answers but not where they end: generation runs up to its limit.
 
     ## Why
-    Tokenizers of decoders put no end-of-text token behind a text. TRL adds one to texts and
-    completions; a plain `Trainer`, a `formatting_func` and templates that end no turn do not.
+    Tokenizers of decoder models do not append an end-of-text token. TRL appends one to texts and
+    completions; a plain `Trainer`, a `formatting_func` and templates without an end-of-turn token
+    do not.
 
     ## Versions
     All.
 
     ## Fix
-    `tokenizer.eos_token` behind each answer, or a template that ends its turns. For continued
-    pretraining on running text none is needed.
+    Append `tokenizer.eos_token` to each answer, or use a template that ends its turns. Continued
+    pretraining on plain text needs none.
 
     ## Links
     https://huggingface.co/docs/trl/sft_trainer
@@ -103,22 +104,22 @@ class EndOfAnswerMissing(Rule):
         yield about(
             self.finding(
                 "warning" if answers and not is_few(rows, found) else "info",
-                f"{portion(rows, found)} have no token that ends the answer"
-                f"{'' if answers else ' or the text'}: the model is not taught to stop.",
+                f"{portion(rows, found)} have no token that ends the "
+                f"answer{('' if answers else ' or the text')}: the model does not learn to "
+                "stop.",
                 location=of_data(case),
                 evidence=(
                     looked_at(found),
                     loss_on(found),
                     Measurement("would end it", found.tokenizer.end_name, "the tokenizer"),
-                    Measurement("rows without", rows.count, "at the end of what is supervised"),
+                    Measurement("rows without", rows.count, "at the end of the supervised tokens"),
                     Measurement("rows with", found.end_trained.count, "the same"),
                     which(rows),
                 ),
                 proof=proof(found),
                 fixes=(
                     Fix(
-                        f"Put {found.tokenizer.end_name} behind each answer before it is "
-                        f"tokenized.",
+                        f"Append {found.tokenizer.end_name} to each answer before it is tokenized.",
                         "manual",
                     ),
                 ),

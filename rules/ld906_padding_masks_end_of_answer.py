@@ -1,4 +1,4 @@
-"""LD906: the padding token is the token that ends answers, and is masked as padding."""
+"""LD906: the padding token also ends answers, and is masked there as padding."""
 
 from __future__ import annotations
 
@@ -20,23 +20,24 @@ from lora_doctor.rules._supervision import about, looked_at, portion, proof
 
 
 class PaddingMasksEndOfAnswer(Rule):
-    """`pad_token` is the end-of-text token, and the collator masks labels wherever the padding
-    token stands: at the end of each answer as well.
+    """`pad_token` is the end-of-text token, and the collator masks every padding token in the
+    labels, also the one that ends the answer.
 
     ## What happens
-    The end token is never trained, and the model never stops.
+    The end token is never trained on, so the model never learns to stop.
 
     ## Why
     `tokenizer.pad_token = tokenizer.eos_token` is in many tutorials. transformers'
-    `DataCollatorForLanguageModeling` sets labels to -100 by the token's id. TRL's collator pads by
+    `DataCollatorForLanguageModeling` sets labels to -100 by token id. TRL's collator pads by
     position and does not.
 
     ## Versions
     All.
 
     ## Fix
-    A padding token of its own: one that the vocabulary has and no row needs. Which token is taken
-    does not matter where it is masked in loss and attention, but labels of the rows change.
+    A separate padding token: one that is in the vocabulary and does not occur in the rows. Which
+    one does not matter, because it is masked in loss and attention; but the labels of the rows
+    change.
 
     ## Links
     https://github.com/huggingface/transformers/issues/23230
@@ -44,7 +45,7 @@ class PaddingMasksEndOfAnswer(Rule):
 
     code = "LD906"
     name = "padding-masks-end-of-answer"
-    summary = "The padding token is the token that ends answers, and is masked as padding."
+    summary = "The padding token also ends answers, and is masked there as padding."
     depth = "meta"
     descriptions = (
         Symptom(
@@ -87,21 +88,19 @@ class PaddingMasksEndOfAnswer(Rule):
             return
         pad = facts.name(facts.pad_id)
         told = (
-            f"{pad} ends the answer in {portion(rows, found)}, is the padding token as well, and "
-            f"is "
-            "masked as padding: the model is not taught where an answer ends."
+            f"{pad} ends the answer in {portion(rows, found)}, but is also the padding token "
+            "and masked as padding: the model does not learn where an answer ends."
             if rows
-            else f"{pad} is the padding token and the token that ends answers. TRL's collator "
-            f"pads by "
-            "position; one that masks by the token (DataCollatorForLanguageModeling of "
-            "transformers) "
-            "would mask it at the end of every answer."
+            else f"{pad} is both the padding token and the token that ends answers. TRL's "
+            "collator pads by position; a collator that masks by token id "
+            "(DataCollatorForLanguageModeling of transformers) would mask it at the end "
+            "of every answer."
         )
         free = next(iter(facts.unused_special_tokens), "")
         fix = (
-            Fix(f"Pad with {free}, which no row has.", "unsafe", (Edit("pad_token", free),))
+            Fix(f"Pad with {free}, which occurs in no row.", "unsafe", (Edit("pad_token", free),))
             if free
-            else Fix("Pad with a token of its own.", "manual")
+            else Fix("Use a separate padding token.", "manual")
         )
         yield about(
             self.finding(
@@ -116,9 +115,7 @@ class PaddingMasksEndOfAnswer(Rule):
                 ),
                 proof=proof(found)
                 if rows
-                else Proof(
-                    "inferred", "the tokenizer; which collator makes the labels is not known"
-                ),
+                else Proof("inferred", "the tokenizer; which collator makes the labels is unknown"),
                 fixes=(fix,),
             ),
             rows,

@@ -20,19 +20,19 @@ class TwoBeginningsOfText(Rule):
     """The first two tokens of a row are both the token that begins a text.
 
     ## What happens
-    The model is trained on a beginning that it never sees at inference, where there is one such
-    token. The loss looks healthy; answers get worse by a little.
+    The model is trained with a beginning that it never sees at inference, where there is only one
+    such token. The loss looks normal; answers get slightly worse.
 
     ## Why
-    The template writes the token as text, and the tokenizer puts it before every text that it is
-    given: `apply_chat_template(..., tokenize=False)` and then `tokenizer(text)`.
+    The template writes the token as text, and the tokenizer adds it again to every text:
+    `apply_chat_template(..., tokenize=False)` and then `tokenizer(text)`.
 
     ## Versions
     All.
 
     ## Fix
-    `tokenizer(text, add_special_tokens=False)` for texts that a template made, or texts without the
-    token. It changes what the model learns.
+    `tokenizer(text, add_special_tokens=False)` for templated texts, or texts without the token. It
+    changes what the model learns.
 
     ## Links
     https://huggingface.co/docs/transformers/chat_templating
@@ -84,9 +84,8 @@ class TwoBeginningsOfText(Rule):
         yield about(
             self.finding(
                 "warning",
-                f"{portion(rows, found)} begin with {bos}{bos}: the texts have it, and the "
-                f"tokenizer adds "
-                "one more.",
+                f"{portion(rows, found)} begin with {bos}{bos}: the texts contain it, and the "
+                "tokenizer adds another one.",
                 location=of_data(case),
                 evidence=(
                     looked_at(found),
@@ -97,8 +96,8 @@ class TwoBeginningsOfText(Rule):
                 proof=proof(found),
                 fixes=(
                     Fix(
-                        f"Take {bos} out of the texts, or tokenize them with "
-                        f"add_special_tokens=False.",
+                        f"Remove {bos} from the texts, or tokenize them with "
+                        "add_special_tokens=False.",
                         "manual",
                     ),
                 ),

@@ -1,4 +1,4 @@
-"""LD908: loss on the assistant's turns is asked for, and the chat template does not mark them."""
+"""LD908: assistant_only_loss is set, but the chat template does not mark the assistant's turns."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from lora_doctor.rules._supervision import about, looked_at, of_texts, portion, 
 
 
 class TemplateWithoutGenerationMarks(Rule):
-    """`assistant_only_loss` needs a chat template that says which part the assistant generates, by
-    `{% generation %}` and `{% endgeneration %}`. This one has no such marks.
+    """`assistant_only_loss` needs a chat template that marks what the assistant generates with `{%
+    generation %}` and `{% endgeneration %}`. This one has no such marks.
 
     ## What happens
-    TRL raises, or replaces the template by one of its own where it knows it. Frameworks that do not
-    look mask everything: loss 0, and a run that "succeeds".
+    TRL raises, or replaces a template it knows by its own marked version. Frameworks that do not
+    check mask everything: the loss is 0, and the run "succeeds".
 
     ## Why
     Few published templates have the marks. Without them the mask that transformers returns is all
     zeros, and transformers only warns.
 
     ## Versions
-    transformers 4.42 and later return the mask. TRL brings marked templates for well-known models
-    from 0.24 on; the installed TRL, where there is one, is asked.
+    transformers 4.42 and later return the mask. TRL includes marked templates for well-known models
+    from 0.24 on; the installed TRL, if there is one, is checked for it.
 
     ## Fix
-    A template with the marks (`chat_template_path`), around the answer and its end-of-turn token;
-    or rows of prompt and completion, for which no marks are needed.
+    A template with the marks around the answer and its end-of-turn token (`chat_template_path`); or
+    rows of prompt and completion, which need no marks.
 
     ## Links
     https://huggingface.co/docs/trl/chat_templates
@@ -44,7 +44,7 @@ class TemplateWithoutGenerationMarks(Rule):
     code = "LD908"
     name = "template-without-generation-marks"
     summary = (
-        "Loss on the assistant's turns is asked for, and the chat template does not mark them."
+        "assistant_only_loss is set, but the chat template does not mark the assistant's turns."
     )
     depth = "meta"
     symptoms = (
@@ -103,9 +103,8 @@ class TemplateWithoutGenerationMarks(Rule):
         yield about(
             self.finding(
                 "error",
-                "assistant_only_loss is asked for, and the chat template has no {% generation %} "
-                "marks: "
-                f"in {portion(rows, found)} nothing is supervised.",
+                "assistant_only_loss is set, but the chat template has no {% generation %} "
+                f"marks: in {portion(rows, found)} nothing is supervised.",
                 location=Location("recipe", "assistant_only_loss"),
                 evidence=(
                     looked_at(found),
@@ -118,14 +117,13 @@ class TemplateWithoutGenerationMarks(Rule):
                 proof=proof(found),
                 fixes=(
                     Fix(
-                        "Write {% generation %} before the answer and {% endgeneration %} behind "
-                        "its "
-                        "end-of-turn token, into a template of your own (chat_template_path).",
+                        "Use your own template (chat_template_path) with {% generation %} "
+                        "before the answer and {% endgeneration %} after its end-of-turn token.",
                         "manual",
                     ),
                     Fix(
-                        "Or write the rows as prompt and completion: the loss is on the "
-                        "completion then.",
+                        "Or use rows of prompt and completion: the loss is then computed on "
+                        "the completion.",
                         "manual",
                     ),
                 ),

@@ -1,4 +1,4 @@
-"""LD909: the marker that answers begin after does not occur in the rows."""
+"""LD909: the response marker does not occur in the rows."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from lora_doctor.rules._supervision import about, looked_at, of_texts, portion, 
 
 
 class ResponseMarkerNotFound(Rule):
-    """The loss is to be taken on what follows a marker (`response_template`, Unsloth's
-    `response_part`), and the marker's tokens do not stand in the row.
+    """The loss should be computed on what follows a marker (`response_template`, Unsloth's
+    `response_part`), but the marker's tokens do not occur in the row.
 
     ## What happens
-    Everything of such a row is masked: a loss of 0 or NaN, "All labels in your dataset are -100",
-    or a warning for each row and nothing learned from it.
+    All tokens of such a row are masked: a loss of 0 or NaN, "All labels in your dataset are -100",
+    or a warning for each row, from which nothing is learned.
 
     ## Why
-    A marker of another template; or the right text whose tokens are others inside a text than
-    alone: a line break or a space before it becomes part of its first token.
+    The marker belongs to another template. Or the text is right, but tokenized differently inside a
+    row than alone: a preceding newline or space becomes part of its first token.
 
     ## Versions
     All. TRL's `DataCollatorForCompletionOnlyLM` (until 0.19), Unsloth's `train_on_responses_only`.
 
     ## Fix
-    The text that the template really writes before an answer, which is shown; as token ids where it
-    is split otherwise.
+    The text that the template really writes before an answer, which the finding shows; as token ids
+    if it is tokenized differently.
 
     ## Links
     https://github.com/huggingface/trl/issues/588
@@ -43,7 +43,7 @@ class ResponseMarkerNotFound(Rule):
 
     code = "LD909"
     name = "response-marker-not-found"
-    summary = "The marker that answers begin after does not occur in the rows."
+    summary = "The response marker does not occur in the rows."
     depth = "meta"
     symptoms = (
         Symptom(r"Could not find response key"),
@@ -81,7 +81,7 @@ class ResponseMarkerNotFound(Rule):
             return
         split = found.marker_only_as_text
         why = (
-            f" In {split.count:,} of them the text has it, and its tokens are others there."
+            f" In {split.count:,} of them the text contains it, but is tokenized differently."
             if split
             else ""
         )
@@ -94,7 +94,7 @@ class ResponseMarkerNotFound(Rule):
                 (Edit("response_template", marker),),
             )
             if marker and marker != found.response_marker and not split
-            else Fix("Give the marker as the tokens that it has inside a row.", "manual")
+            else Fix("Give the marker as token ids, as it is tokenized inside a row.", "manual")
         )
         yield about(
             self.finding(
@@ -106,9 +106,9 @@ class ResponseMarkerNotFound(Rule):
                     looked_at(found),
                     Measurement("response marker", found.response_marker, "the recipe"),
                     Measurement("rows without its tokens", rows.count, "token by token"),
-                    Measurement("of these with its text", split.count, "before tokenizing"),
+                    Measurement("of these, rows with its text", split.count, "before tokenizing"),
                     Measurement(
-                        "before an answer stands",
+                        "text before an answer",
                         found.tokenizer.generation_prompt,
                         "the template's generation prompt",
                     ),

@@ -1,4 +1,4 @@
-"""LD910: the chat template leaves out a part of the answers."""
+"""LD910: the chat template drops or changes a part of the answers."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ from lora_doctor.rules._supervision import about, looked_at, of_texts, portion, 
 
 
 class AnswerChangedByTemplate(Rule):
-    """The last answer of a row does not stand in what the template makes of the row, or not whole.
+    """The last answer of a row is missing or incomplete in the text that the template makes of the
+    row.
 
     ## What happens
-    Reasoning models lose what they were to learn: the template takes `<think>...</think>` out of
+    Reasoning models do not learn what they should: the template removes `<think>...</think>` from
     the answers, and the run trains on answers without reasoning.
 
     ## Why
     Such templates are made for inference, where the reasoning of earlier turns is not repeated.
-    Some take it out of the last answer as well.
+    Some also remove it from the last answer.
 
     ## Versions
-    All. Told by rendering the rows and looking for the answers.
+    All. Found by rendering the rows and searching for the answers.
 
     ## Fix
     A template for training (`chat_template_path`) that writes the answer as it is; or the reasoning
@@ -41,7 +42,7 @@ class AnswerChangedByTemplate(Rule):
 
     code = "LD910"
     name = "answer-changed-by-template"
-    summary = "The chat template leaves out a part of the answers."
+    summary = "The chat template drops or changes a part of the answers."
     depth = "meta"
     descriptions = (
         Symptom(
@@ -81,14 +82,12 @@ class AnswerChangedByTemplate(Rule):
         yield about(
             self.finding(
                 "warning",
-                f"In {portion(rows, found)} the answer is not what the chat template writes: a "
-                "part of it is left out or changed, and is not learned.",
+                f"In {portion(rows, found)} the chat template does not write the answer "
+                "unchanged: a part of it is dropped or changed, and not learned.",
                 location=Location("recipe", "chat_template_path"),
                 evidence=(
                     looked_at(found),
-                    Measurement(
-                        "rows with a changed answer", rows.count, "the template's own text"
-                    ),
+                    Measurement("rows with a changed answer", rows.count, "the template's output"),
                     which(rows),
                 ),
                 proof=proof(found),

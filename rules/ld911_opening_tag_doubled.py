@@ -1,4 +1,4 @@
-"""LD911: the template opens what the answers open as well."""
+"""LD911: the template adds an opening tag that the answers already have."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from lora_doctor.rules._supervision import about, looked_at, of_texts, portion, 
 
 
 class OpeningTagDoubled(Rule):
-    """Answers begin with a tag such as `<think>`, and the template writes it before them once more.
+    """Answers begin with a tag such as `<think>`, and the template adds it again.
 
     ## What happens
-    The model learns to open its reasoning twice. At inference, where the template opens it, the
-    model opens it again, and parsers of the answer fail.
+    The model learns to open its reasoning twice. At inference the template adds the tag, the model
+    writes it again, and parsers of the answer fail.
 
     ## Why
     Templates of reasoning models end their generation prompt with the opening tag; answers that
-    were sampled through an API come with it.
+    were sampled from an API contain it.
 
     ## Versions
     All.
@@ -41,7 +41,7 @@ class OpeningTagDoubled(Rule):
 
     code = "LD911"
     name = "opening-tag-doubled"
-    summary = "The template opens what the answers open as well."
+    summary = "The template adds an opening tag that the answers already have."
     depth = "meta"
     descriptions = (
         Symptom(
@@ -81,9 +81,8 @@ class OpeningTagDoubled(Rule):
         yield about(
             self.finding(
                 "warning",
-                f"In {portion(rows, found)} {found.doubled_tag} stands twice before the answer: "
-                f"the "
-                "template writes it, and the answer begins with it.",
+                f"In {portion(rows, found)} {found.doubled_tag} occurs twice before the "
+                "answer: the template writes it, and the answer begins with it.",
                 location=Location("recipe", "chat_template_path"),
                 evidence=(
                     looked_at(found),
@@ -96,7 +95,7 @@ class OpeningTagDoubled(Rule):
                 proof=proof(found),
                 fixes=(
                     Fix(
-                        f"Take {found.doubled_tag} out of the answers, or out of the template.",
+                        f"Remove {found.doubled_tag} from the answers, or from the template.",
                         "manual",
                     ),
                 ),

@@ -1,4 +1,4 @@
-"""LD912: the prompt as it is at inference is not how the row begins."""
+"""LD912: training rows do not begin with the prompt as it is at inference."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ class PromptNotAPrefix(Rule):
     prompt and answer together.
 
     ## What happens
-    The model is trained behind another context than it gets at inference. Where the loss begins at
-    the prompt's end, it begins a few tokens too early or too late, by release of TRL.
+    The model is trained with another context than it gets at inference. Where the loss starts after
+    the prompt, it starts a few tokens too early or too late, depending on the release of TRL.
 
     ## Why
-    The template writes the prompt alone otherwise than with its answer (it opens `<think>` only
-    then), or the last token of the prompt and the first of the answer become one.
+    The template writes the prompt differently without its answer (it may add `<think>` only then),
+    or the last token of the prompt and the first of the answer merge into one.
 
     ## Versions
-    All. Older releases of TRL mask as many tokens as the prompt alone has; later ones begin where
+    All. Older releases of TRL mask as many tokens as the prompt alone has; later ones start where
     the two differ. Both warn.
 
     ## Fix
-    A template that writes the prompt the same way in both cases; for texts, a prompt that ends
-    where a token ends, such as the space at the beginning of the completion and not at the end of
-    the prompt.
+    A template that writes the prompt the same way in both cases; for plain text, a prompt that ends
+    at a token boundary: put the space at the beginning of the completion, not at the end of the
+    prompt.
 
     ## Links
     https://huggingface.co/docs/trl/sft_trainer
@@ -53,7 +53,7 @@ class PromptNotAPrefix(Rule):
 
     code = "LD912"
     name = "prompt-not-a-prefix"
-    summary = "The prompt as it is at inference is not how the row begins."
+    summary = "Training rows do not begin with the prompt as it is at inference."
     depth = "meta"
     symptoms = (
         Symptom(r"The tokenized prompt is not a prefix of the tokenized prompt\+completion", "TRL"),
@@ -86,9 +86,8 @@ class PromptNotAPrefix(Rule):
         yield about(
             self.finding(
                 "info" if is_few(rows, found) else "warning",
-                f"In {portion(rows, found)} the prompt, as the model gets it at inference, is not "
-                f"how the "
-                "training row begins.",
+                f"{portion(rows, found)} do not begin with the prompt as the model gets it at "
+                "inference.",
                 location=of_data(case),
                 evidence=(
                     looked_at(found),
@@ -105,9 +104,8 @@ class PromptNotAPrefix(Rule):
                 proof=proof(found),
                 fixes=(
                     Fix(
-                        "Let the prompt end where a token ends (no space at its end), or use a "
-                        "template "
-                        "that writes it the same way with and without the answer.",
+                        "End the prompt at a token boundary (no trailing space), or use a "
+                        "template that writes it the same way with and without the answer.",
                         "manual",
                     ),
                 ),

@@ -1,4 +1,4 @@
-"""LD913: the length limit cuts tokens that stand for parts of an image or a sound."""
+"""LD913: the length limit truncates image or audio placeholder tokens."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ from lora_doctor.rules._supervision import about, looked_at, of_texts, portion, 
 
 
 class PlaceholdersCutOff(Rule):
-    """A row has fewer tokens that stand for an image (or a sound) than the image has features.
+    """A row has fewer placeholder tokens for an image (or an audio clip) than the image has
+    features.
 
     ## What happens
-    The forward raises: "Image features and image tokens do not match". Only in the batch that has
-    such a row, which may be hours later.
+    The forward raises: "Image features and image tokens do not match". This happens only in the
+    batch with such a row, which may be hours into training.
 
     ## Why
-    Images are many tokens, and truncation counts tokens.
+    An image takes many placeholder tokens, and truncation cuts them like any other.
 
     ## Versions
-    All models that put features in the place of tokens.
+    All models that replace placeholder tokens by features.
 
     ## Fix
-    A limit that the longest row fits into, no limit, or images of fewer pixels. It takes memory.
+    A limit that fits the longest row, no limit, or smaller images. A higher limit takes memory.
 
     ## Links
     https://github.com/huggingface/trl/issues/4289
@@ -40,7 +41,7 @@ class PlaceholdersCutOff(Rule):
 
     code = "LD913"
     name = "placeholders-cut-off"
-    summary = "The length limit cuts tokens that stand for parts of an image or a sound."
+    summary = "The length limit truncates image or audio placeholder tokens."
     depth = "meta"
     symptoms = (
         Symptom(r"[Ii]mage features and image tokens do not match"),
@@ -74,9 +75,8 @@ class PlaceholdersCutOff(Rule):
         yield about(
             self.finding(
                 "error",
-                f"In {portion(rows, found)} there are fewer tokens for an image or a sound than "
-                f"features: "
-                "the forward would refuse the batch.",
+                f"{portion(rows, found)} have fewer image or audio placeholder tokens than "
+                "features: the forward would raise.",
                 location=Location("recipe", "max_length"),
                 evidence=(
                     looked_at(found),
@@ -87,7 +87,7 @@ class PlaceholdersCutOff(Rule):
                 proof=proof(found),
                 fixes=(
                     Fix(
-                        f"Room for the longest row that was looked at: max_length {length}.",
+                        f"Make room for the longest row examined: max_length {length}.",
                         "unsafe",
                         (Edit("max_length", length),),
                     ),

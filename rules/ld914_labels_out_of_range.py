@@ -1,4 +1,4 @@
-"""LD914: labels are no token and no class of the model."""
+"""LD914: labels are out of range."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ from lora_doctor.rules._supervision import about, looked_at, of_data, portion, p
 
 
 class LabelsOutOfRange(Rule):
-    """A label is neither -100 nor a number from 0 up to the number of tokens (or classes).
+    """A label is neither -100 nor an index below the number of tokens (or classes).
 
     ## What happens
     `IndexError: Target ... is out of bounds` on a CPU; `device-side assert triggered` on a GPU,
-    which names no line and leaves the process unusable.
+    which does not name a line and leaves the process unusable.
 
     ## Why
-    -1 for "ignore" instead of -100, classes that count from 1, a tokenizer that is larger than the
-    model, `num_labels` left at 2.
+    -1 for "ignore" instead of -100, classes numbered from 1, a tokenizer with more tokens than the
+    model, `num_labels` left at its default of 2.
 
     ## Versions
     All.
 
     ## Fix
-    -100 for what is not supervised; classes from 0; `num_labels` of the data.
+    Use -100 for what is not supervised, number classes from 0, and set `num_labels` to that of the
+    data.
 
     ## Links
     https://docs.pytorch.org/docs/stable/generated/torch.nn.CrossEntropyLoss.html
@@ -39,7 +40,7 @@ class LabelsOutOfRange(Rule):
 
     code = "LD914"
     name = "labels-out-of-range"
-    summary = "Labels are no token and no class of the model."
+    summary = "Labels are out of range: neither a token nor a class of the model."
     depth = "meta"
     symptoms = (
         Symptom(r"IndexError: Target -?\d+ is out of bounds"),
@@ -72,15 +73,14 @@ class LabelsOutOfRange(Rule):
         yield about(
             self.finding(
                 "error" if certain else "warning",
-                f"{portion(rows, found)} have labels that are not below {found.label_count}, or "
-                f"below 0: "
-                "the loss refuses them.",
+                f"{portion(rows, found)} have labels outside 0 to {found.label_count} - 1: the "
+                "loss raises.",
                 location=of_data(case),
                 evidence=(
                     looked_at(found),
                     Measurement("labels", list(found.wrong_labels), "the first of them"),
                     Measurement(
-                        "labels that there are",
+                        "number of valid labels",
                         found.label_count,
                         "the model of the run" if found.executed else "config.json",
                     ),
@@ -90,7 +90,7 @@ class LabelsOutOfRange(Rule):
                 explains=("forward", "loss-finite") if found.executed else (),
                 fixes=(
                     Fix(
-                        "Count labels from 0, and write -100 where nothing is to be learned.",
+                        "Number labels from 0, and use -100 for tokens that are not supervised.",
                         "manual",
                     ),
                 ),

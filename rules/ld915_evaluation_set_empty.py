@@ -16,11 +16,11 @@ from lora_doctor.rules._supervision import of_data, proof
 
 
 class EvaluationSetEmpty(Rule):
-    """The file that the run is to be evaluated on is empty.
+    """The file with the evaluation data is empty.
 
     ## What happens
-    No evaluation loss, no best checkpoint, no early stopping; `load_best_model_at_end` fails when
-    hours have been trained.
+    No evaluation loss, no best checkpoint, no early stopping; `load_best_model_at_end` fails after
+    hours of training.
 
     ## Why
     A filter that left nothing, or a split of a small set.
@@ -29,7 +29,7 @@ class EvaluationSetEmpty(Rule):
     All.
 
     ## Fix
-    Rows to evaluate on.
+    Add rows to evaluate on.
 
     ## Links
     https://huggingface.co/docs/transformers/main_classes/trainer
@@ -68,5 +68,5 @@ class EvaluationSetEmpty(Rule):
             location=of_data(case),
             evidence=(Measurement("rows", 0, "the evaluation set"),),
             proof=proof(found),
-            fixes=(Fix("Give rows to evaluate on.", "manual"),),
+            fixes=(Fix("Add rows to evaluate on.", "manual"),),
         )

@@ -1,4 +1,4 @@
-"""LD916: rows of the evaluation set are trained on."""
+"""LD916: rows of the evaluation set are also in the training set."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from lora_doctor.rules._supervision import FEW, of_data, proof
 
 
 class EvaluationSetTrainedOn(Rule):
-    """Rows of the evaluation set stand, word for word, in the training set.
+    """Rows of the evaluation set are also, word for word, in the training set.
 
     ## What happens
-    The evaluation loss falls with the training loss whatever is learned: overfitting is not seen,
-    and the best checkpoint is the last one.
+    The evaluation loss falls together with the training loss, whatever the model learns:
+    overfitting goes unnoticed, and the last checkpoint looks best.
 
     ## Why
-    The same split twice, or a split of a set that has its rows more than once.
+    The same split was used twice, or a dataset with duplicate rows was split.
 
     ## Versions
     All.
 
     ## Fix
-    Rows that are not trained on.
+    Evaluate on rows that are not in the training set.
 
     ## Links
     https://huggingface.co/docs/transformers/main_classes/trainer
@@ -37,7 +37,7 @@ class EvaluationSetTrainedOn(Rule):
 
     code = "LD916"
     name = "evaluation-set-trained-on"
-    summary = "Rows of the evaluation set are trained on."
+    summary = "Rows of the evaluation set are also in the training set."
     depth = "meta"
     examples = (
         Example(
@@ -71,8 +71,8 @@ class EvaluationSetTrainedOn(Rule):
             location=of_data(case),
             evidence=(
                 Measurement("rows of the evaluation set", rows, "its file"),
-                Measurement("of these in the training set", same, "all columns alike"),
+                Measurement("of these in the training set", same, "compared in all columns"),
             ),
             proof=proof(found),
-            fixes=(Fix("Evaluate on rows that are not trained on.", "manual"),),
+            fixes=(Fix("Evaluate on rows that are not in the training set.", "manual"),),
         )

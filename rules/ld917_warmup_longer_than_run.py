@@ -1,4 +1,4 @@
-"""LD917: the run ends before the learning rate is reached."""
+"""LD917: warm-up is longer than the run."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from lora_doctor.rules._supervision import proof
 
 
 class WarmupLongerThanRun(Rule):
-    """`warmup_steps` is no less than the steps of the whole run.
+    """`warmup_steps` is at least the number of steps of the whole run.
 
     ## What happens
-    The learning rate rises to the end and never gets to what was asked for; little is learned.
+    The learning rate rises until the end and never reaches the set value; little is learned.
 
     ## Why
-    Warm-up of a recipe for a large set (100 steps, 500 steps) with a small one: 64 rows in batches
-    of 8 are 8 steps an epoch.
+    The warm-up of a recipe for a large dataset (100 steps, 500 steps) is used with a small one: 64
+    rows in batches of 8 are 8 steps per epoch.
 
     ## Versions
     All.
@@ -40,7 +40,7 @@ class WarmupLongerThanRun(Rule):
 
     code = "LD917"
     name = "warmup-longer-than-run"
-    summary = "The run ends before the learning rate is reached."
+    summary = "Warm-up is longer than the run: the learning rate is never reached."
     depth = "meta"
     examples = (
         Example(
@@ -67,9 +67,8 @@ class WarmupLongerThanRun(Rule):
         steps = max(plan.steps // 10, 1) if plan.steps > 1 else 0
         yield self.finding(
             "warning",
-            f"The warm-up takes {plan.warmup_steps:,} steps and the run has {plan.steps:,}: the "
-            f"learning "
-            f"rate gets to {reached:.0%} of what was asked for at most.",
+            f"The warm-up takes {plan.warmup_steps:,} steps and the run has {plan.steps:,}: "
+            f"the learning rate reaches at most {reached:.0%} of the set value.",
             location=Location("recipe", "warmup_steps"),
             evidence=(
                 Measurement("rows", plan.rows, "the training set"),
@@ -77,9 +76,7 @@ class WarmupLongerThanRun(Rule):
                 Measurement("steps of an epoch", plan.steps_per_epoch, "rows over rows of a step"),
                 Measurement("steps of the run", plan.steps, "on one device"),
                 Measurement("steps of the warm-up", plan.warmup_steps, "the recipe"),
-                Measurement(
-                    "at the Trainer's default", list(plan.defaults), "not said in the recipe"
-                ),
+                Measurement("the Trainer's default", list(plan.defaults), "not set in the recipe"),
             ),
             proof=proof(case.supervision),
             fixes=(

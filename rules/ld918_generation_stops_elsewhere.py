@@ -1,4 +1,4 @@
-"""LD918: answers end in a token at which generation does not stop."""
+"""LD918: answers end with a token at which generation does not stop."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from lora_doctor.rules._supervision import about, looked_at, proof
 
 
 class GenerationStopsElsewhere(Rule):
-    """The token that ends every answer in training is none at which generation stops.
+    """Generation does not stop at the token that ends every answer in training.
 
     ## What happens
-    The model learns to end its answers, and nobody listens: generation goes on behind the token,
-    usually with a turn of the user made up.
+    The model learns to end its answers, but generation ignores the token and continues, usually
+    inventing the user's next turn.
 
     ## Why
-    A chat template on a base model, whose `generation_config.json` and tokenizer name its own
-    end-of-text token.
+    A chat template is used with a base model, whose `generation_config.json` and tokenizer name
+    another end-of-text token.
 
     ## Versions
     All. Newer releases of the Trainer write the tokenizer's `eos_token` into the generation config,
-    which helps where that is the token.
+    which helps if that is the token.
 
     ## Fix
-    The token that ends answers as `eos_token` (TRL's `eos_token`), so that it is saved with the
-    model. It changes tokenizer and generation.
+    Set the token that ends answers as `eos_token` (TRL's `eos_token`), so that it is saved with the
+    model. That changes the tokenizer and generation.
 
     ## Links
     https://huggingface.co/docs/trl/sft_trainer
@@ -43,7 +43,7 @@ class GenerationStopsElsewhere(Rule):
 
     code = "LD918"
     name = "generation-stops-elsewhere"
-    summary = "Answers end in a token at which generation does not stop."
+    summary = "Answers end with a token at which generation does not stop."
     depth = "meta"
     descriptions = (
         Symptom(
@@ -85,19 +85,18 @@ class GenerationStopsElsewhere(Rule):
         yield about(
             self.finding(
                 "warning",
-                f"Answers end in {end}, and generation stops at {', '.join(stops)} only: it would "
-                f"go on "
-                "behind every answer.",
+                f"Answers end with {end}, but generation stops only at {', '.join(stops)}: it "
+                "would continue after every answer.",
                 location=Location("recipe", "eos_token"),
                 evidence=(
                     looked_at(found),
-                    Measurement("answers end in", end, f"{found.end_trained.count:,} rows"),
+                    Measurement("answers end with", end, f"{found.end_trained.count:,} rows"),
                     Measurement(
                         "generation stops at", stops, "generation_config.json, the tokenizer"
                     ),
                 ),
                 proof=proof(found),
-                fixes=(Fix(f"Name {end} as eos_token.", "unsafe", (Edit("eos_token", end),)),),
+                fixes=(Fix(f"Set eos_token to {end}.", "unsafe", (Edit("eos_token", end),)),),
             ),
             found.end_trained,
         )

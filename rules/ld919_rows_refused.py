@@ -1,4 +1,4 @@
-"""LD919: rows cannot be made into samples."""
+"""LD919: rows cannot be turned into samples."""
 
 from __future__ import annotations
 
@@ -25,21 +25,22 @@ from lora_doctor.rules._supervision import (
 
 
 class RowsRefused(Rule):
-    """The chat template raises on rows, or rows do not have the columns that are trained on.
+    """The chat template raises on some rows, or rows lack the columns to train on.
 
     ## What happens
-    The run ends while the data set is tokenized, at the first such row; some frameworks leave the
-    rows out without a word.
+    The run ends while the dataset is tokenized, at the first such row; some frameworks silently
+    drop the rows.
 
     ## Why
-    Templates refuse what their model was not trained with: a system message (Gemma), two turns of
+    Templates reject what their model was not trained with: a system message (Gemma), two turns of
     the same role (Mistral, Llama 2), a conversation that begins with an answer.
 
     ## Versions
     All.
 
     ## Fix
-    Rows in the form that the template takes, or a template that takes them (`chat_template_path`).
+    Rows in the format that the template accepts, or a template that accepts them
+    (`chat_template_path`).
 
     ## Links
     https://huggingface.co/docs/transformers/chat_templating
@@ -47,7 +48,7 @@ class RowsRefused(Rule):
 
     code = "LD919"
     name = "rows-refused"
-    summary = "Rows cannot be made into samples."
+    summary = "Rows cannot be turned into samples."
     depth = "meta"
     symptoms = (
         Symptom(r"System role not supported"),
@@ -89,19 +90,23 @@ class RowsRefused(Rule):
         yield about(
             self.finding(
                 "error",
-                f"{portion(rows, found)} cannot be made into samples: {found.refusal}.",
+                f"{portion(rows, found)} cannot be turned into samples: {found.refusal}.",
                 location=of_data(case),
                 evidence=(
                     looked_at(found),
                     Measurement(
-                        "said of the first", found.refusal, "the template, or the rows' columns"
+                        "error for the first", found.refusal, "the template, or the rows' columns"
                     ),
                     which(rows),
                 ),
                 proof=proof(found),
                 fixes=(
                     Fix(
-                        "Write these rows as the template takes them, or leave them out.", "manual"
+                        (
+                            "Rewrite these rows in the format that the template accepts, or remove "
+                            "them."
+                        ),
+                        "manual",
                     ),
                 ),
             ),

@@ -1,4 +1,4 @@
-"""LD920: the prompts are trained on as well."""
+"""LD920: the loss is computed on the prompts as well."""
 
 from __future__ import annotations
 
@@ -19,16 +19,15 @@ from lora_doctor.rules._supervision import about, looked_at, loss_on, portion, p
 
 
 class PromptSupervised(Rule):
-    """The loss is taken on the prompts, not on the answers alone.
+    """The loss is computed on the prompts as well, not only on the answers.
 
     ## What happens
-    The model learns to write the questions of the data set as well, and most of the loss may be
-    theirs: it falls because prompts are alike. For some data that is what is wanted.
+    The model also learns to write the prompts of the dataset, and most of the loss may come from
+    them: it falls because prompts are similar. For some data that is intended.
 
     ## Why
-    Training on every token is the default for conversations. A mask that was asked for can be lost
-    on the way: a collator that makes labels of its own (`DataCollatorForLanguageModeling`)
-    overwrites it.
+    Training on every token is the default for conversations. A mask that was requested can get
+    lost: a collator that creates its own labels (`DataCollatorForLanguageModeling`) overwrites it.
 
     ## Versions
     All.
@@ -43,7 +42,7 @@ class PromptSupervised(Rule):
 
     code = "LD920"
     name = "prompt-supervised"
-    summary = "The prompts are trained on as well."
+    summary = "The loss is computed on the prompts as well."
     depth = "meta"
     descriptions = (
         Symptom(
@@ -99,19 +98,18 @@ class PromptSupervised(Rule):
         )
         fixes = (
             Fix(
-                "Take the loss on the assistant's turns only.",
+                "Compute the loss on the assistant's turns only.",
                 "unsafe",
                 (Edit("assistant_only_loss", True),),
             )
             if other is not None and not asked and other.supervised_tokens
             else Fix(
-                "Take the loss on the answers only: rows of prompt and completion, or a template "
-                "with "
-                "generation marks and assistant_only_loss.",
+                "Compute the loss on the answers only: use rows of prompt and completion, or a "
+                "template with generation marks and assistant_only_loss.",
                 "manual",
             ),
         )
-        told = f"{asked} is asked for, and the labels do not follow it: " if asked else ""
+        told = f"{asked} is set, but the labels do not follow it: " if asked else ""
         yield about(
             self.finding(
                 "warning" if asked else "info",
@@ -129,7 +127,7 @@ class PromptSupervised(Rule):
                         "with assistant_only_loss",
                         other.supervised_tokens
                         if other is not None
-                        else "not to be had on these rows",
+                        else "not possible with these rows",
                         "the same rows",
                     ),
                 ),

@@ -1,4 +1,4 @@
-"""LD921: samples that are packed into one line see each other."""
+"""LD921: packed samples attend to each other."""
 
 from __future__ import annotations
 
@@ -41,26 +41,25 @@ Trainer(
 
 
 class PackedSamplesSeeEachOther(Rule):
-    """A line of a batch holds several samples, and a sample attends to the ones before it.
+    """A row of a batch contains several packed samples, and a sample attends to the ones before it.
 
     ## What happens
-    Nothing is raised. Each answer is learned behind texts that have nothing to do with it; the loss
-    may even look better.
+    Nothing is raised. Each answer is learned after unrelated texts; the loss may even look better.
 
     ## Why
-    Positions that begin anew say where samples begin, and only some ways of attending read them:
-    flash attention always, transformers' own masks only from 4.53 on and without an
-    `attention_mask` beside them. Layers with a recurrent state (Mamba and the like) carry it across
-    the border unless they are told.
+    Restarting position ids mark where samples begin, and only some attention implementations use
+    them: flash attention always, transformers' own masks only from 4.53 on and without an
+    `attention_mask`. Layers with a recurrent state (Mamba and similar) carry it across the boundary
+    unless they get the boundaries.
 
-    Found by execution: in a batch of the run the tokens of the first sample are put in another
-    order, and the logits of the second one change.
+    Found by execution: in a batch of the run the tokens of the first sample are reordered, and the
+    logits of the second sample change.
 
     ## Versions
-    All. A run for which flash attention was asked is not judged where it cannot be loaded.
+    All. A run with flash attention is not judged where flash attention cannot be loaded.
 
     ## Fix
-    Flash attention; or a collator that gives `position_ids` and no `attention_mask` (transformers
+    Flash attention; or a collator that returns `position_ids` and no `attention_mask` (transformers
     4.53 and later); or no packing. It changes what the model learns.
 
     ## Links
@@ -69,7 +68,7 @@ class PackedSamplesSeeEachOther(Rule):
 
     code = "LD921"
     name = "packed-samples-see-each-other"
-    summary = "Samples that are packed into one line see each other."
+    summary = "Packed samples attend to each other."
     depth = "static"
     descriptions = (
         Symptom(r"\bpack(?:ed|ing)\b.{0,80}\b(?:contaminat|leak|attend|see each other)"),
@@ -99,19 +98,20 @@ class PackedSamplesSeeEachOther(Rule):
             return
         source = "the model of the run, on one of its batches"
         mask = "attention_mask" in packed.arguments
-        fixes = [Fix("Leave attention_mask out of the packed batch.", "manual")] if mask else []
+        fixes = [Fix("Do not return attention_mask for packed batches.", "manual")] if mask else []
         fixes.append(Fix("Use flash attention for packed batches, or do not pack.", "manual"))
         yield self.finding(
             "warning",
-            f"{packed.samples} samples stand in one line of {packed.tokens:,} tokens, and each "
-            "sees those before it: with other tokens in the first the logits of the second change.",
+            f"{packed.samples} samples are packed into one row of {packed.tokens:,} tokens, "
+            "and each attends to those before it: reordering the tokens of the first changes "
+            "the logits of the second.",
             location=Location("environment", "packed batches"),
             evidence=(
-                Measurement("samples in a line", packed.samples, source),
+                Measurement("samples in a row", packed.samples, source),
                 Measurement("change of a logit of the second sample", packed.change, source),
                 Measurement("largest logit there", packed.size, source),
                 Measurement("attention", run.ran.get("attention", "not known"), "what ran"),
-                Measurement("given beside the tokens", list(packed.arguments), source),
+                Measurement("passed with the tokens", list(packed.arguments), source),
             ),
             proof=Proof("executed", source),
             fixes=tuple(fixes),

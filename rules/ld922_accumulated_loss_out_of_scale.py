@@ -1,4 +1,4 @@
-"""LD922: gradient accumulation makes a loss of the user's own larger or smaller."""
+"""LD922: gradient accumulation scales a custom loss wrongly."""
 
 from __future__ import annotations
 
@@ -42,30 +42,30 @@ OwnLoss(
 
 
 class AccumulatedLossOutOfScale(Rule):
-    """With `gradient_accumulation_steps` above 1, a loss of the user's own comes out multiplied by
-    that number, or divided by it twice.
+    """With `gradient_accumulation_steps` above 1, a custom loss is multiplied by that number, or
+    divided by it twice.
 
     ## What happens
-    Multiplied: the logged loss is some times too high and gradients are as well, so that clipping
-    cuts every step. Divided twice: the loss looks good from the start and the run learns at a
+    If multiplied, the logged loss and the gradients are several times too high, so clipping affects
+    every step. If divided twice, the loss looks good from the start and the run trains with a
     fraction of its learning rate (Adam hides that, weight decay and clipping do not).
 
     ## Why
     Since transformers 4.46 the Trainer does not divide by the number of micro-batches where the
-    model takes `num_items_in_batch`, or where there is a `compute_loss_func`: the loss is to be the
-    sum over tokens divided by that number. A `compute_loss` that returns a mean and ignores the
-    argument is multiplied; one that divides by itself is divided twice where the Trainer still
+    model accepts `num_items_in_batch`, or with a `compute_loss_func`: the loss should be the sum
+    over tokens divided by that number. A `compute_loss` that returns a mean and ignores the
+    argument is multiplied; one that divides itself is divided twice where the Trainer still
     divides.
 
-    Found by execution: the loss of each micro-batch of the first step is asked once more as in a
-    run without accumulation, and compared with what went into the backward passes.
+    Found by execution: the loss of each micro-batch of the first step is computed again as in a run
+    without accumulation, and compared with the loss that the backward passes got.
 
     ## Versions
     All; which of the two it is depends on release and model.
 
     ## Fix
-    `loss = total / num_items_in_batch` where that argument is given; no division by the number of
-    micro-batches. It changes the size of the update.
+    `loss = total / num_items_in_batch` if that argument is passed; no division by the number of
+    micro-batches. It changes the size of the updates.
 
     ## Links
     https://huggingface.co/blog/gradient_accumulation
@@ -73,7 +73,7 @@ class AccumulatedLossOutOfScale(Rule):
 
     code = "LD922"
     name = "accumulated-loss-out-of-scale"
-    summary = "Gradient accumulation makes a loss of the user's own larger or smaller."
+    summary = "Gradient accumulation scales a custom loss wrongly."
     depth = "static"
     descriptions = (
         Symptom(
@@ -111,25 +111,29 @@ class AccumulatedLossOutOfScale(Rule):
         if abs(power) < _OFF:
             return
         source = "the first optimizer step of the run"
-        how = f"{ratio:.3g} times as large" if power > 0 else f"{1 / ratio:.3g} times too small"
+        how = f"{ratio:.3g} times larger" if power > 0 else f"{1 / ratio:.3g} times smaller"
         remedy = (
-            "Divide the sum of the loss over tokens by num_items_in_batch, which compute_loss is "
-            "given; or hand it on to the model."
+            "Divide the loss summed over tokens by num_items_in_batch, which compute_loss "
+            "gets; or pass it on to the model."
             if power > 0
-            else "Leave out the division by the number of micro-batches: the Trainer divides."
+            else "Remove the division by the number of micro-batches: the Trainer divides."
         )
         yield self.finding(
             "warning",
-            f"The loss that {found.function} makes is {how} under {found.steps} accumulated "
-            "micro-batches as without accumulation.",
+            f"With {found.steps} accumulated micro-batches, the loss of {found.function} is "
+            f"{how} than without accumulation.",
             location=Location("file", found.file, found.line)
             if found.file
             else Location("recipe", "gradient_accumulation_steps"),
             evidence=(
                 Measurement("gradient_accumulation_steps", found.steps, "the run's arguments"),
-                Measurement("loss that went into the backward passes", found.given, source),
+                Measurement("loss that the backward passes got", found.given, source),
                 Measurement("loss of the same rows without accumulation", found.expected, source),
-                Measurement("what the loss is over rows", found.over_rows, "asked with rows twice"),
+                Measurement(
+                    "reduction of the loss over rows",
+                    found.over_rows,
+                    "computed with duplicated rows",
+                ),
             ),
             proof=Proof("executed", source),
             fixes=(Fix(remedy, "manual"),),

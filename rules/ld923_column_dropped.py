@@ -1,4 +1,4 @@
-"""LD923: the Trainer takes a column out of the rows that is needed."""
+"""LD923: the Trainer removes a column that is needed."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ _NONE_LEFT = "No columns in the dataset match"
 
 
 class ColumnDropped(Rule):
-    """`remove_unused_columns` takes every column out that the model's forward does not name, also
-    those that the collator or an inner model needs.
+    """`remove_unused_columns` removes every column that the model's forward does not name,
+    including columns that the collator or an inner model needs.
 
     ## What happens
-    A collator raises KeyError for a column that the data set has; where nothing is left, the
-    Trainer itself refuses. A wrapper whose forward takes `**kwargs` gets less than its inner model
-    could take, and trains without it: no images, no masks, and no word.
+    A collator raises KeyError for a column that the dataset has; if no column is left, the Trainer
+    itself raises. A wrapper whose forward takes `**kwargs` silently trains without columns that its
+    inner model could use, such as images or masks.
 
     ## Why
     The Trainer reads the names in the signature of `forward` (of PEFT's base model) and nothing
@@ -68,7 +68,7 @@ class ColumnDropped(Rule):
 
     code = "LD923"
     name = "column-dropped"
-    summary = "The Trainer takes a column out of the rows that is needed."
+    summary = "The Trainer removes a column that is needed."
     depth = "static"
     symptoms = (
         Symptom(r"No columns in the dataset match the model's forward method signature"),
@@ -103,8 +103,8 @@ class ColumnDropped(Rule):
         names = missed or list(dropped.needed)
         who = f"{next(iter(dropped.needed.values()))}.forward takes" if not missed else "is needed"
         told = (
-            f"The Trainer dropped {_listed(names)} from the rows, because forward does not name "
-            f"{'it' if len(names) == 1 else 'them'}; "
+            f"The Trainer removed {_listed(names)} from the rows, because forward does not "
+            f"name {('it' if len(names) == 1 else 'them')}; "
         )
         told += "the run needs it." if missed else f"{who} {'it' if len(names) == 1 else 'them'}."
         yield self.finding(

@@ -1,4 +1,4 @@
-"""LD924: a library takes rows out of the training data."""
+"""LD924: a library removes rows from the training data."""
 
 from __future__ import annotations
 
@@ -40,23 +40,23 @@ Trainer(
 
 
 class RowsDropped(Rule):
-    """A framework filters the training set before it trains: rows that are too long, of which the
-    loss sees nothing, or that it cannot encode.
+    """A framework filters the training set before training: rows that are too long, that have no
+    supervised token, or that it cannot encode.
 
     ## What happens
-    Fewer steps than were planned for, on other data: what is dropped is the longest rows, or those
-    of one source. Often no word is said, or one line among many.
+    Fewer steps than planned, on other data: typically the longest rows are dropped, or those of one
+    source. Often nothing is logged, or one line among many.
 
     ## Why
-    Frameworks leave out what does not fit `max_length`, or has no supervised token after
-    truncation. Filters of the script itself are not reported.
+    Frameworks drop rows that exceed `max_length`, or that have no supervised token after
+    truncation. Filters in the script itself are not reported.
 
     ## Versions
-    All frameworks that filter by `Dataset.filter`.
+    All frameworks that use `Dataset.filter`.
 
     ## Fix
-    A larger `max_length`, shorter rows, or rows in the form that the framework reads. It changes
-    what the model learns.
+    A larger `max_length`, shorter rows, or rows in the format that the framework expects. It
+    changes what the model learns.
 
     ## Links
     https://huggingface.co/docs/trl/sft_trainer
@@ -64,7 +64,7 @@ class RowsDropped(Rule):
 
     code = "LD924"
     name = "rows-dropped"
-    summary = "A library takes rows out of the training data."
+    summary = "A library removes rows from the training data."
     depth = "static"
     symptoms = (Symptom(r"Dropped (?:lengthy|invalid) example", "LLaMA-Factory", aside=True),)
     examples = (
@@ -86,15 +86,15 @@ class RowsDropped(Rule):
                 f"{one.by} drops {lost:,} of {one.before:,} rows before training.",
                 location=Location("environment", "training data"),
                 evidence=(
-                    Measurement("rows before", one.before, "the run's own call of filter"),
+                    Measurement("rows before", one.before, "the filter call of the run"),
                     Measurement("rows after", one.after, "the same call"),
                     Measurement("filter", one.by, "a function of a library"),
                 ),
                 proof=Proof("executed", "the filter ran on rows of the run"),
                 fixes=(
                     Fix(
-                        "Look at the rows that it drops: raise max_length, shorten them, or give "
-                        "them the form that the framework reads.",
+                        "Inspect the rows that it drops: raise max_length, shorten them, or "
+                        "use the format that the framework expects.",
                         "manual",
                     ),
                 ),
