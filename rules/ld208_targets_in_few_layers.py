@@ -39,9 +39,8 @@ class TargetsInFewLayers(Rule):
     In hybrid models the names exist in one layer out of several: the others have a recurrence or
     linear attention, whose projections have other names. PEFT raises only when *nothing* matches.
 
-    How certain it is: which layers have adapters is measured. Whether the other layers were left
-    out on purpose cannot be: where the targets adapt another part of them (the MLP), the recipe may
-    well mean that, and it is an info; where most layers get no adapter at all, it is a warning.
+    Which layers have adapters is measured and certain. Whether the other layers were left out on
+    purpose is not: published recipes for hybrid models do so. This is told, not warned of.
 
     ## Versions
     All versions of PEFT.
@@ -98,13 +97,11 @@ class TargetsInFewLayers(Rule):
             return
         wanted = [*target_entries(recipe), *left]
         reached = _layers_with_adapter(structure)
-        elsewhere = reached * 2 >= layers
-        rest = "not adapted; other parts of them are, so it may be meant"
         yield self.finding(
-            "info" if elsewhere else "warning",
+            "info",
             f"{_names(structure)} exist in {with_adapter} of {layers} layers of "
             f"{structure.model_class}; the other layers have {quoted(left, 6)} instead, which are "
-            + (f"{rest}." if elsewhere else "not adapted."),
+            "not adapted. It may be meant so: a hybrid's layers can be left out on purpose.",
             location=Location("recipe", "target_modules"),
             evidence=(
                 Measurement(

@@ -205,24 +205,27 @@ def tied_parts(model: Any, layers: list[Any]) -> tuple[TiedPart, ...]:
     owners: dict[int, set[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         owners.setdefault(id(parameter), set()).add(_owner(name))
-    how = {
-        layer.path: "modules_to_save"
-        if isinstance(layer.module, auxiliary_classes())
-        else "adapter"
-        for layer in layers
-    }
-    return tuple(
-        TiedPart(path, sorted(names - {path})[0], how[path])  # type: ignore[arg-type]
-        for names in owners.values()
-        if len(names) > 1
-        for path in sorted(names & set(how))
-    )
+    adapted = {layer.path for layer in layers if not isinstance(layer.module, auxiliary_classes())}
+    whole = [layer.path for layer in layers if layer.path not in adapted]
+    parts = []
+    for names in owners.values():
+        for path in sorted(names):
+            # A copy may hold the tied layer somewhere inside: BERT's `cls` has the decoder.
+            around = next((own for own in whole if f"{path}.".startswith(f"{own}.")), None)
+            twins = [
+                name
+                for name in sorted(names - {path})
+                if around is None or not name.startswith(f"{around}.")
+            ]
+            if twins and (path in adapted or around is not None):
+                how = "adapter" if path in adapted else "modules_to_save"
+                parts.append(TiedPart(path, twins[0], how))  # type: ignore[arg-type]
+    return tuple(parts)
 
 
 def _owner(name: str) -> str:
     """Path of the layer that a parameter belongs to in the model without PEFT."""
-    path = clean_path(name).rpartition(".")[0]
-    return path.removesuffix(".original_module")
+    return clean_path(name).rpartition(".")[0].replace(".original_module", "")
 
 
 def merged_through_files(merged: Any) -> tuple[Any, str]:

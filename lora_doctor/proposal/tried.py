@@ -27,6 +27,7 @@ from lora_doctor.proposal.defaults import (
     task_type,
     wrapper_fits,
 )
+from lora_doctor.proposal.targets import side_towers
 from lora_doctor.proposal.task_heads import task_heads
 from lora_doctor.results.note import Note
 from lora_doctor.text import quoted
@@ -68,7 +69,7 @@ class Proposal:
         """The recipe with its open keys filled, what PEFT made of it, and what was left out."""
         recipe, injected, notes = self._targets()
         recipe, injected = self._with_heads(recipe, injected)
-        return recipe, injected, (*notes, *self._no_layers(injected))
+        return recipe, injected, (*notes, *self._no_layers(injected), *self._no_encoder(injected))
 
     def _targets(self) -> tuple[Recipe, Injected, tuple[Note, ...]]:
         fields = _lora_fields()
@@ -113,6 +114,25 @@ class Proposal:
         names = quoted((group.pattern for group in bare), 4)
         why = f"weights of no linear layer, {share:.0%} of the model"
         return [Note("not-adapted", f"no adapters on {names}: {why}", why)]
+
+    def _no_encoder(self, injected: Injected) -> list[Note]:
+        """Told where the proposal leaves out the encoder of one model (Whisper), which a recipe by
+        bare names would adapt; an encoder that serves a language model is left out as usual."""
+        kinds = {tower.kind for tower in self.found.towers}
+        if "target_modules" not in self.open or "language" not in kinds or not injected.result.ok:
+            return []
+        serving = side_towers(self.found)
+        left = [
+            tower.path
+            for tower in self.found.towers
+            if tower.kind in ("vision", "audio")
+            and tower not in serving
+            and not any(path.startswith(f"{tower.path}.") for path in injected.adapted)
+        ]
+        if not left:
+            return []
+        why = "the proposed target_modules name the decoder only"
+        return [Note("not-adapted", f"no adapters on {quoted(left, 4)}: {why}", why)]
 
     def _not_converted(self, targets: str | list[str], injected: Injected) -> str | list[str]:
         """The targets without those that PEFT has turned into parameters."""
