@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lora_doctor.rule_api import (
@@ -15,6 +16,7 @@ from lora_doctor.rule_api import (
     Proof,
     Rule,
     Symptom,
+    framework_named,
     gib,
     quoted,
 )
@@ -140,7 +142,7 @@ class MuchLeftInFullPrecision(Rule):
     )  # fmt: skip
 
     def check(self, case: Case) -> Iterator[Finding]:
-        asked = case.structure.quantization
+        asked = _with_experts(case, case.structure.quantization)
         if asked is None or not asked.weights:
             return
         kept = [one for one in asked.kept if one.kind != "skipped" or asked.skip is None]
@@ -170,6 +172,18 @@ class MuchLeftInFullPrecision(Rule):
                 ),
             ),
         )  # fmt: skip
+
+
+def _with_experts(case: Case, asked: Quantization | None) -> Quantization | None:
+    """What is quantized where the framework of the set-up quantizes fused experts by itself."""
+    if asked is None or not case.has("set_up"):
+        return asked
+    framework = framework_named(case.set_up.format)
+    if not framework.quantizes_experts(case.set_up.entries):
+        return asked
+    packed = sum(one.weights for one in asked.kept if one.kind == "parameter")
+    kept = tuple(one for one in asked.kept if one.kind != "parameter")
+    return replace(asked, quantized_weights=asked.quantized_weights + packed, kept=kept)
 
 
 def _evidence(

@@ -57,6 +57,8 @@ class Framework:
     #: Entries with which it freezes weights after PEFT has wrapped the model, each with what tells
     #: of the name of a weight there whether it does.
     freezes: Callable[[Entries], Mapping[str, Callable[[str], bool]]] = lambda entries: {}
+    #: Whether it quantizes fused experts, which transformers leaves as they are.
+    quantizes_experts: Callable[[Entries], bool] = lambda entries: False
     #: The programs of its command line.
     commands: tuple[str, ...] = ()
 

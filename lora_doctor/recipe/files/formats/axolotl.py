@@ -214,6 +214,7 @@ FRAMEWORK = Framework(
     write=_write,
     remarks=_remarks,
     freezes=_freezes,
+    quantizes_experts=lambda entries: boolean(entries.get("quantize_moe_experts") or False),
     commands=("axolotl",),
 )
 
