@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache
 
 from lora_doctor.engine.rule import Rule, Symptom
 from lora_doctor.limits import CLOCK, LOG, LOG_CHARACTERS, bounded, step
@@ -194,7 +194,7 @@ def _rank(found: tuple[Symptom, re.Match[str]]) -> tuple[bool, int, bool, int, i
     return not symptom.consequence, hit.end(), confirmed, symptom.weight, length
 
 
-@lru_cache(maxsize=None)  # the cache of ``re`` holds fewer than there are symptoms
+@cache  # the cache of ``re`` holds fewer than there are symptoms
 def _compiled(pattern: str, flags: int) -> re.Pattern[str]:
     return re.compile(pattern, flags)
 
