@@ -329,7 +329,7 @@ def _repairs(case: Case) -> list[Fix]:
     """Edits with which this method works, each run."""
     named = with_task_type(case)
     if _passes(case, named):
-        return [Fix("Name the task type.", "safe", named)]
+        return [Fix("Set task_type.", "safe", named)]
     if case.recipe.get("gradient_checkpointing") and _passes(case, _STORED):
         return [Fix("Train without gradient checkpointing.", "unsafe", _STORED)]
     return []

@@ -39,8 +39,8 @@ class InitialisationNotRepeated(Rule):
 
     ## Fix
     `"pissa"`, which takes longer to start and begins from slightly other values, so it is not
-    applied unasked; or save the adapter as plain LoRA, with
-    `save_pretrained(..., path_initial_model_for_weight_conversion=...)`.
+    applied by default; or save the adapter as plain LoRA, with `save_pretrained(...,
+    path_initial_model_for_weight_conversion=...)`.
 
     ## Links
     https://huggingface.co/docs/peft/developer_guides/lora
