@@ -46,10 +46,7 @@ class CheckpointingWithoutInputEmbeddings(Rule):
 
     code = "LD107"
     name = "checkpointing-without-input-embeddings"
-    summary = (
-        "Preparing a quantized model for checkpointing needs input embeddings, which the "
-        "class lacks."
-    )
+    summary = "Preparation for checkpointing needs input embeddings, which the class lacks."
     depth = "meta"
     symptoms = (
         Symptom(r"get_input_embeddings` not auto.handled", "transformers 4.5x"),

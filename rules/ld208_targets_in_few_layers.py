@@ -100,8 +100,8 @@ class TargetsInFewLayers(Rule):
         yield self.finding(
             "info",
             f"{_names(structure)} exist in {with_adapter} of {layers} layers of "
-            f"{structure.model_class}; the other layers have {quoted(left, 6)} instead, which are "
-            "not adapted. It may be meant so: a hybrid's layers can be left out on purpose.",
+            f"{structure.model_class}; the other layers have {quoted(left, 6)} instead, which "
+            "get no adapter. It may be meant so: a hybrid's layers can be left out on purpose.",
             location=Location("recipe", "target_modules"),
             evidence=(
                 Measurement(

@@ -44,9 +44,7 @@ class QuantizationNotKnown(Rule):
 
     code = "LD312"
     name = "quantization-not-known"
-    summary = (
-        "transformers has no quantizer for the checkpoint and loads it as if it were not quantized."
-    )
+    summary = "transformers has no quantizer for the checkpoint and loads it as not quantized."
     depth = "meta"
     symptoms = (
         Symptom(r"Unknown quantization type, got"),

@@ -56,10 +56,7 @@ class TokenizerOfNewerTransformers(Rule):
 
     code = "LD618"
     name = "tokenizer-of-newer-transformers"
-    summary = (
-        "tokenizer_config.json was written by a newer transformers and cannot be read by "
-        "the installed one."
-    )
+    summary = "tokenizer_config.json was written by a transformers that this one cannot read."
     depth = "static"
     symptoms = (
         Symptom(r"Tokenizer class \w+ does not exist or is not currently imported", "<5"),

@@ -32,7 +32,7 @@ class SavedWithAdaptersInside(Rule):
     `PeftModel` knows how to save what was trained. The same is so of `peft_model.get_base_model()`
     and of a model after `merge_adapter()`, which leaves PEFT's layers where they are.
 
-    Told by execution: the names in the file that the command wrote.
+    Found by execution: the names in the file that the command wrote.
 
     ## Versions
     All.

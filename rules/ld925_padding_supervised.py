@@ -57,7 +57,7 @@ class PaddingSupervised(Rule):
 
     ## Fix
     The label -100 wherever the attention mask is 0: `DataCollatorForSeq2Seq` and
-    `DataCollatorForLanguageModeling` pad labels so. It changes what is learnt.
+    `DataCollatorForLanguageModeling` pad labels so. It changes what the model learns.
 
     ## Links
     https://huggingface.co/docs/transformers/main_classes/data_collator

@@ -31,7 +31,7 @@ class LabelsShiftedTwice(Rule):
     to be the `input_ids`, with -100 where no loss is taken. Code that computes its own cross
     entropy shifts them before.
 
-    Told by execution: the model's loss on a batch of the run is the cross entropy of its logits
+    Found by execution: the model's loss on a batch of the run is the cross entropy of its logits
     with the labels shifted by one.
 
     ## Versions

@@ -54,18 +54,18 @@ if TYPE_CHECKING:
 @click.version_option(__version__, message="lora-doctor %(version)s")
 @click.pass_context
 def cli(ctx: click.Context) -> None:
-    """Find, fix and prove what would go wrong in a LoRA fine-tuning run.
+    """Find and fix what would go wrong in a LoRA fine-tuning run, and prove the fix.
 
     MODEL is a hub id, a local folder, arch:NAME (an architecture of the installed transformers,
-    such as arch:llama) or package.module:factory (a function of yours that returns a model).
-    A training script (train.py) is read and not run.
+    such as arch:llama) or package.module:factory (a function of yours that returns a model). A
+    training script (train.py) is read, not run.
 
-    Exit codes: 0 the depth that was asked for was reached and nothing found at or above --fail-on;
-    1 findings; 2 the question could not be answered, or not at that depth (with --strict also where
-    a rule was skipped for a reason that you can change).
+    Exit codes: 0 the requested depth was reached and nothing was found at or above --fail-on; 1
+    findings; 2 undetermined, or not determined at that depth (with --strict also if a rule was
+    skipped for a reason that you can change).
 
-    Options can stand in [tool.lora-doctor] of pyproject.toml, or in lora-doctor.toml; with set-ups
-    listed there, check without MODEL checks them all.
+    Options can be set in [tool.lora-doctor] of pyproject.toml, or in lora-doctor.toml; if set-ups
+    are listed there, check without MODEL checks all of them.
     """
     from pathlib import Path
 
@@ -85,8 +85,8 @@ def cli(ctx: click.Context) -> None:
     type=click.Choice(["static", "meta", "tiny", "full"]),
     default="tiny",
     show_default=True,
-    help="How far to go: files only, the real class without weights, "
-    "a shrunken model really trained, the real weights.",
+    help="How deep to check: files only; the full-size class without weights; a tiny model, "
+    "really trained; the real weights.",
 )
 @memory_options
 @data_options
@@ -95,7 +95,7 @@ def cli(ctx: click.Context) -> None:
 @cache_option
 @report_options
 def check(**options: Any) -> int:
-    """Diagnose a recipe; nothing is changed. Without MODEL, every set-up of the project."""
+    """Diagnose a recipe; nothing is changed. Without MODEL: every set-up of the project."""
     if options["model"] is None:
         from lora_doctor.cli.set_ups import check_all
 
@@ -113,9 +113,9 @@ def check(**options: Any) -> int:
     type=click.Choice(["tiny", "full"]),
     default="tiny",
     show_default=True,
-    help="Where the fixes are run: a shrunken model, or the real weights (folder or hub id).",
+    help="Where fixes are executed: on a tiny model, or on the real weights (folder or hub id).",
 )
-@click.option("--diff", "only_diff", is_flag=True, help="Print only the change of the recipe.")
+@click.option("--diff", "only_diff", is_flag=True, help="Print only the diff of the recipe.")
 @click.option(
     "--apply",
     "write",
@@ -125,14 +125,14 @@ def check(**options: Any) -> int:
 @click.option(
     "--unsafe-fixes",
     is_flag=True,
-    help="Also apply fixes that may change what is learnt, memory or speed.",
+    help="Also apply fixes that may change the trained result, memory or speed.",
 )
 @click.option(
     "--output-dir",
     metavar="DIR",
     default=".",
     show_default=True,
-    help="Where --apply puts new files.",
+    help="Folder for new files of --apply.",
 )
 @memory_options
 @data_options
@@ -141,9 +141,10 @@ def check(**options: Any) -> int:
 def fix(**options: Any) -> int:
     """Fix a recipe and prove it: the training contract is run before and after.
 
-    Without --apply it shows what would change. With it, --recipe FILE is edited in place (the old
-    one is kept); otherwise a new recipe file is written. An adapter (--adapter DIR) is never
-    changed: where other names make it load, it is written under them into DIR-fixed.
+    Without --apply it shows what would change. With --apply, --recipe FILE is edited in place (the
+    old file is kept); without a recipe file, a new one is written. An adapter (--adapter DIR) is
+    never changed: if renaming its tensors makes it load, the renamed adapter is written to
+    DIR-fixed.
     """
     from lora_doctor.cli.fix import run
 
@@ -154,12 +155,12 @@ def fix(**options: Any) -> int:
 @dry_run_options
 @report_options
 def dry_run(**options: Any) -> int:
-    """Run your own training command with the model shrunk, and diagnose what it did.
+    """Run your training command with a tiny model, and diagnose what happened.
 
-    COMMAND is what you type to train (-- python train.py --lr 2e-4, -- accelerate launch ...), or
-    a train.py, a notebook or a launcher's YAML file. Your code runs as it is; models are made
-    small with random weights, data cut to a few rows, training to three steps; outputs go to a
-    temporary folder. No weights and no GPU are needed.
+    COMMAND is what you type to train (-- python train.py --lr 2e-4, -- accelerate launch ...), or a
+    train.py, a notebook or a launcher's YAML file. Your code runs unchanged; models are replaced by
+    tiny ones with random weights, data is cut to a few rows and training to three steps; outputs go
+    to a temporary folder. No weights and no GPU are needed.
     """
     from lora_doctor.cli.dry_run import run
     from lora_doctor.cli.next_command import after_dry_run
@@ -170,12 +171,12 @@ def dry_run(**options: Any) -> int:
 @cli.command("run", context_settings={"allow_interspersed_args": False})
 @real_run_options
 def real_run(**options: Any) -> int:
-    """Run your own training command with a prescription's patches in force, and nothing else.
+    """Run your training command with the patches of a prescription, and nothing else changed.
 
-    COMMAND is what you type to train (-- accelerate launch train.py). The patches are in force in
-    every Python process that it starts. The command takes the place of this process: exit code,
-    signals and terminal are its own. It is not started where no patch could be in force, or where
-    other versions are installed than the prescription was made for (exit code 2).
+    COMMAND is what you type to train (-- accelerate launch train.py). The patches are installed in
+    every Python process that it starts. The command replaces this process: exit code, signals and
+    terminal are its own. It is not started if the patches could not be installed, or if the
+    installed versions differ from those of the prescription (exit code 2).
     """
     from lora_doctor.cli.real_run import run
 
@@ -189,13 +190,13 @@ def real_run(**options: Any) -> int:
     type=click.Choice(["tiny", "full"]),
     default="tiny",
     show_default=True,
-    help="A shrunken model, or the real weights (folder or hub id).",
+    help="A tiny model, or the real weights (folder or hub id).",
 )
 @prescription_option
 @device_options
 @report_options
 def verify(**options: Any) -> int:
-    """Run the training contract: a short forward/backward with named checks."""
+    """Run the training contract: a short training with named checks."""
     from lora_doctor import api
 
     tell_of_unfinished(options)
@@ -220,8 +221,9 @@ def census(
 ) -> int:
     """Try LoRA on every architecture that transformers has.
 
-    Writes census.json and a searchable census.html: does it build, do PEFT's defaults train,
-    does our recipe, checkpointing, 4 and 8 bits, half precision, saving and merging; why not.
+    Writes census.json and a searchable census.html: whether a model builds, whether it trains with
+    PEFT's defaults, with the proposed recipe, with checkpointing, in 4 and 8 bits and in half
+    precision, whether saving and merging work, and why not.
     """
     from pathlib import Path
 
@@ -290,9 +292,9 @@ def report_stored(file: str, **options: Any) -> int:
     help="Format of the result.",
 )
 def diff(before: str, now: str, fail_on: str, output_format: str) -> int:
-    """Compare two stored results: what is new, gone and changed, and which versions moved.
+    """Compare two stored results: new, gone and changed findings, and changed versions.
 
-    Exit code 1 where something new, or changed to it, is at or above --fail-on.
+    Exit code 1 if a new finding, or one that got worse, is at or above --fail-on.
     """
     from lora_doctor.cli.comparison import as_json, as_text, fails
     from lora_doctor.results.baseline import compare
@@ -310,7 +312,10 @@ def diff(before: str, now: str, fail_on: str, output_format: str) -> int:
     type=click.Choice(["full", "json"]),
     default="full",
     show_default=True,
-    help="full: the rule's page; json: the codes in order, each with the line that matched.",
+    help=(
+        "full: the rule's documentation; json: matching codes in order, each with the line "
+        "that matched."
+    ),
 )
 def explain(what: str, output_format: str) -> int:
     """Explain a rule, or find the rule for an error message: pasted, in a file, or - for stdin."""
@@ -340,7 +345,7 @@ def explain(what: str, output_format: str) -> int:
     "--check",
     "fit",
     is_flag=True,
-    help="Look for installed packages that do not fit each other instead; nothing is imported. "
+    help="Check instead whether the installed packages are compatible; nothing is imported. "
     "Exit codes are those of check.",
 )
 def env(output_format: str, no_devices: bool, fit: bool) -> int:

@@ -23,7 +23,9 @@ def run(options: Mapping[str, Any], tell: Callable[[str], None]) -> Diagnosis:
 
     words = options["command"]
     if not words:
-        raise InputError("dry-run: no command; such as: lora-doctor dry-run -- python train.py")
+        raise InputError(
+            "dry-run: no command given; example: lora-doctor dry-run -- python train.py"
+        )
     return dry_run(
         words, dry_run_options(options), tell, lambda run: streams.tell(f"runs: {' '.join(run)}")
     )

@@ -81,7 +81,7 @@ def explain(text: str, *, color: bool = False) -> str:
     first, *others = found.matches
     matched = f"Matched {first.rule.code} in: {visible(first.line)}"
     if first.described:
-        matched = f"No error message is known here; in words it may be {first.rule.code}"
+        matched = f"No error message recognised; by its description it may be {first.rule.code}"
     lines = [matched, *_here(text, first.rule), ""]
     body = _render(first.rule, color)
     if others:
@@ -99,8 +99,8 @@ def _here(text: str, rule: type[Rule]) -> list[str]:
 
     return [
         visible(
-            f"In this environment: {one.importer} ({one.file}:{one.line}) asks {one.provider} for "
-            f"it; {' or '.join(pip_lines(one))}",
+            f"In this environment: {one.importer} ({one.file}:{one.line}) imports it from "
+            f"{one.provider}; {' or '.join(pip_lines(one))}",
             None,
         )
         for one in missing_imports()
@@ -166,10 +166,12 @@ def pasted(what: str) -> str:
 def _named(text: str) -> type[Rule] | None:
     """The rule whose code or name the text is."""
     if not text:
-        raise InputError("explain: nothing given; give a code such as LD101 or an error message")
+        raise InputError(
+            "explain: nothing given; give a rule code such as LD101, or an error message"
+        )
     rule = _rule(text)
     if rule is None and _CODE.fullmatch(text):
-        raise InputError(f"explain: no rule {text.upper()}; see `lora-doctor rules`")
+        raise InputError(f"explain: there is no rule {text.upper()}; see `lora-doctor rules`")
     return rule
 
 
@@ -211,7 +213,7 @@ def _unknown(text: str, near: tuple[NearMatch, ...]) -> str:
     read = [visible(line.strip(), 200) for line in lines if _ERROR.match(line)]
     told = f" ({'; '.join(repr(line) for line in read[-2:])})" if read else ""
     return f"explain: no rule knows this message{told}" + (
-        hint or "; run `lora-doctor check` on the recipe that gave it"
+        hint or "; run `lora-doctor check` on the recipe that caused it"
     )
 
 
@@ -233,6 +235,6 @@ def _render(rule: type[Rule], color: bool) -> str:
     depth = "" if rule.depth == "tiny" else f" --depth {rule.depth}"
     parts += [
         "",
-        f"Looked for at depth {rule.depth}: lora-doctor check MODEL{depth} --select {rule.code}",
+        f"Checked at depth {rule.depth}: lora-doctor check MODEL{depth} --select {rule.code}",
     ]
     return "\n".join(parts)

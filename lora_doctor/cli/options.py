@@ -45,15 +45,15 @@ def recipe_options(command: F, *, required: bool = True) -> F:
             "--format",
             "format_name",
             metavar="FORMAT",
-            help="Whose file it is, where its content does not tell: LLaMA-Factory, axolotl, TRL, "
-            "ms-swift.",
+            help="Format of the file, if its content does not show it: LLaMA-Factory, axolotl, "
+            "TRL, ms-swift.",
         ),
         *_options_of_keys("recipe"),
         click.option("--revision", metavar="REV", help="Revision of a hub id."),
         click.option(
             "--trust-remote-code",
             is_flag=True,
-            help="Allow the code of the model's repository to run, in a child process.",
+            help="Allow code of the model's repository to run, in a child process.",
         ),
         click.option(
             "--hub-time-limit",
@@ -61,7 +61,7 @@ def recipe_options(command: F, *, required: bool = True) -> F:
             default=HUB_SECONDS,
             show_default=True,
             metavar="SECONDS",
-            help="For all requests to a hub.",
+            help="For all hub requests together.",
         ),
         click.option(
             "--time-limit",
@@ -74,8 +74,8 @@ def recipe_options(command: F, *, required: bool = True) -> F:
             "--memory-limit",
             type=Number(min=0.1),
             metavar="GIB",
-            help="Resident memory of a child process.  [default: 8; at full by the checkpoint and "
-            "what the machine has]",
+            help="Resident memory of a child process.  [default: 8; at full by the checkpoint "
+            "and the machine's memory]",
         ),
     ]
     return _with(options, command)
@@ -103,8 +103,8 @@ def output_options(command: F) -> F:
         click.option(
             "--baseline",
             metavar="FILE",
-            help="Result of an earlier run (--output json=FILE): what it holds gives no exit code "
-            "1, what is gone since is told.",
+            help="Result of an earlier run (--output json=FILE): its findings do not give exit "
+            "code 1; those that are gone since are reported.",
         ),
         click.option(
             "--output-format",
@@ -126,9 +126,11 @@ def output_options(command: F) -> F:
             metavar="FORMAT=FILE",
             callback=outputs,
             multiple=True,
-            help="Write the result to FILE in this format besides; may be given several times.",
+            help="Also write the result to FILE in this format; may be repeated.",
         ),
-        click.option("--verbose", "-v", is_flag=True, help="Also what passed and was skipped."),
+        click.option(
+            "--verbose", "-v", is_flag=True, help="Also show what passed and what was skipped."
+        ),
     ]
     return fail_on_option(_with(options, command))
 
@@ -148,8 +150,8 @@ def report_options(command: F) -> F:
         click.option(
             "--strict",
             is_flag=True,
-            help="Exit code 2 also where a rule of this depth is skipped for a reason that you can "
-            "change: a package missing, a file unreadable, ...",
+            help="Exit code 2 also if a rule of this depth is skipped for a reason that you "
+            "can change: a missing package, an unreadable file, ...",
         ),
     ]
     return _with(options, output_options(command))
@@ -165,18 +167,21 @@ def dry_run_options(command: F) -> F:
             default=64,
             show_default=True,
             metavar="N",
-            help="Rows of each data set that are tokenized and mapped.",
+            help="Rows of each dataset that are tokenized and mapped.",
         ),
         click.option(
             "--synthetic-data",
             is_flag=True,
-            help="Go on with rows made up from the declared features where a data set cannot be "
-            "had; what is supervised is not judged then.",
+            help="If a dataset is not available, continue with made-up rows of its declared "
+            "features; labels are then not checked.",
         ),
         click.option(
             "--check-resume",
             is_flag=True,
-            help="Resume a Trainer from a checkpoint of the run itself, and compare with going on.",
+            help=(
+                "Also resume the Trainer from a checkpoint of the dry run, and compare with "
+                "the run that was not interrupted."
+            ),
         ),
         click.option(
             "--time-limit",
@@ -188,7 +193,7 @@ def dry_run_options(command: F) -> F:
             "--memory-limit",
             type=Number(min=0.1),
             metavar="GIB",
-            help="Resident memory of the command and all that it starts.  [default: 8]",
+            help="Resident memory of the command and all processes that it starts.  [default: 8]",
         ),
     ]
     return _with(options, command)
@@ -201,7 +206,7 @@ def real_run_options(command: F) -> F:
         click.option(
             "--prescription",
             metavar="FILE",
-            help="What fix --apply wrote.  [default: lora-doctor.prescription.json]",
+            help="Prescription that fix --apply wrote.  [default: lora-doctor.prescription.json]",
         ),
     ]
     return _with(options, command)
@@ -213,7 +218,7 @@ def memory_options(command: F) -> F:
         click.option(
             "--memory",
             is_flag=True,
-            help="Show what the recipe and its alternatives take on a GPU.",
+            help="Show how much GPU memory the recipe and its alternatives take.",
         ),
         *_options_of_keys("memory"),
     ]
@@ -226,7 +231,7 @@ def data_options(command: F) -> F:
         click.option(
             "--data",
             metavar="FILE",
-            help="Training data (JSON lines, JSON, CSV, Parquet): which tokens of its rows are "
+            help="Training data (JSON lines, JSON, CSV, Parquet): check which tokens are "
             "supervised.",
         ),
         click.option("--eval-data", metavar="FILE", help="Evaluation data, compared with --data."),
@@ -236,12 +241,12 @@ def data_options(command: F) -> F:
             default=DATA_ROWS,
             show_default=True,
             metavar="N",
-            help="Rows that are looked at, spread over the file.",
+            help="Rows to examine, spread over the file.",
         ),
         click.option(
             "--samples/--no-samples",
             default=None,
-            help="Texts of rows in every format, or in none.  [default: in the terminal only]",
+            help="Show texts of rows in every format, or in none.  [default: only in the terminal]",
         ),
         *_options_of_keys("data"),
     ]
@@ -274,7 +279,7 @@ def cache_option(command: F) -> F:
     return click.option(
         "--no-cache",
         is_flag=True,
-        help="Ask again where the same question was answered, and store nothing.",
+        help="Neither use nor store cached results.",
     )(command)
 
 
@@ -283,7 +288,7 @@ def adapter_option(command: F) -> F:
     return click.option(
         "--adapter",
         metavar="DIR|ID[@REVISION]",
-        help="Saved adapter to load onto MODEL, a folder or a hub id; its config is the recipe.",
+        help="Saved adapter to load onto MODEL: a folder or a hub id; its config is the recipe.",
     )(command)
 
 
@@ -292,7 +297,10 @@ def prescription_option(command: F) -> F:
     return click.option(
         "--prescription",
         metavar="FILE",
-        help="What fix --apply wrote: run with its patches, and its recipe where --recipe is none.",
+        help=(
+            "Prescription that fix --apply wrote: use its patches, and its recipe if there is "
+            "no --recipe."
+        ),
     )(command)
 
 
@@ -321,29 +329,29 @@ def census_options(command: F) -> F:
             "--select",
             metavar="NAME",
             multiple=True,
-            help="Model types or auto classes, as patterns such as 'qwen*'; all without.",
+            help="Model types or auto classes, as patterns such as 'qwen*'.  [default: all]",
         ),
         click.option(
             "--class",
             "classes",
             metavar="AUTO_CLASS",
             multiple=True,
-            help="Auto classes whose models are rows, as patterns such as 'AutoModelFor*'; "
-            "without, those for generation.",
+            help="Auto classes to try, as patterns such as 'AutoModelFor*'.  [default: those "
+            "for generation]",
         ),
         click.option(
             "--jobs",
             type=click.IntRange(1),
             default=lambda: os.cpu_count() or 1,
             show_default="number of cores",
-            help="Processes at a time.",
+            help="Parallel processes.",
         ),
         click.option(
             "--engine",
             type=click.Choice(["local", "ray"]),
             default="local",
             show_default=True,
-            help="Where rows are made: this machine, or a Ray cluster.",
+            help="Where to run: on this machine, or on a Ray cluster.",
         ),
         click.option(
             "-o",
@@ -351,12 +359,12 @@ def census_options(command: F) -> F:
             metavar="DIR",
             default="lora-doctor-census",
             show_default=True,
-            help="Where the table goes; a run that was broken off goes on there.",
+            help="Folder for the table; an interrupted run is continued there.",
         ),
         click.option(
             "--keep-models",
             metavar="DIR",
-            help="Also keep each tiny model and its batch, for a check by other means.",
+            help="Also keep each tiny model and its batch, to check them by other means.",
         ),
     ]
     return _with(options, command)

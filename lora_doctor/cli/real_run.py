@@ -19,13 +19,15 @@ def run(options: Mapping[str, Any], *, in_place: bool) -> int:
     from lora_doctor.real_run.start import prepare, replace_this_process, start_and_wait
 
     if not options["command"]:
-        raise InputError("run: no command; such as: lora-doctor run -- accelerate launch train.py")
+        raise InputError(
+            "run: no command given; example: lora-doctor run -- accelerate launch train.py"
+        )
     ready = prepare(options["command"], options["prescription"])
     names = ", ".join(ready.patches)
     streams.tell(
-        f"lora-doctor: run: patches in force: {names}"
+        f"lora-doctor: run: patches installed: {names}"
         if names
-        else "lora-doctor: run: the prescription has no patches; the command runs as it is"
+        else "lora-doctor: run: the prescription has no patches; the command runs unchanged"
     )
     streams.put_back()
     return replace_this_process(ready) if in_place else start_and_wait(ready)

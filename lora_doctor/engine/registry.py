@@ -68,7 +68,7 @@ def check_selection(selection: RuleSelection, rules: Sequence[type[Rule]]) -> No
     """Raises InputError when ``--select`` or ``--ignore`` names no rule, or no rule is left."""
     for prefix in (*selection.select, *selection.ignore):
         if not any(rule.code.startswith(prefix) for rule in rules):
-            raise InputError(f"rule {prefix!r}: no code starts so; see `lora-doctor rules`")
+            raise InputError(f"rule {prefix!r}: matches no rule; see `lora-doctor rules`")
     if not any(rule in selection for rule in rules):
         raise InputError("--select and --ignore leave no rule; give other codes")
 

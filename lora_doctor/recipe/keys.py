@@ -94,7 +94,7 @@ KEYS: tuple[RecipeKey, ...] = (
     RecipeKey("alpha_pattern", "adapter", form.mapping),
     RecipeKey(
         "model_class", "loading", form.string,
-        Option("Class to load with: an Auto class or a model class.", "NAME", spelling="--class"),
+        Option("Auto class or model class to load with.", "NAME", spelling="--class"),
         aliases=("class",),
     ),
     RecipeKey(
@@ -138,19 +138,19 @@ KEYS: tuple[RecipeKey, ...] = (
     RecipeKey("learning_rate", "training", form.number_from_zero),
     RecipeKey(
         "per_device_train_batch_size", "training", form.count,
-        Option("Samples of a batch, for the memory plan.", "N", int, aliases=("--batch-size",),
+        Option("Samples per batch, for the memory plan.", "N", int, aliases=("--batch-size",),
                group="memory"),
         aliases=("batch_size",),
     ),
     RecipeKey(
         "optim", "training", form.string,
-        Option("The Trainer's name of an optimizer, for the memory plan: adamw_8bit, sgd, ...",
+        Option("Optimizer, by the Trainer's name, for the memory plan: adamw_8bit, sgd, ...",
                "NAME", group="memory"),
     ),
     # TRL's names where it has one: how rows become token ids and labels.
     RecipeKey(
         "assistant_only_loss", "data", form.boolean,
-        Option("Loss on the assistant's turns only, by the template's generation marks.",
+        Option("Loss on the assistant's turns only, by the generation marks of the chat template.",
                type=bool, group="data"),
     ),
     RecipeKey(
@@ -159,31 +159,31 @@ KEYS: tuple[RecipeKey, ...] = (
     ),
     RecipeKey(
         "response_template", "data", form.string,
-        Option("Loss only on what follows this marker.", "TEXT", group="data"),
+        Option("Loss only on what follows this marker in the text.", "TEXT", group="data"),
         aliases=("response_part",),  # Unsloth
     ),
     RecipeKey(
         "data_collator", "data", form.string,
-        Option("Collator of transformers that makes the labels, such as "
-               "DataCollatorForLanguageModeling; without, TRL's way.", "NAME", group="data"),
+        Option("transformers' collator that makes the labels, such as "
+               "DataCollatorForLanguageModeling; default: as TRL does.", "NAME", group="data"),
     ),
     RecipeKey(
         "chat_template_path", "data", form.string,
-        Option("Jinja file with the chat template, in the place of the tokenizer's.", "FILE",
+        Option("Jinja file with the chat template, instead of the tokenizer's.", "FILE",
                group="data"),
     ),
     RecipeKey(
         "eos_token", "data", form.string,
-        Option("Token that ends a text, in the place of the tokenizer's.", "TOKEN", group="data"),
+        Option("End-of-text token, instead of the tokenizer's.", "TOKEN", group="data"),
     ),
     RecipeKey(
         "pad_token", "data", form.string,
-        Option("Token that fills a batch, in the place of the tokenizer's.", "TOKEN",
+        Option("Padding token, instead of the tokenizer's.", "TOKEN",
                group="data"),
     ),
     RecipeKey(
         "packing", "data", form.boolean,
-        Option("Several samples in one row.", type=bool, group="data"),
+        Option("Pack several samples into one row.", type=bool, group="data"),
     ),
     RecipeKey("truncation_mode", "data", form.string),
     RecipeKey(
@@ -193,36 +193,36 @@ KEYS: tuple[RecipeKey, ...] = (
     ),
     RecipeKey(
         "max_steps", "data", form.count,
-        Option("Optimizer steps, in the place of epochs.", "N", int, group="data"),
+        Option("Optimizer steps, instead of epochs.", "N", int, group="data"),
     ),
     RecipeKey(
         "gradient_accumulation_steps", "data", form.count,
-        Option("Batches of an optimizer step.", "N", int, group="data"),
+        Option("Batches per optimizer step.", "N", int, group="data"),
     ),
     RecipeKey(
         "warmup_steps", "data", form.number_from_zero,
-        Option("Steps until the learning rate is reached.", "X", float, read=whole_where_possible,
+        Option("Warm-up steps of the learning rate.", "X", float, read=whole_where_possible,
                group="data"),
     ),
     RecipeKey(
         "warmup_ratio", "data", form.probability,
-        Option("The same as a share of all steps.", "P", float, group="data"),
+        Option("Warm-up as a share of all steps.", "P", float, group="data"),
     ),
     RecipeKey(
         "max_length", "planning", form.count,
-        Option("Tokens of a sample, for the memory plan and for --data.", "N", int,
+        Option("Tokens per sample, for the memory plan and for --data.", "N", int,
                group="memory"),
         aliases=("max_seq_length",),  # TRL before 0.20
     ),
     RecipeKey(
         "memory_budget", "planning", form.memory_size,
-        Option("Memory of the GPU, such as 24GB: LD704 says when the recipe does not fit.",
+        Option("Memory of the GPU, such as 24GB: LD704 reports a recipe that does not fit.",
                "SIZE", group="memory"),
     ),
     RecipeKey(
         "gpu", "planning", form.gpus,
-        Option("GPU to train on, such as a100-80gb, several times for several; cheapest finds the "
-               "first that does.", "NAME", group="memory", several=True, read=parse_names),
+        Option("GPU to train on, such as a100-80gb; may be repeated. cheapest: the first that "
+               "fits.", "NAME", group="memory", several=True, read=parse_names),
     ),
 )  # fmt: skip
 
