@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from lora_doctor.dry_run.acts import small_models
+from lora_doctor.dry_run.acts.acting import Acting
 from lora_doctor.dry_run.acts.saved_adapters import plain_name, read_adapter
 from lora_doctor.dry_run.captured import Captured
 from lora_doctor.dry_run.several import (
@@ -21,6 +23,7 @@ from lora_doctor.dry_run.several import (
     processes_of,
     waited_for_us,
 )
+from lora_doctor.guest.session import Session
 from lora_doctor.results.dry_run import Resumed, ScriptError
 from lora_doctor.results.processes import Processes
 from lora_doctor.rules._dry_run_script import DDP_LOOP, MODEL
@@ -65,6 +68,25 @@ def test_a_rank_that_fails_while_the_other_waits_is_the_finding(tmp_path: Path) 
     assert (found["ran_type"], found["backend"]) == ("DDP", "gloo")
     assert {one["rank"]: one["of_another"] for one in found["errors"]}[1] is False
     assert report["verification"]["before"]["outcome"] == "passed", "judged once, by the first rank"
+
+
+def test_the_small_model_has_weights_whichever_process_makes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`TrainingArguments` come before the model: transformers from 5.19 on lets the first process
+    of a group save, and any of them may be the one that makes the small model."""
+    pytest.importorskip("torch")
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    if hasattr(LlamaForCausalLM, "should_save_on_this_rank"):
+        monkeypatch.setattr(
+            LlamaForCausalLM, "should_save_on_this_rank", lambda model, is_main_process: False
+        )
+    session = Session(tmp_path, "")
+    session.models.mkdir()
+    config = LlamaConfig(hidden_size=64, num_hidden_layers=2, vocab_size=90)
+    folder = small_models.of(Acting(session), LlamaForCausalLM, config).folder
+    assert list(folder.glob("model.safetensors")) or list(folder.glob("pytorch_model.bin"))
 
 
 def test_what_the_first_rank_tells_stands_for_all() -> None:

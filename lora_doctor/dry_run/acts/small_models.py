@@ -111,6 +111,8 @@ def _make(acting: Acting, model_class: Any, config: Any, folder: Path) -> None:
         fit_statistics(shrunk.model, shrunk.batch)
     made = Path(tempfile.mkdtemp(dir=acting.session.models))
     model = shrunk.model if native is None else shrunk.model.to(native)
+    if hasattr(model, "should_save_on_this_rank"):  # else only the first process saves weights
+        model.should_save_on_this_rank = lambda is_main_process: True
     model.eval().save_pretrained(made)
     (made / "steps.txt").write_text("\n".join(shrunk.steps), encoding="utf-8")
     try:
