@@ -9,7 +9,7 @@ from lora_doctor.rule_api import Location, Measurement
 if TYPE_CHECKING:
     from lora_doctor.rule_api import Case, DryRun, Processes, ScriptError
 
-SOURCE = "dry run of the user's command, several processes"
+SOURCE = "run of several processes"
 
 
 def failure(case: Case) -> tuple[Processes, ScriptError] | None:

@@ -67,13 +67,13 @@ class ProcessesTrainApart(Rule):
         if found.sums:
             sums = ", ".join(f"rank {rank}: {value:.6g}" for rank, value in found.sums.items())
             evidence.append(
-                Measurement("sum of absolute trainable parameters after three steps", sums, SOURCE)
+                Measurement("sum of absolute trainable parameters, same steps", sums, SOURCE)
             )
         why = (
             "they have no process group"
             if found.met < 2
             else (
-                f"after three steps the sums of their adapters differ by {found.apart:.2g} "
+                f"after the same steps the sums of their adapters differ by {found.apart:.2g} "
                 "(relative)"
             )
         )

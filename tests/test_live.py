@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import lora_doctor
 from lora_doctor.errors import InputError, TrainingStopped
+from lora_doctor.live.ranks import Ranks
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.slow
@@ -198,6 +200,29 @@ def test_autocast_of_the_loop_is_that_of_the_second_look() -> None:
             optimizer.zero_grad()
     assert "float16" in str(told.value) and watch.diagnosis is not None
     assert watch.diagnosis.recipe.get("fp16") is True
+
+
+def test_processes_that_train_apart_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes in a group, and nothing that averages their gradients: what they have told
+    each other after the watched steps differs."""
+    told = SimpleNamespace(sums=lambda: {"0": 10.0, "1": 10.1})
+    monkeypatch.setattr(Ranks, "told", lambda model, step: told)
+    with pytest.raises(TrainingStopped, match=r"after step 4: LD541 .*2 processes train"):
+        train(make_model(), contract=False)
+    same = SimpleNamespace(sums=lambda: {"0": 10.0, "1": 10.0})
+    monkeypatch.setattr(Ranks, "told", lambda model, step: same)
+    train(make_model(), contract=False)
+
+
+def test_no_process_waits_for_what_another_one_tells() -> None:
+    store = torch.distributed.HashStore()
+    ranks = Ranks(store, ["a/0", "a/1"])
+    store.set("a/0", "names 2.5")
+    assert ranks.sums() is None
+    store.set("a/1", "names 3.5")
+    assert ranks.sums() == {"0": 2.5, "1": 3.5}
+    store.set("a/1", "other-names 3.5")
+    assert ranks.sums() == {}, "each has a part of the model"
 
 
 def test_with_never_it_only_says_so(capfd: pytest.CaptureFixture[str]) -> None:

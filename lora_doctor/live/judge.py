@@ -3,6 +3,7 @@ loaded module and of a dry run, gathered on the real objects."""
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ from lora_doctor.guest.journal import Journal
 from lora_doctor.guest.session import Session
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.diagnosis import Diagnosis
+from lora_doctor.results.dry_run import DryRun
+from lora_doctor.results.processes import Processes
 from lora_doctor.results.verification import Verification
 
 T = TypeVar("T")
@@ -58,7 +61,8 @@ def acting() -> tuple[Acting, Kept]:
 class Training:
     """The objects of a training. ``given``: what the first training forward was called with, by
     name. ``arguments``: of a Trainer, or ``None``. ``planned``: steps of the whole run. ``mixed``:
-    device type and dtype of the autocast that forward is called in."""
+    device type and dtype of the autocast that forward is called in. ``sums``: rank to the sum of
+    the sizes of its trainable numbers, of several processes after the same steps."""
 
     model: Any
     optimizer: Any
@@ -68,6 +72,7 @@ class Training:
     given: Mapping[str, Any] = field(default_factory=dict)
     journal: Kept | None = None
     mixed: tuple[str, Any] | None = None
+    sums: Mapping[str, float] | None = None
 
 
 def check_selection(select: Sequence[str], ignore: Sequence[str]) -> None:
@@ -118,12 +123,22 @@ def _keep(case: Case, training: Training, seen: Verification | None, why_not: st
         store.keep("full", seen)
     elif why_not:
         store.refuse("full", EvidenceError(why_not))
+    if training.sums:
+        store.keep("dry_run", _several(training.sums))
     captured = training.journal.captured() if training.journal is not None else Captured(())
     supervision = captured.supervision()
     if supervision is not None:
         store.keep("supervision", supervision)
     else:
         store.refuse("supervision", EvidenceError("the first batch has no labels"))
+
+
+def _several(sums: Mapping[str, float]) -> DryRun:
+    """What rules about several processes look at, of those of this training."""
+    count, ranks = len(sums), tuple(sorted(int(rank) for rank in sums))
+    found = Processes(count, count, met=count, trained=ranks, ran_type="live run", sums=sums)
+    command = (Path(sys.argv[0]).name,) if sys.argv else ()
+    return DryRun(command, 0, trained_by="a loop", processes=found)
 
 
 def _recipe(training: Training) -> Recipe:

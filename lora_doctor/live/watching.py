@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from lora_doctor.errors import LoraDoctorError, TrainingStopped
 from lora_doctor.live import judge, telling
 from lora_doctor.live.numbers import Later, is_finite, loss_in, norms_of
+from lora_doctor.live.ranks import Ranks
 from lora_doctor.live.telling import On
 from lora_doctor.nn.copying import undisturbed
 from lora_doctor.results.diagnosis import Diagnosis
@@ -23,6 +24,8 @@ _STEPS = 4
 _MOST_STEPS = 40
 #: Forwards whose token ids are looked at.
 _BATCHES = 4
+#: The rule about processes that train each for itself.
+_APART = "LD541"
 
 
 F = TypeVar("F", bound=Callable[..., None])
@@ -71,6 +74,7 @@ class Watch:
         self._given: dict[str, Any] = {}
         self._loss: Later | None = None
         self._norms: Later | None = None
+        self._ranks: tuple[Ranks, Verification] | None = None
         self._watched: list[tuple[str, Any]] = []
         self._names: list[str] = []
         self._device, self._dtype = "cpu", "float32"
@@ -147,6 +151,8 @@ class Watch:
         self._look_at_loss()
         if self._norms is not None:
             self._look_at_gradients(self._taken)
+        if self._ranks is not None:
+            self._compare_ranks(*self._ranks)
         self._taken += 1
         if _is_scaled(optimizer):
             return
@@ -239,10 +245,26 @@ class Watch:
                 f"live run: steps 1 to {steps.steps}: every adapter parameter has a gradient and "
                 "moves"
             )
+            told = Ranks.told(self._training.model, self._taken)
+            self._ranks = None if told is None else (told, seen)
             return
         diagnosis = self._ask(seen)
         if diagnosis is not None:
             self._tell(diagnosis, f"after step {steps.steps}")
+
+    def _compare_ranks(self, ranks: Ranks, seen: Verification) -> None:
+        """Once all processes have told what they have: it is the same, or they train apart."""
+        sums = ranks.sums()
+        if sums is None:
+            return
+        self._ranks = None
+        self._training.sums = sums
+        select = self._chosen[0]
+        asked = not select or any(_APART.startswith(prefix) for prefix in select)
+        differ = len(set(sums.values())) > 1
+        diagnosis = self._ask(seen, only=_APART) if asked and differ else None
+        if diagnosis is not None and diagnosis.findings:
+            self._tell(diagnosis, f"after step {self._taken}")
 
     def _look_at_loss(self) -> None:
         loss, self._loss = self._loss, None
@@ -314,12 +336,16 @@ class Watch:
 
     # --- what is said --------------------------------------------------------------------------
 
-    def _ask(self, seen: Verification | None, why_not: str = "") -> Diagnosis | None:
-        """The diagnosis; ``None`` where the rules cannot be asked, which stops no training."""
+    def _ask(
+        self, seen: Verification | None, why_not: str = "", only: str | None = None
+    ) -> Diagnosis | None:
+        """The diagnosis; ``None`` where the rules cannot be asked, which stops no training.
+        ``only``: the code of the one rule that is asked."""
+        chosen = self._chosen if only is None else ((only,), self._chosen[1])
         try:
             with undisturbed():
                 return judge.apart(
-                    lambda: judge.judged(self._training, self._chosen, seen=seen, why_not=why_not)
+                    lambda: judge.judged(self._training, chosen, seen=seen, why_not=why_not)
                 )
         except LoraDoctorError as error:
             telling.say(f"live run: not judged: {error}")
