@@ -20,6 +20,7 @@ from lora_doctor.recipe.files.read_as import (
 from lora_doctor.recipe.files.remark import Remark
 from lora_doctor.recipe.files.spelling import Spelling, Spellings
 from lora_doctor.recipe.files.trainer_spellings import OF_THE_TRAINER
+from lora_doctor.recipe.keys import config_fields
 from lora_doctor.static.installed.framework_fields import Sources
 
 NAME = "LLaMA-Factory"
@@ -81,9 +82,7 @@ def _finish(values: dict[str, Any], entries: Mapping[str, Any]) -> None:
         values.pop("load_in_4bit", None)
         values.pop("load_in_8bit", None)
     _without_quantization(values)
-    if entries.get("pissa_init") and boolean(entries["pissa_init"]):
-        steps = entries.get("pissa_iter", 16)
-        values["init_lora_weights"] = "pissa" if steps == -1 else f"pissa_niter_{steps}"
+    _of_adapter(values, entries)
     if values.get("bf16") or boolean(entries.get("pure_bf16") or False):
         values["dtype"] = "bfloat16"
     elif values.get("fp16"):
@@ -97,6 +96,42 @@ def _finish(values: dict[str, Any], entries: Mapping[str, Any]) -> None:
         values["packing"] = True
         if isinstance(values.get("max_length"), int):
             values["max_length"] -= 1  # hparams/data_args.py
+
+
+def _of_adapter(values: dict[str, Any], entries: Mapping[str, Any]) -> None:
+    """Where adapters are left out, and how they begin (``model/adapter.py``)."""
+    left_out = _left_out(entries)
+    if left_out and "exclude_modules" in (config_fields("LORA") or ()):
+        values["exclude_modules"] = left_out
+    if entries.get("pissa_init") and boolean(entries["pissa_init"]):
+        steps = entries.get("pissa_iter", 16)
+        values["init_lora_weights"] = "pissa" if steps == -1 else f"pissa_niter_{steps}"
+
+
+#: What ``model/model_utils/visual.py`` leaves without adapters unless it is told to train it: parts
+#: of the paths in the models that it knows to have several towers.
+_ENCODERS = (
+    r"vision_tower|vision_model|audio_tower|vpm\.|apm\."
+    r"|visual\.(?:pos_embed|patch_embed|blocks|deepstack_merger_list)"
+)
+_PROJECTORS = r"multi_modal_projector|visual\.merger|embed_vision|embed_audio|resampler"
+
+
+def _left_out(entries: Mapping[str, Any]) -> str | None:
+    """``get_forbidden_modules``: a regular expression for the modules that get no adapter."""
+    if str(entries.get("finetuning_type", "lora")) != "lora":
+        return None
+    parts = [
+        names
+        for names, entry in (
+            (_ENCODERS, "freeze_vision_tower"),
+            (_PROJECTORS, "freeze_multi_modal_projector"),
+        )
+        if boolean(entries.get(entry, True))
+    ]
+    if entries.get("freeze_language_model") and boolean(entries["freeze_language_model"]):
+        parts.append(r"language_model|lm_head")
+    return rf".*(?:{'|'.join(parts)}).*" if parts else None
 
 
 def _without_quantization(values: dict[str, Any]) -> None:
