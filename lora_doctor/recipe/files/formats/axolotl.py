@@ -81,6 +81,7 @@ _ATTENTION = {
 def _finish(values: dict[str, Any], entries: Mapping[str, Any]) -> None:
     """What ``loaders/`` and ``utils/config`` of axolotl make of several entries."""
     values["task_type"] = "CAUSAL_LM"
+    _of_class(values, entries)
     if boolean(entries.get("lora_target_linear") or False):
         values["target_modules"] = "all-linear"
     if values.get("bf16"):
@@ -103,6 +104,18 @@ def _finish(values: dict[str, Any], entries: Mapping[str, Any]) -> None:
             values["attn_implementation"] = meant
     if values.get("gradient_checkpointing"):
         values.setdefault("gradient_checkpointing_kwargs", {"use_reentrant": True})
+
+
+#: Heads for which ``_get_peft_task_type`` has another task type, by a part of the class's name.
+_HEADS = {"SequenceClassification": "SEQ_CLS", "TokenClassification": "TOKEN_CLS"}
+
+
+def _of_class(values: dict[str, Any], entries: Mapping[str, Any]) -> None:
+    """The class of a reward model, which ``model_type`` names, and its task type."""
+    name = str(entries.get("model_type") or entries.get("type_of_model") or "")
+    for part, task in _HEADS.items():
+        if part in name:
+            values["model_class"], values["task_type"] = name, task
 
 
 def _write(key: str, value: Any, entries: Mapping[str, Any]) -> dict[str, Any] | None:
