@@ -130,7 +130,12 @@ def verdict_words(diagnosis: Diagnosis) -> tuple[str, str]:
         )
     if verdict == "undetermined":
         in_part = before is not None and before.obstacle == "not-proven"
-        much = "a part of the recipe was not proven" if in_part else "nothing was proven"
+        held_open = before is not None and before.outcome == "passed"
+        much = (
+            "a part of the recipe was not proven" if in_part else
+            "the training contract passed, a question is open" if held_open else
+            "nothing was proven"
+        )  # fmt: skip
         return f"Undetermined: {much}", why_undetermined(diagnosis)
     errors = any(finding.severity == "error" for finding in diagnosis.findings)
     accepted = accepted_count(diagnosis)

@@ -70,7 +70,7 @@ def about(finding: Finding, rows: RowSet) -> Finding:
 def proof(found: Supervision) -> Proof:
     """The run's own batches were seen, or rows were made by the model's tokenizer."""
     if found.executed:
-        return Proof("executed", f"seen in the batches of the run: {found.origin}")
+        return Proof("executed", found.origin)
     return Proof("measured", found.origin)
 
 

@@ -109,7 +109,8 @@ def _tell_missing_services(acting: Acting, asked: Any) -> None:
         try:
             kind()
         except (RuntimeError, ImportError) as error:
-            acting.journal.tell("lacking", why=f"report_to={name}: {one_line(error, 200)}")
+            told = one_line(error, 200)
+            acting.journal.tell("lacking", why=f"the Trainer refuses report_to={name} here: {told}")
 
 
 def _for_cpu(acting: Acting, arguments: Any) -> None:
