@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from lora_doctor.dry_run.acts.packages import changes_packages
 from lora_doctor.dry_run.captured import Captured
 from lora_doctor.dry_run.not_asked import not_asked
 from lora_doctor.dry_run.not_here import is_about_here
@@ -35,6 +36,7 @@ __all__ = ["place"]  # a fixture
         ("httpx.ConnectError", "[Errno -2] Name or service not known"),
         ("requests.exceptions.ConnectionError", "HTTPSConnectionPool: Max retries exceeded"),
         ("huggingface_hub.errors.LocalEntryNotFoundError", "offline mode is enabled"),
+        ("LookupError", "Resource punkt not found. Please use the NLTK Downloader"),
     ],
 )
 def test_what_this_machine_lacks_leaves_the_question_open(kind: str, message: str) -> None:
@@ -80,6 +82,22 @@ def test_a_script_that_gives_up_without_a_gpu(
     file = tmp_path / "train.py"
     file.write_text(text)
     assert is_about_here(ScriptError("ValueError", "no", str(file), line)) is here
+
+
+@pytest.mark.parametrize(
+    ("command", "changes"),
+    [
+        ("python -m pip install -q -U trl", True),
+        ("python -u -m pip --quiet uninstall -y peft", True),
+        ("/env/bin/python /env/bin/pip3.11 install trl", True),
+        ("python -m pip list", False),
+        ("python train.py install", False),
+        ("python -m trainer pip install", False),
+        ("python -", False),
+    ],
+)
+def test_what_would_change_the_environment_is_left_out(command: str, changes: bool) -> None:
+    assert changes_packages(command.split()) is changes
 
 
 # --- which rows are judged ----------------------------------------------------------------------
@@ -186,6 +204,8 @@ def test_a_script_for_a_gpu_goes_its_way_and_a_schedule_that_stands_still_is_fou
         "assert torch.cuda.get_device_capability()[0] >= 8 and torch.cuda.is_bf16_supported()\n"
         "print(torch.cuda.get_device_properties(0).total_memory, torch.cuda.get_device_name(0))\n"
         "torch.cuda.reset_peak_memory_stats()\n"
+        "import subprocess, sys\n"
+        "subprocess.check_call([sys.executable, '-m', 'pip', 'install', 'no-such-package-42'])\n"
     )
     (place / "loop.py").write_text(
         script.replace(f"{optimizer}\n", "")
@@ -196,3 +216,4 @@ def test_a_script_for_a_gpu_goes_its_way_and_a_schedule_that_stands_still_is_fou
     report = dry_run(place, sys.executable, "loop.py", code=1)
     assert rules(report) == ["LD510"], json.dumps(report["findings"])[:2000]
     assert report["dry_run"]["error"] is None
+    assert any("pip was left out" in note["text"] for note in report["notes"])

@@ -29,7 +29,7 @@ _NETWORK = (
 _NO_NETWORK = re.compile(
     r"Name or service not known|Temporary failure in name resolution|Max retries exceeded"
     r"|Failed to establish a new connection|Network is unreachable|couldn't connect to"
-    r"|offline mode is enabled|nodename nor servname",
+    r"|offline mode is enabled|nodename nor servname|Couldn't reach |NLTK Downloader",
     re.IGNORECASE,
 )
 #: What a script asks before it gives up without a GPU.

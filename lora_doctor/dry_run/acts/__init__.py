@@ -18,6 +18,7 @@ from lora_doctor.dry_run.acts import (
     loading,
     loops,
     outputs,
+    packages,
     processes,
     replicas,
     saved_adapters,
@@ -40,6 +41,7 @@ _ACTS = (failures, processes, folders, generation, outputs, hub, devices, gpu_fa
 def install(session: Session) -> Acting:
     """Prepare everything that a dry run does in this process; nothing is imported for it."""
     acting = Acting(session)
+    packages.leave_out(acting)
     for act in _ACTS:
         act.prepare(acting)
     acting.hooks.install()
