@@ -18,7 +18,9 @@ def _run(setup: Setup, root: Path) -> None:
     write_all(root)
     setup.write(root)
     before, began = sorted(root.rglob("*")), time.monotonic()
-    result = cli.lora_doctor("dry-run", "--output-format", "json", "--", *setup.words, cwd=root)
+    result = cli.lora_doctor(
+        "dry-run", "--output-format", "json", "--", *setup.words, cwd=root, timeout=900
+    )
     print(f"== {setup.name}: {time.monotonic() - began:.0f} s, code {result.code}")
     left = sorted({str(path.relative_to(root)) for path in set(root.rglob("*")) - set(before)})
     print(f"   left behind: {left}")
