@@ -25,6 +25,7 @@ from lora_doctor.dry_run.written import keep_written
 from lora_doctor.engine import registry
 from lora_doctor.engine.case import Case
 from lora_doctor.engine.diagnose import diagnose
+from lora_doctor.engine.evidence_store import EvidenceStore
 from lora_doctor.engine.ignored import with_ignored
 from lora_doctor.engine.limits import DEFAULT_MEMORY
 from lora_doctor.errors import EvidenceError, InputError
@@ -363,19 +364,25 @@ def _keep(case: Case, captured: Captured, found: _Outcome, recipe: Recipe) -> No
         store.keep("optimizer", optimizer)
     else:
         store.refuse("optimizer", EvidenceError("no optimizer took a step in the dry run"))
-    supervision = captured.supervision()
-    if captured.all("synthetic"):
-        store.refuse("supervision", EvidenceError(MADE_UP))
-    elif supervision is not None:
-        store.keep("supervision", supervision)
-    else:
-        store.refuse("supervision", EvidenceError("no batch with labels was seen in the dry run"))
+    _keep_supervision(store, captured, found)
     record = captured.last("structure")
     structure = captured.structure()
     if structure is not None and record is not None and (record["full"] or _own(case)):
         store.keep("structure", structure)
     elif _own(case):
         store.refuse("structure", EvidenceError(reason))
+
+
+def _keep_supervision(store: EvidenceStore, captured: Captured, found: _Outcome) -> None:
+    supervision = captured.supervision()
+    if captured.all("synthetic"):
+        store.refuse("supervision", EvidenceError(MADE_UP))
+    elif found.run.shifted_labels is not None:
+        store.refuse("supervision", EvidenceError("the labels are not those of their tokens"))
+    elif supervision is not None:
+        store.keep("supervision", supervision)
+    else:
+        store.refuse("supervision", EvidenceError("no batch with labels was seen in the dry run"))
 
 
 def _own(case: Case) -> bool:
