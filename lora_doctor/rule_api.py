@@ -143,6 +143,7 @@ if TYPE_CHECKING:
     from lora_doctor.contract.round_trip import MERGE_TOLERANCE
     from lora_doctor.evidence.optimizer import OptimizerState, TrainableTensor
     from lora_doctor.recipe.files.side_files import Pin, SideFiles
+    from lora_doctor.recipe.program.made_arguments import made_arguments
     from lora_doctor.recipe.program.names import UnknownArgument, unknown_arguments
     from lora_doctor.recipe.program.objects import adds_without_wrapper
     from lora_doctor.recipe.program.order import (
@@ -183,6 +184,7 @@ if TYPE_CHECKING:
     from lora_doctor.results.processes import Processes, SavedAdapter
     from lora_doctor.results.quantization import FloatPart, KeptWeights, Quantization
     from lora_doctor.results.quantized_use import QuantizedUse, Use
+    from lora_doctor.results.refused_arguments import Refusal
     from lora_doctor.results.round_trip import AutoLoading, Saving, TiedPart, Vocabulary
     from lora_doctor.results.stacked_adapters import Stacked, StackedAdapter
     from lora_doctor.results.structure import ModuleGroup, Structure, Tower
@@ -202,6 +204,7 @@ _LAZY = {
         "contract.round_trip": ("MERGE_TOLERANCE",),
         "evidence.optimizer": ("OptimizerState", "TrainableTensor"),
         "recipe.files.side_files": ("Pin", "SideFiles"),
+        "recipe.program.made_arguments": ("made_arguments",),
         "recipe.program.names": ("UnknownArgument", "unknown_arguments"),
         "recipe.program.objects": ("adds_without_wrapper",),
         "recipe.program.order": (
@@ -227,6 +230,7 @@ _LAZY = {
         "results.processes": ("Processes", "SavedAdapter"),
         "results.quantization": ("FloatPart", "KeptWeights", "Quantization"),
         "results.quantized_use": ("QuantizedUse", "Use"),
+        "results.refused_arguments": ("Refusal",),
         "results.round_trip": ("AutoLoading", "Saving", "TiedPart", "Vocabulary"),
         "results.stacked_adapters": ("Stacked", "StackedAdapter"),
         "results.structure": ("ModuleGroup", "Structure", "Tower"),
@@ -306,6 +310,7 @@ __all__ = [
     "Quantization",
     "QuantizedUse",
     "Recipe",
+    "Refusal",
     "Remark",
     "RemoteCode",
     "ReplacedLayers",
@@ -356,6 +361,7 @@ __all__ = [
     "known_architectures",
     "loaded_frozen",
     "lora_config_fields",
+    "made_arguments",
     "means_mlp",
     "missing_name",
     "name_groups",

@@ -64,6 +64,12 @@ LOADING_BY_CODE = Task(
     "the factory, called twice, and the names in the checkpoint that it loads",
     "what the factory loads",
 )
+REFUSED_ARGUMENTS = Task(
+    "refused_arguments",
+    "lora_doctor.evidence.refused_arguments:gather",
+    "the classes of the Trainer's arguments, and the framework's own parser",
+    "the arguments of the Trainer",
+)
 MEMORY_PLAN = Task(
     "memory_plan",
     "lora_doctor.memory_plan.gather:gather",

@@ -11,6 +11,7 @@ from lora_doctor.engine.child_tasks import (
     LOADING,
     LOADING_BY_CODE,
     MEMORY_PLAN,
+    REFUSED_ARGUMENTS,
     STRUCTURE,
     ChildTasks,
     supervision_of,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from lora_doctor.results.checkpoint_quantization import CheckpointQuantization
     from lora_doctor.results.loading import Loading
     from lora_doctor.results.memory_plan import MemoryPlan
+    from lora_doctor.results.refused_arguments import AskedArguments
     from lora_doctor.results.structure import Structure
     from lora_doctor.results.supervision import Supervision
 
@@ -168,6 +170,35 @@ class MetaEvidence(WrittenEvidence):
         self._progress(f"calling {self.source} twice")
         limits = self.settings.limits.of_meta()
         return self._tasks.gather(LOADING_BY_CODE, Loading, recipe, limits)
+
+    @evidence(of_recipe=True)
+    def refused_arguments(self) -> AskedArguments:
+        """What the classes of the Trainer's arguments, or the framework's own parser, refuse of the
+        values in the user's file; raises where there are none."""
+
+        from lora_doctor.recipe.files.format import framework_named
+        from lora_doctor.recipe.program.made_arguments import made_arguments
+        from lora_doctor.results.refused_arguments import AskedArguments
+
+        self._require("meta")
+        calls = made_arguments(self.program) if self.has("program") else []
+        framework, entries = "", {}
+        if self.has("set_up"):
+            framework = framework_named(self.set_up.format).sources.distribution
+            unknown = self.set_up.unknown  # which have a rule of their own
+            entries = {k: v for k, v in self.set_up.entries.items() if k not in unknown}
+        if not calls and not framework:
+            raise EvidenceError("no arguments of a Trainer are written out with all their values")
+        self._progress("making the arguments of the Trainer")
+        return self._tasks.gather(
+            REFUSED_ARGUMENTS,
+            AskedArguments,
+            self.asked,
+            self.settings.limits.of_meta(),
+            calls=[{"name": call.name, "values": call.values} for call in calls],
+            framework=framework,
+            entries=entries,
+        )
 
     @evidence(of_recipe=True)
     def memory_plan(self) -> MemoryPlan:

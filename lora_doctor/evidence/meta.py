@@ -97,7 +97,7 @@ def gather(
         f"the default config cannot be built as it is; set {item}" for item in loader.repairs
     ]
     choices += [loader.choice()] if loader.choice() else []
-    notes = (*found.notes, *(Note("choice", text) for text in choices))
+    notes = (*found.notes, *(Note("choice", text) for text in choices), *loader.not_run())
     found = _complete(replace(found, notes=notes), where, model, asked)
     loaded = loader.source["kind"] != "factory"
     recipe_in_full = Recipe.from_json(found.recipe)

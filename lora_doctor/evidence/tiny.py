@@ -139,7 +139,7 @@ def _verify(planned: TinyRun, made: str | None) -> Verification:
         model = planned.loader.build()
         return _contract(replace(planned, model=model, dtype=dtypes.dtype_of(model)))
     shrunk = make(planned.loader, made)
-    notes = [Note("step", step) for step in shrunk.steps]
+    notes = [*(Note("step", step) for step in shrunk.steps), *planned.loader.not_run()]
     return verify(replace(planned, model=shrunk.model, batch=shrunk.batch, notes=notes))
 
 

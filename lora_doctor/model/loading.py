@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_doctor.errors import EvidenceError, FactoryError, InputError
+from lora_doctor.model.attention import attention_here, missing_attention
 from lora_doctor.model.auto_classes import (
     auto_classes,
     class_in,
@@ -29,6 +30,7 @@ from lora_doctor.model.default_config import with_room_for_tokens
 from lora_doctor.model.first_config import first_config
 from lora_doctor.recipe.keys import WRAPPING_KEYS
 from lora_doctor.recipe.recipe import Recipe
+from lora_doctor.results.note import Note
 from lora_doctor.results.structure import HeadClass
 from lora_doctor.sandbox.memory import is_out_of_memory
 from lora_doctor.static.installed.missing_package import missing_remedy
@@ -95,6 +97,12 @@ class Loader:
                     return str(value).removeprefix("torch.")
         return None
 
+    def not_run(self) -> tuple[Note, ...]:
+        """What of the recipe this machine lacks, and what was built in its place."""
+        missing = missing_attention(self.recipe, self.model_class)
+        text = f"attn_implementation {missing} was not run: this machine lacks it; the class's own"
+        return (Note("not-proven", f"{text} choice ran in its place"),) if missing else ()
+
     def build(self, device: str = "cpu", config: Any = None, dtype: str | None = None) -> Any:
         """An ``nn.Module`` with random weights on ``cpu``, or without storage on ``meta``.
 
@@ -109,7 +117,7 @@ class Loader:
 
         assert self.model_class is not None
         options: dict[str, Any] = {}
-        attention = self.recipe.get("attn_implementation")
+        attention = attention_here(self.recipe, self.model_class)
         if attention:
             options["attn_implementation"] = attention
         own = config is None and self.source["kind"] == "arch"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from lora_doctor.model.attention import attention_here
 from lora_doctor.model.peft_models import is_peft_model, peft_models
 from lora_doctor.nn.copying import structural_copy
 from lora_doctor.nn.rebinding import deep_copy
@@ -32,7 +33,7 @@ def loading_options(recipe: Recipe, dtype: str | None) -> dict[str, Any]:
     options: dict[str, Any] = {}
     if dtype is not None:
         options[dtype_argument()] = dtype if dtype == "auto" else getattr(torch, dtype)
-    attention = recipe.get("attn_implementation")
+    attention = attention_here(recipe)
     if attention:
         options["attn_implementation"] = attention
     return options

@@ -26,7 +26,7 @@ from lora_doctor.recipe.files.format import (
 )
 from lora_doctor.recipe.files.looks_like import looks_like, text_looks_like
 from lora_doctor.recipe.files.plain import plain
-from lora_doctor.recipe.files.shell_arguments import TrainingCommand
+from lora_doctor.recipe.files.shell_arguments import Argument, TrainingCommand
 from lora_doctor.recipe.files.spelling import Spelling
 from lora_doctor.recipe.keys import check_value
 from lora_doctor.recipe.recipe import Recipe
@@ -247,22 +247,11 @@ def _shell_document(
     path: Path, file: FileText, data: Mapping[Path, bytes], format: RecipeFormat | None
 ) -> Document:
     command = shell_edit.training_command(file.text, path)
-    entries = {argument.name: argument.value for argument in command.arguments}
-    unknown = next((one for one in command.arguments if one.value is None), None)
-    if unknown is not None:
-        variables = [name for word in unknown.words for name in word.variables]
-        hint = (
-            f"set it: {variables[0]}=... lora-doctor ..."
-            if variables and variables[0].isidentifier()
-            else "write the value, or run it: lora-doctor dry-run"
-        )
-        raise InputError(
-            f"{_place(path, file.text, unknown.start)}: {unknown.name} is only known to the "
-            f"shell; {hint}"
-        )
+    known = [argument for argument in command.arguments if argument.value is not None]
+    entries = {argument.name: argument.value for argument in known}
     places = {
         one.name: _place(path, file.text, one.words[0].start if one.words else one.start)
-        for one in command.arguments
+        for one in known
     }
     shell = Part(path, file, "shell", entries, places, command)
     parts: tuple[Part, ...] = (shell,)
@@ -272,7 +261,28 @@ def _shell_document(
         parts = (_part(named, decode(named, content)), shell)
     merged = {name: value for part in parts for name, value in part.entries.items()}
     by_program = format_named(command.format) if command.format else None
-    return Document(path, parts, format or by_program or _format_of(merged, path))
+    found = format or by_program or _format_of(merged, path)
+    for argument in command.arguments:
+        if argument.value is None and _counts(found, argument.name):
+            raise _only_known_to_the_shell(_place(path, file.text, argument.start), argument)
+    return Document(path, parts, found)
+
+
+def _counts(format: RecipeFormat, name: str) -> bool:
+    """Whether an argument is the model or a key of the recipe; where results go is neither."""
+    framework = framework_of(format)
+    named = (framework.model, framework.revision) if framework is not None else ()
+    return name in named or bool(format.SPELLINGS.keys(name))
+
+
+def _only_known_to_the_shell(place: Place, argument: Argument) -> InputError:
+    variables = [name for word in argument.words for name in word.variables]
+    hint = (
+        f"set it: {variables[0]}=... lora-doctor ..."
+        if variables and variables[0].isidentifier()
+        else "write the value, or run it: lora-doctor dry-run"
+    )
+    return InputError(f"{place}: {argument.name} is only known to the shell; {hint}")
 
 
 def _named_file(script: Path, name: str) -> Path:

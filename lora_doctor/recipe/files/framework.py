@@ -59,26 +59,35 @@ class Framework:
     freezes: Callable[[Entries], Mapping[str, Callable[[str], bool]]] = lambda entries: {}
     #: Whether it quantizes fused experts, which transformers leaves as they are.
     quantizes_experts: Callable[[Entries], bool] = lambda entries: False
+    #: The plugins that the entries switch on, by the names of their folders; empty for one that
+    #: is not its own.
+    plugins: Callable[[Entries], set[str]] = lambda entries: set()
     #: The programs of its command line.
     commands: tuple[str, ...] = ()
 
     def fields(self) -> Fields | None:
         return fields_of(self.sources)
 
-    def unknown_entries(self, entries: Iterable[str]) -> dict[str, str]:
+    def unknown_entries(self, entries: Entries) -> dict[str, str]:
         """The entries that the framework does not have, each with the one that was meant (empty
         where none is near)."""
         fields = self.fields()
         if fields is None:
             return {}
         known = fields.names | self.also
+        switched_on = self.plugins(entries)
+        for folder, names in fields.plugins.items():
+            known |= names if folder in switched_on else frozenset()
         written = list(entries)
         unused = known.difference(written)
-        return {
+        meant = {
             name: self.renamed.get(name) or _meant(name, unused)
             for name in written
             if name not in known
         }
+        if "" in switched_on:  # a plugin of somebody else's may have arguments of its own
+            return {name: near for name, near in meant.items() if near}
+        return meant
 
 
 def _meant(name: str, known: Iterable[str]) -> str:

@@ -18,6 +18,11 @@ _VARIABLE = re.compile(
 )
 _END = re.compile(r"\|\||&&|;;?|\||&(?!>)|\n")
 _REDIRECTION = re.compile(r"[0-9]*(?:&>>?|>>?|<<<|<)(?:&[0-9-]+)?")
+#: ``ARGS=(`` and ``ARGS+=(``; ``"${ARGS[@]}"`` as a word of its own.
+_ARRAY = re.compile(rf"({_NAME})(\+?)=\(")
+_ITEMS = re.compile(rf"\"?\$\{{({_NAME})\[[@*]\]\}}\"?(?=[\s;|)&]|\Z)")
+#: The arguments of the script itself, which is read as if it were started without.
+_OWN = re.compile(r"\"?\$(?:[@*]|\{[@*](?::[^}]*)?\})\"?(?=[\s;|)&]|\Z)")
 _HERE = re.compile(r"<<-?\s*(['\"]?)(\w+)\1")
 
 
@@ -59,6 +64,7 @@ class _Reader:
         self.position = 0
         self.found: list[Command] = []
         self.words: list[Word] = []
+        self.arrays: dict[str, list[Word]] = {}
         self.here: list[str] = []
 
     def read(self) -> list[Command]:
@@ -77,6 +83,8 @@ class _Reader:
         elif character == "#":
             end = text.find("\n", position)
             self.position = len(text) if end < 0 else end
+        elif self._several():
+            pass
         elif here := _HERE.match(text, position):
             self.here.append(here[2])
             self.position = here.end()
@@ -92,6 +100,38 @@ class _Reader:
                 self._word()
         else:
             self.words.append(self._word())
+
+    def _several(self) -> bool:
+        """What stands for several words: an array that is set or used, the script's arguments."""
+        text, position = self.text, self.position
+        if array := _ARRAY.match(text, position):
+            self._array(array)
+            return True
+        if (items := _ITEMS.match(text, position)) and items[1] in self.arrays:
+            self.words += self.arrays[items[1]]
+            self.position = items.end()
+            return True
+        if own := _OWN.match(text, position):
+            self.position = own.end()
+        return own is not None
+
+    def _array(self, found: re.Match[str]) -> None:
+        """The words of an array, which stand for ``"${NAME[@]}"``."""
+        words = self.arrays.setdefault(found[1], []) if found[2] else []
+        self.arrays[found[1]] = words
+        self.position = found.end()
+        while self.position < len(self.text) and self.text[self.position] != ")":
+            character = self.text[self.position]
+            if character == "#":
+                end = self.text.find("\n", self.position)
+                self.position = len(self.text) if end < 0 else end
+            elif character in " \t\r\n":
+                self.position += 1
+            else:
+                self.position = _continuation(self.text, self.position) or self.position
+                if self.text[self.position : self.position + 1] not in ("", ")", *" \t\r\n#"):
+                    words.append(self._word())
+        self.position += 1
 
     def _skip_space(self) -> None:
         while self.text[self.position : self.position + 1] in (" ", "\t"):

@@ -38,7 +38,8 @@ class Sources:
     #: What names a key in the code where no class has it (``cfg.key`` in axolotl): such a key is
     #: taken for known. Searched in every file of the package.
     mentions: str = ""
-    #: Files of the package, as a pattern, in which every class holds arguments of a plugin.
+    #: Files of the package, as a pattern, in which every class holds arguments of the plugin in
+    #: that folder.
     plugins: str = ""
 
 
@@ -54,6 +55,8 @@ class Fields:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     #: Every name, those with a computed default and those that are only mentioned included.
     names: frozenset[str] = frozenset()
+    #: Folder of a plugin to the names of its arguments, which count where it is switched on.
+    plugins: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     @property
     def origin(self) -> str:
@@ -88,9 +91,9 @@ def installed_fields(sources: Sources) -> Fields | None:
             names.add(key)
     if sources.mentions:
         names |= _mentioned(sources.classes[0].partition(".")[0], sources.mentions)
-    if sources.plugins:
-        names |= _of_plugins(sources.classes[0].partition(".")[0], sources.plugins)
-    return Fields(sources.distribution, version, True, defaults, frozenset(names))
+    package = sources.classes[0].partition(".")[0]
+    plugins = _of_plugins(package, sources.plugins) if sources.plugins else {}
+    return Fields(sources.distribution, version, True, defaults, frozenset(names), plugins)
 
 
 def table_path(distribution: str) -> Path:
@@ -105,7 +108,8 @@ def _of_table(distribution: str) -> Fields | None:
     data = parse_json(path.read_bytes(), path.name)
     defaults = dict(data["defaults"])
     names = frozenset({*defaults, *data["others"]})
-    return Fields(distribution, data["version"], False, defaults, names)
+    plugins = {folder: frozenset(own) for folder, own in data.get("plugins", {}).items()}
+    return Fields(distribution, data["version"], False, defaults, names, plugins)
 
 
 def table_text(fields: Fields) -> str:
@@ -115,6 +119,8 @@ def table_text(fields: Fields) -> str:
         "defaults": {key: fields.defaults[key] for key in sorted(fields.defaults)},
         "others": sorted(fields.names - fields.defaults.keys()),
     }
+    if fields.plugins:
+        data["plugins"] = {folder: sorted(names) for folder, names in fields.plugins.items()}
     return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
 
 
@@ -278,19 +284,19 @@ def _path(module: str) -> Path | None:
     return None
 
 
-def _of_plugins(package: str, pattern: str) -> set[str]:
-    """The names of the arguments that come with a plugin."""
+def _of_plugins(package: str, pattern: str) -> dict[str, frozenset[str]]:
+    """The names of the arguments that come with each plugin."""
     path = _path(package)
-    names: set[str] = set()
+    found: dict[str, frozenset[str]] = {}
     for file in sorted(path.parent.glob(pattern)) if path else ():
         try:
             tree = ast.parse(file.read_bytes())
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             continue
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ClassDef):
-                names.update(name for name, _ in _own_fields(node))
-    return names
+        classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+        names = {name for node in classes for name, _ in _own_fields(node)}
+        found[file.parent.name] = frozenset(names)
+    return found
 
 
 def _mentioned(package: str, pattern: str) -> set[str]:

@@ -129,6 +129,14 @@ def _write(key: str, value: Any, entries: Mapping[str, Any]) -> dict[str, Any] |
     return {**({"lora_target_linear": REMOVE} if linear else {}), "lora_target_modules": value}
 
 
+def _plugins(entries: Mapping[str, Any]) -> set[str]:
+    """``liger`` for ``axolotl.integrations.liger.LigerPlugin``; empty for somebody else's."""
+    given = entries.get("plugins") or ()
+    named = [str(one) for one in (given if isinstance(given, (list, tuple)) else [given])]
+    own = "axolotl.integrations."
+    return {one.removeprefix(own).partition(".")[0] if one.startswith(own) else "" for one in named}
+
+
 _LORA = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_target_linear",
          "lora_modules_to_save", "peft_use_dora", "peft_use_rslora")  # fmt: skip
 
@@ -228,6 +236,7 @@ FRAMEWORK = Framework(
     remarks=_remarks,
     freezes=_freezes,
     quantizes_experts=lambda entries: boolean(entries.get("quantize_moe_experts") or False),
+    plugins=_plugins,
     commands=("axolotl",),
 )
 

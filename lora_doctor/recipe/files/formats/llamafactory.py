@@ -171,11 +171,24 @@ def _remarks(entries: Mapping[str, Any]) -> Iterator[Remark]:
             "hparams/data_args.py: neat_packing is what keeps them apart",
             "Set neat_packing: true.", (("neat_packing", True),),
         )  # fmt: skip
+    yield from _of_bits(entries)
     if entries.get("quantization_bit") and boolean(entries.get("resize_vocab") or False):
         yield Remark(
             "refused", ("resize_vocab", "quantization_bit"),
             "raises ValueError: Cannot resize embedding layers of a quantized model",
             "hparams/parser.py: _verify_model_args", "Take resize_vocab or quantization_bit out.",
+        )  # fmt: skip
+
+
+def _of_bits(entries: Mapping[str, Any]) -> Iterator[Remark]:
+    bits = str(entries.get("quantization_bit") or "")
+    by_bnb = str(entries.get("quantization_method", "bnb")).lower() in ("bnb", "bitsandbytes")
+    if bits and by_bnb and bits not in ("4", "8"):
+        yield Remark(
+            "refused", ("quantization_bit",),
+            "raises ValueError: Bitsandbytes only accepts 4-bit or 8-bit quantization",
+            "model/model_utils/quantization.py: configure_quantization",
+            "Set quantization_bit: 4 or 8.",
         )  # fmt: skip
 
 

@@ -1,0 +1,113 @@
+"""LD524: the class of the Trainer's arguments, or the framework's parser, refuses the values."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from lora_doctor.rule_api import (
+    Case,
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measurement,
+    Proof,
+    Refusal,
+    Rule,
+    SetUp,
+    framework_named,
+    made_arguments,
+)
+from lora_doctor.rules._set_up import located
+
+
+class ArgumentsRefused(Rule):
+    """The class of the Trainer's arguments, or the framework's parser, refuses the values.
+
+    ## What happens
+    The run ends with the error of that class, often after the model was loaded: `At most one of
+    fp16 and bf16 can be True`, `--load_best_model_at_end requires the save and eval strategy to
+    match`, a value that is none of the choices.
+
+    ## Why
+    Arguments exclude or need each other, and the class compares them when it is made. The script's
+    values, where all of them are known, are given to the installed class here; the file of a
+    framework goes through the framework's own parser where it is installed, else its arguments of
+    the Trainer go through transformers'.
+
+    ## Versions
+    What the installed release refuses. An error that is about this machine (no GPU, one process) or
+    about a missing package is none.
+
+    ## Fix
+    By hand: the message says which values do not go together.
+
+    ## Links
+    https://huggingface.co/docs/transformers/main_classes/trainer
+    """
+
+    code = "LD524"
+    name = "arguments-refused"
+    summary = "The class of the Trainer's arguments, or the framework's parser, refuses the values."
+    depth = "meta"
+    examples = (
+        Example(
+            "broken",
+            "tests/scripts/best_model_without_evaluation.py",
+            depth="meta",
+            why="save and evaluation strategy differ",
+        ),
+        Example(
+            "healthy",
+            "tests/scripts/best_model_evaluated.py",
+            requires={"transformers": ">=4.46"},  # eval_strategy
+            depth="meta",
+        ),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        if case.has("dry_run"):
+            return  # there they were made, and LD002 has what was raised
+        for refusal in case.refused_arguments.refusals:
+            if refusal.number < 0 and _is_told_by_ld533(case):
+                continue
+            yield self.finding(
+                "error",
+                f"{refusal.by} refuses the values: {refusal.message}",
+                location=_location(case, refusal),
+                evidence=(
+                    Measurement(refusal.by, f"{refusal.kind}: {refusal.message}", refusal.release),
+                ),
+                proof=Proof("executed", "the arguments were made by their own class"),
+                fixes=(Fix("Change the values as the message says.", "manual"),),
+            )
+
+
+def _is_told_by_ld533(case: Case) -> bool:
+    found = framework_named(case.set_up.format).remarks(case.set_up.entries)
+    return any(remark.kind == "refused" for remark in found)
+
+
+def _location(case: Case, refusal: Refusal) -> Location:
+    """The call; of a set-up the entry that the message names first."""
+    if refusal.number >= 0:
+        place = made_arguments(case.program)[refusal.number].place
+        return Location("file", place.file, place.line)
+    name = _named(case.set_up, refusal.message)
+    if name is not None:
+        return located(case.set_up, name)
+    files = case.set_up.files
+    return Location("file", files[0] if files else case.set_up.format)
+
+
+def _named(set_up: SetUp, message: str) -> str | None:
+    """The entry that a message is about: the first that it names, else one whose value it quotes,
+    else one of the same family (``eval_strategy`` where it asks for an ``eval_dataset``)."""
+    words = re.findall(r"\w+", message)
+    named = [word for word in words if word in set_up.places]
+    quoted = [name for name, value in set_up.entries.items()
+              if isinstance(value, str) and len(value) > 2 and value in words]  # fmt: skip
+    families = {word.partition("_")[0] for word in words if "_" in word}
+    alike = [name for name in set_up.places if "_" in name and name.partition("_")[0] in families]
+    return next(iter((*named, *quoted, *alike)), None)
