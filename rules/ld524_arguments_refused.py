@@ -55,13 +55,14 @@ class ArgumentsRefused(Rule):
         Example(
             "broken",
             "tests/scripts/best_model_without_evaluation.py",
+            requires={"transformers": ">=4.46"},  # Phi-3, and eval_strategy in the healthy one
             depth="meta",
             why="save and evaluation strategy differ",
         ),
         Example(
             "healthy",
             "tests/scripts/best_model_evaluated.py",
-            requires={"transformers": ">=4.46"},  # eval_strategy
+            requires={"transformers": ">=4.46"},
             depth="meta",
         ),
     )
