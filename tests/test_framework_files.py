@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from lora_doctor.cli.given_command import file_of
 from lora_doctor.errors import InputError
 from lora_doctor.recipe.edit import Edit
 from lora_doctor.recipe.files.read_write import apply_edits, read_recipe
@@ -67,6 +68,37 @@ def test_what_only_the_shell_knows_is_asked_for_where_it_counts(tmp_path: Path) 
     path = written(tmp_path, _ARRAY.replace("q_proj,v_proj", "$(cat targets)"), "train.sh")
     with pytest.raises(InputError, match=r"train.sh:7:.*lora_target is only known to the shell"):
         read_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("words", "file", "arguments"),
+    [
+        (("llamafactory-cli", "train", "set_up.yaml"), "set_up.yaml", ()),
+        (("accelerate", "launch", "-m", "axolotl.cli.train", "set_up.yaml"), "set_up.yaml", ()),
+        (("trl", "sft", "--config", "set_up.yaml"), "set_up.yaml", ()),
+        (("accelerate", "launch", "train.py", "--lr", "1e-4"), "train.py", ("--lr", "1e-4")),
+    ],
+)
+def test_a_command_names_the_file_that_is_fixed(
+    words: tuple[str, ...],
+    file: str,
+    arguments: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path, "pass\n", "train.py")
+    assert file_of(words) == (file, arguments)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("llamafactory-cli", "train", "set_up.yaml", "lora_rank=4"), ("make", "train")],
+    ids=["settings-beside-it", "no-file"],
+)
+def test_a_command_without_one_file_is_told_how_to_be_fixed(words: tuple[str, ...]) -> None:
+    with pytest.raises(InputError, match="write the command into a script"):
+        file_of(words)
 
 
 @pytest.mark.slow

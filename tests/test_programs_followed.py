@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 import lora_doctor
+from lora_doctor.recipe.edit import Edit
+from lora_doctor.recipe.program.edits import edited_program
 from lora_doctor.recipe.program.read_setup import read_setup
 from lora_doctor.recipe.program.setup import Setup
 
@@ -74,6 +76,26 @@ def test_a_list_that_only_the_run_knows_is_asked_for(before: str, tmp_path: Path
     setup = read(tmp_path, f"{before}\n{_TRAIN}")
     assert "target_modules" not in setup.recipe.values
     assert [key for key, _ in setup.asked] == ["target_modules"]
+
+
+@pytest.mark.parametrize(
+    ("before", "line"),
+    [
+        ('NAMES = "q_proj,v_porj"\nTARGETS = NAMES.split(",")', 1),
+        ('import argparse\np = argparse.ArgumentParser()\n'
+         'p.add_argument("--targets", default="q_proj,v_porj")\n'
+         'TARGETS = p.parse_args().targets.split(",")', 3),
+    ],
+    ids=["constant", "argument"],
+)  # fmt: skip
+def test_a_text_that_is_split_is_changed_as_a_text(before: str, line: int, tmp_path: Path) -> None:
+    """The setting stays where it is, and an option of the command line goes on to count."""
+    text = f"{before}\n{_TRAIN}"
+    recipe = read(tmp_path, text).recipe
+    assert recipe.places["target_modules"].line == line
+    edited = edited_program(recipe, [Edit("target_modules", ["q_proj", "v_proj"])])
+    assert edited.written is not None and edited.written.data is not None
+    assert edited.written.data.decode() == text.replace("v_porj", "v_proj")
 
 
 def test_a_number_that_a_loop_changes_is_not_guessed(tmp_path: Path) -> None:

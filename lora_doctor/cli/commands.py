@@ -145,6 +145,9 @@ def fix(**options: Any) -> int:
     old file is kept); without a recipe file, a new one is written. An adapter (--adapter DIR) is
     never changed: if renaming its tensors makes it load, the renamed adapter is written to
     DIR-fixed.
+
+    A training command in place of MODEL (-- llamafactory-cli train x.yaml): the file that it names
+    is fixed, and then the command is dry-run.
     """
     from lora_doctor.cli.fix import run
 

@@ -9,6 +9,7 @@ import click
 
 from lora_doctor.cli import streams
 from lora_doctor.cli.arguments import check_options, program_of, recipe_of
+from lora_doctor.cli.given_command import command_of, file_of
 from lora_doctor.cli.output import UNANSWERED, exit_code, report, with_next_command, with_progress
 from lora_doctor.cli.project import codes_ignored
 from lora_doctor.cli.unfinished import tell_of_unfinished
@@ -21,6 +22,9 @@ def run(options: dict[str, Any]) -> int:
     """Fix a recipe, or with ``--adapter`` a saved adapter; returns the exit code."""
     if options["adapter"] is not None:
         return _fix_adapter(options)
+    command = command_of(options)
+    if command:
+        return _fix_command(options, command)
     from lora_doctor import api
     from lora_doctor.engine.set_up import set_up_file
     from lora_doctor.prescription import write_fix
@@ -57,6 +61,28 @@ def run(options: dict[str, Any]) -> int:
     for path in written:
         streams.tell(f"wrote {path}")
     return code
+
+
+def _fix_command(options: dict[str, Any], command: tuple[str, ...]) -> int:
+    """Fix the file that a command trains from, and dry-run the command as it is then."""
+    from lora_doctor.cli.arguments import dry_run_options
+    from lora_doctor.dry_run.judge import DryRunOptions, dry_run
+
+    file, words = file_of(command)
+    given = {**options, "model": file, "script_arguments": words}
+    code = run(given)
+    if not options["write"] or code == UNANSWERED:
+        return code
+    streams.tell(f"runs: {' '.join(command)}")
+    limits = {"rows": DryRunOptions.rows, "time_limit": None, "memory_limit": None,
+              "synthetic_data": False, "check_resume": False}  # fmt: skip
+    asked = dry_run_options({**given, **limits})
+    ran = with_progress(lambda tell: dry_run(command, asked, tell))
+    if options["output_format"] == "full" and not options["only_diff"]:
+        return max(code, report(ran, given))
+    found = ", ".join(dict.fromkeys(finding.rule for finding in ran.findings))
+    streams.tell(f"dry run of the command: {ran.verdict}{f': {found}' if found else ''}")
+    return max(code, exit_code(ran, options["fail_on"]))
 
 
 def _fix_adapter(options: dict[str, Any]) -> int:

@@ -122,6 +122,9 @@ def _splices(setup: Setup, edit: Edit) -> list[Splice]:
         changes = list_changed(setting.value, value)
         if changes is not None:
             return changes
+    joined = _joined(setup, setting, value)
+    if joined is not None:
+        return [joined]
     span = _editable(setup, setting)
     old = span.text
     text, more = _text(setup, edit.key, value, setting, old)
@@ -137,6 +140,20 @@ def _without(setup: Setup, key: str, setting: Setting | None) -> list[Splice]:
     if found is None or not found[0].unit.editable:
         raise CannotEditError
     return [found]
+
+
+def _joined(setup: Setup, setting: Setting, value: Any) -> Splice | None:
+    """The text of which the program splits a list, with other names in it."""
+    found = setting.value
+    if not isinstance(found, Items) or found.joined is None or not isinstance(value, list):
+        return None
+    text, between = found.joined
+    written = Setting(text, setting.argument, setting.call)
+    if not value or text.span is None or not _is_own(setup, written):
+        return None
+    if any(not isinstance(name, str) or between in name for name in value):
+        return None
+    return text.span, literal(between.join(value), text.span.text)
 
 
 def _is_own(setup: Setup, setting: Setting) -> bool:

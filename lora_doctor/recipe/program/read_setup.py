@@ -43,6 +43,7 @@ from lora_doctor.static.place import Place
 from lora_doctor.static.program.program import Program, program_bytes, read_program
 from lora_doctor.static.program.values import (
     Call,
+    Items,
     Known,
     NotPlainError,
     ReferenceName,
@@ -303,6 +304,8 @@ class _Reader:
 def _place(setting: Setting) -> Place | None:
     """Where the value stands: the literal, else the argument, else the call."""
     span = setting.value.span
+    if span is None and isinstance(setting.value, Items) and setting.value.joined is not None:
+        span = setting.value.joined[0].span
     if span is None and setting.argument is not None:
         span = setting.argument.span
     if span is None and setting.call is not None:

@@ -118,7 +118,8 @@ def made_container(follower: Context, call: Call) -> Value | None:
         if first is None:
             return Items([], kind)
         if isinstance(first, Items):
-            return Items(list(first.items), kind, first.span, first.via, list(first.gaps))
+            items, gaps = list(first.items), list(first.gaps)
+            return Items(items, kind, first.span, first.via, gaps, first.joined)
         return Items([Known(key) for key in first.entries], kind, gaps=list(first.gaps)) if (
             isinstance(first, Mapping)
         ) else None  # fmt: skip

@@ -128,7 +128,10 @@ def _of_text(follower: Context, call: Call) -> Value | None:
         found = getattr(receiver.value, call.method)(*given)
     except (NotPlainError, TypeError, ValueError, KeyError, IndexError, AttributeError):
         return None
-    return _value_of(found)
+    made = _value_of(found)
+    if isinstance(made, Items) and call.method == "split" and len(given) < 2:
+        made.joined = (receiver, given[0] if given else " ")
+    return made
 
 
 def _builtin(follower: Context, call: Call) -> Value | None:

@@ -47,6 +47,8 @@ class Items:
     via: tuple[str, ...] = ()
     #: What changed it in a way that is not known; one list for every name that it is read by.
     gaps: list[Unknown] = field(default_factory=list)
+    #: The text that was split into it (``"q_proj,v_proj".split(",")``), and what stands between.
+    joined: tuple[Known, str] | None = None
 
     @property
     def open(self) -> Unknown | None:
@@ -239,7 +241,8 @@ def through(value: Value, name: str) -> Value:
     if isinstance(value, (Known, Unknown, Reference)):
         return replace(value, via=(*value.via, name))
     if isinstance(value, Items):
-        return Items(value.items, value.kind, value.span, (*value.via, name), value.gaps)
+        via = (*value.via, name)
+        return Items(value.items, value.kind, value.span, via, value.gaps, value.joined)
     if isinstance(value, Mapping):
         via = (*value.via, name)
         return Mapping(value.entries, value.span, via, value.gaps, value.spans)
