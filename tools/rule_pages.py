@@ -158,8 +158,8 @@ def _code(text: str) -> str:
 
 
 def write(rules: Sequence[type[Rule]], codes: tuple[str, ...] = ()) -> None:
-    """Write the index and all pages, or those of some codes or prefixes; pages of rules that are
-    gone are deleted."""
+    """Write the index and all pages, or those of some codes or prefixes and no other; pages of
+    rules that are gone are deleted."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     known = {INDEX, *map(path_of, rules)}
     for path in set(FOLDER.glob("*.md")) - known:
@@ -168,5 +168,6 @@ def write(rules: Sequence[type[Rule]], codes: tuple[str, ...] = ()) -> None:
     with Worker(threads=1) as worker:
         worker.start()
         for rule in rules:
-            said = run(rule, worker) if rule.code.startswith(codes or "") else {}
-            path_of(rule).write_text(page(rule, quoted(rule) | said), encoding="utf-8")
+            if rule.code.startswith(codes or ""):
+                text = page(rule, quoted(rule) | run(rule, worker))
+                path_of(rule).write_text(text, encoding="utf-8")

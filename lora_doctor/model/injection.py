@@ -67,54 +67,47 @@ def inject(model: Any, recipe: Recipe) -> Injected:
     names = Names(model)
     seen: list[str] = []
     wrapped = None
-    error_report = None
+    refused = None
     with _recorded(seen):
         try:
             wrapped = _wrap(thinned.model, config)
         except Exception as error:  # noqa: BLE001 - what PEFT refuses is the evidence
-            error_report = library_error(error)
+            refused = library_error(error)
     converted = converted_targets(wished, config, thinned.model)
     unmatched = unmatched_entries(wished, config, names, converted)
-    if error_report is not None and _NEEDS_NUMBERS.search(error_report.message):
-        return _by_name(config, names, Injection(
-            ok=True, unmatched=unmatched, resolved_targets=_resolved(config),
-            warnings=tuple(seen), not_made=str(error_report),
-        ))  # fmt: skip
+    known = Injection(ok=True, unmatched=unmatched, converted=converted, warnings=tuple(seen))
+    if refused is not None and _NEEDS_NUMBERS.search(refused.message):
+        known = replace(known, converted=(), not_made=str(refused))
+        return _by_name(config, names, replace(known, resolved_targets=_resolved(config)))
     if wrapped is None:
-        return Injected(
-            Injection(
-                ok=False,
-                error=error_report,
-                unmatched=unmatched,
-                loose_matches=_loose(model, wished, asked_for(config, names), None),
-                converted=converted,
-                warnings=tuple(seen),
-            ),
-            {},
-        )
+        loose = _loose(model, wished, asked_for(config, names), None)
+        return Injected(replace(known, ok=False, error=refused, loose_matches=loose), {})
     counts = Counts(wrapped, thinned, config, (ADAPTER_NAME,))
     all_linear = str(wished["target_modules"]).lower() == "all-linear"
     unmatched += _without_effect(config, names, counts, all_linear)
     again = not_reloaded(wrapped, ADAPTER_NAME)
-    return Injected(
-        Injection(
-            ok=True,
-            wrapper=type(wrapped).__name__,
-            unmatched=unmatched,
-            loose_matches=_loose(model, wished, counts.adapted, wrapped),
-            converted=converted,
-            resolved_targets=_resolved(config),
-            warnings=tuple(seen),
-            adapter_parameters=counts.adapter,
-            trainable_parameters=counts.trainable,
-            total_parameters=counts.total,
-            trainable_other=tuple(counts.other),
-            trainable_adapter_parameters=counts.trainable_adapter,
-            trainable_other_parameters=counts.trainable_other,
-            not_reloaded=again.patterns,
-            not_reloaded_example=again.example,
-        ),
-        counts.adapted,
+    result = replace(
+        _counted(known, wrapped, config, counts),
+        unmatched=unmatched,
+        loose_matches=_loose(model, wished, counts.adapted, wrapped),
+        not_reloaded=again.patterns,
+        not_reloaded_example=again.example,
+    )
+    return Injected(result, counts.adapted)
+
+
+def _counted(known: Injection, wrapped: Any, config: Any, counts: Counts) -> Injection:
+    """What is known, with what is in the wrapped model."""
+    return replace(
+        known,
+        wrapper=type(wrapped).__name__,
+        resolved_targets=_resolved(config),
+        adapter_parameters=counts.adapter,
+        trainable_parameters=counts.trainable,
+        total_parameters=counts.total,
+        trainable_other=tuple(counts.other),
+        trainable_adapter_parameters=counts.trainable_adapter,
+        trainable_other_parameters=counts.trainable_other,
     )
 
 
@@ -138,21 +131,13 @@ def read_wrapped(wrapped: Any, adapter: str, others: Sequence[str] = ()) -> Inje
         for key in ("target_modules", "target_parameters", "modules_to_save")
     }
     counts = Counts(wrapped, MetaCopy(wrapped, {}), config, (adapter, *others))
-    result = Injection(
+    known = Injection(
         ok=True,
-        wrapper=type(wrapped).__name__,
         unmatched=unmatched_entries(wished, config, names, ())
         + _without_effect(config, names, counts),
         loose_matches=_loose(base_of(wrapped), wished, counts.adapted, wrapped),
-        resolved_targets=_resolved(config),
-        adapter_parameters=counts.adapter,
-        trainable_parameters=counts.trainable,
-        total_parameters=counts.total,
-        trainable_other=tuple(counts.other),
-        trainable_adapter_parameters=counts.trainable_adapter,
-        trainable_other_parameters=counts.trainable_other,
     )
-    return Injected(result, counts.adapted)
+    return Injected(_counted(known, wrapped, config, counts), counts.adapted)
 
 
 def _values(recipe: Recipe) -> dict[str, Any]:
