@@ -96,13 +96,17 @@ class LimitReached:
 #: file of the model readable. ``hub``: ask again when the hub answers. ``trust``: allow the code of
 #: the model's repository to run. ``limit``: raise a limit of lora-doctor.
 Remedy = Literal["package", "file", "hub", "trust", "limit"]
+#: What another kind of run has, and this one has not. ``weights``: the real weights. ``texts``: the
+#: texts that batches were made of.
+Lack = Literal["weights", "texts"]
 
 
 class EvidenceError(LoraDoctorError):
     """A piece of evidence cannot be had; the message is the reason that rules are skipped with.
 
     ``remedy``: what the user can change about it; ``None`` where the evidence has nothing to say
-    here, which ``--strict`` passes. ``limit``: the limit of lora-doctor that struck.
+    here, which ``--strict`` passes. ``limit``: the limit of lora-doctor that struck. ``lacks``:
+    what another kind of run has.
     """
 
     def __init__(
@@ -112,9 +116,11 @@ class EvidenceError(LoraDoctorError):
         *,
         remedy: Remedy | None = None,
         limit: LimitReached | None = None,
+        lacks: Lack | None = None,
     ) -> None:
         super().__init__(message)
         self._cause = cause
+        self.lacks = lacks
         self.remedy: Remedy | None = "limit" if limit is not None else remedy
         self.limit = limit
 

@@ -17,7 +17,8 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     ``MemoryPlan`` (``MemoryVariant``) and ``Supervision`` (``RowSet``); ``Gathered`` says where
     each came from. What cannot be had raises ``EvidenceError``; let it pass. One of your own says
     with ``remedy`` what the user can change about it, which ``--strict`` then counts: ``package``,
-    ``file``, ``hub``, ``trust`` or ``limit``.
+    ``file``, ``hub``, ``trust`` or ``limit``; with ``lacks`` what another kind of run has:
+    ``weights`` or ``texts``.
 *What the structure is made of*
     ``Tower``, ``ModuleGroup``, ``Quantization`` (``QuantizedUse``, ``Use``: what the model's own
     code does with a quantized layer; ``KeptWeights``: what is not quantized), ``FloatPart``,
@@ -65,9 +66,8 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
 *Numbers*
     ``Precision``, ``float16_keys`` and ``bfloat16_keys`` (which keys make a run compute in it),
     ``LARGEST_FLOAT16``, ``MERGE_TOLERANCE``; ``named_gpus``: the cards (``Gpu``) that the recipe
-    names; ``NEEDS_WEIGHTS``, ``ONLY_BATCHES``: how the reason begins of what no dry run asks;
-    ``kept_budgets``: what a team asserts of numbers, each with its number (``BudgetCheck``), of
-    which ``NUMBERS`` says what is counted.
+    names; ``kept_budgets``: what a team asserts of numbers, each with its number (``BudgetCheck``),
+    of which ``NUMBERS`` says what is counted.
 *Words*
     ``quoted``: names for a message, the first few of many; ``place_of``: the file and line in a
     text; ``missing_name``: the package that an ImportError's message asks for;
@@ -158,13 +158,7 @@ if TYPE_CHECKING:
     from lora_doctor.results.adapter_loading import AdapterLoading, OtherShape
     from lora_doctor.results.built_in_adapters import AdapterState, BuiltIn
     from lora_doctor.results.checkpoint_quantization import CheckpointQuantization, ReplacedLayers
-    from lora_doctor.results.dry_run import (
-        NEEDS_WEIGHTS,
-        ONLY_BATCHES,
-        DryRun,
-        FrozenAdapters,
-        ScriptError,
-    )
+    from lora_doctor.results.dry_run import DryRun, FrozenAdapters, ScriptError
     from lora_doctor.results.error_report import ErrorReport
     from lora_doctor.results.injection import LooseMatch
     from lora_doctor.results.loading import Loading
@@ -216,7 +210,7 @@ _LAZY = {
         "results.built_in_adapters": ("AdapterState", "BuiltIn"),
         "results.checkpoint_quantization": ("CheckpointQuantization", "ReplacedLayers"),
         "results.dry_run": (
-            "NEEDS_WEIGHTS", "ONLY_BATCHES", "DryRun", "FrozenAdapters", "ScriptError",
+            "DryRun", "FrozenAdapters", "ScriptError",
         ),
         "results.error_report": ("ErrorReport",),
         "results.injection": ("LooseMatch",),
@@ -250,9 +244,7 @@ __all__ = [
     "LARGEST_FLOAT16",
     "MERGE_TOLERANCE",
     "MODALITIES",
-    "NEEDS_WEIGHTS",
     "NUMBERS",
-    "ONLY_BATCHES",
     "PYTHON_BYTES",
     "REMOVE",
     "ActivationReading",

@@ -5,15 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from lora_doctor.rule_api import (
-    ONLY_BATCHES,
-    Case,
-    EvidenceError,
-    Finding,
-    Location,
-    Measurement,
-    Proof,
-)
+from lora_doctor.rule_api import Case, EvidenceError, Finding, Location, Measurement, Proof
 
 if TYPE_CHECKING:
     from lora_doctor.rule_api import RowSet, Supervision
@@ -48,7 +40,9 @@ def of_texts(case: Case) -> Supervision:
     found = case.supervision
     if found.executed:
         raise EvidenceError(
-            f"{ONLY_BATCHES}; lora-doctor check MODEL --data FILE asks about the texts"
+            "a dry run sees the batches, not the texts that they were made of; lora-doctor check "
+            "MODEL --data FILE asks about the texts",
+            lacks="texts",
         )
     return found
 

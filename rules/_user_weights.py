@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lora_doctor.rule_api import NEEDS_WEIGHTS, Case, EvidenceError, Severity
+from lora_doctor.rule_api import Case, EvidenceError, Severity
 
 if TYPE_CHECKING:
     from lora_doctor.rule_api import Observations
@@ -22,8 +22,9 @@ def observed(case: Case) -> Observations:
         raise EvidenceError(verification.reason, limit=verification.limit)
     if not seen.user_weights:
         raise EvidenceError(
-            f"{NEEDS_WEIGHTS} (the tiny model's are random): use --depth full, a loaded module or "
-            "a factory"
+            "needs real weights (the tiny model's are random): use --depth full, a loaded module "
+            "or a factory",
+            lacks="weights",
         )
     return seen
 

@@ -15,7 +15,7 @@ from lora_doctor.dry_run.not_asked import not_asked
 from lora_doctor.dry_run.not_here import is_about_here
 from lora_doctor.dry_run.sampled import judged_batches
 from lora_doctor.results.diagnosis import Skipped
-from lora_doctor.results.dry_run import NEEDS_WEIGHTS, ONLY_BATCHES, ScriptError
+from lora_doctor.results.dry_run import ScriptError
 from lora_doctor.results.supervision import TokenizerFacts
 from lora_doctor.supervision.padding import padding_labels
 from lora_doctor.supervision.rows import Layout, LossSettings, Row
@@ -160,8 +160,8 @@ def test_a_scheduler_that_nobody_steps_counts_as_it_stands() -> None:
 def test_rules_that_need_more_than_batches_are_named_beside_the_verdict() -> None:
     """They are skipped, not passed; a rule that has nothing to say here is not named."""
     skipped = [
-        Skipped("LD902", "answers-cut-off", f"{ONLY_BATCHES}; check MODEL --data FILE asks"),
-        Skipped("LD401", "epsilon-mismatch", f"{NEEDS_WEIGHTS}, and these are random"),
+        Skipped("LD902", "answers-cut-off", "a run has batches only", lacks="texts"),
+        Skipped("LD401", "epsilon-mismatch", "these weights are random", lacks="weights"),
         Skipped("LD620", "adapter-keys-land-nowhere", "no saved adapter was given (--adapter)"),
     ]
     [note] = not_asked(skipped)

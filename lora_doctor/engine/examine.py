@@ -16,7 +16,7 @@ from lora_doctor.engine.registry import RuleSelection
 from lora_doctor.engine.rule import Rule
 from lora_doctor.engine.saved_adapter import of_saved_adapter
 from lora_doctor.engine.symptoms import find_by_message
-from lora_doctor.errors import EvidenceError, LoraDoctorError, Remedy
+from lora_doctor.errors import EvidenceError, Lack, LoraDoctorError, Remedy
 from lora_doctor.results.depth import DEPTHS
 from lora_doctor.results.diagnosis import Skipped
 from lora_doctor.results.finding import SEVERITIES, Finding
@@ -95,7 +95,7 @@ class Answers:
         try:
             found = ask(rule, case)
         except EvidenceError as error:
-            self.skip(rule, str(error), error.remedy)
+            self.skip(rule, str(error), error.remedy, error.lacks)
         except BrokenRuleError as error:
             self.crashed.append(rule.code)
             self.skip(rule, str(error))
@@ -120,9 +120,15 @@ class Answers:
         """Why rules that failed leave the question open; ``None`` when none did."""
         return f"rule {', '.join(self.crashed)} failed; please report it" if self.crashed else None
 
-    def skip(self, rule: type[Rule], reason: str, remedy: Remedy | None = None) -> None:
+    def skip(
+        self,
+        rule: type[Rule],
+        reason: str,
+        remedy: Remedy | None = None,
+        lacks: Lack | None = None,
+    ) -> None:
         """Enter why a rule gives no answer."""
-        self.skipped.append(Skipped(rule.code, rule.name, reason, remedy))
+        self.skipped.append(Skipped(rule.code, rule.name, reason, remedy, lacks))
 
 
 def _explained_by(rule: type[Rule], case: Case) -> set[str]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from lora_doctor.errors import LimitReached, Remedy
+from lora_doctor.errors import Lack, LimitReached, Remedy
 from lora_doctor.recipe.edit import Patch
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results import display
@@ -48,6 +48,9 @@ class Skipped:
     #: ``--trust-remote-code``. ``limit``: raise a limit. ``null``: nothing; it has nothing to say
     #: here, or not at this depth. ``--strict`` counts the others.
     remedy: Remedy | None = None
+    #: What another kind of run has and this one has not: ``weights``: the real weights. ``texts``:
+    #: the texts that batches were made of. ``null``: it is not for such a lack that it was skipped.
+    lacks: Lack | None = None
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,6 @@ NOT_SHOWN = (
     "diverges), memory and speed at full size, rows that were not sampled, several devices"
 )
 
-#: Why rules cannot be asked in a dry run: how their reason begins.
-NEEDS_WEIGHTS = "needs real weights"
-ONLY_BATCHES = "a dry run sees the batches, not the texts that they were made of"
-
 
 @dataclass(frozen=True)
 class ScriptError:
