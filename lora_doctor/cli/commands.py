@@ -10,11 +10,11 @@ import click
 from lora_doctor._version import __version__
 from lora_doctor.cli import streams
 from lora_doctor.cli.arguments import check_options, recipe_of
+from lora_doctor.cli.census_options import census_options, refuse_arguments
 from lora_doctor.cli.command_classes import Group
 from lora_doctor.cli.options import (
     adapter_option,
     cache_option,
-    census_options,
     data_options,
     device_options,
     dry_run_options,
@@ -25,7 +25,6 @@ from lora_doctor.cli.options import (
     prescription_option,
     real_run_options,
     recipe_options,
-    refuse_arguments,
     report_options,
 )
 from lora_doctor.cli.output import (

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
 
 from lora_doctor.cli.option_types import Number, ReportFormat, Several, joined, outputs
-from lora_doctor.errors import InputError
 from lora_doctor.limits import DATA_ROWS, HUB_SECONDS, META_SECONDS, MOST_DATA_ROWS, TINY_SECONDS
 from lora_doctor.recipe.command_line import Option
 from lora_doctor.recipe.keys import KEYS, RecipeKey
@@ -78,12 +76,12 @@ def recipe_options(command: F, *, required: bool = True) -> F:
             "and the machine's memory]",
         ),
     ]
-    return _with(options, command)
+    return with_options(options, command)
 
 
 def fail_on_option(command: F) -> F:
     """What gives exit code 1."""
-    return _with(
+    return with_options(
         [
             click.option(
                 "--fail-on",
@@ -132,7 +130,7 @@ def output_options(command: F) -> F:
             "--verbose", "-v", is_flag=True, help="Also show what passed and what was skipped."
         ),
     ]
-    return fail_on_option(_with(options, command))
+    return fail_on_option(with_options(options, command))
 
 
 def report_options(command: F) -> F:
@@ -154,7 +152,7 @@ def report_options(command: F) -> F:
             "can change: a missing package, an unreadable file, ...",
         ),
     ]
-    return _with(options, output_options(command))
+    return with_options(options, output_options(command))
 
 
 def dry_run_options(command: F) -> F:
@@ -196,7 +194,7 @@ def dry_run_options(command: F) -> F:
             help="Resident memory of the command and all processes that it starts.  [default: 8]",
         ),
     ]
-    return _with(options, command)
+    return with_options(options, command)
 
 
 def real_run_options(command: F) -> F:
@@ -209,7 +207,7 @@ def real_run_options(command: F) -> F:
             help="Prescription that fix --apply wrote.  [default: lora-doctor.prescription.json]",
         ),
     ]
-    return _with(options, command)
+    return with_options(options, command)
 
 
 def memory_options(command: F) -> F:
@@ -222,7 +220,7 @@ def memory_options(command: F) -> F:
         ),
         *_options_of_keys("memory"),
     ]
-    return _with(options, command)
+    return with_options(options, command)
 
 
 def data_options(command: F) -> F:
@@ -250,7 +248,7 @@ def data_options(command: F) -> F:
         ),
         *_options_of_keys("data"),
     ]
-    return _with(options, command)
+    return with_options(options, command)
 
 
 def device_options(command: F) -> F:
@@ -271,7 +269,7 @@ def device_options(command: F) -> F:
             help="Optimizer steps.",
         ),
     ]
-    return _with(options, command)
+    return with_options(options, command)
 
 
 def cache_option(command: F) -> F:
@@ -304,72 +302,6 @@ def prescription_option(command: F) -> F:
     )(command)
 
 
-def refuse_arguments(*repeated: tuple[str, tuple[str, ...]]) -> None:
-    """Of a command that takes options only: names that follow the first one of an option.
-
-    Raises:
-        InputError: there are such names; says how an option that can be repeated takes them.
-    """
-    extra = click.get_current_context().args
-    if not extra:
-        return
-    given = next(((name, values) for name, values in repeated if values), None)
-    message = f"unexpected argument {extra[0]!r}"
-    if given is not None:
-        name, values = given
-        spelled = " ".join(f"{name} {value}" for value in (*values, *extra))
-        message += f"; one name for each {name}: {spelled}"
-    raise InputError(message)
-
-
-def census_options(command: F) -> F:
-    """Which architectures, where they are tried, and where the table goes."""
-    options = [
-        click.option(
-            "--select",
-            metavar="NAME",
-            multiple=True,
-            help="Model types or auto classes, as patterns such as 'qwen*'.  [default: all]",
-        ),
-        click.option(
-            "--class",
-            "classes",
-            metavar="AUTO_CLASS",
-            multiple=True,
-            help="Auto classes to try, as patterns such as 'AutoModelFor*'.  [default: those "
-            "for generation]",
-        ),
-        click.option(
-            "--jobs",
-            type=click.IntRange(1),
-            default=lambda: os.cpu_count() or 1,
-            show_default="number of cores",
-            help="Parallel processes.",
-        ),
-        click.option(
-            "--engine",
-            type=click.Choice(["local", "ray"]),
-            default="local",
-            show_default=True,
-            help="Where to run: on this machine, or on a Ray cluster.",
-        ),
-        click.option(
-            "-o",
-            "--output-dir",
-            metavar="DIR",
-            default="lora-doctor-census",
-            show_default=True,
-            help="Folder for the table; an interrupted run is continued there.",
-        ),
-        click.option(
-            "--keep-models",
-            metavar="DIR",
-            help="Also keep each tiny model and its batch, to check them by other means.",
-        ),
-    ]
-    return _with(options, command)
-
-
 def _options_of_keys(group: str) -> list[Callable[[Any], Any]]:
     """The options of the recipe's keys, as their table has them."""
     return [_option_of(key, key.option) for key in KEYS if key.option and key.option.group == group]
@@ -394,7 +326,7 @@ def _option_of(key: RecipeKey, option: Option) -> Callable[[Any], Any]:
     )
 
 
-def _with(options: Sequence[Callable[[Any], Any]], command: F) -> F:
+def with_options(options: Sequence[Callable[[Any], Any]], command: F) -> F:
     """The command with these options, which ``--help`` shows in this order."""
     for option in reversed(options):
         command = option(command)
