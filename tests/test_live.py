@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -200,6 +201,34 @@ def test_autocast_of_the_loop_is_that_of_the_second_look() -> None:
             optimizer.zero_grad()
     assert "float16" in str(told.value) and watch.diagnosis is not None
     assert watch.diagnosis.recipe.get("fp16") is True
+
+
+def test_hooks_are_not_compiled_with_the_model(capfd: pytest.CaptureFixture[str]) -> None:
+    """Dynamo would trace what the watch does, the training contract included."""
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(3, 1)
+
+        def forward(self, x: Any) -> Any:
+            return {"loss": self.layer(x).sum() ** 2}
+
+    model, graphs = Model(), []
+    compiled = torch.compile(model, backend=lambda graph, _: graphs.append(graph) or graph)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    watch = lora_doctor.watch(compiled, optimizer)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Dynamo does not know how to trace")
+        for _ in range(3):
+            loss = compiled(torch.ones(2, 3))["loss"]
+            loss.backward()
+            watch.step(loss)
+            optimizer.step()
+            optimizer.zero_grad()
+    watch.close()
+    assert len(graphs) == 1, "the forward, and nothing of ours"
+    assert "no adapters of PEFT" in capfd.readouterr().err
 
 
 def test_processes_that_train_apart_are_told(monkeypatch: pytest.MonkeyPatch) -> None:

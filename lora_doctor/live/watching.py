@@ -85,8 +85,8 @@ class Watch:
     def _begin(self) -> None:
         model, optimizer = self._training.model, self._training.optimizer
         self._handles = [
-            model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
-            model.register_forward_hook(self._after_forward),
+            model.register_forward_pre_hook(_untraced(self._before_forward), with_kwargs=True),
+            model.register_forward_hook(_untraced(self._after_forward)),
         ]
         if hasattr(optimizer, "register_step_pre_hook"):
             self._handles += [
@@ -378,6 +378,15 @@ def _has_adapters(model: Any) -> bool:
     from lora_doctor.contract.adapters import find_adapters
 
     return bool(find_adapters(model))
+
+
+def _untraced(hook: Callable[..., None]) -> Callable[..., None]:
+    """The hook, which ``torch.compile`` leaves as it is: traced, it and the training contract in
+    it would be compiled."""
+    import torch
+
+    disable = getattr(getattr(torch, "compiler", None), "disable", None)
+    return hook if disable is None else disable(hook)  # type: ignore[no-any-return]
 
 
 def _is_scaled(optimizer: Any) -> bool:
