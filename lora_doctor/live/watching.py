@@ -386,7 +386,7 @@ def _untraced(hook: Callable[..., None]) -> Callable[..., None]:
     import torch
 
     disable = getattr(getattr(torch, "compiler", None), "disable", None)
-    return hook if disable is None else disable(hook)  # type: ignore[no-any-return]
+    return hook if disable is None else disable(hook)
 
 
 def _is_scaled(optimizer: Any) -> bool:
