@@ -8,7 +8,7 @@ import pytest
 
 from lora_doctor.cli.given_command import file_of
 from lora_doctor.errors import InputError
-from lora_doctor.recipe.edit import Edit
+from lora_doctor.recipe.edit import ENTRY, REMOVE, Edit
 from lora_doctor.recipe.files.read_write import apply_edits, read_recipe
 from lora_doctor.recipe.program.made_arguments import made_arguments
 from lora_doctor.recipe.program.read_setup import read_setup
@@ -34,6 +34,43 @@ def test_the_arguments_of_axolotls_plugins_are_its_own(tmp_path: Path) -> None:
     others = text.replace("plugins:\n", "plugins:\n- my_code.Plugin\n")
     set_up = read_recipe(written(tmp_path, others)).set_up
     assert set_up is not None and set(set_up.unknown) == {"liger_rms_nrom"}
+
+
+_COMMENTED = """\
+base_model: org/model
+adapter: lora
+"lora_rr": 8  # the rank
+lora_target_modules:
+  # attention
+  - q_proj
+  - vproj  # value
+learning_rate: 1e-4
+"""
+
+
+def test_a_key_is_renamed_and_an_item_changed_at_its_place(tmp_path: Path) -> None:
+    path = written(tmp_path, _COMMENTED)
+    edits = [Edit(f"{ENTRY}lora_rr", REMOVE), Edit(f"{ENTRY}lora_r", 8),
+             Edit("target_modules", ["q_proj", "v_proj"])]  # fmt: skip
+    apply_edits(path, edits)
+    assert path.read_text() == _COMMENTED.replace("lora_rr", "lora_r").replace("vproj", "v_proj")
+
+
+@pytest.mark.parametrize(
+    ("text", "old", "new"),
+    [
+        ('{"model_name_or_path": "m", "stage": "sft", "lora_rnak": 8}', "lora_rnak", "lora_rank"),
+        ("llamafactory-cli train --model-name-or-path m --stage sft --lora-rnak 8", "lora-rnak",
+         "lora-rank"),
+        ("swift sft --model m --tuner_type lora --lora_r=8 --lora_alpha 2", "lora_r", "lora_rank"),
+    ],
+)  # fmt: skip
+def test_a_key_is_renamed_in_every_syntax(text: str, old: str, new: str, tmp_path: Path) -> None:
+    path = written(tmp_path, text, "set_up.json" if text.startswith("{") else "train.sh")
+    value = 8 if text.startswith("{") else "8"
+    names = old.replace("-", "_"), new.replace("-", "_")
+    apply_edits(path, [Edit(ENTRY + names[0], REMOVE), Edit(ENTRY + names[1], value)])
+    assert path.read_text() == text.replace(old, new)
 
 
 _ARRAY = """\

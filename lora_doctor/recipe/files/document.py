@@ -26,6 +26,7 @@ from lora_doctor.recipe.files.format import (
 )
 from lora_doctor.recipe.files.looks_like import looks_like, text_looks_like
 from lora_doctor.recipe.files.plain import plain
+from lora_doctor.recipe.files.renaming import renamed, renames
 from lora_doctor.recipe.files.shell_arguments import Argument, TrainingCommand
 from lora_doctor.recipe.files.spelling import Spelling
 from lora_doctor.recipe.keys import check_value
@@ -135,6 +136,12 @@ class Document:
         before = self.read()
         texts = {part.path: part.file.text for part in self.parts}
         entries = self.entries
+        for old, new in renames(edits, entries).items():
+            having = [part for part in self.parts if old in part.entries]
+            named = [renamed(part.syntax, part.path, texts[part.path], old, new) for part in having]
+            if None not in named:
+                texts.update(zip((part.path for part in having), filter(None, named), strict=True))
+                entries[new] = entries.pop(old)
         for change in edits:
             for name, value in self._new_entries(entries, change).items():
                 for part in self._parts_of(name, value):

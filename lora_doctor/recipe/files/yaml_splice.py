@@ -209,6 +209,8 @@ def _replace_block_sequence(text: str, node: Any, items: list[Any]) -> str:
             raise CannotSpliceError
         chunks.append((_scalar(child), text[position:end]))
         position = end
+    if len(items) == len(chunks) and not _reordered([old for old, _ in chunks], items):
+        return _replace_items(text, node, items)
     newline = _newline(text)
     if not chunks[-1][1].endswith("\n"):
         chunks[-1] = (chunks[-1][0], chunks[-1][1] + newline)
@@ -222,6 +224,24 @@ def _replace_block_sequence(text: str, node: Any, items: list[Any]) -> str:
     if position == len(text) and not text.endswith("\n"):
         new = new[: -len(newline)]
     return text[:begin] + new + text[position:]
+
+
+def _reordered(old: list[Any], new: list[Any]) -> bool:
+    """Whether an item of the list stands at another place than before."""
+    return any(
+        not _same(old[number], item) and any(_same(other, item) for other in old)
+        for number, item in enumerate(new)
+    )
+
+
+def _replace_items(text: str, node: Any, items: list[Any]) -> str:
+    """The list with each item that differs written in the place of the old one, whose comment
+    stays."""
+    for child, item in reversed(list(zip(node.value, items, strict=True))):
+        if not _same(_scalar(child), item):
+            start, end = child.start_mark.index, child.end_mark.index
+            text = text[:start] + dump(item) + text[end:]
+    return text
 
 
 def _merge_block_mapping(text: str, keys: Sequence[str], node: Any, value: dict[str, Any]) -> str:
