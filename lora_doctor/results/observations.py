@@ -127,6 +127,20 @@ class UpdateReading:
 
 
 @dataclass(frozen=True)
+class SpacingReading:
+    """Trained weights in bfloat16, of layers that are alike, before the first step."""
+
+    #: Module path with every number as ``*``.
+    pattern: str
+    #: Layers that are alike.
+    layers: int
+    #: Trainable numbers in all of them.
+    parameters: int
+    #: The distance to the next number that bfloat16 has; nine in ten have it at least.
+    spacing: float
+
+
+@dataclass(frozen=True)
 class ConnectionReading:
     """A module whose output is put among token embeddings and fed to a language model."""
 
@@ -245,6 +259,8 @@ class Observations:
     layers: tuple[LayerReading, ...] = ()
     #: The first updates.
     updates: tuple[UpdateReading, ...] = ()
+    #: What trained weights in bfloat16 can be changed by.
+    spacings: tuple[SpacingReading, ...] = ()
     #: What is fed to a language model beside its token embeddings.
     connections: tuple[ConnectionReading, ...] = ()
     #: What speaks against the attention implementation.
