@@ -196,7 +196,7 @@ class PromptLearningDoesNotFit(Rule):
                 "task_type": "CAUSAL_LM",
                 "gradient_checkpointing": True,
             },
-            requires={"transformers": ">=4.57"},
+            requires={"transformers": ">=5"},
             why="a checkpointed layer is given no cache",
         ),
         Example(
