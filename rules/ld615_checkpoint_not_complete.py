@@ -16,7 +16,11 @@ from lora_doctor.rule_api import (
     Symptom,
     quoted,
 )
-from lora_doctor.static.folder.checkpoint_files import IndexMismatch, index_mismatch
+from lora_doctor.static.folder.checkpoint_files import (
+    IndexMismatch,
+    index_mismatch,
+    unread_weights,
+)
 
 _SHOWN = 20
 
@@ -33,6 +37,9 @@ class CheckpointNotComplete(Rule):
     ## Why
     An interrupted download, a shard that was not uploaded, or the index of an earlier save with
     shards of a later one.
+
+    Weights under other names are not found either: GGUF files, `consolidated.safetensors` of the
+    maker's own code, shards without their index.
 
     A folder with an index and no weights at all is not reported: it holds only the small files of a
     model.
@@ -52,6 +59,10 @@ class CheckpointNotComplete(Rule):
     summary = "A sharded checkpoint lacks files or tensors that its index names."
     depth = "static"
     symptoms = (
+        Symptom(
+            r"(?:does not appear to have a file named|no file named) "
+            r"(?:pytorch_model\.bin|model\.safetensors)"
+        ),
         Symptom(r"does not appear to have a file named \S*-of-\d+\.(safetensors|bin)"),
         Symptom(r"No such file or directory: .*-of-\d+\.(safetensors|bin)"),
     )
@@ -74,6 +85,7 @@ class CheckpointNotComplete(Rule):
         static = case.static
         found = index_mismatch(static)
         if found is None:
+            yield from self._under_other_names(case)
             return
         if found.missing:
             message = (
@@ -109,6 +121,31 @@ class CheckpointNotComplete(Rule):
                     "manual",
                 ),
             ),
+        )
+
+    def _under_other_names(self, case: Case) -> Iterator[Finding]:
+        found = unread_weights(case.static)
+        if not found:
+            return
+        gguf = all(name.endswith(".gguf") for name in found)
+        advice = (
+            "Train the model that it was converted from; or load it with gguf_file=, which turns "
+            "it into floating point."
+            if gguf
+            else "Fetch or save the model in the form of transformers: model.safetensors, or "
+            "shards with an index."
+        )
+        yield self.finding(
+            "error",
+            f"The weights lie in {quoted(found, 3)}, and from_pretrained looks for "
+            "model.safetensors, pytorch_model.bin or an index of shards: it finds none.",
+            location=Location("file", found[0]),
+            evidence=(
+                Measurement("files with weights", list(found[:_SHOWN]), "the folder"),
+                Measurement("files that from_pretrained looks for", "none", "the folder"),
+            ),
+            proof=Proof("read", "from the names of the files"),
+            fixes=(Fix(advice, "manual"),),
         )
 
 

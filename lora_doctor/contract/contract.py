@@ -386,6 +386,7 @@ class Contract:
                 losses=tuple(losses.get(id(batch), ())),
                 notes=tuple(batch.notes),
                 added=added_inputs(self.subject.base, batch.added) if batch.added else (),
+                one_sample=batch.one_sample,
             )
             for batch in self.batches
         )

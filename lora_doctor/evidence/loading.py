@@ -67,6 +67,7 @@ def gather(
         missing=missing,
         unplaced=len(loaded.unplaced),
         unplaced_examples=loaded.unplaced[:_EXAMPLES],
+        other_sizes=() if saved_class else loaded.other_sizes,
     )
     if any(item.drawn for item in missing):
         followed = RandomWeights(loaded.model, missing_in(loaded.model, missing))

@@ -19,7 +19,7 @@ from typing import Any
 from lora_doctor.errors import EvidenceError
 from lora_doctor.model.auto_classes import quiet
 from lora_doctor.model.module_path import pattern_of
-from lora_doctor.results.loading import MissingWeight
+from lora_doctor.results.loading import MissingWeight, OtherSize
 from lora_doctor.sandbox.memory import is_out_of_memory
 from lora_doctor.text import one_line
 
@@ -32,11 +32,13 @@ _MOST_INITIALISED = 1 << 24
 @dataclass(frozen=True)
 class Loaded:
     """A model on the meta device that was loaded from names. ``missing``: its parameters that the
-    checkpoint lacks. ``unplaced``: names in the checkpoint that it has no place for."""
+    checkpoint lacks. ``unplaced``: names in the checkpoint that it has no place for.
+    ``other_sizes``: those that it has in another shape, which an ordinary loading refuses."""
 
     model: Any
     missing: tuple[str, ...]
     unplaced: tuple[str, ...]
+    other_sizes: tuple[OtherSize, ...] = ()
 
 
 def load_names(cls: Any, config: Any, shapes: Shapes) -> Loaded:
@@ -47,15 +49,30 @@ def load_names(cls: Any, config: Any, shapes: Shapes) -> Loaded:
     """
     config = copy.deepcopy(config)
     quantized = vars(config).pop("quantization_config", None) is not None
-    # bitsandbytes packs a weight under its own name, into another shape.
-    unlike = quantized or None in shapes.values()
-    options = {"ignore_mismatched_sizes": True} if unlike else {}
+    options = {"ignore_mismatched_sizes": True}
     model, info = _from_pretrained(cls, config, shapes, options)
     unplaced = tuple(sorted(info["unexpected_keys"]))
     missing = _own_names(model, info["missing_keys"])
     if quantized:
         missing = [name for name in missing if not _is_packed(name, unplaced)]
-    return Loaded(model, tuple(missing), unplaced)
+        # bitsandbytes packs a weight under its own name, into another shape.
+        return Loaded(model, tuple(missing), unplaced)
+    others = tuple(_other_sizes(model, info.get("mismatched_keys") or (), shapes))
+    return Loaded(model, tuple(missing), unplaced, others)
+
+
+def _other_sizes(model: Any, keys: Iterable[Any], shapes: Shapes) -> Iterator[OtherSize]:
+    """The weights that transformers says do not fit, and whose shape the checkpoint tells under
+    the same name. ``keys``: names, or tuples that begin with one."""
+    names = {key if isinstance(key, str) else str(key[0]) for key in keys}
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    stored = {name.removeprefix(prefix): shape for name, shape in shapes.items()}
+    for name, value in model.named_parameters(remove_duplicate=False):
+        if name not in names and name.removeprefix(prefix) not in names:
+            continue
+        shape = stored.get(name.removeprefix(prefix))
+        if shape is not None and tuple(shape) != tuple(value.shape):
+            yield OtherSize(name, tuple(shape), tuple(value.shape))
 
 
 def _own_names(model: Any, keys: Sequence[str]) -> list[str]:

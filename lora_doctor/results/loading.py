@@ -29,6 +29,18 @@ class MissingWeight:
 
 
 @dataclass(frozen=True)
+class OtherSize:
+    """A weight that has one shape in the checkpoint and another in the class by its config."""
+
+    #: Its name in the model.
+    name: str
+    #: Shape in the checkpoint, in elements.
+    in_file: tuple[int, ...]
+    #: Shape in the model, in elements.
+    in_model: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Unsaved:
     """Weights that are drawn anew at every loading and that an adapter folder does not hold."""
 
@@ -61,6 +73,9 @@ class Loading:
     unplaced: int = 0
     #: The first of them.
     unplaced_examples: tuple[str, ...] = ()
+    #: Weights that ``from_pretrained`` refuses because of their shape; none is known of a quantized
+    #: checkpoint.
+    other_sizes: tuple[OtherSize, ...] = ()
     #: Of ``missing``, what the recipe's adapter folder will not hold.
     unsaved: Unsaved = Unsaved()
     #: What PEFT raised with this recipe, so that ``unsaved`` is not known.

@@ -144,6 +144,8 @@ class BatchReport:
     notes: tuple[Note, ...] = ()
     #: Arguments that it has because forward raised without them.
     added: tuple[AddedInput, ...] = ()
+    #: What forward raised on more than one sample, where the batch has only one for that.
+    one_sample: str = ""
 
 
 def _nothing_observed() -> Observations:

@@ -21,6 +21,10 @@ _SINGLE = "model.safetensors"
 _INDEX = f"{_SINGLE}.index.json"
 _PICKLED = "pytorch_model.bin"
 _PICKLED_INDEX = f"{_PICKLED}.index.json"
+#: How files with weights end; ``pytorch_model-00001-of-00002.bin`` alone is no checkpoint either.
+_OF_WEIGHTS = (".safetensors", ".gguf", ".pth", ".ckpt", ".h5", ".msgpack")
+#: Files of an adapter and of a Trainer's checkpoint, which are no model's.
+_OF_A_RUN = ("adapter", "optimizer", "scheduler", "rng_state", "training_args", "scaler")
 #: Small files that a tokenizer or processor is made of; tokenizer.json is for another rule.
 _SMALL = (
     "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
@@ -105,6 +109,23 @@ def index_mismatch(static: StaticEvidence) -> IndexMismatch | None:
     if not (missing or lacking or unlisted):
         return None
     return IndexMismatch(index, missing, len(files) - len(missing), lacking, unlisted)
+
+
+def unread_weights(static: StaticEvidence) -> tuple[str, ...]:
+    """Files with weights in a folder that has none under a name that ``from_pretrained`` looks for.
+
+    Empty where it has one, and for a folder without any weights: its small files alone are at hand.
+    """
+    names = static.listing
+    if static.auto_map or any(
+        name in (_SINGLE, _INDEX, _PICKLED, _PICKLED_INDEX) for name in names
+    ):
+        return ()
+    return tuple(
+        name
+        for name in names
+        if "/" not in name and name.endswith(_OF_WEIGHTS) and not name.startswith(_OF_A_RUN)
+    )
 
 
 def _tensors(

@@ -111,6 +111,8 @@ class Draft:
     choices: int = 0
     #: Placeholder tokens per sample, by modality.
     placeholders: dict[str, int] = field(default_factory=dict)
+    #: What forward raised on more than one sample; empty where it takes several.
+    one_sample: str = ""
     #: Arguments that are made, or left out, whatever is usual.
     include: set[str] = field(default_factory=set)
     exclude: set[str] = field(default_factory=set)

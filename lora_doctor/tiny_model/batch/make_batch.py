@@ -191,6 +191,7 @@ def _batch(draft: Draft, inputs: dict[str, Any], loss: str) -> Batch:
         objections=list(draft.objections),
         needs_no_cache=draft.cache_error is not None and not trainer_disables_cache(),
         added=tuple(sorted(draft.own_names.get(n, n) for n in draft.include & inputs.keys())),
+        one_sample=draft.one_sample,
     )
 
 

@@ -39,7 +39,8 @@ class Batch:
     "start_positions/end_positions", "its own" (forward returns one without labels) or "surrogate"
     (made from the outputs). `needs_no_cache`: its `use_cache=False` is ours, forward raised for the
     cache that it makes by default, and a trainer of this transformers leaves that as it is.
-    `added`: inputs that it has because forward raised without them.
+    `added`: inputs that it has because forward raised without them. `one_sample`: what forward
+    raised on more than one sample, where it has only one for that.
     """
 
     inputs: dict[str, Any]
@@ -51,6 +52,7 @@ class Batch:
     objections: list[ModelError] = field(default_factory=list)
     needs_no_cache: bool = False
     added: tuple[str, ...] = ()
+    one_sample: str = ""
 
     def as_called(self) -> Batch:
         """The batch as a trainer passes it on, with the cache that the model makes by default."""

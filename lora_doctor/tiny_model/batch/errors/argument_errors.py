@@ -54,6 +54,7 @@ def _one_sample(draft: Draft, text: str) -> str:
     if not re.search(r"batch sizes? > 1", text) or draft.batch_size <= 1:
         return ""
     draft.batch_size = 1
+    draft.one_sample = text
     return "one sample"
 
 

@@ -1,0 +1,86 @@
+"""LD633: a model that raises on more than one sample, such as a classifier without a padding id."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.rule_api import (
+    Case,
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measurement,
+    Proof,
+    Rule,
+    Symptom,
+)
+
+_CLASSIFIER = {
+    "model_class": "AutoModelForSequenceClassification",
+    "task_type": "SEQ_CLS",
+    "target_modules": ["q_proj", "v_proj"],
+}
+_KEY = "per_device_train_batch_size"
+
+
+class OneSampleAtATime(Rule):
+    """The model, as its config makes it, raises on a batch of two samples and runs on one.
+
+    ## What happens
+    `ValueError: Cannot handle batch sizes > 1 if no padding token is defined.`, at the first step:
+    the Trainer's own batch size is 8.
+
+    ## Why
+    A classifier on a language model reads the last token that is no padding, and finds it by
+    `config.pad_token_id`. Llama, Mistral, Qwen, GPT-2 and others are published without one. To set
+    `tokenizer.pad_token` alone does not help: the model looks in its own config.
+
+    ## Versions
+    All. Whether the class asks for one comes from running its forward on two samples.
+
+    ## Fix
+    `model.config.pad_token_id = tokenizer.pad_token_id`, after the tokenizer has a padding token.
+    Where your script does so already, nothing has to be changed.
+
+    ## Links
+    https://github.com/huggingface/transformers/issues/35352
+    """
+
+    code = "LD633"
+    name = "one-sample-at-a-time"
+    summary = "The model raises on more than one sample: its config has no padding id."
+    depth = "tiny"
+    symptoms = (Symptom(r"Cannot handle batch sizes? > 1 if no padding token is defined"),)
+    examples = (
+        Example("broken", "arch:llama", _CLASSIFIER, why="Llama has no pad_token_id"),
+        Example("healthy", "tests/folders/base_without_head", _CLASSIFIER, why="it has one"),
+        Example("healthy", "arch:llama", {**_CLASSIFIER, _KEY: 1}, why="a batch size of one"),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        seen = case.verification
+        alone = [batch for batch in seen.batches if batch.one_sample]
+        size = case.recipe.get(_KEY)
+        # A framework gives the model a padding id of its own.
+        if not alone or size == 1 or case.recipe.set_up is not None:
+            return
+        model = case.structure.model_class
+        yield self.finding(
+            "warning",
+            f"{model} raises on more than one sample, as its config has no padding id that tells "
+            "where each one ends.",
+            location=Location("file", "config.json"),
+            evidence=(
+                Measurement("forward on two samples", alone[0].one_sample[:200],
+                            f"{seen.depth} model"),
+                Measurement("forward on one sample", "runs", f"{seen.depth} model"),
+                Measurement(_KEY, "not given (the Trainer's own is 8)" if size is None else size,
+                            "recipe"),
+            ),
+            proof=Proof("executed", "the forward was run on both"),
+            fixes=(
+                Fix("Set model.config.pad_token_id = tokenizer.pad_token_id in the script, after "
+                    "tokenizer.pad_token.", "manual"),
+            ),
+        )  # fmt: skip
