@@ -62,7 +62,7 @@ class NoTargetMatches(Rule):
     summary = "The target modules match no layer of the model."
     depth = "meta"
     symptoms = (
-        Symptom(r"Target modules .{0,300}? not found in the base model"),
+        Symptom(r"(?i)\bTarget modules\b.{0,300}?not found in the base model"),
         Symptom(
             r"Please specify `?target_modules`?( or `?target_parameters`?)? ?in `?peft_config`?"
         ),

@@ -63,6 +63,10 @@ class QuantizedCheckpointNotLoadable(Rule):
         Symptom(r"A valid HQQ version .{1,20} is not available"),
         Symptom(r"gptqmodel version should be >="),
         Symptom(r"No module named '(gptqmodel|auto_gptq|awq|aqlm|hqq|torchao|optimum\.gptq|vptq)"),
+        Symptom(
+            r"No package metadata was found for "
+            r"(?:auto.?gptq|auto.?awq|gptqmodel|optimum|bitsandbytes|torchao|compressed.tensors)",
+        ),
     )
     examples = (
         Example(

@@ -52,7 +52,13 @@ class ArgumentNotTaken(Rule):
     summary = "A call has an argument that the installed library does not accept."
     depth = "static"
     symptoms = (
-        Symptom(r"__init__\(\) got an unexpected keyword argument", weight=-1),
+        Symptom(r"__init__\(\) got an unexpected keyword argument", alone=True, weight=-1),
+        Symptom(
+            r"__init__\(\) got an unexpected keyword argument",
+            "handed on by from_pretrained",
+            raised_in=r"transformers[\\/]modeling_utils\.py",
+            weight=-1,
+        ),
         Symptom(
             r"__init__\(\) got an unexpected keyword argument '(?!load_in_)\w+'",
             "called by the script itself",

@@ -53,6 +53,7 @@ class DtypesMixedInOneShard(Rule):
     symptoms = (
         Symptom(r"Must flatten tensors with uniform dtype but got"),
         Symptom(r"Cannot flatten integer dtype tensors"),
+        Symptom(r"`FlatParameter` requires uniform dtype but got", "PyTorch 2.0"),
     )
     examples = (
         Example(

@@ -54,6 +54,12 @@ class VocabularySizeMismatch(Rule):
         Symptom(r"size mismatch for (?!base_model\.model\.)\S*(embed|wte|lm_head|shared)"),
         Symptom(r"Trying to set a tensor of shape .* in \"weight\" .* this looks? incorrect"),
         Symptom(r"size mismatch\W+torch\.Size\(\[\d{5,6}, \d+\]\)", weight=-2),
+        Symptom(r"state_dict for Embedding:\s+size mismatch for weight", "transformers 4.5x"),
+        Symptom(
+            r"state_dict for Linear:\s+size mismatch for weight: copying a param with shape "
+            r"torch\.Size\(\[\d{5,6}, \d+\]\)",
+            "transformers 4.5x",
+        ),
     )
     examples = (
         Example(

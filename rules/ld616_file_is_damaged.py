@@ -58,6 +58,10 @@ class FileIsDamaged(Rule):
         Symptom(r"invalid load key, '[v<]'"),
         Symptom(r"cloned a repository without having git-lfs installed"),
         Symptom(r"PytorchStreamReader failed (finding central directory|reading zip archive)"),
+        Symptom(
+            r"WeightsUnpickler error: Unsupported operand (?:118|60)\b",
+            "PyTorch 2.6 and later: the letter v of a pointer, or the < of a page",
+        ),
     )
     examples = (
         Example(

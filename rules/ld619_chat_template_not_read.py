@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.rule_api import Case, Example, Finding, Fix, Location, Measurement, Proof, Rule
+from lora_doctor.rule_api import (
+    Case,
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measurement,
+    Proof,
+    Rule,
+    Symptom,
+)
 from lora_doctor.static.folder.tokenizer_settings import chat_template_not_read
 
 
@@ -36,6 +46,7 @@ class ChatTemplateNotRead(Rule):
     name = "chat-template-not-read"
     summary = "The chat template is a file that the installed transformers does not read."
     depth = "static"
+    symptoms = (Symptom(r"tokenizer\.chat_template is not set", "transformers>=4.44", weight=-1),)
     examples = (
         Example(
             "broken",

@@ -48,6 +48,10 @@ class QuantizedWeightsSharded(Rule):
         Symptom(r"Must flatten tensors with uniform dtype but got .{0,60}torch\.(?:u?int8|float8)"),
         Symptom(r"Cannot flatten integer dtype tensors", weight=1),
         Symptom(r"Only 4-bit quantized model can use fsdp\+qlora"),
+        Symptom(
+            r"`FlatParameter` requires uniform dtype but got .{0,60}torch\.(?:u?int8|float8)",
+            "PyTorch 2.0",
+        ),
     )
     descriptions = (
         Symptom(

@@ -52,6 +52,7 @@ class RowsRefused(Rule):
     depth = "meta"
     symptoms = (
         Symptom(r"System role not supported"),
+        Symptom(r"tokenizer\.chat_template is not set", "transformers>=4.44"),
         Symptom(r"Conversation roles must alternate"),
         Symptom(r"After the optional system message, conversation roles must alternate"),
         Symptom(r"jinja2\.exceptions\.(?:Template|Undefined)Error", weight=-1),
