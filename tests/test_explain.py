@@ -50,7 +50,7 @@ def test_json_without_a_rule_is_still_json() -> None:
 def test_a_failure_described_in_words_is_told_as_a_guess() -> None:
     result = cli.lora_doctor("explain", "lora_B stays zero in every layer of the encoder")
     assert result.code == 0
-    assert "No error message is known here; in words it may be LD206" in result.out
+    assert "by its description it may be LD206" in result.out
 
 
 def test_words_inside_a_log_or_a_traceback_describe_nothing() -> None:
