@@ -16,6 +16,7 @@ from lora_doctor.rule_api import (
     Refusal,
     Rule,
     SetUp,
+    Symptom,
     framework_named,
     made_arguments,
 )
@@ -51,6 +52,22 @@ class ArgumentsRefused(Rule):
     name = "arguments-refused"
     summary = "The class of the Trainer's arguments, or the framework's parser, refuses the values."
     depth = "meta"
+    symptoms = (
+        Symptom(
+            r"\bValueError: (?!Your setup|FP16 Mixed|--tf32)\S",
+            raised_in=r"transformers[\\/]training_args\w*\.py|trl[\\/]trainer[\\/]\w+_config\.py",
+        ),
+        Symptom(
+            r"\bValueError: (?!Some specified arguments)\S",
+            raised_in=r"llamafactory[\\/]hparams|swift[\\/](?:llm[\\/])?arguments?[\\/]",
+            weight=-1,
+        ),
+        Symptom(r"--load_best_model_at_end requires the (?:save|saving)"),
+        Symptom(r"At most one of fp16 and bf16 can be True"),
+        Symptom(r"requires either non-zero --eval_steps|requires non-zero --logging_steps"),
+        Symptom(r"lr_scheduler_type \w+ requires an eval strategy"),
+        Symptom(r"is not a valid \w+, please select one of \["),
+    )
     examples = (
         Example(
             "broken",
