@@ -56,6 +56,7 @@ def write_all(root: Path) -> None:
     _vit(root / "vit")
     _whisper(root / "whisper")
     _llava(root / "llava")
+    _qwen2_vl(root / "qwen2-vl")
     _adapter(root / "adapter", "llama")
     _data(root)
 
@@ -149,6 +150,24 @@ def _llava(folder: Path) -> None:
     _write(folder / "processor_config.json", {
         "processor_class": "LlavaProcessor", "patch_size": 14, "image_token": "<image>",
         "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1,
+    })  # fmt: skip
+
+
+def _qwen2_vl(folder: Path) -> None:
+    """Qwen2-VL of 2 billion parameters, but for its vocabulary."""
+    write_model(folder, template="chatml", images=True)
+    entries = json.loads(json.dumps(PUBLISHED["Qwen2-VL"].entries))
+    named = {"vision_start": "[INST]", "vision_end": "[/INST]", "vision": "<start_of_turn>",
+             "image": "<image>", "video": "<end_of_turn>", "bos": "<|endoftext|>",
+             "eos": "<|im_end|>", "pad": "<pad>"}  # fmt: skip
+    entries |= {f"{key}_token_id": SPECIAL.index(token) for key, token in named.items()}
+    entries |= {"architectures": ["Qwen2VLForConditionalGeneration"], "vocab_size": VOCABULARY}
+    _write(folder / "config.json", entries)
+    _write(folder / "preprocessor_config.json", {
+        "image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2VLProcessor",
+        "min_pixels": 3136, "max_pixels": 12845056, "patch_size": 14, "merge_size": 2,
+        "temporal_patch_size": 2, "image_mean": [0.48, 0.46, 0.41],
+        "image_std": [0.27, 0.26, 0.28],
     })  # fmt: skip
 
 

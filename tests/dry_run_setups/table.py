@@ -30,6 +30,13 @@ _ARGPARSE = (
                   "    model.requires_grad_(False)\n"}),
     broken("argparse: answers cut by the length limit", "trainer_argparse.py", "LD901",
            "--cutoff_len", "8", needs=_DATA),
+    healthy("argparse: mapped before it is split", "trainer_argparse.py", needs=_DATA, edits={
+        "data.train_test_split(test_size=40, seed=42)":
+        "data.map(tokenize, remove_columns=data.column_names).train_test_split(test_size=40)",
+        '["train"].shuffle(seed=0).map(tokenize, remove_columns=data.column_names)': '["train"]',
+        'split["test"].map(tokenize, remove_columns=data.column_names)': 'split["test"]'}),
+    broken("argparse: nothing to resume from", "trainer_argparse.py", "LD002", needs=_DATA,
+           edits={"trainer.train()": "trainer.train(resume_from_checkpoint=True)"}),
     broken("argparse: no token ends the answers", "trainer_argparse.py", "LD905", needs=_DATA,
            edits={"(question + answer + [tokenizer.eos_token_id])": "(question + answer)",
                   "* len(question) + answer + [tokenizer.eos_token_id])":
@@ -76,6 +83,9 @@ _OTHER_TRL = (
     healthy("GRPO", "trl_grpo.py", needs=_TRL),
     broken("GRPO: a learning rate of 0", "trl_grpo.py", "LD510", needs=_TRL,
            edits={"learning_rate=1e-5": "learning_rate=0.0"}),
+    healthy("KTO", "trl_kto.py", needs=_TRL),
+    broken("KTO: a target of another architecture", "trl_kto.py", "LD202", needs=_TRL,
+           edits={'["q_proj", "v_proj"]': '["q_proj", "v_proj", "c_attn"]'}),
     healthy("reward model", "trl_reward.py", needs=_TRL),
     broken("reward model: the task type of another class", "trl_reward.py", "LD101", needs=_TRL,
            edits={"TaskType.SEQ_CLS": "TaskType.CAUSAL_LM"}),
@@ -103,6 +113,13 @@ _LOOPS = (
            sample=True),
     broken("bare loop: labels of -1", "bare_loop.py", "LD914",
            edits={"pad_sequence(labels, True, -100)": "pad_sequence(labels, True, -1)"}),
+    broken("bare loop: labels are shifted twice", "bare_loop.py", "LD926",
+           edits={"torch.tensor(ids), torch.tensor(labels)":
+                  "torch.tensor(ids), torch.tensor([*labels[1:], -100])"}),
+    broken("bare loop: the base model is saved", "bare_loop.py", "LD640",
+           edits={"model.save_pretrained(f": "model.get_base_model().save_pretrained(f"}),
+    broken("bare loop: a schedule that nobody steps", "bare_loop.py", "LD510",
+           edits={"        scheduler.step()\n": ""}),
     broken("bare loop: everything trains", "bare_loop.py", "LD602",
            edits={"model.to(cfg.device)": "model.requires_grad_(True).to(cfg.device)"}),
     healthy("distillation", "distillation.py", needs=_DATA),
@@ -138,6 +155,9 @@ _CLASSES = (
     broken("image classification: a new head that nothing saves", "image_classification.py",
            "LD606", needs=(*_DATA, "PIL"), edits={'    modules_to_save=["classifier"],\n': ""}),
     healthy("T5 with generation", "t5_seq2seq.py", needs=_DATA),
+    broken("T5: labels are padded with the padding token", "t5_seq2seq.py", "LD925", needs=_DATA,
+           edits={'rows["output"]], truncation=True)':
+                  'rows["output"]], truncation=True, padding="max_length", max_length=48)'}),
     broken("T5: names of another architecture", "t5_seq2seq.py", "LD202", needs=_DATA,
            edits={'["q", "v"]': '["q", "v", "q_proj"]'}),
 )  # fmt: skip
@@ -148,6 +168,10 @@ _MODALITIES = (
     healthy("LLaVA", "llava_sft.py", needs=("PIL",)),
     broken("LLaVA: adapters in the vision tower", "llava_sft.py", "LD203", needs=("PIL",),
            edits={'r".*language_model.*\\.(q_proj|k_proj|v_proj|o_proj)"': '["q_proj", "v_proj"]'}),
+    healthy("Qwen2-VL, flash attention asked for", "qwen2_vl_sft.py", needs=("PIL",)),
+    broken("Qwen2-VL: fewer places than the image has features", "qwen2_vl_sft.py", "LD002",
+           needs=("PIL",),
+           edits={"int(grid.prod() // images.merge_size**2)": "int(grid.prod() // 8)"}),
     broken("LLaVA: everything is masked", "llava_sft.py", "LD901", needs=("PIL",),
            edits={"labels[labels == processor.tokenizer.pad_token_id]": "labels[labels > 0]"}),
 )  # fmt: skip
