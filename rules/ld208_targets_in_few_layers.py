@@ -40,7 +40,8 @@ class TargetsInFewLayers(Rule):
     linear attention, whose projections have other names. PEFT raises only when *nothing* matches.
 
     Which layers have adapters is measured and certain. Whether the other layers were left out on
-    purpose is not: published recipes for hybrid models do so. This is told, not warned of.
+    purpose is not: published recipes for hybrid models do so. It is a warning if most layers get no
+    adapter at all, and an info if adapters on other parts of these layers (the MLP) are trained.
 
     ## Versions
     All versions of PEFT.
@@ -97,11 +98,12 @@ class TargetsInFewLayers(Rule):
             return
         wanted = [*target_entries(recipe), *left]
         reached = _layers_with_adapter(structure)
+        bare = reached * 2 < layers
         yield self.finding(
-            "info",
+            "warning" if bare else "info",
             f"{_names(structure)} exist in {with_adapter} of {layers} layers of "
             f"{structure.model_class}; the other layers have {quoted(left, 6)} instead, which "
-            "get no adapter. It may be meant so: a hybrid's layers can be left out on purpose.",
+            + ("get no adapter." if bare else "get no adapter; other parts of these layers do."),
             location=Location("recipe", "target_modules"),
             evidence=(
                 Measurement(
