@@ -3,12 +3,14 @@ which sets share rows."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from pathlib import Path
 
 import pytest
 
+from lora_doctor.dry_run.acts.failures import refused_by_argparse
 from lora_doctor.dry_run.acts.packages import changes_packages
 from lora_doctor.dry_run.captured import Captured
 from lora_doctor.dry_run.not_asked import not_asked
@@ -17,6 +19,7 @@ from lora_doctor.dry_run.sampled import judged_batches
 from lora_doctor.results.diagnosis import Skipped
 from lora_doctor.results.dry_run import ScriptError
 from lora_doctor.results.supervision import TokenizerFacts
+from lora_doctor.supervision.observe import observe
 from lora_doctor.supervision.padding import padding_labels
 from lora_doctor.supervision.rows import Layout, LossSettings, Row
 from tests.test_dry_run import SCRIPTS, dry_run, place, rules
@@ -82,6 +85,21 @@ def test_a_script_that_gives_up_without_a_gpu(
     file = tmp_path / "train.py"
     file.write_text(text)
     assert is_about_here(ScriptError("ValueError", "no", str(file), line)) is here
+
+
+def test_a_command_line_that_argparse_refuses_is_the_users_failure(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It exits with code 2, which says nothing by itself."""
+    parser = argparse.ArgumentParser(prog="train.py")
+    parser.add_argument("--bf16", type=int)
+    for words, told in ((["--bf16"], "argument --bf16: expected one argument"), (["--help"], "")):
+        with pytest.raises(SystemExit) as raised:
+            parser.parse_args(words)
+        cause = refused_by_argparse(raised.value)
+        assert (told in cause.message) if told and cause else cause is None
+    assert "usage: train.py" in capsys.readouterr().err
+    assert refused_by_argparse(SystemExit(2)) is None and refused_by_argparse(ValueError()) is None
 
 
 @pytest.mark.parametrize(
@@ -187,6 +205,20 @@ def test_labels_of_padding_are_counted_in_every_layout() -> None:
     assert _padding(Row([7, 8], [5, 6, 2, 0, 0]), "seq2seq", pad_id=0) == 2
     assert _padding(Row([7, 8], [5, 6, 2, -100, -100]), "seq2seq", pad_id=0) == 0
     assert _padding(Row([7, 8, 0], [1]), "classes", pad_id=0) == 0
+
+
+def test_an_end_of_text_before_labelled_padding_is_an_end() -> None:
+    """What is wrong is the padding, and nothing else."""
+    facts = TokenizerFacts(pad_id=0, eos_id=2)
+    own = Row([7, 8], [5, 6, 2, 0, 0])
+    found = observe([own], facts, LossSettings(layout="seq2seq"), origin="here")
+    assert found.padding_supervised.count == 1 and found.padding_labels == 2
+    assert found.supervised_tokens == 3
+    assert found.end_trained.count == 1 and not found.end_missing
+    ids = [1, 5, 6, 2, 0, 0]
+    found = observe([Row(ids, ids)], facts, LossSettings(), origin="here")
+    assert found.end_trained.count == 1 and found.padding_labels == 2
+    assert found.supervised_tokens == 3, "the first token is predicted from nothing"
 
 
 # --- runs ---------------------------------------------------------------------------------------

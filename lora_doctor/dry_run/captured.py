@@ -235,7 +235,9 @@ class Captured:
         cut_short = self.all("ended") or self.all("error")
         if standing is not None and not cut_short:
             stepped = {one["of"] for one in self.all("scheduler_stepped")}
-            record = record if standing["of"] in stepped else standing
+            if standing["of"] not in stepped:
+                state = from_json(OptimizerState, standing["state"])
+                return replace(state, notes=(*state.notes, "no step of the scheduler was taken"))
         return None if record is None else from_json(OptimizerState, record["state"])
 
     def rows(self) -> list[Mapping[str, Any]]:

@@ -126,9 +126,11 @@ def _read(row: Row, tokenizer: TokenizerFacts, settings: LossSettings) -> _Read:
     if settings.layout in ("classes", "aligned"):
         one.mark("nothing", not any(label != IGNORED for label in labels))
         return one
-    _mark_amounts(one, settings)
     one.padding_labels = padding_labels(row, tokenizer, settings)
     one.mark("padding_supervised", bool(one.padding_labels))
+    if settings.layout == "seq2seq" or row.attention_mask is None:
+        one.count -= one.padding_labels  # else the mask has taken them out
+    _mark_amounts(one, settings)
     one.mark("two_bos", _two_bos(ids, tokenizer))
     _mark_marker(one, settings)
     if not settings.packed:
@@ -176,12 +178,14 @@ def _mark_amounts(one: _Read, settings: LossSettings) -> None:
 
 def _mark_ends(one: _Read, tokenizer: TokenizerFacts) -> None:
     cut = one.uncut_length > len(one.ids)
-    ids = one.ids
-    if len(one.supervised) != len(ids):  # labels of their own sequence
+    ids, supervised = one.ids, one.supervised
+    if len(supervised) != len(ids):  # labels of their own sequence
         ids = [label for label in one.row.labels if label != IGNORED]
-        end, token = answer_end(ids, [True] * len(ids), tokenizer.end_ids, cut=cut)
-    else:
-        end, token = answer_end(ids, one.supervised, tokenizer.end_ids, cut=cut)
+        ids = ids[: len(ids) - one.padding_labels]
+        supervised = [True] * len(ids)
+    elif one.padding_labels and one.row.attention_mask is None:  # no mask has told what is padding
+        ids, supervised = ids[: -one.padding_labels], supervised[: -one.padding_labels]
+    end, token = answer_end(ids, supervised, tokenizer.end_ids, cut=cut)
     if end == "open":
         return
     one.mark(f"end_{end}", True)

@@ -157,7 +157,7 @@ _CLASSES = (
     healthy("T5 with generation", "t5_seq2seq.py", needs=_DATA),
     broken("T5: labels are padded with the padding token", "t5_seq2seq.py", "LD925", needs=_DATA,
            edits={'rows["output"]], truncation=True)':
-                  'rows["output"]], truncation=True, padding="max_length", max_length=48)'}),
+                  'rows["output"]], truncation=True, padding="max_length", max_length=64)'}),
     broken("T5: names of another architecture", "t5_seq2seq.py", "LD202", needs=_DATA,
            edits={'["q", "v"]': '["q", "v", "q_proj"]'}),
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import atexit
 import contextlib
 import sys
@@ -39,7 +40,7 @@ def tell(acting: Acting, error: BaseException) -> None:
         return
     with contextlib.suppress(AttributeError):  # one with slots is told twice, which does no harm
         setattr(error, _SEEN, True)
-    cause = Cause.of(error)
+    cause = refused_by_argparse(error) or Cause.of(error)
     every, own = of_traceback(error.__traceback__)
     # Caught in a library, a traceback begins there: who called it is on the stack.
     outer = None if own else caller()
@@ -56,6 +57,21 @@ def tell(acting: Acting, error: BaseException) -> None:
         steps=acting.steps,
         exit_code=error.code if isinstance(error, SystemExit) else None,
     )
+
+
+def refused_by_argparse(error: BaseException) -> Cause | None:
+    """What argparse has against the command line, which it prints before it exits; ``None`` for any
+    other exception."""
+    trace = error.__traceback__ if isinstance(error, SystemExit) and error.code else None
+    frame = None
+    while trace is not None:
+        frame, trace = trace.tb_frame, trace.tb_next
+    if frame is None or frame.f_code.co_name != "exit":
+        return None
+    message = frame.f_locals.get("message")
+    if frame.f_globals.get("__name__") != "argparse" or not isinstance(message, str):
+        return None
+    return Cause.of(argparse.ArgumentError(None, " ".join(message.split())))
 
 
 def _behind(error: BaseException) -> str:
