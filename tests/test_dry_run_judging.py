@@ -6,12 +6,17 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
+from lora_doctor.dry_run.acts.acting import Acting
 from lora_doctor.dry_run.acts.failures import refused_by_argparse
 from lora_doctor.dry_run.acts.packages import changes_packages
+from lora_doctor.dry_run.acts.sampled_rows import tell
 from lora_doctor.dry_run.captured import Captured
 from lora_doctor.dry_run.not_asked import not_asked
 from lora_doctor.dry_run.not_here import is_about_here
@@ -138,6 +143,31 @@ def test_a_trainer_that_makes_labels_of_its_own_is_judged_by_its_batches() -> No
     for seen in (first, {"input_ids": first["input_ids"]}, _batch(3, 4, position_ids=[[0, 1, 2]])):
         batches, origin = judged_batches([seen], [_batch(0, 16)])
         assert batches == [seen] and origin == "the first 1 batches of the run"
+
+
+def test_rows_of_a_set_of_any_length_are_drawn_once_each() -> None:
+    """A set that was cut has the same few rows over and over; nothing is made of all numbers."""
+    torch = pytest.importorskip("torch")
+
+    class Rows:
+        def __len__(self) -> int:
+            return 10**12
+
+        def __getitem__(self, number: int) -> dict[str, list[int]]:
+            ids = [number % 50, 2]
+            return {"input_ids": ids, "labels": ids}
+
+    def collate(rows: list[dict[str, list[int]]]) -> dict[str, object]:
+        return {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
+
+    told: list[dict[str, list[list[int]]]] = []
+    acting = SimpleNamespace(
+        writes_its_rows=False, rows=64, ours=nullcontext,
+        journal=SimpleNamespace(tell=lambda kind, rows: told.append(rows)),
+    )  # fmt: skip
+    tell(cast(Acting, acting), SimpleNamespace(dataset=Rows(), collate_fn=collate, batch_size=4))
+    rows = [row for batch in told for row in batch["input_ids"]]
+    assert sorted(rows) == [[number, 2] for number in range(50)]
 
 
 def test_sets_that_were_made_of_the_same_few_rows_are_known_again() -> None:

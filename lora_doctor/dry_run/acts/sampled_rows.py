@@ -41,8 +41,8 @@ def _has_rows(data: Any) -> bool:
 
 
 def _batches(acting: Acting, data: Any, collate: Any, size: int) -> Iterator[dict[str, list[Any]]]:
-    numbers = list(range(len(data)))
-    random.Random(0).shuffle(numbers)
+    length = len(data)
+    numbers = random.Random(0).sample(range(length), min(length, 4 * _ROWS))
     first = data[numbers[0]] if numbers else None
     most = _ROWS if _is_of_tokens(first) else min(_ROWS_OF_OTHERS, acting.rows)
     ids = 0
