@@ -156,6 +156,10 @@ class PromptLearningDoesNotFit(Rule):
             r"'\w*DynamicCache' object has no attribute '\w+'",
             context=r"(?i)prefix.?tuning|in get_prompt\b",
         ),
+        Symptom(
+            r"forward\(\) missing 1 required positional argument: 'input_ids'",
+            context=r"(?i)(?:prefix|prompt).?tuning|in get_prompt\b",
+        ),
     )
     descriptions = (
         Symptom(

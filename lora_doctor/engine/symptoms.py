@@ -201,6 +201,8 @@ def _compiled(pattern: str, flags: int) -> re.Pattern[str]:
 
 def _plain(text: str) -> str:
     """``text`` as the program wrote it, before terminals, launchers and word processors."""
+    if r"File \"" in text:  # a traceback in a line of JSON
+        text = text.replace(r"\n", "\n").replace(r"\"", '"')
     written = _CUT_PATH.sub("", _COLOURS.sub("", text.translate(_STRAIGHT)))
     return _NOISE.sub(" ", written)
 
