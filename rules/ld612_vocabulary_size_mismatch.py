@@ -60,6 +60,12 @@ class VocabularySizeMismatch(Rule):
             r"torch\.Size\(\[\d{5,6}, \d+\]\)",
             "transformers 4.5x",
         ),
+        Symptom(
+            r"You set `ignore_mismatched_sizes` to `False`, thus raising an error",
+            "transformers 5",
+            context=r"\b(?:\w*embed\w*|wte|lm_head|shared)\.weight\s*\|\s*MISMATCH",
+            unless=r"layers\.\{?\d[^|]{0,80}\|\s*MISMATCH",
+        ),
     )
     examples = (
         Example(

@@ -31,7 +31,9 @@ _STEPS = re.compile(r"'(?:train_)?loss': '?\d|\bloss=\d|\btrain_runtime\b|\*+ Ru
 #: Colours of a terminal, with the escape character or, as some pages show them, without it.
 _COLOURS = re.compile(r"\x1b\[[0-9;:?]*[A-Za-z]|\[\d+(?:;\d+)*m")
 #: A path that a box around a traceback has cut in two.
-_CUT_PATH = re.compile(r"(?<=[\w./\-])[ \t]*[│┃][ \t]*\r?\n[ \t]*[│┃] (?=[\w./\-]*\.py:\d+ in )")
+_CUT_PATH = re.compile(
+    r"(?<=[\w./\-:])[ \t]*[│┃][ \t]*\r?\n[ \t]*[│┃] (?=(?:[\w./\-]*\.py:)?\d+ in )"
+)
 #: What a launcher and such a box put between the words of a message: ``[rank0]:`` or
 #: ``[default0]:`` before each line, borders.
 _NOISE = re.compile(r"(?m:^[ \t]*\[(?:rank|default)?\d+\]: ?)|[│┃║╭╰╮╯─━❱]+")
