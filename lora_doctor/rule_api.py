@@ -143,6 +143,7 @@ if TYPE_CHECKING:
     from lora_doctor.contract.round_trip import MERGE_TOLERANCE
     from lora_doctor.evidence.optimizer import OptimizerState, TrainableTensor
     from lora_doctor.recipe.files.side_files import Pin, SideFiles
+    from lora_doctor.recipe.program.evaluation import evaluations_without_data
     from lora_doctor.recipe.program.made_arguments import made_arguments
     from lora_doctor.recipe.program.names import UnknownArgument, unknown_arguments
     from lora_doctor.recipe.program.objects import adds_without_wrapper
@@ -198,6 +199,7 @@ _LAZY = {
         "contract.round_trip": ("MERGE_TOLERANCE",),
         "evidence.optimizer": ("OptimizerState", "TrainableTensor"),
         "recipe.files.side_files": ("Pin", "SideFiles"),
+        "recipe.program.evaluation": ("evaluations_without_data",),
         "recipe.program.made_arguments": ("made_arguments",),
         "recipe.program.names": ("UnknownArgument", "unknown_arguments"),
         "recipe.program.objects": ("adds_without_wrapper",),
@@ -344,6 +346,7 @@ __all__ = [
     "edits_excluding",
     "edits_without",
     "entries_for",
+    "evaluations_without_data",
     "excluding",
     "expression_ends",
     "float16_keys",

@@ -1,0 +1,62 @@
+"""Trainers of a program that are to evaluate and are given nothing to evaluate on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from lora_doctor.recipe.program.objects import is_none, is_trainer, settings_of, top
+from lora_doctor.recipe.program.setup import Setup
+from lora_doctor.static.place import Place
+from lora_doctor.static.program.values import Call, Known, Reference, Value
+
+_NAMES = ("eval_strategy", "evaluation_strategy")
+#: Position of ``eval_dataset`` among the arguments of transformers' ``Trainer``.
+_POSITION = 4
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A trainer that evaluates without data."""
+
+    #: The class of the trainer, and where it is made.
+    trainer: str
+    trainer_place: Place
+    #: The argument that asks for evaluation, its value, and where it stands.
+    name: str
+    strategy: str
+    place: Place
+
+
+def evaluations_without_data(setup: Setup) -> Iterator[Evaluation]:
+    """The trainers, in their order; a class of the user's own is none of these."""
+    for call in setup.program.calls:
+        if not _is_librarys(call) or not call.certain or call.open is not None:
+            continue
+        if len(call.positional) > _POSITION or not is_none(call.value("eval_dataset")):
+            continue
+        arguments = settings_of(call.value("args", 1))
+        for name in _NAMES if arguments is not None else ():
+            assert arguments is not None
+            argument = arguments.arguments.get(name)
+            strategy = _strategy(arguments.value(name))
+            if argument is not None and strategy not in ("", "no"):
+                place = argument.whole.place
+                yield Evaluation(call.method, call.place, name, strategy, place)
+
+
+def _is_librarys(call: Call) -> bool:
+    """Whether it is a trainer of transformers or TRL itself, not of a class that inherits one."""
+    if not is_trainer(call) or top(call.name) not in ("transformers", "trl") or call.node is None:
+        return False
+    written = call.span.text.partition("(")[0].rpartition(".")[2].strip()
+    return written == call.method
+
+
+def _strategy(value: Value | None) -> str:
+    """``steps`` or ``epoch``; empty where nothing is asked for, or it is not known."""
+    if isinstance(value, Known) and isinstance(value.value, str):
+        return value.value
+    if isinstance(value, Reference) and "Strategy." in value.name:
+        return value.name.rpartition(".")[2].lower()
+    return ""
