@@ -41,7 +41,7 @@ class FeaturesInAnotherDtype(Rule):
     `prepare_model_for_kbit_training` turns its convolutions into float32.
 
     ## Links
-    https://github.com/huggingface/peft/issues/1515
+    https://huggingface.co/docs/transformers/perf_train_gpu_one
     """
 
     code = "LD414"

@@ -44,7 +44,7 @@ class OneSampleAtATime(Rule):
     Where your script does so already, nothing has to be changed.
 
     ## Links
-    https://github.com/huggingface/transformers/issues/35352
+    https://huggingface.co/docs/transformers/model_doc/llama
     """
 
     code = "LD633"
