@@ -267,7 +267,7 @@ def test_an_untrained_adapter_is_told_at_full_depth_only(worker: Worker) -> None
     assert not changes_the_model(case)
     assert "LD625" not in codes(check(case, worker))
     (finding,) = check(case, worker, depth="full", select=("LD625",)).findings
-    assert finding.severity == "error" and "4 of 4 factors B" in finding.message
+    assert finding.severity == "error" and "4 of 4 B matrices" in finding.message
 
 
 # --- the fix ---

@@ -125,9 +125,26 @@ def _verify(
         else as_sent(model, batch.to(device), dtype, precision, notes)
         for batch in batches
     ]
+    subject = _subject(model, batches, loader, recipe, missing, notes)
+    report_progress(f"running the training contract on {device}")
+    contract = Contract(subject, recipe, steps=steps, depth="full", device=device, dtype=dtype)
+    result = contract.run()
+    del model, subject, contract
+    return _judged(result, loader, recipe, device)
+
+
+def _subject(
+    model: Any,
+    batches: list[Any],
+    loader: Any,
+    recipe: Recipe,
+    missing: Sequence[MissingWeight],
+    notes: list[Note],
+) -> Subject:
+    """What the training contract is run on: the model as loaded, and how adapters are put on."""
     lacking = missing_in(model, missing)
     adapter = loader.source.get("adapter")
-    subject = Subject(
+    return Subject(
         base=model,
         batches=batches,
         wrap=training_setup.going_on_from(adapter)
@@ -148,11 +165,6 @@ def _verify(
         model_class=type(model).__name__,
         steps=notes,
     )
-    report_progress(f"running the training contract on {device}")
-    contract = Contract(subject, recipe, steps=steps, depth="full", device=device, dtype=dtype)
-    result = contract.run()
-    del model, subject, contract
-    return _judged(result, loader, recipe, device)
 
 
 def _judged(result: Verification, loader: Any, recipe: Recipe, device: str) -> Verification:
