@@ -221,6 +221,14 @@ def fuzz(session: nox.Session) -> None:
 
 
 @nox.session
+def mutants(session: nox.Session) -> None:
+    """Whether tests notice changed rules (hours; `nox -s mutants -- LD407 --most 6` for one)."""
+    session.install(TORCH, BITSANDBYTES, *STACKS[NEWEST], "cosmic-ray==8.7.0")
+    session.install("-e", ".[dev]")
+    session.run("python", "-m", "tools.mutants", *session.posargs)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """ruff: rules and format; import-linter: the arrows between the rooms."""
     session.install("ruff>=0.6", "import-linter>=2.7")

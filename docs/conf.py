@@ -9,3 +9,5 @@ myst_heading_anchors = 3
 html_theme = "furo"
 html_title = "lora-doctor"
 exclude_patterns = ["_build"]
+html_static_path = ["_static"]
+html_js_files = ["search_tables.js"]

@@ -152,3 +152,30 @@ def test_on_a_phone_the_tables_scroll_with_a_cue(
     name = "document.querySelector('.rows tbody th').getBoundingClientRect()"
     assert page.evaluate(f"{name}.left") >= 0
     assert browser.open(write(tmp_path), width=1300).evaluate(cues) == [False, False]
+
+
+@pytest.mark.browser
+def test_long_tables_of_the_site_are_searched(browser: chromium.Chromium, tmp_path: Path) -> None:
+    """docs/census.md is plain Markdown; the site's script makes its tables searchable."""
+    script = Path(__file__).parent.parent / "docs" / "_static" / "search_tables.js"
+    rows = "".join(f"<tr><td>model{n}</td><td>causal LM</td></tr>" for n in range(10))
+    path = tmp_path / "page.html"
+    path.write_text(
+        "<!DOCTYPE html><html lang='en'><meta charset='utf-8'><title>Tables</title>"
+        f"<main><table id='long'><tbody>{rows}</tbody></table>"
+        "<table id='short'><tbody><tr><td>one</td></tr></tbody></table></main>"
+        f"<script>{script.read_text(encoding='utf-8')}</script>",
+        encoding="utf-8",
+    )
+    page = browser.open(path)
+    assert page.evaluate("document.querySelectorAll('input').length") == 1
+    page.evaluate(
+        "(() => { const e = document.querySelector('input'); e.value = 'CAUSAL model7';"
+        " e.dispatchEvent(new Event('input')); })()"
+    )
+    shown = (
+        "[...document.querySelectorAll('#long tr:not([hidden])')].map(r => r.cells[0].innerText)"
+    )
+    assert page.evaluate(shown) == ["model7"]
+    assert page.evaluate("document.querySelector('[role=status]').innerText") == "1 of 10"
+    assert page.messages == []
