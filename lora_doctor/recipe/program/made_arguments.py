@@ -12,7 +12,6 @@ from lora_doctor.recipe.program.objects import settings_of, top
 from lora_doctor.recipe.program.pins import unmet
 from lora_doctor.recipe.program.setup import Setup
 from lora_doctor.static.place import Place
-from lora_doctor.static.program.objects import library_base
 from lora_doctor.static.program.values import (
     Call,
     Instance,
@@ -62,6 +61,9 @@ def _made(setup: Setup) -> Iterator[MadeArguments]:
             yield MadeArguments(call.name, values, call.place)
     training = setup.roles.training
     if isinstance(training, Instance) and training.of is not None and training.span is not None:
+        # libcst comes with it, which no run without a program imports.
+        from lora_doctor.static.program.objects import library_base
+
         name = library_base(training.of)
         values = _values(training, None)
         if _makes_arguments(name) and values is not None:
