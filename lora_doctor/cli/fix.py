@@ -10,7 +10,14 @@ import click
 from lora_doctor.cli import streams
 from lora_doctor.cli.arguments import check_options, program_of, recipe_of
 from lora_doctor.cli.given_command import command_of, file_of
-from lora_doctor.cli.output import UNANSWERED, exit_code, report, with_next_command, with_progress
+from lora_doctor.cli.output import (
+    FINDINGS,
+    UNANSWERED,
+    exit_code,
+    report,
+    with_next_command,
+    with_progress,
+)
 from lora_doctor.cli.project import codes_ignored
 from lora_doctor.cli.unfinished import tell_of_unfinished
 
@@ -79,10 +86,13 @@ def _fix_command(options: dict[str, Any], command: tuple[str, ...]) -> int:
     asked = dry_run_options({**given, **limits})
     ran = with_progress(lambda tell: dry_run(command, asked, tell))
     if options["output_format"] == "full" and not options["only_diff"]:
-        return max(code, report(ran, given))
+        # The files that were asked for hold the report of the fix.
+        told = report(ran, {**given, "outputs": (), "output_file": None})
+        return FINDINGS if FINDINGS in (code, told) else told
     found = ", ".join(dict.fromkeys(finding.rule for finding in ran.findings))
     streams.tell(f"dry run of the command: {ran.verdict}{f': {found}' if found else ''}")
-    return max(code, exit_code(ran, options["fail_on"]))
+    told = exit_code(ran, options["fail_on"])
+    return FINDINGS if FINDINGS in (code, told) else told
 
 
 def _fix_adapter(options: dict[str, Any]) -> int:

@@ -11,14 +11,16 @@ from typing import Any
 from lora_doctor.errors import InputError
 
 _PROGRAMS = (".py", ".ipynb")
+_SET_UPS = (*_PROGRAMS, ".sh", ".yaml", ".yml", ".json", ".toml")
 
 
 def command_of(options: Mapping[str, Any]) -> tuple[str, ...]:
     """The words of the command that stands in the place of MODEL; empty where MODEL is none."""
     model, words = str(options["model"]), tuple(options["script_arguments"] or ())
-    if not words or Path(model).exists() or shutil.which(model) is None:
+    if not words or shutil.which(model) is None or Path(model).is_dir():
         return ()
-    return (model, *words)
+    is_set_up = Path(model).is_file() and Path(model).suffix in _SET_UPS
+    return () if is_set_up else (model, *words)
 
 
 def file_of(command: Sequence[str]) -> tuple[str, tuple[str, ...]]:
