@@ -29,7 +29,7 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     ``ErrorReport`` for what they raise.
 *What was observed while the contract ran*
     ``NormReading`` (``EpsilonEffect``), ``ActivationReading``, ``AttentionReading``,
-    ``UpdateReading``, ``ConnectionReading``, ``UnusedAdapterReading``,
+    ``UpdateReading``, ``SpacingReading``, ``ConnectionReading``, ``UnusedAdapterReading``,
     ``NonLinearOutputReading``, ``InstancePatch``; ``Saving``, the round trip through files, with
     ``TiedPart``, ``Vocabulary`` and ``AutoLoading``.
 *Of a dry run*
@@ -37,7 +37,8 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     ``prepared_after_adapters``, ``loaded_frozen``, ``adapted_twice``,
     ``adapted_by_the_trainer_too``, ``optimizer_too_early`` (each a ``Slip``: two calls in an order
     that does not work), ``unknown_arguments`` (``UnknownArgument``),
-    ``adds_without_wrapper``.
+    ``adds_without_wrapper``; ``made_arguments``: the calls that make arguments of a Trainer.
+    ``AskedArguments``: what their own class said of them, each ``Refusal``.
     ``DryRun``, the user's own command with the model shrunk, and ``ScriptError``, what it raised;
     ``FrozenAdapters``, of which none trains; ``Processes``, where several train
     together, with each ``SavedAdapter``.
@@ -173,13 +174,14 @@ if TYPE_CHECKING:
         NonLinearOutputReading,
         NormReading,
         Observations,
+        SpacingReading,
         UnusedAdapterReading,
         UpdateReading,
     )
     from lora_doctor.results.processes import Processes, SavedAdapter
     from lora_doctor.results.quantization import FloatPart, KeptWeights, Quantization
     from lora_doctor.results.quantized_use import QuantizedUse, Use
-    from lora_doctor.results.refused_arguments import Refusal
+    from lora_doctor.results.refused_arguments import AskedArguments, Refusal
     from lora_doctor.results.round_trip import AutoLoading, Saving, TiedPart, Vocabulary
     from lora_doctor.results.stacked_adapters import Stacked, StackedAdapter
     from lora_doctor.results.structure import ModuleGroup, Structure, Tower
@@ -221,12 +223,12 @@ _LAZY = {
         "results.observations": (
             "ActivationReading", "AttentionReading", "ConnectionReading", "EpsilonEffect",
             "InstancePatch", "NonLinearOutputReading", "NormReading", "Observations",
-            "UnusedAdapterReading", "UpdateReading",
+            "SpacingReading", "UnusedAdapterReading", "UpdateReading",
         ),
         "results.processes": ("Processes", "SavedAdapter"),
         "results.quantization": ("FloatPart", "KeptWeights", "Quantization"),
         "results.quantized_use": ("QuantizedUse", "Use"),
-        "results.refused_arguments": ("Refusal",),
+        "results.refused_arguments": ("AskedArguments", "Refusal"),
         "results.round_trip": ("AutoLoading", "Saving", "TiedPart", "Vocabulary"),
         "results.stacked_adapters": ("Stacked", "StackedAdapter"),
         "results.structure": ("ModuleGroup", "Structure", "Tower"),
@@ -255,6 +257,7 @@ __all__ = [
     "AdapterState",
     "AdapterValues",
     "AddedInput",
+    "AskedArguments",
     "AttentionReading",
     "AutoLoading",
     "BatchReport",
@@ -319,6 +322,7 @@ __all__ = [
     "Severity",
     "SideFiles",
     "Slip",
+    "SpacingReading",
     "Stacked",
     "StackedAdapter",
     "StaticEvidence",

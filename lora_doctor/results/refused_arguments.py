@@ -15,8 +15,9 @@ class Refusal:
     by: str
     #: Its package and release.
     release: str
-    #: Class of the exception; its message on one line.
+    #: Class of the exception.
     kind: str
+    #: Its message, on one line.
     message: str
 
 
