@@ -11,6 +11,14 @@ from lora_doctor.dry_run.acts.acting import Acting
 def prepare(acting: Acting) -> None:
     """Once torch is there, and sees no GPU."""
     acting.after("torch", lambda module: _without_gpu(acting, module))
+    acting.after("bitsandbytes.nn.modules", lambda module: not_repacked(acting, module))
+
+
+def not_repacked(acting: Acting, module: ModuleType) -> None:
+    """bitsandbytes repacks 4-bit weights for some CPUs when it evaluates, and fails at widths that
+    are no multiple of a block. No GPU does that, and small models have such widths."""
+    if "has_avx512bf16" in vars(module):
+        acting.replaced.around(module, "has_avx512bf16", lambda original: False)
 
 
 def _without_gpu(acting: Acting, torch: ModuleType) -> None:
