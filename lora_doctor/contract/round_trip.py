@@ -156,7 +156,10 @@ class RoundTripRun:
         if not all(map(_can_merge, map(model.get_submodule, paths))):
             recorder.skip(name, "PEFT cannot merge this kind of adapter")
             return
-        packed = any(not p.is_floating_point() for p in model.parameters())
+        packed = any(
+            not p.is_floating_point() or getattr(p, "quant_state", None) is not None
+            for p in model.parameters()
+        )
         if packed or wrapper_tensors.holds_any(model):
             recorder.skip(name, "merging into quantized weights rounds them again")
             return

@@ -127,7 +127,8 @@ def _weight(module: Any) -> Any:
     weight = getattr(base, "weight", None)
     if weight is None:
         return None
-    if not weight.is_floating_point():
+    # Four bits can lie in a floating dtype, too (`bnb_4bit_quant_storage`).
+    if not weight.is_floating_point() or getattr(weight, "quant_state", None) is not None:
         library = importlib.import_module("peft.utils.integrations")
         if not hasattr(library, "dequantize_module_weight"):
             return None
