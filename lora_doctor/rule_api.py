@@ -37,7 +37,8 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     ``prepared_after_adapters``, ``loaded_frozen``, ``adapted_twice``,
     ``adapted_by_the_trainer_too``, ``optimizer_too_early`` (each a ``Slip``: two calls in an order
     that does not work), ``unknown_arguments`` (``UnknownArgument``),
-    ``adds_without_wrapper``; ``made_arguments``: the calls that make arguments of a Trainer.
+    ``adds_without_wrapper``; ``evaluations_without_data``: trainers that are to evaluate and are
+    given no data for it; ``made_arguments``: the calls that make arguments of a Trainer.
     ``AskedArguments``: what their own class said of them, each ``Refusal``.
     ``DryRun``, the user's own command with the model shrunk, and ``ScriptError``, what it raised;
     ``FrozenAdapters``, of which none trains; ``Processes``, where several train

@@ -25,6 +25,7 @@ class Refusal:
 class AskedArguments:
     """What was asked, and what was refused."""
 
+    #: In the order of the program; empty where nothing was refused.
     refusals: tuple[Refusal, ...] = ()
     #: How many calls and set-ups were asked.
     asked: int = 0
