@@ -268,7 +268,7 @@ def test_the_same_question_again_starts_no_process(
     with_cache: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Findings, exit code and next command are those of the first answer; it says of when it is."""
-    (with_cache / "sft.yaml").write_text("target_modules: [c_attn, q_proj]\n")
+    (with_cache / "sft.yaml").write_text("target_modules: [c_proj, q_proj]\n")
     check = ["check", "arch:gpt2", "--recipe", "sft.yaml", "--depth", "meta"]
     assert main([*check, "--output-format", "json"]) == 1
     first = json.loads(capfd.readouterr().out)

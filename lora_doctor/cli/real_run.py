@@ -25,7 +25,7 @@ def run(options: Mapping[str, Any], *, in_place: bool) -> int:
     ready = prepare(options["command"], options["prescription"])
     names = ", ".join(ready.patches)
     streams.tell(
-        f"lora-doctor: run: patches installed: {names}"
+        f"lora-doctor: run: patches in force: {names}"
         if names
         else "lora-doctor: run: the prescription has no patches; the command runs unchanged"
     )
