@@ -174,7 +174,7 @@ def test_part_of_the_layers(worker: Worker) -> None:
 @pytest.mark.parametrize(
     ("case", "words"),
     [
-        (made.of_another_rank, "rank 8, the config asks for 16"),
+        (made.of_another_rank, "rank is 8, the config has 16"),
         (made.of_a_longer_vocabulary, "100 rows in the file and 96 in the model"),
     ],
 )
