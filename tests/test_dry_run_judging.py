@@ -113,6 +113,7 @@ def test_a_command_line_that_argparse_refuses_is_the_users_failure(
         ("python -m pip install -q -U trl", True),
         ("python -u -m pip --quiet uninstall -y peft", True),
         ("/env/bin/python /env/bin/pip3.11 install trl", True),
+        ("python -W ignore -m pip install trl", True),
         ("python -m pip list", False),
         ("python train.py install", False),
         ("python -m trainer pip install", False),

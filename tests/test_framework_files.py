@@ -160,6 +160,21 @@ def test_the_trainers_own_class_says_which_arguments_it_refuses(framework: str) 
     assert "load_best_model_at_end" in message
 
 
+@pytest.mark.slow
+def test_what_more_processes_or_another_spelling_allow_is_not_refused() -> None:
+    """A batch that eight processes share between the generations of a prompt is none too small;
+    an empty list and a value that begins with a dash are read from a file as any other."""
+    pytest.importorskip("trl")
+    from lora_doctor.evidence.refused_arguments import gather
+
+    shared = {"per_device_train_batch_size": 1, "num_generations": 8}
+    calls = [{"name": "trl.GRPOConfig", "values": values}
+             for values in (shared, {**shared, "num_generations": 1})]  # fmt: skip
+    entries = {"lora_target_modules": [], "dataset_name": "-mine"}
+    found = gather({}, {}, calls, "trl", entries)
+    assert [refusal["number"] for refusal in found["refusals"]] == [1]
+
+
 def test_arguments_with_a_value_that_the_text_does_not_say_are_not_made(tmp_path: Path) -> None:
     text = (
         "from transformers import Trainer, TrainingArguments\n"

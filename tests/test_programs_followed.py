@@ -42,6 +42,17 @@ def read(tmp_path: Path, text: str, *arguments: str) -> Setup:
          '    case "small" | "tiny":\n        TARGETS = ["q_proj"]', ["q_proj"]),
         ('by_kind = {"llama": ["q_proj"], "gpt2": ["c_attn"]}\nTARGETS = by_kind["llama"]',
          ["q_proj"]),
+        ('TARGETS = []\nfor name in ["lm_head", "q_proj", "v_proj", "end", "o_proj"]:\n'
+         '    if name == "lm_head":\n        continue\n'
+         '    if name == "end":\n        break\n'
+         '    TARGETS.append(name)', ["q_proj", "v_proj"]),
+        ('def first(names):\n    for name in names:\n        if name != "lm_head":\n'
+         '            return [name]\n    return []\nTARGETS = first(["lm_head", "q_proj"])',
+         ["q_proj"]),
+        ('TARGETS = ["q_proj", "k_proj"]\nTARGETS[1] = "v_proj"', ["q_proj", "v_proj"]),
+        ('both = ("q_proj",)\none = both\nboth += ("v_proj",)\nTARGETS = list(one)', ["q_proj"]),
+        ('given = {"targets": ["o_proj"]}\ndel given["targets"]\n'
+         'TARGETS = given.get("targets", ["q_proj"])', ["q_proj"]),
         ('from types import SimpleNamespace\nTARGETS = SimpleNamespace(on=["q_proj"]).on',
          ["q_proj"]),
     ],
@@ -69,6 +80,16 @@ def test_a_list_that_is_computed_is_known(before: str, targets: list[str], tmp_p
         'import os\nTARGETS = ["q_proj"]\nif os.cpu_count() > 4:\n    TARGETS.append("v_proj")',
         'TARGETS = ["q_proj"]\nfor line in open("names.txt"):\n    TARGETS.append(line.strip())',
         'TARGETS = ["q_proj", "v_proj"]\nTARGETS.insert(0, input())',
+        'TARGETS = {"q_proj", "lm_head"}\nTARGETS -= {"lm_head"}',
+        'TARGETS = ["q_proj", "lm_head"]\ndel TARGETS[1]',
+        'import os\nTARGETS = []\nfor name in ["q_proj", "v_proj"]:\n'
+        "    if os.path.exists(name):\n        continue\n    TARGETS.append(name)",
+        'import os\nname = "q_proj"\nfor other in ["k_proj", "v_proj"]:\n'
+        "    if os.path.exists(other):\n        name = other\n        break\nTARGETS = [name]",
+        'import mine\ngiven = {"targets": ["q_proj"]}\ngiven.update(mine.load())\n'
+        'TARGETS = given["targets"]',
+        'given = {"targets": ["q_proj"]}\ngiven[input()] = ["v_proj"]\nTARGETS = given["targets"]',
+        'given = {"targets": ["q_proj"]}\ngiven.clear()\nTARGETS = given.get("targets")',
         "import yaml\nTARGETS = yaml.safe_load(open('not-here.yaml'))['targets']",
     ],
 )

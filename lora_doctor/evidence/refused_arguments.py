@@ -14,9 +14,11 @@ import io
 import json
 import re
 import tempfile
+import traceback
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+from unittest import mock
 
 from lora_doctor.results.refused_arguments import AskedArguments, Refusal
 
@@ -29,6 +31,8 @@ _NOT_THEIRS = re.compile(
 #: What needs several processes or a package before it can be looked at.
 _LEFT_OUT = ("deepspeed", "fsdp", "fsdp_config", "local_rank", "report_to", "output_dir", "config",
              "env", "ENV", "push_to_hub", "ray_run_name")  # fmt: skip
+#: A number of processes that most sizes divide.
+_PROCESSES = 720_720
 Entries = Mapping[str, Any]
 
 
@@ -76,12 +80,36 @@ def _refusals(number: int, by: str, name: str, make: Callable[[], object]) -> It
     except SystemExit:  # argparse has said why
         kind, message = "error", said.getvalue().rpartition("error: ")[2]
     except Exception as error:  # noqa: BLE001 - whatever the library raises is its answer
+        if _is_ours(error):
+            return
         kind, message = type(error).__name__, _text_of(error)
     else:
         return
     message = " ".join(message.split())
-    if message and not _NOT_THEIRS.search(message):
+    if message and not _NOT_THEIRS.search(message) and not _runs_on_more_processes(make):
         yield Refusal(number, by, _release(name.partition(".")[0]), kind, message[:400])
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether a release of the library lacks what is called here: nothing was refused then."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return frames[-1].filename == __file__ and not isinstance(error, ValueError)
+
+
+def _runs_on_more_processes(make: Callable[[], object]) -> bool:
+    """Whether the values are taken where more processes train: TRL compares the batch of all of
+    them with the generations for each prompt, and how many they are the values do not say."""
+    try:
+        owner = importlib.import_module("transformers").TrainingArguments
+        with (
+            mock.patch.object(owner, "world_size", _PROCESSES),
+            contextlib.redirect_stderr(io.StringIO()),
+            contextlib.redirect_stdout(io.StringIO()),
+        ):
+            make()
+    except (Exception, SystemExit):  # noqa: BLE001 - refused there as well
+        return False
+    return True
 
 
 def _text_of(error: Exception) -> str:
@@ -146,7 +174,11 @@ def _check_choices(given: Entries, classes: Sequence[Any]) -> None:
     """Raises ValueError for a value that is none of those which its class names: from a file it is
     compared with them only where it is used."""
     for cls in classes:
-        for name, kind in typing.get_type_hints(cls).items():
+        try:
+            kinds = typing.get_type_hints(cls)
+        except NameError:  # a name that only type checkers import
+            continue
+        for name, kind in kinds.items():
             choices = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
             if choices and name in given and given[name] not in choices:
                 raise ValueError(
@@ -218,17 +250,15 @@ def _as_words(given: Entries) -> list[str]:
     """The entries as a command line."""
     words: list[str] = []
     for name, value in given.items():
-        if value is not None:
-            words += [f"--{name}", *_words(value)]
+        if value is None or value == []:  # a file may give an empty list, a command line cannot
+            continue
+        if isinstance(value, list):
+            words += [f"--{name}", *map(str, value)]
+        else:  # one word, as the value may begin with a dash
+            words.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
     return words
 
 
 def _is_needed(field: dataclasses.Field[Any]) -> bool:
     missing = dataclasses.MISSING
     return field.init and field.default is missing and field.default_factory is missing
-
-
-def _words(value: Any) -> list[str]:
-    if isinstance(value, list):
-        return [str(item) for item in value]
-    return [json.dumps(value) if isinstance(value, dict) else str(value)]

@@ -11,6 +11,8 @@ from lora_doctor.dry_run.acts.acting import Acting
 from lora_doctor.guest.start import answer
 
 _CHANGES = ("install", "uninstall")
+#: Options of Python whose value may be the next word.
+_WITH_VALUE = ("-W", "-X", "--check-hash-based-pycs")
 
 
 def leave_out(acting: Acting) -> None:
@@ -31,7 +33,9 @@ def changes_packages(words: Sequence[str]) -> bool:
         if word == "-m":
             is_pip = bool(rest) and rest.pop(0) == "pip"
             return is_pip and _asks(rest)
-        if not word.startswith("-"):
+        if word in _WITH_VALUE:
+            del rest[:1]
+        elif not word.startswith("-"):
             name = os.path.basename(word).removesuffix(".exe")
             return name.rstrip("0123456789.") == "pip" and _asks(rest)
     return False

@@ -148,6 +148,9 @@ def _joined(setup: Setup, setting: Setting, value: Any) -> Splice | None:
     if not isinstance(found, Items) or found.joined is None or not isinstance(value, list):
         return None
     text, between = found.joined
+    parts = [item.value if isinstance(item, Known) else None for item in found.items]
+    if parts != str(text.value).split(None if between == " " else between):
+        return None  # changed since
     written = Setting(text, setting.argument, setting.call)
     if not value or text.span is None or not _is_own(setup, written):
         return None

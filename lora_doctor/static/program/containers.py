@@ -6,7 +6,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 from lora_doctor.static.program.values import (
     LONGEST,
@@ -45,7 +45,7 @@ def of_container(follower: Context, call: Call) -> Value | None:
         return Known(None)
     first = call.value("", 0)
     if isinstance(receiver, Mapping):
-        return _of_mapping(call, receiver, first)
+        return _of_mapping(follower, call, receiver, first)
     return _of_items(follower, call, receiver, first)
 
 
@@ -55,9 +55,7 @@ def _of_items(follower: Context, call: Call, receiver: Items, first: Value | Non
         return Items(list(items), receiver.kind, gaps=list(receiver.gaps))
     if call.method in ("append", "add") and first is not None:
         items.append(first)
-    elif call.method in ("extend", "update") and isinstance(first, Items):
-        if len(items) + len(first.items) > LONGEST:
-            return None
+    elif call.method in ("extend", "update") and _fits(first, receiver):
         items.extend(first.items)
         receiver.gaps += first.gaps
     elif call.method in ("remove", "discard") and first is not None and _has(receiver, first):
@@ -70,17 +68,25 @@ def _of_items(follower: Context, call: Call, receiver: Items, first: Value | Non
     return Known(None)
 
 
+def _fits(more: Value | None, receiver: Items) -> TypeGuard[Items]:
+    return isinstance(more, Items) and len(receiver.items) + len(more.items) <= LONGEST
+
+
 def _has(receiver: Items, value: Value) -> bool:
     return any(same(item, value) for item in receiver.items)
 
 
-def _of_mapping(call: Call, receiver: Mapping, first: Value | None) -> Value | None:
+def _of_mapping(
+    follower: Context, call: Call, receiver: Mapping, first: Value | None
+) -> Value | None:
     if call.method == "update":
-        given = [first] if isinstance(first, Mapping) else []
-        for other in (*given, _of_keywords(call)):
-            receiver.take(other)
-        if isinstance(first, Unknown):
-            receiver.gaps.append(first)
+        if isinstance(first, Mapping):
+            receiver.take(first)
+        elif first is not None:
+            receiver.lose(_gap(follower, call, first))
+        if call.open is not None:
+            receiver.lose(call.open)
+        receiver.take(_of_keywords(call))
         return Known(None)
     if call.method in ("get", "pop", "setdefault") and isinstance(first, Known):
         return _entry(call, receiver, str(first.value))
@@ -94,7 +100,16 @@ def _of_mapping(call: Call, receiver: Mapping, first: Value | None) -> Value | N
         if call.method == "items":
             return Items([Items(list(pair), "tuple") for pair in zip(keys, values, strict=True)])
         return Items(keys if call.method == "keys" else values)
+    if call.method in _CHANGING:
+        receiver.lose(_gap(follower, call, first))
     return None
+
+
+def _gap(follower: Context, call: Call, value: Value | None) -> Unknown:
+    """What is not known of a call that changes a dictionary."""
+    if isinstance(value, Unknown) or call.node is None:
+        return value if isinstance(value, Unknown) else Unknown(call.method, call.place)
+    return follower.unknown(call.node)
 
 
 def _entry(call: Call, receiver: Mapping, key: str) -> Value:

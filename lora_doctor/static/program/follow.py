@@ -14,7 +14,7 @@ from lora_doctor.static.program.expressions import Expressions
 from lora_doctor.static.program.functions import bound_arguments
 from lora_doctor.static.program.known_calls import known_call
 from lora_doctor.static.program.objects import attribute, call_object, library_base
-from lora_doctor.static.program.statements import Frame, Statements
+from lora_doctor.static.program.statements import Frame, Loop, Statements
 from lora_doctor.static.program.values import (
     Argument,
     Call,
@@ -58,6 +58,7 @@ class Follower(Statements):
         self.frames: list[Frame] = []
         self.unsure = 0
         self.repeated = 0
+        self.loops: list[Loop] = []
         self.statement: tuple[Span, int] | None = None
         self.expressions = Expressions(self)
 

@@ -53,6 +53,18 @@ class Frame:
     returned: list[Value] = field(default_factory=list)
 
 
+@dataclass
+class Loop:
+    """A loop that is followed round by round; or, with ``unsure`` as ``None``, once.
+
+    ``unsure``: the conditions that are not known around it. ``skips``: the names at each ``break``
+    and ``continue`` of which it is not known whether they are reached.
+    """
+
+    unsure: int | None
+    skips: list[dict[str, Value]] = field(default_factory=list)
+
+
 class Statements(ABC):
     """Follows statements; expressions and calls are the heir's business."""
 
@@ -68,6 +80,10 @@ class Statements(ABC):
     unsure: int
     repeated: int
     statement: tuple[Span, int] | None
+    #: How the block that was left last was left.
+    left_by: type[cst.BaseSmallStatement] | None = None
+    #: The loops that are followed round by round.
+    loops: list[Loop]
 
     @abstractmethod
     def follow(self, unit: Unit) -> None: ...
@@ -172,14 +188,31 @@ class Statements(ABC):
         values = self.value(node.iter)
         known = values.items if isinstance(values, Items) and values.open is None else None
         if known is not None and len(known) <= _MOST_ROUNDS and not self._makes(node.body):
-            for item in known:
-                self.bind(node.target, item)
-                if self.suite(node.body):
-                    break
-            return False
+            return self._rounds(node, list(known))
         self.bind(node.target, known[0] if known else self.unknown(node.target))
         self._once(node.body)
         return False
+
+    def _rounds(self, node: cst.For, items: Sequence[Value]) -> bool:
+        """Each round of a loop over items that are known; whether the function is left in it."""
+        loop = Loop(self.unsure)
+        self.loops.append(loop)
+        left_by = None
+        try:
+            for item in items:
+                self.bind(node.target, item)
+                left = self.suite(node.body)
+                if left and self.left_by is not cst.Continue:
+                    left_by = self.left_by
+                    break
+        finally:
+            self.loops.pop()
+            self.unsure = loop.unsure or 0
+        for names in loop.skips:
+            self.scope.names = self._joined(self.scope.names, names, self.unknown(node.iter))
+        if left_by is None and node.orelse is not None:
+            return self.suite(node.orelse.body)
+        return left_by is cst.Return and not loop.skips
 
     def _while(self, node: cst.While) -> bool:
         self.value(node.test)
@@ -189,9 +222,11 @@ class Statements(ABC):
     def _once(self, body: cst.BaseSuite) -> None:
         """One round for all of them."""
         self.repeated += 1
+        self.loops.append(Loop(None))
         try:
             self.suite(body)
         finally:
+            self.loops.pop()
             self.repeated -= 1
 
     def _makes(self, body: cst.BaseSuite) -> bool:
@@ -254,7 +289,19 @@ class Statements(ABC):
         method = getattr(self, f"_{type(node).__name__.lower()}", None)
         if method is not None:
             method(node)
+        if isinstance(node, (cst.Break, cst.Continue)):
+            self._skip()
+        if isinstance(node, _LEAVING):
+            self.left_by = type(node)
         return isinstance(node, _LEAVING)
+
+    def _skip(self) -> None:
+        """A ``break`` or ``continue``: where it is not known whether it is reached, what comes
+        behind it in the loop is in doubt."""
+        loop = self.loops[-1] if self.loops else None
+        if loop is not None and loop.unsure is not None and self.unsure > loop.unsure:
+            self.unsure += 1
+            loop.skips.append(dict(self.scope.names))
 
     def _expr(self, node: cst.Expr) -> None:
         self.value(node.value)
@@ -279,15 +326,24 @@ class Statements(ABC):
             if not isinstance(old, (Items, Mapping)):
                 self.bind(node.target, self.unknown(node.target))
             return
-        if isinstance(old, Items) and isinstance(new, Items):
-            if len(old.items) + len(new.items) <= LONGEST:
-                old.items.extend(new.items)
-                return
-        elif isinstance(old, Mapping) and isinstance(new, Mapping):
+        kind = type(node.operator).__name__.removesuffix("Assign")
+        if isinstance(old, Items) and old.kind != "tuple":  # changed under every name
+            self._augment(old, new, kind, node)
+            return
+        if isinstance(old, Mapping) and isinstance(new, Mapping) and kind == "BitOr":
             old.take(new)
             return
-        kind = type(node.operator).__name__.removesuffix("Assign")
         self.bind(node.target, combined(kind, old, new) or self.unknown(node.target))
+
+    def _augment(self, old: Items, new: Value, kind: str, node: cst.AugAssign) -> None:
+        """``list += items`` and ``set |= items``; what else changes one is not followed."""
+        joins = kind == {"list": "Add", "set": "BitOr"}.get(old.kind)
+        fits = isinstance(new, Items) and len(old.items) + len(new.items) <= LONGEST
+        if joins and fits and isinstance(new, Items):
+            old.items.extend(new.items)
+            old.gaps += new.gaps
+        else:
+            old.gaps.append(self.unknown(node.value))
 
     def doubted(self, value: Value, node: cst.CSTNode) -> bool:
         """Whether a change of a value that is made here may be made never, or several times: then
@@ -295,8 +351,15 @@ class Statements(ABC):
         if not self.unsure and not self.repeated:
             return False
         if isinstance(value, (Items, Mapping)):
-            value.gaps.append(self.unknown(node))
+            self._lose(value, node)
         return True
+
+    def _lose(self, value: Items | Mapping, node: cst.CSTNode) -> None:
+        """Note that a change of a value is not known."""
+        if isinstance(value, Mapping):
+            value.lose(self.unknown(node))
+        else:
+            value.gaps.append(self.unknown(node))
 
     def _import(self, node: cst.Import) -> None:
         for item in node.names:
@@ -344,12 +407,38 @@ class Statements(ABC):
     def _bind_entry(self, target: cst.Subscript, value: Value) -> None:
         owner = self.value(target.value)
         index = target.slice[0].slice if len(target.slice) == 1 else None
-        if isinstance(owner, Mapping) and isinstance(index, cst.Index):
-            key = self.value(index.value)
-            if isinstance(key, Known):
-                known = not self.unsure and not self.repeated
-                owner.entries[str(key.value)] = value if known else self.unknown(target)
-                owner.spans.pop(str(key.value), None)
+        key = self.value(index.value) if isinstance(index, cst.Index) else None
+        if isinstance(owner, Mapping) and isinstance(key, Known):
+            known = not self.unsure and not self.repeated
+            owner.entries[str(key.value)] = value if known else self.unknown(target)
+            owner.spans.pop(str(key.value), None)
+        elif isinstance(owner, (Items, Mapping)) and not self.doubted(owner, target):
+            place = key.value if isinstance(key, Known) else None
+            if isinstance(owner, Items) and type(place) is int and -1 < place < len(owner.items):
+                owner.items[place] = value
+            else:
+                self._lose(owner, target)
+
+    def _del(self, node: cst.Del) -> None:
+        targets = (
+            [element.value for element in node.target.elements]
+            if isinstance(node.target, cst.Tuple)
+            else [node.target]
+        )
+        for target in targets:
+            if isinstance(target, cst.Subscript):
+                self._remove_entry(target)
+
+    def _remove_entry(self, target: cst.Subscript) -> None:
+        owner = self.value(target.value)
+        if not isinstance(owner, (Items, Mapping)) or self.doubted(owner, target):
+            return
+        index = target.slice[0].slice if len(target.slice) == 1 else None
+        key = self.value(index.value) if isinstance(index, cst.Index) else None
+        if isinstance(owner, Mapping) and isinstance(key, Known) and owner.open is None:
+            owner.entries.pop(str(key.value), None)
+        else:
+            self._lose(owner, target)
 
     def _part(self, value: Value, number: int, node: cst.CSTNode) -> Value:
         """What is unpacked at a place: of a loader that returns a pair the model comes first."""

@@ -71,6 +71,12 @@ class Mapping:
     def open(self) -> Unknown | None:
         return self.gaps[0] if self.gaps else None
 
+    def lose(self, gap: Unknown) -> None:
+        """Note a change that is not known: any entry may be another one now."""
+        self.entries.update(dict.fromkeys(self.entries, gap))
+        self.spans.clear()
+        self.gaps.append(gap)
+
     def take(self, other: Mapping) -> None:
         """The entries of another dictionary, in the place of those of the same name."""
         for name in other.entries:
