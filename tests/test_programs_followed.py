@@ -217,3 +217,45 @@ def test_the_loader_of_another_package_takes_its_own_arguments(tmp_path: Path) -
         encoding="utf-8",
     )
     assert lora_doctor.check(str(path), depth="static").findings == ()
+
+
+@pytest.mark.parametrize(
+    ("loaded", "adapts"),
+    [
+        ('PeftModel.from_pretrained(base, "out")', True),
+        ('PeftModel.from_pretrained(base, "out", is_trainable=False)', True),
+        ('AutoPeftModelForCausalLM.from_pretrained("out")', True),
+        ('PeftModel.from_pretrained(base, "out", is_trainable=True)', False),
+        ('PeftModel.from_pretrained(base, "out", "default", True)', False),
+    ],
+)
+def test_an_adapter_that_is_tried_afterwards_is_not_the_one_that_trains(
+    loaded: str, adapts: bool, tmp_path: Path
+) -> None:
+    """A loop of the user's own, and at its end the saved adapter on a fresh base model."""
+    setup = read(
+        tmp_path,
+        f"""TARGETS = ["q_proj"]{_TRAIN}
+from peft import AutoPeftModelForCausalLM, PeftModel
+model.save_pretrained("out")
+base = AutoModelForCausalLM.from_pretrained("org/model")
+again = {loaded}
+""",
+    )
+    assert setup.has_recipe is adapts
+    assert setup.recipe.get("target_modules") == (["q_proj"] if adapts else None)
+
+
+def test_rules_about_the_script_are_asked_where_model_is_given_beside_it(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(
+        f"""import torch
+TARGETS = ["q_proj"]{_TRAIN}
+loss = torch.nan_to_num(model(**batch).loss, nan=0.0)
+loss.backward()
+""",
+        encoding="utf-8",
+    )
+    found = lora_doctor.check("arch:llama", recipe=script, depth="static", select=("LD407",))
+    (finding,) = found.findings
+    assert (finding.rule, finding.location.line) == ("LD407", 9)

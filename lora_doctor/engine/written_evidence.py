@@ -41,13 +41,15 @@ class WrittenEvidence(ReadEvidence):
 
     @evidence(of_recipe=True)
     def script(self) -> TrainingScript:
-        """The training script that MODEL names, read and never run."""
+        """The training script that is MODEL, or that holds the recipe; read and never run."""
+        written = self.asked.written
         path = Path(self.source.name if self.source.kind == "script" else self.source.script)
+        if not path.name and written is not None and self.asked.file is not None:
+            path = self.asked.file
         if path.suffix != ".py":
-            raise EvidenceError("MODEL is no training script")
+            raise EvidenceError("no training script is given")
         from lora_doctor.static.script.training_script import read_training_script
 
-        written = self.asked.written
         data = written.data if written is not None else None
         origin = f"{path}, read with ast"
         return self.store.timed("script", origin, lambda: read_training_script(path, data))

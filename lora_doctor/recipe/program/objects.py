@@ -148,6 +148,11 @@ def is_none(value: Value | None) -> bool:
     return value is None or (isinstance(value, Known) and value.value is None)
 
 
+def is_false(value: Value | None) -> bool:
+    """Whether a switch that is off by default is not given, or is surely off."""
+    return value is None or (isinstance(value, Known) and not value.value)
+
+
 @dataclass(frozen=True)
 class Roles:
     """Who does what in a program."""
@@ -196,7 +201,13 @@ def _wrapper(program: Program, model: Argument | None, trainer: Call | None) -> 
         found = [
             call for call in found if loader_of(call.receiver or call.value("model", 0)) is loader
         ]
-    return found[-1] if found else None
+    trained = [call for call in found if not _is_for_inference(call)]
+    return next(reversed(trained or found), None)
+
+
+def _is_for_inference(call: Call) -> bool:
+    """A saved adapter that is loaded frozen, as at the end of a script that tries its adapter."""
+    return is_saved_adapter(call) and is_false(call.value("is_trainable", 3))
 
 
 def adds_without_wrapper(roles: Roles) -> Call | None:
