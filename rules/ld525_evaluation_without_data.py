@@ -55,8 +55,14 @@ class EvaluationWithoutData(Rule):
             "tests/scripts/evaluated_without_data.py",
             depth="static",
             why="eval_strategy without eval_dataset",
+            requires={"transformers": ">=4.41"},
         ),
-        Example("healthy", "tests/scripts/best_model_evaluated.py", depth="static"),
+        Example(
+            "healthy",
+            "tests/scripts/best_model_evaluated.py",
+            depth="static",
+            requires={"transformers": ">=4.41"},
+        ),
     )
 
     def check(self, case: Case) -> Iterator[Finding]:
