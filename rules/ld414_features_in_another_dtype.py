@@ -1,5 +1,4 @@
-"""LD414: a model in half precision that does not take features in float32, as processors return
-them."""
+"""LD414: a half-precision model that fails on float32 features, which is what processors return."""
 
 from __future__ import annotations
 
@@ -20,25 +19,25 @@ from lora_doctor.rule_api import (
 
 
 class FeaturesInAnotherDtype(Rule):
-    """The weights are loaded in float16 or bfloat16, the features of images or audio come in
-    float32, and nothing between them casts.
+    """The weights are loaded in float16 or bfloat16, the image or audio features are float32, and
+    nothing casts them.
 
     ## What happens
     The first step raises `Input type (float) and bias type (c10::BFloat16) should be the same`.
 
     ## Why
     Feature extractors and image processors return float32, and the Trainer moves a batch to the
-    device without casting it. Most vision towers of transformers cast what they get to their own
+    device without casting it. Most vision towers in transformers cast their input to their own
     dtype. Whisper, wav2vec 2.0 and other audio models do not.
 
     ## Versions
-    All. Whether a class casts comes from running its forward on both.
+    All. Whether a class casts is tested by running its forward on features of both dtypes.
 
     ## Fix
-    `bf16: true` (or `fp16: true`): autocast casts the features, and computes as the weights are
-    stored. Or cast in the collator: `batch["input_features"].to(model.dtype)`. Where yours does
-    so already, nothing has to be changed. A model that is loaded in 4 or 8 bits is not concerned:
-    `prepare_model_for_kbit_training` turns its convolutions into float32.
+    Set `bf16: true` (or `fp16: true`), and autocast casts the features to the dtype of the weights.
+    Or cast them in the collator: `batch["input_features"].to(model.dtype)`. If your collator
+    already does this, no change is needed. Models loaded in 4 or 8 bits are not affected:
+    `prepare_model_for_kbit_training` converts their convolutions to float32.
 
     ## Links
     https://huggingface.co/docs/transformers/perf_train_gpu_one
@@ -46,7 +45,7 @@ class FeaturesInAnotherDtype(Rule):
 
     code = "LD414"
     name = "features-in-another-dtype"
-    summary = "The model in half precision does not take float32 features, which processors return."
+    summary = "The half-precision model fails on float32 features, which is what processors return."
     depth = "tiny"
     symptoms = (
         Symptom(
@@ -60,7 +59,7 @@ class FeaturesInAnotherDtype(Rule):
             "broken",
             "arch:whisper",
             {"target_modules": ["q_proj", "v_proj"], "dtype": "bfloat16"},
-            why="its convolutions take no float32 in bfloat16",
+            why="its bfloat16 convolutions reject float32 input",
         ),
         Example(
             "healthy",
@@ -76,7 +75,7 @@ class FeaturesInAnotherDtype(Rule):
                 "target_modules": ["q_proj", "v_proj"],
                 "dtype": "bfloat16",
             },
-            why="its vision tower casts by itself",
+            why="its vision tower casts its input",
         ),
     )
 
@@ -89,8 +88,8 @@ class FeaturesInAnotherDtype(Rule):
         mixed = "bf16" if seen.dtype == "bfloat16" else "fp16"
         yield self.finding(
             "warning",
-            f"{model} in {seen.dtype} raises on features in float32, as its processor returns "
-            f"them, unless {mixed} is true or the collator casts them.",
+            f"{model} in {seen.dtype} raises an error on float32 features, which its processor "
+            f"returns, unless {mixed} is set or the collator casts them.",
             location=Location("recipe", "dtype"),
             evidence=(
                 Measurement("forward on float32 features", cast[0].reason[:200],
@@ -99,9 +98,9 @@ class FeaturesInAnotherDtype(Rule):
                 Measurement("autocast", case.recipe.mixed_precision or "neither bf16 nor fp16",
                             "recipe"),
             ),
-            proof=Proof("executed", "the forward was run on both"),
+            proof=Proof("executed", "the forward was run on features of both dtypes"),
             fixes=(
-                Fix(f"Compute under autocast: {mixed}: true.", "unsafe", (Edit(mixed, True),)),
-                Fix("Cast the features in the collator to the dtype of the model.", "manual"),
+                Fix(f"Enable autocast with {mixed}: true.", "unsafe", (Edit(mixed, True),)),
+                Fix("Cast the features to the dtype of the model in the collator.", "manual"),
             ),
         )  # fmt: skip

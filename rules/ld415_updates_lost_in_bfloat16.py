@@ -1,4 +1,4 @@
-"""LD415: weights are trained in bfloat16, whose numbers are too far apart for a step."""
+"""LD415: weights are trained in bfloat16, whose spacing is too coarse for the optimizer's steps."""
 
 from __future__ import annotations
 
@@ -24,26 +24,27 @@ LARGEST_RATE = 1e-3
 
 
 class UpdatesLostInBfloat16(Rule):
-    """Weights are trained in bfloat16, and a step of the optimizer is less than half the distance
-    to the next number that bfloat16 has.
+    """Weights are trained in bfloat16, and an optimizer step is smaller than half the distance to
+    the next bfloat16 number.
 
     ## What happens
-    Gradients arrive, the optimizer steps, and the weights are what they were: each step is rounded
-    away. LN tuning of a model in bfloat16 learns nothing at 2e-4; norms in `modules_to_save` stay
-    as they are, while the adapters beside them learn.
+    Gradients are computed and the optimizer steps, but the weights do not change, because each
+    update is rounded away. LN tuning of a bfloat16 model learns nothing at 2e-4; norms in
+    `modules_to_save` keep their values while the adapters next to them learn.
 
     ## Why
-    bfloat16 keeps 8 binary digits. Between 0.5 and 1 its numbers are 0.004 apart, and Adam moves a
-    weight by about the learning rate. PEFT keeps the weights of LoRA in float32 for that reason;
-    the trained copies of `modules_to_save` and of LN tuning have the dtype of the model, which
-    transformers 5 takes from the checkpoint. Weights near zero have numbers close by and do move.
+    bfloat16 has 8 bits of precision. Between 0.5 and 1 its numbers are 0.004 apart, while Adam
+    changes a weight by about the learning rate. This is why PEFT keeps LoRA weights in float32. The
+    trained copies of `modules_to_save` and of LN tuning have the dtype of the model, which
+    transformers 5 takes from the checkpoint. Near zero the numbers are closer together, and weights
+    do change.
 
     ## Versions
-    All. An optimizer that keeps weights of its own in float32 (DeepSpeed) loses nothing.
+    All. An optimizer that keeps float32 master weights (DeepSpeed) is not affected.
 
     ## Fix
-    Load the model in float32 and compute in bfloat16 with `bf16=True`. It takes twice the memory
-    for the weights, so it is not applied unasked.
+    Load the model in float32 and compute in bfloat16 with `bf16=True`. This doubles the memory of
+    the weights, so it is not applied by default.
 
     ## Links
     https://huggingface.co/docs/peft/developer_guides/troubleshooting
@@ -51,7 +52,7 @@ class UpdatesLostInBfloat16(Rule):
 
     code = "LD415"
     name = "updates-lost-in-bfloat16"
-    summary = "Weights are trained in bfloat16, and each step is rounded away."
+    summary = "Weights are trained in bfloat16, and each update is rounded away."
     depth = "tiny"
     examples = (
         Example(
@@ -64,7 +65,7 @@ class UpdatesLostInBfloat16(Rule):
             "healthy",
             "arch:llama",
             {"target_modules": ["q_proj", "v_proj"], "dtype": "bfloat16"},
-            why="PEFT keeps the weights of LoRA in float32, or they begin near zero",
+            why="PEFT keeps LoRA weights in float32, or they start near zero",
         ),
     )
 
@@ -87,25 +88,25 @@ class UpdatesLostInBfloat16(Rule):
         yield self.finding(
             "error" if everything else "warning",
             f"{names} would be trained in bfloat16, where {at} is less than half the distance to "
-            "the next number: every step is rounded away.",
+            "the next number, so every update is rounded away.",
             location=Location("recipe", "dtype"),
             evidence=(
                 *(
                     Measurement(
-                        f"distance of the numbers of {one.pattern}",
-                        f"{one.spacing:.2g}, at least, for nine in ten",
+                        f"bfloat16 spacing in {one.pattern}",
+                        f"at least {one.spacing:.2g} for 90% of the values",
                         f"{seen.depth} model, before the first step",
                     )
                     for one in lost[:4]
                 ),
-                Measurement("trained so, in the model that ran", count, f"{seen.depth} model"),
-                Measurement("trainable in all", trained, "full-size model"),
+                Measurement("parameters trained in bfloat16", count, f"{seen.depth} model"),
+                Measurement("trainable parameters", trained, "full-size model"),
             ),
-            proof=Proof("measured", "the dtype and the values of the weights were read off the "
+            proof=Proof("measured", "the dtype and values of the weights were read from the "
                         "model that was trained"),
             fixes=(
                 Fix(
-                    "Load the model in float32 (and compute in bfloat16 with bf16=True).",
+                    "Load the model in float32 and compute in bfloat16 with bf16=True.",
                     "unsafe",
                     (Edit("dtype", "float32"),),
                 ),

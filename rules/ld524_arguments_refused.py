@@ -1,4 +1,4 @@
-"""LD524: the class of the Trainer's arguments, or the framework's parser, refuses the values."""
+"""LD524: the training arguments class, or the framework's parser, rejects the values."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ from lora_doctor.rules._set_up import located
 
 
 class ArgumentsRefused(Rule):
-    """The class of the Trainer's arguments, or the framework's parser, refuses the values.
+    """The training arguments class, or the framework's parser, rejects the values.
 
     ## What happens
-    The run ends with the error of that class, often after the model was loaded: `At most one of
+    The run stops with an error from that class, often after the model was loaded: `At most one of
     fp16 and bf16 can be True`, `--load_best_model_at_end requires the save and eval strategy to
-    match`, a value that is none of the choices.
+    match`, or a value that is not among the choices.
 
     ## Why
-    Arguments exclude or need each other, and the class compares them when it is made. The script's
-    values, where all of them are known, are given to the installed class here; the file of a
-    framework goes through the framework's own parser where it is installed, else its arguments of
-    the Trainer go through transformers'.
+    Some arguments exclude or require each other, and the class checks them when it is created.
+    lora-doctor creates the installed class with the values of the script if all of them are known.
+    A framework's file goes through that framework's own parser; if it is not installed, the
+    Trainer's arguments in the file go through the parser of transformers.
 
     ## Versions
-    What the installed release refuses. An error that is about this machine (no GPU, one process) or
-    about a missing package is none.
+    What the installed release rejects. Errors about this machine (no GPU), about the number of
+    processes or about a missing package are not reported.
 
     ## Fix
-    By hand: the message says which values do not go together.
+    By hand: the message says which values conflict.
 
     ## Links
     https://huggingface.co/docs/transformers/main_classes/trainer
@@ -50,7 +50,7 @@ class ArgumentsRefused(Rule):
 
     code = "LD524"
     name = "arguments-refused"
-    summary = "The class of the Trainer's arguments, or the framework's parser, refuses the values."
+    summary = "The training arguments class, or the framework's parser, rejects the values."
     depth = "meta"
     symptoms = (
         Symptom(
@@ -74,7 +74,7 @@ class ArgumentsRefused(Rule):
             "tests/scripts/best_model_without_evaluation.py",
             requires={"transformers": ">=4.46"},  # Phi-3, and eval_strategy in the healthy one
             depth="meta",
-            why="save and evaluation strategy differ",
+            why="save and evaluation strategies differ",
         ),
         Example(
             "healthy",
@@ -86,29 +86,29 @@ class ArgumentsRefused(Rule):
 
     def check(self, case: Case) -> Iterator[Finding]:
         if case.has("dry_run"):
-            return  # there they were made, and LD002 has what was raised
+            return  # the run created them itself; LD002 reports what it raised
         for refusal in case.refused_arguments.refusals:
-            if refusal.number < 0 and _is_told_by_ld533(case):
+            if refusal.number < 0 and _is_reported_by_ld533(case):
                 continue
             yield self.finding(
                 "error",
-                f"{refusal.by} refuses the values: {refusal.message}",
+                f"{refusal.by} rejects these values: {refusal.message}",
                 location=_location(case, refusal),
                 evidence=(
                     Measurement(refusal.by, f"{refusal.kind}: {refusal.message}", refusal.release),
                 ),
-                proof=Proof("executed", "the arguments were made by their own class"),
+                proof=Proof("executed", "the arguments were created by their own class"),
                 fixes=(Fix("Change the values as the message says.", "manual"),),
             )
 
 
-def _is_told_by_ld533(case: Case) -> bool:
+def _is_reported_by_ld533(case: Case) -> bool:
     found = framework_named(case.set_up.format).remarks(case.set_up.entries)
     return any(remark.kind == "refused" for remark in found)
 
 
 def _location(case: Case, refusal: Refusal) -> Location:
-    """The call; of a set-up the entry that the message names first."""
+    """The call; in a set-up, the entry that the message mentions first."""
     if refusal.number >= 0:
         place = made_arguments(case.program)[refusal.number].place
         return Location("file", place.file, place.line)
@@ -120,8 +120,8 @@ def _location(case: Case, refusal: Refusal) -> Location:
 
 
 def _named(set_up: SetUp, message: str) -> str | None:
-    """The entry that a message is about: the first that it names, else one whose value it quotes,
-    else one of the same family (``eval_strategy`` where it asks for an ``eval_dataset``)."""
+    """The entry that a message is about: the first one it names, else one whose value it quotes,
+    else one with the same prefix (``eval_strategy`` if it asks for an ``eval_dataset``)."""
     words = re.findall(r"\w+", message)
     named = [word for word in words if word in set_up.places]
     quoted = [name for name, value in set_up.entries.items()

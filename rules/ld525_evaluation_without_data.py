@@ -1,4 +1,4 @@
-"""LD525: a trainer is to evaluate and is given no data to evaluate on."""
+"""LD525: a trainer should evaluate, but gets no evaluation data."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _PROOF = Proof("read", "the calls were followed in the order in which the script
 
 
 class EvaluationWithoutData(Rule):
-    """The Trainer's arguments ask for evaluation, and the trainer is given no `eval_dataset`.
+    """The training arguments ask for evaluation, but the trainer gets no `eval_dataset`.
 
     ## What happens
     `ValueError: You have set args.eval_strategy to ... but you didn't pass an eval_dataset to
-    Trainer`, when the trainer is created; transformers before 4.45 raises at the first evaluation,
-    after hours of training.
+    Trainer` when the trainer is created. transformers before 4.45 raises it at the first
+    evaluation, possibly after hours of training.
 
     ## Why
     `eval_strategy` and `eval_dataset` are set in two places.
@@ -35,7 +35,7 @@ class EvaluationWithoutData(Rule):
     All of transformers.
 
     ## Fix
-    By hand: an `eval_dataset`, or no `eval_strategy`.
+    By hand: pass an `eval_dataset`, or remove `eval_strategy`.
 
     ## Links
     https://huggingface.co/docs/transformers/main_classes/trainer
@@ -43,7 +43,7 @@ class EvaluationWithoutData(Rule):
 
     code = "LD525"
     name = "evaluation-without-data"
-    summary = "The trainer is to evaluate and is given no eval_dataset."
+    summary = "The trainer should evaluate, but gets no eval_dataset."
     depth = "static"
     symptoms = (
         Symptom(r"eval(?:uation)?_strategy.{0,60}but you didn't pass an `?eval_dataset"),
@@ -67,11 +67,11 @@ class EvaluationWithoutData(Rule):
 
     def check(self, case: Case) -> Iterator[Finding]:
         if case.has("dry_run"):
-            return  # there the trainer was created
+            return  # the run created the trainer itself
         for found in evaluations_without_data(case.program):
             yield self.finding(
                 "error",
-                f"{found.trainer} is to evaluate ({found.name}={found.strategy!r}) and gets no "
+                f"{found.trainer} should evaluate ({found.name}={found.strategy!r}), but gets no "
                 "eval_dataset, which raises ValueError.",
                 location=Location("file", found.place.file, found.place.line),
                 evidence=(
@@ -79,6 +79,6 @@ class EvaluationWithoutData(Rule):
                     Measurement("eval_dataset", "not given", str(found.trainer_place)),
                 ),
                 proof=_PROOF,
-                fixes=(Fix(f"Give {found.trainer} an eval_dataset, or drop {found.name}.",
+                fixes=(Fix(f"Pass an eval_dataset to {found.trainer}, or remove {found.name}.",
                            "manual"),),
             )  # fmt: skip

@@ -1,4 +1,4 @@
-"""LD538: settings with which the framework freezes the adapters that it has put on."""
+"""LD538: a setting of the framework that freezes the adapters it has just added."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from lora_doctor.rules._set_up import all_frozen, freezing, located, weight_name
 
 
 class AdaptersFrozenByFramework(Rule):
-    """A setting of the framework freezes weights by name after PEFT has wrapped the model, and no
-    adapter stays trainable.
+    """A setting of the framework freezes weights by name after PEFT has wrapped the model, and
+    leaves no adapter trainable.
 
     ## What happens
-    axolotl with `unfrozen_parameters` beside `adapter: lora` freezes every weight that no pattern
-    matches, the adapters included. It logs `All parameters are frozen` and the first backward
+    With `unfrozen_parameters` and `adapter: lora`, axolotl freezes every weight that no pattern
+    matches, including the adapters. It logs `All parameters are frozen`, and the first backward
     raises `element 0 of tensors does not require grad`.
 
     ## Why
-    The patterns are matched from the beginning of the parameter names, and in a wrapped model these
-    begin with `base_model.model.`. A pattern for the model as it comes (`^lm_head.weight$`,
-    `model.layers.1[0-9].`) matches nothing there; one for a module that has no adapter freezes the
-    rest.
+    The patterns are matched from the start of the parameter names, which begin with
+    `base_model.model.` in a wrapped model. A pattern for the unwrapped model (`^lm_head.weight$`,
+    `model.layers.1[0-9].`) matches nothing there, and a pattern for a module without adapters
+    freezes everything else.
 
     ## Versions
-    Read in axolotl 0.19.
+    Read in the source of axolotl 0.19.
 
     ## Fix
-    Take the setting out: with an adapter nothing else is trained anyway. What is to be trained
-    beside the adapters is named in `lora_modules_to_save`.
+    Remove the setting: PEFT already freezes everything but the adapters. List modules that should
+    be trained in addition in `lora_modules_to_save`.
 
     ## Links
     https://docs.axolotl.ai/docs/config-reference.html
@@ -48,7 +48,7 @@ class AdaptersFrozenByFramework(Rule):
 
     code = "LD538"
     name = "adapters-frozen-by-framework"
-    summary = "A setting of the framework freezes the adapters that PEFT has put on."
+    summary = "A setting of the framework freezes the adapters that PEFT has added."
     depth = "meta"
     symptoms = (Symptom(r"All parameters are frozen\. Model will not be trained"),)
     examples = (
@@ -67,8 +67,8 @@ class AdaptersFrozenByFramework(Rule):
             count = sum(group.adapted for group in adapted)
             yield self.finding(
                 "error",
-                f"By its source {set_up.format} freezes all {count} adapters for {entry}: no "
-                "weight of theirs is left trainable.",
+                f"According to its source, {set_up.format} freezes all {count} adapters because of "
+                f"{entry}: none of their weights stays trainable.",
                 location=located(set_up, entry),
                 evidence=(
                     written(set_up, entry),
@@ -76,10 +76,10 @@ class AdaptersFrozenByFramework(Rule):
                                 f"by their names, such as {weight_name(adapted[0].examples[0])}"),
                 ),
                 proof=Proof(
-                    "inferred", f"concluded from the source of {set_up.format}, which was not run"
+                    "inferred", f"from the source of {set_up.format}, which was not run"
                 ),
                 fixes=(
-                    Fix(f"Take {entry} out: the adapters are then trained.", "unsafe",
+                    Fix(f"Remove {entry}, so that the adapters are trained.", "unsafe",
                         (Edit(f"{ENTRY}{entry}", REMOVE),)),
                 ),
             )  # fmt: skip

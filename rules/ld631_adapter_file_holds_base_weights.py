@@ -1,4 +1,4 @@
-"""LD631: an adapter's file that holds weights of the base model, too."""
+"""LD631: an adapter file that also contains weights of the base model."""
 
 from __future__ import annotations
 
@@ -9,27 +9,26 @@ from lora_doctor.rules._saved_adapter import base_class, loaded, weights_file
 
 
 class AdapterFileHoldsBaseWeights(Rule):
-    """The file of a saved adapter holds weights of the base model beside those of the adapter.
+    """The file of a saved adapter contains weights of the base model as well as the adapter's own.
 
     ## What happens
-    Loading works, and says nothing: the weights in the file take the place of those of the base
-    model. On the base model that was trained nothing changes but the size of the file. On another
-    revision of it, or a base model that was changed since, the model that answers is a mixture. A
-    base model that is loaded in 4 or 8 bits has other shapes, and loading raises `size mismatch`;
-    servers such as vLLM refuse the file.
+    Loading succeeds without a message, and the weights in the file replace those of the base model.
+    On the same base model only the file size is affected. On another revision, or on a base model
+    that has changed since, the result is a mixture of both. A base model loaded in 4 or 8 bits has
+    different shapes, and loading raises `size mismatch`. Servers such as vLLM reject the file.
 
     ## Why
-    The state dict of the whole model was saved as `adapter_model.safetensors`: by
+    The state dict of the whole model was saved as `adapter_model.safetensors`: with
     `save_file(model.state_dict(), ...)`, by a script that gathers a sharded model, or from a
-    checkpoint of DeepSpeed or FSDP. `save_pretrained` saves the adapter alone, with the embeddings
-    where tokens were added.
+    DeepSpeed or FSDP checkpoint. `save_pretrained` saves only the adapter, and the embeddings if
+    tokens were added.
 
     ## Versions
     All.
 
     ## Fix
-    `save_pretrained` of the PeftModel, or of the wrapped model with
-    `state_dict=accelerator.get_state_dict(model)`: PEFT leaves the base model's weights out.
+    Save with `save_pretrained` of the PeftModel, for a sharded model with
+    `state_dict=accelerator.get_state_dict(model)`: PEFT leaves out the base model's weights.
 
     ## Links
     https://huggingface.co/docs/peft/developer_guides/checkpoint
@@ -37,7 +36,9 @@ class AdapterFileHoldsBaseWeights(Rule):
 
     code = "LD631"
     name = "adapter-file-holds-base-weights"
-    summary = "The file of a saved adapter holds weights of the base model, which loading replaces."
+    summary = (
+        "The file of a saved adapter contains base model weights, which replace the loaded ones."
+    )
     depth = "meta"
     about_saved_adapter = True
     examples = (
@@ -60,19 +61,19 @@ class AdapterFileHoldsBaseWeights(Rule):
         elements = sum(tensors[name].elements for name in names if name in tensors)
         yield self.finding(
             "info",
-            f"{len(names)} of {loading.landing.tensors} tensors in the adapter's file are weights "
-            "of the base model: loading the adapter replaces those of the base model by them.",
+            f"{len(names)} of {loading.landing.tensors} tensors in the adapter file are weights of "
+            "the base model: loading the adapter overwrites the base model's own weights.",
             location=weights_file(case),
             evidence=(
-                Measurement("of the base model", quoted(names, 3), "safetensors header"),
-                Measurement("their numbers", elements, "safetensors header"),
+                Measurement("tensors of the base model", quoted(names, 3), "safetensors header"),
+                Measurement("elements in them", elements, "safetensors header"),
                 base_class(loading),
             ),
             proof=loaded(loading),
             fixes=(
                 Fix(
-                    "Save the adapter with save_pretrained of the PeftModel, which leaves the base "
-                    "model's weights out.",
+                    "Save the adapter with save_pretrained of the PeftModel, which leaves out the "
+                    "base model's weights.",
                     "manual",
                 ),
             ),

@@ -1,4 +1,4 @@
-"""LD632: the initialisation changes the base weights at random, and loading does so otherwise."""
+"""LD632: a random initialisation changes the base weights, and loading does not repeat it."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ _KEY = "init_lora_weights"
 
 
 class InitialisationNotRepeated(Rule):
-    """`init_lora_weights` takes the start of the adapter out of the base weights, finds it with
-    random numbers, and loading the adapter repeats that with others.
+    """`init_lora_weights` subtracts the initial adapter from the base weights and computes it with
+    random numbers. Loading the adapter repeats this with different random numbers.
 
     ## What happens
-    Training with `init_lora_weights="pissa_niter_4"` is sound. The adapter folder, loaded in
-    another process, answers otherwise than the model that was trained: how much depends on how far
-    apart the singular values of the weights are.
+    Training with `init_lora_weights="pissa_niter_4"` works. But the saved adapter, loaded in
+    another process, gives other outputs than the model that was trained. How different they are
+    depends on how far apart the singular values of the weights are.
 
     ## Why
-    PiSSA trains `A` and `B` on what is left of the weight without their first values. The folder
-    holds the trained `A` and `B` and the setting; loading computes the rest of the weight anew, and
-    the fast decomposition (`svd_lowrank`) is a random one. The full one (`"pissa"`) is not.
+    PiSSA subtracts the initial `B @ A` from the weight and trains `A` and `B` on the residual. The
+    adapter folder has the trained `A` and `B` and the setting, and loading computes the residual
+    again. The fast decomposition (`svd_lowrank`) is randomized, the full one (`"pissa"`) is not.
 
     ## Versions
     PEFT 0.10 and later.
 
     ## Fix
-    `"pissa"`, which takes longer to start and begins from slightly other values, so it is not
-    applied by default; or save the adapter as plain LoRA, with `save_pretrained(...,
+    Use `"pissa"`. It takes longer to start and has slightly different initial values, so it is not
+    applied by default. Or save the adapter as plain LoRA, with `save_pretrained(...,
     path_initial_model_for_weight_conversion=...)`.
 
     ## Links
@@ -48,7 +48,7 @@ class InitialisationNotRepeated(Rule):
 
     code = "LD632"
     name = "initialisation-not-repeated"
-    summary = "A random initialisation changes the base weights, and loading does so otherwise."
+    summary = "A random initialisation changes the base weights, and loading does not repeat it."
     depth = "tiny"
     examples = (
         Example(
@@ -62,7 +62,7 @@ class InitialisationNotRepeated(Rule):
             "arch:llama",
             {"target_modules": ["q_proj", "v_proj"], _KEY: "pissa"},
             requires={"peft": ">=0.10"},
-            why="the full decomposition gives the same each time",
+            why="the full decomposition is deterministic",
         ),
     )
 
@@ -85,24 +85,30 @@ class InitialisationNotRepeated(Rule):
         is_fast = "_niter_" in start and comes_back(case, exact)
         yield self.finding(
             "warning",
-            f"init_lora_weights {start!r} changes the base weights by random numbers, and loading "
-            "the adapter draws others: the loaded model is not the one that was trained.",
+            f"init_lora_weights {start!r} changes the base weights with random numbers, and "
+            "loading the adapter draws new ones: the loaded model is not the one that was trained.",
             location=Location("recipe", _KEY),
             evidence=(
                 *difference(seen, check.name, "logits after loading"),
-                Measurement("with the usual initialisation", "the same logits", "executed"),
+                Measurement("with the default initialisation", "the same logits", "executed"),
             ),
             proof=Proof(
                 "executed", "the adapters were trained, saved and loaded with another seed"
             ),
             fixes=(
                 *(
-                    (Fix(f"Use {exact[0].value!r}: not random, slower to start.", "unsafe", exact),)
+                    (
+                        Fix(
+                            f"Use {exact[0].value!r}: deterministic, but slower to start.",
+                            "unsafe",
+                            exact,
+                        ),
+                    )
                     if is_fast
                     else ()
                 ),
                 Fix(
-                    "Save it as plain LoRA: save_pretrained(DIR, "
+                    "Save the adapter as plain LoRA: save_pretrained(DIR, "
                     "path_initial_model_for_weight_conversion=DIR_OF_THE_UNTRAINED_ADAPTER).",
                     "manual",
                 ),

@@ -1,4 +1,4 @@
-"""LD633: a model that raises on more than one sample, such as a classifier without a padding id."""
+"""LD633: a model that fails on batches of several samples: a classifier without a padding id."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ _KEY = "per_device_train_batch_size"
 
 
 class OneSampleAtATime(Rule):
-    """The model, as its config makes it, raises on a batch of two samples and runs on one.
+    """With this config, the model raises an error on a batch of two samples and runs on one.
 
     ## What happens
-    `ValueError: Cannot handle batch sizes > 1 if no padding token is defined.`, at the first step:
-    the Trainer's own batch size is 8.
+    `ValueError: Cannot handle batch sizes > 1 if no padding token is defined.` at the first step.
+    The Trainer's default batch size is 8.
 
     ## Why
-    A classifier on a language model reads the last token that is no padding, and finds it by
-    `config.pad_token_id`. Llama, Mistral, Qwen, GPT-2 and others are published without one. To set
-    `tokenizer.pad_token` alone does not help: the model looks in its own config.
+    A classifier on a language model reads the last token that is not padding, and finds it by
+    `config.pad_token_id`. Llama, Mistral, Qwen, GPT-2 and others are published without one. Setting
+    only `tokenizer.pad_token` does not help, because the model reads its own config.
 
     ## Versions
-    All. Whether the class asks for one comes from running its forward on two samples.
+    All. Whether the class needs one is tested by running its forward on two samples.
 
     ## Fix
     `model.config.pad_token_id = tokenizer.pad_token_id`, after the tokenizer has a padding token.
-    Where your script does so already, nothing has to be changed.
+    If your script already does this, no change is needed.
 
     ## Links
     https://huggingface.co/docs/transformers/model_doc/llama
@@ -49,7 +49,7 @@ class OneSampleAtATime(Rule):
 
     code = "LD633"
     name = "one-sample-at-a-time"
-    summary = "The model raises on more than one sample: its config has no padding id."
+    summary = "The model fails on batches of several samples: its config has no padding id."
     depth = "tiny"
     symptoms = (Symptom(r"Cannot handle batch sizes? > 1 if no padding token is defined"),)
     examples = (
@@ -62,23 +62,23 @@ class OneSampleAtATime(Rule):
         seen = case.verification
         alone = [batch for batch in seen.batches if batch.one_sample]
         size = case.recipe.get(_KEY)
-        # A framework gives the model a padding id of its own.
+        # A framework sets the padding id of the model.
         if not alone or size == 1 or case.recipe.set_up is not None:
             return
         model = case.structure.model_class
         yield self.finding(
             "warning",
-            f"{model} raises on more than one sample, as its config has no padding id that tells "
-            "where each one ends.",
+            f"{model} raises an error on more than one sample, because its config has no padding "
+            "id to find the end of each one.",
             location=Location("file", "config.json"),
             evidence=(
                 Measurement("forward on two samples", alone[0].one_sample[:200],
                             f"{seen.depth} model"),
                 Measurement("forward on one sample", "runs", f"{seen.depth} model"),
-                Measurement(_KEY, "not given (the Trainer's own is 8)" if size is None else size,
+                Measurement(_KEY, "not set (the Trainer's default is 8)" if size is None else size,
                             "recipe"),
             ),
-            proof=Proof("executed", "the forward was run on both"),
+            proof=Proof("executed", "the forward was run on two samples and on one"),
             fixes=(
                 Fix("Set model.config.pad_token_id = tokenizer.pad_token_id in the script, after "
                     "tokenizer.pad_token.", "manual"),

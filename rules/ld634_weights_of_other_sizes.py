@@ -1,4 +1,4 @@
-"""LD634: a checkpoint whose weights have other shapes than its config makes."""
+"""LD634: a checkpoint whose weights have other shapes than the model built from its config."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from lora_doctor.static.folder.vocabulary import vocabulary_mismatches
 
 
 class WeightsOfOtherSizes(Rule):
-    """Weights of the checkpoint have other shapes than the class has by its config.
+    """Weights in the checkpoint have other shapes than in the model that the config builds.
 
     ## What happens
-    `from_pretrained` raises: `size mismatch for ...`, in transformers 5 `You set
-    ignore_mismatched_sizes to False, thus raising an error`.
+    `from_pretrained` raises `size mismatch for ...`, or `You set ignore_mismatched_sizes to False,
+    thus raising an error` in transformers 5.
 
     ## Why
-    The config beside the weights is another model's or was edited: `intermediate_size`,
-    `num_key_value_heads`, a `head_dim` that is left out and is not `hidden_size` divided by the
-    heads, `num_labels` of another data set. Or this release of transformers reads an entry of the
-    config in another way than the one that wrote it.
+    The config next to the weights belongs to another model or was edited: `intermediate_size`,
+    `num_key_value_heads`, a missing `head_dim` that is not `hidden_size` divided by the number of
+    heads, or `num_labels` of another data set. Or this release of transformers reads an entry of
+    the config differently from the release that wrote it.
 
     ## Versions
-    All. The installed transformers is given the names and shapes of the checkpoint and told to go
-    on where they do not fit.
+    All. The installed transformers loads the names and shapes of the checkpoint, and reports the
+    weights that do not fit.
 
     ## Fix
-    The config and the weights of one revision. For a head of another number of classes,
-    `ignore_mismatched_sizes=True` makes a new one at random, which then has to be trained and
-    saved (`modules_to_save`).
+    Use config and weights of the same revision. For a head with another number of classes,
+    `ignore_mismatched_sizes=True` creates a new, randomly initialised one, which then has to be
+    trained and saved (`modules_to_save`).
 
     ## Links
     https://huggingface.co/docs/transformers/main_classes/model
@@ -49,7 +49,7 @@ class WeightsOfOtherSizes(Rule):
 
     code = "LD634"
     name = "weights-of-other-sizes"
-    summary = "The checkpoint has weights of other shapes than its config makes."
+    summary = "Weights in the checkpoint have other shapes than the model that its config builds."
     depth = "meta"
     symptoms = (
         Symptom(
@@ -76,30 +76,31 @@ class WeightsOfOtherSizes(Rule):
 
     def check(self, case: Case) -> Iterator[Finding]:
         loading = case.loading
-        told = _of_the_vocabulary(case)  # LD612
-        found = [item for item in loading.other_sizes if item.name not in told]
+        known = _of_the_vocabulary(case)  # LD612
+        found = [item for item in loading.other_sizes if item.name not in known]
         if not found:
             return
         patterns = list(dict.fromkeys(pattern_of(item.name) for item in found))
         first = found[0]
         yield self.finding(
             "error",
-            f"{len(found)} weights of the checkpoint have other shapes than {loading.model_class} "
-            f"has by its config ({quoted(patterns, 3)}): from_pretrained will refuse them.",
+            f"{len(found)} weights in the checkpoint have other shapes than in the "
+            f"{loading.model_class} that its config builds ({quoted(patterns, 3)}): "
+            "from_pretrained raises an error.",
             location=Location("file", "config.json"),
             evidence=(
                 Measurement("in the checkpoint", f"{first.name} {shape_text(first.in_file)}",
                             "header of the weights"),
                 Measurement("in the model", shape_text(first.in_model),
-                            f"{loading.model_class} by its config, installed transformers"),
+                            f"{loading.model_class} built from the config, installed transformers"),
                 Measurement("weights that do not fit", quoted(patterns, 8),
                             "from_pretrained on the meta device"),
             ),
-            proof=Proof("measured", "the names and shapes were given to from_pretrained on the "
+            proof=Proof("measured", "from_pretrained was given the names and shapes on the "
                         "meta device"),
             fixes=(
-                Fix("Take the config and the weights of one revision. A head alone: load with "
-                    "ignore_mismatched_sizes=True, and train and save the new one "
+                Fix("Use config and weights of the same revision. If only the head differs, load "
+                    "with ignore_mismatched_sizes=True, and train and save the new head "
                     "(modules_to_save).", "manual"),
             ),
             explains=("builds",),

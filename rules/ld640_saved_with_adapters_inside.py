@@ -1,4 +1,4 @@
-"""LD640: the base model is saved by its own `save_pretrained` while PEFT's layers are in it."""
+"""LD640: the base model is saved with its own `save_pretrained` while it contains PEFT layers."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from lora_doctor.rules._dry_run_script import LOOP, MODEL
 
 
 class SavedWithAdaptersInside(Rule):
-    """`get_peft_model` changes the model that it is given. Its own `save_pretrained` then writes
-    the adapted layers under PEFT's names, and `from_pretrained` does not find them again.
+    """`get_peft_model` modifies the model in place. The model's own `save_pretrained` then writes
+    the adapted layers under PEFT's names, which `from_pretrained` does not recognise.
 
     ## What happens
-    Saving raises nothing. On loading, every adapted layer is newly initialized ("Some weights were
-    not initialized from the model checkpoint"): the model that comes back has neither the adapters
-    nor the pretrained weights of these layers.
+    Saving raises no error. On loading, every adapted layer is newly initialized ("Some weights were
+    not initialized from the model checkpoint"): the loaded model has neither the adapters nor the
+    pretrained weights of these layers.
 
     ## Why
-    `q_proj.weight` is `q_proj.base_layer.weight` while the adapters are in the model. Only the
-    `PeftModel` knows how to save what was trained. The same is so of `peft_model.get_base_model()`
-    and of a model after `merge_adapter()`, which leaves PEFT's layers where they are.
+    `q_proj.weight` is named `q_proj.base_layer.weight` while the model contains adapters. Only the
+    `PeftModel` knows how to save what was trained. The same holds for `peft_model.get_base_model()`
+    and for a model after `merge_adapter()`, which keeps the PEFT layers.
 
-    Found by execution: the names in the file that the command wrote.
+    A dry run finds this by the names of the weights that the command saved.
 
     ## Versions
     All.
 
     ## Fix
-    `peft_model.save_pretrained(folder)` for the adapters, or
-    `peft_model.merge_and_unload().save_pretrained(folder)` for the whole model.
+    `peft_model.save_pretrained(folder)` saves the adapters,
+    `peft_model.merge_and_unload().save_pretrained(folder)` the whole model.
 
     ## Links
     https://huggingface.co/docs/peft/developer_guides/checkpoint
@@ -47,7 +47,7 @@ class SavedWithAdaptersInside(Rule):
 
     code = "LD640"
     name = "saved-with-adapters-inside"
-    summary = "The base model is saved by its own save_pretrained while PEFT's layers are in it."
+    summary = "The base model is saved with its own save_pretrained while it contains PEFT layers."
     depth = "static"
     symptoms = (
         Symptom(r"not (?:used|initialized)[\s\S]{0,400}\.base_layer\.weight"),
@@ -72,21 +72,22 @@ class SavedWithAdaptersInside(Rule):
         source = "what the command wrote"
         yield self.finding(
             "warning" if found.adapter_too else "error",
-            f"{found.model_class} is saved with the adapters in it: {found.weights} of its weights "
-            "have names that from_pretrained does not know, and are newly initialized on loading.",
+            f"{found.model_class} is saved while it contains adapters: {found.weights} of its "
+            "weights have names that from_pretrained does not recognise, and are newly initialized "
+            "on loading.",
             location=Location("file", found.file, found.line)
             if found.file
             else Location("environment", found.path),
             evidence=(
                 Measurement("folder", found.path, source),
-                Measurement("names that the class does not have", list(found.names), source),
-                Measurement("an adapter is saved as well", found.adapter_too, source),
+                Measurement("names unknown to the class", list(found.names), source),
+                Measurement("the adapter was saved as well", found.adapter_too, source),
             ),
             proof=Proof("executed", source),
             fixes=(
                 Fix(
-                    "Save the PeftModel for the adapters, or "
-                    "peft_model.merge_and_unload() for the whole model.",
+                    "Call save_pretrained of the PeftModel to save the adapters, or of "
+                    "peft_model.merge_and_unload() to save the whole model.",
                     "manual",
                 ),
             ),

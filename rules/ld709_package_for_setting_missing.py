@@ -17,23 +17,23 @@ from lora_doctor.rule_api import (
     missing_name,
 )
 
-#: Keys that are no wish: the others may be what needs the package.
+#: Keys that need no package; any other key may be the one that does.
 _EVERYDAY = frozenset(
     {"target_modules", "r", "lora_alpha", "lora_dropout", "task_type", "dtype", "peft_type", "bias"}
 )
 
 
 class PackageForSettingMissing(Rule):
-    """PEFT refuses the adapter config, because a setting in it needs a package that is not
+    """PEFT rejects the adapter config, because one of its settings needs a package that is not
     installed.
 
     ## What happens
     `LoraConfig(init_lora_weights="loftq")` raises `ImportError: The required package 'scipy' is not
-    installed` while the config is made, before a model is loaded.
+    installed` when the config is created, before any model is loaded.
 
     ## Why
-    Packages that only some settings need are no requirements of PEFT, so pip does not install them
-    with it.
+    Packages that only some settings need are not among PEFT's requirements, so pip does not install
+    them with PEFT.
 
     ## Versions
     All versions of PEFT.
@@ -55,7 +55,7 @@ class PackageForSettingMissing(Rule):
             "broken",
             "arch:llama",
             {"target_modules": ["q_proj", "v_proj"], "init_lora_weights": "loftq"},
-            why="scipy is no requirement of PEFT",
+            why="scipy is not a requirement of PEFT",
         ),
         Example("healthy", "arch:llama", {"target_modules": ["q_proj", "v_proj"]}, depth="meta"),
     )
@@ -75,7 +75,7 @@ class PackageForSettingMissing(Rule):
             location=Location("recipe", asking[0]) if len(asking) == 1 else place,
             evidence=(Measurement("raised", str(error), error.where),),
             proof=Proof(
-                "executed", ("PEFT refused the config on the full-size model, on the meta device")
+                "executed", "PEFT rejected the config on the full-size model, on the meta device"
             ),
             fixes=(Fix(f"pip install {package}", "manual"),),
             explains=("attaches",),

@@ -1,4 +1,4 @@
-"""LD925: the loss is taken on padding."""
+"""LD925: the loss includes padding."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lora_doctor.rule_api import (
 from lora_doctor.rules._dry_run_script import MODEL
 from lora_doctor.rules._supervision import about, looked_at, portion, proof
 
-#: Share of all labels above which the loss is mostly padding's.
+#: Share of padding among the labels from which the loss is mostly about padding.
 _MOST = 0.5
 _PADDED = """
 import torch
@@ -40,24 +40,25 @@ Trainer(
 
 
 class PaddingSupervised(Rule):
-    """Padding tokens have labels, and they are most of what the loss is taken on.
+    """Padding tokens have labels, so the loss is computed on them as well.
 
     ## What happens
-    The loss is low from the first steps and falls at once: padding is easy to predict. What the
-    answers contribute is a small part of it, and the model learns to write padding, or one end of
-    text after the other.
+    The loss is low from the first steps and falls quickly, because padding is easy to predict. The
+    answers contribute little to it, and the model learns to generate padding, or end-of-text tokens
+    one after another.
 
     ## Why
-    `labels = input_ids.copy()` after `padding="max_length"` labels the padding as well; so do
-    labels of a sequence-to-sequence model that are padded with `pad_token_id`. The attention mask
-    does not take them out of the loss: only the label -100 does.
+    `labels = input_ids.copy()` after `padding="max_length"` copies the padding too. Labels of a
+    sequence-to-sequence model that are padded with `pad_token_id` have the same effect. The
+    attention mask does not exclude them from the loss, only the label -100 does.
 
     ## Versions
     All.
 
     ## Fix
-    The label -100 wherever the attention mask is 0: `DataCollatorForSeq2Seq` and
-    `DataCollatorForLanguageModeling` pad labels so. It changes what the model learns.
+    Set labels to -100 wherever the attention mask is 0. `DataCollatorForSeq2Seq` pads labels with
+    -100, and `DataCollatorForLanguageModeling` masks the padding token. This changes what the model
+    learns.
 
     ## Links
     https://huggingface.co/docs/transformers/main_classes/data_collator
@@ -65,7 +66,7 @@ class PaddingSupervised(Rule):
 
     code = "LD925"
     name = "padding-supervised"
-    summary = "The loss is taken on padding."
+    summary = "The loss includes padding."
     depth = "meta"
     descriptions = (
         Symptom(r"\bpadding\b.{0,40}\b(?:in|part of|counts? (?:in|towards)) the loss"),
@@ -78,7 +79,7 @@ class PaddingSupervised(Rule):
             "broken",
             "",
             script=MODEL + _PADDED.replace("PADDING", "0"),
-            why="22 of 32 labels are those of padding",
+            why="22 of 32 labels are padding",
         ),
         Example("healthy", "", script=MODEL + _PADDED.replace("PADDING", "-100")),
     )
@@ -92,19 +93,19 @@ class PaddingSupervised(Rule):
         yield about(
             self.finding(
                 "warning" if share >= _MOST else "info",
-                f"{share:.0%} of the labels that the loss is taken on are those of padding, in "
+                f"{share:.0%} of the labels that the loss is computed on are padding, in "
                 f"{portion(rows, found)}.",
                 location=Location("environment", "training data"),
                 evidence=(
                     looked_at(found),
-                    Measurement("labels of padding", found.padding_labels, found.origin),
-                    Measurement("labels of tokens", found.supervised_tokens, found.origin),
+                    Measurement("labels on padding", found.padding_labels, found.origin),
+                    Measurement("labels on other tokens", found.supervised_tokens, found.origin),
                 ),
                 proof=proof(found),
                 fixes=(
                     Fix(
-                        "Label padding with -100: DataCollatorForSeq2Seq pads labels so, and "
-                        "`labels.masked_fill(attention_mask == 0, -100)` masks them.",
+                        "Set the labels of padding to -100: DataCollatorForSeq2Seq pads labels "
+                        "with it, and `labels.masked_fill(attention_mask == 0, -100)` masks them.",
                         "manual",
                     ),
                 ),

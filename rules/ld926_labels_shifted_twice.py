@@ -1,4 +1,4 @@
-"""LD926: labels are shifted by the data's code, and once more by the model."""
+"""LD926: the labels are shifted by the data code and again by the model."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from lora_doctor.rules._dry_run_script import LOOP, MODEL
 
 
 class LabelsShiftedTwice(Rule):
-    """The label of each token is the token that follows, and the model's loss shifts labels by
-    itself: each token is trained to predict the one after the next.
+    """The label of each token is already the next token, and the model shifts the labels again, so
+    each token is trained to predict the one after the next.
 
     ## What happens
-    Nothing is raised, and the loss falls, though not as far as it could. What the trained model
-    writes leaves out every other token.
+    No error is raised, and the loss falls, though not as far as it could. The trained model skips
+    every other token when it generates text.
 
     ## Why
-    Classes of transformers for causal language models shift labels inside `forward`: `labels` are
-    to be the `input_ids`, with -100 where no loss is taken. Code that computes its own cross
-    entropy shifts them before.
+    Causal language models in transformers shift the labels inside `forward`: `labels` should be the
+    `input_ids`, with -100 where no loss is wanted. Code that computes its own cross entropy has to
+    shift them itself, and is often the source of such labels.
 
-    Found by execution: the model's loss on a batch of the run is the cross entropy of its logits
-    with the labels shifted by one.
+    A dry run finds this by comparing the model's loss on a batch of the run with the cross entropy
+    of its logits, with labels shifted by one and not shifted.
 
     ## Versions
     All.
 
     ## Fix
-    Leave the shift out: `labels = input_ids.clone()`, masked where no loss is taken.
+    Remove the shift: `labels = input_ids.clone()`, set to -100 where no loss is wanted.
 
     ## Links
     https://huggingface.co/docs/transformers/tasks/language_modeling
@@ -46,7 +46,7 @@ class LabelsShiftedTwice(Rule):
 
     code = "LD926"
     name = "labels-shifted-twice"
-    summary = "Labels are shifted by the data's code, and once more by the model."
+    summary = "The labels are shifted by the data code and again by the model."
     depth = "static"
     descriptions = (
         Symptom(r"\blabels?\b.{0,40}\bshifted twice\b|\bshift\w* (?:the )?labels? twice"),
@@ -56,7 +56,7 @@ class LabelsShiftedTwice(Rule):
             "broken",
             "",
             script=MODEL + LOOP.replace("labels=ids)", "labels=torch.roll(ids, -1, dims=1))"),
-            why="each label is the next token already",
+            why="each label is already the next token",
         ),
         Example("healthy", "", script=MODEL + LOOP),
     )
@@ -68,20 +68,20 @@ class LabelsShiftedTwice(Rule):
         source = "a batch of the run"
         yield self.finding(
             "error",
-            f"{found.next_tokens} of {found.labels} labels are the token that follows already, and "
-            "the model shifts labels by itself: each token is trained to predict the one after "
-            "the next.",
+            f"{found.next_tokens} of {found.labels} labels are already the next token, and the "
+            "model shifts the labels again: each token is trained to predict the one after the "
+            "next.",
             location=Location("environment", "training data"),
             evidence=(
                 Measurement("loss of the model", found.loss, source),
                 Measurement("cross entropy with labels shifted by one", found.shifted, source),
-                Measurement("cross entropy with labels as they are", found.unshifted, source),
+                Measurement("cross entropy with labels not shifted", found.unshifted, source),
             ),
             proof=Proof("executed", source),
             fixes=(
                 Fix(
-                    "Leave the shift out: labels are the input_ids, with -100 where no loss is "
-                    "taken.",
+                    "Remove the shift: labels are the input_ids, with -100 where no loss is "
+                    "wanted.",
                     "manual",
                 ),
             ),
