@@ -146,6 +146,24 @@ def test_a_trainer_that_makes_labels_of_its_own_is_judged_by_its_batches() -> No
         assert batches == [seen] and origin == "the first 1 batches of the run"
 
 
+@pytest.mark.parametrize(
+    ("of_prompt", "of_padding", "alike"), [(-100, -100, True), (3, -100, False), (-100, 0, False)]
+)
+def test_rows_are_compared_apart_from_how_far_they_are_padded(
+    of_prompt: int, of_padding: int, alike: bool
+) -> None:
+    """A row is padded to the longest of its batch, which is another one in the sample."""
+
+    def batch(rows: int, padding: int, labels: tuple[int, int]) -> dict[str, object]:
+        ids = [[3 + number, 7, 2, *[0] * padding] for number in range(rows)]
+        return {"input_ids": ids, "attention_mask": [[1] * 3 + [0] * padding] * rows,
+                "labels": [[labels[0], 7, 2, *[labels[1]] * padding]] * rows}  # fmt: skip
+
+    first, sampled = batch(1, 1, (of_prompt, of_padding)), batch(4, 2, (-100, -100))
+    batches, _ = judged_batches([first], [sampled])
+    assert batches == [sampled if alike else first]
+
+
 def test_rows_of_a_set_of_any_length_are_drawn_once_each() -> None:
     """A set that was cut has the same few rows over and over; nothing is made of all numbers."""
     torch = pytest.importorskip("torch")

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lora_doctor.supervision.batches import rows_of
+from lora_doctor.supervision.rows import IGNORED, Row
 
 Batch = Mapping[str, Any]
 #: What a row's labels and borders are read from.
@@ -22,15 +23,32 @@ def judged_batches(first: Sequence[Batch], sampled: Sequence[Batch]) -> tuple[li
     """
     if sampled and first and _same_form(first[0], sampled[0]):
         ours, theirs = list(rows_of(sampled)), list(rows_of(first))
-        known = {tuple(row.input_ids): list(row.labels) for row in ours}
-        same = all(
-            known.get(tuple(row.input_ids), row.labels) == list(row.labels) for row in theirs
-        )
-        if same and len(ours) > len(theirs):
+        known = {ids: labels for ids, *labels in map(_without_padding, ours)}
+        pairs = ((known.get(ids), labels) for ids, *labels in map(_without_padding, theirs))
+        if all(own is None or _alike(own, labels) for own, labels in pairs) and len(ours) > len(
+            theirs
+        ):
             return list(sampled), (
                 f"{len(ours)} rows spread over the training set, through the run's own collator"
             )
     return list(first), f"the first {len(first)} batches of the run"
+
+
+def _without_padding(row: Row) -> tuple[tuple[int, ...], list[int], set[bool]]:
+    """The token ids, their labels, and whether padding has labels: how much of it there is depends
+    on the other rows of the batch. Empty where there is none."""
+    ids, labels, mask = list(row.input_ids), list(row.labels), row.attention_mask
+    if mask is None or len(labels) != len(ids):
+        return tuple(ids), labels, set()
+    rows = list(zip(ids, labels, mask, strict=False))
+    real = [(token, label) for token, label, on in rows if on]
+    padding = {label != IGNORED for _, label, on in rows if not on}
+    return tuple(token for token, _ in real), [label for _, label in real], padding
+
+
+def _alike(one: Sequence[Any], other: Sequence[Any]) -> bool:
+    """Whether two rows have the same labels, and padding is treated alike where both have some."""
+    return one[0] == other[0] and (not one[1] or not other[1] or one[1] == other[1])
 
 
 def _same_form(one: Batch, other: Batch) -> bool:
