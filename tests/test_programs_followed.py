@@ -53,6 +53,9 @@ def read(tmp_path: Path, text: str, *arguments: str) -> Setup:
         ('both = ("q_proj",)\none = both\nboth += ("v_proj",)\nTARGETS = list(one)', ["q_proj"]),
         ('given = {"targets": ["o_proj"]}\ndel given["targets"]\n'
          'TARGETS = given.get("targets", ["q_proj"])', ["q_proj"]),
+        ('import os\ngiven = {"targets": ["q_proj"], "r": 8}\nif os.cpu_count() > 4:\n'
+         '    given.update(r=16)\n    given.pop("bias", None)\nTARGETS = given["targets"]',
+         ["q_proj"]),
         ('from types import SimpleNamespace\nTARGETS = SimpleNamespace(on=["q_proj"]).on',
          ["q_proj"]),
     ],
@@ -88,6 +91,8 @@ def test_a_list_that_is_computed_is_known(before: str, targets: list[str], tmp_p
         "    if os.path.exists(other):\n        name = other\n        break\nTARGETS = [name]",
         'import mine\ngiven = {"targets": ["q_proj"]}\ngiven.update(mine.load())\n'
         'TARGETS = given["targets"]',
+        'import os\ngiven = {"targets": ["q_proj"]}\nif os.cpu_count() > 4:\n'
+        '    given.update(targets=["v_proj"])\nTARGETS = given["targets"]',
         'given = {"targets": ["q_proj"]}\ngiven[input()] = ["v_proj"]\nTARGETS = given["targets"]',
         'given = {"targets": ["q_proj"]}\ngiven.clear()\nTARGETS = given.get("targets")',
         "import yaml\nTARGETS = yaml.safe_load(open('not-here.yaml'))['targets']",

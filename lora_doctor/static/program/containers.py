@@ -41,12 +41,30 @@ def of_container(follower: Context, call: Call) -> Value | None:
     receiver = call.receiver
     if not isinstance(receiver, (Items, Mapping)) or call.node is None:
         return None
+    first = call.value("", 0)
+    if isinstance(receiver, Mapping) and (follower.unsure or follower.repeated):
+        changed = _keys_changed(call, receiver, first)
+        if changed is not None:  # no other entry is in doubt
+            receiver.take(Mapping(dict.fromkeys(changed, follower.unknown(call.node))))
+            return follower.unknown(call.node)
     if call.method in _CHANGING and follower.doubted(receiver, call.node):
         return Known(None)
-    first = call.value("", 0)
     if isinstance(receiver, Mapping):
         return _of_mapping(follower, call, receiver, first)
     return _of_items(follower, call, receiver, first)
+
+
+def _keys_changed(call: Call, receiver: Mapping, first: Value | None) -> list[str] | None:
+    """The entries that a method of a dictionary sets or takes out; ``None`` where it changes none,
+    or it is not known which."""
+    if call.method in ("pop", "setdefault") and isinstance(first, Known):
+        key = str(first.value)
+        return [key] if call.method == "setdefault" or key in receiver.entries else []
+    if call.method != "update" or call.open is not None:
+        return None
+    if first is not None and not (isinstance(first, Mapping) and first.open is None):
+        return None
+    return [*(first.entries if isinstance(first, Mapping) else ()), *call.keywords]
 
 
 def _of_items(follower: Context, call: Call, receiver: Items, first: Value | None) -> Value | None:

@@ -33,6 +33,9 @@ class Context(Protocol):
     assumed: list[Unknown]
     #: Files beside the program that it imports; ``None`` while one is being followed.
     modules: dict[Path, ModuleValue | None]
+    #: Conditions around that are not known, and loops of which one round stands for all.
+    unsure: int
+    repeated: int
 
     def follow(self, unit: Unit) -> None:
         """Follow a file, or a cell after those before it."""
