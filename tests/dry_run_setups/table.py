@@ -195,7 +195,7 @@ _FRAMEWORKS = (
                                "use_rslora: bool = False": "use_rslora: bool = True"}),
     healthy("sentence-transformers", "sentence_transformers_train.py", needs=_SENTENCES),
     broken("sentence-transformers: a target that is not there", "sentence_transformers_train.py",
-           "LD202", needs=_SENTENCES, edits={'["query", "value"]': '["query", "value", "q_lin"]'}),
+           "LD202", needs=_SENTENCES, edits={'["query", "value"]': '["query", "value", "k_lin"]'}),
     healthy("an adapter trained on", "continue_adapter.py", needs=_DATA),
     broken("an adapter trained on: loaded for inference", "continue_adapter.py", "LD502",
            needs=_DATA, edits={", is_trainable=True": ""}),
@@ -205,7 +205,7 @@ _FRAMEWORKS = (
     healthy("new tokens", "new_tokens.py", needs=_DATA),
     healthy("a module of one's own", "own_module.py"),
     broken("a module of one's own: a target that is not there", "own_module.py", "LD202",
-           edits={'["query", "value"]': '["query", "value", "q_lin"]',
+           edits={'["query", "value"]': '["query", "value", "k_lin"]',
                   "nn.Linear(768, ": "nn.Linear(encoder.config.hidden_size, "}, sample=True),
     broken("a module of one's own: its adapters are loaded frozen", "own_module.py", "LD502",
            edits={"        self.encoder = get_peft_model(encoder, config)\n":
