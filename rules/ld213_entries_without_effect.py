@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 #: Key to what is told of an entry without effect.
 _SAID = {
-    "rank_pattern": "match no adapted layer, so their ranks are not used",
-    "alpha_pattern": "match no adapted layer, so their alphas are not used",
-    "exclude_modules": "exclude no layer that would get an adapter",
-    "layers_to_transform": "are not layers of the model",
+    "rank_pattern": "no adapted layer matches, so its ranks are not used",
+    "alpha_pattern": "no adapted layer matches, so its alphas are not used",
+    "exclude_modules": "no layer that would get an adapter matches",
+    "layers_to_transform": "the model has no such layer",
 }
 #: One or two letters of a name.
 _NEAR = 0.8
@@ -128,7 +128,7 @@ class EntriesWithoutEffect(Rule):
             )
         return self.finding(
             "warning",
-            f"{key} {quoted(entries, 6)} {_SAID[key]}.",
+            f"{key} has entries without effect ({quoted(entries, 6)}): {_SAID[key]}.",
             location=Location("recipe", key),
             evidence=tuple(evidence),
             proof=Proof("measured", "PEFT's matcher was asked with and without the entry"),
@@ -160,7 +160,7 @@ def _fixes(recipe: Recipe, key: str, entries: list[str], meant: Mapping[str, str
         edit = Edit(key, _changed(own, {**dict.fromkeys(entries), **meant}))
         yield Fix(f"Write {pairs} in {key}.", "unsafe", (edit,))
     yield Fix(
-        f"Remove {quoted(entries, 6)} from {key}; training does not change.",
+        f"Remove {quoted(entries, 6)} from {key}, which has no effect now.",
         "unsafe" if meant else "safe",
         (Edit(key, _changed(own, dict.fromkeys(entries))),),
     )
