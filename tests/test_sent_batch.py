@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Any
 
 import pytest
+from packaging.version import Version
 
 import lora_doctor
 from lora_doctor.contract.precision import Precision
@@ -65,11 +67,11 @@ def test_a_model_that_casts_gets_what_the_processor_returns() -> None:
 def test_whisper_in_8_bits_trains(worker: Worker) -> None:
     """Its convolutions are float32 after the preparation; features that were cast broke it."""
     pytest.importorskip("bitsandbytes")
+    if Version(version("peft")) < Version("0.8"):
+        pytest.skip("PEFT 0.7 does not fit today's bitsandbytes (LD314)")
     recipe = {"target_modules": ["q_proj", "v_proj"], "load_in_8bit": True, "dtype": "float16"}
     diagnosis = lora_doctor.check("arch:whisper", recipe, worker=worker)
     codes = {finding.rule for finding in diagnosis.findings}
-    if "LD314" in codes:
-        pytest.skip("this PEFT does not fit the installed bitsandbytes")
     assert not codes, diagnosis.findings
     assert diagnosis.before is not None
     unproven = [note.reason for note in diagnosis.before.notes if note.is_unproven]

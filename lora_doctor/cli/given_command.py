@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
@@ -41,7 +42,7 @@ def file_of(command: Sequence[str]) -> tuple[str, tuple[str, ...]]:
         if training.config:
             return training.config, ()
     for number, word in enumerate(command):
-        if Path(word).suffix in _PROGRAMS and Path(word).is_file():
+        if Path(word).suffix in _PROGRAMS and os.path.isfile(word):  # never raises, however long
             return word, tuple(command[number + 1 :])
     raise InputError(
         f"{told!r}: names no file that holds the set-up; write the command into a script and fix "
