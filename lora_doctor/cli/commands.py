@@ -76,6 +76,17 @@ def cli(ctx: click.Context) -> None:
             ctx.meta[META], ctx.default_map = project, defaults(project, cli)
 
 
+def _executed_depth(help: str) -> Callable[[Any], Any]:
+    """``--depth`` of a command that runs the training contract."""
+    return click.option(
+        "--depth",
+        type=click.Choice(["tiny", "full"]),
+        default="tiny",
+        show_default=True,
+        help=help,
+    )
+
+
 @cli.command()
 @optional_model
 @adapter_option
@@ -107,12 +118,8 @@ def check(**options: Any) -> int:
 @cli.command()
 @recipe_options
 @adapter_option
-@click.option(
-    "--depth",
-    type=click.Choice(["tiny", "full"]),
-    default="tiny",
-    show_default=True,
-    help="Where fixes are executed: on a tiny model, or on the real weights (folder or hub id).",
+@_executed_depth(
+    "Where fixes are executed: on a tiny model, or on the real weights (folder or hub id)."
 )
 @click.option("--diff", "only_diff", is_flag=True, help="Print only the diff of the recipe.")
 @click.option(
@@ -187,13 +194,7 @@ def real_run(**options: Any) -> int:
 
 @cli.command()
 @recipe_options
-@click.option(
-    "--depth",
-    type=click.Choice(["tiny", "full"]),
-    default="tiny",
-    show_default=True,
-    help="A tiny model, or the real weights (folder or hub id).",
-)
+@_executed_depth("A tiny model, or the real weights (folder or hub id).")
 @prescription_option
 @device_options
 @report_options
