@@ -97,7 +97,7 @@ def _largest(tensor: Any) -> float:
     """The largest absolute value; NaN where one element is NaN. One pass and no copy: the logits of
     a real vocabulary are most of what a comparison takes."""
     low, high = map(float, tensor.aminmax())
-    return low if low != low else max(-low, high)  # noqa: PLR0124 - NaN alone is unequal to itself
+    return low if low != low else max(-low, high)  # NaN alone is unequal to itself
 
 
 def frozen_sums(model: Any) -> dict[str, tuple[int, int]]:
