@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -61,6 +62,21 @@ def test_hooks_that_are_removed_act_no_more(hooks: ImportHooks) -> None:
     hooks.remove()
     importlib.import_module("library_of_a_user")
     assert not seen
+
+
+def test_a_module_is_executed_within_its_context(hooks: ImportHooks) -> None:
+    order: list[str] = []
+
+    @contextlib.contextmanager
+    def around() -> Iterator[None]:
+        order.append("before")
+        yield
+        order.append("after")
+
+    hooks.within("library_of_a_user", around)
+    hooks.after("library_of_a_user", lambda module: order.append("acted"))
+    assert importlib.import_module("library_of_a_user").value == 1
+    assert order == ["before", "after", "acted"]
 
 
 # --- replacing ------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Call a function when a module has been imported, and not before."""
+"""Call a function when a module has been imported, or import it within a context."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import importlib.machinery
 import importlib.util
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from types import ModuleType
 from typing import Any
 
 Act = Callable[[ModuleType], None]
+Context = Callable[[], AbstractContextManager[object]]
 
 
 class ImportHooks(importlib.abc.MetaPathFinder):
@@ -18,6 +20,7 @@ class ImportHooks(importlib.abc.MetaPathFinder):
 
     def __init__(self) -> None:
         self._acts: dict[str, list[Act]] = {}
+        self._contexts: dict[str, list[Context]] = {}
         self._finding: set[str] = set()
 
     def after(self, module: str, act: Act) -> None:
@@ -26,6 +29,10 @@ class ImportHooks(importlib.abc.MetaPathFinder):
         loaded = sys.modules.get(module)
         if loaded is not None and not getattr(loaded.__spec__, "_initializing", False):
             act(loaded)
+
+    def within(self, module: str, context: Context) -> None:
+        """Execute the module, when it is imported, within what ``context`` returns."""
+        self._contexts.setdefault(module, []).append(context)
 
     def install(self) -> None:
         """Be asked for every import from now on."""
@@ -40,7 +47,7 @@ class ImportHooks(importlib.abc.MetaPathFinder):
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if name not in self._acts or name in self._finding:
+        if not (name in self._acts or name in self._contexts) or name in self._finding:
             return None
         self._finding.add(name)
         try:
@@ -49,16 +56,20 @@ class ImportHooks(importlib.abc.MetaPathFinder):
             self._finding.discard(name)
         if spec is None or spec.loader is None or not hasattr(spec.loader, "exec_module"):
             return spec
-        spec.loader = _Acting(spec.loader, self._acts[name])
+        # The list itself: what is added until the module is executed counts.
+        acts = self._acts.setdefault(name, [])
+        spec.loader = _Acting(spec.loader, acts, self._contexts.get(name, ()))
         return spec
 
 
 class _Acting(importlib.abc.Loader):
-    """The loader of a module, and then its acts. Everything else is the loader's own."""
+    """The loader of a module within its contexts, and then its acts. Everything else is the
+    loader's own."""
 
-    def __init__(self, inner: Any, acts: Sequence[Act]) -> None:
+    def __init__(self, inner: Any, acts: Sequence[Act], contexts: Sequence[Context]) -> None:
         self._inner = inner
         self._acts = acts
+        self._contexts = contexts
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
         made: ModuleType | None = self._inner.create_module(spec)
@@ -68,7 +79,10 @@ class _Acting(importlib.abc.Loader):
         module.__loader__ = self._inner
         if module.__spec__ is not None:
             module.__spec__.loader = self._inner
-        self._inner.exec_module(module)
+        with ExitStack() as around:
+            for context in self._contexts:
+                around.enter_context(context())
+            self._inner.exec_module(module)
         for act in self._acts:
             act(module)
 

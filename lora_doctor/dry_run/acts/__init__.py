@@ -7,6 +7,7 @@ from lora_doctor.dry_run.acts import (
     accumulation,
     adapters,
     arguments,
+    compiling,
     data,
     data_sets,
     devices,
@@ -34,8 +35,8 @@ from lora_doctor.guest.session import Session
 
 #: In the order in which they are prepared; each says itself after which import it acts.
 _ACTS = (failures, processes, folders, generation, outputs, hub, devices, gpu_facts, arguments,
-         loading, adapters, sharding, zero, saved_adapters, saved_models, replicas, data, data_sets,
-         loops, trainer, sets, accumulation, tokenizers)  # fmt: skip
+         compiling, loading, adapters, sharding, zero, saved_adapters, saved_models, replicas, data,
+         data_sets, loops, trainer, sets, accumulation, tokenizers)  # fmt: skip
 
 
 def install(session: Session) -> Acting:
