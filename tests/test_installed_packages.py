@@ -83,6 +83,25 @@ def test_imports_at_the_margin(text: str, found: list[tuple[str, str | None, int
     assert [(item.module, item.name, item.line) for item in read] == found
 
 
+def test_a_name_that_a_package_gives_as_a_dummy_imports_nothing() -> None:
+    """transformers 4 has classes for TensorFlow in its table; without it they are dummies, whatever
+    the file that would define them imports."""
+    guarded = (
+        "try:\n    if not is_{0}_available():\n        raise OptionalDependencyNotAvailable()\n"
+        "except OptionalDependencyNotAvailable:\n    from .utils import dummies\nelse:\n"
+        '    _import_structure["{0}_models"] = ["{1}"]\n'
+    )
+    text = (
+        '_import_structure = {\n    "plain": ["Plain"],\n}\n'
+        + guarded.format("peft", "Model")
+        + guarded.format("tf_of_nobody", "TFModel")
+        + guarded.format("peft", "Other")
+    )
+    assert import_chain._read_lazy_table(text, "lazy") == {
+        "Plain": "lazy.plain", "Model": "lazy.peft_models", "Other": "lazy.peft_models",
+    }  # fmt: skip
+
+
 def test_a_text_that_looks_like_an_import_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

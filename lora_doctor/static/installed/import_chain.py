@@ -46,8 +46,11 @@ _COMMENT = re.compile(r"#[^\n]*")
 _CONTINUED = re.compile(r"\\\n")
 #: An entry of the table of a lazy package: a module, and the names that it defines.
 _LAZY_ENTRY = re.compile(
-    r"""["']([\w.]+)["']\]?\s*(?::|=|\.extend\()\s*\[([^\[\]]*)\]""", re.DOTALL
+    r"""["']([\w.]+)["'](\])?\s*(?::|=|\.extend\()\s*\[([^\[\]]*)\]""", re.DOTALL
 )
+#: What entries that are added to the table afterwards depend on; without it their names are dummies
+#: that import nothing.
+_LAZY_GUARD = re.compile(r"^[ \t]+if not ([^:\n]*\bis_\w+_available\(\)[^:\n]*):", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -265,13 +268,28 @@ def _lazy_table(package: str) -> dict[str, str]:
     if file is None or file.name != "__init__.py":
         return {}
     text = installed_text(file)
-    if "LazyModule(" not in text:
-        return {}
+    return _read_lazy_table(text, package) if "LazyModule(" in text else {}
+
+
+def _read_lazy_table(text: str, package: str) -> dict[str, str]:
+    text = _COMMENT.sub("", text)
+    guards = [(guard.start(), _is_met(guard[1])) for guard in _LAZY_GUARD.finditer(text)]
     table: dict[str, str] = {}
-    for module, names in _LAZY_ENTRY.findall(_COMMENT.sub("", text)):
+    for entry in _LAZY_ENTRY.finditer(text):
+        module, added, names = entry.groups()
+        if added and not next((met for at, met in reversed(guards) if at < entry.start()), True):
+            continue
         for name in re.findall(r"""["'](\w+)["']""", names):
             table.setdefault(name, f"{package}.{module}")
     return table
+
+
+def _is_met(condition: str) -> bool:
+    """Whether all packages of ``is_X_available() and is_Y_available()`` are surely there: those
+    that are installed under the name X; others (``tf``, ``vision``) leave it open."""
+    return all(
+        importable(name) == "there" for name in re.findall(r"\bis_(\w+)_available\(", condition)
+    )
 
 
 def _is_statement(module: str, line: int) -> bool:
