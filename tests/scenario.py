@@ -77,6 +77,7 @@ def prove(  # noqa: PLR0913 - a scenario is told in one call, by names
     by_hand: tuple[Any, ...] | None = None,
     silently: bool = False,
     remark: str = "",
+    found_by: str | None = None,
     **options: Any,
 ) -> lora_doctor.Diagnosis:
     """Found, fixed and trained where it ``occurs``; elsewhere silent, and the contract holds.
@@ -91,8 +92,10 @@ def prove(  # noqa: PLR0913 - a scenario is told in one call, by names
             as a third, options that are others then (an optimizer holds one model's tensors).
         silently: nothing is raised where the failure occurs: it only learns nothing, or wrong.
         remark: what the cell says beside the outcome: what this stack could not be asked.
+        found_by: the rule that finds it on this stack, where that is another than the row's.
         options: of :func:`lora_doctor.fix`.
     """
+    row, rule = rule, found_by or rule
     if plainly is not None:
         message, pasted = message_and_traceback(plainly)
         if occurs and not silently:
@@ -106,7 +109,7 @@ def prove(  # noqa: PLR0913 - a scenario is told in one call, by names
     if not occurs:
         assert not found, [finding.message for finding in found]
         assert rule in diagnosis.passed, [vars(item) for item in diagnosis.skipped]
-        record(report, failure, rule, DOES_NOT_OCCUR)
+        record(report, failure, row, DOES_NOT_OCCUR)
         return diagnosis
     assert found, ([finding.rule for finding in diagnosis.findings], diagnosis.skipped)
     if any(first_fix(finding, unsafe=True) for finding in found):
@@ -126,7 +129,8 @@ def prove(  # noqa: PLR0913 - a scenario is told in one call, by names
     assert proof is not None and not proof.failed_checks, proof
     # Where this stack does not quantize on this machine, the rest of the recipe is what trains.
     assert proof.outcome == "passed" or proof.obstacle == "not-proven", proof
-    record(report, failure, rule, f"{outcome} ({remark})" if remark else outcome)
+    remarks = "; ".join(filter(None, (remark, found_by and f"by {found_by}")))
+    record(report, failure, row, f"{outcome} ({remarks})" if remarks else outcome)
     return diagnosis
 
 

@@ -155,8 +155,21 @@ def test_attention_without_the_cap_of_its_scores(worker: Worker) -> None:
     occurs = before("transformers", "5")
     assert (difference_to_eager("gemma2") > 1e-3) is occurs
     scenario.prove(
-        *row, "arch:gemma2", TARGETS, worker=worker, occurs=occurs, silently=True
+        *row, "arch:gemma2", TARGETS, worker=worker, occurs=occurs, silently=True,
+        found_by=None if rule_on_the_cap() == row[-1] else rule_on_the_cap(),
     )  # fmt: skip
+
+
+def rule_on_the_cap() -> str:
+    """Classes of before the attention interface choose inside their forward: nothing is seen to be
+    left out, and their own warning is heard."""
+    return "LD411" if has_attention_interface() else "LD403"
+
+
+def has_attention_interface() -> bool:
+    from transformers import modeling_utils
+
+    return hasattr(modeling_utils, "ALL_ATTENTION_FUNCTIONS")
 
 
 def difference_to_eager(model_type: str) -> float:
@@ -184,12 +197,12 @@ def test_a_loaded_model_is_to_be_loaded_anew() -> None:
     if not (has_architecture("gemma2") and before("transformers", "5")):
         pytest.skip("no Gemma 2 that runs with sdpa")
     methods = (logging.Logger.warning, getattr(logging.Logger, "warning_once"))  # noqa: B009
-    diagnosis = lora_doctor.check(gemma("gemma2"), TARGETS, select=("LD411",))
+    diagnosis = lora_doctor.check(gemma("gemma2"), TARGETS, select=(rule_on_the_cap(),))
     assert methods == (logging.Logger.warning, getattr(logging.Logger, "warning_once"))  # noqa: B009
     (finding,) = diagnosis.findings
     assert [fix.safety for fix in finding.fixes] == ["manual"]
     eager = gemma("gemma2", attn_implementation="eager")
-    assert not lora_doctor.check(eager, TARGETS, select=("LD411",)).findings
+    assert not lora_doctor.check(eager, TARGETS, select=(rule_on_the_cap(),)).findings
     assert torch.is_grad_enabled()
 
 
