@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lora_doctor.rule_api import Case, Location, Measurement, Proof
-from lora_doctor.static.adapter_files import CONFIG, WEIGHTS
+from lora_doctor.static.adapter_files import CONFIG
 
 if TYPE_CHECKING:
     from lora_doctor.rule_api import AdapterLoading
@@ -15,12 +15,17 @@ LOADED = "PeftModel.from_pretrained"
 
 def weights_file(case: Case) -> Location:
     """The file of the adapter's weights."""
-    return _file(case, WEIGHTS)
+    return _file(case, case.adapter.weights_name)
 
 
 def config_file(case: Case) -> Location:
     """The adapter's config."""
     return _file(case, CONFIG)
+
+
+def header_of(case: Case) -> str:
+    """Where the names and shapes of the tensors are from."""
+    return "pickle, not loaded" if case.adapter.pickled else "safetensors header"
 
 
 def _file(case: Case, name: str) -> Location:

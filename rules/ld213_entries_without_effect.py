@@ -31,14 +31,15 @@ _SAID = {
     "alpha_pattern": "no adapted layer matches, so its alphas are not used",
     "exclude_modules": "no layer that would get an adapter matches",
     "layers_to_transform": "the model has no such layer",
+    "bias": "the adapted layers have biases, and this PEFT trains none of them",
 }
 #: One or two letters of a name.
 _NEAR = 0.8
 
 
 class EntriesWithoutEffect(Rule):
-    """Entries of `rank_pattern`, `alpha_pattern`, `exclude_modules` or `layers_to_transform` have
-    no effect on this model, and PEFT does not warn.
+    """Entries of `rank_pattern`, `alpha_pattern`, `exclude_modules` or `layers_to_transform`, or
+    `bias`, have no effect on this model, and PEFT does not warn.
 
     ## What happens
     Training runs as if the entry were not there: with the rank of all other layers, with an adapter
@@ -47,10 +48,12 @@ class EntriesWithoutEffect(Rule):
     ## Why
     PEFT looks up each adapted layer in these keys. An entry that matches no adapted layer
     (mistyped, from another architecture, beyond the last layer, of a module that is not a target,
-    or after an entry that matches first) is never used.
+    or after an entry that matches first) is never used. `bias: lora_only` of PEFT 0.6 to 0.9 looks
+    for the bias in the wrapper of the layer, where it no longer is, and trains none.
 
     ## Versions
-    All versions of PEFT; `exclude_modules` exists from 0.14 on.
+    All versions of PEFT; `exclude_modules` exists from 0.14 on. `bias: lora_only` trains biases
+    before PEFT 0.6 and from 0.10 on.
 
     ## Fix
     Where an adapted layer has nearly the same name, that name; unsafe, because ranks or adapters
@@ -92,6 +95,19 @@ class EntriesWithoutEffect(Rule):
             why="there are 32 layers",
         ),
         Example(
+            "broken",
+            "arch:gpt2",
+            {"target_modules": ["c_attn"], "bias": "lora_only"},
+            {"peft": "<0.10"},
+            why="each c_attn has a bias",
+        ),
+        Example(
+            "healthy",
+            "arch:gpt2",
+            {"target_modules": ["c_attn"], "bias": "lora_only"},
+            {"peft": ">=0.10"},
+        ),
+        Example(
             "healthy",
             "arch:llama",
             {
@@ -115,20 +131,19 @@ class EntriesWithoutEffect(Rule):
     def _finding(
         self, recipe: Recipe, structure: Structure, key: str, entries: list[str]
     ) -> Finding:
-        meant = {} if key == "layers_to_transform" else _meant(structure, entries)
+        meant = {} if key in ("layers_to_transform", "bias") else _meant(structure, entries)
         evidence = [
-            Measurement(
-                f"{key} without effect", quoted(entries), "installed PEFT's matcher, entry by entry"
-            )
+            Measurement(f"{key} without effect", quoted(entries), "installed PEFT, entry by entry")
         ]
         if meant:
             pairs = quoted(f"{name} for {entry}" for entry, name in meant.items())
             evidence.append(
                 Measurement("adapted layer with a similar name", pairs, "installed PEFT")
             )
+        said = "is without effect" if key == "bias" else "has entries without effect"
         return self.finding(
             "warning",
-            f"{key} has entries without effect ({quoted(entries, 6)}): {_SAID[key]}.",
+            f"{key} {said} ({quoted(entries, 6)}): {_SAID[key]}.",
             location=Location("recipe", key),
             evidence=tuple(evidence),
             proof=Proof("measured", "PEFT's matcher was asked with and without the entry"),

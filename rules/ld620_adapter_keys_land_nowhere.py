@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from lora_doctor.rule_api import Case, Example, Finding, Fix, Measurement, Rule, Symptom, quoted
-from lora_doctor.rules._saved_adapter import LOADED, base_class, loaded, weights_file
+from lora_doctor.rules._saved_adapter import LOADED, base_class, header_of, loaded, weights_file
 
 if TYPE_CHECKING:
     from lora_doctor.rule_api import AdapterLoading
@@ -88,7 +88,7 @@ class AdapterKeysLandNowhere(Rule):
             f"{lost} of {landing.tensors} tensors of the adapter match no parameter of "
             f"{loading.model_class}{_because(loading)}.",
             location=weights_file(case),
-            evidence=(*_measured(loading), base_class(loading)),
+            evidence=(*_measured(loading, header_of(case)), base_class(loading)),
             proof=loaded(loading),
             fixes=(_fix(case, loading),),
         )
@@ -108,12 +108,12 @@ def _renamed_by_peft(loading: AdapterLoading) -> bool:
     return any(looked.replace(".default", "", 1) != name for name, looked in pairs)
 
 
-def _measured(loading: AdapterLoading) -> Iterator[Measurement]:
+def _measured(loading: AdapterLoading, header: str) -> Iterator[Measurement]:
     landing, renaming = loading.landing, loading.renaming
     if landing.error is not None:
         yield Measurement("what PEFT raises", str(landing.error)[:300], LOADED)
     if landing.nowhere:
-        yield Measurement("in the file", quoted(landing.nowhere, 3), "safetensors header")
+        yield Measurement("in the file", quoted(landing.nowhere, 3), header)
         yield Measurement("name that PEFT looks for", quoted(landing.looked_for, 3), LOADED)
     if landing.without_value:
         yield Measurement(

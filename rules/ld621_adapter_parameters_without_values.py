@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lora_doctor.rule_api import Case, Example, Finding, Fix, Measurement, Rule, quoted
-from lora_doctor.rules._saved_adapter import LOADED, base_class, loaded, weights_file
+from lora_doctor.rules._saved_adapter import LOADED, base_class, header_of, loaded, weights_file
 
 
 class AdapterParametersWithoutValues(Rule):
@@ -60,7 +60,7 @@ class AdapterParametersWithoutValues(Rule):
             location=weights_file(case),
             evidence=(
                 Measurement("not in the file", quoted(landing.without_value, 4), LOADED),
-                Measurement("tensors in the file", landing.tensors, "safetensors header"),
+                Measurement("tensors in the file", landing.tensors, header_of(case)),
                 base_class(loading),
             ),
             proof=loaded(loading),

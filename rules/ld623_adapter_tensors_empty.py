@@ -15,7 +15,7 @@ from lora_doctor.rule_api import (
     Symptom,
     quoted,
 )
-from lora_doctor.rules._saved_adapter import shape_text, weights_file
+from lora_doctor.rules._saved_adapter import header_of, shape_text, weights_file
 
 
 class AdapterTensorsEmpty(Rule):
@@ -77,8 +77,8 @@ class AdapterTensorsEmpty(Rule):
             else "The file of the adapter has no tensors.",
             location=weights_file(case),
             evidence=(
-                Measurement("empty tensors", quoted(empty, 3) or "no tensor", "safetensors header"),
-                Measurement("their shapes", ", ".join(shapes) or "none", "safetensors header"),
+                Measurement("empty tensors", quoted(empty, 3) or "no tensor", header_of(case)),
+                Measurement("their shapes", ", ".join(shapes) or "none", header_of(case)),
             ),
             proof=Proof("measured", "the header of the file was read"),
             fixes=(

@@ -80,7 +80,7 @@ class AdapterRefusedByPeft(Rule):
         error = loading.landing.error
         if error is None or loading.renaming is not None:
             return
-        if _WEIGHTS not in case.adapter.weights.files:
+        if case.adapter.weights_name not in case.adapter.weights.files:
             yield self._in_shards(case, loading)
             return
         version = case.adapter.config.get("peft_version")

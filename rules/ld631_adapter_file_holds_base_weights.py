@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lora_doctor.rule_api import Case, Example, Finding, Fix, Measurement, Rule, quoted
-from lora_doctor.rules._saved_adapter import base_class, loaded, weights_file
+from lora_doctor.rules._saved_adapter import base_class, header_of, loaded, weights_file
 
 
 class AdapterFileHoldsBaseWeights(Rule):
@@ -65,8 +65,8 @@ class AdapterFileHoldsBaseWeights(Rule):
             "the base model: loading the adapter overwrites the base model's own weights.",
             location=weights_file(case),
             evidence=(
-                Measurement("tensors of the base model", quoted(names, 3), "safetensors header"),
-                Measurement("elements in them", elements, "safetensors header"),
+                Measurement("tensors of the base model", quoted(names, 3), header_of(case)),
+                Measurement("elements in them", elements, header_of(case)),
                 base_class(loading),
             ),
             proof=loaded(loading),

@@ -114,6 +114,20 @@ def lora() -> Made:
     return made(saved(llama(), lora_config()))
 
 
+def pickled(folder: Path) -> Path:
+    """The adapter as PEFT saves it with ``safe_serialization=False``."""
+    import torch
+
+    torch.save(tensors_of(folder), folder / "adapter_model.bin")
+    (folder / "adapter_model.safetensors").unlink()
+    return folder
+
+
+def in_a_pickle() -> Made:
+    base, adapter = saved(llama(), lora_config())
+    return made((base, pickled(adapter)))
+
+
 def of_a_distributed_model() -> Made:
     base, adapter = saved(llama(), lora_config())
     renamed(adapter, lambda name: name.replace("base_model.model.", "base_model.model.module.", 1))

@@ -136,7 +136,6 @@ def test_a_revision_of_the_adapter(hub: FakeHub) -> None:
 def test_what_cannot_be_read_is_one_sentence(hub: FakeHub) -> None:
     base, options = made.lora()
     config = (Path(options["adapter"]) / "adapter_config.json").read_bytes()
-    hub.add_model("a/pickled", {"adapter_config.json": config, "adapter_model.bin": b"x"})
     hub.add_model("a/without", {"adapter_config.json": config})
     hub.add_model("a/model", {"config.json": b"{}"})
     hub.add_model("a/folders", {"last/adapter_config.json": config, "config.json": b"{}"})
@@ -145,7 +144,6 @@ def test_what_cannot_be_read_is_one_sentence(hub: FakeHub) -> None:
     no_base = {"adapter_config.json": b'{"peft_type": "LORA"}', "adapter_model.safetensors": EMPTY}
     hub.add_model("a/baseless", no_base)
     for name, words in {
-        "a/pickled": "is a pickle, which may run code and is not loaded",
         "a/without": "has no adapter_model.safetensors",
         "a/model": "holds a model and no adapter_config.json; give it as MODEL",
         "a/folders": "has its adapters in folders ('last'); download one",
@@ -155,6 +153,15 @@ def test_what_cannot_be_read_is_one_sentence(hub: FakeHub) -> None:
     }.items():
         assert words in refusal(base, adapter=name), name
     assert "names no base model" in refusal("a/baseless")
+
+
+def test_a_pickle_is_not_fetched(hub: FakeHub) -> None:
+    base, options = made.lora()
+    config = (Path(options["adapter"]) / "adapter_config.json").read_bytes()
+    hub.add_model("a/pickled", {"adapter_config.json": config, "adapter_model.bin": b"x"})
+    diagnosis = check(base, adapter="a/pickled")
+    assert diagnosis.verdict == "undetermined" and codes(diagnosis) == ["LD643"]
+    assert "on the hub is a pickle" in str(diagnosis.undetermined)
 
 
 #: A safetensors file without tensors.

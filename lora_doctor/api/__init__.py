@@ -149,6 +149,10 @@ def fix_adapter(
             f"adapter {adapter.place}: only its header was fetched; download it (hf download "
             f"{adapter.snapshot.model_id} --local-dir DIR) and give DIR"
         )
+    if adapter.pickled:
+        raise InputError(
+            f"adapter {adapter.place}: its weights are a pickle; convert them to safetensors first"
+        )
     from lora_doctor.prescription.adapter_folder import write_renamed
 
     write_renamed(adapter, renaming, into)

@@ -36,6 +36,9 @@ def answer_of(case: Case) -> Answer:
         error = case.store.error("supervision")
         limit = error.limit if error is not None else None
         return Answer(found.before, found.reached, f"--data: {error}", limit)
+    adapter = case.settings.adapter
+    if found.open is None and adapter is not None and adapter.unread:
+        return Answer(found.before, found.reached, adapter.unread)
     if found.open is None and case.settings.memory and not case.has("memory_plan"):
         error = case.store.error("memory_plan")
         if error is not None and error.limit is not None:

@@ -214,6 +214,12 @@ class Case(MetaEvidence):
         from lora_doctor.static.adapter_files import WEIGHTS
 
         adapter = self.adapter
+        if adapter.pickled:
+            raise EvidenceError(
+                f"{adapter.weights_name} is a pickle, which is not loaded; convert it to "
+                "safetensors",
+                remedy="file",
+            )
         if adapter.snapshot is None or (adapter.folder / WEIGHTS).exists():
             return
         self._progress(f"downloading {adapter.place}")

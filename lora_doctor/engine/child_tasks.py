@@ -70,6 +70,12 @@ REFUSED_ARGUMENTS = Task(
     "the classes of the Trainer's arguments, and the framework's own parser",
     "the arguments of the Trainer",
 )
+CHAT_TEMPLATE = Task(
+    "chat_template",
+    "lora_doctor.evidence.chat_template:gather",
+    "apply_chat_template of the installed transformers",
+    "a conversation by the model's template",
+)
 MEMORY_PLAN = Task(
     "memory_plan",
     "lora_doctor.memory_plan.gather:gather",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from lora_doctor.engine.child_tasks import (
     ADAPTER_LOADING,
+    CHAT_TEMPLATE,
     CHECKPOINT_QUANTIZATION,
     LOADING,
     LOADING_BY_CODE,
@@ -23,6 +24,7 @@ from lora_doctor.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
     from lora_doctor.results.adapter_loading import AdapterLoading
+    from lora_doctor.results.chat_template import ChatTemplate
     from lora_doctor.results.checkpoint_quantization import CheckpointQuantization
     from lora_doctor.results.loading import Loading
     from lora_doctor.results.memory_plan import MemoryPlan
@@ -72,7 +74,9 @@ class MetaEvidence(WrittenEvidence):
             self.settings.limits.of_meta(),
             config=adapter.config,
             tensors={name: asdict(item) for name, item in adapter.weights.tensors.items()},
-            folder=None if adapter.snapshot is not None else str(adapter.folder),
+            folder=str(adapter.folder)
+            if adapter.snapshot is None and not adapter.pickled
+            else None,
         )
 
     @evidence(of_recipe=True)
@@ -198,6 +202,24 @@ class MetaEvidence(WrittenEvidence):
             calls=[{"name": call.name, "values": call.values} for call in calls],
             framework=framework,
             entries=entries,
+        )
+
+    @evidence(of_recipe=False)
+    def chat_template(self) -> ChatTemplate:
+        """The chat template in the model's folder, tried on short conversations; raises without
+        one."""
+        from lora_doctor.results.chat_template import ChatTemplate
+        from lora_doctor.static.folder.chat_template import template_of
+
+        self._require("meta")
+        template = template_of(self.static)
+        return self._tasks.gather(
+            CHAT_TEMPLATE,
+            ChatTemplate,
+            self.asked,
+            self.settings.limits.of_meta(),
+            template=template.text,
+            file=template.file,
         )
 
     @evidence(of_recipe=True)

@@ -43,7 +43,7 @@ def gather(
         recipe: :meth:`Recipe.to_json`, by which it is loaded.
         config: the adapter's.
         tensors: of the adapter's file, by name: each a :class:`Tensor` as JSON.
-        folder: that it lies in; ``None`` for one on the hub, of which only these were fetched.
+        folder: that it lies in; ``None`` where there are only these: on the hub, of a pickle.
         patches: ``{"name", "parameters"}`` of runtime patches, installed before loading.
 
     Raises:

@@ -22,7 +22,7 @@ from lora_doctor.model.loading import peft_config
 from lora_doctor.model.loose_matches import copied_modules, loose_matches, module_sizes
 from lora_doctor.model.meta_copy import MetaCopy, meta_copy
 from lora_doctor.model.module_path import pattern_of
-from lora_doctor.model.pattern_effects import without_effect
+from lora_doctor.model.pattern_effects import untrained_bias, without_effect
 from lora_doctor.model.reloading import not_reloaded
 from lora_doctor.model.target_entries import (
     Names,
@@ -85,6 +85,7 @@ def inject(model: Any, recipe: Recipe) -> Injected:
     counts = Counts(wrapped, thinned, config, (ADAPTER_NAME,))
     all_linear = str(wished["target_modules"]).lower() == "all-linear"
     unmatched += _without_effect(config, names, counts, all_linear)
+    unmatched += untrained_bias(wrapped, config)
     again = not_reloaded(wrapped, ADAPTER_NAME)
     result = replace(
         _counted(known, wrapped, config, counts),

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from lora_doctor.model.modules import is_adapter_layer
 from lora_doctor.results.injection import Unmatched
 
 #: ``(config, path) -> matches``; a module that is excluded counts as no match.
@@ -46,6 +47,28 @@ def without_effect(
             Unmatched("layers_to_transform", one) for one in _layers(config, matcher, modules)
         ]
     return tuple(found)
+
+
+def untrained_bias(wrapped: Any, config: Any) -> tuple[Unmatched, ...]:
+    """``bias``, where layers that it speaks of have biases and PEFT has left all of them frozen."""
+    asked = getattr(config, "bias", "none")
+    if not isinstance(asked, str) or asked == "none":
+        return ()
+    layers = [module for module in wrapped.modules() if is_adapter_layer(module)]
+    biases = [
+        value
+        for layer in layers
+        if (value := getattr(_innermost(layer), "bias", None)) is not None
+        and hasattr(value, "requires_grad")
+    ]
+    frozen = bool(biases) and not any(value.requires_grad for value in biases)
+    return (Unmatched("bias", asked),) if frozen else ()
+
+
+def _innermost(layer: Any) -> Any:
+    while is_adapter_layer(layer):
+        layer = layer.base_layer
+    return layer
 
 
 def _unused(pattern: Any, adapted: Sequence[str]) -> list[str]:

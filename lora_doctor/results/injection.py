@@ -13,7 +13,7 @@ class Unmatched:
 
     #: ``target_modules``, ``target_parameters`` or ``modules_to_save``, whose entry names nothing;
     #: ``rank_pattern``, ``alpha_pattern``, ``exclude_modules`` or ``layers_to_transform``, without
-    #: whose entry the same adapters are put on.
+    #: whose entry the same adapters are put on; ``bias``, which trains none.
     key: str
     #: The entry.
     entry: str

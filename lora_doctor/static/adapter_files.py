@@ -1,6 +1,7 @@
 """The files of an adapter that was saved: its config, and the header of its weights.
 
-Nothing of the weights is read here. ``adapter_model.bin`` is a pickle and is never opened.
+Nothing of the weights is read here. ``adapter_model.bin`` is a pickle and is never loaded: names
+and shapes are read off it where it lies in a folder.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_doctor.errors import EvidenceError, InputError
+from lora_doctor.static.pickled_weights import read_pickled
 from lora_doctor.static.piece import read_json_object, shown
 from lora_doctor.static.weights import Weights, read_weights
 
@@ -23,6 +25,7 @@ PICKLED_WEIGHTS = "adapter_model.bin"
 
 
 _SHOWN = 3
+_DOWNLOAD = "download the adapter and give its folder, or convert it to safetensors"
 
 
 @dataclass(frozen=True)
@@ -34,10 +37,30 @@ class AdapterFiles:
     folder: Path
     #: Its adapter_config.json.
     config: dict[str, Any]
-    #: What the header of adapter_model.safetensors says.
-    weights: Weights
+    #: What the header of its weights says; ``None`` where nothing of a pickle could be read.
+    header: Weights | None
     #: What the hub said of it; ``None`` for a folder.
     snapshot: HubSnapshot | None = None
+    #: Whether its weights are a pickle, which PEFT loads and nothing here does.
+    pickled: bool = False
+    #: Why there is no header.
+    unread: str = ""
+
+    @property
+    def weights(self) -> Weights:
+        """What the header of its weights says.
+
+        Raises:
+            EvidenceError: they are a pickle of which nothing could be read.
+        """
+        if self.header is None:
+            raise EvidenceError(self.unread, remedy="file")
+        return self.header
+
+    @property
+    def weights_name(self) -> str:
+        """The file that its weights are in."""
+        return PICKLED_WEIGHTS if self.pickled else WEIGHTS
 
     @property
     def place(self) -> str:
@@ -66,7 +89,7 @@ def read_adapter(folder: Path) -> AdapterFiles:
     """The files of the adapter in a folder.
 
     Raises:
-        InputError: the folder holds no adapter, or none that can be read without running code.
+        InputError: the folder holds no adapter.
     """
     if not folder.is_dir():
         raise InputError(
@@ -76,7 +99,7 @@ def read_adapter(folder: Path) -> AdapterFiles:
     where = f"adapter {str(folder)!r}"
     config = _config(folder, where)
     if not (folder / WEIGHTS).is_file() and (folder / PICKLED_WEIGHTS).is_file():
-        raise _pickled(str(folder / PICKLED_WEIGHTS))
+        return _pickled(folder, config)
     return AdapterFiles(folder, config, _weights(folder, where))
 
 
@@ -84,7 +107,7 @@ def adapter_of(snapshot: HubSnapshot) -> AdapterFiles:
     """The adapter that was fetched.
 
     Raises:
-        InputError: it cannot be read without running code.
+        InputError: it cannot be read.
     """
     where = f"adapter {snapshot.source}"
     config = _config(snapshot.folder, where)
@@ -92,7 +115,8 @@ def adapter_of(snapshot: HubSnapshot) -> AdapterFiles:
         return AdapterFiles(snapshot.folder, config, _weights(snapshot.folder, where), snapshot)
     names = {file.name for file in snapshot.files}
     if WEIGHTS not in names and PICKLED_WEIGHTS in names:
-        raise _pickled(f"{snapshot.source}: {PICKLED_WEIGHTS}")
+        why = f"{PICKLED_WEIGHTS} on the hub is a pickle, which is not fetched: {_DOWNLOAD}"
+        return AdapterFiles(snapshot.folder, config, None, snapshot, pickled=True, unread=why)
     if snapshot.weights.value is None:
         raise InputError(f"{where}: {snapshot.weights.reason}")
     return AdapterFiles(snapshot.folder, config, snapshot.weights.value, snapshot)
@@ -127,11 +151,11 @@ def _weights(folder: Path, where: str) -> Weights:
         raise InputError(f"{where}: {error}") from None
 
 
-def _pickled(place: str) -> InputError:
-    return InputError(
-        f"{place}: is a pickle, which may run code and is not loaded; load it where you trust it "
-        "and save it again, which writes safetensors"
-    )
+def _pickled(folder: Path, config: dict[str, Any]) -> AdapterFiles:
+    try:
+        return AdapterFiles(folder, config, read_pickled(folder / PICKLED_WEIGHTS), pickled=True)
+    except EvidenceError as error:
+        return AdapterFiles(folder, config, None, pickled=True, unread=str(error))
 
 
 def base_class_of(config: dict[str, Any]) -> str:

@@ -111,7 +111,7 @@ class StaticEvidence:
 
     # --- the other files --------------------------------------------------------------------
 
-    def _fetched(self, name: str) -> Path:
+    def fetched(self, name: str) -> Path:
         """The file `name` of the folder. Raises EvidenceError where the hub has not given it."""
         if name in self.unanswered:
             raise EvidenceError(f"{name} was not fetched: {self.unanswered[name]}", remedy="hub")
@@ -133,7 +133,7 @@ class StaticEvidence:
 
     def json_file(self, name: str) -> Piece[dict[str, Any]]:
         """The JSON object in the file `name` of the folder."""
-        return gather(self.where(name), lambda: read_json_object(self._fetched(name)))
+        return gather(self.where(name), lambda: read_json_object(self.fetched(name)))
 
     @cached_property
     def generation_config(self) -> Piece[dict[str, Any]]:
@@ -154,7 +154,7 @@ class StaticEvidence:
     def tokenizer(self) -> Piece[TokenizerFile]:
         """`tokenizer.json`, its vocabulary left out."""
         name = "tokenizer.json"
-        return gather(self.where(name), lambda: read_tokenizer_file(self._fetched(name)))
+        return gather(self.where(name), lambda: read_tokenizer_file(self.fetched(name)))
 
     @cached_property
     def weights(self) -> Piece[Weights]:
