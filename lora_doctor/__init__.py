@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lora_doctor.api import check, fix, verify
     from lora_doctor.engine.limits import Limits
     from lora_doctor.errors import (
+        ConfigError,
         EvidenceError,
         FactoryError,
         HalfDoneError,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Applied",
+    "ConfigError",
     "Diagnosis",
     "EvidenceError",
     "FactoryError",
@@ -93,6 +95,7 @@ _HOMES = {
     "HalfDoneError": "errors",
     "InputError": "errors",
     "LimitError": "errors",
+    "ConfigError": "errors",
     "LoraDoctorError": "errors",
     "FactoryError": "errors",
     "NotPythonError": "errors",

@@ -8,6 +8,7 @@ Every one is importable from ``lora_doctor`` itself:
     ├── EvidenceError     something could not be found out; a rule is skipped with this reason
     │   ├── LimitError     a limit of ours stopped a reader
     │   ├── NotPythonError a file that should be Python is not
+    │   ├── ConfigError    transformers refuses the model's config.json
     │   └── FactoryError   a factory raised: an InputError, unless a rule knows why
     ├── PatchError        a patch of a prescription does not fit the installed libraries
     └── TrainingStopped   a live run found what the job was to be stopped for
@@ -138,6 +139,10 @@ class LimitError(EvidenceError):
 
 class NotPythonError(EvidenceError):
     """The text is not Python, or no syntax tree of it can be made; the message says what it is."""
+
+
+class ConfigError(EvidenceError):
+    """The installed transformers refuses the model's config.json; the cause is what it raised."""
 
 
 class FactoryError(EvidenceError):

@@ -15,7 +15,8 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     (``TrainableTensor``), ``Verification`` (``Check``; ``CHECKS`` names them;
     ``BatchReport`` with each ``AddedInput``), ``Observations``,
     ``MemoryPlan`` (``MemoryVariant``) and ``Supervision`` (``RowSet``); ``Gathered`` says where
-    each came from. What cannot be had raises ``EvidenceError``; let it pass. One of your own says
+    each came from. What cannot be had raises ``EvidenceError`` (``ConfigError`` where transformers
+    refuses the config); let it pass. One of your own says
     with ``remedy`` what the user can change about it, which ``--strict`` then counts: ``package``,
     ``file``, ``hub``, ``trust`` or ``limit``; with ``lacks`` what another kind of run has:
     ``weights`` or ``texts``.
@@ -93,7 +94,7 @@ from lora_doctor.contract.precision import Precision
 from lora_doctor.engine.budgets import kept_budgets
 from lora_doctor.engine.case import Case
 from lora_doctor.engine.rule import Example, Rule, Symptom
-from lora_doctor.errors import EvidenceError
+from lora_doctor.errors import ConfigError, EvidenceError
 from lora_doctor.limits import PYTHON_BYTES
 from lora_doctor.model.module_path import pattern_of
 from lora_doctor.proposal.defaults import name_groups, suffix
@@ -267,6 +268,7 @@ __all__ = [
     "Case",
     "Check",
     "CheckpointQuantization",
+    "ConfigError",
     "ConnectionReading",
     "Depth",
     "DryRun",

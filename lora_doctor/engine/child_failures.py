@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from lora_doctor.engine.limits import TaskLimits, limit_of, sentence
-from lora_doctor.errors import Cause, EvidenceError, FactoryError, InputError
+from lora_doctor.errors import Cause, ConfigError, EvidenceError, FactoryError, InputError
 from lora_doctor.results.depth import Depth
 from lora_doctor.results.from_json import from_json, mismatch
 from lora_doctor.results.verification import Check, Failure, Verification
@@ -30,10 +30,9 @@ def evidence_error(
     assert failure is not None
     if failure.type == _name(InputError):
         raise InputError(failure.message)
-    if failure.type == _name(FactoryError):
-        return FactoryError(failure.message, failure.cause, remedy=failure.remedy)
-    if failure.type == _name(EvidenceError):
-        return EvidenceError(failure.message, failure.cause, remedy=failure.remedy)
+    for kind in (ConfigError, FactoryError, EvidenceError):
+        if failure.type == _name(kind):
+            return kind(failure.message, failure.cause, remedy=failure.remedy)
     limit = limit_of(failure, limits)
     if limit is not None:
         return EvidenceError(sentence(what, limit, failure), limit=limit)

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_doctor.errors import EvidenceError, FactoryError, InputError
+from lora_doctor.errors import ConfigError, EvidenceError, FactoryError, InputError
 from lora_doctor.model.attention import attention_here, missing_attention
 from lora_doctor.model.auto_classes import (
     auto_classes,
@@ -278,7 +278,7 @@ def load_config(source: Mapping[str, Any]) -> tuple[Any, tuple[str, ...]]:
                 folder, trust_remote_code=bool(source["trust_remote_code"]), local_files_only=True
             )
     except Exception as error:
-        raise EvidenceError(
+        raise ConfigError(
             f"{Path(folder) / 'config.json'} is refused by transformers: "
             f"{single_line(str(error), 300)}",
             remedy=missing_remedy(error),
