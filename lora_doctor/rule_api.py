@@ -32,12 +32,12 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     ``NormReading`` (``EpsilonEffect``), ``ActivationReading``, ``AttentionReading``,
     ``UpdateReading``, ``SpacingReading``, ``ConnectionReading``, ``UnusedAdapterReading``,
     ``NonLinearOutputReading``, ``InstancePatch``; ``Saving``, the round trip through files, with
-    ``TiedPart``, ``Vocabulary`` and ``AutoLoading``.
+    ``TiedPart``, ``Vocabulary``, ``QuantizedMerge`` and ``AutoLoading``.
 *Of a dry run*
     ``Setup``: the calls of the script or notebook that holds the recipe. Read off it:
     ``prepared_after_adapters``, ``loaded_frozen``, ``adapted_twice``,
     ``adapted_by_the_trainer_too``, ``optimizer_too_early`` (each a ``Slip``: two calls in an order
-    that does not work), ``unknown_arguments`` (``UnknownArgument``),
+    that does not work), ``merged_after_wrapping``, ``unknown_arguments`` (``UnknownArgument``),
     ``adds_without_wrapper``; ``evaluations_without_data``: trainers that are to evaluate and are
     given no data for it; ``made_arguments``: the calls that make arguments of a Trainer.
     ``AskedArguments``: what their own class said of them, each ``Refusal``.
@@ -155,6 +155,7 @@ if TYPE_CHECKING:
         adapted_by_the_trainer_too,
         adapted_twice,
         loaded_frozen,
+        merged_after_wrapping,
         optimizer_too_early,
         prepared_after_adapters,
     )
@@ -184,7 +185,13 @@ if TYPE_CHECKING:
     from lora_doctor.results.quantization import FloatPart, KeptWeights, Quantization
     from lora_doctor.results.quantized_use import QuantizedUse, Use
     from lora_doctor.results.refused_arguments import AskedArguments, Refusal
-    from lora_doctor.results.round_trip import AutoLoading, Saving, TiedPart, Vocabulary
+    from lora_doctor.results.round_trip import (
+        AutoLoading,
+        QuantizedMerge,
+        Saving,
+        TiedPart,
+        Vocabulary,
+    )
     from lora_doctor.results.stacked_adapters import Stacked, StackedAdapter
     from lora_doctor.results.structure import ModuleGroup, Structure, Tower
     from lora_doctor.results.supervision import RowSet, Supervision
@@ -209,7 +216,7 @@ _LAZY = {
         "recipe.program.objects": ("adds_without_wrapper",),
         "recipe.program.order": (
             "Slip", "adapted_by_the_trainer_too", "adapted_twice", "loaded_frozen",
-            "optimizer_too_early", "prepared_after_adapters",
+            "merged_after_wrapping", "optimizer_too_early", "prepared_after_adapters",
         ),
         "recipe.program.setup": ("Setup",),
         "results.adapter_loading": ("AdapterLoading", "OtherShape"),
@@ -231,7 +238,7 @@ _LAZY = {
         "results.quantization": ("FloatPart", "KeptWeights", "Quantization"),
         "results.quantized_use": ("QuantizedUse", "Use"),
         "results.refused_arguments": ("AskedArguments", "Refusal"),
-        "results.round_trip": ("AutoLoading", "Saving", "TiedPart", "Vocabulary"),
+        "results.round_trip": ("AutoLoading", "QuantizedMerge", "Saving", "TiedPart", "Vocabulary"),
         "results.stacked_adapters": ("Stacked", "StackedAdapter"),
         "results.structure": ("ModuleGroup", "Structure", "Tower"),
         "results.supervision": ("RowSet", "Supervision"),
@@ -308,6 +315,7 @@ __all__ = [
     "Proof",
     "ProofKind",
     "Quantization",
+    "QuantizedMerge",
     "QuantizedUse",
     "Recipe",
     "Refusal",
@@ -365,6 +373,7 @@ __all__ = [
     "lora_config_fields",
     "made_arguments",
     "means_mlp",
+    "merged_after_wrapping",
     "missing_name",
     "name_groups",
     "named_gpus",

@@ -17,9 +17,10 @@ from lora_doctor.contract import saved_files
 from lora_doctor.contract.locator import tensors_in
 from lora_doctor.contract.measure import Difference, compare, outputs_of, without_labels
 from lora_doctor.contract.recorder import Recorder, Stop
+from lora_doctor.model.error_reports import library_error
 from lora_doctor.nn import wrapper_tensors
 from lora_doctor.nn.copying import seed_everything
-from lora_doctor.results.round_trip import Saving
+from lora_doctor.results.round_trip import QuantizedMerge, Saving
 from lora_doctor.sandbox.memory import is_out_of_memory
 from lora_doctor.sandbox.temporary import temporary_folder
 from lora_doctor.text import one_line, single_line
@@ -162,6 +163,8 @@ class RoundTripRun:
         )
         if packed or wrapper_tensors.holds_any(model):
             recorder.skip(name, "merging into quantized weights rounds them again")
+            tried = merge_quantized(model, batch, self.layers)
+            self.saving = replace(self.saving, quantized_merge=tried)
             return
         adapted = [part for part in self.saving.tied if part.how == "adapter"]
         merged: Any = None
@@ -249,6 +252,22 @@ def merge_layer_by_layer(model: Any, batch: Any, layers: list[Any]) -> tuple[flo
         for handle in handles:
             handle.remove()
     return worst, worst_path
+
+
+def merge_quantized(model: Any, batch: Any, layers: list[Any]) -> QuantizedMerge | None:
+    """What merging into quantized layers raises, or how far it rounds; ``None`` where there is
+    nothing to merge."""
+    if not any(hasattr(layer.module, "merge") for layer in layers):
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PEFT warns of rounding, which is measured here
+            value, path = merge_layer_by_layer(model, batch, layers)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        return QuantizedMerge(library_error(error))
+    return QuantizedMerge(None, value, path)
 
 
 def _floats(value: Any) -> Iterator[Any]:

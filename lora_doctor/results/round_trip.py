@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from lora_doctor.results.error_report import ErrorReport
 from lora_doctor.results.loading import Unsaved
 
 
@@ -57,6 +58,18 @@ class Vocabulary:
 
 
 @dataclass(frozen=True)
+class QuantizedMerge:
+    """What merging makes of adapters on quantized layers, each layer copied and merged alone."""
+
+    #: What PEFT raises; ``None`` where it merges.
+    error: ErrorReport | None = None
+    #: The largest relative difference of a layer's output; ``None`` where it was not measured.
+    difference: float | None = None
+    #: The layer's path.
+    layer: str = ""
+
+
+@dataclass(frozen=True)
 class Saving:
     """What the round trip through files showed, of one run."""
 
@@ -86,6 +99,8 @@ class Saving:
     merged_reload: float | None = None
     #: Why ``merged_reload`` could not be had, where a reason is known.
     merged_error: str = ""
+    #: What merging into quantized weights does; ``None`` where the layers are not quantized.
+    quantized_merge: QuantizedMerge | None = None
     #: What PEFT's auto class makes of the folder; ``None`` where it loads the class that was
     #: trained or was not called.
     auto: AutoLoading | None = None

@@ -26,6 +26,7 @@ from lora_doctor.static.program.units import Span
 from lora_doctor.static.program.values import Call, Items, Known, Thing, Value
 
 _UNDO = ("unload", "merge_and_unload", "get_base_model", "delete_adapter")
+_MERGE = ("merge_and_unload", "merge_adapter")
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,15 @@ def loaded_frozen(setup: Setup) -> Iterator[Slip]:
         else:
             change = added(call, "is_trainable", "True")
         yield _slip(call, user, [change] if change else [])
+
+
+def merged_after_wrapping(setup: Setup) -> Iterator[Slip]:
+    """``merge_and_unload`` or ``merge_adapter`` of the model that was adapted and trained."""
+    for call in setup.program.calls:
+        if call.method in _MERGE and call.certain:
+            wrap = _adapted(setup, call.receiver, call)
+            if wrap is not None:
+                yield _slip(call, wrap, [])
 
 
 def adapted_twice(setup: Setup) -> Iterator[Slip]:

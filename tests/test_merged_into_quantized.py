@@ -1,0 +1,41 @@
+"""A script that merges into the 4-bit weights that it trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import lora_doctor
+from lora_doctor.sandbox.worker import Worker
+
+SCRIPT = Path(__file__).parent / "scripts" / "merged_into_4bit.py"
+LORA = 'LoraConfig(r=8, target_modules=["q_proj", "v_proj"])'
+IA3 = 'IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"])'
+
+
+@pytest.mark.slow
+def test_ia3_has_no_merge_for_four_bits(tmp_path: Path, worker: Worker) -> None:
+    """PEFT raises NotImplementedError, after the training."""
+    pytest.importorskip("transformers", minversion="4.53")  # before, 4 bits ask for a GPU
+    script = tmp_path / "train.py"
+    script.write_text(
+        SCRIPT.read_text().replace(LORA, IA3).replace("import Lora", "import IA3Config, Lora")
+    )
+    diagnosis = lora_doctor.check("arch:mistral", script, worker=worker)
+    (finding,) = diagnosis.findings
+    assert (finding.rule, finding.severity) == ("LD323", "error")
+    assert (finding.location.path, finding.location.line) == (str(script), 10)
+
+
+def test_a_fresh_base_is_merged_into_in_silence(tmp_path: Path) -> None:
+    """The usual way: the adapter is put onto the base in 16 bits, and merged there."""
+    script = tmp_path / "train.py"
+    again = (
+        'base = AutoModelForCausalLM.from_pretrained("mistralai/Mistral-7B-v0.1")\n'
+        'PeftModel.from_pretrained(base, "adapter").merge_and_unload()\n'
+    )
+    text = SCRIPT.read_text().replace("import LoraConfig", "import LoraConfig, PeftModel")
+    script.write_text(text.replace("model = model.merge_and_unload()\n", again))
+    assert not lora_doctor.check(str(script), depth="static", select=["LD323"]).findings
+    assert lora_doctor.check(str(SCRIPT), depth="static", select=["LD323"]).findings
