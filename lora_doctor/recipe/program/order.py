@@ -87,7 +87,9 @@ def loaded_frozen(setup: Setup) -> Iterator[Slip]:
 def merged_after_wrapping(setup: Setup) -> Iterator[Slip]:
     """``merge_and_unload`` or ``merge_adapter`` of the model that was adapted and trained."""
     for call in setup.program.calls:
-        if call.method in _MERGE and call.certain:
+        # Others may be loaded anew, without quantization, to be merged into.
+        trained = loader_of(call.receiver) is setup.roles.loader
+        if call.method in _MERGE and call.certain and trained:
             wrap = _adapted(setup, call.receiver, call)
             if wrap is not None:
                 yield _slip(call, wrap, [])
