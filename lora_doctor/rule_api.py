@@ -37,9 +37,13 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     ``Setup``: the calls of the script or notebook that holds the recipe. Read off it:
     ``prepared_after_adapters``, ``loaded_frozen``, ``adapted_twice``,
     ``adapted_by_the_trainer_too``, ``optimizer_too_early`` (each a ``Slip``: two calls in an order
-    that does not work), ``merged_after_wrapping``, ``unknown_arguments`` (``UnknownArgument``),
+    that does not work), ``merged_after_wrapping``, ``merged_and_dropped``, ``trained_in_turn``,
+    ``all_set_trainable`` (likewise), ``unknown_arguments`` (``UnknownArgument``),
     ``adds_without_wrapper``; ``evaluations_without_data``: trainers that are to evaluate and are
-    given no data for it; ``made_arguments``: the calls that make arguments of a Trainer.
+    given no data for it; ``collated_columns``: what a collator reads of each row;
+    ``added_tokens``: the calls that add tokens to the tokenizer (``AddedTokens``);
+    ``made_arguments``: the calls that make arguments of a Trainer;
+    ``made_trainer``: the trainer, as far as it can be made again.
     ``AskedArguments``: what their own class said of them, each ``Refusal``.
     ``DryRun``, the user's own command with the model shrunk, and ``ScriptError``, what it raised;
     ``FrozenAdapters``, of which none trains; ``Processes``, where several train
@@ -146,8 +150,16 @@ if TYPE_CHECKING:
     from lora_doctor.contract.round_trip import MERGE_TOLERANCE
     from lora_doctor.evidence.optimizer import OptimizerState, TrainableTensor
     from lora_doctor.recipe.files.side_files import Pin, SideFiles
+    from lora_doctor.recipe.program.added_tokens import AddedTokens, added_tokens
+    from lora_doctor.recipe.program.after_training import (
+        all_set_trainable,
+        merged_and_dropped,
+        trained_in_turn,
+    )
+    from lora_doctor.recipe.program.collated_columns import collated_columns
     from lora_doctor.recipe.program.evaluation import evaluations_without_data
     from lora_doctor.recipe.program.made_arguments import made_arguments
+    from lora_doctor.recipe.program.made_trainer import made_trainer
     from lora_doctor.recipe.program.names import UnknownArgument, unknown_arguments
     from lora_doctor.recipe.program.objects import adds_without_wrapper
     from lora_doctor.recipe.program.order import (
@@ -210,8 +222,14 @@ _LAZY = {
         "contract.round_trip": ("MERGE_TOLERANCE",),
         "evidence.optimizer": ("OptimizerState", "TrainableTensor"),
         "recipe.files.side_files": ("Pin", "SideFiles"),
+        "recipe.program.added_tokens": ("AddedTokens", "added_tokens"),
+        "recipe.program.after_training": (
+            "all_set_trainable", "merged_and_dropped", "trained_in_turn",
+        ),
+        "recipe.program.collated_columns": ("collated_columns",),
         "recipe.program.evaluation": ("evaluations_without_data",),
         "recipe.program.made_arguments": ("made_arguments",),
+        "recipe.program.made_trainer": ("made_trainer",),
         "recipe.program.names": ("UnknownArgument", "unknown_arguments"),
         "recipe.program.objects": ("adds_without_wrapper",),
         "recipe.program.order": (
@@ -266,6 +284,7 @@ __all__ = [
     "AdapterState",
     "AdapterValues",
     "AddedInput",
+    "AddedTokens",
     "AskedArguments",
     "AttentionReading",
     "AutoLoading",
@@ -353,10 +372,13 @@ __all__ = [
     "adapted_by_the_trainer_too",
     "adapted_twice",
     "adapter_config_fields",
+    "added_tokens",
     "adds_without_wrapper",
+    "all_set_trainable",
     "asks_for_adapter",
     "at_an_end",
     "bfloat16_keys",
+    "collated_columns",
     "cover_of",
     "edits_excluding",
     "edits_without",
@@ -372,8 +394,10 @@ __all__ = [
     "loaded_frozen",
     "lora_config_fields",
     "made_arguments",
+    "made_trainer",
     "means_mlp",
     "merged_after_wrapping",
+    "merged_and_dropped",
     "missing_name",
     "name_groups",
     "named_gpus",
@@ -392,6 +416,7 @@ __all__ = [
     "suffix",
     "target_entries",
     "targets_without",
+    "trained_in_turn",
     "unknown_arguments",
     "unmatched_entries",
     "unmatched_targets",

@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from lora_doctor.engine.child_failures import read_answer, without_answer
-from lora_doctor.engine.child_tasks import ChildTasks, cost
+from lora_doctor.engine.child_tasks import REFUSED_TRAINER, ChildTasks, cost
 from lora_doctor.engine.evidence_store import evidence, kinds
 from lora_doctor.engine.limits import Checkpoint, TaskLimits
 from lora_doctor.engine.meta_evidence import MetaEvidence
@@ -29,6 +29,7 @@ from lora_doctor.sandbox.worker import Worker
 from lora_doctor.static.model_source import ModelSource
 
 if TYPE_CHECKING:
+    from lora_doctor.results.refused_trainer import AskedTrainer
     from lora_doctor.static.adapter_values import AdapterValues
 
 #: Times that a proposal is bettered by what a run says of it.
@@ -126,6 +127,27 @@ class Case(MetaEvidence):
             self.recipe_in_full(),
             self.settings.device,
             listed_bytes=listed_bytes(self.source),
+        )
+
+    @evidence(of_recipe=True)
+    def refused_trainer(self) -> AskedTrainer:
+        """What the class of the program's trainer says to its arguments and to the adapter."""
+        from lora_doctor.recipe.program.made_trainer import made_trainer
+        from lora_doctor.results.refused_trainer import AskedTrainer
+
+        self._require("tiny")
+        trainer = made_trainer(self.program)
+        if trainer is None:
+            raise EvidenceError("the script does not say all that decides about its trainer")
+        recipe = self.recipe_in_full()
+        self._progress(f"making {trainer.name}")
+        return self._tasks.gather(
+            REFUSED_TRAINER,
+            AskedTrainer,
+            recipe,
+            self._limits("tiny", recipe),
+            trainer=trainer.to_json(),
+            made=self.tiny_model_file(recipe),
         )
 
     @property

@@ -76,6 +76,12 @@ CHAT_TEMPLATE = Task(
     "apply_chat_template of the installed transformers",
     "a conversation by the model's template",
 )
+REFUSED_TRAINER = Task(
+    "refused_trainer",
+    "lora_doctor.evidence.refused_trainer:gather",
+    "the trainer's own class, on a tiny model",
+    "the trainer",
+)
 MEMORY_PLAN = Task(
     "memory_plan",
     "lora_doctor.memory_plan.gather:gather",

@@ -23,7 +23,7 @@ from unittest import mock
 from lora_doctor.results.refused_arguments import AskedArguments, Refusal
 
 #: Of the machine, of how the command is started, or of a package: nothing that the values decide.
-_NOT_THEIRS = re.compile(
+NOT_THEIRS = re.compile(
     r"cuda|\bgpus?\b|\bnpus?\b|\bxpu\b|\bmps\b|\bmlu\b|ampere|\bdevices?\b|distributed|launch|install"
     r"|unexpected keyword|offline|connect|FORCE_TORCHRUN|already exists|not (?:a )?directory",
     re.IGNORECASE,
@@ -82,12 +82,12 @@ def _refusals(number: int, by: str, name: str, make: Callable[[], object]) -> It
     except Exception as error:  # noqa: BLE001 - whatever the library raises is its answer
         if _is_ours(error):
             return
-        kind, message = type(error).__name__, _text_of(error)
+        kind, message = type(error).__name__, text_of(error)
     else:
         return
     message = " ".join(message.split())
-    if message and not _NOT_THEIRS.search(message) and not _runs_on_more_processes(make):
-        yield Refusal(number, by, _release(name.partition(".")[0]), kind, message[:400])
+    if message and not NOT_THEIRS.search(message) and not _runs_on_more_processes(make):
+        yield Refusal(number, by, release(name.partition(".")[0]), kind, message[:400])
 
 
 def _is_ours(error: Exception) -> bool:
@@ -112,7 +112,7 @@ def _runs_on_more_processes(make: Callable[[], object]) -> bool:
     return True
 
 
-def _text_of(error: Exception) -> str:
+def text_of(error: Exception) -> str:
     """What it says; of pydantic's errors each with its key, without the values that it quotes."""
     errors = getattr(error, "errors", None)
     if not callable(errors):
@@ -124,7 +124,7 @@ def _text_of(error: Exception) -> str:
     return "; ".join(said)
 
 
-def _release(package: str) -> str:
+def release(package: str) -> str:
     try:
         return f"{package} {importlib.metadata.version(package.replace('_', '-'))}"
     except importlib.metadata.PackageNotFoundError:

@@ -31,7 +31,7 @@ class Evaluation:
 def evaluations_without_data(setup: Setup) -> Iterator[Evaluation]:
     """The trainers, in their order; a class of the user's own is none of these."""
     for call in setup.program.calls:
-        if not _is_librarys(call) or not call.certain or call.open is not None:
+        if not is_of_a_library(call) or not call.certain or call.open is not None:
             continue
         if len(call.positional) > _POSITION or not is_none(call.value("eval_dataset")):
             continue
@@ -45,7 +45,7 @@ def evaluations_without_data(setup: Setup) -> Iterator[Evaluation]:
                 yield Evaluation(call.method, call.place, name, strategy, place)
 
 
-def _is_librarys(call: Call) -> bool:
+def is_of_a_library(call: Call) -> bool:
     """Whether it is a trainer of transformers or TRL itself, not of a class that inherits one."""
     if not is_trainer(call) or top(call.name) not in ("transformers", "trl") or call.node is None:
         return False

@@ -70,6 +70,14 @@ def _made(setup: Setup) -> Iterator[MadeArguments]:
             yield MadeArguments(name, values, training.span.place)
 
 
+def arguments_of(value: Value | None) -> MadeArguments | None:
+    """The call that made this value, where it makes arguments with values that are all known."""
+    if not isinstance(value, Thing) or not _makes_arguments(value.call.name):
+        return None
+    values = _values(value, value.call) if len(value.call.positional) <= 1 else None
+    return None if values is None else MadeArguments(value.call.name, values, value.call.place)
+
+
 def _makes_arguments(name: str) -> bool:
     kind = name.rpartition(".")[2]
     return top(name) in _PACKAGES and (

@@ -14,6 +14,7 @@ from lora_doctor.static.program.values import (
     Thing,
     Unknown,
     Value,
+    same,
 )
 from lora_doctor.static.program.values import (
     Mapping as Entries,
@@ -90,6 +91,14 @@ def loader_of(value: Value | None) -> Call | None:
 def model_of(value: Value | None) -> Call | None:
     """The call that loaded a model; ``None`` for everything that is no model."""
     return loader_of(value)
+
+
+def same_source(one: Call, other: Call | None) -> bool:
+    """Whether two ``from_pretrained`` are given the same name."""
+    if other is None:
+        return False
+    first, second = (call.value("pretrained_model_name_or_path", 0) for call in (one, other))
+    return first is not None and second is not None and same(first, second)
 
 
 def wrappers(value: Value | None) -> list[Call]:

@@ -60,7 +60,7 @@ def prepared_after_adapters(setup: Setup) -> Iterator[Slip]:
             for later in calls
         )
         if wrap is not None and not again:
-            yield _slip(call, wrap, _moved_before(call, wrap))
+            yield slip(call, wrap, _moved_before(call, wrap))
 
 
 def loaded_frozen(setup: Setup) -> Iterator[Slip]:
@@ -81,7 +81,7 @@ def loaded_frozen(setup: Setup) -> Iterator[Slip]:
             change: Splice | None = (argument.span, "True")
         else:
             change = added(call, "is_trainable", "True")
-        yield _slip(call, user, [change] if change else [])
+        yield slip(call, user, [change] if change else [])
 
 
 def merged_after_wrapping(setup: Setup) -> Iterator[Slip]:
@@ -101,7 +101,7 @@ def adapted_twice(setup: Setup) -> Iterator[Slip]:
         if call.certain and is_wrap(call) and is_none(call.value("mixed", 3)):
             wrap = _adapted(setup, call.value("model", 0), call)
             if wrap is not None:
-                yield _slip(call, wrap, [])
+                yield slip(call, wrap, [])
 
 
 def adapted_by_the_trainer_too(setup: Setup) -> Iterator[Slip]:
@@ -113,7 +113,7 @@ def adapted_by_the_trainer_too(setup: Setup) -> Iterator[Slip]:
         wrap = _adapted(setup, call.value("model", 0), call)
         if wrap is not None:
             change = None if argument.unpacked else removed(call, argument)
-            yield _slip(call, wrap, [change] if change else [])
+            yield slip(call, wrap, [change] if change else [])
 
 
 def optimizer_too_early(setup: Setup) -> Iterator[Slip]:
@@ -131,7 +131,7 @@ def optimizer_too_early(setup: Setup) -> Iterator[Slip]:
         wrap = next((one for one in calls if one.number > call.number and one.certain
                      and _loader_of_wrap(one) is loader), None)  # fmt: skip
         if wrap is not None:
-            yield _slip(call, wrap, _moved_behind(call, wrap))
+            yield slip(call, wrap, _moved_behind(call, wrap))
 
 
 def _adapted(setup: Setup, value: Value | None, before: Call) -> Call | None:
@@ -225,7 +225,8 @@ def _holds(value: Value | None, call: Call) -> bool:
     return isinstance(value, Thing) and value.call is call
 
 
-def _slip(call: Call, other: Call, changes: list[Splice]) -> Slip:
+def slip(call: Call, other: Call, changes: list[Splice]) -> Slip:
+    """Of two calls the first has to change, and the changes of the text that do it."""
     editable = all(span.unit.editable for span, _ in changes)
     rewrites = tuple(rewrite_of(change) for change in changes) if editable else ()
     return Slip(call.place, one_line(call), other.place, one_line(other), rewrites)
@@ -248,7 +249,7 @@ def one_line(call: Call) -> str:
 
 def _moved_before(call: Call, other: Call) -> list[Splice]:
     """The statement of ``call`` on a line before that of ``other``."""
-    if not _can_move(call, other) or _written_target(call) != _first_argument(other):
+    if not _can_move(call, other) or target_of(call) != _first_argument(other):
         return []
     assert call.statement is not None and other.statement is not None
     lines = _lines(call.statement)
@@ -261,7 +262,7 @@ def _moved_behind(call: Call, other: Call) -> list[Splice]:
     if not _can_move(call, other):
         return []
     assert call.statement is not None and other.statement is not None
-    target = _written_target(call)
+    target = target_of(call)
     between = call.statement.unit.text[call.statement.end : other.statement.start]
     if call.statement.unit is not other.statement.unit or (target and target in between):
         return []
@@ -311,7 +312,7 @@ def _whole(lines: Span) -> str:
     return text if text.endswith(("\n", "\r")) else text + lines.unit.newline
 
 
-def _written_target(call: Call) -> str:
+def target_of(call: Call) -> str:
     """``model`` of ``model = ...``; empty for anything else."""
     assert call.statement is not None
     head, equal, _ = call.statement.text.partition("=")

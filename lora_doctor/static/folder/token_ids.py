@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,30 @@ def tokens_beyond(static: StaticEvidence, rows: int) -> tuple[TokenId, ...]:
         TokenId(token.token, token.id, token.file, token.added, roles.get(token.token))
         for _, token in sorted(found.items())
     )
+
+
+def ids_of_new(static: StaticEvidence, tokens: Sequence[str]) -> dict[str, int]:
+    """The ids that these tokens get when they are added to the folder's tokenizer, behind all it
+    has; those that it has already are left out.
+
+    Raises:
+        EvidenceError: the folder has no tokenizer, or it cannot be read.
+    """
+    known = list(_tokens(static))
+    folder = static.folder
+    files = (_TOKENIZER, "vocab.json", "vocab.txt")
+    text = next(_text(folder / name) for name in files if (folder / name).is_file())
+    have = {token.token for token in known} | set(text.splitlines())
+    written = {
+        token: {json.dumps(token), json.dumps(token, ensure_ascii=False)} for token in tokens
+    }
+    new = [
+        token
+        for token in dict.fromkeys(tokens)
+        if token not in have and not any(form in text for form in written[token])
+    ]
+    following = max((token.id for token in known), default=-1) + 1
+    return {token: number for number, token in enumerate(new, following)}
 
 
 def _tokens(static: StaticEvidence) -> Iterator[TokenId]:

@@ -1,0 +1,299 @@
+"""The trainer of a script, made by its own class: on a tiny model, with the adapter of the recipe
+and the arguments of the script, and with a few rows of each kind that such a trainer may be given.
+
+Runs in a child process. What the class raises is compared with the same class with arguments of its
+own and a plain adapter: only what these rows alone do not raise is an answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import importlib
+import inspect
+import io
+import re
+import tempfile
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lora_doctor.errors import EvidenceError
+from lora_doctor.evidence import fewer_layers, tiny
+from lora_doctor.evidence.refused_arguments import NOT_THEIRS, release, text_of
+from lora_doctor.model import loading
+from lora_doctor.recipe.recipe import Recipe
+from lora_doctor.results.refused_trainer import AskedTrainer
+from lora_doctor.sandbox.memory import is_out_of_memory
+from lora_doctor.sandbox.worker import report_progress
+
+#: Arguments that say where or how fast something runs, or what is not here.
+_LEFT_OUT = re.compile(
+    r"fp16.*|bf16.*|tf32|use_cpu|no_cuda|output_dir|report_to|push_to_hub|hub_.*|.*num_proc"
+    r"|.*num_workers|torch_compile.*|model_init_kwargs|local_rank|logging_dir|use_vllm|vllm_.*"
+    r"|disable_tqdm|eos_token|pad_token|chat_template_path"
+)
+_TURN = ({"role": "user", "content": "one two"}, {"role": "assistant", "content": "three"})
+#: Rows as trainers are given them: by what they are for.
+_ROWS: Mapping[str, Mapping[str, Any]] = {
+    "tokens": {"input_ids": [5, 6, 7, 8], "attention_mask": [1, 1, 1, 1], "labels": [5, 6, 7, 8]},
+    "text": {"text": "one two three"},
+    "messages": {"messages": list(_TURN)},
+    "completion": {"prompt": "one two", "completion": "three"},
+    "dialogue": {"prompt": [_TURN[0]], "completion": [_TURN[1]]},
+    "preference": {"prompt": "one", "chosen": "two", "rejected": "three"},
+    "judged": {"prompt": "one", "completion": "two", "label": True},
+    "prompt": {"prompt": "one two three"},
+}
+_ROWS_EACH = 4
+_TEMPLATE = (
+    "{% for m in messages %}{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }} "
+    "{{ eos_token }}{% endgeneration %}{% else %}{{ m['content'] }} {% endif %}{% endfor %}"
+)
+
+
+def gather(
+    source: Mapping[str, Any],
+    recipe: Mapping[str, Any],
+    trainer: Mapping[str, Any],
+    made: str | None = None,
+    patches: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """An :class:`AskedTrainer` as JSON.
+
+    Args:
+        source, recipe, patches: as every task has them.
+        trainer: a ``MadeTrainer`` as JSON.
+        made: a file in which another task may have left the tiny model.
+
+    Raises:
+        EvidenceError: it cannot be made here, whatever it is given.
+    """
+    cls = _class(trainer["name"])
+    loader = loading.Loader(source, Recipe.from_json(recipe))
+    shrunk = tiny.make(loader, made)
+    if _takes_more_than_text(shrunk.model):
+        raise EvidenceError("the trainer of a model that takes more than text needs its processor")
+    fitted, _ = fewer_layers.fit(Recipe.from_json(recipe), shrunk.model, loader.config)
+    report_progress("making the trainer")
+    with tempfile.TemporaryDirectory(prefix="lora-doctor-") as folder, _quietly():
+        return dataclasses.asdict(_asked(_Maker(cls, trainer, shrunk.model, fitted, folder)))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Maker:
+    """Makes the trainer. ``trainer``: a ``MadeTrainer`` as JSON; ``model``: tiny, never changed."""
+
+    cls: Any
+    trainer: Mapping[str, Any]
+    model: Any
+    recipe: Recipe
+    folder: str
+
+    def plain(self, rows: Any) -> None:
+        """As the class's own defaults have it, with an adapter that every model takes."""
+        import peft
+
+        arguments = _new_arguments(self._arguments_class(), {}, self.folder)
+        config = peft.LoraConfig(target_modules=[_a_linear(self.model)])
+        self._make(rows, arguments, config, self._needed())
+
+    def asked(self, rows: Any) -> None:
+        """As the script has it."""
+        made = self.trainer["arguments"]
+        values = {} if made is None else made["values"]
+        kept = {name: value for name, value in values.items() if not _LEFT_OUT.fullmatch(name)}
+        try:
+            arguments = _new_arguments(self._arguments_class(), kept, self.folder)
+        except Exception as error:
+            raise EvidenceError(f"the arguments of the trainer are refused: {error}") from error
+        given = {**self._needed(), **{name: self._other(name) for name in self.trainer["given"]}}
+        if self.trainer["by_name"]:
+            given.pop("quantization_config", None)  # it is for the loading that was done already
+        self._make(rows, arguments, None, given)
+
+    def _make(self, rows: Any, arguments: Any, config: Any, given: dict[str, Any]) -> None:
+        model = copy.deepcopy(self.model)
+        known = inspect.signature(self.cls.__init__).parameters
+        if given.pop("ref_model", None) is not None:
+            given["ref_model"] = model if self.trainer["own_reference"] else copy.deepcopy(model)
+        adapter = config if config is not None else loading.peft_config(self.recipe)
+        if "peft_config" in known and not (self.trainer["adapted"] and config is None):
+            given["peft_config"] = adapter
+        else:
+            import peft
+
+            model = peft.get_peft_model(model, adapter)
+        name = "processing_class" if "processing_class" in known else "tokenizer"
+        given[name] = _tokenizer(self.model, self._tokens())
+        made = self.cls(model=model, args=arguments, train_dataset=rows, eval_dataset=rows, **given)
+        made.create_optimizer()
+
+    def _arguments_class(self) -> str:
+        made = self.trainer["arguments"]
+        if made is not None:
+            return str(made["name"])
+        package, _, name = self.trainer["name"].partition(".")
+        own = name.rpartition(".")[2].removesuffix("Trainer")
+        return f"{package}.{own}Config" if package == "trl" else "transformers.TrainingArguments"
+
+    def _tokens(self) -> list[str]:
+        """Tokens that the script names: its tokenizer has them."""
+        values = (self.trainer["arguments"] or {}).get("values", {})
+        return [values[name] for name in ("eos_token", "pad_token")
+                if isinstance(values.get(name), str)]  # fmt: skip
+
+    def _needed(self) -> dict[str, Any]:
+        known = inspect.signature(self.cls.__init__).parameters
+        return {"reward_funcs": [_reward]} if "reward_funcs" in known else {}
+
+    def _other(self, name: str) -> Any:
+        if name == "quantization_config":
+            return importlib.import_module("transformers").BitsAndBytesConfig(load_in_4bit=True)
+        return {"reward_funcs": [_reward], "ref_model": True}.get(name, _function)
+
+
+def _asked(maker: _Maker) -> AskedTrainer:
+    found: list[tuple[str, str, str]] = []
+    taken = 0
+    for rows in _datasets(maker.cls):
+        if _answer(lambda rows=rows: maker.plain(rows)) is not None:
+            continue  # rows that this trainer does not take
+        taken += 1
+        answer = _answer(lambda rows=rows: maker.asked(rows))
+        if answer is None:
+            found.clear()
+            break
+        found.append(answer)
+    if not taken:
+        raise EvidenceError("the trainer cannot be made here, whatever it is given")
+    package = release(maker.cls.__module__.partition(".")[0])
+    first = found[0] if found else ("", "", "")
+    if len(found) < taken or any(one != first for one in found) or not _is_an_answer(first):
+        return AskedTrainer(package, taken)
+    return AskedTrainer(package, taken, *first)
+
+
+def _answer(make: Any) -> tuple[str, str, str] | None:
+    """What is raised, with its message and where; ``None`` for nothing.
+
+    Raises:
+        EvidenceError: nothing can be said.
+    """
+    try:
+        make()
+    except EvidenceError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        kind = type(error).__name__
+        message = " ".join(text_of(error).split())[:400]
+        return kind, message, _place(error)
+    return None
+
+
+def _is_an_answer(answer: tuple[str, str, str]) -> bool:
+    """Whether the trainer's own code refuses, and for nothing that this machine lacks."""
+    kind, message, place = answer
+    refuses = kind in ("ValueError", "TypeError", "NotImplementedError", "RuntimeError")
+    return refuses and bool(message and place) and NOT_THEIRS.search(message) is None
+
+
+def _place(error: BaseException) -> str:
+    """File and line of the trainer's module that raised; empty where it is another one."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    parts = Path(last.filename).parts
+    package = next((name for name in ("trl", "transformers") if name in parts), None)
+    if package is None or "trainer" not in last.filename:
+        return ""
+    if not (last.line or "").startswith("raise"):
+        return ""  # it stumbles over something, and does not say that it refuses it
+    return f"{'/'.join(parts[parts.index(package) :])}:{last.lineno}"
+
+
+# --- what it is made with ---------------------------------------------------------------------
+
+
+def _class(name: str) -> Any:
+    package, _, kind = name.partition(".")
+    try:
+        found = getattr(importlib.import_module(package), kind.rpartition(".")[2])
+    except Exception as error:
+        raise EvidenceError(f"{name} cannot be imported: {type(error).__name__}") from error
+    return found
+
+
+def _new_arguments(name: str, values: Mapping[str, Any], folder: str) -> Any:
+    cls = _class(name)
+    fields = {field.name for field in dataclasses.fields(cls) if field.init}
+    here: dict[str, Any] = {"output_dir": folder, "report_to": "none", "disable_tqdm": True}
+    here["use_cpu" if "use_cpu" in fields else "no_cuda"] = True
+    here.update({name: False for name in ("bf16", "fp16") if name in fields})
+    return cls(**{**values, **{name: value for name, value in here.items() if name in fields}})
+
+
+def _datasets(cls: Any) -> Iterator[Any]:
+    """Rows of each kind; as TRL takes them where the trainer is TRL's."""
+    if cls.__module__.partition(".")[0] != "trl":
+        yield [dict(_ROWS["tokens"])] * _ROWS_EACH
+        return
+    kind = importlib.import_module("datasets").Dataset
+    for row in _ROWS.values():
+        rows = [dict(row) for _ in range(_ROWS_EACH)]
+        if "label" in row:
+            rows[0]["label"] = False  # of both kinds
+        yield kind.from_list(rows)
+
+
+def _tokenizer(model: Any, more: Sequence[str]) -> Any:
+    """A tokenizer with as few tokens as the tiny model has, and with a chat template."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = dict.fromkeys(("<unk>", "<s>", "</s>", "<pad>", *more, "one", "two", "three"))
+    inner = Tokenizer(models.WordLevel({w: n for n, w in enumerate(words)}, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=inner, unk_token="<unk>", bos_token="<s>", eos_token="</s>",
+        pad_token="<pad>",
+    )  # fmt: skip
+    made.chat_template = _TEMPLATE
+    return made
+
+
+def _a_linear(model: Any) -> str:
+    """The path of a linear layer that is not the output head."""
+    import torch
+
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    for path, module in model.named_modules():
+        plain = type(module) is torch.nn.Linear or type(module).__name__ == "Conv1D"
+        if plain and module is not head:
+            return path
+    raise EvidenceError("the model has no linear layer")
+
+
+def _takes_more_than_text(model: Any) -> bool:
+    config = getattr(model, "config", None)
+    return any(hasattr(config, name) for name in ("vision_config", "audio_config")) or (
+        getattr(model, "main_input_name", "input_ids") != "input_ids"
+    )
+
+
+def _reward(completions: Sequence[Any], **more: Any) -> list[float]:
+    return [0.0] * len(completions)
+
+
+def _function(*args: Any, compute_result: bool = False, **more: Any) -> Any:
+    """Stands for a function of the script, with the one argument that a Trainer looks for."""
+    return "one two three"
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        yield

@@ -1,0 +1,193 @@
+"""Calls around the training of a program that leave adapters untrained, or unsaved."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator
+
+from lora_doctor.recipe.program.objects import (
+    is_loader,
+    is_none,
+    is_saved_adapter,
+    is_trainer,
+    is_wrap,
+    makers,
+    top,
+)
+from lora_doctor.recipe.program.order import Slip, slip, target_of
+from lora_doctor.recipe.program.setup import Setup
+from lora_doctor.recipe.program.splices import Splice
+from lora_doctor.static.program.units import Span
+from lora_doctor.static.program.values import Call, Known, Thing, Unknown, Value
+
+_MERGES = ("merge_and_unload", "unload")
+_SAVES = ("save_pretrained", "push_to_hub")
+#: Every place that sets it.
+_SETTING = re.compile(r"\.requires_grad(?:_\(|\s*=(?!=))")
+#: ``for parameter in``, ``for name, parameter in``, at the end of a text.
+_LOOP = re.compile(r"\bfor\s+\(?\s*(?:\w+\s*,\s*)?(\w+)\s*\)?\s+in\s+$")
+#: ``: parameter.requires_grad = True``, at the beginning of one.
+_SET = re.compile(r"\s*:\s*(\w+)\.requires_grad(?:\s*=\s*(True|False)\b|_\(\s*(True|False)?\s*\))")
+
+
+def merged_and_dropped(setup: Setup) -> Iterator[Slip]:
+    """``model.merge_and_unload()`` whose result is not kept, on a PEFT model that is saved later.
+
+    The PEFT model has no adapters then, and what it saves is an empty adapter."""
+    for call in setup.program.calls:
+        if call.method not in _MERGES or not call.certain or not _is_a_statement(call):
+            continue
+        model = _peft_model(setup, call)
+        saving = next(
+            (one for one in setup.program.calls
+             if one.number > call.number and model is not None and _saves(setup, one, model)),
+            None,
+        )  # fmt: skip
+        if saving is not None:
+            yield slip(call, saving, _kept(call))
+
+
+def trained_in_turn(setup: Setup) -> Iterator[Slip]:
+    """A second adapter that is made the active one between two ``train()`` of one Trainer.
+
+    The Trainer made its optimizer for the first ``train()``, of what was trainable then."""
+    units = setup.program.units
+    if any(re.search(r"\.optimizer\s*=|create_optimizer", unit.python) for unit in units):
+        return  # the program makes a new one
+    for trainer in setup.program.calls:
+        if not is_trainer(trainer) or top(trainer.name) not in ("transformers", "trl"):
+            continue
+        runs = [call for call in setup.program.calls if _is_method(call, trainer, "train")]
+        for first, second in itertools.pairwise(runs):
+            before = _active(setup, trainer, -1, first.number)
+            now = _active(setup, trainer, first.number, second.number)
+            if not (first.certain and second.certain) or now is None or before is None:
+                continue
+            if _name(now) and _name(before) and _name(now) != _name(before):
+                yield slip(second, now, [])
+
+
+def all_set_trainable(setup: Setup) -> Iterator[tuple[bool, Slip]]:
+    """All parameters of a model that has adapters made trainable (``True``) or frozen; not where
+    the program sets ``requires_grad`` anywhere else, which may undo it."""
+    calls = setup.program.calls
+    switched = {call.span for call in calls if _switched(call) is not None}
+    if sum(len(_SETTING.findall(unit.python)) for unit in setup.program.units) != len(switched):
+        return
+    for call in calls:
+        switch, wrap = _switched(call), _wrapper(call.receiver)
+        if switch is None or wrap is None or not call.certain:
+            continue
+        if not any(one.number > call.number and _adapts(one) for one in calls):
+            yield switch, slip(call, wrap, [])
+
+
+def _adapts(call: Call) -> bool:
+    """Whether a call decides anew what is trainable."""
+    return call.method in ("set_adapter", *_MERGES) or is_wrap(call) or is_saved_adapter(call)
+
+
+def _switched(call: Call) -> bool | None:
+    """What a call that stands in a loop over all parameters sets ``requires_grad`` to."""
+    if call.method == "requires_grad_" and not call.keywords and _is_model(call.receiver):
+        value = call.value("requires_grad", 0)
+        if value is None:
+            return True
+        return value.value if isinstance(value, Known) and isinstance(value.value, bool) else None
+    if call.method not in ("parameters", "named_parameters"):
+        return None
+    text = call.span.unit.python
+    head = _LOOP.search(text[max(0, call.span.start - 200) : call.span.start])
+    body = _SET.match(text, call.span.end)
+    if head is None or body is None or head[1] != body[1]:
+        return None
+    return "False" not in (body[2], body[3])
+
+
+def _is_model(value: Value | None) -> bool:
+    call = next(makers(value), None)
+    return call is not None and (is_loader(call) or is_wrap(call) or is_saved_adapter(call))
+
+
+def _wrapper(value: Value | None) -> Call | None:
+    """The call that put adapters on a model and returned the PEFT model that a value is."""
+    call = next(makers(value), None)
+    return call if call is not None and (is_wrap(call) or is_saved_adapter(call)) else None
+
+
+def _peft_model(setup: Setup, call: Call) -> Call | None:
+    """What made the PEFT model whose method is called: a wrapper, or a Trainer as ``x.model``."""
+    wrap = _wrapper(call.receiver)
+    return wrap if wrap is not None else _trainer_of(setup, call.receiver)
+
+
+def _trainer_of(setup: Setup, value: Value | None) -> Call | None:
+    """The trainer of ``trainer.model``, where that is a PEFT model."""
+    trainer = _trainer_named(setup, value)
+    if trainer is None:
+        return None
+    by_itself = not is_none(trainer.value("peft_config"))
+    return trainer if by_itself or _wrapper(trainer.value("model", 0)) is not None else None
+
+
+def _trainer_named(setup: Setup, value: Value | None) -> Call | None:
+    """The trainer of ``trainer.model``, by the name that it was given."""
+    if not isinstance(value, Unknown) or not value.code.endswith(".model"):
+        return None
+    name = value.code.removesuffix(".model")
+    named = [
+        call
+        for call in setup.program.calls
+        if is_trainer(call) and call.statement is not None and target_of(call) == name
+    ]
+    return named[0] if len(named) == 1 else None
+
+
+def _saves(setup: Setup, call: Call, model: Call) -> bool:
+    """Whether a call saves the PEFT model that ``model`` made."""
+    if call.method in _SAVES:
+        return _peft_model(setup, call) is model
+    if call.method == "save_model" and isinstance(call.receiver, Thing):
+        trainer = call.receiver.call
+        return trainer is model or (
+            is_trainer(trainer) and _wrapper(trainer.value("model", 0)) is model
+        )
+    return False
+
+
+def _is_a_statement(call: Call) -> bool:
+    """Whether the call is all of its statement, so that its result goes nowhere."""
+    return call.statement is not None and call.statement.text.strip() == call.span.text.strip()
+
+
+def _kept(call: Call) -> list[Splice]:
+    """``model = `` before ``model.merge_and_unload()``."""
+    name = call.span.text.partition(".")[0].strip()
+    rest = call.span.text.strip().removeprefix(name)
+    if not name.isidentifier() or not re.match(r"\.\w+\(", rest):
+        return []
+    start = call.span.start
+    return [(Span(call.span.unit, start, start), f"{name} = ")]
+
+
+def _is_method(call: Call, owner: Call, name: str) -> bool:
+    return call.method == name and isinstance(call.receiver, Thing) and call.receiver.call is owner
+
+
+def _active(setup: Setup, trainer: Call, after: int, before: int) -> Call | None:
+    """The last ``set_adapter`` on the trainer's model between two calls."""
+    wrap = _wrapper(trainer.value("model", 0))
+    chosen = None
+    for call in setup.program.calls:
+        if call.method == "set_adapter" and call.certain and after < call.number < before:
+            of_model = wrap is not None and _wrapper(call.receiver) is wrap
+            if of_model or _trainer_named(setup, call.receiver) is trainer:
+                chosen = call
+    return chosen
+
+
+def _name(call: Call) -> str:
+    """The adapter that ``set_adapter`` makes active; empty where it is not one that is known."""
+    value = call.value("adapter_name", 0)
+    return value.value if isinstance(value, Known) and isinstance(value.value, str) else ""

@@ -1,0 +1,62 @@
+"""LD641: the result of merge_and_unload is not kept, and an empty adapter is saved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.rule_api import Case, Example, Finding, Rule, Symptom, merged_and_dropped
+from lora_doctor.rules._program import slips
+
+
+class MergedModelDropped(Rule):
+    """The result of `merge_and_unload()` is not assigned, and the PEFT model is saved afterwards.
+
+    ## What happens
+    `merge_and_unload()` removes the adapters from the PEFT model and returns the merged base model.
+    If the PEFT model is saved after that, `adapter_model.safetensors` has no tensors, or the values
+    of no adapter: nothing of the training is on disk, and no error is raised.
+
+    ## Why
+    The merged model is what the method returns. The PEFT model still saves as one: only its
+    adapters, and it has none left.
+
+    ## Versions
+    All versions of PEFT.
+
+    ## Fix
+    Keep the result: `model = model.merge_and_unload()`, and save that.
+
+    ## Links
+    https://huggingface.co/docs/peft/developer_guides/lora
+    """
+
+    code = "LD641"
+    name = "merged-model-dropped"
+    summary = "The result of merge_and_unload is not kept, and an empty adapter is saved."
+    depth = "static"
+    descriptions = (
+        Symptom(
+            r"\bmerge_and_unload\b.{0,160}\b(?:only|just|empty)\b.{0,40}"
+            r"\badapter_(?:config|model)\b"
+        ),
+    )
+    examples = (
+        Example(
+            "broken",
+            "tests/scripts/merged_and_dropped.py",
+            depth="static",
+            why="the merged model is what the method returns",
+        ),
+        Example("healthy", "tests/scripts/merged_and_kept.py", depth="static"),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        yield from slips(
+            self,
+            case,
+            merged_and_dropped(case.program),
+            "{code} returns the merged model, which is not kept; {other} then saves the PEFT "
+            "model, which has no adapters left: the trained weights are not saved.",
+            "saved",
+            "Keep the result of merge_and_unload() and save that.",
+        )

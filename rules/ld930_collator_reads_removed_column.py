@@ -1,0 +1,101 @@
+"""LD930: the script's collator reads a column that the Trainer removes from every row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.rule_api import (
+    Case,
+    EvidenceError,
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measurement,
+    Proof,
+    Rule,
+    Symptom,
+    collated_columns,
+    quoted,
+)
+from lora_doctor.static.installed.forward_arguments import forward_arguments
+
+#: Kept by every Trainer, whatever the model takes.
+_KEPT = ("label", "label_ids")
+
+
+class CollatorReadsRemovedColumn(Rule):
+    """The script's `data_collator` reads a column (`row["messages"]`) that the model's `forward`
+    does not name, and `remove_unused_columns` is on.
+
+    ## What happens
+    `KeyError` in the collator at the first batch, or `No columns in the dataset match the model's
+    forward method signature`. The dataset has the column; the collator never sees it.
+
+    ## Why
+    Before it collates, the Trainer removes every column that is no argument of the model's
+    `forward` and no label. A collator that makes the model's inputs from texts or images needs the
+    original columns.
+
+    ## Versions
+    All of transformers. A dry run finds the same for any model and dataset (LD923).
+
+    ## Fix
+    `remove_unused_columns=False` in `TrainingArguments`.
+
+    ## Links
+    https://huggingface.co/docs/transformers/main_classes/trainer
+    """
+
+    code = "LD930"
+    name = "collator-reads-removed-column"
+    summary = "The script's collator reads a column that the Trainer removes from every row."
+    depth = "static"
+    symptoms = (
+        Symptom(
+            r"\bKeyError: ['\"](?:messages|text|images?|audio|conversations?|question|answer)['\"]",
+            context=r"in collate\w*|data_collator\(|_collate",
+            weight=-1,
+        ),
+    )
+    examples = (
+        Example(
+            "broken",
+            "tests/scripts/column_removed.py",
+            depth="static",
+            why="forward of Phi-3 has no argument messages",
+        ),
+        Example("healthy", "tests/scripts/columns_kept.py", depth="static"),
+    )
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        found = list(collated_columns(case.program))
+        if not found:
+            return
+        model_type = str(case.static.config.get("model_type") or "")
+        taken = forward_arguments(model_type)
+        if not taken:
+            raise EvidenceError(f"the arguments of {model_type or 'this model'} are not known")
+        for one in found:
+            lost = [name for name in one.names if name not in {*taken, *_KEPT, *one.labels}]
+            if not lost:
+                continue
+            yield self.finding(
+                "error",
+                f"{one.collator} reads {quoted(lost, 4)} from each row, and {one.trainer} removes "
+                f"{'it' if len(lost) == 1 else 'them'} before: no forward of {model_type} takes "
+                f"{'it' if len(lost) == 1 else 'them'}.",
+                location=Location("file", one.place.file, one.place.line),
+                evidence=(
+                    Measurement("read by the collator", list(one.names), one.collator),
+                    Measurement("removed of these", lost, "forward arguments, installed source"),
+                ),
+                proof=Proof("read", "the collator, and the installed source of the model"),
+                fixes=(
+                    Fix(
+                        "Set remove_unused_columns=False in TrainingArguments.",
+                        "safe" if one.rewrites else "manual",
+                        rewrites=one.rewrites,
+                    ),
+                ),
+            )

@@ -1,0 +1,226 @@
+"""What a script does with its adapters around training: read off it, line by line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+
+from lora_doctor.recipe.program.added_tokens import added_tokens
+from lora_doctor.recipe.program.after_training import (
+    all_set_trainable,
+    merged_and_dropped,
+    trained_in_turn,
+)
+from lora_doctor.recipe.program.collated_columns import collated_columns
+from lora_doctor.recipe.program.made_trainer import made_trainer
+from lora_doctor.recipe.program.order import Slip
+from lora_doctor.recipe.program.read_setup import read_setup
+from lora_doctor.recipe.program.setup import Setup
+
+HEAD = """\
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
+
+config = LoraConfig(r=8, target_modules=["q_proj"])
+base = AutoModelForCausalLM.from_pretrained("org/model")
+model = get_peft_model(base, config)
+"""
+TRAINED = HEAD + 'trainer = Trainer(model=model, args=TrainingArguments("out"))\ntrainer.train()\n'
+
+
+def read(tmp_path: Path, text: str) -> Setup:
+    path = tmp_path / "train.py"
+    path.write_text(text, encoding="utf-8")
+    return read_setup(path, None, ())
+
+
+def lines(find: Callable[[Setup], Iterable[Slip]], setup: Setup) -> list[int]:
+    return [slip.place.line for slip in find(setup) if slip.place.line is not None]
+
+
+@pytest.mark.parametrize(
+    ("code", "line"),
+    [
+        ('model.merge_and_unload()\nmodel.save_pretrained("merged")\n', 10),
+        ('model.merge_and_unload()\ntrainer.save_model("merged")\n', 10),
+        ('trainer.model.merge_and_unload()\ntrainer.model.save_pretrained("merged")\n', 10),
+        ('if True:\n    model.merge_and_unload()\nmodel.push_to_hub("me/merged")\n', 11),
+        ('model = model.merge_and_unload()\nmodel.save_pretrained("merged")\n', None),
+        ('merged = model.merge_and_unload()\nmerged.save_pretrained("merged")\n', None),
+        ('model.merge_and_unload().save_pretrained("merged")\n', None),
+        ('model.save_pretrained("adapter")\nmodel.merge_and_unload()\n', None),
+        ('model.merge_adapter()\nmodel.save_pretrained("adapter")\n', None),
+        ('model.merge_and_unload()\nbase.save_pretrained("merged")\n', None),
+    ],
+)
+def test_a_merged_model_that_is_not_kept(tmp_path: Path, code: str, line: int | None) -> None:
+    """PEFT returns the merged model; the PEFT model then saves an adapter without tensors."""
+    assert lines(merged_and_dropped, read(tmp_path, TRAINED + code)) == ([line] if line else [])
+
+
+def test_keeping_the_merged_model_is_one_word_more(tmp_path: Path) -> None:
+    code = 'model.merge_and_unload()\nmodel.save_pretrained("merged")\n'
+    (slip,) = merged_and_dropped(read(tmp_path, TRAINED + code))
+    assert [change.new for change in slip.rewrites] == ["model = "]
+
+
+IN_TURN = """\
+model.add_adapter("second", config)
+trainer = Trainer(model=model, args=TrainingArguments("out"))
+model.set_adapter("default")
+trainer.train()
+CHANGE
+trainer.train()
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ('model.set_adapter("second")', True),
+        ('trainer.model.set_adapter("second")', True),
+        ('model.set_adapter("default")', False),
+        ('model.set_adapter("second")\ntrainer.optimizer = None', False),
+        ('model.set_adapter("second")\ntrainer = Trainer(model=model)', False),
+        ("print(trainer.state)", False),
+    ],
+)
+def test_two_adapters_of_one_trainer(tmp_path: Path, change: str, found: bool) -> None:
+    """The Trainer keeps the optimizer of its first ``train()``."""
+    setup = read(tmp_path, HEAD + IN_TURN.replace("CHANGE", change))
+    assert lines(trained_in_turn, setup) == ([13] if found else [])
+
+
+@pytest.mark.parametrize(
+    ("code", "switch"),
+    [
+        ("for p in model.parameters():\n    p.requires_grad = False\n", False),
+        ("for name, p in model.named_parameters():\n    p.requires_grad_(True)\n", True),
+        ("model.requires_grad_(False)\n", False),
+        ("model.requires_grad_()\n", True),
+        ("for p in base.parameters():\n    p.requires_grad = False\n", None),
+        (
+            "for p in model.parameters():\n    p.requires_grad = False\n"
+            'for n, p in model.named_parameters():\n    if "lora" in n:\n'
+            "        p.requires_grad = True\n",
+            None,
+        ),
+        (
+            "for n, p in model.named_parameters():\n"
+            '    if "norm" in n:\n        p.requires_grad = True\n',
+            None,
+        ),
+        ("trained = [p for p in model.parameters() if p.requires_grad]\n", None),
+        ("model.requires_grad_(False)\nmodel.set_adapter('default')\n", None),
+        ("model.enable_input_require_grads()\n", None),
+    ],
+)
+def test_all_parameters_are_switched(tmp_path: Path, code: str, switch: bool | None) -> None:
+    found = [trainable for trainable, _ in all_set_trainable(read(tmp_path, HEAD + code))]
+    assert found == ([] if switch is None else [switch])
+
+
+def test_freezing_before_the_adapters_is_usual(tmp_path: Path) -> None:
+    loop = "for p in base.parameters():\n    p.requires_grad = False\nmodel = get"
+    assert not list(all_set_trainable(read(tmp_path, HEAD.replace("model = get", loop))))
+
+
+COLLATED = """\
+tokenizer = AutoTokenizer.from_pretrained("org/model")
+
+
+def collate(rows):
+    BODY
+    return batch
+
+
+trainer = Trainer(model=model, args=TrainingArguments("out", OPTION), data_collator=collate)
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "option", "names"),
+    [
+        ('batch = tokenizer([row["text"] for row in rows])', "", ["text"]),
+        ('batch = tokenizer(rows[0]["text"])', "", ["text"]),
+        ('batch = [f(r["q"], r["a"]) for _, r in enumerate(rows)]', "", ["q", "a"]),
+        ('batch = tokenizer([row["text"] for row in rows])', "remove_unused_columns=False", None),
+        ('batch = tokenizer([row["text"] for row in rows])', "**more", None),
+        ('batch = [row["text"] if "text" in row else "" for row in rows]', "", None),
+        ('batch = [row.get("text") for row in rows]', "", None),
+        ('batch = tokenizer.pad(rows)\n    batch["text"] = batch["x"]', "", None),
+        ('batch = [row["text"] for row in rows if "text" in row]', "", None),
+    ],
+)
+def test_columns_that_a_collator_reads(
+    tmp_path: Path, body: str, option: str, names: list[str] | None
+) -> None:
+    code = COLLATED.replace("BODY", body).replace(", OPTION", f", {option}" if option else "")
+    found = list(collated_columns(read(tmp_path, HEAD + code)))
+    assert [list(one.names) for one in found] == ([] if names is None else [names])
+
+
+def test_a_collator_that_is_a_class(tmp_path: Path) -> None:
+    code = (
+        "class Collator:\n    def __call__(self, features):\n"
+        '        return [one["audio"] for one in features]\n'
+        'trainer = Trainer(model, TrainingArguments("out"), Collator())\n'
+    )
+    (found,) = collated_columns(read(tmp_path, HEAD + code))
+    assert found.names == ("audio",) and found.rewrites
+
+
+TOKENS = 'tokenizer = AutoTokenizer.from_pretrained("org/model")\n'
+RESIZED = "model.resize_token_embeddings(len(tokenizer))\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "tokens", "padding", "resized"),
+    [
+        ('tokenizer.add_tokens(["<a>", "<b>"])\n' + RESIZED, ("<a>", "<b>"), False, True),
+        ('tokenizer.add_special_tokens({"pad_token": "[PAD]"})\n', ("[PAD]",), True, False),
+        (
+            'NEW = ["<a>"]\ntokenizer.add_special_tokens({"additional_special_tokens": NEW})\n',
+            ("<a>",),
+            False,
+            False,
+        ),
+        ("tokenizer.add_tokens(read())\n", None, False, False),
+        ('tokenizer.add_tokens(["<a>"])\nmake(lambda m: m.resize_token_embeddings(9))\n', None,
+         False, False),
+    ],
+)  # fmt: skip
+def test_tokens_that_a_script_adds(
+    tmp_path: Path, code: str, tokens: tuple[str, ...] | None, padding: bool, resized: bool
+) -> None:
+    found = list(added_tokens(read(tmp_path, HEAD + TOKENS + code)))
+    if tokens is None:
+        assert not found
+        return
+    (one,) = found
+    assert (one.tokens, one.padding, one.resized is not None) == (tokens, padding, resized)
+    assert one.of_the_model
+
+
+@pytest.mark.parametrize(
+    ("call", "given"),
+    [
+        ('Trainer(model, TrainingArguments("out"), train_dataset=[], callbacks=[x])', ()),
+        ('Trainer(model, TrainingArguments("out"), compute_metrics=f)', ("compute_metrics",)),
+        ('Trainer(model, TrainingArguments("out", seed=read()))', ()),
+        ('Trainer(model, TrainingArguments("out", eval_strategy=read()))', None),
+        ('Trainer(model, TrainingArguments("out"), **more)', None),
+        ("Trainer(model, read())", None),
+        ('Trainer(model, TrainingArguments("out"), model_init=f)', None),
+    ],
+)
+def test_a_trainer_that_can_be_made_again(
+    tmp_path: Path, call: str, given: tuple[str, ...] | None
+) -> None:
+    """Only where the text says all that decides."""
+    found = made_trainer(read(tmp_path, HEAD + f"trainer = {call}\n"))
+    assert (None if found is None else found.given) == given
+    assert found is None or found.adapted
