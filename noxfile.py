@@ -88,7 +88,8 @@ def dry_run(session: nox.Session) -> None:
     session.install("-e", ".[dev]")
     session.run("pytest", "tests/test_dry_run.py", "tests/test_dry_run_frameworks.py",
                 "tests/test_dry_run_data.py", "tests/test_dry_run_setups.py",
-                "tests/test_dry_run_processes.py", *session.posargs,
+                "tests/test_dry_run_processes.py", "tests/test_refused_trainer.py",
+                *session.posargs,
                 env={"LORA_DOCTOR_SETUPS": "all"})  # fmt: skip
     session.run("pytest", "tests/test_rules.py", "-k", "script_is_dry_run and LD54",
                 *session.posargs, env={"LORA_DOCTOR_SETUPS": "all"})  # fmt: skip

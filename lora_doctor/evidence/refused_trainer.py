@@ -272,7 +272,7 @@ def _a_linear(model: Any) -> str:
     for path, module in model.named_modules():
         plain = type(module) is torch.nn.Linear or type(module).__name__ == "Conv1D"
         if plain and module is not head:
-            return path
+            return str(path)
     raise EvidenceError("the model has no linear layer")
 
 
