@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lora_doctor.reports._secrets import data_without_secrets
 from lora_doctor.reports._text import plain, shorten
 
 if TYPE_CHECKING:
@@ -19,7 +18,7 @@ class Embedded:
     """
 
     def __init__(self, diagnosis: Diagnosis) -> None:
-        self._data = data_without_secrets(plain(diagnosis.to_json()))
+        self._data = plain(diagnosis.to_json())
         self._cuts = [_whole, _without_structure, _with_short_texts, _without_details]
         self._text = self._written()
 

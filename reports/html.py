@@ -21,7 +21,6 @@ from lora_doctor.reports._embedded import Embedded
 from lora_doctor.reports._limits import Limits
 from lora_doctor.reports._memory_chart import memory_view
 from lora_doctor.reports._recipe_lines import fix_diff, literal, recipe_rows, set_by, text_diff
-from lora_doctor.reports._secrets import without_secrets
 from lora_doctor.reports._text import many, shorten, shown, visible
 from lora_doctor.reports._verdict import is_mended, next_words, verdict_text
 from lora_doctor.reports._words import (
@@ -87,7 +86,7 @@ def _template() -> Any:
             return ""
         if isinstance(value, Markup) or not isinstance(value, str):
             return value
-        return without_secrets(visible(value, None, lines=True))
+        return visible(value, None, lines=True)
 
     folder = Path(__file__).parent
     environment = Environment(
@@ -120,7 +119,7 @@ def _view(diagnosis: Diagnosis, limits: Limits) -> dict[str, Any]:
         "written": bool(diagnosis.written_to),
         "counts": _counts(diagnosis),
         "conditions": conditions(diagnosis),
-        "next_command": without_secrets(visible(diagnosis.next_command, 4000)),
+        "next_command": visible(diagnosis.next_command, 4000),
         "next_words": next_words(diagnosis),
         "findings": [_finding(item, diagnosis, limits) for item in findings[: limits.findings]],
         "more_findings": [_line(item) for item in findings[limits.findings :]][: limits.lines],

@@ -12,7 +12,6 @@ from lora_doctor import reports
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.reports._charts import HEIGHT, WIDTH, bar_chart, layer_charts, loss_chart
 from lora_doctor.reports._memory_chart import memory_view
-from lora_doctor.reports._secrets import MASK, data_without_secrets, without_secrets
 from lora_doctor.results.diagnosis import Diagnosis
 from lora_doctor.results.verification import BatchReport
 from tests import diagnoses
@@ -125,49 +124,3 @@ def test_texts_of_rows_are_on_the_page_only_where_they_were_asked_for() -> None:
     assert " private" in seen(reports.render(replace(found, supervision=asked), "html"))
     terminal = reports.render(replace(found, supervision=diagnoses.supervision()), "full")
     assert " private" in terminal
-
-
-TOKEN = "hf_" + "A1b2" * 8
-SECRETS = [
-    (f"python train.py --hub_token {TOKEN}", f"python train.py --hub_token {MASK}"),
-    (f"401 for token {TOKEN}", f"401 for token {MASK}"),
-    ("WANDB_API_KEY=0123456789abcdef python t.py", f"WANDB_API_KEY={MASK} python t.py"),
-    ("--password 'two words' --lr 1", f"--password {MASK} --lr 1"),
-    ("https://me:pw@host/x.git", f"https://{MASK}@host/x.git"),
-    ("HF_TOKEN=abc x", f"HF_TOKEN={MASK} x"),
-    ("--token abc", f"--token {MASK}"),
-    ("--api-key=sk-abc", f"--api-key={MASK}"),
-    ("login('q7Rk2ZpX9vLm4TbW8sYd1NcE6hGf3JuA')", f"login('{MASK}')"),
-    ("Bearer eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3.c2lnbmF0dXJl rest", f"Bearer {MASK} rest"),
-]
-PLAIN = [
-    "Qwen2_5_VLForConditionalGeneration4Bit8", "revision c0ffee00c0ffee00c0ffee00c0ffee00c0ffee00",
-    "DeepSeek-R1-Distill-Qwen-32B-AWQ-INT4", "Qwen2-VL-7B-AWQ-G128-W4A16-KV8-Act-R3",
-    "/cache/q7Rk2ZpX9vLm4TbW8sYd1NcE6hGf3JuA/model.safetensors",
-    "pad_token = eos_token", "--max-new-tokens 12 --token-type ids", "the token ends the answer",
-    "model.embed_tokens.weight", "<|im_end|>", "key=value", "bos_token <s>", "A token is missing",
-    "num_virtual_tokens=20", "pad_token=eos_token", "--pad-token <|endoftext|>", "pad token <pad>",
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("text", "shown"), SECRETS)
-def test_secrets_are_hidden(text: str, shown: str) -> None:
-    assert without_secrets(text) == shown
-
-
-@pytest.mark.parametrize("text", PLAIN)
-def test_tokens_of_a_tokenizer_are_no_secrets(text: str) -> None:
-    assert without_secrets(text) == text
-
-
-def test_no_secret_of_a_command_or_an_exception_reaches_the_page() -> None:
-    finding = replace(diagnoses.phi3().findings[0], message=f"401 with {TOKEN}")
-    found = replace(
-        diagnoses.phi3(), findings=(finding,),
-        next_command=f"lora-doctor check x --hub-token {TOKEN} --password hunter22",
-        recipe=Recipe({"r": 8, "note": TOKEN}),
-    )  # fmt: skip
-    page = reports.render(found, "html")
-    assert TOKEN not in page and "hunter22" not in page and MASK in page
-    command = data_without_secrets(["python", "--password", "hunter22", "--lr", "1"])
-    assert command == ["python", "--password", MASK, "--lr", "1"]

@@ -301,9 +301,10 @@ def diff(before: str, now: str, fail_on: str, output_format: str) -> int:
     """
     from lora_doctor.cli.comparison import as_json, as_text, fails
     from lora_doctor.results.baseline import compare
+    from lora_doctor.results.secrets import hidden_in
     from lora_doctor.results.stored import read_diagnosis
 
-    found = compare(read_diagnosis(before), read_diagnosis(now))
+    found = compare(*(hidden_in(read_diagnosis(file)) for file in (before, now)))
     streams.write(as_json(found) if output_format == "json" else as_text(found), end="")
     return FINDINGS if fails(found, fail_on) else OK
 

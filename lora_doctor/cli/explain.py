@@ -22,6 +22,7 @@ from lora_doctor.engine.symptoms import (
 )
 from lora_doctor.errors import InputError, LimitError
 from lora_doctor.limits import LOG_CHARACTERS
+from lora_doctor.results.secrets import hidden
 from lora_doctor.text import visible, visible_lines
 
 # No rule has a longer name.
@@ -54,13 +55,13 @@ class Explanation:
             "matches": [
                 {
                     **_identity(match.rule),
-                    "line": visible(match.line),
+                    "line": hidden(visible(match.line)),
                     "described": match.described,
                 }
                 for match in self.matches
             ],
             "near": [
-                {**_identity(near.rule), "line": visible(near.line), "lacks": near.lacks}
+                {**_identity(near.rule), "line": hidden(visible(near.line)), "lacks": near.lacks}
                 for near in self.near
             ],
         }
@@ -79,7 +80,7 @@ def explain(text: str, *, color: bool = False) -> str:
     if not found.matches:
         raise InputError(_unknown(text.strip(), found.near))
     first, *others = found.matches
-    matched = f"Matched {first.rule.code} in: {visible(first.line)}"
+    matched = f"Matched {first.rule.code} in: {hidden(visible(first.line))}"
     if first.described:
         matched = f"No error message recognised; by its description it may be {first.rule.code}"
     lines = [matched, *_here(text, first.rule), ""]

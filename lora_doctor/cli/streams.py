@@ -18,6 +18,7 @@ import click
 from lora_doctor.errors import InputError
 from lora_doctor.files import moved_descriptors
 from lora_doctor.limits import PASTED_BYTES
+from lora_doctor.results.secrets import hidden
 from lora_doctor.text import visible, visible_lines
 
 #: Numbers of standard streams that were closed when we began.
@@ -121,9 +122,10 @@ def write(text: str, *, end: str = "\n", foreign: bool = True) -> None:
 
 
 def tell(text: str) -> None:
-    """One line on standard error; where that cannot be written, nobody is told."""
+    """One line on standard error, which CI keeps in its logs: without secrets. Where it cannot be
+    written, nobody is told."""
     try:
-        click.echo(visible(text, None), err=True)
+        click.echo(visible(hidden(text), None), err=True)
     except (OSError, ValueError):
         _to_nowhere(sys.stderr)
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+from lora_doctor.results.secrets import hidden_in
 from lora_doctor.text import printable
 
 
@@ -47,5 +48,6 @@ def _render(diagnosis: Any, format: str, *, width: int = 80, encoding: str = "ut
     # Our own module and not whatever the installed packages add: a broken one of theirs is no
     # reason why a diagnosis cannot be printed.
     report = importlib.import_module(f"lora_doctor.reports.{format}")
-    text = report.render(diagnosis, color=False, width=width, verbose=False, encoding=encoding)
+    shared = hidden_in(diagnosis)
+    text = report.render(shared, color=False, width=width, verbose=False, encoding=encoding)
     return str(text)

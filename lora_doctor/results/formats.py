@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from lora_doctor.discovery import find_modules, is_added_to, module_names
 from lora_doctor.errors import InputError
+from lora_doctor.results.secrets import hidden_in
 
 if TYPE_CHECKING:
     from lora_doctor.results.diagnosis import Diagnosis
@@ -87,7 +88,7 @@ def render(
     verbose: bool = False,
     encoding: str = "utf-8",
 ) -> str:
-    """The diagnosis in one format.
+    """The diagnosis in one format, without the secrets that it may quote.
 
     ``color`` is withdrawn when the environment sets ``NO_COLOR``. The result can be encoded in
     ``encoding`` without error.
@@ -99,7 +100,7 @@ def render(
     if found is None:
         raise ValueError(f"format {format!r}: is one of {', '.join(find_formats())}")
     return found.render(
-        diagnosis,
+        hidden_in(diagnosis),
         color=color and not os.environ.get("NO_COLOR"),
         width=width,
         verbose=verbose,
