@@ -101,7 +101,7 @@ def _open_question(diagnosis: Diagnosis) -> Record:
         UNDETERMINED,
         "info" if diagnosis.undetermined is None else "error",
         f"undetermined: {visible(why_undetermined(diagnosis), _TEXT)}",
-        _recipe_file(diagnosis),
+        recipe_file(diagnosis),
         None,
         set_up(diagnosis),
         UNDETERMINED,
@@ -116,10 +116,10 @@ def _file(finding: Finding, diagnosis: Diagnosis) -> tuple[str, int | None]:
     written = diagnosis.recipe.places.get(location.path) if location.kind == "recipe" else None
     if written is not None:
         return _relative(written.file), written.line
-    return _recipe_file(diagnosis), None
+    return recipe_file(diagnosis), None
 
 
-def _recipe_file(diagnosis: Diagnosis) -> str:
+def recipe_file(diagnosis: Diagnosis) -> str:
     """The file that holds the set-up: what a finding about a key or a module is reported for."""
     if diagnosis.recipe.file is not None:
         return _relative(str(diagnosis.recipe.file))

@@ -17,6 +17,7 @@ from lora_doctor.reports._words import (
     place,
     why_undetermined,
 )
+from lora_doctor.results.formats import one_after_another
 
 if TYPE_CHECKING:
     from lora_doctor.recipe.recipe import Recipe
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from lora_doctor.results.finding import Finding
 
 NAME = "concise"
+join = one_after_another
 
 
 def render(

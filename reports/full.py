@@ -32,6 +32,7 @@ from lora_doctor.reports._words import (
     stopped_in,
     tally,
 )
+from lora_doctor.results.formats import one_after_another
 
 if TYPE_CHECKING:
     from lora_doctor.results.diagnosis import Diagnosis
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from lora_doctor.results.supervision import ShownRow
 
 NAME = "full"
+join = one_after_another
 
 _OUTCOMES = {"passed": "green", "removed": "yellow", "failed": "red", "not-executed": "dim"}
 _MOST_EVIDENCE = 30

@@ -8,11 +8,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lora_doctor.reports._records import Record, records, set_up
+from lora_doctor.results.formats import one_after_another
 
 if TYPE_CHECKING:
     from lora_doctor.results.diagnosis import Diagnosis
 
 NAME = "github"
+join = one_after_another
 _COMMANDS = {"error": "error", "warning": "warning", "info": "notice"}
 
 

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 from lora_doctor.reports._records import UNDETERMINED, not_accepted
 from lora_doctor.reports._text import plain
 from lora_doctor.reports._words import why_undetermined
+from lora_doctor.results.formats import one_after_another
 
 if TYPE_CHECKING:
     from lora_doctor.results.diagnosis import Diagnosis
 
 NAME = "json-lines"
+join = one_after_another
 
 
 def render(

@@ -6,6 +6,7 @@ reason. A question that stayed open is an error.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
@@ -58,10 +59,24 @@ def render(
     }
     suite.attrib.update({name: str(count) for name, count in counts.items()})
     suite.set("time", f"{diagnosis.seconds:.3f}")
-    suites = ElementTree.Element("testsuites")
-    suites.append(suite)
-    ElementTree.indent(suites)
-    body = ElementTree.tostring(suites, encoding="us-ascii").decode("ascii")
+    return _written([suite])
+
+
+def join(texts: Mapping[str, str]) -> str:
+    """One file with a suite for each set-up, named after it."""
+    suites = []
+    for name, text in texts.items():
+        (suite,) = ElementTree.fromstring(text)
+        suite.set("name", f"{visible(name)}: {suite.get('name')}")
+        suites.append(suite)
+    return _written(suites)
+
+
+def _written(suites: list[ElementTree.Element]) -> str:
+    root = ElementTree.Element("testsuites")
+    root.extend(suites)
+    ElementTree.indent(root)
+    body = ElementTree.tostring(root, encoding="us-ascii").decode("ascii")
     return f"{body}\n"
 
 

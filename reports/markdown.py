@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 from lora_doctor.reports import _budgets
 from lora_doctor.reports._records import records, remarks, set_up
 from lora_doctor.reports._verdict import verdict_text
+from lora_doctor.results.formats import one_after_another
 
 if TYPE_CHECKING:
     from lora_doctor.results.diagnosis import Diagnosis
 
 NAME = "markdown"
+join = one_after_another
 
 
 def render(

@@ -8,13 +8,16 @@ result with its suppression.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from lora_doctor.reports._records import (
     UNDETERMINED,
     Record,
     accepted_records,
+    recipe_file,
     records,
     remarks,
     set_up,
@@ -39,7 +42,7 @@ def render(
     encoding: str = "utf-8",
 ) -> str:
     """One run with the findings as its results."""
-    found = records(diagnosis)
+    found, checked = records(diagnosis), set_up(diagnosis)
     results = [record for record in found if record.rule != UNDETERMINED]
     accepted = accepted_records(diagnosis)
     names = {record.rule: record.name for record in (*results, *(one for one, _ in accepted))}
@@ -55,20 +58,35 @@ def render(
     }
     run = {
         "tool": {"driver": driver},
-        "automationDetails": {"id": f"lora-doctor/{set_up(diagnosis)}"},
+        "automationDetails": {"id": _category(checked, recipe_file(diagnosis))},
         "invocations": [
             _invocation(found, remarks(diagnosis), reached=diagnosis.undetermined is None)
         ],
         "properties": {"budgets": plain([asdict(one) for one in diagnosis.budgets])},
         "results": [
-            *(_result(record, rules.index(record.rule)) for record in results),
+            *(_result(record, rules, checked) for record in results),
             *(
-                {**_result(record, rules.index(record.rule)), "suppressions": [_suppression(item)]}
+                {**_result(record, rules, checked), "suppressions": [_suppression(item)]}
                 for record, item in accepted
             ),
         ],
     }
     return json.dumps({"$schema": _SCHEMA, "version": "2.1.0", "runs": [run]}, indent=2) + "\n"
+
+
+def join(texts: Mapping[str, str]) -> str:
+    """One log with a run for each set-up."""
+    runs = []
+    for name, text in texts.items():
+        (run,) = json.loads(text)["runs"]
+        runs.append({**run, "automationDetails": {"id": _category(visible(name))}})
+    return json.dumps({"$schema": _SCHEMA, "version": "2.1.0", "runs": runs}, indent=2) + "\n"
+
+
+def _category(*names: str) -> str:
+    """GitHub takes what stands before the last slash for the category of a run. A second run of the
+    same category replaces the first, and is refused in one upload."""
+    return "/".join(("lora-doctor", *filter(None, names), ""))
 
 
 def _suppression(item: Accepted) -> dict[str, str]:
@@ -92,17 +110,21 @@ def _invocation(found: list[Record], told: list[str], *, reached: bool) -> dict[
     return {"executionSuccessful": reached, "toolExecutionNotifications": notifications}
 
 
-def _result(record: Record, index: int) -> dict[str, Any]:
-    location: dict[str, Any] = {"logicalLocations": [{"fullyQualifiedName": record.where}]}
-    if record.file:
-        place: dict[str, Any] = {"artifactLocation": {"uri": _uri(record.file)}}
-        if record.line:
-            place["region"] = {"startLine": record.line}
-        location["physicalLocation"] = place
+def _result(record: Record, rules: list[str], set_up: str) -> dict[str, Any]:
+    # GitHub refuses a whole log for one result without a physical location. Where there is no file
+    # the model is the artifact, as the image is in logs of container scanners.
+    uri = _uri(record.file) if record.file else quote(set_up, safe="/")
+    place: dict[str, Any] = {"artifactLocation": {"uri": uri}}
+    if record.file and record.line:
+        place["region"] = {"startLine": record.line}
+    location = {
+        "physicalLocation": place,
+        "logicalLocations": [{"fullyQualifiedName": record.where}],
+    }
     text = record.message + (f" Fix: {record.fix}" if record.fix else "")
     return {
         "ruleId": record.rule,
-        "ruleIndex": index,
+        "ruleIndex": rules.index(record.rule),
         "level": _LEVELS[record.level],
         "message": {"text": text},
         "locations": [location],
@@ -112,7 +134,6 @@ def _result(record: Record, index: int) -> dict[str, Any]:
 
 def _uri(file: str) -> str:
     from pathlib import PurePosixPath
-    from urllib.parse import quote
 
     path = PurePosixPath(file)
     return path.as_uri() if path.is_absolute() else quote(file)

@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import jsonschema
 import pytest
@@ -17,6 +18,7 @@ from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.diagnosis import Diagnosis
 from lora_doctor.results.finding import Finding, Location, Measurement, Proof
 from lora_doctor.results.fingerprints import fingerprints
+from lora_doctor.results.formats import can_join, render_joint, streams_results
 from lora_doctor.static.model_source import ModelSource
 from tests import diagnoses
 from tests.cli import completed as run
@@ -79,6 +81,9 @@ def test_sarif_is_sarif(name: str) -> None:
         assert result.rule_id == run.tool.driver.rules[result.rule_index].id
         assert not result.model_extra and not result.locations[0].model_extra
         assert result.message.text
+        # GitHub refuses the whole log for one result without.
+        uri = result.locations[0].physical_location.artifact_location.uri
+        assert uri and not re.match(r"\w+:(?!///)", uri)
     open_question = diagnoses.ALL[name]().undetermined is not None
     assert run.invocations[0].execution_successful == (not open_question)
 
@@ -88,6 +93,44 @@ def test_sarif_points_at_the_line() -> None:
     (result,) = json.loads(text)["runs"][0]["results"]
     place = result["locations"][0]["physicalLocation"]
     assert place == {"artifactLocation": {"uri": "train.py"}, "region": {"startLine": 12}}
+
+
+def test_sarif_names_the_model_where_there_is_no_file() -> None:
+    at_key = diagnosis(finding("nothing matches", AT_KEY))
+    (run,) = json.loads(reports.render(at_key, "sarif"))["runs"]
+    (result,) = run["results"]
+    assert result["locations"][0]["physicalLocation"] == {
+        "artifactLocation": {"uri": "checkpoints/base"}
+    }
+    # The category is what stands before the last slash: a whole model, never its organisation.
+    assert run["automationDetails"]["id"] == "lora-doctor/checkpoints/base/"
+
+
+@pytest.mark.parametrize("name", ["sarif", "junit", "gitlab", "markdown", "json-lines"])
+def test_one_file_holds_the_results_of_several_set_ups(name: str) -> None:
+    same = {one: diagnoses.phi3() for one in ("sft", "dpo")}
+    text = render_joint(same, name)
+    alone = reports.render(diagnoses.phi3(), name)
+    if name == "sarif":
+        runs = json.loads(text)["runs"]
+        assert [run["automationDetails"]["id"] for run in runs] == [
+            "lora-doctor/sft/",
+            "lora-doctor/dpo/",
+        ]
+        assert [len(run["results"]) for run in runs] == [1, 1]
+    elif name == "junit":
+        sft, dpo = ElementTree.fromstring(text)
+        assert (sft.get("name"), dpo.get("name")) == ("sft: arch:phi3", "dpo: arch:phi3")
+        assert len(sft) == len(dpo) == len(ElementTree.fromstring(alone)[0])
+    elif name == "gitlab":
+        issues = json.loads(text)
+        jsonschema.Draft202012Validator(GITLAB).validate(issues)
+        assert len({issue["fingerprint"] for issue in issues}) == len(issues) == 2
+        assert text == render_joint(same, name), "the next pipeline finds the same issues"
+    else:
+        assert text == alone * 2
+    assert can_join(name) and not can_join("html") and not can_join("json")
+    assert streams_results(name) == (name in ("markdown", "json-lines"))
 
 
 @pytest.mark.parametrize("name", NAMES)

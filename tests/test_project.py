@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -30,13 +31,28 @@ def configure(folder: Path, text: str, name: str = "lora-doctor.toml") -> None:
 
 def test_all_set_ups_in_one_invocation(tmp_path: Path) -> None:
     """Each by the configuration of the nearest folder above; a summary at the end, the worst exit
-    code, and a file for each."""
+    code, and a file for each where a format holds one result, else one for all."""
     configure(tmp_path, 'depth = "meta"\n' + SET_UPS)
     inner = tmp_path / "scripts"
     inner.mkdir()
-    done = run("check", "--output-format", "concise", "--output", "json=r.json", cwd=inner)
+    joint = {"sarif": "r.sarif", "gitlab": "r.gitlab", "junit": "r.xml", "concise": "r.txt"}
+    outputs = [f"--output={name}={file}" for name, file in (("json", "r.json"), *joint.items())]
+    done = run("check", "--output-format", "concise", *outputs, cwd=inner)
     assert done.returncode == 1, done.stderr
     assert "LD201" in done.stdout
+    written = {name: (inner / file).read_text() for name, file in joint.items()}
+    for file in joint.values():
+        (inner / file).unlink()
+    runs = json.loads(written["sarif"])["runs"]
+    # GitHub refuses two runs of one category: here both are of a model alone.
+    categories = [run["automationDetails"]["id"] for run in runs]
+    assert categories == ["lora-doctor/llama/", "lora-doctor/gpt2/"]
+    assert [[one["ruleId"] for one in run["results"]] for run in runs] == [[], ["LD201"]]
+    (issue,) = [one for one in json.loads(written["gitlab"]) if one["check_name"] == "LD201"]
+    assert issue["description"].startswith("gpt2: ")
+    suites = [suite.get("name") for suite in ElementTree.fromstring(written["junit"])]
+    assert suites == ["llama: arch:llama", "gpt2: arch:gpt2"]
+    assert written["concise"] == done.stdout
     told = done.stderr.splitlines()
     assert told[-2:] == ["lora-doctor: llama: nothing found", "lora-doctor: gpt2: findings"]
     stored = {file.name: json.loads(file.read_text()) for file in inner.iterdir()}
@@ -154,9 +170,13 @@ def test_a_set_up_that_cannot_be_answered_does_not_hide_the_others(tmp_path: Pat
         'depth = "meta"\n[set-ups.lost]\nmodel = "no/such/folder/at.all"\n'
         '[set-ups.llama]\nmodel = "arch:llama"\n',
     )
-    done = run("check", "--output-format", "concise", cwd=tmp_path, HF_HUB_OFFLINE="1")
+    done = run("check", "--output-format", "sarif", cwd=tmp_path, HF_HUB_OFFLINE="1")
     assert done.returncode == 2, done.stderr
-    assert "lost: not answered" in done.stderr and "llama: nothing found" in done.stderr
+    (answered,) = json.loads(done.stdout)["runs"]
+    assert answered["automationDetails"] == {"id": "lora-doctor/llama/"}
+    refused = run("check", "--output-format", "html", cwd=tmp_path)
+    assert refused.returncode == 2 and "--output html=FILE" in refused.stderr
+    assert "lost: undetermined" in done.stderr and "llama: nothing found" in done.stderr
 
 
 def test_without_set_ups_a_model_is_asked_for(tmp_path: Path) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
 from lora_doctor.cli import streams
+from lora_doctor.cli.joint_outputs import NONE, JointOutputs
 from lora_doctor.cli.output import FINDINGS, OK, UNANSWERED
 from lora_doctor.cli.project import (
     META,
@@ -26,9 +26,7 @@ from lora_doctor.text import visible
 if TYPE_CHECKING:
     from lora_doctor.results.diagnosis import Diagnosis
 
-#: Formats of which several results can stand one after the other.
-_JOINED = ("full", "concise", "grouped", "github", "json-lines", "markdown")
-_WORDS = {OK: "nothing found", FINDINGS: "findings", UNANSWERED: "not answered"}
+_WORDS = {OK: "nothing found", FINDINGS: "findings", UNANSWERED: "undetermined"}
 
 
 def check_all(group: click.Group, ctx: click.Context) -> int:
@@ -37,7 +35,7 @@ def check_all(group: click.Group, ctx: click.Context) -> int:
     Returns 1 where one has findings, else 2 where one could not be answered, else 0.
 
     Raises:
-        InputError: there is no set-up, or the format holds one result only.
+        InputError: there is no set-up, or the format of standard output holds one result only.
     """
     project: Project | None = ctx.meta.get(META)
     if project is None or not project.set_ups:
@@ -47,28 +45,25 @@ def check_all(group: click.Group, ctx: click.Context) -> int:
         )
     shared = _given(ctx)
     several = len(project.set_ups) > 1
-    if several and ctx.params["output_format"] not in _JOINED and not ctx.params["output_file"]:
-        raise InputError(
-            f"--output-format {ctx.params['output_format']} holds one result, the project has "
-            f"{len(project.set_ups)} set-ups; take --output {ctx.params['output_format']}=FILE, "
-            "which writes a file for each"
-        )
+    joint = JointOutputs.of(ctx.params) if several else NONE
     from lora_doctor.api.children import shared_children
 
     codes, reported = {}, ctx.meta.setdefault(REPORTED, [])
-    accepted = {}
+    found: dict[str, Diagnosis] = {}
     with shared_children():
         for set_up in project.set_ups:
-            own = _files_of(set_up, shared) if several else shared
+            own = joint.left_to(set_up.name, shared) if several else shared
             before = len(reported)
             codes[set_up.name] = _check(group, ctx, set_up, own)
-            accepted[set_up.name] = "".join(map(_accepted, reported[before:]))
+            found.update((set_up.name, one) for one in reported[before:])
+    joint.write(found, verbose=ctx.params["verbose"])
     if several and len(reported) == len(project.set_ups):
         for text in unused_ignores(project, reported):
             streams.tell(f"lora-doctor: note: {visible(text)}")
     for name, code in codes.items():
         words = _WORDS.get(code, f"exit code {code}")
-        streams.tell(f"lora-doctor: {visible(name)}: {words}{accepted[name]}")
+        accepted = _accepted(found[name]) if name in found else ""
+        streams.tell(f"lora-doctor: {visible(name)}: {words}{accepted}")
     return next((code for code in (FINDINGS, UNANSWERED) if code in codes.values()), OK)
 
 
@@ -107,22 +102,3 @@ def _given(ctx: click.Context) -> dict[str, Any]:
         for name, value in ctx.params.items()
         if ctx.get_parameter_source(name) in sources
     }
-
-
-def _files_of(set_up: SetUp, shared: dict[str, Any]) -> dict[str, Any]:
-    """Files that get the name of the set-up before their suffix: ``a.sarif``, ``a.sft.sarif``."""
-
-    def own(file: str) -> str:
-        path = Path(file)
-        return str(path.with_name(f"{path.stem}.{_file_name(set_up.name)}{path.suffix}"))
-
-    found = dict(shared)
-    if found.get("outputs"):
-        found["outputs"] = [(name, own(file)) for name, file in found["outputs"]]
-    if found.get("output_file"):
-        found["output_file"] = own(found["output_file"])
-    return found
-
-
-def _file_name(name: str) -> str:
-    return "".join(sign if sign.isalnum() or sign in "-_" else "_" for sign in name)

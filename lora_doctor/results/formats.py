@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Protocol, cast
 
 from lora_doctor.discovery import find_modules, is_added_to, module_names
@@ -38,6 +39,14 @@ class Format(Protocol):
         ``width`` in columns; ``color``: ANSI escapes are welcome; ``encoding``: of the place where
         the text will go, characters that it lacks are replaced.
         """
+
+    # And, where one file can hold the results of several set-ups,
+    # ``join(texts: Mapping[str, str]) -> str``: what ``render`` gave for each, by its name.
+
+
+def one_after_another(texts: Mapping[str, str]) -> str:
+    """``join`` of a format whose results stand for themselves, one below the other."""
+    return "".join(texts.values())
 
 
 def find_formats() -> dict[str, Format]:
@@ -105,4 +114,32 @@ def render(
         width=width,
         verbose=verbose,
         encoding=encoding,
+    )
+
+
+def can_join(format: str) -> bool:
+    """Whether one file of this format holds the results of several set-ups."""
+    return hasattr(find_format(format), "join")
+
+
+def streams_results(format: str) -> bool:
+    """Whether each result of this format can be printed as soon as it is there."""
+    return getattr(find_format(format), "join", None) is one_after_another
+
+
+def render_joint(
+    diagnoses: Mapping[str, Diagnosis],
+    format: str,
+    *,
+    verbose: bool = False,
+    encoding: str = "utf-8",
+) -> str:
+    """The diagnoses of several set-ups, by their names, as one text of a format that
+    :func:`can_join`; without colour, as :func:`render` gives each."""
+    join: Callable[[Mapping[str, str]], str] = getattr(find_format(format), "join")  # noqa: B009
+    return join(
+        {
+            name: render(diagnosis, format, verbose=verbose, encoding=encoding)
+            for name, diagnosis in diagnoses.items()
+        }
     )
