@@ -184,14 +184,16 @@ def census(session: nox.Session, stack: str) -> None:
 
 @nox.session
 def census_page(session: nox.Session) -> None:
-    """Write docs/census.md from what `census` found; commit what changes. The table of the kinds of
-    adapters, which `adapter_kinds_page` writes, stays."""
+    """Write docs/census.md and docs/census_rows.json, the rows of the newest stack, from what `census`
+    found; commit what changes. The table of the kinds of adapters, which `adapter_kinds_page`
+    writes, stays."""
     session.install(".")
     folders = [str(CENSUS / stack) for stack in CENSUS_STACKS]
     page = session.run("python", "-m", "lora_doctor.census", *folders, silent=True)
     path = Path("docs", "census.md")
     _, mark, kinds = path.read_text(encoding="utf-8").partition("<!-- adapter kinds: written")
     path.write_text("\n".join(filter(None, [str(page), mark + kinds])), encoding="utf-8")
+    session.run("python", "-m", "tools.census_rows", folders[-1])
 
 
 @nox.session

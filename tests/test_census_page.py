@@ -11,8 +11,10 @@ from lora_doctor.census.page import render, totals
 from lora_doctor.census.row import COLUMNS, Cell, Row
 from lora_doctor.census.run import Census, load
 from tests import chromium
+from tools import census_rows
 
 HOSTILE = "<script>alert(1)</script> | `x`"
+VERSIONS = {"transformers": "5", "peft": "0"}
 YES, NO, UNREACHED = Cell("yes"), Cell("no", HOSTILE), Cell("unknown", "not reached", False)
 
 
@@ -24,7 +26,7 @@ def small_census() -> Census:
     absent = Row("AutoModelForCausalLM", "absent", cells={
         **dict.fromkeys(COLUMNS, UNREACHED), "builds": Cell("no", "needs a package: timm"),
     })  # fmt: skip
-    return Census({"transformers": "5", "peft": "0"}, (good, bad, absent))
+    return Census(VERSIONS, (good, bad, absent))
 
 
 def test_foreign_text_is_data_on_every_page() -> None:
@@ -55,6 +57,32 @@ def test_a_census_is_read_back(tmp_path: Path) -> None:
     census = small_census()
     (tmp_path / "census.json").write_text(json.dumps(census.to_json()))
     assert load(tmp_path) == census
+
+
+def test_the_rows_of_the_site_are_those_of_the_census() -> None:
+    """docs/census_rows.json and docs/census.md are written from the same census."""
+    data = json.loads(census_rows.FILE.read_text("utf-8"))
+    page = (census_rows.FILE.parent / "census.md").read_text("utf-8")
+    versions, rows = data["versions"], data["rows"]
+    heading = f"## transformers {versions['transformers']}, peft {versions['peft']}\n"
+    assert heading in page, "nox -s census_page writes both"
+    total = page.partition(heading)[2].partition("| all | ")[2].partition(" |\n")[0]
+    counts = [sum(name not in row["cells"] for row in rows) for name in COLUMNS]
+    assert [int(number) for number in total.split(" | ")] == [len(rows), *counts]
+    text = census_rows.table(data)
+    assert text.count("\n| `") == len(rows)
+    cells = {line.replace("\\|", "").count("|") for line in text.splitlines() if line[:1] == "|"}
+    assert cells == {len(COLUMNS) + 4}, "a reason with a bar does not break its row"
+
+
+def test_foreign_text_is_data_in_the_rows_too() -> None:
+    data = json.loads(census_rows.written(Census({**VERSIONS, "torch": "2"}, small_census().rows)))
+    text = census_rows.table(data)
+    assert "\\<script\\>" in text and "<script>" not in text
+    good, bad, absent = text.splitlines()[-3:]
+    assert good.count("✓") == len(COLUMNS) and "`q`" in good
+    assert bad.count("✗") == len(COLUMNS) - 1 and bad.count("alert") == 1
+    assert absent.count("·") == len(COLUMNS) - 1 and UNREACHED.reason not in absent
 
 
 # --- in a browser ---
