@@ -184,9 +184,9 @@ def census(session: nox.Session, stack: str) -> None:
 
 @nox.session
 def census_page(session: nox.Session) -> None:
-    """Write docs/census.md and docs/census_rows.json, the rows of the newest stack, from what `census`
-    found; commit what changes. The table of the kinds of adapters, which `adapter_kinds_page`
-    writes, stays."""
+    """Write docs/census.md and, for the newest stack, docs/census_rows.json from what `census` found;
+    commit what changes. The table of the kinds of adapters, which `adapter_kinds_page` writes,
+    stays."""
     session.install(".")
     folders = [str(CENSUS / stack) for stack in CENSUS_STACKS]
     page = session.run("python", "-m", "lora_doctor.census", *folders, silent=True)

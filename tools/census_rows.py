@@ -2,8 +2,8 @@
 
     python -m tools.census_rows FOLDER       # of `lora-doctor census`; writes docs/census_rows.json
 
-The file holds less than ``census.json``: the model type, task and targets of a row, and of each cell
-that is not ``yes`` its status and the reason. ``docs/conf.py`` makes the table at build.
+The file holds less than ``census.json``: model type, task and targets of a row, and of each cell that
+is not ``yes`` its status and the reason. ``docs/conf.py`` makes the table at build.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def table(data: Mapping[str, Any]) -> str:
     heads = ["model type", "task", *TITLES.values(), "adapted, and what stops the rest"]
     lines = [
         f"{len(rows)} rows, transformers {versions['transformers']}, peft {versions['peft']}, "
-        f"torch {versions['torch']}. {MARKS['yes']} yes, {MARKS['no']} no, {MARKS['unknown']} could "
-        f"not be shown, {MARKS['unreached']} not tried because the model does not build.",
+        f"torch {versions['torch']}. {MARKS['yes']} yes, {MARKS['no']} no, {MARKS['unknown']} "
+        f"could not be shown, {MARKS['unreached']} not tried because the model does not build.",
         "",
         "| " + " | ".join(heads) + " |",
         "|---" * len(heads) + "|",
