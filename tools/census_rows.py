@@ -2,8 +2,8 @@
 
     python -m tools.census_rows FOLDER       # of `lora-doctor census`; writes docs/census_rows.json
 
-The file holds less than ``census.json``: model type, task and targets of a row, and of each cell that
-is not ``yes`` its status and the reason. ``docs/conf.py`` makes the table at build.
+The file holds less than ``census.json``: model type, task and targets of a row, and status and
+reason of each cell that is not ``yes``. ``docs/conf.py`` makes the table at build.
 """
 
 from __future__ import annotations
