@@ -184,7 +184,7 @@ def census(session: nox.Session, stack: str) -> None:
 
 @nox.session
 def census_page(session: nox.Session) -> None:
-    """Write docs/census.md, and docs/census_rows.json of the newest stack, from what `census` found;
+    """Write docs/census.md, and docs/census_rows.json of the newest stack, of what `census` found;
     commit what changes. The table of the kinds of adapters, which `adapter_kinds_page` writes,
     stays."""
     session.install(".")
