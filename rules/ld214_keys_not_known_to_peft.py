@@ -18,6 +18,7 @@ from lora_doctor.rule_api import (
     adapter_config_fields,
     quoted,
 )
+from lora_doctor.rules._peft_config import CONFIG_CLASS
 
 #: One or two letters of a key.
 _NEAR = 0.8
@@ -52,7 +53,7 @@ class KeysNotKnownToPeft(Rule):
     symptoms = (
         Symptom(r"Unexpected keyword arguments \[.{1,500}?\] for class \w+, these are ignored"),
         Symptom(
-            r"\w+Config\.__init__\(\) got an unexpected keyword argument '\w+'",
+            rf"{CONFIG_CLASS}\.__init__\(\) got an unexpected keyword argument '\w+'",
             unless=r"in from_pretrained\b|peft[\\/]config\.py",
             weight=1,
         ),

@@ -32,7 +32,10 @@ class AdapterLoadedFrozen(Rule):
     name = "adapter-loaded-frozen"
     summary = "A saved adapter is loaded without is_trainable and then trained."
     depth = "static"
-    symptoms = (Symptom(r"optimizer got an empty parameter list", weight=-1),)
+    symptoms = (
+        Symptom(r"optimizer got an empty parameter list", weight=-1),
+        Symptom(r"trainable params:\s*0(?![.,\d])", weight=-1),
+    )
     examples = (
         Example(
             "broken",

@@ -47,8 +47,10 @@ class ResumedRunDiffers(Rule):
     A checkpoint holds weights, optimizer, scheduler and random states only if all of them are saved
     and loaded: `save_only_model: true` leaves out the last three, `ignore_data_skip: true` begins
     at the first row again, and state that the script keeps elsewhere (its own schedule, a sampler
-    seeded from the clock) is in no checkpoint. With FSDP 1 and `SHARDED_STATE_DICT`, transformers
-    5.23 with accelerate 1.15 does not restore the adapter: training continues with a new one.
+    seeded from the clock) is in no checkpoint. An optimizer refuses the state of one that had other
+    trainable weights (`loaded state dict contains a parameter group that doesn't match`). With
+    FSDP 1 and `SHARDED_STATE_DICT`, transformers 5.23 with accelerate 1.15 does not restore the
+    adapter: training continues with a new one.
 
     Found by execution, with `--check-resume` or if the command resumes: the last step of the dry
     run is repeated from the checkpoint that the Trainer saved before it.
@@ -69,6 +71,10 @@ class ResumedRunDiffers(Rule):
     depth = "static"
     symptoms = (
         Symptom(r"arguments do not match the ones in the `trainer_state\.json`", aside=True),
+        Symptom(
+            r"loaded state dict (?:contains a parameter group that doesn't match the size of|has a "
+            r"different number of parameter groups)"
+        ),
     )
     examples = (
         Example(

@@ -82,7 +82,9 @@ class WeightsNotInCheckpoint(Rule):
     symptoms = (
         Symptom(r"Some weights of \w+ were not initialized from the model checkpoint", aside=True),
         Symptom(
-            r"those params were newly initialized because missing from the checkpoint", aside=True
+            r"those params were newly initialized because missing from the checkpoint",
+            aside=True,
+            unless=r"\.base_layer\.",
         ),
     )
     examples = (

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from lora_doctor.rule_api import Case, Example, Finding, Fix, Measurement, Rule, Symptom, quoted
+from lora_doctor.rules._peft_config import CONFIG_CLASS
 from lora_doctor.rules._saved_adapter import LOADED, base_class, config_file, loaded
 
 if TYPE_CHECKING:
@@ -52,8 +53,7 @@ class AdapterRefusedByPeft(Rule):
     about_saved_adapter = True
     symptoms = (
         Symptom(
-            r"\b(?:Lo\w+|AdaLora|IA3|VeRA|[OB]FT|HRA|Peft|Prompt\w+|Prefix\w+)Config\.__init__\(\) "
-            r"got an unexpected keyword argument",
+            rf"{CONFIG_CLASS}\.__init__\(\) got an unexpected keyword argument",
             "an adapter of a newer PEFT, or of one before 0.3",
         ),
         Symptom(r"config that is trying to be loaded is missing required keys"),

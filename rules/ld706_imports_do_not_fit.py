@@ -27,8 +27,13 @@ if TYPE_CHECKING:
 _NAME = r"cannot import name '\w+' from '(transformers|accelerate|huggingface_hub|peft|trl)[\w.]*'"
 #: Where code is that pip has installed, and not a repository or a script.
 _INSTALLED = (
+    r"^(?!.*transformers_modules).*[\\/](?:(?:site|dist)-packages|peft|trl|accelerate|bitsandbytes|"
+    r"transformers|datasets|llamafactory|llmtuner|axolotl|swift|unsloth\w*)[\\/]"
+)
+_SUBMODULE = r"No module named '(?:transformers|accelerate|huggingface_hub|peft|trl)\.[\w.]+'"
+_FOLLOWED = (
     r"^(?!.*transformers_modules).*[\\/]"
-    r"(peft|trl|accelerate|bitsandbytes|transformers|datasets)[\\/]"
+    r"(?:peft|trl|accelerate|bitsandbytes|transformers|datasets)[\\/]"
 )
 _MODULE = (
     r"No module named '(transformers|accelerate|huggingface_hub|peft|trl|triton|scipy|"
@@ -78,7 +83,8 @@ class ImportsDoNotFit(Rule):
     symptoms = (
         Symptom(_NAME, raised_in=_INSTALLED, weight=1),
         Symptom(_NAME, alone=True),
-        Symptom(_MODULE, raised_in=_INSTALLED, weight=1),
+        Symptom(_MODULE, raised_in=_FOLLOWED, weight=1),
+        Symptom(_SUBMODULE, raised_in=_INSTALLED, weight=1),
         Symptom(r"No module named 'triton\.ops'"),
     )
 

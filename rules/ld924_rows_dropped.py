@@ -66,7 +66,14 @@ class RowsDropped(Rule):
     name = "rows-dropped"
     summary = "A library removes rows from the training data."
     depth = "static"
-    symptoms = (Symptom(r"Dropped (?:lengthy|invalid) example", "LLaMA-Factory", aside=True),)
+    symptoms = (
+        Symptom(r"Dropped (?:lengthy|invalid) example", "LLaMA-Factory", aside=True),
+        Symptom(
+            r"num_samples should be a positive integer value, but got num_samples=0",
+            "TRL drops rows without a supervised token",
+            context=r"Dropping fully (?:masked|truncated) examples",
+        ),
+    )
     examples = (
         Example(
             "broken",

@@ -23,8 +23,12 @@ _FRAME = re.compile(
     r'File "([^"]{1,400})", line \d+'
     r"|([^\s\"\[\]()]{1,400}\.py)(?::\d+\b(?!: \w*Warning\b)|\]\(\S{1,200}\) in | in \w+\()"
 )
-#: Frames of the import system itself say nothing about who imported what.
-_IMPORT_SYSTEM = re.compile(r"<frozen importlib|[\\/]importlib[\\/]")
+#: Frames that only hand on say nothing about who asked: those of the import system, and of
+#: decorators that rename arguments.
+_HANDS_ON = re.compile(
+    r"<frozen importlib|[\\/]importlib[\\/]"
+    r"|[\\/](?:transformers|huggingface_hub)[\\/]utils[\\/]_?deprecation\.py"
+)
 _TRACEBACK = "Traceback (most recent call last)"
 #: The lines of a training that runs: losses as the Trainer and the frameworks log them.
 _STEPS = re.compile(r"'(?:train_)?loss': '?\d|\bloss=\d|\btrain_runtime\b|\*+ Running training \*+")
@@ -141,7 +145,8 @@ class _Pasted:
         self.text = " ".join(_shortened(word) for word in _plain(text[-LOG_CHARACTERS:]).split())
         starts = range(0, max(len(self.text), 1), _PIECE // 2)
         self._pieces = [(start, start + _PIECE) for start in starts]
-        self._frames = [(hit.end(), hit[1] or hit[2]) for hit in _FRAME.finditer(self.text)]
+        frames = ((hit.end(), hit[1] or hit[2]) for hit in _FRAME.finditer(self.text))
+        self._frames = [(end, file) for end, file in frames if not _HANDS_ON.search(file)]
 
     @property
     def has_frames(self) -> bool:
@@ -184,7 +189,7 @@ class _Pasted:
         """The file of the innermost frame of the traceback that a message ends."""
         begins = self.text.rfind(_TRACEBACK, 0, position)
         for end, file in reversed(self._frames):
-            if end <= position and not _IMPORT_SYSTEM.search(file):
+            if end <= position:
                 return file if end > begins else None
         return None
 
