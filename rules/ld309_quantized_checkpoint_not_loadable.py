@@ -57,6 +57,7 @@ class QuantizedCheckpointNotLoadable(Rule):
     depth = "meta"
     symptoms = (
         Symptom(r"(Loading|Using) (an? )?.{1,40}quantiz.{1,60}requires?.{1,80}(pip )?install"),
+        Symptom(r"\bthe latest version of bitsandbytes\b"),
         Symptom(r"requires (optimum|gptqmodel|auto-awq|auto-round|AQLM|VPTQ|SpQR|FLUTE)\b"),
         Symptom(r"compressed[_-]tensors.{0,40} is (not installed|required)"),
         Symptom(r"finegrained-fp8 kernel unavailable"),
