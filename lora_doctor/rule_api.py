@@ -66,9 +66,9 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
 *Target modules of a fix*
     ``require_lora`` (raises ``EvidenceError`` for another kind of adapter), ``offered_layers``,
     ``name_groups``, ``names_in``, ``expression_ends``, ``suffix``, ``cover_of``, ``same_job``,
-    ``naming``, ``means_mlp``, ``side_towers``, ``target_entries``, ``unmatched_targets``,
-    ``unmatched_entries``, ``targets_without``, ``edits_without``, ``edits_excluding``,
-    ``at_an_end``, ``excluding``, ``pattern_of``, ``without_lookahead``;
+    ``beyond``, ``naming``, ``means_mlp``, ``side_towers``, ``target_entries``,
+    ``unmatched_targets``, ``unmatched_entries``, ``targets_without``, ``edits_without``,
+    ``edits_excluding``, ``at_an_end``, ``excluding``, ``pattern_of``, ``without_lookahead``;
     ``asks_for_adapter``: whether the recipe asks for one at all. ``entries_for``: the entries of
     ``modules_to_save`` that mean these modules.
 *Numbers*
@@ -107,6 +107,7 @@ from lora_doctor.proposal.expression_ends import expression_ends
 from lora_doctor.proposal.saved_modules import entries_for
 from lora_doctor.proposal.stack_ends import at_an_end, excluding
 from lora_doctor.proposal.targets import (
+    beyond,
     cover_of,
     edits_excluding,
     edits_without,
@@ -381,6 +382,7 @@ __all__ = [
     "all_set_trainable",
     "asks_for_adapter",
     "at_an_end",
+    "beyond",
     "bfloat16_keys",
     "collated_columns",
     "cover_of",

@@ -16,6 +16,7 @@ from lora_doctor.rule_api import (
     Proof,
     Rule,
     Symptom,
+    beyond,
     cover_of,
     name_groups,
     naming,
@@ -51,7 +52,8 @@ class NoTargetMatches(Rule):
 
     ## Fix
     The names of this model's layers for the same roles (attention, MLP). Where the roles cannot be
-    recognised from the names, all linear layers of the language tower.
+    recognised from the names, all linear layers of the language tower. The fix is unsafe where it
+    trains more than the names asked for: the keys, where queries, keys and values are one layer.
 
     ## Links
     https://huggingface.co/docs/peft/package_reference/lora
@@ -223,10 +225,12 @@ def _fixes(structure: Structure, entries: list[str], cover: list[str]) -> tuple[
                 (Edit("target_modules", name_groups(structure, offered_layers(structure))[0]),),
             ),
         )
+    more = beyond(structure, entries)
+    also = f" (trains {', '.join(more)} as well)" if more else ""
     return (
         Fix(
-            f"Use this model's names for the same layers: {', '.join(cover)}.",
-            "safe",
+            f"Use this model's names for the same layers: {', '.join(cover)}{also}.",
+            "unsafe" if more else "safe",
             (Edit("target_modules", naming(structure, cover)),),
         ),
     )

@@ -16,6 +16,7 @@ from lora_doctor.rule_api import (
     Proof,
     Rule,
     Symptom,
+    beyond,
     cover_of,
     expression_ends,
     means_mlp,
@@ -49,9 +50,9 @@ class SomeTargetsMatchNothing(Rule):
     All versions of PEFT.
 
     ## Fix
-    This model's names for the same roles. The fix is safe where each new name stands for a role
-    that the recipe named, because that is what the recipe asked for; more adapters are trained than
-    before.
+    This model's names for the same roles. The fix is safe where the new names stand for the roles
+    that the recipe named and no others, because that is what the recipe asked for; more adapters
+    are trained than before.
 
     ## Links
     https://huggingface.co/docs/peft/package_reference/lora
@@ -133,6 +134,8 @@ class SomeTargetsMatchNothing(Rule):
         matched = [entry for entry in target_entries(case.recipe) if entry not in entries]
         kept = sorted({group.leaf for group in structure.groups if group.adapted})
         cover = cover_of(structure, target_entries(case.recipe))
+        more = beyond(structure, target_entries(case.recipe))
+        also = f" (trains {', '.join(more)} as well)" if more else ""
         wanted = [name for name in matched if name not in cover] + cover
         missing = [name for name in cover if name not in kept]
         evidence = [
@@ -161,8 +164,8 @@ class SomeTargetsMatchNothing(Rule):
             ),
             fixes=(
                 Fix(
-                    f"Use this model's names for the same layers: {', '.join(wanted)}.",
-                    "safe",
+                    f"Use this model's names for the same layers: {', '.join(wanted)}{also}.",
+                    "unsafe" if more else "safe",
                     (Edit("target_modules", naming(structure, wanted, within=False)),),
                 ),
             )

@@ -67,7 +67,10 @@ def why_only_read(source: ModelSource, recipe: Recipe) -> str:
             f"{name} does not say which model is loaded; give it: lora-doctor check MODEL "
             f"--recipe {source.name}"
         )
-    return recipe.written.out_of_reach if recipe.written is not None else ""
+    why = recipe.written.out_of_reach if recipe.written is not None else ""
+    if not why or not setup.has_recipe:
+        return why
+    return f"{why}; or name a copy of the model: lora-doctor check MODEL --recipe {source.name}"
 
 
 def _model(setup: Setup, path: Path, trust_remote_code: bool) -> ModelSource:

@@ -154,6 +154,7 @@ def onto_base(
         {**config.origins, **recipe.origins},
         config.complete,
         unknown=config.unknown,
+        places={key: place for key, place in config.places.items() if key in config.unknown},
     )
     onto = replace(
         source, preferred_class=adapter.base_class, adapter=str(adapter.folder.resolve())

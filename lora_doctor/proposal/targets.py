@@ -11,6 +11,7 @@ from lora_doctor.model.module_path import pattern_of
 from lora_doctor.recipe.edit import Edit
 
 if TYPE_CHECKING:
+    from lora_doctor.proposal.roles import Job
     from lora_doctor.recipe.recipe import Recipe
     from lora_doctor.results.structure import ModuleGroup, Structure, Tower
 
@@ -201,6 +202,27 @@ def cover_of(structure: Structure, entries: Sequence[str]) -> list[str]:
     slips = [intended(entry, every) for entry in entries]
     cover = [*role_cover(structure, names), *(name for name in slips if name)]
     return list(dict.fromkeys(cover)) or every
+
+
+def beyond(structure: Structure, entries: Sequence[str]) -> list[str]:
+    """What the layers of :func:`cover_of` do that no entry asks for: the ``key`` where ``q_proj``
+    and ``v_proj`` are one ``qkv_proj`` here, and the names of the layers where no role can be told.
+    Training these as well is another training than the one that was asked for."""
+    from lora_doctor.proposal.roles import jobs_of_group, jobs_of_name
+
+    asked = {job for entry in entries for name in names_in(entry) for job in jobs_of_name(name)}
+    every = list(dict.fromkeys(group.leaf for group in offered_layers(structure)))
+    slips = {intended(entry, every) for entry in entries}
+    cover = [name for name in cover_of(structure, entries) if name not in slips]
+    if not asked:
+        return cover
+    more: set[Job] = set()
+    for group in offered_layers(structure):
+        jobs = jobs_of_group(group, structure) if group.leaf in cover else frozenset()
+        # A plain MLP has one way in, which does what other models call gate or up.
+        one_way_in = jobs_of_name(group.leaf) != {"gate", "up"}
+        more |= jobs - asked - ({"gate", "up"} if one_way_in else set())
+    return sorted(more)
 
 
 def same_job(structure: Structure, name: str) -> list[str]:

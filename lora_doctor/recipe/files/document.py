@@ -84,7 +84,9 @@ class Document:
     def read(self) -> Recipe:
         """The recipe in the set-up. Raises InputError where it is none."""
         recipe = read_values(self.format, self.entries, str(self.path), self.places)
-        recipe = replace(recipe, places={**recipe.places, **_of_keys(recipe, self.places)})
+        unknown = {name: self.places[name] for name in recipe.unknown if name in self.places}
+        named = _of_keys(recipe, self.places)
+        recipe = replace(recipe, places={**unknown, **recipe.places, **named})
         if recipe.set_up is None:
             return recipe
         command = next((part.command for part in self.parts if part.command), None)

@@ -21,6 +21,7 @@ from lora_doctor.static.installed.signatures import (
     signature_of,
 )
 from lora_doctor.static.place import Place
+from lora_doctor.static.program.units import Span
 from lora_doctor.static.program.values import Argument, Call, Known
 
 _PACKAGES = ("transformers", "trl", "peft", "sentence_transformers")
@@ -65,10 +66,10 @@ def unknown_arguments(setup: Setup) -> Iterator[UnknownArgument]:
         if version is None or call.span in seen:
             continue
         seen.add(call.span)
-        yield from _by_flag(setup, call, version) if is_loader(call) else _in(call, version)
+        yield from _by_flag(setup, call, version) if is_loader(call) else _in(setup, call, version)
 
 
-def _in(call: Call, version: str) -> Iterator[UnknownArgument]:
+def _in(setup: Setup, call: Call, version: str) -> Iterator[UnknownArgument]:
     if not call.method[:1].isupper():
         return
     signature = signature_of(call.name)
@@ -80,14 +81,28 @@ def _in(call: Call, version: str) -> Iterator[UnknownArgument]:
         now = _now(name, signature, call)
         change: list[Splice] = []
         moved = ""
-        if now and not argument.unpacked:
-            change = [renamed(argument, now)]
+        if now:
+            change = _renamed(setup, argument, now)
         elif not now and is_trainer(call):
             moved, now, change = _moved(call, argument)
         yield UnknownArgument(
             name, call.method, top(call.name), version, argument.whole.place, now, moved,
             _rewrites(change),
         )  # fmt: skip
+
+
+def _renamed(setup: Setup, argument: Argument, now: str) -> list[Splice]:
+    """The argument under another name; that of an entry of a dictionary that is unpacked there,
+    where nothing else in the program reads the entry."""
+    if not argument.unpacked:
+        return [renamed(argument, now)]
+    written = argument.whole.text
+    quote = written[:1] if written[:1] in ("'", '"') else ""
+    read = sum(len(re.findall(rf"\b{argument.name}\b", u.text)) for u in setup.program.units)
+    if not re.match(rf"{quote}{argument.name}{quote}\s*[:=]", written) or read != 1:
+        return []
+    start = argument.whole.start + len(quote)
+    return [(Span(argument.whole.unit, start, start + len(argument.name)), now)]
 
 
 def _now(name: str, signature: Signature, call: Call) -> str:

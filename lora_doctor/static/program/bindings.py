@@ -18,6 +18,7 @@ from lora_doctor.static.program.values import (
     Thing,
     Unknown,
     Value,
+    same,
 )
 
 
@@ -29,6 +30,8 @@ class Bindings(ABC):
     #: The conditions around that are not known, and the loops of which one round stands for all.
     unsure: int
     repeated: int
+    #: The ``except`` blocks around.
+    handling: int
 
     @abstractmethod
     def value(self, node: cst.BaseExpression) -> Value: ...
@@ -96,11 +99,22 @@ class Bindings(ABC):
         elif isinstance(target, cst.Attribute):
             owner = self.value(target.value)
             if isinstance(owner, (Thing, Instance)):
-                owner.attributes[target.attr.value] = value
+                self._bind_attribute(owner, target, value)
             elif isinstance(owner, Mapping):
                 owner.take(Mapping({target.attr.value: value}))
         elif isinstance(target, cst.Subscript):
             self._bind_entry(target, value)
+
+    def _bind_attribute(self, owner: Thing | Instance, target: cst.Attribute, value: Value) -> None:
+        """Set an attribute; in doubt where it is not known whether this line is reached. What an
+        ``except`` block sets counts where nothing else does, as it does for names."""
+        name = target.attr.value
+        old = owner.attributes.get(name)
+        new = old is None and (isinstance(owner, Instance) or self.handling)
+        if not self.unsure or new or (old is not None and same(old, value)):
+            owner.attributes[name] = value
+        elif not self.handling:
+            owner.attributes[name] = self.unknown(target)
 
     def _bind_entry(self, target: cst.Subscript, value: Value) -> None:
         owner = self.value(target.value)

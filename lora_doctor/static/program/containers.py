@@ -17,7 +17,7 @@ from lora_doctor.static.program.values import (
     NotPlainError,
     Unknown,
     Value,
-    plain,
+    constant,
     same,
 )
 
@@ -182,7 +182,7 @@ def _sequence(call: Call) -> Value | None:
         return None
     if call.method == "range":
         try:
-            numbers = range(*(plain(item) for item in given))
+            numbers = range(*(constant(item) for item in given))
         except (NotPlainError, TypeError, ValueError):
             return None
         return Items([Known(one) for one in numbers]) if len(numbers) <= _LONGEST_RANGE else None

@@ -13,6 +13,7 @@ import libcst as cst
 
 from lora_doctor.limits import step
 from lora_doctor.static.program.comprehensions import listed, mapped
+from lora_doctor.static.program.known_names import known_name
 from lora_doctor.static.program.truth import is_model, truth
 from lora_doctor.static.program.values import (
     LONGEST,
@@ -24,9 +25,12 @@ from lora_doctor.static.program.values import (
     ModuleValue,
     NotPlainError,
     Reference,
+    ReferenceName,
     Thing,
     Unknown,
     Value,
+    constant,
+    leaves,
     plain,
     through,
 )
@@ -38,6 +42,7 @@ _LONGEST_NUMBER = 256  # bits
 _BINARY: dict[str, Callable[[Any, Any], Any]] = {
     "Add": operator.add, "Subtract": operator.sub, "Multiply": operator.mul,
     "Divide": operator.truediv, "FloorDivide": operator.floordiv, "Modulo": operator.mod,
+    "Power": operator.pow, "LeftShift": operator.lshift, "RightShift": operator.rshift,
 }  # fmt: skip
 _COMPARED: dict[str, Callable[[Any, Any], Any]] = {
     "Equal": operator.eq, "NotEqual": operator.ne, "LessThan": operator.lt,
@@ -45,6 +50,7 @@ _COMPARED: dict[str, Callable[[Any, Any], Any]] = {
     "Is": operator.is_, "IsNot": operator.is_not,
     "In": lambda one, other: one in other, "NotIn": lambda one, other: one not in other,
 }  # fmt: skip
+_DTYPE = re.compile(r"torch\.(?:b?float\d*|half|double|u?int\d+|float8_\w+)")
 _UNARY: dict[str, Callable[[Any], Any]] = {
     "Minus": operator.neg, "Plus": operator.pos, "Not": operator.not_,
 }  # fmt: skip
@@ -112,7 +118,8 @@ class Expressions:
             return Known(constants[node.value], self.follower.unit.span(node))
         found = self.follower.look_up(node.value)
         if isinstance(found, Reference) and found.span is None:  # of an import, not of a variable
-            return Reference(found.name, self.follower.unit.span(node))
+            known = known_name(self.follower, found.name)
+            return known or Reference(found.name, self.follower.unit.span(node))
         return through(found, node.value) if found is not None else None
 
     def _attribute(self, node: cst.Attribute) -> Value | None:
@@ -120,7 +127,8 @@ class Expressions:
         name = node.attr.value
         found = self.follower.attribute(owner, name)
         if isinstance(found, Reference) and isinstance(owner, Reference):
-            return Reference(found.name, self.follower.unit.span(node))
+            known = known_name(self.follower, found.name)
+            return known or Reference(found.name, self.follower.unit.span(node))
         if found is not None:
             return through(found, name)
         if isinstance(owner, Instance) and owner.of is None:
@@ -161,7 +169,8 @@ class Expressions:
         if kind in ("Is", "IsNot") and nothing and _is_object(left):
             return Known(kind == "IsNot")
         try:
-            return _computed(_COMPARED[kind], plain(left), plain(right))
+            both = plain(left), plain(right)
+            return _computed(_COMPARED[kind], *both) if _comparable(kind, *both) else None
         except (NotPlainError, KeyError):
             return _same_gap(left) or _same_gap(right)
 
@@ -222,7 +231,7 @@ class Expressions:
                 return item
             if isinstance(owner, Mapping):
                 return owner.entries.get(str(key.value))
-            return _computed(operator.getitem, plain(owner), key.value)
+            return _computed(operator.getitem, constant(owner), key.value)
         except (IndexError, TypeError, KeyError, NotPlainError):
             return None
 
@@ -272,7 +281,27 @@ def combined(kind: str, left: Value, right: Value) -> Value | None:
     texts = isinstance(left.value, str) or isinstance(right.value, str)
     if texts and (kind == "Multiply" or (kind == "Modulo" and not _plain_format(left.value))):
         return None  # a short text may ask for a very long one
+    if kind in ("Power", "LeftShift") and not _small(left.value, right.value):
+        return None
     return _computed(_BINARY[kind], left.value, right.value)
+
+
+def _small(base: Any, exponent: Any) -> bool:
+    """Whether a power of these takes no time to compute."""
+    numbers = all(isinstance(one, (int, float)) for one in (base, exponent))
+    return numbers and abs(exponent) <= 64 and abs(base) < 2**32
+
+
+def _comparable(kind: str, left: Any, right: Any) -> bool:
+    """Whether names say how two values compare: dtypes are what they are called, while the value of
+    another name of a library is not in the text, nor is the order of names."""
+    found = [*leaves(left), *leaves(right)]
+    named = [one for one in found if isinstance(one, ReferenceName)]
+    if not named or None in found:
+        return True
+    if kind not in ("Equal", "NotEqual", "Is", "IsNot", "In", "NotIn"):
+        return False
+    return len(named) == len(found) or all(_DTYPE.fullmatch(one) for one in named)
 
 
 def _plain_format(text: Any) -> bool:

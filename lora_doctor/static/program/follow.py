@@ -58,6 +58,7 @@ class Follower(Statements):
         self.frames: list[Frame] = []
         self.unsure = 0
         self.repeated = 0
+        self.handling = 0
         self.loops: list[Loop] = []
         self.statement: tuple[Span, int] | None = None
         self.expressions = Expressions(self)
@@ -242,6 +243,7 @@ _BUILTINS = frozenset(
         "sorted",
         "vars",
         "getattr",
+        "setattr",
         "range",
         "print",
         "zip",

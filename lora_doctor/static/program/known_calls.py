@@ -12,6 +12,7 @@ from lora_doctor.static.program.command_line import PARSERS, parsed, parser_call
 from lora_doctor.static.program.config_files import of_config_file
 from lora_doctor.static.program.containers import made_container, of_container
 from lora_doctor.static.program.expressions import environment
+from lora_doctor.static.program.known_names import of_installed
 from lora_doctor.static.program.values import (
     LONGEST,
     Call,
@@ -26,6 +27,7 @@ from lora_doctor.static.program.values import (
     Thing,
     Unknown,
     Value,
+    constant,
     plain,
 )
 
@@ -69,6 +71,8 @@ _PURE: dict[str, Callable[..., Any]] = {
     "builtins.len": len, "builtins.max": max, "builtins.min": min, "os.path.join": os.path.join,
     "os.path.expanduser": os.path.expanduser, "pathlib.Path": os.path.join,
     "os.path.basename": os.path.basename, "os.path.dirname": os.path.dirname,
+    "os.path.abspath": os.path.abspath, "os.path.realpath": os.path.abspath,
+    "os.path.normpath": os.path.normpath, "os.fspath": str,
     "torch.device": str,
 }  # fmt: skip
 
@@ -122,7 +126,7 @@ def _of_text(follower: Context, call: Call) -> Value | None:
     if call.method not in _TEXT or call.keywords:
         return None
     try:
-        given = [plain(item.value) for item in call.positional]
+        given = [constant(item.value) for item in call.positional]
         if len(receiver.value) * max(map(_size, given), default=0) > LONGEST:
             return None
         found = getattr(receiver.value, call.method)(*given)
@@ -136,10 +140,14 @@ def _of_text(follower: Context, call: Call) -> Value | None:
 
 def _builtin(follower: Context, call: Call) -> Value | None:
     name, first = call.name, call.value("", 0)
-    if name in ("builtins.vars", "dataclasses.asdict", "vars"):
+    if name == "builtins.vars":
         if isinstance(first, Mapping):
             return first
         return Mapping(first.attributes) if isinstance(first, Instance) else None
+    if name in ("dataclasses.asdict", "attr.asdict", "attrs.asdict"):
+        return _copied(first) if isinstance(first, Instance) else None
+    if name == "builtins.setattr":
+        return _set_attribute(follower, call, first)
     if name == "builtins.getattr" and first is not None:
         attribute = call.value("", 1)
         if isinstance(attribute, Known) and isinstance(attribute.value, str):
@@ -150,10 +158,39 @@ def _builtin(follower: Context, call: Call) -> Value | None:
             return found or (default if isinstance(first, Instance) else None)
     if name in _PURE and not call.keywords:
         try:
-            return _value_of(_PURE[name](*(plain(item.value) for item in call.positional)))
+            # A dtype as a text is its name; of other names of a library only they know the value.
+            read = plain if name == "builtins.str" else constant
+            return _value_of(_PURE[name](*(read(item.value) for item in call.positional)))
         except (NotPlainError, TypeError, ValueError, OverflowError):
             return first if isinstance(first, Unknown) else None
     return None
+
+
+def _copied(value: Value) -> Value:
+    """A field of a dataclass as ``asdict`` copies it: objects in it become dictionaries, too."""
+    if isinstance(value, Instance):
+        return Mapping({name: _copied(one) for name, one in value.attributes.items()})
+    if isinstance(value, Items):
+        return Items([_copied(one) for one in value.items], value.kind, value.span, value.via,
+                     list(value.gaps), value.joined)  # fmt: skip
+    if isinstance(value, Mapping):
+        entries = {name: _copied(one) for name, one in value.entries.items()}
+        return Mapping(entries, value.span, value.via, list(value.gaps), dict(value.spans))
+    return value
+
+
+def _set_attribute(follower: Context, call: Call, owner: Value | None) -> Value | None:
+    """``setattr``; with a name that is not known, any attribute may be another one now."""
+    name, value = call.value("", 1), call.value("", 2)
+    if not isinstance(owner, (Instance, Thing)) or value is None or call.node is None:
+        return None
+    gap = follower.unknown(call.node)
+    if isinstance(name, Known):
+        sure = not follower.unsure and not follower.repeated
+        owner.attributes[str(name.value)] = value if sure else gap
+    else:
+        owner.attributes.update(dict.fromkeys(owner.attributes, gap))
+    return Known(None)
 
 
 def _environment(follower: Context, call: Call) -> Value | None:
@@ -169,7 +206,7 @@ def _environment(follower: Context, call: Call) -> Value | None:
 
 #: What each looks for is the matter of no other.
 _LOOKS = (_gpu, _of_parsers, _of_model, _of_text, of_container, made_container, of_config_file,
-          _builtin, _environment)  # fmt: skip
+          _builtin, _environment, of_installed)  # fmt: skip
 
 
 def _started(follower: Context, call: Call) -> Value | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import libcst as cst
 
@@ -45,14 +45,23 @@ def attribute(follower: Context, owner: Value, name: str) -> Value | None:
         return _in_class(owner, name)
     if isinstance(owner, Instance):
         return _of_instance(follower, owner, name)
-    if isinstance(owner, Known) and isinstance(owner.value, str) and name == "parent":
-        return Known(os.path.dirname(owner.value))  # of a path
+    if isinstance(owner, Known):
+        return _of_constant(owner.value, name)
     return None
+
+
+def _of_constant(value: Any, name: str) -> Value | None:
+    if isinstance(value, str):
+        return Known(os.path.dirname(value)) if name == "parent" else None  # of a path
+    numbers = name in ("major", "minor", "micro", "base_version") and hasattr(value, "release")
+    return Known(getattr(value, name)) if numbers else None  # of a release
 
 
 def _of_instance(follower: Context, owner: Instance, name: str) -> Value | None:
     if name in owner.attributes:
         return owner.attributes[name]
+    if name == "__dict__":
+        return Mapping(owner.attributes)
     found = _in_class(owner.of, name) if owner.of is not None else None
     if isinstance(found, Function):
         static = any(_is_named(item, "staticmethod") for item in _decorators(found))
@@ -98,12 +107,13 @@ def make_class(follower: Context, node: cst.ClassDef) -> Class:
     kept, follower.scope = follower.scope, Scope({}, follower.scope)
     fields: dict[str, Value] = {}
     try:
-        for line in node.body.body:
+        one_line = isinstance(node.body, cst.SimpleStatementSuite)
+        for line in [node.body] if one_line else node.body.body:
             if isinstance(line, cst.FunctionDef):
                 follower.scope.names[line.name.value] = Function(
                     line, follower.unit, kept, name=line.name.value
                 )
-            elif isinstance(line, cst.SimpleStatementLine):
+            elif isinstance(line, (cst.SimpleStatementLine, cst.SimpleStatementSuite)):
                 fields.update(_fields(follower, line))
         names = {**follower.scope.names, **fields}
     finally:
@@ -111,7 +121,9 @@ def make_class(follower: Context, node: cst.ClassDef) -> Class:
     return Class(node.name.value, names, bases, fields if is_dataclass else None)
 
 
-def _fields(follower: Context, line: cst.SimpleStatementLine) -> Iterator[tuple[str, Value]]:
+def _fields(
+    follower: Context, line: cst.SimpleStatementLine | cst.SimpleStatementSuite
+) -> Iterator[tuple[str, Value]]:
     """The attributes that a line of a class sets, with their values."""
     for part in line.body:
         if isinstance(part, cst.AnnAssign) and isinstance(part.target, cst.Name):
@@ -133,8 +145,8 @@ def _default(follower: Context, value: Value) -> Value:
         return value
     call: Call = value.call
     made = call.value("default_factory")
-    if isinstance(made, Function):
-        return follower.run(made, (), {})
+    if isinstance(made, (Function, Class)):
+        return call_object(follower, made, (), {}) or value
     return call.value("default", 0 if value.made_by == "pydantic.Field" else None) or value
 
 

@@ -224,11 +224,13 @@ class Statements(Bindings):
         left = self.suite(node.body)
         after = self.scope.names
         with self._not_sure():
+            self.handling += 1
             for handler in node.handlers:
                 self.scope.names = dict(before)
                 self.suite(handler.body)
                 # What only the handler sets is known to nobody else.
                 after = {**self.scope.names, **after}
+            self.handling -= 1
         self.scope.names = after
         if node.orelse is not None:
             left = self.suite(node.orelse.body) or left
@@ -239,21 +241,27 @@ class Statements(Bindings):
     def _match(self, node: cst.Match) -> bool:
         """The case that is known to be taken; else all that may be, each in doubt."""
         subject = self.value(node.subject)
-        before = dict(self.scope.names)
+        before = self.scope.names
         ends: list[dict[str, Value]] = []
+        in_doubt = covered = False
         for case in node.cases:
+            self.scope.names = dict(before)
             taken = matches(self, case, subject)
-            if taken is True and not ends:
-                return self.suite(case.body)
             if taken is False:
                 continue
-            self.scope.names = dict(before)
+            if taken is True and not in_doubt:
+                return self.suite(case.body)
+            in_doubt, covered = True, taken is True
             with self._not_sure():
                 ends += [] if self.suite(case.body) else [self.scope.names]
-        self.scope.names = dict(before)
-        condition = self.unknown(node.subject)
-        for names in ends:
-            self.scope.names = self._joined(self.scope.names, names, condition)
+            if covered:
+                break  # nothing gets past it
+        ends += [] if covered else [dict(before)]
+        if not ends:
+            return True
+        self.scope.names = ends[0]
+        for names in ends[1:]:
+            self.scope.names = self._joined(self.scope.names, names, self.unknown(node.subject))
         return False
 
     def _functiondef(self, node: cst.FunctionDef) -> bool:

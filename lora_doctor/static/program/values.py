@@ -273,6 +273,29 @@ def plain(value: Value | None) -> Any:
     raise NotPlainError(value)
 
 
+def constant(value: Value | None) -> Any:
+    """The Python value of what holds no imported thing: a name tells nothing of its value.
+
+    Raises:
+        NotPlainError: as :func:`plain`, or an imported thing is in it.
+    """
+    found = plain(value)
+    if any(isinstance(leaf, ReferenceName) for leaf in leaves(found)):
+        raise NotPlainError(value)
+    return found
+
+
+def leaves(found: Any) -> Iterator[Any]:
+    """The single values in what :func:`plain` made."""
+    if isinstance(found, dict):
+        found = list(found.values())
+    if isinstance(found, (list, tuple)):
+        for item in found:
+            yield from leaves(item)
+    else:
+        yield found
+
+
 class ReferenceName(str):
     """The dotted name of an imported thing as a plain value: ``torch.bfloat16``."""
 
