@@ -39,6 +39,7 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     ``adapted_by_the_trainer_too``, ``optimizer_too_early`` (each a ``Slip``: two calls in an order
     that does not work), ``merged_after_wrapping``, ``merged_and_dropped``, ``trained_in_turn``,
     ``all_set_trainable`` (likewise), ``unknown_arguments`` (``UnknownArgument``),
+    ``gone_names`` (``GoneName``: imported, and not in the installed release),
     ``adds_without_wrapper``; ``evaluations_without_data``: trainers that are to evaluate and are
     given no data for it; ``collated_columns``: what a collator reads of each row;
     ``added_tokens``: the calls that add tokens to the tokenizer (``AddedTokens``);
@@ -160,6 +161,7 @@ if TYPE_CHECKING:
     )
     from lora_doctor.recipe.program.collated_columns import collated_columns
     from lora_doctor.recipe.program.evaluation import evaluations_without_data
+    from lora_doctor.recipe.program.gone_names import GoneName, gone_names
     from lora_doctor.recipe.program.made_arguments import made_arguments
     from lora_doctor.recipe.program.made_trainer import made_trainer
     from lora_doctor.recipe.program.missing_names import MissingName, missing_names
@@ -231,6 +233,7 @@ _LAZY = {
         ),
         "recipe.program.collated_columns": ("collated_columns",),
         "recipe.program.evaluation": ("evaluations_without_data",),
+        "recipe.program.gone_names": ("GoneName", "gone_names"),
         "recipe.program.made_arguments": ("made_arguments",),
         "recipe.program.made_trainer": ("made_trainer",),
         "recipe.program.missing_names": ("MissingName", "missing_names"),
@@ -314,6 +317,7 @@ __all__ = [
     "Framework",
     "FrozenAdapters",
     "Gathered",
+    "GoneName",
     "Gpu",
     "InstancePatch",
     "KeptWeights",
@@ -395,6 +399,7 @@ __all__ = [
     "float16_keys",
     "framework_named",
     "gib",
+    "gone_names",
     "kept_budgets",
     "known_architectures",
     "loaded_frozen",

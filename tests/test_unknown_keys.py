@@ -27,6 +27,7 @@ def test_a_mistyped_key_is_told_with_the_key_that_was_meant(tmp_path: Path) -> N
     (finding,) = check(tmp_path, lora_alfa=32)
     assert finding.severity == "warning"
     assert "lora_alfa" in finding.message and "lora_alpha was meant" in finding.message
+    assert finding.written == f"{tmp_path / 'adapter_config.json'}:1"
 
 
 def test_a_key_of_a_newer_peft_is_told_with_that_release(tmp_path: Path) -> None:

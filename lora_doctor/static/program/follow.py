@@ -20,6 +20,7 @@ from lora_doctor.static.program.values import (
     Call,
     Class,
     Function,
+    ImportedName,
     Items,
     Known,
     Mapping,
@@ -59,6 +60,8 @@ class Follower(Statements):
         self.unsure = 0
         self.repeated = 0
         self.handling = 0
+        self.imports: list[ImportedName] = []
+        self.guarded = 0
         self.loops: list[Loop] = []
         self.statement: tuple[Span, int] | None = None
         self.expressions = Expressions(self)
@@ -142,6 +145,7 @@ class Follower(Statements):
             statement,
             block,
             node=node,
+            guarded=self.guarded > 0,
         )
         self.calls.append(call)
         found = known_call(self, call, node)

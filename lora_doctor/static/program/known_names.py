@@ -29,6 +29,8 @@ def known_name(follower: Context, name: str) -> Value | None:
     if name == "sys.argv":
         words = [Known(follower.unit.file), *map(Known, follower.script_arguments)]
         return Items([*words])
+    if name == "typing.TYPE_CHECKING":
+        return Known(False)
     if name == "sys.platform":
         return Known(sys.platform)
     if name == "os.name":

@@ -13,7 +13,7 @@ from lora_doctor.static.piece import read_bytes
 from lora_doctor.static.place import Place
 from lora_doctor.static.program.notebook import CodeCell, code_cells, is_notebook, with_cells
 from lora_doctor.static.program.units import Span, Unit, magic_lines
-from lora_doctor.static.program.values import Call, Known, Unknown
+from lora_doctor.static.program.values import Call, ImportedName, Known, Unknown
 
 _BOM = "\ufeff"
 #: A notebook holds its pictures.
@@ -45,6 +45,8 @@ class Program:
     #: Questions about the GPU, answered as for one with bfloat16.
     assumed: tuple[Unknown, ...]
     pins: tuple[Pin, ...]
+    #: What it imports from libraries, in the order in which it does.
+    imports: tuple[ImportedName, ...] = ()
     #: Words of its command line that were given.
     arguments: tuple[str, ...] = ()
     #: How often each name is read in the units of the program itself.
@@ -141,6 +143,7 @@ def _read(path: Path, data: bytes, text: str, arguments: tuple[str, ...]) -> Pro
         cells=cells,
         calls=tuple(follower.calls),
         assumed=tuple(follower.assumed),
+        imports=tuple(follower.imports),
         pins=tuple(pin for unit in units for pin in _pins(unit)),
         arguments=arguments,
         reads=follower.reads(),

@@ -25,6 +25,7 @@ from lora_doctor.static.program.units import Span, Unit
 from lora_doctor.static.program.values import (
     Argument,
     Function,
+    ImportedName,
     Items,
     Known,
     ModuleValue,
@@ -75,6 +76,9 @@ class Statements(Bindings):
     left_by: type[cst.BaseSmallStatement] | None = None
     #: The loops that are followed round by round.
     loops: list[Loop]
+    #: What is imported from libraries; the ``try`` blocks around that are ready for its failure.
+    imports: list[ImportedName]
+    guarded: int
 
     @abstractmethod
     def follow(self, unit: Unit) -> None: ...
@@ -221,7 +225,10 @@ class Statements(Bindings):
 
     def _try(self, node: cst.Try) -> bool:
         before = dict(self.scope.names)
+        guards = any(map(_catches_imports, node.handlers))
+        self.guarded += guards
         left = self.suite(node.body)
+        self.guarded -= guards
         after = self.scope.names
         with self._not_sure():
             self.handling += 1
@@ -308,6 +315,8 @@ class Statements(Bindings):
         for item in node.names:
             name = _dotted(item.name)
             found = sibling(self, name, 0)
+            if found is None:
+                self._note_import(name, "", item)
             if item.asname is not None:
                 self.bind(item.asname.name, found or Reference(name))
             else:
@@ -329,7 +338,24 @@ class Statements(Bindings):
             bound = item.asname.name if item.asname is not None else item.name
             if value is None:
                 value = sibling(self, f"{module}.{name}".strip("."), len(node.relative))
+            if value is None and found is None and not node.relative:
+                self._note_import(module, name, item)
             self.bind(bound, value or Reference(f"{module}.{name}"))
+
+    def _note_import(self, module: str, name: str, node: cst.ImportAlias) -> None:
+        certain = not self.unsure and not self.guarded
+        self.imports.append(ImportedName(module, name, self.unit.span(node.name), certain))
+
+
+def _catches_imports(handler: cst.ExceptHandler) -> bool:
+    """Whether an ``except`` is ready for an import, or a name of a module, that fails."""
+    if handler.type is None:
+        return True
+    kinds = handler.type.elements if isinstance(handler.type, cst.Tuple) else [handler.type]
+    names = [_dotted(kind.value if isinstance(kind, cst.Element) else kind) for kind in kinds]
+    caught = ("ImportError", "ModuleNotFoundError", "Exception", "BaseException", "RuntimeError",
+              "AttributeError")  # fmt: skip
+    return any(name in caught or "." in name or not name for name in names)
 
 
 def _dotted(node: cst.CSTNode) -> str:

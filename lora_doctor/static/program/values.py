@@ -197,6 +197,17 @@ class Argument:
     unpacked: bool = False
 
 
+@dataclass(frozen=True)
+class ImportedName:
+    """A name that the program imports from a library, or a module (``name`` empty). ``certain``:
+    the import runs, and nothing is ready for its failure."""
+
+    module: str
+    name: str
+    span: Span
+    certain: bool
+
+
 @dataclass(eq=False)
 class Call:
     """One call, in the order in which the program makes them."""
@@ -219,6 +230,8 @@ class Call:
     block: int = 0
     result: Value | None = None
     node: cst.Call | None = None
+    #: Whether a ``try`` around it is ready for a name that is not there.
+    guarded: bool = False
 
     @property
     def place(self) -> Place:

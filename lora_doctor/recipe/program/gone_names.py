@@ -1,0 +1,83 @@
+"""Names that a program imports and that the installed release of their library does not have."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from lora_doctor.recipe.program.pins import unmet
+from lora_doctor.recipe.program.setup import Setup
+from lora_doctor.static.installed.installed_names import importable, module_words
+from lora_doctor.static.installed.signatures import installed_version
+from lora_doctor.static.place import Place
+from lora_doctor.static.program.values import ImportedName
+
+#: Libraries whose modules are plain Python, so that their sources say what they have.
+_PACKAGES = (
+    "transformers", "peft", "trl", "accelerate", "datasets", "sentence_transformers",
+)  # fmt: skip
+#: How alike the old and the new name of a function are at least.
+_ALIKE = 0.85
+
+
+@dataclass(frozen=True)
+class GoneName:
+    """A name, or a module (``name`` empty), that the installed release does not have."""
+
+    module: str
+    name: str
+    package: str
+    #: Its installed release.
+    version: str
+    #: Where it is imported.
+    place: Place
+    #: Where the installed packages have a thing of that name, or one of nearly that name; empty
+    #: where they have none.
+    now: str = ""
+
+    @property
+    def dotted(self) -> str:
+        return f"{self.module}.{self.name}" if self.name else self.module
+
+
+def gone_names(setup: Setup) -> Iterator[GoneName]:
+    """What is imported, or called on an imported module, where that surely runs; each once.
+    Libraries of which the program pins another release are passed over."""
+    pinned = {pin.package.replace("-", "_") for pin, _ in unmet(setup.program)}
+    seen = set()
+    for one in (*setup.program.imports, *_of_calls(setup)):
+        package = one.module.partition(".")[0]
+        if not one.certain or package not in _PACKAGES or package in pinned:
+            continue
+        version = installed_version(package.replace("_", "-"))
+        if version is None or (one.module, one.name) in seen:
+            continue
+        seen.add((one.module, one.name))
+        if _is_gone(one):
+            yield GoneName(one.module, one.name, package, version, one.span.place, _now(one))
+
+
+def _is_gone(one: ImportedName) -> bool:
+    if importable(one.module) == "gone":
+        return True
+    return bool(one.name) and importable(one.module, one.name) == "gone"
+
+
+def _of_calls(setup: Setup) -> Iterator[ImportedName]:
+    """The names that calls have of a module: ``peft.prepare_model_for_int8_training``."""
+    for call in setup.program.calls:
+        package, _, rest = call.name.partition(".")
+        if rest and not call.guarded and package in _PACKAGES and call.receiver is None:
+            yield ImportedName(package, rest.partition(".")[0], call.span, call.certain)
+
+
+def _now(gone: ImportedName) -> str:
+    """Where the installed packages have this name, or one that is nearly the same."""
+    name, package = gone.name or gone.module.rpartition(".")[2], gone.module.partition(".")[0]
+    for module in (package, "torch.optim") if gone.name else ():
+        if module != gone.module and importable(module, name) == "there":
+            return f"{module}.{name}"
+    near = difflib.get_close_matches(name, module_words(gone.module), n=3, cutoff=_ALIKE)
+    found = (one for one in near if importable(gone.module, one) == "there")
+    return next((f"{gone.module}.{one}" for one in found), "")

@@ -1,0 +1,192 @@
+"""Scripts in styles of public repositories: what they ask of Python, of the installed releases and
+of their own classes is answered, and never guessed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import lora_doctor
+from lora_doctor.recipe.program.read_setup import read_setup
+from lora_doctor.recipe.program.setup import Setup
+from lora_doctor.static.installed.signatures import installed_version
+
+_TRAIN = """
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("org/model")
+model = get_peft_model(model, LoraConfig(r=8, target_modules=TARGETS))
+"""
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The hub is never asked for the models that the scripts name."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+
+
+def read(tmp_path: Path, text: str, *arguments: str) -> Setup:
+    path = tmp_path / "train.py"
+    path.write_text(text, encoding="utf-8")
+    return read_setup(path, None, arguments)
+
+
+_FAMILY = """
+import sys
+def targets(family):
+    match family:
+        case "gpt2":
+            return ["c_attn"]
+        case "llama" | "mistral":
+            return ["q_proj"]
+        case _:
+            raise SystemExit(family)
+TARGETS = targets(sys.argv[1] if len(sys.argv) > 1 else "llama")
+"""
+_NESTED = """
+from dataclasses import asdict, dataclass, field
+@dataclass
+class Lora:
+    targets: tuple = ("q_proj",)
+@dataclass
+class Config:
+    name: str = "x"
+    lora: Lora = field(default_factory=Lora)
+config = Config()
+made = asdict(config)["lora"]
+made["other"] = 1
+TARGETS = list(made["targets"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "targets"),
+    [
+        (_FAMILY, ["q_proj"]),
+        (_NESTED, ["q_proj"]),
+        ('class C: wanted = ["q_proj"]; other = 2\nTARGETS = C.wanted', ["q_proj"]),
+        ('import sys\nNEW = sys.version_info >= (3, 8)\nTARGETS = ["q_proj"] if NEW else ["query"]',
+         ["q_proj"]),
+        ("import sys\n"
+         f'TARGETS = ["q_proj"] if sys.platform == "{sys.platform}" else ["query"]', ["q_proj"]),
+        ("import transformers\nfrom packaging import version\n"
+         'NEW = version.parse(transformers.__version__) >= version.parse("4.1")\n'
+         'TARGETS = ["q_proj"] if NEW else ["query"]', ["q_proj"]),
+        ("import importlib.util\n"
+         'HAS = importlib.util.find_spec("no_such_package_here") is not None\n'
+         'TARGETS = ["query"] if HAS else ["q_proj"]', ["q_proj"]),
+        ("from typing import TYPE_CHECKING\nTARGETS = ['q_proj']\n"
+         "if TYPE_CHECKING:\n    TARGETS = ['query']", ["q_proj"]),
+        ("class A:\n    targets = ['query']\na = A()\nsetattr(a, 'targets', ['q_proj'])\n"
+         "TARGETS = a.targets", ["q_proj"]),
+        ("TARGETS = ['q_proj'] if 1 << 2 == 4 and 2 ** 3 == 8 else ['query']", ["q_proj"]),
+    ],
+)  # fmt: skip
+def test_what_a_script_asks_of_python_is_answered(
+    tmp_path: Path, before: str, targets: list[str]
+) -> None:
+    if "transformers" in before and installed_version("transformers") is None:
+        pytest.skip("asks for the installed release of transformers")
+    setup = read(tmp_path, before + _TRAIN)
+    assert setup.recipe.get("target_modules") == targets, setup.asked
+
+
+def test_the_words_of_the_command_line_are_in_sys_argv(tmp_path: Path) -> None:
+    setup = read(tmp_path, _FAMILY + _TRAIN, "gpt2")
+    assert setup.recipe.get("target_modules") == ["c_attn"]
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        # The name of a library's constant is no text that could be compared or indexed.
+        'import lib\nTARGETS = ["q_proj"] if lib.KIND == "llama" else ["query"]',
+        "import lib\nTARGETS = lib.names[2]",
+        'import lib\nTARGETS = "".join(lib.names)',
+        # Which case is taken is not known, so that neither is what follows.
+        'import os\nmatch os.cpu_count():\n    case 1:\n        TARGETS = ["q_proj"]\n'
+        '    case _:\n        TARGETS = ["query"]',
+        # An attribute that is set under a condition that is not known.
+        'import os\nclass A:\n    pass\na = A()\na.t = ["q_proj"]\n'
+        'if os.cpu_count() > 4:\n    a.t = ["query"]\nTARGETS = a.t',
+        'import os\nclass A:\n    t = ["q_proj"]\na = A()\na.t = ["q_proj"]\n'
+        "setattr(a, os.uname().sysname, 3)\nTARGETS = a.t",
+    ],
+)
+def test_what_the_text_does_not_say_is_asked_for(tmp_path: Path, before: str) -> None:
+    setup = read(tmp_path, before + _TRAIN)
+    assert "target_modules" not in setup.recipe.values, setup.recipe.values
+    assert any(key == "target_modules" for key, _ in setup.asked)
+
+
+def test_behind_cases_that_all_leave_nothing_is_reached(tmp_path: Path) -> None:
+    """``case _`` that returns leaves the function, whatever the others do."""
+    setup = read(
+        tmp_path,
+        "import os\ndef targets():\n    match os.cpu_count():\n        case 1:\n"
+        "            return ['q_proj']\n        case _:\n            return ['q_proj']\n"
+        "    return ['query']\nTARGETS = targets()\n" + _TRAIN,
+    )
+    assert setup.recipe.get("target_modules") == ["q_proj"], setup.asked
+
+
+def found_in(tmp_path: Path, text: str) -> list[Any]:
+    path = tmp_path / "train.py"
+    path.write_text(text, encoding="utf-8")
+    return [
+        finding
+        for finding in lora_doctor.check(str(path), depth="static").findings
+        if finding.rule == "LD526"
+    ]
+
+
+def test_names_that_no_release_has_are_found_where_they_are_imported(tmp_path: Path) -> None:
+    text = (
+        "import peft\nfrom peft import (\n    LoraConfig,\n    NoSuchThing,\n)\n"
+        "from peft.no_such_module import anything\n"
+        "model = peft.get_peft_model(None, peft.LoraConfigs(r=8))\n"
+    )
+    found = {(one.location.line, one.message.split("`")[1]) for one in found_in(tmp_path, text)}
+    assert found == {
+        (4, "peft.NoSuchThing"),
+        (6, "peft.no_such_module.anything"),
+        (7, "peft.LoraConfigs"),
+    }
+
+
+def test_an_import_that_may_fail_is_no_finding(tmp_path: Path) -> None:
+    """Guarded, never reached, not known to be reached, or of a package that is not looked at."""
+    text = (
+        "import os\nfrom typing import TYPE_CHECKING\nimport peft, transformers\n"
+        "try:\n    from transformers import NoSuchThing\nexcept ImportError:\n"
+        "    NoSuchThing = None\n"
+        "try:\n    peft.no_such_function()\nexcept AttributeError:\n    pass\n"
+        "if os.cpu_count() > 4:\n    from peft import NoSuchOther\n"
+        "if TYPE_CHECKING:\n    from transformers import NoSuchType\n"
+        "def never():\n    from transformers import NoSuchFunction\n"
+        "import no_such_package_here\n" + _TRAIN.replace("TARGETS", "['q_proj']")
+    )
+    assert not found_in(tmp_path, text)
+
+
+def test_a_key_of_an_unpacked_dictionary_is_renamed_where_it_stands(tmp_path: Path) -> None:
+    """Unless something else in the program reads it by that name."""
+    from lora_doctor.prescription.write_fix import Plan
+
+    text = 'LORA = {"r": 8, "lora_alfa": 16}  # mine\n' + _TRAIN.replace("r=8", "**LORA").replace(
+        "TARGETS", "['q_proj']"
+    )
+    path = tmp_path / "train.py"
+    for more, renamed in (("", True), ('print(LORA["lora_alfa"])\n', False)):
+        path.write_text(text + more)
+        plan = Plan.make(str(path), str(tmp_path), write=True)
+        diagnosis = plan.with_diff(lora_doctor.fix(str(path), depth="static"))
+        plan.write(diagnosis)
+        assert [one.rule for one in diagnosis.findings] == ["LD523"]
+        expected = text.replace("lora_alfa", "lora_alpha") if renamed else text
+        assert path.read_text() == expected + more
