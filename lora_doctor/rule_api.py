@@ -43,7 +43,6 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     ``adds_without_wrapper``; ``evaluations_without_data``: trainers that are to evaluate and are
     given no data for it; ``collated_columns``: what a collator reads of each row;
     ``added_tokens``: the calls that add tokens to the tokenizer (``AddedTokens``);
-    ``missing_names``: imports that fail here (``MissingName``);
     ``made_arguments``: the calls that make arguments of a Trainer;
     ``made_trainer``: the trainer, as far as it can be made again.
     ``AskedArguments``: what their own class said of them, each ``Refusal``.
@@ -164,7 +163,6 @@ if TYPE_CHECKING:
     from lora_doctor.recipe.program.gone_names import GoneName, gone_names
     from lora_doctor.recipe.program.made_arguments import made_arguments
     from lora_doctor.recipe.program.made_trainer import made_trainer
-    from lora_doctor.recipe.program.missing_names import MissingName, missing_names
     from lora_doctor.recipe.program.names import UnknownArgument, unknown_arguments
     from lora_doctor.recipe.program.objects import adds_without_wrapper
     from lora_doctor.recipe.program.order import (
@@ -236,7 +234,6 @@ _LAZY = {
         "recipe.program.gone_names": ("GoneName", "gone_names"),
         "recipe.program.made_arguments": ("made_arguments",),
         "recipe.program.made_trainer": ("made_trainer",),
-        "recipe.program.missing_names": ("MissingName", "missing_names"),
         "recipe.program.names": ("UnknownArgument", "unknown_arguments"),
         "recipe.program.objects": ("adds_without_wrapper",),
         "recipe.program.order": (
@@ -327,7 +324,6 @@ __all__ = [
     "Measurement",
     "MemoryPlan",
     "MemoryVariant",
-    "MissingName",
     "ModelSource",
     "ModuleGroup",
     "NonLinearOutputReading",
@@ -410,7 +406,6 @@ __all__ = [
     "merged_after_wrapping",
     "merged_and_dropped",
     "missing_name",
-    "missing_names",
     "name_groups",
     "named_gpus",
     "names_in",

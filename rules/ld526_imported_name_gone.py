@@ -18,6 +18,14 @@ from lora_doctor.rule_api import (
     gone_names,
 )
 
+_PACKAGE = "(?:transformers|accelerate|huggingface_hub|peft|trl|datasets)"
+_NAME = rf"cannot import name '\w+' from '{_PACKAGE}\b"
+_MODULE = rf"No module named '{_PACKAGE}\.[\w.]+'"
+#: Code of the user: no installed package, no framework that is checked out, no remote code.
+_OWN = (
+    r"^(?!.*(?:(?:site|dist)-packages|transformers_modules|"
+    r"[\\/](?:llamafactory|llmtuner|axolotl|swift|unsloth\w*|trl|peft)[\\/]))"
+)
 _PROOF = Proof("read", "no file of the installed package provides the name")
 
 
@@ -51,12 +59,11 @@ class ImportedNameGone(Rule):
     summary = "The script imports a name that the installed library does not have."
     depth = "static"
     symptoms = (
-        Symptom(
-            r"cannot import name '\w+' from '(?:transformers|peft|trl|accelerate|datasets)[\w.]*'",
-            "imported by the script itself",
-            raised_in=r"^(?!.*(?:site|dist)-packages)(?!.*transformers_modules)",
-            weight=1,
-        ),
+        Symptom(_NAME, "imported by the script itself", raised_in=_OWN, weight=1),
+        Symptom(_MODULE, "imported by the script itself", raised_in=_OWN, weight=1),
+        Symptom(r"cannot import name '\w+' from '(?:peft|trl)\b", alone=True, weight=1),
+        Symptom(_NAME, alone=True, weight=-1),
+        Symptom(_MODULE, alone=True),
         Symptom(
             r"module '?(?:transformers|peft|trl|accelerate|datasets)[\w.]*'? has no attribute '\w+'"
         ),
@@ -69,6 +76,12 @@ class ImportedNameGone(Rule):
             why="peft.LoraConfiguration, which no release has",
         ),
         Example("healthy", "tests/scripts/prepared_first.py", depth="static"),
+        Example(
+            "healthy",
+            "tests/scripts/names_of_several_releases.py",
+            depth="static",
+            why="the old name under try, for older releases",
+        ),
     )
 
     def check(self, case: Case) -> Iterator[Finding]:

@@ -40,6 +40,13 @@ class GoneName:
     def dotted(self) -> str:
         return f"{self.module}.{self.name}" if self.name else self.module
 
+    @property
+    def message(self) -> str:
+        """What Python will say of an import."""
+        if not self.name:
+            return f"No module named {self.module!r}"
+        return f"cannot import name {self.name!r} from {self.module!r}"
+
 
 def gone_names(setup: Setup) -> Iterator[GoneName]:
     """What is imported, or called on an imported module, where that surely runs; each once.
@@ -54,14 +61,10 @@ def gone_names(setup: Setup) -> Iterator[GoneName]:
         if version is None or (one.module, one.name) in seen:
             continue
         seen.add((one.module, one.name))
-        if _is_gone(one):
+        if importable(one.module) == "gone":
+            yield GoneName(one.module, "", package, version, one.span.place, _now(one))
+        elif one.name and importable(one.module, one.name) == "gone":
             yield GoneName(one.module, one.name, package, version, one.span.place, _now(one))
-
-
-def _is_gone(one: ImportedName) -> bool:
-    if importable(one.module) == "gone":
-        return True
-    return bool(one.name) and importable(one.module, one.name) == "gone"
 
 
 def _of_calls(setup: Setup) -> Iterator[ImportedName]:

@@ -92,7 +92,7 @@ def merged_after_wrapping(setup: Setup) -> Iterator[Slip]:
         if call.method in _MERGE and call.certain and trained:
             wrap = _adapted(setup, call.receiver, call)
             if wrap is not None:
-                yield _slip(call, wrap, [])
+                yield slip(call, wrap, [])
 
 
 def adapted_twice(setup: Setup) -> Iterator[Slip]:

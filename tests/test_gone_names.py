@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_doctor.recipe.program.missing_names import MissingName, missing_names
+from lora_doctor.recipe.program.gone_names import GoneName, gone_names
 from lora_doctor.recipe.program.read_setup import read_setup
 
 RECIPE = """
@@ -20,27 +20,27 @@ model = get_peft_model(model, LoraConfig(r=8, target_modules=["q_proj"]))
 GONE = "from peft import no_such_function"
 
 
-def missing(folder: Path, head: str) -> list[MissingName]:
+def gone(folder: Path, head: str) -> list[GoneName]:
     file = folder / "train.py"
     file.write_text(f"{head}\n{RECIPE}", encoding="utf-8")
-    return list(missing_names(read_setup(file)))
+    return list(gone_names(read_setup(file)))
 
 
 def test_a_name_that_is_gone_is_told_at_its_line_with_what_python_will_say(tmp_path: Path) -> None:
-    (found,) = missing(tmp_path, f"import os\n{GONE}")
+    (found,) = gone(tmp_path, f"import os\n{GONE}")
     assert (found.place.line, found.package) == (2, "peft")
     assert found.message == "cannot import name 'no_such_function' from 'peft'"
 
 
 def test_a_module_that_is_gone_is_told_as_python_does(tmp_path: Path) -> None:
-    (found,) = missing(tmp_path, "from transformers.no_such_module import Trainer")
+    (found,) = gone(tmp_path, "from transformers.no_such_module import Trainer")
     assert found.message == "No module named 'transformers.no_such_module'"
-    assert found.now == "from transformers import Trainer"
+    assert found.dotted == "transformers.no_such_module"
 
 
 def test_the_name_that_replaced_it_is_proposed(tmp_path: Path) -> None:
-    (found,) = missing(tmp_path, "from peft import prepare_model_for_kbits_training")
-    assert found.now == "from peft import prepare_model_for_kbit_training"
+    (found,) = gone(tmp_path, "from peft import prepare_model_for_kbits_training")
+    assert found.now == "peft.prepare_model_for_kbit_training"
 
 
 @pytest.mark.parametrize(
@@ -60,12 +60,12 @@ def test_the_name_that_replaced_it_is_proposed(tmp_path: Path) -> None:
 def test_imports_that_may_not_run_and_those_that_work_are_no_finding(
     tmp_path: Path, head: str
 ) -> None:
-    assert not missing(tmp_path, head)
+    assert not gone(tmp_path, head)
 
 
 def test_a_script_for_another_release_is_not_compared_with_this_one(tmp_path: Path) -> None:
     (tmp_path / "requirements.txt").write_text("peft==0.2.0\n", encoding="utf-8")
-    assert not missing(tmp_path, GONE)
+    assert not gone(tmp_path, GONE)
 
 
 def test_a_cell_of_a_notebook_is_named(tmp_path: Path) -> None:
@@ -75,5 +75,5 @@ def test_a_cell_of_a_notebook_is_named(tmp_path: Path) -> None:
     ]
     file = tmp_path / "train.ipynb"
     file.write_text(json.dumps({"cells": cells, "nbformat": 4, "metadata": {}}), encoding="utf-8")
-    (found,) = missing_names(read_setup(file))
+    (found,) = gone_names(read_setup(file))
     assert found.place.file.endswith("train.ipynb:cell 2") and found.place.line == 1
