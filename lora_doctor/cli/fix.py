@@ -9,9 +9,8 @@ import click
 
 from lora_doctor.cli import streams
 from lora_doctor.cli.arguments import check_options, program_of, recipe_of
-from lora_doctor.cli.given_command import command_of, file_of
+from lora_doctor.cli.given_command import command_of
 from lora_doctor.cli.output import (
-    FINDINGS,
     UNANSWERED,
     exit_code,
     report,
@@ -31,7 +30,9 @@ def run(options: dict[str, Any]) -> int:
         return _fix_adapter(options)
     command = command_of(options)
     if command:
-        return _fix_command(options, command)
+        from lora_doctor.cli.fix_command import fix_command
+
+        return fix_command(options, command, run)
     from lora_doctor import api
     from lora_doctor.engine.set_up import set_up_file
     from lora_doctor.prescription import write_fix
@@ -68,31 +69,6 @@ def run(options: dict[str, Any]) -> int:
     for path in written:
         streams.tell(f"wrote {path}")
     return code
-
-
-def _fix_command(options: dict[str, Any], command: tuple[str, ...]) -> int:
-    """Fix the file that a command trains from, and dry-run the command as it is then."""
-    from lora_doctor.cli.arguments import dry_run_options
-    from lora_doctor.dry_run.judge import DryRunOptions, dry_run
-
-    file, words = file_of(command)
-    given = {**options, "model": file, "script_arguments": words}
-    code = run(given)
-    if not options["write"] or code == UNANSWERED:
-        return code
-    streams.tell(f"runs: {' '.join(command)}")
-    limits = {"rows": DryRunOptions.rows, "time_limit": None, "memory_limit": None,
-              "synthetic_data": False, "check_resume": False}  # fmt: skip
-    asked = dry_run_options({**given, **limits})
-    ran = with_progress(lambda tell: dry_run(command, asked, tell))
-    if options["output_format"] == "full" and not options["only_diff"]:
-        # The files that were asked for hold the report of the fix.
-        told = report(ran, {**given, "outputs": (), "output_file": None})
-        return FINDINGS if FINDINGS in (code, told) else told
-    found = ", ".join(dict.fromkeys(finding.rule for finding in ran.findings))
-    streams.tell(f"dry run of the command: {ran.verdict}{f': {found}' if found else ''}")
-    told = exit_code(ran, options["fail_on"])
-    return FINDINGS if FINDINGS in (code, told) else told
 
 
 def _fix_adapter(options: dict[str, Any]) -> int:

@@ -1,0 +1,183 @@
+"""``lora-doctor fix -- COMMAND``: the file that a command trains from is fixed, by what is read and
+run of it here, and then by what the command itself shows when it is dry-run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lora_doctor.cli import streams
+from lora_doctor.cli.given_command import file_of
+from lora_doctor.cli.output import FINDINGS, exit_code, report, with_progress
+from lora_doctor.cli.project import codes_ignored
+
+if TYPE_CHECKING:
+    from lora_doctor.recipe.edit import Edit
+    from lora_doctor.results.diagnosis import AppliedFix, Diagnosis
+
+#: A fix may uncover the next finding; the command is run once more for each round.
+_MOST_ROUNDS = 3
+
+
+def fix_command(
+    options: dict[str, Any], command: Sequence[str], fix: Callable[[dict[str, Any]], int]
+) -> int:
+    """Fix the file of a command with ``fix``, dry-run the command as it is then, and write the
+    fixes of what only that run has found; the exit code."""
+    file, words = file_of(command)
+    given = {**options, "model": file, "script_arguments": words}
+    code = fix(given)
+    if not options["write"]:
+        return code
+    streams.tell(f"runs: {' '.join(command)}")
+    ran = _run(command, given)
+    for _ in range(_MOST_ROUNDS):
+        better = _fixed(Path(file), words, ran, command, given)
+        if better is None:
+            break
+        ran = better
+    told = _report(ran, given)
+    return FINDINGS if FINDINGS in (code, told) else told
+
+
+def _run(command: Sequence[str], options: Mapping[str, Any]) -> Diagnosis:
+    from lora_doctor.cli.arguments import dry_run_options
+    from lora_doctor.dry_run.judge import DryRunOptions, dry_run
+
+    limits = {"rows": DryRunOptions.rows, "time_limit": None, "memory_limit": None,
+              "synthetic_data": False, "check_resume": False}  # fmt: skip
+    asked = dry_run_options({**options, **limits})
+    return with_progress(lambda tell: dry_run(command, asked, tell))
+
+
+def _report(ran: Diagnosis, options: Mapping[str, Any]) -> int:
+    if options["output_format"] == "full" and not options["only_diff"]:
+        # The files that were asked for hold the report of the fix.
+        return report(ran, {**options, "outputs": (), "output_file": None})
+    found = ", ".join(dict.fromkeys(finding.rule for finding in ran.findings))
+    streams.tell(f"dry run of the command: {ran.verdict}{f': {found}' if found else ''}")
+    return exit_code(ran, options["fail_on"])
+
+
+def _fixed(
+    file: Path,
+    words: tuple[str, ...],
+    ran: Diagnosis,
+    command: Sequence[str],
+    options: Mapping[str, Any],
+) -> Diagnosis | None:
+    """The dry run of the command after the fixes of what the last one found; ``None``, and the file
+    as it was, where there are none or they did not help."""
+    chosen = _fixes(ran, options)
+    texts, placed = _texts(file, words, chosen, options)
+    if not texts:
+        return None
+    titles = "; ".join(f"{item.rule}: {item.fix.title}" for item in placed)
+    with _written(texts) as keep:
+        streams.tell(f"tries: {titles}")
+        again = _run(command, options)
+        if not _helped(ran, again, placed):
+            streams.tell(f"did not help, {file} is as it was: {titles}")
+            return None
+        keep()
+    for path in texts:
+        streams.tell(f"wrote {path}")
+    return again
+
+
+def _fixes(ran: Diagnosis, options: Mapping[str, Any]) -> list[AppliedFix]:
+    """The first allowed fix of each finding that is an edit of the recipe, one for each key."""
+    from lora_doctor.results.diagnosis import AppliedFix
+    from lora_doctor.results.finding import first_fix
+
+    left = codes_ignored(click.get_current_context().meta)
+    chosen: list[AppliedFix] = []
+    touched: set[str] = set()
+    for finding in ran.not_accepted(ran.findings):
+        # A dry run tries no fix by itself: what is not known to be safe yet is tried here.
+        offered = [fix for fix in finding.fixes if fix.edits and fix.patch is None]
+        fix = first_fix(finding, options["unsafe_fixes"]) or next(
+            (one for one in offered if one.safety in ("safe", "unproven")), None
+        )
+        if fix is None or fix not in offered or finding.rule in left or finding.severity == "info":
+            continue
+        keys = {edit.key for edit in fix.edits}
+        if not keys & touched:
+            touched |= keys
+            chosen.append(AppliedFix(finding.rule, fix))
+    return chosen
+
+
+def _texts(
+    file: Path, words: tuple[str, ...], fixes: Sequence[AppliedFix], options: Mapping[str, Any]
+) -> tuple[dict[Path, bytes], list[AppliedFix]]:
+    """The files after those of the fixes that they have a place for, and these fixes."""
+    from lora_doctor.errors import InputError
+    from lora_doctor.recipe.files.read_write import edited_files, held_files, holds_edit
+    from lora_doctor.recipe.program.edits import edited_program, program_holds
+    from lora_doctor.recipe.program.read_setup import read_setup
+    from lora_doctor.recipe.program.setup import is_program
+
+    format = options["format_name"]
+    try:
+        if is_program(file):
+            recipe = read_setup(file, None, words).recipe
+            assert recipe.written is not None
+            placed = _with_place(fixes, lambda edit: program_holds(recipe, edit))
+            edited = edited_program(recipe, _edits(placed)).written
+            assert edited is not None and edited.data is not None
+            changed = edited.data != recipe.written.data
+            return ({file: edited.data} if changed else {}), placed
+        held = held_files(file, format)
+        placed = _with_place(fixes, lambda edit: holds_edit(file, held, edit, format))
+        texts = edited_files(file, held, _edits(placed), format)
+        return {path: text.encode(text.text) for path, text in texts.items()}, placed
+    except InputError as error:
+        streams.tell(f"lora-doctor: not written: {error}")
+        return {}, []
+
+
+def _with_place(fixes: Sequence[AppliedFix], holds: Callable[[Edit], bool]) -> list[AppliedFix]:
+    return [item for item in fixes if all(holds(edit) for edit in item.fix.edits)]
+
+
+def _edits(fixes: Sequence[AppliedFix]) -> list[Edit]:
+    return [edit for item in fixes for edit in item.fix.edits]
+
+
+def _helped(before: Diagnosis, after: Diagnosis, fixes: Sequence[AppliedFix]) -> bool:
+    """Whether what was fixed is not found any more, and nothing else is found instead; a command
+    that comes further than before may show what it did not come to."""
+    found = {finding.rule for finding in after.findings if finding.severity != "info"}
+    known = {finding.rule for finding in before.findings if finding.severity != "info"}
+    if after.verdict == "undetermined" and before.verdict != "undetermined":
+        return False
+    further = _fails(before) and not _fails(after)
+    return not found & {item.rule for item in fixes} and (further or found <= known)
+
+
+def _fails(ran: Diagnosis) -> bool:
+    return ran.dry_run is not None and ran.dry_run.error is not None
+
+
+@contextmanager
+def _written(texts: Mapping[Path, bytes]) -> Iterator[Callable[[], None]]:
+    """The files with these contents, and as they were again afterwards unless they are kept."""
+    from lora_doctor.files import Change, replace_files
+
+    old = {path: path.read_bytes() for path in texts}
+    there = {path: set(path.parent.iterdir()) for path in texts}
+    backups = replace_files([Change(path, data) for path, data in texts.items()])
+    kept: list[bool] = []
+    try:
+        yield lambda: kept.append(True)
+    finally:
+        if not kept:
+            replace_files([Change(path, data, backup=False) for path, data in old.items()])
+            for path, backup in backups.items():
+                if backup is not None and backup not in there[path]:
+                    backup.unlink(missing_ok=True)
