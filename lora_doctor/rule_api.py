@@ -210,6 +210,13 @@ if TYPE_CHECKING:
     from lora_doctor.results.stacked_adapters import Stacked, StackedAdapter
     from lora_doctor.results.structure import ModuleGroup, Structure, Tower
     from lora_doctor.results.supervision import RowSet, Supervision
+    from lora_doctor.results.training_signal import (
+        GradientsWithoutStep,
+        PreferencePairs,
+        Rewards,
+        StepGradients,
+        TrainingSignal,
+    )
     from lora_doctor.static.adapter_files import AdapterFiles
     from lora_doctor.static.adapter_values import AdapterValues
     from lora_doctor.static.model_files import StaticEvidence
@@ -264,6 +271,10 @@ _LAZY = {
         "results.stacked_adapters": ("Stacked", "StackedAdapter"),
         "results.structure": ("ModuleGroup", "Structure", "Tower"),
         "results.supervision": ("RowSet", "Supervision"),
+        "results.training_signal": (
+            "GradientsWithoutStep", "PreferencePairs", "Rewards", "StepGradients",
+            "TrainingSignal",
+        ),
         "static.adapter_files": ("AdapterFiles",),
         "static.adapter_values": ("AdapterValues",),
         "static.model_files": ("StaticEvidence",),
@@ -316,6 +327,7 @@ __all__ = [
     "Gathered",
     "GoneName",
     "Gpu",
+    "GradientsWithoutStep",
     "InstancePatch",
     "KeptWeights",
     "Loading",
@@ -335,6 +347,7 @@ __all__ = [
     "Pin",
     "Place",
     "Precision",
+    "PreferencePairs",
     "Processes",
     "Proof",
     "ProofKind",
@@ -347,6 +360,7 @@ __all__ = [
     "RemoteCode",
     "ReplacedLayers",
     "Replacement",
+    "Rewards",
     "RowSet",
     "Rule",
     "SavedAdapter",
@@ -361,6 +375,7 @@ __all__ = [
     "Stacked",
     "StackedAdapter",
     "StaticEvidence",
+    "StepGradients",
     "Structure",
     "Supervision",
     "Symptom",
@@ -368,6 +383,7 @@ __all__ = [
     "Tower",
     "TrainableTensor",
     "TrainingScript",
+    "TrainingSignal",
     "UnknownArgument",
     "UnusedAdapterReading",
     "UpdateReading",

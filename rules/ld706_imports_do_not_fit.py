@@ -175,9 +175,9 @@ def _concerns(case: Case, missing: MissingImport) -> bool:
     """TRL is a matter of scripts that import it."""
     if "trl" not in missing.root:
         return True
-    if case.source.kind == "script":
-        return _imports_trl(case)
-    return case.source.kind == "environment"
+    if case.source.kind == "environment":
+        return True
+    return case.has("script") and _imports_trl(case)
 
 
 def _imports_trl(case: Case) -> bool:

@@ -45,6 +45,9 @@ __all__ = ["place"]  # a fixture
         ("requests.exceptions.ConnectionError", "HTTPSConnectionPool: Max retries exceeded"),
         ("huggingface_hub.errors.LocalEntryNotFoundError", "offline mode is enabled"),
         ("LookupError", "Resource punkt not found. Please use the NLTK Downloader"),
+        ("ValueError", "Pointer argument (at 0) cannot be accessed from Triton (cpu tensor?)"),
+        ("RuntimeError", "0 active drivers ([]). There should only be one."),
+        ("ImportError", "liger_kernel requires triton"),
     ],
 )
 def test_what_this_machine_lacks_leaves_the_question_open(kind: str, message: str) -> None:
@@ -57,6 +60,8 @@ def test_what_this_machine_lacks_leaves_the_question_open(kind: str, message: st
         ("ValueError", "Please specify `target_modules` in `peft_config`"),
         ("RuntimeError", "mat1 and mat2 shapes cannot be multiplied (4x8 and 16x8)"),
         ("TypeError", "Trainer.__init__() got an unexpected keyword argument 'tokenizer'"),
+        ("ValueError", "Target module TritonV2QuantLinear() is not supported."),
+        ("KeyError", "'triton_attention'"),
     ],
 )
 def test_what_is_wrong_with_the_command_is_not_of_this_machine(kind: str, message: str) -> None:
@@ -107,6 +112,35 @@ def test_a_command_line_that_argparse_refuses_is_the_users_failure(
     assert refused_by_argparse(SystemExit(2)) is None and refused_by_argparse(ValueError()) is None
 
 
+def test_a_command_line_that_is_refused_is_told_with_its_line(tmp_path: Path) -> None:
+    """DeepSpeed's launcher, for one, hands a script `--local_rank`. Python tells no hook of an
+    exit; a program that goes on with other arguments has not failed."""
+    (tmp_path / "place").mkdir()
+    script = tmp_path / "place" / "train.py"
+    script.write_text(
+        "import argparse\nparser = argparse.ArgumentParser()\nparser.add_argument('--lr')\n"
+        "print(parser.parse_args())\n"
+    )
+    report = dry_run(tmp_path / "place", sys.executable, "train.py", "--local_rank=0", code=1)
+    assert rules(report) == ["LD002"] and report["undetermined"] is None
+    assert "unrecognized arguments: --local_rank=0" in report["findings"][0]["message"]
+    assert report["findings"][0]["location"] == {"kind": "file", "path": "train.py", "line": 4}
+    refused = {
+        "kind": "refused_arguments",
+        "pid": 1,
+        "time": 1.0,
+        "type": "argparse.ArgumentError",
+        "message": "unrecognized arguments: -x",
+        "own": [],
+        "traceback": "",
+        "steps": 0,
+    }
+    later = {"kind": "model", "pid": 1, "time": 2.0}
+    exits = {"kind": "exit", "pid": 1, "time": 3.0}
+    for records, fails in (((refused, exits), True), ((refused, later, exits), False)):
+        assert (Captured(records, records).error() is not None) is fails
+
+
 @pytest.mark.parametrize(
     ("command", "changes"),
     [
@@ -136,6 +170,18 @@ def test_a_sample_of_the_set_is_judged_where_forward_gets_what_the_collator_made
     sampled = [_batch(0, 8), _batch(8, 8)]
     batches, origin = judged_batches([_batch(3, 4)], sampled)
     assert batches == sampled and origin.startswith("16 rows spread over the training set")
+
+
+def test_a_sample_without_a_row_of_the_first_batches_is_held_against_the_loader() -> None:
+    """Of a large set no row of the sample is among the first; what the loader gave is."""
+    sampled = [_batch(100, 16)]
+    batches, _ = judged_batches([_batch(3, 4)], sampled, [_batch(3, 4)])
+    assert batches == sampled
+    changed = _batch(3, 4)
+    changed["labels"] = changed["input_ids"]  # by the trainer, before forward
+    for loaded in ([_batch(3, 4)], []):
+        batches, _ = judged_batches([changed], sampled, loaded)
+        assert batches == [changed]
 
 
 def test_a_trainer_that_makes_labels_of_its_own_is_judged_by_its_batches() -> None:

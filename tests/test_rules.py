@@ -5,9 +5,11 @@ A new rule is picked up by its place; nothing here names one.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -142,20 +144,26 @@ def test_healthy_is_silent(rule: type[Rule], example: Example, worker: Worker) -
     assert rule.code in diagnosis.passed, [vars(item) for item in diagnosis.skipped]
 
 
+@functools.cache
+def _dry_run_of(text: str, processes: int) -> Diagnosis:
+    """The dry run of a script; several rules have the same healthy one."""
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder, "script.py")
+        script.write_text(text)
+        words = [str(script)]
+        if processes > 1:
+            run = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node")
+            words = [sys.executable, *run, str(processes), str(script)]
+        return dry_run(words, DryRunOptions())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("rule", "example"), scripts())
-def test_a_script_is_dry_run(rule: type[Rule], example: Example, tmp_path: Path) -> None:
+def test_a_script_is_dry_run(rule: type[Rule], example: Example) -> None:
     """What a rule about commands finds in a broken one, and nothing in a healthy one."""
     if example.processes != 1 and not _ALL:
         pytest.skip("several processes: nox -s dry_run")
-    script = tmp_path / "script.py"
-    script.write_text(example.script)
-    words = [str(script)]
-    if example.processes > 1:
-        count = str(example.processes)
-        run = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", count)
-        words = [sys.executable, *run, str(script)]
-    diagnosis = dry_run(words, DryRunOptions())
+    diagnosis = _dry_run_of(example.script, example.processes)
     found = [finding for finding in diagnosis.findings if finding.rule == rule.code]
     assert bool(found) == (example.kind == "broken")
     assert found or rule.code in diagnosis.passed

@@ -146,6 +146,7 @@ class Captured:
         """What ended the user's code: the first exception that is no launcher's."""
         errors = self.all("error")
         own = [one for one in errors if not str(one["type"]).endswith(_OF_LAUNCHERS)]
+        own = own or self._refused_arguments()
         # What only says that another process is gone, another process has the reason for.
         for record in [one for one in own if not is_of_another(one)] or own or errors:
             if record.get("exit_code") in (0, None) and str(record["type"]) == "SystemExit":
@@ -162,6 +163,11 @@ class Captured:
                 steps=int(record["steps"]),
             )
         return None
+
+    def _refused_arguments(self) -> list[Mapping[str, Any]]:
+        """Command lines that a parser has refused, in processes that did nothing more."""
+        latest = {one["pid"]: one for one in self.every if one["kind"] != "exit"}
+        return [one for one in self.all("refused_arguments") if latest.get(one["pid"]) is one]
 
     def notes(self) -> list[Note]:
         """What was otherwise than in the real run, each once."""
@@ -247,7 +253,8 @@ class Captured:
     def supervision(self) -> Supervision | None:
         """Which tokens of the first batches the loss sees; ``None`` where none had labels."""
         sampled = [record["rows"] for record in self.all("sampled_rows")]
-        batches, origin = judged_batches(self.rows(), sampled)
+        loaded = [record["rows"] for record in self.all("loaded_rows")]
+        batches, origin = judged_batches(self.rows(), sampled, loaded)
         facts, adapted = self.last("tokenizer_facts"), self.last("adapted") or {}
         head = str(adapted.get("base_class", ""))
         counts = [record.get("label_count") for record in self.all("rows")]

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from lora_doctor.api.opening import open_case
 from lora_doctor.api.options import CheckOptions
 from lora_doctor.dry_run import command as commands
 from lora_doctor.dry_run import launch
 from lora_doctor.dry_run.acts.folders import remove_empty
-from lora_doctor.dry_run.captured import MADE_UP, Captured, shapes
+from lora_doctor.dry_run.captured import MADE_UP, Captured, shapes, short_path
 from lora_doctor.dry_run.not_asked import not_asked
-from lora_doctor.dry_run.not_here import is_about_here
 from lora_doctor.dry_run.one_failure import FAILURE, one_failure
+from lora_doctor.dry_run.open_question import is_ours, why_open
 from lora_doctor.dry_run.origins import lines_in_files
 from lora_doctor.dry_run.real_widths import has_real_widths
-from lora_doctor.dry_run.several import by_size, otherwise_shared, waited_for_us
+from lora_doctor.dry_run.several import by_size
+from lora_doctor.dry_run.training_signal import REWARDS_ALIKE, signal_of
 from lora_doctor.dry_run.written import keep_written
 from lora_doctor.engine import registry
 from lora_doctor.engine.case import Case
@@ -29,10 +29,10 @@ from lora_doctor.engine.evidence_store import EvidenceStore
 from lora_doctor.engine.ignored import with_ignored
 from lora_doctor.engine.limits import DEFAULT_MEMORY
 from lora_doctor.errors import EvidenceError, InputError
-from lora_doctor.guest.session import STOPPED, Session
+from lora_doctor.guest.session import Session
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.diagnosis import Diagnosis, Gathered
-from lora_doctor.results.dry_run import NOT_SHOWN, DryRun, ScriptError
+from lora_doctor.results.dry_run import NOT_SHOWN, DryRun
 from lora_doctor.results.finding import Finding, Measurement
 from lora_doctor.results.note import Note
 from lora_doctor.sandbox.temporary import temporary_folder
@@ -40,9 +40,6 @@ from lora_doctor.static.model_source import ModelSource, parse_model
 
 ACTS = ("lora_doctor.dry_run.acts:install",)
 DEFAULT_SECONDS = 600.0
-
-#: What a loop of the user's may raise because its loader came to an early end.
-_OF_SHORT_LOOPS = ("ZeroDivisionError", "StopIteration", "IndexError", "UnboundLocalError")
 
 
 @dataclass(frozen=True)
@@ -141,7 +138,7 @@ class _Outcome:
         cls, words: Sequence[str], ended: launch.Ended, captured: Captured, answered: bool
     ) -> _Outcome:
         error = captured.error()
-        reason = _why_open(ended, captured, answered, error)
+        reason = why_open(ended, captured, answered, error)
         train = captured.last("train") or {}
         adapted = captured.last("adapted") or {}
         recipe = captured.recipe()
@@ -166,7 +163,8 @@ class _Outcome:
                 resumed=captured.resumed(),
                 shifted_labels=captured.shifted_labels(),
                 saved_with_adapters=captured.saved_with_adapters(),
-                error=None if error is not None and _is_ours(error, captured) else error,
+                signal=signal_of(captured.records, short_path),
+                error=None if error is not None and is_ours(error, captured) else error,
                 seconds=ended.seconds,
             ),
             ended,
@@ -186,89 +184,6 @@ def _really_ran(captured: Captured) -> dict[str, str]:
         if train is not None and train.get(key) is not None:
             found[key] = str(train[key])
     return found
-
-
-def _is_ours(error: ScriptError, captured: Captured) -> bool:
-    """Whether an exception says nothing about the user's command, but about this machine or the
-    way in which it was cut short."""
-    if is_about_here(error) or has_real_widths(captured):
-        return True
-    if error.type == "SystemExit" or not captured.all("model"):
-        lacking = ("OSError", "ConnectionError", "NotFoundError", "HTTPError", "SystemExit")
-        if error.type.endswith(lacking) or _no_data(error, captured) is not None:
-            return True
-    if _no_data(error, captured) is not None or waited_for_us(captured.every, error):
-        return True
-    cut = any(record.get("by") == "a loop" for record in captured.all("trained"))
-    return cut and error.type in _OF_SHORT_LOOPS
-
-
-def _no_data(error: ScriptError, captured: Captured) -> Mapping[str, Any] | None:
-    """The record of the data set that could not be had, where the error says so."""
-    for record in captured.all("no_data"):
-        if error.message[:80] and error.message[:80] in " ".join(str(record["reason"]).split()):
-            return record
-    return None
-
-
-def _about_here(error: ScriptError, captured: Captured) -> str:
-    """What the small model, or a data set that cannot be had, has to do with it."""
-    if has_real_widths(captured):
-        return (
-            " (the command's own code has a width of the real model, which is too large for here)"
-        )
-    record = _no_data(error, captured)
-    if record is None:
-        return ""
-    if record.get("no_rows"):
-        return f" (no rows were made up for it: {record['no_rows']})"
-    return " (--synthetic-data goes on with rows made up from the features that it declares)"
-
-
-def _why_open(
-    ended: launch.Ended, captured: Captured, answered: bool, error: ScriptError | None
-) -> str | None:
-    if ended.refused:
-        return f"stopped, because nothing could be shrunk there: {ended.refused}"
-    stopped = captured.last("stopped") or captured.last("refused")
-    if stopped is not None or ended.code == STOPPED:
-        why = stopped.get("why") or stopped.get("reason") if stopped is not None else ""
-        return f"stopped: {why or _last_line(ended.output)}"
-    if ended.limit is not None:
-        unit = "s" if ended.limit.kind == "time" else "bytes"
-        return (
-            f"the command reached the {ended.limit.kind} limit of {ended.limit.limit:.6g} {unit} "
-            f"while {ended.limit.stage}; raise it with {ended.limit.option}"
-        )
-    if not answered:
-        return "no Python process of the command was seen"
-    if error is not None:
-        if not _is_ours(error, captured):
-            return None
-        place = f" at {error.file}:{error.line}" if error.file else ""
-        told = f"the command did not come through here{place}: {error.type}: {error.message[:400]}"
-        return told + _about_here(error, captured)
-    if not captured.steps:
-        code = f" (exit code {ended.code}: {_last_line(ended.output)})" if ended.code else ""
-        return f"the command took no optimizer step{code}"
-    if captured.frozen() is None and captured.last("adapted") is None:
-        return "no model with adapters of PEFT was trained"
-    if captured.last("no_contract") is not None:
-        return f"the training contract was not run: {captured.all('no_contract')[-1]['reason']}"
-    return _why_not_alike(captured)
-
-
-def _why_not_alike(captured: Captured) -> str | None:
-    """Why a run that came to its end is not what the real run is."""
-    lacking, several = captured.last("lacking"), captured.processes()
-    if lacking is not None:
-        return str(lacking["why"])
-    return (otherwise_shared(several) if several is not None else None) or captured.estimated()
-
-
-def _last_line(output: str) -> str:
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "it wrote nothing"
 
 
 def _diagnose(
@@ -293,6 +208,9 @@ def _diagnose(
     if found.run.processes is not None:
         counted = by_size(captured.every, found.run.processes)
         notes += [Note("not-proven", counted)] if counted else []
+    rewards = found.run.signal.rewards
+    if rewards is not None and rewards.alike == rewards.prompts:
+        notes.append(Note("not-proven", REWARDS_ALIKE))
     notes += [Note("not-proven", NOT_SHOWN), *not_asked(diagnosis.skipped)]
     diagnosis = replace(
         diagnosis,

@@ -16,8 +16,11 @@ _NO_GPU = re.compile(
     r"not compiled with CUDA|no NVIDIA driver|No CUDA GPUs|CUDA is not available|needs? a GPU"
     r"|requires? (a )?(GPU|CUDA)|no available devices found|(GPU|CUDA) (is )?(required|needed)"
     r"|no (CUDA )?GPU (was |is )?(found|available|detected)|torch\._C' has no attribute '_cuda"
-    r"|non-CPU accelerator|CUDA (driver|error)|Triton|no accelerator"
-    r"|dummy base class (Event|Stream)",
+    r"|non-CPU accelerator|CUDA (driver|error)|no accelerator|dummy base class (Event|Stream)"
+    # A kernel of Triton on a CPU, or none; a name with Triton in it says nothing of this machine.
+    r"|cannot be accessed from Triton|working triton installation|\d active drivers"
+    r"|\btriton\b.{0,30}\b(not (installed|available|supported|found)|unavailable|only supports?)"
+    r"|\b(requires?|needs?|install|without) triton\b|\btriton (is )?(required|needed|missing)",
     re.IGNORECASE,
 )
 #: Classes of HTTP clients and hubs; their messages differ.

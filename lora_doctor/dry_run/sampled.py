@@ -13,21 +13,25 @@ Batch = Mapping[str, Any]
 _READ = ("labels", "completion_mask", "position_ids")
 
 
-def judged_batches(first: Sequence[Batch], sampled: Sequence[Batch]) -> tuple[list[Batch], str]:
+def judged_batches(
+    first: Sequence[Batch], sampled: Sequence[Batch], loaded: Sequence[Batch] = ()
+) -> tuple[list[Batch], str]:
     """The batches, and where they came from in words.
 
     Args:
         first: what forward was called with.
         sampled: what the trainer's collator made of rows spread over the set. They count only where
-            forward gets the labels as the collator made them.
+            rows are seen that forward gets with the labels as the collator made them.
+        loaded: the first batches as the trainer's loader gave them, of which ``first`` was made.
     """
     if sampled and first and _same_form(first[0], sampled[0]):
         ours, theirs = list(rows_of(sampled)), list(rows_of(first))
-        known = {ids: labels for ids, *labels in map(_without_padding, ours)}
-        pairs = ((known.get(ids), labels) for ids, *labels in map(_without_padding, theirs))
-        if all(own is None or _alike(own, labels) for own, labels in pairs) and len(ours) > len(
-            theirs
-        ):
+        made = (*rows_of(loaded), *ours)
+        known = {ids: labels for ids, *labels in map(_without_padding, made)}
+        pairs = [
+            (known[ids], labels) for ids, *labels in map(_without_padding, theirs) if ids in known
+        ]
+        if pairs and len(ours) > len(theirs) and all(_alike(*pair) for pair in pairs):
             return list(sampled), (
                 f"{len(ours)} rows spread over the training set, through the run's own collator"
             )

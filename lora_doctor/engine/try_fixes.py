@@ -176,10 +176,14 @@ class _Round:
                     self.came_out |= self._trials.run(self._first, [choice], self._findings)
 
     def read_again(self) -> None:
-        """Fixes of the text of a program or set-up alone: read again after each, nothing is run."""
+        """Fixes of the text of a program or set-up alone: read again after each, nothing is run.
+        In a dry run that text is not where the recipe comes from, and none is tried."""
+        recipe = self._first.case.recipe
+        if recipe.written is None and recipe.set_up is None:
+            return
         for i, finding in enumerate(self._findings):
             for j, fix in enumerate(finding.fixes):
-                if is_of_text(fix, self._first.case.recipe):
+                if is_of_text(fix, recipe):
                     self.came_out |= self._trials.run(self._first, [(i, j)], self._findings)
 
     def run_others(self) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from lora_doctor.results.from_json import from_json
 from lora_doctor.results.processes import Processes
+from lora_doctor.results.training_signal import TrainingSignal
 
 #: What no dry run shows, whatever it ran: said beside every verdict, in these words.
 NOT_SHOWN = (
@@ -225,6 +226,8 @@ class DryRun:
     shifted_labels: ShiftedLabels | None = None
     #: A model that was saved with the adapters in it; ``None`` where none was.
     saved_with_adapters: SavedWithAdapters | None = None
+    #: What the run has to learn from.
+    signal: TrainingSignal = field(default_factory=TrainingSignal)
     #: What it took, in seconds.
     seconds: float = 0.0
 

@@ -15,7 +15,9 @@ from lora_doctor.dry_run.acts import (
     folders,
     generation,
     gpu_facts,
+    gradients,
     hub,
+    lightning_files,
     loading,
     loops,
     outputs,
@@ -34,9 +36,10 @@ from lora_doctor.dry_run.acts.acting import Acting
 from lora_doctor.guest.session import Session
 
 #: In the order in which they are prepared; each says itself after which import it acts.
-_ACTS = (failures, processes, folders, generation, outputs, hub, devices, gpu_facts, arguments,
-         compiling, loading, adapters, sharding, zero, saved_adapters, saved_models, replicas, data,
-         data_sets, loops, trainer, sets, accumulation, tokenizers)  # fmt: skip
+_ACTS = (failures, processes, folders, generation, outputs, lightning_files, hub, devices,
+         gpu_facts, arguments, compiling, loading, adapters, sharding, zero, saved_adapters,
+         saved_models, replicas, data, data_sets, loops, gradients, trainer, sets, accumulation,
+         tokenizers)  # fmt: skip
 
 
 def install(session: Session) -> Acting:

@@ -46,6 +46,8 @@ class Acting:
         self.evaluations = 0
         #: Whether the model that trains has written the rows that it trains on.
         self.writes_its_rows = False
+        #: Whether a model has written anything outside of an evaluation: a loop may train on it.
+        self.has_generated = False
         #: What compares accumulated micro-batches with a large batch, while it does.
         self.accumulation: Any = None
         self._inside = threading.local()

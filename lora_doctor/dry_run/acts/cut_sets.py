@@ -12,6 +12,8 @@ from typing import Any
 #: Memory of each set that was cut, and the number of the set that it goes back to. The tables are
 #: kept, so that nothing else gets their place.
 _cut: list[tuple[frozenset[int], int, Any]] = []
+#: Number of a set to the whole that its rows were chosen from.
+_whole: dict[int, Any] = {}
 
 
 def remember(few: Any, of: Any = None) -> None:
@@ -27,6 +29,20 @@ def handed_on(before: Any, after: Any) -> Any:
     if _number(before) is not None:
         remember(after, before)
     return after
+
+
+def whole_of(data: Any) -> Any:
+    """The set that the rows of ``data`` were chosen from, before it was cut; ``data`` itself where
+    nothing was cut, and ``None`` where the whole is not known."""
+    number = _number(data)
+    return data if number is None else _whole.get(number)
+
+
+def chosen_from(few: Any, whole: Any) -> None:
+    """That the few rows were spread over ``whole``; the first such set stays it."""
+    number = _number(few)
+    if number is not None:
+        _whole.setdefault(number, whole)
 
 
 def share_rows(one: Any, other: Any) -> bool:

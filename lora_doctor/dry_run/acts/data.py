@@ -80,7 +80,9 @@ def _mapping(acting: Acting, module: ModuleType) -> None:
         if len(data) <= _WHOLE_TEXTS and not is_repeated(data) and _is_of_text(made):
             return cut_sets.handed_on(data, whole(original, data, arguments, named))
         if len(made) == len(few):
-            return repeated(made, len(data), of=data)
+            found = repeated(made, len(data), of=data)
+            cut_sets.chosen_from(found, cut_sets.whole_of(data))
+            return found
         return _estimated(acting, "map", data, few, made)
 
     def flattened(original: Any, data: Any, *arguments: Any, **named: Any) -> Any:

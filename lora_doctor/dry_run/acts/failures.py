@@ -29,6 +29,8 @@ def prepare(acting: Acting) -> None:
         before(kind, error, trace)
 
     sys.excepthook = hook
+    _command_lines(acting)
+    acting.hooks.after("click.exceptions", lambda module: _click(acting, module))
     atexit.register(lambda: acting.journal.tell("exit"))
     acting.hooks.after("IPython.core.interactiveshell", lambda module: _in_cells(acting, module))
     acting.hooks.after("IPython.core.compilerop", lambda module: _cells(acting, module))
@@ -72,6 +74,41 @@ def refused_by_argparse(error: BaseException) -> Cause | None:
     if frame.f_globals.get("__name__") != "argparse" or not isinstance(message, str):
         return None
     return Cause.of(argparse.ArgumentError(None, " ".join(message.split())))
+
+
+def _command_lines(acting: Acting) -> None:
+    """Command lines that argparse refuses: it exits, of which no hook of exceptions is told."""
+
+    def refused(original: Any, parser: Any, message: Any, *more: Any, **named: Any) -> Any:
+        error = argparse.ArgumentError(None, " ".join(str(message).split()))
+        _tell_refused(acting, error)
+        return original(parser, message, *more, **named)
+
+    acting.replaced.around(argparse.ArgumentParser, "error", refused)
+
+
+def _click(acting: Acting, module: ModuleType) -> None:
+    """Those that click and Typer refuse, which they show before they exit."""
+
+    def shown(original: Any, error: Any, *more: Any, **named: Any) -> Any:
+        _tell_refused(acting, module.UsageError(error.format_message()))
+        return original(error, *more, **named)
+
+    acting.replaced.around(module.UsageError, "show", shown)
+
+
+def _tell_refused(acting: Acting, error: BaseException) -> None:
+    cause, place = Cause.of(error), caller()
+    acting.journal.tell(
+        "refused_arguments",
+        type=cause.type,
+        message=cause.message,
+        own=[] if place is None else [vars(place)],
+        deepest=None,
+        traceback="",
+        steps=acting.steps,
+        exit_code=None,
+    )
 
 
 def _behind(error: BaseException) -> str:

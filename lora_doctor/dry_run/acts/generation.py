@@ -20,8 +20,9 @@ def _generating(acting: Acting, module: ModuleType) -> None:
     and an answer without an end is the model's, not the user's."""
 
     def generate(original: Any, model: Any, *arguments: Any, **named: Any) -> Any:
-        if acting.in_trainer and not acting.evaluations and not acting.in_contract:
-            acting.writes_its_rows = True
+        if not acting.evaluations and not acting.in_contract:
+            acting.has_generated = True
+            acting.writes_its_rows |= bool(acting.in_trainer)
         return original(model, *arguments, **named)
 
     acting.replaced.around(module.GenerationMixin, "generate", generate)

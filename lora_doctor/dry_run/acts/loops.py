@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
 from lora_doctor.dry_run.acts import contract
 from lora_doctor.dry_run.acts.acting import STEPS, Acting
+from lora_doctor.dry_run.acts.batch_rows import plain_rows
 from lora_doctor.guest.call_sites import caller
 
 #: Epochs of a loop that go on after the end with one batch each, so that nothing of the user's
@@ -21,6 +22,8 @@ _STEPS_AFTER = 16
 _BATCHES = 8
 #: Of those that gradients are computed for: they may be accumulated.
 _ACCUMULATED = 1024
+#: Batches of a trainer that are told as its collator has made them.
+_TOLD = 4
 #: Steps of a scheduler after which its rates have shown what they are.
 _PLANNED = 1000
 
@@ -139,7 +142,14 @@ class _Few:
         batch = next(self._inner)
         self._given += 1
         self._loops.current = self._loader
+        if self._acting.in_trainer and not self._acting.evaluations and self._given <= _TOLD:
+            self._tell(batch)
         return batch
+
+    def _tell(self, batch: Any) -> None:
+        """What the trainer's collator has made, before the trainer changes it."""
+        if isinstance(batch, Mapping) and self._acting.steps < STEPS:
+            self._acting.journal.tell("loaded_rows", rows=plain_rows(batch))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
@@ -157,4 +167,12 @@ class _Few:
             return True
         if self._acting.steps > self._steps:
             return False
-        return self._given >= (_ACCUMULATED if torch.is_grad_enabled() else self._most)
+        return self._is_enough(torch.is_grad_enabled())
+
+    def _is_enough(self, trains: bool) -> bool:
+        """Whether a loader that no step has followed so far is cut short."""
+        if self._given < (_ACCUMULATED if trains else self._most):
+            return False
+        if trains:
+            self._acting.journal.tell("cut_short")
+        return True

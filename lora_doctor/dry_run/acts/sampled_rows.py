@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from lora_doctor.dry_run.acts import pairs
 from lora_doctor.dry_run.acts.acting import Acting
 from lora_doctor.dry_run.acts.batch_rows import MOST_IDS, plain_rows
 from lora_doctor.nn.copying import undisturbed
@@ -26,30 +27,36 @@ def tell(acting: Acting, loader: Any) -> None:
     if not callable(collate) or not _has_rows(data) or acting.writes_its_rows:
         return
     size = getattr(loader, "batch_size", None) or _BATCH
+    compared = pairs.Compared()
     with acting.ours(), undisturbed():
         try:
-            batches = list(_batches(acting, data, collate, int(size)))
+            batches = list(_batches(acting, data, collate, int(size), compared))
         except Exception as error:  # noqa: BLE001 - code of the user's own
             acting.journal.tell("no_sampled_rows", reason=f"{type(error).__name__}: {error}"[:300])
             return
     for rows in batches:
         acting.journal.tell("sampled_rows", rows=rows)
+    if compared.rows:
+        acting.journal.tell("pairs", **vars(compared))
 
 
 def _has_rows(data: Any) -> bool:
     return all(hasattr(type(data), name) for name in ("__len__", "__getitem__"))
 
 
-def _batches(acting: Acting, data: Any, collate: Any, size: int) -> Iterator[dict[str, list[Any]]]:
+def _batches(
+    acting: Acting, data: Any, collate: Any, size: int, compared: pairs.Compared
+) -> Iterator[dict[str, list[Any]]]:
     length = len(data)
     numbers = random.Random(0).sample(range(length), min(length, 4 * _ROWS))
     first = data[numbers[0]] if numbers else None
-    most = _ROWS if _is_of_tokens(first) else min(_ROWS_OF_OTHERS, acting.rows)
+    most = _ROWS if is_of_tokens(first) else min(_ROWS_OF_OTHERS, acting.rows)
     ids = 0
     for rows in _chunks(_distinct(data, numbers, most), size):
         batch = collate(rows)
         if not isinstance(batch, Mapping):
             return
+        compared.add(rows, batch)
         found = plain_rows(batch)
         ids += sum(len(line) for line in found.get("input_ids", ()))
         if "input_ids" not in found or ids > MOST_IDS:
@@ -57,7 +64,7 @@ def _batches(acting: Acting, data: Any, collate: Any, size: int) -> Iterator[dic
         yield found
 
 
-def _is_of_tokens(row: Any) -> bool:
+def is_of_tokens(row: Any) -> bool:
     """Whether a row holds numbers alone, no pictures and no sound."""
     if not isinstance(row, Mapping):
         return False
@@ -71,7 +78,7 @@ def _distinct(data: Any, numbers: list[int], most: int) -> Iterator[Any]:
     seen: set[str] = set()
     for number in numbers[: 4 * most]:
         row = data[number]
-        mark = str(list(map(int, row["input_ids"]))) if _is_of_tokens(row) else str(number)
+        mark = str(list(map(int, row["input_ids"]))) if is_of_tokens(row) else str(number)
         if mark not in seen:
             seen.add(mark)
             yield row

@@ -42,6 +42,10 @@ class Unsharded:
         """That this model has adapters."""
         self._models.add(model)
 
+    def models(self) -> list[Any]:
+        """The models with adapters."""
+        return list(self._models)
+
     def of(self, model: Any) -> Any:
         """The copy of a model that was sharded; the model itself where it was not, and ``None``
         where this process never had all of its weights."""

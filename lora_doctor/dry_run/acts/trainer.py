@@ -10,7 +10,10 @@ from lora_doctor.dry_run.acts import (
     accumulation,
     contract,
     failures,
+    longest_row,
+    one_label,
     resuming,
+    rewards,
     sampled_rows,
     sets,
     supervised,
@@ -102,6 +105,9 @@ def _callback(acting: Acting, module: ModuleType) -> Any:
             sets.tell(acting, trainer, args, state, own_schedule=self._own_schedule)
             accumulation.watch(acting, trainer, args)
             sampled_rows.tell(acting, given.get("train_dataloader"))
+            one_label.tell(acting, trainer)
+            rewards.watch(acting, trainer)
+            longest_row.look(acting, trainer, given.get("train_dataloader"), given.get("model"))
 
         def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> Any:
             if state.global_step >= STEPS:

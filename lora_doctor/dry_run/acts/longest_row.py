@@ -1,0 +1,94 @@
+"""The longest row of a trainer's set, through its own collator and loss: the first steps seldom
+have it, and a row beyond the positions of the model ends the real run when its turn comes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lora_doctor.dry_run.acts import cut_sets, sharding
+from lora_doctor.dry_run.acts.acting import Acting
+from lora_doctor.dry_run.acts.packed import evaluating
+from lora_doctor.dry_run.acts.sampled_rows import is_of_tokens
+from lora_doctor.nn.copying import undisturbed
+
+#: Rows of a set without columns that are looked through.
+_MOST = 1000
+#: Scores of tokens that are computed at most: a float of each token for each of the vocabulary.
+_LARGEST = 128_000_000
+
+
+def look(acting: Acting, trainer: Any, loader: Any, model: Any) -> None:
+    """Tell what the longest row raises where one of the usual length raises nothing, each alone, as
+    not every collator pads. Nothing is tried where the set was cut, or where this process has a
+    part of the model."""
+    data, collate = getattr(loader, "dataset", None), getattr(loader, "collate_fn", None)
+    if model is None or not callable(collate) or sharding.unsharded(acting).classes:
+        return
+    if int(getattr(trainer.args, "world_size", 1) or 1) > 1:
+        return
+    with acting.ours(), undisturbed():
+        try:
+            lengths = _lengths(data)
+            chosen = None if lengths is None else _chosen(lengths)
+            if data is None or chosen is None or _too_large(model, int(lengths[chosen[1]])):
+                return
+            usual, longest = chosen
+            _loss(trainer, model, collate([data[usual]]))
+        except Exception as error:  # noqa: BLE001 - code of the user's own, called in our way
+            acting.journal.tell("no_longest", reason=f"{type(error).__name__}: {error}"[:300])
+            return
+        try:
+            _loss(trainer, model, collate([data[longest]]))
+        except Exception as error:  # noqa: BLE001 - that it fails is what is told
+            acting.journal.tell(
+                "longest",
+                row=longest + 1,
+                tokens=int(lengths[longest]),
+                rows=len(data),
+                error=f"{type(error).__name__}: {' '.join(str(error).split())}"[:500],
+            )
+
+
+def _lengths(data: Any) -> Any:
+    """Tokens of each row, as an array; ``None`` where they are not known without much work."""
+    import numpy
+
+    columns = getattr(data, "column_names", None)
+    if isinstance(columns, list) and hasattr(data, "_data"):
+        if "input_ids" not in columns or cut_sets.whole_of(data) is not data:
+            return None
+        from pyarrow import compute
+
+        table = data._data.table
+        found = compute.list_value_length(table.column("input_ids")).to_numpy()
+        return found if data._indices is None else found[data._indices.column(0).to_numpy()]
+    has_rows = all(hasattr(type(data), name) for name in ("__len__", "__getitem__"))
+    if not has_rows or not 0 < len(data) <= _MOST or not is_of_tokens(data[0]):
+        return None
+    rows = (data[number] for number in range(len(data)))
+    return numpy.array([len(row["input_ids"]) for row in rows])
+
+
+def _chosen(lengths: Any) -> tuple[int, int] | None:
+    """Numbers of a row of the usual length and of the longest; ``None`` where that is as long."""
+    import numpy
+
+    order = numpy.argsort(lengths, kind="stable")
+    usual, longest = int(order[len(order) // 2]), int(order[-1])
+    return None if lengths[usual] >= lengths[longest] else (usual, longest)
+
+
+def _too_large(model: Any, tokens: int) -> bool:
+    size = getattr(getattr(model, "config", None), "vocab_size", None)
+    return isinstance(size, int) and tokens * size > _LARGEST
+
+
+def _loss(trainer: Any, model: Any, batch: Any) -> None:
+    import torch
+
+    if not isinstance(batch, Mapping):
+        raise TypeError(f"the collator makes a {type(batch).__name__}")
+    with torch.no_grad(), evaluating(model):
+        trainer.compute_loss(model, trainer._prepare_inputs(batch))

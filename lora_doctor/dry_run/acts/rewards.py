@@ -1,0 +1,186 @@
+"""Reward functions of trainers that let the model write (GRPO, RLOO): whether the completions of
+one prompt get different rewards. Where they all get the same there is nothing to learn.
+
+A small model with random weights writes noise, which a strict function may well give the same
+reward for; so what a function reads is looked up in its code as well.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import itertools
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lora_doctor.dry_run.acts.acting import Acting
+
+#: What trainers hand a reward function of what the model has written.
+_WRITTEN = ("completions", "completion_ids")
+_WATCHED = "_lora_doctor_watched"
+
+
+def watch(acting: Acting, trainer: Any) -> None:
+    """Look at what the reward functions of a trainer return; nothing where it has none, or where
+    one is a model or runs beside others."""
+    functions = getattr(trainer, "reward_funcs", None)
+    if not isinstance(functions, list) or not functions:
+        return
+    if not all(inspect.isfunction(_inner(one)) for one in functions):
+        return
+    if any(inspect.iscoroutinefunction(one) for one in functions):
+        return
+    if any(hasattr(one, _WATCHED) for one in functions):
+        return  # the trainer trains once more
+    seen = _Seen(acting, [_described(one) for one in functions])
+    trainer.reward_funcs = [seen.around(one, number) for number, one in enumerate(functions)]
+
+
+def _inner(function: Any) -> Any:
+    while isinstance(function, functools.partial):
+        function = function.func
+    return function
+
+
+def _described(function: Any) -> dict[str, Any]:
+    inner = _inner(function)
+    code = inner.__code__
+    return {
+        "name": str(getattr(inner, "__name__", "reward")),
+        "blind": not reads_completions(inner),
+        "file": code.co_filename,
+        "line": code.co_firstlineno,
+    }
+
+
+@dataclass
+class _Seen:
+    """``calls``: of the functions on one batch, the rewards of each."""
+
+    acting: Acting
+    functions: list[dict[str, Any]]
+    rewards: dict[int, list[float]] = field(default_factory=dict)
+
+    def around(self, function: Callable[..., Any], number: int) -> Callable[..., Any]:
+        """The function, whose results are looked at."""
+
+        @functools.wraps(function)
+        def rewarded(*arguments: Any, **named: Any) -> Any:
+            given = function(*arguments, **named)
+            if isinstance(given, Sequence) and not self.acting.evaluations:
+                self.rewards[number] = [_number(one) for one in given]
+                if len(self.rewards) == len(self.functions):
+                    self._tell(named.get("prompts"), named.get("completions"))
+                    self.rewards = {}
+            return given
+
+        setattr(rewarded, _WATCHED, True)
+        return rewarded
+
+    def _tell(self, prompts: Any, completions: Any) -> None:
+        """Compare the completions of each prompt, which stand one after another."""
+        rewards = list(zip(*self.rewards.values(), strict=False))
+        if not isinstance(prompts, list) or not isinstance(completions, list):
+            return
+        if not len(prompts) == len(completions) == len(rewards):
+            return
+        groups = [rows for rows in _groups(prompts) if len(rows) > 1]
+        flat = [one for row in rewards for one in row]
+        if not groups or any(one != one for one in flat):  # NaN stands for no reward
+            return
+        self.acting.journal.tell(
+            "rewards",
+            functions=self.functions,
+            prompts=len(groups),
+            alike=sum(_same([rewards[n] for n in rows]) for rows in groups),
+            same_completions=sum(_same([completions[n] for n in rows]) for rows in groups),
+            least=min(flat),
+            most=max(flat),
+        )
+
+
+def _number(value: Any) -> float:
+    return float("nan") if value is None else float(value)
+
+
+def _groups(prompts: list[Any]) -> Iterator[list[int]]:
+    """Positions of prompts that are the same and stand together."""
+    for _, rows in itertools.groupby(range(len(prompts)), key=lambda n: repr(prompts[n])):
+        yield list(rows)
+
+
+def _same(items: list[Any]) -> bool:
+    return all(one == items[0] for one in items)
+
+
+# --- what a function reads ------------------------------------------------------------------------
+
+
+def reads_completions(function: Any) -> bool:
+    """Whether the code of a reward function reads what the model has written. What cannot be told
+    is taken for reading; to count the completions is not reading them."""
+    if hasattr(function, "__wrapped__"):
+        return True  # what is around it may read them
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, TypeError, SyntaxError, ValueError):
+        return True
+    found = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.FunctionDef, ast.Lambda))
+        and getattr(node, "name", "<lambda>") == function.__name__
+    ]
+    return len(found) != 1 or _reads(found[0])
+
+
+def _reads(node: ast.FunctionDef | ast.Lambda) -> bool:
+    given = node.args
+    names = {one.arg for one in (*given.posonlyargs, *given.args, *given.kwonlyargs)}
+    held = names.intersection(_WRITTEN)
+    rest = {one.arg for one in (given.vararg, given.kwarg) if one is not None}
+    body = node.body if isinstance(node.body, list) else [node.body]
+    inside = [inner for one in body for inner in ast.walk(one)]
+    if any(isinstance(one, ast.Name) and one.id in rest | {"locals"} for one in inside):
+        return True
+    loaded = {
+        id(one)
+        for one in inside
+        if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Load) and one.id in held
+    }
+    for one in inside:
+        loaded -= _order_only(one, inside, held)
+    return bool(loaded)
+
+
+def _order_only(node: ast.AST, inside: list[ast.AST], held: set[str]) -> set[int]:
+    """Names in a node of which only the number of items is used: ``len(completions)``, and ``for _
+    in completions`` whose variable nothing reads."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "len":
+        return {id(one) for one in node.args}
+    if not isinstance(node, (ast.For, ast.comprehension)):
+        return set()
+    source, target = node.iter, node.target
+    targets = [target]
+    sources: list[ast.expr] = [source]
+    if isinstance(source, ast.Call) and isinstance(source.func, ast.Name):
+        if source.func.id == "enumerate" and isinstance(target, ast.Tuple) and source.args:
+            targets, sources = target.elts[1:], source.args[:1]
+        elif source.func.id == "zip" and isinstance(target, ast.Tuple):
+            targets, sources = target.elts, source.args
+    found = set()
+    for name, variable in zip(sources, targets, strict=False):
+        unread = isinstance(variable, ast.Name) and not _is_read(variable.id, inside)
+        if isinstance(name, ast.Name) and name.id in held and unread:
+            found.add(id(name))
+    return found
+
+
+def _is_read(name: str, inside: list[ast.AST]) -> bool:
+    return any(
+        isinstance(one, ast.Name) and one.id == name and isinstance(one.ctx, ast.Load)
+        for one in inside
+    )

@@ -1,0 +1,78 @@
+"""LD568: the command comes to its end without one step of an optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.rule_api import Case, Example, Finding, Fix, Location, Measurement, Proof, Rule
+from lora_doctor.rules._dry_run_script import LOOP, MODEL
+from lora_doctor.rules._training_signal import signal
+
+
+class NoOptimizerStep(Rule):
+    """The command computes gradients for the adapters until its data ends, and never calls `step`
+    of an optimizer.
+
+    ## What happens
+    No error is raised. The loss is logged, an adapter is saved, and its weights are those of its
+    initialization.
+
+    ## Why
+    Gradients are accumulated over more batches than an epoch has, and the counter begins anew with
+    each epoch; a condition on the step number never holds; the call is missing.
+
+    A dry run reads the gradients when the command comes to its end; the data loader was not cut
+    short, and data sets keep their length in a dry run.
+
+    ## Versions
+    All.
+
+    ## Fix
+    Count batches over the whole run, or take a step at the end of each epoch as well.
+
+    ## Links
+    https://docs.pytorch.org/docs/stable/optim.html
+    """
+
+    code = "LD568"
+    name = "no-optimizer-step"
+    summary = "The command comes to its end without one step of an optimizer."
+    depth = "static"
+    examples = (
+        Example(
+            "broken",
+            "",
+            script=MODEL
+            + LOOP.replace("for ids in", "for n, ids in enumerate(")
+            .replace("batch_size=2):", "batch_size=2), 1):")
+            .replace("    optimizer.step()\n    optimizer.zero_grad()\n",
+                     "    if n % 16 == 0:\n        optimizer.step()\n"
+                     "        optimizer.zero_grad()\n"),
+            why="16 batches are accumulated, and an epoch has four",
+        ),
+        Example("healthy", "", script=MODEL + LOOP),
+    )  # fmt: skip
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        found = signal(case).without_step
+        if found is None:
+            return
+        source = "the end of the run"
+        yield self.finding(
+            "error",
+            f"{found.tensors} adapter tensors have a gradient at the end of the run, and no "
+            "optimizer has taken a step: the adapters stay as they were initialized.",
+            location=Location("environment", "training loop"),
+            evidence=(
+                Measurement("adapter tensors with a gradient", found.tensors, source),
+                Measurement("optimizer steps", case.dry_run.steps, source),
+            ),
+            proof=Proof("executed", source),
+            fixes=(
+                Fix(
+                    "Call optimizer.step() after as many batches as an epoch has at most, and at "
+                    "the end of each epoch.",
+                    "manual",
+                ),
+            ),
+        )

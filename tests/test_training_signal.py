@@ -1,0 +1,161 @@
+"""What a run has to learn from: pairs that differ, rewards that depend on what was written, more
+than one class. Of the dry runs, the rules' examples tell (tests/test_rules.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from lora_doctor.dry_run.acts import one_label
+from lora_doctor.dry_run.acts.pairs import Compared
+from lora_doctor.dry_run.acts.rewards import reads_completions
+from lora_doctor.dry_run.training_signal import signal_of
+
+# --- reward functions -----------------------------------------------------------------------------
+
+
+def constant(completions: Any, **columns: Any) -> list[float]:
+    return [1.0] * len(completions)
+
+
+def of_the_prompt(prompts: Any, completions: Any, **columns: Any) -> list[float]:
+    return [float(len(prompt)) for prompt, _ in zip(prompts, completions, strict=True)]
+
+
+def counted(completions: Any) -> list[float]:
+    scores = []
+    for number, _completion in enumerate(completions):
+        scores.append(0.1 * (number >= 0))
+    return scores
+
+
+def of_columns(prompts: Any, answer: Any, **rest: Any) -> list[float]:
+    return [float(bool(one)) for one in answer]
+
+
+def length(completions: Any, **columns: Any) -> list[float]:
+    return [float(len(completion)) for completion in completions]
+
+
+def compared(prompts: Any, completions: Any, answer: Any) -> list[float]:
+    return [float(a in c) for c, a in zip(completions, answer, strict=True)]
+
+
+def handed_on(completions: Any, **columns: Any) -> list[float]:
+    return length(completions)
+
+
+def from_the_rest(prompts: Any, **columns: Any) -> list[float]:
+    return [float(len(one)) for one in columns["completions"]]
+
+
+def of_tokens(completion_ids: Any, **columns: Any) -> list[float]:
+    return [float(ids[-1] == 2) for ids in completion_ids]
+
+
+@pytest.mark.parametrize(
+    ("function", "reads"),
+    [(constant, False), (of_the_prompt, False), (counted, False), (of_columns, False),
+     (length, True), (compared, True), (handed_on, True), (from_the_rest, True),
+     (of_tokens, True), (len, True)],
+    ids=lambda one: getattr(one, "__name__", ""),
+)  # fmt: skip
+def test_whether_a_reward_function_reads_what_was_written(
+    function: Callable[..., Any], reads: bool
+) -> None:
+    """A constant in whatever words; and what cannot be told is taken for reading."""
+    assert reads_completions(function) is reads
+
+
+# --- pairs ----------------------------------------------------------------------------------------
+
+
+def test_pairs_are_compared_in_the_set_and_as_the_collator_cuts_them() -> None:
+    """A prompt that is longer than the limit leaves nothing by which the answers differ."""
+    rows = [
+        {"prompt_ids": [1, 4, 5], "chosen_ids": [n, 2], "rejected_ids": [n % 2, 2]}
+        for n in range(4)
+    ]
+
+    def lines(limit: int, padding: int) -> dict[str, Any]:
+        every = [(row["prompt_ids"] + row[name])[:limit]
+                 for name in ("chosen_ids", "rejected_ids") for row in rows]  # fmt: skip
+        return {"input_ids": [line + [0] * padding for line in every],
+                "attention_mask": [[1] * len(line) + [0] * padding for line in every]}  # fmt: skip
+
+    for limit, alike in ((5, 2), (3, 4)):
+        found = Compared()
+        found.add(rows, lines(limit, padding=2))
+        assert vars(found) == {"rows": 4, "alike": 2, "alike_in_batch": alike}
+    found = Compared()
+    found.add([{"input_ids": [1]}], {"input_ids": [[1]]})
+    assert not found.rows, "rows that are no pairs"
+
+
+def test_pairs_that_a_collator_keeps_apart_are_compared_without_their_padding() -> None:
+    found = Compared()
+    rows = [{"chosen": "a", "rejected": "b"}]
+    found.add(rows, {
+        "chosen_input_ids": [[1, 7, 0]], "chosen_attention_mask": [[1, 1, 0]],
+        "rejected_input_ids": [[1, 7]], "rejected_attention_mask": [[1, 1]],
+    })  # fmt: skip
+    assert (found.alike, found.alike_in_batch) == (0, 1)
+
+
+# --- classes --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("labels", "found"),
+    [([1] * 40, "1"), ([0] * 39 + [1], None), ([0.5] * 40, None), ([1] * 4, None),
+     ([[1, 2]] * 40, None), ([True] * 40, "True")],
+)  # fmt: skip
+def test_one_class_is_one_in_every_row(labels: list[Any], found: str | None) -> None:
+    """A class may be rare; numbers are no classes; few rows say nothing."""
+    told = one_label._one_label([{"input_ids": [1], "labels": one} for one in labels])
+    assert (told["label"] if told else None) == found
+
+
+def test_a_set_that_was_cut_answers_for_the_whole() -> None:
+    datasets = pytest.importorskip("datasets")
+    from lora_doctor.dry_run.acts import cut_sets, data
+
+    whole = datasets.Dataset.from_dict({"label": [0] * 400 + [1]})
+    few = data.repeated(whole.select(range(8), keep_in_memory=True), 401)
+    assert one_label._one_label(few) is None, "of a part nobody knows the rest"
+    cut_sets.chosen_from(few, whole)
+    assert one_label._one_label(few) is None, "the last row has another one"
+    sorted_out = datasets.Dataset.from_dict({"label": [0] * 400})
+    few = data.repeated(sorted_out.select(range(8), keep_in_memory=True), 400)
+    cut_sets.chosen_from(few, sorted_out)
+    assert one_label._one_label(few.rename_column("label", "labels"))
+
+
+# --- what was told, put together ------------------------------------------------------------------
+
+
+def _record(kind: str, **values: Any) -> dict[str, Any]:
+    return {"kind": kind, "pid": 1, "time": 0.0, **values}
+
+
+def test_labels_of_rows_count_as_classes_only_where_the_loss_takes_them_so() -> None:
+    told = _record("one_label", column="label", label="0", rows=64)
+    adapted = _record("adapted", label_count=2)
+    classes = _record("rows", rows={"labels": [0, 0]})
+    tokens = _record("rows", rows={"labels": [[5, 6], [7, 8]]})
+    assert signal_of([told, adapted, classes], str).one_label is not None
+    assert signal_of([told, adapted, tokens], str).one_label is None, "a column that nobody reads"
+    assert signal_of([told, _record("adapted", label_count=None), classes], str).one_label is None
+    assert signal_of([told, _record("train", by="KTOTrainer")], str).one_label is not None
+
+
+def test_the_optimizer_with_the_largest_gradients_speaks_for_the_run() -> None:
+    """Another one may have a phase of its own, in which the adapters rest."""
+    common = {"steps": 3, "adapters": 4, "with_gradient": 4, "not_finite": 0, "place": None}
+    rests = _record("step_gradients", of=1, largest=0.0, **common)
+    trains = _record("step_gradients", of=2, largest=0.5, **common)
+    found = signal_of([trains, rests], str).gradients
+    assert found is not None and found.largest == 0.5
+    assert signal_of([], str).gradients is None
