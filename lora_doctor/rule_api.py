@@ -48,9 +48,12 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     ``AskedArguments``: what their own class said of them, each ``Refusal``.
     ``DryRun``, the user's own command with the model shrunk, and ``ScriptError``, what it raised;
     ``FrozenAdapters``, of which none trains; ``Processes``, where several train
-    together, with each ``SavedAdapter``.
+    together, with each ``SavedAdapter``; ``TrainingSignal``, what its steps had to learn from:
+    ``StepGradients``, ``GradientsWithoutStep``, ``PreferencePairs``, ``Rewards``.
+    ``AskedTrainer``: what the trainer's own class said of its arguments.
 *What the checkpoint lacks*
-    ``Loading``: what ``from_pretrained`` makes of its names.
+    ``Loading``: what ``from_pretrained`` makes of its names; ``ChatTemplate``: what the template in
+    its folder did with a short conversation.
 *Of the file of a training framework*
     ``SetUp``, its entries and where each stands (``Place``); ``framework_named``, the
     ``Framework`` that reads it, with its ``Remark`` on entries. An ``Edit`` of an entry that is no
@@ -177,6 +180,7 @@ if TYPE_CHECKING:
     from lora_doctor.recipe.program.setup import Setup
     from lora_doctor.results.adapter_loading import AdapterLoading, OtherShape
     from lora_doctor.results.built_in_adapters import AdapterState, BuiltIn
+    from lora_doctor.results.chat_template import ChatTemplate
     from lora_doctor.results.checkpoint_quantization import CheckpointQuantization, ReplacedLayers
     from lora_doctor.results.dry_run import DryRun, FrozenAdapters, ScriptError
     from lora_doctor.results.error_report import ErrorReport
@@ -200,6 +204,7 @@ if TYPE_CHECKING:
     from lora_doctor.results.quantization import FloatPart, KeptWeights, Quantization
     from lora_doctor.results.quantized_use import QuantizedUse, Use
     from lora_doctor.results.refused_arguments import AskedArguments, Refusal
+    from lora_doctor.results.refused_trainer import AskedTrainer
     from lora_doctor.results.round_trip import (
         AutoLoading,
         QuantizedMerge,
@@ -266,6 +271,8 @@ _LAZY = {
         "results.processes": ("Processes", "SavedAdapter"),
         "results.quantization": ("FloatPart", "KeptWeights", "Quantization"),
         "results.quantized_use": ("QuantizedUse", "Use"),
+        "results.chat_template": ("ChatTemplate",),
+        "results.refused_trainer": ("AskedTrainer",),
         "results.refused_arguments": ("AskedArguments", "Refusal"),
         "results.round_trip": ("AutoLoading", "QuantizedMerge", "Saving", "TiedPart", "Vocabulary"),
         "results.stacked_adapters": ("Stacked", "StackedAdapter"),
@@ -301,12 +308,14 @@ __all__ = [
     "AddedInput",
     "AddedTokens",
     "AskedArguments",
+    "AskedTrainer",
     "AttentionReading",
     "AutoLoading",
     "BatchReport",
     "BudgetCheck",
     "BuiltIn",
     "Case",
+    "ChatTemplate",
     "Check",
     "CheckpointQuantization",
     "ConfigError",

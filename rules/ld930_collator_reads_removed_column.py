@@ -53,7 +53,7 @@ class CollatorReadsRemovedColumn(Rule):
     depth = "static"
     symptoms = (
         Symptom(
-            r"\bKeyError: ['\"](?:messages|text|images?|audio|conversations?|question|answer)['\"]",
+            r"\bKeyError: .(?:messages|text|images?|audio|conversations?|question|answer)\b.$",
             context=r"in collate\w*|data_collator\(|_collate",
             weight=-1,
         ),

@@ -82,10 +82,11 @@ def test_every_kind_of_evidence_about_a_case_says_whether_a_recipe_changes_it() 
     assert set(kinds(Case, of_recipe=True)) == {
         "structure", "checkpoint_quantization", "loading", "memory_plan", "supervision", "tiny",
         "full", "script", "program", "set_up", "side_files", "refused_arguments",  # of a file
+        "refused_trainer",
     }  # fmt: skip
     assert set(kinds(Case, of_recipe=False)) == {
         "environment", "static", "remote_code", "optimizer", "adapter",
-        "adapter_values", "adapter_loading", "dry_run",
+        "adapter_values", "adapter_loading", "dry_run", "chat_template",
     }  # fmt: skip
 
 

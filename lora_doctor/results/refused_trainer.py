@@ -7,17 +7,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class AskedTrainer:
-    """A trainer that was made on a tiny model, with rows of each kind that it takes.
-
-    ``message`` is empty where it took everything.
-    """
+    """A trainer that was made on a tiny model, with rows of each kind that it takes."""
 
     #: Its package and release.
     release: str
     #: How many kinds of rows it was made with.
     kinds: int
-    #: Class of the exception, and its message, the same for each kind of rows.
+    #: Class of the exception, the same for each kind of rows; empty where one kind is accepted.
     kind: str = ""
+    #: Its message.
     message: str = ""
     #: Where it is raised: a file from the package on, with the line.
     raised_at: str = ""

@@ -19,10 +19,13 @@ _RESIZES = "resize_token_embeddings"
 class AddedTokens:
     """One call that adds tokens whose texts are known."""
 
+    #: Their texts.
     tokens: tuple[str, ...]
     #: Whether they are only for padding: nobody wants them learned.
     padding: bool
+    #: Where the call is.
     place: Place
+    #: Its text, on one line.
     code: str
     #: Where the embeddings are resized; ``None`` where the program does not do that.
     resized: Place | None
