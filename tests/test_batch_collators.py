@@ -78,3 +78,33 @@ def test_the_message_is_known() -> None:
 
     said = "ValueError: `token_type_ids` is required as a model input when training"
     assert any(re.search(symptom.pattern, said) for symptom in InputNotSentForText.symptoms)
+
+
+@pytest.mark.parametrize("name", ["gemma3", "paligemma"])
+def test_an_image_comes_with_what_its_processor_makes(name: str) -> None:
+    """Both processors return the marks of the image, or of the answer, beside the ids; forward
+    takes a batch without them, and masks it otherwise."""
+    import transformers
+    from transformers import CONFIG_MAPPING
+
+    if name not in CONFIG_MAPPING:
+        pytest.skip("this transformers has no such model")
+    text = {
+        "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "vocab_size": 64,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "image_size": 28, "patch_size": 14,
+    }  # fmt: skip
+    ids = {"gemma3": {"mm_tokens_per_image": 4}, "paligemma": {"projection_dim": 16}}[name]
+    which = "image_token_index"
+    config = CONFIG_MAPPING[name](text_config=text, vision_config=vision, **{which: 60}, **ids)
+    prefix = {"gemma3": "Gemma3", "paligemma": "PaliGemma"}[name]
+    model = getattr(transformers, f"{prefix}ForConditionalGeneration")(config)
+    batch = make_batch(model, modality="image")
+    assert "token_type_ids" in batch.inputs and batch.added == ()
+    marks, ids_given = batch.inputs["token_type_ids"], batch.inputs["input_ids"]
+    images = ids_given == 60
+    expected = images if name == "gemma3" else ~images
+    assert (marks[images] == int(name == "gemma3")).all() and expected.any()

@@ -73,6 +73,8 @@ def _is_usual(draft: Draft, name: str) -> bool:
     """Whether an argument is made though nothing requires it."""
     if encoder_vocabulary(draft, name):
         return True
+    if name in draft.sent and "labels" not in draft.sent:  # else they go with the labels
+        return True
     if name not in MAKERS:
         return False
     if name == "image_sizes" and not is_tiled(draft):

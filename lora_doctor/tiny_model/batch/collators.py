@@ -13,6 +13,9 @@ from typing import Any
 
 from lora_doctor.results.verification import AddedInput
 
+#: Of what processors send: what no tokenizer and no image processor of such a model makes.
+_ADDED_BY_PROCESSORS = ("token_type_ids", "labels")
+
 
 def added_inputs(model: Any, names: Sequence[str]) -> tuple[AddedInput, ...]:
     """Of arguments without which forward raised, who sends them. Nothing is said of a model for
@@ -32,6 +35,16 @@ def added_inputs(model: Any, names: Sequence[str]) -> tuple[AddedInput, ...]:
         )
         for name in names
     )  # fmt: skip
+
+
+def sent_by_processor(model: Any) -> frozenset[str]:
+    """The arguments that the code of the processor's `model_input_names` names: what it adds to
+    those of its tokenizer and its image processor. Empty without a processor."""
+    names = getattr(_processor_class(model), "model_input_names", None)
+    getter = getattr(names, "fget", None)
+    if getter is None:
+        return frozenset()
+    return frozenset(name for name in _ADDED_BY_PROCESSORS if _names(getter, f'"{name}"'))
 
 
 def _tokenizer_class(model: Any) -> Any:

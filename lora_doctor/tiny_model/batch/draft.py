@@ -116,6 +116,8 @@ class Draft:
     #: Arguments that are made, or left out, whatever is usual.
     include: set[str] = field(default_factory=set)
     exclude: set[str] = field(default_factory=set)
+    #: Arguments that only the model's processor makes, and sends with every image.
+    sent: frozenset[str] = frozenset()
     #: Number of dimensions of a mask, where it has fewer than what it masks.
     mask_dims: dict[str, int] = field(default_factory=dict)
     #: Arguments with their values, in place of what would be made.

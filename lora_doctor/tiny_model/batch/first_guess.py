@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 from lora_doctor.nn.embeddings import input_embeddings
+from lora_doctor.tiny_model.batch.collators import sent_by_processor
 from lora_doctor.tiny_model.batch.config_entries import ConfigEntries
 from lora_doctor.tiny_model.batch.draft import Draft
 from lora_doctor.tiny_model.batch.image_geometry import VISION_CONFIGS, is_tiled, patch_size
@@ -44,6 +45,8 @@ def first_draft(
     fixed = entries.number("max_length")  # frames of a spectrogram cut in patches (AST's kind)
     if draft.audio.layout == "frames_mel" and not positions and fixed > draft.audio.frames:
         draft.audio.frames = fixed
+    if "image" in modalities and "token_type_ids" in draft.parameters:
+        draft.sent = sent_by_processor(model)
     if documented_terms(draft, "input_ids")[1:-1] == ("num_choices",):
         draft.choices = 2
     return draft

@@ -169,6 +169,9 @@ def _one_per_token(run: _Run) -> Iterator[dict[str, Any]]:
     if ids is None or not _is_per_token(run):
         return
     labels = _token_labels(run, ids)
+    marked = {"labels": labels, "token_type_ids": (labels != -100).long()}
+    if {"labels", "token_type_ids"} <= run.draft.sent:  # its processor makes both (PaliGemma)
+        yield marked
     yield {"labels": labels}
     count = run.draft.entries.number("num_codebooks")
     if ids.dim() == 2 and count > 1:  # text and audio in one sequence (CSM)
@@ -176,7 +179,7 @@ def _one_per_token(run: _Run) -> Iterator[dict[str, Any]]:
         yield {"labels": run.random_ids(*ids.shape, count, vocab=64)}
     if "token_type_ids" in run.names and "token_type_ids" not in run.inputs:
         # Some take labels only beside the marks of what is to be answered (PaliGemma in 4.44).
-        yield {"labels": labels, "token_type_ids": (labels != -100).long()}
+        yield marked
 
 
 def _one_per_sample(run: _Run) -> Iterator[dict[str, Any]]:

@@ -170,7 +170,8 @@ def _with_labels(draft: Draft, inputs: dict[str, Any], outputs: Any) -> Batch | 
             continue
         if _is_finite(loss):
             # Beside labels alone it raised: PaliGemma wants the marks of what is to be answered.
-            draft.include |= {name for name in labels if name in MAKERS and name not in inputs}
+            beside = {name for name in labels if name in MAKERS and name not in inputs}
+            draft.include |= beside - draft.sent
             return _batch(draft, full, kind)
         reason = "no loss" if loss is None else "loss not finite"
         draft.notes.append(Note("step", f"{kind} tried: {reason}", reason))
