@@ -38,13 +38,14 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     ``prepared_after_adapters``, ``loaded_frozen``, ``adapted_twice``,
     ``adapted_by_the_trainer_too``, ``optimizer_too_early`` (each a ``Slip``: two calls in an order
     that does not work), ``merged_after_wrapping``, ``merged_and_dropped``, ``trained_in_turn``,
-    ``all_set_trainable`` (likewise), ``unknown_arguments`` (``UnknownArgument``),
+    ``all_set_trainable``, ``compiled_before_adapters``, ``loaded_onto_adapters``,
+    ``streamed_without_steps`` (likewise), ``unknown_arguments`` (``UnknownArgument``),
     ``gone_names`` (``GoneName``: imported, and not in the installed release),
     ``adds_without_wrapper``; ``evaluations_without_data``: trainers that are to evaluate and are
     given no data for it; ``collated_columns``: what a collator reads of each row;
     ``added_tokens``: the calls that add tokens to the tokenizer (``AddedTokens``);
     ``made_arguments``: the calls that make arguments of a Trainer;
-    ``made_trainer``: the trainer, as far as it can be made again.
+    ``made_trainer``: the trainer, as far as it can be made again; ``sets_padding_id``.
     ``AskedArguments``: what their own class said of them, each ``Refusal``.
     ``DryRun``, the user's own command with the model shrunk, and ``ScriptError``, what it raised;
     ``FrozenAdapters``, of which none trains; ``Processes``, where several train
@@ -177,7 +178,13 @@ if TYPE_CHECKING:
         optimizer_too_early,
         prepared_after_adapters,
     )
+    from lora_doctor.recipe.program.padding_id import sets_padding_id
     from lora_doctor.recipe.program.setup import Setup
+    from lora_doctor.recipe.program.streaming import streamed_without_steps
+    from lora_doctor.recipe.program.wrapping import (
+        compiled_before_adapters,
+        loaded_onto_adapters,
+    )
     from lora_doctor.results.adapter_loading import AdapterLoading, OtherShape
     from lora_doctor.results.built_in_adapters import AdapterState, BuiltIn
     from lora_doctor.results.chat_template import ChatTemplate
@@ -252,7 +259,10 @@ _LAZY = {
             "Slip", "adapted_by_the_trainer_too", "adapted_twice", "loaded_frozen",
             "merged_after_wrapping", "optimizer_too_early", "prepared_after_adapters",
         ),
+        "recipe.program.padding_id": ("sets_padding_id",),
         "recipe.program.setup": ("Setup",),
+        "recipe.program.streaming": ("streamed_without_steps",),
+        "recipe.program.wrapping": ("compiled_before_adapters", "loaded_onto_adapters"),
         "results.adapter_loading": ("AdapterLoading", "OtherShape"),
         "results.built_in_adapters": ("AdapterState", "BuiltIn"),
         "results.checkpoint_quantization": ("CheckpointQuantization", "ReplacedLayers"),
@@ -410,6 +420,7 @@ __all__ = [
     "beyond",
     "bfloat16_keys",
     "collated_columns",
+    "compiled_before_adapters",
     "cover_of",
     "edits_excluding",
     "edits_without",
@@ -424,6 +435,7 @@ __all__ = [
     "kept_budgets",
     "known_architectures",
     "loaded_frozen",
+    "loaded_onto_adapters",
     "lora_config_fields",
     "made_arguments",
     "made_trainer",
@@ -444,7 +456,9 @@ __all__ = [
     "quoted",
     "require_lora",
     "same_job",
+    "sets_padding_id",
     "side_towers",
+    "streamed_without_steps",
     "suffix",
     "target_entries",
     "targets_without",

@@ -14,6 +14,7 @@ from lora_doctor.rule_api import (
     Proof,
     Rule,
     Symptom,
+    sets_padding_id,
 )
 
 _CLASSIFIER = {
@@ -41,7 +42,7 @@ class OneSampleAtATime(Rule):
 
     ## Fix
     `model.config.pad_token_id = tokenizer.pad_token_id`, after the tokenizer has a padding token.
-    If your script already does this, no change is needed.
+    A script that already does this is recognised if it is what is checked.
 
     ## Links
     https://huggingface.co/docs/transformers/model_doc/llama
@@ -64,6 +65,8 @@ class OneSampleAtATime(Rule):
         size = case.recipe.get(_KEY)
         # A framework sets the padding id of the model.
         if not alone or size == 1 or case.recipe.set_up is not None:
+            return
+        if case.has("program") and sets_padding_id(case.program):
             return
         model = case.structure.model_class
         yield self.finding(

@@ -16,8 +16,11 @@ from lora_doctor.recipe.program.after_training import (
 from lora_doctor.recipe.program.collated_columns import collated_columns
 from lora_doctor.recipe.program.made_trainer import made_trainer
 from lora_doctor.recipe.program.order import Slip
+from lora_doctor.recipe.program.padding_id import sets_padding_id
 from lora_doctor.recipe.program.read_setup import read_setup
 from lora_doctor.recipe.program.setup import Setup
+from lora_doctor.recipe.program.streaming import streamed_without_steps
+from lora_doctor.recipe.program.wrapping import compiled_before_adapters, loaded_onto_adapters
 
 HEAD = """\
 import torch
@@ -224,3 +227,45 @@ def test_a_trainer_that_can_be_made_again(
     found = made_trainer(read(tmp_path, HEAD + f"trainer = {call}\n"))
     assert (None if found is None else found.given) == given
     assert found is None or found.adapted
+
+
+@pytest.mark.parametrize(
+    ("find", "code", "found"),
+    [
+        (loaded_onto_adapters, 'PeftModel.from_pretrained(model, "adapter")\n', True),
+        (loaded_onto_adapters, 'PeftModel.from_pretrained(base, "adapter")\n', False),
+        (loaded_onto_adapters, 'model.load_adapter("adapter", "second")\n', False),
+        (loaded_onto_adapters,
+         'PeftModel.from_pretrained(model.merge_and_unload(), "adapter")\n', False),
+        (compiled_before_adapters, "get_peft_model(torch.compile(base), config)\n", True),
+        (compiled_before_adapters, "base.compile()\nget_peft_model(base, config)\n", False),
+        (compiled_before_adapters, "model = torch.compile(model)\n", False),
+        (streamed_without_steps, 'Trainer(model, TrainingArguments("out"), None, ROWS)\n', True),
+        (streamed_without_steps, "Trainer(model, train_dataset=ROWS.map(f).take(9))\n", True),
+        (streamed_without_steps,
+         'Trainer(model, TrainingArguments("out", max_steps=9), train_dataset=ROWS)\n', False),
+        (streamed_without_steps, "Trainer(model, train_dataset=list(ROWS))\n", False),
+        (streamed_without_steps,
+         'Trainer(model, TrainingArguments("out", **more), train_dataset=ROWS)\n', False),
+    ],
+)  # fmt: skip
+def test_what_adapters_and_trainers_are_put_on(
+    tmp_path: Path, find: Callable[[Setup], Iterable[Slip]], code: str, found: bool
+) -> None:
+    rows = 'load_dataset("org/rows", streaming=True)'
+    text = HEAD + "from datasets import load_dataset\n" + code.replace("ROWS", rows)
+    assert bool(list(find(read(tmp_path, text)))) == found
+
+
+@pytest.mark.parametrize(
+    ("code", "sets"),
+    [
+        ("model.config.pad_token_id = 0\n", True),
+        ('base = AutoModelForCausalLM.from_pretrained("org/model", pad_token_id=0)\n', True),
+        ("print(model.config.pad_token_id == 0)\n", False),
+        ("trainer = Trainer(model)\n", False),
+    ],
+)
+def test_a_script_that_sets_the_padding_id(tmp_path: Path, code: str, sets: bool) -> None:
+    """Whose classifier then takes batches: LD633 is silent."""
+    assert sets_padding_id(read(tmp_path, HEAD + code)) == sets

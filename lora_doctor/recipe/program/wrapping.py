@@ -1,0 +1,48 @@
+"""Orders of a program's calls in which adapters are put on something else than the loaded model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_doctor.recipe.program.objects import (
+    is_none,
+    is_saved_adapter,
+    is_trainer,
+    is_wrap,
+    loader_of,
+    makers,
+)
+from lora_doctor.recipe.program.order import Slip, slip
+from lora_doctor.recipe.program.setup import Setup
+from lora_doctor.static.program.values import Call, Thing, Value
+
+_COMPILES = "torch.compile"
+
+
+def loaded_onto_adapters(setup: Setup) -> Iterator[Slip]:
+    """``PeftModel.from_pretrained`` on what ``get_peft_model`` returned, which has a name more in
+    front of every layer."""
+    for call in setup.program.calls:
+        if not is_saved_adapter(call) or not call.certain:
+            continue
+        first = next(makers(call.value("model", 0)), None)
+        if first is not None and is_wrap(first) and first.certain:
+            yield slip(call, first, [])
+
+
+def compiled_before_adapters(setup: Setup) -> Iterator[Slip]:
+    """``torch.compile`` of a model that gets its adapters afterwards; not ``model.compile()``,
+    which compiles in place and leaves the names as they are."""
+    for call in setup.program.calls:
+        adapts = is_wrap(call) or (is_trainer(call) and not is_none(call.value("peft_config")))
+        compiled = _compiled(call.value("model", 0)) if adapts and call.certain else None
+        if compiled is not None:
+            yield slip(compiled, call, [])
+
+
+def _compiled(value: Value | None) -> Call | None:
+    """The call that compiled the model which a value is."""
+    call = value.call if isinstance(value, Thing) else None
+    if call is None or call.name != _COMPILES or not call.certain:
+        return None
+    return call if loader_of(call.value("model", 0)) is not None else None
