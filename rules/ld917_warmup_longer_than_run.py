@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from lora_doctor.rule_api import (
     REMOVE,
@@ -13,9 +14,13 @@ from lora_doctor.rule_api import (
     Fix,
     Location,
     Measurement,
+    Proof,
     Rule,
 )
 from lora_doctor.rules._supervision import proof
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import Recipe
 
 
 class WarmupLongerThanRun(Rule):
@@ -51,6 +56,13 @@ class WarmupLongerThanRun(Rule):
             why="4 rows are 3 steps in 3 epochs",
         ),
         Example(
+            "broken",
+            "arch:llama",
+            {"target_modules": ["q_proj"], "warmup_steps": 500, "max_steps": 60},
+            depth="meta",
+            why="no rows are needed to see it",
+        ),
+        Example(
             "healthy",
             "tests/folders/chat_model",
             {"target_modules": ["q_proj"], "warmup_steps": 100, "max_steps": 2000},
@@ -60,17 +72,16 @@ class WarmupLongerThanRun(Rule):
     )
 
     def check(self, case: Case) -> Iterator[Finding]:
+        if not case.has("supervision") and _by_number(case.recipe) is not None:
+            yield from self._of_recipe(case)
+            return
         plan = case.supervision.plan
         if plan is None or not plan.warmup_steps or plan.warmup_steps < plan.steps:
             return
-        reached = plan.steps / plan.warmup_steps
-        steps = max(plan.steps // 10, 1) if plan.steps > 1 else 0
-        yield self.finding(
-            "warning",
-            f"The warm-up takes {plan.warmup_steps:,} steps and the run has {plan.steps:,}: "
-            f"the learning rate reaches at most {reached:.0%} of the set value.",
-            location=Location("recipe", "warmup_steps"),
-            evidence=(
+        yield self._found(
+            case.recipe,
+            (plan.warmup_steps, plan.steps),
+            (
                 Measurement("rows", plan.rows, "the training set"),
                 Measurement("rows of a step", plan.rows_per_step, "batch size times accumulation"),
                 Measurement("steps of an epoch", plan.steps_per_epoch, "rows over rows of a step"),
@@ -78,14 +89,58 @@ class WarmupLongerThanRun(Rule):
                 Measurement("steps of the warm-up", plan.warmup_steps, "the recipe"),
                 Measurement("the Trainer's default", list(plan.defaults), "not set in the recipe"),
             ),
-            proof=proof(case.supervision),
+            proof(case.supervision),
+        )
+
+    def _of_recipe(self, case: Case) -> Iterator[Finding]:
+        """Both numbers are in the recipe: no rows are needed."""
+        numbers = _by_number(case.recipe)
+        if numbers is None or numbers[0] < numbers[1]:
+            return
+        places = case.recipe.places
+        yield self._found(
+            case.recipe,
+            numbers,
+            (
+                Measurement("steps of the run", numbers[1], str(places.get("max_steps", "recipe"))),
+                Measurement(
+                    "steps of the warm-up", numbers[0], str(places.get("warmup_steps", "recipe"))
+                ),
+            ),
+            Proof("read", "max_steps and warmup_steps of the recipe"),
+        )
+
+    def _found(
+        self,
+        recipe: Recipe,
+        numbers: tuple[int, int],
+        evidence: tuple[Measurement, ...],
+        proof: Proof,
+    ) -> Finding:
+        """``numbers``: steps of the warm-up, and of the run."""
+        warmup, steps = numbers
+        fewer = max(steps // 10, 1) if steps > 1 else 0
+        return self.finding(
+            "warning",
+            f"The warm-up takes {warmup:,} steps and the run has {steps:,}: the learning rate "
+            f"reaches at most {steps / warmup:.0%} of the set value.",
+            location=Location("recipe", "warmup_steps"),
+            evidence=evidence,
+            proof=proof,
             fixes=(
                 Fix(
-                    f"Warm up for {steps} steps.",
+                    f"Warm up for {fewer} steps.",
                     "unsafe",
-                    (Edit("warmup_steps", steps), Edit("warmup_ratio", REMOVE))
-                    if case.recipe.get("warmup_ratio") is not None
-                    else (Edit("warmup_steps", steps),),
+                    (Edit("warmup_steps", fewer), Edit("warmup_ratio", REMOVE))
+                    if recipe.get("warmup_ratio") is not None
+                    else (Edit("warmup_steps", fewer),),
                 ),
             ),
         )
+
+
+def _by_number(recipe: Recipe) -> tuple[int, int] | None:
+    """Steps of the warm-up and of the run, where the recipe has both as numbers."""
+    warmup, steps = recipe.get("warmup_steps"), recipe.get("max_steps")
+    known = isinstance(warmup, int) and isinstance(steps, int) and warmup >= 1 and steps >= 1
+    return (warmup, steps) if known else None
