@@ -116,7 +116,7 @@ class CheckpointNotComplete(Rule):
                     "Download all files of one revision again (hf download "
                     f"{case.source.name}), or save the model again into an empty folder."
                     if case.source.snapshot is not None
-                    else "Copy or download the missing files again, all of one revision, or "
+                    else "Copy or download the files again, all of one revision, or "
                     "save the model again into an empty folder.",
                     "manual",
                 ),

@@ -90,7 +90,7 @@ class QuantizedWeightsSharded(Rule):
                else "are stored as uint8, which FSDP may refuse next to other dtypes")  # fmt: skip
         yield self.finding(
             "error",
-            f"The {recipe.quantized} weights of the model {why} ({by}).",
+            f"The {recipe.quantized[0]}-bit weights of the model {why} ({by}).",
             location=Location("recipe", key),
             evidence=(
                 Measurement(key, True, str(recipe.places.get(key, "set-up"))),
@@ -119,7 +119,7 @@ class QuantizedWeightsSharded(Rule):
             return
         yield self.finding(
             "error",
-            f"The 8bit weights of the model may be impossible to shard ({by}).",
+            f"The 8-bit weights of the model may be impossible to shard ({by}).",
             location=Location("recipe", "load_in_8bit"),
             evidence=(
                 Measurement("load_in_8bit", True, "arguments of from_pretrained"),

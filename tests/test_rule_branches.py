@@ -1,0 +1,657 @@
+"""What rules say where their examples do not come: which sentence, which evidence, which fix.
+
+An example is a real set-up, and a rule has more to say than a few of these show. Here a rule is
+handed a case that holds just what it reads; no model is built.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace as Stub
+from typing import Any
+
+import pytest
+
+import lora_doctor
+from lora_doctor.engine.registry import find_rules
+from lora_doctor.errors import EvidenceError
+from lora_doctor.results.finding import Finding
+from lora_doctor.results.fix import Fix
+from lora_doctor.results.observations import ActivationReading, InstancePatch
+from lora_doctor.results.stacked_adapters import Stacked, StackedAdapter
+from lora_doctor.results.verification import Check
+from lora_doctor.static.folder.checkpoint_files import DamagedFile, IndexMismatch
+from lora_doctor.static.folder.token_ids import TokenId
+from lora_doctor.static.installed.refused_versions import LORA, TRAINER, RefusedVersion
+from lora_doctor.static.script.script_flow import Replacement
+from lora_doctor.static.script.script_order import EarlyOptimizer, ScriptOrder, WrappedTwice
+from lora_doctor.static.tokenizer_reading import Unreadable
+
+RULES = {rule.code: rule for rule in find_rules()}
+Ask = Callable[..., list[Finding]]
+
+
+def ask(code: str, **evidence: Any) -> list[Finding]:
+    """The findings of a rule on a case with this evidence."""
+    return list(RULES[code]().check(Stub(**evidence)))
+
+
+def one(code: str, **evidence: Any) -> Finding:
+    (finding,) = ask(code, **evidence)
+    return finding
+
+
+@pytest.fixture
+def gathered(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """``gathered("LD615", index_mismatch=x)``: what the functions that a rule calls give."""
+
+    def replace(code: str, **values: Any) -> None:
+        module = sys.modules[RULES[code].__module__]
+        for name, value in values.items():
+            monkeypatch.setattr(module, name, lambda *_, value=value, **__: value)
+
+    return replace
+
+
+def evidence(finding: Finding) -> dict[str, Any]:
+    return {line.what: line.value for line in finding.evidence}
+
+
+def fixes(finding: Finding) -> list[str]:
+    return [fix.title for fix in finding.fixes]
+
+
+def versions(**installed: str) -> Stub:
+    return Stub(version=installed.get)
+
+
+# --- configs --------------------------------------------------------------------------------------
+
+
+def test_ld214_tells_a_mistyped_key_from_one_of_another_release() -> None:
+    recipe = Stub(unknown={"lora_alhpa": 32, "new_key": [1], "empty": None}, peft_type="LORA")
+    case: dict[str, Any] = {"recipe": recipe, "environment": versions(peft="0.99")}
+    meant, other = ask("LD214", **case, asked={"peft_version": "0.98"})
+    assert (meant.severity, meant.location.path) == ("warning", "lora_alhpa")
+    assert meant.message == (
+        "PEFT 0.99 does not know lora_alhpa in the adapter config; lora_alpha was meant."
+    )
+    assert fixes(meant) == ["Write lora_alpha for lora_alhpa."]
+    assert evidence(meant) == {
+        "not known": "lora_alhpa: 32", "PEFT": "0.99", "written by PEFT": "0.98",
+    }  # fmt: skip
+    assert (other.severity, other.location.path) == ("info", "new_key")
+    assert other.message == "PEFT 0.99 does not know new_key in the adapter config."
+    assert fixes(other) == ["Remove new_key, or install the PEFT that wrote the config (0.98)."]
+    (unsaid,) = ask("LD214", **{**case, "recipe": Stub(unknown={"new_key": 1}, peft_type="LORA")},
+                    asked={})  # fmt: skip
+    assert fixes(unsaid) == ["Remove new_key, or install the PEFT that wrote the config."]
+    assert "written by PEFT" not in evidence(unsaid)
+    assert ask("LD214", recipe=Stub(unknown={"empty": ""}, peft_type="LORA")) == []
+
+
+def test_ld413_knows_the_default_dtype_of_the_installed_transformers() -> None:
+    class Recipe(dict[str, Any]):
+        quantized: str | None = None
+
+    flash = "flash_attention_2"
+
+    def found(version: str, quantized: str | None = None, **keys: Any) -> list[Finding]:
+        recipe = Recipe({"attn_implementation": flash, **keys})
+        recipe.quantized = quantized
+        return ask("LD413", recipe=recipe, environment=versions(transformers=version))
+
+    (finding,) = found("4.57.6")
+    assert evidence(finding)["dtype"].startswith("not set: float32")
+    assert [fix.safety for fix in finding.fixes] == ["unsafe", "unsafe"]
+    assert found("5.0.0") == [] == found("4.57.6", quantized="4bit")
+    (given,) = found("5.0.0", dtype="float32")
+    assert evidence(given)["dtype"] == "float32"
+    assert found("4.57.6", bf16=True) == found("4.57.6", fp16=True) == []
+    assert found("4.57.6", dtype="bfloat16") == found("4.57.6", attn_implementation="sdpa") == []
+
+
+def test_ld303_names_the_dtype_that_was_asked_for() -> None:
+    broken = Stub(type="RuntimeError", message="mat1 and mat2.", where="modeling.py:3")
+    found = {
+        dtype: one("LD303", verification=Stub(error_once_prepared=broken), asked={"dtype": dtype})
+        for dtype in (None, "float16")
+    }
+    asked = {dtype: evidence(one)["dtype it is loaded in"] for dtype, one in found.items()}
+    assert asked == {None: "the library's own", "float16": "float16"}
+    assert found[None].message.endswith(
+        "prepare_model_for_kbit_training: RuntimeError: mat1 and mat2."
+    )
+    assert found[None].fixes[0].safety == "safe" and found[None].explains == ("forward",)
+    assert ask("LD303", verification=Stub(error_once_prepared=None), asked={}) == []
+
+
+# --- numbers --------------------------------------------------------------------------------------
+
+
+def reading(path: str, most: float, *, finite: bool = True) -> ActivationReading:
+    return ActivationReading(path, "Linear", "float16", most, finite)
+
+
+def test_ld402_warns_near_the_limit_and_fails_beyond_it(gathered: Callable[..., None]) -> None:
+    def asked(*readings: ActivationReading) -> list[Finding]:
+        gathered("LD402", computes_in_float16=True, observed=Stub(activations=readings),
+                 chosen_by=())  # fmt: skip
+        with pytest.MonkeyPatch.context() as patch:
+            module = sys.modules[RULES["LD402"].__module__]
+            patch.setattr(module, "wider_dtypes", lambda case, paths: (Fix(str(paths), "manual"),))
+            return ask("LD402", verification=Stub(depth="full"))
+
+    assert asked(reading("quiet", 0.24 * 65504)) == []
+    (near,) = asked(reading("quiet", 1.0), reading("loud", 0.25 * 65504))
+    assert (near.severity, near.location.path, near.explains) == ("warning", "loud", ())
+    assert "close to 65504" in near.message and near.proof.kind == "measured"
+    assert fixes(near) == ["[]"]
+    (at,) = asked(reading("quiet", 1.0), reading("limit", 65504), reading("later", 7e4))
+    assert (at.severity, at.location.path, at.explains) == ("error", "limit", ())
+    assert "outputs values up to 6.55e+04; float16 overflows above 65504." in at.message
+    (over,) = asked(reading("first", 9e4, finite=False), reading("later", 2e5, finite=False))
+    assert "outputs values above 65504 (9e+04 in float32)" in over.message
+    assert over.proof.kind == "executed" and over.explains and fixes(over) == ["['first']"]
+    (just,) = asked(reading("first", 65504, finite=False))
+    assert "(6.55e+04 in float32)" in just.message
+    (unknown,) = asked(reading("first", 3.0, finite=False))
+    assert "outputs values above 65504, the largest" in unknown.message
+    many = [reading(f"layer{n}", 20_000.0 + n) for n in range(10)]
+    (long,) = asked(reading("first", 6.0, finite=False), *many)
+    shown = [line.what.split()[0] for line in long.evidence]
+    assert shown == ["first", *(f"layer{n}" for n in range(2, 10))], (
+        "the first and the largest eight"
+    )
+    assert long.evidence[0].value == "6, 9.2e-05 of 65504; not finite in float16"
+    with pytest.raises(EvidenceError, match="before the output of a layer"):
+        asked()
+    gathered("LD402", computes_in_float16=False)
+    assert ask("LD402") == []
+
+
+def test_ld407_says_what_replaces_the_value_and_what_follows() -> None:
+    def found(**changes: Any) -> Finding:
+        values = {"what": "loss", "value": "loss", "how": "nan_to_num", "by": "0.0", "line": 3,
+                  "code": "x", "function": ""}  # fmt: skip
+        replacement = Replacement(**{**values, **changes})
+        return one("LD407", script=Stub(path=Path("train.py"), replacements=(replacement,)))
+
+    plain = found()
+    assert plain.message.startswith("A loss that is not finite is replaced (loss by 0.0): the step")
+    assert "in the function" not in evidence(plain) and "clamp" not in evidence(plain)
+    clamped = found(what="activation", how="clamp", by="-1, 1", function="forward")
+    assert clamped.message.startswith("An activation that is not finite")
+    assert evidence(clamped)["by"] == "the bounds -1, 1"
+    assert evidence(clamped)["in the function"] == "forward" and "clamp" in evidence(clamped)
+    assert evidence(found(how="clamp", by=""))["by"] == "a bound"
+
+
+# --- the order of calls ---------------------------------------------------------------------------
+
+
+def test_ld507_compares_statements_where_no_model_is_followed(
+    gathered: Callable[..., None],
+) -> None:
+    gathered("LD507", optimizer_too_early=(), adapted_twice=())
+
+    def of_blocks(order: ScriptOrder, *, program: bool, script: bool = True) -> list[Finding]:
+        held = {"program": program, "script": script}
+        case: dict[str, Any] = {"has": held.__getitem__, "program": Stub()}
+        if script:
+            case["script"] = Stub(path=Path("train.py"), order=order)
+        return ask("LD507", **case)
+
+    order = ScriptOrder(
+        (EarlyOptimizer("net", 4, 6, "AdamW(net.parameters())"),),
+        (WrappedTwice("net", 6, 9, "get_peft_model(net, b)"),),
+    )
+    early, twice = of_blocks(order, program=False)
+    assert of_blocks(order, program=True) == [early, twice]
+    assert of_blocks(order, program=True, script=False) == [], "a notebook has no blocks"
+    assert early.location.line == 4 and "before get_peft_model in line 6" in early.message
+    assert evidence(early)["adapters added in line"] == 6
+    assert fixes(early) == ["Create the optimizer after get_peft_model."]
+    assert twice.location.line == 9
+    assert "called on net, which already has adapters from line 6" in twice.message
+    assert evidence(twice)["called before in line"] == 6
+    assert {early.proof.kind, twice.proof.kind} == {"inferred"}
+
+
+TWICE = """
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+def adapted(net):
+    net = get_peft_model(net, LoraConfig(task_type="CAUSAL_LM"))
+    return get_peft_model(net, LoraConfig(task_type="CAUSAL_LM", r=4))
+
+model = AutoModelForCausalLM.from_pretrained("gpt2")
+model = adapted(model)
+"""
+
+
+def test_ld507_tells_each_place_once(tmp_path: Path) -> None:
+    """What was followed and what stands in one block are the same calls."""
+    script = tmp_path / "train.py"
+    script.write_text(TWICE)
+    found = lora_doctor.check(str(script), depth="static", select=("LD507",)).findings
+    assert [finding.location.line for finding in found] == [7]
+
+
+def test_ld505_says_what_became_of_each_adapter() -> None:
+    def member(
+        name: str, *, trainable: int = 2, saved: int = 2, active: bool = True
+    ) -> StackedAdapter:
+        return StackedAdapter("LORA", name, 0, 2, trainable, saved, active)
+
+    def found(*members: StackedAdapter, **changes: Any) -> Finding:
+        stacked = Stacked(("PeftModel LORA", "PeftModel LORA"), members, **changes)
+        return one("LD505", structure=Stub(stacked=stacked), reaches=lambda depth: False)
+
+    def reloaded(status: Any, detail: str, *, tiny: bool = True, run: bool = True) -> Any:
+        check = Check("save-reload", status, 0.25, "", detail)
+        stacked = Stacked(("PeftModel LORA", "PeftModel LORA"), (member("a"),))
+        case = {"reaches": lambda depth: tiny, "has": lambda name: run}
+        seen = Stub(check=lambda name: check)
+        finding = one("LD505", structure=Stub(stacked=stacked), verification=seen, **case)
+        return evidence(finding).get("saved and reloaded")
+
+    fine = found(member("a"), member("b"))
+    assert fine.severity == "warning" and fine.message.endswith("the model is wrapped 2 times.")
+    assert fine.location.path == "PeftModel LORA in PeftModel LORA"
+    frozen = found(member("a", trainable=0, saved=0, active=False), member("b"))
+    assert frozen.severity == "error"
+    assert frozen.message.endswith(
+        "LORA a (2 tensors) is frozen, not in the forward and not saved."
+    )
+    assert "trainable but not in the forward" in found(member("a", active=False)).message
+    assert found(member("a", saved=0)).message.endswith("LORA a (2 tensors) is not saved.")
+    assert evidence(found(member("a", active=False)))["LORA a"] == (
+        "2 of 2 tensors trainable, 2 saved, not active"
+    )
+    left = found(member("a"), leftovers=("q",), leftover_tensors=4, path="inner")
+    assert left.severity == "error" and "4 tensors in q are left over" in left.message
+    assert left.location.path.startswith("inner: ") and "not in target_modules" in evidence(left)
+    renamed = found(member("a"), renamed=3, saved_names=8, renamed_example="x.y")
+    assert renamed.severity == "error" and "3 of 8 saved tensors" in renamed.message
+    assert evidence(renamed)["saved as"] == "x.y"
+    assert reloaded("failed", "they differ") == "they differ"
+    assert reloaded("failed", "") == "0.25" and reloaded("passed", "same") is None
+    assert reloaded("failed", "x", tiny=False) is None is reloaded("failed", "x", run=False)
+    many = found(member("a"), leftovers=tuple("abcdefgh"), leftover_tensors=9)
+    assert "in a, b, c, d and 4 more are left" in many.message
+    assert evidence(many)["not in target_modules"] == "a, b, c, d, e, f and 2 more"
+    single = found(StackedAdapter("LORA", "a", 0, 1, 0, 0, active=True))
+    assert single.message.endswith("LORA a (1 tensor) is frozen and not saved.")
+
+
+def test_ld505_names_the_methods_that_can_be_kept() -> None:
+    def titles(*methods: str) -> list[str]:
+        members = tuple(StackedAdapter(name, "x", 0, 2, 2, 2, active=True) for name in methods)
+        stacked = Stacked(("PeftModel", "PeftModel"), members)
+        return fixes(one("LD505", structure=Stub(stacked=stacked), reaches=lambda depth: False))
+
+    (same,) = titles("LORA", "LORA")
+    assert same.startswith("Remove the second call")
+    first, mixed = titles("LORA", "IA3")
+    assert first == same and mixed.startswith("For IA3 and LORA at once")
+    keep, in_turn = titles("LORA", "PROMPT_TUNING")
+    assert keep.startswith("Keep one of the two, LORA or PROMPT_TUNING, with a single")
+    assert "train LORA, save it" in in_turn
+    (prompts,) = titles("PROMPT_TUNING", "PREFIX_TUNING")
+    assert prompts == same
+    assert ask("LD505", structure=Stub(stacked=None)) == []
+
+
+def test_ld504_tells_a_patch_that_passes_adapters_by_from_one_that_is_lost() -> None:
+    def patch(**changes: Any) -> InstancePatch:
+        values = {"path": "layer", "name": "forward", "kind": "module", "source": "/x/train.py:3",
+                  "calls_before": 1, "calls": 1}  # fmt: skip
+        return InstancePatch(**{**values, **changes})
+
+    def asked(*patches: InstancePatch, status: Any = "passed") -> list[Finding]:
+        seen = Stub(
+            check=lambda name: Check("forward", status, None, "", ""), depth="tiny",
+            reason=None, observations=Stub(instance_patches=patches),
+        )  # fmt: skip
+        return ask("LD504", verification=seen)
+
+    (around,) = asked(patch(bypassed=("layer.q", "layer.v")))
+    assert around.severity == "error"
+    assert "layer.forward runs without the adapter of 2 layers" in around.message
+    assert "Look up layers" in fixes(around)[0]
+    assert evidence(around) == {
+        "layer.forward": "set by train.py:3", "calls without adapters": 1,
+        "calls with adapters": 1, "adapters that were not called": "layer.q, layer.v",
+    }  # fmt: skip
+    (bare,) = asked(patch(path="", source="", bypassed=("a", "b", "c", "d", "e")))
+    assert bare.location.path == "model" and evidence(bare)["forward"] == "set by not Python"
+    assert "5 layers (a, b, c and 2 more)" in bare.message
+    assert evidence(bare)["adapters that were not called"] == "a, b, c, d and 1 more"
+    (itself,) = asked(patch(bypassed=("layer",)))
+    assert "of 1 layer (layer)" in itself.message and "layer.base_layer.forward" in fixes(itself)[0]
+    (lost,) = asked(patch(calls=0))
+    assert lost.severity == "warning" and lost.message.endswith("the adapters run without it.")
+    assert "calls of the model's own method" not in evidence(lost)
+    assert "adapters that were not called" not in evidence(lost)
+    wrapper = patch(kind="wrapper", path="", calls=0, calls_before=0, inner_calls=1)
+    (outer,) = asked(wrapper)
+    assert outer.location.path == "model" and "set on PEFT's wrapper" in outer.message
+    assert evidence(outer)["calls of the model's own method"] == 1
+    assert "get_base_model().forward" in fixes(outer)[0]
+    assert asked(patch(calls=0, calls_before=0)) == [] == asked(patch())
+    assert asked(patch(kind="wrapper", calls=0, calls_before=5)) == []
+    assert asked(patch(calls=0), status="failed") == []
+    (two,) = asked(patch(calls=0), patch(path="other", calls=0))
+    assert "layer.forward, other.forward are no longer called" in two.message
+    (five,) = asked(*(patch(path=f"l{n}", calls=0) for n in range(5)))
+    assert "l0.forward, l1.forward and 3 more are no longer called" in five.message
+    assert [line.what for line in five.evidence if "." in line.what] == [
+        f"l{n}.forward" for n in range(4)
+    ]
+    with pytest.raises(EvidenceError, match="no forward with adapters"):
+        asked(status="skipped")
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def part(name: str, *, since: str | None = None, until: str | None = None) -> Unreadable:
+    return Unreadable(name, "{...}", "error", since, until)
+
+
+@pytest.mark.parametrize(
+    ("parts", "title"),
+    [
+        ((), "Download tokenizer.json again; in a git clone: git lfs pull."),
+        (
+            (part("a", until="0.19"), part("b", until="0.19")),
+            'Set prepend_scheme to "never" in a and b',
+        ),
+        ((part("a", since="0.9"), part("b", since="0.20")), "installs tokenizers 0.20 or later"),
+        ((part("a", since="0.20"), part("b")), "which release wrote the file is unknown"),
+        ((part("a", since="0.20"), part("b", until="0.19")), "release wrote the file is unknown"),
+    ],
+)
+def test_ld601_names_the_release_that_reads_the_file(
+    gathered: Callable[..., None], tmp_path: Path, parts: tuple[Unreadable, ...], title: str
+) -> None:
+    (tmp_path / "tokenizer.json").touch()
+    static = Stub(
+        folder=tmp_path, source="x", where=lambda name: name,
+        tokenizer=Stub(value={} if parts else None, reason="no JSON"),
+    )  # fmt: skip
+    case: dict[str, Any] = {"static": static, "environment": versions(tokenizers="0.18")}
+    gathered("LD601", unreadable_parts=parts, whole_file_error="did not match")
+    finding = one("LD601", **case)
+    assert title in fixes(finding)[0]
+    told = " and ".join(one.part for one in parts)
+    what = f"cannot read {told} of tokenizer.json" if parts else "cannot read the file: no JSON"
+    assert finding.message == f"tokenizers 0.18 {what}."
+    for one_part in parts:
+        shown = evidence(finding)[one_part.part]
+        assert (f"supported from {one_part.since} on" in shown) == bool(one_part.since)
+        assert (f"refused from {one_part.until} on" in shown) == bool(one_part.until)
+    gathered("LD601", whole_file_error=None)
+    assert ask("LD601", **case) == [], "the library reads it"
+    if parts:
+        gathered("LD601", unreadable_parts=(), whole_file_error="not asked")
+        assert ask("LD601", **case) == []
+
+
+def token(name: str, number: int, *, added: bool = True, role: str | None = None) -> TokenId:
+    return TokenId(name, number, "tokenizer.json", added, role)
+
+
+def test_ld611_is_an_error_where_the_ids_will_be_used(gathered: Callable[..., None]) -> None:
+    static = Stub(weights=Stub(value=object()), config={}, source="x")
+
+    def asked(*beyond: TokenId, **changes: Any) -> list[Finding]:
+        values = {"vocabulary_mismatches": (), "token_rows": Stub(rows=1000, where="config.json"),
+                  "tokens_beyond": beyond}  # fmt: skip
+        gathered("LD611", **{**values, **changes})
+        return ask("LD611", static=static)
+
+    (unused,) = asked(token("<a>", 1000), token("<b>", 1001))
+    assert unused.severity == "warning"
+    assert unused.message.endswith("data that contains <a>, <b> will raise IndexError.")
+    assert len(unused.fixes) == 1 and "trainable_token_indices=[1000, 1001]," in fixes(unused)[0]
+    (padding,) = asked(token("<a>", 1000, role="pad_token"))
+    assert padding.severity == "error" and padding.message.endswith(": <a> will raise IndexError.")
+    assert fixes(padding)[0].startswith("Use a padding token")
+    (mixed,) = asked(token("<a>", 1000), token("b", 1001, added=False))
+    assert mixed.severity == "error" and mixed.message.endswith(": b will raise IndexError.")
+    assert fixes(mixed)[-1].startswith("Or use the tokenizer that belongs to these weights")
+    assert not fixes(mixed)[0].startswith("Use a padding token")
+    (eight,) = asked(*(token(f"<{n}>", 1000 + n) for n in range(8)))
+    (nine,) = asked(*(token(f"<{n}>", 1000 + n) for n in range(9)))
+    assert "and so on" not in fixes(eight)[0] and "1007] and so on" in fixes(nine)[0]
+    assert evidence(nine)["highest id"] == 1008
+    assert asked(token("<a>", 1000), vocabulary_mismatches=("LD612",)) == [] == asked()
+    with pytest.raises(EvidenceError, match="number of its token embeddings is unknown"):
+        asked(token_rows=None)
+
+
+def test_ld615_tells_files_that_are_missing_from_weights_that_are(
+    gathered: Callable[..., None],
+) -> None:
+    def asked(transformers: str = "5.0", snapshot: object = None, **found: Any) -> list[Finding]:
+        values: dict[str, Any] = {"missing": (), "present": 2, **found}
+        gathered("LD615", index_mismatch=IndexMismatch("index.json", **values), unread_weights=())
+        source = Stub(name="org/model", snapshot=snapshot)
+        environment = versions(transformers=transformers)
+        return ask("LD615", static=object(), source=source, environment=environment)
+
+    (single,) = asked(missing=("a",))
+    assert single.message.startswith("index.json names 3 files and a is not there")
+    (several,) = asked(missing=("a", "b"))
+    assert "names 4 files and a, b are not there" in several.message
+    assert evidence(several) == {"missing files": ["a", "b"], "files there": 2}
+    (lacking,) = asked(lacking=("w",), unlisted=("u",))
+    assert "w, which are in no file" in lacking.message
+    assert evidence(lacking) == {"tensors in no file": ["w"], "tensors not in the index": ["u"]}
+    (unlisted,) = asked("4.57.6", unlisted=("u",))
+    assert "initialise these weights at random" in unlisted.message
+    assert asked("5.0", unlisted=("u",)) == asked("", unlisted=("u",)) == []
+    assert "hf download org/model" in fixes(asked(snapshot=object(), missing=("a",))[0])[0]
+    assert "hf download" not in fixes(single)[0]
+
+
+def test_ld615_tells_gguf_from_weights_under_other_names(gathered: Callable[..., None]) -> None:
+    def advice(*files: str) -> str:
+        gathered("LD615", index_mismatch=None, unread_weights=files)
+        return fixes(one("LD615", static=object()))[0]
+
+    assert "gguf_file=" in advice("a.gguf") and "gguf_file=" not in advice("a.gguf", "b.pth")
+    gathered("LD615", unread_weights=())
+    assert ask("LD615", static=object()) == []
+
+
+def test_ld616_says_whether_the_files_are_damaged_alike(gathered: Callable[..., None]) -> None:
+    pointer = DamagedFile("a", 130, "is a pointer of git-lfs", pointer=True)
+    cut = DamagedFile("b", 5000, "ends too early")
+
+    def found(*files: DamagedFile) -> Finding:
+        gathered("LD616", damaged_files=files)
+        return one("LD616", static=object())
+
+    assert found(cut).message == "b ends too early."
+    assert fixes(found(cut)) == ["Download or copy b again."]
+    alike = found(pointer, DamagedFile("c", 130, pointer.problem, pointer=True))
+    assert alike.message == "a is a pointer of git-lfs, and so are 1 more."
+    assert fixes(alike) == ["In the clone: git lfs pull (a, c)."]
+    mixed = found(pointer, cut)
+    assert mixed.message == "a is a pointer of git-lfs; 1 more cannot be read either."
+    assert len(mixed.fixes) == 2 and "copy b again" in fixes(mixed)[1]
+    assert evidence(mixed)["b"] == "5,000 bytes; ends too early"
+
+
+def test_ld618_writes_what_an_older_release_reads(gathered: Callable[..., None]) -> None:
+    def asked(settings: dict[str, Any], **found: Any) -> list[Finding]:
+        values = {"unknown_tokenizer_class": None, "special_tokens_in_a_list": None,
+                  "adds_prefix_space": False}  # fmt: skip
+        gathered("LD618", **{**values, **found})
+        static = Stub(tokenizer_config=Stub(require=lambda: settings))
+        return ask("LD618", static=static, environment=versions(transformers="4.57.6"))
+
+    (by_class,) = asked({"backend": "tokenizers"}, unknown_tokenizer_class="NewTokenizer")
+    assert by_class.message.endswith("it has no class NewTokenizer.")
+    assert fixes(by_class)[0].startswith(
+        'In a copy of the folder, write {"tokenizer_class": "PreTrainedTokenizerFast"} into '
+        "tokenizer_config.json; transformers 5"
+    )
+    assert evidence(by_class)["backend"] == "tokenizers"
+    (spaced,) = asked({}, unknown_tokenizer_class="NewTokenizer", adds_prefix_space=True)
+    assert '"add_prefix_space": true' in fixes(spaced)[0] and "backend" not in evidence(spaced)
+    (listed,) = asked({}, special_tokens_in_a_list=["<a>"], adds_prefix_space=True)
+    assert listed.message.endswith("extra_special_tokens is a list.")
+    assert '{"additional_special_tokens": ["<a>"]} into' in fixes(listed)[0]
+    assert "and remove extra_special_tokens" in fixes(listed)[0]
+    assert asked({}) == []
+
+
+#: What LD604 measures first.
+BEFORE = "logits after saving and loading, relative difference"
+COMMITS = ("a" * 40, "b" * 40)
+
+
+def test_ld624_compares_revisions_that_can_be_compared() -> None:
+    def asked(
+        revision: str, have: str, snapshot: str | None = None, kind: str = "hub"
+    ) -> list[Finding]:
+        source = Stub(
+            kind=kind, name="org/base", folder=None, revision=have,
+            snapshot=None if snapshot is None else Stub(revision=snapshot),
+        )  # fmt: skip
+        named = {"base_model_name_or_path": "org/base", "revision": revision}
+        return ask("LD624", asked=named, source=source)
+
+    (commits,) = asked(*COMMITS)
+    assert commits.severity == "warning" and "may be the same" not in commits.message
+    (tag,) = asked("v1", COMMITS[1])
+    assert tag.severity == "info" and tag.message.endswith(", which may be the same.")
+    assert asked(COMMITS[0], COMMITS[0]) == asked("main", COMMITS[1]) == asked("", COMMITS[1]) == []
+    assert asked("v1", COMMITS[1], snapshot="v1") == asked(*COMMITS, kind="folder") == []
+
+
+# --- versions, several devices --------------------------------------------------------------------
+
+
+def test_ld707_tells_one_refusal_of_a_package_and_only_what_is_reached(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from lora_doctor.static.installed import refused_versions
+
+    def asked(
+        *refused: RefusedVersion, explained: tuple[str, ...] = (), **case: Any
+    ) -> list[Finding]:
+        monkeypatch.setattr(refused_versions, "refused_versions", lambda: refused)
+        given = {"source": Stub(kind="environment"), "explained": explained, **case}
+        return ask("LD707", **given)
+
+    by_lora = RefusedVersion("peft", "torchao", "0.1", "torchao>=0.16", LORA, "import_utils.py", 9)
+    by_trainer = RefusedVersion(
+        "transformers", "accelerate", "0.1", "accelerate>=1", TRAINER, "t.py", 2
+    )
+    lora, trainer = asked(by_lora, by_trainer, by_lora)
+    assert (lora.severity, lora.explains) == ("error", ("builds", "attaches"))
+    assert fixes(lora) == [
+        "pip install 'torchao>=0.16'", "If nothing uses it: pip uninstall torchao",
+    ]  # fmt: skip
+    assert (trainer.severity, trainer.explains) == ("warning", ())
+    assert fixes(trainer) == ["pip install 'accelerate>=1'"]
+    assert asked(by_trainer, explained=("builds",)) == []
+    ran: dict[str, Any] = {
+        "source": Stub(kind="arch"), "reaches": lambda depth: True, "has": lambda name: True,
+    }  # fmt: skip
+
+    def injected(*, ok: bool, count: int) -> Stub:
+        return Stub(injection=Stub(ok=ok, adapter_parameters=count))
+
+    assert asked(by_lora, **ran, structure=injected(ok=True, count=8)) == []
+    for not_past in (injected(ok=True, count=0), injected(ok=False, count=8)):
+        assert len(asked(by_lora, **ran, structure=not_past)) == 1
+
+
+def test_ld712_knows_which_quantized_weights_can_be_sharded() -> None:
+    def of_file(quantized: str | None, format: str = "accelerate", **files: Any) -> list[Finding]:
+        entries = files.pop("entries", {})
+        values = {"fsdp": False, "zero_stage": None, "deepspeed_file": "", "accelerate_file": ""}
+        return ask(
+            "LD712", has=lambda name: False, side_files=Stub(**{**values, **files}),
+            set_up=Stub(entries=entries, format=format),
+            recipe=Stub(quantized=quantized, places={}),
+        )  # fmt: skip
+
+    (eight,) = of_file("8bit", zero_stage=3, deepspeed_file="ds.json")
+    assert eight.message.startswith("The 8-bit weights of the model may be impossible to shard")
+    assert evidence(eight) == {"load_in_8bit": True, "sharded by": "ZeRO-3"}
+    assert eight.evidence[1].source == "ds.json"
+    (four,) = of_file("4bit", fsdp=True)
+    assert "stored as uint8" in four.message and evidence(four)["sharded by"] == "FSDP"
+    assert of_file("4bit", fsdp=True, entries={"bnb_4bit_quant_storage": "bfloat16"}) == []
+    assert of_file("4bit", "axolotl", entries={"fsdp": ["full_shard"]}) == []
+    assert len(of_file("8bit", "axolotl", entries={"fsdp_config": {"x": 1}})) == 1
+    assert (
+        of_file("4bit", zero_stage=3)
+        == of_file("8bit", zero_stage=2)
+        == of_file(None, fsdp=True)
+        == []
+    )
+
+    def of_run(quantized: str, **processes: Any) -> list[Finding]:
+        values = {"asked_type": "", "zero_stage": None, "asked_in": "ds.json"}
+        found = Stub(**{**values, **processes}) if processes else None
+        return ask("LD712", has=lambda name: True, dry_run=Stub(processes=found),
+                   recipe=Stub(quantized=quantized))  # fmt: skip
+
+    (zero,) = of_run("8bit", zero_stage=3)
+    assert evidence(zero)["sharded by"] == "ZeRO-3" and zero.evidence[1].source == "ds.json"
+    assert evidence(of_run("8bit", asked_type="FSDP2")[0])["sharded by"] == "FSDP2"
+    assert of_run("4bit", zero_stage=3) == of_run("8bit", zero_stage=2) == of_run("8bit") == []
+
+
+def test_ld604_saves_the_statistics_only_where_that_helps(gathered: Callable[..., None]) -> None:
+    def found(again: str, after: str | None) -> Finding:
+        def run(status: str | None) -> Stub | None:
+            if status is None:
+                return None
+            check = Check("save-reload", status, 0.25, "", "")  # type: ignore[arg-type]
+            return Stub(check=lambda name: check)
+
+        moved = ("layers.*.conv.norm",)
+        none = Stub(check=lambda name: None)
+        gathered(
+            "LD604", round_trip=(run(again), Stub(statistics=moved)), with_edits=run(after) or none
+        )
+        recipe = {"modules_to_save": ["head"]}
+        return one("LD604", recipe=recipe, settings=Stub(depth="tiny"))
+
+    none_ran = Stub(check=lambda name: None)
+    gathered("LD604", with_edits=none_ran,
+             round_trip=(none_ran, Stub(statistics=("a", "b", "c", "d"))))  # fmt: skip
+    unknown = one("LD604", recipe={}, settings=Stub(depth="tiny"))
+    assert unknown.message.startswith("The running statistics of a, b, c and 1 more changed")
+    assert unknown.severity == "warning" and evidence(unknown)[BEFORE] == "not measured"
+    unmeasured = Stub(check=lambda name: Check("save-reload", "failed", None, "", ""))
+    gathered("LD604", round_trip=(unmeasured, Stub(statistics=("a",))))
+    nothing = one("LD604", recipe={}, settings=Stub(depth="tiny"))
+    assert evidence(nothing)[BEFORE] == "not measured"
+    gathered("LD604", round_trip=(unmeasured, Stub(statistics=())))
+    assert ask("LD604", recipe={}) == []
+    helps = found("failed", "passed")
+    assert (helps.severity, helps.explains) == ("error", ("save-reload",))
+    assert fixes(helps)[0].endswith("modules_to_save=['head', 'conv.norm'].")
+    assert helps.fixes[0].safety == "unsafe" and helps.fixes[0].edits[0].value == [
+        "head",
+        "conv.norm",
+    ]
+    assert list(evidence(helps).values()) == ["0.25", "0.25"]
+    for after in ("failed", None):
+        no_help = found("passed", after)
+        assert (no_help.severity, no_help.explains) == ("warning", ())
+        assert no_help.fixes[0].safety == "manual" and "eval()" in fixes(no_help)[0]
+        assert list(evidence(no_help).values())[-1] == "not better"
