@@ -19,13 +19,15 @@ from lora_doctor.rule_api import (
 )
 
 _PACKAGE = "(?:transformers|accelerate|huggingface_hub|peft|trl|datasets)"
-_NAME = rf"cannot import name '\w+' from '{_PACKAGE}\b"
+_NAME = rf"cannot import name '\w+' from '{_PACKAGE}\b[\w.]*'"
 _MODULE = rf"No module named '{_PACKAGE}\.[\w.]+'"
 #: Code of the user: no installed package, no framework that is checked out, no remote code.
 _OWN = (
     r"^(?!.*(?:(?:site|dist)-packages|transformers_modules|"
     r"[\\/](?:llamafactory|llmtuner|axolotl|swift|unsloth\w*|trl|peft)[\\/]))"
 )
+#: An import that a library makes itself, when one of its names is first asked for.
+_LATE = r"Failed to import \S+ because of the following error"
 _PROOF = Proof("read", "no file of the installed package provides the name")
 
 
@@ -61,8 +63,13 @@ class ImportedNameGone(Rule):
     symptoms = (
         Symptom(_NAME, "imported by the script itself", raised_in=_OWN, weight=1),
         Symptom(_MODULE, "imported by the script itself", raised_in=_OWN, weight=1),
-        Symptom(r"cannot import name '\w+' from '(?:peft|trl)\b", alone=True, weight=1),
-        Symptom(_NAME, alone=True, weight=-1),
+        Symptom(
+            r"cannot import name '\w+' from '(?:peft|trl)\b[\w.]*'",
+            alone=True,
+            unless=_LATE,
+            weight=1,
+        ),
+        Symptom(_NAME, alone=True, unless=_LATE, weight=-1),
         Symptom(_MODULE, alone=True),
         Symptom(
             r"module '?(?:transformers|peft|trl|accelerate|datasets)[\w.]*'? has no attribute '\w+'"

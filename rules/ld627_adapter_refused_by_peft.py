@@ -57,9 +57,16 @@ class AdapterRefusedByPeft(Rule):
             "an adapter of a newer PEFT, or of one before 0.3",
         ),
         Symptom(r"config that is trying to be loaded is missing required keys"),
+        Symptom(r"KeyError: 'peft_type'", "an adapter_config.json without a kind of adapter"),
         Symptom(
-            rf"Config\.__init__\(\) got an unexpected keyword argument '(?:{_NEWER})'",
-            "an adapter of a newer PEFT",
+            r"__init__\(\) got an unexpected keyword argument",
+            "Python before 3.10",
+            raised_in=r"peft[\\/](?:utils[\\/])?config\.py",
+        ),
+        Symptom(
+            r"(?:\b\w+Config\.)?__init__\(\) got an unexpected keyword argument "
+            rf"'(?:{_NEWER}|enable_lora|merge_weights)'",
+            "an adapter of a newer PEFT, or of one before 0.3",
             alone=True,
             weight=2,
         ),

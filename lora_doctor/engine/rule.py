@@ -39,7 +39,7 @@ class Symptom:
     #: For the same message pasted without its traceback: a text that has frames does not match.
     alone: bool = False
     #: For a warning that healthy runs show as well: it counts where it was pasted by itself, and
-    #: not beside the steps of a training or a traceback.
+    #: not in a log, nor beside the steps of a training or a traceback.
     aside: bool = False
     #: For what other failures bring with them: such a rule is named behind all others.
     consequence: bool = False

@@ -17,11 +17,13 @@ _PIECE = 6_000
 #: Of a longer word (a tensor, base64) only the ends are kept: ``\w+`` in a symptom is tried at each
 #: of its characters.
 _WORD = 400
-#: A frame of a traceback, as Python, IPython and rich write it; a link in between is a notebook's.
+#: A frame of a traceback, as Python, IPython and rich write it; a link in between is a notebook's,
+#: whose own frames are cells.
 #: A warning names its place in the same way, and is no frame.
 _FRAME = re.compile(
     r'File "([^"]{1,400})", line \d+'
     r"|([^\s\"\[\]()]{1,400}\.py)(?::\d+\b(?!: \w*Warning\b)|\]\(\S{1,200}\) in | in \w+\()"
+    r"|(Cell In ?\[\d+\], line \d+|<ipython-input-[^>]{1,60}>(?=\]\(\S{1,200}\) in | in ))"
 )
 #: Frames that only hand on say nothing about who asked: those of the import system, and of
 #: decorators that rename arguments.
@@ -30,6 +32,8 @@ _HANDS_ON = re.compile(
     r"|[\\/](?:transformers|huggingface_hub)[\\/]utils[\\/]_?deprecation\.py"
 )
 _TRACEBACK = "Traceback (most recent call last)"
+#: What transformers writes before it repeats the error of an import that it made late.
+_LOOK_UP = re.compile(r"\(look up to see its traceback\):\s*(?:[\w.]*(?:Error|Exception): )?$")
 #: The lines of a training that runs: losses as the Trainer and the frameworks log them.
 _STEPS = re.compile(r"'(?:train_)?loss': '?\d|\bloss=\d|\btrain_runtime\b|\*+ Running training \*+")
 #: Colours of a terminal, with the escape character or, as some pages show them, without it.
@@ -45,6 +49,8 @@ _NOISE = re.compile(r"(?m:^[ \t]*\[(?:rank|default)?\d+\]: ?)|[│┃║╭╰�
 _STRAIGHT = {ord(mark): "'" for mark in "‘’‚‛"} | {ord(mark): '"' for mark in "“”„"}
 #: A longer text is a log, and its words describe nothing.
 _DESCRIPTION = 800
+#: A warning with more lines than these around it, tables aside, was not pasted by itself.
+_WARNING_LINES = 12
 
 
 @dataclass(frozen=True)
@@ -142,10 +148,13 @@ class _Pasted:
 
     def __init__(self, text: str, flags: int = 0) -> None:
         self._flags = flags
-        self.text = " ".join(_shortened(word) for word in _plain(text[-LOG_CHARACTERS:]).split())
+        plain = _plain(text[-LOG_CHARACTERS:])
+        self.text = " ".join(_shortened(word) for word in plain.split())
+        lines = sum(1 for line in plain.splitlines() if line.strip() and "|" not in line)
+        self._is_log = lines > _WARNING_LINES or _STEPS.search(self.text) is not None
         starts = range(0, max(len(self.text), 1), _PIECE // 2)
         self._pieces = [(start, start + _PIECE) for start in starts]
-        frames = ((hit.end(), hit[1] or hit[2]) for hit in _FRAME.finditer(self.text))
+        frames = ((hit.end(), hit[1] or hit[2] or hit[3]) for hit in _FRAME.finditer(self.text))
         self._frames = [(end, file) for end, file in frames if not _HANDS_ON.search(file)]
 
     @property
@@ -166,15 +175,18 @@ class _Pasted:
 
     def lacks(self, symptom: Symptom, hit: re.Match[str]) -> str:
         """What the text around a hit lacks to be this failure; empty: nothing."""
+        repeats = _LOOK_UP.search(self.text, max(0, hit.start() - 80), hit.start())
+        if repeats and self.text.find(hit[0], 0, hit.start()) >= 0:
+            return "it repeats the error above it"
         if symptom.raised_in:
-            file = self._raised_in(hit.start())
+            file = None if repeats else self._raised_in(hit.start())
             if file is None:
                 return "it depends on the code that raised it: paste the whole traceback"
             if not re.search(symptom.raised_in, file):
                 return f"that is raised in other code than {file}"
-        if symptom.alone and self._frames:
+        if symptom.alone and self._frames and not repeats:
             return "the traceback shows other code"
-        if symptom.aside and (_TRACEBACK in self.text or _STEPS.search(self.text)):
+        if symptom.aside and (self._is_log or _TRACEBACK in self.text):
             return "healthy runs show this as well"
         if symptom.context and not self._has(symptom.context):
             return "nothing else in the text points to it"
