@@ -6,20 +6,11 @@ import re
 from collections.abc import Iterator
 
 from lora_doctor.rule_api import Case, Example, Finding, Fix, Measurement, Proof, Rule, Symptom
-from lora_doctor.rules._dry_run_script import DDP_LOOP, MODEL
+from lora_doctor.rules._dry_run_script import FSDP_LOOP, MODEL
 from lora_doctor.rules._processes import SOURCE, at, failure, raised, together
 
 _DTYPES = re.compile(r"Must flatten tensors with uniform dtype but got (\S+) and (\S+)")
 _INTEGERS = re.compile(r"Cannot flatten integer dtype tensors")
-_FSDP_LOOP = (
-    DDP_LOOP.replace(
-        "torch.nn.parallel.DistributedDataParallel(model.train())",
-        "torch.distributed.fsdp.FullyShardedDataParallel(\n"
-        "    PREPARED.train(), use_orig_params=True, device_id=torch.cuda.current_device())",
-    )
-    .replace("import torch\n", "import torch\nimport torch.distributed.fsdp\n", 1)
-    .replace("model.parameters()", "wrapped.parameters()")
-)
 
 
 class DtypesMixedInOneShard(Rule):
@@ -60,7 +51,7 @@ class DtypesMixedInOneShard(Rule):
             "broken",
             "",
             script=MODEL
-            + _FSDP_LOOP.replace("PREPARED", "model.bfloat16()")
+            + FSDP_LOOP.replace("PREPARED", "model.bfloat16()")
             .replace(
                 "rank = int",
                 "for name, one in model.named_parameters():\n"
@@ -71,7 +62,7 @@ class DtypesMixedInOneShard(Rule):
             processes=2,
             why="adapters in float32 over a base in bfloat16",
         ),
-        Example("healthy", "", script=MODEL + _FSDP_LOOP.replace("PREPARED", "model"), processes=2),
+        Example("healthy", "", script=MODEL + FSDP_LOOP.replace("PREPARED", "model"), processes=2),
     )
 
     def check(self, case: Case) -> Iterator[Finding]:

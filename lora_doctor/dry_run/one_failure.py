@@ -18,6 +18,8 @@ from lora_doctor.results.finding import Finding, Location, Measurement
 
 #: The rule that reports what the command raised.
 FAILURE = "LD002"
+#: What that rule calls the rules with like symptoms: of no use where one of them is told.
+SIMILAR = "rules with a similar message"
 #: Characters of a message by which two are held to be the same; ends differ by what is appended.
 _SAME = 160
 #: Shorter messages say too little to be the same.
@@ -97,10 +99,10 @@ def _with_failure(cause: Finding, failure: Finding) -> Finding:
     if failure.location.kind == "file" and not keeps:
         location = failure.location
     about = [] if location is cause.location else [_about(cause.location)]
-    raised = [one for one in failure.evidence if one.what != "rules with a like message"]
-    return replace(
-        cause, location=location, proof=failure.proof, evidence=(*raised, *about, *cause.evidence)
-    )
+    raised = [one for one in failure.evidence if one.what != SIMILAR]
+    shown = {(one.what, str(one.value)) for one in raised}
+    own = (one for one in cause.evidence if (one.what, str(one.value)) not in shown)
+    return replace(cause, location=location, proof=failure.proof, evidence=(*raised, *about, *own))
 
 
 def _about(location: Location) -> Measurement:
