@@ -41,7 +41,8 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     ``all_set_trainable``, ``compiled_before_adapters``, ``loaded_onto_adapters``,
     ``streamed_without_steps`` (likewise), ``unknown_arguments`` (``UnknownArgument``),
     ``gone_names`` (``GoneName``: imported, and not in the installed release),
-    ``adds_without_wrapper``; ``evaluations_without_data``: trainers that are to evaluate and are
+    ``adds_without_wrapper``; ``spread_twice`` (``SpreadTwice``: a device map beside FSDP or
+    DeepSpeed); ``evaluations_without_data``: trainers that are to evaluate and are
     given no data for it; ``collated_columns``: what a collator reads of each row;
     ``added_tokens``: the calls that add tokens to the tokenizer (``AddedTokens``);
     ``made_arguments``: the calls that make arguments of a Trainer;
@@ -155,7 +156,7 @@ from lora_doctor.tiny_model.modalities import MODALITIES
 if TYPE_CHECKING:
     from lora_doctor.contract.round_trip import MERGE_TOLERANCE
     from lora_doctor.evidence.optimizer import OptimizerState, TrainableTensor
-    from lora_doctor.recipe.files.side_files import Pin, SideFiles
+    from lora_doctor.recipe.files.side_files import SideFiles
     from lora_doctor.recipe.program.added_tokens import AddedTokens, added_tokens
     from lora_doctor.recipe.program.after_training import (
         all_set_trainable,
@@ -163,6 +164,7 @@ if TYPE_CHECKING:
         trained_in_turn,
     )
     from lora_doctor.recipe.program.collated_columns import collated_columns
+    from lora_doctor.recipe.program.devices import SpreadTwice, spread_twice
     from lora_doctor.recipe.program.evaluation import evaluations_without_data
     from lora_doctor.recipe.program.gone_names import GoneName, gone_names
     from lora_doctor.recipe.program.made_arguments import made_arguments
@@ -232,6 +234,7 @@ if TYPE_CHECKING:
     from lora_doctor.static.adapter_files import AdapterFiles
     from lora_doctor.static.adapter_values import AdapterValues
     from lora_doctor.static.model_files import StaticEvidence
+    from lora_doctor.static.program.program import Pin
     from lora_doctor.static.remote_code.remote_code import RemoteCode
     from lora_doctor.static.script.training_script import Replacement, TrainingScript
 
@@ -243,12 +246,13 @@ _LAZY = {
     for module, names in {
         "contract.round_trip": ("MERGE_TOLERANCE",),
         "evidence.optimizer": ("OptimizerState", "TrainableTensor"),
-        "recipe.files.side_files": ("Pin", "SideFiles"),
+        "recipe.files.side_files": ("SideFiles",),
         "recipe.program.added_tokens": ("AddedTokens", "added_tokens"),
         "recipe.program.after_training": (
             "all_set_trainable", "merged_and_dropped", "trained_in_turn",
         ),
         "recipe.program.collated_columns": ("collated_columns",),
+        "recipe.program.devices": ("SpreadTwice", "spread_twice"),
         "recipe.program.evaluation": ("evaluations_without_data",),
         "recipe.program.gone_names": ("GoneName", "gone_names"),
         "recipe.program.made_arguments": ("made_arguments",),
@@ -295,6 +299,7 @@ _LAZY = {
         "static.adapter_files": ("AdapterFiles",),
         "static.adapter_values": ("AdapterValues",),
         "static.model_files": ("StaticEvidence",),
+        "static.program.program": ("Pin",),
         "static.remote_code.remote_code": ("RemoteCode",),
         "static.script.training_script": ("Replacement", "TrainingScript"),
     }.items()
@@ -391,6 +396,7 @@ __all__ = [
     "SideFiles",
     "Slip",
     "SpacingReading",
+    "SpreadTwice",
     "Stacked",
     "StackedAdapter",
     "StaticEvidence",
@@ -459,6 +465,7 @@ __all__ = [
     "sets_padding_id",
     "side_towers",
     "streamed_without_steps",
+    "spread_twice",
     "suffix",
     "target_entries",
     "targets_without",

@@ -11,6 +11,7 @@ from lora_doctor.rule_api import (
     Fix,
     Location,
     Measurement,
+    Place,
     Proof,
     Rule,
     Symptom,
@@ -36,8 +37,10 @@ class ArgumentNotTaken(Rule):
     mistyped.
 
     ## Versions
-    The signature is read from the source of the installed release. A script that pins another
-    release, itself or in a requirements.txt next to it, is not compared with it.
+    The signature is read from the source of the installed release. If the script, or a
+    requirements, project or lock file, conda environment or Dockerfile next to it, asks for another
+    release, a table counts instead, which was made of the sources of the releases: an argument is
+    reported if other releases accept it and the pinned one does not.
 
     ## Fix
     The argument's name in the installed signature, if one is nearly the same or the only one of
@@ -83,6 +86,8 @@ class ArgumentNotTaken(Rule):
                 yield self._finding(found)
 
     def _finding(self, found: UnknownArgument) -> Finding:
+        if found.pinned_at is not None:
+            return self._of_pin(found, found.pinned_at)
         installed = f"{found.package} {found.version}"
         return self.finding(
             "error",
@@ -96,6 +101,29 @@ class ArgumentNotTaken(Rule):
             proof=_PROOF,
             fixes=(_fix(found),),
         )
+
+    def _of_pin(self, found: UnknownArgument, pin: Place) -> Finding:
+        """Of a release that is not installed here."""
+        pinned = f"{found.package}{found.version}"
+        return self.finding(
+            "error",
+            f"{found.callee} of {pinned}, which {pin} asks for, does not accept `{found.name}`: "
+            "the call raises TypeError there.",
+            location=Location("file", found.place.file, found.place.line),
+            evidence=(
+                Measurement("argument", found.name, str(found.place)),
+                Measurement("pinned", pinned, str(pin)),
+                Measurement(f"{found.callee} takes", _takes(found),
+                            f"source of {found.package} {' and '.join(_ends(found.read))}"),
+            ),
+            proof=Proof("read", "a table made of the sources of the releases; the pinned one is "
+                                "not installed here and was not executed"),
+            fixes=(_fix(found),),
+        )  # fmt: skip
+
+
+def _ends(releases: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((releases[0], releases[-1])))
 
 
 def _is_told_by_ld315(case: Case, found: UnknownArgument) -> bool:

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.rule_api import Case, Example, Finding, Fix, Measurement, Proof, Rule, Symptom
+from lora_doctor.rule_api import (
+    Case,
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measurement,
+    Proof,
+    Rule,
+    SpreadTwice,
+    Symptom,
+    spread_twice,
+)
 from lora_doctor.rules._dry_run_script import DDP_LOOP, MODEL
 from lora_doctor.rules._processes import SOURCE, at, together
 
@@ -35,7 +47,9 @@ class DeviceMapWithProcesses(Rule):
     each process one GPU and place the model themselves.
 
     Found by execution: the arguments of `from_pretrained` while several processes trained. The dry
-    run itself puts the small model on one device.
+    run itself puts the small model on one device. In a script that is only read: `device_map` next
+    to `deepspeed` or `fsdp` among the training arguments. It is an error if arguments with ZeRO-3
+    are created before the model is loaded, because loading raises then, and a warning otherwise.
 
     ## Versions
     All versions of accelerate.
@@ -73,6 +87,11 @@ class DeviceMapWithProcesses(Rule):
     )
 
     def check(self, case: Case) -> Iterator[Finding]:
+        if not case.has("dry_run"):
+            found_in_script = spread_twice(case.program)
+            if found_in_script is not None:
+                yield self._of_script(found_in_script)
+            return
         found = case.dry_run.processes
         if found is None:
             return
@@ -98,4 +117,29 @@ class DeviceMapWithProcesses(Rule):
                     "manual",
                 ),
             ),
+        )
+
+    def _of_script(self, found: SpreadTwice) -> Finding:
+        """What a script that was only read says."""
+        what = f"device_map={found.device_map!r}, and {found.by} places the model itself"
+        if found.refused:
+            fix = (
+                Fix("Remove device_map.", "safe", rewrites=found.rewrites)
+                if found.rewrites
+                else Fix("Remove device_map.", "manual")
+            )
+            message = f"{what}: from_pretrained raises ValueError."
+        else:
+            fix = Fix("Remove device_map, or start one process without that argument.", "manual")
+            message = f"{what}: with several processes, training may be refused."
+        return self.finding(
+            "error" if found.refused else "warning",
+            message,
+            location=Location("file", found.place.file, found.place.line),
+            evidence=(
+                Measurement("device_map", str(found.device_map), str(found.place)),
+                Measurement("placed by", found.by, str(found.by_place)),
+            ),
+            proof=Proof("inferred", "the script and the DeepSpeed config were read, not run"),
+            fixes=(fix,),
         )

@@ -5,10 +5,19 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from lora_doctor.cli import fix_command
+from lora_doctor.recipe.edit import Edit
+from lora_doctor.recipe.recipe import Recipe
+from lora_doctor.results.diagnosis import Diagnosis
+from lora_doctor.results.finding import Finding, Location, Measurement, Proof
+from lora_doctor.results.fix import Fix
+from lora_doctor.static.model_source import ModelSource
 from tests import cli
 
 SCRIPTS = Path(__file__).parent / "dry_runs"
@@ -42,3 +51,67 @@ def test_the_script_is_fixed_and_the_command_dry_run_from_it(tmp_path: Path) -> 
     report = json.loads((tmp_path / "fix.json").read_text())
     assert [finding["rule"] for finding in report["findings"]] == ["LD201"]
     assert report["applied"] and report["dry_run"] is None
+
+
+_LOOP = """
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+config = LlamaConfig(
+    vocab_size=256, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+    num_attention_heads=4, num_key_value_heads=4,
+)
+model = AutoModelForCausalLM.from_config(config)  # no name that could be read
+model = get_peft_model(model, LoraConfig(r=8, target_modules=["q_proj", "v_porj"]))
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+for step in range(3):
+    ids = torch.randint(0, 256, (2, 16))
+    model(input_ids=ids, labels=ids).loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+"""
+
+
+@pytest.mark.slow
+def test_what_only_the_dry_run_finds_is_written_and_dry_run_again(tmp_path: Path) -> None:
+    """Which model it is only the run knows; what it finds is mended where it is written."""
+    script = tmp_path / "train.py"
+    script.write_text(_LOOP)
+    result = cli.lora_doctor(
+        "fix", "--apply", "--output-format", "concise", "--", sys.executable, "train.py",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert "dry run of the command: healthy" in result.err, result.out + result.err
+    assert result.code == 0
+    assert script.read_text() == _LOOP.replace("v_porj", "v_proj")
+    assert (tmp_path / "train.py.bak").read_text() == _LOOP
+
+
+@pytest.mark.parametrize("helps", [True, False])
+def test_a_fix_that_does_not_help_is_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, helps: bool
+) -> None:
+    """The file is as it was then, and no backup is left. The dry run itself is another test's."""
+    script = tmp_path / "train.py"
+    script.write_text(_LOOP)
+    edit = Edit("target_modules", ["q_proj", "v_proj"])
+    finding = Finding(
+        "LD202", "some-targets-match-nothing", "warning", "x", Location("recipe", "target_modules"),
+        (Measurement("x", "y", "z"),),
+        proof=Proof("measured", "x"), fixes=(Fix("Use v_proj.", "unproven", (edit,)),),
+    )  # fmt: skip
+    empty = Diagnosis(
+        model=ModelSource("module", "x"), recipe=Recipe(), depth="tiny", environment={}
+    )
+    other = replace(finding, rule="LD404", fixes=())
+    before = replace(empty, findings=(finding, other))
+    better = replace(empty, findings=(other,))
+    monkeypatch.setattr(fix_command, "_run", lambda *_: better if helps else before)
+    monkeypatch.setattr(fix_command, "codes_ignored", lambda _: ())
+    monkeypatch.setattr(fix_command.click, "get_current_context", lambda: SimpleNamespace(meta={}))
+    options = {"unsafe_fixes": False, "format_name": None}
+    after = fix_command._fixed(script, (), before, ["python", "train.py"], options)
+    assert (after is better) == helps
+    assert script.read_text() == (_LOOP.replace("v_porj", "v_proj") if helps else _LOOP)
+    assert (tmp_path / "train.py.bak").exists() == helps

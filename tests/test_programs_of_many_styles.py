@@ -190,3 +190,67 @@ def test_a_key_of_an_unpacked_dictionary_is_renamed_where_it_stands(tmp_path: Pa
         assert [one.rule for one in diagnosis.findings] == ["LD523"]
         expected = text.replace("lora_alfa", "lora_alpha") if renamed else text
         assert path.read_text() == expected + more
+
+
+_HEIRS = """
+from dataclasses import dataclass
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+
+
+class Weighted(Trainer):
+    def __init__(self, *args, class_weights=None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.class_weights = class_weights
+
+
+@dataclass
+class Arguments(TrainingArguments):
+    lora_rank: int = 8
+
+
+model = AutoModelForCausalLM.from_pretrained("org/model")
+model = get_peft_model(model, LoraConfig(r=8, target_modules=["q_proj"]))
+args = Arguments(output_dir="out", lora_rank=4)
+Weighted(model=model, args=args, train_dataset=[], class_weights=[1.0, 2.0]).train()
+"""
+
+
+def test_an_heir_takes_the_arguments_of_its_own(tmp_path: Path) -> None:
+    """A Trainer with a constructor of its own, arguments with fields of their own; a mistake in
+    what the library's class takes is still found."""
+    path = tmp_path / "train.py"
+    path.write_text(_HEIRS)
+    assert lora_doctor.check(str(path), depth="static").findings == ()
+    path.write_text(_HEIRS.replace("lora_rank=4", "lora_rank=4, max_step=3"))
+    (finding,) = lora_doctor.check(str(path), depth="static").findings
+    assert finding.rule == "LD523" and "`max_step`" in finding.message
+
+
+def test_a_constant_of_a_file_that_is_not_there_is_asked_for(tmp_path: Path) -> None:
+    """Its name is no value: ``RANK`` is no rank."""
+    text = "from nowhere.settings import RANK, TARGETS\n" + _TRAIN.replace("r=8", "r=RANK")
+    setup = read(tmp_path, text)
+    assert not {"r", "target_modules"} & set(setup.recipe.values)
+    assert {"r", "target_modules"} <= {key for key, _ in setup.asked}
+
+
+def test_modules_of_the_repository_are_found_from_a_folder_in_it(tmp_path: Path) -> None:
+    """As ``python -m scripts.train`` finds them from its root."""
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "settings_of_mine").mkdir()
+    (tmp_path / "settings_of_mine" / "lora.py").write_text("TARGETS = ['q_proj']\n")
+    (tmp_path / "scripts").mkdir()
+    setup = read(tmp_path / "scripts", "from settings_of_mine.lora import TARGETS\n" + _TRAIN)
+    assert setup.recipe.get("target_modules") == ["q_proj"], setup.asked
+
+
+def test_an_adapter_that_was_merged_is_not_the_one_that_trains(tmp_path: Path) -> None:
+    text = _TRAIN.replace("TARGETS", '["q_proj"]').replace(
+        "model = get_peft_model",
+        'model = PeftModel.from_pretrained(model, "first").merge_and_unload()\n'
+        "model = get_peft_model",
+    )
+    text += "Trainer(model=model, train_dataset=[]).train()\n"
+    text = "from peft import PeftModel\nfrom transformers import Trainer\n" + text
+    assert read(tmp_path, text).recipe.get("target_modules") == ["q_proj"]

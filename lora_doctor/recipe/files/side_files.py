@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,32 +11,15 @@ from typing import Any
 from lora_doctor.errors import InputError
 from lora_doctor.recipe.files import json_syntax, yaml_syntax
 from lora_doctor.recipe.files.bytes import read_text
+from lora_doctor.recipe.pinned import pins_beside
 from lora_doctor.recipe.set_up import SetUp
-from lora_doctor.static.place import Place
+from lora_doctor.static.program.program import Pin
 
 #: Folders above a set-up in which a file that it names, or its requirements, are looked for.
 _ABOVE = 3
 #: Names of ms-swift for configs of its own.
 _STAGES = {"zero0": 0, "zero1": 1, "zero2": 2, "zero3": 3,
            "zero2_offload": 2, "zero3_offload": 3}  # fmt: skip
-_PINNED = re.compile(
-    r"^[ \t]*[\"']?(?P<name>[A-Za-z][\w.-]*)(?:\[[^\]\n]*\])?[ \t]*"
-    r"(?P<version>(?:[=<>!~]=?=?)[ \t]*[\w.*+!-]+(?:[ \t]*,[ \t]*[=<>!~]=?=?[ \t]*[\w.*+!-]+)*)",
-    re.MULTILINE,
-)
-_LOCKED = re.compile(r'^name = "(?P<name>[\w.-]+)"\r?\nversion = "(?P<version>[\w.+!-]+)"', re.M)
-
-
-@dataclass(frozen=True)
-class Pin:
-    """A package that a file beside the set-up asks for."""
-
-    #: Its name on PyPI.
-    package: str
-    #: A specifier, such as ``==4.44.2``.
-    specifier: str
-    #: Where it is asked for.
-    place: Place
 
 
 @dataclass(frozen=True)
@@ -89,7 +71,7 @@ def read_side_files(set_up: SetUp) -> SideFiles:
     if set_up.launcher == "accelerate" and isinstance(named, str):
         accelerate, accelerate_file = _read(named, folder, missing)
     return SideFiles(
-        deepspeed, deepspeed_file, accelerate, accelerate_file, tuple(_pins(folder)), missing
+        deepspeed, deepspeed_file, accelerate, accelerate_file, pins_beside(folder, _ABOVE), missing
     )
 
 
@@ -119,27 +101,3 @@ def _read(name: str, folder: Path, missing: dict[str, str]) -> tuple[Mapping[str
     except InputError as error:
         missing[name] = str(error)
         return None, shown
-
-
-def _pins(folder: Path) -> Iterator[Pin]:
-    """Of the nearest folder that has files with requirements, up to the root of the repository."""
-    for place in [folder, *list(folder.parents)[:_ABOVE]]:
-        files = sorted(place.glob("requirements*.txt"))
-        files += [place / name for name in ("pyproject.toml", "uv.lock", "poetry.lock")]
-        found = [pin for file in files if file.is_file() for pin in _pins_of(file)]
-        if found or (place / ".git").exists():
-            yield from found
-            return
-
-
-def _pins_of(file: Path) -> Iterator[Pin]:
-    try:
-        text = read_text(file).text
-    except InputError:
-        return  # a file beside the set-up is nobody's input
-    for match in (_LOCKED if file.suffix == ".lock" else _PINNED).finditer(text):
-        version = match["version"].strip()
-        specifier = f"=={version}" if file.suffix == ".lock" else version.replace(" ", "")
-        line = text.count("\n", 0, match.start("name")) + 1
-        name = re.sub(r"[-_.]+", "-", match["name"]).lower()
-        yield Pin(name, specifier, Place(os.path.relpath(file), line))

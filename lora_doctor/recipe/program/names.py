@@ -14,6 +14,7 @@ from lora_doctor.recipe.program.order import rewrite_of
 from lora_doctor.recipe.program.pins import unmet
 from lora_doctor.recipe.program.setup import Setup
 from lora_doctor.recipe.program.splices import Splice, added, removed, renamed
+from lora_doctor.static.installed.api_tables import releases_of
 from lora_doctor.static.installed.signatures import (
     Signature,
     installed_version,
@@ -21,6 +22,8 @@ from lora_doctor.static.installed.signatures import (
     signature_of,
 )
 from lora_doctor.static.place import Place
+from lora_doctor.static.program.objects import own_arguments
+from lora_doctor.static.program.program import Pin
 from lora_doctor.static.program.units import Span
 from lora_doctor.static.program.values import Argument, Call, Known
 
@@ -50,17 +53,26 @@ class UnknownArgument:
     moved_to: str = ""
     #: The changes of the text; empty where it has to be done by hand.
     rewrites: tuple[Rewrite, ...] = ()
+    #: Where another release is asked for than the installed one, which ``version`` is then.
+    pinned_at: Place | None = None
+    #: The releases whose source was read for that.
+    read: tuple[str, ...] = ()
 
 
 def unknown_arguments(setup: Setup) -> Iterator[UnknownArgument]:
-    """The arguments, in the order of the calls. Libraries of which the program pins another release
-    than the installed one, or that another library patches, are passed over."""
-    pinned = {pin.package.replace("-", "_") for pin, _ in unmet(setup.program)}
+    """The arguments, in the order of the calls. Where the program pins another release than the
+    installed one, that of the pin counts; what another library patches is passed over."""
+    pinned = {pin.package.replace("-", "_"): pin for pin, _ in reversed(list(unmet(setup.program)))}
     patched = any(top(call.name) == "unsloth" for call in setup.program.calls)
     seen = set()
     for call in setup.program.calls:
         package = top(call.name)
-        if package not in _PACKAGES or package in pinned or (patched and package != "peft"):
+        if package not in _PACKAGES or (patched and package != "peft"):
+            continue
+        if package in pinned:
+            if call.span not in seen:
+                seen.add(call.span)
+                yield from _in_pinned(setup, call, pinned[package])
             continue
         version = installed_version(package.replace("_", "-"))
         if version is None or call.span in seen:
@@ -75,8 +87,9 @@ def _in(setup: Setup, call: Call, version: str) -> Iterator[UnknownArgument]:
     signature = signature_of(call.name)
     if signature is None or signature.open or not signature.names:
         return
-    for name, argument in call.keywords.items():
-        if name in signature.names:
+    own = own_arguments(call.heir) if call.heir is not None else frozenset()
+    for name, argument in call.keywords.items() if own is not None else ():
+        if name in signature.names or name in own:
             continue
         now = _now(name, signature, call)
         change: list[Splice] = []
@@ -88,6 +101,28 @@ def _in(setup: Setup, call: Call, version: str) -> Iterator[UnknownArgument]:
         yield UnknownArgument(
             name, call.method, top(call.name), version, argument.whole.place, now, moved,
             _rewrites(change),
+        )  # fmt: skip
+
+
+def _in_pinned(setup: Setup, call: Call, pin: Pin) -> Iterator[UnknownArgument]:
+    """The arguments that the pinned release does not take: told by its source, which was read when
+    this package was made. Nothing is said of one that no release or every release takes."""
+    releases = releases_of(pin.package)
+    if releases is None or not call.method[:1].isupper():
+        return
+    own = own_arguments(call.heir) if call.heir is not None else frozenset()
+    for name, argument in call.keywords.items() if own is not None else ():
+        if name in own or releases.takes(call.method, name, pin.specifier) is not False:
+            continue
+        taken = [
+            one for one in releases.changing(call.method, pin.specifier) if one not in call.keywords
+        ]
+        near = difflib.get_close_matches(name, taken, n=1, cutoff=_ALIKE)
+        change = _renamed(setup, argument, near[0]) if near else []
+        yield UnknownArgument(
+            name, call.method, top(call.name), pin.specifier, argument.whole.place,
+            near[0] if near else "", "", _rewrites(change), pin.place,
+            tuple(releases.around(pin.specifier)),
         )  # fmt: skip
 
 

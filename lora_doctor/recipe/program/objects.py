@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ from lora_doctor.static.program.values import (
 )
 
 _UNSLOTH = "unsloth"
+_TAKEN_OFF = ("merge_and_unload", "unload")
 #: Functions that hand back the model that they are given.
 _WRAPS = ("get_peft_model", "prepare_model_for_kbit_training", "prepare_model_for_int8_training")
 #: modelscope's classes are those of transformers with another hub.
@@ -102,8 +104,10 @@ def same_source(one: Call, other: Call | None) -> bool:
 
 
 def wrappers(value: Value | None) -> list[Call]:
-    """The calls that put adapters on the model that a value is, the newest first."""
-    return [call for call in makers(value) if is_wrap(call) or is_saved_adapter(call)]
+    """The calls that put adapters on the model that a value is, the newest first; not those whose
+    adapters were merged or taken off since."""
+    since = itertools.takewhile(lambda call: call.method not in _TAKEN_OFF, makers(value))
+    return [call for call in since if is_wrap(call) or is_saved_adapter(call)]
 
 
 def makers(value: Value | None) -> Iterator[Call]:

@@ -49,6 +49,7 @@ from lora_doctor.static.program.values import (
     ReferenceName,
     Unknown,
     Value,
+    leaves,
     plain,
 )
 
@@ -62,6 +63,8 @@ _DECISIVE = (
 _OF_ARGUMENTS = (*TRAINING_KEYS, *DATA_KEYS, *PLANNING_KEYS)
 
 
+#: Whose constants are called what they are: ``torch.bfloat16``, ``peft.TaskType.CAUSAL_LM``.
+_NAMED = ("torch", "peft", "transformers", "trl")
 #: Unsloth's loaders quantize unless they are told not to (2026.11).
 _UNSLOTH_DEFAULTS = {"load_in_4bit": True}
 
@@ -268,7 +271,7 @@ class _Reader:
     def _set(self, key: str, setting: Setting) -> None:
         place = _place(setting)
         try:
-            value = _spelled(key, plain(setting.value))
+            value = _spelled(key, _said(setting.value))
         except NotPlainError as error:
             if key in _DECISIVE or (self._other_type and key not in BY_NAME):
                 self.asked.append((key, _question(key, setting, error.unknown)))
@@ -311,6 +314,20 @@ def _place(setting: Setting) -> Place | None:
     if span is None and setting.call is not None:
         span = setting.call.span
     return span.place if span is not None else None
+
+
+def _said(value: Value) -> Any:
+    """The plain value. The name of a constant of torch, PEFT or transformers says what it is; that
+    of another library's, or of a file that was not found, says nothing.
+
+    Raises:
+        NotPlainError: it is not known.
+    """
+    found = plain(value)
+    names = [leaf for leaf in leaves(found) if isinstance(leaf, ReferenceName)]
+    if any(top(name) not in _NAMED for name in names):
+        raise NotPlainError(value)
+    return found
 
 
 def _spelled(key: str, value: Any) -> Any:

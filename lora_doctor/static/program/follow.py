@@ -146,6 +146,7 @@ class Follower(Statements):
             block,
             node=node,
             guarded=self.guarded > 0,
+            heir=callee if isinstance(callee, Class) else None,
         )
         self.calls.append(call)
         found = known_call(self, call, node)

@@ -160,6 +160,20 @@ def fields_of(of: Class) -> dict[str, Value]:
     return found
 
 
+def own_arguments(of: Class) -> frozenset[str] | None:
+    """The arguments that a class of the user's takes beside those of the library's class that it
+    inherits; ``None`` where it has a constructor of its own."""
+    if "__init__" in of.names or "__new__" in of.names:
+        return None
+    found = frozenset(of.fields or ())
+    for base in of.bases:
+        inherited = own_arguments(base) if isinstance(base, Class) and base is not of else found
+        if inherited is None:
+            return None
+        found |= inherited
+    return found
+
+
 def library_base(of: Class) -> str:
     """The dotted name of the library's class that a class inherits; empty without one."""
     for base in of.bases:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from lora_doctor.static.program.context import Context
 
 _MOST = 20
+#: Folders above the program in which the root of its repository is looked for.
+_ABOVE = 4
 
 
 def sibling(follower: Context, module: str, dots: int) -> ModuleValue | None:
@@ -24,11 +27,22 @@ def sibling(follower: Context, module: str, dots: int) -> ModuleValue | None:
     folder = Path(follower.unit.file).parent if dots else follower.folder
     for _ in range(dots - 1):
         folder = folder.parent
-    path = folder.joinpath(*module.split("."))
-    for file in (path.with_suffix(".py"), path / "__init__.py"):
-        if file.is_file():
-            return _followed(follower, file)
+    for place in [folder] if dots else [folder, *_above(folder, module.partition(".")[0])]:
+        path = place.joinpath(*module.split("."))
+        for file in (path.with_suffix(".py"), path / "__init__.py"):
+            if file.is_file():
+                return _followed(follower, file)
     return None
+
+
+def _above(folder: Path, package: str) -> list[Path]:
+    """The folders above, up to the root of the repository, from where ``python -m`` may start the
+    program; none for a package that is installed, which wins there."""
+    if importlib.util.find_spec(package) is not None:
+        return []
+    above = list(folder.resolve().parents)[:_ABOVE]
+    root = next((n for n, place in enumerate([folder, *above]) if (place / ".git").exists()), 0)
+    return above[:root]
 
 
 def _followed(follower: Context, file: Path) -> ModuleValue | None:

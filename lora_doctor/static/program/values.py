@@ -232,6 +232,8 @@ class Call:
     node: cst.Call | None = None
     #: Whether a ``try`` around it is ready for a name that is not there.
     guarded: bool = False
+    #: The class of the user's that is made, where that is an heir of the library's class.
+    heir: Class | None = None
 
     @property
     def place(self) -> Place:
