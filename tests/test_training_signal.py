@@ -146,6 +146,9 @@ def test_labels_of_rows_count_as_classes_only_where_the_loss_takes_them_so() -> 
     classes = _record("rows", rows={"labels": [0, 0]})
     tokens = _record("rows", rows={"labels": [[5, 6], [7, 8]]})
     assert signal_of([told, adapted, classes], str).one_label is not None
+    loaded = _record("loaded_rows", rows={"labels": [0, 0]})
+    own_loss = [told, adapted, _record("rows", rows={}), loaded]
+    assert signal_of(own_loss, str).one_label is not None, "a loss of the user's own"
     assert signal_of([told, adapted, tokens], str).one_label is None, "a column that nobody reads"
     assert signal_of([told, _record("adapted", label_count=None), classes], str).one_label is None
     assert signal_of([told, _record("train", by="KTOTrainer")], str).one_label is not None

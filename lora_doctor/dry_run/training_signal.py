@@ -97,6 +97,8 @@ def _one_label(records: Records) -> OneLabel | None:
     count = adapted[-1].get("label_count") if adapted else None
     if by_label:
         return found
-    given = [one["rows"].get("labels") for one in _all(records, "rows")]
-    classes = bool(given) and all(rows and not isinstance(rows[0], list) for rows in given)
+    # A loss of the user's own takes the labels out of the batch before forward is called.
+    batches = (*_all(records, "rows"), *_all(records, "loaded_rows"))
+    given = [rows for one in batches if (rows := one["rows"].get("labels"))]
+    classes = bool(given) and all(not isinstance(rows[0], list) for rows in given)
     return replace(found, classes=count) if classes and count else None
