@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import lora_doctor
+from lora_doctor.results import memory_parts
 from lora_doctor.results.memory_plan import MemoryPlan
 from lora_doctor.sandbox.worker import Worker
 from lora_doctor.text import GIB
@@ -55,15 +56,25 @@ def plan_of(row: Mapping[str, Any], worker: Worker) -> MemoryPlan:
     return diagnosis.memory_plan
 
 
-def peak_of(plan: MemoryPlan) -> float:
-    """GiB of tensors that are alive at once, as the plan counts them."""
-    return sum(one.bytes or 0 for one in plan.recipe.parts if one.name not in _AROUND) / GIB
+def peak_of(plan: MemoryPlan, outliers: float | None = None) -> float:
+    """GiB of tensors that are alive at once, as the plan counts them.
+
+    ``outliers``: GiB of outliers' columns of 8-bit layers. The loop of the measurements held the
+    loss while the next forward ran, so these count twice, and what it held counts too.
+    """
+    parts = {one.name: one for one in plan.recipe.parts if one.name not in _AROUND}
+    peak = sum(one.bytes or 0 for one in parts.values()) / GIB
+    if outliers is None:
+        return peak
+    held = parts[memory_parts.HELD].most or 0
+    all_columns = parts[memory_parts.OUTLIERS].most or 0
+    return peak + max(0, held - all_columns) / GIB + 2 * outliers
 
 
 def _table(worker: Worker) -> Iterator[tuple[str, bool]]:
     for row in rows():
         plan = plan_of(row, worker)
-        peak, one = peak_of(plan), plan.recipe
+        peak, one = peak_of(plan, row.get("outliers")), plan.recipe
         ratio = peak / row["peak"]
         low, high = one.low / GIB, (one.high or 0) / GIB
         held = "yes" if low <= row["reserved"] <= high else "no"

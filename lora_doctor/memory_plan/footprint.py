@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lora_doctor.memory_plan.data_dependent_ops import KnownValues, running_on_meta
+from lora_doctor.memory_plan.eight_bit import EightBitInputs
 from lora_doctor.memory_plan.gpu_kernels import kernels_of_a_gpu
 from lora_doctor.memory_plan.live_tensors import LiveBytes
 from lora_doctor.memory_plan.quantized import constants, quantize
@@ -47,12 +48,22 @@ class Step:
     """Bytes of one forward and backward beside the weights.
 
     ``kept``: alive when the output head is reached, what the backward needs. ``peak``: most that
-    was alive at once. ``spread``: tokens were spread evenly over experts.
+    was alive at once. ``forward_peak``: the same before the backward. ``held``: what is not given
+    back after the backward as long as the loss lives. ``eight_bit_inputs``: of all 8-bit layers
+    together. ``spread``: tokens were spread evenly over experts.
     """
 
     kept: int
     peak: int
+    forward_peak: int
+    held: int
+    eight_bit_inputs: int
     spread: bool
+
+    @property
+    def held_longer(self) -> int:
+        """Bytes above :attr:`peak` in a loop that holds the loss while the next forward runs."""
+        return max(0, self.forward_peak + self.held - self.peak)
 
 
 class MetaModel:
@@ -160,6 +171,8 @@ class MetaModel:
         live = LiveBytes("meta", existing)
         head: list[int] = []
         handles = list(self._watch_layers(live))
+        eight_bit = EightBitInputs(self.base, self.thinned)
+        handles += eight_bit.handles
         output = output_embeddings(self.base)
         if output is not None:
             handles.append(
@@ -174,13 +187,19 @@ class MetaModel:
                 loss = loss_of(self.model, given)
                 gc.collect()
                 end = live.forward_is_over()
+                eight_bit.forward_is_over()
                 loss.backward()
-                del loss, given
+                del given
+                after = live.now()
+                del loss
         finally:
             for handle in handles:
                 handle.remove()
         at = head[0] if head else end
-        return Step(live.alive_at(at), live.peak(), values.spread)
+        return Step(
+            live.alive_at(at), live.peak(), live.peak(end), live.alive_at(after),
+            eight_bit.bytes, values.spread,
+        )  # fmt: skip
 
     def _moved(self, value: Any, values: KnownValues) -> Any:
         if not hasattr(value, "untyped_storage"):

@@ -251,6 +251,7 @@ class _Planner:
                       f"most that is alive at once, beyond the activations{how}"),
             MemoryPart("allocator", reserve, f"{RESERVE[1]:.0%} of the two above, at most "
                  f"{RESERVE[2]:.0%}", "assumed", low, high),
+            *_of_eight_bits(step, recipe),
         ]  # fmt: skip
 
     def _least(
@@ -298,6 +299,30 @@ def _weights(sizes: Mapping[str, Sizes]) -> list[MemoryPart]:
 def _measured(name: str, size: int, least: int, formula: str) -> MemoryPart:
     low, high = int(least * (1 - TOLERANCE)), int(size * (1 + TOLERANCE))
     return MemoryPart(name, size, formula, "measured", low, high)
+
+
+def _of_eight_bits(step: Step, recipe: Recipe) -> list[MemoryPart]:
+    """What hangs on the numbers, or on the training loop; only bounds are known of either."""
+    inputs = step.eight_bit_inputs
+    if not inputs:
+        return []
+    parts = [
+        MemoryPart(
+            memory_parts.OUTLIERS, 0,
+            "each 8-bit layer keeps the columns of its input with a value above the threshold once "
+            "more, at most all: a matter of the numbers", "measured", 0, inputs,
+        )
+    ]  # fmt: skip
+    if recipe.mixed_precision is None:  # else the Trainer is asked for it
+        longer = step.held_longer + inputs if step.held_longer else 0
+        parts.append(
+            MemoryPart(
+                memory_parts.HELD, 0,
+                "nothing in the Trainer; where the loop still has the last loss while the next "
+                "forward runs, the inputs of the 8-bit layers of two steps", "measured", 0, longer,
+            )
+        )  # fmt: skip
+    return parts
 
 
 def _missing(name: str, reason: str, error: BaseException | None = None) -> MemoryPart:

@@ -105,8 +105,12 @@ class LiveBytes:
         """Bytes alive at this moment."""
         return sum(self._weight(one) for one in self._log if _alive(one, moment))
 
-    def peak(self) -> int:
-        """Most bytes that were alive at once."""
+    def now(self) -> int:
+        """The number of this moment, for :meth:`alive_at`."""
+        return self._moment
+
+    def peak(self, until: int | None = None) -> int:
+        """Most bytes that were alive at once, up to the moment ``until``."""
         changes: dict[int, int] = {}
         for one in self._log:
             weight = self._weight(one)
@@ -115,6 +119,8 @@ class LiveBytes:
                 changes[one.died] = changes.get(one.died, 0) - weight
         live = most = 0
         for moment in sorted(changes):
+            if until is not None and moment > until:
+                break
             live += changes[moment]
             most = max(most, live)
         return most

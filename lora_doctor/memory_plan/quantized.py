@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any, Literal
 
+from lora_doctor.memory_plan.eight_bit import without_outliers
 from lora_doctor.model.quantization import Matcher
 from lora_doctor.model.training_setup import quantization_config
 from lora_doctor.recipe.recipe import Recipe
@@ -97,5 +98,4 @@ def _in_8_bits(module: Any) -> None:
     module.weight = bnb.nn.Int8Params(
         packed, requires_grad=False, has_fp16_weights=False, CB=packed, SCB=scale
     )
-    # How many columns hold outliers is a matter of the numbers; they are a few in a hundred.
-    module.state.threshold = 0.0
+    without_outliers(module)
