@@ -124,7 +124,7 @@ def test_a_real_step_takes_what_the_plan_says(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["1b bf16", "1b fp32", "1b 4-bit"])
+@pytest.mark.parametrize("case", ["1b bf16", "1b fp32", "8b 8-bit, checkpointing"])
 def test_the_plan_is_the_peak_that_was_measured_on_a_gpu(case: str, worker: Worker) -> None:
     """Rows of tests/data/memory_on_a_gpu.json; benchmarks/memory_plan.py has all of them, and
     docs/gpu.md says which are further off."""
@@ -134,7 +134,8 @@ def test_the_plan_is_the_peak_that_was_measured_on_a_gpu(case: str, worker: Work
         pytest.skip("measured on transformers 5.23: older releases repeat grouped keys themselves")
     row = next(row for row in memory_plan.rows() if row["case"] == case)
     plan = memory_plan.plan_of(row, worker)
-    assert memory_plan.peak_of(plan) == pytest.approx(row["peak"], rel=memory_plan.TARGET)
+    peak = memory_plan.peak_of(plan, row.get("outliers"))
+    assert peak == pytest.approx(row["peak"], rel=memory_plan.TARGET)
     assert plan.recipe.low <= row["reserved"] * GIB <= (plan.recipe.high or 0)
 
 

@@ -44,7 +44,6 @@ class EightBitInputs:
         return count
 
 
-
 def separates_outliers(module: Any) -> bool:
     """Whether it is an 8-bit layer, out of :func:`without_outliers`, with a threshold."""
     return getattr(module, "outlier_threshold", 0.0) > 0

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from lora_doctor.memory_plan.autocast import Autocast, mixed_by_the_trainer
 from lora_doctor.memory_plan.data_dependent_ops import KnownValues, running_on_meta
 from lora_doctor.memory_plan.eight_bit import EightBitInputs
 from lora_doctor.memory_plan.gpu_kernels import kernels_of_a_gpu
@@ -74,7 +75,6 @@ class MetaModel:
         recipe: open keys filled.
         quantization: as the checkpoint or the recipe asks, or ``None``.
         dtype: of the weights that are not quantized.
-        all_in: cast all of them to this half precision in the end, adapters too.
         loaded: it comes out of loading; a factory may have put the adapters on a part of it.
     """
 
@@ -85,7 +85,6 @@ class MetaModel:
         quantization: Literal["4bit", "8bit"] | None,
         dtype: str,
         *,
-        all_in: str | None = None,
         loaded: bool = True,
     ) -> None:
         import copy
@@ -97,6 +96,8 @@ class MetaModel:
         self.model = copy.deepcopy(thinned.model).to(self.dtype)
         _keep_float32(self.model, dtype)
         self.recipe = recipe
+        #: Bytes of weights that PEFT's preparation cast to float32, before it did.
+        self.recast = 0
         parents = {path.rpartition(".")[0] for path in thinned.repeats}
         self._layers = {
             path: module
@@ -105,16 +106,15 @@ class MetaModel:
         }
         if quantization is not None:
             self.model = quantize(self.model, recipe, quantization)
+            before = [(one, times, one.dtype, _bytes(one)) for one, times in self.parameters()]
             self.model = training_setup.for_kbit_training(self.model, recipe)
+            self.recast = sum(
+                size * times for one, times, given, size in before if one.dtype != given
+            )
         wrap = training_setup.wrapper(self.model, recipe, loaded=loaded)
         if wrap is not None:
             with torch.device("meta"):
                 self.model = wrap(self.model)
-        if all_in is not None:
-            self.dtype = getattr(torch, all_in)
-            for parameter in self.model.parameters():
-                if parameter.is_floating_point():
-                    parameter.data = parameter.data.to(self.dtype)
         self.model.train()
         training_setup.set_up(self.model, recipe)
 
@@ -156,8 +156,15 @@ class MetaModel:
                 sizes["adapters" if tensor.requires_grad else "plain"].add(tensor, times)
         return sizes
 
-    def step(self, inputs: Mapping[str, Any], loss_of: Callable[[Any, Any], Any]) -> Step:
+    def step(
+        self,
+        inputs: Mapping[str, Any],
+        loss_of: Callable[[Any, Any], Any],
+        autocast: str | None = None,
+    ) -> Step:
         """Run a forward and a backward on these CPU inputs, moved to meta.
+
+        ``autocast``: the half precision that the Trainer is asked for.
 
         Raises:
             UnknownValue: the code asks for a number that hangs on weights.
@@ -181,14 +188,18 @@ class MetaModel:
         # Gradients of the adapters are counted by themselves.
         for one, _ in self.trainable():
             handles.append(one.register_post_accumulate_grad_hook(_drop_gradient))
+        mixed = Autocast(autocast) if autocast is not None else None
         try:
-            with quiet(), kernels_of_a_gpu(), live.watching(), running_on_meta(values):
+            with (
+                quiet(), kernels_of_a_gpu(mixed), live.watching(), running_on_meta(values),
+                mixed_by_the_trainer(self.model, mixed),
+            ):  # fmt: skip
                 given = {name: self._moved(one, values) for name, one in inputs.items()}
                 loss = loss_of(self.model, given)
                 gc.collect()
                 end = live.forward_is_over()
                 eight_bit.forward_is_over()
-                loss.backward()
+                loss.backward() if mixed is None else mixed.backward(loss)
                 del given
                 after = live.now()
                 del loss
@@ -250,6 +261,10 @@ def _watch(module: Any, live: LiveBytes, stands_for: int, lingers_for: int) -> t
 
     before = module.register_forward_pre_hook(enter, with_kwargs=True)
     return before, module.register_forward_hook(leave)
+
+
+def _bytes(tensor: Any) -> int:
+    return int(tensor.numel()) * int(tensor.element_size())
 
 
 def _drop_gradient(parameter: Any) -> None:

@@ -36,6 +36,7 @@ from lora_doctor.results.note import Note
 from lora_doctor.sandbox.memory import is_out_of_memory
 from lora_doctor.sandbox.worker import report_progress
 from lora_doctor.static.installed.missing_package import missing_remedy
+from lora_doctor.text import GIB
 from lora_doctor.tiny_model.batch.result import BatchError
 
 #: TRL's SFTConfig cuts at this length when nobody says another.
@@ -206,7 +207,7 @@ class _Planner:
         if isinstance(run, str):
             parts.append(_missing(memory_parts.ACTIVATIONS, run))
         else:
-            parts += self._step(model, run, recipe, kind, dtype)
+            parts += self._step(model, run, recipe)
         low, middle, high = CONTEXT
         parts.append(
             MemoryPart("CUDA context", middle, "the driver and its libraries", "assumed", low, high)
@@ -225,53 +226,27 @@ class _Planner:
         formula = f"{self.optimizer}: {each:.4g} bytes for each of {count:,} trained weights"
         return MemoryPart(name, size, formula, "asked")
 
-    def _step(
-        self,
-        model: MetaModel,
-        run: Runnable,
-        recipe: Recipe,
-        kind: Literal["4bit", "8bit"] | None,
-        dtype: str,
-    ) -> list[MemoryPart]:
+    def _step(self, model: MetaModel, run: Runnable, recipe: Recipe) -> list[MemoryPart]:
+        wanted = recipe.mixed_precision
         try:
-            step = model.step(run.batch.inputs, run.batch.loss_of)
-            least = self._least(step, run, recipe, kind, dtype)
+            step = model.step(run.batch.inputs, run.batch.loss_of, wanted)
         except Exception as error:  # noqa: BLE001 - whatever the model's code says
             return [_missing(memory_parts.ACTIVATIONS, _said(error), error)]
         if step.spread:
             self._assume("tokens are spread evenly over the experts")
-        rest, least_rest = step.peak - step.kept, least.peak - least.kept
         low, reserve, high = (int(share * step.peak) for share in RESERVE)
-        autocast = " (in half precision at the least: meta knows no autocast)"
-        how = autocast if least is not step else ""
+        how = f" under autocast in {wanted}" if wanted is not None else ""
         return [
-            _measured(memory_parts.ACTIVATIONS, step.kept, least.kept,
-                      f"alive when the output head is reached{how}"),
-            _measured(memory_parts.LOSS_AND_BACKWARD, rest, least_rest,
-                      f"most that is alive at once, beyond the activations{how}"),
+            _measured(memory_parts.ACTIVATIONS, step.kept,
+                      f"alive when the output head is reached{how}",
+                      at_most=bool(recipe.get("use_liger_kernel"))),
+            _measured(memory_parts.LOSS_AND_BACKWARD, step.peak - step.kept,
+                      f"most that is alive at once, beyond the activations{how}",
+                      at_most=_without_logits(recipe)),
             MemoryPart("allocator", reserve, f"{RESERVE[1]:.0%} of the two above, at most "
-                 f"{RESERVE[2]:.0%}", "assumed", low, high),
+                 f"{RESERVE[2]:.0%}{_recast(model)}", "assumed", low, high + model.recast),
             *_of_eight_bits(step, recipe),
         ]  # fmt: skip
-
-    def _least(
-        self,
-        step: Step,
-        run: Runnable,
-        recipe: Recipe,
-        kind: Literal["4bit", "8bit"] | None,
-        dtype: str,
-    ) -> Step:
-        """With autocast the truth lies between the weights' own dtype and all in half precision."""
-        wanted = recipe.mixed_precision
-        if wanted is None:
-            return step
-        self._assume(
-            "autocast is not measured, the meta device has none: between everything in half "
-            "precision and every layer in the dtype of its weights"
-        )
-        model = MetaModel(run.thinned, recipe, kind, dtype, all_in=wanted, loaded=self.loaded)
-        return model.step(run.batch.inputs, run.batch.loss_of)
 
     def _assume(self, text: str) -> None:
         if text not in self.assumptions:
@@ -296,8 +271,23 @@ def _weights(sizes: Mapping[str, Sizes]) -> list[MemoryPart]:
     return [*parts, MemoryPart("gradients", trained.bytes, formula, "counted")]
 
 
-def _measured(name: str, size: int, least: int, formula: str) -> MemoryPart:
-    low, high = int(least * (1 - TOLERANCE)), int(size * (1 + TOLERANCE))
+def _recast(model: MetaModel) -> str:
+    """Blocks that are free and may lie in pieces, where what is asked for next is larger."""
+    size = f"{model.recast / GIB:.2f} GiB"
+    text = f", and {size}: the half-precision weights that were cast to float32"
+    return text if model.recast else ""
+
+
+def _without_logits(recipe: Recipe) -> bool:
+    """Whether a kernel computes the loss from the weight of the output head, piece by piece."""
+    return bool(recipe.get("use_liger_kernel") or recipe.get("cut_cross_entropy"))
+
+
+def _measured(name: str, size: int, formula: str, *, at_most: bool = False) -> MemoryPart:
+    """``at_most``: it was measured without kernels of the recipe that keep less."""
+    low, high = int(size * (1 - TOLERANCE)), int(size * (1 + TOLERANCE))
+    if at_most:
+        low, formula = 0, f"{formula}; less with the fused kernels that the recipe asks for"
     return MemoryPart(name, size, formula, "measured", low, high)
 
 

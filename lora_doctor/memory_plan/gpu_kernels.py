@@ -11,15 +11,21 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lora_doctor.memory_plan.autocast import Autocast
 
 #: Widest head that the flash kernel takes.
 FLASH_HEAD = 256
 
 
 @contextlib.contextmanager
-def kernels_of_a_gpu() -> Iterator[None]:
-    """In this context attention and dropout on meta keep what the kernels of a GPU keep."""
+def kernels_of_a_gpu(mixed: Autocast | None = None) -> Iterator[None]:
+    """In this context attention and dropout on meta keep what the kernels of a GPU keep.
+
+    ``mixed``: the autocast whose casts attention gets.
+    """
     import torch
 
     functional: Any = torch.nn.functional
@@ -32,6 +38,10 @@ def kernels_of_a_gpu() -> Iterator[None]:
         """``options``: ``scale`` and, in later releases of torch, ``enable_gqa``."""
         if query.device.type != "meta" or query.dim() not in (3, 4):
             return plain(query, key, value, attn_mask, dropout_p, is_causal, **options)
+        if mixed is not None:
+            (query, key, value, attn_mask), _ = mixed.cast(
+                plain, (query, key, value, attn_mask), {}
+            )
         scale = options.get("scale")
         if (
             options.get("enable_gqa")
