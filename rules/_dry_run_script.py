@@ -127,7 +127,8 @@ rows = [{"input_ids": [1, *range(5 + n, 10 + n)]} for n in range(40)]
 arguments = TrainingArguments("out", per_device_train_batch_size=2, report_to=[])
 Rewarded(model, arguments, train_dataset=rows, data_collator=default_data_collator).train()
 """
-#: The same, with FSDP 1; ``PREPARED`` is the model that it gets.
+)
+#: The distributed loop with FSDP 1; ``PREPARED`` is the model that it gets.
 FSDP_LOOP = (
     DDP_LOOP.replace(
         "torch.nn.parallel.DistributedDataParallel(model.train())",

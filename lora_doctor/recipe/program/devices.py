@@ -27,11 +27,13 @@ _SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")
 class SpreadTwice:
     """``device_map`` beside an argument that has several processes place the model."""
 
-    #: The device map, and where it stands.
+    #: The device map as it is given.
     device_map: object
+    #: Where it stands.
     place: Place
-    #: What places the model: ``FSDP``, ``DeepSpeed``, ``DeepSpeed ZeRO-3``; and where it is asked.
+    #: What places the model: ``FSDP``, ``DeepSpeed``, ``DeepSpeed ZeRO-3``.
     by: str
+    #: Where that is asked for.
     by_place: Place
     #: Whether loading itself raises: transformers knows of ZeRO-3 by then.
     refused: bool

@@ -25,8 +25,11 @@ _ALIKE = 0.85
 class GoneName:
     """A name, or a module (``name`` empty), that the installed release does not have."""
 
+    #: The module that is imported from.
     module: str
+    #: The name; empty where the module itself is missing.
     name: str
+    #: The package of the module.
     package: str
     #: Its installed release.
     version: str

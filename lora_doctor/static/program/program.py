@@ -28,8 +28,11 @@ _REQUIREMENT = re.compile(
 class Pin:
     """A release that the program installs or asks for."""
 
+    #: As it is written.
     package: str
+    #: Such as ``==4.44.2``; empty where any release will do.
     specifier: str
+    #: Where it stands.
     place: Place
 
 
