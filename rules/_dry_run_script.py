@@ -41,6 +41,16 @@ DDP_LOOP = LOOP.replace(
     """torch.distributed.init_process_group()
 wrapped = torch.nn.parallel.DistributedDataParallel(model.train())""",
 )
+#: The same, with FSDP 1; ``PREPARED`` is the model that it gets.
+FSDP_LOOP = (
+    DDP_LOOP.replace(
+        "torch.nn.parallel.DistributedDataParallel(model.train())",
+        "torch.distributed.fsdp.FullyShardedDataParallel(\n"
+        "    PREPARED.train(), use_orig_params=True, device_id=torch.cuda.current_device())",
+    )
+    .replace("import torch\n", "import torch\nimport torch.distributed.fsdp\n", 1)
+    .replace("model.parameters()", "wrapped.parameters()")
+)
 #: A classifier of two classes, and rows of both.
 CLASSES = """\
 from peft import LoraConfig, get_peft_model
@@ -127,14 +137,4 @@ rows = [{"input_ids": [1, *range(5 + n, 10 + n)]} for n in range(40)]
 arguments = TrainingArguments("out", per_device_train_batch_size=2, report_to=[])
 Rewarded(model, arguments, train_dataset=rows, data_collator=default_data_collator).train()
 """
-)
-#: The distributed loop with FSDP 1; ``PREPARED`` is the model that it gets.
-FSDP_LOOP = (
-    DDP_LOOP.replace(
-        "torch.nn.parallel.DistributedDataParallel(model.train())",
-        "torch.distributed.fsdp.FullyShardedDataParallel(\n"
-        "    PREPARED.train(), use_orig_params=True, device_id=torch.cuda.current_device())",
-    )
-    .replace("import torch\n", "import torch\nimport torch.distributed.fsdp\n", 1)
-    .replace("model.parameters()", "wrapped.parameters()")
 )

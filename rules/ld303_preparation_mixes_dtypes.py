@@ -53,7 +53,7 @@ class PreparationMixesDtypes(Rule):
             "transformers 4.57",
         ),
         Symptom(
-            r"mat1 and mat2 must have the same dtype|"
+            r"(?:mat1|self) and mat2 must have the same dtype|"
             r"expected (?:m1 and m2|mat1 and mat2) to have the same dtype",
         ),
         Symptom(r"expected scalar type (?:Half|BFloat16|Float) but found (?:Half|BFloat16|Float)"),

@@ -65,7 +65,7 @@ class ArgumentNotTaken(Rule):
         Symptom(
             r"__init__\(\) got an unexpected keyword argument '(?!load_in_)\w+'",
             "called by the script itself",
-            raised_in=r"^(?!.*(?:site|dist)-packages)",
+            raised_in=r"^(?!.*(?:(?:site|dist)-packages|[\\/](?:peft|transformers|trl)[\\/]))",
             unless=r"Config\(\*\*",
             weight=2,
         ),

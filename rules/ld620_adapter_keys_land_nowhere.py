@@ -51,6 +51,11 @@ class AdapterKeysLandNowhere(Rule):
             r"Loading adapter weights from .* led to (unexpected|missing) keys",
             "transformers' load_adapter",
         ),
+        Symptom(
+            r"KeyError: '[\w.]*\.lora_\w+\.[\w.]*weight'",
+            "PEFT before 0.7",
+            raised_in=r"peft[\\/](?:utils|peft_model)",
+        ),
     )
     descriptions = (
         Symptom(
