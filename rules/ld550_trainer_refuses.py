@@ -53,6 +53,10 @@ class TrainerRefuses(Rule):
         Symptom(r"You passed `?sync_ref_model=True`?"),
         Symptom(r"You passed both a `?(?:ref_)?model`? and a `?peft_config`?"),
         Symptom(r"`?model`? and `?ref_model`? cannot be the same object"),
+        Symptom(
+            r"You passed `?(?:packing=False|a DataCollatorForCompletionOnlyLM)`? to the SFTTrainer",
+            "TRL before 0.13",
+        ),
         Symptom(r"A formatting function was provided while `?completion_only_loss"),
         Symptom(
             r"\b(?:ValueError|NotImplementedError): \S",

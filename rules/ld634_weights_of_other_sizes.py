@@ -56,6 +56,11 @@ class WeightsOfOtherSizes(Rule):
             r"size mismatch for (?:model|transformer|bert|vit|gpt_neox)\.(?:\w+\.)*\d+\.\S+: "
             r"copying a param with shape torch\.Size\(\[(?!0\])[\d, ]+\]\) from checkpoint"
         ),
+        Symptom(
+            r"size mismatch for (?!base_model\.)(?:\w+\.)+\d+\.\S+: copying a param with shape "
+            r"torch\.Size\(\[(?!0\])[\d, ]+\]\) from checkpoint",
+            context=r"state_dict for (?!Peft)\w+(?:For[A-Z]\w+|LMHeadModel)\b",
+        ),
         Symptom(r"You set `ignore_mismatched_sizes` to `False`, thus raising an error", weight=-1),
     )
     examples = (

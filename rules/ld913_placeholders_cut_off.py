@@ -17,14 +17,23 @@ from lora_doctor.rule_api import (
 )
 from lora_doctor.rules._supervision import about, looked_at, of_texts, portion, proof, which
 
+#: What torch says where features do not fit the placeholders, or positions the tokens.
+_SHAPES = (
+    r"shape mismatch: value tensor of shape \[\d+, \d+\] cannot be broadcast to indexing result of "
+    r"shape \[\d+, \d+\]"
+)
+_MODELS = r"transformers[\\/]models[\\/]|transformers_modules"
+
 
 class PlaceholdersCutOff(Rule):
     """A row has fewer placeholder tokens for an image (or an audio clip) than the image has
     features.
 
     ## What happens
-    The forward raises: "Image features and image tokens do not match". This happens only in the
-    batch with such a row, which may be hours into training.
+    The forward raises: "Image features and image tokens do not match", in older releases and for
+    the positions of Qwen-VL `shape mismatch: value tensor of shape [3, 2253] cannot be broadcast to
+    indexing result of shape [3, 2048]`. This happens only in the batch with such a row, which may
+    be hours into training.
 
     ## Why
     An image takes many placeholder tokens, and truncation cuts them like any other.
@@ -48,6 +57,8 @@ class PlaceholdersCutOff(Rule):
         Symptom(r"Image tokens and image features.*mismatch"),
         Symptom(r"Mismatch in `\w+` token count between text and"),
         Symptom(r"(?i)\b(?:video|audio) features and (?:video|audio) tokens do not match"),
+        Symptom(_SHAPES, "transformers<4.46, Qwen-VL also later", raised_in=_MODELS),
+        Symptom(_SHAPES, "transformers<4.46, Qwen-VL also later", alone=True),
         Symptom(r"too short and causes image placeholder tokens in `input_ids` to be truncated"),
     )
     examples = (
