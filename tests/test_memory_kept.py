@@ -148,3 +148,32 @@ def test_outliers_are_counted_for_every_8_bit_layer_with_a_threshold() -> None:
     counted.forward_is_over()
     model(value)  # computed once more for the backward
     assert counted.bytes == 4 * 8 * 2 * (1 + 15)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_grouped_experts_take_any_dtype_on_meta_as_on_a_device(dtype: str) -> None:
+    """k-bit preparation casts the experts of transformers 5 to float32, which the product of groups
+    takes everywhere but on meta."""
+    import torch
+
+    from lora_doctor.memory_plan.data_dependent_ops import KnownValues, running_on_meta
+    from lora_doctor.memory_plan.live_tensors import LiveBytes
+
+    grouped = getattr(torch.nn.functional, "grouped_mm", None)
+    if grouped is None:
+        pytest.skip("this torch has no product of groups")
+    ends = torch.tensor([3, 8], dtype=torch.int32)
+    kept = {}
+    for device in ("cpu", "meta"):
+        tokens = torch.zeros(8, 16, dtype=getattr(torch, dtype), device=device, requires_grad=True)
+        weight = torch.zeros(2, 16, 32, dtype=getattr(torch, dtype), device=device)
+        values = KnownValues()
+        offsets = values.to_meta(ends) if device == "meta" else ends
+        live = LiveBytes(device, [tokens, weight, offsets])
+        with live.watching(), running_on_meta(values):
+            output = grouped(tokens * 1, weight, offs=offsets)
+            assert output.shape == (8, 32) and output.dtype == tokens.dtype
+            (output * 1).sum().backward()
+            kept[device] = live.alive_at(live.now())
+        assert tokens.grad is not None and tokens.grad.shape == tokens.shape
+    assert kept["meta"] == kept["cpu"]

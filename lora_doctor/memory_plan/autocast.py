@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
+
+from lora_doctor.memory_plan.quiet import quiet
 
 #: What autocast casts the arguments of a function to; ``None``: it leaves them alone.
 Policy = Literal["lower", "float32"]
@@ -147,7 +150,7 @@ class Autocast:
             own = dtype if _is_float(value) else value.dtype
             return torch.empty(value.shape, dtype=own, device=self.device)
 
-        with _disable_current_modes(), FakeTensorMode(), torch.no_grad():
+        with _disable_current_modes(), FakeTensorMode(), torch.no_grad(), quiet(logging.ERROR):
             try:
                 made = function(*tree_map(fake, args), **tree_map(fake, dict(kwargs)))
             except Exception:  # noqa: BLE001 - whatever it cannot do without numbers

@@ -13,6 +13,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from lora_doctor.memory_plan.gpu_kernels import run_as_on_a_gpu
 from lora_doctor.memory_plan.live_tensors import intercepted
 
 #: Elements up to which a tensor is computed on the CPU as well: an attention mask of 4096 tokens.
@@ -127,7 +128,7 @@ class KnownValues:
             count = int(torch.broadcast_to(self._twins[args[1]], args[0].shape).sum())
             return args[0].new_empty(count)
         try:
-            result = func(*args, **kwargs)
+            result = run_as_on_a_gpu(func, args, kwargs)
         except (NotImplementedError, RuntimeError) as error:
             if "meta" not in str(error).lower() and "dynamic" not in str(error).lower():
                 raise

@@ -6,7 +6,6 @@ forward and the backward run, all on tensors without memory whose sizes are coun
 
 from __future__ import annotations
 
-import contextlib
 import gc
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from lora_doctor.memory_plan.eight_bit import EightBitInputs
 from lora_doctor.memory_plan.gpu_kernels import kernels_of_a_gpu
 from lora_doctor.memory_plan.live_tensors import LiveBytes
 from lora_doctor.memory_plan.quantized import constants, quantize
+from lora_doctor.memory_plan.quiet import quiet
 from lora_doctor.model import training_setup
 from lora_doctor.model.meta_copy import MetaCopy
 from lora_doctor.nn import dtypes
@@ -96,7 +96,7 @@ class MetaModel:
         self.model = copy.deepcopy(thinned.model).to(self.dtype)
         _keep_float32(self.model, dtype)
         self.recipe = recipe
-        #: Bytes of weights that PEFT's preparation cast to float32, before it did.
+        #: Bytes of the two largest weights that PEFT's preparation cast to float32, before it did.
         self.recast = 0
         parents = {path.rpartition(".")[0] for path in thinned.repeats}
         self._layers = {
@@ -106,11 +106,10 @@ class MetaModel:
         }
         if quantization is not None:
             self.model = quantize(self.model, recipe, quantization)
-            before = [(one, times, one.dtype, _bytes(one)) for one, times in self.parameters()]
+            before = [(one, one.dtype, _bytes(one)) for one, _ in self.parameters()]
             self.model = training_setup.for_kbit_training(self.model, recipe)
-            self.recast = sum(
-                size * times for one, times, given, size in before if one.dtype != given
-            )
+            cast = [size for one, given, size in before if one.dtype != given]
+            self.recast = sum(sorted(cast)[-2:])
         wrap = training_setup.wrapper(self.model, recipe, loaded=loaded)
         if wrap is not None:
             with torch.device("meta"):
@@ -275,19 +274,3 @@ def _width(dtype: str) -> float:
     import torch
 
     return float(torch.empty(0, dtype=getattr(torch, dtype)).element_size())
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without the warnings of a training step that is none."""
-    import logging
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        previous = logging.root.manager.disable
-        logging.disable(logging.WARNING)
-        try:
-            yield
-        finally:
-            logging.disable(previous)

@@ -14,7 +14,8 @@ from lora_doctor.contract.half_precision import bfloat16_keys
 from lora_doctor.errors import EvidenceError, LoraDoctorError
 from lora_doctor.memory_plan import optimizer
 from lora_doctor.memory_plan.alternatives import Alternative, alternatives
-from lora_doctor.memory_plan.footprint import MetaModel, Sizes, Step, quiet
+from lora_doctor.memory_plan.footprint import MetaModel, Sizes, Step
+from lora_doctor.memory_plan.quiet import quiet
 from lora_doctor.memory_plan.thinned_model import Runnable, own_batch, runnable
 from lora_doctor.model import checkpoint_quantization, quantization
 from lora_doctor.model.error_reports import library_error
@@ -272,9 +273,9 @@ def _weights(sizes: Mapping[str, Sizes]) -> list[MemoryPart]:
 
 
 def _recast(model: MetaModel) -> str:
-    """Blocks that are free and may lie in pieces, where what is asked for next is larger."""
+    """Blocks that are free, but may lie in pieces where something larger is asked for."""
     size = f"{model.recast / GIB:.2f} GiB"
-    text = f", and {size}: the half-precision weights that were cast to float32"
+    text = f", and {size}: the two largest weights that were cast to float32"
     return text if model.recast else ""
 
 

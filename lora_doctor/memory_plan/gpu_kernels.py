@@ -4,13 +4,14 @@
 which keeps a matrix of length times length for every head. A GPU takes the flash kernel for half
 precision without a mask, else the memory-efficient one: their own meta versions stand in, with
 what they keep for the backward. ``dropout`` keeps a mask of one byte for each element on a GPU;
-elsewhere it keeps the factors, in the dtype of its input.
+elsewhere it keeps the factors, in the dtype of its input. The product of grouped
+experts takes every floating dtype on a GPU, on meta bfloat16 alone.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -69,6 +70,30 @@ def kernels_of_a_gpu(mixed: Autocast | None = None) -> Iterator[None]:
     finally:
         functional.scaled_dot_product_attention = plain
         functional.dropout = dropout
+
+
+def run_as_on_a_gpu(operator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """One operator on meta tensors, below autograd, also where only a GPU takes their dtype."""
+    import torch
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    grouped = getattr(torch.ops.aten, "_grouped_mm", None)
+    given = args[0] if args else None
+    if (
+        grouped is None
+        or getattr(operator, "overloadpacket", None) is not grouped
+        or given.device.type != "meta"
+        or given.dtype == torch.bfloat16
+    ):
+        return operator(*args, **kwargs)
+    with _disable_current_modes():
+        halved = [one.to(torch.bfloat16) if _is_floating(one) else one for one in args]
+        like = operator(*halved, **kwargs)
+    return torch.empty_strided(like.shape, like.stride(), dtype=given.dtype, device="meta")
+
+
+def _is_floating(value: Any) -> bool:
+    return hasattr(value, "is_floating_point") and bool(value.is_floating_point())
 
 
 def _fused(
