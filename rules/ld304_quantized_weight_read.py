@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from lora_doctor.rule_api import Case, Example, Finding, Rule, Symptom
 from lora_doctor.rules._quantized import found
 
+#: A 4-bit weight in a product. In the layer's own forward the state of the quantization was lost.
+_PACKED = r"mat1 and mat2 shapes cannot be multiplied \(\d+x\d+ and 1x\d+\)"
+
 
 class QuantizedWeightRead(Rule):
     """The model reads the weight of a linear layer instead of calling the layer, and after
@@ -49,7 +52,8 @@ class QuantizedWeightRead(Rule):
             r"result type Float can't be cast to the desired output type "
             r"(Byte|Char|unsigned char|signed char)"
         ),
-        Symptom(r"mat1 and mat2 shapes cannot be multiplied \(\d+x\d+ and 1x\d+\)"),
+        Symptom(_PACKED, raised_in=r"^(?!.*bitsandbytes)"),
+        Symptom(_PACKED, alone=True),
         Symptom(r"expected scalar type \w+ but found (Byte|Char)"),
     )
     examples = (

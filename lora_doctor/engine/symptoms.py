@@ -186,7 +186,7 @@ class _Pasted:
                 return f"that is raised in other code than {file}"
         if symptom.alone and self._frames and not repeats:
             return "the traceback shows other code"
-        if symptom.aside and (self._is_log or _TRACEBACK in self.text):
+        if symptom.aside and (self._is_log or self.has_frames):
             return "healthy runs show this as well"
         if symptom.context and not self._has(symptom.context):
             return "nothing else in the text points to it"
