@@ -31,18 +31,19 @@ class View:
         trusted = case.source.trust_remote_code and case.reaches("meta")
         self.reason = case.why_not("structure") if trusted else ""
         cause = case.cause_of("structure") if trusted else None
-        self._raised = str(cause) if cause is not None else ""
+        #: What loading raised, where that was tried; else empty.
+        self.raised = str(cause) if cause is not None else ""
         imports = cause is not None and cause.type in ("ImportError", "ModuleNotFoundError")
         #: The package that loading failed for, by the message of what was raised.
         self.lacks = missing_name(cause.message) if cause is not None and imports else ""
 
         self.refused = trusted and _refusal(case) is not None
         if self.refused:
-            self.reason = self._raised = str(_refusal(case))
+            self.reason = self.raised = str(_refusal(case))
 
     def saw(self, *traces: str) -> bool:
         """Whether loading was tried and what was raised holds one of these."""
-        return any(trace in self._raised for trace in traces)
+        return any(trace in self.raised for trace in traces)
 
     def other_fixes(self, *, pinned: bool = True) -> list[Fix]:
         fixes = []

@@ -177,6 +177,27 @@ class RemoteCodeDoesNotFit(Rule):
         yield from tied
         if refused and not tied:
             yield self._refused(view)
+        elif not works and view.saw(_SET_BY_POST_INIT):
+            yield self._not_constructed(view)
+
+    def _not_constructed(self, view: View) -> Finding:
+        """The constructor of the class asks for what only ``post_init`` sets."""
+        return self.finding(
+            "error",
+            f"transformers {view.version} cannot construct the class, which is code of the "
+            f"repository and does not call self.post_init(): {view.raised}.",
+            location=Location("file", "config.json"),
+            evidence=(Measurement("the constructor raised", view.raised, "meta device, executed"),),
+            proof=Proof("executed", "the class was constructed on the meta device"),
+            fixes=(
+                Fix(
+                    "In a copy of the repository, call self.post_init() at the end of the class's "
+                    f"__init__, in place of self.init_weights(): it sets {_SET_BY_POST_INIT}.",
+                    "manual",
+                ),
+                *view.other_fixes(),
+            ),
+        )
 
     def _refused(self, view: View) -> Finding:
         """The class can be constructed, and ``from_pretrained`` of this release cannot load it."""

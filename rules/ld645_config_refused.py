@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from lora_doctor.rule_api import (
     Case,
@@ -16,6 +17,9 @@ from lora_doctor.rule_api import (
     Rule,
     Symptom,
 )
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import StaticEvidence
 
 _QUANTIZATION = "quantization_config"
 
@@ -102,14 +106,16 @@ class ConfigRefused(Rule):
                 ),
             ),
             proof=Proof("executed", "AutoConfig.from_pretrained was called"),
-            fixes=(
-                Fix(
-                    f"Remove {_QUANTIZATION}, which is null, from config.json of a copy of the "
-                    "folder."
-                    if null
-                    else "Correct config.json in a copy of the folder, or install the transformers "
-                    "that wrote it.",
-                    "manual",
-                ),
-            ),
+            fixes=(Fix(_what_to_do(case.static, null), "manual"),),
         )
+
+
+def _what_to_do(static: StaticEvidence, null: bool) -> str:
+    if null:
+        return f"Remove {_QUANTIZATION}, which is null, from config.json of a copy of the folder."
+    if static.auto_map and not any(one.auto_class == "AutoConfig" for one in static.auto_map):
+        return (
+            "Name the class of the config in auto_map of config.json, as AutoConfig: it names "
+            "other classes of the repository only."
+        )
+    return "Correct config.json in a copy of the folder, or install the transformers that wrote it."

@@ -138,10 +138,14 @@ def checked(folder: Path, worker: Worker) -> lora_doctor.Diagnosis:
     return lora_doctor.check(str(folder), RECIPE, trust_remote_code=True, worker=worker)
 
 
-def test_code_that_this_release_constructs_and_cannot_load(tmp_path: Path, worker: Worker) -> None:
-    """Constructed, it trains: a class that never calls `post_init` fails in `from_pretrained` of
-    transformers 5 only, which is how the user gets it."""
-    folder = repository(tmp_path / "old_style", last_line="pass")
+@pytest.mark.parametrize("last_line", ["pass", "self.init_weights()"])
+def test_code_that_this_release_constructs_and_cannot_load(
+    last_line: str, tmp_path: Path, worker: Worker
+) -> None:
+    """A class that never calls `post_init` is constructed and trains, but fails in
+    `from_pretrained` of transformers 5 only, which is how the user gets it; one that calls
+    `init_weights` instead, as code of transformers 3 does, cannot even be constructed there."""
+    folder = repository(tmp_path / "old_style", last_line=last_line)
     diagnosis = checked(folder, worker)
     found = [finding.rule for finding in diagnosis.findings]
     if not transformers_at_least("5"):
