@@ -145,6 +145,11 @@ class ConfigError(EvidenceError):
     """The installed transformers refuses the model's config.json; the cause is what it raised."""
 
 
+class ModelClassError(EvidenceError):
+    """The auto class that is asked for does not load this kind of model. Where no rule says so it
+    ends as an :class:`InputError`."""
+
+
 class FactoryError(EvidenceError):
     """The factory that the user named as MODEL raised; the cause is what it raised. Where no rule
     knows the message it ends as an :class:`InputError`."""

@@ -16,7 +16,8 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     ``BatchReport`` with each ``AddedInput``), ``Observations``,
     ``MemoryPlan`` (``MemoryVariant``) and ``Supervision`` (``RowSet``); ``Gathered`` says where
     each came from. What cannot be had raises ``EvidenceError`` (``ConfigError`` where transformers
-    refuses the config); let it pass. One of your own says
+    refuses the config, ``ModelClassError`` where an auto class does not have the model); let it
+    pass. One of your own says
     with ``remedy`` what the user can change about it, which ``--strict`` then counts: ``package``,
     ``file``, ``hub``, ``trust`` or ``limit``; with ``lacks`` what another kind of run has:
     ``weights`` or ``texts``.
@@ -104,7 +105,7 @@ from lora_doctor.contract.precision import Precision
 from lora_doctor.engine.budgets import kept_budgets
 from lora_doctor.engine.case import Case
 from lora_doctor.engine.rule import Example, Rule, Symptom
-from lora_doctor.errors import ConfigError, EvidenceError
+from lora_doctor.errors import ConfigError, EvidenceError, ModelClassError
 from lora_doctor.limits import PYTHON_BYTES
 from lora_doctor.model.module_path import pattern_of
 from lora_doctor.proposal.defaults import name_groups, suffix
@@ -360,6 +361,7 @@ __all__ = [
     "Measurement",
     "MemoryPlan",
     "MemoryVariant",
+    "ModelClassError",
     "ModelSource",
     "ModuleGroup",
     "NonLinearOutputReading",

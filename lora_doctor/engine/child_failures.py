@@ -7,7 +7,14 @@ from dataclasses import replace
 from typing import TypeVar
 
 from lora_doctor.engine.limits import TaskLimits, limit_of, sentence
-from lora_doctor.errors import Cause, ConfigError, EvidenceError, FactoryError, InputError
+from lora_doctor.errors import (
+    Cause,
+    ConfigError,
+    EvidenceError,
+    FactoryError,
+    InputError,
+    ModelClassError,
+)
 from lora_doctor.results.depth import Depth
 from lora_doctor.results.from_json import from_json, mismatch
 from lora_doctor.results.verification import Check, Failure, Verification
@@ -30,7 +37,7 @@ def evidence_error(
     assert failure is not None
     if failure.type == _name(InputError):
         raise InputError(failure.message)
-    for kind in (ConfigError, FactoryError, EvidenceError):
+    for kind in (ConfigError, FactoryError, ModelClassError, EvidenceError):
         if failure.type == _name(kind):
             return kind(failure.message, failure.cause, remedy=failure.remedy)
     limit = limit_of(failure, limits)

@@ -14,7 +14,7 @@ from lora_doctor.engine.ignored import with_ignored
 from lora_doctor.engine.registry import RuleSelection
 from lora_doctor.engine.rule import Rule
 from lora_doctor.engine.try_fixes import Trials, fixed, proven
-from lora_doctor.errors import EvidenceError, FactoryError, InputError
+from lora_doctor.errors import EvidenceError, FactoryError, InputError, ModelClassError
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.diagnosis import AppliedFix, Diagnosis
 from lora_doctor.results.finding import Finding, first_fix
@@ -60,7 +60,7 @@ def _diagnose(
     if execute_fixes:
         findings = trials.label(first, others=others)
     raised = case.store.error("structure")
-    if isinstance(raised, FactoryError) and not findings:
+    if isinstance(raised, (FactoryError, ModelClassError)) and not findings:
         raise InputError(str(raised))
     budgets = check_budgets(case, trials.budgets)
     reasons = (
@@ -206,7 +206,7 @@ def verification_of(case: Case) -> Verification:
     """
     try:
         return case.verification.as_answer()
-    except FactoryError as error:
+    except (FactoryError, ModelClassError) as error:
         raise InputError(str(error)) from error
     except EvidenceError as error:
         open_ = Verification.undetermined(

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_doctor.errors import ConfigError, EvidenceError, FactoryError, InputError
+from lora_doctor.errors import ConfigError, EvidenceError, FactoryError, InputError, ModelClassError
 from lora_doctor.model.attention import attention_here, missing_attention
 from lora_doctor.model.auto_classes import (
     auto_classes,
@@ -212,7 +212,7 @@ class Loader:
             )
         known = ", ".join(auto_classes(self.config)) or "none"
         if is_listed(name):
-            raise InputError(
+            raise ModelClassError(
                 f"model_class {name!r}: transformers lists no model_type {self.model_type!r} "
                 f"there, but in {known}"
             )
