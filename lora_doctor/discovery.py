@@ -61,5 +61,5 @@ def _load(point: EntryPoint) -> ModuleType:
             f"{type(error).__name__}: {error}; repair or uninstall it"
         ) from error
     if not isinstance(module, ModuleType):
-        raise InputError(f"entry point {point.value!r} of {point.group}: is no module")
+        raise InputError(f"entry point {point.value!r} of {point.group}: is not a module")
     return module

@@ -172,12 +172,12 @@ class _Budget:
         if self.left < 0:
             raise LimitError(
                 f"reading {bound.what} took more than the {bound.steps:,} steps that are allowed; "
-                "it is not like any that was meant to be read"
+                "the file is unlike any valid one"
             )
         if time.thread_time() > self.end:
             raise LimitError(
                 f"reading {bound.what} took more than {bound.seconds:g} s of processor time; "
-                "it is not like any that was meant to be read"
+                "the file is unlike any valid one"
             )
 
 

@@ -101,6 +101,13 @@ def single_line(text: str, limit: int | None = None, mark: str = "...") -> str:
     return line if limit is None or len(line) <= limit else line[: limit - len(mark)] + mark
 
 
+def must_be(error: Exception) -> str:
+    """What a value has to be, of an error such as ``is a list of names``: ``must be a list of
+    names``."""
+    text = str(error)
+    return f"must be {text[3:]}" if text.startswith("is ") else text
+
+
 def size_in_words(size: int, decimals: int = 1) -> str:
     """Bytes such as ``13.2 GiB``; small sizes in MiB."""
     if size < GIB // 2:

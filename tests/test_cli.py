@@ -43,7 +43,7 @@ def model_folder(tmp_path: Path) -> Path:
         (["check", "a b c"], "MODEL"),
         (["check", "tests.models:nope"], "tests.models"),
         (["check", "no.such.module:factory"], "no.such"),
-        (["check", "arch:llama", "--r", "0"], "r is a whole number"),
+        (["check", "arch:llama", "--r", "0"], "r must be a whole number"),
         (["check", "arch:llama", "--lora-dropout", "1.5"], "lora_dropout"),
         (["check", "arch:llama", "--task-type", "CASUAL_LM"], "CAUSAL_LM"),
         (["check", "arch:llama", "--dtype", "int7"], "dtype"),

@@ -261,7 +261,7 @@ def test_a_launcher_that_drops_the_environment_is_refused_before_anything_ran(
 def test_a_program_that_is_no_python_is_refused(tmp_path: Path) -> None:
     result = cli.lora_doctor("dry-run", "--", shutil.which("ls") or "ls", cwd=tmp_path)
     assert result.code == 2
-    assert "is no Python program" in result.one_line_error
+    assert "is not a Python program" in result.one_line_error
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sh")

@@ -254,9 +254,9 @@ def test_several_formats_in_one_run(work: Path) -> None:
 @pytest.mark.parametrize(
     ("outputs", "told"),
     [
-        (("--output", "sarif"), "is no FORMAT=FILE"),
+        (("--output", "sarif"), "is not FORMAT=FILE"),
         (("--output", "pdf=a.pdf"), "'pdf' is not one of"),
-        (("--output", "sarif=a", "--output", "json=a"), "a: is to hold two results"),
+        (("--output", "sarif=a", "--output", "json=a"), "a: would hold two results"),
         (("--output", "sarif=no/such/a.sarif"), "no/such"),
     ],
 )

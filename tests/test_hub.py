@@ -275,12 +275,12 @@ def test_an_endpoint_that_is_no_hub(hub: FakeHub, tmp_path: Path) -> None:
 def test_malformed_ids_are_refused_unasked(model: str) -> None:
     with pytest.raises(InputError) as caught:
         fetch_small_files(model)
-    assert "is no model id" in str(caught.value) and str(caught.value).isprintable()
+    assert "is not a model id" in str(caught.value) and str(caught.value).isprintable()
 
 
 @pytest.mark.parametrize("revision", ["", "../../x", "a//b", "-x", "a b", "/etc", "x\n"])
 def test_malformed_revisions_are_refused_unasked(revision: str) -> None:
-    with pytest.raises(InputError, match="is no revision"):
+    with pytest.raises(InputError, match="is not a revision"):
         fetch_small_files("org/name", revision=revision)
 
 

@@ -153,7 +153,7 @@ def test_an_etag_names_no_file(hub: FakeHub, tmp_path: Path, etag: str) -> None:
 def test_the_librarys_own_downloads_refuse_such_an_etag(hub: FakeHub, tmp_path: Path) -> None:
     """At depth `full` the library downloads the weights: in a child, with its answers looked at."""
     hub.hostile["/config.json"] = with_headers({"ETag": '"../../../../../out"'}, CONFIG)
-    assert "as ETag, which is no file name" in download(hub, tmp_path / "home", 1_000)
+    assert "as ETag, which is not a file name" in download(hub, tmp_path / "home", 1_000)
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
 
 
@@ -205,7 +205,7 @@ def test_weights_are_downloaded_up_to_what_is_listed(
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS
     hub.hostile["/model.safetensors"] = answer
     said = download(hub, tmp_path / "bad", listed)
-    assert "the weights of org/name cannot be had: what the server sends has" in said
+    assert "the weights of org/name cannot be obtained: what the server sends has" in said
     assert "more than the" in said and "is listed with 3 MiB" in said
     assert size_of(tmp_path / "bad") <= 2 * listed + (17 << 20)
 

@@ -61,7 +61,7 @@ def test_a_comment_holds_for_its_line_or_the_line_below(text: str, lines: tuple[
         ("# lora-doctor: ignore because", "give the codes"),
         ("# lora-doctor: ignore[] because", "give the codes"),
         ("# lora-doctor: ignore[LD201 because", "give the codes"),
-        ("# lora-doctor: ignore[LD201, all] because", "'ALL' is no code"),
+        ("# lora-doctor: ignore[LD201, all] because", "'ALL' is not the code"),
     ],
 )
 def test_a_comment_that_says_too_little_accepts_nothing(text: str, told: str) -> None:

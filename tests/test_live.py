@@ -284,7 +284,7 @@ def test_a_model_without_adapters_is_watched_for_its_numbers(
 def test_what_cannot_be_is_refused() -> None:
     model = make_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.raises(InputError, match="is one of error, warning, never"):
+    with pytest.raises(InputError, match="expected one of error, warning, never"):
         lora_doctor.callback("always")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="LD999"):
         lora_doctor.watch(model, optimizer, select=["LD999"])

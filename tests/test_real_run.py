@@ -178,8 +178,8 @@ def test_builds_of_a_version_are_the_same_version() -> None:
         ((sys.executable, "-I", "train.py"), "leave -I out"),
         (("env", "PYTHONPATH=src", sys.executable, "train.py"), "drops the environment"),
         (("env", "-i", sys.executable, "train.py"), "drops the environment"),
-        (("sleep", "1"), "is no Python program"),
-        (("no-such-program",), "there is no program"),
+        (("sleep", "1"), "is not a Python program"),
+        (("no-such-program",), "no program"),
         ((), "no command"),
     ],
 )

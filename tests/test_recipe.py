@@ -72,12 +72,12 @@ def test_enums_of_peft_are_understood() -> None:
         ({"model_name_or_path": "org/name"}, "it is the MODEL argument"),
         ({"base_model": "org/name"}, "it is the MODEL argument"),
         ({"qqqqq": 1}, "unknown key 'qqqqq'; see PEFT's LoraConfig"),
-        ({1: 2}, "key 1 is not a text"),
+        ({1: 2}, "key 1 is not a string"),
         ({"r": 8, "rank": 8}, "'r' is given twice (as 'rank' too)"),
-        ({"r": 0}, "r is a whole number from 1"),
-        ({"r": True}, "r is a whole number"),
-        ({"r": 8.0}, "r is a whole number"),
-        ({"r": 1 << 17}, "r is a whole number"),
+        ({"r": 0}, "r must be a whole number from 1"),
+        ({"r": True}, "r must be a whole number"),
+        ({"r": 8.0}, "r must be a whole number"),
+        ({"r": 1 << 17}, "r must be a whole number"),
         ({"lora_alpha": -1}, "a number above 0"),
         ({"lora_alpha": float("nan")}, "a number above 0"),
         ({"lora_alpha": 10**400}, "lora_alpha"),
@@ -87,12 +87,12 @@ def test_enums_of_peft_are_understood() -> None:
         ({"use_dora": "yes"}, "true or false"),
         ({"target_modules": [""]}, "a list of module names"),
         ({"target_modules": 3}, "a list of module names"),
-        ({"modules_to_save": "lm_head"}, "is a list of names"),
-        ({"task_type": "CASUAL_LM"}, "is one of CAUSAL_LM"),
+        ({"modules_to_save": "lm_head"}, "must be a list of names"),
+        ({"task_type": "CASUAL_LM"}, "must be one of CAUSAL_LM"),
         ({"dtype": "int8"}, "float32, float16, bfloat16 or auto"),
-        ({"model_class": " "}, "is a text"),
-        ({"rank_pattern": [1]}, "is a mapping"),
-        ({"rank_pattern": {1: 2}}, "is a mapping"),
+        ({"model_class": " "}, "must be a string"),
+        ({"rank_pattern": [1]}, "must be a mapping"),
+        ({"rank_pattern": {1: 2}}, "must be a mapping"),
         ({"load_in_4bit": True, "load_in_8bit": True}, "exclude each other"),
         ({"fp16": True, "bf16": True}, "exclude each other"),
         ({"learning_rate": -1e-4}, "from 0 up"),
@@ -114,7 +114,7 @@ def test_an_edit_gives_a_new_recipe_and_says_who() -> None:
     assert first.values == {"r": 8, "use_dora": True}
     assert second.values == {"r": 16, "task_type": None}
     assert second.origins == {"r": "fix", "task_type": "fix"}
-    with pytest.raises(InputError, match="fix: r is a whole number"):
+    with pytest.raises(InputError, match="fix: r must be a whole number"):
         first.edit([Edit("r", 0)])
 
 

@@ -326,7 +326,7 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
         (b"r: \xff\n", "r.yaml", "is not UTF-8"),
         ("r: 1".encode("utf-16"), "r.yaml", "is not UTF-8"),
         ("targetmodules: [q]\n", "r.yaml", "did you mean 'target_modules'"),
-        ("r: eight\n", "r.yaml", "r is a whole number"),
+        ("r: eight\n", "r.yaml", "r must be a whole number"),
         ("r: 1\n--- \nr: 2\n", "r.yaml", "another document"),
         ("r: !!python/object/apply:os.system ['true']\n", "r.yaml", "could not determine"),
         ("model_class: 2020-01-01\n", "r.yaml", "put it in quotes"),

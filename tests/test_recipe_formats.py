@@ -100,7 +100,7 @@ def test_a_format_is_read_as_it_spells(tmp_path: Path) -> None:
     recipe = read_recipe(write(tmp_path, SETUP))
     assert recipe.values == {"target_modules": ["q_proj", "v_proj"], "r": 8}
     assert not recipe.complete
-    with pytest.raises(InputError, match=r"sample_names is a text with names .*, not \['q'\]"):
+    with pytest.raises(InputError, match=r"sample_names must be a text with names .*, not \['q'\]"):
         read_recipe(write(tmp_path, "sample_kind: lora\nsample_names: [q]\n"))
 
 

@@ -75,7 +75,7 @@ def test_an_installed_package_adds_a_format(tmp_path: Path, work: Path) -> None:
     [
         ("raise SystemExit(3)\n", "cannot be imported: SystemExit: 3; repair or uninstall it"),
         ("NAME = 'tally'\n", "has no NAME or no render"),
-        (TALLY.replace('"tally"', '"json"'), "give one another name"),
+        (TALLY.replace('"tally"', '"json"'), "rename one of them"),
     ],
 )
 def test_a_bad_format_of_another_package_is_one_line(

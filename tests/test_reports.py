@@ -72,7 +72,7 @@ def test_formats_are_found_by_their_files() -> None:
 
 
 def test_an_unknown_format_is_refused() -> None:
-    with pytest.raises(ValueError, match="format 'pdf': is one of full"):
+    with pytest.raises(ValueError, match="format 'pdf': expected one of full"):
         reports.render(diagnoses.healthy(), "pdf")
 
 

@@ -294,7 +294,7 @@ def test_a_renamed_adapter_does_what_it_did(tmp_path: Path) -> None:
     assert torch.equal(outputs(wrapped), wanted)
 
     again = command("fix", base, "--adapter", adapter, "--apply", cwd=tmp_path)
-    assert again.code == 2 and "is there already" in again.one_line_error
+    assert again.code == 2 and "exists; move it away" in again.one_line_error
 
 
 def test_without_apply_nothing_is_written(tmp_path: Path) -> None:

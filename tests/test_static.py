@@ -195,7 +195,7 @@ def test_an_adapter_is_not_a_model(tmp_path: Path) -> None:
         (b'{"model_type": 3}', "'model_type' is 3, not text"),
         (b'{"model_type": "llama", "architectures": "X"}', "not a list of class names"),
         (b'{"model_type": "llama", "quantization_config": 1}', "'quantization_config' is 1"),
-        (b'{"auto_map": {"AutoModel": "../../x.Y"}}', "'../../x.Y', which is no module.Class"),
+        (b'{"auto_map": {"AutoModel": "../../x.Y"}}', "'../../x.Y', not a module.Class"),
         (b'{"auto_map": {"AutoModel": 7}}', "'auto_map' names 7"),
     ],
 )

@@ -115,7 +115,7 @@ def fix(
         TypeError: there is no such option.
     """
     if options.get("prescription") is not None:
-        raise InputError("prescription: holds fixes already; fix the recipe without it")
+        raise InputError("prescription: already contains fixes; fix the recipe without it")
     found = _rules(options)
     selection = replace(_selection(options, found), unfixed=tuple(_several(unfixed)))
     with open_case(model, recipe, options) as case:
@@ -173,7 +173,7 @@ def verify(model: Any, recipe: Any = None, **options: Unpack[CaseOptions]) -> Ve
     """
     depth = options.get("depth", "tiny")
     if depth not in ("tiny", "full"):
-        raise InputError(f"depth {depth!r}: a verification runs at tiny or full")
+        raise InputError(f"depth {depth!r}: expected tiny or full for a verification")
     with open_case(model, recipe, options) as case:
         _refuse_script(case)
         read_input(case)

@@ -46,7 +46,7 @@ def open_case(
     given: CheckOptions = {**DEFAULTS, **options}
     depth, limits = given["depth"], given["limits"] or Limits()
     if depth not in DEPTHS:
-        raise InputError(f"depth {depth!r}: is one of {', '.join(DEPTHS)}")
+        raise InputError(f"depth {depth!r}: expected one of {', '.join(DEPTHS)}")
     _check_kinds(given)
     _check_run(given)
     if isinstance(model, str) and not model.strip():
@@ -107,7 +107,7 @@ def _check_kinds(given: CheckOptions) -> None:
         if value is not None and not isinstance(value, kinds):
             raise InputError(f"{name}: is {words}, not {type(value).__name__}")
     if given["progress"] is not None and not callable(given["progress"]):
-        raise InputError("progress: is a function that takes a text")
+        raise InputError("progress: expected a function that takes a string")
 
 
 def _batches(given: Any) -> tuple[Mapping[str, Any], ...] | None:
@@ -121,7 +121,9 @@ def _batches(given: Any) -> tuple[Mapping[str, Any], ...] | None:
     several = [given] if isinstance(given, Mapping) else given
     batches = tuple(several) if isinstance(several, Iterable) else (several,)
     if not all(isinstance(batch, Mapping) for batch in batches):
-        raise InputError("batches: is a list of mappings, each the arguments of one forward")
+        raise InputError(
+            "batches: expected a list of mappings, each with the arguments of one forward"
+        )
     return batches or None
 
 
@@ -129,9 +131,9 @@ def _check_run(given: CaseOptions) -> None:
     """Raises InputError for a device or a number of steps that there cannot be, at every depth."""
     device, steps = given["device"], given["steps"]
     if not isinstance(device, str) or not _DEVICE.fullmatch(device):
-        raise InputError(f"device {device!r}: is one of auto, cpu, cuda, mps")
+        raise InputError(f"device {device!r}: expected auto, cpu, cuda or mps")
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise InputError(f"steps {steps!r}: is a whole number of at least 1")
+        raise InputError(f"steps {steps!r}: expected an integer of at least 1")
 
 
 def _settings(given: CheckOptions, limits: Limits, adapter: AdapterFiles | None) -> Settings:
@@ -159,9 +161,9 @@ def _data(given: CheckOptions) -> Data | None:
     """
     rows, samples = given["rows"], given["samples"]
     if type(rows) is not int or not 1 <= rows <= MOST_DATA_ROWS:
-        raise InputError(f"rows {rows!r}: is a whole number from 1 to {MOST_DATA_ROWS:,}")
+        raise InputError(f"rows {rows!r}: expected an integer from 1 to {MOST_DATA_ROWS:,}")
     if samples not in get_args(Samples):
-        raise InputError(f"samples {samples!r}: is one of {', '.join(get_args(Samples))}")
+        raise InputError(f"samples {samples!r}: expected one of {', '.join(get_args(Samples))}")
     files = [Path(one).expanduser() if one is not None else None
              for one in (given["data"], given["eval_data"])]  # fmt: skip
     if any(files):
@@ -185,7 +187,7 @@ def _prescribed(
 
     if source.kind == "module":
         raise InputError(
-            "prescription: this model is loaded already; call lora_doctor.apply before loading it"
+            "prescription: this model is already loaded; call lora_doctor.apply before loading it"
         )
     held = given if isinstance(given, Prescription) else checked_prescription(Path(given))
     return held.patches, _as_recipe(held.recipe)

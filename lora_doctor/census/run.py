@@ -166,7 +166,7 @@ def _engine(name: str) -> Callable[[Sequence[Pair], int, Path | None], Iterable[
     if name == "local":
         return spread_locally
     if name != "ray":
-        raise InputError(f"--engine {name!r}: is local or ray")
+        raise InputError(f"--engine {name!r}: expected local or ray")
     try:
         importlib.import_module("ray")
     except ImportError as error:
@@ -273,7 +273,9 @@ def _refuse_foreign(folder: Path, rows: Path) -> None:
         return
     for name in ("census.json", "census.html"):
         if (folder / name).is_file():
-            raise InputError(f"{folder / name}: is there already, of no census; use another -o")
+            raise InputError(
+                f"{folder / name}: exists and was not written by a census; use another -o"
+            )
 
 
 def _minutes(seconds: float) -> str:

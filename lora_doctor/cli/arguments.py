@@ -103,7 +103,7 @@ def check_outputs(options: Mapping[str, Any]) -> None:
         files.append(options["output_file"])
     for number, file in enumerate(files):
         if file in files[:number]:
-            raise InputError(f"{file}: is to hold two results; give one another file")
+            raise InputError(f"{file}: would hold two results; write one of them to another file")
         check_writable(file)
 
 

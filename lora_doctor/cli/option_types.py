@@ -65,6 +65,6 @@ def outputs(
             continue
         name, sign, file = value.partition("=")
         if not sign or not file:
-            raise click.BadParameter(f"{value!r} is no FORMAT=FILE, such as sarif=a.sarif.")
+            raise click.BadParameter(f"{value!r} is not FORMAT=FILE, such as sarif=a.sarif.")
         found.append((ReportFormat().convert(name, param, ctx), file))
     return found

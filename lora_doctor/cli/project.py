@@ -163,19 +163,19 @@ def _read(file: Path) -> Mapping[str, Any]:
     except OSError as error:
         raise InputError(f"{file}: cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{file}: is no TOML: {error}") from None
+        raise InputError(f"{file}: is not TOML: {error}") from None
     return found
 
 
 def _project(file: Path, table: Any, group: click.Group) -> Project:
     if not isinstance(table, Mapping):
-        raise InputError(f"{file}: tool.lora-doctor is no table")
+        raise InputError(f"{file}: tool.lora-doctor is not a table")
     known = {name for command in _commands(group).values() for name in _options(command)}
     options = {key: value for key, value in table.items() if key not in _OWN_KEYS}
     _check_keys(file, options, known, _OWN_KEYS)
     set_ups = table.get("set-ups", {})
     if not isinstance(set_ups, Mapping):
-        raise InputError(f"{file}: set-ups is no table; write [tool.lora-doctor.set-ups.NAME]")
+        raise InputError(f"{file}: set-ups is not a table; write [tool.lora-doctor.set-ups.NAME]")
     return Project(
         file,
         options,
@@ -199,11 +199,11 @@ def _budgets(file: Path, table: Mapping[str, Any], at: str = "") -> Mapping[str,
 def _set_up(file: Path, name: str, table: Any, known: set[str]) -> SetUp:
     where = f"set-ups.{name}"
     if not isinstance(table, Mapping):
-        raise InputError(f"{file}: {where} is no table")
+        raise InputError(f"{file}: {where} is not a table")
     model, command = (table.get(key, "") for key in ("model", "command"))
     if not (isinstance(model, str) and isinstance(command, str)) or bool(model) == bool(command):
         raise InputError(
-            f"{file}: {where} needs a text: model (to check) or command (to dry-run), one of them"
+            f"{file}: {where} needs either model (to check) or command (to dry-run), a string"
         )
     own = ("model", "command", "budgets")
     options = {key: value for key, value in table.items() if key not in own}
@@ -226,10 +226,12 @@ def _texts(
 ) -> Iterator[tuple[str, str]]:
     values = table.get(key, {})
     if not isinstance(values, Mapping):
-        raise InputError(f"{file}: {key} is no table of codes, such as {key} = {{LD208 = '...'}}")
+        raise InputError(
+            f"{file}: {key} is not a table of codes, such as {key} = {{LD208 = '...'}}"
+        )
     for code, value in values.items():
         if not _CODE.fullmatch(code):
-            raise InputError(f"{file}: {key}.{code}: is no code of a rule, such as LD208")
+            raise InputError(f"{file}: {key}.{code}: is not the code of a rule, such as LD208")
         if not isinstance(value, str) or not value.strip():
             raise InputError(f"{file}: {key}.{code}: give {meaning}")
         yield code, value
@@ -240,7 +242,7 @@ def _severities(file: Path, table: Mapping[str, Any]) -> Iterator[tuple[str, str
 
     for code, value in _texts(file, "severity", table, "a severity"):
         if value not in SEVERITIES:
-            raise InputError(f"{file}: severity.{code}: is one of {', '.join(SEVERITIES)}")
+            raise InputError(f"{file}: severity.{code}: expected one of {', '.join(SEVERITIES)}")
         yield code, value
 
 

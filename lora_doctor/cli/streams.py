@@ -131,7 +131,7 @@ def tell(text: str) -> None:
 
 
 def read_input() -> str:
-    """The text on standard input, bytes that are no text replaced.
+    """The text on standard input, bytes that are not text replaced.
 
     Raises:
         InputError: it is closed, or more than a log that anybody means.

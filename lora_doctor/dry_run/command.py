@@ -70,7 +70,7 @@ def with_programs(command: Command, environment: Mapping[str, str]) -> dict[str,
 def _of_words(words: Sequence[str], asked: str) -> Command:
     program = shutil.which(words[0])
     if program is None:
-        raise InputError(f"{asked}: there is no program {words[0]!r}; check the command")
+        raise InputError(f"{asked}: no program {words[0]!r}; check the command")
     position = next((n for n, word in enumerate(words) if is_python(word)), None)
     if position is not None:
         option = deaf_option(words[position + 1 :])
@@ -89,8 +89,8 @@ def _of_words(words: Sequence[str], asked: str) -> Command:
     if shebang and Path(_interpreter(shebang)).name in _SHELLS:
         return Command(tuple(words), None)
     raise InputError(
-        f"{asked}: {words[0]} is no Python program, and what it starts may run elsewhere; give the "
-        f"Python command behind it, such as: {asked} -- python train.py"
+        f"{asked}: {words[0]} is not a Python program, and what it starts may run elsewhere; give "
+        f"the Python command that it runs, such as: {asked} -- python train.py"
     )
 
 
@@ -106,8 +106,8 @@ def probe(command: Command, session: Session, environment: Mapping[str, str]) ->
     answers = list(session.answers.iterdir())
     if not any(session.nonce in answer.read_text(encoding="utf-8") for answer in answers):
         raise InputError(
-            f"dry-run: {' '.join(command.probe[:-2])} drops the environment, so that no guest is "
-            f"in it and the real run would start; nothing was run{said}"
+            f"dry-run: {' '.join(command.probe[:-2])} drops the environment, so that the real "
+            f"run would start; nothing was run{said}"
         )
     for answer in answers:
         answer.unlink()
@@ -190,7 +190,7 @@ def _for_file(path: Path, asked: str) -> tuple[str, ...]:
         if all(key in keys for key in needed):
             return (_beside(words[0]), *words[1:], str(path))
     raise InputError(
-        f"{asked}: {path} has the keys of no launcher that is known; give its command, such as: "
+        f"{asked}: {path} does not have the keys of a known launcher; give its command, such as: "
         f"{asked} -- trl sft --config {path}"
     )
 

@@ -79,7 +79,7 @@ def read_answer(
         return found
     except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
         raise EvidenceError(
-            f"{what} could not be made: the child process answered nonsense: {one_line(error)}"
+            f"{what} could not be made: the child process sent an invalid answer: {one_line(error)}"
         ) from error
 
 

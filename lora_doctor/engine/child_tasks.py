@@ -153,7 +153,7 @@ class ChildTasks:
         )
 
     def error(self, what: str, outcome: Outcome, limits: TaskLimits) -> EvidenceError:
-        """Why ``what`` cannot be had: see :func:`child_failures.evidence_error`."""
+        """Why ``what`` cannot be obtained: see :func:`child_failures.evidence_error`."""
         return evidence_error(what, outcome, limits, self.worker.import_errors)
 
 

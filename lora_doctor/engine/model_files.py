@@ -86,7 +86,7 @@ def require_files(source: ModelSource) -> None:
             )
         raise EvidenceError(f"{source} is a default config; it has no files")
     if source.kind == "script":
-        raise EvidenceError("MODEL is a training script, which has no model files")
+        raise EvidenceError("MODEL is a training script and has no model files")
     if source.folder is None:
         raise EvidenceError(f"{source} has no files: it is made by code")
 

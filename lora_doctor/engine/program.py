@@ -83,5 +83,5 @@ def _model(setup: Setup, path: Path, trust_remote_code: bool) -> ModelSource:
     # The program's own trust is no leave to run the code here.
     found = parse_model(text, revision=setup.revision, trust_remote_code=trust_remote_code)
     if found.kind not in ("hub", "folder"):
-        raise InputError(f"MODEL {text!r}: is no model that from_pretrained loads")
+        raise InputError(f"MODEL {text!r}: is not a model that from_pretrained can load")
     return found

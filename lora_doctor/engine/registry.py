@@ -59,7 +59,7 @@ def find_rules(folders: Iterable[Path] = ()) -> list[type[Rule]]:
             if other is not rule:
                 raise InputError(
                     f"rule {rule.code}: is in {other.__module__} and {module.__name__}; "
-                    "give one another code"
+                    "change one of them"
                 )
     return [rules[code] for code in sorted(rules)]
 
@@ -91,7 +91,7 @@ def check_symptoms(rule: type[Rule]) -> None:
             re.compile(symptom.pattern)
     except (TypeError, AttributeError, re.error) as error:
         raise InputError(
-            f"rule {rule.__name__} in {rule.__module__}: a symptom is no regular expression: "
+            f"rule {rule.__name__} in {rule.__module__}: a symptom is not a regular expression: "
             f"{error}; see Symptom"
         ) from error
 

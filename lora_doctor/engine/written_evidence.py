@@ -60,7 +60,7 @@ class WrittenEvidence(ReadEvidence):
         from lora_doctor.recipe.program.read_setup import setup_of
 
         if self.asked.written is None:
-            raise EvidenceError("the recipe is in no training script or notebook")
+            raise EvidenceError("the recipe is not in a training script or notebook")
         origin = f"{self.asked.file}, read with libcst"
         found = self.store.timed("program", origin, lambda: setup_of(self.asked))
         assert found is not None

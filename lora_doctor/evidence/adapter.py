@@ -55,7 +55,7 @@ def gather(
     adapter = Saved(config, {name: from_json(Tensor, item) for name, item in tensors.items()})
     model = base.build()
     if peft_models(model):
-        raise EvidenceError("the model has adapters already; give the base model")
+        raise EvidenceError("the model already has adapters; give the base model")
     name = type(model).__name__
     landing = load(model, Path(folder), adapter.tensors) if folder else _load(model, adapter)
     if landing.complete or landing.other_shapes:
@@ -88,7 +88,8 @@ def download(
     except Exception as error:
         kind = "" if isinstance(error, EvidenceError) else f"{type(error).__name__}: "
         raise EvidenceError(
-            f"the weights of {model_id} cannot be had: {kind}{one_line(error, 200)}", remedy="hub"
+            f"the weights of {model_id} cannot be obtained: {kind}{one_line(error, 200)}",
+            remedy="hub",
         ) from error
     return True
 

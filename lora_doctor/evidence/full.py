@@ -259,7 +259,7 @@ def weights_folder(source: Mapping[str, Any]) -> Path:
         except Exception as error:
             kind = "" if isinstance(error, EvidenceError) else f"{type(error).__name__}: "
             raise EvidenceError(
-                f"the weights of {source['name']} cannot be had: {kind}{one_line(error, 200)}",
+                f"the weights of {source['name']} cannot be obtained: {kind}{one_line(error, 200)}",
                 remedy="hub",
             ) from error
     else:

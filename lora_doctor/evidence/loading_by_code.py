@@ -110,7 +110,7 @@ def _lacking(model: Any) -> _Lacking:
         EvidenceError: none is named whose names can be read.
     """
     if training_setup.is_adapted(model):
-        raise EvidenceError("the model has adapters already, and its layers other names")
+        raise EvidenceError("the model already has adapters, so its layers have other names")
     parts = dict(_loaded_parts(model))
     if not parts:
         raise EvidenceError("no checkpoint is named in the config of the model")

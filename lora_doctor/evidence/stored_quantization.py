@@ -35,7 +35,7 @@ def quantized_as(
         config = checkpoint_quantization.config_of(values)
         quantizer = checkpoint_quantization.quantizer_class(values)
         if getattr(quantizer, "requires_calibration", False):
-            raise EvidenceError("such layers are only made of weights that were calibrated")
+            raise EvidenceError("such layers are made of calibrated weights only")
         options = training_setup.loading_options(recipe, dtype or "float32")
         options["device_map"] = {"": device}
         with saved(model) as folder:

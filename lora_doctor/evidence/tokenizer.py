@@ -45,7 +45,7 @@ def apply_keys(tokenizer: Any, recipe: Recipe) -> None:
         if token is None:
             continue
         if token not in known:
-            raise InputError(f"{key} {token!r}: is no token of the model's tokenizer")
+            raise InputError(f"{key} {token!r}: is not in the vocabulary of the model's tokenizer")
         setattr(tokenizer, key, token)
     path = recipe.get("chat_template_path")
     if path is None:

@@ -97,7 +97,7 @@ def checked_options(function: str, given: WatchOptions) -> WatchOptions:
         )
     found: WatchOptions = {**DEFAULTS, **given}
     if found["on"] not in get_args(On):
-        raise InputError(f"on {found['on']!r}: is one of {', '.join(get_args(On))}")
+        raise InputError(f"on {found['on']!r}: expected one of {', '.join(get_args(On))}")
     judge.check_selection(found["select"], found["ignore"])
     return found
 

@@ -31,7 +31,7 @@ def fixed_folder(adapter: Path) -> Path:
     own = adapter.resolve()
     folder = own.with_name(f"{own.name}-fixed")
     if folder.exists():
-        raise InputError(f"{folder}: is there already; move it away, or check it with --adapter")
+        raise InputError(f"{folder}: exists; move it away, or check it with --adapter")
     return folder
 
 

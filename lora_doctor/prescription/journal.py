@@ -147,7 +147,7 @@ def _left(entry: Mapping[str, Any], recipe: Path, names: Collection[str]) -> _Le
     """
     file = Path(entry["file"])
     if file != recipe and file.name not in names:
-        raise ValueError(f"{file} is no file that an apply to {recipe} writes")
+        raise ValueError(f"{file} is not a file that an apply to {recipe} writes")
     new = _beside(file, entry["new"], TEMPORARY)
     old = _beside(file, entry["old"], OLD) if entry["old"] is not None else None
     data = file.read_bytes() if file.is_file() else b""
@@ -180,7 +180,7 @@ def _is_mounted(file: Path) -> bool:
 
 def _beside(file: Path, name: str, ending: str) -> Path:
     if Path(name).name != name or not (name.startswith(".") and name.endswith(ending)):
-        raise ValueError(f"{name!r} is no temporary file of an apply")
+        raise ValueError(f"{name!r} is not a temporary file of an apply")
     return file.with_name(name)
 
 

@@ -224,7 +224,7 @@ class Plan:
                 if place.target.exists() and not is_ours(place.target):
                     hint = f"give it with --recipe {path}, " if is_ours is _is_recipe else ""
                     raise InputError(
-                        f"output {str(path)!r}: is there already and not by lora-doctor; {hint}"
+                        f"output {str(path)!r}: exists and was not written by lora-doctor; {hint}"
                         "move it or choose another --output-dir"
                     )
 

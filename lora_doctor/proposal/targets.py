@@ -20,7 +20,7 @@ def require_lora(recipe: Recipe) -> None:
     """Raises EvidenceError for a recipe of another method: a rule about LoRA's targets has nothing
     to say about it, which is not the same as "passed"."""
     if recipe.peft_type != "LORA":
-        raise EvidenceError(f"the recipe is {recipe.peft_type}, and this is about LoRA")
+        raise EvidenceError(f"the recipe is {recipe.peft_type}, and this rule is about LoRA")
 
 
 def target_entries(recipe: Recipe) -> list[str]:

@@ -86,7 +86,7 @@ def _ask(command: Command, held: Prescription, outer: Mapping[str, str]) -> None
     shown = " ".join(command.probe[:-2])
     if answer.get("nonce") != nonce:
         raise InputError(
-            f"run: {shown} drops the environment, so that no patch would be in force; nothing was "
+            f"run: {shown} drops the environment, so that no patch would be applied; nothing was "
             f"run{said}"
         )
     other = patched.other_versions(held.versions, answer["versions"])

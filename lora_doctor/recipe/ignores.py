@@ -80,7 +80,7 @@ def _codes(written: str | None) -> tuple[tuple[str, ...], str]:
     if not codes:
         return (), "give the codes that it is for: # lora-doctor: ignore[LD203] both are meant"
     strange = next((code for code in codes if not _CODE.fullmatch(code)), None)
-    return codes, f"{strange!r} is no code of a rule, such as LD203" if strange else ""
+    return codes, f"{strange!r} is not the code of a rule, such as LD203" if strange else ""
 
 
 def _lines_of(lines: list[str], number: int, *, alone: bool) -> range:

@@ -19,6 +19,7 @@ from lora_doctor.recipe.command_line import (
     parse_target_modules,
     whole_where_possible,
 )
+from lora_doctor.text import must_be
 
 #: What a key is an argument of: PEFT's config class, ``from_pretrained``, the
 #: quantization config of it, ``get_peft_model`` itself (which no config of PEFT's holds), the
@@ -323,7 +324,7 @@ def check_value(key: str, value: Any, where: str) -> Any:
     try:
         return known.normal_form(value)
     except (ValueError, OverflowError) as error:
-        raise InputError(f"{where}: {key} {error}, not {_shown(value)}") from None
+        raise InputError(f"{where}: {key} {must_be(error)}, not {_shown(value)}") from None
 
 
 def _shown(value: Any) -> str:

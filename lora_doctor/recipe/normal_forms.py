@@ -140,7 +140,7 @@ def string(value: Any) -> str:
     """A string that is not empty."""
     if isinstance(value, str) and value.strip():
         return value
-    raise ValueError("is a text")
+    raise ValueError("is a string")
 
 
 def mapping(value: Any) -> dict[str, Any]:

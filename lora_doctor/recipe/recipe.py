@@ -225,7 +225,7 @@ _MODEL = re.compile(r"((base|pretrained)_)?model(_name|_id|_path|_name_or_path)?
 def _hint(key: str, value: Any, known: frozenset[str], kind: str) -> str:
     """What somebody who wrote this unknown key has to do."""
     if _MODEL.fullmatch(key):
-        return "the model is no part of a recipe: it is the MODEL argument"
+        return "the model is not part of a recipe: it is the MODEL argument"
     short = key.removeprefix("lora_")
     near = difflib.get_close_matches(key, known - BOOKKEEPING_KEYS, n=1, cutoff=0.6)
     if short in known or short in ALIASES:  # lora_rank, which is nearer to lora_bias
@@ -259,7 +259,7 @@ def make_recipe(
     kind = kind.upper().rpartition(".")[2]
     for raw_key, value in values.items():
         if not isinstance(raw_key, str):
-            raise InputError(f"{where}: key {raw_key!r} is not a text; keys are PEFT's names")
+            raise InputError(f"{where}: key {raw_key!r} is not a string; keys are PEFT's names")
         key = ALIASES.get(raw_key, raw_key)
         if not is_key_of(kind, key):
             if ignore_unknown:

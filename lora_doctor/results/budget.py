@@ -95,7 +95,7 @@ def read_budgets(table: Mapping[str, Any] | None, where: str) -> tuple[Budget, .
         InputError: a name, a key or a value is none; one line that begins with ``where``.
     """
     if table is not None and not isinstance(table, Mapping):
-        raise InputError(f"{where}: budgets is no table; write [budgets] with a line for each")
+        raise InputError(f"{where}: budgets is not a table; write [budgets] with a line for each")
     return tuple(_budget(name, entry, f"{where}: budgets") for name, entry in (table or {}).items())
 
 
@@ -103,12 +103,12 @@ def _budget(name: str, entry: Any, where: str) -> Budget:
     _check_known(name, NUMBERS, where)
     where = f"{where}.{name}"
     if not isinstance(entry, Mapping):
-        raise InputError(f'{where}: is no table, such as {{max = 0.02, level = "warn"}}')
+        raise InputError(f'{where}: is not a table, such as {{max = 0.02, level = "warn"}}')
     for key in entry:
         _check_known(key, _KEYS, where)
     level = entry.get("level", "error")
     if level not in _LEVELS:
-        raise InputError(f"{where}.level: is one of {', '.join(_LEVELS)}")
+        raise InputError(f"{where}.level: expected one of {', '.join(_LEVELS)}")
     unit = NUMBERS[name][0]
     found = dict(_limits(entry, unit, where))
     if not found:
@@ -137,7 +137,7 @@ def _limit(value: Any, unit: Unit, where: str) -> float:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not math.isfinite(value) or not 0 <= value <= highest:
         kind = "a share from 0 to 1" if unit == "share" else "a number from 0 on"
-        raise InputError(f"{where}: is {kind}")
+        raise InputError(f"{where}: must be {kind}")
     return float(value)
 
 

@@ -69,7 +69,7 @@ def find_formats() -> dict[str, Format]:
             other = cast("object", formats[found.NAME])
             raise InputError(
                 f"report format {found.NAME!r}: is in {getattr(other, '__name__', other)} and "
-                f"{module.__name__}; give one another name"
+                f"{module.__name__}; rename one of them"
             )
     return {name: formats[name] for name in sorted(formats, key=lambda n: (n != DEFAULT, n))}
 
@@ -107,7 +107,7 @@ def render(
     """
     found = find_format(format)
     if found is None:
-        raise ValueError(f"format {format!r}: is one of {', '.join(find_formats())}")
+        raise ValueError(f"format {format!r}: expected one of {', '.join(find_formats())}")
     return found.render(
         hidden_in(diagnosis),
         color=color and not os.environ.get("NO_COLOR"),

@@ -44,8 +44,10 @@ def parse_diagnosis(data: Any, where: str) -> Diagnosis:
         diagnosis = Diagnosis.from_json(from_version_1(data) if version == "1" else data)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise InputError(f"{where}: is no diagnosis of lora-doctor ({reason})") from None
+        raise InputError(f"{where}: is not a result of lora-doctor ({reason})") from None
     wrong = mismatch(diagnosis)
     if wrong is not None:
-        raise InputError(f"{where}: is no diagnosis of lora-doctor ({wrong} is something else)")
+        raise InputError(
+            f"{where}: is not a result of lora-doctor ({wrong} has another type or value)"
+        )
     return diagnosis

@@ -128,7 +128,9 @@ def _config(folder: Path, where: str) -> dict[str, Any]:
     except EvidenceError as error:
         raise InputError(f"{where}: {error}{_below(folder)}") from None
     if not isinstance(config.get("peft_type"), str):
-        raise InputError(f"{folder / CONFIG}: has no peft_type; it is no config of PEFT's")
+        raise InputError(
+            f"{folder / CONFIG}: has no peft_type, so it is not the config of an adapter"
+        )
     return config
 
 

@@ -289,7 +289,7 @@ def _check_model_type(config: dict[str, Any], where: str) -> None:
     model_type = config.get("model_type")
     if not model_type:
         raise InputError(
-            f"{where} has no 'model_type' and no 'auto_map': nobody can tell which model it is; "
+            f"{where} has no 'model_type' and no 'auto_map': the model cannot be identified; "
             "add the 'model_type'"
         )
     known = known_architectures()
@@ -329,9 +329,7 @@ def _auto_map_targets(auto_map: Mapping[str, Any]) -> Iterator[AutoMapTarget]:
             module, dot, class_name = rest.rpartition(".")
             # "a.b" is the file b.py in the folder a; "a/b" and ".." are no module names.
             if not dot or not all(p.isidentifier() for p in (*module.split("."), class_name)):
-                raise EvidenceError(
-                    f"'auto_map' names {shown(reference)}, which is no module.Class"
-                )
+                raise EvidenceError(f"'auto_map' names {shown(reference)}, not a module.Class")
             yield AutoMapTarget(auto_class, repository if separator else None, module, class_name)
 
 

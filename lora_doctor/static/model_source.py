@@ -88,7 +88,7 @@ def parse_model(
         return _named(model.strip(), revision, trust_remote_code)
     if callable(getattr(model, "named_modules", None)):
         return ModelSource("module", type(model).__name__, module=model)
-    raise InputError(f"MODEL: expected a text or an nn.Module, got {type(model).__name__}")
+    raise InputError(f"MODEL: expected a string or an nn.Module, got {type(model).__name__}")
 
 
 def _named(text: str, revision: str | None, trust_remote_code: bool) -> ModelSource:

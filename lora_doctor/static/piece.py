@@ -152,7 +152,7 @@ def parse_json(content: bytes, name: str, *, items: int = JSON_ITEMS, strict: bo
     except UnicodeDecodeError as error:
         reason = f"is not UTF-8 (byte {error.start})"
     except UnicodeEncodeError:
-        reason = "has half a surrogate pair, which is no text"
+        reason = "has half of a surrogate pair, which is not valid text"
     except json.JSONDecodeError as error:
         reason = f"is not JSON: {error.msg} at line {error.lineno} column {error.colno}"
         if content.startswith(LFS_POINTER):
@@ -228,7 +228,7 @@ def check_depth(value: Any, name: str) -> None:
         ]
         if not level:
             return
-    raise LimitError(f"{name} nests more than {JSON_DEPTH} levels deep, which no config does")
+    raise LimitError(f"{name} nests more than {JSON_DEPTH} levels deep, more than any config does")
 
 
 def whole_number(value: object) -> int | None:

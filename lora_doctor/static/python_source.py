@@ -41,7 +41,9 @@ def parse_python(content: str | bytes, name: str) -> ast.Module:
         line = f" at line {error.lineno}" if error.lineno else ""
         raise NotPythonError(f"not Python: {error.msg}{line}", remedy="file") from None
     except (ValueError, UnicodeError):
-        raise NotPythonError("not Python: it holds bytes that are no text", remedy="file") from None
+        raise NotPythonError(
+            "not Python: it holds bytes that are not text", remedy="file"
+        ) from None
     except (RecursionError, MemoryError):
         raise NotPythonError("nested too deeply to be read") from None
 

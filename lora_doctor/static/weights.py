@@ -185,7 +185,7 @@ def read_header(path: Path, name: str | None = None) -> tuple[dict[str, Tensor],
             start = stream.read(8)
             if len(start) < 8:
                 raise EvidenceError(
-                    f"{name} is cut off: {size} bytes are no safetensors file", remedy="file"
+                    f"{name} is cut off: {size} bytes are not a safetensors file", remedy="file"
                 )
             (length,) = struct.unpack("<Q", start)
             if length > size - 8:

@@ -36,7 +36,7 @@ def _collator(tokenizer: Any, name: str) -> Any:
 
     kind: Any = getattr(transformers, name.removeprefix("transformers."), None)
     if "ollator" not in name or not callable(kind):
-        raise InputError(f"data_collator {name!r}: is no data collator of transformers")
+        raise InputError(f"data_collator {name!r}: not a data collator of transformers")
     if not inspect.isclass(kind):
         return kind
     make: Any = kind

@@ -52,7 +52,7 @@ def check_file(path: Path) -> None:
     """Raise InputError where the file cannot be a data file, before anything is started."""
     if path.suffix.lower() not in FORMATS:
         raise InputError(
-            f"data {str(path)!r}: is read as one of {', '.join(FORMATS)}, told by its name"
+            f"data {str(path)!r}: is read as one of {', '.join(FORMATS)}, by its suffix"
         )
     if not path.is_file():
         raise InputError(f"data {str(path)!r}: no such file")
@@ -168,7 +168,7 @@ def _read_json(path: Path, wanted: int) -> DataFile:
         named = next((value[key] for key in _LISTS if isinstance(value.get(key), list)), None)
         value = [value] if named is None else named
     if not isinstance(value, list):
-        raise _Unusable("is no list of rows")
+        raise _Unusable("is not a list of rows")
     picked = spread(len(value), wanted)
     return DataFile([(n + 1, _row(value[n], n + 1)) for n in picked], len(value))
 
@@ -214,7 +214,7 @@ def _read_parquet(path: Path, wanted: int) -> DataFile:
         sizes = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
         return DataFile(_of_parts(sizes, file.read_row_group, spread(total, wanted)), total)
     except arrow.ArrowException as error:
-        raise _Unusable(f"is no Parquet file: {error}") from None
+        raise _Unusable(f"is not a Parquet file: {error}") from None
 
 
 def _read_arrow(path: Path, wanted: int) -> DataFile:
@@ -231,7 +231,7 @@ def _read_arrow(path: Path, wanted: int) -> DataFile:
             picked = spread(table.num_rows, wanted)
             return DataFile(_of_parts([table.num_rows], lambda _: table, picked), table.num_rows)
     except arrow.ArrowException as error:
-        raise _Unusable(f"is no Arrow file: {error}") from None
+        raise _Unusable(f"is not an Arrow file: {error}") from None
 
 
 def _of_parts(

@@ -32,6 +32,7 @@ from lora_doctor.recipe.files.spelling import Spelling
 from lora_doctor.recipe.keys import check_value
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.static.place import Place
+from lora_doctor.text import must_be
 
 _SHELL = frozenset({".sh", ".bash", ".zsh", ".ksh", ".command", ".sbatch", ".slurm"})
 #: Folders above a script in which the file that it names is looked for.
@@ -196,7 +197,7 @@ class Document:
             return {name: plain(spelling.write(value), f"{where}: {name}")}
         except ValueError as error:
             raise InputError(
-                f"{where}: {name} {error}, not {value!r:.60}; use the prescription"
+                f"{where}: {name} {must_be(error)}, not {value!r:.60}; use the prescription"
             ) from None
 
     def _says(self, entries: Mapping[str, Any], key: str, spelling: Spelling, value: Any) -> bool:
@@ -309,7 +310,7 @@ def _part(path: Path, file: FileText) -> Part:
     except InputError as error:
         told = text_looks_like(path, file.text)
         if told:
-            raise InputError(f"{path}: looks like {told}, which is no recipe") from None
+            raise InputError(f"{path}: looks like {told}, which is not a recipe") from None
         raise error from None
     entries = plain(parsed, str(path))
     return Part(path, file, syntax, entries, _places(path, file.text, syntax))
@@ -335,7 +336,7 @@ def _format_of(entries: Mapping[str, Any], path: Path) -> RecipeFormat:
     told = looks_like(entries) if found.SPECIFICITY == 0 else ""
     if told:
         raise InputError(
-            f"{path}: looks like {told}, which is no recipe; give the file that names the model "
+            f"{path}: looks like {told}, which is not a recipe; give the file that names the model "
             "and its adapter"
         )
     return found

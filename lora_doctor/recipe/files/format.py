@@ -18,6 +18,7 @@ from lora_doctor.recipe.files.remark import Remark
 from lora_doctor.recipe.files.spelling import Spellings
 from lora_doctor.recipe.recipe import Recipe, make_recipe
 from lora_doctor.static.place import Place
+from lora_doctor.text import must_be
 
 __all__ = ["Framework", "RecipeFormat", "Remark", "find_formats", "format_named", "format_of",
            "framework_named", "framework_of", "read_values"]  # fmt: skip
@@ -85,7 +86,7 @@ def format_named(name: str) -> RecipeFormat:
         if _plain_name(one.NAME) == _plain_name(name):
             return one
     known = ", ".join(one.NAME for one in formats)
-    raise InputError(f"format {name!r}: is one of {known}")
+    raise InputError(f"format {name!r}: expected one of {known}")
 
 
 def _plain_name(name: str) -> str:
@@ -131,7 +132,7 @@ def read_values(
             try:
                 read[key] = spelling.read(value)
             except ValueError as error:
-                raise InputError(f"{where}: {name} {error}, not {value!r:.60}") from None
+                raise InputError(f"{where}: {name} {must_be(error)}, not {value!r:.60}") from None
     recipe = make_recipe(
         read,
         where=where,

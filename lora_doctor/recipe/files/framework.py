@@ -19,6 +19,7 @@ from lora_doctor.recipe.recipe import Recipe, make_recipe
 from lora_doctor.recipe.set_up import SetUp
 from lora_doctor.static.installed.framework_fields import Fields, Sources, fields_of
 from lora_doctor.static.place import Place
+from lora_doctor.text import must_be
 
 #: How alike a mistyped entry and the one that was meant are.
 _NEAR = 0.75
@@ -178,5 +179,5 @@ def _value(spelling: Spelling, raw: Any, where: object) -> Any:
     try:
         value = spelling.read(raw)
     except ValueError as error:
-        raise InputError(f"{where}: {spelling.name} {error}, not {raw!r:.60}") from None
+        raise InputError(f"{where}: {spelling.name} {must_be(error)}, not {raw!r:.60}") from None
     return value if value is None else check_value(spelling.key, value, f"{where}")

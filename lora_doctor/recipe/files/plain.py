@@ -37,13 +37,14 @@ def plain(value: Any, where: str, depth: int = 0) -> Any:
     if isinstance(value, Mapping):
         return _mapping(value, where, depth)
     raise InputError(
-        f"{where}: a {type(value).__name__} is no recipe value; put it in quotes if it is a text"
+        f"{where}: a {type(value).__name__} is not a value of a recipe; put it in quotes if it is "
+        "a string"
     )
 
 
 def _integer(value: int, where: str) -> int:
     if abs(value) >= _MAX_INTEGER:
-        raise InputError(f"{where}: a number with more than 18 digits is no recipe value")
+        raise InputError(f"{where}: a number with more than 18 digits is not a value of a recipe")
     return int(value)
 
 
@@ -51,13 +52,15 @@ def _text(value: str, where: str) -> str:
     try:  # an astral character that was escaped as two halves becomes one
         return value.encode("utf-16", "surrogatepass").decode("utf-16")
     except UnicodeDecodeError:
-        raise InputError(f"{where}: has half a surrogate pair, which is no text") from None
+        raise InputError(
+            f"{where}: has half of a surrogate pair, which is not valid text"
+        ) from None
 
 
 def _mapping(value: Mapping[Any, Any], where: str, depth: int) -> dict[str, Any]:
     for key in value:
         if not isinstance(key, str):
-            raise InputError(f"{where}: key {key!r:.60} is not a text; put it in quotes")
+            raise InputError(f"{where}: key {key!r:.60} is not a string; put it in quotes")
     result = {}
     for key, item in value.items():
         inner = where if depth else f"{where}: {key!r:.60}"

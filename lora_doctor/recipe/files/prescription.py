@@ -95,7 +95,7 @@ def parse_prescription(data: Mapping[str, Any], where: str) -> Prescription:
     _refuse_others(data, {item.name for item in fields(Prescription)}, where)
     versions = _typed({"versions": {}, **data}, "versions", dict, where)
     if not all(isinstance(value, str) for value in versions.values()):
-        raise InputError(f"{where}: versions: each value is a text")
+        raise InputError(f"{where}: versions: each value must be a string")
     edits = _typed({"edits": [], **data}, "edits", list, where)
     patches = _typed({"patches": [], **data}, "patches", list, where)
     recipe = make_recipe(
@@ -129,16 +129,18 @@ def _require(data: Mapping[str, Any], keys: Sequence[str], where: str) -> None:
 
 
 def _typed(data: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
-    names: dict[Any, str] = {str: "a text", list: "a list", dict: "a mapping"}
+    names: dict[Any, str] = {str: "a string", list: "a list", dict: "a mapping"}
     if not isinstance(data[key], kind):
-        raise InputError(f"{where}: {key} is {names[kind]}, not a {type(data[key]).__name__}")
+        raise InputError(f"{where}: {key} must be {names[kind]}, not a {type(data[key]).__name__}")
     return data[key]
 
 
 def _refuse_others(data: Mapping[str, Any], known: set[str], where: str) -> None:
     others = sorted(data.keys() - known)
     if others:
-        raise InputError(f"{where}: has {others[0]!r:.60}, which no prescription has; remove it")
+        raise InputError(
+            f"{where}: has {others[0]!r:.60}, which is not a key of a prescription; remove it"
+        )
 
 
 def _mapping(data: Any, where: str) -> Mapping[str, Any]:
@@ -152,7 +154,7 @@ def _edit(data: Any, where: str) -> Edit:
     _require(data, ("key",), where)
     key = _typed(data, "key", str, where)
     if not is_known_key(key):
-        raise InputError(f"{where}: {key!r:.60} is no key of a recipe; remove this edit")
+        raise InputError(f"{where}: {key!r:.60} is not a key of a recipe; remove this edit")
     if data.get("remove") is True and "value" not in data:
         _refuse_others(data, {"key", "remove"}, where)
         return Edit(key, REMOVE)

@@ -96,7 +96,10 @@ def _located(setup: Setup, rewrite: Rewrite) -> Splice:
             span = Span(unit, rewrite.start, rewrite.end)
             if span.text == rewrite.old:
                 return span, rewrite.new
-    raise InputError(f"{setup.program.path}: was changed where a fix was to be made; run it again")
+    raise InputError(
+        f"{setup.program.path}: changed at the place of a fix while the run was going on; run it "
+        "again"
+    )
 
 
 def _part_of(key: str) -> str:

@@ -73,7 +73,7 @@ def get(
         if status not in (200, 206):
             return Answer(status, given, b"")
         if given.get("content-encoding", "identity").lower() not in ("", "identity"):
-            raise EvidenceError(f"{what} is sent packed, which was not asked for", remedy="hub")
+            raise EvidenceError(f"{what} is sent compressed, which was not asked for", remedy="hub")
         announced = given.get("content-length", "")
         size = int(announced) if announced.isdecimal() and len(announced) < 19 else None
         if size is not None and not cut:

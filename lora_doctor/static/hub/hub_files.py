@@ -70,7 +70,8 @@ def check_model_id(model_id: str) -> None:
         or model_id.endswith(".git")
     ):
         raise InputError(
-            f"{shown(model_id)} is no model id; give org/name, the path of a folder, or arch:NAME"
+            f"{shown(model_id)} is not a model id; give org/name, the path of a folder, or "
+            "arch:NAME"
         )
 
 
@@ -84,7 +85,7 @@ def check_revision(revision: str | None) -> None:
         or "" in revision.split("/")
     ):
         raise InputError(
-            f"{shown(revision)} is no revision; give a branch, a tag or a commit of the model"
+            f"{shown(revision)} is not a revision; give a branch, a tag or a commit of the model"
         )
 
 

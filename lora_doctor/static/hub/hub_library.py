@@ -69,7 +69,7 @@ class Downloads:
             value = response.headers.get(name)
             if value is not None and not _HASH.fullmatch(value):
                 raise EvidenceError(
-                    f"the server sends {shown(value)} as {name}, which is no file name",
+                    f"the server sends {shown(value)} as {name}, which is not a file name",
                     remedy="hub",
                 )
         for name in _SIZES:

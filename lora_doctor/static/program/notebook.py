@@ -40,12 +40,12 @@ def code_cells(text: str, name: str) -> list[CodeCell]:
     try:
         data = json.loads(text)
     except ValueError as error:
-        raise InputError(f"{name}: is no notebook: {error}") from None
+        raise InputError(f"{name}: is not a notebook: {error}") from None
     except RecursionError:
         raise InputError(f"{name}: is nested too deeply to be a notebook") from None
     cells = data.get("cells") if isinstance(data, dict) else None
     if not isinstance(cells, list):
-        raise InputError(f"{name}: is no notebook of format 4: it has no list of cells")
+        raise InputError(f"{name}: is not a notebook of format 4: it has no list of cells")
     language = _language(data)
     if language not in ("", "python", "ipython"):
         raise InputError(f"{name}: is a notebook in {language}; only Python is read")
@@ -57,7 +57,7 @@ def code_cells(text: str, name: str) -> list[CodeCell]:
         source = cell.get("source", "")
         lines = source if isinstance(source, list) else [source]
         if not all(isinstance(line, str) for line in lines) or number > len(spans):
-            raise InputError(f"{name}: cell {number} has a source that is no text")
+            raise InputError(f"{name}: cell {number} has a source that is not text")
         span = spans[number - 1]
         if span is not None:
             found.append(CodeCell(number, "".join(lines), *span))

@@ -2,7 +2,7 @@
 list in the message.
 
 `InputMode(None)` raises "None is not a valid InputMode"; the class, a table or a list of values is
-in the frames that raised. Which value is right is told by its name where that is the name of a
+in the frames that raised. Which value is right is by its suffix where that is the name of a
 modality; otherwise each is tried once.
 """
 
