@@ -378,7 +378,7 @@ def test_one_code_and_one_folder_need_no_list(tmp_path: Path, wrap: Callable[[st
         ({"limits": 5}, "limits: is a lora_doctor.Limits, not int"),
         ({"adapter": 4}, "adapter: is a folder or a hub id, not int"),
         ({"data": 3}, "data: is a file, not int"),
-        ({"progress": "bar"}, "progress: is a function"),
+        ({"progress": "bar"}, "progress: expected a function"),
         ({"batches": 7}, "batches: expected a list of mappings"),
         ({"batches": ["input_ids"]}, "batches: expected a list of mappings"),
     ],

@@ -219,5 +219,5 @@ def test_the_command_of_a_file_is_chosen_by_its_content(
 
 
 def test_a_file_of_no_launcher_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="the keys of no launcher"):
+    with pytest.raises(InputError, match="the keys of a known launcher"):
         launched(tmp_path / "some.yaml", "compute_environment: LOCAL_MACHINE\n", monkeypatch)
