@@ -21,7 +21,7 @@ from packaging.version import Version
 from lora_doctor.static.installed.api_tables import table_path
 
 #: Classes whose arguments people write: configs, arguments, trainers.
-_CLASS = re.compile(r"^class (\w+(?:Config|Arguments|Trainer))\b", re.MULTILINE)
+_CLASS = re.compile(r"^class (\w*(?:Config|Arguments|Trainer))\b", re.MULTILINE)
 _WHEEL = re.compile(r"(transformers|peft|trl)-([\d.]+)-")
 _SOURCES = {
     "transformers": ("*.py", "utils/*.py", "generation/*.py"),

@@ -109,6 +109,7 @@ def framework_recipe(
     Raises:
         InputError: a value is none that its entry can have.
     """
+    entries, places = _switched_off(framework, entries, places)
     values, origins, names = _read(framework, spellings, entries, places, where)
     checked = make_recipe(values, where=where, origin="default", complete=True)
     return Recipe(
@@ -125,6 +126,28 @@ def framework_recipe(
             read=lambda others, at: framework_recipe(name, framework, spellings, others, at, where),
         ),
     )
+
+
+def _switched_off(
+    framework: Framework, entries: Entries, places: Mapping[str, Place]
+) -> tuple[Entries, Mapping[str, Place]]:
+    """The entries with ``--no_NAME`` of a command line as ``NAME`` that is off: the parser of
+    transformers has it for each switch that is on by default."""
+    fields = framework.fields()
+    found = dict(entries)
+    at = dict(places)
+    for name in entries if fields is not None else ():
+        switch = name.removeprefix("no_")
+        place = places.get(name)
+        by_file = place is None or place.file.endswith((".yaml", ".yml", ".json"))
+        if switch == name or by_file or entries[name] is not True or fields is None:
+            continue
+        on = fields.defaults.get(switch, True) is True
+        if name not in fields.names and switch in fields.names and on:
+            del found[name]
+            found[switch] = False
+            at[switch] = at.pop(name)
+    return found, at
 
 
 def _read(

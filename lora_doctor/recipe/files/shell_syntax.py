@@ -1,7 +1,8 @@
 """A shell script as words with their places: enough of the language to read a training command.
 
 Quotes, line continuations, comments, here-documents, variables and their defaults are followed.
-Nothing is run: what a command substitution or an argument of the script gives is not known.
+Nothing is run: what a command substitution or an argument of the script gives is not known, but
+for arithmetic.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from lora_doctor.recipe.files.shell_arithmetic import arithmetic
 
 _NAME = r"[A-Za-z_][A-Za-z0-9_]*"
 _ASSIGNMENT = re.compile(rf"({_NAME})=")
@@ -228,7 +231,9 @@ class _Reader:
             self.position += 1
         elif match["other"]:
             self.position = _closing(text, match.end() - 1)
-            parts.append(None)
+            value, names = arithmetic(text[match.end() - 1 : self.position], self.variables)
+            variables += names
+            parts.append(value)
         else:
             name = match["plain"] or match["name"]
             variables.append(name)

@@ -87,9 +87,8 @@ def _in(setup: Setup, call: Call, version: str) -> Iterator[UnknownArgument]:
     signature = signature_of(call.name)
     if signature is None or signature.open or not signature.names:
         return
-    own = own_arguments(call.heir) if call.heir is not None else frozenset()
-    for name, argument in call.keywords.items() if own is not None else ():
-        if name in signature.names or name in own:
+    for name, argument in _not_own(call).items():
+        if name in signature.names:
             continue
         now = _now(name, signature, call)
         change: list[Splice] = []
@@ -104,15 +103,23 @@ def _in(setup: Setup, call: Call, version: str) -> Iterator[UnknownArgument]:
         )  # fmt: skip
 
 
+def _not_own(call: Call) -> dict[str, Argument]:
+    """The named arguments of a call that are the library's to take, and not those of an heir of the
+    user's; none where that has a constructor of its own."""
+    own = own_arguments(call.heir) if call.heir is not None else frozenset()
+    if own is None:
+        return {}
+    return {name: one for name, one in call.keywords.items() if name not in own}
+
+
 def _in_pinned(setup: Setup, call: Call, pin: Pin) -> Iterator[UnknownArgument]:
     """The arguments that the pinned release does not take: told by its source, which was read when
     this package was made. Nothing is said of one that no release or every release takes."""
     releases = releases_of(pin.package)
     if releases is None or not call.method[:1].isupper():
         return
-    own = own_arguments(call.heir) if call.heir is not None else frozenset()
-    for name, argument in call.keywords.items() if own is not None else ():
-        if name in own or releases.takes(call.method, name, pin.specifier) is not False:
+    for name, argument in _not_own(call).items():
+        if releases.takes(call.method, name, pin.specifier) is not False:
             continue
         taken = [
             one for one in releases.changing(call.method, pin.specifier) if one not in call.keywords
