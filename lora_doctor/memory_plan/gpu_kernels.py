@@ -78,7 +78,7 @@ def run_as_on_a_gpu(operator: Any, args: tuple[Any, ...], kwargs: Mapping[str, A
     from torch.utils._python_dispatch import _disable_current_modes
 
     grouped = getattr(torch.ops.aten, "_grouped_mm", None)
-    given = args[0] if args else None
+    given: Any = args[0] if args else None
     if (
         grouped is None
         or getattr(operator, "overloadpacket", None) is not grouped
