@@ -254,3 +254,18 @@ def test_an_adapter_that_was_merged_is_not_the_one_that_trains(tmp_path: Path) -
     text += "Trainer(model=model, train_dataset=[]).train()\n"
     text = "from peft import PeftModel\nfrom transformers import Trainer\n" + text
     assert read(tmp_path, text).recipe.get("target_modules") == ["q_proj"]
+
+
+def test_a_loop_that_trains_is_told_to_be_read_for_its_first_round(tmp_path: Path) -> None:
+    """The others may have other settings, of which nothing is said."""
+    body = _TRAIN.replace("TARGETS", "['q_proj']").replace("r=8", "r=rank").strip().splitlines()
+    text = "for rank in [4, 8, 16]:\n" + "\n".join(f"    {line}" for line in body) + "\n"
+    setup = read(tmp_path, text)
+    assert setup.recipe.get("r") == 4
+    diagnosis = lora_doctor.check(str(tmp_path / "train.py"), depth="static")
+    assert any("first of 3 rounds" in note.text for note in diagnosis.notes)
+    epochs = "for epoch in range(3):\n    model(1).loss.backward()\n"
+    epoch = read(tmp_path, _TRAIN.replace("TARGETS", "['q_proj']") + epochs)
+    assert epoch.recipe.written is not None and not epoch.recipe.written.first_rounds
+    once = read(tmp_path, text.replace("[4, 8, 16]", "[4]"))
+    assert once.recipe.written is not None and not once.recipe.written.first_rounds

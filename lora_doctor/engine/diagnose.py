@@ -106,7 +106,8 @@ def _notes_on_program(case: Case) -> tuple[Note, ...]:
     if written is None:
         return ()
     gpu = [f"read as on a GPU with bfloat16: {question}" for question in written.assumed]
-    return tuple(Note("choice", text) for text in (*gpu, *written.other_releases))
+    rest = (Note("not-proven", text) for text in written.first_rounds)
+    return (*(Note("choice", text) for text in (*gpu, *written.other_releases)), *rest)
 
 
 def diagnose_and_fix(

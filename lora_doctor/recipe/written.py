@@ -18,6 +18,8 @@ class Written:
     asked: tuple[str, ...] = ()
     #: On what condition the file was read so, such as a question about the GPU.
     assumed: tuple[str, ...] = ()
+    #: Loops that load or train, of which only the first round was read, each as a sentence.
+    first_rounds: tuple[str, ...] = ()
     #: Releases that it asks for where others are installed, each as a sentence.
     other_releases: tuple[str, ...] = ()
     #: Why the model that it names cannot be looked at; empty where it can.

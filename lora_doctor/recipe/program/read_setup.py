@@ -298,6 +298,10 @@ class _Reader:
             parts={part: call.place for part, call in self.parts.items()},
             asked=tuple(text for _, text in self.asked),
             assumed=tuple(dict.fromkeys(str(one) for one in self.program.assumed)),
+            first_rounds=tuple(
+                f"read for the first of {rounds} rounds of the loop over {loop}"
+                for loop, rounds in self.program.first_rounds
+            ),
             other_releases=other_releases(self.program),
             data=self.program.data,
             arguments=self.program.arguments,

@@ -52,6 +52,7 @@ class Follower(Statements):
         self.calls: list[Call] = []
         #: Questions about the GPU, answered as for one with bfloat16.
         self.assumed: list[Unknown] = []
+        self.first_rounds: list[tuple[Unknown, int]] = []
         self.modules: dict[Path, ModuleValue | None] = {}
         self.followed: set[int] = set()
         self.units: list[Unit] = []

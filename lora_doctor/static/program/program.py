@@ -48,6 +48,9 @@ class Program:
     #: Questions about the GPU, answered as for one with bfloat16.
     assumed: tuple[Unknown, ...]
     pins: tuple[Pin, ...]
+    #: The loops that load or train, of which the first round was read; each with its number of
+    #: rounds.
+    first_rounds: tuple[tuple[Unknown, int], ...] = ()
     #: What it imports from libraries, in the order in which it does.
     imports: tuple[ImportedName, ...] = ()
     #: Words of its command line that were given.
@@ -147,6 +150,7 @@ def _read(path: Path, data: bytes, text: str, arguments: tuple[str, ...]) -> Pro
         calls=tuple(follower.calls),
         assumed=tuple(follower.assumed),
         imports=tuple(follower.imports),
+        first_rounds=tuple(follower.first_rounds),
         pins=tuple(pin for unit in units for pin in _pins(unit)),
         arguments=arguments,
         reads=follower.reads(),

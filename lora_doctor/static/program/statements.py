@@ -40,6 +40,8 @@ _LEAVING = (cst.Return, cst.Raise, cst.Continue, cst.Break)
 _MOST_ROUNDS = 2_000
 #: What only a loop has that loads, adapts or trains.
 _OF_A_RUN = re.compile(r"from_pretrained|from_config|get_peft_model|Trainer|backward|\.step\(")
+#: What makes each round a set-up of its own, and not an epoch of one.
+_SETS_UP = re.compile(r"from_pretrained|from_config|get_peft_model|Trainer\(")
 
 
 @dataclass
@@ -74,6 +76,9 @@ class Statements(Bindings):
     statement: tuple[Span, int] | None
     #: How the block that was left last was left.
     left_by: type[cst.BaseSmallStatement] | None = None
+    #: The loops that set up a training in each round, of which the first is followed; each with its
+    #: number of rounds.
+    first_rounds: list[tuple[Unknown, int]]
     #: The loops that are followed round by round.
     loops: list[Loop]
     #: What is imported from libraries; the ``try`` blocks around that are ready for its failure.
@@ -178,6 +183,8 @@ class Statements(Bindings):
         known = values.items if isinstance(values, Items) and values.open is None else None
         if known is not None and len(known) <= _MOST_ROUNDS and not self._makes(node.body):
             return self._rounds(node, list(known))
+        if known is not None and len(known) > 1 and _SETS_UP.search(self.unit.span(node.body).text):
+            self.first_rounds.append((self.unknown(node.iter), len(known)))
         self.bind(node.target, known[0] if known else self.unknown(node.target))
         self._once(node.body)
         return False
