@@ -72,8 +72,11 @@ class ImportedNameGone(Rule):
         Symptom(_NAME, alone=True, unless=_LATE, weight=-1),
         Symptom(_MODULE, alone=True),
         Symptom(
-            r"module '?(?:transformers|peft|trl|accelerate|datasets)[\w.]*'? has no attribute '\w+'"
+            rf"module '?{_PACKAGE}(?!_modules)[\w.]*'? has no attribute '\w+'",
+            raised_in=_OWN,
+            weight=1,
         ),
+        Symptom(rf"module '?{_PACKAGE}'? has no attribute '\w+'", alone=True),
     )
     examples = (
         Example(

@@ -75,6 +75,11 @@ class ResumedRunDiffers(Rule):
             r"loaded state dict (?:contains a parameter group that doesn't match the size of|has a "
             r"different number of parameter groups)"
         ),
+        Symptom(
+            r"Missing key\(s\) in state_dict: \"base_model\.",
+            "DeepSpeed",
+            context=r"deepspeed_load_checkpoint|in load_checkpoint\b",
+        ),
     )
     examples = (
         Example(

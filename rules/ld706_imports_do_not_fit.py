@@ -30,6 +30,10 @@ _INSTALLED = (
     r"^(?!.*transformers_modules).*[\\/](?:(?:site|dist)-packages|peft|trl|accelerate|bitsandbytes|"
     r"transformers|datasets|llamafactory|llmtuner|axolotl|swift|unsloth\w*)[\\/]"
 )
+_ATTRIBUTE = (
+    r"module '?(?:transformers|accelerate|huggingface_hub|peft|trl)\.[\w.]+'? "
+    r"has no attribute '\w+'"
+)
 _SUBMODULE = r"No module named '(?:transformers|accelerate|huggingface_hub|peft|trl)\.[\w.]+'"
 _FOLLOWED = (
     r"^(?!.*transformers_modules).*[\\/]"
@@ -85,6 +89,8 @@ class ImportsDoNotFit(Rule):
         Symptom(_NAME, alone=True),
         Symptom(_MODULE, raised_in=_FOLLOWED, weight=1),
         Symptom(_SUBMODULE, raised_in=_INSTALLED, weight=1),
+        Symptom(_ATTRIBUTE, raised_in=_INSTALLED, weight=1),
+        Symptom(_ATTRIBUTE, alone=True),
         Symptom(r"No module named 'triton\.ops'"),
     )
 

@@ -45,6 +45,8 @@ _CUT_PATH = re.compile(
 #: What a launcher and such a box put between the words of a message: ``[rank0]:`` or
 #: ``[default0]:`` before each line, borders.
 _NOISE = re.compile(r"(?m:^[ \t]*\[(?:rank|default)?\d+\]: ?)|[│┃║╭╰╮╯─━❱]+")
+#: ``__init__`` where Markdown took its underscores for bold letters.
+_BOLD_INIT = re.compile(r"(?<![\w*])(\*\*)?init(?(1)\*\*)\(\)(?= (?:got|missing|takes)\b)")
 #: Quotation marks as word processors write them, and the plain ones.
 _STRAIGHT = {ord(mark): "'" for mark in "‘’‚‛"} | {ord(mark): '"' for mark in "“”„"}
 #: A longer text is a log, and its words describe nothing.
@@ -223,7 +225,7 @@ def _plain(text: str) -> str:
     if r"File \"" in text:  # a traceback in a line of JSON
         text = text.replace(r"\n", "\n").replace(r"\"", '"')
     written = _CUT_PATH.sub("", _COLOURS.sub("", text.translate(_STRAIGHT)))
-    return _NOISE.sub(" ", written)
+    return _BOLD_INIT.sub("__init__()", _NOISE.sub(" ", written))
 
 
 def _shortened(word: str) -> str:
