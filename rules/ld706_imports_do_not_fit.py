@@ -30,6 +30,7 @@ _INSTALLED = (
     r"^(?!.*transformers_modules).*[\\/](?:(?:site|dist)-packages|peft|trl|accelerate|bitsandbytes|"
     r"transformers|datasets|llamafactory|llmtuner|axolotl|swift|unsloth\w*)[\\/]"
 )
+#: The same, asked for as an attribute of a module.
 _ATTRIBUTE = (
     r"module '?(?:transformers|accelerate|huggingface_hub|peft|trl)\.[\w.]+'? "
     r"has no attribute '\w+'"
