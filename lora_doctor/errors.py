@@ -9,6 +9,7 @@ Every one is importable from ``lora_doctor`` itself:
     │   ├── LimitError     a limit of ours stopped a reader
     │   ├── NotPythonError a file that should be Python is not
     │   ├── ConfigError    transformers refuses the model's config.json
+    │   ├── ModelClassError  an auto class does not have the model: an InputError likewise
     │   └── FactoryError   a factory raised: an InputError, unless a rule knows why
     ├── PatchError        a patch of a prescription does not fit the installed libraries
     └── TrainingStopped   a live run found what the job was to be stopped for
