@@ -144,7 +144,7 @@ def verdict_words(diagnosis: Diagnosis) -> tuple[str, str]:
         + ("these packages do not run together" if environment and errors else
            "packages do not fit each other" if environment else
            "this run would fail or learn nothing" if errors else
-           "this run would train, but not as intended, or at risk")
+           "this run would train, but likely not as intended")
     )  # fmt: skip
     return headline, " ".join(filter(None, (after_words(diagnosis), _beside_findings(diagnosis))))
 

@@ -172,8 +172,12 @@ def test_a_set_up_that_cannot_be_answered_does_not_hide_the_others(tmp_path: Pat
     )
     done = run("check", "--output-format", "sarif", cwd=tmp_path, HF_HUB_OFFLINE="1")
     assert done.returncode == 2, done.stderr
-    (answered,) = json.loads(done.stdout)["runs"]
+    lost, answered = json.loads(done.stdout)["runs"]
     assert answered["automationDetails"] == {"id": "lora-doctor/llama/"}
+    (invocation,) = lost["invocations"]
+    assert not invocation["executionSuccessful"] and answered["invocations"]
+    told = invocation["toolExecutionNotifications"][0]["message"]["text"]
+    assert "'no/such/folder/at.all': not a folder" in told
     refused = run("check", "--output-format", "html", cwd=tmp_path)
     assert refused.returncode == 2 and "--output html=FILE" in refused.stderr
     assert "lost: undetermined" in done.stderr and "llama: nothing found" in done.stderr

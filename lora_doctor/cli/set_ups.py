@@ -54,8 +54,10 @@ def check_all(group: click.Group, ctx: click.Context) -> int:
         for set_up in project.set_ups:
             own = joint.left_to(set_up.name, shared) if several else shared
             before = len(reported)
-            codes[set_up.name] = _check(group, ctx, set_up, own)
+            codes[set_up.name], error = _check(group, ctx, set_up, own)
             found.update((set_up.name, one) for one in reported[before:])
+            if error:  # a report without it would be taken for one in which nothing was found
+                found[set_up.name] = _not_answered(set_up, error)
     joint.write(found, verbose=ctx.params["verbose"])
     if several and len(reported) == len(project.set_ups):
         for text in unused_ignores(project, reported):
@@ -67,7 +69,10 @@ def check_all(group: click.Group, ctx: click.Context) -> int:
     return next((code for code in (FINDINGS, UNANSWERED) if code in codes.values()), OK)
 
 
-def _check(group: click.Group, ctx: click.Context, set_up: SetUp, shared: dict[str, Any]) -> int:
+def _check(
+    group: click.Group, ctx: click.Context, set_up: SetUp, shared: dict[str, Any]
+) -> tuple[int, str]:
+    """The exit code, and why there is no diagnosis; empty where there is one."""
     name = "dry-run" if set_up.command else "check"
     ctx.meta[SET_UP] = set_up
     command = group.commands[name]
@@ -78,12 +83,25 @@ def _check(group: click.Group, ctx: click.Context, set_up: SetUp, shared: dict[s
         with command.make_context(
             name, arguments, parent=ctx.parent, default_map=defaults
         ) as inner:
-            return int(click.Command.invoke(command, inner) or OK)
+            return int(click.Command.invoke(command, inner) or OK), ""
     except click.ClickException as error:
-        streams.tell(f"lora-doctor: {visible(set_up.name)}: {error.format_message()}")
+        told = error.format_message()
     except LoraDoctorError as error:
-        streams.tell(f"lora-doctor: {visible(set_up.name)}: {error}")
-    return UNANSWERED
+        told = str(error)
+    streams.tell(f"lora-doctor: {visible(set_up.name)}: {told}")
+    return UNANSWERED, told
+
+
+def _not_answered(set_up: SetUp, error: str) -> Diagnosis:
+    """What a report of several set-ups says of one that could not be checked."""
+    from lora_doctor.recipe.recipe import Recipe
+    from lora_doctor.results.diagnosis import Diagnosis
+    from lora_doctor.static.model_source import ModelSource
+
+    source = ModelSource("folder", set_up.model or set_up.command)
+    return Diagnosis(
+        source, Recipe(), "static", {}, undetermined=f"the set-up was not checked: {error}"
+    )
 
 
 def _accepted(diagnosis: Diagnosis) -> str:
