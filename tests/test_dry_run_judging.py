@@ -9,7 +9,7 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -21,8 +21,12 @@ from lora_doctor.dry_run.captured import Captured
 from lora_doctor.dry_run.not_asked import not_asked
 from lora_doctor.dry_run.not_here import is_about_here
 from lora_doctor.dry_run.sampled import judged_batches
+from lora_doctor.recipe.edit import Rewrite
+from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.diagnosis import Skipped
 from lora_doctor.results.dry_run import ScriptError
+from lora_doctor.results.finding import Finding, Location, Measurement, Proof
+from lora_doctor.results.fix import Fix
 from lora_doctor.results.supervision import TokenizerFacts
 from lora_doctor.supervision.observe import observe
 from lora_doctor.supervision.padding import padding_labels
@@ -268,6 +272,27 @@ def test_a_scheduler_that_nobody_steps_counts_as_it_stands() -> None:
     for more, held in (([], 2), ([other], 2), ([stepped], 1), ([ended], 1)):
         found = Captured((*records, *more)).optimizer()
         assert found is not None and found.held == held, more
+
+
+def test_a_fix_of_the_text_is_not_called_tried_where_the_recipe_is_not_from_that_text() -> None:
+    """In a dry run the recipe is captured: reading it again would show the finding once more, and a
+    fix that is right would be said not to help."""
+    from lora_doctor.engine.try_fixes import _Round
+
+    fix = Fix("quantization_config=...", "safe", rewrites=(Rewrite(0, 3, "old", "new"),))
+    finding = Finding(
+        "LD315", "load-argument-removed", "error", "It raises.", Location("file", "a.py", 1),
+        (Measurement("the line", "from_pretrained(load_in_8bit=True)", "a.py"),),
+        Proof("inferred", ""), fixes=(fix,),
+    )  # fmt: skip
+    tried: list[object] = []
+    trials = SimpleNamespace(run=lambda *given: tried.append(given) or {}, would_take=lambda one: 0)
+    for recipe, times in ((Recipe(), 0), (SimpleNamespace(written=1, set_up=None), 1)):
+        first = SimpleNamespace(case=SimpleNamespace(recipe=recipe))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("lora_doctor.engine.try_fixes.is_of_text", lambda fix, recipe: True)
+            _Round(cast(Any, trials), cast(Any, first), [finding]).read_again()
+        assert len(tried) == times
 
 
 def test_rules_that_need_more_than_batches_are_named_beside_the_verdict() -> None:
