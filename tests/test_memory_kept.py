@@ -177,3 +177,18 @@ def test_grouped_experts_take_any_dtype_on_meta_as_on_a_device(dtype: str) -> No
             kept[device] = live.alive_at(live.now())
         assert tokens.grad is not None and tokens.grad.shape == tokens.shape
     assert kept["meta"] == kept["cpu"]
+
+
+def test_a_message_on_meta_has_the_numbers_that_are_known() -> None:
+    """Batches with images are corrected by messages such as "tokens: 2, features: 3"."""
+    import torch
+
+    from lora_doctor.memory_plan.data_dependent_ops import KnownValues, running_on_meta
+
+    values = KnownValues()
+    weight = torch.empty(4, device="meta")
+    with running_on_meta(values):
+        ids = values.to_meta(torch.tensor([1, 7, 7, 2]))
+        assert f"tokens: {(ids == 7).sum()}, features: 3" == "tokens: 2, features: 3"
+        assert "meta" in f"{weight.sum()}"
+    assert f"{torch.tensor(3)}" == "3"

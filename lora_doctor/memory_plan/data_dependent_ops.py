@@ -200,7 +200,8 @@ class _WithValues:
 def running_on_meta(values: KnownValues) -> Iterator[None]:
     """Models run on meta in this context, and ``values`` answers what they ask.
 
-    ``torch.autocast``, which transformers 4 opens on the device of its input, knows no meta.
+    ``torch.autocast``, which transformers 4 opens on the device of its input, knows no meta. A
+    message that has a known number in it shows the number: batches are corrected by such messages.
     """
     import torch
 
@@ -217,11 +218,14 @@ def running_on_meta(values: KnownValues) -> Iterator[None]:
         "as_tensor": with_values.made(torch.as_tensor),
     }
     plain = {name: getattr(torch, name) for name in replaced}
+    formatted: Any = torch.Tensor.__format__
     vars(torch).update(replaced)
+    torch.Tensor.__format__ = lambda one, spec: formatted(values.numbers(one), spec)
     try:
         with values.answering():
             yield
     finally:
+        torch.Tensor.__format__ = formatted
         vars(torch).update(plain)
 
 
