@@ -38,7 +38,8 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     ``Setup``: the calls of the script or notebook that holds the recipe. Read off it:
     ``prepared_after_adapters``, ``loaded_frozen``, ``adapted_twice``,
     ``adapted_by_the_trainer_too``, ``optimizer_too_early`` (each a ``Slip``: two calls in an order
-    that does not work), ``merged_after_wrapping``, ``merged_and_dropped``, ``trained_in_turn``,
+    that does not work), ``merged_after_wrapping``, ``merged_and_dropped``, ``saved_as_base``,
+    ``trained_in_turn``,
     ``all_set_trainable``, ``compiled_before_adapters``, ``loaded_onto_adapters``,
     ``streamed_without_steps`` (likewise), ``unknown_arguments`` (``UnknownArgument``),
     ``gone_names`` (``GoneName``: imported, and not in the installed release),
@@ -162,6 +163,7 @@ if TYPE_CHECKING:
     from lora_doctor.recipe.program.after_training import (
         all_set_trainable,
         merged_and_dropped,
+        saved_as_base,
         trained_in_turn,
     )
     from lora_doctor.recipe.program.collated_columns import collated_columns
@@ -250,7 +252,7 @@ _LAZY = {
         "recipe.files.side_files": ("SideFiles",),
         "recipe.program.added_tokens": ("AddedTokens", "added_tokens"),
         "recipe.program.after_training": (
-            "all_set_trainable", "merged_and_dropped", "trained_in_turn",
+            "all_set_trainable", "merged_and_dropped", "saved_as_base", "trained_in_turn",
         ),
         "recipe.program.collated_columns": ("collated_columns",),
         "recipe.program.devices": ("SpreadTwice", "spread_twice"),
@@ -464,6 +466,7 @@ __all__ = [
     "quoted",
     "require_lora",
     "same_job",
+    "saved_as_base",
     "sets_padding_id",
     "side_towers",
     "spread_twice",

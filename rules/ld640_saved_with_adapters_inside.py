@@ -14,8 +14,15 @@ from lora_doctor.rule_api import (
     Proof,
     Rule,
     Symptom,
+    saved_as_base,
 )
 from lora_doctor.rules._dry_run_script import LOOP, MODEL
+from lora_doctor.rules._program import slips
+
+_FIX = (
+    "Call save_pretrained of the PeftModel to save the adapters, or of "
+    "peft_model.merge_and_unload() to save the whole model."
+)
 
 
 class SavedWithAdaptersInside(Rule):
@@ -32,7 +39,8 @@ class SavedWithAdaptersInside(Rule):
     `PeftModel` knows how to save what was trained. The same holds for `peft_model.get_base_model()`
     and for a model after `merge_adapter()`, which keeps the PEFT layers.
 
-    A dry run finds this by the names of the weights that the command saved.
+    A dry run finds this by the names of the weights that the command saved; in a script that is
+    only read, by the object whose `save_pretrained` is called.
 
     ## Versions
     All.
@@ -61,11 +69,29 @@ class SavedWithAdaptersInside(Rule):
             why="q_proj and v_proj are saved as base_layer",
         ),
         Example(
+            "broken",
+            "tests/scripts/saved_as_base.py",
+            depth="static",
+            why="the loaded model is saved, and not the PEFT model",
+        ),
+        Example(
             "healthy", "", script=MODEL + LOOP + 'model.merge_and_unload().save_pretrained("out")\n'
         ),
     )
 
     def check(self, case: Case) -> Iterator[Finding]:
+        if not case.has("dry_run") and case.has("program"):
+            yield from slips(
+                self,
+                case,
+                saved_as_base(case.program),
+                "{code} saves the loaded model, which contains the adapters of {other}: the "
+                "adapted layers get names that from_pretrained does not recognise, and are newly "
+                "initialized on loading.",
+                "adapters added",
+                _FIX,
+            )
+            return
         found = case.dry_run.saved_with_adapters
         if found is None:
             return
@@ -84,11 +110,5 @@ class SavedWithAdaptersInside(Rule):
                 Measurement("the adapter was saved as well", found.adapter_too, source),
             ),
             proof=Proof("executed", source),
-            fixes=(
-                Fix(
-                    "Call save_pretrained of the PeftModel to save the adapters, or of "
-                    "peft_model.merge_and_unload() to save the whole model.",
-                    "manual",
-                ),
-            ),
+            fixes=(Fix(_FIX, "manual"),),
         )

@@ -11,6 +11,7 @@ from lora_doctor.recipe.program.added_tokens import added_tokens
 from lora_doctor.recipe.program.after_training import (
     all_set_trainable,
     merged_and_dropped,
+    saved_as_base,
     trained_in_turn,
 )
 from lora_doctor.recipe.program.collated_columns import collated_columns
@@ -232,6 +233,10 @@ def test_a_trainer_that_can_be_made_again(
 @pytest.mark.parametrize(
     ("find", "code", "found"),
     [
+        (saved_as_base, 'base.save_pretrained("out")\n', True),
+        (saved_as_base, 'base.save_pretrained("out")\nmodel.save_pretrained("out")\n', False),
+        (saved_as_base, 'model.save_pretrained("out")\n', False),
+        (saved_as_base, 'model.unload()\nbase.save_pretrained("out")\n', False),
         (loaded_onto_adapters, 'PeftModel.from_pretrained(model, "adapter")\n', True),
         (loaded_onto_adapters, 'PeftModel.from_pretrained(base, "adapter")\n', False),
         (loaded_onto_adapters, 'model.load_adapter("adapter", "second")\n', False),

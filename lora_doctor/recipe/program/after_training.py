@@ -15,7 +15,7 @@ from lora_doctor.recipe.program.objects import (
     makers,
     top,
 )
-from lora_doctor.recipe.program.order import Slip, slip, target_of
+from lora_doctor.recipe.program.order import Slip, adapted_by, slip, target_of
 from lora_doctor.recipe.program.setup import Setup
 from lora_doctor.recipe.program.splices import Splice
 from lora_doctor.static.program.units import Span
@@ -46,6 +46,21 @@ def merged_and_dropped(setup: Setup) -> Iterator[Slip]:
         )  # fmt: skip
         if saving is not None:
             yield slip(call, saving, _kept(call))
+
+
+def saved_as_base(setup: Setup) -> Iterator[Slip]:
+    """``save_pretrained`` of the loaded model, which holds the adapters of a PEFT model that is not
+    saved itself."""
+    calls = setup.program.calls
+    for call in calls:
+        first = next(makers(call.receiver), None)
+        if call.method != "save_pretrained" or not call.certain or first is None:
+            continue
+        wrap = adapted_by(setup, call.receiver, call) if is_loader(first) else None
+        if wrap is None or not is_wrap(wrap):
+            continue
+        if not any(one.number > wrap.number and _saves(setup, one, wrap) for one in calls):
+            yield slip(call, wrap, [])
 
 
 def trained_in_turn(setup: Setup) -> Iterator[Slip]:

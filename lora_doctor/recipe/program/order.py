@@ -52,7 +52,7 @@ def prepared_after_adapters(setup: Setup) -> Iterator[Slip]:
         if not is_preparation(call) or not call.certain:
             continue
         model = call.value("model", 0)
-        wrap = _adapted(setup, model, call)
+        wrap = adapted_by(setup, model, call)
         again = any(
             later.number > call.number
             and (is_wrap(later) or is_adding(later) or later.method in ("set_adapter", *_UNDO))
@@ -90,7 +90,7 @@ def merged_after_wrapping(setup: Setup) -> Iterator[Slip]:
         # Others may be loaded anew, without quantization, to be merged into.
         trained = loader_of(call.receiver) is setup.roles.loader
         if call.method in _MERGE and call.certain and trained:
-            wrap = _adapted(setup, call.receiver, call)
+            wrap = adapted_by(setup, call.receiver, call)
             if wrap is not None:
                 yield slip(call, wrap, [])
 
@@ -99,7 +99,7 @@ def adapted_twice(setup: Setup) -> Iterator[Slip]:
     """``get_peft_model`` on a model that has adapters."""
     for call in setup.program.calls:
         if call.certain and is_wrap(call) and is_none(call.value("mixed", 3)):
-            wrap = _adapted(setup, call.value("model", 0), call)
+            wrap = adapted_by(setup, call.value("model", 0), call)
             if wrap is not None:
                 yield slip(call, wrap, [])
 
@@ -110,7 +110,7 @@ def adapted_by_the_trainer_too(setup: Setup) -> Iterator[Slip]:
         argument = call.argument("peft_config")
         if not (call.certain and is_trainer(call)) or argument is None or is_none(argument.value):
             continue
-        wrap = _adapted(setup, call.value("model", 0), call)
+        wrap = adapted_by(setup, call.value("model", 0), call)
         if wrap is not None:
             change = None if argument.unpacked else removed(call, argument)
             yield slip(call, wrap, [change] if change else [])
@@ -134,7 +134,7 @@ def optimizer_too_early(setup: Setup) -> Iterator[Slip]:
             yield slip(call, wrap, _moved_behind(call, wrap))
 
 
-def _adapted(setup: Setup, value: Value | None, before: Call) -> Call | None:
+def adapted_by(setup: Setup, value: Value | None, before: Call) -> Call | None:
     """The call that has put adapters on this model earlier and was not undone."""
     loader = loader_of(value)
     if loader is None:
