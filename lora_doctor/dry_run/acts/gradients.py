@@ -68,7 +68,13 @@ class _Watch:
             return
         self._steps += 1
         with self._acting.ours():
-            self._look()
+            try:
+                self._look()
+            except Exception as error:  # noqa: BLE001 - tensors of any kind; the user's run goes on
+                self._adapters = []
+                reason = f"{type(error).__name__}: {error}"[:300]
+                self._acting.journal.tell("no_gradients", reason=reason)
+                return
         place = caller()
         self._acting.journal.tell(
             "step_gradients",

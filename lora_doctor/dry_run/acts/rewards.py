@@ -12,7 +12,7 @@ import functools
 import inspect
 import itertools
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,18 +71,26 @@ class _Seen:
         def rewarded(*arguments: Any, **named: Any) -> Any:
             given = function(*arguments, **named)
             if isinstance(given, Sequence) and not self.acting.evaluations:
-                self.rewards[number] = [_number(one) for one in given]
-                if len(self.rewards) == len(self.functions):
-                    self._tell(named.get("prompts"), named.get("completions"))
-                    self.rewards = {}
+                try:
+                    self._keep(number, given, named)
+                except Exception as error:  # noqa: BLE001 - what the trainer makes of it is its own
+                    reason = f"{type(error).__name__}: {error}"[:300]
+                    self.acting.journal.tell("no_rewards", reason=reason)
             return given
 
         setattr(rewarded, _WATCHED, True)
         return rewarded
 
-    def _tell(self, prompts: Any, completions: Any) -> None:
+    def _keep(self, number: int, given: Sequence[Any], named: Mapping[str, Any]) -> None:
+        """The rewards of one function; of the last one of a batch all are told."""
+        self.rewards[number] = [_number(one) for one in given]
+        if len(self.rewards) == len(self.functions):
+            rewards, self.rewards = self.rewards, {}
+            self._tell(rewards, named.get("prompts"), named.get("completions"))
+
+    def _tell(self, given: dict[int, list[float]], prompts: Any, completions: Any) -> None:
         """Compare the completions of each prompt, which stand one after another."""
-        rewards = list(zip(*self.rewards.values(), strict=False))
+        rewards = list(zip(*given.values(), strict=False))
         if not isinstance(prompts, list) or not isinstance(completions, list):
             return
         if not len(prompts) == len(completions) == len(rewards):
@@ -126,7 +134,7 @@ def reads_completions(function: Any) -> bool:
         return True  # what is around it may read them
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
-    except (OSError, TypeError, SyntaxError, ValueError):
+    except (OSError, TypeError, SyntaxError, ValueError, RecursionError):
         return True
     found = [
         node
