@@ -45,6 +45,34 @@ def fit(recipe: Recipe, model: Any, config: Any = None) -> tuple[Recipe, tuple[s
     return (recipe.override(changes, "argument") if changes else recipe), tuple(fixed)
 
 
+def without_absent_targets(
+    recipe: Recipe, model: Any, full_size: Callable[[], Any]
+) -> tuple[Recipe, tuple[str, ...]]:
+    """The recipe without the target modules that only the model at full size has, and their names.
+
+    Some classes place modules by the number of a layer, and a few layers have none of them. An
+    entry that matches nothing there either stays, and fails here as it does there; so does a list
+    of which nothing would be left. ``full_size``: makes that model, on the meta device; called only
+    where an entry matches nothing here.
+    """
+    targets = recipe.get("target_modules")
+    absent = _unnamed(targets, model) if isinstance(targets, list) else []
+    if not absent or len(absent) == len(targets):
+        return recipe, ()
+    wrong = _unnamed(absent, full_size())
+    absent = [name for name in absent if name not in wrong]
+    if not absent:
+        return recipe, ()
+    kept = [name for name in targets if name not in absent]
+    return recipe.override({"target_modules": kept}, "argument"), tuple(absent)
+
+
+def _unnamed(entries: Iterable[str], model: Any) -> list[str]:
+    """The entries that are the end of no module's path."""
+    paths = [f".{name}" for name, _ in model.named_modules()]
+    return [entry for entry in entries if not any(path.endswith(f".{entry}") for path in paths)]
+
+
 def _with_tokens_that_are_there(recipe: Recipe, model: Any, config: Any) -> Recipe:
     """The recipe with token ids of this vocabulary, each another one, for those that the model at
     full size has; an id that it lacks as well stays as it is, and fails here as it does there."""

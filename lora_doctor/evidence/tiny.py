@@ -254,6 +254,12 @@ def _fitted(run: TinyRun) -> TinyRun:
         for key in recipe.values
         if recipe.get(key) != asked.get(key)
     ]
+    recipe, absent = fewer_layers.without_absent_targets(
+        recipe, run.model, lambda: run.loader.build("meta")
+    )
+    if absent:
+        text = f"not adapted in the tiny model, which is too small to have it: {', '.join(absent)}"
+        moved = [*moved, Note("not-adapted", text)]
     dtype = _explicit_dtype(run.loader, asked)
     return replace(run, recipe=recipe, unfit=unfit, dtype=dtype, notes=[*run.notes, *moved])
 

@@ -31,8 +31,8 @@ class Note:
     """A sentence for people; whoever decides something by a note reads its ``kind``."""
 
     #: ``step``: something was done on the way. ``choice``: something was decided that nobody asked
-    #: for. ``not-adapted``: layers that the proposed recipe leaves without adapters. ``not-fed``:
-    #: an input that the model takes and that no batch has. ``not-proven``: a part of the recipe was
+    #: for. ``not-adapted``: layers that the proposed recipe leaves without adapters, or that the tiny
+    #: model is too small to have. ``not-fed``: an input that the model takes and that no batch has. ``not-proven``: a part of the recipe was
     #: not run. ``does-not-run``: the same, because the model without adapters does not run that way
     #: on this machine. ``batch-left-out``: a batch that the model without adapters does not take.
     #: ``objection``: what a forward raised while a batch was being made. ``input-left-out``: why a
