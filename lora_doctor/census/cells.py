@@ -52,6 +52,9 @@ def gather(
     shrunk = tiny.make(loader, made)
     if keep is not None:
         fitted, _ = fewer_layers.fit(Recipe.from_json(own), shrunk.model, loader.config)
+        fitted, _ = fewer_layers.without_absent_targets(
+            fitted, shrunk.model, lambda: loader.build("meta")
+        )
         save(shrunk, fitted, Path(keep))
     found = {}
     for name, recipe in recipes.items():

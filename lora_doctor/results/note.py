@@ -31,16 +31,17 @@ class Note:
     """A sentence for people; whoever decides something by a note reads its ``kind``."""
 
     #: ``step``: something was done on the way. ``choice``: something was decided that nobody asked
-    #: for. ``not-adapted``: layers that the proposed recipe leaves without adapters, or that the tiny
-    #: model is too small to have. ``not-fed``: an input that the model takes and that no batch has. ``not-proven``: a part of the recipe was
-    #: not run. ``does-not-run``: the same, because the model without adapters does not run that way
-    #: on this machine. ``batch-left-out``: a batch that the model without adapters does not take.
-    #: ``objection``: what a forward raised while a batch was being made. ``input-left-out``: why a
-    #: batch lacks an input. ``features-cast``: features that the model takes in its own dtype only,
-    #: in which no processor returns them. ``not-observed``: what could not be asked or seen.
-    #: ``cut``: something is left out of this report. ``warned``: what a library warned of.
-    #: ``baseline``: what a baseline holds and is not found any more. ``ignore``: an ignore of the
-    #: user's that accepts nothing, and why. ``cached``: the answer was found stored.
+    #: for. ``not-adapted``: layers that the proposed recipe leaves without adapters, or that the
+    #: tiny model is too small to have. ``not-fed``: an input that the model takes and that no batch
+    #: has. ``not-proven``: a part of the recipe was not run. ``does-not-run``: the same, because
+    #: the model without adapters does not run that way on this machine. ``batch-left-out``: a batch
+    #: that the model without adapters does not take. ``objection``: what a forward raised while a
+    #: batch was being made. ``input-left-out``: why a batch lacks an input. ``features-cast``:
+    #: features that the model takes in its own dtype only, in which no processor returns them.
+    #: ``not-observed``: what could not be asked or seen. ``cut``: something is left out of this
+    #: report. ``warned``: what a library warned of. ``baseline``: what a baseline holds and is not
+    #: found any more. ``ignore``: an ignore of the user's that accepts nothing, and why.
+    #: ``cached``: the answer was found stored.
     kind: NoteKind
     #: The sentence.
     text: str
