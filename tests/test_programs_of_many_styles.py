@@ -241,7 +241,8 @@ def test_modules_of_the_repository_are_found_from_a_folder_in_it(tmp_path: Path)
     (tmp_path / "settings_of_mine").mkdir()
     (tmp_path / "settings_of_mine" / "lora.py").write_text("TARGETS = ['q_proj']\n")
     (tmp_path / "scripts").mkdir()
-    setup = read(tmp_path / "scripts", "from settings_of_mine.lora import TARGETS\n" + _TRAIN)
+    imports = "import __main__\nfrom settings_of_mine.lora import TARGETS\n"
+    setup = read(tmp_path / "scripts", imports + _TRAIN)
     assert setup.recipe.get("target_modules") == ["q_proj"], setup.asked
 
 

@@ -38,7 +38,11 @@ def sibling(follower: Context, module: str, dots: int) -> ModuleValue | None:
 def _above(folder: Path, package: str) -> list[Path]:
     """The folders above, up to the root of the repository, from where ``python -m`` may start the
     program; none for a package that is installed, which wins there."""
-    if importlib.util.find_spec(package) is not None:
+    try:
+        installed = importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):  # ``__main__``, or a stub in its place
+        installed = True
+    if installed:
         return []
     above = list(folder.resolve().parents)[:_ABOVE]
     root = next((n for n, place in enumerate([folder, *above]) if (place / ".git").exists()), 0)
