@@ -22,7 +22,6 @@ from lora_doctor.static.installed.signatures import (
     signature_of,
 )
 from lora_doctor.static.place import Place
-from lora_doctor.static.program.objects import own_arguments
 from lora_doctor.static.program.program import Pin
 from lora_doctor.static.program.units import Span
 from lora_doctor.static.program.values import Argument, Call, Known
@@ -106,7 +105,11 @@ def _in(setup: Setup, call: Call, version: str) -> Iterator[UnknownArgument]:
 def _not_own(call: Call) -> dict[str, Argument]:
     """The named arguments of a call that are the library's to take, and not those of an heir of the
     user's; none where that has a constructor of its own."""
-    own = own_arguments(call.heir) if call.heir is not None else frozenset()
+    if call.heir is None:
+        return dict(call.keywords)
+    from lora_doctor.static.program.objects import own_arguments  # libcst: where there is a script
+
+    own = own_arguments(call.heir)
     if own is None:
         return {}
     return {name: one for name, one in call.keywords.items() if name not in own}
