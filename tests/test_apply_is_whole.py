@@ -117,7 +117,7 @@ def test_what_somebody_else_wrote_under_our_names_is_refused(
     plan = plan_of(None, tmp_path)
     (tmp_path / name).write_text("r: 64  # by hand\n")
     before = contents(tmp_path)
-    with pytest.raises(InputError, match=rf"{name}.*not by lora-doctor.*choose another"):
+    with pytest.raises(InputError, match=rf"{name}.*not written by lora-doctor.*choose another"):
         plan_of(None, tmp_path) if when == "before" else plan.write(diagnosis)
     assert contents(tmp_path) == before
 

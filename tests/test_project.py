@@ -187,5 +187,5 @@ def test_without_set_ups_a_model_is_asked_for(tmp_path: Path) -> None:
     done = run("check", cwd=tmp_path)
     assert done.returncode == 2 and "MODEL is missing" in done.stderr
     configure(tmp_path, SET_UPS)
-    one = run("check", "--output-format", "sarif", cwd=tmp_path)
-    assert one.returncode == 2 and "--output sarif=FILE" in one.stderr and not one.stdout
+    one = run("check", "--output-format", "html", cwd=tmp_path)
+    assert one.returncode == 2 and "--output html=FILE" in one.stderr and not one.stdout
