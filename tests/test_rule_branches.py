@@ -537,6 +537,51 @@ def test_ld624_compares_revisions_that_can_be_compared() -> None:
     assert asked("v1", COMMITS[1], snapshot="v1") == asked(*COMMITS, kind="folder") == []
 
 
+@pytest.mark.parametrize(
+    ("named", "kind", "name", "severity"),
+    [
+        ("other/base", "hub", "org/base", "info"),  # a copy of another account
+        ("org/base-2", "hub", "org/base", "warning"),
+        ("/models/base", "hub", "org/base", None),  # where it was trained it lay in a folder
+        ("/models/Base/", "folder", "base", None),
+        ("/models/other", "folder", "base", "info"),
+        ("org/other", "folder", "base", "info"),
+        ("org/other", "module", "base", None),
+        ("org/other", "script", "base", None),
+        ("", "hub", "org/base", None),
+        (None, "hub", "org/base", None),
+    ],
+)
+def test_ld624_is_sure_only_of_two_names_on_the_hub(
+    named: str | None, kind: str, name: str, severity: str | None
+) -> None:
+    class Source(Stub):
+        def __str__(self) -> str:
+            return name
+
+    source = Source(kind=kind, name=name, folder=None, revision=None, snapshot=None)
+    found = ask("LD624", asked={"base_model_name_or_path": named}, source=source)
+    assert [finding.severity for finding in found] == ([severity] if severity else [])
+    for finding in found:
+        assert f"names {named!r} as its base model; this is {name!r}" in finding.message
+        assert evidence(finding)["MODEL"] == name
+
+
+def test_ld624_knows_the_same_folder_by_another_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+
+    def found(named: str, folder: str | None) -> int:
+        source = Stub(kind="folder", name="x", folder=folder, revision=None)
+        return len(ask("LD624", asked={"base_model_name_or_path": named}, source=source))
+
+    assert found("./models", str(tmp_path / "models")) == 0
+    assert found("./models", str(tmp_path)) == found("./models", None) == 1
+    assert found("mod\0els", str(tmp_path / "models")) == 1
+
+
 # --- versions, several devices --------------------------------------------------------------------
 
 
@@ -572,6 +617,7 @@ def test_ld707_tells_one_refusal_of_a_package_and_only_what_is_reached(
         return Stub(injection=Stub(ok=ok, adapter_parameters=count))
 
     assert asked(by_lora, **ran, structure=injected(ok=True, count=8)) == []
+    assert asked(by_lora, **ran, structure=injected(ok=True, count=1)) == []
     for not_past in (injected(ok=True, count=0), injected(ok=False, count=8)):
         assert len(asked(by_lora, **ran, structure=not_past)) == 1
 
@@ -609,7 +655,8 @@ def test_ld712_knows_which_quantized_weights_can_be_sharded() -> None:
                    recipe=Stub(quantized=quantized))  # fmt: skip
 
     (zero,) = of_run("8bit", zero_stage=3)
-    assert evidence(zero)["sharded by"] == "ZeRO-3" and zero.evidence[1].source == "ds.json"
+    assert evidence(zero) == {"load_in_8bit": True, "sharded by": "ZeRO-3"}
+    assert zero.evidence[1].source == "ds.json"
     assert evidence(of_run("8bit", asked_type="FSDP2")[0])["sharded by"] == "FSDP2"
     assert of_run("4bit", zero_stage=3) == of_run("8bit", zero_stage=2) == of_run("8bit") == []
 
