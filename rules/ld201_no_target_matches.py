@@ -52,8 +52,9 @@ class NoTargetMatches(Rule):
 
     ## Fix
     The names of this model's layers for the same roles (attention, MLP). Where the roles cannot be
-    recognised from the names, all linear layers of the language tower. The fix is unsafe where it
-    trains more than the names asked for: the keys, where queries, keys and values are one layer.
+    recognised from the names, all linear layers of the language tower, which is unsafe. Where this
+    model computes several roles in one layer (queries, keys and values), that layer is the only way
+    to train one of them; the fix says what it trains as well.
 
     ## Links
     https://huggingface.co/docs/peft/package_reference/lora
@@ -227,10 +228,11 @@ def _fixes(structure: Structure, entries: list[str], cover: list[str]) -> tuple[
         )
     more = beyond(structure, entries)
     also = f" (trains {', '.join(more)} as well)" if more else ""
+    guessed = bool(set(more) & set(cover))  # no role can be told from the names
     return (
         Fix(
             f"Use this model's names for the same layers: {', '.join(cover)}{also}.",
-            "unsafe" if more else "safe",
+            "unsafe" if guessed else "safe",
             (Edit("target_modules", naming(structure, cover)),),
         ),
     )

@@ -50,9 +50,10 @@ class SomeTargetsMatchNothing(Rule):
     All versions of PEFT.
 
     ## Fix
-    This model's names for the same roles. The fix is safe where the new names stand for the roles
-    that the recipe named and no others, because that is what the recipe asked for; more adapters
-    are trained than before.
+    This model's names for the same roles. The fix is safe where each new name stands for a role
+    that the recipe named, because that is what the recipe asked for; more adapters are trained than
+    before. Where this model computes several roles in one layer, the fix says what it trains as
+    well.
 
     ## Links
     https://huggingface.co/docs/peft/package_reference/lora
@@ -165,7 +166,7 @@ class SomeTargetsMatchNothing(Rule):
             fixes=(
                 Fix(
                     f"Use this model's names for the same layers: {', '.join(wanted)}{also}.",
-                    "unsafe" if more else "safe",
+                    "unsafe" if set(more) & set(cover) else "safe",
                     (Edit("target_modules", naming(structure, wanted, within=False)),),
                 ),
             )

@@ -37,17 +37,13 @@ def of_rule(diagnosis: lora_doctor.Diagnosis, code: str) -> list[Fix]:
     ("model", "written", "code"),
     [
         ("arch:llama", "# mine\nlora_target_modules: [q_proj, v_porj]\n", "LD202"),
-        (
-            "arch:phi3",
-            "target_modules: [q_proj, k_proj, v_proj, o_proj]  # as in Llama\nr: 8\n",
-            "LD202",
-        ),
+        ("arch:phi3", "target_modules: [q_proj, o_proj]  # as in Llama\nr: 8\n", "LD202"),
         (
             "arch:llama",
             "model_class: AutoModel\ntask_type: CAUSAL_LM\ntarget_modules: [q_proj]\n",
             "LD101",
         ),
-        ("arch:gpt2", "target_modules: [q_proj, k_proj, v_proj]\n", "LD201"),
+        ("arch:gpt2", "target_modules: [q_proj, v_proj]\n", "LD201"),
         ("arch:llama", "target_modules: [q_proj]\nmodules_to_save: [score]\n", "LD209"),
     ],
     ids=["mistyped", "other-names", "no-head", "nothing-matches", "saves-nothing"],

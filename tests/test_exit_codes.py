@@ -307,7 +307,7 @@ def test_what_this_machine_cannot_quantize_is_not_healthy(
 
 @pytest.mark.slow
 def test_a_fix_is_judged_by_the_state_after_it(without_bitsandbytes: Path, tmp_path: Path) -> None:
-    asked = ("fix", "arch:gpt2", "--target-modules", "q_proj,k_proj,v_proj", "--apply")
+    asked = ("fix", "arch:gpt2", "--target-modules", "q_proj,v_proj", "--apply")
     result = lora_doctor(
         *asked, "--load-in-8bit", cwd=tmp_path, python=without_bitsandbytes
     )  # fmt: skip

@@ -332,7 +332,7 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
         ("model_class: 2020-01-01\n", "r.yaml", "put it in quotes"),
         ("r: !!int x\n", "r.yaml", "r.yaml"),
         ("r: !!bool x\n", "r.yaml", "r.yaml"),
-        ("r: 1\n1: 2\n", "r.yaml", "is not a text"),
+        ("r: 1\n1: 2\n", "r.yaml", "is not a string"),
         (BOMB, "r.yaml", "expand to too many values"),
         ("r: &a [*a]\n", "r.yaml", "contains itself"),
         ("r: " + "[" * 5000, "r.yaml", "nested too deeply"),
