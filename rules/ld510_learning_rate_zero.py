@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.rule_api import Case, Example, Finding, Fix, Rule
+from lora_doctor.rule_api import (
+    Case,
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measurement,
+    Proof,
+    Rule,
+)
 from lora_doctor.rules._optimizer import not_updated
 
 _FIXES = (
@@ -34,9 +43,10 @@ class LearningRateZero(Rule):
     All versions of torch.
 
     ## Fix
-    By hand, in the training script: a learning rate above 0 for the group, in the phase in which it
-    should train. Needs the optimizer: `lora_doctor.check(model, optimizer=optimizer)`, with
-    `scheduler=` and `planned_steps=`, or a mapping of phase to groups for a schedule of phases.
+    By hand: a learning rate above 0, in the recipe or, in the training script, for the group in the
+    phase in which it should train. Where groups differ, the optimizer tells:
+    `lora_doctor.check(model, optimizer=optimizer)`, with `scheduler=` and `planned_steps=`, or a
+    mapping of phase to groups for a schedule of phases.
 
     ## Links
     https://docs.pytorch.org/docs/stable/optim.html
@@ -45,8 +55,15 @@ class LearningRateZero(Rule):
     code = "LD510"
     name = "learning-rate-zero"
     summary = "Trainable weights have learning rate 0 for the whole run."
-    depth = "meta"
+    depth = "static"
     examples = (
+        Example(
+            "broken",
+            "arch:llama",
+            {"target_modules": ["q_proj", "v_proj"], "learning_rate": 0},
+            depth="meta",
+            why="the recipe sets it for everything that is trained",
+        ),
         Example(
             "broken",
             "tests.models:optimizer_at_learning_rate_zero",
@@ -68,8 +85,34 @@ class LearningRateZero(Rule):
     )
 
     def check(self, case: Case) -> Iterator[Finding]:
+        if _is_zero(case.recipe.get("learning_rate")) and not _has_own_optimizer(case):
+            yield self.finding(
+                "error",
+                "learning_rate is 0: no step changes the adapters, and the saved adapter is the "
+                "untrained one.",
+                location=Location("recipe", "learning_rate"),
+                evidence=(Measurement("learning_rate", 0, "recipe"),),
+                proof=Proof("read", "the recipe sets it for all trained parameters"),
+                fixes=(Fix("Set a learning rate above 0.", "manual"),),
+            )
+            return
         state = case.optimizer
         if state.adapters:
             yield from not_updated(
                 self, state, "learning rate 0", "only at learning rate 0", _FIXES
             )
+
+
+def _is_zero(rate: object) -> bool:
+    return isinstance(rate, (int, float)) and not isinstance(rate, bool) and rate == 0
+
+
+def _has_own_optimizer(case: Case) -> bool:
+    """Whether another learning rate than the recipe's is what trains: an optimizer that was handed
+    over, or that the run made."""
+    if case.has("dry_run") or case.has("optimizer"):
+        return True
+    trainer = case.program.roles.trainer if case.has("program") else None
+    return trainer is not None and bool(
+        {"optimizers", "optimizer_cls_and_kwargs"} & {*trainer.keywords}
+    )
