@@ -59,7 +59,6 @@ class WarmupLongerThanRun(Rule):
             "broken",
             "arch:llama",
             {"target_modules": ["q_proj"], "warmup_steps": 500, "max_steps": 60},
-            depth="meta",
             why="no rows are needed to see it",
         ),
         Example(

@@ -71,10 +71,13 @@ def gone_names(setup: Setup) -> Iterator[GoneName]:
 
 
 def _of_calls(setup: Setup) -> Iterator[ImportedName]:
-    """The names that calls have of a module: ``peft.prepare_model_for_int8_training``."""
+    """The names that calls take from a module: ``peft.prepare_model_for_int8_training(model)``. A
+    name that an import gave was asked about there, where a ``try`` may be ready for its failure."""
     for call in setup.program.calls:
         package, _, rest = call.name.partition(".")
-        if rest and not call.guarded and package in _PACKAGES and call.receiver is None:
+        if package not in _PACKAGES or not rest or call.guarded or call.receiver is not None:
+            continue
+        if type(getattr(call.node, "func", None)).__name__ == "Attribute":
             yield ImportedName(package, rest.partition(".")[0], call.span, call.certain)
 
 
