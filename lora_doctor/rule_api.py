@@ -48,7 +48,8 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     given no data for it; ``collated_columns``: what a collator reads of each row;
     ``added_tokens``: the calls that add tokens to the tokenizer (``AddedTokens``);
     ``made_arguments``: the calls that make arguments of a Trainer;
-    ``made_trainer``: the trainer, as far as it can be made again; ``sets_padding_id``.
+    ``made_trainer``: the trainer, as far as it can be made again; ``sets_padding_id``;
+    ``has_unread_callback``: whether the trainer has one whose code is not known.
     ``AskedArguments``: what their own class said of them, each ``Refusal``.
     ``DryRun``, the user's own command with the model shrunk, and ``ScriptError``, what it raised;
     ``FrozenAdapters``, of which none trains; ``Processes``, where several train
@@ -166,6 +167,7 @@ if TYPE_CHECKING:
         saved_as_base,
         trained_in_turn,
     )
+    from lora_doctor.recipe.program.callbacks import has_unread_callback
     from lora_doctor.recipe.program.collated_columns import collated_columns
     from lora_doctor.recipe.program.devices import SpreadTwice, spread_twice
     from lora_doctor.recipe.program.evaluation import evaluations_without_data
@@ -254,6 +256,7 @@ _LAZY = {
         "recipe.program.after_training": (
             "all_set_trainable", "merged_and_dropped", "saved_as_base", "trained_in_turn",
         ),
+        "recipe.program.callbacks": ("has_unread_callback",),
         "recipe.program.collated_columns": ("collated_columns",),
         "recipe.program.devices": ("SpreadTwice", "spread_twice"),
         "recipe.program.evaluation": ("evaluations_without_data",),
@@ -442,6 +445,7 @@ __all__ = [
     "framework_named",
     "gib",
     "gone_names",
+    "has_unread_callback",
     "kept_budgets",
     "known_architectures",
     "loaded_frozen",

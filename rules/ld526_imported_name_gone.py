@@ -37,7 +37,8 @@ class ImportedNameGone(Rule):
 
     ## What happens
     `ImportError: cannot import name 'AdamW' from 'transformers'`, or `ModuleNotFoundError: No
-    module named 'transformers.deepspeed'`, as soon as that line runs.
+    module named 'transformers.deepspeed'`, as soon as that line runs; for `peft.NAME(...)` it is
+    `AttributeError: module 'peft' has no attribute 'NAME'`.
 
     ## Why
     The libraries remove and move names: `transformers.AdamW`,
@@ -102,8 +103,8 @@ class ImportedNameGone(Rule):
 
     def _finding(self, found: GoneName) -> Finding:
         installed = f"{found.package} {found.version}"
-        raised = "ImportError" if found.name else "ModuleNotFoundError"
-        evidence = [Measurement("imported", found.dotted, str(found.place)),
+        used = "called" if found.attribute else "imported"
+        evidence = [Measurement(used, found.dotted, str(found.place)),
                     Measurement("installed", installed, "installed package")]  # fmt: skip
         if found.now:
             evidence.append(Measurement("nearest name", found.now, "installed packages"))
@@ -112,7 +113,7 @@ class ImportedNameGone(Rule):
             title = f"Import something else, or install a {found.package} that has it."
         return self.finding(
             "error",
-            f"The installed {installed} has no `{found.dotted}`: the line raises {raised}.",
+            f"The installed {installed} has no `{found.dotted}`: the line raises {found.raised}.",
             location=Location("file", found.place.file, found.place.line),
             evidence=tuple(evidence),
             proof=_PROOF,

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from lora_doctor.rule_api import (
     Case,
+    EvidenceError,
     Example,
     Finding,
     Fix,
@@ -14,6 +15,7 @@ from lora_doctor.rule_api import (
     Proof,
     Rule,
     Symptom,
+    has_unread_callback,
 )
 from lora_doctor.static.installed.rank_allocation import ALLOCATES, trainer_allocates
 
@@ -63,6 +65,8 @@ class RanksNeverReduced(Rule):
             return
         if trainer_allocates() or any(ALLOCATES in unit.text for unit in setup.program.units):
             return
+        if has_unread_callback(setup):
+            raise EvidenceError("a callback of the trainer is not in the files of the script")
         config = setup.parts.get("adapter")
         yield self.finding(
             "warning",

@@ -10,7 +10,7 @@ from lora_doctor.rules._program import slips
 
 class AllParametersSwitched(Rule):
     """The script sets `requires_grad` of every parameter after `get_peft_model`, which had set it
-    for the adapters.
+    for the adapters, and before the training.
 
     ## What happens
     `False`: the adapters are frozen as well, and training raises `element 0 of tensors does not

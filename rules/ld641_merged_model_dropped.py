@@ -1,4 +1,4 @@
-"""LD641: the result of merge_and_unload is not kept, and an empty adapter is saved."""
+"""LD641: merge_and_unload takes the adapters off a PEFT model, which is saved afterwards."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from lora_doctor.rules._program import slips
 
 
 class MergedModelDropped(Rule):
-    """The result of `merge_and_unload()` is not assigned, and the PEFT model is saved afterwards.
+    """The PEFT model is saved after `merge_and_unload()`, and not the result, which was not
+    assigned, or which the trainer does not know of.
 
     ## What happens
     `merge_and_unload()` removes the adapters from the PEFT model and returns the merged base model.
@@ -24,7 +25,8 @@ class MergedModelDropped(Rule):
     All versions of PEFT.
 
     ## Fix
-    Keep the result: `model = model.merge_and_unload()`, and save that.
+    Keep the result and save that: `merged = model.merge_and_unload()`,
+    `merged.save_pretrained(folder)`, and not `trainer.save_model(folder)`.
 
     ## Links
     https://huggingface.co/docs/peft/developer_guides/lora
@@ -32,7 +34,7 @@ class MergedModelDropped(Rule):
 
     code = "LD641"
     name = "merged-model-dropped"
-    summary = "The result of merge_and_unload is not kept, and an empty adapter is saved."
+    summary = "The PEFT model is saved after merge_and_unload, as an empty adapter."
     depth = "static"
     descriptions = (
         Symptom(
@@ -55,8 +57,8 @@ class MergedModelDropped(Rule):
             self,
             case,
             merged_and_dropped(case.program),
-            "{code} returns the merged model, which is not kept; {other} then saves the PEFT "
-            "model, which has no adapters left: the trained weights are not saved.",
+            "{code} takes the adapters off the PEFT model; {other} then saves that and not what "
+            "{code} returns: the trained weights are not saved.",
             "saved",
             "Keep the result of merge_and_unload() and save that.",
         )

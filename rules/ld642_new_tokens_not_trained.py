@@ -21,9 +21,10 @@ from lora_doctor.rule_api import (
     quoted,
     require_lora,
 )
+from lora_doctor.static.folder.token_ids import ids_of_new
 
 if TYPE_CHECKING:
-    from lora_doctor.rule_api import Recipe
+    from lora_doctor.rule_api import AddedTokens, Recipe
 
 
 class NewTokensNotTrained(Rule):
@@ -85,7 +86,9 @@ class NewTokensNotTrained(Rule):
         if embeddings is None or _is_trained(embeddings, case.recipe):
             return
         first = added[0]
-        tokens = [token for one in added for token in one.tokens]
+        tokens = _new(added, case)
+        if not tokens:
+            return
         yield self.finding(
             "warning",
             f"The script adds {quoted(tokens, 4)} and resizes the embeddings, but {embeddings} is "
@@ -107,6 +110,18 @@ class NewTokensNotTrained(Rule):
                 ),
             ),
         )  # fmt: skip
+
+
+def _new(added: list[AddedTokens], case: Case) -> list[str]:
+    """Those that the tokenizer does not have yet, without those that are only for padding.
+
+    Raises:
+        EvidenceError: it is not known what the tokenizer has.
+    """
+    if not all(one.of_the_model for one in added):
+        raise EvidenceError("the tokenizer is not loaded from where the model is")
+    wanted = [token for one in added for token in one.tokens if token not in one.for_padding]
+    return list(ids_of_new(case.static, wanted))
 
 
 def _is_trained(path: str, recipe: Recipe) -> bool:

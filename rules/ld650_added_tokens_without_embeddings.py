@@ -86,6 +86,9 @@ class AddedTokensWithoutEmbeddings(Rule):
         beyond = {token: number for token, number in ids.items() if number >= rows.rows}
         if not beyond:
             return
+        for_padding = {token for one in added for token in one.for_padding}
+        if for_padding.issuperset(beyond) and _may_not_pad(case):
+            raise EvidenceError("batches of one row, and packed rows, need no padding token")
         first = added[0]
         yield self.finding(
             "error",
@@ -108,3 +111,9 @@ class AddedTokensWithoutEmbeddings(Rule):
                 ),
             ),
         )
+
+
+def _may_not_pad(case: Case) -> bool:
+    """Whether rows may stand alone, or one behind another, in all batches of the run."""
+    alone = case.recipe.get("per_device_train_batch_size") == 1
+    return alone or case.recipe.get("packing") is True

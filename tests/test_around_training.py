@@ -14,6 +14,7 @@ from lora_doctor.recipe.program.after_training import (
     saved_as_base,
     trained_in_turn,
 )
+from lora_doctor.recipe.program.callbacks import has_unread_callback
 from lora_doctor.recipe.program.collated_columns import collated_columns
 from lora_doctor.recipe.program.made_trainer import made_trainer
 from lora_doctor.recipe.program.order import Slip
@@ -32,7 +33,8 @@ config = LoraConfig(r=8, target_modules=["q_proj"])
 base = AutoModelForCausalLM.from_pretrained("org/model")
 model = get_peft_model(base, config)
 """
-TRAINED = HEAD + 'trainer = Trainer(model=model, args=TrainingArguments("out"))\ntrainer.train()\n'
+TRAINING = 'trainer = Trainer(model=model, args=TrainingArguments("out"))\ntrainer.train()\n'
+TRAINED = HEAD + TRAINING
 
 
 def read(tmp_path: Path, text: str) -> Setup:
@@ -52,6 +54,8 @@ def lines(find: Callable[[Setup], Iterable[Slip]], setup: Setup) -> list[int]:
         ('model.merge_and_unload()\ntrainer.save_model("merged")\n', 10),
         ('trainer.model.merge_and_unload()\ntrainer.model.save_pretrained("merged")\n', 10),
         ('if True:\n    model.merge_and_unload()\nmodel.push_to_hub("me/merged")\n', 11),
+        ('merged = model.merge_and_unload()\nmodel.save_pretrained("merged")\n', 10),
+        ('model = model.merge_and_unload()\ntrainer.save_model("merged")\n', 10),
         ('model = model.merge_and_unload()\nmodel.save_pretrained("merged")\n', None),
         ('merged = model.merge_and_unload()\nmerged.save_pretrained("merged")\n', None),
         ('model.merge_and_unload().save_pretrained("merged")\n', None),
@@ -63,6 +67,12 @@ def lines(find: Callable[[Setup], Iterable[Slip]], setup: Setup) -> list[int]:
 def test_a_merged_model_that_is_not_kept(tmp_path: Path, code: str, line: int | None) -> None:
     """PEFT returns the merged model; the PEFT model then saves an adapter without tensors."""
     assert lines(merged_and_dropped, read(tmp_path, TRAINED + code)) == ([line] if line else [])
+
+
+def test_a_name_for_the_merged_model_does_not_mend_what_the_trainer_saves(tmp_path: Path) -> None:
+    code = 'model.merge_and_unload()\ntrainer.save_model("merged")\n'
+    (slip,) = merged_and_dropped(read(tmp_path, TRAINED + code))
+    assert not slip.rewrites
 
 
 def test_keeping_the_merged_model_is_one_word_more(tmp_path: Path) -> None:
@@ -123,8 +133,29 @@ def test_two_adapters_of_one_trainer(tmp_path: Path, change: str, found: bool) -
     ],
 )
 def test_all_parameters_are_switched(tmp_path: Path, code: str, switch: bool | None) -> None:
-    found = [trainable for trainable, _ in all_set_trainable(read(tmp_path, HEAD + code))]
+    setup = read(tmp_path, HEAD + code + TRAINING)
+    found = [trainable for trainable, _ in all_set_trainable(setup)]
     assert found == ([] if switch is None else [switch])
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        TRAINING + "model.requires_grad_(False)\nmodel.eval()\n",
+        'big = AutoModelForCausalLM.from_pretrained("org/big")\n'
+        'teacher = PeftModel.from_pretrained(big, "adapter")\n'
+        "for p in teacher.parameters():\n    p.requires_grad = False\n" + TRAINING,
+        "optimizer = torch.optim.AdamW(model.parameters())\noptimizer.step()\n"
+        "model.requires_grad_(False)\n",
+    ],
+)
+def test_a_model_that_is_only_asked_may_be_frozen(tmp_path: Path, code: str) -> None:
+    assert not list(all_set_trainable(read(tmp_path, HEAD + code)))
+
+
+def test_a_loop_of_the_users_own_trains_too(tmp_path: Path) -> None:
+    loop = "optimizer = torch.optim.AdamW(model.parameters())\noptimizer.step()\n"
+    assert list(all_set_trainable(read(tmp_path, HEAD + "model.requires_grad_(False)\n" + loop)))
 
 
 def test_freezing_before_the_adapters_is_usual(tmp_path: Path) -> None:
@@ -157,6 +188,12 @@ trainer = Trainer(model=model, args=TrainingArguments("out", OPTION), data_colla
         ('batch = [row.get("text") for row in rows]', "", None),
         ('batch = tokenizer.pad(rows)\n    batch["text"] = batch["x"]', "", None),
         ('batch = [row["text"] for row in rows if "text" in row]', "", None),
+        ('rows = list(map(encode, rows))\n    batch = [row["text"] for row in rows]', "", None),
+        (
+            'made = [encode(row) for row in rows]\n    batch = [row["text"] for row in made]',
+            "",
+            None,
+        ),
     ],
 )
 def test_columns_that_a_collator_reads(
@@ -193,6 +230,7 @@ RESIZED = "model.resize_token_embeddings(len(tokenizer))\n"
             False,
         ),
         ("tokenizer.add_tokens(read())\n", None, False, False),
+        ('tokenizer.add_tokens(["<a>"])\nmodel.set_input_embeddings(new)\n', None, False, False),
         ('tokenizer.add_tokens(["<a>"])\nmake(lambda m: m.resize_token_embeddings(9))\n', None,
          False, False),
     ],
@@ -207,6 +245,25 @@ def test_tokens_that_a_script_adds(
     (one,) = found
     assert (one.tokens, one.padding, one.resized is not None) == (tokens, padding, resized)
     assert one.of_the_model
+
+
+@pytest.mark.parametrize(
+    ("callbacks", "unread"),
+    [
+        ("[Own()]", False),
+        ("[EarlyStoppingCallback(3)]", False),
+        ("[Elsewhere()]", True),
+        ("made()", True),
+    ],
+)
+def test_callbacks_whose_code_is_not_known(tmp_path: Path, callbacks: str, unread: bool) -> None:
+    code = (
+        "from transformers import EarlyStoppingCallback, TrainerCallback\n"
+        "from somewhere import Elsewhere, made\n"
+        "class Own(TrainerCallback):\n    pass\n"
+        f'trainer = Trainer(model, TrainingArguments("out"), callbacks={callbacks})\n'
+    )
+    assert has_unread_callback(read(tmp_path, HEAD + code)) is unread
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,13 @@ def test_a_module_that_is_gone_is_told_as_python_does(tmp_path: Path) -> None:
     assert found.dotted == "transformers.no_such_module"
 
 
+def test_an_attribute_of_a_module_is_told_as_python_does(tmp_path: Path) -> None:
+    (found,) = gone(tmp_path, "import peft\npeft.no_such_function()")
+    assert (found.message, found.raised) == (
+        "module 'peft' has no attribute 'no_such_function'", "AttributeError",
+    )  # fmt: skip
+
+
 def test_the_name_that_replaced_it_is_proposed(tmp_path: Path) -> None:
     (found,) = gone(tmp_path, "from peft import prepare_model_for_kbits_training")
     assert found.now == "peft.prepare_model_for_kbit_training"

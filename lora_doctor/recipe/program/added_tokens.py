@@ -13,6 +13,8 @@ from lora_doctor.static.program.values import Items, Known, Mapping, Thing, Valu
 
 _ADDS = ("add_tokens", "add_special_tokens")
 _RESIZES = "resize_token_embeddings"
+#: What changes the embeddings in another way, or may do so: the functions of TRL resize them.
+_OTHERWISE = ("unsloth", "set_input_embeddings", "setup_chat_format", "clone_chat_template")
 
 
 @dataclass(frozen=True)
@@ -21,8 +23,8 @@ class AddedTokens:
 
     #: Their texts.
     tokens: tuple[str, ...]
-    #: Whether they are only for padding: nobody wants them learned.
-    padding: bool
+    #: Those that are only for padding: nobody wants them learned.
+    for_padding: tuple[str, ...]
     #: Where the call is.
     place: Place
     #: Its text, on one line.
@@ -32,12 +34,19 @@ class AddedTokens:
     #: Whether the tokenizer is loaded from where the model is.
     of_the_model: bool
 
+    @property
+    def padding(self) -> bool:
+        """Whether all are only for padding."""
+        return set(self.tokens) <= set(self.for_padding)
+
 
 def added_tokens(setup: Setup) -> Iterator[AddedTokens]:
     """The calls, in their order; none where the embeddings may be changed in another way."""
     units = setup.program.units
     resizing = [call for call in setup.program.calls if call.method == _RESIZES]
-    if not resizing and any(_RESIZES in unit.text or "unsloth" in unit.text for unit in units):
+    if not resizing and any(
+        name in unit.text for unit in units for name in (_RESIZES, *_OTHERWISE)
+    ):
         return
     for call in setup.program.calls:
         owner = call.receiver.call if isinstance(call.receiver, Thing) else None
@@ -50,7 +59,7 @@ def added_tokens(setup: Setup) -> Iterator[AddedTokens]:
         if found:
             yield AddedTokens(
                 tuple(text for _, text in found),
-                all(role == "pad_token" for role, _ in found),
+                tuple(text for role, text in found if role == "pad_token"),
                 call.place,
                 one_line(call),
                 resizing[0].place if resizing else None,

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from lora_doctor.recipe.program.objects import (
     is_loader,
     is_none,
+    is_optimizer,
     is_saved_adapter,
     is_trainer,
     is_wrap,
@@ -32,11 +33,11 @@ _SET = re.compile(r"\s*:\s*(\w+)\.requires_grad(?:\s*=\s*(True|False)\b|_\(\s*(T
 
 
 def merged_and_dropped(setup: Setup) -> Iterator[Slip]:
-    """``model.merge_and_unload()`` whose result is not kept, on a PEFT model that is saved later.
+    """``model.merge_and_unload()`` on a PEFT model that is saved later, itself or by its trainer.
 
     The PEFT model has no adapters then, and what it saves is an empty adapter."""
     for call in setup.program.calls:
-        if call.method not in _MERGES or not call.certain or not _is_a_statement(call):
+        if call.method not in _MERGES or not call.certain:
             continue
         model = _peft_model(setup, call)
         saving = next(
@@ -45,7 +46,7 @@ def merged_and_dropped(setup: Setup) -> Iterator[Slip]:
             None,
         )  # fmt: skip
         if saving is not None:
-            yield slip(call, saving, _kept(call))
+            yield slip(call, saving, _kept(call, saving))
 
 
 def saved_as_base(setup: Setup) -> Iterator[Slip]:
@@ -84,8 +85,8 @@ def trained_in_turn(setup: Setup) -> Iterator[Slip]:
 
 
 def all_set_trainable(setup: Setup) -> Iterator[tuple[bool, Slip]]:
-    """All parameters of a model that has adapters made trainable (``True``) or frozen; not where
-    the program sets ``requires_grad`` anywhere else, which may undo it."""
+    """All parameters of a model that has adapters made trainable (``True``) or frozen, before it is
+    trained; not where the program sets ``requires_grad`` anywhere else, which may undo it."""
     calls = setup.program.calls
     switched = {call.span for call in calls if _switched(call) is not None}
     if sum(len(_SETTING.findall(unit.python)) for unit in setup.program.units) != len(switched):
@@ -94,8 +95,22 @@ def all_set_trainable(setup: Setup) -> Iterator[tuple[bool, Slip]]:
         switch, wrap = _switched(call), _wrapper(call.receiver)
         if switch is None or wrap is None or not call.certain:
             continue
-        if not any(one.number > call.number and _adapts(one) for one in calls):
+        later = [one for one in calls if one.number > call.number]
+        if not any(map(_adapts, later)) and any(_trains(setup, one, wrap) for one in later):
             yield switch, slip(call, wrap, [])
+
+
+def _trains(setup: Setup, call: Call, wrap: Call) -> bool:
+    """Whether a call is part of the training of the PEFT model that ``wrap`` made: a model that is
+    only asked, such as the teacher of a distillation, may well be frozen."""
+    trainer = call
+    if call.method == "train" and isinstance(call.receiver, Thing):
+        trainer = call.receiver.call
+    if is_trainer(trainer):
+        return _wrapper(trainer.value("model", 0)) is wrap
+    return wrap is setup.roles.wrapper and (
+        call.method in ("backward", "step") or is_optimizer(call)
+    )
 
 
 def _adapts(call: Call) -> bool:
@@ -171,19 +186,20 @@ def _saves(setup: Setup, call: Call, model: Call) -> bool:
     return False
 
 
-def _is_a_statement(call: Call) -> bool:
-    """Whether the call is all of its statement, so that its result goes nowhere."""
-    return call.statement is not None and call.statement.text.strip() == call.span.text.strip()
-
-
-def _kept(call: Call) -> list[Splice]:
-    """``model = `` before ``model.merge_and_unload()``."""
-    name = call.span.text.partition(".")[0].strip()
-    rest = call.span.text.strip().removeprefix(name)
-    if not name.isidentifier() or not re.match(r"\.\w+\(", rest):
+def _kept(call: Call, saving: Call) -> list[Splice]:
+    """``model = `` before ``model.merge_and_unload()``, where ``model`` is what is saved."""
+    alone = call.statement is not None and call.statement.text.strip() == call.span.text.strip()
+    name = _name_before(call)
+    if not alone or not name or saving.method not in _SAVES or _name_before(saving) != name:
         return []
     start = call.span.start
     return [(Span(call.span.unit, start, start), f"{name} = ")]
+
+
+def _name_before(call: Call) -> str:
+    """``model`` of ``model.save_pretrained(...)``; empty where the method is not that of a name."""
+    found = re.match(rf"\s*(\w+)\.{call.method}\(", call.span.text)
+    return found[1] if found is not None and found[1].isidentifier() else ""
 
 
 def _is_method(call: Call, owner: Call, name: str) -> bool:

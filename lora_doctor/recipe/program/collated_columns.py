@@ -111,10 +111,16 @@ def _read_by(function: Function) -> list[str]:
     if found is None or any(isinstance(one, ast.Try) for one in ast.walk(found)):
         return []
     names = [one.arg for one in (*found.args.posonlyargs, *found.args.args) if one.arg != "self"]
-    if not names:
+    bound = [
+        one.id for one in ast.walk(found)
+        if isinstance(one, ast.Name) and not isinstance(one.ctx, ast.Load)
+    ]  # fmt: skip
+    if not names or names[0] in bound:
         return []
     rows = {names[0]}
-    row = set(_each_of(found, names[0]))
+    each = list(_each_of(found, names[0]))
+    # A name that stands for something else as well may not be a row where it is read.
+    row = {name for name in each if bound.count(name) == each.count(name)}
     asked = {
         node.left.value
         for node in ast.walk(found)

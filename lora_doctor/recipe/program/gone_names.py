@@ -38,6 +38,8 @@ class GoneName:
     #: Where the installed packages have a thing of that name, or one of nearly that name; empty
     #: where they have none.
     now: str = ""
+    #: Whether it is an attribute of an imported module (``peft.name(...)``) and no import.
+    attribute: bool = False
 
     @property
     def dotted(self) -> str:
@@ -45,10 +47,19 @@ class GoneName:
 
     @property
     def message(self) -> str:
-        """What Python will say of an import."""
+        """What Python will say."""
+        if self.attribute:
+            return f"module {self.module!r} has no attribute {self.name!r}"
         if not self.name:
             return f"No module named {self.module!r}"
         return f"cannot import name {self.name!r} from {self.module!r}"
+
+    @property
+    def raised(self) -> str:
+        """The exception."""
+        if self.attribute:
+            return "AttributeError"
+        return "ImportError" if self.name else "ModuleNotFoundError"
 
 
 def gone_names(setup: Setup) -> Iterator[GoneName]:
@@ -67,7 +78,10 @@ def gone_names(setup: Setup) -> Iterator[GoneName]:
         if importable(one.module) == "gone":
             yield GoneName(one.module, "", package, version, one.span.place, _now(one))
         elif one.name and importable(one.module, one.name) == "gone":
-            yield GoneName(one.module, one.name, package, version, one.span.place, _now(one))
+            attribute = "." in one.span.text.partition("(")[0]
+            yield GoneName(
+                one.module, one.name, package, version, one.span.place, _now(one), attribute
+            )
 
 
 def _of_calls(setup: Setup) -> Iterator[ImportedName]:

@@ -347,9 +347,3 @@ def same(one: Value, other: Value) -> bool:
             return False
         return len(one.items) == len(other.items) and all(map(same, one.items, other.items))
     return False
-
-
-def _dotted(node: cst.CSTNode) -> str:
-    if isinstance(node, cst.Attribute):
-        return f"{_dotted(node.value)}.{node.attr.value}"
-    return node.value if isinstance(node, cst.Name) else ""
