@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,19 @@ def test_what_is_no_state_dict_is_refused_and_nothing_of_it_runs(tmp_path: Path)
         with pytest.raises(EvidenceError, match="is a pickle, which is not loaded"):
             read_pickled(path)
     assert not trace.exists()
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])
+def test_a_damaged_archive_is_refused(tmp_path: Path, method: int) -> None:
+    path = tmp_path / "adapter_model.bin"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("archive/data.pkl", bytes(range(256)) * 20)
+    content = bytearray(path.read_bytes())
+    start = content.index(b"data.pkl") + len("data.pkl")
+    content[start : start + 40] = b"\xff" * 40
+    path.write_bytes(content)
+    with pytest.raises(EvidenceError, match="no archive of torch"):
+        read_pickled(path)
 
 
 @pytest.mark.slow

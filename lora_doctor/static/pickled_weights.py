@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pickletools
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,7 +74,8 @@ def _instructions(path: Path) -> bytes:
             raise _refused(path, "it is a Git LFS pointer: run `git lfs pull`")
         with zipfile.ZipFile(path) as archive:
             inside = [item for item in archive.infolist() if item.filename.endswith("/data.pkl")]
-            if len(inside) != 1:
+            stored = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+            if len(inside) != 1 or inside[0].compress_type not in stored:
                 raise _refused(path, "it is no archive of torch.save")
             check_bytes(inside[0].file_size, HEADER_BYTES, f"the pickle in {path.name}")
             with archive.open(inside[0]) as stream:
@@ -82,7 +84,7 @@ def _instructions(path: Path) -> bytes:
         raise EvidenceError(
             f"{path.name} cannot be read: {error.strerror or error}", remedy="file"
         ) from None
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError):
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, ValueError):
         # RuntimeError: an encrypted archive. Before 1.6 torch wrote pickles without an archive.
         raise _refused(path, "it is no archive of torch.save (torch 1.6 or later)") from None
 

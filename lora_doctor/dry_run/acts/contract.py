@@ -155,8 +155,8 @@ def read_optimizer(
     kind: str = "optimizer",
     **more: Any,
 ) -> None:
-    """What the optimizer holds of the model that trains. ``kind``: of the record, which has
-    ``more`` beside it."""
+    """What the optimizer holds of the model that trains; a list of those that train it together.
+    ``kind``: of the record, which has ``more`` beside it."""
     from lora_doctor.errors import LoraDoctorError
     from lora_doctor.evidence import optimizer as reader
 
@@ -175,10 +175,11 @@ def read_optimizer(
         except LoraDoctorError as error:
             acting.journal.tell("no_optimizer", reason=str(error))
             return
+    first = optimizer[0] if isinstance(optimizer, list) else optimizer
     acting.journal.tell(
         kind,
         state=dataclasses.asdict(state),
-        type=type(getattr(optimizer, "optimizer", optimizer)).__name__,
+        type=type(getattr(first, "optimizer", first)).__name__,
         **more,
     )
 

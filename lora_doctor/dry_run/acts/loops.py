@@ -30,12 +30,14 @@ _PLANNED = 1000
 
 class _Loops:
     """``current``: the loader that gave the last batch. ``training``: those that training draws on.
-    ``epochs_after``: how often one of them was started after the end."""
+    ``epochs_after``: how often one of them was started after the end. ``optimizers``: those that
+    have taken a step."""
 
     def __init__(self) -> None:
         self.current: Any = None
         self.training: weakref.WeakSet[Any] = weakref.WeakSet()
         self.epochs_after = 0
+        self.optimizers: list[Any] = []
         self.schedulers: dict[int, Any] = {}
         self.schedulers_stepped: weakref.WeakSet[Any] = weakref.WeakSet()
 
@@ -76,6 +78,8 @@ def _optimizers(acting: Acting, module: ModuleType, loops: _Loops) -> None:
         acting.steps += 1
         if acting.in_trainer:
             return
+        if not any(one is optimizer for one in loops.optimizers):
+            loops.optimizers.append(optimizer)
         if loops.current is not None:
             loops.training.add(loops.current)
         if acting.steps == 1:
@@ -87,9 +91,7 @@ def _optimizers(acting: Acting, module: ModuleType, loops: _Loops) -> None:
                 place=None if place is None else vars(place),
             )
         if acting.steps == STEPS:
-            scheduler = loops.schedulers.get(id(optimizer))
-            contract.read_optimizer(acting, optimizer, scheduler, _PLANNED)
-            _tell_standing_schedule(acting, optimizer, scheduler, loops)
+            _tell_optimizers(acting, optimizer, loops)
             acting.journal.tell("trained", by="a loop", steps=acting.steps)
         if acting.steps >= STEPS and not loops.training:
             acting.end("the loop takes its data from no DataLoader: what follows its third step")
@@ -97,6 +99,17 @@ def _optimizers(acting: Acting, module: ModuleType, loops: _Loops) -> None:
             acting.end("the loop goes on after its loaders have ended: what follows it")
 
     module.register_optimizer_step_post_hook(stepped)
+
+
+def _tell_optimizers(acting: Acting, optimizer: Any, loops: _Loops) -> None:
+    """What the optimizers hold that train the model together; ``optimizer``: the last that took a
+    step. A schedule is followed where there is one optimizer."""
+    if len(loops.optimizers) > 1:
+        contract.read_optimizer(acting, loops.optimizers, None, None)
+        return
+    scheduler = loops.schedulers.get(id(optimizer))
+    contract.read_optimizer(acting, optimizer, scheduler, _PLANNED)
+    _tell_standing_schedule(acting, optimizer, scheduler, loops)
 
 
 def _tell_standing_schedule(acting: Acting, optimizer: Any, scheduler: Any, loops: _Loops) -> None:
