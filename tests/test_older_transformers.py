@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("peft")
 
 from lora_doctor.census.pairs import gather, task  # noqa: E402
-from lora_doctor.contract.adapters import AdapterLayer, count_calls  # noqa: E402
+from lora_doctor.contract.adapters import AdapterLayer, count_calls, find_adapters  # noqa: E402
 from lora_doctor.evidence.meta import describe_module  # noqa: E402
 from lora_doctor.model.loading import Loader  # noqa: E402
 from lora_doctor.model.module_path import pattern_of  # noqa: E402
@@ -160,6 +160,27 @@ def test_a_forward_that_a_backward_runs_again_is_counted_once() -> None:
     for handle in handles:
         handle.remove()
     assert layer.calls == 2
+
+
+@pytest.mark.parametrize("kind", ["PromptTuningConfig", "PrefixTuningConfig", "PromptEncoderConfig"])
+def test_a_prompt_encoder_is_counted_though_the_dictionary_that_holds_it_is_never_called(
+    kind: str,
+) -> None:
+    """Not counted, it was left out where no image batch can be made, and nothing was left: prompt
+    tuning of Qwen2.5-VL was said to train 0 of 0."""
+    peft = pytest.importorskip("peft")
+    config = transformers.LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=2,
+    )  # fmt: skip
+    prompt = getattr(peft, kind)(num_virtual_tokens=4, task_type="CAUSAL_LM")
+    model = peft.get_peft_model(transformers.LlamaForCausalLM(config), prompt)
+    layers = find_adapters(model)
+    handles = count_calls(layers)
+    model(input_ids=torch.arange(8)[None])
+    for handle in handles:
+        handle.remove()
+    assert [layer.calls for layer in layers] == [1]
 
 
 def test_both_models_of_a_pair_are_trained() -> None:

@@ -179,6 +179,60 @@ def test_a_value_that_others_read_is_changed_at_the_call(tmp_path: Path) -> None
     assert b"LoraConfig(r=4, lora_alpha=RANK * 2)" in after.written.data
 
 
+#: An argument that is given but sets nothing, the edit, and the text of the call after it.
+_SETS_NOTHING = (
+    ("modules_to_save=None", "modules_to_save", ["score"], 'modules_to_save=["score"]'),
+    ("torch_dtype=None", "dtype", "bfloat16", "torch_dtype=torch.bfloat16"),
+    ("quantization_config=None", "load_in_4bit", True,
+     "quantization_config=BitsAndBytesConfig(load_in_4bit=True)"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("before", "key", "value", "after"), _SETS_NOTHING, ids=lambda one: one)
+def test_an_argument_that_is_none_is_set_and_not_given_twice(
+    before: str, key: str, value: Any, after: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "train.py"
+    loading, adapter = ("", before) if key == "modules_to_save" else (f", {before}", "r=8")
+    path.write_text(
+        "import torch\n"
+        "from peft import LoraConfig, get_peft_model\n"
+        "from transformers import AutoModelForCausalLM\n"
+        f"model = AutoModelForCausalLM.from_pretrained('org/model'{loading})\n"
+        f"model = get_peft_model(model, LoraConfig({adapter}))\n"
+    )
+    edited = edited_program(read_setup(path).recipe, [Edit(key, value)])
+    assert edited.written is not None and edited.written.data is not None
+    assert after in edited.written.data.decode()
+    assert edited.get(key) == value
+
+
+def test_an_argument_that_a_branch_leaves_none_is_set_in_that_branch(tmp_path: Path) -> None:
+    path = tmp_path / "train.py"
+    path.write_text(
+        "import sys\n"
+        "from peft import LoraConfig, get_peft_model\n"
+        "from transformers import AutoModelForSequenceClassification\n"
+        "save = ['score', 'norm'] if '--norm' in sys.argv else None\n"
+        "model = AutoModelForSequenceClassification.from_pretrained('org/model')\n"
+        "model = get_peft_model(model, LoraConfig(r=8, modules_to_save=save))\n"
+    )
+    edited = edited_program(read_setup(path).recipe, [Edit("modules_to_save", ["score"])])
+    assert edited.written is not None and edited.written.data is not None
+    assert b"if '--norm' in sys.argv else [\"score\"]\n" in edited.written.data
+
+
+def test_an_argument_whose_value_is_not_known_is_no_place_for_an_edit(tmp_path: Path) -> None:
+    path = tmp_path / "train.py"
+    path.write_text(
+        "from peft import LoraConfig, get_peft_model\n"
+        "from transformers import AutoModelForCausalLM\n"
+        "model = AutoModelForCausalLM.from_pretrained('org/model')\n"
+        "model = get_peft_model(model, LoraConfig(r=8, modules_to_save=chosen()))\n"
+    )
+    assert not program_holds(read_setup(path).recipe, Edit("modules_to_save", ["score"]))
+
+
 _TINY = (
     ("constant", "TARGETS = ['query_key_value']\n", "TARGETS", 3),
     ("argument", "", '["query_key_value"]', 5),

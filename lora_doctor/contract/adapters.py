@@ -220,8 +220,18 @@ def count_calls(layers: list[AdapterLayer]) -> list[Any]:
         return hook
 
     return [
-        layer.module.register_forward_pre_hook(counter(layer), with_kwargs=True) for layer in layers
+        module.register_forward_pre_hook(counter(layer), with_kwargs=True)
+        for layer in layers
+        for module in _called(layer.module)
     ]
+
+
+def _called(module: Any) -> list[Any]:
+    """What runs where a layer is used. PEFT keeps the prompt encoders of its adapters in a
+    dictionary, which itself is never called."""
+    import torch
+
+    return list(module.values()) if isinstance(module, torch.nn.ModuleDict) else [module]
 
 
 def note_gradients(layers: list[AdapterLayer], kind: str) -> None:

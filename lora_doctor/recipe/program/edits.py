@@ -10,7 +10,7 @@ from typing import Any
 
 from lora_doctor.errors import InputError
 from lora_doctor.recipe.edit import REMOVE, Edit, Rewrite
-from lora_doctor.recipe.keys import ADAPTER_KEYS, BY_NAME, check_value
+from lora_doctor.recipe.keys import ADAPTER_KEYS, ALIASES, BY_NAME, check_value
 from lora_doctor.recipe.normal_forms import dtype
 from lora_doctor.recipe.program.read_setup import read_setup, setup_of
 from lora_doctor.recipe.program.setup import Setting, Setup
@@ -197,10 +197,25 @@ def _new(setup: Setup, key: str, value: Any) -> list[Splice]:
     if key in ("model_class", "peft_type") or not _takes(call, key):
         raise CannotEditError
     text, more = _text(setup, key, value, None, call.span.text)
-    found = added(call, _name(key, call), text)
-    if found is None:
+    return [_given(setup, call, key, _name(key, call), text), *more]
+
+
+def _given(setup: Setup, call: Call, key: str, name: str, text: str) -> Splice:
+    """An argument more, or in the place of the one that has this name and sets nothing: ``None``,
+    which is why the recipe lacks the key. A second one would be a syntax error.
+
+    Raises:
+        CannotEditError: there is no place, or what the argument holds was not found out.
+    """
+    there = [one for other, one in call.keywords.items() if ALIASES.get(other, other) == key]
+    if not there:
+        found = added(call, name, text)
+        if found is None:
+            raise CannotEditError
+        return found
+    if not isinstance(there[0].value, Known):
         raise CannotEditError
-    return [found, *more]
+    return _editable(setup, Setting(there[0].value, there[0], call)), text
 
 
 def _takes(call: Call, key: str) -> bool:
@@ -233,10 +248,10 @@ def _new_quantization(setup: Setup, key: str, value: Any) -> list[Splice]:
     from lora_doctor.recipe.program.imports import name_of  # brings libcst
 
     name, more = name_of(setup.program, loader.span.unit, "transformers", "BitsAndBytesConfig")
-    found = added(loader, "quantization_config", f"{name}({key}=True)")
-    if found is None:
-        raise CannotEditError
-    return [found, *more]
+    place = _given(
+        setup, loader, "quantization_config", "quantization_config", f"{name}({key}=True)"
+    )
+    return [place, *more]
 
 
 def _text(
