@@ -162,7 +162,9 @@ def test_a_forward_that_a_backward_runs_again_is_counted_once() -> None:
     assert layer.calls == 2
 
 
-@pytest.mark.parametrize("kind", ["PromptTuningConfig", "PrefixTuningConfig", "PromptEncoderConfig"])
+@pytest.mark.parametrize(
+    "kind", ["PromptTuningConfig", "PrefixTuningConfig", "PromptEncoderConfig"]
+)
 def test_a_prompt_encoder_is_counted_though_the_dictionary_that_holds_it_is_never_called(
     kind: str,
 ) -> None:
