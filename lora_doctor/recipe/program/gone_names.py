@@ -67,7 +67,8 @@ def gone_names(setup: Setup) -> Iterator[GoneName]:
     Libraries of which the program pins another release are passed over."""
     pinned = {pin.package.replace("-", "_") for pin, _ in unmet(setup.program)}
     seen = set()
-    for one in (*setup.program.imports, *_of_calls(setup)):
+    used = [(one, False) for one in setup.program.imports]
+    for one, attribute in (*used, *((one, True) for one in _of_calls(setup))):
         package = one.module.partition(".")[0]
         if not one.certain or package not in _PACKAGES or package in pinned:
             continue
@@ -75,13 +76,11 @@ def gone_names(setup: Setup) -> Iterator[GoneName]:
         if version is None or (one.module, one.name) in seen:
             continue
         seen.add((one.module, one.name))
+        place = one.span.place
         if importable(one.module) == "gone":
-            yield GoneName(one.module, "", package, version, one.span.place, _now(one))
+            yield GoneName(one.module, "", package, version, place, _now(one))
         elif one.name and importable(one.module, one.name) == "gone":
-            attribute = "." in one.span.text.partition("(")[0]
-            yield GoneName(
-                one.module, one.name, package, version, one.span.place, _now(one), attribute
-            )
+            yield GoneName(one.module, one.name, package, version, place, _now(one), attribute)
 
 
 def _of_calls(setup: Setup) -> Iterator[ImportedName]:
@@ -89,9 +88,8 @@ def _of_calls(setup: Setup) -> Iterator[ImportedName]:
     name that an import gave was asked about there, where a ``try`` may be ready for its failure."""
     for call in setup.program.calls:
         package, _, rest = call.name.partition(".")
-        if package not in _PACKAGES or not rest or call.guarded or call.receiver is not None:
-            continue
-        if type(getattr(call.node, "func", None)).__name__ == "Attribute":
+        whole = call.span.text.partition("(")[0].count(".") == call.name.count(".")
+        if rest and whole and not call.guarded and package in _PACKAGES and call.receiver is None:
             yield ImportedName(package, rest.partition(".")[0], call.span, call.certain)
 
 
