@@ -55,6 +55,9 @@ def test_the_name_that_replaced_it_is_proposed(tmp_path: Path) -> None:
     [
         f"try:\n    {GONE}\nexcept ImportError:\n    pass",
         f"import os\nif os.environ.get('OLD'):\n    {GONE}",
+        f"import peft\nif hasattr(peft, 'no_such_function'):\n    {GONE}",
+        f"from contextlib import suppress\nwith suppress(ImportError):\n    {GONE}",
+        f"try:\n    {GONE} as made\nexcept ImportError:\n    made = None\nif made:\n    made()",
         f"def old():\n    {GONE}",
         "import no_such_package.parts",
         "from .peft import no_such_function",

@@ -8,8 +8,9 @@ import sys
 from typing import TYPE_CHECKING
 
 from lora_doctor.static.installed.environment import package_folder
+from lora_doctor.static.installed.installed_names import importable
 from lora_doctor.static.installed.signatures import installed_version
-from lora_doctor.static.program.values import Call, Items, Known, Reference, Value
+from lora_doctor.static.program.values import Call, Items, Known, Reference, Unknown, Value
 
 if TYPE_CHECKING:
     from lora_doctor.static.program.context import Context
@@ -49,6 +50,8 @@ def of_installed(follower: Context, call: Call) -> Value | None:
     if call.method == "is_flash_attn_2_available" and call.name.startswith("transformers."):
         return Known(package_folder("flash_attn") is not None)
     first = call.value("", 0)
+    if call.name == "hasattr" and isinstance(first, Reference):
+        return _has(first, call)
     text = first.value if isinstance(first, Known) else None
     if not isinstance(text, str):
         return None
@@ -65,3 +68,13 @@ def of_installed(follower: Context, call: Call) -> Value | None:
     if call.name in _INSTALLED:
         return Reference(text) if package_folder(text.partition(".")[0]) else Known(None)
     return None
+
+
+def _has(owner: Reference, call: Call) -> Value:
+    """``hasattr(transformers, "AdamW")``, by the sources of the installed release."""
+    name = call.value("", 1)
+    known = isinstance(name, Known) and isinstance(name.value, str)
+    there = importable(owner.name, name.value) if known and isinstance(name, Known) else "unknown"
+    if there == "unknown" or package_folder(owner.name.partition(".")[0]) is None:
+        return Unknown(" ".join(call.span.text.split()), call.place, "", call.span)
+    return Known(there == "there")

@@ -30,6 +30,7 @@ from lora_doctor.static.program.values import (
     Known,
     ModuleValue,
     Reference,
+    Thing,
     Unknown,
     Value,
     same,
@@ -172,11 +173,16 @@ class Statements(Bindings):
         return found
 
     def _with(self, node: cst.With) -> bool:
+        guards = 0
         for item in node.items:
             value = self.value(item.item)
             if item.asname is not None:
                 self.bind(item.asname.name, value)
-        return self.suite(node.body)
+            guards += _suppresses_imports(value)
+        self.guarded += guards
+        left = self.suite(node.body)
+        self.guarded -= guards
+        return left
 
     def _for(self, node: cst.For) -> bool:
         values = self.value(node.iter)
@@ -354,15 +360,25 @@ class Statements(Bindings):
         self.imports.append(ImportedName(module, name, self.unit.span(node.name), certain))
 
 
+#: What an import raises that fails, and what is above that.
+_OF_IMPORTS = ("ImportError", "ModuleNotFoundError", "Exception", "BaseException", "RuntimeError",
+               "AttributeError")  # fmt: skip
+
+
 def _catches_imports(handler: cst.ExceptHandler) -> bool:
     """Whether an ``except`` is ready for an import, or a name of a module, that fails."""
     if handler.type is None:
         return True
     kinds = handler.type.elements if isinstance(handler.type, cst.Tuple) else [handler.type]
     names = [_dotted(kind.value if isinstance(kind, cst.Element) else kind) for kind in kinds]
-    caught = ("ImportError", "ModuleNotFoundError", "Exception", "BaseException", "RuntimeError",
-              "AttributeError")  # fmt: skip
-    return any(name in caught or "." in name or not name for name in names)
+    return any(name in _OF_IMPORTS or "." in name or not name for name in names)
+
+
+def _suppresses_imports(value: Value) -> bool:
+    """Whether it is ``contextlib.suppress(ImportError)`` or one that may be like it."""
+    if not isinstance(value, Thing) or value.made_by != "contextlib.suppress":
+        return False
+    return any(one.span.text.strip() in _OF_IMPORTS for one in value.call.positional)
 
 
 def _dotted(node: cst.CSTNode) -> str:
