@@ -138,8 +138,10 @@ class NoTargetMatches(Rule):
             yield from self._by_other_keys(case, entries)
             return
         cover = cover_of(structure, entries)
+        given = case.recipe.get("target_modules") is not None
+        stated = quoted(entries) or ("an empty list" if given else "not set")
         evidence = [
-            Measurement("target_modules", quoted(entries) if entries else "not set", "recipe"),
+            Measurement("target_modules", stated, "recipe"),
             Measurement(
                 "layers matched",
                 f"0 of {sum(g.count for g in offered_layers(structure))}",
@@ -156,12 +158,15 @@ class NoTargetMatches(Rule):
                 Measurement("get_peft_model", f"{injection.error.type}: {injection.error.message}",
                         "installed PEFT")
             )  # fmt: skip
-        message = (
-            f"target_modules {quoted(entries)} match no layer of {structure.model_class}"
-            if entries
-            else f"no target_modules given, and this PEFT has no default for "
-            f"{structure.model_type or structure.model_class}"
-        )
+        if entries:
+            message = f"target_modules {quoted(entries)} match no layer of {structure.model_class}"
+        elif given:
+            message = "target_modules is an empty list, which names no layer of the model"
+        else:
+            message = (
+                "no target_modules given, and this PEFT has no default for "
+                f"{structure.model_type or structure.model_class}"
+            )
         yield self.finding(
             "error",
             f"{message}; it has {quoted(sorted({g.leaf for g in offered_layers(structure)}), 8)}.",
@@ -208,8 +213,9 @@ def _of_no_match(structure: Structure) -> bool:
 
 
 def _asks_for_targets(structure: Structure) -> bool:
+    """Whether PEFT refuses because nothing is named; an empty list is `Target modules []` in 0.7."""
     error = structure.injection.error
-    return error is not None and "target_modules" in error.message
+    return error is not None and "target_modules" in error.message.lower().replace(" ", "_")
 
 
 def _fixes(structure: Structure, entries: list[str], cover: list[str]) -> tuple[Fix, ...]:

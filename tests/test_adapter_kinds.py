@@ -130,3 +130,11 @@ def test_the_table_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
     assert once.count(BEGIN) == once.count(END) == 1
     assert "| A |  |  | trains |" in once and "| B |  |  | no merge, **healthy** |" in once
     assert "no &lt;bias>" in once
+
+
+def test_an_empty_list_of_targets_is_not_told_as_a_lacking_default(worker: Worker) -> None:
+    """A script that collects the 4-bit layers of a model that was not quantized finds none; PEFT
+    has a default for Llama, which an empty list does not ask for."""
+    found = lora_doctor.check("arch:llama", {"target_modules": []}, depth="meta", worker=worker)
+    message = next(f.message for f in found.findings if f.rule == "LD201")
+    assert "is an empty list" in message and "no default" not in message
