@@ -131,15 +131,16 @@ class NoTargetMatches(Rule):
         adapted = sum(group.adapted for group in structure.groups)
         if adapted or injection.ok:
             return
-        no_default = not entries and _asks_for_targets(structure)
+        empty = recipe.get("target_modules") == []
+        asks = _asks_for_targets(structure) or (empty and _of_no_match(structure))  # PEFT 0.7
+        no_default = not entries and asks
         unmatched = {item.entry for item in injection.unmatched}
         nothing = bool(entries) and all(entry in unmatched for entry in entries)
         if not nothing and not no_default:
             yield from self._by_other_keys(case, entries)
             return
         cover = cover_of(structure, entries)
-        given = case.recipe.get("target_modules") is not None
-        stated = quoted(entries) or ("an empty list" if given else "not set")
+        stated = quoted(entries) or ("an empty list" if empty else "not set")
         evidence = [
             Measurement("target_modules", stated, "recipe"),
             Measurement(
@@ -160,7 +161,7 @@ class NoTargetMatches(Rule):
             )  # fmt: skip
         if entries:
             message = f"target_modules {quoted(entries)} match no layer of {structure.model_class}"
-        elif given:
+        elif empty:
             message = "target_modules is an empty list, which names no layer of the model"
         else:
             message = (
@@ -213,9 +214,8 @@ def _of_no_match(structure: Structure) -> bool:
 
 
 def _asks_for_targets(structure: Structure) -> bool:
-    """Whether PEFT refuses because nothing is named; an empty list is `Target modules []` in 0.7."""
     error = structure.injection.error
-    return error is not None and "target_modules" in error.message.lower().replace(" ", "_")
+    return error is not None and "target_modules" in error.message
 
 
 def _fixes(structure: Structure, entries: list[str], cover: list[str]) -> tuple[Fix, ...]:
