@@ -101,6 +101,7 @@ _NEXT = {
     "verify": "proves what was written",
     "check": "checks at a greater depth",
     "explain": "explains the rule",
+    "dry-run": "runs the script with a tiny model",
 }
 
 

@@ -212,7 +212,7 @@ def _fixes_tried(diagnosis: Diagnosis) -> str:
         "read again": "read again, not run",
         "not-executed": "not executed",
     }
-    told = ", ".join(f"{counts[name]} {word}" for name, word in words.items() if counts[name])
+    told = "; ".join(f"{counts[name]} {word}" for name, word in words.items() if counts[name])
     return f"{many(len(fixes), 'fix', 'fixes')} shown: {told}."
 
 

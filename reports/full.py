@@ -97,6 +97,10 @@ def _healthy(page: Page, diagnosis: Diagnosis) -> None:
     missed = counted_by_strict(diagnosis)
     if missed:
         page.line(("note ", "blue"), f"{missed} (--verbose tells why)")
+    if diagnosis.model.script and diagnosis.next_command:
+        page.line(("note ", "blue"), "the script was read, not run: what its data and its own "
+                  "lines do is seen by a dry run")  # fmt: skip
+        page.line(("Next: ", "bold"), visible(diagnosis.next_command, None), wrap=False)
 
 
 def _proposed(page: Page, diagnosis: Diagnosis) -> None:

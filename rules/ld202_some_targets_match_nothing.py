@@ -144,7 +144,7 @@ class SomeTargetsMatchNothing(Rule):
             Measurement("adapted", quoted(kept), "installed PEFT, meta device"),
             Measurement(
                 "the model's own names",
-                quoted(missing) if missing else "none left to adapt",
+                quoted(missing) if missing else "none known for these entries",
                 f"{structure.model_class}, language tower",
             ),
             Measurement("layers adapted", _share(structure), "language tower"),
@@ -152,8 +152,9 @@ class SomeTargetsMatchNothing(Rule):
         yield self.finding(
             "warning" if missing or not _all_served(structure, entries) else "info",
             f"{len(entries)} of {len(target_entries(case.recipe))} target_modules match nothing in "
-            f"{structure.model_class} ({quoted(entries, 6)}); only {quoted(kept, 6)} are adapted"
-            + (f", while {quoted(missing, 6)} are not." if missing else "."),
+            f"{structure.model_class} ({quoted(entries, 6)}); only {quoted(kept, 6)} "
+            + f"{_be(kept)} adapted"
+            + (f", while {quoted(missing, 6)} {_be(missing)} not." if missing else "."),
             location=Location("recipe", "target_modules"),
             evidence=tuple(evidence),
             proof=Proof(
@@ -195,8 +196,8 @@ class SomeTargetsMatchNothing(Rule):
         yield self.finding(
             "warning",
             f"The expression in target_modules also ends in {quoted(dead, 6)}, which match "
-            f"nothing in {structure.model_class}; only {quoted(kept, 6)} are adapted, while "
-            f"{quoted(missing, 6)} are not.",
+            f"nothing in {structure.model_class}; only {quoted(kept, 6)} {_be(kept)} adapted, "
+            f"while {quoted(missing, 6)} {_be(missing)} not.",
             location=Location("recipe", "target_modules"),
             evidence=(
                 Measurement("match nothing", quoted(dead), "names at the end of the expression"),
@@ -287,6 +288,10 @@ def _all_served(structure: Structure, entries: list[str]) -> bool:
         return True
     kept = {group.leaf for group in structure.groups if group.adapted}
     return all(kept.intersection(same_job(structure, entry)) for entry in entries)
+
+
+def _be(names: list[str]) -> str:
+    return "is" if len(names) == 1 else "are"
 
 
 def _share(structure: Structure) -> str:

@@ -32,6 +32,13 @@ def test_a_message_without_its_traceback_names_the_nearest_rule_and_what_is_miss
     assert "paste the whole traceback" in result.err
 
 
+def test_a_rule_that_knows_the_class_of_the_error_alone_is_told_as_such() -> None:
+    message = "ValueError: Unable to create frobs, you should probably activate wobbling."
+    result = cli.lora_doctor("explain", message)
+    assert result.code == 2 and "LD524" in result.err and "whole traceback" in result.err
+    assert "'ValueError: U'" not in result.err
+
+
 def test_json_gives_the_codes_in_order_with_the_line_that_matched() -> None:
     text = "ValueError: optimizer got an empty parameter list"
     result = cli.lora_doctor("explain", text, "--output-format", "json")
@@ -78,3 +85,9 @@ def test_a_rule_is_found_as_reports_and_people_write_it() -> None:
     for written in ("LD201", "ld 201", "201", "LD201:", "no-target-matches",
                     "LD201 no-target-matches"):  # fmt: skip
         assert cli.lora_doctor("explain", written).out.startswith("LD201 no-target-matches")
+
+
+def test_a_log_that_does_not_exist_is_no_message(tmp_path: Path) -> None:
+    missing = str(tmp_path / "slurm.log")
+    result = cli.lora_doctor("explain", missing)
+    assert result.code == 2 and result.err.strip().endswith(f"there is no file {missing!r}")

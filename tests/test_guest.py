@@ -218,6 +218,22 @@ def test_the_command_of_a_file_is_chosen_by_its_content(
     assert (Path(first).name, *rest) == (*launcher, str(tmp_path / name))
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "program"),
+    [("qlora.yml", "base_model: org/model\n", "axolotl"), ("tune.ipynb", "{}", "jupyter")],
+)
+def test_a_launcher_that_is_not_installed_is_told_with_what_reads_the_file_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str, program: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with pytest.raises(InputError) as told:
+        command_of([str(tmp_path / name)])
+    assert f"no program '{program}' here" in str(told.value)
+    assert f"lora-doctor check {tmp_path / name}" in str(told.value)
+
+
 def test_a_file_of_no_launcher_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="the keys of a known launcher"):
         launched(tmp_path / "some.yaml", "compute_environment: LOCAL_MACHINE\n", monkeypatch)

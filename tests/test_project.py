@@ -58,6 +58,10 @@ def test_all_set_ups_in_one_invocation(tmp_path: Path) -> None:
     stored = {file.name: json.loads(file.read_text()) for file in inner.iterdir()}
     assert sorted(stored) == ["r.gpt2.json", "r.llama.json"]
     assert stored["r.llama.json"]["depth"] == stored["r.gpt2.json"]["depth"] == "meta"
+    # What was written for each is the baseline of each.
+    again = run("check", "--output-format", "concise", "--baseline", "r.json", cwd=inner)
+    assert again.returncode == 0, again.stderr
+    assert "gpt2: nothing found, 1 known" in again.stderr
     assert stored["r.llama.json"]["recipe"]["values"]["target_modules"] == ["q_proj", "v_proj"]
 
 

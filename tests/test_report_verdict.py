@@ -5,11 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from lora_doctor import reports
+from lora_doctor.cli.fix import _show_diff
+from lora_doctor.cli.next_command import next_command
+from lora_doctor.engine.case import Case
+from lora_doctor.engine.diagnose import _notes
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.reports._checks import check_value
 from lora_doctor.reports._costs import costs
@@ -18,6 +23,7 @@ from lora_doctor.results.diagnosis import Diagnosis, Gathered
 from lora_doctor.results.error_report import ErrorReport
 from lora_doctor.results.finding import Measurement
 from lora_doctor.results.memory_plan import MemoryPart, MemoryPlan, MemoryVariant
+from lora_doctor.results.note import Note
 from lora_doctor.results.verification import CHECKS, Check, Failure, Verification
 from lora_doctor.text import GIB
 from tests import diagnoses
@@ -196,6 +202,38 @@ def test_sixty_columns_are_enough(build: Callable[[], Diagnosis]) -> None:
     for verbose in (False, True):
         for line in reports.render(build(), "full", width=60, verbose=verbose).splitlines():
             assert line.startswith("Next: ") or len(line) <= 60, line
+
+
+def test_a_healthy_script_was_read_and_its_dry_run_comes_next() -> None:
+    found = diagnoses.healthy()
+    model = replace(found.model, script="train.py")
+    options = {"model": "train.py", "script_arguments": ("--epochs", "1")}
+    following = next_command(replace(found, model=model), "check", options, None)
+    assert following == "lora-doctor dry-run -- python train.py --epochs 1"
+    text = reports.render(replace(found, model=model, next_command=following), "full")
+    assert "read, not run" in text and text.endswith(f"Next: {following}\n")
+    assert next_command(found, "check", {"model": "arch:llama"}, None) == ""
+
+
+def test_what_both_runs_could_not_run_is_told_once() -> None:
+    """Meta and tiny build the same class, and lack the same attention."""
+    lacks = Note("not-proven", "attn_implementation flash_attention_2 was not run")
+    found = diagnoses.healthy()
+    assert found.before is not None and found.structure is not None
+    structure = replace(found.structure, notes=(lacks,))
+    store = SimpleNamespace(known=lambda name: structure)
+    case = SimpleNamespace(store=store, asked=SimpleNamespace(written=None))
+    assert _notes(cast(Case, case), replace(found.before, notes=(lacks,))) == (lacks,)
+
+
+def test_an_empty_diff_says_what_comes_next(capsys: pytest.CaptureFixture[str]) -> None:
+    following = "lora-doctor fix train.py --unsafe-fixes --apply"
+    found = replace(diagnoses.phi3(), recipe_diff="", next_command=following)
+    _show_diff(found, 1)
+    shown = capsys.readouterr()
+    assert not shown.out and shown.err.strip().endswith(f"there is no diff; next: {following}")
+    _show_diff(replace(found, recipe_diff="-r: 8\n+r: 16\n"), 1)
+    assert capsys.readouterr().err == ""
 
 
 def test_healthy_is_one_line_of_sixty_columns() -> None:

@@ -56,8 +56,9 @@ def cli(ctx: click.Context) -> None:
     """Find and fix what would go wrong in a LoRA fine-tuning run, and prove the fix.
 
     MODEL is a hub id, a local folder, arch:NAME (an architecture of the installed transformers,
-    such as arch:llama) or package.module:factory (a function of yours that returns a model). A
-    training script (train.py) is read, not run.
+    such as arch:llama), package.module:factory (a function of yours that returns a model), the
+    config of axolotl, LLaMA-Factory, ms-swift or TRL, or a training script or notebook (train.py),
+    which is read, not run.
 
     Exit codes: 0 the requested depth was reached and nothing was found at or above --fail-on; 1
     findings; 2 undetermined, or not determined at that depth (with --strict also if a rule was

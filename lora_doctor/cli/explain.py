@@ -34,6 +34,10 @@ _PATH = 4_096
 _TAIL = 4 * LOG_CHARACTERS
 #: So many rules that know words of the text are named; the more there are, the less each says.
 _NEAR = 3
+#: What of a text a rule knows that goes by the code which raised it: the class of the error alone.
+_CLASS_ALONE = re.compile(r"[\w.]*(?:Error|Exception)\b:? ?\S?")
+#: The suffixes of what is a log's name rather than a message.
+_LOGS = (".log", ".txt", ".out", ".err")
 
 #: A line that Python ends a traceback with: what of a long text was taken for the message.
 _ERROR = re.compile(r"\s*[\w.]*(?:Error|Exception|Exit|Interrupt)\b: ?")
@@ -136,6 +140,7 @@ def explanation(text: str) -> Explanation:
         )
         known = {match.rule for match in matches}
         near = [near for near in find_near(text, rules) if near.rule not in known]
+        near.sort(key=_knows_class_alone)
     except LimitError as error:
         raise InputError(f"explain: {error}; give the last lines only") from None
     return Explanation(tuple(matches), tuple(near[:_NEAR]))
@@ -151,9 +156,12 @@ def pasted(what: str) -> str:
         return what
     try:
         path = Path(what)
-        if not path.is_file():
-            return what
+        is_file = path.is_file()
     except (OSError, ValueError):  # too long a name, a null byte
+        return what
+    if not is_file:
+        if path.suffix in _LOGS and len(what.split()) == 1:
+            raise InputError(f"explain: there is no file {what!r}")
         return what
     try:
         with path.open("rb") as file:
@@ -200,12 +208,19 @@ def _mentioned(text: str) -> tuple[Match, ...]:
     return ()
 
 
+def _knows_class_alone(near: NearMatch) -> bool:
+    return _CLASS_ALONE.fullmatch(near.line.strip()) is not None
+
+
 def _unknown(text: str, near: tuple[NearMatch, ...]) -> str:
     if near:
         reasons = "; ".join(
             f"{one.rule.code} {one.rule.name} knows {visible(one.line)!r}, but {one.lacks}"
             for one in near
+            if not _knows_class_alone(one)
         )
+        if not reasons:
+            reasons = f"{' or '.join(one.rule.code for one in near)}; {near[0].lacks}"
         return f"explain: no rule knows this message. The nearest: {reasons}"
     names = [rule.name for rule in find_rules()]
     close = difflib.get_close_matches(text[:_NAME].lower(), names, n=1)

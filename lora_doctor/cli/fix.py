@@ -60,15 +60,23 @@ def run(options: dict[str, Any]) -> int:
     diagnosis = with_next_command(diagnosis, options, holds)
     written = plan.write(diagnosis) if options["write"] else ()
     if options["only_diff"]:
-        streams.write(diagnosis.recipe_diff, end="")
         code = exit_code(diagnosis, options["fail_on"])
-        if code == UNANSWERED:  # the diff has no place for the reason
-            streams.tell(f"lora-doctor: undetermined: {diagnosis.undetermined}")
+        _show_diff(diagnosis, code)
     else:
         code = report(diagnosis, options)
     for path in written:
         streams.tell(f"wrote {path}")
     return code
+
+
+def _show_diff(diagnosis: Diagnosis, code: int) -> None:
+    """The diff, and on standard error why there is none."""
+    streams.write(diagnosis.recipe_diff, end="")
+    if code == UNANSWERED:  # the diff has no place for the reason
+        streams.tell(f"lora-doctor: undetermined: {diagnosis.undetermined}")
+    elif diagnosis.findings and not diagnosis.recipe_diff:
+        following = f"; next: {diagnosis.next_command}" if diagnosis.next_command else ""
+        streams.tell(f"lora-doctor: no fix would be applied, so there is no diff{following}")
 
 
 def _fix_adapter(options: dict[str, Any]) -> int:

@@ -81,6 +81,12 @@ class JointOutputs:
 NONE = JointOutputs()
 
 
+def baseline_of(file: str, set_up: str) -> str:
+    """The set-up's own result beside ``file``, where an earlier run of all set-ups wrote one."""
+    own = _own(file, set_up)
+    return own if Path(own).is_file() else file
+
+
 def _own(file: str, set_up: str) -> str:
     path = Path(file)
     name = "".join(sign if sign.isalnum() or sign in "-_" else "_" for sign in set_up)

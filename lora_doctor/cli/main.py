@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         return _interrupted(stop, own)
     except click.ClickException as error:
-        return _say(" ".join(error.format_message().split()), UNANSWERED)
+        return _refused(error)
     except LoraDoctorError as error:
         return _say(str(error), UNANSWERED)
     except BaseException as error:  # noqa: BLE001 - also SystemExit: code of others has raised it
@@ -58,6 +58,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             UNANSWERED,
         )
     return int(result or OK)
+
+
+def _refused(error: click.ClickException) -> int:
+    """What click says of a command line in a line; of one without a command, the help."""
+    if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):  # click 8.2
+        for line in error.format_message().splitlines():
+            streams.tell(line)
+        return UNANSWERED
+    text = " ".join(error.format_message().split())
+    if isinstance(error, click.MissingParameter) and error.ctx is not None:
+        text = f"{text.removesuffix('.')}; see {error.ctx.command_path} --help"
+    return _say(text, UNANSWERED)
 
 
 def _interrupted(by: BaseException | None, own: bool) -> int:

@@ -86,7 +86,10 @@ def _trained_folder(recipe_file: str | None) -> str | None:
 
 
 def _deeper(diagnosis: Diagnosis, options: Mapping[str, Any]) -> str:
-    """After a shallow run without findings: the one that proves it."""
+    """After a run without findings: the deeper one that proves it, and for a script, which was
+    read, the one that runs it."""
+    if diagnosis.verdict == "healthy" and diagnosis.model.script:
+        return _dry_run(diagnosis.model.script, options)
     if (
         diagnosis.model.kind == "script"
         or diagnosis.verdict == "healthy"
@@ -94,6 +97,13 @@ def _deeper(diagnosis: Diagnosis, options: Mapping[str, Any]) -> str:
     ):
         return ""
     return shlex.join(["lora-doctor", "check", *command_line(options)])
+
+
+def _dry_run(script: str, options: Mapping[str, Any]) -> str:
+    if Path(script).suffix != ".py":
+        return shlex.join(["lora-doctor", "dry-run", script])
+    given = options.get("script_arguments") or ()
+    return shlex.join(["lora-doctor", "dry-run", "--", "python", script, *given])
 
 
 def command_line(options: Mapping[str, Any]) -> list[str]:

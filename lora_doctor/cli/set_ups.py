@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 from lora_doctor.cli import streams
-from lora_doctor.cli.joint_outputs import NONE, JointOutputs
+from lora_doctor.cli.joint_outputs import NONE, JointOutputs, baseline_of
 from lora_doctor.cli.output import FINDINGS, OK, UNANSWERED
 from lora_doctor.cli.project import (
     META,
@@ -77,6 +77,8 @@ def _check(
     ctx.meta[SET_UP] = set_up
     command = group.commands[name]
     defaults = for_set_up(ctx.meta[META], set_up, command, shared)
+    if defaults.get("baseline") and len(ctx.meta[META].set_ups) > 1:
+        defaults["baseline"] = baseline_of(defaults["baseline"], set_up.name)
     arguments = ["--", *shlex.split(set_up.command)] if set_up.command else [set_up.model]
     streams.tell(f"lora-doctor: set-up {visible(set_up.name)}: {visible(shlex.join(arguments))}")
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -55,7 +56,10 @@ def command_of(words: Sequence[str], asked: str = "dry-run") -> Command:
             it.
     """
     if len(words) == 1 and Path(words[0]).suffix in (".py", ".ipynb", ".yaml", ".yml"):
-        chosen = _of_words(_for_file(Path(words[0]), asked), asked)
+        launcher = _for_file(Path(words[0]), asked)
+        if shutil.which(launcher[0]) is None:
+            raise InputError(_not_installed(launcher, words[0], asked))
+        chosen = _of_words(launcher, asked)
         return replace(chosen, programs=str(Path(sys.executable).parent))
     return _of_words(words, asked)
 
@@ -192,6 +196,16 @@ def _for_file(path: Path, asked: str) -> tuple[str, ...]:
     raise InputError(
         f"{asked}: {path} does not have the keys of a known launcher; give its command, such as: "
         f"{asked} -- trl sft --config {path}"
+    )
+
+
+def _not_installed(launcher: Sequence[str], file: str, asked: str) -> str:
+    """That a file's own launcher is missing: a program that the user has not typed."""
+    install = "pip install nbclient ipykernel" if launcher[0] == "jupyter" else "install it"
+    return (
+        f"{asked}: {shlex.join(launcher)!r} would run {file}, and there is no program "
+        f"{launcher[0]!r} here; {install}, or give the command with the program's path. "
+        f"`lora-doctor check {shlex.quote(file)}` reads the file without it"
     )
 
 

@@ -97,7 +97,8 @@ def _notes(case: Case, before: Verification | None) -> tuple[Note, ...]:
     structure = Case.structure.known(case)
     decided = structure.notes if structure is not None else ()
     seen = before.notes if before is not None else ()
-    return (*decided, *_notes_on_program(case), *(note for note in seen if note.is_gap))
+    found = (*decided, *_notes_on_program(case), *(note for note in seen if note.is_gap))
+    return tuple(dict.fromkeys(found))  # both runs lack the same attention
 
 
 def _notes_on_program(case: Case) -> tuple[Note, ...]:
