@@ -68,6 +68,9 @@ class _Case(SimpleNamespace):
     def dry_run(self) -> Any:
         raise EvidenceError("no command was run")
 
+    def has(self, name: str) -> bool:
+        return name == "supervision"
+
 
 def _recipe(recipe: Mapping[str, Any] | None) -> Recipe:
     return make_recipe(dict(recipe or {}), where="test", origin="option")

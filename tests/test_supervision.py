@@ -177,7 +177,7 @@ def test_columns_are_read_where_pyarrow_is_installed(ending: str, tmp_path: Path
         ("a.jsonl", "{broken", "not JSON"),
         ("a.jsonl", "[1, 2]\n", "row 1 is a list"),
         ("a.jsonl", "", "has no rows"),
-        ("a.json", '"text"', "no list of rows"),
+        ("a.json", '"text"', "is not a list of rows"),
         ("a.json", "[" * 5000, "too deeply"),
         ("a.csv", "", "has no rows"),
         ("a.txt", "x", "is read as one of"),
