@@ -59,6 +59,8 @@ def test_the_name_that_replaced_it_is_proposed(tmp_path: Path) -> None:
         f"from contextlib import suppress\nwith suppress(ImportError):\n    {GONE}",
         f"try:\n    {GONE} as made\nexcept ImportError:\n    made = None\nif made:\n    made()",
         f"def old():\n    {GONE}",
+        f"try:\n    {GONE} as made\nexcept ImportError:\n"
+        "    from peft import PeftModel as made\nmade.from_pretrained('a', 'b')",
         "import no_such_package.parts",
         "from .peft import no_such_function",
         "from transformers import *",
