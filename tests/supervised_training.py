@@ -71,6 +71,9 @@ class _Case(SimpleNamespace):
     def has(self, name: str) -> bool:
         return name == "supervision"
 
+    def __getattr__(self, name: str) -> Any:
+        raise EvidenceError(f"rows alone: there is no {name}")
+
 
 def _recipe(recipe: Mapping[str, Any] | None) -> Recipe:
     return make_recipe(dict(recipe or {}), where="test", origin="option")

@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from lora_doctor.limits import INSTALLED_FILE_BYTES, INSTALLED_FILES, step
+from lora_doctor.limits import INSTALLED_FILES, step
 from lora_doctor.static.installed.environment import installed_text, package_folder
 
 Presence = Literal["there", "gone", "unknown"]
@@ -194,37 +194,27 @@ def _in_lazy_package(file: Path, top: str, text: str, name: str) -> Presence:
 
 
 class _Exports:
-    """Names that the files of a package export."""
+    """Names that the files of a package export: each file is read once, when it is needed."""
+
+    _NAME = re.compile(
+        rb"""["']([A-Za-z_]\w*)["']|^(?:class|def) (\w+)|^([A-Za-z_]\w*)\s*=""", re.MULTILINE
+    )
 
     def __init__(self, folder: Path) -> None:
-        self._files = list(islice(sorted(folder.rglob("*.py")), INSTALLED_FILES))
+        self._names: set[bytes] = set()
+        self._unread = islice(sorted(folder.rglob("*.py")), INSTALLED_FILES)
 
-    @functools.lru_cache(maxsize=256)  # noqa: B019 - one for each package, kept as long
     def have(self, name: str) -> bool:
         """Whether one of the files quotes or defines the name."""
-        word = re.escape(name.encode())
-        exported = re.compile(
-            rb"""["']%b["']|^(?:class|def) %b\b|^%b\s*=""" % (word, word, word), re.MULTILINE
-        )
         plain = name.encode()
-        # A name that is not there costs one look at every file; most stand in one called alike.
-        likely = sorted(self._files, key=lambda file: not _is_likely(file, name))
-        contents = map(_content, likely)
-        return any(plain in content and exported.search(content) for content in contents)
-
-
-def _content(file: Path) -> bytes:
-    try:
-        with file.open("rb") as stream:
-            return stream.read(INSTALLED_FILE_BYTES)
-    except OSError:
-        return b""
-
-
-def _is_likely(file: Path, name: str) -> bool:
-    """Whether a model's name begins as its folder is called; the auto classes name most models."""
-    folder = file.parent.name.replace("_", "")
-    return folder == "auto" or name.lower().startswith(folder)
+        while plain not in self._names:
+            file = next(self._unread, None)
+            if file is None:
+                return False
+            content = installed_text(file).encode()
+            for quoted, defined, assigned in self._NAME.findall(content):
+                self._names.add(quoted or defined or assigned)
+        return True
 
 
 @functools.cache
