@@ -147,8 +147,8 @@ class ConfigError(EvidenceError):
 
 
 class ModelClassError(EvidenceError):
-    """The auto class that is asked for does not load this kind of model. Where no rule says so it
-    ends as an :class:`InputError`."""
+    """The auto class that is asked for does not load this kind of model; the message of its cause
+    is the auto classes that do. Where no rule says so it ends as an :class:`InputError`."""
 
 
 class FactoryError(EvidenceError):

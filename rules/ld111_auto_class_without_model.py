@@ -47,6 +47,7 @@ class AutoClassWithoutModel(Rule):
         Example(
             "broken",
             "tests/scripts/loaded_as_seq2seq.py",
+            requires={"transformers": ">=4.41"},
             depth="meta",
             why="Phi-3 is no encoder-decoder model",
         ),
@@ -63,12 +64,12 @@ class AutoClassWithoutModel(Rule):
             return
         error = case.store.error("structure")
         loader = case.program.roles.loader
-        if not isinstance(error, ModelClassError) or loader is None:
+        if not isinstance(error, ModelClassError) or error.cause is None or loader is None:
             return
         if "auto_map" in case.static.config:
             return  # the repository's code may add the class
         model_type = case.static.config.get("model_type")
-        known = str(error).rpartition(" in ")[2]
+        known = error.cause.message
         owner = loader.name.split(".")[-2]
         yield self.finding(
             "error",

@@ -174,10 +174,11 @@ def _fixes(recipe: Recipe, key: str, entries: list[str], meant: Mapping[str, str
         pairs = quoted((f"{name} for {entry}" for entry, name in meant.items()), 6)
         edit = Edit(key, _changed(own, {**dict.fromkeys(entries), **meant}))
         yield Fix(f"Write {pairs} in {key}.", "unsafe", (edit,))
+    left = "none" if key == "bias" else _changed(own, dict.fromkeys(entries))
     yield Fix(
         f"Remove {quoted(entries, 6)} from {key}, which has no effect now.",
         "unsafe" if meant else "safe",
-        (Edit(key, _changed(own, dict.fromkeys(entries))),),
+        (Edit(key, left),),
     )
 
 

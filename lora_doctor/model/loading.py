@@ -215,7 +215,7 @@ class Loader:
             raise ModelClassError(
                 f"model_class {name!r}: transformers lists no model_type {self.model_type!r} "
                 f"there, but in {known}"
-            )
+            ) from LookupError(known)
         raise InputError(
             f"model_class {name!r}: not a class of transformers for model_type "
             f"{self.model_type!r}; it has {known}"
