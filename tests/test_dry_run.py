@@ -388,9 +388,11 @@ def _started(tmp_path: Path, then: str) -> tuple[subprocess.Popen[bytes], list[i
         env={**os.environ, "PYTHONPATH": str(cli.ROOT), "TMPDIR": str(tmp_path / "temporary")},
     )  # fmt: skip
     pids = tmp_path / "pids"
+    ended = False
     while not pids.exists():
-        assert process.poll() is None, process.communicate()
+        assert not ended, process.communicate()
         time.sleep(0.05)
+        ended = process.poll() is not None  # before the file is looked for: it may be the last act
     return process, [int(word) for word in pids.read_text().split()]
 
 
