@@ -51,10 +51,7 @@ def gather(
     loader = Loader(source, next(iter(recipes.values())))
     shrunk = tiny.make(loader, made)
     if keep is not None:
-        fitted, _ = fewer_layers.fit(Recipe.from_json(own), shrunk.model, loader.config)
-        fitted, _ = fewer_layers.without_absent_targets(
-            fitted, shrunk.model, lambda: loader.build("meta")
-        )
+        fitted = fewer_layers.fitted(Recipe.from_json(own), shrunk.model, loader).recipe
         save(shrunk, fitted, Path(keep))
     found = {}
     for name, recipe in recipes.items():

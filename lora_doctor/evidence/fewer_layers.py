@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from lora_doctor.nn.embeddings import input_embeddings
 from lora_doctor.recipe.recipe import Recipe
+
+if TYPE_CHECKING:
+    from lora_doctor.model.loading import Loader
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 #: A number in a regular expression that is not part of a name such as ``w1`` or ``fc2``.
@@ -16,6 +20,24 @@ _LAYER_IN_REGEX = re.compile(r"(?<![A-Za-z_\d{,])\d+")
 _PLAIN_IN_REGEX = re.compile(r"(?<=\\\.)\d+(?=\\\.)")
 _KEYS_OF_NUMBERS = ("layers_to_transform", "layer_indexes")
 _KEYS_OF_NAMES = ("target_modules", "target_parameters", "exclude_modules", "modules_to_save")
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A recipe for a tiny model. ``unfit``: keys that may still name layers which it is too small
+    to have. ``absent``: target modules that only the model at full size has, left out."""
+
+    recipe: Recipe
+    unfit: tuple[str, ...]
+    absent: tuple[str, ...]
+
+
+def fitted(recipe: Recipe, model: Any, loader: Loader) -> Fitted:
+    """The recipe with layers, tokens and target modules that ``model`` has; ``loader``: of its
+    class at full size."""
+    moved, unfit = fit(recipe, model, loader.config)
+    left, absent = without_absent_targets(moved, model, lambda: loader.build("meta"))
+    return Fitted(left, unfit, absent)
 
 
 def fit(recipe: Recipe, model: Any, config: Any = None) -> tuple[Recipe, tuple[str, ...]]:

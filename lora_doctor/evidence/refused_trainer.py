@@ -76,7 +76,7 @@ def gather(
     shrunk = tiny.make(loader, made)
     if _takes_more_than_text(shrunk.model):
         raise EvidenceError("the trainer of a model that takes more than text needs its processor")
-    fitted, _ = fewer_layers.fit(Recipe.from_json(recipe), shrunk.model, loader.config)
+    fitted = fewer_layers.fitted(Recipe.from_json(recipe), shrunk.model, loader).recipe
     report_progress("making the trainer")
     with tempfile.TemporaryDirectory(prefix="lora-doctor-") as folder, _quietly():
         return dataclasses.asdict(_asked(_Maker(cls, trainer, shrunk.model, fitted, folder)))

@@ -248,20 +248,19 @@ def _as_stored(run: TinyRun, values: Mapping[str, Any]) -> Verification | None:
 def _fitted(run: TinyRun) -> TinyRun:
     """The run with the dtype that somebody asked for, and with layers that this model has."""
     asked = run.recipe
-    recipe, unfit = fewer_layers.fit(asked, run.model, run.loader.config)
-    moved = [
+    fitted = fewer_layers.fitted(asked, run.model, run.loader)
+    recipe = fitted.recipe
+    notes = [
         Note("step", f"{key} {asked.get(key)!r:.80} -> {recipe.get(key)!r:.80}")
         for key in recipe.values
         if recipe.get(key) != asked.get(key)
     ]
-    recipe, absent = fewer_layers.without_absent_targets(
-        recipe, run.model, lambda: run.loader.build("meta")
-    )
-    if absent:
-        text = f"not adapted in the tiny model, which is too small to have it: {', '.join(absent)}"
-        moved = [*moved, Note("not-adapted", text)]
+    if fitted.absent:
+        names = ", ".join(fitted.absent)
+        text = f"not adapted in the tiny model, which is too small to have it: {names}"
+        notes.append(Note("not-adapted", text))
     dtype = _explicit_dtype(run.loader, asked)
-    return replace(run, recipe=recipe, unfit=unfit, dtype=dtype, notes=[*run.notes, *moved])
+    return replace(run, recipe=recipe, unfit=fitted.unfit, dtype=dtype, notes=[*run.notes, *notes])
 
 
 def _loads_otherwise(run: TinyRun) -> bool:
