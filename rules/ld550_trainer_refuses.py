@@ -61,6 +61,7 @@ class TrainerRefuses(Rule):
         Symptom(
             r"\b(?:ValueError|NotImplementedError): \S",
             raised_in=r"trl[\\/]trainer[\\/]\w+_trainer\.py",
+            context=r"_trainer\.py\W+line \d+,? in __init__",
             weight=-1,
         ),
     )
