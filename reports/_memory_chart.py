@@ -62,6 +62,7 @@ def memory_view(diagnosis: Diagnosis) -> dict[str, Any] | None:
     every = (plan.recipe, *plan.alternatives)
     scale = float(max([plan.budget or 0, *(one.high or one.low for one in every)])) or 1.0
     return {
+        "place": plan.place,
         "headline": _memory.headline(plan),
         "precision": _memory.precision(diagnosis),
         "range": _memory.RANGE,

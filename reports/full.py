@@ -239,7 +239,7 @@ def _memory_plan(page: Page, diagnosis: Diagnosis, verbose: bool) -> None:
     whole = verbose or plan.budget is None
     tail = "" if whole else " (--verbose shows the plan)"
     page.gap()
-    page.line(("Memory on one GPU", "bold"), f": {_memory.headline(plan)}", (tail, "dim"))
+    page.line((f"Memory on {plan.place}", "bold"), f": {_memory.headline(plan)}", (tail, "dim"))
     if not whole:
         return
     page.table(

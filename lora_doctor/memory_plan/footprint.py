@@ -32,10 +32,12 @@ class Sizes:
     by_dtype: dict[str, int] = field(default_factory=dict)
     bytes: int = 0
 
-    def add(self, tensor: Any, times: int) -> None:
+    def add(self, tensor: Any, times: int, count: int | None = None) -> None:
+        """``count``: elements of the tensor that are there, where it is not all of them."""
         name = str(tensor.dtype).removeprefix("torch.")
-        self.by_dtype[name] = self.by_dtype.get(name, 0) + int(tensor.numel()) * times
-        self.bytes += int(tensor.numel()) * tensor.element_size() * times
+        elements = (int(tensor.numel()) if count is None else count) * times
+        self.by_dtype[name] = self.by_dtype.get(name, 0) + elements
+        self.bytes += elements * int(tensor.element_size())
 
     def words(self, unit: str = "") -> str:
         """Such as ``6,607,077,376 bfloat16 × 2``."""
@@ -76,6 +78,7 @@ class MetaModel:
         quantization: as the checkpoint or the recipe asks, or ``None``.
         dtype: of the weights that are not quantized.
         loaded: it comes out of loading; a factory may have put the adapters on a part of it.
+        half: precision to which the whole model is cast before it is trained, as DeepSpeed does.
     """
 
     def __init__(
@@ -86,6 +89,7 @@ class MetaModel:
         dtype: str,
         *,
         loaded: bool = True,
+        half: str | None = None,
     ) -> None:
         import copy
 
@@ -116,6 +120,9 @@ class MetaModel:
                 self.model = wrap(self.model)
         self.model.train()
         training_setup.set_up(self.model, recipe)
+        if half is not None:
+            self.dtype = getattr(torch, half)
+            self.model.to(self.dtype)
 
     @property
     def base(self) -> Any:
@@ -138,8 +145,11 @@ class MetaModel:
     def trainable(self) -> list[tuple[Any, int]]:
         return [(one, times) for one, times in self.parameters() if one.requires_grad]
 
-    def weights(self) -> dict[str, Sizes]:
-        """``plain``, ``quantized``, ``constants`` and ``adapters``: whatever is trained."""
+    def weights(self, held: Callable[[Any], int] | None = None) -> dict[str, Sizes]:
+        """``plain``, ``quantized``, ``constants`` and ``adapters``: whatever is trained.
+
+        ``held``: elements of a weight that one process of several holds. Constants are not divided.
+        """
         sizes = {name: Sizes() for name in ("plain", "quantized", "constants", "adapters")}
         packed: set[int] = set()
         for path, module in self.base.named_modules():
@@ -147,12 +157,13 @@ class MetaModel:
                 continue
             times = self.thinned.times(path)
             packed.add(id(module.weight))
-            sizes["quantized"].add(module.weight, times)
+            sizes["quantized"].add(module.weight, times, held and held(module.weight))
             for one in constants(module):
                 sizes["constants"].add(one, times)
         for tensor, times in self.parameters():
             if id(tensor) not in packed:
-                sizes["adapters" if tensor.requires_grad else "plain"].add(tensor, times)
+                name = "adapters" if tensor.requires_grad else "plain"
+                sizes[name].add(tensor, times, held and held(tensor))
         return sizes
 
     def step(

@@ -14,8 +14,9 @@ from lora_doctor.contract.half_precision import bfloat16_keys
 from lora_doctor.errors import EvidenceError, LoraDoctorError
 from lora_doctor.memory_plan import optimizer
 from lora_doctor.memory_plan.alternatives import Alternative, alternatives
-from lora_doctor.memory_plan.footprint import MetaModel, Sizes, Step
+from lora_doctor.memory_plan.footprint import MetaModel, Step
 from lora_doctor.memory_plan.quiet import quiet
+from lora_doctor.memory_plan.sharding import Sharding, shared_sizes
 from lora_doctor.memory_plan.thinned_model import Runnable, own_batch, runnable
 from lora_doctor.model import checkpoint_quantization, quantization
 from lora_doctor.model.error_reports import library_error
@@ -51,8 +52,8 @@ CONTEXT = (300 * MIB, 550 * MIB, 1000 * MIB)
 TOLERANCE = 0.05
 #: What the allocator holds beside what is in use, as a share of the step's own memory.
 RESERVE = (0.0, 0.03, 0.10)
+ONE_GPU = "one GPU holds everything: no sharding, no offloading, no other process on the card"
 ASSUMPTIONS = (
-    "one GPU holds everything: no sharding, no offloading, no other process on the card",
     "attention runs in PyTorch's fused kernels where the model calls "
     "scaled_dot_product_attention (flash for half precision without a mask, else memory-efficient)",
     "every sample is full: no padding",
@@ -102,7 +103,8 @@ class _Planner:
         self.recipe = recipe
         self.ends = time.monotonic() + SECONDS
         self.notes: list[Note] = []
-        self.assumptions = list(ASSUMPTIONS)
+        self.sharding = Sharding.of(recipe)
+        self.assumptions = [self._place(), *ASSUMPTIONS]
         self.model = loader.build("meta")
         own = loader.source["kind"] == "factory"
         self.loaded = not own
@@ -144,10 +146,25 @@ class _Planner:
             alternatives=variants,
             budget=parse_memory(budget) if budget else None,
             gpus=self._gpus(),
+            processes=self.sharding.processes if self.sharding else 1,
+            sharding=self.sharding.title if self.sharding else "",
             any_gpu=self.recipe.get("gpu") == [CHEAPEST],
             assumptions=tuple(self.assumptions),
             notes=tuple(self.notes),
         )
+
+    def _place(self) -> str:
+        if self.sharding is not None:
+            return (
+                f"{self.sharding.processes} processes with a GPU each and {self.sharding.title} "
+                "divide the model evenly: no offloading, no other process on a card; sharded runs "
+                "were not measured on GPUs"
+            )
+        if kind := self.recipe.get("sharding"):
+            self.notes.append(
+                Note("choice", f"sharding: {kind} divides nothing without num_processes")
+            )
+        return ONE_GPU
 
     def _gpus(self) -> tuple[PlannedGpu, ...]:
         """The named cards; where any will do, without those that lack the recipe's arithmetic."""
@@ -200,11 +217,14 @@ class _Planner:
         dtype = _dtype(recipe, self.dtype) if self.can_quantize else self.dtype
         thinned = run.thinned if isinstance(run, Runnable) else _whole(self.model)
         try:
-            model = MetaModel(thinned, recipe, kind, dtype, loaded=self.loaded)
+            half = self.sharding.dtype(recipe) if self.sharding else None
+            model = MetaModel(thinned, recipe, kind, dtype, loaded=self.loaded, half=half)
         except Exception as error:  # noqa: BLE001 - whatever this stack's libraries say
             reason = _said(error)
             return MemoryVariant(one.name, one.changes, (_missing("everything", reason, error),))
-        parts = [*_weights(model.weights()), self._state(model)]
+        parts = [*_weights(model, self.sharding), self._state(model)]
+        if self.sharding is not None:
+            parts += self.sharding.parts(model)
         if isinstance(run, str):
             parts.append(_missing(memory_parts.ACTIVATIONS, run))
         else:
@@ -217,6 +237,8 @@ class _Planner:
 
     def _state(self, model: MetaModel) -> MemoryPart:
         trained = model.trainable()
+        if self.sharding is not None:
+            trained = self.sharding.optimized(trained)
         count = sum(int(tensor.numel()) * times for tensor, times in trained)
         name = "optimizer state"
         try:
@@ -229,6 +251,8 @@ class _Planner:
 
     def _step(self, model: MetaModel, run: Runnable, recipe: Recipe) -> list[MemoryPart]:
         wanted = recipe.mixed_precision
+        if self.sharding is not None and self.sharding.dtype(recipe):
+            wanted = None  # the model itself is in half precision
         try:
             step = model.step(run.batch.inputs, run.batch.loss_of, wanted)
         except Exception as error:  # noqa: BLE001 - whatever the model's code says
@@ -254,8 +278,9 @@ class _Planner:
             self.assumptions.append(text)
 
 
-def _weights(sizes: Mapping[str, Sizes]) -> list[MemoryPart]:
+def _weights(model: MetaModel, sharding: Sharding | None) -> list[MemoryPart]:
     """Weights, their constants, the trained ones and a gradient for each of these."""
+    sizes, gradients = shared_sizes(model, sharding)
     names = {
         "quantized": memory_parts.QUANTIZED_WEIGHTS,
         "constants": memory_parts.QUANTIZATION_CONSTANTS,
@@ -267,9 +292,8 @@ def _weights(sizes: Mapping[str, Sizes]) -> list[MemoryPart]:
         for key, name in names.items()
         if sizes[key].bytes or key in ("plain", "adapters")
     ]
-    trained = sizes["adapters"]
     formula = "one for each trained weight, in its dtype"
-    return [*parts, MemoryPart("gradients", trained.bytes, formula, "counted")]
+    return [*parts, MemoryPart("gradients", gradients, formula, "counted")]
 
 
 def _recast(model: MetaModel) -> str:

@@ -225,6 +225,16 @@ KEYS: tuple[RecipeKey, ...] = (
         Option("GPU to train on, such as a100-80gb; may be repeated. cheapest: the first that "
                "fits.", "NAME", group="memory", several=True, read=parse_names),
     ),
+    RecipeKey(
+        "num_processes", "planning", form.count,
+        Option("Processes, each with a GPU of its own, for the memory plan.", "N", int,
+               group="memory"),
+    ),
+    RecipeKey(
+        "sharding", "planning", form.sharding,
+        Option("zero1, zero2, zero3 or fsdp: what the processes divide, for the memory plan.",
+               "KIND", group="memory"),
+    ),
 )  # fmt: skip
 
 BY_NAME = {key.name: key for key in KEYS}

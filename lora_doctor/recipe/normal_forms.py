@@ -28,6 +28,8 @@ DTYPES = {
     "bf16": "bfloat16", "bfloat16": "bfloat16",
     "auto": "auto",
 }  # fmt: skip
+#: ZeRO by its stages, and FSDP with all of the model divided.
+SHARDINGS = ("zero1", "zero2", "zero3", "fsdp")
 MAX_RANK = 1 << 16
 #: Samples of a batch, tokens of a sample: more than anybody has.
 MAX_COUNT = 1 << 24
@@ -79,6 +81,14 @@ def memory_size(value: Any) -> str:
     """A size of memory as the user wrote it, such as ``24GB``; ``parse_memory`` has its bytes."""
     parse_memory(value)
     return str(value).strip()
+
+
+def sharding(value: Any) -> str:
+    """What several processes divide among them, such as ``zero3``; DDP divides nothing."""
+    name = re.sub(r"[-_ ]|stage", "", str(value).lower())
+    if name in SHARDINGS:
+        return name
+    raise ValueError(f"is one of {', '.join(SHARDINGS)}")
 
 
 def gpus(value: Any) -> list[str]:

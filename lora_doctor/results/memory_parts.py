@@ -9,6 +9,8 @@ ACTIVATIONS = "activations"
 LOSS_AND_BACKWARD = "logits, loss, backward"
 #: Only of 8-bit layers.
 OUTLIERS = "outliers of 8-bit layers"
+#: Only with several processes.
+SHARDING = "buffers of communication"
 #: Only of 8-bit layers, in a loop that holds the loss for longer than the Trainer does.
 HELD = "held by the last loss"
 

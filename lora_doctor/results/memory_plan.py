@@ -131,10 +131,20 @@ class MemoryPlan:
     gpus: tuple[PlannedGpu, ...] = ()
     #: Whether one of them is enough: the cheapest that does is looked for.
     any_gpu: bool = False
+    #: Processes, each with a GPU of its own.
+    processes: int = 1
+    #: What they divide among them: ``DDP``, ``ZeRO-3``, ``FSDP`` ...; empty for a single process.
+    sharding: str = ""
     #: What the numbers rest on.
     assumptions: tuple[str, ...] = ()
     #: What is not in them.
     notes: tuple[Note, ...] = ()
+
+    @property
+    def place(self) -> str:
+        """Such as ``one GPU`` and ``each of 8 GPUs, ZeRO-3``."""
+        several = f"each of {self.processes} GPUs, {self.sharding}"
+        return several if self.sharding else "one GPU"
 
     def nearest(self, budget: int) -> MemoryVariant | None:
         """The first alternative that fits for sure."""
