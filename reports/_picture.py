@@ -187,7 +187,7 @@ def _by_tower(structure: Structure) -> list[tuple[Tower, list[ModuleGroup]]]:
             members.setdefault(group.tower, []).append(group)
     known = {tower.path: tower for tower in structure.towers}
     return [
-        (known.get(path) or Tower(path, "other", "stands in no tower"), groups)
+        (known.get(path) or Tower(path, "other", "is in no tower"), groups)
         for path, groups in members.items()
     ]
 

@@ -366,7 +366,7 @@ def _of_dry_run(run: DryRun | None) -> list[tuple[str, str]]:
 def _of_processes(found: Processes) -> str:
     """What met beside what was asked for."""
     count = f"{found.met} of {found.asked} train together"
-    asked = f" ({found.asked_type} was asked for)" if found.asked_type else ""
+    asked = f" ({found.asked_type} was requested)" if found.asked_type else ""
     kind = f", {found.ran_type}{asked}" if found.ran_type else asked
     return visible(f"{count}{kind}{f', {found.backend}' if found.backend else ''}", 200)
 

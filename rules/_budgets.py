@@ -31,8 +31,7 @@ def out_of_budget(rule: Rule, case: Case, names: Sequence[str], proof: Proof) ->
         severity: Severity = budget.level if surely else "warning"
         yield rule.finding(
             severity,
-            f"{budget.name} is {check.words()}: the budget is {'' if surely else 'possibly '}"
-            "not met.",
+            f"The budget {budget.name} is {'' if surely else 'possibly '}not met: {check.words()}.",
             location=Location("environment", f"budgets.{budget.name}"),
             evidence=_evidence(check),
             proof=proof,

@@ -65,8 +65,8 @@ def wider_dtypes(case: Case, paths: Sequence[str] = ()) -> tuple[Fix, ...]:
         fixes.append(
             Fix(
                 f"If that takes too much memory, keep {quoted(paths, 4)} in float32 and cast "
-                "their inputs and outputs; from_pretrained does this for the modules that the "
-                "class lists, .half() does not.",
+                f"{'its' if len(paths) == 1 else 'their'} inputs and outputs; from_pretrained does "
+                "this for the modules that the class lists, .half() does not.",
                 "manual",
             )
         )

@@ -15,7 +15,7 @@ from lora_doctor.rule_api import (
     Slip,
 )
 
-PROOF = Proof("read", "the calls were followed in the order of the script, which was not run")
+PROOF = Proof("read", "the calls were followed in the order of the script")
 
 
 def slips(

@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from lora_doctor.rule_api import QuantizedUse, Use, Verification
 
 
+def in_bits(kind: str | None) -> str:
+    """``4 bits`` for ``4bit``, the kind of quantization of a recipe."""
+    return (kind or "").replace("bit", " bits")
+
+
 def found(rule: Rule, case: Case, use: Use, *others: Fix) -> Iterator[Finding]:
     """A finding for each reading of one kind of use.
 
@@ -37,7 +42,7 @@ def found(rule: Rule, case: Case, use: Use, *others: Fix) -> Iterator[Finding]:
             continue
         yield rule.finding(
             "error",
-            f"Loaded in {case.recipe.quantized}, the model does not run: {one.sentence}.",
+            f"Loaded in {in_bits(case.recipe.quantized)}, the model does not run: {one.sentence}.",
             location=Location("recipe", f"load_in_{case.recipe.quantized}"),
             evidence=(
                 Measurement("raised when quantized", one.error, one.where),

@@ -42,7 +42,8 @@ def difference(seen: Verification, name: str, what: str) -> tuple[Measurement, .
         return ()
     value = check.detail
     if isinstance(check.value, float):
-        value = f"relative difference {check.value:.3g}, {check.expected}"
+        expected = check.expected.removeprefix("a relative difference of ")
+        value = f"relative difference {check.value:.3g} (expected: {expected})"
     return (Measurement(what, value, source(seen, "executed")),)
 
 

@@ -90,6 +90,6 @@ def finding_of(rule: Rule, case: Case, remark: Remark, severity: Severity) -> Fi
             *(written(set_up, name) for name in remark.names),
             Measurement("what it does", remark.what, f"{set_up.format}: {remark.source}"),
         ),
-        proof=Proof("inferred", f"from the source of {set_up.format}, which was not run"),
+        proof=Proof("inferred", f"from the source of {set_up.format}"),
         fixes=(Fix(remark.fix, safety, edits),),  # type: ignore[arg-type]
     )

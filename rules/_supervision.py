@@ -41,7 +41,7 @@ def of_texts(case: Case) -> Supervision:
     if found.executed:
         raise EvidenceError(
             "a dry run sees the batches, not the texts that they were made of; lora-doctor check "
-            "MODEL --data FILE asks about the texts",
+            "MODEL --data FILE checks the texts",
             lacks="texts",
         )
     return found
@@ -78,4 +78,4 @@ def loss_on(found: Supervision) -> Measurement:
 
 
 def which(rows: RowSet) -> Measurement:
-    return Measurement("such rows", list(rows.numbers), "first row numbers, from 1")
+    return Measurement("row numbers", list(rows.numbers), "the first of them, counted from 1")

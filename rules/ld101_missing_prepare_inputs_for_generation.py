@@ -320,7 +320,7 @@ class MissingPrepareInputsForGeneration(Rule):
                 evidence=tuple(evidence),
                 proof=Proof("executed", "loading it failed with this message")
                 if seen
-                else Proof("inferred", "read from the source; nothing of it was run"),
+                else Proof("inferred", "read from the source"),
                 fixes=(_PATCHED,),
                 explains=CONSEQUENCES,
             )

@@ -302,7 +302,7 @@ class RemoteCodeDoesNotFit(Rule):
         yield self._finding(
             view,
             f"{first.at} imports {first}{more}, which {package} {version} does not have: the "
-            f"model {'cannot' if certain else 'may not'} be loaded.",
+            f"model {'cannot be loaded' if certain else 'may fail to load'}.",
             first.at,
             evidence,
             basis(view.saw(*(f"'{item.name or item.module}'" for item in missing)), certain),
@@ -316,7 +316,7 @@ class RemoteCodeDoesNotFit(Rule):
         key = f'{item.read.attribute}["{item.read.key}"]'
         seen = view.saw(f"KeyError: '{item.read.key}'")
         evidence = [
-            Measurement(f"config.{key}", "read; only None is checked for before"
+            Measurement(f"config.{key}", "read, after a check for None only"
                     if item.rewritten else "read", str(item.read.at)),
             Measurement(f"{item.read.attribute} in config.json",
                     "null" if item.value is None else ", ".join(map(str, item.value)),
@@ -333,7 +333,7 @@ class RemoteCodeDoesNotFit(Rule):
                         "rope_parameters, never None", "installed transformers, "
                         "configuration_utils.py")
             )  # fmt: skip
-        when = "be loaded" if item.read.at_init else "run"
+        cannot, may_fail = ("be loaded", "load") if item.read.at_init else ("run", "run")
         fixes = view.other_fixes()
         if not item.rewritten and item.read.key == "type":
             fixes.insert(
@@ -343,7 +343,7 @@ class RemoteCodeDoesNotFit(Rule):
         yield self._finding(
             view,
             f"{item.read.at} reads {key}, and {item.read.attribute} {why}: the model "
-            f"{'cannot' if seen else 'may not'} {when}.",
+            f"{f'cannot {cannot}' if seen else f'may fail to {may_fail}'}.",
             item.read.at,
             evidence,
             basis(seen, certain=False),
@@ -358,21 +358,21 @@ class RemoteCodeDoesNotFit(Rule):
         evidence = [
             Measurement(f"{item.class_name}._tied_weights_keys", "a list", str(item.at)),
             Measurement("PreTrainedModel._tied_weights_keys",
-                    "has to be a dictionary of target to source",
+                    "expected to be a dictionary of target to source",
                     f"transformers {view.version}, modeling_utils.py"),
             Measurement("tie_word_embeddings", "not given" if item.tied is None else item.tied,
                     "config.json"),
         ]  # fmt: skip
         seen = view.saw("'list' object has no attribute 'keys'")
         how = (
-            f"the model {'cannot' if seen else 'may not'} be loaded"
+            f"the model {'cannot be loaded' if seen else 'may fail to load'}"
             if at_load
             else "adapters train, but save_pretrained of the model itself, merged or not, may fail"
         )
         fix = Fix(
-            f"In a copy of the repository, make {item.class_name}._tied_weights_keys expected: "
-            'a dictionary of target to source, such as {"lm_head.weight": '
-            '"model.embed_tokens.weight"} with the model\'s own names.',
+            f"In a copy of the repository, make {item.class_name}._tied_weights_keys a "
+            'dictionary of target to source, such as {"lm_head.weight": '
+            '"model.embed_tokens.weight"}, with the model\'s own names.',
             "manual",
         )
         yield self._finding(
@@ -404,7 +404,7 @@ class RemoteCodeDoesNotFit(Rule):
             proof = Proof("measured", "compared with the installed packages; the repository's "
                                       "code was read, not run")  # fmt: skip
         else:
-            proof = Proof("inferred", "read from the source; nothing of it was run")
+            proof = Proof("inferred", "read from the source")
         return self.finding(
             "error" if fatal else "warning",
             message,

@@ -79,8 +79,8 @@ class BuffersWithoutValues(Rule):
             install = f"transformers=={written_for}"
         yield self.finding(
             "error",
-            f"{first}{others} {has} no values once the model is loaded: its code computes them in "
-            f"the constructor, and from_pretrained of transformers {version} does not.",
+            f"{first}{others} {has} no values once the model is loaded: the constructor computes "
+            f"them, and from_pretrained of transformers {version} does not keep the result.",
             location=Location("environment", f"transformers {version}"),
             evidence=(
                 Measurement(
@@ -88,7 +88,7 @@ class BuffersWithoutValues(Rule):
                     list(result.empty_buffers[:_SHOWN]),
                     "a small model of the class, loaded by from_pretrained",
                 ),
-                Measurement("such buffers in total", count, "the same"),
+                Measurement("such buffers in total", count, "the same model"),
             ),
             proof=Proof(
                 "executed",

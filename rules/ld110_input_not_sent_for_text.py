@@ -74,15 +74,17 @@ class InputNotSentForText(Rule):
 
     def _finding(self, case: Case, batch: BatchReport, one: AddedInput) -> Finding:
         model = case.structure.model_class
-        words = f"Add {one.name} in the collator: zeros, in the shape of input_ids."
-        use = f"Tokenize with {one.processor}, which makes {one.name}. Or: "
+        fix = (
+            f"Tokenize with {one.processor}, which makes {one.name}; or add {one.name} in the "
+            "collator, as zeros in the shape of input_ids."
+        )
         if one.processor:
             message = (
                 f"{model} does not train on text alone: its forward requires {one.name}, which "
                 f"{one.processor} makes and {one.tokenizer} does not."
             )
         else:
-            words, use = f"Add {one.name} in your own dataset or collator.", ""
+            fix = f"Add {one.name} in your own dataset or collator."
             message = (
                 f"{model} requires {one.name}, which no tokenizer, processor or collator of "
                 "transformers makes for it; lora-doctor added it to its own batch."
@@ -102,7 +104,7 @@ class InputNotSentForText(Rule):
                   for note in batch.notes if one.name in note.reason),
             ),
             proof=Proof("executed", "the forward was run without it, and raised"),
-            fixes=(Fix(use + words, "manual"),),
+            fixes=(Fix(fix, "manual"),),
         )  # fmt: skip
 
 

@@ -160,12 +160,15 @@ class NoTargetMatches(Rule):
                         "installed PEFT")
             )  # fmt: skip
         if entries:
-            message = f"target_modules {quoted(entries)} match no layer of {structure.model_class}"
+            match = "matches" if len(entries) == 1 else "match"
+            message = (
+                f"target_modules {quoted(entries)} {match} no layer of {structure.model_class}"
+            )
         elif empty:
             message = "target_modules is an empty list, which names no layer of the model"
         else:
             message = (
-                "no target_modules given, and this PEFT has no default for "
+                "The recipe has no target_modules, and this PEFT has no default for "
                 f"{structure.model_type or structure.model_class}"
             )
         yield self.finding(
@@ -189,8 +192,8 @@ class NoTargetMatches(Rule):
             return
         yield self.finding(
             "error",
-            f"no layer is left to adapt: {quoted(entries)} match layers of "
-            f"{structure.model_class}, and {' with '.join(given)} excludes all of them.",
+            f"No layer is left to adapt: {' with '.join(given)} excludes every layer of "
+            f"{structure.model_class} that target_modules ({quoted(entries)}) selects.",
             location=Location("recipe", given[-1]),
             evidence=(
                 *(Measurement(key, str(case.recipe.get(key)), "recipe") for key in given),

@@ -120,15 +120,16 @@ class UnsupportedTargetModule(Rule):
             return
         entries = target_entries(case.recipe)
         names = [name for entry in entries for name in names_in(entry)]
+        match = "matches" if len(entries) == 1 else "match"
         hit, barred = _MESSAGE.search(error.message), _BARRED.search(error.message)
         if hit:
             module = hit["module"].lstrip("( ").split("(")[0].strip()
-            what = f"match a {module}, which the installed PEFT cannot adapt"
+            what = f"{match} a {module}, which the installed PEFT cannot adapt"
             cover = _inside(structure, names) or cover_of(structure, names)
         elif barred:
             every = _ALL_BARRED.search(error.message)
             refused = re.findall(r"[\w.]+", every["names"]) if every else [barred["module"]]
-            what = f"match {barred['module']}, whose weight is used without the layer being called"
+            what = f"{match} {barred['module']}, whose weight is used without calling the layer"
             cover = _without(structure, names, refused)
         elif _SAVED_TOO.search(error.message):
             recipe = case.recipe

@@ -108,10 +108,11 @@ class OtherKeysMatchNothing(Rule):
             names = quoted(f"{name} for {entry}" for entry, name in meant.items())
             source = f"module names of {structure.model_class}"
             evidence.append(Measurement("similar names in the model", names, source))
+        verb, them = ("matches", "it") if len(entries) == 1 else ("match", "them")
         return self.finding(
             "warning",
-            f"{key} {quoted(entries, 6)} match nothing in {structure.model_class}; PEFT "
-            "silently ignores them.",
+            f"{key}: {quoted(entries, 6)} {verb} nothing in {structure.model_class}; PEFT "
+            f"silently ignores {them}.",
             location=Location("recipe", key),
             evidence=tuple(evidence),
             proof=Proof(

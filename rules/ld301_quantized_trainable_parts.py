@@ -20,6 +20,7 @@ from lora_doctor.rule_api import (
     asks_for_adapter,
     quoted,
 )
+from lora_doctor.rules._quantized import in_bits
 
 if TYPE_CHECKING:
     from lora_doctor.rule_api import FloatPart, Quantization, Structure
@@ -151,10 +152,10 @@ def _message(asked: Quantization, hit: list[FloatPart], trained: bool) -> str:
     if trained and len(adapters) == len(hit):
         end = f"{total} LoRA tensors, {total - count} trainable"
     elif trained:
-        end = f"{count} of their {total} weights are {dtype} and cannot be trained"
+        end = f"{count} of {total} weights are {dtype} and cannot be trained"
     else:
-        end = f"{count} of their {total} weights are {dtype}"
-    return f"{asked.kind} loading also quantizes {_names(hit)}: {end}."
+        end = f"{count} of {total} weights are {dtype}"
+    return f"Loading in {in_bits(asked.kind)} also quantizes {_names(hit)}: {end}."
 
 
 def _evidence(

@@ -93,7 +93,7 @@ class AdapterOnOwnAdapters(Rule):
         yield self.finding(
             severity,
             f"{structure.model_class} has built-in adapters "
-            f"({', '.join(state.name for state in brought)}), and with the recipe's on top "
+            f"({', '.join(state.name for state in brought)}). With the recipe's adapter on top, "
             + "; ".join(_what_happens(built_in, outer, silenced, along, frozen))
             + ".",
             location=Location("recipe", "target_modules"),
@@ -127,7 +127,8 @@ def _what_happens(
 
 
 def _list(states: list[AdapterState]) -> str:
-    return f"{', '.join(state.name for state in states)} {'is' if len(states) == 1 else 'are'}"
+    names = ", ".join(state.name for state in states)
+    return f"adapter {names} is" if len(states) == 1 else f"adapters {names} are"
 
 
 def _tensors(state: AdapterState) -> str:

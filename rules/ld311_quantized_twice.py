@@ -20,6 +20,7 @@ from lora_doctor.rule_api import (
     quoted,
 )
 from lora_doctor.rules import _checkpoint
+from lora_doctor.rules._quantized import in_bits
 
 if TYPE_CHECKING:
     from lora_doctor.rule_api import CheckpointQuantization
@@ -113,7 +114,10 @@ class QuantizedTwice(Rule):
                 Measurement("from_pretrained", f"{error.type}: {error.message[:300]}", error.where),
             ),
             proof=Proof("executed", "transformers' own merge of both configs raised this"),
-            fixes=(_out(case), Fix(f"Or train the unquantized checkpoint, in {kind}.", "manual")),
+            fixes=(
+                _out(case),
+                Fix(f"Or train the unquantized checkpoint, loaded in {in_bits(kind)}.", "manual"),
+            ),
             explains=("builds",),
         )  # fmt: skip
 

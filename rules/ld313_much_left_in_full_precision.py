@@ -20,6 +20,7 @@ from lora_doctor.rule_api import (
     gib,
     quoted,
 )
+from lora_doctor.rules._quantized import in_bits
 
 if TYPE_CHECKING:
     from lora_doctor.rule_api import KeptWeights, Quantization
@@ -156,9 +157,9 @@ class MuchLeftInFullPrecision(Rule):
         real = asked.quantized_weights * _BITS[asked.kind] // 8 + left * bytes_each
         yield self.finding(
             "warning",
-            f"{asked.kind} loading quantizes {asked.quantized_weights / asked.weights:.0%} of "
-            f"the weights: {left / 1000000000.0:.3g} of {asked.weights / 1000000000.0:.3g} "
-            f"billion stay unquantized ({gib(real)} instead of {gib(whole)}).",
+            f"Loading in {in_bits(asked.kind)} quantizes "
+            f"{asked.quantized_weights / asked.weights:.0%} of the weights: {_count(left)} of "
+            f"{_count(asked.weights)} stay unquantized ({gib(real)} instead of {gib(whole)}).",
             location=Location("module", kept[0].pattern),
             evidence=_evidence(asked, kept, bytes_each),
             proof=Proof("measured", "the installed transformers replaced the layers of the "
@@ -172,6 +173,14 @@ class MuchLeftInFullPrecision(Rule):
                 ),
             ),
         )  # fmt: skip
+
+
+def _count(weights: int) -> str:
+    """``46.4 billion``, ``23.5 million``, ``9,408``."""
+    for size, name in ((10**9, "billion"), (10**6, "million")):
+        if weights >= size:
+            return f"{weights / size:.3g} {name}"
+    return f"{weights:,}"
 
 
 def _with_experts(case: Case, asked: Quantization | None) -> Quantization | None:
@@ -193,7 +202,7 @@ def _evidence(
     lines = [
         Measurement(
             one.pattern,
-            f"{one.count} x {one.class_name}, {one.weights / 1e9:.3g} billion weights, "
+            f"{one.count} x {one.class_name}, {_count(one.weights)} weights, "
             f"{gib(one.weights * bytes_each)}: {_WORDS[one.kind]}",
             source,
         )

@@ -96,7 +96,7 @@ class LoadArgumentRemoved(Rule):
                 location=Location("file", str(script.path), call.lineno),
                 evidence=(
                     Measurement("the line", unparse(call)[:200],
-                                f"{script.path.name}, line {call.lineno}"),
+                                f"{script.path.name}:{call.lineno}"),
                     Measurement("mentions of the argument", 0,
                                 f"transformers {version}, modeling_utils.py"),
                 ),

@@ -19,6 +19,7 @@ from lora_doctor.rule_api import (
     merged_after_wrapping,
 )
 from lora_doctor.rules._program import PROOF
+from lora_doctor.rules._quantized import in_bits
 from lora_doctor.rules._round_trip import round_trip
 
 if TYPE_CHECKING:
@@ -77,8 +78,8 @@ class MergedIntoQuantizedWeights(Rule):
             f"{merge.code} will fail: PEFT cannot merge {kind} adapters into these quantized "
             f"layers: {str(error)[:200]}."
             if error is not None
-            else f"{merge.code} merges into the {case.recipe.quantized} weights and rounds them "
-            "again: the merged model is not exactly the trained one."
+            else f"{merge.code} merges into weights in {in_bits(case.recipe.quantized)} and rounds "
+            "them again: the merged model is not exactly the trained one."
         )
         yield self.finding(
             "info" if error is None else "error",

@@ -170,5 +170,5 @@ def _overflows(item: ActivationReading) -> bool:
 
 
 def _share(item: ActivationReading) -> str:
-    share = f"{item.max_abs:.3g}, {item.max_abs / LARGEST_FLOAT16:.2g} of 65504"
+    share = f"{item.max_abs:.3g} ({item.max_abs / LARGEST_FLOAT16:.2g} x 65504)"
     return share if item.finite else f"{share}; not finite in {item.dtype}"

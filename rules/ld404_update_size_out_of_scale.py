@@ -253,7 +253,7 @@ def _median(updates: list[_Update]) -> _Update:
 
 
 def _percent(share: float) -> str:
-    return f"{share * 100:.2g} %" if share < 1 else f"{share * 100:.0f} %"
+    return f"{share * 100:.2g}%" if share < 1 else f"{share * 100:.0f}%"
 
 
 def _fixes(case: Case, reading: UpdateReading, share: float, large: bool) -> tuple[Fix, ...]:

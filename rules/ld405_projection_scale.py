@@ -52,9 +52,7 @@ class ProjectionScale(Rule):
 
     code = "LD405"
     name = "projection-scale"
-    summary = (
-        "An untrained projection feeds embeddings of another RMS than the language model's own."
-    )
+    summary = "An untrained projection feeds embeddings whose RMS is far from the model's own."
     depth = "tiny"
     examples = (
         Example(
@@ -89,12 +87,12 @@ class ProjectionScale(Rule):
         if LARGE <= ratio < FAR_TOO_LARGE:
             severity = "info"
         comparison = (
-            f"{ratio:.3g} times the RMS of" if ratio > 1 else f"1/{1 / ratio:.3g} the RMS of"
+            f"{ratio:.3g} times the RMS of" if ratio > 1 else f"1/{1 / ratio:.3g} of the RMS of"
         )
         return self.finding(
             severity,
             f"{reading.path} ({reading.class_name}), still at its initialisation, feeds "
-            f"{reading.into} embeddings {comparison} those of its tokens.",
+            f"{reading.into} embeddings with {comparison} its token embeddings.",
             location=Location("module", reading.path),
             evidence=(
                 Measurement(f"RMS of the output of {reading.path}",
@@ -111,8 +109,8 @@ class ProjectionScale(Rule):
                 Fix(
                     "After building the model, scale its initial weights to the RMS of the "
                     "token embeddings: `with torch.no_grad(): "
-                    f"{reading.path}.weight.mul_({1 / ratio:.3g})`, and the bias alike. Only "
-                    "before training starts.",
+                    f"{reading.path}.weight.mul_({1 / ratio:.3g})`, and its bias likewise. Do "
+                    "this only before training starts.",
                     "manual",
                 ),
             ),

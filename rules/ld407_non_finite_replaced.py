@@ -104,7 +104,7 @@ class NonFiniteReplaced(Rule):
             yield self._finding(script, found)
 
     def _finding(self, script: TrainingScript, found: Replacement) -> Finding:
-        source = f"{script.path.name}, line {found.line}"
+        source = f"{script.path.name}:{found.line}"
         evidence = [
             Measurement("the line", found.code, source),
             Measurement(f"{found.what} that is replaced", found.value, source),
@@ -120,7 +120,7 @@ class NonFiniteReplaced(Rule):
             f"{_THEN[found.what]}.",
             location=Location("file", str(script.path), found.line),
             evidence=tuple(evidence),
-            proof=Proof("inferred", "read in the source, which was not run"),
+            proof=Proof("inferred", "read in the script"),
             fixes=(
                 Fix(
                     "Remove it and stop instead (if not torch.isfinite(loss): raise ...). To "

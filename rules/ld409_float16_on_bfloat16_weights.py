@@ -94,7 +94,7 @@ class Float16OnBfloat16Weights(Rule):
         yield self.finding(
             "warning",
             f"The weights are bfloat16 and {asks} computes in float16: activations above 65504 "
-            "would overflow, which may happen.",
+            "would overflow; whether any are that large was not measured.",
             location=Location("recipe", keys[0] if keys else "dtype"),
             evidence=(
                 Measurement("dtype of the weights", native, where),

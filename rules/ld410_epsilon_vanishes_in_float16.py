@@ -80,12 +80,12 @@ class EpsilonVanishesInFloat16(Rule):
         what = (
             f"{reading.zero_rows} rows of zeros reached it in this run"
             if hit
-            else "none reached it in this run, but padding may"
+            else "no such row reached it in this run, but padding may make one"
         )
         return self.finding(
             severity,
             f"{reading.path} ({reading.class_name}{_and(reading.count - 1)}) turns a row of "
-            f"zeros into NaN in {reading.dtype}: {reading.attribute} {reading.epsilon:g} "
+            f"zeros into NaN in {reading.dtype}: its {reading.attribute} of {reading.epsilon:g} "
             f"rounds to zero; {what}.",
             location=Location("module", reading.path),
             evidence=(

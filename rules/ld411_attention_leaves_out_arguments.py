@@ -90,7 +90,7 @@ class AttentionLeavesOutArguments(Rule):
         yield self.finding(
             "error" if raised else "warning",
             f"{implementation(found)} attention ignores {quoted(dropped, 3)}, which the model "
-            "passes to it: the model then computes something else than the pretrained one.",
+            "passes to it: the model then does not compute what the pretrained one does.",
             location=Location("recipe", KEY),
             evidence=tuple(measurements(case, found)),
             proof=Proof("executed", "seen in the first training forward"),

@@ -84,10 +84,14 @@ class UpdatesLostInBfloat16(Rule):
         trained = case.structure.injection.trainable_parameters
         names = quoted((one.pattern for one in lost), 4)
         everything = len(lost) == len(seen.adapters)
-        at = f"the learning rate of {rate:g}" if given else f"usual learning rates (up to {rate:g})"
+        at = (
+            f"the learning rate of {rate:g} is"
+            if given
+            else f"usual learning rates (up to {rate:g}) are"
+        )
         yield self.finding(
             "error" if everything else "warning",
-            f"{names} would be trained in bfloat16, where {at} is less than half the distance to "
+            f"{names} would be trained in bfloat16, where {at} less than half the distance to "
             "the next number, so every update is rounded away.",
             location=Location("recipe", "dtype"),
             evidence=(

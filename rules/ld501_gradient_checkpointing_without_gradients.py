@@ -212,7 +212,8 @@ class GradientCheckpointingWithoutGradients(Rule):
                 proof = Proof("executed", "enabling it raised this")
         return self.finding(
             "error",
-            f"{structure.model_class} does not support gradient checkpointing: enabling it raises.",
+            f"{structure.model_class} does not support gradient checkpointing: enabling "
+            "it raises an error.",
             location=Location("recipe", "gradient_checkpointing"),
             evidence=tuple(evidence),
             proof=proof,

@@ -105,7 +105,9 @@ class NotInTheOptimizer(Rule):
         if not state.adapters:
             yield self._too_early(case, state)
             return
-        yield from not_updated(self, state, "in no group", "in no group", _FIXES, *_held(state))
+        yield from not_updated(
+            self, state, "in no group", "in no parameter group", _FIXES, *_held(state)
+        )
 
     def _too_early(self, case: Case, state: OptimizerState) -> Finding:
         coming = case.structure.injection.adapter_parameters
@@ -136,4 +138,4 @@ def _held(state: OptimizerState) -> Iterator[Measurement]:
         text = f"{state.foreign} of {state.held}"
         if state.foreign_shared:
             text += f"; share memory with {quoted(state.foreign_shared, 2)} and get no gradient"
-        yield Measurement("in the optimizer, not in the model", text, "identity")
+        yield Measurement("in the optimizer, not in the model", text, "compared as objects")

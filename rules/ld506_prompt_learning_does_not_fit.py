@@ -292,7 +292,7 @@ class PromptLearningDoesNotFit(Rule):
         if not cause and "stray" in check.problems:
             cause = _STRAY
         if any(fix.edits == _STORED for fix in fixes):
-            cause = "gradient checkpointing leaves out the cache in which a prefix is passed"
+            cause = "gradient checkpointing disables the cache through which PEFT passes the prefix"
         evidence = [Measurement(f"{method}, check {check.name}", said, source)]
         if seen.failure and seen.failure.where and seen.failure.check in caused:
             evidence.append(Measurement("raised in", seen.failure.where, source))
@@ -345,7 +345,7 @@ def _passes(case: Case, edits: tuple[Edit, ...]) -> bool:
 
 
 def _switch(name: str, edits: tuple[Edit, ...]) -> Fix:
-    return Fix(f"Use {name} with as many virtual tokens.", "unsafe", edits)
+    return Fix(f"Use {name} with the same number of virtual tokens.", "unsafe", edits)
 
 
 def _to_lora(edits: tuple[Edit, ...]) -> Fix:

@@ -91,11 +91,11 @@ class AdaptersInWrongOrder(Rule):
     ) -> Iterator[Finding]:
         """Of models that nobody knows where they come from: statements of one block."""
         path = str(script.path)
-        proof = Proof("inferred", "read in the source, which was not run")
+        proof = Proof("inferred", "read in the script")
         for early in script.order.early_optimizers:
             if early.line in known:
                 continue
-            source = f"{script.path.name}, line {early.line}"
+            source = f"{script.path.name}:{early.line}"
             yield self.finding(
                 "error",
                 f"The optimizer is created from {early.model}.parameters() before "
@@ -112,7 +112,7 @@ class AdaptersInWrongOrder(Rule):
         for twice in script.order.wrapped_twice:
             if twice.line in known:
                 continue
-            source = f"{script.path.name}, line {twice.line}"
+            source = f"{script.path.name}:{twice.line}"
             yield self.finding(
                 "error",
                 f"get_peft_model is called on {twice.model}, which already has adapters from "

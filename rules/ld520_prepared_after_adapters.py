@@ -52,8 +52,8 @@ class PreparedAfterAdapters(Rule):
             self,
             case,
             prepared_after_adapters(case.program),
-            "{code} freezes every parameter, and the adapters were added before, in {other}: "
-            "nothing is left to train.",
+            "{code} freezes every parameter, including the adapters, which were added before, in "
+            "{other}: nothing is left to train.",
             "adapters added",
             "Call prepare_model_for_kbit_training before get_peft_model.",
         )

@@ -56,5 +56,6 @@ class PeftConfigForAdaptedModel(Rule):
             adapted_by_the_trainer_too(case.program),
             "{code} adds adapters to a model that already has some from {other}.",
             "adapters first added",
-            "Remove it here: the adapters that the model already has are then trained.",
+            "Remove peft_config from this call: the adapters that the model already has are then "
+            "trained.",
         )

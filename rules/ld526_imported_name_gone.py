@@ -110,7 +110,7 @@ class ImportedNameGone(Rule):
             evidence.append(Measurement("nearest name", found.now, "installed packages"))
             title = f"Use {found.now}, after comparing the two, or a release that has the name."
         else:
-            title = f"Import something else, or install a {found.package} that has it."
+            title = f"Import another name, or install a {found.package} that has it."
         return self.finding(
             "error",
             f"The installed {installed} has no `{found.dotted}`: the line raises {found.raised}.",

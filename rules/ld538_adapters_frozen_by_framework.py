@@ -76,7 +76,7 @@ class AdaptersFrozenByFramework(Rule):
                                 f"by their names, such as {weight_name(adapted[0].examples[0])}"),
                 ),
                 proof=Proof(
-                    "inferred", f"from the source of {set_up.format}, which was not run"
+                    "inferred", f"from the source of {set_up.format}"
                 ),
                 fixes=(
                     Fix(f"Remove {entry}, so that the adapters are trained.", "unsafe",

@@ -83,7 +83,7 @@ class ProcessesWaitInVain(Rule):
         yield self.finding(
             "error",
             f"Rank {ranks} of {found.met} waits for processes that never arrive: they have "
-            "ended, or are elsewhere.",
+            "ended, or run other code.",
             location=at(case.dry_run, first.file, first.line),
             evidence=(raised(error), together(found), *where),
             proof=Proof("executed", SOURCE),

@@ -132,7 +132,7 @@ class ResumedRunDiffers(Rule):
 
 def _remedy(run: DryRun) -> str:
     if run.processes is not None and run.processes.ran_type == "FSDP":
-        return "Shard by FSDP 2 (fsdp_version: 2), whose checkpoints restore the adapter."
+        return "Shard with FSDP 2 (fsdp_version: 2), whose checkpoints restore the adapter."
     return (
         "Save and load all of it: save_only_model: false, ignore_data_skip: false, and a seed for "
         "what draws rows."

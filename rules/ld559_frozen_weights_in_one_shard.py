@@ -80,7 +80,7 @@ class FrozenWeightsInOneShard(Rule):
             fixes=(
                 Fix(
                     (
-                        "Set use_orig_params=True, or wrap by PEFT's fsdp_auto_wrap_policy(model), "
+                        "Set use_orig_params=True, wrap with PEFT's fsdp_auto_wrap_policy(model), "
                         "or shard with FSDP 2 (fsdp_version: 2)."
                     ),
                     "manual",

@@ -55,17 +55,17 @@ class AllParametersSwitched(Rule):
     def check(self, case: Case) -> Iterator[Finding]:
         for trainable, slip in all_set_trainable(case.program):
             effect = (
-                "makes the base model trainable too: it is trained, and not saved with the adapter."
+                "also trains the base model, which is not saved with the adapter."
                 if trainable
-                else "freezes the adapters too: nothing is left to train."
+                else "freezes them, and nothing is left to train."
             )
             yield from slips(
                 self,
                 case,
                 (slip,),
-                "{code} covers every parameter, and the adapters were added before, in {other}: "
-                f"setting requires_grad={trainable} {effect}",
+                "{code} also covers the adapters, which were added before, in {other}: "
+                f"requires_grad={trainable} {effect}",
                 "adapters added",
-                "Remove this; get_peft_model freezes the base model and leaves the adapters "
-                "trainable.",
+                "Remove this statement; get_peft_model freezes the base model and leaves the "
+                "adapters trainable.",
             )

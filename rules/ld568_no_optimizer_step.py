@@ -70,8 +70,8 @@ class NoOptimizerStep(Rule):
             proof=Proof("executed", source),
             fixes=(
                 Fix(
-                    "Call optimizer.step() after as many batches as an epoch has at most, and at "
-                    "the end of each epoch.",
+                    "Call optimizer.step() at least once per epoch: after no more batches than an "
+                    "epoch has, and at its end.",
                     "manual",
                 ),
             ),

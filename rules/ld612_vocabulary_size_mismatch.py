@@ -98,7 +98,7 @@ class VocabularySizeMismatch(Rule):
             evidence=(
                 Measurement(first.key, first.vocab_size, static.where("config.json")),
                 *(
-                    Measurement(item.tensor, list(item.shape), f"header of {item.file}")
+                    Measurement(item.tensor, str(list(item.shape)), f"header of {item.file}")
                     for item in found
                 ),
             ),

@@ -56,7 +56,7 @@ class TokenizerOfNewerTransformers(Rule):
 
     code = "LD618"
     name = "tokenizer-of-newer-transformers"
-    summary = "tokenizer_config.json was written by a transformers that this one cannot read."
+    summary = "tokenizer_config.json was written by a newer transformers; this one cannot read it."
     depth = "static"
     symptoms = (
         Symptom(r"Tokenizer class \w+ does not exist or is not currently imported", "<5"),

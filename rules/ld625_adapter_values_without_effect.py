@@ -60,7 +60,7 @@ class AdapterValuesWithoutEffect(Rule):
             yield self.finding(
                 "error",
                 f"{len(values.not_finite)} of {values.looked_at} tensors of the adapter have "
-                "non-finite values: every output becomes nan.",
+                "non-finite values: every output becomes NaN.",
                 location=weights_file(case),
                 evidence=(
                     Measurement("not finite", quoted(values.not_finite, 4), "values in the file"),

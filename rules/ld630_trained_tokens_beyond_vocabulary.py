@@ -90,8 +90,8 @@ class TrainedTokensBeyondVocabulary(Rule):
     def _finding(self, key: str, group: ModuleGroup, tokens: list[int]) -> Finding:
         return self.finding(
             "error",
-            f"{key} {quoted(map(str, tokens), 6)}: {group.pattern} has {group.shape[0]:,} "
-            "rows, so get_peft_model raises IndexError.",
+            f"{key} has {quoted(map(str, tokens), 6)}, and {group.pattern} has only "
+            f"{group.shape[0]:,} rows: get_peft_model raises IndexError.",
             location=Location("recipe", key),
             evidence=(
                 Measurement("tokens without a row", tokens[:12], "recipe"),

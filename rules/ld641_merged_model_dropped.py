@@ -57,8 +57,8 @@ class MergedModelDropped(Rule):
             self,
             case,
             merged_and_dropped(case.program),
-            "{code} takes the adapters off the PEFT model; {other} then saves that and not what "
-            "{code} returns: the trained weights are not saved.",
+            "{code} removes the adapters from the PEFT model; {other} then saves that model and "
+            "not what {code} returns: the trained weights are not saved.",
             "saved",
             "Keep the result of merge_and_unload() and save that.",
         )

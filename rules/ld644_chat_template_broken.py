@@ -78,8 +78,8 @@ class ChatTemplateBroken(Rule):
             return
         yield self.finding(
             "warning",
-            f"The chat template formats no conversation: {found.error}: {found.message[:200]}; "
-            "training on conversations will fail.",
+            "The chat template formats no conversation, so training on conversations will fail: "
+            f"{found.error}: {found.message[:200].rstrip('. ')}.",
             location=Location("file", found.file),
             evidence=(
                 Measurement("exception", f"{found.error}: {found.message}", "apply_chat_template"),

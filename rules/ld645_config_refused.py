@@ -101,7 +101,7 @@ class ConfigRefused(Rule):
                 Measurement("exception", str(error.cause)[:500], "AutoConfig.from_pretrained"),
                 Measurement(
                     "written by transformers",
-                    str(case.static.config.get("transformers_version") or "not said"),
+                    str(case.static.config.get("transformers_version") or "not stated"),
                     "config.json",
                 ),
             ),

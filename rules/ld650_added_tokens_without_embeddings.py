@@ -105,8 +105,8 @@ class AddedTokensWithoutEmbeddings(Rule):
             fixes=(
                 Fix(
                     "Call model.resize_token_embeddings(len(tokenizer)) before get_peft_model, and "
-                    "train the new rows (trainable_token_indices); as padding token use one that "
-                    "the tokenizer has.",
+                    "train the new rows (trainable_token_indices); for padding, use a token that "
+                    "the tokenizer already has.",
                     "manual",
                 ),
             ),

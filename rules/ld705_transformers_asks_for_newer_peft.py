@@ -79,7 +79,7 @@ class TransformersAsksForNewerPeft(Rule):
         if not script.adapter_calls or not _is_older(installed, minimum.version):
             return
         first = script.adapter_calls[0]
-        source = f"{script.path.name}, line {first.line}"
+        source = f"{script.path.name}:{first.line}"
         yield self.finding(
             "error",
             f"{first.model}.{first.method} raises: transformers {version} requires PEFT "

@@ -42,7 +42,7 @@ class PackageInstalledTwice(Rule):
 
     code = "LD708"
     name = "package-installed-twice"
-    summary = "Two installed distributions install the same package."
+    summary = "Two installed distributions contain the same package."
     depth = "static"
     about_environment = True
     symptoms = (

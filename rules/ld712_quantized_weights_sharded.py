@@ -86,11 +86,14 @@ class QuantizedWeightsSharded(Rule):
         if recipe.quantized == "4bit" and (by == "ZeRO-3" or sets_it or storage):
             return
         key = f"load_in_{recipe.quantized}"
-        why = ("may be impossible to shard" if recipe.quantized == "8bit"
-               else "are stored as uint8, which FSDP may refuse next to other dtypes")  # fmt: skip
         yield self.finding(
             "error",
-            f"The {recipe.quantized[0]}-bit weights of the model {why} ({by}).",
+            (
+                f"{by} may be unable to shard the 8-bit weights of the model."
+                if recipe.quantized == "8bit"
+                else f"The 4-bit weights of the model are stored as uint8, which {by} may "
+                "refuse next to other dtypes."
+            ),
             location=Location("recipe", key),
             evidence=(
                 Measurement(key, True, str(recipe.places.get(key, "set-up"))),
@@ -119,7 +122,7 @@ class QuantizedWeightsSharded(Rule):
             return
         yield self.finding(
             "error",
-            f"The 8-bit weights of the model may be impossible to shard ({by}).",
+            f"{by} may be unable to shard the 8-bit weights of the model.",
             location=Location("recipe", "load_in_8bit"),
             evidence=(
                 Measurement("load_in_8bit", True, "arguments of from_pretrained"),

@@ -129,9 +129,13 @@ class AnswersCutOff(Rule):
                     loss_on(found),
                     Measurement("max_length", limit, "the recipe"),
                     Measurement("longest row", found.longest, f"tokens of row {found.longest_row}"),
-                    Measurement("middle row", found.median_length, "tokens"),
-                    Measurement("rows longer than the limit", found.over_limit.count, "before it"),
-                    Measurement("rows without a supervised token left", gone.count, "after it"),
+                    Measurement("median row", found.median_length, "tokens"),
+                    Measurement(
+                        "rows longer than the limit", found.over_limit.count, "before truncation"
+                    ),
+                    Measurement(
+                        "rows without a supervised token left", gone.count, "after truncation"
+                    ),
                     which(rows),
                 ),
                 proof=proof(found),

@@ -97,7 +97,7 @@ class LossSettingWithoutEffect(Rule):
         yield about(
             self.finding(
                 "error" if assistant else "warning",
-                f"{found.asked_without_effect}: {consequence}.",
+                f"{found.asked_without_effect}, so {consequence}.",
                 location=Location("recipe", key),
                 evidence=(
                     looked_at(found),

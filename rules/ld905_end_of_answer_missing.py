@@ -111,9 +111,11 @@ class EndOfAnswerMissing(Rule):
                 evidence=(
                     looked_at(found),
                     loss_on(found),
-                    Measurement("would end it", found.tokenizer.end_name, "the tokenizer"),
-                    Measurement("rows without", rows.count, "at the end of the supervised tokens"),
-                    Measurement("rows with", found.end_trained.count, "the same"),
+                    Measurement("end-of-answer token", found.tokenizer.end_name, "the tokenizer"),
+                    Measurement(
+                        "rows without it", rows.count, "at the end of the supervised tokens"
+                    ),
+                    Measurement("rows with it", found.end_trained.count, "the same place"),
                     which(rows),
                 ),
                 proof=proof(found),

@@ -69,12 +69,13 @@ class LabelsOutOfRange(Rule):
         rows = found.labels_out_of_range
         if not rows:
             return
+        count = found.label_count
+        outside = f"outside 0 to {count - 1:,}" if count else "below 0 that are not -100"
         certain = found.executed or any(label < 0 for label in found.wrong_labels)
         yield about(
             self.finding(
                 "error" if certain else "warning",
-                f"{portion(rows, found)} have labels outside 0 to {found.label_count} - 1: the "
-                "loss raises.",
+                f"{portion(rows, found)} have labels {outside}: the loss raises an error.",
                 location=of_data(case),
                 evidence=(
                     looked_at(found),

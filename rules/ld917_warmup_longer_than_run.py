@@ -82,8 +82,8 @@ class WarmupLongerThanRun(Rule):
             (plan.warmup_steps, plan.steps),
             (
                 Measurement("rows", plan.rows, "the training set"),
-                Measurement("rows of a step", plan.rows_per_step, "batch size times accumulation"),
-                Measurement("steps of an epoch", plan.steps_per_epoch, "rows over rows of a step"),
+                Measurement("rows per step", plan.rows_per_step, "batch size times accumulation"),
+                Measurement("steps per epoch", plan.steps_per_epoch, "rows / rows per step"),
                 Measurement("steps of the run", plan.steps, "on one device"),
                 Measurement("steps of the warm-up", plan.warmup_steps, "the recipe"),
                 Measurement("the Trainer's default", list(plan.defaults), "not set in the recipe"),
@@ -128,7 +128,7 @@ class WarmupLongerThanRun(Rule):
             proof=proof,
             fixes=(
                 Fix(
-                    f"Warm up for {fewer} steps.",
+                    f"Warm up for {fewer} {'step' if fewer == 1 else 'steps'}.",
                     "unsafe",
                     (Edit("warmup_steps", fewer), Edit("warmup_ratio", REMOVE))
                     if recipe.get("warmup_ratio") is not None

@@ -109,11 +109,11 @@ class PromptSupervised(Rule):
                 "manual",
             ),
         )
-        told = f"{asked} is set, but the labels do not follow it: " if asked else ""
+        told = f"{asked} is set, but the labels do not follow it: in" if asked else "In"
         yield about(
             self.finding(
                 "warning" if asked else "info",
-                f"{told}in {portion(rows, found)} the prompt is trained on as well; "
+                f"{told} {portion(rows, found)} the prompt is trained on as well; "
                 f"{found.share:.0%} of "
                 "all tokens are supervised.",
                 location=Location("recipe", asked or "assistant_only_loss"),

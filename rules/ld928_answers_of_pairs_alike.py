@@ -72,7 +72,7 @@ class AnswersOfPairsAlike(Rule):
         yield self.finding(
             _severity(pairs),
             f"In {pairs.alike_in_batch} of {pairs.rows} rows the chosen and the rejected answer "
-            f"are the same{_where(pairs)}: they have no gradient.",
+            f"are the same{_where(pairs)}: such rows give no gradient.",
             location=Location("environment", "training data"),
             evidence=(
                 Measurement("rows compared", pairs.rows, source),

@@ -70,8 +70,7 @@ class LongestRowFails(Rule):
             proof=Proof("executed", source),
             fixes=(
                 Fix(
-                    "Truncate the rows to what the model takes when they are tokenized: "
-                    "truncation=True, max_length=...",
+                    "Truncate rows when they are tokenized: truncation=True, max_length=...",
                     "manual",
                 ),
             ),

@@ -110,7 +110,7 @@ def test_each_is_shown_with_number_and_limit() -> None:
     diagnosis = with_budgets()
     for name in ("full", "html", "markdown", "junit"):
         text = reports.render(diagnosis, name, width=160)
-        assert "0.4 %" in text and "at most 2 %" in text, name
+        assert "0.4%" in text and "at most 2%" in text, name
         assert "no training data was given" in text, name
     (run_,) = json.loads(reports.render(diagnosis, "sarif"))["runs"]
     assert [one["outcome"] for one in run_["properties"]["budgets"]] == ["kept", "unmeasured"]
@@ -133,7 +133,7 @@ def test_budgets_of_a_project_and_of_a_set_up(tmp_path: Path) -> None:
     assert outcomes == {"trainable-share": "kept", "adapted-share": "broken",
                         "rows-cut": "unmeasured"}  # fmt: skip
     (finding,) = [one for one in data["findings"] if one["rule"] == "LD732"]
-    assert finding["severity"] == "warning" and "at least 90 %" in finding["message"]
+    assert finding["severity"] == "warning" and "at least 90%" in finding["message"]
     assert "rows-cut (no training data was given" in data["undetermined"]
     assert "undetermined: A budget could not be measured" in done.stdout
     configuration = CONFIGURATION.replace("rows-cut", "rows-cuts")

@@ -138,7 +138,7 @@ def test_what_ran_beside_what_was_asked_for() -> None:
     asked = (started(10, 0, **fsdp), started(11, 1, **fsdp), group)
     replicas = record("wrapped", 10, by="DDP", rank=0)
     shards = record("wrapped", 10, by="FSDP2", rank=0, classes={"Layer": 2})
-    assert "FSDP2 was asked for" in (otherwise_shared(of(*asked, replicas)) or "")
+    assert "FSDP2 was requested" in (otherwise_shared(of(*asked, replicas)) or "")
     assert otherwise_shared(of(*asked, shards)) is None
     assert of(*asked, shards).sharded == {"Layer": 2}
     assert "did not meet" in (otherwise_shared(of(started(10, 0), started(11, 1))) or "")
@@ -229,7 +229,7 @@ def test_the_stage_of_zero_is_read_of_the_arguments_or_of_their_file(
     arguments = record("arguments", 10, values={"deepspeed": given})
     found = of(started(10, 0), started(11, 1), arguments)
     assert (found.asked_type, found.zero_stage) == ("DeepSpeed", 3)
-    assert "DeepSpeed was asked for" in (otherwise_shared(replace(found, met=2)) or "")
+    assert "DeepSpeed was requested" in (otherwise_shared(replace(found, met=2)) or "")
 
 
 @pytest.mark.parametrize(

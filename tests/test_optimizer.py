@@ -190,7 +190,9 @@ def test_two_reasons_why_no_adapter_moves_are_two_findings_and_both_errors() -> 
         ("LD510", "error"),
     ]
     group, rate = (item.message for item in found)
-    assert group.startswith("4 of 8 trainable adapter tensors will never be updated: 4 in no group")
+    assert group.startswith(
+        "4 of 8 trainable adapter tensors will never be updated: 4 in no parameter group"
+    )
     assert "2 other trainable tensors will not be either" in group
     assert rate.startswith("4 of 8") and "only at learning rate 0" in rate and "other" not in rate
     trained = [p for name, p in adapters if "lora_B" in name]

@@ -54,7 +54,7 @@ def test_what_is_no_state_dict_is_refused_and_nothing_of_it_runs(tmp_path: Path)
     path, trace = tmp_path / "adapter_model.bin", tmp_path / "ran"
     for content, words in (
         ({"a": _Runs(trace)}, "it calls"),
-        ({"state_dict": {"a": torch.zeros(1)}}, "is no tensor"),
+        ({"state_dict": {"a": torch.zeros(1)}}, "is not a tensor"),
         ([torch.zeros(1)], "no state dict"),
         (torch.nn.Linear(2, 2), "is a pickle"),
     ):
@@ -77,7 +77,7 @@ def test_a_damaged_archive_is_refused(tmp_path: Path, method: int) -> None:
     start = content.index(b"data.pkl") + len("data.pkl")
     content[start : start + 40] = b"\xff" * 40
     path.write_bytes(content)
-    with pytest.raises(EvidenceError, match="no archive of torch"):
+    with pytest.raises(EvidenceError, match="not an archive of torch"):
         read_pickled(path)
 
 

@@ -560,5 +560,5 @@ def test_the_whole_model_with_its_phases() -> None:
     model.base_model.get_rope_index = types.MethodType(lambda self, *a, **k: None, model.base_model)
     found = lora_doctor.check(model, optimizer=early, batches=[batch])
     told = {item.rule: item.message for item in found.findings}
-    assert "in no group" in told["LD503"] and "lora_A" in told["LD503"]
+    assert "in no parameter group" in told["LD503"] and "lora_A" in told["LD503"]
     assert not {"LD001", "LD505", "LD510"} & set(told)

@@ -239,7 +239,7 @@ def _downgrades(recipe: Recipe, run: DryRun) -> list[Note]:
     asked, ran = recipe.get("dtype"), run.ran.get("dtype")
     if asked in (None, "auto") or ran is None or ran == asked or recipe.quantized:
         return []
-    return [Note("not-proven", f"dtype={asked} was asked for, and {ran} ran")]
+    return [Note("not-proven", f"dtype={asked} was requested, and {ran} ran")]
 
 
 def _source(captured: Captured) -> ModelSource:

@@ -23,6 +23,5 @@ def not_asked(skipped: Iterable[Skipped]) -> list[Note]:
         codes = sorted(one.rule for one in every if one.lacks == lack)
         if codes:
             told.append(f"{', '.join(codes)} {words} ({command})")
-    return (
-        [Note("not-proven", f"rules that a dry run cannot ask: {'; '.join(told)}")] if told else []
-    )
+    words = f"rules that a dry run cannot check: {'; '.join(told)}"
+    return [Note("not-proven", words)] if told else []

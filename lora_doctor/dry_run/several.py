@@ -120,7 +120,7 @@ def otherwise_shared(found: Processes) -> str | None:
     if found.asked_type and found.ran_type != found.asked_type:
         ran = found.ran_type or "neither it nor another kind of sharing"
         where = f" ({found.asked_in})" if found.asked_in else ""
-        return f"{found.asked_type} was asked for{where}, and {ran} ran here"
+        return f"{found.asked_type} was requested{where}, and {ran} ran here"
     return None
 
 

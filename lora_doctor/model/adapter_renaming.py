@@ -146,7 +146,7 @@ def _candidates(
     if renames is not None:
         renamed = _after_unwrapping(renames)
         ways.append(renamed)
-        yield f"the names are those of before a rename in transformers{also}", _applied(renamed)
+        yield f"the names are from before a rename in transformers{also}", _applied(renamed)
     for base in ways:
         for old, new in _prefixes(base, own, places, tensors):
             yield f"{_prefix_words(old, new)}{also}", _applied(_moved(base, old, new))

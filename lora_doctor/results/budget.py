@@ -17,12 +17,12 @@ from lora_doctor.text import gib
 Unit = Literal["bytes", "share", "count"]
 #: Name to unit and to what is counted.
 NUMBERS: Mapping[str, tuple[Unit, str]] = {
-    "peak-memory": ("bytes", "memory of training on one GPU"),
-    "trainable-share": ("share", "parameters that train, of all"),
-    "adapted-share": ("share", "linear layers with an adapter, of all but heads"),
-    "supervised-tokens": ("count", "tokens that the loss sees, in the rows looked at"),
-    "supervised-share": ("share", "tokens that the loss sees, of all"),
-    "rows-cut": ("share", "rows longer than max_length, of those looked at"),
+    "peak-memory": ("bytes", "memory of training on one GPU, in bytes"),
+    "trainable-share": ("share", "share of the parameters that train"),
+    "adapted-share": ("share", "share of the linear layers, without heads, that have an adapter"),
+    "supervised-tokens": ("count", "tokens that the loss sees, in the rows examined"),
+    "supervised-share": ("share", "share of the tokens that the loss sees"),
+    "rows-cut": ("share", "share of the rows examined that are longer than max_length"),
 }
 _LEVELS: Mapping[str, Severity] = {"warn": "warning", "error": "error"}
 _KEYS = ("min", "max", "level")
@@ -46,7 +46,7 @@ class Budget:
     gpu: str = ""
 
     def words(self) -> str:
-        """``at most 2 %``, ``at least 90 %``, ``at most 22.1 GiB (l4)``."""
+        """``at most 2%``, ``at least 90%``, ``at most 22.1 GiB (l4)``."""
         limits = [("at least", self.least), ("at most", self.most)]
         told = [f"{word} {amount(limit, self.unit)}" for word, limit in limits if limit is not None]
         return " and ".join(told) + (f" ({self.gpu})" if self.gpu else "")
@@ -67,16 +67,16 @@ class BudgetCheck:
     detail: str = ""
 
     def words(self) -> str:
-        """The number and its limit: ``0.4 %, at most 2 %``."""
+        """The number and its limit: ``0.4%, allowed: at most 2%``."""
         value = amount(self.value, self.budget.unit) if self.value is not None else "not measured"
-        return f"{value}, {self.budget.words()}"
+        return f"{value}, allowed: {self.budget.words()}"
 
 
 def amount(value: float, unit: Unit) -> str:
     """A number of this unit for people."""
     if unit == "bytes":
         return gib(int(value))
-    return f"{100 * value:.3g} %" if unit == "share" else f"{int(value):,}"
+    return f"{100 * value:.3g}%" if unit == "share" else f"{int(value):,}"
 
 
 def held_against(budget: Budget, value: float, low: float, high: float, detail: str) -> BudgetCheck:

@@ -38,10 +38,15 @@ class QuantizedUse:
     def sentence(self) -> str:
         """How the layers are used, without a full stop."""
         names = quoted(self.patterns, 4)
+        one = len(self.patterns) == 1
         if self.use == "class":
-            return f"{names} has a forward of its own, which the quantized layer in its place lacks"
+            has = "has" if one else "have"
+            return f"{names} {has} a forward of its own, which the quantized layer does not have"
         if self.use == "input":
-            return f"{names} gets an input of four dimensions or more; no 8-bit layer takes it"
+            gets = "gets" if one else "get"
+            return (
+                f"{names} {gets} an input of four or more dimensions, which no 8-bit layer accepts"
+            )
         if self.use == "output":
-            return f"the model's code changes in place what {names} gives out, which is quantized"
+            return f"the model's code modifies in place the output of {names}, which is quantized"
         return f"the model's code reads the weight of {names}, which is quantized"

@@ -56,7 +56,7 @@ def read_pickled(path: Path) -> Weights:
     tensors: dict[str, Tensor] = {}
     for name, value in found.items():
         if not isinstance(value, _Array):
-            raise _refused(path, f"its entry {shown(name)} is no tensor")
+            raise _refused(path, f"its entry {shown(name)} is not a tensor")
         tensors[name] = Tensor(value.shape, value.dtype, path.name)
     return Weights(tensors, (path.name,))
 
@@ -76,7 +76,7 @@ def _instructions(path: Path) -> bytes:
             inside = [item for item in archive.infolist() if item.filename.endswith("/data.pkl")]
             stored = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
             if len(inside) != 1 or inside[0].compress_type not in stored:
-                raise _refused(path, "it is no archive of torch.save")
+                raise _refused(path, "it is not an archive of torch.save")
             check_bytes(inside[0].file_size, HEADER_BYTES, f"the pickle in {path.name}")
             with archive.open(inside[0]) as stream:
                 return stream.read(HEADER_BYTES)
@@ -86,7 +86,7 @@ def _instructions(path: Path) -> bytes:
         ) from None
     except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, ValueError):
         # RuntimeError: an encrypted archive. Before 1.6 torch wrote pickles without an archive.
-        raise _refused(path, "it is no archive of torch.save (torch 1.6 or later)") from None
+        raise _refused(path, "it is not an archive of torch.save (torch 1.6 or later)") from None
 
 
 class _Other(Exception):
