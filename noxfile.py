@@ -225,7 +225,7 @@ def fuzz(session: nox.Session) -> None:
 
 @nox.session
 def mutants(session: nox.Session) -> None:
-    """Whether tests notice changed rules (hours; `nox -s mutants -- LD407 --most 6` for one)."""
+    """Whether tests notice changed rules, in 15 minutes; `nox -s mutants -- LD407 --most 30`."""
     session.install(TORCH, BITSANDBYTES, *STACKS[NEWEST], "cosmic-ray==8.7.0")
     session.install("-e", ".[dev]")
     session.run("python", "-m", "tools.mutants", *session.posargs)

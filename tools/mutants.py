@@ -1,26 +1,36 @@
 """Whether the tests notice when a rule is changed: `python -m tools.mutants [CODE ...]`.
 
 cosmic-ray changes one operator, number or constant at a time in the file of a rule (a *mutant*) and
-runs the tests of that rule: its own examples, with what its page quotes of them, and the test files
-that name its code. A mutant that no test notices has survived. The work is done in a copy of the
-checkout, so that no file of yours is changed.
+runs the tests of that rule until one fails: those of tests/test_rule_branches.py first, which build
+no model; then its examples, with what its page quotes of them; then the test functions of other
+files that name its code. A mutant that no test notices has survived. The work is done in copies of
+the checkout, one for each of `--jobs` rules at a time, so that no file of yours is changed.
 
-Exit code 1 where fewer than 85 % of the mutants were killed.
+What is not tried after `--minutes` is counted and not judged. Exit code 1 where fewer than 85 % of
+the mutants that were tried were killed.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
+import contextlib
 import json
 import os
+import queue
 import random
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 ROOT = Path(__file__).resolve().parent.parent
 #: Killed mutants of all, at least.
@@ -31,6 +41,9 @@ SAMPLE = ("LD104", "LD303", "LD402", "LD407", "LD504", "LD505", "LD601", "LD604"
 #: Annotations are never evaluated: `str | None` can be any other operation.
 _EQUIVALENT = ("core/ReplaceBinaryOperator_BitOr_",)
 _LEFT_OUT = (".git", ".venv*", ".nox", ".mypy_cache", ".ruff_cache", "__pycache__", "*.egg-info")
+#: Of what rules say, on cases made by hand: seconds where examples take minutes.
+_BRANCHES = "test_rule_branches.py"
+_EXAMPLES = "test_rules.py"
 _CONFIG = """\
 [cosmic-ray]
 module-path = [{module}]
@@ -54,48 +67,101 @@ def rule_file(code: str, root: Path) -> Path:
     return found[0].relative_to(root)
 
 
-def test_command(code: str, root: Path, *, examples_only: bool) -> str:
-    """The rule's own examples first; then, where these pass, the test files that name it."""
-    pytest = f"{shlex.quote(sys.executable)} -m pytest -x -q -n 0 -p no:cacheprovider"
-    commands = [f"{pytest} tests/test_rules.py -k {code}"]
-    naming = [
-        str(path.relative_to(root))
-        for path in sorted((root / "tests").glob("test_*.py"))
-        if path.name != "test_rules.py" and code in path.read_text(encoding="utf-8")
+def naming(code: str, text: str) -> list[str]:
+    """The test functions of a file that name the code, or a function of the file that does."""
+    lines = text.splitlines()
+    bodies = {
+        node.name: "\n".join(lines[min([node.lineno, *(one.lineno for one in node.decorator_list)])
+                                   - 1 : node.end_lineno])
+        for node in ast.parse(text).body
+        if isinstance(node, ast.FunctionDef)
+    }  # fmt: skip
+    helpers = [name for name, body in bodies.items()
+               if code in body and not name.startswith("test_")]  # fmt: skip
+    return [
+        name
+        for name, body in bodies.items()
+        if name.startswith("test_") and any(word in body for word in (code, *helpers))
     ]
-    if naming and not examples_only:
-        commands.append(f"{pytest} {' '.join(naming)}")
-    return shlex.join(["sh", "-c", " && ".join(commands)])
 
 
-def mutants(
-    code: str, tests: str, chosen: argparse.Namespace, root: Path
-) -> Iterator[tuple[str, bool]]:
-    """Each mutant that was tried, as ``file:line operator``, and whether a test noticed it.
+def test_commands(code: str, root: Path, *, examples_only: bool = False) -> list[str]:
+    """Arguments of pytest, the quickest tests first."""
+    nodes = {
+        path.name: [f"tests/{path.name}::{name}" for name in naming(code, text)]
+        for path in sorted((root / "tests").glob("test_*.py"))
+        if code in (text := path.read_text(encoding="utf-8"))
+    }
+    branches, _ = nodes.pop(_BRANCHES, []), nodes.pop(_EXAMPLES, [])
+    others = [node for found in nodes.values() for node in found]
+    chosen = [] if examples_only else [" ".join(branches), " ".join(others)]
+    return [words for words in [*chosen[:1], f"tests/{_EXAMPLES} -k {code}", *chosen[1:]] if words]
 
-    Raises:
-        CalledProcessError: cosmic-ray itself fails.
-        SystemExit: the tests fail without a mutant, so that every one would count as killed.
-    """
-    module = rule_file(code, root)
-    if subprocess.run(shlex.split(tests), cwd=root).returncode:
-        raise SystemExit(f"tools.mutants: {code}: its tests fail as it is; mend them first")
+
+def shell_command(arguments: Iterable[str]) -> str:
+    """One command that ends with the first tests that fail."""
+    pytest = f"{shlex.quote(sys.executable)} -m pytest -x -q -n 0 -p no:cacheprovider"
+    return shlex.join(["sh", "-c", " && ".join(f"{pytest} {words}" for words in arguments)])
+
+
+@dataclass
+class Tried:
+    """What became of the mutants of one rule."""
+
+    code: str
+    #: ``file:line operator``, and whether a test noticed it.
+    mutants: list[tuple[str, bool]] = field(default_factory=list)
+    #: Chosen, and not tried before the time was over.
+    left: int = 0
+    #: Why none was tried; empty where some were.
+    why: str = ""
+
+
+def tried(code: str, chosen: argparse.Namespace, root: Path, end: float) -> Tried:
+    """The mutants of one rule, in the checkout at ``root``, until ``end`` (``time.monotonic``)."""
+    if time.monotonic() >= end:
+        return Tried(code, why="no time was left")
+    tests = shell_command(test_commands(code, root, examples_only=chosen.examples_only))
+    begun = time.monotonic()
+    with (root / f"{code}.log").open("w") as log:
+        if run_until(end, shlex.split(tests), root, log):
+            return Tried(code, why=f"its tests fail as it is: {tests}")
+    # A mutant that loops is seen by the time that it takes.
+    timeout = 30 + 3 * (time.monotonic() - begun)
     config, session = root / f"{code}.toml", root / f"{code}.sqlite"
     config.write_text(_CONFIG.format(
-        module=json.dumps(str(module)), timeout=chosen.timeout,
+        module=json.dumps(str(rule_file(code, root))), timeout=timeout,
         command=json.dumps(tests)), encoding="utf-8")  # fmt: skip
-    cosmic_ray("init", str(config), str(session), root=root)
-    choose(session, chosen.most, random.Random(f"{code} {chosen.seed}"))
-    cosmic_ray("exec", str(config), str(session), root=root)
-    yield from results(session)
+    cosmic_ray = [sys.executable, "-m", "cosmic_ray.cli"]
+    subprocess.run([*cosmic_ray, "init", str(config), str(session)], cwd=root, check=True)
+    chance = random.Random(f"{code} {chosen.seed}")
+    wanted = choose(session, chosen.most, chance)
+    with (root / f"{code}.log").open("a") as log:
+        run_until(end, [*cosmic_ray, "exec", str(config), str(session)], root, log)
+    done = list(results(session))
+    print(f"{code}: {sum(killed for _, killed in done)} of {len(done)} killed", flush=True)
+    return Tried(code, done, wanted - len(done))
 
 
-def cosmic_ray(*words: str, root: Path) -> None:
-    subprocess.run([sys.executable, "-m", "cosmic_ray.cli", *words], cwd=root, check=True)
+def run_until(end: float, words: list[str], root: Path, log: IO[str]) -> int:
+    """Exit code; the process and what it started are killed at ``end``."""
+    # Before whatever is installed, also in the processes that the tests start.
+    path = filter(None, (str(root), os.environ.get("PYTHONPATH")))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
+    with subprocess.Popen(
+        words, cwd=root, stdout=log, stderr=log, env=environment, start_new_session=True
+    ) as process:
+        try:
+            return process.wait(max(end - time.monotonic(), 1))
+        except subprocess.TimeoutExpired:
+            return -signal.SIGKILL
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
-def choose(session: Path, most: int, chance: random.Random) -> None:
-    """Mark all but ``most`` mutants as skipped."""
+def choose(session: Path, most: int, chance: random.Random) -> int:
+    """Mark all but ``most`` mutants as skipped; returns how many are left to try."""
     from cosmic_ray.work_db import WorkDB, use_db
     from cosmic_ray.work_item import WorkerOutcome, WorkResult
 
@@ -107,6 +173,7 @@ def choose(session: Path, most: int, chance: random.Random) -> None:
         for item in items:
             if item.job_id not in chosen:
                 database.set_result(item.job_id, WorkResult(WorkerOutcome.SKIPPED))
+    return len(chosen)
 
 
 def results(session: Path) -> Iterator[tuple[str, bool]]:
@@ -123,42 +190,48 @@ def results(session: Path) -> Iterator[tuple[str, bool]]:
             yield f"{place} {name}", result.test_outcome == TestOutcome.KILLED
 
 
-def report(found: Iterable[tuple[str, bool]]) -> int:
+def report(rules: Iterable[Tried]) -> int:
     """Print what survived and the share that was killed; returns the exit code."""
-    tried = list(found)
-    survived = [place for place, is_killed in tried if not is_killed]
-    for place in survived:
-        print(f"survived  {place}")
-    killed = len(tried) - len(survived)
-    share = killed / len(tried) if tried else 0.0
-    print(f"{killed} of {len(tried)} mutants killed ({share:.0%}, goal {GOAL:.0%})")
+    every = list(rules)
+    mutants = [one for rule in every for one in rule.mutants]
+    for place, is_killed in mutants:
+        if not is_killed:
+            print(f"survived  {place}")
+    for rule in every:
+        if rule.why or rule.left:
+            print(f"not tried  {rule.code}: {rule.why or f'{rule.left} mutants, time is over'}")
+    killed = sum(is_killed for _, is_killed in mutants)
+    share = killed / len(mutants) if mutants else 0.0
+    print(f"{killed} of {len(mutants)} mutants killed ({share:.0%}, goal {GOAL:.0%})")
     return 0 if share >= GOAL else 1
 
 
 def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="tools.mutants", description=__doc__)
     parser.add_argument("codes", nargs="*", default=list(SAMPLE), metavar="CODE")
-    parser.add_argument("--most", type=int, default=12, help="Mutants of a rule.")
+    parser.add_argument("--most", type=int, default=6, help="Mutants of a rule.")
     parser.add_argument("--seed", type=int, default=0, help="Which mutants are chosen.")
-    parser.add_argument(
-        "--timeout", type=float, default=600.0, help="Seconds for the tests of one."
-    )
+    parser.add_argument("--minutes", type=float, default=15.0, help="Time for all of it.")
+    parser.add_argument("--jobs", type=int, default=2, help="Rules at a time.")
     parser.add_argument("--examples-only", action="store_true", help="No other test files.")
     given = parser.parse_args(words)
+    end = time.monotonic() + 60 * given.minutes
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
-        root = Path(folder) / "checkout"
-        shutil.copytree(ROOT, root, symlinks=True, ignore=shutil.ignore_patterns(*_LEFT_OUT))
-        # Before whatever is installed, also in the processes that the tests start.
-        os.environ["PYTHONPATH"] = os.pathsep.join(
-            filter(None, (str(root), os.environ.get("PYTHONPATH")))
-        )
-        return report(
-            one
-            for code in given.codes
-            for one in mutants(
-                code, test_command(code, root, examples_only=given.examples_only), given, root
-            )
-        )
+        checkouts: queue.Queue[Path] = queue.Queue()
+        for number in range(given.jobs):
+            root = Path(folder) / str(number)
+            shutil.copytree(ROOT, root, symlinks=True, ignore=shutil.ignore_patterns(*_LEFT_OUT))
+            checkouts.put(root)
+
+        def one(code: str) -> Tried:
+            root = checkouts.get()
+            try:
+                return tried(code, given, root, end)
+            finally:
+                checkouts.put(root)
+
+        with ThreadPoolExecutor(given.jobs) as pool:
+            return report(pool.map(one, given.codes))
 
 
 if __name__ == "__main__":
