@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from lora_doctor.rule_api import KeptWeights, Quantization
 
 #: Less than this share of the weights outside of embeddings and the head is worth a word. Of most
-#: models nine in ten are quantized, of T5, whose class keeps a third in floating point, 71 %.
+#: models nine in ten are quantized, of T5, whose class keeps a third in floating point, 71%.
 _LEAST = 0.6
 _BITS = {"4bit": 4, "8bit": 8}
 _WORDS = {
@@ -43,7 +43,7 @@ class MuchLeftInFullPrecision(Rule):
 
     ## What happens
     Loading and training work, but take far more memory than planned: 4-bit loading of Mixtral
-    quantizes 3 % of it in transformers 5, and 90 GB of experts stay in 16 bits.
+    quantizes 3% of it in transformers 5, and 90 GB of experts stay in 16 bits.
 
     ## Why
     transformers replaces linear layers (and `Conv1D`) by layers of bitsandbytes, one by one. Not

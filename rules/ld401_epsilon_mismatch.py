@@ -32,9 +32,9 @@ class EpsilonMismatch(Rule):
 
     ## What happens
     A norm divides by `sqrt(variance + epsilon)`. Where the variance is far above epsilon, epsilon
-    does not matter: at a variance of 1, 1e-4 instead of 1e-6 changes the output by 0.005 %, which
+    does not matter: at a variance of 1, 1e-4 instead of 1e-6 changes the output by 0.005%, which
     bf16 cannot even represent. Otherwise the norm no longer normalises: at a variance of 1e-4 the
-    same change is 29 %. The output of a connector is then smaller than intended, and so are the
+    same change is 29%. The output of a connector is then smaller than intended, and so are the
     gradients through it.
 
     ## Why

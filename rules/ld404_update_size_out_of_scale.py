@@ -49,13 +49,13 @@ class UpdateSizeOutOfScale(Rule):
     divides it by `r`.
 
     Full fine-tuning changes a weight by its learning rate: 1e-5 to 5e-5 at an RMS of 0.02, that is
-    0.05 to 0.25 % per step. Usual LoRA recipes (`r` 8 to 64, `lora_alpha` `r` to `4 r`, or QLoRA's
-    16 over 64, at 1e-4 to 5e-4, on 768 to 8192 inputs) lie between 0.01 and 1.7 %. This rule
-    reports more than 2 % and, at a learning rate of 2e-4 or more, less than 0.002 %. Without a
+    0.05 to 0.25% per step. Usual LoRA recipes (`r` 8 to 64, `lora_alpha` `r` to `4 r`, or QLoRA's
+    16 over 64, at 1e-4 to 5e-4, on 768 to 8192 inputs) lie between 0.01 and 1.7%. This rule
+    reports more than 2% and, at a learning rate of 2e-4 or more, less than 0.002%. Without a
     `learning_rate` in the recipe it assumes 2e-4. Where real weights are not available, the model
     is assumed to be trained: an RMS of about `1 / sqrt(inputs)` where that is above the RMS at
     initialisation. PEFT's own example for ViT (`r` 16, `lora_alpha` 16, 5e-3, 768 inputs) changes
-    such weights by 1.2 %.
+    such weights by 1.2%.
 
     ## Versions
     All; `use_rslora` since PEFT 0.8.

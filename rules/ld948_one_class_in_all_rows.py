@@ -23,7 +23,7 @@ class OneClassInAllRows(Rule):
 
     ## What happens
     No error is raised, and the loss falls quickly to 0: the model learns to answer with that class
-    whatever it is given. An evaluation set that was cut in the same way shows 100 % accuracy.
+    whatever it is given. An evaluation set that was cut in the same way shows 100% accuracy.
 
     ## Why
     Many published sets are sorted by class (IMDB, for one): `select(range(1000))` or
