@@ -48,39 +48,49 @@ def check(model: Any, recipe: Any = None, **options: Unpack[CheckOptions]) -> Di
         format: the framework whose file it is, where its content does not tell.
         trust_remote_code: allow the code of the model's repository to run, in a child process.
         device: where the training contract runs: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-        steps: optimizer steps of the training contract.
-        limits: seconds for each stage, and bytes for a child process (``None``: by size). When one
-            strikes, the answer is undetermined.
-        batches: forward arguments to run a loaded module with (name to tensor).
+        steps: optimizer steps of the training contract, at least 1.
+        limits: seconds for each stage, and bytes of memory for a child process (``None``: by the
+            size of the checkpoint). If one is reached, the answer is undetermined.
+        batches: batches to run a loaded module with, each a mapping from the names of forward
+            arguments to tensors whose first dimension is the batch (``input_ids``: batch, tokens).
         optimizer: of a loaded module, to find what it will not update: a torch optimizer, its
             parameter groups (``[{"params": [...], "lr": 1e-4}, ...]``), or one of these for each
-            phase of training, as a list or as ``{"phase": groups}``. Only looked at.
+            phase of training, as a list or as ``{"phase": groups}``. It is read, never stepped.
         scheduler: the learning rate scheduler of that optimizer; a copy of it is run for
             ``planned_steps``.
-        planned_steps: the number of optimizer steps of the whole run.
-        memory: also make the memory plan; a recipe with a ``memory_budget`` has it made anyway.
+        planned_steps: optimizer steps of the whole run, for ``scheduler``.
+        memory: also plan the GPU memory; with a ``memory_budget`` in the recipe it is planned
+            anyway.
         data: a file of training data (JSON lines, JSON, CSV, Parquet, Arrow): its rows go through
             the model's tokenizer, and rules say which of their tokens are supervised.
         eval_data: a file of evaluation data, compared with ``data``.
-        rows: how many rows of ``data`` are looked at, spread over the file.
-        samples: who sees texts of these rows: ``people`` (terminal, page), ``all`` (JSON, too) or
-            ``none``.
-        budgets: what is asserted of numbers, by name:
-            ``{"trainable-share": {"max": 0.02, "level": "warn"}}``; docs/gate.md has the names.
-        prescription: what ``fix --apply`` wrote: its patches are in force, and its recipe is taken
-            where none is given.
+        rows: rows of ``data`` to examine, spread over the file, 1 to 10,000.
+        samples: where texts of these rows are shown: ``people`` (terminal, page), ``all`` (also
+            JSON) or ``none``.
+        budgets: limits for measured numbers, by name:
+            ``{"trainable-share": {"max": 0.02, "level": "warn"}}``; docs/gate.md lists the names.
+            Shares are from 0 to 1; memory is a size such as ``"24GB"``, or a GPU's name.
+        prescription: the file that ``fix --apply`` wrote, or a ``Prescription``: its patches are
+            installed, and its recipe is used if no other is given.
         script_arguments: words of the command line that the training script is started with.
         adapter: a saved adapter that is to be loaded onto the model: its folder, or ``ORG/NAME`` or
             ``ORG/NAME@REVISION`` on the hub, of which only the config and the header are fetched.
             Its config is the recipe, and the recipe given holds only how the model is loaded and
-            trained. A MODEL that is an adapter is one onto the base model that its config names.
-        progress: called with a short text on what is going on.
-        worker: a running child process to use again, which saves its imports; it stays open.
+            trained. If ``model`` is an adapter, it is loaded onto the base model that its config
+            names.
+        progress: called with a short text at the beginning of each stage.
+        worker: a running child process to reuse, which saves its imports; it stays open.
         select, ignore: rule codes or prefixes of codes.
         rules: folders with rule files of your own.
-        strict: undetermined, too, where a rule of this depth is skipped for a reason that you can
-            change: a package missing, a file unreadable, a hub that does not answer, code that is
+        strict: undetermined also if a rule of this depth is skipped for a reason that you can
+            change: a missing package, an unreadable file, a hub that does not answer, code that is
             not trusted, a limit.
+
+    Returns:
+        A :class:`Diagnosis`: ``verdict``, ``findings`` with evidence and fixes, the training
+        contract as ``before`` (``None`` where it was not run), rules that ``passed`` or were
+        ``skipped``. ``print`` shows the report of the command line. What is wrong with the set-up
+        is in there and raises nothing.
 
     Raises:
         InputError: model or recipe cannot be used; one line that says what, where, what to do.
@@ -105,10 +115,17 @@ def fix(
 ) -> Diagnosis:
     """Diagnose, fix, and run the training contract before and after.
 
-    The result holds the fixed recipe, the applied fixes and what remains; no file is written.
-    Takes the options of :func:`check`, but for ``prescription``, which holds fixes already.
-    ``unsafe_fixes`` also applies fixes that may change what is learnt, memory or speed.
-    ``unfixed``: codes of rules whose findings are shown and left as they are.
+    No file is written. Takes the options of :func:`check`, except ``prescription``, which contains
+    fixes already.
+
+    Args:
+        unsafe_fixes: also apply fixes that may change what is learnt, memory or speed.
+        unfixed: codes of rules whose findings are shown and not fixed.
+
+    Returns:
+        The diagnosis of :func:`check`, and in addition ``fixed_recipe``, the fixes that lead to it
+        (``applied``), the training contract with them (``after``) and what is still found
+        (``remaining``).
 
     Raises:
         InputError: as :func:`check`, or a prescription is given.
@@ -162,10 +179,14 @@ def fix_adapter(
 
 @takes(CaseOptions)
 def verify(model: Any, recipe: Any = None, **options: Unpack[CaseOptions]) -> Verification:
-    """Run the training contract: a short forward/backward with named checks.
+    """Run the training contract: a short training with named checks, and no rules.
 
     Takes the options of :func:`check` that are not about rules; ``depth`` is ``tiny`` (shrunken
-    model) or ``full``.
+    dimensions, random weights) or ``full`` (the real weights).
+
+    Returns:
+        A :class:`Verification`: ``outcome``, and ``checks`` with what each measured and expected.
+        A training that fails is an outcome and raises nothing.
 
     Raises:
         InputError: as :func:`check`, another depth, or the model is a training script.
@@ -183,7 +204,7 @@ def verify(model: Any, recipe: Any = None, **options: Unpack[CaseOptions]) -> Ve
 def diagnose_contract(model: Any, recipe: Any = None, **options: Unpack[CheckOptions]) -> Diagnosis:
     """The training contract alone, as a diagnosis: what ``lora-doctor verify`` prints.
 
-    Of the rules only the fallback is asked, which reports a failure of the contract as it is.
+    Of the rules only the fallback LD001 is run, which reports a failure of the contract as it is.
 
     Raises:
         InputError: as :func:`check`, the model is a training script, or the fallback is left out.
@@ -243,5 +264,5 @@ def _selection(options: CheckOptions, rules: Sequence[type[Rule]]) -> registry.R
 
 
 def _several(given: Any) -> tuple[Any, ...]:
-    """One text or path as a tuple of one: the letters of a text are what nobody means."""
+    """A single string or path as a tuple of one; a string is not taken for its letters."""
     return (given,) if isinstance(given, (str, os.PathLike)) else tuple(given)

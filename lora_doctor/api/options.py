@@ -39,8 +39,8 @@ class CaseOptions(TypedDict, total=False):
 
 
 class CheckOptions(CaseOptions, total=False):
-    """``CaseOptions``, what only rules read, which rules are asked, and whether one that cannot be
-    leaves it open."""
+    """``CaseOptions``, what only rules read, which rules are run, and whether a skipped one leaves
+    the answer undetermined."""
 
     optimizer: Any
     scheduler: Any

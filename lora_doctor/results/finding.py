@@ -38,7 +38,8 @@ class Measurement:
 
     #: What was measured.
     what: str
-    #: What came out: a number, a string, or a list or mapping of these.
+    #: What came out: a number (``what`` or ``source`` names its unit), a string, or a list or
+    #: mapping of these.
     value: Any
     #: Where it comes from.
     source: str

@@ -23,7 +23,8 @@ class EpsilonEffect:
     #: Norm of the difference of the outputs relative to the norm of the output, in the dtype of the
     #: recipe.
     change: float
-    #: Size of the output with it relative to the output now; the gradient grows by the same.
+    #: Euclidean norm of the output with it, divided by that of the output now; the gradient grows
+    #: by the same factor.
     growth: float
     #: ``change`` between that dtype and float32, with the norm's own epsilon: a change below it
     #: cannot be told from rounding.
@@ -88,7 +89,7 @@ class ActivationReading:
 
 @dataclass(frozen=True)
 class LayerReading:
-    """A layer of the model that ran: the largest number that it put out, and its gradient."""
+    """A layer of the model that ran: the largest absolute output, and the norm of its gradient."""
 
     #: Module path; it ends in the number of the layer.
     path: str
@@ -116,7 +117,7 @@ class UpdateReading:
     update_norm: float
     #: Frobenius norm of the weights, over these layers together.
     weight_norm: float
-    #: Outputs and inputs of one weight as a matrix.
+    #: Output and input features of one weight, as a matrix.
     shape: tuple[int, int]
     #: The adapter's rank.
     rank: int
@@ -134,9 +135,10 @@ class SpacingReading:
     pattern: str
     #: Layers that are alike.
     layers: int
-    #: Trainable numbers in all of them.
+    #: Trainable parameters (elements) in all of them.
     parameters: int
-    #: The distance to the next number that bfloat16 has; nine in ten have it at least.
+    #: Distance to the next value that bfloat16 can represent: at least this for 90% of the
+    #: elements.
     spacing: float
 
 
@@ -216,8 +218,8 @@ class UnusedAdapterReading:
     paths: tuple[str, ...]
     #: Class of the layers without their adapters.
     class_name: str
-    #: ``not-run``: no forward calls them. ``weight-read``: nobody calls them, their weight is read
-    #: instead. ``no-grad``: they ran with gradients switched off. ``unused``: they ran, and no
+    #: ``not-run``: no forward calls them. ``weight-read``: they are not called, their weight is
+    #: read instead. ``no-grad``: they ran with gradients switched off. ``unused``: they ran, and no
     #: output of theirs reaches the loss with a gradient. ``zero``: the gradient arrives, and is
     #: zero.
     why: Literal["not-run", "weight-read", "no-grad", "unused", "zero"]
@@ -229,7 +231,8 @@ class UnusedAdapterReading:
 
 @dataclass(frozen=True)
 class NonLinearOutputReading:
-    """An adapted layer that is no plain matrix: its output is not what LoRA adds to."""
+    """An adapted layer that is not a plain matrix product: the adapter adds a tensor of another
+    shape, or to something else than a tensor."""
 
     #: Module path.
     path: str
@@ -248,7 +251,7 @@ class Observations:
     #: ``own`` when the model that ran has the weights that the user trains from, ``random`` when it
     #: is a shrunken one: then what depends on values says nothing about the real model.
     weights: Literal["own", "random"] = "random"
-    #: ``own`` when the batches are the user's or hold tokens only, ``made`` when sound or images in
+    #: ``own`` when the batches are the user's or hold tokens only, ``made`` when audio or images in
     #: them are random numbers.
     inputs: Literal["own", "made"] = "made"
     #: Normalising layers.

@@ -52,9 +52,10 @@ class Check:
     name: str
     #: ``skipped`` is not passed: ``detail`` says why.
     status: CheckStatus
-    #: The measured number or string.
+    #: What was measured: a loss, a count, a relative difference (a fraction, not percent), or a
+    #: string.
     value: Any = None
-    #: What ``value`` is held against, in words.
+    #: What ``value`` is compared with, in words.
     expected: str = ""
     #: More in one line, such as why it was skipped.
     detail: str = ""
@@ -136,7 +137,7 @@ class BatchReport:
     kind: str
     #: Name of each input to its shape.
     inputs: Mapping[str, tuple[int, ...]]
-    #: How the loss was got.
+    #: Where the loss comes from, in words.
     loss: str
     #: The loss at each step.
     losses: tuple[float, ...] = ()
@@ -188,7 +189,7 @@ class Verification:
     step_seconds: float | None = None
     #: Memory at its peak, in bytes; ``None`` when not measured.
     peak_memory: int | None = None
-    #: What all of it took, in seconds.
+    #: Duration of the whole verification, in seconds.
     seconds: float = 0.0
     #: Names of the patches that were in force.
     patches: tuple[str, ...] = ()
