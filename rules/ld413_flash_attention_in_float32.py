@@ -53,7 +53,10 @@ class FlashAttentionInFloat32(Rule):
     depth = "static"
     symptoms = (
         Symptom(r"FlashAttention only supports? (fp16 and bf16|fp16, bf16)"),
-        Symptom(r"Flash ?Attention.{0,20} only supports? .{0,40}(float16|fp16|half).{0,60}dtype"),
+        Symptom(
+            r"Flash ?Attention.{0,20} only supports? .{0,40}(float16|fp16|half).{0,60}dtype",
+            aside=True,
+        ),
         Symptom(
             r"(?i)flash.?attention\w* (?:only )?supports? (?:only )?(?:fp16|float16|half|bf16)"
         ),

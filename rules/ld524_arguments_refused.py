@@ -59,7 +59,7 @@ class ArgumentsRefused(Rule):
         ),
         Symptom(
             r"\bValueError: (?!Some specified arguments)\S",
-            raised_in=r"llamafactory[\\/]hparams|swift[\\/](?:llm[\\/])?arguments?[\\/]",
+            raised_in=r"(?:llamafactory|llmtuner)[\\/]hparams|swift[\\/](?:llm[\\/])?arguments?[\\/]",
             weight=-1,
         ),
         Symptom(r"--load_best_model_at_end requires the (?:save|saving)"),

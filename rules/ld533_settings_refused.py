@@ -41,7 +41,7 @@ class SettingsRefused(Rule):
     symptoms = (
         Symptom(
             r"\b(?:Value|Assertion)Error: (?!Some specified arguments)\S",
-            raised_in=r"llamafactory[\\/]hparams|swift[\\/](?:llm[\\/])?arguments?[\\/]"
+            raised_in=r"(?:llamafactory|llmtuner)[\\/]hparams|swift[\\/](?:llm[\\/])?arguments?[\\/]"
             r"|axolotl[\\/]utils[\\/](?:config|schemas)\b",
         ),
         Symptom(r"validation errors? for Axolotl\w*Config"),

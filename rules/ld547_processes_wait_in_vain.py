@@ -17,6 +17,14 @@ from lora_doctor.rule_api import (
 from lora_doctor.rules._dry_run_script import DDP_LOOP, MODEL
 from lora_doctor.rules._processes import SOURCE, at, raised, together
 
+_TIMEOUT = r"Watchdog caught collective operation timeout"
+_CLOSED = r"Connection closed by peer \["
+#: What shows that one process alone does something: a network that is slow gives a timeout as well.
+_ONE_ALONE = (
+    r"(?i)\bbarrier\b|\bis_(?:local_)?(?:main_process|world_process_zero)\b|\bwait_for_everyone\b"
+    r"|\b(?:local_)?rank(?:\(\))? ?== ?0\b"
+)
+
 
 class ProcessesWaitInVain(Rule):
     """One process is in a collective operation that all processes have to enter, and another one
@@ -49,8 +57,11 @@ class ProcessesWaitInVain(Rule):
     summary = "A process waits for another one that never arrives."
     depth = "static"
     symptoms = (
-        Symptom(r"Watchdog caught collective operation timeout", consequence=True),
-        Symptom(r"Connection closed by peer \[", "gloo", consequence=True),
+        Symptom(_TIMEOUT, consequence=True),
+        Symptom(_TIMEOUT, context=_ONE_ALONE),
+        Symptom(_CLOSED, "gloo", consequence=True),
+        Symptom(_CLOSED, "gloo", context=_ONE_ALONE),
+        Symptom(r"Detected mismatch between collectives on ranks"),
     )
     examples = (
         Example(

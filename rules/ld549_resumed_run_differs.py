@@ -76,9 +76,10 @@ class ResumedRunDiffers(Rule):
             r"different number of parameter groups)"
         ),
         Symptom(
-            r"Missing key\(s\) in state_dict: \"base_model\.",
-            "DeepSpeed",
-            context=r"deepspeed_load_checkpoint|in load_checkpoint\b",
+            r"Missing key\(s\) in state_dict: \"\w+\.",
+            "DeepSpeed, sentence-transformers, transformers<4.31",
+            context=r"deepspeed_load_checkpoint|\bin load_checkpoint\b|_load_from_checkpoint"
+            r"|resume_from_checkpoint",
         ),
     )
     examples = (

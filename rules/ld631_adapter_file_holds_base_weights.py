@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.rule_api import Case, Example, Finding, Fix, Measurement, Rule, quoted
+from lora_doctor.rule_api import Case, Example, Finding, Fix, Measurement, Rule, Symptom, quoted
 from lora_doctor.rules._saved_adapter import base_class, header_of, loaded, weights_file
 
 
@@ -41,6 +41,14 @@ class AdapterFileHoldsBaseWeights(Rule):
     )
     depth = "meta"
     about_saved_adapter = True
+    symptoms = (
+        Symptom(
+            r"(?:\.layers\.\d+\.(?:\w+\.)*\w+(?<!_vector)|\.base_layer)\.weight is unsupported "
+            r"LoRA weight",
+            "vLLM",
+        ),
+        Symptom(r"Unexpected name '[^']{1,200}\.base_layer\.weight': Not a lora_A", "llama.cpp"),
+    )
     examples = (
         Example(
             "broken",

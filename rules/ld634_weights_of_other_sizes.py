@@ -61,6 +61,11 @@ class WeightsOfOtherSizes(Rule):
             r"torch\.Size\(\[(?!0\])[\d, ]+\]\) from checkpoint",
             context=r"state_dict for (?!Peft)\w+(?:For[A-Z]\w+|LMHeadModel)\b",
         ),
+        Symptom(
+            r"size mismatch for (?!base_model\.|\S*(?:embed|wte|lm_head|shared))(?:\w+\.)+\w+: "
+            r"copying a param with shape torch\.Size\(\[(?!0\])[\d, ]+\]\) from checkpoint",
+            context=r"state_dict for (?!Peft)\w+For[A-Z]\w+",
+        ),
         Symptom(r"You set `ignore_mismatched_sizes` to `False`, thus raising an error", weight=-1),
     )
     examples = (

@@ -59,6 +59,11 @@ class PlaceholdersCutOff(Rule):
         Symptom(r"(?i)\b(?:video|audio) features and (?:video|audio) tokens do not match"),
         Symptom(_SHAPES, "transformers<4.46, Qwen-VL also later", raised_in=_MODELS),
         Symptom(_SHAPES, "transformers<4.46, Qwen-VL also later", alone=True),
+        Symptom(
+            _SHAPES,
+            "Qwen-VL in code of other frameworks",
+            context=r"\b(?:get_rope_index|(?:image|video)_(?:mask|embeds|features))\b",
+        ),
         Symptom(r"too short and causes image placeholder tokens in `input_ids` to be truncated"),
     )
     examples = (

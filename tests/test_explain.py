@@ -51,7 +51,9 @@ def test_json_gives_the_codes_in_order_with_the_line_that_matched() -> None:
 def test_json_without_a_rule_is_still_json() -> None:
     result = cli.lora_doctor("explain", "Killed", "--output-format", "json")
     assert result.code == 2
-    assert json.loads(result.out) == {"matches": [], "near": []}
+    cause = {"about": "a process that the system ended, mostly for want of main memory (not of "
+                      "the GPU's)", "command": None}  # fmt: skip
+    assert json.loads(result.out) == {"matches": [], "near": [], "other_cause": cause}
 
 
 def test_a_failure_described_in_words_is_told_as_a_guess() -> None:
@@ -91,3 +93,48 @@ def test_a_log_that_does_not_exist_is_no_message(tmp_path: Path) -> None:
     missing = str(tmp_path / "slurm.log")
     result = cli.lora_doctor("explain", missing)
     assert result.code == 2 and result.err.strip().endswith(f"there is no file {missing!r}")
+
+
+@pytest.mark.parametrize(
+    ("text", "about", "command"),
+    [
+        ("RuntimeError: CUDA Setup failed despite GPU being available.", "another GPU", "env"),
+        ("AttributeError: 'DeepSpeedCPUAdam' object has no attribute 'x'", "another GPU", "env"),
+        ("[Rank 3] Watchdog caught collective operation timeout: Work", "processes", "dry-run"),
+        ("OSError: You are trying to access a gated repo.", "access", ""),
+        ("IoError(Os { code: 28, kind: StorageFull })", "a disk", ""),
+        ("ValueError: LoRA rank 64 is greater than max_lora_rank 16.", "serves", "--adapter"),
+        ("pyarrow.lib.ArrowInvalid: JSON parse error", "data files", "--data"),
+        ("exit 1\ntorch.distributed.elastic.ChildFailedError:", "launcher's own summary", ""),
+    ],
+)
+def test_what_is_no_mistake_of_a_set_up_is_told_as_what_it_is(
+    text: str, about: str, command: str
+) -> None:
+    answer = explanation(text)
+    assert not answer.matches and answer.other_cause
+    assert about in answer.other_cause.about and command in answer.other_cause.command
+
+
+def test_of_a_training_that_runs_on_no_cause_is_told() -> None:
+    warning = "The installed version of bitsandbytes was compiled without GPU support."
+    assert explanation(warning).other_cause
+    steps = "".join(f"{{'loss': {2 - n / 100}, 'epoch': {n}}}\n" for n in range(100))
+    healthy = explanation(f"{warning}\n{steps}saved to out")
+    assert not healthy.matches and not healthy.near and not healthy.other_cause
+
+
+def test_of_an_error_in_other_code_the_class_alone_is_no_near_rule() -> None:
+    frame = 'Traceback (most recent call last):\n  File "/srv/app/main.py", line 3, in <module>\n'
+    result = cli.lora_doctor("explain", frame + "ValueError: the moon is full")
+    assert result.code == 2 and "LD524" not in result.err
+
+
+def test_the_command_that_asks_the_rule_has_the_options_without_which_it_is_silent() -> None:
+    for message, command in (
+        ("CUDA out of memory", "check MODEL --depth meta --memory --memory-budget 24GB"),
+        ("LD706", "lora-doctor env --check"),
+        ("LD547", "lora-doctor dry-run -- COMMAND"),
+        ("LD714", "--gpu NAME"),
+    ):
+        assert command in cli.lora_doctor("explain", message).out.splitlines()[-1]

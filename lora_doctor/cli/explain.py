@@ -5,14 +5,15 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lora_doctor.cli.streams import decoded
+from lora_doctor.engine.other_causes import OtherCause, find_other_cause
 from lora_doctor.engine.registry import find_rules
-from lora_doctor.engine.rule import Rule
+from lora_doctor.engine.rule import Example, Rule
 from lora_doctor.engine.symptoms import (
     Match,
     NearMatch,
@@ -34,8 +35,6 @@ _PATH = 4_096
 _TAIL = 4 * LOG_CHARACTERS
 #: So many rules that know words of the text are named; the more there are, the less each says.
 _NEAR = 3
-#: What of a text a rule knows that goes by the code which raised it: the class of the error alone.
-_CLASS_ALONE = re.compile(r"[\w.]*(?:Error|Exception)\b:? ?\S?")
 #: The suffixes of what is a log's name rather than a message.
 _LOGS = (".log", ".txt", ".out", ".err")
 
@@ -51,6 +50,8 @@ class Explanation:
     matches: tuple[Match, ...]
     #: Rules that know words of it and are not behind it, each with the reason.
     near: tuple[NearMatch, ...]
+    #: What it is about where no rule explains it, if that is known and no LoRA set-up.
+    other_cause: OtherCause | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON; ``line`` is what matched in the text, ``described`` whether that is a
@@ -68,6 +69,8 @@ class Explanation:
                 {**_identity(near.rule), "line": hidden(visible(near.line)), "lacks": near.lacks}
                 for near in self.near
             ],
+            "other_cause": self.other_cause
+            and {"about": self.other_cause.about, "command": self.other_cause.command or None},
         }
 
 
@@ -82,7 +85,7 @@ def explain(text: str, *, color: bool = False) -> str:
         return _render(rule, color)
     found = explanation(text)
     if not found.matches:
-        raise InputError(_unknown(text.strip(), found.near))
+        raise InputError(_unknown(text.strip(), found))
     first, *others = found.matches
     matched = f"Matched {first.rule.code} in: {hidden(visible(first.line))}"
     if first.described:
@@ -140,10 +143,11 @@ def explanation(text: str) -> Explanation:
         )
         known = {match.rule for match in matches}
         near = [near for near in find_near(text, rules) if near.rule not in known]
-        near.sort(key=_knows_class_alone)
+        near.sort(key=lambda one: one.knows_class_alone)
+        other = None if matches else find_other_cause(text)
     except LimitError as error:
         raise InputError(f"explain: {error}; give the last lines only") from None
-    return Explanation(tuple(matches), tuple(near[:_NEAR]))
+    return Explanation(tuple(matches), tuple(near[:_NEAR]), other)
 
 
 def pasted(what: str) -> str:
@@ -208,20 +212,18 @@ def _mentioned(text: str) -> tuple[Match, ...]:
     return ()
 
 
-def _knows_class_alone(near: NearMatch) -> bool:
-    return _CLASS_ALONE.fullmatch(near.line.strip()) is not None
-
-
-def _unknown(text: str, near: tuple[NearMatch, ...]) -> str:
-    if near:
-        reasons = "; ".join(
-            f"{one.rule.code} {one.rule.name} knows {visible(one.line)!r}, but {one.lacks}"
-            for one in near
-            if not _knows_class_alone(one)
+def _unknown(text: str, found: Explanation) -> str:
+    nearest = _nearest(found.near)
+    if found.other_cause:
+        command = found.other_cause.command
+        return (
+            f"explain: no rule knows this message; it is about {found.other_cause.about}"
+            + (f". See `{command}`" if command else "")
+            + (f". The nearest rule: {nearest}" if nearest else "")
         )
-        if not reasons:
-            reasons = f"{' or '.join(one.rule.code for one in near)}; {near[0].lacks}"
-        return f"explain: no rule knows this message. The nearest: {reasons}"
+    if found.near:
+        nearest = nearest or f"{' or '.join(_codes(found.near))}; {found.near[0].lacks}"
+        return f"explain: no rule knows this message. The nearest: {nearest}"
     names = [rule.name for rule in find_rules()]
     close = difflib.get_close_matches(text[:_NAME].lower(), names, n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
@@ -231,6 +233,19 @@ def _unknown(text: str, near: tuple[NearMatch, ...]) -> str:
     return f"explain: no rule knows this message{told}" + (
         hint or "; run `lora-doctor check` on the recipe that caused it"
     )
+
+
+def _nearest(near: tuple[NearMatch, ...]) -> str:
+    """The rules that know more of a text than the class of its error, with what it lacks."""
+    return "; ".join(
+        f"{one.rule.code} {one.rule.name} knows {visible(one.line)!r}, but {one.lacks}"
+        for one in near
+        if not one.knows_class_alone
+    )
+
+
+def _codes(near: tuple[NearMatch, ...]) -> list[str]:
+    return [one.rule.code for one in near]
 
 
 def _identity(rule: type[Rule]) -> dict[str, str]:
@@ -248,9 +263,27 @@ def _render(rule: type[Rule], color: bool) -> str:
         for pattern, versions in reversed(messages.items()):
             where = f"   ({versions})" if versions else ""
             parts.append(visible(f"  {pattern}{where}", None))
-    depth = "" if rule.depth == "tiny" else f" --depth {rule.depth}"
-    parts += [
-        "",
-        f"Checked at depth {rule.depth}: lora-doctor check MODEL{depth} --select {rule.code}",
-    ]
+    parts += ["", f"Checked by: {_command(rule)}"]
     return "\n".join(parts)
+
+
+def _command(rule: type[Rule]) -> str:
+    """The command that asks the rule, with the options without which it is not asked: its broken
+    examples have them."""
+    if rule.about_environment:
+        return "lora-doctor env --check"
+    broken = [example for example in rule.examples if example.kind == "broken"]
+
+    def all_have(needed: Callable[[Example], object]) -> bool:
+        return bool(broken) and all(needed(example) for example in broken)
+
+    if all_have(lambda example: example.script):
+        return "lora-doctor dry-run -- COMMAND"
+    options = "" if rule.depth == "tiny" else f" --depth {rule.depth}"
+    if all_have(lambda example: example.data):
+        options += " --data FILE"
+    if all_have(lambda example: "memory_budget" in example.recipe):
+        options += " --memory --memory-budget 24GB"
+    if all_have(lambda example: "gpu" in example.recipe):
+        options += " --gpu NAME"
+    return f"lora-doctor check MODEL{options} --select {rule.code}"

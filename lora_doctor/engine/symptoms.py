@@ -47,6 +47,8 @@ _CUT_PATH = re.compile(
 _NOISE = re.compile(r"(?m:^[ \t]*\[(?:rank|default)?\d+\]: ?)|[│┃║╭╰╮╯─━❱]+")
 #: ``__init__`` where Markdown took its underscores for bold letters.
 _BOLD_INIT = re.compile(r"(?<![\w*])(\*\*)?init(?(1)\*\*)\(\)(?= (?:got|missing|takes)\b)")
+#: What of a text a rule knows that goes by the code which raised it: the class of the error alone.
+_CLASS_ALONE = re.compile(r"\s*[\w.]*(?:Error|Exception)\b:? ?\S?\s*")
 #: Quotation marks as word processors write them, and the plain ones.
 _STRAIGHT = {ord(mark): "'" for mark in "‘’‚‛"} | {ord(mark): '"' for mark in "“”„"}
 #: A longer text is a log, and its words describe nothing.
@@ -74,13 +76,19 @@ class NearMatch:
     line: str
     lacks: str
 
+    @property
+    def knows_class_alone(self) -> bool:
+        """Whether what it knows of the text is the class of the error and no more."""
+        return _CLASS_ALONE.fullmatch(self.line) is not None
+
 
 def find_by_message(text: str, rules: Sequence[type[Rule]]) -> list[Match]:
     """Rules whose symptoms occur in the text, the likeliest first.
 
     In a traceback the last line is the exception, so what stands nearest to the end counts most. Of
     several rules that know the same words, one whose symptom is confirmed by the rest of the text
-    (``context``) comes first, then the more frequent one (``weight``), then the longer match.
+    (``context``) comes first, then the more frequent one (``weight``), then the longer match. What
+    other failures bring with them (``consequence``) is named behind one of these, never alone.
 
     Of a long text the last ``LOG_CHARACTERS`` are searched.
 
@@ -88,7 +96,7 @@ def find_by_message(text: str, rules: Sequence[type[Rule]]) -> list[Match]:
         LimitError: the text is one that the regular expressions take too long for.
     """
     with bounded(LOG):
-        return _likeliest(_Pasted(text), [(rule, rule.symptoms) for rule in rules])
+        return _likeliest(Pasted(text), [(rule, rule.symptoms) for rule in rules])
 
 
 def find_by_description(text: str, rules: Sequence[type[Rule]]) -> list[Match]:
@@ -101,7 +109,7 @@ def find_by_description(text: str, rules: Sequence[type[Rule]]) -> list[Match]:
     if len(text) > _DESCRIPTION:
         return []
     with bounded(LOG):
-        pasted = _Pasted(text, re.IGNORECASE)
+        pasted = Pasted(text, re.IGNORECASE)
         if pasted.has_frames or _STEPS.search(pasted.text):
             return []
         found = _likeliest(pasted, [(rule, rule.descriptions) for rule in rules])
@@ -109,7 +117,7 @@ def find_by_description(text: str, rules: Sequence[type[Rule]]) -> list[Match]:
 
 
 def _likeliest(
-    pasted: _Pasted, known: Iterable[tuple[type[Rule], Sequence[Symptom]]]
+    pasted: Pasted, known: Iterable[tuple[type[Rule], Sequence[Symptom]]]
 ) -> list[Match]:
     """The rules of which a symptom occurs, the likeliest first."""
     found = []
@@ -120,6 +128,8 @@ def _likeliest(
             match = Match(rule, best[0][:200], best.end())
             found.append((_rank((symptom, best)), match))
     found.sort(key=lambda item: item[0], reverse=True)
+    if not any(is_cause for (is_cause, *_), _ in found):
+        return []
     return [match for _, match in found]
 
 
@@ -131,21 +141,26 @@ def find_near(text: str, rules: Sequence[type[Rule]]) -> list[NearMatch]:
         LimitError: as for ``find_by_message``.
     """
     with bounded(LOG):
-        pasted = _Pasted(text)
+        pasted = Pasted(text)
         found = []
         for rule in rules:
             for symptom in rule.symptoms:
                 for hit in pasted.occurrences(symptom.pattern):
                     lacks = pasted.lacks(symptom, hit)
-                    if lacks:
-                        found.append((hit.end(), NearMatch(rule, hit[0][:200], lacks)))
+                    if not lacks and symptom.consequence:
+                        lacks = "other failures bring it with them, and none of them is named"
+                    near = NearMatch(rule, hit[0][:200], lacks)
+                    # An error of the same class in other code has nothing to do with the rule.
+                    elsewhere = near.knows_class_alone and pasted.raised_in(hit.start())
+                    if lacks and not elsewhere:
+                        found.append((hit.end(), near))
     nearest: dict[type[Rule], NearMatch] = {}
     for _, near in sorted(found, key=lambda item: item[0], reverse=True):
         nearest.setdefault(near.rule, near)
     return list(nearest.values())
 
 
-class _Pasted:
+class Pasted:
     """A pasted text on one line, and the frames of the tracebacks in it."""
 
     def __init__(self, text: str, flags: int = 0) -> None:
@@ -158,6 +173,11 @@ class _Pasted:
         self._pieces = [(start, start + _PIECE) for start in starts]
         frames = ((hit.end(), hit[1] or hit[2] or hit[3]) for hit in _FRAME.finditer(self.text))
         self._frames = [(end, file) for end, file in frames if not _HANDS_ON.search(file)]
+
+    @property
+    def last_step(self) -> int:
+        """Where the last line of a training that runs ends: what stands before did not stop it."""
+        return max((hit.end() for hit in _STEPS.finditer(self.text)), default=0)
 
     @property
     def has_frames(self) -> bool:
@@ -181,7 +201,7 @@ class _Pasted:
         if repeats and self.text.find(hit[0], 0, hit.start()) >= 0:
             return "it repeats the error above it"
         if symptom.raised_in:
-            file = None if repeats else self._raised_in(hit.start())
+            file = None if repeats else self.raised_in(hit.start())
             if file is None:
                 return "it depends on the code that raised it: paste the whole traceback"
             if not re.search(symptom.raised_in, file):
@@ -199,7 +219,7 @@ class _Pasted:
     def _has(self, pattern: str) -> bool:
         return next(self.occurrences(pattern), None) is not None
 
-    def _raised_in(self, position: int) -> str | None:
+    def raised_in(self, position: int) -> str | None:
         """The file of the innermost frame of the traceback that a message ends."""
         begins = self.text.rfind(_TRACEBACK, 0, position)
         for end, file in reversed(self._frames):
