@@ -96,6 +96,8 @@ def test_a_list_that_is_computed_is_known(before: str, targets: list[str], tmp_p
         'given = {"targets": ["q_proj"]}\ngiven[input()] = ["v_proj"]\nTARGETS = given["targets"]',
         'given = {"targets": ["q_proj"]}\ngiven.clear()\nTARGETS = given.get("targets")',
         "import yaml\nTARGETS = yaml.safe_load(open('not-here.yaml'))['targets']",
+        # What a function returns that is in no file here may be false.
+        'from mine import *\nTARGETS = ["query"]\nif is_llama():\n    TARGETS = ["q_proj"]',
     ],
 )
 def test_a_list_that_only_the_run_knows_is_asked_for(before: str, tmp_path: Path) -> None:
