@@ -39,3 +39,22 @@ def test_a_fresh_base_is_merged_into_in_silence(tmp_path: Path) -> None:
     script.write_text(text.replace("model = model.merge_and_unload()\n", again))
     assert not lora_doctor.check(str(script), depth="static", select=["LD323"]).findings
     assert lora_doctor.check(str(SCRIPT), depth="static", select=["LD323"]).findings
+
+
+@pytest.mark.parametrize("way", ["trainer.model", "accelerator.unwrap_model(trainer.model)"])
+def test_the_model_of_a_trainer_is_the_one_that_was_adapted(way: str, tmp_path: Path) -> None:
+    """Also where the trainer puts the adapters on itself, onto a model that it loads itself."""
+    script = tmp_path / "train.py"
+    script.write_text(
+        "from peft import LoraConfig\n"
+        "from transformers import BitsAndBytesConfig\n"
+        "from trl import SFTConfig, SFTTrainer\n\n"
+        "bits = BitsAndBytesConfig(load_in_8bit=True)\n"
+        'args = SFTConfig("out", model_init_kwargs={"quantization_config": bits})\n'
+        'lora = LoraConfig(r=8, target_modules=["q_proj"])\n'
+        'trainer = SFTTrainer("org/model", args=args, peft_config=lora)\n'
+        "trainer.train()\n"
+        f'{way}.merge_and_unload().save_pretrained("merged")\n'
+    )
+    (finding,) = lora_doctor.check(str(script), depth="static", select=["LD323"]).findings
+    assert (finding.severity, finding.location.line) == ("info", 10)

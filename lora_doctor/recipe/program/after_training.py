@@ -15,12 +15,13 @@ from lora_doctor.recipe.program.objects import (
     is_wrap,
     makers,
     top,
+    trainer_with,
 )
-from lora_doctor.recipe.program.order import Slip, adapted_by, slip, target_of
+from lora_doctor.recipe.program.order import Slip, adapted_by, slip
 from lora_doctor.recipe.program.setup import Setup
 from lora_doctor.recipe.program.splices import Splice
 from lora_doctor.static.program.units import Span
-from lora_doctor.static.program.values import Call, Known, Thing, Unknown, Value
+from lora_doctor.static.program.values import Call, Known, Thing, Value
 
 _MERGES = ("merge_and_unload", "unload")
 _SAVES = ("save_pretrained", "push_to_hub")
@@ -39,10 +40,10 @@ def merged_and_dropped(setup: Setup) -> Iterator[Slip]:
     for call in setup.program.calls:
         if call.method not in _MERGES or not call.certain:
             continue
-        model = _peft_model(setup, call)
+        model = _peft_model(call)
         saving = next(
             (one for one in setup.program.calls
-             if one.number > call.number and model is not None and _saves(setup, one, model)),
+             if one.number > call.number and model is not None and _saves(one, model)),
             None,
         )  # fmt: skip
         if saving is not None:
@@ -60,7 +61,7 @@ def saved_as_base(setup: Setup) -> Iterator[Slip]:
         wrap = adapted_by(setup, call.receiver, call) if is_loader(first) else None
         if wrap is None or not is_wrap(wrap):
             continue
-        if not any(one.number > wrap.number and _saves(setup, one, wrap) for one in calls):
+        if not any(one.number > wrap.number and _saves(one, wrap) for one in calls):
             yield slip(call, wrap, [])
 
 
@@ -146,38 +147,20 @@ def _wrapper(value: Value | None) -> Call | None:
     return call if call is not None and (is_wrap(call) or is_saved_adapter(call)) else None
 
 
-def _peft_model(setup: Setup, call: Call) -> Call | None:
+def _peft_model(call: Call) -> Call | None:
     """What made the PEFT model whose method is called: a wrapper, or a Trainer as ``x.model``."""
     wrap = _wrapper(call.receiver)
-    return wrap if wrap is not None else _trainer_of(setup, call.receiver)
-
-
-def _trainer_of(setup: Setup, value: Value | None) -> Call | None:
-    """The trainer of ``trainer.model``, where that is a PEFT model."""
-    trainer = _trainer_named(setup, value)
-    if trainer is None:
-        return None
+    trainer = trainer_with(call.receiver)
+    if wrap is not None or trainer is None:
+        return wrap
     by_itself = not is_none(trainer.value("peft_config"))
-    return trainer if by_itself or _wrapper(trainer.value("model", 0)) is not None else None
+    return trainer if by_itself else _wrapper(trainer.value("model", 0))
 
 
-def _trainer_named(setup: Setup, value: Value | None) -> Call | None:
-    """The trainer of ``trainer.model``, by the name that it was given."""
-    if not isinstance(value, Unknown) or not value.code.endswith(".model"):
-        return None
-    name = value.code.removesuffix(".model")
-    named = [
-        call
-        for call in setup.program.calls
-        if is_trainer(call) and call.statement is not None and target_of(call) == name
-    ]
-    return named[0] if len(named) == 1 else None
-
-
-def _saves(setup: Setup, call: Call, model: Call) -> bool:
+def _saves(call: Call, model: Call) -> bool:
     """Whether a call saves the PEFT model that ``model`` made."""
     if call.method in _SAVES:
-        return _peft_model(setup, call) is model
+        return _peft_model(call) is model
     if call.method == "save_model" and isinstance(call.receiver, Thing):
         trainer = call.receiver.call
         return trainer is model or (
@@ -213,7 +196,7 @@ def _active(setup: Setup, trainer: Call, after: int, before: int) -> Call | None
     for call in setup.program.calls:
         if call.method == "set_adapter" and call.certain and after < call.number < before:
             of_model = wrap is not None and _wrapper(call.receiver) is wrap
-            if of_model or _trainer_named(setup, call.receiver) is trainer:
+            if of_model or trainer_with(call.receiver) is trainer:
                 chosen = call
     return chosen
 

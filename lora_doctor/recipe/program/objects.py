@@ -110,6 +110,13 @@ def wrappers(value: Value | None) -> list[Call]:
     return [call for call in since if is_wrap(call) or is_saved_adapter(call)]
 
 
+def trainer_with(value: Value | None) -> Call | None:
+    """The trainer whose ``model`` a value is (``trainer.model``)."""
+    named = isinstance(value, Thing) and value.call.method == "model"
+    owner = value.call.receiver if isinstance(value, Thing) and named else None
+    return owner.call if isinstance(owner, Thing) and is_trainer(owner.call) else None
+
+
 def makers(value: Value | None) -> Iterator[Call]:
     """The calls that made a value, from the last to the first."""
     for _ in range(50):
@@ -120,7 +127,8 @@ def makers(value: Value | None) -> Iterator[Call]:
         if call.method in _WRAPS or is_saved_adapter(call):
             value = call.value("model", 0)
         elif call.receiver is not None:
-            value = call.receiver
+            trainer = trainer_with(value)
+            value = trainer.value("model", 0) if trainer is not None else call.receiver
         else:
             return
 

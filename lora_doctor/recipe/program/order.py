@@ -18,6 +18,7 @@ from lora_doctor.recipe.program.objects import (
     is_wrap,
     loader_of,
     makers,
+    trainer_with,
 )
 from lora_doctor.recipe.program.setup import Setup
 from lora_doctor.recipe.program.splices import Splice, added, removed
@@ -87,12 +88,20 @@ def loaded_frozen(setup: Setup) -> Iterator[Slip]:
 def merged_after_wrapping(setup: Setup) -> Iterator[Slip]:
     """``merge_and_unload`` or ``merge_adapter`` of the model that was adapted and trained."""
     for call in setup.program.calls:
-        # Others may be loaded anew, without quantization, to be merged into.
-        trained = loader_of(call.receiver) is setup.roles.loader
-        if call.method in _MERGE and call.certain and trained:
-            wrap = adapted_by(setup, call.receiver, call)
+        if call.method in _MERGE and call.certain:
+            wrap = _adapts_what_trains(setup, call)
             if wrap is not None:
                 yield slip(call, wrap, [])
+
+
+def _adapts_what_trains(setup: Setup, merge: Call) -> Call | None:
+    """What puts the adapters on that are merged, where that model is the one that was trained;
+    others may be loaded anew, without quantization, to be merged into."""
+    trainer = trainer_with(merge.receiver)
+    if trainer is not None and not is_none(trainer.value("peft_config")):
+        return trainer if trainer is setup.roles.trainer else None
+    trained = loader_of(merge.receiver) is setup.roles.loader
+    return adapted_by(setup, merge.receiver, merge) if trained else None
 
 
 def adapted_twice(setup: Setup) -> Iterator[Slip]:

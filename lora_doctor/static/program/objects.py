@@ -38,7 +38,7 @@ def attribute(follower: Context, owner: Value, name: str) -> Value | None:
     if isinstance(owner, ModuleValue):
         return owner.scope.names.get(name)
     if isinstance(owner, Thing):
-        return owner.attributes.get(name)
+        return owner.attributes.get(name) or _of_trainer(owner, name)
     if isinstance(owner, Mapping):  # an object whose attributes are the entries
         return owner.entries.get(name, owner.open)
     if isinstance(owner, Class):
@@ -48,6 +48,16 @@ def attribute(follower: Context, owner: Value, name: str) -> Value | None:
     if isinstance(owner, Known):
         return _of_constant(owner.value, name)
     return None
+
+
+def _of_trainer(owner: Thing, name: str) -> Thing | None:
+    """``trainer.model``: what the trainer was given, or has put an adapter on."""
+    call = owner.call
+    if name != "model" or not call.method.endswith("Trainer"):
+        return None
+    made = Call(f"{call.name}().model", owner, (), {}, call.span, call.certain, call.number)
+    owner.attributes[name] = found = Thing(made)
+    return found
 
 
 def _of_constant(value: Any, name: str) -> Value | None:
