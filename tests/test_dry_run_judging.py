@@ -8,11 +8,12 @@ import json
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from lora_doctor.dry_run.acts import loops
 from lora_doctor.dry_run.acts.acting import Acting
 from lora_doctor.dry_run.acts.failures import refused_by_argparse
 from lora_doctor.dry_run.acts.packages import changes_packages
@@ -272,6 +273,24 @@ def test_a_scheduler_that_nobody_steps_counts_as_it_stands() -> None:
     for more, held in (([], 2), ([other], 2), ([stepped], 1), ([ended], 1)):
         found = Captured((*records, *more)).optimizer()
         assert found is not None and found.held == held, more
+
+
+def test_an_optimizer_that_steps_late_is_looked_at_with_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A second phase begins after the three steps that are enough for one."""
+    looked_at: list[Any] = []
+    monkeypatch.setattr(
+        loops.contract, "read_optimizer", lambda _, held, *rest: looked_at.append(held)
+    )
+    hooks: list[Any] = []
+    acting = SimpleNamespace(in_contract=False, in_trainer=False, steps=0, end=lambda why: None,
+                             journal=SimpleNamespace(tell=lambda *kind, **more: None))  # fmt: skip
+    module = SimpleNamespace(register_optimizer_step_post_hook=hooks.append)
+    loops._optimizers(cast(Acting, acting), cast(ModuleType, module), loops._Loops())
+    for step in (*"aaaa", *"bbb"):
+        hooks[0](step, (), {})
+    assert looked_at == ["a", ["a", "b"]]
 
 
 def test_a_fix_of_the_text_is_not_called_tried_where_the_recipe_is_not_from_that_text() -> None:

@@ -41,6 +41,13 @@ class _Loops:
         self.schedulers: dict[int, Any] = {}
         self.schedulers_stepped: weakref.WeakSet[Any] = weakref.WeakSet()
 
+    def stepped(self, optimizer: Any) -> bool:
+        """Note an optimizer's step; whether it is its first."""
+        is_new = not any(one is optimizer for one in self.optimizers)
+        if is_new:
+            self.optimizers.append(optimizer)
+        return is_new
+
 
 def prepare(acting: Acting) -> None:
     """Once torch has optimizers and loaders."""
@@ -78,8 +85,7 @@ def _optimizers(acting: Acting, module: ModuleType, loops: _Loops) -> None:
         acting.steps += 1
         if acting.in_trainer:
             return
-        if not any(one is optimizer for one in loops.optimizers):
-            loops.optimizers.append(optimizer)
+        is_new = loops.stepped(optimizer)
         if loops.current is not None:
             loops.training.add(loops.current)
         if acting.steps == 1:
@@ -90,8 +96,9 @@ def _optimizers(acting: Acting, module: ModuleType, loops: _Loops) -> None:
                 optimizer=type(optimizer).__name__,
                 place=None if place is None else vars(place),
             )
-        if acting.steps == STEPS:
+        if acting.steps == STEPS or (is_new and acting.steps > STEPS):
             _tell_optimizers(acting, optimizer, loops)
+        if acting.steps == STEPS:
             acting.journal.tell("trained", by="a loop", steps=acting.steps)
         if acting.steps >= STEPS and not loops.training:
             acting.end("the loop takes its data from no DataLoader: what follows its third step")
