@@ -313,6 +313,13 @@ def failure_words(verification: Verification | None, quoted: str = "") -> str:
     return f"{visible(failure.check)} failed{place}: {visible(failure.type, 80)}: {message}{where}"
 
 
+def subject(diagnosis: Diagnosis) -> str:
+    """What was checked: the model, or the script with the model that it names."""
+    model = visible(diagnosis.model, 120)
+    script = visible(diagnosis.model.script, 200)
+    return f"{script} ({model})" if script else model
+
+
 def conditions(diagnosis: Diagnosis) -> list[tuple[str, str]]:
     """Under which conditions all this was found out, as label and value."""
     structure, run = diagnosis.structure, diagnosis.before or diagnosis.after

@@ -15,6 +15,7 @@ from lora_doctor.reports._words import (
     offered,
     ordered,
     place,
+    subject,
     why_undetermined,
 )
 from lora_doctor.results.formats import one_after_another
@@ -43,7 +44,7 @@ def render(
     ]
     if diagnosis.verdict == "undetermined" or diagnosis.undetermined is not None:
         reason = why_undetermined(diagnosis)
-        lines.append(f"{visible(diagnosis.model, 300)}: undetermined: {reason}")
+        lines.append(f"{subject(diagnosis)}: undetermined: {reason}")
     text = "".join(f"{item}\n" for item in lines)
     return text.encode(encoding, "backslashreplace").decode(encoding)
 

@@ -30,6 +30,7 @@ from lora_doctor.reports._words import (
     proof_words,
     skip_reason,
     stopped_in,
+    subject,
     tally,
 )
 from lora_doctor.results.formats import one_after_another
@@ -75,12 +76,12 @@ def _healthy(page: Page, diagnosis: Diagnosis) -> None:
     run = diagnosis.before
     assert run is not None  # `healthy` is only said of an executed contract
     where = ", ".join((diagnosis.depth, visible(run.device), seconds(diagnosis.seconds)))
-    model, depth = visible(diagnosis.model, 120), "depth "
+    checked, depth = subject(diagnosis), "depth "
     checks = passed_words(run, " of the training contract")
-    if len(f"✓ {model}: healthy: {checks} ({depth}{where})") > page.console.width:
+    if len(f"✓ {checked}: healthy: {checks} ({depth}{where})") > page.console.width:
         checks, depth = passed_words(run, ""), ""
     page.line(
-        (f"{MARKS['passed']} ", "green"), f"{model}: ", ("healthy", "bold green"),
+        (f"{MARKS['passed']} ", "green"), f"{checked}: ", ("healthy", "bold green"),
         f": {checks} ", (f"({depth}{where})", "dim"), wrap=False,
     )  # fmt: skip
     _proposed(page, diagnosis)

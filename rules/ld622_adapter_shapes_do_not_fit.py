@@ -17,7 +17,8 @@ _PROMPT = "prompt_embeddings"
 
 
 class AdapterShapesDoNotFit(Rule):
-    """Tensors of a saved adapter have other shapes than its config and the base model imply.
+    """The rank, the vocabulary or the sizes of the model are not those that the adapter was trained
+    with.
 
     ## What happens
     `PeftModel.from_pretrained` raises `size mismatch for ...`.

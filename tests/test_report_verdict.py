@@ -211,6 +211,7 @@ def test_a_healthy_script_was_read_and_its_dry_run_comes_next() -> None:
     following = next_command(replace(found, model=model), "check", options, None)
     assert following == "lora-doctor dry-run -- python train.py --epochs 1"
     text = reports.render(replace(found, model=model, next_command=following), "full")
+    assert text.startswith("✓ train.py (arch:llama): healthy: ")
     assert "read, not run" in text and text.endswith(f"Next: {following}\n")
     assert next_command(found, "check", {"model": "arch:llama"}, None) == ""
 
