@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from lora_doctor.api.children import child_for
 from lora_doctor.api.options import DEFAULTS, CaseOptions, CheckOptions
@@ -28,6 +28,9 @@ from lora_doctor.results.depth import DEPTHS
 from lora_doctor.results.samples import Samples
 from lora_doctor.static.adapter_files import AdapterFiles
 from lora_doctor.static.model_source import ModelSource, parse_model
+
+if TYPE_CHECKING:
+    from lora_doctor.recipe.files.started_script import StartedScript
 
 #: The devices of the command line, and one of several GPUs.
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
@@ -52,12 +55,13 @@ def open_case(
     if isinstance(model, str) and not model.strip():
         raise InputError("MODEL is empty; give a hub id, a folder, arch:NAME or module:factory")
     checked_recipe = _as_recipe(recipe, given["format"])
+    model, started = _started(model, given)
     model, checked_recipe, revision = _of_set_up(model, checked_recipe, given)
     progress = given["progress"] or (lambda text: None)
     finder = Finder(limits.hub_seconds, progress, given["trust_remote_code"])
     model, adapter = finder.find(model, given["adapter"])
     source = parse_model(model, revision=revision, trust_remote_code=given["trust_remote_code"])
-    source, checked_recipe = _of_script(source, checked_recipe, given)
+    source, checked_recipe = _of_script(source, checked_recipe, given, started)
     if adapter is not None:
         source, checked_recipe = onto_base(source, checked_recipe, adapter)
     patches: tuple[Patch, ...] = ()
@@ -205,16 +209,33 @@ def _of_set_up(model: Any, recipe: Recipe, given: CheckOptions) -> tuple[Any, Re
     return model, recipe, given["revision"] or named
 
 
+def _started(model: Any, given: CheckOptions) -> tuple[Any, StartedScript | None]:
+    """The script that MODEL starts, where that is a shell file, and how; any other MODEL as it is.
+    ``format`` says that it is a framework's."""
+    file = set_up_file(model) if given["format"] is None else None
+    if file is None:
+        return model, None
+    from lora_doctor.engine.set_up import script_of
+
+    found = script_of(file)
+    return (model, None) if found is None else (str(found.script), found)
+
+
 def _of_script(
-    source: ModelSource, recipe: Recipe, given: CheckOptions
+    source: ModelSource, recipe: Recipe, given: CheckOptions, started: StartedScript | None
 ) -> tuple[ModelSource, Recipe]:
     """What a training script says of its model and recipe; any other source as it is."""
-    words = given["script_arguments"]
+    words = tuple(given["script_arguments"])
     if source.kind == "script":
         from lora_doctor.engine.program import of_program
+        from lora_doctor.recipe.files.started_script import only_start_of
 
+        if started is None and not words and recipe.file is None:
+            started = only_start_of(Path(source.name))
+        arguments = (*(started.arguments if started is not None else ()), *words)
+        start = started.start if started is not None else None
         trust = given["trust_remote_code"]
-        return of_program(source, recipe, tuple(words), trust_remote_code=trust)
+        return of_program(source, recipe, arguments, start=start, trust_remote_code=trust)
     if words:
         raise InputError(
             f"{' '.join(words)!r}: only a training script has arguments, and MODEL "

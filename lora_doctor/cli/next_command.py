@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_doctor.limits import DATA_ROWS
+from lora_doctor.recipe.files.shell_syntax import SHELLS
 from lora_doctor.recipe.keys import KEYS
 from lora_doctor.results.diagnosis import Diagnosis, patches_of
 from lora_doctor.results.finding import SEVERITIES, Finding, first_fix
@@ -103,7 +104,9 @@ def _dry_run(script: str, options: Mapping[str, Any]) -> str:
     if Path(script).suffix != ".py":
         return shlex.join(["lora-doctor", "dry-run", script])
     given = options.get("script_arguments") or ()
-    return shlex.join(["lora-doctor", "dry-run", "--", "python", script, *given])
+    model = str(options["model"])
+    start = ["bash", model] if Path(model).suffix.lower() in SHELLS else ["python", script]
+    return shlex.join(["lora-doctor", "dry-run", "--", *start, *given])
 
 
 def command_line(options: Mapping[str, Any]) -> list[str]:

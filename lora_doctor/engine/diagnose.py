@@ -108,7 +108,8 @@ def _notes_on_program(case: Case) -> tuple[Note, ...]:
         return ()
     gpu = [f"read as on a GPU with bfloat16: {question}" for question in written.assumed]
     rest = (Note("not-proven", text) for text in written.first_rounds)
-    return (*(Note("choice", text) for text in (*gpu, *written.other_releases)), *rest)
+    start = [f"read as {written.start.place} starts it"] if written.start is not None else []
+    return (*(Note("choice", text) for text in (*start, *gpu, *written.other_releases)), *rest)
 
 
 def diagnose_and_fix(

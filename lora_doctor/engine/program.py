@@ -10,12 +10,19 @@ from lora_doctor.recipe.program.read_setup import read_setup, setup_of
 from lora_doctor.recipe.program.setup import Setup
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.static.model_source import ModelSource, parse_model
+from lora_doctor.static.program.started import Start
 
 
 def of_program(
-    source: ModelSource, given: Recipe, arguments: tuple[str, ...], *, trust_remote_code: bool
+    source: ModelSource,
+    given: Recipe,
+    arguments: tuple[str, ...],
+    *,
+    start: Start | None = None,
+    trust_remote_code: bool,
 ) -> tuple[ModelSource, Recipe]:
     """The model that a program trains, and its recipe with what was given beside it on top.
+    ``start``: the command in a shell file that starts it with these ``arguments``.
 
     Where the program does not say all of it, the source stays the program, which is only read, and
     :func:`why_only_read` says what is missing.
@@ -26,7 +33,7 @@ def of_program(
     if given.file is not None:
         return source, given
     path = Path(source.name)
-    setup = read_setup(path, None, arguments)
+    setup = read_setup(path, None, arguments, start)
     recipe = setup.recipe.override(given.values, "option")
     if setup.model is None or not setup.has_recipe or missing(setup, recipe):
         return source, recipe

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lora_doctor.errors import InputError
 from lora_doctor.recipe.recipe import Recipe
+
+if TYPE_CHECKING:
+    from lora_doctor.recipe.files.started_script import StartedScript
 
 
 def set_up_file(model: Any) -> Path | None:
@@ -24,6 +27,28 @@ def set_up_file(model: Any) -> Path | None:
     from lora_doctor.recipe.program.setup import is_program
 
     return None if is_program(path) else path
+
+
+def script_of(path: Path) -> StartedScript | None:
+    """The training script that a shell file starts; ``None`` where it starts none, or a command of
+    a framework.
+
+    Raises:
+        InputError: it starts several trainings.
+    """
+    from lora_doctor.recipe.files.read_write import read_recipe
+    from lora_doctor.recipe.files.shell_syntax import SHELLS
+    from lora_doctor.recipe.files.started_script import sets_up, started_script
+
+    if path.suffix.lower() not in SHELLS:
+        return None
+    found = started_script(path)
+    if found is None or sets_up(found):
+        return found
+    try:
+        return None if read_recipe(path).set_up is not None else found
+    except InputError:
+        return found
 
 
 def of_set_up(path: Path, recipe: Recipe, format: str | None) -> tuple[str, str | None, Recipe]:

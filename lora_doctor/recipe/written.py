@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from lora_doctor.static.place import Place
+
+if TYPE_CHECKING:
+    from lora_doctor.static.program.started import Start
 
 
 @dataclass(frozen=True)
@@ -28,3 +32,5 @@ class Written:
     data: bytes | None = field(default=None, repr=False)
     #: The words of the program's command line that were given.
     arguments: tuple[str, ...] = ()
+    #: The command in a shell file that starts it with them.
+    start: Start | None = None

@@ -28,13 +28,13 @@ from lora_doctor.recipe.files.looks_like import looks_like, text_looks_like
 from lora_doctor.recipe.files.plain import plain
 from lora_doctor.recipe.files.renaming import renamed, renames
 from lora_doctor.recipe.files.shell_arguments import Argument, TrainingCommand
+from lora_doctor.recipe.files.shell_syntax import SHELLS
 from lora_doctor.recipe.files.spelling import Spelling
 from lora_doctor.recipe.keys import check_value
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.static.place import Place
 from lora_doctor.text import must_be
 
-_SHELL = frozenset({".sh", ".bash", ".zsh", ".ksh", ".command", ".sbatch", ".slurm"})
 #: Folders above a script in which the file that it names is looked for.
 _ABOVE = 4
 
@@ -343,8 +343,9 @@ def _format_of(entries: Mapping[str, Any], path: Path) -> RecipeFormat:
 
 
 def _is_shell(path: Path, text: str) -> bool:
-    if path.suffix.lower() in _SHELL or text.startswith("#!"):
-        return "python" not in text.partition("\n")[0]
+    first = text.partition("\n")[0]
+    if path.suffix.lower() in SHELLS or first.startswith("#!"):
+        return not (first.startswith("#!") and "python" in first)
     if path.suffix.lower() in (".yaml", ".yml", ".json") or text.lstrip().startswith("{"):
         return False
     return not path.suffix and bool(shell_edit.find_commands(text))

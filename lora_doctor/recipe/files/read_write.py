@@ -20,6 +20,7 @@ from lora_doctor.recipe.files.bytes import FileText, decode, read_bytes
 from lora_doctor.recipe.files.document import read_document
 from lora_doctor.recipe.files.format import RecipeFormat, format_named
 from lora_doctor.recipe.files.plain import plain
+from lora_doctor.recipe.files.started_script import sets_up, started_script
 from lora_doctor.recipe.keys import ADAPTER_KEYS, OUTER_KEYS, check_value
 from lora_doctor.recipe.program.edits import edited_program, program_holds
 from lora_doctor.recipe.program.read_setup import read_program_recipe
@@ -58,6 +59,9 @@ def read_recipe(path: str | Path, format: str | None = None) -> Recipe:
     path = Path(path)
     if is_program(path):
         return read_program_recipe(path)
+    started = started_script(path) if format is None else None
+    if started is not None and sets_up(started):
+        return read_program_recipe(started.script, started.arguments, started.start)
     return replace(read_document(path, format=_format(format)).read(), file=path)
 
 

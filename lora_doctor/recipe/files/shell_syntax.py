@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 from lora_doctor.recipe.files.shell_arithmetic import arithmetic
 
+#: Suffixes of files that a shell runs.
+SHELLS = frozenset({".sh", ".bash", ".zsh", ".ksh", ".command", ".sbatch", ".slurm"})
 _NAME = r"[A-Za-z_][A-Za-z0-9_]*"
 _ASSIGNMENT = re.compile(rf"({_NAME})=")
 _VARIABLE = re.compile(

@@ -53,7 +53,7 @@ def edited_program(
     changes += [_located(setup, rewrite) for rewrite in rewrites]
     unique = [change for n, change in enumerate(changes) if change not in changes[:n]]
     data = setup.program.with_changes(unique)
-    after = read_setup(recipe.file, data, recipe.written.arguments)
+    after = read_setup(recipe.file, data, recipe.written.arguments, recipe.written.start)
     _compiles(after)
     edited = {edit.key for edit in held}
     given = {
@@ -179,6 +179,13 @@ def _editable(setup: Setup, setting: Setting) -> Span:
     if literal_span is not None and _is_own(setup, setting):
         return literal_span
     argument = setting.argument
+    start = setup.program.start
+    if (
+        literal_span is not None
+        and start is not None
+        and literal_span.unit.file == start.place.file
+    ):
+        raise CannotEditError  # the command that starts the program would go on to say otherwise
     if argument is None or argument.unpacked or not argument.span.unit.editable:
         raise CannotEditError
     return argument.span

@@ -41,6 +41,7 @@ from lora_doctor.recipe.written import Written
 from lora_doctor.static.installed.peft_types import peft_type_of
 from lora_doctor.static.place import Place
 from lora_doctor.static.program.program import Program, program_bytes, read_program
+from lora_doctor.static.program.started import Start
 from lora_doctor.static.program.values import (
     Call,
     Items,
@@ -69,8 +70,14 @@ _NAMED = ("torch", "peft", "transformers", "trl")
 _UNSLOTH_DEFAULTS = {"load_in_4bit": True}
 
 
-def read_setup(path: Path, data: bytes | None = None, arguments: tuple[str, ...] = ()) -> Setup:
+def read_setup(
+    path: Path,
+    data: bytes | None = None,
+    arguments: tuple[str, ...] = (),
+    start: Start | None = None,
+) -> Setup:
     """The set-up in a script or notebook; ``data``: its content instead of what the file has.
+    ``start``: the command in a shell file that starts it with these ``arguments``.
 
     Raises:
         InputError: it cannot be read, or a value is none that its key can have (with the line).
@@ -78,12 +85,12 @@ def read_setup(path: Path, data: bytes | None = None, arguments: tuple[str, ...]
     if data is None:
         _read.cache_clear()  # what it imports may be another by now, too
         data = program_bytes(path)
-    return _read(path, data, arguments)
+    return _read(path, data, arguments, start)
 
 
 @functools.lru_cache(maxsize=16)
-def _read(path: Path, data: bytes, arguments: tuple[str, ...]) -> Setup:
-    return _Reader(read_program(path, data, arguments=arguments)).read()
+def _read(path: Path, data: bytes, arguments: tuple[str, ...], start: Start | None) -> Setup:
+    return _Reader(read_program(path, data, arguments=arguments, start=start)).read()
 
 
 @dataclass
@@ -305,6 +312,7 @@ class _Reader:
             other_releases=other_releases(self.program),
             data=self.program.data,
             arguments=self.program.arguments,
+            start=self.program.start,
         )
 
 
@@ -366,16 +374,19 @@ def setup_of(recipe: Recipe) -> Setup | None:
         return None
     if not is_program(recipe.file):
         return None
-    return read_setup(recipe.file, recipe.written.data, recipe.written.arguments)
+    written = recipe.written
+    return read_setup(recipe.file, written.data, written.arguments, written.start)
 
 
-def read_program_recipe(path: Path, arguments: tuple[str, ...] = ()) -> Recipe:
-    """The recipe in a script or notebook.
+def read_program_recipe(
+    path: Path, arguments: tuple[str, ...] = (), start: Start | None = None
+) -> Recipe:
+    """The recipe in a script or notebook, as :func:`read_setup`.
 
     Raises:
         InputError: as :func:`read_setup`, or it sets up no adapter, or part of it is not known.
     """
-    setup = read_setup(path, None, arguments)
+    setup = read_setup(path, None, arguments, start)
     if not setup.has_recipe:
         raise InputError(f"{path}: no adapter is set up there (LoraConfig, get_peft_model, ...)")
     return setup.recipe

@@ -6,8 +6,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lora_doctor.static.program.config_files import loaded
 from lora_doctor.static.program.functions import option_name
 from lora_doctor.static.program.objects import fields_of, library_base
+from lora_doctor.static.program.parsed_words import given_fields, given_options
 from lora_doctor.static.program.values import (
     Call,
     Class,
@@ -24,9 +26,13 @@ from lora_doctor.static.program.values import (
 if TYPE_CHECKING:
     from lora_doctor.static.program.context import Context
 
-_DATACLASS_PARSERS = ("transformers.HfArgumentParser", "trl.TrlParser", "trl.H4ArgumentParser")
+_DATACLASS_PARSERS = ("transformers.HfArgumentParser", "trl.TrlParser",
+                      "alignment.H4ArgumentParser")  # fmt: skip
 PARSERS = ("argparse.ArgumentParser", "builtins.ArgumentParser", *_DATACLASS_PARSERS)
+#: Files that a dataclass parser reads its values from.
+_FILES = (".json", ".yaml", ".yml")
 _OPTIONS = "--options"
+_DECLARED = "--declared"
 
 
 def parser_call(follower: Context, call: Call) -> Value | None:
@@ -40,7 +46,7 @@ def parsed(follower: Context, parser: Thing, call: Call) -> Value | None:
     """A method of a parser is called."""
     if parser.made_by in _DATACLASS_PARSERS:
         if call.method.startswith("parse_"):
-            return Items(list(_of_classes(follower, parser.call)), "tuple")
+            return Items(list(_of_classes(follower, parser.call, call)), "tuple")
         return None
     options = parser.attributes.get(_OPTIONS)
     if not isinstance(options, Mapping):
@@ -48,28 +54,43 @@ def parsed(follower: Context, parser: Thing, call: Call) -> Value | None:
     if call.method in ("add_argument_group", "add_mutually_exclusive_group"):
         return parser
     if call.method == "add_argument":
-        option = _option(follower, call)
+        option = _option(call)
         if option is not None:
             options.entries[option[0]] = option[1]
+            _declared(parser).append(Thing(call))
         return Known(None)
     if call.method == "set_defaults":
         options.entries.update({name: one.value for name, one in call.keywords.items()})
         return Known(None)
-    if call.method == "parse_args":
-        return Instance(None, dict(options.entries))
-    if call.method == "parse_known_args":
-        return Items([Instance(None, dict(options.entries)), Items([])], "tuple")
+    if call.method in ("parse_args", "parse_known_args"):
+        declared = [one.call for one in _declared(parser) if isinstance(one, Thing)]
+        given = given_options(follower, declared, _words(follower, call))
+        found = Instance(None, {**options.entries, **given})
+        return found if call.method == "parse_args" else Items([found, Items([])], "tuple")
     return None
 
 
-def _option(follower: Context, call: Call) -> tuple[str, Value] | None:
+def _declared(parser: Thing) -> list[Value]:
+    """The ``add_argument`` calls of a parser."""
+    kept = parser.attributes.setdefault(_DECLARED, Items([]))
+    assert isinstance(kept, Items)
+    return kept.items
+
+
+def _words(follower: Context, call: Call) -> Sequence[str]:
+    """The words that are parsed: those of the command line, unless the program gives others."""
+    given = call.value("args", 0)
+    if given is None or (isinstance(given, Known) and given.value is None):
+        return follower.script_arguments
+    known = given.items if isinstance(given, Items) and given.open is None else []
+    return [one.value for one in known if isinstance(one, Known) and isinstance(one.value, str)]
+
+
+def _option(call: Call) -> tuple[str, Value] | None:
     dest = call.value("dest")
     name = dest.value if isinstance(dest, Known) else option_name(call.positional)
     if not name:
         return None
-    given = _given(follower.script_arguments, call, name)
-    if given is not None:
-        return name, given
     default = call.value("default")
     if default is not None:
         return name, default
@@ -87,55 +108,13 @@ def _is_option(call: Call) -> bool:
     return any(str(_plain(item.value)).startswith("-") for item in call.positional)
 
 
-def _given(words: Sequence[str], call: Call, name: str) -> Value | None:
-    """The value that the user's command line has for an argument."""
-    spellings = [str(_plain(item.value)) for item in call.positional]
-    action = _plain(call.value("action"))
-    found = None
-    for number, word in enumerate(words):
-        option, equal, value = word.partition("=")
-        if option not in spellings:
-            continue
-        if action in ("store_true", "store_false"):
-            found = Known(action == "store_true")
-        elif equal:
-            found = _converted(value, call)
-        elif call.value("nargs") is not None:
-            return Items([_converted(one, call) for one in _until_option(words[number + 1 :])])
-        elif number + 1 < len(words):
-            found = _converted(words[number + 1], call)
-    return found
-
-
-def _until_option(words: Sequence[str]) -> Iterator[str]:
-    for word in words:
-        if word.startswith("--"):
-            return
-        yield word
-
-
-def _converted(text: str, call: Call) -> Known:
-    kind = call.value("type")
-    name = kind.name.rpartition(".")[2] if isinstance(kind, Reference) else "str"
-    return Known(_as(text, name))
-
-
-def _as(text: str, kind: str) -> Any:
-    try:
-        if kind == "int":
-            return int(text)
-        if kind == "float":
-            return float(text)
-    except ValueError:
-        return text
-    return text
-
-
-def _of_classes(follower: Context, call: Call) -> Iterator[Value]:
-    """The dataclasses of a parser, with the values that the command line gives them."""
+def _of_classes(follower: Context, call: Call, parsing: Call) -> Iterator[Value]:
+    """The dataclasses of a parser, with the values that the command line gives them, or a file that
+    it names."""
     first = call.value("dataclass_types", 0)
+    from_file = _file_of(follower, parsing)
     for item in first.items if isinstance(first, Items) else [first]:
-        given = _given_fields(follower.script_arguments)
+        given = {**from_file, **given_fields(follower.script_arguments)}
         if isinstance(item, Class) and not library_base(item):
             fields = fields_of(item)
             yield Instance(item, {**fields, **{n: v for n, v in given.items() if n in fields}})
@@ -148,30 +127,18 @@ def _of_classes(follower: Context, call: Call) -> Iterator[Value]:
             yield Unknown("parser", call.place, "", call.span)
 
 
-def _given_fields(words: Sequence[str]) -> dict[str, Value]:
-    """``--name value`` and ``--name`` as a dataclass parser reads them."""
-    found: dict[str, Value] = {}
-    for number, word in enumerate(words):
-        if not word.startswith("--"):
-            continue
-        option, equal, value = word.partition("=")
-        rest = [] if equal else list(_until_option(words[number + 1 :]))
-        name = option.lstrip("-").replace("-", "_")
-        texts = [value] if equal else rest
-        values: list[Value] = [Known(_literal(text)) for text in texts]
-        found[name] = values[0] if len(values) == 1 else Items(values) if values else Known(True)
-    return found
-
-
-def _literal(text: str) -> Any:
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+def _file_of(follower: Context, parsing: Call) -> dict[str, Value]:
+    """The entries of the file that a dataclass parser reads: the one that it is handed, TRL's
+    ``--config``, or the first word."""
+    first = parsing.value(f"{parsing.method.removeprefix('parse_')}", 0)
+    words = [*follower.script_arguments]
+    named = words[:1] if words[:1] and words[0].endswith(_FILES) else []
+    if "--config" in words[:-1]:
+        named = [words[words.index("--config") + 1]]
+    if parsing.method in ("parse_json_file", "parse_yaml_file"):
+        named = [first.value] if isinstance(first, Known) and isinstance(first.value, str) else []
+    found = loaded(follower, named[0], "1.1") if named else None
+    return dict(found.entries) if isinstance(found, Mapping) else {}
 
 
 def _plain(value: Value | None) -> Any:

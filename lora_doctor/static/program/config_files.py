@@ -55,7 +55,7 @@ def of_config_file(follower: Context, call: Call) -> Value | None:
     first = call.value("", 0)
     if call.name in _LOADERS:
         path = _path_of(first)
-        return _loaded(follower, path, _LOADERS[call.name]) if path else None
+        return loaded(follower, path, _LOADERS[call.name]) if path else None
     if call.name in _OBJECTS:
         made = Mapping({}, call.span, gaps=[call.open] if call.open else [])
         if isinstance(first, Mapping):
@@ -162,7 +162,7 @@ def _of_group(follower: Context, folder: Path, item: Value) -> Iterator[Mapping 
 
 def _of_hydra(follower: Context, folder: Path, name: str) -> Value | None:
     stem = name if name.endswith((".yaml", ".yml")) else f"{name}.yaml"
-    return _loaded(follower, str(folder / stem), "1.2")
+    return loaded(follower, str(folder / stem), "1.2")
 
 
 def _overridden(config: Mapping, words: Sequence[str]) -> bool:
@@ -192,7 +192,7 @@ def _scalar(text: str) -> Any:
         return text
 
 
-def _loaded(follower: Context, name: str, kind: str) -> Value | None:
+def loaded(follower: Context, name: str, kind: str) -> Value | None:
     """The content of a file, found from here or from the folder of the program."""
     path = next((p for p in (Path(name), follower.folder / name) if p.is_file()), None)
     if path is None:

@@ -19,6 +19,8 @@ from lora_doctor.static.program.values import (
 if TYPE_CHECKING:
     import libcst as cst
 
+    from lora_doctor.static.program.started import Start
+
 
 class Context(Protocol):
     """A program that is being followed."""
@@ -29,6 +31,8 @@ class Context(Protocol):
     #: The folder of the program, and the words of its command line.
     folder: Path
     script_arguments: tuple[str, ...]
+    #: The command in a shell file that starts it.
+    start: Start | None
     #: Questions about the GPU, answered as for one with bfloat16.
     assumed: list[Unknown]
     #: Files beside the program that it imports; ``None`` while one is being followed.

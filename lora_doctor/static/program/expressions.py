@@ -222,7 +222,7 @@ class Expressions:
             return None
         key = self.value(node.slice[0].slice.value)
         if isinstance(owner, Reference) and owner.name == "os.environ":
-            return environment(key, None) or self.unknown(node, _set_variable(key))
+            return environment(self.follower, key, None) or self.unknown(node, _set_variable(key))
         if not isinstance(key, Known):
             return None
         try:
@@ -334,11 +334,17 @@ def _computed(function: Callable[..., Any], *values: Any, span: Any = None) -> V
     return Known(found, span)
 
 
-def environment(key: Value | None, default: Value | None) -> Value | None:
-    """A variable of the environment that the program would have from here."""
-    if isinstance(key, Known) and isinstance(key.value, str) and key.value in os.environ:
-        return Known(os.environ[key.value])
-    return default
+def environment(follower: Context, key: Value | None, default: Value | None) -> Value | None:
+    """A variable of the environment that the program would have from here, or that the command sets
+    by which a shell file starts it."""
+    if not isinstance(key, Known) or not isinstance(key.value, str):
+        return default
+    start = follower.start
+    if start is not None and key.value in dict(start.environment):
+        return Known(dict(start.environment)[key.value])
+    if start is not None and key.value in start.unknown:
+        return Unknown(f"${key.value}", start.place, "only the shell knows its value")
+    return Known(os.environ[key.value]) if key.value in os.environ else default
 
 
 def _set_variable(key: Value) -> str:

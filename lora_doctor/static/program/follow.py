@@ -14,6 +14,7 @@ from lora_doctor.static.program.expressions import Expressions
 from lora_doctor.static.program.functions import bound_arguments
 from lora_doctor.static.program.known_calls import known_call
 from lora_doctor.static.program.objects import attribute, call_object, library_base
+from lora_doctor.static.program.parsed_words import as_keywords, given_fields
 from lora_doctor.static.program.statements import Frame, Loop, Statements
 from lora_doctor.static.program.values import (
     Argument,
@@ -35,6 +36,7 @@ from lora_doctor.static.program.values import (
 )
 
 if TYPE_CHECKING:
+    from lora_doctor.static.program.started import Start
     from lora_doctor.static.program.units import Span, Unit
 
 _DEEPEST_CALL = 12
@@ -45,9 +47,12 @@ _LEAVING = (cst.Return, cst.Raise, cst.Continue, cst.Break)
 class Follower(Statements):
     """What is known at the place that has been reached."""
 
-    def __init__(self, folder: Path, script_arguments: Sequence[str] = ()) -> None:
+    def __init__(
+        self, folder: Path, script_arguments: Sequence[str] = (), start: Start | None = None
+    ) -> None:
         self.folder = folder
         self.script_arguments = tuple(script_arguments)
+        self.start = start
         self.scope = Scope({"__name__": Known("__main__")})
         self.calls: list[Call] = []
         #: Questions about the GPU, answered as for one with bfloat16.
@@ -82,7 +87,8 @@ class Follower(Statements):
             return
         for value in list(self.scope.names.values()):
             if isinstance(value, Function) and id(value.node) not in self.followed:
-                self.run(value, (), {})
+                place = value.unit.span(value.node)
+                self.run(value, (), as_keywords(given_fields(self.script_arguments), place))
 
     def reads(self) -> dict[str, int]:
         """How often each name occurs in the program itself, but for where it is set."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import libcst as cst
 
 from lora_doctor.static.program.config_files import hydra_config
+from lora_doctor.static.program.parsed_words import given_fields
 from lora_doctor.static.program.values import (
     Argument,
     Function,
@@ -80,6 +81,7 @@ def _default(follower: Context, function: Function, parameter: cst.Param) -> Val
 def command_line_defaults(follower: Context, function: Function) -> dict[str, Value]:
     """The defaults that ``@click.option`` gives the parameters of a command."""
     found: dict[str, Value] = {}
+    given = given_fields(follower.script_arguments)
     decorators = function.node.decorators if isinstance(function.node, cst.FunctionDef) else ()
     kept, follower.unit = follower.unit, function.unit
     try:
@@ -90,7 +92,7 @@ def command_line_defaults(follower: Context, function: Function) -> dict[str, Va
             if isinstance(made, Thing) and made.made_by in ("click.option", "click.argument"):
                 name = option_name(made.call.positional)
                 if name:
-                    found[name] = _click_default(made, name)
+                    found[name] = given.get(name) or _click_default(made, name)
     finally:
         follower.unit = kept
     return found

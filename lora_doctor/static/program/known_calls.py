@@ -13,6 +13,7 @@ from lora_doctor.static.program.config_files import of_config_file
 from lora_doctor.static.program.containers import made_container, of_container
 from lora_doctor.static.program.expressions import environment
 from lora_doctor.static.program.known_names import of_installed
+from lora_doctor.static.program.parsed_words import as_keywords, given_fields
 from lora_doctor.static.program.values import (
     LONGEST,
     Call,
@@ -199,7 +200,7 @@ def _environment(follower: Context, call: Call) -> Value | None:
     if call.name not in ("os.getenv", "os.environ.get"):
         return None
     key = call.value("key", 0)
-    found = environment(key, call.value("default", 1))
+    found = environment(follower, key, call.value("default", 1))
     if found is None and isinstance(key, Known):
         advice = f"set the variable {key.value}"
         return Unknown(" ".join(call.span.text.split()), call.place, advice, call.span)
@@ -216,12 +217,13 @@ def _started(follower: Context, call: Call) -> Value | None:
     if call.name not in ("typer.run", "fire.Fire", "tyro.cli", "defopt.run", "jsonargparse.CLI"):
         return None
     first = call.value("f", 0)
+    given = as_keywords(given_fields(follower.script_arguments), call.span)
     if isinstance(first, Function):
-        return follower.run(first, (), {})
+        return follower.run(first, (), given)
     if isinstance(first, Class):
         from lora_doctor.static.program.objects import call_object
 
-        return call_object(follower, first, (), {})
+        return call_object(follower, first, (), given)
     return None
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from lora_doctor.static.installed.environment import package_folder
 from lora_doctor.static.installed.installed_names import importable
 from lora_doctor.static.installed.signatures import installed_version
+from lora_doctor.static.program.started import value_of
 from lora_doctor.static.program.values import Call, Items, Known, Reference, Unknown, Value
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ _INSTALLED = ("importlib.util.find_spec", "importlib.find_loader", "pkgutil.find
 def known_name(follower: Context, name: str) -> Value | None:
     """The value of a dotted name; ``None`` for all whose value is not known here."""
     if name == "sys.argv":
-        words = [Known(follower.unit.file), *map(Known, follower.script_arguments)]
-        return Items([*words])
+        words = [value_of(word, word) for word in follower.script_arguments]
+        return Items([Known(follower.unit.file), *words])
     if name == "typing.TYPE_CHECKING":
         return Known(False)
     if name == "sys.platform":

@@ -12,6 +12,7 @@ from lora_doctor.limits import PYTHON_BYTES, SCRIPT, bounded
 from lora_doctor.static.piece import read_bytes
 from lora_doctor.static.place import Place
 from lora_doctor.static.program.notebook import CodeCell, code_cells, is_notebook, with_cells
+from lora_doctor.static.program.started import Start
 from lora_doctor.static.program.units import Span, Unit, magic_lines
 from lora_doctor.static.program.values import Call, ImportedName, Known, Unknown
 
@@ -55,6 +56,8 @@ class Program:
     imports: tuple[ImportedName, ...] = ()
     #: Words of its command line that were given.
     arguments: tuple[str, ...] = ()
+    #: The command in a shell file that starts it.
+    start: Start | None = None
     #: How often each name is read in the units of the program itself.
     reads: Mapping[str, int] | None = None
 
@@ -106,8 +109,11 @@ def program_bytes(path: Path) -> bytes:
         raise InputError(f"MODEL {str(path)!r}: {error}") from None
 
 
-def read_program(path: Path, data: bytes, *, arguments: Sequence[str] = ()) -> Program:
+def read_program(
+    path: Path, data: bytes, *, arguments: Sequence[str] = (), start: Start | None = None
+) -> Program:
     """Read a script or a notebook with this content. ``arguments``: words of its command line.
+    ``start``: the command in a shell file that it is started by.
 
     Raises:
         InputError: it is neither.
@@ -116,7 +122,7 @@ def read_program(path: Path, data: bytes, *, arguments: Sequence[str] = ()) -> P
     try:
         text = data.decode("utf-8-sig")
         with bounded(SCRIPT):
-            return _read(path, data, text, tuple(arguments))
+            return _read(path, data, text, (tuple(arguments), start))
     except UnicodeDecodeError:
         raise InputError(f"{where}: is not UTF-8 text") from None
     except NotPythonError as error:
@@ -127,7 +133,9 @@ def read_program(path: Path, data: bytes, *, arguments: Sequence[str] = ()) -> P
         raise InputError(f"{where}: is nested too deeply to be read") from None
 
 
-def _read(path: Path, data: bytes, text: str, arguments: tuple[str, ...]) -> Program:
+def _read(
+    path: Path, data: bytes, text: str, started: tuple[tuple[str, ...], Start | None]
+) -> Program:
     from lora_doctor.static.program.follow import Follower
 
     cells: tuple[CodeCell, ...] = ()
@@ -136,7 +144,8 @@ def _read(path: Path, data: bytes, text: str, arguments: tuple[str, ...]) -> Pro
         units = [Unit(str(path), cell.text, cell.number) for cell in cells]
     else:
         units = [Unit(str(path), text)]
-    follower = Follower(path.parent, arguments)
+    arguments, start = started
+    follower = Follower(path.parent, arguments, start)
     follower.scope.names["__file__"] = Known(str(path))
     for unit in units:
         if unit.python.strip() or not cells:
@@ -153,6 +162,7 @@ def _read(path: Path, data: bytes, text: str, arguments: tuple[str, ...]) -> Pro
         first_rounds=tuple(follower.first_rounds),
         pins=tuple(pin for unit in units for pin in _pins(unit)),
         arguments=arguments,
+        start=start,
         reads=follower.reads(),
     )
 

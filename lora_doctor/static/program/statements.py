@@ -20,6 +20,7 @@ from lora_doctor.static.program.bindings import Bindings
 from lora_doctor.static.program.matching import matches
 from lora_doctor.static.program.objects import make_class
 from lora_doctor.static.program.siblings import sibling
+from lora_doctor.static.program.started import Start
 from lora_doctor.static.program.truth import truth
 from lora_doctor.static.program.units import Span, Unit
 from lora_doctor.static.program.values import (
@@ -70,6 +71,7 @@ class Statements(Bindings):
     unit: Unit
     folder: Path
     script_arguments: tuple[str, ...]
+    start: Start | None
     assumed: list[Unknown]
     modules: dict[Path, ModuleValue | None]
     #: The functions around, and the statement.

@@ -1,0 +1,57 @@
+"""How a program is started: words of its command line that stand in a file, and its environment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from lora_doctor.static.program.units import Span
+from lora_doctor.static.program.values import Known, Unknown
+
+if TYPE_CHECKING:
+    from lora_doctor.static.place import Place
+
+
+class PlacedWord(str):
+    """A word of a command in a shell file.
+
+    ``span``: where it is written. ``variable``: what only the shell knows of it; empty where the
+    text is all of it."""
+
+    span: Span
+    variable: str
+
+    def __new__(cls, text: str, span: Span, variable: str = "") -> PlacedWord:
+        word = super().__new__(cls, text)
+        word.span, word.variable = span, variable
+        return word
+
+    def part(self, text: str) -> PlacedWord:
+        """The part of it that is the value of ``--name=value``."""
+        return PlacedWord(text, self.span, self.variable)
+
+
+@dataclass(frozen=True)
+class Start:
+    """A command in a shell file that starts a program."""
+
+    #: Where it stands.
+    place: Place
+    #: What starts the interpreter, such as ``torchrun``; empty for Python itself.
+    launcher: str = ""
+    #: How many processes that starts on this machine; 0 where it does not say.
+    processes: int = 0
+    #: The variables that are set for it.
+    environment: tuple[tuple[str, str], ...] = ()
+    #: Variables that are set to what only the shell knows.
+    unknown: tuple[str, ...] = field(default=())
+
+
+def value_of(word: str, value: object) -> Known | Unknown:
+    """What a word says, with its place; ``value``: as the parser converts its text."""
+    if not isinstance(word, PlacedWord):
+        return Known(value)
+    if word.variable:
+        advice = f"set the variable {word.variable}" if word.variable.isidentifier() else ""
+        return Unknown(word.span.text, word.span.place, advice, word.span)
+    return Known(value, word.span)
