@@ -169,7 +169,13 @@ if TYPE_CHECKING:
     )
     from lora_doctor.recipe.program.callbacks import has_unread_callback
     from lora_doctor.recipe.program.collated_columns import collated_columns
-    from lora_doctor.recipe.program.devices import SpreadTwice, spread_twice
+    from lora_doctor.recipe.program.devices import (
+        Sharded,
+        SpreadTwice,
+        sharded,
+        spread_twice,
+        storage_dtype,
+    )
     from lora_doctor.recipe.program.evaluation import evaluations_without_data
     from lora_doctor.recipe.program.gone_names import GoneName, gone_names
     from lora_doctor.recipe.program.made_arguments import made_arguments
@@ -186,6 +192,7 @@ if TYPE_CHECKING:
         prepared_after_adapters,
     )
     from lora_doctor.recipe.program.padding_id import sets_padding_id
+    from lora_doctor.recipe.program.reentrant import ReentrantDdp, reentrant_under_ddp
     from lora_doctor.recipe.program.setup import Setup
     from lora_doctor.recipe.program.streaming import streamed_without_steps
     from lora_doctor.recipe.program.wrapping import (
@@ -258,7 +265,9 @@ _LAZY = {
         ),
         "recipe.program.callbacks": ("has_unread_callback",),
         "recipe.program.collated_columns": ("collated_columns",),
-        "recipe.program.devices": ("SpreadTwice", "spread_twice"),
+        "recipe.program.devices": (
+            "Sharded", "SpreadTwice", "sharded", "spread_twice", "storage_dtype",
+        ),
         "recipe.program.evaluation": ("evaluations_without_data",),
         "recipe.program.gone_names": ("GoneName", "gone_names"),
         "recipe.program.made_arguments": ("made_arguments",),
@@ -270,6 +279,7 @@ _LAZY = {
             "merged_after_wrapping", "optimizer_too_early", "prepared_after_adapters",
         ),
         "recipe.program.padding_id": ("sets_padding_id",),
+        "recipe.program.reentrant": ("ReentrantDdp", "reentrant_under_ddp"),
         "recipe.program.setup": ("Setup",),
         "recipe.program.streaming": ("streamed_without_steps",),
         "recipe.program.wrapping": ("compiled_before_adapters", "loaded_onto_adapters"),
@@ -384,6 +394,7 @@ __all__ = [
     "QuantizedMerge",
     "QuantizedUse",
     "Recipe",
+    "ReentrantDdp",
     "Refusal",
     "Remark",
     "RemoteCode",
@@ -398,6 +409,7 @@ __all__ = [
     "SetUp",
     "Setup",
     "Severity",
+    "Sharded",
     "SideFiles",
     "Slip",
     "SpacingReading",
@@ -466,12 +478,15 @@ __all__ = [
     "prepared_after_adapters",
     "pretrained_model_generates",
     "quoted",
+    "reentrant_under_ddp",
     "require_lora",
     "same_job",
     "saved_as_base",
     "sets_padding_id",
+    "sharded",
     "side_towers",
     "spread_twice",
+    "storage_dtype",
     "streamed_without_steps",
     "suffix",
     "target_entries",

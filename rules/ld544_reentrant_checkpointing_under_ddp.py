@@ -11,10 +11,13 @@ from lora_doctor.rule_api import (
     Example,
     Finding,
     Fix,
+    Location,
     Measurement,
     Proof,
+    ReentrantDdp,
     Rule,
     Symptom,
+    reentrant_under_ddp,
 )
 from lora_doctor.rules._dry_run_script import DDP_LOOP, MODEL
 from lora_doctor.rules._processes import SOURCE, at, failure, raised, together
@@ -42,7 +45,11 @@ class ReentrantCheckpointingUnderDdp(Rule):
     ## Why
     `DistributedDataParallel` with `find_unused_parameters=True` marks parameters that it does not
     find in the graph as ready when forward ends; with reentrant checkpointing the inner graph does
-    not exist yet, so its parameters are marked again in backward.
+    not exist yet, so its parameters are marked again in backward. The Trainer sets it for a model
+    of PEFT's unless `ddp_find_unused_parameters` is given.
+
+    Found by execution with several processes; and in a script that is only read, if a launcher
+    beside it starts several processes without FSDP and DeepSpeed.
 
     ## Versions
     All versions of torch. transformers before 5 uses reentrant checkpointing by default.
@@ -79,9 +86,21 @@ class ReentrantCheckpointingUnderDdp(Rule):
             processes=2,
             requires={"transformers": ">=4.50"},
         ),
+        Example(
+            "broken",
+            "tests/launched/reentrant/train.py",
+            depth="static",
+            why="the Trainer looks for unused parameters, and run.sh starts two processes",
+        ),
+        Example("healthy", "tests/launched/not_reentrant/train.py", depth="static"),
     )
 
     def check(self, case: Case) -> Iterator[Finding]:
+        if not case.has("dry_run"):
+            read = reentrant_under_ddp(case.program, case.launches)
+            if read is not None:
+                yield self._of_script(case, read)
+            return
         failed = failure(case)
         if failed is None or not _MESSAGE.search(failed[1].message):
             return
@@ -101,6 +120,29 @@ class ReentrantCheckpointingUnderDdp(Rule):
             proof=Proof("executed", SOURCE),
             fixes=(_fix(case),),
         )
+
+    def _of_script(self, case: Case, found: ReentrantDdp) -> Finding:
+        """What a script that was only read says, with what starts it."""
+        kept = case.recipe.get(_KEY)
+        edit = Edit(_KEY, {**(kept if isinstance(kept, dict) else {}), "use_reentrant": False})
+        return self.finding(
+            "error" if found.launch.certain else "warning",
+            "Gradient checkpointing is reentrant, and DDP, which looks for unused parameters, will "
+            "see gradients of the same parameter twice.",
+            location=Location("file", found.place.file, found.place.line),
+            evidence=(
+                Measurement("checkpointing", found.reentrant, str(found.place)),
+                Measurement("find_unused_parameters", found.unused, "the Trainer's arguments"),
+                Measurement(
+                    "processes", f"{found.launch.processes}: {found.launch.code}",
+                    str(found.launch.place),
+                ),
+            ),
+            proof=Proof(
+                "inferred", "the script, what starts it, and the installed Trainer were read"
+            ),
+            fixes=(Fix("Use non-reentrant checkpointing.", "unsafe", (edit,)),),
+        )  # fmt: skip
 
 
 def _fix(case: Case) -> Fix:

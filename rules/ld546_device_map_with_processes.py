@@ -49,7 +49,9 @@ class DeviceMapWithProcesses(Rule):
     Found by execution: the arguments of `from_pretrained` while several processes trained. The dry
     run itself puts the small model on one device. In a script that is only read: `device_map` next
     to `deepspeed` or `fsdp` among the training arguments. It is an error if arguments with ZeRO-3
-    are created before the model is loaded, because loading raises then, and a warning otherwise.
+    are created before the model is loaded, because loading raises then, and a warning otherwise. A
+    launcher beside the script that starts several processes is read as well: a command in a shell
+    file makes it an error, one in a comment a warning.
 
     ## Versions
     All versions of accelerate.
@@ -84,11 +86,18 @@ class DeviceMapWithProcesses(Rule):
             script=_LOADED.replace("DEVICES", '{"": int(os.environ["RANK"])}') + DDP_LOOP,
             processes=2,
         ),
+        Example(
+            "broken",
+            "tests/launched/device_map/train.py",
+            depth="static",
+            why="torchrun starts four processes in run.sh",
+        ),
+        Example("healthy", "tests/launched/one_process/train.py", depth="static"),
     )
 
     def check(self, case: Case) -> Iterator[Finding]:
         if not case.has("dry_run"):
-            found_in_script = spread_twice(case.program)
+            found_in_script = spread_twice(case.program, case.launches)
             if found_in_script is not None:
                 yield self._of_script(found_in_script)
             return
@@ -122,7 +131,18 @@ class DeviceMapWithProcesses(Rule):
     def _of_script(self, found: SpreadTwice) -> Finding:
         """What a script that was only read says."""
         what = f"device_map={found.device_map!r}, and {found.by} places the model itself"
-        if found.refused:
+        if found.processes:
+            fix = Fix(
+                "Remove device_map (quantized weights with DDP: "
+                'device_map={"": PartialState().process_index}); or start one process.',
+                "unsafe",
+                rewrites=found.rewrites,
+            )
+            message = (
+                f"device_map={found.device_map!r} distributes the model over all GPUs in each of "
+                f"{found.processes} processes, which training refuses."
+            )
+        elif found.refused:
             fix = (
                 Fix("Remove device_map.", "safe", rewrites=found.rewrites)
                 if found.rewrites
@@ -133,13 +153,13 @@ class DeviceMapWithProcesses(Rule):
             fix = Fix("Remove device_map, or start one process without that argument.", "manual")
             message = f"{what}: with several processes, training may be refused."
         return self.finding(
-            "error" if found.refused else "warning",
+            "error" if found.refused or (found.processes and found.certain) else "warning",
             message,
             location=Location("file", found.place.file, found.place.line),
             evidence=(
                 Measurement("device_map", str(found.device_map), str(found.place)),
                 Measurement("placed by", found.by, str(found.by_place)),
             ),
-            proof=Proof("inferred", "the script and the DeepSpeed config were read, not run"),
+            proof=Proof("inferred", "the script and what starts it were read, not run"),
             fixes=(fix,),
         )

@@ -13,8 +13,13 @@ from lora_doctor.rule_api import (
     Measurement,
     Proof,
     Rule,
+    Sharded,
     Symptom,
+    sharded,
+    storage_dtype,
 )
+
+_UNSHARDED = "or use ZeRO-2 or DDP, which do not shard weights."
 
 
 class QuantizedWeightsSharded(Rule):
@@ -23,11 +28,16 @@ class QuantizedWeightsSharded(Rule):
     ## What happens
     In 8 bits loading or wrapping fails; LLaMA-Factory says `Only 4-bit quantized model can use
     fsdp+qlora or auto device map`. In 4 bits FSDP fails with `Must flatten tensors with uniform
-    dtype but got torch.bfloat16 and torch.uint8` if the storage dtype is not that of the model.
+    dtype but got torch.bfloat16 and torch.uint8`, or `Cannot flatten integer dtype tensors`, if the
+    storage dtype is not that of the model. With ZeRO-3 loading runs out of memory.
 
     ## Why
     Sharding splits one flat tensor of one dtype. 8-bit weights have statistics that are not split
-    with them; 4-bit weights can be stored as bfloat16.
+    with them; 4-bit weights can be stored as bfloat16. transformers does not partition a quantized
+    model while it is loaded under ZeRO-3: each process holds all of it first.
+
+    A script is read together with the shell files that start it, its comments, and accelerate's
+    config. It is an error where a command of a file or an argument of the Trainer asks for FSDP 1.
 
     ## Versions
     FSDP with 4-bit weights needs bitsandbytes 0.43 and transformers 4.39 or later.
@@ -69,12 +79,24 @@ class QuantizedWeightsSharded(Rule):
     )
     examples = (
         Example("broken", "tests/set_ups/deepspeed/zero3_8bit.yaml", depth="static"),
+        Example(
+            "broken",
+            "tests/launched/qlora/train.py",
+            depth="static",
+            why="FSDP in accelerate's config, and 4-bit weights stored as uint8",
+        ),
         Example("healthy", "tests/set_ups/deepspeed/agrees.yaml", depth="meta"),
+        Example("healthy", "tests/launched/qlora_stored_as_bfloat16/train.py", depth="static"),
     )
 
     def check(self, case: Case) -> Iterator[Finding]:
         if case.has("dry_run"):
             yield from self._of_run(case)
+            return
+        if case.has("program"):
+            found = sharded(case.program, case.launches)
+            if found is not None:
+                yield from self._of_script(case, found)
             return
         files, set_up, recipe = case.side_files, case.set_up, case.recipe
         by = "FSDP" if files.fsdp or _fsdp(set_up.entries) else ""
@@ -106,6 +128,47 @@ class QuantizedWeightsSharded(Rule):
                 Fix(
                     "Quantize to 4 bits, with bnb_4bit_quant_storage set to the dtype of the "
                     "model, or use ZeRO-2 or DDP, which do not shard weights.",
+                    "manual",
+                ),
+            ),
+        )  # fmt: skip
+
+    def _of_script(self, case: Case, found: Sharded) -> Iterator[Finding]:
+        """What a script that was only read says, with what starts it."""
+        recipe = case.recipe
+        bits = recipe.quantized
+        if bits is None or (bits == "4bit" and found.version == 2):
+            return  # FSDP 2 leaves weights out that it cannot shard
+        storage, dtype = storage_dtype(case.program), recipe.get("dtype")
+        if bits == "8bit":
+            what = "8-bit weights of the model may be impossible to shard"
+        elif storage is None:
+            return
+        elif storage == "uint8" and found.by == "FSDP":
+            what = "4-bit weights of the model are stored as uint8, which FSDP 1 cannot shard"
+        elif found.by == "FSDP" and dtype not in (None, "auto", storage):
+            what = f"4-bit weights are stored as {storage} beside weights in {dtype}"
+        elif storage == "uint8":
+            what = "4-bit weights of the model are not partitioned while they are loaded"
+        else:
+            return
+        key = f"load_in_{bits}"
+        sure = found.certain and found.by == "FSDP" and bits == "4bit"
+        yield self.finding(
+            "error" if sure else "warning",
+            f"The {what} ({found.by}).",
+            location=Location("recipe", key),
+            evidence=(
+                Measurement(key, True, str(recipe.places.get(key, "script"))),
+                *((Measurement("bnb_4bit_quant_storage", str(storage), "script"),)
+                  if bits == "4bit" else ()),
+                Measurement("sharded by", found.code, str(found.place)),
+            ),
+            proof=Proof("inferred", "the script and what starts it were read, not run"),
+            fixes=(
+                Fix(
+                    "Set bnb_4bit_quant_storage to the dtype of the model (4 bits only), "
+                    f"{_UNSHARDED}",
                     "manual",
                 ),
             ),

@@ -14,6 +14,7 @@ from lora_doctor.errors import EvidenceError
 
 if TYPE_CHECKING:
     from lora_doctor.recipe.files.side_files import SideFiles
+    from lora_doctor.recipe.program.launch import Launch
     from lora_doctor.recipe.program.setup import Setup
     from lora_doctor.recipe.set_up import SetUp
     from lora_doctor.static.script.training_script import TrainingScript
@@ -65,3 +66,12 @@ class WrittenEvidence(ReadEvidence):
         found = self.store.timed("program", origin, lambda: setup_of(self.asked))
         assert found is not None
         return found
+
+    @evidence(of_recipe=True)
+    def launches(self) -> tuple[Launch, ...]:
+        """What starts the training script: commands beside it or in its comments, read, not run."""
+        from lora_doctor.recipe.files.launches import launches
+
+        program = self.program
+        origin = f"shell files and configs of accelerate beside {self.asked.file}"
+        return self.store.timed("launches", origin, lambda: launches(program))

@@ -1,10 +1,10 @@
-"""A model that a program spreads over devices by itself, while its arguments leave that to FSDP or
-DeepSpeed."""
+"""Which of several processes holds what of a program's model: spread over devices by the program
+itself, sharded by FSDP or DeepSpeed, copied to each by DDP."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,25 @@ from typing import Any
 from lora_doctor.errors import EvidenceError
 from lora_doctor.limits import PYTHON_BYTES
 from lora_doctor.recipe.edit import Rewrite
-from lora_doctor.recipe.program.objects import is_none, settings_of
+from lora_doctor.recipe.program.launch import Launch
+from lora_doctor.recipe.program.objects import Settings, is_none, settings_of
 from lora_doctor.recipe.program.order import rewrite_of
 from lora_doctor.recipe.program.setup import Setup
 from lora_doctor.recipe.program.splices import removed
+from lora_doctor.static.installed.training_defaults import default_fsdp_version
 from lora_doctor.static.piece import read_bytes
 from lora_doctor.static.place import Place
-from lora_doctor.static.program.values import Items, Known, NotPlainError, Value, plain
+from lora_doctor.static.program.values import (
+    Argument,
+    Call,
+    Items,
+    Known,
+    NotPlainError,
+    Value,
+    plain,
+)
 
+_STORAGE = "bnb_4bit_quant_storage"
 _SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
@@ -39,12 +50,81 @@ class SpreadTwice:
     refused: bool
     #: The changes of the text that take the device map out.
     rewrites: tuple[Rewrite, ...] = ()
+    #: Processes that a launcher beside it starts; 0 where the arguments of the program tell.
+    processes: int = 0
+    #: Whether that is certain: no comment, no file that only lies there.
+    certain: bool = True
 
 
-def spread_twice(setup: Setup) -> SpreadTwice | None:
+@dataclass(frozen=True)
+class Sharded:
+    """Several processes are to hold a part of the weights each."""
+
+    #: ``FSDP`` or ``ZeRO-3``.
+    by: str
+    #: FSDP's version; 0 for ZeRO.
+    version: int
+    #: Where that is asked for, and what stands there.
+    place: Place
+    code: str
+    #: Whether it is certain to count: no comment, no file that only lies there.
+    certain: bool = True
+
+
+def sharded(setup: Setup, started: Sequence[Launch]) -> Sharded | None:
+    """How the weights of a program's model are sharded, by its own arguments or by what starts
+    it; ``None`` where they are not, or that is not known."""
+    arguments = settings_of(setup.roles.training)
+    for name in ("fsdp", "deepspeed") if arguments is not None else ():
+        assert arguments is not None
+        value, argument = arguments.value(name), arguments.arguments.get(name)
+        if argument is None or is_none(value):
+            continue
+        place, code = argument.whole.place, " ".join(argument.whole.text.split())[:100]
+        if name == "deepspeed" and _stage(setup, value) == 3:
+            return Sharded("ZeRO-3", 0, place, code)
+        if name == "fsdp" and isinstance(value, (Known, Items)) and plain(value):
+            version = _fsdp_version(setup, arguments.value("fsdp_config"))
+            return Sharded("FSDP", version, place, code) if version else None
+    for launch in started:
+        if launch.fsdp:
+            return Sharded("FSDP", launch.fsdp, launch.place, launch.code, launch.certain)
+        if launch.zero_stage == 3:
+            return Sharded("ZeRO-3", 0, launch.place, launch.code, launch.certain)
+    return None
+
+
+def storage_dtype(setup: Setup) -> str | None:
+    """The dtype that 4-bit weights are stored as: ``uint8`` unless the program says otherwise;
+    ``None`` where it says something that is not known."""
+    made = setup.parts.get("quantization")
+    if made is None or (made.open is None and is_none(made.value(_STORAGE))):
+        return "uint8"
+    try:
+        return str(plain(made.value(_STORAGE))).rpartition(".")[2]
+    except NotPlainError:
+        return None
+
+
+def _fsdp_version(setup: Setup, config: Value | None) -> int:
+    """FSDP's version by ``fsdp_config``, else by default; 0 where it is not known."""
+    try:
+        found: Any = None if is_none(config) else plain(config)
+    except NotPlainError:
+        return 0
+    if isinstance(found, str):
+        found = _file(found, setup.program.path.parent)
+    if isinstance(found, Mapping):
+        for name in ("version", "fsdp_version"):
+            if name in found:
+                return found[name] if isinstance(found[name], int) else 0
+    return default_fsdp_version()
+
+
+def spread_twice(setup: Setup, started: Sequence[Launch] = ()) -> SpreadTwice | None:
     """The contradiction of a program; ``None`` where there is none, or it is not known."""
     loader, arguments = setup.roles.loader, settings_of(setup.roles.training)
-    if loader is None or arguments is None or not loader.certain:
+    if loader is None or not loader.certain:
         return None
     spread = loader.argument("device_map")
     if spread is None or is_none(spread.value):
@@ -53,7 +133,16 @@ def spread_twice(setup: Setup) -> SpreadTwice | None:
         device_map = plain(spread.value)
     except NotPlainError:
         return None
-    for name in ("deepspeed", "fsdp"):
+    by_arguments = _by_arguments(setup, loader, arguments, spread, device_map)
+    return by_arguments or _by_launcher(started, loader, spread, device_map)
+
+
+def _by_arguments(
+    setup: Setup, loader: Call, arguments: Settings | None, spread: Argument, device_map: object
+) -> SpreadTwice | None:
+    """Arguments of the Trainer that leave the model to DeepSpeed or FSDP."""
+    for name in ("deepspeed", "fsdp") if arguments is not None else ():
+        assert arguments is not None
         value = arguments.value(name)
         stage = _stage(setup, value) if name == "deepspeed" else 0
         if is_none(value) or (isinstance(value, (Known, Items)) and not plain(value)):
@@ -64,13 +153,29 @@ def spread_twice(setup: Setup) -> SpreadTwice | None:
         place = argument.whole.place if argument else made.place if made else spread.whole.place
         known = made is not None and made.certain and made.number < loader.number
         by = "FSDP" if name == "fsdp" else f"DeepSpeed ZeRO-{stage}" if stage else "DeepSpeed"
-        change = None if spread.unpacked else removed(loader, spread)
-        editable = change is not None and change[0].unit.editable
         return SpreadTwice(
-            device_map, spread.whole.place, by, place, stage == 3 and known,
-            (rewrite_of(change),) if change is not None and editable else (),
-        )  # fmt: skip
+            device_map, spread.whole.place, by, place, stage == 3 and known, _out(loader, spread)
+        )
     return None
+
+
+def _by_launcher(
+    started: Sequence[Launch], loader: Call, spread: Argument, device_map: object
+) -> SpreadTwice | None:
+    """A launcher that starts several processes, each of which loads the model so."""
+    for launch in started if device_map in _SPREAD else ():
+        if launch.several:
+            return SpreadTwice(
+                device_map, spread.whole.place, launch.code, launch.place, False,
+                _out(loader, spread), launch.processes or 0, launch.certain,
+            )  # fmt: skip
+    return None
+
+
+def _out(loader: Call, spread: Argument) -> tuple[Rewrite, ...]:
+    """The change of the text that takes the device map out; empty where it is done by hand."""
+    change = None if spread.unpacked else removed(loader, spread)
+    return (rewrite_of(change),) if change is not None and change[0].unit.editable else ()
 
 
 def _stage(setup: Setup, value: Value | None) -> int:

@@ -1,0 +1,3 @@
+NPROC=4
+torchrun --standalone --nproc_per_node=$NPROC \
+    train.py

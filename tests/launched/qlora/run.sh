@@ -1,0 +1,3 @@
+#!/bin/bash
+set -e
+accelerate launch --config_file fsdp.yaml train.py

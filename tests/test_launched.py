@@ -1,0 +1,188 @@
+"""What starts a script decides what its processes share: shell files, comments, accelerate's
+config. Each is read beside the script, and none is run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lora_doctor.recipe.files.launches import launches
+from lora_doctor.recipe.program.devices import Sharded, sharded, spread_twice
+from lora_doctor.recipe.program.launch import Launch
+from lora_doctor.recipe.program.read_setup import read_setup
+from lora_doctor.recipe.program.reentrant import reentrant_under_ddp
+
+_SCRIPT = """{comment}
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Trainer, TrainingArguments
+
+model = AutoModelForCausalLM.from_pretrained("org/model", {loading})
+model = get_peft_model(model, LoraConfig(r=8, target_modules=["q_proj"]))
+args = TrainingArguments("out", {arguments})
+Trainer(model=model, args=args, train_dataset=[]).train()
+"""
+_FSDP = (
+    "compute_environment: LOCAL_MACHINE\ndistributed_type: FSDP\n"
+    "fsdp_config:\n  fsdp_version: {version}\nnum_processes: 2\n"
+)
+
+
+def script(
+    folder: Path, *, comment: str = "", loading: str = "", arguments: str = "", **files: str
+) -> Path:
+    """A training script with files beside it; ``run_sh`` is ``run.sh``."""
+    for name, text in files.items():
+        (folder / name.replace("_", ".")).write_text(text)
+    path = folder / "train.py"
+    path.write_text(_SCRIPT.format(comment=comment, loading=loading, arguments=arguments))
+    return path
+
+
+def started(path: Path) -> tuple[Launch, ...]:
+    return launches(read_setup(path))
+
+
+def shared(path: Path) -> Sharded | None:
+    return sharded(read_setup(path), started(path))
+
+
+@pytest.mark.parametrize(
+    ("command", "processes"),
+    [
+        ("python train.py", 1),
+        ("CUDA_VISIBLE_DEVICES=0,1 python -u train.py --bf16", 1),
+        ("torchrun --nproc_per_node=4 train.py", 4),
+        ("torchrun --nproc-per-node 2 --nnodes 2 train.py", 4),
+        ("torchrun --nproc_per_node gpu train.py", None),
+        ("N=8\npython -m torch.distributed.run --nproc_per_node $N \\\n  train.py", 8),
+        ("accelerate launch --num_processes 2 train.py", 2),
+        ("accelerate launch --cpu --num_processes 2 train.py", 1),
+        ("accelerate launch --config_file one.yaml --num_processes 2 train.py", 1),
+        ("accelerate launch --config_file two.yaml train.py", 2),
+        ("deepspeed --num_gpus=2 train.py --deepspeed zero2.json", 2),
+        ("deepspeed train.py", None),
+        ("torchrun --nproc_per_node 4 ./train.py", 4),
+    ],
+)
+def test_the_number_of_processes_is_the_launchers(
+    tmp_path: Path, command: str, processes: int | None
+) -> None:
+    """A number that only the machine knows is not guessed."""
+    (tmp_path / "one.yaml").write_text("distributed_type: 'NO'\nnum_processes: 1\n")
+    (tmp_path / "two.yaml").write_text("distributed_type: MULTI_GPU\nnum_processes: 2\n")
+    (found,) = started(script(tmp_path, run_sh=f"#!/bin/bash\n{command}\n"))
+    assert found.processes == processes
+    assert found.certain
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "torchrun --nproc_per_node 4 other.py",  # another script
+        "torchrun --nproc_per_node 4 sub/train.py",  # another folder's
+        "# torchrun --nproc_per_node 4 train.py",
+        "echo done",
+        "torchrun --nproc_per_node 4 'unclosed train.py",
+    ],
+)
+def test_commands_that_do_not_start_the_script_say_nothing(tmp_path: Path, text: str) -> None:
+    assert started(script(tmp_path, run_sh=text)) == ()
+
+
+def test_a_script_in_another_folder_is_found_from_where_the_shell_file_lies(tmp_path: Path) -> None:
+    """``scripts/run.sh`` is started from the root of the repository, and names ``src/train.py``."""
+    (tmp_path / "src").mkdir()
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts" / "run.sh").write_text("torchrun --nproc_per_node 2 src/train.py\n")
+    (found,) = started(script(tmp_path / "src"))
+    assert found.several
+
+
+def test_a_comment_and_a_config_beside_are_less_than_certain(tmp_path: Path) -> None:
+    """A docstring often shows one of several ways; a shell file outweighs it."""
+    comment = (
+        '"""Train.\n\n    accelerate launch --multi_gpu \\\n        --num_processes 2 train.py\n"""'
+    )
+    (found,) = started(script(tmp_path, comment=comment))
+    assert (found.processes, found.certain) == (2, False)
+    path = script(tmp_path, a_yaml=_FSDP.format(version=1))
+    (found,) = started(path)
+    assert (found.fsdp, found.certain) == (1, False)
+    (tmp_path / "b.yaml").write_text(_FSDP.format(version=2))
+    assert started(path) == (), "two configs: nobody knows which"
+    path = script(tmp_path, comment=comment, run_sh="python train.py\n")
+    assert [one.processes for one in started(path)] == [1]
+
+
+def test_weights_are_sharded_by_arguments_or_by_the_launcher(tmp_path: Path) -> None:
+    """FSDP's version and ZeRO's stage decide what can be sharded."""
+    command = "accelerate launch --config_file fsdp.yaml train.py\n"
+    for version in (1, 2):
+        path = script(tmp_path, run_sh=command, fsdp_yaml=_FSDP.format(version=version))
+        found = shared(path)
+        assert found is not None
+        assert (found.by, found.version) == ("FSDP", version)
+    arguments = 'fsdp="full_shard", fsdp_config={"version": 1}'
+    found = shared(script(tmp_path, arguments=arguments))
+    assert found is not None
+    assert (found.version, found.place.line) == (1, 7)
+    (tmp_path / "run.sh").unlink()
+    (tmp_path / "fsdp.yaml").unlink()
+    zero = 'deepspeed={"zero_optimization": {"stage": STAGE}}'
+    found = shared(script(tmp_path, arguments=zero.replace("STAGE", "3")))
+    assert found is not None
+    assert found.by == "ZeRO-3"
+    assert shared(script(tmp_path, arguments=zero.replace("STAGE", "2"))) is None
+    assert shared(script(tmp_path)) is None
+
+
+@pytest.mark.parametrize(
+    ("command", "loading", "found"),
+    [
+        ("torchrun --nproc_per_node 2 train.py", 'device_map="auto"', True),
+        ("torchrun --nproc_per_node 1 train.py", 'device_map="auto"', False),
+        ("python train.py", 'device_map="auto"', False),
+        ("torchrun --nproc_per_node 2 train.py", 'device_map={"": 0}', False),
+        ("torchrun --nproc_per_node 2 train.py", "device_map=None", False),
+        ("torchrun --nproc_per_node $GPUS train.py", 'device_map="auto"', False),
+    ],
+)
+def test_a_device_map_contradicts_several_processes(
+    tmp_path: Path, command: str, loading: str, found: bool
+) -> None:
+    path = script(tmp_path, loading=loading, run_sh=f"{command}\n")
+    assert (spread_twice(read_setup(path), started(path)) is not None) is found
+
+
+_REENTRANT = 'gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": True}'
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "found"),
+    [
+        ("torchrun --nproc_per_node 2 train.py", _REENTRANT, True),
+        ("torchrun --nproc_per_node 1 train.py", _REENTRANT, False),
+        (
+            "torchrun --nproc_per_node 2 train.py",
+            f"{_REENTRANT}, ddp_find_unused_parameters=False",
+            False,
+        ),
+        ("torchrun --nproc_per_node 2 train.py", _REENTRANT.replace("{", "{**other, "), False),
+        (
+            "torchrun --nproc_per_node 2 train.py",
+            _REENTRANT.replace('"use_reentrant": True', '"use_reentrant": False'),
+            False,
+        ),
+        ("torchrun --nproc_per_node 2 train.py", f'{_REENTRANT}, deepspeed="zero2.json"', False),
+        ("deepspeed --num_gpus 2 train.py", _REENTRANT, False),
+        ("accelerate launch --use_fsdp --num_processes 2 train.py", _REENTRANT, False),
+        ("torchrun --nproc_per_node 2 train.py", "gradient_checkpointing=False", False),
+    ],
+)
+def test_reentrant_checkpointing_contradicts_ddp(
+    tmp_path: Path, command: str, arguments: str, found: bool
+) -> None:
+    """As a Trainer of two processes does it: `Expected to mark a variable ready only once`."""
+    path = script(tmp_path, arguments=arguments, run_sh=f"{command}\n")
+    assert (reentrant_under_ddp(read_setup(path), started(path)) is not None) is found
