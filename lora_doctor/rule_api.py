@@ -61,9 +61,9 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     its folder did with a short conversation.
 *Of the file of a training framework*
     ``SetUp``, its entries and where each stands (``Place``); ``framework_named``, the
-    ``Framework`` that reads it, with its ``Remark`` on entries. An ``Edit`` of an entry that is no
-    key of a recipe has the name behind ``ENTRY``. ``SideFiles``, the files that it names, with
-    each ``Pin`` of a package beside it.
+    ``Framework`` that reads it; ``remarks_of``, each ``Remark`` on its entries. An ``Edit`` of an
+    entry that is no key of a recipe has the name behind ``ENTRY``. ``SideFiles``, the files that it
+    names, with each ``Pin`` of a package beside it.
 *Of a saved adapter*
     ``AdapterFiles``, its config and the header of its weights; ``AdapterLoading``, what the
     installed PEFT made of it (``OtherShape``: a tensor that does not fit); ``AdapterValues``.
@@ -133,7 +133,7 @@ from lora_doctor.proposal.targets import (
     without_lookahead,
 )
 from lora_doctor.recipe.edit import ENTRY, REMOVE, Edit, Patch
-from lora_doctor.recipe.files.format import Framework, Remark, framework_named
+from lora_doctor.recipe.files.format import Framework, Remark, framework_named, remarks_of
 from lora_doctor.recipe.gpus import Gpu, named_gpus
 from lora_doctor.recipe.recipe import Recipe, asks_for_adapter
 from lora_doctor.recipe.set_up import SetUp
@@ -479,6 +479,7 @@ __all__ = [
     "pretrained_model_generates",
     "quoted",
     "reentrant_under_ddp",
+    "remarks_of",
     "require_lora",
     "same_job",
     "saved_as_base",

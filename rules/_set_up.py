@@ -19,6 +19,7 @@ from lora_doctor.rule_api import (
     SetUp,
     Severity,
     framework_named,
+    remarks_of,
 )
 
 if TYPE_CHECKING:
@@ -35,8 +36,7 @@ _MAY = {
 def remarks(case: Case, kind: str) -> Iterator[Remark]:
     """What the framework does with entries that do not go together."""
     set_up = case.set_up
-    framework = framework_named(set_up.format)
-    return (one for one in framework.remarks(set_up.entries) if one.kind == kind)
+    return (one for one in remarks_of(set_up.format, set_up.entries) if one.kind == kind)
 
 
 def located(set_up: SetUp, name: str) -> Location:

@@ -17,10 +17,9 @@ from lora_doctor.rule_api import (
     Rule,
     SetUp,
     Symptom,
-    framework_named,
     made_arguments,
 )
-from lora_doctor.rules._set_up import located
+from lora_doctor.rules._set_up import located, remarks
 
 
 class ArgumentsRefused(Rule):
@@ -103,8 +102,7 @@ class ArgumentsRefused(Rule):
 
 
 def _is_reported_by_ld533(case: Case) -> bool:
-    found = framework_named(case.set_up.format).remarks(case.set_up.entries)
-    return any(remark.kind == "refused" for remark in found)
+    return any(True for _ in remarks(case, "refused"))
 
 
 def _location(case: Case, refusal: Refusal) -> Location:

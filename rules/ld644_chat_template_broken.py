@@ -71,7 +71,7 @@ class ChatTemplateBroken(Rule):
     def check(self, case: Case) -> Iterator[Finding]:
         if case.settings.data is not None or case.recipe.get("chat_template_path"):
             return
-        if case.has("set_up") and case.set_up.format == "llamafactory":  # it has its own templates
+        if case.has("set_up") and case.set_up.format == "LLaMA-Factory":  # it has its own templates
             return
         found = case.chat_template
         if not found.error:

@@ -15,6 +15,7 @@ from lora_doctor.rule_api import (
     Rule,
     Sharded,
     Symptom,
+    framework_named,
     sharded,
     storage_dtype,
 )
@@ -106,6 +107,8 @@ class QuantizedWeightsSharded(Rule):
         storage = set_up.entries.get("bnb_4bit_quant_storage")
         sets_it = set_up.format in ("LLaMA-Factory", "axolotl")  # to the dtype of the model
         if recipe.quantized == "4bit" and (by == "ZeRO-3" or sets_it or storage):
+            return
+        if by == "FSDP" and framework_named(set_up.format).shards_eight_bits(set_up.entries):
             return
         key = f"load_in_{recipe.quantized}"
         yield self.finding(

@@ -7,13 +7,14 @@ group ``lora_doctor.recipe_formats`` that names a module.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Protocol, cast
 
 from lora_doctor.discovery import find_modules
 from lora_doctor.errors import InputError
-from lora_doctor.recipe.files.framework import Framework, framework_recipe
+from lora_doctor.recipe.files.framework import Framework, excluded, framework_recipe
+from lora_doctor.recipe.files.refusals import both_on, none_of_the_choices
 from lora_doctor.recipe.files.remark import Remark
 from lora_doctor.recipe.files.spelling import Spellings
 from lora_doctor.recipe.recipe import Recipe, make_recipe
@@ -21,7 +22,7 @@ from lora_doctor.static.place import Place
 from lora_doctor.text import must_be
 
 __all__ = ["Framework", "RecipeFormat", "Remark", "find_formats", "format_named", "format_of",
-           "framework_named", "framework_of", "read_values"]  # fmt: skip
+           "framework_named", "framework_of", "read_values", "remarks_of"]  # fmt: skip
 
 ENTRY_POINTS = "lora_doctor.recipe_formats"
 
@@ -104,6 +105,16 @@ def framework_named(name: str) -> Framework:
     if found is None:
         raise InputError(f"format {name!r}: is of no training framework")
     return found
+
+
+def remarks_of(name: str, entries: Mapping[str, Any]) -> Iterator[Remark]:
+    """What the training framework of this format does with entries that do not go together, and
+    those that it refuses."""
+    found = format_named(name)
+    framework = framework_named(name)
+    yield from framework.remarks(entries)
+    yield from both_on(excluded(framework, found.SPELLINGS, entries))
+    yield from none_of_the_choices(framework.fields(), entries)
 
 
 def read_values(

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from lora_doctor.errors import InputError
 from lora_doctor.recipe.files.remark import Remark
 from lora_doctor.recipe.files.spelling import Spelling, Spellings
-from lora_doctor.recipe.keys import OUTER_KEYS, check_value, config_fields, name_in
+from lora_doctor.recipe.keys import EXCLUSIVE, OUTER_KEYS, check_value, config_fields, name_in
 from lora_doctor.recipe.recipe import Recipe, make_recipe
 from lora_doctor.recipe.set_up import SetUp
 from lora_doctor.static.installed.framework_fields import Fields, Sources, fields_of
@@ -58,6 +58,8 @@ class Framework:
     #: Entries with which it freezes weights after PEFT has wrapped the model, each with what tells
     #: of the name of a weight there whether it does.
     freezes: Callable[[Entries], Mapping[str, Callable[[str], bool]]] = lambda entries: {}
+    #: Whether it can shard 8-bit weights, whose statistics FSDP leaves behind.
+    shards_eight_bits: Callable[[Entries], bool] = lambda entries: False
     #: Whether it quantizes fused experts, which transformers leaves as they are.
     quantizes_experts: Callable[[Entries], bool] = lambda entries: False
     #: The plugins that the entries switch on, by the names of their folders; empty for one that
@@ -71,7 +73,7 @@ class Framework:
 
     def unknown_entries(self, entries: Entries) -> dict[str, str]:
         """The entries that the framework does not have, each with the one that was meant (empty
-        where none is near)."""
+        where none is near). An entry without a value counts only where it is refused."""
         fields = self.fields()
         if fields is None:
             return {}
@@ -84,7 +86,7 @@ class Framework:
         meant = {
             name: self.renamed.get(name) or _meant(name, unused)
             for name in written
-            if name not in known
+            if name not in known and (entries[name] is not None or self.unknown == "refused")
         }
         if "" in switched_on:  # a plugin of somebody else's may have arguments of its own
             return {name: near for name, near in meant.items() if near}
@@ -150,6 +152,21 @@ def _switched_off(
     return found, at
 
 
+def excluded(framework: Framework, spellings: Spellings, entries: Entries) -> list[tuple[str, str]]:
+    """Pairs of entries that are both on where the training arguments allow one, and of which the
+    framework takes none out itself."""
+    values, _, names = _read_all(framework, spellings, entries, {}, framework.model)
+    return [
+        (names[one], names[other])
+        for one, other in _both_on(values)
+        if one in names and other in names
+    ]
+
+
+def _both_on(values: Values) -> list[tuple[str, str]]:
+    return [pair for pair in EXCLUSIVE if all(values.get(key) for key in pair)]
+
+
 def _read(
     framework: Framework,
     spellings: Spellings,
@@ -158,6 +175,22 @@ def _read(
     where: str,
 ) -> tuple[Values, dict[str, Any], dict[str, str]]:
     """Values, origins, and the names of the entries, of the keys that entries and defaults set."""
+    values, origins, names = _read_all(framework, spellings, entries, places, where)
+    for one, other in _both_on(values):  # which is told as refused
+        del values[other if one in names and other not in names else one]
+    for key in _off_and_not_here(values, origins):
+        del values[key]
+    return values, origins, names
+
+
+def _read_all(
+    framework: Framework,
+    spellings: Spellings,
+    entries: Entries,
+    places: Mapping[str, Place],
+    where: str,
+) -> tuple[Values, dict[str, Any], dict[str, str]]:
+    """As :func:`_read`, with what excludes each other and what is off by itself."""
     fields = framework.fields()
     defaults = dict(fields.defaults) if fields else {}
     values: Values = {}
@@ -176,8 +209,6 @@ def _read(
             if written:
                 names[spelling.key] = entry
     framework.finish(values, {**defaults, **entries})
-    for key in _off_and_not_here(values, origins):
-        del values[key]
     return values, origins, names
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_doctor.limits import INSTALLED_FILE_BYTES
+from lora_doctor.static.installed.field_choices import choices_of
 from lora_doctor.static.piece import parse_json
 
 #: A class nests no deeper in others of its framework.
@@ -41,6 +42,9 @@ class Sources:
     #: Files of the package, as a pattern, in which every class holds arguments of the plugin in
     #: that folder.
     plugins: str = ""
+    #: Argument to the file of the package that registers the names which it can have, and a pattern
+    #: whose group is such a name.
+    registered: Mapping[str, tuple[str, str]] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,10 @@ class Fields:
     names: frozenset[str] = frozenset()
     #: Folder of a plugin to the names of its arguments, which count where it is switched on.
     plugins: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    #: Name to the values that its annotation allows; ``^...`` is a pattern.
+    choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    #: Name to values that are registered; releases and plugins add to them.
+    registered: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def origin(self) -> str:
@@ -80,20 +88,43 @@ def installed_fields(sources: Sources) -> Fields | None:
         return None
     defaults: dict[str, Any] = {}
     names: set[str] = set()
+    choices: dict[str, tuple[str, ...]] = {}
     for place in sources.classes:
         module, _, name = place.partition(":")
         found = _Classes().fields(module, name)
         if found is None and place == sources.classes[0]:
             return None
+        allowed = _Classes().choices(module, name) or {}
         for key, default in (found or {}).items():
             if key not in names and default is not _COMPUTED:
                 defaults[key] = default
+            choices[key] = _either(choices.get(key) if key in names else None, allowed.get(key, ()))
             names.add(key)
     if sources.mentions:
         names |= _mentioned(sources.classes[0].partition(".")[0], sources.mentions)
     package = sources.classes[0].partition(".")[0]
     plugins = _of_plugins(package, sources.plugins) if sources.plugins else {}
-    return Fields(sources.distribution, version, True, defaults, frozenset(names), plugins)
+    return Fields(
+        sources.distribution, version, True, defaults, frozenset(names), plugins,
+        {key: values for key, values in choices.items() if values},
+        {key: _registered(package, *place) for key, place in sources.registered.items()},
+    )  # fmt: skip
+
+
+def _either(earlier: tuple[str, ...] | None, later: tuple[str, ...]) -> tuple[str, ...]:
+    """The values that one of two classes allows; empty where one of them allows any."""
+    if earlier is None:
+        return later
+    return tuple(dict.fromkeys((*earlier, *later))) if earlier and later else ()
+
+
+def _registered(package: str, file: str, pattern: str) -> tuple[str, ...]:
+    """The names that a file of the package registers."""
+    path = _path(package)
+    source = path.parent / file if path is not None else None
+    if source is None or not source.is_file():
+        return ()
+    return tuple(sorted(set(re.findall(pattern, source.read_text("utf-8", "replace")))))
 
 
 def table_path(distribution: str) -> Path:
@@ -109,7 +140,9 @@ def _of_table(distribution: str) -> Fields | None:
     defaults = dict(data["defaults"])
     names = frozenset({*defaults, *data["others"]})
     plugins = {folder: frozenset(own) for folder, own in data.get("plugins", {}).items()}
-    return Fields(distribution, data["version"], False, defaults, names, plugins)
+    lists = {part: {name: tuple(values) for name, values in data.get(part, {}).items()}
+             for part in ("choices", "registered")}  # fmt: skip
+    return Fields(distribution, data["version"], False, defaults, names, plugins, **lists)
 
 
 def table_text(fields: Fields) -> str:
@@ -121,6 +154,9 @@ def table_text(fields: Fields) -> str:
     }
     if fields.plugins:
         data["plugins"] = {folder: sorted(names) for folder, names in fields.plugins.items()}
+    for part, lists in (("choices", fields.choices), ("registered", fields.registered)):
+        if lists:
+            data[part] = {name: list(lists[name]) for name in sorted(lists)}
     return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
 
 
@@ -151,6 +187,20 @@ class _Classes:
                     fields.setdefault(key, default)
         return fields
 
+    def choices(self, module: str, name: str) -> dict[str, tuple[str, ...]] | None:
+        """Field to the values that it can have (empty: any), as :meth:`fields`."""
+        found = _class_in(module, name)
+        self._left -= 1
+        if found is None or self._left < 0:
+            return None
+        home, node = found
+        allowed = dict(_own_choices(home, node))
+        for base in node.bases:
+            for part, base_name in _named_classes(home, base):
+                for key, values in (self.choices(part, base_name) or {}).items():
+                    allowed.setdefault(key, values)
+        return allowed
+
 
 def _own_fields(node: ast.ClassDef) -> Iterator[tuple[str, Any]]:
     for part in node.body:
@@ -161,6 +211,16 @@ def _own_fields(node: ast.ClassDef) -> Iterator[tuple[str, Any]]:
         default = _default(part.value)
         yield part.target.id, default
         yield from ((alias, _COMPUTED) for alias in _aliases(part.value))
+
+
+def _own_choices(module: str, node: ast.ClassDef) -> Iterator[tuple[str, tuple[str, ...]]]:
+    def find(name: ast.expr) -> ast.ClassDef | None:
+        places = [_class_in(*place) for place in _named_classes(module, name)]
+        return next((found[1] for found in places if found), None)
+
+    for part in node.body:
+        if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name):
+            yield part.target.id, choices_of(part.annotation, find)
 
 
 def _default(value: ast.expr | None) -> Any:

@@ -32,6 +32,14 @@ def _automatic(value: Any) -> Any:
     return True if str(value).lower() in ("auto", "full") else boolean(value)
 
 
+#: Attention that axolotl brings itself, and what it loads the model with instead.
+_OWN_ATTENTION = {"xformers": None, "sage": None, "flash_attention_torch": None, "fp8": "sdpa"}
+
+
+def _attention_of(value: Any) -> Any:
+    return _OWN_ATTENTION[value] if value in _OWN_ATTENTION else text(value)
+
+
 SPELLINGS = Spellings(
     Spelling("target_modules", "lora_target_modules", _targets),
     Spelling("exclude_modules", "lora_exclude_modules", _targets),
@@ -52,7 +60,7 @@ SPELLINGS = Spellings(
     Spelling("autocast_adapter_dtype", "peft_autocast_adapter_dtype", boolean),
     Spelling("load_in_4bit", "load_in_4bit", boolean),
     Spelling("load_in_8bit", "load_in_8bit", boolean),
-    Spelling("attn_implementation", "attn_implementation", text),
+    Spelling("attn_implementation", "attn_implementation", _attention_of),
     Spelling("gradient_checkpointing", "gradient_checkpointing", _checkpointing),
     Spelling("gradient_checkpointing_kwargs", "gradient_checkpointing_kwargs"),
     Spelling("bf16", "bf16", _automatic),
@@ -211,6 +219,13 @@ def _freezes(entries: Mapping[str, Any]) -> dict[str, Callable[[str], bool]]:
     return found
 
 
+def _shards_eight_bits(entries: Mapping[str, Any]) -> bool:
+    """``monkeypatch/fsdp2_qlora.py`` teaches FSDP 2 about the statistics of 8-bit weights."""
+    options = entries.get("fsdp_config")
+    version = options.get("fsdp_version") if isinstance(options, Mapping) else None
+    return str(version or entries.get("fsdp_version")) == "2"
+
+
 def _pattern(written: str) -> re.Pattern[str] | None:
     """A pattern of ``unfrozen_parameters``: without the range of rows at its end; a dot is a dot
     unless a plus follows. ``None`` where it is no expression."""
@@ -235,6 +250,7 @@ FRAMEWORK = Framework(
     write=_write,
     remarks=_remarks,
     freezes=_freezes,
+    shards_eight_bits=_shards_eight_bits,
     quantizes_experts=lambda entries: boolean(entries.get("quantize_moe_experts") or False),
     plugins=_plugins,
     commands=("axolotl",),

@@ -209,6 +209,7 @@ FRAMEWORK = Framework(
          "llamafactory.hparams.finetuning_args:FinetuningArguments",
          "llamafactory.hparams.generating_args:GeneratingArguments",
          "transformers.training_args_seq2seq:Seq2SeqTrainingArguments"),
+        registered={"template": ("data/template.py", r'\bname="([^"]+)"')},
     ),
     model="model_name_or_path",
     revision="model_revision",

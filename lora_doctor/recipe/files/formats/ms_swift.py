@@ -28,6 +28,11 @@ def _dtype(value: Any) -> Any:
     return None if str(value).upper() == "AUTO" else value
 
 
+def _attention(value: Any) -> Any:
+    """``AttnImpl`` of ``model/utils.py``: ``flash_attn`` is transformers' second."""
+    return "flash_attention_2" if value == "flash_attn" else text(value)
+
+
 def _listed(value: Any) -> Any:
     return names([value] if isinstance(value, str) else value)
 
@@ -49,7 +54,7 @@ SPELLINGS = Spellings(
     Spelling("bnb_4bit_use_double_quant", "bnb_4bit_use_double_quant", boolean),
     Spelling("bnb_4bit_compute_dtype", "bnb_4bit_compute_dtype", _dtype),
     Spelling("dtype", "torch_dtype", _dtype),
-    Spelling("attn_implementation", "attn_impl", text),
+    Spelling("attn_implementation", "attn_impl", _attention),
     Spelling("gradient_checkpointing", "gradient_checkpointing", boolean),
     Spelling("gradient_checkpointing_kwargs", "gradient_checkpointing_kwargs"),
     Spelling("bf16", "bf16", boolean),
@@ -145,6 +150,8 @@ FRAMEWORK = Framework(
         "ms-swift",
         ("swift.arguments.sft_args:SftArguments", "swift.arguments.rlhf_args:RLHFArguments",
          "swift.arguments.pretrain_args:PretrainArguments"),
+        registered={"template": ("template/constant.py", r"=\s*'([\w.-]+)'"),
+                    "model_type": ("model/constant.py", r"=\s*'([\w.-]+)'")},
     ),
     model="model",
     revision="model_revision",

@@ -125,6 +125,7 @@ FRAMEWORK = Framework(
     revision="model_revision",
     unknown="dropped",
     also=frozenset({"env", "config"}),
+    renamed={"max_seq_length": "max_length", "max_seq_len": "max_length"},
     finish=_finish,
     remarks=_remarks,
     commands=("trl",),

@@ -1,0 +1,85 @@
+"""What every framework refuses: settings that exclude each other, and values that are none of those
+which an argument can have."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from lora_doctor.recipe.files.remark import Remark
+from lora_doctor.static.installed.framework_fields import Fields
+
+#: What a command line writes for values that are no strings.
+_NO_STRINGS = frozenset({"", "true", "false", "none", "null"})
+#: How alike a mistyped value and the one that was meant are.
+_NEAR = 0.6
+#: How alike a mistyped name of an open list is: users may have names of their own.
+_NEARER = 0.8
+
+
+def both_on(pairs: Iterable[tuple[str, str]]) -> Iterator[Remark]:
+    """Of two entries the training arguments allow one to be on."""
+    for names in pairs:
+        yield Remark(
+            "refused", names, "raises ValueError, as at most one of them can be on",
+            "the class of its training arguments", f"Keep {names[0]} or {names[1]}.",
+        )  # fmt: skip
+
+
+def none_of_the_choices(fields: Fields | None, entries: Mapping[str, Any]) -> Iterator[Remark]:
+    """Entries with a value that their argument does not have."""
+    for name, value in entries.items() if fields is not None else ():
+        assert fields is not None
+        if not isinstance(value, str) or value.lower() in _NO_STRINGS:
+            continue
+        if name in fields.choices:
+            found = _closed(name, value, fields.choices[name], fields.origin)
+        else:
+            found = _mistyped(name, value, fields.registered.get(name, ()), fields.origin)
+        if found is not None:
+            yield found
+
+
+def _closed(name: str, value: str, choices: tuple[str, ...], origin: str) -> Remark | None:
+    if _is_one(value, choices):
+        return None
+    near = difflib.get_close_matches(value, choices, n=1, cutoff=_NEAR)
+    what = f"takes {_listed(choices)}, not {value}"
+    return _remark(name, what, near[0] if near else "", origin)
+
+
+def _mistyped(name: str, value: str, choices: tuple[str, ...], origin: str) -> Remark | None:
+    """Of a list that releases and plugins add to: only what is nearly one of its names, and differs
+    in more than a number (a template of the next generation of a model is no mistake)."""
+    if not choices or _is_one(value, choices):
+        return None
+    near = difflib.get_close_matches(value, choices, n=1, cutoff=_NEARER)
+    if not near or _letters(near[0]) == _letters(value):
+        return None
+    return _remark(name, f"has no {name} {value}; the nearest is {near[0]}", near[0], origin)
+
+
+def _remark(name: str, what: str, near: str, origin: str) -> Remark:
+    return Remark(
+        "refused", (name,), what, origin,
+        f"Write {near}." if near else "Write one of these.",
+        ((name, near),) if near else (), safe=bool(near),
+    )  # fmt: skip
+
+
+def _is_one(value: str, choices: tuple[str, ...]) -> bool:
+    return value in choices or any(
+        one.startswith("^") and re.match(one, value) is not None for one in choices
+    )
+
+
+def _listed(choices: tuple[str, ...]) -> str:
+    shown = [one for one in choices if not one.startswith("^")]
+    more = f" or {len(shown) - 12} others" if len(shown) > 12 else ""
+    return ", ".join(shown[:12]) + more
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[^a-z]", "", name.lower())
