@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from lora_doctor.reports._text import visible
-from lora_doctor.reports._words import offered, place, why_undetermined
+from lora_doctor.reports._words import offered, open_words, place
 from lora_doctor.results.finding import SEVERITIES
 from lora_doctor.results.fingerprints import with_fingerprints
 
@@ -100,7 +100,7 @@ def _open_question(diagnosis: Diagnosis) -> Record:
         UNDETERMINED,
         UNDETERMINED,
         "info" if diagnosis.undetermined is None else "error",
-        f"undetermined: {visible(why_undetermined(diagnosis), _TEXT)}",
+        visible(open_words(diagnosis), _TEXT),
         recipe_file(diagnosis),
         None,
         set_up(diagnosis),

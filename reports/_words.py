@@ -128,6 +128,10 @@ def verdict_words(diagnosis: Diagnosis) -> tuple[str, str]:
             "By their files, the installed packages have the names that they import from each "
             "other, and none refuses the version of another. Nothing was imported."
         )
+    if nothing_tried(diagnosis):
+        found = "No error or warning" if diagnosis.findings else "Nothing"
+        headline = f"{found} found at depth {diagnosis.depth}; training was not tried"
+        return headline, why_undetermined(diagnosis)
     if verdict == "undetermined":
         in_part = before is not None and before.obstacle == "not-proven"
         held_open = before is not None and before.outcome == "passed"
@@ -147,6 +151,25 @@ def verdict_words(diagnosis: Diagnosis) -> tuple[str, str]:
            "this run would train, but likely not as intended")
     )  # fmt: skip
     return headline, " ".join(filter(None, (after_words(diagnosis), _beside_findings(diagnosis))))
+
+
+def nothing_tried(diagnosis: Diagnosis) -> bool:
+    """Whether the depth that was asked for was reached, nothing was found there, and the training
+    contract is not part of it: exit code 0, and no proof either."""
+    return (
+        diagnosis.verdict == "undetermined"
+        and diagnosis.undetermined is None
+        and diagnosis.before is None
+    )
+
+
+def open_words(diagnosis: Diagnosis) -> str:
+    """What one line says where the training contract proved nothing: ``undetermined: ...``, or that
+    nothing was found as deep as was asked for."""
+    if not nothing_tried(diagnosis):
+        return f"undetermined: {why_undetermined(diagnosis)}"
+    headline, explanation = verdict_words(diagnosis)
+    return f"{headline[0].lower()}{headline[1:]}. {explanation}"
 
 
 def _beside_findings(diagnosis: Diagnosis) -> str:
@@ -222,13 +245,11 @@ def why_undetermined(diagnosis: Diagnosis) -> str:
     if diagnosis.undetermined:
         return sentence(visible(diagnosis.undetermined))
     if diagnosis.model.kind == "script":
-        found = "an error or a warning" if diagnosis.findings else "anything"
-        return f"No rule found {found} in this script, which was read and not run."
+        return "That is no proof that it trains: the script was read and not run."
     if before is None:
-        found = "an error or a warning" if diagnosis.findings else "anything"
         return (
-            f"No rule found {found} at depth {diagnosis.depth}, but the training contract was not "
-            "executed; --depth tiny executes it."
+            "That is no proof that it trains: the training contract was not executed; --depth tiny "
+            "executes it."
         )
     if before.outcome == "failed":
         return (

@@ -1,7 +1,7 @@
 """``concise``: one line per finding for editors and grep, ``location: CODE message [fix]``.
 
-A healthy recipe prints nothing. An undetermined one prints a line without a code, because silence
-would be taken for health; so does one whose question stayed open beside what was found.
+A healthy recipe prints nothing. Where the training contract proved nothing, a line without a code
+says so, because silence would be taken for health; also beside findings where a question is open.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from lora_doctor.reports._words import (
     accepted_words,
     fix_label,
     offered,
+    open_words,
     ordered,
     place,
     subject,
-    why_undetermined,
 )
 from lora_doctor.results.formats import one_after_another
 
@@ -43,8 +43,7 @@ def render(
         for finding in ordered(diagnosis.findings)
     ]
     if diagnosis.verdict == "undetermined" or diagnosis.undetermined is not None:
-        reason = why_undetermined(diagnosis)
-        lines.append(f"{subject(diagnosis)}: undetermined: {reason}")
+        lines.append(f"{subject(diagnosis)}: {open_words(diagnosis)}")
     text = "".join(f"{item}\n" for item in lines)
     return text.encode(encoding, "backslashreplace").decode(encoding)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import sys
 from dataclasses import replace
@@ -16,7 +17,7 @@ from lora_doctor.recipe.edit import Edit
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.diagnosis import Diagnosis
 from lora_doctor.results.finding import Finding, Location, Measurement, Proof
-from lora_doctor.results.fix import Fix
+from lora_doctor.results.fix import Fix, Safety
 from lora_doctor.static.model_source import ModelSource
 from tests import cli
 
@@ -88,6 +89,46 @@ def test_what_only_the_dry_run_finds_is_written_and_dry_run_again(tmp_path: Path
     assert (tmp_path / "train.py.bak").read_text() == _LOOP
 
 
+def _misspelt(safety: Safety = "unproven") -> tuple[Finding, Diagnosis]:
+    """What a dry run finds in `_LOOP`, with the fix that it has not tried."""
+    edit = Edit("target_modules", ["q_proj", "v_proj"])
+    finding = Finding(
+        "LD202", "some-targets-match-nothing", "warning", "x", Location("recipe", "target_modules"),
+        (Measurement("x", "y", "z"),),
+        proof=Proof("measured", "x"),
+        fixes=(Fix("Use v_proj.", safety, () if safety == "manual" else (edit,)),),
+    )  # fmt: skip
+    empty = Diagnosis(
+        model=ModelSource("module", "x"), recipe=Recipe(), depth="tiny", environment={}
+    )
+    return finding, replace(empty, findings=(finding,))
+
+
+@pytest.mark.parametrize(
+    ("safety", "command", "expected"),
+    [
+        ("unproven", "python train.py --out 'my run'", "fix --apply -- {typed}"),
+        ("unproven", "torchrun --nproc_per_node 2 train.py", "fix --apply -- {typed}"),
+        ("unsafe", "python train.py", "fix --unsafe-fixes --apply -- {typed}"),
+        ("manual", "python train.py", "explain LD202"),
+        ("unproven", "python -m train", "explain LD202"),  # names no file
+    ],
+)
+def test_a_dry_run_with_a_fix_ends_in_the_command_that_writes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, safety: Safety, command: str, expected: str
+) -> None:
+    (tmp_path / "train.py").write_text(_LOOP)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(fix_command, "codes_ignored", lambda _: ())
+    monkeypatch.setattr(fix_command.click, "get_current_context", lambda: SimpleNamespace(meta={}))
+    ran = fix_command.after_dry_run(_misspelt(safety)[1], {"command": tuple(shlex.split(command))})
+    assert ran.next_command == f"lora-doctor {expected.format(typed=command)}"
+    assert (tmp_path / "train.py").read_text() == _LOOP
+    (tmp_path / "train.py").write_text("print('trains elsewhere')\n")  # has no place for it
+    ran = fix_command.after_dry_run(ran, {"command": tuple(shlex.split(command))})
+    assert ran.next_command == "lora-doctor explain LD202"
+
+
 @pytest.mark.parametrize("helps", [True, False])
 def test_a_fix_that_does_not_help_is_taken_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, helps: bool
@@ -95,18 +136,10 @@ def test_a_fix_that_does_not_help_is_taken_back(
     """The file is as it was then, and no backup is left. The dry run itself is another test's."""
     script = tmp_path / "train.py"
     script.write_text(_LOOP)
-    edit = Edit("target_modules", ["q_proj", "v_proj"])
-    finding = Finding(
-        "LD202", "some-targets-match-nothing", "warning", "x", Location("recipe", "target_modules"),
-        (Measurement("x", "y", "z"),),
-        proof=Proof("measured", "x"), fixes=(Fix("Use v_proj.", "unproven", (edit,)),),
-    )  # fmt: skip
-    empty = Diagnosis(
-        model=ModelSource("module", "x"), recipe=Recipe(), depth="tiny", environment={}
-    )
+    finding, before = _misspelt()
     other = replace(finding, rule="LD404", fixes=())
-    before = replace(empty, findings=(finding, other))
-    better = replace(empty, findings=(other,))
+    better = replace(before, findings=(other,))
+    before = replace(before, findings=(finding, other))
     monkeypatch.setattr(fix_command, "_run", lambda *_: better if helps else before)
     monkeypatch.setattr(fix_command, "codes_ignored", lambda _: ())
     monkeypatch.setattr(fix_command.click, "get_current_context", lambda: SimpleNamespace(meta={}))

@@ -173,9 +173,10 @@ def dry_run(**options: Any) -> int:
     to a temporary folder. No weights and no GPU are needed.
     """
     from lora_doctor.cli.dry_run import run
-    from lora_doctor.cli.next_command import after_dry_run
+    from lora_doctor.cli.fix_command import after_dry_run
 
-    return report(after_dry_run(with_progress(lambda tell: run(options, tell))), options)
+    ran = with_progress(lambda tell: run(options, tell))
+    return report(after_dry_run(ran, options), options)
 
 
 @cli.command("run", context_settings={"allow_interspersed_args": False})

@@ -3,8 +3,10 @@ run of it here, and then by what the command itself shows when it is dry-run."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,7 @@ from lora_doctor.cli import streams
 from lora_doctor.cli.given_command import file_of
 from lora_doctor.cli.output import FINDINGS, exit_code, report, with_progress
 from lora_doctor.cli.project import codes_ignored
+from lora_doctor.errors import InputError
 
 if TYPE_CHECKING:
     from lora_doctor.recipe.edit import Edit
@@ -44,6 +47,44 @@ def fix_command(
     return FINDINGS if FINDINGS in (code, told) else told
 
 
+def after_dry_run(diagnosis: Diagnosis, options: Mapping[str, Any]) -> Diagnosis:
+    """With the command that fixes the file of the training command where a fix of a finding has a
+    place in it, else with the one that explains the worst finding: a dry run edits no file."""
+    from lora_doctor.results.finding import SEVERITIES
+
+    findings = [finding for finding in diagnosis.findings if finding.severity != "info"]
+    if not findings:
+        return diagnosis
+    worst = min(findings, key=lambda finding: SEVERITIES.index(finding.severity))
+    words = ["explain", worst.rule]
+    command = _typed_or_chosen(options["command"])
+    for unsafe in (False, True):
+        if command and _fixes_in_file(diagnosis, command, unsafe_fixes=unsafe):
+            words = ["fix", *(["--unsafe-fixes"] if unsafe else []), "--apply", "--", *command]
+            break
+    return replace(diagnosis, next_command=shlex.join(["lora-doctor", *words]))
+
+
+def _typed_or_chosen(words: Sequence[str]) -> tuple[str, ...]:
+    """The command of a dry run as it was typed; the one that was run for a file alone."""
+    from lora_doctor.dry_run.command import command_of
+
+    return command_of(words).words if len(words) == 1 else tuple(words)
+
+
+def _fixes_in_file(ran: Diagnosis, command: Sequence[str], *, unsafe_fixes: bool) -> bool:
+    """Whether the file of a command that was dry-run has a place for a fix of what was found.
+    Nothing is written."""
+    chosen = _fixes(ran, unsafe_fixes=unsafe_fixes)
+    if not chosen:
+        return False
+    try:
+        file, words = file_of(command)
+        return bool(_texts(Path(file), words, chosen, None)[0])
+    except InputError:
+        return False
+
+
 def _run(command: Sequence[str], options: Mapping[str, Any]) -> Diagnosis:
     from lora_doctor.cli.arguments import dry_run_options
     from lora_doctor.dry_run.judge import DryRunOptions, dry_run
@@ -72,8 +113,12 @@ def _fixed(
 ) -> Diagnosis | None:
     """The dry run of the command after the fixes of what the last one found; ``None``, and the file
     as it was, where there are none or they did not help."""
-    chosen = _fixes(ran, options)
-    texts, placed = _texts(file, words, chosen, options)
+    chosen = _fixes(ran, unsafe_fixes=options["unsafe_fixes"])
+    try:
+        texts, placed = _texts(file, words, chosen, options["format_name"])
+    except InputError as error:
+        streams.tell(f"lora-doctor: not written: {error}")
+        return None
     if not texts:
         return None
     titles = "; ".join(f"{item.rule}: {item.fix.title}" for item in placed)
@@ -89,7 +134,7 @@ def _fixed(
     return again
 
 
-def _fixes(ran: Diagnosis, options: Mapping[str, Any]) -> list[AppliedFix]:
+def _fixes(ran: Diagnosis, *, unsafe_fixes: bool) -> list[AppliedFix]:
     """The first allowed fix of each finding that is an edit of the recipe, one for each key."""
     from lora_doctor.results.diagnosis import AppliedFix
     from lora_doctor.results.finding import first_fix
@@ -100,7 +145,7 @@ def _fixes(ran: Diagnosis, options: Mapping[str, Any]) -> list[AppliedFix]:
     for finding in ran.not_accepted(ran.findings):
         # A dry run tries no fix by itself: what is not known to be safe yet is tried here.
         offered = [fix for fix in finding.fixes if fix.edits and fix.patch is None]
-        fix = first_fix(finding, options["unsafe_fixes"]) or next(
+        fix = first_fix(finding, unsafe_fixes) or next(
             (one for one in offered if one.safety in ("safe", "unproven")), None
         )
         if fix is None or fix not in offered or finding.rule in left or finding.severity == "info":
@@ -113,32 +158,30 @@ def _fixes(ran: Diagnosis, options: Mapping[str, Any]) -> list[AppliedFix]:
 
 
 def _texts(
-    file: Path, words: tuple[str, ...], fixes: Sequence[AppliedFix], options: Mapping[str, Any]
+    file: Path, words: tuple[str, ...], fixes: Sequence[AppliedFix], format: str | None
 ) -> tuple[dict[Path, bytes], list[AppliedFix]]:
-    """The files after those of the fixes that they have a place for, and these fixes."""
-    from lora_doctor.errors import InputError
+    """The files after those of the fixes that they have a place for, and these fixes.
+
+    Raises:
+        InputError: a file cannot be read, or holds no set-up.
+    """
     from lora_doctor.recipe.files.read_write import edited_files, held_files, holds_edit
     from lora_doctor.recipe.program.edits import edited_program, program_holds
     from lora_doctor.recipe.program.read_setup import read_setup
     from lora_doctor.recipe.program.setup import is_program
 
-    format = options["format_name"]
-    try:
-        if is_program(file):
-            recipe = read_setup(file, None, words).recipe
-            assert recipe.written is not None
-            placed = _with_place(fixes, lambda edit: program_holds(recipe, edit))
-            edited = edited_program(recipe, _edits(placed)).written
-            assert edited is not None and edited.data is not None
-            changed = edited.data != recipe.written.data
-            return ({file: edited.data} if changed else {}), placed
-        held = held_files(file, format)
-        placed = _with_place(fixes, lambda edit: holds_edit(file, held, edit, format))
-        texts = edited_files(file, held, _edits(placed), format)
-        return {path: text.encode(text.text) for path, text in texts.items()}, placed
-    except InputError as error:
-        streams.tell(f"lora-doctor: not written: {error}")
-        return {}, []
+    if is_program(file):
+        recipe = read_setup(file, None, words).recipe
+        assert recipe.written is not None
+        placed = _with_place(fixes, lambda edit: program_holds(recipe, edit))
+        edited = edited_program(recipe, _edits(placed)).written
+        assert edited is not None and edited.data is not None
+        changed = edited.data != recipe.written.data
+        return ({file: edited.data} if changed else {}), placed
+    held = held_files(file, format)
+    placed = _with_place(fixes, lambda edit: holds_edit(file, held, edit, format))
+    texts = edited_files(file, held, _edits(placed), format)
+    return {path: text.encode(text.text) for path, text in texts.items()}, placed
 
 
 def _with_place(fixes: Sequence[AppliedFix], holds: Callable[[Edit], bool]) -> list[AppliedFix]:

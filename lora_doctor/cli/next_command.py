@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ from lora_doctor.limits import DATA_ROWS
 from lora_doctor.recipe.files.shell_syntax import SHELLS
 from lora_doctor.recipe.keys import KEYS
 from lora_doctor.results.diagnosis import Diagnosis, patches_of
-from lora_doctor.results.finding import SEVERITIES, Finding, first_fix
+from lora_doctor.results.finding import Finding, first_fix
 from lora_doctor.static.adapter_files import weights_beside
 
 if TYPE_CHECKING:
@@ -49,15 +48,6 @@ def next_command(
     if command == "verify":
         return shlex.join(["lora-doctor", "check", *given, *arguments])
     return shlex.join(["lora-doctor", "explain", findings[0].rule])
-
-
-def after_dry_run(diagnosis: Diagnosis) -> Diagnosis:
-    """With the command that tells what is behind the worst finding: a dry run edits no file."""
-    findings = [finding for finding in diagnosis.findings if finding.severity != "info"]
-    if not findings:
-        return diagnosis
-    worst = min(findings, key=lambda finding: SEVERITIES.index(finding.severity))
-    return replace(diagnosis, next_command=shlex.join(["lora-doctor", "explain", worst.rule]))
 
 
 def _verify(diagnosis: Diagnosis, options: Mapping[str, Any], written: Plan) -> str:
