@@ -91,7 +91,8 @@ def dry_run(session: nox.Session) -> None:
                 "tests/test_dry_run_processes.py", "tests/test_refused_trainer.py",
                 *session.posargs,
                 env={"LORA_DOCTOR_SETUPS": "all"})  # fmt: skip
-    session.run("pytest", "tests/test_rules.py", "-k", "script_is_dry_run and LD54",
+    session.run("pytest", "tests/test_rules.py",
+                "-k", "script_is_dry_run and (LD54 or LD559 or LD586)",
                 *session.posargs, env={"LORA_DOCTOR_SETUPS": "all"})  # fmt: skip
 
 

@@ -125,6 +125,32 @@ def test_nobody_failed_and_one_waits() -> None:
     assert not of(*ours, waiting, failed(11, "ValueError", "")).waiting
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        ([[1, 2], [3, 4], [5, 6]], [[1, 2], [3, 4]], 2),
+        ([[1, 2], [3, 4]], [[5, 6], [7, 8]], 0),
+        ([[1, 2], [3, 4]], [[1, 2], [7, 8]], 0),
+        ([[1, 2], [1, 2]], [[1, 2], [1, 2]], 0),  # one batch for ever: to overfit it
+        ([[1, 2]], [[1, 2]], 0),
+        ([[1, 2], [3, 4]], [], 0),
+        ([None, None], [None, None], 0),  # images
+    ],
+)
+def test_batches_that_all_processes_have_in_common(
+    first: list[Any], second: list[Any], same: int
+) -> None:
+    """A loader without a DistributedSampler."""
+    ours = (started(10, 0), started(11, 1), record("group", 10, rank=0, size=2, backend="gloo"))
+    rows = [
+        record("rows", process, rows={} if batch is None else {"input_ids": batch})
+        for process, batches in ((10, first), (11, second))
+        for batch in batches
+    ]
+    assert of(*ours, *rows).same_batches == same
+    assert not of(*ours, *rows, record("repeated", 11)).same_batches, "by the dry run itself"
+
+
 def test_one_process_of_one_is_nothing_to_tell() -> None:
     assert processes_of([record("rank", 1, rank=0, variables={"WORLD_SIZE": "1"})], str) is None
     assert processes_of([record("launcher", 1, processes=1, machines=1, chosen=[],

@@ -103,6 +103,7 @@ def processes_of(records: Sequence[Record], short: Callable[[str], str]) -> Proc
             str(ranks.get(one["pid"], 0)): float(one["sum"])
             for one in _kind(records, "trainable_sum")
         },
+        same_batches=_same_batches(records, ranks, met),
         errors=_errors(records, ranks, short),
         saved=_saved(records, short),
     )
@@ -226,6 +227,21 @@ def _reentrant(records: Sequence[Record]) -> bool | None:
     """Whether checkpointing is reentrant; ``None`` where none was seen."""
     found = _kind(records, "checkpointing")
     return bool(found[-1]["reentrant"]) if found else None
+
+
+def _same_batches(records: Sequence[Record], ranks: Mapping[int, int], met: int) -> int:
+    """How many of the first training batches all processes have in common; 0 where one differs,
+    where one process has the same batch again and again, or where rows were repeated here."""
+    found: dict[int, list[Any]] = {}
+    for record in _kind(records, "rows"):
+        found.setdefault(ranks.get(record["pid"], -1), []).append(record["rows"].get("input_ids"))
+    if met < 2 or set(found) != set(range(met)) or _kind(records, "repeated"):
+        return 0
+    first, *others = found.values()
+    count = min(len(batches) for batches in found.values())
+    known = all(batch is not None for batch in first) and first[0] not in first[1:count]
+    same = all(batches[:count] == first[:count] for batches in others)
+    return count if known and same and count > 1 else 0
 
 
 def _errors(

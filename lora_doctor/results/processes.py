@@ -96,6 +96,9 @@ class Processes:
     #: Rank to the sum of the sizes of its trainable numbers after the last step of the dry run;
     #: empty where they are spread over processes, and where there was no such step.
     sums: Mapping[str, float] = field(default_factory=dict)
+    #: Training batches, the first of the run, that were the same in all processes while those of
+    #: one process differ; 0 where a process got rows of its own.
+    same_batches: int = 0
     #: What ended processes, the first first.
     errors: tuple[RankError, ...] = ()
     #: Adapters that were saved, oldest first.

@@ -80,7 +80,7 @@ def _mapping(acting: Acting, module: ModuleType) -> None:
         if len(data) <= _WHOLE_TEXTS and not is_repeated(data) and _is_of_text(made):
             return cut_sets.handed_on(data, whole(original, data, arguments, named))
         if len(made) == len(few):
-            found = repeated(made, len(data), of=data)
+            found = repeated(made, len(data), of=data, acting=acting)
             cut_sets.chosen_from(found, cut_sets.whole_of(data))
             return found
         return _estimated(acting, "map", data, few, made)
@@ -179,13 +179,16 @@ def _sample(data: Any, rows: int) -> list[int]:
     return [int(position) for position in first]
 
 
-def repeated(made: Any, length: int, of: Any = None) -> Any:
-    """The rows over and over, until they are so many. ``of``: the set that they were made from."""
+def repeated(made: Any, length: int, of: Any = None, acting: Acting | None = None) -> Any:
+    """The rows over and over, until they are so many. ``of``: the set that they were made from.
+    ``acting`` is told, where it is given."""
     import numpy
 
     if length == len(made) or not len(made):
         return made
     cut_sets.remember(made, of)
+    if acting is not None and not acting.seen("repeated"):
+        acting.journal.tell("repeated", rows=len(made), length=length)
     return made.select(numpy.arange(length) % len(made), keep_in_memory=True)
 
 
@@ -195,4 +198,4 @@ def _estimated(acting: Acting, name: str, data: Any, few: Any, made: Any) -> Any
         "estimated",
         f"{name} left {len(made)} of {len(few)} rows; for {len(data)} rows that is about {length}",
     )
-    return repeated(made, length, of=data)
+    return repeated(made, length, of=data, acting=acting)

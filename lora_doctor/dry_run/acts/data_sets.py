@@ -175,7 +175,9 @@ def _made(acting: Acting, features: Any, lengths: dict[str, int], named: Mapping
 
     def of(split: str) -> Any:
         length = lengths.get(split.partition("[")[0], _LENGTH)
-        return few.to_iterable_dataset() if named.get("streaming") else data.repeated(few, length)
+        if named.get("streaming"):
+            return few.to_iterable_dataset()
+        return data.repeated(few, length, acting=acting)
 
     split = named.get("split")
     if isinstance(split, (list, tuple)):
@@ -221,7 +223,7 @@ def few_rows(acting: Acting, builder: Any, split: str | None, name: str) -> Any:
         stream = builder.as_streaming_dataset(split=one)
         rows = list(itertools.islice(stream, min(acting.rows, lengths[one])))
         made = datasets.Dataset.from_list(rows, features=stream.features or builder.info.features)
-        found[one] = data.repeated(made, lengths[one])
+        found[one] = data.repeated(made, lengths[one], acting=acting)
     acting.note(
         "sampled", f"of {name} the first {acting.rows} rows of each split were streamed", once=name
     )
