@@ -167,6 +167,10 @@ def test_what_ran_beside_what_was_asked_for() -> None:
     assert "FSDP2 was requested" in (otherwise_shared(of(*asked, replicas)) or "")
     assert otherwise_shared(of(*asked, shards)) is None
     assert of(*asked, shards).sharded == {"Layer": 2}
+    arguments = record("arguments", 10, values={"fsdp": "full_shard"})
+    by_default = (started(10, 0), started(11, 1), group, arguments, shards)
+    assert otherwise_shared(of(*by_default)) is not None
+    assert otherwise_shared(of(*by_default, record("fsdp", 10, version=2))) is None
     assert "did not meet" in (otherwise_shared(of(started(10, 0), started(11, 1))) or "")
 
 

@@ -14,6 +14,7 @@ import pytest
 import lora_doctor
 from lora_doctor.errors import InputError, TrainingStopped
 from lora_doctor.live.ranks import Ranks
+from lora_doctor.live.written_rows import writes_its_rows
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.slow
@@ -252,6 +253,23 @@ def test_no_process_waits_for_what_another_one_tells() -> None:
     assert ranks.sums() == {"0": 2.5, "1": 3.5}
     store.set("a/1", "other-names 3.5")
     assert ranks.sums() == {}, "each has a part of the model"
+
+
+def test_rows_that_the_model_writes_are_known_by_their_collator() -> None:
+    """GRPO's hands them on, with vLLM or without: what forward gets is what the model has written,
+    and an answer without an end is not the user's."""
+    from transformers import default_data_collator
+
+    prompts = [{"prompt": "Number 7 is"}]
+    for collate, rows, written in (
+        (lambda rows: rows, prompts, True),
+        (default_data_collator, [{"input_ids": [1, 2]}], False),
+        (default_data_collator, prompts, False),
+        (lambda rows: rows, iter(prompts), False),
+        (None, prompts, False),
+    ):
+        trainer = SimpleNamespace(data_collator=collate, train_dataset=rows)
+        assert writes_its_rows(trainer) is written
 
 
 def test_with_never_it_only_says_so(capfd: pytest.CaptureFixture[str]) -> None:

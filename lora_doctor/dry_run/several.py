@@ -159,7 +159,7 @@ def _asked_type(records: Sequence[Record], launched: Sequence[Record]) -> tuple[
             return "DeepSpeed", "accelerate's config"
         if str(variables.get("ACCELERATE_USE_FSDP", "")).lower() == "true":
             version = str(variables.get("FSDP_VERSION", "1"))
-            return "FSDP2" if version == "2" else "FSDP", "accelerate's config"
+            return _fsdp(records, newer=version == "2"), "accelerate's config"
     values = _arguments(records)
     if values.get("deepspeed"):
         return "DeepSpeed", "deepspeed"
@@ -167,12 +167,19 @@ def _asked_type(records: Sequence[Record], launched: Sequence[Record]) -> tuple[
         settings = values.get("fsdp_config")
         given = settings if isinstance(settings, Mapping) else {}
         newer = str(given.get("version", given.get("fsdp_version"))) == "2"
-        return "FSDP2" if newer else "FSDP", "fsdp"
+        return _fsdp(records, newer=newer), "fsdp"
     chosen = [name for one in _kind(records, "launcher") for name in one["chosen"]]
     for name, kind in (("use_fsdp", "FSDP"), ("use_deepspeed", "DeepSpeed")):
         if name in chosen:
             return kind, "accelerate's config"
     return "", ""
+
+
+def _fsdp(records: Sequence[Record], *, newer: bool) -> str:
+    """Which FSDP the settings mean: as accelerate has read them, where it came so far; what is not
+    said is FSDP 2 by the Trainer of transformers 5, and FSDP 1 before."""
+    read = _kind(records, "fsdp")
+    return "FSDP2" if (read[0]["version"] == 2 if read else newer) else "FSDP"
 
 
 def _simple_launcher(records: Sequence[Record]) -> str:

@@ -13,6 +13,7 @@ from lora_doctor.live import judge, telling
 from lora_doctor.live.numbers import Later, is_finite, loss_in, norms_of
 from lora_doctor.live.ranks import Ranks
 from lora_doctor.live.telling import On
+from lora_doctor.live.written_rows import writes_its_rows
 from lora_doctor.nn.copying import undisturbed
 from lora_doctor.results.diagnosis import Diagnosis
 from lora_doctor.results.verification import Verification
@@ -190,6 +191,7 @@ class Watch:
 
         with undisturbed():  # rows may be augmented at random when they are asked for
             supervised.tell_tokenizer(self._acting, trainer, self._training.model)
+            self._acting.writes_its_rows = writes_its_rows(trainer)
             if arguments is not None:
                 sets.tell(self._acting, trainer, arguments, state, own_schedule=False)
 

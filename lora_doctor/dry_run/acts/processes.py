@@ -133,6 +133,8 @@ def _accelerate(acting: Acting, module: ModuleType) -> None:
     def whole(original: Any, state: Any, *arguments: Any, **named: Any) -> None:
         original(state, *arguments, **named)
         plugin = named.get("fsdp_plugin")
+        if plugin is not None:  # which FSDP it is by default depends on the release
+            acting.journal.tell("fsdp", version=int(getattr(plugin, "fsdp_version", 1)))
         kinds = module.DistributedType
         if state.distributed_type != kinds.MULTI_CPU or not _no_gpu():
             return
