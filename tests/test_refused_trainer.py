@@ -62,3 +62,36 @@ def test_what_the_trainer_takes(tmp_path: Path) -> None:
     diagnosis = check(tmp_path, call)
     assert not diagnosis.findings
     assert "LD550" in diagnosis.passed
+
+
+_PICTURES = """\
+from peft import LoraConfig
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from trl import SFTConfig, SFTTrainer
+
+model = AutoModelForImageTextToText.from_pretrained("FOLDER")
+config = LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM")
+SFTTrainer(model, args=SFTConfig("out", completion_only_loss=True, max_length=None),
+           train_dataset=load(), peft_config=config, MORE
+           processing_class=AutoProcessor.from_pretrained("FOLDER"))
+"""
+
+
+def test_the_trainer_of_a_model_of_pictures(tmp_path: Path) -> None:
+    """It is created with a processor, as TRL asks for where a model takes images."""
+    folder = tmp_path / "smolvlm"
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
+             "num_attention_heads": 4}  # fmt: skip
+    transformers = pytest.importorskip("transformers")
+    text = {**sizes, "model_type": "llama", "vocab_size": 99, "num_key_value_heads": 4}
+    vision = {**sizes, "image_size": 16, "patch_size": 4}
+    config = transformers.SmolVLMConfig(
+        text_config=text, vision_config=vision, image_token_id=98, scale_factor=2
+    )
+    transformers.SmolVLMForConditionalGeneration(config).save_pretrained(folder)
+    for more, refused in (("formatting_func=lambda row: row,", True), ("", False)):
+        path = tmp_path / "train.py"
+        path.write_text(_PICTURES.replace("FOLDER", str(folder)).replace("MORE", more))
+        diagnosis = lora_doctor.check(str(path), depth="tiny", select=["LD550"])
+        assert ("LD550" in [one.rule for one in diagnosis.findings]) is refused
+        assert ("LD550" in diagnosis.passed) is not refused

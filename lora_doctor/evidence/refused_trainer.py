@@ -74,8 +74,6 @@ def gather(
     cls = _class(trainer["name"])
     loader = loading.Loader(source, Recipe.from_json(recipe))
     shrunk = tiny.make(loader, made)
-    if _takes_more_than_text(shrunk.model):
-        raise EvidenceError("the trainer of a model that takes more than text needs its processor")
     fitted = fewer_layers.fitted(Recipe.from_json(recipe), shrunk.model, loader).recipe
     report_progress("making the trainer")
     with tempfile.TemporaryDirectory(prefix="lora-doctor-") as folder, _quietly():
@@ -127,7 +125,9 @@ class _Maker:
 
             model = peft.get_peft_model(model, adapter)
         name = "processing_class" if "processing_class" in known else "tokenizer"
-        given[name] = _tokenizer(self.model, self._tokens())
+        given[name] = _tokenizer(self._tokens())
+        if _is_of_trl(self.cls) and _takes_more_than_text(self.model):
+            given[name] = _processor(given[name])
         made = self.cls(model=model, args=arguments, train_dataset=rows, eval_dataset=rows, **given)
         made.create_optimizer()
 
@@ -237,7 +237,7 @@ def _new_arguments(name: str, values: Mapping[str, Any], folder: str) -> Any:
 
 def _datasets(cls: Any) -> Iterator[Any]:
     """Rows of each kind; as TRL takes them where the trainer is TRL's."""
-    if cls.__module__.partition(".")[0] != "trl":
+    if not _is_of_trl(cls):
         yield [dict(_ROWS["tokens"])] * _ROWS_EACH
         return
     kind = importlib.import_module("datasets").Dataset
@@ -248,7 +248,28 @@ def _datasets(cls: Any) -> Iterator[Any]:
         yield kind.from_list(rows)
 
 
-def _tokenizer(model: Any, more: Sequence[str]) -> Any:
+def _is_of_trl(cls: Any) -> bool:
+    return bool(cls.__module__.partition(".")[0] == "trl")
+
+
+def _processor(tokenizer: Any) -> Any:
+    """A processor around a tokenizer: TRL asks for one where a model takes more than text. It is
+    for the constructor of the trainer alone, which runs no rows of images through it."""
+    from transformers import ProcessorMixin
+
+    class Processor(ProcessorMixin):  # type: ignore[misc]
+        attributes = ("tokenizer",)
+        tokenizer_class = "PreTrainedTokenizerFast"
+
+        def __init__(self, tokenizer: Any) -> None:
+            super().__init__(tokenizer)
+
+    made = Processor(tokenizer)
+    made.chat_template = tokenizer.chat_template
+    return made
+
+
+def _tokenizer(more: Sequence[str]) -> Any:
     """A tokenizer with as few tokens as the tiny model has, and with a chat template."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast

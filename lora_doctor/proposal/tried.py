@@ -218,6 +218,9 @@ class Proposal:
             accepted = self._accepted(values)
             if accepted:
                 changes.append({"target_modules": accepted})
+        elif values.get("task_type"):
+            # The user's own targets may name a head that PEFT trains as a whole for the task.
+            changes.extend({**change, "task_type": None} for change in [{}, *changes])
         if "target_parameters" in values:
             changes.extend({**change, "target_parameters": None} for change in [{}, *changes])
         elif "target_modules" in values:

@@ -150,6 +150,12 @@ class Draft:
         """Whether an argument is among `inputs`, or was added or left out before."""
         return name in inputs or name in self.exclude or name in self.include
 
+    def end_of_sequence(self) -> int:
+        """The token that the config names; 0 for none, or for one that the vocabulary lacks
+        (SigLIP's defaults are CLIP's)."""
+        token = self.entries.number("eos_token_id")
+        return token if token < max(self.tokens.vocab, 1) else 0
+
     def layouts(self) -> tuple[Any, ...]:
         """What decides how images and audio are laid out, and so how many tokens they take."""
         image, audio = self.image, self.audio

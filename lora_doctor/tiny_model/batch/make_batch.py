@@ -72,7 +72,7 @@ def make_batch(
         )
         draft.notes = notes
         if "return_loss" in parameters:  # a dual encoder reads a text at its last token
-            draft.tokens.last_id = draft.entries.number("eos_token_id")
+            draft.tokens.last_id = draft.end_of_sequence()
         try:
             batch = _tried(draft) if run else _untried(draft)
         except BatchError as error:

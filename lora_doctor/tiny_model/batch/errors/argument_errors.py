@@ -63,7 +63,7 @@ def _end_of_sequence(draft: Draft, text: str) -> str:
         return ""
     if not re.search(r"at least one <?eos>? token|index -1 .* size 0$", text):
         return ""
-    draft.tokens.last_id = draft.entries.number("eos_token_id")
+    draft.tokens.last_id = draft.end_of_sequence()
     last_id = draft.tokens.last_id
     return f"token {last_id} (end of sequence) last" if last_id else ""
 
