@@ -3,6 +3,7 @@ called broken, and what the trainer refuses is found for pictures too."""
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -37,16 +38,15 @@ def test_a_head_that_the_own_targets_name_is_not_trained_twice(
     diagnosis = lora_doctor.check(folder, recipe, worker=worker)
     assert diagnosis.before is not None and diagnosis.before.outcome == "passed", diagnosis
     assert diagnosis.recipe.get("task_type") is None
-    told = lora_doctor.check(
-        folder, {**recipe, "task_type": "TOKEN_CLS"}, worker=worker, depth="meta"
-    )
-    assert [finding.rule for finding in told.findings] == ["LD205"]
+    told = lora_doctor.check(folder, {**recipe, "task_type": "TOKEN_CLS"}, worker=worker)
+    assert [finding.severity for finding in told.findings] == ["error"]
 
 
 def test_an_end_of_text_that_the_vocabulary_lacks(worker: Worker, tmp_path: Path) -> None:
     """The config of SigLIP has CLIP's end of text beside a smaller vocabulary."""
-    if not hasattr(transformers, "SiglipModel"):
-        pytest.skip("this transformers has no SigLIP")
+    source = inspect.getsource(transformers.SiglipModel.forward)
+    if "loss to be implemented" in source:
+        pytest.skip("this transformers has no loss of SigLIP")
     config = transformers.SiglipConfig(text_config=_TEXT, vision_config=_PICTURE)
     assert config.text_config.eos_token_id > config.text_config.vocab_size
     folder = saved(tmp_path / "siglip", "SiglipModel", config)

@@ -7,7 +7,7 @@ child process with torch, transformers and PEFT.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -191,7 +191,17 @@ class Proposal:
         call = wrapper_call(proposed)
         if not all(hasattr(self.model, name) for name in call.needs):
             return None
+        if self._names_a_head(call.keeps):
+            return None
         return proposed if wrapper_fits(self.found, call.sends) else None
+
+    def _names_a_head(self, heads: Collection[str]) -> bool:
+        """Whether the user's own list names a head that PEFT trains as a whole for the task: newer
+        releases raise for that, older ones freeze the adapters there."""
+        targets = self.asked.get("target_modules")
+        return isinstance(targets, list) and any(
+            name.rpartition(".")[2] in heads for name in targets
+        )
 
     def _with_heads(self, recipe: Recipe, injected: Injected) -> tuple[Recipe, Injected]:
         """Beside the adapters, heads that the wrapper of the task does not train by itself."""
