@@ -44,7 +44,10 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     ``streamed_without_steps`` (likewise), ``unknown_arguments`` (``UnknownArgument``),
     ``gone_names`` (``GoneName``: imported, and not in the installed release),
     ``adds_without_wrapper``; ``spread_twice`` (``SpreadTwice``: a device map beside FSDP or
-    DeepSpeed); ``evaluations_without_data``: trainers that are to evaluate and are
+    DeepSpeed); ``sharded`` (``Sharded``: how the weights are divided among processes) and
+    ``storage_dtype``, what 4-bit weights are stored as; ``reentrant_under_ddp``
+    (``ReentrantDdp``: checkpointing that DDP does not take); each ``Launch``, what starts the
+    script; ``evaluations_without_data``: trainers that are to evaluate and are
     given no data for it; ``collated_columns``: what a collator reads of each row;
     ``added_tokens``: the calls that add tokens to the tokenizer (``AddedTokens``);
     ``made_arguments``: the calls that make arguments of a Trainer;
@@ -178,6 +181,7 @@ if TYPE_CHECKING:
     )
     from lora_doctor.recipe.program.evaluation import evaluations_without_data
     from lora_doctor.recipe.program.gone_names import GoneName, gone_names
+    from lora_doctor.recipe.program.launch import Launch
     from lora_doctor.recipe.program.made_arguments import made_arguments
     from lora_doctor.recipe.program.made_trainer import made_trainer
     from lora_doctor.recipe.program.names import UnknownArgument, unknown_arguments
@@ -270,6 +274,7 @@ _LAZY = {
         ),
         "recipe.program.evaluation": ("evaluations_without_data",),
         "recipe.program.gone_names": ("GoneName", "gone_names"),
+        "recipe.program.launch": ("Launch",),
         "recipe.program.made_arguments": ("made_arguments",),
         "recipe.program.made_trainer": ("made_trainer",),
         "recipe.program.names": ("UnknownArgument", "unknown_arguments"),
@@ -368,6 +373,7 @@ __all__ = [
     "GradientsWithoutStep",
     "InstancePatch",
     "KeptWeights",
+    "Launch",
     "Loading",
     "Location",
     "LooseMatch",

@@ -64,8 +64,9 @@ class Sharded:
     by: str
     #: FSDP's version; 0 for ZeRO.
     version: int
-    #: Where that is asked for, and what stands there.
+    #: Where that is asked for.
     place: Place
+    #: What stands there.
     code: str
     #: Whether it is certain to count: no comment, no file that only lies there.
     certain: bool = True
