@@ -199,6 +199,11 @@ if TYPE_CHECKING:
     from lora_doctor.recipe.program.reentrant import ReentrantDdp, reentrant_under_ddp
     from lora_doctor.recipe.program.setup import Setup
     from lora_doctor.recipe.program.streaming import streamed_without_steps
+    from lora_doctor.recipe.program.training_loops import (
+        gradients_cleared,
+        losses_without_gradients,
+        trained_in_eval_mode,
+    )
     from lora_doctor.recipe.program.wrapping import (
         compiled_before_adapters,
         loaded_onto_adapters,
@@ -287,6 +292,9 @@ _LAZY = {
         "recipe.program.reentrant": ("ReentrantDdp", "reentrant_under_ddp"),
         "recipe.program.setup": ("Setup",),
         "recipe.program.streaming": ("streamed_without_steps",),
+        "recipe.program.training_loops": (
+            "gradients_cleared", "losses_without_gradients", "trained_in_eval_mode",
+        ),
         "recipe.program.wrapping": ("compiled_before_adapters", "loaded_onto_adapters"),
         "results.adapter_loading": ("AdapterLoading", "OtherShape"),
         "results.built_in_adapters": ("AdapterState", "BuiltIn"),
@@ -461,12 +469,14 @@ __all__ = [
     "framework_named",
     "gib",
     "gone_names",
+    "gradients_cleared",
     "has_unread_callback",
     "kept_budgets",
     "known_architectures",
     "loaded_frozen",
     "loaded_onto_adapters",
     "lora_config_fields",
+    "losses_without_gradients",
     "made_arguments",
     "made_trainer",
     "means_mlp",
@@ -498,6 +508,7 @@ __all__ = [
     "suffix",
     "target_entries",
     "targets_without",
+    "trained_in_eval_mode",
     "trained_in_turn",
     "unknown_arguments",
     "unmatched_entries",

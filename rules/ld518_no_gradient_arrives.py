@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from lora_doctor.rule_api import Case, Example, Finding, Fix, Measurement, Proof, Rule
+from lora_doctor.rule_api import (
+    Case,
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measurement,
+    Proof,
+    Rule,
+    gradients_cleared,
+)
 from lora_doctor.rules._dry_run_script import LOOP, MODEL
 from lora_doctor.rules._training_signal import STEPS, at, contract_failed, signal, without_labels
 
@@ -29,7 +39,8 @@ class NoGradientArrives(Rule):
 
     A dry run reads the gradients when the optimizer has taken its step, and compares with the
     training contract, which trains a copy of the same model on the same batch. Trainers whose model
-    writes what it trains on (GRPO) are judged by their rewards, LD938.
+    writes what it trains on (GRPO) are judged by their rewards, LD938. In a script that is only
+    read, `zero_grad()` right before the optimizer's only `step()` is found.
 
     ## Versions
     All.
@@ -56,9 +67,19 @@ class NoGradientArrives(Rule):
             why="the gradients are cleared before the step",
         ),
         Example("healthy", "", script=MODEL + LOOP),
+        Example(
+            "broken",
+            "tests/loops/cleared_before_the_step.py",
+            depth="static",
+            why="zero_grad() stands between backward() and step()",
+        ),
+        Example("healthy", "tests/loops/teacher_without_gradients.py", depth="static"),
     )  # fmt: skip
 
     def check(self, case: Case) -> Iterator[Finding]:
+        if not case.has("dry_run"):
+            yield from self._of_script(case)
+            return
         found = signal(case)
         seen = found.gradients
         if seen is None or seen.largest > 0 or seen.not_finite or seen.generated or found.rewards:
@@ -88,6 +109,24 @@ class NoGradientArrives(Rule):
                 ),
             ),
         )
+
+    def _of_script(self, case: Case) -> Iterator[Finding]:
+        """Gradients that are cleared right before the step, in a script that was only read."""
+        for place, cleared, step in gradients_cleared(case.program):
+            yield self.finding(
+                "error",
+                f"{cleared.code} clears the gradients before {cleared.step_code} uses them: the "
+                "adapters stay as they were initialized.",
+                location=Location("file", place.file, place.line),
+                evidence=(
+                    Measurement("gradients cleared", cleared.code, str(place)),
+                    Measurement("the optimizer's only step", cleared.step_code, str(step)),
+                ),
+                proof=Proof("read", "the order of the calls in the script, which was not run"),
+                fixes=(
+                    Fix("Call optimizer.zero_grad() after optimizer.step().", "manual"),
+                ),
+            )  # fmt: skip
 
 
 def _what(seen: StepGradients) -> str:
