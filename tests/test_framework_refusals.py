@@ -9,6 +9,7 @@ import pytest
 
 import lora_doctor
 from lora_doctor.recipe.files.format import format_named, framework_named, remarks_of
+from lora_doctor.recipe.files.named_paths import absent_paths
 from lora_doctor.recipe.files.read_write import read_recipe
 from lora_doctor.recipe.files.refusals import none_of_the_choices
 from lora_doctor.results.finding import Finding
@@ -146,3 +147,72 @@ def test_remarks_of_a_format_are_its_own_and_those_of_all() -> None:
         remark.names for remark in remarks_of("TRL", {"bf16": True, "fp16": True, "lora_r": 8})
     }
     assert kinds == {("lora_r",), ("fp16", "bf16")}
+
+
+_LLAMAFACTORY = {"stage": "sft", "do_train": True, "dataset": "mine", "learning_rate": 1e-4}
+_AXOLOTL = {"base_model": "m", "adapter": "lora"}
+
+
+@pytest.mark.parametrize(
+    ("name", "entries", "healthy", "said"),
+    [
+        ("LLaMA-Factory", {**_LLAMAFACTORY, "eval_strategy": "steps"}, {"val_size": 0.1},
+         "eval_dataset be provided"),
+        ("LLaMA-Factory", {**_LLAMAFACTORY, "val_size": "0.1", "eval_dataset": "a"},
+         {"val_size": 0}, "Cannot specify `val_size`"),
+        ("LLaMA-Factory", {**_LLAMAFACTORY, "stage": "ppo"}, {"reward_model": "r"},
+         "`reward_model` is necessary"),
+        ("LLaMA-Factory", {**_LLAMAFACTORY, "quantization_bit": 4, "pissa_init": "true"},
+         {"pissa_init": False}, "PiSSA"),
+        ("LLaMA-Factory", {**_LLAMAFACTORY, "streaming": True}, {"max_steps": 10}, "max_steps"),
+        ("LLaMA-Factory", {"quantization_bit": 4, "adapter_name_or_path": "a", "export_dir": "b"},
+         {"quantization_bit": None}, "Cannot merge adapters"),
+        ("LLaMA-Factory", {**_LLAMAFACTORY, "do_train": False, "num_train_epochs": 1},
+         {"do_train": True}, "trains nothing"),
+        ("axolotl", {**_AXOLOTL, "val_set_size": 0, "eval_steps": 10}, {"val_set_size": 0.1},
+         "val_set_size == 0"),
+        ("axolotl", {**_AXOLOTL, "val_set_size": 0.1, "test_datasets": [{"path": "d"}]},
+         {"val_set_size": 0.0}, "test_datasets"),
+        ("axolotl", {**_AXOLOTL, "adapter": "lorra"}, {"adapter": "lora"}, "not built in"),
+        ("axolotl", {**_AXOLOTL, "adapter": "qlora", "load_in_4bit": True, "merge_lora": True},
+         {"merge_lora": False}, "Can't merge qlora"),
+        ("ms-swift", {"model": "m", "eval_strategy": "steps"}, {"split_dataset_ratio": "0.01"},
+         "evaluates nothing"),
+    ],
+)  # fmt: skip
+def test_entries_that_do_not_go_together(
+    name: str, entries: dict[str, object], healthy: dict[str, object], said: str
+) -> None:
+    (remark,) = framework_named(name).remarks(entries)
+    assert said in remark.what and remark.names[0] in entries
+    assert not list(framework_named(name).remarks({**entries, **healthy}))
+
+
+def test_paths_count_as_missing_where_their_folder_is_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "saves" / "first").mkdir(parents=True)
+    (tmp_path / "ds.json").write_text("{}")
+    entries = {
+        "adapters": ["saves/frist", "saves/first", "org/name", "/absent/here", "name"],
+        "dataset": ["saves/rows.jsonl#500", "https://host/rows"],
+        "deepspeed": "ds.json",
+    }
+    found = absent_paths(framework_named("ms-swift").paths(entries), [Path()], [])
+    assert [(one.entry, one.path, one.near) for one in found] == [
+        ("adapters", "saves/frist", "saves/first"), ("dataset", "saves/rows.jsonl", ""),
+    ]  # fmt: skip
+
+
+def test_a_dataset_that_no_file_registers_is_named_with_the_one_that_was_meant(
+    tmp_path: Path,
+) -> None:
+    """Only where the file is here; a name of several is changed among the others."""
+    text = _BOTH.replace("bf16: true\n", "dataset: one,tow\ndo_train: true\n")
+    assert "LD582" not in found(tmp_path, text)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "dataset_info.json").write_text('{"one": {}, "two": {}}')
+    finding = found(tmp_path, text)["LD582"]
+    assert (finding.severity, finding.location.line) == ("error", 7)
+    assert [edit.value for edit in finding.fixes[0].edits] == ["one,two"]

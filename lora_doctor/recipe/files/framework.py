@@ -58,6 +58,10 @@ class Framework:
     #: Entries with which it freezes weights after PEFT has wrapped the model, each with what tells
     #: of the name of a weight there whether it does.
     freezes: Callable[[Entries], Mapping[str, Callable[[str], bool]]] = lambda entries: {}
+    #: Entries with the files and folders that they name; what is on a hub may be among them.
+    paths: Callable[[Entries], Iterable[tuple[str, str]]] = lambda entries: ()
+    #: The entry that names data sets by what a file registers, and the path of that file.
+    registry: Callable[[Entries], tuple[str, str] | None] = lambda entries: None
     #: Whether it can shard 8-bit weights, whose statistics FSDP leaves behind.
     shards_eight_bits: Callable[[Entries], bool] = lambda entries: False
     #: Whether it quantizes fused experts, which transformers leaves as they are.

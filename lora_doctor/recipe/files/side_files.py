@@ -11,6 +11,8 @@ from typing import Any
 from lora_doctor.errors import InputError
 from lora_doctor.recipe.files import json_syntax, yaml_syntax
 from lora_doctor.recipe.files.bytes import read_text
+from lora_doctor.recipe.files.format import framework_named
+from lora_doctor.recipe.files.named_paths import AbsentPath, absent_paths
 from lora_doctor.recipe.pinned import pins_beside
 from lora_doctor.recipe.set_up import SetUp
 from lora_doctor.static.program.program import Pin
@@ -38,6 +40,11 @@ class SideFiles:
     pins: tuple[Pin, ...] = ()
     #: Files that are named and not here, each with why.
     missing: Mapping[str, str] = field(default_factory=dict)
+    #: Files and folders that are named, and are not in the folder that would hold them.
+    absent: tuple[AbsentPath, ...] = ()
+    #: The file that registers data sets, as far as it is here, and the names in it.
+    registry_file: str = ""
+    registered: frozenset[str] = frozenset()
 
     @property
     def zero_stage(self) -> int:
@@ -70,9 +77,16 @@ def read_side_files(set_up: SetUp) -> SideFiles:
     accelerate, accelerate_file = None, ""
     if set_up.launcher == "accelerate" and isinstance(named, str):
         accelerate, accelerate_file = _read(named, folder, missing)
+    framework = framework_named(set_up.format)
+    starts, above = [Path(), folder], list(folder.parents)[:_ABOVE]
+    absent = absent_paths(framework.paths(set_up.entries), starts, above)
+    registry = framework.registry(set_up.entries)
+    registered, registry_file = _read(registry[1], folder, {}) if registry else (None, "")
+    pins = pins_beside(folder, _ABOVE)
     return SideFiles(
-        deepspeed, deepspeed_file, accelerate, accelerate_file, pins_beside(folder, _ABOVE), missing
-    )
+        deepspeed, deepspeed_file, accelerate, accelerate_file, pins, missing,
+        tuple(absent), registry_file if registered else "", frozenset(registered or ()),
+    )  # fmt: skip
 
 
 def _deepspeed(

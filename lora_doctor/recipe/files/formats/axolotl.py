@@ -8,9 +8,11 @@ from typing import Any
 
 from lora_doctor.recipe.edit import REMOVE
 from lora_doctor.recipe.files.framework import Framework
+from lora_doctor.recipe.files.named_paths import of_datasets, of_entries
 from lora_doctor.recipe.files.read_as import boolean, integer, names, number, positive, text
 from lora_doctor.recipe.files.remark import Remark
 from lora_doctor.recipe.files.spelling import Spelling, Spellings
+from lora_doctor.recipe.files.together import Together, more_than_zero, on, remarks_on
 from lora_doctor.static.installed.framework_fields import Sources
 
 NAME = "axolotl"
@@ -185,6 +187,7 @@ def _remarks(entries: Mapping[str, Any]) -> Iterator[Remark]:
             "utils/schemas/validation.py: check_use_reentrant_mismatch",
             "Set use_reentrant: false in gradient_checkpointing_kwargs.",
         )  # fmt: skip
+    yield from remarks_on(_TOGETHER, entries)
     attention = entries.get("attn_implementation") or any(entries.get(name) for name in _ATTENTION)
     if boolean(entries.get("sample_packing") or False) and not attention:
         yield Remark(
@@ -194,6 +197,76 @@ def _remarks(entries: Mapping[str, Any]) -> Iterator[Remark]:
             "Set attn_implementation: sdpa (or flash_attention_2 where it is installed).",
             (("attn_implementation", "sdpa"),),
         )  # fmt: skip
+
+
+def _no_rows_to_evaluate(entries: Mapping[str, Any]) -> bool:
+    written = entries.get("val_set_size") is not None and not more_than_zero(
+        entries, "val_set_size"
+    )
+    asks = entries.get("eval_steps") or str(entries.get("eval_strategy") or "no") != "no"
+    return bool(written and asks and not entries.get("test_datasets")
+                and str(entries.get("eval_strategy")) != "no")  # fmt: skip
+
+
+_IN_TRAINING = "utils/schemas/validation.py: check_evals"
+_TOGETHER = (
+    Together(
+        ("val_set_size", "eval_steps", "eval_strategy"), _no_rows_to_evaluate,
+        "raises ValueError: eval_steps and eval_strategy are not supported with val_set_size == 0",
+        _IN_TRAINING, "Set val_set_size (such as 0.05) or test_datasets, or take the others out.",
+    ),
+    Together(
+        ("val_set_size", "test_datasets"),
+        lambda entries: bool(entries.get("test_datasets"))
+        and more_than_zero(entries, "val_set_size"),
+        "raises ValueError: non-zero val_set_size should not be used with test_datasets "
+        "configuration", "utils/schemas/validation.py: check_val_w_test_datasets",
+        "Take val_set_size out.", (("val_set_size", REMOVE),),
+    ),
+    Together(
+        ("evals_per_epoch", "eval_steps"),
+        lambda entries: bool(entries.get("evals_per_epoch") and entries.get("eval_steps")),
+        "raises ValueError: eval_steps and evals_per_epoch are mutually exclusive and cannot be "
+        "used together", _IN_TRAINING, "Take one of them out.",
+    ),
+    Together(
+        ("saves_per_epoch", "save_steps"),
+        lambda entries: bool(entries.get("saves_per_epoch") and entries.get("save_steps")),
+        "raises ValueError: save_steps and saves_per_epoch are mutually exclusive and cannot be "
+        "used together", "utils/schemas/validation.py: check_saves", "Take one of them out.",
+    ),
+    Together(
+        ("merge_lora", "load_in_4bit"),
+        lambda entries: str(entries.get("adapter")) == "qlora" and on(entries, "merge_lora")
+        and on(entries, "load_in_4bit"),
+        "raises ValueError: Can't merge qlora if loaded in 4bit",
+        "utils/schemas/peft.py: validate_qlora",
+        "Take merge_lora out: `axolotl merge-lora` merges after the training.",
+        (("merge_lora", REMOVE),),
+    ),
+    Together(
+        ("load_in_4bit", "load_in_8bit"),
+        lambda entries: not entries.get("adapter") and not on(entries, "inference")
+        and not any(entries.get(name) is not None for name in _LORA)
+        and (on(entries, "load_in_4bit") or on(entries, "load_in_8bit")),
+        "raises ValueError: load_in_8bit and load_in_4bit are not supported without setting an "
+        "adapter for training", "utils/schemas/peft.py: validate_adapter", "Set adapter.",
+    ),
+    Together(
+        ("adapter",),
+        lambda entries: bool(entries.get("adapter")) and not entries.get("plugins")
+        and entries["adapter"] not in ("lora", "qlora", "llama-adapter"),
+        "raises ValueError: the adapter is not built in and was not registered by a plugin",
+        "utils/schemas/peft.py: validate_adapter", "Set adapter: lora or adapter: qlora.",
+    ),
+    Together(
+        ("lora_dropout", "lora_target_parameters"),
+        lambda entries: bool(entries.get("lora_target_parameters"))
+        and more_than_zero(entries, "lora_dropout"),
+        "raises ValueError: lora_dropout must be 0 when lora_target_parameters is set",
+        "utils/schemas/peft.py", "Set lora_dropout: 0.", (("lora_dropout", 0),),
+    ),
+)  # fmt: skip
 
 
 #: Parts of a parameter's name with which ``utils/freeze.py`` takes it for one of an encoder.
@@ -217,6 +290,12 @@ def _freezes(entries: Mapping[str, Any]) -> dict[str, Callable[[str], bool]]:
     if boolean(entries.get("freeze_mm_modules") or False):
         found["freeze_mm_modules"] = lambda name: bool(_ENCODERS.intersection(name.split(".")))
     return found
+
+
+def _paths(entries: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    yield from of_entries(entries, "lora_model_dir", "resume_from_checkpoint", "deepspeed")
+    for name in ("datasets", "test_datasets", "pretraining_dataset"):
+        yield from of_datasets(entries, name, "path", "data_files")
 
 
 def _shards_eight_bits(entries: Mapping[str, Any]) -> bool:
@@ -250,6 +329,7 @@ FRAMEWORK = Framework(
     write=_write,
     remarks=_remarks,
     freezes=_freezes,
+    paths=_paths,
     shards_eight_bits=_shards_eight_bits,
     quantizes_experts=lambda entries: boolean(entries.get("quantize_moe_experts") or False),
     plugins=_plugins,

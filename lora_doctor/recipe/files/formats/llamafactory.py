@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from lora_doctor.recipe.edit import REMOVE
 from lora_doctor.recipe.files.framework import Framework
+from lora_doctor.recipe.files.named_paths import of_entries
 from lora_doctor.recipe.files.read_as import (
     boolean,
     integer,
@@ -19,6 +21,13 @@ from lora_doctor.recipe.files.read_as import (
 )
 from lora_doctor.recipe.files.remark import Remark
 from lora_doctor.recipe.files.spelling import Spelling, Spellings
+from lora_doctor.recipe.files.together import (
+    Together,
+    evaluates,
+    more_than_zero,
+    on,
+    remarks_on,
+)
 from lora_doctor.recipe.files.trainer_spellings import OF_THE_TRAINER
 from lora_doctor.recipe.keys import config_fields
 from lora_doctor.static.installed.framework_fields import Sources
@@ -172,12 +181,92 @@ def _remarks(entries: Mapping[str, Any]) -> Iterator[Remark]:
             "Set neat_packing: true.", (("neat_packing", True),),
         )  # fmt: skip
     yield from _of_bits(entries)
-    if entries.get("quantization_bit") and boolean(entries.get("resize_vocab") or False):
-        yield Remark(
-            "refused", ("resize_vocab", "quantization_bit"),
-            "raises ValueError: Cannot resize embedding layers of a quantized model",
-            "hparams/parser.py: _verify_model_args", "Take resize_vocab or quantization_bit out.",
-        )  # fmt: skip
+    yield from remarks_on(_TOGETHER, entries)
+
+
+def _trains_nothing(entries: Mapping[str, Any]) -> bool:
+    """A set-up for training, by what it sets, that says nothing of what it is to do."""
+    of_training = {"dataset", "learning_rate", "num_train_epochs", "per_device_train_batch_size"}
+    to_do = ("do_train", "do_eval", "do_predict", "predict_with_generate", "export_dir")
+    return len(of_training & entries.keys()) > 2 and not any(on(entries, name) for name in to_do)
+
+
+_TOGETHER = (
+    Together(
+        ("resize_vocab", "quantization_bit"),
+        lambda entries: bool(entries.get("quantization_bit")) and on(entries, "resize_vocab"),
+        "raises ValueError: Cannot resize embedding layers of a quantized model",
+        "hparams/parser.py: _verify_model_args", "Take resize_vocab or quantization_bit out.",
+    ),
+    Together(
+        ("pissa_init", "quantization_bit"),
+        lambda entries: bool(entries.get("quantization_bit")) and on(entries, "pissa_init"),
+        "raises ValueError: Please use scripts/pissa_init.py to initialize PiSSA for a quantized "
+        "model", "hparams/parser.py: _verify_model_args",
+        "Take pissa_init or quantization_bit out.",
+    ),
+    Together(
+        ("quantization_bit", "finetuning_type"),
+        lambda entries: bool(entries.get("quantization_bit"))
+        and str(entries.get("finetuning_type", "lora")) in ("full", "freeze"),
+        "raises ValueError: Quantization is only compatible with the LoRA or OFT method",
+        "hparams/parser.py: _verify_model_args", "Take quantization_bit out.",
+    ),
+    Together(
+        ("quantization_bit", "adapter_name_or_path", "export_dir"),
+        lambda entries: all(
+            entries.get(name) for name in ("quantization_bit", "adapter_name_or_path", "export_dir")
+        ),
+        "raises ValueError: Cannot merge adapters to a quantized model",
+        "train/tuner.py: export_model",
+        "Take quantization_bit out: adapters are merged into the weights in full precision.",
+        (("quantization_bit", REMOVE),),
+    ),
+    Together(
+        ("eval_strategy", "do_eval"),
+        lambda entries: evaluates(entries) and not entries.get("eval_dataset")
+        and not more_than_zero(entries, "val_size"),
+        "raises ValueError: Please make sure eval_dataset be provided or val_size >1e-6",
+        "hparams/parser.py: get_train_args", "Set val_size (such as 0.05) or eval_dataset.",
+    ),
+    Together(
+        ("val_size", "eval_dataset"),
+        lambda entries: bool(entries.get("eval_dataset")) and more_than_zero(entries, "val_size"),
+        "raises ValueError: Cannot specify `val_size` if `eval_dataset` is not None",
+        "hparams/data_args.py: __post_init__", "Take val_size out.", (("val_size", REMOVE),),
+    ),
+    Together(
+        ("stage",),
+        lambda entries: _stage(entries) == "ppo" and not entries.get("reward_model"),
+        "raises ValueError: `reward_model` is necessary for PPO training",
+        "hparams/finetuning_args.py: __post_init__", "Set reward_model.",
+    ),
+    Together(
+        ("neat_packing", "stage"),
+        lambda entries: _stage(entries) != "sft" and on(entries, "neat_packing"),
+        "raises ValueError: `neat_packing` cannot be set as True except SFT",
+        "hparams/parser.py: get_train_args", "Take neat_packing out.",
+        (("neat_packing", REMOVE),),
+    ),
+    Together(
+        ("do_train",),
+        lambda entries: on(entries, "do_train") and not entries.get("dataset"),
+        "raises ValueError: Please specify dataset for training",
+        "hparams/parser.py: get_train_args", "Set dataset.",
+    ),
+    Together(
+        ("streaming",),
+        lambda entries: on(entries, "streaming") and not more_than_zero(entries, "max_steps"),
+        "raises ValueError: Please specify `max_steps` in streaming mode",
+        "hparams/parser.py: get_train_args", "Set max_steps.",
+    ),
+    Together(
+        ("learning_rate", "dataset"), _trains_nothing,
+        "trains nothing without do_train: true and comes to its end",
+        "train/sft/workflow.py: run_sft", "Set do_train: true.", (("do_train", True),),
+        kind="unread",
+    ),
+)  # fmt: skip
 
 
 def _of_bits(entries: Mapping[str, Any]) -> Iterator[Remark]:
@@ -194,6 +283,22 @@ def _of_bits(entries: Mapping[str, Any]) -> Iterator[Remark]:
 
 def _written(entries: Mapping[str, Any], names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(name for name in names if name in entries)
+
+
+def _paths(entries: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for name in ("adapter_name_or_path", "ref_model_adapters", "reward_model_adapters"):
+        for path in str(entries.get(name) or "").split(","):
+            yield name, path.strip()
+    yield from of_entries(
+        entries, "resume_from_checkpoint", "deepspeed", "media_dir", "dataset_dir"
+    )
+
+
+def _registry(entries: Mapping[str, Any]) -> tuple[str, str] | None:
+    """``data/parser.py``: the names of ``dataset`` are looked up in ``dataset_info.json``."""
+    folder = entries.get("dataset_dir", "data")
+    on_a_hub = not isinstance(folder, str) or folder == "ONLINE" or folder.startswith("REMOTE:")
+    return None if on_a_hub else ("dataset", f"{folder}/dataset_info.json")
 
 
 def _stage(entries: Mapping[str, Any]) -> str:
@@ -218,6 +323,8 @@ FRAMEWORK = Framework(
     also=frozenset({"overwrite_output_dir", "hub_model_id"}),
     finish=_finish,
     remarks=_remarks,
+    paths=_paths,
+    registry=_registry,
     commands=("llamafactory-cli", "lmf"),
 )  # fmt: skip
 

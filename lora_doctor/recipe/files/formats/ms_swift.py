@@ -7,9 +7,11 @@ from typing import Any
 
 from lora_doctor.recipe.edit import REMOVE
 from lora_doctor.recipe.files.framework import Framework
+from lora_doctor.recipe.files.named_paths import of_entries
 from lora_doctor.recipe.files.read_as import boolean, integer, names, number, only, text
 from lora_doctor.recipe.files.remark import Remark
 from lora_doctor.recipe.files.spelling import Spelling, Spellings
+from lora_doctor.recipe.files.together import Together, evaluates, more_than_zero, remarks_on
 from lora_doctor.recipe.files.trainer_spellings import OF_THE_TRAINER
 from lora_doctor.static.installed.framework_fields import Sources
 
@@ -104,6 +106,18 @@ def _write(key: str, value: Any, entries: Mapping[str, Any]) -> dict[str, Any] |
 
 _LORA = ("lora_rank", "lora_alpha", "lora_dropout", "target_modules", "target_regex",
          "modules_to_save", "use_rslora", "use_dora")  # fmt: skip
+#: Where rows to evaluate come from.
+_EVALUATED = ("val_dataset", "cached_val_dataset", "eval_dataset")
+_TOGETHER = (
+    Together(
+        ("eval_strategy",),
+        lambda entries: evaluates(entries) and not any(entries.get(one) for one in _EVALUATED)
+        and not more_than_zero(entries, "split_dataset_ratio"),
+        "evaluates nothing without val_dataset or split_dataset_ratio: it sets eval_strategy to no",
+        "arguments/sft_args.py: __post_init__", "Set split_dataset_ratio (such as 0.01).",
+        (("split_dataset_ratio", 0.01),), kind="unread",
+    ),
+)  # fmt: skip
 _FLASH = ("flash_attn", "flash_attention_2", "flash_attention_3", "flash_attention_4")
 
 
@@ -135,6 +149,7 @@ def _remarks(entries: Mapping[str, Any]) -> Iterator[Remark]:
             "arguments/base_args/quant_args.py: get_quantization_config", "Set quant_bits 4.",
             (("quant_bits", 4),), safe=True,
         )  # fmt: skip
+    yield from remarks_on(_TOGETHER, entries)
     packed = [name for name in ("packing", "padding_free") if boolean(entries.get(name) or False)]
     if packed and str(entries.get("attn_impl")) not in _FLASH:
         yield Remark(
@@ -143,6 +158,15 @@ def _remarks(entries: Mapping[str, Any]) -> Iterator[Remark]:
             "arguments/sft_args.py: _check_padding_free",
             "Set attn_impl flash_attn (flash-attn has to be installed), or turn it off.",
         )  # fmt: skip
+
+
+def _paths(entries: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    yield from of_entries(entries, "adapters", "ref_adapters", "resume_from_checkpoint",
+                          "external_plugins")  # fmt: skip
+    if str(entries.get("deepspeed")).endswith(".json"):
+        yield from of_entries(entries, "deepspeed")
+    for name, path in of_entries(entries, "dataset", "val_dataset"):
+        yield name, path.partition("#")[0]  # PATH#ROWS
 
 
 FRAMEWORK = Framework(
@@ -161,6 +185,7 @@ FRAMEWORK = Framework(
     finish=_finish,
     write=_write,
     remarks=_remarks,
+    paths=_paths,
     commands=("swift",),
 )  # fmt: skip
 

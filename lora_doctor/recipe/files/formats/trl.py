@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lora_doctor.recipe.files.framework import Framework
+from lora_doctor.recipe.files.named_paths import of_datasets, of_entries
 from lora_doctor.recipe.files.read_as import boolean, integer, names, number, positive, text
 from lora_doctor.recipe.files.remark import Remark
 from lora_doctor.recipe.files.spelling import Spelling, Spellings
@@ -112,6 +113,12 @@ def _remarks(entries: Mapping[str, Any]) -> Iterator[Remark]:
         )  # fmt: skip
 
 
+def _paths(entries: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    yield from of_entries(entries, "chat_template_path", "resume_from_checkpoint", "deepspeed",
+                          "dataset_name")  # fmt: skip
+    yield from of_datasets(entries, "datasets", "path", "data_files")
+
+
 FRAMEWORK = Framework(
     Sources(
         "trl",
@@ -128,6 +135,7 @@ FRAMEWORK = Framework(
     renamed={"max_seq_length": "max_length", "max_seq_len": "max_length"},
     finish=_finish,
     remarks=_remarks,
+    paths=_paths,
     commands=("trl",),
 )  # fmt: skip
 
