@@ -118,6 +118,8 @@ def test_two_settings_that_exclude_each_other_are_one_finding(tmp_path: Path) ->
         # A key without a value sets nothing where unknown keys are ignored.
         ("set_up.yaml", "base_model: arch:llama\nadapter: lora\nlora_target_linear: true\n"
          "gptq_groupsize:\n"),
+        # All weights are trained on purpose where the adapter is left blank.
+        ("set_up.yaml", "base_model: arch:llama\nadapter:\nlora_r: 8\nlora_target_linear: true\n"),
         # axolotl teaches FSDP 2 to shard 8-bit weights.
         ("set_up.yaml", "base_model: arch:llama\nadapter: lora\nlora_target_linear: true\n"
          "load_in_8bit: true\nfsdp_config:\n  fsdp_version: 2\n"),
@@ -130,7 +132,7 @@ def test_two_settings_that_exclude_each_other_are_one_finding(tmp_path: Path) ->
         ("set_up.yaml", "base_model: arch:llama\nadapter: lora\nlora_target_linear: true\n"
          "attn_implementation: xformers\nsample_packing: true\n"),
     ],
-    ids=["no-value", "fsdp-2", "flash_attn", "bf16-wins", "xformers"],
+    ids=["no-value", "blank-adapter", "fsdp-2", "flash_attn", "bf16-wins", "xformers"],
 )  # fmt: skip
 def test_what_the_framework_takes_is_no_finding(name: str, text: str, tmp_path: Path) -> None:
     assert found(tmp_path, text, name) == {}

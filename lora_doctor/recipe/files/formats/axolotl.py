@@ -156,7 +156,8 @@ def _remarks(entries: Mapping[str, Any]) -> Iterator[Remark]:
     written = tuple(name for name in _LORA if entries.get(name) is not None)
     four = boolean(entries.get("load_in_4bit") or False)
     adapter = str(entries.get("adapter") or "")
-    if not adapter and written and not entries.get("plugins"):
+    # Left blank it trains all weights, as axolotl's documentation says.
+    if "adapter" not in entries and written and not entries.get("plugins"):
         wanted = "qlora" if four else "lora"
         yield Remark(
             "unread", written,
