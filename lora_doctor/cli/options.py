@@ -59,21 +59,22 @@ def recipe_options(command: F, *, required: bool = True) -> F:
             default=HUB_SECONDS,
             show_default=True,
             metavar="SECONDS",
-            help="For all hub requests together.",
+            help="Time limit for all hub requests together.",
         ),
         click.option(
             "--time-limit",
             type=Number(min=1),
             metavar="SECONDS",
-            help=f"For each run in a child process.  [default: {META_SECONDS:g} at meta, "
-            f"{TINY_SECONDS:g} at tiny, by size at full, an hour at least]",
+            help="Time limit for each run in a child process.  "
+            f"[default: {META_SECONDS:g} at meta, {TINY_SECONDS:g} at tiny, by size at full, "
+            "an hour at least]",
         ),
         click.option(
             "--memory-limit",
             type=Number(min=0.1),
             metavar="GIB",
-            help="Resident memory of a child process.  [default: 8; at full by the checkpoint "
-            "and the machine's memory]",
+            help="Limit for the resident memory of a child process.  [default: 8; at full by the "
+            "checkpoint and the machine's memory]",
         ),
     ]
     return with_options(options, command)
@@ -185,13 +186,14 @@ def dry_run_options(command: F) -> F:
             "--time-limit",
             type=Number(min=1),
             metavar="SECONDS",
-            help="For the whole command.  [default: 600]",
+            help="Time limit for the whole command.  [default: 600]",
         ),
         click.option(
             "--memory-limit",
             type=Number(min=0.1),
             metavar="GIB",
-            help="Resident memory of the command and all processes that it starts.  [default: 8]",
+            help="Limit for the resident memory of the command and all processes that it starts.  "
+            "[default: 8]",
         ),
     ]
     return with_options(options, command)

@@ -107,7 +107,7 @@ def write(text: str, *, end: str = "\n", foreign: bool = True) -> None:
         InputError: it takes nothing more (a full disk), or is closed.
     """
     if 1 in _closed:
-        raise InputError("standard output is closed; redirect it to where the result shall go")
+        raise InputError("standard output is closed; redirect it to a file")
     out = results()
     try:
         click.echo((visible_lines(text) if foreign else text) + end, file=out, nl=False)

@@ -126,7 +126,7 @@ KEYS: tuple[RecipeKey, ...] = (
     RecipeKey("autocast_adapter_dtype", "wrapping", form.boolean),
     RecipeKey(
         "gradient_checkpointing", "training", form.boolean,
-        Option("Recompute activations in the backward.", type=bool),
+        Option("Recompute activations in the backward pass.", type=bool),
     ),
     RecipeKey("gradient_checkpointing_kwargs", "training", form.mapping),
     # Mixed precision by the Trainer's names: autocast, for fp16 with a gradient scaler.
