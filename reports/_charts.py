@@ -130,7 +130,7 @@ def _caption(run: Verification) -> str:
     if run.observations.user_weights:
         return f"Measured on {many(len(run.observations.layers), 'layer')} with the real weights."
     return (
-        "Measured on the shrunken model, whose weights are random: the sizes are not those of the "
+        "Measured on the tiny model, whose weights are random: the values are not those of the "
         "real weights (--depth full measures these)."
     )
 

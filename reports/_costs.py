@@ -16,7 +16,7 @@ _PIECES = {
     "environment": "installed packages",
     "static": "files of the model",
     "structure": "model at full size, without weights",
-    "tiny": "small model, built and trained",
+    "tiny": "tiny model, built and trained",
     "full": "real weights, loaded and trained",
     "dry_run": "your command, run small",
     "fixes": "fixes, tried",

@@ -55,7 +55,7 @@ def fits_nowhere(diagnosis: Diagnosis) -> str:
         return ""
     if any(plan.recipe.fits(memory) is not False for _, memory in plan.columns):
         return ""
-    where = "none of the GPUs named" if plan.gpus else f"no card up to {plan.columns[-1][0]}"
+    where = "none of the GPUs named" if plan.gpus else f"no GPU up to {plan.columns[-1][0]}"
     return f"it fits {where}: at least {gib(plan.recipe.low)}"
 
 

@@ -41,7 +41,7 @@ def verdict_text(diagnosis: Diagnosis) -> VerdictText:
     return VerdictText("good", headline, explanation)
 
 
-_PLAN = "The contract was executed on a small model; the memory was counted at full size."
+_PLAN = "The contract was executed on a tiny model; the memory was counted at full size."
 
 
 def _after_writing(diagnosis: Diagnosis) -> VerdictText:

@@ -355,7 +355,7 @@ def conditions(diagnosis: Diagnosis) -> list[tuple[str, str]]:
         rows.append(("Class", visible(run.model_class, 120)))
     reached = diagnosis.reached
     short = diagnosis.undetermined is not None and reached not in (None, diagnosis.depth)
-    depth = f"{diagnosis.depth} asked for, {reached} reached" if short else diagnosis.depth
+    depth = f"{diagnosis.depth} requested, {reached} reached" if short else diagnosis.depth
     rows.append(("Depth", depth))
     if run and run.device:
         dtype = f", {visible(run.dtype, 40)}" if run.dtype else ""

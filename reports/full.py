@@ -99,8 +99,8 @@ def _healthy(page: Page, diagnosis: Diagnosis) -> None:
     if missed:
         page.line(("note ", "blue"), f"{missed} (--verbose tells why)")
     if diagnosis.model.script and diagnosis.next_command:
-        page.line(("note ", "blue"), "the script was read, not run: what its data and its own "
-                  "lines do is seen by a dry run")  # fmt: skip
+        page.line(("note ", "blue"), "the script was read, not run: a dry run shows what its "
+                  "data and its own lines do")  # fmt: skip
         page.line(("Next: ", "bold"), visible(diagnosis.next_command, None), wrap=False)
 
 

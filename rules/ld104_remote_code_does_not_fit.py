@@ -222,7 +222,7 @@ class RemoteCodeDoesNotFit(Rule):
                 Measurement("from_pretrained raised", view.reason, "tiny model, executed"),
                 Measurement("class", f"{name}, {case.structure.python_module}", "loaded class"),
             ),
-            proof=Proof("executed", "a small model of the class was loaded by from_pretrained"),
+            proof=Proof("executed", "a tiny model of the class was loaded by from_pretrained"),
             fixes=tuple(fixes),
             explains=CONSEQUENCES,
         )

@@ -86,7 +86,7 @@ class BuffersWithoutValues(Rule):
                 Measurement(
                     "buffers without values",
                     list(result.empty_buffers[:_SHOWN]),
-                    "a small model of the class, loaded by from_pretrained",
+                    "a tiny model of the class, loaded by from_pretrained",
                 ),
                 Measurement("such buffers in total", count, "the same model"),
             ),

@@ -25,7 +25,7 @@ from lora_doctor.rules._round_trip import round_trip
 if TYPE_CHECKING:
     from lora_doctor.rule_api import QuantizedMerge
 
-_HOW = "a trained layer of the small model was copied and merged"
+_HOW = "a trained layer of the tiny model was copied and merged"
 
 
 class MergedIntoQuantizedWeights(Rule):

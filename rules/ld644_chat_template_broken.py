@@ -18,8 +18,8 @@ from lora_doctor.rule_api import (
 
 
 class ChatTemplateBroken(Rule):
-    """The chat template is no valid Jinja, or calls a function that the installed transformers does
-    not give to templates.
+    """The chat template is not valid Jinja, or calls a function that the installed transformers
+    does not give to templates.
 
     ## What happens
     The tokenizer loads: a template is compiled when the first conversation is formatted.

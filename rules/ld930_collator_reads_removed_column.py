@@ -33,9 +33,9 @@ class CollatorReadsRemovedColumn(Rule):
     forward method signature`. The dataset has the column; the collator never sees it.
 
     ## Why
-    Before it collates, the Trainer removes every column that is no argument of the model's
-    `forward` and no label. A collator that makes the model's inputs from texts or images needs the
-    original columns.
+    Before it collates, the Trainer removes every column that is not an argument of the model's
+    `forward` and not a label. A collator that makes the model's inputs from texts or images needs
+    the original columns.
 
     ## Versions
     All of transformers. A dry run finds the same for any model and dataset (LD923).

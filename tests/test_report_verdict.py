@@ -93,8 +93,8 @@ def test_healthy_beside_fits_no_card_is_said_in_one_breath() -> None:
     large = replace(diagnoses.healthy(), memory_plan=plan(140))
     verdict = verdict_text(large)
     assert verdict.tone == "warning" and large.verdict == "healthy"
-    assert verdict.headline == "Trains, but it fits no card up to 80 GB: at least 140.0 GiB"
-    assert "it fits no card up to 80 GB" in reports.render(large, "full")
+    assert verdict.headline == "Trains, but it fits no GPU up to 80 GB: at least 140.0 GiB"
+    assert "it fits no GPU up to 80 GB" in reports.render(large, "full")
     assert verdict_text(replace(large, memory_plan=plan(20))).tone == "good"
 
 

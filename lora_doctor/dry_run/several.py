@@ -132,7 +132,7 @@ def by_size(records: Sequence[Record], found: Processes) -> str | None:
         if str(variables.get("FSDP_AUTO_WRAP_POLICY", "")).upper() == "SIZE_BASED_WRAP":
             wrapped = sum(found.sharded.values())
             return (
-                "fsdp_min_num_params counts parameters, of which the small model has few: "
+                "fsdp_min_num_params counts parameters, of which the tiny model has few: "
                 f"{wrapped} modules were wrapped here"
             )
     return None

@@ -21,7 +21,7 @@ Records = Sequence[Mapping[str, Any]]
 T = TypeVar("T")
 #: Said where a verdict does not reach.
 REWARDS_ALIKE = (
-    "all completions of a prompt got the same reward: the small model writes at random; whether "
+    "all completions of a prompt got the same reward: the tiny model writes at random; whether "
     "what the real model writes gets different rewards is not shown"
 )
 

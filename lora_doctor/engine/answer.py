@@ -81,7 +81,7 @@ def _not_made(case: Case) -> str | None:
         return None
     return (
         f"{case.recipe.peft_type} adapters cannot be made without weights "
-        f"({injection.not_made}); --depth tiny makes them on a small model"
+        f"({injection.not_made}); --depth tiny makes them on a tiny model"
     )
 
 

@@ -287,7 +287,7 @@ class Case(MetaEvidence):
             missing=[asdict(item) for item in missing],
             **more,
         )
-        origin = "shrunken model, random weights" if depth == "tiny" else "the real weights"
+        origin = "tiny model, random weights" if depth == "tiny" else "the real weights"
         self.store.gathered.append(cost(depth, origin, outcome))
         if outcome.failure is None:
             return read_answer(Verification, outcome, f"the {depth} model")

@@ -52,7 +52,7 @@ CONTEXT = (300 * MIB, 550 * MIB, 1000 * MIB)
 TOLERANCE = 0.05
 #: What the allocator holds beside what is in use, as a share of the step's own memory.
 RESERVE = (0.0, 0.03, 0.10)
-ONE_GPU = "one GPU holds everything: no sharding, no offloading, no other process on the card"
+ONE_GPU = "one GPU holds everything: no sharding, no offloading, no other process on the GPU"
 ASSUMPTIONS = (
     "attention runs in PyTorch's fused kernels where the model calls "
     "scaled_dot_product_attention (flash for half precision without a mask, else memory-efficient)",
