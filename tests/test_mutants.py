@@ -9,14 +9,14 @@ import pytest
 from tools import mutants
 
 TEXT = """
-CODES = ("LD407",)
+CODES = ("ACME407",)
 
 
 def found(script):
-    return [one for one in script if one.rule == "LD407"]
+    return [one for one in script if one.rule == "ACME407"]
 
 
-@pytest.mark.parametrize("code", ["LD402"])
+@pytest.mark.parametrize("code", ["ACME402"])
 def test_of_another(code):
     assert code
 
@@ -26,34 +26,40 @@ def test_by_the_helper():
 
 
 def test_by_its_code():
-    assert "LD407"
+    assert "ACME407"
 """
 
 
 def test_the_tests_of_a_rule_are_those_that_name_it() -> None:
     """In decorators, too, and by a function of the same file."""
-    assert mutants.naming("LD407", TEXT) == ["test_by_the_helper", "test_by_its_code"]
-    assert mutants.naming("LD402", TEXT) == ["test_of_another"]
+    assert mutants.naming("ACME407", TEXT) == ["test_by_the_helper", "test_by_its_code"]
+    assert mutants.naming("ACME402", TEXT) == ["test_of_another"]
 
 
 def test_those_that_build_no_model_come_first(tmp_path: Path) -> None:
     folder = tmp_path / "tests"
     folder.mkdir()
     for name in ("test_aaa.py", "test_rule_branches.py", "test_rules.py"):
-        (folder / name).write_text('def test_it():\n    assert "LD407"\n')
-    commands = mutants.test_commands("LD407", tmp_path)
-    assert commands == ["tests/test_rule_branches.py::test_it", "tests/test_rules.py -k LD407",
+        (folder / name).write_text('def test_it():\n    assert "ACME407"\n')
+    commands = mutants.test_commands("ACME407", tmp_path)
+    assert commands == ["tests/test_rule_branches.py::test_it", "tests/test_rules.py -k ACME407",
                         "tests/test_aaa.py::test_it"]  # fmt: skip
-    assert mutants.test_commands("LD407", tmp_path, examples_only=True) == commands[1:2]
-    assert mutants.test_commands("LD999", tmp_path) == ["tests/test_rules.py -k LD999"]
+    (folder / "test_aaa.py").write_text(
+        'import pytest\n\npytestmark = pytest.mark.slow\n\n\ndef test_it():\n    assert "ACME407"\n'
+    )
+    assert mutants.test_commands("ACME407", tmp_path) == commands[:2]
+    assert mutants.test_commands("ACME407", tmp_path, slow=True) == commands
+    assert mutants.test_commands("ACME999", tmp_path) == ["tests/test_rules.py -k ACME999"]
 
 
 def test_a_survivor_is_named_and_what_was_not_tried_is_not_counted(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    tried = mutants.Tried("LD407", [("rules/a.py:3 Not", True), ("rules/a.py:9 Is", False)], left=4)
-    assert mutants.report([tried, mutants.Tried("LD402", why="no time was left")]) == 1
+    tried = mutants.Tried(
+        "ACME407", [("rules/a.py:3 Not", True), ("rules/a.py:9 Is", False)], left=4
+    )
+    assert mutants.report([tried, mutants.Tried("ACME402", why="no time was left")]) == 1
     said = capsys.readouterr().out
     assert "survived  rules/a.py:9 Is" in said and "1 of 2 mutants killed (50%" in said
-    assert "LD407: 4 mutants" in said and "LD402: no time was left" in said
-    assert mutants.report([mutants.Tried("LD407", [("rules/a.py:3 Not", True)])]) == 0
+    assert "ACME407: 4 mutants" in said and "ACME402: no time was left" in said
+    assert mutants.report([mutants.Tried("ACME407", [("rules/a.py:3 Not", True)])]) == 0

@@ -151,7 +151,7 @@ def test_times_add_up_to_the_total() -> None:
     counted = {row.what: row.time for row in table.rows if not row.part_of}
     assert counted == {
         "model at full size, without weights": "0.50 s",
-        "small model, built and trained": "1.0 s",
+        "tiny model, built and trained": "1.0 s",
         "the rest": "1.5 s",
     }
     assert table.total == "3.0 s"

@@ -3,8 +3,9 @@
 cosmic-ray changes one operator, number or constant at a time in the file of a rule (a *mutant*) and
 runs the tests of that rule until one fails: those of tests/test_rule_branches.py first, which build
 no model; then its examples, with what its page quotes of them; then the test functions of other
-files that name its code. A mutant that no test notices has survived. The work is done in copies of
-the checkout, one for each of `--jobs` rules at a time, so that no file of yours is changed.
+files that name its code, without those marked slow (`--slow` runs these as well). A mutant that no
+test notices has survived. The work is done in copies of the checkout, one for each of `--jobs`
+rules at a time, so that no file of yours is changed.
 
 What is not tried after `--minutes` is counted and not judged. Exit code 1 where fewer than 85 % of
 the mutants that were tried were killed.
@@ -44,6 +45,7 @@ _LEFT_OUT = (".git", ".venv*", ".nox", ".mypy_cache", ".ruff_cache", "__pycache_
 #: Of what rules say, on cases made by hand: seconds where examples take minutes.
 _BRANCHES = "test_rule_branches.py"
 _EXAMPLES = "test_rules.py"
+_SLOW = "pytest.mark.slow"
 _CONFIG = """\
 [cosmic-ray]
 module-path = [{module}]
@@ -67,35 +69,43 @@ def rule_file(code: str, root: Path) -> Path:
     return found[0].relative_to(root)
 
 
-def naming(code: str, text: str) -> list[str]:
-    """The test functions of a file that name the code, or a function of the file that does."""
+def naming(code: str, text: str, *, slow: bool = True) -> list[str]:
+    """The test functions of a file that name the code, or a function of the file that does.
+
+    Args:
+        slow: also those that are marked slow, alone or with their file.
+    """
     lines = text.splitlines()
-    bodies = {
-        node.name: "\n".join(lines[min([node.lineno, *(one.lineno for one in node.decorator_list)])
-                                   - 1 : node.end_lineno])
-        for node in ast.parse(text).body
-        if isinstance(node, ast.FunctionDef)
-    }  # fmt: skip
+    bodies, all_slow = {}, False
+    for node in ast.parse(text).body:
+        decorators = getattr(node, "decorator_list", [])
+        first = min([node.lineno, *(one.lineno for one in decorators)])
+        body = "\n".join(lines[first - 1 : node.end_lineno])
+        if isinstance(node, ast.FunctionDef):
+            bodies[node.name] = body
+        all_slow = all_slow or (body.startswith("pytestmark") and _SLOW in body)
     helpers = [name for name, body in bodies.items()
                if code in body and not name.startswith("test_")]  # fmt: skip
     return [
         name
         for name, body in bodies.items()
-        if name.startswith("test_") and any(word in body for word in (code, *helpers))
+        if name.startswith("test_")
+        and any(word in body for word in (code, *helpers))
+        and (slow or not (all_slow or _SLOW in body))
     ]
 
 
-def test_commands(code: str, root: Path, *, examples_only: bool = False) -> list[str]:
+def test_commands(code: str, root: Path, *, slow: bool = False) -> list[str]:
     """Arguments of pytest, the quickest tests first."""
     nodes = {
-        path.name: [f"tests/{path.name}::{name}" for name in naming(code, text)]
+        path.name: [f"tests/{path.name}::{name}" for name in naming(code, text, slow=slow)]
         for path in sorted((root / "tests").glob("test_*.py"))
         if code in (text := path.read_text(encoding="utf-8"))
     }
     branches, _ = nodes.pop(_BRANCHES, []), nodes.pop(_EXAMPLES, [])
     others = [node for found in nodes.values() for node in found]
-    chosen = [] if examples_only else [" ".join(branches), " ".join(others)]
-    return [words for words in [*chosen[:1], f"tests/{_EXAMPLES} -k {code}", *chosen[1:]] if words]
+    steps = (" ".join(branches), f"tests/{_EXAMPLES} -k {code}", " ".join(others))
+    return [words for words in steps if words]
 
 
 def shell_command(arguments: Iterable[str]) -> str:
@@ -121,7 +131,7 @@ def tried(code: str, chosen: argparse.Namespace, root: Path, end: float) -> Trie
     """The mutants of one rule, in the checkout at ``root``, until ``end`` (``time.monotonic``)."""
     if time.monotonic() >= end:
         return Tried(code, why="no time was left")
-    tests = shell_command(test_commands(code, root, examples_only=chosen.examples_only))
+    tests = shell_command(test_commands(code, root, slow=chosen.slow))
     begun = time.monotonic()
     with (root / f"{code}.log").open("w") as log:
         if run_until(end, shlex.split(tests), root, log):
@@ -213,7 +223,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="Which mutants are chosen.")
     parser.add_argument("--minutes", type=float, default=15.0, help="Time for all of it.")
     parser.add_argument("--jobs", type=int, default=2, help="Rules at a time.")
-    parser.add_argument("--examples-only", action="store_true", help="No other test files.")
+    parser.add_argument("--slow", action="store_true", help="Also slow tests of other files.")
     given = parser.parse_args(words)
     end = time.monotonic() + 60 * given.minutes
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
