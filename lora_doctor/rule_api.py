@@ -47,7 +47,8 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     DeepSpeed); ``sharded`` (``Sharded``: how the weights are divided among processes) and
     ``storage_dtype``, what 4-bit weights are stored as; ``reentrant_under_ddp``
     (``ReentrantDdp``: checkpointing that DDP does not take); each ``Launch``, what starts the
-    script; ``evaluations_without_data``: trainers that are to evaluate and are
+    script; ``losses_without_gradients``, ``gradients_cleared`` and ``trained_in_eval_mode``: slips
+    of a loop of one's own; ``evaluations_without_data``: trainers that are to evaluate and are
     given no data for it; ``collated_columns``: what a collator reads of each row;
     ``added_tokens``: the calls that add tokens to the tokenizer (``AddedTokens``);
     ``made_arguments``: the calls that make arguments of a Trainer;

@@ -81,8 +81,8 @@ def test_every_kind_of_evidence_about_a_case_says_whether_a_recipe_changes_it() 
     """Else a fix would be judged by evidence of the recipe before it, or files be read twice."""
     assert set(kinds(Case, of_recipe=True)) == {
         "structure", "checkpoint_quantization", "loading", "memory_plan", "supervision", "tiny",
-        "full", "script", "program", "launches", "set_up", "side_files", "refused_arguments",  # of a file
-        "refused_trainer",
+        "full", "script", "program", "launches", "set_up", "side_files",  # of a file
+        "refused_arguments", "refused_trainer",
     }  # fmt: skip
     assert set(kinds(Case, of_recipe=False)) == {
         "environment", "static", "remote_code", "optimizer", "adapter",

@@ -42,8 +42,9 @@ class SideFiles:
     missing: Mapping[str, str] = field(default_factory=dict)
     #: Files and folders that are named, and are not in the folder that would hold them.
     absent: tuple[AbsentPath, ...] = ()
-    #: The file that registers data sets, as far as it is here, and the names in it.
+    #: The file that registers data sets; empty where it is not here.
     registry_file: str = ""
+    #: The names in it.
     registered: frozenset[str] = frozenset()
 
     @property
