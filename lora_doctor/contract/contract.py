@@ -232,7 +232,7 @@ class Contract:
         """What is trained and should not be (``stray``: name and elements of each parameter), and
         what is not although it should; each problem with its detail."""
         missing = self._unmatched()
-        frozen = [p.name for p in found.every_parameter(self.layers) if not p.tensor.requires_grad]
+        frozen = [p.name for p in self._left_frozen() if not p.tensor.requires_grad]
         problems: dict[Problem, str] = {}
         if missing:
             problems["unmatched"] = f"nothing is named {', '.join(missing[:NAMES_SHOWN])}"
@@ -246,6 +246,13 @@ class Contract:
             names = ", ".join(clean_path(name) for name in frozen[:NAMES_SHOWN])
             problems["frozen"] = f"{len(frozen)} adapter parameters are frozen: {names}"
         return problems
+
+    def _left_frozen(self) -> list[found.AdapterParameter]:
+        """The parameters that should train. Of adapters that PEFT has just made, those of layers
+        in which none trains: some initialisations freeze A or B on purpose."""
+        fresh = self.subject.wrap is not None and not self.subject.continued
+        layers = [layer for layer in self.layers if not (fresh and layer.trainable)]
+        return list(found.every_parameter(layers))
 
     def _unmatched(self) -> list[str]:
         """Entries of ``target_modules`` that no adapter sits on (PEFT passes them by silently).

@@ -6,6 +6,7 @@ numbers would.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import warnings
 from typing import Any, Literal
@@ -16,6 +17,8 @@ from lora_doctor.model.loading import peft_config
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.error_report import ErrorReport
 
+#: Features into the layer that is tried, and out of it.
+_SIZE = 8
 #: Keys that name other layers than the one that is tried, or more of them.
 _OTHER_LAYERS = (
     "target_parameters", "modules_to_save", "exclude_modules", "layers_to_transform",
@@ -29,7 +32,10 @@ _READS_WEIGHTS = {"use_dora": False, "init_lora_weights": True}
 
 def refusal(kind: Literal["4bit", "8bit"], recipe: Recipe) -> ErrorReport | None:
     """What PEFT raises when it puts the recipe's adapter on such a layer; ``None`` where it does
-    not, or where it cannot be tried: without bitsandbytes, or with an adapter on no layers."""
+    not, where it raises on a plain layer of these sizes as well (block sizes are for the real
+    layers), or where it cannot be tried: without bitsandbytes, or with an adapter on no layers."""
+    import torch
+
     try:
         layer = _layer(kind)
         config = peft_config(recipe)
@@ -46,17 +52,22 @@ def refusal(kind: Literal["4bit", "8bit"], recipe: Recipe) -> ErrorReport | None
     for key, plain in _READS_WEIGHTS.items():
         if hasattr(config, key):
             setattr(config, key, plain)
-    return _adapt(layer, kind, config)
+    plain = copy.deepcopy(config)
+    refused = _adapt(layer, f"is_loaded_in_{kind}", config)
+    if refused is None or _adapt(torch.nn.Linear(_SIZE, _SIZE, bias=False), "", plain):
+        return None
+    return refused
 
 
-def _adapt(layer: Any, kind: str, config: Any) -> ErrorReport | None:
+def _adapt(layer: Any, mark: str, config: Any) -> ErrorReport | None:
+    """``mark``: what from_pretrained leaves on a quantized model, and PEFT goes by."""
     import peft
     import torch
 
     model = torch.nn.Module()
     model.layer = layer
-    # What from_pretrained leaves on a quantized model, and PEFT goes by.
-    setattr(model, f"is_loaded_in_{kind}", True)
+    if mark:
+        setattr(model, mark, True)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -70,5 +81,5 @@ def _layer(kind: str) -> Any:
     """A layer as `from_pretrained` puts it in, before its weight is quantized."""
     layers = importlib.import_module("bitsandbytes").nn
     if kind == "8bit":
-        return layers.Linear8bitLt(8, 8, bias=False, has_fp16_weights=False)
-    return layers.Linear4bit(8, 8, bias=False)
+        return layers.Linear8bitLt(_SIZE, _SIZE, bias=False, has_fp16_weights=False)
+    return layers.Linear4bit(_SIZE, _SIZE, bias=False)

@@ -76,14 +76,26 @@ def for_kbit_training(model: Any, recipe: Recipe) -> Any:
 
 
 def keep_quantized_layout(model: Any) -> None:
-    """Stop bitsandbytes from repacking 4-bit weights in place in eval mode.
+    """Stop bitsandbytes from what it does to quantized weights on a CPU alone.
 
-    On a CPU with bf16 instructions it does so for speed. We go back and forth between eval and
-    training, compare weights bit by bit, and may share them with somebody else's model.
+    With bf16 instructions it repacks 4-bit weights in place in eval mode, for speed. We go back and
+    forth between eval and training, compare weights bit by bit, and may share them with somebody
+    else's model. An 8-bit weight that PEFT has read for DoRA is "moved" to the CPU where it is
+    already, and its next forward takes the scale from the new parameter, which has none.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+        if hasattr(module, "init_8bit_state") and module.weight.device.type == "cpu":
+            if _keep_scale not in module._forward_pre_hooks.values():
+                module.register_forward_pre_hook(_keep_scale)
+
+
+def _keep_scale(layer: Any, inputs: Any) -> None:
+    """Give a weight that was moved the scale that its layer holds."""
+    weight = layer.weight
+    if getattr(weight, "CB", None) is not None and weight.SCB is None:
+        weight.SCB = layer.state.SCB
 
 
 def is_adapted(model: Any) -> bool:

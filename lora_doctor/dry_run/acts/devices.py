@@ -19,6 +19,17 @@ def not_repacked(acting: Acting, module: ModuleType) -> None:
     are no multiple of a block. No GPU does that, and small models have such widths."""
     if "has_avx512bf16" in vars(module):
         acting.replaced.around(module, "has_avx512bf16", lambda original: False)
+    if hasattr(module, "Int8Params"):
+        acting.replaced.around(module.Int8Params, "to", stay)
+
+
+def stay(original: Any, weight: Any, *arguments: Any, **named: Any) -> Any:
+    """An 8-bit weight that is sent where it is already would lose its scale: PEFT does that on a
+    CPU alone, after it has read the weight for DoRA."""
+    quantized = str(weight.dtype) == "torch.int8"  # what is not yet becomes it by being sent
+    if quantized and len(arguments) == 1 and arguments[0] == weight.device and not named:
+        return weight
+    return original(weight, *arguments, **named)
 
 
 def _without_gpu(acting: Acting, torch: ModuleType) -> None:

@@ -1,0 +1,73 @@
+"""Methods and initialisations of adapters as people configure them: what PEFT does with them at
+full size is what is told, whatever the tiny model and this machine add to it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import lora_doctor
+from lora_doctor.recipe.files.read_write import as_recipe
+from lora_doctor.results.diagnosis import Diagnosis
+from lora_doctor.sandbox.worker import Worker
+from tests.test_quantization import quantizes_here
+from tools.adapter_kinds import kinds
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+QV = ["q_proj", "v_proj"]
+
+
+def checked(worker: Worker, model: str, **values: Any) -> Diagnosis:
+    recipe = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "target_modules": QV, **values}
+    if recipe["peft_type"] not in kinds():
+        pytest.skip(f"this PEFT has no {recipe['peft_type']}")
+    return lora_doctor.check(model, recipe, worker=worker, device="cpu")
+
+
+def said(found: Diagnosis) -> list[str]:
+    return [f"{one.rule} {one.message}" for one in found.findings if one.severity != "info"]
+
+
+def test_an_initialisation_that_freezes_one_matrix_is_healthy(worker: Worker) -> None:
+    """MiCA trains A and keeps B as it is, on purpose."""
+    from peft.tuners.lora.layer import LoraLayer
+
+    if not hasattr(LoraLayer, "mica_init"):
+        pytest.skip("this PEFT has no MiCA")
+    found = checked(worker, "arch:llama", init_lora_weights="mica")
+    assert not said(found) and not found.undetermined
+
+
+@pytest.mark.skipif(not quantizes_here(), reason="transformers before 4.45 wants a GPU for it")
+def test_dora_in_8_bits_is_healthy_on_a_cpu_as_on_a_gpu(worker: Worker) -> None:
+    """On a CPU alone PEFT sends the weight that it has read to where it is, and bitsandbytes then
+    has no scale for the next forward."""
+    found = checked(worker, "arch:llama", use_dora=True, load_in_8bit=True)
+    assert not said(found) and not found.undetermined
+
+
+def test_a_block_size_for_real_layers_is_no_fault_of_bitsandbytes() -> None:
+    """One small layer is tried; what PEFT refuses on a plain layer of that size too is the size."""
+    from lora_doctor.model.quantized_adapter import refusal
+
+    if "C3A" not in kinds():
+        pytest.skip("this PEFT has no C3A")
+    recipe = as_recipe({"peft_type": "C3A", "target_modules": QV, "block_size": 256})
+    assert refusal("4bit", recipe) is None
+
+
+def test_a_dry_run_leaves_a_quantized_weight_where_it_is() -> None:
+    """One that is not quantized yet becomes it by being sent, as on a GPU."""
+    import torch
+
+    from lora_doctor.dry_run.acts.devices import stay
+
+    def send(weight: Any, *arguments: Any) -> str:
+        return f"sent to {arguments[0]}"
+
+    here = torch.device("cpu")
+    packed, plain = torch.zeros(2, 2, dtype=torch.int8), torch.zeros(2, 2)
+    assert stay(send, packed, here) is packed
+    assert stay(send, plain, here) == "sent to cpu"
+    assert stay(send, packed, torch.device("meta")) == "sent to meta"
