@@ -86,9 +86,9 @@ def keep_quantized_layout(model: Any) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-        if hasattr(module, "init_8bit_state") and module.weight.device.type == "cpu":
-            if _keep_scale not in module._forward_pre_hooks.values():
-                module.register_forward_pre_hook(_keep_scale)
+        in_8bit = hasattr(module, "init_8bit_state") and module.weight.device.type == "cpu"
+        if in_8bit and _keep_scale not in module._forward_pre_hooks.values():
+            module.register_forward_pre_hook(_keep_scale)
 
 
 def _keep_scale(layer: Any, inputs: Any) -> None:
