@@ -71,3 +71,58 @@ def test_a_dry_run_leaves_a_quantized_weight_where_it_is() -> None:
     assert stay(send, packed, here) is packed
     assert stay(send, plain, here) == "sent to cpu"
     assert stay(send, packed, torch.device("meta")) == "sent to meta"
+
+
+#: Widths that the tiny model does not have.
+WIDTHS = {"hidden_size": 192, "num_attention_heads": 3, "num_key_value_heads": 3}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A config of a small Llama, of widths that are no powers of two."""
+    import transformers
+
+    place = tmp_path_factory.mktemp("widths")
+    config = transformers.LlamaConfig(
+        vocab_size=512, intermediate_size=384, num_hidden_layers=2, **WIDTHS,
+        architectures=["LlamaForCausalLM"],
+    )  # fmt: skip
+    config.save_pretrained(place)
+    return str(place)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        ("BOFT", {"boft_block_size": 24}),  # which cannot be made on the meta device
+        ("OSF", {"effective_rank": 130}),  # at the tiny model's widths nothing would be trained
+    ],
+)
+def test_a_number_that_suits_the_real_widths_is_healthy(
+    kind: str, values: dict[str, Any], folder: str, worker: Worker
+) -> None:
+    found = checked(worker, folder, peft_type=kind, **values)
+    assert not said(found) and not found.undetermined
+    (key,) = values
+    assert found.before is not None
+    assert any(note.text.startswith(f"{key} ") for note in found.before.notes)
+
+
+def test_a_number_that_does_not_suit_them_is_told_with_the_real_widths(worker: Worker) -> None:
+    """At the tiny model's widths PEFT takes it. No model is trained to find that out."""
+    recipe = {"peft_type": "BOFT", "boft_block_size": 5, "target_modules": QV}
+    if "BOFT" not in kinds():
+        pytest.skip("this PEFT has no BOFT")
+    found = lora_doctor.check("arch:bert", {**recipe, "target_modules": ["query"]}, depth="meta",
+                              worker=worker)  # fmt: skip
+    assert any("768" in one.message and one.severity == "error" for one in found.findings)
+
+
+def test_numbers_are_lowered_by_name_of_the_message_and_with_the_scaling_kept() -> None:
+    from lora_doctor.evidence.smaller_numbers import _at_most, _smaller
+
+    recipe = as_recipe({"r": 24, "lora_alpha": 48, "target_modules": QV, "rank_pattern": {"a": 20}})
+    first = next(_smaller(recipe, "`r` (24) must be at most 16"))
+    assert (first.get("r"), first.get("lora_alpha")) == (16, 32)
+    assert first.get("rank_pattern") == {"a": 16}
+    assert _at_most(recipe, {"lora_alpha": 48}, "lora_alpha", 32) == {"lora_alpha": 32}

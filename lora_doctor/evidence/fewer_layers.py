@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lora_doctor.evidence.smaller_numbers import with_sizes_that_fit
 from lora_doctor.nn.embeddings import input_embeddings
 from lora_doctor.recipe.recipe import Recipe
 
@@ -33,11 +35,16 @@ class Fitted:
 
 
 def fitted(recipe: Recipe, model: Any, loader: Loader) -> Fitted:
-    """The recipe with layers, tokens and target modules that ``model`` has; ``loader``: of its
-    class at full size."""
+    """The recipe with layers, tokens and target modules that ``model`` has, and numbers that suit
+    its sizes; ``loader``: of its class at full size."""
     moved, unfit = fit(recipe, model, loader.config)
-    left, absent = without_absent_targets(moved, model, lambda: loader.build("meta"))
-    return Fitted(left, unfit, absent)
+
+    @functools.cache
+    def full_size() -> Any:
+        return loader.build("meta")
+
+    left, absent = without_absent_targets(moved, model, full_size)
+    return Fitted(with_sizes_that_fit(left, model, full_size), unfit, absent)
 
 
 def fit(recipe: Recipe, model: Any, config: Any = None) -> tuple[Recipe, tuple[str, ...]]:

@@ -251,7 +251,7 @@ def _fitted(run: TinyRun) -> TinyRun:
     fitted = fewer_layers.fitted(asked, run.model, run.loader)
     recipe = fitted.recipe
     notes = [
-        Note("step", f"{key} {asked.get(key)!r:.80} -> {recipe.get(key)!r:.80}")
+        Note("step", f"{key} {asked.get(key, 'by default')!r:.80} -> {recipe.get(key)!r:.80}")
         for key in recipe.values
         if recipe.get(key) != asked.get(key)
     ]

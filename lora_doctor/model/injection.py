@@ -16,6 +16,7 @@ from typing import Any
 
 from lora_doctor.errors import LoraDoctorError
 from lora_doctor.model.adapter_counts import Counts, base_of
+from lora_doctor.model.adapter_sizes import NEEDS_NUMBERS, refusal_by_shape
 from lora_doctor.model.converted_targets import converted_targets
 from lora_doctor.model.error_reports import library_error
 from lora_doctor.model.loading import peft_config
@@ -36,11 +37,6 @@ from lora_doctor.results.injection import Injection, LooseMatch, Unmatched
 from lora_doctor.text import single_line
 
 ADAPTER_NAME = "default"
-#: How torch says that a tensor without storage was asked for a number, or met one that has some.
-_NEEDS_NUMBERS = re.compile(
-    r"register_meta|\bmeta'? (tensors?|device|backend|kernel)\b|\bdevices?\b.{0,40}\bmeta\b",
-    re.DOTALL | re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True)
@@ -70,15 +66,17 @@ def inject(model: Any, recipe: Recipe) -> Injected:
     refused = None
     with _recorded(seen):
         try:
-            wrapped = _wrap(thinned.model, config)
+            wrapped = wrap_on_meta(thinned.model, config)
         except Exception as error:  # noqa: BLE001 - what PEFT refuses is the evidence
             refused = library_error(error)
     converted = converted_targets(wished, config, thinned.model)
     unmatched = unmatched_entries(wished, config, names, converted)
     known = Injection(ok=True, unmatched=unmatched, converted=converted, warnings=tuple(seen))
-    if refused is not None and _NEEDS_NUMBERS.search(refused.message):
+    if refused is not None and NEEDS_NUMBERS.search(refused.message):
         known = replace(known, converted=(), not_made=str(refused))
-        return _by_name(config, names, replace(known, resolved_targets=_resolved(config)))
+        refused = refusal_by_shape(model, config)
+        if refused is None:
+            return _by_name(config, names, replace(known, resolved_targets=_resolved(config)))
     if wrapped is None:
         loose = _loose(model, wished, asked_for(config, names), None)
         return Injected(replace(known, ok=False, error=refused, loose_matches=loose), {})
@@ -158,10 +156,12 @@ def _plain_initialisation(config: Any) -> Any:
 def plain_wrap(model: Any, config: Any) -> Any:
     """Wrap a meta copy with this config, initialised without looking at weights; raises what PEFT
     raises."""
-    return _wrap(model, _plain_initialisation(config))
+    return wrap_on_meta(model, _plain_initialisation(config))
 
 
-def _wrap(model: Any, config: Any) -> Any:
+def wrap_on_meta(model: Any, config: Any) -> Any:
+    """``get_peft_model`` on a meta copy, with the adapters on the meta device; raises what PEFT
+    raises."""
     import peft
     import torch
 
