@@ -32,7 +32,9 @@ def _smaller(recipe: Recipe, message: str) -> Iterator[Recipe]:
     """The recipe with each of its numbers at powers of two below it, those that PEFT's message
     names first."""
     config = peft_config(recipe)
-    values = {one.name: getattr(config, one.name, None) for one in dataclasses.fields(config)}
+    values: dict[str, Any] = {
+        one.name: getattr(config, one.name, None) for one in dataclasses.fields(config)
+    }
     numbers = [key for key, value in values.items() if type(value) is int and value > 1]
     for key in sorted(numbers, key=lambda key: key not in message.replace("block size", key)):
         size = 1 << (values[key] - 1).bit_length()

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from lora_doctor.model.adapter_counts import adapter_parameters
+from lora_doctor.model.adapter_sizes import ADAPTER_NAME
 from lora_doctor.model.error_reports import library_error
-from lora_doctor.model.injection import ADAPTER_NAME
 from lora_doctor.nn.embeddings import input_embeddings, output_embeddings
 from lora_doctor.results.adapter_loading import Landing, OtherShape
 from lora_doctor.static.weights import Tensor

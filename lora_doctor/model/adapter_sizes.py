@@ -6,6 +6,7 @@ checks sizes too; a kind that needs numbers is put on one layer of each shape.
 from __future__ import annotations
 
 import copy
+import inspect
 import linecache
 import re
 import warnings
@@ -20,6 +21,7 @@ from lora_doctor.model.target_entries import Names, asked_for, meaning
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.error_report import ErrorReport
 
+ADAPTER_NAME = "default"
 #: How torch says that a tensor without storage was asked for a number, or met one that has some.
 NEEDS_NUMBERS = re.compile(
     r"register_meta|\bmeta'? (tensors?|device|backend|kernel)\b|\bdevices?\b.{0,40}\bmeta\b",
@@ -41,8 +43,6 @@ def refusal(model: Any, recipe: Recipe) -> ErrorReport | None:
 
     ``model`` is only read.
     """
-    from lora_doctor.model.injection import wrap_on_meta
-
     try:
         config = peft_config(recipe)
         thinned = meta_copy(model, meaning(config)).model
@@ -56,6 +56,19 @@ def refusal(model: Any, recipe: Recipe) -> ErrorReport | None:
         if NEEDS_NUMBERS.search(str(error)):
             return refusal_by_shape(model, asked)
         return library_error(error) if raised_by_peft(error) else None
+
+
+def wrap_on_meta(model: Any, config: Any) -> Any:
+    """``get_peft_model`` on a meta copy, with the adapters on the meta device; raises what PEFT
+    raises."""
+    import peft
+    import torch
+
+    options: dict[str, Any] = {}
+    if "low_cpu_mem_usage" in inspect.signature(peft.get_peft_model).parameters:
+        options["low_cpu_mem_usage"] = True
+    with torch.device("meta"):
+        return peft.get_peft_model(model, config, adapter_name=ADAPTER_NAME, **options)
 
 
 def raised_by_peft(error: BaseException) -> bool:

@@ -7,7 +7,6 @@ PEFT is asked, never imitated: its own matcher says what an entry names, its own
 from __future__ import annotations
 
 import contextlib
-import inspect
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +15,12 @@ from typing import Any
 
 from lora_doctor.errors import LoraDoctorError
 from lora_doctor.model.adapter_counts import Counts, base_of
-from lora_doctor.model.adapter_sizes import NEEDS_NUMBERS, refusal_by_shape
+from lora_doctor.model.adapter_sizes import (
+    ADAPTER_NAME,
+    NEEDS_NUMBERS,
+    refusal_by_shape,
+    wrap_on_meta,
+)
 from lora_doctor.model.converted_targets import converted_targets
 from lora_doctor.model.error_reports import library_error
 from lora_doctor.model.loading import peft_config
@@ -35,8 +39,6 @@ from lora_doctor.model.target_entries import (
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.injection import Injection, LooseMatch, Unmatched
 from lora_doctor.text import single_line
-
-ADAPTER_NAME = "default"
 
 
 @dataclass(frozen=True)
@@ -157,19 +159,6 @@ def plain_wrap(model: Any, config: Any) -> Any:
     """Wrap a meta copy with this config, initialised without looking at weights; raises what PEFT
     raises."""
     return wrap_on_meta(model, _plain_initialisation(config))
-
-
-def wrap_on_meta(model: Any, config: Any) -> Any:
-    """``get_peft_model`` on a meta copy, with the adapters on the meta device; raises what PEFT
-    raises."""
-    import peft
-    import torch
-
-    options: dict[str, Any] = {}
-    if "low_cpu_mem_usage" in inspect.signature(peft.get_peft_model).parameters:
-        options["low_cpu_mem_usage"] = True
-    with torch.device("meta"):
-        return peft.get_peft_model(model, config, adapter_name=ADAPTER_NAME, **options)
 
 
 @contextlib.contextmanager
