@@ -1,5 +1,6 @@
 import torch
 from peft import LoraConfig, get_peft_model
+from rows import loader
 from transformers import AutoModelForCausalLM
 
 model = AutoModelForCausalLM.from_pretrained("org/model")

@@ -1,5 +1,6 @@
 import torch
 from peft import LoraConfig, get_peft_model
+from rows import held_out, loader
 from transformers import AutoModelForCausalLM
 
 model = AutoModelForCausalLM.from_pretrained("org/model")
@@ -14,7 +15,7 @@ def evaluate(network):
 
 
 model.train()
-for epoch in range(3):
+for _ in range(3):
     for batch in loader:
         loss = model(**batch).loss
         loss.backward()
