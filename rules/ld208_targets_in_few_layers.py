@@ -96,7 +96,6 @@ class TargetsInFewLayers(Rule):
         with_adapter, layers, left = _token_mixing(structure)
         if not left:
             return
-        wanted = [*target_entries(recipe), *left]
         reached = _layers_with_adapter(structure)
         bare = reached * 2 < layers
         yield self.finding(
@@ -127,14 +126,32 @@ class TargetsInFewLayers(Rule):
                     "the meta device, and they were counted"
                 ),
             ),
-            fixes=(
-                Fix(
-                    f"Also adapt the other layers: {', '.join(left)}.",
-                    "unsafe",
-                    (Edit("target_modules", wanted),),
-                ),
-            ),
+            fixes=(_fix(case, left),),
         )
+
+
+def _fix(case: Case, left: list[str]) -> Fix:
+    """The names of the other layers beside those of the recipe, as far as PEFT adapts them: it
+    refuses a layer whose weight a kernel reads."""
+    before = target_entries(case.recipe)
+    taken = left if _accepts(case, [*before, *left]) else [
+        name for name in left if _accepts(case, [*before, name])
+    ]  # fmt: skip
+    if not taken:
+        return Fix("Adapt the other layers by names that this PEFT accepts.", "manual")
+    refused = [name for name in left if name not in taken]
+    note = f" (the installed PEFT refuses {quoted(refused)})" if refused else ""
+    return Fix(
+        f"Also adapt the other layers: {', '.join(taken)}{note}.",
+        "unsafe",
+        (Edit("target_modules", [*before, *taken]),),
+    )
+
+
+def _accepts(case: Case, targets: list[str]) -> bool:
+    """Whether PEFT injects adapters into these on the full-size model."""
+    recipe = case.recipe_in_full().edit((Edit("target_modules", targets),))
+    return case.again(recipe, case.patches).structure.injection.ok
 
 
 def _lists_names(written: Recipe) -> bool:
@@ -177,5 +194,5 @@ def _token_mixing(structure: Structure) -> tuple[int, int, list[str]]:
     with_adapter = max((group.adapted for group in mixers), default=0)
     if not with_adapter or with_adapter * 2 >= layers:
         return with_adapter, layers, []
-    others = [group for group in mixers if not group.adapted and group.count > with_adapter]
+    others = [group for group in mixers if not group.adapted and group.count >= with_adapter]
     return with_adapter, layers, sorted({group.leaf for group in others})
