@@ -102,6 +102,24 @@ class RemoteCodeDoesNotFit(Rule):
         Symptom(r"cannot import name '\w+' from 'transformers[\w.]*'", alone=True, weight=-1),
         Symptom(_ATTRIBUTE, raised_in=_REMOTE),
         Symptom(_ATTRIBUTE, alone=True, weight=-1),
+        Symptom(
+            r"'\w*(?:Config|Tokenizer\w*)' object has no attribute '\w+'",
+            raised_in=_REMOTE,
+            weight=-1,
+        ),
+        Symptom(r"\w\(\) got an unexpected keyword argument '\w+'", raised_in=_REMOTE, weight=-1),
+        Symptom(
+            r"\w(?<!Fast)\._\w+\(\) got an unexpected keyword argument '\w+'",
+            "a method that the repository's tokenizer or model has instead of the library's",
+            context=r"transformers_modules|\bChatGLM",
+            weight=-1,
+        ),
+        Symptom(
+            r"(?:too many|not enough) values to unpack",
+            "a cache of another form",
+            raised_in=_REMOTE,
+            context=r"(?i)past_key_value|\b(?:kv_)?cache\w*\b",
+        ),
         Symptom(r"KeyError: 'type'", "transformers>=5", raised_in=_REMOTE),
         Symptom(r"^\s*(KeyError: )?'type'$", "transformers>=5"),
         Symptom(

@@ -14,6 +14,7 @@ from lora_doctor.rule_api import (
     ModelClassError,
     Proof,
     Rule,
+    Symptom,
 )
 
 
@@ -43,6 +44,12 @@ class AutoClassWithoutModel(Rule):
     name = "auto-class-without-model"
     summary = "The script loads the model with an auto class that does not have its model type."
     depth = "meta"
+    symptoms = (
+        Symptom(
+            r"Unrecognized configuration class .{1,400}? for (?:this kind of AutoModel: )?"
+            r"Auto(?:ModelFor\w+|ModelWithLMHead)"
+        ),
+    )
     examples = (
         Example(
             "broken",

@@ -52,6 +52,7 @@ class PreparationMixesDtypes(Rule):
             r"Expected attn_mask dtype to be bool (or float )?or to match query dtype",
             "transformers 4.57",
         ),
+        Symptom(r"Expected query, key, and value to have the same dtype"),
         Symptom(
             r"(?:mat1|self) and mat2 must have the same dtype|"
             r"expected (?:m1 and m2|mat1 and mat2) to have the same dtype",

@@ -57,6 +57,10 @@ class QuantizedCheckpointNotLoadable(Rule):
     depth = "meta"
     symptoms = (
         Symptom(r"(Loading|Using) (an? )?.{1,40}quantiz.{1,60}requires?.{1,80}(pip )?install"),
+        Symptom(
+            r"\b[A-Z]\w+ quantization requires (?:the )?`?(?!a\b|an\b)\w+`?.{0,120}?"
+            r"(?:pip install|>= ?\d)"
+        ),
         Symptom(r"\bthe latest version of bitsandbytes\b"),
         Symptom(r"requires (optimum|gptqmodel|auto-awq|auto-round|AQLM|VPTQ|SpQR|FLUTE)\b"),
         Symptom(r"compressed[_-]tensors.{0,40} is (not installed|required)"),

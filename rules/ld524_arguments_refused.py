@@ -62,6 +62,7 @@ class ArgumentsRefused(Rule):
             weight=-1,
         ),
         Symptom(r"--load_best_model_at_end requires the (?:save|saving)"),
+        Symptom(r"\bValueError: --(?!tf32)\w+ (?:must be|can only be set when|requires)\b"),
         Symptom(r"At most one of fp16 and bf16 can be True"),
         Symptom(r"requires either non-zero --eval_steps|requires non-zero --logging_steps"),
         Symptom(r"lr_scheduler_type \w+ requires an eval strategy"),

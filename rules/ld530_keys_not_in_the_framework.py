@@ -54,6 +54,7 @@ class KeysNotInTheFramework(Rule):
     symptoms = (
         Symptom(r"Some (?:specified arguments|keys) are not used by the HfArgumentParser"),
         Symptom(r"ValueError: remaining_argv: \[", "ms-swift"),
+        Symptom(r"Unknown arguments from config file: ", "TRL"),
         Symptom(
             r"error: unrecognized arguments: --",
             context=r"llamafactory-cli|\b(?:trl|swift) (?:sft|pt|dpo|grpo|kto|reward|rlhf)\b",

@@ -79,7 +79,7 @@ class ResumedRunDiffers(Rule):
             r"Missing key\(s\) in state_dict: \"\w+\.",
             "DeepSpeed, sentence-transformers, transformers<4.31",
             context=r"deepspeed_load_checkpoint|\bin load_checkpoint\b|_load_from_checkpoint"
-            r"|resume_from_checkpoint",
+            r"|resume_from_checkpoint|state_dict for SentenceTransformer",
         ),
     )
     examples = (

@@ -54,12 +54,13 @@ class TrainerRefuses(Rule):
         Symptom(r"You passed both a `?(?:ref_)?model`? and a `?peft_config`?"),
         Symptom(r"`?model`? and `?ref_model`? cannot be the same object"),
         Symptom(
-            r"You passed `?(?:packing=False|a DataCollatorForCompletionOnlyLM)`? to the SFTTrainer",
+            r"You passed (?:an? )?`?(?:packing=False|(?:a )?DataCollatorForCompletionOnlyLM)`? "
+            r"to the SFTTrainer",
             "TRL before 0.13",
         ),
         Symptom(r"A formatting function was provided while `?completion_only_loss"),
         Symptom(
-            r"\b(?:ValueError|NotImplementedError): \S",
+            r"\b(?:ValueError|NotImplementedError): \S|\bTypeError: .{1,60}? must be an? ",
             raised_in=r"trl[\\/]trainer[\\/]\w+_trainer\.py",
             context=r"_trainer\.py\W+line \d+,? in __init__",
             weight=-1,

@@ -56,7 +56,13 @@ class AutoPeftClassDoesNotFit(Rule):
     symptoms = (
         Symptom(
             r"Unrecognized configuration class .{1,400}? for (this kind of AutoModel: )?"
-            r"AutoModelFor(CausalLM|Seq2SeqLM)"
+            r"AutoModelFor(CausalLM|Seq2SeqLM)",
+            weight=-1,
+        ),
+        Symptom(
+            r"Unrecognized configuration class .{1,400}? for (this kind of AutoModel: )?"
+            r"AutoModelFor\w+",
+            context=r"\bAutoPeftModel|peft[\\/]auto\.py",
         ),
         Symptom(r"Expected target PEFT class: PeftModelFor\w+, but you have asked for"),
     )

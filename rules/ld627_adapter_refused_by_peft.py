@@ -57,6 +57,12 @@ class AdapterRefusedByPeft(Rule):
             "an adapter of a newer PEFT, or of one before 0.3",
         ),
         Symptom(r"config that is trying to be loaded is missing required keys"),
+        Symptom(
+            r"KeyError: '[A-Z][A-Z0-9_]*'|'[A-Z][A-Z0-9_]*' is not a valid PeftType",
+            "a kind of adapter that this PEFT does not have",
+            raised_in=r"peft[\\/](?:config|mapping\w*|peft_model)\.py|[\\/]enum\.py",
+            context=r"peft[\\/](?:config|mapping|peft_model)",
+        ),
         Symptom(r"KeyError: 'peft_type'", "an adapter_config.json without a kind of adapter"),
         Symptom(
             r"__init__\(\) got an unexpected keyword argument",

@@ -53,7 +53,16 @@ class ConfigRefused(Rule):
     name = "config-refused"
     summary = "The installed transformers refuses the model's config.json."
     depth = "meta"
-    symptoms = (Symptom(r"'NoneType' object has no attribute 'to_dict'", "transformers<5"),)
+    symptoms = (
+        Symptom(r"'NoneType' object has no attribute 'to_dict'", "transformers<5"),
+        Symptom(
+            r"\b(?:Value|StrictDataclass\w*)Error: \S",
+            raised_in=r"transformers[\\/](?:models[\\/](?!auto\b)\w+[\\/]configuration_\w+"
+            r"|configuration_utils|modeling_rope_utils)\.py",
+            weight=-1,
+        ),
+        Symptom(r"`rope_scaling`(?:'s \w+ field)? must be (?:a dictionary|one of|a float)"),
+    )
     examples = (
         Example(
             "broken",

@@ -31,6 +31,9 @@ _HOW = {
     "assumed": "an assumption",
 }
 
+#: A server that runs a model takes memory by other rules than a training.
+_SERVER = r"\bEngineCore|[\\/]vllm[\\/](?:v1|engine|worker|model_executor)[\\/]"
+
 
 class DoesNotFit(Rule):
     """Weights, optimizer and one training step take more memory than the budget.
@@ -65,10 +68,12 @@ class DoesNotFit(Rule):
     summary = "Training takes more memory than the GPU has."
     depth = "meta"
     symptoms = (
-        Symptom(r"(?:CUDA|HIP|MPS|XPU|NPU)(?: backend)? (?:error: )?(?:out of memory)"),
+        Symptom(
+            r"(?:CUDA|HIP|MPS|XPU|NPU)(?: backend)? (?:error: )?(?:out of memory)", unless=_SERVER
+        ),
         Symptom(r"Make sure you have enough GPU RAM to fit the quantized model"),
         Symptom(r"No executable batch size found, reached zero"),
-        Symptom(r"(?:torch\.|cuda\.)OutOfMemoryError"),
+        Symptom(r"(?:torch\.|cuda\.)OutOfMemoryError", unless=_SERVER),
         Symptom(r"CUBLAS_STATUS_ALLOC_FAILED"),
     )
     descriptions = (Symptom(r"\bOOM\b|\bout.of.memory\b"),)

@@ -93,6 +93,11 @@ class ImportsDoNotFit(Rule):
         Symptom(_ATTRIBUTE, raised_in=_INSTALLED, weight=1),
         Symptom(_ATTRIBUTE, alone=True),
         Symptom(r"No module named 'triton\.ops'"),
+        Symptom(
+            r"Failed to import (?:trl|peft|transformers)\.\S+ because of the following error "
+            r"\(look up to see its traceback\): No module named '\w+'",
+            alone=True,
+        ),
     )
 
     examples = (

@@ -57,6 +57,17 @@ class VersionRefused(Rule):
         Symptom(r"Found an incompatible version of [\w-]+\. Found version"),
         Symptom(r"is required for a normal functioning of this module, but found"),
         Symptom(r"Using the `Trainer` with `PyTorch` requires `?accelerate"),
+        Symptom(
+            r"(?i)make sure (?:that )?you have (?:installed )?(?:the latest version of )?"
+            r"`?(?:pip install )?'?[\w-]+ ?>= ?\d"
+        ),
+        Symptom(r"requires Accelerate: `pip install"),
+        Symptom(
+            r"(?:requires?|only supported for) "
+            r"`?(?:peft|transformers|accelerate|trl|bitsandbytes)`? ?"
+            r"(?:version )?(?:>=? ?)?v?\d+\.\d+",
+            weight=-1,
+        ),
         Symptom(r"gptqmodel requires optimum version"),
         Symptom(r"transformers version is too old, please upgrade it to"),
         Symptom(r"requires at least accelerate version|requires accelerate ?>="),

@@ -58,6 +58,11 @@ class QuantizedWeightsSharded(Rule):
     symptoms = (
         Symptom(r"Must flatten tensors with uniform dtype but got .{0,60}torch\.(?:u?int8|float8)"),
         Symptom(r"Cannot flatten integer dtype tensors", weight=1),
+        Symptom(
+            r"expected there to be only one unique element in .{1,200}?all_gather",
+            "DeepSpeed",
+            context=r"(?i)load_in_8bit|\b8.?bit\b|\bint8\b",
+        ),
         Symptom(r"Only 4-bit quantized model can use fsdp\+qlora"),
         Symptom(
             r"`FlatParameter` requires uniform dtype but got .{0,60}torch\.(?:u?int8|float8)",

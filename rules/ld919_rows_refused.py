@@ -56,6 +56,12 @@ class RowsRefused(Rule):
         Symptom(r"Conversation roles must alternate"),
         Symptom(r"After the optional system message, conversation roles must alternate"),
         Symptom(r"jinja2\.exceptions\.(?:Template|Undefined)Error", weight=-1),
+        Symptom(
+            r"[Nn]umber of <?(?:image|video|audio)\w*>? (?:tokens )?(?:provided )?(?:in \w+ )?"
+            r"(?:\(\d+\) )?(?:does not|doesn't) match (?:the )?number of",
+            "LLaMA-Factory, TRL and processors",
+        ),
+        Symptom(r"Invalid (?:keys in the example|role in (?:the last )?message)\b", "TRL"),
         Symptom(r"input examples must contain either 'messages' for conversational data", "TRL"),
         Symptom(
             r"KeyError: '(?:text|messages|prompt|completion|chosen|rejected)'",

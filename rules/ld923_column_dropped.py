@@ -73,6 +73,10 @@ class ColumnDropped(Rule):
     symptoms = (
         Symptom(r"No columns in the dataset match the model's forward method signature"),
         Symptom(r"The batch received was empty, your model won't be able to train"),
+        Symptom(
+            r"encodings to this method that includes input_ids, but you provided "
+            r"\[(?:'labels?'(?:, )?)*\]"
+        ),
         Symptom(r"Invalid key: .{1,40}? is out of bounds for size 0\b", "transformers<5"),
     )
     descriptions = (

@@ -20,7 +20,8 @@ from lora_doctor.rules._dry_run_script import MODEL
 
 _REFUSED = (
     r"Asking to pad but the tokenizer does not have a padding token",
-    r"attempting to pad samples but the tokenizer you are using .{1,80}? does not have one",
+    r"attempting to pad samples but the tokenizer you are using .{1,80}? does not have "
+    r"(?:one|a pad token)",
 )
 _SOURCE = "the user's command, dry-run"
 _PADDED = """

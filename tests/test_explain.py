@@ -105,6 +105,7 @@ def test_a_log_that_does_not_exist_is_no_message(tmp_path: Path) -> None:
         ("IoError(Os { code: 28, kind: StorageFull })", "a disk", ""),
         ("ValueError: LoRA rank 64 is greater than max_lora_rank 16.", "serves", "--adapter"),
         ("pyarrow.lib.ArrowInvalid: JSON parse error", "data files", "--data"),
+        ("ValueError: Can't find 'adapter_config.json' at 'out'", "no saved adapter", "--adapter"),
         ("exit 1\ntorch.distributed.elastic.ChildFailedError:", "launcher's own summary", ""),
     ],
 )

@@ -138,13 +138,13 @@ def explanation(text: str) -> Explanation:
     """
     rules = find_rules()
     try:
-        matches: Sequence[Match] = (
-            find_by_message(text, rules) or _mentioned(text) or find_by_description(text, rules)
-        )
+        matches: Sequence[Match] = find_by_message(text, rules) or _mentioned(text)
+        other = None if matches else find_other_cause(text)
+        if not matches and other is None:
+            matches = find_by_description(text, rules)
         known = {match.rule for match in matches}
         near = [near for near in find_near(text, rules) if near.rule not in known]
         near.sort(key=lambda one: one.knows_class_alone)
-        other = None if matches else find_other_cause(text)
     except LimitError as error:
         raise InputError(f"explain: {error}; give the last lines only") from None
     return Explanation(tuple(matches), tuple(near[:_NEAR]), other)
