@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import lora_doctor
 from lora_doctor.prescription.write_fix import Plan
-from lora_doctor.recipe.edit import Edit
+from lora_doctor.recipe.edit import REMOVE, Edit
 from lora_doctor.recipe.program.edits import edited_program, program_holds
 from lora_doctor.recipe.program.read_setup import read_setup
 from lora_doctor.sandbox.worker import Worker
@@ -274,3 +274,65 @@ def test_a_script_trains_after_its_fix(
     plan.write(diagnosis)
     again = lora_doctor.check(str(path), worker=worker)
     assert again.verdict == "healthy" and "q_proj" in path.read_text()
+
+
+_PREFIX = """\
+import peft
+from transformers import AutoModelForCausalLM
+
+config = peft.PrefixTuningConfig(
+    prefix_projection=False,
+    task_type=peft.TaskType.CAUSAL_LM,  # the task
+    num_virtual_tokens=20,
+)
+model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained("org/model"), config)
+"""
+_AS_LORA = """\
+import peft
+from transformers import AutoModelForCausalLM
+
+config = peft.LoraConfig(
+    task_type=peft.TaskType.CAUSAL_LM,  # the task
+    target_modules=["q_proj", "v_proj"],
+)
+model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained("org/model"), config)
+"""
+
+
+_ON_ONE_LINE = """\
+from peft import PrefixTuningConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+config = PrefixTuningConfig(num_virtual_tokens = 20, prefix_projection = False)
+model = get_peft_model(AutoModelForCausalLM.from_pretrained("org/model"), config)
+"""
+_IMPORTED = """\
+from peft import PrefixTuningConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+from peft import LoraConfig
+
+config = LoraConfig(target_modules = ["q_proj", "v_proj"])
+model = get_peft_model(AutoModelForCausalLM.from_pretrained("org/model"), config)
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [(_PREFIX, _AS_LORA), (_ON_ONE_LINE, _IMPORTED)], ids=["lines", "one line"]
+)
+def test_an_adapter_of_another_kind_is_another_config(
+    tmp_path: Path, before: str, after: str
+) -> None:
+    """LD506 offers LoRA instead of a prompt: its class, its arguments, its import."""
+    path = tmp_path / "train.py"
+    path.write_text(before)
+    recipe = read_setup(path).recipe
+    edits = [Edit("peft_type", "LORA"), Edit("target_modules", ["q_proj", "v_proj"]),
+             *(Edit(key, REMOVE) for key in ("num_virtual_tokens", "prefix_projection"))]  # fmt: skip
+    assert all(program_holds(recipe, edit) for edit in edits)
+    edited = edited_program(recipe, edits)
+    assert edited.written is not None and edited.written.data is not None
+    assert edited.written.data.decode() == after
+    assert edited.get("peft_type") == "LORA" and edited.get("target_modules") == [
+        "q_proj",
+        "v_proj",
+    ]

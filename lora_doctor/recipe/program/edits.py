@@ -12,6 +12,7 @@ from lora_doctor.errors import InputError
 from lora_doctor.recipe.edit import REMOVE, Edit, Rewrite
 from lora_doctor.recipe.keys import ADAPTER_KEYS, ALIASES, BY_NAME, check_value
 from lora_doctor.recipe.normal_forms import dtype
+from lora_doctor.recipe.program.other_kind import of_other_kind
 from lora_doctor.recipe.program.read_setup import read_setup, setup_of
 from lora_doctor.recipe.program.setup import Setting, Setup
 from lora_doctor.recipe.program.splices import Splice, added, list_changed, literal, removed
@@ -49,7 +50,7 @@ def edited_program(
     setup = setup_of(recipe)
     assert setup is not None and recipe.written is not None and recipe.file is not None
     held = [edit for edit in edits if program_holds(recipe, edit)]
-    changes = [change for edit in held for change in _splices(setup, edit)]
+    changes = _all_splices(setup, held)
     changes += [_located(setup, rewrite) for rewrite in rewrites]
     unique = [change for n, change in enumerate(changes) if change not in changes[:n]]
     data = setup.program.with_changes(unique)
@@ -107,6 +108,17 @@ def _part_of(key: str) -> str:
     return known.part if known is not None else "adapter"
 
 
+def _all_splices(setup: Setup, edits: Sequence[Edit]) -> list[Splice]:
+    """What several edits replace: those that make another kind of adapter are one change."""
+    kinds = [edit for edit in edits if edit.key == "peft_type"]
+    together = [edit for edit in edits if kinds and _part_of(edit.key) == "adapter"]
+    changes = of_other_kind(setup, together) if together else []
+    if changes is None:
+        raise InputError(f"{setup.program.path}: peft_type cannot be edited there; edit it by hand")
+    apart = [edit for edit in edits if edit not in together]
+    return [*changes, *(change for edit in apart for change in _splices(setup, edit))]
+
+
 def _splices(setup: Setup, edit: Edit) -> list[Splice]:
     """The pieces of text that an edit replaces.
 
@@ -114,6 +126,11 @@ def _splices(setup: Setup, edit: Edit) -> list[Splice]:
         CannotEditError: there is no place for it.
     """
     setting = setup.settings.get(edit.key)
+    if edit.key == "peft_type":
+        found = of_other_kind(setup, [edit])
+        if found is None:
+            raise CannotEditError
+        return found
     if edit.value is REMOVE:
         return _without(setup, edit.key, setting)
     value = check_value(edit.key, edit.value, "fix")

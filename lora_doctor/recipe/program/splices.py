@@ -4,6 +4,7 @@ taken out, in the style of what stands around it."""
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lora_doctor.static.program.units import Span, Unit
@@ -38,6 +39,29 @@ def removed(call: Call, argument: Argument) -> Splice | None:
     if place > 0:
         return Span(unit, spans[place - 1].end, spans[place].end), ""
     return spans[place], ""
+
+
+def rearranged(call: Call, gone: Sequence[Argument], new: Mapping[str, str]) -> list[Splice]:
+    """The call without some of its arguments, and with others at the end."""
+    unit, spans = call.span.unit, _spans(call)
+    starts = {argument.whole.start for argument in gone}
+    kept = [span for span in spans if span.start not in starts]
+    written = [f"{name}{_equal(call)}{value}" for name, value in new.items()]
+    if not kept:
+        start, end = (spans[0].start, spans[-1].end) if spans else (call.span.end - 1,) * 2
+        return [(Span(unit, start, end), ", ".join(written))]
+    between = _between(unit, kept[-1].start)
+    last = spans.index(kept[-1])
+    if written and last + 1 < len(spans):  # in the place of those at the end
+        behind = f",{between}".join(written)
+        changes = [(Span(unit, spans[last + 1].start, spans[-1].end), behind)]
+    else:
+        behind = "".join(f",{between}{text}" for text in written)
+        changes = [(Span(unit, kept[-1].end, spans[-1].end), behind)]
+    for number, span in enumerate(spans[:last]):
+        if span.start in starts:
+            changes.append((Span(unit, span.start, spans[number + 1].start), ""))
+    return changes
 
 
 def added(call: Call, name: str, value: str) -> Splice | None:

@@ -18,6 +18,12 @@ def peft_type_of(config_class: str) -> str | None:
     return _types().get(config_class)
 
 
+def config_class_of(kind: str) -> str | None:
+    """``LoraConfig`` for ``LORA``; ``None`` where PEFT is missing or has no such adapters."""
+    names = [name for name, made in _types().items() if made == kind]
+    return min(names, key=len, default=None)
+
+
 @functools.cache
 def _types() -> dict[str, str]:
     peft = package_folder("peft")
