@@ -326,8 +326,9 @@ def test_an_adapter_of_another_kind_is_another_config(
     path = tmp_path / "train.py"
     path.write_text(before)
     recipe = read_setup(path).recipe
-    edits = [Edit("peft_type", "LORA"), Edit("target_modules", ["q_proj", "v_proj"]),
-             *(Edit(key, REMOVE) for key in ("num_virtual_tokens", "prefix_projection"))]  # fmt: skip
+    gone = ("num_virtual_tokens", "prefix_projection")
+    edits = [Edit("peft_type", "LORA"), *(Edit(key, REMOVE) for key in gone)]
+    edits.append(Edit("target_modules", ["q_proj", "v_proj"]))
     assert all(program_holds(recipe, edit) for edit in edits)
     edited = edited_program(recipe, edits)
     assert edited.written is not None and edited.written.data is not None
