@@ -3,16 +3,22 @@ it, whatever launches it."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import lora_doctor
+from lora_doctor.engine.set_up import edited_file
 from lora_doctor.errors import InputError
+from lora_doctor.prescription.write_fix import Plan
+from lora_doctor.recipe.edit import Edit
 from lora_doctor.recipe.files.read_write import read_recipe
 from lora_doctor.recipe.files.started_script import only_start_of, started_script
+from lora_doctor.recipe.program.edits import edited_program, program_holds
 from lora_doctor.recipe.program.read_setup import read_setup
 from lora_doctor.recipe.recipe import Recipe
+from tests import diagnoses
 
 _TRAIN = """
 from peft import LoraConfig, get_peft_model
@@ -99,7 +105,7 @@ def test_a_script_is_read_with_the_words_that_a_shell_file_gives_it(
     setup = read_setup(found.script, None, found.arguments, found.start)
     assert setup.model == "org/model", setup.asked
     assert (setup.recipe.get("r"), setup.recipe.get("target_modules")) == (16, ["q_proj", "v_proj"])
-    if script is _ARGPARSE and "R=" not in command:
+    if script is _ARGPARSE:
         assert setup.recipe.places["r"].file == "run.sh", "where the value stands"
 
 
@@ -162,6 +168,63 @@ def test_a_finding_of_the_command_stands_in_the_shell_file_and_the_script_is_lef
         found = lora_doctor.check(model, depth="static")
         assert "read as run.sh:1 starts it" in [note.text for note in found.notes]
         assert found.recipe.get("r") == 4
+
+
+@pytest.mark.parametrize(
+    ("command", "mended"),
+    [
+        ("python train.py org/model --targets q_porj,v_proj -r 16  # wide",
+         "python train.py org/model --targets q_proj,v_proj -r 8  # wide"),
+        ('N="q_porj,v_proj"\nR=16\npython train.py org/model \\\n  --lora-r $R --targets "$N"',
+         'N="q_proj,v_proj"\nR=8\npython train.py org/model \\\n  --lora-r $R --targets "$N"'),
+        ("python train.py org/model --targets='q_porj,v_proj' --lora-r=16 >log",
+         "python train.py org/model --targets='q_proj,v_proj' --lora-r=8 >log"),
+    ],
+)  # fmt: skip
+def test_what_the_command_sets_is_changed_in_the_command(
+    command: str, mended: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path, {"train.py": _ARGPARSE, "run.sh": f"#!/bin/sh\n{command}\n"})
+    recipe = read_recipe("run.sh")
+    assert recipe.places["r"].file == recipe.places["target_modules"].file == "run.sh"
+    edited = edited_program(recipe, [Edit("r", 8), Edit("target_modules", ["q_proj", "v_proj"])])
+    assert edited.get("r") == 8 and edited.get("target_modules") == ["q_proj", "v_proj"]
+    assert edited.written is not None and edited.written.start is not None
+    assert edited.written.data == _ARGPARSE.encode(), "the script is as it was"
+    assert edited.written.start.data.decode() == f"#!/bin/sh\n{mended}\n"
+
+
+def test_words_of_a_command_that_are_put_together_are_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = 'A=1\npython train.py org/model -r "${A}6"\necho $A\n'
+    written(tmp_path, {"train.py": _ARGPARSE, "run.sh": command})
+    recipe = read_recipe("run.sh")
+    assert recipe.get("r") == 16 and not program_holds(recipe, Edit("r", 8))
+
+
+def test_the_shell_file_is_written_with_the_script_and_the_old_one_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = "python train.py org/model -r 16\n"
+    written(tmp_path, {"train.py": _ARGPARSE, "run.sh": command})
+    assert edited_file("run.sh", None) == Path("train.py")
+    recipe = read_recipe("run.sh")
+    edits = [Edit("r", 8), Edit("lora_alpha", 16)]
+    fixed = edited_program(recipe, edits)
+    found = replace(diagnoses.phi3(), recipe=recipe, fixed_recipe=fixed)
+    assert found.applied
+    plan = Plan.make(Path("train.py"), ".", True)
+    diff = plan.with_diff(found).recipe_diff
+    assert "+python train.py org/model -r 8" in diff and "lora_alpha=16" in diff
+    assert {path.name for path in plan.write(found)} >= {"run.sh", "run.sh.bak", "train.py"}
+    assert (tmp_path / "run.sh").read_text() == command.replace("16", "8")
+    assert (tmp_path / "run.sh.bak").read_text() == command
+    with pytest.raises(InputError, match="was changed while"):
+        plan.write(found)
 
 
 def test_a_command_of_a_framework_stays_its_own(tmp_path: Path) -> None:

@@ -34,11 +34,12 @@ def run(options: dict[str, Any]) -> int:
 
         return fix_command(options, command, run)
     from lora_doctor import api
-    from lora_doctor.engine.set_up import set_up_file
+    from lora_doctor.engine.set_up import edited_file
     from lora_doctor.prescription import write_fix
 
     format = options["format_name"]
-    file = options["recipe_file"] or program_of(options) or set_up_file(options["model"])
+    named = options["recipe_file"] or program_of(options) or options["model"]
+    file = edited_file(named, format) or options["recipe_file"] or program_of(options)
     plan = write_fix.Plan.make(file, options["output_dir"], options["write"], format)
 
     tell_of_unfinished(options)

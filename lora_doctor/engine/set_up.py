@@ -51,6 +51,20 @@ def script_of(path: Path) -> StartedScript | None:
         return found
 
 
+def edited_file(model: Any, format: str | None) -> Path | None:
+    """The file of a set-up in which a fix is written: of a shell file that starts a script that
+    script; ``None`` where MODEL is no set-up.
+
+    Raises:
+        InputError: as :func:`script_of`.
+    """
+    file = set_up_file(model)
+    if file is None or format is not None:
+        return file
+    started = script_of(file)
+    return file if started is None else started.script
+
+
 def of_set_up(path: Path, recipe: Recipe, format: str | None) -> tuple[str, str | None, Recipe]:
     """The model that the set-up names, its revision, and its recipe, over which the values of
     ``recipe`` win.

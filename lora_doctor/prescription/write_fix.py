@@ -96,7 +96,7 @@ class Plan:
         if self.recipe_file and self.held is not None:
             # Bytes, not universal newlines: a diff must show the file as it is.
             diff = "".join(
-                recipe_diff(path, self.held[path].decode("utf-8-sig"), data.decode("utf-8-sig"))
+                recipe_diff(path, _before(path, self.held), data.decode("utf-8-sig"))
                 for path, data in self._edited(diagnosis).items()
             )
             return replace(diagnosis, recipe_diff=diff)
@@ -145,10 +145,11 @@ class Plan:
             journal=lambda steps: journal(self.recipe_path, steps, _NAMES),
             check=self._refuse_changed,
         )
-        kept = (backups.get(path) for path in self.paths)
         written = [change.path for change in changes]
+        paths = dict.fromkeys((*self.paths, *written))
+        kept = (backups.get(path) for path in paths)
         return (
-            *(path for path in self.paths if path in written or path == self.recipe_path),
+            *(path for path in paths if path in written or path == self.recipe_path),
             *(path for path in kept if path is not None),
         )
 
@@ -172,7 +173,7 @@ class Plan:
         file, held, format = self.recipe_file, self.held, self.format
         program = self._program(diagnosis)
         if program is not None:
-            return {file: program}
+            return {file: program, **_shell_file(diagnosis)}
         edits = [edit for item in diagnosis.applied for edit in item.fix.edits]
         placed = [edit for edit in edits if holds_edit(file, held, edit, format)]
         edited = edited_files(file, held, placed, format)
@@ -227,6 +228,29 @@ class Plan:
                         f"output {str(path)!r}: exists and was not written by lora-doctor; {hint}"
                         "move it or choose another --output-dir"
                     )
+
+
+def _shell_file(diagnosis: Diagnosis) -> dict[Path, bytes]:
+    """The shell file that starts the script, where a fix changes its command.
+
+    Raises:
+        InputError: it was changed while the run was going on.
+    """
+    read, fixed = diagnosis.recipe.written, diagnosis.fixed_recipe
+    before = read.start if read is not None else None
+    after = fixed.written.start if fixed is not None and fixed.written is not None else None
+    if before is None or after is None or before.data == after.data:
+        return {}
+    path = Path(before.place.file)
+    with _named(path):
+        if path.read_bytes() != before.data:
+            raise _changed(path)
+    return {path: after.data}
+
+
+def _before(path: Path, held: Mapping[Path, bytes]) -> str:
+    data = held[path] if path in held else path.read_bytes()
+    return data.decode("utf-8-sig")
 
 
 def _has_fixes(diagnosis: Diagnosis) -> bool:

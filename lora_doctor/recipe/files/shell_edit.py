@@ -58,7 +58,7 @@ def set_entry(text: str, path: Path, name: str, value: Any) -> str:
         return text[: argument.end] + " " + " ".join(written) + text[argument.end :]
     word = argument.words[0]
     if len(argument.words) == 1 and word.is_variable:
-        place = _assignment(text, word.variables[0])
+        place = assignment(text, word.variables[0])
         if place is not None and len(written) == 1:
             return text[: place[0]] + _like(text[slice(*place)], written[0]) + text[place[1] :]
     old = text[word.start : argument.words[-1].end]
@@ -104,7 +104,7 @@ def _capital(text: str, argument: Argument) -> bool:
                for word in argument.words)  # fmt: skip
 
 
-def _assignment(text: str, name: str) -> tuple[int, int] | None:
+def assignment(text: str, name: str) -> tuple[int, int] | None:
     """Where the value of a variable stands that is set once and used once; ``None`` where others
     use it as well, whose value is not to change."""
     uses = re.findall(rf"\$\{{?{re.escape(name)}\b", text)

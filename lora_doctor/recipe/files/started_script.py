@@ -6,11 +6,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from lora_doctor.errors import InputError
 from lora_doctor.recipe.files.bytes import decode, read_bytes
+from lora_doctor.recipe.files.shell_edit import assignment
 from lora_doctor.recipe.files.shell_syntax import SHELLS, Command, Word, commands
 from lora_doctor.recipe.program.read_setup import read_setup
 from lora_doctor.static.place import Place
@@ -42,16 +44,17 @@ class StartedScript:
     start: Start
 
 
-def started_script(path: Path) -> StartedScript | None:
+def started_script(path: Path, data: bytes | None = None) -> StartedScript | None:
     """The one script of the user's that a shell file starts and that sets up a training; the only
-    one that it starts, where none does. ``None`` for every other file.
+    one that it starts, where none does. ``None`` for every other file. ``data``: its content
+    instead of what is there.
 
     Raises:
         InputError: the file cannot be read, or it starts several trainings.
     """
     if path.suffix.lower() not in SHELLS:
         return None
-    found = list(_starts(path))
+    found = list(_starts(path, data))
     training = [one for one in found if sets_up(one)]
     if len(training) > 1:
         lines = ", ".join(str(one.start.place.line) for one in training)
@@ -67,7 +70,7 @@ def only_start_of(script: Path) -> StartedScript | None:
     found = []
     for path in _shell_files(script):
         try:
-            starts = list(_starts(path, script.name))
+            starts = list(_starts(path, None, script.name))
         except InputError:
             continue
         found += [one for one in starts if one.script.resolve() == script.resolve()]
@@ -97,10 +100,11 @@ def sets_up(found: StartedScript) -> bool:
         return True  # which reading it again says
 
 
-def _starts(path: Path, name: str = "") -> Iterator[StartedScript]:
+def _starts(path: Path, data: bytes | None, name: str = "") -> Iterator[StartedScript]:
     """The scripts that are there and that the commands of a shell file start. ``name``: of a script
     that has to be named in it."""
-    text = decode(path, read_bytes(path)).text
+    data = read_bytes(path) if data is None else data
+    text = decode(path, data).text
     if name and name.removesuffix(".py") not in text:
         return
     unit = Unit(_shown(path), text, editable=False)
@@ -116,7 +120,14 @@ def _starts(path: Path, name: str = "") -> Iterator[StartedScript]:
         else:
             one = _started(command, unit, folders, {**environment, **here})
             if one is not None:
-                yield one
+                start = replace(one.start, data=data, reread=partial(_again, path, one.script))
+                yield replace(one, start=start)
+
+
+def _again(path: Path, script: Path, data: bytes) -> tuple[tuple[str, ...], Start] | None:
+    """How the script is started by this content of the shell file."""
+    found = [one for one in _starts(path, data) if one.script == script]
+    return (found[0].arguments, found[0].start) if len(found) == 1 else None
 
 
 def _started(
@@ -178,7 +189,9 @@ def _placed(word: Word, unit: Unit) -> list[PlacedWord]:
     if word.text is None:
         names = [name for name in word.variables if name.isidentifier()]
         return [PlacedWord(span.text, span, names[0] if names else span.text)]
-    if word.is_variable and span.text.startswith("$"):
+    place = assignment(unit.text, word.variables[0]) if word.is_variable else None
+    span = Span(unit, *place) if place is not None else span
+    if word.is_variable and unit.text[word.start] == "$":
         return [PlacedWord(text, span) for text in word.text.split()]
     return [PlacedWord(word.text, span)]
 

@@ -12,6 +12,7 @@ from lora_doctor.errors import InputError
 from lora_doctor.recipe.edit import REMOVE, Edit, Rewrite
 from lora_doctor.recipe.keys import ADAPTER_KEYS, ALIASES, BY_NAME, check_value
 from lora_doctor.recipe.normal_forms import dtype
+from lora_doctor.recipe.program.command_edits import edited_start, in_command, is_of_command
 from lora_doctor.recipe.program.other_kind import of_other_kind
 from lora_doctor.recipe.program.read_setup import read_setup, setup_of
 from lora_doctor.recipe.program.setup import Setting, Setup
@@ -53,8 +54,10 @@ def edited_program(
     changes = _all_splices(setup, held)
     changes += [_located(setup, rewrite) for rewrite in rewrites]
     unique = [change for n, change in enumerate(changes) if change not in changes[:n]]
-    data = setup.program.with_changes(unique)
-    after = read_setup(recipe.file, data, recipe.written.arguments, recipe.written.start)
+    of_command = [change for change in unique if is_of_command(setup, change[0])]
+    data = setup.program.with_changes([one for one in unique if one not in of_command])
+    arguments, start = edited_start(recipe.written, of_command)
+    after = read_setup(recipe.file, data, arguments, start)
     _compiles(after)
     edited = {edit.key for edit in held}
     given = {
@@ -145,6 +148,9 @@ def _splices(setup: Setup, edit: Edit) -> list[Splice]:
     joined = _joined(setup, setting, value)
     if joined is not None:
         return [joined]
+    of_command = in_command(setup, setting, value)
+    if of_command is not None:
+        return [of_command]
     span = _editable(setup, setting)
     old = span.text
     text, more = _text(setup, edit.key, value, setting, old)
@@ -196,12 +202,7 @@ def _editable(setup: Setup, setting: Setting) -> Span:
     if literal_span is not None and _is_own(setup, setting):
         return literal_span
     argument = setting.argument
-    start = setup.program.start
-    if (
-        literal_span is not None
-        and start is not None
-        and literal_span.unit.file == start.place.file
-    ):
+    if is_of_command(setup, literal_span):
         raise CannotEditError  # the command that starts the program would go on to say otherwise
     if argument is None or argument.unpacked or not argument.span.unit.editable:
         raise CannotEditError

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from lora_doctor.static.program.started import PlacedWord, value_of
+from lora_doctor.static.program.units import Span
 from lora_doctor.static.program.values import (
     Argument,
     Call,
@@ -22,7 +23,6 @@ from lora_doctor.static.program.values import (
 
 if TYPE_CHECKING:
     from lora_doctor.static.program.context import Context
-    from lora_doctor.static.program.units import Span
 
 _FLAGS = ("store_true", "store_false", "count", "append", "extend", "store")
 _TRUE, _FALSE = ("y", "yes", "t", "true", "on", "1"), ("n", "no", "f", "false", "off", "0")
@@ -68,8 +68,17 @@ def given_fields(words: Sequence[str]) -> dict[str, Value]:
         rest = [] if equal else list(_until_option(words[number + 1 :]))
         name = option.lstrip("-").replace("-", "_")
         values = [value_of(text, literal(str(text))) for text in ([value] if equal else rest)]
-        found[name] = values[0] if len(values) == 1 else Items([*values]) if values else Known(True)
+        found[name] = values[0] if len(values) == 1 else listed(values) if values else Known(True)
     return found
+
+
+def listed(values: Sequence[Value]) -> Items:
+    """Words that follow each other as a list, with the place of all."""
+    spans = [one.span for one in values if one.span is not None]
+    whole = (
+        Span(spans[0].unit, spans[0].start, spans[-1].end) if len(spans) == len(values) else None
+    )
+    return Items([*values], span=whole if spans else None)
 
 
 def as_keywords(values: Mapping[str, Value], span: Span) -> dict[str, Argument]:
@@ -141,7 +150,7 @@ def _plain(value: Value | None) -> Any:
 
 def _value(follower: Context, found: Any, kind: Value | None) -> Value:
     if isinstance(found, list):
-        return Items([_value(follower, one, kind) for one in found])
+        return listed([_value(follower, one, kind) for one in found])
     if not isinstance(found, str):
         return Known(found)
     word = value_of(found, found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,9 @@ class PlacedWord(str):
 
     def part(self, text: str) -> PlacedWord:
         """The part of it that is the value of ``--name=value``."""
-        return PlacedWord(text, self.span, self.variable)
+        behind = len(self.span.text.partition("=")[2])
+        span = Span(self.span.unit, self.span.end - behind, self.span.end)
+        return PlacedWord(text, span, self.variable)
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,14 @@ class Start:
     #: The variables that are set for it.
     environment: tuple[tuple[str, str], ...] = ()
     #: Variables that are set to what only the shell knows.
-    unknown: tuple[str, ...] = field(default=())
+    unknown: tuple[str, ...] = ()
+    #: The content of the shell file.
+    data: bytes = field(default=b"", compare=False, repr=False)
+    #: The words and the start that the shell file has with another content; ``None`` for one that
+    #: does not start the program.
+    reread: Callable[[bytes], tuple[tuple[str, ...], Start] | None] | None = field(
+        default=None, compare=False, repr=False
+    )
 
 
 def value_of(word: str, value: object) -> Known | Unknown:
