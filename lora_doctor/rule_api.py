@@ -53,6 +53,7 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     ``added_tokens``: the calls that add tokens to the tokenizer (``AddedTokens``);
     ``made_arguments``: the calls that make arguments of a Trainer;
     ``made_trainer``: the trainer, as far as it can be made again; ``sets_padding_id``;
+    ``own_vocabulary``: the size that it gives the model beside the checkpoint's;
     ``has_unread_callback``: whether the trainer has one whose code is not known.
     ``AskedArguments``: what their own class said of them, each ``Refusal``.
     ``DryRun``, the user's own command with the model shrunk, and ``ScriptError``, what it raised;
@@ -196,6 +197,7 @@ if TYPE_CHECKING:
         optimizer_too_early,
         prepared_after_adapters,
     )
+    from lora_doctor.recipe.program.own_vocabulary import own_vocabulary
     from lora_doctor.recipe.program.padding_id import sets_padding_id
     from lora_doctor.recipe.program.reentrant import ReentrantDdp, reentrant_under_ddp
     from lora_doctor.recipe.program.setup import Setup
@@ -289,6 +291,7 @@ _LAZY = {
             "Slip", "adapted_by_the_trainer_too", "adapted_twice", "loaded_frozen",
             "merged_after_wrapping", "optimizer_too_early", "prepared_after_adapters",
         ),
+        "recipe.program.own_vocabulary": ("own_vocabulary",),
         "recipe.program.padding_id": ("sets_padding_id",),
         "recipe.program.reentrant": ("ReentrantDdp", "reentrant_under_ddp"),
         "recipe.program.setup": ("Setup",),
@@ -490,6 +493,7 @@ __all__ = [
     "naming",
     "offered_layers",
     "optimizer_too_early",
+    "own_vocabulary",
     "pattern_of",
     "place_of",
     "prepared_after_adapters",

@@ -51,7 +51,11 @@ class TyingWithoutInputEmbeddings(Rule):
     )
     depth = "meta"
     symptoms = (
-        Symptom(r"get_input_embeddings` not auto.handled", "transformers 5"),
+        Symptom(
+            r"get_input_embeddings` not auto.handled",
+            "transformers 5",
+            unless=r"\bget_peft_model_state_dict\b",
+        ),
         Symptom(r"_tied_weights_keys` as a dict but doesn't implement 'get_input_embeddings'"),
     )
     examples = (

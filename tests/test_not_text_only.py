@@ -11,6 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+peft = pytest.importorskip("peft")
 
 import lora_doctor  # noqa: E402
 from lora_doctor.sandbox.worker import Worker  # noqa: E402
@@ -91,3 +92,46 @@ def test_a_trainer_of_pictures_is_made_too(worker: Worker, tmp_path: Path) -> No
         found[save] = [finding.message for finding in diagnosis.findings]
         assert found[save] or "LD550" in diagnosis.passed, diagnosis.skipped
     assert "metric_for_best_model" in found["best"][0] and not found["epoch"]
+
+
+_RECOGNISES_SPEECH = """\
+from peft import LoraConfig, get_peft_model
+from transformers import Trainer, TrainingArguments, Wav2Vec2ForCTC, Wav2Vec2Processor
+
+processor = Wav2Vec2Processor.from_pretrained("processor")
+model = Wav2Vec2ForCTC.from_pretrained("FOLDER", vocab_size=SIZE, ignore_mismatched_sizes=True)
+config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], modules_to_save=["lm_head"])
+trainer = Trainer(get_peft_model(model, config), TrainingArguments("out"), train_dataset=load())
+trainer.train()
+"""
+
+
+def test_a_vocabulary_of_its_own_without_embeddings(worker: Worker, tmp_path: Path) -> None:
+    """The published recipe for speech in a new language: PEFT compares the vocabulary when it
+    saves, and asks a model for embeddings that has none."""
+    small = {"conv_dim": [8, 8], "conv_stride": [5, 4], "conv_kernel": [10, 3], "vocab_size": 24}
+    config = transformers.Wav2Vec2Config(
+        **_SIZES, **small, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=2
+    )
+    folder = saved(tmp_path / "speech", "Wav2Vec2ForCTC", config)
+    found = {}
+    for size in ("len(processor.tokenizer)", "30", "24"):
+        path = tmp_path / "train.py"
+        text = _RECOGNISES_SPEECH.replace("FOLDER", folder).replace("SIZE", size)
+        path.write_text(text, encoding="utf-8")
+        diagnosis = lora_doctor.check(str(path), worker=worker, select=["LD112"])
+        found[size] = [finding.severity for finding in diagnosis.findings]
+    saves = "vocab_size" in inspect.getsource(peft.get_peft_model_state_dict)
+    expected = [["warning"], ["error"], []] if saves else [[], [], []]
+    assert list(found.values()) == expected
+    if saves:
+        model = transformers.Wav2Vec2ForCTC.from_pretrained(
+            folder, vocab_size=30, ignore_mismatched_sizes=True
+        )
+        recipe = peft.LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"])
+        adapted = peft.get_peft_model(model, recipe)
+        with pytest.raises(NotImplementedError):
+            adapted.save_pretrained(tmp_path / "adapter")
+        # As the finding says; on the model alone, so that no other test sees it.
+        model.get_input_embeddings = lambda: None
+        adapted.save_pretrained(tmp_path / "adapter")
