@@ -63,6 +63,14 @@ def test_the_hooks_fail_what_fails_only(work: Path, machine: dict[str, str]) -> 
     assert set(re.findall(r"id: ([\w-]+)", GATE)) <= set(hooks)
 
 
+def test_the_hooks_run_for_every_kind_of_file_that_a_set_up_refers_to() -> None:
+    changed = ("train.py", "sft.yaml", "rows.jsonl", "requirements.txt", "uv.lock", "Dockerfile",
+               "docker/Dockerfile", "chat.jinja", "run.sh", "nb/train.ipynb")  # fmt: skip
+    for hook in yaml(ROOT / ".pre-commit-hooks.yaml"):
+        assert all(re.search(hook["files"], name) for name in changed), hook["id"]
+        assert not any(re.search(hook["files"], name) for name in ("README.md", "logo.png"))
+
+
 def test_the_action_annotates_and_writes_sarif(work: Path, machine: dict[str, str]) -> None:
     action = yaml(ROOT / "action.yml")
     (step,) = action["runs"]["steps"]
