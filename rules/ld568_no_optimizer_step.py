@@ -36,7 +36,7 @@ class NoOptimizerStep(Rule):
 
     code = "LD568"
     name = "no-optimizer-step"
-    summary = "The command comes to its end without one step of an optimizer."
+    summary = "The command ends without a single optimizer step."
     depth = "static"
     examples = (
         Example(

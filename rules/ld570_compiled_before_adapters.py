@@ -33,7 +33,7 @@ class CompiledBeforeAdapters(Rule):
 
     code = "LD570"
     name = "compiled-before-adapters"
-    summary = "The model is compiled before it gets its adapters, which get other names."
+    summary = "The model is compiled before its adapters are added, and they get other names."
     depth = "static"
     symptoms = (Symptom(r"missing adapter keys.{0,120}_orig_mod"),)
     examples = (

@@ -53,7 +53,7 @@ class QuantizedWeightsSharded(Rule):
 
     code = "LD712"
     name = "quantized-weights-sharded"
-    summary = "Quantized weights are to be sharded with FSDP or ZeRO-3."
+    summary = "Quantized weights would be sharded with FSDP or ZeRO-3."
     depth = "static"
     symptoms = (
         Symptom(r"Must flatten tensors with uniform dtype but got .{0,60}torch\.(?:u?int8|float8)"),
