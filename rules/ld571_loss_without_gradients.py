@@ -83,7 +83,7 @@ class LossWithoutGradients(Rule):
                     Measurement("trained on", loss.code, str(place)),
                     Measurement("without gradients since", loss.why.code, str(reason)),
                 ),
-                proof=Proof("read", "the values were followed in the script, which was not run"),
+                proof=Proof("read", "the values were followed through the script"),
                 fixes=(
                     Fix(
                         "Compute the loss outside of torch.no_grad(), and detach only what is "

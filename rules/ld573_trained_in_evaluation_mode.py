@@ -84,7 +84,7 @@ class TrainedInEvaluationMode(Rule):
                 *(Measurement("without effect", one, str(case.recipe.places.get(one, "recipe")))
                   for one in idle),
             ),
-            proof=Proof("read", "the calls of the script, which was not run"),
+            proof=Proof("read", "the calls were followed in the order of the script"),
             fixes=(
                 Fix("Call model.train() before the loop and after each evaluation.", "manual"),
             ),

@@ -43,7 +43,7 @@ class NamedPathMissing(Rule):
 
     code = "LD581"
     name = "named-path-missing"
-    summary = "The set-up names a file or folder that is not there."
+    summary = "The set-up names a file or folder that does not exist."
     depth = "static"
     examples = (
         Example("broken", "tests/set_ups/data/adapter_missing.yaml", depth="static"),
@@ -53,12 +53,12 @@ class NamedPathMissing(Rule):
     def check(self, case: Case) -> Iterator[Finding]:
         set_up = case.set_up
         for absent in case.side_files.absent:
-            nearest = f"; the nearest name there is {absent.near}" if absent.near else ""
+            nearest = f"; the nearest existing name is {absent.near}" if absent.near else ""
             whole = set_up.entries.get(absent.entry) == absent.path and absent.near
             edits = (Edit(f"{ENTRY}{absent.entry}", absent.near),) if whole else ()
             yield self.finding(
                 "warning",
-                f"{absent.entry} names {absent.path}, which is not there{nearest}.",
+                f"{absent.entry} names {absent.path}, which does not exist{nearest}.",
                 location=located(set_up, absent.entry),
                 evidence=(
                     written(set_up, absent.entry),
@@ -68,6 +68,6 @@ class NamedPathMissing(Rule):
                             "the set-up"),
                 fixes=(
                     Fix(f"Write {absent.near}.", "unsafe", edits) if edits
-                    else Fix("Write the path of the file, or put it there.", "manual"),
+                    else Fix("Correct the path, or put the file there.", "manual"),
                 ),
             )  # fmt: skip
