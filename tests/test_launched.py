@@ -12,6 +12,7 @@ from lora_doctor.recipe.program.devices import Sharded, sharded, spread_twice
 from lora_doctor.recipe.program.launch import Launch
 from lora_doctor.recipe.program.read_setup import read_setup
 from lora_doctor.recipe.program.reentrant import reentrant_under_ddp
+from lora_doctor.static.installed.layer_classes import has_class, layers_of, sources_of
 
 _SCRIPT = """{comment}
 from peft import LoraConfig, get_peft_model
@@ -186,3 +187,23 @@ def test_reentrant_checkpointing_contradicts_ddp(
     """As a Trainer of two processes does it: `Expected to mark a variable ready only once`."""
     path = script(tmp_path, arguments=arguments, run_sh=f"{command}\n")
     assert (reentrant_under_ddp(read_setup(path), started(path)) is not None) is found
+
+
+@pytest.mark.parametrize(
+    ("types", "name", "found"),
+    [
+        (["llama"], "LlamaDecoderLayer", True),
+        (["llama"], "MistralDecoderLayer", False),
+        (["llava", "llama", "clip_vision_model"], "LlamaDecoderLayer", None),  # no such folder
+        (["gpt_neox", "llama"], "GPTNeoXLayer", True),
+        (["nothing-of-the-kind"], "LlamaDecoderLayer", None),
+        (["../llama"], "LlamaDecoderLayer", None),
+    ],
+)
+def test_classes_are_looked_up_in_the_installed_transformers(
+    types: list[str], name: str, found: bool | None
+) -> None:
+    """LD574 judges what it can read, and nothing else."""
+    sources = sources_of(types)
+    assert (None if sources is None else has_class(sources, name)) is found
+    assert sources is None or layers_of(sources)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping
@@ -61,7 +62,7 @@ def _of_shell_files(script: Path, folder: Path) -> Iterator[Launch]:
             if not command.words or not _names(words, script, path.parent):
                 continue
             line = text.count("\n", 0, command.words[0].start) + 1
-            yield _launch(words, _code(command, text), Place(str(path), line), True,
+            yield _launch(words, _code(command, text), Place(_shown(path), line), True,
                           (path.parent, folder))  # fmt: skip
 
 
@@ -108,7 +109,8 @@ def _of_config(folder: Path) -> Iterator[Launch]:
             found += [(config, file)] if config else []
     if len(found) == 1:
         config, file = found[0]
-        yield Launch("accelerate", _processes(config.get("num_processes")), file, Place(file, 1),
+        place = Place(_shown(Path(file)), 1)
+        yield Launch("accelerate", _processes(config.get("num_processes")), place.file, place,
                      False, config, _deepspeed(config, file))  # fmt: skip
 
 
@@ -221,6 +223,14 @@ def _deepspeed(config: Mapping[str, Any], file: str) -> Mapping[str, Any]:
     part = config.get("deepspeed_config")
     named = part.get("deepspeed_config_file") if isinstance(part, Mapping) else None
     return _mapping(Path(file).parent, named)[0] if isinstance(named, str) else {}
+
+
+def _shown(path: Path) -> str:
+    """From here, where that is shorter."""
+    try:
+        return min(str(path), os.path.relpath(path), key=len)
+    except ValueError:  # another drive
+        return str(path)
 
 
 def _code(command: Command, text: str) -> str:

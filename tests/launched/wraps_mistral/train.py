@@ -1,0 +1,7 @@
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+
+model = AutoModelForCausalLM.from_pretrained("tests/launched/llama")
+model = get_peft_model(model, LoraConfig(r=8, target_modules=["q_proj", "v_proj"]))
+trainer = Trainer(model=model, args=TrainingArguments("out"), train_dataset=[])
+trainer.train()
