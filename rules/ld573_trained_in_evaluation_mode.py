@@ -23,15 +23,16 @@ class TrainedInEvaluationMode(Rule):
     its first evaluation.
 
     ## What happens
-    No error is raised. Dropout is off, that of the adapters (`lora_dropout`) and that of the model,
-    and gradient checkpointing has no effect: activations take the memory that it should save.
+    No error is raised. Gradient checkpointing has no effect: activations take the memory that it
+    should save. After `model.eval()` the dropout of the adapters (`lora_dropout`) is off as well.
 
     ## Why
-    `from_pretrained` returns the model in evaluation mode, and `get_peft_model` leaves that as it
-    is. Trainers call `train()` in each step; a loop has to.
+    `from_pretrained` returns the model in evaluation mode, and `get_peft_model` leaves its layers
+    so; only the adapters, which are new, are in training mode. Trainers call `train()` in each
+    step; a loop has to.
 
-    It is reported where the recipe has a dropout of the adapters or gradient checkpointing, which
-    are then without effect.
+    It is reported where the recipe has something that is then without effect: gradient
+    checkpointing, and after an `eval()` in the loop also `lora_dropout`.
 
     ## Versions
     All versions of transformers and PEFT.
@@ -45,7 +46,7 @@ class TrainedInEvaluationMode(Rule):
 
     code = "LD573"
     name = "trained-in-evaluation-mode"
-    summary = "A loop trains the model in evaluation mode: no dropout, no checkpointing."
+    summary = "A loop trains the model in evaluation mode: settings have no effect."
     depth = "static"
     descriptions = (Symptom(r"\b(?:forgot|without|missing|need\w*)\b.{0,40}\bmodel\.train\(\)"),)
     examples = (
@@ -61,13 +62,18 @@ class TrainedInEvaluationMode(Rule):
             depth="static",
             why="evaluate() leaves the model in evaluation mode after the first epoch",
         ),
-        Example("healthy", "tests/loops/teacher_without_gradients.py", depth="static"),
+        Example(
+            "healthy",
+            "tests/loops/only_dropout_of_the_adapters.py",
+            depth="static",
+            why="nothing that is set depends on the mode of the loaded model",
+        ),
     )
 
     def check(self, case: Case) -> Iterator[Finding]:
-        idle = _without_effect(case)
-        found = trained_in_eval_mode(case.program) if idle else None
-        if found is None:
+        found = trained_in_eval_mode(case.program)
+        idle = _without_effect(case, found.later) if found is not None else []
+        if found is None or not idle:
             return
         what = (
             f"{found.code} leaves the model in evaluation mode, and the loop goes on without "
@@ -91,9 +97,11 @@ class TrainedInEvaluationMode(Rule):
         )  # fmt: skip
 
 
-def _without_effect(case: Case) -> list[str]:
-    """Keys of the recipe, as it was written, that do nothing in evaluation mode."""
+def _without_effect(case: Case, later: bool) -> list[str]:
+    """Keys of the recipe, as it was written, that do nothing in evaluation mode. ``later``: the
+    adapters are in it as well, since ``eval()`` was called on all."""
     asked = case.asked
     dropout = asked.get("lora_dropout")
-    found = ["lora_dropout"] if isinstance(dropout, (int, float)) and dropout > 0 else []
+    drops = later and isinstance(dropout, (int, float)) and dropout > 0
+    found = ["lora_dropout"] if drops else []
     return found + (["gradient_checkpointing"] if asked.get("gradient_checkpointing") else [])

@@ -4,6 +4,8 @@ from rows import loader
 from transformers import AutoModelForCausalLM
 
 model = AutoModelForCausalLM.from_pretrained("org/model")
+model.gradient_checkpointing_enable()
+model.enable_input_require_grads()
 model = get_peft_model(model, LoraConfig(r=8, target_modules=["q_proj"], lora_dropout=0.1))
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
 for batch in loader:
