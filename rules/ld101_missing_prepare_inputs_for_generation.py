@@ -93,7 +93,11 @@ class MissingPrepareInputsForGeneration(Rule):
             r"'(labels|decoder_input_ids)'",
             "transformers<4.50, a class without a head",
         ),
-        Symptom(r"has no attribute ['\"]generate['\"]", "transformers>=4.50"),
+        Symptom(
+            r"['\"]\w*(?:For[A-Z]\w+|Model\w*|LM\w*)['\"] object has no attribute "
+            r"['\"]generate['\"]",
+            "transformers>=4.50",
+        ),
     )
     examples = (
         Example(

@@ -131,7 +131,10 @@ class PromptLearningDoesNotFit(Rule):
     symptoms = (
         Symptom(r"Please specify `?(num_layers|token_dim|num_attention_heads)`? in `?peft_config"),
         Symptom(r"does not support past key values which are required for prefix tuning"),
-        Symptom(r"Config' object has no attribute 'vocab_size'"),
+        Symptom(
+            r"Config' object has no attribute 'vocab_size'",
+            context=r"(?i)(?:prefix|prompt|\bp).?tuning|prompt_?encoder|get_prompt|virtual_tokens",
+        ),
         Symptom(r"'NoneType' object has no attribute 'shape'", context=_PROMPTS),
         Symptom(r"'NoneType' object is not callable", context=_PROMPTS),
         Symptom(r"KeyError: None", context=_PROMPTS),

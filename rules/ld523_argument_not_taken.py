@@ -21,6 +21,13 @@ from lora_doctor.rule_api import (
 
 _PROOF = Proof("read", "the signature in the installed source has no such argument")
 
+#: A constructor of these libraries, by the names that their classes have; other programs have
+#: constructors as well. Before Python 3.10 the message has no class.
+_INIT = (
+    r"(?:(?<![\w.>])|\b\w*(?:Config|Trainer|Arguments|Collator\w*|For[A-Z]\w+|Accelerator|Peft\w+"
+    r"|Script)\.)__init__\(\)"
+)
+
 
 class ArgumentNotTaken(Rule):
     """A call of transformers, TRL or PEFT has an argument that the installed release does not
@@ -55,7 +62,7 @@ class ArgumentNotTaken(Rule):
     summary = "A call has an argument that the installed library does not accept."
     depth = "static"
     symptoms = (
-        Symptom(r"__init__\(\) got an unexpected keyword argument", alone=True, weight=-1),
+        Symptom(rf"{_INIT} got an unexpected keyword argument", alone=True, weight=-1),
         Symptom(
             r"__init__\(\) got an unexpected keyword argument",
             "handed on by from_pretrained",
@@ -63,7 +70,7 @@ class ArgumentNotTaken(Rule):
             weight=-1,
         ),
         Symptom(
-            r"__init__\(\) got an unexpected keyword argument '(?!load_in_)\w+'",
+            rf"{_INIT} got an unexpected keyword argument '(?!load_in_)\w+'",
             "called by the script itself",
             raised_in=r"^(?!.*(?:(?:site|dist)-packages|[\\/](?:peft|transformers|trl)[\\/]))",
             unless=r"Config\(\*\*",

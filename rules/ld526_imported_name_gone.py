@@ -71,7 +71,7 @@ class ImportedNameGone(Rule):
             weight=1,
         ),
         Symptom(_NAME, alone=True, unless=_LATE, weight=-1),
-        Symptom(_MODULE, alone=True),
+        Symptom(_MODULE, alone=True, unless=_LATE),
         Symptom(
             rf"module '?{_PACKAGE}(?!_modules)[\w.]*'? has no attribute '\w+'",
             raised_in=_OWN,

@@ -52,7 +52,10 @@ class KeysNotInTheFramework(Rule):
     summary = "The set-up has keys that its framework does not have."
     depth = "static"
     symptoms = (
-        Symptom(r"Some (?:specified arguments|keys) are not used by the HfArgumentParser"),
+        Symptom(
+            r"Some (?:specified arguments|keys) are not used by the HfArgumentParser"
+            r"(?!: \['(?:-f|--f=)[^]]{0,300}kernel-)",  # a notebook's own argument
+        ),
         Symptom(r"ValueError: remaining_argv: \[", "ms-swift"),
         Symptom(r"Unknown arguments from config file: ", "TRL"),
         Symptom(

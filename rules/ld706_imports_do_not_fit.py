@@ -95,7 +95,7 @@ class ImportsDoNotFit(Rule):
         Symptom(r"No module named 'triton\.ops'"),
         Symptom(
             r"Failed to import (?:trl|peft|transformers)\.\S+ because of the following error "
-            r"\(look up to see its traceback\): No module named '\w+'",
+            r"\(look up to see its traceback\): No module named '[\w.]+'",
             alone=True,
         ),
     )

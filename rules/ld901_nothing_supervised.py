@@ -48,7 +48,7 @@ class NothingSupervised(Rule):
     depth = "meta"
     symptoms = (
         Symptom(r"All labels in your dataset are -100"),
-        Symptom(r"ZeroDivisionError.*labels"),
+        Symptom(r"ZeroDivisionError:[^:]{0,80}\blabels\b"),
         Symptom(r"at least one example has no assistant tokens"),
         Symptom(r"Most labels in your dataset are -100"),
     )

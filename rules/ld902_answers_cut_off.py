@@ -60,8 +60,8 @@ class AnswersCutOff(Rule):
     summary = "The length limit truncates supervised tokens."
     depth = "meta"
     symptoms = (
-        Symptom(r"will be truncated.*response.*labels", "LLaMA-Factory"),
-        Symptom(r"Fully masked.*truncation"),
+        Symptom(r"will be truncated.{0,200}response.{0,200}labels", "LLaMA-Factory"),
+        Symptom(r"Fully masked.{0,200}truncation"),
     )
     descriptions = (
         Symptom(r"\btruncat\w+\b.{0,60}\b(?:answers?|completions?|responses?|labels?)\b"),

@@ -45,6 +45,9 @@ class LabelsOutOfRange(Rule):
     symptoms = (
         Symptom(r"IndexError: Target -?\d+ is out of bounds"),
         Symptom(r"Assertion `t >= 0 && t < n_classes` failed"),
+        Symptom(
+            r"device-side assert triggered", context=r"\b(?:in|_nn\.) ?(?:cross_entropy|nll_loss)"
+        ),
     )
     examples = (
         Example(

@@ -64,7 +64,8 @@ class RowsRefused(Rule):
         Symptom(r"Invalid (?:keys in the example|role in (?:the last )?message)\b", "TRL"),
         Symptom(r"input examples must contain either 'messages' for conversational data", "TRL"),
         Symptom(
-            r"KeyError: '(?:text|messages|prompt|completion|chosen|rejected)'",
+            r"KeyError: '(?:text|messages|conversations?|instruction|input|output|question|answer"
+            r"|prompt|completion|chosen|rejected)'",
             raised_in=r"[\\/](?:trl|datasets)[\\/]",
         ),
     )
