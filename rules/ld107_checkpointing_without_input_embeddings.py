@@ -49,12 +49,17 @@ class CheckpointingWithoutInputEmbeddings(Rule):
     summary = "Preparation for checkpointing needs input embeddings, which the class lacks."
     depth = "meta"
     symptoms = (
-        Symptom(r"get_input_embeddings` not auto.handled", "transformers 4.5x"),
+        Symptom(
+            r"get_input_embeddings` not auto.handled",
+            "transformers 4.5x",
+            unless=r"\bget_peft_model_state_dict\b",
+        ),
         Symptom(r"\bNotImplementedError:?\s*$", "transformers 4, get_input_embeddings", alone=True),
         Symptom(
             r"NotImplementedError:?\s*$",
             "transformers 4, get_input_embeddings",
             context=r"in get_input_embeddings\b|get_input_embeddings\(\)",
+            unless=r"\bget_peft_model_state_dict\b",
         ),
         Symptom(r"does not expose input embeddings", "transformers 5, a warning"),
     )
