@@ -53,7 +53,9 @@ def next_command(
 def _verify(diagnosis: Diagnosis, options: Mapping[str, Any], written: Plan) -> str:
     """The run that proves what was written."""
     words = ["lora-doctor", "verify", str(options["model"])]
-    if str(written.recipe_path) != words[-1]:  # a script, or the file of a framework, is both
+    path = str(written.recipe_path)
+    starts_it = Path(words[-1]).suffix.lower() in SHELLS and Path(path).suffix == ".py"
+    if path != words[-1] and not starts_it:  # a script, or the file of a framework, is both
         words += ["--recipe", str(written.recipe_path)]
     if options.get("format_name") is not None:
         words += ["--format", options["format_name"]]
