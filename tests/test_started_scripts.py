@@ -177,6 +177,8 @@ def test_a_finding_of_the_command_stands_in_the_shell_file_and_the_script_is_lef
          "python train.py org/model --targets q_proj,v_proj -r 8  # wide"),
         ('N="q_porj,v_proj"\nR=16\npython train.py org/model \\\n  --lora-r $R --targets "$N"',
          'N="q_proj,v_proj"\nR=8\npython train.py org/model \\\n  --lora-r $R --targets "$N"'),
+        ('ARGS="--targets q_porj,v_proj -r 16"\npython train.py org/model $ARGS',
+         'ARGS="--targets q_proj,v_proj -r 8"\npython train.py org/model $ARGS'),
         ("python train.py org/model --targets='q_porj,v_proj' --lora-r=16 >log",
          "python train.py org/model --targets='q_proj,v_proj' --lora-r=8 >log"),
     ],
@@ -195,14 +197,29 @@ def test_what_the_command_sets_is_changed_in_the_command(
     assert edited.written.start.data.decode() == f"#!/bin/sh\n{mended}\n"
 
 
-def test_words_of_a_command_that_are_put_together_are_left_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("script", "command"),
+    [
+        (_ARGPARSE, 'A=1\npython train.py org/model -r "${A}6"'),
+        (_ARGPARSE.replace("r=R", "r=R, lora_alpha=2 * R"), "python train.py org/model -r 16"),
+        (_DATACLASS, "A='-x'\npython train.py --model org/model --lora_r 16 --targets $A v_proj"),
+        (_DATACLASS, "python train.py --model org/model --lora_r 16 --targets \\\n q_porj v_proj"),
+    ],
+)  # fmt: skip
+def test_words_that_are_put_together_or_read_by_others_are_left_alone(
+    script: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Neither the command nor the script, in which the value would count for nothing else."""
     monkeypatch.chdir(tmp_path)
-    command = 'A=1\npython train.py org/model -r "${A}6"\necho $A\n'
-    written(tmp_path, {"train.py": _ARGPARSE, "run.sh": command})
+    written(tmp_path, {"train.py": script, "run.sh": command + "\n"})
     recipe = read_recipe("run.sh")
-    assert recipe.get("r") == 16 and not program_holds(recipe, Edit("r", 8))
+    assert recipe.get("r") == 16
+    for edit in (Edit("r", 8), Edit("target_modules", ["q_proj", "v_proj"])):
+        if program_holds(recipe, edit):
+            edited = edited_program(recipe, [edit])
+            assert edited.get(edit.key) == edit.value
+            assert edited.written is not None and edited.written.start is not None
+            assert edited.written.start.data != command.encode(), "in the command"
 
 
 def test_the_shell_file_is_written_with_the_script_and_the_old_one_is_kept(

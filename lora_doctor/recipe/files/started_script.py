@@ -192,8 +192,16 @@ def _placed(word: Word, unit: Unit) -> list[PlacedWord]:
     place = assignment(unit.text, word.variables[0]) if word.is_variable else None
     span = Span(unit, *place) if place is not None else span
     if word.is_variable and unit.text[word.start] == "$":
-        return [PlacedWord(text, span) for text in word.text.split()]
+        texts = list(re.finditer(r"[^\s\"']+", span.text))
+        if [one[0] for one in texts] == word.text.split():
+            return [PlacedWord(one[0], _part(span, one)) for one in texts]
+        whole = Span(unit, word.start, word.end)
+        return [PlacedWord(text, whole) for text in word.text.split()]
     return [PlacedWord(word.text, span)]
+
+
+def _part(span: Span, found: re.Match[str]) -> Span:
+    return Span(span.unit, span.start + found.start(), span.start + found.end())
 
 
 def _shown(path: Path) -> str:

@@ -34,6 +34,9 @@ def in_command(setup: Setup, setting: Setting, value: Any) -> Splice | None:
         return None
     if not is_of_command(setup, found.span) or re.search(r"[$`\\]", found.span.text):
         return None
+    reads = setup.program.reads or {}
+    if any(reads.get(name, 0) > 1 for name in setting.value.via):
+        return None  # others read it as well
     values = value if isinstance(value, list) else [value]
     if not values or not all(type(one) in (str, int, float) for one in values):
         return None

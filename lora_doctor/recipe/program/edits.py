@@ -202,11 +202,20 @@ def _editable(setup: Setup, setting: Setting) -> Span:
     if literal_span is not None and _is_own(setup, setting):
         return literal_span
     argument = setting.argument
-    if is_of_command(setup, literal_span):
+    if is_of_command(setup, literal_span or _of_words(setting)):
         raise CannotEditError  # the command that starts the program would go on to say otherwise
     if argument is None or argument.unpacked or not argument.span.unit.editable:
         raise CannotEditError
     return argument.span
+
+
+def _of_words(setting: Setting) -> Span | None:
+    """Where the first item of a list stands, or the text that it was split from."""
+    found = setting.value
+    if not isinstance(found, Items):
+        return None
+    whole = found.joined[0].span if found.joined is not None else None
+    return whole or next((item.span for item in found.items), None)
 
 
 def _new(setup: Setup, key: str, value: Any) -> list[Splice]:

@@ -296,6 +296,10 @@ def _count_reads(module: cst.Module, found: dict[str, int]) -> None:
             found[node.value] = found.get(node.value, 0) + 1
             continue
         skipped: tuple[cst.CSTNode | None, ...] = ()
+        if isinstance(node, cst.AssignTarget) and isinstance(node.target, (cst.Tuple, cst.List)):
+            parts = [element.value for element in node.target.elements]
+            todo += [part for part in parts if not isinstance(part, cst.Name)]
+            continue
         if isinstance(node, (cst.AssignTarget, cst.AnnAssign)):
             skipped = (node.target if isinstance(node.target, cst.Name) else None,)
         elif isinstance(node, cst.Arg):

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import argparse
 import ast
+import itertools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -73,12 +75,15 @@ def given_fields(words: Sequence[str]) -> dict[str, Value]:
 
 
 def listed(values: Sequence[Value]) -> Items:
-    """Words that follow each other as a list, with the place of all."""
+    """Words as a list; with the place of all where nothing else stands between them."""
     spans = [one.span for one in values if one.span is not None]
-    whole = (
-        Span(spans[0].unit, spans[0].start, spans[-1].end) if len(spans) == len(values) else None
-    )
-    return Items([*values], span=whole if spans else None)
+    if not spans or len(spans) < len(values):
+        return Items([*values])
+    for one, after in itertools.pairwise(spans):
+        between = one.unit.text[one.end : after.start]
+        if one.unit is not after.unit or not re.fullmatch(r"(?:[ \t]|\\\r?\n)+", between):
+            return Items([*values])
+    return Items([*values], span=Span(spans[0].unit, spans[0].start, spans[-1].end))
 
 
 def as_keywords(values: Mapping[str, Value], span: Span) -> dict[str, Argument]:
