@@ -13,6 +13,7 @@ from lora_doctor.recipe.files.named_paths import absent_paths
 from lora_doctor.recipe.files.read_write import read_recipe
 from lora_doctor.recipe.files.refusals import none_of_the_choices
 from lora_doctor.results.finding import Finding
+from lora_doctor.static.installed.environment import known_architectures
 from lora_doctor.static.installed.field_choices import choices_of
 from lora_doctor.static.installed.framework_fields import Fields
 
@@ -218,3 +219,29 @@ def test_a_dataset_that_no_file_registers_is_named_with_the_one_that_was_meant(
     finding = found(tmp_path, text)["LD582"]
     assert (finding.severity, finding.location.line) == ("error", 7)
     assert [edit.value for edit in finding.fixes[0].edits] == ["one,two"]
+
+
+@pytest.mark.skipif("qwen2_vl" not in (known_architectures() or ()), reason="no Qwen2-VL here")
+@pytest.mark.parametrize(
+    ("name", "text", "tokens"),
+    [
+        # The folder's limit, 1003520 pixels of 28 × 28 for a token; ms-swift's own; LLaMA-Factory's
+        # default of 768 × 768.
+        ("run.sh", "swift sft --model {} --tuner_type lora --max_length 1024\n", "1280"),
+        ("run.sh", "MAX_PIXELS=602112 swift sft --model {} --tuner_type lora --max_length 1024\n",
+         ""),
+        ("set_up.yaml", "model_name_or_path: {}\nstage: sft\nlora_target: all\ntemplate: qwen2_vl\n"
+         "cutoff_len: 512\n", "752"),
+        ("set_up.yaml", "model_name_or_path: {}\nstage: sft\nlora_target: all\ntemplate: qwen2_vl\n"
+         "cutoff_len: 512\nimage_max_pixels: 262144\n", ""),
+    ],
+    ids=["of-the-folder", "of-ms-swift", "of-llamafactory", "set-in-llamafactory"],
+)  # fmt: skip
+def test_the_worst_image_is_that_of_the_smallest_limit(
+    name: str, text: str, tokens: str, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    path.write_text(text.format(Path(__file__).parent / "folders" / "images_by_pixels"))
+    diagnosis = lora_doctor.check(path, depth="static")
+    said = [one.message for one in diagnosis.findings if one.rule == "LD584"]
+    assert [f"takes {tokens} tokens" in one for one in said] == ([True] if tokens else [])

@@ -62,6 +62,8 @@ class Framework:
     paths: Callable[[Entries], Iterable[tuple[str, str]]] = lambda entries: ()
     #: The entry that names data sets by what a file registers, and the path of that file.
     registry: Callable[[Entries], tuple[str, str] | None] = lambda entries: None
+    #: The most pixels to which it scales an image, each with what sets it.
+    image_pixels: Callable[[SetUp], Iterable[tuple[str, int]]] = lambda set_up: ()
     #: Whether it can shard 8-bit weights, whose statistics FSDP leaves behind.
     shards_eight_bits: Callable[[Entries], bool] = lambda entries: False
     #: Whether it quantizes fused experts, which transformers leaves as they are.

@@ -14,7 +14,7 @@ from lora_doctor.static.installed.framework_fields import Fields
 #: What a command line writes for values that are no strings.
 _NO_STRINGS = frozenset({"", "true", "false", "none", "null"})
 #: How alike a mistyped value and the one that was meant are.
-_NEAR = 0.6
+_NEAR = 0.8
 #: How alike a mistyped name of an open list is: users may have names of their own.
 _NEARER = 0.8
 

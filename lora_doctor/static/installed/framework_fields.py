@@ -237,6 +237,9 @@ def _default(value: ast.expr | None) -> Any:
             return [] if factory.id == "list" else {}
         called = ast.unparse(value.func).rpartition(".")[2]
         return _default(value.args[0]) if called == "Field" and value.args else _COMPUTED
+    if isinstance(value, ast.BinOp) and isinstance(value.op, ast.Mult):  # 768 * 768
+        sides = _default(value.left), _default(value.right)
+        return sides[0] * sides[1] if all(type(side) is int for side in sides) else _COMPUTED
     try:
         literal = ast.literal_eval(value)
         return json.loads(json.dumps(literal))

@@ -30,6 +30,7 @@ from lora_doctor.recipe.files.together import (
 )
 from lora_doctor.recipe.files.trainer_spellings import OF_THE_TRAINER
 from lora_doctor.recipe.keys import config_fields
+from lora_doctor.recipe.set_up import SetUp
 from lora_doctor.static.installed.framework_fields import Sources
 
 NAME = "LLaMA-Factory"
@@ -294,6 +295,15 @@ def _paths(entries: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     )
 
 
+def _image_pixels(set_up: SetUp) -> Iterator[tuple[str, int]]:
+    """``data/mm_plugin.py`` scales images down before the processor sees them."""
+    fields = FRAMEWORK.fields()
+    default = fields.defaults.get("image_max_pixels") if fields else None
+    pixels = number(set_up.entries.get("image_max_pixels", default))
+    if isinstance(pixels, (int, float)):
+        yield "image_max_pixels", int(pixels)
+
+
 def _registry(entries: Mapping[str, Any]) -> tuple[str, str] | None:
     """``data/parser.py``: the names of ``dataset`` are looked up in ``dataset_info.json``."""
     folder = entries.get("dataset_dir", "data")
@@ -325,6 +335,7 @@ FRAMEWORK = Framework(
     remarks=_remarks,
     paths=_paths,
     registry=_registry,
+    image_pixels=_image_pixels,
     commands=("llamafactory-cli", "lmf"),
 )  # fmt: skip
 

@@ -13,6 +13,7 @@ from lora_doctor.recipe.files.remark import Remark
 from lora_doctor.recipe.files.spelling import Spelling, Spellings
 from lora_doctor.recipe.files.together import Together, evaluates, more_than_zero, remarks_on
 from lora_doctor.recipe.files.trainer_spellings import OF_THE_TRAINER
+from lora_doctor.recipe.set_up import SetUp
 from lora_doctor.static.installed.framework_fields import Sources
 
 NAME = "ms-swift"
@@ -160,6 +161,14 @@ def _remarks(entries: Mapping[str, Any]) -> Iterator[Remark]:
         )  # fmt: skip
 
 
+def _image_pixels(set_up: SetUp) -> Iterator[tuple[str, int]]:
+    written = {"MAX_PIXELS": set_up.environment.get("MAX_PIXELS"),
+               "max_pixels": set_up.entries.get("max_pixels")}  # fmt: skip
+    for name, value in written.items():
+        if str(value).isdecimal():
+            yield name, int(str(value))
+
+
 def _paths(entries: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield from of_entries(entries, "adapters", "ref_adapters", "resume_from_checkpoint",
                           "external_plugins")  # fmt: skip
@@ -186,6 +195,7 @@ FRAMEWORK = Framework(
     write=_write,
     remarks=_remarks,
     paths=_paths,
+    image_pixels=_image_pixels,
     commands=("swift",),
 )  # fmt: skip
 
