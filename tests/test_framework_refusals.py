@@ -12,6 +12,7 @@ from lora_doctor.recipe.files.format import format_named, framework_named, remar
 from lora_doctor.recipe.files.named_paths import absent_paths
 from lora_doctor.recipe.files.read_write import read_recipe
 from lora_doctor.recipe.files.refusals import none_of_the_choices
+from lora_doctor.recipe.keys import config_fields
 from lora_doctor.results.finding import Finding
 from lora_doctor.static.installed.environment import known_architectures
 from lora_doctor.static.installed.field_choices import choices_of
@@ -245,3 +246,25 @@ def test_the_worst_image_is_that_of_the_smallest_limit(
     diagnosis = lora_doctor.check(path, depth="static")
     said = [one.message for one in diagnosis.findings if one.rule == "LD584"]
     assert [f"takes {tokens} tokens" in one for one in said] == ([True] if tokens else [])
+
+
+@pytest.mark.skipif("exclude_modules" not in (config_fields("LORA") or ()), reason="older PEFT")
+def test_the_vision_tower_that_a_framework_freezes_gets_no_adapters(tmp_path: Path) -> None:
+    """ms-swift leaves it out of ``all-linear``; names of layers are taken as they are."""
+    script = tmp_path / "run.sh"
+
+    def excluded(options: str) -> str:
+        script.write_text(f"swift sft --model arch:llama --tuner_type lora {options}\n")
+        return str(read_recipe(script).get("exclude_modules") or "")
+
+    assert "vision_tower" in excluded("") and "language_model" not in excluded("")
+    assert "vision_tower" not in excluded("--freeze_vit false")
+    assert "language_model" in excluded("--freeze_llm true --freeze_vit maybe")
+    assert excluded("--target_modules q_proj v_proj") == ""
+
+
+def test_arguments_of_other_commands_of_a_framework_are_known(tmp_path: Path) -> None:
+    text = "trl grpo --model_name_or_path arch:llama --use_peft --reward_funcs accuracy_reward\n"
+    assert "LD530" not in found(tmp_path, text, "grpo.sh")
+    text = "swift export --model arch:llama --adapters mine --merge_lora true\n"
+    assert "LD530" not in found(tmp_path, text, "merge.sh")

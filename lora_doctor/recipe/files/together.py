@@ -41,9 +41,10 @@ def remarks_on(rows: Iterable[Together], entries: Entries) -> Iterator[Remark]:
             )
 
 
-def on(entries: Entries, name: str) -> bool:
-    """Whether an entry is written and on; anything but "false" is where it is no boolean."""
-    value = entries.get(name)
+def on(entries: Entries, name: str, otherwise: bool = False) -> bool:
+    """Whether an entry is on (``otherwise``: where it is not written); anything but "false" is
+    where it is no boolean."""
+    value = entries.get(name, otherwise)
     try:
         return value is not None and boolean(value)
     except ValueError:

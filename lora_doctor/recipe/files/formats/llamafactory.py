@@ -7,6 +7,7 @@ from typing import Any
 
 from lora_doctor.recipe.edit import REMOVE
 from lora_doctor.recipe.files.framework import Framework
+from lora_doctor.recipe.files.frozen_parts import left_out
 from lora_doctor.recipe.files.named_paths import of_entries
 from lora_doctor.recipe.files.read_as import (
     boolean,
@@ -29,7 +30,6 @@ from lora_doctor.recipe.files.together import (
     remarks_on,
 )
 from lora_doctor.recipe.files.trainer_spellings import OF_THE_TRAINER
-from lora_doctor.recipe.keys import config_fields
 from lora_doctor.recipe.set_up import SetUp
 from lora_doctor.static.installed.framework_fields import Sources
 
@@ -110,38 +110,24 @@ def _finish(values: dict[str, Any], entries: Mapping[str, Any]) -> None:
 
 def _of_adapter(values: dict[str, Any], entries: Mapping[str, Any]) -> None:
     """Where adapters are left out, and how they begin (``model/adapter.py``)."""
-    left_out = _left_out(entries)
-    if left_out and "exclude_modules" in (config_fields("LORA") or ()):
-        values["exclude_modules"] = left_out
+    without = _left_out(entries)
+    if without:
+        values["exclude_modules"] = without
     if entries.get("pissa_init") and boolean(entries["pissa_init"]):
         steps = entries.get("pissa_iter", 16)
         values["init_lora_weights"] = "pissa" if steps == -1 else f"pissa_niter_{steps}"
 
 
-#: What ``model/model_utils/visual.py`` leaves without adapters unless it is told to train it: parts
-#: of the paths in the models that it knows to have several towers.
-_ENCODERS = (
-    r"vision_tower|vision_model|audio_tower|vpm\.|apm\."
-    r"|visual\.(?:pos_embed|patch_embed|blocks|deepstack_merger_list)"
-)
-_PROJECTORS = r"multi_modal_projector|visual\.merger|embed_vision|embed_audio|resampler"
-
-
 def _left_out(entries: Mapping[str, Any]) -> str | None:
-    """``get_forbidden_modules``: a regular expression for the modules that get no adapter."""
+    """``get_forbidden_modules`` of ``model/model_utils/visual.py``: a regular expression for the
+    modules that get no adapter."""
     if str(entries.get("finetuning_type", "lora")) != "lora":
         return None
-    parts = [
-        names
-        for names, entry in (
-            (_ENCODERS, "freeze_vision_tower"),
-            (_PROJECTORS, "freeze_multi_modal_projector"),
-        )
-        if boolean(entries.get(entry, True))
-    ]
-    if entries.get("freeze_language_model") and boolean(entries["freeze_language_model"]):
-        parts.append(r"language_model|lm_head")
-    return rf".*(?:{'|'.join(parts)}).*" if parts else None
+    return left_out(
+        encoders=on(entries, "freeze_vision_tower", True),
+        projectors=on(entries, "freeze_multi_modal_projector", True),
+        language=on(entries, "freeze_language_model"),
+    )
 
 
 def _without_quantization(values: dict[str, Any]) -> None:

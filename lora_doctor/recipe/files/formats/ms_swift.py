@@ -7,11 +7,12 @@ from typing import Any
 
 from lora_doctor.recipe.edit import REMOVE
 from lora_doctor.recipe.files.framework import Framework
+from lora_doctor.recipe.files.frozen_parts import left_out
 from lora_doctor.recipe.files.named_paths import of_entries
 from lora_doctor.recipe.files.read_as import boolean, integer, names, number, only, text
 from lora_doctor.recipe.files.remark import Remark
 from lora_doctor.recipe.files.spelling import Spelling, Spellings
-from lora_doctor.recipe.files.together import Together, evaluates, more_than_zero, remarks_on
+from lora_doctor.recipe.files.together import Together, evaluates, more_than_zero, on, remarks_on
 from lora_doctor.recipe.files.trainer_spellings import OF_THE_TRAINER
 from lora_doctor.recipe.set_up import SetUp
 from lora_doctor.static.installed.framework_fields import Sources
@@ -76,6 +77,9 @@ def _finish(values: dict[str, Any], entries: Mapping[str, Any]) -> None:
     values["task_type"] = task
     if entries.get("target_regex"):
         values["target_modules"] = entries["target_regex"]
+    without = _left_out(entries)
+    if without and values.get("target_modules") == "all-linear":
+        values["exclude_modules"] = without
     init = str(entries.get("init_weights") or "true").lower()
     if init not in ("true", "lora-ga"):
         values["init_lora_weights"] = False if init == "false" else init
@@ -89,6 +93,15 @@ def _finish(values: dict[str, Any], entries: Mapping[str, Any]) -> None:
         precision = {"bfloat16": "bf16", "float16": "fp16"}.get(str(values.get("dtype")))
         if precision:
             values[precision] = True
+
+
+def _left_out(entries: Mapping[str, Any]) -> str | None:
+    """``get_multimodal_target_regex``: the parts that ``all-linear`` leaves without adapters."""
+    return left_out(
+        encoders=on(entries, "freeze_vit", True),
+        projectors=on(entries, "freeze_aligner", True),
+        language=on(entries, "freeze_llm"),
+    )
 
 
 def _write(key: str, value: Any, entries: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -182,7 +195,8 @@ FRAMEWORK = Framework(
     Sources(
         "ms-swift",
         ("swift.arguments.sft_args:SftArguments", "swift.arguments.rlhf_args:RLHFArguments",
-         "swift.arguments.pretrain_args:PretrainArguments"),
+         "swift.arguments.pretrain_args:PretrainArguments",
+         "swift.arguments.export_args:ExportArguments"),
         registered={"template": ("template/constant.py", r"=\s*'([\w.-]+)'"),
                     "model_type": ("model/constant.py", r"=\s*'([\w.-]+)'")},
     ),
