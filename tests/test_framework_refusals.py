@@ -146,6 +146,12 @@ def test_words_of_a_framework_for_an_attention(tmp_path: Path) -> None:
     assert read_recipe(script).get("attn_implementation") == "flash_attention_2"
 
 
+def test_a_name_that_the_users_own_code_may_register_is_left_alone() -> None:
+    entries = {"model": "m", "template": "chatmll"}
+    assert [remark.names for remark in remarks_of("ms-swift", entries)] == [("template",)]
+    assert not list(remarks_of("ms-swift", {**entries, "external_plugins": ["mine.py"]}))
+
+
 def test_remarks_of_a_format_are_its_own_and_those_of_all() -> None:
     kinds = {
         remark.names for remark in remarks_of("TRL", {"bf16": True, "fp16": True, "lora_r": 8})
@@ -199,7 +205,14 @@ def test_paths_count_as_missing_where_their_folder_is_here(
     (tmp_path / "saves" / "first").mkdir(parents=True)
     (tmp_path / "ds.json").write_text("{}")
     entries = {
-        "adapters": ["saves/frist", "saves/first", "org/name", "/absent/here", "name"],
+        "adapters": [
+            "saves/frist",
+            "saves/first",
+            "org/name",
+            "/absent/here",
+            "name",
+            "saves/qwen2.5-7b",
+        ],  # may be a repository of an owner called saves
         "dataset": ["saves/rows.jsonl#500", "https://host/rows"],
         "deepspeed": "ds.json",
     }

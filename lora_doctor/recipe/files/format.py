@@ -114,7 +114,8 @@ def remarks_of(name: str, entries: Mapping[str, Any]) -> Iterator[Remark]:
     framework = framework_named(name)
     yield from framework.remarks(entries)
     yield from both_on(excluded(framework, found.SPELLINGS, entries))
-    yield from none_of_the_choices(framework.fields(), entries)
+    extended = any(entries.get(name) for name in framework.extended_by)
+    yield from none_of_the_choices(framework.fields(), entries, extended)
 
 
 def read_values(

@@ -71,6 +71,8 @@ class Framework:
     #: The plugins that the entries switch on, by the names of their folders; empty for one that
     #: is not its own.
     plugins: Callable[[Entries], set[str]] = lambda entries: set()
+    #: Entries that name code of the user's, which may register templates and models.
+    extended_by: tuple[str, ...] = ()
     #: The programs of its command line.
     commands: tuple[str, ...] = ()
 

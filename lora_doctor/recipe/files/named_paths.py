@@ -7,6 +7,7 @@ training runs. So a path counts as missing only where the folder that would hold
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,11 @@ from typing import Any
 
 #: How alike the name of a neighbour is that was probably meant.
 _NEAR = 0.7
+#: What a hub may have too; a folder that is called as an owner there proves little.
+_OF_A_HUB = re.compile(r"\w[\w.-]*/[\w.-]+")
+_FILES = (".json", ".jsonl", ".csv", ".parquet", ".arrow", ".txt", ".yaml", ".yml", ".jinja", ".py")
+#: Entries that no hub is asked for.
+_LOCAL = frozenset({"resume_from_checkpoint", "deepspeed", "media_dir", "dataset_dir"})
 #: Names in a folder that are looked at for one that was meant.
 _MOST_NAMES = 1000
 
@@ -49,9 +55,15 @@ def absent_paths(
         folder = next(filter(None, (_holder(given, place) for place in folders)), None)
         if folder is not None:
             near = _near(given.name, folder)
+            if not near and entry not in _LOCAL and _may_be_of_a_hub(path):
+                continue
             meant = str(Path(path).parent / near) if near else ""
             found.append(AbsentPath(entry, path, str(folder), meant))
     return found
+
+
+def _may_be_of_a_hub(path: str) -> bool:
+    return _OF_A_HUB.fullmatch(path) is not None and not path.endswith(_FILES)
 
 
 def _expanded(path: str) -> Path | None:

@@ -16,7 +16,7 @@ _NO_STRINGS = frozenset({"", "true", "false", "none", "null"})
 #: How alike a mistyped value and the one that was meant are.
 _NEAR = 0.8
 #: How alike a mistyped name of an open list is: users may have names of their own.
-_NEARER = 0.8
+_NEARER = 0.85
 
 
 def both_on(pairs: Iterable[tuple[str, str]]) -> Iterator[Remark]:
@@ -28,8 +28,11 @@ def both_on(pairs: Iterable[tuple[str, str]]) -> Iterator[Remark]:
         )  # fmt: skip
 
 
-def none_of_the_choices(fields: Fields | None, entries: Mapping[str, Any]) -> Iterator[Remark]:
-    """Entries with a value that their argument does not have."""
+def none_of_the_choices(
+    fields: Fields | None, entries: Mapping[str, Any], extended: bool = False
+) -> Iterator[Remark]:
+    """Entries with a value that their argument does not have. ``extended``: whether code of the
+    user's may register further names."""
     for name, value in entries.items() if fields is not None else ():
         assert fields is not None
         if not isinstance(value, str) or value.lower() in _NO_STRINGS:
@@ -37,7 +40,8 @@ def none_of_the_choices(fields: Fields | None, entries: Mapping[str, Any]) -> It
         if name in fields.choices:
             found = _closed(name, value, fields.choices[name], fields.origin)
         else:
-            found = _mistyped(name, value, fields.registered.get(name, ()), fields.origin)
+            registered = () if extended else fields.registered.get(name, ())
+            found = _mistyped(name, value, registered, fields.origin)
         if found is not None:
             yield found
 

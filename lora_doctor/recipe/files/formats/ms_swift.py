@@ -210,6 +210,7 @@ FRAMEWORK = Framework(
     remarks=_remarks,
     paths=_paths,
     image_pixels=_image_pixels,
+    extended_by=("external_plugins", "custom_register_path"),
     commands=("swift",),
 )  # fmt: skip
 
