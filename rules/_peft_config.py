@@ -1,4 +1,4 @@
-"""How error messages name the config classes of PEFT."""
+"""What PEFT says of a config: how its messages name the config classes, and which are its own."""
 
 from __future__ import annotations
 
@@ -8,3 +8,13 @@ CONFIG_CLASS = (
     r"FourierFT|LNTuning|Poly|Prompt\w+|Prefix\w+|MultitaskPrompt\w+|AdaptionPrompt|CPT|Shira|"
     r"Road|TrainableTokens|Peft)Config"
 )
+#: Lines at the end of a traceback: the innermost frame, its code, marks below it, the exception.
+_FRAME = 5
+
+
+def says_why(traceback: str) -> bool:
+    """Whether PEFT raises the exception itself, about the recipe: its message is the reason then,
+    and not where some code broke."""
+    lines = traceback.replace("\\", "/").rstrip().splitlines()
+    raised = any(line.lstrip().startswith("raise ") for line in lines[-_FRAME:])
+    return raised and any('File "' in line and "/peft/" in line for line in lines[-_FRAME:])

@@ -16,9 +16,7 @@ from lora_doctor.rule_api import (
     Rule,
 )
 from lora_doctor.rules._ablation import judged
-
-#: Lines at the end of a traceback: the innermost frame, its code, marks below it, the exception.
-_FRAME = 5
+from lora_doctor.rules._peft_config import says_why
 
 
 class UnexplainedFailure(Rule):
@@ -117,7 +115,7 @@ class UnexplainedFailure(Rule):
                     "rules with a similar message", ", ".join(alike[:3]), "symptoms of the rules"
                 )
             )
-        explained = check.name == "attaches" and failure and _says_why(failure.traceback)
+        explained = check.name == "attaches" and failure and says_why(failure.traceback)
         yield self.finding(
             "error",
             f"PEFT refuses this recipe: {_shorten(message)}"
@@ -166,9 +164,7 @@ class UnexplainedFailure(Rule):
         if "attaches" in case.explained:
             return
         message = f"{error.type}: {error.message}"
-        unexplained = (
-            "" if _says_why(error.traceback) else ", and no rule that was run explains why"
-        )
+        unexplained = "" if says_why(error.traceback) else ", and no rule that was run explains why"
         yield self.finding(
             "error",
             f"PEFT refuses this recipe{unexplained}: {_shorten(message)}",
@@ -182,14 +178,6 @@ class UnexplainedFailure(Rule):
             ),
             explains=("attaches",),
         )
-
-
-def _says_why(traceback: str) -> bool:
-    """Whether PEFT raises the exception itself, about the recipe: its message is the reason then,
-    and not where some code broke."""
-    lines = traceback.replace("\\", "/").rstrip().splitlines()
-    raised = any(line.lstrip().startswith("raise ") for line in lines[-_FRAME:])
-    return raised and any('File "' in line and "/peft/" in line for line in lines[-_FRAME:])
 
 
 def _shorten(message: str, limit: int = 240) -> str:

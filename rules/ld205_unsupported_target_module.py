@@ -136,6 +136,9 @@ class UnsupportedTargetModule(Rule):
             heads = _SAVED_HEADS.get(str(recipe.get("task_type")), ())
             saved = [*(recipe.get("modules_to_save") or ()), *heads]
             what = f"and modules_to_save ({quoted(saved, 6)}) match the same module"
+            if error.message.startswith("trainable_token_indices"):
+                saved = [str(structure.input_embeddings).rpartition(".")[2]]
+                what = f"and trainable_token_indices both adapt the embeddings ({saved[0]})"
             cover = _without(structure, names, saved)
         else:
             return

@@ -126,3 +126,14 @@ def test_numbers_are_lowered_by_name_of_the_message_and_with_the_scaling_kept() 
     assert (first.get("r"), first.get("lora_alpha")) == (16, 32)
     assert first.get("rank_pattern") == {"a": 16}
     assert _at_most(recipe, {"lora_alpha": 48}, "lora_alpha", 32) == {"lora_alpha": 32}
+
+
+def test_tokens_of_adapted_embeddings_are_told_as_that(worker: Worker) -> None:
+    """The embeddings are adapted whole, and single rows of them as well."""
+    if "TRAINABLE_TOKENS" not in kinds():
+        pytest.skip("this PEFT trains no single tokens")
+    recipe = {"target_modules": ["embed_tokens", "q_proj"], "trainable_token_indices": [5, 6]}
+    found = lora_doctor.check("arch:llama", recipe, depth="meta", worker=worker)
+    (told,) = [one for one in found.findings if one.rule == "LD205"]
+    assert "trainable_token_indices both adapt the embeddings (embed_tokens)" in told.message
+    assert told.fixes[0].edits[0].value == ["q_proj"]

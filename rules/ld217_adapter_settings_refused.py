@@ -1,0 +1,196 @@
+"""LD217: PEFT refuses the adapter config: settings contradict, or a number does not suit."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from lora_doctor.rule_api import (
+    REMOVE,
+    Case,
+    Edit,
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measurement,
+    Proof,
+    Recipe,
+    Rule,
+    Symptom,
+    adapter_config_fields,
+    names_in,
+    target_entries,
+)
+from lora_doctor.rules._peft_config import says_why
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import Structure
+
+#: Keys that say which layers are meant, and which kind of adapter: rules of their own are about
+#: these.
+_NOT_TRIED = frozenset({"peft_type", "task_type", "target_modules", "modules_to_save"})
+#: How many keys are tried.
+_MOST = 6
+
+
+class AdapterSettingsRefused(Rule):
+    """Settings of the adapter contradict each other, one is missing, or a number does not suit the
+    sizes of the model's layers, and PEFT raises.
+
+    ## What happens
+    The config class or `get_peft_model` raises a `ValueError`: AdaLoRA without `total_step` or with
+    a schedule longer than it, both `r` and `oft_block_size` in OFT, `lora_bias` with `use_dora`, a
+    `block_size` of C3A or a `vector_length` of VB-LoRA that does not divide the width of a layer.
+
+    ## Why
+    Each method has limits of its own. Several depend on the widths of the layers, so a config that
+    works on one model is refused on another.
+
+    ## Versions
+    Depends on the installed PEFT, which is asked.
+
+    ## Fix
+    The key without which PEFT accepts the config is removed, or gets the nearest number that it
+    accepts. Both change what is trained, so they are applied only with `--unsafe-fixes`.
+
+    ## Links
+    https://huggingface.co/docs/peft/package_reference/peft_types
+    """
+
+    code = "LD217"
+    name = "adapter-settings-refused"
+    summary = "PEFT refuses the adapter's settings."
+    depth = "meta"
+    symptoms = (
+        Symptom(r"AdaLoRA does not work when `total_step` is None"),
+        Symptom(r"schedule values don't allow for a budgeting phase"),
+        Symptom(r"You can only specify either \w+ \(\d+\) or \w+ \(\d+\), but not both"),
+        Symptom(r"Either `\w+` or `\w+` must be non-zero\. Currently"),
+        Symptom(r"`feedforward_modules` should be a subset of `target_modules`"),
+        Symptom(r"`layers_(?:to_transform|pattern)` cannot be used when `target_modules` is a str"),
+        Symptom(r"When `layers_pattern` is specified, `layers_to_transform` must also be"),
+        Symptom(r"lora_bias=True is (?:only|not) supported"),
+        Symptom(r"PeftType\.\w+ does not support DoRA|does not work with use_dora=True"),
+        Symptom(r"[Tt]he block size should be a factor of the (?:in|out)put size"),
+        Symptom(r"(?:in|out)_features`?(?: \(?\d+\)?)? (?:must|should) be divisible by"),
+        Symptom(r"`n_frequency` should be less than or equal to the product"),
+        Symptom(r"r should be divisible by gralora_k"),
+        Symptom(r"`r` \(\d+\) must be less than or equal to (?:min\()?in_features"),
+        Symptom(r"`r` should be a positive integer value but the value passed is"),
+    )
+    examples = (
+        Example(
+            "broken",
+            "arch:llama",
+            {"peft_type": "ADALORA", "task_type": "CAUSAL_LM", "target_modules": ["q_proj"],
+             "init_r": 12, "target_r": 8},
+            {"peft": ">=0.15"},
+            depth="meta",
+            why="the schedule of the ranks needs the number of steps",
+        ),
+        Example(
+            "broken",
+            "arch:bert",
+            {"peft_type": "C3A", "target_modules": ["query"], "block_size": 100},
+            {"peft": ">=0.15"},
+            why="768 is no multiple of 100; of 96 it is",
+        ),
+        Example(
+            "healthy",
+            "arch:bert",
+            {"peft_type": "C3A", "target_modules": ["query"], "block_size": 96},
+            {"peft": ">=0.15"},
+        ),
+        Example("healthy", "arch:llama", {"target_modules": ["q_proj"], "use_dora": True},
+                {"peft": ">=0.9"}, depth="meta"),
+    )  # fmt: skip
+
+    def check(self, case: Case) -> Iterator[Finding]:
+        structure = case.structure
+        injection = structure.injection
+        error = injection.error
+        if error is None or error.type not in ("ValueError", "TypeError"):
+            return
+        if "attaches" in case.explained or not says_why(error.traceback):
+            return
+        if any(one.key == "target_modules" for one in injection.unmatched):
+            return  # what is refused then is a name
+        fixes = tuple(_fixes(case, error.message))
+        named = _named(case, error.message)
+        keys = [fix.edits[0].key for fix in fixes] or named or ["peft_type"]
+        yield self.finding(
+            "error",
+            f"PEFT refuses the settings of this {case.recipe.peft_type} adapter: "
+            f"{error.message[:240]}",
+            location=Location("recipe", keys[0]),
+            evidence=(
+                Measurement("get_peft_model", f"{error.type}: {error.message[:300]}",
+                            "installed PEFT, the class at full size"),
+                *(Measurement(f"accepted with {fix.edits[0].key}", _value(fix.edits[0]),
+                              "installed PEFT, asked again") for fix in fixes),
+            ),
+            proof=Proof("executed", "PEFT refused the config on the full-size model, without "
+                        "weights"),
+            fixes=fixes or (Fix(_by_hand(case, named), "manual"),),
+            explains=("attaches",),
+        )  # fmt: skip
+
+
+def _by_hand(case: Case, named: list[str]) -> str:
+    missing = [key for key in named if key not in case.recipe]
+    if missing:
+        return f"Set {missing[0]} in the adapter config."
+    return "Change the settings that the message names."
+
+
+def _value(edit: Edit) -> Any:
+    return "its default" if edit.value is REMOVE else edit.value
+
+
+def _named(case: Case, message: str) -> list[str]:
+    """Keys of this kind of adapter that the message names."""
+    fields = adapter_config_fields(case.recipe.peft_type) or ()
+    words = re.findall(r"\w+", message.replace("block size", "block_size"))
+    return [word for word in dict.fromkeys(words) if word in fields and word not in _NOT_TRIED]
+
+
+def _fixes(case: Case, message: str) -> Iterator[Fix]:
+    """One edit each with which PEFT takes the config at full size."""
+    named = _named(case, message)
+    own = [key for key in case.recipe.adapter_values() if key not in _NOT_TRIED]
+    number = next((key for key in named if type(case.recipe.get(key)) is int), None)
+    sizes = _sizes(case.structure, case.recipe, int(case.recipe.get(number))) if number else []
+    for size in sizes:
+        edit = Edit(str(number), size)
+        if _accepted(case, edit):
+            yield Fix(f"Set {number} to {size}, which suits these layers.", "unsafe", (edit,))
+            return
+    for key in sorted(own, key=lambda key: key not in named)[:_MOST]:
+        edit = Edit(key, REMOVE)
+        if _accepted(case, edit):
+            yield Fix(f"Remove {key}, for which PEFT has a default.", "unsafe", (edit,))
+
+
+def _sizes(structure: Structure, recipe: Recipe, value: int) -> list[int]:
+    """Smaller numbers that may suit the targets: the largest that divides every width, and the
+    smallest width."""
+    targets = {name for entry in target_entries(recipe) for name in names_in(entry)}
+    widths = [
+        int(width)
+        for group in structure.groups
+        if group.leaf in targets and len(group.shape) == 2
+        for width in group.shape
+    ]
+    if not widths:
+        return []
+    common = math.gcd(*widths)
+    divisors = [size for size in range(min(value, common), 1, -1) if common % size == 0]
+    return [size for size in dict.fromkeys([*divisors[:1], min(widths)]) if size < value]
+
+
+def _accepted(case: Case, edit: Edit) -> bool:
+    again = case.again(case.recipe.edit((edit,)), case.patches)
+    return again.structure.injection.ok
