@@ -8,11 +8,12 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from lora_doctor.dry_run.acts import small_models
+from lora_doctor.dry_run.acts import processes, sharding, small_models
 from lora_doctor.dry_run.acts.acting import Acting
 from lora_doctor.dry_run.acts.saved_adapters import plain_name, read_adapter
 from lora_doctor.dry_run.captured import Captured
@@ -23,6 +24,7 @@ from lora_doctor.dry_run.several import (
     processes_of,
     waited_for_us,
 )
+from lora_doctor.guest.replacing import Replacements
 from lora_doctor.guest.session import Session
 from lora_doctor.results.dry_run import Resumed, ScriptError
 from lora_doctor.results.processes import Processes
@@ -260,6 +262,50 @@ def test_the_stage_of_zero_is_read_of_the_arguments_or_of_their_file(
     found = of(started(10, 0), started(11, 1), arguments)
     assert (found.asked_type, found.zero_stage) == ("DeepSpeed", 3)
     assert "DeepSpeed was requested" in (otherwise_shared(replace(found, met=2)) or "")
+
+
+def test_a_full_state_dict_of_fsdp_1_is_copied_where_its_weights_are_on_a_cpu() -> None:
+    """Moved "to the CPU" they would be views of memory that is freed."""
+    torch = pytest.importorskip("torch")
+    from torch.distributed.fsdp import api
+
+    acting: Any = SimpleNamespace(replaced=Replacements())
+    sharding._whole_states(acting, api)
+    try:
+        config = api.FullStateDictConfig(offload_to_cpu=True, rank0_only=True)
+        assert config.offload_to_cpu is torch.cuda.is_available()
+        assert config.rank0_only
+    finally:
+        acting.replaced.undo()
+    assert api.FullStateDictConfig(offload_to_cpu=True).offload_to_cpu
+
+
+@pytest.mark.parametrize("asked", [{"num_processes": 2}, {"num_processes": 1},
+                                   {"num_processes": 2, "config_file": "mine.yaml"},
+                                   {"num_processes": 2, "cpu": True}])  # fmt: skip
+def test_accelerate_started_as_a_module_starts_as_many_as_with_gpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any]
+) -> None:
+    """`python -m accelerate.commands.launch` is no module that is imported: what it calls before it
+    starts one process is acted on."""
+    launched: list[Any] = []
+    program = SimpleNamespace(
+        multi_gpu_launcher=launched.append, default_config_file=str(tmp_path / "none.yaml")
+    )
+    monkeypatch.setitem(sys.modules, "__main__", program)  # type: ignore[arg-type]
+    monkeypatch.setattr(processes, "_no_gpu", lambda: True)
+    library: Any = SimpleNamespace(prepare_simple_launcher_cmd_env=lambda args: "one process")
+    acting = Acting(Session(tmp_path, ""))
+    acting.session.records.mkdir()
+    processes._simple_launcher(acting, library)
+    args = SimpleNamespace(**asked)
+    if asked == {"num_processes": 2}:
+        with pytest.raises(SystemExit) as ended:
+            library.prepare_simple_launcher_cmd_env(args)
+        assert ended.value.code == 0 and launched == [args] and args.multi_gpu
+    else:
+        assert library.prepare_simple_launcher_cmd_env(args) == "one process" and not launched
+    assert len(acting.seen("launcher")) == 1
 
 
 @pytest.mark.parametrize(

@@ -187,12 +187,32 @@ def _simple_launcher(acting: Acting, module: ModuleType) -> None:
         return
 
     def prepared(original: Any, args: Any, *more: Any, **named: Any) -> Any:
-        if not acting.seen("launcher"):
-            chosen = ["cpu"] if getattr(args, "cpu", False) else []
-            acting.journal.tell("launcher", **_asked(args, None, chosen))
+        if acting.seen("launcher"):
+            return original(args, *more, **named)
+        chosen = ["cpu"] if getattr(args, "cpu", False) else []
+        several = None if chosen else _launcher_of_several(args)
+        if several is not None:
+            chosen = ["multi_gpu"]
+        acting.journal.tell("launcher", **_asked(args, None, chosen))
+        if several is not None:
+            args.multi_gpu = True
+            several(args)
+            raise SystemExit(0)  # in the place of the one process that would be started now
         return original(args, *more, **named)
 
     acting.replaced.around(module, name, prepared)
+
+
+def _launcher_of_several(args: Any) -> Any:
+    """What the program would call where it sees several GPUs; ``None`` where one process was asked
+    for, where a config file says what to start, or where GPUs are there."""
+    program = sys.modules["__main__"]
+    configured = getattr(args, "config_file", None) is not None or os.path.isfile(
+        getattr(program, "default_config_file", "")
+    )
+    if (getattr(args, "num_processes", None) or 0) < 2 or configured or not _no_gpu():
+        return None
+    return getattr(program, "multi_gpu_launcher", None)
 
 
 def _asked(args: Any, defaults: Any, chosen: list[str]) -> Mapping[str, Any]:

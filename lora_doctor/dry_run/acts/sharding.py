@@ -20,6 +20,7 @@ def prepare(acting: Acting) -> None:
         "torch.distributed.fsdp.fully_sharded_data_parallel", lambda m: _flat_shards(acting, m)
     )
     acting.after("torch.distributed.fsdp._init_utils", lambda m: _given_on(acting, m))
+    acting.after("torch.distributed.fsdp.api", lambda m: _whole_states(acting, m))
     for name in (
         "torch.distributed.fsdp._fully_shard._fully_shard",
         "torch.distributed._composable.fsdp.fully_shard",
@@ -158,6 +159,20 @@ def _given_on(acting: Acting, module: ModuleType) -> None:
             original(*arguments, **named)
 
     acting.replaced.around(module, name, checked)
+
+
+def _whole_states(acting: Acting, module: ModuleType) -> None:
+    """FSDP copies the tensors of a full state dict only where they stay on their device: moved from
+    a CPU "to the CPU" they are views of memory that is freed (a segmentation fault)."""
+    if "FullStateDictConfig" not in vars(module):
+        return
+
+    def made(original: Any, config: Any, *arguments: Any, **named: Any) -> None:
+        original(config, *arguments, **named)
+        if _no_gpu():
+            config.offload_to_cpu = False
+
+    acting.replaced.around(module.FullStateDictConfig, "__init__", made)
 
 
 def _shards(acting: Acting, module: ModuleType) -> None:
