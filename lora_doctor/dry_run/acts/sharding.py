@@ -167,12 +167,11 @@ def _whole_states(acting: Acting, module: ModuleType) -> None:
     if "FullStateDictConfig" not in vars(module):
         return
 
-    def made(original: Any, config: Any, *arguments: Any, **named: Any) -> None:
-        original(config, *arguments, **named)
-        if _no_gpu():
-            config.offload_to_cpu = False
+    def assign(config: Any, name: str, value: Any) -> None:  # accelerate assigns it once more
+        value = False if name == "offload_to_cpu" and _no_gpu() else value
+        object.__setattr__(config, name, value)
 
-    acting.replaced.around(module.FullStateDictConfig, "__init__", made)
+    acting.replaced.add(module.FullStateDictConfig, "__setattr__", assign)
 
 
 def _shards(acting: Acting, module: ModuleType) -> None:
