@@ -44,7 +44,8 @@ class AdapterNotSavedWhole(Rule):
 
     ## Why
     With FSDP and ZeRO-3 each process holds a part of each tensor. `Trainer.save_model` writes
-    nothing where `fsdp_state_dict_type` is `SHARDED_STATE_DICT`; `model.save_pretrained` and
+    nothing where `fsdp_state_dict_type` is `SHARDED_STATE_DICT`; PEFT 0.21 finds no adapter in the
+    full state dict of FSDP 1 either, whose modules have other names (a file of 0 tensors); `model.save_pretrained` and
     `get_peft_model_state_dict` of the unwrapped model see only this process's part, which may be
     empty (FSDP 2: `Attempted to access the data pointer on an invalid python storage`).
 
@@ -145,6 +146,11 @@ def _remedy(found: Processes, one: SavedAdapter) -> str:
             "state_dict=accelerator.get_state_dict(model)."
         )
     if one.by.startswith("Trainer"):
+        if found.ran_type == "FSDP" and found.state_dict == "FULL_STATE_DICT":
+            return (
+                "Use FSDP 2 (fsdp_version: 2): this PEFT does not find the adapters in a full "
+                "state dict by the names that FSDP 1 gives to modules."
+            )
         return (
             "Before saving: trainer.accelerator.state.fsdp_plugin.set_state_dict_type("
             '"FULL_STATE_DICT"), or fsdp_state_dict_type: FULL_STATE_DICT in the config.'

@@ -172,7 +172,9 @@ def test_what_ran_beside_what_was_asked_for() -> None:
     arguments = record("arguments", 10, values={"fsdp": "full_shard"})
     by_default = (started(10, 0), started(11, 1), group, arguments, shards)
     assert otherwise_shared(of(*by_default)) is not None
-    assert otherwise_shared(of(*by_default, record("fsdp", 10, version=2))) is None
+    read = record("fsdp", 10, version=2, state_dict="FULL_STATE_DICT")
+    assert otherwise_shared(of(*by_default, read)) is None
+    assert of(*by_default, read).state_dict == "FULL_STATE_DICT"
     assert "did not meet" in (otherwise_shared(of(started(10, 0), started(11, 1))) or "")
 
 

@@ -95,7 +95,10 @@ def processes_of(records: Sequence[Record], short: Callable[[str], str]) -> Proc
         ran_type=str(wrapped[-1]["by"]) if wrapped else "",
         backend=str(groups[-1]["backend"]) if groups else "",
         sharded=next((one["classes"] for one in reversed(wrapped) if "classes" in one), {}),
-        state_dict=str(variables.get("FSDP_STATE_DICT_TYPE", "")),
+        state_dict=next(
+            (str(one["state_dict"]) for one in _kind(records, "fsdp")),
+            str(variables.get("FSDP_STATE_DICT_TYPE", "")),
+        ),
         **_placed(records, short),
         reentrant=_reentrant(records),
         zero_stage=_zero_stage(records, variables),

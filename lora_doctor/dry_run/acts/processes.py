@@ -134,7 +134,12 @@ def _accelerate(acting: Acting, module: ModuleType) -> None:
         original(state, *arguments, **named)
         plugin = named.get("fsdp_plugin")
         if plugin is not None:  # which FSDP it is by default depends on the release
-            acting.journal.tell("fsdp", version=int(getattr(plugin, "fsdp_version", 1)))
+            kind = getattr(plugin, "state_dict_type", None)
+            acting.journal.tell(
+                "fsdp",
+                version=int(getattr(plugin, "fsdp_version", 1)),
+                state_dict=str(getattr(kind, "name", kind) or ""),
+            )
         kinds = module.DistributedType
         if state.distributed_type != kinds.MULTI_CPU or not _no_gpu():
             return
