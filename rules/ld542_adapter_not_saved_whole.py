@@ -45,9 +45,9 @@ class AdapterNotSavedWhole(Rule):
     ## Why
     With FSDP and ZeRO-3 each process holds a part of each tensor. `Trainer.save_model` writes
     nothing where `fsdp_state_dict_type` is `SHARDED_STATE_DICT`; PEFT 0.21 finds no adapter in the
-    full state dict of FSDP 1 either, whose modules have other names (a file of 0 tensors); `model.save_pretrained` and
-    `get_peft_model_state_dict` of the unwrapped model see only this process's part, which may be
-    empty (FSDP 2: `Attempted to access the data pointer on an invalid python storage`).
+    full state dict of FSDP 1 either, whose modules have other names (a file of 0 tensors).
+    `model.save_pretrained` and `get_peft_model_state_dict` of the unwrapped model see only this
+    process's part, which may be empty (FSDP 2: `Attempted to access the data pointer on an invalid python storage`).
 
     Found by execution: names and shapes in the file are compared with those of the adapter before
     it was sharded.
