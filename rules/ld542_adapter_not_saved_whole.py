@@ -47,7 +47,8 @@ class AdapterNotSavedWhole(Rule):
     nothing where `fsdp_state_dict_type` is `SHARDED_STATE_DICT`; PEFT 0.21 finds no adapter in the
     full state dict of FSDP 1 either, whose modules have other names (a file of 0 tensors).
     `model.save_pretrained` and `get_peft_model_state_dict` of the unwrapped model see only this
-    process's part, which may be empty (FSDP 2: `Attempted to access the data pointer on an invalid python storage`).
+    process's part, which may be empty (FSDP 2: `Attempted to access the data pointer on an invalid
+    python storage`).
 
     Found by execution: names and shapes in the file are compared with those of the adapter before
     it was sharded.
