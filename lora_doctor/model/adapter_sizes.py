@@ -13,7 +13,7 @@ import warnings
 from pathlib import PurePath
 from typing import Any
 
-from lora_doctor.errors import LoraDoctorError
+from lora_doctor.errors import EvidenceError, LoraDoctorError
 from lora_doctor.model.error_reports import library_error
 from lora_doctor.model.loading import peft_config
 from lora_doctor.model.meta_copy import meta_copy
@@ -45,11 +45,13 @@ def refusal(model: Any, recipe: Recipe) -> ErrorReport | None:
     """
     try:
         config = peft_config(recipe)
-        thinned = meta_copy(model, meaning(config)).model
         asked = copy.deepcopy(config)
+        thinned = meta_copy(model, meaning(config)).model
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return _empty_part(wrap_on_meta(thinned, config))
+    except EvidenceError:  # a model that cannot be copied without its weights
+        return None
     except LoraDoctorError:
         raise
     except Exception as error:  # noqa: BLE001 - what PEFT refuses is the evidence
