@@ -234,7 +234,7 @@ class _Update:
         agreeing = 2 * reading.rank / math.pi
         factor *= (1 + agreeing / full[1]) / (1 + agreeing / inputs)
         begun = rms * math.sqrt(inputs if by_inputs else full[1])
-        grown = min(1.0, begun) if full[1] > inputs else 1.0
+        grown = min(1.0, begun)
         return cls(reading, relative * math.sqrt(factor), full, grown)
 
 

@@ -211,7 +211,7 @@ def test_any_mapping_is_a_recipe_or_an_input_error(values: dict[Any, Any]) -> No
 TYPED = {str: "all-linear", int: "4", float: "0.5", bool: ""}
 SPECIAL = {
     "task_type": "SEQ_CLS", "dtype": "bf16", "memory_budget": "24GB", "lora_alpha": "16.0",
-    "gpu": "l4,a100-80gb",
+    "gpu": "l4,a100-80gb", "sharding": "zero3",
 }  # fmt: skip
 OPTIONS = [key for key in KEYS if key.option]
 

@@ -19,7 +19,7 @@ from lora_doctor.engine.registry import find_rules
 from lora_doctor.errors import EvidenceError
 from lora_doctor.results.finding import Finding
 from lora_doctor.results.fix import Fix
-from lora_doctor.results.observations import ActivationReading, InstancePatch
+from lora_doctor.results.observations import ActivationReading, InstancePatch, UpdateReading
 from lora_doctor.results.stacked_adapters import Stacked, StackedAdapter
 from lora_doctor.results.verification import Check
 from lora_doctor.static.folder.checkpoint_files import DamagedFile, IndexMismatch
@@ -170,6 +170,26 @@ def test_ld402_warns_near_the_limit_and_fails_beyond_it(gathered: Callable[..., 
         asked()
     gathered("LD402", computes_in_float16=False)
     assert ask("LD402") == []
+
+
+@pytest.mark.parametrize(
+    ("user_weights", "scaling", "found"),
+    [(False, 2.0, 0), (False, 64.0, 1), (True, 2.0, 1)],
+    ids=["drawn anew", "drawn anew, far out of scale", "the user's own"],
+)
+def test_ld404_takes_weights_that_it_does_not_have_for_trained_in_a_narrow_model_too(
+    gathered: Callable[..., None], user_weights: bool, scaling: float, found: int
+) -> None:
+    """64 inputs, numbers of 0.02 as they are drawn, r 16, one step at 1e-3: 2.9% of them at a
+    scaling of 2. Trained, they would be six times as large."""
+    weight = 0.02 * 64
+    step = scaling * 1e-3 * 64 * (16 / 3) ** 0.5 / 64**0.5
+    update = UpdateReading("layers.*.q_proj", 1, step, weight, (64, 64), 16, scaling, 1e-3)
+    group = Stub(pattern="layers.*.q_proj", shape=(64, 64), kind="linear")
+    seen = Stub(observations=Stub(updates=(update,), user_weights=user_weights))
+    gathered("LD404", judged=seen, _fixes=())
+    recipe = {"learning_rate": 1e-3, "lora_alpha": 16 * scaling}
+    assert len(ask("LD404", recipe=Stub(get=recipe.get), structure=Stub(groups=(group,)))) == found
 
 
 def test_ld407_says_what_replaces_the_value_and_what_follows() -> None:
