@@ -643,7 +643,7 @@ def test_ld707_tells_one_refusal_of_a_package_and_only_what_is_reached(
 
 
 def test_ld712_knows_which_quantized_weights_can_be_sharded() -> None:
-    def of_file(quantized: str | None, format: str = "accelerate", **files: Any) -> list[Finding]:
+    def of_file(quantized: str | None, format: str = "TRL", **files: Any) -> list[Finding]:
         entries = files.pop("entries", {})
         values = {"fsdp": False, "zero_stage": None, "deepspeed_file": "", "accelerate_file": ""}
         return ask(
