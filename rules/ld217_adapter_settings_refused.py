@@ -35,6 +35,9 @@ _NOT_TRIED = frozenset({"peft_type", "task_type", "target_modules", "modules_to_
 #: How many keys are tried.
 _MOST = 6
 
+#: What PEFT says where it does not find a size of the model for a prompt (LD506).
+_SIZE_OF_MODEL = re.compile(r"Please specify `\w+` in `peft_config`")
+
 
 class AdapterSettingsRefused(Rule):
     """Settings of the adapter contradict each other, one is missing, or a number does not suit the
@@ -118,6 +121,8 @@ class AdapterSettingsRefused(Rule):
             return
         if any(one.key == "target_modules" for one in injection.unmatched):
             return  # what is refused then is a name
+        if _SIZE_OF_MODEL.search(error.message):
+            return  # what is missing then is a size that the model's config does not have
         fixes = tuple(_fixes(case, error.message))
         named = _named(case, error.message)
         keys = [fix.edits[0].key for fix in fixes] or named or ["peft_type"]

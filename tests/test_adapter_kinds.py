@@ -13,6 +13,7 @@ import lora_doctor
 from lora_doctor.contract.adapter_inputs import with_trained_tokens
 from lora_doctor.errors import InputError
 from lora_doctor.recipe.files.read_write import read_recipe
+from lora_doctor.recipe.keys import config_fields
 from lora_doctor.recipe.recipe import Recipe, make_recipe
 from lora_doctor.sandbox.worker import Worker
 from tools.adapter_kinds import BEGIN, END, kinds, row, write_table
@@ -97,6 +98,21 @@ def test_trained_tokens_are_in_the_batch_that_proves_them(tokens: Any, worker: W
     assert not [one for one in found.findings if one.severity != "info"], found.findings
     assert found.before is not None and found.before.outcome == "passed"
     assert not any("not proven" in note.text for note in found.before.notes)
+
+
+def test_an_activated_lora_gets_the_tokens_that_it_waits_for(worker: Worker) -> None:
+    """Before the invocation sequence it does nothing: without it all gradients are zero."""
+    if "alora_invocation_tokens" not in (config_fields("LORA") or ()):
+        pytest.skip("this PEFT has no activated LoRA")
+    recipe = {"target_modules": ["q_proj", "v_proj"], "alora_invocation_tokens": [31000, 7, 31000]}
+    found = lora_doctor.check("arch:llama", recipe, worker=worker)
+    assert not [one for one in found.findings if one.severity != "info"], found.findings
+    assert found.before is not None and found.before.outcome == "passed"
+    # A sequence that the vocabulary cannot hold never occurs.
+    lost = lora_doctor.check(
+        "arch:llama", {**recipe, "alora_invocation_tokens": [32000]}, worker=worker
+    )
+    assert [one for one in lost.findings if one.severity == "error"]
 
 
 def test_a_token_is_put_where_no_padding_is() -> None:

@@ -79,7 +79,7 @@ def test_experts_that_are_one_parameter_are_named_with_their_size(worker: Worker
     fused = [group for group in groups if group.kind == "parameter" and group.role == "experts"]
     assert bool(found) == bool(fused)
     if found:
-        assert "45.1 of 46.4 billion" in found[0].message
+        assert "45.1 billion of 46.4 billion" in found[0].message
         assert "parameters, not layers" in str(found[0].evidence[0].value)
 
 

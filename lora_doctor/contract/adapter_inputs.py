@@ -1,4 +1,5 @@
-"""What a batch has to hold for the adapters' sake: the task of each row, the tokens they train."""
+"""What a batch has to hold for the adapters' sake: the task of each row, the tokens that
+they train, and those that they wait for."""
 
 from __future__ import annotations
 
@@ -58,6 +59,23 @@ def with_trained_tokens(model: Any, batch: Any, recipe: Recipe) -> Any:
     places = shown.nonzero()
     for token, (row, column) in zip(absent, places.tolist(), strict=False):
         changed[row, column] = token
+    return replace(batch, inputs={**batch.inputs, "input_ids": changed})
+
+
+def with_invocation_tokens(model: Any, batch: Any, recipe: Recipe) -> Any:
+    """The batch with the sequence after which an activated LoRA (aLoRA) acts, in the middle of
+    each row: without it the adapters do nothing, and get a gradient of zero."""
+    import torch
+
+    ids, rows = batch.inputs.get("input_ids"), _rows(model)
+    sequence = recipe.invocation_tokens()
+    if batch.modality != ["text"] or getattr(ids, "ndim", 0) != 2 or rows is None or not sequence:
+        return batch
+    start = (ids.shape[1] - len(sequence)) // 2
+    if start < 1 or max(sequence) >= rows:
+        return batch
+    changed = ids.clone()
+    changed[:, start : start + len(sequence)] = torch.tensor(sequence, device=ids.device)
     return replace(batch, inputs={**batch.inputs, "input_ids": changed})
 
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from lora_doctor.model.loading import Loader
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
+#: Keys that name token ids.
+_TOKENS = ("trainable_token_indices", "token_indices", "alora_invocation_tokens")
 #: A number in a regular expression that is not part of a name such as ``w1`` or ``fc2``.
 _LAYER_IN_REGEX = re.compile(r"(?<![A-Za-z_\d{,])\d+")
 #: A number that stands for itself in a regular expression, as the layer of a path.
@@ -109,7 +111,7 @@ def _with_tokens_that_are_there(recipe: Recipe, model: Any, config: Any) -> Reci
     here = int(embeddings.weight.shape[0]) if hasattr(embeddings, "weight") else 0
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     there = getattr(text, "vocab_size", None) or 0
-    asked = recipe.trained_tokens()
+    asked = sorted({*recipe.trained_tokens(), *recipe.invocation_tokens()})
     free = iter(token for token in range(here - 1, -1, -1) if token not in asked)
     moved = {token: next(free, token) for token in asked if here <= token < there}
     if not moved:
@@ -120,7 +122,7 @@ def _with_tokens_that_are_there(recipe: Recipe, model: Any, config: Any) -> Reci
             return {key: put(ids) for key, ids in value.items()}
         return [moved.get(token, token) for token in value] if isinstance(value, list) else value
 
-    keys = [key for key in ("trainable_token_indices", "token_indices") if recipe.get(key)]
+    keys = [key for key in _TOKENS if recipe.get(key)]
     return recipe.override({key: put(recipe.get(key)) for key in keys}, "argument")
 
 

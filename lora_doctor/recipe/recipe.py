@@ -137,6 +137,12 @@ class Recipe:
         found = (token for ids in lists if isinstance(ids, (list, tuple)) for token in ids)
         return sorted({token for token in found if type(token) is int and token >= 0})
 
+    def invocation_tokens(self) -> list[int]:
+        """Token ids in a row after which an activated LoRA acts, and before which it does not."""
+        given = self.values.get("alora_invocation_tokens")
+        found = given if isinstance(given, (list, tuple)) else ()
+        return [token for token in found if type(token) is int and token >= 0]
+
     @property
     def for_inference(self) -> bool:
         """Whether PEFT is told to freeze what it puts in, as the config of a saved adapter does."""
