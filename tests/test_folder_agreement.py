@@ -212,7 +212,7 @@ def test_another_vocabulary_than_the_embeddings(size: int, copy: Path) -> None:
     finding = only(copy)
     assert finding.rule == "LD612"
     assert values(finding)["vocab_size"] == size
-    assert values(finding)["model.embed_tokens.weight"] == [64, 16]
+    assert values(finding)["model.embed_tokens.weight"] == "[64, 16]"
     with pytest.raises(RuntimeError, match="mismatch"):
         load(copy)
 
@@ -228,7 +228,7 @@ def test_a_head_of_another_size(copy: Path) -> None:
         copy / "model.safetensors",
         lambda tensors: tensors.update({"lm_head.weight": tensors["lm_head.weight"][:60].clone()}),
     )
-    assert values(only(copy))["lm_head.weight"] == [60, 16]
+    assert values(only(copy))["lm_head.weight"] == "[60, 16]"
     with pytest.raises(RuntimeError, match="mismatch"):
         load(copy)
 
