@@ -232,6 +232,32 @@ for b in loader:
     optimizer.step(closure)
 """,
 ]
+_HEALTHY += [  # gradients that others compute or write
+    """\
+for b in loader:
+    optimizer.zero_grad()
+    loss = engine.step(b)
+    optimizer.step()
+""",
+    """\
+for b in loader:
+    model(**b).loss.backward()
+    grads = {p: p.grad.clone() for p in parameters}
+    optimizer.zero_grad()
+    for p in parameters:
+        p.grad = grads[p]
+    optimizer.step()
+""",
+    """\
+class L(LightningModule):
+    def training_step(self, batch, index):
+        loss = self.model(**batch).loss
+        self.update(loss)
+        return loss.detach()
+    def update(self, loss):
+        self.manual_backward(loss)
+""",
+]
 _CLEARED = [
     """\
 for b in loader:
@@ -270,7 +296,62 @@ for epoch in range(3):
     evaluate(model, data=held)
 """,
 ]
+_LEFT_IN_EVAL += [
+    """\
+def build(name):
+    return get_peft_model(load(name), config)
+def fit(network, teacher):
+    for epoch in range(3):
+        for b in loader:
+            teacher(**b)
+            network(**b).loss.backward()
+        network.eval()
+small = build("small")
+fit(small, load("large"))
+""",
+    """\
+model = get_peft_model(load("small"), config)
+ddp, optimizer = accelerator.prepare(model, optimizer)
+for epoch in range(3):
+    for b in loader:
+        accelerator.backward(ddp(**b).loss)
+    ddp.eval()
+""",
+]
 _BACK_IN_TRAINING = [
+    """\
+for epoch in range(3):
+    teacher.eval()
+    for b in loader:
+        with torch.no_grad():
+            wanted = teacher(**b).logits
+        distance(model(**b).logits, wanted).backward()
+""",
+    """\
+model = get_peft_model(load("small"), config)
+for b in loader:
+    critic.eval()
+    critic(inputs_embeds=model(**b).logits).loss.backward()
+    copied = copy.deepcopy(model)
+    copied.eval()
+    print(copied(**b).loss)
+""",
+    """\
+while True:
+    for b in loader:
+        model(**b).loss.backward()
+    if step >= 1000:
+        model.eval()
+        print(model(**held).loss)
+        break
+""",
+    """\
+for b in loader:
+    model.eval()
+    ids = model.generate(**b)
+    set_train_mode(model)
+    model(input_ids=ids, labels=ids).loss.backward()
+""",
     """\
 for epoch in range(3):
     model.train()

@@ -20,7 +20,9 @@ from lora_doctor.static.script.eval_mode import LeftInEval, left_in_eval
 from lora_doctor.static.script.training_loop import LostLoss, lost_losses
 
 _BACKWARD = re.compile(r"\.(?:manual_)?backward\(")
-_TRAIN = re.compile(r"\.train\(|\.training\s*=|\.for_training\(")
+_TRAIN = re.compile(
+    r"\.train\(|\.training\s*=|\.for_training\(|\b(?:set|put|switch)\w*train\w*\(|\btrain\w*mode\("
+)
 #: Who puts a model into training mode by themselves.
 _OTHERS = ("lightning", "pytorch_lightning", "deepspeed", "unsloth", "colossalai", "trl")
 

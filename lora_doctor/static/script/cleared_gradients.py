@@ -12,10 +12,12 @@ from lora_doctor.static.script.training_loop import last_name, short_text
 
 #: What may stand between ``zero_grad()`` and ``step()`` without computing a gradient.
 _HARMLESS = re.compile(
-    r"step|clip_grad_(?:norm|value)_|unscale_|update|print|log\w*|info|debug|append|item|detach|cpu"
+    r"clip_grad_(?:norm|value)_|unscale_|print|log\w*|info|debug|append|item|detach|cpu"
     r"|set_postfix|set_description|format|write|add_scalar|parameters|get_last_lr|float|len|str"
     r"|round|time|perf_counter|synchronize|empty_cache|wait_for_everyone"
 )
+#: The same of a scheduler, a scaler or a progress bar, which are given no batch.
+_HARMLESS_ALONE = ("step", "update")
 
 
 @dataclass(frozen=True)
@@ -57,12 +59,20 @@ def _in_block(block: Sequence[ast.stmt], steps: dict[str, int]) -> Iterator[Clea
                 before = zeroed[owner]
                 yield Cleared(before.lineno, short_text(before), call.lineno, short_text(call))
             zeroed.clear()
-        elif not all(
-            _HARMLESS.fullmatch(last_name(item.func))
-            for item in walk(node)
-            if isinstance(item, ast.Call)
-        ):
+        elif any(map(_may_set_gradients, walk(node))):
             zeroed.clear()
+
+
+def _may_set_gradients(node: ast.AST) -> bool:
+    """Whether it may compute gradients, or writes them: ``p.grad = saved``."""
+    if isinstance(node, ast.Attribute):
+        return node.attr == "grad" and isinstance(node.ctx, ast.Store)
+    if not isinstance(node, ast.Call):
+        return False
+    name = last_name(node.func)
+    if name in _HARMLESS_ALONE:
+        return not all(isinstance(one, ast.Constant) for one in node.args) or bool(node.keywords)
+    return _HARMLESS.fullmatch(name) is None
 
 
 def _owner(call: ast.Call) -> str:

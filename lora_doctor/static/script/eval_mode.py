@@ -4,12 +4,22 @@
 from __future__ import annotations
 
 import ast
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lora_doctor.static.python_source import unparse, walk
+from lora_doctor.static.script.trained_names import (
+    FUNCTIONS,
+    Function,
+    given_names,
+    trained_names,
+)
 from lora_doctor.static.script.training_loop import last_name, short_text
 
-_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+#: Functions that turn training mode on: ``train``, ``for_training``, ``set_train_mode``.
+_TURNS_ON = re.compile(r"train|for_training|\w*?(?:set|put|switch)\w*?train\w*|train\w*mode")
+_QUIET = ("no_grad", "inference_mode")
 
 
 @dataclass(frozen=True)
@@ -26,24 +36,29 @@ class LeftInEval:
 
 def left_in_eval(tree: ast.Module) -> LeftInEval | None:
     """The first such loop of a module; ``None`` where there is none, or it is not known."""
-    functions = {node.name: node for node in walk(tree) if isinstance(node, _FUNCTIONS)}
+    functions = {node.name: node for node in walk(tree) if isinstance(node, FUNCTIONS)}
+    trained = trained_names(tree)
     for loop in walk(tree):
         if isinstance(loop, (ast.For, ast.While)):
-            found = _in_loop(loop, functions)  # type: ignore[arg-type]
+            found = _in_loop(loop, functions, trained)
             if found is not None:
                 return found
     return None
 
 
-def _in_loop(loop: ast.For | ast.While, functions: dict[str, ast.FunctionDef]) -> LeftInEval | None:
+def _in_loop(
+    loop: ast.For | ast.While, functions: dict[str, Function], trained: frozenset[str]
+) -> LeftInEval | None:
     calls = [node for node in walk(loop) if isinstance(node, ast.Call)]
     names = {last_name(call.func) for call in calls}
     called = [functions[name] for name in names if name in functions]
-    inside = [node for one in called for node in walk(one) if isinstance(node, ast.Call)]
-    every = {last_name(call.func) for call in (*calls, *inside)}
-    if "train" in every or "backward" not in names:
+    if "backward" not in names or any(_turns_on(one) for one in (loop, *called)):
         return None
-    models = {unparse(call.func) for call in calls if call.keywords or call.args}
+    left, quiet = _ids(_before_the_end(loop)), _ids(_without_gradients(loop))
+    calls = [call for call in calls if id(call) not in left]
+    models = {unparse(call.func) for call in calls
+              if (call.keywords or call.args) and id(call) not in quiet}  # fmt: skip
+    models = models & trained if trained else models
     for call in calls:
         if _is_eval(call) and _owner(call) in models:
             return LeftInEval(call.lineno, short_text(call), call.lineno, short_text(call))
@@ -55,11 +70,39 @@ def _in_loop(loop: ast.For | ast.While, functions: dict[str, ast.FunctionDef]) -
     return None
 
 
-def _evaluates(call: ast.Call, function: ast.FunctionDef) -> tuple[str, ast.Call] | None:
+def _turns_on(node: ast.AST) -> bool:
+    """Whether training mode is turned on in it, of whatever model."""
+    return any(
+        (isinstance(one, ast.Call) and _TURNS_ON.fullmatch(last_name(one.func)) is not None)
+        or (isinstance(one, ast.Attribute) and one.attr == "training"
+            and isinstance(one.ctx, ast.Store))
+        for one in walk(node)
+    )  # fmt: skip
+
+
+def _ids(statements: Iterator[ast.stmt]) -> set[int]:
+    return {id(node) for one in statements for node in walk(one)}
+
+
+def _before_the_end(loop: ast.AST) -> Iterator[ast.stmt]:
+    """Statements after which the loop is left."""
+    for node in walk(loop):
+        if isinstance(node, ast.If) and isinstance(node.body[-1], (ast.Break, ast.Return)):
+            yield from node.body
+
+
+def _without_gradients(loop: ast.AST) -> Iterator[ast.stmt]:
+    """Statements under ``torch.no_grad()``: a model that is only called there is not trained."""
+    for node in walk(loop):
+        calls = [item.context_expr for item in node.items] if isinstance(node, ast.With) else []
+        if any(isinstance(one, ast.Call) and last_name(one.func) in _QUIET for one in calls):
+            yield from node.body  # type: ignore[attr-defined]
+
+
+def _evaluates(call: ast.Call, function: Function) -> tuple[str, ast.Call] | None:
     """What a function that a loop calls puts into evaluation mode, by the loop's name for it."""
     parameters = [one.arg for one in (*function.args.posonlyargs, *function.args.args)]
-    given = {name: unparse(one) for name, one in zip(parameters, call.args, strict=False)}
-    given.update({one.arg: unparse(one.value) for one in call.keywords if one.arg})
+    given = given_names(call, function)
     for node in walk(function):
         if isinstance(node, ast.Call) and _is_eval(node):
             owner = _owner(node)

@@ -125,11 +125,12 @@ class _Reader:
         return inner
 
     def _classdef(self, node: ast.ClassDef, frame: _Frame) -> None:
+        goes_back = _goes_back(node)
         for method in node.body:
             if not isinstance(method, _FUNCTIONS):
                 continue
             inner = self._followed(method, frame)  # type: ignore[arg-type]
-            if method.name not in _GIVES_LOSS or not node.bases or _goes_back(method):
+            if method.name not in _GIVES_LOSS or not node.bases or goes_back:
                 continue
             for given, value in inner.returned:
                 if isinstance(value, Lost):
@@ -391,9 +392,9 @@ def _loss_of(call: ast.Call) -> ast.expr | None:
     return owner
 
 
-def _goes_back(method: ast.stmt) -> bool:
-    """Whether a method calls ``backward`` itself, and gives the loss to be logged."""
-    calls = (item for item in walk(method) if isinstance(item, ast.Call))
+def _goes_back(node: ast.ClassDef) -> bool:
+    """Whether a class calls ``backward`` itself, and gives the loss to be logged."""
+    calls = (item for item in walk(node) if isinstance(item, ast.Call))
     return any(last_name(call.func) in _BACKWARD for call in calls)
 
 
