@@ -197,6 +197,7 @@ if TYPE_CHECKING:
         optimizer_too_early,
         prepared_after_adapters,
     )
+    from lora_doctor.recipe.program.own_optimizer import brings_optimizer
     from lora_doctor.recipe.program.own_vocabulary import own_vocabulary
     from lora_doctor.recipe.program.padding_id import sets_padding_id
     from lora_doctor.recipe.program.reentrant import ReentrantDdp, reentrant_under_ddp
@@ -291,6 +292,7 @@ _LAZY = {
             "Slip", "adapted_by_the_trainer_too", "adapted_twice", "loaded_frozen",
             "merged_after_wrapping", "optimizer_too_early", "prepared_after_adapters",
         ),
+        "recipe.program.own_optimizer": ("brings_optimizer",),
         "recipe.program.own_vocabulary": ("own_vocabulary",),
         "recipe.program.padding_id": ("sets_padding_id",),
         "recipe.program.reentrant": ("ReentrantDdp", "reentrant_under_ddp"),
@@ -460,6 +462,7 @@ __all__ = [
     "at_an_end",
     "beyond",
     "bfloat16_keys",
+    "brings_optimizer",
     "collated_columns",
     "compiled_before_adapters",
     "cover_of",

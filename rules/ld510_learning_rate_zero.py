@@ -13,6 +13,7 @@ from lora_doctor.rule_api import (
     Measurement,
     Proof,
     Rule,
+    brings_optimizer,
 )
 from lora_doctor.rules._optimizer import not_updated
 
@@ -112,7 +113,4 @@ def _has_own_optimizer(case: Case) -> bool:
     over, or that the run made."""
     if case.has("dry_run") or case.has("optimizer"):
         return True
-    trainer = case.program.roles.trainer if case.has("program") else None
-    return trainer is not None and bool(
-        {"optimizers", "optimizer_cls_and_kwargs"} & {*trainer.keywords}
-    )
+    return case.has("program") and brings_optimizer(case.program)

@@ -14,6 +14,7 @@ from lora_doctor.rule_api import (
     Proof,
     Rule,
     Symptom,
+    brings_optimizer,
 )
 
 #: Adam moves each weight by about the learning rate at each step, and the weights of an adapter
@@ -35,7 +36,7 @@ class LearningRateOutOfRange(Rule):
 
     ## Versions
     All. Optimizers that estimate the rate themselves (Prodigy, D-Adaptation) take 1 as a factor
-    and are left alone, as is every optimizer that is not Adam.
+    and are left alone, as are every optimizer that is not Adam and a script that brings its own.
 
     ## Fix
     By hand: only you know which rate was meant.
@@ -58,12 +59,12 @@ class LearningRateOutOfRange(Rule):
 
     def check(self, case: Case) -> Iterator[Finding]:
         rate = case.recipe.get("learning_rate")
-        optimizer = str(
-            getattr(case.recipe.get("optim"), "value", case.recipe.get("optim") or "adamw")
-        )
         if not isinstance(rate, (int, float)) or not (rate < 0 or rate >= _DIVERGES):
             return
-        if rate > 0 and not optimizer.replace("paged_", "").startswith("adam"):
+        if case.has("program") and brings_optimizer(case.program):
+            return
+        optimizer, source = _optimizer(case)
+        if rate > 0 and not optimizer.lower().replace("paged", "").lstrip("_").startswith("adam"):
             return
         does = "torch refuses it" if rate < 0 else "Adam diverges with it"
         yield self.finding(
@@ -73,8 +74,19 @@ class LearningRateOutOfRange(Rule):
             evidence=(
                 Measurement("learning_rate", rate,
                             str(case.recipe.places.get("learning_rate", "recipe"))),
-                Measurement("optimizer", optimizer, "recipe, or the Trainer's default"),
+                Measurement("optimizer", optimizer, source),
             ),
             proof=Proof("inferred", "Adam moves each weight by about the learning rate at a step"),
             fixes=(Fix("Set the rate that was meant, such as 2e-4.", "manual"),),
         )  # fmt: skip
+
+
+def _optimizer(case: Case) -> tuple[str, str]:
+    """Its name, and where that is from."""
+    ran = case.dry_run.ran.get("optimizer") if case.has("dry_run") else None
+    if ran:
+        return ran, "the user's command, dry-run"
+    asked = case.recipe.get("optim")
+    if asked is None:
+        return "adamw", "the Trainer's default"
+    return str(getattr(asked, "value", asked)), "recipe"

@@ -135,12 +135,13 @@ def _tell_start(acting: Acting, trainer: Any, args: Any, state: Any, given: dict
     place = caller()
     accelerator = getattr(trainer, "accelerator", None)
     rows = getattr(trainer, "train_dataset", None)
+    optimizer = given.get("optimizer")
     acting.journal.tell(
         "train",
         by=type(trainer).__name__,
         module=type(trainer).__module__,
         collator=type(getattr(trainer, "data_collator", None)).__name__,
-        optimizer=type(given.get("optimizer")).__name__,
+        optimizer=type(getattr(optimizer, "optimizer", optimizer)).__name__,
         scheduler=type(given.get("lr_scheduler")).__name__,
         planned=int(state.max_steps),
         accumulation=int(args.gradient_accumulation_steps),

@@ -18,6 +18,7 @@ from lora_doctor.recipe.program.objects import (
     trainer_with,
 )
 from lora_doctor.recipe.program.order import Slip, adapted_by, slip
+from lora_doctor.recipe.program.own_optimizer import brings_optimizer
 from lora_doctor.recipe.program.setup import Setup
 from lora_doctor.recipe.program.splices import Splice
 from lora_doctor.static.program.units import Span
@@ -69,9 +70,8 @@ def trained_in_turn(setup: Setup) -> Iterator[Slip]:
     """A second adapter that is made the active one between two ``train()`` of one Trainer.
 
     The Trainer made its optimizer for the first ``train()``, of what was trainable then."""
-    units = setup.program.units
-    if any(re.search(r"\.optimizer\s*=|create_optimizer", unit.python) for unit in units):
-        return  # the program makes a new one
+    if brings_optimizer(setup):
+        return  # which may hold both, or be a new one
     for trainer in setup.program.calls:
         if not is_trainer(trainer) or top(trainer.name) not in ("transformers", "trl"):
             continue
