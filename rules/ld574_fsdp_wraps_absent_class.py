@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from lora_doctor.rule_api import (
@@ -20,6 +21,7 @@ from lora_doctor.rule_api import (
 )
 from lora_doctor.static.installed.layer_classes import has_class, layers_of, sources_of
 
+_POLICY, _BY_NAME = "fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"
 _KEYS = ("fsdp_transformer_layer_cls_to_wrap", "transformer_layer_cls_to_wrap")
 
 
@@ -76,45 +78,65 @@ class FsdpWrapsAbsentClass(Rule):
         sources = sources_of(types) if types else None
         if sources is None:
             raise EvidenceError("the installed transformers has no code for this architecture")
-        for name, (file, line) in wanted.items():
-            if has_class(sources, name):
-                continue
-            layers = layers_of(sources)
+        absent = [(one, missing) for one in wanted if (missing := one.absent_from(sources))]
+        if case.has("program") and len(absent) < len(wanted):
+            return  # the other commands are for other models
+        layers = layers_of(sources)
+        for one, missing in absent:
             yield self.finding(
-                "error",
-                f"FSDP is to wrap {name}, which is no class of {quoted(types)}.",
-                location=Location("file", file, line),
+                "error" if one.certain else "warning",
+                f"FSDP is to wrap {quoted(missing)}, which is no class of {quoted(types)}.",
+                location=Location("file", one.file, one.line),
                 evidence=(
-                    Measurement("class to wrap", name, file),
+                    Measurement("class to wrap", quoted(missing), one.file),
                     Measurement("layers of the model", quoted(layers), "installed transformers"),
                 ),
                 proof=Proof("read", "the code of the installed transformers for this architecture"),
-                fixes=(
-                    Fix(f"Wrap {quoted(layers)}, or leave the entry out.", "manual"),
-                ),
-            )  # fmt: skip
+                fixes=(Fix(f"Wrap {quoted(layers)}, or leave the entry out.", "manual"),),
+            )
 
 
-def _wanted(case: Case) -> dict[str, tuple[str, int | None]]:
-    """The classes that FSDP is to wrap, each with the file and line that asks for it."""
-    found: dict[str, tuple[str, int | None]] = {}
+@dataclass(frozen=True)
+class _Wanted:
+    """The classes that one command or entry has FSDP wrap, and where it does."""
+
+    names: list[str]
+    file: str
+    line: int | None
+    #: Whether it is no comment and no file that only lies there.
+    certain: bool = True
+
+    def absent_from(self, sources: str) -> list[str]:
+        return [name for name in self.names if not has_class(sources, name)]
+
+
+def _wanted(case: Case) -> list[_Wanted]:
     if case.has("program"):
-        for launch in case.launches:
-            if launch.fsdp:
-                names, start = _named(launch.config.get("fsdp_config")), launch.place
-                found.update(dict.fromkeys(names, (start.file, start.line)))
-        return found
+        return list(_of_launches(case))
     set_up, files = case.set_up, case.side_files
+    found = []
     if files.fsdp and files.accelerate is not None:
         names = _named(files.accelerate.get("fsdp_config"))
-        found.update(dict.fromkeys(names, (files.accelerate_file, 1)))
+        found.append(_Wanted(names, files.accelerate_file, 1))
     for key in ("fsdp_config", *_KEYS):
         value = set_up.entries.get(key)
         names = _named(value if isinstance(value, Mapping) else {key: value})
         place = set_up.places.get(key)
         if place is not None and set_up.entries.get("fsdp"):
-            found.update(dict.fromkeys(names, (place.file, place.line)))
-    return found
+            found.append(_Wanted(names, place.file, place.line))
+    return [one for one in found if one.names]
+
+
+def _of_launches(case: Case) -> Iterator[_Wanted]:
+    """What starts a program. accelerate itself takes the names under one policy only; a Trainer has
+    PEFT make the policy of them, whatever is asked for."""
+    for launch in case.launches:
+        config = launch.config.get("fsdp_config") if launch.fsdp else None
+        policy = str(config.get(_POLICY, "")) if isinstance(config, Mapping) else ""
+        taken = case.program.roles.trainer is not None or policy.upper() == _BY_NAME
+        names = _named(config) if taken else []
+        if names:
+            yield _Wanted(names, launch.place.file, launch.place.line, launch.certain)
 
 
 def _named(config: Any) -> list[str]:

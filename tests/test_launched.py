@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import lora_doctor
 from lora_doctor.recipe.files.launches import launches
 from lora_doctor.recipe.program.devices import Sharded, sharded, spread_twice
 from lora_doctor.recipe.program.launch import Launch
@@ -58,6 +59,7 @@ def shared(path: Path) -> Sharded | None:
         ("torchrun --nproc_per_node gpu train.py", None),
         ("N=8\npython -m torch.distributed.run --nproc_per_node $N \\\n  train.py", 8),
         ("accelerate launch --num_processes 2 train.py", 2),
+        ("accelerate launch --enable_cpu_affinity train.py --num_processes 8", None),
         ("accelerate launch --cpu --num_processes 2 train.py", 1),
         ("accelerate launch --config_file one.yaml --num_processes 2 train.py", 1),
         ("accelerate launch --config_file two.yaml train.py", 2),
@@ -154,6 +156,54 @@ def test_a_device_map_contradicts_several_processes(
 ) -> None:
     path = script(tmp_path, loading=loading, run_sh=f"{command}\n")
     assert (spread_twice(read_setup(path), started(path)) is not None) is found
+
+
+def test_where_another_command_starts_one_process_it_may_be_meant(tmp_path: Path) -> None:
+    path = script(
+        tmp_path, loading='device_map="auto"', a_sh="torchrun --nproc_per_node 2 train.py\n"
+    )
+    certain = []
+    for _ in range(2):
+        found = spread_twice(read_setup(path), started(path))
+        assert found is not None
+        certain.append(found.certain)
+        (tmp_path / "b.sh").write_text("python train.py\n")
+    assert certain == [True, False]
+
+
+_LOOP = """
+for batch in []:
+    model(**batch).loss.backward()
+"""
+
+
+@pytest.mark.parametrize(
+    ("classes", "policy", "loop", "found"),
+    [
+        (("BertLayer",), "TRANSFORMER_BASED_WRAP", _LOOP, ["error"]),
+        (("BertLayer",), "SIZE_BASED_WRAP", _LOOP, []),  # accelerate reads no names then
+        (("BertLayer",), "SIZE_BASED_WRAP", "", ["error"]),  # PEFT does, for the Trainer
+        (("LlamaDecoderLayer", "BertLayer"), "TRANSFORMER_BASED_WRAP", "", []),  # two models
+    ],
+)
+def test_the_classes_that_fsdp_wraps_are_those_that_somebody_reads(
+    tmp_path: Path, classes: tuple[str, ...], policy: str, loop: str, found: list[str]
+) -> None:
+    """LD574, with a command for each of the classes."""
+    for name in classes:
+        (tmp_path / f"{name}.yaml").write_text(
+            f"distributed_type: FSDP\nfsdp_config:\n  fsdp_auto_wrap_policy: {policy}\n"
+            f"  fsdp_transformer_layer_cls_to_wrap: {name}\nnum_processes: 2\n"
+        )
+        run = f"accelerate launch --config_file {name}.yaml train.py\n"
+        (tmp_path / f"{name}.sh").write_text(run)
+    text = _SCRIPT.format(comment="", loading="", arguments="").replace(
+        "org/model", str(Path(__file__).parent / "launched" / "llama")
+    )
+    path = tmp_path / "train.py"
+    path.write_text(text.partition("args = ")[0] + loop if loop else text)
+    diagnosis = lora_doctor.check(path, depth="static", select=["LD574"])
+    assert [one.severity for one in diagnosis.findings] == found
 
 
 _REENTRANT = 'gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": True}'

@@ -28,11 +28,6 @@ _MODULES = {
     "accelerate.commands.launch": "accelerate",
     "deepspeed.launcher.runner": "deepspeed",
 }
-#: Options that stand alone.
-_FLAGS = frozenset(
-    {"multi_gpu", "use_deepspeed", "use_fsdp", "cpu", "standalone", "no_python", "tpu", "quiet",
-     "use_env", "main_process_first", "same_network", "no_local_rank", "debug"}
-)  # fmt: skip
 _LINE = re.compile(r"\b(?:accelerate\s+launch|torchrun|deepspeed|torch\.distributed\.\w+)\b")
 
 
@@ -173,8 +168,8 @@ def _read(words: list[str | None]) -> tuple[str, dict[str, Any]]:
             name = name.replace("-", "_")
             if joined:
                 options[name] = value
-            elif name in _FLAGS or not rest or (rest[0] or "").startswith("-"):
-                options[name] = True
+            elif not rest or (rest[0] or "").startswith("-") or (rest[0] or "").endswith(".py"):
+                options[name] = True  # it stands alone
             else:
                 options[name] = rest.pop(0)
     return launcher, options

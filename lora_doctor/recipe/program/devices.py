@@ -52,7 +52,7 @@ class SpreadTwice:
     rewrites: tuple[Rewrite, ...] = ()
     #: Processes that a launcher beside it starts; 0 where the arguments of the program tell.
     processes: int = 0
-    #: Whether that is certain: no comment, no file that only lies there.
+    #: Whether that is certain: no comment, no file that only lies there, and the only way to start.
     certain: bool = True
 
 
@@ -163,12 +163,14 @@ def _by_arguments(
 def _by_launcher(
     started: Sequence[Launch], loader: Call, spread: Argument, device_map: object
 ) -> SpreadTwice | None:
-    """A launcher that starts several processes, each of which loads the model so."""
+    """A launcher that starts several processes, each of which loads the model so; not certain where
+    another command starts one."""
+    alone = any(launch.certain and launch.processes == 1 for launch in started)
     for launch in started if device_map in _SPREAD else ():
         if launch.several:
             return SpreadTwice(
                 device_map, spread.whole.place, launch.code, launch.place, False,
-                _out(loader, spread), launch.processes or 0, launch.certain,
+                _out(loader, spread), launch.processes or 0, launch.certain and not alone,
             )  # fmt: skip
     return None
 
