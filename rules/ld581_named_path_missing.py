@@ -31,7 +31,8 @@ class NamedPathMissing(Rule):
 
     ## Versions
     All. A path counts as missing only if the folder that would contain it is here: relative to the
-    working directory or to the folder of the set-up.
+    working directory or to the folder of the set-up. One that a script or config beside the set-up
+    names as well may be made by an earlier step, and is not reported.
 
     ## Fix
     The neighbour with nearly the same name, if there is one. It may be another adapter or dataset,

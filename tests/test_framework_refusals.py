@@ -222,6 +222,30 @@ def test_paths_count_as_missing_where_their_folder_is_here(
     ]  # fmt: skip
 
 
+def test_a_path_that_a_step_before_makes_or_a_repository_has_is_not_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left of axolotl's data sets is the file that nothing makes."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.jsonl").write_text("")
+    sets = [
+        {"path": "data/made.jsonl"},
+        {"path": "json", "data_files": ["data/part-*.jsonl", "data/test.jsonl"]},
+        {"path": "owner/repository", "data_files": "data/rows.parquet"},
+    ]
+    paths = list(framework_named("axolotl").paths({"datasets": sets}))
+    (tmp_path / "set_up.sh").write_text("axolotl train --data data/made.jsonl data/test.jsonl\n")
+
+    def missing() -> list[tuple[str, str]]:
+        found = absent_paths(paths, [Path()], [], ["set_up.sh"])
+        return [(one.path, one.near) for one in found]
+
+    assert missing() == [("data/made.jsonl", ""), ("data/test.jsonl", "")]
+    (tmp_path / "prepare.sh").write_text("python prepare.py --out ./data/made.jsonl\n")
+    assert missing() == [("data/test.jsonl", "")]
+
+
 def test_a_dataset_that_no_file_registers_is_named_with_the_one_that_was_meant(
     tmp_path: Path,
 ) -> None:

@@ -80,7 +80,7 @@ def read_side_files(set_up: SetUp) -> SideFiles:
         accelerate, accelerate_file = _read(named, folder, missing)
     framework = framework_named(set_up.format)
     starts, above = [Path(), folder], list(folder.parents)[:_ABOVE]
-    absent = absent_paths(framework.paths(set_up.entries), starts, above)
+    absent = absent_paths(framework.paths(set_up.entries), starts, above, set_up.files)
     registry = framework.registry(set_up.entries)
     registered, registry_file = _read(registry[1], folder, {}) if registry else (None, "")
     pins = pins_beside(folder, _ABOVE)

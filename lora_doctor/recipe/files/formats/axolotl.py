@@ -296,7 +296,7 @@ def _freezes(entries: Mapping[str, Any]) -> dict[str, Callable[[str], bool]]:
 def _paths(entries: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield from of_entries(entries, "lora_model_dir", "resume_from_checkpoint", "deepspeed")
     for name in ("datasets", "test_datasets", "pretraining_dataset"):
-        yield from of_datasets(entries, name, "path", "data_files")
+        yield from of_datasets(entries, name)
 
 
 def _shards_eight_bits(entries: Mapping[str, Any]) -> bool:

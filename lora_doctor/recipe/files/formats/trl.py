@@ -116,7 +116,7 @@ def _remarks(entries: Mapping[str, Any]) -> Iterator[Remark]:
 def _paths(entries: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield from of_entries(entries, "chat_template_path", "resume_from_checkpoint", "deepspeed",
                           "dataset_name")  # fmt: skip
-    yield from of_datasets(entries, "datasets", "path", "data_files")
+    yield from of_datasets(entries, "datasets")
 
 
 FRAMEWORK = Framework(
