@@ -151,6 +151,8 @@ def test_batches_that_all_processes_have_in_common(
     ]
     assert of(*ours, *rows).same_batches == same
     assert not of(*ours, *rows, record("repeated", 11)).same_batches, "by the dry run itself"
+    assert of(*ours, *rows, record("mesh", 10, dimensions=1)).same_batches == same
+    assert not of(*ours, *rows, record("mesh", 10, dimensions=2)).same_batches, "tensor parallel"
 
 
 def test_one_process_of_one_is_nothing_to_tell() -> None:

@@ -241,11 +241,14 @@ def _reentrant(records: Sequence[Record]) -> bool | None:
 
 def _same_batches(records: Sequence[Record], ranks: Mapping[int, int], met: int) -> int:
     """How many of the first training batches all processes have in common; 0 where one differs,
-    where one process has the same batch again and again, or where rows were repeated here."""
+    where one process has the same batch again and again, where rows were repeated here, or where a
+    mesh of several dimensions may have processes share a batch (tensor or context parallel)."""
     found: dict[int, list[Any]] = {}
     for record in _kind(records, "rows"):
         found.setdefault(ranks.get(record["pid"], -1), []).append(record["rows"].get("input_ids"))
     if met < 2 or set(found) != set(range(met)) or _kind(records, "repeated"):
+        return 0
+    if any(one["dimensions"] > 1 for one in _kind(records, "mesh")):
         return 0
     first, *others = found.values()
     count = min(len(batches) for batches in found.values())

@@ -116,7 +116,9 @@ def _meshes(acting: Acting, module: ModuleType) -> None:
     def init(original: Any, device_type: Any, *arguments: Any, **named: Any) -> Any:
         if device_type == "cuda" and _no_gpu():
             device_type = "cpu"
-        return original(device_type, *arguments, **named)
+        mesh = original(device_type, *arguments, **named)
+        acting.journal.tell("mesh", dimensions=int(mesh.ndim))
+        return mesh
 
     acting.replaced.around(module, "init_device_mesh", init)
 
