@@ -102,6 +102,12 @@ def test_a_log_that_does_not_exist_is_no_message(tmp_path: Path) -> None:
         ("AttributeError: 'DeepSpeedCPUAdam' object has no attribute 'x'", "another GPU", "env"),
         ("[Rank 3] Watchdog caught collective operation timeout: Work", "processes", "dry-run"),
         ("OSError: You are trying to access a gated repo.", "access", ""),
+        (
+            "requests.exceptions.ConnectionError: ('Connection aborted.', "
+            "ConnectionResetError(104, 'Connection reset by peer'))",
+            "access",
+            "",
+        ),
         ("IoError(Os { code: 28, kind: StorageFull })", "a disk", ""),
         ("ValueError: LoRA rank 64 is greater than max_lora_rank 16.", "serves", "--adapter"),
         ("pyarrow.lib.ArrowInvalid: JSON parse error", "data files", "--data"),
@@ -115,6 +121,13 @@ def test_what_is_no_mistake_of_a_set_up_is_told_as_what_it_is(
     answer = explanation(text)
     assert not answer.matches and answer.other_cause
     assert about in answer.other_cause.about and command in answer.other_cause.command
+
+
+def test_an_engine_that_a_trainer_has_write_the_answers_is_a_part_of_the_training() -> None:
+    engine = '  File "/x/vllm/entrypoints/llm.py", line 4, in generate\nValueError: too long'
+    assert explanation(engine).other_cause
+    trainer = '  File "/x/trl/trainer/grpo_trainer.py", line 9, in _generate\n'
+    assert not explanation(trainer + engine).other_cause
 
 
 def test_of_a_training_that_runs_on_no_cause_is_told() -> None:

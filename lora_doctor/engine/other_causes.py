@@ -22,6 +22,10 @@ class OtherCause:
     command: str = ""
 
 
+#: A download that broke off, not a process.
+_OF_HTTP = (
+    r"\bConnection aborted\b|\b(?:urllib3|requests|httpx|aiohttp)[\w.]*\.(?:\w*Error|\w*Timeout)\b"
+)
 #: The first that occurs counts: what a launcher says at the end stands last.
 _CAUSES = (
     OtherCause(
@@ -52,7 +56,8 @@ _CAUSES = (
         Symptom(
             r"[Ww]atchdog (?:caught collective operation timeout|got stuck)|\bEADDRINUSE\b"
             r"|[Aa]ddress already in use|Connection (?:closed|reset) by peer|\bncclSystemError\b"
-            r"|\bncclUnhandledCudaError\b|NCCL error in:|[Tt]imed out waiting for clients"
+            r"|\bncclUnhandledCudaError\b|NCCL error in:|[Tt]imed out waiting for clients",
+            unless=_OF_HTTP,
         ),
         "processes that do not reach each other, or that wait for one which is slow or has ended",
         "lora-doctor dry-run -- COMMAND",
@@ -61,6 +66,7 @@ _CAUSES = (
         Symptom(
             r"gated repo|\b40[13] Client Error|Repository Not Found|api_key not configured"
             r"|couldn't connect to '?https?://|Max retries exceeded with url"
+            rf"|{_OF_HTTP}"
         ),
         "access to a service or the network",
     ),
@@ -75,7 +81,8 @@ _CAUSES = (
         Symptom(
             r"[\\/]vllm[\\/]|\bEngineCore\w*|\bmax_lora_rank\b|\b(?:lora|hf)-to-gguf\b"
             r"|\bllama_model_load\b|\bllama_load_model\w*|[\\/](?:llama\.cpp|mergekit)[\\/]"
-            r"|does not contain `bitsandbytes__\*`"
+            r"|does not contain `bitsandbytes__\*`",
+            unless=r"[\\/]trl[\\/]trainer[\\/]",  # which has vLLM write the answers to train on
         ),
         "a program that serves or converts models, not training",
         "lora-doctor check MODEL --adapter DIR",
