@@ -171,6 +171,21 @@ def test_where_another_command_starts_one_process_it_may_be_meant(tmp_path: Path
     assert certain == [True, False]
 
 
+def test_a_device_map_that_depends_on_the_processes_contradicts_nothing(tmp_path: Path) -> None:
+    """The idiom of Alpaca-LoRA, and a variable that is the same for all."""
+    path = script(
+        tmp_path, loading="device_map=chosen", a_sh="torchrun --nproc_per_node 2 train.py\n"
+    )
+    text = path.read_text()
+    idiom = (
+        "import os\nchosen = 'auto'\nif int(os.environ.get('WORLD_SIZE', 1)) > 1:\n"
+        "    chosen = {'': int(os.environ.get('LOCAL_RANK') or 0)}\n"
+    )
+    for before, found in ((idiom, False), ("chosen = 'auto'\n", True)):
+        path.write_text(before + text)
+        assert (spread_twice(read_setup(path), started(path)) is not None) is found
+
+
 _LOOP = """
 for batch in []:
     model(**batch).loss.backward()

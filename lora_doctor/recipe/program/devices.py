@@ -4,6 +4,7 @@ itself, sharded by FSDP or DeepSpeed, copied to each by DDP."""
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,13 @@ from lora_doctor.static.program.values import (
 )
 
 _STORAGE = "bnb_4bit_quant_storage"
+#: A device map that is written out in the call.
+_AS_IT_IS = re.compile(r"device_map\s*=\s*(['\"])\w+\1")
+#: How a program asks which process it is, and of how many.
+_PROCESSES = re.compile(
+    r"(?i)\bworld_?size\b|\blocal_?rank\b|\bnum_processes\b|\b(?:local_)?process_index\b|\bddp\b"
+    r"|\bis_distributed\w*|\bget_rank\b"
+)
 _SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
@@ -130,12 +138,22 @@ def spread_twice(setup: Setup, started: Sequence[Launch] = ()) -> SpreadTwice | 
     spread = loader.argument("device_map")
     if spread is None or is_none(spread.value):
         return None
+    if _chosen_by_process(setup, spread):
+        return None
     try:
         device_map = plain(spread.value)
     except NotPlainError:
         return None
     by_arguments = _by_arguments(setup, loader, arguments, spread, device_map)
     return by_arguments or _by_launcher(started, loader, spread, device_map)
+
+
+def _chosen_by_process(setup: Setup, spread: Argument) -> bool:
+    """Whether the device map may be another one where several processes are started: it is no
+    string in the call, and the program asks how many there are."""
+    if _AS_IT_IS.fullmatch(spread.whole.text):
+        return False
+    return any(_PROCESSES.search(unit.python) for unit in setup.program.units)
 
 
 def _by_arguments(
