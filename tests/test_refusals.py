@@ -5,7 +5,7 @@ from __future__ import annotations
 import lora_doctor
 from lora_doctor.model.built_in_adapters import _joined
 from lora_doctor.results.built_in_adapters import AdapterState
-from lora_doctor.rules.ld001_unexplained_failure import _says_why
+from lora_doctor.rules._peft_config import says_why
 
 OWN_REASON = """Traceback (most recent call last):
   File "/opt/venv/lib/python3.11/site-packages/peft/tuners/lora/layer.py", line 433, in pissa_init
@@ -23,10 +23,10 @@ ValueError: no"""
 
 
 def test_a_message_that_peft_raises_is_the_reason() -> None:
-    assert _says_why(OWN_REASON)
-    assert not _says_why(BROKEN_OFF)
-    assert not _says_why(ELSEWHERE)
-    assert not _says_why("")
+    assert says_why(OWN_REASON)
+    assert not says_why(BROKEN_OFF)
+    assert not says_why(ELSEWHERE)
+    assert not says_why("")
 
 
 def test_the_finding_quotes_it_once() -> None:
