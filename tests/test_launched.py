@@ -186,6 +186,15 @@ def test_a_device_map_that_depends_on_the_processes_contradicts_nothing(tmp_path
         assert (spread_twice(read_setup(path), started(path)) is not None) is found
 
 
+@pytest.mark.parametrize(("given", "found"), [("'ds.json'", True), ("os.environ.get('DS')", False)])
+def test_deepspeed_that_may_be_none_contradicts_nothing(
+    tmp_path: Path, given: str, found: bool
+) -> None:
+    path = script(tmp_path, loading='device_map="auto"', arguments=f"deepspeed={given}")
+    path.write_text(f"import os\n{path.read_text()}")
+    assert (spread_twice(read_setup(path)) is not None) is found
+
+
 _LOOP = """
 for batch in []:
     model(**batch).loss.backward()

@@ -27,6 +27,7 @@ from lora_doctor.static.program.values import (
     Items,
     Known,
     NotPlainError,
+    Unknown,
     Value,
     plain,
 )
@@ -165,6 +166,8 @@ def _by_arguments(
         value = arguments.value(name)
         stage = _stage(setup, value) if name == "deepspeed" else 0
         if is_none(value) or (isinstance(value, (Known, Items)) and not plain(value)):
+            continue
+        if isinstance(value, Unknown):  # it may be None
             continue
         if device_map not in _SPREAD and stage != 3:
             continue
