@@ -258,7 +258,7 @@ def _render(rule: type[Rule], color: bool) -> str:
     title = visible(f"{rule.code} {rule.name}")
     parts = [f"{bold}{title}{off}", visible(rule.summary), "", documentation]
     if rule.symptoms:
-        parts += ["", f"{bold}Error messages{off}"]
+        parts += ["", f"{bold}Error messages{off} (regular expressions)"]
         messages = {symptom.pattern: symptom.versions for symptom in reversed(rule.symptoms)}
         for pattern, versions in reversed(messages.items()):
             where = f"   ({versions})" if versions else ""
