@@ -169,6 +169,22 @@ def test_deepspeed_casts_the_adapters_too(tmp_path: Path) -> None:
     assert size_of(plan.recipe, "optimizer state") == 2 * master
 
 
+def test_quantized_weights_may_not_be_divided(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    folder = llama_folder(tmp_path, **SIZES)
+    four = {**RECIPE, "load_in_4bit": True, "num_processes": 2}
+    alone, shared = (
+        next(
+            one for one in plan_of(folder, recipe).recipe.parts if one.name == "weights, quantized"
+        )
+        for recipe in (four, {**four, "sharding": "zero3"})
+    )
+    assert (alone.low, alone.high) == (None, None)  # DDP divides nothing
+    assert shared.low == shared.bytes and shared.high == alone.bytes
+    assert shared.bytes is not None and alone.bytes is not None
+    assert alone.bytes / 2 <= shared.bytes < alone.bytes * 2 / 3
+
+
 def test_a_kind_that_is_none_is_refused() -> None:
     with pytest.raises(InputError, match="must be one of zero1, zero2, zero3, fsdp"):
         make_recipe({"sharding": "zero9"}, where="test", origin="argument")

@@ -292,6 +292,9 @@ def _weights(model: MetaModel, sharding: Sharding | None) -> list[MemoryPart]:
         for key, name in names.items()
         if sizes[key].bytes or key in ("plain", "adapters")
     ]
+    if sharding is not None:
+        whole = model.weights()["quantized"].bytes
+        parts = [sharding.quantized(part, whole) for part in parts]
     formula = "one for each trained weight, in its dtype"
     return [*parts, MemoryPart("gradients", gradients, formula, "counted")]
 

@@ -8,7 +8,7 @@ by their largest default. No peak of a sharded run was measured on a GPU.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from lora_doctor.results import memory_parts
@@ -65,6 +65,13 @@ class Sharding:
         if self.kind not in ("zero3", "fsdp") or not _is_parameter(tensor):
             return int(tensor.numel())
         return self._share(tensor)
+
+    def quantized(self, part: MemoryPart, whole: int) -> MemoryPart:
+        """Only what is stored in a dtype that can be divided is (LD712)."""
+        if part.name != memory_parts.QUANTIZED_WEIGHTS or part.bytes == whole:
+            return part
+        text = f"{part.formula}, if they can be divided; else all of them, {whole:,} bytes"
+        return replace(part, formula=text, source="assumed", low=part.bytes, high=whole)
 
     def gradient(self, tensor: Any) -> int:
         """Elements of a trained weight's gradient that a process holds after the backward."""
