@@ -66,6 +66,7 @@ def shared(path: Path) -> Sharded | None:
         ("deepspeed --num_gpus=2 train.py --deepspeed zero2.json", 2),
         ("deepspeed train.py", None),
         ("torchrun --nproc_per_node 4 ./train.py", 4),
+        ("accelerate launch --num_processes 2 -m train", 2),
     ],
 )
 def test_the_number_of_processes_is_the_launchers(
@@ -86,6 +87,7 @@ def test_the_number_of_processes_is_the_launchers(
         "torchrun --nproc_per_node 4 sub/train.py",  # another folder's
         "# torchrun --nproc_per_node 4 train.py",
         "echo done",
+        "git add train.py",
         "torchrun --nproc_per_node 4 'unclosed train.py",
     ],
 )

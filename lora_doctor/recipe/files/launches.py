@@ -12,22 +12,17 @@ from typing import Any
 from lora_doctor.errors import InputError
 from lora_doctor.recipe.files import json_syntax, yaml_syntax
 from lora_doctor.recipe.files.bytes import read_text
+from lora_doctor.recipe.files.shell_files import LAUNCHERS, MODULES, script_in, shell_files
 from lora_doctor.recipe.files.shell_syntax import Command, commands
 from lora_doctor.recipe.program.launch import Launch
 from lora_doctor.recipe.program.setup import Setup
 from lora_doctor.static.place import Place
 from lora_doctor.static.program.units import Unit
 
-#: Shell files and configs beside a script that are looked at, and the longest of them.
+#: Configs beside a script that are looked at, and the longest file.
 _MOST_FILES = 40
 _LONGEST = 200_000
-_LAUNCHERS = ("accelerate", "torchrun", "deepspeed")
-_MODULES = {
-    "torch.distributed.run": "torchrun",
-    "torch.distributed.launch": "torchrun",
-    "accelerate.commands.launch": "accelerate",
-    "deepspeed.launcher.runner": "deepspeed",
-}
+_CONFIGS = (".yaml", ".yml")
 _LINE = re.compile(r"\b(?:accelerate\s+launch|torchrun|deepspeed|torch\.distributed\.\w+)\b")
 
 
@@ -46,18 +41,16 @@ def launches(setup: Setup) -> tuple[Launch, ...]:
 
 
 def _of_shell_files(script: Path, folder: Path) -> Iterator[Launch]:
-    beside = (folder, folder / "scripts", folder.parent, folder.parent / "scripts")
-    for path in _files((".sh", ".bash"), beside):
+    for path in shell_files(script):
         try:
             text = read_text(path).text
         except InputError:
             continue
         for command in commands(text, {}) if len(text) <= _LONGEST else ():
-            words = [word.text for word in command.words]
-            if not command.words or not _names(words, script, path.parent):
+            if not _starts(command, script, path.parent):
                 continue
             line = text.count("\n", 0, command.words[0].start) + 1
-            yield _launch(words, _code(command, text), Place(_shown(path), line), True,
+            yield _launch(command, _code(command, text), Place(_shown(path), line), True,
                           (path.parent, folder))  # fmt: skip
 
 
@@ -74,9 +67,8 @@ def _of_comments(units: tuple[Unit, ...], script: Path, folder: Path) -> Iterato
             text = _continued(lines, number - 1)
             text = text[_LINE.search(text).start() :]  # type: ignore[union-attr]
             for command in commands(text.replace("`", ""), {}):
-                words = [word.text for word in command.words]
-                if words and _names(words, script, folder):
-                    yield _launch(words, " ".join(text.split()), Place(unit.file, number), False,
+                if _starts(command, script, folder):
+                    yield _launch(command, " ".join(text.split()), Place(unit.file, number), False,
                                   (folder,))  # fmt: skip
 
 
@@ -94,7 +86,7 @@ def _continued(lines: list[str], start: int) -> str:
 def _of_config(folder: Path) -> Iterator[Launch]:
     """The config of accelerate beside the script, where there is just one."""
     found = []
-    for path in _files((".yaml", ".yml"), (folder,)):
+    for path in _configs(folder):
         try:
             text = read_text(path).text
         except InputError:
@@ -109,35 +101,24 @@ def _of_config(folder: Path) -> Iterator[Launch]:
                      False, config, _deepspeed(config, file))  # fmt: skip
 
 
-def _files(suffixes: tuple[str, ...], places: tuple[Path, ...]) -> list[Path]:
-    found: list[Path] = []
-    for place in places:
-        try:
-            inside = sorted(path for path in place.iterdir() if path.suffix.lower() in suffixes)
-        except OSError:
-            continue
-        found += [path for path in inside if path.is_file()]
-    return found[:_MOST_FILES]
-
-
-def _names(words: list[str | None], script: Path, beside: Path) -> bool:
-    """Whether a command runs the script: it is the first Python file that is named."""
-    first = next((word for word in words if word and word.endswith(".py")), None)
-    if first is None or PurePosixPath(first).name != script.name:
-        return False
-    given = Path(first)
-    folders = (beside, beside.parent, beside.parent.parent)
-    places = [place / given for place in folders if not given.is_absolute()] or [given]
+def _configs(folder: Path) -> list[Path]:
     try:
-        return any(place.resolve() == script.resolve() for place in places)
+        inside = sorted(path for path in folder.iterdir() if path.suffix.lower() in _CONFIGS)
     except OSError:
-        return False
+        return []
+    return [path for path in inside if path.is_file()][:_MOST_FILES]
+
+
+def _starts(command: Command, script: Path, beside: Path) -> bool:
+    """Whether a command runs the script."""
+    _, found = script_in(command.words, (beside, *list(beside.resolve().parents)[:2]))
+    return found is not None and found.resolve() == script.resolve()
 
 
 def _launch(
-    words: list[str | None], code: str, place: Place, certain: bool, folders: tuple[Path, ...]
+    command: Command, code: str, place: Place, certain: bool, folders: tuple[Path, ...]
 ) -> Launch:
-    launcher, options = _read(words)
+    launcher, options = _read([word.text for word in command.words])
     config: Mapping[str, Any] = {}
     file = ""
     named = options.get("config_file")
@@ -161,8 +142,8 @@ def _read(words: list[str | None]) -> tuple[str, dict[str, Any]]:
         base = PurePosixPath(word).name
         if word.endswith(".py"):
             break
-        if not launcher and (base in _LAUNCHERS or word in _MODULES):
-            launcher = _MODULES.get(word, base)
+        if not launcher and (base in LAUNCHERS or word in MODULES):
+            launcher = MODULES.get(word, base)
         elif word.startswith("-") and launcher:
             name, joined, value = word.lstrip("-").partition("=")
             name = name.replace("-", "_")

@@ -8,11 +8,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from lora_doctor.errors import InputError
 from lora_doctor.recipe.files.bytes import decode, read_bytes
 from lora_doctor.recipe.files.shell_edit import assignment
+from lora_doctor.recipe.files.shell_files import script_in, shell_files
 from lora_doctor.recipe.files.shell_syntax import SHELLS, Command, Word, commands
 from lora_doctor.recipe.program.read_setup import read_setup
 from lora_doctor.static.place import Place
@@ -21,18 +22,6 @@ from lora_doctor.static.program.units import Span, Unit
 
 #: Folders above a shell file from which it may be started.
 _ABOVE = 4
-#: Shell files beside a script that are looked through.
-_MOST_FILES = 40
-#: Folders beside or above a script in which people keep them.
-_FOLDERS = ("", "scripts", "script", "run", "runs", "bash", "shell", "slurm", "jobs")
-_PYTHON = re.compile(r"python[\d.]*|pypy[\d.]*")
-_LAUNCHERS = ("torchrun", "accelerate", "deepspeed")
-#: Modules that start a script as the program of that name does.
-_MODULES = {
-    "torch.distributed.run": "torchrun", "torch.distributed.launch": "torchrun",
-    "accelerate.commands.launch": "accelerate", "deepspeed.launcher.runner": "deepspeed",
-}  # fmt: skip
-_PROCESSES = re.compile(r"--?(?:nproc[-_]per[-_]node|num[-_]processes|num[-_]gpus)(?:=(.*))?")
 
 
 @dataclass(frozen=True)
@@ -68,28 +57,13 @@ def started_script(path: Path, data: bytes | None = None) -> StartedScript | Non
 def only_start_of(script: Path) -> StartedScript | None:
     """The command that starts a script, where it is the only one in the shell files beside it."""
     found = []
-    for path in _shell_files(script):
+    for path in shell_files(script):
         try:
             starts = list(_starts(path, None, script.name))
         except InputError:
             continue
         found += [one for one in starts if one.script.resolve() == script.resolve()]
     return found[0] if len(found) == 1 else None
-
-
-def _shell_files(script: Path) -> list[Path]:
-    above = script.resolve().parent
-    folders = dict.fromkeys(place / name for place in (above, above.parent) for name in _FOLDERS)
-    found: list[Path] = []
-    for folder in folders:
-        if folder != folder.parent and folder.is_dir():
-            try:
-                found += [one for one in sorted(folder.iterdir()) if one.suffix in SHELLS]
-            except OSError:
-                continue
-    return [one for one in found[: _MOST_FILES + 1] if one.is_file()] if (
-        len(found) <= _MOST_FILES
-    ) else []  # fmt: skip
 
 
 def sets_up(found: StartedScript) -> bool:
@@ -134,53 +108,15 @@ def _started(
     command: Command, unit: Unit, folders: Sequence[Path], environment: Mapping[str, str | None]
 ) -> StartedScript | None:
     words = command.words
-    number, script = _script_in(words, folders)
+    number, script = script_in(words, folders)
     if script is None:
         return None
-    before = [word.text or "" for word in words[:number]]
-    if not (number == 0 or any(map(_starts_python, before))):
-        return None  # `cp train.py`, `git add train.py`
     place = unit.place_at(words[0].start)
     known = tuple((name, text) for name, text in environment.items() if text is not None)
     unknown = tuple(name for name, text in environment.items() if text is None)
-    start = Start(
-        Place(place.file, place.line), _launcher(before), _processes(before), known, unknown
-    )
+    start = Start(Place(place.file, place.line), known, unknown)
     given = tuple(one for word in words[number + 1 :] for one in _placed(word, unit))
     return StartedScript(Path(_shown(script)), given, start)
-
-
-def _script_in(words: Sequence[Word], folders: Sequence[Path]) -> tuple[int, Path | None]:
-    """The number of the word that names the script, and its file."""
-    for number, word in enumerate(words):
-        text = word.text or ""
-        module = number > 0 and words[number - 1].text == "-m" and text not in _MODULES
-        parts = text.replace(".", "/")
-        names = [f"{parts}.py", f"{parts}/__main__.py"] if module else [text]
-        if text and (module or text.endswith(".py")):
-            found = next((folder / name for name in names for folder in folders
-                          if (folder / name).is_file()), None)  # fmt: skip
-            return number, found
-    return 0, None
-
-
-def _starts_python(text: str) -> bool:
-    name = PurePosixPath(text).name
-    return bool(_PYTHON.fullmatch(name)) or name in _LAUNCHERS or name in ("uv", "-m")
-
-
-def _launcher(words: Sequence[str]) -> str:
-    names = [_MODULES.get(text) or PurePosixPath(text).name for text in words]
-    return next((name for name in names if name in _LAUNCHERS), "")
-
-
-def _processes(words: Sequence[str]) -> int:
-    for number, text in enumerate(words):
-        found = _PROCESSES.fullmatch(text)
-        value = found[1] or "".join(words[number + 1 : number + 2]) if found else ""
-        if value.isdigit():
-            return int(value)
-    return 0
 
 
 def _placed(word: Word, unit: Unit) -> list[PlacedWord]:

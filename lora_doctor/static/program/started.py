@@ -40,10 +40,6 @@ class Start:
 
     #: Where it stands.
     place: Place
-    #: What starts the interpreter, such as ``torchrun``; empty for Python itself.
-    launcher: str = ""
-    #: How many processes that starts on this machine; 0 where it does not say.
-    processes: int = 0
     #: The variables that are set for it.
     environment: tuple[tuple[str, str], ...] = ()
     #: Variables that are set to what only the shell knows.
