@@ -54,7 +54,8 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     ``made_arguments``: the calls that make arguments of a Trainer;
     ``made_trainer``: the trainer, as far as it can be made again; ``sets_padding_id``;
     ``own_vocabulary``: the size that it gives the model beside the checkpoint's;
-    ``has_unread_callback``: whether the trainer has one whose code is not known.
+    ``has_unread_callback``: whether the trainer has one whose code is not known;
+    ``brings_optimizer``: whether the trainer is given one, or makes its own.
     ``AskedArguments``: what their own class said of them, each ``Refusal``.
     ``DryRun``, the user's own command with the model shrunk, and ``ScriptError``, what it raised;
     ``FrozenAdapters``, of which none trains; ``Processes``, where several train
