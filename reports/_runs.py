@@ -70,7 +70,7 @@ def _run(label: str, run: Verification, limits: Limits) -> dict[str, Any]:
     if run.model_parameters:
         small = run.depth == "tiny"
         size = f"{run.model_parameters:,} parameters"
-        facts.append(("Shrunken model" if small else "Model, real weights", size))
+        facts.append(("Tiny model" if small else "Model, real weights", size))
     where = [visible(run.device, 60), visible(run.dtype, 40)]
     facts.append(("Ran on", ", ".join(filter(None, where))))
     facts.append(("Optimizer steps", str(run.steps)))

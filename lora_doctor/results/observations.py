@@ -249,7 +249,7 @@ class Observations:
     """All readings of one run."""
 
     #: ``own`` when the model that ran has the weights that the user trains from, ``random`` when it
-    #: is a shrunken one: then what depends on values says nothing about the real model.
+    #: is a tiny one: then what depends on values says nothing about the real model.
     weights: Literal["own", "random"] = "random"
     #: ``own`` when the batches are the user's or hold tokens only, ``made`` when audio or images in
     #: them are random numbers.
