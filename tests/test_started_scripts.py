@@ -250,3 +250,18 @@ def test_a_command_of_a_framework_stays_its_own(tmp_path: Path) -> None:
     written(tmp_path, {"run.sh": text, "trl/scripts/sft.py": "import trl\n"})
     recipe = read_recipe(tmp_path / "run.sh")
     assert isinstance(recipe, Recipe) and recipe.set_up is not None and recipe.get("r") == 4
+
+
+def test_a_script_that_stays_as_it_is_is_not_said_to_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path, {"train.py": _ARGPARSE, "run.sh": "python train.py org/model -r 16\n"})
+    recipe = read_recipe("run.sh")
+    fixed = edited_program(recipe, [Edit("r", 8)])
+    found = replace(diagnoses.phi3(), recipe=recipe, fixed_recipe=fixed)
+    plan = Plan.make(Path("train.py"), ".", True)
+    assert plan.as_written(found).written_to[0] == "run.sh"
+    names = {path.name for path in plan.write(found)}
+    assert names >= {"run.sh", "run.sh.bak"} and not names & {"train.py", "train.py.bak"}
+    assert (tmp_path / "train.py").read_text() == _ARGPARSE

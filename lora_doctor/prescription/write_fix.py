@@ -108,7 +108,7 @@ class Plan:
         """The diagnosis as it is once :meth:`write` has written it: what the report says."""
         if not _has_fixes(diagnosis):
             return diagnosis
-        written = (self.recipe_path, self.prescription_path, self.report_path)
+        written = (self._changed_path(diagnosis), self.prescription_path, self.report_path)
         return replace(diagnosis, written_to=tuple(str(path) for path in written))
 
     def write(self, diagnosis: Diagnosis) -> tuple[Path, ...]:
@@ -139,19 +139,29 @@ class Plan:
             Change(self.report_path, report.encode("utf-8", "replace")),
             *self._recipe_changes(diagnosis),
         ]
+        main = self._changed_path(diagnosis)
         self._refuse_foreign()
         backups = replace_files(
             [change for change in changes if not _holds(change)],
             journal=lambda steps: journal(self.recipe_path, steps, _NAMES),
             check=self._refuse_changed,
         )
-        written = [change.path for change in changes]
+        written = [one.path for one in changes if one.path != self.recipe_path or one.path == main]
         paths = dict.fromkeys((*self.paths, *written))
         kept = (backups.get(path) for path in paths)
         return (
-            *(path for path in paths if path in written or path == self.recipe_path),
+            *(path for path in paths if path in written or path == main),
             *(path for path in kept if path is not None),
         )
+
+    def _changed_path(self, diagnosis: Diagnosis) -> Path:
+        """The file with the recipe; where only the command that starts a script is changed, the
+        shell file with that."""
+        if self.recipe_file is None or self.held is None:
+            return self.recipe_path
+        held = self.held
+        changed = [path for path, data in self._edited(diagnosis).items() if data != held.get(path)]
+        return changed[0] if changed and self.recipe_path not in changed else self.recipe_path
 
     def _recipe_changes(self, diagnosis: Diagnosis) -> list[Change]:
         from lora_doctor.recipe.files.read_write import new_recipe_text
