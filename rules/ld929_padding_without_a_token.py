@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
-from lora_doctor.rule_api import (
-    Case,
-    Example,
-    Finding,
-    Fix,
-    Location,
-    Measurement,
-    Proof,
-    Rule,
-    Symptom,
-)
+from lora_doctor.rule_api import Case, Example, Finding, Rule, Symptom
 from lora_doctor.rules._dry_run_script import MODEL
+from lora_doctor.rules._refused_batch import finding, refused
 
 _REFUSED = (
     r"Asking to pad but the tokenizer does not have a padding token",
     r"attempting to pad samples but the tokenizer you are using .{1,80}? does not have "
     r"(?:one|a pad token)",
 )
-_SOURCE = "the user's command, dry-run"
 _PADDED = """
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerFast
@@ -90,27 +79,15 @@ class PaddingWithoutAToken(Rule):
     )
 
     def check(self, case: Case) -> Iterator[Finding]:
-        error = case.dry_run.error
-        if error is None or not any(re.search(one, error.message) for one in _REFUSED):
+        error = refused(case, _REFUSED)
+        if error is None:
             return
-        place = Location("environment", "tokenizer")
-        yield self.finding(
-            "error",
+        yield finding(
+            self,
+            error,
             "Rows are to be padded, and the tokenizer has no padding token.",
-            location=Location("file", error.file, error.line) if error.file else place,
-            evidence=(
-                Measurement("exception", f"{error.type}: {error.message}", _SOURCE),
-                Measurement("raised in", error.raised_in or "unknown", "its traceback"),
-            ),
-            proof=Proof("executed", _SOURCE),
-            fixes=(
-                Fix(
-                    (
-                        "Set tokenizer.pad_token to a token of the vocabulary that no answer ends "
-                        "with (tokenizer.unk_token or a reserved token; not eos_token, which would "
-                        "be masked in the labels as well)."
-                    ),
-                    "manual",
-                ),
-            ),
+            "tokenizer",
+            "Set tokenizer.pad_token to a token of the vocabulary that no answer ends with "
+            "(tokenizer.unk_token or a reserved token; not eos_token, which would be masked in the "
+            "labels as well).",
         )

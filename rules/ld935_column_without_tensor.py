@@ -5,18 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from lora_doctor.rule_api import (
-    Case,
-    Example,
-    Finding,
-    Fix,
-    Location,
-    Measurement,
-    Proof,
-    Rule,
-    Symptom,
-)
+from lora_doctor.rule_api import Case, Example, Finding, Rule, Symptom
 from lora_doctor.rules._dry_run_script import MODEL
+from lora_doctor.rules._refused_batch import finding, refused
 
 _REFUSED = (
     r"Unable to create tensor, you should probably activate truncation and/or padding",
@@ -24,7 +15,6 @@ _REFUSED = (
     r"too many dimensions 'str'",
 )
 _COLUMN = re.compile(r"features \(`(\w+)` in this case\)")
-_SOURCE = "the user's command, dry-run"
 _BATCHED = """
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import COLLATOR, PreTrainedTokenizerFast
@@ -93,27 +83,17 @@ class ColumnWithoutTensor(Rule):
     )
 
     def check(self, case: Case) -> Iterator[Finding]:
-        error = case.dry_run.error
-        if error is None or not any(re.search(one, error.message) for one in _REFUSED):
+        error = refused(case, _REFUSED)
+        if error is None:
             return
         column = _COLUMN.search(error.message)
         what = f"the column {column[1]!r}" if column else "a column of the rows"
-        place = Location("environment", "data_collator")
-        yield self.finding(
-            "error",
+        yield finding(
+            self,
+            error,
             f"The collator cannot make a tensor of {what}: its rows have different lengths, or are "
             "not numbers.",
-            location=Location("file", error.file, error.line) if error.file else place,
-            evidence=(
-                Measurement("exception", f"{error.type}: {error.message}", _SOURCE),
-                Measurement("raised in", error.raised_in or "unknown", "its traceback"),
-            ),
-            proof=Proof("executed", _SOURCE),
-            fixes=(
-                Fix(
-                    "Use a collator that pads this column (DataCollatorForSeq2Seq pads labels), or "
-                    "leave it out of the rows.",
-                    "manual",
-                ),
-            ),
+            "data_collator",
+            "Use a collator that pads this column (DataCollatorForSeq2Seq pads labels), or leave "
+            "it out of the rows.",
         )

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from peft import LoraConfig
 
 import lora_doctor
 from lora_doctor.contract.adapter_inputs import with_trained_tokens
 from lora_doctor.errors import InputError
 from lora_doctor.recipe.files.read_write import read_recipe
-from lora_doctor.recipe.keys import config_fields
 from lora_doctor.recipe.recipe import Recipe, make_recipe
 from lora_doctor.sandbox.worker import Worker
 from tools.adapter_kinds import BEGIN, END, kinds, row, write_table
@@ -102,7 +102,7 @@ def test_trained_tokens_are_in_the_batch_that_proves_them(tokens: Any, worker: W
 
 def test_an_activated_lora_gets_the_tokens_that_it_waits_for(worker: Worker) -> None:
     """Before the invocation sequence it does nothing: without it all gradients are zero."""
-    if "alora_invocation_tokens" not in (config_fields("LORA") or ()):
+    if not hasattr(LoraConfig, "alora_invocation_tokens"):
         pytest.skip("this PEFT has no activated LoRA")
     recipe = {"target_modules": ["q_proj", "v_proj"], "alora_invocation_tokens": [31000, 7, 31000]}
     found = lora_doctor.check("arch:llama", recipe, worker=worker)

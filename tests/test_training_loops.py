@@ -12,7 +12,7 @@ import pytest
 
 from lora_doctor.static.script.cleared_gradients import cleared_gradients
 from lora_doctor.static.script.eval_mode import left_in_eval
-from lora_doctor.static.script.training_loop import lost_losses
+from lora_doctor.static.script.lost_losses import lost_losses
 
 _HEAD = """
 import torch

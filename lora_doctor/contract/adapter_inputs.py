@@ -40,6 +40,14 @@ def _takes_task_ids(config: Any) -> bool:
     return False
 
 
+def with_tokens_for_adapters(model: Any, batch: Any, recipe: Recipe) -> Any:
+    """The batch with the tokens that the recipe trains, and those that its adapters wait for.
+
+    ``model``: with or without adapters; its embeddings say which ids there are.
+    """
+    return _with_invocation_tokens(model, with_trained_tokens(model, batch, recipe), recipe)
+
+
 def with_trained_tokens(model: Any, batch: Any, recipe: Recipe) -> Any:
     """The batch with the tokens whose embeddings the recipe trains, in place of others: one that
     was made up has them by chance only, and they would get no gradient.
@@ -62,7 +70,7 @@ def with_trained_tokens(model: Any, batch: Any, recipe: Recipe) -> Any:
     return replace(batch, inputs={**batch.inputs, "input_ids": changed})
 
 
-def with_invocation_tokens(model: Any, batch: Any, recipe: Recipe) -> Any:
+def _with_invocation_tokens(model: Any, batch: Any, recipe: Recipe) -> Any:
     """The batch with the sequence after which an activated LoRA (aLoRA) acts, in the middle of
     each row: without it the adapters do nothing, and get a gradient of zero."""
     import torch

@@ -14,11 +14,7 @@ from typing import Any
 
 from lora_doctor.contract import adapters as found
 from lora_doctor.contract import round_trip, saved_files
-from lora_doctor.contract.adapter_inputs import (
-    with_invocation_tokens,
-    with_task_ids,
-    with_trained_tokens,
-)
+from lora_doctor.contract.adapter_inputs import with_task_ids, with_tokens_for_adapters
 from lora_doctor.contract.half_precision import float16_keys
 from lora_doctor.contract.locator import NonFinite, gradients_on
 from lora_doctor.contract.measure import is_discrete, is_finite, kind_of, loss_of, measured_loss
@@ -163,8 +159,7 @@ class Contract:
         for given in self.subject.batches:
             batch = given
             if not self.subject.user_inputs:
-                batch = with_trained_tokens(self.subject.base, given, self.recipe)
-                batch = with_invocation_tokens(self.subject.base, batch, self.recipe)
+                batch = with_tokens_for_adapters(self.subject.base, given, self.recipe)
             try:
                 loss = measured_loss(self.model, batch, adapters=False)
             except Exception as error:

@@ -110,7 +110,7 @@ class MetaModel:
         }
         if quantization is not None:
             self.model = quantize(self.model, recipe, quantization)
-            before = [(one, one.dtype, _bytes(one)) for one, _ in self.parameters()]
+            before = [(one, one.dtype, tensor_bytes(one)) for one, _ in self.parameters()]
             self.model = training_setup.for_kbit_training(self.model, recipe)
             cast = [size for one, given, size in before if one.dtype != given]
             self.recast = sum(sorted(cast)[-2:])
@@ -273,7 +273,8 @@ def _watch(module: Any, live: LiveBytes, stands_for: int, lingers_for: int) -> t
     return before, module.register_forward_hook(leave)
 
 
-def _bytes(tensor: Any) -> int:
+def tensor_bytes(tensor: Any) -> int:
+    """Of its elements; storage that it shares counts once more."""
     return int(tensor.numel()) * int(tensor.element_size())
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from lora_doctor.memory_plan.footprint import tensor_bytes
 from lora_doctor.results import memory_parts
 from lora_doctor.results.memory_plan import MemoryPart, Source
 
@@ -28,9 +29,8 @@ TITLES: dict[str, str] = {
 REDUCE_BUCKET = 500_000_000
 MAX_LIVE = 1_000_000_000
 PERSISTENT = 100_000
-#: What transformers fills in for ``auto``: the bucket is this times the square of the hidden size,
-#: the threshold this times the hidden size.
-AUTO_BUCKET = 1
+#: What transformers fills in for ``auto``: a bucket of the square of the hidden size, and a
+#: threshold of this times the hidden size.
 AUTO_PERSISTENT = 10
 FLOAT32 = 4
 
@@ -93,7 +93,7 @@ class Sharding:
     def parts(self, model: MetaModel) -> list[MemoryPart]:
         """What this kind of sharding takes beside the shares."""
         trained = model.trainable()
-        size = sum(_bytes(one) * times for one, times in trained)
+        size = sum(tensor_bytes(one) * times for one, times in trained)
         if self.kind == "ddp":
             text = "DDP's buckets: as large as the gradients, unless they share their memory"
             return [_bracket(memory_parts.SHARDING, 0, size, size, text)]
@@ -122,7 +122,7 @@ class Sharding:
 
     def _bucket(self, model: MetaModel, trained: Sequence[tuple[Any, int]]) -> MemoryPart:
         width = max((one.element_size() for one, _ in trained), default=FLOAT32)
-        auto = AUTO_BUCKET * _hidden(model) ** 2
+        auto = _hidden(model) ** 2
         text = (
             f"reduce_bucket_size: {auto:,} elements for auto; DeepSpeed's own default is "
             f"{REDUCE_BUCKET:,}, two of them with overlap_comm"
@@ -142,7 +142,7 @@ class Sharding:
         width = max((one.element_size() for one, _ in model.parameters()), default=FLOAT32)
         kept, kept_most = (
             sum(
-                _bytes(one) * times
+                tensor_bytes(one) * times
                 for one, times in model.parameters()
                 if _is_parameter(one) and int(one.numel()) <= limit
             )
@@ -179,7 +179,7 @@ def _units(model: MetaModel) -> tuple[int, int, int, int]:
         if id(tensor) in seen:
             continue
         seen.add(id(tensor))
-        size, times = _bytes(tensor), model.thinned.times(path)
+        size, times = tensor_bytes(tensor), model.thinned.times(path)
         largest = max(largest, size)
         block = next((one for one in blocks if path.startswith(f"{one}.")), None)
         if block is None:
@@ -230,7 +230,3 @@ def _is_parameter(tensor: Any) -> bool:
 
 def _up(count: int, parts: int) -> int:
     return -(-count // parts)
-
-
-def _bytes(tensor: Any) -> int:
-    return int(tensor.numel()) * int(tensor.element_size())

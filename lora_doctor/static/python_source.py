@@ -17,6 +17,9 @@ from lora_doctor.limits import PYTHON_TOKENS, check_items, step
 
 _TOKEN = re.compile(rb"\w+|[^\w\s]")
 
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
 
 def count_tokens(content: str | bytes) -> int:
     """About as many as Python's tokenizer finds, those in comments and texts included."""
@@ -72,3 +75,16 @@ def dump(node: ast.AST) -> str:
     for _ in walk(node):
         pass
     return ast.dump(node)
+
+
+def last_name(function: ast.expr) -> str:
+    """``step`` of ``self.optimizer.step`` and of ``step``; empty for what has no name."""
+    if isinstance(function, ast.Attribute):
+        return function.attr
+    return function.id if isinstance(function, ast.Name) else ""
+
+
+def short_text(node: ast.AST) -> str:
+    """The code on one line, its first 80 characters."""
+    text = " ".join(unparse(node).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."

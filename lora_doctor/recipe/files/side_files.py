@@ -14,6 +14,7 @@ from lora_doctor.recipe.files.bytes import read_text
 from lora_doctor.recipe.files.format import framework_named
 from lora_doctor.recipe.files.named_paths import AbsentPath, absent_paths
 from lora_doctor.recipe.pinned import pins_beside
+from lora_doctor.recipe.program.launch import part_of
 from lora_doctor.recipe.set_up import SetUp
 from lora_doctor.static.program.program import Pin
 
@@ -52,9 +53,9 @@ class SideFiles:
         """DeepSpeed's ZeRO stage; 0 without."""
         stage: Any = 0
         if self.deepspeed is not None:
-            stage = _part(self.deepspeed, "zero_optimization").get("stage", 0)
+            stage = part_of(self.deepspeed, "zero_optimization").get("stage", 0)
         elif self.accelerate is not None:
-            stage = _part(self.accelerate, "deepspeed_config").get("zero_stage", 0)
+            stage = part_of(self.accelerate, "deepspeed_config").get("zero_stage", 0)
         return stage if isinstance(stage, int) else 0
 
     @property
@@ -62,11 +63,6 @@ class SideFiles:
         """Whether accelerate shards with FSDP."""
         kind = str((self.accelerate or {}).get("distributed_type", "")).upper()
         return kind == "FSDP"
-
-
-def _part(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    found = values.get(name)
-    return found if isinstance(found, Mapping) else {}
 
 
 def read_side_files(set_up: SetUp) -> SideFiles:

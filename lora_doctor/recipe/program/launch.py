@@ -42,7 +42,7 @@ class Launch:
         """FSDP's version; 0 without."""
         if self.config and str(self.config.get("distributed_type", "")).upper() != "FSDP":
             return 0
-        part = _part(self.config, "fsdp_config")
+        part = part_of(self.config, "fsdp_config")
         if not self.config and not re.search(r"\s--use[_-]fsdp\b", self.code):
             return 0
         version = part.get("fsdp_version", 1)
@@ -52,13 +52,13 @@ class Launch:
     def deepspeed(self) -> Mapping[str, Any]:
         """DeepSpeed's part of accelerate's config; empty without."""
         kind = str(self.config.get("distributed_type", "")).upper()
-        return _part(self.config, "deepspeed_config") if kind == "DEEPSPEED" else {}
+        return part_of(self.config, "deepspeed_config") if kind == "DEEPSPEED" else {}
 
     @property
     def zero_stage(self) -> int:
         """ZeRO's stage; 0 where accelerate's config does not say."""
         stage = self.deepspeed.get("zero_stage", 0)
-        stage = _part(self.deepspeed_file, "zero_optimization").get("stage", stage)
+        stage = part_of(self.deepspeed_file, "zero_optimization").get("stage", stage)
         return stage if isinstance(stage, int) else 0
 
     @property
@@ -69,6 +69,7 @@ class Launch:
         return self.launcher != "deepspeed" and not by_option and kind in ("", *_DDP)
 
 
-def _part(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+def part_of(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A section of a config; empty where there is none."""
     found = values.get(name)
     return found if isinstance(found, Mapping) else {}

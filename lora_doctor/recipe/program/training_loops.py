@@ -17,7 +17,7 @@ from lora_doctor.static.program.units import Unit
 from lora_doctor.static.python_source import parse_python
 from lora_doctor.static.script.cleared_gradients import Cleared, cleared_gradients
 from lora_doctor.static.script.eval_mode import LeftInEval, left_in_eval
-from lora_doctor.static.script.training_loop import LostLoss, lost_losses
+from lora_doctor.static.script.lost_losses import LostLoss, lost_losses
 
 _BACKWARD = re.compile(r"\.(?:manual_)?backward\(")
 _TRAIN = re.compile(

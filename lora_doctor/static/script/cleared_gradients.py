@@ -7,8 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from lora_doctor.static.python_source import unparse, walk
-from lora_doctor.static.script.training_loop import last_name, short_text
+from lora_doctor.static.python_source import last_name, short_text, unparse, walk
 
 #: What may stand between ``zero_grad()`` and ``step()`` without computing a gradient.
 _HARMLESS = re.compile(

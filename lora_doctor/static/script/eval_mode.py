@@ -8,14 +8,15 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lora_doctor.static.python_source import unparse, walk
-from lora_doctor.static.script.trained_names import (
+from lora_doctor.static.python_source import (
     FUNCTIONS,
     Function,
-    given_names,
-    trained_names,
+    last_name,
+    short_text,
+    unparse,
+    walk,
 )
-from lora_doctor.static.script.training_loop import last_name, short_text
+from lora_doctor.static.script.trained_names import given_names, trained_names
 
 #: Functions that turn training mode on: ``train``, ``for_training``, ``set_train_mode``.
 _TURNS_ON = re.compile(r"train|for_training|\w*?(?:set|put|switch)\w*?train\w*|train\w*mode")

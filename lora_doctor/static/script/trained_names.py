@@ -5,11 +5,8 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from lora_doctor.static.python_source import unparse, walk
-from lora_doctor.static.script.training_loop import last_name
+from lora_doctor.static.python_source import FUNCTIONS, Function, last_name, unparse, walk
 
-FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
-Function = ast.FunctionDef | ast.AsyncFunctionDef
 #: Calls that hand back the model that they are given, or a wrapper around it.
 _SAME = frozenset(
     {"prepare", "setup", "setup_module", "DistributedDataParallel", "DDP", "DataParallel", "FSDP",

@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from lora_doctor.static.python_source import unparse, walk
+from lora_doctor.static.python_source import FUNCTIONS, last_name, short_text, walk
 from lora_doctor.static.script.script_values import Names
 
 _DETACHES = ("item", "detach", "detach_", "numpy", "tolist")
@@ -35,7 +35,6 @@ _BACKWARD = ("backward", "manual_backward")
 _GIVES_LOSS = ("compute_loss", "training_step")
 _DATA = "data"
 _LOSS = "loss function"
-_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,7 @@ class _Reader:
     def _classdef(self, node: ast.ClassDef, frame: _Frame) -> None:
         goes_back = _goes_back(node)
         for method in node.body:
-            if not isinstance(method, _FUNCTIONS):
+            if not isinstance(method, FUNCTIONS):
                 continue
             inner = self._followed(method, frame)  # type: ignore[arg-type]
             if method.name not in _GIVES_LOSS or not node.bases or goes_back:
@@ -256,9 +255,8 @@ class _Reader:
         if self.imported.numeric(call.func) == "set_grad_enabled":
             frame.around = self._entered(call, frame.around)
         elif call.func.attr.startswith("requires_grad_") and isinstance(call.func.value, ast.Name):
-            frame.names[call.func.value.id] = (
-                None  # a leaf of its own, as gradient caching makes it
-            )
+            # A leaf of its own, as gradient caching makes it.
+            frame.names[call.func.value.id] = None
 
     def _try(self, node: ast.Try, frame: _Frame) -> bool:
         before = dict(frame.names)
@@ -398,17 +396,6 @@ def _goes_back(node: ast.ClassDef) -> bool:
     return any(last_name(call.func) in _BACKWARD for call in calls)
 
 
-def last_name(function: ast.expr) -> str:
-    if isinstance(function, ast.Attribute):
-        return function.attr
-    return function.id if isinstance(function, ast.Name) else ""
-
-
 def _is_false(arguments: Sequence[ast.expr]) -> bool:
     first = arguments[0] if arguments else None
     return isinstance(first, ast.Constant) and first.value is False
-
-
-def short_text(node: ast.AST) -> str:
-    text = " ".join(unparse(node).split())
-    return text if len(text) <= 80 else f"{text[:77]}..."
