@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from lora_doctor.rule_api import (
     PYTHON_BYTES,
@@ -74,6 +74,8 @@ class LoadArgumentRemoved(Rule):
             depth="static",
         ),
         Example("healthy", "tests/scripts/adapters_first.py", depth="static"),
+        # Classes of the user's own code take the argument as they please.
+        Example("healthy", "tests/scripts/own_class_with_load_in_4bit.py", depth="static"),
     )
 
     def check(self, case: Case) -> Iterator[Finding]:
@@ -118,15 +120,48 @@ def _fix(case: Case, line: int, argument: str) -> Fix:
 def _loading_calls(tree: ast.Module) -> Iterator[tuple[ast.Call, str]]:
     """Calls of ``from_pretrained`` with one of the arguments switched on. Unsloth, and classes of
     other packages, have a ``from_pretrained`` of their own with the same arguments."""
-    names = Names.of(tree)
+    names, elsewhere = Names.of(tree), _classes_of_own_code(tree)
     for node in walk(tree):
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
             continue
         if node.func.attr != "from_pretrained":
             continue
-        if (names.full(node.func.value) or "").partition(".")[0] not in _PASSING_ON:
+        loaded = node.func.value
+        if (names.full(loaded) or "").partition(".")[0] not in _PASSING_ON:
+            continue
+        if isinstance(loaded, ast.Name) and elsewhere(loaded.id):
             continue
         for keyword in node.keywords:
             off = isinstance(keyword.value, ast.Constant) and not keyword.value.value
             if keyword.arg in _ARGUMENTS and not off:
                 yield node, keyword.arg
+
+
+def _classes_of_own_code(tree: ast.Module) -> Callable[[str], bool]:
+    """Whether a name is, or may be, a class of the user's own code: imported from a file beside
+    this one, by name or by ``*``, defined here with a ``from_pretrained`` of its own, or a variable
+    that is set to one of these."""
+    own: set[str] = set()
+    variables: dict[str, set[str]] = {}
+    bound: set[str] = set()
+    starred = False
+    for node in walk(tree):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            called = [item.asname or item.name.partition(".")[0] for item in node.names]
+            bound.update(called)
+            beside = isinstance(node, ast.ImportFrom) and node.level > 0
+            own.update(called if beside else ())
+            starred = starred or (beside and "*" in called)
+        elif isinstance(node, ast.ClassDef):
+            bound.add(node.name)
+            if any(getattr(part, "name", "") == "from_pretrained" for part in node.body):
+                own.add(node.name)
+        elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Name):
+            for target in node.targets:
+                variables.setdefault(getattr(target, "id", ""), set()).add(node.value.id)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            bound.add(node.id)
+        elif isinstance(node, ast.arg):
+            bound.add(node.arg)
+    own.update(name for name, values in variables.items() if values & own)
+    return lambda name: name in own or (starred and name not in bound)
