@@ -94,6 +94,10 @@ def test_nothing_that_can_be_imported_is_called_gone() -> None:
         assert importable(full, "no_such_name") != "there", full
     for name in ("LlamaForCausalLM", "AutoModel", "PreTrainedModel", "Trainer", "models"):
         assert hasattr(transformers, name) and importable("transformers", name) == "there"
+    # dir() of a lazy package lists what its table took over from other modules, too.
+    for name in ["DummyObject", *dir(transformers)[::4]]:
+        if name.isidentifier() and not name.startswith("__"):
+            assert importable("transformers", name) != "gone", name
     assert importable("transformers", "NoSuchModel") == "gone"
     assert importable("transformers.models.no_such.modeling_no_such", "x") == "gone"
     assert importable("no_such_package_at_all") == "gone"

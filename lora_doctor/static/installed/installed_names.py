@@ -186,11 +186,22 @@ def _in_lazy_package(file: Path, top: str, text: str, name: str) -> Presence:
         return "there"
     if name.startswith("_") or any(name.endswith(suffix) for suffix in _answered_for(top)):
         return "unknown"
+    if any(name in _words(listed) for listed in _listed_modules(file)):
+        return "unknown"
     if "import_structure(" not in text:
         return "gone"
     # The table is made of the files below: of what they export.
     below = _exports(file.parent / "models" if file.parent.name == top else file.parent)
     return "there" if below.have(name) else "gone"
+
+
+@functools.cache
+def _listed_modules(file: Path) -> tuple[Path, ...]:
+    """Files whose names a table takes over by ``dir(module)``, with what they import themselves."""
+    modules = dict.fromkeys(re.findall(r"\bin dir\((\w+)\)", _text(file)))
+    places = (file.parent, file.parent / "utils")
+    found = (_file_of(place, [module]) for module in modules for place in places)
+    return tuple(path for path in found if path is not None)
 
 
 class _Exports:
