@@ -49,7 +49,8 @@ class ReentrantCheckpointingUnderDdp(Rule):
     of PEFT's unless `ddp_find_unused_parameters` is given.
 
     Found by execution with several processes; and in a script that is only read, if a launcher
-    beside it starts several processes without FSDP and DeepSpeed.
+    beside it starts several processes without FSDP and DeepSpeed: a warning if another command
+    starts it in another way.
 
     ## Versions
     All versions of torch. transformers before 5 uses reentrant checkpointing by default.
@@ -126,7 +127,7 @@ class ReentrantCheckpointingUnderDdp(Rule):
         kept = case.recipe.get(_KEY)
         edit = Edit(_KEY, {**(kept if isinstance(kept, dict) else {}), "use_reentrant": False})
         return self.finding(
-            "error" if found.launch.certain else "warning",
+            "error" if found.certain else "warning",
             "Gradient checkpointing is reentrant, and DDP, which looks for unused parameters, will "
             "see gradients of the same parameter twice.",
             location=Location("file", found.place.file, found.place.line),

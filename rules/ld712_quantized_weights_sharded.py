@@ -38,7 +38,8 @@ class QuantizedWeightsSharded(Rule):
     model while it is loaded under ZeRO-3: each process holds all of it first.
 
     A script is read together with the shell files that start it, its comments, and accelerate's
-    config. It is an error where a command of a file or an argument of the Trainer asks for FSDP 1.
+    config. It is an error where every command of a file, or an argument of the Trainer, asks for
+    FSDP 1.
 
     ## Versions
     FSDP with 4-bit weights needs bitsandbytes 0.43 and transformers 4.39 or later.

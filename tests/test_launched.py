@@ -173,6 +173,29 @@ def test_where_another_command_starts_one_process_it_may_be_meant(tmp_path: Path
     assert certain == [True, False]
 
 
+@pytest.mark.parametrize(
+    ("other", "sure"),
+    [
+        ("python train.py", False),
+        ("accelerate launch --config_file fsdp.yaml train.py --fast", True),
+        ("torchrun --nproc_per_node 2 train.py", False),
+    ],
+)
+def test_weights_may_not_be_sharded_where_another_command_shards_none(
+    tmp_path: Path, other: str, sure: bool
+) -> None:
+    """LD712 says less then: nobody knows which of them is used."""
+    path = script(
+        tmp_path,
+        a_sh="accelerate launch --config_file fsdp.yaml train.py\n",
+        b_sh=f"{other}\n",
+        fsdp_yaml=_FSDP.format(version=1),
+    )
+    found = shared(path)
+    assert found is not None
+    assert found.certain is sure
+
+
 def test_a_device_map_that_depends_on_the_processes_contradicts_nothing(tmp_path: Path) -> None:
     """The idiom of Alpaca-LoRA, and a variable that is the same for all."""
     path = script(
@@ -263,6 +286,25 @@ def test_reentrant_checkpointing_contradicts_ddp(
     """As a Trainer of two processes does it: `Expected to mark a variable ready only once`."""
     path = script(tmp_path, arguments=arguments, run_sh=f"{command}\n")
     assert (reentrant_under_ddp(read_setup(path), started(path)) is not None) is found
+
+
+@pytest.mark.parametrize(
+    ("other", "sure"),
+    [
+        ("python train.py", False),
+        ("torchrun --nproc_per_node 4 train.py", True),
+        ("deepspeed --num_gpus 2 train.py", False),
+        ("# python train.py", True),
+    ],
+)
+def test_reentrant_checkpointing_is_less_certain_where_another_command_takes_no_ddp(
+    tmp_path: Path, other: str, sure: bool
+) -> None:
+    run = "torchrun --nproc_per_node 2 train.py\n"
+    path = script(tmp_path, arguments=_REENTRANT, a_sh=run, b_sh=f"{other}\n")
+    found = reentrant_under_ddp(read_setup(path), started(path))
+    assert found is not None
+    assert found.certain is sure
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import Any
 from lora_doctor.errors import EvidenceError
 from lora_doctor.limits import PYTHON_BYTES
 from lora_doctor.recipe.edit import Rewrite
-from lora_doctor.recipe.program.launch import Launch
+from lora_doctor.recipe.program.launch import Launch, is_certain
 from lora_doctor.recipe.program.objects import Settings, is_none, settings_of
 from lora_doctor.recipe.program.order import rewrite_of
 from lora_doctor.recipe.program.setup import Setup
@@ -77,7 +77,8 @@ class Sharded:
     place: Place
     #: What stands there.
     code: str
-    #: Whether it is certain to count: no comment, no file that only lies there.
+    #: Whether it is certain to count: no comment, no file that only lies there, and the only way
+    #: to start.
     certain: bool = True
 
 
@@ -97,11 +98,15 @@ def sharded(setup: Setup, started: Sequence[Launch]) -> Sharded | None:
             version = _fsdp_version(setup, arguments.value("fsdp_config"))
             return Sharded("FSDP", version, place, code) if version else None
     for launch in started:
-        if launch.fsdp:
-            return Sharded("FSDP", launch.fsdp, launch.place, launch.code, launch.certain)
-        if launch.zero_stage == 3:
-            return Sharded("ZeRO-3", 0, launch.place, launch.code, launch.certain)
+        if _shards(launch):
+            by = "FSDP" if launch.fsdp else "ZeRO-3"
+            certain = is_certain(launch, started, _shards)
+            return Sharded(by, launch.fsdp, launch.place, launch.code, certain)
     return None
+
+
+def _shards(launch: Launch) -> bool:
+    return bool(launch.fsdp) or launch.zero_stage == 3
 
 
 def storage_dtype(setup: Setup) -> str | None:
@@ -184,14 +189,13 @@ def _by_arguments(
 def _by_launcher(
     started: Sequence[Launch], loader: Call, spread: Argument, device_map: object
 ) -> SpreadTwice | None:
-    """A launcher that starts several processes, each of which loads the model so; not certain where
-    another command starts one."""
-    alone = any(launch.certain and launch.processes == 1 for launch in started)
+    """A launcher that starts several processes, each of which loads the model so."""
     for launch in started if device_map in _SPREAD else ():
         if launch.several:
+            certain = is_certain(launch, started, lambda one: one.processes != 1)
             return SpreadTwice(
                 device_map, spread.whole.place, launch.code, launch.place, False,
-                _out(loader, spread), launch.processes or 0, launch.certain and not alone,
+                _out(loader, spread), launch.processes or 0, certain,
             )  # fmt: skip
     return None
 

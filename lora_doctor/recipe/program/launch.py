@@ -4,7 +4,7 @@ them share."""
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,6 +67,12 @@ class Launch:
         kind = str(self.config.get("distributed_type", "")).upper()
         by_option = re.search(r"\s--use[_-](?:fsdp|deepspeed)\b", self.code)
         return self.launcher != "deepspeed" and not by_option and kind in ("", *_DDP)
+
+
+def is_certain(launch: Launch, started: Sequence[Launch], alike: Callable[[Launch], bool]) -> bool:
+    """Whether a program is sure to be started so: by a command of a file, and no command of a file
+    starts it in another way. ``alike``: whether a launch has what is found of this one."""
+    return launch.certain and all(alike(one) for one in started if one.certain)
 
 
 def part_of(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lora_doctor.recipe.program.launch import Launch
+from lora_doctor.recipe.program.launch import Launch, is_certain
 from lora_doctor.recipe.program.objects import (
     Settings,
     adds_without_wrapper,
@@ -41,6 +41,8 @@ class ReentrantDdp:
     unused: str
     #: What starts several processes.
     launch: Launch
+    #: Whether that is certain: no comment, no file that only lies there, and the only way to start.
+    certain: bool
 
 
 def reentrant_under_ddp(setup: Setup, started: Sequence[Launch]) -> ReentrantDdp | None:
@@ -59,7 +61,8 @@ def reentrant_under_ddp(setup: Setup, started: Sequence[Launch]) -> ReentrantDdp
         return None
     for launch in started:
         if launch.several and launch.ddp:
-            return ReentrantDdp(reentrant, place, unused, launch)
+            certain = is_certain(launch, started, lambda one: one.processes != 1 and one.ddp)
+            return ReentrantDdp(reentrant, place, unused, launch, certain)
     return None
 
 
