@@ -46,7 +46,10 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     ``adds_without_wrapper``; ``spread_twice`` (``SpreadTwice``: a device map beside FSDP or
     DeepSpeed); ``sharded`` (``Sharded``: how the weights are divided among processes) and
     ``storage_dtype``, what 4-bit weights are stored as; ``reentrant_under_ddp``
-    (``ReentrantDdp``: checkpointing that DDP does not take); each ``Launch``, what starts the
+    (``ReentrantDdp``: checkpointing that DDP does not take); ``program_contradictions``
+    (``Contradictions``: what DeepSpeed and the Trainer are told differently, each a
+    ``Contradiction``, which ``contradictions`` finds in two of any origin; ``accumulation_of``:
+    what accelerate's config says of it); each ``Launch``, what starts the
     script; ``losses_without_gradients``, ``gradients_cleared`` and ``trained_in_eval_mode``: slips
     of a loop of one's own; ``evaluations_without_data``: trainers that are to evaluate and are
     given no data for it; ``collated_columns``: what a collator reads of each row;
@@ -175,6 +178,13 @@ if TYPE_CHECKING:
     )
     from lora_doctor.recipe.program.callbacks import has_unread_callback
     from lora_doctor.recipe.program.collated_columns import collated_columns
+    from lora_doctor.recipe.program.deepspeed_settings import (
+        Contradiction,
+        Contradictions,
+        accumulation_of,
+        contradictions,
+        program_contradictions,
+    )
     from lora_doctor.recipe.program.devices import (
         Sharded,
         SpreadTwice,
@@ -279,6 +289,10 @@ _LAZY = {
         ),
         "recipe.program.callbacks": ("has_unread_callback",),
         "recipe.program.collated_columns": ("collated_columns",),
+        "recipe.program.deepspeed_settings": (
+            "Contradiction", "Contradictions", "accumulation_of", "contradictions",
+            "program_contradictions",
+        ),
         "recipe.program.devices": (
             "Sharded", "SpreadTwice", "sharded", "spread_twice", "storage_dtype",
         ),
@@ -369,6 +383,8 @@ __all__ = [
     "CheckpointQuantization",
     "ConfigError",
     "ConnectionReading",
+    "Contradiction",
+    "Contradictions",
     "Depth",
     "DryRun",
     "Edit",
@@ -453,6 +469,7 @@ __all__ = [
     "Use",
     "Verification",
     "Vocabulary",
+    "accumulation_of",
     "adapted_by_the_trainer_too",
     "adapted_twice",
     "adapter_config_fields",
@@ -466,6 +483,7 @@ __all__ = [
     "brings_optimizer",
     "collated_columns",
     "compiled_before_adapters",
+    "contradictions",
     "cover_of",
     "edits_excluding",
     "edits_without",
@@ -502,6 +520,7 @@ __all__ = [
     "place_of",
     "prepared_after_adapters",
     "pretrained_model_generates",
+    "program_contradictions",
     "quoted",
     "reentrant_under_ddp",
     "remarks_of",

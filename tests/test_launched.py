@@ -9,6 +9,7 @@ import pytest
 
 import lora_doctor
 from lora_doctor.recipe.files.launches import launches
+from lora_doctor.recipe.program.deepspeed_settings import program_contradictions
 from lora_doctor.recipe.program.devices import Sharded, sharded, spread_twice
 from lora_doctor.recipe.program.launch import Launch
 from lora_doctor.recipe.program.read_setup import read_setup
@@ -325,3 +326,51 @@ def test_classes_are_looked_up_in_the_installed_transformers(
     sources = sources_of(types)
     assert (None if sources is None else has_class(sources, name)) is found
     assert sources is None or layers_of(sources)
+
+
+_DEEPSPEED = (
+    "compute_environment: LOCAL_MACHINE\ndistributed_type: DEEPSPEED\ndeepspeed_config:\n"
+    "  zero_stage: 2\n{more}\nmixed_precision: {dtype}\nnum_processes: 2\n"
+)
+_ACCELERATE = "accelerate launch --config_file ds.yaml train.py"
+
+
+@pytest.mark.parametrize(
+    ("command", "more", "dtype", "arguments", "found"),
+    [
+        (_ACCELERATE, "  gradient_accumulation_steps: 1", "'no'", "gradient_accumulation_steps=4",
+         ["gradient_accumulation_steps"]),
+        (_ACCELERATE, "  gradient_accumulation_steps: '4'", "'no'", "gradient_accumulation_steps=4",
+         []),
+        (_ACCELERATE, "  gradient_accumulation_steps: auto", "'no'",
+         "gradient_accumulation_steps=4", []),
+        (_ACCELERATE, "  gradient_accumulation_steps: 1", "'no'",
+         "gradient_accumulation_steps=STEPS", []),
+        (_ACCELERATE, "  gradient_accumulation_steps: 2", "'no'", "",
+         ["gradient_accumulation_steps"]),
+        (_ACCELERATE, "", "bf16", "", ["bf16.enabled"]),
+        (_ACCELERATE, "", "bf16", "bf16=True", []),
+        (_ACCELERATE, "", "bf16", "fp16=True", []),
+        (_ACCELERATE, "", "'no'", "bf16=True", []),
+        (_ACCELERATE.replace("train.py", "--mixed_precision no train.py"), "", "bf16", "", []),
+        ("torchrun --nproc_per_node 2 train.py", "  gradient_accumulation_steps: 2", "bf16", "",
+         []),
+        ("torchrun --nproc_per_node 2 train.py", "", "'no'",
+         'deepspeed={"gradient_accumulation_steps": "8"}, gradient_accumulation_steps=8',
+         ["gradient_accumulation_steps"]),
+        (_ACCELERATE, "  gradient_accumulation_steps: 2", "'no'", "deepspeed=CONFIG", []),
+    ],
+)  # fmt: skip
+def test_deepspeed_and_the_trainer_are_told_the_same(
+    tmp_path: Path, command: str, more: str, dtype: str, arguments: str, found: list[str]
+) -> None:
+    """LD711. transformers 5.23 with accelerate 1.15 refuses each of those that are found, before
+    the first step, and none of the others whose values are known."""
+    path = script(
+        tmp_path,
+        arguments=arguments,
+        run_sh=f"{command}\n",
+        ds_yaml=_DEEPSPEED.format(more=more, dtype=dtype),
+    )
+    said = program_contradictions(read_setup(path), started(path))
+    assert ([] if said is None else [one.name for one in said.found]) == found

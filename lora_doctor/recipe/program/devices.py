@@ -13,7 +13,7 @@ from typing import Any
 from lora_doctor.errors import EvidenceError
 from lora_doctor.limits import PYTHON_BYTES
 from lora_doctor.recipe.edit import Rewrite
-from lora_doctor.recipe.program.launch import Launch, is_certain
+from lora_doctor.recipe.program.launch import Launch, is_certain, part_of
 from lora_doctor.recipe.program.objects import Settings, is_none, settings_of
 from lora_doctor.recipe.program.order import rewrite_of
 from lora_doctor.recipe.program.setup import Setup
@@ -206,16 +206,21 @@ def _out(loader: Call, spread: Argument) -> tuple[Rewrite, ...]:
     return (rewrite_of(change),) if change is not None and change[0].unit.editable else ()
 
 
-def _stage(setup: Setup, value: Value | None) -> int:
-    """ZeRO's stage in a config of DeepSpeed, written out or in a file; 0 where it does not say."""
+def deepspeed_of(setup: Setup, value: Value | None) -> Mapping[str, Any]:
+    """A config of DeepSpeed that a program gives, written out or in a file; empty where it is not
+    known."""
     try:
         config: Any = plain(value)
     except NotPlainError:
-        return 0
+        return {}
     if isinstance(config, str):
         config = _file(config, setup.program.path.parent)
-    part = config.get("zero_optimization") if isinstance(config, Mapping) else None
-    stage = part.get("stage") if isinstance(part, Mapping) else None
+    return config if isinstance(config, Mapping) else {}
+
+
+def _stage(setup: Setup, value: Value | None) -> int:
+    """ZeRO's stage in a config of DeepSpeed; 0 where it does not say."""
+    stage = part_of(deepspeed_of(setup, value), "zero_optimization").get("stage")
     return stage if isinstance(stage, int) else 0
 
 
