@@ -92,7 +92,7 @@ def dry_run(session: nox.Session) -> None:
                 *session.posargs,
                 env={"LORA_DOCTOR_SETUPS": "all"})  # fmt: skip
     session.run("pytest", "tests/test_rules.py",
-                "-k", "script_is_dry_run and (LD54 or LD559 or LD586)",
+                "-k", "script_is_dry_run and (LD54 or LD553 or LD559 or LD586)",
                 *session.posargs, env={"LORA_DOCTOR_SETUPS": "all"})  # fmt: skip
 
 

@@ -39,7 +39,7 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     ``prepared_after_adapters``, ``loaded_frozen``, ``adapted_twice``,
     ``adapted_by_the_trainer_too``, ``optimizer_too_early`` (each a ``Slip``: two calls in an order
     that does not work), ``merged_after_wrapping``, ``merged_and_dropped``, ``saved_as_base``,
-    ``trained_in_turn``,
+    ``trained_in_turn``, ``merged_where_it_trained`` (the calls),
     ``all_set_trainable``, ``compiled_before_adapters``, ``loaded_onto_adapters``,
     ``streamed_without_steps`` (likewise), ``unknown_arguments`` (``UnknownArgument``),
     ``gone_names`` (``GoneName``: imported, and not in the installed release),
@@ -62,7 +62,8 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     ``AskedArguments``: what their own class said of them, each ``Refusal``.
     ``DryRun``, the user's own command with the model shrunk, and ``ScriptError``, what it raised;
     ``FrozenAdapters``, of which none trains; ``Processes``, where several train
-    together, with each ``SavedAdapter``; ``TrainingSignal``, what its steps had to learn from:
+    together, with each ``SavedAdapter`` and ``EmptyWeights``; ``TrainingSignal``, what its steps
+    had to learn from:
     ``StepGradients``, ``GradientsWithoutStep``, ``PreferencePairs``, ``Rewards``.
     ``AskedTrainer``: what the trainer's own class said of its arguments.
 *What the checkpoint lacks*
@@ -173,6 +174,7 @@ if TYPE_CHECKING:
     from lora_doctor.recipe.program.after_training import (
         all_set_trainable,
         merged_and_dropped,
+        merged_where_it_trained,
         saved_as_base,
         trained_in_turn,
     )
@@ -245,7 +247,7 @@ if TYPE_CHECKING:
         UnusedAdapterReading,
         UpdateReading,
     )
-    from lora_doctor.results.processes import Processes, SavedAdapter
+    from lora_doctor.results.processes import EmptyWeights, Processes, SavedAdapter
     from lora_doctor.results.quantization import FloatPart, KeptWeights, Quantization
     from lora_doctor.results.quantized_use import QuantizedUse, Use
     from lora_doctor.results.refused_arguments import AskedArguments, Refusal
@@ -285,7 +287,8 @@ _LAZY = {
         "recipe.files.side_files": ("SideFiles",),
         "recipe.program.added_tokens": ("AddedTokens", "added_tokens"),
         "recipe.program.after_training": (
-            "all_set_trainable", "merged_and_dropped", "saved_as_base", "trained_in_turn",
+            "all_set_trainable", "merged_and_dropped", "merged_where_it_trained", "saved_as_base",
+            "trained_in_turn",
         ),
         "recipe.program.callbacks": ("has_unread_callback",),
         "recipe.program.collated_columns": ("collated_columns",),
@@ -331,7 +334,7 @@ _LAZY = {
             "InstancePatch", "NonLinearOutputReading", "NormReading", "Observations",
             "SpacingReading", "UnusedAdapterReading", "UpdateReading",
         ),
-        "results.processes": ("Processes", "SavedAdapter"),
+        "results.processes": ("EmptyWeights", "Processes", "SavedAdapter"),
         "results.quantization": ("FloatPart", "KeptWeights", "Quantization"),
         "results.quantized_use": ("QuantizedUse", "Use"),
         "results.refused_arguments": ("AskedArguments", "Refusal"),
@@ -388,6 +391,7 @@ __all__ = [
     "Depth",
     "DryRun",
     "Edit",
+    "EmptyWeights",
     "Environment",
     "EpsilonEffect",
     "ErrorReport",
@@ -508,6 +512,7 @@ __all__ = [
     "means_mlp",
     "merged_after_wrapping",
     "merged_and_dropped",
+    "merged_where_it_trained",
     "missing_name",
     "name_groups",
     "named_gpus",

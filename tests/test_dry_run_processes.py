@@ -341,3 +341,39 @@ def test_who_gave_up_on_a_process_that_we_kept_is_no_finding(
     gave_up = ScriptError("RuntimeError", "Timed out waiting 300000ms for recv operation")
     assert waited_for_us(records, gave_up) is expected
     assert not waited_for_us(records, ScriptError("RuntimeError", "shapes do not fit"))
+
+
+@pytest.mark.parametrize("empty", [True, False])
+def test_a_model_that_is_saved_without_values_is_told(tmp_path: Path, empty: bool) -> None:
+    """LD635: as ZeRO-3 leaves weights outside of forward and backward. A file that an earlier run
+    has left in the user's folder is none of this run's."""
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import save_file
+
+    from lora_doctor.dry_run.acts.saved_models import tell_empty
+
+    session = SimpleNamespace(folder=tmp_path / "run", outputs=tmp_path / "run" / "outputs")
+    told: list[dict[str, Any]] = []
+    journal = SimpleNamespace(tell=lambda kind, **values: told.append({"kind": kind, **values}))
+    acting: Any = SimpleNamespace(session=session, journal=journal, in_contract=False)
+    weights = {"lm_head.weight": torch.zeros(0 if empty else 2), "norm.weight": torch.ones(2)}
+    own = tmp_path / "merged"
+    written = Path(f"{session.outputs}{own}")
+    for folder in (own, written):
+        folder.mkdir(parents=True)
+        save_file({"lm_head.weight": torch.zeros(0)} if folder == own else weights,
+                  str(folder / "model.safetensors"))  # fmt: skip
+    tell_empty(acting, object(), str(own))
+    assert [(one["empty"], one["tensors"], one["path"]) for one in told] == (
+        [(1, 2, str(own))] if empty else []
+    )
+    (written / "model.safetensors").unlink()
+    written.rmdir()
+    told.clear()
+    tell_empty(acting, object(), str(own))
+    assert told == []
+    said = of(started(10, 0), started(11, 1), record(
+        "saved_empty", 10, path="merged", model_class="Llama", tensors=2, empty=1, names=["a"],
+        place=None,
+    ))  # fmt: skip
+    assert [(one.empty, one.model_class) for one in said.saved_empty] == [(1, "Llama")]

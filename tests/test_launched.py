@@ -374,3 +374,27 @@ def test_deepspeed_and_the_trainer_are_told_the_same(
     )
     said = program_contradictions(read_setup(path), started(path))
     assert ([] if said is None else [one.name for one in said.found]) == found
+
+
+_MERGED = "merged = model.merge_and_unload()\n"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "found"),
+    [
+        ("", _MERGED, ["error"]),
+        ("", "if rank == 0:\n    " + _MERGED, []),  # nobody knows whether it is called
+        (_MERGED, "", []),  # and what is trained then has no adapter
+        ("", "with deepspeed.zero.GatheredParameters(model.parameters()):\n    " + _MERGED, []),
+        ("", "other = get_peft_model(base, config)\nother.merge_and_unload()\n", []),
+    ],
+)
+def test_what_trained_under_zero3_is_merged_in_another_process(
+    tmp_path: Path, before: str, after: str, found: list[str]
+) -> None:
+    """LD635 is about the model that has been trained, where its weights are."""
+    path = script(tmp_path, arguments='deepspeed={"zero_optimization": {"stage": 3}}')
+    text = path.read_text().replace("args =", f"{before}args =")
+    path.write_text(text + after)
+    diagnosis = lora_doctor.check(path, depth="static", select=["LD635"])
+    assert [one.severity for one in diagnosis.findings] == found

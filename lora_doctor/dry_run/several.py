@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lora_doctor.errors import LoraDoctorError
 from lora_doctor.recipe.files.bytes import read_text
 from lora_doctor.results.dry_run import ScriptError
-from lora_doctor.results.processes import Processes, RankError, SavedAdapter
+from lora_doctor.results.processes import EmptyWeights, Processes, RankError, SavedAdapter
 
 Record = Mapping[str, Any]
 #: What is told of every process; of everything else the first rank's word is taken.
@@ -109,6 +109,7 @@ def processes_of(records: Sequence[Record], short: Callable[[str], str]) -> Proc
         same_batches=_same_batches(records, ranks, met),
         errors=_errors(records, ranks, short),
         saved=_saved(records, short),
+        saved_empty=tuple(_saved_empty(records, short)),
     )
 
 
@@ -299,3 +300,17 @@ def _saved(records: Sequence[Record], short: Callable[[str], str]) -> tuple[Save
         if before is None or (one.written, one.whole) > (before.written, before.whole):
             found[one.path, one.by] = one
     return tuple(found.values())
+
+
+def _saved_empty(records: Sequence[Record], short: Callable[[str], str]) -> Iterator[EmptyWeights]:
+    for record in _kind(records, "saved_empty"):
+        place = record.get("place")
+        yield EmptyWeights(
+            path=short(record["path"]),
+            model_class=str(record["model_class"]),
+            tensors=int(record["tensors"]),
+            empty=int(record["empty"]),
+            names=tuple(record["names"]),
+            file=short(place["file"]) if place else "",
+            line=int(place["line"]) if place else 0,
+        )

@@ -57,6 +57,26 @@ class SavedAdapter:
 
 
 @dataclass(frozen=True)
+class EmptyWeights:
+    """A model whose own ``save_pretrained`` has written tensors that have no values."""
+
+    #: Where they were written.
+    path: str
+    #: Class of the model.
+    model_class: str
+    #: Tensors in the files.
+    tensors: int
+    #: Those of them with a size of 0.
+    empty: int
+    #: Some of their names.
+    names: tuple[str, ...] = ()
+    #: File of the user's in which it was called.
+    file: str = ""
+    #: Line of that file, from 1; 0 where it is not known.
+    line: int = 0
+
+
+@dataclass(frozen=True)
 class Processes:
     """The processes that train, and how they share the model."""
 
@@ -103,6 +123,8 @@ class Processes:
     errors: tuple[RankError, ...] = ()
     #: Adapters that were saved, oldest first.
     saved: tuple[SavedAdapter, ...] = ()
+    #: Models that were saved without the values of all weights.
+    saved_empty: tuple[EmptyWeights, ...] = ()
 
     @property
     def apart(self) -> float:

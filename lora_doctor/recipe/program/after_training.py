@@ -51,6 +51,22 @@ def merged_and_dropped(setup: Setup) -> Iterator[Slip]:
             yield slip(call, saving, _kept(call, saving))
 
 
+def merged_where_it_trained(setup: Setup) -> Iterator[Call]:
+    """``merge_and_unload`` of the PEFT model that a Trainer has trained before, in the same
+    process; not where the program gathers weights."""
+    if any("GatheredParameters" in unit.python for unit in setup.program.units):
+        return
+    for call in setup.program.calls:
+        wrap = _peft_model(call) if call.method == "merge_and_unload" and call.certain else None
+        before = (one for one in setup.program.calls if one.number < call.number)
+        if wrap is not None and any(
+            _trains(setup, one, wrap) or _is_method(one, wrap, "train")
+            for one in before
+            if one.method == "train"
+        ):
+            yield call
+
+
 def saved_as_base(setup: Setup) -> Iterator[Slip]:
     """``save_pretrained`` of the loaded model, which holds the adapters of a PEFT model that is not
     saved itself."""
