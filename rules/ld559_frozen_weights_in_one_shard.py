@@ -10,7 +10,7 @@ from lora_doctor.rules._dry_run_script import FSDP_LOOP, MODEL
 from lora_doctor.rules._processes import SOURCE, at, failure, raised, together
 
 _REFUSED = (
-    r"Must flatten tensors with uniform `requires_grad` when `use_orig_params=False`",
+    r"Must flatten tensors with uniform `?requires_grad`? when `?use_orig_params=False`?",
     r"`?FlatParameter`? requires uniform `?requires_grad",
 )
 _PREPARED = FSDP_LOOP.replace("PREPARED", "model")
