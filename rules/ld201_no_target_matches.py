@@ -67,8 +67,10 @@ class NoTargetMatches(Rule):
     symptoms = (
         Symptom(r"(?i)\bTarget modules\b.{0,300}?not found in the base model"),
         Symptom(
-            r"Please specify `?target_modules`?( or `?target_parameters`?)? ?in `?peft_config`?"
+            r"(?i:please) specify `?target_modules`?( or `?target_parameters`?)? ?in "
+            r"`?peft_config`?"
         ),
+        Symptom(r"No layers? types? compatible with \w+ were found\. Please check `peft"),
         Symptom(r"No `?target_modules`? passed"),
         Symptom(r"No modules were targeted for adaptation"),
         Symptom(r"All modules were excluded\. This is likely unintended"),

@@ -86,6 +86,19 @@ class UnsupportedTargetModule(Rule):
         Symptom(r"Only same dim for query/key/value is supported"),
         Symptom(r"was initialized with \d+ dimensional Parameter, but only 2d and 3d"),
         Symptom(r"ModulesToSaveWrapper has no attribute `\d+`", "PEFT before 0.10"),
+        Symptom(r"Target module of type .{1,200}? not supported, currently only adapters for"),
+        Symptom(r"is not implemented for base layers of type"),
+        Symptom(r"does not support \w+ layers with groups > 1"),
+        Symptom(r"\b(?:aLoRA|VeLoRA) does not support adapting conv layers"),
+        Symptom(r"does not support target modules of type|does not support this layer type"),
+        Symptom(
+            r"\b(?:Only nn\.Linear layers supported currently"
+            r"|Unsupported layer type '?<class '[\w.]+'>)",
+            unless=r"proceed at your own risk",
+        ),
+        Symptom(r"\b(?:trainable_token_indices|\w+Wrapper) cannot be applied to modules of type"),
+        Symptom(r"trying to target a module with .{1,200}? that is a child of"),
+        Symptom(r"TrainableTokensLayer wraps an unknown layer type"),
     )
     examples = (
         Example("broken", "arch:llama", {"target_modules": ["mlp"]}, why="a block, not a layer"),

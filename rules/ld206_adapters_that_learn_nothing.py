@@ -103,8 +103,8 @@ class AdaptersThatLearnNothing(Rule):
         ),
         Symptom(r"\bno grad(?:ient)?s? (?:on|for|in|to|at|reach\w*)\b.{0,30}\b(?:lora|adapter)"),
         Symptom(
-            r"\blora_[AB]\b.{0,40}\b(?:stays?|still|remains?|all|non-?zero|unchanged"
-            r"|zeros?|(?:is|are) 0(?!\.?\d))\b"
+            r"(?<!weights of )\blora_[AB]\b.{0,40}\b(?:stays?|still|remains?|all|non-?zero"
+            r"|unchanged|zeros?|(?:is|are) 0(?!\.?\d))\b"
         ),
     )
     examples = (

@@ -82,7 +82,57 @@ class AdapterSettingsRefused(Rule):
         Symptom(r"`n_frequency` should be less than or equal to the product"),
         Symptom(r"r should be divisible by gralora_k"),
         Symptom(r"`r` \(\d+\) must be less than or equal to (?:min\()?in_features"),
-        Symptom(r"`r` should be a positive integer value but the value passed is"),
+        Symptom(
+            r"`\w+` (?:should|must) be a (?:positive|non-negative) (?:integer|float|number)\b"
+            r".{0,30}?(?:but the value passed is|[,;] got|$)"
+        ),
+        Symptom(r"\b(?:ADALORA|AdaLora|DoRA) does not support (?:DoRA|LOFTQ|megatron_core)"),
+        Symptom(r"`loftq_config` must be specified when|`?lora_ga_config`? must be provided when"),
+        Symptom(
+            r"Unknown initialization (?:init_(?:lora_)?weights=|`?init_)"
+            r"|init_lora_weights should be 'pissa'"
+            r"|Orthogonal initialization requires the LoRA rank to be even"
+            r"|`eigens` attribute not found for layer"
+        ),
+        Symptom(
+            r"\bdoes not support (?:DoRA|VeLoRA|KaSA|aLoRA|lora_bias|target_conv_1d_layer)\b"
+            r".{0,12}?, (?:please )?set "
+        ),
+        Symptom(r"\blora\.\w+ does not work with (?!lora_dropout)\w"),
+        Symptom(r"(?:MiCA|KaSA) requires `r`|\bDoes not support fan_in_fan_out"),
+        Symptom(
+            r"must be fully divisible into \[r, r\] blocks|mini_r is divided along the out_features"
+            r"|divisible by (?:group_size|boft_block_(?:num|size)|'qalora_group_size')"
+            r"|The group_size must be divisible by|Invalid combination of boft_n_butterfly_factor"
+            r"|\bboft_block_\w+ \(\d+\) must be an? (?:even|multiple)"
+            r"|must specify either boft_block"
+        ),
+        Symptom(
+            r"Multiple target layers with different dimensions were specified\. VeRA only"
+            r"|results in more shira params than|Please specify `feedforward_modules` in"
+            r"|Config specifies more adapter layers|Unsupported model type for adaption prompt"
+        ),
+        Symptom(
+            r"embedding layer is already marked to be trained fully, either specify"
+            r"|Cannot ensure weight tying when different token indices are specified"
+        ),
+        Symptom(r"When prompt_tuning_init='TEXT', \w+ can't be None"),
+        # Whatever else PEFT refuses while it reads a config or puts adapters into a model.
+        Symptom(
+            r"\b(?:Value|Type)Error: \S",
+            raised_in=r"peft[\\/]tuners[\\/](?:\w+[\\/])?config\.py",
+            unless=r"\bin (?:from_pretrained|load_adapter|from_peft_type)\b",
+            weight=-1,
+        ),
+        Symptom(
+            r"\b(?:Value|Type)Error: \S",
+            raised_in=r"peft[\\/](?:tuners[\\/]|utils[\\/]other\.py)",
+            context=r"\bin (?:get_peft_model|inject_adapter\w*|_?create_and_replace"
+            r"|update_layer)\b",
+            unless=r"\bin (?:from_pretrained|load_adapter|forward|_?merge\w*|_unload\w*"
+            r"|add_weighted_adapter|_check_new_adapter_config|_create_new_module)\b",
+            weight=-1,
+        ),
     )
     examples = (
         Example(

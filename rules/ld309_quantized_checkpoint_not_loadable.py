@@ -67,6 +67,7 @@ class QuantizedCheckpointNotLoadable(Rule):
         Symptom(r"finegrained-fp8 kernel unavailable"),
         Symptom(r"A valid HQQ version .{1,20} is not available"),
         Symptom(r"gptqmodel version should be >="),
+        Symptom(r"kernels package is required for MXFP4|You need a version of auto_gptq >="),
         Symptom(r"No module named '(gptqmodel|auto_gptq|awq|aqlm|hqq|torchao|optimum\.gptq|vptq)"),
         Symptom(
             r"No package metadata was found for "

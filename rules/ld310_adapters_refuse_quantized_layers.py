@@ -48,6 +48,9 @@ class AdaptersRefuseQuantizedLayers(Rule):
     depth = "meta"
     symptoms = (
         Symptom(r"_get_in_out_features(?s:.*)'Linear' object has no attribute 'weight'"),
+        Symptom(
+            r"'(?:WQLinear\w*|(?:\w+)?Quant(?:ized)?Linear\w*)' object has no attribute 'weight'",
+        ),
         Symptom(r"TorchaoLoraLinear only supports int8 weights"),
         Symptom(
             r"Target module \w*(QuantLinear|QuantizedLinear|BitLinear|WQLinear|HiggsLinear)\w*\b"

@@ -66,6 +66,9 @@ class MethodReadsQuantizedWeights(Rule):
     depth = "tiny"
     symptoms = (
         Symptom(r"Please initialize (?:PiSSA|OLoRA|CorDA|MiCA|LoRA-GA) under float32"),
+        Symptom(r"LoRA-GA does not support quantized models"),
+        Symptom(r"(?:8bit and 4bit|GPTQ) quantization not supported for"),
+        Symptom(r"4-bit quantization is not supported for IA3 yet", "PEFT 0.4"),
         Symptom(r"PSOFT init requires float32/float16/bfloat16"),
         Symptom(r"linalg\.\w+: Expected a floating point or complex tensor as input\. Got Byte",
                 raised_in=r"peft[\\/]tuners"),

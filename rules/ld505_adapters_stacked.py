@@ -69,6 +69,12 @@ class AdaptersStacked(Rule):
         Symptom(r"Already found a `peft_config` attribute in the model"),
         Symptom(r"Found missing adapter keys while loading the checkpoint", weight=-1),
         Symptom(r"Cannot combine adapters with different peft types"),
+        Symptom(
+            r"\b\w+ supports only 1 (?:trainable adapter|adapter with bias)\. When using multiple"
+        ),
+        Symptom(
+            r"(?:PiSSA|CorDA|OLoRA) changes the base weights of the model and should thus not be"
+        ),
         Symptom(r"property 'peft_config' of 'PeftModel\w*' object has no deleter"),
     )
     descriptions = (

@@ -63,6 +63,15 @@ class ArgumentsRefused(Rule):
         ),
         Symptom(r"--load_best_model_at_end requires the (?:save|saving)"),
         Symptom(r"\bValueError: --(?!tf32)\w+ (?:must be|can only be set when|requires)\b"),
+        Symptom(
+            r"(?:generation_batch_size|batch size) \([^()]{1,60}\) must be (?:evenly )?divisible "
+            r"by (?:num_generations|the (?:global batch size|number of generations))"
+            r"|(?:GRPO|RLOO) requires at least 2 generations per prompt"
+            r"|'generation_batch_size' and 'steps_per_generation' can not be both",
+            "TRL",
+            alone=True,
+        ),
+        Symptom(r"You can't use 8 bit and 4 bit precision at the same time", "TRL"),
         Symptom(r"At most one of fp16 and bf16 can be True"),
         Symptom(r"requires either non-zero --eval_steps|requires non-zero --logging_steps"),
         Symptom(r"lr_scheduler_type \w+ requires an eval strategy"),

@@ -56,6 +56,7 @@ class KeysNotInTheFramework(Rule):
             r"Some (?:specified arguments|keys) are not used by the HfArgumentParser"
             r"(?!: \['(?:-f|--f=)[^]]{0,300}kernel-)",  # a notebook's own argument
         ),
+        Symptom(r"specified config arguments are not used by the TrlParser", "TRL before 0.12"),
         Symptom(r"ValueError: remaining_argv: \[", "ms-swift"),
         Symptom(r"Unknown arguments from config file: ", "TRL"),
         Symptom(

@@ -41,10 +41,37 @@ class SettingsRefused(Rule):
     symptoms = (
         Symptom(
             r"\b(?:Value|Assertion)Error: (?!Some specified arguments)\S",
-            raised_in=r"(?:llamafactory|llmtuner)[\\/]hparams|swift[\\/](?:llm[\\/])?arguments?[\\/]"
+            raised_in=r"(?:llamafactory|llmtuner)[\\/](?:hparams|model[\\/](?:adapter|model_utils"
+            r"[\\/]quantization)\.py)|swift[\\/](?:llm[\\/])?arguments?[\\/]"
             r"|axolotl[\\/]utils[\\/](?:config|schemas)\b",
         ),
         Symptom(r"validation errors? for Axolotl\w*Config"),
+        # As their argument parsers and model loaders say it, without the frames.
+        Symptom(
+            r"\bis only (?:valid for (?:the )?|compatible with the )(?:Freeze or )?LoRA\b"
+            r"|\bCannot (?:use LoRA with GaLore|create new adapter upon a quantized)"
+            r"|\bCannot (?:resize embedding layers of|merge adapters to) a quantized model"
+            r"|\bCannot (?:specify `val_size` if|use device map for quantized models)"
+            r"|\bCannot initialize PiSSA adapter on quantized models"
+            r"|\bDoRA is not compatible with PTQ-quantized models"
+            r"|\bQuantized model only accepts a single adapter"
+            r"|\bQuantized models can only be used for the LoRA"
+            r"|\bWe only accept 4-bit or 8-bit quantization"
+            r"|\bCannot use multiple adapters in DeepSpeed"
+            r"|\bincompatible with (?:DeepSpeed ZeRO-3|PTQ-quantized models|S\^2-Attn)"
+            r"|\bPlease specify dataset for training\b|`reward_model` is necessary for PPO"
+            r"|\bcannot be set as True except SFT",
+            "LLaMA-Factory",
+            alone=True,
+            weight=-1,
+        ),
+        Symptom(
+            r"\b(?:Packing|Streaming) and lazy_tokenize are incompatible"
+            r"|\b(?:DeepSpeed|FSDP2) is not compatible with `?(?:device_map|DeepSpeed)"
+            r"|\bPlease set the quant_bits\. args\.quant_bits",
+            "ms-swift",
+            alone=True,
+        ),
     )
     examples = (
         Example("broken", "tests/set_ups/axolotl_qlora_without_4bit.yaml"),

@@ -73,6 +73,12 @@ class AdapterNotSavedWhole(Rule):
             context=r"save_pretrained|save_file",
         ),
     )
+    descriptions = (
+        Symptom(
+            r"\b(?:zero-?3|zero.{0,3}stage.{0,3}3|stage-?3|fsdp)\b.{0,120}\b(?:adapter\w*|lora)\b"
+            r".{0,60}\b(?:\d+ ?(?:b|bytes?|k|kb|kib)\b|tiny|much smaller|incomplete)"
+        ),
+    )
     examples = (
         Example(
             "broken",

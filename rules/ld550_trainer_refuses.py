@@ -60,6 +60,39 @@ class TrainerRefuses(Rule):
         ),
         Symptom(r"A formatting function was provided while `?completion_only_loss"),
         Symptom(
+            r"You passed `?\w*kwargs`? to (?:the )?`?\w+(?:/\w+)?`?[,.] ?(?:[Bb]ut )?.{0,12}model "
+            r"is already"
+            r"|You passed `quantization_config` to the trainer, but your model is already",
+            "TRL",
+        ),
+        Symptom(r"Invalid `(?:torch_)?dtype` passed to (?:the )?`?\w+Config", "TRL"),
+        Symptom(
+            r"(?:tokenizer|processing_class) must be specified (?:to tokenize|when using)", "TRL"
+        ),
+        Symptom(
+            r"You cannot use `use_liger_(?:loss|kernel)=True` with Peft"
+            r"|[Ll]iger loss is not supported with"
+            r"|`cast_lm_head_to_fp32=True` is not supported when the lm_head carries"
+            r"|Prompt-learning PEFT methods .{0,60}? are not supported",
+            "TRL",
+        ),
+        Symptom(
+            r"to use the PeftModel, you need to pass a PeftConfig"
+            r"|`peft_config` must be a `peft\.Peft",
+            "TRL",
+        ),
+        Symptom(
+            r"Number of reward weights \(\d|number of reward processing classes \(\d"
+            r"|KTO will not work properly because the KL term"
+            r"|max_prompt_length \(\d+\) should be strictly less than max_length",
+            "TRL",
+        ),
+        Symptom(
+            r"provide either `dataset_text_field` or `formatting_func`"
+            r"|pass a `dataset_text_field` or `formatting_func`",
+            "TRL before 0.13",
+        ),
+        Symptom(
             r"\b(?:ValueError|NotImplementedError): \S|\bTypeError: .{1,60}? must be an? ",
             raised_in=r"trl[\\/]trainer[\\/]\w+_trainer\.py",
             context=r"_trainer\.py\W+line \d+,? in __init__",

@@ -35,7 +35,13 @@ class AdapterLoadedOntoAdapters(Rule):
     name = "adapter-loaded-onto-adapters"
     summary = "A saved adapter is loaded onto a PEFT model, and none of its weights arrive."
     depth = "static"
-    symptoms = (Symptom(r"missing adapter keys.{0,80}base_model\.model\.base_model\.model"),)
+    symptoms = (
+        Symptom(r"missing adapter keys.{0,80}base_model\.model\.base_model\.model"),
+        Symptom(
+            r"missing adapter keys while loading the checkpoint",
+            context=r"PeftModel\w*\.from_pretrained\(\s*get_peft_model\(",
+        ),
+    )
     examples = (
         Example(
             "broken",

@@ -69,9 +69,18 @@ class AdapterOnTiedWeight(Rule):
         Symptom(
             r"`?tie_word_embeddings=True`? and the tied_target_modules=", "PEFT 0.13 and later"
         ),
-        Symptom(r"tied layer is part of the adapter, but `?ensure_weight_tying`? is not set"),
+        Symptom(
+            r"tied layer is part of the adapter, but (?:`?ensure_weight_tying`? is not set"
+            r"|no implementation exists to tie)"
+        ),
     )
-    descriptions = (Symptom(r"\bmerg\w*\b.{0,60}\btied\b"),)
+    descriptions = (
+        Symptom(r"\bmerg\w*\b.{0,60}\btied\b"),
+        Symptom(
+            r"\bafter merging\b.{0,60}\b(?:model|output|generat\w*)\b.{0,40}"
+            r"\b(?:unusable|nonsense|garbage|gibberish|broken)"
+        ),
+    )
     examples = (
         Example(
             "broken",

@@ -65,6 +65,8 @@ class AutoPeftClassDoesNotFit(Rule):
             context=r"\bAutoPeftModel|peft[\\/]auto\.py",
         ),
         Symptom(r"Expected target PEFT class: PeftModelFor\w+, but you have asked for"),
+        Symptom(r"Cannot infer the auto class from the config, please make sure that you are"),
+        Symptom(r"Cannot use `AutoPeftModel` with a task type, please use a specific class"),
     )
     examples = (
         Example(

@@ -45,7 +45,11 @@ class AdapterValuesWithoutEffect(Rule):
     name = "adapter-values-without-effect"
     summary = "A saved adapter has non-finite values, or B matrices of zeros only."
     depth = "full"
-    symptoms = (Symptom(r"NaNs detected in the merged weights"),)
+    symptoms = (Symptom(r"NaNs detected in the merged (?:weights|bias)"),)
+    descriptions = (
+        Symptom(r"\b(?:all|every)\b.{0,20}\blora_B\b.{0,20}\b(?:zeros?|0)(?!\.?\d)", weight=1),
+        Symptom(r"\badapter\b.{0,60}\b(?:100 percent|100 ?%|full of|only|all) nan\b"),
+    )
     about_saved_adapter = True
     examples = (
         Example(

@@ -56,7 +56,19 @@ class AdapterRefusedByPeft(Rule):
             rf"{CONFIG_CLASS}\.__init__\(\) got an unexpected keyword argument",
             "an adapter of a newer PEFT, or of one before 0.3",
         ),
-        Symptom(r"config that is trying to be loaded is missing required keys"),
+        Symptom(r"config that is trying to be loaded is (?:missing required keys|not a valid)"),
+        Symptom(
+            r"Trying to load old OFT checkpoint|OFT has been updated since PEFT 0\.14",
+            "PEFT 0.16 and later",
+        ),
+        Symptom(r"Specified to load .{1,60}? from state dictionary however they were not present"),
+        Symptom(
+            r"\b(?:Value|Type)Error: \S",
+            raised_in=r"peft[\\/](?:tuners[\\/](?:\w+[\\/])?)?config\.py",
+            context=r"\bin (?:from_pretrained|load_adapter|from_peft_type)\b",
+            unless=r"Can't find ",
+            weight=-1,
+        ),
         Symptom(
             r"KeyError: '[A-Z][A-Z0-9_]*'|'[A-Z][A-Z0-9_]*' is not a valid PeftType",
             "a kind of adapter that this PEFT does not have",

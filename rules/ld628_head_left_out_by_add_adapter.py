@@ -15,6 +15,7 @@ from lora_doctor.rule_api import (
     Measurement,
     Proof,
     Rule,
+    Symptom,
     adds_without_wrapper,
     quoted,
 )
@@ -52,6 +53,12 @@ class HeadLeftOutByAddAdapter(Rule):
     name = "head-left-out-by-add-adapter"
     summary = "add_adapter leaves the classification head frozen, and it is not saved."
     depth = "meta"
+    descriptions = (
+        Symptom(
+            r"\badd_adapter\b.{0,80}\b(?:head|classifier|score)\b.{0,40}"
+            r"\b(?:not trained|frozen|untrained|not saved|never trained)"
+        ),
+    )
     examples = (
         Example(
             "broken",

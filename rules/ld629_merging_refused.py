@@ -54,7 +54,13 @@ class MergingRefused(Rule):
             raised_in=r"peft[\\/]tuners",
         ),
         Symptom(r"Impossible to merge LoRA with `lora_bias=True`"),
-        Symptom(r"Cannot merge LORA layers when (?:the|base) model", "PEFT before 0.8"),
+        Symptom(r"Cannot merge (?:\w+ )?layers when (?:the|base) model"),
+        Symptom(
+            r"GPT2 models are not supported for merging|Merging \w+ with INC layers is not yet"
+        ),
+        Symptom(r"ShadowPEFT cannot be merged|Cannot merge an active Arrow router adapter"),
+        Symptom(r"QALoRA for GPTQ layers does not support '(?:get_delta_weight|merge\w*)'"),
+        Symptom(r"required (?:to re-quantize the base layer after merging|for merge/unmerge)"),
         Symptom(
             r"layers? of type .{1,80} has no bias\. This means that merging LoRA weights won't"
         ),

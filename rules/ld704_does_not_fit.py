@@ -72,11 +72,18 @@ class DoesNotFit(Rule):
             r"(?:CUDA|HIP|MPS|XPU|NPU)(?: backend)? (?:error: )?(?:out of memory)", unless=_SERVER
         ),
         Symptom(r"Make sure you have enough GPU RAM to fit the quantized model"),
+        Symptom(r"want to offload some keys to `cpu` or `disk`, you need to set `llm_int8_enable"),
+        Symptom(r"loaded in 8-bit or 4-bit precision with CPU or disk offload"),
         Symptom(r"No executable batch size found, reached zero"),
         Symptom(r"(?:torch\.|cuda\.)OutOfMemoryError", unless=_SERVER),
         Symptom(r"CUBLAS_STATUS_ALLOC_FAILED"),
     )
-    descriptions = (Symptom(r"\bOOM\b|\bout.of.memory\b"),)
+    descriptions = (
+        Symptom(
+            r"\bOOM\b|\bout.of.memory\b",
+            unless=r"\b(?:tensorflow|jax|mlx|llama\.cpp|ollama)\b",
+        ),
+    )
     examples = (
         Example(
             "broken",

@@ -94,8 +94,8 @@ class ImportsDoNotFit(Rule):
         Symptom(_ATTRIBUTE, alone=True),
         Symptom(r"No module named 'triton\.ops'"),
         Symptom(
-            r"Failed to import (?:trl|peft|transformers)\.\S+ because of the following error "
-            r"\(look up to see its traceback\): No module named '[\w.]+'",
+            r"Failed to import (?:trl|peft|transformers|diffusers)\.\S+ because of the following "
+            r"error \(look up to see its traceback\): No module named '[\w.]+'",
             alone=True,
         ),
     )

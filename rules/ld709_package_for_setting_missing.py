@@ -49,7 +49,16 @@ class PackageForSettingMissing(Rule):
     name = "package-for-setting-missing"
     summary = "A setting of the adapter needs a package that is not installed."
     depth = "meta"
-    symptoms = (Symptom(r"The required package '[\w.\-]+' is not installed"),)
+    symptoms = (
+        Symptom(r"The required package '[\w.\-]+' is not installed"),
+        Symptom(r"scikit-learn is required for AdaMSS"),
+        Symptom(r"bitsandbytes is not available, please install it to use LoftQ"),
+        Symptom(
+            r"To use (?:\w+|\(IA\)\^3) with (?:8-bit|4-bit|8-bit or 4-bit) quantization, please "
+            r"install",
+            "PEFT before 0.15",
+        ),
+    )
     examples = (
         Example(
             "broken",

@@ -58,7 +58,14 @@ class DeepspeedContradictsTrainer(Rule):
     name = "deepspeed-contradicts-trainer"
     summary = "The DeepSpeed config contradicts the arguments of the Trainer."
     depth = "static"
-    symptoms = (Symptom(_REFUSED),)
+    symptoms = (
+        Symptom(_REFUSED),
+        Symptom(r"train_batch_size is not equal to micro_batch_per_gpu \* gradient_acc_step"),
+        Symptom(r"--adafactor was passed, but also found `optimizer` configured in the DeepSpeed"),
+        Symptom(
+            r"cannot specify an? (?:optimizer|scheduler) in the config file and in the code at"
+        ),
+    )
     examples = (
         Example("broken", "tests/set_ups/deepspeed/contradicts.yaml", depth="static"),
         Example("healthy", "tests/set_ups/deepspeed/agrees.yaml", depth="meta"),

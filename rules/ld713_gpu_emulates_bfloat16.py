@@ -51,7 +51,10 @@ class GpuEmulatesBfloat16(Rule):
     name = "gpu-emulates-bfloat16"
     summary = "The recipe computes in bfloat16, which the named GPU does not support natively."
     depth = "static"
-    symptoms = (Symptom(r"Your setup doesn't support bf16/gpu\b.{0,40}\bAmpere"),)
+    symptoms = (
+        Symptom(r"Your setup doesn't support bf16/gpu\b.{0,40}\bAmpere"),
+        Symptom(r"bf16 mixed precision requires PyTorch >= 1\.10 and a supported device"),
+    )
     examples = (
         Example("broken", "arch:llama", {**_BFLOAT16, "gpu": ["t4"]}, depth="static"),
         Example("healthy", "arch:llama", {**_BFLOAT16, "gpu": ["l4"]}, depth="static"),

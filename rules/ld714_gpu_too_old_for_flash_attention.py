@@ -50,7 +50,7 @@ class GpuTooOldForFlashAttention(Rule):
     depth = "static"
     symptoms = (
         Symptom(r"FlashAttention only supports Ampere GPUs or newer"),
-        Symptom(r"FlashAttention.{0,3} requires compute capability"),
+        Symptom(r"Flash ?Attention.{0,3} requires compute capability"),
     )
     examples = (
         Example("broken", "arch:llama", {**_FLASH, "gpu": ["t4"]}, depth="static"),

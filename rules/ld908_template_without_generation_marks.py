@@ -50,7 +50,7 @@ class TemplateWithoutGenerationMarks(Rule):
     symptoms = (
         Symptom(r"it may be missing the `\{% generation %\}` keyword", "TRL"),
         Symptom(r"The chat template is not training-compatible", "TRL"),
-        Symptom(r"return_assistant_tokens_mask==True but chat template does not contain"),
+        Symptom(r"\bchat template does not contain `?\{% generation %\}"),
     )
     examples = (
         Example(

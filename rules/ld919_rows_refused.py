@@ -64,6 +64,11 @@ class RowsRefused(Rule):
         Symptom(r"Invalid (?:keys in the example|role in (?:the last )?message)\b", "TRL"),
         Symptom(r"input examples must contain either 'messages' for conversational data", "TRL"),
         Symptom(
+            r"total number of \S+ tokens in the prompts should be the same as the number of"
+            r"|Found \d+ \S+ tokens in the text but no (?:images|videos|audio)"
+        ),
+        Symptom(r"Cannot use apply_chat_template because this processor does not have a chat"),
+        Symptom(
             r"KeyError: '(?:text|messages|conversations?|instruction|input|output|question|answer"
             r"|prompt|completion|chosen|rejected)'",
             raised_in=r"[\\/](?:trl|datasets)[\\/]",
