@@ -69,6 +69,11 @@ class SomeTargetsMatchNothing(Rule):
             r"\b(?:some|part|one|two|half) of (?:the |my )?target\w*\b.{0,60}"
             r"\b(?:not match|nothing|not found|ignored|missing|skipped)"
         ),
+        Symptom(
+            r"\b(?:incorrect|wrong|mistyped|one of (?:my|the)\b.{0,20}) (?:names? in )?"
+            r"target.?modules?\b.{0,40}\b(?:does|do|is|are)(?: not|n't) "
+            r"(?:error|raise|warn|exist|report)"
+        ),
         Symptom(r"\b(?:silently|quietly) (?:skip|ignor|drop)\w*.{0,40}\btarget"),
     )
     examples = (

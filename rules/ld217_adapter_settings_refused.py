@@ -83,8 +83,8 @@ class AdapterSettingsRefused(Rule):
         Symptom(r"r should be divisible by gralora_k"),
         Symptom(r"`r` \(\d+\) must be less than or equal to (?:min\()?in_features"),
         Symptom(
-            r"`\w+` (?:should|must) be a (?:positive|non-negative) (?:integer|float|number)\b"
-            r".{0,30}?(?:but the value passed is|[,;] got|$)"
+            r"`\w+` should be a (?:positive|non-negative) integer(?: value| or 0),? but the value"
+            r"|`(?:r|u|topk)` (?:\S+ )?(?:should|must) be a positive integer"
         ),
         Symptom(r"\b(?:ADALORA|AdaLora|DoRA) does not support (?:DoRA|LOFTQ|megatron_core)"),
         Symptom(r"`loftq_config` must be specified when|`?lora_ga_config`? must be provided when"),
@@ -102,7 +102,8 @@ class AdapterSettingsRefused(Rule):
         Symptom(r"(?:MiCA|KaSA) requires `r`|\bDoes not support fan_in_fan_out"),
         Symptom(
             r"must be fully divisible into \[r, r\] blocks|mini_r is divided along the out_features"
-            r"|divisible by (?:group_size|boft_block_(?:num|size)|'qalora_group_size')"
+            r"|divisible by (?:boft_block_(?:num|size)|'qalora_group_size')"
+            r"|The out_features of the base layer must be divisible by group_size"
             r"|The group_size must be divisible by|Invalid combination of boft_n_butterfly_factor"
             r"|\bboft_block_\w+ \(\d+\) must be an? (?:even|multiple)"
             r"|must specify either boft_block"

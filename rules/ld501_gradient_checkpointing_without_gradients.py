@@ -90,6 +90,10 @@ class GradientCheckpointingWithoutGradients(Rule):
             r"|missing|none) .{0,20}\bgrad"
         ),
         Symptom(r"\b(?:no|zero|without|missing) grad(?:ient)?s?\b.{0,80}\bcheckpointing\b"),
+        Symptom(
+            r"\bgradient.checkpoint\w*\b.{0,60}\b(?:all )?grad(?:ient)?s?\b.{0,20}"
+            r"\b(?:None|zero|vanish\w*|missing)\b"
+        ),
         Symptom(r"\blora_B\b.{0,40}\bnon-?zero\b"),
     )
     examples = (

@@ -14,6 +14,7 @@ from lora_doctor.rule_api import (
     Measurement,
     Proof,
     Rule,
+    Symptom,
 )
 from lora_doctor.rules._set_up import located, written
 
@@ -46,6 +47,10 @@ class NamedPathMissing(Rule):
     name = "named-path-missing"
     summary = "The set-up names a file or folder that does not exist."
     depth = "static"
+    symptoms = (
+        Symptom(r"Can't find a valid checkpoint at \S"),
+        Symptom(r"Expected a string path to an existing deepspeed config"),
+    )
     examples = (
         Example("broken", "tests/set_ups/data/adapter_missing.yaml", depth="static"),
         Example("healthy", "tests/set_ups/axolotl.yaml", depth="meta"),

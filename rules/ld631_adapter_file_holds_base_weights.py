@@ -43,7 +43,8 @@ class AdapterFileHoldsBaseWeights(Rule):
     about_saved_adapter = True
     symptoms = (
         Symptom(
-            r"(?:\.layers\.\d+\.(?:\w+\.)*\w+(?<!_vector)|\.base_layer)\.weight is unsupported "
+            r"(?:\.layers\.\d+\.(?:\w+\.)*\w+(?<!_vector)|\.base_layer"
+            r"|\.(?:embed_tokens|wte|lm_head))\.weight is unsupported "
             r"LoRA weight",
             "vLLM",
         ),

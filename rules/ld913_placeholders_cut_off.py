@@ -56,7 +56,16 @@ class PlaceholdersCutOff(Rule):
         Symptom(r"[Ii]mage features and image tokens do not match"),
         Symptom(r"Image tokens and image features.*mismatch"),
         Symptom(r"Mismatch in `\w+` token count between text and"),
-        Symptom(r"(?i)\b(?:video|audio) features and (?:video|audio) tokens do not match"),
+        Symptom(r"(?i)\b(?:videos?|audio) features and (?:video|audio|image) tokens do not match"),
+        Symptom(
+            r"input provided to the model are wrong\. The number of (?:image|audio|video) tokens is"
+            r"|image_to_overwrite\.sum\(\)=\S+ != num_image_features"
+            r"|image tokens in input_ids \(\d+\) different from num_images",
+            "the LLaVA family before transformers 4.46, Qwen2-Audio",
+        ),
+        Symptom(r"has <image> tokens not divisible by patch_size", "SmolVLM, Idefics 3"),
+        Symptom(r"[Pp]laceholder span length does not match|invalid or truncated token layout"),
+        Symptom(r"truncation removed vision special/frame tokens", "ms-swift"),
         Symptom(_SHAPES, "transformers<4.46, Qwen-VL also later", raised_in=_MODELS),
         Symptom(_SHAPES, "transformers<4.46, Qwen-VL also later", alone=True),
         Symptom(

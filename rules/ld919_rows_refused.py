@@ -61,12 +61,18 @@ class RowsRefused(Rule):
             r"(?:\(\d+\) )?(?:does not|doesn't) match (?:the )?number of",
             "LLaMA-Factory, TRL and processors",
         ),
+        Symptom(
+            r"number of (?:\S+ )?tokens? in each \w+ .{0,60}?should be the same as the number of"
+            r"|number of image token \(\d+\) should be the same as in the number of provided"
+            r"|(?:[Ii]mages?|[Aa]udio) were provided, but there are (?:no )?(?:image|audio) tok"
+            r"|Prompt contained \d+ image tokens but received"
+            r"|should add as much (?:image|audio) tokens"
+            r"|tokens? in (?:provided|the) text but (?:received|no (?:images|videos|audio))",
+            "processors of transformers",
+        ),
         Symptom(r"Invalid (?:keys in the example|role in (?:the last )?message)\b", "TRL"),
         Symptom(r"input examples must contain either 'messages' for conversational data", "TRL"),
-        Symptom(
-            r"total number of \S+ tokens in the prompts should be the same as the number of"
-            r"|Found \d+ \S+ tokens in the text but no (?:images|videos|audio)"
-        ),
+        Symptom(r"total number of \S+ tokens in the prompts should be the same as the number of"),
         Symptom(r"Cannot use apply_chat_template because this processor does not have a chat"),
         Symptom(
             r"KeyError: '(?:text|messages|conversations?|instruction|input|output|question|answer"

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.rule_api import Case, Example, Finding, Fix, Location, Measurement, Proof, Rule
+from lora_doctor.rule_api import (
+    Case,
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measurement,
+    Proof,
+    Rule,
+    Symptom,
+)
 from lora_doctor.rules._dry_run_script import CLASSES
 from lora_doctor.rules._training_signal import signal
 
@@ -39,6 +49,9 @@ class LongestRowFails(Rule):
     name = "longest-row-fails"
     summary = "The longest row of the training set raises an exception."
     depth = "static"
+    symptoms = (
+        Symptom(r"Labels' sequence length \d+ cannot exceed the maximum allowed length", "Whisper"),
+    )
     examples = (
         Example(
             "broken",
