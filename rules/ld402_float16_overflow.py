@@ -77,6 +77,11 @@ class Float16Overflow(Rule):
         Symptom(r"(?i)(?<!no )loss\w*['\"]?\s*(?:is|=|:|->)?\s*(?:all\s|always\s)?['\"]?nan\b"),
         Symptom(r"(?i)(?<!no )\bnan (?:in|as|for) (?:the )?(?:training )?loss"),
         Symptom(r"(?i)exceed(s|ing)? float16'?s maximum"),
+        Symptom(
+            r"probability tensor contains either `inf`, `nan` or element < 0",
+            "sampling from a model that overflows",
+            context=r"(?i)\b(?:fp16|float16|half)\b|torch\.float16",
+        ),
         Symptom(r"(?i)\b(?:fp16|float16)\W{0,3}overflow|\bexceed\w*.{0,40}\b65,?504\b"),
     )
     descriptions = (

@@ -136,6 +136,7 @@ class PromptLearningDoesNotFit(Rule):
             context=r"(?i)(?:prefix|prompt|\bp).?tuning|prompt_?encoder|get_prompt|virtual_tokens",
         ),
         Symptom(r"'NoneType' object has no attribute 'shape'", context=_PROMPTS),
+        Symptom(r"Attention mask should be of size \(\d", context=_PROMPTS),
         Symptom(
             r"The expanded size of the tensor \(\d+\) must match the existing size \(\d+\)",
             context=_PROMPTS,

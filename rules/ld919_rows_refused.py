@@ -73,6 +73,11 @@ class RowsRefused(Rule):
         Symptom(r"Invalid (?:keys in the example|role in (?:the last )?message)\b", "TRL"),
         Symptom(r"input examples must contain either 'messages' for conversational data", "TRL"),
         Symptom(r"total number of \S+ tokens in the prompts should be the same as the number of"),
+        Symptom(
+            r"\bTextEncodeInput must be Union|\bTextInputSequence must be"
+            r"|\btext input must be of type `str` \(single example\)",
+            "a column that holds no text: None, numbers, lists of messages",
+        ),
         Symptom(r"Cannot use apply_chat_template because this processor does not have a chat"),
         Symptom(
             r"KeyError: '(?:text|messages|conversations?|instruction|input|output|question|answer"

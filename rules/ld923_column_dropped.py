@@ -77,6 +77,12 @@ class ColumnDropped(Rule):
             r"encodings to this method that includes input_ids, but you provided "
             r"\[(?:'labels?'(?:, )?)*\]"
         ),
+        Symptom(
+            r"\bKeyError: '(?:input_ids|labels?|messages|text|images?|pixel_values|audio)'",
+            context=r"(?i)\bcollat",
+            alone=True,
+            weight=-1,
+        ),
         Symptom(r"Invalid key: .{1,40}? is out of bounds for size 0\b", "transformers<5"),
     )
     descriptions = (

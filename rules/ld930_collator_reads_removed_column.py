@@ -57,6 +57,13 @@ class CollatorReadsRemovedColumn(Rule):
             context=r"in collate\w*|data_collator\(|_collate",
             weight=-1,
         ),
+        # The collator is the program's own, and torch's loader has just called it.
+        Symptom(
+            r"\bKeyError: .\w+.(?:$| )",
+            context=r"in fetch return self\.collate_fn\(data\)",
+            raised_in=r"^(?!.*(?:(?:site|dist)-packages|transformers_modules)[\\/])",
+            weight=-1,
+        ),
     )
     examples = (
         Example(

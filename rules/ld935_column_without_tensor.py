@@ -69,7 +69,13 @@ class ColumnWithoutTensor(Rule):
     name = "column-without-tensor"
     summary = "The collator cannot make a tensor of a column of the rows."
     depth = "static"
-    symptoms = tuple(Symptom(pattern) for pattern in _REFUSED)
+    symptoms = (
+        *(Symptom(pattern) for pattern in _REFUSED),
+        Symptom(
+            r"stack expects each tensor to be equal size, but got \[\d+\] at entry",
+            "torch's own collator, where rows are tensors",
+        ),
+    )
     examples = (
         Example(
             "broken",
