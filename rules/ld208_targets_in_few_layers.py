@@ -16,6 +16,7 @@ from lora_doctor.rule_api import (
     Proof,
     Recipe,
     Rule,
+    Symptom,
     offered_layers,
     quoted,
     require_lora,
@@ -59,6 +60,12 @@ class TargetsInFewLayers(Rule):
     name = "targets-in-few-layers"
     summary = "The targets exist in only a few layers; the others use other names."
     depth = "meta"
+    descriptions = (
+        Symptom(
+            r"\b(?:hybrid|mamba|linear attention|deltanet|recurrent)\b.{0,80}\b(?:no|without) "
+            r"(?:lora|adapters?)\b"
+        ),
+    )
     examples = (
         Example(
             "broken",

@@ -66,6 +66,12 @@ class OtherKeysMatchNothing(Rule):
     symptoms = (
         Symptom(r"target_parameters=.{1,500}? were set but no parameter was matched", "peft>=0.17"),
     )
+    descriptions = (
+        Symptom(
+            r"\b(?:modules_to_save|target_parameters)\b.{0,60}\b(?:no effect|ignored|match(?:e"
+            r"s)? nothing|(?:does|do)(?: not|n't) exist)"
+        ),
+    )
     examples = (
         Example(
             "broken",

@@ -71,6 +71,12 @@ class EntriesWithoutEffect(Rule):
         Symptom(r"exclude_modules=.{1,300}? but no modules were excluded"),
         Symptom(r"keys did not match any targeted module and were ignored", "PEFT 0.19+"),
     )
+    descriptions = (
+        Symptom(
+            r"\b(?:rank_pattern|alpha_pattern|exclude_modules|layers_to_transform)\b.{0,60}\b("
+            r"?:no effect|ignored|not applied|does nothing|match(?:es)? nothing)"
+        ),
+    )
     examples = (
         Example(
             "broken",

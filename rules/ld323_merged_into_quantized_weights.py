@@ -57,6 +57,16 @@ class MergedIntoQuantizedWeights(Rule):
     summary = "A script merges its adapters into the quantized weights that it trained on."
     depth = "static"
     symptoms = (Symptom(r"Merge \w+ module to (?:4|8)-bit linear may get different generations"),)
+    descriptions = (
+        Symptom(
+            r"\bmerg\w*\b.{0,60}\b(?:4.?bit|8.?bit|quantized|qlora)\b.{0,80}\b(?:garbage|worse"
+            r"|differ\w*|nonsense|gibberish|quality)"
+        ),
+        Symptom(
+            r"\b(?:4.?bit|8.?bit|qlora)\b.{0,60}\bmerg\w*\b.{0,80}\b(?:garbage|worse|differ\w*"
+            r"|nonsense|gibberish|quality)"
+        ),
+    )
     examples = (
         Example(
             "broken",

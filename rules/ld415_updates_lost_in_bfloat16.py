@@ -15,6 +15,7 @@ from lora_doctor.rule_api import (
     Measurement,
     Proof,
     Rule,
+    Symptom,
     quoted,
 )
 from lora_doctor.rules._ablation import judged
@@ -54,6 +55,12 @@ class UpdatesLostInBfloat16(Rule):
     name = "updates-lost-in-bfloat16"
     summary = "Weights are trained in bfloat16, and each update is rounded away."
     depth = "tiny"
+    descriptions = (
+        Symptom(
+            r"\bbf(?:loat)?16\b.{0,60}\b(?:updates?|steps?)\b.{0,40}\b(?:rounded|rounds?|lost|"
+            r"vanish\w*|too small)"
+        ),
+    )
     examples = (
         Example(
             "broken",

@@ -76,6 +76,7 @@ class NotOnlyAdapters(Rule):
             weight=2,
         ),
     )
+    descriptions = (Symptom(r"\b(?:0|zero|no) trainable param\w*"),)
     examples = (
         Example(
             "broken",

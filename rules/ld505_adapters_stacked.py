@@ -86,6 +86,7 @@ class AdaptersStacked(Rule):
             r"\b(?:adapters?|lora) (?:is |are )?(?:stacked|on top of (?:each other"
             r"|one another))"
         ),
+        Symptom(r"\b(?:call\w*|ran|run) get_peft_model twice\b"),
     )
     examples = (
         Example(

@@ -13,6 +13,7 @@ from lora_doctor.rule_api import (
     Measurement,
     Proof,
     Rule,
+    Symptom,
     TrainingScript,
     adapted_twice,
     optimizer_too_early,
@@ -64,6 +65,9 @@ class AdaptersInWrongOrder(Rule):
     name = "adapters-in-wrong-order"
     summary = "A training script adds adapters after the optimizer was created, or twice."
     depth = "static"
+    descriptions = (
+        Symptom(r"\boptimizer\b.{0,40}\bbefore\b.{0,20}\b(?:get_peft_model|peft|lora|adapters?)\b"),
+    )
     examples = (
         Example(
             "broken",

@@ -13,6 +13,7 @@ from lora_doctor.rule_api import (
     Measurement,
     Proof,
     Rule,
+    Symptom,
     brings_optimizer,
 )
 from lora_doctor.rules._optimizer import not_updated
@@ -57,6 +58,12 @@ class LearningRateZero(Rule):
     name = "learning-rate-zero"
     summary = "Trainable weights have learning rate 0 for the whole run."
     depth = "static"
+    descriptions = (
+        Symptom(
+            r"\b(?:learning.?rate|lr)\b.{0,30}\b(?:is|stays?|remains?|always|constantly)\b."
+            r"{0,10}\b(?:0|zero)\b(?!\.?\d)"
+        ),
+    )
     examples = (
         Example(
             "broken",

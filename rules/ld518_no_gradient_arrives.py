@@ -14,6 +14,7 @@ from lora_doctor.rule_api import (
     Measurement,
     Proof,
     Rule,
+    Symptom,
     gradients_cleared,
 )
 from lora_doctor.rules._dry_run_script import LOOP, MODEL
@@ -57,6 +58,12 @@ class NoGradientArrives(Rule):
     name = "no-gradient-arrives"
     summary = "The optimizer takes its steps without gradients for the adapters."
     depth = "static"
+    descriptions = (
+        Symptom(
+            r"\b(?:weights?|adapters?|lora_\w)\b.{0,60}\b(?:same|identical|equal|unchanged)\b."
+            r"{0,20}\bbefore and after (?:the )?training"
+        ),
+    )
     examples = (
         Example(
             "broken",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.rule_api import Case, Example, Finding, Fix, Measurement, Proof, Rule
+from lora_doctor.rule_api import Case, Example, Finding, Fix, Measurement, Proof, Rule, Symptom
 from lora_doctor.rules._dry_run_script import LOOP, MODEL
 from lora_doctor.rules._training_signal import STEPS, at, signal
 
@@ -38,6 +38,7 @@ class GradientsNeverReset(Rule):
     name = "gradients-never-reset"
     summary = "The gradients of earlier steps are never reset."
     depth = "static"
+    descriptions = (Symptom(r"\b(?:forg[eo]t|without|never|missing|no)\b.{0,30}\bzero_grad\b"),)
     examples = (
         Example(
             "broken",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.rule_api import Case, Example, Finding, Fix, Measurement, Proof, Rule
+from lora_doctor.rule_api import Case, Example, Finding, Fix, Measurement, Proof, Rule, Symptom
 from lora_doctor.rules._dry_run_script import DDP_LOOP, LOOP, MODEL
 from lora_doctor.rules._processes import SOURCE, at, together
 
@@ -42,6 +42,12 @@ class ProcessesTrainApart(Rule):
     name = "processes-train-apart"
     summary = "Several processes are started, and each trains its own model independently."
     depth = "static"
+    descriptions = (
+        Symptom(
+            r"\b(?:each|every) (?:process|gpu|rank)\b.{0,40}\b(?:its own|a separate) (?:model|"
+            r"copy|run)\b"
+        ),
+    )
     examples = (
         Example(
             "broken",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.rule_api import Case, Example, Finding, Fix, Measurement, Proof, Rule
+from lora_doctor.rule_api import Case, Example, Finding, Fix, Measurement, Proof, Rule, Symptom
 from lora_doctor.rules._dry_run_script import LOOP, MODEL
 from lora_doctor.rules._processes import at
 
@@ -46,6 +46,12 @@ class OneProcessInsteadOfSeveral(Rule):
     name = "one-process-instead-of-several"
     summary = "accelerate was asked for several processes, but starts one."
     depth = "static"
+    descriptions = (
+        Symptom(
+            r"\baccelerate launch\b.{0,80}\b(?:only|just) (?:uses? )?(?:one|1|a single) (?:gpu"
+            r"|process|device)"
+        ),
+    )
     examples = (
         Example(
             "broken",

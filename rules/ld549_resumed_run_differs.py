@@ -82,6 +82,16 @@ class ResumedRunDiffers(Rule):
             r"|resume_from_checkpoint|state_dict for SentenceTransformer",
         ),
     )
+    descriptions = (
+        Symptom(
+            r"\bresum\w*\b.{0,80}\bloss\b.{0,30}\b(?:jump\w*|spike\w*|goes up|back up|higher|s"
+            r"tarts? over)"
+        ),
+        Symptom(
+            r"\bresum\w*\b.{0,80}\b(?:optimizer|scheduler|momentum)\b.{0,40}\b(?:reset|lost|fr"
+            r"om scratch)"
+        ),
+    )
     examples = (
         Example(
             "broken",

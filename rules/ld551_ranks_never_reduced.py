@@ -47,7 +47,10 @@ class RanksNeverReduced(Rule):
     name = "ranks-never-reduced"
     summary = "AdaLoRA is trained without the call that distributes its ranks."
     depth = "static"
-    descriptions = (Symptom(r"\badalora\b.{0,120}\b(?:update_and_allocate|rank_pattern)\b"),)
+    descriptions = (
+        Symptom(r"\badalora\b.{0,120}\b(?:update_and_allocate|rank_pattern)\b"),
+        Symptom(r"\badalora\b.{0,80}\branks?\b.{0,40}\b(?:never|not|stays?|constant)\b"),
+    )
     examples = (
         Example(
             "broken",

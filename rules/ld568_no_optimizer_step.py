@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_doctor.rule_api import Case, Example, Finding, Fix, Location, Measurement, Proof, Rule
+from lora_doctor.rule_api import (
+    Case,
+    Example,
+    Finding,
+    Fix,
+    Location,
+    Measurement,
+    Proof,
+    Rule,
+    Symptom,
+)
 from lora_doctor.rules._dry_run_script import LOOP, MODEL
 from lora_doctor.rules._training_signal import signal
 
@@ -38,6 +48,7 @@ class NoOptimizerStep(Rule):
     name = "no-optimizer-step"
     summary = "The command ends without a single optimizer step."
     depth = "static"
+    descriptions = (Symptom(r"\b(?:forg[eo]t|without|never|missing)\b.{0,30}\boptimizer\.step\b"),)
     examples = (
         Example(
             "broken",

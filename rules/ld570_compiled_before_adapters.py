@@ -36,6 +36,7 @@ class CompiledBeforeAdapters(Rule):
     summary = "The model is compiled before its adapters are added, and they get other names."
     depth = "static"
     symptoms = (Symptom(r"missing adapter keys.{0,120}_orig_mod"),)
+    descriptions = (Symptom(r"\b_orig_mod\b"),)
     examples = (
         Example(
             "broken",

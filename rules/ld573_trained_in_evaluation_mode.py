@@ -48,7 +48,13 @@ class TrainedInEvaluationMode(Rule):
     name = "trained-in-evaluation-mode"
     summary = "A loop trains the model in evaluation mode: settings have no effect."
     depth = "static"
-    descriptions = (Symptom(r"\b(?:forgot|without|missing|need\w*)\b.{0,40}\bmodel\.train\(\)"),)
+    descriptions = (
+        Symptom(r"\b(?:forgot|without|missing|need\w*)\b.{0,40}\bmodel\.train\(\)"),
+        Symptom(
+            r"\b(?:never|not|forg[eo]t|didn't|don't)\b.{0,15}\bcall\w*\b.{0,10}\bmodel\.train"
+            r"\(\)"
+        ),
+    )
     examples = (
         Example(
             "broken",

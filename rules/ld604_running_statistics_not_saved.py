@@ -14,6 +14,7 @@ from lora_doctor.rule_api import (
     Measurement,
     Proof,
     Rule,
+    Symptom,
     quoted,
     suffix,
 )
@@ -51,6 +52,12 @@ class RunningStatisticsNotSaved(Rule):
     name = "running-statistics-not-saved"
     summary = "Batch norm statistics of the base model change in training and are not saved."
     depth = "tiny"
+    descriptions = (
+        Symptom(
+            r"\b(?:batch ?norms?|running (?:mean|statistics))\b.{0,60}\b(?:not saved|lost|rese"
+            r"t)"
+        ),
+    )
     examples = (
         Example(
             "broken",

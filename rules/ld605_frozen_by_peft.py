@@ -15,6 +15,7 @@ from lora_doctor.rule_api import (
     Measurement,
     Proof,
     Rule,
+    Symptom,
     quoted,
 )
 from lora_doctor.rules._round_trip import round_trip, trained_whole
@@ -49,6 +50,12 @@ class FrozenByPeft(Rule):
     name = "frozen-by-peft"
     summary = "A module left trainable is frozen by get_peft_model, not trained and not saved."
     depth = "tiny"
+    descriptions = (
+        Symptom(
+            r"\bget_peft_model\b.{0,40}\b(?:freezes|froze|frozen)\b.{0,40}\b(?:head|layer|modu"
+            r"le|projector)"
+        ),
+    )
     examples = (
         Example(
             "broken",

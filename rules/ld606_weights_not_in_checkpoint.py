@@ -87,6 +87,12 @@ class WeightsNotInCheckpoint(Rule):
             unless=r"\.base_layer\.",
         ),
     )
+    descriptions = (
+        Symptom(
+            r"\b(?:different|random|other) (?:outputs?|results?|scores?)\b.{0,40}\b(?:each|eve"
+            r"ry) time\b.{0,40}\bload"
+        ),
+    )
     examples = (
         Example(
             "broken",

@@ -62,6 +62,10 @@ class AdapterKeysLandNowhere(Rule):
             r"\badapter keys?\b.{0,80}\b(?:renamed|(?:do|does|did)(?: not|n.t) match"
             r"|match(?:es)? nothing|unexpected|missing)\b"
         ),
+        Symptom(
+            r"\b(?:load\w*|adapter)\b.{0,60}\b(?:outputs?|answers?|predictions?|results?|respo"
+            r"nds?|behaves?)\b.{0,40}\b(?:identical to|same as|exactly like)\b.{0,15}\bbase\b"
+        ),
     )
     examples = (
         Example(

@@ -14,6 +14,7 @@ from lora_doctor.rule_api import (
     Measurement,
     Proof,
     Rule,
+    Symptom,
 )
 from lora_doctor.rules._round_trip import comes_back, difference, round_trip
 
@@ -50,6 +51,12 @@ class InitialisationNotRepeated(Rule):
     name = "initialisation-not-repeated"
     summary = "A random initialisation changes the base weights, and loading does not repeat it."
     depth = "tiny"
+    descriptions = (
+        Symptom(
+            r"\b(?:pissa|olora|corda)\b.{0,60}\bload\w*\b.{0,60}\b(?:wrong|differ\w*|garbage|o"
+            r"ther outputs?)"
+        ),
+    )
     examples = (
         Example(
             "broken",

@@ -41,6 +41,14 @@ class MergedModelDropped(Rule):
             r"\bmerge_and_unload\b.{0,160}\b(?:only|just|empty)\b.{0,40}"
             r"\badapter_(?:config|model)\b"
         ),
+        Symptom(
+            r"\b(?:no (?:lora )?weights|empty|no tensors)\b.{0,80}\bmerge_and_unload\b.{0,60}"
+            r"\bsave"
+        ),
+        Symptom(
+            r"\bmerge_and_unload\b.{0,60}\bsave\w*\b.{0,80}\b(?:no (?:lora )?weights|empty|no "
+            r"tensors)\b"
+        ),
     )
     examples = (
         Example(

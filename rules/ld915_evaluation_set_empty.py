@@ -11,6 +11,7 @@ from lora_doctor.rule_api import (
     Fix,
     Measurement,
     Rule,
+    Symptom,
 )
 from lora_doctor.rules._supervision import of_data, proof
 
@@ -39,6 +40,12 @@ class EvaluationSetEmpty(Rule):
     name = "evaluation-set-empty"
     summary = "The evaluation set has no rows."
     depth = "meta"
+    descriptions = (
+        Symptom(
+            r"\b(?:eval|evaluation|validation) (?:set|data\w*|split|file)\b.{0,20}\b(?:is |was"
+            r" )?empty"
+        ),
+    )
     examples = (
         Example(
             "broken",

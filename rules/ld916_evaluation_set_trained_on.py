@@ -11,6 +11,7 @@ from lora_doctor.rule_api import (
     Fix,
     Measurement,
     Rule,
+    Symptom,
 )
 from lora_doctor.rules._supervision import FEW, of_data, proof
 
@@ -39,6 +40,12 @@ class EvaluationSetTrainedOn(Rule):
     name = "evaluation-set-trained-on"
     summary = "Rows of the evaluation set are also in the training set."
     depth = "meta"
+    descriptions = (
+        Symptom(
+            r"\b(?:eval\w*|validation|test) (?:set|data\w*|split|rows?|samples?)\b.{0,40}\b(?:"
+            r"overlap\w*|leak\w*|also in|contained in|part of)\b.{0,20}\btrain"
+        ),
+    )
     examples = (
         Example(
             "broken",

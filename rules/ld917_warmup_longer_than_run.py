@@ -16,6 +16,7 @@ from lora_doctor.rule_api import (
     Measurement,
     Proof,
     Rule,
+    Symptom,
 )
 from lora_doctor.rules._supervision import proof
 
@@ -47,6 +48,12 @@ class WarmupLongerThanRun(Rule):
     name = "warmup-longer-than-run"
     summary = "Warm-up is longer than the run: the learning rate is never reached."
     depth = "meta"
+    descriptions = (
+        Symptom(
+            r"\bwarm.?up\b.{0,40}\b(?:longer|more|larger|exceed\w*)\b.{0,40}\b(?:training|run|"
+            r"total|max_steps)\b"
+        ),
+    )
     examples = (
         Example(
             "broken",

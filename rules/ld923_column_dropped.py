@@ -87,6 +87,10 @@ class ColumnDropped(Rule):
     )
     descriptions = (
         Symptom(r"\bcolumns?\b.{0,40}\b(?:is|are|was|were|gets?) (?:removed|dropped|ignored)\b"),
+        Symptom(
+            r"\b(?:images?|pixel_values)\b.{0,40}\b(?:removed|dropped|ignored)\b.{0,60}\b(?:co"
+            r"llator|batch|trainer)\b"
+        ),
     )
     examples = (
         Example(

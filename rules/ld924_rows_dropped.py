@@ -74,6 +74,12 @@ class RowsDropped(Rule):
             context=r"Dropping fully (?:masked|truncated) examples",
         ),
     )
+    descriptions = (
+        Symptom(
+            r"\b(?:rows?|samples?|examples?)\b.{0,40}\b(?:dropped|filtered out|disappear\w*)\b"
+            r".{0,60}\b(?:too long|max_?(?:seq_?)?len\w*|cutoff_len|silently)"
+        ),
+    )
     examples = (
         Example(
             "broken",

@@ -15,6 +15,7 @@ from lora_doctor.rule_api import (
     Proof,
     Rule,
     Severity,
+    Symptom,
 )
 from lora_doctor.rules._dry_run_script import PAIRS
 from lora_doctor.rules._training_signal import signal
@@ -54,6 +55,9 @@ class AnswersOfPairsAlike(Rule):
     name = "answers-of-pairs-alike"
     summary = "The chosen and the rejected answers of a preference set are the same."
     depth = "static"
+    descriptions = (
+        Symptom(r"\bchosen\b.{0,20}\brejected\b.{0,40}\b(?:the same|identical|equal)\b"),
+    )
     examples = (
         Example(
             "broken",

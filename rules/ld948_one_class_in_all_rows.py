@@ -13,6 +13,7 @@ from lora_doctor.rule_api import (
     Measurement,
     Proof,
     Rule,
+    Symptom,
 )
 from lora_doctor.rules._dry_run_script import CLASSES
 from lora_doctor.rules._training_signal import signal
@@ -46,6 +47,12 @@ class OneClassInAllRows(Rule):
     name = "one-class-in-all-rows"
     summary = "All rows of the training set have the same class."
     depth = "static"
+    descriptions = (
+        Symptom(
+            r"\b(?:all|every) (?:\w+ )?(?:rows?|samples?|labels?)\b.{0,30}\b(?:same|one|single"
+            r") (?:class|label)\b"
+        ),
+    )
     examples = (
         Example(
             "broken",
