@@ -74,7 +74,10 @@ class SomeTargetsMatchNothing(Rule):
             r"target.?modules?\b.{0,40}\b(?:does|do|is|are)(?: not|n't) "
             r"(?:error|raise|warn|exist|report)"
         ),
-        Symptom(r"\b(?:silently|quietly) (?:skip|ignor|drop)\w*.{0,40}\btarget"),
+        Symptom(
+            r"\b(?:silently|quietly) (?:skip|ignor|drop)\w*.{0,40}\btarget",
+            unless=r"\b(?:vllm|sglang|tgi|ollama|llama\.cpp)\b",
+        ),
     )
     examples = (
         Example(

@@ -91,6 +91,7 @@ class Float16Overflow(Rule):
         ),
         Symptom(r"\b(?:overflow\w*|nans?)\b.{0,60}\b(?:fp16|float16|half precision)\b"),
         Symptom(r"\b(?:loss|gradients?)\b.{0,40}\b(?:nan|becomes? nan|turns? nan|infinite)\b"),
+        Symptom(r"\A(?=.*\b(?:fp16|float16)\b)(?=.*\bloss\b.{0,12}\b(?:0|zero|nan)\b(?!\.?\d)).+"),
     )
     examples = (
         Example(

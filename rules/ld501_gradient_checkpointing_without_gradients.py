@@ -95,6 +95,14 @@ class GradientCheckpointingWithoutGradients(Rule):
             r"\b(?:None|zero|vanish\w*|missing)\b"
         ),
         Symptom(r"\blora_B\b.{0,40}\bnon-?zero\b"),
+        Symptom(
+            r"\A(?=.*\bgradient.?checkpoint)(?=.*\b(?:lora|peft|adapters?))(?=.*\b(?:(?:not|ne"
+            r"ver|n't) (?:be(?:ing|en)? )?(?:trained|updated|learn\w*)|no grad\w*|grad\w* (?:i"
+            r"s|are) (?:None|zero))\b).+"
+        ),
+        Symptom(
+            r"\benable_input_require_grads\b\W{0,4}(?:is )?(?:missing|never called|not called)"
+        ),
     )
     examples = (
         Example(

@@ -78,6 +78,11 @@ class AdapterNotSavedWhole(Rule):
             r"\b(?:zero-?3|zero.{0,3}stage.{0,3}3|stage-?3|fsdp)\b.{0,120}\b(?:adapter\w*|lora)\b"
             r".{0,60}\b(?:\d+ ?(?:b|bytes?|k|kb|kib)\b|tiny|much smaller|incomplete)"
         ),
+        Symptom(
+            r"\A(?=.*\b(?:zero.?3|stage.?3|fsdp)\b)(?=.*\b(?:adapters?\w*|checkpoints?|lora)\b"
+            r")(?=.*\bsav\w*)(?=.*(?:\b(?:empty|null|incomplete)\b|\b\d+ ?(?:bytes?|kb|k)\b))."
+            r"+"
+        ),
     )
     examples = (
         Example(

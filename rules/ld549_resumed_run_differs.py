@@ -91,6 +91,10 @@ class ResumedRunDiffers(Rule):
             r"\bresum\w*\b.{0,80}\b(?:optimizer|scheduler|momentum)\b.{0,40}\b(?:reset|lost|fr"
             r"om scratch)"
         ),
+        Symptom(
+            r"\A(?=.*\bresum\w*)(?=.*\b(?:optimizer|scheduler)\b)(?=.*\b(?:unable|cannot|can't"
+            r"|fail\w*|lost|reset|not (?:loaded|restored))\b).+"
+        ),
     )
     examples = (
         Example(

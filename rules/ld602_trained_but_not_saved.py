@@ -57,6 +57,10 @@ class TrainedButNotSaved(Rule):
             r"\b(?:head|classifier|score|projector|modules?_to_save)\b.{0,60}\b(?:not"
             r"|never|isn.t|aren.t|wasn.t) saved"
         ),
+        Symptom(
+            r"\A(?=.*\b(?:head|classifier|score layer)\b)(?=.*\b(?:lora|peft|adapters?)\b)(?=."
+            r"*\b(?:not|n't|never)\b.{0,12}\bsaved\b).+"
+        ),
     )
     examples = (
         Example(

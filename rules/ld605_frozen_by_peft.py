@@ -55,6 +55,11 @@ class FrozenByPeft(Rule):
             r"\bget_peft_model\b.{0,40}\b(?:freezes|froze|frozen)\b.{0,40}\b(?:head|layer|modu"
             r"le|projector)"
         ),
+        Symptom(
+            r"\A(?=.*\b(?:head|classifier|projector)\b)(?=.*\b(?:lora|peft|adapters?)\b)(?=.*"
+            r"\b(?:not (?:seem to be )?(?:being )?(?:train|updat|learn)\w*|n't (?:train|learn)"
+            r"\w*)\b).+"
+        ),
     )
     examples = (
         Example(

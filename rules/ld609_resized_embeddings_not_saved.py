@@ -59,6 +59,10 @@ class ResizedEmbeddingsNotSaved(Rule):
             r"\bresiz\w+ .{0,60}\b(?:not saved|lost|missing)\b|\b(?:new|added) tokens?"
             r"\b.{0,60}\b(?:not saved|lost|random)\b"
         ),
+        Symptom(
+            r"\A(?=.*\b(?:new|add\w*|special|extra)\b.{0,12}\btokens?\b)(?=.*\bembeddings?\b)("
+            r"?=.*\bnot\b.{0,15}\b(?:saved|in the (?:adapter|checkpoint))).+"
+        ),
     )
     examples = (
         Example(

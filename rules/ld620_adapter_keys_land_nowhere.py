@@ -66,6 +66,10 @@ class AdapterKeysLandNowhere(Rule):
             r"\b(?:load\w*|adapter)\b.{0,60}\b(?:outputs?|answers?|predictions?|results?|respo"
             r"nds?|behaves?)\b.{0,40}\b(?:identical to|same as|exactly like)\b.{0,15}\bbase\b"
         ),
+        Symptom(
+            r"\A(?=.*\bload\w*)(?=.*\b(?:adapter|lora)\b)(?=.*\b(?:identical|the same|no (?:ef"
+            r"fect|difference))\b.{0,40}\b(?:base|original|untrained)\b).+"
+        ),
     )
     examples = (
         Example(

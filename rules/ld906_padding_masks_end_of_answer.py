@@ -60,6 +60,12 @@ class PaddingMasksEndOfAnswer(Rule):
             r"|won.t) (?:stop|end|terminate)|endless|without stopping|run on)",
             weight=-1,
         ),
+        Symptom(
+            r"\A(?=.*\bpad\w*)(?=.*\beos\w*)(?=.*\b(?:mask(?:s|ed|ing)|same|never|forget\w*|en"
+            r"dless\w*|(?:not|n't) (?:seem to )?(?:be )?(?:stop|end|generat|emit|learn)\w*)\b)"
+            r".+",
+            unless=r"\b(?:no|without)\b.{0,12}\bmask|\bunmasked\b",
+        ),
     )
     examples = (
         Example(

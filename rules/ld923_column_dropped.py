@@ -91,6 +91,10 @@ class ColumnDropped(Rule):
             r"\b(?:images?|pixel_values)\b.{0,40}\b(?:removed|dropped|ignored)\b.{0,60}\b(?:co"
             r"llator|batch|trainer)\b"
         ),
+        Symptom(
+            r"\A(?=.*\b(?:remov|drop)(?:es?|s|ed)\b)(?=.*\bcolumns?\b)(?=.*\b\w*(?:trainer|col"
+            r"lator)\b)(?=.*\b(?:need\w*|missing|KeyError|lost|gone)\b).+"
+        ),
     )
     examples = (
         Example(

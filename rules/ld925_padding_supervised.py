@@ -73,6 +73,10 @@ class PaddingSupervised(Rule):
         Symptom(
             r"\bmodel\b.{0,60}\b(?:only |keeps? )?(?:generat|output)\w+ .{0,20}\bpad(?:ding)?\b"
         ),
+        Symptom(
+            r"\A(?=.*\bpad\w*)(?=.*\b(?:labels?\b.{0,30}\binput_ids|unmasked)\b)(?=.*\b(?:pred"
+            r"ict\w*|targets?|loss)\b).+"
+        ),
     )
     examples = (
         Example(
