@@ -54,6 +54,9 @@ class InputNotSentForText(Rule):
     summary = "Training on text alone lacks an argument that only the processor makes."
     depth = "tiny"
     symptoms = (Symptom(r"`(?:mm_)?token_type_ids` is required as a model input when training"),)
+    descriptions = (
+        Symptom(r"\b(?:mm_)?token_type_ids\b.{0,20}\b(?:is|are) (?:required|missing)\b"),
+    )
     examples = (
         Example(
             "broken",

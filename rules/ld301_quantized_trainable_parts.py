@@ -76,6 +76,12 @@ class QuantizedTrainableParts(Rule):
         ),
         Symptom(r"\w+_kernel\w*[\"'] not implemented for '(Byte|Char)'"),
     )
+    descriptions = (
+        Symptom(
+            r"\A(?=.*\b(?:head|classifier|score|modules_to_save)\b)(?=.*\b(?:Linear4bit|Linear"
+            r"8bitLt|Params4bit|quantized (?:too|as well))\b).+"
+        ),
+    )
     examples = (
         Example(
             "broken",

@@ -58,6 +58,12 @@ class AdaptersRefuseQuantizedLayers(Rule):
             r"(\.( Currently, only (the following modules|`?torch\.nn\.Linear))?)?"
         ),
     )
+    descriptions = (
+        Symptom(
+            r"\A(?=.*\b(?:gptq|awq|\w*QuantLinear|WQLinear\w*)\b)(?=.*\b(?:peft|lora|get_peft_"
+            r"model)\b)(?=.*\b(?:not|n't) (?:be )?(?:recogni[sz]|support)\w*).+"
+        ),
+    )
     examples = (
         Example(
             "broken",

@@ -66,6 +66,7 @@ class Float16AdaptersUnderScaler(Rule):
     summary = "Adapters or modules_to_save train in float16, which a gradient scaler refuses."
     depth = "tiny"
     symptoms = (Symptom(r"Attempting to unscale FP16 gradients"),)
+    descriptions = (Symptom(r"\bunscal\w*\b.{0,40}\b(?:fp16|float16)\b"),)
     examples = (
         Example(
             "broken",

@@ -42,6 +42,12 @@ class AdapterLoadedOntoAdapters(Rule):
             context=r"PeftModel\w*\.from_pretrained\(\s*get_peft_model\(",
         ),
     )
+    descriptions = (
+        Symptom(
+            r"\A(?=.*\bget_peft_model\b)(?=.*\bPeftModel\w*\.from_pretrained\b)(?=.*\b(?:ident"
+            r"ical|same|no effect|like the base)\b).+"
+        ),
+    )
     examples = (
         Example(
             "broken",

@@ -80,6 +80,11 @@ class AdapterOnTiedWeight(Rule):
             r"\bafter merging\b.{0,60}\b(?:model|output|generat\w*)\b.{0,40}"
             r"\b(?:unusable|nonsense|garbage|gibberish|broken)"
         ),
+        Symptom(
+            r"\A(?=.*\b(?:after|when) merging\b)(?=.*\b(?:quality|worse|degrad\w*|decrease\w*|"
+            r"ruin\w*)\b).+",
+            weight=-1,
+        ),
     )
     examples = (
         Example(

@@ -73,6 +73,10 @@ class TrainedCopyTiedAgain(Rule):
         ),
         Symptom(r"\bbreak\w* (?:the )?(?:weight )?tying\b"),
         Symptom(r"\btie_word_embeddings\b.{0,80}\b(?:overwrit|lost|again|nonsens|reload)"),
+        Symptom(
+            r"\A(?=.*\b(?:tie_word_embeddings|tied)\b)(?=.*\bmodules_to_save\b)(?=.*\b(?:embed"
+            r"_tokens|lm_head|head)\b).+"
+        ),
     )
     examples = (
         Example(

@@ -83,6 +83,10 @@ class QuantizedWeightsSharded(Rule):
             r"(?:(?<!\d)[48].?bit|\bq-?lora)\b.{0,80}\b(?:zero-?3|fsdp)\b.{0,80}"
             r"\b(?:memory|oom|fails?|crash\w*)\b"
         ),
+        Symptom(
+            r"\A(?=.*\b(?:load_in_[48]bit|[48].?bit|qlora|quantized)\b)(?=.*\b(?:zero.?3|stage"
+            r".?3|fsdp)\b)(?=.*\b(?:fail\w*|memory|error|(?:not|n't) work\w*)\b).+"
+        ),
     )
     examples = (
         Example("broken", "tests/set_ups/deepspeed/zero3_8bit.yaml", depth="static"),
