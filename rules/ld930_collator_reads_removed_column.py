@@ -59,7 +59,7 @@ class CollatorReadsRemovedColumn(Rule):
         ),
         # The collator is the program's own, and torch's loader has just called it.
         Symptom(
-            r"\bKeyError: .\w+.(?:$| )",
+            r"\bKeyError: (?='\w+'(?:$| ))",
             context=r"in fetch return self\.collate_fn\(data\)",
             raised_in=r"^(?!.*(?:(?:site|dist)-packages|transformers_modules)[\\/])",
             weight=-1,
