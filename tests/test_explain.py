@@ -25,6 +25,14 @@ def test_the_right_rule_is_named_first_or_none(message: dict[str, Any]) -> None:
     assert found[: len(message["codes"]) or None] == message["codes"]
 
 
+def test_a_message_out_of_which_markdown_took_the_backticks_is_known_as_well() -> None:
+    quoted = [one for one in MESSAGES if "`" in one["text"] and one["codes"]]
+    assert quoted
+    for message in quoted:
+        matches = explanation(message["text"].replace("`", "")).matches
+        assert [match.rule.code for match in matches][:1] == message["codes"][:1], message["text"]
+
+
 def test_a_message_without_its_traceback_names_the_nearest_rule_and_what_is_missing() -> None:
     result = cli.lora_doctor("explain", "ModuleNotFoundError: No module named 'einops'")
     assert result.code == 2

@@ -49,6 +49,8 @@ _NOISE = re.compile(r"(?m:^[ \t]*\[(?:rank|default)?\d+\]: ?)|[│┃║╭╰�
 _BOLD_INIT = re.compile(r"(?<![\w*])(\*\*)?init(?(1)\*\*)\(\)(?= (?:got|missing|takes)\b)")
 #: What of a text a rule knows that goes by the code which raised it: the class of the error alone.
 _CLASS_ALONE = re.compile(r"\s*[\w.]*(?:Error|Exception)\b:? ?\S?\s*")
+#: In a regular expression: an escaped character, a class of characters, a backtick.
+_BACKTICK = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|`\??", re.DOTALL)
 #: Quotation marks as word processors write them, and the plain ones.
 _STRAIGHT = {ord(mark): "'" for mark in "‘’‚‛"} | {ord(mark): '"' for mark in "“”„"}
 #: A longer text is a log, and its words describe nothing.
@@ -237,7 +239,9 @@ def _rank(found: tuple[Symptom, re.Match[str]]) -> tuple[bool, int, bool, int, i
 
 @cache  # the cache of ``re`` holds fewer than there are symptoms
 def _compiled(pattern: str, flags: int) -> re.Pattern[str]:
-    return re.compile(pattern, flags)
+    """Markdown takes the backticks out of a message, so that none has to be there."""
+    loose = _BACKTICK.sub(lambda found: "`?" if found[0][0] == "`" else found[0], pattern)
+    return re.compile(loose, flags)
 
 
 def _plain(text: str) -> str:
