@@ -6,9 +6,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from lora_doctor.dry_run import launch
+from lora_doctor.dry_run.captured import Captured
+from lora_doctor.dry_run.command import command_of
+from lora_doctor.dry_run.judge import ACTS
+from lora_doctor.guest.session import Session
 from tests import warm
 from tests.cli import ROOT, lora_doctor
 
@@ -80,3 +86,70 @@ def test_the_command_line_is_forked_with_light_imports_only() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout == "True []\n"
+
+
+#: What a script can see of how it was started, and an error of its own.
+SCRIPT = """'''Text.'''
+import os, sys
+from peft import LoraConfig
+from transformers import LlamaConfig
+print(f"\\nparent {os.getppid()}")
+print(__name__, __file__, __doc__, __spec__, __package__, sorted(vars()))
+print(sys.argv, sys.orig_argv, sys.path, sys.modules["__main__"].__dict__ is globals())
+print(sys.stdin.read(), os.getsid(0) == os.getpid(), os.getcwd(), sorted(os.environ.items()))
+LlamaConfig().save_pretrained("model")
+
+def fails():
+    raise ValueError("of the script")
+
+fails()
+"""
+
+
+def _dry_run(script: Path, folder: Path) -> tuple[int, list[str], list[dict[str, Any]]]:
+    """Exit code, output, and what the guest told, of a dry run of a script."""
+    folder.mkdir()
+    session = Session(folder, "nonce", ACTS)
+    session.write()
+    ended = launch.run(
+        command_of([sys.executable, str(script), "--word"]), session,
+        launch.environment_of(session, os.environ), seconds=300.0, memory_limit=1 << 40,
+        progress=lambda text: None,
+    )  # fmt: skip
+    told = [
+        {name: value for name, value in record.items() if name not in ("time", "pid")}
+        for kind in ("folder", "redirected", "config", "error", "exit", "note", "refused")
+        for record in Captured.read(session.records).all(kind)
+    ]
+    assert (session.outputs / str(Path.cwd())[1:] / "model" / "config.json").exists()
+    output = ended.output[ended.output.index("\nparent ") + 1 :].replace(str(folder), "SESSION")
+    return ended.code, output.splitlines(), told
+
+
+def test_a_script_of_a_dry_run_is_forked_and_is_as_in_a_process_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its name, arguments, paths, environment, output, where it saves, and the frames of its error:
+    those that a user's Python gives it."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    monkeypatch.chdir(tmp_path)
+    assert warm.current is not None
+    place = warm.current.script()
+    forked = _dry_run(script, tmp_path / "forked")
+    monkeypatch.setattr(warm, "_is_plain_script", lambda words: False)
+    cold = _dry_run(script, tmp_path / "cold")
+    assert (forked[1].pop(0), cold[1].pop(0)) == (f"parent {place.pid}", f"parent {os.getpid()}")
+    assert forked == cold
+    assert forked[0] == 1 and {one["kind"] for one in forked[2]} >= {"redirected", "error", "exit"}
+
+
+def test_a_script_with_other_imports_is_not_forked(tmp_path: Path) -> None:
+    """It would find more imported than it imports."""
+    script = tmp_path / "script.py"
+    script.write_text("import peft\nfrom transformers.utils import hub\n")
+    assert warm._is_plain_script([sys.executable, str(script)])
+    assert not warm._is_plain_script([sys.executable, "-u", str(script)])
+    assert not warm._is_plain_script(["/usr/bin/python9", str(script)])
+    script.write_text("import transformers\nprint('import peft')\n")
+    assert not warm._is_plain_script([sys.executable, str(script)])

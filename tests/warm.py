@@ -2,9 +2,12 @@
 
 A test that calls the command line starts a Python for it and, where model code runs, one for the
 sandbox, which imports torch, transformers and peft: six seconds of processor time, in hundreds of
-tests. Here each of the two is forked from a process that has made these imports and has done
-nothing else (`tests.warm_server`): a real process, with arguments, environment, working directory,
-descriptors, session, exit code and signals of its own. What it runs, and from where, is unchanged.
+tests. The script of a dry run makes the same imports. Here each of the three is forked from a
+process that has made these imports and has done nothing else (`tests.warm_server`): a real process,
+with arguments, environment, working directory, descriptors, session, exit code and signals of its
+own. What it runs, and from where, is unchanged. For a script the guest of the dry run is in place
+before the imports, as it is in a process of its own: only which session it is of is told to the
+fork. That a guest comes into a Python of the user's is proved by the probe of every dry run.
 
 Where a fork would not be the same (other variables that are read by imports, other imports, a
 folder whose modules must not be imported, another Python, a GPU), and outside of Linux, the process
@@ -16,18 +19,24 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import select
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import IO, Any
 
+from lora_doctor.dry_run import launch
+from lora_doctor.dry_run.command import Command
+from lora_doctor.guest.carried import VARIABLE as CARRIED
+from lora_doctor.guest.session import SITE, VARIABLE, Session
 from lora_doctor.sandbox import process, worker
 from tests.warm_server import COMMAND_LINE, ROOT
 
@@ -38,6 +47,10 @@ _READ_LATER = {
     "TORCHINDUCTOR_CACHE_DIR",  # set by torch itself where it is imported
 }  # fmt: skip
 _READ_LATER_PREFIXES = ("PYTEST_", "LORA_DOCTOR_")
+#: What the scripts of dry runs import. One that does not import all of it is started as always.
+_OF_SCRIPTS = ("transformers", "peft")
+#: The session of no dry run: that of the process which scripts are forked from.
+_NO_SESSION = "no-session"
 # As in `process.py`: nothing of the working directory, and our folder only for our own imports.
 _BOOT = (
     "import sys; sys.path[:] = [sys.argv[1], *filter(None, sys.path)]; "
@@ -86,26 +99,35 @@ def _hides_modules(folder: Path) -> bool:
 class Forked:
     """A process that was forked elsewhere, for as much as is needed of a `subprocess.Popen`.
 
-    request: see `warm_server`. log: the descriptor for its standard error; None: a pipe.
+    request: see `warm_server`. given: descriptors for its standard input, output and error; None:
+    a pipe.
     """
 
-    def __init__(self, place: Place, request: Mapping[str, Any], log: int | None = None) -> None:
+    def __init__(
+        self,
+        place: Place,
+        request: Mapping[str, Any],
+        given: tuple[int | None, int | None, int | None] = (None, None, None),
+    ) -> None:
         self.returncode: int | None = None
-        read_in, write_in = os.pipe()
-        read_out, write_out = os.pipe()
-        read_err, write_err = os.pipe() if log is None else (None, log)
-        self.stdin = os.fdopen(write_in, "wb", buffering=0)
-        self.stdout = os.fdopen(read_out, "rb", buffering=0)
-        self.stderr = os.fdopen(read_err, "rb", buffering=0) if read_err is not None else None
+        streams, theirs, opened = [], [], []
+        for number, descriptor in enumerate(given):
+            read, write = os.pipe() if descriptor is None else (descriptor, descriptor)
+            its, ours = (read, write) if number == 0 else (write, read)
+            theirs.append(its)
+            mode = "wb" if number == 0 else "rb"
+            streams.append(os.fdopen(ours, mode, buffering=0) if descriptor is None else None)
+            opened += [its] if descriptor is None else []
+        self.stdin, self.stdout, self.stderr = streams
         self._connection = socket.socket(socket.AF_UNIX)
         try:
             self._connection.connect(place.address)
-            socket.send_fds(self._connection, [b"!"], [read_in, write_out, write_err])
+            socket.send_fds(self._connection, [b"!"], theirs)
             self._connection.sendall(json.dumps(dict(request)).encode())
             self._connection.shutdown(socket.SHUT_WR)
             self.pid = int(self._line())
         finally:
-            for descriptor in (read_in, write_out, *([write_err] if log is None else [])):
+            for descriptor in opened:
                 os.close(descriptor)
 
     def _line(self) -> bytes:
@@ -139,36 +161,55 @@ class Server:
     """A process that forks, started when it is first asked for; it ends with us.
 
     imports: what it imports at the first fork. environment: of its forks, in all that imports read.
+    guest: whether scripts of dry runs are forked, so that it imports beside a guest.
     """
 
-    def __init__(self, imports: Sequence[str], environment: Mapping[str, str]) -> None:
-        self._imports, self._fixed = tuple(imports), _fixed(environment)
+    def __init__(
+        self, imports: Sequence[str], environment: Mapping[str, str], *, guest: bool = False
+    ) -> None:
+        self._imports, self._fixed, self._guest = tuple(imports), _fixed(environment), guest
         self._place: Place | None = None
         self._end = contextlib.ExitStack()
         self._folder = self._end.enter_context(tempfile.TemporaryDirectory(prefix="warm-"))
 
-    def place(self, sandbox: Place | None = None) -> Place:
+    def place(self, **others: Place) -> Place:
+        """others: where its forks fork from in their turn, by what is forked there."""
         if self._place is None:
             address = str(Path(self._folder, "socket"))
             log = Path(self._folder, "log")  # of its imports
+            session = self._session()
             with socket.socket(socket.AF_UNIX) as listener, log.open("wb") as output:
                 listener.bind(address)
                 listener.listen(64)
                 settings = {
                     "imports": self._imports,
                     "listener": listener.fileno(),
-                    "sandbox": asdict(sandbox) if sandbox else None,
+                    "others": {name: asdict(place) for name, place in others.items()},
+                    "session": session,
                 }
                 running = subprocess.Popen(
                     [sys.executable, "-c", _BOOT, ROOT, json.dumps(settings)],
                     stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True,
-                    pass_fds=[listener.fileno()], env={**self._fixed, "TMPDIR": self._folder},
+                    pass_fds=[listener.fileno()],
+                    env={
+                        **self._fixed,
+                        "TMPDIR": session or self._folder,
+                        "PATH": os.environ["PATH"],
+                    },
                 )  # fmt: skip
             self._place = Place(address, running.pid, self._fixed)
             self._end.callback(running.wait, 10)
             assert running.stdin is not None
             self._end.callback(running.stdin.close)
         return self._place
+
+    def _session(self) -> str | None:
+        if not self._guest:
+            return None
+        folder = Path(self._folder, _NO_SESSION)
+        folder.mkdir()
+        Session(folder, "").write()
+        return str(folder)
 
     def close(self) -> None:
         self._end.close()
@@ -191,28 +232,83 @@ def fork_sandboxes(place: Place | Callable[[], Place]) -> None:
                 # Its parent, whose end ends it, is the process that forks.
                 text = json.dumps({**setup, "parent": where.pid})
                 request = {"env": env, "cwd": os.getcwd(), "setup": text}
-                return Forked(where, request, log.fileno())
+                return Forked(where, request, (None, None, log.fileno()))
         return cold(root, setup, env, log)
 
     process.start_python = start_python
 
 
+def _without_session(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables of a dry run's command that are the same in every dry run. The programs of
+    ``PATH`` are looked for when they are started."""
+    folder = environment[VARIABLE]
+    kept = {k: v for k, v in environment.items() if folder not in v and k not in ("PATH", VARIABLE)}
+    path = environment.get("PYTHONPATH", "").split(os.pathsep)
+    return {**kept, "PYTHONPATH": os.pathsep.join(one for one in path if one != str(SITE))}
+
+
+def _is_plain_script(words: Sequence[str]) -> bool:
+    """Whether the command is ``python SCRIPT`` of a script with all the imports made here."""
+    if len(words) < 2 or words[0] != sys.executable or not words[1].endswith(".py"):
+        return False
+    text = Path(words[1]).read_text(encoding="utf-8", errors="replace")
+    return all(re.search(rf"^(from|import) {name}\b", text, re.MULTILINE) for name in _OF_SCRIPTS)
+
+
+def fork_scripts(place: Place | Callable[[], Place]) -> None:
+    """From now on scripts of dry runs of this process are forked where that changes nothing."""
+    cold = launch.start
+
+    def start(command: Command, environment: Mapping[str, str], stream: IO[bytes]) -> Any:
+        if CARRIED in environment or not _is_plain_script(command.words):
+            return cold(command, environment, stream)
+        with contextlib.suppress(OSError), open(os.devnull, "rb") as nothing:
+            where = place if isinstance(place, Place) else place()
+            folder = Path(command.words[1]).absolute().parent
+            if where.fits(_without_session(environment), folder):
+                words = list(command.words)
+                request = {"env": dict(environment), "cwd": os.getcwd(), "script": words}
+                log = stream.fileno()
+                forked = Forked(where, request, (nothing.fileno(), log, log))
+                # A process of its own carries its environment where it is looked for from outside;
+                # a fork is known by its guest's answer only.
+                answer = Path(environment[VARIABLE], "answers", str(forked.pid))
+                while not answer.exists() and forked.poll() is None:
+                    time.sleep(0.005)
+                return forked
+        return cold(command, environment, stream)
+
+    launch.start = start
+
+
+def _of_dry_runs() -> dict[str, str]:
+    """What is the same in the environments of all dry runs that this session starts."""
+    with tempfile.TemporaryDirectory() as folder:
+        session = Session(Path(folder), "")
+        return _without_session(launch.environment_of(session, os.environ))
+
+
 class Warm:
-    """Both servers of a test session."""
+    """The servers of a test session."""
 
     def __init__(self) -> None:
         environment = worker._environment(offline=True, cuda=False, threads=1)
         self._sandbox = Server(("lora_doctor.sandbox.child", *worker.PRELOAD), environment)
+        self._script = Server(_OF_SCRIPTS, _of_dry_runs(), guest=True)
         self._command_line = Server(COMMAND_LINE, os.environ)
 
     def command_line(self) -> Place:
-        return self._command_line.place(self._sandbox.place())
+        return self._command_line.place(sandbox=self.sandbox(), script=self.script())
 
     def sandbox(self) -> Place:
         return self._sandbox.place()
 
+    def script(self) -> Place:
+        return self._script.place()
+
     def close(self) -> None:
         self._command_line.close()
+        self._script.close()
         self._sandbox.close()
 
 
@@ -227,13 +323,14 @@ def warm_processes() -> Iterator[None]:
     if sys.platform != "linux":
         yield
         return
-    cold = process.start_python
+    cold = process.start_python, launch.start
     current = Warm()
     fork_sandboxes(current.sandbox)
+    fork_scripts(current.script)
     try:
         yield
     finally:
-        process.start_python = cold
+        process.start_python, launch.start = cold
         current.close()
         current = None
 
@@ -268,7 +365,7 @@ def run(
         with stream:
             written[name] = b"".join(iter(lambda: stream.read(1 << 16), b""))
 
-    assert forked.stderr is not None
+    assert forked.stdin is not None and forked.stdout is not None and forked.stderr is not None
     streams = {"out": forked.stdout, "err": forked.stderr}
     readers = [threading.Thread(target=read, args=item, daemon=True) for item in streams.items()]
     for reader in readers:

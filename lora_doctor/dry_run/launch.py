@@ -121,7 +121,7 @@ def run(
     began = time.monotonic()
     with open(log, "wb") as stream, watched(session):
         try:
-            process = _start(command, environment, stream)
+            process = start(command, environment, stream)
         except OSError as error:
             raise InputError(f"dry-run: {command.words[0]} cannot be started: {error}") from error
         try:
@@ -160,9 +160,10 @@ def _until_it_ends(
     return "", None
 
 
-def _start(
+def start(
     command: Command, environment: Mapping[str, str], stream: IO[bytes]
 ) -> subprocess.Popen[bytes]:
+    """The first process of the command; what it writes goes to ``stream``. Raises OSError."""
     return subprocess.Popen(
         command.words,
         env=dict(environment),

@@ -40,7 +40,6 @@ class Acting:
         self.journal = Journal(session)
         self.hooks = ImportHooks()
         self.replaced = Replacements()
-        self.rows = int(session.options.get("rows", 64))
         self.steps = 0
         self.in_trainer = 0
         self.evaluations = 0
@@ -64,6 +63,11 @@ class Acting:
         self.config_given: dict[int, list[str]] = {}
         #: Its values by our keys when a model was wrapped with it.
         self.config_values: dict[int, dict[str, Any]] = {}
+
+    @property
+    def rows(self) -> int:
+        """How many of each data set are read."""
+        return int(self.session.options.get("rows", 64))
 
     @property
     def in_contract(self) -> bool:

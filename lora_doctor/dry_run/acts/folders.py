@@ -13,7 +13,6 @@ from lora_doctor.dry_run.acts.acting import Acting
 
 def prepare(acting: Acting) -> None:
     """Frameworks make their output folder before anything of ours is asked where it is."""
-    session = str(acting.session.folder)
 
     def look(event: str, arguments: tuple[Any, ...]) -> None:
         if event != "os.mkdir":
@@ -21,7 +20,9 @@ def prepare(acting: Acting) -> None:
         path, _, parent = arguments
         if parent == -1 and isinstance(path, (str, os.PathLike)):
             full = os.path.abspath(os.fspath(path))
-            if isinstance(full, str) and not full.startswith(session) and not os.path.lexists(full):
+            if not isinstance(full, str) or full.startswith(str(acting.session.folder)):
+                return
+            if not os.path.lexists(full):
                 acting.journal.tell("folder", path=full)
 
     sys.addaudithook(look)

@@ -55,8 +55,14 @@ class Redirected:
 
     def __init__(self, acting: Acting) -> None:
         self._acting = acting
-        self._root = str(acting.session.outputs)
-        self._own = (str(acting.session.folder), "/dev/")
+
+    @property
+    def _root(self) -> str:
+        return str(self._acting.session.outputs)
+
+    @property
+    def _own(self) -> tuple[str, ...]:
+        return (str(self._acting.session.folder), "/dev/")
 
     def to_write(self, path: Any) -> Any:
         """Where this path is written instead; what is no path stays."""
