@@ -109,10 +109,13 @@ def ordered(findings: Iterable[Finding]) -> list[Finding]:
 
 
 def tally(findings: Iterable[Finding]) -> str:
-    """``1 error, 2 warnings``."""
+    """``1 error, 2 warnings``; the words are those that stand before each finding."""
     counts = Counter(finding.severity for finding in findings)
-    nouns = {"error": "error", "warning": "warning", "info": "note"}
-    return ", ".join(many(counts[name], nouns[name]) for name in SEVERITIES if counts[name])
+    return ", ".join(
+        many(counts[name], name, "info" if name == "info" else None)
+        for name in SEVERITIES
+        if counts[name]
+    )
 
 
 def verdict_words(diagnosis: Diagnosis) -> tuple[str, str]:

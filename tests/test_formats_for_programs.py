@@ -256,6 +256,7 @@ def test_several_formats_in_one_run(work: Path) -> None:
     [
         (("--output", "sarif"), "is not FORMAT=FILE"),
         (("--output", "pdf=a.pdf"), "'pdf' is not one of"),
+        (("--output", "full=-"), "--output-format"),
         (("--output", "sarif=a", "--output", "json=a"), "a: would hold two results"),
         (("--output", "sarif=no/such/a.sarif"), "no/such"),
     ],

@@ -18,6 +18,7 @@ from lora_doctor.recipe.files.read_write import (
     new_recipe_text,
     read_recipe,
     recipe_diff,
+    without_place,
     write_edits,
 )
 from lora_doctor.recipe.recipe import Recipe, make_recipe
@@ -241,6 +242,17 @@ def test_an_adapter_config_has_no_place_for_loading_keys(tmp_path: Path) -> None
     assert holds_edit(path, path.read_bytes(), Edit("r", 16))
     with pytest.raises(InputError, match="no key 'dtype'"):
         write_edits(path, [Edit("dtype", "bfloat16")])
+
+
+def test_what_follows_from_another_edit_needs_no_place_of_its_own(tmp_path: Path) -> None:
+    """LLaMA-Factory has no key for the dtype: ``bf16: true`` is one."""
+    text = "model_name_or_path: m\nstage: sft\nfinetuning_type: lora\nfp16: true\n"
+    recipe = read_recipe(write(tmp_path, text))
+    assert recipe.get("dtype") == "float16"
+    dtype, own, other = Edit("dtype", "bfloat16"), Edit("bf16", True), Edit("fp16", False)
+    assert without_place(recipe, [dtype, own, other]) == []
+    assert without_place(recipe, [Edit("dtype", "float32"), own, other]) == ["dtype"]
+    assert without_place(recipe, [dtype]) == ["dtype"]
 
 
 def test_a_byte_order_mark_stays(tmp_path: Path) -> None:

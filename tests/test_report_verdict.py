@@ -19,6 +19,7 @@ from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.reports._checks import check_value
 from lora_doctor.reports._costs import costs
 from lora_doctor.reports._verdict import is_mended, next_words, verdict_text
+from lora_doctor.reports._words import tally
 from lora_doctor.results.diagnosis import Diagnosis, Gathered
 from lora_doctor.results.error_report import ErrorReport
 from lora_doctor.results.finding import Measurement
@@ -214,6 +215,23 @@ def test_a_healthy_script_was_read_and_its_dry_run_comes_next() -> None:
     assert text.startswith("✓ train.py (arch:llama): healthy: ")
     assert "read, not run" in text and text.endswith(f"Next: {following}\n")
     assert next_command(found, "check", {"model": "arch:llama"}, None) == ""
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_the_next_command_asks_for_the_memory_plan_again(asked: bool) -> None:
+    """Else its result lacks what this one was asked for."""
+    options = {
+        "model": "arch:llama", "recipe_file": None, "memory": asked, "trust_remote_code": False,
+    }  # fmt: skip
+    following = next_command(diagnoses.phi3(), "check", options, None)
+    assert ("--memory" in following.split()) == asked, following
+
+
+def test_findings_are_counted_in_the_words_that_stand_before_them() -> None:
+    [found] = diagnoses.phi3().findings[:1]
+    two = [replace(found, severity="info")] * 2
+    assert tally([found, *two]) == "1 error, 2 info"
+    assert tally(two[:1]) == "1 info"
 
 
 def test_what_both_runs_could_not_run_is_told_once() -> None:

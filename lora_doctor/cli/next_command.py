@@ -126,6 +126,8 @@ def _without_arguments(options: Mapping[str, Any]) -> list[str]:
             words += [f"--{name.replace('_', '-')}", str(options[name])]
     if options.get("data") is not None:
         words += _of_data(options)
+    if options.get("memory"):
+        words.append("--memory")
     return [*words, *_way(options)]
 
 

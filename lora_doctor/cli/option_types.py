@@ -66,5 +66,10 @@ def outputs(
         name, sign, file = value.partition("=")
         if not sign or not file:
             raise click.BadParameter(f"{value!r} is not FORMAT=FILE, such as sarif=a.sarif.")
+        if file == "-":
+            raise click.BadParameter(
+                f"{value!r}: on standard output is the result in --output-format; use that, or "
+                f"{name}=./- for a file of this name."
+            )
         found.append((ReportFormat().convert(name, param, ctx), file))
     return found

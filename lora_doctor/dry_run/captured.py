@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -39,6 +38,7 @@ from lora_doctor.results.supervision import (
 )
 from lora_doctor.results.verification import Verification
 from lora_doctor.supervision.batches import observe_batches
+from lora_doctor.text import short_path
 
 T = TypeVar("T")
 #: Bytes of records that are read of one process.
@@ -365,15 +365,6 @@ def _place(place: Mapping[str, Any] | None) -> str:
 def shapes(inputs: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
     """Shapes as tuples."""
     return {name: tuple(shape) for name, shape in inputs.items()}
-
-
-def short_path(file: str) -> str:
-    """A file of the user's as they would write it here: relative where it lies below."""
-    try:
-        relative = os.path.relpath(file)
-    except ValueError:  # another drive
-        return file
-    return file if relative.startswith(os.pardir) else relative
 
 
 def _resumed(record: Mapping[str, Any]) -> Resumed:

@@ -13,7 +13,7 @@ from lora_doctor.api.options import CheckOptions
 from lora_doctor.dry_run import command as commands
 from lora_doctor.dry_run import launch
 from lora_doctor.dry_run.acts.folders import remove_empty
-from lora_doctor.dry_run.captured import MADE_UP, Captured, shapes, short_path
+from lora_doctor.dry_run.captured import MADE_UP, Captured, shapes
 from lora_doctor.dry_run.not_asked import not_asked
 from lora_doctor.dry_run.one_failure import FAILURE, one_failure
 from lora_doctor.dry_run.open_question import is_ours, why_open
@@ -37,6 +37,7 @@ from lora_doctor.results.finding import Finding, Measurement
 from lora_doctor.results.note import Note
 from lora_doctor.sandbox.temporary import temporary_folder
 from lora_doctor.static.model_source import ModelSource, parse_model
+from lora_doctor.text import short_path
 
 ACTS = ("lora_doctor.dry_run.acts:install",)
 DEFAULT_SECONDS = 600.0

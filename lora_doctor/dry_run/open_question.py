@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from lora_doctor.dry_run import launch
-from lora_doctor.dry_run.captured import Captured, short_path
+from lora_doctor.dry_run.captured import Captured
 from lora_doctor.dry_run.not_here import is_about_here
 from lora_doctor.dry_run.real_widths import has_real_widths
 from lora_doctor.dry_run.several import otherwise_shared, waited_for_us
 from lora_doctor.dry_run.training_signal import signal_of
 from lora_doctor.guest.session import STOPPED
 from lora_doctor.results.dry_run import ScriptError
+from lora_doctor.text import short_path
 
 #: What a loop of the user's may raise because its loader came to an early end.
 _OF_SHORT_LOOPS = ("ZeroDivisionError", "StopIteration", "IndexError", "UnboundLocalError")

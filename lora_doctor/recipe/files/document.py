@@ -129,6 +129,14 @@ class Document:
             return False
         return True
 
+    def values_after(self, edits: Sequence[Edit]) -> Mapping[str, Any]:
+        """What the set-up says once it holds these edits, for all of which it has a place."""
+        entries = self.entries
+        for change in edits:
+            for name, value in self._new_entries(entries, change).items():
+                _put(entries, name, value)
+        return read_values(self.format, entries, str(self.path), {}).values
+
     def edited(self, edits: Sequence[Edit]) -> dict[Path, FileText]:
         """The texts that the edits change, parsed again and compared with what was asked.
 
@@ -149,10 +157,7 @@ class Document:
             for name, value in self._new_entries(entries, change).items():
                 for part in self._parts_of(name, value):
                     texts[part.path] = part.spliced(texts[part.path], name, value)
-                if value is REMOVE:
-                    entries.pop(name, None)
-                else:
-                    entries[name] = value
+                _put(entries, name, value)
         files = {part.path: FileText(texts[part.path], part.file.bom) for part in self.parts}
         changed = {part.path: files[part.path] for part in self.parts
                    if texts[part.path] != part.file.text}  # fmt: skip
@@ -378,6 +383,13 @@ def _splice_shell(path: Path, text: str, name: str, value: Any) -> str:
 
 
 _SPLICE = {"json": _splice_json, "yaml": _splice_yaml, "shell": _splice_shell}
+
+
+def _put(entries: dict[str, Any], name: str, value: Any) -> None:
+    if value is REMOVE:
+        entries.pop(name, None)
+    else:
+        entries[name] = value
 
 
 def cannot(path: Path, keys: str) -> InputError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping
@@ -18,6 +17,7 @@ from lora_doctor.recipe.program.launch import Launch
 from lora_doctor.recipe.program.setup import Setup
 from lora_doctor.static.place import Place
 from lora_doctor.static.program.units import Unit
+from lora_doctor.text import short_path
 
 #: Configs beside a script that are looked at, and the longest file.
 _MOST_FILES = 40
@@ -50,7 +50,7 @@ def _of_shell_files(script: Path, folder: Path) -> Iterator[Launch]:
             if not _starts(command, script, path.parent):
                 continue
             line = text.count("\n", 0, command.words[0].start) + 1
-            yield _launch(command, _code(command, text), Place(_shown(path), line), True,
+            yield _launch(command, _code(command, text), Place(short_path(str(path)), line), True,
                           (path.parent, folder))  # fmt: skip
 
 
@@ -96,7 +96,7 @@ def _of_config(folder: Path) -> Iterator[Launch]:
             found += [(config, file)] if config else []
     if len(found) == 1:
         config, file = found[0]
-        place = Place(_shown(Path(file)), 1)
+        place = Place(short_path(file), 1)
         yield Launch("accelerate", _processes(config.get("num_processes")), place.file, place,
                      False, config, _deepspeed(config, file))  # fmt: skip
 
@@ -199,14 +199,6 @@ def _deepspeed(config: Mapping[str, Any], file: str) -> Mapping[str, Any]:
     part = config.get("deepspeed_config")
     named = part.get("deepspeed_config_file") if isinstance(part, Mapping) else None
     return _mapping(Path(file).parent, named)[0] if isinstance(named, str) else {}
-
-
-def _shown(path: Path) -> str:
-    """From here, where that is shorter."""
-    try:
-        return min(str(path), os.path.relpath(path), key=len)
-    except ValueError:  # another drive
-        return str(path)
 
 
 def _code(command: Command, text: str) -> str:

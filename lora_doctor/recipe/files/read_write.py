@@ -204,6 +204,7 @@ def as_written(recipe: Recipe, edits: Iterable[Edit], rewrites: Iterable[Rewrite
 
 def without_place(recipe: Recipe, edits: Iterable[Edit]) -> list[str]:
     """Keys of edits that the file of the recipe has no place for: they go into the prescription.
+    Those whose value follows from the other edits (LLaMA-Factory's dtype from ``bf16``) are none.
 
     Raises:
         InputError: the file cannot be read.
@@ -213,7 +214,16 @@ def without_place(recipe: Recipe, edits: Iterable[Edit]) -> list[str]:
     if recipe.file is None:
         return []
     document = read_document(recipe.file, format=_format_in(recipe))
-    return [edit.key for edit in edits if not document.holds(edit)]
+    edits = list(edits)
+    held = [edit for edit in edits if document.holds(edit)]
+    if len(held) == len(edits):
+        return []
+    after = document.values_after(held)
+    return [
+        edit.key
+        for edit in edits
+        if edit not in held and (edit.key, edit.value) not in after.items()
+    ]
 
 
 #: What a message calls a file that is not there yet.

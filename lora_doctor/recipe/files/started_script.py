@@ -19,6 +19,7 @@ from lora_doctor.recipe.program.read_setup import read_setup
 from lora_doctor.static.place import Place
 from lora_doctor.static.program.started import PlacedWord, Start
 from lora_doctor.static.program.units import Span, Unit
+from lora_doctor.text import short_path
 
 #: Folders above a shell file from which it may be started.
 _ABOVE = 4
@@ -81,7 +82,7 @@ def _starts(path: Path, data: bytes | None, name: str = "") -> Iterator[StartedS
     text = decode(path, data).text
     if name and name.removesuffix(".py") not in text:
         return
-    unit = Unit(_shown(path), text, editable=False)
+    unit = Unit(short_path(str(path)), text, editable=False)
     environment: dict[str, str | None] = {}
     folders = [Path(), *list(path.resolve().parents)[:_ABOVE]]
     for command in commands(text, os.environ):
@@ -116,7 +117,7 @@ def _started(
     unknown = tuple(name for name, text in environment.items() if text is None)
     start = Start(Place(place.file, place.line), known, unknown)
     given = tuple(one for word in words[number + 1 :] for one in _placed(word, unit))
-    return StartedScript(Path(_shown(script)), given, start)
+    return StartedScript(Path(short_path(str(script))), given, start)
 
 
 def _placed(word: Word, unit: Unit) -> list[PlacedWord]:
@@ -138,11 +139,3 @@ def _placed(word: Word, unit: Unit) -> list[PlacedWord]:
 
 def _part(span: Span, found: re.Match[str]) -> Span:
     return Span(span.unit, span.start + found.start(), span.start + found.end())
-
-
-def _shown(path: Path) -> str:
-    """The path as it is shorter to read: from here where it lies below."""
-    try:
-        return str(path.resolve().relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
