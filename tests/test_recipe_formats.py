@@ -3,7 +3,9 @@ spelled, and never gets a second key beside the user's."""
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +208,12 @@ def test_a_format_that_lacks_a_part_is_one_line(
     folder.joinpath("half_a_format.py").write_text('NAME = "half"\n')
     monkeypatch.setattr(formats, "__path__", [*formats.__path__, str(folder)])
     with pytest.raises(InputError, match="half_a_format: has no SPECIFICITY"):
+        read_recipe(write(tmp_path, "r: 8\n"))
+    turned = FACTORY.replace('"r", "sample_rank"', '"sample_rank", "r"')
+    folder.joinpath("half_a_format.py").write_text(turned)
+    importlib.invalidate_caches()
+    monkeypatch.delitem(sys.modules, "lora_doctor.recipe.files.formats.half_a_format")
+    with pytest.raises(InputError, match=r"Spelling\('sample_rank', 'r'\) names the entry"):
         read_recipe(write(tmp_path, "r: 8\n"))
 
 

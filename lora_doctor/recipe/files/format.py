@@ -17,6 +17,7 @@ from lora_doctor.recipe.files.framework import Framework, excluded, framework_re
 from lora_doctor.recipe.files.refusals import both_on, none_of_the_choices
 from lora_doctor.recipe.files.remark import Remark
 from lora_doctor.recipe.files.spelling import Spellings
+from lora_doctor.recipe.keys import ADAPTER_KEYS, OUTER_KEYS
 from lora_doctor.recipe.recipe import Recipe, make_recipe
 from lora_doctor.static.place import Place
 from lora_doctor.text import must_be
@@ -54,7 +55,8 @@ def find_formats() -> list[RecipeFormat]:
     """Every format, the most specific first.
 
     Raises:
-        InputError: a module lacks a part, or that of an installed package cannot be imported.
+        InputError: a module lacks a part or has a spelling turned around, or that of an installed
+            package cannot be imported.
     """
     formats = []
     for module in find_modules("lora_doctor.recipe.files.formats", ENTRY_POINTS):
@@ -64,7 +66,14 @@ def find_formats() -> list[RecipeFormat]:
                 f"recipe format {module.__name__}: has no {missing[0]}; "
                 "copy recipe/files/formats/peft_adapter_config.py"
             )
-        formats.append(cast(RecipeFormat, module))
+        found = cast(RecipeFormat, module)
+        turned = found.SPELLINGS.turned_around({*ADAPTER_KEYS, *OUTER_KEYS})
+        if turned is not None:
+            raise InputError(
+                f"recipe format {module.__name__}: Spelling({turned.key!r}, {turned.name!r}) names "
+                "the entry of the file first; the key of the recipe comes first"
+            )
+        formats.append(found)
     return sorted(formats, key=lambda one: (-one.SPECIFICITY, one.NAME))
 
 

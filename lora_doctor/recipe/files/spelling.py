@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,12 @@ class Spellings:
         """What an entry of the file spells. Empty: nothing that a recipe has."""
         found = tuple(spelling for spelling in self._spellings if spelling.name == name)
         return found or ((Spelling(name, name),) if self._same_name(name) else ())
+
+    def turned_around(self, keys: Collection[str]) -> Spelling | None:
+        """One whose key is none of these and whose name is: the two stand in each other's place.
+        Not every key is known here: of each kind of adapter PEFT has some of its own."""
+        spellings = self._spellings
+        return next((one for one in spellings if one.key not in keys and one.name in keys), None)
 
     def keys(self, name: str) -> tuple[str, ...]:
         """The keys of the recipe that an entry of the file sets."""

@@ -18,7 +18,8 @@ COMPLETE = True
 IGNORES_UNKNOWN = True
 
 SPELLINGS = Spellings(
-    Spelling("lora_alpha", "alpha"),  # LoHaConfig and LoKrConfig
+    # The key of the recipe, then the name of the entry: LoHaConfig and LoKrConfig say "alpha".
+    Spelling("lora_alpha", "alpha"),
     # A key whose entry has the recipe's own name needs no Spelling, but it has to be let in here:
     # an entry that is neither is not read, and an edit of its key goes to the prescription.
     same_name=lambda key: key not in OUTER_KEYS,
