@@ -41,12 +41,19 @@ class GradientCheckpointingWithoutGradients(Rule):
     checkpointing raises `... does not support gradient checkpointing` (`activation checkpointing`
     in transformers 5).
 
+    With WavLM the first backward of reentrant checkpointing never ends: the process hangs, and its
+    memory grows.
+
     ## Why
     Reentrant checkpointing runs a layer without recording it, and runs it again with recording in
     the backward only if one of its inputs requires a gradient. With frozen embeddings no input
     does, whether or not the layer has adapters. `enable_input_require_grads` makes the output of
     the input embeddings require one, which helps layers fed by them but not an encoder of images or
     audio.
+
+    A layer that returns a tensor which it was given by keyword (WavLM's position bias, which is
+    handed from layer to layer) becomes the origin of that tensor. Its backward runs the layer
+    again, with that tensor, and so needs its own backward.
 
     ## Versions
     transformers 4.x checkpoints reentrantly unless told otherwise. From 5.0 on the default is
@@ -124,6 +131,18 @@ class GradientCheckpointingWithoutGradients(Rule):
         ),
         Example(
             "broken",
+            "arch:wavlm",
+            {
+                "model_class": "AutoModelForCTC",
+                "target_modules": ["intermediate_dense", "output_dense"],
+                "gradient_checkpointing": True,
+                "gradient_checkpointing_kwargs": {"use_reentrant": True},
+            },
+            requires={"transformers": ">=4.57"},
+            why="its layers hand on a position bias, and the backward calls itself",
+        ),
+        Example(
+            "broken",
             "arch:llama",
             {
                 "target_modules": ["q_proj", "v_proj"],
@@ -175,12 +194,12 @@ class GradientCheckpointingWithoutGradients(Rule):
         if options.get("use_reentrant") is not False:
             edits = (Edit("gradient_checkpointing_kwargs", {**options, "use_reentrant": False}),)
             other = with_edits(case, edits)
-            if learning(other) > learning(seen):
+            if _better(other, seen):
                 fix = Fix("Use non-reentrant checkpointing: use_reentrant: false.", "safe", edits)
                 yield self._cut_off(seen, other, options, "with use_reentrant: false", fix)
                 return
         without = with_edits(case, _OFF)
-        if learning(without) > learning(seen):
+        if _better(without, seen):
             yield self._cut_off(seen, without, options, "without checkpointing", _switch_off())
 
     def _cut_off(
@@ -197,10 +216,16 @@ class GradientCheckpointingWithoutGradients(Rule):
         ]
         if said:
             evidence.append(Measurement("backward", said, source))
+        happens = (
+            "the first backward never ends, because a checkpointed layer waits for itself; "
+            f"{how}, {learning(other)} of {layers} adapted layers learn"
+            if _endless(seen)
+            else f"{layers - learning(seen)} of {layers} adapted layers get no gradient; {how}, "
+            f"{layers - learning(other)}"
+        )
         return self.finding(
             "error",
-            f"With this gradient checkpointing {layers - learning(seen)} of {layers} adapted "
-            f"layers get no gradient; {how}, {layers - learning(other)}.",
+            f"With this gradient checkpointing {happens}.",
             location=Location("recipe", "gradient_checkpointing_kwargs" if options
                               else "gradient_checkpointing"),
             evidence=tuple(evidence),
@@ -232,6 +257,15 @@ class GradientCheckpointingWithoutGradients(Rule):
             fixes=(_switch_off(),),
             explains=_EVERYTHING,
         )
+
+
+def _better(other: Verification, seen: Verification) -> bool:
+    """More layers learn, or the backward comes to an end."""
+    return learning(other) > learning(seen) or (_endless(seen) and not _endless(other))
+
+
+def _endless(seen: Verification) -> bool:
+    return seen.failure is not None and seen.failure.type == "EndlessRecomputation"
 
 
 def _switch_off() -> Fix:

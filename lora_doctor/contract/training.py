@@ -20,6 +20,7 @@ from lora_doctor.contract.measure import (
 )
 from lora_doctor.contract.observers import Observers
 from lora_doctor.contract.precision import Precision
+from lora_doctor.contract.recomputing import ended_where_it_begins_again
 from lora_doctor.contract.recorder import Recorder, Stop
 from lora_doctor.nn.copying import random_state
 from lora_doctor.text import clean_path
@@ -94,12 +95,8 @@ class Training:
         handles = self.begin()
         try:
             self._start_optimizer(rate)
-            for _ in range(rounds):
-                self._round(watch=True)
-            # A starts to move when B has: after a single step there is nothing to be seen yet.
-            for _ in range(2):
-                if any(not p.got_gradient and p.seen for p in self.parameters):
-                    self._round(watch=True)
+            with ended_where_it_begins_again():
+                self._first_rounds(rounds)
         finally:
             for handle in handles:
                 handle.remove()
@@ -115,6 +112,14 @@ class Training:
         expected = f"0 of {len(frozen)} moved"
         self.recorder.add("frozen-stay", not moved, len(moved), expected, names, total=len(frozen))
         self._judge_loss(self._before, rate)
+
+    def _first_rounds(self, rounds: int) -> None:
+        for _ in range(rounds):
+            self._round(watch=True)
+        # A starts to move when B has: after a single step there is nothing to be seen yet.
+        for _ in range(2):
+            if any(not p.got_gradient and p.seen for p in self.parameters):
+                self._round(watch=True)
 
     def _start_optimizer(self, rate: float) -> None:
         import torch
