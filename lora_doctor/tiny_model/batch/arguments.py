@@ -9,6 +9,7 @@ from lora_doctor.tiny_model.batch.draft import Draft
 from lora_doctor.tiny_model.batch.image_geometry import is_tiled
 from lora_doctor.tiny_model.batch.values.encoder_inputs import encoder_input, encoder_vocabulary
 from lora_doctor.tiny_model.batch.values.makers import MAKERS
+from lora_doctor.tiny_model.batch.values.series import goes_with_series, series_value
 from lora_doctor.tiny_model.batch.values.unknown import can_guess, guess
 from lora_doctor.tiny_model.modalities import is_made_by_default
 
@@ -40,6 +41,8 @@ def _with_choices(draft: Draft) -> dict[str, Any]:
 
 def _value(draft: Draft, name: str, inputs: dict[str, Any]) -> Any:
     value = encoder_input(draft, name)
+    if value is None:
+        value = series_value(draft, name)
     if value is not None:
         return value
     maker = MAKERS.get(name)
@@ -71,7 +74,7 @@ def can_make(draft: Draft, name: str) -> bool:
 
 def _is_usual(draft: Draft, name: str) -> bool:
     """Whether an argument is made though nothing requires it."""
-    if encoder_vocabulary(draft, name):
+    if encoder_vocabulary(draft, name) or goes_with_series(draft, name):
         return True
     if name in draft.sent and "labels" not in draft.sent:  # else they go with the labels
         return True

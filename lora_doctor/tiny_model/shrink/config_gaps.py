@@ -36,7 +36,8 @@ def gaps(error: BaseException, nearby: bool = True) -> list[Gap]:
 
     First those in the statement that raised; where there are none, those that the function has read
     before without testing whether they are empty (only with ``nearby``, and only when the exception
-    speaks of None: numbers that do not fit are not the doing of an entry that is not there).
+    speaks of None: numbers that do not fit are not the doing of an entry that is not there). What
+    the code refuses by `if config.key is None: raise` counts as read there.
     """
     nearby = nearby and "None" in str(error)
     looked_up: list[str] = []
@@ -46,7 +47,13 @@ def gaps(error: BaseException, nearby: bool = True) -> list[Gap]:
             continue
         reads = list(_reads(function, frame))
         empty = [read for read in reads if _is_empty(read.value)]
-        here = [read for read in empty if read.first <= line <= read.last]
+        tests = _refusing(function, line)
+        here = [
+            read
+            for read in empty
+            if read.first <= line <= read.last
+            or (read.value is None and any(a <= read.first and read.last <= b for a, b in tests))
+        ]
         before = [read for read in empty if read.last < line and not read.guarded]
         found = here or [read for read in before if read.value is None and nearby]
         if found:
@@ -139,6 +146,20 @@ def _own_expressions(statement: ast.stmt) -> Iterator[ast.expr]:
                 todo.append(child)
                 if isinstance(child, ast.expr):
                     yield child
+
+
+def _refusing(function: ast.FunctionDef, line: int) -> list[tuple[int, int]]:
+    """First and last lines of the tests for None whose `raise` was at this line."""
+    return [
+        (node.test.lineno, node.test.end_lineno or node.test.lineno)
+        for node in ast.walk(function)
+        if isinstance(node, ast.If)
+        and any(isinstance(part, ast.Is) for part in ast.walk(node.test))
+        and any(
+            isinstance(item, ast.Raise) and item.lineno <= line <= (item.end_lineno or line)
+            for item in node.body
+        )
+    ]
 
 
 def _entry(

@@ -20,6 +20,7 @@ from lora_doctor.tiny_model.shrink.timm_towers import tower_with
 
 # Ids below those that shrinking moves, so that they are the same in the small config.
 _FREE_IDS = range(40, 58)
+_LENGTH = 16
 
 
 def filled(root: Node, empty: list[Gap], message: str) -> dict[str, Any]:
@@ -62,6 +63,8 @@ def _value_for(node: Node, gap: Gap, message: str) -> Any:
         return dict(zip(gap.looked_up, free, strict=False)) or None
     if "list" in kind or "tuple" in kind:
         return _list_for(node, gap.key)
+    if kind == "int" and gap.key.endswith("_length"):  # divides nothing, and must not be too short
+        return _LENGTH
     # Equal numbers: whatever must divide another does.
     return 4 if kind == "int" else 1.0 if kind == "float" else None
 
