@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lora_doctor.rule_api import (
     MODALITIES,
@@ -26,6 +26,7 @@ from lora_doctor.rule_api import (
     require_lora,
     targets_without,
 )
+from lora_doctor.rules._ablation import with_edits
 
 if TYPE_CHECKING:
     from lora_doctor.rule_api import UnusedAdapterReading
@@ -116,6 +117,17 @@ class AdaptersThatLearnNothing(Rule):
         ),
         Example(
             "broken",
+            "arch:llava",
+            {
+                "target_modules": r".*vision_tower.*\.(q_proj|v_proj)",
+                "gradient_checkpointing": True,
+                "gradient_checkpointing_kwargs": {"use_reentrant": True},
+            },
+            requires={"transformers": ">=5"},
+            why="that layer learns nothing with any checkpointing, and the others do",
+        ),
+        Example(
+            "broken",
             "arch:jamba",
             {"target_modules": ["q_proj", "v_proj", "x_proj", "dt_proj"]},
             why="the weight of dt_proj is multiplied by hand",
@@ -156,10 +168,10 @@ class AdaptersThatLearnNothing(Rule):
         if not learning and not (unused and all(one.why == "no-grad" for one in unused)):
             return  # nothing learns at all: another cause
         missed = {path for patch in seen.observations.instance_patches for path in patch.bypassed}
+        if case.recipe.get("gradient_checkpointing") and _of(unused, "no-grad"):
+            unused = _not_by_reentrance(case, unused)
         # Somebody's own function there is another matter, and LD504 tells of it.
         readings = [one for one in unused if missed.isdisjoint(one.paths)]
-        if case.recipe.get("gradient_checkpointing") and _of(readings, "no-grad"):
-            return  # reentrant checkpointing runs layers so
         unfed = _whole_towers(case, readings)
         rest = [reading for reading in readings if reading not in unfed]
         for why in _WHY:
@@ -206,6 +218,18 @@ class AdaptersThatLearnNothing(Rule):
             fixes=(_fix(case, why, readings, shown),),
             explains=("gradients", "adapters-move"),
         )
+
+
+def _not_by_reentrance(
+    case: Case, unused: tuple[UnusedAdapterReading, ...]
+) -> tuple[UnusedAdapterReading, ...]:
+    """The adapters that learn nothing without reentrant checkpointing either, which at first runs
+    every layer without gradients; what it alone cuts off is LD501's."""
+    options: dict[str, Any] = dict(case.recipe.get("gradient_checkpointing_kwargs") or {})
+    if options.get("use_reentrant") is False:
+        return unused
+    edit = Edit("gradient_checkpointing_kwargs", {**options, "use_reentrant": False})
+    return with_edits(case, (edit,)).observations.unused_adapters
 
 
 def _of(readings: Sequence[UnusedAdapterReading], why: str) -> list[UnusedAdapterReading]:
