@@ -50,7 +50,8 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     (``Contradictions``: what DeepSpeed and the Trainer are told differently, each a
     ``Contradiction``, which ``contradictions`` finds in two of any origin; ``accumulation_of``:
     what accelerate's config says of it); each ``Launch``, what starts the
-    script; ``losses_without_gradients``, ``gradients_cleared`` and ``trained_in_eval_mode``: slips
+    script, and each ``Cut`` in it: where a command of a shell file ends before its last options;
+    ``losses_without_gradients``, ``gradients_cleared`` and ``trained_in_eval_mode``: slips
     of a loop of one's own; ``evaluations_without_data``: trainers that are to evaluate and are
     given no data for it; ``collated_columns``: what a collator reads of each row;
     ``added_tokens``: the calls that add tokens to the tokenizer (``AddedTokens``);
@@ -169,6 +170,7 @@ from lora_doctor.tiny_model.modalities import MODALITIES
 if TYPE_CHECKING:
     from lora_doctor.contract.round_trip import MERGE_TOLERANCE
     from lora_doctor.evidence.optimizer import OptimizerState, TrainableTensor
+    from lora_doctor.recipe.cut import Cut
     from lora_doctor.recipe.files.side_files import SideFiles
     from lora_doctor.recipe.program.added_tokens import AddedTokens, added_tokens
     from lora_doctor.recipe.program.after_training import (
@@ -301,6 +303,7 @@ _LAZY = {
         ),
         "recipe.program.evaluation": ("evaluations_without_data",),
         "recipe.program.gone_names": ("GoneName", "gone_names"),
+        "recipe.cut": ("Cut",),
         "recipe.program.launch": ("Launch",),
         "recipe.program.made_arguments": ("made_arguments",),
         "recipe.program.made_trainer": ("made_trainer",),
@@ -388,6 +391,7 @@ __all__ = [
     "ConnectionReading",
     "Contradiction",
     "Contradictions",
+    "Cut",
     "Depth",
     "DryRun",
     "Edit",

@@ -54,10 +54,11 @@ class KeysNotInTheFramework(Rule):
     symptoms = (
         Symptom(
             r"Some (?:specified arguments|keys) are not used by the HfArgumentParser"
-            r"(?!: \['(?:-f|--f=)[^]]{0,300}kernel-)",  # a notebook's own argument
+            # a notebook's own argument; what stands behind a backslash, which is LD534
+            r"(?!: \['(?:-f|--f=)[^]]{0,300}kernel-)(?!: \['(?: |\\[trn])+')",
         ),
         Symptom(r"specified config arguments are not used by the TrlParser", "TRL before 0.12"),
-        Symptom(r"ValueError: remaining_argv: \[", "ms-swift"),
+        Symptom(r"ValueError: remaining_argv: \[(?!'(?: |\\[trn])+')", "ms-swift"),
         Symptom(r"Unknown arguments from config file: ", "TRL"),
         Symptom(
             r"error: unrecognized arguments: --",

@@ -95,7 +95,8 @@ def _found(twin: Twin, given: Path, worker: Worker) -> tuple[str, int | None]:
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_healthy_set_up_gives_one_line(kind: str, worker: Worker) -> None:
     """No finding, whatever the framework's own ways are."""
-    twins = [twin for twin in TWINS if twin.name.startswith(kind)]
+    twins = [twin for twin in TWINS if twin.name.startswith(kind)
+             and not twin.name.endswith("crlf.sh")]  # which no shell reads: LD534  # fmt: skip
     for twin in twins if ALL else twins[1:2]:
         place = (FOLDER / twin.name).parent / (twin.given or Path(twin.name).name)
         diagnosis = lora_doctor.check(place, worker=worker, depth="tiny")

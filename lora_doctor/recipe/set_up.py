@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from lora_doctor.recipe.cut import Cut
 from lora_doctor.static.place import Place
 
 
@@ -29,6 +30,8 @@ class SetUp:
     launcher: str = ""
     #: Its options: name to value.
     launcher_options: Mapping[str, Any] = field(default_factory=dict)
+    #: Where its shell file ends the command too early; empty once it was stored.
+    cuts: tuple[Cut, ...] = field(default=(), compare=False)
     #: The recipe that other entries at these places amount to; ``None`` once it was stored.
     read: Callable[[Mapping[str, Any], Mapping[str, Place]], Any] | None = field(
         default=None, compare=False, repr=False

@@ -28,6 +28,7 @@ from lora_doctor.recipe.files.looks_like import looks_like, text_looks_like
 from lora_doctor.recipe.files.plain import plain
 from lora_doctor.recipe.files.renaming import renamed, renames
 from lora_doctor.recipe.files.shell_arguments import Argument, TrainingCommand
+from lora_doctor.recipe.files.shell_cut import of_command
 from lora_doctor.recipe.files.shell_syntax import SHELLS
 from lora_doctor.recipe.files.spelling import Spelling
 from lora_doctor.recipe.keys import check_value
@@ -90,7 +91,9 @@ class Document:
         recipe = replace(recipe, places={**unknown, **recipe.places, **named})
         if recipe.set_up is None:
             return recipe
-        command = next((part.command for part in self.parts if part.command), None)
+        command, text = next(
+            ((part.command, part.file.text) for part in self.parts if part.command), (None, "")
+        )
         environment = {
             name: str(value)
             for block in ("env", "ENV")
@@ -105,6 +108,7 @@ class Document:
                 environment={**environment, **command.environment},
                 launcher=command.launcher,
                 launcher_options=dict(command.launcher_options),
+                cuts=of_command(text, command.start, command.end),
             )
         return replace(recipe, set_up=set_up)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from lora_doctor.errors import InputError
 from lora_doctor.recipe.files import json_syntax, yaml_syntax
 from lora_doctor.recipe.files.bytes import read_text
+from lora_doctor.recipe.files.shell_cut import of_command, rejoined
 from lora_doctor.recipe.files.shell_files import LAUNCHERS, MODULES, script_in, shell_files
 from lora_doctor.recipe.files.shell_syntax import Command, commands
 from lora_doctor.recipe.program.launch import Launch
@@ -46,12 +48,14 @@ def _of_shell_files(script: Path, folder: Path) -> Iterator[Launch]:
             text = read_text(path).text
         except InputError:
             continue
-        for command in commands(text, {}) if len(text) <= _LONGEST else ():
+        for command in commands(rejoined(text), {}) if len(text) <= _LONGEST else ():
             if not _starts(command, script, path.parent):
                 continue
             line = text.count("\n", 0, command.words[0].start) + 1
-            yield _launch(command, _code(command, text), Place(short_path(str(path)), line), True,
-                          (path.parent, folder))  # fmt: skip
+            launch = _launch(command, _code(command, rejoined(text)), Place(short_path(str(path)), line),
+                             True, (path.parent, folder))  # fmt: skip
+            ends = command.words[0].start, command.words[-1].end
+            yield replace(launch, cuts=of_command(text, *ends))
 
 
 def _of_comments(units: tuple[Unit, ...], script: Path, folder: Path) -> Iterator[Launch]:

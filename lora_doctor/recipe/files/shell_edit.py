@@ -15,6 +15,7 @@ from lora_doctor.recipe.files.shell_arguments import (
     TrainingCommand,
     training_commands,
 )
+from lora_doctor.recipe.files.shell_cut import rejoined
 from lora_doctor.recipe.files.shell_syntax import Word, commands
 from lora_doctor.recipe.files.yaml_splice import CannotSpliceError
 
@@ -41,8 +42,9 @@ def training_command(text: str, path: Path) -> TrainingCommand:
 
 
 def find_commands(text: str) -> list[TrainingCommand]:
-    """The commands of the script that train."""
-    return training_commands(commands(text, os.environ))
+    """The commands of the script that train, each up to the last option that it was meant to have
+    (:mod:`~lora_doctor.recipe.files.shell_cut` tells where it ends before)."""
+    return training_commands(commands(rejoined(text), os.environ))
 
 
 def set_entry(text: str, path: Path, name: str, value: Any) -> str:

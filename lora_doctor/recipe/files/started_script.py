@@ -12,6 +12,7 @@ from pathlib import Path
 
 from lora_doctor.errors import InputError
 from lora_doctor.recipe.files.bytes import decode, read_bytes
+from lora_doctor.recipe.files.shell_cut import rejoined
 from lora_doctor.recipe.files.shell_edit import assignment
 from lora_doctor.recipe.files.shell_files import script_in, shell_files
 from lora_doctor.recipe.files.shell_syntax import SHELLS, Command, Word, commands
@@ -85,7 +86,7 @@ def _starts(path: Path, data: bytes | None, name: str = "") -> Iterator[StartedS
     unit = Unit(short_path(str(path)), text, editable=False)
     environment: dict[str, str | None] = {}
     folders = [Path(), *list(path.resolve().parents)[:_ABOVE]]
-    for command in commands(text, os.environ):
+    for command in commands(rejoined(text), os.environ):
         here = {name: word.text for name, word in command.assignments}
         if not command.words:
             environment.update(here)

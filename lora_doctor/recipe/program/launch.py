@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lora_doctor.recipe.cut import Cut
 from lora_doctor.static.place import Place
 
 _DDP = ("MULTI_GPU", "MULTI_CPU", "MULTI_XPU", "MULTI_NPU", "MULTI_MLU", "MULTI_HPU")
@@ -31,6 +32,8 @@ class Launch:
     config: Mapping[str, Any] = field(default_factory=dict)
     #: DeepSpeed's config that this one names; empty without.
     deepspeed_file: Mapping[str, Any] = field(default_factory=dict)
+    #: Where the command ends too early.
+    cuts: tuple[Cut, ...] = ()
 
     @property
     def several(self) -> bool:

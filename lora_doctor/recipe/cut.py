@@ -1,0 +1,25 @@
+"""Where a command of a shell file ends before its last options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Where a command ends too early."""
+
+    #: Line of the file, from 1.
+    line: int
+    #: What ends it: the end of a sentence that begins with "the line".
+    why: str
+    #: What to do about it.
+    remedy: str
+    #: The options that the command is started without, as they are written.
+    options: tuple[str, ...]
+    #: Characters of the text that would have to be blank for the command to go on; none where they
+    #: are read as blank anyway.
+    start: int = 0
+    end: int = 0
+    #: Whether the command is given what stands behind the backslash as an argument.
+    stray: bool = False

@@ -1,0 +1,102 @@
+"""Commands of a shell script that end before their last arguments.
+
+A backslash continues a line only as its last character. Without it, with a space or a carriage
+return behind it, or with a comment or an empty line below it the command ends there, and the shell
+looks for a program that is named like the next option.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+from lora_doctor.recipe.cut import Cut
+from lora_doctor.recipe.files.shell_syntax import Command, commands
+
+_OPTION = re.compile(r"--[A-Za-z][\w-]*")
+#: What may stand between the end of a command and the options that were meant for it.
+_BETWEEN = re.compile(r"(?:[ \t\r]*\\?[ \t\r]*(?:#[^\n]*)?\n)+[ \t]*")
+#: A backslash that does not end its line, and what stands behind it.
+_ESCAPED = re.compile(r"[ \t]*\\[ \t]+(#[^\n]*)?\r?\Z")
+_CARRIAGE_RETURN = re.compile(r"\\\r\n")
+
+
+def cuts(text: str) -> list[Cut]:
+    """The places at which commands of the script end too early, in their order."""
+    found = [command for command in commands(text, {}) if command.words]
+    return sorted([*_ended(text, found), *_by_carriage_returns(text, found)],
+                  key=lambda cut: cut.line)  # fmt: skip
+
+
+def rejoined(text: str) -> str:
+    """The text in which every command goes on to its last option, each other character where it
+    was: what was meant."""
+    for cut in cuts(text):
+        text = text[: cut.start] + " " * (cut.end - cut.start) + text[cut.end :]
+    return text
+
+
+def of_command(text: str, start: int, end: int) -> tuple[Cut, ...]:
+    """Those of the command between these places of the text, as it was meant."""
+    lines = range(text.count("\n", 0, start) + 1, text.count("\n", 0, end) + 2)
+    return tuple(cut for cut in cuts(text) if cut.line in lines)
+
+
+def _ended(text: str, found: Sequence[Command]) -> Iterator[Cut]:
+    """Where the next command is an option of the one before."""
+    begun = False
+    for number, command in enumerate(found):
+        name = command.words[0].text or ""
+        if command.assignments or not _OPTION.match(name):
+            begun = True
+            continue
+        before, next_one = found[number - 1].words[-1], command.words[0]
+        if not begun or not _BETWEEN.fullmatch(text, before.end, next_one.start):
+            continue
+        line_start = text.rfind("\n", 0, before.end) + 1
+        line_end = text.index("\n", before.end)
+        escaped = _ESCAPED.search(text[line_start:line_end])
+        start = line_start + escaped.start() if escaped else before.end
+        line, why, remedy = _reason(text, start, next_one.start, escaped)
+        yield Cut(line, why, remedy, _options(found[number:]), start, next_one.start,
+                  stray=escaped is not None)  # fmt: skip
+
+
+def _reason(text: str, start: int, end: int, escaped: re.Match[str] | None) -> tuple[int, str, str]:
+    line = text.count("\n", 0, start) + 1
+    lines = text[start:end].split("\n")
+    if escaped:
+        behind = "a comment" if escaped[1] else "a space"
+        return line, f"has {behind} behind its backslash", f"End line {line} with the backslash."
+    if not lines[0].strip().startswith("\\"):
+        return line, "does not end with a backslash", f"End line {line} with a backslash."
+    line += 1
+    if lines[1].strip():
+        return line, "is a comment between two lines of the command", (
+            f"Move line {line} out of the command.")  # fmt: skip
+    return line, "is empty", f"Take line {line} out."
+
+
+def _by_carriage_returns(text: str, found: Sequence[Command]) -> Iterator[Cut]:
+    """Where lines end as on Windows: what a backslash quotes is the carriage return."""
+    for number, command in enumerate(found):
+        first = command.words[0]
+        returned = _CARRIAGE_RETURN.search(text, first.end, command.words[-1].end)
+        if returned is not None:
+            behind = [word for word in command.words if word.start > returned.start()]
+            options = _options([Command((), tuple(behind)), *found[number + 1 :]])
+            line = text.count("\n", 0, returned.start()) + 1
+            yield Cut(line, "ends with a carriage return, as on Windows, behind its backslash",
+                      "Write the file with Unix line ends, such as by dos2unix.", options,
+                      stray=True)  # fmt: skip
+
+
+def _options(found: Sequence[Command]) -> tuple[str, ...]:
+    """The options of the first command, and of those behind it that begin with one."""
+    names: list[str] = []
+    for number, command in enumerate(found):
+        if number and (command.assignments or not _OPTION.match(command.words[0].text or "")):
+            break
+        matches = (_OPTION.match(word.text or "") for word in command.words)
+        names += [match[0] for match in matches if match]
+    return tuple(dict.fromkeys(names))
