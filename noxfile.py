@@ -146,6 +146,7 @@ def set_ups(session: nox.Session, framework: str) -> None:
     if alone:
         session.install("--no-deps", *alone)
     session.run("pytest", "tests/test_set_ups.py", "tests/test_set_ups_parsers.py",
+                "tests/test_framework_checks.py",
                 "-k", framework, *session.posargs,
                 env={"LORA_DOCTOR_SET_UPS": "all"})  # fmt: skip
 

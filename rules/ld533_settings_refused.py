@@ -24,7 +24,8 @@ class SettingsRefused(Rule):
     Two settings exclude each other, or one needs another that is missing.
 
     ## Versions
-    Read in LLaMA-Factory 0.9.5, axolotl 0.19 and ms-swift 4.6.
+    The checks of LLaMA-Factory and axolotl are read off the source of the installed release, else
+    those of LLaMA-Factory 0.9.5 and axolotl 0.19 are known. Read in ms-swift 4.6.
 
     ## Fix
     The missing setting, where there is only one choice.

@@ -14,7 +14,7 @@ from typing import Any, Protocol, cast
 from lora_doctor.discovery import find_modules
 from lora_doctor.errors import InputError
 from lora_doctor.recipe.files.framework import Framework, excluded, framework_recipe
-from lora_doctor.recipe.files.refusals import both_on, none_of_the_choices
+from lora_doctor.recipe.files.refusals import both_on, none_of_the_choices, not_together
 from lora_doctor.recipe.files.remark import Remark
 from lora_doctor.recipe.files.spelling import Spellings
 from lora_doctor.recipe.keys import ADAPTER_KEYS, OUTER_KEYS
@@ -121,8 +121,9 @@ def remarks_of(name: str, entries: Mapping[str, Any]) -> Iterator[Remark]:
     those that it refuses."""
     found = format_named(name)
     framework = framework_named(name)
-    yield from framework.remarks(entries)
-    yield from both_on(excluded(framework, found.SPELLINGS, entries))
+    told = [*framework.remarks(entries), *both_on(excluded(framework, found.SPELLINGS, entries))]
+    yield from told
+    yield from not_together(framework.fields(), entries, told)
     extended = any(entries.get(name) for name in framework.extended_by)
     yield from none_of_the_choices(framework.fields(), entries, extended)
 

@@ -15,6 +15,8 @@ from lora_doctor.static.installed.framework_fields import Fields
 _NO_STRINGS = frozenset({"", "true", "false", "none", "null"})
 #: How alike a mistyped value and the one that was meant are.
 _NEAR = 0.8
+#: Characters of a message by which it is the same.
+_SAME = 40
 #: How alike a mistyped name of an open list is: users may have names of their own.
 _NEARER = 0.85
 
@@ -26,6 +28,21 @@ def both_on(pairs: Iterable[tuple[str, str]]) -> Iterator[Remark]:
             "refused", names, "raises ValueError, as at most one of them can be on",
             "the class of its training arguments", f"Keep {names[0]} or {names[1]}.",
         )  # fmt: skip
+
+
+def not_together(
+    fields: Fields | None, entries: Mapping[str, Any], told: Iterable[Remark]
+) -> Iterator[Remark]:
+    """What the framework's own checks refuse of these entries. ``told``: what is said already, and
+    with the change that mends it."""
+    for check in fields.checks if fields is not None else ():
+        written = tuple(name for name in check.names if name in entries)
+        known = any(check.message[:_SAME] in remark.what for remark in told)
+        if written and not known and check.applies(entries, fields.defaults if fields else {}):
+            yield Remark(
+                "refused", written, f"raises {check.message.rstrip('.')}", check.source,
+                f"Change {' or '.join(written)}, as the message says.",
+            )  # fmt: skip
 
 
 def none_of_the_choices(

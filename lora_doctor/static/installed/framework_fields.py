@@ -21,6 +21,7 @@ from typing import Any
 
 from lora_doctor.limits import INSTALLED_FILE_BYTES
 from lora_doctor.static.installed.field_choices import choices_of
+from lora_doctor.static.installed.framework_checks import Check, Reader
 from lora_doctor.static.piece import parse_json
 
 #: A class nests no deeper in others of its framework.
@@ -45,6 +46,8 @@ class Sources:
     #: Argument to the file of the package that registers the names which it can have, and a pattern
     #: whose group is such a name.
     registered: Mapping[str, tuple[str, str]] = field(default_factory=dict, hash=False)
+    #: Where it checks its arguments against each other: ``package.module:Class`` or ``:function``.
+    checks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,8 @@ class Fields:
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     #: Name to values that are registered; releases and plugins add to them.
     registered: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    #: What it refuses of several arguments together.
+    checks: tuple[Check, ...] = ()
 
     @property
     def origin(self) -> str:
@@ -108,6 +113,7 @@ def installed_fields(sources: Sources) -> Fields | None:
         sources.distribution, version, True, defaults, frozenset(names), plugins,
         {key: values for key, values in choices.items() if values},
         {key: _registered(package, *place) for key, place in sources.registered.items()},
+        _checks(sources.checks, frozenset(names)),
     )  # fmt: skip
 
 
@@ -142,12 +148,15 @@ def _of_table(distribution: str) -> Fields | None:
     plugins = {folder: frozenset(own) for folder, own in data.get("plugins", {}).items()}
     lists = {part: {name: tuple(values) for name, values in data.get(part, {}).items()}
              for part in ("choices", "registered")}  # fmt: skip
-    return Fields(distribution, data["version"], False, defaults, names, plugins, **lists)
+    checks = tuple(map(Check.from_json, data.get("checks", ())))
+    return Fields(
+        distribution, data["version"], False, defaults, names, plugins, **lists, checks=checks
+    )
 
 
 def table_text(fields: Fields) -> str:
     """The table of these arguments."""
-    data = {
+    data: dict[str, Any] = {
         "version": fields.version,
         "defaults": {key: fields.defaults[key] for key in sorted(fields.defaults)},
         "others": sorted(fields.names - fields.defaults.keys()),
@@ -157,7 +166,44 @@ def table_text(fields: Fields) -> str:
     for part, lists in (("choices", fields.choices), ("registered", fields.registered)):
         if lists:
             data[part] = {name: list(lists[name]) for name in sorted(lists)}
+    if fields.checks:
+        data["checks"] = [check.to_json() for check in fields.checks]
     return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+
+
+def _checks(places: tuple[str, ...], names: frozenset[str]) -> tuple[Check, ...]:
+    """What these functions refuse, and the checks of these classes and of what they are made of."""
+    reader = Reader(names)
+    seen: set[tuple[str, str]] = set()
+    waiting = [(module, name) for module, _, name in (place.partition(":") for place in places)]
+    while waiting and len(seen) < _MOST_BASES:
+        place = waiting.pop(0)
+        if place in seen:
+            continue
+        seen.add(place)
+        tree = _tree(place[0])
+        for node in tree.body if tree else ():
+            if isinstance(node, ast.FunctionDef) and node.name == place[1]:
+                reader.read(node, _file(place[0]))
+        found = _class_in(*place)
+        if found is None:
+            continue
+        home, node = found
+        for part in node.body:
+            if isinstance(part, ast.FunctionDef) and _checks_arguments(part):
+                reader.read(part, _file(home))
+        waiting += [one for base in node.bases for one in _named_classes(home, base)]
+    return reader.checks
+
+
+def _checks_arguments(method: ast.FunctionDef) -> bool:
+    by_pydantic = any("model_validator" in ast.unparse(one) for one in method.decorator_list)
+    return by_pydantic or method.name == "__post_init__"
+
+
+def _file(module: str) -> str:
+    """The module as a file of its package."""
+    return "/".join(module.split(".")[1:]) + ".py"
 
 
 class _Computed:

@@ -322,6 +322,7 @@ FRAMEWORK = Framework(
         ("axolotl.utils.schemas.config:AxolotlInputConfig",),
         r'\bcfg\.(\w+)|(?:data|cfg|values)\.get\(\s*"(\w+)"|(?:data|cfg)\["(\w+)"\]',
         "integrations/*/args.py",
+        checks=("axolotl.utils.schemas.config:AxolotlInputConfig",),
     ),
     model="base_model",
     revision="revision_of_model",
