@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import lora_doctor
+from lora_doctor.errors import InputError
 from lora_doctor.recipe.files.format import format_named, framework_named, remarks_of
 from lora_doctor.recipe.files.named_paths import absent_paths
 from lora_doctor.recipe.files.read_write import read_recipe
@@ -77,6 +78,15 @@ def test_a_value_is_refused_where_no_release_can_have_it(
     ] == near
 
 
+def test_an_installed_release_has_what_it_registers_and_nothing_else() -> None:
+    """Unless code of the user's may register more."""
+    fields = Fields("framework", "1.0", True, registered={"template": ("qwen3", "mistral")})
+    (remark,) = none_of_the_choices(fields, {"template": "qwen4"})
+    assert remark.names == ("template",) and "qwen3, mistral" in remark.what
+    assert not list(none_of_the_choices(fields, {"template": "qwen4"}, extended=True))
+    assert not list(none_of_the_choices(fields, {"template": "qwen3"}))
+
+
 @pytest.mark.parametrize("name", ["LLaMA-Factory", "axolotl", "ms-swift", "TRL"])
 def test_the_defaults_of_a_framework_are_among_its_choices(name: str) -> None:
     """Every default that is a string, and every registered name, is a value that it takes."""
@@ -94,6 +104,50 @@ def test_a_value_of_no_choice_is_found_at_its_line_and_mended(tmp_path: Path) ->
     assert (finding.severity, finding.location.line) == ("error", 4)
     assert "dpo, " in finding.message
     assert [(edit.key, edit.value) for edit in finding.fixes[0].edits] == [("entry:rl", "dpo")]
+
+
+@pytest.mark.parametrize(
+    ("entry", "says"),
+    [
+        ("flash_attn: true", "flash_attn must be one of auto, disabled, sdpa, fa2, fa3, not True"),
+        ("lora_rank: many", "lora_rank"),
+    ],
+)
+def test_a_value_of_another_type_is_told_by_the_name_in_the_file(
+    tmp_path: Path, entry: str, says: str
+) -> None:
+    path = tmp_path / "set_up.yaml"
+    path.write_text(f"{_BOTH.replace('bf16: true', '')}{entry}\n", encoding="utf-8")
+    with pytest.raises(InputError, match=says):
+        read_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "targets"),
+    [
+        ("set_up.sh", "q_proj,v_proj", ["q_proj,v_proj"]),  # one name, which no module has
+        ("set_up.sh", "q_proj v_proj", ["q_proj", "v_proj"]),
+        ("set_up.yaml", "q_proj,v_proj", ["q_proj,v_proj"]),
+        ("set_up.yaml", "[q_proj, v_proj]", ["q_proj", "v_proj"]),
+    ],
+)
+def test_ms_swift_takes_no_names_apart(
+    tmp_path: Path, name: str, value: str, targets: list[str]
+) -> None:
+    path = tmp_path / name
+    options = f"swift sft --model arch:llama --tuner_type lora --target_modules {value}\n"
+    entries = f"model: arch:llama\ntuner_type: lora\ntarget_modules: {value}\n"
+    path.write_text(options if name.endswith(".sh") else entries, encoding="utf-8")
+    assert read_recipe(path).get("target_modules") == targets
+
+
+def test_trl_reads_one_of_two_data_sets(tmp_path: Path) -> None:
+    both = "dataset_name: a/b\ndatasets:\n  - path: c/d\n"
+    text = f"model_name_or_path: arch:llama\nuse_peft: true\n{both}"
+    finding = found(tmp_path, text)["LD531"]
+    assert finding.location.line == 3
+    assert [edit.key for edit in finding.fixes[0].edits] == ["entry:dataset_name"]
+    assert "LD531" not in found(tmp_path, text.replace("dataset_name: a/b\n", ""))
 
 
 _BOTH = """\

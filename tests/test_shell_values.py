@@ -65,3 +65,16 @@ def test_a_switch_that_is_turned_off_is_off(tmp_path: Path) -> None:
     assert off.set_up is not None and not off.set_up.unknown
     wrong = read_recipe(script(tmp_path, "8", "--no_gradient_checkpoint"))
     assert wrong.set_up is not None and wrong.set_up.unknown
+
+
+@pytest.mark.parametrize("written", ["$GPUS", '"$GPUS"', "${GPUS}", '"${GPUS}"'])
+def test_a_joined_variable_is_changed_where_it_is_set(tmp_path: Path, written: str) -> None:
+    """``--lora_r=$RANK`` as ``--lora_r $RANK``; not where others use the variable as well."""
+    text = _TRL.replace("--lora_r ALPHA MORE", f"--lora_r={written}")
+    path = tmp_path / "train.sh"
+    path.write_text(text)
+    apply_edits(path, [Edit("r", 4)])
+    assert path.read_text() == text.replace("GPUS=2", "GPUS=4")
+    path.write_text(text + "echo $GPUS\n")
+    apply_edits(path, [Edit("r", 4)])
+    assert read_recipe(path).get("r") == 4 and path.read_text().startswith("GPUS=2\n")

@@ -75,7 +75,13 @@ def only(allowed: Any, result: Any = True) -> Callable[[Any], Any]:
 
 def word_of(words: dict[str, str]) -> Callable[[Any], Any]:
     """The recipe's word for one of the framework's; one that it does not have stays."""
-    return lambda value: words.get(str(value), value) or None
+
+    def read(value: Any) -> Any:
+        if isinstance(value, bool):
+            raise ValueError(f"is one of {', '.join(words)}")
+        return words.get(str(value), value) or None
+
+    return read
 
 
 def word_for(words: dict[str, str]) -> Callable[[Any], Any]:

@@ -58,7 +58,10 @@ def none_of_the_choices(
             found = _closed(name, value, fields.choices[name], fields.origin)
         else:
             registered = () if extended else fields.registered.get(name, ())
-            found = _mistyped(name, value, registered, fields.origin)
+            if registered and fields.installed:  # in this release, nothing else is one
+                found = _closed(name, value, registered, fields.origin)
+            else:
+                found = _mistyped(name, value, registered, fields.origin)
         if found is not None:
             yield found
 

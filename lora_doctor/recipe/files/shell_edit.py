@@ -19,6 +19,9 @@ from lora_doctor.recipe.files.shell_cut import rejoined
 from lora_doctor.recipe.files.shell_syntax import Word, commands
 from lora_doctor.recipe.files.yaml_splice import CannotSpliceError
 
+#: The value of ``--rank=$RANK``.
+_VARIABLE = re.compile(r"(\"?)\$(?:[A-Za-z_]\w*|\{[A-Za-z_]\w*\})\1")
+
 
 def training_command(text: str, path: Path) -> TrainingCommand:
     """The one command of the script that trains.
@@ -59,7 +62,8 @@ def set_entry(text: str, path: Path, name: str, value: Any) -> str:
     if not argument.words:  # a flag
         return text[: argument.end] + " " + " ".join(written) + text[argument.end :]
     word = argument.words[0]
-    if len(argument.words) == 1 and word.is_variable:
+    variable = word.is_variable or _VARIABLE.fullmatch(text, word.start, word.end)
+    if len(argument.words) == 1 and variable:
         place = assignment(text, word.variables[0])
         if place is not None and len(written) == 1:
             return text[: place[0]] + _like(text[slice(*place)], written[0]) + text[place[1] :]

@@ -23,8 +23,12 @@ COMPLETE = True
 IGNORES_UNKNOWN = False
 
 
+def _listed(value: Any) -> Any:
+    return names([value] if isinstance(value, str) else value)
+
+
 def _targets(value: Any) -> Any:
-    found = names([value] if isinstance(value, str) and "," not in value else value)
+    found = _listed(value)  # with a comma in it, it is one name
     return "all-linear" if found and set(found) & {"all-linear", "ALL", "all"} else found
 
 
@@ -35,10 +39,6 @@ def _dtype(value: Any) -> Any:
 def _attention(value: Any) -> Any:
     """``AttnImpl`` of ``model/utils.py``: ``flash_attn`` is transformers' second."""
     return "flash_attention_2" if value == "flash_attn" else text(value)
-
-
-def _listed(value: Any) -> Any:
-    return names([value] if isinstance(value, str) else value)
 
 
 SPELLINGS = Spellings(

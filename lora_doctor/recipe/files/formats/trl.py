@@ -6,11 +6,13 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from lora_doctor.recipe.edit import REMOVE
 from lora_doctor.recipe.files.framework import Framework
 from lora_doctor.recipe.files.named_paths import of_datasets, of_entries
 from lora_doctor.recipe.files.read_as import boolean, integer, names, number, positive, text
 from lora_doctor.recipe.files.remark import Remark
 from lora_doctor.recipe.files.spelling import Spelling, Spellings
+from lora_doctor.recipe.files.together import Together, remarks_on
 from lora_doctor.recipe.files.trainer_spellings import OF_THE_TRAINER
 from lora_doctor.static.installed.framework_fields import Sources
 
@@ -111,6 +113,18 @@ def _remarks(entries: Mapping[str, Any]) -> Iterator[Remark]:
             "trainer/utils.py: get_quantization_config",
             "Set load_in_4bit: true.", (("load_in_4bit", True),),
         )  # fmt: skip
+    yield from remarks_on(_TOGETHER, entries)
+
+
+_TOGETHER = (
+    Together(
+        ("dataset_name",),
+        lambda entries: bool(entries.get("datasets") and entries.get("dataset_name")),
+        "does not read dataset_name beside datasets, and says so in a warning",
+        "scripts/sft.py: main", "Take dataset_name out.", (("dataset_name", REMOVE),),
+        kind="unread",
+    ),
+)  # fmt: skip
 
 
 def _paths(entries: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
