@@ -125,6 +125,13 @@ def test_entries_that_name_nothing() -> None:
     assert set(found.injection.unmatched) == expected
 
 
+def test_the_word_for_all_linear_layers_is_a_name_in_a_list() -> None:
+    """PEFT reads it as the word only where it stands alone as a string."""
+    found = look("llama", target_modules=["all-linear", "lm_head"])
+    assert found.injection.unmatched == (Unmatched("target_modules", "all-linear"),)
+    assert {group.leaf for group in found.groups if group.adapted} == {"lm_head"}
+
+
 def test_conversion_is_peft_s_own() -> None:
     """Mixtral's w1, w2, w3 are linear layers, or names that PEFT turns into parameters."""
     found = look("mixtral", target_modules=["q_proj", "w1", "w2", "w3"])

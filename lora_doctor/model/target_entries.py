@@ -80,8 +80,10 @@ def unmatched_entries(
     targets = wished["target_modules"]
     entries = [targets] if isinstance(targets, str) else list(targets or ())
     for entry in entries:
-        if entry in turned or str(entry).lower() == "all-linear":
+        if entry in turned:
             continue
+        if isinstance(targets, str) and entry.lower() == "all-linear":
+            continue  # in a list it is a name like any other
         alone = entry if isinstance(targets, str) else [entry]
         if not _names_a_module(config, alone, names.modules):
             missing.append(Unmatched("target_modules", str(entry)))
