@@ -1,20 +1,24 @@
-"""The frameworks' own parsers read the same set-ups: they accept each file, before and after edits,
-and make of it what lora-doctor makes of it. ``nox -s set_ups`` installs them; skipped without."""
+"""The frameworks' own parsers read the same set-ups: they accept each file, before and after edits
+and fixes, and make of it what lora-doctor makes of it. ``nox -s set_ups`` installs them; skipped
+without."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import lora_doctor
+from lora_doctor.prescription.write_fix import Plan
 from lora_doctor.recipe.edit import Edit
 from lora_doctor.recipe.files.document import read_document
 from lora_doctor.recipe.files.format import framework_of
 from lora_doctor.recipe.files.read_write import apply_edits, read_recipe
 from lora_doctor.recipe.recipe import Recipe
+from lora_doctor.sandbox.worker import Worker
 from lora_doctor.static.installed.framework_fields import installed_fields
 from tests.set_up_files import TWINS, Twin
 
@@ -126,6 +130,12 @@ PARSERS: dict[str, Callable[[Path], dict[str, Any]]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def worker() -> Iterator[Worker]:
+    with Worker(threads=1) as shared:
+        yield shared
+
+
 def _parsed(twin: Twin, path: Path) -> tuple[Recipe, dict[str, Any]]:
     document = read_document(path)
     framework = framework_of(document.format)
@@ -152,6 +162,27 @@ def test_the_framework_accepts_what_we_write(twin: Twin, tmp_path: Path) -> None
     _agree(recipe, theirs)
     if not twin.given:
         assert read_recipe(path).get("r") == 4 and theirs["r"] == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("twin", TWINS, ids=lambda twin: twin.id)
+def test_the_framework_accepts_what_a_fix_writes(
+    twin: Twin, tmp_path: Path, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mended file is one that its own parser takes, and trains adapters with what we say."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "healthy").mkdir()
+    _, healthy = _parsed(twin, twin.copy(tmp_path / "healthy", broken=False))
+    path = twin.copy(tmp_path, broken=True)
+    (tmp_path / "out").mkdir()
+    plan = Plan.make(path, str(tmp_path / "out"), True)
+    plan.write(plan.with_diff(lora_doctor.fix(path, unsafe_fixes=twin.unsafe, worker=worker)))
+    recipe, theirs = _parsed(twin, path)
+    _agree(recipe, theirs)
+    for key, value in healthy.items():
+        meant = twin.rule in ("LD201", "LD202", "LD209") and key in ("target_modules",
+                                                                     "modules_to_save")  # fmt: skip
+        assert meant or theirs[key] == value, key
 
 
 def _agree(recipe: Recipe, theirs: dict[str, Any]) -> None:
