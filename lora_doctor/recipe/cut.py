@@ -17,9 +17,9 @@ class Cut:
     remedy: str
     #: The options that the command is started without, as they are written.
     options: tuple[str, ...]
-    #: Characters of the text that would have to be blank for the command to go on; none where they
-    #: are read as blank anyway.
+    #: First of the characters that would have to be blank for the command to go on.
     start: int = 0
+    #: Behind the last of them; as ``start`` where they are read as blank anyway.
     end: int = 0
     #: Whether the command is given what stands behind the backslash as an argument.
     stray: bool = False
