@@ -9,6 +9,7 @@ import pytest
 
 from lora_doctor.recipe.program.gone_names import GoneName, gone_names
 from lora_doctor.recipe.program.read_setup import read_setup
+from lora_doctor.static.installed.installed_names import importable
 
 RECIPE = """
 from peft import LoraConfig, get_peft_model
@@ -89,3 +90,21 @@ def test_a_cell_of_a_notebook_is_named(tmp_path: Path) -> None:
     file.write_text(json.dumps({"cells": cells, "nbformat": 4, "metadata": {}}), encoding="utf-8")
     (found,) = gone_names(read_setup(file))
     assert found.place.file.endswith("train.ipynb:cell 2") and found.place.line == 1
+
+
+def test_modules_that_a_package_finds_under_their_old_names_are_not_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """sentence-transformers 6 keeps its old modules alive by a finder, in a file that its
+    ``__init__.py`` imports."""
+    package = tmp_path / "moved_modules"
+    package.mkdir()
+    (package / "__init__.py").write_text("from moved_modules.old import install\ninstall()\n")
+    (package / "old.py").write_text(
+        'import sys\nOLD = {"moved_modules.losses": "moved_modules.new"}\n'
+        "def install():\n    sys.meta_path.insert(0, Finder())\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert importable("moved_modules", "losses") == "unknown"
+    assert importable("moved_modules.losses", "Any") == "unknown"
+    assert importable("moved_modules", "no_such_module") == "gone"

@@ -106,19 +106,39 @@ def _file_of(folder: Path, parts: list[str]) -> Path | None:
 
 def _missing_module(folder: Path, parts: list[str]) -> Presence:
     """A module without a file: gone, unless the package installs a finder that may know it."""
-    opening = folder / "__init__.py"
-    if not _makes_modules(opening):
-        return "gone"
-    # An alias is written out, or ends as a pattern of the package does.
-    known = parts[-1] in _words(opening) or parts[-1].rpartition("_")[2] in _endings(opening)
-    return "unknown" if known else "gone"
+    return "unknown" if _may_be_made(folder / "__init__.py", parts[-1]) else "gone"
+
+
+def _is_made(file: Path, name: str) -> bool:
+    """Whether ``name`` may be a module that the package of this ``__init__.py`` makes."""
+    return file.name == "__init__.py" and _may_be_made(file, name)
+
+
+def _may_be_made(opening: Path, name: str) -> bool:
+    """An alias is written out, or ends as a pattern of the package does."""
+    return any(
+        name in _words(file) or name.rpartition("_")[2] in _endings(file)
+        for file in _makers(opening)
+    )
 
 
 @functools.cache
-def _makes_modules(opening: Path) -> bool:
-    """Whether a package's `__init__.py` puts modules of its own making where imports look."""
+def _makers(opening: Path) -> tuple[Path, ...]:
+    """Files of a package that put modules of its own making where imports look: its `__init__.py`,
+    or one that this imports."""
     text = _text(opening)
-    return "sys.meta_path" in text or "sys.modules[" in _without_lazy(text)
+    own = "sys.meta_path" in text or "sys.modules[" in _without_lazy(text)
+    tree = _parse(opening)
+    imported: list[Path] = []
+    for node in () if tree is None else tree.body:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            parts = node.module.split(".")
+            if not node.level and parts.pop(0) != opening.parent.name:
+                continue
+            found = _file_of(opening.parent, parts) if parts else None
+            if found is not None and found.suffix == ".py" and "sys.meta_path" in _text(found):
+                imported.append(found)
+    return (*([opening] if own else []), *imported)
 
 
 @functools.lru_cache(maxsize=32)
@@ -149,6 +169,8 @@ def _in_file(file: Path, top: str, module: str, name: str, depth: int) -> Presen
     if "LazyModule(" in text:
         return _in_lazy_package(file, top, text, name)
     if _answers_by_code(file):
+        return "unknown"
+    if _is_made(file, name):
         return "unknown"
     if not named and "import *" not in text:
         return "gone"
