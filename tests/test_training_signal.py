@@ -4,6 +4,7 @@ than one class. Of the dry runs, the rules' examples tell (tests/test_rules.py).
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -162,3 +163,45 @@ def test_the_optimizer_with_the_largest_gradients_speaks_for_the_run() -> None:
     found = signal_of([trains, rests], str).gradients
     assert found is not None and found.largest == 0.5
     assert signal_of([], str).gradients is None
+
+
+# --- the longest row ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("then", "number"),
+    [
+        (lambda rows: rows, 717),
+        (lambda rows: rows.shuffle(seed=1).remove_columns("label"), 717),
+        (lambda rows: rows.filter(lambda row: len(row["input_ids"]) < 900), 717),
+        (lambda rows: rows.map(lambda row: {"input_ids": row["input_ids"][:99]}), 717),
+        (lambda rows: rows.filter(lambda row: len(row["input_ids"]) < 500), None),
+        (lambda rows: rows.select(range(700)), None),
+        (lambda rows: rows.map(lambda row, n: {"n": n}, with_indices=True), None),
+    ],
+    ids=["mapped", "shuffled", "kept", "cut", "filtered", "part", "numbered"],
+)
+def test_the_longest_row_of_a_set_that_is_cut_goes_the_way_of_the_others(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    then: Callable[[Any], Any],
+    number: int | None,
+) -> None:
+    """Whether it is in a part of the set, or which number a function would get, nobody knows."""
+    datasets = pytest.importorskip("datasets")
+    from lora_doctor.dry_run.acts import data, longest_row, set_aside
+    from lora_doctor.dry_run.acts.acting import Acting
+    from lora_doctor.guest.session import Session
+
+    (tmp_path / "records").mkdir()
+    for name in ("map", "filter", "flatten_indices"):  # put back when the test ends
+        monkeypatch.setattr(datasets.Dataset, name, getattr(datasets.Dataset, name))
+    data._mapping(Acting(Session(tmp_path, "")), datasets.arrow_dataset)
+    turns = [[{"content": "ab" * (300 if n == 717 else 3)}] for n in range(1500)]
+    whole = datasets.Dataset.from_dict({"turns": turns, "label": [0] * 1500})
+    rows = whole.map(lambda row: {"input_ids": [*map(ord, row["turns"][0]["content"])]})
+    assert rows._indices is not None, "it was cut"
+    rows = then(rows)
+    aside, seen = set_aside.longest_of(rows), longest_row._found(rows)
+    assert (aside and aside.number) == (seen and seen.number) == number
+    assert seen is None or seen.tokens in (99, 600)

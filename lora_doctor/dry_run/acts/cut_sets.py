@@ -19,7 +19,7 @@ _whole: dict[int, Any] = {}
 def remember(few: Any, of: Any = None) -> None:
     """That these are few of more rows; ``of``: the set that they were made from."""
     before = None if of is None else _number(of)
-    found = _memory(few)
+    found = memory(few)
     if found:
         _cut.append((found, len(_cut) if before is None else before, few))
 
@@ -52,11 +52,11 @@ def share_rows(one: Any, other: Any) -> bool:
 
 
 def _number(data: Any) -> int | None:
-    own = _memory(data)
+    own = memory(data)
     return next((number for known, number, _ in reversed(_cut) if known & own), None)
 
 
-def _memory(data: Any) -> frozenset[int]:
+def memory(data: Any) -> frozenset[int]:
     """Addresses of the first rows of each column; none for what is no set of ``datasets``."""
     table = getattr(getattr(data, "_data", None), "table", None)
     found: set[int] = set()

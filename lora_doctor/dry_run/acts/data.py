@@ -12,7 +12,7 @@ import threading
 from types import ModuleType
 from typing import Any
 
-from lora_doctor.dry_run.acts import cut_sets
+from lora_doctor.dry_run.acts import cut_sets, set_aside
 from lora_doctor.dry_run.acts.acting import Acting
 from lora_doctor.guest.call_sites import is_of_user
 
@@ -75,12 +75,17 @@ def _mapping(acting: Acting, module: ModuleType) -> None:
             return original(data, *arguments, **named)
         if len(data) <= acting.rows:
             return cut_sets.handed_on(data, whole(original, data, arguments, named))
+
+        def mapping(some: Any) -> Any:
+            return whole(original, some, arguments, named)
+
         few = data.select(_sample(data, acting.rows), keep_in_memory=True)
-        made = whole(original, few, arguments, named)
+        made = mapping(few)
         if len(data) <= _WHOLE_TEXTS and not is_repeated(data) and _is_of_text(made):
             return cut_sets.handed_on(data, whole(original, data, arguments, named))
         if len(made) == len(few):
             found = repeated(made, len(data), of=data, acting=acting)
+            set_aside.follow(acting, data, found, named, mapping)
             cut_sets.chosen_from(found, cut_sets.whole_of(data))
             return found
         return _estimated(acting, "map", data, few, made)
@@ -105,12 +110,19 @@ def _filtered(acting: Acting, whole: _Whole) -> Any:
             left = whole(original, data, arguments, named)
             _tell_filtered(acting, arguments, named, len(data), len(left))
             return cut_sets.handed_on(data, left)
-        made = whole(original, few, arguments, named)
+
+        def filtering(some: Any) -> Any:
+            return whole(original, some, arguments, named)
+
+        made = filtering(few)
         _tell_filtered(acting, arguments, named, len(few), len(made))
         if not len(made):  # what is rare is looked for in all rows
-            return whole(original, data, arguments, named)
+            return filtering(data)
         if len(made) < len(few):
-            return _estimated(acting, "filter", data, few, made)
+            found = _estimated(acting, "filter", data, few, made)
+            set_aside.follow(acting, data, found, named, filtering)
+            return found
+        set_aside.follow(acting, data, data, named, filtering)
         text = f"filter left all {len(few)} rows that were looked at, of {len(data)}"
         acting.note("not-proven", f"{text}; it was held to leave all")
         return data

@@ -5,9 +5,10 @@ have it, and a row beyond the positions of the model ends the real run when its 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from lora_doctor.dry_run.acts import cut_sets, sharding
+from lora_doctor.dry_run.acts import cut_sets, set_aside, sharding
 from lora_doctor.dry_run.acts.acting import Acting
 from lora_doctor.dry_run.acts.packed import evaluating
 from lora_doctor.dry_run.acts.sampled_rows import is_of_tokens
@@ -21,8 +22,8 @@ _LARGEST = 128_000_000
 
 def look(acting: Acting, trainer: Any, loader: Any, model: Any) -> None:
     """Tell what the longest row raises where one of the usual length raises nothing, each alone, as
-    not every collator pads. Nothing is tried where the set was cut, or where this process has a
-    part of the model."""
+    not every collator pads. Nothing is tried where the longest row of a set that was cut is not
+    known, or where this process has a part of the model."""
     data, collate = getattr(loader, "dataset", None), getattr(loader, "collate_fn", None)
     if model is None or not callable(collate) or sharding.unsharded(acting).classes:
         return
@@ -30,25 +31,50 @@ def look(acting: Acting, trainer: Any, loader: Any, model: Any) -> None:
         return
     with acting.ours(), undisturbed():
         try:
-            lengths = _lengths(data)
-            chosen = None if lengths is None else _chosen(lengths)
-            if data is None or chosen is None or _too_large(model, int(lengths[chosen[1]])):
+            found = _found(data)
+            if found is None or _too_large(model, found.tokens):
                 return
-            usual, longest = chosen
-            _loss(trainer, model, collate([data[usual]]))
+            _loss(trainer, model, collate([data[found.usual]]))
         except Exception as error:  # noqa: BLE001 - code of the user's own, called in our way
             acting.journal.tell("no_longest", reason=f"{type(error).__name__}: {error}"[:300])
             return
         try:
-            _loss(trainer, model, collate([data[longest]]))
+            _loss(trainer, model, collate([found.row]))
         except Exception as error:  # noqa: BLE001 - that it fails is what is told
             acting.journal.tell(
                 "longest",
-                row=longest + 1,
-                tokens=int(lengths[longest]),
+                row=found.number + 1,
+                tokens=found.tokens,
                 rows=len(data),
                 error=f"{type(error).__name__}: {' '.join(str(error).split())}"[:500],
             )
+
+
+@dataclass(frozen=True)
+class _Found:
+    row: Any
+    number: int
+    tokens: int
+    #: Number of a row of the usual length.
+    usual: int
+
+
+def _found(data: Any) -> _Found | None:
+    """The longest row of a set; ``None`` where it is not known, or the usual one is as long."""
+    lengths = _lengths(data)
+    if lengths is None or not len(lengths):
+        return None
+    order = lengths.argsort(kind="stable")
+    usual, longest = int(order[len(order) // 2]), int(order[-1])
+    row, number, tokens = data[longest], longest, int(lengths[longest])
+    if hasattr(data, "_data") and cut_sets.whole_of(data) is not data:
+        aside = set_aside.longest_of(data)
+        if aside is None or "input_ids" not in aside.row.column_names:
+            return None
+        columns = [name for name in data.column_names if name in aside.row.column_names]
+        row, number = aside.row.select_columns(columns)[0], aside.number
+        tokens = len(row["input_ids"])
+    return None if lengths[usual] >= tokens else _Found(row, number, tokens, usual)
 
 
 def _lengths(data: Any) -> Any:
@@ -57,7 +83,7 @@ def _lengths(data: Any) -> Any:
 
     columns = getattr(data, "column_names", None)
     if isinstance(columns, list) and hasattr(data, "_data"):
-        if "input_ids" not in columns or cut_sets.whole_of(data) is not data:
+        if "input_ids" not in columns:
             return None
         from pyarrow import compute
 
@@ -69,15 +95,6 @@ def _lengths(data: Any) -> Any:
         return None
     rows = (data[number] for number in range(len(data)))
     return numpy.array([len(row["input_ids"]) for row in rows])
-
-
-def _chosen(lengths: Any) -> tuple[int, int] | None:
-    """Numbers of a row of the usual length and of the longest; ``None`` where that is as long."""
-    import numpy
-
-    order = numpy.argsort(lengths, kind="stable")
-    usual, longest = int(order[len(order) // 2]), int(order[-1])
-    return None if lengths[usual] >= lengths[longest] else (usual, longest)
 
 
 def _too_large(model: Any, tokens: int) -> bool:
