@@ -15,6 +15,7 @@ from lora_doctor.rule_api import (
     Measurement,
     Proof,
     Rule,
+    SpacingReading,
     Symptom,
     quoted,
 )
@@ -31,14 +32,16 @@ class UpdatesLostInBfloat16(Rule):
     ## What happens
     Gradients are computed and the optimizer steps, but the weights do not change, because each
     update is rounded away. LN tuning of a bfloat16 model learns nothing at 2e-4; norms in
-    `modules_to_save` keep their values while the adapters next to them learn.
+    `modules_to_save` keep their values while the adapters next to them learn, and so do the
+    magnitudes of DoRA in TRL's QLoRA: the run trains plain LoRA.
 
     ## Why
     bfloat16 has 8 bits of precision. Between 0.5 and 1 its numbers are 0.004 apart, while Adam
     changes a weight by about the learning rate. This is why PEFT keeps LoRA weights in float32. The
     trained copies of `modules_to_save` and of LN tuning have the dtype of the model, which
-    transformers 5 takes from the checkpoint. Near zero the numbers are closer together, and weights
-    do change.
+    transformers 5 takes from the checkpoint. TRL casts the adapter weights of a 4-bit or 8-bit
+    model to bfloat16; older releases also cast DoRA's magnitudes. Near zero the numbers are closer
+    together, and weights do change.
 
     ## Versions
     All. An optimizer that keeps float32 master weights (DeepSpeed) is not affected.
@@ -89,8 +92,8 @@ class UpdatesLostInBfloat16(Rule):
             return
         count = sum(one.parameters for one in lost)
         trained = case.structure.injection.trainable_parameters
-        names = quoted((one.pattern for one in lost), 4)
-        everything = len(lost) == len(seen.adapters)
+        names = quoted(map(_named, lost), 4)
+        everything = sum(not one.part for one in lost) == len(seen.adapters)
         at = (
             f"the learning rate of {rate:g} is"
             if given
@@ -104,7 +107,7 @@ class UpdatesLostInBfloat16(Rule):
             evidence=(
                 *(
                     Measurement(
-                        f"bfloat16 spacing in {one.pattern}",
+                        f"bfloat16 spacing in {_named(one)}",
                         f"at least {one.spacing:.2g} for 90% of the values",
                         f"{seen.depth} model, before the first step",
                     )
@@ -115,12 +118,27 @@ class UpdatesLostInBfloat16(Rule):
             ),
             proof=Proof("measured", "the dtype and values of the weights were read from the "
                         "model that was trained"),
-            fixes=(
-                Fix(
-                    "Load the model in float32 and compute in bfloat16 with bf16=True.",
-                    "unsafe",
-                    (Edit("dtype", "float32"),),
-                ),
-            ),
+            fixes=tuple(_fixes(lost)),
             explains=("adapters-move", "loss-falls"),
         )  # fmt: skip
+
+
+def _named(reading: SpacingReading) -> str:
+    return ".".join(filter(None, (reading.pattern, reading.part)))
+
+
+def _fixes(lost: list[SpacingReading]) -> Iterator[Fix]:
+    """A trainer that casts one kind of vector to bfloat16 does so whatever the model has."""
+    parts = sorted({one.part for one in lost if one.part})
+    if parts:
+        yield Fix(
+            f"Cast {quoted(parts)} back to float32 once the trainer is created: parameter.data = "
+            "parameter.data.float().",
+            "manual",
+        )
+    if any(not one.part for one in lost):
+        yield Fix(
+            "Load the model in float32 and compute in bfloat16 with bf16=True.",
+            "unsafe",
+            (Edit("dtype", "float32"),),
+        )

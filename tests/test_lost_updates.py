@@ -29,3 +29,28 @@ def test_adam_leaves_such_weights_as_they_are() -> None:
         optimizer.step()
         optimizer.zero_grad()
         assert torch.equal(norm.detach(), before) is stays
+
+
+def test_magnitudes_beside_matrices_are_read_apart() -> None:
+    """TRL casts DoRA's magnitudes to bfloat16 with the matrices, which start near zero and learn."""
+    import peft
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from lora_doctor.contract.adapters import find_adapters
+    from lora_doctor.contract.observers.base import Setting
+    from lora_doctor.contract.observers.spacings import Spacings
+
+    sizes = LlamaConfig(vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=1,
+                        num_attention_heads=2, num_key_value_heads=2)  # fmt: skip
+    model = peft.get_peft_model(
+        LlamaForCausalLM(sizes), peft.LoraConfig(r=4, target_modules=["q_proj"], use_dora=True)
+    )
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.bfloat16)
+    observer = Spacings(Setting(True, "bfloat16", "bfloat16", 2e-4))
+    observer.before_step(find_adapters(model))
+    matrices, magnitudes = sorted(observer.readings(), key=lambda one: one.part)
+    assert (matrices.part, magnitudes.part) == ("", "lora_magnitude_vector")
+    assert matrices.spacing == 0 and magnitudes.spacing > 4e-4
+    assert magnitudes.parameters == 64

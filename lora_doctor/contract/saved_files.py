@@ -58,7 +58,18 @@ def _reloaded(model: Any, base: Any, path: str, folder: Path) -> Any:
     saved = folder if name == DEFAULT_ADAPTER else folder / name
     onto = bare(base.get_submodule(path)) if path else base
     reloaded = peft.PeftModel.from_pretrained(onto, str(saved), adapter_name=name)
+    _as_trained(inner, reloaded)
     return _with_part(base, path, reloaded) if path else reloaded
+
+
+def _as_trained(model: Any, reloaded: Any) -> None:
+    """Give trained weights the dtype that they were trained in: TRL trains QLoRA's in bfloat16, and
+    PEFT loads them in float32, which holds the same values and rounds otherwise."""
+    own = dict(model.named_parameters())
+    for name, weight in reloaded.named_parameters():
+        trained = own.get(name)
+        if trained is not None and trained.requires_grad and weight.is_floating_point():
+            weight.data = weight.data.to(trained.dtype)
 
 
 def merged_copy(model: Any, paths: tuple[str, ...]) -> Any:

@@ -140,6 +140,8 @@ class SpacingReading:
     #: Distance to the next value that bfloat16 can represent: at least this for 90% of the
     #: elements.
     spacing: float
+    #: The kind of parameter, where it is a vector beside matrices (`lora_magnitude_vector`).
+    part: str = ""
 
 
 @dataclass(frozen=True)

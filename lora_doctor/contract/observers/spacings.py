@@ -24,6 +24,9 @@ _DIGITS = 7
 class _Alike:
     """Trained weights of layers that are alike. ``spacings``: of one layer's numbers."""
 
+    pattern: str
+    #: A vector beside matrices, such as DoRA's magnitudes.
+    part: str = ""
     parameters: int = 0
     layers: set[str] = field(default_factory=set)
     spacings: list[Any] = field(default_factory=list)
@@ -36,16 +39,20 @@ class Spacings(Observer):
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
-        self._found: dict[str, _Alike] = {}
+        self._found: dict[tuple[str, str], _Alike] = {}
 
     def before_step(self, layers: list[AdapterLayer]) -> None:
         import torch
 
         for layer in layers:
-            for parameter in layer.trainable:
-                if parameter.tensor.dtype is not torch.bfloat16 or not parameter.tensor.numel():
+            trained = [one for one in layer.trainable if one.tensor.numel()]
+            vectors = [one for one in trained if _is_vector(one.tensor)]
+            beside = len(vectors) < len(trained)
+            for parameter in trained:
+                if parameter.tensor.dtype is not torch.bfloat16:
                     continue
-                alike = self._found.setdefault(layer.pattern, _Alike())
+                part = parameter.part if beside and parameter in vectors else ""
+                alike = self._found.setdefault((layer.pattern, part), _Alike(layer.pattern, part))
                 alike.parameters += int(parameter.tensor.numel())
                 alike.layers.add(layer.path)
                 if len(alike.layers) == 1:  # one layer is enough
@@ -56,13 +63,18 @@ class Spacings(Observer):
 
         return tuple(
             SpacingReading(
-                pattern=pattern,
+                pattern=alike.pattern,
+                part=alike.part,
                 layers=len(alike.layers),
                 parameters=alike.parameters,
                 spacing=float(torch.cat(alike.spacings).quantile(0.1)),
             )
-            for pattern, alike in self._found.items()
+            for alike in self._found.values()
         )
+
+
+def _is_vector(tensor: Any) -> bool:
+    return sum(size > 1 for size in tensor.shape) <= 1
 
 
 def _spacings(tensor: Any) -> Any:
