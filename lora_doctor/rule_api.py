@@ -53,7 +53,8 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     script, and each ``Cut`` in it: where a command of a shell file ends before its last options;
     ``losses_without_gradients``, ``gradients_cleared`` and ``trained_in_eval_mode``: slips
     of a loop of one's own; ``evaluations_without_data``: trainers that are to evaluate and are
-    given no data for it; ``collated_columns``: what a collator reads of each row;
+    given no data for it; ``metrics_not_computed``: trainers that choose the best checkpoint by a
+    metric which no evaluation gives; ``collated_columns``: what a collator reads of each row;
     ``added_tokens``: the calls that add tokens to the tokenizer (``AddedTokens``);
     ``made_arguments``: the calls that make arguments of a Trainer;
     ``made_trainer``: the trainer, as far as it can be made again; ``sets_padding_id``;
@@ -180,6 +181,7 @@ if TYPE_CHECKING:
         saved_as_base,
         trained_in_turn,
     )
+    from lora_doctor.recipe.program.best_metric import metrics_not_computed
     from lora_doctor.recipe.program.callbacks import has_unread_callback
     from lora_doctor.recipe.program.collated_columns import collated_columns
     from lora_doctor.recipe.program.deepspeed_settings import (
@@ -301,6 +303,7 @@ _LAZY = {
         "recipe.program.devices": (
             "Sharded", "SpreadTwice", "sharded", "spread_twice", "storage_dtype",
         ),
+        "recipe.program.best_metric": ("metrics_not_computed",),
         "recipe.program.evaluation": ("evaluations_without_data",),
         "recipe.program.gone_names": ("GoneName", "gone_names"),
         "recipe.cut": ("Cut",),
@@ -517,6 +520,7 @@ __all__ = [
     "merged_after_wrapping",
     "merged_and_dropped",
     "merged_where_it_trained",
+    "metrics_not_computed",
     "missing_name",
     "name_groups",
     "named_gpus",

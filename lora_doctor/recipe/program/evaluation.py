@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lora_doctor.recipe.program.objects import is_none, is_trainer, settings_of, top
+from lora_doctor.recipe.program.objects import Settings, is_none, is_trainer, settings_of, top
 from lora_doctor.recipe.program.setup import Setup
 from lora_doctor.static.place import Place
 from lora_doctor.static.program.values import Call, Known, Reference, Value
@@ -47,10 +47,20 @@ def evaluations_without_data(setup: Setup) -> Iterator[Evaluation]:
 
 def is_of_a_library(call: Call) -> bool:
     """Whether it is a trainer of transformers or TRL itself, not of a class that inherits one."""
-    if not is_trainer(call) or top(call.name) not in ("transformers", "trl") or call.node is None:
+    return is_trainer(call) and top(call.name) in ("transformers", "trl") and makes_itself(call)
+
+
+def makes_itself(call: Call) -> bool:
+    """Whether the class is written where it is made: one that inherits it has another name."""
+    if call.node is None:
         return False
-    written = call.span.text.partition("(")[0].rpartition(".")[2].strip()
-    return written == call.method
+    return call.span.text.partition("(")[0].rpartition(".")[2].strip() == call.method
+
+
+def asked_strategy(arguments: Settings) -> str:
+    """When a trainer is to evaluate; empty where it is not, or that is not known."""
+    found = (_strategy(arguments.value(name)) for name in _NAMES)
+    return next((one for one in found if one not in ("", "no")), "")
 
 
 def _strategy(value: Value | None) -> str:

@@ -168,9 +168,7 @@ def _in_file(file: Path, top: str, module: str, name: str, depth: int) -> Presen
         return "there"
     if "LazyModule(" in text:
         return _in_lazy_package(file, top, text, name)
-    if _answers_by_code(file):
-        return "unknown"
-    if _is_made(file, name):
+    if _answers_by_code(file) or _is_made(file, name):
         return "unknown"
     if not named and "import *" not in text:
         return "gone"
