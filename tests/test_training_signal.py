@@ -5,11 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from lora_doctor.dry_run.acts import one_label
+from lora_doctor.dry_run.acts.filled_labels import Filled
 from lora_doctor.dry_run.acts.pairs import Compared
 from lora_doctor.dry_run.acts.rewards import reads_completions
 from lora_doctor.dry_run.training_signal import signal_of
@@ -205,3 +207,36 @@ def test_the_longest_row_of_a_set_that_is_cut_goes_the_way_of_the_others(
     aside, seen = set_aside.longest_of(rows), longest_row._found(rows)
     assert (aside and aside.number) == (seen and seen.number) == number
     assert seen is None or seen.tokens in (99, 600)
+
+
+# --- labels and tokens ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("own", "mask", "labels", "short"),
+    [
+        ([1, 2], [1, 1, 1, 0], [1, 2, -100, -100], 1),
+        ([1, 2, 0], [1, 1, 1, 0], [1, 2, 0, -100], 0),
+        ([1, 2], [0, 1, 1, 1], [-100, -100, 1, 2], 0),
+        ([1, 2], [1, 1, 1, 0], [-100, 1, 2, -100], 0),
+        ([1], [1, 1, 1, 0], [5, 6, 7, -100], 0),
+        ([0.5], [1, 1, 1, 0], [0, -100, -100, -100], 0),
+    ],
+    ids=["filled up", "aligned", "left", "placed", "made by the collator", "no classes"],
+)
+def test_labels_that_the_collator_fills_up(
+    own: list[Any], mask: list[int], labels: list[int], short: int
+) -> None:
+    torch = pytest.importorskip("torch")
+    filled = Filled(None)
+    batch = {"labels": [labels], "attention_mask": [mask], "input_ids": [[7, 7, 7, 7]]}
+    filled.add([{"labels": own}], {name: torch.tensor(one) for name, one in batch.items()})
+    assert filled.short == short
+
+
+def test_labels_of_a_decoder_are_another_text() -> None:
+    torch = pytest.importorskip("torch")
+    filled = Filled(SimpleNamespace(config=SimpleNamespace(is_encoder_decoder=True)))
+    batch = {"labels": [[1, -100]], "attention_mask": [[1, 1]], "input_ids": [[7, 7]]}
+    filled.add([{"labels": [1]}], {name: torch.tensor(one) for name, one in batch.items()})
+    assert not filled.rows

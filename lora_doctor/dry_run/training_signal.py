@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from lora_doctor.results.from_json import from_json
 from lora_doctor.results.training_signal import (
+    FilledLabels,
     GradientsWithoutStep,
     LongestRow,
     OneLabel,
@@ -36,6 +37,7 @@ def signal_of(records: Records, short_path: Callable[[str], str]) -> TrainingSig
         _rewards(_all(records, "rewards"), short_path),
         _one_label(records),
         _last(LongestRow, _all(records, "longest")),
+        _last(FilledLabels, _all(records, "filled_labels")),
     )
 
 

@@ -104,6 +104,21 @@ class LongestRow:
 
 
 @dataclass(frozen=True)
+class FilledLabels:
+    """Rows with fewer labels than tokens, behind which the collator has put labels that do not
+    count."""
+
+    #: Rows that were compared.
+    rows: int
+    #: Those with fewer labels than tokens.
+    short: int
+    #: Labels of the first such row.
+    labels: int
+    #: Its tokens.
+    tokens: int
+
+
+@dataclass(frozen=True)
 class TrainingSignal:
     """What the run has to learn from; each is ``None`` where it was not seen."""
 
@@ -119,3 +134,5 @@ class TrainingSignal:
     one_label: OneLabel | None = None
     #: An exception of the longest row.
     longest: LongestRow | None = None
+    #: Rows with fewer labels than tokens.
+    filled_labels: FilledLabels | None = None

@@ -4,10 +4,10 @@ what the length limit does to the longest rows is seldom among them."""
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
-from lora_doctor.dry_run.acts import pairs
+from lora_doctor.dry_run.acts import filled_labels, pairs
 from lora_doctor.dry_run.acts.acting import Acting
 from lora_doctor.dry_run.acts.batch_rows import MOST_IDS, plain_rows
 from lora_doctor.nn.copying import undisturbed
@@ -19,7 +19,13 @@ _ROWS_OF_OTHERS = 16
 _BATCH = 8
 
 
-def tell(acting: Acting, loader: Any) -> None:
+class _Counts(Protocol):
+    """Counts rows of the set beside the batch that was made of them."""
+
+    def add(self, rows: Sequence[Any], batch: Mapping[str, Any]) -> None: ...
+
+
+def tell(acting: Acting, loader: Any, model: Any = None) -> None:
     """Tell the token ids and labels that the collator makes of a sample of the set; nothing where
     the set cannot be asked for a row by its number. Nobody has called the collator with just these
     rows, so that an exception of it is not the user's."""
@@ -27,10 +33,10 @@ def tell(acting: Acting, loader: Any) -> None:
     if not callable(collate) or not _has_rows(data) or acting.writes_its_rows:
         return
     size = getattr(loader, "batch_size", None) or _BATCH
-    compared = pairs.Compared()
+    compared, filled = pairs.Compared(), filled_labels.Filled(model)
     with acting.ours(), undisturbed():
         try:
-            batches = list(_batches(acting, data, collate, int(size), compared))
+            batches = list(_batches(acting, data, collate, int(size), (compared, filled)))
         except Exception as error:  # noqa: BLE001 - code of the user's own
             acting.journal.tell("no_sampled_rows", reason=f"{type(error).__name__}: {error}"[:300])
             return
@@ -38,6 +44,8 @@ def tell(acting: Acting, loader: Any) -> None:
         acting.journal.tell("sampled_rows", rows=rows)
     if compared.rows:
         acting.journal.tell("pairs", **vars(compared))
+    if filled.short:
+        acting.journal.tell("filled_labels", **filled.counted)
 
 
 def _has_rows(data: Any) -> bool:
@@ -45,7 +53,7 @@ def _has_rows(data: Any) -> bool:
 
 
 def _batches(
-    acting: Acting, data: Any, collate: Any, size: int, compared: pairs.Compared
+    acting: Acting, data: Any, collate: Any, size: int, counted: tuple[_Counts, ...]
 ) -> Iterator[dict[str, list[Any]]]:
     length = len(data)
     numbers = random.Random(0).sample(range(length), min(length, 4 * _ROWS))
@@ -56,7 +64,8 @@ def _batches(
         batch = collate(rows)
         if not isinstance(batch, Mapping):
             return
-        compared.add(rows, batch)
+        for one in counted:
+            one.add(rows, batch)
         found = plain_rows(batch)
         ids += sum(len(line) for line in found.get("input_ids", ()))
         if "input_ids" not in found or ids > MOST_IDS:

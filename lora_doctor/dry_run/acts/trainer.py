@@ -104,7 +104,7 @@ def _callback(acting: Acting, module: ModuleType) -> Any:
             _tell_start(acting, trainer, args, state, given)
             sets.tell(acting, trainer, args, state, own_schedule=self._own_schedule)
             accumulation.watch(acting, trainer, args)
-            sampled_rows.tell(acting, given.get("train_dataloader"))
+            sampled_rows.tell(acting, given.get("train_dataloader"), given.get("model"))
             one_label.tell(acting, trainer)
             rewards.watch(acting, trainer)
             longest_row.look(acting, trainer, given.get("train_dataloader"), given.get("model"))
