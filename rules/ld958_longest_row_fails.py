@@ -31,8 +31,8 @@ class LongestRowFails(Rule):
     GPT-2) and is not truncated; or truncation cuts off places for an image.
 
     A dry run passes the longest row of the training set through the run's own collator and loss,
-    and one of the usual length to compare with. Of a set that is cut for the dry run the longest
-    row is not known.
+    and one of the usual length to compare with. Of a set that is cut for the dry run it is the row
+    with the most text; it is not known once a part of the set is chosen, or its rows are joined.
 
     ## Versions
     All.
