@@ -74,7 +74,7 @@ class Spacings(Observer):
 
 
 def _is_vector(tensor: Any) -> bool:
-    return sum(size > 1 for size in tensor.shape) <= 1
+    return len([size for size in tensor.shape if size > 1]) <= 1
 
 
 def _spacings(tensor: Any) -> Any:

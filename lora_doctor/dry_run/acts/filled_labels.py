@@ -28,12 +28,13 @@ class Filled:
 
     def add(self, rows: Sequence[Any], batch: Mapping[str, Any]) -> None:
         """Count the rows that a batch was made of."""
-        ids, labels = batch.get("input_ids"), batch.get("labels")
-        shapes = [getattr(one, "shape", None) for one in (ids, labels)]
-        if self._decodes or shapes[0] is None or len(shapes[0]) != 2 or shapes[0] != shapes[1]:
+        names = ("input_ids", "labels", "attention_mask")
+        if self._decodes or not all(hasattr(batch.get(name), "shape") for name in names):
             return
-        mask = batch.get("attention_mask")
-        if len(rows) != len(labels) or getattr(mask, "shape", None) != shapes[0]:
+        ids, labels, mask = (batch[name] for name in names)
+        if len(ids.shape) != 2 or not ids.shape == labels.shape == mask.shape:
+            return
+        if len(rows) != len(labels):
             return
         for row, given, line in zip(rows, labels.tolist(), mask.tolist(), strict=True):
             self._row(_own(row), given, line)
@@ -53,7 +54,7 @@ class Filled:
 
 def _own(row: Any) -> list[int] | None:
     """The labels of a row of the set, where it has a list of them."""
-    found = row.get("labels", row.get("label")) if isinstance(row, Mapping) else None
+    found: Any = row.get("labels", row.get("label")) if isinstance(row, Mapping) else None
     found = found.tolist() if hasattr(found, "tolist") else found
     if not isinstance(found, (list, tuple)) or not all(isinstance(one, int) for one in found):
         return None

@@ -25,9 +25,9 @@ def look(acting: Acting, trainer: Any, loader: Any, model: Any) -> None:
     not every collator pads. Nothing is tried where the longest row of a set that was cut is not
     known, or where this process has a part of the model."""
     data, collate = getattr(loader, "dataset", None), getattr(loader, "collate_fn", None)
-    if model is None or not callable(collate) or sharding.unsharded(acting).classes:
+    if data is None or model is None or not callable(collate):
         return
-    if int(getattr(trainer.args, "world_size", 1) or 1) > 1:
+    if sharding.unsharded(acting).classes or int(getattr(trainer.args, "world_size", 1) or 1) > 1:
         return
     with acting.ours(), undisturbed():
         try:

@@ -109,7 +109,7 @@ def _text(values: Any) -> Any:
         ends = values.offsets.to_numpy()
         until = numpy.concatenate([[0], numpy.cumsum(_text(values.values))])
         return (until[ends[1:]] - until[ends[:-1]]).astype(numpy.int64)
-    found = numpy.zeros(len(values), dtype=numpy.int64)
+    found: Any = numpy.zeros(len(values), dtype=numpy.int64)
     if types.is_struct(kind):
         for field in values.flatten():
             found = found + _text(field)
