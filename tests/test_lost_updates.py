@@ -32,7 +32,7 @@ def test_adam_leaves_such_weights_as_they_are() -> None:
 
 
 def test_magnitudes_beside_matrices_are_read_apart() -> None:
-    """TRL casts DoRA's magnitudes to bfloat16 with the matrices, which start near zero and learn."""
+    """TRL casts DoRA's magnitudes to bfloat16 with the matrices, which start near zero."""
     import peft
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -1,6 +1,9 @@
 from peft import LoraConfig, get_peft_model
 from transformers import (
-    AutoModelForSequenceClassification, EarlyStoppingCallback, Trainer, TrainingArguments
+    AutoModelForSequenceClassification,
+    EarlyStoppingCallback,
+    Trainer,
+    TrainingArguments,
 )
 
 
@@ -14,10 +17,17 @@ model = get_peft_model(
     model, LoraConfig(r=8, target_modules=["qkv_proj", "o_proj"], task_type="SEQ_CLS")
 )
 arguments = TrainingArguments(
-    "out", save_strategy="epoch", eval_strategy="epoch", metric_for_best_model="accuracy",
+    "out",
+    save_strategy="epoch",
+    eval_strategy="epoch",
+    metric_for_best_model="accuracy",
     load_best_model_at_end=True,
 )
 Trainer(
-    model, arguments, train_dataset=[], eval_dataset=[], compute_metrics=compute_metrics,
+    model,
+    arguments,
+    train_dataset=[],
+    eval_dataset=[],
+    compute_metrics=compute_metrics,
     callbacks=[EarlyStoppingCallback(early_stopping_patience=3)],
 )
