@@ -53,23 +53,24 @@ def follow(
     same of its longest row. ``call``: what maps or filters a set."""
     made = None
     if not any(named.get(one) for one in _PLACES):
-        made = _made(acting, longest_of(before) or _chosen(before), call)
+        made = _made(acting, before, call)
     memory = cut_sets.memory(after)
     if memory:
         _kept.append(_Kept(memory, len(after), made))
 
 
-def _made(acting: Acting, longest: Longest | None, call: Callable[[Any], Any]) -> Longest | None:
-    if longest is None:
-        return None
+def _made(acting: Acting, data: Any, call: Callable[[Any], Any]) -> Longest | None:
     with acting.ours(), undisturbed():
         try:
-            row = call(longest.row)
+            longest = longest_of(data) or _chosen(data)
+            row = None if longest is None else call(longest.row)
         except Exception as error:  # noqa: BLE001 - the user's own function, called once more
             reason = f"{type(error).__name__}: {error}"[:300]
             acting.journal.tell("no_longest", reason=reason)
             return None
-    return Longest(row, longest.number) if len(row) == 1 else None
+    if longest is None or row is None or len(row) != 1:
+        return None
+    return Longest(row, longest.number)
 
 
 def _chosen(data: Any) -> Longest | None:
