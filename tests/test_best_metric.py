@@ -93,3 +93,18 @@ def test_what_may_be_computed_is_no_finding(
     tmp_path: Path, arguments: str, given: str, then: str
 ) -> None:
     assert not found(tmp_path, arguments, given, then)
+
+
+@pytest.mark.parametrize(("evaluator", "count"), [("None", 1), ("own_evaluator", 0)])
+def test_several_sets_of_sentence_transformers(tmp_path: Path, evaluator: str, count: int) -> None:
+    """Its evaluators bring metrics, and what they are called is not in the script."""
+    file = tmp_path / "train.py"
+    file.write_text(
+        "from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer\n"
+        "from sentence_transformers import SentenceTransformerTrainingArguments\n"
+        f"args = SentenceTransformerTrainingArguments('out', {_BEST})\n"
+        "SentenceTransformerTrainer(model=SentenceTransformer('m'), args=args, train_dataset=[],\n"
+        f"    eval_dataset={{'a': [], 'b': []}}, evaluator={evaluator}).train()\n",
+        encoding="utf-8",
+    )
+    assert len(list(metrics_not_computed(read_setup(file)))) == count

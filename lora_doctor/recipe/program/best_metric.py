@@ -11,7 +11,7 @@ from lora_doctor.recipe.program.evaluation import (
     is_of_a_library,
     makes_itself,
 )
-from lora_doctor.recipe.program.objects import Settings, is_none, settings_of, top
+from lora_doctor.recipe.program.objects import Settings, is_none, is_trainer, settings_of, top
 from lora_doctor.recipe.program.setup import Setup
 from lora_doctor.static.place import Place
 from lora_doctor.static.program.values import Call, Function, Items, Known, Thing, Value
@@ -48,7 +48,7 @@ class MetricNotComputed:
 def metrics_not_computed(setup: Setup) -> Iterator[MetricNotComputed]:
     """Trainers of the libraries whose best checkpoint would be chosen by such a metric."""
     for call in setup.program.calls:
-        if not is_of_a_library(call) or not call.certain or call.open is not None:
+        if not _is_known(call) or not call.certain or call.open is not None:
             continue
         arguments = settings_of(call.value("args", 1))
         if arguments is None or arguments.open is not None or not asked_strategy(arguments):
@@ -58,6 +58,14 @@ def metrics_not_computed(setup: Setup) -> Iterator[MetricNotComputed]:
             found = _not_computed(call, arguments)
         if found is not None:
             yield found
+
+
+def _is_known(call: Call) -> bool:
+    """Trainers of transformers and TRL; that of sentence-transformers unless it has an evaluator,
+    whose metrics have names of their own."""
+    if top(call.name) != "sentence_transformers":
+        return is_of_a_library(call)
+    return is_trainer(call) and makes_itself(call) and is_none(call.value("evaluator"))
 
 
 def _metric(arguments: Settings) -> str | None:
