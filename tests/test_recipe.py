@@ -32,7 +32,7 @@ def recipe(**values: Any) -> Recipe:
         ("torch_dtype", "torch.float16", "float16"),
         ("class", "AutoModelForCausalLM", "AutoModelForCausalLM"),
         ("dtype", "auto", "auto"),
-        ("task_type", "causal_lm", "CAUSAL_LM"),
+        ("task_type", "CAUSAL_LM", "CAUSAL_LM"),
         ("task_type", "none", None),
         ("task_type", None, None),
         ("rank", 4, 4),
@@ -73,6 +73,7 @@ def test_enums_of_peft_are_understood() -> None:
         ({"base_model": "org/name"}, "it is the MODEL argument"),
         ({"qqqqq": 1}, "unknown key 'qqqqq'; see PEFT's LoraConfig"),
         ({1: 2}, "key 1 is not a string"),
+        ({"task_type": "causal_lm"}, "in capitals, not 'causal_lm'"),  # PEFT refuses it
         ({"r": 8, "rank": 8}, "'r' is given twice (as 'rank' too)"),
         ({"r": 0}, "r must be a whole number from 1"),
         ({"r": True}, "r must be a whole number"),

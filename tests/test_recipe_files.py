@@ -70,7 +70,7 @@ def test_yaml_is_read_with_its_aliases(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["recipe.yaml", "recipe.json", "recipe", "recipe.txt"])
 def test_json_is_read_under_any_name(tmp_path: Path, name: str) -> None:
-    path = write(tmp_path, '{"r": 4, "task_type": "causal_lm"}', name)
+    path = write(tmp_path, '{"r": 4, "task_type": "CAUSAL_LM"}', name)
     assert read_recipe(path).values == {"r": 4, "task_type": "CAUSAL_LM"}
 
 

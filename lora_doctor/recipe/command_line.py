@@ -53,6 +53,11 @@ def whole_where_possible(value: float, option: str) -> float | int:
     return int(value) if value.is_integer() else value
 
 
+def capitals(text: str, option: str) -> str:
+    """CAUSAL_LM for causal_lm: PEFT takes capitals only."""
+    return text.upper()
+
+
 def parse_names(text: str, option: str) -> list[str]:
     """Names separated by commas.
 

@@ -15,6 +15,7 @@ from lora_doctor.errors import InputError
 from lora_doctor.recipe import normal_forms as form
 from lora_doctor.recipe.command_line import (
     Option,
+    capitals,
     parse_names,
     parse_target_modules,
     whole_where_possible,
@@ -55,7 +56,7 @@ KEYS: tuple[RecipeKey, ...] = (
     RecipeKey("peft_type", "adapter", form.peft_type),
     RecipeKey(
         "task_type", "adapter", form.task_type,
-        Option("PEFT's task type: CAUSAL_LM, SEQ_2_SEQ_LM, ... or none.", "TYPE"),
+        Option("PEFT's task type: CAUSAL_LM, SEQ_2_SEQ_LM, ... or none.", "TYPE", read=capitals),
     ),
     RecipeKey(
         "target_modules", "adapter", form.names_or_regex,
@@ -272,6 +273,10 @@ EXCLUSIVE = tuple((key.name, key.excludes) for key in KEYS if key.excludes)
 #: Written as true by every ``save_pretrained``, so that a loaded adapter is frozen. PEFT's config
 #: takes it as well: training begins from a config with it, and nothing learns.
 INFERENCE_MODE = "inference_mode"
+#: Where adapters are computed on the user's machine (``ephemeral_gpu_offload``): an object that no
+#: file holds, and that changes nothing of what is trained. PEFT leaves it out of a file that it
+#: reads.
+RUNTIME_CONFIG = "runtime_config"
 #: Fields of adapter_config.json that describe the file, not the training.
 BOOKKEEPING_KEYS = frozenset(
     {"base_model_name_or_path", "revision", INFERENCE_MODE, "auto_mapping", "peft_version"}

@@ -128,9 +128,9 @@ def task_type(value: Any) -> str | None:
     value = getattr(value, "value", value)  # PEFT's enum
     if value is None or (isinstance(value, str) and value.lower() == "none"):
         return None
-    if isinstance(value, str) and value.upper() in TASK_TYPES:
-        return value.upper()
-    raise ValueError(f"is one of {', '.join(TASK_TYPES)} or none")
+    if isinstance(value, str) and value in TASK_TYPES:
+        return value
+    raise ValueError(f"is one of {', '.join(TASK_TYPES)} or none, in capitals")
 
 
 def peft_type(value: Any) -> str:

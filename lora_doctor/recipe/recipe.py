@@ -25,6 +25,7 @@ from lora_doctor.recipe.keys import (
     INFERENCE_MODE,
     MAPPING_KEYS,
     OUTER_KEYS,
+    RUNTIME_CONFIG,
     check_value,
     config_fields,
     is_key_of,
@@ -115,7 +116,7 @@ class Recipe:
     def adapter_values(self) -> dict[str, Any]:
         """The keyword arguments of PEFT's config class; copies, because PEFT extends lists in place
         (its SEQ_CLS wrapper appends to ``modules_to_save``)."""
-        skip = {*OUTER_KEYS, *BOOKKEEPING_KEYS, "peft_type"}
+        skip = {*OUTER_KEYS, *BOOKKEEPING_KEYS, RUNTIME_CONFIG, "peft_type"}
         if self.for_inference:
             skip.remove(INFERENCE_MODE)
         return {key: deepcopy(value) for key, value in self.values.items() if key not in skip}
@@ -275,9 +276,9 @@ def make_recipe(
             raise InputError(f"{where}: unknown key {raw_key!r}; {hint}")
         if key in checked:
             raise InputError(f"{where}: {key!r} is given twice (as {raw_key!r} too)")
-        if key == "r" and value == 0 and kind != "LORA":
-            continue  # OFT: the rank follows from the block size
-        checked[key] = check_value(key, value, where)
+        # OFT: the rank follows from the block size. Of other kinds PEFT says what it makes of 0.
+        as_is = key == "r" and type(value) is int and value == 0 and kind != "LORA"
+        checked[key] = value if as_is else check_value(key, value, where)
     for one, other in EXCLUSIVE:
         if checked.get(one) and checked.get(other):
             raise InputError(f"{where}: {one} and {other} exclude each other; keep one")
