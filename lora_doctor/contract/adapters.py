@@ -119,16 +119,18 @@ def find_adapters(model: Any) -> list[AdapterLayer]:
             parameters.append(AdapterParameter(f"{path}.{name}", part, tensor))
         if parameters:
             layers.append(AdapterLayer(_layer_path(path, module), module, parameters))
-    return [*layers, *_other_layers(model)]
+    held = {id(one.tensor) for layer in layers for one in layer.parameters}
+    return [*layers, *_other_layers(model, held)]
 
 
-def _other_layers(model: Any) -> Iterator[AdapterLayer]:
-    """The same for what PEFT trains without a tuner layer."""
+def _other_layers(model: Any, known: set[int]) -> Iterator[AdapterLayer]:
+    """The same for what PEFT trains without a tuner layer. ``known``: ids of the parameters of
+    tuner layers, which hold what they share as well."""
     for path, module in other_parts(model):
         own = [
             AdapterParameter(f"{path}.{name}", name.partition(".")[0], tensor)
             for name, tensor in module.named_parameters()
-            if tensor.requires_grad
+            if tensor.requires_grad and id(tensor) not in known
         ]
         if own:
             yield AdapterLayer(clean_path(path), module, own)
@@ -175,6 +177,21 @@ def stray_parameters(model: Any, layers: list[AdapterLayer], bias: str) -> list[
             continue
         stray.append((clean_path(name), int(parameter.numel())))
     return stray
+
+
+def outside_adapters(
+    model: Any, layers: list[AdapterLayer], sums: Mapping[str, tuple[int, int]]
+) -> dict[str, tuple[int, int]]:
+    """The checksums of parameters and buffers that are no part of an adapter: what it keeps beside
+    its weights is its own to write (the running average of VeLoRA)."""
+    ours = {id(layer.module) for layer in layers}
+    starts = tuple(f"{path}." for path, module in model.named_modules() if id(module) in ours)
+    wrapped = ("base_layer", "original_module")
+    return {
+        name: value
+        for name, value in sums.items()
+        if not name.startswith(starts) or any(part in wrapped for part in name.split("."))
+    }
 
 
 def groups_of(layers: list[AdapterLayer], kinds: list[str]) -> tuple[AdapterGroup, ...]:

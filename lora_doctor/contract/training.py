@@ -22,6 +22,7 @@ from lora_doctor.contract.observers import Observers
 from lora_doctor.contract.precision import Precision
 from lora_doctor.contract.recomputing import ended_where_it_begins_again
 from lora_doctor.contract.recorder import Recorder, Stop
+from lora_doctor.model.peft_models import own_config
 from lora_doctor.nn.copying import random_state
 from lora_doctor.text import clean_path
 
@@ -91,7 +92,7 @@ class Training:
         self._judge_moves()
 
     def run(self, rounds: int, rate: float) -> None:
-        frozen = frozen_sums(self.model)
+        frozen = found.outside_adapters(self.model, self.layers, frozen_sums(self.model))
         handles = self.begin()
         try:
             self._start_optimizer(rate)
@@ -246,7 +247,7 @@ class Training:
                 "step", "trainable tokens are not proven: they do not occur in the batch"
             )
             judged = [p for p in judged if p not in unused]
-        without = [p for p in judged if not p.got_gradient]
+        without = self._without_gradient(judged)
         none = sum(not p.seen for p in without)
         names = ", ".join(clean_path(p.name) for p in without[:NAMES_SHOWN])
         detail = ""
@@ -262,6 +263,26 @@ class Training:
         expected = "every adapter parameter"
         good = bool(judged) and not without
         self.recorder.add("gradients", good, value, expected, detail, total=len(judged))
+
+    def _without_gradient(
+        self, judged: list[found.AdapterParameter]
+    ) -> list[found.AdapterParameter]:
+        """The parameters that should have got a gradient and have none. In a layer of another kind
+        than LoRA that otherwise learns, what has none is without a use by PEFT's own design (what
+        Shadow makes in the last layer for the next)."""
+        without = [p for p in judged if not p.got_gradient]
+        kind = getattr(own_config(self.model), "peft_type", "LORA")
+        kind = getattr(kind, "value", kind)
+        if kind == "LORA" or not without:
+            return without
+        learn = [layer for layer in self.layers if any(p.got_gradient for p in layer.parameters)]
+        spare = {id(p) for layer in learn for p in layer.parameters if not p.seen}
+        left = [p for p in without if id(p) in spare]
+        if left:
+            names = ", ".join(clean_path(p.name) for p in left[:NAMES_SHOWN])
+            text = f"{len(left)} parameters of {kind} have no use in their layers: {names}"
+            self.recorder.note("step", text)
+        return [p for p in without if id(p) not in spare]
 
     def _judge_moves(self) -> None:
         with_gradient = [p for p in self.parameters if p.got_gradient]

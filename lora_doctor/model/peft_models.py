@@ -72,13 +72,21 @@ def prompts(model: Any) -> Iterator[tuple[str, str, Any, bool]]:
 def other_parts(model: Any) -> Iterator[tuple[str, Any]]:
     """``(path, module)`` of what PEFT has put into a model without making a tuner layer, a trained
     copy or a prompt encoder of it: attention with a prompt inside (adaption prompt), the gate over
-    several adapters (X-LoRA)."""
+    several adapters (X-LoRA), the small model that runs beside the large one (Shadow)."""
     tuners = importlib.import_module("peft.tuners.tuners_utils")
     within: str | None = None
+    beside: set[int] = set()
     for path, module in model.named_modules():
         if within is not None and path.startswith(within):
             continue  # what lies in a layer of PEFT's belongs to it
         name = type(module).__module__
+        if isinstance(module, tuners.BaseTuner):
+            # It holds the user's model, and beside it what all layers share.
+            beside.update(id(one) for key, one in module.named_children() if key != "model")
+        if id(module) in beside:
+            within = f"{path}."
+            yield path, module
+            continue
         if isinstance(module, tuners.BaseTunerLayer) or path.endswith("prompt_encoder"):
             within = f"{path}."
         elif (

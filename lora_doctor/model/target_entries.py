@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lora_doctor.model.meta_copy import Meaning
 from lora_doctor.model.modules import unwrap, walk
 from lora_doctor.model.own_saved_modules import added_by_peft
 from lora_doctor.results.injection import Converted, Unmatched
+from lora_doctor.text import clean_path
 
 
 def meaning(config: Any) -> Meaning | None:
@@ -22,11 +24,7 @@ def meaning(config: Any) -> Meaning | None:
     by_name = targets is not None and str(targets).lower() != "all-linear"
     parameters = list(getattr(config, "target_parameters", None) or ())
     saved = list(getattr(config, "modules_to_save", None) or ())
-    patterns = [
-        pattern
-        for key in ("rank_pattern", "alpha_pattern")
-        for pattern in getattr(config, key, None) or {}
-    ]
+    patterns = [pattern for values in value_patterns(config).values() for pattern in values]
 
     def mean(path: str) -> object:
         return (
@@ -39,15 +37,26 @@ def meaning(config: Any) -> Meaning | None:
     return mean
 
 
+def value_patterns(config: Any) -> dict[str, Mapping[str, Any]]:
+    """The keys of this kind of adapter that give single layers a value of their own, such as
+    ``rank_pattern``, each with what it maps."""
+    keys = [one.name for one in dataclasses.fields(config) if one.name.endswith("_pattern")]
+    values = {key: getattr(config, key) for key in keys}
+    return {key: one for key, one in values.items() if isinstance(one, Mapping) and one}
+
+
 def target_matcher(config: Any) -> Any:
     """PEFT's own ``(config, path) -> matches`` for this kind of adapter, ``None`` without one."""
+    return getattr(tuner_class(config), "_check_target_module_exists", None)
+
+
+def tuner_class(config: Any) -> Any:
+    """The class with which PEFT puts this kind of adapter on; ``None`` where it has none."""
     for module_name in ("peft.mapping", "peft.peft_model"):
         module = importlib.import_module(module_name)
         tuners = getattr(module, "PEFT_TYPE_TO_TUNER_MAPPING", None)
-        if tuners is None:
-            continue
-        tuner = tuners.get(config.peft_type)
-        return getattr(tuner, "_check_target_module_exists", None)
+        if tuners is not None:
+            return tuners.get(config.peft_type)
     return None
 
 
@@ -91,6 +100,15 @@ def unmatched_entries(
         if not any(path == entry or path.endswith(f".{entry}") for path in names.parameters):
             missing.append(Unmatched("target_parameters", str(entry)))
     return tuple(missing) + _unmatched_saved(wished["modules_to_save"] or (), config, names)
+
+
+def names_of_nothing(config: Any, entries: Sequence[str], model: Any) -> list[str]:
+    """Those of the entries that are the name of no module of ``model``, wrapped or not, whatever
+    other keys leave out."""
+    if not entries:
+        return []
+    paths = [clean_path(path) for path, _ in model.named_modules() if path]
+    return [entry for entry in entries if not _names_a_module(config, [entry], paths)]
 
 
 def _unmatched_saved(entries: Sequence[str], config: Any, names: Names) -> tuple[Unmatched, ...]:
