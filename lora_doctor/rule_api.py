@@ -84,7 +84,8 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
 *What a fix is made of*
     ``Fix``, with ``Edit`` (``REMOVE`` takes a key out) or ``Patch``.
 *Target modules of a fix*
-    ``require_lora`` (raises ``EvidenceError`` for another kind of adapter), ``offered_layers``,
+    ``require_lora`` (raises ``EvidenceError`` for another kind of adapter),
+    ``require_named_layers`` (for one that is put on no layers), ``offered_layers``,
     ``name_groups``, ``names_in``, ``expression_ends``, ``suffix``, ``cover_of``, ``same_job``,
     ``beyond``, ``naming``, ``means_mlp``, ``side_towers``, ``target_entries``,
     ``unmatched_targets``, ``unmatched_entries``, ``targets_without``, ``edits_without``,
@@ -136,6 +137,7 @@ from lora_doctor.proposal.targets import (
     naming,
     offered_layers,
     require_lora,
+    require_named_layers,
     same_job,
     side_towers,
     target_entries,
@@ -538,6 +540,7 @@ __all__ = [
     "reentrant_under_ddp",
     "remarks_of",
     "require_lora",
+    "require_named_layers",
     "same_job",
     "saved_as_base",
     "sets_padding_id",

@@ -22,7 +22,7 @@ from lora_doctor.rule_api import (
     naming,
     offered_layers,
     quoted,
-    require_lora,
+    require_named_layers,
     target_entries,
 )
 
@@ -127,11 +127,12 @@ class NoTargetMatches(Rule):
     def check(self, case: Case) -> Iterator[Finding]:
         structure = case.structure
         recipe = case.recipe
-        require_lora(recipe)
+        require_named_layers(recipe)
         injection = structure.injection
         entries = target_entries(recipe)
         adapted = sum(group.adapted for group in structure.groups)
-        if adapted or injection.ok:
+        # A kind that cannot be made without weights is asked by name only, and not refused.
+        if adapted or (injection.ok and not injection.not_made):
             return
         empty = recipe.get("target_modules") == []
         asks = _asks_for_targets(structure) or (empty and _of_no_match(structure))  # PEFT 0.7

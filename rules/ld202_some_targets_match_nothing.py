@@ -23,7 +23,7 @@ from lora_doctor.rule_api import (
     naming,
     offered_layers,
     quoted,
-    require_lora,
+    require_named_layers,
     same_job,
     side_towers,
     target_entries,
@@ -132,9 +132,9 @@ class SomeTargetsMatchNothing(Rule):
 
     def check(self, case: Case) -> Iterator[Finding]:
         structure = case.structure
-        require_lora(case.recipe)
-        if not structure.injection.ok:
-            return
+        require_named_layers(case.recipe)
+        if not structure.injection.ok or not any(group.adapted for group in structure.groups):
+            return  # LD201
         yield from self._in_other_towers(case)
         yield from self._in_expression(case)
         entries = unmatched_targets(structure)
@@ -142,7 +142,9 @@ class SomeTargetsMatchNothing(Rule):
             return
         matched = [entry for entry in target_entries(case.recipe) if entry not in entries]
         kept = sorted({group.leaf for group in structure.groups if group.adapted})
-        cover = cover_of(structure, target_entries(case.recipe))
+        # Norms or embeddings: what is offered are linear layers, which that kind is not put on.
+        linear = any(group.adapted for group in offered_layers(structure))
+        cover = cover_of(structure, target_entries(case.recipe)) if linear else []
         more = beyond(structure, target_entries(case.recipe))
         also = f" (trains {', '.join(more)} as well)" if more else ""
         wanted = [name for name in matched if name not in cover] + cover

@@ -22,7 +22,7 @@ from lora_doctor.rule_api import (
     naming,
     offered_layers,
     quoted,
-    require_lora,
+    require_named_layers,
     target_entries,
 )
 
@@ -128,7 +128,7 @@ class UnsupportedTargetModule(Rule):
     def check(self, case: Case) -> Iterator[Finding]:
         structure = case.structure
         error = structure.injection.error
-        require_lora(case.recipe)
+        require_named_layers(case.recipe)
         if error is None:
             return
         entries = target_entries(case.recipe)

@@ -19,7 +19,7 @@ from lora_doctor.rule_api import (
     Rule,
     Symptom,
     quoted,
-    require_lora,
+    require_named_layers,
     unmatched_entries,
 )
 
@@ -94,7 +94,7 @@ class OtherKeysMatchNothing(Rule):
 
     def check(self, case: Case) -> Iterator[Finding]:
         structure = case.structure
-        require_lora(case.recipe)
+        require_named_layers(case.recipe)
         if not structure.injection.ok:
             return
         for key in _KEYS:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from lora_doctor.errors import EvidenceError
 from lora_doctor.model.module_path import pattern_of
 from lora_doctor.recipe.edit import Edit
+from lora_doctor.static.installed.environment import adapter_config_fields
 
 if TYPE_CHECKING:
     from lora_doctor.proposal.roles import Job
@@ -21,6 +22,14 @@ def require_lora(recipe: Recipe) -> None:
     to say about it, which is not the same as "passed"."""
     if recipe.peft_type != "LORA":
         raise EvidenceError(f"the recipe is {recipe.peft_type}, and this rule is about LoRA")
+
+
+def require_named_layers(recipe: Recipe) -> None:
+    """Raises EvidenceError for a kind of adapter that is put on no layers by their names, which the
+    config classes of the installed PEFT tell by their fields."""
+    fields = adapter_config_fields(recipe.peft_type)
+    if fields is not None and "target_modules" not in fields:
+        raise EvidenceError(f"the recipe is {recipe.peft_type}, which is put on no layers")
 
 
 def target_entries(recipe: Recipe) -> list[str]:
