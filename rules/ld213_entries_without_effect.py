@@ -32,14 +32,19 @@ _SAID = {
     "exclude_modules": "no layer that would get an adapter matches",
     "layers_to_transform": "the model has no such layer",
     "bias": "the adapted layers have biases, and this PEFT trains none of them",
+    "feedforward_modules": "no adapted layer matches, so that all are scaled at their output",
 }
+#: The same for ``lambda_pattern``, ``n_frequency_pattern`` and what else PEFT has of that kind.
+_SAID_OF_PATTERNS = "no adapted layer matches, so its values are not used"
 #: One or two letters of a name.
 _NEAR = 0.8
 
 
 class EntriesWithoutEffect(Rule):
-    """Entries of `rank_pattern`, `alpha_pattern`, `exclude_modules` or `layers_to_transform`, or
-    `bias`, have no effect on this model, and PEFT does not warn.
+    """Entries of `rank_pattern`, `alpha_pattern` and their like (`lambda_pattern` of DeLoRA,
+    `n_frequency_pattern` of FourierFT and WaveFT, `block_size_pattern` of C3A), `exclude_modules`
+    or `layers_to_transform`, or `bias`, or `feedforward_modules` of IA3, have no effect on this
+    model, and most releases of PEFT do not warn.
 
     ## What happens
     Training runs as if the entry were not there: with the rank of all other layers, with an adapter
@@ -108,6 +113,34 @@ class EntriesWithoutEffect(Rule):
             why="each c_attn has a bias",
         ),
         Example(
+            "broken",
+            "arch:llama",
+            {"peft_type": "DELORA", "target_modules": ["q_proj"], "lambda_pattern": {"k_proj": 8}},
+            {"peft": ">=0.18"},
+            why="the bound of DeLoRA for a layer that is no target",
+        ),
+        Example(
+            "broken",
+            "arch:llama",
+            {
+                "peft_type": "IA3",
+                "target_modules": "all-linear",
+                "feedforward_modules": r".*mlp\.fc\d",
+            },
+            {"peft": ">=0.14"},
+            why="names of another architecture",
+        ),
+        Example(
+            "healthy",
+            "arch:llama",
+            {
+                "peft_type": "IA3",
+                "target_modules": ["k_proj", "down_proj"],
+                "feedforward_modules": ["down_proj"],
+            },
+            depth="meta",
+        ),
+        Example(
             "healthy",
             "arch:gpt2",
             {"target_modules": ["c_attn"], "bias": "lora_only"},
@@ -128,7 +161,10 @@ class EntriesWithoutEffect(Rule):
         structure = case.structure
         if not structure.injection.ok:
             return
-        for key in _SAID:
+        asked = {item.key: None for item in structure.injection.unmatched}
+        for key in sorted(asked, key=lambda key: [*_SAID, key].index(key)):
+            if key not in _SAID and not key.endswith("_pattern"):
+                continue  # of another rule
             entries = unmatched_entries(structure, key)
             # What the framework leaves out of every model is nobody's entry.
             if entries and case.recipe.origins.get(key) != "default":
@@ -137,7 +173,8 @@ class EntriesWithoutEffect(Rule):
     def _finding(
         self, recipe: Recipe, structure: Structure, key: str, entries: list[str]
     ) -> Finding:
-        meant = {} if key in ("layers_to_transform", "bias") else _meant(structure, entries)
+        named = key not in ("layers_to_transform", "bias", "feedforward_modules")
+        meant = _meant(structure, entries) if named else {}
         evidence = [
             Measurement(f"{key} without effect", quoted(entries), "installed PEFT, entry by entry")
         ]
@@ -146,13 +183,14 @@ class EntriesWithoutEffect(Rule):
             evidence.append(
                 Measurement("adapted layer with a similar name", pairs, "installed PEFT")
             )
-        said = "is without effect" if key == "bias" else "has entries without effect"
+        whole = key in ("bias", "feedforward_modules")
+        said = "is without effect" if whole else "has entries without effect"
         return self.finding(
             "warning",
-            f"{key} {said} ({quoted(entries, 6)}): {_SAID[key]}.",
+            f"{key} {said} ({quoted(entries, 6)}): {_SAID.get(key, _SAID_OF_PATTERNS)}.",
             location=Location("recipe", key),
             evidence=tuple(evidence),
-            proof=Proof("measured", "PEFT's matcher was asked with and without the entry"),
+            proof=Proof("measured", "PEFT was asked which entry it takes for which layer"),
             fixes=tuple(_fixes(recipe, key, entries, meant)),
         )
 
@@ -180,7 +218,10 @@ def _fixes(recipe: Recipe, key: str, entries: list[str], meant: Mapping[str, str
         pairs = quoted((f"{name} for {entry}" for entry, name in meant.items()), 6)
         edit = Edit(key, _changed(own, {**dict.fromkeys(entries), **meant}))
         yield Fix(f"Write {pairs} in {key}.", "unsafe", (edit,))
-    left = "none" if key == "bias" else _changed(own, dict.fromkeys(entries))
+    # Without a value IA3 has modules of its own choice; an empty list names none.
+    left: object = {"bias": "none", "feedforward_modules": []}.get(key)
+    if left is None:
+        left = _changed(own, dict.fromkeys(entries))
     yield Fix(
         f"Remove {quoted(entries, 6)} from {key}, which has no effect now.",
         "unsafe" if meant else "safe",

@@ -11,6 +11,7 @@ import lora_doctor
 from lora_doctor.recipe.files.read_write import as_recipe
 from lora_doctor.results.diagnosis import Diagnosis
 from lora_doctor.sandbox.worker import Worker
+from lora_doctor.static.installed.environment import adapter_config_fields
 from tests.test_quantization import quantizes_here
 from tools.adapter_kinds import kinds
 
@@ -29,11 +30,15 @@ def said(found: Diagnosis) -> list[str]:
     return [f"{one.rule} {one.message}" for one in found.findings if one.severity != "info"]
 
 
-def test_an_initialisation_that_freezes_one_matrix_is_healthy(worker: Worker) -> None:
-    """MiCA trains A and keeps B as it is, on purpose."""
+def has_mica() -> bool:
     from peft.tuners.lora.layer import LoraLayer
 
-    if not hasattr(LoraLayer, "mica_init"):
+    return hasattr(LoraLayer, "mica_init")
+
+
+def test_an_initialisation_that_freezes_one_matrix_is_healthy(worker: Worker) -> None:
+    """MiCA trains A and keeps B as it is, on purpose."""
+    if not has_mica():
         pytest.skip("this PEFT has no MiCA")
     found = checked(worker, "arch:llama", init_lora_weights="mica")
     assert not said(found) and not found.undetermined
@@ -137,3 +142,70 @@ def test_tokens_of_adapted_embeddings_are_told_as_that(worker: Worker) -> None:
     (told,) = [one for one in found.findings if one.rule == "LD205"]
     assert "trainable_token_indices both adapt the embeddings (embed_tokens)" in told.message
     assert told.fixes[0].edits[0].value == ["q_proj"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        # A small model runs beside the large one, and its last layer makes what nobody reads.
+        ("SHADOW", {"target_modules": None}),
+        ("LORA", {"kasa_config": {}}),  # which puts a part of the base weights aside
+        ("LORA", {"velora_config": {"num_groups": 4}}),  # which keeps a running average
+        ("LORA", {"init_lora_weights": None}),  # both matrices at random
+        ("LORA", {"init_lora_weights": "mica", "r": 150}),  # more than the tiny widths
+        ("LORA", {"runtime_config": {"ephemeral_gpu_offload": True}}),
+        ("OFT", {"r": 0, "oft_block_size": 48}),
+    ],
+)
+def test_what_plain_peft_trains_is_healthy(
+    kind: str, values: dict[str, Any], folder: str, worker: Worker
+) -> None:
+    if kind not in kinds():
+        pytest.skip(f"this PEFT has no {kind}")
+    fields = adapter_config_fields(kind) or ()
+    missing = set(values) - set(fields)
+    if missing or (values.get("init_lora_weights") == "mica" and not has_mica()):
+        pytest.skip(f"this PEFT does not know {missing or 'MiCA'}")
+    found = checked(worker, folder, peft_type=kind, **values)
+    assert not said(found) and not found.undetermined
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"init_lora_weights": "mica", "r": 200}, "MiCA requires"),
+        ({"init_lora_weights": "orthogonal", "rank_pattern": {"v_proj": 5}}, "to be even, got 5"),
+        ({"init_lora_weights": "PiSSA"}, "Unknown initialization"),
+    ],
+)
+def test_an_initialisation_that_peft_refuses_is_told_at_full_size(
+    values: dict[str, Any], message: str, folder: str, worker: Worker
+) -> None:
+    """What looks at weights is asked of one layer of each shape; no model is trained."""
+    if not has_mica():
+        pytest.skip("this PEFT has not all of these initialisations")
+    recipe = {"target_modules": QV, **values}
+    found = lora_doctor.check(folder, recipe, depth="meta", worker=worker)
+    (told,) = [one for one in found.findings if one.severity == "error"]
+    assert told.rule == "LD217" and message in told.message
+
+
+def test_names_of_other_models_are_no_failure_of_another_kind(folder: str, worker: Worker) -> None:
+    """Part of the names match: PEFT trains those, as with LoRA. What is excluded was named."""
+    if "exclude_modules" not in (adapter_config_fields("LOHA") or ()):
+        pytest.skip("this PEFT excludes no modules")
+    found = checked(
+        worker, folder, peft_type="LOHA", target_modules=["q_proj", "v_proj", "fc1"],
+        exclude_modules=["v_proj"],
+    )  # fmt: skip
+    assert [(one.rule, one.severity) for one in found.findings] == [("LD202", "warning")]
+    assert "(fc1)" in found.findings[0].message
+
+
+def test_values_for_layers_are_watched_while_peft_looks_them_up() -> None:
+    from lora_doctor.model.pattern_effects import LookedUp, never_taken
+
+    taken = LookedUp({"q_proj": 8, "k_proj": 4})
+    assert not never_taken({"rank_pattern": taken})  # never asked: another way of reading it
+    assert taken.get("q_proj", 2) == 8 and taken.get("layers.0.v_proj", 2) == 2
+    assert [one.entry for one in never_taken({"rank_pattern": taken})] == ["k_proj"]

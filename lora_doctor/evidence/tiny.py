@@ -40,6 +40,7 @@ from lora_doctor.model import (
     training_setup,
     zero_weights,
 )
+from lora_doctor.model.adapter_sizes import preparation
 from lora_doctor.model.random_weights import loaded_again, missing_in
 from lora_doctor.nn import dtypes, wrapper_tensors
 from lora_doctor.prescription.patches import install_patches
@@ -259,6 +260,10 @@ def _fitted(run: TinyRun) -> TinyRun:
         names = ", ".join(fitted.absent)
         text = f"not adapted in the tiny model, which is too small to have it: {names}"
         notes.append(Note("not-adapted", text))
+    made_before = preparation(recipe)
+    if made_before:
+        text = f"{made_before} was not run: the adapters start as LoRA does by default"
+        notes.append(Note("choice", text))
     dtype = _explicit_dtype(run.loader, asked)
     return replace(run, recipe=recipe, unfit=fitted.unfit, dtype=dtype, notes=[*run.notes, *notes])
 

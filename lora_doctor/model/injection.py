@@ -7,6 +7,7 @@ PEFT is asked, never imitated: its own matcher says what an entry names, its own
 from __future__ import annotations
 
 import contextlib
+import copy
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,6 +19,8 @@ from lora_doctor.model.adapter_counts import Counts, base_of
 from lora_doctor.model.adapter_sizes import (
     ADAPTER_NAME,
     NEEDS_NUMBERS,
+    initialisation_refused,
+    reads_weights,
     refusal_by_shape,
     wrap_on_meta,
 )
@@ -27,7 +30,12 @@ from lora_doctor.model.loading import peft_config
 from lora_doctor.model.loose_matches import copied_modules, loose_matches, module_sizes
 from lora_doctor.model.meta_copy import MetaCopy, meta_copy
 from lora_doctor.model.module_path import pattern_of
-from lora_doctor.model.pattern_effects import untrained_bias, without_effect
+from lora_doctor.model.pattern_effects import (
+    never_taken,
+    untrained_bias,
+    watched_patterns,
+    without_effect,
+)
 from lora_doctor.model.reloading import not_reloaded
 from lora_doctor.model.target_entries import (
     Names,
@@ -56,13 +64,14 @@ def inject(model: Any, recipe: Recipe) -> Injected:
     """
     wished = _values(recipe)
     try:
-        config = _plain_initialisation(peft_config(recipe))
+        config = _plain_initialisation(asked := peft_config(recipe))
     except LoraDoctorError:
         raise
     except Exception as error:  # noqa: BLE001 - what PEFT refuses is the evidence
         return Injected(Injection(ok=False, error=library_error(error)), {})
     thinned = meta_copy(model, meaning(config))
     names = Names(model)
+    taken = watched_patterns(config)
     seen: list[str] = []
     wrapped = None
     refused = None
@@ -79,12 +88,14 @@ def inject(model: Any, recipe: Recipe) -> Injected:
         refused = refusal_by_shape(model, config)
         if refused is None:
             return _by_name(config, names, replace(known, resolved_targets=_resolved(config)))
-    if wrapped is None:
+    elif refused is None:
+        refused = initialisation_refused(model, asked)
+    if wrapped is None or refused is not None:
         loose = _loose(model, wished, asked_for(config, names), None)
         return Injected(replace(known, ok=False, error=refused, loose_matches=loose), {})
     counts = Counts(wrapped, thinned, config, (ADAPTER_NAME,))
     all_linear = str(wished["target_modules"]).lower() == "all-linear"
-    unmatched += _without_effect(config, names, counts, all_linear)
+    unmatched += never_taken(taken) + _without_effect(config, names, counts, all_linear)
     unmatched += untrained_bias(wrapped, config)
     again = not_reloaded(wrapped, ADAPTER_NAME)
     result = replace(
@@ -149,10 +160,10 @@ def _values(recipe: Recipe) -> dict[str, Any]:
 
 def _plain_initialisation(config: Any) -> Any:
     """Initialisations that look at the weights need weights; where adapters sit is the same."""
-    start = getattr(config, "init_lora_weights", True)
-    if isinstance(start, str) and start.lower() != "gaussian":
-        config.init_lora_weights = True
-    return config
+    plain = copy.copy(config)
+    if reads_weights(getattr(config, "init_lora_weights", True)):
+        plain.init_lora_weights = True
+    return plain
 
 
 def plain_wrap(model: Any, config: Any) -> Any:

@@ -4,15 +4,59 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from lora_doctor.model.modules import is_adapter_layer
+from lora_doctor.model.target_entries import tuner_class, value_patterns
 from lora_doctor.results.injection import Unmatched
 
 #: ``(config, path) -> matches``; a module that is excluded counts as no match.
 Matcher = Callable[[Any, str], Any]
-_PATTERNS = ("rank_pattern", "alpha_pattern")
+
+
+class LookedUp(dict[str, Any]):
+    """The values of a key such as ``rank_pattern``, which keeps what PEFT took while it put the
+    adapters on. Kinds of adapters read such keys by expressions of their own: none is repeated
+    here."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        #: Names that were asked for, those that are no keys too.
+        self.asked: set[str] = set()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.asked.add(key)
+        return super().get(key, default)
+
+    def __getitem__(self, key: str) -> Any:
+        self.asked.add(key)
+        return super().__getitem__(key)
+
+    def __deepcopy__(self, memo: Any) -> LookedUp:
+        return self  # what is asked of a copy of the config is asked of this one
+
+    def __reduce__(self) -> Any:
+        return (dict, (dict(self),))
+
+
+def watched_patterns(config: Any) -> dict[str, LookedUp]:
+    """``config``'s keys with a value for single layers, replaced by what keeps its look-ups."""
+    watched = {key: LookedUp(values) for key, values in value_patterns(config).items()}
+    for key, values in watched.items():
+        setattr(config, key, values)
+    return watched
+
+
+def never_taken(watched: Mapping[str, LookedUp]) -> tuple[Unmatched, ...]:
+    """Entries that PEFT took for no layer, of the keys in which it looked layers up one by one."""
+    return tuple(
+        Unmatched(key, entry)
+        for key, values in watched.items()
+        if values.asked
+        for entry in values
+        if entry not in values.asked
+    )
 
 
 def without_effect(
@@ -23,8 +67,9 @@ def without_effect(
     *,
     all_linear: bool = False,
 ) -> tuple[Unmatched, ...]:
-    """Entries of ``rank_pattern``, ``alpha_pattern``, ``exclude_modules`` and
-    ``layers_to_transform`` without which PEFT would put the same adapters on.
+    """Entries of ``rank_pattern`` and its like, ``exclude_modules``, ``layers_to_transform`` and
+    ``feedforward_modules`` without which PEFT would put the same adapters on. Not of a key whose
+    look-ups are watched: ``never_taken`` tells of those.
 
     ``modules``: paths of all modules; ``adapted``: of those that have an adapter. ``all_linear``:
     PEFT chose the targets, and has written those of the model that it was handed into ``config``;
@@ -33,9 +78,13 @@ def without_effect(
     paths = sorted(adapted)
     found = [
         Unmatched(key, entry)
-        for key in _PATTERNS
-        for entry in _unused(getattr(config, key, None) or {}, paths)
+        for key, values in value_patterns(config).items()
+        if not isinstance(values, LookedUp)
+        for entry in _unused(values, paths)
     ]
+    feedforward = _feedforward(config, paths)
+    if feedforward:
+        found.append(feedforward)
     if matcher is not None:
         question = copy.copy(config)
         if all_linear:
@@ -84,6 +133,17 @@ def _pattern_key(keys: Sequence[str], path: str) -> str:
     except ImportError:  # until PEFT 0.13 the same stands in the middle of each tuner
         return next((key for key in keys if re.match(rf".*\.{key}$", path)), path)
     return str(get_pattern_key(keys, path))
+
+
+def _feedforward(config: Any, adapted: Sequence[str]) -> Unmatched | None:
+    """``feedforward_modules`` of IA3, where it matches none of the adapted layers."""
+    asked = getattr(config, "feedforward_modules", None)
+    if not asked or not adapted:
+        return None
+    matches = getattr(tuner_class(config), "_check_target_module_feedforward", None)
+    if matches is None or any(matches(config, path) for path in adapted):
+        return None
+    return Unmatched("feedforward_modules", asked if isinstance(asked, str) else ", ".join(asked))
 
 
 def _excludes(config: Any, matcher: Matcher, modules: Sequence[str]) -> list[str]:

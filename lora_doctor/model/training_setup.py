@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from lora_doctor.model.adapter_sizes import preparation
 from lora_doctor.model.attention import attention_here
 from lora_doctor.model.peft_models import is_peft_model, peft_models
 from lora_doctor.nn.copying import structural_copy
 from lora_doctor.nn.rebinding import deep_copy
+from lora_doctor.recipe.edit import REMOVE, Edit
 from lora_doctor.recipe.recipe import Recipe
 
 #: Models of up to this many bytes are copied whole to be merged; larger ones layer by layer.
@@ -125,9 +127,17 @@ def wrapper(model: Any, recipe: Recipe, *, loaded: bool = False) -> Callable[[An
     def wrap(base: Any) -> Any:
         from lora_doctor.model import loading
 
-        return loading.wrap(base, recipe)
+        return loading.wrap(base, without_preparation(recipe))
 
     return wrap
+
+
+def without_preparation(recipe: Recipe) -> Recipe:
+    """The recipe with PEFT's usual start in the place of one that is made of data before the
+    adapters are put on (CorDA), which nobody has made here."""
+    if not preparation(recipe):
+        return recipe
+    return recipe.edit((Edit("init_lora_weights", REMOVE),))
 
 
 def going_on_from(adapter: str) -> Callable[[Any], Any]:
