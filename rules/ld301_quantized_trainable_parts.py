@@ -67,6 +67,7 @@ class QuantizedTrainableParts(Rule):
     name = "quantized-trainable-parts"
     summary = "Quantization freezes built-in adapters, modules_to_save or the head."
     depth = "meta"
+    about_training = True
     symptoms = (
         Symptom(r"[Oo]nly Tensors of floating point (and complex )?dtype can require gradients"),
         Symptom(r"element 0 of tensors does not require grad", weight=-2),

@@ -47,6 +47,7 @@ class PreparationMixesDtypes(Rule):
     name = "preparation-mixes-dtypes"
     summary = "A quantized model no longer runs after prepare_model_for_kbit_training."
     depth = "tiny"
+    about_training = True
     symptoms = (
         Symptom(
             r"Expected attn_mask dtype to be bool (or float )?or to match query dtype",

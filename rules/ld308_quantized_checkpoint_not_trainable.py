@@ -56,6 +56,7 @@ class QuantizedCheckpointNotTrainable(Rule):
     name = "quantized-checkpoint-not-trainable"
     summary = "The checkpoint's quantization does not support training."
     depth = "meta"
+    about_training = True
     symptoms = (
         Symptom(r"quantized with [\w.\-]+ but that quantization method do(es)? not support train"),
         Symptom(r"MXFP4 quantization don't support training"),

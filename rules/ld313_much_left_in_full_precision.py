@@ -69,6 +69,7 @@ class MuchLeftInFullPrecision(Rule):
     name = "much-left-in-full-precision"
     summary = "4-bit or 8-bit loading leaves most of the model unquantized."
     depth = "meta"
+    about_training = True
     descriptions = (
         Symptom(
             r"\bexperts?\b.{0,80}\b(?:full precision|not quantized|unquantized"

@@ -15,6 +15,7 @@ from lora_doctor.api.children import child_for
 from lora_doctor.api.options import DEFAULTS, CaseOptions, CheckOptions
 from lora_doctor.engine.case import Case
 from lora_doctor.engine.limits import Limits
+from lora_doctor.engine.named_adapter import only_uses, with_named_adapter
 from lora_doctor.engine.saved_adapter import Finder, onto_base
 from lora_doctor.engine.set_up import set_up_file
 from lora_doctor.engine.settings import Data, Settings
@@ -62,8 +63,12 @@ def open_case(
     model, adapter = finder.find(model, given["adapter"])
     source = parse_model(model, revision=revision, trust_remote_code=given["trust_remote_code"])
     source, checked_recipe = _of_script(source, checked_recipe, given, started)
+    trains = True
     if adapter is not None:
         source, checked_recipe = onto_base(source, checked_recipe, adapter)
+    elif given["prescription"] is None:
+        source, checked_recipe, adapter = with_named_adapter(source, checked_recipe, finder)
+        trains = adapter is None or not only_uses(source, checked_recipe)
     patches: tuple[Patch, ...] = ()
     if given["prescription"] is not None:
         patches, prescribed = _prescribed(given["prescription"], source)
@@ -71,7 +76,7 @@ def open_case(
     if depth == "full" and source.kind in ("arch", "factory"):
         raise InputError(f"MODEL {source}: has no weights to load; --depth tiny runs without any")
     _check_optimizer(source, given)
-    settings = _settings(given, limits, adapter)
+    settings = replace(_settings(given, limits, adapter), trains=trains)
     with contextlib.ExitStack() as stack:
         child = given["worker"] or stack.enter_context(child_for(source, settings))
         if eager and settings.depth != "static" and source.kind not in ("module", "script"):

@@ -35,7 +35,8 @@ def of_program(
     path = Path(source.name)
     setup = read_setup(path, None, arguments, start)
     recipe = setup.recipe.override(given.values, "option")
-    if setup.model is None or not setup.has_recipe or missing(setup, recipe):
+    sets_up = setup.has_recipe or setup.saved_adapter is not None
+    if setup.model is None or not sets_up or missing(setup, recipe):
         return source, recipe
     try:
         model = _model(setup, path, trust_remote_code)

@@ -103,6 +103,9 @@ class Rule(ABC):
     #: About the files of a saved adapter: asked first, because an adapter that cannot be loaded
     #: leaves nothing to ask about its training.
     about_saved_adapter: ClassVar[bool] = False
+    #: About a training run: not asked of a set-up that only merges or uses a saved adapter. Rules
+    #: of the topics that are about training say it by their codes.
+    about_training: ClassVar[bool] = False
     #: About what is installed, whichever model is trained: ``lora-doctor env --check`` asks these.
     about_environment: ClassVar[bool] = False
     #: Names of the budgets of which it says whether they are kept.

@@ -22,7 +22,7 @@ from lora_doctor.static.adapter_files import (
     read_adapter,
 )
 from lora_doctor.static.hub.hub_files import ADAPTER, AdapterInstead
-from lora_doctor.static.model_source import ModelSource, is_hub_id
+from lora_doctor.static.model_source import ModelSource, is_hub_id, parse_model
 from lora_doctor.static.piece import shown
 
 
@@ -55,6 +55,23 @@ class Finder:
                 found = read_adapter(folder)
                 return _base_folder(found) or self._base_on_hub(found), found
         return model, None
+
+    def beside(
+        self, source: ModelSource, name: str, folders: tuple[Path, ...]
+    ) -> tuple[ModelSource, AdapterFiles]:
+        """The source with the adapter that a set-up names: a folder, as from here or from one of
+        these folders, or a hub id. A source that is an adapter itself becomes its base model.
+
+        Raises:
+            InputError: the adapter cannot be read, or its base model is not here.
+        """
+        adapter = self._named(_here(name, folders))
+        own = Path(source.name).expanduser()
+        if source.kind == "folder" and is_adapter_folder(own):
+            of_base = _base_folder(read_adapter(own)) or self._base_on_hub(read_adapter(own))
+            base = parse_model(of_base, trust_remote_code=source.trust_remote_code)
+            source = replace(base, script=source.script)
+        return source, adapter
 
     def fetched(self, source: ModelSource) -> tuple[ModelSource, AdapterFiles | None]:
         """The source of a hub id with its small files. Where the id is that of an adapter: of its
@@ -119,6 +136,14 @@ class Finder:
         return ModelSource("hub", name, revision if isinstance(revision, str) else None)
 
 
+def _here(name: str, folders: tuple[Path, ...]) -> str:
+    """The path as it is found from here, or from the first of these folders that has it."""
+    given = Path(name).expanduser()
+    places = [given, *(folder / given for folder in folders)]
+    found = next((place for place in places if place.is_dir()), None)
+    return name if found is None else str(found.resolve())
+
+
 def _base_folder(adapter: AdapterFiles) -> Path | None:
     """The folder that the config of an adapter here names as its base model, if it is one."""
     name = adapter.base_model
@@ -144,22 +169,30 @@ def onto_base(
             f"adapter: its config says what it is; leave out {', '.join(own)} (or check the "
             "recipe without the adapter)"
         )
+    onto = replace(
+        source, preferred_class=adapter.base_class, adapter=str(adapter.folder.resolve())
+    )
+    return onto, _trained_recipe(recipe, adapter)
+
+
+def _trained_recipe(recipe: Recipe, adapter: AdapterFiles) -> Recipe:
+    """What the adapter was trained by, with what the recipe says of loading and training."""
     from lora_doctor.recipe.files.read_write import read_recipe
 
     config = read_recipe(adapter.folder / CONFIG)
     # Every saved adapter says it; loading it to be trained (`is_trainable`) undoes it.
     loaded = {key: value for key, value in config.values.items() if key != INFERENCE_MODE}
-    config = Recipe(
-        {**loaded, **recipe.values},
-        {**config.origins, **recipe.origins},
-        config.complete,
+    outer = {key: value for key, value in recipe.values.items() if key in OUTER_KEYS}
+    of_unknown = {key: place for key, place in config.places.items() if key in config.unknown}
+    return replace(
+        recipe,
+        values={**loaded, **outer},
+        origins={**config.origins, **{key: recipe.origins[key] for key in outer}},
+        complete=config.complete,
         unknown=config.unknown,
-        places={key: place for key, place in config.places.items() if key in config.unknown},
-    )
-    onto = replace(
-        source, preferred_class=adapter.base_class, adapter=str(adapter.folder.resolve())
-    )
-    return onto, config
+        places={**{key: recipe.places[key] for key in outer if key in recipe.places},
+                **of_unknown},
+    )  # fmt: skip
 
 
 def of_saved_adapter(finding: Finding) -> Finding:

@@ -41,6 +41,8 @@ class Settings:
     planned_steps: int | None = None
     #: The saved adapter that is to be loaded onto the model.
     adapter: AdapterFiles | None = None
+    #: Whether the set-up trains; one that only merges or uses a saved adapter does not.
+    trains: bool = True
     #: Whether the memory plan is wanted; its rule asks by itself where there is a budget.
     memory: bool = False
     #: Training data whose supervision is to be looked at.

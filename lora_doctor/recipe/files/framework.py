@@ -60,6 +60,10 @@ class Framework:
     freezes: Callable[[Entries], Mapping[str, Callable[[str], bool]]] = lambda entries: {}
     #: Entries with the files and folders that they name; what is on a hub may be among them.
     paths: Callable[[Entries], Iterable[tuple[str, str]]] = lambda entries: ()
+    #: The saved adapter that it loads onto the model, where it puts no new one on beside it.
+    saved_adapter: Callable[[Entries], str | None] = lambda entries: None
+    #: Whether it only merges or uses that adapter, and trains nothing.
+    only_uses: Callable[[Entries], bool] = lambda entries: False
     #: The entry that names data sets by what a file registers, and the path of that file.
     registry: Callable[[Entries], tuple[str, str] | None] = lambda entries: None
     #: The most pixels to which it scales an image, each with what sets it.

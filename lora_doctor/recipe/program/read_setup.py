@@ -35,6 +35,7 @@ from lora_doctor.recipe.program.objects import (
     top,
 )
 from lora_doctor.recipe.program.pins import other_releases
+from lora_doctor.recipe.program.saved_adapter import base_of_config, named_adapter
 from lora_doctor.recipe.program.setup import Setting, Setup, is_program
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.recipe.written import Written
@@ -107,6 +108,9 @@ class _Reader:
         self._loading(roles)
         self._training(roles)
         self._checkpointing(roles)
+        named, gap = named_adapter(self.program, roles)
+        if gap is not None:
+            self.asked.append(("adapter", str(gap)))
         model, place = self._model(roles)
         loader = roles.loader
         revision = loader.value("revision") if loader is not None else None
@@ -125,6 +129,7 @@ class _Reader:
             revision.value if isinstance(revision, Known) else None,
             isinstance(trusted, Known) and trusted.value is True,
             tuple(self.asked),
+            named,
         )  # fmt: skip
 
     # --- parts ---------------------------------------------------------------------------------
@@ -255,6 +260,9 @@ class _Reader:
         value = argument.value
         if isinstance(value, Known) and isinstance(value.value, str) and value.value.strip():
             return value.value, (value.span or argument.span).place
+        of_config = base_of_config(self.program, value)
+        if of_config is not None:
+            return of_config, argument.span.place
         gap = value if isinstance(value, Unknown) else None
         text = str(gap) if gap else f"`{argument.span.text}`, {argument.span.place.inside}"
         self.asked.append(("model", text))

@@ -26,6 +26,17 @@ class Setting:
     call: Call | None
 
 
+@dataclass(frozen=True)
+class NamedAdapter:
+    """A saved adapter that a program loads onto its model."""
+
+    #: Its folder or hub id, as the program names it.
+    name: str
+    place: Place
+    #: Whether the program trains it further.
+    trained: bool
+
+
 @dataclass(frozen=True, eq=False)
 class Setup:
     """What a program says of its training run."""
@@ -50,6 +61,8 @@ class Setup:
     trust_remote_code: bool = False
     #: What has to be said before the model can be looked at, each with its name and line.
     asked: tuple[tuple[str, str], ...] = ()
+    #: The saved adapter that it loads, where it puts no new one on.
+    saved_adapter: NamedAdapter | None = None
 
     @property
     def has_recipe(self) -> bool:

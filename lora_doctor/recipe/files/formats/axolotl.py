@@ -299,6 +299,12 @@ def _paths(entries: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield from of_datasets(entries, name)
 
 
+def _saved_adapter(entries: Mapping[str, Any]) -> str | None:
+    """``load_lora`` of ``loaders/adapter.py``."""
+    folder = entries.get("lora_model_dir")
+    return folder if isinstance(folder, str) and folder.strip() else None
+
+
 def _shards_eight_bits(entries: Mapping[str, Any]) -> bool:
     """``monkeypatch/fsdp2_qlora.py`` teaches FSDP 2 about the statistics of 8-bit weights."""
     options = entries.get("fsdp_config")
@@ -332,6 +338,8 @@ FRAMEWORK = Framework(
     remarks=_remarks,
     freezes=_freezes,
     paths=_paths,
+    saved_adapter=_saved_adapter,
+    only_uses=lambda entries: on(entries, "merge_lora"),
     shards_eight_bits=_shards_eight_bits,
     quantizes_experts=lambda entries: boolean(entries.get("quantize_moe_experts") or False),
     plugins=_plugins,

@@ -297,6 +297,24 @@ def _registry(entries: Mapping[str, Any]) -> tuple[str, str] | None:
     return None if on_a_hub else ("dataset", f"{folder}/dataset_info.json")
 
 
+def _saved_adapter(entries: Mapping[str, Any]) -> str | None:
+    """``init_adapter`` of ``model/adapter.py``: the last of those named, unless a new one is put on
+    when they are merged."""
+    if on(entries, "do_train") and on(entries, "create_new_adapter"):
+        return None
+    named = [one.strip() for one in str(entries.get("adapter_name_or_path") or "").split(",")]
+    folder = entries.get("adapter_folder")
+    last = next((one for one in reversed(named) if one), None)
+    return f"{last}/{folder}" if last and folder else last
+
+
+def _only_uses(entries: Mapping[str, Any]) -> bool:
+    """``export`` and ``chat``; ``train`` has to be told what to do."""
+    return not on(entries, "do_train") and (
+        bool(entries.get("export_dir")) or "infer_backend" in entries
+    )
+
+
 def _stage(entries: Mapping[str, Any]) -> str:
     return str(entries.get("stage", "sft"))
 
@@ -325,6 +343,8 @@ FRAMEWORK = Framework(
     finish=_finish,
     remarks=_remarks,
     paths=_paths,
+    saved_adapter=_saved_adapter,
+    only_uses=_only_uses,
     registry=_registry,
     image_pixels=_image_pixels,
     commands=("llamafactory-cli", "lmf"),

@@ -8,7 +8,7 @@ from typing import Any
 from lora_doctor.recipe.edit import REMOVE
 from lora_doctor.recipe.files.framework import Framework
 from lora_doctor.recipe.files.frozen_parts import left_out
-from lora_doctor.recipe.files.named_paths import of_entries
+from lora_doctor.recipe.files.named_paths import listed, of_entries
 from lora_doctor.recipe.files.read_as import boolean, integer, names, number, only, text
 from lora_doctor.recipe.files.remark import Remark
 from lora_doctor.recipe.files.spelling import Spelling, Spellings
@@ -191,6 +191,12 @@ def _paths(entries: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield name, path.partition("#")[0]  # PATH#ROWS
 
 
+def _saved_adapter(entries: Mapping[str, Any]) -> str | None:
+    """The only one of ``adapters``; several are loaded beside each other."""
+    named = listed(entries.get("adapters"))
+    return named[0] if len(named) == 1 else None
+
+
 FRAMEWORK = Framework(
     Sources(
         "ms-swift",
@@ -209,6 +215,8 @@ FRAMEWORK = Framework(
     write=_write,
     remarks=_remarks,
     paths=_paths,
+    saved_adapter=_saved_adapter,
+    only_uses=lambda entries: on(entries, "merge_lora"),
     image_pixels=_image_pixels,
     extended_by=("external_plugins", "custom_register_path"),
     commands=("swift",),

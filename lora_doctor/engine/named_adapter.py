@@ -1,0 +1,75 @@
+"""A saved adapter that the set-up names itself: checked as one that the user gives beside MODEL."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from lora_doctor.engine.program import only_read
+from lora_doctor.engine.saved_adapter import Finder, onto_base
+from lora_doctor.errors import InputError
+from lora_doctor.recipe.keys import OUTER_KEYS
+from lora_doctor.recipe.program.read_setup import setup_of
+from lora_doctor.recipe.recipe import Recipe
+from lora_doctor.static.adapter_files import AdapterFiles
+from lora_doctor.static.model_source import ModelSource
+
+Found = tuple[ModelSource, Recipe, AdapterFiles | None]
+
+
+def with_named_adapter(source: ModelSource, recipe: Recipe, finder: Finder) -> Found:
+    """The model with the saved adapter that a script, or the file of a framework, loads onto it;
+    any other source as it is. A script whose adapter cannot be read is read itself."""
+    if source.script:
+        return _of_script(source, recipe, finder)
+    if recipe.set_up is not None and source.kind in ("hub", "folder"):
+        return _of_framework(source, recipe, finder)
+    return source, recipe, None
+
+
+def _of_script(source: ModelSource, recipe: Recipe, finder: Finder) -> Found:
+    setup = setup_of(recipe)
+    named = setup.saved_adapter if setup is not None else None
+    if named is None:
+        return source, recipe, None
+    try:
+        source, adapter = finder.beside(source, named.name, (Path(source.script).parent,))
+        return *onto_base(source, recipe, adapter), adapter
+    except InputError as error:
+        return *only_read(source, recipe, f"{named.place}: {error}"), None
+
+
+def _of_framework(source: ModelSource, recipe: Recipe, finder: Finder) -> Found:
+    """Where the training runs somewhere else its adapter is not here: then the rest is checked."""
+    from lora_doctor.recipe.files.format import framework_named
+
+    assert recipe.set_up is not None
+    named = framework_named(recipe.set_up.format).saved_adapter(recipe.set_up.entries)
+    folders = tuple(Path(one).parent for one in recipe.set_up.files[:1])
+    if named is None or not any((folder / named).is_dir() for folder in (Path(), *folders)):
+        return source, recipe, None
+    try:
+        source, adapter = finder.beside(source, named, folders)
+    except InputError:
+        return source, recipe, None
+    return *onto_base(source, _without_new_adapter(recipe), adapter), adapter
+
+
+def _without_new_adapter(recipe: Recipe) -> Recipe:
+    """The recipe without what it says of a new adapter, which the framework does not read beside a
+    saved one."""
+    outer = {key: value for key, value in recipe.values.items() if key in OUTER_KEYS}
+    return replace(recipe, values=outer, origins={key: recipe.origins[key] for key in outer})
+
+
+def only_uses(source: ModelSource, recipe: Recipe) -> bool:
+    """Whether the set-up merges or uses the saved adapter that it names, and trains nothing."""
+    if source.script:
+        setup = setup_of(recipe)
+        named = setup.saved_adapter if setup is not None else None
+        return named is not None and not named.trained
+    if recipe.set_up is None:
+        return False
+    from lora_doctor.recipe.files.format import framework_named
+
+    return framework_named(recipe.set_up.format).only_uses(recipe.set_up.entries)

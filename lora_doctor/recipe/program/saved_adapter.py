@@ -1,0 +1,72 @@
+"""The saved adapter that a program loads: to merge it, to use it, or to train it further."""
+
+from __future__ import annotations
+
+from lora_doctor.recipe.program.objects import (
+    Roles,
+    class_of,
+    is_none,
+    is_optimizer,
+    is_saved_adapter,
+    top,
+)
+from lora_doctor.recipe.program.setup import NamedAdapter
+from lora_doctor.static.program.program import Program
+from lora_doctor.static.program.values import Argument, Call, Known, Unknown, Value
+
+#: The attribute of an adapter's config in which its base model is named.
+_BASE = ".base_model_name_or_path"
+
+
+def named_adapter(program: Program, roles: Roles) -> tuple[NamedAdapter | None, Unknown | None]:
+    """The saved adapter around the model of a program, and what is not known of where it is;
+    neither for a program that puts a new adapter on, or none."""
+    call = roles.wrapper
+    if call is None or not is_saved_adapter(call):
+        return None, None
+    argument = _named(call)
+    name = _text(argument)
+    if argument is None or name is None:
+        value = argument.value if argument is not None else None
+        return None, value if isinstance(value, Unknown) else None
+    subfolder = call.value("subfolder")
+    if not is_none(subfolder):
+        if not isinstance(subfolder, Known):
+            return None, subfolder if isinstance(subfolder, Unknown) else None
+        name = f"{name}/{subfolder.value}"
+    return NamedAdapter(name, argument.span.place, _trains(program, roles)), None
+
+
+def base_of_config(program: Program, value: Value) -> str | None:
+    """The adapter whose config names the model: ``config.base_model_name_or_path`` of the only
+    ``PeftConfig.from_pretrained`` in the program."""
+    if not isinstance(value, Unknown) or not value.code.endswith(_BASE):
+        return None
+    names = {
+        _text(call.argument("pretrained_model_name_or_path", 0))
+        for call in program.calls
+        if call.method == "from_pretrained" and top(call.name) == "peft"
+        and class_of(call).endswith("Config")
+    }  # fmt: skip
+    return names.pop() if len(names) == 1 else None
+
+
+def _named(call: Call) -> Argument | None:
+    if "Auto" in class_of(call):
+        return call.argument("pretrained_model_name_or_path", 0)
+    return call.argument("model_id", 1)
+
+
+def _text(argument: Argument | None) -> str | None:
+    value = argument.value if argument is not None else None
+    known = isinstance(value, Known) and isinstance(value.value, str) and value.value.strip()
+    return str(value.value) if known and isinstance(value, Known) else None
+
+
+def _trains(program: Program, roles: Roles) -> bool:
+    """Whether something in the program trains, by a trainer or by steps of its own."""
+    return (
+        roles.trainer is not None
+        or any(is_optimizer(call) for call in program.calls)
+        or any(".backward(" in unit.python for unit in program.units)
+    )

@@ -1,0 +1,121 @@
+"""A saved adapter that a script or a framework's file names is checked as one beside MODEL."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import lora_doctor
+from lora_doctor.api.opening import open_case
+from lora_doctor.engine.case import Case
+from lora_doctor.sandbox.worker import Worker
+from tests import saved_adapters as made
+
+LOADS = """
+from transformers import AutoModelForCausalLM
+from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
+"""
+#: What a program says after ``LOADS``, and whether it trains the adapter further.
+PROGRAMS = {
+    "merges": ('base = AutoModelForCausalLM.from_pretrained("{base}")\n'
+               'model = PeftModel.from_pretrained(base, "{adapter}").merge_and_unload()\n'
+               'model.save_pretrained("merged")\n', False),
+    "base from the config": (
+        'config = PeftConfig.from_pretrained("{adapter}")\n'
+        "base = AutoModelForCausalLM.from_pretrained(config.base_model_name_or_path)\n"
+        'model = PeftModel.from_pretrained(base, "{adapter}")\nmodel.generate()\n', False),
+    "the auto class": (
+        'model = AutoPeftModelForCausalLM.from_pretrained("{adapter}")\nmodel.generate()\n', False),
+    "in a folder of it": (
+        'base = AutoModelForCausalLM.from_pretrained("{base}")\n'
+        'model = PeftModel.from_pretrained(base, "{above}", subfolder="{inside}")\n', False),
+    "trains on": (
+        'base = AutoModelForCausalLM.from_pretrained("{base}")\n'
+        'model = PeftModel.from_pretrained(base, "{adapter}", is_trainable=True)\n'
+        "for batch in batches:\n    model(**batch).loss.backward()\n", True),
+}  # fmt: skip
+FILES = {
+    "llamafactory export": (
+        "model_name_or_path: {base}\nadapter_name_or_path: {adapter}\ntemplate: default\n"
+        "export_dir: out\n", False),
+    "llamafactory train": (
+        "model_name_or_path: {base}\nadapter_name_or_path: {adapter}\nstage: sft\ndo_train: true\n"
+        "finetuning_type: lora\nlora_target: all\ndataset: identity\ntemplate: default\n", True),
+    "axolotl": (
+        "base_model: {base}\nlora_model_dir: {adapter}\nadapter: lora\nlora_r: 16\n"
+        "datasets:\n  - path: data\n", True),
+    "ms-swift": ("model: {base}\nadapters: {adapter}\ntuner_type: lora\nmerge_lora: true\n", False),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folders() -> tuple[Path, Path]:
+    """A base model and its adapter, which names it."""
+    pytest.importorskip("peft")
+    base, adapter = made.saved(made.llama(), made.lora_config(r=4))
+    made.rewrite(adapter, made.unchanged, base_model_name_or_path=str(base))
+    return base, adapter
+
+
+def opened(path: Path, text: str, folders: tuple[Path, Path]) -> Case:
+    base, adapter = folders
+    path.write_text(
+        text.format(base=base, adapter=adapter, above=adapter.parent, inside=adapter.name)
+    )
+    with open_case(str(path), None, {"depth": "static"}) as case:
+        return case
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_of_a_program(name: str, folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """Where it names its base by the adapter's config as well, and whether it trains."""
+    text, trains = PROGRAMS[name]
+    case = opened(tmp_path / "program.py", LOADS + text, folders)
+    assert case.settings.adapter is not None and case.source.kind == "folder"
+    assert (Path(case.source.name), Path(case.source.adapter)) == folders
+    assert (case.settings.trains, case.asked.get("r")) == (trains, 4)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_of_a_framework(name: str, folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """Its own settings of a new adapter are not read beside a saved one."""
+    text, trains = FILES[name]
+    case = opened(tmp_path / "file.yaml", text, folders)
+    assert case.source.adapter == str(folders[1].resolve())
+    assert (case.settings.trains, case.asked.get("r")) == (trains, 4)
+
+
+def test_a_new_adapter_beside_it(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """LLaMA-Factory merges the saved one first; what trains is what the file says."""
+    text = FILES["llamafactory train"][0] + "create_new_adapter: true\nlora_rank: 16\n"
+    case = opened(tmp_path / "file.yaml", text, folders)
+    assert case.settings.adapter is None and case.asked.get("r") == 16
+
+
+def test_one_that_is_not_here(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """A script is read, and it is said why no more than that; the file of a framework may name what
+    is where it runs."""
+    gone = (folders[0], tmp_path / "gone")
+    case = opened(tmp_path / "program.py", LOADS + PROGRAMS["merges"][0], gone)
+    assert case.source.kind == "script" and case.asked.written is not None
+    assert "no such folder" in case.asked.written.out_of_reach
+    case = opened(tmp_path / "file.yaml", FILES["axolotl"][0], gone)
+    assert case.settings.adapter is None and case.asked.get("r") == 16
+
+
+@pytest.mark.slow
+def test_findings_about_it(worker: Worker, folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """A merge of an adapter whose config was edited is refused; nothing of training is asked."""
+    base, adapter = folders
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    other = made.new_folder("edited")
+    (other / "adapter_config.json").write_text(json.dumps({**config, "r": 8}))
+    (other / "adapter_model.safetensors").write_bytes(
+        (adapter / "adapter_model.safetensors").read_bytes()
+    )
+    path = tmp_path / "program.py"
+    path.write_text(LOADS + PROGRAMS["merges"][0].format(base=base, adapter=other))
+    found = lora_doctor.check(str(path), worker=worker, depth="meta")
+    assert [one.rule for one in found.findings] == ["LD622"]
