@@ -38,8 +38,8 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     ``Setup``: the calls of the script or notebook that holds the recipe. Read off it:
     ``prepared_after_adapters``, ``loaded_frozen``, ``adapted_twice``,
     ``adapted_by_the_trainer_too``, ``optimizer_too_early`` (each a ``Slip``: two calls in an order
-    that does not work), ``merged_after_wrapping``, ``merged_and_dropped``, ``saved_as_base``,
-    ``trained_in_turn``, ``merged_where_it_trained`` (the calls),
+    that does not work), ``merged_after_wrapping``, ``merges``, ``merged_and_dropped``,
+    ``saved_as_base``, ``trained_in_turn``, ``merged_where_it_trained`` (the calls),
     ``all_set_trainable``, ``compiled_before_adapters``, ``loaded_onto_adapters``,
     ``streamed_without_steps`` (likewise), ``unknown_arguments`` (``UnknownArgument``),
     ``gone_names`` (``GoneName``: imported, and not in the installed release),
@@ -213,6 +213,7 @@ if TYPE_CHECKING:
         adapted_twice,
         loaded_frozen,
         merged_after_wrapping,
+        merges,
         optimizer_too_early,
         prepared_after_adapters,
     )
@@ -316,7 +317,7 @@ _LAZY = {
         "recipe.program.objects": ("adds_without_wrapper",),
         "recipe.program.order": (
             "Slip", "adapted_by_the_trainer_too", "adapted_twice", "loaded_frozen",
-            "merged_after_wrapping", "optimizer_too_early", "prepared_after_adapters",
+            "merged_after_wrapping", "merges", "optimizer_too_early", "prepared_after_adapters",
         ),
         "recipe.program.own_optimizer": ("brings_optimizer",),
         "recipe.program.own_vocabulary": ("own_vocabulary",),
@@ -522,6 +523,7 @@ __all__ = [
     "merged_after_wrapping",
     "merged_and_dropped",
     "merged_where_it_trained",
+    "merges",
     "metrics_not_computed",
     "missing_name",
     "name_groups",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import lora_doctor
 from lora_doctor.api.opening import open_case
 from lora_doctor.engine.case import Case
 from lora_doctor.sandbox.worker import Worker
+from lora_doctor.static.installed.quantized_merging import lora_merges
 from tests import saved_adapters as made
 
 LOADS = """
@@ -119,3 +121,24 @@ def test_findings_about_it(worker: Worker, folders: tuple[Path, Path], tmp_path:
     path.write_text(LOADS + PROGRAMS["merges"][0].format(base=base, adapter=other))
     found = lora_doctor.check(str(path), worker=worker, depth="meta")
     assert [one.rule for one in found.findings] == ["LD622"]
+
+
+@pytest.mark.parametrize("method", ["awq", "gptq", "aqlm", "eetq", "hqq", "bnb", "torchao", "fp8"])
+def test_whether_a_quantized_layer_merges(method: str) -> None:
+    """What is read of PEFT's source is what its class has; nothing is said where it has no class
+    that is told by its file."""
+    peft = pytest.importorskip("peft")
+    folder = Path(peft.__file__).parent / "tuners" / "lora"
+    read = lora_merges(method)
+    if not (folder / f"{method}.py").is_file():
+        assert read is None
+        return
+    module = importlib.import_module(f"peft.tuners.lora.{method}")
+    inherited = peft.tuners.tuners_utils.BaseTunerLayer.merge
+    own = [cls for cls in vars(module).values()
+           if isinstance(cls, type) and peft.tuners.lora.LoraLayer in cls.__bases__
+           and cls.__module__ == module.__name__]  # fmt: skip
+    if read is not None and own:  # a class that needs a package is defined with it only
+        assert (read[0] == "no") == all(cls.merge is inherited for cls in own)
+    if not own and method in ("torchao", "fp8"):
+        assert read is None

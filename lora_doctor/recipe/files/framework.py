@@ -64,6 +64,11 @@ class Framework:
     saved_adapter: Callable[[Entries], str | None] = lambda entries: None
     #: Whether it only merges or uses that adapter, and trains nothing.
     only_uses: Callable[[Entries], bool] = lambda entries: False
+    #: The entry that has it merge adapters into the model; ``None`` where it is to merge none.
+    merges: Callable[[Entries], str | None] = lambda entries: None
+    #: What it raises when the checkpoint is quantized, whatever PEFT could do; empty where it lets
+    #: PEFT decide.
+    refuses_quantized: str = ""
     #: The entry that names data sets by what a file registers, and the path of that file.
     registry: Callable[[Entries], tuple[str, str] | None] = lambda entries: None
     #: The most pixels to which it scales an image, each with what sets it.

@@ -19,6 +19,7 @@ from lora_doctor.recipe.program.objects import (
     loader_of,
     makers,
     trainer_with,
+    wrappers,
 )
 from lora_doctor.recipe.program.setup import Setup
 from lora_doctor.recipe.program.splices import Splice, added, removed
@@ -92,6 +93,21 @@ def merged_after_wrapping(setup: Setup) -> Iterator[Slip]:
             wrap = _adapts_what_trains(setup, call)
             if wrap is not None:
                 yield slip(call, wrap, [])
+
+
+def merges(setup: Setup) -> Iterator[Slip]:
+    """``merge_and_unload`` or ``merge_adapter``, and what put the adapters on: the model that was
+    trained, or a saved adapter on the model that is loaded, where nothing is trained."""
+    seen = False
+    for one in merged_after_wrapping(setup):
+        seen = True
+        yield one
+    if seen or setup.saved_adapter is None or setup.saved_adapter.trained:
+        return
+    for call in setup.program.calls:
+        around = wrappers(call.receiver) if call.method in _MERGE and call.certain else []
+        if around and loader_of(call.receiver) is setup.roles.loader:
+            yield slip(call, around[0], [])
 
 
 def _adapts_what_trains(setup: Setup, merge: Call) -> Call | None:

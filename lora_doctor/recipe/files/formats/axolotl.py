@@ -340,6 +340,7 @@ FRAMEWORK = Framework(
     paths=_paths,
     saved_adapter=_saved_adapter,
     only_uses=lambda entries: on(entries, "merge_lora"),
+    merges=lambda entries: "merge_lora" if on(entries, "merge_lora") else None,
     shards_eight_bits=_shards_eight_bits,
     quantizes_experts=lambda entries: boolean(entries.get("quantize_moe_experts") or False),
     plugins=_plugins,

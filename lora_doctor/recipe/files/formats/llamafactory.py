@@ -210,6 +210,17 @@ _TOGETHER = (
         (("quantization_bit", REMOVE),),
     ),
     Together(
+        ("export_quantization_bit", "adapter_name_or_path", "export_dir"),
+        lambda entries: all(
+            entries.get(name)
+            for name in ("export_quantization_bit", "adapter_name_or_path", "export_dir")
+        ),
+        "raises ValueError: Please merge adapters before quantizing the model",
+        "train/tuner.py: export_model",
+        "Export twice: merge without export_quantization_bit, then quantize what that wrote, "
+        "without adapter_name_or_path.",
+    ),
+    Together(
         ("eval_strategy", "do_eval"),
         lambda entries: evaluates(entries) and not entries.get("eval_dataset")
         and not more_than_zero(entries, "val_size"),
@@ -315,6 +326,11 @@ def _only_uses(entries: Mapping[str, Any]) -> bool:
     )
 
 
+def _merges(entries: Mapping[str, Any]) -> str | None:
+    merged = entries.get("adapter_name_or_path") and entries.get("export_dir")
+    return "export_dir" if merged and not on(entries, "do_train") else None
+
+
 def _stage(entries: Mapping[str, Any]) -> str:
     return str(entries.get("stage", "sft"))
 
@@ -345,6 +361,9 @@ FRAMEWORK = Framework(
     paths=_paths,
     saved_adapter=_saved_adapter,
     only_uses=_only_uses,
+    merges=_merges,
+    refuses_quantized="ValueError: Cannot merge adapters to a quantized model "
+    "(train/tuner.py: export_model)",
     registry=_registry,
     image_pixels=_image_pixels,
     commands=("llamafactory-cli", "lmf"),

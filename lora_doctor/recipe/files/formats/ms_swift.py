@@ -217,6 +217,7 @@ FRAMEWORK = Framework(
     paths=_paths,
     saved_adapter=_saved_adapter,
     only_uses=lambda entries: on(entries, "merge_lora"),
+    merges=lambda entries: "merge_lora" if on(entries, "merge_lora") else None,
     image_pixels=_image_pixels,
     extended_by=("external_plugins", "custom_register_path"),
     commands=("swift",),
