@@ -107,6 +107,24 @@ def test_one_that_is_not_here(folders: tuple[Path, Path], tmp_path: Path) -> Non
     assert case.settings.adapter is None and case.asked.get("r") == 16
 
 
+@pytest.mark.parametrize(
+    ("then", "frozen"), [("", True), ("config.inference_mode = False\n", False)]
+)
+def test_a_new_adapter_by_its_config(
+    then: str, frozen: bool, folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Every saved config has inference_mode, which freezes what get_peft_model adds."""
+    text = (
+        "from peft import LoraConfig, get_peft_model\n"
+        'base = AutoModelForCausalLM.from_pretrained("{base}")\n'
+        'config = LoraConfig.from_pretrained("{adapter}", is_trainable=True)\n'
+        f"{then}model = get_peft_model(base, config)\n"
+    )
+    case = opened(tmp_path / "program.py", LOADS + text, folders)
+    assert (case.source.kind, case.settings.adapter) == ("folder", None)
+    assert (case.asked.get("inference_mode"), case.asked.get("r")) == (frozen, 4)
+
+
 @pytest.mark.slow
 def test_findings_about_it(worker: Worker, folders: tuple[Path, Path], tmp_path: Path) -> None:
     """A merge of an adapter whose config was edited is refused; nothing of training is asked."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,11 +36,13 @@ from lora_doctor.recipe.program.objects import (
     top,
 )
 from lora_doctor.recipe.program.pins import other_releases
-from lora_doctor.recipe.program.saved_adapter import base_of_config, named_adapter
+from lora_doctor.recipe.program.saved_adapter import base_of_config, named_adapter, text_of
 from lora_doctor.recipe.program.setup import Setting, Setup, is_program
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.recipe.written import Written
+from lora_doctor.static.adapter_files import CONFIG
 from lora_doctor.static.installed.peft_types import peft_type_of
+from lora_doctor.static.piece import read_json_object
 from lora_doctor.static.place import Place
 from lora_doctor.static.program.program import Program, program_bytes, read_program
 from lora_doctor.static.program.started import Start
@@ -101,6 +104,8 @@ class _Reader:
     values: dict[str, Any] = field(default_factory=dict)
     asked: list[tuple[str, str]] = field(default_factory=list)
     parts: dict[str, Call] = field(default_factory=dict)
+    #: Whether the adapter is made by the config of a saved one.
+    of_file: bool = False
 
     def read(self) -> Setup:
         roles = find_roles(self.program)
@@ -118,7 +123,7 @@ class _Reader:
         recipe = Recipe(
             self.values,
             dict.fromkeys(self.values, "file"),
-            complete="adapter" in self.parts,
+            complete="adapter" in self.parts or self.of_file,
             file=self.program.path,
             names=self._names(),
             places=self._places(),
@@ -130,6 +135,7 @@ class _Reader:
             isinstance(trusted, Known) and trusted.value is True,
             tuple(self.asked),
             named,
+            self.of_file,
         )  # fmt: skip
 
     # --- parts ---------------------------------------------------------------------------------
@@ -147,6 +153,9 @@ class _Reader:
         name = found.call.method
         if is_wrap(found.call):
             self._set("peft_type", Setting(Known("LORA"), None, found.call))
+        elif top(found.call.name) == "peft" and name == "from_pretrained":
+            self._config_of_file(found.call, found.attributes)
+            return
         elif top(found.call.name) == "peft":
             kind = peft_type_of(name)
             if kind is None:
@@ -165,6 +174,24 @@ class _Reader:
             self.parts["wrapping"] = roles.wrapper
             wrapping = Settings(roles.wrapper.keywords, {}, roles.wrapper)
             self._take(wrapping, WRAPPING_KEYS)
+
+    def _config_of_file(self, call: Call, changed: Mapping[str, Value]) -> None:
+        """A new adapter by the config of a saved one, with the attributes that the program sets on
+        it. Nothing of it has a place in the program: an edit is made by hand."""
+        name = text_of(call.argument("pretrained_model_name_or_path", 0))
+        folders = (Path(), self.program.path.parent) if name is not None else ()
+        files = (folder / Path(name or "").expanduser() / CONFIG for folder in folders)
+        file = next((one for one in files if one.is_file()), None)
+        if file is None:
+            self.asked.append(("peft_config", f"`{call.span.text}`, {call.place.inside}"))
+            return
+        self.of_file = True
+        for key, value in read_json_object(file).items():
+            if key in known_keys() and value is not None:
+                self._set(ALIASES.get(key, key), Setting(Known(value), None, None))
+        for key, own in changed.items():
+            if key in known_keys():
+                self._set(ALIASES.get(key, key), Setting(own, None, call))
 
     @property
     def _other_type(self) -> bool:

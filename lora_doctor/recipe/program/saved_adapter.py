@@ -25,7 +25,7 @@ def named_adapter(program: Program, roles: Roles) -> tuple[NamedAdapter | None, 
     if call is None or not is_saved_adapter(call):
         return None, None
     argument = _named(call)
-    name = _text(argument)
+    name = text_of(argument)
     if argument is None or name is None:
         value = argument.value if argument is not None else None
         return None, value if isinstance(value, Unknown) else None
@@ -43,7 +43,7 @@ def base_of_config(program: Program, value: Value) -> str | None:
     if not isinstance(value, Unknown) or not value.code.endswith(_BASE):
         return None
     names = {
-        _text(call.argument("pretrained_model_name_or_path", 0))
+        text_of(call.argument("pretrained_model_name_or_path", 0))
         for call in program.calls
         if call.method == "from_pretrained" and top(call.name) == "peft"
         and class_of(call).endswith("Config")
@@ -57,7 +57,8 @@ def _named(call: Call) -> Argument | None:
     return call.argument("model_id", 1)
 
 
-def _text(argument: Argument | None) -> str | None:
+def text_of(argument: Argument | None) -> str | None:
+    """The text that an argument is; ``None`` for anything else."""
     value = argument.value if argument is not None else None
     known = isinstance(value, Known) and isinstance(value.value, str) and value.value.strip()
     return str(value.value) if known and isinstance(value, Known) else None

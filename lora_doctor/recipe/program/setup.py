@@ -63,11 +63,13 @@ class Setup:
     asked: tuple[tuple[str, str], ...] = ()
     #: The saved adapter that it loads, where it puts no new one on.
     saved_adapter: NamedAdapter | None = None
+    #: Whether it puts a new one on by the config of a saved one.
+    config_of_file: bool = False
 
     @property
     def has_recipe(self) -> bool:
         """Whether the program says which adapter is trained."""
-        return "adapter" in self.parts
+        return "adapter" in self.parts or self.config_of_file
 
     def open_questions(self, given: frozenset[str]) -> list[str]:
         """What remains to be asked when these keys are given."""
