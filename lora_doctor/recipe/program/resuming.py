@@ -1,0 +1,45 @@
+"""The checkpoint from which a run is to be resumed, and what it lacks for that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lora_doctor.recipe.program.objects import is_trainer
+from lora_doctor.recipe.program.saved_adapter import text_of
+from lora_doctor.recipe.program.setup import Setup
+from lora_doctor.static.place import Place
+from lora_doctor.static.program.values import Thing
+
+_ARGUMENT = "resume_from_checkpoint"
+#: What the Trainer reads first, and ``trainer.save_model`` does not write.
+STATE = "trainer_state.json"
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """A call of ``trainer.train`` that names a checkpoint."""
+
+    place: Place
+    path: str
+
+
+def resumed_from(setup: Setup) -> Iterator[Resumed]:
+    """The checkpoints that a program's trainers are told to resume from."""
+    for call in setup.program.calls:
+        trainer = call.receiver.call if isinstance(call.receiver, Thing) else None
+        if call.method != "train" or trainer is None or not is_trainer(trainer) or not call.certain:
+            continue
+        argument = call.argument(_ARGUMENT, 0)
+        path = text_of(argument)
+        if argument is not None and path is not None:
+            yield Resumed(argument.span.place, path)
+
+
+def without_state(path: str, folders: Iterable[Path]) -> Path | None:
+    """The folder of a checkpoint, where it is here and has no state of a Trainer; relative to the
+    first of these folders that has it."""
+    given = Path(path).expanduser()
+    found = next((one for one in (folder / given for folder in folders) if one.is_dir()), None)
+    return found if found is not None and not (found / STATE).is_file() else None
