@@ -33,6 +33,10 @@ PROGRAMS = {
     "in a folder of it": (
         'base = AutoModelForCausalLM.from_pretrained("{base}")\n'
         'model = PeftModel.from_pretrained(base, "{above}", subfolder="{inside}")\n', False),
+    "tries what it saves": (
+        'base = AutoModelForCausalLM.from_pretrained("{base}")\n'
+        'model = PeftModel.from_pretrained(base, "{adapter}")\nmodel.save_pretrained("out")\n'
+        'PeftModel.from_pretrained(base, "out/second")\n', False),
     "trains on": (
         'base = AutoModelForCausalLM.from_pretrained("{base}")\n'
         'model = PeftModel.from_pretrained(base, "{adapter}", is_trainable=True)\n'

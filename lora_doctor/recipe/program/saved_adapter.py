@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from lora_doctor.recipe.program.objects import (
     Roles,
     class_of,
@@ -21,9 +23,9 @@ _BASE = ".base_model_name_or_path"
 def named_adapter(program: Program, roles: Roles) -> tuple[NamedAdapter | None, Unknown | None]:
     """The saved adapter around the model of a program, and what is not known of where it is;
     neither for a program that puts a new adapter on, or none."""
-    call = roles.wrapper
-    if call is None or not is_saved_adapter(call):
+    if roles.wrapper is None or not is_saved_adapter(roles.wrapper):
         return None, None
+    call = _not_made_here(program, roles.wrapper)
     argument = _named(call)
     name = text_of(argument)
     if argument is None or name is None:
@@ -49,6 +51,22 @@ def base_of_config(program: Program, value: Value) -> str | None:
         and class_of(call).endswith("Config")
     }  # fmt: skip
     return names.pop() if len(names) == 1 else None
+
+
+def _not_made_here(program: Program, call: Call) -> Call:
+    """The saved adapter that the program begins with, where this one is loaded from what the
+    program saves itself, to try it."""
+    saved = [text_of(one.argument("save_directory", 0)) for one in program.calls
+             if one.method == "save_pretrained"]  # fmt: skip
+    outputs = [Path(one) for one in saved if one is not None]
+    for one in (call, *reversed(program.calls)):
+        name = text_of(_named(one)) if is_saved_adapter(one) and one.certain else None
+        own = name is not None and any(
+            output == Path(name) or output in Path(name).parents for output in outputs
+        )
+        if name is not None and not own:
+            return one
+    return call
 
 
 def _named(call: Call) -> Argument | None:
