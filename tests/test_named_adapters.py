@@ -111,6 +111,13 @@ def test_one_that_is_not_here(folders: tuple[Path, Path], tmp_path: Path) -> Non
     assert case.settings.adapter is None and case.asked.get("r") == 16
 
 
+def test_other_embeddings(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """What a program makes of the embeddings is not in the folder: sizes may fit after it."""
+    text = PROGRAMS["merges"][0].replace("model =", "base.resize_token_embeddings(99)\nmodel =")
+    case = opened(tmp_path / "program.py", LOADS + text, folders)
+    assert (case.source.kind, case.settings.adapter) == ("script", None)
+
+
 @pytest.mark.parametrize(
     ("then", "frozen"), [("", True), ("config.inference_mode = False\n", False)]
 )

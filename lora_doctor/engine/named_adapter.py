@@ -14,6 +14,7 @@ from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.static.adapter_files import AdapterFiles
 from lora_doctor.static.model_source import ModelSource
 
+_RESIZES = "resize_token_embeddings"
 Found = tuple[ModelSource, Recipe, AdapterFiles | None]
 
 
@@ -30,8 +31,12 @@ def with_named_adapter(source: ModelSource, recipe: Recipe, finder: Finder) -> F
 def _of_script(source: ModelSource, recipe: Recipe, finder: Finder) -> Found:
     setup = setup_of(recipe)
     named = setup.saved_adapter if setup is not None else None
-    if named is None:
+    if setup is None or named is None:
         return source, recipe, None
+    resized = next((one for one in setup.program.calls if one.method == _RESIZES), None)
+    if resized is not None:  # to rows that its text need not tell
+        why = f"{resized.place}: gives the model other embeddings than the checkpoint has"
+        return *only_read(source, recipe, f"{why}; give both: MODEL --adapter {named.name}"), None
     try:
         source, adapter = finder.beside(source, named.name, (Path(source.script).parent,))
         return *onto_base(source, recipe, adapter), adapter
