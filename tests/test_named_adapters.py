@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 from pathlib import Path
@@ -171,3 +172,15 @@ def test_whether_a_quantized_layer_merges(method: str) -> None:
         assert (read[0] == "no") == all(cls.merge is inherited for cls in own)
     if not own and method in ("torchao", "fp8"):
         assert read is None
+
+
+@pytest.mark.slow
+def test_tokens_of_tied_embeddings(worker: Worker) -> None:
+    """PEFT saves them once, and loading gives both of the tied layers their values."""
+    fields = {one.name for one in dataclasses.fields(pytest.importorskip("peft").LoraConfig)}
+    if "trainable_token_indices" not in fields:
+        pytest.skip("this PEFT trains no single tokens")
+    config = made.lora_config(trainable_token_indices=[3, 5])
+    base, adapter = made.saved(made.llama(tie_word_embeddings=True), config)
+    found = lora_doctor.check(str(base), adapter=str(adapter), worker=worker, depth="meta")
+    assert [one.rule for one in found.findings if one.rule.startswith("LD62")] == []

@@ -57,7 +57,9 @@ def load(model: Any, folder: Path, tensors: Mapping[str, Tensor]) -> Landing:
             other_shapes=shapes,
         )
     names = _names_of_adapter(seen.wrapped)
-    missing = [name for name in seen.missing if name in names and not _is_shared(name)]
+    valued = _with_values(seen)
+    missing = [name for name in seen.missing
+               if name in names and name not in valued and not _is_shared(name)]  # fmt: skip
     unexpected = [
         name
         for name in seen.unexpected
@@ -166,6 +168,14 @@ def _names_of_adapter(wrapped: Any) -> set[str]:
         for name, value in wrapped.named_parameters(remove_duplicate=False)
         if id(value) in ours or id(value) in saved
     }
+
+
+def _with_values(seen: _Seen) -> set[str]:
+    """Other names of parameters that got their values by one that is in the file: the tokens of
+    tied embeddings are trained once, and saved once."""
+    by_name = dict(seen.wrapped.named_parameters(remove_duplicate=False))
+    filled = {id(value) for name, value in by_name.items() if name not in seen.missing}
+    return {name for name, value in by_name.items() if id(value) in filled}
 
 
 def _is_prompt(name: str, wrapped: Any) -> bool:
