@@ -52,8 +52,9 @@ def _of_shell_files(script: Path, folder: Path) -> Iterator[Launch]:
             if not _starts(command, script, path.parent):
                 continue
             line = text.count("\n", 0, command.words[0].start) + 1
-            launch = _launch(command, _code(command, rejoined(text)), Place(short_path(str(path)), line),
-                             True, (path.parent, folder))  # fmt: skip
+            place = Place(short_path(str(path)), line)
+            code = _code(command, rejoined(text))
+            launch = _launch(command, code, place, True, (path.parent, folder))
             ends = command.words[0].start, command.words[-1].end
             yield replace(launch, cuts=of_command(text, *ends))
 

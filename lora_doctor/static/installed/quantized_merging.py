@@ -62,5 +62,5 @@ def _raised(node: ast.Raise) -> str:
     if not isinstance(node.exc, ast.Call) or not isinstance(node.exc.func, ast.Name):
         return "an exception"
     said = node.exc.args[0] if node.exc.args else None
-    text = said.value if isinstance(said, ast.Constant) else ""
+    text = said.value if isinstance(said, ast.Constant) and isinstance(said.value, str) else ""
     return f"{node.exc.func.id}: {text}" if text else node.exc.func.id
