@@ -70,7 +70,8 @@ def test_a_healthy_trainer_script_is_healthy_and_comes_to_its_end(place: Path) -
     run = report["dry_run"]
     assert (run["trained_by"], run["steps"], run["planned_steps"]) == ("Trainer", 3, 1250)
     assert run["error"] is None, "saving, merging and loading again work, too"
-    assert {Path(path).name for path in run["redirected"]} >= {"out", "merged"}
+    assert {Path(path).name for path in run["redirected"]} >= {"out", "merged", "adapter_config"}
+    assert not (place / "adapter_config").exists()
     values, origins = report["recipe"]["values"], run["origins"]
     assert (values["r"], values["learning_rate"], values["dtype"]) == (16, 1e-4, "bfloat16")
     assert origins["learning_rate"] == "command line"

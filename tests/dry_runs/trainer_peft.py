@@ -3,7 +3,7 @@
 import argparse
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftConfig, get_peft_model
 from torch.utils.data import Dataset
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments, default_data_collator
 
@@ -53,6 +53,8 @@ def main():
     )
     trainer.train()
     trainer.save_model("out")
+    model.peft_config["default"].save_pretrained("adapter_config")
+    assert PeftConfig.from_pretrained("adapter_config").r == model.peft_config["default"].r
     model.merge_and_unload().save_pretrained("merged")
     AutoModelForCausalLM.from_pretrained("merged")
     print("THE SCRIPT CAME TO ITS END")

@@ -8,35 +8,38 @@ from typing import Any
 
 from lora_doctor.dry_run.acts.acting import Acting
 
+#: Modules with a class that has a ``save_pretrained`` of its own, in every release,
+_SAVING = (
+    "transformers.modeling_utils",
+    "transformers.configuration_utils",
+    "transformers.tokenization_utils_base",
+    "transformers.processing_utils",
+    "transformers.generation.configuration_utils",
+    "transformers.feature_extraction_utils",
+    "transformers.pipelines.base",
+    "peft.config",
+)
+#: and in those in which they have not moved.
+_SAVING_IN_SOME_RELEASES = (
+    "transformers.image_processing_base",
+    "transformers.image_processing_utils",
+    "transformers.video_processing_utils",
+    "transformers.tokenization_mistral_common",
+)
+
 
 def prepare(acting: Acting) -> None:
     """Redirect what transformers, PEFT, accelerate, torch and safetensors save."""
     places = Redirected(acting)
 
-    def saved(owner: Any, name: str) -> None:
-        acting.replaced.around(owner, name, places.writing_second)
-
+    for name in _SAVING:
+        acting.after(name, lambda module: _saving_classes(acting, places, module))
+    for name in _SAVING_IN_SOME_RELEASES:
+        acting.after(name, lambda module: _saving_classes(acting, places, module, must=False))
     acting.after(
-        "transformers.modeling_utils", lambda m: saved(m.PreTrainedModel, "save_pretrained")
+        "transformers.trainer",
+        lambda m: acting.replaced.around(m.Trainer, "save_model", places.writing_second),
     )
-    acting.after(
-        "transformers.configuration_utils",
-        lambda m: saved(
-            getattr(m, "PreTrainedConfig", None) or m.PretrainedConfig, "save_pretrained"
-        ),
-    )
-    acting.after(
-        "transformers.tokenization_utils_base",
-        lambda m: saved(m.PreTrainedTokenizerBase, "save_pretrained"),
-    )
-    acting.after(
-        "transformers.processing_utils", lambda m: saved(m.ProcessorMixin, "save_pretrained")
-    )
-    acting.after(
-        "transformers.generation.configuration_utils",
-        lambda m: saved(m.GenerationConfig, "save_pretrained"),
-    )
-    acting.after("transformers.trainer", lambda m: saved(m.Trainer, "save_model"))
     acting.after("peft.peft_model", lambda m: _peft(acting, places, m))
     acting.after("peft.config", lambda m: _peft_configs(acting, places, m))
     acting.after("peft.auto", lambda m: _peft_auto(acting, places, m))
@@ -116,6 +119,25 @@ class Redirected:
     def reading_first(self, original: Any, *arguments: Any, **named: Any) -> Any:
         """A function whose first argument is what to read."""
         return original(*map(self.to_read, arguments[:1]), *arguments[1:], **named)
+
+
+def _saving_classes(
+    acting: Acting, places: Redirected, module: ModuleType, *, must: bool = True
+) -> None:
+    """Redirect every ``save_pretrained`` that a class of this module defines.
+
+    Raises:
+        AttributeError: there is none, where there has to be one.
+    """
+    classes = (
+        one for one in vars(module).values()
+        if isinstance(one, type) and one.__module__ == module.__name__
+    )  # fmt: skip
+    saving = [one for one in dict.fromkeys(classes) if "save_pretrained" in vars(one)]
+    if must and not saving:
+        raise AttributeError("no class with a save_pretrained")
+    for owner in saving:
+        acting.replaced.around(owner, "save_pretrained", places.writing_second)
 
 
 def _peft(acting: Acting, places: Redirected, module: ModuleType) -> None:
