@@ -131,3 +131,25 @@ def test_real_weights_of_a_hub_model_are_fetched_only_when_asked_for(
     assert result.code == 0, result
     verification = json.loads(result.out)["verification"]["before"]
     assert verification["depth"] == "full" and verification["outcome"] == "passed"
+
+
+@pytest.mark.parametrize(("key", "code"), [("lora_r", 2), ("lora_rr", 1)])
+def test_a_frameworks_file_is_read_without_the_model_that_it_names(
+    tmp_path: Path, key: str, code: int
+) -> None:
+    """On a machine without a network its own mistakes are still told, and nothing is proven."""
+    (tmp_path / "qlora.yml").write_text(
+        "base_model: org/never-fetched\nadapter: lora\n"
+        f"{key}: 16\nlora_alpha: 32\nlora_target_linear: true\n"
+        "datasets:\n  - path: org/rows\n    type: alpaca\nlearning_rate: 2.0e-4\n"
+    )
+    result = lora_doctor(
+        "check", "qlora.yml", "--output-format", "json", cwd=tmp_path,
+        env={"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hf")},
+    )  # fmt: skip
+    assert result.code == code, result.err
+    answer = json.loads(result.out)
+    found = [one["rule"] for one in answer["findings"] if one["severity"] != "info"]
+    assert found == (["LD530"] if code == 1 else [])
+    assert answer["reached"] == "static"
+    assert answer["undetermined"].startswith("only qlora.yml was read: org/never-fetched is not")

@@ -116,6 +116,8 @@ def _case(case: Case) -> dict[str, Any]:
     source, recipe, adapter = case.source, case.asked, case.settings.adapter
     if source.kind not in ("arch", "folder", "hub"):
         raise NotCachedError(f"a {source.kind} is code of the user's, or a model in memory")
+    if source.out_of_reach:
+        raise NotCachedError("the model's files could not be had")
     if source.script or recipe.written is not None:
         raise NotCachedError("a script may import others")
     if adapter is not None and adapter.snapshot is not None:

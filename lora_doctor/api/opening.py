@@ -253,15 +253,17 @@ def _fetched(
     source: ModelSource, recipe: Recipe, settings: Settings, finder: Finder
 ) -> tuple[ModelSource, Recipe, Settings]:
     """The source with its small files here; one that is an adapter becomes its base model with that
-    adapter on it. A script whose model cannot be had is still read."""
+    adapter on it. A script or a framework's file whose model cannot be had is still read."""
     try:
         found, itself = finder.fetched(source)
     except InputError as error:
-        if not source.script:
-            raise
-        from lora_doctor.engine.program import only_read
+        if source.script:
+            from lora_doctor.engine.program import only_read
 
-        return *only_read(source, recipe, str(error)), settings
+            return *only_read(source, recipe, str(error)), settings
+        if recipe.set_up is None:
+            raise
+        return replace(source, out_of_reach=str(error)), recipe, settings
     if itself is None:
         return found, recipe, settings
     if settings.adapter is not None:

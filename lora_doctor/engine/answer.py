@@ -54,6 +54,8 @@ def without_training(case: Case) -> Answer:
 
 def _answer(case: Case) -> Answer:
     asked = case.settings.depth
+    if case.source.out_of_reach:
+        return Answer(None, "static", _file_alone(case))
     read: Depth | None = "static" if _has_files(case) else None
     if asked == "static":
         return Answer(None, read, None if read else _nothing_to_read(case))
@@ -72,6 +74,16 @@ def _answer(case: Case) -> Answer:
     if run.outcome == "undetermined":
         return Answer(run, "meta", run.reason, run.limit)
     return Answer(run, asked)
+
+
+def _file_alone(case: Case) -> str:
+    """What was read is the file that names the model, and not the model's own files."""
+    file = case.recipe.file
+    assert file is not None
+    return (
+        f"only {file.name} was read: {case.source.out_of_reach} (lora-doctor check FOLDER "
+        f"--recipe {file})"
+    )
 
 
 def _not_made(case: Case) -> str | None:

@@ -87,6 +87,8 @@ def require_files(source: ModelSource) -> None:
         raise EvidenceError(f"{source} is a default config; it has no files")
     if source.kind == "script":
         raise EvidenceError("MODEL is a training script and has no model files")
+    if source.out_of_reach:
+        raise EvidenceError(source.out_of_reach, remedy="hub")
     if source.folder is None:
         raise EvidenceError(f"{source} has no files: it is made by code")
 

@@ -157,6 +157,8 @@ class ReadEvidence:
 
         if not self.reaches(depth):
             raise EvidenceError(self.too_shallow(depth))
+        if self.source.out_of_reach:
+            raise EvidenceError(self.source.out_of_reach, remedy="hub")
         if self.source.kind not in ("folder", "hub", "arch"):
             return
         # Bad input is told from the files, before anything heavy is started.

@@ -42,6 +42,9 @@ class ModelSource:
     adapter: str = ""
     #: The script or notebook that names it; empty where the user did.
     script: str = ""
+    #: Why the small files of a hub id could not be had, where what names the model is looked at
+    #: without them; empty otherwise.
+    out_of_reach: str = ""
     #: The loaded module.
     module: Any = field(default=None, compare=False, repr=False)
     #: What the hub said about the files in ``folder``: a ``HubSnapshot``. The annotations of this
