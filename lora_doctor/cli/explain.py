@@ -24,6 +24,7 @@ from lora_doctor.engine.symptoms import (
 from lora_doctor.errors import InputError, LimitError
 from lora_doctor.limits import LOG_CHARACTERS
 from lora_doctor.results.secrets import hidden
+from lora_doctor.static.installed.raised_messages import RaisedMessage, raised_message
 from lora_doctor.text import visible, visible_lines
 
 # No rule has a longer name.
@@ -52,6 +53,8 @@ class Explanation:
     near: tuple[NearMatch, ...]
     #: What it is about where no rule explains it, if that is known and no LoRA set-up.
     other_cause: OtherCause | None = None
+    #: Where an installed package says the message, if no rule knows it by its words.
+    raised: RaisedMessage | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON; ``line`` is what matched in the text, ``described`` whether that is a
@@ -71,6 +74,14 @@ class Explanation:
             ],
             "other_cause": self.other_cause
             and {"about": self.other_cause.about, "command": self.other_cause.command or None},
+            "raised": self.raised
+            and {
+                "package": self.raised.package,
+                "version": self.raised.version,
+                "place": self.raised.place,
+                "function": self.raised.function,
+                "condition": self.raised.condition or None,
+            },
         }
 
 
@@ -87,15 +98,23 @@ def explain(text: str, *, color: bool = False) -> str:
     if not found.matches:
         raise InputError(_unknown(text.strip(), found))
     first, *others = found.matches
-    matched = f"Matched {first.rule.code} in: {hidden(visible(first.line))}"
+    matched = f"Matched {first.rule.code} in: {hidden(visible(_matched_line(text, first)))}"
     if first.described:
         matched = f"No error message recognised; by its description it may be {first.rule.code}"
-    lines = [matched, *_here(text, first.rule), ""]
+    lines = [matched, *_here(text, first.rule), *_said_by(found.raised), ""]
     body = _render(first.rule, color)
     if others:
         names = (f"{match.rule.code} {match.rule.name}" for match in others)
         body += "\nAlso possible: " + ", ".join(names)
     return "\n".join(lines) + body
+
+
+def _matched_line(text: str, match: Match) -> str:
+    """The words that the rule knows; the whole line of a message that is known by its place."""
+    if not match.knows_class_alone:
+        return match.line
+    lines = [line.strip() for line in text.splitlines() if match.line in line]
+    return visible(lines[-1], 200) if lines else match.line
 
 
 def _here(text: str, rule: type[Rule]) -> list[str]:
@@ -113,6 +132,21 @@ def _here(text: str, rule: type[Rule]) -> list[str]:
         )
         for one in missing_imports()
         if one.message in text
+    ]
+
+
+def _said_by(raised: RaisedMessage | None) -> list[str]:
+    """The place in an installed package that says the message, and on what condition."""
+    if raised is None:
+        return []
+    verb = "warns so" if raised.warns else "raises it"
+    others = f" and {raised.others} more places" if raised.others else ""
+    where = f"{raised.place} ({raised.function}){others}" if raised.function else raised.place
+    condition = f", where `{raised.condition}`" if raised.condition else ""
+    return [
+        visible(
+            f"The installed {raised.package} {raised.version} {verb} in {where}{condition}", None
+        )
     ]
 
 
@@ -140,14 +174,17 @@ def explanation(text: str) -> Explanation:
     try:
         matches: Sequence[Match] = find_by_message(text, rules) or _mentioned(text)
         other = None if matches else find_other_cause(text)
-        if not matches and other is None:
+        raised = None if matches or other else raised_message(text)
+        if raised is not None:
+            matches = find_by_message(raised.as_traceback(text), rules)
+        if not matches and other is None and raised is None:
             matches = find_by_description(text, rules)
         known = {match.rule for match in matches}
         near = [near for near in find_near(text, rules) if near.rule not in known]
         near.sort(key=lambda one: one.knows_class_alone)
     except LimitError as error:
         raise InputError(f"explain: {error}; give the last lines only") from None
-    return Explanation(tuple(matches), tuple(near[:_NEAR]), other)
+    return Explanation(tuple(matches), tuple(near[:_NEAR]), other, raised)
 
 
 def pasted(what: str) -> str:
@@ -214,6 +251,10 @@ def _mentioned(text: str) -> tuple[Match, ...]:
 
 def _unknown(text: str, found: Explanation) -> str:
     nearest = _nearest(found.near)
+    if found.raised:
+        return f"explain: no rule knows this message. {_said_by(found.raised)[0]}" + (
+            f". The nearest rule: {nearest}" if nearest else ""
+        )
     if found.other_cause:
         command = found.other_cause.command
         return (

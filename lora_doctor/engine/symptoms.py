@@ -69,6 +69,11 @@ class Match:
     #: Found by a description in words, not by a message of a library.
     described: bool = False
 
+    @property
+    def knows_class_alone(self) -> bool:
+        """Whether what it knows of the text is the class of the error and no more."""
+        return _CLASS_ALONE.fullmatch(self.line) is not None
+
 
 @dataclass(frozen=True)
 class NearMatch:
