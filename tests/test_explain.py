@@ -61,7 +61,9 @@ def test_json_without_a_rule_is_still_json() -> None:
     assert result.code == 2
     cause = {"about": "a process that the system ended, mostly for want of main memory (not of "
                       "the GPU's)", "command": None}  # fmt: skip
-    assert json.loads(result.out) == {"matches": [], "near": [], "other_cause": cause}
+    assert json.loads(result.out) == {
+        "matches": [], "near": [], "other_cause": cause, "raised": None,
+    }  # fmt: skip
 
 
 def test_a_failure_described_in_words_is_told_as_a_guess() -> None:

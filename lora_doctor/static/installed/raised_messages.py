@@ -7,10 +7,10 @@ of ``raise``, ``assert`` and of warnings, between the parts that are filled in.
 from __future__ import annotations
 
 import ast
+import functools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 from lora_doctor.limits import INSTALLED_FILES
@@ -89,8 +89,7 @@ def raised_message(text: str) -> RaisedMessage | None:
     best: list[tuple[str, Path, _Said]] = []
     most = 1
     for package, without in _PACKAGES.items():
-        for file in _files(package, without):
-            source = installed_text(file)
+        for file, source in _sources(package, without):
             if not any(piece.search(source) for piece in pieces):
                 continue
             for said in _said_in(source):
@@ -131,13 +130,19 @@ def _pieces(message: str) -> list[re.Pattern[str]]:
     return [re.compile(r"\W+".join(row)) for row in plain[:: max(1, len(plain) // _PIECES)]]
 
 
-def _files(package: str, without: tuple[str, ...]) -> Iterator[Path]:
+def _sources(package: str, without: tuple[str, ...]) -> tuple[tuple[Path, str], ...]:
     folder = package_folder(package)
-    if folder is None:
-        return
-    for file in islice(sorted(folder.rglob("*.py")), INSTALLED_FILES):
-        if file.relative_to(folder).parts[0] not in without:
-            yield file
+    return () if folder is None else _read(folder, without)
+
+
+@functools.cache
+def _read(folder: Path, without: tuple[str, ...]) -> tuple[tuple[Path, str], ...]:
+    """The files of a package with their texts."""
+    files = sorted(folder.glob("*.py"))
+    for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
+        if inner.name not in without:
+            files += sorted(inner.rglob("*.py"))
+    return tuple((file, installed_text(file)) for file in files[:INSTALLED_FILES])
 
 
 @dataclass(frozen=True)
