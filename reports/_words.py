@@ -151,6 +151,7 @@ def verdict_words(diagnosis: Diagnosis) -> tuple[str, str]:
         + ("these packages do not run together" if environment and errors else
            "packages do not fit each other" if environment else
            "this run would fail or learn nothing" if errors else
+           "this run may not train as intended" if before is None else
            "this run would train, but likely not as intended")
     )  # fmt: skip
     return headline, " ".join(filter(None, (after_words(diagnosis), _beside_findings(diagnosis))))
