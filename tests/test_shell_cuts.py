@@ -33,6 +33,8 @@ HEALTHY = {
     "a here-document": "train --a <<END\n--b 2\nEND\n",
     "in quotes": "train --a '\n--b 2'\n",
     "two commands": "train --a 1\n\ntrain \\\n  --b 2\n",
+    "a pattern": "case --a in\n  # one\n  --a) train --a 1 ;;\nesac\n",
+    "a return in quotes": "train --a 'x \\\r\ny' --b 2\n",
     "substituted": 'train --a "$(echo \\\n  --b)"\n',
 }
 

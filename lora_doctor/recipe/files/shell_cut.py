@@ -7,6 +7,7 @@ looks for a program that is named like the next option.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 
@@ -53,6 +54,8 @@ def _ended(text: str, found: Sequence[Command]) -> Iterator[Cut]:
         before, next_one = found[number - 1].words[-1], command.words[0]
         if not begun or not _BETWEEN.fullmatch(text, before.end, next_one.start):
             continue
+        if found[number - 1].words[0].text == "case":  # the option is its first pattern
+            continue
         line_start = text.rfind("\n", 0, before.end) + 1
         line_end = text.index("\n", before.end)
         escaped = _ESCAPED.search(text[line_start:line_end])
@@ -80,8 +83,9 @@ def _reason(text: str, start: int, end: int, escaped: re.Match[str] | None) -> t
 def _by_carriage_returns(text: str, found: Sequence[Command]) -> Iterator[Cut]:
     """Where lines end as on Windows: what a backslash quotes is the carriage return."""
     for number, command in enumerate(found):
-        first = command.words[0]
-        returned = _CARRIAGE_RETURN.search(text, first.end, command.words[-1].end)
+        gaps = itertools.pairwise(command.words)  # in quotes it ends nothing
+        returned = next((at for one, other in gaps if (at := _CARRIAGE_RETURN.search(
+            text, one.end, other.start))), None)  # fmt: skip
         if returned is not None:
             behind = [word for word in command.words if word.start > returned.start()]
             options = _options([Command((), tuple(behind)), *found[number + 1 :]])
