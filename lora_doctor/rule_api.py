@@ -61,7 +61,8 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     ``own_vocabulary``: the size that it gives the model beside the checkpoint's;
     ``has_unread_callback``: whether the trainer has one whose code is not known;
     ``brings_optimizer``: whether the trainer is given one, or makes its own; ``resumed_from``: the
-    checkpoints that it resumes from, and ``without_state``, those that are none.
+    checkpoints that it resumes from, and ``without_state``, those that are none;
+    ``may_initialise``: whether it may call a function of PEFT that makes an initialisation.
     ``AskedArguments``: what their own class said of them, each ``Refusal``.
     ``DryRun``, the user's own command with the model shrunk, and ``ScriptError``, what it raised;
     ``FrozenAdapters``, of which none trains; ``Processes``, where several train
@@ -203,6 +204,7 @@ if TYPE_CHECKING:
     )
     from lora_doctor.recipe.program.evaluation import evaluations_without_data
     from lora_doctor.recipe.program.gone_names import GoneName, gone_names
+    from lora_doctor.recipe.program.initialising import may_initialise
     from lora_doctor.recipe.program.launch import Launch
     from lora_doctor.recipe.program.made_arguments import made_arguments
     from lora_doctor.recipe.program.made_trainer import made_trainer
@@ -312,6 +314,7 @@ _LAZY = {
         "recipe.program.evaluation": ("evaluations_without_data",),
         "recipe.program.gone_names": ("GoneName", "gone_names"),
         "recipe.cut": ("Cut",),
+        "recipe.program.initialising": ("may_initialise",),
         "recipe.program.launch": ("Launch",),
         "recipe.program.made_arguments": ("made_arguments",),
         "recipe.program.made_trainer": ("made_trainer",),
@@ -522,6 +525,7 @@ __all__ = [
     "losses_without_gradients",
     "made_arguments",
     "made_trainer",
+    "may_initialise",
     "means_mlp",
     "merged_after_wrapping",
     "merged_and_dropped",

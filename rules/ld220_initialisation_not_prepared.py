@@ -17,6 +17,7 @@ from lora_doctor.rule_api import (
     Rule,
     Severity,
     Symptom,
+    may_initialise,
 )
 
 #: The initialisations of PEFT that look at data, each with its function that does it.
@@ -100,7 +101,7 @@ class InitialisationNotPrepared(Rule):
         if case.has("adapter") or case.has("dry_run"):
             return  # it is loaded, and its start with it; the run itself tells
         program = case.program.program if case.has("program") else None
-        if program is not None and any(function in unit.text for unit in program.units):
+        if program is not None and may_initialise(case.program, function):
             return
         severity: Severity = (
             "error" if start == _REFUSED else "info" if program is None else "warning"
