@@ -142,7 +142,10 @@ class AdapterWeightsReadInShards(Rule):
 
 
 def _keeps_parameters(launch: Launch) -> bool:
-    """Whether FSDP 1 is started with ``use_orig_params``, by the words of accelerate's config."""
+    """Whether FSDP 1 cuts with ``use_orig_params``, by accelerate's config. One process cuts
+    nothing."""
     part = launch.config.get("fsdp_config") if launch.fsdp == 1 else None
-    value = part.get(_KEY) if isinstance(part, dict) else None
-    return str(value).lower() == "true"
+    if launch.processes == 1 or not isinstance(part, dict):
+        return False
+    whole = str(part.get("fsdp_sharding_strategy", "")).upper() in ("NO_SHARD", "3")
+    return str(part.get(_KEY)).lower() == "true" and not whole

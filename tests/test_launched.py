@@ -398,3 +398,22 @@ def test_what_trained_under_zero3_is_merged_in_another_process(
     path.write_text(text + after)
     diagnosis = lora_doctor.check(path, depth="static", select=["LD635"])
     assert [one.severity for one in diagnosis.findings] == found
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "found"),
+    [
+        ("", "", ["error"]),
+        ("num_processes: 2", "num_processes: 1", []),
+        ("FULL_SHARD", "NO_SHARD", []),
+        ("orig_params: true", "orig_params: false", []),
+    ],
+)
+def test_dora_is_cut_by_several_processes(
+    tmp_path: Path, old: str, new: str, found: list[str]
+) -> None:
+    """LD553: one process, and FSDP that shards nothing, leave adapters their shapes."""
+    for one in (Path(__file__).parent / "launched" / "dora_under_fsdp").iterdir():
+        (tmp_path / one.name).write_text(one.read_text().replace(old, new))
+    diagnosis = lora_doctor.check(tmp_path / "train.py", depth="static", select=["LD553"])
+    assert [one.severity for one in diagnosis.findings] == found
