@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -96,7 +97,8 @@ class MergedIntoQuantizedCheckpoint(Rule):
 
     def _of_script(self, case: Case, method: str, config: Mapping[str, Any]) -> Iterator[Finding]:
         raised = _raised_by_peft(case, method, config)
-        merge = next(merges(case.program), None) if raised else None
+        error = getattr(builtins, raised.partition(":")[0], Exception)
+        merge = next(merges(case.program, error), None) if raised else None
         if merge is None:
             return
         yield self._found(

@@ -15,6 +15,7 @@ from lora_doctor.rule_api import (
     Proof,
     Rule,
     Symptom,
+    framework_named,
     resumed_from,
     without_state,
 )
@@ -95,7 +96,7 @@ class CheckpointWithoutState(Rule):
 def _named(case: Case) -> Iterator[tuple[Location, str, list[Path]]]:
     """The checkpoints that the set-up names: where, which, and from where a path may be meant."""
     if case.has("set_up"):
-        value = case.set_up.entries.get(_ENTRY)
+        value = framework_named(case.set_up.format).resumes(case.set_up.entries)
         if isinstance(value, str) and value.strip():
             beside = [Path(one).parent for one in case.set_up.files[:1]]
             yield located(case.set_up, _ENTRY), value, [Path(), *beside]

@@ -58,3 +58,14 @@ def test_the_model_of_a_trainer_is_the_one_that_was_adapted(way: str, tmp_path: 
     )
     (finding,) = lora_doctor.check(str(script), depth="static", select=["LD323"]).findings
     assert (finding.severity, finding.location.line) == ("info", 10)
+
+
+@pytest.mark.parametrize("error", ["NotImplementedError", "(OSError, RuntimeError)", "ImportError"])
+def test_a_program_may_be_ready_for_a_refusal(error: str, tmp_path: Path) -> None:
+    """LD316 is silent about a merge that is tried, unless what PEFT raises gets through."""
+    merge = "model = model.merge_and_unload()\n"
+    tried = f"try:\n    {merge}except {error}:\n    pass\n"
+    script = tmp_path / "train.py"
+    script.write_text((SCRIPT.parent / "merged_into_aqlm.py").read_text().replace(merge, tried))
+    found = lora_doctor.check(str(script), depth="static", select=["LD316"]).findings
+    assert bool(found) is (error == "ImportError")

@@ -69,6 +69,8 @@ class Framework:
     #: What it raises when the checkpoint is quantized, whatever PEFT could do; empty where it lets
     #: PEFT decide.
     refuses_quantized: str = ""
+    #: The checkpoint with whose state its Trainer goes on.
+    resumes: Callable[[Entries], Any] = lambda entries: entries.get("resume_from_checkpoint")
     #: The entry that names data sets by what a file registers, and the path of that file.
     registry: Callable[[Entries], tuple[str, str] | None] = lambda entries: None
     #: The most pixels to which it scales an image, each with what sets it.

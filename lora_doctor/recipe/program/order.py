@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lora_doctor.recipe.edit import Rewrite
+from lora_doctor.recipe.program.caught import is_caught
 from lora_doctor.recipe.program.objects import (
     is_adding,
     is_none,
@@ -95,19 +96,19 @@ def merged_after_wrapping(setup: Setup) -> Iterator[Slip]:
                 yield slip(call, wrap, [])
 
 
-def merges(setup: Setup) -> Iterator[Slip]:
+def merges(setup: Setup, error: type[BaseException]) -> Iterator[Slip]:
     """``merge_and_unload`` or ``merge_adapter``, and what put the adapters on: the model that was
-    trained, or a saved adapter on the model that is loaded, where nothing is trained."""
-    seen = False
-    for one in merged_after_wrapping(setup):
-        seen = True
-        yield one
-    if seen or setup.saved_adapter is None or setup.saved_adapter.trained:
-        return
+    trained, or a saved adapter on the model that is loaded, where nothing is trained. Not where
+    the program goes on if that raises ``error``."""
+    loaded = setup.saved_adapter is not None and not setup.saved_adapter.trained
     for call in setup.program.calls:
-        around = wrappers(call.receiver) if call.method in _MERGE and call.certain else []
-        if around and loader_of(call.receiver) is setup.roles.loader:
-            yield slip(call, around[0], [])
+        if call.method not in _MERGE or not call.certain or is_caught(call, error):
+            continue
+        wrap = _adapts_what_trains(setup, call)
+        if wrap is None and loaded and loader_of(call.receiver) is setup.roles.loader:
+            wrap = next(iter(wrappers(call.receiver)), None)
+        if wrap is not None:
+            yield slip(call, wrap, [])
 
 
 def _adapts_what_trains(setup: Setup, merge: Call) -> Call | None:

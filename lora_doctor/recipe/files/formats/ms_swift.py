@@ -197,6 +197,12 @@ def _saved_adapter(entries: Mapping[str, Any]) -> str | None:
     return named[0] if len(named) == 1 else None
 
 
+def _resumes(entries: Mapping[str, Any]) -> Any:
+    """``trainers/mixin.py`` reads no state for the weights alone, if no rows are to be skipped."""
+    weights_alone = on(entries, "resume_only_model") and on(entries, "ignore_data_skip")
+    return None if weights_alone else entries.get("resume_from_checkpoint")
+
+
 FRAMEWORK = Framework(
     Sources(
         "ms-swift",
@@ -217,6 +223,7 @@ FRAMEWORK = Framework(
     paths=_paths,
     saved_adapter=_saved_adapter,
     only_uses=lambda entries: on(entries, "merge_lora"),
+    resumes=_resumes,
     merges=lambda entries: "merge_lora" if on(entries, "merge_lora") else None,
     image_pixels=_image_pixels,
     extended_by=("external_plugins", "custom_register_path"),
