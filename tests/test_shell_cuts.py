@@ -77,3 +77,10 @@ def test_a_whole_command_is_left_alone(name: str, tmp_path: Path) -> None:
     _, missed = _bash(HEALTHY[name], tmp_path)
     assert not missed
     assert not cuts(HEALTHY[name]) and rejoined(HEALTHY[name]) == HEALTHY[name]
+
+
+def test_hostile_scripts_end(tmp_path: Path) -> None:
+    """A variable that doubles is not followed for ever, and cuts without end are not all told."""
+    assert len(cuts("train --a 1\n" + "--b 2\n" * 2000)) == 100
+    grown = commands("A=0123456789\n" + "A=$A$A\n" * 60 + "train $A\n", {})
+    assert grown[-1].words[-1].text is None

@@ -12,11 +12,12 @@ from typing import Any
 from lora_doctor.errors import InputError
 from lora_doctor.recipe.files import json_syntax, yaml_syntax
 from lora_doctor.recipe.files.bytes import read_text
-from lora_doctor.recipe.files.shell_cut import of_command, rejoined
+from lora_doctor.recipe.files.shell_cut import cuts, of_command, rejoined
 from lora_doctor.recipe.files.shell_files import LAUNCHERS, MODULES, script_in, shell_files
 from lora_doctor.recipe.files.shell_syntax import Command, commands
 from lora_doctor.recipe.program.launch import Launch
 from lora_doctor.recipe.program.setup import Setup
+from lora_doctor.static.named_file import named_file
 from lora_doctor.static.place import Place
 from lora_doctor.static.program.units import Unit
 from lora_doctor.text import short_path
@@ -48,15 +49,18 @@ def _of_shell_files(script: Path, folder: Path) -> Iterator[Launch]:
             text = read_text(path).text
         except InputError:
             continue
-        for command in commands(rejoined(text), {}) if len(text) <= _LONGEST else ():
+        if len(text) > _LONGEST:
+            continue
+        found = cuts(text)
+        meant = rejoined(text, found)
+        for command in commands(meant, {}):
             if not _starts(command, script, path.parent):
                 continue
-            line = text.count("\n", 0, command.words[0].start) + 1
-            place = Place(short_path(str(path)), line)
-            code = _code(command, rejoined(text))
+            start, end = command.words[0].start, command.words[-1].end
+            place = Place(short_path(str(path)), text.count("\n", 0, start) + 1)
+            code = _code(command, meant)
             launch = _launch(command, code, place, True, (path.parent, folder))
-            ends = command.words[0].start, command.words[-1].end
-            yield replace(launch, cuts=of_command(text, *ends))
+            yield replace(launch, cuts=of_command(text, start, end, found))
 
 
 def _of_comments(units: tuple[Unit, ...], script: Path, folder: Path) -> Iterator[Launch]:
@@ -185,11 +189,10 @@ def _processes(value: Any) -> int | None:
 
 def _mapping(folder: Path, name: str) -> tuple[Mapping[str, Any], str]:
     """The mapping in a file of this name, and where it lies; empty where there is none."""
-    given = Path(name).expanduser()
     for place in (folder, folder.parent, folder.parent.parent):
-        path = place / given
+        path = named_file(name, (place,))
         try:
-            if not path.is_file() or path.stat().st_size > _LONGEST:
+            if path is None or path.stat().st_size > _LONGEST:
                 continue
             syntax = json_syntax if path.suffix.lower() == ".json" else yaml_syntax
             found = syntax.parse(read_text(path).text, path)

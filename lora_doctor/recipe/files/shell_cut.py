@@ -19,28 +19,36 @@ _OPTION = re.compile(r"--[A-Za-z][\w-]*")
 _BETWEEN = re.compile(r"(?:[ \t\r]*\\?[ \t\r]*(?:#[^\n]*)?\n)+[ \t]*")
 #: A backslash that does not end its line, and what stands behind it.
 _ESCAPED = re.compile(r"[ \t]*\\[ \t]+(#[^\n]*)?\r?\Z")
+#: Cuts that are looked for, and lines of options that are told of each.
+_MOST = 100
 _CARRIAGE_RETURN = re.compile(r"\\\r\n")
 
 
 def cuts(text: str) -> list[Cut]:
     """The places at which commands of the script end too early, in their order."""
     found = [command for command in commands(text, {}) if command.words]
-    return sorted([*_ended(text, found), *_by_carriage_returns(text, found)],
-                  key=lambda cut: cut.line)  # fmt: skip
+    every = itertools.chain(_ended(text, found), _by_carriage_returns(text, found))
+    return sorted(itertools.islice(every, _MOST), key=lambda cut: cut.line)
 
 
-def rejoined(text: str) -> str:
+def rejoined(text: str, found: Sequence[Cut] | None = None) -> str:
     """The text in which every command goes on to its last option, each other character where it
-    was: what was meant."""
-    for cut in cuts(text):
-        text = text[: cut.start] + " " * (cut.end - cut.start) + text[cut.end :]
-    return text
+    was: what was meant. ``found``: its cuts, where they are known."""
+    parts, position = [], 0
+    for cut in cuts(text) if found is None else found:
+        if cut.end > cut.start >= position:
+            parts += [text[position : cut.start], " " * (cut.end - cut.start)]
+            position = cut.end
+    return "".join((*parts, text[position:]))
 
 
-def of_command(text: str, start: int, end: int) -> tuple[Cut, ...]:
-    """Those of the command between these places of the text, as it was meant."""
+def of_command(
+    text: str, start: int, end: int, found: Sequence[Cut] | None = None
+) -> tuple[Cut, ...]:
+    """Those of the command between these places of the text, as it was meant. ``found``: all of
+    them, where they are known."""
     lines = range(text.count("\n", 0, start) + 1, text.count("\n", 0, end) + 2)
-    return tuple(cut for cut in cuts(text) if cut.line in lines)
+    return tuple(cut for cut in (cuts(text) if found is None else found) if cut.line in lines)
 
 
 def _ended(text: str, found: Sequence[Command]) -> Iterator[Cut]:
@@ -61,7 +69,8 @@ def _ended(text: str, found: Sequence[Command]) -> Iterator[Cut]:
         escaped = _ESCAPED.search(text[line_start:line_end])
         start = line_start + escaped.start() if escaped else before.end
         line, why, remedy = _reason(text, start, next_one.start, escaped)
-        yield Cut(line, why, remedy, _options(found[number:]), start, next_one.start,
+        options = _options(found[number : number + _MOST])
+        yield Cut(line, why, remedy, options, start, next_one.start,
                   stray=escaped is not None)  # fmt: skip
 
 
@@ -88,7 +97,7 @@ def _by_carriage_returns(text: str, found: Sequence[Command]) -> Iterator[Cut]:
             text, one.end, other.start))), None)  # fmt: skip
         if returned is not None:
             behind = [word for word in command.words if word.start > returned.start()]
-            options = _options([Command((), tuple(behind)), *found[number + 1 :]])
+            options = _options([Command((), tuple(behind)), *found[number + 1 : number + _MOST]])
             line = text.count("\n", 0, returned.start()) + 1
             yield Cut(line, "ends with a carriage return, as on Windows, behind its backslash",
                       "Write the file with Unix line ends, such as by dos2unix.", options,
@@ -98,7 +107,7 @@ def _by_carriage_returns(text: str, found: Sequence[Command]) -> Iterator[Cut]:
 def _options(found: Sequence[Command]) -> tuple[str, ...]:
     """The options of the first command, and of those behind it that begin with one."""
     names: list[str] = []
-    for number, command in enumerate(found):
+    for number, command in enumerate(found[:_MOST]):
         if number and (command.assignments or not _OPTION.match(command.words[0].text or "")):
             break
         matches = (_OPTION.match(word.text or "") for word in command.words)

@@ -28,6 +28,8 @@ _ARRAY = re.compile(rf"({_NAME})(\+?)=\(")
 _ITEMS = re.compile(rf"\"?\$\{{({_NAME})\[[@*]\]\}}\"?(?=[\s;|)&]|\Z)")
 #: The arguments of the script itself, which is read as if it were started without.
 _OWN = re.compile(r"\"?\$(?:[@*]|\{[@*](?::[^}]*)?\})\"?(?=[\s;|)&]|\Z)")
+#: Characters of a variable: one that is made of itself again and again grows without end.
+_LONGEST = 20_000
 _HERE = re.compile(r"<<-?\s*(['\"]?)(\w+)\1")
 
 
@@ -166,7 +168,7 @@ class _Reader:
             )
         if not words:
             for name, word in assignments:
-                self.variables[name] = word.text
+                self.variables[name] = None if len(word.text or "") > _LONGEST else word.text
         if assignments or words:
             self.found.append(Command(tuple(assignments), tuple(words)))
 

@@ -24,6 +24,8 @@ from lora_doctor.text import short_path
 
 #: Folders above a shell file from which it may be started.
 _ABOVE = 4
+#: Characters of a shell file that is only looked at for what starts a script.
+_LONGEST = 200_000
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def _starts(path: Path, data: bytes | None, name: str = "") -> Iterator[StartedS
     that has to be named in it."""
     data = read_bytes(path) if data is None else data
     text = decode(path, data).text
-    if name and name.removesuffix(".py") not in text:
+    if name and (name.removesuffix(".py") not in text or len(text) > _LONGEST):
         return
     unit = Unit(short_path(str(path)), text, editable=False)
     environment: dict[str, str | None] = {}
