@@ -184,3 +184,39 @@ def test_tokens_of_tied_embeddings(worker: Worker) -> None:
     base, adapter = made.saved(made.llama(tie_word_embeddings=True), config)
     found = lora_doctor.check(str(base), adapter=str(adapter), worker=worker, depth="meta")
     assert [one.rule for one in found.findings if one.rule.startswith("LD62")] == []
+
+
+@pytest.mark.parametrize("name", ["~nobody-is-called-this/x", "a" * 5000, "a/" * 3000, "a\\0b"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        'model = PeftModel.from_pretrained(base, "{name}")\n',
+        'model = get_peft_model(base, LoraConfig.from_pretrained("{name}"))\n',
+        'Trainer(base, TrainingArguments("out")).train("{name}")\n',
+        'base = AutoModelForCausalLM.from_pretrained("{name}")\n'
+        'model = get_peft_model(base, LoraConfig(r=8, target_modules=["q_proj"]))\n',
+    ],
+)
+def test_a_name_that_is_no_path_here(line: str, name: str, tmp_path: Path) -> None:
+    """It is somebody else's, or a mistake: the script is read all the same."""
+    script = tmp_path / "train.py"
+    script.write_text(
+        "from peft import LoraConfig, PeftModel, get_peft_model\n"
+        "from transformers import AutoModelForCausalLM, Trainer, TrainingArguments\n\n"
+        'base = AutoModelForCausalLM.from_pretrained("org/model")\n' + line.format(name=name)
+    )
+    assert not lora_doctor.check(str(script), depth="static", select=["LD653"]).findings
+
+
+def test_a_config_of_a_file_is_named_where_it_is_wrong(tmp_path: Path) -> None:
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "adapter_config.json").write_text('{"r": "eight"}')
+    script = tmp_path / "train.py"
+    script.write_text(
+        "from peft import LoraConfig, get_peft_model\n"
+        "from transformers import AutoModelForCausalLM\n\n"
+        'model = AutoModelForCausalLM.from_pretrained("org/model")\n'
+        'model = get_peft_model(model, LoraConfig.from_pretrained("saved"))\n'
+    )
+    with pytest.raises(lora_doctor.LoraDoctorError, match=r"saved.adapter_config\.json: r must be"):
+        lora_doctor.check(str(script), depth="static")

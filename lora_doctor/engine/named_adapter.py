@@ -13,6 +13,7 @@ from lora_doctor.recipe.program.read_setup import setup_of
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.static.adapter_files import AdapterFiles
 from lora_doctor.static.model_source import ModelSource
+from lora_doctor.static.named_file import named_folder
 
 _RESIZES = "resize_token_embeddings"
 Found = tuple[ModelSource, Recipe, AdapterFiles | None]
@@ -51,7 +52,7 @@ def _of_framework(source: ModelSource, recipe: Recipe, finder: Finder) -> Found:
     assert recipe.set_up is not None
     named = framework_named(recipe.set_up.format).saved_adapter(recipe.set_up.entries)
     folders = tuple(Path(one).parent for one in recipe.set_up.files[:1])
-    if named is None or not any((folder / named).is_dir() for folder in (Path(), *folders)):
+    if named is None or named_folder(named, (Path(), *folders)) is None:
         return source, recipe, None
     try:
         source, adapter = finder.beside(source, named, folders)

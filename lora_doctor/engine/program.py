@@ -10,6 +10,7 @@ from lora_doctor.recipe.program.read_setup import read_setup, setup_of
 from lora_doctor.recipe.program.setup import Setup
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.static.model_source import ModelSource, parse_model
+from lora_doctor.static.named_file import named_folder
 from lora_doctor.static.program.started import Start
 
 
@@ -85,9 +86,9 @@ def _model(setup: Setup, path: Path, trust_remote_code: bool) -> ModelSource:
     """The source that the program names: as from here, else as from its own folder."""
     assert setup.model is not None
     text = setup.model
-    beside = path.parent / Path(text).expanduser()
-    if not Path(text).expanduser().exists() and beside.is_dir():
-        text = str(beside)
+    folder = named_folder(text, (Path(), path.parent))
+    if folder is not None and not Path(text).exists():
+        text = str(folder)
     # The program's own trust is no leave to run the code here.
     found = parse_model(text, revision=setup.revision, trust_remote_code=trust_remote_code)
     if found.kind not in ("hub", "folder"):

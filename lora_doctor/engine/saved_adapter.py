@@ -23,6 +23,7 @@ from lora_doctor.static.adapter_files import (
 )
 from lora_doctor.static.hub.hub_files import ADAPTER, AdapterInstead
 from lora_doctor.static.model_source import ModelSource, is_hub_id, parse_model
+from lora_doctor.static.named_file import named_folder
 from lora_doctor.static.piece import shown
 
 
@@ -92,10 +93,13 @@ class Finder:
     def _named(self, given: str | os.PathLike[str]) -> AdapterFiles:
         """The adapter of a path, of ``ORG/NAME`` or of ``ORG/NAME@REVISION``."""
         name, _, revision = str(given).partition("@")
-        path = Path(given).expanduser()
         local = not isinstance(given, str) or given.startswith((".", "/", "~"))
-        if local or "/" not in name or not is_hub_id(name) or path.exists():
-            return read_adapter(path)
+        try:
+            path = Path(given).expanduser()
+            if local or "/" not in name or not is_hub_id(name) or path.exists():
+                return read_adapter(path)
+        except (OSError, RuntimeError) as error:  # too long, or below the home of nobody
+            raise InputError(f"adapter {shown(str(given))}: {_why(error)}") from None
         try:
             return self._on_hub(name, revision or None)
         except InputError as error:
@@ -138,10 +142,12 @@ class Finder:
 
 def _here(name: str, folders: tuple[Path, ...]) -> str:
     """The path as it is found from here, or from the first of these folders that has it."""
-    given = Path(name).expanduser()
-    places = [given, *(folder / given for folder in folders)]
-    found = next((place for place in places if place.is_dir()), None)
+    found = named_folder(name, (Path(), *folders))
     return name if found is None else str(found.resolve())
+
+
+def _why(error: Exception) -> str:
+    return error.strerror or "cannot be read" if isinstance(error, OSError) else str(error)
 
 
 def _base_folder(adapter: AdapterFiles) -> Path | None:

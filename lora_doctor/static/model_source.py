@@ -103,7 +103,13 @@ def _named(text: str, revision: str | None, trust_remote_code: bool) -> ModelSou
                 f"MODEL {text!r}: write arch:NAME with a model_type, such as arch:llama"
             )
         return ModelSource("arch", name)
-    path = Path(text).expanduser()
+    try:
+        path = Path(text).expanduser()
+        path.exists()
+    except (OSError, RuntimeError) as error:  # too long, or below the home of nobody
+        raise InputError(
+            f"MODEL {text[:80]!r}: {getattr(error, 'strerror', None) or error}"
+        ) from None
     if text.endswith((".py", ".ipynb")) and not path.exists():
         raise InputError(f"MODEL {text!r}: no such file; check the path of the training script")
     if text.startswith((".", "/", "~")) or text.endswith("/") or path.exists():

@@ -42,6 +42,7 @@ from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.recipe.written import Written
 from lora_doctor.static.adapter_files import CONFIG
 from lora_doctor.static.installed.peft_types import peft_type_of
+from lora_doctor.static.named_file import named_file
 from lora_doctor.static.piece import read_json_object
 from lora_doctor.static.place import Place
 from lora_doctor.static.program.program import Program, program_bytes, read_program
@@ -57,6 +58,7 @@ from lora_doctor.static.program.values import (
     leaves,
     plain,
 )
+from lora_doctor.text import short_path
 
 #: Keys of the training loop that change how a model trains, and not only how fast or how long.
 _DECISIVE = (
@@ -179,16 +181,17 @@ class _Reader:
         """A new adapter by the config of a saved one, with the attributes that the program sets on
         it. Nothing of it has a place in the program: an edit is made by hand."""
         name = text_of(call.argument("pretrained_model_name_or_path", 0))
-        folders = (Path(), self.program.path.parent) if name is not None else ()
-        files = (folder / Path(name or "").expanduser() / CONFIG for folder in folders)
-        file = next((one for one in files if one.is_file()), None)
+        folders = (Path(), self.program.path.parent)
+        file = named_file(f"{name}/{CONFIG}", folders) if name is not None else None
         if file is None:
             self.asked.append(("peft_config", f"`{call.span.text}`, {call.place.inside}"))
             return
         self.of_file = True
         for key, value in read_json_object(file).items():
             if key in known_keys() and value is not None:
-                self._set(ALIASES.get(key, key), Setting(Known(value), None, None))
+                name = ALIASES.get(key, key)
+                checked = check_value(name, value, short_path(str(file)))
+                self._set(name, Setting(Known(checked), None, None))
         for key, own in changed.items():
             if key in known_keys():
                 self._set(ALIASES.get(key, key), Setting(own, None, call))

@@ -10,6 +10,7 @@ from lora_doctor.recipe.program.caught import is_caught
 from lora_doctor.recipe.program.objects import is_trainer
 from lora_doctor.recipe.program.saved_adapter import text_of
 from lora_doctor.recipe.program.setup import Setup
+from lora_doctor.static.named_file import named_folder
 from lora_doctor.static.place import Place
 from lora_doctor.static.program.values import Call, Class, Thing
 
@@ -53,6 +54,5 @@ def _is_of_library(trainer: Call) -> bool:
 def without_state(path: str, folders: Iterable[Path]) -> Path | None:
     """The folder of a checkpoint, where it is here and has no state of a Trainer; relative to the
     first of these folders that has it."""
-    given = Path(path).expanduser()
-    found = next((one for one in (folder / given for folder in folders) if one.is_dir()), None)
+    found = named_folder(path, folders)
     return found if found is not None and not (found / STATE).is_file() else None
