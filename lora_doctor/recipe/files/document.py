@@ -33,6 +33,7 @@ from lora_doctor.recipe.files.shell_syntax import SHELLS
 from lora_doctor.recipe.files.spelling import Spelling
 from lora_doctor.recipe.keys import check_value
 from lora_doctor.recipe.recipe import Recipe
+from lora_doctor.static.named_file import named_file
 from lora_doctor.static.place import Place
 from lora_doctor.text import must_be
 
@@ -306,9 +307,8 @@ def _only_known_to_the_shell(place: Place, argument: Argument) -> InputError:
 
 def _named_file(script: Path, name: str) -> Path:
     """The file that a command names: from here, or from a folder of the script."""
-    given = Path(name).expanduser()
     folders = [Path(), *list(script.resolve().parents)[:_ABOVE]]
-    return next((folder / given for folder in folders if (folder / given).is_file()), given)
+    return named_file(name, folders) or Path(name)
 
 
 def _part(path: Path, file: FileText) -> Part:

@@ -16,6 +16,7 @@ from lora_doctor.recipe.files.named_paths import AbsentPath, absent_paths
 from lora_doctor.recipe.pinned import pins_beside
 from lora_doctor.recipe.program.launch import part_of
 from lora_doctor.recipe.set_up import SetUp
+from lora_doctor.static.named_file import named_file
 from lora_doctor.static.program.program import Pin
 
 #: Folders above a set-up in which a file that it names, or its requirements, are looked for.
@@ -101,9 +102,9 @@ def _deepspeed(
 
 def _read(name: str, folder: Path, missing: dict[str, str]) -> tuple[Mapping[str, Any] | None, str]:
     """The mapping in a file that the set-up names."""
-    given = Path(name).expanduser()
+    given = Path(name)
     places = [Path(), folder, *list(folder.parents)[:_ABOVE]]
-    path = next((place / given for place in places if (place / given).is_file()), given)
+    path = named_file(name, places) or given
     shown = os.path.relpath(path) if path.is_absolute() and not given.is_absolute() else str(path)
     try:
         text = read_text(path).text

@@ -19,6 +19,7 @@ from lora_doctor.recipe.program.order import rewrite_of
 from lora_doctor.recipe.program.setup import Setup
 from lora_doctor.recipe.program.splices import removed
 from lora_doctor.static.installed.training_defaults import default_fsdp_version
+from lora_doctor.static.named_file import named_file
 from lora_doctor.static.piece import read_bytes
 from lora_doctor.static.place import Place
 from lora_doctor.static.program.values import (
@@ -225,10 +226,11 @@ def _stage(setup: Setup, value: Value | None) -> int:
 
 
 def _file(name: str, folder: Path) -> Any:
-    given = Path(name).expanduser()
-    for path in (given, folder / given, folder.parent / given):
+    for place in (Path(), folder, folder.parent):
+        path = named_file(name, (place,))
         try:
-            return json.loads(read_bytes(path, PYTHON_BYTES))
+            if path is not None:
+                return json.loads(read_bytes(path, PYTHON_BYTES))
         except (EvidenceError, ValueError, RecursionError, OSError):
             continue
     return None
