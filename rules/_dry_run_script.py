@@ -35,7 +35,26 @@ for ids in DataLoader(rows, batch_size=2):
     optimizer.step()
     optimizer.zero_grad()
 """
-#: The same, of processes that train together.
+#: Two adapters, each with a step of its own in turn.
+ADAPTERS_IN_TURN = (
+    MODEL
+    + """
+import torch
+from torch.utils.data import DataLoader
+
+model.add_adapter("second", LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+model.train()
+optimizer = torch.optim.AdamW([p for name, p in model.named_parameters() if p.requires_grad])
+rows = [torch.arange(3, 11) + n for n in range(16)]
+for ids in DataLoader(rows, batch_size=2):
+    for name in ("second", "default"):
+        model.set_adapter(name)
+        model(input_ids=ids, labels=ids).loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+"""
+)
+#: ``LOOP``, of processes that train together.
 DDP_LOOP = LOOP.replace(
     "wrapped = model.train()",
     """torch.distributed.init_process_group()

@@ -17,6 +17,7 @@ from lora_doctor.rule_api import (
     Symptom,
     quoted,
 )
+from lora_doctor.rules._dry_run_script import ADAPTERS_IN_TURN
 from lora_doctor.rules._optimizer import not_updated
 
 if TYPE_CHECKING:
@@ -35,6 +36,12 @@ _FIXES = (
         "manual",
     ),
 )
+_SEVERAL = Fix(
+    "With several adapters, create the optimizer from the weights of all of them, by name: "
+    '[p for name, p in model.named_parameters() if "lora_" in name]. One that is only compared '
+    "with is called under torch.no_grad().",
+    "manual",
+)
 
 
 class NotInTheOptimizer(Rule):
@@ -50,7 +57,9 @@ class NotInTheOptimizer(Rule):
     holds the base weights, which are now frozen, and not the adapters, which did not exist yet;
     created before a second `get_peft_model`, a copy or an unload, it holds tensors that no longer
     belong to the model. Groups that are selected by name ("only when `llm_lr` is above 0") leave
-    out what no name matches.
+    out what no name matches. With several adapters, `set_adapter` switches `requires_grad` of the
+    others off: an optimizer of what requires a gradient then holds the active adapter only, and
+    never moves one that becomes active later.
 
     ## Versions
     All versions of torch.
@@ -87,6 +96,18 @@ class NotInTheOptimizer(Rule):
             why="groups by name, which leave the adapters out while their learning rate is 0",
         ),
         Example(
+            "broken",
+            "",
+            script=ADAPTERS_IN_TURN,
+            why="set_adapter had switched the second adapter off when the optimizer was created",
+        ),
+        Example(
+            "healthy",
+            "",
+            script=ADAPTERS_IN_TURN.replace("if p.requires_grad", 'if "lora_" in name'),
+            why="both adapters are in it",
+        ),
+        Example(
             "healthy",
             "tests.models:optimizer_in_phases",
             loaded=True,
@@ -105,8 +126,9 @@ class NotInTheOptimizer(Rule):
         if not state.adapters:
             yield self._too_early(case, state)
             return
+        fixes = (_SEVERAL, *_FIXES) if _several(case) else _FIXES
         yield from not_updated(
-            self, state, "in no group", "in no parameter group", _FIXES, *_held(state)
+            self, state, "in no group", "in no parameter group", fixes, *_held(state)
         )
 
     def _too_early(self, case: Case, state: OptimizerState) -> Finding:
@@ -127,6 +149,11 @@ class NotInTheOptimizer(Rule):
             ),
             fixes=_FIXES,
         )
+
+
+def _several(case: Case) -> bool:
+    """Whether a dry run saw several adapters of the model being called to train."""
+    return case.has("dry_run") and len(case.dry_run.signal.adapters) > 1
 
 
 def _held(state: OptimizerState) -> Iterator[Measurement]:

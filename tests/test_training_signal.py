@@ -14,7 +14,9 @@ from lora_doctor.dry_run.acts import one_label
 from lora_doctor.dry_run.acts.filled_labels import Filled
 from lora_doctor.dry_run.acts.pairs import Compared
 from lora_doctor.dry_run.acts.rewards import reads_completions
+from lora_doctor.dry_run.switched import with_adapters
 from lora_doctor.dry_run.training_signal import signal_of
+from lora_doctor.evidence.optimizer import OptimizerState, TrainableTensor
 
 # --- reward functions -----------------------------------------------------------------------------
 
@@ -165,6 +167,24 @@ def test_the_optimizer_with_the_largest_gradients_speaks_for_the_run() -> None:
     found = signal_of([trains, rests], str).gradients
     assert found is not None and found.largest == 0.5
     assert signal_of([], str).gradients is None
+
+
+def test_an_adapter_that_was_switched_off_when_the_optimizer_was_read() -> None:
+    """What an optimizer holds and what takes gradients decides, not which adapter is active at the
+    moment; one whose gradients are dropped is another failure."""
+    told = [
+        {"adapter": "held", "tensors": ["a"], "held": 1, "accumulated": 1},
+        {"adapter": "left out", "tensors": ["b"], "held": 0, "accumulated": 1},
+        {"adapter": "dropped", "tensors": ["c"], "held": 0, "accumulated": 0},
+    ]
+    later = TrainableTensor("d", True, "in no group")
+    told.append({"adapter": "later", "tensors": ["d"], "held": 1, "accumulated": 1})
+    state = OptimizerState((), (later,), ("a", "base"), 0, (), 2, True)
+    records = [_record("several_adapters", adapters=[]), _record("several_adapters", adapters=told)]
+    found = with_adapters(state, signal_of(records, str).adapters)
+    fates = {one.name: one.fate for one in found.tensors}
+    assert fates == {"a": "updated", "b": "in no group", "d": "updated"}
+    assert found.frozen == ("base",)
 
 
 # --- the longest row ------------------------------------------------------------------------------

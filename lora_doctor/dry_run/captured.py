@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 from lora_doctor.dry_run.recipe import captured_recipe
 from lora_doctor.dry_run.sampled import judged_batches
 from lora_doctor.dry_run.several import is_of_another, of_first_rank, processes_of
+from lora_doctor.dry_run.switched import with_adapters
+from lora_doctor.dry_run.training_signal import adapters_of
 from lora_doctor.evidence.optimizer import OptimizerState
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.dry_run import (
@@ -234,8 +236,13 @@ class Captured:
         return None if record is None else from_json(Loading, record["loading"])
 
     def optimizer(self) -> OptimizerState | None:
-        """What the optimizer held; with its schedule, unless the script came to its end without a
-        step of its scheduler."""
+        """What the optimizer held, and what it does to adapters that were switched off when it was
+        read; with its schedule, unless the script came to its end without a step of its
+        scheduler."""
+        state = self._optimizer()
+        return None if state is None else with_adapters(state, adapters_of(self.records))
+
+    def _optimizer(self) -> OptimizerState | None:
         record = self.last("optimizer")
         standing = self.last("optimizer_unscheduled")
         cut_short = self.all("ended") or self.all("error")

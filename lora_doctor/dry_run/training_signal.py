@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from lora_doctor.results.from_json import from_json
 from lora_doctor.results.training_signal import (
+    AdapterGradients,
     FilledLabels,
     GradientsWithoutStep,
     LongestRow,
@@ -38,7 +39,15 @@ def signal_of(records: Records, short_path: Callable[[str], str]) -> TrainingSig
         _one_label(records),
         _last(LongestRow, _all(records, "longest")),
         _last(FilledLabels, _all(records, "filled_labels")),
+        adapters_of(records),
     )
+
+
+def adapters_of(records: Records) -> tuple[AdapterGradients, ...]:
+    """Each adapter of several, as it stood after the last step that was seen."""
+    found = _all(records, "several_adapters")
+    told = found[-1]["adapters"] if found else ()
+    return tuple(from_json(AdapterGradients, dict(one)) for one in told)
 
 
 def _all(records: Records, kind: str) -> list[Mapping[str, Any]]:

@@ -32,6 +32,21 @@ class StepGradients:
 
 
 @dataclass(frozen=True)
+class AdapterGradients:
+    """The gradients of one of several adapters of a model, in the first steps of the run."""
+
+    #: Its name.
+    adapter: str
+    #: Paths of its tensors that a backward pass has reached.
+    tensors: tuple[str, ...]
+    #: How many of them an optimizer holds.
+    held: int
+    #: How many of them took gradients while a backward pass ran: ``set_adapter`` switches the other
+    #: adapters off, and their gradients are dropped.
+    accumulated: int
+
+
+@dataclass(frozen=True)
 class GradientsWithoutStep:
     """A run that came to its end with gradients and without a step of an optimizer."""
 
@@ -136,3 +151,5 @@ class TrainingSignal:
     longest: LongestRow | None = None
     #: Rows with fewer labels than tokens.
     filled_labels: FilledLabels | None = None
+    #: Each adapter that gradients have reached, where the model has several.
+    adapters: tuple[AdapterGradients, ...] = ()

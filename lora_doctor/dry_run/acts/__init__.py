@@ -27,6 +27,7 @@ from lora_doctor.dry_run.acts import (
     saved_adapters,
     saved_models,
     sets,
+    several_adapters,
     sharding,
     tokenizers,
     trainer,
@@ -38,8 +39,8 @@ from lora_doctor.guest.session import Session
 #: In the order in which they are prepared; each says itself after which import it acts.
 _ACTS = (failures, processes, folders, generation, outputs, lightning_files, hub, devices,
          gpu_facts, arguments, compiling, loading, adapters, sharding, zero, saved_adapters,
-         saved_models, replicas, data, data_sets, loops, gradients, trainer, sets, accumulation,
-         tokenizers)  # fmt: skip
+         saved_models, replicas, data, data_sets, several_adapters, loops, gradients, trainer, sets,
+         accumulation, tokenizers)  # fmt: skip
 
 
 def install(session: Session) -> Acting:

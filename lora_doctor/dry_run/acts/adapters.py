@@ -17,6 +17,7 @@ from lora_doctor.dry_run.acts import (
     frozen_adapters,
     packed,
     processes,
+    several_adapters,
     sharding,
     shifted_labels,
 )
@@ -164,6 +165,7 @@ class _FirstForward:
         if not any(parameter.requires_grad for parameter in model.parameters()):
             frozen_adapters.called_to_train(self._acting, model)
         elif self._is_training(model):
+            several_adapters.watch(self._acting, model)
             with self._lock:
                 first, new = not self._seen, model not in self._seen
                 self._seen.add(model)
