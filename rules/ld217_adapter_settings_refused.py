@@ -27,13 +27,16 @@ from lora_doctor.rule_api import (
 from lora_doctor.rules._peft_config import says_why
 
 if TYPE_CHECKING:
-    from lora_doctor.rule_api import Structure
+    from lora_doctor.rule_api import Structure, Verification
 
 #: Keys that say which layers are meant, and which kind of adapter: rules of their own are about
 #: these.
 _NOT_TRIED = frozenset({"peft_type", "task_type", "target_modules", "modules_to_save"})
 #: How many keys are tried.
 _MOST = 6
+#: What PEFT raises for a setting that it refuses; it raises others for other things, too.
+_ABOUT_SETTINGS = ("ValueError", "TypeError")
+_REFUSALS = (*_ABOUT_SETTINGS, "NotImplementedError")
 
 #: What PEFT says where it does not find a size of the model for a prompt (LD506).
 _SIZE_OF_MODEL = re.compile(r"Please specify `\w+` in `peft_config`")
@@ -44,8 +47,9 @@ class AdapterSettingsRefused(Rule):
     sizes of the model's layers, and PEFT raises.
 
     ## What happens
-    The config class or `get_peft_model` raises a `ValueError`: AdaLoRA without `total_step` or with
-    a schedule longer than it, both `r` and `oft_block_size` in OFT, `lora_bias` with `use_dora`, a
+    The config class or `get_peft_model` raises a `ValueError` or a `NotImplementedError`: AdaLoRA
+    without `total_step` or with a schedule longer than it, a mistyped `bias` or
+    `init_lora_weights`, both `r` and `oft_block_size` in OFT, `lora_bias` with `use_dora`, a
     `block_size` of C3A or a `vector_length` of VB-LoRA that does not divide the width of a layer.
 
     ## Why
@@ -153,6 +157,19 @@ class AdapterSettingsRefused(Rule):
             why="768 is no multiple of 100; of 96 it is",
         ),
         Example(
+            "broken",
+            "arch:llama",
+            {"target_modules": ["q_proj"], "bias": "al", "task_type": "CAUSAL_LM"},
+            why="bias is none, all or lora_only",
+        ),
+        Example(
+            "broken",
+            "arch:llama",
+            {"target_modules": ["q_proj"], "init_lora_weights": "gausian"},
+            {"peft": ">=0.9"},
+            why="PEFT reads the name when it sets the first numbers of the weights",
+        ),
+        Example(
             "healthy",
             "arch:bert",
             {"peft_type": "C3A", "target_modules": ["query"], "block_size": 96},
@@ -163,19 +180,22 @@ class AdapterSettingsRefused(Rule):
     )  # fmt: skip
 
     def check(self, case: Case) -> Iterator[Finding]:
-        structure = case.structure
-        injection = structure.injection
-        error = injection.error
-        if error is None or error.type not in ("ValueError", "TypeError"):
+        if "attaches" in case.explained:
             return
-        if "attaches" in case.explained or not says_why(error.traceback):
+        injection = case.structure.injection
+        refused = None if injection.error else _refused_with_numbers(case)
+        error = injection.error or (None if refused is None else refused.failure)
+        if error is None or error.type not in _REFUSALS or not says_why(error.traceback):
             return
         if any(one.key == "target_modules" for one in injection.unmatched):
             return  # what is refused then is a name
         if _SIZE_OF_MODEL.search(error.message):
             return  # what is missing then is a size that the model's config does not have
         fixes = tuple(_fixes(case, error.message))
+        if not fixes and error.type not in _ABOUT_SETTINGS:
+            return  # no setting is the reason
         named = _named(case, error.message)
+        where = "the class at full size" if injection.error else "a tiny model of the class"
         keys = [fix.edits[0].key for fix in fixes] or named or ["peft_type"]
         yield self.finding(
             "error",
@@ -184,12 +204,11 @@ class AdapterSettingsRefused(Rule):
             location=Location("recipe", keys[0]),
             evidence=(
                 Measurement("get_peft_model", f"{error.type}: {error.message[:300]}",
-                            "installed PEFT, the class at full size"),
+                            f"installed PEFT, {where}"),
                 *(Measurement(f"accepted with {fix.edits[0].key}", _value(fix.edits[0]),
                               "installed PEFT, asked again") for fix in fixes),
             ),
-            proof=Proof("executed", "PEFT refused the config on the full-size model, without "
-                        "weights"),
+            proof=Proof("executed", f"PEFT refused the config on {where}"),
             fixes=fixes or (Fix(_by_hand(case, named), "manual"),),
             explains=("attaches",),
         )  # fmt: skip
@@ -247,6 +266,17 @@ def _sizes(structure: Structure, recipe: Recipe, value: int) -> list[int]:
     return [size for size in dict.fromkeys([*divisors[:1], min(widths)]) if size < value]
 
 
+def _refused_with_numbers(case: Case) -> Verification | None:
+    """The training contract where PEFT ended it while it put the adapters in: some settings are
+    read only where the weights of an adapter get their first numbers."""
+    if not case.has("verification"):
+        return None
+    failure = case.verification.failure
+    return case.verification if failure is not None and failure.check == "attaches" else None
+
+
 def _accepted(case: Case, edit: Edit) -> bool:
     again = case.again(case.recipe.edit((edit,)), case.patches)
-    return again.structure.injection.ok
+    if not again.structure.injection.ok:
+        return False
+    return case.structure.injection.error is not None or _refused_with_numbers(again) is None
