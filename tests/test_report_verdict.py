@@ -217,6 +217,19 @@ def test_a_healthy_script_was_read_and_its_dry_run_comes_next() -> None:
     assert next_command(found, "check", {"model": "arch:llama"}, None) == ""
 
 
+@pytest.mark.parametrize(
+    ("severity", "command"), [("error", "check"), ("warning", "check"), ("info", "verify")]
+)
+def test_what_is_left_after_the_fixes_is_checked_again(severity: Any, command: str) -> None:
+    """``verify`` asks the training contract only, and would call the rest healthy."""
+    found = diagnoses.phi3()
+    left = (replace(found.findings[0], severity=severity),)
+    written = SimpleNamespace(recipe_path="train.py", prescription_path="x.json")
+    options = {"model": "train.py", "trust_remote_code": False}
+    following = next_command(replace(found, remaining=left), "fix", options, written)
+    assert following == f"lora-doctor {command} train.py"
+
+
 @pytest.mark.parametrize("asked", [True, False])
 def test_the_next_command_asks_for_the_memory_plan_again(asked: bool) -> None:
     """Else its result lacks what this one was asked for."""

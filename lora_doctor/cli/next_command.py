@@ -51,8 +51,14 @@ def next_command(
 
 
 def _verify(diagnosis: Diagnosis, options: Mapping[str, Any], written: Plan) -> str:
-    """The run that proves what was written."""
-    words = ["lora-doctor", "verify", str(options["model"])]
+    """The run that proves what was written; a check where something is left to mend by hand, which
+    ``verify`` would not see: it asks the training contract only."""
+    left = [
+        item
+        for item in diagnosis.not_accepted(diagnosis.remaining or ())
+        if item.severity != "info"
+    ]
+    words = ["lora-doctor", "check" if left else "verify", str(options["model"])]
     path = str(written.recipe_path)
     starts_it = Path(words[-1]).suffix.lower() in SHELLS and Path(path).suffix == ".py"
     if path != words[-1] and not starts_it:  # a script, or the file of a framework, is both
