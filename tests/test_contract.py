@@ -273,6 +273,16 @@ class TestNumbers:
         assert result.failure.module == "model.layers.1.mlp.up_proj"
         assert "float16" in result.failure.message and "makes" in result.failure.message
 
+    @pytest.mark.skipif(Version("0.12") > PEFT, reason="leaves adapters in fp16")
+    @pytest.mark.parametrize("size", [1e-5, 0.0])
+    def test_a_gradient_that_is_zero_at_a_small_scale_alone(self, size: float) -> None:
+        """In fp16 a Trainer scales the loss by 65536: what arrives then is a gradient."""
+        model = small_llama()
+        with torch.no_grad():
+            model.model.layers[0].self_attn.o_proj.weight.mul_(size)
+        result = verify_module(model, {"target_modules": ["q_proj"], "fp16": True})
+        assert failed(result) == ([] if size else ["gradients"])
+
     def test_non_finite_gradient_names_the_first_parameter(self) -> None:
         class Root(torch.nn.Module):
             def __init__(self) -> None:

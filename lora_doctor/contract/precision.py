@@ -10,6 +10,9 @@ from typing import Any, Literal
 
 from lora_doctor.recipe.recipe import Recipe
 
+#: Of the loss, for the gradients: small, so that no step is skipped to find a larger one.
+SCALE = 64.0
+
 
 @dataclass(frozen=True)
 class Precision:
@@ -42,12 +45,12 @@ class Precision:
         return torch.autocast(self._kind, dtype=dtype, enabled=wanted is not None)
 
     def scaler(self) -> Any:
-        """A ``GradScaler``; its scale is small and fixed, so that no step is skipped to find it."""
+        """A ``GradScaler``; its scale is small and does not grow."""
         import torch
 
         kind = "cuda" if self._kind == "cuda" else "cpu"
         return torch.amp.GradScaler(
-            kind, init_scale=64.0, growth_interval=1 << 30, enabled=self.scaled
+            kind, init_scale=SCALE, growth_interval=1 << 30, enabled=self.scaled
         )
 
     @property

@@ -19,7 +19,7 @@ from lora_doctor.contract.measure import (
     measured_loss,
 )
 from lora_doctor.contract.observers import Observers
-from lora_doctor.contract.precision import Precision
+from lora_doctor.contract.precision import SCALE, Precision
 from lora_doctor.contract.recomputing import ended_where_it_begins_again
 from lora_doctor.contract.recorder import Recorder, Stop
 from lora_doctor.model.peft_models import own_config
@@ -29,6 +29,8 @@ from lora_doctor.text import clean_path
 #: Rounds over all batches after which a loss that has not fallen is called failed.
 MORE_ROUNDS = 24
 NAMES_SHOWN = 4
+#: Up to the one at which a Trainer's scaler begins.
+_LARGER_SCALES = (64 * SCALE, 1024 * SCALE)
 
 
 @dataclass(frozen=True)
@@ -118,9 +120,11 @@ class Training:
         for _ in range(rounds):
             self._round(watch=True)
         # A starts to move when B has: after a single step there is nothing to be seen yet.
-        for _ in range(2):
+        for scale in _LARGER_SCALES:
             if any(not p.got_gradient and p.seen for p in self.parameters):
+                self._scale_to(scale)  # in float16 it may be zero at the small scale alone
                 self._round(watch=True)
+        self._scale_to(SCALE)
 
     def _start_optimizer(self, rate: float) -> None:
         import torch
@@ -168,7 +172,8 @@ class Training:
                     self._stop_at_bad_loss(batch, value, before)
                 self._scaler.scale(loss).backward()
             learnt += 1
-            if watch:
+            # What overflows at a larger scale says nothing: the scaler skips that step.
+            if watch and not self._overflowed():
                 found.note_gradients(self.layers, kind_of(batch))
                 self._stop_at_bad_gradient(batch, before)
             with self.recorder.guard("steps"), self.observers.step(self.layers):
@@ -179,6 +184,15 @@ class Training:
             self.losses.setdefault(id(batch), []).append(value)
             self.durations.append(time.perf_counter() - began)
         self.rounds_done += 1
+
+    def _scale_to(self, scale: float) -> None:
+        if self._scaler.is_enabled() and self.rounds_done:
+            self._scaler.update(scale)
+
+    def _overflowed(self) -> bool:
+        """Whether the gradients are too large for a scale above the one that was begun with."""
+        raised = self._scaler.is_enabled() and self._scaler.get_scale() > SCALE
+        return raised and first_bad_gradient(self.model, self.adapted.order) is not None
 
     def _any_called(self) -> bool:
         return any(layer.calls for layer in self.layers)
