@@ -198,11 +198,11 @@ def test_a_crash_of_the_forward_is_a_finding_and_a_limit_of_ours_is_none(
 
 
 def test_another_method_is_not_called_passed(worker: Worker) -> None:
-    """IA3 has no LoRA targets: those rules have nothing to say, and say so."""
-    recipe = {"peft_type": "IA3", "target_modules": ["k_proj"], "feedforward_modules": []}
+    """Prompt tuning has no targets: those rules have nothing to say, and say so."""
+    recipe = {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 4}
     diagnosis = lora_doctor.check("arch:llama", recipe, depth="meta", worker=worker)
     assert "LD201" not in diagnosis.passed
-    assert any("IA3" in item.reason for item in diagnosis.skipped), diagnosis.skipped
+    assert any("PROMPT_TUNING" in item.reason for item in diagnosis.skipped), diagnosis.skipped
 
 
 def test_a_published_adapter_is_checked_before_it_is_loaded(tmp_path: Path, worker: Worker) -> None:
