@@ -32,9 +32,9 @@ def test_a_message_that_peft_raises_is_the_reason() -> None:
 def test_the_finding_quotes_it_once() -> None:
     recipe = {"target_modules": ["q_proj"], "bias": "weird"}
     diagnosis = lora_doctor.check("arch:llama", recipe, depth="meta")
-    assert [finding.rule for finding in diagnosis.findings] == ["LD001"]
+    assert [finding.rule for finding in diagnosis.findings] == ["LD217"]
     message = diagnosis.findings[0].message
-    assert message.startswith("PEFT refuses this recipe: NotImplementedError:")
+    assert message.startswith("PEFT refuses the settings of this LORA adapter: ")
     assert message.count("weird") == 1
 
 
