@@ -59,9 +59,10 @@ class UnexplainedFailure(Rule):
         Example(
             "broken",
             "arch:llama",
-            {"target_modules": ["q_proj"], "bias": "weird"},
+            {"target_modules": ["q_proj"], "layer_replication": [[0, 99]]},
+            requires={"peft": ">=0.10"},
             depth="meta",
-            why="PEFT refuses it, and no rule is about it",
+            why="PEFT fails on it, and no rule is about it",
         ),
         Example("healthy", "arch:llama"),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from lora_doctor.rule_api import (
     Case,
@@ -15,11 +16,13 @@ from lora_doctor.rule_api import (
     Measurement,
     Proof,
     Rule,
-    SpacingReading,
     Symptom,
     quoted,
 )
 from lora_doctor.rules._ablation import judged
+
+if TYPE_CHECKING:
+    from lora_doctor.rule_api import SpacingReading
 
 #: The largest learning rate that recipes for adapters usually have.
 LARGEST_RATE = 1e-3
