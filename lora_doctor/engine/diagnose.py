@@ -13,7 +13,7 @@ from lora_doctor.engine.fix_outcomes import contract_words, is_of_text
 from lora_doctor.engine.ignored import with_ignored
 from lora_doctor.engine.registry import RuleSelection
 from lora_doctor.engine.rule import Rule
-from lora_doctor.engine.try_fixes import Trials, fixed, proven
+from lora_doctor.engine.try_fixes import Trials, can_be_written, fixed, proven
 from lora_doctor.errors import EvidenceError, FactoryError, InputError, ModelClassError
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.results.diagnosis import AppliedFix, Diagnosis
@@ -133,11 +133,14 @@ def diagnose_and_fix(
             for finding in current.not_accepted(current.findings)
             if finding.rule not in selection.unfixed
         ]
+        known = trials.examine(case).case
         chosen = _choose(wanted, unsafe, applied)
+        # One whose file has no place for it is told as such, and keeps no other from being applied.
+        chosen = [item for item in chosen if can_be_written(known, item.fix)]
         if not chosen:
             break
         applied += chosen
-        case = fixed(trials.examine(case).case, [item.fix for item in chosen])
+        case = fixed(known, [item.fix for item in chosen])
         current = _diagnose(case, trials, strict=strict, others=False)
     if not applied:
         return replace(first, remaining=first.findings, seconds=time.perf_counter() - start)

@@ -253,6 +253,15 @@ def fixed(case: Case, fixes: Sequence[Fix]) -> Case:
     return again
 
 
+def can_be_written(case: Case, fix: Fix) -> bool:
+    """Whether the file of the recipe has a place for what the fix changes."""
+    try:
+        fixed(case, [fix])
+    except InputError:
+        return False
+    return True
+
+
 def proven(finding: Finding, applied: Sequence[AppliedFix]) -> Finding:
     """The finding, its applied fix labelled with how the run with all applied fixes came out."""
     own = {item.fix.title: item.fix for item in applied if item.rule == finding.rule}
