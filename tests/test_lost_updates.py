@@ -40,6 +40,8 @@ def test_magnitudes_beside_matrices_are_read_apart() -> None:
     from lora_doctor.contract.observers.base import Setting
     from lora_doctor.contract.observers.spacings import Spacings
 
+    if "use_dora" not in peft.LoraConfig.__dataclass_fields__:
+        pytest.skip("this PEFT has no DoRA")
     sizes = LlamaConfig(vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=1,
                         num_attention_heads=2, num_key_value_heads=2)  # fmt: skip
     model = peft.get_peft_model(

@@ -239,7 +239,7 @@ OLD_PATHS = r"language_model\.layout_of_old\.layers\.\d+\.self_attn\.(q_proj|v_p
             set(),
             None,
         ),
-        ("llama", {"target_modules": ["q_proj"], "bias": "weird"}, {"LD001"}, None),
+        ("llama", {"target_modules": ["q_proj"], "bias": "weird"}, {"LD217"}, None),
     ],
     ids=lambda value: str(value)[:40],
 )
