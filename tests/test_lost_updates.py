@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from lora_doctor.contract.observers.spacings import _spacings
