@@ -268,8 +268,9 @@ def _sizes(structure: Structure, recipe: Recipe, value: int) -> list[int]:
 
 def _refused_with_numbers(case: Case) -> Verification | None:
     """The training contract where PEFT ended it while it put the adapters in: some settings are
-    read only where the weights of an adapter get their first numbers."""
-    if not case.has("verification"):
+    read only where the weights of an adapter get their first numbers. With quantized weights that
+    is the method's failure, not the setting's."""
+    if case.recipe.quantized is not None or not case.has("verification"):
         return None
     failure = case.verification.failure
     return case.verification if failure is not None and failure.check == "attaches" else None
