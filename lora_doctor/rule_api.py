@@ -61,7 +61,7 @@ the entry point group ``lora_doctor.rules``. To write one, copy a file of ``rule
     ``own_vocabulary``: the size that it gives the model beside the checkpoint's;
     ``has_unread_callback``: whether the trainer has one whose code is not known;
     ``brings_optimizer``: whether the trainer is given one, or makes its own; ``resumed_from``: the
-    checkpoints that it resumes from, and ``without_state``, those that are none;
+    checkpoints that it resumes from, and ``without_state``, those without ``TRAINER_STATE``;
     ``may_initialise``: whether it may call a function of PEFT that makes an initialisation.
     ``AskedArguments``: what their own class said of them, each ``Refusal``.
     ``DryRun``, the user's own command with the model shrunk, and ``ScriptError``, what it raised;
@@ -224,7 +224,7 @@ if TYPE_CHECKING:
     from lora_doctor.recipe.program.own_vocabulary import own_vocabulary
     from lora_doctor.recipe.program.padding_id import sets_padding_id
     from lora_doctor.recipe.program.reentrant import ReentrantDdp, reentrant_under_ddp
-    from lora_doctor.recipe.program.resuming import resumed_from, without_state
+    from lora_doctor.recipe.program.resuming import TRAINER_STATE, resumed_from, without_state
     from lora_doctor.recipe.program.setup import Setup
     from lora_doctor.recipe.program.streaming import streamed_without_steps
     from lora_doctor.recipe.program.training_loops import (
@@ -328,7 +328,7 @@ _LAZY = {
         "recipe.program.own_vocabulary": ("own_vocabulary",),
         "recipe.program.padding_id": ("sets_padding_id",),
         "recipe.program.reentrant": ("ReentrantDdp", "reentrant_under_ddp"),
-        "recipe.program.resuming": ("resumed_from", "without_state"),
+        "recipe.program.resuming": ("TRAINER_STATE", "resumed_from", "without_state"),
         "recipe.program.setup": ("Setup",),
         "recipe.program.streaming": ("streamed_without_steps",),
         "recipe.program.training_loops": (
@@ -381,6 +381,7 @@ __all__ = [
     "NUMBERS",
     "PYTHON_BYTES",
     "REMOVE",
+    "TRAINER_STATE",
     "ActivationReading",
     "AdapterFiles",
     "AdapterLoading",

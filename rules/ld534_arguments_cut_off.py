@@ -15,6 +15,7 @@ from lora_doctor.rule_api import (
     Proof,
     Rule,
     Symptom,
+    quoted,
 )
 
 
@@ -71,14 +72,9 @@ class ArgumentsCutOff(Rule):
         return self.finding(
             "error" if cut.stray else "warning",
             f"Line {cut.line} {cut.why}, so the command ends there and starts without "
-            f"{_listed(cut.options)}.",
+            f"{quoted(cut.options, 4)}.",
             location=Location("file", file, cut.line),
             evidence=(Measurement("not passed", ", ".join(cut.options), f"{file}:{cut.line}"),),
             proof=Proof("read", "the shell continues a line only where a backslash ends it"),
             fixes=(Fix(cut.remedy, "manual"),),
         )
-
-
-def _listed(options: tuple[str, ...]) -> str:
-    shown = ", ".join(options[:4])
-    return f"{shown} and {len(options) - 4} more" if len(options) > 4 else shown

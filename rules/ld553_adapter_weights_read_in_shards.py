@@ -144,8 +144,8 @@ class AdapterWeightsReadInShards(Rule):
 def _keeps_parameters(launch: Launch) -> bool:
     """Whether FSDP 1 cuts with ``use_orig_params``, by accelerate's config. One process cuts
     nothing."""
-    part = launch.config.get("fsdp_config") if launch.fsdp == 1 else None
-    if launch.processes == 1 or not isinstance(part, dict):
+    if launch.processes == 1 or launch.fsdp != 1:
         return False
+    part = launch.fsdp_config
     whole = str(part.get("fsdp_sharding_strategy", "")).upper() in ("NO_SHARD", "3")
     return str(part.get(_KEY)).lower() == "true" and not whole

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lora_doctor.rule_api import (
+    TRAINER_STATE,
     Case,
     Example,
     Finding,
@@ -22,7 +23,6 @@ from lora_doctor.rule_api import (
 from lora_doctor.rules._set_up import located
 
 _ENTRY = "resume_from_checkpoint"
-_STATE = "trainer_state.json"
 
 
 class CheckpointWithoutState(Rule):
@@ -75,8 +75,8 @@ class CheckpointWithoutState(Rule):
             names = sorted(one.name for one in folder.iterdir())
             yield self.finding(
                 "error",
-                f"resume_from_checkpoint will fail: {path} has no {_STATE}, which the Trainer "
-                "reads first.",
+                f"resume_from_checkpoint will fail: {path} has no {TRAINER_STATE}, which the "
+                "Trainer reads first.",
                 location=location,
                 evidence=(
                     Measurement("the folder holds", ", ".join(names[:8]) or "nothing", str(folder)),

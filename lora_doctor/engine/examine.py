@@ -64,7 +64,7 @@ def _ask(case: Case, rules: Sequence[type[Rule]], selection: RuleSelection) -> A
             if rule in selection:
                 answers.skip(rule, f"the adapter cannot be used as it is ({answers.unloadable})")
             continue
-        if not case.settings.trains and _of_training(rule):
+        if not case.settings.trains and rule.is_about_training():
             if rule in selection:
                 answers.skip(rule, "nothing is trained: a saved adapter is merged or used")
             continue
@@ -75,13 +75,6 @@ def _ask(case: Case, rules: Sequence[type[Rule]], selection: RuleSelection) -> A
             # What it knows is not reported, but it is not unexplained either.
             answers.explained |= _explained_by(rule, case.beside(others))
     return answers
-
-
-def _of_training(rule: type[Rule]) -> bool:
-    """Whether a rule tells of training: those of numerics, of training set-ups and of data, but
-    for what is read off a script or a framework's file, which has to run as well."""
-    by_topic = rule.code.startswith(("LD4", "LD5", "LD9")) and rule.depth != "static"
-    return rule.about_training or rule.is_fallback or by_topic
 
 
 @dataclass

@@ -85,6 +85,10 @@ class Example:
     budgets: Mapping[str, Any] = field(default_factory=dict)
 
 
+#: Numerics, training set-ups and data, by the first digit of a code.
+_TRAINING_TOPICS = ("LD4", "LD5", "LD9")
+
+
 class Rule(ABC):
     """One failure mode. The docstring is its documentation, with the headings
     ``What happens``, ``Why``, ``Versions``, ``Fix`` and ``Links``."""
@@ -104,7 +108,7 @@ class Rule(ABC):
     #: leaves nothing to ask about its training.
     about_saved_adapter: ClassVar[bool] = False
     #: About a training run: not asked of a set-up that only merges or uses a saved adapter. Rules
-    #: of the topics that are about training say it by their codes.
+    #: of ``_TRAINING_TOPICS`` are so without saying it; see :meth:`is_about_training`.
     about_training: ClassVar[bool] = False
     #: About what is installed, whichever model is trained: ``lora-doctor env --check`` asks these.
     about_environment: ClassVar[bool] = False
@@ -114,6 +118,13 @@ class Rule(ABC):
     @abstractmethod
     def check(self, case: Case) -> Iterator[Finding]:
         """Read the evidence of the case and yield findings. Does not load, print or catch."""
+
+    @classmethod
+    def is_about_training(cls) -> bool:
+        """Whether it tells of training: a rule of those topics, but for what is read off a script
+        or a framework's file, which has to run as well; any other that says so; the fallback."""
+        by_topic = cls.code.startswith(_TRAINING_TOPICS) and cls.depth != "static"
+        return cls.about_training or cls.is_fallback or by_topic
 
     @classmethod
     def documentation(cls) -> str:

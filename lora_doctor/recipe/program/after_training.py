@@ -14,6 +14,7 @@ from lora_doctor.recipe.program.objects import (
     is_trainer,
     is_wrap,
     makers,
+    text_of,
     top,
     trainer_with,
 )
@@ -219,5 +220,4 @@ def _active(setup: Setup, trainer: Call, after: int, before: int) -> Call | None
 
 def _name(call: Call) -> str:
     """The adapter that ``set_adapter`` makes active; empty where it is not one that is known."""
-    value = call.value("adapter_name", 0)
-    return value.value if isinstance(value, Known) and isinstance(value.value, str) else ""
+    return text_of(call.value("adapter_name", 0)) or ""

@@ -6,9 +6,9 @@ import ast
 from collections.abc import Iterator
 
 from lora_doctor.static.program.values import Call
-from lora_doctor.static.python_source import parse_python, walk
+from lora_doctor.static.python_source import FUNCTIONS, parse_python, walk
 
-_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+_SCOPES = (*FUNCTIONS, ast.Lambda)
 
 
 def is_caught(call: Call, error: type[BaseException]) -> bool:
@@ -29,7 +29,7 @@ def _stands_in(statement: ast.stmt, line: int) -> bool:
     """Whether a statement has this line, outside of functions that it defines."""
     if not statement.lineno <= line <= (statement.end_lineno or 0):
         return False
-    inside = (node for node in ast.walk(statement) if isinstance(node, _FUNCTIONS))
+    inside = (node for node in ast.walk(statement) if isinstance(node, _SCOPES))
     return not any(node.lineno <= line <= (node.end_lineno or 0) for node in inside)
 
 

@@ -41,14 +41,18 @@ class Launch:
         return (self.processes or 0) > 1
 
     @property
+    def fsdp_config(self) -> Mapping[str, Any]:
+        """FSDP's part of accelerate's config; empty without."""
+        return part_of(self.config, "fsdp_config")
+
+    @property
     def fsdp(self) -> int:
         """FSDP's version; 0 without."""
         if self.config and str(self.config.get("distributed_type", "")).upper() != "FSDP":
             return 0
-        part = part_of(self.config, "fsdp_config")
         if not self.config and not re.search(r"\s--use[_-]fsdp\b", self.code):
             return 0
-        version = part.get("fsdp_version", 1)
+        version = self.fsdp_config.get("fsdp_version", 1)
         return version if isinstance(version, int) else 1
 
     @property

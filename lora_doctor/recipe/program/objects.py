@@ -169,6 +169,13 @@ def is_none(value: Value | None) -> bool:
     return value is None or (isinstance(value, Known) and value.value is None)
 
 
+def text_of(value: Value | None) -> str | None:
+    """The text that a value is; ``None`` for a blank one and for anything else."""
+    if isinstance(value, Known) and isinstance(value.value, str) and value.value.strip():
+        return value.value
+    return None
+
+
 def is_false(value: Value | None) -> bool:
     """Whether a switch that is off by default is not given, or is surely off."""
     return value is None or (isinstance(value, Known) and not value.value)

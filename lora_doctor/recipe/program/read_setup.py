@@ -33,10 +33,11 @@ from lora_doctor.recipe.program.objects import (
     is_wrap,
     loader_of,
     settings_of,
+    text_of,
     top,
 )
 from lora_doctor.recipe.program.pins import other_releases
-from lora_doctor.recipe.program.saved_adapter import base_of_config, named_adapter, text_of
+from lora_doctor.recipe.program.saved_adapter import base_of_config, named_adapter
 from lora_doctor.recipe.program.setup import Setting, Setup, is_program
 from lora_doctor.recipe.recipe import Recipe
 from lora_doctor.recipe.written import Written
@@ -180,7 +181,7 @@ class _Reader:
     def _config_of_file(self, call: Call, changed: Mapping[str, Value]) -> None:
         """A new adapter by the config of a saved one, with the attributes that the program sets on
         it. Nothing of it has a place in the program: an edit is made by hand."""
-        name = text_of(call.argument("pretrained_model_name_or_path", 0))
+        name = text_of(call.value("pretrained_model_name_or_path", 0))
         folders = (Path(), self.program.path.parent)
         file = named_file(f"{name}/{CONFIG}", folders) if name is not None else None
         if file is None:
@@ -287,9 +288,9 @@ class _Reader:
             argument = next(filter(None, found), None) or roles.loader.argument("", 0)
         if argument is None:
             return None, None
-        value = argument.value
-        if isinstance(value, Known) and isinstance(value.value, str) and value.value.strip():
-            return value.value, (value.span or argument.span).place
+        value, name = argument.value, text_of(argument.value)
+        if isinstance(value, Known) and name is not None:
+            return name, (value.span or argument.span).place
         of_config = base_of_config(self.program, value)
         if of_config is not None:
             return of_config, argument.span.place

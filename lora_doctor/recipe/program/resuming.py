@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lora_doctor.recipe.program.caught import is_caught
-from lora_doctor.recipe.program.objects import is_trainer
-from lora_doctor.recipe.program.saved_adapter import text_of
+from lora_doctor.recipe.program.objects import is_trainer, text_of
 from lora_doctor.recipe.program.setup import Setup
 from lora_doctor.static.named_file import named_folder
 from lora_doctor.static.place import Place
@@ -16,7 +15,7 @@ from lora_doctor.static.program.values import Call, Class, Thing
 
 _ARGUMENT = "resume_from_checkpoint"
 #: What the Trainer reads first, and ``trainer.save_model`` does not write.
-STATE = "trainer_state.json"
+TRAINER_STATE = "trainer_state.json"
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ def resumed_from(setup: Setup) -> Iterator[Resumed]:
         if not call.certain or is_caught(call, FileNotFoundError):
             continue
         argument = call.argument(_ARGUMENT, 0)
-        path = text_of(argument)
+        path = text_of(argument.value) if argument is not None else None
         if argument is not None and path is not None:
             yield Resumed(argument.span.place, path)
 
@@ -55,4 +54,4 @@ def without_state(path: str, folders: Iterable[Path]) -> Path | None:
     """The folder of a checkpoint, where it is here and has no state of a Trainer; relative to the
     first of these folders that has it."""
     found = named_folder(path, folders)
-    return found if found is not None and not (found / STATE).is_file() else None
+    return found if found is not None and not (found / TRAINER_STATE).is_file() else None

@@ -10,6 +10,7 @@ from lora_doctor.recipe.program.objects import (
     is_none,
     is_optimizer,
     is_saved_adapter,
+    text_of,
     top,
 )
 from lora_doctor.recipe.program.setup import NamedAdapter
@@ -27,7 +28,7 @@ def named_adapter(program: Program, roles: Roles) -> tuple[NamedAdapter | None, 
         return None, None
     call = _not_made_here(program, roles.wrapper)
     argument = _named(call)
-    name = text_of(argument)
+    name = text_of(argument.value) if argument is not None else None
     if argument is None or name is None:
         value = argument.value if argument is not None else None
         return None, value if isinstance(value, Unknown) else None
@@ -45,7 +46,7 @@ def base_of_config(program: Program, value: Value) -> str | None:
     if not isinstance(value, Unknown) or not value.code.endswith(_BASE):
         return None
     names = {
-        text_of(call.argument("pretrained_model_name_or_path", 0))
+        text_of(call.value("pretrained_model_name_or_path", 0))
         for call in program.calls
         if call.method == "from_pretrained" and top(call.name) == "peft"
         and class_of(call).endswith("Config")
@@ -56,11 +57,12 @@ def base_of_config(program: Program, value: Value) -> str | None:
 def _not_made_here(program: Program, call: Call) -> Call:
     """The saved adapter that the program begins with, where this one is loaded from what the
     program saves itself, to try it."""
-    saved = [text_of(one.argument("save_directory", 0)) for one in program.calls
+    saved = [text_of(one.value("save_directory", 0)) for one in program.calls
              if one.method == "save_pretrained"]  # fmt: skip
     outputs = [Path(one) for one in saved if one is not None]
     for one in (call, *reversed(program.calls)):
-        name = text_of(_named(one)) if is_saved_adapter(one) and one.certain else None
+        argument = _named(one) if is_saved_adapter(one) and one.certain else None
+        name = text_of(argument.value) if argument is not None else None
         own = name is not None and any(
             output == Path(name) or output in Path(name).parents for output in outputs
         )
@@ -73,13 +75,6 @@ def _named(call: Call) -> Argument | None:
     if "Auto" in class_of(call):
         return call.argument("pretrained_model_name_or_path", 0)
     return call.argument("model_id", 1)
-
-
-def text_of(argument: Argument | None) -> str | None:
-    """The text that an argument is; ``None`` for anything else."""
-    value = argument.value if argument is not None else None
-    known = isinstance(value, Known) and isinstance(value.value, str) and value.value.strip()
-    return str(value.value) if known and isinstance(value, Known) else None
 
 
 def _trains(program: Program, roles: Roles) -> bool:
