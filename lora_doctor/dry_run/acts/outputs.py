@@ -8,7 +8,7 @@ from typing import Any
 
 from lora_doctor.dry_run.acts.acting import Acting
 
-#: Modules with a class that has a ``save_pretrained`` of its own, in every release,
+#: Modules that have a class with a ``save_pretrained`` of its own, in every release.
 _SAVING = (
     "transformers.modeling_utils",
     "transformers.configuration_utils",
@@ -19,7 +19,7 @@ _SAVING = (
     "transformers.pipelines.base",
     "peft.config",
 )
-#: and in those in which they have not moved.
+#: The same in some releases only: these classes have moved, or are newer.
 _SAVING_IN_SOME_RELEASES = (
     "transformers.image_processing_base",
     "transformers.image_processing_utils",
