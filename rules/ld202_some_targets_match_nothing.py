@@ -147,7 +147,8 @@ class SomeTargetsMatchNothing(Rule):
         cover = cover_of(structure, target_entries(case.recipe)) if linear else []
         more = beyond(structure, target_entries(case.recipe))
         also = f" (trains {', '.join(more)} as well)" if more else ""
-        wanted = [name for name in matched if name not in cover] + cover
+        # What stays keeps its place, so that the diff shows what changes.
+        wanted = list(dict.fromkeys([*matched, *cover]))
         missing = [name for name in cover if name not in kept]
         evidence = [
             Measurement("match nothing", quoted(entries), "installed PEFT, entry by entry"),
